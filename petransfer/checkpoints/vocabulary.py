@@ -1,0 +1,78 @@
+"""The embedded family's one tokenizer: byte-level BPE in which the benchmarks' words and symbols are whole pieces."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+PAD, EOS = "<pad>", "</s>"
+SENTINELS = 32
+SCAN_SYMBOL = r" ?I_(?:TURN_(?:LEFT|RIGHT)|WALK|RUN|JUMP|LOOK)"
+# Letters, digits, other signs and spaces are kept apart, each with the space before it, as GPT-2 does.
+PIECES = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+def sentinel(index: int) -> str:
+    """The name of the piece that stands for the `index`-th masked span."""
+    return f"<extra_id_{index}>"
+
+
+def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
+    """Learns a byte-level BPE of `size` pieces (special pieces included) that gives every text back exactly."""
+    tokenizer = Tokenizer(models.BPE())
+    # A space is put before every text, so that a word has one piece wherever it stands; decoding takes it away.
+    tokenizer.normalizer = normalizers.Prepend(" ")  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+        [
+            pre_tokenizers.Split(Regex(f"{SCAN_SYMBOL}|{PIECES}"), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])  # type: ignore[assignment]
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[PAD, EOS, *(sentinel(index) for index in range(SENTINELS))],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+        single=f"$A {EOS}", special_tokens=[(EOS, 1)]
+    )
+    return tokenizer
+
+
+def with_whole_words(tokenizer: Tokenizer, words: Iterable[str]) -> Tokenizer:
+    """The same tokenizer with each word, and the space before it, as one piece; all other text is cut as before.
+
+    Words enter the vocabulary without merges: `ignore_merges` takes a stretch that is itself a piece as it is.
+    """
+    state = json.loads(tokenizer.to_str())
+    model = state["model"]
+    model["ignore_merges"] = True
+    for word in sorted(set(words)):
+        stretches = tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(word))
+        for piece, _ in stretches:
+            model["vocab"].setdefault(piece, len(model["vocab"]))
+    return Tokenizer.from_str(json.dumps(state))
+
+
+def transformers_tokenizer(tokenizer: Tokenizer, max_length: int = 512) -> PreTrainedTokenizerFast:
+    """Wraps for transformers, with T5's special pieces."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        additional_special_tokens=[sentinel(index) for index in range(SENTINELS)],
+        model_max_length=max_length,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def words_of(texts: Iterable[str]) -> Iterator[str]:
+    """The words and symbols that blank-separated texts are made of."""
+    for text in texts:
+        yield from text.split()

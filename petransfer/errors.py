@@ -1,0 +1,26 @@
+"""The two ways petransfer says no: a user's mistake (exit code 2) and a failed run (exit code 1)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake that the user can mend. The message is one line: what, where, what to do."""
+
+
+class RunError(Exception):
+    """A run that could not be carried out, through no mistake in the recipe."""
+
+
+def unknown(what: str, given: str, known: Iterable[str]) -> UserError:
+    """An error for a name that is not among `known`, with the nearest one.
+
+    >>> str(unknown("split", "add_jmp", ["add_jump", "right"]))
+    "unknown split 'add_jmp': did you mean 'add_jump'? (known: add_jump, right)"
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    hint = f": did you mean '{near[0]}'?" if near else ":"
+    return UserError(f"unknown {what} '{given}'{hint} (known: {', '.join(names)})")

@@ -1,0 +1,130 @@
+"""RunSpec: everything that can change the numbers of one run, and the run id that follows from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+Bits = Literal[4, 8, 16, 32]
+Reinit = Literal["none", "embeddings", "body", "all"]
+Embeddings = Literal["frozen", "new", "trained"]
+Schedule = Literal["linear", "cosine", "constant"]
+RateScaling = Literal["none", "rms"]
+
+# Raised when the code changes so that the same settings give other numbers.
+NUMBERS_VERSION = 1
+
+
+@dataclass(frozen=True)
+class CheckpointSpec:
+    """Where a run starts from.
+
+    name: a hub id, a local folder's name, or `nano/<arm>`.
+    weights: what tells two versions of one name apart: the revision asked for, or a sha256 of the files.
+    source: the folder of a local checkpoint on this machine; the only field that is not part of the run id.
+    """
+
+    name: str
+    weights: str = "main"
+    reinit: Reinit = "none"
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """Which examples a run learns from and is tested on. `options` is a sorted tuple of (name, value)."""
+
+    name: str
+    split: str
+    prefix: str = ""
+    options: tuple[tuple[str, str | int], ...] = ()
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """What is trained and how. `alpha`, `dropout` and `targets` belong to LoRA and keep their defaults elsewhere."""
+
+    name: str
+    bits: Bits = 16
+    rank: int = 0
+    alpha: float = 0.0
+    dropout: float = 0.0
+    targets: str | tuple[str, ...] = "all-linear"
+    embeddings: Embeddings = "frozen"
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """The optimisation of one run: AdamW on `batch_size` examples a step.
+
+    warmup: share of the steps over which the rate rises. final: the rate at the last step over the peak.
+    rate_scaling: with `rms` each tensor's rate is `learning_rate` times the root mean square that the tensor had when
+        training began, and its decay is divided by that size, so that small and large tensors move alike.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup: float = 0.05
+    schedule: Schedule = "linear"
+    final: float = 0.0
+    rate_scaling: RateScaling = "none"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.999)
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One cell of a study: (checkpoint, reinit, task, split, method, training, seed)."""
+
+    checkpoint: CheckpointSpec
+    task: TaskSpec
+    method: MethodSpec
+    train: TrainSpec
+    seed: int
+    version: int = NUMBERS_VERSION
+
+    @property
+    def run_id(self) -> str:
+        """12 hexadecimal digits of the sha256 over the canonical JSON of all that can change the numbers."""
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()[:12]
+
+    def canonical_json(self) -> str:
+        """Keys sorted, no blanks, floats in their shortest form, `source` left out."""
+        content = self.as_dict()
+        del content["checkpoint"]["source"]
+        return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` is the way back."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> RunSpec:
+        """The spec that `as_dict` wrote down."""
+        task = {**content["task"], "options": tuple((key, value) for key, value in content["task"]["options"])}
+        method = {**content["method"]}
+        if not isinstance(method["targets"], str):
+            method["targets"] = tuple(method["targets"])
+        train = {**content["train"], "betas": tuple(content["train"]["betas"])}
+        return cls(
+            checkpoint=CheckpointSpec(**content["checkpoint"]),
+            task=TaskSpec(**task),
+            method=MethodSpec(**method),
+            train=_floats(TrainSpec(**train)),
+            seed=content["seed"],
+            version=content["version"],
+        )
+
+
+def _floats(spec: TrainSpec) -> TrainSpec:
+    """JSON and YAML write 1.0 as 1 where people do; the type of a field decides, so that ids do not depend on it."""
+    values = {
+        field.name: float(getattr(spec, field.name)) if field.type == "float" else getattr(spec, field.name)
+        for field in fields(spec)
+    }
+    return TrainSpec(**values)

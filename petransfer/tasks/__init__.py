@@ -1,0 +1,42 @@
+"""The benchmarks that a model can be trained and scored on, by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+from petransfer.errors import unknown
+from petransfer.tasks.base import Example, SplitData, Task, cut_dev
+from petransfer.tasks.cogs import CogsTask
+from petransfer.tasks.scan import ScanTask
+
+__all__ = ["TASKS", "CogsTask", "Example", "ScanTask", "SplitData", "Task", "cut_dev", "load_task", "task_splits"]
+
+TASKS: dict[str, Callable[..., Task]] = {"scan": ScanTask, "cogs": CogsTask}
+"""Makes a task from its `data_dir` and its own options. Making one reads no file; its `load` does."""
+
+
+def load_task(name: str, data_dir: Path | str | None = None, **options: object) -> Task:
+    """The task called `name`, with the options of its class (scan: dev_size; cogs: version).
+
+    Raises:
+        UserError: the name, or an option, or an option's value is unknown.
+    """
+    if name not in TASKS:
+        raise unknown("task", name, TASKS)
+    factory = TASKS[name]
+    known = [option for option in inspect.signature(factory).parameters if option != "data_dir"]
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of task {name}", option, known)
+    return factory(data_dir=Path(data_dir).expanduser() if data_dir else None, **options)
+
+
+def task_splits(name: str) -> tuple[str, ...]:
+    """The splits of the task called `name`, without reading any file.
+
+    Raises:
+        UserError: the name is unknown.
+    """
+    return load_task(name).splits

@@ -1,0 +1,64 @@
+"""What a task is: named splits, each of which gives training, dev and test examples."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One input and the target that a model should answer.
+
+    index: the row in the official file or in the task's documented order, counted from 0.
+    category: groups examples inside a split; results are also given per category.
+    """
+
+    index: int
+    input: str
+    target: str
+    category: str
+
+
+@dataclass(frozen=True)
+class SplitData:
+    """The three parts of a split. Nothing may be chosen by looking at `test`."""
+
+    train: tuple[Example, ...]
+    dev: tuple[Example, ...]
+    test: tuple[Example, ...]
+
+
+class Task(Protocol):
+    """A benchmark. `load` is deterministic: no seed of a run changes which examples a part holds."""
+
+    name: str
+    splits: tuple[str, ...]
+
+    def load(self, split: str) -> SplitData:
+        """The examples of one split.
+
+        Raises:
+            UserError: the split is unknown, or its files are missing, changed or broken.
+        """
+        ...
+
+
+def cut_dev(rows: Sequence[Example], size: int, salt: str) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Cuts a dev part of `size` examples from training rows: (train, dev), both in the order of `rows`.
+
+    Only inputs that occur once in `rows` are drawn, so that dev shares no input with train and an over-represented
+    primitive (SCAN's bare `jump`) stays in train. The draw depends on `salt` alone, never on a run's seed: every arm
+    and seed of a study is chosen by the same dev examples.
+    """
+    counts = Counter(row.input for row in rows)
+    single = [position for position, row in enumerate(rows) if counts[row.input] == 1]
+    seed = int.from_bytes(hashlib.sha256(salt.encode()).digest()[:8], "big")
+    drawn = set(random.Random(seed).sample(single, min(size, len(single) // 2)))
+    train = tuple(row for position, row in enumerate(rows) if position not in drawn)
+    dev = tuple(rows[position] for position in sorted(drawn))
+    return train, dev

@@ -1,0 +1,118 @@
+"""Batches that depend on nothing but the seed and the step, cut into micro-batches of similar length."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One example as piece ids. For a decoder-only model `input_ids` holds the input alone; `join` puts both together."""
+
+    input_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a model family takes its examples.
+
+    encoder_decoder: input and target go in apart; otherwise the target follows the input in one sequence.
+    decoder_start_id: what the decoder reads before the first target piece (encoder-decoder only).
+    """
+
+    encoder_decoder: bool
+    pad_id: int
+    decoder_start_id: int = 0
+
+
+Tensors = dict[str, torch.Tensor]
+
+
+class BatchSource(Protocol):
+    """Where the loop takes its batches from."""
+
+    def batch(self, step: int, process: int, processes: int) -> Batch:
+        """This process's part of the batch of one optimiser step, counted from 0."""
+        ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One process's examples of one optimiser step.
+
+    target_tokens: the target tokens of the whole batch over all processes, by which the loss is divided.
+    """
+
+    examples: Sequence[Encoded]
+    target_tokens: int
+    layout: Layout
+
+    def micro_batches(self, size: int) -> list[Tensors]:
+        """At most `size` examples each, sorted by length so that little is padding."""
+        ordered = sorted(self.examples, key=lambda example: (len(example.input_ids), len(example.target_ids)))
+        return [collate(ordered[start : start + size], self.layout) for start in range(0, len(ordered), size)]
+
+
+class ShuffledExamples:
+    """Endless epochs over the training examples, each in an order of its own drawn from (seed, epoch)."""
+
+    def __init__(self, examples: Sequence[Encoded], batch_size: int, seed: int, layout: Layout) -> None:
+        self._examples, self._batch_size, self._seed, self._layout = examples, batch_size, seed, layout
+
+    def batch(self, step: int, process: int, processes: int) -> Batch:
+        first = step * self._batch_size
+        chosen = [self._at(position) for position in range(first, first + self._batch_size)]
+        tokens = sum(len(example.target_ids) for example in chosen)
+        return Batch(chosen[process::processes], tokens, self._layout)
+
+    def _at(self, position: int) -> Encoded:
+        epoch, offset = divmod(position, len(self._examples))
+        return self._examples[self._order(epoch)[offset]]
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - a source lives as long as its run
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self._seed, epoch]).permutation(len(self._examples))
+
+
+def collate(examples: Sequence[Encoded], layout: Layout) -> Tensors:
+    """Padded tensors of one micro-batch.
+
+    Encoder-decoder: input_ids and attention_mask (batch, source), decoder_input_ids and labels (batch, target).
+    Decoder-only: input_ids, attention_mask and labels (batch, source + target), labels already shifted, so that
+    `labels[:, t]` is what position t should predict; -100 where nothing is asked.
+    """
+    if layout.encoder_decoder:
+        source = [example.input_ids for example in examples]
+        target = [example.target_ids for example in examples]
+        read = [(layout.decoder_start_id, *ids[:-1]) for ids in target]
+        return {
+            "input_ids": _pad(source, layout.pad_id),
+            "attention_mask": _mask(source),
+            "decoder_input_ids": _pad(read, layout.pad_id),
+            "labels": _pad(target, IGNORED),
+        }
+    joined = [example.input_ids + example.target_ids[:-1] for example in examples]
+    labels = [(IGNORED,) * (len(example.input_ids) - 1) + example.target_ids for example in examples]
+    return {
+        "input_ids": _pad(joined, layout.pad_id),
+        "attention_mask": _mask(joined),
+        "labels": _pad(labels, IGNORED),
+    }
+
+
+def _pad(rows: Sequence[tuple[int, ...]], filler: int) -> torch.Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([row + (filler,) * (width - len(row)) for row in rows])
+
+
+def _mask(rows: Sequence[tuple[int, ...]]) -> torch.Tensor:
+    return _pad([(1,) * len(row) for row in rows], 0)

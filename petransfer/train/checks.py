@@ -1,0 +1,54 @@
+"""Checks that a run makes of itself in its first steps, so that training nothing is never silent."""
+
+from __future__ import annotations
+
+import torch
+
+from petransfer.errors import RunError
+from petransfer.train.state import trained_tensors
+
+# LoRA's A gets its first gradient in the second step, once B has left zero; the third leaves room for a skipped one.
+STEPS = 3
+
+
+class SelfChecks:
+    """After the first steps every trained tensor must have had a gradient and must have moved."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._parameters = trained_tensors(model)
+        if not self._parameters:
+            raise RunError("nothing is trained: the method left no tensor with requires_grad")
+        self._start = {name: _fingerprint(value) for name, value in self._parameters.items()}
+        self._without_gradient = set(self._parameters)
+
+    def before_update(self, step: int) -> None:
+        """Notes which tensors have a gradient other than zero."""
+        if step >= STEPS or not self._without_gradient:
+            return
+        for name in list(self._without_gradient):
+            gradient = self._parameters[name].grad
+            if gradient is not None and bool(torch.any(gradient != 0)):
+                self._without_gradient.discard(name)
+
+    def after_step(self, step: int, loss: float) -> None:
+        """Judges once, after the first steps of this process.
+
+        Raises:
+            RunError: a trained tensor got no gradient, did not move, or a LoRA B is still zero.
+        """
+        if step != STEPS - 1:
+            return
+        if self._without_gradient:
+            raise RunError(_message("got no gradient", sorted(self._without_gradient), len(self._parameters)))
+        still = [name for name, value in self._parameters.items() if _fingerprint(value) == self._start[name]]
+        if still:
+            raise RunError(_message("did not move", sorted(still), len(self._parameters)))
+
+
+def _fingerprint(value: torch.Tensor) -> tuple[float, float]:
+    wide = value.detach().double()
+    return float(wide.sum()), float(wide.square().sum())
+
+
+def _message(what: str, names: list[str], total: int) -> str:
+    return f"{len(names)} of {total} trained tensors {what} in the first {STEPS} steps, {names[0]} among them"

@@ -1,0 +1,231 @@
+"""The one training loop: fine-tuning and pretraining, adapters and all weights, one process and many."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.nn import functional
+
+from petransfer.errors import RunError
+from petransfer.recipe.spec import TrainSpec
+from petransfer.train.batches import IGNORED, Batch, BatchSource, Tensors
+from petransfer.train.checks import SelfChecks
+from petransfer.train.metrics import MetricsFile
+from petransfer.train.state import Progress, load_state, peek_progress, save_state, trained_tensors
+
+LossFunction = Callable[[torch.nn.Module, Tensors], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a run is carried out on this machine; none of it is part of the run id.
+
+    micro_batch: examples per forward pass, 0 for the whole batch. threads: CPU threads, 0 to leave as they are.
+    save_every: seconds between states. log_every: steps between lines of metrics.
+    """
+
+    micro_batch: int = 0
+    threads: int = 0
+    save_every: float = 60.0
+    log_every: int = 50
+    compile: bool = False
+
+
+@dataclass
+class Hooks:
+    """What the loop calls while it runs."""
+
+    progress: Callable[[int, float, float], None] = lambda step, loss, rate: None
+    should_stop: Callable[[], bool] = lambda: False
+    at_step: dict[int, Callable[[], dict[str, Any]]] = field(default_factory=dict)
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its state is saved and it can go on from there."""
+
+
+def token_loss(model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
+    """The summed cross-entropy in nats over the micro-batch's target tokens, computed in fp32."""
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    logits_btv = model(**inputs, use_cache=False).logits
+    return functional.cross_entropy(
+        logits_btv.float().flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+def learning_rate_factor(spec: TrainSpec, step: int) -> float:
+    """The share of the peak rate that step `step` (from 0) takes: a linear rise, then the schedule down to `final`."""
+    rise = max(1, round(spec.warmup * spec.steps))
+    if step < rise:
+        return (step + 1) / rise
+    done = (step - rise) / max(1, spec.steps - rise)
+    if spec.schedule == "constant":
+        return 1.0
+    left = 1 - done if spec.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return spec.final + (1 - spec.final) * left
+
+
+def make_optimizer(model: torch.nn.Module, spec: TrainSpec) -> torch.optim.AdamW:
+    """AdamW over the trained tensors; under `rms` each is a group with a rate and decay that follow its size."""
+    parameters = list(trained_tensors(model).values())
+    groups: list[dict[str, Any]]
+    if spec.rate_scaling == "rms":
+        sizes = [max(float(value.detach().float().square().mean().sqrt()), 1e-3) for value in parameters]
+        groups = [
+            {"params": [value], "scale": size, "weight_decay": spec.weight_decay / size}
+            for value, size in zip(parameters, sizes, strict=True)
+        ]
+    else:
+        groups = [{"params": parameters, "scale": 1.0, "weight_decay": spec.weight_decay}]
+    return torch.optim.AdamW(groups, lr=spec.learning_rate, betas=spec.betas, fused=True)
+
+
+class Loop:
+    """Trains `model` for `spec.steps` steps, saving and resuming in `folder`.
+
+    The batch of a step is the recipe's whatever happens: running out of memory halves the micro-batch only. The loss
+    is divided by the target tokens of the whole batch over all processes, so the cut does not show in the gradient.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        source: BatchSource,
+        spec: TrainSpec,
+        accelerator: Accelerator,
+        folder: Path,
+        *,
+        identity: str,
+        seed: int,
+        execution: Execution,
+        hooks: Hooks,
+        loss_function: LossFunction = token_loss,
+    ) -> None:
+        self.spec, self.source, self.accelerator, self.folder = spec, source, accelerator, folder
+        self.identity, self.seed, self.execution, self.hooks = identity, seed, execution, hooks
+        self.model = model
+        self.optimizer = make_optimizer(model, spec)
+        self.metrics = MetricsFile(folder / "metrics.jsonl")
+        self.progress = peek_progress(folder / "state", identity) or Progress(
+            micro_batch=execution.micro_batch or spec.batch_size, threads=execution.threads
+        )
+        if self.progress.step:
+            load_state(folder / "state", self.progress, model, self.optimizer)
+        self.metrics.cut(self.progress.metrics_bytes)
+        if self.progress.threads:  # a resumed run keeps the thread count, on which rounding depends
+            torch.set_num_threads(self.progress.threads)
+        self.wrapped: torch.nn.Module = accelerator.prepare_model(model)
+        self.loss_function = torch.compile(loss_function, dynamic=False) if execution.compile else loss_function
+        self.checks = SelfChecks(model)
+
+    def run(self) -> Progress:
+        """Trains to the end.
+
+        Raises:
+            Interrupted: `should_stop` said so; the state is saved.
+            RunError: the loss is not finite, a self-check failed, or one example alone is out of memory.
+        """
+        self.model.train()
+        saved_at = started = time.monotonic()
+        before = self.progress.seconds
+        while self.progress.step < self.spec.steps:
+            step = self.progress.step
+            loss, norm = self._step_with_less_memory(step)
+            self.progress.step = step + 1
+            self.progress.loss_sum += loss
+            self.progress.loss_steps += 1
+            self.progress.seconds = before + time.monotonic() - started
+            self.checks.after_step(step, loss)
+            self._log(step, norm)
+            stop = self.hooks.should_stop()
+            if stop or time.monotonic() - saved_at >= self.execution.save_every:
+                self.save()
+                saved_at = time.monotonic()
+            if stop:
+                raise Interrupted
+        return self.progress
+
+    def save(self) -> None:
+        """Writes the state of this moment; one process writes."""
+        if self.accelerator.is_main_process:
+            self.progress.metrics_bytes = self.metrics.size()
+            save_state(self.folder / "state", self.progress, self.model, self.optimizer, self.identity)
+
+    def _log(self, step: int, norm: float) -> None:
+        done = step + 1
+        due = done % self.execution.log_every == 0 or done == self.spec.steps
+        extra = self.hooks.at_step[done]() if done in self.hooks.at_step else {}
+        mean = self.progress.loss_sum / self.progress.loss_steps
+        rate = self.spec.learning_rate * learning_rate_factor(self.spec, step)
+        self.hooks.progress(done, mean, self.progress.seconds)
+        if due or extra:
+            line = {"step": done, "loss": mean, "learning_rate": rate, "grad_norm": norm, **extra}
+            if self.accelerator.is_main_process:
+                self.metrics.append({**line, "seconds": round(self.progress.seconds, 3)})
+            self.progress.loss_sum, self.progress.loss_steps = 0.0, 0
+
+    def _step_with_less_memory(self, step: int) -> tuple[float, float]:
+        while True:
+            try:
+                return self._step(step)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.progress.micro_batch <= 1:
+                    raise RunError("out of memory with one example at a time; take fewer bits or a smaller model") from error
+            self.optimizer.zero_grad(set_to_none=True)
+            self.progress.micro_batch = (self.progress.micro_batch + 1) // 2
+            self.progress.out_of_memory += 1
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _step(self, step: int) -> tuple[float, float]:
+        """One optimiser step; returns the loss per target token and the gradient's norm before clipping."""
+        accelerator = self.accelerator
+        batch: Batch = self.source.batch(step, accelerator.process_index, accelerator.num_processes)
+        torch.manual_seed(_dropout_seed(self.seed, step, accelerator.process_index))
+        total = torch.zeros((), device=accelerator.device)
+        micro_batches = batch.micro_batches(self.progress.micro_batch)
+        for index, micro in enumerate(micro_batches):
+            last = index == len(micro_batches) - 1
+            micro = {name: tensor.to(accelerator.device) for name, tensor in micro.items()}
+            with contextlib.nullcontext() if last else accelerator.no_sync(self.wrapped):
+                summed = self.loss_function(self.wrapped, micro)
+                # Processes average their gradients; the factor turns the average back into a sum.
+                accelerator.backward(summed * (accelerator.num_processes / batch.target_tokens))
+            total += summed.detach()
+        return self._update(step, total, batch.target_tokens)
+
+    def _update(self, step: int, total: torch.Tensor, target_tokens: int) -> tuple[float, float]:
+        loss = float(self.accelerator.reduce(total, "sum")) / target_tokens
+        if not math.isfinite(loss):
+            raise RunError(f"the loss is {loss} at step {step + 1}; lower the learning rate or take bits: 32")
+        parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.spec.max_grad_norm or math.inf))
+        self.checks.before_update(step)
+        factor = learning_rate_factor(self.spec, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.spec.learning_rate * factor * group["scale"]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss, norm
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out, on a GPU or on the CPU (where torch raises a plain RuntimeError)."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return "not enough memory" in str(error) or "out of memory" in str(error)
+
+
+def _dropout_seed(seed: int, step: int, process: int) -> int:
+    return (seed * 1_000_003 + step) * 1_009 + process
+
