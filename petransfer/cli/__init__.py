@@ -1,0 +1,57 @@
+"""The command line: verbs that parse, call and print. No torch is imported before a verb needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+import typer
+
+from petransfer import __version__
+from petransfer.cli import checkpoints, doctor, predict, recipes, run
+from petransfer.errors import RunError, UserError
+
+app = typer.Typer(
+    name="petransfer",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Parameter-efficient fine-tuning of T5-family and decoder-only models, and what pretraining transfers.",
+)
+app.command("run")(run.run)
+app.command("plan")(run.plan)
+app.command("status")(run.status)
+app.command("predict")(predict.predict)
+app.command("doctor")(doctor.doctor)
+app.add_typer(recipes.app, name="recipes")
+app.add_typer(checkpoints.app, name="checkpoints")
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    version: bool = typer.Option(False, "--version", help="Print the version and stop."),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error; may stand anywhere."),
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """The entry point: exit code 2 for a user's mistake, 1 for a failed run, 130 after Ctrl-C."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(arguments)
+    except (UserError, RunError) as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 1)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `petransfer ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

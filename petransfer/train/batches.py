@@ -10,28 +10,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from petransfer.checkpoints.encoding import Encoded, Layout
+
 IGNORED = -100
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One example as piece ids. For a decoder-only model `input_ids` holds the input alone; `join` puts both together."""
-
-    input_ids: tuple[int, ...]
-    target_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a model family takes its examples.
-
-    encoder_decoder: input and target go in apart; otherwise the target follows the input in one sequence.
-    decoder_start_id: what the decoder reads before the first target piece (encoder-decoder only).
-    """
-
-    encoder_decoder: bool
-    pad_id: int
-    decoder_start_id: int = 0
 
 
 Tensors = dict[str, torch.Tensor]

@@ -17,10 +17,11 @@ from safetensors.torch import save_file
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration
 
+from petransfer.checkpoints.encoding import Layout
 from petransfer.checkpoints.vocabulary import SENTINELS, sentinel
 from petransfer.errors import UserError
 from petransfer.recipe.spec import TrainSpec
-from petransfer.train.batches import IGNORED, Layout, Tensors
+from petransfer.train.batches import IGNORED, Tensors
 from petransfer.train.loop import Execution, Hooks, Loop
 from petransfer.train.spans import CorruptedWindows, Noise
 
@@ -144,9 +145,9 @@ def pretrain(
     if len(corpus.train) < 2 * spec.noise.window * spec.train.batch_size:
         raise UserError(f"the corpus of {spec.arm} has {len(corpus.train)} tokens, less than two batches; give more text")
     model = make_model(SIZES[spec.size], tokenizer, spec.seed)
-    layout = Layout(True, model.config.pad_token_id, model.config.decoder_start_token_id)
     sentinels = [tokenizer.convert_tokens_to_ids(sentinel(index)) for index in range(SENTINELS)]
     eos = model.config.eos_token_id
+    layout = Layout(True, model.config.pad_token_id, eos, model.config.decoder_start_token_id)
 
     def windows(ids: np.ndarray, seed: int) -> CorruptedWindows:
         return CorruptedWindows(ids, spec.noise, spec.train.batch_size, seed, layout, sentinels, eos)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from petransfer.train.batches import Batch, Encoded, Layout
+from petransfer.checkpoints.encoding import Encoded, Layout
+from petransfer.train.batches import Batch
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,220 @@
+"""Loads a checkpoint in the bits that were asked for, with parts of it drawn anew for the control arms."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
+
+from petransfer.checkpoints.encoding import Layout
+from petransfer.checkpoints.registry import NANO, embedded_folder
+from petransfer.errors import UserError
+from petransfer.recipe.spec import Bits, CheckpointSpec, Reinit
+
+DTYPES: dict[int, torch.dtype] = {32: torch.float32, 16: torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with what is needed to feed it.
+
+    commit: the hub commit that the weights came from, None where they came from a folder.
+    new_pieces: pieces that pretraining never saw, so that their embeddings mean nothing yet.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    layout: Layout
+    commit: str | None
+    new_pieces: tuple[int, ...]
+
+
+def load(checkpoint: CheckpointSpec, bits: Bits = 16, *, seed: int = 0, device: torch.device | str = "cpu") -> Loaded:
+    """The checkpoint's model on `device` and its tokenizer.
+
+    reinit is drawn from `seed` by the model's own initialisation: `embeddings` draws the input embeddings (and an
+    untied head) anew, `body` all but them, `all` everything; the checkpoint's configuration and tokenizer stay.
+
+    Raises:
+        UserError: it cannot be found, is damaged, is encoder-only, or the hub cannot be reached.
+    """
+    place = _place(checkpoint)
+    with _plain_errors(checkpoint):
+        config = AutoConfig.from_pretrained(place, revision=_revision(checkpoint))
+        tokenizer = AutoTokenizer.from_pretrained(_tokenizer_place(checkpoint), revision=_revision(checkpoint))
+        model = _model(place, config, checkpoint, bits, seed, torch.device(device))
+    model.config.use_cache = True
+    return Loaded(model, tokenizer, _layout(config, tokenizer), getattr(config, "_commit_hash", None), _new(checkpoint, model))
+
+
+def weight_bytes(model: torch.nn.Module) -> dict[str, int]:
+    """Bytes of weights by dtype, each shared tensor once. 4-bit weights are stored as uint8, two to a byte."""
+    total: Counter[str] = Counter()
+    for value in model.parameters():
+        total[str(value.dtype).removeprefix("torch.")] += value.numel() * value.element_size()
+    return dict(total)
+
+
+def model_class(config: Any, name: str) -> type[AutoModelForSeq2SeqLM] | type[AutoModelForCausalLM]:
+    """Which auto class makes this architecture.
+
+    Raises:
+        UserError: it generates nothing (encoder-only).
+    """
+    architectures = " ".join(getattr(config, "architectures", None) or [])
+    if "EncoderModel" in architectures:
+        raise UserError(f"{name} is encoder-only ({architectures}): it cannot say a target; take a full checkpoint")
+    if config.model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES and config.is_encoder_decoder:
+        return AutoModelForSeq2SeqLM
+    if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not architectures.endswith("MaskedLM"):
+        return AutoModelForCausalLM
+    raise UserError(f"{name} ({config.model_type}) is encoder-only or unknown: it cannot say a target")
+
+
+def _model(
+    place: str, config: Any, checkpoint: CheckpointSpec, bits: Bits, seed: int, device: torch.device
+) -> PreTrainedModel:
+    auto = model_class(config, checkpoint.name)
+    if bits in DTYPES:
+        return _with_reinit(auto, place, config, checkpoint, DTYPES[bits], seed).to(device)
+    if checkpoint.reinit == "none":
+        return _quantised(auto, place, _revision(checkpoint), bits, device)
+    # What is drawn anew is quantised like any other checkpoint: from a folder.
+    with tempfile.TemporaryDirectory() as folder:
+        _with_reinit(auto, place, config, checkpoint, torch.bfloat16, seed).save_pretrained(folder)
+        return _quantised(auto, folder, None, bits, device)
+
+
+def _with_reinit(
+    auto: Any, place: str, config: Any, checkpoint: CheckpointSpec, dtype: torch.dtype, seed: int
+) -> PreTrainedModel:
+    reinit: Reinit = checkpoint.reinit
+    trained = None
+    if reinit != "all":
+        trained = auto.from_pretrained(
+            place, revision=_revision(checkpoint), config=config, dtype=dtype, use_safetensors=True
+        )
+    if reinit == "none":
+        assert trained is not None
+        return trained  # type: ignore[no-any-return]
+    torch.manual_seed(seed)
+    new: PreTrainedModel = auto.from_config(config, dtype=torch.float32).to(dtype)
+    if trained is None:
+        return new
+    source, target = (new, trained) if reinit == "embeddings" else (trained, new)
+    _copy_embeddings(source, target)
+    return target
+
+
+@torch.no_grad()
+def _copy_embeddings(source: PreTrainedModel, target: PreTrainedModel) -> None:
+    """Input embeddings, and the head where it is not tied to them."""
+    for get in ("get_input_embeddings", "get_output_embeddings"):
+        ours, theirs = getattr(target, get)(), getattr(source, get)()
+        if ours is not None and theirs is not None:
+            ours.weight.copy_(theirs.weight)
+
+
+def _quantised(auto: Any, place: str, revision: str | None, bits: Bits, device: torch.device) -> PreTrainedModel:
+    settings = (
+        BitsAndBytesConfig(load_in_8bit=True)
+        if bits == 8
+        else BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    )
+    with _wo_quantised(auto, place, revision):
+        model: PreTrainedModel = auto.from_pretrained(
+            place,
+            revision=revision,
+            quantization_config=settings,
+            dtype=torch.bfloat16,
+            device_map={"": str(device)},
+            use_safetensors=True,
+        )
+    return model
+
+
+@contextlib.contextmanager
+def _wo_quantised(auto: Any, place: str, revision: str | None) -> Iterator[None]:
+    """Lets T5's `wo` be quantised: its class keeps it wide for the sake of fp16, which is never used here."""
+    config = AutoConfig.from_pretrained(place, revision=revision)
+    cls = auto._model_mapping[type(config)]
+    kept = getattr(cls, "_keep_in_fp32_modules", None)
+    cls._keep_in_fp32_modules = None
+    try:
+        yield
+    finally:
+        cls._keep_in_fp32_modules = kept
+
+
+def _layout(config: Any, tokenizer: PreTrainedTokenizerBase) -> Layout:
+    eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else config.eos_token_id
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos
+    if not config.is_encoder_decoder:
+        return Layout(False, int(pad), int(eos))
+    start = config.decoder_start_token_id
+    return Layout(True, int(pad), int(eos), int(pad if start is None else start))
+
+
+def _new(checkpoint: CheckpointSpec, model: PreTrainedModel) -> tuple[int, ...]:
+    if checkpoint.reinit in {"embeddings", "all"}:
+        return tuple(range(model.get_input_embeddings().num_embeddings))
+    if checkpoint.name.startswith("nano/"):
+        card = json.loads((embedded_folder(checkpoint.name) / "pretraining.json").read_text(encoding="utf-8"))
+        return tuple(card["new_pieces"])
+    return ()
+
+
+def _place(checkpoint: CheckpointSpec) -> str:
+    if checkpoint.name.startswith("nano/"):
+        return str(embedded_folder(checkpoint.name))
+    return checkpoint.source or checkpoint.name
+
+
+def _tokenizer_place(checkpoint: CheckpointSpec) -> str:
+    return str(NANO / "tokenizer") if checkpoint.name.startswith("nano/") else _place(checkpoint)
+
+
+def _revision(checkpoint: CheckpointSpec) -> str | None:
+    return None if checkpoint.source or checkpoint.name.startswith("nano/") else checkpoint.weights
+
+
+@contextlib.contextmanager
+def _plain_errors(checkpoint: CheckpointSpec) -> Iterator[None]:
+    """Says what is wrong with a checkpoint in one line."""
+    name = checkpoint.source or checkpoint.name
+    try:
+        yield
+    except SafetensorError as error:
+        raise UserError(f"the weights in {name} are damaged ({error}); get the checkpoint again") from error
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().split("\n")[0][:200]
+        if checkpoint.source:
+            raise UserError(f"{name} cannot be loaded as a checkpoint: {first}") from error
+        hint = "without a network, download it elsewhere and name its folder, or take the embedded family nano"
+        raise UserError(f"{name} could not be loaded from the hub or its cache ({first}); {hint}") from error

@@ -1,0 +1,38 @@
+"""`recipes ls|show|cp`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from petransfer.errors import UserError
+from petransfer.recipe.load import find, load_recipe, shipped
+
+app = typer.Typer(no_args_is_help=True, help="The shipped recipes.")
+
+
+@app.command("ls")
+def ls() -> None:
+    """List the shipped recipes."""
+    for name in shipped():
+        print(f"{name:<16} {load_recipe(name).description}")
+
+
+@app.command("show")
+def show(name: Annotated[str, typer.Argument(help="A recipe's name or file.")]) -> None:
+    """Print a recipe."""
+    print(find(name).read_text(encoding="utf-8"), end="")
+
+
+@app.command("cp")
+def cp(name: Annotated[str, typer.Argument(help="A recipe's name.")], target: Path) -> None:
+    """Copy a recipe to a file of your own, to edit."""
+    if target.exists():
+        raise UserError(f"{target} exists; name another file")
+    try:
+        target.write_text(find(name).read_text(encoding="utf-8"), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{target} cannot be written ({error.strerror})") from None
+    print(f"copied {name} to {target}; run it with: petransfer run --recipe {target}")

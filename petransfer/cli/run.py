@@ -1,0 +1,231 @@
+"""`run`, `plan` and `status`: a recipe's grid, carried out, foreseen or looked at."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.live import Live
+
+from petransfer.errors import UserError
+from petransfer.recipe.load import load_recipe, validate
+from petransfer.recipe.schema import Recipe
+from petransfer.report import tables
+from petransfer.study.grid import Cell, expand
+from petransfer.study.ledger import StudyFolder
+
+RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A shipped recipe's name or a yaml file.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set train.steps=500. Repeatable.")]
+FamilyName = Annotated[str | None, typer.Option("--family", help="A registered family of checkpoints.")]
+Seeds = Annotated[str | None, typer.Option("--seeds", help="Seeds, as 0,1,2 or 0-5.")]
+Arms = Annotated[str | None, typer.Option("--arms", help="Arms, parted by commas.")]
+Out = Annotated[Path | None, typer.Option("--out", help="The study's folder; results/<recipe> unless given.")]
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="A folder with official data files.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A resolved recipe with its grid and folder."""
+
+    recipe: Recipe
+    cells: list[Cell]
+    folder: StudyFolder
+
+
+def _study(
+    name: str, sets: list[str] | None, family: str | None, seeds: str | None, arms: str | None, out: Path | None, data: Path | None
+) -> Study:
+    options: dict[str, Any] = {
+        "family": family,
+        "seeds": _whole_numbers(seeds) if seeds else None,
+        "arms": arms.split(",") if arms else None,
+        "data_dir": data,
+    }
+    recipe = load_recipe(name, sets or [], options)
+    return Study(recipe, expand(recipe), StudyFolder(out or Path("results") / recipe.name))
+
+
+def _whole_numbers(text: str) -> list[int]:
+    numbers: list[int] = []
+    try:
+        for part in text.split(","):
+            first, sign, last = part.partition("-")
+            numbers += range(int(first), int(last) + 1) if sign else [int(first)]
+    except ValueError:
+        raise UserError(f"--seeds {text}: write whole numbers as 0,1,2 or 0-5") from None
+    if not numbers:
+        raise UserError(f"--seeds {text}: no seed in it; write whole numbers as 0,1,2 or 0-5")
+    return numbers
+
+
+def run(
+    recipe: RecipeName = "lora-scan",
+    sets: Sets = None,
+    family: FamilyName = None,
+    seeds: Seeds = None,
+    arms: Arms = None,
+    out: Out = None,
+    data_dir: DataDir = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes at once; 0 chooses.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads a process; 0 chooses.")] = 0,
+    micro_batch: Annotated[int, typer.Option(min=0, help="Examples a forward pass; 0 for the whole batch.")] = 0,
+    save_every: Annotated[float, typer.Option(min=0.0, help="Seconds between states to resume from.")] = 60.0,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even where there is a GPU.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Carry a recipe's runs out, skip what is done, go on where an interruption left off, and print the table."""
+    study = _study(recipe, sets, family, seeds, arms, out, data_dir)
+    study.folder.open(study.recipe)
+    started = time.monotonic()
+    if all(study.folder.run(cell.run_id).done for cell in study.cells):
+        _print_end(study, as_json)
+        print(f"all {len(study.cells)} runs were done before; nothing to do", file=sys.stderr)
+        return
+    outcome = _execute(study, workers, threads, micro_batch, save_every, cpu, quiet=as_json)
+    _print_end(study, as_json)
+    for reason in outcome.mistakes:
+        print(f"error: {reason}", file=sys.stderr)
+    if outcome.interrupted:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(130)
+    if outcome.failures:
+        print(f"{len(outcome.failures)} of {len(study.cells)} runs failed; the same command tries them again", file=sys.stderr)
+        raise typer.Exit(2 if len(outcome.mistakes) == len(set(outcome.failures.values())) else 1)
+    minutes = (time.monotonic() - started) / 60
+    print(f"{len(study.cells)} runs done in {minutes:.1f} minutes; see {study.folder.path}", file=sys.stderr)
+
+
+def _execute(
+    study: Study, workers: int, threads: int, micro_batch: int, save_every: float, cpu: bool, quiet: bool
+) -> Any:
+    steps = min(cell.spec.train.steps for cell in study.cells)
+    with _display(study, quiet) as tick:
+        from petransfer.study.executors import execute
+        from petransfer.study.run import Settings
+        from petransfer.train.loop import Execution
+
+        execution = Execution(
+            micro_batch=micro_batch, threads=threads, save_every=save_every, log_every=max(1, min(50, steps // 20))
+        )
+        settings = Settings(execution, study.recipe.data_dir, cpu)
+        return execute(study.cells, study.folder, settings, workers or _default_workers(study, cpu), tick)
+
+
+def _default_workers(study: Study, cpu: bool) -> int:
+    """Small embedded models fill one core each; anything else has the machine to itself."""
+    import torch
+
+    embedded = all(cell.spec.checkpoint.name.startswith("nano/") for cell in study.cells)
+    on_gpu = torch.cuda.is_available() and not cpu
+    return (os.cpu_count() or 1) if embedded and not on_gpu else 1
+
+
+class _display:
+    """A live table on a terminal, plain lines elsewhere."""
+
+    def __init__(self, study: Study, quiet: bool) -> None:
+        self.study, self.quiet = study, quiet
+        self.console = Console(stderr=True)
+        self.live: Live | None = None
+        self.said: set[str] = set()
+        self.next = 0.0
+        self.next_line = time.monotonic() + 30
+
+    def __enter__(self) -> Callable[[], None]:
+        if self.quiet:
+            return lambda: None
+        if self.console.is_terminal:
+            self.live = Live(console=self.console, auto_refresh=False, transient=True)
+            self.live.start()
+        else:
+            done = sum(self.study.folder.run(cell.run_id).done for cell in self.study.cells)
+            print(f"{self.study.recipe.name}: {len(self.study.cells)} runs, {done} of them done before", file=sys.stderr)
+            self.said = {cell.run_id for cell in self.study.cells if self.study.folder.run(cell.run_id).done}
+        return self.tick
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def tick(self) -> None:
+        """Shows how things stand, at most once a second."""
+        now = time.monotonic()
+        if now < self.next:
+            return
+        self.next = now + 1.0
+        rows = tables.rows_of(self.study.cells, self.study.folder)
+        if self.live:
+            room = max(4, self.console.size.height - 8)
+            busy_first = sorted(rows, key=lambda row: ("running", "failed", "done").index(row.status) if row.status in ("running", "failed", "done") else 3)
+            shown = rows if len(rows) <= room else busy_first
+            self.live.update(tables.terminal_table(shown, self.study.recipe.name, room), refresh=True)
+            return
+        ended = [row for row in rows if row.status in ("done", "failed") and row.cell.run_id not in self.said]
+        running = [row for row in rows if row.status == "running"] if now >= self.next_line else []
+        if running:
+            self.next_line = now + 30
+        for row in [*ended, *running]:
+            print(tables.plain_line(row), file=sys.stderr, flush=True)
+        self.said |= {row.cell.run_id for row in ended}
+
+
+def _print_end(study: Study, as_json: bool) -> None:
+    rows = tables.rows_of(study.cells, study.folder)
+    tables.write_csv(rows, study.folder.path / "table.csv")
+    if as_json:
+        print(json.dumps({"study": study.recipe.name, "runs": tables.as_json(rows)}, indent=1))
+        return
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(tables.terminal_table(rows, study.recipe.name))
+    for line in tables.differences(rows, study.recipe.effects):
+        console.print(line)
+
+
+def plan(
+    recipe: RecipeName = "lora-scan",
+    sets: Sets = None,
+    family: FamilyName = None,
+    seeds: Seeds = None,
+    arms: Arms = None,
+    out: Out = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Show the grid: its runs, their steps and what is done. Nothing is loaded or downloaded."""
+    study = _study(recipe, sets, family, seeds, arms, out, data_dir)
+    rows = tables.rows_of(study.cells, study.folder)
+    if as_json:
+        print(json.dumps({"study": study.recipe.name, "runs": tables.as_json(rows)}, indent=1))
+        return
+    for row in rows:
+        print(f"{row.cell.run_id}  {tables.plain_line(row)} | {row.cell.spec.train.steps} steps")
+    done = sum(row.status == "done" for row in rows)
+    left = sum(row.cell.spec.train.steps for row in rows if row.status != "done")
+    print(f"{len(rows)} runs, {done} done, {left} steps to go; folder {study.folder.path}")
+
+
+def status(
+    study: Annotated[Path, typer.Argument(help="A study's folder, such as results/lora-scan.")], as_json: Json = False
+) -> None:
+    """Show how a study's runs stand."""
+    kept = study / "recipe.yaml"
+    if not kept.is_file():
+        raise UserError(f"{study} is no study's folder: it has no recipe.yaml")
+    recipe = validate(yaml.safe_load(kept.read_text(encoding="utf-8")), str(kept))
+    rows = tables.rows_of(expand(recipe), StudyFolder(study))
+    if as_json:
+        print(json.dumps({"study": recipe.name, "runs": tables.as_json(rows)}, indent=1))
+        return
+    Console(width=None if sys.stdout.isatty() else 160).print(tables.terminal_table(rows, recipe.name))
+
+

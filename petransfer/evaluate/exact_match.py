@@ -1,0 +1,195 @@
+"""Exact match from one forward pass per example, exact because greedy decoding is settled position by position.
+
+Greedy decoding says the target exactly when, given the target's own beginning, the largest logit is the target's piece
+at every position, the end included. Two things one pass cannot settle, and `generate` then does: near-ties, whose
+lead is within rounding, and a first miss whose piece still spells the target's next characters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from petransfer.checkpoints.encoding import Encoded, decode
+from petransfer.checkpoints.load import Loaded
+from petransfer.evaluate.generate import generate
+from petransfer.tasks.base import Example
+from petransfer.train.batches import IGNORED, collate
+from petransfer.train.loop import is_out_of_memory
+
+# A lead below this many units of rounding of the largest logit is a near-tie.
+NOISE_UNITS = 16.0
+AUDITED = 32
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One test example's outcome.
+
+    margin: the smallest lead, over the positions, of the target piece's logit over the largest other; negative where
+        the model would say something else. near_tie: the margin is within the noise, or the first miss may spell the
+        same string. log_prob: summed over the target, in nats. tokens: target pieces, the end included.
+    """
+
+    index: int
+    category: str
+    correct: bool
+    margin: float
+    log_prob: float
+    tokens: int
+    tokens_correct: int
+    near_tie: bool = False
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The outcomes in the order of the examples, and what the audit by generation found.
+
+    disagreements: audited examples, near-ties apart, on which generation and the forward pass differ; above zero is an
+    error to look into.
+    """
+
+    scored: tuple[Scored, ...]
+    near_ties: int
+    audited: int
+    disagreements: int
+
+    @property
+    def exact_match(self) -> float:
+        """Share of examples answered exactly, 0 to 1."""
+        return sum(row.correct for row in self.scored) / len(self.scored)
+
+
+def evaluate(
+    model: torch.nn.Module,
+    loaded: Loaded,
+    examples: Sequence[Example],
+    encoded: Sequence[Encoded],
+    *,
+    batch_size: int = 256,
+    audited: int = AUDITED,
+    seed: int = 0,
+) -> Evaluation:
+    """Scores every example by one forward pass, settles near-ties by generation, and audits `audited` random others."""
+    was_training = model.training
+    model.eval()
+    scored = score(model, loaded, examples, encoded, batch_size)
+    ties = [position for position, row in enumerate(scored) if row.near_tie]
+    others = [position for position, row in enumerate(scored) if not row.near_tie]
+    drawn = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))[:audited].tolist()
+    chosen = [others[position] for position in drawn]
+    limit = max(len(row.target_ids) for row in encoded) + 8
+    said = generate(model, loaded, [encoded[position].input_ids for position in [*ties, *chosen]], limit)
+    right = [text == examples[position].target for text, position in zip(said, [*ties, *chosen], strict=True)]
+    for position, correct in zip(ties, right[: len(ties)], strict=True):
+        scored[position] = replace(scored[position], correct=correct)
+    wrong = sum(scored[position].correct != correct for position, correct in zip(chosen, right[len(ties) :], strict=True))
+    model.train(was_training)
+    return Evaluation(tuple(scored), len(ties), len(chosen), wrong)
+
+
+@torch.inference_mode()
+def score(
+    model: torch.nn.Module, loaded: Loaded, examples: Sequence[Example], encoded: Sequence[Encoded], batch_size: int
+) -> list[Scored]:
+    """One forward pass for every example, longest first, so that running out of memory shows at once."""
+    order = sorted(range(len(encoded)), key=lambda at: -(len(encoded[at].input_ids) + len(encoded[at].target_ids)))
+    scored: dict[int, Scored] = {}
+    start = 0
+    while start < len(order):
+        chosen = order[start : start + batch_size]
+        try:
+            rows = _score_batch(model, loaded, [examples[at] for at in chosen], [encoded[at] for at in chosen])
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or batch_size == 1:
+                raise
+            batch_size = (batch_size + 1) // 2
+            continue
+        scored |= zip(chosen, rows, strict=True)
+        start += len(chosen)
+    return [scored[at] for at in range(len(encoded))]
+
+
+def _score_batch(
+    model: torch.nn.Module, loaded: Loaded, examples: Sequence[Example], encoded: Sequence[Encoded]
+) -> list[Scored]:
+    device = next(model.parameters()).device
+    batch = {name: tensor.to(device) for name, tensor in collate(encoded, loaded.layout).items()}
+    labels_bt = batch.pop("labels")
+    raw_btv = model(**batch, use_cache=False).logits
+    unit = torch.finfo(raw_btv.dtype if raw_btv.dtype != torch.float32 else _compute_dtype(model)).eps
+    logits_btv = raw_btv.float()
+    asked_bt = labels_bt != IGNORED
+    wanted_bt1 = labels_bt.clamp(min=0).unsqueeze(-1)
+    wanted_bt = logits_btv.gather(-1, wanted_bt1).squeeze(-1)
+    log_prob_bt = (wanted_bt - logits_btv.logsumexp(-1)).masked_fill(~asked_bt, 0.0)
+    noise_b = NOISE_UNITS * unit * logits_btv.abs().amax(-1).masked_fill(~asked_bt, 0.0).amax(-1)
+    rival_bt, rival_id_bt = logits_btv.scatter(-1, wanted_bt1, -torch.inf).max(-1)
+    lead_bt = wanted_bt - rival_bt
+    margin_b = lead_bt.masked_fill(~asked_bt, torch.inf).amin(-1)
+    hit_bt = (lead_bt > 0) & asked_bt
+    first_miss_b = ((lead_bt <= 0) & asked_bt).int().argmax(-1)
+    correct_b = margin_b > 0
+    near_b = margin_b.abs() <= noise_b
+    # A miss beyond the noise settles it, however many near-ties stand beside it.
+    rows = []
+    offset_b = asked_bt.int().argmax(-1)
+    for at, example in enumerate(examples):
+        near, correct = bool(near_b[at]), bool(correct_b[at])
+        if not correct and not near:
+            first = int(first_miss_b[at])
+            said = [*encoded[at].target_ids[: first - int(offset_b[at])], int(rival_id_bt[at, first])]
+            near = _may_spell(said, example.target, loaded)
+        rows.append(
+            Scored(
+                index=example.index,
+                category=example.category,
+                correct=correct,
+                margin=float(margin_b[at]),
+                log_prob=float(log_prob_bt[at].sum(dtype=torch.float64)),
+                tokens=len(encoded[at].target_ids),
+                tokens_correct=int(hit_bt[at].sum()),
+                near_tie=near,
+            )
+        )
+    return rows
+
+
+def _may_spell(said: list[int], target: str, loaded: Loaded) -> bool:
+    """Whether a beginning that is not the target's own pieces could still become the target's string."""
+    if said[-1] == loaded.layout.eos_id:
+        return decode([said[:-1]], loaded.tokenizer)[0] == target
+    text = decode([said], loaded.tokenizer)[0].rstrip("\ufffd")
+    return target.startswith(text) and text != decode([said[:-1]], loaded.tokenizer)[0]
+
+
+def _compute_dtype(model: torch.nn.Module) -> torch.dtype:
+    """The coarsest floating dtype among the weights, to whose rounding the logits are subject."""
+    kinds = {value.dtype for value in model.parameters() if value.is_floating_point()}
+    quantised = any(not value.is_floating_point() for value in model.parameters())
+    return torch.bfloat16 if quantised or torch.bfloat16 in kinds else torch.float32
+
+
+def summary(evaluation: Evaluation) -> dict[str, object]:
+    """What a run's result.json says of one part: percentages of exact match, per category too, and the audit."""
+    groups: dict[str, list[Scored]] = {}
+    for row in evaluation.scored:
+        groups.setdefault(row.category, []).append(row)
+    tokens = sum(row.tokens for row in evaluation.scored)
+    return {
+        "exact_match": 100 * evaluation.exact_match,
+        "examples": len(evaluation.scored),
+        "log_prob_per_token": sum(row.log_prob for row in evaluation.scored) / tokens,
+        "token_accuracy": 100 * sum(row.tokens_correct for row in evaluation.scored) / tokens,
+        "categories": {
+            name: {"exact_match": 100 * sum(row.correct for row in rows) / len(rows), "examples": len(rows)}
+            for name, rows in sorted(groups.items())
+        },
+        "near_ties": evaluation.near_ties,
+        "audited": evaluation.audited,
+        "disagreements": evaluation.disagreements,
+    }
+
+

@@ -1,0 +1,55 @@
+"""Greedy generation: what a model says, for near-ties, audits and predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import GenerationConfig
+
+from petransfer.checkpoints.encoding import decode
+from petransfer.checkpoints.load import Loaded
+
+
+@torch.inference_mode()
+def generate(
+    model: torch.nn.Module, loaded: Loaded, inputs: Sequence[tuple[int, ...]], max_new_tokens: int, batch_size: int = 64
+) -> list[str]:
+    """The greedy answers, in the order of `inputs`. `max_new_tokens` must cover the longest answer that is expected."""
+    was_training = model.training
+    model.eval()
+    layout = loaded.layout
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        pad_token_id=layout.pad_id,
+        eos_token_id=layout.eos_id,
+        decoder_start_token_id=layout.decoder_start_id if layout.encoder_decoder else None,
+    )
+    device = next(model.parameters()).device
+    order = sorted(range(len(inputs)), key=lambda at: len(inputs[at]))
+    said: dict[int, str] = {}
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        ids, mask = _pad_left([inputs[at] for at in chosen], layout.pad_id, left=not layout.encoder_decoder)
+        out = model.generate(  # type: ignore[operator]
+            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
+        )
+        new = out if layout.encoder_decoder else out[:, ids.shape[1] :]
+        said |= zip(chosen, decode([_until_end(row, layout.eos_id) for row in new.tolist()], loaded.tokenizer), strict=True)
+    model.train(was_training)
+    return [said[at] for at in range(len(inputs))]
+
+
+def _pad_left(rows: Sequence[tuple[int, ...]], pad: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(map(len, rows))
+    ids, mask = torch.full((len(rows), width), pad), torch.zeros((len(rows), width), dtype=torch.long)
+    for at, row in enumerate(rows):
+        place = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[at, place], mask[at, place] = torch.tensor(row), 1
+    return ids, mask
+
+
+def _until_end(row: list[int], eos: int) -> list[int]:
+    return row[: row.index(eos)] if eos in row else row

@@ -1,0 +1,79 @@
+"""Answers with a run's adapter or model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from petransfer.checkpoints.encoding import encode_inputs
+from petransfer.checkpoints.load import Loaded, load
+from petransfer.checkpoints.registry import checkpoint_spec
+from petransfer.errors import UserError
+from petransfer.evaluate.generate import generate
+from petransfer.methods import weights_bits
+from petransfer.recipe.spec import CheckpointSpec, RunSpec
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A trained model that answers texts greedily."""
+
+    model: torch.nn.Module
+    loaded: Loaded
+    prefix: str
+
+    @classmethod
+    def of(cls, folder: Path, checkpoint: str | None = None, device: torch.device | str | None = None) -> Predictor:
+        """The model of a run's folder, or of the `adapter/` or `model/` in it.
+
+        Raises:
+            UserError: there is no finished adapter or model, or its base is not where it was.
+        """
+        weights = _weights_folder(folder)
+        spec = _spec(weights)
+        base = _base(spec, weights, checkpoint)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        loaded = load(base, weights_bits(spec.method), seed=spec.seed, device=device)
+        if weights.name == "adapter":
+            model: torch.nn.Module = PeftModel.from_pretrained(loaded.model, str(weights))
+        else:
+            auto = AutoModelForSeq2SeqLM if loaded.layout.encoder_decoder else AutoModelForCausalLM
+            model = auto.from_pretrained(weights, dtype=torch.float32)
+        return cls(model.to(device).eval(), loaded, spec.task.prefix)
+
+    def __call__(self, texts: Sequence[str], max_new_tokens: int = 512) -> list[str]:
+        """The answers, in order."""
+        rows = encode_inputs([self.prefix + text for text in texts], self.loaded.tokenizer, self.loaded.layout)
+        return generate(self.model, self.loaded, rows, max_new_tokens)
+
+
+def _weights_folder(folder: Path) -> Path:
+    for candidate in (folder / "adapter", folder / "model", folder):
+        if (candidate / "petransfer.json").is_file():
+            return candidate
+    raise UserError(f"{folder} holds no finished adapter or model; name a folder like results/<study>/runs/<run-id>")
+
+
+def _spec(weights: Path) -> RunSpec:
+    return RunSpec.from_dict(json.loads((weights / "petransfer.json").read_text(encoding="utf-8"))["spec"])
+
+
+def _base(spec: RunSpec, weights: Path, checkpoint: str | None) -> CheckpointSpec:
+    """The base as it stands on this machine: named now, or where the run's own spec.json found it."""
+    made = spec.checkpoint
+    kept = weights.parent / "spec.json"
+    if checkpoint is not None:
+        found = replace(checkpoint_spec(checkpoint), reinit=made.reinit)
+    elif kept.is_file():
+        found = RunSpec.from_dict(json.loads(kept.read_text(encoding="utf-8"))).checkpoint
+    else:
+        found = replace(checkpoint_spec(made.name), reinit=made.reinit)
+    if found.name.startswith("nano/") and replace(checkpoint_spec(found.name), reinit=made.reinit).weights != made.weights:
+        raise UserError(f"{made.name} has other weights in this version of petransfer than the run in {weights} began with")
+    return found

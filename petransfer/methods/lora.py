@@ -1,0 +1,62 @@
+"""LoRA (Hu et al. 2021) through peft, on all linear layers unless told otherwise."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from petransfer.checkpoints.load import Loaded
+from petransfer.errors import UserError
+from petransfer.recipe.spec import MethodSpec
+
+
+def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
+    """The model with frozen weights and adapters drawn from `seed`; adapters are held in fp32.
+
+    Raises:
+        UserError: the targets name no layer, or `embeddings: new` where the checkpoint has no new pieces.
+    """
+    targets = method.targets if isinstance(method.targets, str) else list(method.targets)
+    config = LoraConfig(
+        task_type="SEQ_2_SEQ_LM" if loaded.layout.encoder_decoder else "CAUSAL_LM",
+        r=method.rank,
+        lora_alpha=method.alpha,  # type: ignore[arg-type]
+        lora_dropout=method.dropout,
+        target_modules=targets,
+        trainable_token_indices=_trained_rows(loaded, method),
+        ensure_weight_tying=True,
+    )
+    torch.manual_seed(seed)
+    with warnings.catch_warnings():  # that nothing but the embeddings is tied is no news
+        warnings.filterwarnings("ignore", message=".*ensure_weight_tying.*")
+        try:
+            return get_peft_model(loaded.model, config)
+        except ValueError as error:
+            raise UserError(f"LoRA cannot be put on {targets!r}: {str(error).splitlines()[0][:160]}") from error
+
+
+def save(model: torch.nn.Module, folder: Path, base: str) -> None:
+    """adapter_config.json and adapter_model.safetensors, which plain peft loads; no path of this machine in them."""
+    assert isinstance(model, PeftModel)
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config["base_model_name_or_path"] = base
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty card
+
+
+def _trained_rows(loaded: Loaded, method: MethodSpec) -> dict[str, list[int]] | None:
+    """Rows of the input embeddings that are trained. peft applies them to every layer that is tied to it too."""
+    if method.embeddings == "frozen":
+        return None
+    embeddings = loaded.model.get_input_embeddings()
+    rows = range(embeddings.num_embeddings) if method.embeddings == "trained" else loaded.new_pieces
+    if not rows:
+        raise UserError("embeddings: new, but this checkpoint has no new pieces; take frozen or trained")
+    name = next(name for name, module in loaded.model.named_modules() if module is embeddings)
+    return {name.rsplit(".", 1)[-1]: list(rows)}

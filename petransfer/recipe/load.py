@@ -1,0 +1,147 @@
+"""Finds a recipe, applies what the command line overrides, and validates it into one frozen object."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from petransfer.errors import UserError, unknown
+from petransfer.recipe.schema import FamilyPart, MethodPart, Recipe, TaskPart, TrainPart
+
+
+def shipped_folder() -> Path:
+    """Where the shipped recipes lie: in the installed package, or beside it in a checkout."""
+    inside = Path(str(resources.files("petransfer"))) / "_recipes"
+    return inside if inside.is_dir() else inside.parent.parent / "recipes"
+
+
+def shipped() -> dict[str, Path]:
+    """The shipped recipes by name."""
+    return {path.stem: path for path in sorted(shipped_folder().glob("*.yaml"))}
+
+
+def find(name: str) -> Path:
+    """The file of a shipped recipe's name or a path.
+
+    Raises:
+        UserError: there is no such recipe, or the path is a folder.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        raise UserError(f"the recipe {name} is a folder; name a yaml file in it, or one of: {', '.join(shipped())}")
+    if path.is_file():
+        return path
+    if name in shipped():
+        return shipped()[name]
+    if path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
+        raise UserError(f"no recipe file {name}; `petransfer recipes ls` shows the shipped ones")
+    raise unknown("recipe", name, shipped())
+
+
+def load_recipe(name: str, overrides: Sequence[str] = (), options: dict[str, Any] | None = None) -> Recipe:
+    """The recipe called `name` with `a.b=c` overrides, then named options, put in.
+
+    Raises:
+        UserError: it cannot be found or read, is not YAML, is empty, or says something that a recipe may not say.
+    """
+    path = find(name)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the recipe {path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"the recipe {path} is not YAML: {_first_line(error)}") from None
+    if content is None:
+        raise UserError(f"the recipe {path} is empty; `petransfer recipes cp lora-scan my.yaml` gives one to start from")
+    if not isinstance(content, dict):
+        raise UserError(f"the recipe {path} is not a mapping of keys to values")
+    for override in overrides:
+        _put(content, *_parse(override))
+    content |= {key: value for key, value in (options or {}).items() if value is not None}
+    return validate(content, str(path))
+
+
+def validate(content: dict[str, Any], where: str) -> Recipe:
+    """The recipe that `content` describes.
+
+    Raises:
+        UserError: with the first mistake, where it stands, and the nearest known key.
+    """
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_say(error)}") from None
+
+
+def freeze(recipe: Recipe) -> str:
+    """The resolved recipe as YAML: what a study's folder keeps."""
+    content = recipe.model_dump(mode="json", exclude_none=True)
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def _parse(override: str) -> tuple[list[str], Any]:
+    key, sign, value = override.partition("=")
+    if not sign or not key.strip("."):
+        raise UserError(f"--set {override}: write it as key=value, for example train.steps=500")
+    try:
+        return key.split("."), _number(yaml.safe_load(value))
+    except yaml.YAMLError:
+        raise UserError(f"--set {override}: the value is not YAML") from None
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 takes 1e-3 for a string; people mean the number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _put(content: Any, keys: list[str], value: Any) -> None:
+    at = content
+    for place, key in enumerate(keys):
+        last = place == len(keys) - 1
+        try:
+            if isinstance(at, list):
+                index = int(key)
+                at[index]  # an index that does not exist is a mistake, not an addition
+                if last:
+                    at[index] = value
+                at = at[index]
+            elif last:
+                at[key] = value
+            else:
+                at = at.setdefault(key, {})
+        except (ValueError, IndexError, TypeError, AttributeError):
+            raise UserError(f"--set {'.'.join(keys)}: there is no {'.'.join(keys[: place + 1])} in the recipe") from None
+
+
+def _say(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        key, names = place[-1], sorted(_keys(place[:-1]))
+        near = difflib.get_close_matches(key, names, n=1, cutoff=0.4)
+        hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(names)}"
+        return f"unknown key '{'.'.join(place)}': {hint}"
+    given = first.get("input")
+    shown = "" if isinstance(given, dict) or first["type"] == "missing" else f" (it is {given!r})"
+    return f"{'.'.join(place) or 'recipe'}: {first['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def _keys(place: list[str]) -> Iterator[str]:
+    parts: dict[str, type[BaseModel]] = {"task": TaskPart, "train": TrainPart, "methods": MethodPart, "family": FamilyPart}
+    model: type[BaseModel] = parts.get(place[0], Recipe) if place else Recipe
+    yield from model.model_fields
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]

@@ -1,0 +1,106 @@
+"""What a recipe may say. Unknown keys are refused with the nearest known one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from petransfer.recipe.spec import Bits, Embeddings, RateScaling, Schedule
+
+
+class Strict(BaseModel):
+    """A part of a recipe: no unknown keys, no silent conversions, no change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskPart(Strict):
+    """The benchmark and its splits; `prefix` overrides the family's."""
+
+    name: str
+    splits: Annotated[list[str], Field(min_length=1)]
+    prefix: str | None = None
+    options: dict[str, str | int] = {}
+
+
+class FamilyPart(Strict):
+    """The user's own checkpoints, one per arm: hub ids (`owner/name@revision`) or folders."""
+
+    name: str
+    arms: Annotated[dict[str, str], Field(min_length=1)]
+    prefix: str = ""
+
+
+class MethodPart(Strict):
+    """One way to train. `alpha` is twice the rank unless given."""
+
+    name: str
+    rank: Annotated[int, Field(ge=1, le=4096)] = 16
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: str | list[str] = "all-linear"
+    embeddings: Embeddings = "frozen"
+    bits: Bits = 16
+    rate_scaling: RateScaling = "none"
+
+    @property
+    def label(self) -> str:
+        """How tables call it."""
+        head = f"lora r{self.rank}" if self.name == "lora" else self.name
+        extra = f" {self.embeddings}-embeddings" if self.name == "lora" and self.embeddings != "frozen" else ""
+        return f"{head}{extra} {self.bits}-bit"
+
+    @model_validator(mode="after")
+    def _full_needs_real_weights(self) -> MethodPart:
+        if self.name == "full" and self.bits < 16:
+            raise ValueError(f"full fine-tuning cannot train {self.bits}-bit weights; take bits 16 or 32, or lora")
+        return self
+
+
+Rate = Annotated[float, Field(gt=0, lt=10)]
+
+
+class TrainPart(Strict):
+    """The optimisation. `learning_rate` is one number, or one per method or arm, the arm's own taking precedence."""
+
+    steps: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    learning_rate: Rate | dict[str, Rate]
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    schedule: Schedule = "linear"
+    final: Annotated[float, Field(ge=0, le=1)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+
+
+class Recipe(Strict):
+    """A study: the grid of arms, methods, splits and seeds, and how each run is trained."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    description: str = ""
+    task: TaskPart
+    family: str | FamilyPart = "nano"
+    arms: Annotated[list[str], Field(min_length=1)]
+    methods: Annotated[list[MethodPart], Field(min_length=1)]
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
+    train: TrainPart
+    effects: list[str] = []
+    data_dir: Path | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_fp16(cls, content: Any) -> Any:
+        if _asks_for_fp16(content):
+            raise ValueError("fp16 overflows in T5-family models and trains to a loss of 0; take bits 16 (bf16) or 32")
+        return content
+
+
+def _asks_for_fp16(content: Any) -> bool:
+    if isinstance(content, dict):
+        named = any(key in {"fp16", "float16"} and value for key, value in content.items())
+        return named or any(_asks_for_fp16(value) for key, value in content.items() if key not in {"name", "description"})
+    if isinstance(content, list):
+        return any(map(_asks_for_fp16, content))
+    return content in {"fp16", "float16"} if isinstance(content, str) else False

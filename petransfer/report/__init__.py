@@ -1,0 +1,1 @@
+"""Tables of what a study's run folders say. Imports no torch."""

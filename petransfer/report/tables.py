@@ -1,0 +1,175 @@
+"""A study's runs as rows: the terminal's table and table.csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from petransfer.study.grid import Cell
+from petransfer.study.ledger import Status, StudyFolder
+from petransfer.train.metrics import read_metrics
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run as a table shows it. Exact match in percent, log_prob in nats per target token."""
+
+    cell: Cell
+    status: Status
+    step: int = 0
+    loss: float | None = None
+    examples_per_second: float | None = None
+    seconds_left: float | None = None
+    dev: float | None = None
+    test: float | None = None
+    log_prob: float | None = None
+    trained: int | None = None
+    disagreements: int = 0
+    failure: str | None = None
+
+
+def rows_of(cells: Sequence[Cell], study: StudyFolder) -> list[Row]:
+    """How every run of a grid stands, read from its folder."""
+    return [_row(cell, study) for cell in cells]
+
+
+def _row(cell: Cell, study: StudyFolder) -> Row:
+    folder = study.run(cell.run_id)
+    status = folder.status()
+    result = folder.result()
+    if result:
+        return Row(
+            cell,
+            status,
+            step=result["steps"],
+            dev=result["dev"]["exact_match"],
+            test=result["test"]["exact_match"],
+            log_prob=result["test"]["log_prob_per_token"],
+            trained=result["trained_parameters"],
+            disagreements=result["dev"]["disagreements"] + result["test"]["disagreements"],
+        )
+    if status == "failed":
+        return Row(cell, status, failure=folder.failure())
+    lines = read_metrics(folder.path / "metrics.jsonl")
+    if not lines:
+        return Row(cell, status)
+    last = lines[-1]
+    pace = last["seconds"] / last["step"]
+    left = (cell.spec.train.steps - last["step"]) * pace
+    return Row(cell, status, last["step"], last["loss"], cell.spec.train.batch_size / pace, left)
+
+
+def terminal_table(rows: Sequence[Row], title: str, limit: int | None = None) -> Table:
+    """Dev and test exact match per arm, method, split and seed."""
+    table = Table(title=title, title_justify="left")
+    for name in ("arm", "method", "split"):
+        table.add_column(name, no_wrap=True)
+    for name in ("seed", "dev EM %", "test EM %", "log p/token"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("state")
+    shown = rows if limit is None else rows[:limit]
+    for row in shown:
+        cell = row.cell
+        figures = (_figure(row.dev, 1), _figure(row.test, 1), _figure(row.log_prob, 3))
+        table.add_row(cell.arm, cell.method, cell.split, str(cell.seed), *figures, _state(row))
+    if len(shown) < len(rows):
+        table.caption = f"and {len(rows) - len(shown)} more"
+    return table
+
+
+def plain_line(row: Row) -> str:
+    """One run on one line, for an output that is not a terminal."""
+    cell = row.cell
+    head = f"{cell.arm} | {cell.method} | {cell.split} | seed {cell.seed}"
+    if row.status == "done":
+        return f"{head} | dev EM {row.dev:.1f} % | test EM {row.test:.1f} % | log p/token {row.log_prob:.3f}"
+    return f"{head} | {_state(row)}"
+
+
+def _state(row: Row) -> str:
+    if row.failure:
+        return f"failed: {row.failure}"
+    if row.status == "done":
+        return "done" if not row.disagreements else f"done, {row.disagreements} audit disagreements"
+    if row.loss is None:
+        return row.status
+    left = f", {row.seconds_left / 60:.0f} min left" if row.seconds_left and row.status == "running" else ""
+    return (
+        f"{row.status} {row.step}/{row.cell.spec.train.steps}, loss {row.loss:.3f}, {row.examples_per_second:.0f} ex/s{left}"
+    )
+
+
+def differences(rows: Sequence[Row], effects: Sequence[str]) -> list[str]:
+    """Each effect's difference of means per split in points of EM, with the seeds it rests on; no verdict."""
+    lines = []
+    for effect in effects:
+        for split in dict.fromkeys(row.cell.split for row in rows):
+            sides = _sides(effect, [row for row in rows if row.cell.split == split and row.dev is not None])
+            if sides:
+                (a, left), (b, right) = sides
+                points = statistics.mean(left) - statistics.mean(right)
+                seeds = f"{len(left)} and {len(right)} runs"
+                lines.append(f"{a} - {b} on {split}: {points:+.1f} points of test EM ({seeds}; a difference, no verdict)")
+    return lines
+
+
+def _sides(effect: str, rows: Sequence[Row]) -> tuple[tuple[str, list[float]], tuple[str, list[float]]] | None:
+    arms: dict[str, list[float]] = {}
+    for row in rows:
+        if row.test is not None:
+            arms.setdefault(row.cell.arm, []).append(row.test)
+    for at, sign in enumerate(effect):
+        a, b = effect[:at], effect[at + 1 :]
+        if sign == "-" and a in arms and b in arms:
+            return (a, arms[a]), (b, arms[b])
+    return None
+
+
+COLUMNS = ("run_id", "arm", "method", "split", "seed", "status", "dev_em", "test_em", "test_log_prob_per_token", "trained")
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """table.csv: one line a run."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        cell = row.cell
+        figures = (row.dev, row.test, row.log_prob, row.trained)
+        writer.writerow([cell.run_id, cell.arm, cell.method, cell.split, cell.seed, row.status, *figures])
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(buffer.getvalue(), encoding="utf-8")
+    partial.replace(path)
+
+
+def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The rows for machines."""
+    return [
+        {
+            "run_id": row.cell.run_id,
+            "arm": row.cell.arm,
+            "method": row.cell.method,
+            "split": row.cell.split,
+            "seed": row.cell.seed,
+            "status": row.status,
+            "step": row.step,
+            "steps": row.cell.spec.train.steps,
+            "dev_em": row.dev,
+            "test_em": row.test,
+            "test_log_prob_per_token": row.log_prob,
+            "trained_parameters": row.trained,
+            "failure": row.failure,
+        }
+        for row in rows
+    ]
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

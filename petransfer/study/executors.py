@@ -1,0 +1,174 @@
+"""Carries out a study's runs on this machine, in this process or in several, until done or told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from petransfer.errors import UserError
+from petransfer.study.grid import Cell
+from petransfer.study.ledger import RunFolder, StudyFolder
+
+if TYPE_CHECKING:
+    from petransfer.study.run import Settings
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a study's call ended. `mistakes` are failures that the user can mend, in one line each."""
+
+    interrupted: bool
+    failures: dict[str, str]
+    mistakes: tuple[str, ...]
+
+
+def execute(
+    cells: Sequence[Cell], study: StudyFolder, settings: Settings, workers: int, tick: Callable[[], None]
+) -> Outcome:
+    """Carries out what is not done; `tick` is called often, to show how things stand. One failure stops no other run."""
+    pending = [cell for cell in cells if not study.run(cell.run_id).done]
+    workers = max(1, min(workers, len(pending)))
+    with _stop_on_signals() as stopped:
+        if pending and workers == 1:
+            _work(pending, study.path, settings, stopped, tick)
+        elif pending:
+            _spawn(pending, study.path, settings, workers, stopped, tick)
+        tick()
+        interrupted = stopped() and any(not study.run(cell.run_id).done for cell in pending)
+    open_runs = [study.run(cell.run_id) for cell in pending if not study.run(cell.run_id).done]
+    failures = {folder.path.name: folder.failure() for folder in open_runs}
+    if not interrupted:  # a killed worker leaves no word, and another process may hold a claim
+        failures = {
+            run_id: reason or f"not finished ({study.run(run_id).status()}); run the same command again to go on"
+            for run_id, reason in failures.items()
+        }
+    mistakes = dict.fromkeys(failures[folder.path.name] for folder in open_runs if _is_mistake(folder))
+    said = {run_id: reason for run_id, reason in failures.items() if reason}
+    return Outcome(interrupted, said, tuple(mistake for mistake in mistakes if mistake))
+
+
+def _spawn(
+    cells: Sequence[Cell], path: Path, settings: Settings, workers: int, stopped: Callable[[], bool], tick: Callable[[], None]
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    threads = settings.execution.threads or max(1, (os.cpu_count() or 1) // workers)
+    execution = replace(settings.execution, threads=threads)
+    mine = replace(settings, execution=execution)
+    # OpenMP reads its thread count when it starts; more threads than free cores are many times slower.
+    with _environment({"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}):
+        processes = [context.Process(target=_worker, args=(list(cells), path, mine, stop)) for _ in range(workers)]
+        for process in processes:
+            process.start()
+    while any(process.is_alive() for process in processes):
+        tick()
+        if stopped():
+            stop.set()
+        time.sleep(0.2)
+    for process in processes:
+        process.join()
+
+
+def _worker(cells: list[Cell], path: Path, settings: Settings, stop: Event) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
+    parent = os.getppid()
+    _work(cells, path, settings, lambda: stop.is_set() or os.getppid() != parent, lambda: None)
+
+
+def _work(
+    cells: Sequence[Cell], path: Path, settings: Settings, stopped: Callable[[], bool], tick: Callable[[], None]
+) -> None:
+    """Takes one run after the other that nobody has claimed."""
+    study = StudyFolder(path)
+    for cell in cells:
+        if stopped():
+            return
+        folder = study.run(cell.run_id)
+        with folder.claim() as claimed:
+            if claimed and not folder.done:
+                _attempt(cell, folder, settings, stopped, tick)
+
+
+def _attempt(
+    cell: Cell, folder: RunFolder, settings: Settings, stopped: Callable[[], bool], tick: Callable[[], None]
+) -> None:
+    from petransfer.study.run import run_one
+    from petransfer.train.loop import Interrupted
+
+    _quiet()
+    (folder.path / "failed.json").unlink(missing_ok=True)
+    try:
+        run_one(cell.spec, folder, settings, lambda step, loss, seconds: tick(), stopped)
+    except Interrupted:
+        return
+    except Exception as error:  # whatever a run dies of, the others go on
+        text = " ".join(str(error).split()) or type(error).__name__
+        kind = "mistake" if isinstance(error, UserError) else "failure"
+        with contextlib.suppress(OSError):
+            if kind == "mistake" and not (folder.path / "state").exists():
+                for leftover in folder.path.glob("*"):
+                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            folder.write_json("failed.json", {"error": text, "kind": kind, "traceback": traceback.format_exc()})
+
+
+def _is_mistake(folder: RunFolder) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        return bool(json.loads((folder.path / "failed.json").read_text())["kind"] == "mistake")
+    return False
+
+
+def _quiet() -> None:
+    """Keeps libraries' progress bars and warnings out of our own."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def _stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C (or SIGTERM) asks to stop after the current step; the second stops at once."""
+    asked: list[int] = []
+
+    def ask(number: int, _frame: object) -> None:
+        asked.append(number)
+        if len(asked) > 1:
+            raise KeyboardInterrupt
+
+    try:
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: whoever runs us handles signals
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,141 @@
+"""A study's folder: which runs are done, which are claimed, which failed. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from petransfer.errors import UserError
+from petransfer.recipe.load import freeze
+from petransfer.recipe.schema import Recipe
+
+Status = Literal["done", "failed", "running", "interrupted", "waiting"]
+
+
+class RunFolder:
+    """`runs/<run-id>/`. A run is done when DONE exists, which is written last."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has ended well."""
+        return (self.path / "DONE").exists()
+
+    def result(self) -> dict[str, Any] | None:
+        """result.json of a run that is done."""
+        return _json(self.path / "result.json") if self.done else None
+
+    def failure(self) -> str | None:
+        """Why the last try failed."""
+        content = _json(self.path / "failed.json")
+        return str(content["error"]) if content else None
+
+    def status(self) -> Status:
+        """Where the run stands."""
+        if self.done:
+            return "done"
+        if self._is_claimed():
+            return "running"
+        if (self.path / "failed.json").exists():
+            return "failed"
+        return "interrupted" if (self.path / "spec.json").exists() else "waiting"
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Writes a file whole or not at all."""
+        partial = self.path / f".{name}.partial"
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(self.path / name)
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Marks the run as done, after everything else is on the disk, and removes what only a resume needs."""
+        self.write_json("result.json", result)
+        self.write_json("DONE", {"run_id": self.path.name})
+        shutil.rmtree(self.path / "state", ignore_errors=True)
+        (self.path / "failed.json").unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def claim(self) -> Iterator[bool]:
+        """Whether this process may carry the run out. The claim ends with the process, however it ends."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path / ".claim", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+        finally:
+            os.close(descriptor)
+
+    def _is_claimed(self) -> bool:
+        if not (self.path / ".claim").exists():
+            return False
+        descriptor = os.open(self.path / ".claim", os.O_RDWR)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+
+
+class StudyFolder:
+    """`results/<study>/`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def open(self, recipe: Recipe) -> None:
+        """Makes the folder and keeps the resolved recipe in it.
+
+        Raises:
+            UserError: it cannot be written to, or belongs to another recipe.
+        """
+        kept = self.path / "recipe.yaml"
+        if kept.exists():
+            other = _name(kept)
+            if other != recipe.name:
+                raise UserError(f"{self.path} belongs to the recipe '{other}', not '{recipe.name}'; take another --out")
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise UserError(f"{self.path} holds other files and no recipe.yaml; take another --out")
+        try:
+            (self.path / "runs").mkdir(parents=True, exist_ok=True)
+            partial = self.path / f".recipe.yaml.{os.getpid()}"
+            partial.write_text(freeze(recipe), encoding="utf-8")
+            partial.replace(kept)
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written to ({error.strerror}); take another --out") from None
+
+    def run(self, run_id: str) -> RunFolder:
+        """The folder of one run."""
+        return RunFolder(self.path / "runs" / run_id)
+
+
+def _name(path: Path) -> str:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return str(content["name"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        raise UserError(f"{path} cannot be read as a recipe; take another --out") from None
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content

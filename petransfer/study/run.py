@@ -1,0 +1,155 @@
+"""One run from its spec to its folder: load, train, evaluate, save."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import torch
+from accelerate import Accelerator
+
+from petransfer.checkpoints.encoding import Encoded, encode_examples
+from petransfer.checkpoints.load import Loaded, load, weight_bytes
+from petransfer.evaluate.exact_match import Evaluation, evaluate, summary
+from petransfer.methods import APPLY, SAVE, mixed_precision, weights_bits
+from petransfer.recipe.spec import RunSpec
+from petransfer.study.ledger import RunFolder
+from petransfer.tasks import Example, SplitData, load_task
+from petransfer.train.batches import ShuffledExamples
+from petransfer.train.loop import Execution, Hooks, Loop
+from petransfer.train.state import trained_tensors
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How runs are carried out on this machine; nothing here is part of a run's id."""
+
+    execution: Execution
+    data_dir: Path | None = None
+    cpu: bool = False
+
+
+def run_one(
+    spec: RunSpec,
+    folder: RunFolder,
+    settings: Settings,
+    progress: Callable[[int, float, float], None] = lambda step, loss, seconds: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Carries a run out, or goes on with it, and returns what its result.json says.
+
+    Raises:
+        Interrupted: `should_stop` said so; the state is saved.
+        RunError: training failed. UserError: the spec asks for what cannot be had.
+    """
+    started = time.monotonic()
+    if settings.execution.threads:
+        torch.set_num_threads(settings.execution.threads)
+    data = _task_data(spec.task.name, spec.task.split, spec.task.options, settings.data_dir)
+    accelerator = Accelerator(mixed_precision=mixed_precision(spec.method), cpu=settings.cpu)
+    loaded = load(spec.checkpoint, weights_bits(spec.method), seed=spec.seed, device=accelerator.device)
+    parts = {part: encode_examples(getattr(data, part), spec.task.prefix, loaded.tokenizer, loaded.layout) for part in _PARTS}
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.write_json("spec.json", spec.as_dict())
+    model = APPLY[spec.method.name](loaded, spec.method, spec.seed).to(accelerator.device)
+    loop = Loop(
+        model,
+        ShuffledExamples(parts["train"], spec.train.batch_size, spec.seed, loaded.layout),
+        spec.train,
+        accelerator,
+        folder.path,
+        identity=spec.canonical_json(),
+        seed=spec.seed,
+        execution=settings.execution,
+        hooks=Hooks(progress, should_stop),
+    )
+    done = loop.run()
+    loop.save()
+    evaluations = _evaluate(model, loaded, data, parts)
+    _save_weights(model, spec, folder)
+    _write_examples(evaluations["test"], folder.path / "examples.parquet")
+    result = {
+        "run_id": spec.run_id,
+        **{part: summary(evaluation) for part, evaluation in evaluations.items()},
+        "parameters": sum(value.numel() for value in loaded.model.parameters()),
+        "trained_parameters": sum(value.numel() for value in trained_tensors(model).values()),
+        "weight_bytes": weight_bytes(model),
+        "base_commit": loaded.commit,
+        "steps": done.step,
+        "micro_batch": done.micro_batch,
+        "out_of_memory": done.out_of_memory,
+        "train_seconds": round(done.seconds, 1),
+        "seconds": round(time.monotonic() - started, 1),
+        "environment": environment(accelerator.device, done.threads),
+    }
+    folder.finish(result)
+    return result
+
+
+_PARTS = ("train", "dev", "test")
+
+
+@functools.lru_cache(maxsize=2)
+def _task_data(
+    name: str, split: str, options: tuple[tuple[str, str | int], ...], data_dir: Path | None
+) -> SplitData:
+    return load_task(name, data_dir, **dict(options)).load(split)
+
+
+def _evaluate(
+    model: torch.nn.Module, loaded: Loaded, data: SplitData, parts: dict[str, list[Encoded]]
+) -> dict[str, Evaluation]:
+    def one(part: str, examples: tuple[Example, ...]) -> Evaluation:
+        return evaluate(model, loaded, examples, parts[part])
+
+    return {"dev": one("dev", data.dev), "test": one("test", data.test)}
+
+
+def _save_weights(model: torch.nn.Module, spec: RunSpec, folder: RunFolder) -> None:
+    """`adapter/` for adapters, `model/` for all weights; whole or not there."""
+    target = folder.path / ("model" if spec.method.name == "full" else "adapter")
+    partial = target.with_name(f".{target.name}.partial")
+    for old in (partial, target):
+        shutil.rmtree(old, ignore_errors=True)
+    SAVE[spec.method.name](model, partial, spec.checkpoint.name)
+    provenance = RunFolder(partial)
+    provenance.write_json("petransfer.json", {"run_id": spec.run_id, "spec": _without_source(spec)})
+    partial.rename(target)
+
+
+def _without_source(spec: RunSpec) -> dict[str, Any]:
+    content = spec.as_dict()
+    del content["checkpoint"]["source"]
+    return content
+
+
+def _write_examples(evaluation: Evaluation, path: Path) -> None:
+    names = ("index", "category", "correct", "margin", "log_prob", "tokens", "tokens_correct")
+    rows = [asdict(row) for row in evaluation.scored]
+    table = pyarrow.table({name: [row[name] for row in rows] for name in names})
+    partial = path.with_name(f".{path.name}.partial")
+    pyarrow.parquet.write_table(table, partial)
+    partial.replace(path)
+
+
+def environment(device: torch.device, threads: int) -> dict[str, Any]:
+    """What a result was made with: versions, the device, and the CPU threads, on which rounding depends."""
+    packages = ("petransfer", "torch", "transformers", "peft", "bitsandbytes", "accelerate")
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "packages": {name: metadata.version(name) for name in packages},
+        "python": platform.python_version(),
+        "device": f"{device.type} ({card})",
+        "threads": threads or torch.get_num_threads(),
+        "cores": os.cpu_count(),
+    }
