@@ -1,0 +1,73 @@
+"""Small checkpoints with random weights, made anew for the test session, and specs that run on them in seconds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from petransfer.checkpoints.registry import NANO, checkpoint_spec
+from petransfer.recipe.spec import MethodSpec, RunSpec, TaskSpec, TrainSpec
+
+
+@pytest.fixture(scope="session")
+def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A T5 of one layer each way and 32 dimensions, with the embedded family's tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
+
+    folder = tmp_path_factory.mktemp("tiny-t5")
+    tokenizer = AutoTokenizer.from_pretrained(NANO / "tokenizer")
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, dropout_rate=0.1,
+        decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-2 of one layer and 32 dimensions, with the embedded family's tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("tiny-gpt2")
+    tokenizer = AutoTokenizer.from_pretrained(NANO / "tokenizer")
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=128, resid_pdrop=0.1, embd_pdrop=0.1,
+        attn_pdrop=0.1, pad_token_id=0, eos_token_id=1, bos_token_id=1,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+LORA = MethodSpec("lora", bits=32, rank=4, alpha=8.0)
+FULL = MethodSpec("full", bits=32)
+
+
+@pytest.fixture
+def tiny_spec(tiny_t5: Path) -> Callable[..., RunSpec]:
+    """Makes specs on the tiny T5; keyword arguments replace fields."""
+
+    def make(method: MethodSpec = LORA, steps: int = 8, **changes: object) -> RunSpec:
+        spec = RunSpec(
+            checkpoint=checkpoint_spec(str(tiny_t5)),
+            task=TaskSpec("scan", "jump_around_right", options=(("dev_size", 20),)),
+            method=method,
+            train=TrainSpec(steps=steps, batch_size=8, learning_rate=2e-3),
+            seed=0,
+        )
+        return replace(spec, **changes)  # type: ignore[arg-type]
+
+    return make

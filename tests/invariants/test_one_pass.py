@@ -1,0 +1,94 @@
+"""Invariant 4: exact match from one forward pass is exact match from greedy generation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from petransfer.checkpoints.encoding import encode_examples
+from petransfer.checkpoints.load import Loaded, load
+from petransfer.checkpoints.registry import checkpoint_spec
+from petransfer.evaluate import exact_match
+from petransfer.evaluate.exact_match import evaluate, score
+from petransfer.evaluate.generate import generate
+from petransfer.tasks import Example, load_task
+from petransfer.train.batches import collate
+from petransfer.train.loop import token_loss
+
+
+def _half_learnt(folder: Path, bits: int) -> tuple[Loaded, list[Example], list[object]]:
+    """A model trained on twelve short commands, so that it gets some of twenty-four right and some wrong."""
+    rows = sorted(load_task("scan").load("length").train, key=lambda row: (len(row.target), row.input))
+    examples = [*rows[::9][:12], *rows[4::9][:12]]
+    loaded = load(checkpoint_spec(str(folder)), bits)  # type: ignore[arg-type]
+    encoded = encode_examples(examples, "", loaded.tokenizer, loaded.layout)
+    model = loaded.model.float().eval()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        batch = collate(encoded[:12], loaded.layout)
+        token_loss(model, batch).div(12).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    if bits == 16:
+        model.bfloat16()
+    return loaded, examples, encoded  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("bits", [32, 16])
+@pytest.mark.parametrize("kind", ["tiny_t5", "tiny_gpt2"])
+def test_one_pass_agrees_with_generation_on_every_example(kind: str, bits: int, request: pytest.FixtureRequest) -> None:
+    loaded, examples, encoded = _half_learnt(request.getfixturevalue(kind), bits)
+    outcome = evaluate(loaded.model, loaded, examples, encoded, batch_size=7, audited=1000)  # type: ignore[arg-type]
+    said = generate(loaded.model, loaded, [row.input_ids for row in encoded], 64)  # type: ignore[attr-defined]
+    right = [text == example.target for text, example in zip(said, examples, strict=True)]
+    assert [row.correct for row in outcome.scored] == right
+    assert 3 <= sum(right) <= 21
+    assert outcome.disagreements == 0
+    assert outcome.audited + outcome.near_ties == len(examples)
+    for row in outcome.scored:
+        assert row.near_tie or (row.margin > 0) == row.correct
+        assert (row.tokens_correct == row.tokens) == (row.margin > 0)
+        assert row.log_prob <= 0
+
+
+def test_the_log_probability_is_the_sum_over_the_target(tiny_t5: Path) -> None:
+    loaded, examples, encoded = _half_learnt(tiny_t5, 32)
+    rows = score(loaded.model, loaded, examples, encoded, 24)  # type: ignore[arg-type]
+    with torch.no_grad():
+        expected = token_loss(loaded.model, collate(encoded[5:6], loaded.layout))  # type: ignore[arg-type]
+    assert rows[5].log_prob == pytest.approx(-float(expected), rel=1e-5)
+
+
+def test_the_audit_finds_a_forward_pass_that_lies(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, examples, encoded = _half_learnt(tiny_t5, 32)
+
+    def lying(*arguments: object) -> list[exact_match.Scored]:
+        return [replace(row, correct=not row.correct, near_tie=False) for row in score(*arguments)]  # type: ignore[arg-type]
+
+    monkeypatch.setattr(exact_match, "score", lying)
+    outcome = evaluate(loaded.model, loaded, examples, encoded, audited=10)  # type: ignore[arg-type]
+    assert outcome.audited == 10
+    assert outcome.disagreements == 10
+
+
+def test_near_ties_are_settled_by_generation(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, examples, encoded = _half_learnt(tiny_t5, 32)
+    sure = evaluate(loaded.model, loaded, examples, encoded)  # type: ignore[arg-type]
+    monkeypatch.setattr(exact_match, "NOISE_UNITS", 1e9)
+    unsure = evaluate(loaded.model, loaded, examples, encoded)  # type: ignore[arg-type]
+    assert unsure.near_ties == len(examples)
+    assert [row.correct for row in unsure.scored] == [row.correct for row in sure.scored]
+
+
+def test_another_spelling_of_the_same_string_is_left_to_generation(tiny_t5: Path) -> None:
+    loaded = load(checkpoint_spec(str(tiny_t5)), 32)
+    whole = loaded.tokenizer("jump", add_special_tokens=False)["input_ids"]
+    letters = [loaded.tokenizer.convert_tokens_to_ids(piece) for piece in ("Ġ", "j")]
+    assert len(whole) == 1
+    assert exact_match._may_spell([letters[0], letters[1]], "jump", loaded)
+    assert not exact_match._may_spell([letters[0], loaded.tokenizer.convert_tokens_to_ids("k")], "jump", loaded)
+    assert exact_match._may_spell([*whole, loaded.layout.eos_id], "jump", loaded)
+    assert not exact_match._may_spell([letters[1], loaded.layout.eos_id], "jump", loaded)

@@ -1,0 +1,173 @@
+"""Invariants 3, 6 and 8: interruption, plain peft and seeds leave a run's numbers alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForSeq2SeqLM
+
+from petransfer.errors import RunError
+from petransfer.recipe.spec import MethodSpec, RunSpec
+from petransfer.study.ledger import RunFolder
+from petransfer.study.run import Settings, run_one
+from petransfer.train import state
+from petransfer.train.loop import Execution, Interrupted
+from petransfer.train.metrics import read_metrics
+from tests.conftest import FULL, LORA
+
+SETTINGS = Settings(Execution(threads=1, log_every=2, save_every=0.0), cpu=True)
+Make = Callable[..., RunSpec]
+
+
+def _run(spec: RunSpec, folder: Path, stop_at: set[int] | None = None) -> dict[str, Any] | None:
+    """Carries a run out; asked to stop at the given steps, it stops after each of them."""
+    at = {"step": 0}
+
+    def progress(step: int, loss: float, seconds: float) -> None:
+        at["step"] = step
+
+    def should_stop() -> bool:
+        return at["step"] in (stop_at or set()) and not (stop_at or set()).discard(at["step"])
+
+    try:
+        return run_one(spec, RunFolder(folder), SETTINGS, progress, should_stop)
+    except Interrupted:
+        return None
+
+
+def _weights(folder: Path, name: str = "adapter/adapter_model.safetensors") -> dict[str, torch.Tensor]:
+    return load_file(folder / name)
+
+
+def _numbers(result: dict[str, Any] | None) -> dict[str, Any]:
+    assert result is not None
+    return {part: result[part] for part in ("dev", "test")}
+
+
+def _same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize(
+    ("method", "file"),
+    [
+        (LORA, "adapter/adapter_model.safetensors"),
+        (replace(LORA, dropout=0.1, embeddings="trained"), "adapter/adapter_model.safetensors"),
+        (FULL, "model/model.safetensors"),
+    ],
+    ids=["lora", "lora-embeddings", "full"],
+)
+def test_an_interrupted_run_ends_bit_for_bit_where_the_other_does(
+    method: MethodSpec, file: str, tiny_spec: Make, tmp_path: Path
+) -> None:
+    spec = tiny_spec(method, steps=9)
+    whole = _run(spec, tmp_path / "whole")
+    stops = {1, 4, 5}
+    tries = 0
+    result = None
+    while result is None:
+        result = _run(spec, tmp_path / "cut", stops)
+        tries += 1
+    assert tries == 4
+    assert _same(_weights(tmp_path / "whole", file), _weights(tmp_path / "cut", file))
+    assert _numbers(whole) == _numbers(result)
+    lines = [[{**line, "seconds": 0} for line in read_metrics(tmp_path / name / "metrics.jsonl")] for name in ("whole", "cut")]
+    assert lines[0] == lines[1]
+    assert [line["step"] for line in lines[0]] == [2, 4, 6, 8, 9]
+    assert not (tmp_path / "cut" / "state").exists()
+
+
+def test_two_runs_of_one_spec_are_identical_and_another_seed_is_not(tiny_spec: Make, tmp_path: Path) -> None:
+    spec = tiny_spec()
+    first, second = _run(spec, tmp_path / "a"), _run(spec, tmp_path / "b")
+    other = _run(replace(spec, seed=1), tmp_path / "c")
+    assert _same(_weights(tmp_path / "a"), _weights(tmp_path / "b"))
+    assert _numbers(first) == _numbers(second)
+    assert not _same(_weights(tmp_path / "a"), _weights(tmp_path / "c"))
+    assert _numbers(first) != _numbers(other)
+
+
+def test_adapters_are_drawn_from_the_seed_whatever_was_drawn_before(tiny_spec: Make, tmp_path: Path) -> None:
+    torch.manual_seed(123)
+    torch.rand(7)
+    _run(tiny_spec(), tmp_path / "a")
+    torch.rand(13)
+    _run(tiny_spec(), tmp_path / "b")
+    assert _same(_weights(tmp_path / "a"), _weights(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("embeddings", ["frozen", "trained"])
+def test_plain_peft_gives_the_same_logits(embeddings: str, tiny_spec: Make, tiny_t5: Path, tmp_path: Path) -> None:
+    from petransfer.evaluate.predict import Predictor
+
+    spec = tiny_spec(replace(LORA, embeddings=embeddings), steps=12)
+    spec = replace(spec, train=replace(spec.train, learning_rate=3e-2))
+    _run(spec, tmp_path)
+    ours = Predictor.of(tmp_path, device="cpu")
+    base = AutoModelForSeq2SeqLM.from_pretrained(tiny_t5, dtype=torch.float32)
+    ids = {"input_ids": torch.tensor([[40, 50, 60, 1]]), "decoder_input_ids": torch.tensor([[0, 70, 80]])}
+    with torch.no_grad():
+        before = base.eval()(**ids).logits
+        plain = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+        after = plain(**ids).logits
+        assert torch.equal(after, ours.model(**ids).logits)
+    assert (after - before).abs().max() > 1e-3
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert str(tmp_path) not in json.dumps(config)
+    assert config["base_model_name_or_path"] == spec.checkpoint.name
+
+
+def test_training_the_embeddings_changes_the_encoder_the_decoder_and_the_head(
+    tiny_spec: Make, tiny_t5: Path, tmp_path: Path
+) -> None:
+    """T5 ties four places to one matrix; all of them must see the trained rows."""
+    spec = tiny_spec(replace(LORA, embeddings="trained"), steps=3)
+    _run(replace(spec, train=replace(spec.train, learning_rate=3e-2)), tmp_path)
+    model = PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(tiny_t5, dtype=torch.float32), tmp_path / "adapter")
+    inner = model.base_model.model
+    rows = torch.tensor([[5, 6, 7]])
+    frozen = AutoModelForSeq2SeqLM.from_pretrained(tiny_t5, dtype=torch.float32)
+    encoder, decoder = inner.encoder.embed_tokens(rows), inner.decoder.embed_tokens(rows)
+    assert torch.equal(encoder, decoder)
+    assert not torch.equal(encoder, frozen.shared(rows))
+    hidden = torch.randn(1, 1, 32)
+    assert torch.allclose(inner.lm_head(hidden)[..., 5:8], hidden @ encoder[0].T, atol=1e-5)
+
+
+def test_a_full_disk_while_saving_leaves_the_last_good_state(
+    tiny_spec: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tiny_spec(steps=6)
+    whole = _run(spec, tmp_path / "whole")
+    real, calls = state.save_file, {"n": 0}
+
+    def full(*arguments: object, **options: object) -> None:
+        calls["n"] += 1
+        if calls["n"] == 6:  # the optimiser's part of the third state
+            raise OSError(28, "No space left on device")
+        real(*arguments, **options)
+
+    monkeypatch.setattr(state, "save_file", full)
+    with pytest.raises(RunError, match="No space left on device; the last good state is kept"):
+        _run(spec, tmp_path / "cut")
+    states = list((tmp_path / "cut" / "state").iterdir())
+    assert [folder.name for folder in states] == ["step-000000002"]
+    monkeypatch.setattr(state, "save_file", real)
+    result = _run(spec, tmp_path / "cut")
+    assert _same(_weights(tmp_path / "whole"), _weights(tmp_path / "cut"))
+    assert _numbers(whole) == _numbers(result)
+
+
+def test_a_state_of_another_spec_is_not_taken(tiny_spec: Make, tmp_path: Path) -> None:
+    spec = tiny_spec(steps=6)
+    assert _run(spec, tmp_path / "cut", {3}) is None
+    assert state.peek_progress(tmp_path / "cut" / "state", spec.canonical_json()) is not None
+    assert state.peek_progress(tmp_path / "cut" / "state", replace(spec, seed=5).canonical_json()) is None
