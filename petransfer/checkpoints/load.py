@@ -24,6 +24,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
@@ -87,7 +88,8 @@ def model_class(config: Any, name: str) -> type[AutoModelForSeq2SeqLM] | type[Au
         raise UserError(f"{name} is encoder-only ({architectures}): it cannot say a target; take a full checkpoint")
     if config.model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES and config.is_encoder_decoder:
         return AutoModelForSeq2SeqLM
-    if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not architectures.endswith("MaskedLM"):
+    # BERT and its kin can be made into decoders, but their checkpoints read both ways.
+    if config.model_type in set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(MODEL_FOR_MASKED_LM_MAPPING_NAMES):
         return AutoModelForCausalLM
     raise UserError(f"{name} ({config.model_type}) is encoder-only or unknown: it cannot say a target")
 
@@ -163,13 +165,15 @@ def _quantised(auto: Any, place: str, revision: str | None, bits: Bits, device: 
 def _wo_quantised(auto: Any, place: str, revision: str | None) -> Iterator[None]:
     """Lets T5's `wo` be quantised: its class keeps it wide for the sake of fp16, which is never used here."""
     config = AutoConfig.from_pretrained(place, revision=revision)
-    cls = auto._model_mapping[type(config)]
-    kept = getattr(cls, "_keep_in_fp32_modules", None)
-    cls._keep_in_fp32_modules = None
+    owners = [cls for cls in auto._model_mapping[type(config)].__mro__ if "_keep_in_fp32_modules" in vars(cls)]
+    kept = [vars(cls)["_keep_in_fp32_modules"] for cls in owners]
+    for cls in owners:
+        cls._keep_in_fp32_modules = None
     try:
         yield
     finally:
-        cls._keep_in_fp32_modules = kept
+        for cls, names in zip(owners, kept, strict=True):
+            cls._keep_in_fp32_modules = names
 
 
 def _layout(config: Any, tokenizer: PreTrainedTokenizerBase) -> Layout:
@@ -215,6 +219,6 @@ def _plain_errors(checkpoint: CheckpointSpec) -> Iterator[None]:
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().split("\n")[0][:200]
         if checkpoint.source:
-            raise UserError(f"{name} cannot be loaded as a checkpoint: {first}") from error
+            raise UserError(f"{name} cannot be loaded ({first}); name a folder that save_pretrained wrote") from error
         hint = "without a network, download it elsewhere and name its folder, or take the embedded family nano"
         raise UserError(f"{name} could not be loaded from the hub or its cache ({first}); {hint}") from error

@@ -152,12 +152,18 @@ def _embedded_sha256(name: str) -> str:
     return digest.hexdigest()
 
 
-@functools.cache
 def _folder_sha256(folder: Path) -> str:
     """Over the configuration, the tokenizer and the weights; names and contents count, dates do not."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.suffix in {".json", ".safetensors", ".model", ".txt"} and path.is_file():
-            with path.open("rb") as file:
-                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+            stat = path.stat()
+            digest.update(path.name.encode() + _file_sha256(path, stat.st_mtime_ns, stat.st_size))
     return digest.hexdigest()
+
+
+@functools.cache
+def _file_sha256(path: Path, modified_ns: int, size: int) -> bytes:
+    """Read once a process unless the file changes: weights are large."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

@@ -43,6 +43,9 @@ def _lines(file: Path | None) -> Iterator[str]:
 
 
 def _stripped(lines: Iterable[str]) -> Iterator[str]:
-    for line in lines:
-        if line.strip():
-            yield line.rstrip("\n")
+    try:
+        for line in lines:
+            if line.strip():
+                yield line.rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"the inputs are not UTF-8 at byte {error.start}; save them as UTF-8") from None

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.console import Console
 from rich.live import Live
 
 from petransfer.errors import UserError
-from petransfer.recipe.load import load_recipe, validate
+from petransfer.recipe.load import load_recipe
 from petransfer.recipe.schema import Recipe
 from petransfer.report import tables
 from petransfer.study.grid import Cell, expand
@@ -221,7 +220,7 @@ def status(
     kept = study / "recipe.yaml"
     if not kept.is_file():
         raise UserError(f"{study} is no study's folder: it has no recipe.yaml")
-    recipe = validate(yaml.safe_load(kept.read_text(encoding="utf-8")), str(kept))
+    recipe = load_recipe(str(kept))
     rows = tables.rows_of(expand(recipe), StudyFolder(study))
     if as_json:
         print(json.dumps({"study": recipe.name, "runs": tables.as_json(rows)}, indent=1))

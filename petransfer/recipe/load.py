@@ -76,7 +76,7 @@ def validate(content: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{where}: {_say(error)}") from None
+        raise UserError(f"{where}: {_say(error, content)}") from None
 
 
 def freeze(recipe: Recipe) -> str:
@@ -124,9 +124,11 @@ def _put(content: Any, keys: list[str], value: Any) -> None:
             raise UserError(f"--set {'.'.join(keys)}: there is no {'.'.join(keys[: place + 1])} in the recipe") from None
 
 
-def _say(error: ValidationError) -> str:
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"]]
+def _say(error: ValidationError, content: dict[str, Any]) -> str:
+    placed = [(_place(mistake, content), mistake) for mistake in error.errors()]
+    start = placed[0][0]
+    # What may be one of several kinds fails once for each; the mistake that lies deepest is the one that was made.
+    place, first = max((pair for pair in placed if pair[0][: len(start)] == start), key=lambda pair: len(pair[0]))
     if first["type"] == "extra_forbidden":
         key, names = place[-1], sorted(_keys(place[:-1]))
         near = difflib.get_close_matches(key, names, n=1, cutoff=0.4)
@@ -135,6 +137,18 @@ def _say(error: ValidationError) -> str:
     given = first.get("input")
     shown = "" if isinstance(given, dict) or first["type"] == "missing" else f" (it is {given!r})"
     return f"{'.'.join(place) or 'recipe'}: {first['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def _place(mistake: Any, content: Any) -> list[str]:
+    """The keys and indices that lead to a mistake, without the names of types that pydantic puts between them."""
+    place = []
+    for part in mistake["loc"]:
+        if isinstance(content, dict | list) and (part in content if isinstance(content, dict) else isinstance(part, int)):
+            content = content[part]
+            place.append(str(part))
+    if mistake["type"] == "missing":
+        place.append(str(mistake["loc"][-1]))
+    return place
 
 
 def _keys(place: list[str]) -> Iterator[str]:

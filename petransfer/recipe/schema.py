@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from petransfer.recipe.spec import Bits, Embeddings, RateScaling, Schedule
 
@@ -13,7 +13,18 @@ from petransfer.recipe.spec import Bits, Embeddings, RateScaling, Schedule
 class Strict(BaseModel):
     """A part of a recipe: no unknown keys, no silent conversions, no change after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _no_truth_value(value: Any) -> Any:
+    """Python takes True for 1; a recipe that says so has a mistake in it."""
+    if isinstance(value, bool):
+        raise ValueError("give a number, not yes or no")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_no_truth_value)]
+Real = Annotated[float, BeforeValidator(_no_truth_value)]
 
 
 class TaskPart(Strict):
@@ -22,7 +33,7 @@ class TaskPart(Strict):
     name: str
     splits: Annotated[list[str], Field(min_length=1)]
     prefix: str | None = None
-    options: dict[str, str | int] = {}
+    options: dict[str, str | Whole] = {}
 
 
 class FamilyPart(Strict):
@@ -37,9 +48,9 @@ class MethodPart(Strict):
     """One way to train. `alpha` is twice the rank unless given."""
 
     name: str
-    rank: Annotated[int, Field(ge=1, le=4096)] = 16
-    alpha: Annotated[float, Field(gt=0)] | None = None
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    rank: Annotated[Whole, Field(ge=1, le=4096)] = 16
+    alpha: Annotated[Real, Field(gt=0)] | None = None
+    dropout: Annotated[Real, Field(ge=0, lt=1)] = 0.0
     targets: str | list[str] = "all-linear"
     embeddings: Embeddings = "frozen"
     bits: Bits = 16
@@ -59,20 +70,20 @@ class MethodPart(Strict):
         return self
 
 
-Rate = Annotated[float, Field(gt=0, lt=10)]
+Rate = Annotated[Real, Field(gt=0, lt=10)]
 
 
 class TrainPart(Strict):
     """The optimisation. `learning_rate` is one number, or one per method or arm, the arm's own taking precedence."""
 
-    steps: Annotated[int, Field(ge=1)]
-    batch_size: Annotated[int, Field(ge=1)] = 32
+    steps: Annotated[Whole, Field(ge=1)]
+    batch_size: Annotated[Whole, Field(ge=1)] = 32
     learning_rate: Rate | dict[str, Rate]
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    warmup: Annotated[Real, Field(ge=0, lt=1)] = 0.05
     schedule: Schedule = "linear"
-    final: Annotated[float, Field(ge=0, le=1)] = 0.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    final: Annotated[Real, Field(ge=0, le=1)] = 0.0
+    weight_decay: Annotated[Real, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[Real, Field(ge=0)] = 1.0
 
 
 class Recipe(Strict):
@@ -84,7 +95,7 @@ class Recipe(Strict):
     family: str | FamilyPart = "nano"
     arms: Annotated[list[str], Field(min_length=1)]
     methods: Annotated[list[MethodPart], Field(min_length=1)]
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
+    seeds: Annotated[list[Annotated[Whole, Field(ge=0)]], Field(min_length=1)] = [0]
     train: TrainPart
     effects: list[str] = []
     data_dir: Path | None = None

@@ -54,6 +54,9 @@ class MethodSpec:
     targets: str | tuple[str, ...] = "all-linear"
     embeddings: Embeddings = "frozen"
 
+    def __post_init__(self) -> None:
+        _whole_to_float(self)
+
 
 @dataclass(frozen=True)
 class TrainSpec:
@@ -74,6 +77,10 @@ class TrainSpec:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
+
+    def __post_init__(self) -> None:
+        _whole_to_float(self)
+        object.__setattr__(self, "betas", tuple(map(float, self.betas)))
 
 
 @dataclass(frozen=True)
@@ -110,21 +117,18 @@ class RunSpec:
         method = {**content["method"]}
         if not isinstance(method["targets"], str):
             method["targets"] = tuple(method["targets"])
-        train = {**content["train"], "betas": tuple(content["train"]["betas"])}
         return cls(
             checkpoint=CheckpointSpec(**content["checkpoint"]),
             task=TaskSpec(**task),
             method=MethodSpec(**method),
-            train=_floats(TrainSpec(**train)),
+            train=TrainSpec(**content["train"]),
             seed=content["seed"],
             version=content["version"],
         )
 
 
-def _floats(spec: TrainSpec) -> TrainSpec:
+def _whole_to_float(spec: MethodSpec | TrainSpec) -> None:
     """JSON and YAML write 1.0 as 1 where people do; the type of a field decides, so that ids do not depend on it."""
-    values = {
-        field.name: float(getattr(spec, field.name)) if field.type == "float" else getattr(spec, field.name)
-        for field in fields(spec)
-    }
-    return TrainSpec(**values)
+    for field in fields(spec):
+        if field.type == "float":
+            object.__setattr__(spec, field.name, float(getattr(spec, field.name)))

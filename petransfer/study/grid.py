@@ -9,7 +9,7 @@ from petransfer.checkpoints.registry import Arm, Family, own_family, registered_
 from petransfer.errors import UserError, unknown
 from petransfer.recipe.schema import FamilyPart, MethodPart, Recipe
 from petransfer.recipe.spec import MethodSpec, RunSpec, TaskSpec, TrainSpec
-from petransfer.tasks import task_splits
+from petransfer.tasks import load_task
 
 METHODS = ("lora", "full")
 
@@ -41,19 +41,19 @@ def expand(recipe: Recipe) -> list[Cell]:
     """All runs, seed by seed, so that a table's rows fill up together; runs that are the same stand once.
 
     Raises:
-        UserError: an arm, split, method, learning rate or effect is unknown.
+        UserError: a task, its option, an arm, split, method, learning rate or effect is unknown.
     """
     family = family_of(recipe)
-    known = task_splits(recipe.task.name)
+    known = load_task(recipe.task.name, **recipe.task.options).splits
     for split in recipe.task.splits:
         if split not in known:
             raise unknown(f"split of {recipe.task.name}", split, known)
     for method in recipe.methods:
         if method.name not in METHODS:
             raise unknown("method", method.name, METHODS)
+    arms = [family.arm(name) for name in recipe.arms]
     _check_rates(recipe, family)
     _check_effects(recipe)
-    arms = [family.arm(name) for name in recipe.arms]
     cells: dict[str, Cell] = {}
     for seed in recipe.seeds:
         for split in recipe.task.splits:
@@ -115,5 +115,5 @@ def _check_rates(recipe: Recipe, family: Family) -> None:
 def _check_effects(recipe: Recipe) -> None:
     for effect in recipe.effects:
         sides = [(effect[:at], effect[at + 1 :]) for at, sign in enumerate(effect) if sign == "-"]
-        if not any(left in recipe.arms and right in recipe.arms for left, right in sides):
+        if not any(left in recipe.arms and right in recipe.arms and left != right for left, right in sides):
             raise UserError(f"effects: '{effect}' is no contrast of two of the arms {', '.join(recipe.arms)}; write a-b")

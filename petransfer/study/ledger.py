@@ -129,7 +129,7 @@ def _name(path: Path) -> str:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         return str(content["name"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
         raise UserError(f"{path} cannot be read as a recipe; take another --out") from None
 
 

@@ -112,16 +112,16 @@ class Loop:
         self.spec, self.source, self.accelerator, self.folder = spec, source, accelerator, folder
         self.identity, self.seed, self.execution, self.hooks = identity, seed, execution, hooks
         self.model = model
-        self.optimizer = make_optimizer(model, spec)
         self.metrics = MetricsFile(folder / "metrics.jsonl")
         self.progress = peek_progress(folder / "state", identity) or Progress(
             micro_batch=execution.micro_batch or spec.batch_size, threads=execution.threads
         )
+        if self.progress.threads:  # rounding depends on the thread count, so a resumed run keeps it
+            torch.set_num_threads(self.progress.threads)
+        self.optimizer = make_optimizer(model, spec)
         if self.progress.step:
             load_state(folder / "state", self.progress, model, self.optimizer)
         self.metrics.cut(self.progress.metrics_bytes)
-        if self.progress.threads:  # a resumed run keeps the thread count, on which rounding depends
-            torch.set_num_threads(self.progress.threads)
         self.wrapped: torch.nn.Module = accelerator.prepare_model(model)
         self.loss_function = torch.compile(loss_function, dynamic=False) if execution.compile else loss_function
         self.checks = SelfChecks(model)

@@ -44,6 +44,9 @@ TRAINING = TrainSpec(
     steps=11_000, batch_size=32, learning_rate=6e-2, warmup=0.02, final=0.05, rate_scaling="rms", weight_decay=0.008
 )
 
+# Pieces that occur less often than this in a corpus end on one direction too, and are drawn anew like the unseen.
+RARE = 30
+
 
 @dataclass(frozen=True)
 class PretrainSpec:
@@ -152,8 +155,9 @@ def pretrain(
     def windows(ids: np.ndarray, seed: int) -> CorruptedWindows:
         return CorruptedWindows(ids, spec.noise, spec.train.batch_size, seed, layout, sentinels, eos)
 
-    seen = np.bincount(corpus.train, minlength=len(tokenizer)) > 0
-    seen[sentinels[: spec.noise.spans]] = True
+    counts = np.bincount(corpus.train, minlength=len(tokenizer))
+    counts[sentinels[: spec.noise.spans]] = len(corpus.train) // spec.noise.window
+    seen, learnt = counts > 0, counts >= RARE
     loss_function = _loss_over(torch.from_numpy(seen))
     accelerator = Accelerator(mixed_precision=mixed_precision)
     valid = windows(corpus.valid, seed=12345)
@@ -178,7 +182,7 @@ def pretrain(
     hooks.at_step |= {step: validate for step in {*range(valid_every, steps, valid_every), steps}}
     done = loop.run()
     final = validate()["valid_loss"]
-    redraw_rows(model.shared.weight, torch.from_numpy(seen), keep=[model.config.pad_token_id], seed=spec.seed)
+    redraw_rows(model.shared.weight, torch.from_numpy(learnt), keep=[model.config.pad_token_id], seed=spec.seed)
     card = {
         **asdict(spec),
         "parameters": sum(value.numel() for value in model.parameters()),
@@ -187,7 +191,7 @@ def pretrain(
         "target_tokens": steps * spec.train.batch_size * spec.noise.target_length,
         "valid_loss": final,
         "seconds": round(done.seconds),
-        "new_pieces": np.flatnonzero(~seen).tolist(),
+        "new_pieces": np.flatnonzero(~learnt).tolist(),
     }
     save_checkpoint(model, card, folder)
     return card
@@ -224,11 +228,11 @@ def validation_loss(loop: Loop, source: CorruptedWindows, batches: int) -> float
 
 
 @torch.no_grad()
-def redraw_rows(weight: torch.Tensor, seen: torch.Tensor, keep: list[int], seed: int) -> None:
-    """Draws the rows of pieces that never occurred from the mean and deviation of the rows that did, in place."""
-    new = ~seen.to(weight.device)
+def redraw_rows(weight: torch.Tensor, learnt: torch.Tensor, keep: list[int], seed: int) -> None:
+    """Draws the rows of pieces that were not learnt from the mean and deviation of the rows that were, in place."""
+    new = ~learnt.to(weight.device)
     new[keep] = False
-    mean, deviation = weight[seen].mean(0), weight[seen].std(0)
+    mean, deviation = weight[learnt].mean(0), weight[learnt].std(0)
     noise = torch.randn(int(new.sum()), weight.shape[1], generator=torch.Generator().manual_seed(seed))
     weight[new] = mean + deviation * noise.to(weight.device)
 

@@ -1,0 +1,133 @@
+"""Loading in several bits, the control arms, and the embedded checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+from petransfer.checkpoints.load import load, weight_bytes
+from petransfer.checkpoints.registry import NANO, checkpoint_spec, family_names, registered_family
+from petransfer.errors import UserError
+from petransfer.methods import APPLY
+from petransfer.recipe.spec import Reinit, RunSpec
+from petransfer.train.loop import token_loss
+from tests.conftest import LORA
+
+
+@pytest.mark.parametrize("kind", ["tiny_t5", "tiny_gpt2"])
+def test_reinit_draws_what_it_names_and_leaves_the_rest(kind: str, request: pytest.FixtureRequest) -> None:
+    spec = checkpoint_spec(str(request.getfixturevalue(kind)))
+
+    def parts(reinit: Reinit, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        model = load(replace(spec, reinit=reinit), 32, seed=seed).model
+        embeddings = model.get_input_embeddings().weight
+        body = next(value for name, value in model.named_parameters() if "SelfAttention.q" in name or "c_attn.weight" in name)
+        return embeddings, body
+
+    embeddings, body = parts("none")
+    new = {reinit: parts(reinit) for reinit in ("embeddings", "body", "all")}  # type: ignore[arg-type]
+    assert [torch.equal(pair[0], embeddings) for pair in new.values()] == [False, True, False]
+    assert [torch.equal(pair[1], body) for pair in new.values()] == [True, False, False]
+    assert torch.equal(parts("all")[0], new["all"][0])
+    assert not torch.equal(parts("all", seed=1)[0], new["all"][0])
+    # the model's own initialisation, not just any noise
+    assert float(new["all"][0].detach().std()) == pytest.approx(float(embeddings.detach().std()), rel=0.1)
+
+
+@pytest.mark.parametrize("kind", ["tiny_t5", "tiny_gpt2"])
+@pytest.mark.parametrize("bits", [32, 16, 8, 4])
+def test_the_bits_asked_for_are_the_bits_that_are_there_and_lora_trains_on_them(
+    kind: str, bits: int, request: pytest.FixtureRequest
+) -> None:
+    loaded = load(checkpoint_spec(str(request.getfixturevalue(kind))), bits)  # type: ignore[arg-type]
+    held = weight_bytes(loaded.model)
+    expected = {32: {"float32"}, 16: {"bfloat16"}, 8: {"int8", "bfloat16"}, 4: {"uint8", "bfloat16"}}
+    assert set(held) == expected[bits]
+    if kind == "tiny_t5" and bits < 16:
+        wo = loaded.model.encoder.block[0].layer[1].DenseReluDense.wo.weight
+        assert str(wo.dtype).removeprefix("torch.") in {"int8", "uint8"}
+    model = APPLY["lora"](loaded, LORA, 0)
+    batch = {"input_ids": torch.tensor([[5, 9, 1]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
+    labels = torch.tensor([[8, 12, 1]])
+    batch |= {"labels": labels}
+    if loaded.layout.encoder_decoder:
+        batch |= {"decoder_input_ids": torch.tensor([[0, 8, 12]])}
+    optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=1e-1)
+    losses = []
+    for _ in range(25):
+        loss = token_loss(model, batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_a_reinitialised_model_can_be_quantised(tiny_t5: Path) -> None:
+    loaded = load(replace(checkpoint_spec(str(tiny_t5)), reinit="all"), 4)
+    assert "uint8" in weight_bytes(loaded.model)
+
+
+def test_an_encoder_only_checkpoint_is_refused(tmp_path: Path, tiny_t5: Path) -> None:
+    BertModel(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16)).save_pretrained(
+        tmp_path
+    )
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((tiny_t5 / name).read_bytes())
+    with pytest.raises(UserError, match="encoder-only"):
+        load(checkpoint_spec(str(tmp_path)), 32)
+
+
+def test_the_embedded_checkpoint_is_what_its_card_says() -> None:
+    card = json.loads((NANO / "english" / "pretraining.json").read_text())
+    loaded = load(checkpoint_spec("nano/english"), 32)
+    assert sum(value.numel() for value in loaded.model.parameters()) == card["parameters"]
+    assert len(loaded.tokenizer) == loaded.model.config.vocab_size
+    assert loaded.new_pieces == tuple(card["new_pieces"])
+    symbol = loaded.tokenizer.convert_tokens_to_ids("ĠI_JUMP")
+    assert symbol in loaded.new_pieces
+    assert loaded.tokenizer.convert_tokens_to_ids("Ġthe") not in loaded.new_pieces
+
+
+def test_no_two_rows_of_the_embedded_vocabulary_point_the_same_way() -> None:
+    weight = load(checkpoint_spec("nano/english"), 32).model.get_input_embeddings().weight.detach()
+    rows = torch.nn.functional.normalize(weight, dim=1)
+    cosine = rows @ rows.T
+    cosine.fill_diagonal_(0)
+    assert float(cosine.max()) < 0.99
+
+
+def test_the_whole_words_of_the_benchmarks_are_single_pieces() -> None:
+    tokenizer = load(checkpoint_spec("nano/english"), 32).tokenizer
+    text = "jump around right twice and walk opposite left thrice after look I_TURN_RIGHT I_JUMP I_WALK * cookie ( x _ 1 ) ; eat"
+    pieces = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert len(pieces) == len(text.split())
+    assert tokenizer.decode(pieces) == text
+
+
+def test_every_family_has_its_controls() -> None:
+    for name in family_names():
+        family = registered_family(name)
+        assert {"scratch", "random", "english-newemb"} <= set(family.arm_names)
+        assert family.arm("scratch").checkpoint.reinit == "all"
+        assert family.arm("scratch").trained == "all"
+        assert family.arm("random").trained == "method"
+        assert family.arm("english-newemb").checkpoint.reinit == "embeddings"
+
+
+def test_only_new_pieces_are_trained_when_asked(tiny_spec: Callable[..., RunSpec]) -> None:
+    loaded = load(checkpoint_spec("nano/english"), 32)
+    model = APPLY["lora"](loaded, replace(LORA, embeddings="new"), 0)
+    rows = [value for name, value in model.named_parameters() if value.requires_grad and "trainable_tokens" in name]
+    assert {value.shape[0] for value in rows} == {len(loaded.new_pieces)}
+
+
+def test_new_pieces_are_refused_where_there_are_none(tiny_t5: Path) -> None:
+    with pytest.raises(UserError, match="no new pieces"):
+        APPLY["lora"](load(checkpoint_spec(str(tiny_t5)), 32), replace(LORA, embeddings="new"), 0)

@@ -1,0 +1,329 @@
+"""A user's mistakes at the command line: exit code 2, one line that says what, where and what to do, nothing left over."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from petransfer.checkpoints.encoding import Layout, encode_targets
+from petransfer.cli import main
+from petransfer.cli.predict import _lines
+from petransfer.errors import UserError
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test works in an empty folder of its own, without a network."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return work
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Runs a command that has to end with exit code 2 and one line of error, which it gives back."""
+
+    def call(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["petransfer", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        written = capsys.readouterr().err
+        assert ended.value.code == 2, written
+        errors = [line for line in written.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1, written
+        assert "Traceback" not in written
+        return errors[0]
+
+    return call
+
+
+@pytest.fixture
+def refused_at_once(refused: Refused, elsewhere: Path) -> Refused:
+    """The same where no file may be touched."""
+
+    def call(*arguments: str) -> str:
+        before = contents(elsewhere)
+        said = refused(*arguments)
+        assert contents(elsewhere) == before
+        return said
+
+    return call
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Every file and folder below `folder`."""
+    found = sorted(folder.rglob("*"))
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in found}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-r", "lora-scn"], ["unknown recipe 'lora-scn'", "did you mean 'lora-scan'?"]),
+        (["-r", "none.yaml"], ["no recipe file none.yaml", "petransfer recipes ls"]),
+        (["--set", "train.stesp=3"], ["unknown key 'train.stesp'", "did you mean 'steps'?"]),
+        (["--set", "methods.0.rnak=3"], ["unknown key 'methods.0.rnak'", "did you mean 'rank'?"]),
+        (["--set", "tsk={}"], ["unknown key 'tsk'", "did you mean 'task'?"]),
+        (["--arms", "english,scrach"], ["unknown arm of family nano 'scrach'", "did you mean 'scratch'?"]),
+        (["--arms", "english,"], ["unknown arm of family nano ''", "known: english"]),
+        (["--set", "task.splits=[add_jmp]"], ["unknown split of scan 'add_jmp'", "did you mean 'add_jump'?"]),
+        (["--set", "task.name=scam"], ["unknown task 'scam'", "did you mean 'scan'?"]),
+        (["--set", "task.options.dev_siz=3"], ["unknown option of task scan 'dev_siz'", "did you mean 'dev_size'?"]),
+        (["--family", "nanno"], ["unknown family 'nanno'", "did you mean 'nano'?"]),
+        (["--set", "methods.0.name=lorra"], ["unknown method 'lorra'", "did you mean 'lora'?"]),
+        (["--set", "effects=[english-scrach]"], ["'english-scrach' is no contrast", "english, scratch"]),
+    ],
+)
+@pytest.mark.parametrize("verb", ["run", "plan"])
+def test_unknown_names(refused_at_once: Refused, verb: str, arguments: list[str], said: list[str]) -> None:
+    error = refused_at_once(verb, "-r", "smoke", *arguments)
+    for part in said:
+        assert part in error
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.steps=many", ["train.steps", "integer", "'many'"]),
+        ("train.steps=0", ["train.steps", "greater than or equal to 1", "0"]),
+        ("train.steps=2.5", ["train.steps", "integer", "2.5"]),
+        ("train.steps=true", ["train.steps", "give a number"]),
+        ("train.steps=", ["train.steps", "integer", "None"]),
+        ("train.learning_rate=fast", ["train.learning_rate:", "number", "'fast'"]),
+        ("train.learning_rate=20", ["train.learning_rate:", "less than 10", "20"]),
+        ("train.learning_rate={lora: -1, full: 1}", ["train.learning_rate.lora:", "greater than 0", "-1"]),
+        ("train.learning_rate={full: 1}", ["no rate for method lora (arm english)", "add lora: 1e-3"]),
+        ("train.warmup=1", ["train.warmup", "less than 1"]),
+        ("train.weight_decay=nan", ["train.weight_decay", "nan"]),
+        ("train.schedule=linea", ["train.schedule", "'linear', 'cosine' or 'constant'", "'linea'"]),
+        ("methods.0.bits=12", ["methods.0.bits", "4, 8, 16 or 32", "12"]),
+        ("methods.0.rank=0", ["methods.0.rank", "greater than or equal to 1"]),
+        ("methods=lora", ["methods:", "list", "'lora'"]),
+        ("methods=[]", ["methods:", "at least 1 item"]),
+        ("methods=[{name: full, bits: 4}]", ["methods.0:", "cannot train 4-bit", "take bits 16 or 32, or lora"]),
+        ("seeds=[-1]", ["seeds.0", "greater than or equal to 0", "-1"]),
+        ("name=../x", ["name:", "'../x'"]),
+        ("task.options.dev_size=-3", ["dev_size of scan is -3", "whole number from 0 up"]),
+        ("family={name: mine, arms: {english: a b}}", ["'a b' is neither a folder nor a hub id", "owner/name"]),
+        ("family={name: mine, arms: {english: ./none}}", ["none", "no config.json", "save_pretrained"]),
+        ("family={name: mine, arm: {}}", ["family"]),
+    ],
+)
+def test_values_of_the_wrong_type_or_out_of_range(refused_at_once: Refused, override: str, said: list[str]) -> None:
+    error = refused_at_once("run", "-r", "smoke", "--set", override)
+    for part in said:
+        assert part in error
+
+
+@pytest.mark.parametrize("seeds", ["a", "1,,2", "-1", "3-1", "1.5"])
+def test_seeds_that_are_none(refused_at_once: Refused, seeds: str) -> None:
+    assert "write whole numbers as 0,1,2 or 0-5" in refused_at_once("run", "-r", "smoke", f"--seeds={seeds}")
+
+
+@pytest.mark.parametrize("override", ["train.fp16=true", "methods.0.bits=fp16", "fp16=true", "methods.0.bits=float16"])
+def test_fp16_is_refused_with_the_reason(refused_at_once: Refused, override: str) -> None:
+    error = refused_at_once("run", "-r", "smoke", "--set", override)
+    assert "fp16 overflows" in error
+    assert "take bits 16 (bf16) or 32" in error
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"name: [1", "is not YAML"),
+        (b"name: \x00", "is not YAML"),
+        (b"name: '\xff'", "cannot be read"),
+        (b"", "is empty; `petransfer recipes cp lora-scan my.yaml`"),
+        (b"# only a comment\n", "is empty"),
+        (b"- a\n- b\n", "is not a mapping of keys to values"),
+        (b"just text\n", "is not a mapping of keys to values"),
+        (b"name: mine\n", "task: Field required"),
+    ],
+)
+def test_files_that_are_no_recipe(refused_at_once: Refused, elsewhere: Path, content: bytes, said: str) -> None:
+    (elsewhere / "mine.yaml").write_bytes(content)
+    error = refused_at_once("run", "-r", "mine.yaml")
+    assert "mine.yaml" in error
+    assert said in error
+
+
+def test_a_folder_is_no_recipe(refused_at_once: Refused, elsewhere: Path) -> None:
+    (elsewhere / "recipes").mkdir()
+    error = refused_at_once("run", "-r", "recipes")
+    assert "recipes is a folder; name a yaml file in it" in error
+    assert "lora-scan" in error
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.steps", "write it as key=value, for example train.steps=500"),
+        ("=5", "write it as key=value"),
+        ("train.steps=[1", "the value is not YAML"),
+        ("methods.4.rank=1", "there is no methods.4 in the recipe"),
+        ("name.a.b=1", "there is no name.a in the recipe"),
+    ],
+)
+def test_set_malformed(refused_at_once: Refused, override: str, said: str) -> None:
+    error = refused_at_once("run", "-r", "smoke", "--set", override)
+    assert f"--set {override.partition('=')[0]}" in error
+    assert said in error
+
+
+def run_of(checkpoint: str | Path) -> list[str]:
+    """A command that runs LoRA on one checkpoint."""
+    family = json.dumps({"name": "mine", "arms": {"english": str(checkpoint)}})
+    sets = [f"family={family}", "arms=[english]", "effects=[]"]
+    return ["run", "-r", "smoke", "--cpu", "--out", "study", *[part for value in sets for part in ("--set", value)]]
+
+
+def assert_only_the_failure_is_kept(study: Path) -> None:
+    """A run that never began leaves a word on why, and nothing that looks like the start of a run."""
+    (folder,) = (study / "runs").iterdir()
+    assert [path.name for path in folder.iterdir()] == ["failed.json"]
+    assert json.loads((folder / "failed.json").read_text())["kind"] == "mistake"
+    assert {path.name for path in study.iterdir()} <= {"recipe.yaml", "runs", "table.csv"}
+
+
+def test_a_hub_id_without_a_network(refused: Refused, elsewhere: Path) -> None:
+    error = refused(*run_of("some-owner/some-model"))
+    assert "some-owner/some-model could not be loaded" in error
+    assert "download it elsewhere and name its folder, or take the embedded family nano" in error
+    assert_only_the_failure_is_kept(elsewhere / "study")
+
+
+def test_a_local_folder_without_weights(refused: Refused, elsewhere: Path, tiny_t5: Path) -> None:
+    folder = shutil.copytree(tiny_t5, elsewhere / "mine")
+    (folder / "model.safetensors").unlink()
+    error = refused(*run_of("./mine"))
+    assert str(folder) in error
+    assert "model.safetensors" in error
+    assert "name a folder that save_pretrained wrote" in error
+    assert_only_the_failure_is_kept(elsewhere / "study")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+def test_a_local_folder_with_truncated_weights(refused: Refused, elsewhere: Path, tiny_t5: Path, share: float) -> None:
+    folder = shutil.copytree(tiny_t5, elsewhere / "mine")
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: int(share * len(weights))])
+    error = refused(*run_of("./mine"))
+    assert f"the weights in {folder} are damaged" in error
+    assert "get the checkpoint again" in error
+    assert_only_the_failure_is_kept(elsewhere / "study")
+
+
+def test_a_changed_checkpoint_is_another_run(refused: Refused, elsewhere: Path, tiny_t5: Path) -> None:
+    folder = shutil.copytree(tiny_t5, elsewhere / "mine")
+    (folder / "model.safetensors").write_bytes(b"")
+    refused(*run_of("./mine"))
+    (folder / "model.safetensors").write_bytes(b"no better")
+    refused(*run_of("./mine"))
+    assert len(list((elsewhere / "study" / "runs").iterdir())) == 2
+
+
+@pytest.mark.parametrize("out", ["taken", "taken/below"])
+def test_an_output_folder_that_cannot_be_written_to(refused_at_once: Refused, elsewhere: Path, out: str) -> None:
+    (elsewhere / "taken").write_text("a file")
+    error = refused_at_once("run", "-r", "smoke", "--out", out)
+    assert f"{out} cannot be written to" in error
+    assert "take another --out" in error
+
+
+def test_an_output_folder_of_another_recipe(refused_at_once: Refused, elsewhere: Path) -> None:
+    (elsewhere / "study").mkdir()
+    (elsewhere / "study" / "recipe.yaml").write_text("name: other\n")
+    error = refused_at_once("run", "-r", "smoke", "--out", "study")
+    assert "study belongs to the recipe 'other', not 'smoke'; take another --out" in error
+
+
+@pytest.mark.parametrize("content", [b"", b"[1", b"\xff", b"- a"])
+def test_an_output_folder_with_a_damaged_recipe(refused_at_once: Refused, elsewhere: Path, content: bytes) -> None:
+    (elsewhere / "study").mkdir()
+    (elsewhere / "study" / "recipe.yaml").write_bytes(content)
+    assert "cannot be read as a recipe; take another --out" in refused_at_once("run", "-r", "smoke", "--out", "study")
+    assert "recipe.yaml" in refused_at_once("status", "study")
+
+
+def test_an_output_folder_with_other_files(refused_at_once: Refused, elsewhere: Path) -> None:
+    (elsewhere / "study").mkdir()
+    (elsewhere / "study" / "thesis.tex").write_text("precious")
+    error = refused_at_once("run", "-r", "smoke", "--out", "study")
+    assert "study holds other files and no recipe.yaml; take another --out" in error
+
+
+def test_predict_on_a_folder_that_is_no_run(refused_at_once: Refused, elsewhere: Path) -> None:
+    (elsewhere / "runs").mkdir()
+    for folder in ("runs", "none"):
+        error = refused_at_once("predict", folder, "jump twice")
+        assert f"{folder} holds no finished adapter or model; name a folder like results/" in error
+
+
+def test_predict_reads_no_other_encoding(elsewhere: Path) -> None:
+    (elsewhere / "inputs.txt").write_bytes(b"jump\n\xff\n")
+    with pytest.raises(UserError, match="not UTF-8 at byte 5"):
+        list(_lines(elsewhere / "inputs.txt"))
+    with pytest.raises(UserError, match=r"no file .*none\.txt"):
+        _lines(elsewhere / "none.txt")
+
+
+def test_status_on_a_folder_that_is_no_study(refused_at_once: Refused, elsewhere: Path) -> None:
+    (elsewhere / "folder").mkdir()
+    for folder in ("folder", "none"):
+        assert f"{folder} is no study's folder: it has no recipe.yaml" in refused_at_once("status", folder)
+
+
+def test_copying_over_a_file(refused_at_once: Refused, elsewhere: Path) -> None:
+    (elsewhere / "mine.yaml").write_text("precious")
+    assert "mine.yaml exists; name another file" in refused_at_once("recipes", "cp", "smoke", "mine.yaml")
+    assert "none/mine.yaml cannot be written" in refused_at_once("recipes", "cp", "smoke", "none/mine.yaml")
+
+
+def test_debug_adds_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["petransfer", "plan", "-r", "smok", "--debug"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    written = capsys.readouterr().err
+    assert written.startswith("Traceback")
+    assert written.splitlines()[-1].startswith("error: unknown recipe 'smok'")
+
+
+LAYOUT = Layout(encoder_decoder=True, pad_id=0, eos_id=1)
+
+
+def word_level(*words: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words, which joins them with a blank."""
+    pieces = {piece: place for place, piece in enumerate(("<pad>", "</s>", "<unk>", *words))}
+    tokenizer = Tokenizer(models.WordLevel(pieces, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+
+
+def test_targets_that_come_back_are_encoded() -> None:
+    assert encode_targets(["jump walk", "walk"], word_level("jump", "walk"), LAYOUT) == [(3, 4, 1), (4, 1)]
+
+
+@pytest.mark.parametrize(
+    ("target", "lost"),
+    [("jump {run}", ["'{'", "'}'"]), ("jump <unk>", []), ("jump  walk", [])],
+)
+def test_targets_that_do_not_come_back_are_refused(target: str, lost: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        encode_targets(["jump walk", target], word_level("jump", "walk"), LAYOUT)
+    error = str(caught.value)
+    assert f"cannot give the target {target!r} back" in error
+    assert "take another checkpoint" in error
+    assert "\n" not in error
+    for sign in lost:
+        assert sign in error

@@ -1,0 +1,156 @@
+"""Recipes from file to object: what overrides what, what is refused, and that every shipped recipe holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from petransfer.errors import UserError
+from petransfer.recipe.load import find, freeze, load_recipe, shipped, validate
+from petransfer.study.grid import expand
+
+RECIPE = """
+name: mine
+task: {name: scan, splits: [add_jump, simple]}
+arms: [english]
+methods:
+  - {name: lora, rank: 4}
+  - {name: full, bits: 32}
+seeds: [1]
+train: {steps: 10, learning_rate: 0.5}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    """A recipe's file."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(RECIPE)
+    return str(path)
+
+
+def test_the_file_then_set_then_options(recipe: str) -> None:
+    assert load_recipe(recipe).seeds == [1]
+    assert load_recipe(recipe, ["seeds=[2]"]).seeds == [2]
+    assert load_recipe(recipe, ["seeds=[2]"], {"seeds": [3]}).seeds == [3]
+    assert load_recipe(recipe, ["seeds=[2]"], {"seeds": None}).seeds == [2]
+
+
+def test_the_last_of_two_overrides_counts(recipe: str) -> None:
+    assert load_recipe(recipe, ["train.steps=20", "train.steps=30"]).train.steps == 30
+
+
+@pytest.mark.parametrize("written", ["1e-3", "1.0e-3", "0.001", "'1e-3'"])
+def test_every_way_to_write_a_number_is_a_number(recipe: str, written: str) -> None:
+    rate = load_recipe(recipe, [f"train.learning_rate={written}"]).train.learning_rate
+    assert rate == 0.001
+    assert isinstance(rate, float)
+
+
+@given(rate=st.floats(min_value=1e-12, max_value=9.99))
+def test_any_rate_comes_through_set_unchanged(rate: float) -> None:
+    assert load_recipe("smoke", [f"train.learning_rate={rate!r}"]).train.learning_rate == rate
+
+
+def test_numbers_inside_a_mapping_too(recipe: str) -> None:
+    assert load_recipe(recipe, ["train.learning_rate={lora: 1e-3}"]).train.learning_rate == {"lora": 0.001}
+
+
+def test_set_reaches_into_lists(recipe: str) -> None:
+    changed = load_recipe(recipe, ["methods.1.rank=7", "task.splits.0=length"])
+    assert [method.rank for method in changed.methods] == [4, 7]
+    assert changed.task.splits == ["length", "simple"]
+
+
+def test_set_adds_what_the_recipe_leaves_out(recipe: str) -> None:
+    assert load_recipe(recipe, ["task.options.dev_size=40"]).task.options == {"dev_size": 40}
+
+
+def test_a_value_may_hold_an_equals_sign(recipe: str) -> None:
+    assert load_recipe(recipe, ["task.prefix='a=b: '"]).task.prefix == "a=b: "
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.steps", "write it as key=value"),
+        ("=3", "write it as key=value"),
+        ("train.steps=[1", "not YAML"),
+        ("methods.2.rank=1", "there is no methods.2"),
+        ("methods.first.rank=1", "there is no methods.first"),
+        ("name.first=1", "there is no name.first"),
+    ],
+)
+def test_a_malformed_set_is_refused(recipe: str, override: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load_recipe(recipe, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.learning_rate=abc", r"train\.learning_rate: .*number.*'abc'"),
+        ("train.learning_rate={lora: abc}", r"train\.learning_rate\.lora: .*number.*'abc'"),
+        ("family={name: own, arms: {english: a/b}, prefx: ''}", r"unknown key 'family\.prefx': did you mean 'prefix'"),
+        ("family={name: own}", r"family\.arms: Field required"),
+        ("methods.0.rnk=3", r"unknown key 'methods\.0\.rnk': did you mean 'rank'"),
+        ("methods.0.bits=3", r"methods\.0\.bits: .*4, 8, 16 or 32"),
+        ("zzz=3", r"unknown key 'zzz': known here: .*train"),
+    ],
+)
+def test_a_mistake_is_named_by_the_keys_that_lead_to_it(recipe: str, override: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load_recipe(recipe, [override])
+
+
+@pytest.mark.parametrize("key", ["train.steps", "train.warmup", "train.learning_rate", "methods.0.rank", "seeds.0"])
+def test_yes_is_no_number(recipe: str, key: str) -> None:
+    with pytest.raises(UserError, match=key):
+        load_recipe(recipe, [f"{key}=true"])
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", ".inf"])
+@pytest.mark.parametrize("key", ["train.weight_decay", "train.max_grad_norm", "train.learning_rate", "methods.0.alpha"])
+def test_only_finite_numbers(recipe: str, key: str, value: str) -> None:
+    with pytest.raises(UserError, match=key):
+        load_recipe(recipe, [f"{key}={value}"])
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.text() | st.sampled_from(["name", "task", "train", "arms", "family", "steps"]), inner)
+        ),
+        max_leaves=12,
+    )
+)
+def test_anything_else_is_refused_in_one_line(content: object) -> None:
+    with pytest.raises(UserError) as caught:
+        validate({"task": content, "name": content}, "here")
+    assert str(caught.value).startswith("here: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", list(shipped()))
+def test_shipped_recipes_load_expand_and_freeze(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.description
+    cells = expand(recipe)
+    assert cells
+    again = validate(yaml.safe_load(freeze(recipe)), "frozen")
+    assert again == recipe
+    assert [cell.run_id for cell in expand(again)] == [cell.run_id for cell in cells]
+
+
+def test_a_file_goes_before_a_shipped_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find("smoke") == shipped()["smoke"]
+    Path("smoke").write_text(RECIPE)
+    assert load_recipe("smoke").name == "mine"

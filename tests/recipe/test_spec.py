@@ -1,0 +1,172 @@
+"""A run's id: the same for the same settings on every machine, another one for any other setting."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from petransfer.recipe.spec import CheckpointSpec, MethodSpec, RunSpec, TaskSpec, TrainSpec
+
+SPEC = RunSpec(
+    checkpoint=CheckpointSpec("owner/model", "main"),
+    task=TaskSpec("scan", "add_jump", "say: ", (("dev_size", 40),)),
+    method=MethodSpec("lora", 16, 8, 16.0, 0.1, ("q", "v"), "frozen"),
+    train=TrainSpec(100, 32, 1e-3),
+    seed=7,
+)
+
+CHANGES: dict[str, Any] = {
+    "checkpoint.name": "owner/other",
+    "checkpoint.weights": "v2",
+    "checkpoint.reinit": "all",
+    "task.name": "cogs",
+    "task.split": "simple",
+    "task.prefix": "say:",
+    "task.options": (("dev_size", 41),),
+    "method.name": "full",
+    "method.bits": 32,
+    "method.rank": 9,
+    "method.alpha": 16.5,
+    "method.dropout": 0.0,
+    "method.targets": ("v", "q"),
+    "method.embeddings": "trained",
+    "train.steps": 101,
+    "train.batch_size": 31,
+    "train.learning_rate": 2e-3,
+    "train.warmup": 0.0,
+    "train.schedule": "cosine",
+    "train.final": 0.1,
+    "train.rate_scaling": "rms",
+    "train.weight_decay": 0.01,
+    "train.max_grad_norm": 0.0,
+    "train.betas": (0.9, 0.98),
+    "seed": 8,
+    "version": 2,
+}
+
+
+def leaves(spec: object, at: str = "") -> list[str]:
+    """The dotted names of all fields."""
+    found = []
+    for field in fields(spec):  # type: ignore[arg-type]
+        value = getattr(spec, field.name)
+        found += leaves(value, f"{at}{field.name}.") if is_dataclass(value) else [at + field.name]
+    return found
+
+
+def changed(field: str, value: Any) -> RunSpec:
+    """SPEC with one field replaced."""
+    part, _, name = field.rpartition(".")
+    return replace(SPEC, **({part: replace(getattr(SPEC, part), **{name: value})} if part else {name: value}))
+
+
+def test_the_id_of_this_spec_is_for_ever() -> None:
+    """Results are found by id: a change here orphans every folder that was ever written, and needs a new version."""
+    assert SPEC.run_id == "3e6665f22e4c"
+
+
+def test_the_folder_on_this_machine_is_not_part_of_the_id() -> None:
+    moved = changed("checkpoint.source", "/somewhere/else")
+    assert moved != SPEC
+    assert moved.run_id == SPEC.run_id
+
+
+def test_every_other_field_is_listed_here() -> None:
+    assert set(leaves(SPEC)) == {*CHANGES, "checkpoint.source"}
+
+
+@pytest.mark.parametrize("field", list(CHANGES))
+def test_every_other_field_changes_the_id(field: str) -> None:
+    other = changed(field, CHANGES[field])
+    assert other != SPEC
+    assert other.run_id != SPEC.run_id
+
+
+def test_no_two_changes_share_an_id() -> None:
+    assert len({changed(field, value).run_id for field, value in CHANGES.items()}) == len(CHANGES)
+
+
+@given(st.floats(min_value=1e-12, max_value=9), st.floats(min_value=1e-12, max_value=9))
+def test_ids_are_equal_exactly_where_rates_are(one: float, other: float) -> None:
+    ids = [changed("train.learning_rate", rate).run_id for rate in (one, other)]
+    assert (ids[0] == ids[1]) == (one == other)
+
+
+NUMBERS = st.integers(min_value=0, max_value=10**6) | st.floats(min_value=0, max_value=1e6)
+SPECS = st.builds(
+    RunSpec,
+    checkpoint=st.builds(
+        CheckpointSpec,
+        st.text(),
+        st.text(),
+        st.sampled_from(["none", "embeddings", "body", "all"]),
+        st.none() | st.text(),
+    ),
+    task=st.builds(
+        TaskSpec,
+        st.text(),
+        st.text(),
+        st.text(),
+        st.dictionaries(st.text(), st.text() | st.integers(0, 9)).map(lambda options: tuple(sorted(options.items()))),
+    ),
+    method=st.builds(
+        MethodSpec,
+        st.sampled_from(["lora", "full"]),
+        st.sampled_from([4, 8, 16, 32]),
+        st.integers(0, 64),
+        NUMBERS,
+        NUMBERS,
+        st.text() | st.lists(st.text()).map(tuple),
+        st.sampled_from(["frozen", "new", "trained"]),
+    ),
+    train=st.builds(
+        TrainSpec,
+        st.integers(1),
+        st.integers(1),
+        NUMBERS,
+        warmup=NUMBERS,
+        final=NUMBERS,
+        weight_decay=NUMBERS,
+        max_grad_norm=NUMBERS,
+        betas=st.tuples(NUMBERS, NUMBERS),
+    ),
+    seed=st.integers(0),
+)
+
+
+@given(SPECS)
+def test_a_spec_comes_back_from_json(spec: RunSpec) -> None:
+    back = RunSpec.from_dict(json.loads(json.dumps(spec.as_dict())))
+    assert back == spec
+    assert back.run_id == spec.run_id
+    assert back.canonical_json() == spec.canonical_json()
+
+
+@pytest.mark.parametrize(
+    "field", [
+        "method.alpha", "method.dropout", "train.learning_rate", "train.warmup", "train.final", "train.weight_decay",
+        "train.max_grad_norm",
+    ],
+)  # fmt: skip
+def test_a_whole_number_is_the_float_it_stands_for(field: str) -> None:
+    whole, real = changed(field, 1), changed(field, 1.0)
+    assert whole.run_id == real.run_id
+    part, name = field.split(".")
+    content = real.as_dict()
+    content[part][name] = 1
+    assert RunSpec.from_dict(content).run_id == real.run_id
+
+
+def test_whole_betas_too() -> None:
+    assert changed("train.betas", (0, 1)).run_id == changed("train.betas", (0.0, 1.0)).run_id
+
+
+def test_the_canonical_json_is_sorted_and_dense() -> None:
+    text = SPEC.canonical_json()
+    assert " " not in text.replace("say: ", "")
+    assert json.dumps(json.loads(text), sort_keys=True, separators=(",", ":")) == text

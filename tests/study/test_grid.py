@@ -1,0 +1,180 @@
+"""The grid of a recipe: which runs it holds, in which order, and what it refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from petransfer.errors import UserError
+from petransfer.recipe.load import validate
+from petransfer.recipe.schema import Recipe
+from petransfer.study.grid import Cell, expand
+
+
+def recipe(**changes: Any) -> Recipe:
+    """A recipe over the embedded family."""
+    content = {
+        "name": "grid",
+        "task": {"name": "scan", "splits": ["add_jump"]},
+        "arms": ["english", "scratch"],
+        "methods": [{"name": "lora", "rank": 4, "bits": 32}],
+        "train": {"steps": 10, "learning_rate": {"lora": 1e-3, "full": 1e-2, "scratch": 3e-2}},
+    }
+    return validate({**content, **changes}, "here")
+
+
+def arm(cells: list[Cell], name: str) -> list[Cell]:
+    return [cell for cell in cells if cell.arm == name]
+
+
+TWO_LORAS = [{"name": "lora", "rank": 4, "bits": 32}, {"name": "lora", "rank": 64, "bits": 32}]
+
+
+def test_scratch_is_trained_fully_with_its_own_rate() -> None:
+    (cell,) = arm(expand(recipe()), "scratch")
+    assert cell.spec.method.name == "full"
+    assert cell.spec.method.rank == 0
+    assert cell.spec.checkpoint.reinit == "all"
+    assert cell.spec.train.learning_rate == 3e-2
+    assert cell.spec.train.rate_scaling == "rms"
+    assert cell.method == "full 32-bit"
+
+
+def test_scratch_takes_the_recipes_own_full_method_where_there_is_one() -> None:
+    methods = [{"name": "lora", "bits": 32}, {"name": "full", "bits": 16}]
+    (cell,) = arm(expand(recipe(methods=methods)), "scratch")
+    assert (cell.spec.method.bits, cell.spec.train.rate_scaling) == (16, "none")
+
+
+def test_scratch_stands_once_beside_two_loras() -> None:
+    cells = expand(recipe(methods=TWO_LORAS))
+    assert [cell.method for cell in arm(cells, "english")] == ["lora r4 32-bit", "lora r64 32-bit"]
+    assert len(arm(cells, "scratch")) == 1
+
+
+def test_random_keeps_the_method() -> None:
+    (cell,) = expand(recipe(arms=["random"]))
+    assert (cell.spec.method.name, cell.spec.checkpoint.reinit) == ("lora", "all")
+
+
+def test_an_arms_rate_goes_before_its_methods() -> None:
+    rates = {"lora": 1e-3, "random": 5e-3, "scratch": 3e-2}
+    cells = expand(recipe(arms=["english", "random"], train={"steps": 1, "learning_rate": rates}))
+    assert [cell.spec.train.learning_rate for cell in cells] == [1e-3, 5e-3]
+
+
+def test_one_rate_is_everyones() -> None:
+    cells = expand(recipe(train={"steps": 1, "learning_rate": 1}))
+    assert {cell.spec.train.learning_rate for cell in cells} == {1.0}
+
+
+def test_seeds_are_outermost_then_splits_then_arms_then_methods() -> None:
+    cells = expand(
+        recipe(
+            arms=["random", "english"],
+            methods=TWO_LORAS,
+            seeds=[3, 1],
+            task={"name": "scan", "splits": ["simple", "length"]},
+        )
+    )
+    assert [(cell.seed, cell.split, cell.arm, cell.spec.method.rank) for cell in cells] == [
+        (seed, split, name, rank)
+        for seed in (3, 1)
+        for split in ("simple", "length")
+        for name in ("random", "english")
+        for rank in (4, 64)
+    ]
+    assert len({cell.run_id for cell in cells}) == len(cells)
+
+
+def test_what_is_named_twice_runs_once() -> None:
+    once = expand(recipe())
+    twice = expand(
+        recipe(
+            arms=["english", "scratch", "english"],
+            seeds=[0, 0],
+            methods=[TWO_LORAS[0]] * 2,
+            task={"name": "scan", "splits": ["add_jump"] * 2},
+        )
+    )
+    assert twice == once
+
+
+def test_alpha_is_twice_the_rank_unless_given() -> None:
+    def alpha(**method: Any) -> float:
+        (cell,) = expand(recipe(arms=["english"], methods=[{"name": "lora", **method}]))
+        return cell.spec.method.alpha
+
+    assert alpha(rank=8) == 16.0
+    assert alpha(rank=8, alpha=3) == 3.0
+
+
+def test_lora_settings_do_not_tell_full_runs_apart() -> None:
+    methods = [{"name": "full", "bits": 32, "rank": rank} for rank in (4, 8)]
+    assert len(expand(recipe(arms=["english"], methods=methods))) == 1
+
+
+def test_the_order_of_options_does_not_count() -> None:
+    def ids(options: dict[str, Any]) -> list[str]:
+        return [cell.run_id for cell in expand(recipe(task={"name": "scan", "splits": ["simple"], "options": options}))]
+
+    assert ids({"dev_size": 3}) != ids({})
+
+
+def test_the_recipes_name_and_data_folder_change_no_id() -> None:
+    other = recipe(name="other", description="text", data_dir="/data", effects=["english-scratch"])
+    assert [cell.run_id for cell in expand(other)] == [cell.run_id for cell in expand(recipe())]
+
+
+def test_the_recipes_prefix_goes_before_the_familys() -> None:
+    def prefix(**task: Any) -> str:
+        changes = {"family": "t5-small", "arms": ["english"]}
+        return expand(recipe(task={"name": "scan", "splits": ["simple"], **task}, **changes))[0].spec.task.prefix
+
+    assert prefix() == "translate English to English: "
+    assert prefix(prefix="") == ""
+    assert prefix(prefix="say: ") == "say: "
+
+
+@pytest.mark.parametrize("effect", ["english-scratch", "english-newemb-scratch", "scratch-english-newemb"])
+def test_contrasts_of_the_recipes_arms_are_taken(effect: str) -> None:
+    assert expand(recipe(arms=["english", "scratch", "english-newemb"], effects=[effect]))
+
+
+@pytest.mark.parametrize("effect", ["english", "english-", "english-random", "english-english", "english-newemb", ""])
+def test_other_contrasts_are_refused(effect: str) -> None:
+    with pytest.raises(UserError, match=f"'{effect}' is no contrast.*english, scratch; write a-b"):
+        expand(recipe(effects=[effect]))
+
+
+SPLIT = ["simple"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"task": {"name": "scam", "splits": SPLIT}}, "unknown task 'scam': did you mean 'scan'"),
+        ({"task": {"name": "scan", "splits": ["add_jmp"]}}, "unknown split of scan 'add_jmp': did you mean 'add_jump'"),
+        ({"task": {"name": "scan", "splits": SPLIT, "options": {"dev_siz": 3}}}, "'dev_siz': did you mean 'dev_size'"),
+        ({"task": {"name": "scan", "splits": SPLIT, "options": {"dev_size": -1}}}, "dev_size of scan is -1"),
+        ({"arms": ["englsh"]}, "unknown arm of family nano 'englsh': did you mean 'english'"),
+        ({"family": "nanno"}, "unknown family 'nanno': did you mean 'nano'"),
+        ({"methods": [{"name": "lorra"}]}, "unknown method 'lorra': did you mean 'lora'"),
+        ({"train": {"steps": 1, "learning_rate": {"lorra": 1}}}, "train.learning_rate 'lorra': did you mean 'lora'"),
+        ({"train": {"steps": 1, "learning_rate": {"lora": 1}}}, r"no rate for method full \(arm scratch\)"),
+    ],
+)
+def test_unknown_names_are_refused_with_the_nearest(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        expand(recipe(**changes))
+
+
+def test_a_grid_is_made_without_torch() -> None:
+    code = (
+        "import sys; from petransfer.recipe.load import load_recipe; from petransfer.study.grid import expand;"
+        "expand(load_recipe('smoke')); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
