@@ -12,29 +12,30 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Example": "petransfer.tasks",
-    "load_task": "petransfer.tasks",
     "Recipe": "petransfer.recipe.schema",
-    "load_recipe": "petransfer.recipe.load",
-    "expand": "petransfer.study.grid",
-    "RunSpec": "petransfer.recipe.spec",
-    "load": "petransfer.checkpoints.load",
-    "checkpoint_spec": "petransfer.checkpoints.registry",
-    "run_one": "petransfer.study.run",
-    "UserError": "petransfer.errors",
     "RunError": "petransfer.errors",
+    "RunSpec": "petransfer.recipe.spec",
+    "UserError": "petransfer.errors",
+    "checkpoint_spec": "petransfer.checkpoints.registry",
+    "expand": "petransfer.study.grid",
+    "load": "petransfer.checkpoints.load",
+    "load_recipe": "petransfer.recipe.load",
+    "load_task": "petransfer.tasks",
+    "run_one": "petransfer.study.run",
 }
-__all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
-    from petransfer.checkpoints.load import load
-    from petransfer.checkpoints.registry import checkpoint_spec
-    from petransfer.errors import RunError, UserError
-    from petransfer.recipe.load import load_recipe
-    from petransfer.recipe.schema import Recipe
-    from petransfer.recipe.spec import RunSpec
-    from petransfer.study.grid import expand
-    from petransfer.study.run import run_one
-    from petransfer.tasks import Example, load_task
+    from petransfer.checkpoints.load import load as load
+    from petransfer.checkpoints.registry import checkpoint_spec as checkpoint_spec
+    from petransfer.errors import RunError as RunError
+    from petransfer.errors import UserError as UserError
+    from petransfer.recipe.load import load_recipe as load_recipe
+    from petransfer.recipe.schema import Recipe as Recipe
+    from petransfer.recipe.spec import RunSpec as RunSpec
+    from petransfer.study.grid import expand as expand
+    from petransfer.study.run import run_one as run_one
+    from petransfer.tasks import Example as Example
+    from petransfer.tasks import load_task as load_task
 
 
 def __getattr__(name: str) -> Any:
@@ -43,3 +44,7 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(_PUBLIC[name]), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

@@ -34,7 +34,7 @@ class Layout:
 
 
 def encode_inputs(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, layout: Layout) -> list[tuple[int, ...]]:
-    """The piece ids of inputs, prefix included. A decoder-only input ends in a line break that parts it from the target."""
+    """The piece ids of inputs, prefix included. A decoder-only input ends in a line break before the target."""
     if layout.encoder_decoder:
         rows = tokenizer(list(texts), verbose=False)["input_ids"]
     else:
@@ -51,7 +51,7 @@ def encode_targets(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, lay
     """
     rows = tokenizer(text_target=list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     for text, row, back in zip(texts, rows, decode(rows, tokenizer), strict=True):
-        if back != text or tokenizer.unk_token_id in row and tokenizer.unk_token_id is not None:
+        if back != text or (tokenizer.unk_token_id in row and tokenizer.unk_token_id is not None):
             raise UserError(_lost(text, back, tokenizer))
     return [(*row, layout.eos_id) for row in rows]
 
@@ -80,4 +80,6 @@ def _lost(text: str, back: str, tokenizer: PreTrainedTokenizerBase) -> str:
     gone = sorted({sign for sign in text if sign not in back}) or sorted(set(text) - {" "})[:5]
     named = " ".join(repr(sign) for sign in gone)
     kind = type(tokenizer).__name__
-    return f"the tokenizer ({kind}) cannot give the target {text[:60]!r} back: it loses {named}; take another checkpoint"
+    return (
+        f"the tokenizer ({kind}) cannot give the target {text[:60]!r} back: it loses {named}; take another checkpoint"
+    )

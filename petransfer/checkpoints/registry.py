@@ -23,7 +23,7 @@ Trained = Literal["method", "all"]
 
 @dataclass(frozen=True)
 class Control:
-    """A control arm: what of `arm` (the family's base where None) is drawn anew, and whether all weights are trained."""
+    """A control arm: what of `arm` (None: the family's base) is drawn anew, and whether all weights are trained."""
 
     reinit: Reinit
     arm: str | None = None
@@ -119,7 +119,9 @@ def checkpoint_spec(checkpoint: str, folder: Path = Path()) -> CheckpointSpec:
     local = folder / Path(checkpoint).expanduser()
     if checkpoint.startswith((".", "/", "~")) or local.is_dir():
         if not (local / "config.json").is_file():
-            raise UserError(f"{local} is no checkpoint: it has no config.json; name a folder that save_pretrained wrote")
+            raise UserError(
+                f"{local} is no checkpoint: it has no config.json; name a folder that save_pretrained wrote"
+            )
         return CheckpointSpec(local.resolve().name, _folder_sha256(local), source=str(local.resolve()))
     name, _, revision = checkpoint.partition("@")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):

@@ -24,14 +24,14 @@ def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
     """Learns a byte-level BPE of `size` pieces (special pieces included) that gives every text back exactly."""
     tokenizer = Tokenizer(models.BPE())
     # A space is put before every text, so that a word has one piece wherever it stands; decoding takes it away.
-    tokenizer.normalizer = normalizers.Prepend(" ")  # type: ignore[assignment]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+    tokenizer.normalizer = normalizers.Prepend(" ")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(f"{SCAN_SYMBOL}|{PIECES}"), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])  # type: ignore[assignment]
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         special_tokens=[PAD, EOS, *(sentinel(index) for index in range(SENTINELS))],
@@ -39,9 +39,7 @@ def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
-        single=f"$A {EOS}", special_tokens=[(EOS, 1)]
-    )
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {EOS}", special_tokens=[(EOS, 1)])
     return tokenizer
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -22,7 +23,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for 
     """Report versions, devices, bitsandbytes, bf16, the hub and the disk."""
     checks: dict[str, Callable[[], str]] = {
         "python": platform.python_version,
-        **{name: lambda name=name: metadata.version(name) for name in PACKAGES},
+        **{name: functools.partial(metadata.version, name) for name in PACKAGES},
         "devices": _devices,
         "bitsandbytes works": _bitsandbytes,
         "bf16": _bf16,

@@ -42,7 +42,13 @@ class Study:
 
 
 def _study(
-    name: str, sets: list[str] | None, family: str | None, seeds: str | None, arms: str | None, out: Path | None, data: Path | None
+    name: str,
+    sets: list[str] | None,
+    family: str | None,
+    seeds: str | None,
+    arms: str | None,
+    out: Path | None,
+    data: Path | None,
 ) -> Study:
     options: dict[str, Any] = {
         "family": family,
@@ -98,7 +104,10 @@ def run(
         print("stopped; the same command goes on from here", file=sys.stderr)
         raise typer.Exit(130)
     if outcome.failures:
-        print(f"{len(outcome.failures)} of {len(study.cells)} runs failed; the same command tries them again", file=sys.stderr)
+        print(
+            f"{len(outcome.failures)} of {len(study.cells)} runs failed; the same command tries them again",
+            file=sys.stderr,
+        )
         raise typer.Exit(2 if len(outcome.mistakes) == len(set(outcome.failures.values())) else 1)
     minutes = (time.monotonic() - started) / 60
     print(f"{len(study.cells)} runs done in {minutes:.1f} minutes; see {study.folder.path}", file=sys.stderr)
@@ -148,7 +157,9 @@ class _display:
             self.live.start()
         else:
             done = sum(self.study.folder.run(cell.run_id).done for cell in self.study.cells)
-            print(f"{self.study.recipe.name}: {len(self.study.cells)} runs, {done} of them done before", file=sys.stderr)
+            print(
+                f"{self.study.recipe.name}: {len(self.study.cells)} runs, {done} of them done before", file=sys.stderr
+            )
             self.said = {cell.run_id for cell in self.study.cells if self.study.folder.run(cell.run_id).done}
         return self.tick
 
@@ -165,7 +176,14 @@ class _display:
         rows = tables.rows_of(self.study.cells, self.study.folder)
         if self.live:
             room = max(4, self.console.size.height - 8)
-            busy_first = sorted(rows, key=lambda row: ("running", "failed", "done").index(row.status) if row.status in ("running", "failed", "done") else 3)
+            busy_first = sorted(
+                rows,
+                key=lambda row: (
+                    ("running", "failed", "done").index(row.status)
+                    if row.status in ("running", "failed", "done")
+                    else 3
+                ),
+            )
             shown = rows if len(rows) <= room else busy_first
             self.live.update(tables.terminal_table(shown, self.study.recipe.name, room), refresh=True)
             return
@@ -226,5 +244,3 @@ def status(
         print(json.dumps({"study": recipe.name, "runs": tables.as_json(rows)}, indent=1))
         return
     Console(width=None if sys.stdout.isatty() else 160).print(tables.terminal_table(rows, recipe.name))
-
-

@@ -85,7 +85,9 @@ def evaluate(
     right = [text == examples[position].target for text, position in zip(said, [*ties, *chosen], strict=True)]
     for position, correct in zip(ties, right[: len(ties)], strict=True):
         scored[position] = replace(scored[position], correct=correct)
-    wrong = sum(scored[position].correct != correct for position, correct in zip(chosen, right[len(ties) :], strict=True))
+    wrong = sum(
+        scored[position].correct != correct for position, correct in zip(chosen, right[len(ties) :], strict=True)
+    )
     model.train(was_training)
     return Evaluation(tuple(scored), len(ties), len(chosen), wrong)
 
@@ -191,5 +193,3 @@ def summary(evaluation: Evaluation) -> dict[str, object]:
         "audited": evaluation.audited,
         "disagreements": evaluation.disagreements,
     }
-
-

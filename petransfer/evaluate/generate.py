@@ -37,7 +37,9 @@ def generate(
             input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
         )
         new = out if layout.encoder_decoder else out[:, ids.shape[1] :]
-        said |= zip(chosen, decode([_until_end(row, layout.eos_id) for row in new.tolist()], loaded.tokenizer), strict=True)
+        said |= zip(
+            chosen, decode([_until_end(row, layout.eos_id) for row in new.tolist()], loaded.tokenizer), strict=True
+        )
     model.train(was_training)
     return [said[at] for at in range(len(inputs))]
 

@@ -74,6 +74,11 @@ def _base(spec: RunSpec, weights: Path, checkpoint: str | None) -> CheckpointSpe
         found = RunSpec.from_dict(json.loads(kept.read_text(encoding="utf-8"))).checkpoint
     else:
         found = replace(checkpoint_spec(made.name), reinit=made.reinit)
-    if found.name.startswith("nano/") and replace(checkpoint_spec(found.name), reinit=made.reinit).weights != made.weights:
-        raise UserError(f"{made.name} has other weights in this version of petransfer than the run in {weights} began with")
+    if (
+        found.name.startswith("nano/")
+        and replace(checkpoint_spec(found.name), reinit=made.reinit).weights != made.weights
+    ):
+        raise UserError(
+            f"{made.name} has other weights in this version of petransfer than the run in {weights} began with"
+        )
     return found

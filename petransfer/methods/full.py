@@ -12,7 +12,8 @@ from petransfer.recipe.spec import MethodSpec
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
     """The model itself, all of it trained."""
-    return loaded.model.requires_grad_(True)
+    model: torch.nn.Module = loaded.model.requires_grad_(True)
+    return model
 
 
 def save(model: torch.nn.Module, folder: Path, base: str) -> None:

@@ -24,7 +24,7 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
     config = LoraConfig(
         task_type="SEQ_2_SEQ_LM" if loaded.layout.encoder_decoder else "CAUSAL_LM",
         r=method.rank,
-        lora_alpha=method.alpha,  # type: ignore[arg-type]
+        lora_alpha=method.alpha,
         lora_dropout=method.dropout,
         target_modules=targets,
         trainable_token_indices=_trained_rows(loaded, method),
@@ -34,9 +34,10 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
     with warnings.catch_warnings():  # that nothing but the embeddings is tied is no news
         warnings.filterwarnings("ignore", message=".*ensure_weight_tying.*")
         try:
-            return get_peft_model(loaded.model, config)
+            model: torch.nn.Module = get_peft_model(loaded.model, config)
         except ValueError as error:
             raise UserError(f"LoRA cannot be put on {targets!r}: {str(error).splitlines()[0][:160]}") from error
+    return model
 
 
 def save(model: torch.nn.Module, folder: Path, base: str) -> None:

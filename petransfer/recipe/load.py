@@ -58,7 +58,9 @@ def load_recipe(name: str, overrides: Sequence[str] = (), options: dict[str, Any
     except yaml.YAMLError as error:
         raise UserError(f"the recipe {path} is not YAML: {_first_line(error)}") from None
     if content is None:
-        raise UserError(f"the recipe {path} is empty; `petransfer recipes cp lora-scan my.yaml` gives one to start from")
+        raise UserError(
+            f"the recipe {path} is empty; `petransfer recipes cp lora-scan my.yaml` gives one to start from"
+        )
     if not isinstance(content, dict):
         raise UserError(f"the recipe {path} is not a mapping of keys to values")
     for override in overrides:
@@ -121,7 +123,9 @@ def _put(content: Any, keys: list[str], value: Any) -> None:
             else:
                 at = at.setdefault(key, {})
         except (ValueError, IndexError, TypeError, AttributeError):
-            raise UserError(f"--set {'.'.join(keys)}: there is no {'.'.join(keys[: place + 1])} in the recipe") from None
+            raise UserError(
+                f"--set {'.'.join(keys)}: there is no {'.'.join(keys[: place + 1])} in the recipe"
+            ) from None
 
 
 def _say(error: ValidationError, content: dict[str, Any]) -> str:
@@ -143,7 +147,9 @@ def _place(mistake: Any, content: Any) -> list[str]:
     """The keys and indices that lead to a mistake, without the names of types that pydantic puts between them."""
     place = []
     for part in mistake["loc"]:
-        if isinstance(content, dict | list) and (part in content if isinstance(content, dict) else isinstance(part, int)):
+        if isinstance(content, dict | list) and (
+            part in content if isinstance(content, dict) else isinstance(part, int)
+        ):
             content = content[part]
             place.append(str(part))
     if mistake["type"] == "missing":
@@ -152,7 +158,12 @@ def _place(mistake: Any, content: Any) -> list[str]:
 
 
 def _keys(place: list[str]) -> Iterator[str]:
-    parts: dict[str, type[BaseModel]] = {"task": TaskPart, "train": TrainPart, "methods": MethodPart, "family": FamilyPart}
+    parts: dict[str, type[BaseModel]] = {
+        "task": TaskPart,
+        "train": TrainPart,
+        "methods": MethodPart,
+        "family": FamilyPart,
+    }
     model: type[BaseModel] = parts.get(place[0], Recipe) if place else Recipe
     yield from model.model_fields
 

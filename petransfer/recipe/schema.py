@@ -111,7 +111,9 @@ class Recipe(Strict):
 def _asks_for_fp16(content: Any) -> bool:
     if isinstance(content, dict):
         named = any(key in {"fp16", "float16"} and value for key, value in content.items())
-        return named or any(_asks_for_fp16(value) for key, value in content.items() if key not in {"name", "description"})
+        return named or any(
+            _asks_for_fp16(value) for key, value in content.items() if key not in {"name", "description"}
+        )
     if isinstance(content, list):
         return any(map(_asks_for_fp16, content))
     return content in {"fp16", "float16"} if isinstance(content, str) else False

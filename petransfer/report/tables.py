@@ -101,9 +101,7 @@ def _state(row: Row) -> str:
     if row.loss is None:
         return row.status
     left = f", {row.seconds_left / 60:.0f} min left" if row.seconds_left and row.status == "running" else ""
-    return (
-        f"{row.status} {row.step}/{row.cell.spec.train.steps}, loss {row.loss:.3f}, {row.examples_per_second:.0f} ex/s{left}"
-    )
+    return f"{row.status} {row.step}/{row.cell.spec.train.steps}, loss {row.loss:.3f}, {row.examples_per_second:.0f} ex/s{left}"
 
 
 def differences(rows: Sequence[Row], effects: Sequence[str]) -> list[str]:
@@ -116,7 +114,9 @@ def differences(rows: Sequence[Row], effects: Sequence[str]) -> list[str]:
                 (a, left), (b, right) = sides
                 points = statistics.mean(left) - statistics.mean(right)
                 seeds = f"{len(left)} and {len(right)} runs"
-                lines.append(f"{a} - {b} on {split}: {points:+.1f} points of test EM ({seeds}; a difference, no verdict)")
+                lines.append(
+                    f"{a} - {b} on {split}: {points:+.1f} points of test EM ({seeds}; a difference, no verdict)"
+                )
     return lines
 
 
@@ -132,7 +132,18 @@ def _sides(effect: str, rows: Sequence[Row]) -> tuple[tuple[str, list[float]], t
     return None
 
 
-COLUMNS = ("run_id", "arm", "method", "split", "seed", "status", "dev_em", "test_em", "test_log_prob_per_token", "trained")
+COLUMNS = (
+    "run_id",
+    "arm",
+    "method",
+    "split",
+    "seed",
+    "status",
+    "dev_em",
+    "test_em",
+    "test_log_prob_per_token",
+    "trained",
+)
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:

@@ -60,7 +60,12 @@ def execute(
 
 
 def _spawn(
-    cells: Sequence[Cell], path: Path, settings: Settings, workers: int, stopped: Callable[[], bool], tick: Callable[[], None]
+    cells: Sequence[Cell],
+    path: Path,
+    settings: Settings,
+    workers: int,
+    stopped: Callable[[], bool],
+    tick: Callable[[], None],
 ) -> None:
     context = multiprocessing.get_context("spawn")
     stop = context.Event()

@@ -44,7 +44,7 @@ def expand(recipe: Recipe) -> list[Cell]:
         UserError: a task, its option, an arm, split, method, learning rate or effect is unknown.
     """
     family = family_of(recipe)
-    known = load_task(recipe.task.name, **recipe.task.options).splits
+    known = load_task(recipe.task.name, None, **recipe.task.options).splits
     for split in recipe.task.splits:
         if split not in known:
             raise unknown(f"split of {recipe.task.name}", split, known)
@@ -66,7 +66,10 @@ def expand(recipe: Recipe) -> list[Cell]:
 
 def _cell(recipe: Recipe, family: Family, arm: Arm, method: MethodPart, split: str, seed: int) -> Cell:
     if arm.trained == "all" and method.name != "full":
-        method = next((part for part in recipe.methods if part.name == "full"), MethodPart(name="full", rate_scaling="rms", bits=32))
+        method = next(
+            (part for part in recipe.methods if part.name == "full"),
+            MethodPart(name="full", rate_scaling="rms", bits=32),
+        )
     prefix = family.prefix if recipe.task.prefix is None else recipe.task.prefix
     spec = RunSpec(
         checkpoint=arm.checkpoint,
@@ -91,7 +94,9 @@ def _training(recipe: Recipe, arm: str, method: MethodPart) -> TrainSpec:
     rates = part.learning_rate
     rate = rates if isinstance(rates, float) else rates.get(arm, rates.get(method.name, 0.0))
     if not rate:
-        raise UserError(f"train.learning_rate has no rate for method {method.name} (arm {arm}); add {method.name}: 1e-3")
+        raise UserError(
+            f"train.learning_rate has no rate for method {method.name} (arm {arm}); add {method.name}: 1e-3"
+        )
     return TrainSpec(
         steps=part.steps,
         batch_size=part.batch_size,
@@ -116,4 +121,6 @@ def _check_effects(recipe: Recipe) -> None:
     for effect in recipe.effects:
         sides = [(effect[:at], effect[at + 1 :]) for at, sign in enumerate(effect) if sign == "-"]
         if not any(left in recipe.arms and right in recipe.arms and left != right for left, right in sides):
-            raise UserError(f"effects: '{effect}' is no contrast of two of the arms {', '.join(recipe.arms)}; write a-b")
+            raise UserError(
+                f"effects: '{effect}' is no contrast of two of the arms {', '.join(recipe.arms)}; write a-b"
+            )

@@ -58,7 +58,9 @@ def run_one(
     data = _task_data(spec.task.name, spec.task.split, spec.task.options, settings.data_dir)
     accelerator = Accelerator(mixed_precision=mixed_precision(spec.method), cpu=settings.cpu)
     loaded = load(spec.checkpoint, weights_bits(spec.method), seed=spec.seed, device=accelerator.device)
-    parts = {part: encode_examples(getattr(data, part), spec.task.prefix, loaded.tokenizer, loaded.layout) for part in _PARTS}
+    parts = {
+        part: encode_examples(getattr(data, part), spec.task.prefix, loaded.tokenizer, loaded.layout) for part in _PARTS
+    }
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.write_json("spec.json", spec.as_dict())
     model = APPLY[spec.method.name](loaded, spec.method, spec.seed).to(accelerator.device)
@@ -100,9 +102,7 @@ _PARTS = ("train", "dev", "test")
 
 
 @functools.lru_cache(maxsize=2)
-def _task_data(
-    name: str, split: str, options: tuple[tuple[str, str | int], ...], data_dir: Path | None
-) -> SplitData:
+def _task_data(name: str, split: str, options: tuple[tuple[str, str | int], ...], data_dir: Path | None) -> SplitData:
     return load_task(name, data_dir, **dict(options)).load(split)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from petransfer.errors import UserError, unknown
+from petransfer.errors import unknown
 from petransfer.tasks.base import Example, SplitData
 from petransfer.tasks.files import Source, locate, read_rows
 

@@ -57,7 +57,8 @@ class ShuffledExamples:
 
     def _at(self, position: int) -> Encoded:
         epoch, offset = divmod(position, len(self._examples))
-        return self._examples[self._order(epoch)[offset]]
+        example: Encoded = self._examples[int(self._order(epoch)[offset])]
+        return example
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - a source lives as long as its run
     def _order(self, epoch: int) -> np.ndarray:

@@ -180,7 +180,9 @@ class Loop:
                 if not is_out_of_memory(error):
                     raise
                 if self.progress.micro_batch <= 1:
-                    raise RunError("out of memory with one example at a time; take fewer bits or a smaller model") from error
+                    raise RunError(
+                        "out of memory with one example at a time; take fewer bits or a smaller model"
+                    ) from error
             self.optimizer.zero_grad(set_to_none=True)
             self.progress.micro_batch = (self.progress.micro_batch + 1) // 2
             self.progress.out_of_memory += 1
@@ -194,9 +196,9 @@ class Loop:
         torch.manual_seed(_dropout_seed(self.seed, step, accelerator.process_index))
         total = torch.zeros((), device=accelerator.device)
         micro_batches = batch.micro_batches(self.progress.micro_batch)
-        for index, micro in enumerate(micro_batches):
+        for index, cut in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
-            micro = {name: tensor.to(accelerator.device) for name, tensor in micro.items()}
+            micro = {name: tensor.to(accelerator.device) for name, tensor in cut.items()}
             with contextlib.nullcontext() if last else accelerator.no_sync(self.wrapped):
                 summed = self.loss_function(self.wrapped, micro)
                 # Processes average their gradients; the factor turns the average back into a sum.
@@ -228,4 +230,3 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _dropout_seed(seed: int, step: int, process: int) -> int:
     return (seed * 1_000_003 + step) * 1_009 + process
-

@@ -101,7 +101,7 @@ def _read(folder: Path, part: str) -> bytes:
     for name, opener in ((f"{part}.txt", open), (f"{part}.txt.xz", lzma.open)):
         path = folder / name
         if path.exists():
-            with opener(path, "rb") as file:  # type: ignore[operator]
+            with opener(path, "rb") as file:
                 content: bytes = file.read()
             return content
     raise UserError(f"no {part}.txt or {part}.txt.xz in {folder}; a corpus folder holds train and valid text")
@@ -146,7 +146,9 @@ def pretrain(
 ) -> dict[str, Any]:
     """Trains, or goes on training, and leaves a checkpoint in `folder`; returns what its card says."""
     if len(corpus.train) < 2 * spec.noise.window * spec.train.batch_size:
-        raise UserError(f"the corpus of {spec.arm} has {len(corpus.train)} tokens, less than two batches; give more text")
+        raise UserError(
+            f"the corpus of {spec.arm} has {len(corpus.train)} tokens, less than two batches; give more text"
+        )
     model = make_model(SIZES[spec.size], tokenizer, spec.seed)
     sentinels = [tokenizer.convert_tokens_to_ids(sentinel(index)) for index in range(SENTINELS)]
     eos = model.config.eos_token_id
@@ -179,7 +181,7 @@ def pretrain(
     def validate() -> dict[str, Any]:
         return {"valid_loss": validation_loss(loop, valid, batches=20)}
 
-    hooks.at_step |= {step: validate for step in {*range(valid_every, steps, valid_every), steps}}
+    hooks.at_step |= dict.fromkeys({*range(valid_every, steps, valid_every), steps}, validate)
     done = loop.run()
     final = validate()["valid_loss"]
     redraw_rows(model.shared.weight, torch.from_numpy(learnt), keep=[model.config.pad_token_id], seed=spec.seed)
@@ -219,8 +221,8 @@ def validation_loss(loop: Loop, source: CorruptedWindows, batches: int) -> float
     total, tokens = 0.0, 0
     for step in range(batches):
         batch = source.batch(step, 0, 1)
-        for micro in batch.micro_batches(loop.progress.micro_batch):
-            micro = {name: tensor.to(loop.accelerator.device) for name, tensor in micro.items()}
+        for cut in batch.micro_batches(loop.progress.micro_batch):
+            micro = {name: tensor.to(loop.accelerator.device) for name, tensor in cut.items()}
             total += float(loop.loss_function(loop.wrapped, micro))
         tokens += batch.target_tokens
     loop.model.train()

@@ -76,9 +76,7 @@ class CorruptedWindows:
         return self._order_of[1]
 
 
-def corrupt(
-    window: np.ndarray, noise: Noise, rng: np.random.Generator, sentinels: np.ndarray, eos: int
-) -> Encoded:
+def corrupt(window: np.ndarray, noise: Noise, rng: np.random.Generator, sentinels: np.ndarray, eos: int) -> Encoded:
     """One window with its spans lost: (what the encoder reads, what the decoder should say), both ending in `eos`."""
     lost = _partition(noise.lost, noise.spans, rng)
     kept = _partition(len(window) - noise.lost, noise.spans, rng)

@@ -56,7 +56,9 @@ def save_state(
             shutil.rmtree(stale, ignore_errors=True)
         partial.mkdir()
         parameters = trained_tensors(model)
-        save_file({name: value.detach().contiguous() for name, value in parameters.items()}, partial / "model.safetensors")
+        save_file(
+            {name: value.detach().contiguous() for name, value in parameters.items()}, partial / "model.safetensors"
+        )
         tensors, plain = _flatten(optimizer, {id(value): name for name, value in parameters.items()})
         save_file(tensors, partial / "optimizer.safetensors")
         meta = {"identity": identity, "progress": asdict(progress), "optimizer": plain}
@@ -89,9 +91,7 @@ def peek_progress(folder: Path, identity: str) -> Progress | None:
     return None
 
 
-def load_state(
-    folder: Path, progress: Progress, model: torch.nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
+def load_state(folder: Path, progress: Progress, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Puts the tensors of the state that `progress` was peeked from into the model and the optimiser.
 
     Raises:

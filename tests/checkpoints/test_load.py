@@ -27,7 +27,9 @@ def test_reinit_draws_what_it_names_and_leaves_the_rest(kind: str, request: pyte
     def parts(reinit: Reinit, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         model = load(replace(spec, reinit=reinit), 32, seed=seed).model
         embeddings = model.get_input_embeddings().weight
-        body = next(value for name, value in model.named_parameters() if "SelfAttention.q" in name or "c_attn.weight" in name)
+        body = next(
+            value for name, value in model.named_parameters() if "SelfAttention.q" in name or "c_attn.weight" in name
+        )
         return embeddings, body
 
     embeddings, body = parts("none")
@@ -66,7 +68,7 @@ def test_the_bits_asked_for_are_the_bits_that_are_there_and_lora_trains_on_them(
         optimizer.step()
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < losses[0] - 0.3
 
 
 def test_a_reinitialised_model_can_be_quantised(tiny_t5: Path) -> None:
@@ -75,9 +77,9 @@ def test_a_reinitialised_model_can_be_quantised(tiny_t5: Path) -> None:
 
 
 def test_an_encoder_only_checkpoint_is_refused(tmp_path: Path, tiny_t5: Path) -> None:
-    BertModel(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16)).save_pretrained(
-        tmp_path
-    )
+    BertModel(
+        BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16)
+    ).save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((tiny_t5 / name).read_bytes())
     with pytest.raises(UserError, match="encoder-only"):

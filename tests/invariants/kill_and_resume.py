@@ -62,7 +62,9 @@ def finished(study: Path) -> bool:
 def kill_once(recipe: Path, out: Path, rng: random.Random) -> int:
     """Starts a run, waits for it to get under way, and kills it a random while later."""
     before = _traces(out)
-    process = subprocess.Popen(command(recipe, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        command(recipe, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     while process.poll() is None and _traces(out) == before:
         time.sleep(0.01)
     time.sleep(rng.uniform(0, 1.0))
@@ -87,9 +89,8 @@ def compare(whole: Path, cut: Path) -> None:
             assert left.keys() == right.keys()
             assert all(bool((left[key] == right[key]).all()) for key in left), weights
         results = [json.loads((folder / "result.json").read_text()) for folder in (run, other)]
-        assert [{part: result[part] for part in ("dev", "test", "steps")} for result in results][0] == {
-            part: results[1][part] for part in ("dev", "test", "steps")
-        }
+        numbers = [{part: result[part] for part in ("dev", "test", "steps")} for result in results]
+        assert numbers[0] == numbers[1]
         lines = [
             [{**json.loads(line), "seconds": 0} for line in (folder / "metrics.jsonl").read_text().splitlines()]
             for folder in (run, other)

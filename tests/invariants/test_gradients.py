@@ -38,7 +38,9 @@ def _gradients(folder: Path, method: object, micro_batch: int, state: Path) -> t
 
     def keep(step: int) -> None:
         if step == 1:  # LoRA's A has no gradient in the first step
-            found.update({name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None})
+            found.update(
+                {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+            )
 
     loop.checks.before_update = keep  # type: ignore[method-assign]
     loop._step(0)
@@ -59,7 +61,9 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(
         cut, _ = _gradients(folder, method, size, tmp_path / str(size))
         assert cut.keys() == whole.keys()
         for name, value in whole.items():
-            torch.testing.assert_close(cut[name], value, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(
+                cut[name], value, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+            )
     assert loop.progress.micro_batch == 24
 
 

@@ -79,7 +79,10 @@ def test_an_interrupted_run_ends_bit_for_bit_where_the_other_does(
     assert tries == 4
     assert _same(_weights(tmp_path / "whole", file), _weights(tmp_path / "cut", file))
     assert _numbers(whole) == _numbers(result)
-    lines = [[{**line, "seconds": 0} for line in read_metrics(tmp_path / name / "metrics.jsonl")] for name in ("whole", "cut")]
+    lines = [
+        [{**line, "seconds": 0} for line in read_metrics(tmp_path / name / "metrics.jsonl")]
+        for name in ("whole", "cut")
+    ]
     assert lines[0] == lines[1]
     assert [line["step"] for line in lines[0]] == [2, 4, 6, 8, 9]
     assert not (tmp_path / "cut" / "state").exists()
@@ -131,7 +134,9 @@ def test_training_the_embeddings_changes_the_encoder_the_decoder_and_the_head(
     """T5 ties four places to one matrix; all of them must see the trained rows."""
     spec = tiny_spec(replace(LORA, embeddings="trained"), steps=3)
     _run(replace(spec, train=replace(spec.train, learning_rate=3e-2)), tmp_path)
-    model = PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(tiny_t5, dtype=torch.float32), tmp_path / "adapter")
+    model = PeftModel.from_pretrained(
+        AutoModelForSeq2SeqLM.from_pretrained(tiny_t5, dtype=torch.float32), tmp_path / "adapter"
+    )
     inner = model.base_model.model
     rows = torch.tensor([[5, 6, 7]])
     frozen = AutoModelForSeq2SeqLM.from_pretrained(tiny_t5, dtype=torch.float32)

@@ -1,0 +1,163 @@
+"""The verbs, from `run` on the smoke recipe to `predict` with what it left."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+from petransfer.cli import main
+from petransfer.recipe.load import shipped
+
+ROOT = Path(__file__).parents[2]
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """`petransfer ARGUMENTS`; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["petransfer", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smoke recipe, run by two workers."""
+    out = tmp_path_factory.mktemp("study") / "smoke"
+    with pytest.MonkeyPatch.context() as patch:
+        assert call(patch, "run", "--recipe", "smoke", "--out", str(out), "--workers", "2", "--cpu") == 0
+    return out
+
+
+def test_a_study_is_written_as_designed(study: Path) -> None:
+    assert {path.name for path in study.iterdir()} == {"recipe.yaml", "runs", "table.csv"}
+    kinds = {}
+    for run in (study / "runs").iterdir():
+        names = {path.name for path in run.iterdir() if not path.name.startswith(".")}
+        result = json.loads((run / "result.json").read_text())
+        spec = json.loads((run / "spec.json").read_text())
+        kinds[spec["method"]["name"]] = names
+        assert result["run_id"] == run.name
+        assert result["test"]["examples"] == 1173
+        assert result["test"]["audited"] > 0
+        assert result["test"]["disagreements"] == 0
+        table = pyarrow.parquet.read_table(run / "examples.parquet")
+        assert table.column_names == ["index", "category", "correct", "margin", "log_prob", "tokens", "tokens_correct"]
+        assert len(table) == 1173
+        assert sum(table["correct"].to_pylist()) == round(result["test"]["exact_match"] * 11.73)
+    common = {"spec.json", "metrics.jsonl", "result.json", "examples.parquet", "DONE"}
+    assert kinds == {"lora": common | {"adapter"}, "full": common | {"model"}}
+    assert len((study / "table.csv").read_text().splitlines()) == 3
+
+
+def test_run_again_it_says_that_all_is_done_without_loading_torch(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted((path, path.stat().st_mtime_ns) for path in study.glob("runs/*/*"))
+    code = "import sys; sys.argv = sys.argv[1:]; from petransfer.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    arguments = ["petransfer", "run", "--recipe", "smoke", "--out", str(study)]
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code + "assert 'torch' not in sys.modules", *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - started < 10
+    assert "all 2 runs were done before" in done.stderr
+    assert "english" in done.stdout
+    assert sorted((path, path.stat().st_mtime_ns) for path in study.glob("runs/*/*")) == before
+
+
+def test_plan_and_status_tell_what_is_done(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "status", str(study), "--json") == 0
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    assert [run["status"] for run in runs] == ["done", "done"]
+    assert call(monkeypatch, "plan", "--recipe", "smoke", "--out", str(study), "--seeds", "0-1", "--json") == 0
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    assert [(run["seed"], run["status"]) for run in runs] == [(0, "done")] * 2 + [(1, "waiting")] * 2
+    assert call(monkeypatch, "status", str(study)) == 0
+    assert "jump_around_right" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("part", ["adapter", "model"])
+def test_predict_answers_a_sentence_a_file_and_stdin_alike(
+    part: str, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = next(study.glob(f"runs/*/{part}")).parent
+    texts = ["jump around right twice", "walk left"]
+    limit = ["--max-new-tokens", "12"]
+    assert call(monkeypatch, "predict", str(run), *texts, "--json", *limit) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["input"] for answer in answers] == texts
+    file = tmp_path / "inputs.txt"
+    file.write_text("\n".join(texts) + "\n")
+    assert call(monkeypatch, "predict", str(run / part), "--file", str(file), *limit) == 0
+    assert capsys.readouterr().out.splitlines() == [answer["output"] for answer in answers]
+    with file.open() as lines:
+        monkeypatch.setattr(sys, "stdin", lines)
+        assert call(monkeypatch, "predict", str(run), *limit) == 0
+    assert capsys.readouterr().out.splitlines() == [answer["output"] for answer in answers]
+
+
+def test_one_failed_run_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A rate of 9 without clipping makes the loss infinite in the arm that has it, and only there."""
+    out = tmp_path / "out"
+    sets = ["--set", "train.learning_rate.scratch=9", "--set", "train.max_grad_norm=0", "--set", "train.steps=40"]
+    monkeypatch.setattr("petransfer.train.loop.learning_rate_factor", lambda spec, step: 1e30 if spec.learning_rate == 9 else 1.0)
+    arguments = ["run", "--recipe", "smoke", "--out", str(out), "--workers", "1", "--cpu", *sets]
+    assert call(monkeypatch, *arguments, "--arms", "scratch,english") == 1
+    text = capsys.readouterr()
+    assert "1 of 2 runs failed" in text.err
+    assert "failed: the loss is" in text.out
+    assert len(list(out.glob("runs/*/DONE"))) == 1
+
+
+def test_recipes_can_be_listed_shown_and_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "recipes", "ls") == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in shipped())
+    target = tmp_path / "mine.yaml"
+    assert call(monkeypatch, "recipes", "cp", "lora-scan", str(target)) == 0
+    assert target.read_text() == shipped()["lora-scan"].read_text()
+    assert call(monkeypatch, "recipes", "cp", "lora-scan", str(target)) == 2
+    assert "exists" in capsys.readouterr().err
+
+
+def test_checkpoints_and_doctor_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert call(monkeypatch, "checkpoints", "ls") == 0
+    assert "nano/english" in capsys.readouterr().out
+    assert call(monkeypatch, "doctor", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["bitsandbytes works"].startswith("yes")
+    assert "hub" in found
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", "--recipe", "lora-scan"], ["recipes", "ls"]])
+def test_light_verbs_import_no_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom petransfer.cli import main\nsys.argv = ['petransfer', *sys.argv[1:]]\n"
+        "try: main()\nexcept SystemExit as stop: assert not stop.code\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
+
+
+def test_ci_runs_exactly_the_readme_s_test_command() -> None:
+    readme = (ROOT / "README.md").read_text().splitlines()
+    command = readme[readme.index("<!-- test-command -->") + 2]
+    script = (ROOT / ".ci" / "run").read_text()
+    extract = next(line for line in script.splitlines() if line.startswith("command="))
+    shown = subprocess.run(["bash", "-c", f'{extract}\necho "$command"'], cwd=ROOT, capture_output=True, text=True)
+    assert shown.stdout.strip() == command
+    assert "pytest" in command
