@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from petransfer.errors import UserError, unknown
-from petransfer.recipe.schema import FamilyPart, MethodPart, Recipe, TaskPart, TrainPart
+from petransfer.recipe.schema import FamilyPart, MethodPart, Recipe, TaskPart, TrainPart, sides
 
 
 def shipped_folder() -> Path:
@@ -66,7 +66,10 @@ def load_recipe(name: str, overrides: Sequence[str] = (), options: dict[str, Any
     for override in overrides:
         _put(content, *_parse(override))
     content |= {key: value for key, value in (options or {}).items() if value is not None}
-    return validate(content, str(path))
+    recipe = validate(content, str(path))
+    if options and options.get("arms"):  # fewer arms leave fewer effects to ask for
+        recipe = recipe.model_copy(update={"effects": [at for at in recipe.effects if sides(at, recipe.arms)]})
+    return recipe
 
 
 def validate(content: dict[str, Any], where: str) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -117,3 +118,9 @@ def _asks_for_fp16(content: Any) -> bool:
     if isinstance(content, list):
         return any(map(_asks_for_fp16, content))
     return content in {"fp16", "float16"} if isinstance(content, str) else False
+
+
+def sides(effect: str, arms: Container[str]) -> tuple[str, str] | None:
+    """The two arms that an effect such as `english-scratch` contrasts, or None where they are not both in `arms`."""
+    cuts = ((effect[:at], effect[at + 1 :]) for at, sign in enumerate(effect) if sign == "-")
+    return next(((left, right) for left, right in cuts if left != right and left in arms and right in arms), None)

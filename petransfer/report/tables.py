@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
+from petransfer.recipe.schema import sides
 from petransfer.study.grid import Cell
 from petransfer.study.ledger import Status, StudyFolder
 from petransfer.train.metrics import read_metrics
@@ -105,31 +106,18 @@ def _state(row: Row) -> str:
 
 
 def differences(rows: Sequence[Row], effects: Sequence[str]) -> list[str]:
-    """Each effect's difference of means per split in points of EM, with the seeds it rests on; no verdict."""
+    """Each effect's difference of means per split in points of EM, with the runs it rests on; no verdict."""
     lines = []
-    for effect in effects:
-        for split in dict.fromkeys(row.cell.split for row in rows):
-            sides = _sides(effect, [row for row in rows if row.cell.split == split and row.dev is not None])
-            if sides:
-                (a, left), (b, right) = sides
-                points = statistics.mean(left) - statistics.mean(right)
-                seeds = f"{len(left)} and {len(right)} runs"
-                lines.append(
-                    f"{a} - {b} on {split}: {points:+.1f} points of test EM ({seeds}; a difference, no verdict)"
-                )
+    for split in dict.fromkeys(row.cell.split for row in rows):
+        arms: dict[str, list[float]] = {}
+        for row in rows:
+            if row.cell.split == split and row.test is not None:
+                arms.setdefault(row.cell.arm, []).append(row.test)
+        for left, right in filter(None, (sides(effect, arms) for effect in effects)):
+            points = statistics.mean(arms[left]) - statistics.mean(arms[right])
+            runs = f"{len(arms[left])} and {len(arms[right])} runs"
+            lines.append(f"{left} - {right} on {split}: {points:+.1f} points of test EM ({runs}; no verdict)")
     return lines
-
-
-def _sides(effect: str, rows: Sequence[Row]) -> tuple[tuple[str, list[float]], tuple[str, list[float]]] | None:
-    arms: dict[str, list[float]] = {}
-    for row in rows:
-        if row.test is not None:
-            arms.setdefault(row.cell.arm, []).append(row.test)
-    for at, sign in enumerate(effect):
-        a, b = effect[:at], effect[at + 1 :]
-        if sign == "-" and a in arms and b in arms:
-            return (a, arms[a]), (b, arms[b])
-    return None
 
 
 COLUMNS = (

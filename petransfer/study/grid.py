@@ -7,7 +7,7 @@ from pathlib import Path
 
 from petransfer.checkpoints.registry import Arm, Family, own_family, registered_family
 from petransfer.errors import UserError, unknown
-from petransfer.recipe.schema import FamilyPart, MethodPart, Recipe
+from petransfer.recipe.schema import FamilyPart, MethodPart, Recipe, sides
 from petransfer.recipe.spec import MethodSpec, RunSpec, TaskSpec, TrainSpec
 from petransfer.tasks import load_task
 
@@ -119,8 +119,7 @@ def _check_rates(recipe: Recipe, family: Family) -> None:
 
 def _check_effects(recipe: Recipe) -> None:
     for effect in recipe.effects:
-        sides = [(effect[:at], effect[at + 1 :]) for at, sign in enumerate(effect) if sign == "-"]
-        if not any(left in recipe.arms and right in recipe.arms and left != right for left, right in sides):
+        if not sides(effect, recipe.arms):
             raise UserError(
                 f"effects: '{effect}' is no contrast of two of the arms {', '.join(recipe.arms)}; write a-b"
             )

@@ -17,7 +17,7 @@ TASKS: dict[str, Callable[..., Task]] = {"scan": ScanTask, "cogs": CogsTask}
 """Makes a task from its `data_dir` and its own options. Making one reads no file; its `load` does."""
 
 
-def load_task(name: str, data_dir: Path | str | None = None, **options: object) -> Task:
+def load_task(name: str, data_dir: Path | str | None = None, /, **options: object) -> Task:
     """The task called `name`, with the options of its class (scan: dev_size; cogs: version).
 
     Raises:
