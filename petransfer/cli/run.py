@@ -83,7 +83,7 @@ def run(
     data_dir: DataDir = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes at once; 0 chooses.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads a process; 0 chooses.")] = 0,
-    micro_batch: Annotated[int, typer.Option(min=0, help="Examples a forward pass; 0 for the whole batch.")] = 0,
+    micro_batch: Annotated[int, typer.Option(min=0, help="Examples a forward pass; 0 chooses.")] = 0,
     save_every: Annotated[float, typer.Option(min=0.0, help="Seconds between states to resume from.")] = 60.0,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even where there is a GPU.")] = False,
     as_json: Json = False,

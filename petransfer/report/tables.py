@@ -102,7 +102,8 @@ def _state(row: Row) -> str:
     if row.loss is None:
         return row.status
     left = f", {row.seconds_left / 60:.0f} min left" if row.seconds_left and row.status == "running" else ""
-    return f"{row.status} {row.step}/{row.cell.spec.train.steps}, loss {row.loss:.3f}, {row.examples_per_second:.0f} ex/s{left}"
+    steps = f"{row.step}/{row.cell.spec.train.steps}"
+    return f"{row.status} {steps}, loss {row.loss:.3f}, {row.examples_per_second:.0f} ex/s{left}"
 
 
 def differences(rows: Sequence[Row], effects: Sequence[str]) -> list[str]:

@@ -37,7 +37,7 @@ class Outcome:
 def execute(
     cells: Sequence[Cell], study: StudyFolder, settings: Settings, workers: int, tick: Callable[[], None]
 ) -> Outcome:
-    """Carries out what is not done; `tick` is called often, to show how things stand. One failure stops no other run."""
+    """Carries out what is not done; `tick` is called often, to show how things stand. A failure stops no other run."""
     pending = [cell for cell in cells if not study.run(cell.run_id).done]
     workers = max(1, min(workers, len(pending)))
     with _stop_on_signals() as stopped:

@@ -38,8 +38,8 @@ class Batch:
     layout: Layout
 
     def micro_batches(self, size: int) -> list[Tensors]:
-        """At most `size` examples each, sorted by length so that little is padding."""
-        ordered = sorted(self.examples, key=lambda example: (len(example.input_ids), len(example.target_ids)))
+        """At most `size` examples each, sorted by length (the target first: its logits cost most) to save padding."""
+        ordered = sorted(self.examples, key=lambda example: (len(example.target_ids), len(example.input_ids)))
         return [collate(ordered[start : start + size], self.layout) for start in range(0, len(ordered), size)]
 
 

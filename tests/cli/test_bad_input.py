@@ -1,4 +1,4 @@
-"""A user's mistakes at the command line: exit code 2, one line that says what, where and what to do, nothing left over."""
+"""A user's mistakes at the command line: exit code 2, one line (what, where, what to do), nothing left over."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def test_running_out_of_memory_halves_the_micro_batch_only(
     model = APPLY["lora"](loaded, LORA, 0)
     loop = Loop(
         model, ShuffledExamples(examples, 24, 0, loaded.layout), SPEC, Accelerator(cpu=True), tmp_path / "small",
-        identity="x", seed=0, execution=Execution(), hooks=Hooks(),
+        identity="x", seed=0, execution=Execution(micro_batch=24), hooks=Hooks(),
     )  # fmt: skip
     plain = loop.loss_function
 

@@ -56,6 +56,12 @@ def test_any_rate_comes_through_set_unchanged(rate: float) -> None:
     assert load_recipe("smoke", [f"train.learning_rate={rate!r}"]).train.learning_rate == rate
 
 
+def test_a_whole_number_may_be_written_with_an_exponent(recipe: str) -> None:
+    steps = load_recipe(recipe, ["train.steps=1e3"]).train.steps
+    assert steps == 1000
+    assert isinstance(steps, int)
+
+
 def test_numbers_inside_a_mapping_too(recipe: str) -> None:
     assert load_recipe(recipe, ["train.learning_rate={lora: 1e-3}"]).train.learning_rate == {"lora": 0.001}
 
