@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -30,7 +32,8 @@ def ls() -> None:
             card = cards.get(made.name.removeprefix("nano/"), {}) if not control else {}
             figures = [f"{card[key]:{form}}" if card else "" for key, form in _COLUMNS]
             table.add_row(family.name, arm, f"{made.name} (reinit {made.reinit})" if control else made.name, *figures)
-    Console().print(table)
+    # cut to the terminal where there is one; a file or a pipe gets whole names
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
 _COLUMNS = (("parameters", ","), ("seen_tokens", ","), ("valid_loss", ".3f"))

@@ -61,7 +61,10 @@ def _weights_folder(folder: Path) -> Path:
 
 
 def _spec(weights: Path) -> RunSpec:
-    return RunSpec.from_dict(json.loads((weights / "petransfer.json").read_text(encoding="utf-8"))["spec"])
+    try:
+        return RunSpec.from_dict(json.loads((weights / "petransfer.json").read_text(encoding="utf-8"))["spec"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{weights}/petransfer.json is damaged ({error}); get the adapter again") from error
 
 
 def _base(spec: RunSpec, weights: Path, checkpoint: str | None) -> CheckpointSpec:

@@ -329,3 +329,15 @@ def test_targets_that_do_not_come_back_are_refused(target: str, lost: list[str])
     assert "\n" not in error
     for sign in lost:
         assert sign in error
+
+
+def test_a_damaged_provenance_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "petransfer.json").write_text('{"spec": {')
+    monkeypatch.setattr(sys, "argv", ["petransfer", "predict", str(tmp_path), "jump"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "petransfer.json is damaged" in capsys.readouterr().err
