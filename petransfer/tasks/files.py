@@ -9,8 +9,8 @@ import hashlib
 import http.client
 import lzma
 import os
+import secrets
 import sys
-import tempfile
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -105,7 +105,10 @@ def read_rows(path: Path, parse: Callable[[str], Row], sha256: str | None = None
             raise UserError(f"{path}:{number}: {error}") from None
         yield row
     if sha256 is not None and digest.hexdigest() != sha256:
-        raise UserError(f"{path} is not the published file: {_difference(digest.hexdigest(), sha256)}; get it again")
+        raise UserError(
+            f"{path} is not the published file: {_difference(digest.hexdigest(), sha256)}; "
+            "replace it, or delete it to have it downloaded"
+        )
 
 
 def _raw_lines(path: Path) -> Iterator[bytes]:
@@ -113,34 +116,33 @@ def _raw_lines(path: Path) -> Iterator[bytes]:
         with lzma.open(path, "rb") if path.suffix == ".xz" else path.open("rb") as file:
             yield from file
     except (lzma.LZMAError, EOFError) as error:
-        raise UserError(f"{path} cannot be unpacked ({_reason(error)}): get it again") from None
+        raise UserError(f"{path} cannot be unpacked ({_reason(error)}): replace it, or delete it") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({_reason(error)})") from None
 
 
 def _download(source: Source, target: Path, data_dir: Path | None) -> None:
     """Downloads to a temporary name beside `target` and renames it once its hash is right."""
-    part: Path | None = None
+    # not `tempfile`, whose files only their owner may read: a cache can be shared by a group
+    part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-        part = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            received = _receive(source, file)
-        if received != source.sha256:
-            raise UserError(
-                f"{source.url} gave another file than the published one: {_difference(received, source.sha256)}; "
-                f"{_by_hand(source, data_dir)}"
-            )
-        os.replace(part, target)
+        try:
+            with part.open("xb") as file:
+                received = _receive(source, file)
+            if received != source.sha256:
+                raise UserError(
+                    f"{source.url} gave another file than the published one: {_difference(received, source.sha256)}; "
+                    f"{_by_hand(source, data_dir)}"
+                )
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
     except (OSError, http.client.HTTPException) as error:
         raise UserError(
             f"{source.place} is missing and cannot be downloaded ({_reason(error)}): get {source.path} of "
             f"{source.repository} at commit {source.commit[:7]} from {source.url}, {_by_hand(source, data_dir)}"
         ) from None
-    finally:
-        if part:
-            part.unlink(missing_ok=True)
 
 
 def _receive(source: Source, file: IO[bytes]) -> str:
