@@ -285,6 +285,15 @@ def test_without_a_network_it_says_how_to_go_on(tmp_path: Path, cache: Path, mon
     assert _left_in(cache) == []
 
 
+def test_a_reason_of_two_lines_becomes_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError("no way\n  to get there")
+
+    monkeypatch.setattr(files.urllib.request, "urlopen", fails)
+    with pytest.raises(UserError, match=r"cannot be downloaded \(no way to get there\)"):
+        locate(SOURCE, None, [])
+
+
 def test_a_cache_that_cannot_be_written_is_a_one_line_error(server: type[Server], cache: Path) -> None:
     cache.write_text("a file where the folder should be")
     with pytest.raises(UserError, match=r"task/file\.txt is missing and cannot be downloaded"):
