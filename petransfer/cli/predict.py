@@ -31,9 +31,9 @@ def predict(
     lines = iter(text) if text else _lines(file)
     for batch in iter(lambda: list(islice(lines, BATCH)), []):
         for source, answer in zip(batch, predictor(batch, max_new_tokens), strict=True):
-            print(
-                json.dumps({"input": source, "output": answer}, ensure_ascii=False) if as_json else answer, flush=True
-            )
+            # one line an answer, whatever is in it; --json tells line breaks from backslashes
+            line = answer.replace("\n", "\\n")
+            print(json.dumps({"input": source, "output": answer}, ensure_ascii=False) if as_json else line, flush=True)
 
 
 def _lines(file: Path | None) -> Iterator[str]:

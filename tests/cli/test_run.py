@@ -97,16 +97,17 @@ def test_predict_answers_a_sentence_a_file_and_stdin_alike(
     texts = ["jump around right twice", "walk left"]
     limit = ["--max-new-tokens", "12"]
     assert call(monkeypatch, "predict", str(run), *texts, "--json", *limit) == 0
-    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    answers = [json.loads(line) for line in capsys.readouterr().out.split("\n")[:-1]]
+    expected = [answer["output"].replace("\n", "\\n") for answer in answers]
     assert [answer["input"] for answer in answers] == texts
     file = tmp_path / "inputs.txt"
     file.write_text("\n".join(texts) + "\n")
     assert call(monkeypatch, "predict", str(run / part), "--file", str(file), *limit) == 0
-    assert capsys.readouterr().out.splitlines() == [answer["output"] for answer in answers]
+    assert capsys.readouterr().out.split("\n")[:-1] == expected
     with file.open() as lines:
         monkeypatch.setattr(sys, "stdin", lines)
         assert call(monkeypatch, "predict", str(run), *limit) == 0
-    assert capsys.readouterr().out.splitlines() == [answer["output"] for answer in answers]
+    assert capsys.readouterr().out.split("\n")[:-1] == expected
 
 
 def test_one_failed_run_stops_no_other(
