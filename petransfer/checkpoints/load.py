@@ -8,6 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,14 +41,15 @@ class Loaded:
     """A model with what is needed to feed it.
 
     commit: the hub commit that the weights came from, None where they came from a folder.
-    new_pieces: pieces that pretraining never saw, so that their embeddings mean nothing yet.
+    new_pieces: pieces that pretraining never saw, so that their embeddings mean nothing yet; None where that is not
+        known.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     layout: Layout
     commit: str | None
-    new_pieces: tuple[int, ...]
+    new_pieces: tuple[int, ...] | None
 
 
 def load(checkpoint: CheckpointSpec, bits: Bits = 16, *, seed: int = 0, device: torch.device | str = "cpu") -> Loaded:
@@ -186,13 +188,11 @@ def _layout(config: Any, tokenizer: PreTrainedTokenizerBase) -> Layout:
     return Layout(True, int(pad), int(eos), int(pad if start is None else start))
 
 
-def _new(checkpoint: CheckpointSpec, model: PreTrainedModel) -> tuple[int, ...]:
+def _new(checkpoint: CheckpointSpec, model: PreTrainedModel) -> tuple[int, ...] | None:
     if checkpoint.reinit in {"embeddings", "all"}:
         return tuple(range(model.get_input_embeddings().num_embeddings))
-    if checkpoint.name.startswith("nano/"):
-        card = json.loads((embedded_folder(checkpoint.name) / "pretraining.json").read_text(encoding="utf-8"))
-        return tuple(card["new_pieces"])
-    return ()
+    card = Path(_place(checkpoint)) / "pretraining.json"  # written by `petransfer pretrain`
+    return tuple(json.loads(card.read_text(encoding="utf-8"))["new_pieces"]) if card.is_file() else None
 
 
 def _place(checkpoint: CheckpointSpec) -> str:

@@ -9,7 +9,7 @@ import traceback
 import typer
 
 from petransfer import __version__
-from petransfer.cli import checkpoints, doctor, predict, recipes, run
+from petransfer.cli import checkpoints, doctor, predict, pretrain, recipes, run
 from petransfer.errors import RunError, UserError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.command("run")(run.run)
 app.command("plan")(run.plan)
 app.command("status")(run.status)
 app.command("predict")(predict.predict)
+app.command("pretrain")(pretrain.pretrain)
 app.command("doctor")(doctor.doctor)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(checkpoints.app, name="checkpoints")

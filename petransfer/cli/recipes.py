@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from petransfer.errors import UserError
-from petransfer.recipe.load import find, load_recipe, shipped
+from petransfer.recipe.load import description, find, shipped
 
 app = typer.Typer(no_args_is_help=True, help="The shipped recipes.")
 
@@ -17,7 +17,7 @@ app = typer.Typer(no_args_is_help=True, help="The shipped recipes.")
 def ls() -> None:
     """List the shipped recipes."""
     for name in shipped():
-        print(f"{name:<16} {load_recipe(name).description}")
+        print(f"{name:<16} {description(name)}")
 
 
 @app.command("show")
@@ -35,4 +35,5 @@ def cp(name: Annotated[str, typer.Argument(help="A recipe's name.")], target: Pa
         target.write_text(find(name).read_text(encoding="utf-8"), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{target} cannot be written ({error.strerror})") from None
-    print(f"copied {name} to {target}; run it with: petransfer run --recipe {target}")
+    verb = "pretrain" if "kind: pretrain" in target.read_text(encoding="utf-8") else "run"
+    print(f"copied {name} to {target}; carry it out with: petransfer {verb} --recipe {target}")

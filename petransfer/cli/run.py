@@ -6,15 +6,13 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.live import Live
 
+from petransfer.cli.display import Display, View, print_table, report_outcome
 from petransfer.errors import UserError
 from petransfer.recipe.load import load_recipe
 from petransfer.recipe.schema import Recipe
@@ -52,7 +50,7 @@ def _study(
 ) -> Study:
     options: dict[str, Any] = {
         "family": family,
-        "seeds": _whole_numbers(seeds) if seeds else None,
+        "seeds": whole_numbers(seeds) if seeds else None,
         "arms": arms.split(",") if arms else None,
         "data_dir": data,
     }
@@ -60,7 +58,8 @@ def _study(
     return Study(recipe, expand(recipe), StudyFolder(out or Path("results") / recipe.name))
 
 
-def _whole_numbers(text: str) -> list[int]:
+def whole_numbers(text: str) -> list[int]:
+    """The numbers that `0,1,2` or `0-5` stands for."""
     numbers: list[int] = []
     try:
         for part in text.split(","):
@@ -98,17 +97,9 @@ def run(
         return
     outcome = _execute(study, workers, threads, micro_batch, save_every, cpu, quiet=as_json)
     _print_end(study, as_json)
-    for reason in outcome.mistakes:
-        print(f"error: {reason}", file=sys.stderr)
-    if outcome.interrupted:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        raise typer.Exit(130)
-    if outcome.failures:
-        print(
-            f"{len(outcome.failures)} of {len(study.cells)} runs failed; the same command tries them again",
-            file=sys.stderr,
-        )
-        raise typer.Exit(2 if len(outcome.mistakes) == len(set(outcome.failures.values())) else 1)
+    code = report_outcome(outcome, len(study.cells))
+    if code:
+        raise typer.Exit(code)
     minutes = (time.monotonic() - started) / 60
     print(f"{len(study.cells)} runs done in {minutes:.1f} minutes; see {study.folder.path}", file=sys.stderr)
 
@@ -117,16 +108,22 @@ def _execute(
     study: Study, workers: int, threads: int, micro_batch: int, save_every: float, cpu: bool, quiet: bool
 ) -> Any:
     steps = min(cell.spec.train.steps for cell in study.cells)
-    with _display(study, quiet) as tick:
+    view = View(
+        study.recipe.name,
+        lambda: tables.rows_of(study.cells, study.folder),
+        tables.terminal_table,
+        tables.plain_line,
+    )
+    with Display(view, quiet) as tick:
         from petransfer.study.executors import execute
-        from petransfer.study.run import Settings
+        from petransfer.study.run import FineTune, Settings
         from petransfer.train.loop import Execution
 
         execution = Execution(
             micro_batch=micro_batch, threads=threads, save_every=save_every, log_every=max(1, min(50, steps // 20))
         )
-        settings = Settings(execution, study.recipe.data_dir, cpu)
-        return execute(study.cells, study.folder, settings, workers or _default_workers(study, cpu), tick)
+        job = FineTune(Settings(execution, study.recipe.data_dir, cpu))
+        return execute(study.cells, study.folder, job, workers or _default_workers(study, cpu), threads, tick)
 
 
 def _default_workers(study: Study, cpu: bool) -> int:
@@ -138,74 +135,15 @@ def _default_workers(study: Study, cpu: bool) -> int:
     return (os.cpu_count() or 1) if embedded and not on_gpu else 1
 
 
-class _display:
-    """A live table on a terminal, plain lines elsewhere."""
-
-    def __init__(self, study: Study, quiet: bool) -> None:
-        self.study, self.quiet = study, quiet
-        self.console = Console(stderr=True)
-        self.live: Live | None = None
-        self.said: set[str] = set()
-        self.next = 0.0
-        self.next_line = time.monotonic() + 30
-
-    def __enter__(self) -> Callable[[], None]:
-        if self.quiet:
-            return lambda: None
-        if self.console.is_terminal:
-            self.live = Live(console=self.console, auto_refresh=False, transient=True)
-            self.live.start()
-        else:
-            done = sum(self.study.folder.run(cell.run_id).done for cell in self.study.cells)
-            print(
-                f"{self.study.recipe.name}: {len(self.study.cells)} runs, {done} of them done before", file=sys.stderr
-            )
-            self.said = {cell.run_id for cell in self.study.cells if self.study.folder.run(cell.run_id).done}
-        return self.tick
-
-    def __exit__(self, *_: object) -> None:
-        if self.live:
-            self.live.stop()
-
-    def tick(self) -> None:
-        """Shows how things stand, at most once a second."""
-        now = time.monotonic()
-        if now < self.next:
-            return
-        self.next = now + 1.0
-        rows = tables.rows_of(self.study.cells, self.study.folder)
-        if self.live:
-            room = max(4, self.console.size.height - 8)
-            busy_first = sorted(
-                rows,
-                key=lambda row: (
-                    ("running", "failed", "done").index(row.status)
-                    if row.status in ("running", "failed", "done")
-                    else 3
-                ),
-            )
-            shown = rows if len(rows) <= room else busy_first
-            self.live.update(tables.terminal_table(shown, self.study.recipe.name, room), refresh=True)
-            return
-        ended = [row for row in rows if row.status in ("done", "failed") and row.cell.run_id not in self.said]
-        running = [row for row in rows if row.status == "running"] if now >= self.next_line else []
-        if running:
-            self.next_line = now + 30
-        for row in [*ended, *running]:
-            print(tables.plain_line(row), file=sys.stderr, flush=True)
-        self.said |= {row.cell.run_id for row in ended}
-
-
 def _print_end(study: Study, as_json: bool) -> None:
     rows = tables.rows_of(study.cells, study.folder)
     tables.write_csv(rows, study.folder.path / "table.csv")
     if as_json:
         print(json.dumps({"study": study.recipe.name, "runs": tables.as_json(rows)}, indent=1))
         return
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(tables.terminal_table(rows, study.recipe.name))
+    print_table(tables.terminal_table(rows, study.recipe.name))
     for line in tables.differences(rows, study.recipe.effects):
-        console.print(line)
+        print(line)
 
 
 def plan(
@@ -243,4 +181,4 @@ def status(
     if as_json:
         print(json.dumps({"study": recipe.name, "runs": tables.as_json(rows)}, indent=1))
         return
-    Console(width=None if sys.stdout.isatty() else 160).print(tables.terminal_table(rows, recipe.name))
+    print_table(tables.terminal_table(rows, recipe.name))

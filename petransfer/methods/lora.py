@@ -18,7 +18,7 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
     """The model with frozen weights and adapters drawn from `seed`; adapters are held in fp32.
 
     Raises:
-        UserError: the targets name no layer, or `embeddings: new` where the checkpoint has no new pieces.
+        UserError: the targets name no layer, or `embeddings: new` where new pieces are not known.
     """
     targets = method.targets if isinstance(method.targets, str) else list(method.targets)
     config = LoraConfig(
@@ -57,7 +57,11 @@ def _trained_rows(loaded: Loaded, method: MethodSpec) -> dict[str, list[int]] | 
         return None
     embeddings = loaded.model.get_input_embeddings()
     rows = range(embeddings.num_embeddings) if method.embeddings == "trained" else loaded.new_pieces
+    if rows is None:
+        raise UserError(
+            "embeddings: new, but nothing says which pieces this checkpoint never saw; take frozen or trained"
+        )
     if not rows:
-        raise UserError("embeddings: new, but this checkpoint has no new pieces; take frozen or trained")
+        return None
     name = next(name for name, module in loaded.model.named_modules() if module is embeddings)
     return {name.rsplit(".", 1)[-1]: list(rows)}

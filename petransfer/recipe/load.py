@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from petransfer.errors import UserError, unknown
+from petransfer.recipe.pretraining import CorpusPart, NoisePart, PretrainRecipe, PretrainTrainPart
 from petransfer.recipe.schema import FamilyPart, MethodPart, Recipe, TaskPart, TrainPart, sides
 
 
@@ -50,6 +51,39 @@ def load_recipe(name: str, overrides: Sequence[str] = (), options: dict[str, Any
     Raises:
         UserError: it cannot be found or read, is not YAML, is empty, or says something that a recipe may not say.
     """
+    path, content = _read(name, overrides, options)
+    if content.get("kind") == "pretrain":
+        raise UserError(f"{name} is a pretraining recipe; carry it out with: petransfer pretrain --recipe {name}")
+    recipe = validate(content, str(path))
+    if options and options.get("arms"):  # fewer arms leave fewer effects to ask for
+        recipe = recipe.model_copy(update={"effects": [at for at in recipe.effects if sides(at, recipe.arms)]})
+    return recipe
+
+
+def load_pretraining(name: str, overrides: Sequence[str] = (), options: dict[str, Any] | None = None) -> PretrainRecipe:
+    """The pretraining recipe called `name`, with overrides and options as for `load_recipe`.
+
+    Raises:
+        UserError: as `load_recipe`; and where the recipe is a study's.
+    """
+    path, content = _read(name, overrides, options)
+    if content.get("kind") != "pretrain":
+        raise UserError(f"{name} is a study's recipe (kind: pretrain is missing); carry it out with: petransfer run")
+    try:
+        return PretrainRecipe.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_say(error, content, PretrainRecipe)}") from None
+
+
+def description(name: str) -> str:
+    """What a recipe of either kind says of itself."""
+    _, content = _read(name)
+    return (load_pretraining if content.get("kind") == "pretrain" else load_recipe)(name).description
+
+
+def _read(
+    name: str, overrides: Sequence[str] = (), options: dict[str, Any] | None = None
+) -> tuple[Path, dict[str, Any]]:
     path = find(name)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -66,10 +100,7 @@ def load_recipe(name: str, overrides: Sequence[str] = (), options: dict[str, Any
     for override in overrides:
         _put(content, *_parse(override))
     content |= {key: value for key, value in (options or {}).items() if value is not None}
-    recipe = validate(content, str(path))
-    if options and options.get("arms"):  # fewer arms leave fewer effects to ask for
-        recipe = recipe.model_copy(update={"effects": [at for at in recipe.effects if sides(at, recipe.arms)]})
-    return recipe
+    return path, content
 
 
 def validate(content: dict[str, Any], where: str) -> Recipe:
@@ -81,10 +112,10 @@ def validate(content: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{where}: {_say(error, content)}") from None
+        raise UserError(f"{where}: {_say(error, content, Recipe)}") from None
 
 
-def freeze(recipe: Recipe) -> str:
+def freeze(recipe: Recipe | PretrainRecipe) -> str:
     """The resolved recipe as YAML: what a study's folder keeps."""
     content = recipe.model_dump(mode="json", exclude_none=True)
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
@@ -131,13 +162,13 @@ def _put(content: Any, keys: list[str], value: Any) -> None:
             ) from None
 
 
-def _say(error: ValidationError, content: dict[str, Any]) -> str:
+def _say(error: ValidationError, content: dict[str, Any], model: type[BaseModel]) -> str:
     placed = [(_place(mistake, content), mistake) for mistake in error.errors()]
     start = placed[0][0]
     # What may be one of several kinds fails once for each; the mistake that lies deepest is the one that was made.
     place, first = max((pair for pair in placed if pair[0][: len(start)] == start), key=lambda pair: len(pair[0]))
     if first["type"] == "extra_forbidden":
-        key, names = place[-1], sorted(_keys(place[:-1]))
+        key, names = place[-1], sorted(_keys(place[:-1], model))
         near = difflib.get_close_matches(key, names, n=1, cutoff=0.4)
         hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(names)}"
         return f"unknown key '{'.'.join(place)}': {hint}"
@@ -160,15 +191,16 @@ def _place(mistake: Any, content: Any) -> list[str]:
     return place
 
 
-def _keys(place: list[str]) -> Iterator[str]:
-    parts: dict[str, type[BaseModel]] = {
-        "task": TaskPart,
-        "train": TrainPart,
-        "methods": MethodPart,
-        "family": FamilyPart,
-    }
-    model: type[BaseModel] = parts.get(place[0], Recipe) if place else Recipe
+def _keys(place: list[str], model: type[BaseModel]) -> Iterator[str]:
+    if place:
+        model = _PARTS[model].get(place[0], model)
     yield from model.model_fields
+
+
+_PARTS: dict[type[BaseModel], dict[str, type[BaseModel]]] = {
+    Recipe: {"task": TaskPart, "train": TrainPart, "methods": MethodPart, "family": FamilyPart},
+    PretrainRecipe: {"train": PretrainTrainPart, "noise": NoisePart, "corpora": CorpusPart},
+}
 
 
 def _first_line(error: Exception) -> str:

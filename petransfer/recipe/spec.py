@@ -14,7 +14,7 @@ Schedule = Literal["linear", "cosine", "constant"]
 RateScaling = Literal["none", "rms"]
 
 # Raised when the code changes so that the same settings give other numbers.
-NUMBERS_VERSION = 1
+NUMBERS_VERSION = 2
 
 
 @dataclass(frozen=True)

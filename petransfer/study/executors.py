@@ -1,4 +1,4 @@
-"""Carries out a study's runs on this machine, in this process or in several, until done or told to stop."""
+"""Carries out the runs of a study or of a pretraining, in this process or in several, until done or told to stop."""
 
 from __future__ import annotations
 
@@ -11,18 +11,35 @@ import shutil
 import signal
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from petransfer.errors import UserError
-from petransfer.study.grid import Cell
 from petransfer.study.ledger import RunFolder, StudyFolder
 
-if TYPE_CHECKING:
-    from petransfer.study.run import Settings
+
+class Named(Protocol):
+    """A cell of a grid: its run's folder is named by `run_id`."""
+
+    @property
+    def run_id(self) -> str: ...
+
+
+class Job(Protocol):
+    """Carries one run out, or goes on with it; raises Interrupted when told to stop. Is sent to worker processes."""
+
+    def __call__(
+        self,
+        cell: Any,
+        folder: RunFolder,
+        threads: int,
+        progress: Callable[[int, float, float], None],
+        should_stop: Callable[[], bool],
+    ) -> object: ...
 
 
 @dataclass(frozen=True)
@@ -35,16 +52,19 @@ class Outcome:
 
 
 def execute(
-    cells: Sequence[Cell], study: StudyFolder, settings: Settings, workers: int, tick: Callable[[], None]
+    cells: Sequence[Named], study: StudyFolder, job: Job, workers: int, threads: int, tick: Callable[[], None]
 ) -> Outcome:
-    """Carries out what is not done; `tick` is called often, to show how things stand. A failure stops no other run."""
+    """Carries out what is not done; `tick` is called often, to show how things stand. A failure stops no other run.
+
+    threads: CPU threads a worker, 0 for the cores shared out among several workers, or as they are for one.
+    """
     pending = [cell for cell in cells if not study.run(cell.run_id).done]
     workers = max(1, min(workers, len(pending)))
     with _stop_on_signals() as stopped:
         if pending and workers == 1:
-            _work(pending, study.path, settings, stopped, tick)
+            _work(pending, study.path, job, threads, stopped, tick)
         elif pending:
-            _spawn(pending, study.path, settings, workers, stopped, tick)
+            _spawn(pending, study.path, job, workers, threads, stopped, tick)
         tick()
         interrupted = stopped() and any(not study.run(cell.run_id).done for cell in pending)
     open_runs = [study.run(cell.run_id) for cell in pending if not study.run(cell.run_id).done]
@@ -60,21 +80,22 @@ def execute(
 
 
 def _spawn(
-    cells: Sequence[Cell],
+    cells: Sequence[Named],
     path: Path,
-    settings: Settings,
+    job: Job,
     workers: int,
+    threads: int,
     stopped: Callable[[], bool],
     tick: Callable[[], None],
 ) -> None:
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
-    threads = settings.execution.threads or max(1, (os.cpu_count() or 1) // workers)
-    execution = replace(settings.execution, threads=threads)
-    mine = replace(settings, execution=execution)
+    threads = threads or max(1, (os.cpu_count() or 1) // workers)
     # OpenMP reads its thread count when it starts; more threads than free cores are many times slower.
     with _environment({"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}):
-        processes = [context.Process(target=_worker, args=(list(cells), path, mine, stop)) for _ in range(workers)]
+        processes = [
+            context.Process(target=_worker, args=(list(cells), path, job, threads, stop)) for _ in range(workers)
+        ]
         for process in processes:
             process.start()
     while any(process.is_alive() for process in processes):
@@ -86,14 +107,19 @@ def _spawn(
         process.join()
 
 
-def _worker(cells: list[Cell], path: Path, settings: Settings, stop: Event) -> None:
+def _worker(cells: list[Named], path: Path, job: Job, threads: int, stop: Event) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
     parent = os.getppid()
-    _work(cells, path, settings, lambda: stop.is_set() or os.getppid() != parent, lambda: None)
+    _work(cells, path, job, threads, lambda: stop.is_set() or os.getppid() != parent, lambda: None)
 
 
 def _work(
-    cells: Sequence[Cell], path: Path, settings: Settings, stopped: Callable[[], bool], tick: Callable[[], None]
+    cells: Sequence[Named],
+    path: Path,
+    job: Job,
+    threads: int,
+    stopped: Callable[[], bool],
+    tick: Callable[[], None],
 ) -> None:
     """Takes one run after the other that nobody has claimed."""
     study = StudyFolder(path)
@@ -103,19 +129,18 @@ def _work(
         folder = study.run(cell.run_id)
         with folder.claim() as claimed:
             if claimed and not folder.done:
-                _attempt(cell, folder, settings, stopped, tick)
+                _attempt(cell, folder, job, threads, stopped, tick)
 
 
 def _attempt(
-    cell: Cell, folder: RunFolder, settings: Settings, stopped: Callable[[], bool], tick: Callable[[], None]
+    cell: Named, folder: RunFolder, job: Job, threads: int, stopped: Callable[[], bool], tick: Callable[[], None]
 ) -> None:
-    from petransfer.study.run import run_one
     from petransfer.train.loop import Interrupted
 
     _quiet()
     (folder.path / "failed.json").unlink(missing_ok=True)
     try:
-        run_one(cell.spec, folder, settings, lambda step, loss, seconds: tick(), stopped)
+        job(cell, folder, threads, lambda step, loss, seconds: tick(), stopped)
     except Interrupted:
         return
     except Exception as error:  # whatever a run dies of, the others go on
@@ -138,6 +163,7 @@ def _quiet() -> None:
     """Keeps libraries' progress bars and warnings out of our own."""
     import transformers
 
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)

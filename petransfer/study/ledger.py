@@ -15,6 +15,7 @@ import yaml
 
 from petransfer.errors import UserError
 from petransfer.recipe.load import freeze
+from petransfer.recipe.pretraining import PretrainRecipe
 from petransfer.recipe.schema import Recipe
 
 Status = Literal["done", "failed", "running", "interrupted", "waiting"]
@@ -34,6 +35,11 @@ class RunFolder:
     def result(self) -> dict[str, Any] | None:
         """result.json of a run that is done."""
         return _json(self.path / "result.json") if self.done else None
+
+    def begun(self) -> dict[str, Any] | None:
+        """spec.json of a run that is done or has a state to go on from."""
+        under_way = self.done or any((self.path / "state").glob("step-*"))
+        return _json(self.path / "spec.json") if under_way else None
 
     def failure(self) -> str | None:
         """Why the last try failed."""
@@ -99,7 +105,7 @@ class StudyFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def open(self, recipe: Recipe) -> None:
+    def open(self, recipe: Recipe | PretrainRecipe) -> None:
         """Makes the folder and keeps the resolved recipe in it.
 
         Raises:

@@ -8,7 +8,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from petransfer.checkpoints.load import Loaded, load, weight_bytes
 from petransfer.evaluate.exact_match import Evaluation, evaluate, summary
 from petransfer.methods import APPLY, SAVE, mixed_precision, weights_bits
 from petransfer.recipe.spec import RunSpec
+from petransfer.study.grid import Cell
 from petransfer.study.ledger import RunFolder
 from petransfer.tasks import Example, SplitData, load_task
 from petransfer.train.batches import ShuffledExamples
@@ -37,6 +38,24 @@ class Settings:
     execution: Execution
     data_dir: Path | None = None
     cpu: bool = False
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """The job of a study: one cell's run, on the threads that the executor gives it."""
+
+    settings: Settings
+
+    def __call__(
+        self,
+        cell: Cell,
+        folder: RunFolder,
+        threads: int,
+        progress: Callable[[int, float, float], None],
+        should_stop: Callable[[], bool],
+    ) -> object:
+        execution = replace(self.settings.execution, threads=threads)
+        return run_one(cell.spec, folder, replace(self.settings, execution=execution), progress, should_stop)
 
 
 def run_one(
@@ -63,6 +82,7 @@ def run_one(
     }
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.write_json("spec.json", spec.as_dict())
+    loaded = replace(loaded, new_pieces=_met(loaded.new_pieces, parts["train"]))
     model = APPLY[spec.method.name](loaded, spec.method, spec.seed).to(accelerator.device)
     loop = Loop(
         model,
@@ -99,6 +119,14 @@ def run_one(
 
 
 _PARTS = ("train", "dev", "test")
+
+
+def _met(new_pieces: tuple[int, ...] | None, examples: list[Encoded]) -> tuple[int, ...] | None:
+    """The new pieces that training meets: the others would learn nothing but not to be said."""
+    if new_pieces is None:
+        return None
+    met = {piece for example in examples for piece in example.input_ids + example.target_ids}
+    return tuple(piece for piece in new_pieces if piece in met)
 
 
 @functools.lru_cache(maxsize=2)

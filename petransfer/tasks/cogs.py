@@ -14,7 +14,7 @@ from petransfer.tasks.files import Source, locate, read_rows
 
 SPLITS: tuple[str, ...] = ("gen", "test")
 
-# the paper's names of the cases that make up the generalisation set, in the paper's order (its sections 3.1 to 3.5)
+# the cases of the generalisation set as its files name them, each with a title for tables
 CATEGORY_TITLE: dict[str, str] = {
     "subj_to_obj_common": "Subject → Object (common noun)",
     "subj_to_obj_proper": "Subject → Object (proper noun)",

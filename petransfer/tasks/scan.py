@@ -28,7 +28,7 @@ _PRIMITIVES = ("walk", "look", "run", "jump")
 
 
 def interpret(command: str) -> str:
-    """The actions of a command, by the interpretation function of Lake & Baroni (2018, supplement, figure 7).
+    """The actions of a command, by the interpretation function of Lake & Baroni (2018).
 
     >>> interpret("walk after turn opposite left")
     'I_TURN_LEFT I_TURN_LEFT I_WALK'

@@ -1,10 +1,10 @@
-"""Pretrains one checkpoint of the embedded family from text, by span corruption through the common loop."""
+"""Pretrains one checkpoint from text, by span corruption through the common loop."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import lzma
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,8 +20,9 @@ from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGene
 from petransfer.checkpoints.encoding import Layout
 from petransfer.checkpoints.vocabulary import SENTINELS, sentinel
 from petransfer.errors import UserError
-from petransfer.recipe.spec import TrainSpec
+from petransfer.recipe.spec import Bits, TrainSpec
 from petransfer.train.batches import IGNORED, Tensors
+from petransfer.train.corpora import Corpus
 from petransfer.train.loop import Execution, Hooks, Loop
 from petransfer.train.spans import CorruptedWindows, Noise
 
@@ -50,7 +51,7 @@ RARE = 30
 
 @dataclass(frozen=True)
 class PretrainSpec:
-    """All that decides the weights of one embedded checkpoint."""
+    """All that decides the weights of one checkpoint. tokens: the length of the training text, in pieces."""
 
     arm: str
     size: str
@@ -60,56 +61,12 @@ class PretrainSpec:
     noise: Noise = field(default_factory=Noise)
     train: TrainSpec = TRAINING
     seed: int = 0
+    bits: Bits = 32
 
     @property
     def identity(self) -> str:
         """What a saved state must have been made from for training to go on from it."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """A stream of piece ids for training and one for validation, with an end piece after every document."""
-
-    train: np.ndarray
-    valid: np.ndarray
-    sha256: str
-
-
-def read_corpus(folder: Path, tokenizer: PreTrainedTokenizerBase, one_document_a_line: bool) -> Corpus:
-    """Reads `train.txt(.xz)` and `valid.txt(.xz)` of a folder.
-
-    Raises:
-        UserError: a file is missing, empty or not UTF-8.
-    """
-    streams, digest = [], hashlib.sha256()
-    for part in ("train", "valid"):
-        raw = _read(folder, part)
-        digest.update(raw)
-        try:
-            text = raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{folder}/{part}.txt is not UTF-8 at byte {error.start}; convert it") from None
-        documents = [piece for piece in text.split("\n" if one_document_a_line else "\n\n") if piece.strip()]
-        if not documents:
-            raise UserError(f"{folder}/{part}.txt holds no text; a corpus needs at least one document")
-        streams.append(_encode(documents, tokenizer))
-    return Corpus(streams[0], streams[1], digest.hexdigest())
-
-
-def _read(folder: Path, part: str) -> bytes:
-    for name, opener in ((f"{part}.txt", open), (f"{part}.txt.xz", lzma.open)):
-        path = folder / name
-        if path.exists():
-            with opener(path, "rb") as file:
-                content: bytes = file.read()
-            return content
-    raise UserError(f"no {part}.txt or {part}.txt.xz in {folder}; a corpus folder holds train and valid text")
-
-
-def _encode(documents: list[str], tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    rows = tokenizer(documents, add_special_tokens=True, return_attention_mask=False, verbose=False)["input_ids"]
-    return np.concatenate([np.array(row, dtype=np.uint16) for row in rows])
 
 
 def make_model(size: Size, tokenizer: PreTrainedTokenizerBase, seed: int) -> T5ForConditionalGeneration:
@@ -139,32 +96,26 @@ def pretrain(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     execution: Execution,
-    progress: Callable[[int, float, float], None],
-    should_stop: Callable[[], bool] = lambda: False,
-    mixed_precision: str = "bf16",
-    valid_every: int = 1000,
+    hooks: Hooks,
+    cpu: bool = False,
 ) -> dict[str, Any]:
-    """Trains, or goes on training, and leaves a checkpoint in `folder`; returns what its card says."""
-    if len(corpus.train) < 2 * spec.noise.window * spec.train.batch_size:
-        raise UserError(
-            f"the corpus of {spec.arm} has {len(corpus.train)} tokens, less than two batches; give more text"
-        )
+    """Trains, or goes on training, and leaves `folder/checkpoint`; returns what its card says.
+
+    Raises:
+        UserError: the text is too short for two batches, or the disk too small for the weights.
+        Interrupted, RunError: as the loop.
+    """
+    _check_room(spec, corpus, folder)
     model = make_model(SIZES[spec.size], tokenizer, spec.seed)
     sentinels = [tokenizer.convert_tokens_to_ids(sentinel(index)) for index in range(SENTINELS)]
-    eos = model.config.eos_token_id
-    layout = Layout(True, model.config.pad_token_id, eos, model.config.decoder_start_token_id)
+    layout = Layout(True, model.config.pad_token_id, model.config.eos_token_id, model.config.decoder_start_token_id)
 
     def windows(ids: np.ndarray, seed: int) -> CorruptedWindows:
-        return CorruptedWindows(ids, spec.noise, spec.train.batch_size, seed, layout, sentinels, eos)
+        return CorruptedWindows(ids, spec.noise, spec.train.batch_size, seed, layout, sentinels, layout.eos_id)
 
     counts = np.bincount(corpus.train, minlength=len(tokenizer))
     counts[sentinels[: spec.noise.spans]] = len(corpus.train) // spec.noise.window
-    seen, learnt = counts > 0, counts >= RARE
-    loss_function = _loss_over(torch.from_numpy(seen))
-    accelerator = Accelerator(mixed_precision=mixed_precision)
-    valid = windows(corpus.valid, seed=12345)
-    steps = spec.train.steps
-    hooks = Hooks(progress, should_stop)
+    accelerator = Accelerator(mixed_precision="bf16" if spec.bits == 16 else "no", cpu=cpu)
     loop = Loop(
         model.to(accelerator.device),
         windows(corpus.train, spec.seed),
@@ -175,28 +126,51 @@ def pretrain(
         seed=spec.seed,
         execution=execution,
         hooks=hooks,
-        loss_function=loss_function,
+        loss_function=_loss_over(torch.from_numpy(counts > 0)),
     )
 
     def validate() -> dict[str, Any]:
-        return {"valid_loss": validation_loss(loop, valid, batches=20)}
+        return {"valid_loss": validation_loss(loop, windows(corpus.valid, seed=12345), batches=20)}
 
-    hooks.at_step |= dict.fromkeys({*range(valid_every, steps, valid_every), steps}, validate)
+    steps = spec.train.steps
+    hooks.at_step |= dict.fromkeys({*range(steps // 8, steps, max(1, steps // 8)), steps}, validate)
     done = loop.run()
-    final = validate()["valid_loss"]
-    redraw_rows(model.shared.weight, torch.from_numpy(learnt), keep=[model.config.pad_token_id], seed=spec.seed)
     card = {
         **asdict(spec),
         "parameters": sum(value.numel() for value in model.parameters()),
         "corpus_tokens": len(corpus.train),
         "seen_tokens": steps * spec.train.batch_size * spec.noise.window,
         "target_tokens": steps * spec.train.batch_size * spec.noise.target_length,
-        "valid_loss": final,
+        "valid_loss": validate()["valid_loss"],
         "seconds": round(done.seconds),
-        "new_pieces": np.flatnonzero(~learnt).tolist(),
+        "new_pieces": np.flatnonzero(counts < RARE).tolist(),
     }
-    save_checkpoint(model, card, folder)
+    learnt = torch.from_numpy(counts >= RARE)
+    redraw_rows(model.shared.weight, learnt, keep=[layout.pad_id], seed=spec.seed)
+    save_checkpoint(model, tokenizer, card, folder / "checkpoint")
     return card
+
+
+def _check_room(spec: PretrainSpec, corpus: Corpus, folder: Path) -> None:
+    shortest = spec.noise.window * spec.train.batch_size
+    for part, ids, needed in (
+        ("training", corpus.train, 2 * shortest),
+        ("validation", corpus.valid, 4 * spec.noise.window),
+    ):
+        if len(ids) < needed:
+            raise UserError(
+                f"the {part} text of {spec.arm} has {len(ids):,} tokens and needs {needed:,}; give more text or a "
+                "smaller train.batch_size"
+            )
+    size = SIZES[spec.size]
+    layer = 6 * size.d_model * 32 * size.heads + 2 * size.d_model * size.d_ff  # an encoder's layer has 2/3 of that
+    parameters = 2 * size.layers * layer + size.d_model * 10_000
+    needed = parameters * (2 * 3 * 4 + 2)  # two states of weights and moments in fp32, and the checkpoint in bf16
+    free = shutil.disk_usage(next(at for at in (folder, *folder.parents) if at.exists())).free
+    if free < needed:
+        raise UserError(
+            f"{folder} has {free / 1e6:.0f} MB of disk and {spec.arm} needs {needed / 1e6:.0f}; take another --out"
+        )
 
 
 def _loss_over(seen: torch.Tensor) -> Callable[[torch.nn.Module, Tensors], torch.Tensor]:
@@ -239,11 +213,14 @@ def redraw_rows(weight: torch.Tensor, learnt: torch.Tensor, keep: list[int], see
     weight[new] = mean + deviation * noise.to(weight.device)
 
 
-def save_checkpoint(model: T5ForConditionalGeneration, card: dict[str, Any], folder: Path) -> None:
-    """bf16 weights, configuration and card."""
+def save_checkpoint(
+    model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, card: dict[str, Any], folder: Path
+) -> None:
+    """bf16 weights, configuration, tokenizer and `pretraining.json`: a folder that transformers loads."""
     model.config.dtype = "bfloat16"
     model.config.architectures = ["T5ForConditionalGeneration"]
     model.config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     weights = {
         name: value.detach().to("cpu", torch.bfloat16).contiguous()
         for name, value in model.named_parameters()  # tied tensors once, under `shared`

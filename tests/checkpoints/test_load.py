@@ -93,8 +93,9 @@ def test_the_embedded_checkpoint_is_what_its_card_says() -> None:
     assert len(loaded.tokenizer) == loaded.model.config.vocab_size
     assert loaded.new_pieces == tuple(card["new_pieces"])
     symbol = loaded.tokenizer.convert_tokens_to_ids("ĠI_JUMP")
-    assert symbol in loaded.new_pieces
-    assert loaded.tokenizer.convert_tokens_to_ids("Ġthe") not in loaded.new_pieces
+    new = loaded.new_pieces or ()
+    assert symbol in new
+    assert loaded.tokenizer.convert_tokens_to_ids("Ġthe") not in new
 
 
 def test_no_two_rows_of_the_embedded_vocabulary_point_the_same_way() -> None:
@@ -128,9 +129,11 @@ def test_only_new_pieces_are_trained_when_asked(tiny_spec: Callable[..., RunSpec
     loaded = load(checkpoint_spec("nano/english"), 32)
     model = APPLY["lora"](loaded, replace(LORA, embeddings="new"), 0)
     rows = [value for name, value in model.named_parameters() if value.requires_grad and "trainable_tokens" in name]
-    assert {value.shape[0] for value in rows} == {len(loaded.new_pieces)}
+    assert {value.shape[0] for value in rows} == {len(loaded.new_pieces or ())}
+    none = APPLY["lora"](replace(loaded, new_pieces=()), replace(LORA, embeddings="new"), 0)
+    assert not any("trainable_tokens" in name for name, _ in none.named_parameters())
 
 
-def test_new_pieces_are_refused_where_there_are_none(tiny_t5: Path) -> None:
-    with pytest.raises(UserError, match="no new pieces"):
+def test_new_pieces_are_refused_where_they_are_not_known(tiny_t5: Path) -> None:
+    with pytest.raises(UserError, match="never saw"):
         APPLY["lora"](load(checkpoint_spec(str(tiny_t5)), 32), replace(LORA, embeddings="new"), 0)

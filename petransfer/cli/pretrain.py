@@ -1,0 +1,86 @@
+"""`pretrain`: a family of checkpoints that differ in their corpus alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from petransfer.cli.display import Display, View, print_table, report_outcome
+from petransfer.cli.run import Arms, Json, Seeds, Sets, whole_numbers
+from petransfer.recipe.load import load_pretraining
+from petransfer.report import pretraining as tables
+from petransfer.study.ledger import StudyFolder
+from petransfer.study.pretraining import check_settings, expand_pretraining
+
+
+def pretrain(
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="A pretraining recipe's name or a yaml file.")] = "nano",
+    corpora: Annotated[
+        Path | None,
+        typer.Option("--corpora", help="The folder that holds the corpora's; the recipe's corpora_dir, or here."),
+    ] = None,
+    sets: Sets = None,
+    arms: Arms = None,
+    sizes: Annotated[str | None, typer.Option("--sizes", help="nano, micro, or both parted by a comma.")] = None,
+    seeds: Seeds = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Where it goes; pretrained/<recipe> unless given.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Runs at once, each on its share of the cores.")] = 1,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads a run; 0 chooses.")] = 0,
+    save_every: Annotated[float, typer.Option(min=0.0, help="Seconds between states to resume from.")] = 120.0,
+    compiled: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="Compile the model first; pays on long runs.")
+    ] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even where there is a GPU.")] = False,
+    dry: Annotated[bool, typer.Option("--plan", help="Show what would be trained, and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Pretrain every arm of a recipe by span corruption; go on where an interruption left off."""
+    options = {
+        "arms": arms.split(",") if arms else None,
+        "sizes": sizes.split(",") if sizes else None,
+        "seeds": whole_numbers(seeds) if seeds else None,
+        "corpora_dir": corpora,
+    }
+    content = load_pretraining(recipe, sets or [], options)
+    cells = expand_pretraining(content)
+    folder = StudyFolder(out or Path("pretrained") / content.name)
+    check_settings(cells, folder)
+
+    def read() -> Sequence[tables.Row]:
+        return tables.rows_of(cells, folder)
+
+    def end() -> None:
+        if as_json:
+            print(json.dumps({"pretraining": content.name, "runs": tables.as_json(read())}, indent=1))
+        else:
+            print_table(tables.terminal_table(read(), content.name))
+
+    if dry:
+        end()
+        return
+    folder.open(content)
+    started = time.monotonic()
+    with Display(View(content.name, read, tables.terminal_table, tables.plain_line), quiet=as_json) as tick:
+        from petransfer.study.executors import execute
+        from petransfer.study.pretraining import Pretrain
+        from petransfer.train.loop import Execution
+
+        has_compiler = any(map(shutil.which, ("g++", "clang++", "c++")))
+        execution = Execution(
+            threads=threads, save_every=save_every, compile=has_compiler if compiled is None else compiled
+        )
+        job = Pretrain(execution, content.corpora_dir or Path(), cpu)
+        outcome = execute(cells, folder, job, workers, threads, tick)
+    end()
+    code = report_outcome(outcome, len(cells))
+    if code:
+        raise typer.Exit(code)
+    minutes = (time.monotonic() - started) / 60
+    print(f"{len(cells)} checkpoints done in {minutes:.1f} minutes; see {folder.path}/runs", file=sys.stderr)

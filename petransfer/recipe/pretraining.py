@@ -1,0 +1,74 @@
+"""What a pretraining recipe may say: arms that differ in their corpus alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from petransfer.recipe.schema import Real, Strict, Whole
+
+
+class CorpusPart(Strict):
+    """The text of one arm: files in `path` beneath the corpora's folder, or nested brackets that a seed makes.
+
+    files: `[train, valid]`, or one file whose end is held out. documents: what parts them. title, licence, languages:
+    for the card.
+    """
+
+    path: str = ""
+    files: Annotated[list[str], Field(min_length=1, max_length=2)] = ["train", "valid"]
+    documents: Literal["blank-line", "line"] = "blank-line"
+    shuffle_words: bool = False
+    brackets: Annotated[Whole, Field(ge=0, le=1024)] = 0
+    seed: Annotated[Whole, Field(ge=0)] = 0
+    title: str = ""
+    licence: str = ""
+    languages: list[str] = []
+
+    @model_validator(mode="after")
+    def _text_or_brackets(self) -> CorpusPart:
+        if bool(self.path) == bool(self.brackets):
+            raise ValueError("a corpus has either a path or brackets")
+        return self
+
+
+class NoisePart(Strict):
+    """Span corruption. window: tokens an example. density: the share that is lost. mean_span: tokens a lost span."""
+
+    window: Annotated[Whole, Field(ge=8, le=4096)] = 128
+    density: Annotated[Real, Field(gt=0, lt=0.9)] = 0.3
+    mean_span: Annotated[Real, Field(ge=1)] = 4.0
+
+
+class PretrainTrainPart(Strict):
+    """The optimisation. The rate of each tensor is `learning_rate` times its size at the start."""
+
+    steps: Annotated[Whole, Field(ge=1)]
+    batch_size: Annotated[Whole, Field(ge=1)] = 32
+    learning_rate: Annotated[Real, Field(gt=0, lt=10)] = 6e-2
+    warmup: Annotated[Real, Field(ge=0, lt=1)] = 0.02
+    final: Annotated[Real, Field(ge=0, le=1)] = 0.05
+    weight_decay: Annotated[Real, Field(ge=0)] = 0.008
+
+
+class PretrainRecipe(Strict):
+    """A family: every arm at every size and seed, with one tokenizer, one budget and one training.
+
+    tokens: what each corpus is cut to, so that no arm sees more different text than another; None leaves them whole.
+    bits: of the computation; the weights are trained in fp32.
+    """
+
+    kind: Literal["pretrain"]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    description: str = ""
+    arms: Annotated[list[str], Field(min_length=1)]
+    sizes: Annotated[list[Literal["nano", "micro"]], Field(min_length=1)] = ["nano"]
+    seeds: Annotated[list[Annotated[Whole, Field(ge=0)]], Field(min_length=1)] = [0]
+    tokens: Annotated[Whole, Field(ge=1)] | None = None
+    bits: Literal[16, 32] = 32
+    noise: NoisePart = NoisePart()
+    train: PretrainTrainPart
+    corpora: Annotated[dict[str, CorpusPart], Field(min_length=1)]
+    corpora_dir: Path | None = None

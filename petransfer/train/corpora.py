@@ -1,0 +1,159 @@
+"""The text that an arm is pretrained on: read, checked, cut to a budget, and the two synthetic controls."""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from petransfer.errors import UserError
+from petransfer.recipe.pretraining import CorpusPart
+
+# Of a corpus that is one file of verses or lines, the last share of the documents is held out.
+HELD_OUT = 0.03
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A stream of piece ids for training and one for validation, with an end piece after every document.
+
+    sha256: over the text of both parts as it was read, or over the ids of a corpus that is made.
+    """
+
+    train: np.ndarray
+    valid: np.ndarray
+    sha256: str
+
+
+def read_corpus(part: CorpusPart, root: Path, tokenizer: PreTrainedTokenizerBase, tokens: int | None) -> Corpus:
+    """The corpus of one arm, its training part cut to `tokens` pieces.
+
+    Raises:
+        UserError: a file is missing, empty, not UTF-8 or one line over and over; or the text is shorter than `tokens`.
+    """
+    if part.brackets:
+        return brackets(part.brackets, tokens or 1_000_000, tokenizer, part.seed)
+    corpus = _read_text(part, root / part.path, tokenizer)
+    if tokens and len(corpus.train) < tokens:
+        raise UserError(
+            f"the corpus {root / part.path} has {len(corpus.train):,} tokens, fewer than tokens: {tokens:,}; lower it "
+            "for all arms alike, or give more text"
+        )
+    return Corpus(corpus.train[:tokens], corpus.valid, corpus.sha256)
+
+
+def _read_text(part: CorpusPart, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Corpus:
+    digest = hashlib.sha256()
+    texts = {name: _text(folder, name, digest) for name in part.files}
+    splitter = "\n" if part.documents == "line" else "\n\n"
+    documents = {
+        name: [document for document in text.split(splitter) if document.strip()] for name, text in texts.items()
+    }
+    for name, found in documents.items():
+        _check_variety(texts[name], f"{folder}/{name}.txt", found)
+    if len(documents) == 1:
+        (found,) = documents.values()
+        cut = len(found) - max(1, round(HELD_OUT * len(found)))
+        train, valid = found[:cut], found[cut:]
+    else:
+        train, valid = (documents[name] for name in part.files)
+    if part.shuffle_words:
+        train, valid = (shuffle_words(found, part.seed) for found in (train, valid))
+    return Corpus(_encode(train, tokenizer), _encode(valid, tokenizer), digest.hexdigest())
+
+
+def _text(folder: Path, name: str, digest: hashlib._Hash) -> str:
+    found = [path for path in (folder / f"{name}.txt", folder / f"{name}.txt.xz") if path.is_file()]
+    if not found:
+        raise UserError(f"no {name}.txt or {name}.txt.xz in {folder}; --corpora names the folder that holds the arms'")
+    path = found[0]
+    try:
+        raw = lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
+    except (OSError, lzma.LZMAError) as error:
+        raise UserError(f"{path} cannot be read ({error}); get the file again") from None
+    digest.update(raw)
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 at byte {error.start}; convert it") from None
+
+
+def _check_variety(text: str, place: str, documents: list[str]) -> None:
+    if not documents:
+        raise UserError(f"{place} holds no text; a corpus needs at least one document")
+    lines = Counter(line for line in text.split("\n") if line.strip())
+    (line, count), total = lines.most_common(1)[0], lines.total()
+    if total >= 20 and count > total / 2:
+        raise UserError(f"{place} is one line over and over ({count:,} of {total:,} are {line[:40]!r}); give real text")
+
+
+def _encode(documents: list[str], tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    rows = tokenizer(documents, add_special_tokens=True, return_attention_mask=False, verbose=False)["input_ids"]
+    kind = np.uint16 if len(tokenizer) <= 1 << 16 else np.int32
+    return np.concatenate([np.array(row, dtype=kind) for row in rows])
+
+
+def shuffle_words(documents: list[str], seed: int) -> list[str]:
+    """The same documents with the words of each sentence in a random order: the words stay, the grammar goes.
+
+    A sentence ends at a full stop, question or exclamation mark that a blank follows, or at the end of its line.
+    """
+    rng = np.random.default_rng(seed)
+
+    def shuffled(sentence: str) -> str:
+        words = sentence.split(" ")
+        return " ".join(words[index] for index in rng.permutation(len(words)))
+
+    return [
+        "\n".join(" ".join(map(shuffled, _SENTENCE_END.split(line))) for line in document.split("\n"))
+        for document in documents
+    ]
+
+
+_SENTENCE_END = re.compile(r"(?<=[.!?]) ")
+
+
+def brackets(kinds: int, tokens: int, tokenizer: PreTrainedTokenizerBase, seed: int) -> Corpus:
+    """Nested brackets of `kinds` kinds (k-Dyck), written with word pieces: structure without words' meanings.
+
+    An opening piece or the piece that closes the last one open follow each other with probability 1/2 (always open
+    at depth 0, always close at depth 64); the kinds are drawn from a Zipf distribution. After Papadimitriou and
+    Jurafsky (2020), where each kind has one piece; here it has two, so that depth can be read from the text.
+
+    Raises:
+        UserError: the tokenizer has fewer than 2 x `kinds` word pieces.
+    """
+    rng = np.random.default_rng(seed)
+    words = [index for piece, index in sorted(tokenizer.get_vocab().items()) if piece[1:].isalpha()]
+    if len(words) < 2 * kinds:
+        raise UserError(f"{kinds} kinds of brackets need {2 * kinds} word pieces; the tokenizer has {len(words)}")
+    chosen = rng.permutation(np.array(words))[: 2 * kinds].reshape(kinds, 2)
+    held_out = max(1, round(HELD_OUT * tokens))
+    stream = bracket_ids(chosen, tokens + held_out, rng, int(tokenizer.eos_token_id))
+    digest = hashlib.sha256(stream.tobytes()).hexdigest()
+    return Corpus(stream[:tokens], stream[tokens:], digest)
+
+
+def bracket_ids(chosen: np.ndarray, length: int, rng: np.random.Generator, eos: int) -> np.ndarray:
+    """`length` pieces of nested brackets; `chosen` (kinds, 2) has what opens and what closes each kind."""
+    weights = 1 / np.arange(1, len(chosen) + 1)
+    kinds = rng.choice(len(chosen), size=length, p=weights / weights.sum())
+    opens = rng.random(length) < 0.5
+    ends = rng.random(length) < 1 / 256  # documents of some 500 pieces: they end where depth is 0
+    ids = np.empty(length, dtype=np.int32)
+    stack: list[int] = []
+    for at in range(length):
+        if not stack and ends[at]:
+            ids[at] = eos
+        elif not stack or (opens[at] and len(stack) < 64):
+            stack.append(int(kinds[at]))
+            ids[at] = chosen[stack[-1], 0]
+        else:
+            ids[at] = chosen[stack.pop(), 1]
+    return ids
