@@ -46,7 +46,7 @@ CHANGES: dict[str, Any] = {
     "train.max_grad_norm": 0.0,
     "train.betas": (0.9, 0.98),
     "seed": 8,
-    "version": 2,
+    "version": 99,
 }
 
 
@@ -67,7 +67,7 @@ def changed(field: str, value: Any) -> RunSpec:
 
 def test_the_id_of_this_spec_is_for_ever() -> None:
     """Results are found by id: a change here orphans every folder that was ever written, and needs a new version."""
-    assert SPEC.run_id == "3e6665f22e4c"
+    assert SPEC.run_id == "f08370e6186c"
 
 
 def test_the_folder_on_this_machine_is_not_part_of_the_id() -> None:

@@ -1,0 +1,128 @@
+"""`petransfer pretrain`: from text files to checkpoints that a study's recipe can name."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from petransfer.cli import main
+from petransfer.recipe.load import load_pretraining, shipped
+
+RECIPE = """
+kind: pretrain
+name: two
+arms: [letters, brackets]
+tokens: 6000
+noise: {window: 32}
+train: {steps: 8, batch_size: 8}
+corpora:
+  letters: {path: letters, title: "random letters"}
+  brackets: {brackets: 8}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe and its one corpus; the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "two.yaml").write_text(RECIPE)
+    (tmp_path / "letters").mkdir()
+    rng = np.random.default_rng(0)
+    for part, documents in (("train", 40), ("valid", 8)):
+        texts = [" ".join(rng.choice(list("abcdefgh"), 200)) for _ in range(documents)]
+        (tmp_path / "letters" / f"{part}.txt").write_text("\n\n".join(texts))
+    return tmp_path
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """`petransfer ARGUMENTS`; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["petransfer", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+def test_a_family_is_pretrained_and_a_study_runs_on_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "pretrain", "--recipe", "two.yaml", "--no-compile", "--cpu", "--threads", "1") == 0
+    assert "2 checkpoints done" in capsys.readouterr().err
+    runs = folder / "pretrained" / "two" / "runs"
+    made = {run.name: json.loads((run / "checkpoint" / "pretraining.json").read_text()) for run in runs.iterdir()}
+    assert made.keys() == {"letters-nano-0", "brackets-nano-0"}
+    assert {card["seen_tokens"] for card in made.values()} == {8 * 8 * 32}
+    assert {card["corpus_tokens"] for card in made.values()} == {6000}
+
+    assert call(monkeypatch, "pretrain", "--recipe", "two.yaml", "--no-compile", "--cpu", "--json") == 0
+    again = json.loads(capsys.readouterr().out)
+    assert [run["status"] for run in again["runs"]] == ["done", "done"]
+
+    (folder / "study.yaml").write_text(
+        "name: study\n"
+        "task: {name: scan, splits: [jump_around_right], options: {dev_size: 20}}\n"
+        "family: {name: two, arms: {letters: pretrained/two/runs/letters-nano-0/checkpoint}}\n"
+        "arms: [letters]\n"
+        "methods: [{name: lora, rank: 2, embeddings: new, bits: 32}]\n"
+        "train: {steps: 2, batch_size: 4, learning_rate: 1.0e-3}\n"
+    )
+    assert call(monkeypatch, "run", "--recipe", "study.yaml", "--cpu", "--workers", "1", "--threads", "1") == 0
+
+
+def test_the_plan_loads_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        call(monkeypatch, "pretrain", "--recipe", "two.yaml", "--sizes", "nano,micro", "--seeds", "0,1", "--plan") == 0
+    )
+    said = capsys.readouterr().out
+    assert said.count("letters") == said.count("brackets") == 4
+    assert not (folder / "pretrained").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--arms", "leters"], "unknown arm 'leters'"),
+        (["--sizes", "milli"], "'nano' or 'micro'"),
+        (["--set", "noise.windw=3"], "did you mean 'window'?"),
+        (["--set", "corpora.letters.titel=x"], "did you mean 'title'?"),
+        (["--corpora", "nowhere"], "no train.txt"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str],
+    message: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    one = ["--set", "arms=[letters]"] if "--arms" not in arguments else []
+    assert call(monkeypatch, "pretrain", "--recipe", "two.yaml", "--cpu", "--threads", "1", *one, *arguments) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert sum(line.startswith("error: ") for line in said.splitlines()) == 1
+    assert not list(folder.glob("pretrained/*/runs/*/s*"))  # neither spec.json nor state/
+
+
+def test_each_kind_of_recipe_names_its_verb(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "run", "--recipe", "nano") == 2
+    assert "petransfer pretrain --recipe nano" in capsys.readouterr().err
+    assert call(monkeypatch, "pretrain", "--recipe", "smoke") == 2
+    assert "petransfer run" in capsys.readouterr().err
+
+
+def test_the_shipped_pretraining_recipes_treat_all_arms_alike() -> None:
+    for name in ("nano", "nano-bibles"):
+        assert name in shipped()
+        recipe = load_pretraining(name)
+        assert recipe.tokens
+        for arm in recipe.arms:
+            part = recipe.corpora[arm]
+            assert part.title
+            assert part.licence
