@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,40 +17,46 @@ from petransfer.checkpoints.registry import NANO, checkpoint_spec
 from petransfer.recipe.spec import MethodSpec, RunSpec, TaskSpec, TrainSpec
 
 
-@pytest.fixture(scope="session")
-def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A T5 of one layer each way and 32 dimensions, with the embedded family's tokenizer."""
+def _keep(folder: Path, make: Callable[[int], Any]) -> Path:
+    """A model with random weights for the embedded family's tokenizer, saved with it."""
     import torch
-    from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
+    from transformers import AutoTokenizer
 
-    folder = tmp_path_factory.mktemp("tiny-t5")
     tokenizer = AutoTokenizer.from_pretrained(NANO / "tokenizer")
     torch.manual_seed(99)
-    config = T5Config(
-        vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, dropout_rate=0.1,
-        decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
-    )  # fmt: skip
-    T5ForConditionalGeneration(config).save_pretrained(folder)
+    make(len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A T5 of one layer each way and 32 dimensions."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    def make(pieces: int) -> Any:
+        config = T5Config(
+            vocab_size=pieces, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, dropout_rate=0.1,
+            decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
+        )  # fmt: skip
+        return T5ForConditionalGeneration(config)
+
+    return _keep(tmp_path_factory.mktemp("tiny-t5"), make)
 
 
 @pytest.fixture(scope="session")
 def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A GPT-2 of one layer and 32 dimensions, with the embedded family's tokenizer."""
-    import torch
-    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+    """A GPT-2 of one layer and 32 dimensions."""
+    from transformers import GPT2Config, GPT2LMHeadModel
 
-    folder = tmp_path_factory.mktemp("tiny-gpt2")
-    tokenizer = AutoTokenizer.from_pretrained(NANO / "tokenizer")
-    torch.manual_seed(99)
-    config = GPT2Config(
-        vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=128, resid_pdrop=0.1, embd_pdrop=0.1,
-        attn_pdrop=0.1, pad_token_id=0, eos_token_id=1, bos_token_id=1,
-    )  # fmt: skip
-    GPT2LMHeadModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    def make(pieces: int) -> Any:
+        config = GPT2Config(
+            vocab_size=pieces, n_embd=32, n_layer=1, n_head=2, n_positions=128, resid_pdrop=0.1, embd_pdrop=0.1,
+            attn_pdrop=0.1, pad_token_id=0, eos_token_id=1, bos_token_id=1,
+        )  # fmt: skip
+        return GPT2LMHeadModel(config)
+
+    return _keep(tmp_path_factory.mktemp("tiny-gpt2"), make)
 
 
 LORA = MethodSpec("lora", bits=32, rank=4, alpha=8.0)

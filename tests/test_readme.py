@@ -1,0 +1,60 @@
+"""What the README shows works: its commands, its recipe, and the figures that it takes from results/."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from petransfer.cli import main
+from petransfer.recipe.load import load_recipe
+from petransfer.study.grid import expand
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHOWN = "\n".join(re.findall(r"^```\w*\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE))
+COMMANDS = [line.split("#")[0].strip() for line in SHOWN.splitlines() if line.startswith("petransfer ")]
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if "<" not in line and " status " not in line])
+def test_the_commands_are_understood(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`run` as `plan` and `pretrain --plan`: all is read and checked, nothing trained."""
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(command)
+    if words[1] == "run":
+        words[1] = "plan"
+    if words[1] == "pretrain" and "--plan" not in words:
+        words.append("--plan")
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+
+
+def test_the_recipe_is_a_recipe(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+    path = tmp_path / "mine.yaml"
+    path.write_text(block.replace("./my-codet5", "owner/my-codet5"))
+    assert expand(load_recipe(str(path)))
+
+
+def test_the_figures_are_those_of_results() -> None:
+    """Every `| arm | ... |` row of a table that names its study repeats what that study's runs say."""
+    for study, table in re.findall(r"<!-- figures: (\S+) -->\n(.*?)\n\n", README, flags=re.DOTALL):
+        found = {}
+        for result in (ROOT / "results" / study / "runs").glob("*/result.json"):
+            spec = json.loads((result.parent / "spec.json").read_text())
+            run = json.loads(result.read_text())
+            arm = {"all": "scratch", "none": spec["checkpoint"]["name"].removeprefix("nano/")}
+            name = arm[spec["checkpoint"]["reinit"]]
+            name = "random" if name == "scratch" and spec["method"]["name"] != "full" else name
+            figures = (run["dev"]["exact_match"], run["test"]["exact_match"], run["test"]["log_prob_per_token"])
+            found[name, str(spec["seed"])] = tuple(
+                f"{value:.{n}f}" for value, n in zip(figures, (1, 1, 3), strict=True)
+            )
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+        assert {(row[0], row[1]): tuple(row[-3:]) for row in rows} == found
