@@ -29,7 +29,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from petransfer.checkpoints.encoding import Layout
-from petransfer.checkpoints.registry import NANO, embedded_folder
+from petransfer.checkpoints.registry import NANO, checkpoint_spec, embedded_folder
 from petransfer.errors import UserError
 from petransfer.recipe.spec import Bits, CheckpointSpec, Reinit
 
@@ -61,10 +61,16 @@ def load(checkpoint: CheckpointSpec, bits: Bits = 16, *, seed: int = 0, device: 
     Raises:
         UserError: it cannot be found, is damaged, is encoder-only, or the hub cannot be reached.
     """
+    if checkpoint.tokenizer and checkpoint.reinit not in {"embeddings", "all"}:
+        raise UserError(
+            f"{checkpoint.name} with the tokenizer of {checkpoint.tokenizer} needs reinit embeddings or all"
+        )
     place = _place(checkpoint)
     with _plain_errors(checkpoint):
         config = AutoConfig.from_pretrained(place, revision=_revision(checkpoint))
-        tokenizer = AutoTokenizer.from_pretrained(_tokenizer_place(checkpoint), revision=_revision(checkpoint))
+        tokenizer = _tokenizer(checkpoint)
+        if checkpoint.tokenizer:
+            config.vocab_size = len(tokenizer)
         model = _model(place, config, checkpoint, bits, seed, torch.device(device))
     model.config.use_cache = True
     return Loaded(
@@ -115,30 +121,32 @@ def _with_reinit(
     auto: Any, place: str, config: Any, checkpoint: CheckpointSpec, dtype: torch.dtype, seed: int
 ) -> PreTrainedModel:
     reinit: Reinit = checkpoint.reinit
-    trained = None
-    if reinit != "all":
-        trained = auto.from_pretrained(
-            place, revision=_revision(checkpoint), config=config, dtype=dtype, use_safetensors=True
+
+    def trained() -> PreTrainedModel:
+        model: PreTrainedModel = auto.from_pretrained(
+            place, revision=_revision(checkpoint), dtype=dtype, use_safetensors=True
         )
+        return model
+
     if reinit == "none":
-        assert trained is not None
-        return trained
+        return trained()
     torch.manual_seed(seed)
     new: PreTrainedModel = auto.from_config(config, dtype=torch.float32).to(dtype)
-    if trained is None:
-        return new
-    source, target = (new, trained) if reinit == "embeddings" else (trained, new)
-    _copy_embeddings(source, target)
-    return target
+    if reinit != "all":
+        _copy(trained(), new, embeddings=reinit == "body")
+    return new
 
 
 @torch.no_grad()
-def _copy_embeddings(source: PreTrainedModel, target: PreTrainedModel) -> None:
-    """Input embeddings, and the head where it is not tied to them."""
-    for get in ("get_input_embeddings", "get_output_embeddings"):
-        ours, theirs = getattr(target, get)(), getattr(source, get)()
-        if ours is not None and theirs is not None:
-            ours.weight.copy_(theirs.weight)
+def _copy(source: PreTrainedModel, target: PreTrainedModel, embeddings: bool) -> None:
+    """Copies the input embeddings and an untied head, or all but them."""
+    wanted = dict(source.named_parameters())
+    ends = {
+        id(end.weight) for end in (target.get_input_embeddings(), target.get_output_embeddings()) if end is not None
+    }
+    for name, value in target.named_parameters():
+        if (id(value) in ends) == embeddings:
+            value.copy_(wanted[name])
 
 
 def _quantised(auto: Any, place: str, revision: str | None, bits: Bits, device: torch.device) -> PreTrainedModel:
@@ -201,8 +209,13 @@ def _place(checkpoint: CheckpointSpec) -> str:
     return checkpoint.source or checkpoint.name
 
 
-def _tokenizer_place(checkpoint: CheckpointSpec) -> str:
-    return str(NANO / "tokenizer") if checkpoint.name.startswith("nano/") else _place(checkpoint)
+def _tokenizer(checkpoint: CheckpointSpec) -> PreTrainedTokenizerBase:
+    if checkpoint.tokenizer:
+        other = checkpoint_spec(checkpoint.tokenizer)
+        return _tokenizer(other)
+    place = str(NANO / "tokenizer") if checkpoint.name.startswith("nano/") else _place(checkpoint)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, revision=_revision(checkpoint))
+    return tokenizer
 
 
 def _revision(checkpoint: CheckpointSpec) -> str | None:

@@ -6,14 +6,16 @@ import functools
 import hashlib
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import Field, model_validator
 
 from petransfer.errors import UserError, unknown
+from petransfer.recipe.schema import Strict
 from petransfer.recipe.spec import CheckpointSpec, Reinit
 
 NANO = Path(str(resources.files("petransfer.checkpoints"))) / "nano"
@@ -37,23 +39,71 @@ CONTROLS: dict[str, Control] = {
 }
 
 
+class ArmEntry(Strict):
+    """What the registry says of one arm.
+
+    architecture: its configuration among the registry's. parameters: counted from that, tied tensors once.
+    initialised_from: `random` or another checkpoint. contamination: what its text held besides the arm's own.
+    tokenizer: where its own cannot say the benchmarks' words; its embeddings are then made anew.
+    prefix: where it differs from the family's. note: what else a user should know.
+    """
+
+    checkpoint: str
+    architecture: str
+    parameters: Annotated[int, Field(gt=0)]
+    languages: list[str]
+    licence: str
+    initialised_from: str
+    contamination: str
+    tokenizer: str | None = None
+    prefix: str | None = None
+    note: str = ""
+
+
+class FamilyEntry(Strict):
+    """A family in the registry. base: the arm whose architecture and tokenizer the control arms take."""
+
+    base: str
+    prefix: str
+    arms: Annotated[dict[str, ArmEntry], Field(min_length=1)]
+
+
+class RegistryFile(Strict):
+    """registry.yaml. architectures: `model_type` and the fields of its configuration that decide tensors' shapes."""
+
+    architectures: dict[str, dict[str, Any]]
+    families: dict[str, FamilyEntry]
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> RegistryFile:
+        for name, family in self.families.items():
+            if family.base not in family.arms:
+                raise ValueError(f"family {name}: its base {family.base} is no arm of it")
+            for arm, entry in family.arms.items():
+                if entry.architecture not in self.architectures:
+                    raise ValueError(f"family {name}, arm {arm}: no architecture {entry.architecture}")
+        return self
+
+
 @dataclass(frozen=True)
 class Arm:
-    """One pretraining condition of a family, ready to be put in a run's spec."""
+    """One pretraining condition of a family, ready to be put in a run's spec. `prefix` goes before every input."""
 
     name: str
     checkpoint: CheckpointSpec
     trained: Trained = "method"
+    prefix: str = ""
 
 
 @dataclass(frozen=True)
 class Family:
-    """Checkpoints of one architecture and size. `prefix` is put before every input."""
+    """Checkpoints of one architecture and size. `prefixes` are those of arms that have their own."""
 
     name: str
     base: str
     prefix: str
     arms: dict[str, CheckpointSpec]
+    prefixes: dict[str, str] = field(default_factory=dict)
 
     @property
     def arm_names(self) -> tuple[str, ...]:
@@ -68,24 +118,24 @@ class Family:
             UserError: the family has no such arm.
         """
         if name in self.arms:
-            return Arm(name, self.arms[name])
+            return Arm(name, self.arms[name], prefix=self.prefixes.get(name, self.prefix))
         if name not in self.arm_names:
             raise unknown(f"arm of family {self.name}", name, self.arm_names)
         control = CONTROLS[name]
-        checkpoint = replace(self.arms[control.arm or self.base], reinit=control.reinit)
-        return Arm(name, checkpoint, control.trained)
+        like = self.arm(control.arm or self.base)
+        return Arm(name, replace(like.checkpoint, reinit=control.reinit), control.trained, like.prefix)
 
 
 @functools.cache
-def _registry() -> dict[str, Any]:
+def registry() -> RegistryFile:
+    """registry.yaml, checked."""
     text = (resources.files("petransfer.checkpoints") / "registry.yaml").read_text(encoding="utf-8")
-    content: dict[str, Any] = yaml.safe_load(text)
-    return content
+    return RegistryFile.model_validate(yaml.safe_load(text))
 
 
 def family_names() -> tuple[str, ...]:
     """The registered families."""
-    return tuple(_registry())
+    return tuple(registry().families)
 
 
 def registered_family(name: str) -> Family:
@@ -94,11 +144,17 @@ def registered_family(name: str) -> Family:
     Raises:
         UserError: there is none.
     """
-    if name not in _registry():
-        raise unknown("family", name, _registry())
-    entry = _registry()[name]
-    arms = {arm: checkpoint_spec(content["checkpoint"]) for arm, content in entry["arms"].items()}
-    return Family(name, entry["base"], entry["prefix"], arms)
+    if name not in registry().families:
+        raise unknown("family", name, registry().families)
+    entry = registry().families[name]
+    arms = {arm: _registered(content) for arm, content in entry.arms.items()}
+    prefixes = {arm: content.prefix for arm, content in entry.arms.items() if content.prefix is not None}
+    return Family(name, entry.base, entry.prefix, arms, prefixes)
+
+
+def _registered(entry: ArmEntry) -> CheckpointSpec:
+    spec = checkpoint_spec(entry.checkpoint)
+    return replace(spec, tokenizer=entry.tokenizer, reinit="embeddings") if entry.tokenizer else spec
 
 
 def own_family(name: str, arms: dict[str, str], prefix: str, folder: Path) -> Family:

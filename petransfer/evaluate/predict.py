@@ -72,15 +72,12 @@ def _base(spec: RunSpec, weights: Path, checkpoint: str | None) -> CheckpointSpe
     made = spec.checkpoint
     kept = weights.parent / "spec.json"
     if checkpoint is not None:
-        found = replace(checkpoint_spec(checkpoint), reinit=made.reinit)
+        found = replace(checkpoint_spec(checkpoint), reinit=made.reinit, tokenizer=made.tokenizer)
     elif kept.is_file():
         found = RunSpec.from_dict(json.loads(kept.read_text(encoding="utf-8"))).checkpoint
     else:
-        found = replace(checkpoint_spec(made.name), reinit=made.reinit)
-    if (
-        found.name.startswith("nano/")
-        and replace(checkpoint_spec(found.name), reinit=made.reinit).weights != made.weights
-    ):
+        found = replace(checkpoint_spec(made.name), reinit=made.reinit, tokenizer=made.tokenizer)
+    if found.name.startswith("nano/") and checkpoint_spec(found.name).weights != made.weights:
         raise UserError(
             f"{made.name} has other weights in this version of petransfer than the run in {weights} began with"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 
 import torch
@@ -28,15 +27,12 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
         lora_dropout=method.dropout,
         target_modules=targets,
         trainable_token_indices=_trained_rows(loaded, method),
-        ensure_weight_tying=True,
     )
     torch.manual_seed(seed)
-    with warnings.catch_warnings():  # that nothing but the embeddings is tied is no news
-        warnings.filterwarnings("ignore", message=".*ensure_weight_tying.*")
-        try:
-            model: torch.nn.Module = get_peft_model(loaded.model, config)
-        except ValueError as error:
-            raise UserError(f"LoRA cannot be put on {targets!r}: {str(error).splitlines()[0][:160]}") from error
+    try:
+        model: torch.nn.Module = get_peft_model(loaded.model, config)
+    except ValueError as error:
+        raise UserError(f"LoRA cannot be put on {targets!r}: {str(error).splitlines()[0][:160]}") from error
     return model
 
 

@@ -23,12 +23,14 @@ class CheckpointSpec:
 
     name: a hub id, a local folder's name, or `nano/<arm>`.
     weights: what tells two versions of one name apart: the revision asked for, or a sha256 of the files.
+    tokenizer: a checkpoint whose tokenizer is taken in place of its own, which takes embeddings that are made anew.
     source: the folder of a local checkpoint on this machine; the only field that is not part of the run id.
     """
 
     name: str
     weights: str = "main"
     reinit: Reinit = "none"
+    tokenizer: str | None = None
     source: str | None = None
 
 

@@ -17,13 +17,13 @@ from petransfer.train.pretrain import RARE
 def write_card(card: dict[str, Any], source: CorpusPart, folder: Path, threads: int) -> None:
     """Writes `folder/checkpoint/README.md` from what `pretrain` returned and the run's metrics."""
     weights = folder / "checkpoint" / "model.safetensors"
-    lines = read_metrics(folder / "metrics.jsonl")
+    lines = {line["step"]: line["loss"] for line in read_metrics(folder / "metrics.jsonl")}
+    shown = sorted(lines)[:: -max(1, len(lines) // 8)][::-1]
     made_on = environment(torch.device("cuda" if torch.cuda.is_available() else "cpu"), threads)
     rows = {
         **_what(card, source),
-        "validation loss, nats a target token": "; ".join(
-            f"{line['valid_loss']:.2f} at {line['step']:,}" for line in lines if "valid_loss" in line
-        ),
+        "training loss, nats a target token": "; ".join(f"{lines[step]:.2f} at {step:,}" for step in shown),
+        "validation loss at the end": f"{card['valid_loss']:.3f}",
         "spent": f"{card['seconds'] / 60:.0f} minutes on {made_on['device']}, {made_on['threads']} threads",
         "sha256 of the weights": f"`{hashlib.sha256(weights.read_bytes()).hexdigest()}`",
     }

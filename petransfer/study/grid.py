@@ -59,18 +59,18 @@ def expand(recipe: Recipe) -> list[Cell]:
         for split in recipe.task.splits:
             for arm in arms:
                 for method in recipe.methods:
-                    cell = _cell(recipe, family, arm, method, split, seed)
+                    cell = _cell(recipe, arm, method, split, seed)
                     cells.setdefault(cell.run_id, cell)
     return list(cells.values())
 
 
-def _cell(recipe: Recipe, family: Family, arm: Arm, method: MethodPart, split: str, seed: int) -> Cell:
+def _cell(recipe: Recipe, arm: Arm, method: MethodPart, split: str, seed: int) -> Cell:
     if arm.trained == "all" and method.name != "full":
         method = next(
             (part for part in recipe.methods if part.name == "full"),
             MethodPart(name="full", rate_scaling="rms", bits=32),
         )
-    prefix = family.prefix if recipe.task.prefix is None else recipe.task.prefix
+    prefix = arm.prefix if recipe.task.prefix is None else recipe.task.prefix
     spec = RunSpec(
         checkpoint=arm.checkpoint,
         task=TaskSpec(recipe.task.name, split, prefix, tuple(sorted(recipe.task.options.items()))),

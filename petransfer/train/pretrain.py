@@ -115,6 +115,7 @@ def pretrain(
 
     counts = np.bincount(corpus.train, minlength=len(tokenizer))
     counts[sentinels[: spec.noise.spans]] = len(corpus.train) // spec.noise.window
+    seen = torch.from_numpy(counts > 0)
     accelerator = Accelerator(mixed_precision="bf16" if spec.bits == 16 else "no", cpu=cpu)
     loop = Loop(
         model.to(accelerator.device),
@@ -126,11 +127,11 @@ def pretrain(
         seed=spec.seed,
         execution=execution,
         hooks=hooks,
-        loss_function=_loss_over(torch.from_numpy(counts > 0)),
+        loss_function=_loss_over(seen),
     )
 
     def validate() -> dict[str, Any]:
-        return {"valid_loss": validation_loss(loop, windows(corpus.valid, seed=12345), batches=20)}
+        return {"valid_loss": validation_loss(loop, windows(corpus.valid, seed=12345), seen, batches=20)}
 
     steps = spec.train.steps
     hooks.at_step |= dict.fromkeys({*range(steps // 8, steps, max(1, steps // 8)), steps}, validate)
@@ -181,24 +182,29 @@ def _loss_over(seen: torch.Tensor) -> Callable[[torch.nn.Module, Tensors], torch
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         logits_btv = model(**inputs, use_cache=False).logits.float()
         logits_btv = logits_btv.masked_fill(never.to(logits_btv.device), -1e9)
+        labels_bt = without_unseen(batch["labels"], seen.to(logits_btv.device))
         return functional.cross_entropy(
-            logits_btv.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED, reduction="sum"
+            logits_btv.flatten(0, 1), labels_bt.flatten(), ignore_index=IGNORED, reduction="sum"
         )
 
     return loss
 
 
+def without_unseen(labels: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Labels that ask for pieces which training never showed (held-out text has a few) become `IGNORED`."""
+    return labels.masked_fill(~seen[labels.clamp(min=0)], IGNORED)
+
+
 @torch.no_grad()
-def validation_loss(loop: Loop, source: CorruptedWindows, batches: int) -> float:
-    """Nats per target token over the first `batches` batches of held-out windows."""
+def validation_loss(loop: Loop, source: CorruptedWindows, seen: torch.Tensor, batches: int) -> float:
+    """Nats per target token over the first `batches` batches of held-out windows, without the unseen pieces."""
     loop.model.eval()
     total, tokens = 0.0, 0
     for step in range(batches):
-        batch = source.batch(step, 0, 1)
-        for cut in batch.micro_batches(loop.progress.micro_batch):
+        for cut in source.batch(step, 0, 1).micro_batches(loop.progress.micro_batch):
             micro = {name: tensor.to(loop.accelerator.device) for name, tensor in cut.items()}
             total += float(loop.loss_function(loop.wrapped, micro))
-        tokens += batch.target_tokens
+            tokens += int((without_unseen(cut["labels"], seen) != IGNORED).sum())
     loop.model.train()
     return total / tokens
 

@@ -76,6 +76,9 @@ def test_an_interrupted_run_ends_bit_for_bit_where_the_other_does(
     while result is None:
         result = _run(spec, tmp_path / "cut", stops)
         tries += 1
+        if result is None:  # a kill may fall between a line and the state that knows of it
+            with (tmp_path / "cut" / "metrics.jsonl").open("a") as metrics:
+                metrics.write('{"step": 6, "loss": 0}\n{"st')
     assert tries == 4
     assert _same(_weights(tmp_path / "whole", file), _weights(tmp_path / "cut", file))
     assert _numbers(whole) == _numbers(result)

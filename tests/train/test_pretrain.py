@@ -184,6 +184,18 @@ def test_what_is_left_is_a_checkpoint_like_any_other(
     assert not (tmp_path / "run" / "state").exists()
 
 
+def test_pieces_that_only_the_held_out_text_has_do_not_spoil_its_loss(
+    tmp_path: Path, corpora: Path, tiny: None
+) -> None:
+    _carry_out(tmp_path / "plain", corpora, _recipe(), set())
+    valid = corpora / "plain" / "valid.txt"
+    valid.write_text(valid.read_text().replace("hats", "zebra"))
+    _carry_out(tmp_path / "other", corpora, _recipe(), set())
+    losses = [json.loads((tmp_path / name / "result.json").read_text())["valid_loss"] for name in ("plain", "other")]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], abs=0.3)
+
+
 def test_two_arms_differ_in_nothing_but_their_text(tmp_path: Path, corpora: Path, tiny: None) -> None:
     for arm in ("plain", "packed"):
         _carry_out(tmp_path / arm / "run", corpora, _recipe(), set(), arm)
