@@ -1,39 +1,69 @@
-"""`checkpoints ls`."""
+"""`checkpoints ls|show`."""
 
 from __future__ import annotations
 
-import sys
+import json
+from typing import Annotated
 
 import typer
-from rich.console import Console
+import yaml
 from rich.table import Table
 
-from petransfer.checkpoints.registry import embedded_arms, family_names, registered_family
+from petransfer.checkpoints.registry import Family, embedded_arms, family_names, registered_family, registry
+from petransfer.cli.display import print_table
+from petransfer.errors import unknown
 
 app = typer.Typer(no_args_is_help=True, help="The families of checkpoints and their arms.")
 
-
-@app.callback()
-def _group() -> None:
-    pass
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
 @app.command("ls")
-def ls() -> None:
+def ls(as_json: Json = False) -> None:
     """List the families, their arms, and what the embedded ones were pretrained on."""
-    cards = embedded_arms()
+    rows = [row for name in family_names() for row in _rows(registered_family(name))]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
     table = Table()
-    for name in ("family", "arm", "checkpoint", "parameters", "tokens seen", "validation loss"):
-        table.add_column(name)
-    for family in map(registered_family, family_names()):
-        for arm in family.arm_names:
-            made = family.arm(arm).checkpoint
-            control = arm not in family.arms
-            card = cards.get(made.name.removeprefix("nano/"), {}) if not control else {}
-            figures = [f"{card[key]:{form}}" if card else "" for key, form in _COLUMNS]
-            table.add_row(family.name, arm, f"{made.name} (reinit {made.reinit})" if control else made.name, *figures)
-    # cut to the terminal where there is one; a file or a pipe gets whole names
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    for name, column in rows[0].items():
+        justify = "right" if isinstance(column, int | float) else "left"
+        table.add_column(name.replace("_", " "), justify=justify, no_wrap=name in {"family", "arm", "checkpoint"})
+    for row in rows:
+        table.add_row(*("" if value is None else _FORMS.get(name, "{}").format(value) for name, value in row.items()))
+    print_table(table)
 
 
-_COLUMNS = (("parameters", ","), ("seen_tokens", ","), ("valid_loss", ".3f"))
+@app.command("show")
+def show(name: Annotated[str, typer.Argument(help="A family.")]) -> None:
+    """Print all that the registry knows of a family: origins, licences, contamination, prefixes."""
+    families = registry().families
+    if name not in families:
+        raise unknown("family", name, families)
+    print(yaml.safe_dump(families[name].model_dump(exclude_defaults=True), sort_keys=False, allow_unicode=True), end="")
+
+
+_FORMS = {"parameters": "{:,}", "tokens_seen": "{:,}", "validation_loss": "{:.3f}"}
+
+
+def _rows(family: Family) -> list[dict[str, str | int | float | None]]:
+    """The pretrained arms, then the controls by the checkpoint that they are made from."""
+    cards, entries = embedded_arms(), registry().families[family.name].arms
+    rows: list[dict[str, str | int | float | None]] = []
+    for arm in family.arm_names:
+        made = family.arm(arm).checkpoint
+        entry = entries.get(arm)
+        card = cards.get(made.name.removeprefix("nano/"), {}) if entry else {}
+        rows.append(
+            {
+                "family": family.name,
+                "arm": arm,
+                "checkpoint": made.name if made.reinit == "none" else f"{made.name}, {made.reinit} anew",
+                "parameters": entry.parameters if entry else None,
+                "languages": ", ".join(entry.languages) if entry else None,
+                "licence": entry.licence if entry else None,
+                "tokens_seen": card.get("seen_tokens"),
+                "validation_loss": card.get("valid_loss"),
+            }
+        )
+    return rows

@@ -29,11 +29,11 @@ Real = Annotated[float, BeforeValidator(_no_truth_value)]
 
 
 class TaskPart(Strict):
-    """The benchmark and its splits; `prefix` overrides the family's."""
+    """The benchmark and its splits; `prefix` overrides the family's, for all arms or for those that it names."""
 
     name: str
     splits: Annotated[list[str], Field(min_length=1)]
-    prefix: str | None = None
+    prefix: str | dict[str, str] | None = None
     options: dict[str, str | Whole] = {}
 
 
@@ -74,17 +74,32 @@ class MethodPart(Strict):
 Rate = Annotated[Real, Field(gt=0, lt=10)]
 
 
-class TrainPart(Strict):
-    """The optimisation. `learning_rate` is one number, or one per method or arm, the arm's own taking precedence."""
+BatchSize = Annotated[Whole, Field(ge=1)]
+Epochs = Annotated[Real, Field(gt=0)]
 
-    steps: Annotated[Whole, Field(ge=1)]
-    batch_size: Annotated[Whole, Field(ge=1)] = 32
+
+class TrainPart(Strict):
+    """The optimisation, for so many steps or so many epochs of the split's training examples.
+
+    `learning_rate`, `epochs` and `batch_size` are one number, or one per method or arm, the arm's own taking
+    precedence.
+    """
+
+    steps: Annotated[Whole, Field(ge=1)] | None = None
+    epochs: Epochs | dict[str, Epochs] | None = None
+    batch_size: BatchSize | dict[str, BatchSize] = 32
     learning_rate: Rate | dict[str, Rate]
     warmup: Annotated[Real, Field(ge=0, lt=1)] = 0.05
     schedule: Schedule = "linear"
     final: Annotated[Real, Field(ge=0, le=1)] = 0.0
     weight_decay: Annotated[Real, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[Real, Field(ge=0)] = 1.0
+
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> TrainPart:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs")
+        return self
 
 
 class Recipe(Strict):

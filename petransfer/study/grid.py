@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from petransfer.checkpoints.registry import Arm, Family, own_family, registered_family
 from petransfer.errors import UserError, unknown
-from petransfer.recipe.schema import FamilyPart, MethodPart, Recipe, sides
+from petransfer.recipe.schema import FamilyPart, MethodPart, Recipe, TrainPart, sides
 from petransfer.recipe.spec import MethodSpec, RunSpec, TaskSpec, TrainSpec
 from petransfer.tasks import load_task
 
@@ -44,38 +46,39 @@ def expand(recipe: Recipe) -> list[Cell]:
         UserError: a task, its option, an arm, split, method, learning rate or effect is unknown.
     """
     family = family_of(recipe)
-    known = load_task(recipe.task.name, None, **recipe.task.options).splits
+    task = load_task(recipe.task.name, None, **recipe.task.options)
     for split in recipe.task.splits:
-        if split not in known:
-            raise unknown(f"split of {recipe.task.name}", split, known)
+        if split not in task.splits:
+            raise unknown(f"split of {recipe.task.name}", split, task.splits)
     for method in recipe.methods:
         if method.name not in METHODS:
             raise unknown("method", method.name, METHODS)
     arms = [family.arm(name) for name in recipe.arms]
-    _check_rates(recipe, family)
+    _check_names(recipe, family)
     _check_effects(recipe)
     cells: dict[str, Cell] = {}
     for seed in recipe.seeds:
         for split in recipe.task.splits:
             for arm in arms:
                 for method in recipe.methods:
-                    cell = _cell(recipe, arm, method, split, seed)
+                    cell = _cell(recipe, arm, method, split, seed, task.train_size(split))
                     cells.setdefault(cell.run_id, cell)
     return list(cells.values())
 
 
-def _cell(recipe: Recipe, arm: Arm, method: MethodPart, split: str, seed: int) -> Cell:
+def _cell(recipe: Recipe, arm: Arm, method: MethodPart, split: str, seed: int, examples: int) -> Cell:
     if arm.trained == "all" and method.name != "full":
         method = next(
             (part for part in recipe.methods if part.name == "full"),
             MethodPart(name="full", rate_scaling="rms", bits=32),
         )
-    prefix = arm.prefix if recipe.task.prefix is None else recipe.task.prefix
+    own = recipe.task.prefix
+    prefix = own if isinstance(own, str) else (own or {}).get(arm.name, arm.prefix)
     spec = RunSpec(
         checkpoint=arm.checkpoint,
         task=TaskSpec(recipe.task.name, split, prefix, tuple(sorted(recipe.task.options.items()))),
         method=_method(method),
-        train=_training(recipe, arm.name, method),
+        train=_training(recipe.train, arm.name, method, examples),
         seed=seed,
     )
     return Cell(arm.name, method.label, split, seed, spec)
@@ -89,18 +92,16 @@ def _method(part: MethodPart) -> MethodSpec:
     return MethodSpec(part.name, part.bits, part.rank, alpha, float(part.dropout), targets, part.embeddings)
 
 
-def _training(recipe: Recipe, arm: str, method: MethodPart) -> TrainSpec:
-    part = recipe.train
-    rates = part.learning_rate
-    rate = rates if isinstance(rates, float) else rates.get(arm, rates.get(method.name, 0.0))
-    if not rate:
-        raise UserError(
-            f"train.learning_rate has no rate for method {method.name} (arm {arm}); add {method.name}: 1e-3"
-        )
+def _training(part: TrainPart, arm: str, method: MethodPart, examples: int) -> TrainSpec:
+    batch_size = _of(part.batch_size, "batch_size", arm, method)
+    steps = part.steps
+    if part.epochs is not None:  # the last batch of an epoch may be short of examples; here it takes the next epoch's
+        steps = math.ceil(_of(part.epochs, "epochs", arm, method) * examples / batch_size)
+    assert steps is not None
     return TrainSpec(
-        steps=part.steps,
-        batch_size=part.batch_size,
-        learning_rate=float(rate),
+        steps=steps,
+        batch_size=int(batch_size),
+        learning_rate=float(_of(part.learning_rate, "learning_rate", arm, method)),
         warmup=float(part.warmup),
         schedule=part.schedule,
         final=float(part.final),
@@ -110,11 +111,30 @@ def _training(recipe: Recipe, arm: str, method: MethodPart) -> TrainSpec:
     )
 
 
-def _check_rates(recipe: Recipe, family: Family) -> None:
-    if isinstance(recipe.train.learning_rate, dict):
-        for name in recipe.train.learning_rate:
-            if name not in (*METHODS, *family.arm_names):
-                raise unknown("name in train.learning_rate", name, (*METHODS, *family.arm_names))
+def _of(value: float | Mapping[str, float], key: str, arm: str, method: MethodPart) -> float:
+    """The number for this arm, or else for its method."""
+    found = value if isinstance(value, int | float) else value.get(arm, value.get(method.name))
+    if found is None:
+        noun, example = _EXAMPLES[key]
+        raise UserError(
+            f"train.{key} has no {noun} for method {method.name} (arm {arm}); add {method.name}: {example}"
+        )
+    return found
+
+
+_EXAMPLES = {"learning_rate": ("rate", "1e-3"), "epochs": ("number", "20"), "batch_size": ("size", "32")}
+
+
+def _check_names(recipe: Recipe, family: Family) -> None:
+    for name in recipe.task.prefix if isinstance(recipe.task.prefix, dict) else ():
+        if name not in family.arm_names:
+            raise unknown("name in task.prefix", name, family.arm_names)
+    known = (*METHODS, *family.arm_names)
+    for key in ("learning_rate", "epochs", "batch_size"):
+        value = getattr(recipe.train, key)
+        for name in value if isinstance(value, dict) else ():
+            if name not in known:
+                raise unknown(f"name in train.{key}", name, known)
 
 
 def _check_effects(recipe: Recipe) -> None:

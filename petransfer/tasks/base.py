@@ -39,6 +39,10 @@ class Task(Protocol):
     name: str
     splits: tuple[str, ...]
 
+    def train_size(self, split: str) -> int:
+        """How many training examples a split has, without reading any file."""
+        ...
+
     def load(self, split: str) -> SplitData:
         """The examples of one split.
 

@@ -104,6 +104,10 @@ class CogsTask:
         if self.version not in _GEN_FILE:
             raise unknown("version of cogs", self.version, _GEN_FILE)
 
+    def train_size(self, split: str) -> int:
+        """24,155, whatever the split."""
+        return 24_155
+
     def load(self, split: str) -> SplitData:
         """The examples of `gen` or `test`, in the order of the official files.
 

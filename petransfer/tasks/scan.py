@@ -242,6 +242,10 @@ class ScanTask:
         if not isinstance(self.dev_size, int) or self.dev_size < 0:
             raise UserError(f"dev_size of scan is {self.dev_size!r}: give a whole number from 0 up")
 
+    def train_size(self, split: str) -> int:
+        """The published training rows less the dev rows."""
+        return PUBLISHED[split, "train"].rows - self.dev_size
+
     def load(self, split: str) -> SplitData:
         """The examples of one split, sorted by command.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from typing import Any
@@ -12,6 +13,7 @@ from petransfer.errors import UserError
 from petransfer.recipe.load import validate
 from petransfer.recipe.schema import Recipe
 from petransfer.study.grid import Cell, expand
+from petransfer.tasks import load_task
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -137,6 +139,10 @@ def test_the_recipes_prefix_goes_before_the_familys() -> None:
     assert prefix() == "translate English to English: "
     assert prefix(prefix="") == ""
     assert prefix(prefix="say: ") == "say: "
+    assert prefix(prefix={"english": "say: "}) == "say: "
+    assert prefix(prefix={"scratch": "say: "}) == "translate English to English: "
+    with pytest.raises(UserError, match="unknown name in task.prefix 'englsh'"):
+        prefix(prefix={"englsh": ""})
 
 
 @pytest.mark.parametrize("effect", ["english-scratch", "english-newemb-scratch", "scratch-english-newemb"])
@@ -178,3 +184,25 @@ def test_a_grid_is_made_without_torch() -> None:
         "expand(load_recipe('smoke')); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+def test_epochs_become_steps_of_the_split_s_training_examples() -> None:
+    train = {"epochs": {"lora": 2, "scratch": 3.5}, "batch_size": {"full": 128, "lora": 32}, "learning_rate": 0.1}
+    cells = expand(recipe(task={"name": "scan", "splits": ["add_jump", "length"]}, train=train, effects=[]))
+    sizes = {"add_jump": 14_670 - 500, "length": 16_990 - 500}
+    for cell in cells:
+        epochs, batch = (3.5, 128) if cell.arm == "scratch" else (2, 32)
+        assert cell.spec.train.batch_size == batch
+        assert cell.spec.train.steps == math.ceil(epochs * sizes[cell.split] / batch)
+
+
+@pytest.mark.parametrize("split", ["add_jump", "length", "opposite_right"])
+def test_the_train_size_is_that_of_the_examples(split: str) -> None:
+    task = load_task("scan", None, dev_size=77)
+    assert task.train_size(split) == len(task.load(split).train)
+
+
+@pytest.mark.parametrize("train", [{"learning_rate": 0.1}, {"learning_rate": 0.1, "steps": 3, "epochs": 1}])
+def test_either_steps_or_epochs(train: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="either steps or epochs"):
+        recipe(train=train)
