@@ -105,4 +105,7 @@ def report_outcome(outcome: Any, runs: int) -> int:
     if outcome.failures:
         print(f"{len(outcome.failures)} of {runs} runs failed; the same command tries them again", file=sys.stderr)
         return 2 if len(outcome.mistakes) == len(set(outcome.failures.values())) else 1
+    if outcome.elsewhere:
+        print(f"{outcome.elsewhere} of {runs} runs are under way in another process", file=sys.stderr)
+        return 1
     return 0

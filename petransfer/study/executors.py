@@ -44,11 +44,15 @@ class Job(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a study's call ended. `mistakes` are failures that the user can mend, in one line each."""
+    """How a study's call ended. `mistakes` are failures that the user can mend, in one line each.
+
+    elsewhere: runs that another process had claimed and has not ended.
+    """
 
     interrupted: bool
     failures: dict[str, str]
     mistakes: tuple[str, ...]
+    elsewhere: int = 0
 
 
 def execute(
@@ -67,16 +71,18 @@ def execute(
             _spawn(pending, study.path, job, workers, threads, stopped, tick)
         tick()
         interrupted = stopped() and any(not study.run(cell.run_id).done for cell in pending)
-    open_runs = [study.run(cell.run_id) for cell in pending if not study.run(cell.run_id).done]
+    left = [study.run(cell.run_id) for cell in pending]
+    open_runs = [folder for folder in left if folder.status() not in ("done", "running")]
     failures = {folder.path.name: folder.failure() for folder in open_runs}
-    if not interrupted:  # a killed worker leaves no word, and another process may hold a claim
+    if not interrupted:  # a killed worker leaves no word
         failures = {
             run_id: reason or f"not finished ({study.run(run_id).status()}); run the same command again to go on"
             for run_id, reason in failures.items()
         }
     mistakes = dict.fromkeys(failures[folder.path.name] for folder in open_runs if _is_mistake(folder))
     said = {run_id: reason for run_id, reason in failures.items() if reason}
-    return Outcome(interrupted, said, tuple(mistake for mistake in mistakes if mistake))
+    elsewhere = sum(folder.status() == "running" for folder in left)
+    return Outcome(interrupted, said, tuple(mistake for mistake in mistakes if mistake), elsewhere)
 
 
 def _spawn(

@@ -116,9 +116,7 @@ def _of(value: float | Mapping[str, float], key: str, arm: str, method: MethodPa
     found = value if isinstance(value, int | float) else value.get(arm, value.get(method.name))
     if found is None:
         noun, example = _EXAMPLES[key]
-        raise UserError(
-            f"train.{key} has no {noun} for method {method.name} (arm {arm}); add {method.name}: {example}"
-        )
+        raise UserError(f"train.{key} has no {noun} for method {method.name} (arm {arm}); add {method.name}: {example}")
     return found
 
 

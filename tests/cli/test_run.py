@@ -12,7 +12,9 @@ import pyarrow.parquet
 import pytest
 
 from petransfer.cli import main
-from petransfer.recipe.load import shipped
+from petransfer.recipe.load import load_recipe, shipped
+from petransfer.study.grid import expand
+from petransfer.study.ledger import StudyFolder
 
 ROOT = Path(__file__).parents[2]
 
@@ -170,3 +172,18 @@ def test_ci_runs_exactly_the_readme_s_test_command() -> None:
     )
     assert shown.stdout.strip() == command
     assert "pytest" in command
+
+
+def test_a_run_that_another_process_carries_out_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    (cell, *_) = expand(load_recipe("smoke", options={"arms": ["english"]}))
+    with StudyFolder(out).run(cell.run_id).claim() as claimed:
+        assert claimed
+        (out / "recipe.yaml").write_text("name: smoke\n")
+        assert call(monkeypatch, "run", "--recipe", "smoke", "--arms", "english", "--out", str(out), "--cpu") == 1
+    written = capsys.readouterr().err
+    assert "1 of 1 runs are under way in another process" in written
+    assert "failed" not in written
+    assert not (out / "runs" / cell.run_id / "spec.json").exists()

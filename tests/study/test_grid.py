@@ -141,7 +141,7 @@ def test_the_recipes_prefix_goes_before_the_familys() -> None:
     assert prefix(prefix="say: ") == "say: "
     assert prefix(prefix={"english": "say: "}) == "say: "
     assert prefix(prefix={"scratch": "say: "}) == "translate English to English: "
-    with pytest.raises(UserError, match="unknown name in task.prefix 'englsh'"):
+    with pytest.raises(UserError, match=r"unknown name in task\.prefix 'englsh'"):
         prefix(prefix={"englsh": ""})
 
 
