@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -123,18 +124,37 @@ def _with_reinit(
     reinit: Reinit = checkpoint.reinit
 
     def trained() -> PreTrainedModel:
-        model: PreTrainedModel = auto.from_pretrained(
-            place, revision=_revision(checkpoint), dtype=dtype, use_safetensors=True
-        )
+        model: PreTrainedModel = auto.from_pretrained(place, revision=_revision(checkpoint), dtype=dtype)
         return model
 
     if reinit == "none":
         return trained()
     torch.manual_seed(seed)
-    new: PreTrainedModel = auto.from_config(config, dtype=torch.float32).to(dtype)
+    new = with_new_weights(auto, config, _has_own_head(place, checkpoint)).to(dtype)
     if reinit != "all":
         _copy(trained(), new, embeddings=reinit == "body")
     return new
+
+
+def with_new_weights(auto: Any, config: Any, own_head: bool) -> PreTrainedModel:
+    """A model drawn by its own initialisation, in fp32. own_head: its head is not tied to its embeddings.
+
+    transformers ties the head of every new T5, whatever the configuration says (that of a checkpoint it leaves alone):
+    the head of T5 v1.1, mT5 and their kin is drawn here, with the deviation that T5 starts embeddings and heads at.
+    """
+    model: PreTrainedModel = auto.from_config(config, dtype=torch.float32)
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if own_head and head is not None and head.weight is embeddings.weight:
+        drawn = torch.empty_like(embeddings.weight).normal_(std=getattr(config, "initializer_factor", 1.0))
+        head.weight = torch.nn.Parameter(drawn)
+        model.all_tied_weights_keys.pop("lm_head.weight", None)
+    return model
+
+
+def _has_own_head(place: str, checkpoint: CheckpointSpec) -> bool:
+    content, _ = PreTrainedConfig.get_config_dict(place, revision=_revision(checkpoint))
+    # the second is what transformers 5 writes for a T5 that has one
+    return content.get("tie_word_embeddings") is False or content.get("scale_decoder_outputs") is False
 
 
 @torch.no_grad()
@@ -167,7 +187,6 @@ def _quantised(auto: Any, place: str, revision: str | None, bits: Bits, device: 
             quantization_config=settings,
             dtype=torch.bfloat16,
             device_map={"": str(device)},
-            use_safetensors=True,
         )
     return model
 

@@ -45,7 +45,8 @@ class ArmEntry(Strict):
     architecture: its configuration among the registry's. parameters: counted from that, tied tensors once.
     initialised_from: `random` or another checkpoint. contamination: what its text held besides the arm's own.
     tokenizer: where its own cannot say the benchmarks' words; its embeddings are then made anew.
-    prefix: where it differs from the family's. note: what else a user should know.
+    prefix: where it differs from the family's. verified: its configuration on the hub was seen. note: what else a user
+    should know.
     """
 
     checkpoint: str
@@ -55,6 +56,7 @@ class ArmEntry(Strict):
     licence: str
     initialised_from: str
     contamination: str
+    verified: bool
     tokenizer: str | None = None
     prefix: str | None = None
     note: str = ""

@@ -16,8 +16,9 @@ app = typer.Typer(no_args_is_help=True, help="The shipped recipes.")
 @app.command("ls")
 def ls() -> None:
     """List the shipped recipes."""
+    width = max(map(len, shipped()))
     for name in shipped():
-        print(f"{name:<16} {description(name)}")
+        print(f"{name:<{width}}  {description(name)}")
 
 
 @app.command("show")

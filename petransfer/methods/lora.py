@@ -17,7 +17,8 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
     """The model with frozen weights and adapters drawn from `seed`; adapters are held in fp32.
 
     Raises:
-        UserError: the targets name no layer, or `embeddings: new` where new pieces are not known.
+        UserError: the targets name no layer, `embeddings: new` where new pieces are not known, or trained rows
+            beside a head of its own.
     """
     targets = method.targets if isinstance(method.targets, str) else list(method.targets)
     config = LoraConfig(
@@ -59,5 +60,12 @@ def _trained_rows(loaded: Loaded, method: MethodSpec) -> dict[str, list[int]] | 
         )
     if not rows:
         return None
+    head = loaded.model.get_output_embeddings()
+    if loaded.layout.encoder_decoder and head is not None and head.weight is not embeddings.weight:
+        # peft believes the configuration, where transformers says "tied" for every T5, and would overwrite the head
+        raise UserError(
+            f"embeddings: {method.embeddings} cannot be had with LoRA on a T5 with a head of its own (v1.1, mT5): "
+            "peft would tie the two; take embeddings: frozen, or method full"
+        )
     name = next(name for name, module in loaded.model.named_modules() if module is embeddings)
     return {name.rsplit(".", 1)[-1]: list(rows)}

@@ -239,8 +239,8 @@ class ScanTask:
     splits = SPLITS
 
     def __post_init__(self) -> None:
-        if not isinstance(self.dev_size, int) or self.dev_size < 0:
-            raise UserError(f"dev_size of scan is {self.dev_size!r}: give a whole number from 0 up")
+        if not isinstance(self.dev_size, int) or self.dev_size < 1:
+            raise UserError(f"dev_size of scan is {self.dev_size!r}: give a whole number from 1 up")
 
     def train_size(self, split: str) -> int:
         """The published training rows less the dev rows."""

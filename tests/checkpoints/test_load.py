@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel
+from transformers import AutoModelForSeq2SeqLM, BertConfig, BertModel, T5Config
 
-from petransfer.checkpoints.load import load, weight_bytes
+from petransfer.checkpoints.load import load, weight_bytes, with_new_weights
 from petransfer.checkpoints.registry import NANO, checkpoint_spec
 from petransfer.errors import UserError
 from petransfer.methods import APPLY
-from petransfer.recipe.spec import Reinit, RunSpec
+from petransfer.recipe.spec import Embeddings, Reinit, RunSpec
 from petransfer.train.loop import token_loss
 from tests.conftest import LORA
 
@@ -151,3 +151,39 @@ def test_a_trained_row_counts_wherever_its_piece_is_read_or_said() -> None:
     assert changed["in the encoder"].float().mean() > 0.9
     assert changed["in the decoder"].float().mean() > 0.9
     assert changed["nowhere"].nonzero().flatten().tolist() == [piece]  # only what it says changes
+
+
+@pytest.fixture
+def own_head(tiny_t5: Path, tmp_path: Path) -> Path:
+    """A T5 v1.1: gated, with a head of its own."""
+    config = T5Config(
+        vocab_size=6176, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False, decoder_start_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(3)
+    with_new_weights(AutoModelForSeq2SeqLM, config, own_head=True).save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((tiny_t5 / name).read_bytes())
+    return tmp_path
+
+
+@pytest.mark.parametrize("reinit", ["none", "embeddings", "body", "all"])
+def test_every_control_arm_keeps_a_head_of_its_own(own_head: Path, reinit: Reinit) -> None:
+    spec = checkpoint_spec(str(own_head))
+    trained = load(spec, 32).model
+    model = load(replace(spec, reinit=reinit), 32, seed=1).model
+    assert model.lm_head.weight is not model.shared.weight
+    assert sum(value.numel() for value in model.parameters()) == sum(value.numel() for value in trained.parameters())
+    ends_kept = reinit in {"none", "body"}
+    assert torch.equal(model.shared.weight, trained.shared.weight) == ends_kept
+    assert torch.equal(model.lm_head.weight, trained.lm_head.weight) == ends_kept
+    assert float(model.lm_head.weight.detach().std()) == pytest.approx(1.0, rel=0.05)
+    assert not model.config.scale_decoder_outputs
+
+
+@pytest.mark.parametrize("embeddings", ["new", "trained"])
+def test_rows_beside_a_head_of_its_own_are_refused(embeddings: Embeddings, own_head: Path) -> None:
+    loaded = replace(load(checkpoint_spec(str(own_head)), 32), new_pieces=(300,))
+    with pytest.raises(UserError, match="head of its own"):
+        APPLY["lora"](loaded, replace(LORA, embeddings=embeddings), 0)
+    APPLY["lora"](loaded, LORA, 0)

@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoConfig, AutoTokenizer, T5Config, T5ForConditionalGeneration
 
-from petransfer.checkpoints.load import load, model_class
+from petransfer.checkpoints.load import load, model_class, with_new_weights
 from petransfer.checkpoints.registry import (
     NANO,
     ArmEntry,
@@ -34,7 +34,9 @@ def test_every_architecture_has_the_parameters_that_the_registry_says(entry: Arm
     fields = dict(registry().architectures[entry.architecture])
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     with torch.device("meta"):
-        model = model_class(config, entry.checkpoint).from_config(config)
+        model = with_new_weights(
+            model_class(config, entry.checkpoint), config, fields.get("tie_word_embeddings") is False
+        )
     assert sum(value.numel() for value in model.parameters()) == entry.parameters
 
 
@@ -54,8 +56,21 @@ def test_arms_of_one_family_have_one_depth() -> None:
     """Depth, not the count of parameters, is what must match for a comparison of arms."""
     for name, family in registry().families.items():
         shapes = [registry().architectures[entry.architecture] for entry in family.arms.values()]
-        depths = {shape.get("num_layers") or shape.get("n_layer") or shape.get("encoder_layers") for shape in shapes}
+        keys = ("num_layers", "n_layer", "encoder_layers", "num_hidden_layers")
+        depths = {next(shape[key] for key in keys if key in shape) for shape in shapes}
         assert len(depths) == 1, name
+
+
+def test_an_arm_with_another_s_tokenizer_has_its_embeddings_made_anew() -> None:
+    protein = registered_family("t5-base").arm("protein")
+    assert protein.checkpoint.tokenizer == "google-t5/t5-base"
+    assert protein.checkpoint.reinit == "embeddings"
+    assert protein.prefix == ""
+    assert registered_family("t5-base").arm("english").prefix == "translate English to English: "
+
+
+def test_what_was_not_verified_says_so() -> None:
+    assert all(entry.note for entry in ENTRIES.values() if not entry.verified)
 
 
 def test_names_that_do_not_exist_are_refused() -> None:
