@@ -8,17 +8,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM
 
+from petransfer.checkpoints.encoding import encode_examples
+from petransfer.checkpoints.load import load
 from petransfer.errors import RunError
+from petransfer.evaluate.exact_match import score
 from petransfer.recipe.spec import MethodSpec, RunSpec
 from petransfer.study.ledger import RunFolder
 from petransfer.study.run import Settings, run_one
+from petransfer.tasks import load_task
 from petransfer.train import state
+from petransfer.train.batches import ShuffledExamples
 from petransfer.train.loop import Execution, Interrupted
 from petransfer.train.metrics import read_metrics
 from tests.conftest import FULL, LORA
@@ -126,9 +132,38 @@ def test_plain_peft_gives_the_same_logits(embeddings: str, tiny_spec: Make, tiny
         after = plain(**ids).logits
         assert torch.equal(after, ours.model(**ids).logits)
     assert (after - before).abs().max() > 1e-3
+    assert _log_probs(plain, spec) == pytest.approx(_kept_log_probs(tmp_path), abs=1e-3)
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert str(tmp_path) not in json.dumps(config)
     assert config["base_model_name_or_path"] == spec.checkpoint.name
+
+
+def _log_probs(model: torch.nn.Module, spec: RunSpec) -> list[float]:
+    """Of the first test examples, by a model that knows nothing of the run but its adapter."""
+    loaded = load(spec.checkpoint, 32)
+    examples = load_task("scan").load(spec.task.split).test[:40]
+    encoded = encode_examples(examples, "", loaded.tokenizer, loaded.layout)
+    return [row.log_prob for row in score(model, loaded, examples, encoded, 40)]
+
+
+def _kept_log_probs(run: Path) -> list[float]:
+    """Of the same examples, by the model as it stood in memory when training had ended."""
+    kept = pyarrow.parquet.read_table(run / "examples.parquet")["log_prob"].to_pylist()[:40]
+    return [float(value) for value in kept]
+
+
+def test_the_seed_orders_the_examples(tiny_spec: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+
+    class Spy(ShuffledExamples):
+        def __init__(self, examples: Any, batch_size: int, seed: int, layout: Any) -> None:
+            seeds.append(seed)
+            super().__init__(examples, batch_size, seed, layout)
+
+    monkeypatch.setattr("petransfer.study.run.ShuffledExamples", Spy)
+    for seed in (3, 4):
+        _run(replace(tiny_spec(steps=3), seed=seed), tmp_path / str(seed))
+    assert seeds == [3, 4]
 
 
 def test_training_the_embeddings_changes_the_encoder_the_decoder_and_the_head(
