@@ -27,8 +27,11 @@ def ls(as_json: Json = False) -> None:
         return
     table = Table()
     for name, column in rows[0].items():
-        justify = "right" if isinstance(column, int | float) else "left"
-        table.add_column(name.replace("_", " "), justify=justify, no_wrap=name in {"family", "arm", "checkpoint"})
+        table.add_column(
+            name.replace("_", " "),
+            justify="right" if isinstance(column, int | float) else "left",
+            no_wrap=name in {"family", "arm", "checkpoint"},
+        )
     for row in rows:
         table.add_row(*("" if value is None else _FORMS.get(name, "{}").format(value) for name, value in row.items()))
     print_table(table)

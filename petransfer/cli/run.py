@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from petransfer.cli.display import Display, View, print_table, report_outcome
+from petransfer.effects.contrasts import update_effects
 from petransfer.errors import UserError
 from petransfer.recipe.load import load_recipe
 from petransfer.recipe.schema import Recipe
@@ -138,11 +139,13 @@ def _default_workers(study: Study, cpu: bool) -> int:
 def _print_end(study: Study, as_json: bool) -> None:
     rows = tables.rows_of(study.cells, study.folder)
     tables.write_csv(rows, study.folder.path / "table.csv")
+    effects = update_effects(study.recipe, study.cells, study.folder)
     if as_json:
-        print(json.dumps({"study": study.recipe.name, "runs": tables.as_json(rows)}, indent=1))
+        content = {"study": study.recipe.name, "runs": tables.as_json(rows), "effects": effects["effects"]}
+        print(json.dumps(content, indent=1))
         return
     print_table(tables.terminal_table(rows, study.recipe.name))
-    for line in tables.differences(rows, study.recipe.effects):
+    for line in effects["sentences"]:
         print(line)
 
 

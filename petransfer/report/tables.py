@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 
 from rich.table import Table
 
-from petransfer.recipe.schema import sides
 from petransfer.study.grid import Cell
 from petransfer.study.ledger import Status, StudyFolder
 from petransfer.train.metrics import read_metrics
@@ -104,21 +102,6 @@ def _state(row: Row) -> str:
     left = f", {row.seconds_left / 60:.0f} min left" if row.seconds_left and row.status == "running" else ""
     steps = f"{row.step}/{row.cell.spec.train.steps}"
     return f"{row.status} {steps}, loss {row.loss:.3f}, {row.examples_per_second:.0f} ex/s{left}"
-
-
-def differences(rows: Sequence[Row], effects: Sequence[str]) -> list[str]:
-    """Each effect's difference of means per split in points of EM, with the runs it rests on; no verdict."""
-    lines = []
-    for split in dict.fromkeys(row.cell.split for row in rows):
-        arms: dict[str, list[float]] = {}
-        for row in rows:
-            if row.cell.split == split and row.test is not None:
-                arms.setdefault(row.cell.arm, []).append(row.test)
-        for left, right in filter(None, (sides(effect, arms) for effect in effects)):
-            points = statistics.mean(arms[left]) - statistics.mean(arms[right])
-            runs = f"{len(arms[left])} and {len(arms[right])} runs"
-            lines.append(f"{left} - {right} on {split}: {points:+.1f} points of test EM ({runs}; no verdict)")
-    return lines
 
 
 COLUMNS = (
