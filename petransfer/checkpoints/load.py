@@ -42,15 +42,15 @@ class Loaded:
     """A model with what is needed to feed it.
 
     commit: the hub commit that the weights came from, None where they came from a folder.
-    new_pieces: pieces that pretraining never saw, so that their embeddings mean nothing yet; None where that is not
-        known.
+    new_pieces: pieces that pretraining never saw, so that their embeddings mean nothing yet. A checkpoint that comes
+        with its own tokenizer is taken to have seen all, unless `petransfer pretrain` made it, which counts.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     layout: Layout
     commit: str | None
-    new_pieces: tuple[int, ...] | None
+    new_pieces: tuple[int, ...]
 
 
 def load(checkpoint: CheckpointSpec, bits: Bits = 16, *, seed: int = 0, device: torch.device | str = "cpu") -> Loaded:
@@ -215,11 +215,11 @@ def _layout(config: Any, tokenizer: PreTrainedTokenizerBase) -> Layout:
     return Layout(True, int(pad), int(eos), int(pad if start is None else start))
 
 
-def _new(checkpoint: CheckpointSpec, model: PreTrainedModel) -> tuple[int, ...] | None:
+def _new(checkpoint: CheckpointSpec, model: PreTrainedModel) -> tuple[int, ...]:
     if checkpoint.reinit in {"embeddings", "all"}:
         return tuple(range(model.get_input_embeddings().num_embeddings))
     card = Path(_place(checkpoint)) / "pretraining.json"  # written by `petransfer pretrain`
-    return tuple(json.loads(card.read_text(encoding="utf-8"))["new_pieces"]) if card.is_file() else None
+    return tuple(json.loads(card.read_text(encoding="utf-8"))["new_pieces"]) if card.is_file() else ()
 
 
 def _place(checkpoint: CheckpointSpec) -> str:

@@ -17,8 +17,7 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
     """The model with frozen weights and adapters drawn from `seed`; adapters are held in fp32.
 
     Raises:
-        UserError: the targets name no layer, `embeddings: new` where new pieces are not known, or trained rows
-            beside a head of its own.
+        UserError: the targets name no layer, or rows are to be trained beside a head of its own.
     """
     targets = method.targets if isinstance(method.targets, str) else list(method.targets)
     config = LoraConfig(
@@ -54,10 +53,6 @@ def _trained_rows(loaded: Loaded, method: MethodSpec) -> dict[str, list[int]] | 
         return None
     embeddings = loaded.model.get_input_embeddings()
     rows = range(embeddings.num_embeddings) if method.embeddings == "trained" else loaded.new_pieces
-    if rows is None:
-        raise UserError(
-            "embeddings: new, but nothing says which pieces this checkpoint never saw; take frozen or trained"
-        )
     if not rows:
         return None
     head = loaded.model.get_output_embeddings()

@@ -24,6 +24,7 @@ class Row:
     status: Status
     step: int = 0
     loss: float | None = None
+    dev_so_far: float | None = None
     examples_per_second: float | None = None
     seconds_left: float | None = None
     dev: float | None = None
@@ -62,7 +63,8 @@ def _row(cell: Cell, study: StudyFolder) -> Row:
     last = lines[-1]
     pace = last["seconds"] / last["step"]
     left = (cell.spec.train.steps - last["step"]) * pace
-    return Row(cell, status, last["step"], last["loss"], cell.spec.train.batch_size / pace, left)
+    dev = next((line["dev_em"] for line in reversed(lines) if "dev_em" in line), None)
+    return Row(cell, status, last["step"], last["loss"], dev, cell.spec.train.batch_size / pace, left)
 
 
 def terminal_table(rows: Sequence[Row], title: str, limit: int | None = None) -> Table:
@@ -101,7 +103,8 @@ def _state(row: Row) -> str:
         return row.status
     left = f", {row.seconds_left / 60:.0f} min left" if row.seconds_left and row.status == "running" else ""
     steps = f"{row.step}/{row.cell.spec.train.steps}"
-    return f"{row.status} {steps}, loss {row.loss:.3f}, {row.examples_per_second:.0f} ex/s{left}"
+    dev = "" if row.dev_so_far is None else f", dev EM {row.dev_so_far:.0f} %"
+    return f"{row.status} {steps}, loss {row.loss:.3f}{dev}, {row.examples_per_second:.0f} ex/s{left}"
 
 
 COLUMNS = (

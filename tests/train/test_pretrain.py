@@ -174,7 +174,7 @@ def test_what_is_left_is_a_checkpoint_like_any_other(
     _carry_out(tmp_path / "run", corpora, _recipe(), set())
     folder = tmp_path / "run" / "checkpoint"
     loaded = load(checkpoint_spec(str(folder)), 32)
-    new = loaded.new_pieces or ()
+    new = loaded.new_pieces
     assert tokenizer.convert_tokens_to_ids("Ġcat") not in new
     assert tokenizer.convert_tokens_to_ids("ĠI_JUMP") in new
     assert loaded.tokenizer("the cat")["input_ids"] == tokenizer("the cat")["input_ids"]
