@@ -27,6 +27,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for 
         "devices": _devices,
         "bitsandbytes works": _bitsandbytes,
         "bf16": _bf16,
+        "compiler": _compiler,
         "hub": _hub,
         "disk": lambda: f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB free here",
     }
@@ -61,6 +62,11 @@ def _bitsandbytes() -> str:
     packed, state = functional.quantize_4bit(weight, quant_type="nf4")
     error = (functional.dequantize_4bit(packed, state) - weight).abs().mean()
     return f"yes, NF4 on the {device} (mean error {float(error):.3f} of deviation 1)"
+
+
+def _compiler() -> str:
+    found = next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
+    return f"{found} (pretrain compiles its model with it)" if found else "none; pretrain goes on without, slower"
 
 
 def _bf16() -> str:

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from petransfer.errors import UserError
-from petransfer.recipe.load import description, find, shipped
+from petransfer.recipe.load import find, load_either, shipped
+from petransfer.recipe.pretraining import PretrainRecipe
 
 app = typer.Typer(no_args_is_help=True, help="The shipped recipes.")
 
@@ -18,7 +19,7 @@ def ls() -> None:
     """List the shipped recipes."""
     width = max(map(len, shipped()))
     for name in shipped():
-        print(f"{name:<{width}}  {description(name)}")
+        print(f"{name:<{width}}  {load_either(name).description}")
 
 
 @app.command("show")
@@ -36,5 +37,5 @@ def cp(name: Annotated[str, typer.Argument(help="A recipe's name.")], target: Pa
         target.write_text(find(name).read_text(encoding="utf-8"), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{target} cannot be written ({error.strerror})") from None
-    verb = "pretrain" if "kind: pretrain" in target.read_text(encoding="utf-8") else "run"
+    verb = "pretrain" if isinstance(load_either(str(target)), PretrainRecipe) else "run"
     print(f"copied {name} to {target}; carry it out with: petransfer {verb} --recipe {target}")

@@ -15,11 +15,13 @@ import typer
 from petransfer.cli.display import Display, View, print_table, report_outcome
 from petransfer.effects.contrasts import update_effects
 from petransfer.errors import UserError
-from petransfer.recipe.load import load_recipe
+from petransfer.recipe.load import load_either, load_recipe
+from petransfer.recipe.pretraining import PretrainRecipe
 from petransfer.recipe.schema import Recipe
-from petransfer.report import tables
+from petransfer.report import pretraining, tables
 from petransfer.study.grid import Cell, expand
 from petransfer.study.ledger import StudyFolder
+from petransfer.study.pretraining import expand_pretraining
 
 RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A shipped recipe's name or a yaml file.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set train.steps=500. Repeatable.")]
@@ -173,15 +175,21 @@ def plan(
 
 
 def status(
-    study: Annotated[Path, typer.Argument(help="A study's folder, such as results/lora-scan.")], as_json: Json = False
+    study: Annotated[Path, typer.Argument(help="A folder such as results/lora-scan or pretrained/nano.")],
+    as_json: Json = False,
 ) -> None:
-    """Show how a study's runs stand."""
+    """Show how a study's or a pretraining's runs stand."""
     kept = study / "recipe.yaml"
     if not kept.is_file():
         raise UserError(f"{study} is no study's folder: it has no recipe.yaml")
-    recipe = load_recipe(str(kept))
-    rows = tables.rows_of(expand(recipe), StudyFolder(study))
+    recipe = load_either(str(kept))
+    if isinstance(recipe, PretrainRecipe):
+        pretrained = pretraining.rows_of(expand_pretraining(recipe), StudyFolder(study))
+        shown, table = pretraining.as_json(pretrained), pretraining.terminal_table(pretrained, recipe.name)
+    else:
+        rows = tables.rows_of(expand(recipe), StudyFolder(study))
+        shown, table = tables.as_json(rows), tables.terminal_table(rows, recipe.name)
     if as_json:
-        print(json.dumps({"study": recipe.name, "runs": tables.as_json(rows)}, indent=1))
-        return
-    print_table(tables.terminal_table(rows, recipe.name))
+        print(json.dumps({"study": recipe.name, "runs": shown}, indent=1))
+    else:
+        print_table(table)

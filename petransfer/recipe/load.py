@@ -75,10 +75,10 @@ def load_pretraining(name: str, overrides: Sequence[str] = (), options: dict[str
         raise UserError(f"{path}: {_say(error, content, PretrainRecipe)}") from None
 
 
-def description(name: str) -> str:
-    """What a recipe of either kind says of itself."""
+def load_either(name: str) -> Recipe | PretrainRecipe:
+    """The recipe called `name`, of whichever kind it is."""
     _, content = _read(name)
-    return (load_pretraining if content.get("kind") == "pretrain" else load_recipe)(name).description
+    return load_pretraining(name) if content.get("kind") == "pretrain" else load_recipe(name)
 
 
 def _read(

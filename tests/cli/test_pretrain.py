@@ -61,6 +61,9 @@ def test_a_family_is_pretrained_and_a_study_runs_on_it(
     again = json.loads(capsys.readouterr().out)
     assert [run["status"] for run in again["runs"]] == ["done", "done"]
 
+    assert call(monkeypatch, "status", "pretrained/two") == 0
+    assert capsys.readouterr().out.count("2,048") == 2  # tokens seen
+
     (folder / "study.yaml").write_text(
         "name: study\n"
         "task: {name: scan, splits: [jump_around_right], options: {dev_size: 20}}\n"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from petransfer.errors import UserError
-from petransfer.recipe.load import description, find, freeze, load_pretraining, load_recipe, shipped, validate
+from petransfer.recipe.load import find, freeze, load_either, load_pretraining, load_recipe, shipped, validate
 from petransfer.recipe.pretraining import PretrainRecipe
 from petransfer.study.grid import expand
 
@@ -146,7 +146,7 @@ def test_anything_else_is_refused_in_one_line(content: object) -> None:
 
 @pytest.mark.parametrize("name", list(shipped()))
 def test_shipped_recipes_load_expand_and_freeze(name: str) -> None:
-    assert description(name)
+    assert load_either(name).description
     if "kind: pretrain" in find(name).read_text():
         pretraining = load_pretraining(name)
         assert pretraining.name == name
