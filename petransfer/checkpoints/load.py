@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
-    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -30,6 +28,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from petransfer.checkpoints.encoding import Layout
+from petransfer.checkpoints.quantise import check_quantisable, refuse_quantised, settings, wo_quantised
 from petransfer.checkpoints.registry import NANO, checkpoint_spec, embedded_folder
 from petransfer.errors import UserError
 from petransfer.recipe.spec import Bits, CheckpointSpec, Reinit
@@ -79,14 +78,6 @@ def load(checkpoint: CheckpointSpec, bits: Bits = 16, *, seed: int = 0, device: 
     )
 
 
-def weight_bytes(model: torch.nn.Module) -> dict[str, int]:
-    """Bytes of weights by dtype, each shared tensor once. 4-bit weights are stored as uint8, two to a byte."""
-    total: Counter[str] = Counter()
-    for value in model.parameters():
-        total[str(value.dtype).removeprefix("torch.")] += value.numel() * value.element_size()
-    return dict(total)
-
-
 def model_class(config: Any, name: str) -> Any:
     """Which auto class makes this architecture.
 
@@ -109,7 +100,9 @@ def _model(
 ) -> PreTrainedModel:
     auto = model_class(config, checkpoint.name)
     if bits in DTYPES:
+        refuse_quantised(config, checkpoint.name)
         return _with_reinit(auto, place, config, checkpoint, DTYPES[bits], seed).to(device)
+    check_quantisable(config, checkpoint.name, bits, device)
     if checkpoint.reinit == "none":
         return _quantised(auto, place, _revision(checkpoint), bits, device)
     # What is drawn anew is quantised like any other checkpoint: from a folder.
@@ -169,41 +162,20 @@ def _copy(source: PreTrainedModel, target: PreTrainedModel, embeddings: bool) ->
             value.copy_(wanted[name])
 
 
-def _quantised(auto: Any, place: str, revision: str | None, bits: Bits, device: torch.device) -> PreTrainedModel:
-    settings = (
-        BitsAndBytesConfig(load_in_8bit=True)
-        if bits == 8
-        else BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        )
-    )
-    with _wo_quantised(auto, place, revision):
+def _quantised(
+    auto: Any, place: str, revision: str | None, bits: Bits, device: torch.device, quantise_wo: bool = True
+) -> PreTrainedModel:
+    """Read and quantised tensor by tensor, so that the host never holds the wide model."""
+    config = AutoConfig.from_pretrained(place, revision=revision)
+    with wo_quantised(auto._model_mapping[type(config)], quantise_wo):
         model: PreTrainedModel = auto.from_pretrained(
             place,
             revision=revision,
-            quantization_config=settings,
+            quantization_config=settings(bits),
             dtype=torch.bfloat16,
             device_map={"": str(device)},
         )
     return model
-
-
-@contextlib.contextmanager
-def _wo_quantised(auto: Any, place: str, revision: str | None) -> Iterator[None]:
-    """Lets T5's `wo` be quantised: its class keeps it wide for the sake of fp16, which is never used here."""
-    config = AutoConfig.from_pretrained(place, revision=revision)
-    owners = [cls for cls in auto._model_mapping[type(config)].__mro__ if "_keep_in_fp32_modules" in vars(cls)]
-    kept = [vars(cls)["_keep_in_fp32_modules"] for cls in owners]
-    for cls in owners:
-        cls._keep_in_fp32_modules = None
-    try:
-        yield
-    finally:
-        for cls, names in zip(owners, kept, strict=True):
-            cls._keep_in_fp32_modules = names
 
 
 def _layout(config: Any, tokenizer: PreTrainedTokenizerBase) -> Layout:

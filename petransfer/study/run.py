@@ -19,7 +19,8 @@ import torch
 from accelerate import Accelerator
 
 from petransfer.checkpoints.encoding import Encoded, encode_examples
-from petransfer.checkpoints.load import Loaded, load, weight_bytes
+from petransfer.checkpoints.load import Loaded, load
+from petransfer.checkpoints.quantise import inventory
 from petransfer.evaluate.exact_match import Evaluation, evaluate, score, summary
 from petransfer.methods import APPLY, SAVE, mixed_precision, weights_bits
 from petransfer.recipe.spec import RunSpec
@@ -106,7 +107,7 @@ def run_one(
         **{part: summary(evaluation) for part, evaluation in evaluations.items()},
         "parameters": sum(value.numel() for value in loaded.model.parameters()),
         "trained_parameters": sum(value.numel() for value in trained_tensors(model).values()),
-        "weight_bytes": weight_bytes(model),
+        "weights": inventory(model).as_dict(),
         "base_commit": loaded.commit,
         "steps": done.step,
         "micro_batch": done.micro_batch,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, BertConfig, BertModel, T5Config
 
-from petransfer.checkpoints.load import load, weight_bytes, with_new_weights
+from petransfer.checkpoints.load import load, with_new_weights
+from petransfer.checkpoints.quantise import inventory
 from petransfer.checkpoints.registry import NANO, checkpoint_spec
 from petransfer.errors import UserError
 from petransfer.methods import APPLY
@@ -48,12 +50,12 @@ def test_the_bits_asked_for_are_the_bits_that_are_there_and_lora_trains_on_them(
     kind: str, bits: int, request: pytest.FixtureRequest
 ) -> None:
     loaded = load(checkpoint_spec(str(request.getfixturevalue(kind))), bits)  # type: ignore[arg-type]
-    held = weight_bytes(loaded.model)
-    expected = {32: {"float32"}, 16: {"bfloat16"}, 8: {"int8", "bfloat16"}, 4: {"uint8", "bfloat16"}}
+    held = inventory(loaded.model).bytes
+    expected = {32: {"float32"}, 16: {"bfloat16"}, 8: {"int8", "scales", "bfloat16"}, 4: {"nf4", "scales", "bfloat16"}}
     assert set(held) == expected[bits]
     if kind == "tiny_t5" and bits < 16:
-        wo = loaded.model.encoder.block[0].layer[1].DenseReluDense.wo.weight
-        assert str(wo.dtype).removeprefix("torch.") in {"int8", "uint8"}
+        wo = loaded.model.encoder.block[0].layer[1].DenseReluDense.wo
+        assert type(wo).__name__ == {8: "Linear8bitLt", 4: "Linear4bit"}[bits]
     model = APPLY["lora"](loaded, LORA, 0)
     batch = {"input_ids": torch.tensor([[5, 9, 1]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
     labels = torch.tensor([[8, 12, 1]])
@@ -73,7 +75,7 @@ def test_the_bits_asked_for_are_the_bits_that_are_there_and_lora_trains_on_them(
 
 def test_a_reinitialised_model_can_be_quantised(tiny_t5: Path) -> None:
     loaded = load(replace(checkpoint_spec(str(tiny_t5)), reinit="all"), 4)
-    assert "uint8" in weight_bytes(loaded.model)
+    assert "nf4" in inventory(loaded.model).bytes
 
 
 def test_an_encoder_only_checkpoint_is_refused(tmp_path: Path, tiny_t5: Path) -> None:
@@ -189,3 +191,60 @@ def test_rows_beside_a_head_of_its_own_are_refused(embeddings: Embeddings, own_h
     with pytest.raises(UserError, match="head of its own"):
         APPLY["lora"](loaded, replace(LORA, embeddings=embeddings), 0)
     APPLY["lora"](loaded, LORA, 0)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(("bits", "bound"), [(8, 0.02), (4, 0.2)])
+def test_a_quantised_t5_says_what_the_wide_one_says(bits: int, bound: float, gated: bool, tmp_path: Path) -> None:
+    """With 4-bit weights packed in uint8 T5 cuts what goes into `wo` to whole numbers: the error is above 1 then."""
+    torch.manual_seed(3)
+    config = T5Config(
+        vocab_size=100, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, decoder_start_token_id=0,
+        feed_forward_proj="gated-gelu" if gated else "relu",
+    )  # fmt: skip
+    AutoModelForSeq2SeqLM.from_config(config).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes((NANO / "tokenizer" / "tokenizer.json").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_bytes((NANO / "tokenizer" / "tokenizer_config.json").read_bytes())
+    ids = torch.randint(2, 100, (4, 12))
+    logits = {}
+    for taken in (32, bits):
+        model = load(checkpoint_spec(str(tmp_path)), taken).model.eval()  # type: ignore[arg-type]
+        logits[taken] = model(input_ids=ids, decoder_input_ids=ids).logits.detach().float()
+    quantised = {type(module).__name__ for name, module in model.named_modules() if name.endswith(".wo")}
+    assert quantised == {"Linear4bit" if bits == 4 else "Linear8bitLt"}
+    assert float((logits[bits] - logits[32]).norm() / logits[32].norm()) < bound
+
+
+def test_the_inventory_counts_every_byte_and_says_why_a_tensor_is_wide(tiny_t5: Path) -> None:
+    wide = inventory(load(checkpoint_spec(str(tiny_t5)), 32).model)
+    assert wide.wide == ()
+    assert wide.bytes == {"float32": 4 * wide.parameters}
+    for bits, name, per_weight in ((8, "int8", 1.0), (4, "nf4", 0.5)):
+        model = load(checkpoint_spec(str(tiny_t5)), bits).model  # type: ignore[arg-type]
+        found = inventory(model)
+        linear = 4 * 32 * 32 * 3 + 2 * 2 * 32 * 64  # three attentions of four matrices, two feed-forward layers of two
+        assert found.parameters == wide.parameters
+        assert found.bytes[name] == linear * per_weight
+        assert found.bytes["bfloat16"] == 2 * (wide.parameters - linear)
+        assert {tensor.reason for tensor in found.wide} == {"tied head", "norm", "embeddings"}
+        model(input_ids=torch.tensor([[5, 1]]), decoder_input_ids=torch.tensor([[0]]))
+        assert inventory(model).bytes == found.bytes  # bitsandbytes moves its scales at the first pass
+    rows = (3 * 4 * 32 + 2 * (64 + 32)) * 4  # one fp32 number an output
+    assert inventory(load(checkpoint_spec(str(tiny_t5)), 8).model).bytes["scales"] == rows
+
+
+def test_a_checkpoint_that_is_quantised_already_is_refused(tiny_t5: Path, tmp_path: Path) -> None:
+    for path in tiny_t5.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for bits in (16, 4):
+        with pytest.raises(UserError, match=r"quantised already \(gptq\)"):
+            load(checkpoint_spec(str(tmp_path)), bits)  # type: ignore[arg-type]
+
+
+def test_bits_without_bitsandbytes_are_refused(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UserError, match="needs bitsandbytes"):
+        load(checkpoint_spec(str(tiny_t5)), 4)

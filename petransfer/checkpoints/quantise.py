@@ -1,0 +1,193 @@
+"""Eight and four bits through bitsandbytes: which layers are quantised, which stay wide and why, and what that weighs.
+
+LLM.int8 is Dettmers et al. 2022, NF4 with double quantisation Dettmers et al. 2023 (QLoRA).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from transformers import BitsAndBytesConfig, PreTrainedModel
+
+from petransfer.errors import UserError
+from petransfer.recipe.spec import Bits
+
+# Layers of T5 and its kin that transformers keeps wide for the sake of fp16, which is never used here.
+WO = "wo"
+
+REASONS = {
+    "embeddings": "rows are looked up, not multiplied",
+    "tied head": "its weight is the embeddings'",
+    "head": "every logit's error is its own error; no layer after it evens that out",
+    "norm": "one number a channel",
+    "bias": "one number a channel",
+    "other": "no matrix that bitsandbytes can quantise",
+}
+
+
+@dataclass(frozen=True)
+class Wide:
+    """A tensor of a quantised model that stayed as it was. bytes: of its storage. reason: a key of REASONS."""
+
+    name: str
+    bytes: int
+    dtype: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What a model's weights take, each shared tensor once.
+
+    bytes: by dtype; 4-bit weights are `nf4`, and what scales quantised weights is `scales`. parameters: of the model
+    as it would be without quantisation. wide: the tensors that were not quantised (empty at 16 and 32 bits).
+    """
+
+    bytes: dict[str, int]
+    parameters: int
+    wide: tuple[Wide, ...]
+
+    @property
+    def total(self) -> int:
+        """All bytes."""
+        return sum(self.bytes.values())
+
+    @property
+    def share(self) -> dict[str, float]:
+        """Per cent of the bytes, by dtype."""
+        return {name: round(100 * size / self.total, 2) for name, size in self.bytes.items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """For result.json: the wide tensors summed by reason."""
+        reasons: Counter[str] = Counter()
+        for tensor in self.wide:
+            reasons[tensor.reason] += tensor.bytes
+        why = {reason: {"bytes": size, "why": REASONS[reason]} for reason, size in reasons.items()}
+        plain = asdict(self)
+        return {"bytes": plain["bytes"], "share": self.share, "parameters": self.parameters, "wide": why}
+
+
+def settings(bits: Bits) -> BitsAndBytesConfig:
+    """What transformers is told: LLM.int8 with its usual threshold, or NF4, double quantisation, bf16 compute.
+
+    4-bit weights are packed into bf16 storage, four to an element: T5 casts what goes into `wo` to the dtype of `wo`'s
+    storage, and with the usual uint8 every activation would be cut to a whole number, in silence.
+    """
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_quant_storage=torch.bfloat16,
+    )
+
+
+def check_quantisable(config: Any, name: str, bits: Bits, device: torch.device) -> None:
+    """Refuses what cannot be quantised, before anything is loaded.
+
+    Raises:
+        UserError: bitsandbytes does not work here, the card has no bf16, or the checkpoint is quantised already.
+    """
+    try:
+        import bitsandbytes  # noqa: F401
+    except Exception as error:  # a broken CUDA setup raises what it likes
+        raise UserError(
+            f"bits: {bits} needs bitsandbytes, which does not work here ({str(error).splitlines()[0][:120]}); "
+            "take bits: 16, or install it for this platform"
+        ) from error
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(f"bits: {bits} computes in bf16, which {torch.cuda.get_device_name(device)} has not; bits: 32")
+    refuse_quantised(config, name)
+
+
+def refuse_quantised(config: Any, name: str) -> None:
+    """Refuses a checkpoint whose weights are quantised already.
+
+    Raises:
+        UserError: they are.
+    """
+    own = getattr(config, "quantization_config", None)
+    if own is not None:
+        method = own.get("quant_method", "unknown") if isinstance(own, dict) else getattr(own, "quant_method", own)
+        raise UserError(
+            f"{name} is quantised already ({getattr(method, 'value', method)}); name the checkpoint that it was made of"
+        )
+
+
+@contextlib.contextmanager
+def wo_quantised(cls: type, wanted: bool = True) -> Iterator[None]:
+    """Lets T5's `wo` be quantised while `cls` is loaded: transformers keeps it wide, which only fp16 needs."""
+    owners = [owner for owner in cls.__mro__ if wanted and "_keep_in_fp32_modules" in vars(owner)]
+    kept = [vars(owner)["_keep_in_fp32_modules"] for owner in owners]
+    for owner in owners:
+        owner._keep_in_fp32_modules = None  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for owner, names in zip(owners, kept, strict=True):
+            owner._keep_in_fp32_modules = names  # type: ignore[attr-defined]
+
+
+def inventory(model: torch.nn.Module) -> Inventory:
+    """Counts a model's weights, quantisation's own tensors among them; adapters in it are left out."""
+    found: Counter[str] = Counter()
+    wide: list[Wide] = []
+    parameters = 0
+    seen: set[int] = set()
+    scales_of = _scales(model)
+    head = _head(model)
+    for name, value in model.named_parameters():
+        if "lora_" in name or "trainable_tokens" in name:
+            continue
+        size = value.numel() * value.element_size()
+        state = getattr(value, "quant_state", None)
+        dtype = "nf4" if state is not None else str(value.dtype).removeprefix("torch.")
+        found[dtype] += size
+        parameters += state.shape.numel() if state is not None else value.numel()
+        fresh = [tensor for tensor in scales_of.get(id(value), []) if id(tensor) not in seen]
+        seen |= {id(tensor) for tensor in fresh}
+        if fresh:
+            found["scales"] += sum(tensor.numel() * tensor.element_size() for tensor in fresh)
+        elif scales_of:
+            wide.append(Wide(name, size, dtype, _reason(name, value, head)))
+    return Inventory(dict(found), parameters, tuple(wide))
+
+
+def _scales(model: torch.nn.Module) -> dict[int, list[torch.Tensor]]:
+    """What each quantised weight needs beside itself, by the weight's id. Maps of codes are shared by layers."""
+    found: dict[int, list[torch.Tensor]] = {}
+    module: Any
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        state = getattr(weight, "quant_state", None)
+        if state is not None:
+            inner = [state.state2.absmax, state.state2.code, state.offset] if state.nested else []
+            found[id(weight)] = [state.absmax, state.code, *inner]
+        elif weight is not None and hasattr(weight, "SCB") and weight.dtype == torch.int8 and hasattr(module, "state"):
+            # bitsandbytes moves them from the weight to the layer at the first forward pass
+            found[id(weight)] = [module.state.SCB if weight.SCB is None else weight.SCB]
+    return found
+
+
+def _head(model: torch.nn.Module) -> torch.Tensor | None:
+    base: Any = model
+    base = base.get_base_model() if hasattr(base, "get_base_model") else base
+    head = base.get_output_embeddings() if isinstance(base, PreTrainedModel) else None
+    return None if head is None else head.weight
+
+
+def _reason(name: str, value: torch.Tensor, head: torch.Tensor | None) -> str:
+    if name.endswith("bias") and value.dim() == 1:
+        return "bias"
+    if value.dim() == 1:
+        return "norm"
+    if value is head:
+        return "tied head" if "lm_head" not in name and "embed_out" not in name else "head"
+    return "embeddings" if any(part in name for part in ("embed", "shared", "wte", "wpe", "relative")) else "other"

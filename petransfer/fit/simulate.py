@@ -1,0 +1,267 @@
+"""One training step on the meta device: model, method and loss are the real ones, only the numbers are not there.
+
+What PyTorch would allocate is counted operation by operation, so that every architecture that loads can be foreseen,
+without its weights. Attention and dropout are what the device would choose, not what the meta device does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+from unittest import mock
+
+import torch
+from transformers import PreTrainedModel
+
+from petransfer.checkpoints.encoding import Layout
+from petransfer.checkpoints.load import DTYPES, Loaded, model_class, with_new_weights
+from petransfer.checkpoints.quantise import inventory, settings, wo_quantised
+from petransfer.fit.tracker import Tracker
+from petransfer.methods import APPLY, weights_bits
+from petransfer.recipe.spec import Bits, MethodSpec
+from petransfer.train.batches import IGNORED, Tensors
+from petransfer.train.loop import token_loss
+from petransfer.train.state import trained_tensors
+
+Device = Literal["cuda", "cpu"]
+
+
+@dataclass(frozen=True)
+class Demand:
+    """A training step. input_length, target_length: pieces of the longest example; batch: examples a forward pass."""
+
+    method: MethodSpec
+    batch: int
+    input_length: int
+    target_length: int
+    device: Device = "cuda"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a training step, each part as it stands when the sum is largest.
+
+    weights: by dtype, as the loader places them. trained: what the method adds to the model. activations: what the
+    backward pass waits for. logits: all tensors as wide as the vocabulary. workspace: what is held beside these.
+    """
+
+    weights: dict[str, int]
+    trained: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    workspace: int
+    trained_parameters: int
+
+    @property
+    def peak(self) -> int:
+        """The sum."""
+        parts = (self.trained, self.gradients, self.optimizer, self.activations, self.logits, self.workspace)
+        return sum(self.weights.values()) + sum(parts)
+
+
+def simulate(config: Any, name: str, demand: Demand, own_head: bool, new_pieces: tuple[int, ...] = ()) -> Memory:
+    """What a training step of this architecture takes. own_head: the head is not tied to the embeddings.
+
+    Raises:
+        UserError: the architecture says no targets, or cannot be trained so.
+    """
+    tracker = Tracker(demand.device)
+    loaded = meta_model(config, name, demand.method, own_head, new_pieces)
+    weights = inventory(loaded.model).bytes
+    for tensor in (*loaded.model.parameters(), *loaded.model.buffers()):
+        tracker.count(tensor)
+    with torch.device("meta"):
+        model = APPLY[demand.method.name](loaded, demand.method, 0)
+    base = sum(weights.values())
+    known = {id(value) for value in loaded.model.parameters() if not value.requires_grad}
+    trained = trained_tensors(model)
+    for value in model.parameters():
+        if id(value) not in known:
+            tracker.count(value)
+    added = sum(value.numel() * value.element_size() for key, value in trained.items()) if _adds(demand.method) else 0
+    # AdamW: two numbers for each trained one, in its own dtype
+    optimizer = [torch.empty_like(value, device="meta") for value in trained.values() for _ in range(2)]
+    for state in optimizer:
+        tracker.count(state)
+    fixed = base + added + sum(map(tracker.size_of, optimizer))
+    peak = _step(model, loaded.layout, config, demand, tracker)
+    held = fixed + peak.gradients + peak.logits + peak.activations
+    return Memory(
+        weights=weights,
+        trained=added,
+        gradients=peak.gradients,
+        optimizer=sum(map(tracker.size_of, optimizer)),
+        activations=peak.activations,
+        logits=peak.logits,
+        workspace=max(0, peak.total - held),
+        trained_parameters=sum(value.numel() for value in trained.values()),
+    )
+
+
+def meta_model(config: Any, name: str, method: MethodSpec, own_head: bool, new_pieces: tuple[int, ...] = ()) -> Loaded:
+    """The model as `load` would make it, on the meta device and without its tokenizer."""
+    auto = model_class(config, name)
+    bits = weights_bits(method)
+    with torch.device("meta"):
+        model = with_new_weights(auto, config, own_head).to(DTYPES.get(bits, torch.bfloat16))
+    if bits in (4, 8):
+        _quantise(model, bits)
+    layout = Layout(bool(config.is_encoder_decoder), 0, 1)
+    return Loaded(model.requires_grad_(False), None, layout, None, new_pieces)  # type: ignore[arg-type]
+
+
+def _quantise(model: PreTrainedModel, bits: Bits) -> None:
+    from transformers.integrations import replace_with_bnb_linear
+    from transformers.quantizers.base import get_keys_to_not_convert
+
+    with wo_quantised(type(model)):
+        skipped = get_keys_to_not_convert(model)
+    replace_with_bnb_linear(model, skipped, settings(bits))
+    import bitsandbytes as bnb
+
+    # bitsandbytes keeps its first map for all later calls, which must not be one without numbers
+    bnb.functional.name2qmap.setdefault("dynamic", bnb.functional.create_dynamic_map())
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt):
+            wide = torch.empty(module.out_features, module.in_features, dtype=torch.bfloat16, device="meta")
+            kind = bnb.nn.Params4bit if bits == 4 else bnb.nn.Int8Params
+            module.weight = kind(wide, requires_grad=False, **module.weight.__dict__)._quantize("meta")
+            if bits == 8:  # whether activations have outliers depends on their values
+                module.state.threshold = 0.0
+
+
+@dataclass
+class _Peak:
+    total: int = 0
+    gradients: int = 0
+    logits: int = 0
+    activations: int = 0
+
+
+def _step(model: torch.nn.Module, layout: Layout, config: Any, demand: Demand, tracker: Tracker) -> _Peak:
+    vocabulary = _vocabulary(model)
+    before = tracker.live
+    wide: dict[int, int] = {}
+
+    def watch(tensor: torch.Tensor) -> None:
+        if tensor.dim() > 1 and tensor.shape[-1] == vocabulary and not isinstance(tensor, torch.nn.Parameter):
+            wide[tensor.untyped_storage()._cdata] = tracker.size_of(tensor)
+
+    tracker.watch(watch)
+    model.train()
+    peak = _Peak()
+    with tracker, _as_on(demand.device):
+        batch = meta_batch(demand, layout)
+        loss = token_loss(model, batch)
+        peak.logits = sum(wide.values())
+        peak.activations = max(0, tracker.live - before - peak.logits)
+        torch.autograd.backward(loss)
+    peak.gradients = sum(tracker.size_of(value.grad) for value in model.parameters() if value.grad is not None)
+    peak.total = tracker.peak
+    # At the peak of a step with few trained weights the gradients are not there yet; of one with many they are, and
+    # the activations are gone: never count both whole.
+    room = peak.total - before
+    peak.gradients = min(peak.gradients, room)
+    peak.activations = min(peak.activations, max(0, room - peak.gradients - peak.logits))
+    peak.logits = min(peak.logits, max(0, room - peak.gradients - peak.activations))
+    return peak
+
+
+def meta_batch(demand: Demand, layout: Layout) -> Tensors:
+    """A micro-batch as `collate` makes it, of the longest examples."""
+    if layout.encoder_decoder:
+        source = torch.ones(demand.batch, demand.input_length, dtype=torch.long, device="meta")
+        target = torch.ones(demand.batch, demand.target_length, dtype=torch.long, device="meta")
+        return {
+            "input_ids": source,
+            "attention_mask": torch.ones_like(source),
+            "decoder_input_ids": target,
+            "labels": torch.full_like(target, IGNORED),
+        }
+    length = demand.input_length + demand.target_length - 1
+    joined = torch.ones(demand.batch, length, dtype=torch.long, device="meta")
+    return {"input_ids": joined, "attention_mask": torch.ones_like(joined), "labels": torch.full_like(joined, IGNORED)}
+
+
+def _adds(method: MethodSpec) -> bool:
+    return method.name != "full"
+
+
+def _vocabulary(model: torch.nn.Module) -> int:
+    base: Any = model
+    base = base.get_base_model() if hasattr(base, "get_base_model") else base
+    assert isinstance(base, PreTrainedModel)
+    return int(base.get_output_embeddings().weight.shape[0])
+
+
+@contextlib.contextmanager
+def _as_on(device: Device) -> Iterator[None]:
+    """Lets the meta device take the kernels that `device` would take."""
+    import bitsandbytes as bnb
+    from bitsandbytes.autograd._functions import MatMul8bitFp
+
+    def matmul_8bit(a: Any, b: Any, out: Any = None, state: Any = None, threshold: float = 0, bias: Any = None) -> Any:
+        return MatMul8bitFp.apply(a, b, out, bias, state)
+
+    with contextlib.ExitStack() as patches:
+        if device == "cpu":
+            patches.enter_context(mock.patch.object(bnb, "matmul", matmul_8bit))
+        else:
+            functional = torch.nn.functional
+            patches.enter_context(mock.patch.object(functional, "scaled_dot_product_attention", _fused_attention))
+            patches.enter_context(mock.patch.object(functional, "dropout", _fused_dropout))
+        yield
+
+
+def _fused_dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    result: torch.Tensor = _FusedDropout.apply(input) if training and p > 0 else input  # type: ignore[no-untyped-call]
+    return result
+
+
+class _FusedDropout(torch.autograd.Function):
+    """On a GPU the mask is one byte an element."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Any) -> Any:
+        ctx.save_for_backward(torch.empty_like(input, dtype=torch.bool))
+        return torch.empty_like(input)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return torch.empty_like(gradients[0])
+
+
+def _fused_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """A fused kernel: keeps its inputs, its output and one fp32 number a row, and never holds the scores."""
+    result: torch.Tensor = _Fused.apply(query, key, value, attn_mask)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Any, key: Any, value: Any, mask: Any) -> Any:
+        out = torch.empty((*query.shape[:-1], value.shape[-1]), dtype=query.dtype, device=query.device)
+        rows = math.ceil(query.shape[-2] / 32) * 32
+        sums = torch.empty((*query.shape[:2], rows), dtype=torch.float32, device=query.device)
+        ctx.save_for_backward(query, key, value, mask, out, sums)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        query, key, value, mask, _, _ = ctx.saved_tensors
+        of_mask = torch.empty_like(mask) if mask is not None and ctx.needs_input_grad[3] else None
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), of_mask
