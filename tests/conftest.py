@@ -17,6 +17,16 @@ from petransfer.checkpoints.registry import NANO, checkpoint_spec
 from petransfer.recipe.spec import MethodSpec, RunSpec, TaskSpec, TrainSpec
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked gpu are skipped where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 def _keep(folder: Path, make: Callable[[int], Any]) -> Path:
     """A model with random weights for the embedded family's tokenizer, saved with it."""
     import torch

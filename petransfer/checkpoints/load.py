@@ -27,6 +27,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
+from petransfer.checkpoints.architecture import own_head_in
 from petransfer.checkpoints.encoding import Layout
 from petransfer.checkpoints.quantise import check_quantisable, refuse_quantised, settings, wo_quantised
 from petransfer.checkpoints.registry import NANO, checkpoint_spec, embedded_folder
@@ -146,8 +147,7 @@ def with_new_weights(auto: Any, config: Any, own_head: bool) -> PreTrainedModel:
 
 def _has_own_head(place: str, checkpoint: CheckpointSpec) -> bool:
     content, _ = PreTrainedConfig.get_config_dict(place, revision=_revision(checkpoint))
-    # the second is what transformers 5 writes for a T5 that has one
-    return content.get("tie_word_embeddings") is False or content.get("scale_decoder_outputs") is False
+    return own_head_in(content)
 
 
 @torch.no_grad()

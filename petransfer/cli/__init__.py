@@ -9,7 +9,7 @@ import traceback
 import typer
 
 from petransfer import __version__
-from petransfer.cli import checkpoints, doctor, predict, pretrain, recipes, report, run
+from petransfer.cli import checkpoints, doctor, fit, predict, pretrain, recipes, report, run
 from petransfer.errors import RunError, UserError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("plan")(run.plan)
 app.command("status")(run.status)
+app.command("fit")(fit.fit)
 app.command("report")(report.report)
 app.command("predict")(predict.predict)
 app.command("pretrain")(pretrain.pretrain)

@@ -21,9 +21,10 @@ from petransfer.checkpoints.load import DTYPES, Loaded, model_class, with_new_we
 from petransfer.checkpoints.quantise import inventory, settings, wo_quantised
 from petransfer.fit.tracker import Tracker
 from petransfer.methods import APPLY, weights_bits
-from petransfer.recipe.spec import Bits, MethodSpec
+from petransfer.recipe.spec import Bits, MethodSpec, Optimizer
 from petransfer.train.batches import IGNORED, Tensors
-from petransfer.train.loop import token_loss
+from petransfer.train.loop import checkpoint_activations
+from petransfer.train.losses import token_loss
 from petransfer.train.state import trained_tensors
 
 Device = Literal["cuda", "cpu"]
@@ -31,13 +32,20 @@ Device = Literal["cuda", "cpu"]
 
 @dataclass(frozen=True)
 class Demand:
-    """A training step. input_length, target_length: pieces of the longest example; batch: examples a forward pass."""
+    """A forward and backward pass.
+
+    batch: examples in it. input_length, target_length: pieces of the longest. accumulates: the gradients of passes
+    before it are there, as when the batch of a step is cut into micro-batches.
+    """
 
     method: MethodSpec
     batch: int
     input_length: int
     target_length: int
     device: Device = "cuda"
+    optimizer: Optimizer = "adamw"
+    checkpointing: bool = False
+    accumulates: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,37 +78,58 @@ def simulate(config: Any, name: str, demand: Demand, own_head: bool, new_pieces:
     Raises:
         UserError: the architecture says no targets, or cannot be trained so.
     """
-    tracker = Tracker(demand.device)
     loaded = meta_model(config, name, demand.method, own_head, new_pieces)
     weights = inventory(loaded.model).bytes
-    for tensor in (*loaded.model.parameters(), *loaded.model.buffers()):
-        tracker.count(tensor)
+    base = {id(value) for value in loaded.model.parameters()}
     with torch.device("meta"):
         model = APPLY[demand.method.name](loaded, demand.method, 0)
-    base = sum(weights.values())
-    known = {id(value) for value in loaded.model.parameters() if not value.requires_grad}
+    if demand.checkpointing:
+        checkpoint_activations(model)
     trained = trained_tensors(model)
-    for value in model.parameters():
-        if id(value) not in known:
-            tracker.count(value)
-    added = sum(value.numel() * value.element_size() for key, value in trained.items()) if _adds(demand.method) else 0
-    # AdamW: two numbers for each trained one, in its own dtype
-    optimizer = [torch.empty_like(value, device="meta") for value in trained.values() for _ in range(2)]
-    for state in optimizer:
-        tracker.count(state)
-    fixed = base + added + sum(map(tracker.size_of, optimizer))
-    peak = _step(model, loaded.layout, config, demand, tracker)
-    held = fixed + peak.gradients + peak.logits + peak.activations
+    phase = _Phase(_vocabulary(model))
+    tracker = Tracker(demand.device, phase.tag)
+    for tensor in (*model.parameters(), *model.buffers()):
+        tracker.count(tensor, "weights" if id(tensor) in base or not tensor.requires_grad else "trained")
+    moments = [moment for value in trained.values() for moment in _moments(value, demand.optimizer)]
+    for moment in moments:
+        tracker.count(moment, "optimizer")
+    for value in trained.values():
+        if demand.accumulates:
+            value.grad = torch.empty_like(value, device="meta")
+            tracker.count(value.grad, "gradients")
+        hook: Any = value.register_post_accumulate_grad_hook
+        hook(lambda held: tracker.retag(held.grad, "gradients"))
+    model.train()
+    with tracker, _as_on(demand.device):
+        loss = token_loss(model, meta_batch(demand, loaded.layout))
+        phase.backward = True
+        torch.autograd.backward(loss)
+    tracker.add("workspace", _step_workspace(list(trained.values()), demand))
+    at = tracker.peak
     return Memory(
         weights=weights,
-        trained=added,
-        gradients=peak.gradients,
-        optimizer=sum(map(tracker.size_of, optimizer)),
-        activations=peak.activations,
-        logits=peak.logits,
-        workspace=max(0, peak.total - held),
+        trained=at["trained"],
+        gradients=at["gradients"],
+        optimizer=at["optimizer"],
+        activations=at["activations"],
+        logits=at["logits"],
+        workspace=at["workspace"],
         trained_parameters=sum(value.numel() for value in trained.values()),
     )
+
+
+@dataclass
+class _Phase:
+    """What a tensor is that is made now."""
+
+    vocabulary: int
+    backward: bool = False
+
+    def tag(self, tensor: torch.Tensor) -> str:
+        """Logits by their width, whoever makes them; else what the forward pass leaves, or the backward pass uses."""
+        if tensor.dim() > 1 and tensor.shape[-1] == self.vocabulary:
+            return "logits"
+        return "workspace" if self.backward else "activations"
 
 
 def meta_model(config: Any, name: str, method: MethodSpec, own_head: bool, new_pieces: tuple[int, ...] = ()) -> Loaded:
@@ -112,7 +141,7 @@ def meta_model(config: Any, name: str, method: MethodSpec, own_head: bool, new_p
     if bits in (4, 8):
         _quantise(model, bits)
     layout = Layout(bool(config.is_encoder_decoder), 0, 1)
-    return Loaded(model.requires_grad_(False), None, layout, None, new_pieces)  # type: ignore[arg-type]
+    return Loaded(model.requires_grad_(False), None, layout, None, new_pieces)
 
 
 def _quantise(model: PreTrainedModel, bits: Bits) -> None:
@@ -131,45 +160,30 @@ def _quantise(model: PreTrainedModel, bits: Bits) -> None:
             wide = torch.empty(module.out_features, module.in_features, dtype=torch.bfloat16, device="meta")
             kind = bnb.nn.Params4bit if bits == 4 else bnb.nn.Int8Params
             module.weight = kind(wide, requires_grad=False, **module.weight.__dict__)._quantize("meta")
+            if module.bias is not None:
+                module.bias = torch.nn.Parameter(module.bias.to(torch.bfloat16), requires_grad=False)
             if bits == 8:  # whether activations have outliers depends on their values
                 module.state.threshold = 0.0
 
 
-@dataclass
-class _Peak:
-    total: int = 0
-    gradients: int = 0
-    logits: int = 0
-    activations: int = 0
+def _moments(value: torch.Tensor, optimizer: Optimizer) -> list[torch.Tensor]:
+    """AdamW's two numbers for each trained one, in its own dtype, or in 8 bits with a scale for 256 of them."""
+    if optimizer == "adamw" or value.numel() < 4096:  # bitsandbytes keeps small tensors wide
+        return [torch.empty_like(value, device="meta") for _ in range(2)]
+    codes = [torch.empty(value.shape, dtype=torch.uint8, device="meta") for _ in range(2)]
+    scales = [torch.empty(math.ceil(value.numel() / 256), device="meta") for _ in range(2)]
+    return codes + scales
 
 
-def _step(model: torch.nn.Module, layout: Layout, config: Any, demand: Demand, tracker: Tracker) -> _Peak:
-    vocabulary = _vocabulary(model)
-    before = tracker.live
-    wide: dict[int, int] = {}
+def _step_workspace(trained: list[torch.Tensor], demand: Demand) -> int:
+    """What the optimiser holds while it updates its largest tensor.
 
-    def watch(tensor: torch.Tensor) -> None:
-        if tensor.dim() > 1 and tensor.shape[-1] == vocabulary and not isinstance(tensor, torch.nn.Parameter):
-            wide[tensor.untyped_storage()._cdata] = tracker.size_of(tensor)
-
-    tracker.watch(watch)
-    model.train()
-    peak = _Peak()
-    with tracker, _as_on(demand.device):
-        batch = meta_batch(demand, layout)
-        loss = token_loss(model, batch)
-        peak.logits = sum(wide.values())
-        peak.activations = max(0, tracker.live - before - peak.logits)
-        torch.autograd.backward(loss)
-    peak.gradients = sum(tracker.size_of(value.grad) for value in model.parameters() if value.grad is not None)
-    peak.total = tracker.peak
-    # At the peak of a step with few trained weights the gradients are not there yet; of one with many they are, and
-    # the activations are gone: never count both whole.
-    room = peak.total - before
-    peak.gradients = min(peak.gradients, room)
-    peak.activations = min(peak.activations, max(0, room - peak.gradients - peak.logits))
-    peak.logits = min(peak.logits, max(0, room - peak.gradients - peak.activations))
-    return peak
+    AdamW is fused. In 8 bits it is one kernel on a GPU; on a CPU bitsandbytes widens the moments, the gradient and the
+    weight and makes the update beside them: five tensors in fp32, measured.
+    """
+    if demand.optimizer == "adamw" or demand.device == "cuda":
+        return 0
+    return 5 * 4 * max(value.numel() for value in trained)
 
 
 def meta_batch(demand: Demand, layout: Layout) -> Tensors:
@@ -186,10 +200,6 @@ def meta_batch(demand: Demand, layout: Layout) -> Tensors:
     length = demand.input_length + demand.target_length - 1
     joined = torch.ones(demand.batch, length, dtype=torch.long, device="meta")
     return {"input_ids": joined, "attention_mask": torch.ones_like(joined), "labels": torch.full_like(joined, IGNORED)}
-
-
-def _adds(method: MethodSpec) -> bool:
-    return method.name != "full"
 
 
 def _vocabulary(model: torch.nn.Module) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -11,22 +12,25 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# CUDA's caching allocator hands out multiples of this (c10/cuda/CUDACachingAllocator); the CPU's of 64.
+# CUDA's caching allocator hands out multiples of 512 (c10/cuda/CUDACachingAllocator), the CPU's of 64.
 BLOCK = {"cuda": 512, "cpu": 64}
 
 
 class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Every storage that an operation makes counts until nobody holds it. `live` and `peak` in bytes.
+    """Every storage that an operation makes counts, under a tag, until nobody holds it.
 
+    live: bytes by tag now. peak: the same when their sum was largest. tag: says what a new tensor counts as.
     Questions about values, which have none here (is any of the mask padding?), are answered with no.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, tag: Callable[[torch.Tensor], str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.block = BLOCK[device]
-        self.live = self.peak = 0
-        self._sizes: dict[int, int] = {}
-        self._watch: Callable[[torch.Tensor], None] = lambda tensor: None
+        self.tag = tag
+        self.live: Counter[str] = Counter()
+        self.peak: Counter[str] = Counter()
+        self._block = BLOCK[device]
+        self._known: dict[int, tuple[str, int]] = {}
+        self._sum = self._largest = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
@@ -34,35 +38,43 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, torch.Tensor):
-                self.count(leaf)
-        extra = _inner_bytes(func, args)
-        if extra:  # gone again when the operation ends
-            self.peak = max(self.peak, self.live + extra)
+                self.count(leaf, self.tag(leaf))
+        inner = _inner_bytes(func, args)
+        if inner:
+            self.add("workspace", inner)
+            self.add("workspace", -inner)
         return out
 
-    def count(self, tensor: torch.Tensor) -> None:
+    def count(self, tensor: torch.Tensor, tag: str) -> None:
         """Counts the tensor's storage, once."""
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self._sizes:
+        if key in self._known:
             return
-        size = math.ceil(storage.nbytes() / self.block) * self.block
-        self._sizes[key] = size
+        size = math.ceil(storage.nbytes() / self._block) * self._block
+        self._known[key] = (tag, size)
         weakref.finalize(storage, self._gone, key)
-        self.live += size
-        self._watch(tensor)
-        self.peak = max(self.peak, self.live)
+        self.add(tag, size)
 
-    def size_of(self, tensor: torch.Tensor) -> int:
-        """The bytes that the tensor's storage counts for."""
-        return self._sizes.get(tensor.untyped_storage()._cdata, 0)
+    def retag(self, tensor: torch.Tensor, tag: str) -> None:
+        """From now on the tensor's storage counts as something else."""
+        key = tensor.untyped_storage()._cdata
+        before, size = self._known.get(key, (tag, 0))
+        self.live[before] -= size
+        self.live[tag] += size
+        self._known[key] = (tag, size)
 
-    def watch(self, call: Callable[[torch.Tensor], None]) -> None:
-        """`call` gets every tensor that has a storage of its own, when it is made."""
-        self._watch = call
+    def add(self, tag: str, size: int) -> None:
+        """Counts bytes that no tensor shows."""
+        self.live[tag] += size
+        self._sum += size
+        if self._sum > self._largest:
+            self._largest = self._sum
+            self.peak = self.live.copy()
 
     def _gone(self, key: int) -> None:
-        self.live -= self._sizes.pop(key, 0)
+        tag, size = self._known.pop(key, ("", 0))
+        self.add(tag, -size)
 
 
 def _inner_bytes(func: Any, args: Any) -> int:

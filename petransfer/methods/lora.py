@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch.nn import functional
 
 from petransfer.checkpoints.load import Loaded
 from petransfer.errors import UserError
@@ -33,7 +35,26 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
         model: torch.nn.Module = get_peft_model(loaded.model, config)
     except ValueError as error:
         raise UserError(f"LoRA cannot be put on {targets!r}: {str(error).splitlines()[0][:160]}") from error
+    if method.bits < 32:
+        _compute_as_the_base(model)
     return model
+
+
+class _Narrow(torch.nn.Linear):
+    """A matrix that is held in fp32 and multiplied in the dtype of what comes in."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return functional.linear(input, self.weight.to(input.dtype))
+
+
+def _compute_as_the_base(model: torch.nn.Module) -> None:
+    """peft would widen what goes into every adapter to fp32 and keep that for the backward pass."""
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.cast_input_dtype_enabled = False
+            for matrix in (*module.lora_A.values(), *module.lora_B.values()):
+                if type(matrix) is torch.nn.Linear and matrix.bias is None:
+                    matrix.__class__ = _Narrow
 
 
 def save(model: torch.nn.Module, folder: Path, base: str) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from petransfer.recipe.spec import Bits, Embeddings, RateScaling, Schedule
+from petransfer.recipe.spec import Bits, Embeddings, Optimizer, RateScaling, Schedule
 
 
 class Strict(BaseModel):
@@ -94,6 +94,7 @@ class TrainPart(Strict):
     final: Annotated[Real, Field(ge=0, le=1)] = 0.0
     weight_decay: Annotated[Real, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[Real, Field(ge=0)] = 1.0
+    optimizer: Optimizer = "adamw"
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> TrainPart:

@@ -12,6 +12,10 @@ Reinit = Literal["none", "embeddings", "body", "all"]
 Embeddings = Literal["frozen", "new", "trained"]
 Schedule = Literal["linear", "cosine", "constant"]
 RateScaling = Literal["none", "rms"]
+Optimizer = Literal["adamw", "adamw-8bit", "paged-adamw-8bit"]
+
+# Fields that were added without changing what their default gives: (part, name, default).
+LATER = (("train", "optimizer", "adamw"),)
 
 # Raised when the code changes so that the same settings give other numbers.
 NUMBERS_VERSION = 2
@@ -64,6 +68,9 @@ class MethodSpec:
 class TrainSpec:
     """The optimisation of one run: AdamW on `batch_size` examples a step.
 
+    optimizer: `adamw-8bit` keeps AdamW's two moments in 8 bits a number (Dettmers et al. 2022), `paged-adamw-8bit` in
+        memory that the GPU's driver moves to the host when the card is full.
+
     warmup: share of the steps over which the rate rises. final: the rate at the last step over the peak.
     rate_scaling: with `rms` each tensor's rate is `learning_rate` times the root mean square that the tensor had when
         training began, and its decay is divided by that size, so that small and large tensors move alike.
@@ -79,6 +86,7 @@ class TrainSpec:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
+    optimizer: Optimizer = "adamw"
 
     def __post_init__(self) -> None:
         _whole_to_float(self)
@@ -102,9 +110,15 @@ class RunSpec:
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()[:12]
 
     def canonical_json(self) -> str:
-        """Keys sorted, no blanks, floats in their shortest form, `source` left out."""
+        """Keys sorted, no blanks, floats in their shortest form, `source` left out.
+
+        So are fields that came later and have their default, so that they leave the ids before them as they were.
+        """
         content = self.as_dict()
         del content["checkpoint"]["source"]
+        for part, name, default in LATER:
+            if content[part][name] == default:
+                del content[part][name]
         return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
     def as_dict(self) -> dict[str, Any]:

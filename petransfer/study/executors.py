@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import multiprocessing
 import os
 import shutil
 import signal
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, Protocol
 
+from petransfer.checkpoints.quiet import quiet
 from petransfer.errors import UserError
 from petransfer.study.ledger import RunFolder, StudyFolder
 
@@ -143,7 +142,7 @@ def _attempt(
 ) -> None:
     from petransfer.train.loop import Interrupted
 
-    _quiet()
+    quiet()
     (folder.path / "failed.json").unlink(missing_ok=True)
     try:
         job(cell, folder, threads, lambda step, loss, seconds: tick(), stopped)
@@ -163,16 +162,6 @@ def _is_mistake(folder: RunFolder) -> bool:
     with contextlib.suppress(OSError, ValueError):
         return bool(json.loads((folder.path / "failed.json").read_text())["kind"] == "mistake")
     return False
-
-
-def _quiet() -> None:
-    """Keeps libraries' progress bars and warnings out of our own."""
-    import transformers
-
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager

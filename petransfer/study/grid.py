@@ -108,6 +108,7 @@ def _training(part: TrainPart, arm: str, method: MethodPart, examples: int) -> T
         rate_scaling=method.rate_scaling,
         weight_decay=float(part.weight_decay),
         max_grad_norm=float(part.max_grad_norm),
+        optimizer=part.optimizer,
     )
 
 

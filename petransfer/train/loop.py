@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch.nn import functional
 
-from petransfer.errors import RunError
+from petransfer.errors import RunError, UserError
 from petransfer.recipe.spec import TrainSpec
-from petransfer.train.batches import IGNORED, Batch, BatchSource, Tensors
+from petransfer.train.batches import Batch, BatchSource, Tensors
 from petransfer.train.checks import SelfChecks
+from petransfer.train.losses import token_loss
 from petransfer.train.metrics import MetricsFile
 from petransfer.train.state import Progress, load_state, peek_progress, save_state, trained_tensors
 
@@ -29,7 +29,8 @@ class Execution:
     """How a run is carried out on this machine; none of it is part of the run id.
 
     micro_batch: examples per forward pass, 0 for the default. threads: CPU threads, 0 to leave as they are.
-    save_every: seconds between states. log_every: steps between lines of metrics.
+    save_every: seconds between states. log_every: steps between lines of metrics. checkpointing: activations of a layer
+    are computed again in the backward pass rather than kept, which gives the same gradient.
     """
 
     micro_batch: int = 0
@@ -37,6 +38,7 @@ class Execution:
     save_every: float = 60.0
     log_every: int = 50
     compile: bool = False
+    checkpointing: bool = False
 
 
 @dataclass
@@ -52,15 +54,6 @@ class Interrupted(Exception):
     """The run was asked to stop; its state is saved and it can go on from there."""
 
 
-def token_loss(model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
-    """The summed cross-entropy in nats over the micro-batch's target tokens, computed in fp32."""
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    logits_btv = model(**inputs, use_cache=False).logits
-    return functional.cross_entropy(
-        logits_btv.float().flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED, reduction="sum"
-    )
-
-
 def learning_rate_factor(spec: TrainSpec, step: int) -> float:
     """The share of the peak rate that step `step` (from 0) takes: a linear rise, then the schedule down to `final`."""
     rise = max(1, round(spec.warmup * spec.steps))
@@ -73,7 +66,7 @@ def learning_rate_factor(spec: TrainSpec, step: int) -> float:
     return spec.final + (1 - spec.final) * left
 
 
-def make_optimizer(model: torch.nn.Module, spec: TrainSpec) -> torch.optim.AdamW:
+def make_optimizer(model: torch.nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
     """AdamW over the trained tensors; under `rms` each is a group with a rate and decay that follow its size."""
     parameters = list(trained_tensors(model).values())
     groups: list[dict[str, Any]]
@@ -85,7 +78,13 @@ def make_optimizer(model: torch.nn.Module, spec: TrainSpec) -> torch.optim.AdamW
         ]
     else:
         groups = [{"params": parameters, "scale": 1.0, "weight_decay": spec.weight_decay}]
-    return torch.optim.AdamW(groups, lr=spec.learning_rate, betas=spec.betas, fused=True)
+    if spec.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=spec.learning_rate, betas=spec.betas, fused=True)
+    from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
+
+    eight_bit = PagedAdamW8bit if spec.optimizer == "paged-adamw-8bit" and torch.cuda.is_available() else AdamW8bit
+    optimizer: torch.optim.Optimizer = eight_bit(groups, lr=spec.learning_rate, betas=spec.betas)
+    return optimizer
 
 
 class Loop:
@@ -119,6 +118,8 @@ class Loop:
         )
         if self.progress.threads:  # rounding depends on the thread count, so a resumed run keeps it
             torch.set_num_threads(self.progress.threads)
+        if execution.checkpointing:
+            checkpoint_activations(model)
         self.optimizer = make_optimizer(model, spec)
         if self.progress.step:
             load_state(folder / "state", self.progress, model, self.optimizer)
@@ -220,6 +221,21 @@ class Loop:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss, norm
+
+
+def checkpoint_activations(model: torch.nn.Module) -> None:
+    """Makes every layer compute its activations again in the backward pass.
+
+    Not the reentrant kind, under which a frozen first layer would train nothing, in silence.
+
+    Raises:
+        UserError: the architecture cannot.
+    """
+    base: Any = model
+    base = base.get_base_model() if hasattr(base, "get_base_model") else base
+    if not getattr(base, "supports_gradient_checkpointing", False):
+        raise UserError(f"{type(base).__name__} cannot checkpoint activations; leave --checkpointing out")
+    base.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def is_out_of_memory(error: BaseException) -> bool:

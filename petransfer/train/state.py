@@ -120,7 +120,7 @@ def _flatten(
         name = names[id(parameter)]
         for key, value in values.items():
             if isinstance(value, torch.Tensor):
-                tensors[f"{name}//{key}"] = value.detach().contiguous()
+                tensors[f"{name}//{key}"] = value.detach().clone(memory_format=torch.contiguous_format)  # may be shared
             else:
                 plain.setdefault(name, {})[key] = value
     return tensors, plain

@@ -18,7 +18,7 @@ from petransfer.checkpoints.registry import NANO, checkpoint_spec
 from petransfer.errors import UserError
 from petransfer.methods import APPLY
 from petransfer.recipe.spec import Embeddings, Reinit, RunSpec
-from petransfer.train.loop import token_loss
+from petransfer.train.losses import token_loss
 from tests.conftest import LORA
 
 

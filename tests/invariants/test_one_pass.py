@@ -16,7 +16,7 @@ from petransfer.evaluate.exact_match import evaluate, score
 from petransfer.evaluate.generate import generate
 from petransfer.tasks import Example, load_task
 from petransfer.train.batches import collate
-from petransfer.train.loop import token_loss
+from petransfer.train.losses import token_loss
 
 
 def _half_learnt(folder: Path, bits: int) -> tuple[Loaded, list[Example], list[object]]:

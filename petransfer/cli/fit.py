@@ -1,0 +1,190 @@
+"""`fit`: what training a checkpoint takes, before anything is downloaded."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from petransfer.checkpoints.registry import checkpoint_spec
+from petransfer.errors import UserError, unknown
+from petransfer.recipe.spec import MethodSpec
+
+if TYPE_CHECKING:
+    from petransfer.fit.measure import Measured
+    from petransfer.fit.planner import Fit
+
+PARTS = ("trained", "gradients", "optimizer", "activations", "logits", "workspace")
+COLOURS = ("blue", "cyan", "green", "yellow", "magenta", "red", "white")
+
+
+def fit(
+    checkpoint: Annotated[str, typer.Argument(help="A hub id of the registry, a folder, or nano/<arm>.")],
+    bits: Annotated[int, typer.Option(help="32, 16, 8 or 4.")] = 16,
+    method: Annotated[str, typer.Option(help="lora or full.")] = "lora",
+    rank: Annotated[int, typer.Option(min=1, help="LoRA's rank.")] = 16,
+    batch: Annotated[int, typer.Option(min=1, help="Examples an optimiser step.")] = 32,
+    lengths: Annotated[str, typer.Option(help="Pieces of the longest input and target.")] = "64,128",
+    card: Annotated[
+        str | None, typer.Option(help="A card's memory, such as 12GB; of this machine's card if any.")
+    ] = None,
+    optimizer: Annotated[str, typer.Option(help="adamw, adamw-8bit or paged-adamw-8bit.")] = "adamw",
+    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Compute activations again.")] = False,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Foresee a CPU's memory in place of a card's.")] = False,
+    measure: Annotated[bool, typer.Option("--measure", help="Train three steps here and compare.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Say what training takes, part by part, and the largest micro-batch that fits a card."""
+    if bits not in (4, 8, 16, 32):
+        raise UserError(f"--bits {bits}: take 4, 8, 16 or 32")
+    for name, value, known in (
+        ("method", method, ("lora", "full")),
+        ("optimizer", optimizer, ("adamw", "adamw-8bit", "paged-adamw-8bit")),
+    ):
+        if value not in known:
+            raise unknown(name, value, known)
+    if method == "full" and bits < 16:
+        raise UserError(f"full fine-tuning cannot train {bits}-bit weights; take --bits 16 or 32, or --method lora")
+    spec = checkpoint_spec(checkpoint)
+    source, target = _two(lengths)
+
+    from petransfer.checkpoints.architecture import configuration
+    from petransfer.checkpoints.quantise import refuse_quantised
+    from petransfer.checkpoints.quiet import quiet
+    from petransfer.fit.planner import card_bytes, plan
+    from petransfer.fit.simulate import Demand
+
+    quiet()
+    lora = {"rank": rank, "alpha": 2.0 * rank} if method == "lora" else {}
+    room = card_bytes(card) if card else None if cpu else _this_card()
+    device: Literal["cuda", "cpu"] = "cpu" if cpu or (measure and not _has_card()) else "cuda"
+    demand = Demand(
+        MethodSpec(method, bits, **lora),  # type: ignore[arg-type]
+        batch,
+        source,
+        target,
+        device,
+        optimizer,  # type: ignore[arg-type]
+        checkpointing,
+    )
+    config, own_head = configuration(spec)
+    refuse_quantised(config, checkpoint)
+    found = plan(config, spec, demand, own_head, room)
+    measured = _measured(spec, found.demand) if measure else None
+    if as_json:
+        print(json.dumps(_plain(found, measured), indent=1))
+    else:
+        _show(checkpoint, found, measured)
+    if not found.fits:
+        raise typer.Exit(1)
+
+
+def _measured(spec: Any, demand: Any) -> Measured:
+    from petransfer.fit.measure import measure
+
+    print("training three steps", file=sys.stderr)
+    return measure(spec, demand)
+
+
+def _show(name: str, found: Fit, measured: Measured | None) -> None:
+    demand, memory = found.demand, found.memory
+    method = f"LoRA r{demand.method.rank}" if demand.method.name == "lora" else "all weights"
+    where = "a card" if demand.device == "cuda" else "the CPU"
+    title = f"{name}, {method}, {demand.method.bits} bits, on {where}: {demand.batch} at once of "
+    title += f"{demand.input_length} and {demand.target_length} pieces"
+    table = Table(min_width=44)
+    table.add_column("part")
+    small = memory.peak < 2**30
+    table.add_column("MB" if small else "GB", justify="right")
+
+    def said(size: int) -> str:
+        return f"{size / 2**20:.1f}" if small else f"{size / 2**30:.2f}"
+
+    if measured:
+        table.add_column("measured", justify="right")
+    sizes = {f"weights ({dtype})": size for dtype, size in memory.weights.items()}
+    sizes |= {part: getattr(memory, part) for part in PARTS}
+    for part, size in sizes.items():
+        table.add_row(part, said(size), *([""] if measured else []))
+    fixed = sum(memory.weights.values()) + memory.trained + memory.optimizer
+    if measured:
+        table.add_row("weights, trained, optimizer", said(fixed), said(measured.fixed), style="dim")
+    table.add_row("peak", said(memory.peak), *([said(measured.peak)] if measured else []), style="bold")
+    if demand.device == "cuda":
+        table.add_row("with context and fragments", said(found.needed), *([""] if measured else []))
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    print(title)
+    console.print(table)
+    console.print(_bar(found))
+    print(f"{memory.trained_parameters:,} parameters trained")
+    if measured:
+        ratios = f"{memory.peak / measured.peak:.3f}, without activations {fixed / measured.fixed:.3f}"
+        print(f"predicted over measured: {ratios}")
+    for line in _verdict(found):
+        print(line)
+
+
+def _verdict(found: Fit) -> list[str]:
+    if found.card is None:
+        return []
+    size, at_once = f"{found.card / 2**30:.4g} GB", found.demand.batch
+    if found.fits and at_once == found.batch:
+        return [f"fits {size}: {at_once} at once"]
+    if found.fits:
+        return [f"fits {size}: {at_once} at once, {found.batch} an optimiser step by accumulation"]
+    if found.advice:
+        return [f"does not fit {size}; it would with {', or '.join(found.advice)}"]
+    return [f"does not fit {size}, whatever is changed; take a smaller checkpoint"]
+
+
+def _bar(found: Fit, width: int = 72) -> Text:
+    """One block a share of the card, or of the peak where no card was named."""
+    memory = found.memory
+    sizes = {"weights": sum(memory.weights.values())} | {part: getattr(memory, part) for part in PARTS}
+    whole = max(found.card or 0, found.needed if found.demand.device == "cuda" else memory.peak)
+    bar, legend = Text(), Text("\n")
+    for (part, size), colour in zip(sizes.items(), COLOURS, strict=True):
+        bar.append("█" * round(width * size / whole), style=colour)
+        if size:
+            legend.append("█ ", style=colour).append(f"{part} ")
+    bar.append("░" * max(0, width - len(bar)))
+    return bar.append_text(legend)
+
+
+def _plain(found: Fit, measured: Measured | None) -> dict[str, Any]:
+    content = {
+        "memory": asdict(found.memory) | {"peak": found.memory.peak, "on_card": found.needed},
+        "card": found.card,
+        "fits": found.fits,
+        "micro_batch": found.demand.batch,
+        "advice": found.advice,
+    }
+    return content | ({"measured": asdict(measured)} if measured else {})
+
+
+def _two(text: str) -> tuple[int, int]:
+    try:
+        first, second = (int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--lengths {text}: write two whole numbers such as 64,128") from None
+    if min(first, second) < 1:
+        raise UserError(f"--lengths {text}: both must be at least 1")
+    return first, second
+
+
+def _has_card() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _this_card() -> int | None:
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None

@@ -1,0 +1,131 @@
+"""Does it fit, with how many examples at once, and what would make it fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from petransfer.errors import UserError
+from petransfer.fit.simulate import Demand, Memory, simulate
+from petransfer.recipe.spec import Bits, CheckpointSpec
+
+# What a process holds on a card beside PyTorch's tensors (context, cuBLAS and cuDNN workspaces), and the share of its
+# memory that PyTorch's allocator cannot use for being in pieces. Assumed, not measured, on the safe side.
+CONTEXT, FRAGMENTS = 600 * 2**20, 0.04
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A demand and what it takes.
+
+    batch: examples an optimiser step. demand, memory: of a forward pass, with as many of them as fit the card, or one
+    where none does. card: bytes, None where none was named. fits: whether at least one does.
+    """
+
+    batch: int
+
+    demand: Demand
+    memory: Memory
+    card: int | None
+    fits: bool
+    advice: tuple[str, ...] = ()
+
+    @property
+    def needed(self) -> int:
+        """Bytes of the card that it takes."""
+        return on_card(self.memory.peak)
+
+
+def on_card(peak: int) -> int:
+    """Bytes of a card for so many bytes of tensors."""
+    return int(peak / (1 - FRAGMENTS)) + CONTEXT
+
+
+def card_bytes(text: str) -> int:
+    """The bytes that `12GB`, `12 GiB` or `12` stand for; makers of cards call 2^30 bytes a GB.
+
+    Raises:
+        UserError: it is no size, or none that a card could have.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(g|gb|gib|m|mb|mib)?\s*", text.lower())
+    if not match:
+        raise UserError(f"--card {text}: write a size such as 12GB")
+    size = float(match[1]) * (2**20 if (match[2] or "g").startswith("m") else 2**30)
+    if not 2**28 <= size <= 2**40:
+        raise UserError(f"--card {text}: a card has between 256MB and 1024GB; write a size such as 12GB")
+    return int(size)
+
+
+def plan(config: Any, checkpoint: CheckpointSpec, demand: Demand, own_head: bool, card: int | None) -> Fit:
+    """What the demand takes, and with a card the largest micro-batch on it, up to the demand's batch.
+
+    Raises:
+        UserError: the architecture cannot be trained so.
+    """
+
+    def of(changed: Demand) -> Memory:
+        return simulate(config, checkpoint.name, changed, own_head)
+
+    memory = of(demand)
+    if card is None or on_card(memory.peak) <= card:
+        return Fit(demand.batch, demand, memory, card, True)
+    largest = _largest(of, demand, memory, card)
+    taken = replace(demand, batch=max(1, largest), accumulates=demand.batch > 1)
+    advice = () if largest else tuple(_advice(of, demand, card))
+    return Fit(demand.batch, taken, of(taken), card, largest > 0, advice)
+
+
+def _largest(of: Callable[[Demand], Memory], demand: Demand, memory: Memory, card: int) -> int:
+    """Memory rises evenly with the micro-batch: guess from two points, then look."""
+    if demand.batch == 1:
+        return 0
+    cut = replace(demand, accumulates=True)
+    one = of(replace(cut, batch=1)).peak
+    if on_card(one) > card:
+        return 0
+    slope = (memory.peak - one) / (demand.batch - 1)
+    room = (card - CONTEXT) * (1 - FRAGMENTS) - one
+    guess = max(1, min(demand.batch - 1, 1 + int(room / slope)))
+    while guess > 1 and on_card(of(replace(cut, batch=guess)).peak) > card:
+        guess -= 1
+    return guess
+
+
+def _advice(of: Callable[[Demand], Memory], demand: Demand, card: int) -> list[str]:
+    """Changes under which one example fits, each tried: the least first, then together."""
+    one = replace(demand, batch=1, accumulates=demand.batch > 1)
+    changes: dict[str, Callable[[Demand], Demand]] = {}
+    if not demand.checkpointing:
+        changes["--checkpointing"] = lambda it: replace(it, checkpointing=True)
+    if demand.optimizer == "adamw":
+        changes["--optimizer adamw-8bit"] = lambda it: replace(it, optimizer="adamw-8bit")
+    if demand.method.name == "full":
+        lora = replace(demand.method, name="lora", rank=16, alpha=32.0, bits=16)
+        changes["--method lora"] = lambda it: replace(it, method=lora)
+    narrower: tuple[Bits, ...] = (8, 4)
+    for bits in narrower:
+        if bits < demand.method.bits:
+            changes[f"--bits {bits}"] = _with_bits(bits)
+    found = [name for name, change in changes.items() if on_card(of(change(one)).peak) <= card]
+    if found:
+        return found
+    names: list[str] = []
+    together = one
+    for name, change in changes.items():
+        if name != "--bits 8":
+            names, together = [*names, name], change(together)
+    if names and on_card(of(together).peak) <= card:
+        return [" ".join(names)]
+    return []
+
+
+def _with_bits(bits: Bits) -> Callable[[Demand], Demand]:
+    def change(demand: Demand) -> Demand:
+        method = replace(demand.method, bits=bits)
+        if method.name == "full":
+            method = replace(method, name="lora", rank=16, alpha=32.0)
+        return replace(demand, method=method)
+
+    return change

@@ -1,0 +1,231 @@
+"""What the planner foresees against what PyTorch's allocator gave out, and `petransfer fit`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GPT2Config, LlamaConfig, T5Config
+
+from petransfer.checkpoints.architecture import configuration
+from petransfer.checkpoints.load import with_new_weights
+from petransfer.checkpoints.registry import NANO, checkpoint_spec
+from petransfer.cli import main
+from petransfer.errors import UserError
+from petransfer.fit.measure import measure
+from petransfer.fit.planner import CONTEXT, card_bytes, on_card, plan
+from petransfer.fit.simulate import Demand, simulate
+from petransfer.recipe.spec import Bits, MethodSpec
+
+T5 = {"d_model": 128, "d_kv": 32, "d_ff": 512, "num_layers": 3, "num_heads": 4, "decoder_start_token_id": 0}
+GATED = T5 | {"feed_forward_proj": "gated-gelu"}
+SMALL = {
+    "t5": lambda: (AutoModelForSeq2SeqLM, T5Config(vocab_size=8000, **T5), False),
+    "t5-v1.1": lambda: (AutoModelForSeq2SeqLM, T5Config(vocab_size=8000, tie_word_embeddings=False, **GATED), True),
+    "gpt2": lambda: (AutoModelForCausalLM, GPT2Config(vocab_size=8000, n_embd=128, n_layer=3, n_head=4), False),
+    "llama": lambda: (
+        AutoModelForCausalLM,
+        LlamaConfig(
+            vocab_size=8000, hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
+            num_key_value_heads=2, tie_word_embeddings=False,
+        ),
+        True,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A checkpoint of each architecture, with random weights."""
+    made = {}
+    for name, make in SMALL.items():
+        folder = tmp_path_factory.mktemp(name)
+        auto, config, own_head = make()
+        torch.manual_seed(0)
+        with_new_weights(auto, config, own_head).save_pretrained(folder)
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            (folder / file).write_bytes((NANO / "tokenizer" / file).read_bytes())
+        made[name] = folder
+    return made
+
+
+def lora(bits: Bits) -> MethodSpec:
+    return MethodSpec("lora", bits=bits, rank=8, alpha=16.0)
+
+
+FULL = MethodSpec("full", bits=32)
+SHORT, LONG = (8, 20, 40), (2, 60, 90)
+CELLS: list[tuple[str, MethodSpec, tuple[int, int, int], dict[str, Any]]] = [
+    *(("t5", lora(bits), SHORT, {}) for bits in (4, 8, 16, 32)),
+    *(("t5-v1.1", lora(bits), LONG, {}) for bits in (4, 8, 16)),
+    *(("gpt2", lora(bits), LONG, {}) for bits in (4, 8)),
+    *(("llama", lora(bits), SHORT, {}) for bits in (4, 16)),
+    ("t5", FULL, SHORT, {}),
+    ("gpt2", FULL, LONG, {"accumulates": True}),
+    ("llama", FULL, SHORT, {"optimizer": "adamw-8bit"}),
+    ("t5", lora(4), LONG, {"checkpointing": True}),
+    ("llama", lora(8), LONG, {"checkpointing": True, "accumulates": True, "optimizer": "adamw-8bit"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "method", "sizes", "changes"), CELLS)
+def test_what_is_foreseen_is_what_is_taken(
+    kind: str, method: MethodSpec, sizes: tuple[int, int, int], changes: dict[str, Any], folders: dict[str, Path]
+) -> None:
+    """Weights, adapters and the optimiser's state to 1 %, the peak of a step to 10 % (most are within 1 %)."""
+    spec = checkpoint_spec(str(folders[kind]))
+    demand = Demand(method, *sizes, device="cpu", **changes)
+    config, own_head = configuration(spec)
+    foreseen, taken = simulate(config, kind, demand, own_head), measure(spec, demand)
+    assert foreseen.weights == taken.weights
+    fixed = sum(foreseen.weights.values()) + foreseen.trained + foreseen.optimizer
+    assert fixed == pytest.approx(taken.fixed, rel=0.02)
+    assert foreseen.peak == pytest.approx(taken.peak, rel=0.1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("kind", "method", "sizes", "changes"), CELLS)
+def test_what_is_foreseen_is_what_a_card_gives_out(
+    kind: str, method: MethodSpec, sizes: tuple[int, int, int], changes: dict[str, Any], folders: dict[str, Path]
+) -> None:
+    spec = checkpoint_spec(str(folders[kind]))
+    demand = Demand(method, *sizes, device="cuda", **changes)
+    config, own_head = configuration(spec)
+    assert simulate(config, kind, demand, own_head).peak == pytest.approx(measure(spec, demand).peak, rel=0.1)
+
+
+def test_real_layers_still_quantise_after_a_simulation(folders: dict[str, Path]) -> None:
+    """bitsandbytes keeps its maps of codes for the life of the process; a simulation must not leave it empty ones."""
+    from petransfer.checkpoints.load import load
+
+    config, own_head = configuration(checkpoint_spec(str(folders["t5"])))
+    simulate(config, "t5", Demand(lora(4), *SHORT), own_head)
+    model = load(checkpoint_spec(str(folders["t5"])), 4).model
+    logits = model(input_ids=torch.tensor([[5, 1]]), decoder_input_ids=torch.tensor([[0, 7]])).logits
+    assert bool(torch.isfinite(logits).all())
+
+
+def test_the_parts_are_what_arithmetic_says() -> None:
+    """T5 of known size: parameters, LoRA's, AdamW's, and the five widths of logits in the loss."""
+    config = T5Config(vocab_size=8000, **T5)
+    demand = Demand(lora(16), 2, 10, 10, device="cpu")
+    memory = simulate(config, "t5", demand, False)
+    attention, feed = 4 * 128 * 128, 2 * 128 * 512
+    linear = 3 * (attention + feed) + 3 * (2 * attention + feed)
+    norms, biases = 128 * (3 * 2 + 3 * 3 + 2), 2 * 32 * 4
+    assert memory.weights == {"bfloat16": 2 * (8000 * 128 + linear + norms + biases)}
+    adapters = 8 * (9 * 4 * (128 + 128) + 6 * 2 * (128 + 512))
+    assert memory.trained_parameters == adapters
+    assert memory.trained == 4 * adapters
+    assert memory.optimizer == 8 * adapters
+    assert memory.logits % (2 * 10 * 8000 * 2) == 0
+
+
+def test_more_examples_take_more_and_checkpointing_less() -> None:
+    config = T5Config(vocab_size=8000, **T5)
+    for device in ("cpu", "cuda"):
+        demand = Demand(lora(4), 8, 60, 60, device=device)  # type: ignore[arg-type]
+        peaks = [simulate(config, "t5", replace(demand, batch=batch), False).peak for batch in (1, 2, 4, 8)]
+        rise = [after - before for before, after in itertools.pairwise(peaks)]
+        assert rise[1] == pytest.approx(2 * rise[0], rel=0.1)
+        assert rise[2] == pytest.approx(2 * rise[1], rel=0.1)
+        assert simulate(config, "t5", replace(demand, checkpointing=True), False).peak < peaks[-1]
+
+
+def test_the_largest_micro_batch_is_the_largest() -> None:
+    config = T5Config(vocab_size=8000, **T5)
+    spec = checkpoint_spec("owner/name")
+    whole = plan(config, spec, Demand(lora(16), 64, 60, 60), False, None)
+    card = on_card(whole.memory.peak) - (on_card(whole.memory.peak) - CONTEXT) // 2
+    found = plan(config, spec, Demand(lora(16), 64, 60, 60), False, card)
+    assert found.fits
+    assert 1 < found.demand.batch < 64
+    assert found.needed <= card
+    more = replace(found.demand, batch=found.demand.batch + 1)
+    assert on_card(simulate(config, "t5", more, False).peak) > card
+
+
+def test_advice_is_what_fits() -> None:
+    config = T5Config(vocab_size=500, d_model=1024, d_kv=64, d_ff=4096, num_layers=6, num_heads=16)
+    spec = checkpoint_spec("owner/name")
+    found = plan(config, spec, Demand(FULL, 4, 30, 30), False, 3 * 2**29)
+    assert not found.fits
+    assert found.advice == ("--method lora", "--bits 8", "--bits 4")
+    assert plan(config, spec, Demand(FULL, 4, 30, 30), False, 2**29).advice == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("12GB", 12 * 2**30), ("12", 12 * 2**30), ("0.5 GiB", 2**29), ("6144MB", 6 * 2**30)]
+)
+def test_sizes_of_cards(text: str, size: int) -> None:
+    assert card_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "twelve", "12TB", "-3GB", "0", "1e3GB", "99999GB", "nan"])
+def test_no_sizes_of_cards(text: str) -> None:
+    with pytest.raises(UserError, match="--card"):
+        card_bytes(text)
+
+
+def _fit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["petransfer", "fit", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+def test_t5_11b_fits_twelve_gigabytes_in_four_bits(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _fit(monkeypatch, "google-t5/t5-11b", "--bits", "4", "--card", "12GB", "--batch", "1", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    parameters = 11_307_321_344
+    assert sum(found["memory"]["weights"].values()) < 1.10 * 0.516 * parameters
+    assert found["memory"]["on_card"] <= 12 * 2**30
+    assert found["micro_batch"] >= 1
+
+
+def test_the_table_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _fit(monkeypatch, "nano/english", "--bits", "4", "--batch", "2", "--measure", "--cpu") == 0
+    said = capsys.readouterr().out
+    for part in ("weights (nf4)", "optimizer", "activations", "peak", "predicted over measured"):
+        assert part in said
+    assert _fit(monkeypatch, "google-t5/t5-base", "--method", "full", "--card", "3GB") == 1
+    assert "does not fit 3 GB; it would with --method lora" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nano/english", "--bits", "5"], "take 4, 8, 16 or 32"),
+        (["nano/english", "--method", "lorra"], "did you mean 'lora'"),
+        (["nano/english", "--method", "full", "--bits", "4"], "cannot train 4-bit weights"),
+        (["nano/english", "--optimizer", "sgd"], "unknown optimizer"),
+        (["nano/english", "--lengths", "64"], "two whole numbers"),
+        (["nano/english", "--card", "huge"], "write a size such as 12GB"),
+        (["nano/englisch"], "nano/english"),
+        (["owner/unknown"], "no configuration for owner/unknown"),
+        (["Rostlab/prot_t5_xl_half_uniref50-enc"], "no configuration"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _fit(monkeypatch, *arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error
+    assert len(error.splitlines()) == 1
+
+
+def test_an_encoder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    AutoConfig.for_model("bert", architectures=["BertModel"]).save_pretrained(tmp_path)
+    assert _fit(monkeypatch, str(tmp_path)) == 2
+    assert "encoder-only" in capsys.readouterr().err
