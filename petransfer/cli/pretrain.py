@@ -70,7 +70,7 @@ def pretrain(
     with Display(View(content.name, read, tables.terminal_table, tables.plain_line), quiet=as_json) as tick:
         from petransfer.study.executors import execute
         from petransfer.study.pretraining import Pretrain
-        from petransfer.train.loop import Execution
+        from petransfer.train.execution import Execution
 
         has_compiler = any(map(shutil.which, ("g++", "clang++", "c++")))
         execution = Execution(

@@ -22,6 +22,7 @@ from petransfer.report import pretraining, tables
 from petransfer.study.grid import Cell, expand
 from petransfer.study.ledger import StudyFolder
 from petransfer.study.pretraining import expand_pretraining
+from petransfer.train.execution import Execution
 
 RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A shipped recipe's name or a yaml file.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set train.steps=500. Repeatable.")]
@@ -87,6 +88,9 @@ def run(
     threads: Annotated[int, typer.Option(min=0, help="CPU threads a process; 0 chooses.")] = 0,
     micro_batch: Annotated[int, typer.Option(min=0, help="Examples a forward pass; 0 chooses.")] = 0,
     save_every: Annotated[float, typer.Option(min=0.0, help="Seconds between states to resume from.")] = 60.0,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Compute activations again in the backward pass, to save memory.")
+    ] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even where there is a GPU.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -98,7 +102,8 @@ def run(
         _print_end(study, as_json)
         print(f"all {len(study.cells)} runs were done before; nothing to do", file=sys.stderr)
         return
-    outcome = _execute(study, workers, threads, micro_batch, save_every, cpu, quiet=as_json)
+    execution = Execution(micro_batch, threads, save_every, _log_every(study), checkpointing=checkpointing)
+    outcome = _execute(study, execution, workers, cpu, quiet=as_json)
     _print_end(study, as_json)
     code = report_outcome(outcome, len(study.cells))
     if code:
@@ -107,10 +112,12 @@ def run(
     print(f"{len(study.cells)} runs done in {minutes:.1f} minutes; see {study.folder.path}", file=sys.stderr)
 
 
-def _execute(
-    study: Study, workers: int, threads: int, micro_batch: int, save_every: float, cpu: bool, quiet: bool
-) -> Any:
+def _log_every(study: Study) -> int:
     steps = min(cell.spec.train.steps for cell in study.cells)
+    return max(1, min(50, steps // 20))
+
+
+def _execute(study: Study, execution: Execution, workers: int, cpu: bool, quiet: bool) -> Any:
     view = View(
         study.recipe.name,
         lambda: tables.rows_of(study.cells, study.folder),
@@ -120,13 +127,10 @@ def _execute(
     with Display(view, quiet) as tick:
         from petransfer.study.executors import execute
         from petransfer.study.run import FineTune, Settings
-        from petransfer.train.loop import Execution
 
-        execution = Execution(
-            micro_batch=micro_batch, threads=threads, save_every=save_every, log_every=max(1, min(50, steps // 20))
-        )
         job = FineTune(Settings(execution, study.recipe.data_dir, cpu))
-        return execute(study.cells, study.folder, job, workers or _default_workers(study, cpu), threads, tick)
+        chosen = workers or _default_workers(study, cpu)
+        return execute(study.cells, study.folder, job, chosen, execution.threads, tick)
 
 
 def _default_workers(study: Study, cpu: bool) -> int:

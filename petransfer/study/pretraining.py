@@ -16,7 +16,7 @@ from petransfer.recipe.spec import TrainSpec
 from petransfer.study.ledger import RunFolder, StudyFolder
 
 if TYPE_CHECKING:
-    from petransfer.train.loop import Execution
+    from petransfer.train.execution import Execution
 
 
 @dataclass(frozen=True)

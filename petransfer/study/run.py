@@ -28,7 +28,8 @@ from petransfer.study.grid import Cell
 from petransfer.study.ledger import RunFolder
 from petransfer.tasks import Example, SplitData, load_task
 from petransfer.train.batches import ShuffledExamples
-from petransfer.train.loop import Execution, Hooks, Loop
+from petransfer.train.execution import Execution
+from petransfer.train.loop import Hooks, Loop
 from petransfer.train.state import trained_tensors
 
 

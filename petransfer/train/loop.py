@@ -17,28 +17,12 @@ from petransfer.errors import RunError, UserError
 from petransfer.recipe.spec import TrainSpec
 from petransfer.train.batches import Batch, BatchSource, Tensors
 from petransfer.train.checks import SelfChecks
+from petransfer.train.execution import Execution
 from petransfer.train.losses import token_loss
 from petransfer.train.metrics import MetricsFile
 from petransfer.train.state import Progress, load_state, peek_progress, save_state, trained_tensors
 
 LossFunction = Callable[[torch.nn.Module, Tensors], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How a run is carried out on this machine; none of it is part of the run id.
-
-    micro_batch: examples per forward pass, 0 for the default. threads: CPU threads, 0 to leave as they are.
-    save_every: seconds between states. log_every: steps between lines of metrics. checkpointing: activations of a layer
-    are computed again in the backward pass rather than kept, which gives the same gradient.
-    """
-
-    micro_batch: int = 0
-    threads: int = 0
-    save_every: float = 60.0
-    log_every: int = 50
-    compile: bool = False
-    checkpointing: bool = False
 
 
 @dataclass

@@ -23,7 +23,8 @@ from petransfer.errors import UserError
 from petransfer.recipe.spec import Bits, TrainSpec
 from petransfer.train.batches import IGNORED, Tensors
 from petransfer.train.corpora import Corpus
-from petransfer.train.loop import Execution, Hooks, Loop
+from petransfer.train.execution import Execution
+from petransfer.train.loop import Hooks, Loop
 from petransfer.train.spans import CorruptedWindows, Noise
 
 

@@ -16,7 +16,8 @@ from petransfer.methods import APPLY
 from petransfer.recipe.spec import TrainSpec
 from petransfer.tasks import load_task
 from petransfer.train.batches import ShuffledExamples, collate
-from petransfer.train.loop import Execution, Hooks, Loop
+from petransfer.train.execution import Execution
+from petransfer.train.loop import Hooks, Loop
 from tests.conftest import FULL, LORA
 
 SPEC = TrainSpec(steps=4, batch_size=24, learning_rate=1e-3, max_grad_norm=0.0)

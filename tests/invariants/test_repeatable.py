@@ -19,13 +19,14 @@ from petransfer.checkpoints.encoding import encode_examples
 from petransfer.checkpoints.load import load
 from petransfer.errors import RunError
 from petransfer.evaluate.exact_match import score
-from petransfer.recipe.spec import MethodSpec, RunSpec
+from petransfer.recipe.spec import MethodSpec, Optimizer, RunSpec
 from petransfer.study.ledger import RunFolder
 from petransfer.study.run import Settings, run_one
 from petransfer.tasks import load_task
 from petransfer.train import state
 from petransfer.train.batches import ShuffledExamples
-from petransfer.train.loop import Execution, Interrupted
+from petransfer.train.execution import Execution
+from petransfer.train.loop import Interrupted
 from petransfer.train.metrics import read_metrics
 from tests.conftest import FULL, LORA
 
@@ -62,19 +63,26 @@ def _same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
+ADAPTER, MODEL = "adapter/adapter_model.safetensors", "model/model.safetensors"
+
+
 @pytest.mark.parametrize(
-    ("method", "file"),
+    ("method", "file", "optimizer"),
     [
-        (LORA, "adapter/adapter_model.safetensors"),
-        (replace(LORA, dropout=0.1, embeddings="trained"), "adapter/adapter_model.safetensors"),
-        (FULL, "model/model.safetensors"),
+        (LORA, ADAPTER, "adamw"),
+        (replace(LORA, dropout=0.1, embeddings="trained"), ADAPTER, "adamw"),
+        (replace(LORA, bits=4), ADAPTER, "adamw"),
+        (replace(LORA, bits=8), ADAPTER, "adamw"),
+        (FULL, MODEL, "adamw"),
+        (FULL, MODEL, "adamw-8bit"),
     ],
-    ids=["lora", "lora-embeddings", "full"],
+    ids=["lora", "lora-embeddings", "lora-4-bit", "lora-8-bit", "full", "full-adamw-8bit"],
 )
 def test_an_interrupted_run_ends_bit_for_bit_where_the_other_does(
-    method: MethodSpec, file: str, tiny_spec: Make, tmp_path: Path
+    method: MethodSpec, file: str, optimizer: Optimizer, tiny_spec: Make, tmp_path: Path
 ) -> None:
     spec = tiny_spec(method, steps=9)
+    spec = replace(spec, train=replace(spec.train, optimizer=optimizer))
     whole = _run(spec, tmp_path / "whole")
     stops = {1, 4, 5}
     tries = 0
@@ -96,6 +104,16 @@ def test_an_interrupted_run_ends_bit_for_bit_where_the_other_does(
     assert [line["step"] for line in lines[0]] == list(range(1, 10))  # each has a point of the learning curve
     assert all(0 <= line["dev_em"] <= 100 for line in lines[0])
     assert not (tmp_path / "cut" / "state").exists()
+
+
+def test_checkpointed_activations_change_nothing(tiny_spec: Make, tmp_path: Path) -> None:
+    """Dropout included: what is computed again draws what it drew before."""
+    spec = tiny_spec(replace(LORA, dropout=0.1))
+    plain = _run(spec, tmp_path / "plain")
+    settings = replace(SETTINGS, execution=replace(SETTINGS.execution, checkpointing=True))
+    checkpointed = run_one(spec, RunFolder(tmp_path / "checkpointed"), settings)
+    assert _same(_weights(tmp_path / "plain"), _weights(tmp_path / "checkpointed"))
+    assert _numbers(plain) == _numbers(checkpointed)
 
 
 def test_two_runs_of_one_spec_are_identical_and_another_seed_is_not(tiny_spec: Make, tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ CHANGES: dict[str, Any] = {
     "train.max_grad_norm": 0.0,
     "train.betas": (0.9, 0.98),
     "seed": 8,
+    "train.optimizer": "adamw-8bit",
     "version": 99,
 }
 

@@ -26,7 +26,8 @@ from petransfer.study.ledger import RunFolder, StudyFolder
 from petransfer.study.pretraining import Pretrain, PretrainCell, check_settings, expand_pretraining
 from petransfer.train import pretrain as module
 from petransfer.train.corpora import bracket_ids, brackets, read_corpus, shuffle_words
-from petransfer.train.loop import Execution, Interrupted
+from petransfer.train.execution import Execution
+from petransfer.train.loop import Interrupted
 from petransfer.train.pretrain import Size, redraw_rows
 from petransfer.train.spans import Noise, corrupt
 
