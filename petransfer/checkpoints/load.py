@@ -34,6 +34,9 @@ from petransfer.checkpoints.registry import NANO, checkpoint_spec, embedded_fold
 from petransfer.errors import UserError
 from petransfer.recipe.spec import Bits, CheckpointSpec, Reinit
 
+# Architectures that transformers loads and computes wrongly (seen with 5.23).
+WRONG = {"umt5": "transformers scales umT5's logits as if its head were tied to its embeddings; take mT5"}
+
 DTYPES: dict[int, torch.dtype] = {32: torch.float32, 16: torch.bfloat16}
 
 
@@ -69,6 +72,7 @@ def load(checkpoint: CheckpointSpec, bits: Bits = 16, *, seed: int = 0, device: 
     place = _place(checkpoint)
     with _plain_errors(checkpoint):
         config = AutoConfig.from_pretrained(place, revision=_revision(checkpoint))
+        model_class(config, checkpoint.name)  # refuses before anything else is looked for
         tokenizer = _tokenizer(checkpoint)
         if checkpoint.tokenizer:
             config.vocab_size = len(tokenizer)
@@ -83,8 +87,10 @@ def model_class(config: Any, name: str) -> Any:
     """Which auto class makes this architecture.
 
     Raises:
-        UserError: it generates nothing (encoder-only).
+        UserError: it generates nothing (encoder-only), or transformers computes it wrongly.
     """
+    if config.model_type in WRONG:
+        raise UserError(f"{name} is not supported: {WRONG[config.model_type]}")
     architectures = " ".join(getattr(config, "architectures", None) or [])
     if "EncoderModel" in architectures:
         raise UserError(f"{name} is encoder-only ({architectures}): it cannot say a target; take a full checkpoint")

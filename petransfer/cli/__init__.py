@@ -9,7 +9,7 @@ import traceback
 import typer
 
 from petransfer import __version__
-from petransfer.cli import checkpoints, doctor, fit, predict, pretrain, recipes, report, run
+from petransfer.cli import bench, checkpoints, doctor, fit, predict, pretrain, recipes, report, run
 from petransfer.errors import RunError, UserError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.command("pretrain")(pretrain.pretrain)
 app.command("doctor")(doctor.doctor)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(checkpoints.app, name="checkpoints")
+app.add_typer(bench.app, name="bench")
 
 
 @app.callback(invoke_without_command=True)

@@ -52,7 +52,7 @@ def fit(
     if method == "full" and bits < 16:
         raise UserError(f"full fine-tuning cannot train {bits}-bit weights; take --bits 16 or 32, or --method lora")
     spec = checkpoint_spec(checkpoint)
-    source, target = _two(lengths)
+    source, target = two(lengths)
 
     from petransfer.checkpoints.architecture import configuration
     from petransfer.checkpoints.quantise import refuse_quantised
@@ -168,7 +168,8 @@ def _plain(found: Fit, measured: Measured | None) -> dict[str, Any]:
     return content | ({"measured": asdict(measured)} if measured else {})
 
 
-def _two(text: str) -> tuple[int, int]:
+def two(text: str) -> tuple[int, int]:
+    """The two whole numbers of `64,128`."""
     try:
         first, second = (int(part) for part in text.split(","))
     except ValueError:

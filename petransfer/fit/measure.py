@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +54,12 @@ def measure(checkpoint: CheckpointSpec, demand: Demand) -> Measured:
     trained = sum(_bytes(value) for value in model.parameters() if value.requires_grad)
     added = trained if demand.method.name != "full" else 0
     fixed = sum(weights.values()) + added + states
-    return Measured(weights, fixed, _peak_on_card(step) if device.type == "cuda" else fixed + _peak_on_cpu(step))
+    return Measured(weights, fixed, peak_of(step, fixed, device))
+
+
+def peak_of(step: Callable[[], None], fixed: int, device: torch.device) -> int:
+    """The most bytes that are out at once while `step` runs, the `fixed` ones of before among them."""
+    return _peak_on_card(step) if device.type == "cuda" else fixed + _peak_on_cpu(step)
 
 
 def _apply(loaded: Loaded, demand: Demand) -> torch.nn.Module:

@@ -1,0 +1,136 @@
+"""Weights and peak of a LoRA step beside the usual path: transformers, bitsandbytes, `prepare_model_for_kbit_training`.
+
+Every side is measured in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Side = Literal["petransfer", "usual"]
+SIDES: tuple[Side, ...] = ("petransfer", "usual")
+# NF4 with double quantisation: 4 bits, 8 for each 64 weights, 32 for each 256 of those (Dettmers et al. 2023).
+BITS_A_WEIGHT = {4: 4 + 8 / 64 + 32 / (64 * 256), 8: 8.0, 16: 16.0, 32: 32.0}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is measured: LoRA of rank 16 on all linear layers, one forward and backward pass and an AdamW step."""
+
+    folder: str
+    bits: int
+    batch: int
+    input_length: int
+    target_length: int
+    checkpointing: bool
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Bytes. weights: of the base with its scales. peak: at most, in a step. host: of the process, at most."""
+
+    side: Side
+    weights: int
+    peak: int
+    host: int
+    device: str
+
+
+def measure(cell: Cell, side: Side) -> Taken:
+    """In a new process, so that nothing of another measurement is left in this one."""
+    done = subprocess.run(
+        [sys.executable, "-m", "petransfer.bench.memory", side, json.dumps(asdict(cell))],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{side} failed: {done.stderr.strip().splitlines()[-1][:300]}")
+    return Taken(**json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def theoretical(parameters: int, bits: int) -> int:
+    """The bytes of so many weights, all of them quantised."""
+    return int(parameters * BITS_A_WEIGHT[bits] / 8)
+
+
+def _here(side: Side, cell: Cell) -> Taken:
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    weights, peak = (_ours if side == "petransfer" else _usual)(cell, device)
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Taken(side, weights, peak, host, torch.cuda.get_device_name() if device == "cuda" else platform.machine())
+
+
+def _ours(cell: Cell, device: str) -> tuple[int, int]:
+    from petransfer.checkpoints.registry import checkpoint_spec
+    from petransfer.fit.measure import measure as trained
+    from petransfer.fit.simulate import Demand
+    from petransfer.recipe.spec import MethodSpec
+
+    method = MethodSpec("lora", bits=cell.bits, rank=16, alpha=32.0)  # type: ignore[arg-type]
+    lengths = (cell.input_length, cell.target_length)
+    demand = Demand(method, cell.batch, *lengths, device, checkpointing=cell.checkpointing)  # type: ignore[arg-type]
+    taken = trained(checkpoint_spec(cell.folder), demand)
+    return sum(taken.weights.values()), taken.peak
+
+
+def _usual(cell: Cell, device: str) -> tuple[int, int]:
+    """As peft's documentation has it."""
+    import torch
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, BitsAndBytesConfig
+
+    from petransfer.checkpoints.quantise import inventory
+    from petransfer.fit.measure import peak_of
+
+    config = AutoConfig.from_pretrained(cell.folder)
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    settings = (
+        BitsAndBytesConfig(load_in_8bit=True)
+        if cell.bits == 8
+        else BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    )
+    model: Any = auto.from_pretrained(
+        cell.folder, quantization_config=settings, device_map={"": device}, dtype=torch.bfloat16
+    )
+    model = prepare_model_for_kbit_training(
+        model,
+        use_gradient_checkpointing=cell.checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+    )
+    weights = sum(inventory(model).bytes.values())
+    task = "SEQ_2_SEQ_LM" if config.is_encoder_decoder else "CAUSAL_LM"
+    model = get_peft_model(model, LoraConfig(task_type=task, r=16, lora_alpha=32, target_modules="all-linear"))
+    model.train()
+    optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=1e-5, fused=True)
+    source = torch.ones(cell.batch, cell.input_length, dtype=torch.long, device=device)
+    target = torch.ones(cell.batch, cell.target_length, dtype=torch.long, device=device)
+    mask = torch.ones_like(source)
+    mask[0, -1] = 0
+
+    def step() -> None:
+        model(input_ids=source, attention_mask=mask, labels=target).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    step()
+    trained = [value for value in model.parameters() if value.requires_grad]
+    fixed = weights + 12 * sum(value.numel() for value in trained)
+    return weights, peak_of(step, fixed, torch.device(device))
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(_here(sys.argv[1], Cell(**json.loads(sys.argv[2]))))))  # type: ignore[arg-type]

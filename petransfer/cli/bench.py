@@ -1,0 +1,90 @@
+"""`bench`: side-by-side measurements on this machine."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from petransfer.cli.display import print_table
+from petransfer.errors import UserError
+
+app = typer.Typer(no_args_is_help=True, help="Measure petransfer beside what one would otherwise pick.")
+
+Bits = Annotated[str, typer.Option(help="8, 4 or both, parted by commas.")]
+
+
+@app.command()
+def memory(
+    checkpoint: Annotated[
+        str, typer.Argument(help="A hub id of the registry, whose shape is taken.")
+    ] = "google-t5/t5-11b",
+    layers: Annotated[int | None, typer.Option(min=1, help="Layers a side, where not all of them.")] = None,
+    bits: Bits = "8,4",
+    batch: Annotated[int, typer.Option(min=1, help="Examples at once.")] = 1,
+    lengths: Annotated[str, typer.Option(help="Pieces of the input and of the target.")] = "32,64",
+    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Compute activations again.")] = False,
+    out: Annotated[Path | None, typer.Option(help="A JSON file to add the figures to.")] = None,
+    scratch: Annotated[Path | None, typer.Option(help="Where the random weights are kept for the while.")] = None,
+) -> None:
+    """Weights and peak of a LoRA step, beside peft's prepare_model_for_kbit_training."""
+    from petransfer.bench.memory import SIDES, Cell, measure, theoretical
+    from petransfer.bench.shapes import write_random
+    from petransfer.checkpoints.quiet import quiet
+    from petransfer.cli.fit import two
+
+    quiet()
+    source, target = two(lengths)
+    wanted = _bits(bits)
+    found: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        print(f"writing {checkpoint} with random weights", file=sys.stderr)
+        parameters = write_random(checkpoint, Path(folder), layers)
+        for width in wanted:
+            cell = Cell(folder, width, batch, source, target, checkpointing)
+            for side in SIDES:
+                print(f"{width} bits, {side}", file=sys.stderr)
+                taken = asdict(measure(cell, side))
+                about = {"checkpoint": checkpoint, "layers": layers, "parameters": parameters}
+                found.append(
+                    about | {**asdict(cell), "folder": None} | taken | {"theory": theoretical(parameters, width)}
+                )
+    _show(found)
+    if out:
+        before = json.loads(out.read_text()) if out.exists() else []
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(before + found, indent=1) + "\n")
+
+
+def _show(found: list[dict[str, Any]]) -> None:
+    table = Table()
+    for name in ("bits", "side", "weights GB", "of theory", "of usual", "peak GB", "of usual", "host GB"):
+        table.add_column(name, justify="left" if name == "side" else "right")
+    for row in found:
+        usual = next(other for other in found if other["side"] == "usual" and other["bits"] == row["bits"])
+        table.add_row(
+            str(row["bits"]),
+            row["side"],
+            f"{row['weights'] / 1e9:.2f}",
+            f"{row['weights'] / row['theory']:.2f}",
+            f"{row['weights'] / usual['weights']:.2f}",
+            f"{row['peak'] / 1e9:.2f}",
+            f"{row['peak'] / usual['peak']:.2f}",
+            f"{row['host'] / 1e9:.2f}",
+        )
+    print_table(table)
+    print(f"{found[0]['checkpoint']}, {found[0]['parameters']:,} parameters, on {found[0]['device']}")
+
+
+def _bits(text: str) -> list[int]:
+    known = {"8": 8, "4": 4}
+    try:
+        return [known[part.strip()] for part in text.split(",")]
+    except KeyError:
+        raise UserError(f"--bits {text}: take 8, 4 or 8,4") from None
