@@ -184,6 +184,25 @@ def _quantised(
     return model
 
 
+def load_on_disk(checkpoint: CheckpointSpec, folder: str) -> Loaded:
+    """The checkpoint at 16 bits with its weights left on the disk, from where each layer reads them when it runs.
+
+    folder: for what cannot be read where it lies.
+    """
+    place = _place(checkpoint)
+    with _plain_errors(checkpoint):
+        config = AutoConfig.from_pretrained(place, revision=_revision(checkpoint))
+        tokenizer = _tokenizer(checkpoint)
+        model: PreTrainedModel = model_class(config, checkpoint.name).from_pretrained(
+            place,
+            revision=_revision(checkpoint),
+            dtype=torch.bfloat16,
+            device_map={"": "disk"},
+            offload_folder=folder,
+        )
+    return Loaded(model, tokenizer, _layout(config, tokenizer), None, ())
+
+
 def _layout(config: Any, tokenizer: PreTrainedTokenizerBase) -> Layout:
     eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else config.eos_token_id
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos

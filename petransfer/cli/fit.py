@@ -14,6 +14,8 @@ from rich.text import Text
 
 from petransfer.checkpoints.registry import checkpoint_spec
 from petransfer.errors import UserError, unknown
+from petransfer.fit.grid import this_card
+from petransfer.fit.sizes import card_bytes
 from petransfer.recipe.spec import MethodSpec
 
 if TYPE_CHECKING:
@@ -57,12 +59,12 @@ def fit(
     from petransfer.checkpoints.architecture import configuration
     from petransfer.checkpoints.quantise import refuse_quantised
     from petransfer.checkpoints.quiet import quiet
-    from petransfer.fit.planner import card_bytes, plan
+    from petransfer.fit.planner import plan
     from petransfer.fit.simulate import Demand
 
     quiet()
     lora = {"rank": rank, "alpha": 2.0 * rank} if method == "lora" else {}
-    room = card_bytes(card) if card else None if cpu else _this_card()
+    room = card_bytes(card) if card else None if cpu else this_card()
     device: Literal["cuda", "cpu"] = "cpu" if cpu or (measure and not _has_card()) else "cuda"
     demand = Demand(
         MethodSpec(method, bits, **lora),  # type: ignore[arg-type]
@@ -183,9 +185,3 @@ def _has_card() -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def _this_card() -> int | None:
-    import torch
-
-    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None

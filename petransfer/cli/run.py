@@ -15,6 +15,8 @@ import typer
 from petransfer.cli.display import Display, View, print_table, report_outcome
 from petransfer.effects.contrasts import update_effects
 from petransfer.errors import UserError
+from petransfer.fit.grid import foresee, this_card
+from petransfer.fit.sizes import card_bytes
 from petransfer.recipe.load import load_either, load_recipe
 from petransfer.recipe.pretraining import PretrainRecipe
 from petransfer.recipe.schema import Recipe
@@ -92,6 +94,7 @@ def run(
         bool, typer.Option("--checkpointing", help="Compute activations again in the backward pass, to save memory.")
     ] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even where there is a GPU.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Go on where memory or quantisation says not to.")] = False,
     as_json: Json = False,
 ) -> None:
     """Carry a recipe's runs out, skip what is done, go on where an interruption left off, and print the table."""
@@ -102,8 +105,10 @@ def run(
         _print_end(study, as_json)
         print(f"all {len(study.cells)} runs were done before; nothing to do", file=sys.stderr)
         return
+    if not cpu and not force:
+        _refuse_what_cannot_fit(study, checkpointing)
     execution = Execution(micro_batch, threads, save_every, _log_every(study), checkpointing=checkpointing)
-    outcome = _execute(study, execution, workers, cpu, quiet=as_json)
+    outcome = _execute(study, execution, workers, cpu, force, quiet=as_json)
     _print_end(study, as_json)
     code = report_outcome(outcome, len(study.cells))
     if code:
@@ -112,12 +117,20 @@ def run(
     print(f"{len(study.cells)} runs done in {minutes:.1f} minutes; see {study.folder.path}", file=sys.stderr)
 
 
+def _refuse_what_cannot_fit(study: Study, checkpointing: bool) -> None:
+    card = this_card()
+    waiting = [cell.spec for cell in study.cells if not study.folder.run(cell.run_id).done]
+    for place in foresee(waiting, card, checkpointing) if card else ():
+        if place.fit and not place.fit.fits:
+            raise UserError(f"{place.line}; --force tries all the same")
+
+
 def _log_every(study: Study) -> int:
     steps = min(cell.spec.train.steps for cell in study.cells)
     return max(1, min(50, steps // 20))
 
 
-def _execute(study: Study, execution: Execution, workers: int, cpu: bool, quiet: bool) -> Any:
+def _execute(study: Study, execution: Execution, workers: int, cpu: bool, force: bool, quiet: bool) -> Any:
     view = View(
         study.recipe.name,
         lambda: tables.rows_of(study.cells, study.folder),
@@ -128,7 +141,7 @@ def _execute(study: Study, execution: Execution, workers: int, cpu: bool, quiet:
         from petransfer.study.executors import execute
         from petransfer.study.run import FineTune, Settings
 
-        job = FineTune(Settings(execution, study.recipe.data_dir, cpu))
+        job = FineTune(Settings(execution, study.recipe.data_dir, cpu, force))
         chosen = workers or _default_workers(study, cpu)
         return execute(study.cells, study.folder, job, chosen, execution.threads, tick)
 
@@ -163,16 +176,25 @@ def plan(
     arms: Arms = None,
     out: Out = None,
     data_dir: DataDir = None,
+    card: Annotated[
+        str | None, typer.Option(help="A card's memory, such as 12GB; this machine's unless given.")
+    ] = None,
+    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="As `run` would be told.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show the grid: its runs, their steps and what is done. Nothing is loaded or downloaded."""
     study = _study(recipe, sets, family, seeds, arms, out, data_dir)
     rows = tables.rows_of(study.cells, study.folder)
+    room = card_bytes(card) if card else this_card()
+    places = foresee([cell.spec for cell in study.cells], room, checkpointing) if room else []
     if as_json:
-        print(json.dumps({"study": study.recipe.name, "runs": tables.as_json(rows)}, indent=1))
+        memory = [{"name": place.name, "line": place.line, "fits": place.fit and place.fit.fits} for place in places]
+        print(json.dumps({"study": study.recipe.name, "runs": tables.as_json(rows), "memory": memory}, indent=1))
         return
     for row in rows:
         print(f"{row.cell.run_id}  {tables.plain_line(row)} | {row.cell.spec.train.steps} steps")
+    for place in places:
+        print(place.line)
     done = sum(row.status == "done" for row in rows)
     left = sum(row.cell.spec.train.steps for row in rows if row.status != "done")
     print(f"{len(rows)} runs, {done} done, {left} steps to go; folder {study.folder.path}")

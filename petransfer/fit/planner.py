@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from petransfer.errors import UserError
 from petransfer.fit.simulate import Demand, Memory, simulate
 from petransfer.recipe.spec import Bits, CheckpointSpec
 
@@ -41,21 +39,6 @@ class Fit:
 def on_card(peak: int) -> int:
     """Bytes of a card for so many bytes of tensors."""
     return int(peak / (1 - FRAGMENTS)) + CONTEXT
-
-
-def card_bytes(text: str) -> int:
-    """The bytes that `12GB`, `12 GiB` or `12` stand for; makers of cards call 2^30 bytes a GB.
-
-    Raises:
-        UserError: it is no size, or none that a card could have.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(g|gb|gib|m|mb|mib)?\s*", text.lower())
-    if not match:
-        raise UserError(f"--card {text}: write a size such as 12GB")
-    size = float(match[1]) * (2**20 if (match[2] or "g").startswith("m") else 2**30)
-    if not 2**28 <= size <= 2**40:
-        raise UserError(f"--card {text}: a card has between 256MB and 1024GB; write a size such as 12GB")
-    return int(size)
 
 
 def plan(config: Any, checkpoint: CheckpointSpec, demand: Demand, own_head: bool, card: int | None) -> Fit:

@@ -75,6 +75,8 @@ class Memory:
 def simulate(config: Any, name: str, demand: Demand, own_head: bool, new_pieces: tuple[int, ...] = ()) -> Memory:
     """What a training step of this architecture takes. own_head: the head is not tied to the embeddings.
 
+    Full fine-tuning at 16 bits is foreseen as at 32: its weights are fp32, its activations are counted too wide.
+
     Raises:
         UserError: the architecture says no targets, or cannot be trained so.
     """

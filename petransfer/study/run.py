@@ -28,6 +28,7 @@ from petransfer.study.grid import Cell
 from petransfer.study.ledger import RunFolder
 from petransfer.tasks import Example, SplitData, load_task
 from petransfer.train.batches import ShuffledExamples
+from petransfer.train.calibrate import check, quantisation_cost
 from petransfer.train.execution import Execution
 from petransfer.train.loop import Hooks, Loop
 from petransfer.train.state import trained_tensors
@@ -35,11 +36,12 @@ from petransfer.train.state import trained_tensors
 
 @dataclass(frozen=True)
 class Settings:
-    """How runs are carried out on this machine; nothing here is part of a run's id."""
+    """How runs are carried out on this machine; nothing here is part of a run's id. force: goes on past a check."""
 
     execution: Execution
     data_dir: Path | None = None
     cpu: bool = False
+    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ def run_one(
     }
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.write_json("spec.json", spec.as_dict())
+    cost = _quantisation_cost(spec, loaded, parts["dev"], settings.force)
     loaded = replace(loaded, new_pieces=_met(loaded.new_pieces, parts["train"]))
     model = APPLY[spec.method.name](loaded, spec.method, spec.seed).to(accelerator.device)
     curve = _dev_curve(model, loaded, data.dev, parts["dev"])
@@ -108,7 +111,7 @@ def run_one(
         **{part: summary(evaluation) for part, evaluation in evaluations.items()},
         "parameters": sum(value.numel() for value in loaded.model.parameters()),
         "trained_parameters": sum(value.numel() for value in trained_tensors(model).values()),
-        "weights": inventory(model).as_dict(),
+        "weights": inventory(model).as_dict() | cost,
         "base_commit": loaded.commit,
         "steps": done.step,
         "micro_batch": done.micro_batch,
@@ -144,6 +147,15 @@ def _dev_curve(
         return {"dev_em": 100 * sum(row.margin > 0 for row in scored) / len(scored)}
 
     return measure
+
+
+def _quantisation_cost(spec: RunSpec, loaded: Loaded, dev: list[Encoded], force: bool) -> dict[str, Any]:
+    if spec.method.bits > 8:
+        return {}
+    cost = quantisation_cost(spec.checkpoint, spec.seed, loaded, dev)
+    if not force:
+        check(cost, spec.checkpoint.name)
+    return {"quantisation": asdict(cost)}
 
 
 def _met(new_pieces: tuple[int, ...], examples: list[Encoded]) -> tuple[int, ...]:

@@ -43,6 +43,10 @@ class Task(Protocol):
         """How many training examples a split has, without reading any file."""
         ...
 
+    def longest(self, split: str) -> tuple[int, int]:
+        """The characters of the longest training input and target, without reading any file."""
+        ...
+
     def load(self, split: str) -> SplitData:
         """The examples of one split.
 

@@ -108,6 +108,10 @@ class CogsTask:
         """24,155, whatever the split."""
         return 24_155
 
+    def longest(self, split: str) -> tuple[int, int]:
+        """Those of the training file, which all splits share."""
+        return 103, 435
+
     def load(self, split: str) -> SplitData:
         """The examples of `gen` or `test`, in the order of the official files.
 

@@ -246,6 +246,10 @@ class ScanTask:
         """The published training rows less the dev rows."""
         return PUBLISHED[split, "train"].rows - self.dev_size
 
+    def longest(self, split: str) -> tuple[int, int]:
+        """Of every split but `length`, whose training targets are shorter, the grammar's longest command."""
+        return 59, 479
+
     def load(self, split: str) -> SplitData:
         """The examples of one split, sorted by command.
 

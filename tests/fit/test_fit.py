@@ -19,8 +19,9 @@ from petransfer.checkpoints.registry import NANO, checkpoint_spec
 from petransfer.cli import main
 from petransfer.errors import UserError
 from petransfer.fit.measure import measure
-from petransfer.fit.planner import CONTEXT, card_bytes, on_card, plan
+from petransfer.fit.planner import CONTEXT, on_card, plan
 from petransfer.fit.simulate import Demand, simulate
+from petransfer.fit.sizes import card_bytes
 from petransfer.recipe.spec import Bits, MethodSpec
 
 T5 = {"d_model": 128, "d_kv": 32, "d_ff": 512, "num_layers": 3, "num_heads": 4, "decoder_start_token_id": 0}
@@ -229,3 +230,44 @@ def test_an_encoder_is_refused(
     AutoConfig.for_model("bert", architectures=["BertModel"]).save_pretrained(tmp_path)
     assert _fit(monkeypatch, str(tmp_path)) == 2
     assert "encoder-only" in capsys.readouterr().err
+
+
+def test_a_grid_is_foreseen_once_for_all_seeds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["plan", "--recipe", "orhan-base", "--card", "12GB", "--arms", "english,scratch,code", "--json"]
+    monkeypatch.setattr(sys, "argv", ["petransfer", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    memory = json.loads(capsys.readouterr().out)["memory"]
+    assert [place["name"] for place in memory] == [
+        "google-t5/t5-base, all weights, 32 bits",
+        "Salesforce/codet5-base, all weights, 32 bits",
+    ]
+    assert all(place["fits"] for place in memory)
+
+
+def test_a_run_that_cannot_fit_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("petransfer.cli.run.this_card", lambda: 2 * 2**30)
+    arguments = ["run", "--recipe", "orhan-base", "--arms", "english", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["petransfer", *arguments, "--set", "effects=[]"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert "google-t5/t5-base, all weights, 32 bits" in error
+    assert "does not fit" in error
+    assert "--force tries all the same" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_embedded_checkpoints_are_not_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    from petransfer.fit.grid import foresee
+    from petransfer.recipe.load import load_recipe
+    from petransfer.study.grid import expand
+
+    monkeypatch.setattr("petransfer.fit.planner.plan", lambda *given: pytest.fail("simulated"))
+    assert foresee([cell.spec for cell in expand(load_recipe("lora-scan"))], 2**30) == []

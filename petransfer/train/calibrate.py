@@ -1,0 +1,91 @@
+"""What quantising a checkpoint costs before it is trained: the loss of a few examples at 16 bits and as loaded."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from petransfer.checkpoints.encoding import Encoded
+from petransfer.checkpoints.load import Loaded, load, load_on_disk
+from petransfer.errors import RunError
+from petransfer.recipe.spec import CheckpointSpec
+from petransfer.train.batches import collate
+from petransfer.train.losses import token_loss
+
+EXAMPLES = 16
+# Quantisation that works moved the loss of the embedded checkpoints on SCAN by at most 1.5 %; activations cut to whole
+# numbers moved it by 6.5 % and more.
+BOUND = 0.05
+
+
+@dataclass(frozen=True)
+class QuantisationCost:
+    """Nats a target token, over the same examples, before training."""
+
+    loss_at_16_bits: float
+    loss: float
+
+    @property
+    def change(self) -> float:
+        """Relative."""
+        return self.loss / self.loss_at_16_bits - 1
+
+
+def quantisation_cost(
+    checkpoint: CheckpointSpec, seed: int, loaded: Loaded, examples: Sequence[Encoded]
+) -> QuantisationCost:
+    """The loss of `examples` under the quantised model and under the checkpoint at 16 bits.
+
+    That one is put on the same device if there is room beside the quantised one, or else read from the disk as it goes.
+    """
+    device = next(loaded.model.parameters()).device
+    after = _loss(loaded, examples, device)
+    wide = 2 * sum(_numel(value) for value in loaded.model.parameters())
+    with tempfile.TemporaryDirectory() as folder:
+        if checkpoint.reinit != "none" or wide < 0.8 * _room(device):
+            other, place = load(checkpoint, 16, seed=seed, device=device), device
+        else:
+            other, place = load_on_disk(checkpoint, folder), torch.device("cpu")
+        return QuantisationCost(_loss(other, examples, place), after)
+
+
+def check(cost: QuantisationCost, name: str) -> None:
+    """Stops where quantising did more than rounding does.
+
+    Raises:
+        RunError: the loss moved by more than BOUND.
+    """
+    if not abs(cost.change) <= BOUND:
+        raise RunError(
+            f"quantising {name} moved its loss from {cost.loss_at_16_bits:.3f} to {cost.loss:.3f} nats a token, "
+            f"more than {BOUND:.0%}; take more bits, or --force"
+        )
+
+
+@torch.no_grad()
+def _loss(loaded: Loaded, examples: Sequence[Encoded], device: torch.device) -> float:
+    training = loaded.model.training
+    loaded.model.eval()
+    total, tokens = 0.0, 0
+    for example in examples[:EXAMPLES]:
+        batch = {name: tensor.to(device) for name, tensor in collate([example], loaded.layout).items()}
+        total += float(token_loss(loaded.model, batch))
+        tokens += len(example.target_ids)
+    loaded.model.train(training)
+    return total / tokens
+
+
+def _numel(value: torch.Tensor) -> int:
+    state = getattr(value, "quant_state", None)
+    return int(value.numel() if state is None else state.shape.numel())
+
+
+def _room(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)

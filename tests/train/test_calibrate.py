@@ -1,0 +1,85 @@
+"""What quantising costs is measured before training, recorded, and stops a run where it is more than rounding."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BitsAndBytesConfig
+
+from petransfer.checkpoints import load as loading
+from petransfer.checkpoints.encoding import Encoded, encode_examples
+from petransfer.checkpoints.load import load, load_on_disk
+from petransfer.checkpoints.registry import checkpoint_spec
+from petransfer.errors import RunError
+from petransfer.recipe.spec import Bits, RunSpec
+from petransfer.study.ledger import RunFolder
+from petransfer.study.run import Settings, run_one
+from petransfer.tasks import load_task
+from petransfer.train import calibrate
+from petransfer.train.execution import Execution
+from tests.conftest import LORA
+
+ENGLISH = checkpoint_spec("nano/english")
+
+
+def _examples() -> list[Encoded]:
+    loaded = load(ENGLISH, 32)
+    return encode_examples(load_task("scan").load("opposite_right").dev, "", loaded.tokenizer, loaded.layout)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_embedded_checkpoint_loses_little(bits: Bits) -> None:
+    cost = calibrate.quantisation_cost(ENGLISH, 0, load(ENGLISH, bits), _examples())
+    assert 0 < abs(cost.change) < 0.03
+    calibrate.check(cost, "nano/english")
+
+
+def test_activations_cut_to_whole_numbers_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The usual storage of 4-bit weights, under which T5 computes nonsense without a word."""
+    usual = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    monkeypatch.setattr(loading, "settings", lambda bits: usual)
+    cost = calibrate.quantisation_cost(ENGLISH, 0, load(ENGLISH, 4), _examples())
+    with pytest.raises(RunError, match="quantising nano/english moved its loss from"):
+        calibrate.check(cost, "nano/english")
+
+
+def test_a_loss_that_is_no_number_is_noticed() -> None:
+    with pytest.raises(RunError):
+        calibrate.check(calibrate.QuantisationCost(2.0, float("nan")), "x")
+
+
+def test_without_room_the_wide_weights_are_read_from_the_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    examples = _examples()
+    held = calibrate.quantisation_cost(ENGLISH, 0, load(ENGLISH, 8), examples)
+    monkeypatch.setattr(calibrate, "_room", lambda device: 0)
+    asked = []
+    monkeypatch.setattr(calibrate, "load_on_disk", lambda *given: asked.append(given) or load_on_disk(*given))
+    read = calibrate.quantisation_cost(ENGLISH, 0, load(ENGLISH, 8), examples)
+    assert asked
+    assert read.loss_at_16_bits == pytest.approx(held.loss_at_16_bits, abs=1e-3)
+    on_disk = load_on_disk(ENGLISH, str(tmp_path)).model
+    assert all(value.device.type == "meta" for name, value in on_disk.named_parameters() if "layer" in name)
+
+
+def test_a_run_records_it_and_stops_on_it(
+    tiny_spec: Callable[..., RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(Execution(threads=1), cpu=True)
+    spec = tiny_spec(replace(LORA, bits=4), steps=4)
+    run_one(spec, RunFolder(tmp_path / "good"), settings)
+    result = json.loads((tmp_path / "good" / "result.json").read_text())
+    assert set(result["weights"]) == {"bytes", "share", "parameters", "wide", "quantisation"}
+    assert set(result["weights"]["quantisation"]) == {"loss_at_16_bits", "loss"}
+    assert sum(result["weights"]["share"].values()) == pytest.approx(100, abs=0.05)
+    assert {"norm", "tied head"} <= set(result["weights"]["wide"])
+    monkeypatch.setattr(calibrate, "BOUND", 0.0)
+    with pytest.raises(RunError, match="more than 0%"):
+        run_one(spec, RunFolder(tmp_path / "bad"), settings)
+    assert not RunFolder(tmp_path / "bad").done
+    run_one(spec, RunFolder(tmp_path / "forced"), replace(settings, force=True))
+    assert RunFolder(tmp_path / "forced").done
