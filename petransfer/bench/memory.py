@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import platform
-import resource
 import subprocess
 import sys
+import threading
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 Side = Literal["petransfer", "usual"]
@@ -33,12 +34,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Taken:
-    """Bytes. weights: of the base with its scales. peak: at most, in a step. host: of the process, at most."""
+    """Bytes. weights: of the base with its scales. peak: at most, in a step.
+
+    host: at most, of the process's own memory (None where the system does not say), without files mapped into it.
+    """
 
     side: Side
     weights: int
     peak: int
-    host: int
+    host: int | None
     device: str
 
 
@@ -64,9 +68,34 @@ def _here(side: Side, cell: Cell) -> Taken:
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    weights, peak = (_ours if side == "petransfer" else _usual)(cell, device)
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Taken(side, weights, peak, host, torch.cuda.get_device_name() if device == "cuda" else platform.machine())
+    with _Host() as host:
+        weights, peak = (_ours if side == "petransfer" else _usual)(cell, device)
+    return Taken(
+        side, weights, peak, host.most, torch.cuda.get_device_name() if device == "cuda" else platform.machine()
+    )
+
+
+class _Host:
+    """Looks at the process's own memory fifty times a second."""
+
+    def __init__(self) -> None:
+        self.most: int | None = None
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> _Host:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        status = Path("/proc/self/status")
+        while status.exists() and not self._end.wait(0.02):
+            lines = [line for line in status.read_text().splitlines() if line.startswith("RssAnon")]
+            self.most = max([self.most or 0, *(int(line.split()[1]) * 1024 for line in lines)])
 
 
 def _ours(cell: Cell, device: str) -> tuple[int, int]:

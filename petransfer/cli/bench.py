@@ -62,6 +62,42 @@ def memory(
         out.write_text(json.dumps(before + found, indent=1) + "\n")
 
 
+@app.command()
+def fit(
+    checkpoints: Annotated[str, typer.Option(help="Hub ids of the registry, parted by commas.")] = (
+        "google-t5/t5-small,google/t5-v1_1-small,openai-community/gpt2"
+    ),
+    layers: Annotated[int | None, typer.Option(min=1, help="Layers a side, where not all of them.")] = 2,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the figures.")] = None,
+) -> None:
+    """What `petransfer fit` foresees, beside what three real steps take."""
+    from petransfer.bench.foresight import rows
+    from petransfer.checkpoints.quiet import quiet
+
+    quiet()
+    found = rows(checkpoints.split(","), layers, lambda line: print(line, file=sys.stderr))
+    table = Table()
+    for name in (
+        "checkpoint",
+        "method",
+        "bits",
+        "at once",
+        "foreseen MB",
+        "measured MB",
+        "ratio",
+        "ratio without activations",
+    ):
+        table.add_column(name, justify="left" if name in ("checkpoint", "method") else "right")
+    for row in found:
+        sizes = [f"{row[name] / 1e6:.1f}" for name in ("foreseen", "measured")]
+        ratios = [f"{row[name]:.3f}" for name in ("ratio", "ratio_fixed")]
+        table.add_row(row["checkpoint"], row["method"], str(row["bits"]), str(row["batch"]), *sizes, *ratios)
+    print_table(table)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(found, indent=1) + "\n")
+
+
 def _show(found: list[dict[str, Any]]) -> None:
     table = Table()
     for name in ("bits", "side", "weights GB", "of theory", "of usual", "peak GB", "of usual", "host GB"):

@@ -1,0 +1,66 @@
+"""The benchmarks, on shapes of one layer, and the bounds that are claimed of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from petransfer.bench.memory import theoretical
+from petransfer.bench.shapes import write_random
+from petransfer.checkpoints.load import load
+from petransfer.checkpoints.registry import checkpoint_spec
+from petransfer.cli import main
+
+RESULTS = Path(__file__).parents[2] / "results" / "bench"
+
+
+def _bench(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["petransfer", "bench", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+def test_random_weights_are_written_in_shards_and_load_whole(tmp_path: Path) -> None:
+    parameters = write_random("google/t5-v1_1-small", tmp_path, layers=1, shard=2**25)
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert len(files) > 2
+    assert all(path.stat().st_size < 2**25 + 2**14 for path in files[1:-1] if path.stat().st_size < 2**25 + 2**20)
+    model = load(checkpoint_spec(str(tmp_path)), 16).model
+    assert sum(value.numel() for value in model.parameters()) == parameters
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    name = "encoder.block.0.layer.1.DenseReluDense.wo.weight"
+    with safe_open(tmp_path / index[name], "pt") as shard:
+        assert bool((model.get_parameter(name) == shard.get_tensor(name)).all())
+
+
+def test_memory_beside_the_usual_path(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """T5-small's embeddings are a third of it at one layer: the ratios of the large ones stand in results/."""
+    out = tmp_path / "out.json"
+    small = ("google-t5/t5-small", "--layers", "1", "--bits", "4", "--out", str(out))
+    assert _bench(monkeypatch, "memory", *small) == 0
+    assert "petransfer" in capsys.readouterr().out
+    ours, usual = json.loads(out.read_text())
+    assert (ours["side"], usual["side"]) == ("petransfer", "usual")
+    assert ours["weights"] < 0.6 * usual["weights"]
+    assert ours["peak"] < usual["peak"]
+    assert ours["host"] is None or ours["host"] > ours["weights"]
+    assert _bench(monkeypatch, "memory", "google-t5/t5-small", "--bits", "3") == 2
+
+
+def test_the_theory_is_4_127_bits() -> None:
+    assert theoretical(8_000_000, 4) == pytest.approx(4_127_000, rel=1e-3)
+    assert theoretical(1000, 8) == 1000
+
+
+def test_what_is_claimed_of_the_planner_stands_in_results() -> None:
+    rows = json.loads((RESULTS / "fit-cpu.json").read_text())
+    assert len(rows) >= 12
+    assert all(abs(row["ratio"] - 1) < 0.1 for row in rows)
+    assert all(abs(row["ratio_fixed"] - 1) < 0.01 for row in rows)
