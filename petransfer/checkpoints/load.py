@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from transformers.models.auto.modeling_auto import (
 
 from petransfer.checkpoints.architecture import own_head_in
 from petransfer.checkpoints.encoding import Layout
-from petransfer.checkpoints.quantise import check_quantisable, refuse_quantised, settings, wo_quantised
+from petransfer.checkpoints.quantise import check_quantisable, kept_wide, refuse_quantised, settings
 from petransfer.checkpoints.registry import NANO, checkpoint_spec, embedded_folder
 from petransfer.errors import UserError
 from petransfer.recipe.spec import Bits, CheckpointSpec, Reinit
@@ -56,11 +56,20 @@ class Loaded:
     new_pieces: tuple[int, ...]
 
 
-def load(checkpoint: CheckpointSpec, bits: Bits = 16, *, seed: int = 0, device: torch.device | str = "cpu") -> Loaded:
+def load(
+    checkpoint: CheckpointSpec,
+    bits: Bits = 16,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    keep_wide: Sequence[str] = (),
+) -> Loaded:
     """The checkpoint's model on `device` and its tokenizer.
 
     reinit is drawn from `seed` by the model's own initialisation: `embeddings` draws the input embeddings (and an
     untied head) anew, `body` all but them, `all` everything; the checkpoint's configuration and tokenizer stay.
+
+    keep_wide: endings of the names of layers that are not quantised.
 
     Raises:
         UserError: it cannot be found, is damaged, is encoder-only, or the hub cannot be reached.
@@ -76,7 +85,7 @@ def load(checkpoint: CheckpointSpec, bits: Bits = 16, *, seed: int = 0, device: 
         tokenizer = _tokenizer(checkpoint)
         if checkpoint.tokenizer:
             config.vocab_size = len(tokenizer)
-        model = _model(place, config, checkpoint, bits, seed, torch.device(device))
+        model = _model(place, config, checkpoint, bits, seed, torch.device(device), keep_wide)
     model.config.use_cache = True
     return Loaded(
         model, tokenizer, _layout(config, tokenizer), getattr(config, "_commit_hash", None), _new(checkpoint, model)
@@ -103,7 +112,13 @@ def model_class(config: Any, name: str) -> Any:
 
 
 def _model(
-    place: str, config: Any, checkpoint: CheckpointSpec, bits: Bits, seed: int, device: torch.device
+    place: str,
+    config: Any,
+    checkpoint: CheckpointSpec,
+    bits: Bits,
+    seed: int,
+    device: torch.device,
+    keep_wide: Sequence[str],
 ) -> PreTrainedModel:
     auto = model_class(config, checkpoint.name)
     if bits in DTYPES:
@@ -111,11 +126,11 @@ def _model(
         return _with_reinit(auto, place, config, checkpoint, DTYPES[bits], seed).to(device)
     check_quantisable(config, checkpoint.name, bits, device)
     if checkpoint.reinit == "none":
-        return _quantised(auto, place, _revision(checkpoint), bits, device)
+        return _quantised(auto, place, _revision(checkpoint), bits, device, keep_wide)
     # What is drawn anew is quantised like any other checkpoint: from a folder.
     with tempfile.TemporaryDirectory() as folder:
         _with_reinit(auto, place, config, checkpoint, torch.bfloat16, seed).save_pretrained(folder)
-        return _quantised(auto, folder, None, bits, device)
+        return _quantised(auto, folder, None, bits, device, keep_wide)
 
 
 def _with_reinit(
@@ -169,11 +184,11 @@ def _copy(source: PreTrainedModel, target: PreTrainedModel, embeddings: bool) ->
 
 
 def _quantised(
-    auto: Any, place: str, revision: str | None, bits: Bits, device: torch.device, quantise_wo: bool = True
+    auto: Any, place: str, revision: str | None, bits: Bits, device: torch.device, keep_wide: Sequence[str]
 ) -> PreTrainedModel:
     """Read and quantised tensor by tensor, so that the host never holds the wide model."""
     config = AutoConfig.from_pretrained(place, revision=revision)
-    with wo_quantised(auto._model_mapping[type(config)], quantise_wo):
+    with kept_wide(auto._model_mapping[type(config)], keep_wide):
         model: PreTrainedModel = auto.from_pretrained(
             place,
             revision=revision,
@@ -181,6 +196,9 @@ def _quantised(
             dtype=torch.bfloat16,
             device_map={"": str(device)},
         )
+    for ending in keep_wide:
+        if not any(name.endswith(ending) and type(module) is torch.nn.Linear for name, module in model.named_modules()):
+            raise UserError(f"keep_wide: no layer's name ends in '{ending}'")
     return model
 
 

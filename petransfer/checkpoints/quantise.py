@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,16 +17,13 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from petransfer.errors import UserError
 from petransfer.recipe.spec import Bits
 
-# Layers of T5 and its kin that transformers keeps wide for the sake of fp16, which is never used here.
-WO = "wo"
-
 REASONS = {
     "embeddings": "rows are looked up, not multiplied",
     "tied head": "its weight is the embeddings'",
     "head": "every logit's error is its own error; no layer after it evens that out",
     "norm": "one number a channel",
     "bias": "one number a channel",
-    "other": "no matrix that bitsandbytes can quantise",
+    "other": "kept so by the recipe (keep_wide)",
 }
 
 
@@ -122,17 +119,20 @@ def refuse_quantised(config: Any, name: str) -> None:
 
 
 @contextlib.contextmanager
-def wo_quantised(cls: type, wanted: bool = True) -> Iterator[None]:
-    """Lets T5's `wo` be quantised while `cls` is loaded: transformers keeps it wide, which only fp16 needs."""
-    owners = [owner for owner in cls.__mro__ if wanted and "_keep_in_fp32_modules" in vars(owner)]
-    kept = [vars(owner)["_keep_in_fp32_modules"] for owner in owners]
+def kept_wide(cls: type, names: Sequence[str] = ()) -> Iterator[None]:
+    """While `cls` is loaded only its head and the layers whose names end in `names` stay wide.
+
+    transformers keeps T5's `wo` wide too, which only fp16 needs.
+    """
+    owners = [owner for owner in cls.__mro__ if "_keep_in_fp32_modules" in vars(owner)] or [cls]
+    before = [vars(owner).get("_keep_in_fp32_modules") for owner in owners]
     for owner in owners:
-        owner._keep_in_fp32_modules = None  # type: ignore[attr-defined]
+        owner._keep_in_fp32_modules = list(names) or None  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        for owner, names in zip(owners, kept, strict=True):
-            owner._keep_in_fp32_modules = names  # type: ignore[attr-defined]
+        for owner, kept in zip(owners, before, strict=True):
+            owner._keep_in_fp32_modules = kept  # type: ignore[attr-defined]
 
 
 def inventory(model: torch.nn.Module) -> Inventory:

@@ -39,7 +39,8 @@ class Predictor:
         spec = _spec(weights)
         base = _base(spec, weights, checkpoint)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        loaded = load(base, weights_bits(spec.method), seed=spec.seed, device=device)
+        bits, wide = weights_bits(spec.method), spec.method.keep_wide
+        loaded = load(base, bits, seed=spec.seed, device=device, keep_wide=wide)
         if weights.name == "adapter":
             model: torch.nn.Module = PeftModel.from_pretrained(loaded.model, str(weights))
         else:

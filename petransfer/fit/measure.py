@@ -31,7 +31,7 @@ class Measured:
 def measure(checkpoint: CheckpointSpec, demand: Demand) -> Measured:
     """Trains on made-up pieces: memory does not depend on which they are."""
     device = torch.device(demand.device)
-    loaded = load(checkpoint, weights_bits(demand.method), device=device)
+    loaded = load(checkpoint, weights_bits(demand.method), device=device, keep_wide=demand.method.keep_wide)
     weights = inventory(loaded.model).bytes
     model = _apply(loaded, demand)
     optimizer = make_optimizer(model, TrainSpec(STEPS, demand.batch, 1e-5, optimizer=demand.optimizer))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from unittest import mock
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from petransfer.checkpoints.encoding import Layout
 from petransfer.checkpoints.load import DTYPES, Loaded, model_class, with_new_weights
-from petransfer.checkpoints.quantise import inventory, settings, wo_quantised
+from petransfer.checkpoints.quantise import inventory, settings
 from petransfer.fit.tracker import Tracker
 from petransfer.methods import APPLY, weights_bits
 from petransfer.recipe.spec import Bits, MethodSpec, Optimizer
@@ -141,18 +141,16 @@ def meta_model(config: Any, name: str, method: MethodSpec, own_head: bool, new_p
     with torch.device("meta"):
         model = with_new_weights(auto, config, own_head).to(DTYPES.get(bits, torch.bfloat16))
     if bits in (4, 8):
-        _quantise(model, bits)
+        _quantise(model, bits, method.keep_wide)
     layout = Layout(bool(config.is_encoder_decoder), 0, 1)
     return Loaded(model.requires_grad_(False), None, layout, None, new_pieces)
 
 
-def _quantise(model: PreTrainedModel, bits: Bits) -> None:
+def _quantise(model: PreTrainedModel, bits: Bits, keep_wide: Sequence[str]) -> None:
     from transformers.integrations import replace_with_bnb_linear
     from transformers.quantizers.base import get_keys_to_not_convert
 
-    with wo_quantised(type(model)):
-        skipped = get_keys_to_not_convert(model)
-    replace_with_bnb_linear(model, skipped, settings(bits))
+    replace_with_bnb_linear(model, [*get_keys_to_not_convert(model), *keep_wide], settings(bits))
     import bitsandbytes as bnb
 
     # bitsandbytes keeps its first map for all later calls, which must not be one without numbers

@@ -55,6 +55,7 @@ class MethodPart(Strict):
     targets: str | list[str] = "all-linear"
     embeddings: Embeddings = "frozen"
     bits: Bits = 16
+    keep_wide: list[str] = []
     rate_scaling: RateScaling = "none"
 
     @property
@@ -62,12 +63,15 @@ class MethodPart(Strict):
         """How tables call it."""
         head = f"lora r{self.rank}" if self.name == "lora" else self.name
         extra = f" {self.embeddings}-embeddings" if self.name == "lora" and self.embeddings != "frozen" else ""
-        return f"{head}{extra} {self.bits}-bit"
+        wide = f" but {' '.join(self.keep_wide)}" if self.keep_wide else ""
+        return f"{head}{extra} {self.bits}-bit{wide}"
 
     @model_validator(mode="after")
     def _full_needs_real_weights(self) -> MethodPart:
         if self.name == "full" and self.bits < 16:
             raise ValueError(f"full fine-tuning cannot train {self.bits}-bit weights; take bits 16 or 32, or lora")
+        if self.keep_wide and self.bits > 8:
+            raise ValueError(f"keep_wide names layers that are not quantised; at {self.bits} bits none are")
         return self
 
 

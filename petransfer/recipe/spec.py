@@ -15,7 +15,7 @@ RateScaling = Literal["none", "rms"]
 Optimizer = Literal["adamw", "adamw-8bit", "paged-adamw-8bit"]
 
 # Fields that were added without changing what their default gives: (part, name, default).
-LATER = (("train", "optimizer", "adamw"),)
+LATER: tuple[tuple[str, str, object], ...] = (("train", "optimizer", "adamw"), ("method", "keep_wide", []))
 
 # Raised when the code changes so that the same settings give other numbers.
 NUMBERS_VERSION = 2
@@ -50,7 +50,10 @@ class TaskSpec:
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """What is trained and how. `alpha`, `dropout` and `targets` belong to LoRA and keep their defaults elsewhere."""
+    """What is trained and how. `alpha`, `dropout` and `targets` belong to LoRA and keep their defaults elsewhere.
+
+    keep_wide: endings of the names of layers that are not quantised at 8 and 4 bits, beside the output head.
+    """
 
     name: str
     bits: Bits = 16
@@ -59,6 +62,7 @@ class MethodSpec:
     dropout: float = 0.0
     targets: str | tuple[str, ...] = "all-linear"
     embeddings: Embeddings = "frozen"
+    keep_wide: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _whole_to_float(self)
@@ -133,6 +137,7 @@ class RunSpec:
         method = {**content["method"]}
         if not isinstance(method["targets"], str):
             method["targets"] = tuple(method["targets"])
+        method["keep_wide"] = tuple(method.get("keep_wide", ()))
         return cls(
             checkpoint=CheckpointSpec(**content["checkpoint"]),
             task=TaskSpec(**task),

@@ -89,7 +89,8 @@ def _method(part: MethodPart) -> MethodSpec:
         return MethodSpec(part.name, part.bits)
     targets = part.targets if isinstance(part.targets, str) else tuple(part.targets)
     alpha = float(2 * part.rank if part.alpha is None else part.alpha)
-    return MethodSpec(part.name, part.bits, part.rank, alpha, float(part.dropout), targets, part.embeddings)
+    dropout, wide = float(part.dropout), tuple(part.keep_wide)
+    return MethodSpec(part.name, part.bits, part.rank, alpha, dropout, targets, part.embeddings, wide)
 
 
 def _training(part: TrainPart, arm: str, method: MethodPart, examples: int) -> TrainSpec:

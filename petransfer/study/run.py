@@ -80,7 +80,8 @@ def run_one(
         torch.set_num_threads(settings.execution.threads)
     data = _task_data(spec.task.name, spec.task.split, spec.task.options, settings.data_dir)
     accelerator = Accelerator(mixed_precision=mixed_precision(spec.method), cpu=settings.cpu)
-    loaded = load(spec.checkpoint, weights_bits(spec.method), seed=spec.seed, device=accelerator.device)
+    bits, wide = weights_bits(spec.method), spec.method.keep_wide
+    loaded = load(spec.checkpoint, bits, seed=spec.seed, device=accelerator.device, keep_wide=wide)
     parts = {
         part: encode_examples(getattr(data, part), spec.task.prefix, loaded.tokenizer, loaded.layout) for part in _PARTS
     }

@@ -248,3 +248,17 @@ def test_bits_without_bitsandbytes_are_refused(tiny_t5: Path, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UserError, match="needs bitsandbytes"):
         load(checkpoint_spec(str(tiny_t5)), 4)
+
+
+def test_layers_are_kept_wide_where_the_recipe_says_so(tiny_t5: Path) -> None:
+    spec = checkpoint_spec(str(tiny_t5))
+    for bits in (8, 4):
+        model = load(spec, bits, keep_wide=("wo", "SelfAttention.q")).model  # type: ignore[arg-type]
+        wide = {name for name, module in model.named_modules() if type(module) is torch.nn.Linear}
+        assert {name.rpartition(".")[2] for name in wide} == {"wo", "q", "lm_head"}
+        assert not any("EncDecAttention" in name for name in wide)
+        assert "other" in {tensor.reason for tensor in inventory(model).wide}
+        again = load(spec, bits).model  # type: ignore[arg-type]
+        assert type(again.encoder.block[0].layer[1].DenseReluDense.wo) is not torch.nn.Linear
+        with pytest.raises(UserError, match="no layer's name ends in 'wx'"):
+            load(spec, bits, keep_wide=("wx",))  # type: ignore[arg-type]

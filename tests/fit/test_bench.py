@@ -29,7 +29,7 @@ def test_random_weights_are_written_in_shards_and_load_whole(tmp_path: Path) -> 
     parameters = write_random("google/t5-v1_1-small", tmp_path, layers=1, shard=2**25)
     files = sorted(tmp_path.glob("*.safetensors"))
     assert len(files) > 2
-    assert all(path.stat().st_size < 2**25 + 2**14 for path in files[1:-1] if path.stat().st_size < 2**25 + 2**20)
+    assert all(path.stat().st_size < 2**25 + 2**14 for path in files)
     model = load(checkpoint_spec(str(tmp_path)), 16).model
     assert sum(value.numel() for value in model.parameters()) == parameters
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
@@ -64,3 +64,13 @@ def test_what_is_claimed_of_the_planner_stands_in_results() -> None:
     assert len(rows) >= 12
     assert all(abs(row["ratio"] - 1) < 0.1 for row in rows)
     assert all(abs(row["ratio_fixed"] - 1) < 0.01 for row in rows)
+
+
+def test_what_is_claimed_of_large_checkpoints_stands_in_results() -> None:
+    """At 4 bits at most 0.45 of the usual path's weights, and 1.10 of the bytes of all weights quantised."""
+    rows = json.loads((RESULTS / "memory-cpu.json").read_text())
+    sides = {(row["checkpoint"], row["bits"], row["side"]): row for row in rows}
+    for (checkpoint, bits, side), row in sides.items():
+        if side == "petransfer":
+            assert row["weights"] <= 1.10 * row["theory"]
+            assert row["weights"] <= {8: 0.6, 4: 0.45}[bits] * sides[checkpoint, bits, "usual"]["weights"]

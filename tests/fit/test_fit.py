@@ -67,6 +67,7 @@ CELLS: list[tuple[str, MethodSpec, tuple[int, int, int], dict[str, Any]]] = [
     *(("t5-v1.1", lora(bits), LONG, {}) for bits in (4, 8, 16)),
     *(("gpt2", lora(bits), LONG, {}) for bits in (4, 8)),
     *(("llama", lora(bits), SHORT, {}) for bits in (4, 16)),
+    ("t5", replace(lora(4), keep_wide=("wo",)), SHORT, {}),
     ("t5", FULL, SHORT, {}),
     ("gpt2", FULL, LONG, {"accumulates": True}),
     ("llama", FULL, SHORT, {"optimizer": "adamw-8bit"}),

@@ -36,6 +36,7 @@ CHANGES: dict[str, Any] = {
     "method.dropout": 0.0,
     "method.targets": ("v", "q"),
     "method.embeddings": "trained",
+    "method.keep_wide": ("wo",),
     "train.steps": 101,
     "train.batch_size": 31,
     "train.learning_rate": 2e-3,
