@@ -42,6 +42,18 @@ def test_the_recipe_is_a_recipe(tmp_path: Path) -> None:
     assert expand(load_recipe(str(path)))
 
 
+def test_the_tables_of_groups_are_those_of_results() -> None:
+    found = re.findall(r"<!-- groups: (\S+) -->\n(.*?)\n\n", README, flags=re.DOTALL)
+    assert found
+    for study, table in found:
+        assert (ROOT / "results" / study / "table.md").read_text().split("\n\n")[0] == table
+
+
+def test_the_pictures_are_there() -> None:
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
+        assert (ROOT / picture).is_file()
+
+
 def test_the_figures_are_those_of_results() -> None:
     """Every `| arm | ... |` row of a table that names its study repeats what that study's runs say."""
     for study, table in re.findall(r"<!-- figures: (\S+) -->\n(.*?)\n\n", README, flags=re.DOTALL):
