@@ -33,6 +33,7 @@ class Row:
     trained: int | None = None
     disagreements: int = 0
     failure: str | None = None
+    weights: dict[str, Any] | None = None
 
 
 def rows_of(cells: Sequence[Cell], study: StudyFolder) -> list[Row]:
@@ -54,6 +55,7 @@ def _row(cell: Cell, study: StudyFolder) -> Row:
             log_prob=result["test"]["log_prob_per_token"],
             trained=result["trained_parameters"],
             disagreements=result["dev"]["disagreements"] + result["test"]["disagreements"],
+            weights=result.get("weights"),
         )
     if status == "failed":
         return Row(cell, status, failure=folder.failure())
@@ -92,6 +94,22 @@ def plain_line(row: Row) -> str:
     if row.status == "done":
         return f"{head} | dev EM {row.dev:.1f} % | test EM {row.test:.1f} % | log p/token {row.log_prob:.3f}"
     return f"{head} | {_state(row)}"
+
+
+def weight_lines(rows: Sequence[Row]) -> list[str]:
+    """What quantised bases really weigh, a line for each arm and method: bytes, shares by dtype, what stayed wide."""
+    lines: dict[tuple[str, str], str] = {}
+    for row in rows:
+        if row.weights and row.weights.get("wide"):
+            shares = ", ".join(f"{share:.1f} % {dtype}" for dtype, share in row.weights["share"].items())
+            size = sum(row.weights["bytes"].values()) / 1e6
+            wide = ", ".join(row.weights["wide"])
+            line = f"{row.cell.arm}, {row.cell.method}: {size:,.1f} MB of weights, {shares}; wide: {wide}"
+            cost = row.weights.get("quantisation")
+            if cost:
+                line += f"; loss before training {cost['loss_at_16_bits']:.3f} at 16 bits, {cost['loss']:.3f} so"
+            lines.setdefault((row.cell.arm, row.cell.method), line)
+    return list(lines.values())
 
 
 def _state(row: Row) -> str:

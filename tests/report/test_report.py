@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -79,6 +80,20 @@ def test_every_seed_is_in_the_picture(study: tuple[list[Cell], StudyFolder]) -> 
     dots = [list(line.get_ydata()) for line in test.lines if line.get_marker() == "o"]
     assert dots == [pytest.approx([60, 61, 62]), pytest.approx([10, 11])]
     assert log_prob.get_ylabel() == "log p per token, nats"
+
+
+def test_what_quantised_weights_weigh_is_said(study: tuple[list[Cell], StudyFolder]) -> None:
+    row = tables.rows_of(*study)[0]
+    assert tables.weight_lines([row]) == []
+    weights = {
+        "bytes": {"bfloat16": 1_000_000, "nf4": 3_000_000},
+        "share": {"bfloat16": 25.0, "nf4": 75.0},
+        "wide": {"norm": {}, "embeddings": {}},
+        "quantisation": {"loss_at_16_bits": 2.0, "loss": 2.01},
+    }
+    (line,) = tables.weight_lines([replace(row, weights=weights)] * 2)
+    assert "4.0 MB of weights, 25.0 % bfloat16, 75.0 % nf4; wide: norm, embeddings" in line
+    assert "2.000 at 16 bits, 2.010 so" in line
 
 
 def _report(folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
