@@ -49,6 +49,13 @@ def test_the_tables_of_groups_are_those_of_results() -> None:
         assert (ROOT / "results" / study / "table.md").read_text().split("\n\n")[0] == table
 
 
+def test_the_verdicts_are_those_of_results() -> None:
+    found = re.findall(r"<!-- verdicts: (\S+) -->\n(.*?)\n\n", README, flags=re.DOTALL)
+    assert found
+    for study, verdicts in found:
+        assert (ROOT / "results" / study / "table.md").read_text().split("\n\n")[1].strip() == verdicts
+
+
 def test_the_pictures_are_there() -> None:
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
         assert (ROOT / picture).is_file()
