@@ -56,6 +56,20 @@ def test_the_verdicts_are_those_of_results() -> None:
         assert (ROOT / "results" / study / "table.md").read_text().split("\n\n")[1].strip() == verdicts
 
 
+def test_what_quantising_costs_is_what_was_measured() -> None:
+    cells = json.loads((ROOT / "results" / "bench" / "quantise-cpu.json").read_text())
+
+    def spread(bits: int, wide: str) -> tuple[float, float]:
+        found = [100 * cell["change"] for cell in cells if (cell["bits"], cell["wide"]) == (bits, wide)]
+        assert len(found) == 6
+        return min(found), max(found)
+
+    sentence = " ".join(README.split())
+    assert f"at most {spread(8, 'head')[1]:.2f} % at 8 bits" in sentence
+    assert "by {:.1f} to {:.1f} % at 4; with the head".format(*spread(4, "head")) in sentence
+    assert "quantised as well by {:.1f} to {:.1f} %".format(*spread(4, "nothing")) in sentence
+
+
 def test_the_pictures_are_there() -> None:
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
         assert (ROOT / picture).is_file()

@@ -57,9 +57,7 @@ def memory(
                 )
     _show(found)
     if out:
-        before = json.loads(out.read_text()) if out.exists() else []
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(before + found, indent=1) + "\n")
+        _add(found, out)
 
 
 @app.command()
@@ -96,6 +94,39 @@ def fit(
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+@app.command()
+def quantise(
+    checkpoint: Annotated[str, typer.Argument(help="An embedded arm, a folder or a hub id.")],
+    text: Annotated[Path, typer.Argument(help="Plain text of the kind that it was pretrained on.")],
+    windows: Annotated[int, typer.Option(min=1, help="Windows of 128 tokens.")] = 256,
+    layers: Annotated[str, typer.Option(help="Endings of layers to keep wide in turn, parted by commas.")] = "wo",
+    out: Annotated[Path | None, typer.Option(help="A JSON file to add the figures to.")] = None,
+) -> None:
+    """What 8 and 4 bits cost in loss, with the head quantised as well, and with chosen layers wide."""
+    from petransfer.bench.quantising import rows
+    from petransfer.checkpoints.quiet import quiet
+    from petransfer.checkpoints.registry import checkpoint_spec
+
+    quiet()
+    table = Table()
+    for name in ("bits", "wide", "loss", "change %", "weights MB"):
+        table.add_column(name, justify="left" if name == "wide" else "right")
+    found: list[dict[str, Any]] = []
+    for row in rows(checkpoint_spec(checkpoint), text, windows, layers.split(",")):
+        print(f"{row.bits} bits, wide: {row.wide}", file=sys.stderr)
+        found.append({"checkpoint": checkpoint, "text": text.name, "windows": windows, **asdict(row)})
+        table.add_row(str(row.bits), row.wide, f"{row.loss:.4f}", f"{100 * row.change:+.2f}", f"{row.bytes / 1e6:.2f}")
+    print_table(table)
+    if out:
+        _add(found, out)
+
+
+def _add(found: list[dict[str, Any]], out: Path) -> None:
+    before = json.loads(out.read_text()) if out.exists() else []
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(before + found, indent=1) + "\n")
 
 
 def _show(found: list[dict[str, Any]]) -> None:
