@@ -38,6 +38,6 @@ def report(study: Annotated[Path, typer.Argument(help="A folder such as results/
     plots.save(plots.learning_curves(found, folder), study / "plots" / "learning-curves")
     plots.save(plots.by_arm(found), study / "plots" / "by-arm")
     print_table(groups.terminal_table(found, recipe.name))
-    for line in effects["sentences"]:
+    for line in [*effects["sentences"], *effects["missing"]]:
         print(line)
     print(f"see {study}: table.csv, table.md, table.tex, plots/, effects.json", file=sys.stderr)

@@ -164,7 +164,7 @@ def _print_end(study: Study, as_json: bool) -> None:
         print(json.dumps(content, indent=1))
         return
     print_table(tables.terminal_table(rows, study.recipe.name))
-    for line in [*tables.weight_lines(rows), *effects["sentences"]]:
+    for line in [*tables.weight_lines(rows), *effects["sentences"], *effects["missing"]]:
         print(line)
 
 

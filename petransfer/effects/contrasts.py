@@ -5,32 +5,54 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from petransfer.recipe.schema import Recipe, sides
+from petransfer.effects.counts import Demand
+from petransfer.recipe.effects import Wanted, matching, wanted
+from petransfer.recipe.schema import Recipe
 from petransfer.study.grid import Cell
 from petransfer.study.ledger import StudyFolder
 
 if TYPE_CHECKING:
+    from petransfer.effects.ratios import Two
+    from petransfer.effects.runs import Runs
     from petransfer.effects.verdict import Contrast
+
+# Raised when the same runs are judged otherwise, so that what was kept is judged anew.
+JUDGED_VERSION = 2
+
+
+@dataclass
+class Collected:
+    """What the recipe's effects are estimated from, and a line for each that cannot be."""
+
+    contrasts: list[Contrast] = field(default_factory=list)
+    scales: list[Two] = field(default_factory=list)
+    retentions: list[Two] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
 
 def update_effects(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> dict[str, Any]:
     """Judges the recipe's effects on the runs that are done and keeps them in effects.json, which is returned.
 
-    `effects` has them in full, `sentences` in a line each. What is there already for the same runs is taken as it is:
-    judging imports statsmodels, which takes seconds.
+    `effects`, `scales` and `retentions` have them in full, `sentences` in a line each, `missing` a line for each that
+    cannot be estimated yet. What is there already for the same runs is taken as it is: judging imports statsmodels,
+    which takes seconds.
     """
-    done = [cell for cell in cells if study.run(cell.run_id).done]
+    done = sorted(cell.run_id for cell in cells if study.run(cell.run_id).done)
     if not recipe.effects or not done:
-        return {"effects": [], "sentences": []}
-    digest = hashlib.sha256(json.dumps([recipe.effects, sorted(cell.run_id for cell in done)]).encode()).hexdigest()
+        return {"effects": [], "scales": [], "retentions": [], "missing": [], "sentences": []}
+    failed = sorted((cell.run_id, study.run(cell.run_id).status()) for cell in cells if cell.run_id not in set(done))
+    asked = [effect if isinstance(effect, str) else effect.model_dump() for effect in recipe.effects]
+    seen = [JUDGED_VERSION, asked, done, failed, _elsewhere(recipe, study)]
+    digest = hashlib.sha256(json.dumps(seen).encode()).hexdigest()
     path = study.path / "effects.json"
     kept = _read(path)
     if kept is None or kept.get("runs_sha256") != digest:
-        text = json.dumps({"runs_sha256": digest, **_judged(recipe, done, study)}, indent=1)
+        content = {"runs_sha256": digest, **_judged(recipe, cells, study)}
+        text = json.dumps(content, indent=1, allow_nan=False)
         partial = path.with_name(f".{path.name}.partial")
         partial.write_text(text + "\n", encoding="utf-8")
         partial.replace(path)
@@ -38,61 +60,161 @@ def update_effects(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) ->
     return kept
 
 
-def _judged(recipe: Recipe, done: Sequence[Cell], study: StudyFolder) -> dict[str, Any]:
-    from petransfer.effects.verdict import judge, sentence
+def demand(recipe: Recipe, cells: Sequence[Cell]) -> Demand:
+    """How many effects the recipe's grid judges together, before any run: what decides how many seeds they need."""
+    unpaired = paired = 0
+    for split in dict.fromkeys(cell.split for cell in cells):
+        trained = {(cell.arm, cell.method) for cell in cells if cell.split == split}
+        for effect in wanted(recipe):
+            if effect.kind == "methods":
+                paired += sum({(arm, effect.left), (arm, effect.right)} <= trained for arm in effect.arms)
+            elif effect.kind in ("arms", "scale"):
+                unpaired += sum(arm == effect.left for arm, _ in trained)
+    return Demand(unpaired + paired, len(recipe.seeds), unpaired, paired)
 
-    effects = judge(contrasts(recipe, done, study))
-    return {"effects": [asdict(effect) for effect in effects], "sentences": [sentence(effect) for effect in effects]}
+
+def _elsewhere(recipe: Recipe, study: StudyFolder) -> list[list[str]]:
+    """The runs that are done of the other studies that effects refer to."""
+    names = {effect.study for effect in wanted(recipe) if effect.study}
+    if not names:
+        return []
+    from petransfer.effects.runs import runs_of
+
+    others = [runs_of(name, study.path) for name in sorted(names)]
+    return [
+        sorted(cell.run_id for cell in other.cells if other.folder.run(cell.run_id).done) if other else []
+        for other in others
+    ]
 
 
-def contrasts(recipe: Recipe, done: Sequence[Cell], study: StudyFolder) -> list[Contrast]:
-    """The recipe's effects, on every split, under every method of the left arm.
+def _judged(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> dict[str, Any]:
+    from petransfer.effects import sentences
+    from petransfer.effects.ratios import judge_scales, retention, scale_p
+    from petransfer.effects.verdict import judge, raw_p
+
+    found = collect(recipe, cells, study)
+    effects = judge(found.contrasts, beside=[scale_p(two) for two in found.scales])
+    scales = judge_scales(found.scales, beside=[raw_p(contrast) for contrast in found.contrasts])
+    retentions = [retention(two) for two in found.retentions]
+    return {
+        "tests": len(effects) + len(scales),
+        "effects": [asdict(effect) for effect in effects],
+        "scales": [asdict(scale) for scale in scales],
+        "retentions": [asdict(one) for one in retentions],
+        "missing": found.missing,
+        "sentences": [
+            *map(sentences.of_effect, effects),
+            *map(sentences.of_scale, scales),
+            *map(sentences.of_retention, retentions),
+        ],
+    }
+
+
+def collect(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> Collected:
+    """The recipe's effects on every split: of arms under every method of the left one, of methods in every arm.
 
     The right arm is taken under the same method where it has it, or else under its only one: `scratch` is trained whole
-    whatever the method. Of an effect without runs on both sides there is none.
+    whatever the method.
     """
-    found = []
-    for split in dict.fromkeys(cell.split for cell in done):
-        here = [cell for cell in done if cell.split == split]
-        arms = {cell.arm for cell in here}
-        for effect in recipe.effects:
-            pair = sides(effect, arms)
-            if not pair:
-                continue
-            left = [cell for cell in here if cell.arm == pair[0]]
-            right = [cell for cell in here if cell.arm == pair[1]]
-            for method in dict.fromkeys(cell.method for cell in left):
-                like = [cell for cell in right if cell.method == method]
-                only = right if len({cell.method for cell in right}) == 1 else []
-                if like or only:
-                    mine = [cell for cell in left if cell.method == method]
-                    found.append(_contrast(effect, split, method, mine, like or only, study))
+    from petransfer.effects.runs import Runs
+
+    runs, found = Runs(recipe, cells, study), Collected()
+    for split in runs.splits:
+        for effect in wanted(recipe):
+            _COLLECT[effect.kind](effect, split, runs, found)
     return found
 
 
-def _contrast(
-    name: str, split: str, method: str, left: Sequence[Cell], right: Sequence[Cell], study: StudyFolder
-) -> Contrast:
-    import numpy as np
-
-    from petransfer.effects.verdict import Contrast
-
-    groups = [[_examples(cell, study) for cell in side] for side in (left, right)]
-    index = groups[0][0]["index"]
-    for run in (*groups[0], *groups[1]):
-        if not np.array_equal(run["index"], index):
-            raise ValueError(f"the runs of {name} on {split} were not tested on the same examples")
-    _, categories = np.unique(groups[0][0]["category"], return_inverse=True)
-    scores = [np.array([run["correct"] for run in group], dtype=np.float64) for group in groups]
-    log_probs = [np.array([run["log_prob"].sum() / run["tokens"].sum() for run in group]) for group in groups]
-    return Contrast(name, split, method, scores[0], scores[1], log_probs[0], log_probs[1], categories)
+def _of_arms(effect: Wanted, split: str, runs: Runs, found: Collected) -> None:
+    for method in runs.methods(effect.left, split):
+        contrast = _arms_under(effect, split, method, runs, found)
+        if contrast:
+            found.contrasts.append(contrast)
 
 
-def _examples(cell: Cell, study: StudyFolder) -> dict[str, Any]:
-    import pyarrow.parquet
+def _of_methods(effect: Wanted, split: str, runs: Runs, found: Collected) -> None:
+    from petransfer.effects.runs import compared
 
-    table = pyarrow.parquet.read_table(study.run(cell.run_id).path / "examples.parquet")
-    return {name: table[name].to_numpy() for name in ("index", "category", "correct", "log_prob", "tokens")}
+    for arm in effect.arms:
+        if not {effect.left, effect.right} <= set(runs.methods(arm, split)):
+            continue  # the grid does not train this arm both ways: scratch has its own
+        both = [runs.scored(arm, method, split) for method in (effect.left, effect.right)]
+        if both[0] and both[1]:
+            names = {"method": "", "arm": arm, "left_name": effect.left, "right_name": effect.right}
+            contrast = compared(effect.name, split, both[0], both[1], paired=True, **names)
+            if len(contrast.left):
+                found.contrasts.append(contrast)
+                continue
+            why = "no seed was run under both"
+        else:
+            lacking = next(method for method, one in zip((effect.left, effect.right), both, strict=True) if not one)
+            why = runs.why_none(arm, lacking, split)
+        found.missing.append(f"{effect.name} on {split} ({arm}): not estimated, {why}")
+
+
+def _of_scale(effect: Wanted, split: str, runs: Runs, found: Collected) -> None:
+    from petransfer.effects.ratios import Two
+
+    other = _other(effect, split, runs, found)
+    if other is None:
+        return
+    for method in runs.methods(effect.left, split):
+        here = _arms_under(effect, split, method, runs, found)
+        there = here and _arms_under(effect, split, _like(method, effect.left, split, other), other, found)
+        if here and there:
+            found.scales.append(Two(here, there, _family(runs), _family(other)))
+
+
+def _of_retention(effect: Wanted, split: str, runs: Runs, found: Collected) -> None:
+    from petransfer.effects.ratios import Two
+
+    other = _other(effect, split, runs, found)
+    if other is None:
+        return
+    labels = matching(effect.over, other.methods(effect.left, split))
+    over = labels[0] if len(labels) == 1 else effect.over
+    here = _arms_under(effect, split, effect.under, runs, found)
+    there = here and _arms_under(effect, split, over, other, found)
+    if here and there:
+        found.retentions.append(Two(here, there, effect.under, over))
+
+
+_COLLECT = {"arms": _of_arms, "methods": _of_methods, "scale": _of_scale, "retention": _of_retention}
+
+
+def _arms_under(effect: Wanted, split: str, method: str, runs: Runs, found: Collected) -> Contrast | None:
+    from petransfer.effects.runs import compared
+
+    partner = runs.partner(effect.right, method, split)
+    left, right = runs.scored(effect.left, method, split), runs.scored(effect.right, partner, split)
+    if left and right:
+        names = {"method": method, "left_name": effect.left, "right_name": effect.right}
+        return compared(effect.name, split, left, right, **names)
+    lacking = (effect.left, method) if not left else (effect.right, partner)
+    place = f" ({method})" if method else ""
+    found.missing.append(f"{effect.name} on {split}{place}: not estimated, {runs.why_none(*lacking, split)}")
+    return None
+
+
+def _other(effect: Wanted, split: str, runs: Runs, found: Collected) -> Runs | None:
+    """The study that an effect refers to: this one unless it names another."""
+    from petransfer.effects.runs import runs_of
+
+    other = runs_of(effect.study, runs.folder.path) if effect.study else runs
+    if other is None:
+        found.missing.append(f"{effect.kind} of {effect.name} on {split}: not estimated, no study {effect.study}")
+    return other
+
+
+def _like(method: str, arm: str, split: str, other: Runs) -> str:
+    """The other study's method of this name, or its only one."""
+    theirs = other.methods(arm, split)
+    return theirs[0] if method not in theirs and len(theirs) == 1 else method
+
+
+def _family(runs: Runs) -> str:
+    family = runs.recipe.family
+    return family if isinstance(family, str) else family.name
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -6,30 +6,23 @@ sample too, drawn within categories: both count in the interval. SciPy and stats
 
 from __future__ import annotations
 
-import itertools
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestIndPower
-from statsmodels.stats.weightstats import ttost_ind
+from statsmodels.stats.power import TTestIndPower, TTestPower
+from statsmodels.stats.weightstats import ttost_ind, ttost_paired
 
-Scores = NDArray[np.float64]
+from petransfer.effects.bootstrap import Interval, Scores, degrees_of_freedom, sum_interval
+from petransfer.effects.counts import LEVEL, fewest_seeds
 
-LEVEL = 0.05
 MOST_SEEDS = 1000
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A confidence interval of a difference."""
-
-    low: float
-    high: float
 
 
 def difference_interval(
@@ -37,6 +30,7 @@ def difference_interval(
     right: Scores,
     categories: NDArray[np.int64],
     *,
+    paired: bool = False,
     confidence: float = 0.95,
     draws: int = 2000,
     seed: int = 0,
@@ -44,45 +38,12 @@ def difference_interval(
     """A two-level bootstrap interval of mean(left) - mean(right), or None where a group has a single seed.
 
     left, right: (seeds, examples). categories: (examples,), of which examples are drawn within, the same for both
-    groups; seeds are drawn within each group. Few seeds make a bootstrap interval too narrow, for two reasons that are
-    mended after Hesterberg (2015, arXiv:1411.5279, sections 3.1 and 4.1): the deviations of the drawn seeds are
-    stretched by sqrt(n / (n - 1)), and the percentiles are those of Student's t with Welch's degrees of freedom.
+    groups. Seeds are drawn within each group, or as pairs where row i of both has the same seed. Few seeds make a
+    plain bootstrap interval too narrow; what mends that stands with `drawn_means` and `percentile_interval`.
     """
-    if min(len(left), len(right)) < 2:
-        return None
-    rng = np.random.default_rng(seed)
-    weights_bn = _example_weights(categories, draws, rng)
-    drawn_b = _drawn_means(left, weights_bn, rng) - _drawn_means(right, weights_bn, rng)
-    tail = float(stats.norm.cdf(stats.t.ppf((1 - confidence) / 2, _degrees_of_freedom(left.mean(1), right.mean(1)))))
-    low, high = np.quantile(drawn_b, [tail, 1 - tail])
-    return Interval(float(low), float(high))
-
-
-def _example_weights(categories: NDArray[np.int64], draws: int, rng: np.random.Generator) -> Scores:
-    """How often each example is drawn, over the number of examples: (draws, examples)."""
-    weights_bn = np.zeros((draws, len(categories)))
-    for category in np.unique(categories):
-        inside = np.flatnonzero(categories == category)
-        weights_bn[:, inside] = rng.multinomial(len(inside), np.full(len(inside), 1 / len(inside)), size=draws)
-    return weights_bn / len(categories)
-
-
-def _drawn_means(scores_sn: Scores, weights_bn: Scores, rng: np.random.Generator) -> Scores:
-    seeds = len(scores_sn)
-    by_seed_bs = weights_bn @ scores_sn.T
-    whole_b = by_seed_bs.mean(1)
-    drawn_bs = rng.integers(seeds, size=by_seed_bs.shape)
-    resampled_b = np.take_along_axis(by_seed_bs, drawn_bs, axis=1).mean(1)
-    means_b: Scores = whole_b + math.sqrt(seeds / (seeds - 1)) * (resampled_b - whole_b)
-    return means_b
-
-
-def _degrees_of_freedom(left: Scores, right: Scores) -> float:
-    """Welch's, over the seeds' means; all of them where no seed differs from another."""
-    spread = [float(group.var(ddof=1)) / len(group) for group in (left, right)]
-    if sum(spread) == 0:
-        return len(left) + len(right) - 2
-    return sum(spread) ** 2 / sum(part**2 / (len(group) - 1) for part, group in zip(spread, (left, right), strict=True))
+    if paired:
+        return sum_interval([left - right], [1.0], categories, confidence=confidence, draws=draws, seed=seed)
+    return sum_interval([left, right], [1.0, -1.0], categories, confidence=confidence, draws=draws, seed=seed)
 
 
 def permutation_p(left: Scores, right: Scores, *, paired: bool = False) -> float:
@@ -109,40 +70,103 @@ def _mean_difference(left: Scores, right: Scores, axis: int) -> Scores:
     return difference
 
 
-def smallest_p(seeds_left: int, seeds_right: int) -> float:
-    """The smallest two-sided p that the unpaired permutation test can give with so many seeds."""
-    deals = math.comb(seeds_left + seeds_right, seeds_left)
-    return min(1.0, (2 if seeds_left == seeds_right else 1) / deals) if deals > 1 else 1.0
-
-
 def holm(p_values: list[float]) -> list[float]:
     """The p values adjusted for all being looked at (Holm 1979)."""
     return [float(value) for value in multipletests(p_values, method="holm")[1]] if p_values else []
 
 
-def equivalence_p(left: Scores, right: Scores, margin: float) -> float | None:
-    """The p of two one-sided Welch tests that the seeds' means differ by less than `margin`; None for single seeds."""
+def equivalence_p(left: Scores, right: Scores, margin: float, *, paired: bool = False) -> float | None:
+    """The p of two one-sided tests that the seeds' means differ by less than `margin`; None for single seeds.
+
+    Welch's tests, or Student's of the differences where seeds are paired.
+    """
     if min(len(left), len(right)) < 2:
         return None
-    if left.var() == 0 and right.var() == 0:
+    flat = (left - right).var() == 0 if paired else left.var() == 0 and right.var() == 0
+    if flat:
         return 0.0 if abs(float(left.mean() - right.mean())) < margin else 1.0
+    if paired:
+        return float(ttost_paired(left, right, -margin, margin)[0])
     return float(ttost_ind(left, right, -margin, margin, usevar="unequal")[0])
 
 
-def seeds_needed(left: Scores, right: Scores, tests: int, margin: float, power: float = 0.8) -> int | None:
+def seeds_needed(
+    left: Scores, right: Scores, tests: int, margin: float, power: float = 0.8, *, paired: bool = False
+) -> int | None:
     """Seeds a group for the difference to show with this power after Holm over `tests`, at most 1,000.
 
-    The difference counted on is the one seen, but at least `margin`; the deviation is the pooled one of the seeds, and
-    None is said where a single seed has none. The permutation test's smallest p sets a floor.
+    The difference counted on is the one seen, but at least `margin`; the deviation is the pooled one of the seeds, or
+    that of the differences where they are paired, and None is said where a single seed has none. The permutation
+    test's smallest p sets a floor.
     """
     if min(len(left), len(right)) < 2:
         return None
     alpha = LEVEL / tests
-    floor = next(seeds for seeds in itertools.count(2) if smallest_p(seeds, seeds) <= alpha)
-    deviation = math.sqrt((left.var(ddof=1) + right.var(ddof=1)) / 2)
-    size = max(abs(float(left.mean() - right.mean())), margin) / max(deviation, 1e-9)
-    for seeds in range(floor, MOST_SEEDS):
+    variance = (left - right).var(ddof=1) if paired else (left.var(ddof=1) + right.var(ddof=1)) / 2
+    size = max(abs(float(left.mean() - right.mean())), margin) / max(math.sqrt(variance), 1e-9)
+    test = TTestPower() if paired else TTestIndPower()
+    for seeds in range(fewest_seeds(tests, paired=paired), MOST_SEEDS):
         # statsmodels' power is NaN at some large effects, where it is all but 1
-        if not TTestIndPower().power(min(size, 4.0), seeds, alpha) < power:
+        if not test.power(min(size, 4.0), seeds, alpha) < power:
             return seeds
     return MOST_SEEDS
+
+
+@dataclass(frozen=True)
+class Odds:
+    """A difference of log-odds in nats: of means over seeds, with Welch's interval, and an exact p over seeds."""
+
+    difference: float
+    interval: Interval | None
+    p: float
+
+
+def log_odds(left: Scores, right: Scores, examples: int, *, paired: bool = False) -> Odds:
+    """How the odds of a right answer differ, which near 0 and 100 % shows what points cannot.
+
+    left, right: each seed's share of right answers, of so many examples; half an answer is added on both sides
+    (Haldane 1956, Anscombe 1956), so that 0 and 1 have odds too.
+    """
+    both = [np.log((examples * share + 0.5) / (examples * (1 - share) + 0.5)) for share in (left, right)]
+    difference = float(both[0].mean() - both[1].mean())
+    p = permutation_p(both[0], both[1], paired=paired)
+    if (
+        min(len(left), len(right)) < 2
+        or all(side.var() == 0 for side in both)
+        or (paired and np.ptp(both[0] - both[1]) == 0)
+    ):
+        return Odds(difference, None, p)
+    found = stats.ttest_rel(*both) if paired else stats.ttest_ind(*both, equal_var=False)
+    interval = found.confidence_interval(0.95)
+    return Odds(difference, Interval(float(interval.low), float(interval.high)), p)
+
+
+@dataclass(frozen=True)
+class PairOfRuns:
+    """McNemar's exact test of two runs on the same examples: how many only one of them has right, and p."""
+
+    only_left: int
+    only_right: int
+    p: float
+
+
+def pair_of_runs(left: Scores, right: Scores) -> PairOfRuns:
+    """Compares one run with one other, example by example. It speaks of these two runs, not of other seeds."""
+    only_left, only_right = int(((left == 1) & (right == 0)).sum()), int(((left == 0) & (right == 1)).sum())
+    same = len(left) - only_left - only_right
+    found = mcnemar([[same, only_left], [only_right, 0]], exact=True)
+    return PairOfRuns(only_left, only_right, min(1.0, float(found.pvalue)))
+
+
+def welch_p(groups: Sequence[Scores], weights: Sequence[float], against: float = 0.0) -> float | None:
+    """The two-sided p that a weighted sum of the groups' means is `against`; None where no seed differs from another.
+
+    groups: the seeds' figures (seeds,). Welch's and Satterthwaite's t, for sums that no permutation tests exactly.
+    """
+    error = math.sqrt(sum(weight**2 * group.var(ddof=1) / len(group)
+                          for group, weight in zip(groups, weights, strict=True)))  # fmt: skip
+    if error == 0:
+        return None
+    total = sum(weight * float(group.mean()) for group, weight in zip(groups, weights, strict=True))
+    freedom = degrees_of_freedom([group[:, None] for group in groups], weights)
+    return float(2 * stats.t.sf(abs(total - against) / error, freedom))

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from petransfer.effects.bootstrap import Interval, Scores
+from petransfer.effects.counts import LEVEL, smallest_p
 from petransfer.effects.statistics import (
-    LEVEL,
-    Interval,
-    Scores,
+    Odds,
+    PairOfRuns,
     difference_interval,
     equivalence_p,
     holm,
+    log_odds,
+    pair_of_runs,
     permutation_p,
     seeds_needed,
-    smallest_p,
 )
 
 Verdict = Literal["holds", "reversed", "equivalent", "inconclusive", "saturated"]
@@ -31,8 +34,11 @@ ROOM = 1.0
 class Contrast:
     """Two groups of runs on the same test examples, ready to be compared.
 
-    left, right: exact match, (seeds, examples), 0 or 1. log_prob_left, log_prob_right: the mean log-probability per
-    target token of each run. categories: (examples,) numbers of categories.
+    left, right: exact match, (seeds, examples), 0 or 1; or (seeds, 1), each seed's share, where the examples are not
+    known: the interval is then over seeds alone. examples: how many there are, where they are not columns.
+    log_prob_left, log_prob_right: the mean log-probability per target token of each run, or None where one is not known
+    or not finite. categories: (examples,) numbers of categories. arm: of a contrast of methods. paired: row i of both
+    sides has the same seed. left_name, right_name: the two arms or methods.
     """
 
     name: str
@@ -40,92 +46,142 @@ class Contrast:
     method: str
     left: Scores
     right: Scores
-    log_prob_left: Scores
-    log_prob_right: Scores
+    log_prob_left: Scores | None
+    log_prob_right: Scores | None
     categories: np.ndarray
+    arm: str = ""
+    paired: bool = False
+    left_name: str = ""
+    right_name: str = ""
+    examples: int = 0
+    left_out: int = 0
+
+    @property
+    def test_examples(self) -> int:
+        """How many examples a seed's score is the mean of."""
+        return self.examples or self.left.shape[1]
 
 
 @dataclass(frozen=True)
 class Effect:
     """An effect as effects.json has it. Differences and intervals in points of EM; log_prob in nats per target token.
 
-    p: exact, over seeds. p_holm: adjusted for the study's effects. smallest_p: what so few seeds could give at best.
-    seeds_needed: a group, where the verdict is inconclusive and the seeds' spread is known.
+    p: exact, over seeds. p_holm: adjusted for the study's effects. smallest_p: what so few seeds could give at best,
+    least_p_holm: the same after Holm. seeds_needed: a group, where the verdict is inconclusive and the seeds' spread is
+    known. log_odds: where a side is near 0 or 100 %. mcnemar: where each side is one run. left_out: runs without a
+    partner of the same seed.
     """
 
     name: str
     split: str
     method: str
+    arm: str
+    left_name: str
+    right_name: str
     difference: float
     interval: Interval | None
     left: float
     right: float
+    left_seeds: tuple[float, ...]
+    right_seeds: tuple[float, ...]
     seeds: tuple[int, int]
+    paired: bool
+    left_out: int
     p: float
     p_holm: float
     smallest_p: float
+    least_p_holm: float
     equivalence_p: float | None
     margin: float
     verdict: Verdict
     seeds_needed: int | None
-    log_prob_difference: float
-    log_prob_p: float
+    log_prob_difference: float | None
+    log_prob_p: float | None
+    log_odds: Odds | None
+    mcnemar: PairOfRuns | None
+
+    @property
+    def place(self) -> str:
+        """Where it was measured: the method, or the arm of a contrast of methods."""
+        return self.arm or self.method
 
 
-def judge(contrasts: list[Contrast], margin: float = MARGIN, draws: int = 2000) -> list[Effect]:
-    """The effects of one study, whose p values are adjusted for each other."""
-    p_values = [permutation_p(contrast.left.mean(1), contrast.right.mean(1)) for contrast in contrasts]
+# Nearer than this to 0 or to 100 %, a side's points hide how much its odds change.
+NEAR_THE_ENDS = 5.0
+
+
+def raw_p(contrast: Contrast) -> float:
+    """The exact permutation p, before it is adjusted for other effects."""
+    return permutation_p(contrast.left.mean(1), contrast.right.mean(1), paired=contrast.paired)
+
+
+def judge(
+    contrasts: Sequence[Contrast], margin: float = MARGIN, draws: int = 2000, beside: Sequence[float] = ()
+) -> list[Effect]:
+    """The effects of one study, whose p values are adjusted for each other, and for those of `beside`."""
+    p_values = [raw_p(contrast) for contrast in contrasts]
+    adjusted = holm([*p_values, *beside])[: len(contrasts)]
+    tests = len(contrasts) + len(beside)
     return [
-        _effect(contrast, p, adjusted, len(contrasts), margin, draws)
-        for contrast, p, adjusted in zip(contrasts, p_values, holm(p_values), strict=True)
+        _effect(contrast, p, after, tests, margin, draws)
+        for contrast, p, after in zip(contrasts, p_values, adjusted, strict=True)
     ]
 
 
 def _effect(contrast: Contrast, p: float, adjusted: float, tests: int, margin: float, draws: int) -> Effect:
+    paired = contrast.paired
     left, right = 100 * contrast.left.mean(1), 100 * contrast.right.mean(1)
-    difference = float(left.mean() - right.mean())
-    same = equivalence_p(left, right, margin)
-    verdict = _verdict(float(left.mean()), float(right.mean()), adjusted, same)
-    needed = seeds_needed(left, right, tests, margin) if verdict == "inconclusive" else None
+    means = float(left.mean()), float(right.mean())
+    same = equivalence_p(left, right, margin, paired=paired)
+    verdict = verdict_of(*means, adjusted, same)
+    least = smallest_p(len(left), len(right), paired=paired)
+    log_probs = _log_probs(contrast)
+    single = len(left) == len(right) == 1 and contrast.left.shape[1] > 1
+    near = min(*means, 100 - means[0], 100 - means[1]) < NEAR_THE_ENDS
     return Effect(
         name=contrast.name,
         split=contrast.split,
         method=contrast.method,
-        difference=difference,
-        interval=difference_interval(100 * contrast.left, 100 * contrast.right, contrast.categories, draws=draws),
-        left=float(left.mean()),
-        right=float(right.mean()),
+        arm=contrast.arm,
+        left_name=contrast.left_name,
+        right_name=contrast.right_name,
+        difference=means[0] - means[1],
+        interval=difference_interval(
+            100 * contrast.left, 100 * contrast.right, contrast.categories, paired=paired, draws=draws
+        ),
+        left=means[0],
+        right=means[1],
+        left_seeds=tuple(left.tolist()),
+        right_seeds=tuple(right.tolist()),
         seeds=(len(left), len(right)),
+        paired=paired,
+        left_out=contrast.left_out,
         p=p,
         p_holm=adjusted,
-        smallest_p=smallest_p(len(left), len(right)),
+        smallest_p=least,
+        least_p_holm=min(1.0, least * tests),
         equivalence_p=same,
         margin=margin,
         verdict=verdict,
-        seeds_needed=needed,
-        log_prob_difference=float(contrast.log_prob_left.mean() - contrast.log_prob_right.mean()),
-        log_prob_p=permutation_p(contrast.log_prob_left, contrast.log_prob_right),
+        seeds_needed=seeds_needed(left, right, tests, margin, paired=paired) if verdict == "inconclusive" else None,
+        log_prob_difference=float(log_probs[0].mean() - log_probs[1].mean()) if log_probs else None,
+        log_prob_p=permutation_p(*log_probs, paired=paired) if log_probs else None,
+        log_odds=log_odds(left / 100, right / 100, contrast.test_examples, paired=paired) if near else None,
+        mcnemar=pair_of_runs(contrast.left[0], contrast.right[0]) if single else None,
     )
 
 
-def _verdict(left: float, right: float, p: float, same: float | None) -> Verdict:
+def _log_probs(contrast: Contrast) -> tuple[Scores, Scores] | None:
+    left, right = contrast.log_prob_left, contrast.log_prob_right
+    if left is None or right is None or not (np.isfinite(left).all() and np.isfinite(right).all()):
+        return None
+    return left, right
+
+
+def verdict_of(left: float, right: float, p: float, same: float | None) -> Verdict:
+    """What is said of means left and right (in %), an adjusted p, and the p of equivalence."""
     if max(left, right) <= ROOM or min(left, right) >= 100 - ROOM:
         return "saturated"
     if p < LEVEL:
         return "holds" if left > right else "reversed"
     return "equivalent" if same is not None and same < LEVEL else "inconclusive"
-
-
-def sentence(effect: Effect) -> str:
-    """One line for people."""
-    about = f"{effect.name} on {effect.split} ({effect.method})"
-    interval = f" [{effect.interval.low:+.1f}, {effect.interval.high:+.1f}]" if effect.interval else ""
-    seeds = f"{effect.seeds[0]} and {effect.seeds[1]} seeds"
-    verdict: str = effect.verdict
-    if verdict == "inconclusive":
-        verdict += (
-            f", {effect.seeds_needed} seeds an arm needed" if effect.seeds_needed else ", one seed decides nothing"
-        )
-    if verdict == "saturated":
-        verdict += f", log p per token {effect.log_prob_difference:+.3f} (p {effect.log_prob_p:.3f})"
-    return f"{about}: {effect.difference:+.1f} points of test EM{interval}, p {effect.p_holm:.3f}, {seeds}: {verdict}"

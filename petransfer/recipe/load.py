@@ -12,8 +12,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from petransfer.errors import UserError, unknown
+from petransfer.recipe.effects import still_possible
 from petransfer.recipe.pretraining import CorpusPart, NoisePart, PretrainRecipe, PretrainTrainPart
-from petransfer.recipe.schema import FamilyPart, MethodPart, Recipe, TaskPart, TrainPart, sides
+from petransfer.recipe.schema import EffectPart, FamilyPart, MethodPart, Recipe, TaskPart, TrainPart
 
 
 def shipped_folder() -> Path:
@@ -56,7 +57,7 @@ def load_recipe(name: str, overrides: Sequence[str] = (), options: dict[str, Any
         raise UserError(f"{name} is a pretraining recipe; carry it out with: petransfer pretrain --recipe {name}")
     recipe = validate(content, str(path))
     if options and options.get("arms"):  # fewer arms leave fewer effects to ask for
-        recipe = recipe.model_copy(update={"effects": [at for at in recipe.effects if sides(at, recipe.arms)]})
+        return still_possible(recipe)
     return recipe
 
 
@@ -166,7 +167,8 @@ def _say(error: ValidationError, content: dict[str, Any], model: type[BaseModel]
     placed = [(_place(mistake, content), mistake) for mistake in error.errors()]
     start = placed[0][0]
     # What may be one of several kinds fails once for each; the mistake that lies deepest is the one that was made.
-    place, first = max((pair for pair in placed if pair[0][: len(start)] == start), key=lambda pair: len(pair[0]))
+    alike = (pair for pair in placed if pair[0][: len(start)] == start)
+    place, first = max(alike, key=lambda pair: (len(pair[0]), pair[1]["type"] == "value_error"))
     if first["type"] == "extra_forbidden":
         key, names = place[-1], sorted(_keys(place[:-1], model))
         near = difflib.get_close_matches(key, names, n=1, cutoff=0.4)
@@ -198,7 +200,7 @@ def _keys(place: list[str], model: type[BaseModel]) -> Iterator[str]:
 
 
 _PARTS: dict[type[BaseModel], dict[str, type[BaseModel]]] = {
-    Recipe: {"task": TaskPart, "train": TrainPart, "methods": MethodPart, "family": FamilyPart},
+    Recipe: {"task": TaskPart, "train": TrainPart, "methods": MethodPart, "family": FamilyPart, "effects": EffectPart},
     PretrainRecipe: {"train": PretrainTrainPart, "noise": NoisePart, "corpora": CorpusPart},
 }
 

@@ -107,6 +107,42 @@ class TrainPart(Strict):
         return self
 
 
+Name = Annotated[str, Field(min_length=1)]
+
+
+class EffectPart(Strict):
+    """An effect that needs more than two names: exactly one of `contrast`, `scale` and `retention`.
+
+    contrast: two arms or two methods; `arms` are those that methods are compared in, all unless given.
+    scale: two arms, whose effect in the study of the smaller family, `study`, is taken from the effect here.
+    retention: two arms, whose effect under the method `under` is divided by that under `over`; the latter is looked
+    for in `study` where that is given. A study is a folder, or the name of one beside this study's.
+    """
+
+    contrast: Name | None = None
+    scale: Name | None = None
+    retention: Name | None = None
+    arms: list[Name] = []
+    under: Name | None = None
+    over: Name | None = None
+    study: Name | None = None
+
+    @model_validator(mode="after")
+    def _one_kind_with_its_keys(self) -> EffectPart:
+        given = [kind for kind in ("contrast", "scale", "retention") if getattr(self, kind)]
+        if len(given) != 1:
+            raise ValueError("give exactly one of contrast, scale and retention")
+        allowed = {"contrast": {"arms"}, "scale": {"study"}, "retention": {"under", "over", "study"}}[given[0]]
+        for key in ("arms", "under", "over", "study"):
+            if getattr(self, key) and key not in allowed:
+                raise ValueError(f"{key} does not belong to {given[0]}, which takes {', '.join(sorted(allowed))}")
+        if self.scale and not self.study:
+            raise ValueError("scale needs study: the study of the smaller family")
+        if self.retention and not self.under:
+            raise ValueError("retention needs under: the method that keeps or loses the effect")
+        return self
+
+
 class Recipe(Strict):
     """A study: the grid of arms, methods, splits and seeds, and how each run is trained."""
 
@@ -118,7 +154,7 @@ class Recipe(Strict):
     methods: Annotated[list[MethodPart], Field(min_length=1)]
     seeds: Annotated[list[Annotated[Whole, Field(ge=0)]], Field(min_length=1)] = [0]
     train: TrainPart
-    effects: list[str] = []
+    effects: list[str | EffectPart] = []
     data_dir: Path | None = None
 
     @model_validator(mode="before")
@@ -142,5 +178,9 @@ def _asks_for_fp16(content: Any) -> bool:
 
 def sides(effect: str, arms: Container[str]) -> tuple[str, str] | None:
     """The two arms that an effect such as `english-scratch` contrasts, or None where they are not both in `arms`."""
-    cuts = ((effect[:at], effect[at + 1 :]) for at, sign in enumerate(effect) if sign == "-")
-    return next(((left, right) for left, right in cuts if left != right and left in arms and right in arms), None)
+    return next((cut for cut in cuts(effect) if cut[0] != cut[1] and cut[0] in arms and cut[1] in arms), None)
+
+
+def cuts(text: str) -> list[tuple[str, str]]:
+    """What stands on the two sides of each `-`; names have dashes too."""
+    return [(text[:at].strip(), text[at + 1 :].strip()) for at, sign in enumerate(text) if sign == "-"]

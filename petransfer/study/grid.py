@@ -9,7 +9,8 @@ from pathlib import Path
 
 from petransfer.checkpoints.registry import Arm, Family, own_family, registered_family
 from petransfer.errors import UserError, unknown
-from petransfer.recipe.schema import FamilyPart, MethodPart, Recipe, TrainPart, sides
+from petransfer.recipe.effects import wanted
+from petransfer.recipe.schema import FamilyPart, MethodPart, Recipe, TrainPart
 from petransfer.recipe.spec import MethodSpec, RunSpec, TaskSpec, TrainSpec
 from petransfer.tasks import load_task
 
@@ -55,7 +56,7 @@ def expand(recipe: Recipe) -> list[Cell]:
             raise unknown("method", method.name, METHODS)
     arms = [family.arm(name) for name in recipe.arms]
     _check_names(recipe, family)
-    _check_effects(recipe)
+    wanted(recipe)
     cells: dict[str, Cell] = {}
     for seed in recipe.seeds:
         for split in recipe.task.splits:
@@ -135,11 +136,3 @@ def _check_names(recipe: Recipe, family: Family) -> None:
         for name in value if isinstance(value, dict) else ():
             if name not in known:
                 raise unknown(f"name in train.{key}", name, known)
-
-
-def _check_effects(recipe: Recipe) -> None:
-    for effect in recipe.effects:
-        if not sides(effect, recipe.arms):
-            raise UserError(
-                f"effects: '{effect}' is no contrast of two of the arms {', '.join(recipe.arms)}; write a-b"
-            )

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from petransfer.effects.counts import smallest_p
 from petransfer.effects.statistics import (
     difference_interval,
     equivalence_p,
     holm,
     permutation_p,
     seeds_needed,
-    smallest_p,
 )
 
 EXAMPLES = 60

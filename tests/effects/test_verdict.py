@@ -11,8 +11,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from petransfer.effects.contrasts import contrasts, update_effects
-from petransfer.effects.verdict import Contrast, judge, sentence
+from petransfer.effects.contrasts import collect, update_effects
+from petransfer.effects.sentences import of_effect
+from petransfer.effects.verdict import Contrast, judge
+from petransfer.errors import UserError
 from petransfer.recipe.load import validate
 from petransfer.recipe.schema import Recipe
 from petransfer.study.grid import Cell, expand
@@ -57,7 +59,7 @@ def test_the_verdict(left: float, right: float, seeds: int, spread: float, verdi
     if verdict == "inconclusive" and seeds > 1:
         assert effect.seeds_needed is not None
         assert effect.seeds_needed > 3
-    said = sentence(effect)
+    said = of_effect(effect)
     assert verdict in said
     assert "nan" not in said
     if verdict == "saturated":
@@ -107,7 +109,7 @@ def test_arms_are_compared_under_the_same_method_and_scratch_under_its_own(recip
     study, cells = StudyFolder(tmp_path), expand(recipe)
     for cell in cells:
         finish(study, cell, {"english": 30, "german": 20, "scratch": 10}[cell.arm] + cell.seed)
-    found = contrasts(recipe, cells, study)
+    found = collect(recipe, cells, study).contrasts
     assert len(found) == 2 * 2 * 2  # splits, methods, effects
     assert {contrast.method for contrast in found} == {"lora r16 32-bit", "lora r4 32-bit"}
     for one in found:
@@ -140,5 +142,5 @@ def test_runs_on_other_examples_are_not_compared(recipe: Recipe, tmp_path: Path)
     one = [cell for cell in cells if cell.split == "length" and cell.seed == 0]
     for cell in one:
         finish(study, cell, 20, examples=50 if cell.arm == "english" else 48)
-    with pytest.raises(ValueError, match="not tested on the same examples"):
-        contrasts(recipe, one, study)
+    with pytest.raises(UserError, match="not tested on the same examples"):
+        collect(recipe, one, study)

@@ -1,0 +1,57 @@
+"""What so many seeds can show at best, by counting: known before a study is run. Needs nothing but arithmetic."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+LEVEL = 0.05
+
+
+def smallest_p(seeds_left: int, seeds_right: int, *, paired: bool = False) -> float:
+    """The smallest two-sided p that the exact permutation test can give with so many seeds."""
+    if paired:
+        seeds = min(seeds_left, seeds_right)
+        return min(1.0, 2 / 2**seeds) if seeds > 1 else 1.0
+    if min(seeds_left, seeds_right) < 2:
+        return 1.0
+    deals = math.comb(seeds_left + seeds_right, seeds_left)
+    return min(1.0, (2 if seeds_left == seeds_right else 1) / deals)
+
+
+def fewest_seeds(tests: int, *, paired: bool = False) -> int:
+    """The seeds a group without which none of `tests` effects can reach p < 0.05 after Holm, however large it is.
+
+    Holm asks of the smallest p that it be below the level over the number of tests.
+    """
+    return next(seeds for seeds in itertools.count(2) if smallest_p(seeds, seeds, paired=paired) * tests < LEVEL)
+
+
+@dataclass(frozen=True)
+class Demand:
+    """How many effects a study judges together, and the seeds that this needs. paired: contrasts of methods."""
+
+    tests: int
+    seeds: int
+    unpaired: int
+    paired: int
+
+    @property
+    def needed(self) -> int:
+        """Seeds a group without which at least one kind of its effects can never be decided."""
+        kinds = [fewest_seeds(self.tests, paired=kind == "paired") for kind in ("unpaired", "paired")
+                 if getattr(self, kind)]  # fmt: skip
+        return max(kinds, default=0)
+
+    @property
+    def line(self) -> str:
+        """A line for people, or nothing where the seeds suffice or there are no effects."""
+        if self.seeds >= self.needed:
+            return ""
+        least = min(1.0, smallest_p(self.seeds, self.seeds, paired=not self.unpaired) * self.tests)
+        together = "1 effect is judged" if self.tests == 1 else f"{self.tests} effects are judged together (Holm)"
+        return (
+            f"{together}: that takes {self.needed} seeds, and {self.seeds} cannot decide any effect, however large "
+            f"(least p {least:.3f}); --seeds 0-{self.needed - 1}"
+        )
