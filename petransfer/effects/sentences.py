@@ -11,7 +11,7 @@ def of_effect(effect: Effect) -> str:
     """A contrast of arms or methods with its verdict."""
     about = f"{effect.name} on {effect.split} ({effect.place})"
     seeds = f"{effect.seeds[0]} pairs of seeds" if effect.paired else f"{effect.seeds[0]} and {effect.seeds[1]} seeds"
-    p = f"p {effect.p_holm:.3f}"
+    p = _p(effect.p_holm)
     if effect.verdict == "inconclusive" and effect.least_p_holm >= 0.05:
         p += f" (at least {effect.least_p_holm:.3f} with so few seeds)"
     points = f"{effect.difference:+.1f} points of test EM{_bounds(effect.interval)}"
@@ -24,13 +24,13 @@ def _more(effect: Effect) -> list[str]:
     if effect.verdict == "inconclusive":
         unit = "pairs of seeds" if effect.paired else "seeds an arm"
         more.append(f", {effect.seeds_needed} {unit} needed" if effect.seeds_needed else ", one seed decides nothing")
-    if effect.verdict == "saturated" and effect.log_prob_difference is not None:
-        more.append(f", log p per token {effect.log_prob_difference:+.3f} (p {effect.log_prob_p:.3f})")
+    if effect.verdict == "saturated" and effect.log_prob_difference is not None and effect.log_prob_p is not None:
+        more.append(f", log p per token {effect.log_prob_difference:+.3f} ({_p(effect.log_prob_p)})")
     if effect.log_odds:
         more.append(f"; log-odds {effect.log_odds.difference:+.2f}{_bounds(effect.log_odds.interval, 2)}")
     if effect.mcnemar:
         only = f"{effect.mcnemar.only_left} examples only the first has right, {effect.mcnemar.only_right} the second"
-        more.append(f"; these two runs differ with McNemar's p {effect.mcnemar.p:.3f} ({only})")
+        more.append(f"; these two runs differ by McNemar's test with {_p(effect.mcnemar.p)} ({only})")
     if effect.left_out:
         more.append(f"; {effect.left_out} runs have no partner of the same seed")
     return more
@@ -42,7 +42,7 @@ def of_scale(scale: Scale) -> str:
     sides = f"{_side(scale.here)} less {_side(scale.there)}"
     moved = f"{scale.of_left:+.1f} of it from the first arm and {scale.of_right:+.1f} from the second"
     total = f"{scale.difference:+.1f} points{_bounds(scale.interval)}"
-    return f"{about}: {sides} is {total}, {moved}, p {scale.p_holm:.3f}: {scale.verdict}"
+    return f"{about}: {sides} is {total}, {moved}, {_p(scale.p_holm)}: {scale.verdict}"
 
 
 def of_retention(one: Retention) -> str:
@@ -60,3 +60,7 @@ def _side(side: Side) -> str:
 
 def _bounds(interval: Interval | None, digits: int = 1) -> str:
     return f" [{interval.low:+.{digits}f}, {interval.high:+.{digits}f}]" if interval else ""
+
+
+def _p(value: float) -> str:
+    return "p <0.001" if value < 0.0005 else f"p {value:.3f}"

@@ -30,7 +30,8 @@ class Scored:
 
     margin: the smallest lead, over the positions, of the target piece's logit over the largest other; negative where
         the model would say something else. near_tie: the margin is within the noise, or the first miss may spell the
-        same string. log_prob: summed over the target, in nats. tokens: target pieces, the end included.
+        same string. log_prob: summed over the target, in nats. tokens: target pieces, the end included. said: what
+        generation gave, of the near-ties and the audited examples; None of the others.
     """
 
     index: int
@@ -41,6 +42,7 @@ class Scored:
     tokens: int
     tokens_correct: int
     near_tie: bool = False
+    said: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ def evaluate(
     chosen = [others[position] for position in drawn]
     limit = max(len(row.target_ids) for row in encoded) + 8
     said = generate(model, loaded, [encoded[position].input_ids for position in [*ties, *chosen]], limit)
+    for text, position in zip(said, [*ties, *chosen], strict=True):
+        scored[position] = replace(scored[position], said=text)
     right = [text == examples[position].target for text, position in zip(said, [*ties, *chosen], strict=True)]
     for position, correct in zip(ties, right[: len(ties)], strict=True):
         scored[position] = replace(scored[position], correct=correct)

@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -106,7 +106,7 @@ def run_one(
     loop.save()
     evaluations = _evaluate(model, loaded, data, parts)
     _save_weights(model, spec, folder)
-    _write_examples(evaluations["test"], folder.path / "examples.parquet")
+    _write_examples(evaluations["test"], data.test, folder.path / "examples.parquet")
     result = {
         "run_id": spec.run_id,
         **{part: summary(evaluation) for part, evaluation in evaluations.items()},
@@ -197,13 +197,22 @@ def _without_source(spec: RunSpec) -> dict[str, Any]:
     return content
 
 
-def _write_examples(evaluation: Evaluation, path: Path) -> None:
-    names = ("index", "category", "correct", "margin", "log_prob", "tokens", "tokens_correct")
-    rows = [asdict(row) for row in evaluation.scored]
-    table = pyarrow.table({name: [row[name] for row in rows] for name in names})
+def _write_examples(evaluation: Evaluation, examples: Sequence[Example], path: Path) -> None:
+    """One row an example; those that were generated too have their text, what it should be, and the input."""
+    names = ("index", "category", "correct", "margin", "log_prob", "tokens", "tokens_correct", "said")
+    columns = {name: [getattr(row, name) for row in evaluation.scored] for name in names}
+    for name in ("input", "target"):
+        texts = zip(evaluation.scored, examples, strict=True)
+        columns[name] = [None if row.said is None else getattr(example, name) for row, example in texts]
+    text = pyarrow.string()
+    arrays = {name: pyarrow.array(values, text if name in _TEXTS else None) for name, values in columns.items()}
+    table = pyarrow.table(arrays)
     partial = path.with_name(f".{path.name}.partial")
     pyarrow.parquet.write_table(table, partial)
     partial.replace(path)
+
+
+_TEXTS = ("said", "input", "target")
 
 
 def environment(device: torch.device, threads: int) -> dict[str, Any]:

@@ -49,7 +49,11 @@ def test_a_study_is_written_as_designed(study: Path) -> None:
         assert result["test"]["audited"] > 0
         assert result["test"]["disagreements"] == 0
         table = pyarrow.parquet.read_table(run / "examples.parquet")
-        assert table.column_names == ["index", "category", "correct", "margin", "log_prob", "tokens", "tokens_correct"]
+        figures = ["index", "category", "correct", "margin", "log_prob", "tokens", "tokens_correct"]
+        assert table.column_names == [*figures, "said", "input", "target"]
+        said = [row for row in table.to_pylist() if row["said"] is not None]
+        assert said
+        assert all((row["said"] == row["target"]) == row["correct"] for row in said)
         assert len(table) == 1173
         assert sum(table["correct"].to_pylist()) == round(result["test"]["exact_match"] * 11.73)
     common = {"spec.json", "metrics.jsonl", "result.json", "examples.parquet", "DONE"}

@@ -1,0 +1,117 @@
+"""The figures of Orhan (2021, arXiv:2109.15101), to stand beside ours where both speak of one split.
+
+orhan2021.csv: counts of right answers by seed, of the released result files (github.com/eminorhan/parsing-transformers
+at commit 9887632, results/**), for the epochs that its scripts name. Arms and families are called as petransfer's
+registry calls them. All weights were trained, the last epoch was scored, and COGS was scored on the set of before its
+correction of 2022.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from petransfer.effects.verdict import Contrast
+
+CITATION = "Orhan (2021), arXiv:2109.15101"
+FAMILIES = ("t5-base", "t5-3b", "opus-mt-de-fr")
+
+
+@dataclass(frozen=True)
+class Published:
+    """One arm of the paper on one split, or one category of it. shares: of right answers by seed, 0 to 1."""
+
+    family: str
+    arm: str
+    checkpoint: str
+    task: str
+    split: str
+    category: str
+    examples: int
+    epochs: int
+    learning_rate: float
+    shares: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Percent EM over seeds."""
+        return 100 * sum(self.shares) / len(self.shares)
+
+
+@functools.cache
+def published() -> dict[tuple[str, str, str, str, str], Published]:
+    """All of the paper's cells by (family, arm, task, split, category); the category of a whole split is ''."""
+    text = (resources.files("petransfer.effects.reference") / "orhan2021.csv").read_text(encoding="utf-8")
+    found = {}
+    for row in csv.DictReader(text.splitlines()):
+        examples = int(row["examples"])
+        key = (row["family"], row["arm"], row["task"], row["split"], row["category"])
+        found[key] = Published(
+            *key[:2],
+            row["checkpoint"],
+            *key[2:],
+            examples,
+            int(row["epochs"]),
+            float(row["learning_rate"]),
+            tuple(int(right) / examples for right in row["right_by_seed"].split()),
+        )
+    return found
+
+
+def family_beside(family: str) -> str:
+    """The paper's family that ours is put beside: itself, a T5 of 3B for the larger ones, or else T5-base."""
+    if family in FAMILIES:
+        return family
+    return "t5-3b" if family.endswith(("-3b", "-xl", "-11b", "-xxl")) else "t5-base"
+
+
+def beside(family: str, arm: str, task: str, split: str, category: str = "") -> Published | None:
+    """The paper's figure for an arm of our family on a split, or None where it has none."""
+    return published().get((family_beside(family), arm, task, split, category))
+
+
+def published_contrast(
+    family: str, left: str, right: str, task: str, split: str, category: str = ""
+) -> Contrast | None:
+    """Two arms of the paper as a contrast of per-seed figures, or None where it has not both."""
+    import numpy as np
+
+    from petransfer.effects.verdict import Contrast
+
+    both = [published().get((family, arm, task, split, category)) for arm in (left, right)]
+    if both[0] is None or both[1] is None:
+        return None
+    scores = [np.array(one.shares)[:, None] for one in both if one]
+    return Contrast(
+        name=f"{left}-{right}",
+        split=split,
+        method=f"all weights, {family}",
+        left=scores[0],
+        right=scores[1],
+        log_prob_left=None,
+        log_prob_right=None,
+        categories=np.zeros(1, dtype=np.int64),
+        left_name=left,
+        right_name=right,
+        examples=both[0].examples,
+    )
+
+
+def caveats(family: str, task: str, split: str, arms: Iterable[str]) -> list[str]:
+    """What a reader must know who compares with the paper's figures of these arms."""
+    beside_us = family_beside(family)
+    found = ["its epochs were chosen on test accuracy, and its scratch arm's settings were not tuned"]
+    if beside_us != family:
+        found.append(f"its models are {beside_us}, ours {family}: compare signs, not sizes")
+    if "protein" in arms:
+        found.append("its protein arm has new, untied embeddings: compare it with English that has new ones too")
+    if task == "cogs" and split == "gen":
+        found.append("it was scored on COGS of before the correction of 2022, which changed 51 rows")
+    if beside_us == "opus-mt-de-fr":
+        found.append("it decoded with beams there")
+    return found
