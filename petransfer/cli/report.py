@@ -9,17 +9,17 @@ from typing import Annotated
 import typer
 
 from petransfer.cli.display import print_table
-from petransfer.effects.contrasts import update_effects
+from petransfer.effects.contrasts import family_name, update_effects
 from petransfer.errors import UserError
 from petransfer.recipe.load import load_either
 from petransfer.recipe.schema import Recipe
-from petransfer.report import groups, plots, tables
+from petransfer.report import groups, page, pictures, tables
 from petransfer.study.grid import expand
 from petransfer.study.ledger import StudyFolder
 
 
 def report(study: Annotated[Path, typer.Argument(help="A folder such as results/lora-scan.")]) -> None:
-    """Write a study's tables (csv, md, tex), plots (svg, png) and effects, and print them."""
+    """Write a study's page (html), tables (csv, md, tex), plots (svg, png) and effects, and print them."""
     kept = study / "recipe.yaml"
     if not kept.is_file():
         raise UserError(f"{study} is no study's folder: it has no recipe.yaml")
@@ -30,14 +30,16 @@ def report(study: Annotated[Path, typer.Argument(help="A folder such as results/
     rows = tables.rows_of(cells, folder)
     if not any(row.status == "done" for row in rows):
         raise UserError(f"no run of {study} is done; `petransfer run --recipe {kept}` carries them out")
-    found = groups.groups_of(rows)
+    family = family_name(recipe)
+    found = groups.groups_of(rows, family)
     effects = update_effects(recipe, cells, folder)
-    tables.write_csv(rows, study / "table.csv")
-    (study / "table.md").write_text(groups.markdown(found, effects), encoding="utf-8")
+    tables.write_csv(rows, study / "table.csv", family)
+    (study / "table.md").write_text(groups.markdown(found, effects, family), encoding="utf-8")
     (study / "table.tex").write_text(groups.latex(found), encoding="utf-8")
-    plots.save(plots.learning_curves(found, folder), study / "plots" / "learning-curves")
-    plots.save(plots.by_arm(found), study / "plots" / "by-arm")
+    pictures.save_all(found, effects, cells, folder)
+    html = page.page(page.Findings(recipe, cells, folder, found, effects))
+    (study / "report.html").write_text(html, encoding="utf-8")
     print_table(groups.terminal_table(found, recipe.name))
     for line in [*effects["sentences"], *effects["missing"]]:
         print(line)
-    print(f"see {study}: table.csv, table.md, table.tex, plots/, effects.json", file=sys.stderr)
+    print(f"see {study}: report.html, table.csv, table.md, table.tex, plots/, effects.json", file=sys.stderr)

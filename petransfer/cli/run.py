@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from petransfer.cli.display import Display, View, print_table, report_outcome
-from petransfer.effects.contrasts import update_effects
+from petransfer.effects.contrasts import demand, family_name, update_effects
 from petransfer.errors import UserError
 from petransfer.fit.grid import foresee, this_card
 from petransfer.fit.sizes import card_bytes
@@ -157,7 +157,7 @@ def _default_workers(study: Study, cpu: bool) -> int:
 
 def _print_end(study: Study, as_json: bool) -> None:
     rows = tables.rows_of(study.cells, study.folder)
-    tables.write_csv(rows, study.folder.path / "table.csv")
+    tables.write_csv(rows, study.folder.path / "table.csv", family_name(study.recipe))
     effects = update_effects(study.recipe, study.cells, study.folder)
     if as_json:
         content = {"study": study.recipe.name, "runs": tables.as_json(rows), "effects": effects["effects"]}
@@ -197,6 +197,9 @@ def plan(
         print(place.line)
     done = sum(row.status == "done" for row in rows)
     left = sum(row.cell.spec.train.steps for row in rows if row.status != "done")
+    short = demand(study.recipe, study.cells).line
+    if short:
+        print(short)
     print(f"{len(rows)} runs, {done} done, {left} steps to go; folder {study.folder.path}")
 
 

@@ -18,7 +18,7 @@ from petransfer.study.ledger import StudyFolder
 if TYPE_CHECKING:
     from petransfer.effects.ratios import Two
     from petransfer.effects.runs import Runs
-    from petransfer.effects.verdict import Contrast
+    from petransfer.effects.verdict import Contrast, Effect
 
 # Raised when the same runs are judged otherwise, so that what was kept is judged anew.
 JUDGED_VERSION = 2
@@ -98,7 +98,7 @@ def _judged(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> dict[s
     retentions = [retention(two) for two in found.retentions]
     return {
         "tests": len(effects) + len(scales),
-        "effects": [asdict(effect) for effect in effects],
+        "effects": [asdict(effect) | {"paper": _paper(effect, recipe)} for effect in effects],
         "scales": [asdict(scale) for scale in scales],
         "retentions": [asdict(one) for one in retentions],
         "missing": found.missing,
@@ -108,6 +108,23 @@ def _judged(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> dict[s
             *map(sentences.of_retention, retentions),
         ],
     }
+
+
+def _paper(effect: Effect, recipe: Recipe) -> dict[str, Any] | None:
+    """The same contrast in the paper, judged alone on its seeds' figures; None where it has not both arms."""
+    from petransfer.effects.reference import family_beside, published_contrast
+    from petransfer.effects.verdict import judge
+
+    if effect.arm:
+        return None
+    family = family_beside(family_name(recipe))
+    names = (effect.left_name, effect.right_name)
+    contrast = published_contrast(family, *names, recipe.task.name, effect.split)
+    if contrast is None:
+        return None
+    (found,) = judge([contrast])
+    keys = ("difference", "interval", "left", "right", "seeds", "p", "smallest_p", "verdict")
+    return {"family": family} | {key: value for key, value in asdict(found).items() if key in keys}
 
 
 def collect(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> Collected:
@@ -162,7 +179,7 @@ def _of_scale(effect: Wanted, split: str, runs: Runs, found: Collected) -> None:
         here = _arms_under(effect, split, method, runs, found)
         there = here and _arms_under(effect, split, _like(method, effect.left, split, other), other, found)
         if here and there:
-            found.scales.append(Two(here, there, _family(runs), _family(other)))
+            found.scales.append(Two(here, there, family_name(runs.recipe), family_name(other.recipe)))
 
 
 def _of_retention(effect: Wanted, split: str, runs: Runs, found: Collected) -> None:
@@ -212,9 +229,9 @@ def _like(method: str, arm: str, split: str, other: Runs) -> str:
     return theirs[0] if method not in theirs and len(theirs) == 1 else method
 
 
-def _family(runs: Runs) -> str:
-    family = runs.recipe.family
-    return family if isinstance(family, str) else family.name
+def family_name(recipe: Recipe) -> str:
+    """What the recipe calls its family."""
+    return recipe.family if isinstance(recipe.family, str) else recipe.family.name
 
 
 def _read(path: Path) -> dict[str, Any] | None:

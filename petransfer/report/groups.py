@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -9,17 +10,22 @@ from typing import Any
 
 from rich.table import Table
 
+from petransfer.effects.reference import CITATION, Published, beside, caveats, family_beside
 from petransfer.report.tables import Row
 
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one arm and method on one split, by seed. Figures in percent EM and nats per target token."""
+    """The runs of one arm and method on one split, by seed. Figures in percent EM and nats per target token.
+
+    paper: what Orhan (2021) has for this arm and split, all weights trained, whatever the method here.
+    """
 
     arm: str
     method: str
     split: str
     runs: tuple[Row, ...]
+    paper: Published | None = None
 
     @property
     def done(self) -> tuple[Row, ...]:
@@ -42,19 +48,33 @@ class Group:
         return [row.log_prob for row in self.done if row.log_prob is not None]
 
 
-def groups_of(rows: Sequence[Row]) -> list[Group]:
-    """The groups in the order of the grid."""
+def groups_of(rows: Sequence[Row], family: str | None = None) -> list[Group]:
+    """The groups in the order of the grid, with the paper's figures beside them where the family is given."""
     found: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         found.setdefault((row.cell.split, row.cell.arm, row.cell.method), []).append(row)
-    return [Group(arm, method, split, tuple(runs)) for (split, arm, method), runs in found.items()]
+    groups = []
+    for (split, arm, method), runs in found.items():
+        paper = beside(family, arm, runs[0].cell.spec.task.name, split) if family else None
+        groups.append(Group(arm, method, split, tuple(runs), paper))
+    return groups
 
 
 COLUMNS = ("split", "arm", "method", "seeds", "dev EM %", "test EM %", "log p/token")
 
 
+def columns_of(groups: Sequence[Group]) -> tuple[str, ...]:
+    """The table's head; the paper's column stands where it has a figure for any group."""
+    return (*COLUMNS, "paper EM %") if _in_paper(groups) else COLUMNS
+
+
+def _in_paper(groups: Sequence[Group]) -> bool:
+    return any(group.paper for group in groups)
+
+
 def table_of(groups: Sequence[Group]) -> list[tuple[str, ...]]:
     """One line a group: means over seeds, and in brackets the lowest and the highest seed."""
+    with_paper = _in_paper(groups)
     return [
         (
             group.split,
@@ -64,6 +84,7 @@ def table_of(groups: Sequence[Group]) -> list[tuple[str, ...]]:
             _spread(group.dev, 1),
             _spread(group.test, 1),
             _spread(group.log_prob, 3),
+            *([_paper(group)] if with_paper else []),
         )
         for group in groups
     ]
@@ -72,26 +93,67 @@ def table_of(groups: Sequence[Group]) -> list[tuple[str, ...]]:
 def terminal_table(groups: Sequence[Group], title: str) -> Table:
     """The same lines for a terminal."""
     table = Table(title=title, title_justify="left")
-    for at, name in enumerate(COLUMNS):
+    for at, name in enumerate(columns_of(groups)):
         table.add_column(name, justify="right" if at > 2 else "left", no_wrap=True)
     for line in table_of(groups):
         table.add_row(*line)
     return table
 
 
-def markdown(groups: Sequence[Group], effects: dict[str, Any]) -> str:
-    """The table and the effects' sentences."""
-    lines = [COLUMNS, ("---",) * 3 + ("---:",) * 4, *table_of(groups)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return "\n".join([table, "", *(f"- {sentence}" for sentence in effects["sentences"]), ""])
+def paper_note(groups: Sequence[Group], family: str) -> str:
+    """Where the paper's figures are from and what parts them from ours, or nothing where there are none."""
+    inside = [group for group in groups if group.paper]
+    if not inside:
+        return ""
+    task = inside[0].runs[0].cell.spec.task.name
+    said = caveats(family, task, inside[0].split, [group.arm for group in inside])
+    return f"paper: {CITATION}, {family_beside(family)}, all weights trained; {'; '.join(said)}."
+
+
+def markdown(groups: Sequence[Group], effects: dict[str, Any], family: str = "") -> str:
+    """The table, the effects with the paper's beside them, and a sentence for each."""
+    columns = columns_of(groups)
+    parts = [_markdown_table(columns, table_of(groups), left=3)]
+    parts += [paper_note(groups, family)] if family and _in_paper(groups) else []
+    parts += [_markdown_table(EFFECT_COLUMNS, effects_table(effects), left=3)] if effects["effects"] else []
+    sentences = [*effects["sentences"], *effects.get("missing", ())]
+    parts += ["\n".join(f"- {sentence}" for sentence in sentences)] if sentences else []
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(columns: Sequence[str], lines: Sequence[tuple[str, ...]], left: int) -> str:
+    rules = ("---",) * left + ("---:",) * (len(columns) - left)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [tuple(columns), rules, *lines])
+
+
+EFFECT_COLUMNS = ("effect", "split", "under", "points of EM", "p (Holm)", "verdict", "paper: points", "paper: p")
+
+
+def effects_table(effects: dict[str, Any]) -> list[tuple[str, ...]]:
+    """One line an effect, as effects.json has them: ours, then the paper's, each with its interval."""
+    lines = []
+    for effect in effects["effects"]:
+        paper = effect.get("paper")
+        theirs = (points(paper), f"{paper['p']:.3f}") if paper else ("", "")
+        place = effect["arm"] or effect["method"]
+        ours = (points(effect), f"{effect['p_holm']:.3f}", effect["verdict"])
+        lines.append((effect["name"], effect["split"], place, *ours, *theirs))
+    return lines
+
+
+def points(effect: dict[str, Any]) -> str:
+    """A difference with its interval."""
+    interval = effect["interval"]
+    bounds = f" [{interval['low']:+.1f}, {interval['high']:+.1f}]" if interval else ""
+    return f"{effect['difference']:+.1f}{bounds}"
 
 
 def latex(groups: Sequence[Group]) -> str:
     """The table for a paper, with the rules of booktabs."""
-    lines = [COLUMNS, *table_of(groups)]
-    head, *body = [" & ".join(map(_escaped, line)) + r" \\" for line in lines]
-    parts = [r"\begin{tabular}{lllrrrr}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""]
-    return "\n".join(parts)
+    columns = columns_of(groups)
+    head, *body = [" & ".join(map(_escaped, line)) + r" \\" for line in [columns, *table_of(groups)]]
+    start = rf"\begin{{tabular}}{{lll{'r' * (len(columns) - 3)}}}"
+    return "\n".join([start, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""])
 
 
 def _escaped(text: str) -> str:
@@ -106,6 +168,12 @@ def _seeds(group: Group) -> str:
 def _spread(values: Sequence[float], digits: int) -> str:
     if not values:
         return ""
+    if not all(map(math.isfinite, values)):
+        return f"not finite in {sum(not math.isfinite(value) for value in values)} of {len(values)}"
     if len(values) == 1:
         return f"{values[0]:.{digits}f}"
     return f"{fmean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def _paper(group: Group) -> str:
+    return _spread([100 * share for share in group.paper.shares], 1) if group.paper else ""

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
+from petransfer.effects.reference import beside
 from petransfer.study.grid import Cell
 from petransfer.study.ledger import Status, StudyFolder
 from petransfer.train.metrics import read_metrics
@@ -136,17 +137,19 @@ COLUMNS = (
     "test_em",
     "test_log_prob_per_token",
     "trained",
+    "paper_em",
 )
 
 
-def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """table.csv: one line a run."""
+def write_csv(rows: Sequence[Row], path: Path, family: str) -> None:
+    """table.csv: one line a run, and the paper's mean over seeds for its arm and split where it has one."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(COLUMNS)
     for row in rows:
         cell = row.cell
-        figures = (row.dev, row.test, row.log_prob, row.trained)
+        paper = beside(family, cell.arm, cell.spec.task.name, cell.split)
+        figures = (row.dev, row.test, row.log_prob, row.trained, paper and round(paper.mean, 4))
         writer.writerow([cell.run_id, cell.arm, cell.method, cell.split, cell.seed, row.status, *figures])
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(buffer.getvalue(), encoding="utf-8")

@@ -1,0 +1,197 @@
+"""Pictures of effects: the forest plot, what a method keeps, parameters against effect, rates, categories."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from petransfer.report.palette import FAINT, INK, MARKERS, MUTED, RULE, VERDICTS, colours
+from petransfer.report.plots import grid
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 6.2
+_ROW = 0.3
+
+
+def forest(effects: Sequence[dict[str, Any]]) -> Figure:
+    """Every effect with its interval, the paper's beneath it as a hollow diamond; a heading for each split."""
+    rows = list(_rows(effects))
+    figure, (axes,) = grid(1, size=(WIDTH, 1.0 + _ROW * len(rows)))
+    for at, (label, effect) in enumerate(rows):
+        if effect is None:
+            axes.text(
+                0.0, at, f" {label}", transform=axes.get_yaxis_transform(), va="center", weight="bold", fontsize=9
+            )
+            axes.axhspan(at - 0.5, at + 0.5, color=RULE, alpha=0.35, linewidth=0)
+            continue
+        marker, colour = VERDICTS[effect["verdict"]]
+        _bar(axes, effect, at - 0.1, colour, marker, hollow=effect["verdict"] == "inconclusive")
+        if effect.get("paper"):
+            _bar(axes, effect["paper"], at + 0.24, FAINT, "D", hollow=True)
+    margin = max((effect["margin"] for effect in effects), default=0)
+    axes.axvspan(-margin, margin, color=RULE, alpha=0.35, linewidth=0, zorder=0)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.set_yticks([at for at, row in enumerate(rows) if row[1]], [label for label, row in rows if row])
+    axes.tick_params(axis="y", length=0)
+    axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel="points of test exact match")
+    axes.spines["left"].set_visible(False)
+    _keys(figure, effects)
+    return figure
+
+
+def _rows(effects: Sequence[dict[str, Any]]) -> Any:
+    several = len({effect["split"] for effect in effects}) > 1
+    places = {effect["arm"] or effect["method"] for effect in effects}
+    for split in dict.fromkeys(effect["split"] for effect in effects):
+        if several:
+            yield split, None
+        for effect in effects:
+            if effect["split"] == split:
+                place = f", {effect['arm'] or effect['method']}" if len(places) > 1 else ""
+                yield f"{label_of(effect)}{place}", effect
+
+
+def label_of(effect: dict[str, Any]) -> str:
+    """`english − scratch`."""
+    if effect.get("arm") or not effect.get("left_name"):
+        return str(effect["name"])
+    return f"{effect['left_name']} \u2212 {effect['right_name']}"
+
+
+def _bar(axes: Axes, effect: dict[str, Any], at: float, colour: str, marker: str, hollow: bool) -> None:
+    interval = effect["interval"]
+    if interval:
+        axes.plot([interval["low"], interval["high"]], [at, at], color=colour, linewidth=1.4, solid_capstyle="butt")
+    face = "white" if hollow else colour
+    axes.plot([effect["difference"]], [at], marker, color=colour, markerfacecolor=face, markersize=6, zorder=3)
+
+
+def _keys(figure: Figure, effects: Sequence[dict[str, Any]]) -> None:
+    from matplotlib.lines import Line2D
+
+    keys = []
+    for verdict, (marker, colour) in VERDICTS.items():
+        if any(effect["verdict"] == verdict for effect in effects):
+            face = "white" if verdict == "inconclusive" else colour
+            keys.append(Line2D([], [], color=colour, marker=marker, markerfacecolor=face, label=verdict))
+    if any(effect.get("paper") for effect in effects):
+        keys.append(Line2D([], [], color=FAINT, marker="D", markerfacecolor="white", label="the paper"))
+    figure.legend(handles=keys, loc="outside lower center", ncols=4, frameon=False, fontsize="small")
+
+
+def kept(retentions: Sequence[dict[str, Any]]) -> Figure:
+    """The share of each effect that a method keeps: 1 where it keeps all. Those that are not defined are left out."""
+    defined = [one for one in retentions if one["ratio"] is not None]
+    figure, (axes,) = grid(1, size=(WIDTH, 0.9 + 0.36 * len(defined)))
+    for at, one in enumerate(defined):
+        axes.plot([one["interval"]["low"], one["interval"]["high"]], [at, at], color=MUTED, linewidth=1.6)
+        axes.plot([one["ratio"]], [at], "o", color=INK, markersize=6)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.axvline(1, color=MUTED, linewidth=0.8, linestyle="--")
+    axes.set_yticks(range(len(defined)), [f"{one['name']}, {one['split']}\n{one['under']['name']}" for one in defined])
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set(ylim=(len(defined) - 0.5, -0.5), xlabel="share of the effect under full fine-tuning that is kept")
+    return figure
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An effect under a method that trains so many parameters. Points of EM."""
+
+    name: str
+    split: str
+    method: str
+    parameters: int
+    effect: dict[str, Any]
+
+
+def parameters_and_effect(points: Sequence[Trained]) -> Figure:
+    """Trained parameters (logarithmic) against the effect with its interval; a colour and a shape for each effect."""
+    figure, (axes,) = grid(1, size=(WIDTH, 3.6))
+    names = list(dict.fromkeys((point.name, point.split) for point in points))
+    found = colours([f"{name}, {split}" for name, split in names])
+    for at, (name, split) in enumerate(names):
+        mine = sorted((one for one in points if (one.name, one.split) == (name, split)), key=lambda one: one.parameters)
+        colour = found[f"{name}, {split}"]
+        x, y = [one.parameters for one in mine], [one.effect["difference"] for one in mine]
+        axes.plot(x, y, color=colour, marker=MARKERS[at % len(MARKERS)], linewidth=1, label=f"{name}, {split}")
+        for one in mine:
+            if one.effect["interval"]:
+                ends = [one.effect["interval"]["low"], one.effect["interval"]["high"]]
+                axes.plot([one.parameters] * 2, ends, color=colour, linewidth=1, alpha=0.6)
+    axes.axhline(0, color=INK, linewidth=0.8)
+    axes.set(xscale="log", xlabel="trained parameters", ylabel="points of test exact match")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
+    return figure
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A run at one of several rates. dev: percent EM in distribution, on which rates are chosen."""
+
+    arm: str
+    method: str
+    split: str
+    rate: float
+    seed: int
+    dev: float
+
+
+def rates(runs: Sequence[Swept]) -> Figure:
+    """Exact match on dev over the learning rate, a line an arm and method through the means of its seeds."""
+    figure, (axes,) = grid(1, size=(WIDTH, 3.4))
+    names = list(dict.fromkeys((run.arm, run.method, run.split) for run in runs))
+    found = colours([name[0] for name in names])
+    for at, name in enumerate(names):
+        mine = [run for run in runs if (run.arm, run.method, run.split) == name]
+        steps = sorted({run.rate for run in mine})
+        means = [fmean(run.dev for run in mine if run.rate == rate) for rate in steps]
+        marker, colour = MARKERS[at % len(MARKERS)], found[name[0]]
+        axes.plot([run.rate for run in mine], [run.dev for run in mine], marker, color=colour, markersize=3, alpha=0.5)
+        axes.plot(steps, means, color=colour, marker=marker, linewidth=1.4, label=f"{name[0]}, {name[1]}, {name[2]}")
+    axes.set(xscale="log", xlabel="learning rate", ylabel="dev exact match, %", ylim=(-2, 102))
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
+    return figure
+
+
+@dataclass(frozen=True)
+class Heat:
+    """Percent EM by category (rows) and by group (columns); None where a cell has no run. split: of all columns."""
+
+    split: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: tuple[tuple[float | None, ...], ...]
+
+
+def heat_map(heats: Sequence[Heat]) -> Figure:
+    """A panel a split: light is 0 %, dark is 100 %, and the figure stands in every cell."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    heights = [len(heat.rows) for heat in heats]
+    size = (2.6 + 0.75 * max(len(heat.columns) for heat in heats), 1.4 * len(heats) + 0.26 * sum(heights))
+    figure, panels = grid(1, rows=len(heats), size=size, height_ratios=heights)
+    shades = LinearSegmentedColormap.from_list("em", ["#F2F6FA", "#0072B2"])
+    for heat, axes in zip(heats, panels, strict=True):
+        shown = [[math.nan if value is None else value for value in line] for line in heat.values]
+        axes.pcolormesh(shown, cmap=shades, vmin=0, vmax=100, edgecolors="white", linewidth=1)
+        for row, line in enumerate(heat.values):
+            for column, value in enumerate(line):
+                if value is not None:
+                    ink = "white" if value > 55 else "black"
+                    axes.text(column + 0.5, row + 0.5, f"{value:.0f}", ha="center", va="center", color=ink, fontsize=8)
+        axes.set_xticks([at + 0.5 for at in range(len(heat.columns))], heat.columns, rotation=35, ha="right")
+        axes.set_yticks([at + 0.5 for at in range(len(heat.rows))], heat.rows)
+        axes.tick_params(length=0)
+        axes.invert_yaxis()
+        axes.set_title(heat.split)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+    return figure

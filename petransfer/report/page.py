@@ -1,0 +1,282 @@
+"""report.html: one file that holds everything, needs no network, and says the same bytes for the same runs."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from petransfer.effects.contrasts import family_name
+from petransfer.recipe.load import freeze
+from petransfer.recipe.schema import Recipe
+from petransfer.report import charts, gather, plots, prose
+from petransfer.report.groups import Group, columns_of, effects_table, paper_note, table_of
+from petransfer.report.inline import inline_svg
+from petransfer.report.palette import of_groups
+from petransfer.study.grid import Cell
+from petransfer.study.ledger import StudyFolder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that a page is made from."""
+
+    recipe: Recipe
+    cells: Sequence[Cell]
+    study: StudyFolder
+    groups: Sequence[Group]
+    effects: dict[str, Any]
+
+
+def page(findings: Findings) -> str:
+    """The whole page. A section for which the study has no data is left out."""
+    sections = "\n".join(f"<section>\n{text}\n</section>" for text in _sections(findings) if text)
+    title = escape(findings.recipe.name)
+    css = resources.files("petransfer.report").joinpath("page.css").read_text(encoding="utf-8")
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}: report</title>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<style>\n{css}</style>\n</head>\n<body>\n{_head(findings)}\n<main>\n{sections}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _sections(findings: Findings) -> Iterator[str]:
+    yield _verdicts(findings.effects)
+    yield _forest(findings.effects)
+    yield _kept(findings.effects)
+    yield _scales(findings.effects)
+    yield _results(findings)
+    yield _heat(findings)
+    yield _curves(findings)
+    yield _rates(findings)
+    yield _parameters(findings)
+    yield _errors(findings)
+    yield _provenance(findings)
+
+
+def _head(findings: Findings) -> str:
+    rows = [row for group in findings.groups for row in group.runs]
+    done = sum(row.status == "done" for row in rows)
+    runs = f"All {done} runs are done." if done == len(rows) else f"{done} of {len(rows)} runs are done."
+    failed = [row for row in rows if row.status == "failed"]
+    if failed:
+        first = failed[0]
+        where = f"{first.cell.arm}, {first.cell.method}, {first.cell.split}, seed {first.cell.seed}"
+        runs += f" {len(failed)} failed, the first ({where}) with: {first.failure}"
+    lead = f'<p class="lead">{escape(findings.recipe.description)}</p>\n' if findings.recipe.description else ""
+    return f"<header>\n<h1>{escape(findings.recipe.name)}</h1>\n{lead}<p>{escape(runs)}</p>\n</header>"
+
+
+def _verdicts(effects: dict[str, Any]) -> str:
+    items = [(effect["verdict"], prose.of_effect(effect)) for effect in effects["effects"]]
+    items += [("missing", f"{line}.") for line in effects.get("missing", ())]
+    if not items:
+        return ""
+    lines = "\n".join(
+        f'<li><span class="verdict {kind}">{"not estimated" if kind == "missing" else kind}</span> {escape(text)}</li>'
+        for kind, text in items
+    )
+    return f'<h2>Verdicts</h2>\n<ul class="verdicts">\n{lines}\n</ul>'
+
+
+def _forest(effects: dict[str, Any]) -> str:
+    shown = effects["effects"]
+    if not shown:
+        return ""
+    alt = "Forest plot. " + "; ".join(
+        f"{charts.label_of(one)} on {one['split']} {prose.signed(one['difference'])} points" for one in shown
+    )
+    caption = (
+        "Differences in test exact match with 95 % intervals (two-level bootstrap over seeds and examples); the band is "
+        "the margin within which two arms count as equal."
+    )
+    if any(one.get("paper") for one in shown):
+        caption += " Hollow diamonds: the same contrast in Orhan (2021), all weights trained."
+    table = _table(_EFFECT_HEAD, effects_table(effects), left=3)
+    return f"<h2>Effects</h2>\n{_figure(charts.forest(shown), 'forest', alt, caption)}\n{table}"
+
+
+_EFFECT_HEAD = ("effect", "split", "under", "points of EM", "p (Holm)", "verdict", "paper: points", "paper: p")
+
+
+def _kept(effects: dict[str, Any]) -> str:
+    found = effects.get("retentions", [])
+    if not found:
+        return ""
+    text = "\n".join(f"<p>{escape(prose.of_retention(one))}</p>" for one in found)
+    picture = ""
+    if any(one["ratio"] is not None for one in found):
+        alt = "; ".join(prose.of_retention(one) for one in found if one["ratio"] is not None)
+        caption = "Share of each effect that is kept, with 95 % intervals: the dashed line is all of it."
+        picture = _figure(charts.kept(found), "kept", alt, caption)
+    return f"<h2>What of an effect is kept</h2>\n{picture}\n{text}"
+
+
+def _scales(effects: dict[str, Any]) -> str:
+    found = effects.get("scales", [])
+    text = "\n".join(f"<p>{escape(prose.of_scale(one))}</p>" for one in found)
+    return f"<h2>Scale</h2>\n{text}" if found else ""
+
+
+def _results(findings: Findings) -> str:
+    groups = findings.groups
+    colours = of_groups(groups)
+    panels = []
+    for at, ((split, method), members) in enumerate(plots.panels_of(groups).items()):
+        if any(group.done for group in members):
+            figure, (axes,) = plots.grid(1, size=(4.4, 3.1))
+            plots.draw_arms(axes, members, "test", colours)
+            panels.append(_figure(figure, f"arms{at}", _alt(members, "test"), f"{split}, {method}"))
+    note = paper_note(groups, family_name(findings.recipe))
+    text = "Means over seeds, and in brackets the lowest and the highest seed. A dot is a seed, a bar the mean."
+    paper = f'<p class="note">{escape(note[0].upper() + note[1:])}</p>' if note else ""
+    table = _table(columns_of(groups), table_of(groups), left=3)
+    return f"<h2>Exact match</h2>\n<p>{text}</p>\n{table}\n{paper}\n{_panels(panels)}"
+
+
+def _heat(findings: Findings) -> str:
+    parts = []
+    for heat in gather.heats(findings.groups, findings.study):
+        head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heat.columns)
+        lines = []
+        for name, values in zip(heat.rows, heat.values, strict=True):
+            cells = "".join(
+                '<td class="none"></td>' if value is None else f'<td style="--em:{value:.0f}">{value:.1f}</td>'
+                for value in values
+            )
+            lines.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
+        body = "\n".join(lines)
+        parts.append(
+            f'<h3>{escape(heat.split)}</h3>\n<div class="wide"><table class="heat">\n'
+            f'<thead><tr><td class="none"></td>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+        )
+    if not parts:
+        return ""
+    return "<h2>By category</h2>\n<p>Test exact match in %, means over seeds.</p>\n" + "\n".join(parts)
+
+
+def _curves(findings: Findings) -> str:
+    panels = []
+    colours = of_groups(findings.groups)
+    for at, ((split, method), members) in enumerate(plots.panels_of(findings.groups).items()):
+        figure, (axes,) = plots.grid(1, size=(4.4, 3.1))
+        plots.draw_curves(axes, members, findings.study, colours)
+        if axes.lines:
+            axes.legend(frameon=False, fontsize="small")
+            names = ", ".join(dict.fromkeys(group.arm for group in members))
+            alt = f"Dev exact match over optimiser steps on {split}, {method}, for {names}"
+            panels.append(_figure(figure, f"curves{at}", alt, f"{split}, {method}"))
+    text = "Exact match in distribution (dev) as training goes on: thin lines are seeds, thick ones their mean."
+    return f"<h2>Learning curves</h2>\n<p>{text}</p>\n{_panels(panels)}" if panels else ""
+
+
+def _rates(findings: Findings) -> str:
+    runs = gather.swept(findings.cells, findings.study)
+    if not runs:
+        return ""
+    best = max(runs, key=lambda run: run.dev)
+    alt = f"Dev exact match over the learning rate; the best run has {best.dev:.1f} % at {best.rate:g} ({best.arm})"
+    caption = "Rates are compared on dev, never on test; a dot is a run, lines go through means over seeds."
+    return f"<h2>Learning rates</h2>\n{_figure(charts.rates(runs), 'rates', alt, caption)}"
+
+
+def _parameters(findings: Findings) -> str:
+    points = gather.trained(findings.effects["effects"], findings.groups)
+    if not points:
+        return ""
+    alt = "; ".join(
+        f"{one.name} on {one.split}: {prose.signed(one.effect['difference'])} points with {one.parameters:,} parameters"
+        for one in points
+    )
+    caption = "What the pretrained arm trains against the effect, with 95 % intervals."
+    return f"<h2>Trained parameters and effect</h2>\n{_figure(charts.parameters_and_effect(points), 'trained', alt, caption)}"
+
+
+def _errors(findings: Findings) -> str:
+    found = gather.errors(findings.groups, findings.study)
+    if not found:
+        return ""
+    parts, last = [], None
+    for error in found:
+        name = f"{error.group.split}, {error.group.arm}, {error.group.method}, seed {error.seed}"
+        if name != last:
+            parts.append(f"<h3>{escape(name)}</h3>")
+        last = name
+        parts.append(
+            f'<dl class="said"><dt>{escape(error.category)}</dt><dd>{escape(error.input)}</dd>'
+            f"<dt>expected</dt><dd>{escape(error.target)}</dd>"
+            f"<dt>said</dt><dd>{_marked(error.target, error.said)}</dd></dl>"
+        )
+    text = (
+        "What the models said instead: the first wrong answers among test examples that were drawn at random, not picked. "
+        "What is not in the expected answer at its place is marked."
+    )
+    return f"<h2>Errors</h2>\n<p>{text}</p>\n" + "\n".join(parts)
+
+
+def _marked(target: str, said: str) -> str:
+    wanted, given = target.split(" "), said.split(" ")
+    parts = []
+    for kind, _, _, start, end in difflib.SequenceMatcher(None, wanted, given, autojunk=False).get_opcodes():
+        words = escape(" ".join(given[start:end]))
+        if words:
+            parts.append(words if kind == "equal" else f"<mark>{words}</mark>")
+    return " ".join(parts) or "<mark>nothing</mark>"
+
+
+def _provenance(findings: Findings) -> str:
+    name = findings.recipe.name
+    arms = _table(("arm", "checkpoint", "revision or sha256"), gather.checkpoints(findings.groups), left=3)
+    made = "\n".join(f"<li>{escape(line)}</li>" for line in gather.environments(findings.groups, findings.study))
+    made = f"<p>Made with:</p>\n<ul>\n{made}\n</ul>" if made else ""
+    digest = findings.effects.get("runs_sha256")
+    digest = (
+        f" <code>effects.json</code> was judged on runs whose digest is <code>{digest[:16]}</code>." if digest else ""
+    )
+    return (
+        "<h2>Provenance, and how to repeat it</h2>\n"
+        f"<pre>petransfer run --recipe results/{escape(name)}/recipe.yaml\npetransfer report results/{escape(name)}</pre>\n"
+        "<p>A run\u2019s id is a hash of all that can change its numbers, so a repetition on the same versions and kind of "
+        f"machine arrives at the same folders.{digest}</p>\n{arms}\n{made}\n"
+        f"<details><summary>The recipe</summary>\n<pre>{escape(freeze(findings.recipe))}</pre>\n</details>\n"
+        f"<details><summary>The runs</summary>\n<pre>{escape(gather.run_ids(findings.groups))}</pre>\n</details>"
+    )
+
+
+def _figure(figure: Figure, name: str, alt: str, caption: str) -> str:
+    return f"<figure>\n{inline_svg(figure, name, alt)}\n<figcaption>{escape(caption)}</figcaption>\n</figure>"
+
+
+def _panels(panels: Sequence[str]) -> str:
+    return f'<div class="panels">\n{"".join(panels)}\n</div>' if panels else ""
+
+
+def _table(columns: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:
+    """Columns without any entry are left out."""
+    kept = [at for at in range(len(columns)) if any(line[at] for line in lines)]
+    kind = {at: "" if at < left or columns[at] == "verdict" else ' class="number"' for at in kept}
+    head = "".join(f'<th scope="col"{kind[at]}>{escape(columns[at])}</th>' for at in kept)
+    body = "\n".join(
+        "<tr>" + "".join(f"<td{kind[at]}>{escape(_minus(line[at]))}</td>" for at in kept) + "</tr>" for line in lines
+    )
+    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+
+
+def _minus(text: str) -> str:
+    """A figure's hyphen becomes a minus; names keep theirs."""
+    return text.replace("-", "\u2212") if text and text.lstrip("+-[( ")[:1].isdigit() and "bit" not in text else text
+
+
+def _alt(members: Sequence[Group], figure: str) -> str:
+    parts = []
+    for group in members:
+        values = getattr(group, figure)
+        if values:
+            parts.append(f"{group.arm} {sum(values) / len(values):.1f} %")
+    return f"Test exact match on {members[0].split}: {', '.join(parts)}"

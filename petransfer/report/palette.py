@@ -1,0 +1,42 @@
+"""Colours of charts: one for a file, and the page's variable that it becomes in light and in dark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from petransfer.report.groups import Group
+
+INK, MUTED, FAINT, RULE, PAPER = "#000000", "#7F7F7F", "#B0B0B0", "#D9D9D9", "#FFFFFF"
+# The colours of Okabe and Ito (2008), which the colour-blind can tell apart; the controls are grey and black.
+SERIES = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#B2A300")
+CONTROLS = {"scratch": INK, "random": MUTED, "english-newemb": FAINT}
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+# A verdict is told by its shape as well as by its colour.
+VERDICTS = {
+    "holds": ("o", "#009E73"),
+    "reversed": ("s", "#D55E00"),
+    "equivalent": ("D", "#0072B2"),
+    "inconclusive": ("o", "#7F7F7F"),
+    "saturated": ("X", "#B0B0B0"),
+}
+
+VARIABLES = {
+    INK: "--ink",
+    MUTED: "--muted",
+    FAINT: "--faint",
+    RULE: "--rule",
+    PAPER: "--paper",
+    **{colour: f"--series-{at}" for at, colour in enumerate(SERIES)},
+}
+
+
+def colours(names: Sequence[str]) -> dict[str, str]:
+    """A colour for every arm, in the order in which they first come."""
+    own = [name for name in dict.fromkeys(names) if name not in CONTROLS]
+    return {name: SERIES[at % len(SERIES)] for at, name in enumerate(own)} | CONTROLS
+
+
+def of_groups(groups: Sequence[Group]) -> dict[str, str]:
+    """A colour for every arm of the groups."""
+    return colours([group.arm for group in groups])

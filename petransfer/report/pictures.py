@@ -1,0 +1,37 @@
+"""plots/: every picture that the study has data for, as SVG and PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from petransfer.report import charts, gather, plots
+from petransfer.report.groups import Group
+from petransfer.study.grid import Cell
+from petransfer.study.ledger import StudyFolder
+
+
+def save_all(groups: Sequence[Group], effects: dict[str, Any], cells: Sequence[Cell], study: StudyFolder) -> None:
+    """Writes the pictures; those whose data are gone since an earlier report are removed."""
+    figures = {"learning-curves": plots.learning_curves(groups, study), "by-arm": plots.by_arm(groups)}
+    if effects["effects"]:
+        figures["effects"] = charts.forest(effects["effects"])
+    if any(one["ratio"] is not None for one in effects.get("retentions", ())):
+        figures["retention"] = charts.kept(effects["retentions"])
+    for name, data, draw in (
+        ("by-category", gather.heats(groups, study), charts.heat_map),
+        ("learning-rates", gather.swept(cells, study), charts.rates),
+        ("parameters", gather.trained(effects["effects"], groups), charts.parameters_and_effect),
+    ):
+        if data:
+            figures[name] = draw(data)  # type: ignore[operator]
+    for name in _NAMES:
+        path = study.path / "plots" / name
+        if name in figures:
+            plots.save(figures[name], path)
+        else:
+            for kind in (".svg", ".png"):
+                path.with_suffix(kind).unlink(missing_ok=True)
+
+
+_NAMES = ("learning-curves", "by-arm", "effects", "retention", "by-category", "learning-rates", "parameters")

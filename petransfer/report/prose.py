@@ -1,0 +1,139 @@
+"""Effects in sentences for the page: what was compared, what was seen, and what may be concluded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from petransfer.report.charts import label_of
+
+_CONCLUSIONS = {
+    "holds": "The effect holds.",
+    "reversed": "The effect is reversed.",
+    "equivalent": "The two are equivalent within {margin:.0f} points.",
+    "saturated": "Exact match has no room to differ here, so it cannot answer.",
+}
+
+
+def of_effect(effect: dict[str, Any]) -> str:
+    """A contrast of arms or methods."""
+    place = f"in the arm {effect['arm']}" if effect["arm"] else f"under {effect['method']}"
+    what = label_of(effect)
+    seen = (
+        f"{what} on {effect['split']}, {place}: {effect['left']:.1f} against {effect['right']:.1f} % exact match, "
+        f"a difference of {signed(effect['difference'])} points{_interval(effect['interval'])}"
+    )
+    return f"{seen}; {_tested(effect)}. {_concluded(effect)}{_beside(effect)}"
+
+
+def _tested(effect: dict[str, Any]) -> str:
+    left, right = effect["seeds"]
+    if effect["paired"]:
+        seeds = f"{left} pairs of seeds"
+    else:
+        seeds = f"{left} and {right} seeds" if left != right else f"{left} seed{'s' if left > 1 else ''} each"
+    least = effect["least_p_holm"]
+    floor = f", and so few cannot give less than {least:.2f}" if least >= 0.05 else f", at least {p_value(least)}"
+    return f"{seeds}, exact permutation p after Holm {p_value(effect['p_holm'])}{floor}"
+
+
+def _concluded(effect: dict[str, Any]) -> str:
+    if effect["verdict"] != "inconclusive":
+        return _CONCLUSIONS[effect["verdict"]].format(margin=effect["margin"])
+    if effect["seeds_needed"]:
+        unit = "pairs of seeds" if effect["paired"] else "seeds an arm"
+        return f"Undecided; with the spread seen, {effect['seeds_needed']} {unit} would be needed."
+    return "Undecided; one seed decides nothing."
+
+
+def _beside(effect: dict[str, Any]) -> str:
+    parts = []
+    if effect["log_prob_difference"] is not None and effect["verdict"] in ("saturated", "inconclusive"):
+        parts.append(
+            f"Log-probability per target token, a secondary measure: {signed(effect['log_prob_difference'], 3)} nats, "
+            f"unadjusted p {p_value(effect['log_prob_p'])}."
+        )
+    if effect["log_odds"]:
+        odds = effect["log_odds"]
+        parts.append(
+            f"Near the ends of the scale, log-odds: {signed(odds['difference'], 2)}{_interval(odds['interval'], 2)}."
+        )
+    if effect["mcnemar"]:
+        pair = effect["mcnemar"]
+        parts.append(
+            f"These two runs alone, by McNemar\u2019s test: {pair['only_left']} examples are right only in the first, "
+            f"{pair['only_right']} only in the second, p {p_value(pair['p'])}."
+        )
+    if effect["left_out"]:
+        parts.append(f"{effect['left_out']} runs have no partner of the same seed.")
+    if effect.get("paper"):
+        paper = effect["paper"]
+        seeds = f"{paper['seeds'][0]} and {paper['seeds'][1]} seeds"
+        parts.append(
+            f"The paper ({paper['family']}, all weights): {signed(paper['difference'])} points"
+            f"{_interval(paper['interval'])}, {seeds}, which judged alone {_ALONE[paper['verdict']]}."
+        )
+    return "".join(f" {part}" for part in parts)
+
+
+_ALONE = {
+    "holds": "holds",
+    "reversed": "is reversed",
+    "equivalent": "is equivalence",
+    "inconclusive": "is inconclusive",
+    "saturated": "is saturated",
+}
+
+
+def of_scale(scale: dict[str, Any]) -> str:
+    """A difference of differences, with both sides and the arm whose change makes most of it."""
+    here, there = scale["here"], scale["there"]
+    sides = " and ".join(
+        f"{signed(side['difference'])} points{_interval(side['interval'])} in {side['name']} "
+        f"({side['left']:.1f} against {side['right']:.1f} %)"
+        for side in (here, there)
+    )
+    left, right = scale["of_left"], scale["of_right"]
+    most = "the first arm" if abs(left) >= abs(right) else "the second arm, the control"
+    moved = f"{signed(left)} of it from the first arm and {signed(right)} from the second: most is {most} moving"
+    verdict = {
+        "holds": "The effect grows with scale.",
+        "reversed": "The effect shrinks with scale.",
+        "equivalent": "The effect does not change with scale within the margin.",
+        "saturated": "Exact match has no room to differ on either side.",
+        "inconclusive": "Whether it changes with scale is undecided.",
+    }[scale["verdict"]]
+    return (
+        f"{scale['name']} on {scale['split']}, {scale['method']}: {sides}. Difference of differences "
+        f"{signed(scale['difference'])}{_interval(scale['interval'])}, {moved}; p after Holm "
+        f"{p_value(scale['p_holm'])}. {verdict}"
+    )
+
+
+def of_retention(one: dict[str, Any]) -> str:
+    """What a method keeps of an effect."""
+    under, over = one["under"], one["over"]
+    sides = (
+        f"{one['name']} on {one['split']}: {signed(under['difference'])} points{_interval(under['interval'])} under "
+        f"{under['name']}, {signed(over['difference'])}{_interval(over['interval'])} under {over['name']}"
+    )
+    if one["ratio"] is None:
+        return f"{sides}. The share that is kept is {one['undefined']}."
+    interval = one["interval"]
+    kept = f"{100 * one['ratio']:.0f} % of it is kept (95 % interval {100 * interval['low']:.0f} to {100 * interval['high']:.0f} %)"
+    return f"{sides}. {kept}."
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """With its sign, a true minus."""
+    return f"{value:+.{digits}f}".replace("-", "\u2212")
+
+
+def p_value(value: float) -> str:
+    """Two or three digits, never 0."""
+    return "<\u202f0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+
+
+def _interval(interval: dict[str, float] | None, digits: int = 1) -> str:
+    if interval is None:
+        return ""
+    return f" (95 % interval {signed(interval['low'], digits)} to {signed(interval['high'], digits)})"
