@@ -58,7 +58,7 @@ def _rows(effects: Sequence[dict[str, Any]]) -> Any:
 
 
 def label_of(effect: dict[str, Any]) -> str:
-    """`english − scratch`."""
+    """The name with a true minus sign between its sides."""
     if effect.get("arm") or not effect.get("left_name"):
         return str(effect["name"])
     return f"{effect['left_name']} \u2212 {effect['right_name']}"

@@ -131,7 +131,7 @@ EFFECT_COLUMNS = ("effect", "split", "under", "points of EM", "p (Holm)", "verdi
 
 def effects_table(effects: dict[str, Any]) -> list[tuple[str, ...]]:
     """One line an effect, as effects.json has them: ours, then the paper's, each with its interval."""
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for effect in effects["effects"]:
         paper = effect.get("paper")
         theirs = (points(paper), f"{paper['p']:.3f}") if paper else ("", "")

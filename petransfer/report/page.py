@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -74,15 +75,28 @@ def _head(findings: Findings) -> str:
 
 
 def _verdicts(effects: dict[str, Any]) -> str:
-    items = [(effect["verdict"], prose.of_effect(effect)) for effect in effects["effects"]]
-    items += [("missing", f"{line}.") for line in effects.get("missing", ())]
+    items = [(effect["verdict"], *prose.of_effect(effect)) for effect in effects["effects"]]
+    items += [("missing", f"{line}.", "") for line in effects.get("missing", ())]
     if not items:
         return ""
-    lines = "\n".join(
-        f'<li><span class="verdict {kind}">{"not estimated" if kind == "missing" else kind}</span> {escape(text)}</li>'
-        for kind, text in items
-    )
-    return f'<h2>Verdicts</h2>\n<ul class="verdicts">\n{lines}\n</ul>'
+    lines = "\n".join(_item(*item) for item in items)
+    return f'<h2>Verdicts</h2>\n<p>{escape(_counted(effects))}</p>\n<ul class="verdicts">\n{lines}\n</ul>'
+
+
+def _item(kind: str, text: str, details: str) -> str:
+    badge = f'<span class="verdict {kind}">{"not estimated" if kind == "missing" else kind}</span>'
+    note = f'<p class="note">{escape(details)}</p>' if details else ""
+    return f"<li><p>{badge} {escape(text)}</p>{note}</li>"
+
+
+def _counted(effects: dict[str, Any]) -> str:
+    """How many effects came to which verdict."""
+    found = Counter(effect["verdict"] for effect in effects["effects"])
+    parts = [f"{count} {verdict}" for verdict, count in found.most_common()]
+    parts += [f"{len(effects['missing'])} not estimated"] if effects.get("missing") else []
+    tests = effects.get("tests", 0)
+    together = f" The p values are adjusted for {tests} tests together (Holm)." if tests > 1 else ""
+    return f"Of the declared effects: {', '.join(parts)}.{together}"
 
 
 def _forest(effects: dict[str, Any]) -> str:
@@ -93,8 +107,8 @@ def _forest(effects: dict[str, Any]) -> str:
         f"{charts.label_of(one)} on {one['split']} {prose.signed(one['difference'])} points" for one in shown
     )
     caption = (
-        "Differences in test exact match with 95 % intervals (two-level bootstrap over seeds and examples); the band is "
-        "the margin within which two arms count as equal."
+        "Differences in test exact match with 95 % intervals (two-level bootstrap over seeds and examples); the band "
+        "is the margin within which two arms count as equal."
     )
     if any(one.get("paper") for one in shown):
         caption += " Hollow diamonds: the same contrast in Orhan (2021), all weights trained."
@@ -195,7 +209,8 @@ def _parameters(findings: Findings) -> str:
         for one in points
     )
     caption = "What the pretrained arm trains against the effect, with 95 % intervals."
-    return f"<h2>Trained parameters and effect</h2>\n{_figure(charts.parameters_and_effect(points), 'trained', alt, caption)}"
+    picture = _figure(charts.parameters_and_effect(points), "trained", alt, caption)
+    return f"<h2>Trained parameters and effect</h2>\n{picture}"
 
 
 def _errors(findings: Findings) -> str:
@@ -214,8 +229,8 @@ def _errors(findings: Findings) -> str:
             f"<dt>said</dt><dd>{_marked(error.target, error.said)}</dd></dl>"
         )
     text = (
-        "What the models said instead: the first wrong answers among test examples that were drawn at random, not picked. "
-        "What is not in the expected answer at its place is marked."
+        "What the models said instead: the first wrong answers among test examples that were drawn at random, not "
+        "picked. What is not in the expected answer at its place is marked."
     )
     return f"<h2>Errors</h2>\n<p>{text}</p>\n" + "\n".join(parts)
 
@@ -232,6 +247,7 @@ def _marked(target: str, said: str) -> str:
 
 def _provenance(findings: Findings) -> str:
     name = findings.recipe.name
+    commands = f"petransfer run --recipe results/{name}/recipe.yaml\npetransfer report results/{name}"
     arms = _table(("arm", "checkpoint", "revision or sha256"), gather.checkpoints(findings.groups), left=3)
     made = "\n".join(f"<li>{escape(line)}</li>" for line in gather.environments(findings.groups, findings.study))
     made = f"<p>Made with:</p>\n<ul>\n{made}\n</ul>" if made else ""
@@ -241,9 +257,9 @@ def _provenance(findings: Findings) -> str:
     )
     return (
         "<h2>Provenance, and how to repeat it</h2>\n"
-        f"<pre>petransfer run --recipe results/{escape(name)}/recipe.yaml\npetransfer report results/{escape(name)}</pre>\n"
-        "<p>A run\u2019s id is a hash of all that can change its numbers, so a repetition on the same versions and kind of "
-        f"machine arrives at the same folders.{digest}</p>\n{arms}\n{made}\n"
+        f"<pre>{escape(commands)}</pre>\n"
+        "<p>A run\u2019s id is a hash of all that can change its numbers: a repetition with the same versions on the same "
+        f"kind of machine arrives at the same folders.{digest}</p>\n{arms}\n{made}\n"
         f"<details><summary>The recipe</summary>\n<pre>{escape(freeze(findings.recipe))}</pre>\n</details>\n"
         f"<details><summary>The runs</summary>\n<pre>{escape(gather.run_ids(findings.groups))}</pre>\n</details>"
     )
@@ -258,14 +274,20 @@ def _panels(panels: Sequence[str]) -> str:
 
 
 def _table(columns: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:
-    """Columns without any entry are left out."""
-    kept = [at for at in range(len(columns)) if any(line[at] for line in lines)]
+    """Columns without any entry are left out; names that all lines share are said once, above them."""
+    used = [at for at in range(len(columns)) if any(line[at] for line in lines)]
+    shared = [at for at in used if at < left and len(lines) > 1 and len({line[at] for line in lines}) == 1]
+    kept = [at for at in used if at not in shared or len(shared) == len(used)]
     kind = {at: "" if at < left or columns[at] == "verdict" else ' class="number"' for at in kept}
+    above = ", ".join(f"{columns[at]} {lines[0][at]}" for at in shared)
+    caption = f"<caption>{escape(above[0].upper() + above[1:])}</caption>\n" if above else ""
     head = "".join(f'<th scope="col"{kind[at]}>{escape(columns[at])}</th>' for at in kept)
     body = "\n".join(
         "<tr>" + "".join(f"<td{kind[at]}>{escape(_minus(line[at]))}</td>" for at in kept) + "</tr>" for line in lines
     )
-    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+    return (
+        f'<div class="wide"><table>\n{caption}<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+    )
 
 
 def _minus(text: str) -> str:

@@ -18,13 +18,11 @@ def save_all(groups: Sequence[Group], effects: dict[str, Any], cells: Sequence[C
         figures["effects"] = charts.forest(effects["effects"])
     if any(one["ratio"] is not None for one in effects.get("retentions", ())):
         figures["retention"] = charts.kept(effects["retentions"])
-    for name, data, draw in (
-        ("by-category", gather.heats(groups, study), charts.heat_map),
-        ("learning-rates", gather.swept(cells, study), charts.rates),
-        ("parameters", gather.trained(effects["effects"], groups), charts.parameters_and_effect),
-    ):
-        if data:
-            figures[name] = draw(data)  # type: ignore[operator]
+    heats, swept = gather.heats(groups, study), gather.swept(cells, study)
+    trained = gather.trained(effects["effects"], groups)
+    figures |= {"by-category": charts.heat_map(heats)} if heats else {}
+    figures |= {"learning-rates": charts.rates(swept)} if swept else {}
+    figures |= {"parameters": charts.parameters_and_effect(trained)} if trained else {}
     for name in _NAMES:
         path = study.path / "plots" / name
         if name in figures:

@@ -14,15 +14,15 @@ _CONCLUSIONS = {
 }
 
 
-def of_effect(effect: dict[str, Any]) -> str:
-    """A contrast of arms or methods."""
+def of_effect(effect: dict[str, Any]) -> tuple[str, str]:
+    """A contrast of arms or methods: the sentence that concludes, and the details that a careful reader wants."""
     place = f"in the arm {effect['arm']}" if effect["arm"] else f"under {effect['method']}"
-    what = label_of(effect)
     seen = (
-        f"{what} on {effect['split']}, {place}: {effect['left']:.1f} against {effect['right']:.1f} % exact match, "
-        f"a difference of {signed(effect['difference'])} points{_interval(effect['interval'])}"
+        f"{label_of(effect)} on {effect['split']}, {place}: {signed(effect['difference'])} points"
+        f"{_interval(effect['interval'])}, {effect['left']:.1f} against {effect['right']:.1f} % exact match."
     )
-    return f"{seen}; {_tested(effect)}. {_concluded(effect)}{_beside(effect)}"
+    details = [_tested(effect), *_secondary(effect), *_paper(effect)]
+    return _tidy(f"{seen} {_concluded(effect)}"), _tidy(" ".join(details))
 
 
 def _tested(effect: dict[str, Any]) -> str:
@@ -31,9 +31,10 @@ def _tested(effect: dict[str, Any]) -> str:
         seeds = f"{left} pairs of seeds"
     else:
         seeds = f"{left} and {right} seeds" if left != right else f"{left} seed{'s' if left > 1 else ''} each"
-    least = effect["least_p_holm"]
-    floor = f", and so few cannot give less than {least:.2f}" if least >= 0.05 else f", at least {p_value(least)}"
-    return f"{seeds}, exact permutation p after Holm {p_value(effect['p_holm'])}{floor}"
+    if effect["left_out"]:
+        seeds += f" ({effect['left_out']} runs have no partner of the same seed)"
+    least = f"the least that so many seeds can give is {p_value(effect['least_p_holm'])}"
+    return f"{seeds}; exact permutation p after Holm {p_value(effect['p_holm'])}, {least}."
 
 
 def _concluded(effect: dict[str, Any]) -> str:
@@ -45,40 +46,44 @@ def _concluded(effect: dict[str, Any]) -> str:
     return "Undecided; one seed decides nothing."
 
 
-def _beside(effect: dict[str, Any]) -> str:
+def _secondary(effect: dict[str, Any]) -> list[str]:
     parts = []
-    if effect["log_prob_difference"] is not None and effect["verdict"] in ("saturated", "inconclusive"):
-        parts.append(
-            f"Log-probability per target token, a secondary measure: {signed(effect['log_prob_difference'], 3)} nats, "
-            f"unadjusted p {p_value(effect['log_prob_p'])}."
-        )
+    if effect["log_prob_difference"] is not None:
+        nats = signed(effect["log_prob_difference"], 3)
+        parts.append(f"Log-probability per target token: {nats} nats, unadjusted p {p_value(effect['log_prob_p'])}.")
     if effect["log_odds"]:
         odds = effect["log_odds"]
-        parts.append(
-            f"Near the ends of the scale, log-odds: {signed(odds['difference'], 2)}{_interval(odds['interval'], 2)}."
-        )
+        said = f"{signed(odds['difference'], 2)}{_interval(odds['interval'], 2)}"
+        parts.append(f"Log-odds, as a side is near the end of the scale: {said}.")
     if effect["mcnemar"]:
         pair = effect["mcnemar"]
         parts.append(
             f"These two runs alone, by McNemar\u2019s test: {pair['only_left']} examples are right only in the first, "
             f"{pair['only_right']} only in the second, p {p_value(pair['p'])}."
         )
-    if effect["left_out"]:
-        parts.append(f"{effect['left_out']} runs have no partner of the same seed.")
-    if effect.get("paper"):
-        paper = effect["paper"]
-        seeds = f"{paper['seeds'][0]} and {paper['seeds'][1]} seeds"
-        parts.append(
-            f"The paper ({paper['family']}, all weights): {signed(paper['difference'])} points"
-            f"{_interval(paper['interval'])}, {seeds}, which judged alone {_ALONE[paper['verdict']]}."
-        )
-    return "".join(f" {part}" for part in parts)
+    return parts
+
+
+def _paper(effect: dict[str, Any]) -> list[str]:
+    paper = effect.get("paper")
+    if not paper:
+        return []
+    seeds = f"{paper['seeds'][0]} and {paper['seeds'][1]} seeds"
+    points = f"{signed(paper['difference'])} points{_interval(paper['interval'])}"
+    return [
+        f"The paper ({paper['family']}, all weights): {points}, {seeds}; judged alone it {_ALONE[paper['verdict']]}."
+    ]
+
+
+def _tidy(text: str) -> str:
+    """Figures stay with their percent signs."""
+    return text.replace(" %", "\u00a0%").replace(" points", "\u00a0points").replace("p <", "p\u00a0<")
 
 
 _ALONE = {
     "holds": "holds",
     "reversed": "is reversed",
-    "equivalent": "is equivalence",
+    "equivalent": "shows equivalence",
     "inconclusive": "is inconclusive",
     "saturated": "is saturated",
 }
@@ -102,7 +107,7 @@ def of_scale(scale: dict[str, Any]) -> str:
         "saturated": "Exact match has no room to differ on either side.",
         "inconclusive": "Whether it changes with scale is undecided.",
     }[scale["verdict"]]
-    return (
+    return _tidy(
         f"{scale['name']} on {scale['split']}, {scale['method']}: {sides}. Difference of differences "
         f"{signed(scale['difference'])}{_interval(scale['interval'])}, {moved}; p after Holm "
         f"{p_value(scale['p_holm'])}. {verdict}"
@@ -119,8 +124,8 @@ def of_retention(one: dict[str, Any]) -> str:
     if one["ratio"] is None:
         return f"{sides}. The share that is kept is {one['undefined']}."
     interval = one["interval"]
-    kept = f"{100 * one['ratio']:.0f} % of it is kept (95 % interval {100 * interval['low']:.0f} to {100 * interval['high']:.0f} %)"
-    return f"{sides}. {kept}."
+    bounds = f"95 % interval {100 * interval['low']:.0f} to {100 * interval['high']:.0f} %"
+    return _tidy(f"{sides}. {100 * one['ratio']:.0f} % of it is kept ({bounds}).")
 
 
 def signed(value: float, digits: int = 1) -> str:
