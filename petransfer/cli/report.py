@@ -1,12 +1,15 @@
-"""`report`: a study's tables, pictures and verdicts, made anew from its run folders."""
+"""`report`: a study's page, tables, pictures and verdicts, made anew from its run folders; and two studies compared."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.table import Table
+from typer.core import TyperGroup
 
 from petransfer.cli.display import print_table
 from petransfer.effects.contrasts import family_name, update_effects
@@ -18,17 +21,29 @@ from petransfer.study.grid import expand
 from petransfer.study.ledger import StudyFolder
 
 
+class _StudyOrVerb(TyperGroup):
+    """`report FOLDER` is `report study FOLDER`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        known = args and args[0] in self.commands
+        return super().resolve_command(ctx, args if known else ["study", *args])
+
+
+app = typer.Typer(
+    cls=_StudyOrVerb,
+    no_args_is_help=True,
+    help="Write a study's page, tables, plots and effects: petransfer report STUDY. Or compare two studies.",
+)
+
+
+@app.command("study")
 def report(study: Annotated[Path, typer.Argument(help="A folder such as results/lora-scan.")]) -> None:
     """Write a study's page (html), tables (csv, md, tex), plots (svg, png) and effects, and print them."""
-    kept = study / "recipe.yaml"
-    if not kept.is_file():
-        raise UserError(f"{study} is no study's folder: it has no recipe.yaml")
-    recipe = load_either(str(kept))
-    if not isinstance(recipe, Recipe):
-        raise UserError(f"{study} is a pretraining; `petransfer status {study}` shows it")
+    recipe = _recipe(study)
     cells, folder = expand(recipe), StudyFolder(study)
     rows = tables.rows_of(cells, folder)
     if not any(row.status == "done" for row in rows):
+        kept = study / "recipe.yaml"
         raise UserError(f"no run of {study} is done; `petransfer run --recipe {kept}` carries them out")
     family = family_name(recipe)
     found = groups.groups_of(rows, family)
@@ -43,3 +58,54 @@ def report(study: Annotated[Path, typer.Argument(help="A folder such as results/
     for line in [*effects["sentences"], *effects["missing"]]:
         print(line)
     print(f"see {study}: report.html, table.csv, table.md, table.tex, plots/, effects.json", file=sys.stderr)
+
+
+@app.command("compare")
+def compare(
+    first: Annotated[Path, typer.Argument(help="A study's folder, A.")],
+    second: Annotated[Path, typer.Argument(help="Another, B.")],
+    out: Annotated[Path | None, typer.Option(help="A file to write too: .html or .md.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Put two studies side by side: the same cells and effects, and B less A with intervals and verdicts."""
+    from petransfer.effects.runs import Runs
+    from petransfer.report import compare as side_by_side
+
+    if out and out.suffix not in {".html", ".md"}:
+        raise UserError(f"--out {out}: name a file that ends with .html or .md")
+    studies = []
+    for path in (first, second):
+        recipe = _recipe(path)
+        studies.append(Runs(recipe, expand(recipe), StudyFolder(path)))
+    found = side_by_side.compare(studies[0], studies[1], (str(first), str(second)))
+    if out:
+        text = side_by_side.as_html(found) if out.suffix == ".html" else side_by_side.as_markdown(found)
+        out.write_text(text, encoding="utf-8")
+    if as_json:
+        print(json.dumps(side_by_side.as_json(found), indent=1, allow_nan=False))
+        return
+    for line in side_by_side.head(found):
+        print(line)
+    _print("the same cells", side_by_side.CELL_COLUMNS, side_by_side.cell_lines(found))
+    _print("the same effects", side_by_side.EFFECT_COLUMNS, side_by_side.effect_lines(found))
+
+
+def _print(title: str, columns: tuple[str, ...], lines: list[tuple[str, ...]]) -> None:
+    if not lines:
+        return
+    shown = Table(title=title, title_justify="left")
+    for at, name in enumerate(columns):
+        shown.add_column(name, justify="right" if 2 < at < 7 else "left", no_wrap=True)
+    for line in lines:
+        shown.add_row(*line)
+    print_table(shown)
+
+
+def _recipe(study: Path) -> Recipe:
+    kept = study / "recipe.yaml"
+    if not kept.is_file():
+        raise UserError(f"{study} is no study's folder: it has no recipe.yaml")
+    recipe = load_either(str(kept))
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"{study} is a pretraining; `petransfer status {study}` shows it")
+    return recipe

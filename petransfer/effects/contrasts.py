@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from petransfer.effects.verdict import Contrast, Effect
 
 # Raised when the same runs are judged otherwise, so that what was kept is judged anew.
-JUDGED_VERSION = 2
+JUDGED_VERSION = 3
 
 
 @dataclass
@@ -208,8 +208,8 @@ def _arms_under(effect: Wanted, split: str, method: str, runs: Runs, found: Coll
         names = {"method": method, "left_name": effect.left, "right_name": effect.right}
         return compared(effect.name, split, left, right, **names)
     lacking = (effect.left, method) if not left else (effect.right, partner)
-    place = f" ({method})" if method else ""
-    found.missing.append(f"{effect.name} on {split}{place}: not estimated, {runs.why_none(*lacking, split)}")
+    kind = f"{effect.kind} of " if effect.kind in ("scale", "retention") else ""
+    found.missing.append(f"{kind}{effect.name} on {split} ({method}): not estimated, {runs.why_none(*lacking, split)}")
     return None
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from petransfer.effects.bootstrap import Interval, degrees_of_freedom, drawn_means, percentile_interval, sum_interval
 from petransfer.effects.counts import LEVEL, smallest_p
 from petransfer.effects.statistics import holm, welch_p
-from petransfer.effects.verdict import MARGIN, ROOM, Contrast, Verdict
+from petransfer.effects.verdict import MARGIN, Contrast, Verdict, holds_zero, no_room
 
 _SIGNS = (1.0, -1.0, -1.0, 1.0)
 
@@ -106,6 +106,7 @@ def judge_scales(
 def _scale(two: Two, p: float, adjusted: float, margin: float, draws: int) -> Scale:
     here, there = sides_of(two, draws)
     difference = here.difference - there.difference
+    interval = difference_of_differences(two, draws)
     return Scale(
         name=two.here.name,
         split=two.here.split,
@@ -113,12 +114,12 @@ def _scale(two: Two, p: float, adjusted: float, margin: float, draws: int) -> Sc
         here=here,
         there=there,
         difference=difference,
-        interval=difference_of_differences(two, draws),
+        interval=interval,
         of_left=here.left - there.left,
         of_right=there.right - here.right,
         p=p,
         p_holm=adjusted,
-        verdict=_verdict(two, here, there, difference, adjusted, margin),
+        verdict=_verdict(two, here, there, interval, adjusted, margin),
     )
 
 
@@ -134,12 +135,11 @@ def difference_of_differences(two: Two, draws: int = 2000) -> Interval | None:
     return percentile_interval(first[0] - first[1] - second[0] + second[1], degrees_of_freedom(groups, _SIGNS))
 
 
-def _verdict(two: Two, here: Side, there: Side, difference: float, p: float, margin: float) -> Verdict:
-    ends = [max(side.left, side.right) <= ROOM or min(side.left, side.right) >= 100 - ROOM for side in (here, there)]
-    if all(ends):
+def _verdict(two: Two, here: Side, there: Side, interval: Interval | None, p: float, margin: float) -> Verdict:
+    if no_room(here.left, here.right) and no_room(there.left, there.right):
         return "saturated"
-    if p < LEVEL:
-        return "holds" if difference > 0 else "reversed"
+    if p < LEVEL and not holds_zero(interval):
+        return "holds" if here.difference > there.difference else "reversed"
     return "equivalent" if _within(two, margin) else "inconclusive"
 
 
@@ -187,7 +187,7 @@ def retention(two: Two, draws: int = 2000) -> Retention:
 def _undefined(under: Side, over: Side, two: Two) -> str | None:
     if over.interval is None:
         return f"not defined: the effect under {over.name} rests on a single seed"
-    if over.interval.low <= 0 <= over.interval.high:
+    if holds_zero(over.interval):
         return (
             f"not defined: the effect under {over.name} could be zero "
             f"({over.difference:+.1f} points [{over.interval.low:+.1f}, {over.interval.high:+.1f}])"

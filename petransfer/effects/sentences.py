@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from petransfer.effects.bootstrap import Interval
+from petransfer.effects.counts import LEVEL
 from petransfer.effects.ratios import Retention, Scale, Side
 from petransfer.effects.verdict import Effect
 
@@ -12,7 +13,7 @@ def of_effect(effect: Effect) -> str:
     about = f"{effect.name} on {effect.split} ({effect.place})"
     seeds = f"{effect.seeds[0]} pairs of seeds" if effect.paired else f"{effect.seeds[0]} and {effect.seeds[1]} seeds"
     p = _p(effect.p_holm)
-    if effect.verdict == "inconclusive" and effect.least_p_holm >= 0.05:
+    if effect.verdict == "inconclusive" and effect.least_p_holm >= LEVEL:
         p += f" (at least {effect.least_p_holm:.3f} with so few seeds)"
     points = f"{effect.difference:+.1f} points of test EM{_bounds(effect.interval)}"
     return f"{about}: {points}, {p}, {seeds}: {effect.verdict}{''.join(_more(effect))}"
@@ -23,7 +24,12 @@ def _more(effect: Effect) -> list[str]:
     more = []
     if effect.verdict == "inconclusive":
         unit = "pairs of seeds" if effect.paired else "seeds an arm"
-        more.append(f", {effect.seeds_needed} {unit} needed" if effect.seeds_needed else ", one seed decides nothing")
+        if effect.p_holm < LEVEL:
+            more.append(", the seeds agree but other test examples could change the sign: more examples needed")
+        elif effect.seeds_needed:
+            more.append(f", {effect.seeds_needed} {unit} needed")
+        else:
+            more.append(", one seed decides nothing")
     if effect.verdict == "saturated" and effect.log_prob_difference is not None and effect.log_prob_p is not None:
         more.append(f", log p per token {effect.log_prob_difference:+.3f} ({_p(effect.log_prob_p)})")
     if effect.log_odds:

@@ -133,7 +133,10 @@ def _effect(contrast: Contrast, p: float, adjusted: float, tests: int, margin: f
     left, right = 100 * contrast.left.mean(1), 100 * contrast.right.mean(1)
     means = float(left.mean()), float(right.mean())
     same = equivalence_p(left, right, margin, paired=paired)
-    verdict = verdict_of(*means, adjusted, same)
+    interval = difference_interval(
+        100 * contrast.left, 100 * contrast.right, contrast.categories, paired=paired, draws=draws
+    )
+    verdict = verdict_of(*means, adjusted, same, interval)
     least = smallest_p(len(left), len(right), paired=paired)
     log_probs = _log_probs(contrast)
     single = len(left) == len(right) == 1 and contrast.left.shape[1] > 1
@@ -146,9 +149,7 @@ def _effect(contrast: Contrast, p: float, adjusted: float, tests: int, margin: f
         left_name=contrast.left_name,
         right_name=contrast.right_name,
         difference=means[0] - means[1],
-        interval=difference_interval(
-            100 * contrast.left, 100 * contrast.right, contrast.categories, paired=paired, draws=draws
-        ),
+        interval=interval,
         left=means[0],
         right=means[1],
         left_seeds=tuple(left.tolist()),
@@ -178,10 +179,23 @@ def _log_probs(contrast: Contrast) -> tuple[Scores, Scores] | None:
     return left, right
 
 
-def verdict_of(left: float, right: float, p: float, same: float | None) -> Verdict:
-    """What is said of means left and right (in %), an adjusted p, and the p of equivalence."""
-    if max(left, right) <= ROOM or min(left, right) >= 100 - ROOM:
+def verdict_of(left: float, right: float, p: float, same: float | None, interval: Interval | None) -> Verdict:
+    """What is said of means left and right (in %), an adjusted p, the p of equivalence, and an interval.
+
+    The p speaks of seeds on this very test set; the interval of other test examples too. An effect needs both.
+    """
+    if no_room(left, right):
         return "saturated"
-    if p < LEVEL:
+    if p < LEVEL and not holds_zero(interval):
         return "holds" if left > right else "reversed"
     return "equivalent" if same is not None and same < LEVEL else "inconclusive"
+
+
+def no_room(left: float, right: float) -> bool:
+    """Whether both means (in %) are so near to one end that EM cannot tell them apart."""
+    return max(left, right) <= ROOM or min(left, right) >= 100 - ROOM
+
+
+def holds_zero(interval: Interval | None) -> bool:
+    """Whether an interval leaves zero possible; there is none of single seeds."""
+    return interval is not None and interval.low <= 0 <= interval.high

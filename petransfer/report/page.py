@@ -14,7 +14,7 @@ from petransfer.effects.contrasts import family_name
 from petransfer.recipe.load import freeze
 from petransfer.recipe.schema import Recipe
 from petransfer.report import charts, gather, plots, prose
-from petransfer.report.groups import Group, columns_of, effects_table, paper_note, table_of
+from petransfer.report.groups import EFFECT_COLUMNS, Group, columns_of, effects_table, paper_note, table_of
 from petransfer.report.inline import inline_svg
 from petransfer.report.palette import of_groups
 from petransfer.study.grid import Cell
@@ -38,12 +38,16 @@ class Findings:
 def page(findings: Findings) -> str:
     """The whole page. A section for which the study has no data is left out."""
     sections = "\n".join(f"<section>\n{text}\n</section>" for text in _sections(findings) if text)
-    title = escape(findings.recipe.name)
+    return document(f"{findings.recipe.name}: report", f"{_head(findings)}\n<main>\n{sections}\n</main>")
+
+
+def document(title: str, body: str) -> str:
+    """A self-contained HTML file around a body."""
     css = resources.files("petransfer.report").joinpath("page.css").read_text(encoding="utf-8")
     return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}: report</title>\n'
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<style>\n{css}</style>\n</head>\n<body>\n{_head(findings)}\n<main>\n{sections}\n</main>\n</body>\n</html>\n"
+        f"<style>\n{css}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
 
@@ -112,11 +116,8 @@ def _forest(effects: dict[str, Any]) -> str:
     )
     if any(one.get("paper") for one in shown):
         caption += " Hollow diamonds: the same contrast in Orhan (2021), all weights trained."
-    table = _table(_EFFECT_HEAD, effects_table(effects), left=3)
-    return f"<h2>Effects</h2>\n{_figure(charts.forest(shown), 'forest', alt, caption)}\n{table}"
-
-
-_EFFECT_HEAD = ("effect", "split", "under", "points of EM", "p (Holm)", "verdict", "paper: points", "paper: p")
+    lines = table(EFFECT_COLUMNS, effects_table(effects), left=3)
+    return f"<h2>Effects</h2>\n{_figure(charts.forest(shown), 'forest', alt, caption)}\n{lines}"
 
 
 def _kept(effects: dict[str, Any]) -> str:
@@ -150,8 +151,8 @@ def _results(findings: Findings) -> str:
     note = paper_note(groups, family_name(findings.recipe))
     text = "Means over seeds, and in brackets the lowest and the highest seed. A dot is a seed, a bar the mean."
     paper = f'<p class="note">{escape(note[0].upper() + note[1:])}</p>' if note else ""
-    table = _table(columns_of(groups), table_of(groups), left=3)
-    return f"<h2>Exact match</h2>\n<p>{text}</p>\n{table}\n{paper}\n{_panels(panels)}"
+    lines = table(columns_of(groups), table_of(groups), left=3)
+    return f"<h2>Exact match</h2>\n<p>{text}</p>\n{lines}\n{paper}\n{_panels(panels)}"
 
 
 def _heat(findings: Findings) -> str:
@@ -217,22 +218,33 @@ def _errors(findings: Findings) -> str:
     found = gather.errors(findings.groups, findings.study)
     if not found:
         return ""
-    parts, last = [], None
+    by_group: dict[str, list[gather.Error]] = {}
     for error in found:
         name = f"{error.group.split}, {error.group.arm}, {error.group.method}, seed {error.seed}"
-        if name != last:
-            parts.append(f"<h3>{escape(name)}</h3>")
-        last = name
-        parts.append(
-            f'<dl class="said"><dt>{escape(error.category)}</dt><dd>{escape(error.input)}</dd>'
-            f"<dt>expected</dt><dd>{escape(error.target)}</dd>"
-            f"<dt>said</dt><dd>{_marked(error.target, error.said)}</dd></dl>"
-        )
+        by_group.setdefault(name, []).append(error)
     text = (
         "What the models said instead: the first wrong answers among test examples that were drawn at random, not "
         "picked. What is not in the expected answer at its place is marked."
     )
+    parts = [
+        f"<details{' open' if at < OPEN_ERRORS else ''}><summary>{escape(name)}</summary>\n"
+        + "\n".join(map(_answer, members))
+        + "\n</details>"
+        for at, (name, members) in enumerate(by_group.items())
+    ]
     return f"<h2>Errors</h2>\n<p>{text}</p>\n" + "\n".join(parts)
+
+
+# Groups whose wrong answers are shown at once; the others unfold.
+OPEN_ERRORS = 3
+
+
+def _answer(error: gather.Error) -> str:
+    return (
+        f'<dl class="said"><dt>{escape(error.category)}</dt><dd>{escape(error.input)}</dd>'
+        f"<dt>expected</dt><dd>{escape(error.target)}</dd>"
+        f"<dt>said</dt><dd>{_marked(error.target, error.said)}</dd></dl>"
+    )
 
 
 def _marked(target: str, said: str) -> str:
@@ -248,7 +260,7 @@ def _marked(target: str, said: str) -> str:
 def _provenance(findings: Findings) -> str:
     name = findings.recipe.name
     commands = f"petransfer run --recipe results/{name}/recipe.yaml\npetransfer report results/{name}"
-    arms = _table(("arm", "checkpoint", "revision or sha256"), gather.checkpoints(findings.groups), left=3)
+    arms = table(("arm", "checkpoint", "revision or sha256"), gather.checkpoints(findings.groups), left=3)
     made = "\n".join(f"<li>{escape(line)}</li>" for line in gather.environments(findings.groups, findings.study))
     made = f"<p>Made with:</p>\n<ul>\n{made}\n</ul>" if made else ""
     digest = findings.effects.get("runs_sha256")
@@ -258,7 +270,7 @@ def _provenance(findings: Findings) -> str:
     return (
         "<h2>Provenance, and how to repeat it</h2>\n"
         f"<pre>{escape(commands)}</pre>\n"
-        "<p>A run\u2019s id is a hash of all that can change its numbers: a repetition with the same versions on the same "
+        "<p>A run\u2019s id is a hash of all that can change its numbers: repeated with the same versions on the same "
         f"kind of machine arrives at the same folders.{digest}</p>\n{arms}\n{made}\n"
         f"<details><summary>The recipe</summary>\n<pre>{escape(freeze(findings.recipe))}</pre>\n</details>\n"
         f"<details><summary>The runs</summary>\n<pre>{escape(gather.run_ids(findings.groups))}</pre>\n</details>"
@@ -273,8 +285,8 @@ def _panels(panels: Sequence[str]) -> str:
     return f'<div class="panels">\n{"".join(panels)}\n</div>' if panels else ""
 
 
-def _table(columns: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:
-    """Columns without any entry are left out; names that all lines share are said once, above them."""
+def table(columns: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:
+    """An HTML table, the first `left` columns of names. Columns without any entry are left out; names that all lines share are said once, above them."""
     used = [at for at in range(len(columns)) if any(line[at] for line in lines)]
     shared = [at for at in used if at < left and len(lines) > 1 and len({line[at] for line in lines}) == 1]
     kept = [at for at in used if at not in shared or len(shared) == len(used)]

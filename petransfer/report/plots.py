@@ -74,7 +74,8 @@ def draw_arms(axes: Axes, members: Sequence[Group], figure: str, colours: dict[s
     axes.set_xticks(range(len(ready)), [group.arm for group in ready], rotation=35, ha="right")
     axes.set_ylabel(_FIGURES[figure])
     if figure == "test":
-        axes.set_ylim(0, None)
+        top = axes.get_ylim()[1]
+        axes.set_ylim(-0.03 * top, top)  # what lies at 0 is seen whole
 
 
 def save(figure: Figure, path: Path) -> None:

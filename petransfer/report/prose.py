@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from petransfer.effects.counts import LEVEL
 from petransfer.report.charts import label_of
 
 _CONCLUSIONS = {
@@ -40,6 +41,8 @@ def _tested(effect: dict[str, Any]) -> str:
 def _concluded(effect: dict[str, Any]) -> str:
     if effect["verdict"] != "inconclusive":
         return _CONCLUSIONS[effect["verdict"]].format(margin=effect["margin"])
+    if effect["p_holm"] < LEVEL:
+        return "Undecided; the seeds agree, but other test examples could change the sign: more examples are needed."
     if effect["seeds_needed"]:
         unit = "pairs of seeds" if effect["paired"] else "seeds an arm"
         return f"Undecided; with the spread seen, {effect['seeds_needed']} {unit} would be needed."

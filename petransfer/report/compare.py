@@ -1,0 +1,188 @@
+"""Two studies side by side: the same cells and the same effects, with what parts them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from typing import Any
+
+from petransfer.effects.contrasts import family_name
+from petransfer.effects.ratios import Scale, Two, judge_scales
+from petransfer.effects.runs import Runs, compared
+from petransfer.effects.verdict import Contrast, Effect, judge
+from petransfer.errors import UserError
+from petransfer.recipe.effects import wanted
+from petransfer.report.groups import points
+from petransfer.report.page import document, table
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two studies have in common. cells: B less A in each, adjusted for each other; effects: likewise.
+
+    same_runs: places where both studies hold the very same runs, which say nothing about a difference.
+    """
+
+    names: tuple[str, str]
+    families: tuple[str, str]
+    cells: list[Effect]
+    effects: list[Scale]
+    same_runs: list[str]
+
+
+def compare(first: Runs, second: Runs, names: tuple[str, str]) -> Comparison:
+    """B less A, for every arm and split that both have runs of, and every effect that both can estimate.
+
+    Cells are matched by their method, or, where an arm has one method in each study and they differ, by the arm.
+
+    Raises:
+        UserError: the studies have no cell in common, or were tested on other examples.
+    """
+    cells, same = _cells(first, second)
+    if not cells and not same:
+        raise UserError(f"{names[0]} and {names[1]} have no arm and split in common that both have runs of")
+    effects = _effects(first, second)
+    families = (family_name(first.recipe), family_name(second.recipe))
+    return Comparison(names, families, judge(cells), judge_scales(effects), same)
+
+
+def _matched(first: Runs, second: Runs, arm: str, split: str) -> list[tuple[str, str]]:
+    """Pairs of methods, A's and B's, under which both have trained an arm."""
+    ours, theirs = first.methods(arm, split), second.methods(arm, split)
+    both = [(method, method) for method in ours if method in theirs]
+    return both or ([(ours[0], theirs[0])] if len(ours) == len(theirs) == 1 else [])
+
+
+def _cells(first: Runs, second: Runs) -> tuple[list[Contrast], list[str]]:
+    found, same = [], []
+    for split in first.splits:
+        for arm in dict.fromkeys(cell.arm for cell in first.cells):
+            for ours, theirs in _matched(first, second, arm, split):
+                left, right = second.scored(arm, theirs, split), first.scored(arm, ours, split)
+                if not left or not right:
+                    continue
+                method = ours if ours == theirs else f"{theirs} less {ours}"
+                if _ids(first, arm, ours, split) == _ids(second, arm, theirs, split):
+                    same.append(f"{arm} on {split} ({method})")
+                    continue
+                names = {"left_name": theirs, "right_name": ours}
+                found.append(compared(arm, split, left, right, method=method, **names))
+    return found, same
+
+
+def _ids(runs: Runs, arm: str, method: str, split: str) -> set[str]:
+    return {cell.run_id for cell in runs.asked(arm, method, split) if runs.folder.run(cell.run_id).done}
+
+
+def _effects(first: Runs, second: Runs) -> list[Two]:
+    ours = {(effect.left, effect.right) for effect in wanted(first.recipe) if effect.kind == "arms"}
+    theirs = {(effect.left, effect.right) for effect in wanted(second.recipe) if effect.kind == "arms"}
+    found = []
+    for split in first.splits:
+        for left, right in sorted(ours | theirs):
+            for mine, other in _matched(first, second, left, split):
+                there, here = _contrast(first, left, right, mine, split), _contrast(second, left, right, other, split)
+                if here and there:
+                    found.append(Two(here, there, "B", "A"))
+    return found
+
+
+def _contrast(runs: Runs, left: str, right: str, method: str, split: str) -> Contrast | None:
+    both = runs.scored(left, method, split), runs.scored(right, runs.partner(right, method, split), split)
+    if both[0] is None or both[1] is None:
+        return None
+    names = {"method": method, "left_name": left, "right_name": right}
+    return compared(f"{left}-{right}", split, both[0], both[1], **names)
+
+
+CELL_COLUMNS = ("split", "arm", "method", "EM % in A", "EM % in B", "B less A", "p (Holm)", "verdict")
+EFFECT_COLUMNS = ("split", "effect", "method", "points in A", "points in B", "B less A", "p (Holm)", "verdict")
+
+
+def cell_lines(found: Comparison) -> list[tuple[str, ...]]:
+    """One line a cell."""
+    return [
+        (
+            one.split,
+            one.name,
+            one.method,
+            f"{one.right:.1f} ({_seeds(one.seeds[1])})",
+            f"{one.left:.1f} ({_seeds(one.seeds[0])})",
+            points(asdict(one)),
+            f"{one.p_holm:.3f}",
+            _CELL[one.verdict],
+        )
+        for one in found.cells
+    ]
+
+
+def effect_lines(found: Comparison) -> list[tuple[str, ...]]:
+    """One line an effect: both sides, and the difference of differences."""
+    return [
+        (
+            one.split,
+            one.name,
+            one.method,
+            points(asdict(one.there)),
+            points(asdict(one.here)),
+            points(asdict(one)),
+            f"{one.p_holm:.3f}",
+            _EFFECT[one.verdict],
+        )
+        for one in found.effects
+    ]
+
+
+_CELL = {"holds": "B is higher", "reversed": "A is higher"} | {
+    verdict: verdict for verdict in ("equivalent", "inconclusive", "saturated")
+}
+_EFFECT = {"holds": "larger in B", "reversed": "smaller in B"} | {
+    verdict: verdict for verdict in ("equivalent", "inconclusive", "saturated")
+}
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' if count > 1 else ''}"
+
+
+def head(found: Comparison) -> list[str]:
+    """Lines that say what is compared."""
+    sides = zip("AB", found.names, found.families, strict=True)
+    lines = [f"{letter}: {name}, family {family}" for letter, name, family in sides]
+    if found.same_runs:
+        lines.append(f"the very same runs in both, not compared: {'; '.join(found.same_runs)}")
+    return lines
+
+
+def as_json(found: Comparison) -> dict[str, Any]:
+    """For machines."""
+    return asdict(found)
+
+
+def as_html(found: Comparison) -> str:
+    """A page of its own, as self-contained as a study's."""
+    title = f"{found.names[0]} and {found.names[1]}"
+    lines = "<br>\n".join(escape(line) for line in head(found))
+    parts = [f"<header>\n<h1>{escape(title)}</h1>\n<p>{lines}</p>\n</header>\n<main>"]
+    for name, columns, content in (
+        ("The same cells", CELL_COLUMNS, cell_lines(found)),
+        ("The same effects", EFFECT_COLUMNS, effect_lines(found)),
+    ):
+        if content:
+            parts.append(f"<section>\n<h2>{name}</h2>\n{table(columns, content, left=3)}\n</section>")
+    return document(f"{title}: comparison", "\n".join([*parts, "</main>"]))
+
+
+def as_markdown(found: Comparison) -> str:
+    """The same tables for a text."""
+    parts = ["\n".join(f"- {line}" for line in head(found))]
+    for columns, content in ((CELL_COLUMNS, cell_lines(found)), (EFFECT_COLUMNS, effect_lines(found))):
+        if content:
+            parts.append(_markdown(columns, content))
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown(columns: Sequence[str], lines: Sequence[tuple[str, ...]]) -> str:
+    rules = ("---",) * 3 + ("---:",) * 4 + ("---",)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [tuple(columns), rules, *lines])

@@ -1,0 +1,126 @@
+"""Studies whose run folders are written by hand, so that their figures are known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
+from petransfer.recipe.load import validate
+from petransfer.recipe.schema import Recipe
+from petransfer.study.grid import Cell, expand
+from petransfer.study.ledger import StudyFolder
+
+METHODS = [
+    {"name": "lora", "bits": 32},
+    {"name": "lora", "bits": 4},
+    {"name": "full", "bits": 32, "rate_scaling": "rms"},
+]
+
+
+def recipe_of(**changes: Any) -> Recipe:
+    """English and scratch by LoRA at two widths and by full fine-tuning on two splits, four seeds."""
+    content: dict[str, Any] = {
+        "name": "made",
+        "description": "A study that was never run.",
+        "task": {"name": "scan", "splits": ["add_jump", "right"]},
+        "arms": ["english", "german", "scratch"],
+        "methods": METHODS,
+        "seeds": [0, 1, 2, 3, 4, 5],
+        "train": {"steps": 100, "learning_rate": {"lora": 2e-3, "full": 2e-2}},
+        "effects": [
+            "english-scratch",
+            "german-scratch",
+            {"contrast": "4-bit - lora 32-bit"},
+            {"retention": "english-scratch", "under": "4-bit"},
+            {"retention": "german-scratch", "under": "4-bit"},
+        ],
+    }
+    return validate(content | changes, "here")
+
+
+def level_of(cell: Cell) -> float:
+    """The share of right answers: English 60 %, German like scratch, 4 bits a little less, seeds a point apart."""
+    base = {"english": 0.60, "german": 0.21, "scratch": 0.20}[cell.arm]
+    return base - (0.03 if "4-bit" in cell.method else 0.0) + 0.01 * (cell.seed % 3) + 0.004 * cell.seed
+
+
+def make(
+    path: Path,
+    recipe: Recipe,
+    level: Callable[[Cell], float] = level_of,
+    *,
+    examples: int = 100,
+    categories: int = 2,
+    skip: Callable[[Cell], bool] = lambda cell: False,
+    said: bool = True,
+) -> tuple[list[Cell], StudyFolder]:
+    """A study's folder as runs leave it; those that `skip` names are not there."""
+    folder = StudyFolder(path)
+    folder.open(recipe)
+    cells = expand(recipe)
+    for cell in cells:
+        if not skip(cell):
+            finish(folder, cell, level(cell), examples, categories, said)
+    return cells, folder
+
+
+def finish(folder: StudyFolder, cell: Cell, level: float, examples: int, categories: int, said: bool) -> None:
+    """One run that is done, with so large a share of right answers, evenly spread over its categories."""
+    run = folder.run(cell.run_id)
+    run.path.mkdir(parents=True, exist_ok=True)
+    run.write_json("spec.json", cell.spec.as_dict())
+    curve = [(50, 20.0 + cell.seed), (100, 90.0 + cell.seed)]
+    lines = [json.dumps({"step": step, "loss": 1.0, "seconds": 9.0, "dev_em": em}) for step, em in curve]
+    (run.path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    right = np.zeros(examples, dtype=bool)
+    right[np.random.default_rng(cell.seed).permutation(examples)[: round(level * examples)]] = True
+    names = np.array([f"case_{at % categories}" for at in range(examples)])
+    table: dict[str, Any] = {
+        "index": np.arange(examples),
+        "category": names,
+        "correct": right,
+        "margin": np.where(right, 1.0, -1.0),
+        "log_prob": np.full(examples, -10.0 * (1 - level)),
+        "tokens": np.full(examples, 10),
+        "tokens_correct": np.where(right, 10, 9),
+    }
+    if said:
+        drawn = np.arange(examples) < 8
+        table["said"] = [
+            ("WALK LEFT" if right[at] else "WALK <RIGHT>") if drawn[at] else None for at in range(examples)
+        ]
+        table["input"] = ["walk left & back" if one else None for one in drawn]
+        table["target"] = ["WALK LEFT" if one else None for one in drawn]
+    pyarrow.parquet.write_table(pyarrow.table(table), run.path / "examples.parquet")
+    by_category = {
+        name: {"exact_match": float(100 * right[names == name].mean()), "examples": int((names == name).sum())}
+        for name in sorted(set(names))
+    }
+    measured = {
+        "exact_match": float(100 * right.mean()),
+        "log_prob_per_token": -(1 - level),
+        "disagreements": 0,
+        "categories": by_category,
+    }
+    run.finish(
+        {
+            "steps": 100,
+            "dev": measured | {"exact_match": 90.0 + cell.seed},
+            "test": measured,
+            "trained_parameters": 1_700_000 if cell.spec.method.name == "full" else 90_000,
+            "environment": {"packages": {"petransfer": "0"}, "python": "3", "device": "cpu", "threads": 1, "cores": 2},
+        }
+    )
+
+
+def at_another_rate(cell: Cell, factor: float) -> Cell:
+    """The same cell at another learning rate: a run that the grid does not have."""
+    train = replace(cell.spec.train, learning_rate=cell.spec.train.learning_rate * factor)
+    return replace(cell, spec=replace(cell.spec, train=train))
