@@ -105,6 +105,9 @@ def run(
         _print_end(study, as_json)
         print(f"all {len(study.cells)} runs were done before; nothing to do", file=sys.stderr)
         return
+    short = demand(study.recipe, study.cells).line
+    if short:
+        print(short, file=sys.stderr)
     if not cpu and not force:
         _refuse_what_cannot_fit(study, checkpointing)
     execution = Execution(micro_batch, threads, save_every, _log_every(study), checkpointing=checkpointing)

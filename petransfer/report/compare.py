@@ -13,8 +13,8 @@ from petransfer.effects.runs import Runs, compared
 from petransfer.effects.verdict import Contrast, Effect, judge
 from petransfer.errors import UserError
 from petransfer.recipe.effects import wanted
+from petransfer.report.elements import document, table
 from petransfer.report.groups import points
-from petransfer.report.page import document, table
 
 
 @dataclass(frozen=True)

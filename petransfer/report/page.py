@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from petransfer.effects.contrasts import family_name
 from petransfer.recipe.load import freeze
 from petransfer.recipe.schema import Recipe
 from petransfer.report import charts, gather, plots, prose
+from petransfer.report.elements import document, marked, panels, picture, table
 from petransfer.report.groups import EFFECT_COLUMNS, Group, columns_of, effects_table, paper_note, table_of
-from petransfer.report.inline import inline_svg
 from petransfer.report.palette import of_groups
 from petransfer.study.grid import Cell
 from petransfer.study.ledger import StudyFolder
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -39,16 +34,6 @@ def page(findings: Findings) -> str:
     """The whole page. A section for which the study has no data is left out."""
     sections = "\n".join(f"<section>\n{text}\n</section>" for text in _sections(findings) if text)
     return document(f"{findings.recipe.name}: report", f"{_head(findings)}\n<main>\n{sections}\n</main>")
-
-
-def document(title: str, body: str) -> str:
-    """A self-contained HTML file around a body."""
-    css = resources.files("petransfer.report").joinpath("page.css").read_text(encoding="utf-8")
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<style>\n{css}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
 
 
 def _sections(findings: Findings) -> Iterator[str]:
@@ -117,7 +102,7 @@ def _forest(effects: dict[str, Any]) -> str:
     if any(one.get("paper") for one in shown):
         caption += " Hollow diamonds: the same contrast in Orhan (2021), all weights trained."
     lines = table(EFFECT_COLUMNS, effects_table(effects), left=3)
-    return f"<h2>Effects</h2>\n{_figure(charts.forest(shown), 'forest', alt, caption)}\n{lines}"
+    return f"<h2>Effects</h2>\n{picture(charts.forest(shown), 'forest', alt, caption)}\n{lines}"
 
 
 def _kept(effects: dict[str, Any]) -> str:
@@ -125,12 +110,12 @@ def _kept(effects: dict[str, Any]) -> str:
     if not found:
         return ""
     text = "\n".join(f"<p>{escape(prose.of_retention(one))}</p>" for one in found)
-    picture = ""
+    shown = ""
     if any(one["ratio"] is not None for one in found):
         alt = "; ".join(prose.of_retention(one) for one in found if one["ratio"] is not None)
         caption = "Share of each effect that is kept, with 95 % intervals: the dashed line is all of it."
-        picture = _figure(charts.kept(found), "kept", alt, caption)
-    return f"<h2>What of an effect is kept</h2>\n{picture}\n{text}"
+        shown = picture(charts.kept(found), "kept", alt, caption)
+    return f"<h2>What of an effect is kept</h2>\n{shown}\n{text}"
 
 
 def _scales(effects: dict[str, Any]) -> str:
@@ -142,17 +127,17 @@ def _scales(effects: dict[str, Any]) -> str:
 def _results(findings: Findings) -> str:
     groups = findings.groups
     colours = of_groups(groups)
-    panels = []
+    drawn = []
     for at, ((split, method), members) in enumerate(plots.panels_of(groups).items()):
         if any(group.done for group in members):
             figure, (axes,) = plots.grid(1, size=(4.4, 3.1))
             plots.draw_arms(axes, members, "test", colours)
-            panels.append(_figure(figure, f"arms{at}", _alt(members, "test"), f"{split}, {method}"))
+            drawn.append(picture(figure, f"arms{at}", _alt(members, "test"), f"{split}, {method}"))
     note = paper_note(groups, family_name(findings.recipe))
     text = "Means over seeds, and in brackets the lowest and the highest seed. A dot is a seed, a bar the mean."
     paper = f'<p class="note">{escape(note[0].upper() + note[1:])}</p>' if note else ""
     lines = table(columns_of(groups), table_of(groups), left=3)
-    return f"<h2>Exact match</h2>\n<p>{text}</p>\n{lines}\n{paper}\n{_panels(panels)}"
+    return f"<h2>Exact match</h2>\n<p>{text}</p>\n{lines}\n{paper}\n{panels(drawn)}"
 
 
 def _heat(findings: Findings) -> str:
@@ -177,7 +162,7 @@ def _heat(findings: Findings) -> str:
 
 
 def _curves(findings: Findings) -> str:
-    panels = []
+    drawn = []
     colours = of_groups(findings.groups)
     for at, ((split, method), members) in enumerate(plots.panels_of(findings.groups).items()):
         figure, (axes,) = plots.grid(1, size=(4.4, 3.1))
@@ -186,9 +171,9 @@ def _curves(findings: Findings) -> str:
             axes.legend(frameon=False, fontsize="small")
             names = ", ".join(dict.fromkeys(group.arm for group in members))
             alt = f"Dev exact match over optimiser steps on {split}, {method}, for {names}"
-            panels.append(_figure(figure, f"curves{at}", alt, f"{split}, {method}"))
+            drawn.append(picture(figure, f"curves{at}", alt, f"{split}, {method}"))
     text = "Exact match in distribution (dev) as training goes on: thin lines are seeds, thick ones their mean."
-    return f"<h2>Learning curves</h2>\n<p>{text}</p>\n{_panels(panels)}" if panels else ""
+    return f"<h2>Learning curves</h2>\n<p>{text}</p>\n{panels(drawn)}" if drawn else ""
 
 
 def _rates(findings: Findings) -> str:
@@ -198,7 +183,7 @@ def _rates(findings: Findings) -> str:
     best = max(runs, key=lambda run: run.dev)
     alt = f"Dev exact match over the learning rate; the best run has {best.dev:.1f} % at {best.rate:g} ({best.arm})"
     caption = "Rates are compared on dev, never on test; a dot is a run, lines go through means over seeds."
-    return f"<h2>Learning rates</h2>\n{_figure(charts.rates(runs), 'rates', alt, caption)}"
+    return f"<h2>Learning rates</h2>\n{picture(charts.rates(runs), 'rates', alt, caption)}"
 
 
 def _parameters(findings: Findings) -> str:
@@ -210,8 +195,8 @@ def _parameters(findings: Findings) -> str:
         for one in points
     )
     caption = "What the pretrained arm trains against the effect, with 95 % intervals."
-    picture = _figure(charts.parameters_and_effect(points), "trained", alt, caption)
-    return f"<h2>Trained parameters and effect</h2>\n{picture}"
+    shown = picture(charts.parameters_and_effect(points), "trained", alt, caption)
+    return f"<h2>Trained parameters and effect</h2>\n{shown}"
 
 
 def _errors(findings: Findings) -> str:
@@ -243,18 +228,8 @@ def _answer(error: gather.Error) -> str:
     return (
         f'<dl class="said"><dt>{escape(error.category)}</dt><dd>{escape(error.input)}</dd>'
         f"<dt>expected</dt><dd>{escape(error.target)}</dd>"
-        f"<dt>said</dt><dd>{_marked(error.target, error.said)}</dd></dl>"
+        f"<dt>said</dt><dd>{marked(error.target, error.said)}</dd></dl>"
     )
-
-
-def _marked(target: str, said: str) -> str:
-    wanted, given = target.split(" "), said.split(" ")
-    parts = []
-    for kind, _, _, start, end in difflib.SequenceMatcher(None, wanted, given, autojunk=False).get_opcodes():
-        words = escape(" ".join(given[start:end]))
-        if words:
-            parts.append(words if kind == "equal" else f"<mark>{words}</mark>")
-    return " ".join(parts) or "<mark>nothing</mark>"
 
 
 def _provenance(findings: Findings) -> str:
@@ -275,36 +250,6 @@ def _provenance(findings: Findings) -> str:
         f"<details><summary>The recipe</summary>\n<pre>{escape(freeze(findings.recipe))}</pre>\n</details>\n"
         f"<details><summary>The runs</summary>\n<pre>{escape(gather.run_ids(findings.groups))}</pre>\n</details>"
     )
-
-
-def _figure(figure: Figure, name: str, alt: str, caption: str) -> str:
-    return f"<figure>\n{inline_svg(figure, name, alt)}\n<figcaption>{escape(caption)}</figcaption>\n</figure>"
-
-
-def _panels(panels: Sequence[str]) -> str:
-    return f'<div class="panels">\n{"".join(panels)}\n</div>' if panels else ""
-
-
-def table(columns: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:
-    """An HTML table, the first `left` columns of names. Columns without any entry are left out; names that all lines share are said once, above them."""
-    used = [at for at in range(len(columns)) if any(line[at] for line in lines)]
-    shared = [at for at in used if at < left and len(lines) > 1 and len({line[at] for line in lines}) == 1]
-    kept = [at for at in used if at not in shared or len(shared) == len(used)]
-    kind = {at: "" if at < left or columns[at] == "verdict" else ' class="number"' for at in kept}
-    above = ", ".join(f"{columns[at]} {lines[0][at]}" for at in shared)
-    caption = f"<caption>{escape(above[0].upper() + above[1:])}</caption>\n" if above else ""
-    head = "".join(f'<th scope="col"{kind[at]}>{escape(columns[at])}</th>' for at in kept)
-    body = "\n".join(
-        "<tr>" + "".join(f"<td{kind[at]}>{escape(_minus(line[at]))}</td>" for at in kept) + "</tr>" for line in lines
-    )
-    return (
-        f'<div class="wide"><table>\n{caption}<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
-    )
-
-
-def _minus(text: str) -> str:
-    """A figure's hyphen becomes a minus; names keep theirs."""
-    return text.replace("-", "\u2212") if text and text.lstrip("+-[( ")[:1].isdigit() and "bit" not in text else text
 
 
 def _alt(members: Sequence[Group], figure: str) -> str:

@@ -11,13 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from petransfer.effects.counts import smallest_p
+from petransfer.effects.counts import Demand, fewest_seeds, smallest_p
 from petransfer.effects.statistics import (
     difference_interval,
     equivalence_p,
     holm,
+    log_odds,
+    pair_of_runs,
     permutation_p,
     seeds_needed,
+    welch_p,
 )
 
 EXAMPLES = 60
@@ -167,3 +170,107 @@ def test_the_seeds_needed_have_the_power() -> None:
     assert np.mean(hits) >= 0.76
     assert (seeds_needed(left, right, tests=7, margin=5.0) or 0) > needed
     assert seeds_needed(np.full(3, 9.0), np.full(3, 50.0), tests=7, margin=5.0) == 6  # the permutation test's floor
+
+
+def test_a_paired_interval_covers_the_truth_at_its_rate() -> None:
+    """1,000 simulated studies whose two methods share what a seed brings; pairs make the interval far narrower."""
+    rng = np.random.default_rng(6)
+    covered, widths = 0, {True: 0.0, False: 0.0}
+    for study in range(1000):
+        common = 0.15 * rng.standard_normal((6, 1))
+        own = (0.6 + 0.05 * rng.standard_normal((6, 1)), 0.5 + 0.05 * rng.standard_normal((6, 1)))
+        sides = [(rng.random((6, 1000)) < mean + common).astype(float) for mean in own]
+        for paired in (True, False):
+            found = difference_interval(*sides, np.zeros(1000, dtype=int), paired=paired, draws=150, seed=study)
+            assert found is not None
+            widths[paired] += found.high - found.low
+            covered += paired and found.low <= 0.1 <= found.high
+    assert abs(covered / 1000 - 0.95) <= 3 * math.sqrt(0.95 * 0.05 / 1000)
+    assert widths[True] < 0.7 * widths[False]
+
+
+def test_the_paired_permutation_test_holds_its_level() -> None:
+    rng = np.random.default_rng(7)
+    hits = []
+    for _ in range(600):
+        common = rng.standard_normal(7)
+        sides = [common + 0.3 * rng.standard_normal(7) for _ in range(2)]
+        hits.append(permutation_p(*sides, paired=True) < 0.05)
+    assert np.mean(hits) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 600)
+
+
+def test_paired_seeds_have_the_power_that_was_computed() -> None:
+    rng = np.random.default_rng(8)
+    differences = np.array([2.0, 5.0, 9.0, 4.0, 8.0, 6.0])
+    left, right = 40 + differences, np.full(6, 40.0)
+    needed = seeds_needed(left, right, tests=1, margin=1.0, paired=True)
+    assert needed is not None
+    hits = []
+    for _ in range(300):
+        drawn = differences.mean() + differences.std(ddof=1) * rng.standard_normal(needed)
+        hits.append(permutation_p(drawn, np.zeros(needed), paired=True) < 0.05)
+    assert np.mean(hits) >= 0.8 - 3 * math.sqrt(0.8 * 0.2 / 300)
+    assert needed == fewest_seeds(1, paired=True) == 6
+
+
+def test_the_seeds_needed_have_the_power_in_the_permutation_test_too() -> None:
+    rng = np.random.default_rng(9)
+    left, right = np.array([60.0, 48.0, 55.0, 51.0]), np.array([46.0, 40.0, 49.0, 43.0])
+    needed = seeds_needed(left, right, tests=1, margin=1.0)
+    assert needed is not None
+    spread = math.sqrt((left.var(ddof=1) + right.var(ddof=1)) / 2)
+    hits = []
+    for _ in range(300):
+        sides = [mean + spread * rng.standard_normal(needed) for mean in (left.mean(), right.mean())]
+        hits.append(permutation_p(*sides) < 0.05)
+    assert abs(np.mean(hits) - 0.8) < 0.1
+
+
+@pytest.mark.parametrize(("tests", "unpaired", "paired"), [(1, 4, 6), (7, 6, 9), (8, 6, 9), (40, 7, 11)])
+def test_the_fewest_seeds_that_a_family_needs(tests: int, unpaired: int, paired: int) -> None:
+    assert fewest_seeds(tests) == unpaired
+    assert fewest_seeds(tests, paired=True) == paired
+    assert smallest_p(unpaired, unpaired) * tests < 0.05 <= smallest_p(unpaired - 1, unpaired - 1) * tests
+    assert permutation_p(np.arange(paired) + 9.0, np.zeros(paired), paired=True) == smallest_p(
+        paired, paired, paired=True
+    )
+
+
+def test_a_study_is_told_before_it_is_run() -> None:
+    assert Demand(tests=7, seeds=6, unpaired=7, paired=0).line == ""
+    assert Demand(tests=0, seeds=1, unpaired=0, paired=0).line == ""
+    assert "7 effects are judged together (Holm): that takes 6 seeds, and 5" in Demand(7, 5, 7, 0).line
+    assert "--seeds 0-8" in Demand(7, 6, 6, 1).line
+
+
+def test_log_odds_see_what_points_cannot() -> None:
+    low = log_odds(np.array([0.02, 0.03, 0.025]), np.array([0.001, 0.002, 0.0]), 1000)
+    middle = log_odds(np.array([0.52, 0.53, 0.525]), np.array([0.501, 0.502, 0.5]), 1000)
+    assert low.difference > 2
+    assert middle.difference < 1
+    assert low.interval is not None
+    assert low.interval.low > 0
+    by_hand = (
+        np.log([20.5 / 980.5, 30.5 / 970.5, 25.5 / 975.5]).mean()
+        - np.log([1.5 / 999.5, 2.5 / 998.5, 0.5 / 1000.5]).mean()
+    )
+    assert low.difference == pytest.approx(by_hand)
+    assert log_odds(np.ones(3), np.zeros(3), 10).interval is None
+    assert log_odds(np.ones(1), np.zeros(1), 10).interval is None
+    assert math.isfinite(log_odds(np.ones(3), np.zeros(3), 10).difference)
+
+
+def test_two_runs_are_compared_example_by_example() -> None:
+    left = np.array([1.0] * 60 + [0.0] * 40)
+    right = np.array([1.0] * 48 + [0.0] * 12 + [1.0] * 2 + [0.0] * 38)
+    found = pair_of_runs(left, right)
+    assert (found.only_left, found.only_right) == (12, 2)
+    assert found.p == pytest.approx(stats.binomtest(2, 14).pvalue)
+    assert pair_of_runs(left, left).p == 1.0
+
+
+def test_welchs_sum_is_scipys_where_there_are_two_groups() -> None:
+    rng = np.random.default_rng(10)
+    left, right = rng.standard_normal(5) + 1, 2 * rng.standard_normal(8)
+    assert welch_p([left, right], [1.0, -1.0]) == pytest.approx(stats.ttest_ind(left, right, equal_var=False).pvalue)
+    assert welch_p([np.ones(3), np.zeros(3)], [1.0, -1.0]) is None

@@ -1,0 +1,131 @@
+"""The verdict engine on the paper's own per-seed figures: its claims, and what a careful reader must add to them."""
+
+from __future__ import annotations
+
+import pytest
+
+from petransfer.effects.ratios import Two, judge_scales
+from petransfer.effects.reference import FAMILIES, beside, caveats, family_beside, published, published_contrast
+from petransfer.effects.sentences import of_effect, of_scale
+from petransfer.effects.verdict import Contrast, Effect, judge
+
+SPLITS = ("add_jump", "add_turn_left", "around_right", "jump_around_right", "length", "opposite_right", "right")
+
+
+def contrast(family: str, left: str, split: str, task: str = "scan") -> Contrast:
+    found = published_contrast(family, left, "scratch", task, split)
+    assert found
+    return found
+
+
+def alone(family: str, left: str, split: str) -> Effect:
+    return judge([contrast(family, left, split)])[0]
+
+
+@pytest.mark.parametrize(
+    ("family", "arm", "scan", "cogs"),
+    [
+        ("t5-base", "english", 65.2, 83.3),
+        ("t5-base", "scratch", 43.3, 32.3),
+        ("t5-base", "multilingual", 56.1, 83.4),
+        ("t5-base", "code", 66.4, 82.6),
+        ("t5-base", "protein", 32.5, 15.4),
+        ("opus-mt-de-fr", "german_french", 70.6, 83.4),
+        ("opus-mt-de-fr", "scratch", 59.4, 62.7),
+        ("t5-3b", "english", 76.3, 84.1),
+        ("t5-3b", "scratch", 3.3, 15.5),
+        ("t5-3b", "multilingual", 74.7, 84.6),
+        ("t5-3b", "protein", 28.9, None),
+    ],
+)
+def test_the_figures_are_the_papers(family: str, arm: str, scan: float, cogs: float | None) -> None:
+    found = [published()[family, arm, "scan", split, ""].mean for split in SPLITS]
+    assert sum(found) / 7 == pytest.approx(scan, abs=0.05)
+    whole = beside(family, arm, "cogs", "gen")
+    assert (whole.mean if whole else None) == (pytest.approx(cogs, abs=0.05) if cogs else None)
+
+
+def test_a_whole_is_the_mean_of_its_categories() -> None:
+    for (family, arm, task, split, category), one in published().items():
+        if task == "cogs" and not category:
+            parts = [
+                part
+                for key, part in published().items()
+                if key[:4] == (family, arm, "cogs", split) and key[4]
+            ]  # fmt: skip
+            assert len(parts) == 21
+            for seed, share in enumerate(one.shares):
+                assert share == pytest.approx(sum(part.shares[seed] for part in parts) / 21)
+
+
+def test_english_helps_and_hurts() -> None:
+    assert alone("t5-base", "english", "add_jump").verdict == "holds"
+    assert alone("t5-base", "english", "opposite_right").verdict == "holds"
+    assert alone("t5-base", "english", "jump_around_right").verdict == "reversed"
+    assert alone("t5-base", "english", "add_turn_left").difference < 0
+    assert alone("t5-base", "english", "jump_around_right").difference == pytest.approx(-6.4, abs=0.05)
+
+
+def test_five_seeds_cannot_settle_seven_splits_together() -> None:
+    effects = judge([contrast("t5-base", "english", split) for split in SPLITS])
+    assert {effect.verdict for effect in effects} == {"inconclusive"}
+    assert {effect.seeds_needed for effect in effects if effect.p < 0.01} == {6}
+    assert all(effect.least_p_holm > 0.05 for effect in effects)
+    assert "at least 0.056 with so few seeds" in of_effect(effects[0])
+
+
+@pytest.mark.parametrize("arm", ["english", "protein", "multilingual"])
+def test_three_seeds_are_inconclusive_by_construction(arm: str) -> None:
+    effects = [alone("t5-3b", arm, split) for split in SPLITS]
+    assert all(effect.seeds == (3, 3) and effect.p >= 0.1 for effect in effects)
+    assert {effect.verdict for effect in effects} <= {"inconclusive", "saturated"}
+    assert effects[5].difference > 40 or arm != "english"
+
+
+def test_the_sign_of_protein_differs_with_size() -> None:
+    """At base size it hurts, at 3B it helps, on the mean of the splits and on `right`, whose scale effect it makes."""
+    means = {
+        family: sum(alone(family, "protein", split).difference for split in SPLITS) / 7
+        for family in ("t5-base", "t5-3b")
+    }
+    assert means["t5-base"] == pytest.approx(32.5 - 43.3, abs=0.15)
+    assert means["t5-3b"] == pytest.approx(28.9 - 3.3, abs=0.15)
+    assert alone("t5-base", "protein", "right").verdict == "reversed"
+    assert alone("t5-3b", "protein", "right").difference > 0
+    assert alone("t5-base", "protein", "add_jump").verdict == "saturated"
+
+
+def test_scale_is_the_scratch_side_that_collapses() -> None:
+    two = Two(contrast("t5-3b", "english", "gen", "cogs"), contrast("t5-base", "english", "gen", "cogs"), "3B", "base")
+    (scale,) = judge_scales([two])
+    assert scale.difference == pytest.approx((84.1 - 15.5) - (83.3 - 32.3), abs=0.2)
+    assert scale.of_left < 1.5
+    assert scale.of_right > 15
+    assert scale.of_left + scale.of_right == pytest.approx(scale.difference)
+    assert scale.verdict == "holds"
+    assert "from the second" in of_scale(scale)
+
+
+def test_the_translator_with_eight_seeds_or_more_is_settled() -> None:
+    effects = judge([contrast("opus-mt-de-fr", "german_french", split) for split in SPLITS])
+    verdicts = dict(zip(SPLITS, (effect.verdict for effect in effects), strict=True))
+    assert verdicts["add_jump"] == "holds"
+    assert verdicts["add_turn_left"] == verdicts["jump_around_right"] == "reversed"
+
+
+def test_what_the_paper_has_not_is_not_made_up() -> None:
+    assert published_contrast("t5-base", "german", "scratch", "scan", "add_jump") is None
+    assert published_contrast("t5-3b", "protein", "scratch", "cogs", "gen") is None
+    assert beside("nano", "german", "scan", "add_jump") is None
+    assert beside("nano", "english", "slog", "gen") is None
+    assert all(family_beside(family) == family for family in FAMILIES)
+    assert [family_beside(name) for name in ("nano", "t5-v1_1-xl", "t5-11b")] == ["t5-base", "t5-3b", "t5-3b"]
+
+
+def test_the_caveats_are_those_that_apply() -> None:
+    said = " ".join(caveats("nano", "scan", "add_jump", ["english"]))
+    assert "chosen on test" in said
+    assert "ours nano" in said
+    assert "COGS" not in said
+    assert "51 rows" in " ".join(caveats("t5-base", "cogs", "gen", ["english", "protein"]))
+    assert "new ones too" in " ".join(caveats("t5-base", "cogs", "gen", ["english", "protein"]))

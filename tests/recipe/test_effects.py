@@ -1,0 +1,110 @@
+"""What a recipe may write under `effects`, and what it is told when that makes no sense."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from petransfer.errors import UserError
+from petransfer.recipe.effects import Wanted, matching, still_possible, wanted
+from petransfer.recipe.load import freeze, validate
+from petransfer.recipe.schema import Recipe
+
+LORA16, LORA4, FULL = "lora r16 16-bit", "lora r16 4-bit", "full 32-bit"
+
+
+def recipe(*effects: Any, arms: tuple[str, ...] = ("english", "english-newemb", "scratch")) -> Recipe:
+    content = {
+        "name": "x",
+        "task": {"name": "scan", "splits": ["add_jump"]},
+        "arms": list(arms),
+        "methods": [{"name": "lora"}, {"name": "lora", "bits": 4}, {"name": "full", "bits": 32}],
+        "train": {"steps": 5, "learning_rate": 0.1},
+        "effects": list(effects),
+    }
+    return validate(content, "here.yaml")
+
+
+@pytest.mark.parametrize(
+    ("effect", "kind", "left", "right"),
+    [
+        ("english-scratch", "arms", "english", "scratch"),
+        ("english-newemb-scratch", "arms", "english-newemb", "scratch"),
+        ("4-bit-16-bit", "methods", LORA4, LORA16),
+        ("4-bit - full", "methods", LORA4, FULL),
+        ("lora 16-bit - full", "methods", LORA16, FULL),
+        (f"{LORA4} - {LORA16}", "methods", LORA4, LORA16),
+        ({"contrast": "4-bit-full"}, "methods", LORA4, FULL),
+    ],
+)
+def test_a_contrast_is_of_arms_or_of_methods(effect: Any, kind: str, left: str, right: str) -> None:
+    (found,) = wanted(recipe(effect))
+    assert (found.kind, found.left, found.right) == (kind, left, right)
+    assert found.arms == (("english", "english-newemb", "scratch") if kind == "methods" else ())
+
+
+def test_what_needs_more_than_two_names_is_a_mapping() -> None:
+    found = wanted(
+        recipe(
+            {"contrast": "4-bit-full", "arms": ["english"]},
+            {"retention": "english-scratch", "under": "4-bit"},
+            {"retention": "english-scratch", "under": "4-bit", "over": "16-bit"},
+            {"retention": "english-scratch", "under": "4-bit", "study": "full-scan"},
+            {"scale": "english-scratch", "study": "../base"},
+        )
+    )
+    assert found[0].arms == ("english",)
+    assert found[1] == Wanted("english-scratch", "retention", "english", "scratch", under=LORA4, over=FULL)
+    assert found[2].over == LORA16
+    assert (found[3].over, found[3].study) == ("full", "full-scan")
+    assert (found[4].kind, found[4].study) == ("scale", "../base")
+
+
+@pytest.mark.parametrize(
+    ("effect", "said"),
+    [
+        ("english-scrach", "did you mean 'english-scratch'"),
+        ("4-bit-ful", "did you mean '4-bit-full'"),
+        ("lora-full", f"'lora' is any of {LORA16}, {LORA4}; write more"),
+        ("full-full", "is no contrast"),
+        ({"contrst": "4-bit-full"}, "unknown key 'effects.0.contrst': did you mean 'contrast'"),
+        ({"contrast": "4-bit-full", "arms": ["englsh"]}, "'englsh': did you mean 'english'"),
+        ({"contrast": "english-scratch", "arms": ["english"]}, "belongs to a contrast of methods"),
+        ({"retention": "english-scratch"}, "retention needs under"),
+        ({"retention": "english-scratch", "under": "lora"}, "'lora' is any of"),
+        ({"retention": "english-scratch", "under": "4-bits"}, "unknown method in effects (under) '4-bits'"),
+        ({"retention": "english-scratch", "under": "full"}, "under and over one method"),
+        ({"retention": "english-scrtch", "under": "4-bit"}, "did you mean 'english-scratch'"),
+        ({"scale": "english-scratch"}, "scale needs study"),
+        ({"scale": "english-scratch", "study": "x", "under": "4-bit"}, "under does not belong to scale"),
+        ({"scale": "a-b", "retention": "a-b"}, "give exactly one of"),
+        ({}, "give exactly one of"),
+        (5, "effects.0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_with_the_nearest(effect: Any, said: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        wanted(recipe(effect))
+    assert said in str(refusal.value)
+
+
+def test_words_of_a_label_are_enough() -> None:
+    labels = [LORA16, LORA4, FULL]
+    assert matching("4-bit", labels) == [LORA4]
+    assert matching("lora", labels) == [LORA16, LORA4]
+    assert matching("", labels) == matching("int8", labels) == []
+    assert matching("full 32-bit", [FULL, "full 32-bit more"]) == [FULL]
+
+
+def test_fewer_arms_leave_fewer_effects() -> None:
+    full = recipe("english-scratch", "4-bit-16-bit", {"contrast": "4-bit-full", "arms": ["english", "scratch"]})
+    cut = still_possible(full.model_copy(update={"arms": ["english"]}))
+    assert [effect.arms for effect in wanted(cut)] == [("english",), ("english",)]
+
+
+def test_a_frozen_recipe_says_the_same() -> None:
+    import yaml
+
+    one = recipe("english-scratch", {"retention": "english-scratch", "under": "4-bit"})
+    assert wanted(validate(yaml.safe_load(freeze(one)), "again")) == wanted(one)
