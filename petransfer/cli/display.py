@@ -92,7 +92,7 @@ class Display:
 
 def print_table(table: Table) -> None:
     """On a terminal as wide as that is; a file or a pipe gets whole names."""
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 def report_outcome(outcome: Any, runs: int) -> int:

@@ -26,10 +26,10 @@ def drawn_means(groups: Sequence[Scores], categories: NDArray[np.int64], draws: 
 
     groups: (seeds, examples) of scores, on the same examples, each with seeds of its own: two or more. A group that is
     given twice (the same object) is drawn once, so that a control that two effects share counts as one. What drawing
-    seeds and what drawing examples changes is added up. What is neither a seed's nor an example's own is thereby counted
-    twice (three times if seeds were drawn from reweighted examples: Owen 2007, arXiv:0712.1111), so that intervals err on
-    the wide side where test sets are small. The deviations of the drawn seeds are stretched by sqrt(n / (n - 1)), after
-    Hesterberg (2015, arXiv:1411.5279, section 3.1).
+    seeds and what drawing examples changes is added up. What is neither a seed's nor an example's own is thereby
+    counted twice (three times if seeds were drawn from reweighted examples: Owen 2007, arXiv:0712.1111), so that
+    intervals err on the wide side where test sets are small. The deviations of the drawn seeds are stretched by
+    sqrt(n / (n - 1)), after Hesterberg (2015, arXiv:1411.5279, section 3.1).
     """
     rng = np.random.default_rng(seed)
     weights_bn = _example_weights(categories, draws, rng)

@@ -107,7 +107,7 @@ def test_a_shared_control_is_drawn_once() -> None:
     assert shared.interval.high - shared.interval.low < 0.7 * (apart.interval.high - apart.interval.low)
 
 
-STUDIES, MANY = 1000, 800
+STUDIES, MANY = 1000, 500
 
 
 def _is_nominal(covered: int) -> None:
@@ -132,7 +132,7 @@ def test_the_interval_of_retention_covers_at_its_rate() -> None:
     for _ in range(STUDIES):
         control = group(rng, 0.25, 0.07, 6, MANY)
         under, over = (contrast(group(rng, mean, 0.09, 6, MANY), control) for mean in (0.55, 0.65))
-        found = retention(Two(under, over, "lora", "full"), draws=150).interval
+        found = retention(Two(under, over, "lora", "full"), draws=100).interval
         assert found is not None
         covered += found.low <= 0.75 <= found.high
     _is_nominal(covered)

@@ -115,8 +115,8 @@ def test_a_report_made_again_is_the_same(
     assert _report(folder, monkeypatch) == 0
     said = capsys.readouterr()
     first = _hashes(folder)
-    names = {"table.csv", "table.md", "table.tex", "effects.json"}
-    pictures = {f"{name}.{kind}" for name in ("learning-curves", "by-arm") for kind in ("svg", "png")}
+    names = {"table.csv", "table.md", "table.tex", "effects.json", "report.html"}
+    pictures = {f"{name}.{kind}" for name in ("learning-curves", "by-arm", "effects") for kind in ("svg", "png")}
     assert set(first) == names | pictures | {"recipe.yaml"}
     for path in folder.rglob("*"):
         if path.is_file() and path.name in names | pictures:

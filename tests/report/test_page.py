@@ -1,0 +1,196 @@
+"""report.html: self-contained, the same each time, complete where there are data, and silent where there are none."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from petransfer.cli import main
+from petransfer.study.grid import Cell
+from tests.report.made import at_another_rate, finish, level_of, make, recipe_of
+
+VOID = {"meta", "br", "img", "hr", "link", "input", "path", "use"}
+
+
+class Checked(HTMLParser):
+    """Every tag that is opened is closed in order; ids are unique; what the page refers to is noted."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.references: list[str] = []
+        self.labels: list[str | None] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.ids += [value for name, value in attrs if name == "id" and value]
+        self.references += [value for name, value in attrs if name in ("src", "href", "xlink:href", "action") and value]
+        if tag == "svg":
+            self.labels.append(given.get("aria-label"))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+@pytest.fixture
+def reported(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
+    def report(folder: Path) -> str:
+        monkeypatch.setattr(sys, "argv", ["petransfer", "report", str(folder)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert not stop.value.code
+        return (folder / "report.html").read_text(encoding="utf-8")
+
+    return report
+
+
+def sections(text: str) -> list[str]:
+    return re.findall(r"<h2>(.*?)</h2>", text)
+
+
+def no_figure_is_missing(folder: Path) -> None:
+    """No NaN or infinity in anything that is written for people or machines."""
+    for path in folder.iterdir():
+        if path.is_file():
+            assert not re.search(r"\b(nan|inf|NaN|Infinity|None)\b", path.read_text(encoding="utf-8")), path
+
+
+EVERYTHING = [
+    "Verdicts", "Effects", "What of an effect is kept", "Exact match", "By category", "Learning curves",
+    "Learning rates", "Trained parameters and effect", "Errors", "Provenance, and how to repeat it",
+]  # fmt: skip
+
+
+def test_a_full_study_has_every_section(tmp_path: Path, reported: Callable[[Path], str]) -> None:
+    cells, folder = make(tmp_path / "made", recipe_of())
+    finish(folder, at_another_rate(cells[0], 0.5), 0.4, 100, 2, said=False)
+    text = reported(folder.path)
+    assert sections(text) == EVERYTHING
+    page = Checked(text)
+    assert len(page.ids) == len(set(page.ids))
+    assert all(reference.startswith("#") for reference in page.references)
+    assert {reference.removeprefix("#") for reference in page.references} <= set(page.ids)
+    assert "http" not in re.sub(r'xmlns(:xlink)?="[^"]*"', "", text)
+    assert "@import" not in text
+    assert "<script" not in text
+    assert all(page.labels)
+    assert "english 62.0 %" in text
+    assert "prefers-color-scheme: dark" in text
+    assert "@media print" in text
+    assert not re.search(r"#[0-9a-fA-F]{6}", text[text.index("<body>") :]), "a colour that does not follow the page"
+    assert "walk left &amp; back" in text
+    assert "<mark>&lt;RIGHT&gt;</mark>" in text
+    assert "The paper (t5-base, all weights): +93.6\u00a0points" in text
+    assert "not defined: the effect under full 32-bit could be zero" in text
+    assert "93 % of it is kept" in text.replace("\u00a0", " ") or "92 % of it is kept" in text.replace("\u00a0", " ")
+    names = {path.stem for path in (folder.path / "plots").glob("*.png")}
+    assert names == {path.stem for path in (folder.path / "plots").glob("*.svg")}
+    assert names == {"learning-curves", "by-arm", "effects", "retention", "by-category", "learning-rates", "parameters"}
+    no_figure_is_missing(folder.path)
+
+
+def test_the_same_runs_give_the_same_bytes(tmp_path: Path, reported: Callable[[Path], str]) -> None:
+    one, other = (make(tmp_path / name / "made", recipe_of())[1].path for name in "ab")
+    assert reported(one) == reported(other)
+    first = {path.name: path.read_bytes() for path in (one / "plots").iterdir()}
+    reported(one)
+    assert first == {path.name: path.read_bytes() for path in (one / "plots").iterdir()}
+
+
+def test_what_has_no_data_is_left_out(tmp_path: Path, reported: Callable[[Path], str]) -> None:
+    methods = [{"name": "full", "bits": 32, "rate_scaling": "rms"}]
+    _, folder = make(tmp_path / "made", recipe_of(methods=methods, effects=[]), categories=1, said=False)
+    text = reported(folder.path)
+    assert sections(text) == ["Exact match", "Learning curves", "Provenance, and how to repeat it"]
+    assert {path.stem for path in (folder.path / "plots").iterdir()} == {"learning-curves", "by-arm"}
+    no_figure_is_missing(folder.path)
+
+
+def test_pictures_whose_data_are_gone_go_too(tmp_path: Path, reported: Callable[[Path], str]) -> None:
+    cells, folder = make(tmp_path / "made", recipe_of())
+    extra = at_another_rate(cells[0], 0.5)
+    finish(folder, extra, 0.4, 100, 2, said=False)
+    reported(folder.path)
+    (folder.run(extra.run_id).path / "DONE").unlink()
+    assert "Learning rates" not in reported(folder.path)
+    assert not (folder.path / "plots" / "learning-rates.svg").exists()
+
+
+def is_4_bit_german(cell: Cell) -> bool:
+    return cell.arm == "german" and "4-bit" in cell.method and cell.split == "right"
+
+
+@pytest.mark.parametrize(
+    ("skip", "level", "said"),
+    [
+        (lambda cell: cell.seed > 1, level_of, "Undecided"),
+        (lambda cell: cell.seed > 0, level_of, "one seed decides nothing"),
+        (lambda cell: cell.seed > 0, level_of, "McNemar"),
+        (lambda cell: cell.arm == "scratch", level_of, "no run of scratch (full 32-bit) is done: 6 waiting"),
+        (is_4_bit_german, level_of, "no run of german (lora r16 4-bit) is done: 6 waiting"),
+        (lambda cell: "4-bit" in cell.method and cell.seed < 3, level_of, "3 runs have no partner of the same seed"),
+        (lambda cell: False, lambda cell: 0.0, "saturated"),
+        (lambda cell: False, lambda cell: 1.0, "saturated"),
+        (lambda cell: False, lambda cell: 1.0 if cell.arm == "english" else 0.0, "The effect holds"),
+    ],
+)
+def test_every_lack_is_said(
+    skip: Callable[[Cell], bool], level: Callable[[Cell], float], said: str, tmp_path: Path,
+    reported: Callable[[Path], str],
+) -> None:  # fmt: skip
+    _, folder = make(tmp_path / "made", recipe_of(), level, skip=skip)
+    text = reported(folder.path)
+    assert said in text
+    Checked(text)
+    no_figure_is_missing(folder.path)
+
+
+def test_a_failed_run_is_named_with_its_reason(tmp_path: Path, reported: Callable[[Path], str]) -> None:
+    cells, folder = make(tmp_path / "made", recipe_of(), skip=is_4_bit_german)
+    for cell in filter(is_4_bit_german, cells):
+        run = folder.run(cell.run_id)
+        run.path.mkdir()
+        run.write_json("failed.json", {"error": "the loss is not finite at step 12"})
+    text = reported(folder.path)
+    assert "6 failed, the first (german, lora r16 4-bit, right, seed 0) with: the loss is not finite" in text
+    assert "not estimated, no run of german (lora r16 4-bit) is done: 6 failed; the loss is not finite" in text
+    assert "retention of german-scratch on right" in text
+
+
+def test_a_figure_that_is_not_finite_is_said_to_be_so(tmp_path: Path, reported: Callable[[Path], str]) -> None:
+    cells, folder = make(tmp_path / "made", recipe_of())
+    run = folder.run(next(cell for cell in cells if cell.arm == "english" and cell.split == "right").run_id)
+    result = run.result()
+    assert result
+    result["test"]["log_prob_per_token"] = float("-inf")
+    run.write_json("result.json", result)
+    assert "not finite in 1 of 6" in reported(folder.path)
+    assert "not finite in 1 of 6" in (folder.path / "table.md").read_text()
+
+
+def test_scale_is_taken_from_another_study(tmp_path: Path, reported: Callable[[Path], str]) -> None:
+    effects = ["english-scratch", {"scale": "english-scratch", "study": "small"}]
+    _, large = make(tmp_path / "large", recipe_of(effects=effects))
+    assert "scale of english-scratch on right: not estimated, no study small" in reported(large.path)
+    make(tmp_path / "small", recipe_of(name="small"), lambda cell: 0.5 * level_of(cell))
+    text = reported(large.path)
+    assert "Difference of differences" in text
+    assert "The effect grows with scale." in text
+    assert "small" in sections(text) or "Scale" in sections(text)
