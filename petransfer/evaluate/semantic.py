@@ -6,6 +6,7 @@ longer mean the same after that; only the others are generated.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,13 +20,16 @@ from petransfer.tasks.base import Example
 from petransfer.tasks.logical_forms import Semantics
 from petransfer.train.batches import IGNORED, collate
 
+# Answers are generated up to so many pieces, and on only where they may yet mean the same: most go astray early.
+STAGES = (16, 64, sys.maxsize)
+
 
 @dataclass(frozen=True)
 class Meant:
     """What was found of the answers that miss the string.
 
     same: whether each means what its target means. generated: how many were generated. unfinished: of those, how many
-        had not ended after twice the pieces of the target, and count as wrong.
+        might yet have meant the same when they were cut after twice the pieces of the target; they count as wrong.
     """
 
     same: tuple[bool, ...]
@@ -49,14 +53,18 @@ def meanings(
         for at, (ids, text) in enumerate(zip(begun, texts, strict=True))
         if ids is None or semantics.may_become(examples[at].target, text.rstrip("\ufffd"))
     ]
-    limits = [2 * len(encoded[at].target_ids) + 8 for at in open_at]
-    said = answers(model, loaded, [encoded[at].input_ids for at in open_at], limits)
-    same = {
-        at: answer.ended and semantics.same(examples[at].target, answer.text)
-        for at, answer in zip(open_at, said, strict=True)
-    }
-    unfinished = sum(not answer.ended for answer in said)
-    return Meant(tuple(same.get(at, False) for at in range(len(examples))), len(open_at), unfinished)
+    generated, same = len(open_at), [False] * len(examples)
+    for most in STAGES:
+        limits = [min(most, 2 * len(encoded[at].target_ids) + 8) for at in open_at]
+        said = answers(model, loaded, [encoded[at].input_ids for at in open_at], limits)
+        left = []
+        for at, answer in zip(open_at, said, strict=True):
+            if answer.ended:
+                same[at] = semantics.same(examples[at].target, answer.text)
+            elif semantics.may_become(examples[at].target, answer.text.rstrip("\ufffd")):
+                left.append(at)
+        open_at = left
+    return Meant(tuple(same), generated, len(open_at))
 
 
 def beginnings(

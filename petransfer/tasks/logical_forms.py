@@ -122,7 +122,7 @@ def _match(joined: list[tuple[str, tuple[Node, ...]]], colours: Colours) -> bool
             sides[nodes[0][0]].add((name, tuple(colours[node] for node in nodes)))
         return sides[0] == sides[1]
     (first, *_), partners = several
-    new = len(colours)
+    new = max(colours.values()) + 1
     return any(_match(joined, {**colours, first: new, partner: new}) for partner in partners)
 
 
