@@ -44,7 +44,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def locked(member: str, text: bytes, password: bytes) -> bytes:
     """A zip with one member, encrypted as PKWARE's application note (6.1) has it, which zipfile can only read."""
-    table = [zlib.crc32(bytes([byte])) ^ 0xFFFFFFFF ^ 0xFF000000 for byte in range(256)]
+    # the register's own table: zlib's crc32 inverts it on the way in and out
     table = [zlib.crc32(bytes([byte]), 0xFFFFFFFF) ^ 0xFFFFFFFF for byte in range(256)]
     keys = [0x12345678, 0x23456789, 0x34567890]
 
@@ -174,7 +174,7 @@ def test_a_missing_file_is_named_with_where_to_get_it(name: str, data: Path) -> 
     (data / TABLES[name][0] / "dev.tsv").unlink()
     with pytest.raises(UserError, match=r"dev\.tsv is missing and cannot be downloaded") as caught:
         load_task(name, data).load("test")
-    assert "github" not in str(caught.value) or "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert str(data) in str(caught.value)
 
 
@@ -232,7 +232,7 @@ def test_mcd_dev_is_cut_from_train_or_the_published_one(mcd: Path) -> None:
     assert (len(whole.train), len(whole.dev), len(whole.test)) == (40, 6, 6)
     assert set(cut.dev) <= set(whole.train)
     assert cut.test == whole.test
-    assert load_task("scan-mcd").train_size("mcd2") == 7_865 if cut else None
+    assert load_task("scan-mcd").train_size("mcd3") == 7_865
     assert load_task("scan-mcd", None, dev="published").train_size("mcd2") == 8_365
 
 
@@ -284,8 +284,12 @@ def test_mcd_refuses_changed_missing_and_broken_files(mcd: Path) -> None:
 @official
 @pytest.mark.parametrize(
     ("name", "sizes"),
-    [("recogs", (27_227, 3_000, 21_000)), ("cogs-variable-free", (24_155, 3_000, 21_000)), ("slog", (32_755, 4_046, 4_046))],
-)  # fmt: skip
+    [
+        ("recogs", (27_227, 3_000, 21_000)),
+        ("cogs-variable-free", (24_155, 3_000, 21_000)),
+        ("slog", (32_755, 4_046, 4_046)),
+    ],
+)
 def test_the_official_tables(name: str, sizes: tuple[int, int, int]) -> None:
     task = load_task(name, DATA)
     parts = task.load("test" if name == "slog" else "gen")

@@ -106,9 +106,17 @@ def test_any_other_role_predicate_or_variable_is_another_meaning(answer: str) ->
 
 @pytest.mark.parametrize(
     "beginning",
-    ["cow", "* cat ( 1", "* dog ( 1 ) ; dog ( 2 )", "* dog ( 1 ) ; * dog ( 2 )", "see ( 1 ) ; cat ( 2 ) ; * dog ( 3 ) ; "
-     "agent ( 5 , 6 )", "* dog 1", "( ", "dog ( 1 ) )"],
-)  # fmt: skip
+    [
+        "cow",
+        "* cat ( 1",
+        "* dog ( 1 ) ; dog ( 2 )",
+        "* dog ( 1 ) ; * dog ( 2 )",
+        "see ( 1 ) ; cat ( 2 ) ; * dog ( 3 ) ; agent ( 5 , 6 )",
+        "* dog 1",
+        "( ",
+        "dog ( 1 ) )",
+    ],
+)
 def test_beginnings_that_cannot_end_well(beginning: str) -> None:
     assert not may_become(FORM, beginning)
 
