@@ -14,13 +14,13 @@ import torch
 
 from petransfer.checkpoints.encoding import Encoded, decode
 from petransfer.checkpoints.load import Loaded
-from petransfer.evaluate.generate import generate
+from petransfer.evaluate.batches import compute_dtype, in_batches, noise_of
+from petransfer.evaluate.generate import Answer, answers
+from petransfer.evaluate.semantic import Meant, meanings
 from petransfer.tasks.base import Example
+from petransfer.tasks.logical_forms import Semantics
 from petransfer.train.batches import IGNORED, collate
-from petransfer.train.loop import is_out_of_memory
 
-# A lead below this many units of rounding of the largest logit is a near-tie.
-NOISE_UNITS = 16.0
 AUDITED = 32
 
 
@@ -32,6 +32,7 @@ class Scored:
         the model would say something else. near_tie: the margin is within the noise, or the first miss may spell the
         same string. log_prob: summed over the target, in nats. tokens: target pieces, the end included. said: what
         generation gave, of the near-ties and the audited examples; None of the others.
+    semantic_correct: whether the answer means what the target means, None for tasks that do not say when it does.
     """
 
     index: int
@@ -43,20 +44,23 @@ class Scored:
     tokens_correct: int
     near_tie: bool = False
     said: str | None = None
+    semantic_correct: bool | None = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """The outcomes in the order of the examples, and what the audit by generation found.
 
-    disagreements: audited examples, near-ties apart, on which generation and the forward pass differ; above zero is an
-    error to look into.
+    disagreements: audited examples, near-ties apart, on which generation and the forward pass differ, in string or in
+        meaning; above zero is an error to look into.
+    meant: of the answers that miss the string, for tasks that say when two strings mean the same.
     """
 
     scored: tuple[Scored, ...]
     near_ties: int
     audited: int
     disagreements: int
+    meant: Meant | None = None
 
     @property
     def exact_match(self) -> float:
@@ -73,8 +77,12 @@ def evaluate(
     batch_size: int = 256,
     audited: int = AUDITED,
     seed: int = 0,
+    semantics: Semantics | None = None,
 ) -> Evaluation:
-    """Scores every example by one forward pass, settles near-ties by generation, and audits `audited` random others."""
+    """Scores every example by one forward pass, settles near-ties by generation, and audits `audited` random others.
+
+    With `semantics` the answers that miss the target's string are also judged by their meaning.
+    """
     was_training = model.training
     model.eval()
     scored = score(model, loaded, examples, encoded, batch_size)
@@ -82,40 +90,57 @@ def evaluate(
     others = [position for position, row in enumerate(scored) if not row.near_tie]
     drawn = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))[:audited].tolist()
     chosen = [others[position] for position in drawn]
-    limit = max(len(row.target_ids) for row in encoded) + 8
-    said = generate(model, loaded, [encoded[position].input_ids for position in [*ties, *chosen]], limit)
-    for text, position in zip(said, [*ties, *chosen], strict=True):
-        scored[position] = replace(scored[position], said=text)
-    right = [text == examples[position].target for text, position in zip(said, [*ties, *chosen], strict=True)]
-    for position, correct in zip(ties, right[: len(ties)], strict=True):
-        scored[position] = replace(scored[position], correct=correct)
+    limit = max(len(row.target_ids) for row in encoded) * (2 if semantics else 1) + 8
+    both = [*ties, *chosen]
+    said = answers(model, loaded, [encoded[position].input_ids for position in both], [limit] * len(both))
+    for position, answer in zip(both, said, strict=True):
+        scored[position] = replace(scored[position], said=answer.text)
+    for position, answer in zip(ties, said[: len(ties)], strict=True):
+        scored[position] = replace(scored[position], correct=answer.text == examples[position].target)
+    meant = _judge(model, loaded, examples, encoded, scored, semantics, batch_size) if semantics else None
     wrong = sum(
-        scored[position].correct != correct for position, correct in zip(chosen, right[len(ties) :], strict=True)
+        _differs(scored[position], examples[position].target, answer, semantics)
+        for position, answer in zip(chosen, said[len(ties) :], strict=True)
     )
     model.train(was_training)
-    return Evaluation(tuple(scored), len(ties), len(chosen), wrong)
+    return Evaluation(tuple(scored), len(ties), len(chosen), wrong, meant)
+
+
+def _differs(row: Scored, target: str, answer: Answer, semantics: Semantics | None) -> bool:
+    """Whether an audited answer is not what was found without generating it."""
+    if row.correct != (answer.text == target):
+        return True
+    return semantics is not None and row.semantic_correct != (answer.ended and semantics.same(target, answer.text))
+
+
+def _judge(
+    model: torch.nn.Module,
+    loaded: Loaded,
+    examples: Sequence[Example],
+    encoded: Sequence[Encoded],
+    scored: list[Scored],
+    semantics: Semantics,
+    batch_size: int,
+) -> Meant:
+    """Fills in `semantic_correct`: the string itself means the same, and of the rest what `meanings` finds."""
+    missed = [position for position, row in enumerate(scored) if not row.correct]
+    of = [examples[position] for position in missed]
+    meant = meanings(model, loaded, of, [encoded[position] for position in missed], semantics, batch_size)
+    same = dict(zip(missed, meant.same, strict=True))
+    scored[:] = [replace(row, semantic_correct=same.get(position, True)) for position, row in enumerate(scored)]
+    return meant
 
 
 @torch.inference_mode()
 def score(
     model: torch.nn.Module, loaded: Loaded, examples: Sequence[Example], encoded: Sequence[Encoded], batch_size: int
 ) -> list[Scored]:
-    """One forward pass for every example, longest first, so that running out of memory shows at once."""
-    order = sorted(range(len(encoded)), key=lambda at: -(len(encoded[at].input_ids) + len(encoded[at].target_ids)))
-    scored: dict[int, Scored] = {}
-    start = 0
-    while start < len(order):
-        chosen = order[start : start + batch_size]
-        try:
-            rows = _score_batch(model, loaded, [examples[at] for at in chosen], [encoded[at] for at in chosen])
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error) or batch_size == 1:
-                raise
-            batch_size = (batch_size + 1) // 2
-            continue
-        scored |= zip(chosen, rows, strict=True)
-        start += len(chosen)
-    return [scored[at] for at in range(len(encoded))]
+    """One forward pass for every example."""
+
+    def one(chosen: list[int]) -> list[Scored]:
+        return _score_batch(model, loaded, [examples[at] for at in chosen], [encoded[at] for at in chosen])
+
+    return in_batches(encoded, batch_size, one)
 
 
 def _score_batch(
@@ -125,13 +150,12 @@ def _score_batch(
     batch = {name: tensor.to(device) for name, tensor in collate(encoded, loaded.layout).items()}
     labels_bt = batch.pop("labels")
     raw_btv = model(**batch, use_cache=False).logits
-    unit = torch.finfo(raw_btv.dtype if raw_btv.dtype != torch.float32 else _compute_dtype(model)).eps
     logits_btv = raw_btv.float()
     asked_bt = labels_bt != IGNORED
     wanted_bt1 = labels_bt.clamp(min=0).unsqueeze(-1)
     wanted_bt = logits_btv.gather(-1, wanted_bt1).squeeze(-1)
     log_prob_bt = (wanted_bt - logits_btv.logsumexp(-1)).masked_fill(~asked_bt, 0.0)
-    noise_b = NOISE_UNITS * unit * logits_btv.abs().amax(-1).masked_fill(~asked_bt, 0.0).amax(-1)
+    noise_b = noise_of(raw_btv, asked_bt, compute_dtype(model))
     rival_bt, rival_id_bt = logits_btv.scatter(-1, wanted_bt1, -torch.inf).max(-1)
     lead_bt = wanted_bt - rival_bt
     margin_b = lead_bt.masked_fill(~asked_bt, torch.inf).amin(-1)
@@ -171,29 +195,31 @@ def _may_spell(said: list[int], target: str, loaded: Loaded) -> bool:
     return target.startswith(text) and text != decode([said[:-1]], loaded.tokenizer)[0]
 
 
-def _compute_dtype(model: torch.nn.Module) -> torch.dtype:
-    """The coarsest floating dtype among the weights, to whose rounding the logits are subject."""
-    kinds = {value.dtype for value in model.parameters() if value.is_floating_point()}
-    quantised = any(not value.is_floating_point() for value in model.parameters())
-    return torch.bfloat16 if quantised or torch.bfloat16 in kinds else torch.float32
-
-
 def summary(evaluation: Evaluation) -> dict[str, object]:
-    """What a run's result.json says of one part: percentages of exact match, per category too, and the audit."""
+    """What a run's result.json says of one part: percentages of exact match, per category too, and the audit.
+
+    Where the task says when two strings mean the same, `semantic_exact_match` stands beside each `exact_match`.
+    """
     groups: dict[str, list[Scored]] = {}
     for row in evaluation.scored:
         groups.setdefault(row.category, []).append(row)
     tokens = sum(row.tokens for row in evaluation.scored)
+    meant = evaluation.meant
     return {
-        "exact_match": 100 * evaluation.exact_match,
-        "examples": len(evaluation.scored),
+        **_shares(evaluation.scored),
         "log_prob_per_token": sum(row.log_prob for row in evaluation.scored) / tokens,
         "token_accuracy": 100 * sum(row.tokens_correct for row in evaluation.scored) / tokens,
-        "categories": {
-            name: {"exact_match": 100 * sum(row.correct for row in rows) / len(rows), "examples": len(rows)}
-            for name, rows in sorted(groups.items())
-        },
+        "categories": {name: _shares(rows) for name, rows in sorted(groups.items())},
         "near_ties": evaluation.near_ties,
         "audited": evaluation.audited,
         "disagreements": evaluation.disagreements,
+        **({"generated": meant.generated, "unfinished": meant.unfinished} if meant else {}),
     }
+
+
+def _shares(rows: Sequence[Scored]) -> dict[str, float]:
+    """Percentages of the rows that are right, and how many rows there are."""
+    shares = {"exact_match": 100 * sum(row.correct for row in rows) / len(rows)}
+    if all(row.semantic_correct is not None for row in rows):
+        shares["semantic_exact_match"] = 100 * sum(bool(row.semantic_correct) for row in rows) / len(rows)
+    return shares | {"examples": len(rows)}

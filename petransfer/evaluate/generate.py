@@ -3,23 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from transformers import GenerationConfig
 
-from petransfer.checkpoints.encoding import decode
+from petransfer.checkpoints.encoding import Layout, decode
 from petransfer.checkpoints.load import Loaded
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class Answer:
+    """What a model said. ended: whether it said the end itself, or was cut at its limit."""
+
+    text: str
+    ended: bool
+
+
 def generate(
     model: torch.nn.Module, loaded: Loaded, inputs: Sequence[tuple[int, ...]], max_new_tokens: int, batch_size: int = 64
 ) -> list[str]:
     """The greedy answers, in the order of `inputs`. `max_new_tokens` must cover the longest answer that is expected."""
+    return [answer.text for answer in answers(model, loaded, inputs, [max_new_tokens] * len(inputs), batch_size)]
+
+
+@torch.inference_mode()
+def answers(
+    model: torch.nn.Module,
+    loaded: Loaded,
+    inputs: Sequence[tuple[int, ...]],
+    limits: Sequence[int],
+    batch_size: int = 64,
+) -> list[Answer]:
+    """The greedy answers, in the order of `inputs`, of at least so many pieces each where they do not end before."""
     was_training = model.training
     model.eval()
     layout = loaded.layout
-    config = GenerationConfig(
+    device = next(model.parameters()).device
+    order = sorted(range(len(inputs)), key=lambda at: len(inputs[at]))
+    said: dict[int, Answer] = {}
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        ids, mask = _pad_left([inputs[at] for at in chosen], layout.pad_id, left=not layout.encoder_decoder)
+        config = _greedy(layout, max(limits[at] for at in chosen))
+        out = model.generate(  # type: ignore[operator]
+            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
+        )
+        # a decoder may start from the very piece that ends an answer, as BART's does
+        new = out[:, 1 if layout.encoder_decoder else ids.shape[1] :].tolist()
+        texts = decode([_until_end(row, layout.eos_id) for row in new], loaded.tokenizer)
+        ended = [layout.eos_id in row for row in new]
+        said |= zip(chosen, map(Answer, texts, ended), strict=True)
+    model.train(was_training)
+    return [said[at] for at in range(len(inputs))]
+
+
+def _greedy(layout: Layout, max_new_tokens: int) -> GenerationConfig:
+    return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,
@@ -27,21 +67,6 @@ def generate(
         eos_token_id=layout.eos_id,
         decoder_start_token_id=layout.decoder_start_id if layout.encoder_decoder else None,
     )
-    device = next(model.parameters()).device
-    order = sorted(range(len(inputs)), key=lambda at: len(inputs[at]))
-    said: dict[int, str] = {}
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        ids, mask = _pad_left([inputs[at] for at in chosen], layout.pad_id, left=not layout.encoder_decoder)
-        out = model.generate(  # type: ignore[operator]
-            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
-        )
-        new = out if layout.encoder_decoder else out[:, ids.shape[1] :]
-        said |= zip(
-            chosen, decode([_until_end(row, layout.eos_id) for row in new.tolist()], loaded.tokenizer), strict=True
-        )
-    model.train(was_training)
-    return [said[at] for at in range(len(inputs))]
 
 
 def _pad_left(rows: Sequence[tuple[int, ...]], pad: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:

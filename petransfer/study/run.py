@@ -26,7 +26,8 @@ from petransfer.methods import APPLY, SAVE, mixed_precision, weights_bits
 from petransfer.recipe.spec import RunSpec
 from petransfer.study.grid import Cell
 from petransfer.study.ledger import RunFolder
-from petransfer.tasks import Example, SplitData, load_task
+from petransfer.tasks import SEMANTICS, Example, SplitData, load_task
+from petransfer.tasks.logical_forms import Semantics
 from petransfer.train.batches import ShuffledExamples
 from petransfer.train.calibrate import check, quantisation_cost
 from petransfer.train.execution import Execution
@@ -104,7 +105,7 @@ def run_one(
     )
     done = loop.run()
     loop.save()
-    evaluations = _evaluate(model, loaded, data, parts)
+    evaluations = _evaluate(model, loaded, data, parts, SEMANTICS.get(spec.task.name))
     _save_weights(model, spec, folder)
     _write_examples(evaluations["test"], data.test, folder.path / "examples.parquet")
     result = {
@@ -171,10 +172,14 @@ def _task_data(name: str, split: str, options: tuple[tuple[str, str | int], ...]
 
 
 def _evaluate(
-    model: torch.nn.Module, loaded: Loaded, data: SplitData, parts: dict[str, list[Encoded]]
+    model: torch.nn.Module,
+    loaded: Loaded,
+    data: SplitData,
+    parts: dict[str, list[Encoded]],
+    semantics: Semantics | None,
 ) -> dict[str, Evaluation]:
     def one(part: str, examples: tuple[Example, ...]) -> Evaluation:
-        return evaluate(model, loaded, examples, parts[part])
+        return evaluate(model, loaded, examples, parts[part], semantics=semantics)
 
     return {"dev": one("dev", data.dev), "test": one("test", data.test)}
 
@@ -199,7 +204,9 @@ def _without_source(spec: RunSpec) -> dict[str, Any]:
 
 def _write_examples(evaluation: Evaluation, examples: Sequence[Example], path: Path) -> None:
     """One row an example; those that were generated too have their text, what it should be, and the input."""
-    names = ("index", "category", "correct", "margin", "log_prob", "tokens", "tokens_correct", "said")
+    names = ["index", "category", "correct", "margin", "log_prob", "tokens", "tokens_correct", "said"]
+    if evaluation.meant:
+        names.append("semantic_correct")
     columns = {name: [getattr(row, name) for row in evaluation.scored] for name in names}
     for name in ("input", "target"):
         texts = zip(evaluation.scored, examples, strict=True)

@@ -9,16 +9,41 @@ from pathlib import Path
 from petransfer.errors import unknown
 from petransfer.tasks.base import Example, SplitData, Task, cut_dev
 from petransfer.tasks.cogs import CogsTask
+from petransfer.tasks.logical_forms import RECOGS, Semantics
+from petransfer.tasks.recogs import CogsVariableFreeTask, RecogsTask
 from petransfer.tasks.scan import ScanTask
+from petransfer.tasks.scan_mcd import ScanMcdTask
+from petransfer.tasks.slog import SlogTask
 
-__all__ = ["TASKS", "CogsTask", "Example", "ScanTask", "SplitData", "Task", "cut_dev", "load_task", "task_splits"]
+__all__ = [
+    "SEMANTICS",
+    "TASKS",
+    "CogsTask",
+    "Example",
+    "ScanTask",
+    "SplitData",
+    "Task",
+    "cut_dev",
+    "load_task",
+    "task_splits",
+]
 
-TASKS: dict[str, Callable[..., Task]] = {"scan": ScanTask, "cogs": CogsTask}
+TASKS: dict[str, Callable[..., Task]] = {
+    "scan": ScanTask,
+    "scan-mcd": ScanMcdTask,
+    "cogs": CogsTask,
+    "cogs-variable-free": CogsVariableFreeTask,
+    "recogs": RecogsTask,
+    "slog": SlogTask,
+}
 """Makes a task from its `data_dir` and its own options. Making one reads no file; its `load` does."""
+
+SEMANTICS: dict[str, Semantics] = {"recogs": RECOGS}
+"""The tasks whose answers are also scored by what they mean."""
 
 
 def load_task(name: str, data_dir: Path | str | None = None, /, **options: object) -> Task:
-    """The task called `name`, with the options of its class (scan: dev_size; cogs: version).
+    """The task called `name`, with the options of its class (scan: dev_size; scan-mcd: dev, dev_size; cogs: version).
 
     Raises:
         UserError: the name, or an option, or an option's value is unknown.

@@ -6,13 +6,11 @@ The official files are used as they are and in their order; nothing is drawn her
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from petransfer.errors import unknown
-from petransfer.tasks.base import Example, SplitData
-from petransfer.tasks.files import Source, locate, read_rows
-
-SPLITS: tuple[str, ...] = ("gen", "test")
+from petransfer.tasks.base import Example
+from petransfer.tasks.files import Source
+from petransfer.tasks.tabular import TabularTask
 
 # the cases of the generalisation set as its files name them, each with a title for tables
 CATEGORY_TITLE: dict[str, str] = {
@@ -66,24 +64,8 @@ FILES: dict[str, Source] = {
 _GEN_FILE = {"2022": "gen", "2021": "gen_2021"}
 
 
-def parse_row(line: str) -> tuple[str, str, str]:
-    """(sentence, logical form, type) of one tab-separated line.
-
-    Raises:
-        ValueError: the line has not three columns, or one of them is empty.
-    """
-    columns = line.split("\t")
-    if len(columns) != 3:
-        raise ValueError(f"expected 3 tab-separated columns (sentence, logical form, type), found {len(columns)}")
-    for name, text in zip(("sentence", "logical form", "type"), columns, strict=True):
-        if not text.strip():
-            raise ValueError(f"the {name} is empty")
-    sentence, logical_form, kind = columns
-    return sentence, logical_form, kind
-
-
 @dataclass(frozen=True)
-class CogsTask:
+class CogsTask(TabularTask):
     """COGS. Split `gen` is scored on the generalisation set, whose categories are the 21 cases of `CATEGORY_GROUP`
     (1,000 rows each); split `test` on the in-distribution test set (3,000 rows). Both train on the same 24,155 rows
     and choose on the same 3,000 dev rows. A category is the third column of the official file.
@@ -93,10 +75,12 @@ class CogsTask:
     version: "2022" takes the corrected generalisation set, "2021" the one before (`gen_2021.tsv` in a data folder).
     """
 
-    data_dir: Path | None = None
     version: str = "2022"
     name = "cogs"
-    splits = SPLITS
+    sources = FILES
+    folders = ("cogs/", "data/")
+    training_rows = 24_155
+    longest_row = (103, 435)
 
     def __post_init__(self) -> None:
         # an unquoted 2021 in a recipe arrives as a number
@@ -104,28 +88,6 @@ class CogsTask:
         if self.version not in _GEN_FILE:
             raise unknown("version of cogs", self.version, _GEN_FILE)
 
-    def train_size(self, split: str) -> int:
-        """24,155, whatever the split."""
-        return 24_155
-
-    def longest(self, split: str) -> tuple[int, int]:
-        """Those of the training file, which all splits share."""
-        return 103, 435
-
-    def load(self, split: str) -> SplitData:
-        """The examples of `gen` or `test`, in the order of the official files.
-
-        Raises:
-            UserError: the split is unknown, or a file is missing, changed or broken.
-        """
-        if split not in SPLITS:
-            raise unknown("split of cogs", split, SPLITS)
-        scored = _GEN_FILE[self.version] if split == "gen" else "test"
-        return SplitData(train=self._read("train"), dev=self._read("dev"), test=self._read(scored))
-
-    def _read(self, file: str) -> tuple[Example, ...]:
-        source = FILES[file]
-        name = Path(source.place).name
-        path = locate(source, self.data_dir, [f"cogs/{name}", name, f"data/{name}"])
-        rows = read_rows(path, parse_row, source.sha256)
-        return tuple(Example(index, *row) for index, row in enumerate(rows))
+    def read(self, part: str) -> tuple[Example, ...]:
+        """The examples of one part, `gen` being that of the version."""
+        return super().read(_GEN_FILE[self.version] if part == "gen" else part)

@@ -21,6 +21,7 @@ from petransfer.errors import UserError
 
 BASE_URL = "https://raw.githubusercontent.com"
 TIMEOUT_SECONDS = 30.0
+REPLACE = "replace it, or delete it to have it downloaded"
 _CHUNK_BYTES = 1 << 16
 
 Row = TypeVar("Row")
@@ -93,8 +94,15 @@ def read_rows(path: Path, parse: Callable[[str], Row], sha256: str | None = None
     Raises:
         UserError: the file cannot be read or unpacked, a line is broken (named by its number), or the hash differs.
     """
+    yield from rows_of(_raw_lines(path), path, parse, sha256)
+
+
+def rows_of(
+    lines: Iterable[bytes], path: Path, parse: Callable[[str], Row], sha256: str | None = None
+) -> Iterator[Row]:
+    """As `read_rows`, from lines at hand; `path` is what errors name."""
     digest = hashlib.sha256()
-    for number, raw in enumerate(_raw_lines(path), start=1):
+    for number, raw in enumerate(lines, start=1):
         line = raw.removesuffix(b"\n").removesuffix(b"\r")
         digest.update(line + b"\n")
         try:
@@ -105,10 +113,7 @@ def read_rows(path: Path, parse: Callable[[str], Row], sha256: str | None = None
             raise UserError(f"{path}:{number}: {error}") from None
         yield row
     if sha256 is not None and digest.hexdigest() != sha256:
-        raise UserError(
-            f"{path} is not the published file: {_difference(digest.hexdigest(), sha256)}; "
-            "replace it, or delete it to have it downloaded"
-        )
+        raise UserError(f"{path} is not the published file: {difference(digest.hexdigest(), sha256)}; {REPLACE}")
 
 
 def _raw_lines(path: Path) -> Iterator[bytes]:
@@ -116,9 +121,9 @@ def _raw_lines(path: Path) -> Iterator[bytes]:
         with lzma.open(path, "rb") if path.suffix == ".xz" else path.open("rb") as file:
             yield from file
     except (lzma.LZMAError, EOFError) as error:
-        raise UserError(f"{path} cannot be unpacked ({_reason(error)}): replace it, or delete it") from None
+        raise UserError(f"{path} cannot be unpacked ({reason(error)}): replace it, or delete it") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({_reason(error)})") from None
+        raise UserError(f"{path} cannot be read ({reason(error)})") from None
 
 
 def _download(source: Source, target: Path, data_dir: Path | None) -> None:
@@ -132,7 +137,7 @@ def _download(source: Source, target: Path, data_dir: Path | None) -> None:
                 received = _receive(source, file)
             if received != source.sha256:
                 raise UserError(
-                    f"{source.url} gave another file than the published one: {_difference(received, source.sha256)}; "
+                    f"{source.url} gave another file than the published one: {difference(received, source.sha256)}; "
                     f"{_by_hand(source, data_dir)}"
                 )
             os.replace(part, target)
@@ -140,7 +145,7 @@ def _download(source: Source, target: Path, data_dir: Path | None) -> None:
             part.unlink(missing_ok=True)
     except (OSError, http.client.HTTPException) as error:
         raise UserError(
-            f"{source.place} is missing and cannot be downloaded ({_reason(error)}): get {source.path} of "
+            f"{source.place} is missing and cannot be downloaded ({reason(error)}): get {source.path} of "
             f"{source.repository} at commit {source.commit[:7]} from {source.url}, {_by_hand(source, data_dir)}"
         ) from None
 
@@ -175,10 +180,11 @@ def _by_hand(source: Source, data_dir: Path | None) -> str:
     return f"save it as DIR/{source.place} and pass --data-dir DIR"
 
 
-def _difference(got: str, expected: str) -> str:
+def difference(got: str, expected: str) -> str:
+    """How a file's sha256 differs from the published one."""
     return f"its sha256 is {got[:12]}..., expected {expected[:12]}..."
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """What an error says, on one line."""
     return " ".join(str(error).split()) or type(error).__name__

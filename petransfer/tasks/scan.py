@@ -264,7 +264,7 @@ class ScanTask:
     def _examples(self, split: str, part: str) -> tuple[Example, ...]:
         path = self._file(split, part)
         rows = _read(path, split, part) if path else generate(split)[part]
-        return tuple(Example(index, *row, category=_connective(row[0])) for index, row in enumerate(rows))
+        return tuple(Example(index, *row, category=connective(row[0])) for index, row in enumerate(rows))
 
     def _file(self, split: str, part: str) -> Path | None:
         """The official file of a part; None where the part is generated."""
@@ -288,5 +288,6 @@ def _read(path: Path, split: str, part: str) -> list[ScanRow]:
     return rows
 
 
-def _connective(command: str) -> str:
+def connective(command: str) -> str:
+    """`and`, `after`, or `simple` for a command without either."""
     return next((word for word in ("and", "after") if f" {word} " in command), "simple")

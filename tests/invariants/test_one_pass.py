@@ -11,7 +11,7 @@ import torch
 from petransfer.checkpoints.encoding import encode_examples
 from petransfer.checkpoints.load import Loaded, load
 from petransfer.checkpoints.registry import checkpoint_spec
-from petransfer.evaluate import exact_match
+from petransfer.evaluate import batches, exact_match
 from petransfer.evaluate.exact_match import evaluate, score
 from petransfer.evaluate.generate import generate
 from petransfer.tasks import Example, load_task
@@ -80,7 +80,7 @@ def test_the_audit_finds_a_forward_pass_that_lies(tiny_t5: Path, monkeypatch: py
 def test_near_ties_are_settled_by_generation(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, examples, encoded = _half_learnt(tiny_t5, 32)
     sure = evaluate(loaded.model, loaded, examples, encoded)  # type: ignore[arg-type]
-    monkeypatch.setattr(exact_match, "NOISE_UNITS", 1e9)
+    monkeypatch.setattr(batches, "NOISE_UNITS", 1e9)
     unsure = evaluate(loaded.model, loaded, examples, encoded)  # type: ignore[arg-type]
     assert unsure.near_ties == len(examples)
     assert [row.correct for row in unsure.scored] == [row.correct for row in sure.scored]

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from petransfer.errors import UserError
-from petransfer.tasks import cogs, files, load_task, scan
+from petransfer.tasks import cogs, files, load_task, scan, tabular
 from petransfer.tasks.files import Source, cache_dir, find, locate, read_rows
 
 BODY = b"first line\nsecond line\nthird line\n"
@@ -161,13 +161,13 @@ WORDS = st.lists(st.from_regex(r"[A-Za-z_]{1,8}", fullmatch=True).filter(lambda 
 def test_cogs_rows_are_read_as_they_were_written(rows: list[tuple[str, str, str]], tmp_path_factory) -> None:  # type: ignore[no-untyped-def]
     text = "".join("\t".join(row) + "\n" for row in rows).encode()
     path = _write(tmp_path_factory.mktemp("rows") / "rows.tsv", text)
-    assert list(read_rows(path, cogs.parse_row, hashlib.sha256(text).hexdigest())) == rows
+    assert list(read_rows(path, tabular.parse_row, hashlib.sha256(text).hexdigest())) == rows
 
 
 @given(cells=st.lists(CELLS, max_size=6).filter(lambda cells: len(cells) != 3))
 def test_cogs_rows_with_another_number_of_columns_are_refused(cells: list[str]) -> None:
     with pytest.raises(ValueError, match=f"found {max(len(cells), 1)}$"):
-        cogs.parse_row("\t".join(cells))
+        tabular.parse_row("\t".join(cells))
 
 
 @given(command=WORDS, actions=WORDS)

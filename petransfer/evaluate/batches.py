@@ -1,0 +1,51 @@
+"""What passes over a test set share: batches that shrink when memory runs out, and how fine logits are rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+from petransfer.checkpoints.encoding import Encoded
+from petransfer.train.loop import is_out_of_memory
+
+# A lead below this many units of rounding of the largest logit is a near-tie.
+NOISE_UNITS = 16.0
+
+T = TypeVar("T")
+
+
+def in_batches(encoded: Sequence[Encoded], batch_size: int, function: Callable[[list[int]], Sequence[T]]) -> list[T]:
+    """What `function` gives for the positions of each batch, in the order of `encoded`.
+
+    Longest first, so that running out of memory shows at once; then the batch is halved.
+    """
+    order = sorted(range(len(encoded)), key=lambda at: -(len(encoded[at].input_ids) + len(encoded[at].target_ids)))
+    given: dict[int, T] = {}
+    start = 0
+    while start < len(order):
+        chosen = order[start : start + batch_size]
+        try:
+            rows = function(chosen)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or batch_size == 1:
+                raise
+            batch_size = (batch_size + 1) // 2
+            continue
+        given |= zip(chosen, rows, strict=True)
+        start += len(chosen)
+    return [given[at] for at in range(len(encoded))]
+
+
+def noise_of(raw_btv: torch.Tensor, asked_bt: torch.Tensor, compute: torch.dtype) -> torch.Tensor:
+    """The lead, for each example of a batch, within which rounding may decide: (b,)."""
+    unit = torch.finfo(raw_btv.dtype if raw_btv.dtype != torch.float32 else compute).eps
+    return NOISE_UNITS * unit * raw_btv.float().abs().amax(-1).masked_fill(~asked_bt, 0.0).amax(-1)
+
+
+def compute_dtype(model: torch.nn.Module) -> torch.dtype:
+    """The coarsest floating dtype among the weights, to whose rounding the logits are subject."""
+    kinds = {value.dtype for value in model.parameters() if value.is_floating_point()}
+    quantised = any(not value.is_floating_point() for value in model.parameters())
+    return torch.bfloat16 if quantised or torch.bfloat16 in kinds else torch.float32
