@@ -68,16 +68,19 @@ def _spec(weights: Path) -> RunSpec:
         raise UserError(f"{weights}/petransfer.json is damaged ({error}); get the adapter again") from error
 
 
+def _as_made(base: CheckpointSpec, made: CheckpointSpec) -> CheckpointSpec:
+    return replace(base, reinit=made.reinit, tokenizer=made.tokenizer, tokenizer_source=made.tokenizer_source)
+
+
 def _base(spec: RunSpec, weights: Path, checkpoint: str | None) -> CheckpointSpec:
     """The base as it stands on this machine: named now, or where the run's own spec.json found it."""
     made = spec.checkpoint
     kept = weights.parent / "spec.json"
+    here = RunSpec.from_dict(json.loads(kept.read_text(encoding="utf-8"))).checkpoint if kept.is_file() else None
     if checkpoint is not None:
-        found = replace(checkpoint_spec(checkpoint), reinit=made.reinit, tokenizer=made.tokenizer)
-    elif kept.is_file():
-        found = RunSpec.from_dict(json.loads(kept.read_text(encoding="utf-8"))).checkpoint
+        found = _as_made(checkpoint_spec(checkpoint), here or made)
     else:
-        found = replace(checkpoint_spec(made.name), reinit=made.reinit, tokenizer=made.tokenizer)
+        found = here or _as_made(checkpoint_spec(made.name), made)
     if found.name.startswith("nano/") and checkpoint_spec(found.name).weights != made.weights:
         raise UserError(
             f"{made.name} has other weights in this version of petransfer than the run in {weights} began with"
