@@ -1,4 +1,4 @@
-"""Examples turned into pieces when they are asked for, and looked through beforehand, so that training meets no bad one."""
+"""Examples turned into pieces when they are asked for, all looked through beforehand: training meets no bad one."""
 
 from __future__ import annotations
 

@@ -167,7 +167,9 @@ def own_family(part: FamilyPart, folder: Path) -> Family:
     """
     taken = next((arm for arm in part.arms if arm in CONTROLS), None)
     if taken:
-        raise UserError(f"family {part.name}: '{taken}' is a control arm that every family has; call your arm otherwise")
+        raise UserError(
+            f"family {part.name}: '{taken}' is a control arm that every family has; call your arm otherwise"
+        )
     entries = {arm: ArmPart(checkpoint=arm_) if isinstance(arm_, str) else arm_ for arm, arm_ in part.arms.items()}
     specs = {arm: _own(f"family {part.name}, arm {arm}", entry, folder) for arm, entry in entries.items()}
     base = part.base or ("english" if "english" in specs else next(iter(specs)))

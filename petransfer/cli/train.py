@@ -36,7 +36,9 @@ def train(
     dev: Annotated[str | None, typer.Option(help="A file, a share or a number of rows; a tenth.")] = None,
     test: Annotated[str | None, typer.Option(help="A file, a share or a number of rows; a tenth.")] = None,
     out: Annotated[Path | None, typer.Option(help="The folder; results/<data>-<model> unless given.")] = None,
-    skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Leave broken rows out and list them.")] = False,
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="Leave broken rows out and list them.")
+    ] = False,
     sets: Annotated[list[str] | None, typer.Option("--set", help="Any key of the recipe, as for run.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Show the recipe and what it takes; train nothing.")] = False,
     checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Compute activations again.")] = False,

@@ -35,7 +35,8 @@ def check_metrics(metrics: Sequence[str], labels: Callable[[], tuple[int, str]])
         module = _NEEDS.get(metric)
         if module and importlib.util.find_spec(module) is None:
             raise UserError(
-                f"the metric {metric} needs {_INSTALL[module]}, which is not installed: pip install {_INSTALL[module]}"
+                f"the metric {metric} needs {_INSTALL[module]}, which is not installed: pip install "
+                f'"petransfer[text]", or {_INSTALL[module]} alone'
             )
     asked = [metric for metric in metrics if metric in OF_LABELS]
     if asked:

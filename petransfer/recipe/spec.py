@@ -16,7 +16,11 @@ Optimizer = Literal["adamw", "adamw-8bit", "paged-adamw-8bit"]
 Metric = Literal["exact_match", "accuracy", "macro_f1", "chrf", "bleu", "rouge"]
 
 # Fields that were added without changing what their default gives: (part, name, default).
-LATER: tuple[tuple[str, str, object], ...] = (("train", "optimizer", "adamw"), ("method", "keep_wide", []), ("task", "metrics", []))
+LATER: tuple[tuple[str, str, object], ...] = (
+    ("train", "optimizer", "adamw"),
+    ("method", "keep_wide", []),
+    ("task", "metrics", []),
+)
 
 # Fields that say where something lies on this machine, which no number depends on.
 PLACES = (("checkpoint", "source"), ("checkpoint", "tokenizer_source"), ("task", "source"))
@@ -55,7 +59,7 @@ class TaskSpec:
     name: str
     split: str
     prefix: str = ""
-    options: tuple[tuple[str, str | int], ...] = ()
+    options: tuple[tuple[str, str | int | float], ...] = ()
     metrics: tuple[str, ...] = ()
     source: tuple[tuple[str, str | int | float], ...] = ()
 

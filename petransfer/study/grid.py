@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from petransfer.checkpoints.registry import Arm, Family, own_family, registered_family
 from petransfer.errors import UserError, unknown
@@ -95,7 +96,9 @@ def notes(recipe: Recipe) -> list[str]:
 
 def _data(recipe: Recipe, task: Task) -> TaskSpec:
     """The examples that all cells share; the split and the prefix are put in later."""
-    options, source, metrics = dict(recipe.task.options), {}, tuple(recipe.task.metrics)
+    options: dict[str, Any] = dict(recipe.task.options)
+    metrics: tuple[str, ...] = tuple(recipe.task.metrics)
+    source: dict[str, str | int | float] = {}
     if isinstance(task, LinesTask):
         options, source = task.identity(), task.place()
         metrics = metrics or task.suggested_metrics()

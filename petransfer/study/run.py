@@ -20,8 +20,8 @@ from accelerate import Accelerator
 
 from petransfer.checkpoints.encoding import Encoded, encode_targets
 from petransfer.checkpoints.lazy import encode_part
-from petransfer.checkpoints.load import Loaded, load
 from petransfer.checkpoints.lengths import length_check
+from petransfer.checkpoints.load import Loaded, load
 from petransfer.checkpoints.quantise import inventory
 from petransfer.evaluate.exact_match import Evaluation, evaluate, score, summary
 from petransfer.evaluate.measure import measure

@@ -12,7 +12,18 @@ from petransfer.tasks.cogs import CogsTask
 from petransfer.tasks.lines import LinesTask
 from petransfer.tasks.scan import ScanTask
 
-__all__ = ["TASKS", "CogsTask", "Example", "LinesTask", "ScanTask", "SplitData", "Task", "cut_dev", "load_task", "task_splits"]
+__all__ = [
+    "TASKS",
+    "CogsTask",
+    "Example",
+    "LinesTask",
+    "ScanTask",
+    "SplitData",
+    "Task",
+    "cut_dev",
+    "load_task",
+    "task_splits",
+]
 
 TASKS: dict[str, Callable[..., Task]] = {"scan": ScanTask, "cogs": CogsTask, "lines": LinesTask}
 """Makes a task from its `data_dir` and its own options. Making one reads no file; its `load` does."""

@@ -12,7 +12,7 @@ from petransfer.errors import UserError, unknown
 from petransfer.tasks.base import SplitData
 from petransfer.tasks.readers import FORMATS
 
-SPLIT = "held-out"
+SPLITS: tuple[str, ...] = ("held-out",)
 # The share of the training rows that is held out where no file is named, and the most rows of it.
 SHARE, MOST_DEV, MOST_TEST = 0.1, 200, 1000
 
@@ -50,7 +50,7 @@ class LinesTask:
     config: str = ""
     format: str = ""
     name = "lines"
-    splits = (SPLIT,)
+    splits = SPLITS
 
     def __post_init__(self) -> None:
         if not self.train:
@@ -104,7 +104,8 @@ class LinesTask:
 
     def longest(self, split: str) -> tuple[int, int]:
         """The characters of the longest training input and target."""
-        return tuple(self.about()["longest"])  # type: ignore[return-value]
+        source, target = self.about()["longest"]
+        return source, target
 
     def suggested_metrics(self) -> tuple[str, ...]:
         """A small closed set of targets is scored as labels, anything else by exact match."""
@@ -128,9 +129,7 @@ class LinesTask:
         return prepared(self).load()
 
 
-_OPTIONS = {
-    key: field.default for key, field in LinesTask.__dataclass_fields__.items() if key != "data_dir"
-}
+_OPTIONS = {key: field.default for key, field in LinesTask.__dataclass_fields__.items() if key != "data_dir"}
 
 
 def _share(value: str | float, part: str) -> str | float:
@@ -157,7 +156,9 @@ def fields_of(template: str, column: str = "input") -> tuple[str, ...]:
     try:
         found = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
-        raise UserError(f"the template {template!r} is broken ({error}); write columns in braces: {{document}}") from None
+        raise UserError(
+            f"the template {template!r} is broken ({error}); write columns in braces: {{document}}"
+        ) from None
     if not found or not all(found):
         raise UserError(f"the template {template!r} names no column; write columns in braces: {{document}}")
     return tuple(dict.fromkeys(found))

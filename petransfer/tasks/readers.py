@@ -18,7 +18,7 @@ from petransfer.errors import UserError
 
 FORMATS = ("tsv", "csv", "jsonl", "parquet", "dataset")
 _SUFFIXES = {".tsv": "tsv", ".txt": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
-_PACKED = {".gz": gzip.open, ".xz": lzma.open}
+_PACKED: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
 POSITIONAL = ("input", "target", "category")
 _BATCH = 1000
 
@@ -185,11 +185,10 @@ def _jsonl(source: Source, required: Sequence[str], named: bool) -> Iterator[Rec
             yield Record(line, {}, f"not valid JSON ({' '.join(str(error).split())[:80]})")
             continue
         if not isinstance(values, dict):
-            yield Record(line, {}, "not a JSON object; write one a line, as {\"input\": ..., \"target\": ...}")
+            yield Record(line, {}, 'not a JSON object; write one a line, as {"input": ..., "target": ...}')
         elif any(name not in values for name in required):
-            error = missing_column(source.name, required, list(values))
             if not seen:
-                raise error
+                raise missing_column(source.name, required, list(values))
             lacking = next(name for name in required if name not in values)
             yield Record(line, {}, f"no key '{lacking}' (it has: {', '.join(map(str, values))})")
         else:
@@ -266,7 +265,7 @@ def open_dataset(source: Source) -> dict[str, Any]:
             found = datasets.load_dataset(place, source.config or None, revision=revision or None)
     except Exception as error:  # whatever a loader, a hub or a cache may raise
         raise UserError(
-            f"`datasets` cannot load {source.name} ({_reason(error)[:160]}); name a file, a folder or a dataset's hub id"
+            f"`datasets` cannot load {source.name} ({_reason(error)[:160]}); name a file, a folder or a hub id"
         ) from None
     return dict(found) if isinstance(found, dict) else {"train": found}
 
