@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from petransfer.errors import UserError
 from petransfer.evaluate.generate import generate
 from petransfer.methods import weights_bits
 from petransfer.recipe.spec import CheckpointSpec, RunSpec
+from petransfer.tasks.lines import fields_of, render
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Predictor:
     model: torch.nn.Module
     loaded: Loaded
     prefix: str
+    template: str = ""
 
     @classmethod
     def of(cls, folder: Path, checkpoint: str | None = None, device: torch.device | str | None = None) -> Predictor:
@@ -46,12 +49,31 @@ class Predictor:
         else:
             auto = AutoModelForSeq2SeqLM if loaded.layout.encoder_decoder else AutoModelForCausalLM
             model = auto.from_pretrained(weights, dtype=torch.float32)
-        return cls(model.to(device).eval(), loaded, spec.task.prefix)
+        template = str(dict(spec.task.options).get("template", ""))
+        return cls(model.to(device).eval(), loaded, spec.task.prefix, template)
 
     def __call__(self, texts: Sequence[str], max_new_tokens: int = 512) -> list[str]:
-        """The answers, in order."""
-        rows = encode_inputs([self.prefix + text for text in texts], self.loaded.tokenizer, self.loaded.layout)
+        """The answers, in order. Of a run whose template names several columns, a text is a JSON object of them.
+
+        Raises:
+            UserError: a text is no such object.
+        """
+        inputs = [self.prefix + self._input(text) for text in texts]
+        rows = encode_inputs(inputs, self.loaded.tokenizer, self.loaded.layout)
         return generate(self.model, self.loaded, rows, max_new_tokens)
+
+    def _input(self, text: str) -> str:
+        if not self.template:
+            return text
+        columns = fields_of(self.template)
+        if len(columns) == 1:
+            return render(self.template, {columns[0]: text})
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            values = json.loads(text)
+            return render(self.template, {column: str(values[column]) for column in columns})
+        raise UserError(
+            f"the input {text[:40]!r} is no JSON object with {', '.join(columns)}, which the template names"
+        )
 
 
 def _weights_folder(folder: Path) -> Path:
