@@ -99,7 +99,6 @@ def run(
 ) -> None:
     """Carry a recipe's runs out, skip what is done, go on where an interruption left off, and print the table."""
     study = _study(recipe, sets, family, seeds, arms, out, data_dir)
-    say_notes(study.recipe)
     execution = Execution(micro_batch, threads, save_every, log_every(study), checkpointing=checkpointing)
     carry_out(study, execution, workers, cpu, force, as_json)
 
@@ -118,6 +117,7 @@ def carry_out(study: Study, execution: Execution, workers: int, cpu: bool, force
         _print_end(study, as_json)
         print(f"all {len(study.cells)} runs were done before; nothing to do", file=sys.stderr)
         return
+    say_notes(study.recipe)
     short = demand(study.recipe, study.cells).line
     if short:
         print(short, file=sys.stderr)

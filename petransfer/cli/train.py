@@ -59,16 +59,16 @@ def train(
     study = Study(recipe, expand(recipe), StudyFolder(out or Path("results") / recipe.name))
     if not as_json:
         print(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110))
-    say_notes(recipe)
-    _say_fit(study, card, cpu, checkpointing, force, as_json)
+    _say_fit(study, card, checkpointing, force, as_json)
     if plan:
+        say_notes(recipe)
         return
     execution = Execution(log_every=log_every(study), checkpointing=checkpointing)
     carry_out(study, execution, 0, cpu, force, as_json)
     _say_next(study)
 
 
-def _say_fit(study: Study, card: int | None, cpu: bool, checkpointing: bool, force: bool, as_json: bool) -> None:
+def _say_fit(study: Study, card: int | None, checkpointing: bool, force: bool, as_json: bool) -> None:
     from petransfer.checkpoints.architecture import configuration
     from petransfer.checkpoints.quantise import refuse_quantised
     from petransfer.checkpoints.quiet import quiet

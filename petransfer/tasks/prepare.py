@@ -69,9 +69,23 @@ def _store(task: LinesTask, sources: Any, cuts: Any, states: Any) -> Store:
     places = [(part, str(source.path.resolve() if source.path else source.name)) for part, source in sources]
     asked = _short([_LAYOUT, places, options, task.template])
     folder = cache_dir() / "lines" / f"{asked}-{_short(states)}"
-    if not (folder / "about.json").is_file() or any(source.path is None for _, source in sources):
+    kept = _about(folder)
+    # a hub's state is not known beforehand: what is kept will do where it is what the recipe pins
+    unsure = any(source.path is None for _, source in sources) and (not kept or kept["sha256"] != task.sha256)
+    if kept is None or unsure:
         _make(task, dict(sources), dict(cuts), dict(states), folder, asked)
-    return Store(folder, json.loads((folder / "about.json").read_text(encoding="utf-8")))
+        kept = _about(folder)
+    if kept is None:
+        raise UserError(f"the rows in {folder} went away while they were read; start again")
+    return Store(folder, kept)
+
+
+def _about(folder: Path) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content
 
 
 def _short(content: Any) -> str:

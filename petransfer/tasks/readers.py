@@ -51,10 +51,10 @@ class Source:
         if self.path is None:
             return ()
         try:
-            found = self.path.stat()
+            found = [path.stat() for path in (self.path, *sorted(self.path.rglob("*")))]
         except OSError as error:
             raise UserError(f"{self.path} cannot be read ({error.strerror}); correct the name of the data") from None
-        return (found.st_ino, found.st_size, found.st_mtime_ns)
+        return tuple(number for each in found for number in (each.st_ino, each.st_size, each.st_mtime_ns))
 
 
 def source_of(name: str, folder: Path | None, form: str = "", split: str = "", config: str = "") -> Source:
