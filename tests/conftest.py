@@ -17,10 +17,14 @@ from petransfer.checkpoints.registry import NANO, checkpoint_spec
 from petransfer.recipe.spec import MethodSpec, RunSpec, TaskSpec, TrainSpec
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked gpu are skipped where there is none."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked gpu are skipped where there is none, and slow ones unless `-m` says what to run."""
     import torch
 
+    if not config.getoption("-m"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow: run it with -m slow"))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

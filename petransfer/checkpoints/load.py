@@ -244,11 +244,12 @@ def _place(checkpoint: CheckpointSpec) -> str:
 
 
 def _tokenizer(checkpoint: CheckpointSpec) -> PreTrainedTokenizerBase:
-    if checkpoint.tokenizer:
-        other = checkpoint_spec(checkpoint.tokenizer)
-        return _tokenizer(other)
-    place = str(NANO / "tokenizer") if checkpoint.name.startswith("nano/") else _place(checkpoint)
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, revision=_revision(checkpoint))
+    if checkpoint.tokenizer and not checkpoint.tokenizer_source:
+        return _tokenizer(checkpoint_spec(checkpoint.tokenizer))
+    embedded = checkpoint.name.startswith("nano/") and not checkpoint.tokenizer
+    place = checkpoint.tokenizer_source or (str(NANO / "tokenizer") if embedded else _place(checkpoint))
+    revision = None if checkpoint.tokenizer_source else _revision(checkpoint)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, revision=revision)
     return tokenizer
 
 

@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from petransfer.errors import UserError, unknown
-from petransfer.recipe.schema import Strict
+from petransfer.recipe.schema import ArmPart, FamilyPart, Strict
 from petransfer.recipe.spec import CheckpointSpec, Reinit
 
 NANO = Path(str(resources.files("petransfer.checkpoints"))) / "nano"
@@ -159,11 +159,56 @@ def _registered(entry: ArmEntry) -> CheckpointSpec:
     return replace(spec, tokenizer=entry.tokenizer, reinit="embeddings") if entry.tokenizer else spec
 
 
-def own_family(name: str, arms: dict[str, str], prefix: str, folder: Path) -> Family:
-    """A family of the user's own checkpoints; relative folders are looked for from `folder`."""
-    specs = {arm: checkpoint_spec(checkpoint, folder) for arm, checkpoint in arms.items()}
-    base = "english" if "english" in specs else next(iter(specs))
-    return Family(name, base, prefix, specs)
+def own_family(part: FamilyPart, folder: Path) -> Family:
+    """A family of the user's own checkpoints; relative folders are looked for from `folder`.
+
+    Raises:
+        UserError: a checkpoint does not exist, an arm has a control's name, or the base is no arm.
+    """
+    taken = next((arm for arm in part.arms if arm in CONTROLS), None)
+    if taken:
+        raise UserError(
+            f"family {part.name}: '{taken}' is a control arm that every family has; call your arm otherwise"
+        )
+    entries = {arm: ArmPart(checkpoint=arm_) if isinstance(arm_, str) else arm_ for arm, arm_ in part.arms.items()}
+    specs = {arm: _own(f"family {part.name}, arm {arm}", entry, folder) for arm, entry in entries.items()}
+    base = part.base or ("english" if "english" in specs else next(iter(specs)))
+    if base not in specs:
+        raise unknown(f"base of family {part.name}", base, specs)
+    prefixes = {arm: entry.prefix for arm, entry in entries.items() if entry.prefix is not None}
+    return Family(part.name, base, part.prefix, specs, prefixes)
+
+
+def _own(where: str, entry: ArmPart, folder: Path) -> CheckpointSpec:
+    spec = checkpoint_spec(entry.checkpoint, folder)
+    if entry.revision is not None:
+        if spec.source or spec.name.startswith("nano/") or "@" in entry.checkpoint:
+            raise UserError(f"{where}: a revision belongs to a hub id that has none yet, not to {entry.checkpoint}")
+        spec = replace(spec, weights=entry.revision)
+    if entry.tokenizer is None:
+        return replace(spec, reinit=entry.reinit)
+    if entry.reinit == "body":
+        raise UserError(f"{where}: another tokenizer needs new embeddings; take reinit: embeddings or all")
+    name, source = _tokenizer_place(entry.tokenizer, folder)
+    return replace(
+        spec, reinit="all" if entry.reinit == "all" else "embeddings", tokenizer=name, tokenizer_source=source
+    )
+
+
+def _tokenizer_place(tokenizer: str, folder: Path) -> tuple[str, str | None]:
+    """A tokenizer's name in a spec, and its folder where it is a local one."""
+    local = folder / Path(tokenizer).expanduser()
+    if not tokenizer.startswith("nano/") and (tokenizer.startswith((".", "/", "~")) or local.is_dir()):
+        files = [local / name for name in _TOKENIZER if (local / name).is_file()]
+        if not files:
+            raise UserError(f"{local} holds no tokenizer; name a folder that a tokenizer's save_pretrained wrote")
+        digest = hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in files)).hexdigest()
+        return f"{local.resolve().name}@{digest[:16]}", str(local.resolve())
+    checkpoint_spec(tokenizer)  # refuses what is no hub id
+    return tokenizer, None
+
+
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "sentencepiece.bpe.model", "vocab.json")
 
 
 def checkpoint_spec(checkpoint: str, folder: Path = Path()) -> CheckpointSpec:

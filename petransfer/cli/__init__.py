@@ -9,7 +9,7 @@ import traceback
 import typer
 
 from petransfer import __version__
-from petransfer.cli import bench, checkpoints, doctor, fit, predict, pretrain, recipes, report, run
+from petransfer.cli import bench, checkpoints, doctor, fit, predict, pretrain, recipes, report, run, train
 from petransfer.errors import RunError, UserError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Parameter-efficient fine-tuning of T5-family and decoder-only models, and what pretraining transfers.",
 )
+app.command("train")(train.train)
 app.command("run")(run.run)
 app.command("plan")(run.plan)
 app.command("status")(run.status)

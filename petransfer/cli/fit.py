@@ -82,7 +82,7 @@ def fit(
     if as_json:
         print(json.dumps(_plain(found, measured), indent=1))
     else:
-        _show(checkpoint, found, measured)
+        show(checkpoint, found, measured)
     if not found.fits:
         raise typer.Exit(1)
 
@@ -94,7 +94,8 @@ def _measured(spec: Any, demand: Any) -> Measured:
     return measure(spec, demand)
 
 
-def _show(name: str, found: Fit, measured: Measured | None) -> None:
+def show(name: str, found: Fit, measured: Measured | None = None) -> None:
+    """Prints what a training takes, part by part, and whether it fits."""
     demand, memory = found.demand, found.memory
     method = f"LoRA r{demand.method.rank}" if demand.method.name == "lora" else "all weights"
     where = "a card" if demand.device == "cuda" else "the CPU"

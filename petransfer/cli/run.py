@@ -21,7 +21,7 @@ from petransfer.recipe.load import load_either, load_recipe
 from petransfer.recipe.pretraining import PretrainRecipe
 from petransfer.recipe.schema import Recipe
 from petransfer.report import pretraining, tables
-from petransfer.study.grid import Cell, expand
+from petransfer.study.grid import Cell, expand, notes, resolve
 from petransfer.study.ledger import StudyFolder
 from petransfer.study.pretraining import expand_pretraining
 from petransfer.train.execution import Execution
@@ -60,7 +60,7 @@ def _study(
         "arms": arms.split(",") if arms else None,
         "data_dir": data,
     }
-    recipe = load_recipe(name, sets or [], options)
+    recipe = resolve(load_recipe(name, sets or [], options))
     return Study(recipe, expand(recipe), StudyFolder(out or Path("results") / recipe.name))
 
 
@@ -99,18 +99,30 @@ def run(
 ) -> None:
     """Carry a recipe's runs out, skip what is done, go on where an interruption left off, and print the table."""
     study = _study(recipe, sets, family, seeds, arms, out, data_dir)
+    execution = Execution(micro_batch, threads, save_every, log_every(study), checkpointing=checkpointing)
+    carry_out(study, execution, workers, cpu, force, as_json)
+
+
+def say_notes(recipe: Recipe) -> None:
+    """What the user should know of their own data, on stderr."""
+    for note in notes(recipe):
+        print(note, file=sys.stderr)
+
+
+def carry_out(study: Study, execution: Execution, workers: int, cpu: bool, force: bool, as_json: bool) -> None:
+    """Runs what is not done of a study, prints its table, and exits with a code of its own where that went wrong."""
     study.folder.open(study.recipe)
     started = time.monotonic()
     if all(study.folder.run(cell.run_id).done for cell in study.cells):
         _print_end(study, as_json)
         print(f"all {len(study.cells)} runs were done before; nothing to do", file=sys.stderr)
         return
+    say_notes(study.recipe)
     short = demand(study.recipe, study.cells).line
     if short:
         print(short, file=sys.stderr)
     if not cpu and not force:
-        _refuse_what_cannot_fit(study, checkpointing)
-    execution = Execution(micro_batch, threads, save_every, _log_every(study), checkpointing=checkpointing)
+        _refuse_what_cannot_fit(study, execution.checkpointing)
     outcome = _execute(study, execution, workers, cpu, force, quiet=as_json)
     _print_end(study, as_json)
     code = report_outcome(outcome, len(study.cells))
@@ -128,7 +140,8 @@ def _refuse_what_cannot_fit(study: Study, checkpointing: bool) -> None:
             raise UserError(f"{place.line}; --force tries all the same")
 
 
-def _log_every(study: Study) -> int:
+def log_every(study: Study) -> int:
+    """Steps between lines of metrics."""
     steps = min(cell.spec.train.steps for cell in study.cells)
     return max(1, min(50, steps // 20))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from petransfer.errors import UserError
 from petransfer.evaluate.generate import generate
 from petransfer.methods import weights_bits
 from petransfer.recipe.spec import CheckpointSpec, RunSpec
+from petransfer.tasks.lines import fields_of, render
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Predictor:
     model: torch.nn.Module
     loaded: Loaded
     prefix: str
+    template: str = ""
 
     @classmethod
     def of(cls, folder: Path, checkpoint: str | None = None, device: torch.device | str | None = None) -> Predictor:
@@ -46,12 +49,31 @@ class Predictor:
         else:
             auto = AutoModelForSeq2SeqLM if loaded.layout.encoder_decoder else AutoModelForCausalLM
             model = auto.from_pretrained(weights, dtype=torch.float32)
-        return cls(model.to(device).eval(), loaded, spec.task.prefix)
+        template = str(dict(spec.task.options).get("template", ""))
+        return cls(model.to(device).eval(), loaded, spec.task.prefix, template)
 
     def __call__(self, texts: Sequence[str], max_new_tokens: int = 512) -> list[str]:
-        """The answers, in order."""
-        rows = encode_inputs([self.prefix + text for text in texts], self.loaded.tokenizer, self.loaded.layout)
+        """The answers, in order. Of a run whose template names several columns, a text is a JSON object of them.
+
+        Raises:
+            UserError: a text is no such object.
+        """
+        inputs = [self.prefix + self._input(text) for text in texts]
+        rows = encode_inputs(inputs, self.loaded.tokenizer, self.loaded.layout)
         return generate(self.model, self.loaded, rows, max_new_tokens)
+
+    def _input(self, text: str) -> str:
+        if not self.template:
+            return text
+        columns = fields_of(self.template)
+        if len(columns) == 1:
+            return render(self.template, {columns[0]: text})
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            values = json.loads(text)
+            return render(self.template, {column: str(values[column]) for column in columns})
+        raise UserError(
+            f"the input {text[:40]!r} is no JSON object with {', '.join(columns)}, which the template names"
+        )
 
 
 def _weights_folder(folder: Path) -> Path:
@@ -68,16 +90,19 @@ def _spec(weights: Path) -> RunSpec:
         raise UserError(f"{weights}/petransfer.json is damaged ({error}); get the adapter again") from error
 
 
+def _as_made(base: CheckpointSpec, made: CheckpointSpec) -> CheckpointSpec:
+    return replace(base, reinit=made.reinit, tokenizer=made.tokenizer, tokenizer_source=made.tokenizer_source)
+
+
 def _base(spec: RunSpec, weights: Path, checkpoint: str | None) -> CheckpointSpec:
     """The base as it stands on this machine: named now, or where the run's own spec.json found it."""
     made = spec.checkpoint
     kept = weights.parent / "spec.json"
+    here = RunSpec.from_dict(json.loads(kept.read_text(encoding="utf-8"))).checkpoint if kept.is_file() else None
     if checkpoint is not None:
-        found = replace(checkpoint_spec(checkpoint), reinit=made.reinit, tokenizer=made.tokenizer)
-    elif kept.is_file():
-        found = RunSpec.from_dict(json.loads(kept.read_text(encoding="utf-8"))).checkpoint
+        found = _as_made(checkpoint_spec(checkpoint), here or made)
     else:
-        found = replace(checkpoint_spec(made.name), reinit=made.reinit, tokenizer=made.tokenizer)
+        found = here or _as_made(checkpoint_spec(made.name), made)
     if found.name.startswith("nano/") and checkpoint_spec(found.name).weights != made.weights:
         raise UserError(
             f"{made.name} has other weights in this version of petransfer than the run in {weights} began with"

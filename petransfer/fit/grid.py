@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from petransfer.errors import UserError
 from petransfer.recipe.spec import RunSpec
@@ -14,6 +14,7 @@ from petransfer.tasks import load_task
 
 if TYPE_CHECKING:
     from petransfer.fit.planner import Fit
+    from petransfer.fit.simulate import Demand
 
 # T5's pieces are longer in prose (4 characters) and about so long in SCAN's and COGS's targets.
 CHARACTERS_A_PIECE = 1.6
@@ -46,7 +47,6 @@ def foresee(specs: Sequence[RunSpec], card: int, checkpointing: bool = False) ->
     from petransfer.checkpoints.architecture import configuration
     from petransfer.checkpoints.quiet import quiet
     from petransfer.fit.planner import plan
-    from petransfer.fit.simulate import Demand
 
     quiet()
     found: dict[tuple[object, ...], Place] = {}
@@ -56,24 +56,25 @@ def foresee(specs: Sequence[RunSpec], card: int, checkpointing: bool = False) ->
             continue
         method = "all weights" if spec.method.name == "full" else f"{spec.method.name} r{spec.method.rank}"
         name = f"{spec.checkpoint.name}, {method}, {spec.method.bits} bits"
-        task = load_task(spec.task.name, None, **dict(spec.task.options))
-        characters = task.longest(spec.task.split)
-        source, target = (int(count / CHARACTERS_A_PIECE) + 2 for count in characters)
-        source += len(spec.task.prefix) // 4
-        demand = Demand(
-            spec.method,
-            spec.train.batch_size,
-            source,
-            target,
-            optimizer=spec.train.optimizer,
-            checkpointing=checkpointing,
-        )
+        demand = demand_of(spec, checkpointing)
         try:
             config, own_head = configuration(spec.checkpoint)
             found[key] = Place(name, spec, plan(config, spec.checkpoint, demand, own_head, card))
         except UserError as error:
             found[key] = Place(name, spec, None, str(error))
     return list(found.values())
+
+
+def demand_of(spec: RunSpec, checkpointing: bool, device: Literal["cuda", "cpu"] = "cuda") -> Demand:
+    """What a run asks of memory: its method, and a batch of the longest input and target that it is trained on."""
+    from petransfer.fit.simulate import Demand
+
+    task = load_task(spec.task.name, None, **dict(spec.task.options + spec.task.source))
+    characters = task.longest(spec.task.split)
+    source, target = (int(count / CHARACTERS_A_PIECE) + 2 for count in characters)
+    source += len(spec.task.prefix) // 4
+    train = spec.train
+    return Demand(spec.method, train.batch_size, source, target, device, train.optimizer, checkpointing)
 
 
 def this_card() -> int | None:

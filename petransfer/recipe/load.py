@@ -99,7 +99,7 @@ def _read(
     if not isinstance(content, dict):
         raise UserError(f"the recipe {path} is not a mapping of keys to values")
     for override in overrides:
-        _put(content, *_parse(override))
+        put(content, override)
     content |= {key: value for key, value in (options or {}).items() if value is not None}
     return path, content
 
@@ -120,6 +120,15 @@ def freeze(recipe: Recipe | PretrainRecipe) -> str:
     """The resolved recipe as YAML: what a study's folder keeps."""
     content = recipe.model_dump(mode="json", exclude_none=True)
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def put(content: dict[str, Any], override: str) -> None:
+    """Puts what `a.b=c` says into a recipe's plain values.
+
+    Raises:
+        UserError: it is not of that form, or there is no such place.
+    """
+    _put(content, *_parse(override))
 
 
 def _parse(override: str) -> tuple[list[str], Any]:

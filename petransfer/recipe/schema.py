@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from petransfer.recipe.spec import Bits, Embeddings, Optimizer, RateScaling, Schedule
+from petransfer.recipe.spec import Bits, Embeddings, Metric, Optimizer, RateScaling, Reinit, Schedule
 
 
 class Strict(BaseModel):
@@ -29,19 +29,39 @@ Real = Annotated[float, BeforeValidator(_no_truth_value)]
 
 
 class TaskPart(Strict):
-    """The benchmark and its splits; `prefix` overrides the family's, for all arms or for those that it names."""
+    """The benchmark and its splits (all of them unless given); `prefix` overrides the family's, for all arms or for
+    those that it names. metrics: beside exact match."""
 
     name: str
-    splits: Annotated[list[str], Field(min_length=1)]
+    splits: Annotated[list[str], Field(min_length=1)] | None = None
     prefix: str | dict[str, str] | None = None
-    options: dict[str, str | Whole] = {}
+    options: dict[str, str | Whole | Real] = {}
+    metrics: list[Metric] = []
+
+
+class ArmPart(Strict):
+    """One of the user's own checkpoints, where its name alone does not say all.
+
+    revision: of a hub id. tokenizer: a hub id or folder whose tokenizer is taken instead, the embeddings being drawn
+    anew. reinit: what else is drawn anew. prefix: where it differs from the family's.
+    """
+
+    checkpoint: str
+    revision: str | None = None
+    tokenizer: str | None = None
+    reinit: Reinit = "none"
+    prefix: str | None = None
 
 
 class FamilyPart(Strict):
-    """The user's own checkpoints, one per arm: hub ids (`owner/name@revision`) or folders."""
+    """The user's own checkpoints, one per arm: hub ids (`owner/name@revision`) or folders.
+
+    base: the arm that the controls `scratch` and `random` take after; `english`, or else the first.
+    """
 
     name: str
-    arms: Annotated[dict[str, str], Field(min_length=1)]
+    arms: Annotated[dict[str, str | ArmPart], Field(min_length=1)]
+    base: str | None = None
     prefix: str = ""
 
 

@@ -13,9 +13,17 @@ Embeddings = Literal["frozen", "new", "trained"]
 Schedule = Literal["linear", "cosine", "constant"]
 RateScaling = Literal["none", "rms"]
 Optimizer = Literal["adamw", "adamw-8bit", "paged-adamw-8bit"]
+Metric = Literal["exact_match", "accuracy", "macro_f1", "chrf", "bleu", "rouge"]
 
 # Fields that were added without changing what their default gives: (part, name, default).
-LATER: tuple[tuple[str, str, object], ...] = (("train", "optimizer", "adamw"), ("method", "keep_wide", []))
+LATER: tuple[tuple[str, str, object], ...] = (
+    ("train", "optimizer", "adamw"),
+    ("method", "keep_wide", []),
+    ("task", "metrics", []),
+)
+
+# Fields that say where something lies on this machine, which no number depends on.
+PLACES = (("checkpoint", "source"), ("checkpoint", "tokenizer_source"), ("task", "source"))
 
 # Raised when the code changes so that the same settings give other numbers.
 NUMBERS_VERSION = 2
@@ -28,7 +36,8 @@ class CheckpointSpec:
     name: a hub id, a local folder's name, or `nano/<arm>`.
     weights: what tells two versions of one name apart: the revision asked for, or a sha256 of the files.
     tokenizer: a checkpoint whose tokenizer is taken in place of its own, which takes embeddings that are made anew.
-    source: the folder of a local checkpoint on this machine; the only field that is not part of the run id.
+        A local one is named by its folder and a sha256: `name@sha256`.
+    source, tokenizer_source: the folders of a local checkpoint and tokenizer on this machine; not part of the run id.
     """
 
     name: str
@@ -36,16 +45,23 @@ class CheckpointSpec:
     reinit: Reinit = "none"
     tokenizer: str | None = None
     source: str | None = None
+    tokenizer_source: str | None = None
 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """Which examples a run learns from and is tested on. `options` is a sorted tuple of (name, value)."""
+    """Which examples a run learns from and is tested on. `options` is a sorted tuple of (name, value).
+
+    metrics: what is measured beside exact match. source: options that say where the examples are found on this machine;
+    not part of the run id, for what they hold is among the options.
+    """
 
     name: str
     split: str
     prefix: str = ""
-    options: tuple[tuple[str, str | int], ...] = ()
+    options: tuple[tuple[str, str | int | float], ...] = ()
+    metrics: tuple[str, ...] = ()
+    source: tuple[tuple[str, str | int | float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,12 +130,12 @@ class RunSpec:
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()[:12]
 
     def canonical_json(self) -> str:
-        """Keys sorted, no blanks, floats in their shortest form, `source` left out.
+        """Keys sorted, no blanks, floats in their shortest form, `source` and `tokenizer_source` left out.
 
         So are fields that came later and have their default, so that they leave the ids before them as they were.
         """
         content = self.as_dict()
-        del content["checkpoint"]["source"]
+        without_places(content)
         for part, name, default in LATER:
             if content[part][name] == default:
                 del content[part][name]
@@ -133,7 +149,9 @@ class RunSpec:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> RunSpec:
         """The spec that `as_dict` wrote down."""
-        task = {**content["task"], "options": tuple((key, value) for key, value in content["task"]["options"])}
+        task = {**content["task"], "metrics": tuple(content["task"].get("metrics", ()))}
+        for name in ("options", "source"):
+            task[name] = tuple((key, value) for key, value in content["task"].get(name, ()))
         method = {**content["method"]}
         if not isinstance(method["targets"], str):
             method["targets"] = tuple(method["targets"])
@@ -146,6 +164,13 @@ class RunSpec:
             seed=content["seed"],
             version=content["version"],
         )
+
+
+def without_places(content: dict[str, Any]) -> dict[str, Any]:
+    """Takes out of a spec's plain values what only says where something lies on this machine."""
+    for part, name in PLACES:
+        del content[part][name]
+    return content
 
 
 def _whole_to_float(spec: MethodSpec | TrainSpec) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from petransfer.effects.reference import beside
+from petransfer.evaluate.metrics import HEADINGS
 from petransfer.study.grid import Cell
 from petransfer.study.ledger import Status, StudyFolder
 from petransfer.train.metrics import read_metrics
@@ -35,6 +36,7 @@ class Row:
     disagreements: int = 0
     failure: str | None = None
     weights: dict[str, Any] | None = None
+    scores: dict[str, float] = field(default_factory=dict)
 
 
 def rows_of(cells: Sequence[Cell], study: StudyFolder) -> list[Row]:
@@ -57,6 +59,7 @@ def _row(cell: Cell, study: StudyFolder) -> Row:
             trained=result["trained_parameters"],
             disagreements=result["dev"]["disagreements"] + result["test"]["disagreements"],
             weights=result.get("weights"),
+            scores={name: result["test"][name] for name in HEADINGS if name in result["test"]},
         )
     if status == "failed":
         return Row(cell, status, failure=folder.failure())
@@ -77,15 +80,24 @@ def terminal_table(rows: Sequence[Row], title: str, limit: int | None = None) ->
         table.add_column(name, no_wrap=True)
     for name in ("seed", "dev EM %", "test EM %", "log p/token"):
         table.add_column(name, justify="right", no_wrap=True)
+    measured = metrics_of(rows)
+    for name in measured:
+        table.add_column(f"test {HEADINGS[name]}", justify="right", no_wrap=True)
     table.add_column("state")
     shown = rows if limit is None else rows[:limit]
     for row in shown:
         cell = row.cell
         figures = (_figure(row.dev, 1), _figure(row.test, 1), _figure(row.log_prob, 3))
-        table.add_row(cell.arm, cell.method, cell.split, str(cell.seed), *figures, _state(row))
+        others = [_figure(row.scores.get(name), 1) for name in measured]
+        table.add_row(cell.arm, cell.method, cell.split, str(cell.seed), *figures, *others, _state(row))
     if len(shown) < len(rows):
         table.caption = f"and {len(rows) - len(shown)} more"
     return table
+
+
+def metrics_of(rows: Sequence[Row]) -> list[str]:
+    """The metrics beside exact match that some run has figures of."""
+    return [name for name in HEADINGS if any(name in row.scores for row in rows)]
 
 
 def plain_line(row: Row) -> str:
@@ -145,12 +157,14 @@ def write_csv(rows: Sequence[Row], path: Path, family: str) -> None:
     """table.csv: one line a run, and the paper's mean over seeds for its arm and split where it has one."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    measured = metrics_of(rows)
+    writer.writerow([*COLUMNS, *(f"test_{name}" for name in measured)])
     for row in rows:
         cell = row.cell
         paper = beside(family, cell.arm, cell.spec.task.name, cell.split)
         figures = (row.dev, row.test, row.log_prob, row.trained, paper and round(paper.mean, 4))
-        writer.writerow([cell.run_id, cell.arm, cell.method, cell.split, cell.seed, row.status, *figures])
+        others = [row.scores.get(name) for name in measured]
+        writer.writerow([cell.run_id, cell.arm, cell.method, cell.split, cell.seed, row.status, *figures, *others])
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(buffer.getvalue(), encoding="utf-8")
     partial.replace(path)
@@ -173,6 +187,7 @@ def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "test_log_prob_per_token": row.log_prob,
             "trained_parameters": row.trained,
             "failure": row.failure,
+            **{f"test_{name}": value for name, value in row.scores.items()},
         }
         for row in rows
     ]

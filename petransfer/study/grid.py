@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from petransfer.checkpoints.registry import Arm, Family, own_family, registered_family
 from petransfer.errors import UserError, unknown
+from petransfer.evaluate.metrics import check_metrics
 from petransfer.recipe.effects import wanted
 from petransfer.recipe.schema import FamilyPart, MethodPart, Recipe, TrainPart
 from petransfer.recipe.spec import MethodSpec, RunSpec, TaskSpec, TrainSpec
-from petransfer.tasks import load_task
+from petransfer.tasks import LinesTask, Task, load_task
 
 METHODS = ("lora", "full")
 
@@ -36,7 +38,7 @@ class Cell:
 def family_of(recipe: Recipe, folder: Path = Path()) -> Family:
     """The family that a recipe names or describes."""
     if isinstance(recipe.family, FamilyPart):
-        return own_family(recipe.family.name, recipe.family.arms, recipe.family.prefix, folder)
+        return own_family(recipe.family, folder)
     return registered_family(recipe.family)
 
 
@@ -47,8 +49,9 @@ def expand(recipe: Recipe) -> list[Cell]:
         UserError: a task, its option, an arm, split, method, learning rate or effect is unknown.
     """
     family = family_of(recipe)
-    task = load_task(recipe.task.name, None, **recipe.task.options)
-    for split in recipe.task.splits:
+    task = task_of(recipe)
+    splits = recipe.task.splits or task.splits
+    for split in splits:
         if split not in task.splits:
             raise unknown(f"split of {recipe.task.name}", split, task.splits)
     for method in recipe.methods:
@@ -57,17 +60,66 @@ def expand(recipe: Recipe) -> list[Cell]:
     arms = [family.arm(name) for name in recipe.arms]
     _check_names(recipe, family)
     wanted(recipe)
+    data = _data(recipe, task)
     cells: dict[str, Cell] = {}
     for seed in recipe.seeds:
-        for split in recipe.task.splits:
+        for split in splits:
             for arm in arms:
                 for method in recipe.methods:
-                    cell = _cell(recipe, arm, method, split, seed, task.train_size(split))
+                    examples = task.train_size(split) if recipe.train.epochs is not None else 0
+                    cell = _cell(recipe, arm, method, replace(data, split=split), seed, examples)
                     cells.setdefault(cell.run_id, cell)
     return list(cells.values())
 
 
-def _cell(recipe: Recipe, arm: Arm, method: MethodPart, split: str, seed: int, examples: int) -> Cell:
+def task_of(recipe: Recipe) -> Task:
+    """The recipe's task."""
+    return load_task(recipe.task.name, recipe.data_dir, **recipe.task.options)
+
+
+def resolve(recipe: Recipe) -> Recipe:
+    """The recipe with what depends on the user's own data written down: their hash, and the metrics that suit them."""
+    task = task_of(recipe)
+    if not isinstance(task, LinesTask):
+        return recipe
+    options = {**recipe.task.options, "sha256": task.identity()["sha256"]}
+    metrics = list(recipe.task.metrics or task.suggested_metrics())
+    part = recipe.task.model_copy(update={"options": options, "metrics": metrics})
+    return recipe.model_copy(update={"task": part})
+
+
+def notes(recipe: Recipe) -> list[str]:
+    """What a task has to say of the user's own data."""
+    task = task_of(recipe)
+    return task.notes() if isinstance(task, LinesTask) else []
+
+
+def _data(recipe: Recipe, task: Task) -> TaskSpec:
+    """The examples that all cells share; the split and the prefix are put in later."""
+    options: dict[str, Any] = dict(recipe.task.options)
+    metrics: tuple[str, ...] = tuple(recipe.task.metrics)
+    source: dict[str, str | int | float] = {}
+    if isinstance(task, LinesTask):
+        options, source = task.identity(), task.place()
+        metrics = metrics or task.suggested_metrics()
+    check_metrics(metrics, lambda: _targets(task))
+    named = tuple(sorted(options.items()))
+    return TaskSpec(recipe.task.name, "", "", named, metrics, tuple(sorted(source.items())))
+
+
+def _targets(task: Task) -> tuple[int, str]:
+    """How many different targets there are. Of a benchmark's nothing is known before it is read: more than a few."""
+    if not isinstance(task, LinesTask):
+        raise UserError(f"{task.name} has no closed set of targets; take exact_match in place of accuracy or macro_f1")
+    try:
+        return int(task.about()["targets"]), task.train
+    except UserError:
+        if task.sha256:  # looked at before; a study can be read where its data is no longer
+            return 0, task.train
+        raise
+
+
+def _cell(recipe: Recipe, arm: Arm, method: MethodPart, data: TaskSpec, seed: int, examples: int) -> Cell:
     if arm.trained == "all" and method.name != "full":
         method = next(
             (part for part in recipe.methods if part.name == "full"),
@@ -77,12 +129,12 @@ def _cell(recipe: Recipe, arm: Arm, method: MethodPart, split: str, seed: int, e
     prefix = own if isinstance(own, str) else (own or {}).get(arm.name, arm.prefix)
     spec = RunSpec(
         checkpoint=arm.checkpoint,
-        task=TaskSpec(recipe.task.name, split, prefix, tuple(sorted(recipe.task.options.items()))),
+        task=replace(data, prefix=prefix),
         method=_method(method),
         train=_training(recipe.train, arm.name, method, examples),
         seed=seed,
     )
-    return Cell(arm.name, method.label, split, seed, spec)
+    return Cell(arm.name, method.label, data.split, seed, spec)
 
 
 def _method(part: MethodPart) -> MethodSpec:

@@ -18,17 +18,21 @@ import pyarrow.parquet
 import torch
 from accelerate import Accelerator
 
-from petransfer.checkpoints.encoding import Encoded, encode_examples
+from petransfer.checkpoints.encoding import Encoded, encode_targets
+from petransfer.checkpoints.lazy import encode_part
+from petransfer.checkpoints.lengths import length_check
 from petransfer.checkpoints.load import Loaded, load
 from petransfer.checkpoints.quantise import inventory
 from petransfer.evaluate.exact_match import Evaluation, evaluate, score, summary
+from petransfer.evaluate.measure import measure
+from petransfer.evaluate.metrics import OF_LABELS
 from petransfer.methods import APPLY, SAVE, mixed_precision, weights_bits
-from petransfer.recipe.spec import RunSpec
+from petransfer.recipe.spec import RunSpec, without_places
 from petransfer.study.grid import Cell
 from petransfer.study.ledger import RunFolder
 from petransfer.tasks import SEMANTICS, Example, SplitData, load_task
 from petransfer.tasks.logical_forms import Semantics
-from petransfer.train.batches import ShuffledExamples
+from petransfer.train.batches import ShuffledExamples, met
 from petransfer.train.calibrate import check, quantisation_cost
 from petransfer.train.execution import Execution
 from petransfer.train.loop import Hooks, Loop
@@ -79,17 +83,17 @@ def run_one(
     started = time.monotonic()
     if settings.execution.threads:
         torch.set_num_threads(settings.execution.threads)
-    data = _task_data(spec.task.name, spec.task.split, spec.task.options, settings.data_dir)
+    options = spec.task.options + spec.task.source
+    data = _task_data(spec.task.name, spec.task.split, options, settings.data_dir)
     accelerator = Accelerator(mixed_precision=mixed_precision(spec.method), cpu=settings.cpu)
     bits, wide = weights_bits(spec.method), spec.method.keep_wide
     loaded = load(spec.checkpoint, bits, seed=spec.seed, device=accelerator.device, keep_wide=wide)
-    parts = {
-        part: encode_examples(getattr(data, part), spec.task.prefix, loaded.tokenizer, loaded.layout) for part in _PARTS
-    }
+    parts, pieces = _encoded(data, spec, loaded)
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.write_json("spec.json", spec.as_dict())
     cost = _quantisation_cost(spec, loaded, parts["dev"], settings.force)
-    loaded = replace(loaded, new_pieces=_met(loaded.new_pieces, parts["train"]))
+    # new pieces that training does not meet would learn nothing but not to be said
+    loaded = replace(loaded, new_pieces=tuple(piece for piece in loaded.new_pieces if piece in pieces))
     model = APPLY[spec.method.name](loaded, spec.method, spec.seed).to(accelerator.device)
     curve = _dev_curve(model, loaded, data.dev, parts["dev"])
     loop = Loop(
@@ -106,11 +110,12 @@ def run_one(
     done = loop.run()
     loop.save()
     evaluations = _evaluate(model, loaded, data, parts, SEMANTICS.get(spec.task.name))
+    measured = {part: measure(model, loaded, spec.task, data, part, parts[part]) for part in evaluations}
     _save_weights(model, spec, folder)
-    _write_examples(evaluations["test"], data.test, folder.path / "examples.parquet")
+    _write_examples(evaluations["test"], data.test, measured["test"].answers, folder.path / "examples.parquet")
     result = {
         "run_id": spec.run_id,
-        **{part: summary(evaluation) for part, evaluation in evaluations.items()},
+        **{part: summary(evaluation) | measured[part].scores for part, evaluation in evaluations.items()},
         "parameters": sum(value.numel() for value in loaded.model.parameters()),
         "trained_parameters": sum(value.numel() for value in trained_tensors(model).values()),
         "weights": inventory(model).as_dict() | cost,
@@ -132,12 +137,28 @@ _PARTS = ("train", "dev", "test")
 CURVE_POINTS, CURVE_EXAMPLES = 10, 200
 
 
+def _encoded(data: SplitData, spec: RunSpec, loaded: Loaded) -> tuple[dict[str, Sequence[Encoded]], set[int]]:
+    """All parts as pieces, none of them too long for the model, and which pieces training meets."""
+    count, train = len(data.train), spec.train
+    limit = length_check(loaded.model.config, spec.checkpoint.name, int(dict(spec.task.source).get("max_length", 0)))
+    parts, pieces = {}, set()
+    for part in _PARTS:
+        examples = getattr(data, part)
+        seen = (lambda: met(count, train.batch_size, train.steps, spec.seed)) if part == "train" else None
+        check = functools.partial(limit, part)
+        parts[part], found = encode_part(examples, spec.task.prefix, loaded.tokenizer, loaded.layout, check, seen)
+        pieces |= found if part == "train" else set()
+    if set(OF_LABELS) & set(spec.task.metrics):
+        encode_targets(data.labels, loaded.tokenizer, loaded.layout)  # refuses what does not come back
+    return parts, pieces
+
+
 def _curve_steps(steps: int) -> range:
     return range(0, steps + 1, -(-steps // CURVE_POINTS))[1:]
 
 
 def _dev_curve(
-    model: torch.nn.Module, loaded: Loaded, examples: tuple[Example, ...], encoded: list[Encoded]
+    model: torch.nn.Module, loaded: Loaded, examples: Sequence[Example], encoded: Sequence[Encoded]
 ) -> Callable[[], dict[str, Any]]:
     """Exact match in % on dev examples evenly spread, by one forward pass: what metrics.jsonl has as `dev_em`."""
     chosen = range(0, len(examples), -(-len(examples) // CURVE_EXAMPLES))
@@ -151,7 +172,7 @@ def _dev_curve(
     return measure
 
 
-def _quantisation_cost(spec: RunSpec, loaded: Loaded, dev: list[Encoded], force: bool) -> dict[str, Any]:
+def _quantisation_cost(spec: RunSpec, loaded: Loaded, dev: Sequence[Encoded], force: bool) -> dict[str, Any]:
     if spec.method.bits > 8:
         return {}
     cost = quantisation_cost(spec.checkpoint, spec.seed, loaded, dev)
@@ -160,14 +181,8 @@ def _quantisation_cost(spec: RunSpec, loaded: Loaded, dev: list[Encoded], force:
     return {"quantisation": asdict(cost)}
 
 
-def _met(new_pieces: tuple[int, ...], examples: list[Encoded]) -> tuple[int, ...]:
-    """The new pieces that training meets: the others would learn nothing but not to be said."""
-    met = {piece for example in examples for piece in example.input_ids + example.target_ids}
-    return tuple(piece for piece in new_pieces if piece in met)
-
-
 @functools.lru_cache(maxsize=2)
-def _task_data(name: str, split: str, options: tuple[tuple[str, str | int], ...], data_dir: Path | None) -> SplitData:
+def _task_data(name: str, split: str, options: tuple[tuple[str, Any], ...], data_dir: Path | None) -> SplitData:
     return load_task(name, data_dir, **dict(options)).load(split)
 
 
@@ -175,10 +190,10 @@ def _evaluate(
     model: torch.nn.Module,
     loaded: Loaded,
     data: SplitData,
-    parts: dict[str, list[Encoded]],
+    parts: dict[str, Sequence[Encoded]],
     semantics: Semantics | None,
 ) -> dict[str, Evaluation]:
-    def one(part: str, examples: tuple[Example, ...]) -> Evaluation:
+    def one(part: str, examples: Sequence[Example]) -> Evaluation:
         return evaluate(model, loaded, examples, parts[part], semantics=semantics)
 
     return {"dev": one("dev", data.dev), "test": one("test", data.test)}
@@ -197,13 +212,16 @@ def _save_weights(model: torch.nn.Module, spec: RunSpec, folder: RunFolder) -> N
 
 
 def _without_source(spec: RunSpec) -> dict[str, Any]:
-    content = spec.as_dict()
-    del content["checkpoint"]["source"]
-    return content
+    return without_places(spec.as_dict())
 
 
-def _write_examples(evaluation: Evaluation, examples: Sequence[Example], path: Path) -> None:
-    """One row an example; those that were generated too have their text, what it should be, and the input."""
+def _write_examples(
+    evaluation: Evaluation, examples: Sequence[Example], answers: Sequence[str] | None, path: Path
+) -> None:
+    """One row an example; those that were generated too have their text, what it should be, and the input.
+
+    answers: what the model said to all of them, where a metric asked for that.
+    """
     names = ["index", "category", "correct", "margin", "log_prob", "tokens", "tokens_correct", "said"]
     if evaluation.meant:
         names.append("semantic_correct")
@@ -213,7 +231,7 @@ def _write_examples(evaluation: Evaluation, examples: Sequence[Example], path: P
         columns[name] = [None if row.said is None else getattr(example, name) for row, example in texts]
     text = pyarrow.string()
     arrays = {name: pyarrow.array(values, text if name in _TEXTS else None) for name, values in columns.items()}
-    table = pyarrow.table(arrays)
+    table = pyarrow.table(arrays | ({} if answers is None else {"answer": pyarrow.array(answers, text)}))
     partial = path.with_name(f".{path.name}.partial")
     pyarrow.parquet.write_table(table, partial)
     partial.replace(path)

@@ -9,6 +9,7 @@ from pathlib import Path
 from petransfer.errors import unknown
 from petransfer.tasks.base import Example, SplitData, Task, cut_dev
 from petransfer.tasks.cogs import CogsTask
+from petransfer.tasks.lines import LinesTask
 from petransfer.tasks.logical_forms import RECOGS, Semantics
 from petransfer.tasks.recogs import CogsVariableFreeTask, RecogsTask
 from petransfer.tasks.scan import ScanTask
@@ -20,6 +21,7 @@ __all__ = [
     "TASKS",
     "CogsTask",
     "Example",
+    "LinesTask",
     "ScanTask",
     "SplitData",
     "Task",
@@ -35,6 +37,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "cogs-variable-free": CogsVariableFreeTask,
     "recogs": RecogsTask,
     "slog": SlogTask,
+    "lines": LinesTask,
 }
 """Makes a task from its `data_dir` and its own options. Making one reads no file; its `load` does."""
 

@@ -26,11 +26,15 @@ class Example:
 
 @dataclass(frozen=True)
 class SplitData:
-    """The three parts of a split. Nothing may be chosen by looking at `test`."""
+    """The three parts of a split, in memory or read when asked for. Nothing may be chosen by looking at `test`.
 
-    train: tuple[Example, ...]
-    dev: tuple[Example, ...]
-    test: tuple[Example, ...]
+    labels: all the targets there are, where the task knows them.
+    """
+
+    train: Sequence[Example]
+    dev: Sequence[Example]
+    test: Sequence[Example]
+    labels: tuple[str, ...] = ()
 
 
 class Task(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from petransfer.checkpoints.encoding import Encoded, Layout
+from petransfer.checkpoints.lazy import take
 
 IGNORED = -100
 
@@ -51,18 +52,28 @@ class ShuffledExamples:
 
     def batch(self, step: int, process: int, processes: int) -> Batch:
         first = step * self._batch_size
-        chosen = [self._at(position) for position in range(first, first + self._batch_size)]
+        chosen = take(self._examples, [self._at(position) for position in range(first, first + self._batch_size)])
         tokens = sum(len(example.target_ids) for example in chosen)
         return Batch(chosen[process::processes], tokens, self._layout)
 
-    def _at(self, position: int) -> Encoded:
+    def _at(self, position: int) -> int:
         epoch, offset = divmod(position, len(self._examples))
-        example: Encoded = self._examples[int(self._order(epoch)[offset])]
-        return example
+        return int(self._order(epoch)[offset])
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - a source lives as long as its run
     def _order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self._seed, epoch]).permutation(len(self._examples))
+        return _order(len(self._examples), self._seed, epoch)
+
+
+def met(count: int, batch_size: int, steps: int, seed: int) -> Iterable[int]:
+    """Which of `count` examples the first steps meet, in rising order."""
+    if steps * batch_size >= count:
+        return range(count)
+    return (int(at) for at in np.sort(_order(count, seed, 0)[: steps * batch_size]))
+
+
+def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 def collate(examples: Sequence[Encoded], layout: Layout) -> Tensors:

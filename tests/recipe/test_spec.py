@@ -29,6 +29,7 @@ CHANGES: dict[str, Any] = {
     "task.split": "simple",
     "task.prefix": "say:",
     "task.options": (("dev_size", 41),),
+    "task.metrics": ("bleu",),
     "method.name": "full",
     "method.bits": 32,
     "method.rank": 9,
@@ -73,14 +74,22 @@ def test_the_id_of_this_spec_is_for_ever() -> None:
     assert SPEC.run_id == "8b63c650c9cb"
 
 
-def test_the_folder_on_this_machine_is_not_part_of_the_id() -> None:
-    moved = changed("checkpoint.source", "/somewhere/else")
+PLACES: dict[str, Any] = {
+    "checkpoint.source": "/somewhere/else",
+    "checkpoint.tokenizer_source": "/somewhere/else",
+    "task.source": (("train", "pairs.tsv"),),
+}
+
+
+@pytest.mark.parametrize("field", PLACES)
+def test_a_place_on_this_machine_is_not_part_of_the_id(field: str) -> None:
+    moved = changed(field, PLACES[field])
     assert moved != SPEC
     assert moved.run_id == SPEC.run_id
 
 
 def test_every_other_field_is_listed_here() -> None:
-    assert set(leaves(SPEC)) == {*CHANGES, "checkpoint.source"}
+    assert set(leaves(SPEC)) == {*CHANGES, *PLACES}
 
 
 @pytest.mark.parametrize("field", list(CHANGES))
@@ -101,6 +110,7 @@ def test_ids_are_equal_exactly_where_rates_are(one: float, other: float) -> None
 
 
 NUMBERS = st.integers(min_value=0, max_value=10**6) | st.floats(min_value=0, max_value=1e6)
+OPTIONS = st.dictionaries(st.text(), st.text() | st.integers(0, 9)).map(lambda found: tuple(sorted(found.items())))
 SPECS = st.builds(
     RunSpec,
     checkpoint=st.builds(
@@ -115,7 +125,9 @@ SPECS = st.builds(
         st.text(),
         st.text(),
         st.text(),
-        st.dictionaries(st.text(), st.text() | st.integers(0, 9)).map(lambda options: tuple(sorted(options.items()))),
+        OPTIONS,
+        st.lists(st.sampled_from(["bleu", "accuracy"])).map(tuple),
+        OPTIONS,
     ),
     method=st.builds(
         MethodSpec,

@@ -1,0 +1,51 @@
+"""How long inputs and targets may be: what is longer than a model's positions is refused, never cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from petransfer.checkpoints.encoding import Encoded
+from petransfer.errors import UserError
+from petransfer.tasks.base import Example
+
+# Positions are relative, however many there are; whatever their configuration says of them was for pretraining.
+RELATIVE = frozenset({"t5", "mt5", "umt5", "longt5", "bloom"})
+# Generation is given so many pieces more than the longest target.
+ROOM = 8
+
+
+def positions(config: Any) -> int | None:
+    """How many pieces the model can tell the places of; None where there is no such limit."""
+    if config.model_type in RELATIVE:
+        return None
+    found = getattr(config, "max_position_embeddings", None)
+    return int(found) if found else None
+
+
+def length_check(config: Any, name: str, most: int) -> Callable[[str, Sequence[Example], Sequence[Encoded]], None]:
+    """A function that refuses a part's examples where they are too long.
+
+    name: the checkpoint's. most: what the user allows an input and a target, in pieces; 0 for anything.
+    """
+    limit, together = positions(config), not config.is_encoder_decoder
+
+    def check(part: str, examples: Sequence[Example], encoded: Sequence[Encoded]) -> None:
+        for example, row in zip(examples, encoded, strict=True):
+            source, target = len(row.input_ids), len(row.target_ids)
+            where = f"{part} row {example.index + 1}"
+            if most and max(source, target) > most:
+                what, size = ("input", source) if source > most else ("target", target)
+                raise UserError(f"the {what} of {where} takes {size:,} pieces, more than max_length {most:,}; {_CURE}")
+            taken = source + target if together else max(source, target)
+            if limit and taken > limit - (ROOM if together or target == taken else 0):
+                what = "input and target" if together else "input" if source == taken else "target"
+                raise UserError(
+                    f"the {what} of {where} takes {taken:,} pieces, and {name} has {limit:,} positions ({ROOM} of them "
+                    f"kept for generation); shorten it, leave it out, or take a T5, which has no such limit"
+                )
+
+    return check
+
+
+_CURE = "raise it, or shorten the row or leave it out: nothing is cut"

@@ -1,0 +1,96 @@
+"""`train`: the short form, from a model and data to an adapter, by way of an ordinary recipe."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from petransfer.cli.fit import show
+from petransfer.cli.run import Study, carry_out, log_every, say_notes, whole_numbers
+from petransfer.errors import UserError
+from petransfer.fit.grid import demand_of, this_card
+from petransfer.recipe.load import validate
+from petransfer.study.grid import expand
+from petransfer.study.ledger import StudyFolder
+from petransfer.study.short import Wishes, short_recipe
+from petransfer.train.execution import Execution
+
+
+def train(
+    model: Annotated[str, typer.Argument(help="A hub id, a folder, or nano/<arm>.")],
+    data: Annotated[str, typer.Argument(help="A tsv, csv, jsonl or parquet file, or what `datasets` loads.")],
+    method: Annotated[str, typer.Option(help="lora or full.")] = "lora",
+    rank: Annotated[int | None, typer.Option(min=1, help="LoRA's rank; 16.")] = None,
+    bits: Annotated[int | None, typer.Option(help="32, 16, 8 or 4; 16 on a GPU, 32 elsewhere.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps; three epochs, from 300 to 20,000.")] = None,
+    epochs: Annotated[float | None, typer.Option(min=0.0, help="Epochs, in place of steps.")] = None,
+    lr: Annotated[float | None, typer.Option(help="The peak rate; by the model's family and the method.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Examples a step; 16.")] = None,
+    max_length: Annotated[int | None, typer.Option(min=1, help="Refuse rows of more pieces. Nothing is cut.")] = None,
+    prefix: Annotated[str | None, typer.Option(help="Goes before every input; by the model's family.")] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds, as 0,1,2 or 0-5.")] = "0",
+    dev: Annotated[str | None, typer.Option(help="A file, a share or a number of rows; a tenth.")] = None,
+    test: Annotated[str | None, typer.Option(help="A file, a share or a number of rows; a tenth.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder; results/<data>-<model> unless given.")] = None,
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="Leave broken rows out and list them.")
+    ] = False,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Any key of the recipe, as for run.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Show the recipe and what it takes; train nothing.")] = False,
+    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Compute activations again.")] = False,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even where there is a GPU.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Go on where memory or quantisation says not to.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Train a model on your own data: write a recipe, say what it takes, train, and score on rows held out."""
+    if steps and epochs:
+        raise UserError("--steps and --epochs say the same thing; give one of them")
+    card = None if cpu else this_card()
+    wishes = Wishes(
+        method, rank, bits, steps, epochs, lr, batch_size, max_length, prefix, tuple(whole_numbers(seeds)), dev, test,
+        skip_bad_rows,
+    )  # fmt: skip
+    content = short_recipe(model, data, wishes, sets or [], card is not None)
+    recipe = validate(content, "the recipe that this command stands for")
+    study = Study(recipe, expand(recipe), StudyFolder(out or Path("results") / recipe.name))
+    if not as_json:
+        print(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110))
+    _say_fit(study, card, checkpointing, force, as_json)
+    if plan:
+        say_notes(recipe)
+        return
+    execution = Execution(log_every=log_every(study), checkpointing=checkpointing)
+    carry_out(study, execution, 0, cpu, force, as_json)
+    _say_next(study)
+
+
+def _say_fit(study: Study, card: int | None, checkpointing: bool, force: bool, as_json: bool) -> None:
+    from petransfer.checkpoints.architecture import configuration
+    from petransfer.checkpoints.quantise import refuse_quantised
+    from petransfer.checkpoints.quiet import quiet
+    from petransfer.fit.planner import plan
+
+    quiet()
+    spec = study.cells[0].spec
+    config, own_head = configuration(spec.checkpoint)
+    refuse_quantised(config, spec.checkpoint.name)
+    demand = demand_of(spec, checkpointing, "cuda" if card else "cpu")
+    found = plan(config, spec.checkpoint, demand, own_head, card)
+    if not as_json:
+        show(spec.checkpoint.name, found)
+    if not found.fits and not force:
+        advice = f"; it would with {', or '.join(found.advice)}" if found.advice else ""
+        raise UserError(f"{spec.checkpoint.name} does not fit this card{advice}; --force tries all the same")
+
+
+def _say_next(study: Study) -> None:
+    done: list[Any] = [cell for cell in study.cells if study.folder.run(cell.run_id).done]
+    for cell in done:
+        folder = study.folder.run(cell.run_id).path
+        kind = "adapter" if (folder / "adapter").is_dir() else "model"
+        print(f"seed {cell.seed}: {folder / kind}; ask it: petransfer predict {folder} TEXT", file=sys.stderr)
+    print(f"the recipe: petransfer run --recipe {study.folder.path / 'recipe.yaml'}", file=sys.stderr)

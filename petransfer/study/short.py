@@ -1,0 +1,126 @@
+"""From a model and data to an ordinary recipe: the defaults of the short form `train`."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from petransfer.checkpoints.registry import CONTROLS, checkpoint_spec
+from petransfer.recipe.load import put, validate
+from petransfer.recipe.schema import Recipe
+from petransfer.study.grid import resolve
+
+# Training is so many epochs unless told otherwise, within these bounds of steps: a handful of rows needs to be seen
+# often, and of very many a part will do.
+EPOCHS, FEWEST, MOST = 3, 300, 20_000
+BATCH = 16
+
+# Peak rates of an adapter's and of all weights: what the families' own papers and LoRA's users settled on. T5's like
+# larger ones than others; full fine-tuning wants about a tenth (Biderman et al. 2024; Raffel et al. 2020 for T5).
+T5, SEQ2SEQ, DECODER = (1e-3, 1e-4), (5e-4, 5e-5), (2e-4, 2e-5)
+# the rates of the shipped recipes, found on dev sets
+NANO = (2e-3, 2e-2)
+_T5_TYPES = frozenset({"t5", "mt5", "longt5", "umt5"})
+# These were trained on many tasks at once and told which by the beginning of the input.
+_PREFIXED = re.compile(r"(google-t5/)?t5-(small|base|large|3b|11b)(@.*)?")
+PREFIX = "answer: "
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a user may say; None leaves it to the defaults."""
+
+    method: str = "lora"
+    rank: int | None = None
+    bits: int | None = None
+    steps: int | None = None
+    epochs: float | None = None
+    rate: float | None = None
+    batch_size: int | None = None
+    max_length: int | None = None
+    prefix: str | None = None
+    seeds: tuple[int, ...] = (0,)
+    dev: str | None = None
+    test: str | None = None
+    skip_bad_rows: bool = False
+
+
+def short_recipe(model: str, data: str, wishes: Wishes, overrides: list[str], on_card: bool) -> dict[str, Any]:
+    """The recipe, as plain values, that trains `model` on `data`; its rows are read and checked here.
+
+    overrides: `a.b=c`, put in last. on_card: whether there is a GPU.
+
+    Raises:
+        UserError: the model or the data cannot be had, or a wish is no recipe's.
+    """
+    spec = checkpoint_spec(model)
+    arm = _word(model.partition("@")[0].rstrip("/").split("/")[-1])
+    arm = f"my-{arm}" if arm in CONTROLS else arm
+    stem = _word(Path(data.partition("@")[0]).name.split(".")[0])
+    nano = spec.name.startswith("nano/")
+    content: dict[str, Any] = {
+        "name": f"{stem}-{arm}",
+        "task": {"name": "lines", "options": _options(data, wishes)},
+        "family": {"name": arm, "arms": {arm: model}},
+        "arms": [arm],
+        "methods": [_method(wishes, nano, on_card)],
+        "seeds": list(wishes.seeds),
+        "train": {"steps": FEWEST, "batch_size": BATCH, "learning_rate": 1e-3},
+    }
+    for override in overrides:
+        put(content, override)
+    recipe = resolve(validate(content, "the recipe that this command stands for"))
+    content["task"] |= {"options": recipe.task.options, "metrics": recipe.task.metrics}
+    _fill(content, recipe, model, wishes)
+    for override in overrides:  # what was said outright stands above what was worked out
+        put(content, override)
+    return content
+
+
+def _options(data: str, wishes: Wishes) -> dict[str, Any]:
+    options: dict[str, Any] = {"train": data, "dev": wishes.dev, "test": wishes.test, "max_length": wishes.max_length}
+    options["bad_rows"] = "skip" if wishes.skip_bad_rows else None
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def _method(wishes: Wishes, nano: bool, on_card: bool) -> dict[str, Any]:
+    method: dict[str, Any] = {"name": wishes.method, "bits": wishes.bits or (16 if on_card and not nano else 32)}
+    if wishes.method == "full":
+        return method | ({"rate_scaling": "rms"} if nano else {})
+    method["rank"] = wishes.rank or 16
+    return method | ({"embeddings": "new"} if nano else {})
+
+
+def _fill(content: dict[str, Any], recipe: Recipe, model: str, wishes: Wishes) -> None:
+    """Rate and prefix by the model's family, steps by the number of rows."""
+    from petransfer.checkpoints.architecture import configuration
+
+    spec = checkpoint_spec(model)
+    config, _ = configuration(spec)
+    rates = NANO if spec.name.startswith("nano/") else T5 if config.model_type in _T5_TYPES else SEQ2SEQ
+    rates = rates if config.is_encoder_decoder else DECODER
+    told = bool(_PREFIXED.fullmatch(model)) or bool(getattr(config, "task_specific_params", None))
+    prefix = wishes.prefix if wishes.prefix is not None else PREFIX if told else ""
+    content["task"]["prefix"] = prefix
+    rows = _rows(recipe)
+    batch = wishes.batch_size or min(BATCH, rows)
+    rate = wishes.rate or rates[wishes.method == "full"]
+    length: dict[str, Any] = {"epochs": wishes.epochs} if wishes.epochs else {"steps": wishes.steps}
+    if not any(length.values()):
+        length = {"steps": min(MOST, max(FEWEST, math.ceil(EPOCHS * rows / batch)))}
+    content["train"] = {**length, "batch_size": batch, "learning_rate": rate}
+
+
+def _rows(recipe: Recipe) -> int:
+    from petransfer.study.grid import task_of
+
+    task = task_of(recipe)
+    return task.train_size(task.splits[0])
+
+
+def _word(text: str) -> str:
+    """What may stand in a recipe's name and in a table."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._") or "mine"

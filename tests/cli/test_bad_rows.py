@@ -1,0 +1,160 @@
+"""Bad rows at the command line: one line, exit code 2, nothing trained, nothing left over."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from petransfer.cli import main
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PETRANSFER_CACHE", str(tmp_path / "cache"))
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    return work
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], elsewhere: Path) -> Refused:
+    """Runs `train ARGUMENTS`, which has to end with exit code 2 and one line of error, and to leave no run."""
+
+    def call(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["petransfer", "train", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        written = capsys.readouterr().err
+        assert ended.value.code == 2, written
+        (error,) = [line for line in written.splitlines() if line.startswith("error: ")]
+        assert "Traceback" not in written
+        assert not list(elsewhere.glob("results/*/runs/*/DONE"))
+        assert not list(elsewhere.glob("results/*/runs/*/*/step-*"))
+        return error
+
+    return call
+
+
+def rows(path: str, *more: str, count: int = 20) -> None:
+    Path(path).write_text("".join(f"in {n}\tout {n}\n" for n in range(count)) + "".join(more), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("one\n", "a.tsv:21: expected 2 columns (input, target), found 1"),
+        ("one\ttwo\tthree\n", "a.tsv:21: expected 2 columns (input, target), found 3"),
+        ("one\t\n", "a.tsv:21: the target is empty"),
+    ],
+)
+def test_a_broken_row(refused: Refused, elsewhere: Path, more: str, said: str) -> None:
+    rows("a.tsv", more)
+    assert said in refused("nano/english", "a.tsv")
+    assert [path.name for path in elsewhere.iterdir()] == ["a.tsv"]
+
+
+def test_bad_rows_are_left_out_and_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    rows("a.tsv", "one\n", "two\t\n")
+    monkeypatch.setattr(sys, "argv", ["petransfer", "train", "nano/english", "a.tsv", "--skip-bad-rows", "--plan"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert "2 bad rows left out: a.tsv:21: expected 2 columns" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nano/english", "none.tsv"], "no file none.tsv"),
+        (["nano/englsh", "a.tsv"], "unknown embedded checkpoint 'nano/englsh'"),
+        (["nano/english", "a.tsv", "--method", "lorra"], "unknown method 'lorra'"),
+        (["nano/english", "a.tsv", "--bits", "5"], "methods.0.bits"),
+        (["nano/english", "a.tsv", "--steps", "5", "--epochs", "1"], "give one of them"),
+        (["nano/english", "a.tsv", "--lr", "20"], "train.learning_rate"),
+        (["nano/english", "a.tsv", "--set", "task.metrics=[bluu]"], "task.metrics.0"),
+        (["nano/english", "a.tsv", "--set", "task.options.inptu=x"], "did you mean 'input'?"),
+        (["nano/english", "a.tsv", "--dev", "0"], "dev of lines is 0"),
+    ],
+)
+def test_a_mistake_in_the_command(refused: Refused, arguments: list[str], said: str) -> None:
+    rows("a.tsv")
+    assert said in refused(*arguments)
+
+
+def test_rows_longer_than_asked_for_are_refused_not_cut(refused: Refused) -> None:
+    rows("a.tsv", f"long\t{'word ' * 40}end\n")
+    error = refused("nano/english", "a.tsv", "--max-length", "30", "--cpu")
+    assert "row 21 takes 42 pieces, more than max_length 30" in error
+    assert "nothing is cut" in error
+
+
+def test_targets_longer_than_the_model_s_positions_are_refused(refused: Refused, tiny_gpt2: Path) -> None:
+    rows("a.tsv", f"long\t{'word ' * 140}end\n")
+    error = refused(str(tiny_gpt2), "a.tsv", "--cpu")
+    assert "row 21 takes" in error
+    assert "128 positions" in error
+
+
+def test_a_target_that_does_not_come_back_is_refused(refused: Refused, tiny_t5: Path, elsewhere: Path) -> None:
+    """A tokenizer that makes all letters small loses the large ones."""
+    import shutil
+
+    from tokenizers import normalizers
+    from transformers import AutoTokenizer
+
+    folder = elsewhere.parent / "small-letters"
+    shutil.copytree(tiny_t5, folder)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_t5)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Prepend(" ")])
+    tokenizer.save_pretrained(folder)
+    rows("a.tsv", "in\tOUT\n")
+    error = refused(str(folder), "a.tsv", "--cpu")
+    assert "cannot give the target 'OUT' back" in error
+
+
+def test_labels_without_end_are_refused(refused: Refused) -> None:
+    rows("a.tsv", count=5000)
+    error = refused("nano/english", "a.tsv", "--set", "task.metrics=[accuracy]")
+    assert "a.tsv has 5,000 different targets, more than 200" in error
+
+
+def test_labels_of_a_benchmark_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["petransfer", "plan", "--recipe", "smoke", "--set", "task.metrics=[accuracy]"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "scan has no closed set of targets" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        ({"arms": {"scratch": "nano/english"}}, "'scratch' is a control arm that every family has"),
+        ({"arms": {"one": "nano/english"}, "base": "two"}, "unknown base of family mine 'two'"),
+        ({"arms": {"one": {"checkpoint": "nano/english", "revision": "v2"}}}, "a revision belongs to a hub id"),
+        ({"arms": {"one": {"checkpoint": "a/b@v1", "revision": "v2"}}}, "a revision belongs to a hub id"),
+        ({"arms": {"one": {"checkpoint": "a/b", "tokenizer": "./none"}}}, "none holds no tokenizer"),
+        ({"arms": {"one": {"checkpoint": "a/b", "tokenizer": "a/c", "reinit": "body"}}}, "needs new embeddings"),
+        ({"arms": {"one": {"checkpoint": "a/b", "tokeniser": "a/c"}}}, "unknown key 'family.arms.one.tokeniser'"),
+        ({"arms": {"one": {"revision": "v1"}}}, "family.arms.one.checkpoint"),
+    ],
+)
+def test_mistakes_in_a_family(
+    family: dict[str, object], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    setting = f"family={json.dumps({'name': 'mine'} | family)}"
+    arguments = ["plan", "--recipe", "smoke", "--set", setting, "--set", "arms=[one]", "--set", "effects=[]"]
+    monkeypatch.setattr(sys, "argv", ["petransfer", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    written = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said in written
+    assert len([line for line in written.splitlines() if line.startswith("error: ")]) == 1

@@ -1,0 +1,249 @@
+"""`train`: ten lines of one's own, one command, an adapter that predict and plain peft load; families of one's own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+import torch
+import yaml
+
+from petransfer.cli import main
+from petransfer.tasks import load_task
+
+PAIRS = [("walk", "gehen"), ("run", "rennen"), ("see", "sehen"), ("hear", "hören"), ("say", "sagen")]
+TEN = [(f"{how} {word}", f"{there} {wort}") for word, wort in PAIRS for how, there in (("to", "zu"), ("must", "muss"))]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder with a cache of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PETRANSFER_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """`petransfer ARGUMENTS`; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["petransfer", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+def write(path: Path, rows: Any = TEN) -> None:
+    path.write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def result(study: Path) -> dict[str, Any]:
+    (found,) = study.glob("runs/*/result.json")
+    content: dict[str, Any] = json.loads(found.read_text())
+    return content
+
+
+def test_ten_lines_one_command_an_adapter(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(elsewhere / "pairs.tsv")
+    assert call(monkeypatch, "train", "nano/english", "pairs.tsv", "--steps", "120", "--cpu") == 0
+    said = capsys.readouterr()
+    printed = yaml.safe_load(said.out.split("\n\n")[0])
+    assert printed["task"]["options"]["train"] == "pairs.tsv"
+    assert printed["train"] == {"steps": 120, "batch_size": 8, "learning_rate": 2e-3}
+    assert "weights (float32)" in said.out  # what fit says
+    assert "the first row is 'to walk' -> 'zu gehen'" in said.err
+    study = elsewhere / "results" / "pairs-english"
+    (run,) = (study / "runs").iterdir()
+    assert str(run / "adapter").removeprefix(f"{elsewhere}/") in said.err
+    data = load_task("lines", None, train="pairs.tsv").load("held-out")
+    assert call(monkeypatch, "predict", str(run), *(row.input for row in data.train)) == 0
+    assert capsys.readouterr().out.splitlines() == [row.target for row in data.train]
+    _plain_peft_says_the_same(run, data.train[0].input, data.train[0].target)
+    assert call(monkeypatch, "run", "--recipe", str(study / "recipe.yaml"), "--cpu") == 0
+    assert "all 1 runs were done before" in capsys.readouterr().err
+
+
+def _plain_peft_says_the_same(run: Path, text: str, target: str) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    from petransfer.checkpoints.registry import NANO
+
+    base = AutoModelForSeq2SeqLM.from_pretrained(NANO / "english", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(NANO / "tokenizer")
+    model = PeftModel.from_pretrained(base, str(run / "adapter"))
+    out = model.generate(**tokenizer(text, return_tensors="pt"), max_new_tokens=20, do_sample=False)
+    assert tokenizer.decode(out[0], skip_special_tokens=True) == target
+
+
+def test_plan_shows_the_recipe_and_trains_nothing(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(elsewhere / "pairs.tsv")
+    arguments = ["train", "google/flan-t5-xl", "pairs.tsv", "--bits", "4", "--epochs", "2", "--rank", "8", "--plan"]
+    assert call(monkeypatch, *arguments, "--seeds", "0-1", "--set", "train.warmup=0.1") == 0
+    recipe = yaml.safe_load(capsys.readouterr().out.split("\n\n")[0])
+    assert recipe["methods"] == [{"name": "lora", "bits": 4, "rank": 8}]
+    assert recipe["family"]["arms"] == {"flan-t5-xl": "google/flan-t5-xl"}
+    assert recipe["train"] == {"epochs": 2.0, "batch_size": 8, "learning_rate": 1e-3, "warmup": 0.1}
+    assert recipe["seeds"] == [0, 1]
+    assert not (elsewhere / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "rate", "prefix"),
+    [
+        ("google-t5/t5-base", "lora", 1e-3, "answer: "),
+        ("google-t5/t5-base", "full", 1e-4, "answer: "),
+        ("google/t5-v1_1-base", "lora", 1e-3, ""),
+        ("Salesforce/codet5-base", "lora", 1e-3, ""),
+        ("Helsinki-NLP/opus-mt-de-fr", "lora", 5e-4, ""),
+        ("openai-community/gpt2", "lora", 2e-4, ""),
+        ("openai-community/gpt2", "full", 2e-5, ""),
+        ("nano/code", "full", 2e-2, ""),
+    ],
+)
+def test_defaults_follow_the_model_s_family(
+    model: str, method: str, rate: float, prefix: str, elsewhere: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    write(elsewhere / "pairs.tsv")
+    monkeypatch.setattr("petransfer.cli.train._say_fit", lambda *_: None)
+    assert call(monkeypatch, "train", model, "pairs.tsv", "--method", method, "--plan") == 0
+    recipe = yaml.safe_load(capsys.readouterr().out)
+    assert recipe["train"]["learning_rate"] == rate
+    assert recipe["task"]["prefix"] == prefix
+
+
+def test_labels_are_scored_and_text_metrics_measured(
+    elsewhere: Path, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(elsewhere / "kinds.tsv", [(f"word {n}", ("good", "bad")[n % 2]) for n in range(40)])
+    asked = "task.metrics=[accuracy, macro_f1, chrf, bleu, rouge]"
+    assert call(monkeypatch, "train", str(tiny_t5), "kinds.tsv", "--steps", "8", "--cpu") == 0
+    (study,) = (elsewhere / "results").iterdir()
+    found = result(study)
+    assert found["test"]["accuracy"] in (0, 25, 50, 75, 100)
+    assert found["test"]["accuracy"] >= found["test"]["exact_match"]
+    assert call(monkeypatch, "train", str(tiny_t5), "kinds.tsv", "--steps", "8", "--set", asked, "--out", "two") == 0
+    found = result(elsewhere / "two")
+    names = {"accuracy", "macro_f1", "chrf", "bleu", "rouge1", "rouge2", "rougeL"}
+    assert names <= found["test"].keys()
+    assert names <= found["dev"].keys()
+    table = pyarrow.parquet.read_table(next((elsewhere / "two").glob("runs/*/examples.parquet")))
+    data = load_task("lines", None, train="kinds.tsv").load("held-out")
+    import sacrebleu
+
+    expected = sacrebleu.corpus_chrf(table["answer"].to_pylist(), [[row.target for row in data.test]]).score
+    assert found["test"]["chrf"] == pytest.approx(expected)
+    assert "test_accuracy" in (elsewhere / "two" / "table.csv").read_text()
+
+
+def test_predict_puts_what_it_is_asked_into_the_template(
+    elsewhere: Path, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"title": f"t {n}", "document": f"d {n}", "target": f"s {n}"} for n in range(12)]
+    (elsewhere / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        "petransfer.evaluate.predict.encode_inputs", lambda texts, *_: asked.extend(texts) or [(1,)] * len(texts)
+    )
+    for template, text, expected in (
+        ("sum: {document}", "d 7", "go: sum: d 7"),
+        ("{title}: {document}", '{"title": "t 7", "document": "d 7"}', "go: t 7: d 7"),
+    ):
+        out = f"out{len(asked)}"
+        sets = ["--set", f"task.options.template='{template}'", "--prefix", "go: ", "--out", out]
+        assert call(monkeypatch, "train", str(tiny_t5), "a.jsonl", "--steps", "3", "--cpu", *sets) == 0
+        (run,) = (elsewhere / out / "runs").iterdir()
+        assert call(monkeypatch, "predict", str(run), text, "--max-new-tokens", "2") == 0
+        assert asked[-1] == expected
+    assert call(monkeypatch, "predict", str(run), "d 7") == 2
+    assert "no JSON object with title, document" in capsys.readouterr().err
+
+
+def test_a_run_s_id_follows_the_rows_not_their_place(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(elsewhere / "a.tsv")
+    (elsewhere / "b.jsonl").write_text("".join(json.dumps({"input": i, "target": t}) + "\n" for i, t in TEN))
+    write(elsewhere / "c.tsv", [*TEN[:-1], ("must say", "muss reden")])
+    ids = []
+    for name in ("a.tsv", "b.jsonl", "c.tsv"):
+        recipe = elsewhere / "mine.yaml"
+        recipe.write_text(
+            f"name: mine\ntask: {{name: lines, options: {{train: {name}}}}}\narms: [english]\n"
+            "methods: [{name: lora, bits: 32}]\ntrain: {steps: 4, learning_rate: 1.0e-3}\n"
+        )
+        assert call(monkeypatch, "plan", "--recipe", str(recipe), "--json") == 0
+        ids.append(json.loads(capsys.readouterr().out)["runs"][0]["run_id"])
+    assert ids[0] == ids[1] != ids[2]
+
+
+FAMILY = """
+name: mine
+task: {{name: lines, options: {{train: pairs.tsv, dev: 5, test: 8}}}}
+family:
+  name: mine
+  base: one
+  prefix: "a: "
+  arms:
+    one: {one}
+    two: {{checkpoint: {two}, prefix: "b: "}}
+    three: {{checkpoint: {two}, tokenizer: {tokenizer}}}
+    four: {{checkpoint: {two}, reinit: embeddings}}
+arms: [one, two, three, four, scratch, random]
+methods: [{{name: lora, rank: 2, bits: 32}}]
+seeds: [0, 1]
+train: {{steps: 4, batch_size: 4, learning_rate: {{lora: 1.0e-3, full: 1.0e-3}}}}
+effects: [one-two, one-scratch, two-random, three-four]
+"""
+
+
+def test_a_family_of_one_s_own_with_controls_effects_and_report(
+    elsewhere: Path, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two = other_checkpoint(tiny_t5, elsewhere / "two")
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(tiny_t5).save_pretrained(elsewhere / "pieces")
+    write(elsewhere / "pairs.tsv", [(f"in {n}", f"out {n}", ("a", "b")[n % 2]) for n in range(40)])
+    recipe = elsewhere / "mine.yaml"
+    recipe.write_text(FAMILY.format(one=tiny_t5, two=two, tokenizer=elsewhere / "pieces"))
+    assert call(monkeypatch, "run", "--recipe", str(recipe), "--cpu") == 0
+    study = elsewhere / "results" / "mine"
+    specs = [json.loads(path.read_text()) for path in study.glob("runs/*/spec.json")]
+    assert len(specs) == 12
+    assert {(spec["checkpoint"]["reinit"], spec["task"]["prefix"]) for spec in specs} == {
+        ("none", "a: "), ("none", "b: "), ("embeddings", "a: "), ("all", "a: "),
+    }  # fmt: skip
+    (pieces,) = {spec["checkpoint"]["tokenizer"] for spec in specs} - {None}
+    assert pieces.startswith("pieces@")
+    effects = json.loads((study / "effects.json").read_text())["effects"]
+    assert [effect["name"] for effect in effects] == ["one-two", "one-scratch", "two-random", "three-four"]
+    assert all(effect["verdict"] for effect in effects)
+    capsys.readouterr()
+    assert call(monkeypatch, "report", str(study)) == 0
+    assert call(monkeypatch, "predict", str(run_of(study, pieces)), "in 3", "--max-new-tokens", "4") == 0
+
+
+def run_of(study: Path, tokenizer: str) -> Path:
+    found = (path.parent for path in study.glob("runs/*/spec.json") if tokenizer in path.read_text())
+    return next(found)
+
+
+def other_checkpoint(tiny: Path, folder: Path) -> Path:
+    """The same architecture with other weights."""
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    model = AutoModelForSeq2SeqLM.from_pretrained(tiny)
+    torch.manual_seed(5)
+    for value in model.parameters():
+        value.data.add_(0.01 * torch.randn_like(value))
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
+    return folder
