@@ -30,7 +30,7 @@ from petransfer.methods import APPLY, SAVE, mixed_precision, weights_bits
 from petransfer.recipe.spec import RunSpec, without_places
 from petransfer.study.grid import Cell
 from petransfer.study.ledger import RunFolder
-from petransfer.tasks import SEMANTICS, Example, SplitData, load_task
+from petransfer.tasks import CLOSED, SEMANTICS, Example, SplitData, load_task
 from petransfer.tasks.logical_forms import Semantics
 from petransfer.train.batches import ShuffledExamples, met
 from petransfer.train.calibrate import check, quantisation_cost
@@ -112,7 +112,8 @@ def run_one(
     evaluations = _evaluate(model, loaded, data, parts, SEMANTICS.get(spec.task.name))
     measured = {part: measure(model, loaded, spec.task, data, part, parts[part]) for part in evaluations}
     _save_weights(model, spec, folder)
-    _write_examples(evaluations["test"], data.test, measured["test"].answers, folder.path / "examples.parquet")
+    shown = None if spec.task.name in CLOSED else data.test
+    _write_examples(evaluations["test"], shown, measured["test"].answers, folder.path / "examples.parquet")
     result = {
         "run_id": spec.run_id,
         **{part: summary(evaluation) | measured[part].scores for part, evaluation in evaluations.items()},
@@ -216,18 +217,19 @@ def _without_source(spec: RunSpec) -> dict[str, Any]:
 
 
 def _write_examples(
-    evaluation: Evaluation, examples: Sequence[Example], answers: Sequence[str] | None, path: Path
+    evaluation: Evaluation, examples: Sequence[Example] | None, answers: Sequence[str] | None, path: Path
 ) -> None:
     """One row an example; those that were generated too have their text, what it should be, and the input.
 
-    answers: what the model said to all of them, where a metric asked for that.
+    examples: None where no text may be written. answers: what the model said to all of them, where a metric asked for
+    that.
     """
-    names = ["index", "category", "correct", "margin", "log_prob", "tokens", "tokens_correct", "said"]
-    if evaluation.meant:
-        names.append("semantic_correct")
+    names = ["index", "category", "correct", "margin", "log_prob", "tokens", "tokens_correct"]
+    names += ["said"] if examples is not None else []
+    names += ["semantic_correct"] if evaluation.meant else []
     columns = {name: [getattr(row, name) for row in evaluation.scored] for name in names}
-    for name in ("input", "target"):
-        texts = zip(evaluation.scored, examples, strict=True)
+    for name in ("input", "target") if examples is not None else ():
+        texts = zip(evaluation.scored, examples or (), strict=True)
         columns[name] = [None if row.said is None else getattr(example, name) for row, example in texts]
     text = pyarrow.string()
     arrays = {name: pyarrow.array(values, text if name in _TEXTS else None) for name, values in columns.items()}

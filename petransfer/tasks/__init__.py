@@ -17,6 +17,7 @@ from petransfer.tasks.scan_mcd import ScanMcdTask
 from petransfer.tasks.slog import SlogTask
 
 __all__ = [
+    "CLOSED",
     "SEMANTICS",
     "TASKS",
     "CogsTask",
@@ -43,6 +44,10 @@ TASKS: dict[str, Callable[..., Task]] = {
 
 SEMANTICS: dict[str, Semantics] = {"recogs": RECOGS}
 """The tasks whose answers are also scored by what they mean."""
+
+
+CLOSED: frozenset[str] = frozenset({"slog"})
+"""The tasks whose examples are never written out in clear, by their authors' wish."""
 
 
 def load_task(name: str, data_dir: Path | str | None = None, /, **options: object) -> Task:

@@ -144,7 +144,7 @@ def arguments(task: str, split: str, data: Path, verb: str = "run") -> list[str]
     return [*head, *(["--cpu", "--workers", "1"] if verb == "run" else []), *(p for s in sets for p in ("--set", s))]
 
 
-def test_plan_and_run_carry_it_out_and_write_nothing_of_it_in_clear(
+def test_plan_and_run_carry_it_out_and_write_nothing_closed_in_clear(
     name: str, data: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run(monkeypatch, *arguments(name, "gen", data, "plan")) == 0
@@ -160,7 +160,9 @@ def test_plan_and_run_carry_it_out_and_write_nothing_of_it_in_clear(
     assert ("semantic_correct" in columns) == (name == "recogs")
     written = [path for path in elsewhere.rglob("*") if path.is_file() and path.suffix != ".tsv"]
     assert len(written) > 5
-    assert not [path for path in written if SECRET.encode() in path.read_bytes()]
+    if name == "slog":
+        assert not {"said", "input", "target"} & set(columns)
+        assert not [path for path in written if SECRET.encode() in path.read_bytes()]
 
 
 def test_a_changed_file_is_refused(name: str, data: Path) -> None:
