@@ -6,7 +6,7 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
+from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils.hub import extract_commit_hash
 
 from petransfer.checkpoints.architecture import own_head_in
 from petransfer.checkpoints.encoding import Layout
@@ -80,6 +82,8 @@ def load(
         )
     place = _place(checkpoint)
     with _plain_errors(checkpoint):
+        commit = _commit(checkpoint)
+        checkpoint = replace(checkpoint, weights=commit or checkpoint.weights)
         config = AutoConfig.from_pretrained(place, revision=_revision(checkpoint))
         model_class(config, checkpoint.name)  # refuses before anything else is looked for
         tokenizer = _tokenizer(checkpoint)
@@ -87,9 +91,7 @@ def load(
             config.vocab_size = len(tokenizer)
         model = _model(place, config, checkpoint, bits, seed, torch.device(device), keep_wide)
     model.config.use_cache = True
-    return Loaded(
-        model, tokenizer, _layout(config, tokenizer), getattr(config, "_commit_hash", None), _new(checkpoint, model)
-    )
+    return Loaded(model, tokenizer, _layout(config, tokenizer), commit, _new(checkpoint, model))
 
 
 def model_class(config: Any, name: str) -> Any:
@@ -255,6 +257,12 @@ def _tokenizer(checkpoint: CheckpointSpec) -> PreTrainedTokenizerBase:
 
 def _revision(checkpoint: CheckpointSpec) -> str | None:
     return None if checkpoint.source or checkpoint.name.startswith("nano/") else checkpoint.weights
+
+
+def _commit(checkpoint: CheckpointSpec) -> str | None:
+    """The hub commit that a revision stands for now; all files are then taken from it."""
+    revision = _revision(checkpoint)
+    return extract_commit_hash(cached_file(checkpoint.name, CONFIG_NAME, revision=revision), None) if revision else None
 
 
 @contextlib.contextmanager

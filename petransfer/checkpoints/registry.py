@@ -267,6 +267,12 @@ def _folder_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file, read once a process unless the file changes."""
+    stat = path.stat()
+    return _file_sha256(path, stat.st_mtime_ns, stat.st_size).hex()
+
+
 @functools.cache
 def _file_sha256(path: Path, modified_ns: int, size: int) -> bytes:
     """Read once a process unless the file changes: weights are large."""

@@ -9,7 +9,20 @@ import traceback
 import typer
 
 from petransfer import __version__
-from petransfer.cli import bench, checkpoints, doctor, fit, predict, pretrain, recipes, report, run, train
+from petransfer.cli import (
+    adapter,
+    bench,
+    checkpoints,
+    doctor,
+    evaluate,
+    fit,
+    predict,
+    pretrain,
+    recipes,
+    report,
+    run,
+    train,
+)
 from petransfer.errors import RunError, UserError
 
 app = typer.Typer(
@@ -26,6 +39,8 @@ app.command("status")(run.status)
 app.command("fit")(fit.fit)
 app.add_typer(report.app, name="report")
 app.command("predict")(predict.predict)
+app.command("eval")(evaluate.evaluate)
+app.add_typer(adapter.app, name="adapter")
 app.command("pretrain")(pretrain.pretrain)
 app.command("doctor")(doctor.doctor)
 app.add_typer(recipes.app, name="recipes")

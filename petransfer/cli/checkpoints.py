@@ -1,17 +1,27 @@
-"""`checkpoints ls|show`."""
+"""`checkpoints ls|show|cp`."""
 
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 from typing import Annotated
 
 import typer
 import yaml
 from rich.table import Table
 
-from petransfer.checkpoints.registry import Family, embedded_arms, family_names, registered_family, registry
+from petransfer.checkpoints.registry import (
+    NANO,
+    Family,
+    embedded_arms,
+    embedded_folder,
+    family_names,
+    registered_family,
+    registry,
+)
 from petransfer.cli.display import print_table
-from petransfer.errors import unknown
+from petransfer.errors import UserError, unknown
 
 app = typer.Typer(no_args_is_help=True, help="The families of checkpoints and their arms.")
 
@@ -44,6 +54,22 @@ def show(name: Annotated[str, typer.Argument(help="A family.")]) -> None:
     if name not in families:
         raise unknown("family", name, families)
     print(yaml.safe_dump(families[name].model_dump(exclude_defaults=True), sort_keys=False, allow_unicode=True), end="")
+
+
+@app.command("cp")
+def cp(
+    name: Annotated[str, typer.Argument(help="nano/<arm>.")],
+    target: Annotated[Path, typer.Argument(help="A folder to be made.")],
+) -> None:
+    """Copy an embedded checkpoint with its tokenizer into a folder that plain transformers loads."""
+    if not name.startswith("nano/"):
+        raise UserError(f"{name} is not embedded; only nano/<arm> can be copied")
+    if target.exists():
+        raise UserError(f"{target} exists; delete it or take another folder")
+    shutil.copytree(embedded_folder(name), target)
+    for path in (NANO / "tokenizer").iterdir():
+        shutil.copyfile(path, target / path.name)
+    print(target)
 
 
 _FORMS = {"parameters": "{:,}", "tokens_seen": "{:,}", "validation_loss": "{:.3f}"}

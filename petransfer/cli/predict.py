@@ -1,39 +1,81 @@
-"""`predict`: what a run's model says to a sentence, a file or stdin."""
+"""`predict`: what one or several adapters, or a whole model, say to a sentence, a file or stdin."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from petransfer.cli.evaluate import combination_of
 from petransfer.errors import UserError
+from petransfer.share.bundle import opened
+
+if TYPE_CHECKING:
+    from petransfer.evaluate.predict import Predictor
 
 BATCH = 256
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="A run's folder, or the adapter/ or model/ in it.")],
+    run: Annotated[
+        str, typer.Argument(help="A run's folder, the adapter/ or model/ in it, a bundle, or owner/name on the hub.")
+    ],
     text: Annotated[list[str] | None, typer.Argument(help="Inputs; none reads --file or stdin, a line each.")] = None,
     file: Annotated[Path | None, typer.Option(help="A file with one input a line.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in pieces.")] = 512,
     checkpoint: Annotated[str | None, typer.Option(help="The base, where its folder has moved.")] = None,
+    others: Annotated[list[str] | None, typer.Option("--with", help="One more adapter. Repeatable.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Also the adapters' weighted sum, as 0.5,0.5.")] = None,
+    combination: Annotated[str, typer.Option(help="How peft combines: linear, cat, svd, ties, ...")] = "linear",
+    revision: Annotated[
+        str | None, typer.Option(help="The base's commit or branch, where it is to be another.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines with input and output.")] = False,
 ) -> None:
-    """Answer with an adapter, or with a fully fine-tuned model."""
-    from petransfer.evaluate.predict import Predictor
-
-    predictor = Predictor.of(run, checkpoint)
+    """Answer with an adapter, with several on one base, or with a fully fine-tuned model."""
     lines = iter(text) if text else _lines(file)
-    for batch in iter(lambda: list(islice(lines, BATCH)), []):
-        for source, answer in zip(batch, predictor(batch, max_new_tokens), strict=True):
-            # one line an answer, whatever is in it; --json tells line breaks from backslashes
-            line = answer.replace("\n", "\\n")
-            print(json.dumps({"input": source, "output": answer}, ensure_ascii=False) if as_json else line, flush=True)
+    with contextlib.ExitStack() as stack:
+        asked = _asked(stack, [run, *(others or [])], checkpoint, revision, combination_of(weights, combination))
+        for batch in iter(lambda: list(islice(lines, BATCH)), []):
+            answers = {label: predictor(batch, max_new_tokens) for label, predictor in asked()}
+            for at, source in enumerate(batch):
+                for label, found in answers.items():
+                    _say(source, label if len(answers) > 1 else None, found[at], as_json)
+
+
+def _asked(
+    stack: contextlib.ExitStack, sources: list[str], checkpoint: str | None, revision: str | None, combination: Any
+) -> Callable[[], Iterator[tuple[str, Predictor]]]:
+    """What gives every label with its predictor, each of which is to be used before the next is taken."""
+    from petransfer.checkpoints.quiet import quiet
+    from petransfer.evaluate.predict import Predictor
+    from petransfer.share.several import Where, put_together
+
+    quiet()
+    first = Path(sources[0])
+    whole_model = (first / "petransfer.json").is_file() and not (first / "adapter_config.json").is_file()
+    if len(sources) == 1 and combination is None and (whole_model or (first / "model").is_dir()):
+        whole = Predictor.of(first, checkpoint)
+        return lambda: iter([(sources[0], whole)])
+    bundles = [stack.enter_context(opened(source)) for source in sources]
+    together = put_together(bundles, Where(checkpoint, revision), combination)
+    return lambda: ((label, predictor) for _, label, predictor in together.each())
+
+
+def _say(source: str, label: str | None, answer: str, as_json: bool) -> None:
+    """One line an answer, whatever is in it; --json tells line breaks from backslashes."""
+    if as_json:
+        named = {} if label is None else {"adapter": label}
+        print(json.dumps({"input": source, **named, "output": answer}, ensure_ascii=False), flush=True)
+        return
+    line = answer.replace("\n", "\\n")
+    print(line if label is None else f"{label}\t{line}", flush=True)
 
 
 def _lines(file: Path | None) -> Iterator[str]:

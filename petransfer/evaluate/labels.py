@@ -30,7 +30,7 @@ def choose_labels(
     pieces = encode_targets(labels, loaded.tokenizer, loaded.layout)
     order = sorted(range(len(encoded)), key=lambda at: -len(encoded[at].input_ids))
     width = max(map(len, pieces)) + (0 if loaded.layout.encoder_decoder else len(encoded[order[0]].input_ids))
-    vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    vocabulary = int(loaded.model.config.vocab_size)  # what holds the embeddings may be wrapped
     at_once = max(1, LOGITS // (len(labels) * width * vocabulary))
     said: dict[int, str] = {}
     start = 0

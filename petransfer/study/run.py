@@ -27,9 +27,10 @@ from petransfer.evaluate.exact_match import Evaluation, evaluate, score, summary
 from petransfer.evaluate.measure import measure
 from petransfer.evaluate.metrics import OF_LABELS
 from petransfer.methods import APPLY, SAVE, mixed_precision, weights_bits
-from petransfer.recipe.spec import RunSpec, without_places
+from petransfer.recipe.spec import RunSpec
 from petransfer.study.grid import Cell
 from petransfer.study.ledger import RunFolder
+from petransfer.study.provenance import provenance, seal
 from petransfer.tasks import CLOSED, SEMANTICS, Example, SplitData, load_task
 from petransfer.tasks.logical_forms import Semantics
 from petransfer.train.batches import ShuffledExamples, met
@@ -111,7 +112,7 @@ def run_one(
     loop.save()
     evaluations = _evaluate(model, loaded, data, parts, SEMANTICS.get(spec.task.name))
     measured = {part: measure(model, loaded, spec.task, data, part, parts[part]) for part in evaluations}
-    _save_weights(model, spec, folder)
+    _save_weights(model, spec, folder, provenance(spec, loaded, data, evaluations, model))
     shown = None if spec.task.name in CLOSED else data.test
     _write_examples(evaluations["test"], shown, measured["test"].answers, folder.path / "examples.parquet")
     result = {
@@ -200,20 +201,15 @@ def _evaluate(
     return {"dev": one("dev", data.dev), "test": one("test", data.test)}
 
 
-def _save_weights(model: torch.nn.Module, spec: RunSpec, folder: RunFolder) -> None:
+def _save_weights(model: torch.nn.Module, spec: RunSpec, folder: RunFolder, made_from: dict[str, Any]) -> None:
     """`adapter/` for adapters, `model/` for all weights; whole or not there."""
     target = folder.path / ("model" if spec.method.name == "full" else "adapter")
     partial = target.with_name(f".{target.name}.partial")
     for old in (partial, target):
         shutil.rmtree(old, ignore_errors=True)
     SAVE[spec.method.name](model, partial, spec.checkpoint.name)
-    provenance = RunFolder(partial)
-    provenance.write_json("petransfer.json", {"run_id": spec.run_id, "spec": _without_source(spec)})
+    RunFolder(partial).write_json("petransfer.json", seal(partial, made_from))
     partial.rename(target)
-
-
-def _without_source(spec: RunSpec) -> dict[str, Any]:
-    return without_places(spec.as_dict())
 
 
 def _write_examples(

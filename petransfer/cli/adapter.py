@@ -1,0 +1,224 @@
+"""`adapter card|pack|push|pull|verify|merge|info`: adapters that are handed on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from petransfer.errors import UserError, unknown
+from petransfer.share.archive import SUFFIX
+from petransfer.share.bundle import CARD, Bundle, checked, opened
+from petransfer.share.card import Wishes
+
+app = typer.Typer(no_args_is_help=True, help="Hand adapters on so that others can use, check and trace them.")
+
+Source = Annotated[str, typer.Argument(help="A run's folder, an adapter's, a bundle, or owner/name on the hub.")]
+Revision = Annotated[str | None, typer.Option(help="The base's commit or branch, where it is to be another.")]
+Checkpoint = Annotated[str | None, typer.Option(help="The base, where its folder is here.")]
+Licence = Annotated[str | None, typer.Option("--licence", "--license", help="Where base and data do not settle it.")]
+Language = Annotated[str | None, typer.Option(help="Of the data: en, or en,de.")]
+Tag = Annotated[list[str] | None, typer.Option("--tag", help="One more tag of the card. Repeatable.")]
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where the data are, if not here.")]
+Bits = Annotated[int | None, typer.Option(help="The base's width, 32, 16, 8 or 4, where it is to be another.")]
+Cpu = Annotated[bool, typer.Option("--cpu", help="Use the CPU even where there is a GPU.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+@app.command("info")
+def info(source: Source, as_json: Json = False) -> None:
+    """Say what an adapter is, petransfer's or not. Nothing of it is loaded."""
+    from petransfer.share.info import describe
+
+    with opened(source) as bundle:
+        found = describe(bundle)
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    for name, value in found.items():
+        print(f"{name:<20} {_printable(str(value))}")
+
+
+@app.command("card")
+def card(
+    source: Source,
+    licence: Licence = None,
+    language: Language = None,
+    tags: Tag = None,
+    out: Annotated[Path | None, typer.Option(help="The file; README.md beside the adapter; - prints it.")] = None,
+) -> None:
+    """Write the card that the hub shows: what it is, how to use it, how well it does, its limits."""
+    from petransfer.share.card import card as make
+
+    with opened(source) as bundle:
+        text = make(checked(bundle), _wishes(licence, language, tags))
+        target = out or bundle.weights.parent / CARD
+        if str(out) == "-" or (out is None and not Path(source).is_dir()):
+            print(text, end="")
+            return
+    target.write_text(text, encoding="utf-8")
+    print(target)
+
+
+@app.command("pack")
+def pack(
+    source: Source,
+    out: Annotated[
+        Path | None, typer.Option(help=f"The file, ending in {SUFFIX}; named by the run unless given.")
+    ] = None,
+    licence: Licence = None,
+    language: Language = None,
+    tags: Tag = None,
+) -> None:
+    """Put an adapter, its card, provenance, recipe and results into one file, the same bytes every time."""
+    from petransfer.share.pack import pack as write
+
+    with opened(source) as bundle:
+        target = out or Path(_name(bundle) + SUFFIX)
+        sha256 = write(bundle, target, _wishes(licence, language, tags))
+    print(f"{target}: {target.stat().st_size:,} bytes, sha256 {sha256}")
+
+
+@app.command("push")
+def push(
+    source: Source,
+    name: Annotated[str, typer.Argument(help="user/name on the hub.")],
+    public: Annotated[bool, typer.Option("--public", help="Let everyone see it.")] = False,
+    licence: Licence = None,
+    language: Language = None,
+    tags: Tag = None,
+    message: Annotated[str, typer.Option(help="Of the commit.")] = "Add an adapter by petransfer",
+    as_json: Json = False,
+) -> None:
+    """Put an adapter on the Hugging Face Hub in one commit, private unless --public."""
+    from petransfer.share import hub
+    from petransfer.share.pack import contents
+
+    hub.quiet()
+    with opened(source) as bundle:
+        done = hub.push(name, contents(bundle, _wishes(licence, language, tags)), public, message)
+    for note in done.notes:
+        print(_printable(note), file=sys.stderr)
+    who = "only you see it; --public would share it" if done.private else "everyone sees it"
+    print(json.dumps(hub.as_json(done), indent=1) if as_json else f"{done.url} ({who})")
+
+
+@app.command("pull")
+def pull(
+    source: Source,
+    out: Annotated[Path | None, typer.Option(help="The folder; named by the source unless given.")] = None,
+) -> None:
+    """Check an adapter from the hub, a bundle or a folder and put its files into a folder that plain peft loads."""
+    from petransfer.share import hub
+
+    hub.quiet()
+    target = out or Path(source.split("@")[0].rstrip("/").split("/")[-1].removesuffix(SUFFIX))
+    if target.exists():
+        raise UserError(f"{target} exists; delete it or take another --out")
+    partial = target.with_name(f".{target.name}.partial")
+    with opened(source) as bundle:
+        checked(bundle)
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            partial.mkdir(parents=True)
+            for name, path in bundle.files.items():
+                shutil.copyfile(path, partial / name)
+            partial.rename(target)
+        except OSError as error:
+            raise UserError(f"{target} cannot be written ({error.strerror}); take another --out") from None
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    print(target)
+
+
+@app.command("verify")
+def verify(
+    source: Source,
+    checkpoint: Checkpoint = None,
+    revision: Revision = None,
+    bits: Bits = None,
+    data_dir: DataDir = None,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate/--no-evaluate", help="Measure the claimed figures again.")
+    ] = True,
+    cpu: Cpu = False,
+    as_json: Json = False,
+) -> None:
+    """Check files, base, tokenizer and width against the provenance, and measure the claimed figures again."""
+    from petransfer.checkpoints.quiet import quiet
+    from petransfer.share.several import Where
+    from petransfer.share.verify import verify as check
+
+    quiet()
+
+    found = []
+    with opened(source) as bundle:
+        for one in check(bundle, Where(checkpoint, revision, data_dir, _device(cpu)), _bits(bits), evaluate):
+            found.append(one)
+            if not as_json:
+                print(f"{'ok  ' if one.passed else 'FAIL'} {one.what:<10} {_printable(one.line)}", flush=True)
+    failed = sum(not one.passed for one in found)
+    if as_json:
+        print(json.dumps([vars(one) for one in found], indent=1))
+    if failed:
+        print(f"{source} is not what it says: {failed} of {len(found)} checks failed", file=sys.stderr)
+        raise typer.Exit(1)
+    print(
+        f"{source} is what it says{'' if evaluate else ', its figures apart, which were not measured'}", file=sys.stderr
+    )
+
+
+@app.command("merge")
+def merge(
+    source: Source,
+    out: Annotated[Path, typer.Argument(help="The folder for the merged model.")],
+    checkpoint: Checkpoint = None,
+    revision: Revision = None,
+    bits: Bits = None,
+    cpu: Cpu = False,
+    as_json: Json = False,
+) -> None:
+    """Merge an adapter into its 16-bit base (32 where it was trained so), and say what that changed in the logits."""
+    from petransfer.checkpoints.quiet import quiet
+    from petransfer.share.merge import merge as write
+    from petransfer.share.several import Where
+
+    quiet()
+
+    with opened(source) as bundle:
+        done = write(bundle, out, Where(checkpoint, revision, None, _device(cpu)), _bits(bits))
+    if as_json:
+        print(json.dumps(vars(done), indent=1))
+        return
+    moved = f"logits moved by {100 * done.moved:.3f} % of their size (at most {done.largest:.3g})"
+    print(f"{out}: {done.bits} bits; {moved}, the same piece is likeliest at {done.agree:.1f} % of the positions")
+
+
+def _wishes(licence: str | None, language: str | None, tags: list[str] | None) -> Wishes:
+    return Wishes(licence, tuple(language.split(",")) if language else (), tuple(tags or ()))
+
+
+def _name(bundle: Bundle) -> str:
+    if bundle.spec is None:
+        raise UserError(f"{bundle.label} was not made by petransfer: it has no provenance to pack; see info")
+    arm = bundle.spec.checkpoint.name.split("/")[-1]
+    return f"{bundle.spec.task.name}-{arm}-{bundle.spec.run_id}"
+
+
+def _bits(bits: int | None) -> Any:
+    if bits not in (None, 4, 8, 16, 32):
+        raise unknown("width", str(bits), ("4", "8", "16", "32"))
+    return bits
+
+
+def _device(cpu: bool) -> str | None:
+    return "cpu" if cpu else None
+
+
+def _printable(text: str) -> str:
+    """What came from someone unknown can move no cursor."""
+    return "".join(sign if sign.isprintable() else "\ufffd" for sign in text)

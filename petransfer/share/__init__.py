@@ -1,0 +1,1 @@
+"""Adapters that others can trust: packed, pushed, described, checked and merged."""

@@ -1,0 +1,146 @@
+"""A bundle's zip: written with the same bytes everywhere, and read as something that an enemy may have made."""
+
+from __future__ import annotations
+
+import stat
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from petransfer.errors import UserError
+
+SUFFIX = ".petransfer.zip"
+MIB = 2**20
+
+# Every file that an adapter may hold and its largest size: a name outside this list is refused, whatever it is.
+LIMITS: dict[str, int] = {
+    "manifest.json": MIB,
+    "adapter_config.json": 16 * MIB,
+    "adapter_model.safetensors": 16 * 1024 * MIB,
+    "README.md": 4 * MIB,
+    "petransfer.json": MIB,
+    "recipe.yaml": MIB,
+    "result.json": 4 * MIB,
+    "examples.parquet": 1024 * MIB,
+}
+# Text that is packed ten times smaller is common; a hundred times smaller is a bomb.
+RATIO = 100
+_BLOCK = MIB
+_LOCAL_HEADER = 30
+
+
+def write_zip(path: Path, contents: Mapping[str, Path | bytes]) -> None:
+    """Writes `path` whole or not at all. Members are stored, sorted and dated 1980: equal contents, equal bytes."""
+    partial = path.with_name(f".{path.name}.partial")
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(contents):
+            info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+            info.create_system, info.external_attr = 3, (stat.S_IFREG | 0o644) << 16
+            content = contents[name]
+            if isinstance(content, bytes):
+                archive.writestr(info, content)
+                continue
+            info.file_size = content.stat().st_size
+            with content.open("rb") as source, archive.open(info, "w") as target:
+                while block := source.read(_BLOCK):
+                    target.write(block)
+    partial.replace(path)
+
+
+def read_zip(path: Path, target: Path) -> list[str]:
+    """Unpacks a bundle into the empty folder `target`, every member checked before the first is written.
+
+    Raises:
+        UserError: it is no zip, is damaged, or a member is what no bundle holds.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            _check(path, archive, members)
+            for member in members:
+                _unpack(archive, member, target / member.filename)
+            return [member.filename for member in members]
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
+        raise UserError(f"{path} is no bundle or is damaged ({_first(error)}); get it again") from None
+
+
+def _check(path: Path, archive: zipfile.ZipFile, members: list[zipfile.ZipInfo]) -> None:
+    if archive.comment:
+        raise UserError(f"{path} is refused: something stands behind its directory")
+    seen: set[str] = set()
+    for member in members:
+        reason = wrong_name(member.orig_filename) or _wrong_kind(member) or _wrong_size(member)
+        if reason:
+            raise UserError(f"{path} is refused: {member.orig_filename[:80]!r} {reason}")
+        if member.filename in seen:
+            raise UserError(f"{path} is refused: it holds {member.filename} twice")
+        seen.add(member.filename)
+    _check_places(path, archive, members)
+
+
+def wrong_name(name: str) -> str | None:
+    """Why an adapter may not hold a file of this name; None where it may."""
+    if name in LIMITS:
+        return None
+    if name.startswith(("/", "\\")) or name[1:2] == ":":
+        return "is an absolute path"
+    if ".." in name.replace("\\", "/").split("/"):
+        return "leads out of the folder"
+    if name.lower().endswith((".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz")):
+        return "may be a pickle, which runs code when opened; adapters are safetensors only"
+    if name.lower().endswith(".py"):
+        return "is code; an adapter brings none"
+    return "is no file of a bundle"
+
+
+def _wrong_kind(member: zipfile.ZipInfo) -> str | None:
+    mode = member.external_attr >> 16
+    if mode and not stat.S_ISREG(mode) and stat.S_IFMT(mode):
+        return "is a link or another special file"
+    if member.flag_bits & 0x1 or member.flag_bits & 0x40:
+        return "is encrypted"
+    if member.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        return f"is compressed by method {member.compress_type}; only stored and deflated ones are read"
+    return None
+
+
+def _wrong_size(member: zipfile.ZipInfo) -> str | None:
+    limit = LIMITS[member.filename]
+    if member.file_size > limit:
+        return f"would be {member.file_size:,} bytes; at most {limit:,} are read"
+    if member.file_size > RATIO * max(member.compress_size, 1024):
+        return f"would grow from {member.compress_size:,} to {member.file_size:,} bytes: a bomb"
+    if member.compress_type == zipfile.ZIP_STORED and member.file_size != member.compress_size:
+        return "is stored with two sizes"
+    return None
+
+
+def _check_places(path: Path, archive: zipfile.ZipFile, members: list[zipfile.ZipInfo]) -> None:
+    """Members may not share bytes, and nothing hides before the first."""
+    end = 0
+    for member in sorted(members, key=lambda one: one.header_offset):
+        if member.header_offset < end:
+            raise UserError(f"{path} is refused: {member.filename} overlaps another member")
+        if end == 0 and member.header_offset != 0:
+            raise UserError(f"{path} is refused: something stands before its first member")
+        end = member.header_offset + _LOCAL_HEADER + len(member.filename.encode()) + member.compress_size
+    if end > archive.start_dir:
+        raise UserError(f"{path} is refused: its last member runs into its directory")
+
+
+def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
+    """Copies block by block, never more than was announced; zipfile checks the CRC at the end."""
+    written = 0
+    with archive.open(member) as source, target.open("xb") as file:
+        while block := source.read(_BLOCK):
+            written += len(block)
+            if written > member.file_size:
+                raise UserError(f"{member.filename} is larger than its bundle says; get it again")
+            file.write(block)
+    if written != member.file_size:
+        raise UserError(f"{member.filename} is shorter than its bundle says; get it again")
+
+
+def _first(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]

@@ -1,0 +1,125 @@
+"""JSON, YAML and safetensors' headers from someone unknown: read strictly, refused in one line, never executed."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from petransfer.errors import UserError
+
+# Of YAML, which is read slowly.
+LONGEST, DEEPEST = 200_000, 40
+
+Tensors = dict[str, tuple[str, tuple[int, ...]]]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file.
+
+    Raises:
+        UserError: it is no JSON object, names a key twice, or holds what JSON has not (NaN, Infinity).
+    """
+    try:
+        content = json.loads(
+            path.read_bytes().decode("utf-8"), object_pairs_hook=_once, parse_constant=_refuse, parse_float=_finite
+        )
+    except RecursionError:
+        raise UserError(f"{path.name} is nested too deeply; get the adapter again") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path.name} is damaged ({_first(error)}); get the adapter again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path.name} holds no object; get the adapter again")
+    return content
+
+
+def read_yaml(text: str, name: str) -> dict[str, Any]:
+    """The mapping in a text.
+
+    Raises:
+        UserError: it is none, is long or deep, or has aliases, by which a few lines can stand for more than a memory
+            holds.
+    """
+    if len(text) > LONGEST:
+        raise UserError(f"{name} has {len(text):,} characters; at most {LONGEST:,} are read")
+    try:
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent):
+                raise UserError(f"{name} has aliases, which are not read")
+            if depth > DEEPEST:
+                raise UserError(f"{name} is nested too deeply; get the adapter again")
+        content = yaml.safe_load(text)
+    except RecursionError:
+        raise UserError(f"{name} is nested too deeply; get the adapter again") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{name} is damaged ({_first(error)}); get the adapter again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{name} holds no mapping; get the adapter again")
+    return content
+
+
+def card_data(text: str) -> dict[str, Any]:
+    """The metadata at the head of a card; empty where it has none."""
+    if not text.startswith("---\n"):
+        return {}
+    head, mark, _ = text[4:].partition("\n---")
+    return read_yaml(head, "the head of README.md") if mark else {}
+
+
+def read_text(path: Path) -> str:
+    """A file's text.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path.name} cannot be read as UTF-8 ({_first(error)}); get the adapter again") from None
+
+
+def read_header(path: Path) -> Tensors:
+    """Every tensor's dtype and shape, by name; no tensor is read.
+
+    Raises:
+        UserError: it is no safetensors file, is cut short, or says of itself what an adapter need not say.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            metadata = file.metadata() or {}
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: (str(part.get_dtype()), tuple(part.get_shape())) for name, part in parts.items()}
+    except (SafetensorError, OSError, ValueError, OverflowError) as error:
+        raise UserError(f"{path.name} is no safetensors file or is damaged ({_first(error)}); get it again") from None
+    if sum(map(len, (*metadata.keys(), *metadata.values()))) > 4096:
+        raise UserError(f"{path.name} carries {len(metadata)} notes of its own; an adapter needs none")
+    return tensors
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise ValueError("a key stands twice")
+    return content
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is no number that can be held")
+    return number
+
+
+def _first(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]

@@ -1,0 +1,72 @@
+"""petransfer.json: what an adapter was made from, for whoever gets it to check. No path of this machine in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from petransfer.checkpoints.hashes import tokenizer_sha256, weight_hashes
+from petransfer.checkpoints.load import Loaded
+from petransfer.checkpoints.quantise import inventory
+from petransfer.checkpoints.registry import file_sha256
+from petransfer.evaluate.exact_match import Evaluation
+from petransfer.recipe.spec import RunSpec, without_places
+from petransfer.tasks import Example, SplitData
+
+NAME = "petransfer.json"
+PARTS = ("train", "dev", "test")
+
+
+def provenance(
+    spec: RunSpec, loaded: Loaded, data: SplitData, evaluations: dict[str, Evaluation], model: torch.nn.Module
+) -> dict[str, Any]:
+    """What petransfer.json says, but for the hashes of the files beside it.
+
+    base: the hub commit, the sha256 of each file of weights, of the tokenizer's rules, and the bytes of the weights by
+    dtype as they were trained on. data_sha256: of each part's inputs and targets. claims: exact match in %.
+    """
+    return {
+        "run_id": spec.run_id,
+        "spec": without_places(spec.as_dict()),
+        "base": {
+            "commit": loaded.commit,
+            "weights_sha256": weight_hashes(spec.checkpoint, loaded.commit),
+            "tokenizer_sha256": tokenizer_sha256(loaded.tokenizer),
+            "bytes": inventory(model).bytes,
+        },
+        "encoder_decoder": loaded.layout.encoder_decoder,
+        "data_sha256": {part: examples_sha256(getattr(data, part)) for part in PARTS},
+        "claims": {
+            part: {"exact_match": 100 * evaluation.exact_match, "examples": len(evaluation.scored)}
+            for part, evaluation in evaluations.items()
+        },
+    }
+
+
+def seal(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """`content` with the sha256 of every file in the folder, whose adapter_config.json now names the base's commit."""
+    _pin_revision(folder / "adapter_config.json", content["base"]["commit"])
+    files = {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    return content | {"files": files}
+
+
+def examples_sha256(examples: Iterable[Example]) -> str:
+    """Over inputs and targets in order."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(json.dumps([example.input, example.target]).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _pin_revision(config: Path, commit: str | None) -> None:
+    """Says in adapter_config.json at which commit of the hub the base was: peft leaves that out."""
+    if commit is None or not config.is_file():
+        return
+    content = json.loads(config.read_text(encoding="utf-8"))
+    content["revision"] = commit
+    config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
