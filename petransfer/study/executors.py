@@ -63,13 +63,18 @@ def execute(
     """
     pending = [cell for cell in cells if not study.run(cell.run_id).done]
     workers = max(1, min(workers, len(pending)))
-    with _stop_on_signals() as stopped:
+    with stop_on_signals() as stopped:
         if pending and workers == 1:
             _work(pending, study.path, job, threads, stopped, tick)
         elif pending:
             _spawn(pending, study.path, job, workers, threads, stopped, tick)
         tick()
         interrupted = stopped() and any(not study.run(cell.run_id).done for cell in pending)
+    return outcome_of(pending, study, interrupted)
+
+
+def outcome_of(pending: Sequence[Named], study: StudyFolder, interrupted: bool) -> Outcome:
+    """How things stand with runs that were to be carried out."""
     left = [study.run(cell.run_id) for cell in pending]
     open_runs = [folder for folder in left if folder.status() not in ("done", "running")]
     failures = {folder.path.name: folder.failure() for folder in open_runs}
@@ -149,13 +154,25 @@ def _attempt(
     except Interrupted:
         return
     except Exception as error:  # whatever a run dies of, the others go on
-        text = " ".join(str(error).split()) or type(error).__name__
-        kind = "mistake" if isinstance(error, UserError) else "failure"
-        with contextlib.suppress(OSError):
-            if kind == "mistake" and not (folder.path / "state").exists():
-                for leftover in folder.path.glob("*"):
-                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-            folder.write_json("failed.json", {"error": text, "kind": kind, "traceback": traceback.format_exc()})
+        note_failure(folder, error)
+
+
+def note_failure(folder: RunFolder, error: Exception) -> None:
+    """Writes failed.json; a mistake of the user's that stopped a run before its first state leaves nothing else."""
+    kind = "mistake" if isinstance(error, UserError) else "failure"
+    with contextlib.suppress(OSError):
+        if kind == "mistake" and not (folder.path / "state").exists():
+            for leftover in folder.path.glob("*"):
+                if leftover.name == ".claim":  # it is held, and another file of that name would be another claim
+                    continue
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        said = "".join(traceback.format_exception(error))
+        folder.write_json("failed.json", {"error": one_line(error), "kind": kind, "traceback": said})
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _is_mistake(folder: RunFolder) -> bool:
@@ -165,7 +182,7 @@ def _is_mistake(folder: RunFolder) -> bool:
 
 
 @contextlib.contextmanager
-def _stop_on_signals() -> Iterator[Callable[[], bool]]:
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
     """The first Ctrl-C (or SIGTERM) asks to stop after the current step; the second stops at once."""
     asked: list[int] = []
 

@@ -112,19 +112,31 @@ class StudyFolder:
             UserError: it cannot be written to, or belongs to another recipe.
         """
         kept = self.path / "recipe.yaml"
-        if kept.exists():
-            other = _name(kept)
-            if other != recipe.name:
-                raise UserError(f"{self.path} belongs to the recipe '{other}', not '{recipe.name}'; take another --out")
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        if not kept.exists() and self.path.is_dir() and any(path.name != ".lock" for path in self.path.iterdir()):
             raise UserError(f"{self.path} holds other files and no recipe.yaml; take another --out")
         try:
-            (self.path / "runs").mkdir(parents=True, exist_ok=True)
-            partial = self.path / f".recipe.yaml.{os.getpid()}"
-            partial.write_text(freeze(recipe), encoding="utf-8")
-            partial.replace(kept)
+            with self.locked():
+                if kept.exists() and (other := _name(kept)) != recipe.name:
+                    raise UserError(
+                        f"{self.path} belongs to the recipe '{other}', not '{recipe.name}'; take another --out"
+                    )
+                partial = self.path / ".recipe.yaml.partial"
+                partial.write_text(freeze(recipe), encoding="utf-8")
+                partial.replace(kept)
+                (self.path / "runs").mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"{self.path} cannot be written to ({error.strerror}); take another --out") from None
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Waits until no other process writes what belongs to the whole study: recipe, table, effects."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def run(self, run_id: str) -> RunFolder:
         """The folder of one run."""

@@ -1,0 +1,38 @@
+"""Which of the processes that a launcher started together this one is. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+# As `accelerate launch`, torchrun and the common MPIs say it; the first that is set counts.
+_INDEX = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+_COUNT = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Process `index` of `count`, counted from 0. Process 0 leads: it alone claims, writes and prints."""
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that speaks."""
+        return self.index == 0
+
+    @property
+    def shared(self) -> bool:
+        """Whether there are others."""
+        return self.count > 1
+
+
+def this_place() -> Place:
+    """Where the environment puts this process; alone where it says nothing."""
+    index, count = (_first(names) for names in (_INDEX, _COUNT))
+    return Place(index, count) if index is not None and count is not None and 0 <= index < count else Place()
+
+
+def _first(names: tuple[str, ...]) -> int | None:
+    return next((int(value) for name in names if (value := os.environ.get(name, "")).isdigit()), None)
