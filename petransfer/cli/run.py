@@ -206,7 +206,7 @@ def _print_end(study: Study, as_json: bool) -> None:
         print(json.dumps(content, indent=1))
         return
     mine = {cell.run_id for cell in study.mine}
-    print_table(tables.terminal_table([row for row in rows if row.cell.run_id in mine], study.recipe.name))
+    print_table(tables.terminal_table([row for row in rows if row.cell.run_id in mine], study.recipe.name, tables.ROWS))
     for line in [*tables.weight_lines(rows), *effects["sentences"], *effects["missing"]]:
         print(line)
 
@@ -259,11 +259,14 @@ def status(
     recipe = load_either(str(kept))
     if isinstance(recipe, PretrainRecipe):
         pretrained = pretraining.rows_of(expand_pretraining(recipe), StudyFolder(study))
+        counts = f"{len(pretrained)} runs: {sum(row.status == 'done' for row in pretrained)} done"
         shown, table = pretraining.as_json(pretrained), pretraining.terminal_table(pretrained, recipe.name)
     else:
         rows = tables.rows_of(expand(recipe), StudyFolder(study))
-        shown, table = tables.as_json(rows), tables.terminal_table(rows, recipe.name)
+        counts = tables.counts(rows)
+        shown, table = tables.as_json(rows), tables.terminal_table(rows, recipe.name, tables.ROWS)
     if as_json:
         print(json.dumps({"study": recipe.name, "runs": shown}, indent=1))
-    else:
-        print_table(table)
+        return
+    print_table(table)
+    print(counts)

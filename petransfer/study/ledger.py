@@ -138,6 +138,13 @@ class StudyFolder:
         finally:
             os.close(descriptor)
 
+    def names(self) -> set[str]:
+        """The runs that have a folder, by one look at the disk."""
+        try:
+            return set(os.listdir(self.path / "runs"))
+        except OSError:
+            return set()
+
     def run(self, run_id: str) -> RunFolder:
         """The folder of one run."""
         return RunFolder(self.path / "runs" / run_id)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from torch import distributed
-from torch.distributed.distributed_c10d import _get_default_store
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
 from petransfer.checkpoints.quiet import quiet
 from petransfer.errors import RunError, UserError
@@ -67,13 +67,13 @@ class Group:
         """Waits for the other processes."""
         quiet()
         state = PartialState(cpu=cpu, timeout=FOREVER)
-        launched = os.environ.get("ACCELERATE_USE_FSDP") == "true", os.environ.get("ACCELERATE_USE_MEGATRON_LM") == "true"
-        if state.distributed_type not in _WHOLE or any(launched):
+        split = any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "MEGATRON_LM"))
+        if state.distributed_type not in _WHOLE or split:
             raise UserError(
                 "Accelerate is configured to split the model's tensors (FSDP, DeepSpeed or Megatron-LM); petransfer "
                 "shares out batches and keeps the model whole: launch with --multi_gpu"
             )
-        store = distributed.PrefixStore("petransfer", _get_default_store())
+        store = PrefixStore("petransfer", _get_default_store())
         return cls(Place(state.process_index, state.num_processes), _or_orphaned(stopped), store)
 
     def share(self, value: Any) -> Any:
@@ -120,7 +120,7 @@ class Group:
         return f"run-{self.number}/{index}"
 
 
-def _lead(cells: Sequence[Named], study: StudyFolder, group: Group) -> Iterator[tuple[Named, RunFolder]]:
+def _lead(cells: Sequence[Named], study: StudyFolder, group: Group) -> Generator[tuple[Named, RunFolder], None, None]:
     """The runs that are not done and that this launch could claim, each made known to the others."""
     for position, cell in enumerate(cells):
         if group.stopped():
@@ -136,14 +136,12 @@ def _lead(cells: Sequence[Named], study: StudyFolder, group: Group) -> Iterator[
     group.share(None)
 
 
-def _follow(cells: Sequence[Named], study: StudyFolder, group: Group) -> Iterator[tuple[Named, RunFolder]]:
+def _follow(cells: Sequence[Named], study: StudyFolder, group: Group) -> Generator[tuple[Named, RunFolder], None, None]:
     while (position := group.share(None)) is not None:
         yield cells[position], study.run(cells[position].run_id)
 
 
-def _attempt(
-    cell: Named, folder: RunFolder, job: Job, threads: int, group: Group, tick: Callable[[], None]
-) -> None:
+def _attempt(cell: Named, folder: RunFolder, job: Job, threads: int, group: Group, tick: Callable[[], None]) -> None:
     error: Exception | None = None
     try:
         job(cell, folder, threads, lambda step, loss, seconds: tick(), group.stopped)
