@@ -54,6 +54,8 @@ def main() -> None:
     leads = this_place().leads
     if not leads and arguments[:1] not in [[verb] for verb in SHARED]:
         sys.exit(0)
+    if not leads:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lasts
     try:
         app(arguments)
     except (UserError, RunError) as error:

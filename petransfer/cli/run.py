@@ -14,6 +14,7 @@ import typer
 
 from petransfer.cli.display import Display, View, print_table, report_outcome
 from petransfer.cli.launch import launch
+from petransfer.cli.ways import Ways, connected, on_ray
 from petransfer.effects.contrasts import demand, family_name, update_effects
 from petransfer.errors import UserError
 from petransfer.fit.grid import foresee, this_card
@@ -99,6 +100,8 @@ def run(
     processes: Annotated[
         int, typer.Option(min=1, help="Processes that share every run's batches, by Accelerate's launcher.")
     ] = 1,
+    executor: Annotated[str, typer.Option(help="local: this machine. ray: a Ray cluster, a task a run.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster; auto finds this machine's.")] = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads a process; 0 chooses.")] = 0,
     micro_batch: Annotated[int, typer.Option(min=0, help="Examples a forward pass; 0 chooses.")] = 0,
     save_every: Annotated[float, typer.Option(min=0.0, help="Seconds between states to resume from.")] = 60.0,
@@ -111,13 +114,12 @@ def run(
 ) -> None:
     """Carry a recipe's runs out, skip what is done, go on where an interruption left off, and print the table."""
     study = _study(recipe, sets, family, seeds, arms, out, data_dir, shard)
-    place = this_place()
-    if (processes > 1 or place.shared) and workers > 1:
-        raise UserError("--workers are runs at once, --processes share a run; take one of them")
+    place, ways = this_place(), Ways(workers, executor, address)
+    ways.check(max(processes, place.count))
     if processes > 1 and not place.shared:
         raise typer.Exit(launch(processes))
     execution = Execution(micro_batch, threads, save_every, log_every(study), checkpointing=checkpointing)
-    carry_out(study, execution, workers, cpu, force, as_json)
+    carry_out(study, execution, ways, cpu, force, as_json)
 
 
 def say_notes(recipe: Recipe) -> None:
@@ -126,12 +128,15 @@ def say_notes(recipe: Recipe) -> None:
         print(note, file=sys.stderr)
 
 
-def carry_out(study: Study, execution: Execution, workers: int, cpu: bool, force: bool, as_json: bool) -> None:
-    """Runs what is not done of a study, prints its table, and exits with a code of its own where that went wrong."""
+def carry_out(study: Study, execution: Execution, ways: Ways, cpu: bool, force: bool, as_json: bool) -> None:
+    """Runs what is not done of a study, prints its table, and exits with a code of its own where that went wrong.
+
+    Of several processes that share the runs only the first one does more than take part in them.
+    """
     place = this_place()
     if not place.leads:
         _execute(study, execution, 1, cpu, force, quiet=True)
-        return
+        raise typer.Exit
     study.folder.open(study.recipe)
     started = time.monotonic()
     if not place.shared and all(study.folder.run(cell.run_id).done for cell in study.mine):
@@ -142,9 +147,10 @@ def carry_out(study: Study, execution: Execution, workers: int, cpu: bool, force
     short = demand(study.recipe, study.cells).line
     if short:
         print(short, file=sys.stderr)
-    if not cpu and not force:
+    if not cpu and not force and ways.executor == "local":
         _refuse_what_cannot_fit(study, execution.checkpointing)
-    outcome = _execute(study, execution, workers, cpu, force, quiet=as_json)
+    ray = connected(ways.address) if ways.executor == "ray" else None
+    outcome = _execute(study, execution, ways.workers, cpu, force, quiet=as_json, ray=ray)
     _print_end(study, as_json)
     code = report_outcome(outcome, len(study.mine))
     if code:
@@ -167,7 +173,9 @@ def log_every(study: Study) -> int:
     return max(1, min(50, steps // 20))
 
 
-def _execute(study: Study, execution: Execution, workers: int, cpu: bool, force: bool, quiet: bool) -> Any:
+def _execute(
+    study: Study, execution: Execution, workers: int, cpu: bool, force: bool, quiet: bool, ray: Any = None
+) -> Any:
     view = View(
         study.recipe.name,
         lambda: tables.rows_of(study.mine, study.folder),
@@ -178,7 +186,10 @@ def _execute(study: Study, execution: Execution, workers: int, cpu: bool, force:
         from petransfer.study.executors import execute
         from petransfer.study.run import FineTune, Settings
 
-        job = FineTune(Settings(execution, study.recipe.data_dir, cpu, force))
+        data_dir = study.recipe.data_dir
+        job = FineTune(Settings(execution, data_dir.resolve() if data_dir else None, cpu, force))
+        if ray:
+            return on_ray(study.mine, study.folder, job, workers, tick, ray)
         if this_place().shared:
             from petransfer.study.together import execute_together
 

@@ -139,14 +139,15 @@ def _work(
         folder = study.run(cell.run_id)
         with folder.claim() as claimed:
             if claimed and not folder.done:
-                _attempt(cell, folder, job, threads, stopped, tick)
+                attempt(cell, folder, job, threads, stopped, tick)
 
 
-def _attempt(
+def attempt(
     cell: Named, folder: RunFolder, job: Job, threads: int, stopped: Callable[[], bool], tick: Callable[[], None]
 ) -> None:
     from petransfer.train.loop import Interrupted
 
+    """Carries one claimed run out; whatever it dies of is noted in its folder."""
     quiet()
     (folder.path / "failed.json").unlink(missing_ok=True)
     try:
