@@ -26,7 +26,7 @@ from petransfer.report import pretraining, tables
 from petransfer.study.grid import Cell, expand, notes, resolve
 from petransfer.study.ledger import StudyFolder
 from petransfer.study.pretraining import expand_pretraining
-from petransfer.study.processes import this_place
+from petransfer.study.processes import refuse_split_tensors, this_place
 from petransfer.study.shard import parse_shard
 from petransfer.train.execution import Execution
 
@@ -133,6 +133,7 @@ def carry_out(study: Study, execution: Execution, ways: Ways, cpu: bool, force: 
 
     Of several processes that share the runs only the first one does more than take part in them.
     """
+    refuse_split_tensors()
     place = this_place()
     if not place.leads:
         _execute(study, execution, 1, cpu, force, quiet=True)

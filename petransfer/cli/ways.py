@@ -20,7 +20,7 @@ EXECUTORS = ("local", "ray")
 
 @dataclass(frozen=True)
 class Ways:
-    """How a grid is carried out. workers: runs at once, 0 chooses. executor: one of EXECUTORS. address: of a cluster."""
+    """How a grid is carried out. workers: runs at once, 0 chooses. executor: of EXECUTORS. address: of a cluster."""
 
     workers: int = 0
     executor: str = "local"

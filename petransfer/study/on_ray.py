@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,13 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from petransfer.errors import RunError, UserError
+from petransfer.errors import UserError
 from petransfer.study.demands import Demands
 from petransfer.study.executors import Job, Named, Outcome, attempt, note_failure, outcome_of, stop_on_signals
 from petransfer.study.ledger import RunFolder, StudyFolder
-
-# Workers lost one after the other while a run got no further, after which the run is taken to be what ends them.
-LOST = 3
+from petransfer.study.losses import Losses
 
 # Seconds for which a run that a lost worker may still hold is asked for again, and between two askings.
 HELD, AGAIN = 90.0, 2.0
@@ -88,11 +87,9 @@ def execute_on_ray(
 
 @dataclass(eq=False)
 class _Try:
-    """A run on its way. lost: workers since it last got further. at: how far that was. refused: when first held."""
+    """A run on its way. refused: when it was first found held by another process."""
 
     cell: Named
-    lost: int = 0
-    at: str = ""
     refused: float | None = None
     not_before: float = 0.0
 
@@ -105,6 +102,7 @@ class _Driver:
     demands: Mapping[str, Demands]
     threads: int
     stop: Path
+    losses: Losses = field(default_factory=lambda: Losses(note_failure))
     under_way: dict[Any, _Try] = field(default_factory=dict)
 
     def run(self, cells: Sequence[Named], most: int, tick: Callable[[], None], stopped: Callable[[], bool]) -> None:
@@ -134,12 +132,12 @@ class _Driver:
         wanted = self.demands[one.cell.run_id]
         # more than any node has would wait for ever
         most = max(node["Resources"].get("memory", 0) for node in self.ray.nodes() if node["Alive"])
-        one.at = _how_far(self.study.run(one.cell.run_id))
         # Retries are ours: Ray would count a worker's loss as much after hours of work as after none.
         task = self.ray.remote(
             num_cpus=wanted.cpus, num_gpus=wanted.gpus, memory=min(wanted.memory, int(most)), max_retries=0
         )(_carry_out)
-        return task.remote(one.cell, self.study.path.resolve(), self.job, self.threads, self.stop.resolve())
+        places = (Path.cwd(), self.study.path.resolve(), self.stop.resolve())
+        return task.remote(one.cell, places, self.job, self.threads)
 
     def _end(self, task: Any, one: _Try) -> _Try | None:
         """What became of a task; the run, if it is to be tried again."""
@@ -151,11 +149,7 @@ class _Driver:
             self._note(folder, cause)
             return None
         except self.ray.exceptions.RayError as error:
-            one.lost = 1 if _how_far(folder) != one.at else one.lost + 1
-            if one.lost < LOST:
-                return one
-            self._note(folder, RunError(f"{LOST} workers were lost at the same step ({type(error).__name__})"))
-            return None
+            return one if self.losses.add(folder, type(error).__name__) else None
         if said == "held" and not folder.done:
             one.refused = one.refused or time.monotonic()
             one.not_before = time.monotonic() + AGAIN
@@ -168,8 +162,14 @@ class _Driver:
                 note_failure(folder, error)
 
 
-def _carry_out(cell: Named, path: Path, job: Job, threads: int, stop: Path) -> str:
-    """The task: runs in a process of a node, and says whether the run was held by another process."""
+def _carry_out(cell: Named, places: tuple[Path, Path, Path], job: Job, threads: int) -> str:
+    """The task: runs in a process of a node, and says whether the run was held by another process.
+
+    places: the folder from which the recipe's relative names start, the study's folder, the file that tells to stop.
+    """
+    here, path, stop = places
+    if here.is_dir():
+        os.chdir(here)
     if not (path / "recipe.yaml").is_file():
         raise UserError(f"a node of the cluster does not see {path}; take an --out on a disk that all nodes share")
     folder = StudyFolder(path).run(cell.run_id)
@@ -185,11 +185,6 @@ def _look_at_card() -> int | None:
     from petransfer.fit.grid import this_card
 
     return this_card()
-
-
-def _how_far(folder: RunFolder) -> str:
-    """The newest state of a run: a worker that is lost after a newer one has got it further."""
-    return max((state.name for state in (folder.path / "state").glob("step-*")), default="")
 
 
 def _seldom(ask: Callable[[], bool], seconds: float = 1.0) -> Callable[[], bool]:

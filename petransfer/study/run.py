@@ -18,6 +18,7 @@ import pyarrow.parquet
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import GradientAccumulationPlugin
 
 from petransfer.checkpoints.encoding import Encoded, encode_targets
 from petransfer.checkpoints.lazy import encode_part
@@ -142,7 +143,9 @@ def run_one(
 def accelerator_for(precision: str, cpu: bool) -> Accelerator:
     """An Accelerator of its own for a run: Accelerate remembers the first one's precision and refuses another."""
     AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=precision, cpu=cpu)
+    # the batch is the recipe's: a launcher's number of accumulation steps would divide the loss by it
+    whole = GradientAccumulationPlugin(num_steps=1)
+    return Accelerator(mixed_precision=precision, cpu=cpu, gradient_accumulation_plugin=whole)
 
 
 def _shared(accelerator: Accelerator) -> dict[str, Any]:

@@ -17,11 +17,10 @@ from torch import distributed
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
 from petransfer.checkpoints.quiet import quiet
-from petransfer.errors import RunError, UserError
+from petransfer.errors import Interrupted, RunError, UserError
 from petransfer.study.executors import Job, Named, Outcome, note_failure, one_line, outcome_of, stop_on_signals
 from petransfer.study.ledger import RunFolder, StudyFolder
 from petransfer.study.processes import Place
-from petransfer.train.loop import Interrupted
 
 # While one process works alone the others wait for it, however long that takes; the launcher ends them if it dies.
 FOREVER = timedelta(days=30)
@@ -39,7 +38,7 @@ def execute_together(
     """Carries out what is not done, every run by all processes. Returns in each of them; the leader's outcome counts.
 
     Raises:
-        UserError: the processes are launched to split the tensors themselves.
+        UserError: the processes are launched in a way in which each may not hold all tensors.
     """
     with stop_on_signals() as stopped:
         group = Group.join(cpu, stopped)
@@ -67,12 +66,9 @@ class Group:
         """Waits for the other processes."""
         quiet()
         state = PartialState(cpu=cpu, timeout=FOREVER)
-        split = any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "MEGATRON_LM"))
-        if state.distributed_type not in _WHOLE or split:
-            raise UserError(
-                "Accelerate is configured to split the model's tensors (FSDP, DeepSpeed or Megatron-LM); petransfer "
-                "shares out batches and keeps the model whole: launch with --multi_gpu"
-            )
+        if state.distributed_type not in _WHOLE:
+            kind = state.distributed_type.value
+            raise UserError(f"Accelerate launched the processes as {kind}, which is untested; launch with --multi_gpu")
         store = PrefixStore("petransfer", _get_default_store())
         return cls(Place(state.process_index, state.num_processes), _or_orphaned(stopped), store)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from petransfer.errors import RunError, UserError
+from petransfer.errors import Interrupted, RunError, UserError
 from petransfer.recipe.spec import TrainSpec
 from petransfer.train.batches import Batch, BatchSource, Tensors
 from petransfer.train.checks import SelfChecks
@@ -32,10 +32,6 @@ class Hooks:
     progress: Callable[[int, float, float], None] = lambda step, loss, rate: None
     should_stop: Callable[[], bool] = lambda: False
     at_step: dict[int, Callable[[], dict[str, Any]]] = field(default_factory=dict)
-
-
-class Interrupted(Exception):
-    """The run was asked to stop; its state is saved and it can go on from there."""
 
 
 def learning_rate_factor(spec: TrainSpec, step: int) -> float:
