@@ -1,4 +1,4 @@
-"""The two ways petransfer says no: a user's mistake (exit code 2) and a failed run (exit code 1)."""
+"""The ways petransfer says no: a user's mistake (exit code 2), a failed run (exit code 1), a run told to stop."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ class UserError(Exception):
 
 class RunError(Exception):
     """A run that could not be carried out, through no mistake in the recipe."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its state is saved and it can go on from there."""
 
 
 def unknown(what: str, given: str, known: Iterable[str]) -> UserError:

@@ -24,6 +24,10 @@ from petransfer.cli import (
     train,
 )
 from petransfer.errors import RunError, UserError
+from petransfer.study.processes import this_place
+
+# The verbs whose work the processes of one launch share; any other is the first one's alone.
+SHARED = ("run", "train")
 
 app = typer.Typer(
     name="petransfer",
@@ -62,15 +66,22 @@ def main() -> None:
     """The entry point: exit code 2 for a user's mistake, 1 for a failed run, 130 after Ctrl-C."""
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    leads = this_place().leads
+    if not leads and arguments[:1] not in [[verb] for verb in SHARED]:
+        sys.exit(0)
+    if not leads:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lasts
     try:
         app(arguments)
     except (UserError, RunError) as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        if leads:
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        if leads:
+            print("stopped", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `petransfer ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

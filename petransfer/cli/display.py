@@ -66,12 +66,13 @@ class Display:
         now = time.monotonic()
         if now < self.next:
             return
-        self.next = now + 1.0
         rows = self.view.read()
         if self.live:
             self._redraw(self.live, rows)
         else:
             self._say(rows, now)
+        # a look at ten thousand runs takes a second; at most a twentieth of the time is spent on looking
+        self.next = now + max(1.0, 20 * (time.monotonic() - now))
 
     def _redraw(self, live: Live, rows: Sequence[ShownRow]) -> None:
         room = max(4, self.console.size.height - 8)

@@ -14,10 +14,12 @@ import typer
 
 from petransfer.cli.display import Display, View, print_table, report_outcome
 from petransfer.cli.run import Arms, Json, Seeds, Sets, whole_numbers
+from petransfer.errors import UserError
 from petransfer.recipe.load import load_pretraining
 from petransfer.report import pretraining as tables
 from petransfer.study.ledger import StudyFolder
 from petransfer.study.pretraining import check_settings, expand_pretraining
+from petransfer.study.processes import this_place
 
 
 def pretrain(
@@ -48,6 +50,8 @@ def pretrain(
         "seeds": whole_numbers(seeds) if seeds else None,
         "corpora_dir": corpora,
     }
+    if this_place().shared:
+        raise UserError("pretrain does not share a run among processes; start it without a launcher, with --workers")
     content = load_pretraining(recipe, sets or [], options)
     cells = expand_pretraining(content)
     folder = StudyFolder(out or Path("pretrained") / content.name)

@@ -13,6 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from petransfer.cli.display import Display, View, print_table, report_outcome
+from petransfer.cli.launch import launch
+from petransfer.cli.ways import Ways, connected, on_ray
 from petransfer.effects.contrasts import demand, family_name, update_effects
 from petransfer.errors import UserError
 from petransfer.fit.grid import foresee, this_card
@@ -24,6 +26,8 @@ from petransfer.report import pretraining, tables
 from petransfer.study.grid import Cell, expand, notes, resolve
 from petransfer.study.ledger import StudyFolder
 from petransfer.study.pretraining import expand_pretraining
+from petransfer.study.processes import refuse_split_tensors, this_place
+from petransfer.study.shard import parse_shard
 from petransfer.train.execution import Execution
 
 RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A shipped recipe's name or a yaml file.")]
@@ -33,16 +37,18 @@ Seeds = Annotated[str | None, typer.Option("--seeds", help="Seeds, as 0,1,2 or 0
 Arms = Annotated[str | None, typer.Option("--arms", help="Arms, parted by commas.")]
 Out = Annotated[Path | None, typer.Option("--out", help="The study's folder; results/<recipe> unless given.")]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="A folder with official data files.")]
+ShardName = Annotated[str | None, typer.Option("--shard", help="Part of the runs, such as 2/8, for job arrays.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
 @dataclass(frozen=True)
 class Study:
-    """A resolved recipe with its grid and folder."""
+    """A resolved recipe with its grid and folder. mine: the part of the grid that is asked for, all unless sharded."""
 
     recipe: Recipe
     cells: list[Cell]
     folder: StudyFolder
+    mine: list[Cell]
 
 
 def _study(
@@ -53,7 +59,9 @@ def _study(
     arms: str | None,
     out: Path | None,
     data: Path | None,
+    shard: str | None = None,
 ) -> Study:
+    part = parse_shard(shard) if shard else None
     options: dict[str, Any] = {
         "family": family,
         "seeds": whole_numbers(seeds) if seeds else None,
@@ -61,7 +69,8 @@ def _study(
         "data_dir": data,
     }
     recipe = resolve(load_recipe(name, sets or [], options))
-    return Study(recipe, expand(recipe), StudyFolder(out or Path("results") / recipe.name))
+    cells = expand(recipe)
+    return Study(recipe, cells, StudyFolder(out or Path("results") / recipe.name), part.of(cells) if part else cells)
 
 
 def whole_numbers(text: str) -> list[int]:
@@ -86,7 +95,13 @@ def run(
     arms: Arms = None,
     out: Out = None,
     data_dir: DataDir = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes at once; 0 chooses.")] = 0,
+    shard: ShardName = None,
+    workers: Annotated[int, typer.Option(min=0, help="Runs at once, a process each; 0 chooses.")] = 0,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes that share every run's batches, by Accelerate's launcher.")
+    ] = 1,
+    executor: Annotated[str, typer.Option(help="local: this machine. ray: a Ray cluster, a task a run.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster; auto finds this machine's.")] = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads a process; 0 chooses.")] = 0,
     micro_batch: Annotated[int, typer.Option(min=0, help="Examples a forward pass; 0 chooses.")] = 0,
     save_every: Annotated[float, typer.Option(min=0.0, help="Seconds between states to resume from.")] = 60.0,
@@ -98,9 +113,13 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Carry a recipe's runs out, skip what is done, go on where an interruption left off, and print the table."""
-    study = _study(recipe, sets, family, seeds, arms, out, data_dir)
+    study = _study(recipe, sets, family, seeds, arms, out, data_dir, shard)
+    place, ways = this_place(), Ways(workers, executor, address)
+    ways.check(max(processes, place.count))
+    if processes > 1 and not place.shared:
+        raise typer.Exit(launch(processes))
     execution = Execution(micro_batch, threads, save_every, log_every(study), checkpointing=checkpointing)
-    carry_out(study, execution, workers, cpu, force, as_json)
+    carry_out(study, execution, ways, cpu, force, as_json)
 
 
 def say_notes(recipe: Recipe) -> None:
@@ -109,32 +128,41 @@ def say_notes(recipe: Recipe) -> None:
         print(note, file=sys.stderr)
 
 
-def carry_out(study: Study, execution: Execution, workers: int, cpu: bool, force: bool, as_json: bool) -> None:
-    """Runs what is not done of a study, prints its table, and exits with a code of its own where that went wrong."""
+def carry_out(study: Study, execution: Execution, ways: Ways, cpu: bool, force: bool, as_json: bool) -> None:
+    """Runs what is not done of a study, prints its table, and exits with a code of its own where that went wrong.
+
+    Of several processes that share the runs only the first one does more than take part in them.
+    """
+    refuse_split_tensors()
+    place = this_place()
+    if not place.leads:
+        _execute(study, execution, 1, cpu, force, quiet=True)
+        raise typer.Exit
     study.folder.open(study.recipe)
     started = time.monotonic()
-    if all(study.folder.run(cell.run_id).done for cell in study.cells):
+    if not place.shared and all(study.folder.run(cell.run_id).done for cell in study.mine):
         _print_end(study, as_json)
-        print(f"all {len(study.cells)} runs were done before; nothing to do", file=sys.stderr)
+        print(f"all {len(study.mine)} runs were done before; nothing to do", file=sys.stderr)
         return
     say_notes(study.recipe)
     short = demand(study.recipe, study.cells).line
     if short:
         print(short, file=sys.stderr)
-    if not cpu and not force:
+    if not cpu and not force and ways.executor == "local":
         _refuse_what_cannot_fit(study, execution.checkpointing)
-    outcome = _execute(study, execution, workers, cpu, force, quiet=as_json)
+    ray = connected(ways.address) if ways.executor == "ray" else None
+    outcome = _execute(study, execution, ways.workers, cpu, force, quiet=as_json, ray=ray)
     _print_end(study, as_json)
-    code = report_outcome(outcome, len(study.cells))
+    code = report_outcome(outcome, len(study.mine))
     if code:
         raise typer.Exit(code)
     minutes = (time.monotonic() - started) / 60
-    print(f"{len(study.cells)} runs done in {minutes:.1f} minutes; see {study.folder.path}", file=sys.stderr)
+    print(f"{len(study.mine)} runs done in {minutes:.1f} minutes; see {study.folder.path}", file=sys.stderr)
 
 
 def _refuse_what_cannot_fit(study: Study, checkpointing: bool) -> None:
     card = this_card()
-    waiting = [cell.spec for cell in study.cells if not study.folder.run(cell.run_id).done]
+    waiting = [cell.spec for cell in study.mine if not study.folder.run(cell.run_id).done]
     for place in foresee(waiting, card, checkpointing) if card else ():
         if place.fit and not place.fit.fits:
             raise UserError(f"{place.line}; --force tries all the same")
@@ -146,10 +174,12 @@ def log_every(study: Study) -> int:
     return max(1, min(50, steps // 20))
 
 
-def _execute(study: Study, execution: Execution, workers: int, cpu: bool, force: bool, quiet: bool) -> Any:
+def _execute(
+    study: Study, execution: Execution, workers: int, cpu: bool, force: bool, quiet: bool, ray: Any = None
+) -> Any:
     view = View(
         study.recipe.name,
-        lambda: tables.rows_of(study.cells, study.folder),
+        lambda: tables.rows_of(study.mine, study.folder),
         tables.terminal_table,
         tables.plain_line,
     )
@@ -157,9 +187,16 @@ def _execute(study: Study, execution: Execution, workers: int, cpu: bool, force:
         from petransfer.study.executors import execute
         from petransfer.study.run import FineTune, Settings
 
-        job = FineTune(Settings(execution, study.recipe.data_dir, cpu, force))
+        data_dir = study.recipe.data_dir
+        job = FineTune(Settings(execution, data_dir.resolve() if data_dir else None, cpu, force))
+        if ray:
+            return on_ray(study.mine, study.folder, job, workers, tick, ray)
+        if this_place().shared:
+            from petransfer.study.together import execute_together
+
+            return execute_together(study.mine, study.folder, job, execution.threads, tick, cpu)
         chosen = workers or _default_workers(study, cpu)
-        return execute(study.cells, study.folder, job, chosen, execution.threads, tick)
+        return execute(study.mine, study.folder, job, chosen, execution.threads, tick)
 
 
 def _default_workers(study: Study, cpu: bool) -> int:
@@ -172,14 +209,16 @@ def _default_workers(study: Study, cpu: bool) -> int:
 
 
 def _print_end(study: Study, as_json: bool) -> None:
-    rows = tables.rows_of(study.cells, study.folder)
-    tables.write_csv(rows, study.folder.path / "table.csv", family_name(study.recipe))
-    effects = update_effects(study.recipe, study.cells, study.folder)
+    with study.folder.locked():  # another shard may end at this moment
+        rows = tables.rows_of(study.cells, study.folder)
+        tables.write_csv(rows, study.folder.path / "table.csv", family_name(study.recipe))
+        effects = update_effects(study.recipe, study.cells, study.folder)
     if as_json:
         content = {"study": study.recipe.name, "runs": tables.as_json(rows), "effects": effects["effects"]}
         print(json.dumps(content, indent=1))
         return
-    print_table(tables.terminal_table(rows, study.recipe.name))
+    mine = {cell.run_id for cell in study.mine}
+    print_table(tables.terminal_table([row for row in rows if row.cell.run_id in mine], study.recipe.name, tables.ROWS))
     for line in [*tables.weight_lines(rows), *effects["sentences"], *effects["missing"]]:
         print(line)
 
@@ -192,6 +231,7 @@ def plan(
     arms: Arms = None,
     out: Out = None,
     data_dir: DataDir = None,
+    shard: ShardName = None,
     card: Annotated[
         str | None, typer.Option(help="A card's memory, such as 12GB; this machine's unless given.")
     ] = None,
@@ -199,10 +239,10 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Show the grid: its runs, their steps and what is done. Nothing is loaded or downloaded."""
-    study = _study(recipe, sets, family, seeds, arms, out, data_dir)
-    rows = tables.rows_of(study.cells, study.folder)
+    study = _study(recipe, sets, family, seeds, arms, out, data_dir, shard)
+    rows = tables.rows_of(study.mine, study.folder)
     room = card_bytes(card) if card else this_card()
-    places = foresee([cell.spec for cell in study.cells], room, checkpointing) if room else []
+    places = foresee([cell.spec for cell in study.mine], room, checkpointing) if room else []
     if as_json:
         memory = [{"name": place.name, "line": place.line, "fits": place.fit and place.fit.fits} for place in places]
         print(json.dumps({"study": study.recipe.name, "runs": tables.as_json(rows), "memory": memory}, indent=1))
@@ -216,7 +256,8 @@ def plan(
     short = demand(study.recipe, study.cells).line
     if short:
         print(short)
-    print(f"{len(rows)} runs, {done} done, {left} steps to go; folder {study.folder.path}")
+    whole = f" of {len(study.cells)}" if shard else ""
+    print(f"{len(rows)}{whole} runs, {done} done, {left} steps to go; folder {study.folder.path}")
 
 
 def status(
@@ -230,11 +271,14 @@ def status(
     recipe = load_either(str(kept))
     if isinstance(recipe, PretrainRecipe):
         pretrained = pretraining.rows_of(expand_pretraining(recipe), StudyFolder(study))
+        counts = f"{len(pretrained)} runs: {sum(row.status == 'done' for row in pretrained)} done"
         shown, table = pretraining.as_json(pretrained), pretraining.terminal_table(pretrained, recipe.name)
     else:
         rows = tables.rows_of(expand(recipe), StudyFolder(study))
-        shown, table = tables.as_json(rows), tables.terminal_table(rows, recipe.name)
+        counts = tables.counts(rows)
+        shown, table = tables.as_json(rows), tables.terminal_table(rows, recipe.name, tables.ROWS)
     if as_json:
         print(json.dumps({"study": recipe.name, "runs": shown}, indent=1))
-    else:
-        print_table(table)
+        return
+    print_table(table)
+    print(counts)

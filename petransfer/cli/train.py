@@ -11,6 +11,7 @@ import yaml
 
 from petransfer.cli.fit import show
 from petransfer.cli.run import Study, carry_out, log_every, say_notes, whole_numbers
+from petransfer.cli.ways import Ways
 from petransfer.errors import UserError
 from petransfer.fit.grid import demand_of, this_card
 from petransfer.recipe.load import validate
@@ -56,7 +57,8 @@ def train(
     )  # fmt: skip
     content = short_recipe(model, data, wishes, sets or [], card is not None)
     recipe = validate(content, "the recipe that this command stands for")
-    study = Study(recipe, expand(recipe), StudyFolder(out or Path("results") / recipe.name))
+    cells = expand(recipe)
+    study = Study(recipe, cells, StudyFolder(out or Path("results") / recipe.name), cells)
     if not as_json:
         print(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110))
     _say_fit(study, card, checkpointing, force, as_json)
@@ -64,7 +66,7 @@ def train(
         say_notes(recipe)
         return
     execution = Execution(log_every=log_every(study), checkpointing=checkpointing)
-    carry_out(study, execution, 0, cpu, force, as_json)
+    carry_out(study, execution, Ways(), cpu, force, as_json)
     _say_next(study)
 
 

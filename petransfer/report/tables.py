@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.table import Table
 
@@ -41,7 +42,14 @@ class Row:
 
 def rows_of(cells: Sequence[Cell], study: StudyFolder) -> list[Row]:
     """How every run of a grid stands, read from its folder."""
-    return [_row(cell, study) for cell in cells]
+    begun = study.names()
+    return [_row(cell, study) if cell.run_id in begun else Row(cell, "waiting") for cell in cells]
+
+
+def counts(rows: Sequence[Row]) -> str:
+    """How many runs stand how, in a line."""
+    kinds = collections.Counter(row.status for row in rows)
+    return f"{len(rows)} runs: " + ", ".join(f"{kinds[kind]} {kind}" for kind in get_args(Status) if kinds[kind])
 
 
 def _row(cell: Cell, study: StudyFolder) -> Row:
@@ -73,6 +81,11 @@ def _row(cell: Cell, study: StudyFolder) -> Row:
     return Row(cell, status, last["step"], last["loss"], dev, cell.spec.train.batch_size / pace, left)
 
 
+# What a table that is cut keeps first, and after how many rows it is cut where it is not a screen's height.
+_INTEREST: tuple[Status, ...] = ("running", "failed", "interrupted", "done", "waiting")
+ROWS = 200
+
+
 def terminal_table(rows: Sequence[Row], title: str, limit: int | None = None) -> Table:
     """Dev and test exact match per arm, method, split and seed."""
     table = Table(title=title, title_justify="left")
@@ -84,14 +97,16 @@ def terminal_table(rows: Sequence[Row], title: str, limit: int | None = None) ->
     for name in measured:
         table.add_column(f"test {HEADINGS[name]}", justify="right", no_wrap=True)
     table.add_column("state")
-    shown = rows if limit is None else rows[:limit]
+    shown = rows
+    if limit is not None and len(rows) > limit:
+        shown = sorted(rows, key=lambda row: _INTEREST.index(row.status))[:limit]
     for row in shown:
         cell = row.cell
         figures = (_figure(row.dev, 1), _figure(row.test, 1), _figure(row.log_prob, 3))
         others = [_figure(row.scores.get(name), 1) for name in measured]
         table.add_row(cell.arm, cell.method, cell.split, str(cell.seed), *figures, *others, _state(row))
     if len(shown) < len(rows):
-        table.caption = f"and {len(rows) - len(shown)} more"
+        table.caption = f"and {len(rows) - len(shown)} more; --json has all"
     return table
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import multiprocessing
 import os
@@ -12,13 +13,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.synchronize import Event
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
 
 from petransfer.checkpoints.quiet import quiet
-from petransfer.errors import UserError
+from petransfer.errors import Interrupted, UserError
 from petransfer.study.ledger import RunFolder, StudyFolder
+from petransfer.study.losses import LOST, Losses
 
 
 class Named(Protocol):
@@ -39,6 +41,12 @@ class Job(Protocol):
         progress: Callable[[int, float, float], None],
         should_stop: Callable[[], bool],
     ) -> object: ...
+
+
+class Flag(Protocol):
+    """Shared by processes without a lock: one that is killed while it holds a lock would stop all others."""
+
+    value: bool
 
 
 @dataclass(frozen=True)
@@ -62,14 +70,21 @@ def execute(
     threads: CPU threads a worker, 0 for the cores shared out among several workers, or as they are for one.
     """
     pending = [cell for cell in cells if not study.run(cell.run_id).done]
+    for cell in pending:  # whatever failed before has another turn
+        (study.run(cell.run_id).path / "failed.json").unlink(missing_ok=True)
     workers = max(1, min(workers, len(pending)))
-    with _stop_on_signals() as stopped:
+    with stop_on_signals() as stopped:
         if pending and workers == 1:
             _work(pending, study.path, job, threads, stopped, tick)
         elif pending:
             _spawn(pending, study.path, job, workers, threads, stopped, tick)
         tick()
         interrupted = stopped() and any(not study.run(cell.run_id).done for cell in pending)
+    return outcome_of(pending, study, interrupted)
+
+
+def outcome_of(pending: Sequence[Named], study: StudyFolder, interrupted: bool) -> Outcome:
+    """How things stand with runs that were to be carried out."""
     left = [study.run(cell.run_id) for cell in pending]
     open_runs = [folder for folder in left if folder.status() not in ("done", "running")]
     failures = {folder.path.name: folder.failure() for folder in open_runs}
@@ -94,28 +109,61 @@ def _spawn(
     tick: Callable[[], None],
 ) -> None:
     context = multiprocessing.get_context("spawn")
-    stop = context.Event()
+    stop: Flag = context.RawValue(ctypes.c_bool, False)
     threads = threads or max(1, (os.cpu_count() or 1) // workers)
     # OpenMP reads its thread count when it starts; more threads than free cores are many times slower.
     with _environment({"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}):
-        processes = [
-            context.Process(target=_worker, args=(list(cells), path, job, threads, stop)) for _ in range(workers)
-        ]
-        for process in processes:
+
+        def begin() -> BaseProcess:
+            process = context.Process(target=_worker, args=(list(cells), path, job, threads, stop))
             process.start()
-    while any(process.is_alive() for process in processes):
-        tick()
+            return process
+
+        _keep(workers, begin, [StudyFolder(path).run(cell.run_id) for cell in cells], stop, stopped, tick)
+
+
+def _keep(
+    workers: int,
+    begin: Callable[[], BaseProcess],
+    folders: Sequence[RunFolder],
+    stop: Flag,
+    stopped: Callable[[], bool],
+    tick: Callable[[], None],
+) -> None:
+    """So many workers until all have ended by themselves; one that is killed is begun again."""
+    losses = Losses(note_failure)
+    processes = [begin() for _ in range(workers)]
+    seen: set[int | None] = set()
+    while True:
         if stopped():
-            stop.set()
+            stop.value = True
+        for at, process in enumerate(processes):
+            killed = (process.exitcode or 0) < 0 and process.pid not in seen
+            if killed and not stop.value:
+                seen.add(process.pid)
+                processes[at] = begin() if _bear(process, folders, losses) else process
+        if not any(process.is_alive() for process in processes):
+            break
+        tick()
         time.sleep(0.2)
     for process in processes:
         process.join()
 
 
-def _worker(cells: list[Named], path: Path, job: Job, threads: int, stop: Event) -> None:
+def _bear(process: BaseProcess, folders: Sequence[RunFolder], losses: Losses) -> bool:
+    """Counts the loss of a worker for the runs that it held; whether another may take its place."""
+    how = signal.Signals(-(process.exitcode or 0)).name
+    held = [folder for folder in folders if folder.claimed_by(process.pid or 0) and not folder.done]
+    for folder in held:
+        losses.add(folder, how)
+    losses.idle += not held
+    return losses.idle < LOST
+
+
+def _worker(cells: list[Named], path: Path, job: Job, threads: int, stop: Flag) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
     parent = os.getppid()
-    _work(cells, path, job, threads, lambda: stop.is_set() or os.getppid() != parent, lambda: None)
+    _work(cells, path, job, threads, lambda: stop.value or os.getppid() != parent, lambda: None)
 
 
 def _work(
@@ -132,16 +180,17 @@ def _work(
         if stopped():
             return
         folder = study.run(cell.run_id)
+        if folder.failure():
+            continue  # another worker's failure, or too many workers lost: for this call that was its turn
         with folder.claim() as claimed:
             if claimed and not folder.done:
-                _attempt(cell, folder, job, threads, stopped, tick)
+                attempt(cell, folder, job, threads, stopped, tick)
 
 
-def _attempt(
+def attempt(
     cell: Named, folder: RunFolder, job: Job, threads: int, stopped: Callable[[], bool], tick: Callable[[], None]
 ) -> None:
-    from petransfer.train.loop import Interrupted
-
+    """Carries one claimed run out; whatever it dies of is noted in its folder."""
     quiet()
     (folder.path / "failed.json").unlink(missing_ok=True)
     try:
@@ -149,13 +198,25 @@ def _attempt(
     except Interrupted:
         return
     except Exception as error:  # whatever a run dies of, the others go on
-        text = " ".join(str(error).split()) or type(error).__name__
-        kind = "mistake" if isinstance(error, UserError) else "failure"
-        with contextlib.suppress(OSError):
-            if kind == "mistake" and not (folder.path / "state").exists():
-                for leftover in folder.path.glob("*"):
-                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-            folder.write_json("failed.json", {"error": text, "kind": kind, "traceback": traceback.format_exc()})
+        note_failure(folder, error)
+
+
+def note_failure(folder: RunFolder, error: Exception) -> None:
+    """Writes failed.json; a mistake of the user's that stopped a run before its first state leaves nothing else."""
+    kind = "mistake" if isinstance(error, UserError) else "failure"
+    with contextlib.suppress(OSError):
+        if kind == "mistake" and not (folder.path / "state").exists():
+            for leftover in folder.path.glob("*"):
+                if leftover.name == ".claim":  # it is held, and another file of that name would be another claim
+                    continue
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        said = "".join(traceback.format_exception(error))
+        folder.write_json("failed.json", {"error": one_line(error), "kind": kind, "traceback": said})
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _is_mistake(folder: RunFolder) -> bool:
@@ -165,7 +226,7 @@ def _is_mistake(folder: RunFolder) -> bool:
 
 
 @contextlib.contextmanager
-def _stop_on_signals() -> Iterator[Callable[[], bool]]:
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
     """The first Ctrl-C (or SIGTERM) asks to stop after the current step; the second stops at once."""
     asked: list[int] = []
 

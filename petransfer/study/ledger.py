@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,9 +83,17 @@ class RunFolder:
             except BlockingIOError:
                 yield False
                 return
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{platform.node()} {os.getpid()}".encode(), 0)
             yield True
         finally:
             os.close(descriptor)
+
+    def claimed_by(self, process: int) -> bool:
+        """Whether the last claim was of this machine's process `process`."""
+        with contextlib.suppress(OSError):
+            return (self.path / ".claim").read_text() == f"{platform.node()} {process}"
+        return False
 
     def _is_claimed(self) -> bool:
         if not (self.path / ".claim").exists():
@@ -112,19 +121,41 @@ class StudyFolder:
             UserError: it cannot be written to, or belongs to another recipe.
         """
         kept = self.path / "recipe.yaml"
-        if kept.exists():
-            other = _name(kept)
-            if other != recipe.name:
-                raise UserError(f"{self.path} belongs to the recipe '{other}', not '{recipe.name}'; take another --out")
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        if not kept.exists() and self.path.is_dir() and any(path.name != ".lock" for path in self.path.iterdir()):
             raise UserError(f"{self.path} holds other files and no recipe.yaml; take another --out")
         try:
-            (self.path / "runs").mkdir(parents=True, exist_ok=True)
-            partial = self.path / f".recipe.yaml.{os.getpid()}"
-            partial.write_text(freeze(recipe), encoding="utf-8")
-            partial.replace(kept)
+            self._refuse_other_than(recipe.name)  # before a lock is left in it
+            with self.locked():
+                self._refuse_other_than(recipe.name)
+                partial = self.path / ".recipe.yaml.partial"
+                partial.write_text(freeze(recipe), encoding="utf-8")
+                partial.replace(kept)
+                (self.path / "runs").mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"{self.path} cannot be written to ({error.strerror}); take another --out") from None
+
+    def _refuse_other_than(self, name: str) -> None:
+        kept = self.path / "recipe.yaml"
+        if kept.exists() and (other := _name(kept)) != name:
+            raise UserError(f"{self.path} belongs to the recipe '{other}', not '{name}'; take another --out")
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Waits until no other process writes what belongs to the whole study: recipe, table, effects."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def names(self) -> set[str]:
+        """The runs that have a folder, by one look at the disk."""
+        try:
+            return set(os.listdir(self.path / "runs"))
+        except OSError:
+            return set()
 
     def run(self, run_id: str) -> RunFolder:
         """The folder of one run."""

@@ -17,15 +17,18 @@ import pyarrow
 import pyarrow.parquet
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import GradientAccumulationPlugin
 
 from petransfer.checkpoints.encoding import Encoded, encode_targets
 from petransfer.checkpoints.lazy import encode_part
 from petransfer.checkpoints.lengths import length_check
 from petransfer.checkpoints.load import Loaded, load
 from petransfer.checkpoints.quantise import inventory
-from petransfer.evaluate.exact_match import Evaluation, evaluate, score, summary
+from petransfer.evaluate.exact_match import Evaluation, score, summary
 from petransfer.evaluate.measure import measure
 from petransfer.evaluate.metrics import OF_LABELS
+from petransfer.evaluate.together import evaluate_together
 from petransfer.methods import APPLY, SAVE, mixed_precision, weights_bits
 from petransfer.recipe.spec import RunSpec
 from petransfer.study.grid import Cell
@@ -77,6 +80,8 @@ def run_one(
 ) -> dict[str, Any]:
     """Carries a run out, or goes on with it, and returns what its result.json says.
 
+    Of several processes that share it the first one writes, and returns the result.
+
     Raises:
         Interrupted: `should_stop` said so; the state is saved.
         RunError: training failed. UserError: the spec asks for what cannot be had.
@@ -86,12 +91,13 @@ def run_one(
         torch.set_num_threads(settings.execution.threads)
     options = spec.task.options + spec.task.source
     data = _task_data(spec.task.name, spec.task.split, options, settings.data_dir)
-    accelerator = Accelerator(mixed_precision=mixed_precision(spec.method), cpu=settings.cpu)
+    accelerator = accelerator_for(mixed_precision(spec.method), settings.cpu)
     bits, wide = weights_bits(spec.method), spec.method.keep_wide
     loaded = load(spec.checkpoint, bits, seed=spec.seed, device=accelerator.device, keep_wide=wide)
     parts, pieces = _encoded(data, spec, loaded)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    folder.write_json("spec.json", spec.as_dict())
+    if accelerator.is_main_process:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.write_json("spec.json", spec.as_dict())
     cost = _quantisation_cost(spec, loaded, parts["dev"], settings.force)
     # new pieces that training does not meet would learn nothing but not to be said
     loaded = replace(loaded, new_pieces=tuple(piece for piece in loaded.new_pieces if piece in pieces))
@@ -111,6 +117,8 @@ def run_one(
     done = loop.run()
     loop.save()
     evaluations = _evaluate(model, loaded, data, parts, SEMANTICS.get(spec.task.name))
+    if not accelerator.is_main_process:
+        return {}
     measured = {part: measure(model, loaded, spec.task, data, part, parts[part]) for part in evaluations}
     _save_weights(model, spec, folder, provenance(spec, loaded, data, evaluations, model))
     shown = None if spec.task.name in CLOSED else data.test
@@ -127,10 +135,22 @@ def run_one(
         "out_of_memory": done.out_of_memory,
         "train_seconds": round(done.seconds, 1),
         "seconds": round(time.monotonic() - started, 1),
-        "environment": environment(accelerator.device, done.threads),
+        "environment": environment(accelerator.device, done.threads) | _shared(accelerator),
     }
     folder.finish(result)
     return result
+
+
+def accelerator_for(precision: str, cpu: bool) -> Accelerator:
+    """An Accelerator of its own for a run: Accelerate remembers the first one's precision and refuses another."""
+    AcceleratorState._reset_state()
+    # the batch is the recipe's: a launcher's number of accumulation steps would divide the loss by it
+    whole = GradientAccumulationPlugin(num_steps=1)
+    return Accelerator(mixed_precision=precision, cpu=cpu, gradient_accumulation_plugin=whole)
+
+
+def _shared(accelerator: Accelerator) -> dict[str, Any]:
+    return {} if accelerator.num_processes == 1 else {"processes": accelerator.num_processes}
 
 
 _PARTS = ("train", "dev", "test")
@@ -196,7 +216,7 @@ def _evaluate(
     semantics: Semantics | None,
 ) -> dict[str, Evaluation]:
     def one(part: str, examples: Sequence[Example]) -> Evaluation:
-        return evaluate(model, loaded, examples, parts[part], semantics=semantics)
+        return evaluate_together(model, loaded, examples, parts[part], semantics=semantics)
 
     return {"dev": one("dev", data.dev), "test": one("test", data.test)}
 

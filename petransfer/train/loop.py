@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from petransfer.errors import RunError, UserError
+from petransfer.errors import Interrupted, RunError, UserError
 from petransfer.recipe.spec import TrainSpec
 from petransfer.train.batches import Batch, BatchSource, Tensors
 from petransfer.train.checks import SelfChecks
@@ -21,6 +20,7 @@ from petransfer.train.execution import Execution
 from petransfer.train.losses import token_loss
 from petransfer.train.metrics import MetricsFile
 from petransfer.train.state import Progress, load_state, peek_progress, save_state, trained_tensors
+from petransfer.train.together import agree, sum_gradients
 
 LossFunction = Callable[[torch.nn.Module, Tensors], torch.Tensor]
 
@@ -32,10 +32,6 @@ class Hooks:
     progress: Callable[[int, float, float], None] = lambda step, loss, rate: None
     should_stop: Callable[[], bool] = lambda: False
     at_step: dict[int, Callable[[], dict[str, Any]]] = field(default_factory=dict)
-
-
-class Interrupted(Exception):
-    """The run was asked to stop; its state is saved and it can go on from there."""
 
 
 def learning_rate_factor(spec: TrainSpec, step: int) -> float:
@@ -76,6 +72,7 @@ class Loop:
 
     The batch of a step is the recipe's whatever happens: running out of memory halves the micro-batch only. The loss
     is divided by the target tokens of the whole batch over all processes, so the cut does not show in the gradient.
+    Processes hold the same tensors, share out the batch and sum their gradients; the first one writes.
     """
 
     def __init__(
@@ -107,8 +104,13 @@ class Loop:
         self.optimizer = make_optimizer(model, spec)
         if self.progress.step:
             load_state(folder / "state", self.progress, model, self.optimizer)
-        self.metrics.cut(self.progress.metrics_bytes)
-        self.wrapped: torch.nn.Module = accelerator.prepare_model(model)
+        self.alone, self._told_to_stop = accelerator.num_processes == 1, False
+        if not self.alone:
+            self._refuse_a_split_start()
+        if accelerator.is_main_process:
+            self.metrics.cut(self.progress.metrics_bytes)
+        # for its mixed precision alone: processes sum their gradients once all have them
+        self.wrapped: torch.nn.Module = accelerator.prepare_model(model, evaluation_mode=True)
         self.loss_function = torch.compile(loss_function, dynamic=False) if execution.compile else loss_function
         self.checks = SelfChecks(model)
 
@@ -131,7 +133,7 @@ class Loop:
             self.progress.seconds = before + time.monotonic() - started
             self.checks.after_step(step, loss)
             self._log(step, norm)
-            stop = self.hooks.should_stop()
+            stop = self.hooks.should_stop() if self.alone else self._told_to_stop
             if stop or time.monotonic() - saved_at >= self.execution.save_every:
                 self.save()
                 saved_at = time.monotonic()
@@ -180,17 +182,52 @@ class Loop:
         accelerator = self.accelerator
         batch: Batch = self.source.batch(step, accelerator.process_index, accelerator.num_processes)
         torch.manual_seed(_dropout_seed(self.seed, step, accelerator.process_index))
-        total = torch.zeros((), device=accelerator.device)
-        micro_batches = batch.micro_batches(self.progress.micro_batch)
-        for index, cut in enumerate(micro_batches):
-            last = index == len(micro_batches) - 1
-            micro = {name: tensor.to(accelerator.device) for name, tensor in cut.items()}
-            with contextlib.nullcontext() if last else accelerator.no_sync(self.wrapped):
-                summed = self.loss_function(self.wrapped, micro)
-                # Processes average their gradients; the factor turns the average back into a sum.
-                accelerator.backward(summed * (accelerator.num_processes / batch.target_tokens))
-            total += summed.detach()
+        short = False
+        try:
+            total = self._accumulate(batch)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if self.alone or not is_out_of_memory(error):
+                raise
+            short, total = True, torch.zeros((), device=accelerator.device)
+        if not self.alone:
+            self._join(short)
         return self._update(step, total, batch.target_tokens)
+
+    def _accumulate(self, batch: Batch) -> torch.Tensor:
+        """Leaves this process's gradient in the trained tensors; returns its summed loss."""
+        total = torch.zeros((), device=self.accelerator.device)
+        for cut in batch.micro_batches(self.progress.micro_batch):
+            micro = {name: tensor.to(self.accelerator.device) for name, tensor in cut.items()}
+            summed = self.loss_function(self.wrapped, micro)
+            self.accelerator.backward(summed * (1 / batch.target_tokens))
+            total += summed.detach()
+        return total
+
+    def _join(self, short: bool) -> None:
+        """Sums the processes' gradients, and lets all of them know what one of them was told.
+
+        Raises:
+            MemoryError: in every process, where one was short of memory.
+        """
+        parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
+        present = [value.grad is not None for value in parameters]
+        shorts, stops, *counts = agree([short, self.hooks.should_stop(), *present], self.accelerator.device)
+        self._told_to_stop = stops > 0
+        if shorts:
+            raise MemoryError("out of memory in one of the processes")
+        sum_gradients(parameters, counts)
+
+    def _refuse_a_split_start(self) -> None:
+        """Raises UserError where the batch has too few examples, or the processes do not see the same folder."""
+        processes = self.accelerator.num_processes
+        if self.spec.batch_size < processes:
+            raise UserError(
+                f"a batch of {self.spec.batch_size} cannot be shared by {processes} processes; "
+                f"take --processes {self.spec.batch_size} or fewer"
+            )
+        step = self.progress.step
+        if agree([step], self.accelerator.device) != [step * processes]:
+            raise UserError(f"the processes do not see the same files in {self.folder}; take an --out that all can see")
 
     def _update(self, step: int, total: torch.Tensor, target_tokens: int) -> tuple[float, float]:
         loss = float(self.accelerator.reduce(total, "sum")) / target_tokens

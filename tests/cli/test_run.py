@@ -37,7 +37,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_study_is_written_as_designed(study: Path) -> None:
-    assert {path.name for path in study.iterdir()} == {"recipe.yaml", "runs", "table.csv", "effects.json"}
+    names = {path.name for path in study.iterdir() if not path.name.startswith(".")}
+    assert names == {"recipe.yaml", "runs", "table.csv", "effects.json"}
     kinds = {}
     for run in (study / "runs").iterdir():
         names = {path.name for path in run.iterdir() if not path.name.startswith(".")}

@@ -1,13 +1,19 @@
-"""Kills `petransfer run` with SIGKILL at random moments until it ends, then compares with a run never killed.
+"""Kills what carries a study out, with SIGKILL at random moments until it ends, then compares with one never killed.
 
-The tests call it with few kills. The long version, about 15 minutes on two cores:
+The tests call it with few kills. The long versions take some minutes each on two cores:
 
-    python -m tests.invariants.kill_and_resume --kills 20
+    python -m tests.invariants.kill_and_resume --kills 20 --what run      # the only process
+    python -m tests.invariants.kill_and_resume --kills 20 --what worker   # one of two workers
+    python -m tests.invariants.kill_and_resume --kills 20 --what driver   # the process that started them
+    python -m tests.invariants.kill_and_resume --kills 20 --what process  # one of two that share every run
+    python -m tests.invariants.kill_and_resume --kills 20 --what launcher # the process that started those
+    python -m tests.invariants.kill_and_resume --kills 20 --what ray-worker|ray-driver|ray-head
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -16,67 +22,201 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pyarrow.parquet
 from safetensors.torch import load_file
 
 RECIPE = """
 name: killed
-task: {name: scan, splits: [jump_around_right], options: {dev_size: 20}}
+task: {{name: lines, options: {{train: {rows}, dev: 6, test: 6}}}}
 arms: [english, scratch]
 methods:
-  - {name: lora, rank: 4, bits: 32}
-seeds: [0]
-train: {steps: 150, batch_size: 8, learning_rate: {lora: 2.0e-3, scratch: 2.0e-2}}
+  - {{name: lora, rank: 4, bits: 32}}
+seeds: [0, 1]
+train: {{steps: {steps}, batch_size: 8, learning_rate: {{lora: 2.0e-3, scratch: 2.0e-2}}}}
 """
+RUNS = 4
+TIMES = {"once": 1, "twice": 2, "thrice": 3, "four times": 4}
+VERBS = ("walk", "run", "look", "jump", "turn", "see")
+ROWS = [f"{verb} {word}\t{' '.join([verb.upper()] * count)}\n" for verb in VERBS for word, count in TIMES.items()]
 
 
-def command(recipe: Path, out: Path) -> list[str]:
-    """One worker, one thread, a state after every step."""
-    fixed = ["--workers", "1", "--threads", "1", "--save-every", "0", "--cpu"]
-    return [sys.executable, "-m", "petransfer", "run", "--recipe", str(recipe), "--out", str(out), *fixed]
+@dataclass(frozen=True)
+class Way:
+    """How the study is carried out, and who is killed. victims: of the started process and this script's children.
+
+    steps: for each kill, so that there is something left to strike.
+    """
+
+    options: tuple[str, ...]
+    victims: Callable[[psutil.Process], list[psutil.Process]]
+    ray: bool = False
+    steps: int = 10
 
 
-def main(kills: int, seed: int = 0) -> int:
+def _itself(process: psutil.Process) -> list[psutil.Process]:
+    return [process]
+
+
+def _workers(process: psutil.Process) -> list[psutil.Process]:
+    return _with("spawn_main", process.children())
+
+
+def _sharing(process: psutil.Process) -> list[psutil.Process]:
+    return _with("petransfer", process.children())
+
+
+def _ray_workers(_: psutil.Process) -> list[psutil.Process]:
+    return _with("ray::_carry_out", psutil.Process().children(recursive=True))
+
+
+def _ray_head(_: psutil.Process) -> list[psutil.Process]:
+    return _with("gcs_server", psutil.Process().children(recursive=True))
+
+
+def _with(word: str, processes: list[psutil.Process]) -> list[psutil.Process]:
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            if word in process.name() or any(word in part for part in process.cmdline()):
+                found.append(process)
+    return found
+
+
+WAYS = {
+    "run": Way(("--workers", "1"), _itself),
+    "worker": Way(("--workers", "2"), _workers),
+    "driver": Way(("--workers", "2"), _itself),
+    "process": Way(("--processes", "2"), _sharing),
+    "launcher": Way(("--processes", "2"), _itself),
+    "ray-worker": Way(("--executor", "ray"), _ray_workers, ray=True),
+    "ray-driver": Way(("--executor", "ray"), _itself, ray=True),
+    "ray-head": Way(("--executor", "ray"), _ray_head, ray=True, steps=40),  # its workers go on a while
+}
+
+
+class Cluster:
+    """A local Ray cluster of two nodes with a core each, begun anew after its head was killed."""
+
+    def __init__(self, wanted: bool) -> None:
+        self.cluster: Any = None
+        self.wanted = wanted
+
+    def options(self) -> list[str]:
+        """Where the cluster is, which is alive."""
+        if not self.wanted:
+            return []
+        if self.cluster is None or not _ray_head(psutil.Process()):
+            from ray.cluster_utils import Cluster as LocalCluster
+
+            self.stop()
+            self.cluster = LocalCluster(initialize_head=True, head_node_args={"num_cpus": 0})
+            for _ in range(2):
+                self.cluster.add_node(num_cpus=1)
+        return ["--address", str(self.cluster.address)]
+
+    def stop(self) -> None:
+        """Ends what is left of it."""
+        if self.cluster is not None:
+            with contextlib.suppress(Exception):  # its head may be gone
+                self.cluster.shutdown()
+            self.cluster = None
+
+
+def command(recipe: Path, out: Path, options: list[str]) -> list[str]:
+    """One thread a process, a state after every step."""
+    fixed = ["--threads", "1", "--save-every", "0", "--cpu"]
+    return [sys.executable, "-m", "petransfer", "run", "--recipe", str(recipe), "--out", str(out), *fixed, *options]
+
+
+def main(kills: int, seed: int = 0, what: str = "run", steps: int = 0) -> int:
     """Runs, kills and compares; returns how many kills struck a run that was under way."""
-    rng = random.Random(seed)
-    with tempfile.TemporaryDirectory() as name:
+    rng, way = random.Random(seed), WAYS[what]
+    # a cluster without a head, and who waits for it, give up after a few seconds in place of a minute
+    os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "5"  # noqa: SIM112 - that is its name
+    cluster = Cluster(way.ray)
+    with tempfile.TemporaryDirectory() as name, contextlib.closing(_Stopping(cluster)):
         folder = Path(name)
         recipe = folder / "recipe.yaml"
-        recipe.write_text(RECIPE)
-        subprocess.run(command(recipe, folder / "whole"), check=True, capture_output=True)
-        struck = 0
-        while struck < kills and not finished(folder / "cut"):
-            struck += kill_once(recipe, folder / "cut", rng)
-        subprocess.run(command(recipe, folder / "cut"), check=True, capture_output=True)
+        (folder / "rows.tsv").write_text("".join(ROWS))
+        recipe.write_text(RECIPE.format(rows=folder / "rows.tsv", steps=steps or max(40, way.steps * kills)))
+        alone = list(way.options) if "--processes" in way.options else ["--workers", "1"]
+        subprocess.run(command(recipe, folder / "whole", alone), check=True, capture_output=True)
+        struck = strike(kills, way, cluster, recipe, folder / "cut", rng)
+        for _ in range(10):  # what a killed process started may hold its runs a while longer
+            ended = subprocess.run(
+                command(recipe, folder / "cut", [*way.options, *cluster.options()]),
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            if ended.returncode == 0:
+                break
+            time.sleep(3)
+        assert ended.returncode == 0, ended.stderr[-2000:]
         compare(folder / "whole", folder / "cut")
     return struck
 
 
-def finished(study: Path) -> bool:
-    """Whether both runs are done."""
-    return len(list(study.glob("runs/*/DONE"))) == 2
+class _Stopping:
+    def __init__(self, cluster: Cluster) -> None:
+        self.close = cluster.stop
 
 
-def kill_once(recipe: Path, out: Path, rng: random.Random) -> int:
-    """Starts a run, waits for it to get under way, and kills it a random while later."""
+def strike(kills: int, way: Way, cluster: Cluster, recipe: Path, out: Path, rng: random.Random) -> int:
+    """Kills until there were enough kills or all runs are done; whoever ended is started again."""
+    struck = 0
+    while struck < kills and not finished(out):
+        line = command(recipe, out, [*way.options, *cluster.options()])
+        with _started(line) as driver:
+            while struck < kills and driver.poll() is None:
+                struck += _kill_one(driver, way, out, rng)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                driver.wait(1 if way.victims is _itself else 90)
+    return struck
+
+
+@contextlib.contextmanager
+def _started(line: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    driver = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield driver
+    finally:
+        if driver.poll() is None:
+            os.killpg(driver.pid, signal.SIGKILL)
+            driver.wait()
+
+
+def _kill_one(driver: subprocess.Popen[bytes], way: Way, out: Path, rng: random.Random) -> int:
+    """Waits until the study gets further, and a random while longer, and kills; whether there was one to kill."""
     before = _traces(out)
-    process = subprocess.Popen(
-        command(recipe, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    while process.poll() is None and _traces(out) == before:
+    while driver.poll() is None and _traces(out) == before:
         time.sleep(0.01)
     time.sleep(rng.uniform(0, 1.0))
-    if process.poll() is not None:
+    if driver.poll() is not None:
         return 0
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    return 1
+    with contextlib.suppress(psutil.Error):
+        victims = way.victims(psutil.Process(driver.pid))
+        if victims:
+            victim = rng.choice(victims)
+            victim.kill()
+            with contextlib.suppress(psutil.TimeoutExpired):
+                psutil.wait_procs([victim], timeout=5)
+            return 1
+    return 0
+
+
+def finished(study: Path) -> bool:
+    """Whether all runs are done."""
+    return len(list(study.glob("runs/*/DONE"))) == RUNS
 
 
 def _traces(out: Path) -> set[str]:
-    return {str(path) for path in out.glob("runs/*/**/*")}
+    # os.walk, unlike glob, does not mind that a folder is removed meanwhile
+    return {os.path.join(folder, name) for folder, _, names in os.walk(out / "runs") for name in names}
 
 
 def compare(whole: Path, cut: Path) -> None:
@@ -105,8 +245,10 @@ def _names(study: Path) -> set[str]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--what", choices=[*WAYS], default="run")
     arguments = parser.parse_args()
-    print(f"{main(arguments.kills, arguments.seed)} kills: nothing lost, nothing doubled")
+    done = main(arguments.kills, arguments.seed, arguments.what)
+    print(f"{done} kills ({arguments.what}): nothing lost, nothing doubled")

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from tests.invariants.kill_and_resume import main
+import pytest
+
+from tests.invariants.kill_and_resume import WAYS, main
 
 
 def test_killed_runs_go_on_as_if_nothing_had_happened() -> None:
-    assert main(kills=3, seed=1) == 3
+    assert main(kills=2, seed=1) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", [name for name in WAYS if name != "run"])
+def test_so_do_those_of_many_processes(what: str) -> None:
+    if WAYS[what].ray:
+        pytest.importorskip("ray")
+    assert main(kills=3, seed=1, what=what) == 3

@@ -17,7 +17,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from petransfer.checkpoints.encoding import encode_examples
 from petransfer.checkpoints.load import load
-from petransfer.errors import RunError
+from petransfer.errors import Interrupted, RunError
 from petransfer.evaluate.exact_match import score
 from petransfer.recipe.spec import MethodSpec, Optimizer, RunSpec
 from petransfer.study.ledger import RunFolder
@@ -26,7 +26,6 @@ from petransfer.tasks import load_task
 from petransfer.train import state
 from petransfer.train.batches import ShuffledExamples
 from petransfer.train.execution import Execution
-from petransfer.train.loop import Interrupted
 from petransfer.train.metrics import read_metrics
 from tests.conftest import FULL, LORA
 

@@ -20,14 +20,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from petransfer.checkpoints.load import load
 from petransfer.checkpoints.registry import NANO, checkpoint_spec
-from petransfer.errors import RunError, UserError
+from petransfer.errors import Interrupted, RunError, UserError
 from petransfer.recipe.pretraining import CorpusPart, PretrainRecipe
 from petransfer.study.ledger import RunFolder, StudyFolder
 from petransfer.study.pretraining import Pretrain, PretrainCell, check_settings, expand_pretraining
 from petransfer.train import pretrain as module
 from petransfer.train.corpora import bracket_ids, brackets, read_corpus, shuffle_words
 from petransfer.train.execution import Execution
-from petransfer.train.loop import Interrupted
 from petransfer.train.pretrain import Size, redraw_rows
 from petransfer.train.spans import Noise, corrupt
 

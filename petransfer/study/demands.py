@@ -1,0 +1,53 @@
+"""What a run asks of a cluster's nodes, from what the planner foresees. Imports no torch before it is asked."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from petransfer.errors import UserError
+from petransfer.fit.grid import foresee
+from petransfer.recipe.spec import RunSpec
+
+# A process that has imported everything holds so much before it loads a checkpoint, on the host and on a card; the
+# embedded checkpoints and what training them takes are small beside it.
+PROCESS = 2 * 2**30
+ON_CARD = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class Demands:
+    """Cores, a share of one card, and bytes of the host's memory; 0 where nothing is demanded."""
+
+    cpus: int = 1
+    gpus: float = 0.0
+    memory: int = 0
+
+
+def demands_of(
+    spec: RunSpec, card: int | None, threads: int, checkpointing: bool = False, force: bool = False
+) -> Demands:
+    """What a run takes. card: bytes of the smallest card it may get, None to run on a CPU.
+
+    Raises:
+        UserError: it does not fit such a card, and is not forced to.
+    """
+    cpus = max(1, threads)
+    if card is None:
+        return Demands(cpus)
+    places = foresee([spec], card, checkpointing)
+    if not places:  # embedded
+        return Demands(cpus, _share(ON_CARD, card), PROCESS)
+    (place,) = places
+    if place.fit is None:  # nothing could be foreseen: a card of its own
+        return Demands(cpus, 1.0, PROCESS)
+    if not place.fit.fits and not force:
+        raise UserError(f"{place.line}; --force tries all the same")
+    weights = sum(place.fit.memory.weights.values())
+    return Demands(cpus, _share(place.fit.needed, card), PROCESS + 2 * weights)
+
+
+def _share(needed: int, card: int) -> float:
+    """Of one card, in hundredths, rounded up; more than a half leaves no room for another."""
+    share = math.ceil(100 * needed / card) / 100
+    return 1.0 if share > 0.5 else max(share, 0.01)

@@ -1,0 +1,51 @@
+"""A grid cut into shards for job arrays: every job works out its own part, none asks another. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from petransfer.errors import UserError
+
+
+class Named(Protocol):
+    """A cell of a grid."""
+
+    @property
+    def run_id(self) -> str: ...
+
+
+CellType = TypeVar("CellType", bound=Named)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `index` of `count`, counted from 1."""
+
+    index: int
+    count: int
+
+    def of(self, cells: Sequence[CellType]) -> list[CellType]:
+        """Its cells in their order. The run ids, sorted, are dealt out in turn: parts differ by one run at most."""
+        dealt = set(sorted(cell.run_id for cell in cells)[self.index - 1 :: self.count])
+        return [cell for cell in cells if cell.run_id in dealt]
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+
+def parse_shard(text: str) -> Shard:
+    """The shard that `2/8` stands for.
+
+    Raises:
+        UserError: it is none.
+    """
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    if not match:
+        raise UserError(f"--shard {text}: write two whole numbers such as 2/8, the second of eight parts")
+    index, count = int(match[1]), int(match[2])
+    if not 1 <= index <= count:
+        raise UserError(f"--shard {text}: parts are counted from 1 to how many there are; write 1/{max(count, 1)}")
+    return Shard(index, count)

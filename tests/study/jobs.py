@@ -1,0 +1,45 @@
+"""A job that trains nothing, for tests of what carries jobs out: it ends, dies or waits as its cell says."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from petransfer.errors import Interrupted, UserError
+from petransfer.study.ledger import RunFolder
+
+
+@dataclass(frozen=True)
+class Named:
+    """A cell; `does` says what its job does."""
+
+    run_id: str
+    does: str = "end"
+
+
+@dataclass(frozen=True)
+class Job:
+    """Leaves a mark for every time that a run is begun."""
+
+    marks: Path
+
+    def __call__(self, cell: Named, folder: RunFolder, threads: int, progress: object, should_stop: Any) -> None:
+        with (self.marks / cell.run_id).open("a") as file:
+            file.write(f"{Path.cwd()}\n")
+        begun = len((self.marks / cell.run_id).read_text().splitlines())
+        if cell.does == "mistake":
+            raise UserError("the user's")
+        if cell.does == "dies" or (cell.does == "dies once" and begun == 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if cell.does == "gets on and dies" and begun < 4:
+            (folder.path / "state" / f"step-{begun:09d}").mkdir(parents=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if cell.does == "waits":
+            while not should_stop():
+                time.sleep(0.05)
+            raise Interrupted
+        folder.finish({"run_id": cell.run_id})

@@ -1,0 +1,35 @@
+"""What a run asks of a cluster's nodes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from petransfer.errors import UserError
+from petransfer.recipe.load import load_recipe
+from petransfer.study.demands import Demands, demands_of
+from petransfer.study.grid import expand
+
+GB = 2**30
+SPEC = expand(load_recipe("smoke"))[0].spec
+
+
+def test_on_a_cpu_a_run_asks_for_its_threads() -> None:
+    assert demands_of(SPEC, None, threads=4) == Demands(cpus=4)
+    assert demands_of(SPEC, None, threads=0) == Demands(cpus=1)
+
+
+def test_embedded_checkpoints_share_a_card() -> None:
+    assert demands_of(SPEC, 24 * GB, threads=1).gpus == pytest.approx(0.09)
+    assert demands_of(SPEC, 3 * GB, threads=1).gpus == 1.0  # more than a half leaves no room for another
+
+
+def test_what_the_planner_foresees_is_asked_for(tiny_t5: object) -> None:
+    spec = replace(SPEC, checkpoint=replace(SPEC.checkpoint, name=str(tiny_t5)))
+    wanted = demands_of(spec, 24 * GB, threads=1)
+    assert 0 < wanted.gpus < 0.5
+    assert wanted.memory > 2 * GB
+    with pytest.raises(UserError, match="--force tries all the same"):
+        demands_of(spec, GB // 1000, threads=1)
+    assert demands_of(spec, GB // 1000, threads=1, force=True).gpus == 1.0

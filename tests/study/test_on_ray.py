@@ -1,0 +1,110 @@
+"""A grid on a local Ray cluster of two nodes: lost workers, failures, demands that wait, and where things lie."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from petransfer.errors import UserError
+from petransfer.study.demands import Demands
+from petransfer.study.ledger import RunFolder, StudyFolder
+from tests.study.jobs import Job, Named
+
+ray = pytest.importorskip("ray", reason="Ray is an extra: pip install 'petransfer[ray]'")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two nodes of two cores, and the driver connected to them."""
+    from ray.cluster_utils import Cluster
+
+    from petransfer.study.on_ray import connect
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    made.add_node(num_cpus=2)
+    yield connect(made.address)
+    ray.shutdown()
+    made.shutdown()
+
+
+def _carry_out(cluster: Any, path: Path, cells: list[Named], **options: Any) -> tuple[Any, StudyFolder]:
+    from petransfer.study.on_ray import execute_on_ray
+
+    study = StudyFolder(path / "study")
+    (study.path / "runs").mkdir(parents=True, exist_ok=True)
+    (study.path / "recipe.yaml").write_text("name: x")
+    (path / "marks").mkdir()
+    demands = options.pop("demands", {cell.run_id: Demands() for cell in cells})
+    tick: Callable[[], None] = options.pop("tick", lambda: None)
+    most, threads = options.pop("most", 0), options.pop("threads", 1)
+    return execute_on_ray(cells, study, Job(path / "marks"), demands, most, threads, tick, cluster), study
+
+
+def test_all_runs_end_and_a_lost_worker_is_made_good(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    kinds = ["end", "end", "dies once", "gets on and dies", "mistake", "dies"]
+    cells = [Named(f"run{at}", does) for at, does in enumerate(kinds)]
+    outcome, study = _carry_out(cluster, tmp_path, cells)
+    marks = {path.name: path.read_text().splitlines() for path in (tmp_path / "marks").iterdir()}
+    # one that is lost at the same place three times is taken to be what ends its workers
+    assert [len(marks[cell.run_id]) for cell in cells] == [1, 1, 2, 4, 1, 3]
+    assert {line for lines in marks.values() for line in lines} == {str(tmp_path)}  # relative names start here
+    assert [study.run(cell.run_id).status() for cell in cells] == ["done"] * 4 + ["failed"] * 2
+    assert outcome.failures["run4"] == "the user's"
+    assert outcome.mistakes == ("the user's",)
+    assert "3 workers were lost at the same step" in outcome.failures["run5"]
+    assert not list(study.path.glob(".stop-*"))
+
+
+def test_a_run_that_another_process_holds_is_left_to_it(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("petransfer.study.on_ray.HELD", 1.0)
+    monkeypatch.setattr("petransfer.study.on_ray.AGAIN", 0.1)
+    with RunFolder(tmp_path / "study" / "runs" / "mine").claim() as claimed:
+        assert claimed
+        outcome, _ = _carry_out(cluster, tmp_path, [Named("mine"), Named("free")])
+    assert outcome.elsewhere == 1
+    assert sorted(path.name for path in (tmp_path / "marks").iterdir()) == ["free"]
+
+
+def test_at_most_so_many_at_once_and_a_word_to_stop_reaches_the_nodes(cluster: Any, tmp_path: Path) -> None:
+    said: list[bool] = []
+
+    def tick() -> None:
+        if not said and len(list((tmp_path / "marks").iterdir())) == 2:
+            time.sleep(1.5)  # a third would have begun by now
+            said.append(True)
+            signal.raise_signal(signal.SIGINT)
+
+    cells = [Named(f"run{at}", "waits") for at in range(4)]
+    outcome, study = _carry_out(cluster, tmp_path, cells, most=2, tick=tick)
+    assert outcome.interrupted
+    assert len(list((tmp_path / "marks").iterdir())) == 2
+    assert not any(study.run(cell.run_id).done for cell in cells)
+
+
+def test_what_no_node_has_is_refused_at_once(cluster: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no node of the cluster has more than 2 cores"):
+        _carry_out(cluster, tmp_path, [Named("a")], threads=3)
+
+
+def test_no_cluster_is_a_mistake_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from petransfer.study.on_ray import connect
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+
+    def nowhere(**_: object) -> None:
+        raise ConnectionError("Could not find any running Ray instance.\nPlease specify one.")
+
+    monkeypatch.setattr(ray, "init", nowhere)
+    with pytest.raises(UserError, match="start one with `ray start --head`") as error:
+        connect("auto")
+    assert "\n" not in str(error.value)

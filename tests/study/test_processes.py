@@ -1,0 +1,92 @@
+"""Which process of a launch this one is, and the launches that are refused."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from petransfer.cli import main
+from petransfer.errors import UserError
+from petransfer.study.processes import Place, refuse_split_tensors, this_place
+
+NAMES = ("RANK", "WORLD_SIZE", "PMI_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No launcher started the tests."""
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("said", "place"),
+    [
+        ({}, Place()),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, Place(1, 2)),
+        ({"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4"}, Place(3, 4)),
+        ({"RANK": "0"}, Place()),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, Place()),
+        ({"RANK": "x", "WORLD_SIZE": "2"}, Place()),
+    ],
+)
+def test_the_environment_says_which_one_it_is(
+    said: dict[str, str], place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    assert this_place() == place
+    assert this_place().leads == (place.index == 0)
+    assert this_place().shared == (place.count > 1)
+
+
+def _call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["petransfer", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+def test_a_verb_that_is_not_shared_is_the_first_process_s_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert _call(monkeypatch, "predict", "nowhere", "text") == 0
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("RANK", "0")
+    assert _call(monkeypatch, "predict", "nowhere", "text") == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert _call(monkeypatch, "pretrain", "--recipe", "pretrain-nano") == 2
+    assert "pretrain does not share a run among processes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "said"), [("FSDP", "FSDP"), ("DEEPSPEED", "DeepSpeed")])
+def test_what_splits_the_tensors_is_refused_before_anything_is_begun(
+    name: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: object
+) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(UserError, match=said):
+        refuse_split_tensors()
+    assert _call(monkeypatch, "run", "--recipe", "smoke", "--out", f"{tmp_path}/out") == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--executor", "slurm"), "slurm"),
+        (("--address", "auto"), "--executor ray"),
+        (("--executor", "ray", "--processes", "2"), "leave --processes out"),
+        (("--workers", "2", "--processes", "2"), "take one of them"),
+        (("--shard", "3/2"), "--shard 3/2"),
+    ],
+)
+def test_ways_that_do_not_go_together(
+    options: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _call(monkeypatch, "run", "--recipe", "smoke", *options) == 2
+    assert said in capsys.readouterr().err
