@@ -104,7 +104,7 @@ def _report(folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    made = [path for path in folder.rglob("*") if path.is_file() and "runs" not in path.parts]
+    made = [path for path in folder.rglob("*") if path.is_file() and "runs" not in path.parts and path.name != ".lock"]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in made}
 
 
