@@ -1,0 +1,76 @@
+"""The recipes for hub checkpoints, planned as they are and carried out with small random weights in their place."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from petransfer.cli import main
+from petransfer.recipe.load import shipped
+
+OFFICIAL = Path(__file__).parents[3] / "shared" / "data"
+RECIPES = ("lora-scan-t5-base", "lora-cogs-t5-base", "qlora-scan-t5-3b", "orhan-base", "orhan-3b", "orhan-marian")
+
+
+def _call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["petransfer", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+def _read(name: str) -> dict[str, Any]:
+    recipe: dict[str, Any] = yaml.safe_load(shipped()[name].read_text())
+    return recipe
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_its_plan_has_a_run_for_each_cell_and_seeds_enough(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _call(monkeypatch, "plan", "--recipe", name, "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    recipe = _read(name)
+    trained_whole = "scratch" in recipe["arms"]
+    cells = len(recipe["methods"]) * (len(recipe["arms"]) - trained_whole) + trained_whole
+    random_twice = "random" in recipe["arms"] and any(method["name"] == "full" for method in recipe["methods"])
+    expected = (cells - random_twice) * len(recipe["seeds"]) * len(recipe["task"]["splits"])
+    assert len(plan["runs"]) == expected
+    if not name.startswith("orhan"):  # those have the paper's own seeds, which are too few
+        assert not any("cannot decide" in note for note in plan.get("notes", []))
+
+
+@pytest.mark.parametrize("name", ["lora-scan-t5-base", "lora-cogs-t5-base", "qlora-scan-t5-3b", "orhan-base"])
+def test_it_runs_on_random_weights(
+    name: str, tmp_path: Path, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One pretrained arm, the tiny T5, and one control, on one split and one seed, three steps; all else is its own."""
+    recipe = _read(name)
+    if recipe["task"]["name"] == "cogs" and not OFFICIAL.exists():
+        pytest.skip("needs COGS's official files")
+    recipe["family"] = {"name": "mine", "base": "english", "arms": {"english": str(tiny_t5)}}
+    control = "scratch" if "scratch" in recipe["arms"] else "random"
+    recipe |= {"arms": ["english", control], "effects": [f"english-{control}"], "seeds": [0]}
+    rates = recipe["train"]["learning_rate"]
+    kept = {key: rates[key] for key in ("lora", "full", *recipe["arms"]) if key in rates}
+    recipe["train"] = {"steps": 3, "batch_size": 4, "learning_rate": kept}
+    recipe["task"] = {**recipe["task"], "splits": ["jump_around_right"], "options": {"dev_size": 20}}
+    extra: list[str] = []
+    if recipe["task"]["name"] == "cogs":
+        recipe["task"] = {"name": "cogs", "splits": ["test"]}
+        extra = ["--data-dir", str(OFFICIAL / "cogs")]
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    out = tmp_path / "out"
+    arguments = ["run", "--recipe", str(path), "--out", str(out), "--workers", "1", "--cpu", "--force", "--json", *extra]
+    assert _call(monkeypatch, *arguments) == 0, capsys.readouterr().err
+    runs = list(out.glob("runs/*"))
+    assert runs
+    assert all((run / "DONE").exists() for run in runs)
+    bits = {json.loads((run / "spec.json").read_text())["method"]["bits"] for run in runs}
+    assert {method["bits"] for method in recipe["methods"]} <= bits
