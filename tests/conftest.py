@@ -12,6 +12,8 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# tests run beside each other; more threads than cores make all of them slower
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from petransfer.checkpoints.registry import NANO, checkpoint_spec
 from petransfer.recipe.spec import MethodSpec, RunSpec, TaskSpec, TrainSpec

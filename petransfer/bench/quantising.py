@@ -15,7 +15,7 @@ import torch
 
 from petransfer.checkpoints.encoding import Encoded
 from petransfer.checkpoints.load import Loaded, load
-from petransfer.checkpoints.quantise import inventory, settings
+from petransfer.checkpoints.quantise import inventory, leave_packed, settings
 from petransfer.errors import UserError
 from petransfer.recipe.spec import Bits, CheckpointSpec
 from petransfer.train.batches import IGNORED, collate
@@ -77,6 +77,7 @@ def quantise_head(model: Any, bits: Bits) -> None:
     else:
         new = bnb.nn.Linear8bitLt(inputs, outputs, bias=head.bias is not None, has_fp16_weights=False, threshold=6.0)
     new.load_state_dict({name: value.detach().clone() for name, value in head.state_dict().items()})
+    leave_packed(new)
     model.set_output_embeddings(new.to(head.weight.device))
 
 

@@ -31,7 +31,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from petransfer.checkpoints.architecture import own_head_in
 from petransfer.checkpoints.encoding import Layout
-from petransfer.checkpoints.quantise import check_quantisable, kept_wide, refuse_quantised, settings
+from petransfer.checkpoints.quantise import check_quantisable, kept_wide, leave_packed, refuse_quantised, settings
 from petransfer.checkpoints.registry import NANO, checkpoint_spec, embedded_folder
 from petransfer.errors import UserError
 from petransfer.recipe.spec import Bits, CheckpointSpec, Reinit
@@ -198,6 +198,7 @@ def _quantised(
             dtype=torch.bfloat16,
             device_map={"": str(device)},
         )
+    leave_packed(model)
     for ending in keep_wide:
         if not any(name.endswith(ending) and type(module) is torch.nn.Linear for name, module in model.named_modules()):
             raise UserError(f"keep_wide: no layer's name ends in '{ending}'")

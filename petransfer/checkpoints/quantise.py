@@ -136,6 +136,17 @@ def kept_wide(cls: type, names: Sequence[str] = ()) -> Iterator[None]:
             owner._keep_in_fp32_modules = kept  # type: ignore[attr-defined]
 
 
+def leave_packed(model: torch.nn.Module) -> None:
+    """Keeps bitsandbytes from packing 4-bit weights otherwise at the first evaluation on a CPU with avx512_bf16.
+
+    What it does there takes each number of the bf16 storage for one byte, fails on layers narrower than a block of 64,
+    rounds the scales to bf16 for good, and has no gradient.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
 def inventory(model: torch.nn.Module) -> Inventory:
     """Counts a model's weights, quantisation's own tensors among them; adapters in it are left out."""
     found: Counter[str] = Counter()

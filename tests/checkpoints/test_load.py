@@ -262,3 +262,14 @@ def test_layers_are_kept_wide_where_the_recipe_says_so(tiny_t5: Path) -> None:
         assert type(again.encoder.block[0].layer[1].DenseReluDense.wo) is not torch.nn.Linear
         with pytest.raises(UserError, match="no layer's name ends in 'wx'"):
             load(spec, bits, keep_wide=("wx",))  # type: ignore[arg-type]
+
+
+def test_an_evaluation_does_not_pack_four_bits_otherwise(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As bitsandbytes would on every CPU with avx512_bf16, wrongly, and with no way back."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    model = load(checkpoint_spec(str(tiny_t5)), 4).model
+    layers = [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
+    assert layers
+    with torch.no_grad():
+        model.eval()(input_ids=torch.tensor([[5, 1]]), decoder_input_ids=torch.tensor([[0]]))
+    assert not any(getattr(layer.weight.quant_state, "packing_format_for_cpu", False) for layer in layers)

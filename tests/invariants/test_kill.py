@@ -8,7 +8,7 @@ from tests.invariants.kill_and_resume import WAYS, main
 
 
 def test_killed_runs_go_on_as_if_nothing_had_happened() -> None:
-    assert main(kills=2, seed=1) == 2
+    assert main(kills=2, seed=1, steps=20) == 2
 
 
 @pytest.mark.slow

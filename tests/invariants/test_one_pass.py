@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,11 +23,20 @@ from petransfer.train.losses import token_loss
 
 def _half_learnt(folder: Path, bits: int) -> tuple[Loaded, list[Example], list[object]]:
     """A model trained on twelve commands of 2 to 12 actions: some of twenty-four are right, some wrong, some long."""
+    loaded, examples, encoded = _trained(folder)
+    model = copy.deepcopy(loaded.model)
+    if bits == 16:
+        model.bfloat16()
+    return replace(loaded, model=model), examples, encoded
+
+
+@cache
+def _trained(folder: Path) -> tuple[Loaded, list[Example], list[object]]:
     rows = [row for row in load_task("scan").load("length").train if 2 <= len(row.target.split(" ")) <= 12]
     rows.sort(key=lambda row: (len(row.target), row.input))
     step = len(rows) // 12
     examples = [*rows[::step][:12], *rows[4::step][:12]]
-    loaded = load(checkpoint_spec(str(folder)), bits)  # type: ignore[arg-type]
+    loaded = load(checkpoint_spec(str(folder)), 32)
     encoded = encode_examples(examples, "", loaded.tokenizer, loaded.layout)
     model = loaded.model.float().eval()
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
@@ -34,8 +45,6 @@ def _half_learnt(folder: Path, bits: int) -> tuple[Loaded, list[Example], list[o
         token_loss(model, batch).div(12).backward()
         optimizer.step()
         optimizer.zero_grad()
-    if bits == 16:
-        model.bfloat16()
     return loaded, examples, encoded  # type: ignore[return-value]
 
 

@@ -61,6 +61,13 @@ def reported(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
     return report
 
 
+@pytest.fixture
+def told(reported: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
+    """The page alone, with its own pictures: files of them, which take half of the time, are looked at elsewhere."""
+    monkeypatch.setattr("petransfer.report.pictures.save_all", lambda *given: None)
+    return reported
+
+
 def sections(text: str) -> list[str]:
     return re.findall(r"<h2>(.*?)</h2>", text)
 
@@ -153,44 +160,44 @@ def is_4_bit_german(cell: Cell) -> bool:
 )
 def test_every_lack_is_said(
     skip: Callable[[Cell], bool], level: Callable[[Cell], float], said: str, tmp_path: Path,
-    reported: Callable[[Path], str],
+    told: Callable[[Path], str],
 ) -> None:  # fmt: skip
     _, folder = make(tmp_path / "made", recipe_of(), level, skip=skip)
-    text = reported(folder.path)
+    text = told(folder.path)
     assert said in text
     Checked(text)
     no_figure_is_missing(folder.path)
 
 
-def test_a_failed_run_is_named_with_its_reason(tmp_path: Path, reported: Callable[[Path], str]) -> None:
+def test_a_failed_run_is_named_with_its_reason(tmp_path: Path, told: Callable[[Path], str]) -> None:
     cells, folder = make(tmp_path / "made", recipe_of(), skip=is_4_bit_german)
     for cell in filter(is_4_bit_german, cells):
         run = folder.run(cell.run_id)
         run.path.mkdir()
         run.write_json("failed.json", {"error": "the loss is not finite at step 12"})
-    text = reported(folder.path)
+    text = told(folder.path)
     assert "6 failed, the first (german, lora r16 4-bit, right, seed 0) with: the loss is not finite" in text
     assert "not estimated, no run of german (lora r16 4-bit) is done: 6 failed; the loss is not finite" in text
     assert "retention of german-scratch on right" in text
 
 
-def test_a_figure_that_is_not_finite_is_said_to_be_so(tmp_path: Path, reported: Callable[[Path], str]) -> None:
+def test_a_figure_that_is_not_finite_is_said_to_be_so(tmp_path: Path, told: Callable[[Path], str]) -> None:
     cells, folder = make(tmp_path / "made", recipe_of())
     run = folder.run(next(cell for cell in cells if cell.arm == "english" and cell.split == "right").run_id)
     result = run.result()
     assert result
     result["test"]["log_prob_per_token"] = float("-inf")
     run.write_json("result.json", result)
-    assert "not finite in 1 of 6" in reported(folder.path)
+    assert "not finite in 1 of 6" in told(folder.path)
     assert "not finite in 1 of 6" in (folder.path / "table.md").read_text()
 
 
-def test_scale_is_taken_from_another_study(tmp_path: Path, reported: Callable[[Path], str]) -> None:
+def test_scale_is_taken_from_another_study(tmp_path: Path, told: Callable[[Path], str]) -> None:
     effects = ["english-scratch", {"scale": "english-scratch", "study": "small"}]
     _, large = make(tmp_path / "large", recipe_of(effects=effects))
-    assert "scale of english-scratch on right: not estimated, no study small" in reported(large.path)
+    assert "scale of english-scratch on right: not estimated, no study small" in told(large.path)
     make(tmp_path / "small", recipe_of(name="small"), lambda cell: 0.5 * level_of(cell))
-    text = reported(large.path)
+    text = told(large.path)
     assert "Difference of differences" in text
     assert "The effect grows with scale." in text
     assert "small" in sections(text) or "Scale" in sections(text)

@@ -160,6 +160,7 @@ MALFORMED: dict[str, Make] = {
     "unknown name": with_member("notes.txt"),
     "name in capitals": with_member("ADAPTER_CONFIG.JSON", b"{}"),
     "name with a NUL": patched(b"README.md", b"READM\x00.py"),
+    "name that is empty to zipfile": lambda files: zipped(*files.items(), ("nul?", b"x")).replace(b"nul?", b"\0ul?"),
     "duplicate": lambda files: zipped(*files.items(), ("README.md", b"another")),
     "many members": lambda files: zipped(*files.items(), *((f"{n}.json", b"{}") for n in range(2000))),
     "bomb": bomb,
@@ -267,7 +268,9 @@ SAID = {
     "leads out of the folder": (
         "parent", "parent deeper", "parent in Windows' way", "manifest of other names",
     ),
-    "is no file of a bundle": ("subfolder", "folder", "unknown name", "name in capitals", "many members"),
+    "is no file of a bundle": (
+        "subfolder", "folder", "unknown name", "name in capitals", "many members", "name that is empty to zipfile",
+    ),
     "is a link": ("link",),
     "may be a pickle, which runs code": ("pickle beside", "pickle for numpy"),
     "is code; an adapter brings none": ("code", "name with a NUL"),
@@ -419,7 +422,7 @@ NAMES = st.one_of(
 def test_no_name_leads_anywhere(packed: Path, here: Path, parts: list[str]) -> None:
     name = "/".join(parts).encode("utf-8", "ignore").decode()
     files = contents(packed)
-    if not name or name in files:
+    if not name.split("\0")[0] or name in files:  # zipfile does not write the first, MALFORMED has one
         return
     assert outcome(zipped(*files.items(), (name, b"x")), here) != "sound"
     assert [path.name for path in here.iterdir() if path.name not in ("pairs.tsv", "any.petransfer.zip")] == []

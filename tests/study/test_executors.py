@@ -21,8 +21,10 @@ def test_a_killed_worker_is_begun_again(tmp_path: Path) -> None:
     kinds = ["dies", "dies once", "gets on and dies", "mistake", "end", "end"]
     cells = [Named(f"run{at}", does) for at, does in enumerate(kinds)]
     outcome = execute(cells, study, job, workers=2, threads=1, tick=lambda: None)
+    marks = _marks(job.marks)
+    assert marks.pop("run0") in (3, 4)  # the other worker may take it up before the third loss is written down
     # a failure is not tried by the other worker too
-    assert list(dict(sorted(_marks(job.marks).items())).values()) == [3, 2, 4, 1, 1, 1]
+    assert marks == {"run1": 2, "run2": 4, "run3": 1, "run4": 1, "run5": 1}
     assert [study.run(cell.run_id).status() for cell in cells] == ["failed", "done", "done", "failed", "done", "done"]
     assert "3 workers were lost at the same step (SIGKILL)" in outcome.failures["run0"]
     assert outcome.failures["run3"] == "the user's"
