@@ -53,7 +53,7 @@ def make(tmp_path: Path, tiny_t5: Path) -> Make:
         content = {
             "name": "x", "task": task, "family": {"name": "t", "arms": {"english": str(folder or tiny_t5)}},
             "arms": ["english"], "methods": [{"name": "lora", "rank": 4, "bits": 32}], "seeds": [0],
-            "train": {"steps": 6, "batch_size": 10, "learning_rate": 2e-3},
+            "train": {"steps": 4, "batch_size": 10, "learning_rate": 2e-3},
         }  # fmt: skip
         (cell,) = expand(resolve(validate(content, "x")))
         return replace(cell.spec, **changes)
@@ -115,24 +115,33 @@ def _close(alone: Path, stacked: Path, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes", "tolerance"),
+    ("kind", "changes", "count", "tolerance"),
     [
-        ("tiny_t5", {}, 1e-5),
-        ("tiny_gpt2", {}, 1e-5),
-        ("tiny_t5", {"dropout": 0.2, "embeddings": "trained"}, 1e-5),
-        ("tiny_gpt2", {"dropout": 0.2, "embeddings": "trained"}, 1e-5),
-        ("tiny_t5", {"bits": 16}, 1e-2),
-        ("tiny_t5", {"bits": 8}, 1e-2),
-        ("tiny_gpt2", {"bits": 8}, 1e-2),
-        ("tiny_t5", {"bits": 4}, 1e-2),
+        ("tiny_t5", {"dropout": 0.2}, 3, 1e-5),
+        ("tiny_gpt2", {"dropout": 0.2}, 3, 1e-5),
+        ("tiny_t5", {"embeddings": "trained"}, 2, 1e-5),
+        pytest.param("tiny_gpt2", {"embeddings": "trained"}, 3, 1e-5, marks=pytest.mark.slow),
+        pytest.param("tiny_t5", {"bits": 16}, 3, 1e-2, marks=pytest.mark.slow),
+        pytest.param("tiny_gpt2", {"bits": 8}, 3, 1e-2, marks=pytest.mark.slow),
+        ("tiny_t5", {"bits": 8}, 2, 1e-2),
+        ("tiny_t5", {"bits": 4}, 2, 1e-2),
     ],
-    ids=["t5", "gpt2", "t5-rows", "gpt2-rows", "t5-bf16", "t5-8", "gpt2-8", "t5-4"],
+    ids=["t5", "gpt2", "t5-rows", "gpt2-rows", "t5-bf16", "gpt2-8", "t5-8", "t5-4"],
 )
 def test_a_stack_ends_where_single_runs_end(
-    kind: str, changes: dict[str, Any], tolerance: float, make: Make, tmp_path: Path, request: pytest.FixtureRequest
+    kind: str,
+    changes: dict[str, Any],
+    count: int,
+    tolerance: float,
+    make: Make,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # where the CPU has them, bitsandbytes repacks 4-bit weights for kernels that take no layer as small as these
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
     spec = make(request.getfixturevalue(kind))
-    specs = _members(replace(spec, method=replace(spec.method, **changes)))
+    specs = _members(replace(spec, method=replace(spec.method, **changes)))[:count]
     alone, stacked = _alone(specs, tmp_path / "alone"), _stacked(specs, tmp_path / "stacked")
     for one, other in zip(alone, stacked, strict=True):
         _close(one, other, tolerance)
