@@ -160,7 +160,7 @@ class Draws:
     def __init__(self, count: int, device: torch.device) -> None:
         at = device.index or 0
         self._generator = torch.cuda.default_generators[at] if device.type == "cuda" else torch.default_generator
-        self._states: list[torch.Tensor] = [torch.empty(0)] * count
+        self._states: list[torch.Tensor] = [self._generator.get_state() for _ in range(count)]
         self._widths: Sequence[Mapping[int, int]] = ()
 
     def drop(self, at: int) -> None:

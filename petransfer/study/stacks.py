@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from petransfer.recipe.spec import RunSpec, TrainSpec
+from petransfer.recipe.spec import RunSpec
+from petransfer.recipe.stacking import kind
 from petransfer.study.ledger import RunFolder, StudyFolder
 
 
@@ -21,25 +22,6 @@ class Stackable(Protocol):
 
 
 CellType = TypeVar("CellType", bound=Stackable)
-
-# Runs in a stack at most: beyond it little is won, and all of them wait for each other.
-MOST = 16
-
-
-def kind(spec: RunSpec) -> RunSpec | None:
-    """What runs of one stack have in common: all but seed, rank, alpha and what only the optimiser sees.
-
-    None where a run is never stacked: all its weights are trained. A base that is drawn from the seed is another base
-    for every seed.
-    """
-    if spec.method.name != "lora":
-        return None
-    return replace(
-        spec,
-        method=replace(spec.method, rank=0, alpha=0.0),
-        train=TrainSpec(spec.train.steps, spec.train.batch_size, 0.0),
-        seed=spec.seed if spec.checkpoint.reinit != "none" else 0,
-    )
 
 
 def stacks_of(cells: Sequence[CellType], most: Mapping[str, int] | int) -> list[list[CellType]]:

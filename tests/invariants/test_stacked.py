@@ -10,28 +10,14 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
-import torch
-from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForSeq2SeqLM
 
-from petransfer.checkpoints.load import load
-from petransfer.checkpoints.registry import checkpoint_spec
-from petransfer.errors import Interrupted, UserError
-from petransfer.methods import APPLY
-from petransfer.methods.stacked import refuse_layer_drop, share
-from petransfer.recipe.spec import Bits, RunSpec
-from petransfer.study.executors import attempt_stacks, note_failure
-from petransfer.study.grid import Cell
-from petransfer.study.ledger import RunFolder, StudyFolder
-from petransfer.study.run import FineTune, Settings, run_one
+from petransfer.recipe.spec import RunSpec
+from petransfer.study.ledger import RunFolder
+from petransfer.study.run import Settings, run_one
 from petransfer.study.stacked import run_stack
-from petransfer.study.stacks import parts
-from petransfer.train import state
 from petransfer.train.execution import Execution
-from petransfer.train.loop import Loop
 from petransfer.train.metrics import read_metrics
-from tests.conftest import LORA
 
 SETTINGS = Settings(Execution(threads=1, log_every=1, save_every=0.0, micro_batch=4), cpu=True)
 WEIGHTS = "adapter/adapter_model.safetensors"
