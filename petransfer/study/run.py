@@ -107,7 +107,8 @@ def run_one(
     base = open_base(spec, settings)
     prepared = prepare(spec, folder, base, settings.force)
     loop = make_loop(prepared, base, settings.execution, progress, should_stop)
-    loop.progress.notes.pop("stack", None)
+    if loop.progress.step < spec.train.steps:  # what is trained from here on is trained alone
+        loop.progress.notes.pop("stack", None)
     loop.run()
     loop.save()
     return finish(prepared, base, loop.progress)

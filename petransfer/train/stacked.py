@@ -173,7 +173,7 @@ class StackedLoop:
                     ) from error
             for loop in self.loops:
                 loop.optimizer.zero_grad(set_to_none=True)
-                loop.progress.micro_batch = (self.loops[0].progress.micro_batch + 1) // 2
+                loop.progress.micro_batch = (loop.progress.micro_batch + 1) // 2
                 loop.progress.out_of_memory += 1
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
