@@ -67,7 +67,10 @@ def measure(setting: Setting, counts: Sequence[int], say: Callable[[str], None])
         times: dict[tuple[str, int], list[float]] = {}
         for turn in range(setting.rounds + 1):
             for count in counts:
-                ways = {"single": functools.partial(bench.one_by_one, count), "stacked": stacks[count]}
+                ways: dict[str, Callable[[], None]] = {
+                    "single": functools.partial(bench.one_by_one, count),
+                    "stacked": stacks[count],
+                }
                 for way in sorted(ways, reverse=bool(turn % 2)):  # neither way always has the warmer machine
                     taken = _seconds(ways[way])
                     if turn:  # the first round warms up

@@ -107,6 +107,7 @@ class StackedLoop:
         """
         saved_at = started = time.monotonic()
         before = [loop.progress.seconds for loop in self.loops]
+        begun = self.loops[0].progress.step
         steps, save_every = self.loops[0].spec.steps, self.loops[0].execution.save_every
         for loop in self.loops:
             loop.model.train()
@@ -120,7 +121,8 @@ class StackedLoop:
                 saved_at = time.monotonic()
             if stop and self.loops:
                 raise Interrupted
-        self.save()
+        if begun < steps:  # else the state is there, and knows of those that were stacked and are done
+            self.save()
         return self.names
 
     def step(self, step: int, seconds: Sequence[float]) -> list[Exception | None]:
