@@ -71,6 +71,7 @@ def rooms(specs: Sequence[RunSpec], card: int) -> dict[str, int]:
     from petransfer.checkpoints.architecture import configuration
     from petransfer.checkpoints.quiet import quiet
     from petransfer.fit.planner import largest_stack
+    from petransfer.methods.stacked import refuse_layer_drop
 
     quiet()
     counts: dict[RunSpec, list[RunSpec]] = {}
@@ -84,6 +85,7 @@ def rooms(specs: Sequence[RunSpec], card: int) -> dict[str, int]:
         widest = max(alike, key=lambda spec: spec.method.rank)
         try:
             config, own_head = configuration(widest.checkpoint)
+            refuse_layer_drop(config)
             demand = demand_of(widest, checkpointing=False)
             most = largest_stack(config, widest.checkpoint, demand, own_head, card, min(len(alike), MOST_STACKED))
         except UserError:

@@ -19,6 +19,7 @@ from petransfer.checkpoints.load import load
 from petransfer.checkpoints.registry import checkpoint_spec
 from petransfer.errors import UserError
 from petransfer.fit.measure import peak_of
+from petransfer.fit.planner import largest_stack, on_card
 from petransfer.fit.simulate import Demand, simulate
 from petransfer.methods import APPLY
 from petransfer.methods.stacked import refuse_layer_drop, share
@@ -360,6 +361,16 @@ def test_the_planner_foresees_a_stack(tiny_t5: Path) -> None:
         value.numel() for value in parameters
     )
     assert foreseen == pytest.approx(peak_of(step, fixed, torch.device("cpu")), rel=0.05)
+
+
+def test_as_many_are_stacked_as_fit_the_card(tiny_t5: Path) -> None:
+    spec, (config, name) = checkpoint_spec(str(tiny_t5)), _plain(tiny_t5)
+    demand = Demand(LORA, 4, 12, 20)
+    card = on_card(simulate(config, name, replace(demand, members=3), False).peak)
+    found = [largest_stack(config, spec, demand, False, size, 16) for size in (card // 2, card, 2 * card)]
+    assert found == [1, 3, 16]
+    assert largest_stack(config, spec, demand, False, 2 * card, 5) == 5
+    assert largest_stack(config, spec, replace(demand, checkpointing=True), False, 2 * card, 5) == 1
 
 
 def _plain(folder: Path) -> tuple[Any, str]:
