@@ -67,7 +67,7 @@ class Ways:
         if self.at_once:
             return lambda cells: stacks_of(cells, self.at_once)
         card = None if cpu or checkpointing or self.stack == "off" else this_card()
-        if card is None:  # on a CPU nothing is won: see results/bench/stacked-cpu.json
+        if card is None:  # on a CPU little is won: see results/bench/stacked-cpu.json
             return None
         return lambda cells: stacks_of(cells, rooms([cell.spec for cell in cells], card))
 

@@ -76,6 +76,8 @@ def largest_stack(config: Any, checkpoint: CheckpointSpec, demand: Demand, own_h
     count = min(most, 2 + int(((card - CONTEXT) * (1 - FRAGMENTS) - two) / slope))
     while count > 2 and on_card(peak(count)) > card:
         count -= 1
+    while count < most and on_card(peak(count + 1)) <= card:
+        count += 1
     return count
 
 
