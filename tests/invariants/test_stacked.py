@@ -150,14 +150,19 @@ def test_a_stack_ends_where_single_runs_end(
         _close(one, other, tolerance)
 
 
-def _study(specs: Sequence[RunSpec], out: Path, stop: Callable[[], bool] = lambda: False) -> StudyFolder:
+def _study(
+    specs: Sequence[RunSpec],
+    out: Path,
+    stop: Callable[[], bool] = lambda: False,
+    settings: Settings = SETTINGS,
+) -> StudyFolder:
     """What a call of `petransfer run --stack` does with one stack, its recipe apart."""
     study = StudyFolder(out)
     cells = [Cell("english", "lora", "", spec.seed, spec) for spec in specs if not study.run(spec.run_id).done]
     for cell in cells:
         study.run(cell.run_id).path.mkdir(parents=True, exist_ok=True)
         (study.run(cell.run_id).path / "failed.json").unlink(missing_ok=True)
-    attempt_stacks(cells, study, FineTune(SETTINGS), 1, stop, lambda: None)
+    attempt_stacks(cells, study, FineTune(settings), 1, stop, lambda: None)
     return study
 
 
@@ -264,6 +269,21 @@ def test_a_failing_run_leaves_the_others_alone(
         again = _study(specs, out)
         _identical(study, again, [dropping[0], dropping[1]])
         assert again.run(wild.run_id).status() == "failed"
+
+
+def test_the_others_are_saved_before_a_failure_is_noted(
+    dropping: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that is begun again leaves failed runs out: the others go on from there, not from before."""
+    wild = replace(dropping[0], seed=9, train=replace(dropping[0].train, learning_rate=1e38, warmup=0.0))
+    seldom = replace(SETTINGS, execution=replace(SETTINGS.execution, save_every=1e9))
+    _killed_at(monkeypatch, "petransfer.train.stacked.accumulate", 7, after=False)
+    with pytest.raises(_KilledError):
+        _study([dropping[0], wild, dropping[1]], tmp_path, settings=seldom)
+    study = StudyFolder(tmp_path)
+    assert study.run(wild.run_id).failure()
+    states = [[state.name for state in (study.run(spec.run_id).path / "state").iterdir()] for spec in dropping[:2]]
+    assert states == [["step-000000002"]] * 2
 
 
 def test_a_run_that_cannot_be_saved_does_not_keep_the_others_from_it(
