@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
 from dataclasses import asdict
@@ -121,6 +122,44 @@ def quantise(
     print_table(table)
     if out:
         _add(found, out)
+
+
+@app.command()
+def stacked(
+    checkpoint: Annotated[str, typer.Argument(help="An embedded arm, a folder or a hub id.")] = "nano/english",
+    counts: Annotated[str, typer.Option("--runs", help="Runs at once, parted by commas.")] = "1,2,4,8",
+    bits: Annotated[int, typer.Option(help="32, 16, 8 or 4.")] = 32,
+    batch: Annotated[int, typer.Option(min=1, help="Examples an optimiser step.")] = 32,
+    micro_batch: Annotated[int, typer.Option(min=0, help="Examples of a run a forward pass; 0 chooses.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves them as they are.")] = 0,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds in which the ways take turns.")] = 5,
+    out: Annotated[Path | None, typer.Option(help="A JSON file to add the figures to.")] = None,
+) -> None:
+    """Training K adapters as one stack, beside the same K runs one after another."""
+    from petransfer.checkpoints.quiet import quiet
+
+    if bits not in (4, 8, 16, 32):
+        raise UserError(f"--bits {bits}: take 4, 8, 16 or 32")
+    if not all(re.fullmatch(r"[1-9][0-9]?", part) for part in counts.split(",")):
+        raise UserError(f"--runs {counts}: write whole numbers from 1 to 99 such as 1,2,4,8")
+    quiet()
+
+    from petransfer.bench.stacked import Setting, measure
+
+    setting = Setting(checkpoint, bits, batch=batch, micro_batch=micro_batch, threads=threads, rounds=rounds)  # type: ignore[arg-type]
+    found = measure(setting, [int(part) for part in counts.split(",")], lambda line: print(line, file=sys.stderr))
+    table = Table()
+    for name in ("runs", "one by one, examples/s", "stacked, examples/s", "ratio"):
+        table.add_column(name, justify="right")
+    for row in found["rows"]:
+        table.add_row(str(row["runs"]), f"{row['single']:.1f}", f"{row['stacked']:.1f}", f"{row['ratio']:.2f}")
+    print_table(table)
+    for way, shares in found["profile"].items():
+        print(f"{way}: " + ", ".join(f"{part} {share:.0f} %" for part, share in shares.items()))
+    about = found["hardware"]
+    print(f"{checkpoint} on {about['card'] or about['cpu']}, {about['threads']} of {about['cores']} cores")
+    if out:
+        _add([found], out)
 
 
 def _add(found: list[dict[str, Any]], out: Path) -> None:

@@ -104,6 +104,7 @@ def run(
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster; auto finds this machine's.")] = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads a process; 0 chooses.")] = 0,
     micro_batch: Annotated[int, typer.Option(min=0, help="Examples a forward pass; 0 chooses.")] = 0,
+    stack: Annotated[str, typer.Option(help="Runs that share a base trained as one: a number, auto or off.")] = "auto",
     save_every: Annotated[float, typer.Option(min=0.0, help="Seconds between states to resume from.")] = 60.0,
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Compute activations again in the backward pass, to save memory.")
@@ -114,7 +115,7 @@ def run(
 ) -> None:
     """Carry a recipe's runs out, skip what is done, go on where an interruption left off, and print the table."""
     study = _study(recipe, sets, family, seeds, arms, out, data_dir, shard)
-    place, ways = this_place(), Ways(workers, executor, address)
+    place, ways = this_place(), Ways(workers, executor, address, stack)
     ways.check(max(processes, place.count))
     if processes > 1 and not place.shared:
         raise typer.Exit(launch(processes))
@@ -136,9 +137,10 @@ def carry_out(study: Study, execution: Execution, ways: Ways, cpu: bool, force: 
     refuse_split_tensors()
     place = this_place()
     if not place.leads:
-        _execute(study, execution, 1, cpu, force, quiet=True)
+        _execute(study, execution, ways, cpu, force, quiet=True)
         raise typer.Exit
     study.folder.open(study.recipe)
+    group = None if place.shared or ways.executor == "ray" else ways.group(execution.checkpointing, cpu)
     started = time.monotonic()
     if not place.shared and all(study.folder.run(cell.run_id).done for cell in study.mine):
         _print_end(study, as_json)
@@ -151,7 +153,7 @@ def carry_out(study: Study, execution: Execution, ways: Ways, cpu: bool, force: 
     if not cpu and not force and ways.executor == "local":
         _refuse_what_cannot_fit(study, execution.checkpointing)
     ray = connected(ways.address) if ways.executor == "ray" else None
-    outcome = _execute(study, execution, ways.workers, cpu, force, quiet=as_json, ray=ray)
+    outcome = _execute(study, execution, ways, cpu, force, quiet=as_json, ray=ray, group=group)
     _print_end(study, as_json)
     code = report_outcome(outcome, len(study.mine))
     if code:
@@ -175,7 +177,14 @@ def log_every(study: Study) -> int:
 
 
 def _execute(
-    study: Study, execution: Execution, workers: int, cpu: bool, force: bool, quiet: bool, ray: Any = None
+    study: Study,
+    execution: Execution,
+    ways: Ways,
+    cpu: bool,
+    force: bool,
+    quiet: bool,
+    ray: Any = None,
+    group: Any = None,
 ) -> Any:
     view = View(
         study.recipe.name,
@@ -190,13 +199,13 @@ def _execute(
         data_dir = study.recipe.data_dir
         job = FineTune(Settings(execution, data_dir.resolve() if data_dir else None, cpu, force))
         if ray:
-            return on_ray(study.mine, study.folder, job, workers, tick, ray)
+            return on_ray(study.mine, study.folder, job, ways.workers, tick, ray)
         if this_place().shared:
             from petransfer.study.together import execute_together
 
             return execute_together(study.mine, study.folder, job, execution.threads, tick, cpu)
-        chosen = workers or _default_workers(study, cpu)
-        return execute(study.mine, study.folder, job, chosen, execution.threads, tick)
+        chosen = ways.workers or _default_workers(study, cpu)
+        return execute(study.mine, study.folder, job, chosen, execution.threads, tick, group)
 
 
 def _default_workers(study: Study, cpu: bool) -> int:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from petransfer.errors import UserError, unknown
+from petransfer.fit.grid import rooms, this_card
 from petransfer.study.grid import Cell
 from petransfer.study.ledger import StudyFolder
+from petransfer.study.stacks import stacks_of
 
 if TYPE_CHECKING:
     from petransfer.study.demands import Demands
@@ -20,11 +23,15 @@ EXECUTORS = ("local", "ray")
 
 @dataclass(frozen=True)
 class Ways:
-    """How a grid is carried out. workers: runs at once, 0 chooses. executor: of EXECUTORS. address: of a cluster."""
+    """How a grid is carried out. workers: runs at once, 0 chooses. executor: of EXECUTORS. address: of a cluster.
+
+    stack: how many runs may be trained as one, or `auto`, or `off`.
+    """
 
     workers: int = 0
     executor: str = "local"
     address: str | None = None
+    stack: str = "auto"
 
     def check(self, processes: int) -> None:
         """Raises UserError where options do not go together. processes: that share every run."""
@@ -36,6 +43,33 @@ class Ways:
             raise UserError("--executor ray gives every run one process; leave --processes out")
         if processes > 1 and self.workers > 1:
             raise UserError("--workers are runs at once, --processes share a run; take one of them")
+        if self.at_once and (processes > 1 or self.executor == "ray"):
+            other = "--processes" if processes > 1 else "--executor ray"
+            raise UserError(f"--stack {self.stack} does not go with {other}; leave one of them out")
+
+    @property
+    def at_once(self) -> int:
+        """The number that --stack says, 0 for `auto` and `off`."""
+        if self.stack in ("auto", "off"):
+            return 0
+        if not re.fullmatch(r"[1-9][0-9]{0,3}", self.stack):
+            raise UserError(f"--stack {self.stack}: write a whole number from 1 on, auto or off")
+        return int(self.stack)
+
+    def group(self, checkpointing: bool, cpu: bool) -> Callable[[Sequence[Cell]], list[list[Cell]]] | None:
+        """What cuts runs into stacks, None where each is trained by itself.
+
+        Raises:
+            UserError: stacking was asked for by number together with what it cannot be had with.
+        """
+        if self.at_once > 1 and checkpointing:
+            raise UserError(f"--stack {self.stack} does not go with --checkpointing: dropout would be drawn anew")
+        if self.at_once:
+            return lambda cells: stacks_of(cells, self.at_once)
+        card = None if cpu or checkpointing or self.stack == "off" else this_card()
+        if card is None:  # on a CPU little is won: see results/bench/stacked-cpu.json
+            return None
+        return lambda cells: stacks_of(cells, rooms([cell.spec for cell in cells], card))
 
 
 def connected(address: str | None) -> Any:

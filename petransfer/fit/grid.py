@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from petransfer.errors import UserError
 from petransfer.recipe.spec import RunSpec
+from petransfer.recipe.stacking import MOST_STACKED, kind
 from petransfer.tasks import load_task
 
 if TYPE_CHECKING:
@@ -63,6 +64,34 @@ def foresee(specs: Sequence[RunSpec], card: int, checkpointing: bool = False) ->
         except UserError as error:
             found[key] = Place(name, spec, None, str(error))
     return list(found.values())
+
+
+def rooms(specs: Sequence[RunSpec], card: int) -> dict[str, int]:
+    """For each run, by its id, how many such runs fit a card as one stack; 1 where nothing can be foreseen."""
+    from petransfer.checkpoints.architecture import configuration
+    from petransfer.checkpoints.quiet import quiet
+    from petransfer.fit.planner import largest_stack
+    from petransfer.methods.stacked import refuse_layer_drop
+
+    quiet()
+    counts: dict[RunSpec, list[RunSpec]] = {}
+    found: dict[str, int] = {}
+    for spec in specs:
+        key = kind(spec)
+        found[spec.run_id] = 1
+        if key is not None:
+            counts.setdefault(key, []).append(spec)
+    for alike in counts.values():
+        widest = max(alike, key=lambda spec: spec.method.rank)
+        try:
+            config, own_head = configuration(widest.checkpoint)
+            refuse_layer_drop(config)
+            demand = demand_of(widest, checkpointing=False)
+            most = largest_stack(config, widest.checkpoint, demand, own_head, card, min(len(alike), MOST_STACKED))
+        except UserError:
+            continue
+        found |= {spec.run_id: most for spec in alike}
+    return found
 
 
 def demand_of(spec: RunSpec, checkpointing: bool, device: Literal["cuda", "cpu"] = "cuda") -> Demand:

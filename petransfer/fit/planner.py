@@ -60,6 +60,27 @@ def plan(config: Any, checkpoint: CheckpointSpec, demand: Demand, own_head: bool
     return Fit(demand.batch, taken, of(taken), card, largest > 0, advice)
 
 
+def largest_stack(config: Any, checkpoint: CheckpointSpec, demand: Demand, own_head: bool, card: int, most: int) -> int:
+    """How many runs fit a card as one stack, each with its whole batch; 1 where not even two do.
+
+    Raises:
+        UserError: the architecture cannot be trained so.
+    """
+
+    def peak(members: int) -> int:
+        return simulate(config, checkpoint.name, replace(demand, members=members), own_head).peak
+
+    if most < 2 or demand.checkpointing or on_card(two := peak(2)) > card:
+        return 1
+    slope = max(1, two - peak(1))
+    count = min(most, 2 + int(((card - CONTEXT) * (1 - FRAGMENTS) - two) / slope))
+    while count > 2 and on_card(peak(count)) > card:
+        count -= 1
+    while count < most and on_card(peak(count + 1)) <= card:
+        count += 1
+    return count
+
+
 def _largest(of: Callable[[Demand], Memory], demand: Demand, memory: Memory, card: int) -> int:
     """Memory rises evenly with the micro-batch: guess from two points, then look."""
     if demand.batch == 1:

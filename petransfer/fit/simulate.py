@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from unittest import mock
 
@@ -21,10 +21,12 @@ from petransfer.checkpoints.load import DTYPES, Loaded, model_class, with_new_we
 from petransfer.checkpoints.quantise import inventory, settings
 from petransfer.fit.tracker import Tracker
 from petransfer.methods import APPLY, weights_bits
+from petransfer.methods.stacked import share
 from petransfer.recipe.spec import Bits, MethodSpec, Optimizer
 from petransfer.train.batches import IGNORED, Tensors
 from petransfer.train.loop import checkpoint_activations
 from petransfer.train.losses import token_loss
+from petransfer.train.stacked import accumulate, make_stack
 from petransfer.train.state import trained_tensors
 
 Device = Literal["cuda", "cpu"]
@@ -35,7 +37,8 @@ class Demand:
     """A forward and backward pass.
 
     batch: examples in it. input_length, target_length: pieces of the longest. accumulates: the gradients of passes
-    before it are there, as when the batch of a step is cut into micro-batches.
+    before it are there, as when the batch of a step is cut into micro-batches. members: adapters that are trained as
+    one stack, each of them on a batch of its own.
     """
 
     method: MethodSpec
@@ -46,6 +49,7 @@ class Demand:
     optimizer: Optimizer = "adamw"
     checkpointing: bool = False
     accumulates: bool = False
+    members: int = 1
 
 
 @dataclass(frozen=True)
@@ -83,14 +87,14 @@ def simulate(config: Any, name: str, demand: Demand, own_head: bool, new_pieces:
     loaded = meta_model(config, name, demand.method, own_head, new_pieces)
     weights = inventory(loaded.model).bytes
     base = {id(value) for value in loaded.model.parameters()}
-    with torch.device("meta"):
-        model = APPLY[demand.method.name](loaded, demand.method, 0)
-    if demand.checkpointing:
-        checkpoint_activations(model)
-    trained = trained_tensors(model)
-    phase = _Phase(_vocabulary(model))
+    models = _applied(loaded, demand)
+    trained = {
+        f"{at}.{name}": value for at, model in enumerate(models) for name, value in trained_tensors(model).items()
+    }
+    phase = _Phase(_vocabulary(models[0]))
     tracker = Tracker(demand.device, phase.tag)
-    for tensor in (*model.parameters(), *model.buffers()):
+    held = {id(tensor): tensor for model in models for tensor in (*model.parameters(), *model.buffers())}
+    for tensor in held.values():
         tracker.count(tensor, "weights" if id(tensor) in base or not tensor.requires_grad else "trained")
     moments = [moment for value in trained.values() for moment in _moments(value, demand.optimizer)]
     for moment in moments:
@@ -101,11 +105,8 @@ def simulate(config: Any, name: str, demand: Demand, own_head: bool, new_pieces:
             tracker.count(value.grad, "gradients")
         hook: Any = value.register_post_accumulate_grad_hook
         hook(lambda held: tracker.retag(held.grad, "gradients"))
-    model.train()
     with tracker, _as_on(demand.device):
-        loss = token_loss(model, meta_batch(demand, loaded.layout))
-        phase.backward = True
-        torch.autograd.backward(loss)
+        _pass(loaded, models, phase, meta_batch(demand, loaded.layout))
     tracker.add("workspace", _step_workspace(list(trained.values()), demand))
     at = tracker.peak
     return Memory(
@@ -118,6 +119,38 @@ def simulate(config: Any, name: str, demand: Demand, own_head: bool, new_pieces:
         workspace=at["workspace"],
         trained_parameters=sum(value.numel() for value in trained.values()),
     )
+
+
+def _applied(loaded: Loaded, demand: Demand) -> list[torch.nn.Module]:
+    """The model with the method on it, for each member of a stack."""
+    bases = [loaded.model] if demand.members == 1 else [share(loaded.model) for _ in range(demand.members)]
+    with torch.device("meta"):
+        models = [APPLY[demand.method.name](replace(loaded, model=base), demand.method, 0) for base in bases]
+    for model in models:
+        if demand.checkpointing:
+            checkpoint_activations(model)
+        model.train()
+    return models
+
+
+def _pass(loaded: Loaded, models: Sequence[torch.nn.Module], phase: _Phase, batch: Tensors) -> None:
+    """Forward and backward."""
+    if len(models) == 1:
+        loss = token_loss(models[0], batch)
+        phase.backward = True
+        torch.autograd.backward(loss)
+        return
+    with torch.device("meta"):
+        stack = make_stack(loaded.model, models)
+    forward = stack.run
+
+    def run(joined: Any, widths: Any) -> torch.Tensor:
+        given = forward(joined, widths)
+        phase.backward = True
+        return given
+
+    stack.run = run  # type: ignore[method-assign, assignment]
+    accumulate(stack, [batch] * len(models), [1] * len(models), loaded.layout)
 
 
 @dataclass

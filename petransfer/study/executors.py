@@ -21,6 +21,7 @@ from petransfer.checkpoints.quiet import quiet
 from petransfer.errors import Interrupted, UserError
 from petransfer.study.ledger import RunFolder, StudyFolder
 from petransfer.study.losses import LOST, Losses
+from petransfer.study.stacks import parts
 
 
 class Named(Protocol):
@@ -63,21 +64,29 @@ class Outcome:
 
 
 def execute(
-    cells: Sequence[Named], study: StudyFolder, job: Job, workers: int, threads: int, tick: Callable[[], None]
+    cells: Sequence[Named],
+    study: StudyFolder,
+    job: Job,
+    workers: int,
+    threads: int,
+    tick: Callable[[], None],
+    group: Callable[[Sequence[Any]], list[list[Any]]] | None = None,
 ) -> Outcome:
     """Carries out what is not done; `tick` is called often, to show how things stand. A failure stops no other run.
 
-    threads: CPU threads a worker, 0 for the cores shared out among several workers, or as they are for one.
+    threads: CPU threads a worker, 0 for the cores shared out among several workers, or as they are for one. group:
+    cuts what is not done into stacks, of which a worker takes one at a time; the job must then know how to stack.
     """
     pending = [cell for cell in cells if not study.run(cell.run_id).done]
     for cell in pending:  # whatever failed before has another turn
         (study.run(cell.run_id).path / "failed.json").unlink(missing_ok=True)
-    workers = max(1, min(workers, len(pending)))
+    stacks = group(pending) if group else [[cell] for cell in pending]
+    workers = max(1, min(workers, len(stacks)))
     with stop_on_signals() as stopped:
         if pending and workers == 1:
-            _work(pending, study.path, job, threads, stopped, tick)
+            _work(stacks, study.path, job, threads, stopped, tick)
         elif pending:
-            _spawn(pending, study.path, job, workers, threads, stopped, tick)
+            _spawn(stacks, study.path, job, workers, threads, stopped, tick)
         tick()
         interrupted = stopped() and any(not study.run(cell.run_id).done for cell in pending)
     return outcome_of(pending, study, interrupted)
@@ -100,7 +109,7 @@ def outcome_of(pending: Sequence[Named], study: StudyFolder, interrupted: bool) 
 
 
 def _spawn(
-    cells: Sequence[Named],
+    stacks: Sequence[Sequence[Named]],
     path: Path,
     job: Job,
     workers: int,
@@ -115,11 +124,12 @@ def _spawn(
     with _environment({"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}):
 
         def begin() -> BaseProcess:
-            process = context.Process(target=_worker, args=(list(cells), path, job, threads, stop))
+            process = context.Process(target=_worker, args=(list(stacks), path, job, threads, stop))
             process.start()
             return process
 
-        _keep(workers, begin, [StudyFolder(path).run(cell.run_id) for cell in cells], stop, stopped, tick)
+        folders = [StudyFolder(path).run(cell.run_id) for stack in stacks for cell in stack]
+        _keep(workers, begin, folders, stop, stopped, tick)
 
 
 def _keep(
@@ -160,31 +170,66 @@ def _bear(process: BaseProcess, folders: Sequence[RunFolder], losses: Losses) ->
     return losses.idle < LOST
 
 
-def _worker(cells: list[Named], path: Path, job: Job, threads: int, stop: Flag) -> None:
+def _worker(stacks: Sequence[Sequence[Named]], path: Path, job: Job, threads: int, stop: Flag) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
     parent = os.getppid()
-    _work(cells, path, job, threads, lambda: stop.value or os.getppid() != parent, lambda: None)
+    _work(stacks, path, job, threads, lambda: stop.value or os.getppid() != parent, lambda: None)
 
 
 def _work(
-    cells: Sequence[Named],
+    stacks: Sequence[Sequence[Named]],
     path: Path,
     job: Job,
     threads: int,
     stopped: Callable[[], bool],
     tick: Callable[[], None],
 ) -> None:
-    """Takes one run after the other that nobody has claimed."""
+    """Takes one stack after the other of runs that nobody has claimed."""
     study = StudyFolder(path)
-    for cell in cells:
+    for stack in stacks:
         if stopped():
             return
-        folder = study.run(cell.run_id)
-        if folder.failure():
-            continue  # another worker's failure, or too many workers lost: for this call that was its turn
-        with folder.claim() as claimed:
-            if claimed and not folder.done:
-                attempt(cell, folder, job, threads, stopped, tick)
+        with contextlib.ExitStack() as claims:
+            cells = [cell for cell in stack if _claimed(study.run(cell.run_id), claims)]
+            if len(stack) > 1 and cells:
+                attempt_stacks(cells, study, job, threads, stopped, tick)
+            elif cells:
+                attempt(cells[0], study.run(cells[0].run_id), job, threads, stopped, tick)
+
+
+def _claimed(folder: RunFolder, claims: contextlib.ExitStack) -> bool:
+    # another worker's failure, or too many workers lost: for this call that was its turn
+    return not folder.failure() and claims.enter_context(folder.claim()) and not folder.done
+
+
+def attempt_stacks(
+    cells: Sequence[Any],
+    study: StudyFolder,
+    job: Any,
+    threads: int,
+    stopped: Callable[[], bool],
+    tick: Callable[[], None],
+) -> None:
+    """Carries claimed runs out as one stack, or as several where they do not stand at one step.
+
+    What one run dies of is noted in its folder; what a whole stack dies of, in the folder of each of its runs.
+    """
+    quiet()
+    for part in parts(cells, study):
+        if stopped():
+            return
+        folders = [study.run(cell.run_id) for cell in part]
+        if len(part) == 1:
+            attempt(part[0], folders[0], job, threads, stopped, tick)
+            continue
+        try:
+            job.stacked(part, folders, threads, lambda step, loss, seconds: tick(), stopped, note_failure)
+        except Interrupted:
+            return
+        except Exception as error:
+            for folder in folders:
+                if not folder.done and not folder.failure():
+                    note_failure(folder, error)
 
 
 def attempt(

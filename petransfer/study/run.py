@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
+from transformers import PreTrainedModel
 
 from petransfer.checkpoints.encoding import Encoded, encode_targets
 from petransfer.checkpoints.lazy import encode_part
@@ -40,7 +41,7 @@ from petransfer.train.batches import ShuffledExamples, met
 from petransfer.train.calibrate import check, quantisation_cost
 from petransfer.train.execution import Execution
 from petransfer.train.loop import Hooks, Loop
-from petransfer.train.state import trained_tensors
+from petransfer.train.state import Progress, trained_tensors
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,25 @@ class FineTune:
         progress: Callable[[int, float, float], None],
         should_stop: Callable[[], bool],
     ) -> object:
-        execution = replace(self.settings.execution, threads=threads)
-        return run_one(cell.spec, folder, replace(self.settings, execution=execution), progress, should_stop)
+        return run_one(cell.spec, folder, self._on(threads), progress, should_stop)
+
+    def stacked(
+        self,
+        cells: Sequence[Cell],
+        folders: Sequence[RunFolder],
+        threads: int,
+        progress: Callable[[int, float, float], None],
+        should_stop: Callable[[], bool],
+        failed: Callable[[RunFolder, Exception], None],
+    ) -> None:
+        """The runs of several cells as one stack."""
+        from petransfer.study.stacked import run_stack
+
+        specs = [cell.spec for cell in cells]
+        run_stack(specs, folders, self._on(threads), progress, should_stop, failed)
+
+    def _on(self, threads: int) -> Settings:
+        return replace(self.settings, execution=replace(self.settings.execution, threads=threads))
 
 
 def run_one(
@@ -86,6 +104,40 @@ def run_one(
         Interrupted: `should_stop` said so; the state is saved.
         RunError: training failed. UserError: the spec asks for what cannot be had.
     """
+    base = open_base(spec, settings)
+    prepared = prepare(spec, folder, base, settings.force)
+    loop = make_loop(prepared, base, settings.execution, progress, should_stop)
+    if loop.progress.step < spec.train.steps:  # what is trained from here on is trained alone
+        loop.progress.notes.pop("stack", None)
+    loop.run()
+    loop.save()
+    return finish(prepared, base, loop.progress)
+
+
+@dataclass
+class Base:
+    """What runs that share a frozen base hold in common. cost: what quantising it did, once that was asked for."""
+
+    accelerator: Accelerator
+    data: SplitData
+    loaded: Loaded
+    started: float
+    cost: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to be trained."""
+
+    spec: RunSpec
+    folder: RunFolder
+    loaded: Loaded
+    parts: dict[str, Sequence[Encoded]]
+    model: torch.nn.Module
+
+
+def open_base(spec: RunSpec, settings: Settings) -> Base:
+    """Reads the data and loads the checkpoint."""
     started = time.monotonic()
     if settings.execution.threads:
         torch.set_num_threads(settings.execution.threads)
@@ -94,28 +146,55 @@ def run_one(
     accelerator = accelerator_for(mixed_precision(spec.method), settings.cpu)
     bits, wide = weights_bits(spec.method), spec.method.keep_wide
     loaded = load(spec.checkpoint, bits, seed=spec.seed, device=accelerator.device, keep_wide=wide)
-    parts, pieces = _encoded(data, spec, loaded)
-    if accelerator.is_main_process:
+    return Base(accelerator, data, loaded, started)
+
+
+def prepare(
+    spec: RunSpec, folder: RunFolder, base: Base, force: bool, model: PreTrainedModel | None = None
+) -> Prepared:
+    """The examples as pieces and the method applied. model: in place of the base's own, with the same tensors."""
+    loaded = replace(base.loaded, model=model or base.loaded.model)
+    parts, pieces = _encoded(base.data, spec, loaded)
+    if base.accelerator.is_main_process:
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.write_json("spec.json", spec.as_dict())
-    cost = _quantisation_cost(spec, loaded, parts["dev"], settings.force)
+    if base.cost is None:
+        base.cost = _quantisation_cost(spec, loaded, parts["dev"], force)
     # new pieces that training does not meet would learn nothing but not to be said
     loaded = replace(loaded, new_pieces=tuple(piece for piece in loaded.new_pieces if piece in pieces))
-    model = APPLY[spec.method.name](loaded, spec.method, spec.seed).to(accelerator.device)
-    curve = _dev_curve(model, loaded, data.dev, parts["dev"])
-    loop = Loop(
-        model,
+    applied = APPLY[spec.method.name](loaded, spec.method, spec.seed).to(base.accelerator.device)
+    return Prepared(spec, folder, loaded, parts, applied)
+
+
+def make_loop(
+    prepared: Prepared,
+    base: Base,
+    execution: Execution,
+    progress: Callable[[int, float, float], None],
+    should_stop: Callable[[], bool],
+) -> Loop:
+    """The run's training, which stands where its last state does."""
+    spec, loaded, parts = prepared.spec, prepared.loaded, prepared.parts
+    curve = _dev_curve(prepared.model, loaded, base.data.dev, parts["dev"])
+    return Loop(
+        prepared.model,
         ShuffledExamples(parts["train"], spec.train.batch_size, spec.seed, loaded.layout),
         spec.train,
-        accelerator,
-        folder.path,
+        base.accelerator,
+        prepared.folder.path,
         identity=spec.canonical_json(),
         seed=spec.seed,
-        execution=settings.execution,
+        execution=execution,
         hooks=Hooks(progress, should_stop, dict.fromkeys(_curve_steps(spec.train.steps), curve)),
     )
-    done = loop.run()
-    loop.save()
+
+
+def finish(prepared: Prepared, base: Base, done: Progress) -> dict[str, Any]:
+    """Evaluates a trained run, saves it and marks it as done."""
+    spec, folder, loaded, parts, model = (
+        prepared.spec, prepared.folder, prepared.loaded, prepared.parts, prepared.model
+    )  # fmt: skip
+    data, accelerator = base.data, base.accelerator
     evaluations = _evaluate(model, loaded, data, parts, SEMANTICS.get(spec.task.name))
     if not accelerator.is_main_process:
         return {}
@@ -128,14 +207,14 @@ def run_one(
         **{part: summary(evaluation) | measured[part].scores for part, evaluation in evaluations.items()},
         "parameters": sum(value.numel() for value in loaded.model.parameters()),
         "trained_parameters": sum(value.numel() for value in trained_tensors(model).values()),
-        "weights": inventory(model).as_dict() | cost,
+        "weights": inventory(model).as_dict() | (base.cost or {}),
         "base_commit": loaded.commit,
         "steps": done.step,
         "micro_batch": done.micro_batch,
         "out_of_memory": done.out_of_memory,
         "train_seconds": round(done.seconds, 1),
-        "seconds": round(time.monotonic() - started, 1),
-        "environment": environment(accelerator.device, done.threads) | _shared(accelerator),
+        "seconds": round(time.monotonic() - base.started, 1),
+        "environment": environment(accelerator.device, done.threads) | _shared(accelerator, done),
     }
     folder.finish(result)
     return result
@@ -149,8 +228,10 @@ def accelerator_for(precision: str, cpu: bool) -> Accelerator:
     return Accelerator(mixed_precision=precision, cpu=cpu, gradient_accumulation_plugin=whole)
 
 
-def _shared(accelerator: Accelerator) -> dict[str, Any]:
-    return {} if accelerator.num_processes == 1 else {"processes": accelerator.num_processes}
+def _shared(accelerator: Accelerator, done: Progress) -> dict[str, Any]:
+    """Whether several processes shared the run, or several runs a pass: rounding depends on it."""
+    counts = {"processes": accelerator.num_processes, "stacked": len(done.notes.get("stack", ()))}
+    return {name: count for name, count in counts.items() if count > 1}
 
 
 _PARTS = ("train", "dev", "test")

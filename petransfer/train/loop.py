@@ -127,12 +127,7 @@ class Loop:
         while self.progress.step < self.spec.steps:
             step = self.progress.step
             loss, norm = self._step_with_less_memory(step)
-            self.progress.step = step + 1
-            self.progress.loss_sum += loss
-            self.progress.loss_steps += 1
-            self.progress.seconds = before + time.monotonic() - started
-            self.checks.after_step(step, loss)
-            self._log(step, norm)
+            self.note(step, loss, norm, before + time.monotonic() - started)
             stop = self.hooks.should_stop() if self.alone else self._told_to_stop
             if stop or time.monotonic() - saved_at >= self.execution.save_every:
                 self.save()
@@ -140,6 +135,15 @@ class Loop:
             if stop:
                 raise Interrupted
         return self.progress
+
+    def note(self, step: int, loss: float, norm: float, seconds: float) -> None:
+        """Counts a step that was taken; raises RunError where a self-check failed."""
+        self.progress.step = step + 1
+        self.progress.loss_sum += loss
+        self.progress.loss_steps += 1
+        self.progress.seconds = seconds
+        self.checks.after_step(step, loss)
+        self._log(step, norm)
 
     def save(self) -> None:
         """Writes the state of this moment; one process writes."""
@@ -181,7 +185,7 @@ class Loop:
         """One optimiser step; returns the loss per target token and the gradient's norm before clipping."""
         accelerator = self.accelerator
         batch: Batch = self.source.batch(step, accelerator.process_index, accelerator.num_processes)
-        torch.manual_seed(_dropout_seed(self.seed, step, accelerator.process_index))
+        torch.manual_seed(dropout_seed(self.seed, step, accelerator.process_index))
         short = False
         try:
             total = self._accumulate(batch)
@@ -191,7 +195,7 @@ class Loop:
             short, total = True, torch.zeros((), device=accelerator.device)
         if not self.alone:
             self._join(short)
-        return self._update(step, total, batch.target_tokens)
+        return self.update(step, total, batch.target_tokens)
 
     def _accumulate(self, batch: Batch) -> torch.Tensor:
         """Leaves this process's gradient in the trained tensors; returns its summed loss."""
@@ -229,7 +233,12 @@ class Loop:
         if agree([step], self.accelerator.device) != [step * processes]:
             raise UserError(f"the processes do not see the same files in {self.folder}; take an --out that all can see")
 
-    def _update(self, step: int, total: torch.Tensor, target_tokens: int) -> tuple[float, float]:
+    def update(self, step: int, total: torch.Tensor, target_tokens: int) -> tuple[float, float]:
+        """Clips and applies the gradient. total: the batch's summed loss. Gives the mean loss and the norm.
+
+        Raises:
+            RunError: the loss is not finite; nothing is changed.
+        """
         loss = float(self.accelerator.reduce(total, "sum")) / target_tokens
         if not math.isfinite(loss):
             raise RunError(f"the loss is {loss} at step {step + 1}; lower the learning rate or take bits: 32")
@@ -271,5 +280,6 @@ def default_micro_batch(batch_size: int, device: torch.device) -> int:
     return batch_size if device.type == "cuda" else min(batch_size, 8)
 
 
-def _dropout_seed(seed: int, step: int, process: int) -> int:
+def dropout_seed(seed: int, step: int, process: int) -> int:
+    """What a process draws its dropout of a step from."""
     return (seed * 1_000_003 + step) * 1_009 + process

@@ -41,9 +41,14 @@ def trained_tensors(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 
 def save_state(
-    folder: Path, progress: Progress, model: torch.nn.Module, optimizer: torch.optim.Optimizer, identity: str
+    folder: Path,
+    progress: Progress,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    identity: str,
+    keep_others: bool = False,
 ) -> None:
-    """Writes `folder/step-<n>` whole or not at all, then removes the states before it.
+    """Writes `folder/step-<n>` whole or not at all, then removes the states before it, unless they are to be kept.
 
     Raises:
         RunError: the disk is full or not writable; the last good state is left as it was.
@@ -74,9 +79,18 @@ def save_state(
     except Exception as error:  # safetensors reports a full disk as its own error
         shutil.rmtree(partial, ignore_errors=True)
         raise RunError(f"cannot save the state in {folder}: {error}; the last good state is kept") from error
-    for old in sorted(folder.glob("step-*")):
+    for old in [] if keep_others else sorted(folder.glob("step-*")):
         if old.name < target.name:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def keep_only(folder: Path, step: int) -> None:
+    """Removes the states of all other steps."""
+    for state in folder.glob("step-*"):
+        if state.name != f"step-{step:09d}":
+            doomed = folder / f".partial-{state.name}"  # by rename first: no half of a state is taken for a whole
+            state.replace(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
 
 
 def peek_progress(folder: Path, identity: str) -> Progress | None:

@@ -12,9 +12,12 @@ import pyarrow.parquet
 import pytest
 
 from petransfer.cli import main
+from petransfer.cli.ways import Ways
+from petransfer.fit.grid import rooms
 from petransfer.recipe.load import load_recipe, shipped
 from petransfer.study.grid import expand
 from petransfer.study.ledger import StudyFolder
+from tests.invariants.kill_and_resume import ROWS
 
 ROOT = Path(__file__).parents[2]
 
@@ -192,3 +195,53 @@ def test_a_run_that_another_process_carries_out_is_left_to_it(
     assert "1 of 1 runs are under way in another process" in written
     assert "failed" not in written
     assert not (out / "runs" / cell.run_id / "spec.json").exists()
+
+
+def test_runs_are_stacked_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    (tmp_path / "rows.tsv").write_text("".join(ROWS))
+    recipe.write_text(STACKED.format(rows=tmp_path / "rows.tsv"))
+    words = ("run", "--recipe", str(recipe), "--out", str(tmp_path / "out"), "--cpu", "--workers", "1")
+    for wrong, said in {
+        "x": "--stack x: write a whole number from 1 on, auto or off",
+        "0": "--stack 0: write a whole number from 1 on, auto or off",
+        "2 --checkpointing": "--stack 2 does not go with --checkpointing: dropout would be drawn anew",
+        "2 --executor ray": "--stack 2 does not go with --executor ray; leave one of them out",
+        "2 --processes 2": "--stack 2 does not go with --processes; leave one of them out",
+    }.items():
+        assert call(monkeypatch, *words, "--stack", *wrong.split()) == 2
+        assert capsys.readouterr().err.strip().splitlines() == [f"error: {said}"]
+    assert call(monkeypatch, *words, "--stack", "2") == 0
+    runs = sorted((tmp_path / "out" / "runs").iterdir())
+    stacked = [json.loads((run / "result.json").read_text())["environment"].get("stacked") for run in runs]
+    assert sorted(stacked, key=str) == [2, 2, None]
+    assert all((run / "DONE").exists() and not (run / "state").exists() for run in runs)
+
+
+STACKED = """
+name: stacked
+task: {{name: lines, options: {{train: {rows}, dev: 5, test: 6}}}}
+arms: [english]
+methods:
+  - {{name: lora, rank: 4, bits: 32}}
+seeds: [0, 1, 2]
+train: {{steps: 4, batch_size: 8, learning_rate: 2.0e-3}}
+"""
+
+
+def test_a_card_decides_how_many_runs_are_stacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe("lora-scan", ["seeds=[0,1,2]"], {"arms": ["english", "scratch", "english-newemb"]})
+    specs = [cell.spec for cell in expand(recipe)]
+    many = rooms(specs, 24 * 2**30)
+    for spec in specs:
+        stackable = spec.method.name == "lora" and spec.checkpoint.reinit == "none"
+        assert many[spec.run_id] == (3 if stackable else 1)
+    monkeypatch.setattr("petransfer.cli.ways.this_card", lambda: 24 * 2**30)
+    cells = expand(recipe)
+    group = Ways().group(checkpointing=False, cpu=False)
+    assert group is not None
+    assert max(map(len, group(cells))) == 3
+    for alone in (Ways().group(False, cpu=True), Ways().group(True, cpu=False), Ways(stack="off").group(False, False)):
+        assert alone is None

@@ -74,3 +74,18 @@ def test_what_is_claimed_of_large_checkpoints_stands_in_results() -> None:
         if side == "petransfer":
             assert row["weights"] <= 1.10 * row["theory"]
             assert row["weights"] <= {8: 0.6, 4: 0.45}[bits] * sides[checkpoint, bits, "usual"]["weights"]
+
+
+def test_stacked_and_single_runs_take_turns() -> None:
+    from petransfer.bench.stacked import Setting, measure
+
+    said: list[str] = []
+    found = measure(Setting(batch=2, threads=1, rounds=2, steps=1), [1, 2], said.append)
+    assert [row["runs"] for row in found["rows"]] == [1, 2]
+    for row in found["rows"]:
+        assert len(row["ratios"]) == 2
+        assert row["single"] > 0
+        assert row["stacked"] > 0
+    assert set(found["profile"]) == {"single", "stacked 2"}
+    assert all(sum(shares.values()) == pytest.approx(100, abs=1) for shares in found["profile"].values())
+    assert found["hardware"]["cpu"]

@@ -6,6 +6,7 @@ The tests call it with few kills. The long versions take some minutes each on tw
     python -m tests.invariants.kill_and_resume --kills 20 --what worker   # one of two workers
     python -m tests.invariants.kill_and_resume --kills 20 --what driver   # the process that started them
     python -m tests.invariants.kill_and_resume --kills 20 --what process  # one of two that share every run
+    python -m tests.invariants.kill_and_resume --kills 20 --what stack    # the only process, two runs at once
     python -m tests.invariants.kill_and_resume --kills 20 --what launcher # the process that started those
     python -m tests.invariants.kill_and_resume --kills 20 --what ray-worker|ray-driver|ray-head
 """
@@ -90,6 +91,7 @@ def _with(word: str, processes: list[psutil.Process]) -> list[psutil.Process]:
 
 WAYS = {
     "run": Way(("--workers", "1"), _itself),
+    "stack": Way(("--workers", "1", "--stack", "2"), _itself),
     "worker": Way(("--workers", "2"), _workers),
     "driver": Way(("--workers", "2"), _itself),
     "process": Way(("--processes", "2"), _sharing),
@@ -145,7 +147,7 @@ def main(kills: int, seed: int = 0, what: str = "run", steps: int = 0) -> int:
         recipe = folder / "recipe.yaml"
         (folder / "rows.tsv").write_text("".join(ROWS))
         recipe.write_text(RECIPE.format(rows=folder / "rows.tsv", steps=steps or max(40, way.steps * kills)))
-        alone = list(way.options) if "--processes" in way.options else ["--workers", "1"]
+        alone = list(way.options) if {"--processes", "--stack"} & {*way.options} else ["--workers", "1"]
         subprocess.run(command(recipe, folder / "whole", alone), check=True, capture_output=True)
         struck = strike(kills, way, cluster, recipe, folder / "cut", rng)
         for _ in range(10):  # what a killed process started may hold its runs a while longer

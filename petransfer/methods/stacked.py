@@ -1,0 +1,248 @@
+"""Several adapters on one frozen base: rows of a batch belong to members in turn, each row meets its member's adapter.
+
+Every member is a whole peft model of its own whose frozen tensors are those of all others, so that it is drawn, saved
+and evaluated as if it were alone. For training one more model, the trunk, runs over the members' batches at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+from unittest import mock
+
+import torch
+from peft.tuners.lora import LoraLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch.nn import functional
+
+from petransfer.errors import RunError, UserError
+
+ADAPTER = "default"  # as peft calls an adapter that was given no name
+
+
+def share(model: Any) -> Any:
+    """A copy whose modules are its own and whose tensors, buffers and quantisation states are the model's."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        held = [*module.parameters(recurse=False), *module.buffers(recurse=False), *vars(module).values()]
+        for value in held:
+            if isinstance(value, torch.Tensor) or type(value).__name__ in ("QuantState", "MatmulLtState"):
+                memo[id(value)] = value
+    return copy.deepcopy(model, memo)
+
+
+def refuse_layer_drop(config: Any) -> None:
+    """Raises UserError for a model that leaves out whole layers at random: it would leave them out of all members."""
+    for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
+        if getattr(config, name, 0.0):
+            raise UserError(f"a model with {name} above 0 cannot be stacked; take --stack off")
+
+
+class Stack:
+    """The members and their trunk. hidden_only: the trunk gives what goes into the head in place of logits."""
+
+    def __init__(self, trunk: Any, members: Sequence[Any], *, hidden_only: bool) -> None:
+        refuse_layer_drop(trunk.config)
+        self.trunk, self.members, self.hidden_only = trunk, list(members), hidden_only
+        if hidden_only:
+            trunk.get_output_embeddings().forward = lambda hidden: hidden
+        self._layers = _put_into(trunk, [member.get_base_model() for member in members])
+        self.draws = Draws(len(self.members), next(trunk.parameters()).device)
+
+    def drop(self, at: int) -> None:
+        """Goes on without member `at`."""
+        for layer in self._layers:
+            layer.drop(at)
+        self.draws.drop(at)
+        del self.members[at]
+
+    def run(self, batch: Mapping[str, torch.Tensor], widths: Sequence[Mapping[int, int]]) -> torch.Tensor:
+        """Logits, or what goes into the head: (members x rows, target, vocabulary or dimensions).
+
+        batch: the members' rows one member after the other, padded to one width. widths: for each member, the width
+        of its own tensors by that to which they were padded.
+        """
+        self.trunk.train()
+        with self.draws.own(widths):
+            given: torch.Tensor = self.trunk(**batch, use_cache=False).logits
+        return given
+
+
+def _put_into(trunk: torch.nn.Module, bases: Sequence[torch.nn.Module]) -> list[Layer]:
+    """Puts a layer for all members wherever one of them has an adapter or rows of its own."""
+    found: dict[tuple[int, ...], Layer] = {}
+    names: list[str] = []
+    for base in bases:
+        for name, module in base.named_modules(remove_duplicate=False):
+            inside = any(name.startswith(f"{outer}.") for outer in names)
+            if isinstance(module, LoraLayer | AuxiliaryTrainingWrapper) and not inside and name not in names:
+                names.append(name)
+    for name in names:
+        modules = [base.get_submodule(name) for base in bases]
+        key = tuple(map(id, modules))
+        if key not in found:
+            found[key] = _layer(trunk.get_submodule(name), modules)
+        parent, _, last = name.rpartition(".")
+        setattr(trunk.get_submodule(parent), last, found[key])
+    return list(found.values())
+
+
+def _layer(base: torch.nn.Module, modules: Sequence[torch.nn.Module]) -> Layer:
+    plain = [isinstance(module, LoraLayer) and set(module.lora_A) == {ADAPTER} for module in modules]
+    return StackedLora(base, modules) if all(plain) else Each(base, modules)
+
+
+class Layer(torch.nn.Module):
+    """What stands in the trunk in place of a layer of the base."""
+
+    def __init__(self, base: torch.nn.Module, members: Sequence[torch.nn.Module]) -> None:
+        super().__init__()
+        self.base = base
+        self.members: list[Any] = list(members)  # a list: their parameters are not this module's
+
+    @property
+    def weight(self) -> Any:
+        """The base's: models look at its dtype."""
+        return self.base.weight
+
+    def drop(self, at: int) -> None:
+        """Goes on without member `at`."""
+        del self.members[at]
+
+
+class Each(Layer):
+    """Every member's own module on its own rows."""
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        parts = rows.chunk(len(self.members))
+        return torch.cat([module(part) for module, part in zip(self.members, parts, strict=True)])
+
+
+class StackedLora(Layer):
+    """The frozen layer once for all rows, and the members' A and B in two batched products; ranks padded with zeros."""
+
+    def __init__(self, base: torch.nn.Module, members: Sequence[torch.nn.Module]) -> None:
+        super().__init__(base, members)
+        self._scales: torch.Tensor | None = None
+
+    def drop(self, at: int) -> None:
+        super().drop(at)
+        self._scales = None
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.base(rows)
+        count = len(self.members)
+        dropped = self.members[0].lora_dropout[ADAPTER](rows)
+        in_kni = dropped.reshape(count, -1, dropped.shape[-1])
+        down_kri, up_kor = self._matrices(in_kni.dtype)
+        if self._scales is None:
+            scales = [layer.scaling[ADAPTER] for layer in self.members]
+            self._scales = torch.tensor(scales, dtype=in_kni.dtype, device=rows.device)[:, None, None]
+        low_knr = torch.bmm(in_kni, down_kri.transpose(1, 2)) * self._scales
+        out_kno = result.reshape(count, -1, result.shape[-1])
+        return torch.baddbmm(out_kno, low_knr.to(result.dtype), up_kor.to(result.dtype).transpose(1, 2)).view_as(result)
+
+    def _matrices(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        downs = [layer.lora_A[ADAPTER].weight for layer in self.members]
+        ups = [layer.lora_B[ADAPTER].weight for layer in self.members]
+        rank = max(len(down) for down in downs)
+        if any(len(down) < rank for down in downs):
+            downs = [functional.pad(down, (0, 0, 0, rank - len(down))) for down in downs]
+            ups = [functional.pad(up, (0, rank - up.shape[1])) for up in ups]
+        return torch.stack(downs).to(dtype), torch.stack(ups).to(dtype)
+
+
+class Draws:
+    """Every member's own state of the random generator, so that its dropout is that of a run by itself."""
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        at = device.index or 0
+        self._generator = torch.cuda.default_generators[at] if device.type == "cuda" else torch.default_generator
+        self._states: list[torch.Tensor] = [self._generator.get_state() for _ in range(count)]
+        self._widths: Sequence[Mapping[int, int]] = ()
+
+    def drop(self, at: int) -> None:
+        """Goes on without member `at`."""
+        del self._states[at]
+
+    def seed(self, seeds: Sequence[int]) -> None:
+        """Each member's, at the beginning of a step."""
+        for at, seed in enumerate(seeds):
+            torch.manual_seed(seed)
+            self._states[at] = self._generator.get_state()
+
+    @contextlib.contextmanager
+    def own(self, widths: Sequence[Mapping[int, int]]) -> Iterator[None]:
+        """Within it dropout draws for each member from its own state, and in the shape of the member's own tensors."""
+        self._widths = widths
+        drop, attend, rand = functional.dropout, functional.scaled_dot_product_attention, torch.rand
+
+        def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+            if not training or p == 0:
+                return drop(input, p, training, inplace)
+            dims = (1,) if input.dim() == 3 else (2, 3) if input.dim() == 4 else ()
+            return self._each(lambda part: drop(part, p), [(input, dims)], dims)
+
+        def attention(
+            query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, **options: Any
+        ) -> torch.Tensor:
+            if dropout_p == 0:
+                return attend(query, key, value, attn_mask=attn_mask, **options)
+            mask = None if attn_mask is None else attn_mask.expand(len(query), *attn_mask.shape[1:])
+            inputs = [(query, (2,)), (key, (2,)), (value, (2,)), *([] if mask is None else [(mask, (2, 3))])]
+            settings = {**options, "dropout_p": dropout_p}
+            return self._each(lambda *parts: attend(*parts, **settings), inputs, (2,))
+
+        def uniform(*size: Any, **options: Any) -> torch.Tensor:  # BART and its kin draw for layers that none drops
+            drawn = [self._with(at, lambda: rand(*size, **options)) for at in range(len(self._states))]
+            return drawn[0]
+
+        with (
+            mock.patch.object(functional, "dropout", dropout),
+            mock.patch.object(functional, "scaled_dot_product_attention", attention),
+            mock.patch.object(torch, "rand", uniform),
+        ):
+            yield
+
+    def _each(
+        self,
+        function: Callable[..., torch.Tensor],
+        inputs: Sequence[tuple[torch.Tensor, tuple[int, ...]]],
+        dims: tuple[int, ...],
+    ) -> torch.Tensor:
+        """`function` of every member's own rows without padding, put together and padded again.
+
+        inputs: tensors with the dimensions in which they are padded. dims: those of what the function gives.
+        """
+        count, first = len(self._states), inputs[0][0]
+        if any(len(tensor) % count for tensor, _ in inputs):
+            raise RunError("this architecture mixes the rows of a batch and cannot be stacked; take --stack off")
+        chunks = [[(part, padded) for part in tensor.chunk(count)] for tensor, padded in inputs]
+        given = []
+        for at in range(count):
+            parts = [self._cut(*column[at], at) for column in chunks]
+            result = self._with(at, lambda parts=parts: function(*parts))  # type: ignore[misc]
+            given.append(_padded(result, {dim: first.shape[dim] for dim in dims}))
+        return torch.cat(given)
+
+    def _cut(self, part: torch.Tensor, dims: tuple[int, ...], at: int) -> torch.Tensor:
+        for dim in dims:
+            width = self._widths[at].get(part.shape[dim], part.shape[dim])
+            part = part.narrow(dim, 0, width)
+        return part
+
+    def _with(self, at: int, function: Callable[[], torch.Tensor]) -> torch.Tensor:
+        self._generator.set_state(self._states[at])
+        result = function()
+        self._states[at] = self._generator.get_state()
+        return result
+
+
+def _padded(tensor: torch.Tensor, sizes: Mapping[int, int]) -> torch.Tensor:
+    """With zeros behind, up to the size of each dimension."""
+    missing = [0, 0] * tensor.dim()
+    for dim, size in sizes.items():
+        missing[2 * (tensor.dim() - 1 - dim) + 1] = size - tensor.shape[dim]
+    return functional.pad(tensor, missing) if any(missing) else tensor
