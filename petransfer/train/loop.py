@@ -17,6 +17,7 @@ from petransfer.recipe.spec import TrainSpec
 from petransfer.train.batches import Batch, BatchSource, Tensors
 from petransfer.train.checks import SelfChecks
 from petransfer.train.execution import Execution
+from petransfer.train.lean import Lean
 from petransfer.train.losses import token_loss
 from petransfer.train.metrics import MetricsFile
 from petransfer.train.state import Progress, load_state, peek_progress, save_state, trained_tensors
@@ -92,15 +93,18 @@ class Loop:
         self.spec, self.source, self.accelerator, self.folder = spec, source, accelerator, folder
         self.identity, self.seed, self.execution, self.hooks = identity, seed, execution, hooks
         self.model = model
+        if execution.checkpointing:
+            checkpoint_activations(model)
+        plain = loss_function is token_loss and not execution.compile and accelerator.mixed_precision == "no"
+        lean = Lean(model) if plain else None
+        self.lean = lean if lean and lean.usable else None
         self.metrics = MetricsFile(folder / "metrics.jsonl")
         self.progress = peek_progress(folder / "state", identity) or Progress(
-            micro_batch=execution.micro_batch or default_micro_batch(spec.batch_size, accelerator.device),
+            micro_batch=execution.micro_batch or self._micro_batch(),
             threads=execution.threads,
         )
         if self.progress.threads:  # rounding depends on the thread count, so a resumed run keeps it
             torch.set_num_threads(self.progress.threads)
-        if execution.checkpointing:
-            checkpoint_activations(model)
         self.optimizer = make_optimizer(model, spec)
         if self.progress.step:
             load_state(folder / "state", self.progress, model, self.optimizer)
@@ -144,6 +148,12 @@ class Loop:
         self.progress.seconds = seconds
         self.checks.after_step(step, loss)
         self._log(step, norm)
+
+    def _micro_batch(self) -> int:
+        """32 where no padding is computed, which is measured to be faster than less or more on SCAN and COGS."""
+        if self.lean is not None and self.lean.packs:
+            return min(self.spec.batch_size, 32)
+        return default_micro_batch(self.spec.batch_size, self.accelerator.device)
 
     def save(self) -> None:
         """Writes the state of this moment; one process writes."""
@@ -199,10 +209,16 @@ class Loop:
 
     def _accumulate(self, batch: Batch) -> torch.Tensor:
         """Leaves this process's gradient in the trained tensors; returns its summed loss."""
+        if self.lean is None or self.loss_function is not token_loss:
+            return self._add_up(batch, self.loss_function)
+        with self.lean.step() as loss_function:
+            return self._add_up(batch, loss_function)
+
+    def _add_up(self, batch: Batch, loss_function: LossFunction) -> torch.Tensor:
         total = torch.zeros((), device=self.accelerator.device)
         for cut in batch.micro_batches(self.progress.micro_batch):
             micro = {name: tensor.to(self.accelerator.device) for name, tensor in cut.items()}
-            summed = self.loss_function(self.wrapped, micro)
+            summed = loss_function(self.wrapped, micro)
             self.accelerator.backward(summed * (1 / batch.target_tokens))
             total += summed.detach()
         return total

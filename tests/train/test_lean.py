@@ -1,0 +1,90 @@
+"""With less work the loss and every gradient are those of the plain way, and the model is left as it was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from petransfer.checkpoints.encoding import encode_examples
+from petransfer.checkpoints.load import Loaded, load
+from petransfer.checkpoints.registry import checkpoint_spec
+from petransfer.methods import APPLY
+from petransfer.recipe.spec import MethodSpec
+from petransfer.tasks import load_task
+from petransfer.train.batches import Tensors, collate
+from petransfer.train.lean import Lean
+from petransfer.train.losses import token_loss
+from tests.conftest import FULL, LORA
+
+ROWS = replace(LORA, embeddings="new")
+METHODS = [LORA, ROWS, FULL]
+
+
+def _model(folder: Path, method: MethodSpec, new: tuple[int, ...] = ()) -> tuple[torch.nn.Module, Loaded, Tensors]:
+    loaded = replace(load(checkpoint_spec(str(folder)), 32), new_pieces=new)
+    examples = load_task("scan").load("length").train[:12]
+    encoded = encode_examples(examples, "", loaded.tokenizer, loaded.layout)
+    if not new and method.embeddings == "new":
+        pieces = tuple(sorted({piece for row in encoded for piece in row.target_ids})[-4:])
+        return _model(folder, method, pieces)
+    model = APPLY[method.name](loaded, method, 0).eval()  # no dropout, which draws by the shape of its input
+    torch.manual_seed(3)
+    for name, value in model.named_parameters():  # so that LoRA's A has a gradient
+        if "lora_B" in name:
+            torch.nn.init.normal_(value, std=0.1)
+    return model, loaded, collate(encoded, loaded.layout)
+
+
+def _gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    found = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+@pytest.mark.parametrize("method", METHODS, ids=["lora", "rows", "full"])
+@pytest.mark.parametrize("kind", ["tiny_t5", "tiny_gpt2"])
+def test_the_loss_and_every_gradient_are_the_plain_ones(
+    kind: str, method: MethodSpec, request: pytest.FixtureRequest
+) -> None:
+    model, _loaded, batch = _model(request.getfixturevalue(kind), method)
+    lean = Lean(model)
+    assert lean.usable
+    expected = token_loss(model, batch)
+    (expected / 7).backward()
+    plain = _gradients(model)
+    halves = [{name: value[rows] for name, value in batch.items()} for rows in (slice(0, 5), slice(5, 12))]
+    total = 0.0
+    with lean.step() as loss_function:
+        for half in halves:
+            loss = loss_function(model, half)
+            (loss / 7).backward()
+            total += float(loss.detach())
+    found = _gradients(model)
+    assert total == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert found.keys() == plain.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(
+            found[name], gradient, rtol=2e-4, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert not any(value.requires_grad for value in found.values())
+
+
+def test_a_step_that_fails_leaves_the_model_as_it_was(tiny_t5: Path) -> None:
+    model, _loaded, batch = _model(tiny_t5, ROWS)
+    before = token_loss(model, batch)
+    with pytest.raises(MemoryError), Lean(model).step():
+        raise MemoryError
+    torch.testing.assert_close(token_loss(model, batch), before)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_what_it_cannot_do_is_left_to_the_plain_way(tiny_t5: Path) -> None:
+    model, _loaded, _ = _model(tiny_t5, LORA)
+    assert not Lean(model.to(torch.bfloat16)).usable
+    other: Any = torch.nn.Linear(2, 2)
+    assert not Lean(other).usable
