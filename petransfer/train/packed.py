@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import T5ForConditionalGeneration
 
 from petransfer.train.batches import IGNORED, Tensors
@@ -45,9 +46,7 @@ class Places:
 
 def can_pack(base: Any) -> bool:
     """Whether `packed_hidden` knows the model."""
-    if type(base) is not T5ForConditionalGeneration or base.config._attn_implementation not in ("sdpa", "eager"):
-        return False
-    return not any(getattr(module, "gradient_checkpointing", False) for module in base.modules())
+    return type(base) is T5ForConditionalGeneration and base.config._attn_implementation in ("sdpa", "eager")
 
 
 def packed_hidden(base: Any, batch: Tensors) -> torch.Tensor:
@@ -79,16 +78,24 @@ def _bias(stack: Any, width: int) -> torch.Tensor:
 def _stack(stack: Any, hidden_nd: Any, places: Places, bias: Any, read: Any, blind: Any) -> torch.Tensor:
     hidden_nd = stack.dropout(hidden_nd)
     for block in stack.block:
-        own, *cross, dense = block.layer
-        normed_nd = own.layer_norm(hidden_nd)
-        hidden_nd = hidden_nd + own.dropout(_attend(own.SelfAttention, normed_nd, normed_nd, places, places, bias))
-        for layer in cross:
-            normed_nd = layer.layer_norm(hidden_nd)
-            heard_nd = _attend(layer.EncDecAttention, normed_nd, read[0], places, read[1], blind)
-            hidden_nd = hidden_nd + layer.dropout(heard_nd)
-        hidden_nd = dense(hidden_nd)
+        given = (block, hidden_nd, places, bias, read, blind)
+        if block.gradient_checkpointing and block.training:
+            hidden_nd = checkpoint(_block, *given, use_reentrant=False)
+        else:
+            hidden_nd = _block(*given)
     found: torch.Tensor = stack.dropout(stack.final_layer_norm(hidden_nd))
     return found
+
+
+def _block(block: Any, hidden_nd: Any, places: Places, bias: Any, read: Any, blind: Any) -> Any:
+    own, *cross, dense = block.layer
+    normed_nd = own.layer_norm(hidden_nd)
+    hidden_nd = hidden_nd + own.dropout(_attend(own.SelfAttention, normed_nd, normed_nd, places, places, bias))
+    for layer in cross:
+        normed_nd = layer.layer_norm(hidden_nd)
+        heard_nd = _attend(layer.EncDecAttention, normed_nd, read[0], places, read[1], blind)
+        hidden_nd = hidden_nd + layer.dropout(heard_nd)
+    return dense(hidden_nd)
 
 
 def _attend(attention: Any, asking: Any, asked: Any, places: Places, others: Places, bias: Any) -> torch.Tensor:
