@@ -45,7 +45,9 @@ class Places:
 
 
 def can_pack(base: Any) -> bool:
-    """Whether `packed_hidden` knows the model."""
+    """Whether `packed_hidden` knows the model, and says what the plain pass would: dropout is drawn by its shapes."""
+    if any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in base.modules()):
+        return False
     return type(base) is T5ForConditionalGeneration and base.config._attn_implementation in ("sdpa", "eager")
 
 
