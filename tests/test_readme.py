@@ -45,7 +45,7 @@ def test_the_commands_are_understood(command: str, tmp_path: Path, monkeypatch: 
 def _of_plan(words: list[str]) -> list[str]:
     """Without the options that only say how `run` carries a grid out."""
     text = " ".join(words)
-    for option in ("--checkpointing", r"--processes \d+", r"--executor ray", r"--address auto"):
+    for option in ("--checkpointing", r"--processes \d+", r"--stack \S+", r"--executor ray", r"--address auto"):
         text = re.sub(option, "", text)
     return shlex.split(text)
 
@@ -84,6 +84,13 @@ def test_what_quantising_costs_is_what_was_measured() -> None:
     assert f"at most {spread(8, 'head')[1]:.2f} % at 8 bits" in sentence
     assert "by {:.1f} to {:.1f} % at 4; with the head".format(*spread(4, "head")) in sentence
     assert "quantised as well by {:.1f} to {:.1f} %".format(*spread(4, "nothing")) in sentence
+
+
+def test_what_stacking_saves_is_what_was_measured() -> None:
+    (cell,) = json.loads((ROOT / "results" / "bench" / "stacked-cpu.json").read_text())
+    ratio = {row["runs"]: row["ratio"] for row in cell["rows"]}
+    said = f"one core took {ratio[8]:.2f} times as many examples a second with eight runs as one by one, "
+    assert said + f"{ratio[2]:.2f} with two" in " ".join(README.split())
 
 
 def test_the_pictures_are_there() -> None:
