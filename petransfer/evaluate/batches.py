@@ -40,8 +40,13 @@ def in_batches(encoded: Sequence[Encoded], batch_size: int, function: Callable[[
 
 def noise_of(raw_btv: torch.Tensor, asked_bt: torch.Tensor, compute: torch.dtype) -> torch.Tensor:
     """The lead, for each example of a batch, within which rounding may decide: (b,)."""
-    unit = torch.finfo(raw_btv.dtype if raw_btv.dtype != torch.float32 else compute).eps
-    return NOISE_UNITS * unit * raw_btv.float().abs().amax(-1).masked_fill(~asked_bt, 0.0).amax(-1)
+    coarsest = raw_btv.dtype if raw_btv.dtype != torch.float32 else compute
+    return noise_at(raw_btv.float().abs().amax(-1).masked_fill(~asked_bt, 0.0).amax(-1), coarsest)
+
+
+def noise_at(largest: torch.Tensor, compute: torch.dtype) -> torch.Tensor:
+    """The same where the size of the largest logit is known."""
+    return NOISE_UNITS * torch.finfo(compute).eps * largest
 
 
 def compute_dtype(model: torch.nn.Module) -> torch.dtype:

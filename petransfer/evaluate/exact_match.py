@@ -7,6 +7,7 @@ lead is within rounding, and a first miss whose piece still spells the target's 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,12 +15,13 @@ import torch
 
 from petransfer.checkpoints.encoding import Encoded, decode
 from petransfer.checkpoints.load import Loaded
-from petransfer.evaluate.batches import compute_dtype, in_batches, noise_of
+from petransfer.evaluate.batches import compute_dtype, in_batches, noise_at, noise_of
 from petransfer.evaluate.generate import Answer, answers
 from petransfer.evaluate.semantic import Meant, meanings
 from petransfer.tasks.base import Example
 from petransfer.tasks.logical_forms import Semantics
-from petransfer.train.batches import IGNORED, collate
+from petransfer.train.batches import IGNORED, Tensors, collate
+from petransfer.train.lean import Lean
 
 AUDITED = 32
 
@@ -137,26 +139,27 @@ def score(
 ) -> list[Scored]:
     """One forward pass for every example."""
 
-    def one(chosen: list[int]) -> list[Scored]:
-        return _score_batch(model, loaded, [examples[at] for at in chosen], [encoded[at] for at in chosen])
+    found = Lean(model)
+    lean = found if found.usable and found.packs else None
 
-    return in_batches(encoded, batch_size, one)
+    def one(chosen: list[int]) -> list[Scored]:
+        return _score_batch(model, loaded, [examples[at] for at in chosen], [encoded[at] for at in chosen], lean)
+
+    with lean.step() if lean else contextlib.nullcontext():
+        return in_batches(encoded, batch_size, one)
 
 
 def _score_batch(
-    model: torch.nn.Module, loaded: Loaded, examples: Sequence[Example], encoded: Sequence[Encoded]
+    model: torch.nn.Module,
+    loaded: Loaded,
+    examples: Sequence[Example],
+    encoded: Sequence[Encoded],
+    lean: Lean | None,
 ) -> list[Scored]:
     device = next(model.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in collate(encoded, loaded.layout).items()}
-    labels_bt = batch.pop("labels")
-    raw_btv = model(**batch, use_cache=False).logits
-    logits_btv = raw_btv.float()
-    asked_bt = labels_bt != IGNORED
-    wanted_bt1 = labels_bt.clamp(min=0).unsqueeze(-1)
-    wanted_bt = logits_btv.gather(-1, wanted_bt1).squeeze(-1)
-    log_prob_bt = (wanted_bt - logits_btv.logsumexp(-1)).masked_fill(~asked_bt, 0.0)
-    noise_b = noise_of(raw_btv, asked_bt, compute_dtype(model))
-    rival_bt, rival_id_bt = logits_btv.scatter(-1, wanted_bt1, -torch.inf).max(-1)
+    asked_bt = batch["labels"] != IGNORED
+    wanted_bt, log_prob_bt, rival_bt, rival_id_bt, noise_b = _judged(lean, batch) if lean else _plainly(model, batch)
     lead_bt = wanted_bt - rival_bt
     margin_b = lead_bt.masked_fill(~asked_bt, torch.inf).amin(-1)
     hit_bt = (lead_bt > 0) & asked_bt
@@ -185,6 +188,32 @@ def _score_batch(
             )
         )
     return rows
+
+
+def _plainly(model: torch.nn.Module, batch: Tensors) -> tuple[torch.Tensor, ...]:
+    """(b, t) each: the target's logit and log-probability, the largest other logit and its piece; (b,): the noise."""
+    labels_bt = batch["labels"]
+    raw_btv = model(**{name: value for name, value in batch.items() if name != "labels"}, use_cache=False).logits
+    logits_btv = raw_btv.float()
+    asked_bt = labels_bt != IGNORED
+    wanted_bt1 = labels_bt.clamp(min=0).unsqueeze(-1)
+    wanted_bt = logits_btv.gather(-1, wanted_bt1).squeeze(-1)
+    log_prob_bt = (wanted_bt - logits_btv.logsumexp(-1)).masked_fill(~asked_bt, 0.0)
+    noise_b = noise_of(raw_btv, asked_bt, compute_dtype(model))
+    return wanted_bt, log_prob_bt, *logits_btv.scatter(-1, wanted_bt1, -torch.inf).max(-1), noise_b
+
+
+def _judged(lean: Lean, batch: Tensors) -> tuple[torch.Tensor, ...]:
+    """The same with no padding read and no logits kept."""
+    shape = batch["labels"].shape
+    found = lean.judge(batch)
+
+    def spread(values_n: torch.Tensor) -> torch.Tensor:
+        return values_n.new_zeros(shape.numel()).index_copy_(0, found.at, values_n).view(shape)
+
+    columns = (found.wanted, found.log_prob, found.rival, found.rival_id, found.largest)
+    *most, largest_bt = (spread(values_n) for values_n in columns)
+    return *most, noise_at(largest_bt.amax(-1), torch.float32)
 
 
 def _may_spell(said: list[int], target: str, loaded: Loaded) -> bool:

@@ -61,6 +61,33 @@ class _Rows:
     place: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Judged:
+    """Of the positions that labels ask for, at (n,) in the flattened batch, each (n,).
+
+    wanted, rival: the label's logit and the largest other, whose piece is rival_id. log_prob: of the label, in nats.
+    largest: of all logits' sizes.
+    """
+
+    at: torch.Tensor
+    wanted: torch.Tensor
+    log_prob: torch.Tensor
+    rival: torch.Tensor
+    rival_id: torch.Tensor
+    largest: torch.Tensor
+
+
+def _judge(logits_nv: torch.Tensor, wanted_n1: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Overwrites the logits."""
+    wanted_n = logits_nv.gather(1, wanted_n1).squeeze(1)
+    least_n, most_n = logits_nv.aminmax(dim=1)
+    logits_nv.scatter_(1, wanted_n1, -torch.inf)
+    rival_n, rival_id_n = logits_nv.max(1)
+    others_n = logits_nv.sub_(most_n[:, None]).exp_().sum(1)
+    log_prob_n = wanted_n - most_n - (others_n + (wanted_n - most_n).exp()).log()
+    return wanted_n, log_prob_n, rival_n, rival_id_n, torch.maximum(most_n.abs(), least_n.abs())
+
+
 class Lean:
     """What of a model can be done with less work; `step` is open while a batch's gradient is gathered.
 
@@ -106,6 +133,25 @@ class Lean:
                 del module.forward
             for pair in self._pairs:
                 pair.unfold()
+
+    def judge(self, batch: Tensors) -> Judged:
+        """What a model of `packs` makes of the labels, while `step` is open; the encoder reads each input once."""
+        labels_n = batch["labels"].flatten()
+        hidden_nd = packed_hidden(self._base, batch)
+        asked_n = (labels_n != IGNORED).nonzero().squeeze(1)
+        wanted_n1 = labels_n.index_select(0, asked_n)[:, None]
+        tied = self._rows is not None and isinstance(self._head, TrainableTokensWrapper)
+        weight = self._rows.whole if tied and self._rows else self._weight
+        at_once = max(1, AT_ONCE // (4 * len(weight)))
+        buffer = torch.empty(min(at_once, len(asked_n)), len(weight))
+        parts = []
+        for start in range(0, len(asked_n), at_once):
+            part = slice(start, start + at_once)
+            logits = torch.mm(hidden_nd[part], weight.t(), out=buffer[: len(hidden_nd[part])])
+            if self._bias is not None:
+                logits += self._bias
+            parts.append(_judge(logits, wanted_n1[part]))
+        return Judged(asked_n, *(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def _loss(self, model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
         """As `token_loss`: the summed cross-entropy in nats over the micro-batch's target tokens."""

@@ -12,6 +12,7 @@ import torch
 from petransfer.checkpoints.encoding import encode_examples
 from petransfer.checkpoints.load import Loaded, load
 from petransfer.checkpoints.registry import checkpoint_spec
+from petransfer.evaluate import exact_match
 from petransfer.methods import APPLY
 from petransfer.recipe.spec import MethodSpec
 from petransfer.tasks import load_task
@@ -88,3 +89,17 @@ def test_what_it_cannot_do_is_left_to_the_plain_way(tiny_t5: Path) -> None:
     assert not Lean(model.to(torch.bfloat16)).usable
     other: Any = torch.nn.Linear(2, 2)
     assert not Lean(other).usable
+
+
+def test_one_pass_judges_as_the_plain_way_does(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, loaded, _ = _model(tiny_t5, ROWS)
+    examples = load_task("scan").load("length").test[:40]
+    encoded = encode_examples(examples, "", loaded.tokenizer, loaded.layout)
+    lean = exact_match.score(model, loaded, examples, encoded, 16)
+    monkeypatch.setattr(exact_match, "Lean", lambda model: Lean(model.to(torch.float64)))  # not usable
+    model.double()
+    plain = exact_match.score(model, loaded, examples, encoded, 16)
+    for one, other in zip(lean, plain, strict=True):
+        assert (one.tokens_correct, one.correct) == (other.tokens_correct, other.correct)
+        assert one.margin == pytest.approx(other.margin, abs=1e-3)
+        assert one.log_prob == pytest.approx(other.log_prob, rel=1e-4)
