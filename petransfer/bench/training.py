@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from accelerate import Accelerator
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 
 from petransfer.bench.prepared import Prepared
-from petransfer.bench.sides import alternating, hardware, matmul_rate, medians
+from petransfer.bench.sides import alternating, clock, hardware, matmul_rate, medians
 from petransfer.train.batches import collate
 from petransfer.train.losses import token_loss
 
@@ -63,10 +62,10 @@ def _ours(prepared: Prepared, folder: Path, steps: int) -> Callable[[], float]:
         loop.accelerator = Accelerator(cpu=True)  # Trainer undoes what it shares with every other
         for count in range(WARM + steps):
             if count == WARM:
-                started = time.perf_counter()
+                started = clock()
             loop._step(done)
             done += 1
-        return prepared.spec.train.batch_size * steps / (time.perf_counter() - started)
+        return prepared.spec.train.batch_size * steps / (clock() - started)
 
     return turn
 
@@ -79,7 +78,7 @@ class _Clock(TrainerCallback):  # type: ignore[misc]
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == WARM:
-            self.started = time.perf_counter()
+            self.started = clock()
 
 
 def _trainer(prepared: Prepared, folder: Path, steps: int, sampling: str) -> Callable[[], float]:
@@ -98,12 +97,12 @@ def _trainer(prepared: Prepared, folder: Path, steps: int, sampling: str) -> Cal
     collator = DataCollatorForSeq2Seq(loaded.tokenizer, model=model)
 
     def turn() -> float:
-        clock = _Clock()
+        begun = _Clock()
         trainer = Seq2SeqTrainer(
-            model=model, args=settings, train_dataset=rows, data_collator=collator, callbacks=[clock]
+            model=model, args=settings, train_dataset=rows, data_collator=collator, callbacks=[begun]
         )
         trainer.train()
-        return train.batch_size * steps / (time.perf_counter() - clock.started)
+        return train.batch_size * steps / (clock() - begun.started)
 
     return turn
 
