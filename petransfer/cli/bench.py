@@ -20,6 +20,96 @@ app = typer.Typer(no_args_is_help=True, help="Measure petransfer beside what one
 
 Bits = Annotated[str, typer.Option(help="8, 4 or both, parted by commas.")]
 
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves them as they are.")]
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="A folder with official data files.")]
+Out = Annotated[Path | None, typer.Option(help="A JSON file to add the figures to.")]
+
+
+@app.command()
+def train(
+    recipes: Annotated[str, typer.Option("--recipe", "-r", help="Recipes, parted by commas.")] = "lora-scan",
+    arm: Annotated[str, typer.Option(help="The arm whose first cell is trained.")] = "english",
+    batch: Annotated[int, typer.Option(min=0, help="Examples a step; 0 takes the recipe's.")] = 32,
+    steps: Annotated[int, typer.Option(min=1, help="Steps a turn.")] = 20,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of each side.")] = 5,
+    threads: Threads = 0,
+    data_dir: DataDir = None,
+    out: Out = None,
+) -> None:
+    """Examples a second of a fine-tuning step, beside Seq2SeqTrainer with peft, in turn."""
+    import torch
+
+    from petransfer.bench.prepared import prepare
+    from petransfer.bench.sides import add_to
+    from petransfer.bench.training import row
+    from petransfer.checkpoints.quiet import quiet
+
+    quiet()
+    torch.set_num_threads(threads or torch.get_num_threads())
+    found = [row(prepare(name, arm, batch, data_dir), steps, repeats) for name in recipes.split(",")]
+    table = Table()
+    for name in ("task", "side", "examples/s", "petransfer is faster by", "of matmul rate"):
+        table.add_column(name, justify="left" if name in ("task", "side") else "right")
+    for one in found:
+        rates, shares = one["examples_per_second"], one["share_of_matmul_rate"]
+        for side, rate in rates.items():
+            figures = (f"{rate:.1f}", f"{rates['petransfer'] / rate:.2f}", f"{100 * shares[side]:.1f} %")
+            table.add_row(one["task"], side, *figures)
+    print_table(table)
+    add_to(found, out)
+
+
+@app.command("eval")
+def evaluate(
+    recipes: Annotated[str, typer.Option("--recipe", "-r", help="Recipes, parted by commas.")] = "lora-scan",
+    arm: Annotated[str, typer.Option(help="The arm whose first cell is trained, then scored.")] = "english",
+    train_steps: Annotated[int, typer.Option(min=0, help="Steps of training before, at the recipe's rate.")] = 100,
+    examples: Annotated[int, typer.Option(min=1, help="Test examples, drawn at random.")] = 256,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of each side.")] = 3,
+    threads: Threads = 0,
+    data_dir: DataDir = None,
+    out: Out = None,
+) -> None:
+    """Test examples a second by one forward pass, beside `generate`, in turn; and whether they agree."""
+    import torch
+
+    from petransfer.bench.prepared import prepare
+    from petransfer.bench.scoring import row
+    from petransfer.bench.sides import add_to
+    from petransfer.checkpoints.quiet import quiet
+
+    quiet()
+    torch.set_num_threads(threads or torch.get_num_threads())
+    found = [row(prepare(name, arm, 0, data_dir), train_steps, examples, repeats) for name in recipes.split(",")]
+    table = Table()
+    for name in ("task", "examples", "EM %", "petransfer/s", "generate/s", "ratio", "disagree"):
+        table.add_column(name, justify="left" if name == "task" else "right")
+    for one in found:
+        rates = [f"{rate:.1f}" for rate in one["examples_per_second"].values()]
+        figures = (f"{one['exact_match']:.1f}", *rates, f"{one['ratio']:.1f}", str(one["disagreements"]))
+        table.add_row(one["task"], str(one["examples"]), *figures)
+    print_table(table)
+    add_to(found, out)
+
+
+@app.command()
+def startup(
+    repeats: Annotated[int, typer.Option(min=1, help="Turns.")] = 5,
+    out: Out = None,
+) -> None:
+    """Seconds that the command line takes to answer."""
+    from petransfer.bench.startup import rows
+
+    found = rows(repeats)
+    table = Table()
+    for name in ("command", "median s", "least s", "processor s"):
+        table.add_column(name, justify="left" if name == "command" else "right")
+    for row in found:
+        table.add_row(row["command"], *(f"{row[name]:.2f}" for name in ("median", "least", "processor")))
+    print_table(table)
+    if out:
+        _add(found, out)
+
 
 @app.command()
 def memory(

@@ -172,10 +172,13 @@ class Lean:
 
 
 def _plain(model: Any) -> bool:
-    """fp32 on a CPU, one active adapter at most and nothing merged."""
+    """fp32 on a CPU, one active adapter at most, none switched off, and no virtual pieces put before the input."""
+    if any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values()):
+        return False
     if any(value.dtype != torch.float32 or value.device.type != "cpu" for value in model.parameters()):
         return False
-    return all(len(module.active_adapters) <= 1 for module in model.modules() if isinstance(module, _ADAPTED))
+    adapted = [module for module in model.modules() if isinstance(module, _ADAPTED)]
+    return all(len(module.active_adapters) <= 1 and not module.disable_adapters for module in adapted)
 
 
 _ADAPTED = (LoraLinear, TrainableTokensLayer)
@@ -217,7 +220,9 @@ def _rows(wrappers: list[Any]) -> _Rows | None:
     )
     if not plain or len(names) != 1 or len(tables) != 1 or any(adapter.merged for adapter in adapters):
         return None
-    (name,) = names.pop()
+    name = "".join(names.pop())
+    if name not in adapters[0].trainable_tokens_delta:
+        return None
     ids = torch.tensor(adapters[0].token_indices[name])
     whole = adapters[0].base_layer.weight.detach().clone()
     place = torch.full((len(whole),), -1)

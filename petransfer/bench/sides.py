@@ -1,0 +1,77 @@
+"""What side-by-side timings share: turns that alternate, medians, and the rate of the machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def clock() -> float:
+    """Seconds; on one thread those that this process computed for, which other processes hardly change."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
+def alternating(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """What each side gives, turn by turn in one process, so that a machine's slow minutes fall on all."""
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(repeats):
+        names = list(sides)
+        for name in names if turn % 2 == 0 else reversed(names):
+            found[name].append(sides[name]())
+    return found
+
+
+def medians(found: Mapping[str, list[float]]) -> dict[str, float]:
+    """By side."""
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def matmul_rate(size: int = 1024, repeats: int = 7) -> float:
+    """Floating-point operations a second of a square fp32 product on this process's threads: the median."""
+    one, other = torch.randn(size, size), torch.randn(size, size)
+    torch.mm(one, other)
+    taken = []
+    for _ in range(repeats):
+        started = clock()
+        torch.mm(one, other)
+        taken.append(clock() - started)
+    return 2 * size**3 / statistics.median(taken)
+
+
+def hardware() -> dict[str, Any]:
+    """The machine that a figure was measured on, and how busy it was: processes that ran or waited to, on average."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "clock": "processor time" if torch.get_num_threads() == 1 else "wall",
+        "load": round(os.getloadavg()[0], 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor()
+
+
+def add_to(found: list[dict[str, Any]], out: Path | None) -> None:
+    """Adds rows to a JSON file, if one is named."""
+    if out is None:
+        return
+    before = json.loads(out.read_text()) if out.exists() else []
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(before + found, indent=1) + "\n")

@@ -1,0 +1,149 @@
+"""Training beside transformers' Seq2SeqTrainer with peft, as a careful user would set it up."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
+
+from petransfer.bench.prepared import Prepared
+from petransfer.bench.sides import alternating, clock, hardware, matmul_rate, medians
+from petransfer.train.batches import collate
+from petransfer.train.losses import token_loss
+
+# Steps before the clock starts: AdamW's state is made in the first.
+WARM = 2
+
+
+def row(prepared: Prepared, steps: int, repeats: int) -> dict[str, Any]:
+    """Examples a second of each side, and how far the gradients of one batch are apart."""
+    with tempfile.TemporaryDirectory() as folder:
+        sides = {
+            "petransfer": _ours(prepared, Path(folder), steps),
+            "trainer": _trainer(prepared, Path(folder), steps, "random"),
+            "trainer, grouped by length": _trainer(prepared, Path(folder), steps, "group_by_length"),
+        }
+        rate_before = matmul_rate()
+        found = alternating(sides, repeats)
+    rates = medians(found)
+    rate = (rate_before + matmul_rate()) / 2
+    work = _work(prepared)
+    return {
+        "task": f"{prepared.spec.task.name}/{prepared.spec.task.split}",
+        "checkpoint": prepared.spec.checkpoint.name,
+        "batch": prepared.spec.train.batch_size,
+        "steps": steps,
+        "repeats": repeats,
+        "examples_per_second": {name: round(value, 2) for name, value in rates.items()},
+        "all": {name: [round(value, 2) for value in values] for name, values in found.items()},
+        "ratio": round(rates["petransfer"] / rates["trainer"], 3),
+        "ratio_grouped": round(rates["petransfer"] / rates["trainer, grouped by length"], 3),
+        "matmul_flops_per_second": round(rate),
+        "model_flops_per_example": round(work),
+        "share_of_matmul_rate": {name: round(value * work / rate, 4) for name, value in rates.items()},
+        "gradient_difference": gradient_difference(prepared),
+        "hardware": hardware(),
+    }
+
+
+def _ours(prepared: Prepared, folder: Path, steps: int) -> Callable[[], float]:
+    loop = prepared.loop(folder / "ours")
+    loop.model.train()
+    done = 0
+
+    def turn() -> float:
+        nonlocal done
+        started = 0.0
+        loop.accelerator = Accelerator(cpu=True)  # Trainer undoes what it shares with every other
+        for count in range(WARM + steps):
+            if count == WARM:
+                started = clock()
+            loop._step(done)
+            done += 1
+        return prepared.spec.train.batch_size * steps / (clock() - started)
+
+    return turn
+
+
+class _Clock(TrainerCallback):  # type: ignore[misc]
+    """When the steps after the first WARM began."""
+
+    def __init__(self) -> None:
+        self.started = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == WARM:
+            self.started = clock()
+
+
+def _trainer(prepared: Prepared, folder: Path, steps: int, sampling: str) -> Callable[[], float]:
+    model, loaded = prepared.model()
+    train = prepared.spec.train
+    rows: Any = [
+        {"input_ids": list(row.input_ids), "attention_mask": [1] * len(row.input_ids), "labels": list(row.target_ids)}
+        for row in prepared.parts["train"]
+    ]
+    settings = Seq2SeqTrainingArguments(
+        output_dir=str(folder / sampling), per_device_train_batch_size=train.batch_size, max_steps=WARM + steps,
+        learning_rate=train.learning_rate, lr_scheduler_type="constant", optim="adamw_torch_fused", use_cpu=True,
+        train_sampling_strategy=sampling, report_to="none", save_strategy="no", logging_strategy="no",
+        disable_tqdm=True, dataloader_pin_memory=False,
+    )  # fmt: skip
+    collator = DataCollatorForSeq2Seq(loaded.tokenizer, model=model)
+
+    def turn() -> float:
+        begun = _Clock()
+        trainer = Seq2SeqTrainer(
+            model=model, args=settings, train_dataset=rows, data_collator=collator, callbacks=[begun]
+        )
+        trainer.train()
+        return train.batch_size * steps / (clock() - begun.started)
+
+    return turn
+
+
+def gradient_difference(prepared: Prepared) -> float:
+    """Of one batch after two steps, the largest difference of a tensor's gradient, as a share of its largest entry."""
+    with tempfile.TemporaryDirectory() as folder:
+        loop = prepared.loop(Path(folder))
+        loop.model.train()
+        for step in range(2):
+            loop._step(step)
+        batch = loop.source.batch(2, 0, 1)
+        loop._accumulate(batch)
+        trained = {name: value for name, value in loop.model.named_parameters() if value.requires_grad}
+        ours = {name: value.grad.clone() for name, value in trained.items() if value.grad is not None}
+        loop.optimizer.zero_grad()
+        torch.autograd.backward(token_loss(loop.model, collate(batch.examples, batch.layout)) / batch.target_tokens)
+        shares = [_apart(value, trained[name].grad) for name, value in ours.items()]
+    return float(f"{max(shares):.2g}")
+
+
+def _apart(one: torch.Tensor, other: Any) -> float:
+    return float((one - other).abs().max() / other.abs().max().clamp(min=1e-12))
+
+
+def _work(prepared: Prepared) -> float:
+    """Floating-point operations of the linear layers for a mean example with no padding, forward and backward.
+
+    Twice the weights a token forward, as much for the gradient of what comes in, and again where they are trained.
+    """
+    model, loaded = prepared.model()
+    rows = prepared.parts["train"]
+    source = sum(len(row.input_ids) for row in rows) / len(rows)
+    target = sum(len(row.target_ids) for row in rows) / len(rows)
+    both = source + target
+    total = 0.0
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.nn.Linear):
+            continue
+        tokens = target if loaded.layout.encoder_decoder else both
+        if ".encoder." in name or (".EncDecAttention." in name and (".k" in name or ".v" in name)):
+            tokens = source
+        total += (6 if module.weight.requires_grad else 4) * module.weight.numel() * tokens
+    return total
