@@ -106,7 +106,7 @@ def as_trained(model: Any, bits: int) -> None:
     for module in model.modules():
         if isinstance(module, LNTuningLayer):
             for layer in module.ln_tuning_layers.values():
-                compute_narrow(layer)
+                compute_narrow(layer, ("weight", "bias"))
         elif isinstance(module, BaseTunerLayer):
             _narrow_inputs(module)
 
@@ -132,11 +132,11 @@ def _narrow_inputs(module: BaseTunerLayer) -> None:
             matrix.__class__ = _Narrow
 
 
-def compute_narrow(module: torch.nn.Module, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Holds a module's trained weight and bias in fp32 and computes with what bf16 makes of them, as plain peft would."""
-    held = {name: value for name, value in module.named_parameters(recurse=False) if value.requires_grad}
-    for value in held.values():
-        value.data = value.data.float()
+def compute_narrow(module: torch.nn.Module, names: Iterable[str], dtype: torch.dtype = torch.bfloat16) -> None:
+    """Holds a module's own tensors in fp32 and computes with what bf16 makes of them."""
+    held = [name for name in names if module._parameters.get(name) is not None]
+    for name in held:
+        module._parameters[name].data = module._parameters[name].data.float()  # type: ignore[union-attr]
     kind = type(module)
     views = {name: _view(name, dtype) for name in held}
     module.__class__ = type(kind.__name__, (kind,), {**views, "__module__": kind.__module__})

@@ -27,7 +27,7 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
         for module in model.modules():
             bias = module._parameters.get("bias")
             if bias is not None and bias.requires_grad:
-                compute_narrow(module)
+                compute_narrow(module, ("bias",))
     return model
 
 
