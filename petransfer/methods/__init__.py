@@ -31,6 +31,11 @@ SAVE: dict[str, Callable[[torch.nn.Module, Path, str], None]] = {
 }
 
 
+def size_of(loaded: Loaded, method: MethodSpec) -> MethodSpec:
+    """The method with the rank or number of virtual tokens that `match_parameters` asks for; see `sizes.sized`."""
+    return sized(loaded, method, _MODULES[method.name].apply)
+
+
 def weights_bits(method: MethodSpec) -> Bits:
     """The bits to load in: weights that are all trained are held in fp32, whatever the bits of the computation."""
     return 32 if method.name == "full" else method.bits

@@ -126,6 +126,8 @@ class MethodPart(Strict):
         if self.name not in FORMS or self.name == "full":
             return self
         form = FORMS[self.name]
+        if self.bits in form.not_at:
+            raise ValueError(f"{self.name} cannot go on a base of {self.bits} bits: {form.not_at[self.bits]}")
         for key, field in type(self).model_fields.items():
             if key not in form.keys | EVERYWHERE and getattr(self, key) != field.default:
                 raise ValueError(does_not_take(self.name, key))

@@ -130,14 +130,15 @@ def _cell(recipe: Recipe, arm: Arm, method: MethodPart, data: TaskSpec, seed: in
     spec = RunSpec(
         checkpoint=arm.checkpoint,
         task=replace(data, prefix=prefix),
-        method=_method(method),
+        method=method_of(method),
         train=_training(recipe.train, arm.name, method, examples),
         seed=seed,
     )
     return Cell(arm.name, method.label, data.split, seed, spec)
 
 
-def _method(part: MethodPart) -> MethodSpec:
+def method_of(part: MethodPart) -> MethodSpec:
+    """What a recipe's method asks of a run."""
     form = FORMS[part.name]
     given: dict[str, Any] = {"keep_wide": tuple(part.keep_wide)} if part.name != "full" else {}
     for key in form.keys - {"alpha", "match_parameters"}:
