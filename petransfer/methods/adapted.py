@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,9 @@ def put(loaded: Loaded, method: MethodSpec, config: PeftConfig, seed: int) -> Pe
     """
     torch.manual_seed(seed)
     try:
-        model: PeftModel = get_peft_model(loaded.model, config)
+        with warnings.catch_warnings():  # of norms and Conv1D, which peft then treats rightly
+            warnings.simplefilter("ignore", UserWarning)
+            model: PeftModel = get_peft_model(loaded.model, config)
     except (ValueError, TypeError, NotImplementedError) as error:
         where = getattr(config, "target_modules", None) or loaded.model.config.model_type
         said = str(error).splitlines()[0][:160]

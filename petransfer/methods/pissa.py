@@ -6,6 +6,7 @@ without rounding it anew, and on quantised bases too. Saved it is a plain LoRA o
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
     Raises:
         UserError: the rank is above that of a weight.
     """
-    model: Any = put(loaded, method, configuration(loaded, method), seed)
-    model.add_adapter(START, configuration(loaded, method))
+    config = configuration(loaded, method)
+    model: Any = put(loaded, method, copy.deepcopy(config), seed)
+    model.add_adapter(START, config)
     as_trained(model, method.bits)
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
