@@ -14,9 +14,12 @@ from rich.text import Text
 
 from petransfer.checkpoints.registry import checkpoint_spec
 from petransfer.errors import UserError, unknown
-from petransfer.fit.grid import this_card
+from petransfer.fit.grid import in_words, this_card
 from petransfer.fit.sizes import card_bytes
+from petransfer.recipe.methods import FORMS, METHODS
+from petransfer.recipe.schema import MethodPart
 from petransfer.recipe.spec import MethodSpec
+from petransfer.study.grid import method_of
 
 if TYPE_CHECKING:
     from petransfer.fit.measure import Measured
@@ -29,8 +32,12 @@ COLOURS = ("blue", "cyan", "green", "yellow", "magenta", "red", "white")
 def fit(
     checkpoint: Annotated[str, typer.Argument(help="A hub id of the registry, a folder, or nano/<arm>.")],
     bits: Annotated[int, typer.Option(help="32, 16, 8 or 4.")] = 16,
-    method: Annotated[str, typer.Option(help="lora or full.")] = "lora",
-    rank: Annotated[int, typer.Option(min=1, help="LoRA's rank.")] = 16,
+    method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")] = "lora",
+    rank: Annotated[int, typer.Option(min=1, help="The rank, of LoRA and its kin.")] = 16,
+    virtual_tokens: Annotated[int, typer.Option(min=1, help="Of prompt and prefix tuning.")] = 20,
+    match_parameters: Annotated[
+        int | None, typer.Option(min=1, help="Find the rank or number of virtual tokens that trains so many.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Examples an optimiser step.")] = 32,
     lengths: Annotated[str, typer.Option(help="Pieces of the longest input and target.")] = "64,128",
     card: Annotated[
@@ -46,13 +53,12 @@ def fit(
     if bits not in (4, 8, 16, 32):
         raise UserError(f"--bits {bits}: take 4, 8, 16 or 32")
     for name, value, known in (
-        ("method", method, ("lora", "full")),
+        ("method", method, METHODS),
         ("optimizer", optimizer, ("adamw", "adamw-8bit", "paged-adamw-8bit")),
     ):
         if value not in known:
             raise unknown(name, value, known)
-    if method == "full" and bits < 16:
-        raise UserError(f"full fine-tuning cannot train {bits}-bit weights; take --bits 16 or 32, or --method lora")
+    chosen = _method(method, bits, rank, virtual_tokens, match_parameters)
     spec = checkpoint_spec(checkpoint)
     source, target = two(lengths)
 
@@ -63,11 +69,10 @@ def fit(
     from petransfer.fit.simulate import Demand
 
     quiet()
-    lora = {"rank": rank, "alpha": 2.0 * rank} if method == "lora" else {}
     room = card_bytes(card) if card else None if cpu else this_card()
     device: Literal["cuda", "cpu"] = "cpu" if cpu or (measure and not _has_card()) else "cuda"
     demand = Demand(
-        MethodSpec(method, bits, **lora),  # type: ignore[arg-type]
+        chosen,
         batch,
         source,
         target,
@@ -87,6 +92,19 @@ def fit(
         raise typer.Exit(1)
 
 
+def _method(name: str, bits: int, rank: int, tokens: int, match: int | None) -> MethodSpec:
+    """The method, with what of these it takes."""
+    if bits in FORMS[name].not_at:
+        said = f"full fine-tuning cannot train {bits}-bit weights; take --bits 16 or 32, or --method lora"
+        raise UserError(said if name == "full" else f"{name} cannot go on {bits} bits: {FORMS[name].not_at[bits]}")
+    size = FORMS[name].size
+    if match and not size:
+        raise UserError(f"--match-parameters: {name} has no size to choose")
+    given = {"match_parameters": match} if match else {"rank": rank} if size == "rank" else {}
+    given |= {"virtual_tokens": tokens} if size == "virtual_tokens" and not match else {}
+    return method_of(MethodPart(name=name, bits=bits, **given))  # type: ignore[arg-type]
+
+
 def _measured(spec: Any, demand: Any) -> Measured:
     from petransfer.fit.measure import measure
 
@@ -97,7 +115,7 @@ def _measured(spec: Any, demand: Any) -> Measured:
 def show(name: str, found: Fit, measured: Measured | None = None) -> None:
     """Prints what a training takes, part by part, and whether it fits."""
     demand, memory = found.demand, found.memory
-    method = f"LoRA r{demand.method.rank}" if demand.method.name == "lora" else "all weights"
+    method = in_words(demand.method)
     where = "a card" if demand.device == "cuda" else "the CPU"
     title = f"{name}, {method}, {demand.method.bits} bits, on {where}: {demand.batch} at once of "
     title += f"{demand.input_length} and {demand.target_length} pieces"

@@ -17,7 +17,7 @@ from petransfer.cli.launch import launch
 from petransfer.cli.ways import Ways, connected, on_ray
 from petransfer.effects.contrasts import demand, family_name, update_effects
 from petransfer.errors import UserError
-from petransfer.fit.grid import foresee, this_card
+from petransfer.fit.grid import find_sizes, foresee, this_card
 from petransfer.fit.sizes import card_bytes
 from petransfer.recipe.load import load_either, load_recipe
 from petransfer.recipe.pretraining import PretrainRecipe
@@ -152,6 +152,7 @@ def carry_out(study: Study, execution: Execution, ways: Ways, cpu: bool, force: 
         print(short, file=sys.stderr)
     if not cpu and not force and ways.executor == "local":
         _refuse_what_cannot_fit(study, execution.checkpointing)
+    find_sizes([cell.spec for cell in study.mine if not study.folder.run(cell.run_id).done])
     ray = connected(ways.address) if ways.executor == "ray" else None
     outcome = _execute(study, execution, ways, cpu, force, quiet=as_json, ray=ray, group=group)
     _print_end(study, as_json)

@@ -15,6 +15,7 @@ from petransfer.cli.ways import Ways
 from petransfer.errors import UserError
 from petransfer.fit.grid import demand_of, this_card
 from petransfer.recipe.load import validate
+from petransfer.recipe.methods import METHODS
 from petransfer.study.grid import expand
 from petransfer.study.ledger import StudyFolder
 from petransfer.study.short import Wishes, short_recipe
@@ -24,8 +25,8 @@ from petransfer.train.execution import Execution
 def train(
     model: Annotated[str, typer.Argument(help="A hub id, a folder, or nano/<arm>.")],
     data: Annotated[str, typer.Argument(help="A tsv, csv, jsonl or parquet file, or what `datasets` loads.")],
-    method: Annotated[str, typer.Option(help="lora or full.")] = "lora",
-    rank: Annotated[int | None, typer.Option(min=1, help="LoRA's rank; 16.")] = None,
+    method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")] = "lora",
+    rank: Annotated[int | None, typer.Option(min=1, help="The rank, of LoRA and its kin; 16.")] = None,
     bits: Annotated[int | None, typer.Option(help="32, 16, 8 or 4; 16 on a GPU, 32 elsewhere.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps; three epochs, from 300 to 20,000.")] = None,
     epochs: Annotated[float | None, typer.Option(min=0.0, help="Epochs, in place of steps.")] = None,

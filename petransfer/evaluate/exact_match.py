@@ -139,7 +139,7 @@ def score(
 ) -> list[Scored]:
     """One forward pass for every example."""
 
-    found = Lean(model)
+    found = Lean(model, scoring=True)
     lean = found if found.usable and found.packs else None
 
     def one(chosen: list[int]) -> list[Scored]:

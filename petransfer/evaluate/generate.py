@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,8 +43,7 @@ def answers(
     device = next(model.parameters()).device
     order = sorted(range(len(inputs)), key=lambda at: len(inputs[at]))
     said: dict[int, Answer] = {}
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    for chosen in _batches(order, batch_size, [len(row) for row in inputs], _padded_amiss(model, loaded)):
         ids, mask = _pad_left([inputs[at] for at in chosen], layout.pad_id, left=not layout.encoder_decoder)
         config = _greedy(layout, max(limits[at] for at in chosen))
         out = model.generate(  # type: ignore[operator]
@@ -56,6 +56,20 @@ def answers(
         said |= zip(chosen, map(Answer, texts, ended), strict=True)
     model.train(was_training)
     return [said[at] for at in range(len(inputs))]
+
+
+def _padded_amiss(model: torch.nn.Module, loaded: Loaded) -> bool:
+    """Whether peft would put virtual tokens before a decoder's padding, and count both as positions."""
+    config = getattr(model, "active_peft_config", None)
+    return bool(config is not None and config.is_prompt_learning and not loaded.layout.encoder_decoder)
+
+
+def _batches(order: Sequence[int], size: int, lengths: Sequence[int], alike: bool) -> Iterator[list[int]]:
+    """The positions in batches, of inputs of one length each where they must be alike."""
+    for _, group in itertools.groupby(order, key=lambda at: lengths[at] if alike else 0):
+        positions = list(group)
+        for start in range(0, len(positions), size):
+            yield positions[start : start + size]
 
 
 def _greedy(layout: Layout, max_new_tokens: int) -> GenerationConfig:

@@ -57,7 +57,7 @@ def _scores(
     rows = [Encoded(source, target) for source in inputs for target in pieces]
     batch = {name: tensor.to(device) for name, tensor in collate(rows, loaded.layout).items()}
     labels_bt = batch.pop("labels")
-    if loaded.layout.encoder_decoder:
+    if loaded.layout.encoder_decoder and not _adds_inputs(model):
         # every input is read once, whatever the number of labels
         count = len(pieces)
         ids, mask = batch.pop("input_ids")[::count], batch["attention_mask"]
@@ -68,6 +68,12 @@ def _scores(
     wanted_bt = logits_btv.gather(-1, labels_bt.clamp(min=0).unsqueeze(-1)).squeeze(-1).float()
     found = [row[asked].tolist() for row, asked in zip(wanted_bt, labels_bt != IGNORED, strict=True)]
     return [found[at : at + len(pieces)] for at in range(0, len(found), len(pieces))]
+
+
+def _adds_inputs(model: torch.nn.Module) -> bool:
+    """Whether virtual tokens are put before the input, which the encoder alone would read without them."""
+    config = getattr(model, "active_peft_config", None)
+    return bool(config is not None and config.is_prompt_learning)
 
 
 def _encoder(model: torch.nn.Module) -> Any:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from petransfer.errors import UserError
-from petransfer.recipe.spec import RunSpec
+from petransfer.recipe.spec import MethodSpec, RunSpec
 from petransfer.recipe.stacking import MOST_STACKED, kind
 from petransfer.tasks import load_task
 
@@ -55,7 +55,7 @@ def foresee(specs: Sequence[RunSpec], card: int, checkpointing: bool = False) ->
         key = (spec.checkpoint.name, spec.checkpoint.tokenizer, spec.method, spec.train.batch_size, spec.task.name)
         if spec.checkpoint.name.startswith("nano/") or key in found:
             continue
-        method = "all weights" if spec.method.name == "full" else f"{spec.method.name} r{spec.method.rank}"
+        method = in_words(spec.method)
         name = f"{spec.checkpoint.name}, {method}, {spec.method.bits} bits"
         demand = demand_of(spec, checkpointing)
         try:
@@ -92,6 +92,34 @@ def rooms(specs: Sequence[RunSpec], card: int) -> dict[str, int]:
             continue
         found |= {spec.run_id: most for spec in alike}
     return found
+
+
+def in_words(method: MethodSpec) -> str:
+    """A method and its size, for people."""
+    if method.name == "full":
+        return "all weights"
+    size = f" r{method.rank}" if method.rank else f" of {method.virtual_tokens} tokens" if method.virtual_tokens else ""
+    size = f" of about {method.match_parameters:,} parameters" if method.match_parameters else size
+    return f"{ {'lora': 'LoRA'}.get(method.name, method.name) }{size}"
+
+
+def find_sizes(specs: Sequence[RunSpec]) -> None:
+    """Looks whether `match_parameters` can be met by every checkpoint, before anything is trained.
+
+    Raises:
+        UserError: it cannot, by one.
+    """
+    wanted = {(spec.checkpoint, spec.method): spec for spec in specs if spec.method.match_parameters}
+    if not wanted:
+        return
+    from petransfer.checkpoints.architecture import configuration
+    from petransfer.fit.simulate import meta_model
+    from petransfer.methods import size_of
+
+    for spec in wanted.values():
+        config, own_head = configuration(spec.checkpoint)
+        wide = replace(spec.method, bits=32)
+        size_of(meta_model(config, spec.checkpoint.name, wide, own_head), wide)
 
 
 def demand_of(spec: RunSpec, checkpointing: bool, device: Literal["cuda", "cpu"] = "cuda") -> Demand:

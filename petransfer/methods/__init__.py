@@ -8,11 +8,32 @@ from pathlib import Path
 import torch
 
 from petransfer.checkpoints.load import Loaded
-from petransfer.methods import full, lora
+from petransfer.methods import adapted, bias, dora, full, ia3, ln, lora, loraplus, pissa, prefix, prompt, rslora, vera
+from petransfer.methods.sizes import sized
 from petransfer.recipe.spec import Bits, MethodSpec
 
-APPLY: dict[str, Callable[[Loaded, MethodSpec, int], torch.nn.Module]] = {"lora": lora.apply, "full": full.apply}
-SAVE: dict[str, Callable[[torch.nn.Module, Path, str], None]] = {"lora": lora.save, "full": full.save}
+Apply = Callable[[Loaded, MethodSpec, int], torch.nn.Module]
+
+_MODULES = {
+    "lora": lora, "rslora": rslora, "loraplus": loraplus, "dora": dora, "pissa": pissa, "vera": vera, "ia3": ia3,
+    "prompt": prompt, "prefix": prefix, "ln": ln, "bias": bias, "full": full,
+}  # fmt: skip
+
+
+def _with_its_size(apply: Apply) -> Apply:
+    """The method at the rank or number of virtual tokens that `match_parameters` asks for."""
+    return lambda loaded, method, seed: apply(loaded, sized(loaded, method, apply), seed)
+
+
+APPLY: dict[str, Apply] = {name: _with_its_size(module.apply) for name, module in _MODULES.items()}
+SAVE: dict[str, Callable[[torch.nn.Module, Path, str], None]] = {
+    name: getattr(module, "save", adapted.save) for name, module in _MODULES.items()
+}
+
+
+def size_of(loaded: Loaded, method: MethodSpec) -> MethodSpec:
+    """The method with the rank or number of virtual tokens that `match_parameters` asks for; see `sizes.sized`."""
+    return sized(loaded, method, _MODULES[method.name].apply)
 
 
 def weights_bits(method: MethodSpec) -> Bits:

@@ -1,17 +1,15 @@
-"""LoRA (Hu et al. 2021) through peft, on all linear layers unless told otherwise."""
+"""LoRA (Hu et al. 2021) through peft, on all linear layers unless told otherwise, and its kin that set a switch."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
-from torch.nn import functional
+from peft import LoraConfig
 
 from petransfer.checkpoints.load import Loaded
 from petransfer.errors import UserError
+from petransfer.methods.adapted import put, targets, task_type
 from petransfer.recipe.spec import MethodSpec
 
 
@@ -21,51 +19,20 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
     Raises:
         UserError: the targets name no layer, or rows are to be trained beside a head of its own.
     """
-    targets = method.targets if isinstance(method.targets, str) else list(method.targets)
-    config = LoraConfig(
-        task_type="SEQ_2_SEQ_LM" if loaded.layout.encoder_decoder else "CAUSAL_LM",
+    return put(loaded, method, configuration(loaded, method), seed)
+
+
+def configuration(loaded: Loaded, method: MethodSpec, **switches: Any) -> LoraConfig:
+    """peft's, with its switches."""
+    return LoraConfig(
+        task_type=task_type(loaded),
         r=method.rank,
         lora_alpha=method.alpha,
         lora_dropout=method.dropout,
-        target_modules=targets,
+        target_modules=targets(loaded, method),
         trainable_token_indices=_trained_rows(loaded, method),
+        **switches,
     )
-    torch.manual_seed(seed)
-    try:
-        model: torch.nn.Module = get_peft_model(loaded.model, config)
-    except ValueError as error:
-        raise UserError(f"LoRA cannot be put on {targets!r}: {str(error).splitlines()[0][:160]}") from error
-    if method.bits < 32:
-        _compute_as_the_base(model)
-    return model
-
-
-class _Narrow(torch.nn.Linear):
-    """A matrix that is held in fp32 and multiplied in the dtype of what comes in."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return functional.linear(input, self.weight.to(input.dtype))
-
-
-def _compute_as_the_base(model: torch.nn.Module) -> None:
-    """peft would widen what goes into every adapter to fp32 and keep that for the backward pass."""
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            module.cast_input_dtype_enabled = False
-            for matrix in (*module.lora_A.values(), *module.lora_B.values()):
-                if type(matrix) is torch.nn.Linear and matrix.bias is None:
-                    matrix.__class__ = _Narrow
-
-
-def save(model: torch.nn.Module, folder: Path, base: str) -> None:
-    """adapter_config.json and adapter_model.safetensors, which plain peft loads; no path of this machine in them."""
-    assert isinstance(model, PeftModel)
-    model.save_pretrained(str(folder), save_embedding_layers=False)
-    path = folder / "adapter_config.json"
-    config = json.loads(path.read_text())
-    config["base_model_name_or_path"] = base
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    (folder / "README.md").unlink(missing_ok=True)  # peft's empty card
 
 
 def _trained_rows(loaded: Loaded, method: MethodSpec) -> dict[str, list[int]] | None:

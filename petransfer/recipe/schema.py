@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from petransfer.recipe.methods import EVERYWHERE, FORMS, does_not_take
 from petransfer.recipe.spec import Bits, Embeddings, Metric, Optimizer, RateScaling, Reinit, Schedule
 
 
@@ -66,25 +67,50 @@ class FamilyPart(Strict):
 
 
 class MethodPart(Strict):
-    """One way to train. `alpha` is twice the rank unless given."""
+    """One way to train; which keys a method takes stands in `recipe/methods.py`. `alpha`: twice the rank unless given.
+
+    layers: numbers of the layers that are adapted, of encoder and decoder alike; all unless given. rate_ratio: LoRA+'s
+    rate of B over that of A. match_parameters: the rank, or number of virtual tokens, is the one that trains nearest to
+    so many parameters of each checkpoint.
+    """
 
     name: str
     rank: Annotated[Whole, Field(ge=1, le=4096)] = 16
     alpha: Annotated[Real, Field(gt=0)] | None = None
     dropout: Annotated[Real, Field(ge=0, lt=1)] = 0.0
     targets: str | list[str] = "all-linear"
+    layers: list[Annotated[Whole, Field(ge=0)]] = []
     embeddings: Embeddings = "frozen"
+    virtual_tokens: Annotated[Whole, Field(ge=1, le=4096)] = 20
+    rate_ratio: Annotated[Real, Field(gt=0, le=1000)] = 16.0
+    match_parameters: Annotated[Whole, Field(ge=1)] | None = None
     bits: Bits = 16
     keep_wide: list[str] = []
     rate_scaling: RateScaling = "none"
 
     @property
     def label(self) -> str:
-        """How tables call it."""
-        head = f"lora r{self.rank}" if self.name == "lora" else self.name
-        extra = f" {self.embeddings}-embeddings" if self.name == "lora" and self.embeddings != "frozen" else ""
+        """How tables call it: a word for everything that tells it from another."""
         wide = f" but {' '.join(self.keep_wide)}" if self.keep_wide else ""
-        return f"{head}{extra} {self.bits}-bit{wide}"
+        return " ".join([self.name, *self._words(), f"{self.bits}-bit"]) + wide
+
+    def _words(self) -> list[str]:
+        size = FORMS[self.name].size if self.name in FORMS else ""
+        if self.name == "full" or self.name not in FORMS:
+            return []
+        sized = f"r{self.rank}" if size == "rank" else f"{self.virtual_tokens}-tokens" if size else ""
+        targets = self.targets if isinstance(self.targets, str) else ",".join(self.targets)
+        words = {
+            f"~{self.match_parameters}" if self.match_parameters else sized: bool(size),
+            f"{self.embeddings}-embeddings": self.embeddings != "frozen",
+            f"alpha{self.alpha or 0:g}": self.alpha not in (None, 2 * self.rank),
+            f"dropout{self.dropout:g}": self.dropout > 0,
+            f"ratio{self.rate_ratio:g}": self.rate_ratio != 16,
+            f"on-{targets}": targets != "all-linear",
+            f"layers-{','.join(map(str, self.layers))}": bool(self.layers),
+            "rms-rates": self.rate_scaling == "rms",
+        }
+        return [word for word, said in words.items() if said]
 
     @model_validator(mode="after")
     def _full_needs_real_weights(self) -> MethodPart:
@@ -92,6 +118,27 @@ class MethodPart(Strict):
             raise ValueError(f"full fine-tuning cannot train {self.bits}-bit weights; take bits 16 or 32, or lora")
         if self.keep_wide and self.bits > 8:
             raise ValueError(f"keep_wide names layers that are not quantised; at {self.bits} bits none are")
+        return self
+
+    @model_validator(mode="after")
+    def _only_its_own_keys(self) -> MethodPart:
+        """Of `full` none is asked, so that a recipe of another method turns into it by its name alone."""
+        if self.name not in FORMS or self.name == "full":
+            return self
+        form = FORMS[self.name]
+        if self.bits in form.not_at:
+            raise ValueError(f"{self.name} cannot go on a base of {self.bits} bits: {form.not_at[self.bits]}")
+        for key, field in type(self).model_fields.items():
+            if key not in form.keys | EVERYWHERE and getattr(self, key) != field.default:
+                raise ValueError(does_not_take(self.name, key))
+        if (
+            self.match_parameters
+            and form.size
+            and getattr(self, form.size) != type(self).model_fields[form.size].default
+        ):
+            raise ValueError(f"give either {form.size} or match_parameters, which finds it")
+        if len(set(self.layers)) < len(self.layers):
+            raise ValueError("layers names one twice")
         return self
 
 

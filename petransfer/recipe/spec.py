@@ -20,6 +20,10 @@ Metric = Literal["exact_match", "accuracy", "macro_f1", "chrf", "bleu", "rouge"]
 LATER: tuple[tuple[str, str, object], ...] = (
     ("train", "optimizer", "adamw"),
     ("method", "keep_wide", []),
+    ("method", "layers", []),
+    ("method", "virtual_tokens", 0),
+    ("method", "rate_ratio", 0.0),
+    ("method", "match_parameters", 0),
     ("task", "metrics", []),
 )
 
@@ -67,9 +71,11 @@ class TaskSpec:
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """What is trained and how. `alpha`, `dropout` and `targets` belong to LoRA and keep their defaults elsewhere.
+    """What is trained and how. Fields that do not belong to a method keep their defaults.
 
     keep_wide: endings of the names of layers that are not quantised at 8 and 4 bits, beside the output head.
+    match_parameters: in place of a rank or number of virtual tokens, which then follows from it and the checkpoint's
+        configuration; an `alpha` of 0 beside it is twice the rank.
     """
 
     name: str
@@ -80,6 +86,10 @@ class MethodSpec:
     targets: str | tuple[str, ...] = "all-linear"
     embeddings: Embeddings = "frozen"
     keep_wide: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
+    virtual_tokens: int = 0
+    rate_ratio: float = 0.0
+    match_parameters: int = 0
 
     def __post_init__(self) -> None:
         _whole_to_float(self)
@@ -156,7 +166,8 @@ class RunSpec:
         method = {**content["method"]}
         if not isinstance(method["targets"], str):
             method["targets"] = tuple(method["targets"])
-        method["keep_wide"] = tuple(method.get("keep_wide", ()))
+        for name in ("keep_wide", "layers"):
+            method[name] = tuple(method.get(name, ()))
         return cls(
             checkpoint=CheckpointSpec(**content["checkpoint"]),
             task=TaskSpec(**task),

@@ -16,7 +16,7 @@ from petransfer.checkpoints.load import Loaded, load
 from petransfer.checkpoints.registry import checkpoint_spec
 from petransfer.errors import UserError
 from petransfer.methods import weights_bits
-from petransfer.methods.lora import _compute_as_the_base
+from petransfer.methods.adapted import as_trained
 from petransfer.recipe.spec import Bits, CheckpointSpec, RunSpec
 from petransfer.share.bundle import Bundle, checked
 from petransfer.share.reading import read_json
@@ -128,8 +128,7 @@ def attach(loaded: Loaded, bundles: Sequence[Bundle], bits: Bits) -> PeftModel:
             said = str(error).splitlines()[0][:160]
             raise UserError(f"{bundle.label} cannot be put on {loaded.model.config.model_type}: {said}") from error
         _land(model, bundle, _name(at))
-    if bits < 32:
-        _compute_as_the_base(model)
+    as_trained(model, bits)
     model.set_adapter(FIRST)
     return model.to(loaded.model.device).eval()
 

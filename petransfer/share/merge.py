@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from petransfer.checkpoints.load import DTYPES, Loaded
 from petransfer.errors import RunError, UserError
+from petransfer.recipe.methods import FORMS
 from petransfer.recipe.spec import Bits
 from petransfer.share.apply import attach, base_of, refuse_moved
 from petransfer.share.bundle import Bundle
@@ -41,6 +42,7 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None) 
         UserError: the width cannot be merged into, the target exists, or the adapter or its base is not sound.
         RunError: the merged model says something else; nothing is left.
     """
+    _refuse_inputs(bundle)
     trained = bundle.spec.method.bits if bundle.spec else 16
     width = bits or (32 if trained == 32 else 16)
     if width not in DTYPES:
@@ -71,6 +73,14 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None) 
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return merged
+
+
+def _refuse_inputs(bundle: Bundle) -> None:
+    """Raises UserError where what was trained is no part of any weight."""
+    kinds = {"PROMPT_TUNING": "prompt", "PREFIX_TUNING": "prefix"}
+    form = FORMS.get(kinds.get(str(bundle.config.get("peft_type")), ""))
+    if form is not None:
+        raise UserError(f"{bundle.label} cannot be merged, as {form.title} never can: {form.no_merge}")
 
 
 def _read(folder: Path, loaded: Loaded, bits: Bits) -> torch.nn.Module:

@@ -12,11 +12,10 @@ from petransfer.checkpoints.registry import Arm, Family, own_family, registered_
 from petransfer.errors import UserError, unknown
 from petransfer.evaluate.metrics import check_metrics
 from petransfer.recipe.effects import wanted
+from petransfer.recipe.methods import FORMS, METHODS
 from petransfer.recipe.schema import FamilyPart, MethodPart, Recipe, TrainPart
 from petransfer.recipe.spec import MethodSpec, RunSpec, TaskSpec, TrainSpec
 from petransfer.tasks import LinesTask, Task, load_task
-
-METHODS = ("lora", "full")
 
 
 @dataclass(frozen=True)
@@ -130,20 +129,26 @@ def _cell(recipe: Recipe, arm: Arm, method: MethodPart, data: TaskSpec, seed: in
     spec = RunSpec(
         checkpoint=arm.checkpoint,
         task=replace(data, prefix=prefix),
-        method=_method(method),
+        method=method_of(method),
         train=_training(recipe.train, arm.name, method, examples),
         seed=seed,
     )
     return Cell(arm.name, method.label, data.split, seed, spec)
 
 
-def _method(part: MethodPart) -> MethodSpec:
-    if part.name != "lora":
-        return MethodSpec(part.name, part.bits)
-    targets = part.targets if isinstance(part.targets, str) else tuple(part.targets)
-    alpha = float(2 * part.rank if part.alpha is None else part.alpha)
-    dropout, wide = float(part.dropout), tuple(part.keep_wide)
-    return MethodSpec(part.name, part.bits, part.rank, alpha, dropout, targets, part.embeddings, wide)
+def method_of(part: MethodPart) -> MethodSpec:
+    """What a recipe's method asks of a run."""
+    form = FORMS[part.name]
+    given: dict[str, Any] = {"keep_wide": tuple(part.keep_wide)} if part.name != "full" else {}
+    for key in form.keys - {"alpha", "match_parameters"}:
+        value = getattr(part, key)
+        given[key] = tuple(value) if isinstance(value, list) else value
+    if "rank" in form.keys and "alpha" in form.keys:
+        given["alpha"] = float(2 * part.rank if part.alpha is None else part.alpha)
+    if part.match_parameters and form.size:
+        given |= {form.size: 0, "match_parameters": part.match_parameters}
+        given |= {"alpha": 0.0} if "alpha" in given and part.alpha is None else {}
+    return MethodSpec(part.name, part.bits, **given)
 
 
 def _training(part: TrainPart, arm: str, method: MethodPart, examples: int) -> TrainSpec:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from petransfer.checkpoints.registry import CONTROLS, checkpoint_spec
+from petransfer.errors import UserError
 from petransfer.recipe.load import put, validate
+from petransfer.recipe.methods import FORMS, does_not_take
 from petransfer.recipe.schema import Recipe
 from petransfer.study.grid import resolve
 
@@ -90,8 +92,11 @@ def _method(wishes: Wishes, nano: bool, on_card: bool) -> dict[str, Any]:
     method: dict[str, Any] = {"name": wishes.method, "bits": wishes.bits or (16 if on_card and not nano else 32)}
     if wishes.method == "full":
         return method | ({"rate_scaling": "rms"} if nano else {})
-    method["rank"] = wishes.rank or 16
-    return method | ({"embeddings": "new"} if nano else {})
+    keys = FORMS[wishes.method].keys if wishes.method in FORMS else frozenset({"rank"})
+    if wishes.rank and "rank" not in keys:
+        raise UserError(f"--rank: {does_not_take(wishes.method, 'rank')}")
+    method |= {"rank": wishes.rank or 16} if "rank" in keys else {}
+    return method | ({"embeddings": "new"} if nano and "embeddings" in keys else {})
 
 
 def _fill(content: dict[str, Any], recipe: Recipe, model: str, wishes: Wishes) -> None:

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from petransfer.train.batches import IGNORED, Tensors
 from petransfer.train.losses import PLAIN_HEADS
-from petransfer.train.packed import can_pack, packed_hidden
+from petransfer.train.packed import can_pack, draws, packed_hidden
 
 # Bytes of logits that are made at once: they stay in a core's second cache.
 AT_ONCE = 2**20
@@ -91,10 +91,11 @@ def _judge(logits_nv: torch.Tensor, wanted_n1: torch.Tensor) -> tuple[torch.Tens
 class Lean:
     """What of a model can be done with less work; `step` is open while a batch's gradient is gathered.
 
-    Where nothing can, as on a GPU or at fewer bits, `usable` is False.
+    Where nothing can, as on a GPU or at fewer bits, `usable` is False. scoring: no dropout is drawn, so that padding
+    can be left out (`packs`) of models that train with it too.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, *, scoring: bool = False) -> None:
         base: Any = model
         base = base.get_base_model() if hasattr(base, "get_base_model") else base
         self._base = base
@@ -103,7 +104,7 @@ class Lean:
         self.usable = _plain(model) and getattr(getattr(base, "config", None), "model_type", None) in PLAIN_HEADS
         if not self.usable:
             return
-        self.packs = can_pack(base)
+        self.packs = can_pack(base) and (scoring or not draws(base))
         self._pairs = [_pair(module) for module in model.modules() if _foldable(module)]
         wrappers = [module for module in model.modules() if isinstance(module, TrainableTokensWrapper)]
         self._lookups = [module for module in wrappers if module is not self._head]

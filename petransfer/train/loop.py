@@ -54,11 +54,19 @@ def make_optimizer(model: torch.nn.Module, spec: TrainSpec) -> torch.optim.Optim
     if spec.rate_scaling == "rms":
         sizes = [max(float(value.detach().float().square().mean().sqrt()), 1e-3) for value in parameters]
         groups = [
-            {"params": [value], "scale": size, "weight_decay": spec.weight_decay / size}
+            {"params": [value], "scale": size * _factor(value), "weight_decay": spec.weight_decay / size}
             for value, size in zip(parameters, sizes, strict=True)
         ]
     else:
-        groups = [{"params": parameters, "scale": 1.0, "weight_decay": spec.weight_decay}]
+        factors = dict.fromkeys(map(_factor, parameters))
+        groups = [
+            {
+                "params": [value for value in parameters if _factor(value) == factor],
+                "scale": factor,
+                "weight_decay": spec.weight_decay,
+            }
+            for factor in factors
+        ]
     if spec.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=spec.learning_rate, betas=spec.betas, fused=True)
     from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
@@ -66,6 +74,11 @@ def make_optimizer(model: torch.nn.Module, spec: TrainSpec) -> torch.optim.Optim
     eight_bit = PagedAdamW8bit if spec.optimizer == "paged-adamw-8bit" and torch.cuda.is_available() else AdamW8bit
     optimizer: torch.optim.Optimizer = eight_bit(groups, lr=spec.learning_rate, betas=spec.betas)
     return optimizer
+
+
+def _factor(parameter: torch.nn.Parameter) -> float:
+    """What a method multiplies the rate of one of its tensors by; 1 where it says nothing."""
+    return float(getattr(parameter, "rate_factor", 1.0))
 
 
 class Loop:
@@ -279,9 +292,16 @@ def checkpoint_activations(model: torch.nn.Module) -> None:
     """
     base: Any = model
     base = base.get_base_model() if hasattr(base, "get_base_model") else base
+    if _has_prefix(model):
+        raise UserError("prefix tuning cannot checkpoint activations, which drops its cache; leave --checkpointing out")
     if not getattr(base, "supports_gradient_checkpointing", False):
         raise UserError(f"{type(base).__name__} cannot checkpoint activations; leave --checkpointing out")
     base.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def _has_prefix(model: Any) -> bool:
+    configs = getattr(model, "peft_config", {}).values()
+    return any(config.peft_type == "PREFIX_TUNING" for config in configs)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -45,10 +45,13 @@ class Places:
 
 
 def can_pack(base: Any) -> bool:
-    """Whether `packed_hidden` knows the model, and says what the plain pass would: dropout is drawn by its shapes."""
-    if any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in base.modules()):
-        return False
+    """Whether `packed_hidden` knows the model."""
     return type(base) is T5ForConditionalGeneration and base.config._attn_implementation in ("sdpa", "eager")
+
+
+def draws(base: Any) -> bool:
+    """Whether training draws dropout: by the shape of what goes in, so that packed it would be another draw."""
+    return any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in base.modules())
 
 
 def packed_hidden(base: Any, batch: Tensors) -> torch.Tensor:

@@ -1,0 +1,15 @@
+"""DoRA (Liu et al. 2024): LoRA on the direction of each column of the weights, and a trained size for each."""
+
+from __future__ import annotations
+
+import torch
+
+from petransfer.checkpoints.load import Loaded
+from petransfer.methods.adapted import put
+from petransfer.methods.lora import configuration
+from petransfer.recipe.spec import MethodSpec
+
+
+def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
+    """As `lora.apply`; its norms are computed in fp32."""
+    return put(loaded, method, configuration(loaded, method, use_dora=True), seed)

@@ -1,0 +1,257 @@
+"""Every method: its count is foreseen, its loss falls, plain peft gives its logits, an interruption leaves no trace."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
+
+from petransfer.checkpoints.encoding import Encoded
+from petransfer.checkpoints.load import Loaded, load
+from petransfer.checkpoints.registry import checkpoint_spec
+from petransfer.errors import Interrupted
+from petransfer.evaluate.exact_match import evaluate
+from petransfer.evaluate.labels import choose_labels
+from petransfer.evaluate.predict import Predictor
+from petransfer.fit.simulate import Demand, simulate
+from petransfer.methods import APPLY, SAVE
+from petransfer.recipe.methods import FORMS
+from petransfer.recipe.spec import MethodSpec, RunSpec, TrainSpec
+from petransfer.study.ledger import RunFolder
+from petransfer.study.run import Settings, run_one
+from petransfer.tasks.base import Example
+from petransfer.train.batches import collate
+from petransfer.train.execution import Execution
+from petransfer.train.loop import learning_rate_factor, make_optimizer
+from petransfer.train.losses import token_loss
+from petransfer.train.state import trained_tensors
+from tests.conftest import _keep
+
+RANKED: dict[str, Any] = {"rank": 3, "alpha": 6.0}
+SMALL = {
+    "lora": MethodSpec("lora", 32, **RANKED),
+    "rslora": MethodSpec("rslora", 32, **RANKED),
+    "loraplus": MethodSpec("loraplus", 32, **RANKED, rate_ratio=8.0),
+    "dora": MethodSpec("dora", 32, **RANKED),
+    "pissa": MethodSpec("pissa", 32, **RANKED),
+    "vera": MethodSpec("vera", 32, rank=8),
+    "ia3": MethodSpec("ia3", 32),
+    "prompt": MethodSpec("prompt", 32, virtual_tokens=5),
+    "prefix": MethodSpec("prefix", 32, virtual_tokens=5),
+    "ln": MethodSpec("ln", 32),
+    "bias": MethodSpec("bias", 32),
+}
+ROWS = [Encoded((5, 6, 7, 8, 1), (9, 10, 1)), Encoded((15, 6, 1), (9, 10, 22, 30, 1)), Encoded((40, 1), (11, 1))]
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of two layers, whose keys and values have half the heads of its queries."""
+
+    def make(pieces: int) -> Any:
+        config = LlamaConfig(
+            vocab_size=pieces, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, pad_token_id=0, eos_token_id=1, bos_token_id=1,
+        )  # fmt: skip
+        return LlamaForCausalLM(config)
+
+    return _keep(tmp_path_factory.mktemp("tiny-llama"), make)
+
+
+@pytest.fixture
+def base(request: pytest.FixtureRequest) -> Path:
+    """The checkpoint that a test is asked for by the name of its fixture."""
+    folder: Path = request.getfixturevalue(request.param)
+    return folder
+
+
+def made(folder: Path, method: MethodSpec) -> tuple[Loaded, torch.nn.Module]:
+    """A checkpoint with a method on it."""
+    loaded = load(checkpoint_spec(str(folder)), method.bits)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return loaded, APPLY[method.name](loaded, method, 0)
+
+
+def train(model: torch.nn.Module, loaded: Loaded, steps: int = 8, rate: float = 1e-2) -> list[float]:
+    """The losses of a few steps on ROWS."""
+    batch, spec = collate(ROWS, loaded.layout), TrainSpec(steps, 3, rate)
+    optimizer = make_optimizer(model, spec)
+    losses = []
+    model.eval()  # no dropout: the same loss is looked at
+    for step in range(steps):
+        loss = token_loss(model, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for group in optimizer.param_groups:
+            group["lr"] = rate * learning_rate_factor(spec, step) * group["scale"]
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss))
+    return losses
+
+
+def logits(model: torch.nn.Module, loaded: Loaded) -> torch.Tensor:
+    """On ROWS, without gradients."""
+    batch = {name: value for name, value in collate(ROWS, loaded.layout).items() if name != "labels"}
+    with torch.no_grad():
+        found: torch.Tensor = model(**batch, use_cache=False).logits
+    return found.float()
+
+
+def test_every_method_is_tried_here() -> None:
+    assert set(SMALL) | {"full"} == set(FORMS) == set(APPLY)
+
+
+@pytest.mark.parametrize("base", ["tiny_t5", "tiny_gpt2", "tiny_llama"], indirect=True)
+@pytest.mark.parametrize("name", SMALL)
+def test_a_method_trains_what_fit_foresees_and_plain_peft_gives_its_logits(
+    name: str, base: Path, tmp_path: Path
+) -> None:
+    loaded, model = made(base, SMALL[name])
+    trained = trained_tensors(model)
+    config = AutoConfig.from_pretrained(base)
+    foreseen = simulate(config, "tiny", Demand(SMALL[name], 2, 5, 5, "cpu"), loaded.model.config.model_type == "llama")
+    assert foreseen.trained_parameters == sum(value.numel() for value in trained.values()) > 0
+    frozen = {key: value.clone() for key, value in model.named_parameters() if key not in trained}
+    before = {key: value.detach().clone() for key, value in trained.items()}
+    untrained = logits(model.eval(), loaded)
+    losses = train(model, loaded)
+    assert losses[-1] < losses[0] - 0.05
+    assert all(torch.equal(value, frozen[key]) for key, value in model.named_parameters() if key in frozen)
+    assert not any(torch.equal(value, before[key]) for key, value in trained.items())
+    SAVE[name](model, tmp_path, "tiny")
+    ours = logits(model, loaded)
+    plain = PeftModel.from_pretrained(load(checkpoint_spec(str(base)), 32).model, str(tmp_path)).eval()
+    theirs = logits(plain, loaded)[:, -ours.shape[1] :]
+    assert (ours - theirs).abs().max() < 1e-5 < (ours - untrained).abs().max()
+    assert str(base) not in (tmp_path / "adapter_config.json").read_text()
+
+
+@pytest.mark.parametrize("base", ["tiny_t5", "tiny_gpt2", "tiny_llama"], indirect=True)
+@pytest.mark.parametrize("name", ["prompt", "prefix"])
+def test_one_pass_agrees_with_generation_behind_virtual_tokens(name: str, base: Path) -> None:
+    loaded, model = made(base, SMALL[name])
+    train(model, loaded, 60, 0.3)
+    words = ["jump", "walk and run", "look left thrice and jump", "turn around right"]
+    inputs = [tuple(loaded.tokenizer(word)["input_ids"]) for word in words]
+    from petransfer.evaluate.generate import generate
+
+    said = generate(model, loaded, inputs, 6)
+    alone = [generate(model, loaded, [one], 6)[0] for one in inputs]
+    assert said == alone  # no row's padding shifts it against its virtual tokens
+    targets = [text if at % 2 else "walk" for at, text in enumerate(said)]
+    pieces = [tuple(loaded.tokenizer(text)["input_ids"]) for text in targets]
+    examples = [Example(at, words[at], targets[at], "all") for at in range(len(words))]
+    encoded = [Encoded(source, target) for source, target in zip(inputs, pieces, strict=True)]
+    found = evaluate(model, loaded, examples, encoded, audited=4)
+    assert found.audited + found.near_ties == 4
+    assert found.disagreements == 0
+
+
+@pytest.mark.parametrize("base", ["tiny_t5", "tiny_gpt2"], indirect=True)
+def test_labels_are_chosen_behind_virtual_tokens(base: Path) -> None:
+    loaded, model = made(base, SMALL["prompt"])
+    labels = ["run", "walk"]
+    rows = [Encoded(tuple(loaded.tokenizer(word)["input_ids"]), (1,)) for word in ("jump", "look twice")]
+    before = choose_labels(model, loaded, rows, labels)
+    end = loaded.layout.eos_id
+    wanted = [labels[1 - labels.index(label)] for label in before]
+    taught = [
+        Encoded(row.input_ids, (*loaded.tokenizer(label, add_special_tokens=False)["input_ids"], end))
+        for row, label in zip(rows, wanted, strict=True)
+    ]
+    optimizer = make_optimizer(model, TrainSpec(1, 2, 0.3))
+    for _ in range(150):
+        token_loss(model, collate(taught, loaded.layout)).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+        if choose_labels(model, loaded, rows, labels) != before:
+            return  # the virtual tokens are heard
+    raise AssertionError("the labels do not depend on the virtual tokens")
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "lora"])  # LoRA's is among the invariants
+def test_an_interrupted_run_ends_bit_for_bit_where_the_other_does(
+    name: str, tiny_spec: Callable[..., RunSpec], tmp_path: Path
+) -> None:
+    spec = tiny_spec(SMALL[name], steps=6)
+    settings = Settings(Execution(threads=1, log_every=2), cpu=True)
+    seen = {"step": 0}
+    whole = run_one(spec, RunFolder(tmp_path / "whole"), settings)
+    with pytest.raises(Interrupted):
+        run_one(
+            spec, RunFolder(tmp_path / "cut"), settings,
+            lambda step, loss, seconds: seen.update(step=step), lambda: seen["step"] == 3,
+        )  # fmt: skip
+    resumed = run_one(spec, RunFolder(tmp_path / "cut"), settings)
+    both = [load_file(tmp_path / one / "adapter" / "adapter_model.safetensors") for one in ("whole", "cut")]
+    assert both[0].keys() == both[1].keys()
+    assert all(torch.equal(both[0][key], both[1][key]) for key in both[0])
+    assert (whole["dev"], whole["test"]) == (resumed["dev"], resumed["test"])
+    assert whole["test"]["disagreements"] == 0
+    if name in ("pissa", "prefix"):
+        assert len(Predictor.of(tmp_path / "cut", device="cpu")(["jump around right"], 4)) == 1
+
+
+def test_loraplus_trains_b_at_a_rate_of_its_own(tiny_t5: Path) -> None:
+    _, model = made(tiny_t5, SMALL["loraplus"])
+    optimizer = make_optimizer(model, TrainSpec(1, 2, 1e-3))
+    rates = {id(value): group["scale"] for group in optimizer.param_groups for value in group["params"]}
+    found = {name.split(".lora_")[1][0]: rates[id(value)] for name, value in trained_tensors(model).items()}
+    assert found == {"A": 1.0, "B": 8.0}
+    assert len(rates) == len(trained_tensors(model))
+
+
+def test_pissa_starts_as_the_base_and_takes_the_largest_directions(tiny_t5: Path) -> None:
+    loaded, model = made(tiny_t5, SMALL["pissa"])
+    plain = load(checkpoint_spec(str(tiny_t5)), 32)
+    assert torch.allclose(logits(model.eval(), loaded), logits(plain.model.eval(), plain), atol=1e-5)
+    layer: Any = dict(model.named_modules())["base_model.model.decoder.block.0.layer.2.DenseReluDense.wo"]
+    start = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    rest = torch.linalg.svdvals(layer.base_layer.weight - start)
+    sizes = torch.linalg.svdvals(layer.base_layer.weight)
+    assert torch.allclose(rest[:-3], sizes[3:], atol=1e-5)
+
+
+@pytest.mark.parametrize("base", ["tiny_t5", "tiny_llama"], indirect=True)
+@pytest.mark.parametrize("name", ["lora", "dora", "pissa", "vera", "ia3"])
+def test_only_the_chosen_layers_are_adapted(name: str, base: Path, tmp_path: Path) -> None:
+    last = 1 if "llama" in base.name else 0
+    _, model = made(base, replace(SMALL[name], layers=(last,)))
+    depths = {part for key in trained_tensors(model) for part in key.split(".") if part.isdigit()}
+    assert str(last) in depths
+    everywhere = made(base, SMALL[name])[1]
+    if last:
+        assert {key.split(".layers.")[1][0] for key in trained_tensors(model)} == {"1"}
+        assert 2 * len(trained_tensors(model)) == len(trained_tensors(everywhere))
+    else:
+        assert trained_tensors(model).keys() == trained_tensors(everywhere).keys()
+
+
+def test_biases_alone_are_trained_and_norms_where_there_are_none(tiny_gpt2: Path, tiny_t5: Path) -> None:
+    _, model = made(tiny_gpt2, SMALL["bias"])
+    assert {key.rsplit(".", 1)[-1] for key in trained_tensors(model)} == {"bias"}
+    _, norms = made(tiny_t5, SMALL["bias"])
+    assert all("layer_norm" in key for key in trained_tensors(norms))
+    assert trained_tensors(norms).keys() == trained_tensors(made(tiny_t5, SMALL["ln"])[1]).keys()
+
+
+def test_what_is_saved_says_what_it_is(tiny_t5: Path, tmp_path: Path) -> None:
+    kinds = {"rslora": "use_rslora", "dora": "use_dora"}
+    for name, key in kinds.items():
+        _, model = made(tiny_t5, SMALL[name])
+        SAVE[name](model, tmp_path / name, "tiny")
+        assert json.loads((tmp_path / name / "adapter_config.json").read_text())[key] is True
+    _, model = made(tiny_t5, SMALL["pissa"])
+    SAVE["pissa"](model, tmp_path / "pissa", "tiny")
+    config = json.loads((tmp_path / "pissa" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["init_lora_weights"]) == (6, 12, True)

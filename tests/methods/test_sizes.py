@@ -1,0 +1,226 @@
+"""What a recipe says of methods: sizes that are found, keys that belong, labels that tell apart, bits that work."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from petransfer.checkpoints.encoding import Encoded
+from petransfer.checkpoints.load import load
+from petransfer.checkpoints.registry import checkpoint_spec
+from petransfer.cli import main
+from petransfer.errors import UserError
+from petransfer.methods import APPLY, SAVE, size_of
+from petransfer.recipe.effects import wanted
+from petransfer.recipe.load import load_recipe, validate
+from petransfer.recipe.methods import FORMS, METHODS
+from petransfer.recipe.schema import MethodPart
+from petransfer.recipe.spec import MethodSpec, RunSpec
+from petransfer.study.grid import expand, method_of
+from petransfer.train.batches import collate
+from petransfer.train.losses import token_loss
+from petransfer.train.state import trained_tensors
+from tests.conftest import _keep
+
+README = Path(__file__).parents[2] / "README.md"
+SIZED = [name for name, form in FORMS.items() if form.size]
+
+
+def recipe(*methods: dict[str, Any], **changes: Any) -> Any:
+    """A recipe on the embedded family, checked."""
+    content = {
+        "name": "many", "task": {"name": "scan", "splits": ["right"]}, "arms": ["english", "scratch", "random"],
+        "methods": list(methods), "train": {"steps": 10, "learning_rate": 1e-3},
+    }  # fmt: skip
+    return validate(content | changes, "here")
+
+
+@pytest.mark.parametrize("base", ["tiny_t5", "tiny_gpt2"])
+@pytest.mark.parametrize("name", SIZED)
+def test_the_size_is_the_one_that_trains_nearest(name: str, base: str, request: pytest.FixtureRequest) -> None:
+    loaded = load(checkpoint_spec(str(request.getfixturevalue(base))), 32)
+    method = method_of(MethodPart(name=name, bits=32, match_parameters=3000))
+    assert (method.rank, method.virtual_tokens, method.alpha) == (0, 0, 0.0)
+    key = FORMS[name].size
+    try:
+        found = size_of(loaded, method)
+    except UserError as error:
+        assert "cannot be met" in str(error)  # noqa: PT017
+        wanted_at = 100 if name == "vera" else 30_000
+        method = replace(method, match_parameters=wanted_at)
+        found = size_of(loaded, method)
+    size = getattr(found, key)
+
+    def count(at: int) -> int:
+        with torch.device("meta"):
+            meta = replace(loaded, model=type(loaded.model)(loaded.model.config))
+        model = APPLY[name](meta, replace(found, **{key: at}), 0)
+        return sum(value.numel() for value in trained_tensors(model).values())
+
+    apart = {at: abs(count(at) - method.match_parameters) for at in (size - 1, size, size + 1) if at}
+    assert apart[size] == min(apart.values())
+    assert found.alpha == (2.0 * size if "alpha" in FORMS[name].keys else 0.0)
+    model = APPLY[name](load(checkpoint_spec(str(request.getfixturevalue(base))), 32), method, 0)
+    assert sum(value.numel() for value in trained_tensors(model).values()) == count(size)
+
+
+def test_a_size_that_nothing_meets_stops_a_study_before_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["methods=[{name: lora, match_parameters: 100, bits: 32}]", "train.steps=2", "arms=[english]", "effects=[]"]
+    sets = [part for one in given for part in ("--set", one)]
+    monkeypatch.setattr(sys, "argv", ["petransfer", "run", "--recipe", "lora-scan", "--cpu", *sets])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert "match_parameters: 100 cannot be met by lora: the nearest is 9,216, with rank 1" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ({"name": "ia3", "rank": 8}, "rank does not belong to ia3, which takes layers, targets"),
+        ({"name": "prompt", "layers": [0]}, "layers does not belong to prompt"),
+        ({"name": "ln", "targets": ["q"]}, "targets does not belong to ln, which takes nothing but bits"),
+        ({"name": "lora", "virtual_tokens": 3}, "virtual_tokens does not belong to lora"),
+        ({"name": "vera", "embeddings": "new"}, "embeddings does not belong to vera"),
+        ({"name": "ia3", "match_parameters": 9}, "match_parameters does not belong to ia3"),
+        ({"name": "lora", "rank": 8, "match_parameters": 9}, "give either rank or match_parameters"),
+        ({"name": "lora", "layers": [1, 1]}, "layers names one twice"),
+        ({"name": "dora", "bits": 8}, "dora cannot go on a base of 8 bits"),
+        ({"name": "ia3", "bits": 4}, "ia3 cannot go on a base of 4 bits"),
+        ({"name": "lora", "match_parameters": 0}, "match_parameters"),
+        ({"name": "prompt", "virtual_token": 3}, "virtual_tokens"),
+    ],
+)
+def test_what_does_not_belong_is_refused_in_one_line(method: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said) as refused:
+        recipe(method)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_unknown_method_is_told_the_nearest() -> None:
+    with pytest.raises(UserError, match="'loraplus'"):
+        expand(recipe({"name": "lora+"}))
+
+
+def test_layers_that_a_model_has_not_are_refused(tiny_t5: Path) -> None:
+    loaded = load(checkpoint_spec(str(tiny_t5)), 32)
+    with pytest.raises(UserError, match="layers: 3 is none of this model's, which are 0 to 0"):
+        APPLY["lora"](loaded, MethodSpec("lora", 32, 2, 4.0, layers=(0, 3)), 0)
+    with pytest.raises(UserError, match="pissa: rank 33 is above"):
+        APPLY["pissa"](loaded, MethodSpec("pissa", 32, 33, 66.0), 0)
+
+
+def test_labels_tell_methods_apart_and_effects_find_them() -> None:
+    parts: list[dict[str, Any]] = [{"name": name, "bits": 32} for name in METHODS]
+    parts += [
+        {"name": "lora", "bits": 32} | more
+        for more in (
+            {"rank": 4}, {"layers": [0]}, {"alpha": 4.0}, {"targets": ["q", "v"]}, {"dropout": 0.1},
+            {"embeddings": "new"}, {"match_parameters": 50_000}, {"rate_scaling": "rms"},
+        )
+    ]  # fmt: skip
+    parts += [{"name": "loraplus", "bits": 32, "rate_ratio": 4.0}, {"name": "prompt", "bits": 32, "virtual_tokens": 7}]
+    labels = [MethodPart(**part).label for part in parts]
+    assert len(set(labels)) == len(labels)
+    assert labels[:2] == ["lora r16 32-bit", "rslora r16 32-bit"]
+    two = recipe(*parts[:1], {"name": "prompt", "bits": 32}, {"name": "loraplus", "bits": 32},
+                 effects=["prompt-lora", "english-scratch", "loraplus-lora"])  # fmt: skip
+    found = [(effect.left, effect.right) for effect in wanted(two) if effect.kind == "methods"]
+    assert found == [("prompt 20-tokens 32-bit", "lora r16 32-bit"), ("loraplus r16 32-bit", "lora r16 32-bit")]
+    cells = expand(two)
+    assert [cell.method for cell in cells if cell.arm == "scratch"] == ["full 32-bit"]
+    assert len({cell.run_id for cell in cells}) == len(cells) == 7
+
+
+def test_a_spec_comes_back_from_what_is_kept_of_it() -> None:
+    cells = expand(
+        recipe(*({"name": name, "bits": 32, **({"layers": [0]} if name == "vera" else {})} for name in METHODS))
+    )
+    for cell in cells:
+        assert RunSpec.from_dict(cell.spec.as_dict()) == cell.spec
+        assert ("virtual_tokens" in cell.spec.canonical_json()) == (cell.spec.method.name in ("prompt", "prefix"))
+
+
+def test_planning_imports_no_torch() -> None:
+    code = (
+        "import sys; from petransfer.study.grid import expand; from petransfer.recipe.load import load_recipe\n"
+        "expand(load_recipe('methods-scan', [], {})); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_the_study_recipes_are_what_they_say() -> None:
+    scan = load_recipe("methods-scan", [], {})
+    assert {method.name for method in scan.methods} == set(METHODS) - {"bias"}  # T5 has none: it would be ln again
+    assert set(scan.arms) <= {"english", "scratch", "random"}
+    assert {cell.spec.task.split for cell in expand(scan)} == {"opposite_right"}
+    assert load_recipe("prompt-scan", [], {}).family == "nano"
+
+
+@pytest.fixture(scope="module")
+def wide_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A T5 wide enough for the blocks of 4-bit weights."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    def make(pieces: int) -> Any:
+        config = T5Config(
+            vocab_size=pieces, d_model=64, d_kv=32, d_ff=128, num_layers=1, num_heads=2,
+            decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
+        )  # fmt: skip
+        return T5ForConditionalGeneration(config)
+
+    return _keep(tmp_path_factory.mktemp("wide-t5"), make)
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "full"])
+def test_bits_that_a_method_takes_work(name: str, bits: Any, wide_t5: Path, tmp_path: Path) -> None:
+    if bits in FORMS[name].not_at:
+        pytest.skip(FORMS[name].not_at[bits])
+    loaded = load(checkpoint_spec(str(wide_t5)), bits)
+    size: dict[str, Any] = {"rank": 4} if FORMS[name].size == "rank" else {}
+    method = method_of(MethodPart(name=name, bits=bits, **size))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = APPLY[name](loaded, method, 0).eval()
+        assert {value.dtype for value in trained_tensors(model).values()} == {torch.float32}
+        batch = collate([Encoded((5, 6, 7, 1), (9, 10, 1)), Encoded((15, 6, 1), (9, 22, 30, 1))], loaded.layout)
+        optimizer = torch.optim.AdamW(trained_tensors(model).values(), lr=1e-2)
+        losses = []
+        for _ in range(4):
+            loss = token_loss(model, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(float(loss))
+    assert losses[-1] < losses[0] - 0.2
+    SAVE[name](model, tmp_path, "tiny")
+
+
+def table() -> str:
+    """The README's table of the methods, as their forms have it."""
+    lines = ["| method | what it is | size | 8 bits | 4 bits | merged | stacked |", "|---|---|---|---|---|---|---|"]
+    for name, form in FORMS.items():
+        source = f" ({form.source})" if form.source else ""
+        marks = [
+            "no" if why else "yes" for why in (form.not_at.get(8), form.not_at.get(4), form.no_merge, form.no_stack)
+        ]
+        size = f"`{form.size}`" if form.size else "fixed"
+        lines.append(f"| `{name}` | {form.title}{source} | {size} | {' | '.join(marks)} |")
+    return "\n".join(lines)
+
+
+def test_the_readme_says_what_the_methods_can() -> None:
+    assert table() in README.read_text(encoding="utf-8")
