@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import warnings
 
+# On CPUs with avx512_bf16 bitsandbytes says when it is imported that it lacks a kernel, which nothing here needs.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
 
 def quiet() -> None:
     """Silences what a user can do nothing about; errors stay."""

@@ -8,6 +8,7 @@ import traceback
 
 import typer
 
+import petransfer.checkpoints.quiet  # noqa: F401 - before a library says what a user can do nothing about
 from petransfer import __version__
 from petransfer.cli import (
     adapter,

@@ -149,14 +149,13 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check files, base, tokenizer and width against the provenance, and measure the claimed figures again."""
-    from petransfer.checkpoints.quiet import quiet
-    from petransfer.share.several import Where
-    from petransfer.share.verify import verify as check
-
-    quiet()
-
     found = []
-    with opened(source) as bundle:
+    with opened(source) as bundle:  # what cannot be had is said before torch is loaded
+        from petransfer.checkpoints.quiet import quiet
+        from petransfer.share.several import Where
+        from petransfer.share.verify import verify as check
+
+        quiet()
         for one in check(bundle, Where(checkpoint, revision, data_dir, _device(cpu)), _bits(bits), evaluate):
             found.append(one)
             if not as_json:
@@ -183,13 +182,12 @@ def merge(
     as_json: Json = False,
 ) -> None:
     """Merge an adapter into its 16-bit base (32 where it was trained so), and say what that changed in the logits."""
-    from petransfer.checkpoints.quiet import quiet
-    from petransfer.share.merge import merge as write
-    from petransfer.share.several import Where
+    with opened(source) as bundle:  # what cannot be had is said before torch is loaded
+        from petransfer.checkpoints.quiet import quiet
+        from petransfer.share.merge import merge as write
+        from petransfer.share.several import Where
 
-    quiet()
-
-    with opened(source) as bundle:
+        quiet()
         done = write(bundle, out, Where(checkpoint, revision, None, _device(cpu)), _bits(bits))
     if as_json:
         print(json.dumps(vars(done), indent=1))

@@ -115,11 +115,13 @@ def attach(loaded: Loaded, bundles: Sequence[Bundle], bits: Bits) -> PeftModel:
         UserError: an adapter is not sound, or its tensors and those that the base takes are not the same.
     """
     model: Any = loaded.model
+    rows = model.get_input_embeddings().num_embeddings
     for at, bundle in enumerate(map(checked, bundles)):
-        config = PeftConfig.from_pretrained(str(bundle.weights.parent))
-        config.inference_mode = True
-        config.base_model_name_or_path = loaded.model.name_or_path  # peft warns of any other
+        _refuse_rows(bundle, rows)
         try:
+            config = PeftConfig.from_pretrained(str(bundle.weights.parent))
+            config.inference_mode = True
+            config.base_model_name_or_path = loaded.model.name_or_path  # peft warns of any other
             if at:
                 model.add_adapter(_name(at), config)
             else:
@@ -131,6 +133,14 @@ def attach(loaded: Loaded, bundles: Sequence[Bundle], bits: Bits) -> PeftModel:
     as_trained(model, bits)
     model.set_adapter(FIRST)
     return model.to(loaded.model.device).eval()
+
+
+def _refuse_rows(bundle: Bundle, count: int) -> None:
+    """Refuses trained rows of the embeddings that the base has not, which peft would look up."""
+    asked = bundle.config.get("trainable_token_indices") or []
+    rows = [row for one in (asked.values() if isinstance(asked, dict) else [asked]) for row in one]
+    if rows and max(rows) >= count:
+        raise UserError(f"{bundle.label} does not fit its base: it trains row {max(rows):,} of {count:,} embeddings")
 
 
 def _name(at: int) -> str:

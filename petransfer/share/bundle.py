@@ -112,10 +112,21 @@ def checked(bundle: Bundle) -> Bundle:
         UserError: they do not.
     """
     checks.check(bundle.config, bundle.tensors)
+    other = other_base(bundle)
+    if other:
+        raise UserError(f"{bundle.label} is refused: {other}")
     wrong = differences(bundle)
     if wrong:
         raise UserError(f"{bundle.label} is refused: {next(iter(wrong.values()))}")
     return bundle
+
+
+def other_base(bundle: Bundle) -> str | None:
+    """What is said where plain peft would be led to another base than the run was on."""
+    told, made = bundle.config.get("base_model_name_or_path"), bundle.spec and bundle.spec.checkpoint.name
+    if made is None or told is None or told == made:
+        return None
+    return f"{CONFIG} names the base {str(told)[:80]!r}, the provenance {made!r}"
 
 
 def differences(bundle: Bundle) -> dict[str, str]:

@@ -36,6 +36,10 @@ DTYPES = ("F32", "F16", "BF16")
 # Ways to start that do not look at the base's weights.
 STARTS = (True, False, "gaussian", "orthogonal")
 MOST_RANK, MOST_TENSORS, LONGEST = 65_536, 200_000, 512
+# Keys that say how large a part of the adapter is, for which memory is taken before a tensor is looked at.
+SIZES = ("num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads", "encoder_hidden_size")
+# peft's names of the tasks whose models generate; what is not set is made so.
+TASKS = ("SEQ_2_SEQ_LM", "CAUSAL_LM", "FEATURE_EXTRACTION")
 
 _PREFIX = "base_model.model."
 # What peft calls an empty list of layers.
@@ -64,6 +68,11 @@ def _check_config(config: Mapping[str, Any]) -> None:
     for key, kinds in TYPES.items():
         if config.get(key) is not None and not isinstance(config[key], kinds):
             raise _refused(f"{key} is {config[key]!r:.40}")
+    if config.get("task_type") not in (None, *TASKS):
+        raise _refused(f"task_type is {config['task_type']!r:.40}; those that are taken are {', '.join(TASKS)}")
+    for key in SIZES:
+        if config.get(key) is not None and not (type(config[key]) is int and 0 < config[key] <= MOST_RANK):
+            raise _refused(f"{key} is {config[key]!r:.40}; it is a whole number from 1 to {MOST_RANK:,}")
     library = (config.get("auto_mapping") or {"parent_library": "transformers"}).get("parent_library")
     if str(library).split(".")[0] != "transformers":
         raise _refused(f"auto_mapping would import {str(library)[:60]!r}")
@@ -106,7 +115,7 @@ def _check_lora(config: Mapping[str, Any], tensors: Tensors) -> None:
             if end is None:
                 raise _refused(f"target_modules does not name {_short(module)}, for which there is a tensor")
             met.add(end)
-    _check_pairs(tensors)
+    _check_pairs(tensors, bool(config.get("use_dora")))
     idle = [] if isinstance(targets, str) else sorted(set(targets) - met - {_NONE})
     if idle:
         raise _refused(f"target_modules names {_short(idle[0])}, for which there is no tensor")
@@ -139,8 +148,10 @@ def _check_lora_config(config: Mapping[str, Any]) -> None:
         raise _refused(f"bias is {config['bias']!r:.40}")
     rows = config.get("trainable_token_indices") or []
     lists = list(rows.values()) if isinstance(rows, dict) else [rows]
-    if not all(isinstance(one, list) and all(isinstance(row, int) for row in one) for one in lists):
+    if not all(isinstance(one, list) and all(type(row) is int and row >= 0 for row in one) for one in lists):
         raise _refused("trainable_token_indices is no list of rows")
+    if any(len(set(one)) != len(one) for one in lists):
+        raise _refused("trainable_token_indices names a row twice")
 
 
 def _check_pattern(text: str) -> None:
@@ -202,8 +213,15 @@ def _target_of(module: str, targets: Any) -> str | None:
     return next((one for one in targets if module == one or module.endswith(f".{one}")), None)
 
 
-def _check_pairs(tensors: Tensors) -> None:
+def _check_pairs(tensors: Tensors, dora: bool) -> None:
     for name in tensors:
+        layer = name.removesuffix("lora_A.weight")
+        if (
+            dora
+            and layer != name
+            and not {f"{layer}lora_magnitude_vector{end}" for end in ("", ".weight")} & set(tensors)
+        ):
+            raise _refused(f"use_dora is set, and the tensor {_short(name)} has no lora_magnitude_vector beside it")
         for one, other in (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B")):
             for end, partner in ((one, other), (other, one)):
                 if name.endswith(f".{end}") and name.removesuffix(end) + partner not in tensors:

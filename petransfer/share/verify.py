@@ -17,7 +17,7 @@ from petransfer.evaluate.exact_match import Evaluation, Scored
 from petransfer.recipe.spec import Bits
 from petransfer.share import checks
 from petransfer.share.apply import Base, attach, base_of
-from petransfer.share.bundle import CARD, EXAMPLES, WEIGHTS, Bundle, differences
+from petransfer.share.bundle import CARD, EXAMPLES, WEIGHTS, Bundle, differences, other_base
 from petransfer.share.reading import card_data
 from petransfer.share.several import Where, data_of, evaluation
 from petransfer.study.provenance import examples_sha256
@@ -71,6 +71,9 @@ def _files(bundle: Bundle) -> Iterator[Check]:
     wrong = differences(bundle)
     for name, line in wrong.items():
         yield Check("card" if name == CARD else "files", False, line)
+    other = other_base(bundle)
+    if other:
+        yield Check("config", False, other)
     if not wrong:
         listed = bundle.manifest or (bundle.provenance or {}).get("files") or {}
         yield Check("files", True, f"{len(listed)} files have the sha256 that they were saved with")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -105,6 +106,11 @@ def test_without_a_network_it_is_said_at_once_and_the_rest_works(packed: Path, h
             assert (done.returncode, done.stderr.count("\n")) == (2, 1)
             assert ("HF_HUB_OFFLINE is set" if extra else "cannot be reached") in done.stderr
             assert time.monotonic() - started < 20
+    for arguments in (("verify", "me/mine"), ("merge", "me/mine", "merged")):
+        done = ask(nowhere, here, *arguments, PYTHONVERBOSE="1")  # names every module that is imported
+        assert done.returncode == 2
+        assert "cannot be reached" in done.stderr
+        assert not re.search(r"^import '(torch|transformers)'", done.stderr, re.MULTILINE), "it is said before"
     assert ask(nowhere, here, "pull", str(packed), "--out", "pulled").returncode == 0
     assert ask(nowhere, here, "info", "pulled").returncode == 0
 

@@ -209,6 +209,12 @@ MALFORMED: dict[str, Make] = {
     "pattern that is broken": config(target_modules="(q"),
     "pattern of ranks": config(rank_pattern={"(x*)*y": 4}),
     "base a number": config(base_model_name_or_path=7),
+    "base of another": config(base_model_name_or_path="evil/base"),
+    "task of another": config(task_type="EVIL"),
+    "size of a billion": config(num_virtual_tokens=10**9),
+    "rows below zero": changed(CONFIG, lambda content: content.update(trainable_token_indices={"shared": [-1]})),
+    "row twice": changed(CONFIG, lambda content: content.update(trainable_token_indices={"shared": [5, 5]})),
+    "magnitudes that are missing": config(use_dora=True),
     # adapter_model.safetensors
     "weights a pickle": raw(WEIGHTS, evil * 200),
     "weights empty": raw(WEIGHTS, b""),
@@ -309,6 +315,12 @@ SAID = {
     "more than names of layers need": ("pattern without end", "pattern of ranks"),
     "is broken": ("pattern that is broken",),
     "base_model_name_or_path is 7": ("base a number",),
+    "names the base 'evil/base', the provenance 'nano/english'": ("base of another",),
+    "task_type is 'EVIL'": ("task of another",),
+    "num_virtual_tokens is 1000000000": ("size of a billion",),
+    "is no list of rows": ("rows below zero",),
+    "names a row twice": ("row twice",),
+    "has no lora_magnitude_vector beside it": ("magnitudes that are missing",),
     "is no safetensors file": (
         "weights a pickle", "weights empty", "header of a terabyte", "header no JSON", "tensor beyond the end",
         "tensors that overlap",
@@ -502,3 +514,14 @@ def test_what_does_not_fit_the_base_is_not_applied(
 ) -> None:  # fmt: skip
     (here / "x.petransfer.zip").write_bytes(tensors(change)(contents(packed)))
     assert expected in refused(capsys, "predict", "x.petransfer.zip", "to walk")
+
+
+def test_rows_that_the_base_has_not_are_not_trained(
+    packed: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def far(content: dict[str, Any]) -> None:
+        rows = content["trainable_token_indices"]
+        content["trainable_token_indices"] = {name: [*one[:-1], 10**9] for name, one in rows.items()}
+
+    (here / "x.petransfer.zip").write_bytes(changed(CONFIG, far)(contents(packed)))
+    assert "it trains row 1,000,000,000 of" in refused(capsys, "predict", "x.petransfer.zip", "to walk")

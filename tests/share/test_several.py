@@ -51,6 +51,19 @@ def test_several_answer_as_each_does_alone_and_the_base_is_loaded_once(
     assert len({tuple(one) for one in alone.values()}) > 1
 
 
+def test_several_may_train_rows_of_the_embeddings(
+    run: Path, trained: Callable[..., Path], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = (str(run), str(trained("nano/english", "--seeds", "1")))
+    texts = [source for source, _ in ROWS[:6]]
+    alone = [row["output"] for one in sources for row in answers(capsys, one, *texts)]
+    together = answers(capsys, sources[0], *texts, "--with", sources[1])
+    assert [row["output"] for one in sources for row in together if row["adapter"] == one] == alone
+    assert "which peft leaves out of a combination" in refused(
+        capsys, "eval", *sources, "--weights", "0.5,0.5", "--cpu"
+    )
+
+
 def test_the_table_has_every_adapter_with_what_it_claims(
     two: tuple[str, str], here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
