@@ -44,7 +44,9 @@ def targets(loaded: Loaded, method: MethodSpec, default: Iterable[str] | None = 
     if not method.layers:
         return asked
     head = loaded.model.get_output_embeddings()
-    linear = {name: module for name, module in loaded.model.named_modules() if _is_linear(module) and module is not head}
+    linear = {
+        name: module for name, module in loaded.model.named_modules() if _is_linear(module) and module is not head
+    }
     depths = {name: depth for name in linear if (depth := _depth(name)) is not None}
     lacking = sorted(set(method.layers) - set(depths.values()))
     if lacking:
@@ -75,7 +77,7 @@ def _named(name: str, asked: str | list[str]) -> bool:
     return any(name == one or name.endswith(f".{one}") for one in asked)
 
 
-def put(loaded: Loaded, method: MethodSpec, config: PeftConfig, seed: int) -> PeftModel:
+def put(loaded: Loaded, method: MethodSpec, config: PeftConfig, seed: int) -> torch.nn.Module:
     """The model with frozen weights and what the method adds drawn from `seed`, held in fp32.
 
     Raises:
@@ -85,7 +87,7 @@ def put(loaded: Loaded, method: MethodSpec, config: PeftConfig, seed: int) -> Pe
     try:
         with warnings.catch_warnings():  # of norms and Conv1D, which peft then treats rightly
             warnings.simplefilter("ignore", UserWarning)
-            model: PeftModel = get_peft_model(loaded.model, config)
+            model: torch.nn.Module = get_peft_model(loaded.model, config)
     except (ValueError, TypeError, NotImplementedError) as error:
         where = getattr(config, "target_modules", None) or loaded.model.config.model_type
         said = str(error).splitlines()[0][:160]
@@ -96,7 +98,7 @@ def put(loaded: Loaded, method: MethodSpec, config: PeftConfig, seed: int) -> Pe
 
 
 def as_trained(model: Any, bits: int) -> None:
-    """Makes an adapted model compute as petransfer trains it: in the base's width, and with logits of real tokens alone.
+    """Makes an adapted model compute as petransfer trains it: in the base's width, with logits of real tokens alone.
 
     peft would widen what goes into every adapter to fp32 and keep that for the backward pass, and gives the logits at a
     decoder's virtual tokens too.

@@ -25,8 +25,8 @@ class Form:
     """A method's own schema.
 
     keys: of a recipe's method that it takes beside those that all take. size: the key that decides how many parameters
-    are trained, which `match_parameters` finds. not_at: bits of the base that it cannot go on, and why. no_merge: why its
-    adapter cannot be merged into the base's weights. no_stack: why several cannot be trained on one base at once.
+    are trained, which `match_parameters` finds. not_at: bits of the base that it cannot go on, and why. no_merge: why
+    its adapter cannot be merged into the base's weights. no_stack: why several cannot be trained on one base at once.
     """
 
     title: str
@@ -42,39 +42,66 @@ FORMS: dict[str, Form] = {
     "lora": Form("LoRA", "Hu et al. 2021", _LORA, "rank"),
     "rslora": Form("rank-stabilised LoRA", "Kalajdzievski 2023", _LORA, "rank"),
     "loraplus": Form(
-        "LoRA+", "Hayou et al. 2024", _LORA | {"rate_ratio"}, "rank", no_stack="its two matrices have rates of their own"
+        "LoRA+",
+        "Hayou et al. 2024",
+        _LORA | {"rate_ratio"},
+        "rank",
+        no_stack="its two matrices have rates of their own",
     ),
     "dora": Form(
-        "DoRA", "Liu et al. 2024", _LORA, "rank", not_at={8: "peft cannot take the norms of 8-bit weights"},
+        "DoRA",
+        "Liu et al. 2024",
+        _LORA,
+        "rank",
+        not_at={8: "peft cannot take the norms of 8-bit weights"},
         no_stack="its norms are taken over base and adapter together",
-    ),  # fmt: skip
+    ),
     "pissa": Form(
-        "PiSSA", "Meng et al. 2024", _LORA - {"embeddings", "dropout"}, "rank",
+        "PiSSA",
+        "Meng et al. 2024",
+        _LORA - {"embeddings", "dropout"},
+        "rank",
         no_stack="each takes its start from the base with a second adapter",
-    ),  # fmt: skip
+    ),
     "vera": Form(
-        "VeRA", "Kopiczko et al. 2024", _ON_LAYERS | {"rank", "dropout", "match_parameters"}, "rank",
+        "VeRA",
+        "Kopiczko et al. 2024",
+        _ON_LAYERS | {"rank", "dropout", "match_parameters"},
+        "rank",
         no_stack="its random matrices are shared by all layers and drawn from the seed",
-    ),  # fmt: skip
+    ),
     "ia3": Form(
-        "(IA)3", "Liu et al. 2022", _ON_LAYERS,
+        "(IA)3",
+        "Liu et al. 2022",
+        _ON_LAYERS,
         not_at=dict.fromkeys((8, 4), "what peft scales on a quantised base is fp32, which the rest of it cannot take"),
         no_stack="it scales what the base's own layers give",
-    ),  # fmt: skip
+    ),
     "prompt": Form(
-        "prompt tuning", "Lester et al. 2021", _TOKENS, "virtual_tokens", no_merge=_INPUTS,
+        "prompt tuning",
+        "Lester et al. 2021",
+        _TOKENS,
+        "virtual_tokens",
+        no_merge=_INPUTS,
         no_stack="its virtual tokens change what the base reads",
-    ),  # fmt: skip
+    ),
     "prefix": Form(
-        "prefix tuning", "Li and Liang 2021", _TOKENS, "virtual_tokens", no_merge=_INPUTS.replace("reads", "attends to"),
+        "prefix tuning",
+        "Li and Liang 2021",
+        _TOKENS,
+        "virtual_tokens",
+        no_merge=_INPUTS.replace("reads", "attends to"),
         no_stack="its virtual tokens change what the base attends to",
-    ),  # fmt: skip
+    ),
     "ln": Form("norm tuning", "Zhao et al. 2023", no_stack="it replaces the base's own norms"),
     "bias": Form("BitFit", "Ben Zaken et al. 2022", no_stack="it changes the base's own biases or norms"),
     "full": Form(
-        "all weights", "", not_at=dict.fromkeys((8, 4), "8 and 4 bits are too coarse to train the weights themselves"),
-        no_merge="it leaves a whole model, not an adapter", no_stack="it changes the base itself",
-    ),  # fmt: skip
+        "all weights",
+        "",
+        not_at=dict.fromkeys((8, 4), "8 and 4 bits are too coarse to train the weights themselves"),
+        no_merge="it leaves a whole model, not an adapter",
+        no_stack="it changes the base itself",
+    ),
 }
 METHODS = tuple(FORMS)
 

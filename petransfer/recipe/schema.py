@@ -67,7 +67,7 @@ class FamilyPart(Strict):
 
 
 class MethodPart(Strict):
-    """One way to train; which keys a method takes stands in `recipe/methods.py`. `alpha` is twice the rank unless given.
+    """One way to train, with the keys that `recipe/methods.py` says; `alpha` is twice the rank unless given.
 
     layers: numbers of the layers that are adapted, of encoder and decoder alike; all unless given. rate_ratio: LoRA+'s
     rate of B over that of A. match_parameters: the rank, or number of virtual tokens, is the one that trains nearest to
@@ -131,7 +131,11 @@ class MethodPart(Strict):
         for key, field in type(self).model_fields.items():
             if key not in form.keys | EVERYWHERE and getattr(self, key) != field.default:
                 raise ValueError(does_not_take(self.name, key))
-        if self.match_parameters and form.size and getattr(self, form.size) != type(self).model_fields[form.size].default:
+        if (
+            self.match_parameters
+            and form.size
+            and getattr(self, form.size) != type(self).model_fields[form.size].default
+        ):
             raise ValueError(f"give either {form.size} or match_parameters, which finds it")
         if len(set(self.layers)) < len(self.layers):
             raise ValueError("layers names one twice")

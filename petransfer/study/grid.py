@@ -18,7 +18,6 @@ from petransfer.recipe.spec import MethodSpec, RunSpec, TaskSpec, TrainSpec
 from petransfer.tasks import LinesTask, Task, load_task
 
 
-
 @dataclass(frozen=True)
 class Cell:
     """A run with the names that tables call its parts by."""
