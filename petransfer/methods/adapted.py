@@ -77,7 +77,7 @@ def _named(name: str, asked: str | list[str]) -> bool:
     return any(name == one or name.endswith(f".{one}") for one in asked)
 
 
-def put(loaded: Loaded, method: MethodSpec, config: PeftConfig, seed: int) -> PeftModel:
+def put(loaded: Loaded, method: MethodSpec, config: PeftConfig, seed: int) -> torch.nn.Module:
     """The model with frozen weights and what the method adds drawn from `seed`, held in fp32.
 
     Raises:
@@ -87,7 +87,7 @@ def put(loaded: Loaded, method: MethodSpec, config: PeftConfig, seed: int) -> Pe
     try:
         with warnings.catch_warnings():  # of norms and Conv1D, which peft then treats rightly
             warnings.simplefilter("ignore", UserWarning)
-            model: PeftModel = get_peft_model(loaded.model, config)
+            model: torch.nn.Module = get_peft_model(loaded.model, config)
     except (ValueError, TypeError, NotImplementedError) as error:
         where = getattr(config, "target_modules", None) or loaded.model.config.model_type
         said = str(error).splitlines()[0][:160]

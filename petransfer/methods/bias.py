@@ -1,4 +1,4 @@
-"""BitFit (Ben Zaken et al. 2022): biases alone. Where the architecture has none, as T5, its norms are."""
+"""BitFit (Ben Zaken et al. 2022): biases alone. Where the architecture has none, as T5, its norms are trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021) through peft, on all linear layers unless told otherwise, and its kin that set a switch."""
+"""LoRA (Hu et al. 2021) through peft, on all linear layers unless told otherwise, and what its kin share."""
 
 from __future__ import annotations
 

@@ -43,7 +43,8 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
     for name, value in model.named_parameters():
         if f".{START}." in name:
             value.requires_grad_(False)
-    return model
+    whole: torch.nn.Module = model
+    return whole
 
 
 @torch.no_grad()
@@ -52,7 +53,8 @@ def _start(name: str, module: Any, rank: int) -> None:
     weight: torch.Tensor = dequantize_module_weight(base)
     weight_oi = (weight.T if isinstance(base, Conv1D) else weight).float()
     if rank > min(weight_oi.shape):
-        raise UserError(f"pissa: rank {rank} is above the {min(weight_oi.shape)} of {name.rsplit('model.', 1)[-1]}")
+        layer = name.rsplit("model.", maxsplit=1)[-1]
+        raise UserError(f"pissa: rank {rank} is above the {min(weight_oi.shape)} of {layer}")
     if weight_oi.device.type == "meta":
         return
     left_or, sizes_r, right_ri = torch.linalg.svd(weight_oi, full_matrices=False)

@@ -51,9 +51,8 @@ def sized(
     if abs(found - wanted) > APART * wanted:
         noun = key.replace("_", " ")
         raise UserError(
-            f"match_parameters: {wanted:,} cannot be met by {method.name}: the nearest is {found:,}, "
-            f"with {noun} {size}; "
-            f"each more trains {each:,}"
+            f"match_parameters: {wanted:,} cannot be met by {method.name}: the nearest is {found:,}, with {noun} {size}"
+            f"; each more trains {each:,}"
         )
     return of(size)
 

@@ -67,7 +67,7 @@ class FamilyPart(Strict):
 
 
 class MethodPart(Strict):
-    """One way to train; which keys a method takes stands in `recipe/methods.py`. `alpha`: twice the rank unless given.
+    """One way to train, with the keys that `recipe/methods.py` says; `alpha` is twice the rank unless given.
 
     layers: numbers of the layers that are adapted, of encoder and decoder alike; all unless given. rate_ratio: LoRA+'s
     rate of B over that of A. match_parameters: the rank, or number of virtual tokens, is the one that trains nearest to

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
-from petransfer.checkpoints.encoding import Encoded
+from petransfer.checkpoints.encoding import Encoded, encode_examples
 from petransfer.checkpoints.load import Loaded, load
 from petransfer.checkpoints.registry import checkpoint_spec
 from petransfer.errors import Interrupted
 from petransfer.evaluate.exact_match import evaluate
-from petransfer.evaluate.labels import choose_labels
+from petransfer.evaluate.generate import generate
+from petransfer.evaluate.labels import _scores
 from petransfer.evaluate.predict import Predictor
 from petransfer.fit.simulate import Demand, simulate
 from petransfer.methods import APPLY, SAVE
@@ -82,9 +83,11 @@ def made(folder: Path, method: MethodSpec) -> tuple[Loaded, torch.nn.Module]:
         return loaded, APPLY[method.name](loaded, method, 0)
 
 
-def train(model: torch.nn.Module, loaded: Loaded, steps: int = 8, rate: float = 1e-2) -> list[float]:
-    """The losses of a few steps on ROWS."""
-    batch, spec = collate(ROWS, loaded.layout), TrainSpec(steps, 3, rate)
+def train(
+    model: torch.nn.Module, loaded: Loaded, steps: int = 8, rate: float = 1e-2, rows: Sequence[Encoded] = ROWS
+) -> list[float]:
+    """The losses of a few steps."""
+    batch, spec = collate(rows, loaded.layout), TrainSpec(steps, 3, rate)
     optimizer = make_optimizer(model, spec)
     losses = []
     model.eval()  # no dropout: the same loss is looked at
@@ -140,43 +143,37 @@ def test_a_method_trains_what_fit_foresees_and_plain_peft_gives_its_logits(
 @pytest.mark.parametrize("name", ["prompt", "prefix"])
 def test_one_pass_agrees_with_generation_behind_virtual_tokens(name: str, base: Path) -> None:
     loaded, model = made(base, SMALL[name])
-    train(model, loaded, 60, 0.3)
     words = ["jump", "walk and run", "look left thrice and jump", "turn around right"]
-    inputs = [tuple(loaded.tokenizer(word)["input_ids"]) for word in words]
-    from petransfer.evaluate.generate import generate
-
+    taught = encode_examples(
+        [Example(at, word, "I_JUMP I_WALK", "all") for at, word in enumerate(words)],
+        "",
+        loaded.tokenizer,
+        loaded.layout,
+    )
+    inputs = [row.input_ids for row in taught]
+    train(model, loaded, 60, 0.3, taught)
     said = generate(model, loaded, inputs, 6)
-    alone = [generate(model, loaded, [one], 6)[0] for one in inputs]
-    assert said == alone  # no row's padding shifts it against its virtual tokens
-    targets = [text if at % 2 else "walk" for at, text in enumerate(said)]
-    pieces = [tuple(loaded.tokenizer(text)["input_ids"]) for text in targets]
-    examples = [Example(at, words[at], targets[at], "all") for at in range(len(words))]
-    encoded = [Encoded(source, target) for source, target in zip(inputs, pieces, strict=True)]
+    assert said == [generate(model, loaded, [one], 6)[0] for one in inputs]  # no padding before virtual tokens
+    examples = [Example(at, word, said[at] if at % 2 else "walk", "all") for at, word in enumerate(words)]
+    encoded = encode_examples(examples, "", loaded.tokenizer, loaded.layout)
     found = evaluate(model, loaded, examples, encoded, audited=4)
     assert found.audited + found.near_ties == 4
     assert found.disagreements == 0
 
 
 @pytest.mark.parametrize("base", ["tiny_t5", "tiny_gpt2"], indirect=True)
-def test_labels_are_chosen_behind_virtual_tokens(base: Path) -> None:
+def test_labels_are_scored_behind_virtual_tokens(base: Path) -> None:
     loaded, model = made(base, SMALL["prompt"])
-    labels = ["run", "walk"]
-    rows = [Encoded(tuple(loaded.tokenizer(word)["input_ids"]), (1,)) for word in ("jump", "look twice")]
-    before = choose_labels(model, loaded, rows, labels)
-    end = loaded.layout.eos_id
-    wanted = [labels[1 - labels.index(label)] for label in before]
-    taught = [
-        Encoded(row.input_ids, (*loaded.tokenizer(label, add_special_tokens=False)["input_ids"], end))
-        for row, label in zip(rows, wanted, strict=True)
-    ]
-    optimizer = make_optimizer(model, TrainSpec(1, 2, 0.3))
-    for _ in range(150):
-        token_loss(model, collate(taught, loaded.layout)).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad()
-        if choose_labels(model, loaded, rows, labels) != before:
-            return  # the virtual tokens are heard
-    raise AssertionError("the labels do not depend on the virtual tokens")
+    labels = [(9, 10, loaded.layout.eos_id), (11, loaded.layout.eos_id)]
+    inputs = [(5, 6, 7), (8, 9, 15)]
+    found = _scores(model.eval(), loaded, inputs, labels)
+    for source, scores in zip(inputs, found, strict=True):
+        for label, score in zip(labels, scores, strict=True):
+            batch = collate([Encoded(source, label)], loaded.layout)
+            asked = batch.pop("labels")[0]
+            with torch.no_grad():
+                alone = model(**batch, use_cache=False).logits[0][asked >= 0]
+            assert torch.allclose(torch.tensor(score), alone.gather(-1, torch.tensor(label)[:, None])[:, 0], atol=1e-4)
 
 
 @pytest.mark.parametrize("name", [name for name in SMALL if name != "lora"])  # LoRA's is among the invariants
