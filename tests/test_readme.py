@@ -34,6 +34,8 @@ def test_the_commands_are_understood(command: str, tmp_path: Path, monkeypatch: 
         words = ["petransfer", "plan", *_of_plan(words[2:])]
     if words[1] == "train":
         words.append("--plan")
+    if words[1] == "bench":
+        words.append("--help")  # options are parsed, nothing is measured
     if words[1] == "pretrain" and "--plan" not in words:
         words.append("--plan")
     monkeypatch.setattr(sys, "argv", words)
