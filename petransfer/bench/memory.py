@@ -68,14 +68,14 @@ def _here(side: Side, cell: Cell) -> Taken:
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with _Host() as host:
+    with HostMemory() as host:
         weights, peak = (_ours if side == "petransfer" else _usual)(cell, device)
     return Taken(
         side, weights, peak, host.most, torch.cuda.get_device_name() if device == "cuda" else platform.machine()
     )
 
 
-class _Host:
+class HostMemory:
     """Looks at the process's own memory fifty times a second."""
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class _Host:
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> _Host:
+    def __enter__(self) -> HostMemory:
         self._thread.start()
         return self
 

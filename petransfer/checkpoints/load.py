@@ -31,7 +31,14 @@ from transformers.utils.hub import extract_commit_hash
 
 from petransfer.checkpoints.architecture import own_head_in
 from petransfer.checkpoints.encoding import Layout
-from petransfer.checkpoints.quantise import check_quantisable, kept_wide, leave_packed, refuse_quantised, settings
+from petransfer.checkpoints.quantise import (
+    check_quantisable,
+    kept_wide,
+    leave_packed,
+    refuse_left_wide,
+    refuse_quantised,
+    settings,
+)
 from petransfer.checkpoints.registry import NANO, checkpoint_spec, embedded_folder
 from petransfer.errors import UserError
 from petransfer.recipe.spec import Bits, CheckpointSpec, Reinit
@@ -127,12 +134,14 @@ def _model(
         refuse_quantised(config, checkpoint.name)
         return _with_reinit(auto, place, config, checkpoint, DTYPES[bits], seed).to(device)
     check_quantisable(config, checkpoint.name, bits, device)
-    if checkpoint.reinit == "none":
-        return _quantised(auto, place, _revision(checkpoint), bits, device, keep_wide)
-    # What is drawn anew is quantised like any other checkpoint: from a folder.
     with tempfile.TemporaryDirectory() as folder:
-        _with_reinit(auto, place, config, checkpoint, torch.bfloat16, seed).save_pretrained(folder)
-        return _quantised(auto, folder, None, bits, device, keep_wide)
+        revision = _revision(checkpoint)
+        if checkpoint.reinit != "none":  # what is drawn anew is quantised like any other checkpoint: from a folder
+            _with_reinit(auto, place, config, checkpoint, torch.bfloat16, seed).save_pretrained(folder)
+            place, revision = folder, None
+        model = _quantised(auto, place, revision, bits, device, keep_wide)
+    refuse_left_wide(model, checkpoint.name, bits, keep_wide)
+    return model
 
 
 def _with_reinit(

@@ -87,12 +87,8 @@ def settings(bits: Bits) -> BitsAndBytesConfig:
     )
 
 
-def check_quantisable(config: Any, name: str, bits: Bits, device: torch.device) -> None:
-    """Refuses what cannot be quantised, before anything is loaded.
-
-    Raises:
-        UserError: bitsandbytes does not work here, the card has no bf16, or the checkpoint is quantised already.
-    """
+def require_bitsandbytes(bits: Bits) -> None:
+    """Raises UserError where bitsandbytes is not to be had or does not work."""
     try:
         import bitsandbytes  # noqa: F401
     except Exception as error:  # a broken CUDA setup raises what it likes
@@ -100,6 +96,15 @@ def check_quantisable(config: Any, name: str, bits: Bits, device: torch.device) 
             f"bits: {bits} needs bitsandbytes, which does not work here ({str(error).splitlines()[0][:120]}); "
             "take bits: 16, or install it for this platform"
         ) from error
+
+
+def check_quantisable(config: Any, name: str, bits: Bits, device: torch.device) -> None:
+    """Refuses what cannot be quantised, before anything is loaded.
+
+    Raises:
+        UserError: bitsandbytes does not work here, the card has no bf16, or the checkpoint is quantised already.
+    """
+    require_bitsandbytes(bits)
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(f"bits: {bits} computes in bf16, which {torch.cuda.get_device_name(device)} has not; bits: 32")
     refuse_quantised(config, name)
@@ -116,6 +121,32 @@ def refuse_quantised(config: Any, name: str) -> None:
         method = own.get("quant_method", "unknown") if isinstance(own, dict) else getattr(own, "quant_method", own)
         raise UserError(
             f"{name} is quantised already ({getattr(method, 'value', method)}); name the checkpoint that it was made of"
+        )
+
+
+# Of the bytes of a quantised model, how much may be layers that were meant to be quantised and are not.
+MOST_LEFT = 0.1
+
+
+def refuse_left_wide(model: PreTrainedModel, name: str, bits: Bits, keep_wide: Sequence[str]) -> None:
+    """Refuses a model that bitsandbytes could not quantise: the experts of a mixture are one tensor, and no layer.
+
+    Raises:
+        UserError: it has no layer that was quantised, or too much of it stays wide that nobody wanted so.
+    """
+    found = inventory(model)
+    if not {"int8", "nf4"} & set(found.bytes):
+        raise UserError(
+            f"bits: {bits} cannot be had of {name} ({model.config.model_type}): none of its layers; bits: 16"
+        )
+    endings = tuple(f"{ending}.weight" for ending in keep_wide)
+    left = [tensor for tensor in found.wide if tensor.reason == "other" and not tensor.name.endswith(endings)]
+    share = sum(tensor.bytes for tensor in left) / found.total
+    if share > MOST_LEFT:
+        largest = max(left, key=lambda tensor: tensor.bytes)
+        raise UserError(
+            f"bits: {bits} cannot be had of {name} ({model.config.model_type}): {share:.0%} of its bytes would stay at "
+            f"16 bits, {largest.name} among them; take bits: 16"
         )
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from petransfer.checkpoints.encoding import Layout
 from petransfer.checkpoints.load import DTYPES, Loaded, model_class, with_new_weights
-from petransfer.checkpoints.quantise import inventory, settings
+from petransfer.checkpoints.quantise import inventory, refuse_left_wide, require_bitsandbytes, settings
 from petransfer.fit.tracker import Tracker
 from petransfer.methods import APPLY, weights_bits
 from petransfer.methods.stacked import share
@@ -175,11 +175,13 @@ def meta_model(config: Any, name: str, method: MethodSpec, own_head: bool, new_p
         model = with_new_weights(auto, config, own_head).to(DTYPES.get(bits, torch.bfloat16))
     if bits in (4, 8):
         _quantise(model, bits, method.keep_wide)
+        refuse_left_wide(model, name, bits, method.keep_wide)
     layout = Layout(bool(config.is_encoder_decoder), 0, 1)
     return Loaded(model.requires_grad_(False), None, layout, None, new_pieces)
 
 
 def _quantise(model: PreTrainedModel, bits: Bits, keep_wide: Sequence[str]) -> None:
+    require_bitsandbytes(bits)
     from transformers.integrations import replace_with_bnb_linear
     from transformers.quantizers.base import get_keys_to_not_convert
 

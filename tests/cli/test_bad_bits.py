@@ -1,0 +1,111 @@
+"""Eight and four bits that cannot be had: exit code 2 and one line each, from `run` and from `fit --measure`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from petransfer.cli import main
+from petransfer.errors import UserError
+
+Refused = Callable[[Path, int], str]
+
+
+@pytest.fixture(params=["run", "fit"])
+def refused(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> Refused:
+    """Asks for LoRA on a checkpoint at so many bits, and gives back the one line that says why it cannot be had."""
+
+    def call(folder: Path, bits: int) -> str:
+        recipe = {
+            "name": "narrow",
+            "task": {"name": "scan", "splits": ["jump_around_right"]},
+            "family": {"name": "mine", "arms": {"english": str(folder)}},
+            "arms": ["english"],
+            "methods": [{"name": "lora", "rank": 4, "bits": bits}],
+            "seeds": [0],
+            "train": {"steps": 4, "batch_size": 4, "learning_rate": 1e-3},
+        }
+        (tmp_path / "narrow.yaml").write_text(json.dumps(recipe))
+        run = ["run", "-r", str(tmp_path / "narrow.yaml"), "--out", str(tmp_path / "out"), "--cpu"]
+        fit = ["fit", str(folder), "--bits", str(bits), "--cpu", "--measure", "--batch", "1"]
+        monkeypatch.setattr(sys, "argv", ["petransfer", *(run if request.param == "run" else fit)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        written = capsys.readouterr().err
+        assert ended.value.code == 2, written
+        errors = [line for line in written.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1, written
+        assert "Traceback" not in written
+        return errors[0]
+
+    return call
+
+
+def test_no_bitsandbytes_for_this_platform(refused: Refused, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    for bits in (8, 4):
+        error = refused(tiny_t5, bits)
+        assert f"bits: {bits} needs bitsandbytes, which does not work here" in error
+        assert "take bits: 16" in error
+
+
+def test_a_checkpoint_that_is_quantised_another_way(refused: Refused, tiny_t5: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "gptq"
+    shutil.copytree(tiny_t5, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "is quantised already (gptq); name the checkpoint that it was made of" in refused(folder, 4)
+
+
+def test_bits_that_an_architecture_cannot_take(refused: Refused, tiny_t5: Path, tmp_path: Path) -> None:
+    """The experts of a mixture are one tensor for all of them, which bitsandbytes passes over in silence."""
+    from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_t5)
+    sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 512, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 4}
+    config = MixtralConfig(vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, bos_token_id=1, **sizes, **heads)
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "mixture")
+    tokenizer.save_pretrained(tmp_path / "mixture")
+    error = refused(tmp_path / "mixture", 4)
+    assert "bits: 4 cannot be had" in error
+    assert "(mixtral)" in error
+    assert "experts" in error
+
+
+def test_a_card_without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import T5Config
+
+    from petransfer.checkpoints.quantise import check_quantisable
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    with pytest.raises(UserError, match=r"bits: 4 computes in bf16, which Tesla T4 has not; bits: 32"):
+        check_quantisable(T5Config(), "owner/name", 4, torch.device("cuda"))
+
+
+@pytest.mark.parametrize("size", ["huge", "12TB", "0GB"])
+@pytest.mark.parametrize("verb", [["fit", "nano/english"], ["plan", "-r", "smoke"]])
+def test_a_card_of_no_size(
+    verb: list[str], size: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["petransfer", *verb, "--card", size])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    error = capsys.readouterr().err.strip()
+    assert ended.value.code == 2, error
+    assert error.startswith(f"error: --card {size}")
+    assert len(error.splitlines()) == 1
