@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from petransfer.checkpoints.encoding import Encoded, encode_examples
@@ -28,11 +27,11 @@ from petransfer.methods import APPLY, SAVE
 from petransfer.recipe.methods import FORMS
 from petransfer.recipe.spec import MethodSpec, RunSpec, TrainSpec
 from petransfer.study.ledger import RunFolder
-from petransfer.study.run import Settings, run_one
+from petransfer.study.run import Settings, accelerator_for, run_one
 from petransfer.tasks.base import Example
-from petransfer.train.batches import collate
+from petransfer.train.batches import ShuffledExamples, collate
 from petransfer.train.execution import Execution
-from petransfer.train.loop import learning_rate_factor, make_optimizer
+from petransfer.train.loop import Hooks, Loop, learning_rate_factor, make_optimizer
 from petransfer.train.losses import token_loss
 from petransfer.train.state import trained_tensors
 from tests.conftest import _keep
@@ -176,27 +175,42 @@ def test_labels_are_scored_behind_virtual_tokens(base: Path) -> None:
             assert torch.allclose(torch.tensor(score), alone.gather(-1, torch.tensor(label)[:, None])[:, 0], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [name for name in SMALL if name != "lora"])  # LoRA's is among the invariants
-def test_an_interrupted_run_ends_bit_for_bit_where_the_other_does(
-    name: str, tiny_spec: Callable[..., RunSpec], tmp_path: Path
+@pytest.mark.parametrize("name", SMALL)
+def test_an_interrupted_training_ends_bit_for_bit_where_the_other_does(
+    name: str, tiny_t5: Path, tmp_path: Path
 ) -> None:
-    spec = tiny_spec(SMALL[name], steps=6)
-    settings = Settings(Execution(threads=1, log_every=2), cpu=True)
-    seen = {"step": 0}
-    whole = run_one(spec, RunFolder(tmp_path / "whole"), settings)
+    def carry_on(folder: Path, stop_at: int = 0) -> dict[str, torch.Tensor]:
+        loaded, model = made(tiny_t5, SMALL[name])
+        seen = {"step": 0}
+        loop = Loop(
+            model,
+            ShuffledExamples(ROWS, 2, 0, loaded.layout),
+            TrainSpec(6, 2, 1e-2),
+            accelerator_for("no", True),
+            folder,
+            identity="one",
+            seed=0,
+            execution=Execution(threads=1),
+            hooks=Hooks(lambda step, loss, seconds: seen.update(step=step), lambda: seen["step"] == stop_at),
+        )
+        loop.run()
+        return {key: value.detach().clone() for key, value in trained_tensors(model).items()}
+
+    whole = carry_on(tmp_path / "whole")
     with pytest.raises(Interrupted):
-        run_one(
-            spec, RunFolder(tmp_path / "cut"), settings,
-            lambda step, loss, seconds: seen.update(step=step), lambda: seen["step"] == 3,
-        )  # fmt: skip
-    resumed = run_one(spec, RunFolder(tmp_path / "cut"), settings)
-    both = [load_file(tmp_path / one / "adapter" / "adapter_model.safetensors") for one in ("whole", "cut")]
-    assert both[0].keys() == both[1].keys()
-    assert all(torch.equal(both[0][key], both[1][key]) for key in both[0])
-    assert (whole["dev"], whole["test"]) == (resumed["dev"], resumed["test"])
-    assert whole["test"]["disagreements"] == 0
-    if name in ("pissa", "prefix"):
-        assert len(Predictor.of(tmp_path / "cut", device="cpu")(["jump around right"], 4)) == 1
+        carry_on(tmp_path / "cut", 3)
+    resumed = carry_on(tmp_path / "cut")
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+@pytest.mark.parametrize("name", ["pissa", "prompt"])
+def test_a_run_is_evaluated_saved_and_answers(name: str, tiny_spec: Callable[..., RunSpec], tmp_path: Path) -> None:
+    spec = tiny_spec(replace(SMALL[name], rank=0, virtual_tokens=0, alpha=0.0, match_parameters=1152), steps=4)
+    result = run_one(spec, RunFolder(tmp_path), Settings(Execution(threads=1), cpu=True))
+    assert result["trained_parameters"] == 1152
+    assert (result["dev"]["disagreements"], result["test"]["disagreements"]) == (0, 0)
+    assert len(Predictor.of(tmp_path, device="cpu")(["jump around right"], 4)) == 1
 
 
 def test_loraplus_trains_b_at_a_rate_of_its_own(tiny_t5: Path) -> None:
