@@ -152,44 +152,6 @@ def memory(
 
 
 @app.command()
-def load(
-    checkpoint: Annotated[
-        str, typer.Argument(help="A hub id of the registry, whose shape is taken.")
-    ] = "google-t5/t5-3b",
-    layers: Annotated[int | None, typer.Option(min=1, help="Layers a side, where not all of them.")] = None,
-    bits: Bits = "4",
-    shard: Annotated[int, typer.Option(min=1, help="The size of a shard in MB.")] = 1024,
-    out: Annotated[Path | None, typer.Option(help="A JSON file to add the figures to.")] = None,
-    scratch: Annotated[Path | None, typer.Option(help="Where the random weights are kept for the while.")] = None,
-) -> None:
-    """The most memory that loading takes beside the weights, which should be near one shard."""
-    from petransfer.bench.loading import measure
-    from petransfer.bench.shapes import write_random
-    from petransfer.checkpoints.quiet import quiet
-
-    quiet()
-    wanted = _bits(bits)
-    table = Table()
-    for name in ("bits", "stored GB", "largest shard GB", "weights GB", "peak beside weights GB", "seconds"):
-        table.add_column(name, justify="right")
-    found: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        print(f"writing {checkpoint} with random weights", file=sys.stderr)
-        parameters = write_random(checkpoint, Path(folder), layers, shard * 2**20)
-        for width in wanted:
-            print(f"loading at {width} bits", file=sys.stderr)
-            taken = measure(Path(folder), width)
-            about = {"checkpoint": checkpoint, "layers": layers, "parameters": parameters}
-            found.append(about | asdict(taken) | {"beside": taken.beside})
-            sizes = (taken.stored, taken.shard, taken.weights, taken.beside)
-            shown = ["" if size is None else f"{size / 1e9:.2f}" for size in sizes]
-            table.add_row(str(width), *shown, f"{taken.seconds:.0f}")
-    print_table(table)
-    if out:
-        _add(found, out)
-
-
-@app.command()
 def fit(
     checkpoints: Annotated[str, typer.Option(help="Hub ids of the registry, parted by commas.")] = (
         "google-t5/t5-small,google/t5-v1_1-small,openai-community/gpt2"

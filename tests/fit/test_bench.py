@@ -91,20 +91,6 @@ def test_stacked_and_single_runs_take_turns() -> None:
     assert found["hardware"]["cpu"]
 
 
-def test_loading_takes_about_a_shard_beside_the_weights(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """Many shards of 40 MB, of which the table of embeddings fills one: the wide model never stands in memory."""
-    out = tmp_path / "out.json"
-    shape = ("google-t5/t5-base", "--layers", "4", "--shard", "50", "--out", str(out))
-    assert _bench(monkeypatch, "load", *shape) == 0
-    assert "peak beside weights" in capsys.readouterr().out
-    (row,) = json.loads(out.read_text())
-    assert row["stored"] > 3 * row["shard"]
-    assert row["weights"] < row["stored"] / 2
-    assert row["beside"] is None or row["beside"] < row["stored"] / 2
-
-
 def test_what_is_claimed_of_t5_11b_follows_from_one_and_two_layers() -> None:
     """Its 24 layers are alike, so that each adds what the second adds to the first: whole, it has 11.3B parameters."""
     rows = json.loads((RESULTS / "memory-11b-layers-cpu.json").read_text())
