@@ -1,8 +1,9 @@
 """The same loss and gradients on a CPU with less work: for a small model most of a step is not the model's own.
 
 Three things are left out. A LoRA pair is folded into its weight once a step, and its gradient is taken from that of the
-weight. The embeddings of which peft trains some rows are put together once a step, not at each use, and only those rows
-get a gradient. The head reads no padding and its logits never leave the cache.
+weight; below 32 bits it stands beside it, and quantised weights are not unpacked again at each use (`pairs`). The
+embeddings of which peft trains some rows are put together once a step, not at each use, and only those rows get a
+gradient. The head reads no padding and its logits never leave the cache.
 """
 
 from __future__ import annotations
@@ -21,34 +22,10 @@ from torch.nn import functional
 from petransfer.train.batches import IGNORED, Tensors
 from petransfer.train.losses import PLAIN_HEADS
 from petransfer.train.packed import can_pack, draws, packed_hidden
+from petransfer.train.pairs import pairs_of
 
 # Bytes of logits that are made at once: they stay in a core's second cache.
 AT_ONCE = 2**20
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """A LoRA pair on a frozen weight. folded (out, in) is the weight as it acts, with a gradient of its own."""
-
-    layer: Any
-    base: torch.Tensor
-    down: torch.nn.Parameter
-    up: torch.nn.Parameter
-    scale: float
-    bias: torch.Tensor | None
-    folded: torch.Tensor
-
-    @torch.no_grad()
-    def fold(self) -> None:
-        torch.addmm(self.base, self.up, self.down, alpha=self.scale, out=self.folded)
-        self.folded.grad = None
-
-    @torch.no_grad()
-    def unfold(self) -> None:
-        gradient, self.folded.grad = self.folded.grad, None
-        if gradient is not None:
-            _add_gradient(self.up, torch.mm(gradient, self.down.t()).mul_(self.scale))
-            _add_gradient(self.down, torch.mm(self.up.t(), gradient).mul_(self.scale))
 
 
 @dataclass(frozen=True)
@@ -91,8 +68,8 @@ def _judge(logits_nv: torch.Tensor, wanted_n1: torch.Tensor) -> tuple[torch.Tens
 class Lean:
     """What of a model can be done with less work; `step` is open while a batch's gradient is gathered.
 
-    Where nothing can, as on a GPU or at fewer bits, `usable` is False. scoring: no dropout is drawn, so that padding
-    can be left out (`packs`) of models that train with it too.
+    Where nothing can, as on a GPU, `usable` is False. scoring: no dropout is drawn, so that padding can be left out
+    (`packs`) of models that train with it too; at 32 bits only, for LLM.int8 scores with other numbers than it trains.
     """
 
     def __init__(self, model: torch.nn.Module, *, scoring: bool = False) -> None:
@@ -101,11 +78,13 @@ class Lean:
         self._base = base
         self._head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
         self.packs = False
-        self.usable = _plain(model) and getattr(getattr(base, "config", None), "model_type", None) in PLAIN_HEADS
-        if not self.usable:
+        dtype = _dtype(model)
+        known = getattr(getattr(base, "config", None), "model_type", None) in PLAIN_HEADS
+        self.usable = known and dtype is not None and (dtype == torch.float32 or not scoring)
+        if not self.usable or dtype is None:
             return
         self.packs = can_pack(base) and (scoring or not draws(base))
-        self._pairs = [_pair(module) for module in model.modules() if _foldable(module)]
+        self._folded, self._beside = pairs_of(model, dtype)
         wrappers = [module for module in model.modules() if isinstance(module, TrainableTokensWrapper)]
         self._lookups = [module for module in wrappers if module is not self._head]
         self._rows = _rows(wrappers) if wrappers else None
@@ -117,13 +96,15 @@ class Lean:
     @contextlib.contextmanager
     def step(self) -> Iterator[Callable[[torch.nn.Module, Tensors], torch.Tensor]]:
         """Gives the loss to use; when it closes, every trained tensor has its gradient."""
-        patched = [(pair.layer, _linear(pair.folded, pair.bias)) for pair in self._pairs]
+        patched: list[tuple[Any, Callable[..., torch.Tensor]]]
+        patched = [(pair.layer, pair.forward) for pair in self._folded]
+        patched += [(pair.layer, pair.forward) for pair in self._beside]
         if self._rows is not None:
             with torch.no_grad():
-                self._rows.whole[self._rows.ids] = self._rows.trained
+                self._rows.whole[self._rows.ids] = self._rows.trained.to(self._rows.whole.dtype)
             patched += [(module, _lookup(self._rows)) for module in self._lookups]
         patched.append((self._head, lambda hidden, *_: hidden))
-        for pair in self._pairs:
+        for pair in self._folded:
             pair.fold()
         for module, forward in patched:
             module.forward = forward
@@ -132,7 +113,7 @@ class Lean:
         finally:
             for module, _ in patched:
                 del module.forward
-            for pair in self._pairs:
+            for pair in self._folded:
                 pair.unfold()
 
     def judge(self, batch: Tensors) -> Judged:
@@ -172,41 +153,26 @@ class Lean:
         return found
 
 
-def _plain(model: Any) -> bool:
-    """fp32 on a CPU, one active adapter at most, none switched off, and no virtual pieces put before the input."""
+def _dtype(model: Any) -> torch.dtype | None:
+    """What a model on a CPU computes in, fp32 or bf16; None where it is elsewhere, or of several widths.
+
+    None also where an adapter is one of several or switched off, or puts virtual pieces before the input.
+    """
     if any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values()):
-        return False
-    if any(value.dtype != torch.float32 or value.device.type != "cpu" for value in model.parameters()):
-        return False
+        return None
+    if any(value.device.type != "cpu" for value in model.parameters()):
+        return None
     adapted = [module for module in model.modules() if isinstance(module, _ADAPTED)]
-    return all(len(module.active_adapters) <= 1 and not module.disable_adapters for module in adapted)
+    if any(len(module.active_adapters) > 1 or module.disable_adapters for module in adapted):
+        return None
+    dtypes = {value.dtype for value in model.parameters() if value.is_floating_point()}
+    if dtypes == {torch.float32}:
+        return torch.float32
+    frozen = {value.dtype for value in model.parameters() if value.is_floating_point() and not value.requires_grad}
+    return torch.bfloat16 if frozen == {torch.bfloat16} and dtypes <= {torch.float32, torch.bfloat16} else None
 
 
 _ADAPTED = (LoraLinear, TrainableTokensLayer)
-
-
-def _foldable(module: Any) -> bool:
-    """Where the gradient of the folded weight costs about what the pair's own operations do."""
-    if type(module) is not LoraLinear or module.merged or module.disable_adapters or not module.active_adapters:
-        return False
-    name = module.active_adapters[0]
-    if name not in module.lora_A or name in module.lora_variant or module.fan_in_fan_out:
-        return False
-    base, down, up = module.get_base_layer(), module.lora_A[name], module.lora_B[name]
-    if type(base) is not torch.nn.Linear or base.weight.requires_grad or up.bias is not None:
-        return False
-    if not isinstance(module.lora_dropout[name], torch.nn.Identity):
-        return False
-    rank, wide = down.weight.shape
-    return bool(base.weight.numel() <= 8 * rank * (wide + up.weight.shape[0]))
-
-
-def _pair(module: Any) -> _Pair:
-    name = module.active_adapters[0]
-    base = module.get_base_layer()
-    folded = torch.empty_like(base.weight).requires_grad_(True)
-    down, up = module.lora_A[name].weight, module.lora_B[name].weight
-    return _Pair(module, base.weight.detach(), down, up, module.scaling[name], base.bias, folded)
 
 
 def _rows(wrappers: list[Any]) -> _Rows | None:
@@ -231,20 +197,12 @@ def _rows(wrappers: list[Any]) -> _Rows | None:
     return _Rows(adapters[0].trainable_tokens_delta[name], ids, whole, place)
 
 
-def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Callable[..., torch.Tensor]:
-    return lambda inputs, *_: functional.linear(inputs, weight, bias)
-
-
 def _lookup(rows: _Rows) -> Callable[..., torch.Tensor]:
     def forward(ids: torch.Tensor, *_: Any) -> torch.Tensor:
         found: torch.Tensor = _Lookup.apply(rows.trained, rows.whole, rows.place, ids)  # type: ignore[no-untyped-call]
         return found
 
     return forward
-
-
-def _add_gradient(parameter: torch.nn.Parameter, gradient: torch.Tensor) -> None:
-    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
 
 class _Lookup(torch.autograd.Function):
@@ -261,7 +219,7 @@ class _Lookup(torch.autograd.Function):
         (place_n,) = ctx.saved_tensors
         at = (place_n >= 0).nonzero().squeeze(1)
         of_trained = torch.zeros(ctx.shape)
-        of_trained.index_add_(0, place_n[at], gradients[0].flatten(0, -2)[at])
+        of_trained.index_add_(0, place_n[at], gradients[0].flatten(0, -2)[at].float())
         return of_trained, None, None, None
 
 
@@ -274,18 +232,20 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Any, trained: Any, weight: Any, bias: Any, labels: Any, rows: Any) -> Any:
         needs_hidden, needs_trained, _, needs_bias = ctx.needs_input_grad[:4]
-        of_hidden = torch.empty_like(hidden) if needs_hidden else None
-        of_trained = torch.zeros_like(trained) if needs_trained else None
-        of_bias = torch.zeros_like(bias) if needs_bias else None
+        hidden = hidden.to(weight.dtype)
+        of_hidden = torch.empty(hidden.shape) if needs_hidden else None
+        of_trained = torch.zeros(trained.shape) if needs_trained else None
+        of_bias = torch.zeros(bias.shape) if needs_bias else None
         count, at_once = len(labels), max(1, AT_ONCE // (4 * len(weight)))
-        buffer = torch.empty(min(at_once, count), len(weight))
+        buffer = torch.empty(min(at_once, count), len(weight), dtype=weight.dtype)
         total = torch.zeros(())
         for start in range(0, count, at_once):
             part = slice(start, start + at_once)
             hidden_nd, wanted_n1 = hidden[part], labels[part, None]
-            logits = torch.mm(hidden_nd, weight.t(), out=buffer[: len(hidden_nd)])
+            narrow = torch.mm(hidden_nd, weight.t(), out=buffer[: len(hidden_nd)])
             if bias is not None:
-                logits += bias
+                narrow += bias
+            logits = narrow.float()
             said = logits.gather(1, wanted_n1)
             largest = logits.amax(1, keepdim=True)
             gradient = logits.sub_(largest).exp_()
@@ -296,9 +256,9 @@ class _HeadLoss(torch.autograd.Function):
             # softmax less one where the target is, divided by the sum after the product rather than before it
             gradient.scatter_add_(1, wanted_n1, -summed)
             if of_trained is not None or of_bias is not None:
-                _add_of_weight(gradient, hidden_nd, summed, of_trained, of_bias, rows)
+                _add_of_weight(gradient, hidden_nd.float(), summed, of_trained, of_bias, rows)
             if of_hidden is not None:
-                torch.mm(gradient, weight, out=of_hidden[part]).div_(summed)
+                torch.div(torch.mm(gradient.to(weight.dtype), weight), summed, out=of_hidden[part])
         ctx.save_for_backward(of_hidden, of_trained, of_bias)
         return total
 

@@ -16,6 +16,7 @@ from petransfer.evaluate import exact_match
 from petransfer.methods import APPLY
 from petransfer.recipe.spec import MethodSpec
 from petransfer.tasks import load_task
+from petransfer.train import pairs
 from petransfer.train.batches import Tensors, collate
 from petransfer.train.lean import Lean
 from petransfer.train.losses import token_loss
@@ -26,7 +27,8 @@ METHODS = [LORA, ROWS, FULL]
 
 
 def _model(folder: Path, method: MethodSpec, new: tuple[int, ...] = ()) -> tuple[torch.nn.Module, Loaded, Tensors]:
-    loaded = replace(load(checkpoint_spec(str(folder)), 32), new_pieces=new)
+    spec = checkpoint_spec(str(folder))
+    loaded = replace(load(spec, method.bits, keep_wide=method.keep_wide), new_pieces=new)
     examples = load_task("scan").load("length").train[:12]
     encoded = encode_examples(examples, "", loaded.tokenizer, loaded.layout)
     if not new and method.embeddings == "new":
@@ -75,6 +77,46 @@ def test_the_loss_and_every_gradient_are_the_plain_ones(
     assert not any(value.requires_grad for value in found.values())
 
 
+NARROW = [
+    replace(ROWS, bits=16),
+    replace(ROWS, bits=8),
+    replace(ROWS, bits=4),
+    replace(ROWS, bits=4, keep_wide=("wo",)),
+]
+
+
+@pytest.mark.parametrize("method", NARROW, ids=["16", "8", "4", "4 but wo"])
+def test_below_32_bits_the_gradients_are_the_plain_ones_to_the_rounding_of_bf16(method: MethodSpec) -> None:
+    model, _loaded, batch = _model(Path("nano/english"), method)  # weights drawn at random would blow the rounding up
+    model.train()  # in which LLM.int8 multiplies by its weights made wide; nano has no dropout
+    lean = Lean(model)
+    assert lean.usable
+    assert lean.packs
+    assert len(lean._beside) == sum(hasattr(part, "lora_A") for part in model.modules())
+    expected = token_loss(model, batch)
+    expected.backward()
+    plain = _gradients(model)
+    with lean.step() as loss_function:
+        found_loss = loss_function(model, batch)
+        found_loss.backward()
+    found = _gradients(model)
+    assert float(found_loss.detach()) == pytest.approx(float(expected.detach()), rel=5e-3)
+    assert found.keys() == plain.keys()
+    for name, gradient in plain.items():
+        assert found[name].dtype == gradient.dtype
+        apart = float((found[name] - gradient).norm() / gradient.norm())
+        assert apart < 0.15, f"{name}: {apart:.3f}"
+    both = [torch.cat([gradients[name].flatten() for name in plain]) for gradients in (found, plain)]
+    assert float((both[0] - both[1]).norm() / both[1].norm()) < 0.04
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_wide_weights_of_a_larger_model_are_not_kept(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairs, "KEPT", 1000)
+    assert not Lean(_model(tiny_t5, NARROW[2])[0])._beside
+    assert Lean(_model(tiny_t5, NARROW[0])[0])._beside  # at 16 bits nothing is copied
+
+
 def test_a_step_that_fails_leaves_the_model_as_it_was(tiny_t5: Path) -> None:
     model, _loaded, batch = _model(tiny_t5, ROWS)
     before = token_loss(model, batch)
@@ -86,7 +128,8 @@ def test_a_step_that_fails_leaves_the_model_as_it_was(tiny_t5: Path) -> None:
 
 def test_what_it_cannot_do_is_left_to_the_plain_way(tiny_t5: Path) -> None:
     model, _loaded, _ = _model(tiny_t5, LORA)
-    assert not Lean(model.to(torch.bfloat16)).usable
+    assert not Lean(model.to(torch.float64)).usable
+    assert not Lean(_model(tiny_t5, NARROW[0])[0], scoring=True).usable
     other: Any = torch.nn.Linear(2, 2)
     assert not Lean(other).usable
 

@@ -1,0 +1,203 @@
+"""LoRA pairs on frozen weights, for a CPU: at 32 bits folded into the weight once a step, below that beside it.
+
+At 8 and 4 bits bitsandbytes trains on a CPU by making each weight wide at each use, forward and backward. Of a small
+model the wide weights are kept, which gives the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+from torch.nn import functional
+
+# So many bytes of wide weights may be kept of a quantised model.
+KEPT = 2**28
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A pair on an fp32 weight. folded (out, in) is the weight as it acts, with a gradient of its own."""
+
+    layer: Any
+    base: torch.Tensor
+    down: torch.nn.Parameter
+    up: torch.nn.Parameter
+    scale: float
+    bias: torch.Tensor | None
+    folded: torch.Tensor
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Makes the weight that acts until `unfold`."""
+        torch.addmm(self.base, self.up, self.down, alpha=self.scale, out=self.folded)
+        self.folded.grad = None
+
+    @torch.no_grad()
+    def unfold(self) -> None:
+        """Gives the pair its gradient, taken from the weight's."""
+        gradient, self.folded.grad = self.folded.grad, None
+        if gradient is not None:
+            _add_gradient(self.up, torch.mm(gradient, self.down.t()).mul_(self.scale))
+            _add_gradient(self.down, torch.mm(self.up.t(), gradient).mul_(self.scale))
+
+    @property
+    def forward(self) -> Callable[..., torch.Tensor]:
+        """What the layer does in place of its own."""
+        return lambda inputs, *_: functional.linear(inputs, self.folded, self.bias)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A pair beside a bf16 weight (out, in), which would round a folded pair away; it acts as bf16 makes of it."""
+
+    layer: Any
+    weight: torch.Tensor
+    down: torch.nn.Parameter
+    up: torch.nn.Parameter
+    scale: float
+    bias: torch.Tensor | None
+
+    @property
+    def forward(self) -> Callable[..., torch.Tensor]:
+        """What the layer does in place of its own."""
+
+        def act(inputs: torch.Tensor, *_: Any) -> torch.Tensor:
+            found: torch.Tensor = _Beside.apply(  # type: ignore[no-untyped-call]
+                inputs, self.weight, self.bias, self.down, self.up, self.scale
+            )
+            return found
+
+        return act
+
+
+def pairs_of(model: torch.nn.Module, dtype: torch.dtype) -> tuple[list[Folded], list[Beside]]:
+    """The pairs of a model that computes in `dtype` for which the plain way is the longer one."""
+    if dtype == torch.float32:
+        return [_folded(module) for module in model.modules() if _foldable(module)], []
+    layers: list[Any] = [module for module in model.modules() if _vanilla(module) and _wide_here(module, dtype)]
+    made = sum(2 * _size(module) for module in layers if type(module.get_base_layer()) is not torch.nn.Linear)
+    return [], [_beside(module, dtype) for module in layers] if made <= KEPT else []
+
+
+def _kinds() -> Iterator[type]:
+    """The LoRA layers that are known; bitsandbytes may be missing."""
+    yield LoraLinear
+    try:
+        from peft.tuners.lora.bnb import Linear4bit, Linear8bitLt
+    except ImportError:
+        return
+    yield from (Linear4bit, Linear8bitLt)
+
+
+_KINDS = frozenset(_kinds())
+
+
+def _vanilla(module: Any) -> bool:
+    """Whether it is LoRA as first described, with one adapter and no dropout, on a frozen layer."""
+    if type(module) not in _KINDS or module.merged or module.disable_adapters or not module.active_adapters:
+        return False
+    name = module.active_adapters[0]
+    if name not in module.lora_A or name in module.lora_variant or getattr(module, "fan_in_fan_out", False):
+        return False
+    if module.get_base_layer().weight.requires_grad or module.lora_B[name].bias is not None:
+        return False
+    return isinstance(module.lora_dropout[name], torch.nn.Identity)
+
+
+def _foldable(module: Any) -> bool:
+    """Where the gradient of the folded weight costs about what the pair's own operations do."""
+    if not _vanilla(module) or type(module.get_base_layer()) is not torch.nn.Linear:
+        return False
+    rank, wide = module.lora_A[module.active_adapters[0]].weight.shape
+    return bool(_size(module) <= 8 * rank * (wide + module.get_base_layer().out_features))
+
+
+def _wide_here(module: Any, dtype: torch.dtype) -> bool:
+    """Whether the layer multiplies by weights of `dtype`, or makes its quantised ones so, and its pair follows it."""
+    base = module.get_base_layer()
+    if module.cast_input_dtype_enabled:
+        return False
+    if type(base) is torch.nn.Linear:
+        return bool(base.weight.dtype == dtype)
+    if getattr(base.weight, "quant_state", None) is not None:
+        return bool(base.compute_dtype == dtype and base.weight.quant_state.shape[0] == base.out_features)
+    return hasattr(base, "state") and _eight_bits(base)[1] is not None and not base.state.has_fp16_weights
+
+
+def _size(module: Any) -> int:
+    base = module.get_base_layer()
+    return int(base.in_features * base.out_features)
+
+
+def _folded(module: Any) -> Folded:
+    base = module.get_base_layer()
+    folded = torch.empty_like(base.weight).requires_grad_(True)
+    return Folded(module, base.weight.detach(), *_parts(module), base.bias, folded)
+
+
+def _beside(module: Any, dtype: torch.dtype) -> Beside:
+    base = module.get_base_layer()
+    bias = None if base.bias is None else base.bias.to(dtype)
+    return Beside(module, wide_weight(base, dtype), *_parts(module), bias)
+
+
+def _parts(module: Any) -> tuple[torch.nn.Parameter, torch.nn.Parameter, float]:
+    name = module.active_adapters[0]
+    return module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
+
+
+@torch.no_grad()
+def wide_weight(layer: Any, dtype: torch.dtype) -> torch.Tensor:
+    """The weight (out, in) that a frozen layer multiplies by in training on a CPU, made of its bits if it has few."""
+    wide: torch.Tensor
+    if type(layer) is torch.nn.Linear:
+        wide = layer.weight.detach()
+    elif getattr(layer.weight, "quant_state", None) is not None:
+        from bitsandbytes.functional import dequantize_4bit
+
+        wide = dequantize_4bit(layer.weight.data.view(-1, 1), layer.weight.quant_state).to(dtype)
+    else:
+        codes, scales = _eight_bits(layer)
+        wide = codes.to(dtype).mul_(scales.unsqueeze(1).mul(1.0 / 127.0))
+    return wide
+
+
+def _eight_bits(layer: Any) -> tuple[Any, Any]:
+    """Codes (out, in) and scales (out), which bitsandbytes moves from the weight to the layer at the first pass."""
+    if layer.weight.CB is not None:
+        return layer.weight.CB, layer.weight.SCB
+    return layer.state.CB, layer.state.SCB
+
+
+def _add_gradient(parameter: torch.nn.Parameter, gradient: torch.Tensor) -> None:
+    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+
+
+class _Beside(torch.autograd.Function):
+    """inputs (..., in) times weight^T, and the pair's share, scale * inputs down^T up^T, in the inputs' dtype."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Any, weight: Any, bias: Any, down: Any, up: Any, scale: float) -> Any:
+        flat_ni = inputs.reshape(-1, inputs.shape[-1])
+        down_ri, up_or = down.to(inputs.dtype), up.to(inputs.dtype)
+        low_nr = torch.mm(flat_ni, down_ri.t())
+        ctx.save_for_backward(flat_ni, weight, down_ri, up_or, low_nr)
+        ctx.scale, ctx.shape, ctx.dtype = scale, inputs.shape, down.dtype
+        found = functional.linear(flat_ni, weight, bias).addmm_(low_nr, up_or.t(), alpha=scale)
+        return found.view(*inputs.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        flat_ni, weight, down_ri, up_or, low_nr = ctx.saved_tensors
+        gradient_no = gradients[0].reshape(-1, gradients[0].shape[-1])
+        of_low_nr = torch.mm(gradient_no, up_or).mul_(ctx.scale)
+        of_up = torch.mm(gradient_no.t(), low_nr).to(ctx.dtype).mul_(ctx.scale)
+        of_down = torch.mm(of_low_nr.t(), flat_ni).to(ctx.dtype)
+        of_inputs = None
+        if ctx.needs_input_grad[0]:
+            of_inputs = torch.mm(gradient_no, weight).addmm_(of_low_nr, down_ri).view(ctx.shape)
+        return of_inputs, None, None, of_down, of_up, None
