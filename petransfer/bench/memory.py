@@ -48,15 +48,28 @@ class Taken:
 
 def measure(cell: Cell, side: Side) -> Taken:
     """In a new process, so that nothing of another measurement is left in this one."""
+    return Taken(**_in_a_new_process(side, cell))
+
+
+def loading(cell: Cell) -> int | None:
+    """Bytes: by how much the host's own memory grew at most while petransfer loaded the base, which on a CPU is there.
+
+    None where the system does not say.
+    """
+    found: int | None = _in_a_new_process("loading", cell)
+    return found
+
+
+def _in_a_new_process(what: str, cell: Cell) -> Any:
     done = subprocess.run(
-        [sys.executable, "-m", "petransfer.bench.memory", side, json.dumps(asdict(cell))],
+        [sys.executable, "-m", "petransfer.bench.memory", what, json.dumps(asdict(cell))],
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        raise RuntimeError(f"{side} failed: {done.stderr.strip().splitlines()[-1][:300]}")
-    return Taken(**json.loads(done.stdout.strip().splitlines()[-1]))
+        raise RuntimeError(f"{what} failed: {done.stderr.strip().splitlines()[-1][:300]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def theoretical(parameters: int, bits: int) -> int:
@@ -73,6 +86,27 @@ def _here(side: Side, cell: Cell) -> Taken:
     return Taken(
         side, weights, peak, host.most, torch.cuda.get_device_name() if device == "cuda" else platform.machine()
     )
+
+
+def _load_here(cell: Cell) -> int | None:
+    import torch
+
+    from petransfer.checkpoints.load import load
+    from petransfer.checkpoints.registry import checkpoint_spec
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.zeros(1, device=device)
+    before = own_memory()
+    with HostMemory() as host:
+        load(checkpoint_spec(cell.folder), cell.bits, device=device)  # type: ignore[arg-type]
+    return None if host.most is None or before is None else host.most - before
+
+
+def own_memory() -> int | None:
+    """Bytes of this process's memory, without files that are mapped into it."""
+    status = Path("/proc/self/status")
+    lines = [line for line in status.read_text().splitlines() if line.startswith("RssAnon")] if status.exists() else []
+    return int(lines[0].split()[1]) * 1024 if lines else None
 
 
 class HostMemory:
@@ -92,10 +126,10 @@ class HostMemory:
         self._thread.join()
 
     def _watch(self) -> None:
-        status = Path("/proc/self/status")
-        while status.exists() and not self._end.wait(0.02):
-            lines = [line for line in status.read_text().splitlines() if line.startswith("RssAnon")]
-            self.most = max([self.most or 0, *(int(line.split()[1]) * 1024 for line in lines)])
+        while (now := own_memory()) is not None:
+            self.most = max(self.most or 0, now)
+            if self._end.wait(0.02):
+                return
 
 
 def _ours(cell: Cell, device: str) -> tuple[int, int]:
@@ -162,4 +196,5 @@ def _usual(cell: Cell, device: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(_here(sys.argv[1], Cell(**json.loads(sys.argv[2]))))))  # type: ignore[arg-type]
+    _what, _cell = sys.argv[1], Cell(**json.loads(sys.argv[2]))
+    print(json.dumps(_load_here(_cell) if _what == "loading" else asdict(_here(_what, _cell))))  # type: ignore[arg-type]

@@ -125,7 +125,7 @@ def memory(
     scratch: Annotated[Path | None, typer.Option(help="Where the random weights are kept for the while.")] = None,
 ) -> None:
     """Weights and peak of a LoRA step, beside peft's prepare_model_for_kbit_training."""
-    from petransfer.bench.memory import SIDES, Cell, measure, theoretical
+    from petransfer.bench.memory import SIDES, Cell, loading, measure, theoretical
     from petransfer.bench.shapes import write_random
     from petransfer.checkpoints.quiet import quiet
     from petransfer.cli.fit import two
@@ -134,6 +134,7 @@ def memory(
     source, target = two(lengths)
     wanted = _bits(bits)
     found: list[dict[str, Any]] = []
+    rest: dict[str, int | None]
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         print(f"writing {checkpoint} with random weights", file=sys.stderr)
         parameters = write_random(checkpoint, Path(folder), layers)
@@ -143,9 +144,10 @@ def memory(
                 print(f"{width} bits, {side}", file=sys.stderr)
                 taken = asdict(measure(cell, side))
                 about = {"checkpoint": checkpoint, "layers": layers, "parameters": parameters}
-                found.append(
-                    about | {**asdict(cell), "folder": None} | taken | {"theory": theoretical(parameters, width)}
-                )
+                rest = {"theory": theoretical(parameters, width)}
+                if side == "petransfer":
+                    rest["loading"] = loading(cell)
+                found.append(about | {**asdict(cell), "folder": None} | taken | rest)
     _show(found)
     if out:
         _add(found, out)
@@ -260,9 +262,10 @@ def _add(found: list[dict[str, Any]], out: Path) -> None:
 
 def _show(found: list[dict[str, Any]]) -> None:
     table = Table()
-    for name in ("bits", "side", "weights GB", "of theory", "of usual", "peak GB", "of usual", "host GB"):
+    for name in ("bits", "side", "weights GB", "of theory", "of usual", "peak GB", "of usual", "host GB", "loading"):
         table.add_column(name, justify="left" if name == "side" else "right")
     for row in found:
+        hosts = ["-" if size is None else f"{size / 1e9:.2f}" for size in (row["host"], row.get("loading"))]
         usual = next(other for other in found if other["side"] == "usual" and other["bits"] == row["bits"])
         table.add_row(
             str(row["bits"]),
@@ -272,7 +275,7 @@ def _show(found: list[dict[str, Any]]) -> None:
             f"{row['weights'] / usual['weights']:.2f}",
             f"{row['peak'] / 1e9:.2f}",
             f"{row['peak'] / usual['peak']:.2f}",
-            f"{row['host'] / 1e9:.2f}",
+            *hosts,
         )
     print_table(table)
     print(f"{found[0]['checkpoint']}, {found[0]['parameters']:,} parameters, on {found[0]['device']}")

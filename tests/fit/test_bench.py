@@ -51,6 +51,7 @@ def test_memory_beside_the_usual_path(
     assert ours["weights"] < 0.6 * usual["weights"]
     assert ours["peak"] < usual["peak"]
     assert ours["host"] is None or ours["host"] > ours["weights"]
+    assert ours["loading"] is None or 0 < ours["loading"] < ours["host"]
     assert _bench(monkeypatch, "memory", "google-t5/t5-small", "--bits", "3") == 2
 
 
