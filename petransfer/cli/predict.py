@@ -36,12 +36,14 @@ def predict(
     revision: Annotated[
         str | None, typer.Option(help="The base's commit or branch, where it is to be another.")
     ] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even where there is a GPU.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines with input and output.")] = False,
 ) -> None:
     """Answer with an adapter, with several on one base, or with a fully fine-tuned model."""
     lines = iter(text) if text else _lines(file)
     with contextlib.ExitStack() as stack:
-        asked = _asked(stack, [run, *(others or [])], checkpoint, revision, combination_of(weights, combination))
+        where = (checkpoint, revision, "cpu" if cpu else None)
+        asked = _asked(stack, [run, *(others or [])], where, combination_of(weights, combination))
         for batch in iter(lambda: list(islice(lines, BATCH)), []):
             answers = {label: predictor(batch, max_new_tokens) for label, predictor in asked()}
             for at, source in enumerate(batch):
@@ -50,9 +52,12 @@ def predict(
 
 
 def _asked(
-    stack: contextlib.ExitStack, sources: list[str], checkpoint: str | None, revision: str | None, combination: Any
+    stack: contextlib.ExitStack, sources: list[str], where: tuple[str | None, str | None, str | None], combination: Any
 ) -> Callable[[], Iterator[tuple[str, Predictor]]]:
-    """What gives every label with its predictor, each of which is to be used before the next is taken."""
+    """What gives every label with its predictor, each of which is to be used before the next is taken.
+
+    where: the base's place and commit, where they are to be others, and the device.
+    """
     from petransfer.checkpoints.quiet import quiet
     from petransfer.evaluate.predict import Predictor
     from petransfer.share.several import Where, put_together
@@ -61,10 +66,10 @@ def _asked(
     first = Path(sources[0])
     whole_model = (first / "petransfer.json").is_file() and not (first / "adapter_config.json").is_file()
     if len(sources) == 1 and combination is None and (whole_model or (first / "model").is_dir()):
-        whole = Predictor.of(first, checkpoint)
+        whole = Predictor.of(first, where[0], where[2])
         return lambda: iter([(sources[0], whole)])
     bundles = [stack.enter_context(opened(source)) for source in sources]
-    together = put_together(bundles, Where(checkpoint, revision), combination)
+    together = put_together(bundles, Where(where[0], where[1], device=where[2]), combination)
     return lambda: ((label, predictor) for _, label, predictor in together.each())
 
 

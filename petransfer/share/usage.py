@@ -65,6 +65,8 @@ def _code(spec: RunSpec, provenance: dict[str, Any], place: str, commit: str | N
         start, inputs = "answer[0]", repr(text)
     else:
         start, inputs = 'answer[0, inputs["input_ids"].shape[1]:]', repr(text + "\n")
+    # on a CPU with avx512_bf16 bitsandbytes packs these weights otherwise, and wrongly, before it evaluates
+    unpacked = ["for layer in base.modules():", "    layer.support_avx512bf16_for_cpu = False"]
     # as petransfer reads inputs: some tokenizers end them as if nothing came after
     open_ended = [
         'if inputs["input_ids"][0, -1] == tokenizer.eos_token_id:',
@@ -75,6 +77,7 @@ def _code(spec: RunSpec, provenance: dict[str, Any], place: str, commit: str | N
             *lines,
             "",
             f'base = {auto}.from_pretrained("{place}"{revision}, {width})',
+            *(unpacked if spec.method.bits == 4 else []),
             f'tokenizer = AutoTokenizer.from_pretrained("{place}"{revision})',
             'model = PeftModel.from_pretrained(base, "adapter").eval()',
             f'inputs = tokenizer({inputs}, return_tensors="pt")',

@@ -239,8 +239,8 @@ class ScanTask:
     splits = SPLITS
 
     def __post_init__(self) -> None:
-        if not isinstance(self.dev_size, int) or self.dev_size < 1:
-            raise UserError(f"dev_size of scan is {self.dev_size!r}: give a whole number from 1 up")
+        if not isinstance(self.dev_size, int) or not 1 <= self.dev_size <= 4_000:
+            raise UserError(f"dev_size of scan is {self.dev_size!r}: give a whole number from 1 to 4,000")
 
     def train_size(self, split: str) -> int:
         """The published training rows less the dev rows."""

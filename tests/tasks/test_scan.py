@@ -128,3 +128,5 @@ def test_unknown_names_are_met_with_the_nearest() -> None:
         load_task("scan", dev_sise=3)
     with pytest.raises(UserError, match="dev_size of scan is -1"):
         load_task("scan", dev_size=-1)
+    with pytest.raises(UserError, match="from 1 to 4,000"):
+        load_task("scan", dev_size=12_000)
