@@ -54,13 +54,12 @@ def _asked(
 ) -> Callable[[], Iterator[tuple[str, Predictor]]]:
     """What gives every label with its predictor, each of which is to be used before the next is taken."""
     from petransfer.checkpoints.quiet import quiet
-    from petransfer.evaluate.predict import Predictor
+    from petransfer.evaluate.predict import Predictor, is_whole_model
     from petransfer.share.several import Where, put_together
 
     quiet()
     first = Path(sources[0])
-    whole_model = (first / "petransfer.json").is_file() and not (first / "adapter_config.json").is_file()
-    if len(sources) == 1 and combination is None and (whole_model or (first / "model").is_dir()):
+    if len(sources) == 1 and combination is None and is_whole_model(first):
         whole = Predictor.of(first, checkpoint)
         return lambda: iter([(sources[0], whole)])
     bundles = [stack.enter_context(opened(source)) for source in sources]

@@ -29,7 +29,10 @@ VERBS = {
         "predict:predict",
         "Answer with an adapter, with several on one base, or with a fully fine-tuned model.",
     ),
-    "eval": ("evaluate:evaluate", "Score adapters side by side on the same examples; the base is loaded once."),
+    "eval": (
+        "evaluate:evaluate",
+        "Score adapters, or whole models, side by side on the same examples; adapters' base is loaded once.",
+    ),
     "adapter": ("adapter:app", "Hand adapters on so that others can use, check and trace them."),
     "pretrain": (
         "pretrain:pretrain",
