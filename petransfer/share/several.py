@@ -140,8 +140,8 @@ def whole_models(folders: Sequence[Path], where: Where, asked: Asked) -> list[Ro
     if where.revision:
         raise UserError(f"--revision is of an adapter's base, and {folders[0]} is a whole model; leave it out")
     runs = [of_whole_model(folder) for folder in folders]
-    predictors = (Predictor.of(folder, where.checkpoint, where.device) for folder in folders)
-    return _rows(zip(runs, map(str, folders), predictors, strict=True), runs[0], where, asked)
+    ready = ((run, run.label, Predictor.of(Path(run.label), where.checkpoint, where.device)) for run in runs)
+    return _rows(ready, runs[0], where, asked)
 
 
 def _rows(
@@ -160,6 +160,7 @@ def _rows(
         log_prob = sum(row.log_prob for row in found.scored) / sum(row.tokens for row in found.scored)
         audit = found.near_ties + found.audited, found.disagreements
         rows.append(Row(label, named, len(now), 100 * found.exact_match, log_prob, claimed, same, *audit))
+        del predictor  # before the next whole model is loaded
     return rows
 
 
