@@ -47,7 +47,14 @@ def test_the_commands_are_understood(command: str, tmp_path: Path, monkeypatch: 
 def _of_plan(words: list[str]) -> list[str]:
     """Without the options that only say how `run` carries a grid out."""
     text = " ".join(words)
-    for option in ("--checkpointing", r"--processes \d+", r"--stack \S+", r"--executor ray", r"--address auto"):
+    for option in (
+        "--checkpointing",
+        "--by-generation",
+        r"--processes \d+",
+        r"--stack \S+",
+        "--executor ray",
+        "--address auto",
+    ):
         text = re.sub(option, "", text)
     return shlex.split(text)
 

@@ -7,11 +7,15 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+from petransfer.checkpoints.encoding import Layout
+
+Side = TypeVar("Side", bound=Hashable)
 
 
 def clock() -> float:
@@ -19,9 +23,9 @@ def clock() -> float:
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
-def alternating(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+def alternating(sides: Mapping[Side, Callable[[], float]], repeats: int) -> dict[Side, list[float]]:
     """What each side gives, turn by turn in one process, so that a machine's slow minutes fall on all."""
-    found: dict[str, list[float]] = {name: [] for name in sides}
+    found: dict[Side, list[float]] = {name: [] for name in sides}
     for turn in range(repeats):
         names = list(sides)
         for name in names if turn % 2 == 0 else reversed(names):
@@ -29,7 +33,7 @@ def alternating(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[
     return found
 
 
-def medians(found: Mapping[str, list[float]]) -> dict[str, float]:
+def medians(found: Mapping[Side, list[float]]) -> dict[Side, float]:
     """By side."""
     return {name: statistics.median(values) for name, values in found.items()}
 
@@ -44,6 +48,24 @@ def matmul_rate(size: int = 1024, repeats: int = 7) -> float:
         torch.mm(one, other)
         taken.append(clock() - started)
     return 2 * size**3 / statistics.median(taken)
+
+
+def linear_flops(
+    model: torch.nn.Module, layout: Layout, source: float, target: float, frozen: int, trained: int
+) -> float:
+    """Floating-point operations of the linear layers for an example of `source` and `target` pieces.
+
+    frozen, trained: for each weight that is so, and each token that meets it; 2 go forward.
+    """
+    total = 0.0
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.nn.Linear):
+            continue
+        tokens = target if layout.encoder_decoder else source + target
+        if ".encoder." in name or (".EncDecAttention." in name and (".k" in name or ".v" in name)):
+            tokens = source
+        total += (trained if module.weight.requires_grad else frozen) * module.weight.numel() * tokens
+    return total
 
 
 def hardware() -> dict[str, Any]:

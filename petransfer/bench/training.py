@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 
 from petransfer.bench.prepared import Prepared
-from petransfer.bench.sides import alternating, clock, hardware, matmul_rate, medians
+from petransfer.bench.sides import alternating, clock, hardware, linear_flops, matmul_rate, medians
 from petransfer.train.batches import collate
 from petransfer.train.losses import token_loss
 
@@ -137,13 +137,4 @@ def _work(prepared: Prepared) -> float:
     rows = prepared.parts["train"]
     source = sum(len(row.input_ids) for row in rows) / len(rows)
     target = sum(len(row.target_ids) for row in rows) / len(rows)
-    both = source + target
-    total = 0.0
-    for name, module in model.named_modules():
-        if not isinstance(module, torch.nn.Linear):
-            continue
-        tokens = target if loaded.layout.encoder_decoder else both
-        if ".encoder." in name or (".EncDecAttention." in name and (".k" in name or ".v" in name)):
-            tokens = source
-        total += (6 if module.weight.requires_grad else 4) * module.weight.numel() * tokens
-    return total
+    return linear_flops(model, loaded.layout, source, target, 4, 6)

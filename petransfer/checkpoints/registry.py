@@ -15,6 +15,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from petransfer.errors import UserError, unknown
+from petransfer.recipe.load import LOADER
 from petransfer.recipe.schema import ArmPart, FamilyPart, Strict
 from petransfer.recipe.spec import CheckpointSpec, Reinit
 
@@ -132,7 +133,7 @@ class Family:
 def registry() -> RegistryFile:
     """registry.yaml, checked."""
     text = (resources.files("petransfer.checkpoints") / "registry.yaml").read_text(encoding="utf-8")
-    return RegistryFile.model_validate(yaml.safe_load(text))
+    return RegistryFile.model_validate(yaml.load(text, LOADER))
 
 
 def family_names() -> tuple[str, ...]:

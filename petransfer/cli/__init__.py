@@ -4,26 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 
 import typer
 
 import petransfer.checkpoints.quiet  # noqa: F401 - before a library says what a user can do nothing about
 from petransfer import __version__
-from petransfer.cli import (
-    adapter,
-    bench,
-    checkpoints,
-    doctor,
-    evaluate,
-    fit,
-    predict,
-    pretrain,
-    recipes,
-    report,
-    run,
-    train,
-)
+from petransfer.cli.verbs import Verbs
 from petransfer.errors import RunError, UserError
 from petransfer.study.processes import this_place
 
@@ -32,25 +18,12 @@ SHARED = ("run", "train")
 
 app = typer.Typer(
     name="petransfer",
+    cls=Verbs,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Parameter-efficient fine-tuning of T5-family and decoder-only models, and what pretraining transfers.",
 )
-app.command("train")(train.train)
-app.command("run")(run.run)
-app.command("plan")(run.plan)
-app.command("status")(run.status)
-app.command("fit")(fit.fit)
-app.add_typer(report.app, name="report")
-app.command("predict")(predict.predict)
-app.command("eval")(evaluate.evaluate)
-app.add_typer(adapter.app, name="adapter")
-app.command("pretrain")(pretrain.pretrain)
-app.command("doctor")(doctor.doctor)
-app.add_typer(recipes.app, name="recipes")
-app.add_typer(checkpoints.app, name="checkpoints")
-app.add_typer(bench.app, name="bench")
 
 
 @app.callback(invoke_without_command=True)
@@ -76,6 +49,8 @@ def main() -> None:
         app(arguments)
     except (UserError, RunError) as error:
         if debug:
+            import traceback
+
             traceback.print_exc()
         if leads:
             print(f"error: {error}", file=sys.stderr)

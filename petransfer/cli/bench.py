@@ -254,6 +254,45 @@ def stacked(
         _add([found], out)
 
 
+@app.command()
+def growth(
+    sizes: Annotated[str, typer.Option(help="nano, micro or T5s of the registry, parted by commas.")] = (
+        "nano,micro,google-t5/t5-small"
+    ),
+    lengths: Annotated[str, typer.Option(help="Pieces of each input and each target, parted by commas.")] = (
+        "16,32,64,128,256"
+    ),
+    at_size: Annotated[str, typer.Option(help="The size at which lengths are compared.")] = "nano",
+    at_length: Annotated[int, typer.Option(min=1, help="The length at which sizes are compared.")] = 32,
+    batch: Annotated[int, typer.Option(min=1, help="Examples a step.")] = 16,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of each.")] = 5,
+    threads: Threads = 1,
+    out: Out = None,
+) -> None:
+    """What a LoRA step and scoring take on the CPU as model and texts grow."""
+    from petransfer.bench.growth import points, rows
+    from petransfer.bench.sides import add_to
+    from petransfer.checkpoints.quiet import quiet
+
+    if not all(re.fullmatch(r"[1-9][0-9]{0,3}", part) for part in lengths.split(",")):
+        raise UserError(f"--lengths {lengths}: write whole numbers from 1 to 9999 such as 16,32,64")
+    quiet()
+    import torch
+
+    torch.set_num_threads(threads or torch.get_num_threads())
+    chosen = points(sizes.split(","), [int(part) for part in lengths.split(",")], at_size, at_length)
+    found = rows(chosen, batch, repeats)
+    table = Table()
+    for name in ("size", "parameters", "pieces", "what", "s a batch", "tokens/s", "MFLOP a token", "of matmul rate"):
+        table.add_column(name, justify="left" if name in ("size", "what") else "right")
+    for row in found:
+        of = row["size"], f"{row['parameters']:,}", str(row["length"]), row["what"]
+        work = f"{row['flops_per_token'] / 1e6:.1f}", f"{100 * row['share_of_matmul_rate']:.1f} %"
+        table.add_row(*of, f"{row['seconds']:.3f}", f"{row['tokens_per_second']:,.0f}", *work)
+    print_table(table)
+    add_to(found, out)
+
+
 def _add(found: list[dict[str, Any]], out: Path) -> None:
     before = json.loads(out.read_text()) if out.exists() else []
     out.parent.mkdir(parents=True, exist_ok=True)

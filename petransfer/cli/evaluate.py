@@ -1,11 +1,12 @@
-"""`eval`: adapters side by side on one set of examples, on a base that is loaded once."""
+"""`eval`: adapters, on a base that is loaded once, or whole models, side by side on one set of examples."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -14,13 +15,22 @@ from petransfer.cli.display import print_table
 from petransfer.errors import UserError
 from petransfer.share.bundle import opened
 
+if TYPE_CHECKING:
+    from petransfer.share.several import Asked, Row
+
 
 def evaluate(
-    adapters: Annotated[list[str], typer.Argument(help="Runs' folders, bundles, or owner/name on the hub.")],
+    adapters: Annotated[
+        list[str], typer.Argument(help="Runs' folders, of adapters or of whole models; bundles, owner/name on the hub.")
+    ],
     data: Annotated[
-        str | None, typer.Option(help="A file of rows, or a benchmark as scan/add_jump; the first adapter's own task.")
+        str | None, typer.Option(help="A file of rows, or a benchmark as scan/add_jump; the first one's own task.")
     ] = None,
     part: Annotated[Literal["dev", "test"], typer.Option(help="Which examples.")] = "test",
+    by_generation: Annotated[
+        bool,
+        typer.Option("--by-generation", help="Generate every answer and count those; says where one pass differs."),
+    ] = False,
     weights: Annotated[str | None, typer.Option(help="Also their weighted sum, as 0.5,0.5.")] = None,
     combination: Annotated[str, typer.Option(help="How peft combines: linear, cat, svd, ties, ...")] = "linear",
     checkpoint: Annotated[str | None, typer.Option(help="The base, where its folder is here.")] = None,
@@ -31,26 +41,41 @@ def evaluate(
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even where there is a GPU.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
-    """Score adapters side by side on the same examples; the base is loaded once."""
+    """Score adapters, or whole models, side by side on the same examples; adapters' base is loaded once."""
     from petransfer.checkpoints.quiet import quiet
-    from petransfer.share.several import Where, put_together, side_by_side
+    from petransfer.evaluate.predict import is_whole_model
+    from petransfer.share.several import Asked, Where, put_together, side_by_side, whole_models
 
     quiet()
-    where = Where(checkpoint, revision, data_dir, "cpu" if cpu else None)
-    with contextlib.ExitStack() as stack:
-        bundles = [stack.enter_context(opened(source)) for source in adapters]
-        together = put_together(bundles, where, combination_of(weights, combination))
-        rows = side_by_side(together, where, part, data)
+    where, asked = Where(checkpoint, revision, data_dir, "cpu" if cpu else None), Asked(part, data, by_generation)
+    combined = combination_of(weights, combination)
+    if combined is None and all(is_whole_model(Path(source)) for source in adapters):
+        rows = whole_models([Path(source) for source in adapters], where, asked)
+    else:
+        with contextlib.ExitStack() as stack:
+            bundles = [stack.enter_context(opened(source)) for source in adapters]
+            rows = side_by_side(put_together(bundles, where, combined), where, asked)
     if as_json:
         print(json.dumps([vars(row) for row in rows], indent=1))
-        return
-    table = Table(title=f"{rows[0].task}, {part}, {rows[0].examples:,} examples")
-    for name in ("adapter", "EM %", "log p/token", "claimed EM %", "right or wrong as the first %"):
-        table.add_column(name, justify="left" if name == "adapter" else "right")
+    else:
+        _show(rows, asked)
+    for row in rows:
+        if row.disagreements:
+            told = f"{row.disagreements} of {row.generated:,} generated answers are not what one forward pass says"
+            print(f"{row.label}: {told}; there should be none", file=sys.stderr)
+
+
+def _show(rows: list[Row], asked: Asked) -> None:
+    how = ", by generation" if asked.by_generation else ""
+    table = Table(title=f"{rows[0].task}, {asked.part}, {rows[0].examples:,} examples{how}")
+    names = ("EM %", "log p/token", "claimed EM %", "right or wrong as the first %", "generated", "disagree")
+    table.add_column("adapter")
+    for name in names:
+        table.add_column(name, justify="right")
     for row in rows:
         claimed = "" if row.claimed is None else f"{row.claimed:.1f}"
         figures = (f"{row.exact_match:.1f}", f"{row.log_prob_per_token:.3f}", claimed, f"{row.same:.1f}")
-        table.add_row(row.label, *figures)
+        table.add_row(row.label, *figures, f"{row.generated:,}", str(row.disagreements))
     print_table(table)
 
 

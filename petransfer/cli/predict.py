@@ -59,13 +59,12 @@ def _asked(
     where: the base's place and commit, where they are to be others, and the device.
     """
     from petransfer.checkpoints.quiet import quiet
-    from petransfer.evaluate.predict import Predictor
+    from petransfer.evaluate.predict import Predictor, is_whole_model
     from petransfer.share.several import Where, put_together
 
     quiet()
     first = Path(sources[0])
-    whole_model = (first / "petransfer.json").is_file() and not (first / "adapter_config.json").is_file()
-    if len(sources) == 1 and combination is None and (whole_model or (first / "model").is_dir()):
+    if len(sources) == 1 and combination is None and is_whole_model(first):
         whole = Predictor.of(first, where[0], where[2])
         return lambda: iter([(sources[0], whole)])
     bundles = [stack.enter_context(opened(source)) for source in sources]

@@ -105,6 +105,10 @@ def run(
     threads: Annotated[int, typer.Option(min=0, help="CPU threads a process; 0 chooses.")] = 0,
     micro_batch: Annotated[int, typer.Option(min=0, help="Examples a forward pass; 0 chooses.")] = 0,
     stack: Annotated[str, typer.Option(help="Runs that share a base trained as one: a number, auto or off.")] = "auto",
+    by_generation: Annotated[
+        bool,
+        typer.Option("--by-generation", help="Score by generating every test answer; says where one pass differs."),
+    ] = False,
     save_every: Annotated[float, typer.Option(min=0.0, help="Seconds between states to resume from.")] = 60.0,
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Compute activations again in the backward pass, to save memory.")
@@ -115,7 +119,7 @@ def run(
 ) -> None:
     """Carry a recipe's runs out, skip what is done, go on where an interruption left off, and print the table."""
     study = _study(recipe, sets, family, seeds, arms, out, data_dir, shard)
-    place, ways = this_place(), Ways(workers, executor, address, stack)
+    place, ways = this_place(), Ways(workers, executor, address, stack, by_generation)
     ways.check(max(processes, place.count))
     if processes > 1 and not place.shared:
         raise typer.Exit(launch(processes))
@@ -142,7 +146,11 @@ def carry_out(study: Study, execution: Execution, ways: Ways, cpu: bool, force: 
     study.folder.open(study.recipe)
     group = None if place.shared or ways.executor == "ray" else ways.group(execution.checkpointing, cpu)
     started = time.monotonic()
-    if not place.shared and all(study.folder.run(cell.run_id).done for cell in study.mine):
+    before = sum(study.folder.run(cell.run_id).done for cell in study.mine)
+    if ways.by_generation and before:
+        anew = f"`petransfer eval {study.folder.path}/runs/RUN --by-generation` scores one anew"
+        print(f"{before} runs were done before and stay as they were scored; {anew}", file=sys.stderr)
+    if not place.shared and before == len(study.mine):
         _print_end(study, as_json)
         print(f"all {len(study.mine)} runs were done before; nothing to do", file=sys.stderr)
         return
@@ -198,7 +206,8 @@ def _execute(
         from petransfer.study.run import FineTune, Settings
 
         data_dir = study.recipe.data_dir
-        job = FineTune(Settings(execution, data_dir.resolve() if data_dir else None, cpu, force))
+        place = data_dir.resolve() if data_dir else None
+        job = FineTune(Settings(execution, place, cpu, force, ways.by_generation))
         if ray:
             return on_ray(study.mine, study.folder, job, ways.workers, tick, ray)
         if this_place().shared:
@@ -229,7 +238,8 @@ def _print_end(study: Study, as_json: bool) -> None:
         return
     mine = {cell.run_id for cell in study.mine}
     print_table(tables.terminal_table([row for row in rows if row.cell.run_id in mine], study.recipe.name, tables.ROWS))
-    for line in [*tables.weight_lines(rows), *effects["sentences"], *effects["missing"]]:
+    lines = [*tables.weight_lines(rows), *tables.generated_lines(rows)]
+    for line in [*lines, *effects["sentences"], *effects["missing"]]:
         print(line)
 
 

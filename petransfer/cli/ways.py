@@ -25,13 +25,14 @@ EXECUTORS = ("local", "ray")
 class Ways:
     """How a grid is carried out. workers: runs at once, 0 chooses. executor: of EXECUTORS. address: of a cluster.
 
-    stack: how many runs may be trained as one, or `auto`, or `off`.
+    stack: how many runs may be trained as one, or `auto`, or `off`. by_generation: every test answer is generated.
     """
 
     workers: int = 0
     executor: str = "local"
     address: str | None = None
     stack: str = "auto"
+    by_generation: bool = False
 
     def check(self, processes: int) -> None:
         """Raises UserError where options do not go together. processes: that share every run."""

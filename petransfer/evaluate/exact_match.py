@@ -56,6 +56,7 @@ class Evaluation:
     disagreements: audited examples, near-ties apart, on which generation and the forward pass differ, in string or in
         meaning; above zero is an error to look into.
     meant: of the answers that miss the string, for tasks that say when two strings mean the same.
+    by_generation: whether every example was audited, and what was generated decides.
     """
 
     scored: tuple[Scored, ...]
@@ -63,6 +64,7 @@ class Evaluation:
     audited: int
     disagreements: int
     meant: Meant | None = None
+    by_generation: bool = False
 
     @property
     def exact_match(self) -> float:
@@ -80,39 +82,58 @@ def evaluate(
     audited: int = AUDITED,
     seed: int = 0,
     semantics: Semantics | None = None,
+    by_generation: bool = False,
 ) -> Evaluation:
     """Scores every example by one forward pass, settles near-ties by generation, and audits `audited` random others.
 
-    With `semantics` the answers that miss the target's string are also judged by their meaning.
+    With `semantics` the answers that miss the target's string are also judged by their meaning. With `by_generation`
+    all are audited, and an answer counts as it was generated, whatever the forward pass says of it.
     """
     was_training = model.training
     model.eval()
     scored = score(model, loaded, examples, encoded, batch_size)
+    ties, chosen = _to_generate(scored, len(scored) if by_generation else audited, seed)
+    limit = max(len(row.target_ids) for row in encoded) * (2 if semantics else 1) + 8
+    both = [*ties, *chosen]
+    texts = answers(model, loaded, [encoded[position].input_ids for position in both], [limit] * len(both))
+    said = dict(zip(both, texts, strict=True))
+    for position, answer in said.items():
+        scored[position] = replace(scored[position], said=answer.text)
+    for position in ties:
+        scored[position] = replace(scored[position], correct=said[position].text == examples[position].target)
+    meant = _judge(model, loaded, examples, encoded, scored, semantics, batch_size) if semantics else None
+    wrong = sum(_differs(scored[position], examples[position].target, said[position], semantics) for position in chosen)
+    if by_generation:
+        scored = [_as_said(row, examples[at].target, said[at], semantics) for at, row in enumerate(scored)]
+        meant = meant and replace(meant, same=tuple(bool(row.semantic_correct) for row in scored if not row.correct))
+    model.train(was_training)
+    return Evaluation(tuple(scored), len(ties), len(chosen), wrong, meant, by_generation)
+
+
+def _to_generate(scored: Sequence[Scored], audited: int, seed: int) -> tuple[list[int], list[int]]:
+    """The positions of the near-ties, and of `audited` others that are drawn."""
     ties = [position for position, row in enumerate(scored) if row.near_tie]
     others = [position for position, row in enumerate(scored) if not row.near_tie]
     drawn = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))[:audited].tolist()
-    chosen = [others[position] for position in drawn]
-    limit = max(len(row.target_ids) for row in encoded) * (2 if semantics else 1) + 8
-    both = [*ties, *chosen]
-    said = answers(model, loaded, [encoded[position].input_ids for position in both], [limit] * len(both))
-    for position, answer in zip(both, said, strict=True):
-        scored[position] = replace(scored[position], said=answer.text)
-    for position, answer in zip(ties, said[: len(ties)], strict=True):
-        scored[position] = replace(scored[position], correct=answer.text == examples[position].target)
-    meant = _judge(model, loaded, examples, encoded, scored, semantics, batch_size) if semantics else None
-    wrong = sum(
-        _differs(scored[position], examples[position].target, answer, semantics)
-        for position, answer in zip(chosen, said[len(ties) :], strict=True)
-    )
-    model.train(was_training)
-    return Evaluation(tuple(scored), len(ties), len(chosen), wrong, meant)
+    return ties, [others[position] for position in drawn]
+
+
+def _means_the_same(target: str, answer: Answer, semantics: Semantics) -> bool:
+    return answer.ended and semantics.same(target, answer.text)
+
+
+def _as_said(row: Scored, target: str, answer: Answer, semantics: Semantics | None) -> Scored:
+    """The outcome by what was generated alone."""
+    correct = answer.text == target
+    meant = correct or _means_the_same(target, answer, semantics) if semantics else None
+    return replace(row, correct=correct, semantic_correct=meant)
 
 
 def _differs(row: Scored, target: str, answer: Answer, semantics: Semantics | None) -> bool:
     """Whether an audited answer is not what was found without generating it."""
     if row.correct != (answer.text == target):
         return True
-    return semantics is not None and row.semantic_correct != (answer.ended and semantics.same(target, answer.text))
+    return semantics is not None and row.semantic_correct != _means_the_same(target, answer, semantics)
 
 
 def _judge(
@@ -242,6 +263,7 @@ def summary(evaluation: Evaluation) -> dict[str, object]:
         "near_ties": evaluation.near_ties,
         "audited": evaluation.audited,
         "disagreements": evaluation.disagreements,
+        **({"by_generation": True} if evaluation.by_generation else {}),
         **({"generated": meant.generated, "unfinished": meant.unfinished} if meant else {}),
     }
 

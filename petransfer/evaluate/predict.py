@@ -38,7 +38,7 @@ class Predictor:
         Raises:
             UserError: there is no finished adapter or model, or its base is not where it was.
         """
-        weights = _weights_folder(folder)
+        weights = weights_folder(folder)
         spec = _spec(weights)
         base = _base(spec, weights, checkpoint)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -76,7 +76,19 @@ class Predictor:
         )
 
 
-def _weights_folder(folder: Path) -> Path:
+def is_whole_model(folder: Path) -> bool:
+    """Whether a run's folder, or the `model/` in it, holds a fully fine-tuned model and no adapter."""
+    if (folder / "adapter_config.json").is_file() or (folder / "adapter").is_dir():
+        return False
+    return (folder / "petransfer.json").is_file() or (folder / "model").is_dir()
+
+
+def weights_folder(folder: Path) -> Path:
+    """The `adapter/` or `model/` of a run's folder, or the folder itself where it is one.
+
+    Raises:
+        UserError: it holds neither.
+    """
     for candidate in (folder / "adapter", folder / "model", folder):
         if (candidate / "petransfer.json").is_file():
             return candidate

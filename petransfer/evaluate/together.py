@@ -43,6 +43,7 @@ def put_together(parts: Sequence[Evaluation]) -> Evaluation:
         audited=sum(part.audited for part in parts),
         disagreements=sum(part.disagreements for part in parts),
         meant=_meant(scored, [part.meant for part in parts if part.meant]),
+        by_generation=any(part.by_generation for part in parts),
     )
 
 

@@ -17,7 +17,7 @@ from petransfer.recipe.pretraining import CorpusPart, NoisePart, PretrainRecipe,
 from petransfer.recipe.schema import EffectPart, FamilyPart, MethodPart, Recipe, TaskPart, TrainPart
 
 # libyaml's where PyYAML was built with it: seven times as fast, which ten thousand seeds need.
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def shipped_folder() -> Path:
@@ -95,7 +95,7 @@ def _read(
 ) -> tuple[Path, dict[str, Any]]:
     path = find(name)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _LOADER)
+        content = yaml.load(path.read_text(encoding="utf-8"), LOADER)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the recipe {path} cannot be read: {error}") from None
     except yaml.YAMLError as error:

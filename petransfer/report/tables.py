@@ -21,7 +21,11 @@ from petransfer.train.metrics import read_metrics
 
 @dataclass(frozen=True)
 class Row:
-    """One run as a table shows it. Exact match in percent, log_prob in nats per target token."""
+    """One run as a table shows it. Exact match in percent, log_prob in nats per target token.
+
+    disagreements: audited answers that one forward pass had otherwise. generated: where all test answers were, their
+    number, and that of those among them.
+    """
 
     cell: Cell
     status: Status
@@ -35,6 +39,7 @@ class Row:
     log_prob: float | None = None
     trained: int | None = None
     disagreements: int = 0
+    generated: tuple[int, int] | None = None
     failure: str | None = None
     weights: dict[str, Any] | None = None
     scores: dict[str, float] = field(default_factory=dict)
@@ -66,6 +71,7 @@ def _row(cell: Cell, study: StudyFolder) -> Row:
             log_prob=result["test"]["log_prob_per_token"],
             trained=result["trained_parameters"],
             disagreements=result["dev"]["disagreements"] + result["test"]["disagreements"],
+            generated=_generated(result["test"]),
             weights=result.get("weights"),
             scores={name: result["test"][name] for name in HEADINGS if name in result["test"]},
         )
@@ -138,6 +144,19 @@ def weight_lines(rows: Sequence[Row]) -> list[str]:
                 line += f"; loss before training {cost['loss_at_16_bits']:.3f} at 16 bits, {cost['loss']:.3f} so"
             lines.setdefault((row.cell.arm, row.cell.method), line)
     return list(lines.values())
+
+
+def generated_lines(rows: Sequence[Row]) -> list[str]:
+    """How far generation and one forward pass agree, of the runs whose test answers were all generated."""
+    found = [row.generated for row in rows if row.generated]
+    if not found:
+        return []
+    answers, apart = map(sum, zip(*found, strict=True))
+    return [f"by generation: {len(found)} runs, {answers:,} test answers; one forward pass disagrees on {apart}"]
+
+
+def _generated(test: dict[str, Any]) -> tuple[int, int] | None:
+    return (test["examples"], test["disagreements"]) if test.get("by_generation") else None
 
 
 def _state(row: Row) -> str:

@@ -90,7 +90,9 @@ def of_folder(folder: Path, label: str | None = None, commit: str | None = None)
         UserError: there is none, a file is not what its name says, or they do not agree.
     """
     label = label or str(folder)
-    files, here = _files(folder, label)
+    if (folder / "model").is_dir() and not (folder / "adapter").is_dir():
+        raise UserError(f"{label} is the run of a whole model, not of an adapter; share its model/ with transformers")
+    files, here = _files(folder, "adapter")
     provenance = read_json(files[PROVENANCE]) if PROVENANCE in files else None
     _refuse_incomplete(files, folder, label)
     config, tensors = read_json(files[CONFIG]), read_header(files[WEIGHTS])
@@ -103,6 +105,19 @@ def of_folder(folder: Path, label: str | None = None, commit: str | None = None)
         read_yaml(read_text(files[RECIPE]), RECIPE)
     spec = None if provenance is None else spec_in(provenance)
     return Bundle(label, files, config, tensors, provenance, spec, manifest, here, commit)
+
+
+def of_whole_model(folder: Path) -> Bundle:
+    """What a run of a whole model, or the `model/` of one, says of its data and figures: without tensors to apply.
+
+    Raises:
+        UserError: it was not made by petransfer, or is damaged.
+    """
+    files, here = _files(folder, "model")
+    if PROVENANCE not in files:
+        raise _nothing(str(folder))
+    provenance = read_json(files[PROVENANCE])
+    return Bundle(str(folder), files, {}, {}, provenance, spec_in(provenance), None, here)
 
 
 def checked(bundle: Bundle) -> Bundle:
@@ -154,11 +169,9 @@ def _difference(name: str, path: Path | None, expected: str | None, done: str) -
     return {name: f"{what}{name} is not the file that was {done}: its sha256 is {got[:12]}..., not {expected[:12]}..."}
 
 
-def _files(folder: Path, label: str) -> tuple[dict[str, Path], Path | None]:
-    """The files of a bundle where they lie: beside each other, or in a run's folder and its adapter/."""
-    if (folder / "model").is_dir() and not (folder / "adapter").is_dir():
-        raise UserError(f"{label} is the run of a whole model, not of an adapter; share its model/ with transformers")
-    inner = folder / "adapter" if (folder / "adapter").is_dir() else folder
+def _files(folder: Path, kind: str) -> tuple[dict[str, Path], Path | None]:
+    """The files of a bundle where they lie: beside each other, or in a run's folder and its adapter/ or model/."""
+    inner = folder / kind if (folder / kind).is_dir() else folder
     here = next((one for one in (folder, inner.parent) if (one / "spec.json").is_file()), None)
     files: dict[str, Path] = {}
     for path in sorted(inner.iterdir()):

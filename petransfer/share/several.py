@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from petransfer.evaluate.exact_match import Evaluation, evaluate
 from petransfer.evaluate.predict import Predictor
 from petransfer.recipe.spec import RunSpec
 from petransfer.share.apply import COMBINATIONS, COMBINED, FIRST, Base, attach, base_of, combine, refuse_moved, together
-from petransfer.share.bundle import RECIPE, Bundle
+from petransfer.share.bundle import RECIPE, Bundle, of_whole_model
 from petransfer.share.reading import read_json, read_text, read_yaml
 from petransfer.tasks import Example, SplitData, load_task
 
@@ -92,9 +92,10 @@ def _check(bundles: Sequence[Bundle], combination: Combination) -> None:
 
 @dataclass(frozen=True)
 class Row:
-    """One adapter on one part. claimed: the exact match that it was shared with, where this is the part it is of, in %.
+    """One adapter or model on one part. claimed: the exact match that it was saved with, where this is its part, in %.
 
-    same: the share of examples on which it is right where the first adapter is and wrong where that is, in %.
+    same: the share of examples on which it is right where the first one is and wrong where that is, in %. generated:
+    the answers that were generated. disagreements: how many of them are not what one forward pass says.
     """
 
     label: str
@@ -104,36 +105,71 @@ class Row:
     log_prob_per_token: float
     claimed: float | None
     same: float
+    generated: int
+    disagreements: int
 
 
-def side_by_side(adapters: Adapters, where: Where, part: str, data: str | None) -> list[Row]:
-    """All adapters on one part, of the first's own task unless `data` names a file or a benchmark's `task/split`.
+@dataclass(frozen=True)
+class Asked:
+    """What is scored, and how. data: a file, or a benchmark's `task/split`; None: the first one's own task and split.
+
+    by_generation: see `petransfer.evaluate.exact_match.evaluate`.
+    """
+
+    part: str
+    data: str | None = None
+    by_generation: bool = False
+
+
+def side_by_side(adapters: Adapters, where: Where, asked: Asked) -> list[Row]:
+    """All adapters, and their combination, on one part.
 
     Raises:
         UserError: the data cannot be had.
     """
-    first = adapters.bundles[FIRST]
-    split, named = _data(first, where, data)
-    examples = getattr(split, part)
+    ready = ((adapters.bundles.get(name), label, predictor) for name, label, predictor in adapters.each())
+    return _rows(ready, adapters.bundles[FIRST], where, asked)
+
+
+def whole_models(folders: Sequence[Path], where: Where, asked: Asked) -> list[Row]:
+    """Fully fine-tuned models on one part, each loaded when its turn comes.
+
+    Raises:
+        UserError: the data, or the tokenizer of its base, cannot be had.
+    """
+    if where.revision:
+        raise UserError(f"--revision is of an adapter's base, and {folders[0]} is a whole model; leave it out")
+    runs = [of_whole_model(folder) for folder in folders]
+    ready = ((run, run.label, Predictor.of(Path(run.label), where.checkpoint, where.device)) for run in runs)
+    return _rows(ready, runs[0], where, asked)
+
+
+def _rows(
+    ready: Iterable[tuple[Bundle | None, str, Predictor]], first: Bundle, where: Where, asked: Asked
+) -> list[Row]:
+    split, named = _data(first, where, asked.data)
+    examples = getattr(split, asked.part)
     rows: list[Row] = []
     right: list[bool] = []
-    for name, label, predictor in adapters.each():
-        found = evaluation(adapters.model, adapters.loaded, predictor.prefix, examples)
+    for own, label, predictor in ready:
+        found = evaluation(predictor.model, predictor.loaded, predictor.prefix, examples, asked.by_generation)
         now = [row.correct for row in found.scored]
         right = right or now
         same = 100 * sum(one == other for one, other in zip(right, now, strict=True)) / len(now)
-        own = adapters.bundles.get(name)
-        claimed = _claim(own, first, part) if own and data is None else None
-        tokens = sum(row.tokens for row in found.scored)
-        log_prob = sum(row.log_prob for row in found.scored) / tokens
-        rows.append(Row(label, named, len(now), 100 * found.exact_match, log_prob, claimed, same))
+        claimed = _claim(own, first, asked.part) if own and asked.data is None else None
+        log_prob = sum(row.log_prob for row in found.scored) / sum(row.tokens for row in found.scored)
+        audit = found.near_ties + found.audited, found.disagreements
+        rows.append(Row(label, named, len(now), 100 * found.exact_match, log_prob, claimed, same, *audit))
+        del predictor  # before the next whole model is loaded
     return rows
 
 
-def evaluation(model: Any, loaded: Loaded, prefix: str, examples: Sequence[Example]) -> Evaluation:
-    """Exact match of the active adapter."""
+def evaluation(
+    model: Any, loaded: Loaded, prefix: str, examples: Sequence[Example], by_generation: bool = False
+) -> Evaluation:
+    """Exact match of the active adapter, or of a whole model."""
     encoded = encode_examples(examples, prefix, loaded.tokenizer, loaded.layout)
-    return evaluate(model, loaded, examples, encoded)
+    return evaluate(model, loaded, examples, encoded, by_generation=by_generation)
 
 
 def _claim(bundle: Bundle, first: Bundle, part: str) -> float | None:

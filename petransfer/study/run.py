@@ -46,12 +46,16 @@ from petransfer.train.state import Progress, trained_tensors
 
 @dataclass(frozen=True)
 class Settings:
-    """How runs are carried out on this machine; nothing here is part of a run's id. force: goes on past a check."""
+    """How runs are carried out on this machine; nothing here is part of a run's id.
+
+    force: goes on past a check. by_generation: every test answer is generated, and counts as it was.
+    """
 
     execution: Execution
     data_dir: Path | None = None
     cpu: bool = False
     force: bool = False
+    by_generation: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,7 @@ class Base:
     data: SplitData
     loaded: Loaded
     started: float
+    by_generation: bool = False
     cost: dict[str, Any] | None = None
 
 
@@ -146,7 +151,7 @@ def open_base(spec: RunSpec, settings: Settings) -> Base:
     accelerator = accelerator_for(mixed_precision(spec.method), settings.cpu)
     bits, wide = weights_bits(spec.method), spec.method.keep_wide
     loaded = load(spec.checkpoint, bits, seed=spec.seed, device=accelerator.device, keep_wide=wide)
-    return Base(accelerator, data, loaded, started)
+    return Base(accelerator, data, loaded, started, settings.by_generation)
 
 
 def prepare(
@@ -195,7 +200,7 @@ def finish(prepared: Prepared, base: Base, done: Progress) -> dict[str, Any]:
         prepared.spec, prepared.folder, prepared.loaded, prepared.parts, prepared.model
     )  # fmt: skip
     data, accelerator = base.data, base.accelerator
-    evaluations = _evaluate(model, loaded, data, parts, SEMANTICS.get(spec.task.name))
+    evaluations = _evaluate(model, loaded, base, parts, SEMANTICS.get(spec.task.name))
     if not accelerator.is_main_process:
         return {}
     measured = {part: measure(model, loaded, spec.task, data, part, parts[part]) for part in evaluations}
@@ -292,14 +297,15 @@ def _task_data(name: str, split: str, options: tuple[tuple[str, Any], ...], data
 def _evaluate(
     model: torch.nn.Module,
     loaded: Loaded,
-    data: SplitData,
+    base: Base,
     parts: dict[str, Sequence[Encoded]],
     semantics: Semantics | None,
 ) -> dict[str, Evaluation]:
-    def one(part: str, examples: Sequence[Example]) -> Evaluation:
-        return evaluate_together(model, loaded, examples, parts[part], semantics=semantics)
+    def one(part: str, examples: Sequence[Example], by_generation: bool) -> Evaluation:
+        options = {"semantics": semantics, "by_generation": by_generation}
+        return evaluate_together(model, loaded, examples, parts[part], **options)
 
-    return {"dev": one("dev", data.dev), "test": one("test", data.test)}
+    return {"dev": one("dev", base.data.dev, False), "test": one("test", base.data.test, base.by_generation)}
 
 
 def _save_weights(model: torch.nn.Module, spec: RunSpec, folder: RunFolder, made_from: dict[str, Any]) -> None:

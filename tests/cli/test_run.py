@@ -220,6 +220,31 @@ def test_runs_are_stacked_where_that_is_asked_for(
     assert all((run / "DONE").exists() and not (run / "state").exists() for run in runs)
 
 
+def test_by_generation_new_runs_are_scored_so_and_done_ones_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    (tmp_path / "rows.tsv").write_text("".join(ROWS))
+    (tmp_path / "asked.tsv").write_text("".join(f"must {n}\tsagen {n}\n" for n in range(40)))
+    recipe.write_text(STACKED.format(rows=tmp_path / "rows.tsv").replace("test: 6", f"test: {tmp_path / 'asked.tsv'}"))
+    words = ("run", "--recipe", str(recipe), "--out", str(tmp_path / "out"), "--cpu", "--workers", "1")
+    assert call(monkeypatch, *words, "--seeds", "0") == 0
+    (done,) = (tmp_path / "out" / "runs").iterdir()
+    kept = (done / "result.json").read_bytes()
+    capsys.readouterr()
+    assert call(monkeypatch, *words, "--seeds", "0-2", "--stack", "2", "--by-generation") == 0
+    said = capsys.readouterr()
+    assert "by generation: 2 runs, 80 test answers; one forward pass disagrees on 0" in said.out
+    assert "1 runs were done before and stay as they were scored; `petransfer eval" in said.err
+    assert (done / "result.json").read_bytes() == kept
+    assert expand(load_recipe(str(recipe)))[0].run_id == done.name
+    for run in (tmp_path / "out" / "runs").iterdir():
+        test = json.loads((run / "result.json").read_text())["test"]
+        said_of = pyarrow.parquet.read_table(run / "examples.parquet")["said"].to_pylist()
+        assert test["audited"] + test["near_ties"] == 40 - said_of.count(None)
+        assert ("by_generation" in test) == (run != done) == (None not in said_of)
+
+
 STACKED = """
 name: stacked
 task: {{name: lines, options: {{train: {rows}, dev: 5, test: 6}}}}

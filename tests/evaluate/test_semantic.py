@@ -81,6 +81,10 @@ def test_the_audit_finds_a_judgement_of_meaning_that_lies(
     monkeypatch.setattr(semantic, "beginnings", lambda *_: [(*elsewhere, *elsewhere)] * 4)
     outcome = evaluate(loaded.model, loaded, examples, encoded, semantics=SEMANTICS["recogs"])
     assert outcome.disagreements == 2
+    assert summary(outcome)["semantic_exact_match"] == pytest.approx(100 / 3)
+    heard = evaluate(loaded.model, loaded, examples, encoded, semantics=SEMANTICS["recogs"], by_generation=True)
+    assert heard.disagreements == 2
+    assert summary(heard)["semantic_exact_match"] == pytest.approx(200 / 3)
 
 
 def test_beginnings_within_rounding_are_left_to_generation(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from petransfer.evaluate.exact_match import Evaluation, Scored
@@ -20,6 +22,8 @@ def test_the_examples_come_out_in_their_order(total: int, count: int) -> None:
     whole = put_together(parts)
     assert whole.scored == tuple(rows)
     assert (whole.near_ties, whole.audited, whole.meant) == (sum(range(count)), count, None)
+    assert not whole.by_generation
+    assert put_together([replace(part, by_generation=True) for part in parts]).by_generation
 
 
 def test_meanings_are_put_together_too() -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from petransfer.bench import sides, startup
+from petransfer.bench import growth, sides, startup
+from petransfer.checkpoints.load import load
+from petransfer.checkpoints.registry import checkpoint_spec
 from tests.fit.test_bench import _bench
 
 
@@ -45,3 +47,34 @@ def test_start_up_is_measured_in_processes_of_its_own(monkeypatch: pytest.Monkey
     (row,) = startup.rows(1)
     assert row["processor"] > 0
     assert row["median"] == row["least"] > 0
+
+
+def test_growth_is_measured_along_sizes_and_along_lengths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    small = ("--sizes", "nano,micro", "--lengths", "4,8", "--at-length", "4", "--batch", "2", "--repeats", "1")
+    assert _bench(monkeypatch, "growth", *small, "--threads", "0", "--out", str(out)) == 0
+    rows = json.loads(out.read_text())
+    points = [("nano", 4), ("nano", 8), ("micro", 4)]
+    assert [(row["size"], row["length"], row["what"]) for row in rows] == [
+        (*point, what) for point in points for what in ("training", "scoring")
+    ]
+    assert all(row["seconds"] > 0 and 0 < row["share_of_matmul_rate"] < 1 for row in rows)
+    assert all(
+        row["tokens_per_second"] == pytest.approx(2 * 2 * row["length"] / row["seconds"], rel=0.1) for row in rows
+    )
+    for training, scoring in zip(rows[::2], rows[1::2], strict=True):
+        assert training["flops_per_token"] > 2 * scoring["flops_per_token"]
+    assert _bench(monkeypatch, "growth", "--sizes", "openai-community/gpt2", "--threads", "0") == 2
+    assert _bench(monkeypatch, "growth", "--lengths", "16,x") == 2
+
+
+def test_the_operations_of_a_token_are_counted(tmp_path: Path) -> None:
+    """Of nano's 2 + 2 layers: eight products of 128 x 128, two of 128 x 512, and the head's 128 x 6,176."""
+    tokenizer = load(checkpoint_spec("nano/english"), 32).tokenizer
+    side = growth._Side(growth.Point("nano", 10), tokenizer, 1, tmp_path)
+    square, wide, head = 128 * 128, 128 * 512, 128 * len(tokenizer)
+    frozen = 10 * (2 * (4 * square + 2 * wide) + 2 * (8 * square + 2 * wide) + head)
+    attended = 4 * 6 * 128 * 10 * 10
+    pairs = 10 * 16 * (2 * (4 * 256 + 2 * 640) + 2 * (8 * 256 + 2 * 640))
+    assert side.flops("scoring") == 2 * (frozen + pairs) + attended
+    assert side.flops("training") == 4 * frozen + 6 * pairs + 3 * attended

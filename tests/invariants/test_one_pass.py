@@ -14,7 +14,7 @@ from petransfer.checkpoints.encoding import encode_examples
 from petransfer.checkpoints.load import Loaded, load
 from petransfer.checkpoints.registry import checkpoint_spec
 from petransfer.evaluate import batches, exact_match
-from petransfer.evaluate.exact_match import evaluate, score
+from petransfer.evaluate.exact_match import evaluate, score, summary
 from petransfer.evaluate.generate import generate
 from petransfer.tasks import Example, load_task
 from petransfer.train.batches import collate
@@ -64,6 +64,38 @@ def test_one_pass_agrees_with_generation_on_every_example(kind: str, bits: int, 
         assert row.near_tie or (row.margin > 0) == row.correct
         assert (row.tokens_correct == row.tokens) == (row.margin > 0)
         assert row.log_prob <= 0
+
+
+@pytest.mark.parametrize("kind", ["tiny_t5", "tiny_gpt2"])
+def test_by_generation_every_answer_is_generated_and_none_is_another(kind: str, request: pytest.FixtureRequest) -> None:
+    loaded, examples, encoded = _half_learnt(request.getfixturevalue(kind), 32)
+    once = evaluate(loaded.model, loaded, examples, encoded)  # type: ignore[arg-type]
+    outcome = evaluate(loaded.model, loaded, examples, encoded, audited=0, by_generation=True)  # type: ignore[arg-type]
+    limit = max(len(row.target_ids) for row in encoded) + 8  # type: ignore[attr-defined]
+    said = generate(loaded.model, loaded, [row.input_ids for row in encoded], limit)  # type: ignore[attr-defined]
+    assert [row.said for row in outcome.scored] == said
+    assert [row.correct for row in outcome.scored] == [row.correct for row in once.scored]
+    assert outcome.audited + outcome.near_ties == len(examples)
+    assert (outcome.disagreements, summary(outcome)["by_generation"]) == (0, True)
+    assert "by_generation" not in summary(once)
+
+
+def test_by_generation_a_forward_pass_that_lies_is_found_and_does_not_count(
+    tiny_t5: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, examples, encoded = _half_learnt(tiny_t5, 32)
+    true = evaluate(loaded.model, loaded, examples, encoded)  # type: ignore[arg-type]
+    settled = [row.index for row in true.scored if not row.near_tie][:3]
+
+    def lying(*arguments: object) -> list[exact_match.Scored]:
+        rows = score(*arguments)  # type: ignore[arg-type]
+        return [replace(row, correct=row.correct != (row.index in settled)) for row in rows]
+
+    monkeypatch.setattr(exact_match, "score", lying)
+    outcome = evaluate(loaded.model, loaded, examples, encoded, by_generation=True)  # type: ignore[arg-type]
+    assert outcome.disagreements == 3
+    assert outcome.exact_match == true.exact_match
+    assert [row.correct for row in outcome.scored] == [row.correct for row in true.scored]
 
 
 def test_the_log_probability_is_the_sum_over_the_target(tiny_t5: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM
 
 from petransfer.checkpoints.registry import NANO
+from petransfer.evaluate import exact_match
 from petransfer.share import several
 from petransfer.share.apply import FIRST
 from petransfer.share.bundle import opened
@@ -79,6 +81,52 @@ def test_the_table_has_every_adapter_with_what_it_claims(
     assert rows[2]["label"].startswith("linear: 0.5 x ")
     assert call("eval", *two, "--data", "pairs.tsv", "--cpu") == 0
     assert "pairs.tsv, test, 40 examples" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_by_generation_a_run_is_scored_anew_on_its_own_task(
+    method: str,
+    run: Path,
+    trained: Callable[..., Path],
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = run if method == "lora" else trained("nano/english", "--method", "full")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    claimed = json.loads((folder / "result.json").read_text())["test"]
+    capsys.readouterr()
+    assert call("eval", str(folder), "--by-generation", "--cpu", "--json") == 0
+    said = capsys.readouterr()
+    (row,) = json.loads(said.out)
+    assert (row["exact_match"], row["claimed"], row["examples"]) == (claimed["exact_match"],) * 2 + (10,)
+    assert row["log_prob_per_token"] == pytest.approx(claimed["log_prob_per_token"], abs=1e-5)
+    assert (row["generated"], row["disagreements"]) == (10, 0)
+    assert "one forward pass" not in said.err
+    real = exact_match.score
+
+    def lying(*arguments: Any) -> list[exact_match.Scored]:
+        first, *rest = real(*arguments)
+        return [replace(first, correct=not first.correct, near_tie=False), *rest]
+
+    monkeypatch.setattr(exact_match, "score", lying)
+    assert call("eval", str(folder), "--by-generation", "--cpu") == 0
+    said = capsys.readouterr()
+    assert "1 of 10 generated answers are not what one forward pass says" in said.err
+    assert f"{claimed['exact_match']:.1f}" in said.out
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_whole_models_stand_side_by_side(
+    trained: Callable[..., Path], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [str(trained("nano/english", "--method", "full", *more)) for more in ((), ("--seeds", "1"))]
+    capsys.readouterr()
+    assert call("eval", *runs, "--data", "pairs.tsv", "--cpu", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["label"], row["examples"], row["claimed"]) for row in rows] == [(one, 40, None) for one in runs]
+    assert rows[0]["log_prob_per_token"] != rows[1]["log_prob_per_token"]
+    assert "is a whole model; leave it out" in refused(capsys, "eval", runs[0], "--revision", "main")
 
 
 @pytest.mark.parametrize("kind", ["cat", "svd", "linear", "ties"])
