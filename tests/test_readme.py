@@ -32,7 +32,7 @@ def test_the_commands_are_understood(command: str, tmp_path: Path, monkeypatch: 
     words = shlex.split(command)
     if words[1] == "run":
         words = ["petransfer", "plan", *_of_plan(words[2:])]
-    if words[1] == "train":
+    if words[1] in ("train", "sweep"):
         words.append("--plan")
     if words[1] == "bench":
         words.append("--help")  # options are parsed, nothing is measured

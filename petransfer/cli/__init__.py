@@ -22,13 +22,14 @@ from petransfer.cli import (
     recipes,
     report,
     run,
+    sweep,
     train,
 )
 from petransfer.errors import RunError, UserError
 from petransfer.study.processes import this_place
 
 # The verbs whose work the processes of one launch share; any other is the first one's alone.
-SHARED = ("run", "train")
+SHARED = ("run", "sweep", "train")
 
 app = typer.Typer(
     name="petransfer",
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("run")(run.run)
+app.command("sweep")(sweep.sweep)
 app.command("plan")(run.plan)
 app.command("status")(run.status)
 app.command("fit")(fit.fit)

@@ -1,11 +1,10 @@
-"""Pictures of effects: the forest plot, what a method keeps, parameters against effect, rates, categories."""
+"""Pictures of effects: the forest plot, what a method keeps, parameters against effect, categories."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from petransfer.report.palette import FAINT, INK, MARKERS, MUTED, RULE, VERDICTS, colours
@@ -128,35 +127,6 @@ def parameters_and_effect(points: Sequence[Trained]) -> Figure:
                 axes.plot([one.parameters] * 2, ends, color=colour, linewidth=1, alpha=0.6)
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.set(xscale="log", xlabel="trained parameters", ylabel="points of test exact match")
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
-    return figure
-
-
-@dataclass(frozen=True)
-class Swept:
-    """A run at one of several rates. dev: percent EM in distribution, on which rates are chosen."""
-
-    arm: str
-    method: str
-    split: str
-    rate: float
-    seed: int
-    dev: float
-
-
-def rates(runs: Sequence[Swept]) -> Figure:
-    """Exact match on dev over the learning rate, a line an arm and method through the means of its seeds."""
-    figure, (axes,) = grid(1, size=(WIDTH, 3.4))
-    names = list(dict.fromkeys((run.arm, run.method, run.split) for run in runs))
-    found = colours([name[0] for name in names])
-    for at, name in enumerate(names):
-        mine = [run for run in runs if (run.arm, run.method, run.split) == name]
-        steps = sorted({run.rate for run in mine})
-        means = [fmean(run.dev for run in mine if run.rate == rate) for rate in steps]
-        marker, colour = MARKERS[at % len(MARKERS)], found[name[0]]
-        axes.plot([run.rate for run in mine], [run.dev for run in mine], marker, color=colour, markersize=3, alpha=0.5)
-        axes.plot(steps, means, color=colour, marker=marker, linewidth=1.4, label=f"{name[0]}, {name[1]}, {name[2]}")
-    axes.set(xscale="log", xlabel="learning rate", ylabel="dev exact match, %", ylim=(-2, 102))
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
     return figure
 
