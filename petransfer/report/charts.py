@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from petransfer.recipe.effects import short_label
 from petransfer.report.palette import FAINT, INK, MARKERS, MUTED, RULE, VERDICTS, colours
 from petransfer.report.plots import grid
 
@@ -47,12 +48,14 @@ def forest(effects: Sequence[dict[str, Any]]) -> Figure:
 def _rows(effects: Sequence[dict[str, Any]]) -> Any:
     several = len({effect["split"] for effect in effects}) > 1
     places = {effect["arm"] or effect["method"] for effect in effects}
+    methods = {effect["method"] for effect in effects if effect["method"]}
     for split in dict.fromkeys(effect["split"] for effect in effects):
         if several:
             yield split, None
         for effect in effects:
             if effect["split"] == split:
-                place = f", {effect['arm'] or effect['method']}" if len(places) > 1 else ""
+                where = effect["arm"] or short_label(effect["method"], methods)
+                place = f", {where}" if len(places) > 1 else ""
                 yield f"{label_of(effect)}{place}", effect
 
 
@@ -93,10 +96,11 @@ def kept(retentions: Sequence[dict[str, Any]]) -> Figure:
         axes.plot([one["ratio"]], [at], "o", color=INK, markersize=6)
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.axvline(1, color=MUTED, linewidth=0.8, linestyle="--")
-    axes.set_yticks(range(len(defined)), [f"{one['name']}, {one['split']}\n{one['under']['name']}" for one in defined])
+    names = [f"{one['name']}, {one['split']}\n{one['under']['name']}" for one in defined]
+    axes.set_yticks(range(len(defined)), names, fontsize="small")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.set(ylim=(len(defined) - 0.5, -0.5), xlabel="share of the effect under full fine-tuning that is kept")
+    axes.set(ylim=(len(defined) - 0.5, -0.5), xlabel="share of the effect that is kept")
     return figure
 
 
