@@ -112,7 +112,9 @@ def test_a_sweep_goes_on_and_is_widened(
 ) -> None:
     out = tmp_path / "out"
     words = ("sweep", "--recipe", str(recipe), "--out", str(out), "--cpu", "--workers", "1", "--steps", "2")
-    assert call(*words, "--arms", "english", "--factors", "1,2") == 0
+    assert call(*words, "--arms", "english", "--factors", "1,2", "--stack", "2") == 0
+    results = [json.loads(path.read_text()) for path in out.glob("sweep/runs/*/result.json")]
+    assert [(one["environment"]["stacked"], "test" in one) for one in results] == [(2, False)] * 2
     before = {path: path.stat().st_mtime_ns for path in out.glob("sweep/runs/*/*")}
     capsys.readouterr()
     assert call(*words, "--arms", "english", "--factors", "1,2") == 0
