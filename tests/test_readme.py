@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import shlex
@@ -13,6 +14,7 @@ import pytest
 from petransfer.cli import main
 from petransfer.recipe.load import load_recipe
 from petransfer.study.grid import expand
+from tests.readme import FIGURE, corrected
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -32,7 +34,7 @@ def test_the_commands_are_understood(command: str, tmp_path: Path, monkeypatch: 
     words = shlex.split(command)
     if words[1] == "run":
         words = ["petransfer", "plan", *_of_plan(words[2:])]
-    if words[1] == "train":
+    if words[1] in ("train", "sweep"):
         words.append("--plan")
     if words[1] == "bench":
         words.append("--help")  # options are parsed, nothing is measured
@@ -66,19 +68,30 @@ def test_the_recipe_is_a_recipe(tmp_path: Path) -> None:
     assert expand(load_recipe(str(path)))
 
 
-def test_the_tables_of_groups_are_those_of_results() -> None:
-    found = re.findall(r"<!-- groups: (\S+) -->\n(.*?)\n\n", README, flags=re.DOTALL)
-    assert found
-    for study, table in found:
-        assert (ROOT / "results" / study / "table.md").read_text().split("\n\n")[0] == table
+def test_tables_and_figures_are_those_of_results() -> None:
+    """`python -m tests.readme` puts right what this finds; what sentences make of the figures is for people to say."""
+    for kind in ("groups", "verdicts"):
+        assert f"<!-- {kind}: " in README
+    assert FIGURE.search(README)
+    right = corrected(README)
+    assert right == README, "\n".join(difflib.unified_diff(README.splitlines(), right.splitlines(), n=0, lineterm=""))
 
 
-def test_the_verdicts_are_those_of_results() -> None:
-    found = re.findall(r"<!-- verdicts: (\S+) -->\n(.*?)\n\n", README, flags=re.DOTALL)
-    assert found
-    for study, verdicts in found:
-        blocks = (ROOT / "results" / study / "table.md").read_text().strip().split("\n\n")
-        assert [block for block in blocks if block.startswith("| effect")] == [verdicts]
+@pytest.mark.parametrize(
+    ("wrong", "part"),
+    [
+        ("<!-- german-scratch, full, points -->+11.6 points", ">+11.5 points"),
+        ("<!-- german-scratch, full, verdict -->inconclusive.", ">holds."),
+        ("<!-- effects, full, holds -->7 of <!-- effects, full, all -->8,", ">2 of <!--"),
+        ("<!-- english, full, test -->0,", ">19.7,"),
+        ("<!-- english, full, trained -->1 weights", ">1,709,824 weights"),
+        ("<!-- groups: full-scan -->\n| nothing |\n\nmore", "| opposite_right | german |"),
+    ],
+)
+def test_a_wrong_figure_is_put_right(wrong: str, part: str) -> None:
+    right = corrected(f"<!-- from: full-scan -->\n{wrong}")
+    assert part in right
+    assert corrected(right) == right
 
 
 def test_what_quantising_costs_is_what_was_measured() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
@@ -88,12 +87,3 @@ def _processor() -> str:
     except OSError:
         names = []
     return names[0] if names else platform.processor()
-
-
-def add_to(found: list[dict[str, Any]], out: Path | None) -> None:
-    """Adds rows to a JSON file, if one is named."""
-    if out is None:
-        return
-    before = json.loads(out.read_text()) if out.exists() else []
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(before + found, indent=1) + "\n")

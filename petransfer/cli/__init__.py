@@ -14,7 +14,7 @@ from petransfer.errors import RunError, UserError
 from petransfer.study.processes import this_place
 
 # The verbs whose work the processes of one launch share; any other is the first one's alone.
-SHARED = ("run", "train")
+SHARED = ("run", "sweep", "train")
 
 app = typer.Typer(
     name="petransfer",

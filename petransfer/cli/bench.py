@@ -6,90 +6,83 @@ import json
 import re
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from petransfer.cli.display import print_table
+from petransfer.cli.options import DataDir
 from petransfer.errors import UserError
+
+if TYPE_CHECKING:
+    from petransfer.bench.prepared import Prepared
 
 app = typer.Typer(no_args_is_help=True, help="Measure petransfer beside what one would otherwise pick.")
 
 Bits = Annotated[str, typer.Option(help="8, 4 or both, parted by commas.")]
 
+Recipes = Annotated[str, typer.Option("--recipe", "-r", help="Recipes, parted by commas.")]
+ArmName = Annotated[str, typer.Option("--arm", help="The arm whose first cell is trained.")]
+Repeats = Annotated[int, typer.Option(min=1, help="Turns of each side.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves them as they are.")]
-DataDir = Annotated[Path | None, typer.Option("--data-dir", help="A folder with official data files.")]
 Out = Annotated[Path | None, typer.Option(help="A JSON file to add the figures to.")]
 
 
 @app.command()
 def train(
-    recipes: Annotated[str, typer.Option("--recipe", "-r", help="Recipes, parted by commas.")] = "lora-scan",
-    arm: Annotated[str, typer.Option(help="The arm whose first cell is trained.")] = "english",
+    recipes: Recipes = "lora-scan",
+    arm: ArmName = "english",
     batch: Annotated[int, typer.Option(min=0, help="Examples a step; 0 takes the recipe's.")] = 32,
     steps: Annotated[int, typer.Option(min=1, help="Steps a turn.")] = 20,
-    repeats: Annotated[int, typer.Option(min=1, help="Turns of each side.")] = 5,
+    repeats: Repeats = 5,
     threads: Threads = 0,
     data_dir: DataDir = None,
     out: Out = None,
 ) -> None:
     """Examples a second of a fine-tuning step, beside Seq2SeqTrainer with peft, in turn."""
-    import torch
+    prepared = _prepared(recipes, arm, batch, data_dir, threads)
 
-    from petransfer.bench.prepared import prepare
-    from petransfer.bench.sides import add_to
     from petransfer.bench.training import row
-    from petransfer.checkpoints.quiet import quiet
 
-    quiet()
-    torch.set_num_threads(threads or torch.get_num_threads())
-    found = [row(prepare(name, arm, batch, data_dir), steps, repeats) for name in recipes.split(",")]
-    table = Table()
-    for name in ("task", "side", "examples/s", "petransfer is faster by", "of matmul rate"):
-        table.add_column(name, justify="left" if name in ("task", "side") else "right")
+    found = [row(one, steps, repeats) for one in prepared]
+    table = _table("task", "side", "examples/s", "petransfer is faster by", "of matmul rate", left=("task", "side"))
     for one in found:
         rates, shares = one["examples_per_second"], one["share_of_matmul_rate"]
         for side, rate in rates.items():
             figures = (f"{rate:.1f}", f"{rates['petransfer'] / rate:.2f}", f"{100 * shares[side]:.1f} %")
             table.add_row(one["task"], side, *figures)
     print_table(table)
-    add_to(found, out)
+    _add(found, out)
 
 
 @app.command("eval")
 def evaluate(
-    recipes: Annotated[str, typer.Option("--recipe", "-r", help="Recipes, parted by commas.")] = "lora-scan",
-    arm: Annotated[str, typer.Option(help="The arm whose first cell is trained, then scored.")] = "english",
+    recipes: Recipes = "lora-scan",
+    arm: ArmName = "english",
     train_steps: Annotated[int, typer.Option(min=0, help="Steps of training before, at the recipe's rate.")] = 100,
     examples: Annotated[int, typer.Option(min=1, help="Test examples, drawn at random.")] = 256,
-    repeats: Annotated[int, typer.Option(min=1, help="Turns of each side.")] = 3,
+    repeats: Repeats = 3,
     threads: Threads = 0,
     data_dir: DataDir = None,
     out: Out = None,
 ) -> None:
     """Test examples a second by one forward pass, beside `generate`, in turn; and whether they agree."""
-    import torch
+    prepared = _prepared(recipes, arm, 0, data_dir, threads)
 
-    from petransfer.bench.prepared import prepare
     from petransfer.bench.scoring import row
-    from petransfer.bench.sides import add_to
-    from petransfer.checkpoints.quiet import quiet
 
-    quiet()
-    torch.set_num_threads(threads or torch.get_num_threads())
-    found = [row(prepare(name, arm, 0, data_dir), train_steps, examples, repeats) for name in recipes.split(",")]
-    table = Table()
-    for name in ("task", "examples", "EM %", "petransfer/s", "generate/s", "ratio", "disagree"):
-        table.add_column(name, justify="left" if name == "task" else "right")
+    found = [row(one, train_steps, examples, repeats) for one in prepared]
+    table = _table("task", "examples", "EM %", "petransfer/s", "generate/s", "ratio", "disagree", left=("task",))
     for one in found:
         rates = [f"{rate:.1f}" for rate in one["examples_per_second"].values()]
         figures = (f"{one['exact_match']:.1f}", *rates, f"{one['ratio']:.1f}", str(one["disagreements"]))
         table.add_row(one["task"], str(one["examples"]), *figures)
     print_table(table)
-    add_to(found, out)
+    _add(found, out)
 
 
 @app.command()
@@ -101,14 +94,11 @@ def startup(
     from petransfer.bench.startup import rows
 
     found = rows(repeats)
-    table = Table()
-    for name in ("command", "median s", "least s", "processor s"):
-        table.add_column(name, justify="left" if name == "command" else "right")
+    table = _table("command", "median s", "least s", "processor s", left=("command",))
     for row in found:
         table.add_row(row["command"], *(f"{row[name]:.2f}" for name in ("median", "least", "processor")))
     print_table(table)
-    if out:
-        _add(found, out)
+    _add(found, out)
 
 
 @app.command()
@@ -121,7 +111,7 @@ def memory(
     batch: Annotated[int, typer.Option(min=1, help="Examples at once.")] = 1,
     lengths: Annotated[str, typer.Option(help="Pieces of the input and of the target.")] = "32,64",
     checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Compute activations again.")] = False,
-    out: Annotated[Path | None, typer.Option(help="A JSON file to add the figures to.")] = None,
+    out: Out = None,
     scratch: Annotated[Path | None, typer.Option(help="Where the random weights are kept for the while.")] = None,
 ) -> None:
     """Weights and peak of a LoRA step, beside peft's prepare_model_for_kbit_training."""
@@ -149,8 +139,7 @@ def memory(
                     rest["loading"] = loading(cell)
                 found.append(about | {**asdict(cell), "folder": None} | taken | rest)
     _show(found)
-    if out:
-        _add(found, out)
+    _add(found, out)
 
 
 @app.command()
@@ -167,18 +156,8 @@ def fit(
 
     quiet()
     found = rows(checkpoints.split(","), layers, lambda line: print(line, file=sys.stderr))
-    table = Table()
-    for name in (
-        "checkpoint",
-        "method",
-        "bits",
-        "at once",
-        "foreseen MB",
-        "measured MB",
-        "ratio",
-        "ratio without activations",
-    ):
-        table.add_column(name, justify="left" if name in ("checkpoint", "method") else "right")
+    sizes_of = ("foreseen MB", "measured MB", "ratio", "ratio without activations")
+    table = _table("checkpoint", "method", "bits", "at once", *sizes_of, left=("checkpoint", "method"))
     for row in found:
         sizes = [f"{row[name] / 1e6:.1f}" for name in ("foreseen", "measured")]
         ratios = [f"{row[name]:.3f}" for name in ("ratio", "ratio_fixed")]
@@ -195,7 +174,7 @@ def quantise(
     text: Annotated[Path, typer.Argument(help="Plain text of the kind that it was pretrained on.")],
     windows: Annotated[int, typer.Option(min=1, help="Windows of 128 tokens.")] = 256,
     layers: Annotated[str, typer.Option(help="Endings of layers to keep wide in turn, parted by commas.")] = "wo",
-    out: Annotated[Path | None, typer.Option(help="A JSON file to add the figures to.")] = None,
+    out: Out = None,
 ) -> None:
     """What 8 and 4 bits cost in loss, with the head quantised as well, and with chosen layers wide."""
     from petransfer.bench.quantising import rows
@@ -203,17 +182,14 @@ def quantise(
     from petransfer.checkpoints.registry import checkpoint_spec
 
     quiet()
-    table = Table()
-    for name in ("bits", "wide", "loss", "change %", "weights MB"):
-        table.add_column(name, justify="left" if name == "wide" else "right")
+    table = _table("bits", "wide", "loss", "change %", "weights MB", left=("wide",))
     found: list[dict[str, Any]] = []
     for row in rows(checkpoint_spec(checkpoint), text, windows, layers.split(",")):
         print(f"{row.bits} bits, wide: {row.wide}", file=sys.stderr)
         found.append({"checkpoint": checkpoint, "text": text.name, "windows": windows, **asdict(row)})
         table.add_row(str(row.bits), row.wide, f"{row.loss:.4f}", f"{100 * row.change:+.2f}", f"{row.bytes / 1e6:.2f}")
     print_table(table)
-    if out:
-        _add(found, out)
+    _add(found, out)
 
 
 @app.command()
@@ -223,9 +199,9 @@ def stacked(
     bits: Annotated[int, typer.Option(help="32, 16, 8 or 4.")] = 32,
     batch: Annotated[int, typer.Option(min=1, help="Examples an optimiser step.")] = 32,
     micro_batch: Annotated[int, typer.Option(min=0, help="Examples of a run a forward pass; 0 chooses.")] = 0,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves them as they are.")] = 0,
+    threads: Threads = 0,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds in which the ways take turns.")] = 5,
-    out: Annotated[Path | None, typer.Option(help="A JSON file to add the figures to.")] = None,
+    out: Out = None,
 ) -> None:
     """Training K adapters as one stack, beside the same K runs one after another."""
     from petransfer.checkpoints.quiet import quiet
@@ -240,9 +216,7 @@ def stacked(
 
     setting = Setting(checkpoint, bits, batch=batch, micro_batch=micro_batch, threads=threads, rounds=rounds)  # type: ignore[arg-type]
     found = measure(setting, [int(part) for part in counts.split(",")], lambda line: print(line, file=sys.stderr))
-    table = Table()
-    for name in ("runs", "one by one, examples/s", "stacked, examples/s", "ratio"):
-        table.add_column(name, justify="right")
+    table = _table("runs", "one by one, examples/s", "stacked, examples/s", "ratio")
     for row in found["rows"]:
         table.add_row(str(row["runs"]), f"{row['single']:.1f}", f"{row['stacked']:.1f}", f"{row['ratio']:.2f}")
     print_table(table)
@@ -250,8 +224,7 @@ def stacked(
         print(f"{way}: " + ", ".join(f"{part} {share:.0f} %" for part, share in shares.items()))
     about = found["hardware"]
     print(f"{checkpoint} on {about['card'] or about['cpu']}, {about['threads']} of {about['cores']} cores")
-    if out:
-        _add([found], out)
+    _add([found], out)
 
 
 @app.command()
@@ -271,7 +244,6 @@ def growth(
 ) -> None:
     """What a LoRA step and scoring take on the CPU as model and texts grow."""
     from petransfer.bench.growth import points, rows
-    from petransfer.bench.sides import add_to
     from petransfer.checkpoints.quiet import quiet
 
     if not all(re.fullmatch(r"[1-9][0-9]{0,3}", part) for part in lengths.split(",")):
@@ -282,27 +254,48 @@ def growth(
     torch.set_num_threads(threads or torch.get_num_threads())
     chosen = points(sizes.split(","), [int(part) for part in lengths.split(",")], at_size, at_length)
     found = rows(chosen, batch, repeats)
-    table = Table()
-    for name in ("size", "parameters", "pieces", "what", "s a batch", "tokens/s", "MFLOP a token", "of matmul rate"):
-        table.add_column(name, justify="left" if name in ("size", "what") else "right")
+    rates = ("s a batch", "tokens/s", "MFLOP a token", "of matmul rate")
+    table = _table("size", "parameters", "pieces", "what", *rates, left=("size", "what"))
     for row in found:
         of = row["size"], f"{row['parameters']:,}", str(row["length"]), row["what"]
         work = f"{row['flops_per_token'] / 1e6:.1f}", f"{100 * row['share_of_matmul_rate']:.1f} %"
         table.add_row(*of, f"{row['seconds']:.3f}", f"{row['tokens_per_second']:,.0f}", *work)
     print_table(table)
-    add_to(found, out)
+    _add(found, out)
 
 
-def _add(found: list[dict[str, Any]], out: Path) -> None:
+def _prepared(recipes: str, arm: str, batch: int, data_dir: Path | None, threads: int) -> Iterator[Prepared]:
+    """Each recipe's first cell of the arm, made when it is asked for."""
+    import torch
+
+    from petransfer.bench.prepared import prepare
+    from petransfer.checkpoints.quiet import quiet
+
+    quiet()
+    torch.set_num_threads(threads or torch.get_num_threads())
+    return (prepare(name, arm, batch, data_dir) for name in recipes.split(","))
+
+
+def _table(*columns: str, left: Sequence[str] = ()) -> Table:
+    """A table whose columns are figures, but for those of `left`."""
+    table = Table()
+    for name in columns:
+        table.add_column(name, justify="left" if name in left else "right")
+    return table
+
+
+def _add(found: list[dict[str, Any]], out: Path | None) -> None:
+    """Adds rows to a JSON file, if one is named."""
+    if out is None:
+        return
     before = json.loads(out.read_text()) if out.exists() else []
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(before + found, indent=1) + "\n")
 
 
 def _show(found: list[dict[str, Any]]) -> None:
-    table = Table()
-    for name in ("bits", "side", "weights GB", "of theory", "of usual", "peak GB", "of usual", "host GB", "loading"):
-        table.add_column(name, justify="left" if name == "side" else "right")
+    sizes = ("weights GB", "of theory", "of usual", "peak GB", "of usual", "host GB", "loading")
+    table = _table("bits", "side", *sizes, left=("side",))
     for row in found:
         hosts = ["-" if size is None else f"{size / 1e9:.2f}" for size in (row["host"], row.get("loading"))]
         usual = next(other for other in found if other["side"] == "usual" and other["bits"] == row["bits"])

@@ -13,7 +13,8 @@ from typing import Annotated
 import typer
 
 from petransfer.cli.display import Display, View, print_table, report_outcome
-from petransfer.cli.run import Arms, Json, Seeds, Sets, whole_numbers
+from petransfer.cli.options import Arms, Cpu, Json, Seeds, Sets
+from petransfer.cli.run import whole_numbers
 from petransfer.errors import UserError
 from petransfer.recipe.load import load_pretraining
 from petransfer.report import pretraining as tables
@@ -39,7 +40,7 @@ def pretrain(
     compiled: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="Compile the model first; pays on long runs.")
     ] = None,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even where there is a GPU.")] = False,
+    cpu: Cpu = False,
     dry: Annotated[bool, typer.Option("--plan", help="Show what would be trained, and stop.")] = False,
     as_json: Json = False,
 ) -> None:

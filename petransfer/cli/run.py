@@ -6,12 +6,15 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
+import petransfer.cli.options as opt
 from petransfer.cli.display import Display, View, print_table, report_outcome
 from petransfer.cli.launch import launch
 from petransfer.cli.ways import Ways, connected, on_ray
@@ -30,16 +33,6 @@ from petransfer.study.processes import refuse_split_tensors, this_place
 from petransfer.study.shard import parse_shard
 from petransfer.train.execution import Execution
 
-RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A shipped recipe's name or a yaml file.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set train.steps=500. Repeatable.")]
-FamilyName = Annotated[str | None, typer.Option("--family", help="A registered family of checkpoints.")]
-Seeds = Annotated[str | None, typer.Option("--seeds", help="Seeds, as 0,1,2 or 0-5.")]
-Arms = Annotated[str | None, typer.Option("--arms", help="Arms, parted by commas.")]
-Out = Annotated[Path | None, typer.Option("--out", help="The study's folder; results/<recipe> unless given.")]
-DataDir = Annotated[Path | None, typer.Option("--data-dir", help="A folder with official data files.")]
-ShardName = Annotated[str | None, typer.Option("--shard", help="Part of the runs, such as 2/8, for job arrays.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-
 
 @dataclass(frozen=True)
 class Study:
@@ -51,7 +44,22 @@ class Study:
     mine: list[Cell]
 
 
-def _study(
+@dataclass(frozen=True)
+class Kind:
+    """What parts the runs of a study from those of its sweep.
+
+    begin: makes the folder. end: prints how things stand, as JSON where that is asked for. table, line: of a `View`.
+    dev_only: of `Settings`.
+    """
+
+    begin: Callable[[], None]
+    end: Callable[[bool], None]
+    table: Callable[[Sequence[Any], str, int | None], Table] = tables.terminal_table
+    line: Callable[[Any], str] = tables.plain_line
+    dev_only: bool = False
+
+
+def study_of(
     name: str,
     sets: list[str] | None,
     family: str | None,
@@ -61,6 +69,7 @@ def _study(
     data: Path | None,
     shard: str | None = None,
 ) -> Study:
+    """The study that options describe, its recipe resolved and its grid expanded."""
     part = parse_shard(shard) if shard else None
     options: dict[str, Any] = {
         "family": family,
@@ -88,43 +97,50 @@ def whole_numbers(text: str) -> list[int]:
 
 
 def run(
-    recipe: RecipeName = "lora-scan",
-    sets: Sets = None,
-    family: FamilyName = None,
-    seeds: Seeds = None,
-    arms: Arms = None,
-    out: Out = None,
-    data_dir: DataDir = None,
-    shard: ShardName = None,
-    workers: Annotated[int, typer.Option(min=0, help="Runs at once, a process each; 0 chooses.")] = 0,
-    processes: Annotated[
-        int, typer.Option(min=1, help="Processes that share every run's batches, by Accelerate's launcher.")
-    ] = 1,
-    executor: Annotated[str, typer.Option(help="local: this machine. ray: a Ray cluster, a task a run.")] = "local",
-    address: Annotated[str | None, typer.Option(help="Of a Ray cluster; auto finds this machine's.")] = None,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads a process; 0 chooses.")] = 0,
-    micro_batch: Annotated[int, typer.Option(min=0, help="Examples a forward pass; 0 chooses.")] = 0,
-    stack: Annotated[str, typer.Option(help="Runs that share a base trained as one: a number, auto or off.")] = "auto",
+    recipe: opt.RecipeName = "lora-scan",
+    sets: opt.Sets = None,
+    family: opt.FamilyName = None,
+    seeds: opt.Seeds = None,
+    arms: opt.Arms = None,
+    out: opt.Out = None,
+    data_dir: opt.DataDir = None,
+    shard: opt.ShardName = None,
+    workers: opt.Workers = 0,
+    processes: opt.Processes = 1,
+    executor: opt.Executor = "local",
+    address: opt.Address = None,
+    threads: opt.Threads = 0,
+    micro_batch: opt.MicroBatch = 0,
+    stack: opt.Stack = "auto",
     by_generation: Annotated[
         bool,
         typer.Option("--by-generation", help="Score by generating every test answer; says where one pass differs."),
     ] = False,
-    save_every: Annotated[float, typer.Option(min=0.0, help="Seconds between states to resume from.")] = 60.0,
-    checkpointing: Annotated[
-        bool, typer.Option("--checkpointing", help="Compute activations again in the backward pass, to save memory.")
-    ] = False,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even where there is a GPU.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Go on where memory or quantisation says not to.")] = False,
-    as_json: Json = False,
+    save_every: opt.SaveEvery = 60.0,
+    checkpointing: opt.Checkpointing = False,
+    cpu: opt.Cpu = False,
+    force: opt.Force = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Carry a recipe's runs out, skip what is done, go on where an interruption left off, and print the table."""
-    study = _study(recipe, sets, family, seeds, arms, out, data_dir, shard)
-    place, ways = this_place(), Ways(workers, executor, address, stack, by_generation)
+    study = study_of(recipe, sets, family, seeds, arms, out, data_dir, shard)
+    ways = Ways(workers, executor, address, stack, by_generation)
+    ready(ways, processes)
+    execution = Execution(micro_batch, threads, save_every, log_every(study), checkpointing=checkpointing)
+    carry_out(study, own_runs(study), execution, ways, cpu, force, as_json)
+
+
+def ready(ways: Ways, processes: int) -> None:
+    """Checks the ways; where several processes are to share the runs, starts them, and this one ends with them."""
+    place = this_place()
     ways.check(max(processes, place.count))
     if processes > 1 and not place.shared:
         raise typer.Exit(launch(processes))
-    execution = Execution(micro_batch, threads, save_every, log_every(study), checkpointing=checkpointing)
-    carry_out(study, execution, ways, cpu, force, as_json)
+
+
+def own_runs(study: Study) -> Kind:
+    """A study's own runs, which end in its table and effects."""
+    return Kind(lambda: study.folder.open(study.recipe), lambda as_json: _print_end(study, as_json))
 
 
 def say_notes(recipe: Recipe) -> None:
@@ -133,17 +149,19 @@ def say_notes(recipe: Recipe) -> None:
         print(note, file=sys.stderr)
 
 
-def carry_out(study: Study, execution: Execution, ways: Ways, cpu: bool, force: bool, as_json: bool) -> None:
-    """Runs what is not done of a study, prints its table, and exits with a code of its own where that went wrong.
+def carry_out(
+    study: Study, kind: Kind, execution: Execution, ways: Ways, cpu: bool, force: bool, as_json: bool
+) -> None:
+    """Runs what is not done of a study, prints its end, and exits with a code of its own where that went wrong.
 
     Of several processes that share the runs only the first one does more than take part in them.
     """
     refuse_split_tensors()
     place = this_place()
     if not place.leads:
-        _execute(study, execution, ways, cpu, force, quiet=True)
+        _execute(study, kind, execution, ways, cpu, force, quiet=True)
         raise typer.Exit
-    study.folder.open(study.recipe)
+    kind.begin()
     group = None if place.shared or ways.executor == "ray" else ways.group(execution.checkpointing, cpu)
     started = time.monotonic()
     before = sum(study.folder.run(cell.run_id).done for cell in study.mine)
@@ -151,7 +169,7 @@ def carry_out(study: Study, execution: Execution, ways: Ways, cpu: bool, force: 
         anew = f"`petransfer eval {study.folder.path}/runs/RUN --by-generation` scores one anew"
         print(f"{before} runs were done before and stay as they were scored; {anew}", file=sys.stderr)
     if not place.shared and before == len(study.mine):
-        _print_end(study, as_json)
+        kind.end(as_json)
         print(f"all {len(study.mine)} runs were done before; nothing to do", file=sys.stderr)
         return
     say_notes(study.recipe)
@@ -162,8 +180,8 @@ def carry_out(study: Study, execution: Execution, ways: Ways, cpu: bool, force: 
         _refuse_what_cannot_fit(study, execution.checkpointing)
     find_sizes([cell.spec for cell in study.mine if not study.folder.run(cell.run_id).done])
     ray = connected(ways.address) if ways.executor == "ray" else None
-    outcome = _execute(study, execution, ways, cpu, force, quiet=as_json, ray=ray, group=group)
-    _print_end(study, as_json)
+    outcome = _execute(study, kind, execution, ways, cpu, force, quiet=as_json, ray=ray, group=group)
+    kind.end(as_json)
     code = report_outcome(outcome, len(study.mine))
     if code:
         raise typer.Exit(code)
@@ -187,6 +205,7 @@ def log_every(study: Study) -> int:
 
 def _execute(
     study: Study,
+    kind: Kind,
     execution: Execution,
     ways: Ways,
     cpu: bool,
@@ -195,19 +214,14 @@ def _execute(
     ray: Any = None,
     group: Any = None,
 ) -> Any:
-    view = View(
-        study.recipe.name,
-        lambda: tables.rows_of(study.mine, study.folder),
-        tables.terminal_table,
-        tables.plain_line,
-    )
+    view = View(study.recipe.name, lambda: tables.rows_of(study.mine, study.folder), kind.table, kind.line)
     with Display(view, quiet) as tick:
         from petransfer.study.executors import execute
         from petransfer.study.run import FineTune, Settings
 
         data_dir = study.recipe.data_dir
         place = data_dir.resolve() if data_dir else None
-        job = FineTune(Settings(execution, place, cpu, force, ways.by_generation))
+        job = FineTune(Settings(execution, place, cpu, force, ways.by_generation, kind.dev_only))
         if ray:
             return on_ray(study.mine, study.folder, job, ways.workers, tick, ray)
         if this_place().shared:
@@ -244,22 +258,22 @@ def _print_end(study: Study, as_json: bool) -> None:
 
 
 def plan(
-    recipe: RecipeName = "lora-scan",
-    sets: Sets = None,
-    family: FamilyName = None,
-    seeds: Seeds = None,
-    arms: Arms = None,
-    out: Out = None,
-    data_dir: DataDir = None,
-    shard: ShardName = None,
+    recipe: opt.RecipeName = "lora-scan",
+    sets: opt.Sets = None,
+    family: opt.FamilyName = None,
+    seeds: opt.Seeds = None,
+    arms: opt.Arms = None,
+    out: opt.Out = None,
+    data_dir: opt.DataDir = None,
+    shard: opt.ShardName = None,
     card: Annotated[
         str | None, typer.Option(help="A card's memory, such as 12GB; this machine's unless given.")
     ] = None,
-    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="As `run` would be told.")] = False,
-    as_json: Json = False,
+    checkpointing: opt.Checkpointing = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Show the grid: its runs, their steps and what is done. Nothing is loaded or downloaded."""
-    study = _study(recipe, sets, family, seeds, arms, out, data_dir, shard)
+    study = study_of(recipe, sets, family, seeds, arms, out, data_dir, shard)
     rows = tables.rows_of(study.mine, study.folder)
     room = card_bytes(card) if card else this_card()
     places = foresee([cell.spec for cell in study.mine], room, checkpointing) if room else []
@@ -282,7 +296,7 @@ def plan(
 
 def status(
     study: Annotated[Path, typer.Argument(help="A folder such as results/lora-scan or pretrained/nano.")],
-    as_json: Json = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Show how a study's or a pretraining's runs stand."""
     kept = study / "recipe.yaml"

@@ -10,7 +10,8 @@ import typer
 import yaml
 
 from petransfer.cli.fit import show
-from petransfer.cli.run import Study, carry_out, log_every, say_notes, whole_numbers
+from petransfer.cli.options import Checkpointing, Cpu, Force, Json
+from petransfer.cli.run import Study, carry_out, log_every, own_runs, say_notes, whole_numbers
 from petransfer.cli.ways import Ways
 from petransfer.errors import UserError
 from petransfer.fit.grid import demand_of, this_card
@@ -43,10 +44,10 @@ def train(
     ] = False,
     sets: Annotated[list[str] | None, typer.Option("--set", help="Any key of the recipe, as for run.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Show the recipe and what it takes; train nothing.")] = False,
-    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Compute activations again.")] = False,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even where there is a GPU.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Go on where memory or quantisation says not to.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    checkpointing: Checkpointing = False,
+    cpu: Cpu = False,
+    force: Force = False,
+    as_json: Json = False,
 ) -> None:
     """Train a model on your own data: write a recipe, say what it takes, train, and score on rows held out."""
     if steps and epochs:
@@ -67,7 +68,7 @@ def train(
         say_notes(recipe)
         return
     execution = Execution(log_every=log_every(study), checkpointing=checkpointing)
-    carry_out(study, execution, Ways(), cpu, force, as_json)
+    carry_out(study, own_runs(study), execution, Ways(), cpu, force, as_json)
     _say_next(study)
 
 

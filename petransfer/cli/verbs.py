@@ -18,6 +18,10 @@ VERBS = {
         "run:run",
         "Carry a recipe's runs out, skip what is done, go on where an interruption left off, and print the table.",
     ),
+    "sweep": (
+        "sweep:sweep",
+        "Find each arm's and method's learning rate on dev, and say it as the recipe takes it. No test set is touched.",
+    ),
     "plan": ("run:plan", "Show the grid: its runs, their steps and what is done. Nothing is loaded or downloaded."),
     "status": ("run:status", "Show how a study's or a pretraining's runs stand."),
     "fit": ("fit:fit", "Say what training takes, part by part, and the largest micro-batch that fits a card."),

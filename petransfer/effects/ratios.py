@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from petransfer.effects.bootstrap import Interval, degrees_of_freedom, drawn_means, percentile_interval, sum_interval
-from petransfer.effects.counts import LEVEL, smallest_p
+from petransfer.effects.counts import LEVEL, fewest_for_equivalence, smallest_p
 from petransfer.effects.statistics import holm, welch_p
 from petransfer.effects.verdict import MARGIN, Contrast, Verdict, holds_zero, no_room
 
@@ -146,7 +146,7 @@ def _verdict(two: Two, here: Side, there: Side, interval: Interval | None, p: fl
 def _within(two: Two, margin: float) -> bool:
     """Two one-sided tests by Welch's t."""
     seeds = [group.mean(1) for group in two.groups]
-    if min(map(len, seeds)) < 2 or abs(_sum(two)) >= margin:
+    if min(map(len, seeds)) < fewest_for_equivalence() or abs(_sum(two)) >= margin:
         return False
     both = [welch_p(seeds, _SIGNS, against=at) for at in (-margin, margin)]
     return all(p is None or p / 2 < LEVEL for p in both)

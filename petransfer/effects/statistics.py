@@ -20,7 +20,7 @@ from statsmodels.stats.power import TTestIndPower, TTestPower
 from statsmodels.stats.weightstats import ttost_ind, ttost_paired
 
 from petransfer.effects.bootstrap import Interval, Scores, degrees_of_freedom, sum_interval
-from petransfer.effects.counts import LEVEL, fewest_seeds
+from petransfer.effects.counts import LEVEL, fewest_for_equivalence, fewest_seeds
 
 MOST_SEEDS = 1000
 
@@ -76,11 +76,11 @@ def holm(p_values: list[float]) -> list[float]:
 
 
 def equivalence_p(left: Scores, right: Scores, margin: float, *, paired: bool = False) -> float | None:
-    """The p of two one-sided tests that the seeds' means differ by less than `margin`; None for single seeds.
+    """The p of two one-sided tests that the seeds' means differ by less than `margin`; None where seeds are too few.
 
     Welch's tests, or Student's of the differences where seeds are paired.
     """
-    if min(len(left), len(right)) < 2:
+    if min(len(left), len(right)) < fewest_for_equivalence(paired=paired):
         return None
     flat = (left - right).var() == 0 if paired else left.var() == 0 and right.var() == 0
     if flat:

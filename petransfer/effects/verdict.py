@@ -68,8 +68,8 @@ class Effect:
 
     p: exact, over seeds. p_holm: adjusted for the study's effects. smallest_p: what so few seeds could give at best,
     least_p_holm: the same after Holm. seeds_needed: a group, where the verdict is inconclusive and the seeds' spread is
-    known. log_odds: where a side is near 0 or 100 %. mcnemar: where each side is one run. left_out: runs without a
-    partner of the same seed.
+    known. equivalence_p: None where the seeds are too few. log_odds: where a side is near 0 or 100 %. mcnemar: where
+    each side is one run. left_out: runs without a partner of the same seed.
     """
 
     name: str

@@ -94,7 +94,7 @@ def _no_contrast(text: str, recipe: Recipe, labels: Sequence[str]) -> UserError:
 
 def _possible(arms: Iterable[str], labels: Sequence[str]) -> list[str]:
     """Contrasts that could have been meant, the methods by a word that is theirs alone, or whole."""
-    words = [next((word for word in label.split() if len(matching(word, labels)) == 1), label) for label in labels]
+    words = [short_label(label, labels) for label in labels]
     return [f"{left}-{right}" for names in (list(arms), words) for left in names for right in names if left != right]
 
 
@@ -121,6 +121,12 @@ def matching(text: str, labels: Iterable[str]) -> list[str]:
         return [text]
     words = set(text.split())
     return [label for label in labels if words and words <= set(label.split())]
+
+
+def short_label(label: str, labels: Iterable[str]) -> str:
+    """The first word of a method's label that no other has, or all of it: `lora` beside `full 32-bit`."""
+    others = list(dict.fromkeys(labels))
+    return next((word for word in label.split() if len(matching(word, others)) == 1), label)
 
 
 def still_possible(recipe: Recipe) -> Recipe:

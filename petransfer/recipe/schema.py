@@ -152,8 +152,9 @@ Epochs = Annotated[Real, Field(gt=0)]
 class TrainPart(Strict):
     """The optimisation, for so many steps or so many epochs of the split's training examples.
 
-    `learning_rate`, `epochs` and `batch_size` are one number, or one per method or arm, the arm's own taking
-    precedence.
+    `learning_rate`, `epochs` and `batch_size` are one number, or one per method, arm, or arm and method together
+    (`english lora`, the method by any words of its label). The arm's own goes before its method's, that of both
+    before either.
     """
 
     steps: Annotated[Whole, Field(ge=1)] | None = None

@@ -1,13 +1,13 @@
-"""Pictures of effects: the forest plot, what a method keeps, parameters against effect, rates, categories."""
+"""Pictures of effects: the forest plot, what a method keeps, parameters against effect, categories."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from petransfer.recipe.effects import short_label
 from petransfer.report.palette import FAINT, INK, MARKERS, MUTED, RULE, VERDICTS, colours
 from petransfer.report.plots import grid
 
@@ -48,12 +48,14 @@ def forest(effects: Sequence[dict[str, Any]]) -> Figure:
 def _rows(effects: Sequence[dict[str, Any]]) -> Any:
     several = len({effect["split"] for effect in effects}) > 1
     places = {effect["arm"] or effect["method"] for effect in effects}
+    methods = {effect["method"] for effect in effects if effect["method"]}
     for split in dict.fromkeys(effect["split"] for effect in effects):
         if several:
             yield split, None
         for effect in effects:
             if effect["split"] == split:
-                place = f", {effect['arm'] or effect['method']}" if len(places) > 1 else ""
+                where = effect["arm"] or short_label(effect["method"], methods)
+                place = f", {where}" if len(places) > 1 else ""
                 yield f"{label_of(effect)}{place}", effect
 
 
@@ -94,10 +96,11 @@ def kept(retentions: Sequence[dict[str, Any]]) -> Figure:
         axes.plot([one["ratio"]], [at], "o", color=INK, markersize=6)
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.axvline(1, color=MUTED, linewidth=0.8, linestyle="--")
-    axes.set_yticks(range(len(defined)), [f"{one['name']}, {one['split']}\n{one['under']['name']}" for one in defined])
+    names = [f"{one['name']}, {one['split']}\n{one['under']['name']}" for one in defined]
+    axes.set_yticks(range(len(defined)), names, fontsize="small")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.set(ylim=(len(defined) - 0.5, -0.5), xlabel="share of the effect under full fine-tuning that is kept")
+    axes.set(ylim=(len(defined) - 0.5, -0.5), xlabel="share of the effect that is kept")
     return figure
 
 
@@ -128,35 +131,6 @@ def parameters_and_effect(points: Sequence[Trained]) -> Figure:
                 axes.plot([one.parameters] * 2, ends, color=colour, linewidth=1, alpha=0.6)
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.set(xscale="log", xlabel="trained parameters", ylabel="points of test exact match")
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
-    return figure
-
-
-@dataclass(frozen=True)
-class Swept:
-    """A run at one of several rates. dev: percent EM in distribution, on which rates are chosen."""
-
-    arm: str
-    method: str
-    split: str
-    rate: float
-    seed: int
-    dev: float
-
-
-def rates(runs: Sequence[Swept]) -> Figure:
-    """Exact match on dev over the learning rate, a line an arm and method through the means of its seeds."""
-    figure, (axes,) = grid(1, size=(WIDTH, 3.4))
-    names = list(dict.fromkeys((run.arm, run.method, run.split) for run in runs))
-    found = colours([name[0] for name in names])
-    for at, name in enumerate(names):
-        mine = [run for run in runs if (run.arm, run.method, run.split) == name]
-        steps = sorted({run.rate for run in mine})
-        means = [fmean(run.dev for run in mine if run.rate == rate) for rate in steps]
-        marker, colour = MARKERS[at % len(MARKERS)], found[name[0]]
-        axes.plot([run.rate for run in mine], [run.dev for run in mine], marker, color=colour, markersize=3, alpha=0.5)
-        axes.plot(steps, means, color=colour, marker=marker, linewidth=1.4, label=f"{name[0]}, {name[1]}, {name[2]}")
-    axes.set(xscale="log", xlabel="learning rate", ylabel="dev exact match, %", ylim=(-2, 102))
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
     return figure
 

@@ -1,17 +1,15 @@
-"""What the page shows beside tables and effects, read from run folders: categories, rates, errors, provenance."""
+"""What the page shows beside tables and effects, read from run folders: categories, errors, provenance."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from petransfer.recipe.spec import RunSpec
-from petransfer.report.charts import Heat, Swept, Trained
+from petransfer.report.charts import Heat, Trained
 from petransfer.report.groups import Group
-from petransfer.study.grid import Cell
 from petransfer.study.ledger import StudyFolder
 
 MOST_ERRORS = 3
@@ -41,31 +39,6 @@ def _categories(group: Group, study: StudyFolder) -> dict[str, float]:
         values = [part[name]["exact_match"] for part in parts if name in part]
         found[name] = sum(values) / len(values)
     return found
-
-
-def swept(cells: Sequence[Cell], study: StudyFolder) -> list[Swept]:
-    """The runs of arms and methods that the study's folder holds at several rates, those outside the grid included.
-
-    A run belongs to a cell of the grid when nothing but its rate and its seed differ.
-    """
-    known = {_but_rate(cell.spec): cell for cell in cells}
-    found: dict[str, list[Swept]] = {}
-    for folder in sorted((study.path / "runs").glob("*/DONE")):
-        run = study.run(folder.parent.name)
-        content, result = run.begun(), run.result()
-        if not content or not result:
-            continue
-        spec = RunSpec.from_dict(content)
-        cell = known.get(_but_rate(spec))
-        if cell:
-            dev = float(result["dev"]["exact_match"])
-            one = Swept(cell.arm, cell.method, cell.split, spec.train.learning_rate, spec.seed, dev)
-            found.setdefault(_but_rate(spec), []).append(one)
-    return [run for runs in found.values() if len({run.rate for run in runs}) > 1 for run in runs]
-
-
-def _but_rate(spec: RunSpec) -> str:
-    return replace(spec, seed=0, train=replace(spec.train, learning_rate=1.0)).canonical_json()
 
 
 def trained(effects: Sequence[dict[str, Any]], groups: Sequence[Group]) -> list[Trained]:

@@ -11,10 +11,10 @@ from typing import Any
 from petransfer.effects.contrasts import family_name
 from petransfer.recipe.load import freeze
 from petransfer.recipe.schema import Recipe
-from petransfer.report import charts, gather, plots, prose
+from petransfer.report import charts, gather, plots, prose, sweep
 from petransfer.report.elements import document, marked, panels, picture, table
 from petransfer.report.groups import EFFECT_COLUMNS, Group, columns_of, effects_table, paper_note, table_of
-from petransfer.report.palette import of_groups
+from petransfer.report.palette import colours, of_groups
 from petransfer.study.grid import Cell
 from petransfer.study.ledger import StudyFolder
 
@@ -177,13 +177,20 @@ def _curves(findings: Findings) -> str:
 
 
 def _rates(findings: Findings) -> str:
-    runs = gather.swept(findings.cells, findings.study)
-    if not runs:
+    groups = sweep.groups_of(findings.cells, findings.study)
+    if not groups:
         return ""
-    best = max(runs, key=lambda run: run.dev)
-    alt = f"Dev exact match over the learning rate; the best run has {best.dev:.1f} % at {best.rate:g} ({best.arm})"
-    caption = "Rates are compared on dev, never on test; a dot is a run, lines go through means over seeds."
-    return f"<h2>Learning rates</h2>\n{picture(charts.rates(runs), 'rates', alt, caption)}"
+    found = colours([one["arm"] for one in groups])
+    drawn = []
+    for at, (method, members) in enumerate(sweep.by_method(groups).items()):
+        figure, (axes,) = plots.grid(1, size=(4.4, 3.1))
+        sweep.draw(axes, members, found)
+        axes.legend(frameon=False, fontsize="small")
+        drawn.append(picture(figure, f"rates{at}", sweep.alt(method, members), sweep.caption(method, members)))
+    text = "Each arm and method at several rates, compared on dev, never on test."
+    notes = "\n".join(f'<p class="note">{escape(line)}</p>' for line in sweep.sentences(groups))
+    lines = table(sweep.COLUMNS, sweep.lines_of(groups), left=3)
+    return f"<h2>Learning rates</h2>\n<p>{text}</p>\n{notes}\n{panels(drawn)}\n{lines}"
 
 
 def _parameters(findings: Findings) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from petransfer.report import charts, gather, plots
+from petransfer.report import charts, gather, plots, sweep
 from petransfer.report.groups import Group
 from petransfer.study.grid import Cell
 from petransfer.study.ledger import StudyFolder
@@ -18,10 +18,10 @@ def save_all(groups: Sequence[Group], effects: dict[str, Any], cells: Sequence[C
         figures["effects"] = charts.forest(effects["effects"])
     if any(one["ratio"] is not None for one in effects.get("retentions", ())):
         figures["retention"] = charts.kept(effects["retentions"])
-    heats, swept = gather.heats(groups, study), gather.swept(cells, study)
+    heats, swept = gather.heats(groups, study), sweep.groups_of(cells, study)
     trained = gather.trained(effects["effects"], groups)
     figures |= {"by-category": charts.heat_map(heats)} if heats else {}
-    figures |= {"learning-rates": charts.rates(swept)} if swept else {}
+    figures |= {"learning-rates": sweep.figure(swept)} if swept else {}
     figures |= {"parameters": charts.parameters_and_effect(trained)} if trained else {}
     for name in _NAMES:
         path = study.path / "plots" / name

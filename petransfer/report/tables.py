@@ -62,18 +62,19 @@ def _row(cell: Cell, study: StudyFolder) -> Row:
     status = folder.status()
     result = folder.result()
     if result:
+        test = result.get("test", {})  # a sweep's run has none
         return Row(
             cell,
             status,
             step=result["steps"],
             dev=result["dev"]["exact_match"],
-            test=result["test"]["exact_match"],
-            log_prob=result["test"]["log_prob_per_token"],
+            test=test.get("exact_match"),
+            log_prob=test.get("log_prob_per_token"),
             trained=result["trained_parameters"],
-            disagreements=result["dev"]["disagreements"] + result["test"]["disagreements"],
-            generated=_generated(result["test"]),
+            disagreements=result["dev"]["disagreements"] + test.get("disagreements", 0),
+            generated=_generated(test),
             weights=result.get("weights"),
-            scores={name: result["test"][name] for name in HEADINGS if name in result["test"]},
+            scores={name: test[name] for name in HEADINGS if name in test},
         )
     if status == "failed":
         return Row(cell, status, failure=folder.failure())
@@ -103,17 +104,22 @@ def terminal_table(rows: Sequence[Row], title: str, limit: int | None = None) ->
     for name in measured:
         table.add_column(f"test {HEADINGS[name]}", justify="right", no_wrap=True)
     table.add_column("state")
-    shown = rows
-    if limit is not None and len(rows) > limit:
-        shown = sorted(rows, key=lambda row: _INTEREST.index(row.status))[:limit]
+    shown = of_interest(rows, limit)
     for row in shown:
         cell = row.cell
         figures = (_figure(row.dev, 1), _figure(row.test, 1), _figure(row.log_prob, 3))
         others = [_figure(row.scores.get(name), 1) for name in measured]
-        table.add_row(cell.arm, cell.method, cell.split, str(cell.seed), *figures, *others, _state(row))
+        table.add_row(cell.arm, cell.method, cell.split, str(cell.seed), *figures, *others, state_of(row))
     if len(shown) < len(rows):
         table.caption = f"and {len(rows) - len(shown)} more; --json has all"
     return table
+
+
+def of_interest(rows: Sequence[Row], limit: int | None) -> Sequence[Row]:
+    """All rows, or where they are more than `limit` those that one wants to see first."""
+    if limit is None or len(rows) <= limit:
+        return rows
+    return sorted(rows, key=lambda row: _INTEREST.index(row.status))[:limit]
 
 
 def metrics_of(rows: Sequence[Row]) -> list[str]:
@@ -127,7 +133,7 @@ def plain_line(row: Row) -> str:
     head = f"{cell.arm} | {cell.method} | {cell.split} | seed {cell.seed}"
     if row.status == "done":
         return f"{head} | dev EM {row.dev:.1f} % | test EM {row.test:.1f} % | log p/token {row.log_prob:.3f}"
-    return f"{head} | {_state(row)}"
+    return f"{head} | {state_of(row)}"
 
 
 def weight_lines(rows: Sequence[Row]) -> list[str]:
@@ -159,7 +165,8 @@ def _generated(test: dict[str, Any]) -> tuple[int, int] | None:
     return (test["examples"], test["disagreements"]) if test.get("by_generation") else None
 
 
-def _state(row: Row) -> str:
+def state_of(row: Row) -> str:
+    """How a run stands, in a few words."""
     if row.failure:
         return f"failed: {row.failure}"
     if row.status == "done":

@@ -11,7 +11,7 @@ from typing import Any
 from petransfer.checkpoints.registry import Arm, Family, own_family, registered_family
 from petransfer.errors import UserError, unknown
 from petransfer.evaluate.metrics import check_metrics
-from petransfer.recipe.effects import wanted
+from petransfer.recipe.effects import matching, wanted
 from petransfer.recipe.methods import FORMS, METHODS
 from petransfer.recipe.schema import FamilyPart, MethodPart, Recipe, TrainPart
 from petransfer.recipe.spec import MethodSpec, RunSpec, TaskSpec, TrainSpec
@@ -118,12 +118,13 @@ def _targets(task: Task) -> tuple[int, str]:
         raise
 
 
+# How an arm that is trained whole is trained where the recipe does not say it.
+WHOLE = MethodPart(name="full", rate_scaling="rms", bits=32)
+
+
 def _cell(recipe: Recipe, arm: Arm, method: MethodPart, data: TaskSpec, seed: int, examples: int) -> Cell:
     if arm.trained == "all" and method.name != "full":
-        method = next(
-            (part for part in recipe.methods if part.name == "full"),
-            MethodPart(name="full", rate_scaling="rms", bits=32),
-        )
+        method = next((part for part in recipe.methods if part.name == "full"), WHOLE)
     own = recipe.task.prefix
     prefix = own if isinstance(own, str) else (own or {}).get(arm.name, arm.prefix)
     spec = RunSpec(
@@ -172,12 +173,27 @@ def _training(part: TrainPart, arm: str, method: MethodPart, examples: int) -> T
 
 
 def _of(value: float | Mapping[str, float], key: str, arm: str, method: MethodPart) -> float:
-    """The number for this arm, or else for its method."""
-    found = value if isinstance(value, int | float) else value.get(arm, value.get(method.name))
+    """The number for this arm and method together, or else for the arm, or for the method."""
+    if isinstance(value, int | float):
+        return value
+    found = value.get(arm, value.get(method.name))
+    pairs = [name for name in value if " " in name and _speaks_of(name, arm, method.label)]
+    if pairs:
+        most = max(len(name.split()) for name in pairs)
+        first, *others = [name for name in pairs if len(name.split()) == most]
+        if others:
+            raise UserError(f"train.{key}: '{first}' and '{others[0]}' both speak of {arm}, {method.label}; keep one")
+        return value[first]
     if found is None:
         noun, example = _EXAMPLES[key]
         raise UserError(f"train.{key} has no {noun} for method {method.name} (arm {arm}); add {method.name}: {example}")
     return found
+
+
+def _speaks_of(pair: str, arm: str, label: str) -> bool:
+    """Whether `english 4-bit` means this arm under the method of this label: by any of its words."""
+    words = pair.removeprefix(f"{arm} ")
+    return words != pair and bool(matching(words, [label]))
 
 
 _EXAMPLES = {"learning_rate": ("rate", "1e-3"), "epochs": ("number", "20"), "batch_size": ("size", "32")}
@@ -188,8 +204,12 @@ def _check_names(recipe: Recipe, family: Family) -> None:
         if name not in family.arm_names:
             raise unknown("name in task.prefix", name, family.arm_names)
     known = (*METHODS, *family.arm_names)
+    labels = [*METHODS, *(part.label for part in (*recipe.methods, WHOLE))]
     for key in ("learning_rate", "epochs", "batch_size"):
         value = getattr(recipe.train, key)
         for name in value if isinstance(value, dict) else ():
-            if name not in known:
-                raise unknown(f"name in train.{key}", name, known)
+            if name in known or any(_speaks_of(name, arm, label) for arm in family.arm_names for label in labels):
+                continue
+            methods = dict.fromkeys(part.name for part in (*recipe.methods, WHOLE))
+            pairs = [f"{arm} {method}" for arm in recipe.arms for method in methods]
+            raise unknown(f"name in train.{key}", name, pairs if " " in name else known)

@@ -35,16 +35,16 @@ class RunFolder:
 
     def result(self) -> dict[str, Any] | None:
         """result.json of a run that is done."""
-        return _json(self.path / "result.json") if self.done else None
+        return read_json(self.path / "result.json") if self.done else None
 
     def begun(self) -> dict[str, Any] | None:
         """spec.json of a run that is done or has a state to go on from."""
         under_way = self.done or any((self.path / "state").glob("step-*"))
-        return _json(self.path / "spec.json") if under_way else None
+        return read_json(self.path / "spec.json") if under_way else None
 
     def failure(self) -> str | None:
         """Why the last try failed."""
-        content = _json(self.path / "failed.json")
+        content = read_json(self.path / "failed.json")
         return str(content["error"]) if content else None
 
     def status(self) -> Status:
@@ -121,12 +121,12 @@ class StudyFolder:
             UserError: it cannot be written to, or belongs to another recipe.
         """
         kept = self.path / "recipe.yaml"
-        if not kept.exists() and self.path.is_dir() and any(path.name != ".lock" for path in self.path.iterdir()):
+        if not kept.exists() and self.path.is_dir() and any(path.name not in _EARLY for path in self.path.iterdir()):
             raise UserError(f"{self.path} holds other files and no recipe.yaml; take another --out")
         try:
-            self._refuse_other_than(recipe.name)  # before a lock is left in it
+            self.refuse_other_than(recipe.name)  # before a lock is left in it
             with self.locked():
-                self._refuse_other_than(recipe.name)
+                self.refuse_other_than(recipe.name)
                 partial = self.path / ".recipe.yaml.partial"
                 partial.write_text(freeze(recipe), encoding="utf-8")
                 partial.replace(kept)
@@ -134,7 +134,8 @@ class StudyFolder:
         except OSError as error:
             raise UserError(f"{self.path} cannot be written to ({error.strerror}); take another --out") from None
 
-    def _refuse_other_than(self, name: str) -> None:
+    def refuse_other_than(self, name: str) -> None:
+        """Raises UserError where the folder belongs to a recipe of another name."""
         kept = self.path / "recipe.yaml"
         if kept.exists() and (other := _name(kept)) != name:
             raise UserError(f"{self.path} belongs to the recipe '{other}', not '{name}'; take another --out")
@@ -162,6 +163,10 @@ class StudyFolder:
         return RunFolder(self.path / "runs" / run_id)
 
 
+# What a study's folder may hold before its recipe does: a sweep comes first.
+_EARLY = (".lock", "sweep", "sweep.json", ".sweep.json.partial")
+
+
 def _name(path: Path) -> str:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -170,7 +175,8 @@ def _name(path: Path) -> str:
         raise UserError(f"{path} cannot be read as a recipe; take another --out") from None
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What a file of JSON holds, None where there is none that can be read."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

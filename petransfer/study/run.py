@@ -48,7 +48,8 @@ from petransfer.train.state import Progress, trained_tensors
 class Settings:
     """How runs are carried out on this machine; nothing here is part of a run's id.
 
-    force: goes on past a check. by_generation: every test answer is generated, and counts as it was.
+    force: goes on past a check. by_generation: every test answer is generated, and counts as it was. dev_only: the
+        test set is left alone and no weights are kept, as a sweep needs it.
     """
 
     execution: Execution
@@ -56,6 +57,7 @@ class Settings:
     cpu: bool = False
     force: bool = False
     by_generation: bool = False
+    dev_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,12 +122,16 @@ def run_one(
 
 @dataclass
 class Base:
-    """What runs that share a frozen base hold in common. cost: what quantising it did, once that was asked for."""
+    """What runs that share a frozen base hold in common.
+
+    scored: the parts that a trained model is scored on. cost: what quantising did, once that was asked for.
+    """
 
     accelerator: Accelerator
     data: SplitData
     loaded: Loaded
     started: float
+    scored: tuple[str, ...]
     by_generation: bool = False
     cost: dict[str, Any] | None = None
 
@@ -151,7 +157,8 @@ def open_base(spec: RunSpec, settings: Settings) -> Base:
     accelerator = accelerator_for(mixed_precision(spec.method), settings.cpu)
     bits, wide = weights_bits(spec.method), spec.method.keep_wide
     loaded = load(spec.checkpoint, bits, seed=spec.seed, device=accelerator.device, keep_wide=wide)
-    return Base(accelerator, data, loaded, started, settings.by_generation)
+    scored = ("dev",) if settings.dev_only else ("dev", "test")
+    return Base(accelerator, data, loaded, started, scored, settings.by_generation)
 
 
 def prepare(
@@ -159,7 +166,7 @@ def prepare(
 ) -> Prepared:
     """The examples as pieces and the method applied. model: in place of the base's own, with the same tensors."""
     loaded = replace(base.loaded, model=model or base.loaded.model)
-    parts, pieces = _encoded(base.data, spec, loaded)
+    parts, pieces = _encoded(base, spec, loaded)
     if base.accelerator.is_main_process:
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.write_json("spec.json", spec.as_dict())
@@ -195,7 +202,7 @@ def make_loop(
 
 
 def finish(prepared: Prepared, base: Base, done: Progress) -> dict[str, Any]:
-    """Evaluates a trained run, saves it and marks it as done."""
+    """Evaluates a trained run, saves it and marks it as done. One that is scored on dev alone leaves figures alone."""
     spec, folder, loaded, parts, model = (
         prepared.spec, prepared.folder, prepared.loaded, prepared.parts, prepared.model
     )  # fmt: skip
@@ -204,9 +211,10 @@ def finish(prepared: Prepared, base: Base, done: Progress) -> dict[str, Any]:
     if not accelerator.is_main_process:
         return {}
     measured = {part: measure(model, loaded, spec.task, data, part, parts[part]) for part in evaluations}
-    _save_weights(model, spec, folder, provenance(spec, loaded, data, evaluations, model))
-    shown = None if spec.task.name in CLOSED else data.test
-    _write_examples(evaluations["test"], shown, measured["test"].answers, folder.path / "examples.parquet")
+    if "test" in evaluations:
+        _save_weights(model, spec, folder, provenance(spec, loaded, data, evaluations, model))
+        shown = None if spec.task.name in CLOSED else data.test
+        _write_examples(evaluations["test"], shown, measured["test"].answers, folder.path / "examples.parquet")
     result = {
         "run_id": spec.run_id,
         **{part: summary(evaluation) | measured[part].scores for part, evaluation in evaluations.items()},
@@ -239,18 +247,17 @@ def _shared(accelerator: Accelerator, done: Progress) -> dict[str, Any]:
     return {name: count for name, count in counts.items() if count > 1}
 
 
-_PARTS = ("train", "dev", "test")
-
 # A learning curve has at most so many points, on at most so many dev examples.
 CURVE_POINTS, CURVE_EXAMPLES = 10, 200
 
 
-def _encoded(data: SplitData, spec: RunSpec, loaded: Loaded) -> tuple[dict[str, Sequence[Encoded]], set[int]]:
-    """All parts as pieces, none of them too long for the model, and which pieces training meets."""
-    count, train = len(data.train), spec.train
+def _encoded(base: Base, spec: RunSpec, loaded: Loaded) -> tuple[dict[str, Sequence[Encoded]], set[int]]:
+    """All parts that are used as pieces, none of them too long for the model, and which pieces training meets."""
+    data, train = base.data, spec.train
+    count = len(data.train)
     limit = length_check(loaded.model.config, spec.checkpoint.name, int(dict(spec.task.source).get("max_length", 0)))
     parts, pieces = {}, set()
-    for part in _PARTS:
+    for part in ("train", *base.scored):
         examples = getattr(data, part)
         seen = (lambda: met(count, train.batch_size, train.steps, spec.seed)) if part == "train" else None
         check = functools.partial(limit, part)
@@ -301,11 +308,11 @@ def _evaluate(
     parts: dict[str, Sequence[Encoded]],
     semantics: Semantics | None,
 ) -> dict[str, Evaluation]:
-    def one(part: str, examples: Sequence[Example], by_generation: bool) -> Evaluation:
-        options = {"semantics": semantics, "by_generation": by_generation}
-        return evaluate_together(model, loaded, examples, parts[part], **options)
+    def one(part: str) -> Evaluation:
+        options = {"semantics": semantics, "by_generation": base.by_generation and part == "test"}
+        return evaluate_together(model, loaded, getattr(base.data, part), parts[part], **options)
 
-    return {"dev": one("dev", base.data.dev, False), "test": one("test", base.data.test, base.by_generation)}
+    return {part: one(part) for part in base.scored}
 
 
 def _save_weights(model: torch.nn.Module, spec: RunSpec, folder: RunFolder, made_from: dict[str, Any]) -> None:

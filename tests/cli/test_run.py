@@ -160,7 +160,9 @@ def test_checkpoints_and_doctor_report(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "hub" in found
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["plan", "--recipe", "lora-scan"], ["recipes", "ls"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["plan", "--recipe", "lora-scan"], ["sweep", "--plan"], ["recipes", "ls"]]
+)
 def test_light_verbs_import_no_torch(arguments: list[str]) -> None:
     code = (
         "import sys\nfrom petransfer.cli import main\nsys.argv = ['petransfer', *sys.argv[1:]]\n"

@@ -52,6 +52,7 @@ def test_a_scale_effect_by_hand() -> None:
         ((0.8, 0.1, 0.7, 0.5), 3, "inconclusive"),  # three seeds a side decide nothing, however large
         ((0.8, 0.1, 0.7, 0.5), 1, "inconclusive"),
         ((0.60, 0.40, 0.61, 0.41), 6, "equivalent"),
+        ((0.60, 0.40, 0.60, 0.40), 3, "inconclusive"),  # nor do they show that nothing changes
         ((0.0, 0.0, 0.0, 0.0), 6, "saturated"),
     ],
 )

@@ -91,7 +91,7 @@ def test_categories_bound_what_is_drawn() -> None:
 
 def test_one_seed_has_no_interval() -> None:
     assert difference_interval(np.ones((1, 9)), np.zeros((6, 9)), np.zeros(9, dtype=int)) is None
-    assert equivalence_p(np.ones(1), np.zeros(4), 5.0) is None
+    assert equivalence_p(np.ones(3), np.ones(9), 5.0) is None
     assert seeds_needed(np.ones(1), np.zeros(4), 1, 5.0) is None
 
 
@@ -145,8 +145,8 @@ def test_equivalence_needs_a_small_difference_and_a_small_spread() -> None:
     near, far = 50 + rng.standard_normal(8), 53 + rng.standard_normal(8)
     assert (equivalence_p(near, near + 0.5, 5.0) or 0) < 0.001
     assert (equivalence_p(near, far, 2.0) or 0) > 0.5
-    assert equivalence_p(np.full(3, 50.0), np.full(3, 52.0), 5.0) == 0.0
-    assert equivalence_p(np.full(3, 50.0), np.full(3, 56.0), 5.0) == 1.0
+    assert equivalence_p(np.full(4, 50.0), np.full(4, 52.0), 5.0) == 0.0
+    assert equivalence_p(np.full(4, 50.0), np.full(4, 56.0), 5.0) == 1.0
     expected = max(
         stats.ttest_ind(near, far - 5, equal_var=False, alternative="greater").pvalue,
         stats.ttest_ind(near, far + 5, equal_var=False, alternative="less").pvalue,

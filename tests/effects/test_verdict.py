@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ def contrast(left: float, right: float, seeds: int = 6, spread: float = 0.0, nam
         (0.6, 0.3, 6, 0.05, "holds"),
         (0.3, 0.6, 6, 0.05, "reversed"),
         (0.50, 0.505, 6, 0.01, "equivalent"),
+        (0.50, 0.505, 4, 0.0, "equivalent"),
+        (0.50, 0.505, 3, 0.0, "inconclusive"),  # nor can they show that there is none
         (0.5, 0.4, 6, 0.3, "inconclusive"),
         (0.6, 0.3, 3, 0.05, "inconclusive"),  # three seeds cannot decide, however large the effect
         (0.6, 0.3, 1, 0.0, "inconclusive"),
@@ -64,6 +67,20 @@ def test_the_verdict(left: float, right: float, seeds: int, spread: float, verdi
     assert "nan" not in said
     if verdict == "saturated":
         assert "log p per token +1.000" in said
+
+
+@pytest.mark.parametrize(("pairs", "verdict"), [(6, "equivalent"), (5, "inconclusive")])
+def test_pairs_that_could_not_differ_are_not_called_equivalent(pairs: int, verdict: str) -> None:
+    (effect,) = judge([replace(contrast(0.50, 0.50, pairs, 0.01), paired=True)], draws=300)
+    assert (effect.verdict, effect.equivalence_p is None) == (verdict, pairs == 5)
+    assert effect.seeds_needed == (6 if pairs == 5 else None)
+
+
+def test_two_seeds_beside_six_are_still_two() -> None:
+    both = contrast(0.50, 0.505, 6, 0.01)
+    (effect,) = judge([replace(both, left=both.left[:2], log_prob_left=None)], draws=300)
+    assert (effect.verdict, effect.seeds_needed) == ("inconclusive", 4)
+    assert "2 and 6 seeds: inconclusive, 4 seeds an arm needed" in of_effect(effect)
 
 
 def test_looking_at_many_effects_asks_more_of_each() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from petransfer.errors import UserError
-from petransfer.recipe.effects import Wanted, matching, still_possible, wanted
+from petransfer.recipe.effects import Wanted, matching, short_label, still_possible, wanted
 from petransfer.recipe.load import freeze, validate
 from petransfer.recipe.schema import Recipe
 
@@ -108,3 +108,8 @@ def test_a_frozen_recipe_says_the_same() -> None:
 
     one = recipe("english-scratch", {"retention": "english-scratch", "under": "4-bit"})
     assert wanted(validate(yaml.safe_load(freeze(one)), "again")) == wanted(one)
+
+
+def test_a_method_is_called_by_the_first_word_that_is_its_own() -> None:
+    labels = ["lora r16 32-bit", "lora r16 4-bit", "full 32-bit"]
+    assert [short_label(label, labels) for label in labels] == ["lora r16 32-bit", "4-bit", "full"]

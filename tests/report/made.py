@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from petransfer.recipe.load import validate
 from petransfer.recipe.schema import Recipe
 from petransfer.study.grid import Cell, expand
 from petransfer.study.ledger import StudyFolder
+from petransfer.study.sweep import sweep_cells, sweep_folder, update_sweep
 
 METHODS = [
     {"name": "lora", "bits": 32},
@@ -120,7 +121,14 @@ def finish(folder: StudyFolder, cell: Cell, level: float, examples: int, categor
     )
 
 
-def at_another_rate(cell: Cell, factor: float) -> Cell:
-    """The same cell at another learning rate: a run that the grid does not have."""
-    train = replace(cell.spec.train, learning_rate=cell.spec.train.learning_rate * factor)
-    return replace(cell, spec=replace(cell.spec, train=train))
+def sweep(study: StudyFolder, recipe: Recipe) -> None:
+    """Its sweep.json, each arm and method at half, once and twice its rate, for half the steps; the double is best."""
+    own = expand(recipe)
+    cells = sweep_cells([cell for cell in own if cell.seed == 0], (), (0.5, 1, 2), 50)
+    for cell in cells:
+        run = sweep_folder(study).run(cell.run_id)
+        run.path.mkdir(parents=True)
+        run.write_json("spec.json", cell.spec.as_dict())
+        em = 50 + 10 * math.log10(cell.spec.train.learning_rate)
+        run.finish({"steps": 50, "dev": {"exact_match": em, "log_prob_per_token": -0.5}})
+    update_sweep(recipe, own, cells, study)

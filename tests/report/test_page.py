@@ -12,7 +12,7 @@ import pytest
 
 from petransfer.cli import main
 from petransfer.study.grid import Cell
-from tests.report.made import at_another_rate, finish, level_of, make, recipe_of
+from tests.report.made import level_of, make, recipe_of, sweep
 
 VOID = {"meta", "br", "img", "hr", "link", "input", "path", "use"}
 
@@ -86,8 +86,8 @@ EVERYTHING = [
 
 
 def test_a_full_study_has_every_section(tmp_path: Path, reported: Callable[[Path], str]) -> None:
-    cells, folder = make(tmp_path / "made", recipe_of())
-    finish(folder, at_another_rate(cells[0], 0.5), 0.4, 100, 2, said=False)
+    _, folder = make(tmp_path / "made", recipe_of())
+    sweep(folder, recipe_of())
     text = reported(folder.path)
     assert sections(text) == EVERYTHING
     page = Checked(text)
@@ -131,13 +131,29 @@ def test_what_has_no_data_is_left_out(tmp_path: Path, reported: Callable[[Path],
 
 
 def test_pictures_whose_data_are_gone_go_too(tmp_path: Path, reported: Callable[[Path], str]) -> None:
-    cells, folder = make(tmp_path / "made", recipe_of())
-    extra = at_another_rate(cells[0], 0.5)
-    finish(folder, extra, 0.4, 100, 2, said=False)
+    _, folder = make(tmp_path / "made", recipe_of())
+    sweep(folder, recipe_of())
     reported(folder.path)
-    (folder.run(extra.run_id).path / "DONE").unlink()
+    (folder.path / "sweep.json").unlink()
     assert "Learning rates" not in reported(folder.path)
     assert not (folder.path / "plots" / "learning-rates.svg").exists()
+
+
+def test_a_sweep_is_shown_by_method_and_says_what_it_rests_on(tmp_path: Path, told: Callable[[Path], str]) -> None:
+    _, folder = make(tmp_path / "made", recipe_of())
+    sweep(folder, recipe_of())
+    text = told(folder.path)
+    shown = text[text.index("<h2>Learning rates</h2>") : text.index("<h2>Trained parameters and effect</h2>")]
+    assert "The rates were chosen at 50 steps; the study trains for 100 steps, where others may be best." in shown
+    for method in ("lora r16 32-bit", "lora r16 4-bit", "full 32-bit"):
+        assert f"<figcaption>{method}: exact match on dev after 50 steps;" in shown
+    assert "lora r16 4-bit; chosen: english 26.0 % at 0.004, german 26.0 % at 0.004" in shown
+    assert "a better rate may lie beyond: english, lora r16 32-bit (highest rate);" in shown
+    assert (
+        "The study trains at another rate than the chosen one: english, lora r16 32-bit; english, lora r16 4-bit;"
+        in shown
+    )
+    assert "0.001: 20.0 (0.500), 0.002: 23.0 (0.500), 0.004: 26.0 (0.500)" in shown
 
 
 def is_4_bit_german(cell: Cell) -> bool:

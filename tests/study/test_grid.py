@@ -68,6 +68,45 @@ def test_an_arms_rate_goes_before_its_methods() -> None:
     assert [cell.spec.train.learning_rate for cell in cells] == [1e-3, 5e-3]
 
 
+@pytest.mark.parametrize(
+    ("rates", "found"),
+    [
+        ({"lora": 1e-3, "random lora": 5e-3}, [1e-3, 1e-3, 5e-3, 5e-3]),
+        ({"lora": 1e-3, "random r64": 5e-3}, [1e-3, 1e-3, 1e-3, 5e-3]),
+        ({"lora": 1e-3, "random": 2e-3, "random lora r64 32-bit": 5e-3}, [1e-3, 1e-3, 2e-3, 5e-3]),
+        ({"lora": 1e-3, "random lora": 2e-3, "random lora r64": 5e-3}, [1e-3, 1e-3, 2e-3, 5e-3]),
+        ({"english lora": 1e-3, "random lora": 5e-3}, [1e-3, 1e-3, 5e-3, 5e-3]),
+    ],
+)
+def test_an_arm_and_method_together_go_before_either(rates: dict[str, float], found: list[float]) -> None:
+    train = {"steps": 1, "learning_rate": rates}
+    cells = expand(recipe(arms=["english", "random"], methods=TWO_LORAS, train=train))
+    assert [cell.spec.train.learning_rate for cell in cells] == found
+
+
+@pytest.mark.parametrize(
+    ("rates", "said"),
+    [
+        (
+            {"lora": 1, "englsh lora": 1},
+            "unknown name in train.learning_rate 'englsh lora': did you mean 'english lora'?",
+        ),
+        ({"lora": 1, "english lara": 1}, "did you mean 'english lora'?"),
+        ({"lora": 1, "english lora r5": 1}, "did you mean 'english lora'?"),
+        ({"lora": 1, "lora english": 1}, "unknown name in train.learning_rate 'lora english'"),
+        (
+            {"lora": 1, "english lora": 1, "english 32-bit": 2},
+            "train.learning_rate: 'english lora' and 'english 32-bit' both speak of english, lora r4 32-bit; keep one",
+        ),
+        ({"english lora": 1}, "train.learning_rate has no rate for method full (arm scratch); add full: 1e-3"),
+    ],
+)
+def test_a_pair_that_speaks_of_nothing_or_of_too_much_is_refused(rates: dict[str, float], said: str) -> None:
+    with pytest.raises(UserError) as refused:
+        expand(recipe(train={"steps": 1, "learning_rate": rates}))
+    assert said in str(refused.value)
+
+
 def test_one_rate_is_everyones() -> None:
     cells = expand(recipe(train={"steps": 1, "learning_rate": 1}))
     assert {cell.spec.train.learning_rate for cell in cells} == {1.0}

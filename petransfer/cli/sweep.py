@@ -1,0 +1,113 @@
+"""`sweep`: every arm and method of a recipe at several learning rates, scored on dev alone."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+import petransfer.cli.options as opt
+from petransfer.cli.display import print_table
+from petransfer.cli.run import Kind, Study, carry_out, log_every, ready, study_of
+from petransfer.cli.ways import Ways
+from petransfer.errors import UserError
+from petransfer.report import sweep as shown
+from petransfer.report import tables
+from petransfer.study.grid import Cell
+from petransfer.study.ledger import StudyFolder
+from petransfer.study.shard import parse_shard
+from petransfer.study.sweep import open_sweep, sweep_cells, sweep_folder, update_sweep
+from petransfer.train.execution import Execution
+
+
+def sweep(
+    recipe: opt.RecipeName = "lora-scan",
+    rates: Annotated[str | None, typer.Option(help="Rates, as 1e-3,2e-3,4e-3, the same for all.")] = None,
+    factors: Annotated[
+        str | None, typer.Option(help="Factors of the recipe's own rates, in place of --rates; 0.5,1,2.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=0, help="Optimiser steps a run; 0 takes the recipe's.")] = 0,
+    seeds: opt.Seeds = "0",
+    sets: opt.Sets = None,
+    family: opt.FamilyName = None,
+    arms: opt.Arms = None,
+    out: opt.Out = None,
+    data_dir: opt.DataDir = None,
+    shard: opt.ShardName = None,
+    workers: opt.Workers = 0,
+    processes: opt.Processes = 1,
+    executor: opt.Executor = "local",
+    address: opt.Address = None,
+    threads: opt.Threads = 0,
+    micro_batch: opt.MicroBatch = 0,
+    stack: opt.Stack = "auto",
+    save_every: opt.SaveEvery = 60.0,
+    checkpointing: opt.Checkpointing = False,
+    cpu: opt.Cpu = False,
+    force: opt.Force = False,
+    dry: Annotated[bool, typer.Option("--plan", help="Show what would be trained, and stop.")] = False,
+    as_json: opt.Json = False,
+) -> None:
+    """Find each arm's and method's learning rate on dev, and say it as the recipe takes it. No test set is touched."""
+    whole = study_of(recipe, sets, family, seeds, None, out, data_dir)
+    part = study_of(recipe, sets, family, seeds, arms, out, data_dir)
+    cells = sweep_cells(part.cells, _numbers("--rates", rates), _factors(rates, factors), steps)
+    mine = parse_shard(shard).of(cells) if shard else cells
+    plain = part.recipe.model_copy(update={"effects": []})  # nothing is judged
+    study = Study(plain, cells, sweep_folder(part.folder), mine)
+    if dry:
+        _plan(study)
+        return
+    ways = Ways(workers, executor, address, stack)
+    ready(ways, processes)
+    execution = Execution(micro_batch, threads, save_every, log_every(study), checkpointing=checkpointing)
+    own = [*whole.cells, *part.cells]
+    carry_out(study, _kind(study, own, part.folder), execution, ways, cpu, force, as_json)
+
+
+def _factors(rates: str | None, factors: str | None) -> list[float]:
+    if rates and factors:
+        raise UserError("--rates and --factors say the same thing; give one of them")
+    return _numbers("--factors", factors or "0.5,1,2")
+
+
+def _numbers(option: str, text: str | None) -> list[float]:
+    try:
+        found = [float(part) for part in text.split(",")] if text else []
+    except ValueError:
+        found = [0.0]
+    if not all(0 < value < float("inf") for value in found):
+        raise UserError(f"{option} {text}: write numbers above 0, parted by commas, as 0.5,1,2")
+    return found
+
+
+def _kind(study: Study, own: list[Cell], folder: StudyFolder) -> Kind:
+    """A sweep's runs, which end in sweep.json, a table and a piece of recipe."""
+
+    def end(as_json: bool) -> None:
+        content = update_sweep(study.recipe, own, study.cells, folder)
+        if as_json:
+            print(json.dumps(content, indent=1))
+            return
+        _print_end(content, study.recipe.name)
+
+    return Kind(lambda: open_sweep(study.recipe, folder), end, shown.live_table, shown.plain_line, dev_only=True)
+
+
+def _print_end(content: dict[str, Any], title: str) -> None:
+    groups = content["groups"]
+    print_table(shown.terminal_table(groups, title))
+    for line in shown.sentences(groups):
+        print(line)
+    print("chosen on dev; in the recipe's `train`:")
+    print(shown.snippet(content))
+
+
+def _plan(study: Study) -> None:
+    rows = tables.rows_of(study.mine, study.folder)
+    for row in rows:
+        print(f"{row.cell.run_id}  {shown.plain_line(row)} | {row.cell.spec.train.steps} steps")
+    left = sum(row.cell.spec.train.steps for row in rows if row.status != "done")
+    done = sum(row.status == "done" for row in rows)
+    print(f"{len(rows)} runs, {done} done, {left} steps to go; folder {study.folder.path}")

@@ -1,0 +1,190 @@
+"""A sweep of learning rates as tables, pictures and sentences, from sweep.json and the folders of its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from rich.table import Table
+
+from petransfer.report.palette import INK, MARKERS, colours
+from petransfer.report.plots import grid
+from petransfer.report.tables import Row, of_interest, state_of
+from petransfer.study.grid import Cell
+from petransfer.study.ledger import StudyFolder
+from petransfer.study.sweep import read_sweep
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Group = dict[str, Any]
+
+# So many rates have room for their own figures beneath a panel.
+MOST_TICKS = 6
+
+
+def groups_of(cells: Sequence[Cell], study: StudyFolder) -> list[Group]:
+    """What sweep.json says of the arms and methods of the study's grid, with how the study trains them now."""
+    own = {(cell.arm, cell.method): cell.spec.train for cell in cells}
+    found = []
+    for one in (read_sweep(study) or {}).get("groups", ()):
+        train = own.get((one["arm"], one["method"]))
+        if train:
+            found.append(one | {"own_rate": train.learning_rate, "own_steps": train.steps})
+    return found
+
+
+def live_table(rows: Sequence[Row], title: str, limit: int | None = None) -> Table:
+    """The sweep's runs as they go on."""
+    shown = Table(title=f"{title}: sweep", title_justify="left")
+    for name in ("arm", "method", "split"):
+        shown.add_column(name, no_wrap=True)
+    for name in ("rate", "seed", "dev EM %"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    shown.add_column("state")
+    for row in of_interest(rows, limit):
+        cell = row.cell
+        dev = "" if row.dev is None else f"{row.dev:.1f}"
+        rate = f"{cell.spec.train.learning_rate:g}"
+        shown.add_row(cell.arm, cell.method, cell.split, rate, str(cell.seed), dev, state_of(row))
+    return shown
+
+
+def plain_line(row: Row) -> str:
+    """One run on one line."""
+    cell = row.cell
+    head = f"{cell.arm} | {cell.method} | {cell.split} | rate {cell.spec.train.learning_rate:g} | seed {cell.seed}"
+    return f"{head} | dev EM {row.dev:.1f} %" if row.status == "done" else f"{head} | {state_of(row)}"
+
+
+COLUMNS = ("arm", "method", "dev EM % (loss) by rate", "chosen", "study's rate")
+
+
+def lines_of(groups: Sequence[Group]) -> list[tuple[str, ...]]:
+    """One line an arm and method; the loss is in nats per target piece, both are means over splits and seeds."""
+    return [
+        (
+            one["arm"],
+            one["method"],
+            ", ".join(map(_seen, one["rates"])),
+            f"{one['chosen']:g}" if one["chosen"] else "",
+            f"{one['own_rate']:g}",
+        )
+        for one in groups
+    ]
+
+
+def _seen(one: dict[str, Any]) -> str:
+    if one["dev_em"] is None:
+        failed = any(run["status"] == "failed" for run in one["runs"])
+        return f"{one['rate']:g}: {'failed' if failed else 'not done'}"
+    loss = "" if one["dev_loss"] is None else f" ({one['dev_loss']:.3f})"
+    return f"{one['rate']:g}: {one['dev_em']:.1f}{loss}"
+
+
+def terminal_table(groups: Sequence[Group], title: str) -> Table:
+    """The lines for a terminal."""
+    shown = Table(title=f"{title}: sweep", title_justify="left")
+    for at, name in enumerate(COLUMNS):
+        shown.add_column(name, justify="right" if at > 2 else "left", no_wrap=at != 2)
+    for line in lines_of(groups):
+        shown.add_row(*line)
+    return shown
+
+
+def snippet(content: dict[str, Any]) -> str:
+    """The chosen rates as a recipe's `train` takes them."""
+    rates = {"learning_rate": content["learning_rate"]}
+    return yaml.safe_dump(rates, sort_keys=False, allow_unicode=True, width=10_000, default_flow_style=None).strip()
+
+
+def sentences(groups: Sequence[Group]) -> list[str]:
+    """What must be known beside the rates: at how many steps they were chosen, and where that is not the last word."""
+    said = []
+    shorter = [one for one in groups if one["steps"] < one["own_steps"]]
+    if shorter:
+        said.append(
+            f"The rates were chosen at {_steps(shorter, 'steps')}; the study trains for "
+            f"{_steps(shorter, 'own_steps')}, where others may be best."
+        )
+    unchosen = [_named(one) for one in groups if not one["chosen"]]
+    edges = [f"{_named(one)} ({one['edge']} rate)" for one in groups if one["edge"]]
+    others = [_named(one) for one in groups if one["chosen"] not in (None, one["own_rate"])]
+    for text, members in {
+        "Nothing is chosen, for runs failed or are not done": unchosen,
+        "Chosen at the edge of what was tried, so that a better rate may lie beyond": edges,
+        "The study trains at another rate than the chosen one": others,
+    }.items():
+        if members:
+            said.append(f"{text}: {'; '.join(members)}.")
+    return said
+
+
+def _named(one: Group) -> str:
+    return f"{one['arm']}, {one['method']}"
+
+
+def _steps(groups: Sequence[Group], key: str) -> str:
+    found = sorted({one[key] for one in groups})
+    return f"{found[0]:,} steps" if len(found) == 1 else f"{found[0]:,} to {found[-1]:,} steps"
+
+
+def by_method(groups: Sequence[Group]) -> dict[str, list[Group]]:
+    """A panel a method."""
+    found: dict[str, list[Group]] = {}
+    for one in groups:
+        found.setdefault(one["method"], []).append(one)
+    return found
+
+
+def figure(groups: Sequence[Group]) -> Figure:
+    """Dev exact match over the rate, a panel a method."""
+    panels = by_method(groups)
+    drawn, all_axes = grid(len(panels), sharey=True)
+    for (method, members), axes in zip(panels.items(), all_axes, strict=True):
+        draw(axes, members, colours([one["arm"] for one in groups]))
+        axes.set_title(method)
+        axes.legend(frameon=False, fontsize="small")
+    for axes in all_axes[1:]:
+        axes.set_ylabel("")
+    return drawn
+
+
+def draw(axes: Axes, members: Sequence[Group], found: dict[str, str]) -> None:
+    """One panel: a dot a run, a line an arm through means over seeds and splits, a ring around the chosen rate."""
+    for at, one in enumerate(members):
+        colour, marker = found[one["arm"]], MARKERS[at % len(MARKERS)]
+        for rate in one["rates"]:
+            dots = [run["dev_em"] for run in rate["runs"] if run["dev_em"] is not None]
+            axes.plot([rate["rate"]] * len(dots), dots, marker, color=colour, markersize=3, alpha=0.5)
+        means = {rate["rate"]: rate["dev_em"] for rate in one["rates"] if rate["dev_em"] is not None}
+        axes.plot(list(means), list(means.values()), color=colour, marker=marker, linewidth=1.4, label=one["arm"])
+        if one["chosen"] in means:
+            at_best = [one["chosen"]], [means[one["chosen"]]]
+            axes.plot(*at_best, "o", color=INK, markersize=11, markerfacecolor="none", linestyle="none")
+    axes.set(xscale="log", xlabel="learning rate", ylabel="dev exact match, %", ylim=(-2, 104))
+    tried = sorted({rate["rate"] for one in members for rate in one["rates"]})
+    if len(tried) <= MOST_TICKS:
+        axes.set_xticks(tried, [f"{rate:g}" for rate in tried])
+        axes.minorticks_off()
+
+
+def alt(method: str, members: Sequence[Group]) -> str:
+    """What a panel shows, in words."""
+    best = [
+        f"{one['arm']} {rate['dev_em']:.1f} % at {rate['rate']:g}"
+        for one in members
+        for rate in one["rates"]
+        if rate["rate"] == one["chosen"]
+    ]
+    return f"Dev exact match over the learning rate, {method}; chosen: {', '.join(best) or 'none'}"
+
+
+def caption(method: str, members: Sequence[Group]) -> str:
+    """On what, and after how many steps."""
+    return (
+        f"{method}: exact match on dev after {_steps(members, 'steps')}; a dot is a run, lines go through means over "
+        "seeds and splits, a ring marks the rate that is chosen."
+    )

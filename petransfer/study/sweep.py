@@ -1,0 +1,190 @@
+"""A sweep of learning rates: each arm and method at several, scored on dev alone, and the one that is best there.
+
+Its runs lie in `<study>/sweep/`, what they say in `<study>/sweep.json`. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import Any
+
+from petransfer.errors import UserError
+from petransfer.recipe.schema import Recipe
+from petransfer.recipe.spec import RunSpec, TrainSpec
+from petransfer.study.grid import Cell
+from petransfer.study.ledger import StudyFolder, read_json
+
+Group = tuple[str, str]
+
+
+def sweep_cells(cells: Sequence[Cell], rates: Sequence[float], factors: Sequence[float], steps: int) -> list[Cell]:
+    """Every cell at each of `rates`, or else at each of `factors` times its own. steps: 0 leaves the recipe's.
+
+    Raises:
+        UserError: a rate is none that a recipe may have.
+    """
+    found: dict[str, Cell] = {}
+    for cell in cells:
+        train = cell.spec.train
+        # six digits, so that 3 x 0.1 and 0.3 are one rate and one run
+        for rate in rates or [float(f"{factor * train.learning_rate:.6g}") for factor in factors]:
+            if not 0 < rate < 10:
+                raise UserError(f"the rate {rate:g} for {cell.arm}, {cell.method}: rates lie between 0 and 10")
+            at = replace(train, learning_rate=rate, steps=steps or train.steps)
+            swept = replace(cell, spec=replace(cell.spec, train=at))
+            found.setdefault(swept.run_id, swept)
+    return list(found.values())
+
+
+def sweep_folder(study: StudyFolder) -> StudyFolder:
+    """Where the runs of a study's sweep lie."""
+    return StudyFolder(study.path / "sweep")
+
+
+def open_sweep(recipe: Recipe, study: StudyFolder) -> None:
+    """Makes the folder.
+
+    Raises:
+        UserError: it cannot be written to, or belongs to another recipe.
+    """
+    study.refuse_other_than(recipe.name)
+    other = (read_sweep(study) or {}).get("study", recipe.name)
+    if other != recipe.name:
+        raise UserError(f"{study.path} has a sweep of the recipe '{other}', not '{recipe.name}'; take another --out")
+    try:
+        (sweep_folder(study).path / "runs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{study.path} cannot be written to ({error.strerror}); take another --out") from None
+
+
+def read_sweep(study: StudyFolder) -> dict[str, Any] | None:
+    """sweep.json, None where there was no sweep."""
+    return read_json(study.path / "sweep.json")
+
+
+def update_sweep(recipe: Recipe, own: Sequence[Cell], asked: Sequence[Cell], study: StudyFolder) -> dict[str, Any]:
+    """Writes sweep.json and returns it. own: the study's cells, asked: the sweep's.
+
+    Runs of earlier sweeps count where they differ from what is asked in their rate alone and have all its splits and
+    seeds, so that a range is widened by asking for what it lacks. What was said of other arms and methods stays.
+    """
+    folder = sweep_folder(study)
+    members: dict[Group, list[Cell]] = {}
+    for cell in [*asked, *_earlier(asked, folder)]:
+        members.setdefault((cell.arm, cell.method), []).append(cell)
+    with study.locked():
+        before = {(one["arm"], one["method"]): one for one in (read_sweep(study) or {}).get("groups", ())}
+        found = []
+        for group, cell in {(cell.arm, cell.method): cell for cell in own}.items():
+            if group in members:
+                found.append(_group(members[group], cell.spec.train, folder))
+            elif group in before:
+                found.append(before[group])
+        content = {"study": recipe.name, "learning_rate": learning_rates(found), "groups": found}
+        partial = study.path / ".sweep.json.partial"
+        partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        partial.replace(study.path / "sweep.json")
+    return content
+
+
+def _earlier(asked: Sequence[Cell], folder: StudyFolder) -> Iterator[Cell]:
+    known = {_but_rate(cell.spec): cell for cell in asked}
+    ids = {cell.run_id for cell in asked}
+    for name in sorted(folder.names() - ids):
+        run = folder.run(name)
+        content = run.begun() if run.done else None
+        spec = RunSpec.from_dict(content) if content else None
+        cell = known.get(_but_rate(spec)) if spec else None
+        if spec and cell:
+            yield replace(cell, spec=spec)
+
+
+def _but_rate(spec: RunSpec) -> str:
+    return replace(spec, train=replace(spec.train, learning_rate=1.0)).canonical_json()
+
+
+def _group(members: Sequence[Cell], own: TrainSpec, folder: StudyFolder) -> dict[str, Any]:
+    """One arm and method: what was seen at each rate, rising, and which is best. own: how the study trains it.
+
+    edge: where the chosen rate lies in the range: `lowest`, `highest`, `only` or None; at an edge a better one may lie
+    beyond. chosen: None while runs are waited for, or where all failed.
+    """
+    pairs = {(cell.split, cell.seed) for cell in members}
+    by_rate: dict[float, list[Cell]] = {}
+    for cell in members:
+        by_rate.setdefault(cell.spec.train.learning_rate, []).append(cell)
+    rates = [_rate(rate, by_rate[rate], folder) for rate in sorted(by_rate) if len(by_rate[rate]) == len(pairs)]
+    chosen = _best(rates)
+    tried = [one["rate"] for one in rates]
+    edges = {tried[-1]: "highest", tried[0]: "lowest"} if len(tried) > 1 else {tried[0]: "only"}
+    first = members[0]
+    return {
+        "arm": first.arm,
+        "method": first.method,
+        "name": first.spec.method.name,
+        "steps": first.spec.train.steps,
+        "own_steps": own.steps,
+        "own_rate": own.learning_rate,
+        "chosen": chosen,
+        "edge": edges.get(chosen) if chosen else None,
+        "rates": rates,
+    }
+
+
+def _rate(rate: float, cells: Iterable[Cell], folder: StudyFolder) -> dict[str, Any]:
+    """Percent EM and the loss in nats per target piece, both on dev: of every run, and their means where all ended."""
+    runs = [_run(cell, folder) for cell in sorted(cells, key=lambda cell: (cell.split, cell.seed))]
+    means = {name: _mean([run[name] for run in runs]) for name in ("dev_em", "dev_loss")}
+    return {"rate": rate, **means, "runs": runs}
+
+
+def _run(cell: Cell, folder: StudyFolder) -> dict[str, Any]:
+    run = folder.run(cell.run_id)
+    result = run.result()
+    dev = result["dev"] if result else None
+    loss = -float(dev["log_prob_per_token"]) if dev else math.inf
+    return {
+        "run_id": cell.run_id,
+        "split": cell.split,
+        "seed": cell.seed,
+        "status": run.status(),
+        "dev_em": float(dev["exact_match"]) if dev else None,
+        "dev_loss": loss if math.isfinite(loss) else None,
+        "failure": run.failure(),
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None
+
+
+def _best(rates: Sequence[dict[str, Any]]) -> float | None:
+    """By the highest dev EM, then the lowest dev loss, then the lowest rate; a rate at which a run failed is none."""
+    if any(run["status"] not in ("done", "failed") for one in rates for run in one["runs"]):
+        return None
+    whole = [one for one in rates if one["dev_em"] is not None]
+    order = [(-one["dev_em"], math.inf if one["dev_loss"] is None else one["dev_loss"], one["rate"]) for one in whole]
+    return float(min(order)[-1]) if order else None
+
+
+def learning_rates(groups: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """A recipe's `learning_rate`: what most arms of a method take, and the others by arm and method.
+
+    A group that nothing was chosen for keeps its own.
+    """
+    taken = [(one, one["chosen"] or one["own_rate"]) for one in groups]
+    found: dict[str, float] = {}
+    for name in dict.fromkeys(one["name"] for one in groups):
+        members = [(one, rate) for one, rate in taken if one["name"] == name]
+        most = found[name] = Counter(rate for _, rate in members).most_common(1)[0][0]
+        alone = len({one["method"] for one, _ in members}) == 1
+        for one, rate in members:
+            if rate != most:
+                found[f"{one['arm']} {name if alone else one['method']}"] = rate
+    return found

@@ -1,0 +1,202 @@
+"""`sweep`: every arm and method at several rates, chosen on dev, with no look at the test set."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from petransfer.cli import main
+from petransfer.study import run as study_run
+from petransfer.tasks import Example, SplitData
+from tests.invariants.kill_and_resume import ROWS
+
+RECIPE = """
+name: swept
+task: {{name: lines, options: {{train: {rows}, dev: 5, test: 6}}}}
+family: {{name: mine, arms: {{english: {tiny}}}}}
+arms: [english, scratch]
+methods:
+  - {{name: lora, rank: 4, bits: 32}}
+seeds: [0, 1]
+train: {{steps: 6, batch_size: 8, learning_rate: {{lora: 2.0e-3, scratch: 2.0e-2}}}}
+effects: [english-scratch]
+"""
+
+Call = Callable[..., int]
+
+
+class Sealed(Sequence[Example]):
+    """A test set that nobody may look at."""
+
+    def __getitem__(self, at: Any) -> Any:
+        raise AssertionError("the test set was looked at")
+
+    def __len__(self) -> int:
+        raise AssertionError("the test set was looked at")
+
+    def __iter__(self) -> Iterator[Example]:
+        raise AssertionError("the test set was looked at")
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch) -> Call:
+    def call(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["petransfer", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return int(stop.value.code or 0)
+
+    return call
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_t5: Path) -> Path:
+    path = tmp_path / "swept.yaml"
+    (tmp_path / "rows.tsv").write_text("".join(ROWS))
+    path.write_text(RECIPE.format(rows=tmp_path / "rows.tsv", tiny=tiny_t5))
+    return path
+
+
+@pytest.fixture
+def sealed(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = study_run._task_data
+
+    def load_sealed(*given: Any) -> SplitData:
+        return replace(load(*given), test=Sealed())
+
+    monkeypatch.setattr(study_run, "_task_data", load_sealed)
+
+
+def test_a_sweep_chooses_on_dev_and_is_kept_with_the_study(
+    recipe: Path, tmp_path: Path, call: Call, sealed: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ("sweep", "--recipe", str(recipe), "--out", str(out), "--cpu", "--workers", "1", "--steps", "3")
+    assert call(*words) == 0
+    said = capsys.readouterr().out
+    content = json.loads((out / "sweep.json").read_text())
+    groups = {one["arm"]: one for one in content["groups"]}
+    assert [rate["rate"] for rate in groups["english"]["rates"]] == [1e-3, 2e-3, 4e-3]
+    assert [rate["rate"] for rate in groups["scratch"]["rates"]] == [1e-2, 2e-2, 4e-2]
+    runs = {path.name: path for path in (out / "sweep" / "runs").iterdir()}
+    assert len(runs) == 6
+    for one in content["groups"]:
+        assert (one["steps"], one["own_steps"]) == (3, 6)
+        best = min(one["rates"], key=lambda rate: (-rate["dev_em"], rate["dev_loss"]))
+        assert one["chosen"] == best["rate"]
+        for rate in one["rates"]:
+            (run,) = rate["runs"]
+            folder = runs.pop(run["run_id"])
+            names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+            assert names == {"spec.json", "metrics.jsonl", "result.json", "DONE"}
+            result = json.loads((folder / "result.json").read_text())
+            assert "test" not in result
+            assert run["dev_em"] == result["dev"]["exact_match"]
+            assert run["dev_loss"] == -result["dev"]["log_prob_per_token"]
+            assert json.loads((folder / "spec.json").read_text())["train"]["learning_rate"] == rate["rate"]
+    rates = yaml.safe_load(said[said.index("learning_rate:") :])["learning_rate"]
+    assert rates == content["learning_rate"]
+    assert rates["lora"] == groups["english"]["chosen"]
+    assert "The rates were chosen at 3 steps; the study trains for 6 steps" in said
+
+
+def test_a_sweep_goes_on_and_is_widened(
+    recipe: Path, tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ("sweep", "--recipe", str(recipe), "--out", str(out), "--cpu", "--workers", "1", "--steps", "2")
+    assert call(*words, "--arms", "english", "--factors", "1,2", "--stack", "2") == 0
+    results = [json.loads(path.read_text()) for path in out.glob("sweep/runs/*/result.json")]
+    assert [(one["environment"]["stacked"], "test" in one) for one in results] == [(2, False)] * 2
+    before = {path: path.stat().st_mtime_ns for path in out.glob("sweep/runs/*/*")}
+    capsys.readouterr()
+    assert call(*words, "--arms", "english", "--factors", "1,2") == 0
+    assert "all 2 runs were done before" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in out.glob("sweep/runs/*/*")} == before
+    assert call(*words, "--arms", "english", "--factors", "4") == 0
+    assert call(*words, "--arms", "scratch", "--rates", "3e-2") == 0
+    english, scratch = json.loads((out / "sweep.json").read_text())["groups"]
+    assert [rate["rate"] for rate in english["rates"]] == [2e-3, 4e-3, 8e-3]
+    assert ([rate["rate"] for rate in scratch["rates"]], scratch["edge"]) == ([3e-2], "only")
+    assert call("run", "--recipe", str(recipe), "--out", str(out), "--cpu", "--workers", "1", "--seeds", "0") == 0
+    assert call("report", str(out)) == 0
+    page = (out / "report.html").read_text()
+    assert "Learning rates" in page
+    assert (out / "plots" / "learning-rates.svg").is_file()
+
+
+def test_a_run_of_a_sweep_has_the_dev_figures_of_the_studys_own(recipe: Path, tmp_path: Path, call: Call) -> None:
+    """At the study's rate and steps: leaving the test set out changes nothing, not even the id."""
+    out = tmp_path / "out"
+    words = ("--recipe", str(recipe), "--out", str(out), "--cpu", "--workers", "1", "--arms", "english")
+    assert call("sweep", *words, "--factors", "1") == 0
+    assert call("run", *words, "--seeds", "0") == 0
+    (swept,), (own,) = ([*folder.iterdir()] for folder in (out / "sweep" / "runs", out / "runs"))
+    assert swept.name == own.name
+    both = [json.loads((run / "result.json").read_text()) for run in (swept, own)]
+    assert both[0]["dev"] == both[1]["dev"]
+    assert both[0].keys() == both[1].keys() - {"test"}
+
+
+def test_no_run_fails_silently(
+    recipe: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        "petransfer.train.loop.learning_rate_factor", lambda spec, step: 1e30 if spec.learning_rate == 9 else 1.0
+    )
+    out = tmp_path / "out"
+    words = ("sweep", "--recipe", str(recipe), "--out", str(out), "--cpu", "--workers", "1", "--arms", "english")
+    sets = ("--set", "train.max_grad_norm=0", "--set", "train.schedule=constant", "--steps", "4")
+    assert call(*words, "--rates", "2e-3,4e-3,9", *sets) == 1
+    said = capsys.readouterr()
+    assert "1 of 3 runs failed" in said.err
+    assert "9: failed" in said.out
+    (group,) = json.loads((out / "sweep.json").read_text())["groups"]
+    assert group["chosen"] in (2e-3, 4e-3)
+    assert group["edge"] == ("lowest" if group["chosen"] == 2e-3 else None)
+    assert "the loss is" in group["rates"][-1]["runs"][0]["failure"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--rates", "1e-3", "--factors", "2"], "--rates and --factors say the same thing; give one of them"),
+        (["--rates", "1e-3,x"], "--rates 1e-3,x: write numbers above 0, parted by commas, as 0.5,1,2"),
+        (["--factors", "0"], "--factors 0: write numbers above 0, parted by commas, as 0.5,1,2"),
+        (["--rates", "20"], "the rate 20 for english, lora r4 32-bit: rates lie between 0 and 10"),
+    ],
+)
+def test_what_is_no_rate_is_refused(
+    options: list[str], said: str, recipe: Path, tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("sweep", "--recipe", str(recipe), "--out", str(tmp_path / "out"), *options) == 2
+    assert capsys.readouterr().err.strip() == f"error: {said}"
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_studys_folder_is_refused(
+    recipe: Path, tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "recipe.yaml").write_text("name: other\n")
+    assert call("sweep", "--recipe", str(recipe), "--out", str(out), "--cpu") == 2
+    assert "belongs to the recipe 'other', not 'swept'" in capsys.readouterr().err
+    (out / "recipe.yaml").unlink()
+    (out / "sweep.json").write_text('{"study": "other", "groups": []}')
+    assert call("sweep", "--recipe", str(recipe), "--out", str(out), "--cpu") == 2
+    assert "has a sweep of the recipe 'other'" in capsys.readouterr().err
+
+
+def test_plan_trains_nothing(recipe: Path, tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert call("sweep", "--recipe", str(recipe), "--out", str(out), "--plan", "--seeds", "0-1", "--shard", "1/2") == 0
+    assert "6 runs, 0 done, 36 steps to go" in capsys.readouterr().out
+    assert not out.exists()
