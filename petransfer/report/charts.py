@@ -150,7 +150,8 @@ def heat_map(heats: Sequence[Heat]) -> Figure:
     from matplotlib.colors import LinearSegmentedColormap
 
     heights = [len(heat.rows) for heat in heats]
-    size = (2.6 + 0.75 * max(len(heat.columns) for heat in heats), 1.4 * len(heats) + 0.26 * sum(heights))
+    slanted = 0.05 * max(len(name) for heat in heats for name in heat.columns)  # inches that names of columns take
+    size = (2.6 + 0.75 * max(len(heat.columns) for heat in heats), (1 + slanted) * len(heats) + 0.26 * sum(heights))
     figure, panels = grid(1, rows=len(heats), size=size, height_ratios=heights)
     shades = LinearSegmentedColormap.from_list("em", ["#F2F6FA", "#0072B2"])
     for heat, axes in zip(heats, panels, strict=True):

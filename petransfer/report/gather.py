@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from petransfer.recipe.effects import short_label
 from petransfer.report.charts import Heat, Trained
 from petransfer.report.groups import Group
 from petransfer.study.ledger import StudyFolder
@@ -23,8 +24,11 @@ def heats(groups: Sequence[Group], study: StudyFolder) -> list[Heat]:
         columns = [_categories(group, study) for group in members]
         rows = tuple(dict.fromkeys(name for column in columns for name in column))
         if len(rows) > 1:
-            several = len({group.method for group in members}) > 1
-            names = tuple(f"{group.arm}, {group.method}" if several else group.arm for group in members)
+            methods = {group.method for group in members}
+            names = tuple(
+                f"{group.arm}, {short_label(group.method, methods)}" if len(methods) > 1 else group.arm
+                for group in members
+            )
             values = tuple(tuple(column.get(row) for column in columns) for row in rows)
             found.append(Heat(split, rows, names, values))
     return found
