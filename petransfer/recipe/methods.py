@@ -27,6 +27,7 @@ class Form:
     keys: of a recipe's method that it takes beside those that all take. size: the key that decides how many parameters
     are trained, which `match_parameters` finds. not_at: bits of the base that it cannot go on, and why. no_merge: why
     its adapter cannot be merged into the base's weights. no_stack: why several cannot be trained on one base at once.
+    no_split: why its tensors cannot be split among processes.
     """
 
     title: str
@@ -36,6 +37,7 @@ class Form:
     not_at: Mapping[int, str] = field(default_factory=dict)
     no_merge: str = ""
     no_stack: str = ""
+    no_split: str = ""
 
 
 FORMS: dict[str, Form] = {

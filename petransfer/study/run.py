@@ -26,21 +26,24 @@ from petransfer.checkpoints.lazy import encode_part
 from petransfer.checkpoints.lengths import length_check
 from petransfer.checkpoints.load import Loaded, load
 from petransfer.checkpoints.quantise import inventory
+from petransfer.errors import RunError
 from petransfer.evaluate.exact_match import Evaluation, score, summary
-from petransfer.evaluate.measure import measure
+from petransfer.evaluate.measure import Measured, measure
 from petransfer.evaluate.metrics import OF_LABELS
 from petransfer.evaluate.together import evaluate_together
 from petransfer.methods import APPLY, SAVE, mixed_precision, weights_bits
 from petransfer.recipe.spec import RunSpec
 from petransfer.study.grid import Cell
 from petransfer.study.ledger import RunFolder
+from petransfer.study.processes import splits_tensors
 from petransfer.study.provenance import provenance, seal
 from petransfer.tasks import CLOSED, SEMANTICS, Example, SplitData, load_task
-from petransfer.tasks.logical_forms import Semantics
 from petransfer.train.batches import ShuffledExamples, met
 from petransfer.train.calibrate import check, quantisation_cost
 from petransfer.train.execution import Execution
 from petransfer.train.loop import Hooks, Loop
+from petransfer.train.memory import is_out_of_memory
+from petransfer.train.sharded import accelerator_of_whole_tensors, is_split, put_together, split, with_root_gathered
 from petransfer.train.state import Progress, trained_tensors
 
 
@@ -111,7 +114,7 @@ def run_one(
         loop.progress.notes.pop("stack", None)
     loop.run()
     loop.save()
-    return finish(prepared, base, loop.progress)
+    return finish(prepared, base, loop.progress, settings.execution.micro_batch)
 
 
 @dataclass
@@ -127,13 +130,14 @@ class Base:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that is ready to be trained."""
+    """A run that is ready to be trained. hollow: the model without numbers, where processes hold parts of them."""
 
     spec: RunSpec
     folder: RunFolder
     loaded: Loaded
     parts: dict[str, Sequence[Encoded]]
     model: torch.nn.Module
+    hollow: torch.nn.Module | None = None
 
 
 def open_base(spec: RunSpec, settings: Settings) -> Base:
@@ -145,7 +149,9 @@ def open_base(spec: RunSpec, settings: Settings) -> Base:
     data = _task_data(spec.task.name, spec.task.split, options, settings.data_dir)
     accelerator = accelerator_for(mixed_precision(spec.method), settings.cpu)
     bits, wide = weights_bits(spec.method), spec.method.keep_wide
-    loaded = load(spec.checkpoint, bits, seed=spec.seed, device=accelerator.device, keep_wide=wide)
+    # a card need not hold what is going to be split
+    device = None if splits_tensors() else accelerator.device
+    loaded = load(spec.checkpoint, bits, seed=spec.seed, device=device, keep_wide=wide)
     return Base(accelerator, data, loaded, started)
 
 
@@ -162,8 +168,11 @@ def prepare(
         base.cost = _quantisation_cost(spec, loaded, parts["dev"], force)
     # new pieces that training does not meet would learn nothing but not to be said
     loaded = replace(loaded, new_pieces=tuple(piece for piece in loaded.new_pieces if piece in pieces))
-    applied = APPLY[spec.method.name](loaded, spec.method, spec.seed).to(base.accelerator.device)
-    return Prepared(spec, folder, loaded, parts, applied)
+    applied = APPLY[spec.method.name](loaded, spec.method, spec.seed)
+    if splits_tensors():
+        hollow = split(applied, base.accelerator.device, mixed_precision(spec.method) == "bf16")
+        return Prepared(spec, folder, loaded, parts, applied, hollow)
+    return Prepared(spec, folder, loaded, parts, applied.to(base.accelerator.device))
 
 
 def make_loop(
@@ -175,8 +184,10 @@ def make_loop(
 ) -> Loop:
     """The run's training, which stands where its last state does."""
     spec, loaded, parts = prepared.spec, prepared.loaded, prepared.parts
-    curve = _dev_curve(prepared.model, loaded, base.data.dev, parts["dev"])
-    return Loop(
+    # split, the model is scored in as many examples as one pass is known to hold
+    at_once = (lambda: loop.progress.micro_batch) if is_split(prepared.model) else None
+    curve = _dev_curve(prepared.model, loaded, base.data.dev, parts["dev"], at_once)
+    loop: Loop = Loop(
         prepared.model,
         ShuffledExamples(parts["train"], spec.train.batch_size, spec.seed, loaded.layout),
         spec.train,
@@ -187,18 +198,18 @@ def make_loop(
         execution=execution,
         hooks=Hooks(progress, should_stop, dict.fromkeys(_curve_steps(spec.train.steps), curve)),
     )
+    return loop
 
 
-def finish(prepared: Prepared, base: Base, done: Progress) -> dict[str, Any]:
-    """Evaluates a trained run, saves it and marks it as done."""
-    spec, folder, loaded, parts, model = (
-        prepared.spec, prepared.folder, prepared.loaded, prepared.parts, prepared.model
-    )  # fmt: skip
-    data, accelerator = base.data, base.accelerator
-    evaluations = _evaluate(model, loaded, data, parts, SEMANTICS.get(spec.task.name))
-    if not accelerator.is_main_process:
+def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> dict[str, Any]:
+    """Evaluates a trained run, saves it and marks it as done. at_once: examples a pass, where the model is split."""
+    spec, folder, loaded, model = prepared.spec, prepared.folder, prepared.loaded, prepared.model
+    data, accelerator, writes = base.data, base.accelerator, base.accelerator.is_main_process
+    evaluations, measured = _judged(prepared, data, at_once or done.micro_batch, writes)
+    if prepared.hollow is not None:
+        model = put_together(model, prepared.hollow, writes)
+    if not writes:
         return {}
-    measured = {part: measure(model, loaded, spec.task, data, part, parts[part]) for part in evaluations}
     _save_weights(model, spec, folder, provenance(spec, loaded, data, evaluations, model))
     shown = None if spec.task.name in CLOSED else data.test
     _write_examples(evaluations["test"], shown, measured["test"].answers, folder.path / "examples.parquet")
@@ -225,13 +236,16 @@ def accelerator_for(precision: str, cpu: bool) -> Accelerator:
     AcceleratorState._reset_state()
     # the batch is the recipe's: a launcher's number of accumulation steps would divide the loss by it
     whole = GradientAccumulationPlugin(num_steps=1)
+    if splits_tensors():  # what is split computes in its own precision
+        return accelerator_of_whole_tensors(cpu=cpu, gradient_accumulation_plugin=whole)
     return Accelerator(mixed_precision=precision, cpu=cpu, gradient_accumulation_plugin=whole)
 
 
 def _shared(accelerator: Accelerator, done: Progress) -> dict[str, Any]:
     """Whether several processes shared the run, or several runs a pass: rounding depends on it."""
     counts = {"processes": accelerator.num_processes, "stacked": len(done.notes.get("stack", ()))}
-    return {name: count for name, count in counts.items() if count > 1}
+    shared: dict[str, Any] = {name: count for name, count in counts.items() if count > 1}
+    return shared | ({"split": "fsdp2"} if splits_tensors() else {})
 
 
 _PARTS = ("train", "dev", "test")
@@ -261,14 +275,23 @@ def _curve_steps(steps: int) -> range:
 
 
 def _dev_curve(
-    model: torch.nn.Module, loaded: Loaded, examples: Sequence[Example], encoded: Sequence[Encoded]
+    model: torch.nn.Module,
+    loaded: Loaded,
+    examples: Sequence[Example],
+    encoded: Sequence[Encoded],
+    at_once: Callable[[], int] | None,
 ) -> Callable[[], dict[str, Any]]:
-    """Exact match in % on dev examples evenly spread, by one forward pass: what metrics.jsonl has as `dev_em`."""
+    """Exact match in % on dev examples evenly spread, by one forward pass: what metrics.jsonl has as `dev_em`.
+
+    at_once: the examples of a pass; all of them in one unless given.
+    """
     chosen = range(0, len(examples), -(-len(examples) // CURVE_EXAMPLES))
 
     def measure() -> dict[str, Any]:
         model.eval()
-        scored = score(model, loaded, [examples[at] for at in chosen], [encoded[at] for at in chosen], len(chosen))
+        size = at_once() if at_once else len(chosen)
+        with with_root_gathered(model):
+            scored = score(model, loaded, [examples[at] for at in chosen], [encoded[at] for at in chosen], size)
         model.train()
         return {"dev_em": 100 * sum(row.margin > 0 for row in scored) / len(scored)}
 
@@ -289,17 +312,32 @@ def _task_data(name: str, split: str, options: tuple[tuple[str, Any], ...], data
     return load_task(name, data_dir, **dict(options)).load(split)
 
 
-def _evaluate(
-    model: torch.nn.Module,
-    loaded: Loaded,
-    data: SplitData,
-    parts: dict[str, Sequence[Encoded]],
-    semantics: Semantics | None,
-) -> dict[str, Evaluation]:
-    def one(part: str, examples: Sequence[Example]) -> Evaluation:
-        return evaluate_together(model, loaded, examples, parts[part], semantics=semantics)
+def _judged(
+    prepared: Prepared, data: SplitData, at_once: int, leads: bool
+) -> tuple[dict[str, Evaluation], dict[str, Measured]]:
+    """Exact match of dev and test, and what the recipe's metrics ask for beside it, which the leading process measures.
 
-    return {"dev": one("dev", data.dev), "test": one("test", data.test)}
+    Where the model is split all of them measure, in batches that training is known to have room for.
+
+    Raises:
+        RunError: a process that others wait for ran out of memory.
+    """
+    model, loaded, parts, task = prepared.model, prepared.loaded, prepared.parts, prepared.spec.task
+    options: dict[str, Any] = {"batch_size": at_once} if is_split(model) else {}
+    options["semantics"] = SEMANTICS.get(task.name)
+    try:
+        with with_root_gathered(model):
+            evaluations = {
+                part: evaluate_together(model, loaded, getattr(data, part), parts[part], **options)
+                for part in ("dev", "test")
+            }
+            judges = [*evaluations] if leads or is_split(model) else []
+            measured = {part: measure(model, loaded, task, data, part, parts[part]) for part in judges}
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if is_split(model) and is_out_of_memory(error):
+            raise RunError("out of memory in the evaluation; give the same command a smaller --micro-batch") from error
+        raise
+    return evaluations, measured
 
 
 def _save_weights(model: torch.nn.Module, spec: RunSpec, folder: RunFolder, made_from: dict[str, Any]) -> None:

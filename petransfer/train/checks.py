@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from petransfer.errors import RunError
+from petransfer.train.sharded import whole
 from petransfer.train.state import trained_tensors
 
 # LoRA's A gets its first gradient in the second step, once B has left zero; the third leaves room for a skipped one.
@@ -25,9 +26,9 @@ class SelfChecks:
         """Notes which tensors have a gradient other than zero."""
         if step >= STEPS or not self._without_gradient:
             return
-        for name in list(self._without_gradient):
+        for name in sorted(self._without_gradient):  # the same order in all processes
             gradient = self._parameters[name].grad
-            if gradient is not None and bool(torch.any(gradient != 0)):
+            if gradient is not None and bool(whole(torch.any(gradient != 0))):
                 self._without_gradient.discard(name)
 
     def after_step(self, step: int, loss: float) -> None:
@@ -47,7 +48,7 @@ class SelfChecks:
 
 def _fingerprint(value: torch.Tensor) -> tuple[float, float]:
     wide = value.detach().double()
-    return float(wide.sum()), float(wide.square().sum())
+    return float(whole(wide.sum())), float(whole(wide.square().sum()))
 
 
 def _message(what: str, names: list[str], total: int) -> str:

@@ -21,6 +21,7 @@ from torch.nn import functional
 from petransfer.train.batches import IGNORED, Tensors
 from petransfer.train.losses import PLAIN_HEADS
 from petransfer.train.packed import can_pack, draws, packed_hidden
+from petransfer.train.sharded import is_split
 
 # Bytes of logits that are made at once: they stay in a core's second cache.
 AT_ONCE = 2**20
@@ -173,8 +174,8 @@ class Lean:
 
 
 def _plain(model: Any) -> bool:
-    """fp32 on a CPU, one active adapter at most, none switched off, and no virtual pieces put before the input."""
-    if any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values()):
+    """Whole, fp32 on a CPU, one active adapter at most, none switched off, no virtual pieces put before the input."""
+    if is_split(model) or any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values()):
         return False
     if any(value.dtype != torch.float32 or value.device.type != "cpu" for value in model.parameters()):
         return False
