@@ -68,8 +68,7 @@ def _not_split(spec: RunSpec) -> str:
         return "quantised weights cannot be split; take bits 16, or launch with --multi_gpu"
     if spec.train.optimizer != "adamw":
         return f"the state of {spec.train.optimizer} cannot be split; take train.optimizer: adamw"
-    why = FORMS[spec.method.name].no_split
-    return f"{why}; launch with --multi_gpu" if why else ""
+    return FORMS[spec.method.name].no_split.get(spec.method.bits, "")
 
 
 def _told(name: str) -> bool:

@@ -19,9 +19,9 @@ from petransfer.train.checks import SelfChecks
 from petransfer.train.execution import Execution
 from petransfer.train.lean import Lean
 from petransfer.train.losses import token_loss
-from petransfer.train.memory import default_micro_batch, is_out_of_memory
+from petransfer.train.memory import checkpoint_activations, default_micro_batch, is_out_of_memory
 from petransfer.train.metrics import MetricsFile
-from petransfer.train.sharded import LockStep, is_split, whole
+from petransfer.train.sharded import LockStep, clip, is_split
 from petransfer.train.state import Progress, load_state, peek_progress, save_state, trained_tensors
 from petransfer.train.together import agree, sum_gradients
 
@@ -296,7 +296,7 @@ class Loop:
         if not math.isfinite(loss):
             raise RunError(f"the loss is {loss} at step {step + 1}; lower the learning rate or take bits: 32")
         parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
-        norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, self.spec.max_grad_norm or math.inf)))
+        norm = clip(parameters, self.spec.max_grad_norm or math.inf)
         self.checks.before_update(step)
         factor = learning_rate_factor(self.spec, step)
         for group in self.optimizer.param_groups:
@@ -304,28 +304,6 @@ class Loop:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss, norm
-
-
-def checkpoint_activations(model: torch.nn.Module) -> None:
-    """Makes every layer compute its activations again in the backward pass.
-
-    Not the reentrant kind, under which a frozen first layer would train nothing, in silence.
-
-    Raises:
-        UserError: the architecture cannot.
-    """
-    base: Any = model
-    base = base.get_base_model() if hasattr(base, "get_base_model") else base
-    if _has_prefix(model):
-        raise UserError("prefix tuning cannot checkpoint activations, which drops its cache; leave --checkpointing out")
-    if not getattr(base, "supports_gradient_checkpointing", False):
-        raise UserError(f"{type(base).__name__} cannot checkpoint activations; leave --checkpointing out")
-    base.gradient_checkpointing_enable({"use_reentrant": False})
-
-
-def _has_prefix(model: Any) -> bool:
-    configs = getattr(model, "peft_config", {}).values()
-    return any(config.peft_type == "PREFIX_TUNING" for config in configs)
 
 
 def dropout_seed(seed: int, step: int, process: int) -> int:

@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from petransfer.errors import RunError, UserError
 from petransfer.train.batches import Tensors
-from petransfer.train.memory import is_out_of_memory
+from petransfer.train.memory import checkpoint_activations, is_out_of_memory
 
 
 def accelerator_of_whole_tensors(**options: Any) -> Accelerator:
@@ -53,11 +53,14 @@ def split(model: torch.nn.Module, device: torch.device, narrow: bool) -> torch.n
     """
     if not hasattr(FSDPModule, "reset_iter_state"):  # what a process that ran short of memory goes on by
         raise UserError(f"FSDP needs torch 2.13 or later, and this is {torch.__version__}; launch with --multi_gpu")
-    gc.collect()  # an earlier run's units hold each other
+    if device.type == "cuda":
+        gc.collect()  # an earlier run's units hold each other
     # of T5's table of positions, to which transformers adds out of place
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    hollow = _without_numbers(model)
     plugin = _plugin()
+    if plugin.activation_checkpointing:
+        checkpoint_activations(model)
+    hollow = _without_numbers(model)
     is_unit = _policy(plugin, model)
     factors = {name: value.rate_factor for name, value in model.named_parameters() if hasattr(value, "rate_factor")}
     options = {
@@ -110,8 +113,8 @@ def _without_numbers(model: torch.nn.Module) -> torch.nn.Module:
 def _share(module: torch.nn.Module, device: torch.device) -> None:
     """Puts what no unit within holds on the device, with the numbers of the first process."""
     moved: dict[int, torch.Tensor] = {}
-    for part in module.modules():
-        for held in (part._parameters, part._buffers):
+    for within in module.modules():
+        for held in (within._parameters, within._buffers):
             for name, value in held.items():
                 if value is not None and not isinstance(value, DTensor):
                     if id(value) not in moved:
@@ -127,18 +130,30 @@ def _shared(value: torch.Tensor, device: torch.device) -> torch.Tensor:
     return torch.nn.Parameter(there, requires_grad=value.requires_grad)
 
 
-def whole(value: torch.Tensor) -> torch.Tensor:
-    """The tensor itself, put together where it is split; every process must ask for it."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+def part(value: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a tensor: all of it, where it is not split."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def clip(parameters: Sequence[torch.nn.Parameter], most: float) -> float:
+    """Scales the gradients down to a norm of `most`, and gives the norm that they had, over all processes' parts."""
+    gradients = [value.grad for value in parameters if value.grad is not None]
+    norm = torch.nn.utils.get_total_norm([part(gradient) for gradient in gradients])
+    if any(isinstance(gradient, DTensor) for gradient in gradients):  # one message, where DTensor's has one a tensor
+        square = norm.double().square()
+        distributed.all_reduce(square)
+        norm = square.sqrt().to(norm.dtype)
+    torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
+    return float(norm)
 
 
 def whole_tensors(tensors: Mapping[str, torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:
-    """Each tensor as `whole` gives it; what was split lies on the host. Nothing unless `keep`, but all must ask."""
+    """The tensors, put together on the host where they are split. Nothing unless `keep`, but all must ask."""
     found = {}
     for name, value in tensors.items():
-        full = whole(value.detach())
+        full = value.full_tensor().cpu() if isinstance(value, DTensor) else value
         if keep:
-            found[name] = (full.cpu() if isinstance(value, DTensor) else full).contiguous()
+            found[name] = full.detach().contiguous()
     return found
 
 
@@ -146,8 +161,8 @@ def whole_tensors(tensors: Mapping[str, torch.Tensor], keep: bool) -> dict[str, 
 def fill(tensor: torch.Tensor, value: torch.Tensor) -> None:
     """Copies a whole value into a tensor, of which this process may hold a part."""
     if isinstance(tensor, DTensor):
-        part = distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)
-        tensor.to_local().copy_(part.to_local())
+        mine = distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)
+        part(tensor).copy_(part(mine))
     else:
         tensor.copy_(value)
 
