@@ -49,6 +49,8 @@ def refuse_launch(specs: Iterable[RunSpec]) -> None:
                 f"Accelerate is configured for {said}, which brings a model and an optimiser of its own; to split the "
                 "tensors among the processes take FSDP (--use_fsdp --fsdp_version 2)"
             )
+    if _told("PARALLELISM_CONFIG"):
+        raise UserError("Accelerate's parallelism_config is not supported; leave it out, FSDP splits over all processes")
     if not splits_tensors():
         return
     version = os.environ.get("FSDP_VERSION", "1")

@@ -237,7 +237,7 @@ def accelerator_for(precision: str, cpu: bool) -> Accelerator:
     # the batch is the recipe's: a launcher's number of accumulation steps would divide the loss by it
     whole = GradientAccumulationPlugin(num_steps=1)
     if splits_tensors():  # what is split computes in its own precision
-        return accelerator_of_whole_tensors(cpu=cpu, gradient_accumulation_plugin=whole)
+        return accelerator_of_whole_tensors(mixed_precision="no", cpu=cpu, gradient_accumulation_plugin=whole)
     return Accelerator(mixed_precision=precision, cpu=cpu, gradient_accumulation_plugin=whole)
 
 

@@ -22,7 +22,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin, patch_environment
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from petransfer.errors import RunError, UserError
@@ -66,7 +66,8 @@ def split(model: torch.nn.Module, device: torch.device, narrow: bool) -> torch.n
     options = {
         "mesh": init_device_mesh(device.type, (distributed.get_world_size(),)),
         "mp_policy": MixedPrecisionPolicy(torch.bfloat16, torch.float32) if narrow else MixedPrecisionPolicy(),
-        "offload_policy": plugin.cpu_offload,
+        # on a CPU the parts lie in the host's memory anyway, and there is no other to pin it for
+        "offload_policy": OffloadPolicy() if device.type == "cpu" else plugin.cpu_offload,
     }
     for module in reversed(list(model.modules())):  # what lies within comes first
         if module is model or is_unit(module):

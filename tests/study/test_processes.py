@@ -84,6 +84,7 @@ def test_engines_are_refused_before_anything_is_begun(
     [
         ({"FSDP_VERSION": "1"}, {}, "fsdp_version: 2"),
         ({"WORLD_SIZE": "1", "RANK": "0"}, {}, "one alone"),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, {}, "leave it out"),
         ({}, {"method": MethodSpec("lora", bits=4, rank=4, alpha=8.0)}, "lora at 4 bits.*quantised"),
         ({}, {"method": MethodSpec("lora", bits=8, rank=4, alpha=8.0)}, "lora at 8 bits.*quantised"),
         ({}, {"method": MethodSpec("ln", bits=16)}, "ln at 16 bits.*bits: 32"),
