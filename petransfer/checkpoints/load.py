@@ -70,10 +70,12 @@ def load(
     bits: Bits = 16,
     *,
     seed: int = 0,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = "cpu",
     keep_wide: Sequence[str] = (),
 ) -> Loaded:
     """The checkpoint's model on `device` and its tokenizer.
+
+    device: None leaves it in the host's memory or, where transformers lets one process read for all, without numbers.
 
     reinit is drawn from `seed` by the model's own initialisation: `embeddings` draws the input embeddings (and an
     untied head) anew, `body` all but them, `all` everything; the checkpoint's configuration and tokenizer stay.
@@ -96,7 +98,8 @@ def load(
         tokenizer = _tokenizer(checkpoint)
         if checkpoint.tokenizer:
             config.vocab_size = len(tokenizer)
-        model = _model(place, config, checkpoint, bits, seed, torch.device(device), keep_wide)
+        place_on = None if device is None else torch.device(device)
+        model = _model(place, config, checkpoint, bits, seed, place_on, keep_wide)
     model.config.use_cache = True
     return Loaded(model, tokenizer, _layout(config, tokenizer), commit, _new(checkpoint, model))
 
@@ -126,13 +129,15 @@ def _model(
     checkpoint: CheckpointSpec,
     bits: Bits,
     seed: int,
-    device: torch.device,
+    device: torch.device | None,
     keep_wide: Sequence[str],
 ) -> PreTrainedModel:
     auto = model_class(config, checkpoint.name)
     if bits in DTYPES:
         refuse_quantised(config, checkpoint.name)
-        return _with_reinit(auto, place, config, checkpoint, DTYPES[bits], seed).to(device)
+        model = _with_reinit(auto, place, config, checkpoint, DTYPES[bits], seed)
+        return model if device is None else model.to(device)
+    assert device is not None  # bitsandbytes quantises where it computes
     check_quantisable(config, checkpoint.name, bits, device)
     with tempfile.TemporaryDirectory() as folder:
         revision = _revision(checkpoint)

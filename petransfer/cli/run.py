@@ -29,7 +29,7 @@ from petransfer.report import pretraining, tables
 from petransfer.study.grid import Cell, expand, notes, resolve
 from petransfer.study.ledger import StudyFolder
 from petransfer.study.pretraining import expand_pretraining
-from petransfer.study.processes import refuse_split_tensors, this_place
+from petransfer.study.processes import refuse_launch, splits_tensors, this_place
 from petransfer.study.shard import parse_shard
 from petransfer.train.execution import Execution
 
@@ -156,7 +156,7 @@ def carry_out(
 
     Of several processes that share the runs only the first one does more than take part in them.
     """
-    refuse_split_tensors()
+    refuse_launch(cell.spec for cell in study.mine)
     place = this_place()
     if not place.leads:
         _execute(study, kind, execution, ways, cpu, force, quiet=True)
@@ -176,7 +176,7 @@ def carry_out(
     short = demand(study.recipe, study.cells).line
     if short:
         print(short, file=sys.stderr)
-    if not cpu and not force and ways.executor == "local":
+    if not cpu and not force and ways.executor == "local" and not splits_tensors():
         _refuse_what_cannot_fit(study, execution.checkpointing)
     find_sizes([cell.spec for cell in study.mine if not study.folder.run(cell.run_id).done])
     ray = connected(ways.address) if ways.executor == "ray" else None

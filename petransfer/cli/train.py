@@ -19,6 +19,7 @@ from petransfer.recipe.load import validate
 from petransfer.recipe.methods import METHODS
 from petransfer.study.grid import expand
 from petransfer.study.ledger import StudyFolder
+from petransfer.study.processes import splits_tensors
 from petransfer.study.short import Wishes, short_recipe
 from petransfer.train.execution import Execution
 
@@ -86,7 +87,7 @@ def _say_fit(study: Study, card: int | None, checkpointing: bool, force: bool, a
     found = plan(config, spec.checkpoint, demand, own_head, card)
     if not as_json:
         show(spec.checkpoint.name, found)
-    if not found.fits and not force:
+    if not found.fits and not force and not splits_tensors():
         advice = f"; it would with {', or '.join(found.advice)}" if found.advice else ""
         raise UserError(f"{spec.checkpoint.name} does not fit this card{advice}; --force tries all the same")
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from petransfer.checkpoints.encoding import Encoded
-from petransfer.train.loop import is_out_of_memory
+from petransfer.train.memory import is_out_of_memory
 
 # A lead below this many units of rounding of the largest logit is a near-tie.
 NOISE_UNITS = 16.0
@@ -16,10 +16,16 @@ NOISE_UNITS = 16.0
 T = TypeVar("T")
 
 
-def in_batches(encoded: Sequence[Encoded], batch_size: int, function: Callable[[list[int]], Sequence[T]]) -> list[T]:
+def in_batches(
+    encoded: Sequence[Encoded],
+    batch_size: int,
+    function: Callable[[list[int]], Sequence[T]],
+    halves: bool = True,
+) -> list[T]:
     """What `function` gives for the positions of each batch, in the order of `encoded`.
 
-    Longest first, so that running out of memory shows at once; then the batch is halved.
+    Longest first, so that running out of memory shows at once; then the batch is halved, unless others who are in the
+    middle of the same pass would not know of it.
     """
     order = sorted(range(len(encoded)), key=lambda at: -(len(encoded[at].input_ids) + len(encoded[at].target_ids)))
     given: dict[int, T] = {}
@@ -29,7 +35,7 @@ def in_batches(encoded: Sequence[Encoded], batch_size: int, function: Callable[[
         try:
             rows = function(chosen)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error) or batch_size == 1:
+            if not is_out_of_memory(error) or batch_size == 1 or not halves:
                 raise
             batch_size = (batch_size + 1) // 2
             continue

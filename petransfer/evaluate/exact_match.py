@@ -22,6 +22,7 @@ from petransfer.tasks.base import Example
 from petransfer.tasks.logical_forms import Semantics
 from petransfer.train.batches import IGNORED, Tensors, collate
 from petransfer.train.lean import Lean
+from petransfer.train.sharded import is_split
 
 AUDITED = 32
 
@@ -167,7 +168,7 @@ def score(
         return _score_batch(model, loaded, [examples[at] for at in chosen], [encoded[at] for at in chosen], lean)
 
     with lean.step() if lean else contextlib.nullcontext():
-        return in_batches(encoded, batch_size, one)
+        return in_batches(encoded, batch_size, one, halves=not is_split(model))
 
 
 def _score_batch(

@@ -14,7 +14,8 @@ import torch
 from petransfer.checkpoints.encoding import Encoded, encode_targets
 from petransfer.checkpoints.load import Loaded
 from petransfer.train.batches import IGNORED, collate
-from petransfer.train.loop import is_out_of_memory
+from petransfer.train.memory import is_out_of_memory
+from petransfer.train.sharded import is_split
 
 # Logits that are held at once.
 LOGITS = 1 << 26
@@ -39,7 +40,7 @@ def choose_labels(
         try:
             scores = _scores(model, loaded, [encoded[at].input_ids for at in chosen], pieces)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error) or at_once == 1:
+            if not is_out_of_memory(error) or at_once == 1 or is_split(model):
                 raise
             at_once = (at_once + 1) // 2
             continue

@@ -19,6 +19,7 @@ from petransfer.evaluate.generate import answers
 from petransfer.tasks.base import Example
 from petransfer.tasks.logical_forms import Semantics
 from petransfer.train.batches import IGNORED, collate
+from petransfer.train.sharded import is_split
 
 # Answers are generated up to so many pieces, and on only where they may yet mean the same: most go astray early.
 STAGES = (16, 64, sys.maxsize)
@@ -78,7 +79,7 @@ def beginnings(
     def one(chosen: list[int]) -> list[tuple[int, ...] | None]:
         return _begin_batch(model, loaded, [encoded[at] for at in chosen])
 
-    return in_batches(encoded, batch_size, one)
+    return in_batches(encoded, batch_size, one, halves=not is_split(model))
 
 
 @torch.inference_mode()

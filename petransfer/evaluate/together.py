@@ -13,13 +13,19 @@ from petransfer.checkpoints.load import Loaded
 from petransfer.evaluate.exact_match import AUDITED, Evaluation, Scored, evaluate
 from petransfer.evaluate.semantic import Meant
 from petransfer.tasks.base import Example
+from petransfer.train.sharded import is_split
 
 
 def evaluate_together(
     model: torch.nn.Module, loaded: Loaded, examples: Sequence[Example], encoded: Sequence[Encoded], **options: Any
 ) -> Evaluation:
-    """What `evaluate` finds; every process scores, settles and audits each n-th example, and all put it together."""
-    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+    """What `evaluate` finds; every process scores, settles and audits each n-th example, and all put it together.
+
+    Where the model's tensors are split, every layer waits for all processes, and how many passes generation takes is
+    not known before: all of them do the same whole evaluation. It takes as long as one process would, and longer by the
+    gathering, but needs no card that holds the model. They keep in step because the same cards round alike.
+    """
+    if not distributed.is_initialized() or distributed.get_world_size() == 1 or is_split(model):
         return evaluate(model, loaded, examples, encoded, **options)
     count, index = distributed.get_world_size(), distributed.get_rank()
     own = Evaluation((), 0, 0, 0)

@@ -13,8 +13,9 @@ from petransfer.checkpoints.quantise import inventory
 from petransfer.fit.simulate import Demand, meta_batch
 from petransfer.methods import APPLY, weights_bits
 from petransfer.recipe.spec import CheckpointSpec, TrainSpec
-from petransfer.train.loop import checkpoint_activations, make_optimizer
+from petransfer.train.loop import make_optimizer
 from petransfer.train.losses import token_loss
+from petransfer.train.memory import checkpoint_activations
 
 STEPS = 3
 

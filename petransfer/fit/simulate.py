@@ -24,8 +24,8 @@ from petransfer.methods import APPLY, weights_bits
 from petransfer.methods.stacked import share
 from petransfer.recipe.spec import Bits, MethodSpec, Optimizer
 from petransfer.train.batches import IGNORED, Tensors
-from petransfer.train.loop import checkpoint_activations
 from petransfer.train.losses import token_loss
+from petransfer.train.memory import checkpoint_activations
 from petransfer.train.stacked import accumulate, make_stack
 from petransfer.train.state import trained_tensors
 

@@ -20,6 +20,9 @@ _TOKENS = frozenset({"virtual_tokens", "match_parameters"})
 _INPUTS = "its virtual tokens are put before what the model reads, not into its weights; keep it beside its base"
 
 
+_VIEWS = "what it trains in 32 bits it computes with in 16, for which FSDP takes the tensor itself; take bits: 32"
+
+
 @dataclass(frozen=True)
 class Form:
     """A method's own schema.
@@ -27,6 +30,7 @@ class Form:
     keys: of a recipe's method that it takes beside those that all take. size: the key that decides how many parameters
     are trained, which `match_parameters` finds. not_at: bits of the base that it cannot go on, and why. no_merge: why
     its adapter cannot be merged into the base's weights. no_stack: why several cannot be trained on one base at once.
+    no_split: bits at which its tensors cannot be split among processes, and why.
     """
 
     title: str
@@ -36,6 +40,7 @@ class Form:
     not_at: Mapping[int, str] = field(default_factory=dict)
     no_merge: str = ""
     no_stack: str = ""
+    no_split: Mapping[int, str] = field(default_factory=dict)
 
 
 FORMS: dict[str, Form] = {
@@ -93,8 +98,10 @@ FORMS: dict[str, Form] = {
         no_merge=_INPUTS.replace("reads", "attends to"),
         no_stack="its virtual tokens change what the base attends to",
     ),
-    "ln": Form("norm tuning", "Zhao et al. 2023", no_stack="it replaces the base's own norms"),
-    "bias": Form("BitFit", "Ben Zaken et al. 2022", no_stack="it changes the base's own biases or norms"),
+    "ln": Form("norm tuning", "Zhao et al. 2023", no_stack="it replaces the base's own norms", no_split={16: _VIEWS}),
+    "bias": Form(
+        "BitFit", "Ben Zaken et al. 2022", no_stack="it changes the base's own biases or norms", no_split={16: _VIEWS}
+    ),
     "full": Form(
         "all weights",
         "",

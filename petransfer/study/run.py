@@ -26,21 +26,21 @@ from petransfer.checkpoints.lazy import encode_part
 from petransfer.checkpoints.lengths import length_check
 from petransfer.checkpoints.load import Loaded, load
 from petransfer.checkpoints.quantise import inventory
-from petransfer.evaluate.exact_match import Evaluation, score, summary
-from petransfer.evaluate.measure import measure
+from petransfer.evaluate.exact_match import Evaluation, summary
 from petransfer.evaluate.metrics import OF_LABELS
-from petransfer.evaluate.together import evaluate_together
 from petransfer.methods import APPLY, SAVE, mixed_precision, weights_bits
 from petransfer.recipe.spec import RunSpec
 from petransfer.study.grid import Cell
 from petransfer.study.ledger import RunFolder
+from petransfer.study.processes import splits_tensors
 from petransfer.study.provenance import provenance, seal
-from petransfer.tasks import CLOSED, SEMANTICS, Example, SplitData, load_task
-from petransfer.tasks.logical_forms import Semantics
+from petransfer.study.scoring import curve_steps, dev_curve, judged
+from petransfer.tasks import CLOSED, Example, SplitData, load_task
 from petransfer.train.batches import ShuffledExamples, met
 from petransfer.train.calibrate import check, quantisation_cost
 from petransfer.train.execution import Execution
 from petransfer.train.loop import Hooks, Loop
+from petransfer.train.sharded import accelerator_of_whole_tensors, is_split, put_together, split
 from petransfer.train.state import Progress, trained_tensors
 
 
@@ -117,7 +117,7 @@ def run_one(
         loop.progress.notes.pop("stack", None)
     loop.run()
     loop.save()
-    return finish(prepared, base, loop.progress)
+    return finish(prepared, base, loop.progress, settings.execution.micro_batch)
 
 
 @dataclass
@@ -138,13 +138,14 @@ class Base:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that is ready to be trained."""
+    """A run that is ready to be trained. hollow: the model without numbers, where processes hold parts of them."""
 
     spec: RunSpec
     folder: RunFolder
     loaded: Loaded
     parts: dict[str, Sequence[Encoded]]
     model: torch.nn.Module
+    hollow: torch.nn.Module | None = None
 
 
 def open_base(spec: RunSpec, settings: Settings) -> Base:
@@ -156,7 +157,9 @@ def open_base(spec: RunSpec, settings: Settings) -> Base:
     data = _task_data(spec.task.name, spec.task.split, options, settings.data_dir)
     accelerator = accelerator_for(mixed_precision(spec.method), settings.cpu)
     bits, wide = weights_bits(spec.method), spec.method.keep_wide
-    loaded = load(spec.checkpoint, bits, seed=spec.seed, device=accelerator.device, keep_wide=wide)
+    # a card need not hold what is going to be split
+    device = None if splits_tensors() else accelerator.device
+    loaded = load(spec.checkpoint, bits, seed=spec.seed, device=device, keep_wide=wide)
     scored = ("dev",) if settings.dev_only else ("dev", "test")
     return Base(accelerator, data, loaded, started, scored, settings.by_generation)
 
@@ -174,8 +177,11 @@ def prepare(
         base.cost = _quantisation_cost(spec, loaded, parts["dev"], force)
     # new pieces that training does not meet would learn nothing but not to be said
     loaded = replace(loaded, new_pieces=tuple(piece for piece in loaded.new_pieces if piece in pieces))
-    applied = APPLY[spec.method.name](loaded, spec.method, spec.seed).to(base.accelerator.device)
-    return Prepared(spec, folder, loaded, parts, applied)
+    applied = APPLY[spec.method.name](loaded, spec.method, spec.seed)
+    if splits_tensors():
+        hollow = split(applied, base.accelerator.device, mixed_precision(spec.method) == "bf16")
+        return Prepared(spec, folder, loaded, parts, applied, hollow)
+    return Prepared(spec, folder, loaded, parts, applied.to(base.accelerator.device))
 
 
 def make_loop(
@@ -187,8 +193,10 @@ def make_loop(
 ) -> Loop:
     """The run's training, which stands where its last state does."""
     spec, loaded, parts = prepared.spec, prepared.loaded, prepared.parts
-    curve = _dev_curve(prepared.model, loaded, base.data.dev, parts["dev"])
-    return Loop(
+    # split, the model is scored in as many examples as one pass is known to hold
+    at_once = (lambda: loop.progress.micro_batch) if is_split(prepared.model) else None
+    curve = dev_curve(prepared.model, loaded, base.data.dev, parts["dev"], at_once)
+    loop: Loop = Loop(
         prepared.model,
         ShuffledExamples(parts["train"], spec.train.batch_size, spec.seed, loaded.layout),
         spec.train,
@@ -197,20 +205,23 @@ def make_loop(
         identity=spec.canonical_json(),
         seed=spec.seed,
         execution=execution,
-        hooks=Hooks(progress, should_stop, dict.fromkeys(_curve_steps(spec.train.steps), curve)),
+        hooks=Hooks(progress, should_stop, dict.fromkeys(curve_steps(spec.train.steps), curve)),
     )
+    return loop
 
 
-def finish(prepared: Prepared, base: Base, done: Progress) -> dict[str, Any]:
-    """Evaluates a trained run, saves it and marks it as done. One that is scored on dev alone leaves figures alone."""
-    spec, folder, loaded, parts, model = (
-        prepared.spec, prepared.folder, prepared.loaded, prepared.parts, prepared.model
-    )  # fmt: skip
-    data, accelerator = base.data, base.accelerator
-    evaluations = _evaluate(model, loaded, base, parts, SEMANTICS.get(spec.task.name))
-    if not accelerator.is_main_process:
+def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> dict[str, Any]:
+    """Evaluates a trained run, saves it and marks it as done. One that is scored on dev alone leaves figures alone.
+
+    at_once: examples a pass, where the model is split.
+    """
+    spec, folder, loaded, model = prepared.spec, prepared.folder, prepared.loaded, prepared.model
+    data, accelerator, writes = base.data, base.accelerator, base.accelerator.is_main_process
+    evaluations, measured = judged(prepared, base, at_once or done.micro_batch, writes)
+    if prepared.hollow is not None:
+        model = put_together(model, prepared.hollow, writes)
+    if not writes:
         return {}
-    measured = {part: measure(model, loaded, spec.task, data, part, parts[part]) for part in evaluations}
     if "test" in evaluations:
         _save_weights(model, spec, folder, provenance(spec, loaded, data, evaluations, model))
         shown = None if spec.task.name in CLOSED else data.test
@@ -238,17 +249,16 @@ def accelerator_for(precision: str, cpu: bool) -> Accelerator:
     AcceleratorState._reset_state()
     # the batch is the recipe's: a launcher's number of accumulation steps would divide the loss by it
     whole = GradientAccumulationPlugin(num_steps=1)
+    if splits_tensors():  # what is split computes in its own precision
+        return accelerator_of_whole_tensors(mixed_precision="no", cpu=cpu, gradient_accumulation_plugin=whole)
     return Accelerator(mixed_precision=precision, cpu=cpu, gradient_accumulation_plugin=whole)
 
 
 def _shared(accelerator: Accelerator, done: Progress) -> dict[str, Any]:
     """Whether several processes shared the run, or several runs a pass: rounding depends on it."""
     counts = {"processes": accelerator.num_processes, "stacked": len(done.notes.get("stack", ()))}
-    return {name: count for name, count in counts.items() if count > 1}
-
-
-# A learning curve has at most so many points, on at most so many dev examples.
-CURVE_POINTS, CURVE_EXAMPLES = 10, 200
+    shared: dict[str, Any] = {name: count for name, count in counts.items() if count > 1}
+    return shared | ({"split": "fsdp2"} if splits_tensors() else {})
 
 
 def _encoded(base: Base, spec: RunSpec, loaded: Loaded) -> tuple[dict[str, Sequence[Encoded]], set[int]]:
@@ -268,25 +278,6 @@ def _encoded(base: Base, spec: RunSpec, loaded: Loaded) -> tuple[dict[str, Seque
     return parts, pieces
 
 
-def _curve_steps(steps: int) -> range:
-    return range(0, steps + 1, -(-steps // CURVE_POINTS))[1:]
-
-
-def _dev_curve(
-    model: torch.nn.Module, loaded: Loaded, examples: Sequence[Example], encoded: Sequence[Encoded]
-) -> Callable[[], dict[str, Any]]:
-    """Exact match in % on dev examples evenly spread, by one forward pass: what metrics.jsonl has as `dev_em`."""
-    chosen = range(0, len(examples), -(-len(examples) // CURVE_EXAMPLES))
-
-    def measure() -> dict[str, Any]:
-        model.eval()
-        scored = score(model, loaded, [examples[at] for at in chosen], [encoded[at] for at in chosen], len(chosen))
-        model.train()
-        return {"dev_em": 100 * sum(row.margin > 0 for row in scored) / len(scored)}
-
-    return measure
-
-
 def _quantisation_cost(spec: RunSpec, loaded: Loaded, dev: Sequence[Encoded], force: bool) -> dict[str, Any]:
     if spec.method.bits > 8:
         return {}
@@ -299,20 +290,6 @@ def _quantisation_cost(spec: RunSpec, loaded: Loaded, dev: Sequence[Encoded], fo
 @functools.lru_cache(maxsize=2)
 def _task_data(name: str, split: str, options: tuple[tuple[str, Any], ...], data_dir: Path | None) -> SplitData:
     return load_task(name, data_dir, **dict(options)).load(split)
-
-
-def _evaluate(
-    model: torch.nn.Module,
-    loaded: Loaded,
-    base: Base,
-    parts: dict[str, Sequence[Encoded]],
-    semantics: Semantics | None,
-) -> dict[str, Evaluation]:
-    def one(part: str) -> Evaluation:
-        options = {"semantics": semantics, "by_generation": base.by_generation and part == "test"}
-        return evaluate_together(model, loaded, getattr(base.data, part), parts[part], **options)
-
-    return {part: one(part) for part in base.scored}
 
 
 def _save_weights(model: torch.nn.Module, spec: RunSpec, folder: RunFolder, made_from: dict[str, Any]) -> None:

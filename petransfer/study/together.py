@@ -28,8 +28,8 @@ FOREVER = timedelta(days=30)
 # Seconds in which all processes of a run must have met an error for it to be the run's; else they have parted for good.
 PATIENCE = 60.0
 
-# The ways to run many processes in which each holds all tensors.
-_WHOLE = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
+# As it calls many processes before it is asked for an engine; that FSDP is wanted does not show yet.
+_PLAIN = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
 
 
 def execute_together(
@@ -38,7 +38,7 @@ def execute_together(
     """Carries out what is not done, every run by all processes. Returns in each of them; the leader's outcome counts.
 
     Raises:
-        UserError: the processes are launched in a way in which each may not hold all tensors.
+        UserError: the processes are launched in a way that was never tried.
     """
     with stop_on_signals() as stopped:
         group = Group.join(cpu, stopped)
@@ -66,7 +66,7 @@ class Group:
         """Waits for the other processes."""
         quiet()
         state = PartialState(cpu=cpu, timeout=FOREVER)
-        if state.distributed_type not in _WHOLE:
+        if state.distributed_type not in _PLAIN:
             kind = state.distributed_type.value
             raise UserError(f"Accelerate launched the processes as {kind}, which is untested; launch with --multi_gpu")
         store = PrefixStore("petransfer", _get_default_store())

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 
 from petransfer.errors import RunError
+from petransfer.train.sharded import is_split, part
 from petransfer.train.state import trained_tensors
+from petransfer.train.together import agree
 
 # LoRA's A gets its first gradient in the second step, once B has left zero; the third leaves room for a skipped one.
 STEPS = 3
@@ -15,7 +17,7 @@ class SelfChecks:
     """After the first steps every trained tensor must have had a gradient and must have moved."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._parameters = trained_tensors(model)
+        self._parameters, self._split = trained_tensors(model), is_split(model)
         if not self._parameters:
             raise RunError("nothing is trained: the method left no tensor with requires_grad")
         self._start = {name: _fingerprint(value) for name, value in self._parameters.items()}
@@ -25,10 +27,9 @@ class SelfChecks:
         """Notes which tensors have a gradient other than zero."""
         if step >= STEPS or not self._without_gradient:
             return
-        for name in list(self._without_gradient):
-            gradient = self._parameters[name].grad
-            if gradient is not None and bool(torch.any(gradient != 0)):
-                self._without_gradient.discard(name)
+        gradients = {name: self._parameters[name].grad for name in sorted(self._without_gradient)}
+        found = {name: value is not None and bool(torch.any(part(value) != 0)) for name, value in gradients.items()}
+        self._without_gradient -= self._anywhere(found)
 
     def after_step(self, step: int, loss: float) -> None:
         """Judges once, after the first steps of this process.
@@ -40,13 +41,21 @@ class SelfChecks:
             return
         if self._without_gradient:
             raise RunError(_message("got no gradient", sorted(self._without_gradient), len(self._parameters)))
-        still = [name for name, value in self._parameters.items() if _fingerprint(value) == self._start[name]]
+        moved = {name: _fingerprint(value) != self._start[name] for name, value in self._parameters.items()}
+        still = self._parameters.keys() - self._anywhere(moved)
         if still:
             raise RunError(_message("did not move", sorted(still), len(self._parameters)))
 
+    def _anywhere(self, found: dict[str, bool]) -> set[str]:
+        """The names of which it is true in some process, where each has a part of every tensor."""
+        counts: list[float] = list(found.values())
+        if self._split and found:
+            counts = agree(counts, next(iter(self._parameters.values())).device)
+        return {name for name, count in zip(found, counts, strict=True) if count}
+
 
 def _fingerprint(value: torch.Tensor) -> tuple[float, float]:
-    wide = value.detach().double()
+    wide = part(value.detach()).double()
     return float(wide.sum()), float(wide.square().sum())
 
 

@@ -23,6 +23,7 @@ from petransfer.train.batches import IGNORED, Tensors
 from petransfer.train.losses import PLAIN_HEADS
 from petransfer.train.packed import can_pack, draws, packed_hidden
 from petransfer.train.pairs import pairs_of
+from petransfer.train.sharded import is_split
 
 # Bytes of logits that are made at once: they stay in a core's second cache.
 AT_ONCE = 2**20
@@ -154,11 +155,11 @@ class Lean:
 
 
 def _dtype(model: Any) -> torch.dtype | None:
-    """What a model on a CPU computes in, fp32 or bf16; None where it is elsewhere, or of several widths.
+    """What a model on a CPU computes in, fp32 or bf16; None where it is elsewhere, split, or of several widths.
 
     None also where an adapter is one of several or switched off, or puts virtual pieces before the input.
     """
-    if any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values()):
+    if is_split(model) or any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values()):
         return None
     if any(value.device.type != "cpu" for value in model.parameters()):
         return None

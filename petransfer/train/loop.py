@@ -19,7 +19,9 @@ from petransfer.train.checks import SelfChecks
 from petransfer.train.execution import Execution
 from petransfer.train.lean import Lean
 from petransfer.train.losses import token_loss
+from petransfer.train.memory import checkpoint_activations, default_micro_batch, is_out_of_memory
 from petransfer.train.metrics import MetricsFile
+from petransfer.train.sharded import LockStep, clip, is_split
 from petransfer.train.state import Progress, load_state, peek_progress, save_state, trained_tensors
 from petransfer.train.together import agree, sum_gradients
 
@@ -86,7 +88,8 @@ class Loop:
 
     The batch of a step is the recipe's whatever happens: running out of memory halves the micro-batch only. The loss
     is divided by the target tokens of the whole batch over all processes, so the cut does not show in the gradient.
-    Processes hold the same tensors, share out the batch and sum their gradients; the first one writes.
+    Processes share out the batch; the first one writes. They hold the same tensors and sum their gradients, or parts of
+    the tensors, whose gradients are summed on the way back (see `sharded`).
     """
 
     def __init__(
@@ -121,7 +124,10 @@ class Loop:
         self.optimizer = make_optimizer(model, spec)
         if self.progress.step:
             load_state(folder / "state", self.progress, model, self.optimizer)
-        self.alone, self._told_to_stop = accelerator.num_processes == 1, False
+        self.alone = accelerator.num_processes == 1
+        self.lock_step = LockStep(model) if is_split(model) else None
+        self._told_to_stop = self._told_to_save = False
+        self._saved_at = time.monotonic()
         if not self.alone:
             self._refuse_a_split_start()
         if accelerator.is_main_process:
@@ -139,17 +145,18 @@ class Loop:
             RunError: the loss is not finite, a self-check failed, or one example alone is out of memory.
         """
         self.model.train()
-        saved_at = started = time.monotonic()
+        self._saved_at = started = time.monotonic()
         before = self.progress.seconds
         while self.progress.step < self.spec.steps:
             step = self.progress.step
             loss, norm = self._step_with_less_memory(step)
             self.note(step, loss, norm, before + time.monotonic() - started)
-            stop = self.hooks.should_stop() if self.alone else self._told_to_stop
-            if stop or time.monotonic() - saved_at >= self.execution.save_every:
+            if self.alone:
+                self._told_to_stop, self._told_to_save = self.hooks.should_stop(), self._save_is_due()
+            if self._told_to_stop or self._told_to_save:
                 self.save()
-                saved_at = time.monotonic()
-            if stop:
+                self._saved_at = time.monotonic()
+            if self._told_to_stop:
                 raise Interrupted
         return self.progress
 
@@ -170,9 +177,15 @@ class Loop:
 
     def save(self) -> None:
         """Writes the state of this moment; one process writes."""
-        if self.accelerator.is_main_process:
+        writes = self.accelerator.is_main_process
+        if writes:
             self.progress.metrics_bytes = self.metrics.size()
-            save_state(self.folder / "state", self.progress, self.model, self.optimizer, self.identity)
+        if writes or self.lock_step:
+            folder = self.folder / "state"
+            save_state(folder, self.progress, self.model, self.optimizer, self.identity, writes=writes)
+
+    def _save_is_due(self) -> bool:
+        return time.monotonic() - self._saved_at >= self.execution.save_every
 
     def _log(self, step: int, norm: float) -> None:
         done = step + 1
@@ -228,27 +241,38 @@ class Loop:
             return self._add_up(batch, loss_function)
 
     def _add_up(self, batch: Batch, loss_function: LossFunction) -> torch.Tensor:
-        total = torch.zeros((), device=self.accelerator.device)
-        for cut in batch.micro_batches(self.progress.micro_batch):
+        def one(cut: Tensors, weight: float = 1.0) -> torch.Tensor:
             micro = {name: tensor.to(self.accelerator.device) for name, tensor in cut.items()}
             summed = loss_function(self.wrapped, micro)
-            self.accelerator.backward(summed * (1 / batch.target_tokens))
-            total += summed.detach()
+            self.accelerator.backward(summed * (weight / batch.target_tokens))
+            return summed.detach() * weight
+
+        size = self.progress.micro_batch
+        cuts = batch.micro_batches(size)
+        if self.lock_step:
+            most = -(-self.spec.batch_size // self.accelerator.num_processes)  # examples of one process
+            return self.lock_step.add_up(cuts, -(-most // size), one)
+        total = torch.zeros((), device=self.accelerator.device)
+        for cut in cuts:
+            total += one(cut)
         return total
 
     def _join(self, short: bool) -> None:
-        """Sums the processes' gradients, and lets all of them know what one of them was told.
+        """Sums the processes' gradients where nothing did, and lets all of them know what one of them was told.
 
         Raises:
             MemoryError: in every process, where one was short of memory.
         """
         parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
-        present = [value.grad is not None for value in parameters]
-        shorts, stops, *counts = agree([short, self.hooks.should_stop(), *present], self.accelerator.device)
-        self._told_to_stop = stops > 0
+        present = [] if self.lock_step else [value.grad is not None for value in parameters]
+        save = self.accelerator.is_main_process and self._save_is_due()
+        told = agree([short, self.hooks.should_stop(), save, *present], self.accelerator.device)
+        shorts, stops, saves, *counts = told
+        self._told_to_stop, self._told_to_save = stops > 0, saves > 0
         if shorts:
             raise MemoryError("out of memory in one of the processes")
-        sum_gradients(parameters, counts)
+        if not self.lock_step:
+            sum_gradients(parameters, counts)
 
     def _refuse_a_split_start(self) -> None:
         """Raises UserError where the batch has too few examples, or the processes do not see the same folder."""
@@ -272,7 +296,7 @@ class Loop:
         if not math.isfinite(loss):
             raise RunError(f"the loss is {loss} at step {step + 1}; lower the learning rate or take bits: 32")
         parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.spec.max_grad_norm or math.inf))
+        norm = clip(parameters, self.spec.max_grad_norm or math.inf)
         self.checks.before_update(step)
         factor = learning_rate_factor(self.spec, step)
         for group in self.optimizer.param_groups:
@@ -280,40 +304,6 @@ class Loop:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss, norm
-
-
-def checkpoint_activations(model: torch.nn.Module) -> None:
-    """Makes every layer compute its activations again in the backward pass.
-
-    Not the reentrant kind, under which a frozen first layer would train nothing, in silence.
-
-    Raises:
-        UserError: the architecture cannot.
-    """
-    base: Any = model
-    base = base.get_base_model() if hasattr(base, "get_base_model") else base
-    if _has_prefix(model):
-        raise UserError("prefix tuning cannot checkpoint activations, which drops its cache; leave --checkpointing out")
-    if not getattr(base, "supports_gradient_checkpointing", False):
-        raise UserError(f"{type(base).__name__} cannot checkpoint activations; leave --checkpointing out")
-    base.gradient_checkpointing_enable({"use_reentrant": False})
-
-
-def _has_prefix(model: Any) -> bool:
-    configs = getattr(model, "peft_config", {}).values()
-    return any(config.peft_type == "PREFIX_TUNING" for config in configs)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out, on a GPU or on the CPU (where torch raises a plain RuntimeError)."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return "not enough memory" in str(error) or "out of memory" in str(error)
-
-
-def default_micro_batch(batch_size: int, device: torch.device) -> int:
-    """The whole batch on a GPU. On a CPU 8, of which less is padding: 1.5 times faster than 32 on SCAN, measured."""
-    return batch_size if device.type == "cuda" else min(batch_size, 8)
 
 
 def dropout_seed(seed: int, step: int, process: int) -> int:

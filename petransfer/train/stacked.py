@@ -14,8 +14,9 @@ from petransfer.checkpoints.encoding import Layout
 from petransfer.errors import Interrupted, RunError
 from petransfer.methods.stacked import Stack
 from petransfer.train.batches import IGNORED, Batch, Tensors
-from petransfer.train.loop import Loop, dropout_seed, is_out_of_memory
+from petransfer.train.loop import Loop, dropout_seed
 from petransfer.train.losses import plain_head, token_loss
+from petransfer.train.memory import is_out_of_memory
 from petransfer.train.state import keep_only, save_state
 
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from petransfer.errors import RunError
+from petransfer.train.sharded import fill, split_as, whole_tensors
 
 
 @dataclass
@@ -47,12 +48,20 @@ def save_state(
     optimizer: torch.optim.Optimizer,
     identity: str,
     keep_others: bool = False,
+    writes: bool = True,
 ) -> None:
     """Writes `folder/step-<n>` whole or not at all, then removes the states before it, unless they are to be kept.
+
+    Tensors that are split among processes are put together, for which all must come; one of them `writes`.
 
     Raises:
         RunError: the disk is full or not writable; the last good state is left as it was.
     """
+    parameters = trained_tensors(model)
+    moments, plain = _flatten(optimizer, {id(value): name for name, value in parameters.items()})
+    values, moments = whole_tensors(parameters, writes), whole_tensors(moments, writes)
+    if not writes:
+        return
     target = folder / f"step-{progress.step:09d}"
     partial = folder / f".partial-{os.getpid()}"
     try:
@@ -60,12 +69,8 @@ def save_state(
         for stale in folder.glob(".partial-*"):
             shutil.rmtree(stale, ignore_errors=True)
         partial.mkdir()
-        parameters = trained_tensors(model)
-        save_file(
-            {name: value.detach().contiguous() for name, value in parameters.items()}, partial / "model.safetensors"
-        )
-        tensors, plain = _flatten(optimizer, {id(value): name for name, value in parameters.items()})
-        save_file(tensors, partial / "optimizer.safetensors")
+        save_file(values, partial / "model.safetensors")
+        save_file(moments, partial / "optimizer.safetensors")
         meta = {"identity": identity, "progress": asdict(progress), "optimizer": plain}
         (partial / "progress.json").write_text(json.dumps(meta))
         for file in partial.iterdir():
@@ -117,9 +122,8 @@ def load_state(folder: Path, progress: Progress, model: torch.nn.Module, optimiz
     if saved.keys() != parameters.keys():
         odd = sorted(saved.keys() ^ parameters.keys())[0]
         raise RunError(f"the state in {state} does not fit the model (tensor {odd}); remove the folder to start again")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(saved[name])
+    for name, parameter in parameters.items():
+        fill(parameter, saved[name])
     meta = json.loads((state / "progress.json").read_text())
     _unflatten(optimizer, parameters, load_file(state / "optimizer.safetensors"), meta["optimizer"])
 
@@ -152,7 +156,7 @@ def _unflatten(
         parameter = parameters[name]
         # AdamW keeps its step count on the CPU unless fused or capturable; moments live beside their parameter.
         device = value.device if slot == "step" and not _fused(optimizer) else parameter.device
-        optimizer.state[parameter][slot] = value.to(device)
+        optimizer.state[parameter][slot] = split_as(parameter, value.to(device))
     for name, values in plain.items():
         optimizer.state[parameters[name]].update(values)
 

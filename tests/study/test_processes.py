@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from petransfer.cli import main
 from petransfer.errors import UserError
-from petransfer.study.processes import Place, refuse_split_tensors, this_place
+from petransfer.recipe.spec import MethodSpec, RunSpec, TrainSpec
+from petransfer.study.processes import Place, refuse_launch, this_place
 
 NAMES = ("RANK", "WORLD_SIZE", "PMI_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")
 
@@ -62,17 +66,52 @@ def test_a_verb_that_is_not_shared_is_the_first_process_s_alone(
     assert "pretrain does not share a run among processes" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "said"), [("FSDP", "FSDP"), ("DEEPSPEED", "DeepSpeed")])
-def test_what_splits_the_tensors_is_refused_before_anything_is_begun(
-    name: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: object
+@pytest.mark.parametrize(("name", "said"), [("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM")])
+def test_engines_are_refused_before_anything_is_begun(
+    name: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    with pytest.raises(UserError, match=said):
-        refuse_split_tensors()
-    assert _call(monkeypatch, "run", "--recipe", "smoke", "--out", f"{tmp_path}/out") == 2
+    assert _call(monkeypatch, "run", "--recipe", "smoke", "--out", str(tmp_path / "out")) == 2
     error = capsys.readouterr().err
     assert said in error
+    assert "take FSDP" in error
     assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("told", "changes", "said"),
+    [
+        ({"FSDP_VERSION": "1"}, {}, "fsdp_version: 2"),
+        ({"WORLD_SIZE": "1", "RANK": "0"}, {}, "one alone"),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, {}, "leave it out"),
+        ({}, {"method": MethodSpec("lora", bits=4, rank=4, alpha=8.0)}, "lora at 4 bits.*quantised"),
+        ({}, {"method": MethodSpec("lora", bits=8, rank=4, alpha=8.0)}, "lora at 8 bits.*quantised"),
+        ({}, {"method": MethodSpec("ln", bits=16)}, "ln at 16 bits.*bits: 32"),
+        ({}, {"train": TrainSpec(8, 8, 1e-3, optimizer="adamw-8bit")}, "train.optimizer: adamw"),
+    ],
+)
+def test_what_cannot_be_split_is_refused_in_a_line(
+    told: dict[str, str],
+    changes: dict[str, Any],
+    said: str,
+    tiny_spec: Callable[..., RunSpec],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launched = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "RANK": "0", "WORLD_SIZE": "2"}
+    for name, value in (launched | told).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=said) as refused:
+        refuse_launch([tiny_spec(), tiny_spec(**changes)])
+    assert "\n" not in str(refused.value)
+
+
+def test_what_can_be_split_is_not_refused(tiny_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_launch([tiny_spec(MethodSpec("lora", bits=4, rank=4, alpha=8.0))])
+    launched = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "RANK": "1", "WORLD_SIZE": "2"}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    refuse_launch([tiny_spec(MethodSpec(name, bits=16, rank=4, alpha=8.0)) for name in ("lora", "dora", "full")])
 
 
 @pytest.mark.parametrize(

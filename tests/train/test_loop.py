@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from petransfer.errors import RunError
 from petransfer.recipe.spec import TrainSpec
 from petransfer.train.checks import SelfChecks
-from petransfer.train.loop import is_out_of_memory, learning_rate_factor, make_optimizer
+from petransfer.train.loop import learning_rate_factor, make_optimizer
+from petransfer.train.memory import is_out_of_memory
 from petransfer.train.metrics import MetricsFile, read_metrics
 
 SPEC = TrainSpec(steps=100, batch_size=8, learning_rate=1e-3, warmup=0.1)
