@@ -63,7 +63,7 @@ def split(model: torch.nn.Module, device: torch.device, narrow: bool) -> torch.n
     hollow = _without_numbers(model)
     is_unit = _policy(plugin, model)
     factors = {name: value.rate_factor for name, value in model.named_parameters() if hasattr(value, "rate_factor")}
-    options = {
+    options: dict[str, Any] = {
         "mesh": init_device_mesh(device.type, (distributed.get_world_size(),)),
         "mp_policy": MixedPrecisionPolicy(torch.bfloat16, torch.float32) if narrow else MixedPrecisionPolicy(),
         # on a CPU the parts lie in the host's memory anyway, and there is no other to pin it for
