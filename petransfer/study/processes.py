@@ -50,9 +50,7 @@ def refuse_launch(specs: Iterable[RunSpec]) -> None:
                 "tensors among the processes take FSDP (--use_fsdp --fsdp_version 2)"
             )
     if _told("PARALLELISM_CONFIG"):
-        raise UserError(
-            "Accelerate's parallelism_config is not supported; leave it out, FSDP splits over all processes"
-        )
+        raise UserError("Accelerate's parallelism_config is not supported; leave it out, FSDP splits among all")
     if not splits_tensors():
         return
     version = os.environ.get("FSDP_VERSION", "1")
