@@ -9,10 +9,16 @@ import torch
 from petransfer.checkpoints.load import Loaded
 from petransfer.recipe.spec import MethodSpec
 
+# Tables that are computed and not learned, which Marian and Pegasus hold as parameters and read without a gradient.
+COMPUTED = "SinusoidalPositionalEmbedding"
+
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """The model itself, all of it trained."""
+    """The model itself, all that is learned of it trained."""
     model: torch.nn.Module = loaded.model.requires_grad_(True)
+    for module in model.modules():
+        if type(module).__name__.endswith(COMPUTED):
+            module.requires_grad_(False)
     return model
 
 

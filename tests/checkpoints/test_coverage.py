@@ -151,6 +151,15 @@ def test_it_is_loaded_trained_evaluated_saved_and_read_by_peft(
     torch.testing.assert_close(ours, plain, rtol=0.02, atol=0.02 if bits == 32 else 0.5)
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_all_that_full_fine_tuning_trains_has_a_gradient(name: str, checkpoint: Callable[[str], Path]) -> None:
+    loaded = load(checkpoint_spec(str(checkpoint(name))), 32)
+    model = APPLY["full"](loaded, MethodSpec("full", bits=32), 0).train()
+    token_loss(model, _batch(loaded)).backward()
+    trained = {key for key, value in model.named_parameters() if value.requires_grad}
+    assert trained == {key for key, value in model.named_parameters() if value.grad is not None}
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_not_supported_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
     kind, fields, _, said = REFUSED[name]
