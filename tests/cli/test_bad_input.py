@@ -116,7 +116,7 @@ def test_unknown_names(refused_at_once: Refused, verb: str, arguments: list[str]
         ("methods=[{name: full, bits: 4}]", ["methods.0:", "cannot train 4-bit", "take bits 16 or 32, or lora"]),
         ("seeds=[-1]", ["seeds.0", "greater than or equal to 0", "-1"]),
         ("name=../x", ["name:", "'../x'"]),
-        ("task.options.dev_size=-3", ["dev_size of scan is -3", "whole number from 1 up"]),
+        ("task.options.dev_size=-3", ["dev_size of scan is -3", "whole number from 1 to 4,000"]),
         ("family={name: mine, arms: {english: a b}}", ["'a b' is neither a folder nor a hub id", "owner/name"]),
         ("family={name: mine, arms: {english: ./none}}", ["none", "no config.json", "save_pretrained"]),
         ("family={name: mine, arm: {}}", ["family"]),
