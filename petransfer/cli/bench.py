@@ -124,7 +124,6 @@ def memory(
     source, target = two(lengths)
     wanted = _bits(bits)
     found: list[dict[str, Any]] = []
-    rest: dict[str, int | None]
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         print(f"writing {checkpoint} with random weights", file=sys.stderr)
         parameters = write_random(checkpoint, Path(folder), layers)
@@ -134,10 +133,9 @@ def memory(
                 print(f"{width} bits, {side}", file=sys.stderr)
                 taken = asdict(measure(cell, side))
                 about = {"checkpoint": checkpoint, "layers": layers, "parameters": parameters}
-                rest = {"theory": theoretical(parameters, width)}
-                if side == "petransfer":
-                    rest["loading"] = loading(cell)
-                found.append(about | {**asdict(cell), "folder": None} | taken | rest)
+                beside = {"theory": theoretical(parameters, width)}
+                alone = {"loading": loading(cell)} if side == "petransfer" else {}
+                found.append(about | {**asdict(cell), "folder": None} | taken | beside | alone)
     _show(found)
     _add(found, out)
 

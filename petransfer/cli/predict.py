@@ -18,6 +18,7 @@ from petransfer.share.bundle import opened
 
 if TYPE_CHECKING:
     from petransfer.evaluate.predict import Predictor
+    from petransfer.share.several import Where
 
 BATCH = 256
 
@@ -42,7 +43,9 @@ def predict(
     """Answer with an adapter, with several on one base, or with a fully fine-tuned model."""
     lines = iter(text) if text else _lines(file)
     with contextlib.ExitStack() as stack:
-        where = (checkpoint, revision, "cpu" if cpu else None)
+        from petransfer.share.several import Where
+
+        where = Where(checkpoint, revision, device="cpu" if cpu else None)
         asked = _asked(stack, [run, *(others or [])], where, combination_of(weights, combination))
         for batch in iter(lambda: list(islice(lines, BATCH)), []):
             answers = {label: predictor(batch, max_new_tokens) for label, predictor in asked()}
@@ -52,23 +55,20 @@ def predict(
 
 
 def _asked(
-    stack: contextlib.ExitStack, sources: list[str], where: tuple[str | None, str | None, str | None], combination: Any
+    stack: contextlib.ExitStack, sources: list[str], where: Where, combination: Any
 ) -> Callable[[], Iterator[tuple[str, Predictor]]]:
-    """What gives every label with its predictor, each of which is to be used before the next is taken.
-
-    where: the base's place and commit, where they are to be others, and the device.
-    """
+    """What gives every label with its predictor, each of which is to be used before the next is taken."""
     from petransfer.checkpoints.quiet import quiet
     from petransfer.evaluate.predict import Predictor, is_whole_model
-    from petransfer.share.several import Where, put_together
+    from petransfer.share.several import put_together
 
     quiet()
     first = Path(sources[0])
     if len(sources) == 1 and combination is None and is_whole_model(first):
-        whole = Predictor.of(first, where[0], where[2])
+        whole = Predictor.of(first, where.checkpoint, where.device)
         return lambda: iter([(sources[0], whole)])
     bundles = [stack.enter_context(opened(source)) for source in sources]
-    together = put_together(bundles, Where(where[0], where[1], device=where[2]), combination)
+    together = put_together(bundles, where, combination)
     return lambda: ((label, predictor) for _, label, predictor in together.each())
 
 

@@ -58,9 +58,7 @@ def judged(
 ) -> tuple[dict[str, Evaluation], dict[str, Measured]]:
     """Exact match of the parts that are scored, and what the recipe's metrics ask for beside it.
 
-    Those the leading process measures. at_once: examples a pass, where the model is split.
-
-    Where the model is split all of them measure, in batches that training is known to have room for.
+    The leading process measures the latter; where the model is split all do, and `at_once` examples are known to fit.
 
     Raises:
         RunError: a process that others wait for ran out of memory.
