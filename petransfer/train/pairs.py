@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
+from peft.utils.integrations import dequantize_module_weight
 from torch.nn import functional
 
 # So many bytes of wide weights may be kept of a quantised model.
@@ -125,7 +126,7 @@ def _wide_here(module: Any, dtype: torch.dtype) -> bool:
         return bool(base.weight.dtype == dtype)
     if getattr(base.weight, "quant_state", None) is not None:
         return bool(base.compute_dtype == dtype and base.weight.quant_state.shape[0] == base.out_features)
-    return hasattr(base, "state") and _eight_bits(base)[1] is not None and not base.state.has_fp16_weights
+    return hasattr(base, "state") and not base.state.has_fp16_weights
 
 
 def _size(module: Any) -> int:
@@ -142,35 +143,12 @@ def _folded(module: Any) -> Folded:
 def _beside(module: Any, dtype: torch.dtype) -> Beside:
     base = module.get_base_layer()
     bias = None if base.bias is None else base.bias.to(dtype)
-    return Beside(module, wide_weight(base, dtype), *_parts(module), bias)
+    return Beside(module, dequantize_module_weight(base).detach().to(dtype), *_parts(module), bias)
 
 
 def _parts(module: Any) -> tuple[torch.nn.Parameter, torch.nn.Parameter, float]:
     name = module.active_adapters[0]
     return module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
-
-
-@torch.no_grad()
-def wide_weight(layer: Any, dtype: torch.dtype) -> torch.Tensor:
-    """The weight (out, in) that a frozen layer multiplies by in training on a CPU, made of its bits if it has few."""
-    wide: torch.Tensor
-    if type(layer) is torch.nn.Linear:
-        wide = layer.weight.detach()
-    elif getattr(layer.weight, "quant_state", None) is not None:
-        from bitsandbytes.functional import dequantize_4bit
-
-        wide = dequantize_4bit(layer.weight.data.view(-1, 1), layer.weight.quant_state).to(dtype)
-    else:
-        codes, scales = _eight_bits(layer)
-        wide = codes.to(dtype).mul_(scales.unsqueeze(1).mul(1.0 / 127.0))
-    return wide
-
-
-def _eight_bits(layer: Any) -> tuple[Any, Any]:
-    """Codes (out, in) and scales (out), which bitsandbytes moves from the weight to the layer at the first pass."""
-    if layer.weight.CB is not None:
-        return layer.weight.CB, layer.weight.SCB
-    return layer.state.CB, layer.state.SCB
 
 
 def _add_gradient(parameter: torch.nn.Parameter, gradient: torch.Tensor) -> None:
