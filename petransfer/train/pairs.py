@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
-from peft.utils.integrations import dequantize_module_weight
+from peft.utils.integrations import dequantize_bnb_weight
 from torch.nn import functional
 
 # So many bytes of wide weights may be kept of a quantised model.
@@ -143,7 +143,11 @@ def _folded(module: Any) -> Folded:
 def _beside(module: Any, dtype: torch.dtype) -> Beside:
     base = module.get_base_layer()
     bias = None if base.bias is None else base.bias.to(dtype)
-    return Beside(module, dequantize_module_weight(base).detach().to(dtype), *_parts(module), bias)
+    weight = base.weight
+    if type(base) is not torch.nn.Linear:
+        # not `dequantize_module_weight`, which loses the scales of 8-bit weights that have been used before
+        weight = dequantize_bnb_weight(weight, getattr(base, "state", None))
+    return Beside(module, weight.detach().to(dtype), *_parts(module), bias)
 
 
 def _parts(module: Any) -> tuple[torch.nn.Parameter, torch.nn.Parameter, float]:
