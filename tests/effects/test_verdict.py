@@ -80,7 +80,7 @@ def test_two_seeds_beside_six_are_still_two() -> None:
     both = contrast(0.50, 0.505, 6, 0.01)
     (effect,) = judge([replace(both, left=both.left[:2], log_prob_left=None)], draws=300)
     assert (effect.verdict, effect.seeds_needed) == ("inconclusive", 4)
-    assert "2 and 6 seeds: inconclusive, 4 seeds an arm needed" in of_effect(effect)
+    assert "(at least 0.071 with so few seeds), 2 and 6 seeds: inconclusive, 4 seeds an arm needed" in of_effect(effect)
 
 
 def test_looking_at_many_effects_asks_more_of_each() -> None:
