@@ -21,7 +21,9 @@ from petransfer.report.groups import points
 class Comparison:
     """What two studies have in common. cells: B less A in each, adjusted for each other; effects: likewise.
 
-    same_runs: places where both studies hold the very same runs, which say nothing about a difference.
+    same_runs: cells and effects whose runs are the same in both studies, in whole or in part: one condition, in which
+    there is no difference to look for. one_sided: effects of which that is true of one arm, so that what parts them is
+    the other arm's cell.
     """
 
     names: tuple[str, str]
@@ -29,6 +31,7 @@ class Comparison:
     cells: list[Effect]
     effects: list[Scale]
     same_runs: list[str]
+    one_sided: list[str]
 
 
 def compare(first: Runs, second: Runs, names: tuple[str, str]) -> Comparison:
@@ -42,9 +45,9 @@ def compare(first: Runs, second: Runs, names: tuple[str, str]) -> Comparison:
     cells, same = _cells(first, second)
     if not cells and not same:
         raise UserError(f"{names[0]} and {names[1]} have no arm and split in common that both have runs of")
-    effects = _effects(first, second)
+    effects, same_effects, one_sided = _effects(first, second)
     families = (family_name(first.recipe), family_name(second.recipe))
-    return Comparison(names, families, judge(cells), judge_scales(effects), same)
+    return Comparison(names, families, judge(cells), judge_scales(effects), same + same_effects, one_sided)
 
 
 def _matched(first: Runs, second: Runs, arm: str, split: str) -> list[tuple[str, str]]:
@@ -62,30 +65,61 @@ def _cells(first: Runs, second: Runs) -> tuple[list[Contrast], list[str]]:
                 left, right = second.scored(arm, theirs, split), first.scored(arm, ours, split)
                 if not left or not right:
                     continue
-                method = ours if ours == theirs else f"{theirs} less {ours}"
-                if _ids(first, arm, ours, split) == _ids(second, arm, theirs, split):
-                    same.append(f"{arm} on {split} ({method})")
+                shared = _shared(first, second, arm, ours, theirs, split)
+                if shared:
+                    same.append(f"{arm} on {split} ({_label(ours, theirs)}{shared})")
                     continue
-                names = {"left_name": theirs, "right_name": ours}
-                found.append(compared(arm, split, left, right, method=method, **names))
+                names = {"method": _label(ours, theirs), "left_name": theirs, "right_name": ours}
+                found.append(compared(arm, split, left, right, **names))
     return found, same
+
+
+def _label(ours: str, theirs: str) -> str:
+    return ours if ours == theirs else f"{theirs} less {ours}"
+
+
+def _shared(first: Runs, second: Runs, arm: str, ours: str, theirs: str, split: str) -> str:
+    """How many runs two groups have in common, in words; nothing where they have none.
+
+    A run's id is a hash of all but its group's other seeds, so that groups with one run in common are of one condition.
+    """
+    mine, other = _ids(first, arm, ours, split), _ids(second, arm, theirs, split)
+    common = len(mine & other)
+    if not common:
+        return ""
+    counts = f"{common} of {len(mine)} in A and of {len(other)} in B" if mine != other else f"all {common}"
+    return f": {counts}"
 
 
 def _ids(runs: Runs, arm: str, method: str, split: str) -> set[str]:
     return {cell.run_id for cell in runs.asked(arm, method, split) if runs.folder.run(cell.run_id).done}
 
 
-def _effects(first: Runs, second: Runs) -> list[Two]:
+def _effects(first: Runs, second: Runs) -> tuple[list[Two], list[str], list[str]]:
+    """The effects to compare, those whose runs are the same, and those of which one arm's are."""
     ours = {(effect.left, effect.right) for effect in wanted(first.recipe) if effect.kind == "arms"}
     theirs = {(effect.left, effect.right) for effect in wanted(second.recipe) if effect.kind == "arms"}
-    found = []
+    found: list[Two] = []
+    same, one_sided = [], []
     for split in first.splits:
         for left, right in sorted(ours | theirs):
             for mine, other in _matched(first, second, left, split):
                 there, here = _contrast(first, left, right, mine, split), _contrast(second, left, right, other, split)
-                if here and there:
+                if not (here and there):
+                    continue
+                controls = first.partner(right, mine, split), second.partner(right, other, split)
+                shared = [
+                    bool(_shared(first, second, arm, *methods, split))
+                    for arm, methods in ((left, (mine, other)), (right, controls))
+                ]
+                place = f"{left}-{right} on {split} ({_label(mine, other)})"
+                if all(shared):
+                    same.append(place)
+                elif any(shared):
+                    one_sided.append(f"{place}: {right if shared[0] else left}")
+                else:
                     found.append(Two(here, there, "B", "A"))
-    return found
+    return found, same, one_sided
 
 
 def _contrast(runs: Runs, left: str, right: str, method: str, split: str) -> Contrast | None:
@@ -151,7 +185,10 @@ def head(found: Comparison) -> list[str]:
     sides = zip("AB", found.names, found.families, strict=True)
     lines = [f"{letter}: {name}, family {family}" for letter, name, family in sides]
     if found.same_runs:
-        lines.append(f"the very same runs in both, not compared: {'; '.join(found.same_runs)}")
+        lines.append(f"the same runs in both, not compared: {'; '.join(found.same_runs)}")
+    if found.one_sided:
+        effects = "; ".join(found.one_sided)
+        lines.append(f"one arm's runs are the same in both, so that B less A is the other's, a cell below: {effects}")
     return lines
 
 

@@ -73,7 +73,33 @@ def test_one_method_in_each_study_is_compared_though_they_differ(
     assert call("compare", tmp_path / "a", tmp_path / "b") == 0
     said = capsys.readouterr().out
     assert "full 32-bit less lora r16 32-bit" in said
-    assert "the very same runs in both, not compared: scratch on add_jump" in said
+    assert "the same runs in both, not compared: scratch on add_jump (full 32-bit: all 6)" in said
+    assert "english-scratch on add_jump (full 32-bit less lora r16 32-bit): english" in " ".join(said.split())
+    assert "the same effects" not in said  # the control's luck is one and the same, not two that are independent
+
+
+def test_a_study_and_itself_have_nothing_to_compare(
+    tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path / "a", recipe_of())
+    assert call("compare", tmp_path / "a", tmp_path / "a", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["cells"], found["effects"], found["one_sided"]) == ([], [], [])
+    assert len(found["same_runs"]) == 2 * (3 + 3 + 1) + 2 * 2 * 3
+    assert "german-scratch on right (lora r16 4-bit)" in found["same_runs"]
+
+
+def test_runs_that_are_partly_the_same_are_not_taken_for_independent(
+    tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four seeds, and the same four with two more: a difference would be the two seeds' luck."""
+    make(tmp_path / "a", recipe_of(seeds=[0, 1, 2, 3]))
+    make(tmp_path / "b", recipe_of(name="b"))
+    assert call("compare", tmp_path / "a", tmp_path / "b", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["cells"], found["effects"]) == ([], [])
+    assert "english on right (full 32-bit: 4 of 4 in A and of 6 in B)" in found["same_runs"]
+    assert "english-scratch on right (full 32-bit)" in found["same_runs"]
 
 
 def test_nothing_in_common_is_said(tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]) -> None:
