@@ -37,7 +37,8 @@ class Comparison:
 def compare(first: Runs, second: Runs, names: tuple[str, str]) -> Comparison:
     """B less A, for every arm and split that both have runs of, and every effect that both can estimate.
 
-    Cells are matched by their method, or, where an arm has one method in each study and they differ, by the arm.
+    Cells are matched by their method, or, where an arm has one method in each study and they differ, by the arm: those
+    are paired by seed where both have one checkpoint and the seeds of one study are among the other's.
 
     Raises:
         UserError: the studies have no cell in common, or were tested on other examples.
@@ -70,8 +71,22 @@ def _cells(first: Runs, second: Runs) -> tuple[list[Contrast], list[str]]:
                     same.append(f"{arm} on {split} ({_label(ours, theirs)}{shared})")
                     continue
                 names = {"method": _label(ours, theirs), "left_name": theirs, "right_name": ours}
-                found.append(compared(arm, split, left, right, **names))
+                paired = ours != theirs and _pairs(first, second, arm, ours, theirs, split)
+                found.append(compared(arm, split, left, right, paired=paired, **names))
     return found, same
+
+
+def _pairs(first: Runs, second: Runs, arm: str, ours: str, theirs: str, split: str) -> bool:
+    """Whether two methods are compared seed by seed, as in one study: one checkpoint, and one side's seeds the other's.
+
+    Where only some are common, pairs would leave out runs of both sides and decide less than all of them.
+    """
+    mine, other = first.asked(arm, ours, split), second.asked(arm, theirs, split)
+    seeds = [
+        {cell.seed for cell in cells if runs.folder.run(cell.run_id).done}
+        for runs, cells in ((first, mine), (second, other))
+    ]
+    return mine[0].spec.checkpoint == other[0].spec.checkpoint and (seeds[0] <= seeds[1] or seeds[1] <= seeds[0])
 
 
 def _label(ours: str, theirs: str) -> str:
@@ -141,8 +156,8 @@ def cell_lines(found: Comparison) -> list[tuple[str, ...]]:
             one.split,
             one.name,
             one.method,
-            f"{one.right:.1f} ({_seeds(one.seeds[1])})",
-            f"{one.left:.1f} ({_seeds(one.seeds[0])})",
+            f"{one.right:.1f} ({_seeds(one.seeds[1], one.paired)})",
+            f"{one.left:.1f} ({_seeds(one.seeds[0], one.paired)})",
             points(asdict(one)),
             f"{one.p_holm:.3f}",
             _CELL[one.verdict],
@@ -176,8 +191,8 @@ _EFFECT = {"holds": "larger in B", "reversed": "smaller in B"} | {
 }
 
 
-def _seeds(count: int) -> str:
-    return f"{count} seed{'s' if count > 1 else ''}"
+def _seeds(count: int, paired: bool) -> str:
+    return f"{count} {'pair' if paired else 'seed'}{'s' if count > 1 else ''}"
 
 
 def head(found: Comparison) -> list[str]:
@@ -189,6 +204,11 @@ def head(found: Comparison) -> list[str]:
     if found.one_sided:
         effects = "; ".join(found.one_sided)
         lines.append(f"one arm's runs are the same in both, so that B less A is the other's, a cell below: {effects}")
+    lines += [
+        f"{one.name} on {one.split}: {one.left_out} runs have no partner of the same seed"
+        for one in found.cells
+        if one.left_out
+    ]
     return lines
 
 
