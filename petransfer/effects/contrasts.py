@@ -46,7 +46,7 @@ def update_effects(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) ->
         return {"effects": [], "scales": [], "retentions": [], "missing": [], "sentences": []}
     failed = sorted((cell.run_id, study.run(cell.run_id).status()) for cell in cells if cell.run_id not in set(done))
     asked = [effect if isinstance(effect, str) else effect.model_dump() for effect in recipe.effects]
-    seen = [JUDGED_VERSION, asked, done, failed, _elsewhere(recipe, study)]
+    seen = [JUDGED_VERSION, asked, recipe.margin, done, failed, _elsewhere(recipe, study)]
     digest = hashlib.sha256(json.dumps(seen).encode()).hexdigest()
     path = study.path / "effects.json"
     kept = _read(path)
@@ -93,8 +93,9 @@ def _judged(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> dict[s
     from petransfer.effects.verdict import judge, raw_p
 
     found = collect(recipe, cells, study)
-    effects = judge(found.contrasts, beside=[scale_p(two) for two in found.scales])
-    scales = judge_scales(found.scales, beside=[raw_p(contrast) for contrast in found.contrasts])
+    margin = recipe.margin
+    effects = judge(found.contrasts, margin, beside=[scale_p(two) for two in found.scales])
+    scales = judge_scales(found.scales, [raw_p(contrast) for contrast in found.contrasts], margin)
     retentions = [retention(two) for two in found.retentions]
     return {
         "tests": len(effects) + len(scales),
@@ -122,7 +123,7 @@ def _paper(effect: Effect, recipe: Recipe) -> dict[str, Any] | None:
     contrast = published_contrast(family, *names, recipe.task.name, effect.split)
     if contrast is None:
         return None
-    (found,) = judge([contrast])
+    (found,) = judge([contrast], recipe.margin)
     keys = ("difference", "interval", "left", "right", "seeds", "p", "smallest_p", "verdict")
     return {"family": family} | {key: value for key, value in asdict(found).items() if key in keys}
 

@@ -10,7 +10,8 @@ import numpy as np
 from petransfer.effects.bootstrap import Interval, degrees_of_freedom, drawn_means, percentile_interval, sum_interval
 from petransfer.effects.counts import LEVEL, fewest_for_equivalence, smallest_p
 from petransfer.effects.statistics import holm, welch_p
-from petransfer.effects.verdict import MARGIN, Contrast, Verdict, holds_zero, no_room
+from petransfer.effects.verdict import Contrast, Verdict, holds_zero, no_room
+from petransfer.recipe.schema import MARGIN
 
 _SIGNS = (1.0, -1.0, -1.0, 1.0)
 

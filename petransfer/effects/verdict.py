@@ -21,11 +21,10 @@ from petransfer.effects.statistics import (
     permutation_p,
     seeds_needed,
 )
+from petransfer.recipe.schema import MARGIN
 
 Verdict = Literal["holds", "reversed", "equivalent", "inconclusive", "saturated"]
 
-# Points of EM within which two arms count as equal unless a recipe says otherwise.
-MARGIN = 5.0
 # Both arms nearer than this to 0 or to 100 % leave EM no room to differ.
 ROOM = 1.0
 

@@ -21,6 +21,7 @@ from petransfer.report.groups import points
 class Comparison:
     """What two studies have in common. cells: B less A in each, adjusted for each other; effects: likewise.
 
+    margin: points within which two sides count as equal: the smaller of the studies' own.
     same_runs: cells and effects whose runs are the same in both studies, in whole or in part: one condition, in which
     there is no difference to look for. one_sided: effects of which that is true of one arm, so that what parts them is
     the other arm's cell.
@@ -28,6 +29,7 @@ class Comparison:
 
     names: tuple[str, str]
     families: tuple[str, str]
+    margin: float
     cells: list[Effect]
     effects: list[Scale]
     same_runs: list[str]
@@ -48,7 +50,9 @@ def compare(first: Runs, second: Runs, names: tuple[str, str]) -> Comparison:
         raise UserError(f"{names[0]} and {names[1]} have no arm and split in common that both have runs of")
     effects, same_effects, one_sided = _effects(first, second)
     families = (family_name(first.recipe), family_name(second.recipe))
-    return Comparison(names, families, judge(cells), judge_scales(effects), same + same_effects, one_sided)
+    margin = min(first.recipe.margin, second.recipe.margin)
+    judged = judge(cells, margin), judge_scales(effects, margin=margin)
+    return Comparison(names, families, margin, *judged, same + same_effects, one_sided)
 
 
 def _matched(first: Runs, second: Runs, arm: str, split: str) -> list[tuple[str, str]]:
@@ -199,6 +203,8 @@ def head(found: Comparison) -> list[str]:
     """Lines that say what is compared."""
     sides = zip("AB", found.names, found.families, strict=True)
     lines = [f"{letter}: {name}, family {family}" for letter, name, family in sides]
+    if any(one.verdict == "equivalent" for one in [*found.cells, *found.effects]):
+        lines.append(f"equivalent: within {found.margin:g} points")
     if found.same_runs:
         lines.append(f"the same runs in both, not compared: {'; '.join(found.same_runs)}")
     if found.one_sided:

@@ -10,7 +10,7 @@ from petransfer.report.charts import label_of
 _CONCLUSIONS = {
     "holds": "The effect holds.",
     "reversed": "The effect is reversed.",
-    "equivalent": "The two are equivalent within {margin:.0f} points.",
+    "equivalent": "The two are equivalent within {margin:g} points.",
     "saturated": "Exact match has no room to differ here, so it cannot answer.",
 }
 

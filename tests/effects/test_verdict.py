@@ -154,6 +154,33 @@ def test_effects_are_kept_and_not_judged_twice(recipe: Recipe, tmp_path: Path, m
     assert update_effects(recipe, cells, study)["runs_sha256"] != first["runs_sha256"]
 
 
+def test_the_margin_is_the_recipes(recipe: Recipe, tmp_path: Path) -> None:
+    """Two arms 2 points apart, all seeds alike: equal within 5 points, not within 1; what was kept is judged anew."""
+    content = RECIPE | {"seeds": [0, 1, 2, 3], "effects": ["english-german"]}
+    usual, strict = validate(content, "here"), validate(content | {"margin": 1}, "here")
+    study, cells = StudyFolder(tmp_path), expand(usual)
+    assert [cell.run_id for cell in expand(strict)] == [cell.run_id for cell in cells]
+    for cell in cells:
+        finish(study, cell, 25 if cell.arm == "english" else 24)
+    found = {one.margin: update_effects(one, cells, study) for one in (usual, strict)}
+    assert {one["verdict"] for one in found[5]["effects"]} == {"equivalent"}
+    assert all("equivalent within 5 points" in line for line in found[5]["sentences"])
+    assert {(one["verdict"], one["margin"]) for one in found[1]["effects"]} == {("inconclusive", 1.0)}
+
+
+def test_the_papers_figures_are_judged_by_the_same_margin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = validate(RECIPE | {"effects": ["english-scratch"], "margin": 2.5, "seeds": [0]}, "here")
+    study, cells = StudyFolder(tmp_path), expand(recipe)
+    for cell in cells:
+        finish(study, cell, 20)
+    margins: list[float] = []
+    monkeypatch.setattr("petransfer.effects.verdict.equivalence_p", lambda *given, **_: margins.append(given[2]))
+    found = update_effects(recipe, cells, study)["effects"]
+    papers = [one for one in found if one["paper"]]
+    assert papers
+    assert margins == [2.5] * (len(found) + len(papers))
+
+
 def test_runs_on_other_examples_are_not_compared(recipe: Recipe, tmp_path: Path) -> None:
     study, cells = StudyFolder(tmp_path), expand(recipe)
     one = [cell for cell in cells if cell.split == "length" and cell.seed == 0]

@@ -49,7 +49,12 @@ def test_the_same_cells_and_effects_stand_side_by_side(
     assert len(effects) == 2 * 2 * 3
     (english, german) = (effects["right", f"{arm}-scratch", "full 32-bit"] for arm in ("english", "german"))
     assert (english["difference"], english["verdict"]) == (pytest.approx(-26), "reversed")
-    assert german["difference"] == pytest.approx(0)
+    assert (german["difference"], german["verdict"]) == (pytest.approx(0), "equivalent")
+    make(tmp_path / "d", other.model_copy(update={"margin": 0.1}))
+    assert call("compare", tmp_path / "a", tmp_path / "d", "--json") == 0
+    strict = json.loads(capsys.readouterr().out)
+    assert {one["margin"] for one in [strict, *strict["cells"]]} == {0.1}
+    assert {one["verdict"] for one in [*strict["cells"], *strict["effects"]]} == {"inconclusive"}
 
 
 def test_it_is_written_as_a_page_or_as_text(tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]) -> None:
