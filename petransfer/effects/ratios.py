@@ -141,7 +141,10 @@ def _verdict(two: Two, here: Side, there: Side, interval: Interval | None, p: fl
         return "saturated"
     if p < LEVEL and not holds_zero(interval):
         return "holds" if here.difference > there.difference else "reversed"
-    return "equivalent" if _within(two, margin) else "inconclusive"
+    if not _within(two, margin):
+        return "inconclusive"
+    both = no_room(here.left, here.right, margin) and no_room(there.left, there.right, margin)
+    return "saturated" if both else "equivalent"
 
 
 def _within(two: Two, margin: float) -> bool:

@@ -218,7 +218,7 @@ MARGIN = 5.0
 class Recipe(Strict):
     """A study: the grid of arms, methods, splits and seeds, and how each run is trained.
 
-    margin: points of EM within which an effect's two sides count as equal. It changes no run, only what is said of them.
+    margin: points of EM within which the two sides of an effect count as equal. It changes no run, only the verdicts.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]

@@ -11,7 +11,7 @@ _CONCLUSIONS = {
     "holds": "The effect holds.",
     "reversed": "The effect is reversed.",
     "equivalent": "The two are equivalent within {margin:g} points.",
-    "saturated": "Exact match has no room to differ here, so it cannot answer.",
+    "saturated": "Both are so near to one end of the scale that exact match cannot answer.",
 }
 
 

@@ -54,6 +54,8 @@ def test_a_scale_effect_by_hand() -> None:
         ((0.60, 0.40, 0.61, 0.41), 6, "equivalent"),
         ((0.60, 0.40, 0.60, 0.40), 3, "inconclusive"),  # nor do they show that nothing changes
         ((0.0, 0.0, 0.0, 0.0), 6, "saturated"),
+        ((0.03, 0.02, 0.02, 0.03), 6, "saturated"),  # none of the four can differ by more than the margin
+        ((0.03, 0.02, 0.41, 0.40), 6, "equivalent"),
     ],
 )
 def test_the_verdict_on_scale(levels: tuple[float, ...], seeds: int, verdict: str) -> None:

@@ -50,6 +50,12 @@ def contrast(left: float, right: float, seeds: int = 6, spread: float = 0.0, nam
         (0.0, 0.005, 6, 0.0, "saturated"),
         (1.0, 0.995, 6, 0.0, "saturated"),
         (1.0, 0.0, 6, 0.0, "holds"),  # at the ends, but not at the same one
+        (0.03, 0.02, 6, 0.01, "saturated"),  # within the margin of 0, where any two are within it of each other
+        (0.97, 0.98, 6, 0.01, "saturated"),
+        (0.055, 0.045, 6, 0.01, "equivalent"),  # one of them is not
+        (0.04, 0.01, 6, 0.0, "holds"),  # a difference that shows is one
+        (0.01, 0.04, 6, 0.0, "reversed"),
+        (0.03, 0.02, 3, 0.0, "inconclusive"),
     ],
 )
 def test_the_verdict(left: float, right: float, seeds: int, spread: float, verdict: str) -> None:
@@ -74,6 +80,14 @@ def test_pairs_that_could_not_differ_are_not_called_equivalent(pairs: int, verdi
     (effect,) = judge([replace(contrast(0.50, 0.50, pairs, 0.01), paired=True)], draws=300)
     assert (effect.verdict, effect.equivalence_p is None) == (verdict, pairs == 5)
     assert effect.seeds_needed == (6 if pairs == 5 else None)
+
+
+def test_room_is_the_margin_and_the_odds_are_said() -> None:
+    """Means of 8 and 7 % lie within a margin of 10 of 0, and not within one of 5."""
+    (wide,), (usual,) = (judge([contrast(0.08, 0.07, 6, 0.01)], margin, draws=300) for margin in (10, 5))
+    assert (wide.verdict, usual.verdict) == ("saturated", "equivalent")
+    assert "saturated, log p per token +1.000 (p 0.002); log-odds +0.14 [" in of_effect(wide)
+    assert "log-odds" not in of_effect(usual)
 
 
 def test_two_seeds_beside_six_are_still_two() -> None:
