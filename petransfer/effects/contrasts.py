@@ -34,12 +34,12 @@ class Collected:
     missing: list[str] = field(default_factory=list)
 
 
-def update_effects(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> dict[str, Any]:
+def update_effects(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, *, anew: bool = False) -> dict[str, Any]:
     """Judges the recipe's effects on the runs that are done and keeps them in effects.json, which is returned.
 
     `effects`, `scales` and `retentions` have them in full, `sentences` in a line each, `missing` a line for each that
-    cannot be estimated yet. What is there already for the same runs is taken as it is: judging imports statsmodels,
-    which takes seconds.
+    cannot be estimated yet. What is there already for the same runs is taken as it is unless `anew`: judging imports
+    statsmodels, which takes seconds. What is written for others is judged anew, as a file can have been edited.
     """
     done = sorted(cell.run_id for cell in cells if study.run(cell.run_id).done)
     if not recipe.effects or not done:
@@ -49,7 +49,7 @@ def update_effects(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) ->
     seen = [JUDGED_VERSION, asked, recipe.margin, done, failed, _elsewhere(recipe, study)]
     digest = hashlib.sha256(json.dumps(seen).encode()).hexdigest()
     path = study.path / "effects.json"
-    kept = _read(path)
+    kept = None if anew else _read(path)
     if kept is None or kept.get("runs_sha256") != digest:
         content = {"runs_sha256": digest, **_judged(recipe, cells, study)}
         text = json.dumps(content, indent=1, allow_nan=False)
