@@ -203,7 +203,7 @@ def head(found: Comparison) -> list[str]:
     """Lines that say what is compared."""
     sides = zip("AB", found.names, found.families, strict=True)
     lines = [f"{letter}: {name}, family {family}" for letter, name, family in sides]
-    if any(one.verdict == "equivalent" for one in [*found.cells, *found.effects]):
+    if "equivalent" in {one.verdict for one in found.cells} | {one.verdict for one in found.effects}:
         lines.append(f"equivalent: within {found.margin:g} points")
     if found.same_runs:
         lines.append(f"the same runs in both, not compared: {'; '.join(found.same_runs)}")
