@@ -47,7 +47,7 @@ def report(study: Annotated[Path, typer.Argument(help="A folder such as results/
         raise UserError(f"no run of {study} is done; `petransfer run --recipe {kept}` carries them out")
     family = family_name(recipe)
     found = groups.groups_of(rows, family)
-    effects = update_effects(recipe, cells, folder)
+    effects = update_effects(recipe, cells, folder, anew=True)
     tables.write_csv(rows, study / "table.csv", family)
     (study / "table.md").write_text(groups.markdown(found, effects, family), encoding="utf-8")
     (study / "table.tex").write_text(groups.latex(found), encoding="utf-8")

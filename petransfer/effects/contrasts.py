@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from petransfer.effects.verdict import Contrast, Effect
 
 # Raised when the same runs are judged otherwise, so that what was kept is judged anew.
-JUDGED_VERSION = 4
+JUDGED_VERSION = 5
 
 
 @dataclass
@@ -34,22 +34,22 @@ class Collected:
     missing: list[str] = field(default_factory=list)
 
 
-def update_effects(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> dict[str, Any]:
+def update_effects(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, *, anew: bool = False) -> dict[str, Any]:
     """Judges the recipe's effects on the runs that are done and keeps them in effects.json, which is returned.
 
     `effects`, `scales` and `retentions` have them in full, `sentences` in a line each, `missing` a line for each that
-    cannot be estimated yet. What is there already for the same runs is taken as it is: judging imports statsmodels,
-    which takes seconds.
+    cannot be estimated yet. What is there already for the same runs is taken as it is unless `anew`: judging imports
+    statsmodels, which takes seconds. What is written for others is judged anew, as a file can have been edited.
     """
     done = sorted(cell.run_id for cell in cells if study.run(cell.run_id).done)
     if not recipe.effects or not done:
         return {"effects": [], "scales": [], "retentions": [], "missing": [], "sentences": []}
     failed = sorted((cell.run_id, study.run(cell.run_id).status()) for cell in cells if cell.run_id not in set(done))
     asked = [effect if isinstance(effect, str) else effect.model_dump() for effect in recipe.effects]
-    seen = [JUDGED_VERSION, asked, done, failed, _elsewhere(recipe, study)]
+    seen = [JUDGED_VERSION, asked, recipe.margin, done, failed, _elsewhere(recipe, study)]
     digest = hashlib.sha256(json.dumps(seen).encode()).hexdigest()
     path = study.path / "effects.json"
-    kept = _read(path)
+    kept = None if anew else _read(path)
     if kept is None or kept.get("runs_sha256") != digest:
         content = {"runs_sha256": digest, **_judged(recipe, cells, study)}
         text = json.dumps(content, indent=1, allow_nan=False)
@@ -93,8 +93,9 @@ def _judged(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> dict[s
     from petransfer.effects.verdict import judge, raw_p
 
     found = collect(recipe, cells, study)
-    effects = judge(found.contrasts, beside=[scale_p(two) for two in found.scales])
-    scales = judge_scales(found.scales, beside=[raw_p(contrast) for contrast in found.contrasts])
+    margin = recipe.margin
+    effects = judge(found.contrasts, margin, beside=[scale_p(two) for two in found.scales])
+    scales = judge_scales(found.scales, [raw_p(contrast) for contrast in found.contrasts], margin)
     retentions = [retention(two) for two in found.retentions]
     return {
         "tests": len(effects) + len(scales),
@@ -122,7 +123,7 @@ def _paper(effect: Effect, recipe: Recipe) -> dict[str, Any] | None:
     contrast = published_contrast(family, *names, recipe.task.name, effect.split)
     if contrast is None:
         return None
-    (found,) = judge([contrast])
+    (found,) = judge([contrast], recipe.margin)
     keys = ("difference", "interval", "left", "right", "seeds", "p", "smallest_p", "verdict")
     return {"family": family} | {key: value for key, value in asdict(found).items() if key in keys}
 

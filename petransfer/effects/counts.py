@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 
 LEVEL = 0.05
+# The permutation test tries all deals of the seeds up to so many, and beyond them so many that are drawn at random.
+MOST_DEALS = 20_000
+# Where seeds are counted, no more than these are thought of.
+MOST_SEEDS = 1000
 
 
 def smallest_p(seeds_left: int, seeds_right: int, *, paired: bool = False) -> float:
-    """The smallest two-sided p that the exact permutation test can give with so many seeds."""
-    if paired:
-        seeds = min(seeds_left, seeds_right)
-        return min(1.0, 2 / 2**seeds) if seeds > 1 else 1.0
+    """The smallest two-sided p that the permutation test can give with so many seeds: twice a tail of one deal.
+
+    Where deals are drawn, the one that was seen counts as one more.
+    """
     if min(seeds_left, seeds_right) < 2:
         return 1.0
-    deals = math.comb(seeds_left + seeds_right, seeds_left)
-    return min(1.0, (2 if seeds_left == seeds_right else 1) / deals)
+    deals = 2 ** min(seeds_left, seeds_right) if paired else math.comb(seeds_left + seeds_right, seeds_left)
+    return 2 / (deals if deals <= MOST_DEALS else MOST_DEALS + 1)
 
 
 def fewest_seeds(tests: int, *, paired: bool = False) -> int:
     """The seeds a group without which none of `tests` effects can reach p < 0.05 after Holm, however large it is.
 
-    Holm asks of the smallest p that it be below the level over the number of tests.
+    Holm asks of the smallest p that it be below the level over the number of tests. MOST_SEEDS where no number is
+    enough, for drawn deals bound that p.
     """
-    return next(seeds for seeds in itertools.count(2) if smallest_p(seeds, seeds, paired=paired) * tests < LEVEL)
+    enough = (seeds for seeds in range(2, MOST_SEEDS) if smallest_p(seeds, seeds, paired=paired) * tests < LEVEL)
+    return next(enough, MOST_SEEDS)
 
 
 def fewest_for_equivalence(*, paired: bool = False) -> int:
@@ -62,6 +67,8 @@ class Demand:
             return ""
         least = min(1.0, smallest_p(self.seeds, self.seeds, paired=not self.unpaired) * self.tests)
         together = "1 effect is judged" if self.tests == 1 else f"{self.tests} effects are judged together (Holm)"
+        if self.needed == MOST_SEEDS:
+            return f"{together}: no number of seeds decides any of so many; declare fewer effects"
         return (
             f"{together}: that takes {self.needed} seeds, and {self.seeds} cannot decide any effect, however large "
             f"(least p {least:.3f}); --seeds 0-{self.needed - 1}"

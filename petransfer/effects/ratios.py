@@ -10,7 +10,8 @@ import numpy as np
 from petransfer.effects.bootstrap import Interval, degrees_of_freedom, drawn_means, percentile_interval, sum_interval
 from petransfer.effects.counts import LEVEL, fewest_for_equivalence, smallest_p
 from petransfer.effects.statistics import holm, welch_p
-from petransfer.effects.verdict import MARGIN, Contrast, Verdict, holds_zero, no_room
+from petransfer.effects.verdict import Contrast, Verdict, holds_zero, no_room
+from petransfer.recipe.schema import MARGIN
 
 _SIGNS = (1.0, -1.0, -1.0, 1.0)
 
@@ -140,7 +141,10 @@ def _verdict(two: Two, here: Side, there: Side, interval: Interval | None, p: fl
         return "saturated"
     if p < LEVEL and not holds_zero(interval):
         return "holds" if here.difference > there.difference else "reversed"
-    return "equivalent" if _within(two, margin) else "inconclusive"
+    if not _within(two, margin):
+        return "inconclusive"
+    both = no_room(here.left, here.right, margin) and no_room(there.left, there.right, margin)
+    return "saturated" if both else "equivalent"
 
 
 def _within(two: Two, margin: float) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,7 @@ def _rows(group: Scored, rows: Sequence[int]) -> Scored:
 
 
 def _read(cells: Sequence[Cell], folder: StudyFolder) -> Scored:
-    runs = [_examples(folder.run(cell.run_id).path / "examples.parquet") for cell in cells]
+    runs = [_examples(folder, cell.run_id) for cell in cells]
     for run in runs:
         if not np.array_equal(run["index"], runs[0]["index"]):
             raise UserError(f"the runs of {cells[0].arm} on {cells[0].split} were not tested on the same examples")
@@ -138,9 +139,30 @@ def _read(cells: Sequence[Cell], folder: StudyFolder) -> Scored:
     )
 
 
-def _examples(path: Path) -> dict[str, Any]:
+def _examples(folder: StudyFolder, run_id: str) -> dict[str, Any]:
     import pyarrow.parquet
 
     columns = ["index", "category", "correct", "log_prob", "tokens"]
-    table = pyarrow.parquet.read_table(path, columns=columns)
-    return {name: table[name].to_numpy() for name in columns}
+    with examples_of(folder, run_id) as path:
+        table = pyarrow.parquet.read_table(path, columns=columns)
+        return {name: table[name].to_numpy() for name in columns}
+
+
+@contextlib.contextmanager
+def examples_of(folder: StudyFolder, run_id: str) -> Iterator[Path]:
+    """Where a run that is done keeps its test examples; what goes wrong while they are read is said in a line.
+
+    Raises:
+        UserError: the file is lost or damaged.
+    """
+    import pyarrow
+
+    path = folder.run(run_id).path / "examples.parquet"
+    try:
+        yield path
+    except (OSError, pyarrow.ArrowException) as error:
+        why = "is lost" if isinstance(error, FileNotFoundError) else f"cannot be read ({type(error).__name__})"
+        raise UserError(
+            f"{path} {why}, though the run is done; delete {path.parent}, and "
+            f"`petransfer run --recipe {folder.path / 'recipe.yaml'}` carries it out again"
+        ) from None

@@ -30,6 +30,8 @@ def _more(effect: Effect) -> list[str]:
             more.append(f", {effect.seeds_needed} {unit} needed")
         else:
             more.append(", one seed decides nothing")
+    if effect.verdict == "equivalent":
+        more.append(f" within {effect.margin:g} points")
     if effect.verdict == "saturated" and effect.log_prob_difference is not None and effect.log_prob_p is not None:
         more.append(f", log p per token {effect.log_prob_difference:+.3f} ({_p(effect.log_prob_p)})")
     if effect.log_odds:

@@ -20,9 +20,7 @@ from statsmodels.stats.power import TTestIndPower, TTestPower
 from statsmodels.stats.weightstats import ttost_ind, ttost_paired
 
 from petransfer.effects.bootstrap import Interval, Scores, degrees_of_freedom, sum_interval
-from petransfer.effects.counts import LEVEL, fewest_for_equivalence, fewest_seeds
-
-MOST_SEEDS = 1000
+from petransfer.effects.counts import LEVEL, MOST_DEALS, MOST_SEEDS, fewest_for_equivalence, fewest_seeds
 
 
 def difference_interval(
@@ -60,7 +58,12 @@ def permutation_p(left: Scores, right: Scores, *, paired: bool = False) -> float
     with warnings.catch_warnings():  # identical scores have no variance, which is no trouble here
         warnings.simplefilter("ignore")
         found = stats.permutation_test(
-            (left, right), _mean_difference, permutation_type=kind, vectorized=True, n_resamples=20_000, random_state=0
+            (left, right),
+            _mean_difference,
+            permutation_type=kind,
+            vectorized=True,
+            n_resamples=MOST_DEALS,
+            random_state=0,
         )
     return float(found.pvalue)
 

@@ -21,11 +21,10 @@ from petransfer.effects.statistics import (
     permutation_p,
     seeds_needed,
 )
+from petransfer.recipe.schema import MARGIN
 
 Verdict = Literal["holds", "reversed", "equivalent", "inconclusive", "saturated"]
 
-# Points of EM within which two arms count as equal unless a recipe says otherwise.
-MARGIN = 5.0
 # Both arms nearer than this to 0 or to 100 % leave EM no room to differ.
 ROOM = 1.0
 
@@ -136,11 +135,11 @@ def _effect(contrast: Contrast, p: float, adjusted: float, tests: int, margin: f
     interval = difference_interval(
         100 * contrast.left, 100 * contrast.right, contrast.categories, paired=paired, draws=draws
     )
-    verdict = verdict_of(*means, adjusted, same, interval)
+    verdict = verdict_of(*means, adjusted, same, interval, margin)
     least = smallest_p(len(left), len(right), paired=paired)
     log_probs = _log_probs(contrast)
     single = len(left) == len(right) == 1 and contrast.left.shape[1] > 1
-    near = min(*means, 100 - means[0], 100 - means[1]) < NEAR_THE_ENDS
+    near = verdict == "saturated" or min(*means, 100 - means[0], 100 - means[1]) < NEAR_THE_ENDS
     return Effect(
         name=contrast.name,
         split=contrast.split,
@@ -179,21 +178,27 @@ def _log_probs(contrast: Contrast) -> tuple[Scores, Scores] | None:
     return left, right
 
 
-def verdict_of(left: float, right: float, p: float, same: float | None, interval: Interval | None) -> Verdict:
+def verdict_of(
+    left: float, right: float, p: float, same: float | None, interval: Interval | None, margin: float
+) -> Verdict:
     """What is said of means left and right (in %), an adjusted p, the p of equivalence, and an interval.
 
-    The p speaks of seeds on this very test set; the interval of other test examples too. An effect needs both.
+    The p speaks of seeds on this very test set; the interval of other test examples too. An effect needs both. A
+    difference that shows within the margin of an end is one all the same; that none shows there says nothing, as any
+    two sides that are both so low, or so high, are within the margin of each other.
     """
     if no_room(left, right):
         return "saturated"
     if p < LEVEL and not holds_zero(interval):
         return "holds" if left > right else "reversed"
-    return "equivalent" if same is not None and same < LEVEL else "inconclusive"
+    if same is None or same >= LEVEL:
+        return "inconclusive"
+    return "saturated" if no_room(left, right, margin) else "equivalent"
 
 
-def no_room(left: float, right: float) -> bool:
+def no_room(left: float, right: float, room: float = ROOM) -> bool:
     """Whether both means (in %) are so near to one end that EM cannot tell them apart."""
-    return max(left, right) <= ROOM or min(left, right) >= 100 - ROOM
+    return max(left, right) <= room or min(left, right) >= 100 - room
 
 
 def holds_zero(interval: Interval | None) -> bool:

@@ -211,8 +211,15 @@ class EffectPart(Strict):
         return self
 
 
+# Points of EM within which two arms count as equal unless a recipe says otherwise.
+MARGIN = 5.0
+
+
 class Recipe(Strict):
-    """A study: the grid of arms, methods, splits and seeds, and how each run is trained."""
+    """A study: the grid of arms, methods, splits and seeds, and how each run is trained.
+
+    margin: points of EM within which the two sides of an effect count as equal. It changes no run, only the verdicts.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     description: str = ""
@@ -223,6 +230,8 @@ class Recipe(Strict):
     seeds: Annotated[list[Annotated[Whole, Field(ge=0)]], Field(min_length=1)] = [0]
     train: TrainPart
     effects: list[str | EffectPart] = []
+    # left out of what is kept where it is the usual one, so that a recipe of before there was a choice stays as it is
+    margin: Annotated[Real, Field(gt=0, le=100, exclude_if=lambda value: value == MARGIN)] = MARGIN
     data_dir: Path | None = None
 
     @model_validator(mode="before")

@@ -21,20 +21,26 @@ from petransfer.report.groups import points
 class Comparison:
     """What two studies have in common. cells: B less A in each, adjusted for each other; effects: likewise.
 
-    same_runs: places where both studies hold the very same runs, which say nothing about a difference.
+    margin: points within which two sides count as equal: the smaller of the studies' own.
+    same_runs: cells and effects whose runs are the same in both studies, in whole or in part: one condition, in which
+    there is no difference to look for. one_sided: effects of which that is true of one arm, so that what parts them is
+    the other arm's cell.
     """
 
     names: tuple[str, str]
     families: tuple[str, str]
+    margin: float
     cells: list[Effect]
     effects: list[Scale]
     same_runs: list[str]
+    one_sided: list[str]
 
 
 def compare(first: Runs, second: Runs, names: tuple[str, str]) -> Comparison:
     """B less A, for every arm and split that both have runs of, and every effect that both can estimate.
 
-    Cells are matched by their method, or, where an arm has one method in each study and they differ, by the arm.
+    Cells are matched by their method, or, where an arm has one method in each study and they differ, by the arm: those
+    are paired by seed where both have one checkpoint and the seeds of one study are among the other's.
 
     Raises:
         UserError: the studies have no cell in common, or were tested on other examples.
@@ -42,9 +48,11 @@ def compare(first: Runs, second: Runs, names: tuple[str, str]) -> Comparison:
     cells, same = _cells(first, second)
     if not cells and not same:
         raise UserError(f"{names[0]} and {names[1]} have no arm and split in common that both have runs of")
-    effects = _effects(first, second)
+    effects, same_effects, one_sided = _effects(first, second)
     families = (family_name(first.recipe), family_name(second.recipe))
-    return Comparison(names, families, judge(cells), judge_scales(effects), same)
+    margin = min(first.recipe.margin, second.recipe.margin)
+    judged = judge(cells, margin), judge_scales(effects, margin=margin)
+    return Comparison(names, families, margin, *judged, same + same_effects, one_sided)
 
 
 def _matched(first: Runs, second: Runs, arm: str, split: str) -> list[tuple[str, str]]:
@@ -62,30 +70,75 @@ def _cells(first: Runs, second: Runs) -> tuple[list[Contrast], list[str]]:
                 left, right = second.scored(arm, theirs, split), first.scored(arm, ours, split)
                 if not left or not right:
                     continue
-                method = ours if ours == theirs else f"{theirs} less {ours}"
-                if _ids(first, arm, ours, split) == _ids(second, arm, theirs, split):
-                    same.append(f"{arm} on {split} ({method})")
+                shared = _shared(first, second, arm, ours, theirs, split)
+                if shared:
+                    same.append(f"{arm} on {split} ({_label(ours, theirs)}{shared})")
                     continue
-                names = {"left_name": theirs, "right_name": ours}
-                found.append(compared(arm, split, left, right, method=method, **names))
+                names = {"method": _label(ours, theirs), "left_name": theirs, "right_name": ours}
+                paired = ours != theirs and _pairs(first, second, arm, ours, theirs, split)
+                found.append(compared(arm, split, left, right, paired=paired, **names))
     return found, same
+
+
+def _pairs(first: Runs, second: Runs, arm: str, ours: str, theirs: str, split: str) -> bool:
+    """Whether two methods are compared seed by seed, as in one study: one checkpoint, and one side's seeds the other's.
+
+    Where only some are common, pairs would leave out runs of both sides and decide less than all of them.
+    """
+    mine, other = first.asked(arm, ours, split), second.asked(arm, theirs, split)
+    seeds = [
+        {cell.seed for cell in cells if runs.folder.run(cell.run_id).done}
+        for runs, cells in ((first, mine), (second, other))
+    ]
+    return mine[0].spec.checkpoint == other[0].spec.checkpoint and (seeds[0] <= seeds[1] or seeds[1] <= seeds[0])
+
+
+def _label(ours: str, theirs: str) -> str:
+    return ours if ours == theirs else f"{theirs} less {ours}"
+
+
+def _shared(first: Runs, second: Runs, arm: str, ours: str, theirs: str, split: str) -> str:
+    """How many runs two groups have in common, in words; nothing where they have none.
+
+    A run's id is a hash of all but its group's other seeds, so that groups with one run in common are of one condition.
+    """
+    mine, other = _ids(first, arm, ours, split), _ids(second, arm, theirs, split)
+    common = len(mine & other)
+    if not common:
+        return ""
+    counts = f"{common} of {len(mine)} in A and of {len(other)} in B" if mine != other else f"all {common}"
+    return f": {counts}"
 
 
 def _ids(runs: Runs, arm: str, method: str, split: str) -> set[str]:
     return {cell.run_id for cell in runs.asked(arm, method, split) if runs.folder.run(cell.run_id).done}
 
 
-def _effects(first: Runs, second: Runs) -> list[Two]:
+def _effects(first: Runs, second: Runs) -> tuple[list[Two], list[str], list[str]]:
+    """The effects to compare, those whose runs are the same, and those of which one arm's are."""
     ours = {(effect.left, effect.right) for effect in wanted(first.recipe) if effect.kind == "arms"}
     theirs = {(effect.left, effect.right) for effect in wanted(second.recipe) if effect.kind == "arms"}
-    found = []
+    found: list[Two] = []
+    same, one_sided = [], []
     for split in first.splits:
         for left, right in sorted(ours | theirs):
             for mine, other in _matched(first, second, left, split):
                 there, here = _contrast(first, left, right, mine, split), _contrast(second, left, right, other, split)
-                if here and there:
+                if not (here and there):
+                    continue
+                controls = first.partner(right, mine, split), second.partner(right, other, split)
+                shared = [
+                    bool(_shared(first, second, arm, *methods, split))
+                    for arm, methods in ((left, (mine, other)), (right, controls))
+                ]
+                place = f"{left}-{right} on {split} ({_label(mine, other)})"
+                if all(shared):
+                    same.append(place)
+                elif any(shared):
+                    one_sided.append(f"{place}: {right if shared[0] else left}")
+                else:
                     found.append(Two(here, there, "B", "A"))
-    return found
+    return found, same, one_sided
 
 
 def _contrast(runs: Runs, left: str, right: str, method: str, split: str) -> Contrast | None:
@@ -107,8 +160,8 @@ def cell_lines(found: Comparison) -> list[tuple[str, ...]]:
             one.split,
             one.name,
             one.method,
-            f"{one.right:.1f} ({_seeds(one.seeds[1])})",
-            f"{one.left:.1f} ({_seeds(one.seeds[0])})",
+            f"{one.right:.1f} ({_seeds(one.seeds[1], one.paired)})",
+            f"{one.left:.1f} ({_seeds(one.seeds[0], one.paired)})",
             points(asdict(one)),
             f"{one.p_holm:.3f}",
             _CELL[one.verdict],
@@ -142,16 +195,26 @@ _EFFECT = {"holds": "larger in B", "reversed": "smaller in B"} | {
 }
 
 
-def _seeds(count: int) -> str:
-    return f"{count} seed{'s' if count > 1 else ''}"
+def _seeds(count: int, paired: bool) -> str:
+    return f"{count} {'pair' if paired else 'seed'}{'s' if count > 1 else ''}"
 
 
 def head(found: Comparison) -> list[str]:
     """Lines that say what is compared."""
     sides = zip("AB", found.names, found.families, strict=True)
     lines = [f"{letter}: {name}, family {family}" for letter, name, family in sides]
+    if "equivalent" in {one.verdict for one in found.cells} | {one.verdict for one in found.effects}:
+        lines.append(f"equivalent: within {found.margin:g} points")
     if found.same_runs:
-        lines.append(f"the very same runs in both, not compared: {'; '.join(found.same_runs)}")
+        lines.append(f"the same runs in both, not compared: {'; '.join(found.same_runs)}")
+    if found.one_sided:
+        effects = "; ".join(found.one_sided)
+        lines.append(f"one arm's runs are the same in both, so that B less A is the other's, a cell below: {effects}")
+    lines += [
+        f"{one.name} on {one.split}: {one.left_out} runs have no partner of the same seed"
+        for one in found.cells
+        if one.left_out
+    ]
     return lines
 
 

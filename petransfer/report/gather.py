@@ -79,14 +79,16 @@ def errors(groups: Sequence[Group], study: StudyFolder) -> list[Error]:
 def _errors(group: Group, study: StudyFolder) -> Iterator[Error]:
     import pyarrow.parquet
 
+    from petransfer.effects.runs import examples_of
+
     if not group.done:
         return
     cell = group.done[0].cell
-    path = study.run(cell.run_id).path / "examples.parquet"
     columns = ["category", "correct", "said", "input", "target"]
-    if not path.is_file() or not set(columns) <= set(pyarrow.parquet.read_schema(path).names):
-        return
-    rows = pyarrow.parquet.read_table(path, columns=columns).to_pylist()
+    with examples_of(study, cell.run_id) as path:
+        if not set(columns) <= set(pyarrow.parquet.read_schema(path).names):
+            return
+        rows = pyarrow.parquet.read_table(path, columns=columns).to_pylist()
     wrong = [row for row in rows if row["said"] is not None and not row["correct"]]
     for row in wrong[:MOST_ERRORS]:
         yield Error(group, cell.seed, row["category"], row["input"], row["target"], row["said"])

@@ -10,8 +10,8 @@ from petransfer.report.charts import label_of
 _CONCLUSIONS = {
     "holds": "The effect holds.",
     "reversed": "The effect is reversed.",
-    "equivalent": "The two are equivalent within {margin:.0f} points.",
-    "saturated": "Exact match has no room to differ here, so it cannot answer.",
+    "equivalent": "The two are equivalent within {margin:g} points.",
+    "saturated": "Both are so near to one end of the scale that exact match cannot answer.",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,7 +133,8 @@ def plain_line(row: Row) -> str:
     cell = row.cell
     head = f"{cell.arm} | {cell.method} | {cell.split} | seed {cell.seed}"
     if row.status == "done":
-        return f"{head} | dev EM {row.dev:.1f} % | test EM {row.test:.1f} % | log p/token {row.log_prob:.3f}"
+        figures = f"dev EM {_figure(row.dev, 1)} % | test EM {_figure(row.test, 1)} %"
+        return f"{head} | {figures} | log p/token {_figure(row.log_prob, 3)}"
     return f"{head} | {state_of(row)}"
 
 
@@ -195,7 +197,10 @@ COLUMNS = (
 
 
 def write_csv(rows: Sequence[Row], path: Path, family: str) -> None:
-    """table.csv: one line a run, and the paper's mean over seeds for its arm and split where it has one."""
+    """table.csv: one line a run, and the paper's mean over seeds for its arm and split where it has one.
+
+    A figure that is not finite is an empty cell.
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     measured = metrics_of(rows)
@@ -203,8 +208,8 @@ def write_csv(rows: Sequence[Row], path: Path, family: str) -> None:
     for row in rows:
         cell = row.cell
         paper = beside(family, cell.arm, cell.spec.task.name, cell.split)
-        figures = (row.dev, row.test, row.log_prob, row.trained, paper and round(paper.mean, 4))
-        others = [row.scores.get(name) for name in measured]
+        figures = (*map(_finite, (row.dev, row.test, row.log_prob)), row.trained, paper and round(paper.mean, 4))
+        others = [_finite(row.scores.get(name)) for name in measured]
         writer.writerow([cell.run_id, cell.arm, cell.method, cell.split, cell.seed, row.status, *figures, *others])
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(buffer.getvalue(), encoding="utf-8")
@@ -223,16 +228,23 @@ def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "status": row.status,
             "step": row.step,
             "steps": row.cell.spec.train.steps,
-            "dev_em": row.dev,
-            "test_em": row.test,
-            "test_log_prob_per_token": row.log_prob,
+            "dev_em": _finite(row.dev),
+            "test_em": _finite(row.test),
+            "test_log_prob_per_token": _finite(row.log_prob),
             "trained_parameters": row.trained,
             "failure": row.failure,
-            **{f"test_{name}": value for name, value in row.scores.items()},
+            **{f"test_{name}": _finite(value) for name, value in row.scores.items()},
         }
         for row in rows
     ]
 
 
 def _figure(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+    if value is None:
+        return ""
+    return f"{value:.{digits}f}" if math.isfinite(value) else "not finite"
+
+
+def _finite(value: float | None) -> float | None:
+    """What JSON and programs that read tables have a word for."""
+    return value if value is not None and math.isfinite(value) else None

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from petransfer.effects.ratios import Two, difference_of_differences, judge_scales, retention
+from petransfer.effects.ratios import Two, difference_of_differences, judge_scales, retention, scale_p
 from petransfer.effects.sentences import of_retention, of_scale
 from petransfer.effects.verdict import Contrast
 
@@ -54,6 +54,8 @@ def test_a_scale_effect_by_hand() -> None:
         ((0.60, 0.40, 0.61, 0.41), 6, "equivalent"),
         ((0.60, 0.40, 0.60, 0.40), 3, "inconclusive"),  # nor do they show that nothing changes
         ((0.0, 0.0, 0.0, 0.0), 6, "saturated"),
+        ((0.03, 0.02, 0.02, 0.03), 6, "saturated"),  # none of the four can differ by more than the margin
+        ((0.03, 0.02, 0.41, 0.40), 6, "equivalent"),
     ],
 )
 def test_the_verdict_on_scale(levels: tuple[float, ...], seeds: int, verdict: str) -> None:
@@ -61,6 +63,14 @@ def test_the_verdict_on_scale(levels: tuple[float, ...], seeds: int, verdict: st
     (scale,) = judge_scales([Two(contrast(*sides[:2]), contrast(*sides[2:]), "x", "y")], draws=300)
     assert scale.verdict == verdict
     assert "nan" not in of_scale(scale)
+
+
+def test_a_scale_effect_is_no_surer_than_the_seeds_of_a_side_allow() -> None:
+    """However far four groups lie apart: five and six seeds deal to 2/462 at least, two and six to 2/28."""
+    sides = [contrast(flat(left, seeds), flat(right)) for left, right, seeds in ((0.9, 0.1, 5), (0.5, 0.4, 6))]
+    assert scale_p(Two(*sides, "large", "small")) == pytest.approx(2 / math.comb(11, 5))
+    few = contrast(flat(0.5, 2), flat(0.4))
+    assert scale_p(Two(sides[0], few, "large", "small")) == pytest.approx(2 / math.comb(8, 2))
 
 
 def test_a_scale_effect_is_adjusted_for_what_stands_beside_it() -> None:

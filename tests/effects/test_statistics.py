@@ -131,8 +131,21 @@ def test_the_smallest_p_of_so_many_seeds(seeds: int, p: float) -> None:
         assert permutation_p(np.arange(seeds) + 100.0, np.arange(seeds) * 1.0) == pytest.approx(p)
 
 
-def test_unequal_groups_reach_what_is_said() -> None:
-    assert permutation_p(np.arange(2) + 100.0, np.arange(4) * 1.0) >= smallest_p(2, 4)
+@pytest.mark.parametrize(("left", "right"), [(2, 4), (3, 4), (4, 3), (5, 6), *itertools.product((2, 5), (2, 3, 7))])
+def test_unequal_groups_reach_what_is_said_and_no_less(left: int, right: int) -> None:
+    """The largest of all differences is the one where every seed of a group is above every seed of the other."""
+    apart = permutation_p(np.arange(left) + 100.0, np.arange(right) * 1.0)
+    assert apart == pytest.approx(smallest_p(left, right)) == pytest.approx(2 / math.comb(left + right, left))
+    rng = np.random.default_rng(left * right)
+    drawn = [permutation_p(rng.random(left), rng.random(right)) for _ in range(30)]
+    assert min(drawn) >= smallest_p(left, right) - 1e-12
+
+
+@pytest.mark.parametrize(("left", "right", "paired"), [(9, 9, False), (3, 60, False), (15, 15, True)])
+def test_deals_that_are_drawn_bound_the_smallest_p(left: int, right: int, paired: bool) -> None:
+    assert smallest_p(left, right, paired=paired) == 2 / 20_001
+    apart = permutation_p(np.arange(left) + 100.0, np.arange(right) / 100, paired=paired)
+    assert 2 / 20_001 <= apart < 0.001
 
 
 def test_holm_by_hand() -> None:
@@ -241,6 +254,7 @@ def test_a_study_is_told_before_it_is_run() -> None:
     assert Demand(tests=0, seeds=1, unpaired=0, paired=0).line == ""
     assert "7 effects are judged together (Holm): that takes 6 seeds, and 5" in Demand(7, 5, 7, 0).line
     assert "--seeds 0-8" in Demand(7, 6, 6, 1).line
+    assert "no number of seeds decides any of so many" in Demand(501, 20, 501, 0).line
 
 
 def test_log_odds_see_what_points_cannot() -> None:

@@ -50,6 +50,12 @@ def contrast(left: float, right: float, seeds: int = 6, spread: float = 0.0, nam
         (0.0, 0.005, 6, 0.0, "saturated"),
         (1.0, 0.995, 6, 0.0, "saturated"),
         (1.0, 0.0, 6, 0.0, "holds"),  # at the ends, but not at the same one
+        (0.03, 0.02, 6, 0.01, "saturated"),  # within the margin of 0, where any two are within it of each other
+        (0.97, 0.98, 6, 0.01, "saturated"),
+        (0.055, 0.045, 6, 0.01, "equivalent"),  # one of them is not
+        (0.04, 0.01, 6, 0.0, "holds"),  # a difference that shows is one
+        (0.01, 0.04, 6, 0.0, "reversed"),
+        (0.03, 0.02, 3, 0.0, "inconclusive"),
     ],
 )
 def test_the_verdict(left: float, right: float, seeds: int, spread: float, verdict: str) -> None:
@@ -76,11 +82,19 @@ def test_pairs_that_could_not_differ_are_not_called_equivalent(pairs: int, verdi
     assert effect.seeds_needed == (6 if pairs == 5 else None)
 
 
+def test_room_is_the_margin_and_the_odds_are_said() -> None:
+    """Means of 8 and 7 % lie within a margin of 10 of 0, and not within one of 5."""
+    (wide,), (usual,) = (judge([contrast(0.08, 0.07, 6, 0.01)], margin, draws=300) for margin in (10, 5))
+    assert (wide.verdict, usual.verdict) == ("saturated", "equivalent")
+    assert "saturated, log p per token +1.000 (p 0.002); log-odds +0.14 [" in of_effect(wide)
+    assert "log-odds" not in of_effect(usual)
+
+
 def test_two_seeds_beside_six_are_still_two() -> None:
     both = contrast(0.50, 0.505, 6, 0.01)
     (effect,) = judge([replace(both, left=both.left[:2], log_prob_left=None)], draws=300)
     assert (effect.verdict, effect.seeds_needed) == ("inconclusive", 4)
-    assert "2 and 6 seeds: inconclusive, 4 seeds an arm needed" in of_effect(effect)
+    assert "(at least 0.071 with so few seeds), 2 and 6 seeds: inconclusive, 4 seeds an arm needed" in of_effect(effect)
 
 
 def test_looking_at_many_effects_asks_more_of_each() -> None:
@@ -152,6 +166,33 @@ def test_effects_are_kept_and_not_judged_twice(recipe: Recipe, tmp_path: Path, m
         assert update_effects(recipe, cells, study) == first
     finish(study, next(cell for cell in cells if cell.split == "length" and cell.seed == 1), 20)
     assert update_effects(recipe, cells, study)["runs_sha256"] != first["runs_sha256"]
+
+
+def test_the_margin_is_the_recipes(recipe: Recipe, tmp_path: Path) -> None:
+    """Two arms 2 points apart, all seeds alike: equal within 5 points, not within 1; what was kept is judged anew."""
+    content = RECIPE | {"seeds": [0, 1, 2, 3], "effects": ["english-german"]}
+    usual, strict = validate(content, "here"), validate(content | {"margin": 1}, "here")
+    study, cells = StudyFolder(tmp_path), expand(usual)
+    assert [cell.run_id for cell in expand(strict)] == [cell.run_id for cell in cells]
+    for cell in cells:
+        finish(study, cell, 25 if cell.arm == "english" else 24)
+    found = {one.margin: update_effects(one, cells, study) for one in (usual, strict)}
+    assert {one["verdict"] for one in found[5]["effects"]} == {"equivalent"}
+    assert all("equivalent within 5 points" in line for line in found[5]["sentences"])
+    assert {(one["verdict"], one["margin"]) for one in found[1]["effects"]} == {("inconclusive", 1.0)}
+
+
+def test_the_papers_figures_are_judged_by_the_same_margin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = validate(RECIPE | {"effects": ["english-scratch"], "margin": 2.5, "seeds": [0]}, "here")
+    study, cells = StudyFolder(tmp_path), expand(recipe)
+    for cell in cells:
+        finish(study, cell, 20)
+    margins: list[float] = []
+    monkeypatch.setattr("petransfer.effects.verdict.equivalence_p", lambda *given, **_: margins.append(given[2]))
+    found = update_effects(recipe, cells, study)["effects"]
+    papers = [one for one in found if one["paper"]]
+    assert papers
+    assert margins == [2.5] * (len(found) + len(papers))
 
 
 def test_runs_on_other_examples_are_not_compared(recipe: Recipe, tmp_path: Path) -> None:

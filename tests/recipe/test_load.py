@@ -41,6 +41,17 @@ def test_the_file_then_set_then_options(recipe: str) -> None:
     assert load_recipe(recipe, ["seeds=[2]"], {"seeds": None}).seeds == [2]
 
 
+def test_a_margin_is_kept_where_it_is_declared_and_changes_no_run(recipe: str) -> None:
+    usual, strict = load_recipe(recipe), load_recipe(recipe, ["margin=2.5"])
+    assert (usual.margin, strict.margin) == (5.0, 2.5)
+    assert "margin" not in freeze(usual)  # so that recipes of before it could be declared stay as they are
+    assert validate(yaml.safe_load(freeze(strict)), "frozen") == strict
+    assert [cell.run_id for cell in expand(usual)] == [cell.run_id for cell in expand(strict)]
+    for wrong in ("0", "-1", "101", "yes", "nan"):
+        with pytest.raises(UserError, match="margin"):
+            load_recipe(recipe, [f"margin={wrong}"])
+
+
 def test_the_last_of_two_overrides_counts(recipe: str) -> None:
     assert load_recipe(recipe, ["train.steps=20", "train.steps=30"]).train.steps == 30
 

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from petransfer.cli import main
+from petransfer.effects.contrasts import collect
+from petransfer.effects.verdict import judge
+from petransfer.study.grid import Cell
 from tests.report.made import level_of, make, recipe_of
 
 Call = Callable[..., int]
@@ -46,7 +49,12 @@ def test_the_same_cells_and_effects_stand_side_by_side(
     assert len(effects) == 2 * 2 * 3
     (english, german) = (effects["right", f"{arm}-scratch", "full 32-bit"] for arm in ("english", "german"))
     assert (english["difference"], english["verdict"]) == (pytest.approx(-26), "reversed")
-    assert german["difference"] == pytest.approx(0)
+    assert (german["difference"], german["verdict"]) == (pytest.approx(0), "equivalent")
+    make(tmp_path / "d", other.model_copy(update={"margin": 0.1}))
+    assert call("compare", tmp_path / "a", tmp_path / "d", "--json") == 0
+    strict = json.loads(capsys.readouterr().out)
+    assert {one["margin"] for one in [strict, *strict["cells"]]} == {0.1}
+    assert {one["verdict"] for one in [*strict["cells"], *strict["effects"]]} == {"inconclusive"}
 
 
 def test_it_is_written_as_a_page_or_as_text(tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,7 +81,71 @@ def test_one_method_in_each_study_is_compared_though_they_differ(
     assert call("compare", tmp_path / "a", tmp_path / "b") == 0
     said = capsys.readouterr().out
     assert "full 32-bit less lora r16 32-bit" in said
-    assert "the very same runs in both, not compared: scratch on add_jump" in said
+    assert "the same runs in both, not compared: scratch on add_jump (full 32-bit: all 6)" in said
+    assert "english-scratch on add_jump (full 32-bit less lora r16 32-bit): english" in " ".join(said.split())
+    assert "the same effects" not in said  # the control's luck is one and the same, not two that are independent
+
+
+LORA, FULL = {"name": "lora", "bits": 32}, {"name": "full", "bits": 32, "rate_scaling": "rms"}
+
+
+def wide(cell: Cell) -> float:
+    """Seeds lie up to 50 points apart, and LoRA 5 to 8 below full fine-tuning of the same seed."""
+    return 0.2 + 0.1 * cell.seed - (0.05 + 0.01 * (cell.seed % 4) if "lora" in cell.method else 0)
+
+
+def test_methods_are_paired_by_seed_across_studies_as_in_one(
+    tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = recipe_of(arms=["english"], methods=[LORA, FULL], effects=["lora-full"])
+    inside = {one.split: one for one in judge(collect(both, *make(tmp_path / "both", both, wide)).contrasts)}
+    for name, method in (("a", FULL), ("b", LORA)):
+        make(tmp_path / name, recipe_of(name=name, arms=["english"], methods=[method], effects=[]), wide)
+    assert call("compare", tmp_path / "a", tmp_path / "b", "--json") == 0
+    for one in json.loads(capsys.readouterr().out)["cells"]:
+        here = inside[one["split"]]
+        assert (one["paired"], one["seeds"], one["p"]) == (True, [6, 6], here.p)
+        assert one["p"] == pytest.approx(2 / 2**6)
+        assert (one["difference"], one["interval"]["low"]) == pytest.approx((here.difference, here.interval.low))
+
+
+@pytest.mark.parametrize(("seeds", "paired", "left_out"), [([1, 2, 3], True, 3), ([4, 5, 6], False, 0)])
+def test_seeds_are_paired_where_one_study_has_them_all(
+    seeds: list[int], paired: bool, left_out: int, tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path / "a", recipe_of(arms=["english"], methods=[FULL], effects=[]))
+    make(tmp_path / "b", recipe_of(name="b", arms=["english"], methods=[LORA], effects=[], seeds=seeds))
+    assert call("compare", tmp_path / "a", tmp_path / "b", "--json") == 0
+    found = json.loads(capsys.readouterr().out)["cells"]
+    assert {(one["paired"], one["left_out"]) for one in found} == {(paired, left_out)}
+    assert call("compare", tmp_path / "a", tmp_path / "b") == 0
+    said = capsys.readouterr().out
+    assert ("english on right: 3 runs have no partner of the same seed" in said) == paired
+    assert ("(3 pairs)" in said) == paired
+
+
+def test_a_study_and_itself_have_nothing_to_compare(
+    tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path / "a", recipe_of())
+    assert call("compare", tmp_path / "a", tmp_path / "a", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["cells"], found["effects"], found["one_sided"]) == ([], [], [])
+    assert len(found["same_runs"]) == 2 * (3 + 3 + 1) + 2 * 2 * 3
+    assert "german-scratch on right (lora r16 4-bit)" in found["same_runs"]
+
+
+def test_runs_that_are_partly_the_same_are_not_taken_for_independent(
+    tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four seeds, and the same four with two more: a difference would be the two seeds' luck."""
+    make(tmp_path / "a", recipe_of(seeds=[0, 1, 2, 3]))
+    make(tmp_path / "b", recipe_of(name="b"))
+    assert call("compare", tmp_path / "a", tmp_path / "b", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["cells"], found["effects"]) == ([], [])
+    assert "english on right (full 32-bit: 4 of 4 in A and of 6 in B)" in found["same_runs"]
+    assert "english-scratch on right (full 32-bit)" in found["same_runs"]
 
 
 def test_nothing_in_common_is_said(tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -11,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from petransfer.cli import main
+from petransfer.report import tables
 from petransfer.study.grid import Cell
 from tests.report.made import level_of, make, recipe_of, sweep
 
@@ -197,15 +201,25 @@ def test_a_failed_run_is_named_with_its_reason(tmp_path: Path, told: Callable[[P
     assert "retention of german-scratch on right" in text
 
 
-def test_a_figure_that_is_not_finite_is_said_to_be_so(tmp_path: Path, told: Callable[[Path], str]) -> None:
+@pytest.mark.parametrize("figure", [math.nan, -math.inf])
+def test_a_figure_that_is_not_finite_is_said_to_be_so(
+    figure: float, tmp_path: Path, told: Callable[[Path], str]
+) -> None:
     cells, folder = make(tmp_path / "made", recipe_of())
     run = folder.run(next(cell for cell in cells if cell.arm == "english" and cell.split == "right").run_id)
     result = run.result()
     assert result
-    result["test"]["log_prob_per_token"] = float("-inf")
+    result["test"]["log_prob_per_token"] = figure
     run.write_json("result.json", result)
     assert "not finite in 1 of 6" in told(folder.path)
     assert "not finite in 1 of 6" in (folder.path / "table.md").read_text()
+    no_figure_is_missing(folder.path)
+    with (folder.path / "table.csv").open() as file:
+        (line,) = [line for line in csv.DictReader(file) if line["run_id"] == run.path.name]
+    assert (line["test_log_prob_per_token"], float(line["test_em"])) == ("", 60.0)
+    (row,) = [row for row in tables.rows_of(cells, folder) if row.cell.run_id == run.path.name]
+    assert tables.plain_line(row).endswith("test EM 60.0 % | log p/token not finite")
+    assert json.loads(json.dumps(tables.as_json([row]), allow_nan=False))[0]["test_log_prob_per_token"] is None
 
 
 def test_scale_is_taken_from_another_study(tmp_path: Path, told: Callable[[Path], str]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -19,6 +21,7 @@ from petransfer.recipe.load import load_recipe
 from petransfer.report import groups, plots, tables
 from petransfer.study.grid import Cell, expand
 from petransfer.study.ledger import StudyFolder
+from tests.report.made import METHODS, make, recipe_of
 
 
 @pytest.fixture
@@ -127,6 +130,73 @@ def test_a_report_made_again_is_the_same(
     assert "+50.5 points" in said.out
     assert "+50.5 points" in (folder / "table.md").read_text()
     ElementTree.parse(folder / "plots" / "by-arm.svg")
+
+
+def test_what_was_written_into_effects_json_is_not_believed(
+    study: tuple[list[Cell], StudyFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = study[1].path
+    assert _report(folder, monkeypatch) == 0
+    first = _hashes(folder)
+    path = folder / "effects.json"
+    path.write_text(path.read_text().replace("inconclusive", "holds").replace("50.5", "60.5"))
+    assert _report(folder, monkeypatch) == 0
+    assert _hashes(folder) == first
+
+
+def test_a_shipped_study_follows_from_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its run folders and recipe give the very files that stand beside them; of pictures those that are text."""
+    shipped = Path(__file__).parents[2] / "results" / "opposite-right-one-seed"
+    copy = tmp_path / shipped.name
+    shutil.copytree(shipped, copy)
+    outputs = [Path("effects.json"), Path("report.html"), *(Path(f"table.{kind}") for kind in ("csv", "md", "tex"))]
+    outputs += [path.relative_to(shipped) for path in sorted(shipped.glob("plots/*.svg"))]
+    assert len(outputs) == 9
+    shutil.rmtree(copy / "plots")
+    for path in copy.iterdir():
+        if path.name not in ("recipe.yaml", "README.md", "runs"):
+            path.unlink()
+    assert _report(copy, monkeypatch) == 0
+    for path in outputs:
+        assert (copy / path).read_bytes() == (shipped / path).read_bytes(), path
+
+
+def _lose(path: Path) -> None:
+    path.unlink()
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def _without_a_column(path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.parquet.read_table(path, columns=["index", "category"]), path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [(_lose, "is lost"), (_cut, "cannot be read (ArrowInvalid)"), (_without_a_column, "cannot be read (ArrowInvalid)")],
+)
+def test_examples_that_are_lost_or_damaged_are_said_in_a_line(
+    study: tuple[list[Cell], StudyFolder], damage: Callable[[Path], None], said: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    cells, folder = study
+    run = folder.run(cells[0].run_id).path
+    damage(run / "examples.parquet")
+    assert _report(folder.path, monkeypatch) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"{run / 'examples.parquet'} {said}, though the run is done; delete {run}, and `petransfer run" in line
+
+
+def test_the_page_alone_says_so_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A study without effects reads examples for its wrong answers alone."""
+    cells, folder = make(tmp_path / "made", recipe_of(effects=[], arms=["english"], methods=[METHODS[0]]))
+    _cut(folder.run(cells[0].run_id).path / "examples.parquet")
+    assert _report(folder.path, monkeypatch) == 2
+    assert "examples.parquet cannot be read (ArrowInvalid)" in capsys.readouterr().err
 
 
 def test_what_is_no_finished_study_is_refused(
