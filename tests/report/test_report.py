@@ -19,6 +19,7 @@ from petransfer.recipe.load import load_recipe
 from petransfer.report import groups, plots, tables
 from petransfer.study.grid import Cell, expand
 from petransfer.study.ledger import StudyFolder
+from tests.report import made
 
 
 @pytest.fixture
@@ -73,6 +74,24 @@ def test_a_curve_is_the_mean_of_its_seeds(study: tuple[list[Cell], StudyFolder])
     for line in thick:
         assert list(line.get_xdata()) == [500, 1000]
         assert list(line.get_ydata()) == pytest.approx([21, 91])
+
+
+def test_every_arm_has_a_key_in_whatever_panel_it_stands(tmp_path: Path) -> None:
+    """`random` is trained by LoRA alone, whose panel is not the last one."""
+    methods = [{"name": "lora", "bits": 32}, {"name": "full", "bits": 32}]
+    recipe = made.recipe_of(arms=["english", "scratch", "random"], methods=methods, effects=[])
+    cells, folder = made.make(
+        tmp_path / "made", recipe, lambda cell: 0.5, skip=lambda cell: cell.arm == "random" and "full" in cell.method
+    )
+    found = groups.groups_of(tables.rows_of(cells, folder))
+    *others, last = plots.learning_curves(found, folder).axes
+    assert len(others) == 3
+    assert not any(axes.get_legend() for axes in others)
+    drawn = [line.get_label() for line in last.lines]
+    assert "random" not in drawn
+    legend = last.get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["english", "scratch", "random"]
+    assert [line.get_color() for line in legend.get_lines()] == ["#0072B2", "#000000", "#7F7F7F"]
 
 
 def test_every_seed_is_in_the_picture(study: tuple[list[Cell], StudyFolder]) -> None:
