@@ -55,6 +55,9 @@ def report(study: Annotated[Path, typer.Argument(help="A folder such as results/
     html = page.page(page.Findings(recipe, cells, folder, found, effects))
     (study / "report.html").write_text(html, encoding="utf-8")
     print_table(groups.terminal_table(found, recipe.name))
+    failed = groups.failed_note(found)
+    if failed:
+        print(f"of the runs, {failed}")
     for line in [*effects["sentences"], *effects["missing"]]:
         print(line)
     print(f"see {study}: report.html, table.csv, table.md, table.tex, plots/, effects.json", file=sys.stderr)

@@ -100,6 +100,16 @@ def terminal_table(groups: Sequence[Group], title: str) -> Table:
     return table
 
 
+def failed_note(groups: Sequence[Group]) -> str:
+    """How many runs failed, the first of them and its reason, or nothing where none did."""
+    failed = [row for group in groups for row in group.runs if row.status == "failed"]
+    if not failed:
+        return ""
+    cell = failed[0].cell
+    where = f"{cell.arm}, {cell.method}, {cell.split}, seed {cell.seed}"
+    return f"{len(failed)} failed, the first ({where}) with: {' '.join((failed[0].failure or '').split())}"
+
+
 def paper_note(groups: Sequence[Group], family: str) -> str:
     """Where the paper's figures are from and what parts them from ours, or nothing where there are none."""
     inside = [group for group in groups if group.paper]
@@ -114,6 +124,7 @@ def markdown(groups: Sequence[Group], effects: dict[str, Any], family: str = "")
     """The table, the effects with the paper's beside them, and a sentence for each."""
     columns = columns_of(groups)
     parts = [_markdown_table(columns, table_of(groups), left=3)]
+    parts += [f"Of the runs, {failed}."] if (failed := failed_note(groups)) else []
     parts += [paper_note(groups, family)] if family and _in_paper(groups) else []
     parts += [_markdown_table(EFFECT_COLUMNS, effects_table(effects), left=3)] if effects["effects"] else []
     sentences = [*effects["sentences"], *effects.get("missing", ())]
@@ -149,11 +160,13 @@ def points(effect: dict[str, Any]) -> str:
 
 
 def latex(groups: Sequence[Group]) -> str:
-    """The table for a paper, with the rules of booktabs."""
+    """The table for a paper, with the rules of booktabs, and runs that failed in a comment."""
     columns = columns_of(groups)
     head, *body = [" & ".join(map(_escaped, line)) + r" \\" for line in [columns, *table_of(groups)]]
     start = rf"\begin{{tabular}}{{lll{'r' * (len(columns) - 3)}}}"
-    return "\n".join([start, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""])
+    failed = failed_note(groups)
+    note = [f"% of the runs, {failed}"] if failed else []
+    return "\n".join([start, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", *note, ""])
 
 
 def _escaped(text: str) -> str:

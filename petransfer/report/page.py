@@ -13,7 +13,15 @@ from petransfer.recipe.load import freeze
 from petransfer.recipe.schema import Recipe
 from petransfer.report import charts, gather, plots, prose, sweep
 from petransfer.report.elements import document, marked, panels, picture, table
-from petransfer.report.groups import EFFECT_COLUMNS, Group, columns_of, effects_table, paper_note, table_of
+from petransfer.report.groups import (
+    EFFECT_COLUMNS,
+    Group,
+    columns_of,
+    effects_table,
+    failed_note,
+    paper_note,
+    table_of,
+)
 from petransfer.report.palette import colours, of_groups
 from petransfer.study.grid import Cell
 from petransfer.study.ledger import StudyFolder
@@ -54,11 +62,8 @@ def _head(findings: Findings) -> str:
     rows = [row for group in findings.groups for row in group.runs]
     done = sum(row.status == "done" for row in rows)
     runs = f"All {done} runs are done." if done == len(rows) else f"{done} of {len(rows)} runs are done."
-    failed = [row for row in rows if row.status == "failed"]
-    if failed:
-        first = failed[0]
-        where = f"{first.cell.arm}, {first.cell.method}, {first.cell.split}, seed {first.cell.seed}"
-        runs += f" {len(failed)} failed, the first ({where}) with: {first.failure}"
+    failed = failed_note(findings.groups)
+    runs += f" {failed}" if failed else ""
     lead = f'<p class="lead">{escape(findings.recipe.description)}</p>\n' if findings.recipe.description else ""
     return f"<header>\n<h1>{escape(findings.recipe.name)}</h1>\n{lead}<p>{escape(runs)}</p>\n</header>"
 

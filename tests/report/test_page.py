@@ -185,14 +185,20 @@ def test_every_lack_is_said(
     no_figure_is_missing(folder.path)
 
 
-def test_a_failed_run_is_named_with_its_reason(tmp_path: Path, told: Callable[[Path], str]) -> None:
+def test_a_failed_run_is_named_with_its_reason(
+    tmp_path: Path, told: Callable[[Path], str], capsys: pytest.CaptureFixture[str]
+) -> None:
     cells, folder = make(tmp_path / "made", recipe_of(), skip=is_4_bit_german)
     for cell in filter(is_4_bit_german, cells):
         run = folder.run(cell.run_id)
         run.path.mkdir()
         run.write_json("failed.json", {"error": "the loss is not finite at step 12"})
     text = told(folder.path)
-    assert "6 failed, the first (german, lora r16 4-bit, right, seed 0) with: the loss is not finite" in text
+    line = "6 failed, the first (german, lora r16 4-bit, right, seed 0) with: the loss is not finite at step 12"
+    assert line in text
+    assert f"of the runs, {line}\n" in capsys.readouterr().out
+    assert f"\n\nOf the runs, {line}.\n\n" in (folder.path / "table.md").read_text()
+    assert f"% of the runs, {line}\n" in (folder.path / "table.tex").read_text()
     assert "not estimated, no run of german (lora r16 4-bit) is done: 6 failed; the loss is not finite" in text
     assert "retention of german-scratch on right" in text
 
