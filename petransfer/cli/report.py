@@ -50,7 +50,7 @@ def report(study: Annotated[Path, typer.Argument(help="A folder such as results/
     effects = update_effects(recipe, cells, folder)
     tables.write_csv(rows, study / "table.csv", family)
     (study / "table.md").write_text(groups.markdown(found, effects, family), encoding="utf-8")
-    (study / "table.tex").write_text(groups.latex(found), encoding="utf-8")
+    (study / "table.tex").write_text(groups.latex(found, effects), encoding="utf-8")
     pictures.save_all(found, effects, cells, folder)
     html = page.page(page.Findings(recipe, cells, folder, found, effects))
     (study / "report.html").write_text(html, encoding="utf-8")
@@ -89,8 +89,8 @@ def compare(
         return
     for line in side_by_side.head(found):
         print(line)
-    _print("the same cells", side_by_side.CELL_COLUMNS, side_by_side.cell_lines(found))
-    _print("the same effects", side_by_side.EFFECT_COLUMNS, side_by_side.effect_lines(found))
+    _print("the same cells", side_by_side.cell_columns(found), side_by_side.cell_lines(found))
+    _print("the same effects", side_by_side.effect_columns(found), side_by_side.effect_lines(found))
 
 
 def _print(title: str, columns: tuple[str, ...], lines: list[tuple[str, ...]]) -> None:
@@ -98,7 +98,7 @@ def _print(title: str, columns: tuple[str, ...], lines: list[tuple[str, ...]]) -
         return
     shown = Table(title=title, title_justify="left")
     for at, name in enumerate(columns):
-        shown.add_column(name, justify="right" if 2 < at < 7 else "left", no_wrap=True)
+        shown.add_column(name, justify="left" if at < 3 or name == "verdict" else "right", no_wrap=True)
     for line in lines:
         shown.add_row(*line)
     print_table(shown)

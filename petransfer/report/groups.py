@@ -159,14 +159,24 @@ def points(effect: dict[str, Any]) -> str:
     return f"{effect['difference']:+.1f}{bounds}"
 
 
-def latex(groups: Sequence[Group]) -> str:
-    """The table for a paper, with the rules of booktabs, and runs that failed in a comment."""
-    columns = columns_of(groups)
-    head, *body = [" & ".join(map(_escaped, line)) + r" \\" for line in [columns, *table_of(groups)]]
-    start = rf"\begin{{tabular}}{{lll{'r' * (len(columns) - 3)}}}"
-    failed = failed_note(groups)
-    note = [f"% of the runs, {failed}"] if failed else []
-    return "\n".join([start, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", *note, ""])
+def latex(groups: Sequence[Group], effects: dict[str, Any]) -> str:
+    """The table for a paper, with the rules of booktabs, runs that failed in a comment, and a table of the effects."""
+    parts = [_tabular(columns_of(groups), table_of(groups))]
+    parts += [f"% of the runs, {failed}"] if (failed := failed_note(groups)) else []
+    lines = effects_table(effects)
+    if lines:
+        known = [at for at in range(len(EFFECT_COLUMNS)) if any(line[at] for line in lines)]  # the paper has not all
+        columns = [EFFECT_COLUMNS[at] for at in known]
+        parts += ["", _tabular(columns, [[line[at] for at in known] for line in lines])]
+    return "\n".join([*parts, ""])
+
+
+def _tabular(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Its first three columns are names, as is a verdict."""
+    head, *body = [" & ".join(map(_escaped, line)) + r" \\" for line in [columns, *lines]]
+    kinds = "".join("l" if at < 3 or name == "verdict" else "r" for at, name in enumerate(columns))
+    return "\n".join([rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule",
+                      r"\end{tabular}"])  # fmt: skip
 
 
 def _escaped(text: str) -> str:

@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from petransfer.effects.contrasts import family_name
+from petransfer.effects.reference import CITATION
 from petransfer.recipe.load import freeze
 from petransfer.recipe.schema import Recipe
 from petransfer.report import charts, gather, plots, prose, sweep
@@ -146,24 +147,36 @@ def _results(findings: Findings) -> str:
 
 
 def _heat(findings: Findings) -> str:
-    parts = []
-    for heat in gather.heats(findings.groups, findings.study):
-        head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heat.columns)
-        lines = []
-        for name, values in zip(heat.rows, heat.values, strict=True):
-            cells = "".join(
-                '<td class="none"></td>' if value is None else f'<td style="--em:{value:.0f}">{value:.1f}</td>'
-                for value in values
-            )
-            lines.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
-        body = "\n".join(lines)
-        parts.append(
-            f'<h3>{escape(heat.split)}</h3>\n<div class="wide"><table class="heat">\n'
-            f'<thead><tr><td class="none"></td>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
-        )
-    if not parts:
+    heats = gather.heats(findings.groups, findings.study)
+    if not heats:
         return ""
-    return "<h2>By category</h2>\n<p>Test exact match in %, means over seeds.</p>\n" + "\n".join(parts)
+    text = "Test exact match in %, means over seeds."
+    families = ", ".join(dict.fromkeys(heat.family for heat in heats if heat.family))
+    if families:
+        text += (
+            f" Beneath it, in small type: the same arm and category in {CITATION} ({families}, all weights trained)."
+        )
+    parts = "\n".join(map(_heat_table, heats))
+    return f"<h2>By category</h2>\n<p>{escape(text)}</p>\n{parts}"
+
+
+def _heat_table(heat: charts.Heat) -> str:
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heat.columns)
+    body = "\n".join(
+        f'<tr><th scope="row">{escape(name)}</th>{"".join(map(_heat_cell, values, paper))}</tr>'
+        for name, values, paper in zip(heat.rows, heat.values, heat.paper, strict=True)
+    )
+    return (
+        f'<h3>{escape(heat.split)}</h3>\n<div class="wide"><table class="heat">\n'
+        f'<thead><tr><td class="none"></td>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+    )
+
+
+def _heat_cell(value: float | None, paper: float | None) -> str:
+    if value is None:
+        return '<td class="none"></td>'
+    beneath = "" if paper is None else f"<small>{paper:.1f}</small>"
+    return f'<td style="--em:{value:.0f}">{value:.1f}{beneath}</td>'
 
 
 def _curves(findings: Findings) -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from petransfer.cli import main
+from petransfer.effects.reference import published
+from petransfer.report import charts, gather, groups, tables
 from petransfer.study.grid import Cell
 from tests.report.made import level_of, make, recipe_of, sweep
 
@@ -212,6 +214,32 @@ def test_a_figure_that_is_not_finite_is_said_to_be_so(tmp_path: Path, told: Call
     run.write_json("result.json", result)
     assert "not finite in 1 of 6" in told(folder.path)
     assert "not finite in 1 of 6" in (folder.path / "table.md").read_text()
+
+
+def test_the_papers_figures_stand_beneath_ours_in_every_category(tmp_path: Path, told: Callable[[Path], str]) -> None:
+    """Of its English, subj_to_obj_common and cp_recursion; German is none of its arms."""
+    recipe = recipe_of(
+        task={"name": "cogs", "splits": ["gen"]}, arms=["english", "german"], methods=[{"name": "lora", "bits": 32}],
+        effects=[], seeds=[0],
+    )  # fmt: skip
+    cells, folder = make(tmp_path / "made", recipe, lambda cell: 0.5, categories=("cp_recursion", "subj_to_obj_common"))
+    text = told(folder.path)
+    shown = text[text.index("<h2>By category</h2>") : text.index("<h2>Learning curves</h2>")]
+    assert "the same arm and category in Orhan (2021), arXiv:2109.15101 (t5-base, all weights trained)" in shown
+    theirs = {
+        name: published()["t5-base", "english", "cogs", "gen", name].mean
+        for name in ("cp_recursion", "subj_to_obj_common")
+    }
+    for name, figure in theirs.items():
+        row = shown[shown.index(f">{name}</th>") :].split("</tr>")[0]
+        ours = re.findall(r">([\d.]+)(?:<small>([\d.]+)</small>)?</td>", row)
+        assert [paper for _, paper in ours] == [f"{figure:.1f}", ""]
+    (heat,) = gather.heats(groups.groups_of(tables.rows_of(cells, folder), "nano"), folder)
+    drawn = [one.get_text() for one in charts.heat_map([heat]).axes[0].texts]
+    assert len(drawn) == 4 + 2
+    assert {f"{figure:.0f}" for figure in theirs.values()} <= set(drawn)
+    (alone,) = gather.heats(groups.groups_of(tables.rows_of(cells, folder)), folder)
+    assert len(charts.heat_map([alone]).axes[0].texts) == 4
 
 
 def test_scale_is_taken_from_another_study(tmp_path: Path, told: Callable[[Path], str]) -> None:

@@ -7,6 +7,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -60,9 +61,9 @@ def test_a_group_is_its_seeds(study: tuple[list[Cell], StudyFolder]) -> None:
         ("opposite_right", "scratch", "full 32-bit", "2 of 3", "10.5 (10.0 to 11.0)", "10.5 (10.0 to 11.0)",
          "-4.950 (-4.950 to -4.950)"),
     ]  # fmt: skip
-    assert r"2 of 3 & 10.5 (10.0 to 11.0)" in groups.latex(found)
-    assert r"opposite\_right & english" in groups.latex(found)
-    assert r"dev EM \%" in groups.latex(found)
+    assert r"2 of 3 & 10.5 (10.0 to 11.0)" in groups.latex(found, NONE)
+    assert r"opposite\_right & english" in groups.latex(found, NONE)
+    assert r"dev EM \%" in groups.latex(found, NONE)
 
 
 def test_a_curve_is_the_mean_of_its_seeds(study: tuple[list[Cell], StudyFolder]) -> None:
@@ -113,6 +114,34 @@ def test_what_quantised_weights_weigh_is_said(study: tuple[list[Cell], StudyFold
     (line,) = tables.weight_lines([replace(row, weights=weights)] * 2)
     assert "4.0 MB of weights, 25.0 % bfloat16, 75.0 % nf4; wide: norm, embeddings" in line
     assert "2.000 at 16 bits, 2.010 so" in line
+
+
+NONE: dict[str, Any] = {"effects": []}
+
+
+def test_effects_stand_in_latex_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = made.recipe_of(methods=[{"name": "lora", "bits": 32}], effects=["english-scratch", "german-scratch"])
+    _, folder = made.make(tmp_path / "made", recipe)
+    monkeypatch.setattr("petransfer.report.pictures.save_all", lambda *given: None)
+    monkeypatch.setattr("petransfer.report.page.page", lambda findings: "")
+    assert _report(folder.path, monkeypatch) == 0
+    text = (folder.path / "table.tex").read_text()
+    first, second = text.split("\n\n")
+    assert first.startswith(r"\begin{tabular}{lllrrrrr}")
+    head = r"effect & split & under & points of EM & p (Holm) & verdict & paper: points & paper: p \\"
+    assert second.splitlines()[:4] == [r"\begin{tabular}{lllrrlrr}", r"\toprule", head, r"\midrule"]
+    effects = json.loads((folder.path / "effects.json").read_text())["effects"]
+    for line, one in zip(second.splitlines()[4:8], effects, strict=True):
+        low, high = one["interval"]["low"], one["interval"]["high"]
+        cells = [part.strip() for part in line.removesuffix(r" \\").split(" & ")]
+        assert cells[:3] == [one["name"], one["split"].replace("_", r"\_"), one["method"]]
+        assert cells[3:6] == [
+            f"{one['difference']:+.1f} [{low:+.1f}, {high:+.1f}]",
+            f"{one['p_holm']:.3f}",
+            one["verdict"],
+        ]
+        assert (cells[6] != "") == (one["name"] == "english-scratch")
+    assert second.endswith("\\bottomrule\n\\end{tabular}\n")
 
 
 def _report(folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
