@@ -16,8 +16,8 @@ from petransfer.effects.contrasts import family_name, update_effects
 from petransfer.errors import UserError
 from petransfer.recipe.load import load_either
 from petransfer.recipe.schema import Recipe
-from petransfer.report import groups, page, pictures, tables
-from petransfer.study.grid import expand
+from petransfer.report import groups, page, pictures, sweep, tables
+from petransfer.study.grid import Cell, expand
 from petransfer.study.ledger import StudyFolder
 
 
@@ -42,25 +42,44 @@ def report(study: Annotated[Path, typer.Argument(help="A folder such as results/
     recipe = _recipe(study)
     cells, folder = expand(recipe), StudyFolder(study)
     rows = tables.rows_of(cells, folder)
-    if not any(row.status == "done" for row in rows):
-        kept = study / "recipe.yaml"
-        raise UserError(f"no run of {study} is done; `petransfer run --recipe {kept}` carries them out")
     family = family_name(recipe)
     found = groups.groups_of(rows, family)
+    swept = sweep.groups_of(cells, folder)
+    if not any(row.status == "done" for row in rows):
+        _sweep_alone(recipe, cells, folder, found, swept)
+        return
     effects = update_effects(recipe, cells, folder)
+    unswept = sweep.unswept(cells, swept)
     tables.write_csv(rows, study / "table.csv", family)
-    (study / "table.md").write_text(groups.markdown(found, effects, family), encoding="utf-8")
+    (study / "table.md").write_text(groups.markdown(found, effects, family, unswept), encoding="utf-8")
     (study / "table.tex").write_text(groups.latex(found, effects), encoding="utf-8")
-    pictures.save_all(found, effects, cells, folder)
-    html = page.page(page.Findings(recipe, cells, folder, found, effects))
-    (study / "report.html").write_text(html, encoding="utf-8")
+    _write_page(page.Findings(recipe, cells, folder, found, effects))
     print_table(groups.terminal_table(found, recipe.name))
     failed = groups.failed_note(found)
-    if failed:
-        print(f"of the runs, {failed}")
-    for line in [*effects["sentences"], *effects["missing"]]:
-        print(line)
+    for line in [f"of the runs, {failed}" if failed else "", unswept, *effects["sentences"], *effects["missing"]]:
+        if line:
+            print(line)
     print(f"see {study}: report.html, table.csv, table.md, table.tex, plots/, effects.json", file=sys.stderr)
+
+
+def _sweep_alone(
+    recipe: Recipe, cells: list[Cell], folder: StudyFolder, found: list[groups.Group], swept: list[sweep.Group]
+) -> None:
+    """What there is to show of a study that was swept and not run yet."""
+    kept = folder.path / "recipe.yaml"
+    if not swept:
+        raise UserError(f"no run of {folder.path} is done; `petransfer run --recipe {kept}` carries them out")
+    _write_page(page.Findings(recipe, cells, folder, found, {"effects": []}))
+    print_table(sweep.terminal_table(swept, recipe.name))
+    for line in [*sweep.sentences(swept), sweep.unswept(cells, swept)]:
+        if line:
+            print(line)
+    print(f"no run of the study itself is done; see {folder.path}: report.html, plots/, sweep.json", file=sys.stderr)
+
+
+def _write_page(findings: page.Findings) -> None:
+    pictures.save_all(findings.groups, findings.effects, findings.cells, findings.study)
+    (findings.study.path / "report.html").write_text(page.page(findings), encoding="utf-8")
 
 
 @app.command("compare")

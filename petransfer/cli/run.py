@@ -25,7 +25,7 @@ from petransfer.fit.sizes import card_bytes
 from petransfer.recipe.load import load_either, load_reduced
 from petransfer.recipe.pretraining import PretrainRecipe
 from petransfer.recipe.schema import Recipe
-from petransfer.report import pretraining, tables
+from petransfer.report import pretraining, sweep, tables
 from petransfer.study.grid import Cell, expand, notes, resolve
 from petransfer.study.ledger import StudyFolder
 from petransfer.study.pretraining import expand_pretraining
@@ -317,17 +317,22 @@ def status(
     kept = study / "recipe.yaml"
     if not kept.is_file():
         raise UserError(f"{study} is no study's folder: it has no recipe.yaml")
-    recipe = load_either(str(kept))
+    recipe, folder = load_either(str(kept)), StudyFolder(study)
+    swept: list[sweep.Group] = []
     if isinstance(recipe, PretrainRecipe):
-        pretrained = pretraining.rows_of(expand_pretraining(recipe), StudyFolder(study))
-        counts = f"{len(pretrained)} runs: {sum(row.status == 'done' for row in pretrained)} done"
+        pretrained = pretraining.rows_of(expand_pretraining(recipe), folder)
+        lines = [f"{len(pretrained)} runs: {sum(row.status == 'done' for row in pretrained)} done"]
         shown, table = pretraining.as_json(pretrained), pretraining.terminal_table(pretrained, recipe.name)
     else:
-        rows = tables.rows_of(expand(recipe), StudyFolder(study))
-        counts = tables.counts(rows)
+        cells = expand(recipe)
+        rows, swept = tables.rows_of(cells, folder), sweep.groups_of(cells, folder)
+        lines = [tables.counts([row.status for row in rows]), sweep.standing(folder)]
         shown, table = tables.as_json(rows), tables.terminal_table(rows, recipe.name, tables.ROWS)
     if as_json:
-        print(json.dumps({"study": recipe.name, "runs": shown}, indent=1))
+        print(json.dumps({"study": recipe.name, "runs": shown, "sweep": swept}, indent=1))
         return
     print_table(table)
-    print(counts)
+    if swept:
+        print_table(sweep.terminal_table(swept, recipe.name))
+    for line in filter(None, lines):
+        print(line)

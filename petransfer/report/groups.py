@@ -120,11 +120,15 @@ def paper_note(groups: Sequence[Group], family: str) -> str:
     return f"paper: {CITATION}, {family_beside(family)}, all weights trained; {'; '.join(said)}."
 
 
-def markdown(groups: Sequence[Group], effects: dict[str, Any], family: str = "") -> str:
-    """The table, the effects with the paper's beside them, and a sentence for each."""
+def markdown(groups: Sequence[Group], effects: dict[str, Any], family: str = "", unswept: str = "") -> str:
+    """The table, the effects with the paper's beside them, and a sentence for each.
+
+    unswept: what is said of rates that no sweep has looked at.
+    """
     columns = columns_of(groups)
     parts = [_markdown_table(columns, table_of(groups), left=3)]
     parts += [f"Of the runs, {failed}."] if (failed := failed_note(groups)) else []
+    parts += [unswept] if unswept else []
     parts += [paper_note(groups, family)] if family and _in_paper(groups) else []
     parts += [_markdown_table(EFFECT_COLUMNS, effects_table(effects), left=3)] if effects["effects"] else []
     sentences = [*effects["sentences"], *effects.get("missing", ())]

@@ -46,6 +46,10 @@ def page(findings: Findings) -> str:
 
 
 def _sections(findings: Findings) -> Iterator[str]:
+    if not any(group.done for group in findings.groups):  # a sweep comes before the runs
+        yield _rates(findings)
+        yield _provenance(findings)
+        return
     yield _verdicts(findings.effects)
     yield _forest(findings.effects)
     yield _kept(findings.effects)
@@ -141,9 +145,11 @@ def _results(findings: Findings) -> str:
             drawn.append(picture(figure, f"arms{at}", _alt(members, "test"), f"{split}, {method}"))
     note = paper_note(groups, family_name(findings.recipe))
     text = "Means over seeds, and in brackets the lowest and the highest seed. A dot is a seed, a bar the mean."
-    paper = f'<p class="note">{escape(note[0].upper() + note[1:])}</p>' if note else ""
+    swept = sweep.groups_of(findings.cells, findings.study)
+    notes = [note[:1].upper() + note[1:], "" if swept else sweep.unswept(findings.cells, swept)]
+    beneath = "\n".join(f'<p class="note">{escape(one)}</p>' for one in notes if one)
     lines = table(columns_of(groups), table_of(groups), left=3)
-    return f"<h2>Exact match</h2>\n<p>{text}</p>\n{lines}\n{paper}\n{panels(drawn)}"
+    return f"<h2>Exact match</h2>\n<p>{text}</p>\n{lines}\n{beneath}\n{panels(drawn)}"
 
 
 def _heat(findings: Findings) -> str:
@@ -206,7 +212,8 @@ def _rates(findings: Findings) -> str:
         axes.legend(frameon=False, fontsize="small")
         drawn.append(picture(figure, f"rates{at}", sweep.alt(method, members), sweep.caption(method, members)))
     text = "Each arm and method at several rates, compared on dev, never on test."
-    notes = "\n".join(f'<p class="note">{escape(line)}</p>' for line in sweep.sentences(groups))
+    said = [*sweep.sentences(groups), sweep.unswept(findings.cells, groups)]
+    notes = "\n".join(f'<p class="note">{escape(line)}</p>' for line in said if line)
     lines = table(sweep.COLUMNS, sweep.lines_of(groups), left=3)
     return f"<h2>Learning rates</h2>\n<p>{text}</p>\n{notes}\n{panels(drawn)}\n{lines}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from petransfer.cli import main
 from petransfer.effects.reference import published
 from petransfer.report import charts, gather, groups, tables
 from petransfer.study.grid import Cell
+from petransfer.study.ledger import StudyFolder
+from petransfer.study.sweep import open_sweep
 from tests.report.made import level_of, make, recipe_of, sweep
 
 VOID = {"meta", "br", "img", "hr", "link", "input", "path", "use"}
@@ -156,6 +159,50 @@ def test_a_sweep_is_shown_by_method_and_says_what_it_rests_on(tmp_path: Path, to
         in shown
     )
     assert "0.001: 20.0 (0.500), 0.002: 23.0 (0.500), 0.004: 26.0 (0.500)" in shown
+
+
+def test_a_sweep_is_seen_before_anything_was_run(
+    tmp_path: Path, reported: Callable[[Path], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipe_of(methods=[{"name": "lora", "bits": 32}], seeds=[0, 1], effects=["english-scratch"])
+    folder = StudyFolder(tmp_path / "made")
+    open_sweep(recipe, folder)
+    sweep(folder, recipe)
+    text = reported(folder.path)
+    Checked(text)
+    assert sections(text) == ["Learning rates", "Provenance, and how to repeat it"]
+    assert "0 of 12 runs are done." in text
+    assert "The rates were chosen at 50 steps" in text
+    assert "chosen" in capsys.readouterr().out
+    assert {path.name for path in folder.path.iterdir() if path.is_file() and path.name != ".lock"} == {
+        "recipe.yaml", "sweep.json", "report.html"
+    }  # fmt: skip
+    assert {path.stem for path in (folder.path / "plots").iterdir()} == {"learning-rates"}
+    no_figure_is_missing(folder.path)
+    kept = (folder.path / "recipe.yaml").read_bytes()
+    make(folder.path, recipe)  # a run goes on in the same folder
+    assert (folder.path / "recipe.yaml").read_bytes() == kept
+    assert {"Exact match", "Learning rates"} <= set(sections(reported(folder.path)))
+    assert (folder.path / "plots" / "by-arm.svg").is_file()
+
+
+def test_rates_that_were_not_swept_are_said_to_be_so(
+    tmp_path: Path, told: Callable[[Path], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "The learning rates were not swept: each arm and method has the recipe's."
+    methods = [{"name": "lora", "bits": 32}, {"name": "full", "bits": 32}]
+    recipe = recipe_of(methods=methods, effects=[], seeds=[0])
+    _, folder = make(tmp_path / "made", recipe)
+    assert line.replace("'", "&#x27;") in told(folder.path)
+    assert line in capsys.readouterr().out
+    assert f"\n\n{line}\n" in (folder.path / "table.md").read_text()
+    sweep(folder, recipe)
+    content = json.loads((folder.path / "sweep.json").read_text())
+    content["groups"] = [one for one in content["groups"] if one["arm"] != "german"]
+    (folder.path / "sweep.json").write_text(json.dumps(content))
+    text = told(folder.path)
+    assert "were not swept" not in text
+    assert "Not swept: german, lora r16 32-bit; german, full 32-bit." in text
 
 
 def is_4_bit_german(cell: Cell) -> bool:
