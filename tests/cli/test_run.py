@@ -108,8 +108,8 @@ def test_effects_that_fewer_arms_leave_no_room_for_are_named(
     said = capsys.readouterr().out
     line = (
         "not asked, for they need other arms than english, code, scratch: german-scratch, hungarian-scratch, "
-        "code_anon-scratch, code-code_anon, protein-scratch, retention of german-scratch under lora, "
-        "retention of code_anon-scratch under lora"
+        "code_anon-scratch, code-code_anon, protein-scratch, protein-english-newemb, "
+        "retention of german-scratch under lora, retention of code_anon-scratch under lora"
     )
     assert line in said.splitlines()
     assert call(monkeypatch, *words, "--arms", "english,code,scratch", "--json") == 0
