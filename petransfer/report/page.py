@@ -169,7 +169,7 @@ def _heat(findings: Findings) -> str:
 def _heat_table(heat: charts.Heat) -> str:
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heat.columns)
     body = "\n".join(
-        f'<tr><th scope="row">{escape(name)}</th>{"".join(map(_heat_cell, values, paper))}</tr>'
+        f'<tr><th scope="row">{escape(name).replace("_", "_<wbr>")}</th>{"".join(map(_heat_cell, values, paper))}</tr>'
         for name, values, paper in zip(heat.rows, heat.values, heat.paper, strict=True)
     )
     return (
