@@ -16,8 +16,8 @@ from petransfer.effects.contrasts import family_name, update_effects
 from petransfer.errors import UserError
 from petransfer.recipe.load import load_either
 from petransfer.recipe.schema import Recipe
-from petransfer.report import groups, page, pictures, tables
-from petransfer.study.grid import expand
+from petransfer.report import groups, page, pictures, sweep, tables
+from petransfer.study.grid import Cell, expand
 from petransfer.study.ledger import StudyFolder
 
 
@@ -42,22 +42,44 @@ def report(study: Annotated[Path, typer.Argument(help="A folder such as results/
     recipe = _recipe(study)
     cells, folder = expand(recipe), StudyFolder(study)
     rows = tables.rows_of(cells, folder)
-    if not any(row.status == "done" for row in rows):
-        kept = study / "recipe.yaml"
-        raise UserError(f"no run of {study} is done; `petransfer run --recipe {kept}` carries them out")
     family = family_name(recipe)
     found = groups.groups_of(rows, family)
+    swept = sweep.groups_of(cells, folder)
+    if not any(row.status == "done" for row in rows):
+        _sweep_alone(recipe, cells, folder, found, swept)
+        return
     effects = update_effects(recipe, cells, folder, anew=True)
+    unswept = sweep.unswept(cells, swept)
     tables.write_csv(rows, study / "table.csv", family)
-    (study / "table.md").write_text(groups.markdown(found, effects, family), encoding="utf-8")
-    (study / "table.tex").write_text(groups.latex(found), encoding="utf-8")
-    pictures.save_all(found, effects, cells, folder)
-    html = page.page(page.Findings(recipe, cells, folder, found, effects))
-    (study / "report.html").write_text(html, encoding="utf-8")
+    (study / "table.md").write_text(groups.markdown(found, effects, family, unswept), encoding="utf-8")
+    (study / "table.tex").write_text(groups.latex(found, effects), encoding="utf-8")
+    _write_page(page.Findings(recipe, cells, folder, found, effects))
     print_table(groups.terminal_table(found, recipe.name))
-    for line in [*effects["sentences"], *effects["missing"]]:
-        print(line)
+    failed = groups.failed_note(found)
+    for line in [f"of the runs, {failed}" if failed else "", unswept, *effects["sentences"], *effects["missing"]]:
+        if line:
+            print(line)
     print(f"see {study}: report.html, table.csv, table.md, table.tex, plots/, effects.json", file=sys.stderr)
+
+
+def _sweep_alone(
+    recipe: Recipe, cells: list[Cell], folder: StudyFolder, found: list[groups.Group], swept: list[sweep.Group]
+) -> None:
+    """What there is to show of a study that was swept and not run yet."""
+    kept = folder.path / "recipe.yaml"
+    if not swept:
+        raise UserError(f"no run of {folder.path} is done; `petransfer run --recipe {kept}` carries them out")
+    _write_page(page.Findings(recipe, cells, folder, found, {"effects": []}))
+    print_table(sweep.terminal_table(swept, recipe.name))
+    for line in [*sweep.sentences(swept), sweep.unswept(cells, swept)]:
+        if line:
+            print(line)
+    print(f"no run of the study itself is done; see {folder.path}: report.html, plots/, sweep.json", file=sys.stderr)
+
+
+def _write_page(findings: page.Findings) -> None:
+    pictures.save_all(findings.groups, findings.effects, findings.cells, findings.study)
+    (findings.study.path / "report.html").write_text(page.page(findings), encoding="utf-8")
 
 
 @app.command("compare")
@@ -86,8 +108,8 @@ def compare(
         return
     for line in side_by_side.head(found):
         print(line)
-    _print("the same cells", side_by_side.CELL_COLUMNS, side_by_side.cell_lines(found))
-    _print("the same effects", side_by_side.EFFECT_COLUMNS, side_by_side.effect_lines(found))
+    _print("the same cells", side_by_side.cell_columns(found), side_by_side.cell_lines(found))
+    _print("the same effects", side_by_side.effect_columns(found), side_by_side.effect_lines(found))
 
 
 def _print(title: str, columns: tuple[str, ...], lines: list[tuple[str, ...]]) -> None:
@@ -95,7 +117,7 @@ def _print(title: str, columns: tuple[str, ...], lines: list[tuple[str, ...]]) -
         return
     shown = Table(title=title, title_justify="left")
     for at, name in enumerate(columns):
-        shown.add_column(name, justify="right" if 2 < at < 7 else "left", no_wrap=True)
+        shown.add_column(name, justify="left" if at < 3 or name == "verdict" else "right", no_wrap=True)
     for line in lines:
         shown.add_row(*line)
     print_table(shown)

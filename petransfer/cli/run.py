@@ -22,10 +22,10 @@ from petransfer.effects.contrasts import demand, family_name, update_effects
 from petransfer.errors import UserError
 from petransfer.fit.grid import find_sizes, foresee, this_card
 from petransfer.fit.sizes import card_bytes
-from petransfer.recipe.load import load_either, load_recipe
+from petransfer.recipe.load import load_either, load_reduced
 from petransfer.recipe.pretraining import PretrainRecipe
 from petransfer.recipe.schema import Recipe
-from petransfer.report import pretraining, tables
+from petransfer.report import pretraining, sweep, tables
 from petransfer.study.grid import Cell, expand, notes, resolve
 from petransfer.study.ledger import StudyFolder
 from petransfer.study.pretraining import expand_pretraining
@@ -36,12 +36,22 @@ from petransfer.train.execution import Execution
 
 @dataclass(frozen=True)
 class Study:
-    """A resolved recipe with its grid and folder. mine: the part of the grid that is asked for, all unless sharded."""
+    """A resolved recipe with its grid and folder. mine: the part of the grid that is asked for, all unless sharded.
+
+    dropped: effects that the chosen arms leave no room for.
+    """
 
     recipe: Recipe
     cells: list[Cell]
     folder: StudyFolder
     mine: list[Cell]
+    dropped: Sequence[str] = ()
+
+    @property
+    def dropped_line(self) -> str:
+        """What is said of them; nothing where there are none."""
+        arms = ", ".join(self.recipe.arms)
+        return f"not asked, for they need other arms than {arms}: {', '.join(self.dropped)}" if self.dropped else ""
 
 
 @dataclass(frozen=True)
@@ -77,9 +87,11 @@ def study_of(
         "arms": arms.split(",") if arms else None,
         "data_dir": data,
     }
-    recipe = resolve(load_recipe(name, sets or [], options))
+    asked, dropped = load_reduced(name, sets or [], options)
+    recipe = resolve(asked)
     cells = expand(recipe)
-    return Study(recipe, cells, StudyFolder(out or Path("results") / recipe.name), part.of(cells) if part else cells)
+    folder = StudyFolder(out or Path("results") / recipe.name)
+    return Study(recipe, cells, folder, part.of(cells) if part else cells, dropped)
 
 
 def whole_numbers(text: str) -> list[int]:
@@ -162,6 +174,8 @@ def carry_out(
         _execute(study, kind, execution, ways, cpu, force, quiet=True)
         raise typer.Exit
     kind.begin()
+    if study.dropped_line:
+        print(study.dropped_line, file=sys.stderr)
     group = None if place.shared or ways.executor == "ray" else ways.group(execution.checkpointing, cpu)
     started = time.monotonic()
     before = sum(study.folder.run(cell.run_id).done for cell in study.mine)
@@ -279,7 +293,8 @@ def plan(
     places = foresee([cell.spec for cell in study.mine], room, checkpointing) if room else []
     if as_json:
         memory = [{"name": place.name, "line": place.line, "fits": place.fit and place.fit.fits} for place in places]
-        print(json.dumps({"study": study.recipe.name, "runs": tables.as_json(rows), "memory": memory}, indent=1))
+        content = {"study": study.recipe.name, "runs": tables.as_json(rows), "memory": memory}
+        print(json.dumps(content | {"dropped_effects": list(study.dropped)}, indent=1))
         return
     for row in rows:
         print(f"{row.cell.run_id}  {tables.plain_line(row)} | {row.cell.spec.train.steps} steps")
@@ -287,9 +302,9 @@ def plan(
         print(place.line)
     done = sum(row.status == "done" for row in rows)
     left = sum(row.cell.spec.train.steps for row in rows if row.status != "done")
-    short = demand(study.recipe, study.cells).line
-    if short:
-        print(short)
+    for line in (study.dropped_line, demand(study.recipe, study.cells).line):
+        if line:
+            print(line)
     whole = f" of {len(study.cells)}" if shard else ""
     print(f"{len(rows)}{whole} runs, {done} done, {left} steps to go; folder {study.folder.path}")
 
@@ -302,17 +317,22 @@ def status(
     kept = study / "recipe.yaml"
     if not kept.is_file():
         raise UserError(f"{study} is no study's folder: it has no recipe.yaml")
-    recipe = load_either(str(kept))
+    recipe, folder = load_either(str(kept)), StudyFolder(study)
+    swept: list[sweep.Group] = []
     if isinstance(recipe, PretrainRecipe):
-        pretrained = pretraining.rows_of(expand_pretraining(recipe), StudyFolder(study))
-        counts = f"{len(pretrained)} runs: {sum(row.status == 'done' for row in pretrained)} done"
+        pretrained = pretraining.rows_of(expand_pretraining(recipe), folder)
+        lines = [f"{len(pretrained)} runs: {sum(row.status == 'done' for row in pretrained)} done"]
         shown, table = pretraining.as_json(pretrained), pretraining.terminal_table(pretrained, recipe.name)
     else:
-        rows = tables.rows_of(expand(recipe), StudyFolder(study))
-        counts = tables.counts(rows)
+        cells = expand(recipe)
+        rows, swept = tables.rows_of(cells, folder), sweep.groups_of(cells, folder)
+        lines = [tables.counts([row.status for row in rows]), sweep.standing(folder)]
         shown, table = tables.as_json(rows), tables.terminal_table(rows, recipe.name, tables.ROWS)
     if as_json:
-        print(json.dumps({"study": recipe.name, "runs": shown}, indent=1))
+        print(json.dumps({"study": recipe.name, "runs": shown, "sweep": swept}, indent=1))
         return
     print_table(table)
-    print(counts)
+    if swept:
+        print_table(sweep.terminal_table(swept, recipe.name))
+    for line in filter(None, lines):
+        print(line)

@@ -12,6 +12,7 @@ from petransfer.cli.display import print_table
 from petransfer.cli.run import Kind, Study, carry_out, log_every, ready, study_of
 from petransfer.cli.ways import Ways
 from petransfer.errors import UserError
+from petransfer.recipe.schema import Recipe
 from petransfer.report import sweep as shown
 from petransfer.report import tables
 from petransfer.study.grid import Cell
@@ -50,7 +51,7 @@ def sweep(
     as_json: opt.Json = False,
 ) -> None:
     """Find each arm's and method's learning rate on dev, and say it as the recipe takes it. No test set is touched."""
-    whole = study_of(recipe, sets, family, seeds, None, out, data_dir)
+    whole = study_of(recipe, sets, family, None, None, out, data_dir)  # as `run` takes it
     part = study_of(recipe, sets, family, seeds, arms, out, data_dir)
     cells = sweep_cells(part.cells, _numbers("--rates", rates), _factors(rates, factors), steps)
     mine = parse_shard(shard).of(cells) if shard else cells
@@ -62,8 +63,8 @@ def sweep(
     ways = Ways(workers, executor, address, stack)
     ready(ways, processes)
     execution = Execution(micro_batch, threads, save_every, log_every(study), checkpointing=checkpointing)
-    own = [*whole.cells, *part.cells]
-    carry_out(study, _kind(study, own, part.folder), execution, ways, cpu, force, as_json)
+    kind = _kind(study, whole.recipe, [*whole.cells, *part.cells], part.folder)
+    carry_out(study, kind, execution, ways, cpu, force, as_json)
 
 
 def _factors(rates: str | None, factors: str | None) -> list[float]:
@@ -82,8 +83,8 @@ def _numbers(option: str, text: str | None) -> list[float]:
     return found
 
 
-def _kind(study: Study, own: list[Cell], folder: StudyFolder) -> Kind:
-    """A sweep's runs, which end in sweep.json, a table and a piece of recipe."""
+def _kind(study: Study, recipe: Recipe, own: list[Cell], folder: StudyFolder) -> Kind:
+    """A sweep's runs, which end in sweep.json, a table and a piece of recipe. recipe, own: of the study itself."""
 
     def end(as_json: bool) -> None:
         content = update_sweep(study.recipe, own, study.cells, folder)
@@ -92,7 +93,7 @@ def _kind(study: Study, own: list[Cell], folder: StudyFolder) -> Kind:
             return
         _print_end(content, study.recipe.name)
 
-    return Kind(lambda: open_sweep(study.recipe, folder), end, shown.live_table, shown.plain_line, dev_only=True)
+    return Kind(lambda: open_sweep(recipe, folder), end, shown.live_table, shown.plain_line, dev_only=True)
 
 
 def _print_end(content: dict[str, Any], title: str) -> None:

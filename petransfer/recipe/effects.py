@@ -129,18 +129,34 @@ def short_label(label: str, labels: Iterable[str]) -> str:
     return next((word for word in label.split() if len(matching(word, others)) == 1), label)
 
 
-def still_possible(recipe: Recipe) -> Recipe:
-    """The recipe without the effects that need arms which were taken out of it."""
+def still_possible(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """The recipe without the effects that need arms which were taken out of it, and what those are called."""
     kept: list[str | EffectPart] = []
+    dropped = []
     for effect in recipe.effects:
         cut = effect
         if isinstance(effect, EffectPart) and effect.arms:
             cut = effect.model_copy(update={"arms": [arm for arm in effect.arms if arm in recipe.arms]})
-            if not cut.arms:
-                continue
-        try:
-            _wanted(cut, recipe)
-        except UserError:
-            continue
-        kept.append(cut)
-    return recipe.model_copy(update={"effects": kept})
+        if _can_be_asked(cut, effect, recipe):
+            kept.append(cut)
+        else:
+            dropped.append(_called(effect))
+    return recipe.model_copy(update={"effects": kept}), dropped
+
+
+def _can_be_asked(cut: str | EffectPart, effect: str | EffectPart, recipe: Recipe) -> bool:
+    if isinstance(cut, EffectPart) and isinstance(effect, EffectPart) and effect.arms and not cut.arms:
+        return False  # no arms would mean all of them
+    try:
+        _wanted(cut, recipe)
+    except UserError:
+        return False
+    return True
+
+
+def _called(effect: str | EffectPart) -> str:
+    if isinstance(effect, str):
+        return effect
+    if effect.contrast:
+        return effect.contrast
+    return f"scale of {effect.scale}" if effect.scale else f"retention of {effect.retention} under {effect.under}"

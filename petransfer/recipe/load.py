@@ -50,18 +50,25 @@ def find(name: str) -> Path:
 
 
 def load_recipe(name: str, overrides: Sequence[str] = (), options: dict[str, Any] | None = None) -> Recipe:
-    """The recipe called `name` with `a.b=c` overrides, then named options, put in.
+    """The recipe called `name` with `a.b=c` overrides, then named options, put in; effects as in `load_reduced`.
 
     Raises:
         UserError: it cannot be found or read, is not YAML, is empty, or says something that a recipe may not say.
     """
+    return load_reduced(name, overrides, options)[0]
+
+
+def load_reduced(
+    name: str, overrides: Sequence[str] = (), options: dict[str, Any] | None = None
+) -> tuple[Recipe, list[str]]:
+    """The recipe as `load_recipe` gives it, and the effects that cannot be asked of the arms that `options` leave."""
     path, content = _read(name, overrides, options)
     if content.get("kind") == "pretrain":
         raise UserError(f"{name} is a pretraining recipe; carry it out with: petransfer pretrain --recipe {name}")
     recipe = validate(content, str(path))
     if options and options.get("arms"):  # fewer arms leave fewer effects to ask for
         return still_possible(recipe)
-    return recipe
+    return recipe, []
 
 
 def load_pretraining(name: str, overrides: Sequence[str] = (), options: dict[str, Any] | None = None) -> PretrainRecipe:

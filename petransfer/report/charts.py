@@ -137,19 +137,24 @@ def parameters_and_effect(points: Sequence[Trained]) -> Figure:
 
 @dataclass(frozen=True)
 class Heat:
-    """Percent EM by category (rows) and by group (columns); None where a cell has no run. split: of all columns."""
+    """Percent EM by category (rows) and by group (columns); None where a cell has no run. split: of all columns.
+
+    paper: what Orhan (2021) has for each cell. family: the paper's that it is of, empty where it has none of them.
+    """
 
     split: str
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     values: tuple[tuple[float | None, ...], ...]
+    paper: tuple[tuple[float | None, ...], ...]
+    family: str
 
 
 def heat_map(heats: Sequence[Heat]) -> Figure:
-    """A panel a split: light is 0 %, dark is 100 %, and the figure stands in every cell."""
+    """A panel a split: light is 0 %, dark is 100 %; the figure stands in every cell, the paper's beneath it."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    heights = [len(heat.rows) for heat in heats]
+    heights = [len(heat.rows) * (1.4 if heat.family else 1) for heat in heats]
     slanted = 0.05 * max(len(name) for heat in heats for name in heat.columns)  # inches that names of columns take
     size = (2.6 + 0.75 * max(len(heat.columns) for heat in heats), (1 + slanted) * len(heats) + 0.26 * sum(heights))
     figure, panels = grid(1, rows=len(heats), size=size, height_ratios=heights)
@@ -160,13 +165,21 @@ def heat_map(heats: Sequence[Heat]) -> Figure:
         for row, line in enumerate(heat.values):
             for column, value in enumerate(line):
                 if value is not None:
-                    ink = "white" if value > 55 else "black"
-                    axes.text(column + 0.5, row + 0.5, f"{value:.0f}", ha="center", va="center", color=ink, fontsize=8)
+                    _figures(axes, column + 0.5, row + 0.5, value, heat.paper[row][column])
         axes.set_xticks([at + 0.5 for at in range(len(heat.columns))], heat.columns, rotation=35, ha="right")
         axes.set_yticks([at + 0.5 for at in range(len(heat.rows))], heat.rows)
         axes.tick_params(length=0)
         axes.invert_yaxis()
-        axes.set_title(heat.split)
+        axes.set_title(f"{heat.split} (in small type: the paper, {heat.family})" if heat.family else heat.split)
         for spine in axes.spines.values():
             spine.set_visible(False)
     return figure
+
+
+def _figures(axes: Axes, x: float, y: float, value: float, paper: float | None) -> None:
+    """Ours in the middle of a cell, or above the paper's."""
+    ink = "white" if value > 55 else "black"
+    at: dict[str, Any] = {"ha": "center", "va": "center", "color": ink}
+    axes.text(x, y - (0 if paper is None else 0.17), f"{value:.0f}", fontsize=8, **at)
+    if paper is not None:
+        axes.text(x, y + 0.24, f"{paper:.0f}", fontsize=6, **at)

@@ -9,6 +9,7 @@ from typing import Any
 
 from petransfer.effects.contrasts import family_name
 from petransfer.effects.ratios import Scale, Two, judge_scales
+from petransfer.effects.reference import CITATION, beside, caveats, family_beside, published_contrast
 from petransfer.effects.runs import Runs, compared
 from petransfer.effects.verdict import Contrast, Effect, judge
 from petransfer.errors import UserError
@@ -25,6 +26,7 @@ class Comparison:
     same_runs: cells and effects whose runs are the same in both studies, in whole or in part: one condition, in which
     there is no difference to look for. one_sided: effects of which that is true of one arm, so that what parts them is
     the other arm's cell.
+    paper_cells, paper_effects: what Orhan (2021) has beside each of them, by its family; paper_note: how to read that.
     """
 
     names: tuple[str, str]
@@ -34,6 +36,9 @@ class Comparison:
     effects: list[Scale]
     same_runs: list[str]
     one_sided: list[str]
+    paper_cells: list[dict[str, float]]
+    paper_effects: list[dict[str, Effect]]
+    paper_note: str
 
 
 def compare(first: Runs, second: Runs, names: tuple[str, str]) -> Comparison:
@@ -51,8 +56,34 @@ def compare(first: Runs, second: Runs, names: tuple[str, str]) -> Comparison:
     effects, same_effects, one_sided = _effects(first, second)
     families = (family_name(first.recipe), family_name(second.recipe))
     margin = min(first.recipe.margin, second.recipe.margin)
+    task = first.recipe.task.name
+    paper_cells = [_paper_cell(families, cell.name, task, cell.split) for cell in cells]
+    paper_effects = [_paper_effect(families, two.here, task) for two in effects]
+    note = _paper_note(families, task, cells) if any([*paper_cells, *paper_effects]) else ""
     judged = judge(cells, margin), judge_scales(effects, margin=margin)
-    return Comparison(names, families, margin, *judged, same + same_effects, one_sided)
+    same += same_effects
+    return Comparison(names, families, margin, *judged, same, one_sided, paper_cells, paper_effects, note)
+
+
+def _paper_cell(families: Sequence[str], arm: str, task: str, split: str) -> dict[str, float]:
+    """Percent EM by the paper's family; both of ours may stand beside one."""
+    found = {family_beside(family): beside(family, arm, task, split) for family in families}
+    return {family: one.mean for family, one in found.items() if one}
+
+
+def _paper_effect(families: Sequence[str], effect: Contrast, task: str) -> dict[str, Effect]:
+    theirs = dict.fromkeys(map(family_beside, families))
+    names = (effect.left_name, effect.right_name)
+    found = {family: published_contrast(family, *names, task, effect.split) for family in theirs}
+    return {family: judge([contrast])[0] for family, contrast in found.items() if contrast}
+
+
+def _paper_note(families: Sequence[str], task: str, cells: Sequence[Contrast]) -> str:
+    arms, splits = {cell.name for cell in cells}, dict.fromkeys(cell.split for cell in cells)
+    said = dict.fromkeys(line for split in splits for family in dict.fromkeys(families)
+                         for line in caveats(family, task, split, arms))  # fmt: skip
+    theirs = " and ".join(dict.fromkeys(map(family_beside, families)))
+    return f"paper: {CITATION}, {theirs}, all weights trained; {'; '.join(said)}."
 
 
 def _matched(first: Runs, second: Runs, arm: str, split: str) -> list[tuple[str, str]]:
@@ -149,12 +180,30 @@ def _contrast(runs: Runs, left: str, right: str, method: str, split: str) -> Con
     return compared(f"{left}-{right}", split, both[0], both[1], **names)
 
 
-CELL_COLUMNS = ("split", "arm", "method", "EM % in A", "EM % in B", "B less A", "p (Holm)", "verdict")
-EFFECT_COLUMNS = ("split", "effect", "method", "points in A", "points in B", "B less A", "p (Holm)", "verdict")
+_CELL_COLUMNS = ("split", "arm", "method", "EM % in A", "EM % in B", "B less A", "p (Holm)", "verdict")
+_EFFECT_COLUMNS = ("split", "effect", "method", "points in A", "points in B", "B less A", "p (Holm)", "verdict")
+
+
+def cell_columns(found: Comparison) -> tuple[str, ...]:
+    """The head of `cell_lines`; the paper's column stands where it has a figure."""
+    return (*_CELL_COLUMNS, "paper: EM %") if any(found.paper_cells) else _CELL_COLUMNS
+
+
+def effect_columns(found: Comparison) -> tuple[str, ...]:
+    """The head of `effect_lines`, likewise."""
+    return (*_EFFECT_COLUMNS, "paper: points") if any(found.paper_effects) else _EFFECT_COLUMNS
+
+
+def _of_paper(figures: dict[str, str]) -> str:
+    """With the paper's family where there are two."""
+    if len(figures) == 1:
+        return next(iter(figures.values()))
+    return ", ".join(f"{family}: {figure}" for family, figure in figures.items())
 
 
 def cell_lines(found: Comparison) -> list[tuple[str, ...]]:
     """One line a cell."""
+    theirs = [{name: f"{em:.1f}" for name, em in paper.items()} for paper in found.paper_cells]
     return [
         (
             one.split,
@@ -165,13 +214,15 @@ def cell_lines(found: Comparison) -> list[tuple[str, ...]]:
             points(asdict(one)),
             f"{one.p_holm:.3f}",
             _CELL[one.verdict],
+            *([_of_paper(paper)] if any(found.paper_cells) else []),
         )
-        for one in found.cells
+        for one, paper in zip(found.cells, theirs, strict=True)
     ]
 
 
 def effect_lines(found: Comparison) -> list[tuple[str, ...]]:
     """One line an effect: both sides, and the difference of differences."""
+    theirs = [{name: points(asdict(one)) for name, one in paper.items()} for paper in found.paper_effects]
     return [
         (
             one.split,
@@ -182,8 +233,9 @@ def effect_lines(found: Comparison) -> list[tuple[str, ...]]:
             points(asdict(one)),
             f"{one.p_holm:.3f}",
             _EFFECT[one.verdict],
+            *([_of_paper(paper)] if any(found.paper_effects) else []),
         )
-        for one in found.effects
+        for one, paper in zip(found.effects, theirs, strict=True)
     ]
 
 
@@ -215,7 +267,7 @@ def head(found: Comparison) -> list[str]:
         for one in found.cells
         if one.left_out
     ]
-    return lines
+    return [*lines, found.paper_note] if found.paper_note else lines
 
 
 def as_json(found: Comparison) -> dict[str, Any]:
@@ -229,8 +281,8 @@ def as_html(found: Comparison) -> str:
     lines = "<br>\n".join(escape(line) for line in head(found))
     parts = [f"<header>\n<h1>{escape(title)}</h1>\n<p>{lines}</p>\n</header>\n<main>"]
     for name, columns, content in (
-        ("The same cells", CELL_COLUMNS, cell_lines(found)),
-        ("The same effects", EFFECT_COLUMNS, effect_lines(found)),
+        ("The same cells", cell_columns(found), cell_lines(found)),
+        ("The same effects", effect_columns(found), effect_lines(found)),
     ):
         if content:
             parts.append(f"<section>\n<h2>{name}</h2>\n{table(columns, content, left=3)}\n</section>")
@@ -240,12 +292,15 @@ def as_html(found: Comparison) -> str:
 def as_markdown(found: Comparison) -> str:
     """The same tables for a text."""
     parts = ["\n".join(f"- {line}" for line in head(found))]
-    for columns, content in ((CELL_COLUMNS, cell_lines(found)), (EFFECT_COLUMNS, effect_lines(found))):
+    for columns, content in (
+        (cell_columns(found), cell_lines(found)),
+        (effect_columns(found), effect_lines(found)),
+    ):
         if content:
             parts.append(_markdown(columns, content))
     return "\n\n".join(parts) + "\n"
 
 
 def _markdown(columns: Sequence[str], lines: Sequence[tuple[str, ...]]) -> str:
-    rules = ("---",) * 3 + ("---:",) * 4 + ("---",)
-    return "\n".join(f"| {' | '.join(line)} |" for line in [tuple(columns), rules, *lines])
+    rules = ["---" if at < 3 or name == "verdict" else "---:" for at, name in enumerate(columns)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [columns, rules, *lines])

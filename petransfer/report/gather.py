@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from petransfer.effects.reference import beside
 from petransfer.recipe.effects import short_label
 from petransfer.report.charts import Heat, Trained
 from petransfer.report.groups import Group
@@ -30,8 +31,17 @@ def heats(groups: Sequence[Group], study: StudyFolder) -> list[Heat]:
                 for group in members
             )
             values = tuple(tuple(column.get(row) for column in columns) for row in rows)
-            found.append(Heat(split, rows, names, values))
+            paper = tuple(tuple(_paper(group, row) for group in members) for row in rows)
+            known = any(figure is not None for line in paper for figure in line)
+            family = next(group.paper.family for group in members if group.paper) if known else ""
+            found.append(Heat(split, rows, names, values, paper, family))
     return found
+
+
+def _paper(group: Group, category: str) -> float | None:
+    whole = group.paper
+    part = whole and beside(whole.family, whole.arm, whole.task, whole.split, category)
+    return part.mean if part else None
 
 
 def _categories(group: Group, study: StudyFolder) -> dict[str, float]:

@@ -100,6 +100,16 @@ def terminal_table(groups: Sequence[Group], title: str) -> Table:
     return table
 
 
+def failed_note(groups: Sequence[Group]) -> str:
+    """How many runs failed, the first of them and its reason, or nothing where none did."""
+    failed = [row for group in groups for row in group.runs if row.status == "failed"]
+    if not failed:
+        return ""
+    cell = failed[0].cell
+    where = f"{cell.arm}, {cell.method}, {cell.split}, seed {cell.seed}"
+    return f"{len(failed)} failed, the first ({where}) with: {' '.join((failed[0].failure or '').split())}"
+
+
 def paper_note(groups: Sequence[Group], family: str) -> str:
     """Where the paper's figures are from and what parts them from ours, or nothing where there are none."""
     inside = [group for group in groups if group.paper]
@@ -110,10 +120,15 @@ def paper_note(groups: Sequence[Group], family: str) -> str:
     return f"paper: {CITATION}, {family_beside(family)}, all weights trained; {'; '.join(said)}."
 
 
-def markdown(groups: Sequence[Group], effects: dict[str, Any], family: str = "") -> str:
-    """The table, the effects with the paper's beside them, and a sentence for each."""
+def markdown(groups: Sequence[Group], effects: dict[str, Any], family: str = "", unswept: str = "") -> str:
+    """The table, the effects with the paper's beside them, and a sentence for each.
+
+    unswept: what is said of rates that no sweep has looked at.
+    """
     columns = columns_of(groups)
     parts = [_markdown_table(columns, table_of(groups), left=3)]
+    parts += [f"Of the runs, {failed}."] if (failed := failed_note(groups)) else []
+    parts += [unswept] if unswept else []
     parts += [paper_note(groups, family)] if family and _in_paper(groups) else []
     parts += [_markdown_table(EFFECT_COLUMNS, effects_table(effects), left=3)] if effects["effects"] else []
     sentences = [*effects["sentences"], *effects.get("missing", ())]
@@ -148,12 +163,24 @@ def points(effect: dict[str, Any]) -> str:
     return f"{effect['difference']:+.1f}{bounds}"
 
 
-def latex(groups: Sequence[Group]) -> str:
-    """The table for a paper, with the rules of booktabs."""
-    columns = columns_of(groups)
-    head, *body = [" & ".join(map(_escaped, line)) + r" \\" for line in [columns, *table_of(groups)]]
-    start = rf"\begin{{tabular}}{{lll{'r' * (len(columns) - 3)}}}"
-    return "\n".join([start, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""])
+def latex(groups: Sequence[Group], effects: dict[str, Any]) -> str:
+    """The table for a paper, with the rules of booktabs, runs that failed in a comment, and a table of the effects."""
+    parts = [_tabular(columns_of(groups), table_of(groups))]
+    parts += [f"% of the runs, {failed}"] if (failed := failed_note(groups)) else []
+    lines = effects_table(effects)
+    if lines:
+        known = [at for at in range(len(EFFECT_COLUMNS)) if any(line[at] for line in lines)]  # the paper has not all
+        columns = [EFFECT_COLUMNS[at] for at in known]
+        parts += ["", _tabular(columns, [[line[at] for at in known] for line in lines])]
+    return "\n".join([*parts, ""])
+
+
+def _tabular(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Its first three columns are names, as is a verdict."""
+    head, *body = [" & ".join(map(_escaped, line)) + r" \\" for line in [columns, *lines]]
+    kinds = "".join("l" if at < 3 or name == "verdict" else "r" for at, name in enumerate(columns))
+    return "\n".join([rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule",
+                      r"\end{tabular}"])  # fmt: skip
 
 
 def _escaped(text: str) -> str:

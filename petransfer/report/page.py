@@ -9,11 +9,20 @@ from html import escape
 from typing import Any
 
 from petransfer.effects.contrasts import family_name
+from petransfer.effects.reference import CITATION
 from petransfer.recipe.load import freeze
 from petransfer.recipe.schema import Recipe
 from petransfer.report import charts, gather, plots, prose, sweep
 from petransfer.report.elements import document, marked, panels, picture, table
-from petransfer.report.groups import EFFECT_COLUMNS, Group, columns_of, effects_table, paper_note, table_of
+from petransfer.report.groups import (
+    EFFECT_COLUMNS,
+    Group,
+    columns_of,
+    effects_table,
+    failed_note,
+    paper_note,
+    table_of,
+)
 from petransfer.report.palette import colours, of_groups
 from petransfer.study.grid import Cell
 from petransfer.study.ledger import StudyFolder
@@ -37,6 +46,10 @@ def page(findings: Findings) -> str:
 
 
 def _sections(findings: Findings) -> Iterator[str]:
+    if not any(group.done for group in findings.groups):  # a sweep comes before the runs
+        yield _rates(findings)
+        yield _provenance(findings)
+        return
     yield _verdicts(findings.effects)
     yield _forest(findings.effects)
     yield _kept(findings.effects)
@@ -54,11 +67,8 @@ def _head(findings: Findings) -> str:
     rows = [row for group in findings.groups for row in group.runs]
     done = sum(row.status == "done" for row in rows)
     runs = f"All {done} runs are done." if done == len(rows) else f"{done} of {len(rows)} runs are done."
-    failed = [row for row in rows if row.status == "failed"]
-    if failed:
-        first = failed[0]
-        where = f"{first.cell.arm}, {first.cell.method}, {first.cell.split}, seed {first.cell.seed}"
-        runs += f" {len(failed)} failed, the first ({where}) with: {first.failure}"
+    failed = failed_note(findings.groups)
+    runs += f" {failed}" if failed else ""
     lead = f'<p class="lead">{escape(findings.recipe.description)}</p>\n' if findings.recipe.description else ""
     return f"<header>\n<h1>{escape(findings.recipe.name)}</h1>\n{lead}<p>{escape(runs)}</p>\n</header>"
 
@@ -135,30 +145,44 @@ def _results(findings: Findings) -> str:
             drawn.append(picture(figure, f"arms{at}", _alt(members, "test"), f"{split}, {method}"))
     note = paper_note(groups, family_name(findings.recipe))
     text = "Means over seeds, and in brackets the lowest and the highest seed. A dot is a seed, a bar the mean."
-    paper = f'<p class="note">{escape(note[0].upper() + note[1:])}</p>' if note else ""
+    swept = sweep.groups_of(findings.cells, findings.study)
+    notes = [note[:1].upper() + note[1:], "" if swept else sweep.unswept(findings.cells, swept)]
+    beneath = "\n".join(f'<p class="note">{escape(one)}</p>' for one in notes if one)
     lines = table(columns_of(groups), table_of(groups), left=3)
-    return f"<h2>Exact match</h2>\n<p>{text}</p>\n{lines}\n{paper}\n{panels(drawn)}"
+    return f"<h2>Exact match</h2>\n<p>{text}</p>\n{lines}\n{beneath}\n{panels(drawn)}"
 
 
 def _heat(findings: Findings) -> str:
-    parts = []
-    for heat in gather.heats(findings.groups, findings.study):
-        head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heat.columns)
-        lines = []
-        for name, values in zip(heat.rows, heat.values, strict=True):
-            cells = "".join(
-                '<td class="none"></td>' if value is None else f'<td style="--em:{value:.0f}">{value:.1f}</td>'
-                for value in values
-            )
-            lines.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
-        body = "\n".join(lines)
-        parts.append(
-            f'<h3>{escape(heat.split)}</h3>\n<div class="wide"><table class="heat">\n'
-            f'<thead><tr><td class="none"></td>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
-        )
-    if not parts:
+    heats = gather.heats(findings.groups, findings.study)
+    if not heats:
         return ""
-    return "<h2>By category</h2>\n<p>Test exact match in %, means over seeds.</p>\n" + "\n".join(parts)
+    text = "Test exact match in %, means over seeds."
+    families = ", ".join(dict.fromkeys(heat.family for heat in heats if heat.family))
+    if families:
+        text += (
+            f" Beneath it, in small type: the same arm and category in {CITATION} ({families}, all weights trained)."
+        )
+    parts = "\n".join(map(_heat_table, heats))
+    return f"<h2>By category</h2>\n<p>{escape(text)}</p>\n{parts}"
+
+
+def _heat_table(heat: charts.Heat) -> str:
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heat.columns)
+    body = "\n".join(
+        f'<tr><th scope="row">{escape(name).replace("_", "_<wbr>")}</th>{"".join(map(_heat_cell, values, paper))}</tr>'
+        for name, values, paper in zip(heat.rows, heat.values, heat.paper, strict=True)
+    )
+    return (
+        f'<h3>{escape(heat.split)}</h3>\n<div class="wide"><table class="heat">\n'
+        f'<thead><tr><td class="none"></td>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+    )
+
+
+def _heat_cell(value: float | None, paper: float | None) -> str:
+    if value is None:
+        return '<td class="none"></td>'
+    beneath = "" if paper is None else f"<small>{paper:.1f}</small>"
+    return f'<td style="--em:{value:.0f}">{value:.1f}{beneath}</td>'
 
 
 def _curves(findings: Findings) -> str:
@@ -188,7 +212,8 @@ def _rates(findings: Findings) -> str:
         axes.legend(frameon=False, fontsize="small")
         drawn.append(picture(figure, f"rates{at}", sweep.alt(method, members), sweep.caption(method, members)))
     text = "Each arm and method at several rates, compared on dev, never on test."
-    notes = "\n".join(f'<p class="note">{escape(line)}</p>' for line in sweep.sentences(groups))
+    said = [*sweep.sentences(groups), sweep.unswept(findings.cells, groups)]
+    notes = "\n".join(f'<p class="note">{escape(line)}</p>' for line in said if line)
     lines = table(sweep.COLUMNS, sweep.lines_of(groups), left=3)
     return f"<h2>Learning rates</h2>\n<p>{text}</p>\n{notes}\n{panels(drawn)}\n{lines}"
 

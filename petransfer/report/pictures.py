@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from petransfer.report import charts, gather, plots, sweep
 from petransfer.report.groups import Group
 from petransfer.study.grid import Cell
 from petransfer.study.ledger import StudyFolder
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 def save_all(groups: Sequence[Group], effects: dict[str, Any], cells: Sequence[Cell], study: StudyFolder) -> None:
     """Writes the pictures; those whose data are gone since an earlier report are removed."""
-    figures = {"learning-curves": plots.learning_curves(groups, study), "by-arm": plots.by_arm(groups)}
+    figures: dict[str, Figure] = {}
+    if any(group.done for group in groups):
+        figures = {"learning-curves": plots.learning_curves(groups, study), "by-arm": plots.by_arm(groups)}
     if effects["effects"]:
         figures["effects"] = charts.forest(effects["effects"])
     if any(one["ratio"] is not None for one in effects.get("retentions", ())):

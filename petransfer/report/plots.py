@@ -29,8 +29,15 @@ def learning_curves(groups: Sequence[Group], study: StudyFolder) -> Figure:
         axes.set_title(f"{split}, {method}")
     for axes in all_axes[1:]:
         axes.set_ylabel("")
-    all_axes[-1].legend(frameon=False, fontsize="small")
+    _legend(all_axes, groups)
     return figure
+
+
+def _legend(all_axes: Sequence[Axes], groups: Sequence[Group]) -> None:
+    """In the last panel, for all of them: an arm need not be trained by every method."""
+    keys = {name: line for axes in all_axes for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    names = [arm for arm in dict.fromkeys(group.arm for group in groups) if arm in keys]
+    all_axes[-1].legend([keys[name] for name in names], names, frameon=False, fontsize="small")
 
 
 def draw_curves(axes: Axes, members: Sequence[Group], study: StudyFolder, colours: dict[str, str]) -> None:

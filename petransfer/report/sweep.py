@@ -10,10 +10,10 @@ from rich.table import Table
 
 from petransfer.report.palette import INK, MARKERS, colours
 from petransfer.report.plots import grid
-from petransfer.report.tables import Row, of_interest, state_of
+from petransfer.report.tables import Row, counts, of_interest, state_of
 from petransfer.study.grid import Cell
 from petransfer.study.ledger import StudyFolder
-from petransfer.study.sweep import read_sweep
+from petransfer.study.sweep import read_sweep, sweep_folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,6 +34,26 @@ def groups_of(cells: Sequence[Cell], study: StudyFolder) -> list[Group]:
         if train:
             found.append(one | {"own_rate": train.learning_rate, "own_steps": train.steps})
     return found
+
+
+def unswept(cells: Sequence[Cell], groups: Sequence[Group]) -> str:
+    """Which arms and methods of the study's grid no sweep has looked at, or nothing where there are none."""
+    known = {(one["arm"], one["method"]) for one in groups}
+    others = [f"{arm}, {method}" for arm, method in _places(cells) if (arm, method) not in known]
+    if others and not groups:
+        return "The learning rates were not swept: each arm and method has the recipe's."
+    return f"Not swept: {'; '.join(others)}." if others else ""
+
+
+def _places(cells: Sequence[Cell]) -> dict[tuple[str, str], None]:
+    return dict.fromkeys((cell.arm, cell.method) for cell in cells)
+
+
+def standing(study: StudyFolder) -> str:
+    """How the runs of a study's sweep stand, in a line; nothing where there are none."""
+    folder = sweep_folder(study)
+    found = [folder.run(name).status() for name in sorted(folder.names())]
+    return f"sweep: {counts(found)}" if found else ""
 
 
 def live_table(rows: Sequence[Row], title: str, limit: int | None = None) -> Table:

@@ -52,10 +52,10 @@ def rows_of(cells: Sequence[Cell], study: StudyFolder) -> list[Row]:
     return [_row(cell, study) if cell.run_id in begun else Row(cell, "waiting") for cell in cells]
 
 
-def counts(rows: Sequence[Row]) -> str:
+def counts(statuses: Sequence[Status]) -> str:
     """How many runs stand how, in a line."""
-    kinds = collections.Counter(row.status for row in rows)
-    return f"{len(rows)} runs: " + ", ".join(f"{kinds[kind]} {kind}" for kind in get_args(Status) if kinds[kind])
+    kinds = collections.Counter(statuses)
+    return f"{len(statuses)} runs: " + ", ".join(f"{kinds[kind]} {kind}" for kind in get_args(Status) if kinds[kind])
 
 
 def _row(cell: Cell, study: StudyFolder) -> Row:

@@ -47,7 +47,7 @@ def sweep_folder(study: StudyFolder) -> StudyFolder:
 
 
 def open_sweep(recipe: Recipe, study: StudyFolder) -> None:
-    """Makes the folder.
+    """Makes the folder, and keeps the resolved recipe in it where no run has kept one.
 
     Raises:
         UserError: it cannot be written to, or belongs to another recipe.
@@ -56,6 +56,8 @@ def open_sweep(recipe: Recipe, study: StudyFolder) -> None:
     other = (read_sweep(study) or {}).get("study", recipe.name)
     if other != recipe.name:
         raise UserError(f"{study.path} has a sweep of the recipe '{other}', not '{recipe.name}'; take another --out")
+    if not (study.path / "recipe.yaml").exists():
+        study.open(recipe)
     try:
         (sweep_folder(study).path / "runs").mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -18,6 +18,7 @@ from petransfer.recipe.load import load_recipe, shipped
 from petransfer.study.grid import expand
 from petransfer.study.ledger import StudyFolder
 from tests.invariants.kill_and_resume import ROWS
+from tests.report.made import make, recipe_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -97,6 +98,29 @@ def test_plan_and_status_tell_what_is_done(
     assert [(run["seed"], run["status"]) for run in runs] == [(0, "done")] * 2 + [(1, "waiting")] * 2
     assert call(monkeypatch, "status", str(study)) == 0
     assert "jump_around_right" in capsys.readouterr().out
+
+
+def test_effects_that_fewer_arms_leave_no_room_for_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("plan", "--recipe", "lora-transfer-nano", "--out", str(tmp_path))
+    assert call(monkeypatch, *words, "--arms", "english,code,scratch") == 0
+    said = capsys.readouterr().out
+    line = (
+        "not asked, for they need other arms than english, code, scratch: german-scratch, hungarian-scratch, "
+        "code_anon-scratch, code-code_anon, protein-scratch, protein-english-newemb, "
+        "retention of german-scratch under lora, retention of code_anon-scratch under lora"
+    )
+    assert line in said.splitlines()
+    assert call(monkeypatch, *words, "--arms", "english,code,scratch", "--json") == 0
+    assert "code-code_anon" in json.loads(capsys.readouterr().out)["dropped_effects"]
+    assert call(monkeypatch, *words) == 0
+    assert "not asked" not in capsys.readouterr().out
+    out = make(tmp_path / "made", recipe_of(), examples=4)[1].path
+    words = ("run", "--recipe", str(out / "recipe.yaml"), "--out", str(out))
+    assert call(monkeypatch, *words, "--arms", "english,scratch") == 0
+    line = "not asked, for they need other arms than english, scratch: german-scratch, retention of german-scratch"
+    assert line in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("part", ["adapter", "model"])

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from petransfer.cli import main
+from petransfer.recipe.load import load_recipe
 from petransfer.study import run as study_run
 from petransfer.tasks import Example, SplitData
 from tests.invariants.kill_and_resume import ROWS
@@ -125,6 +126,17 @@ def test_a_sweep_goes_on_and_is_widened(
     english, scratch = json.loads((out / "sweep.json").read_text())["groups"]
     assert [rate["rate"] for rate in english["rates"]] == [2e-3, 4e-3, 8e-3]
     assert ([rate["rate"] for rate in scratch["rates"]], scratch["edge"]) == ([3e-2], "only")
+    kept = load_recipe(str(out / "recipe.yaml"))
+    assert (kept.seeds, kept.arms, kept.effects) == ([0, 1], ["english", "scratch"], ["english-scratch"])
+    capsys.readouterr()
+    assert call("status", str(out)) == 0
+    said = capsys.readouterr().out
+    assert "4 runs: 4 waiting\nsweep: 4 runs: 4 done\n" in said
+    assert "swept: sweep" in said
+    assert call("status", str(out), "--json") == 0
+    assert [one["arm"] for one in json.loads(capsys.readouterr().out)["sweep"]] == ["english", "scratch"]
+    assert call("report", str(out)) == 0
+    assert "Exact match</h2>" not in (out / "report.html").read_text()
     assert call("run", "--recipe", str(recipe), "--out", str(out), "--cpu", "--workers", "1", "--seeds", "0") == 0
     assert call("report", str(out)) == 0
     page = (out / "report.html").read_text()

@@ -99,8 +99,17 @@ def test_words_of_a_label_are_enough() -> None:
 
 def test_fewer_arms_leave_fewer_effects() -> None:
     full = recipe("english-scratch", "4-bit-16-bit", {"contrast": "4-bit-full", "arms": ["english", "scratch"]})
-    cut = still_possible(full.model_copy(update={"arms": ["english"]}))
+    cut, dropped = still_possible(full.model_copy(update={"arms": ["english"]}))
+    assert dropped == ["english-scratch"]
     assert [effect.arms for effect in wanted(cut)] == [("english",), ("english",)]
+    more = recipe(
+        {"scale": "english-scratch", "study": "small"}, {"retention": "english-scratch", "under": "4-bit"},
+        {"contrast": "4-bit-full", "arms": ["scratch"]},
+    )  # fmt: skip
+    cut, dropped = still_possible(more.model_copy(update={"arms": ["english"]}))
+    assert (cut.effects, dropped) == (
+        [], ["scale of english-scratch", "retention of english-scratch under 4-bit", "4-bit-full"]
+    )  # fmt: skip
 
 
 def test_a_frozen_recipe_says_the_same() -> None:

@@ -9,7 +9,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from petransfer.effects.contrasts import demand
 from petransfer.errors import UserError
+from petransfer.recipe.effects import wanted
 from petransfer.recipe.load import find, freeze, load_either, load_pretraining, load_recipe, shipped, validate
 from petransfer.recipe.pretraining import PretrainRecipe
 from petransfer.study.grid import expand
@@ -170,6 +172,19 @@ def test_shipped_recipes_load_expand_and_freeze(name: str) -> None:
     again = validate(yaml.safe_load(freeze(recipe)), "frozen")
     assert again == recipe
     assert [cell.run_id for cell in expand(again)] == [cell.run_id for cell in cells]
+
+
+def test_protein_is_compared_with_its_fair_partner_and_no_run_is_lost() -> None:
+    recipe = load_recipe("lora-transfer-nano")
+    cells = expand(recipe)
+    partners = [cell for cell in cells if cell.arm == "english-newemb"]
+    assert {cell.spec.checkpoint.reinit for cell in partners} == {"embeddings"}
+    for arm in ("protein", "english-newemb"):
+        assert len({(cell.method, cell.seed) for cell in cells if cell.arm == arm}) == 2 * 6
+    assert any((one.left, one.right) == ("protein", "english-newemb") for one in wanted(recipe))
+    assert not demand(recipe, cells).line  # its seeds are enough for one effect more
+    kept = expand(load_recipe(str(Path(__file__).parents[2] / "results" / "lora-transfer-nano" / "recipe.yaml")))
+    assert {cell.run_id for cell in kept} == {cell.run_id for cell in cells} - {cell.run_id for cell in partners}
 
 
 def test_a_file_goes_before_a_shipped_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,21 +58,24 @@ def make(
     level: Callable[[Cell], float] = level_of,
     *,
     examples: int = 100,
-    categories: int = 2,
+    categories: int | tuple[str, ...] = 2,
     skip: Callable[[Cell], bool] = lambda cell: False,
     said: bool = True,
 ) -> tuple[list[Cell], StudyFolder]:
-    """A study's folder as runs leave it; those that `skip` names are not there."""
+    """A study's folder as runs leave it; those that `skip` names are not there. categories: their number or names."""
+    cases = tuple(f"case_{at}" for at in range(categories)) if isinstance(categories, int) else categories
     folder = StudyFolder(path)
     folder.open(recipe)
     cells = expand(recipe)
     for cell in cells:
         if not skip(cell):
-            finish(folder, cell, level(cell), examples, categories, said)
+            finish(folder, cell, level(cell), examples, cases, said)
     return cells, folder
 
 
-def finish(folder: StudyFolder, cell: Cell, level: float, examples: int, categories: int, said: bool) -> None:
+def finish(
+    folder: StudyFolder, cell: Cell, level: float, examples: int, categories: tuple[str, ...], said: bool
+) -> None:
     """One run that is done, with so large a share of right answers, evenly spread over its categories."""
     run = folder.run(cell.run_id)
     run.path.mkdir(parents=True, exist_ok=True)
@@ -82,7 +85,7 @@ def finish(folder: StudyFolder, cell: Cell, level: float, examples: int, categor
     (run.path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     right = np.zeros(examples, dtype=bool)
     right[np.random.default_rng(cell.seed).permutation(examples)[: round(level * examples)]] = True
-    names = np.array([f"case_{at % categories}" for at in range(examples)])
+    names = np.array([categories[at % len(categories)] for at in range(examples)])
     table: dict[str, Any] = {
         "index": np.arange(examples),
         "category": names,

@@ -11,6 +11,7 @@ import pytest
 
 from petransfer.cli import main
 from petransfer.effects.contrasts import collect
+from petransfer.effects.reference import published, published_contrast
 from petransfer.effects.verdict import judge
 from petransfer.study.grid import Cell
 from tests.report.made import level_of, make, recipe_of
@@ -146,6 +147,35 @@ def test_runs_that_are_partly_the_same_are_not_taken_for_independent(
     assert (found["cells"], found["effects"]) == ([], [])
     assert "english on right (full 32-bit: 4 of 4 in A and of 6 in B)" in found["same_runs"]
     assert "english-scratch on right (full 32-bit)" in found["same_runs"]
+
+
+def test_the_papers_figures_stand_beside_both(tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    methods = [{"name": "full", "bits": 32, "rate_scaling": "rms"}]
+    effects = ["english-scratch", "german-scratch"]
+    for name, seeds in {"a": [0, 1, 2, 3], "b": [4, 5, 6, 7]}.items():
+        make(tmp_path / name, recipe_of(name=name, seeds=seeds, methods=methods, effects=effects))
+    assert call("compare", tmp_path / "a", tmp_path / "b", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    english, german = (
+        found["paper_cells"][at]
+        for at, one in enumerate(found["cells"])
+        if one["split"] == "right" and one["name"] != "scratch"
+    )
+    assert english == {"t5-base": pytest.approx(published()["t5-base", "english", "scan", "right", ""].mean)}
+    assert german == {}
+    assert call("compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c.md") == 0
+    said = capsys.readouterr().out
+    assert "paper: Orhan (2021), arXiv:2109.15101, t5-base, all weights trained; its epochs were chosen on" in said
+    text = (tmp_path / "c.md").read_text()
+    lines = [[part.strip() for part in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    figures = {(line[0], line[1]): line[-1] for line in lines}
+    assert (figures["split", "arm"], figures["split", "effect"]) == ("paper: EM %", "paper: points")
+    assert figures["right", "english"] == f"{english['t5-base']:.1f}"
+    (theirs,) = (
+        judge([known]) if (known := published_contrast("t5-base", "english", "scratch", "scan", "right")) else []
+    )
+    assert figures["right", "english-scratch"].startswith(f"{theirs.difference:+.1f} [")
+    assert figures["right", "german"] == figures["right", "german-scratch"] == ""
 
 
 def test_nothing_in_common_is_said(tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,11 +14,14 @@ from pathlib import Path
 import pytest
 
 from petransfer.cli import main
-from petransfer.report import tables
+from petransfer.effects.reference import published
+from petransfer.report import charts, gather, groups, tables
 from petransfer.study.grid import Cell
+from petransfer.study.ledger import StudyFolder
+from petransfer.study.sweep import open_sweep
 from tests.report.made import level_of, make, recipe_of, sweep
 
-VOID = {"meta", "br", "img", "hr", "link", "input", "path", "use"}
+VOID = {"meta", "br", "img", "hr", "link", "input", "path", "use", "wbr"}
 
 
 class Checked(HTMLParser):
@@ -160,6 +163,50 @@ def test_a_sweep_is_shown_by_method_and_says_what_it_rests_on(tmp_path: Path, to
     assert "0.001: 20.0 (0.500), 0.002: 23.0 (0.500), 0.004: 26.0 (0.500)" in shown
 
 
+def test_a_sweep_is_seen_before_anything_was_run(
+    tmp_path: Path, reported: Callable[[Path], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipe_of(methods=[{"name": "lora", "bits": 32}], seeds=[0, 1], effects=["english-scratch"])
+    folder = StudyFolder(tmp_path / "made")
+    open_sweep(recipe, folder)
+    sweep(folder, recipe)
+    text = reported(folder.path)
+    Checked(text)
+    assert sections(text) == ["Learning rates", "Provenance, and how to repeat it"]
+    assert "0 of 12 runs are done." in text
+    assert "The rates were chosen at 50 steps" in text
+    assert "chosen" in capsys.readouterr().out
+    assert {path.name for path in folder.path.iterdir() if path.is_file() and path.name != ".lock"} == {
+        "recipe.yaml", "sweep.json", "report.html"
+    }  # fmt: skip
+    assert {path.stem for path in (folder.path / "plots").iterdir()} == {"learning-rates"}
+    no_figure_is_missing(folder.path)
+    kept = (folder.path / "recipe.yaml").read_bytes()
+    make(folder.path, recipe)  # a run goes on in the same folder
+    assert (folder.path / "recipe.yaml").read_bytes() == kept
+    assert {"Exact match", "Learning rates"} <= set(sections(reported(folder.path)))
+    assert (folder.path / "plots" / "by-arm.svg").is_file()
+
+
+def test_rates_that_were_not_swept_are_said_to_be_so(
+    tmp_path: Path, told: Callable[[Path], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "The learning rates were not swept: each arm and method has the recipe's."
+    methods = [{"name": "lora", "bits": 32}, {"name": "full", "bits": 32}]
+    recipe = recipe_of(methods=methods, effects=[], seeds=[0])
+    _, folder = make(tmp_path / "made", recipe)
+    assert line.replace("'", "&#x27;") in told(folder.path)
+    assert line in capsys.readouterr().out
+    assert f"\n\n{line}\n" in (folder.path / "table.md").read_text()
+    sweep(folder, recipe)
+    content = json.loads((folder.path / "sweep.json").read_text())
+    content["groups"] = [one for one in content["groups"] if one["arm"] != "german"]
+    (folder.path / "sweep.json").write_text(json.dumps(content))
+    text = told(folder.path)
+    assert "were not swept" not in text
+    assert "Not swept: german, lora r16 32-bit; german, full 32-bit." in text
+
+
 def is_4_bit_german(cell: Cell) -> bool:
     return cell.arm == "german" and "4-bit" in cell.method and cell.split == "right"
 
@@ -189,14 +236,20 @@ def test_every_lack_is_said(
     no_figure_is_missing(folder.path)
 
 
-def test_a_failed_run_is_named_with_its_reason(tmp_path: Path, told: Callable[[Path], str]) -> None:
+def test_a_failed_run_is_named_with_its_reason(
+    tmp_path: Path, told: Callable[[Path], str], capsys: pytest.CaptureFixture[str]
+) -> None:
     cells, folder = make(tmp_path / "made", recipe_of(), skip=is_4_bit_german)
     for cell in filter(is_4_bit_german, cells):
         run = folder.run(cell.run_id)
         run.path.mkdir()
         run.write_json("failed.json", {"error": "the loss is not finite at step 12"})
     text = told(folder.path)
-    assert "6 failed, the first (german, lora r16 4-bit, right, seed 0) with: the loss is not finite" in text
+    line = "6 failed, the first (german, lora r16 4-bit, right, seed 0) with: the loss is not finite at step 12"
+    assert line in text
+    assert f"of the runs, {line}\n" in capsys.readouterr().out
+    assert f"\n\nOf the runs, {line}.\n\n" in (folder.path / "table.md").read_text()
+    assert f"% of the runs, {line}\n" in (folder.path / "table.tex").read_text()
     assert "not estimated, no run of german (lora r16 4-bit) is done: 6 failed; the loss is not finite" in text
     assert "retention of german-scratch on right" in text
 
@@ -220,6 +273,32 @@ def test_a_figure_that_is_not_finite_is_said_to_be_so(
     (row,) = [row for row in tables.rows_of(cells, folder) if row.cell.run_id == run.path.name]
     assert tables.plain_line(row).endswith("test EM 60.0 % | log p/token not finite")
     assert json.loads(json.dumps(tables.as_json([row]), allow_nan=False))[0]["test_log_prob_per_token"] is None
+
+
+def test_the_papers_figures_stand_beneath_ours_in_every_category(tmp_path: Path, told: Callable[[Path], str]) -> None:
+    """Of its English, subj_to_obj_common and cp_recursion; German is none of its arms."""
+    recipe = recipe_of(
+        task={"name": "cogs", "splits": ["gen"]}, arms=["english", "german"], methods=[{"name": "lora", "bits": 32}],
+        effects=[], seeds=[0],
+    )  # fmt: skip
+    cells, folder = make(tmp_path / "made", recipe, lambda cell: 0.5, categories=("cp_recursion", "subj_to_obj_common"))
+    text = told(folder.path)
+    shown = text[text.index("<h2>By category</h2>") : text.index("<h2>Learning curves</h2>")]
+    assert "the same arm and category in Orhan (2021), arXiv:2109.15101 (t5-base, all weights trained)" in shown
+    theirs = {
+        name: published()["t5-base", "english", "cogs", "gen", name].mean
+        for name in ("cp_recursion", "subj_to_obj_common")
+    }
+    for name, figure in theirs.items():
+        row = shown[shown.index(f">{name}</th>".replace("_", "_<wbr>")) :].split("</tr>")[0]
+        ours = re.findall(r">([\d.]+)(?:<small>([\d.]+)</small>)?</td>", row)
+        assert [paper for _, paper in ours] == [f"{figure:.1f}", ""]
+    (heat,) = gather.heats(groups.groups_of(tables.rows_of(cells, folder), "nano"), folder)
+    drawn = [one.get_text() for one in charts.heat_map([heat]).axes[0].texts]
+    assert len(drawn) == 4 + 2
+    assert {f"{figure:.0f}" for figure in theirs.values()} <= set(drawn)
+    (alone,) = gather.heats(groups.groups_of(tables.rows_of(cells, folder)), folder)
+    assert len(charts.heat_map([alone]).axes[0].texts) == 4
 
 
 def test_scale_is_taken_from_another_study(tmp_path: Path, told: Callable[[Path], str]) -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -21,6 +22,7 @@ from petransfer.recipe.load import load_recipe
 from petransfer.report import groups, plots, tables
 from petransfer.study.grid import Cell, expand
 from petransfer.study.ledger import StudyFolder
+from tests.report import made
 from tests.report.made import METHODS, make, recipe_of
 
 
@@ -62,9 +64,9 @@ def test_a_group_is_its_seeds(study: tuple[list[Cell], StudyFolder]) -> None:
         ("opposite_right", "scratch", "full 32-bit", "2 of 3", "10.5 (10.0 to 11.0)", "10.5 (10.0 to 11.0)",
          "-4.950 (-4.950 to -4.950)"),
     ]  # fmt: skip
-    assert r"2 of 3 & 10.5 (10.0 to 11.0)" in groups.latex(found)
-    assert r"opposite\_right & english" in groups.latex(found)
-    assert r"dev EM \%" in groups.latex(found)
+    assert r"2 of 3 & 10.5 (10.0 to 11.0)" in groups.latex(found, NONE)
+    assert r"opposite\_right & english" in groups.latex(found, NONE)
+    assert r"dev EM \%" in groups.latex(found, NONE)
 
 
 def test_a_curve_is_the_mean_of_its_seeds(study: tuple[list[Cell], StudyFolder]) -> None:
@@ -76,6 +78,24 @@ def test_a_curve_is_the_mean_of_its_seeds(study: tuple[list[Cell], StudyFolder])
     for line in thick:
         assert list(line.get_xdata()) == [500, 1000]
         assert list(line.get_ydata()) == pytest.approx([21, 91])
+
+
+def test_every_arm_has_a_key_in_whatever_panel_it_stands(tmp_path: Path) -> None:
+    """`random` is trained by LoRA alone, whose panel is not the last one."""
+    methods = [{"name": "lora", "bits": 32}, {"name": "full", "bits": 32}]
+    recipe = made.recipe_of(arms=["english", "scratch", "random"], methods=methods, effects=[])
+    cells, folder = made.make(
+        tmp_path / "made", recipe, lambda cell: 0.5, skip=lambda cell: cell.arm == "random" and "full" in cell.method
+    )
+    found = groups.groups_of(tables.rows_of(cells, folder))
+    *others, last = plots.learning_curves(found, folder).axes
+    assert len(others) == 3
+    assert not any(axes.get_legend() for axes in others)
+    drawn = [line.get_label() for line in last.lines]
+    assert "random" not in drawn
+    legend = last.get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["english", "scratch", "random"]
+    assert [line.get_color() for line in legend.get_lines()] == ["#0072B2", "#000000", "#7F7F7F"]
 
 
 def test_every_seed_is_in_the_picture(study: tuple[list[Cell], StudyFolder]) -> None:
@@ -97,6 +117,34 @@ def test_what_quantised_weights_weigh_is_said(study: tuple[list[Cell], StudyFold
     (line,) = tables.weight_lines([replace(row, weights=weights)] * 2)
     assert "4.0 MB of weights, 25.0 % bfloat16, 75.0 % nf4; wide: norm, embeddings" in line
     assert "2.000 at 16 bits, 2.010 so" in line
+
+
+NONE: dict[str, Any] = {"effects": []}
+
+
+def test_effects_stand_in_latex_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = made.recipe_of(methods=[{"name": "lora", "bits": 32}], effects=["english-scratch", "german-scratch"])
+    _, folder = made.make(tmp_path / "made", recipe)
+    monkeypatch.setattr("petransfer.report.pictures.save_all", lambda *given: None)
+    monkeypatch.setattr("petransfer.report.page.page", lambda findings: "")
+    assert _report(folder.path, monkeypatch) == 0
+    text = (folder.path / "table.tex").read_text()
+    first, second = text.split("\n\n")
+    assert first.startswith(r"\begin{tabular}{lllrrrrr}")
+    head = r"effect & split & under & points of EM & p (Holm) & verdict & paper: points & paper: p \\"
+    assert second.splitlines()[:4] == [r"\begin{tabular}{lllrrlrr}", r"\toprule", head, r"\midrule"]
+    effects = json.loads((folder.path / "effects.json").read_text())["effects"]
+    for line, one in zip(second.splitlines()[4:8], effects, strict=True):
+        low, high = one["interval"]["low"], one["interval"]["high"]
+        cells = [part.strip() for part in line.removesuffix(r" \\").split(" & ")]
+        assert cells[:3] == [one["name"], one["split"].replace("_", r"\_"), one["method"]]
+        assert cells[3:6] == [
+            f"{one['difference']:+.1f} [{low:+.1f}, {high:+.1f}]",
+            f"{one['p_holm']:.3f}",
+            one["verdict"],
+        ]
+        assert (cells[6] != "") == (one["name"] == "english-scratch")
+    assert second.endswith("\\bottomrule\n\\end{tabular}\n")
 
 
 def _report(folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:

@@ -1,0 +1,114 @@
+"""The page in a real browser, where there is one: at a desk, on a telephone, in the dark, and on paper.
+
+The pictures stay in the folder that PETRANSFER_ARTEFACTS names, for people to look at.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from html import escape
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from petransfer.effects.contrasts import update_effects
+from petransfer.report import groups, tables
+from petransfer.report.page import Findings, page
+from tests.report.made import make, recipe_of, sweep
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on PATH")
+
+DARK = "--blink-settings=preferredColorScheme=0"
+# A window is never narrower than 500 pixels; a frame in it may be. The page itself has no script.
+FRAME = """<!doctype html><title></title><body style="margin:0">
+<iframe style="width:{width}px;height:{height}px;border:0" srcdoc="{page}"></iframe>
+<script>
+onload = () => {{
+  const frame = frames[0], page = frame.document.documentElement
+  const dark = frame.matchMedia("(prefers-color-scheme: dark)").matches
+  const wide = one => one.getBoundingClientRect().width > 200
+  const charts = [...frame.document.querySelectorAll("svg.chart")].filter(wide)
+  const size = [page.scrollWidth, page.scrollHeight]
+  document.title = ["looked", frame.innerWidth, ...size, dark, charts.length].join(" ")
+}}
+</script>"""
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A page with tables and charts that are wider than a telephone."""
+    methods = [{"name": "lora", "bits": 32}, {"name": "full", "bits": 32, "rate_scaling": "rms"}]
+    effects = ["english-scratch", {"retention": "english-scratch", "under": "lora"}]
+    recipe = recipe_of(task={"name": "scan", "splits": ["right"]}, methods=methods, effects=effects, seeds=[0, 1, 2, 3])
+    cells, folder = make(tmp_path_factory.mktemp("study") / "made", recipe)
+    sweep(folder, recipe)
+    found = groups.groups_of(tables.rows_of(cells, folder), "nano")
+    return page(Findings(recipe, cells, folder, found, update_effects(recipe, cells, folder)))
+
+
+@pytest.fixture
+def artefacts(tmp_path: Path) -> Path:
+    folder = Path(os.environ.get("PETRANSFER_ARTEFACTS") or tmp_path).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def framed(html: str, width: int, height: int) -> str:
+    """The page in a frame of this size, in pixels, with a title that says what was seen of it."""
+    return FRAME.format(width=width, height=height, page=escape(html))
+
+
+def browse(tmp_path: Path, html: str, *options: str) -> str:
+    """What the browser prints of a page when it is called with these options."""
+    (tmp_path / "shown.html").write_text(html, encoding="utf-8")
+    own = (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    )
+    command = [str(BROWSER), *own, *options, (tmp_path / "shown.html").as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "dark"), [("desktop", 1280, False), ("telephone", 390, False), ("dark", 1280, True)]
+)
+def test_a_page_fits_the_screen_and_follows_its_scheme(
+    name: str, width: int, dark: bool, shown: str, tmp_path: Path, artefacts: Path
+) -> None:
+    options = [f"--window-size={max(width, 500)},800", *([DARK] if dark else [])]
+    dom = browse(tmp_path, framed(shown, width, 800), *options, "--dump-dom")
+    looked = re.search(r"<title>looked (\d+) (\d+) (\d+) (\w+) (\d+)</title>", dom)
+    assert looked
+    inside, across, height, scheme, charts = looked.groups()
+    assert int(inside) == width
+    assert int(across) <= width, "the page scrolls sideways; tables should do so by themselves"
+    assert scheme == str(dark).lower()
+    assert int(charts) == shown.count('<svg class="chart"') > 5
+    path = artefacts / f"report-{name}.png"
+    whole = [f"--window-size={max(width, 500)},{height}", *options[1:], f"--screenshot={path}"]
+    browse(tmp_path, framed(shown, width, int(height)), *whole)
+    picture = matplotlib.image.imread(path)
+    assert picture.shape[:2] == (int(height), max(width, 500))
+    pixels = picture[::2, :width:2, :3]
+    paper = np.median(pixels, axis=(0, 1))
+    assert np.allclose(paper, np.array([0x16, 0x17, 0x16] if dark else [0xFF] * 3) / 255, atol=0.01)
+    assert 0.02 < np.mean(np.abs(pixels - paper).max(axis=2) > 0.2) < 0.5, "ink covers a part of the page"
+
+
+def test_a_page_prints(shown: str, tmp_path: Path, artefacts: Path) -> None:
+    path = artefacts / "report.pdf"
+    browse(tmp_path, shown, "--no-pdf-header-footer", f"--print-to-pdf={path}")
+    content = path.read_bytes()
+    assert content.startswith(b"%PDF-")
+    pages = len(re.findall(rb"/Type\s*/Page\b", content))
+    assert 2 < pages < 30
+    assert len(content) > 20_000
