@@ -224,7 +224,7 @@ class Loop:
         torch.manual_seed(dropout_seed(self.seed, step, accelerator.process_index))
         short = False
         try:
-            total = self._accumulate(batch)
+            total = self.accumulate(batch)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if self.alone or not is_out_of_memory(error):
                 raise
@@ -233,7 +233,7 @@ class Loop:
             self._join(short)
         return self.update(step, total, batch.target_tokens)
 
-    def _accumulate(self, batch: Batch) -> torch.Tensor:
+    def accumulate(self, batch: Batch) -> torch.Tensor:
         """Leaves this process's gradient in the trained tensors; returns its summed loss."""
         if self.lean is None or self.loss_function is not token_loss:
             return self._add_up(batch, self.loss_function)
