@@ -21,6 +21,7 @@ from petransfer.fit.planner import largest_stack, on_card
 from petransfer.fit.simulate import Demand, simulate
 from petransfer.methods import APPLY
 from petransfer.methods.stacked import refuse_layer_drop, share
+from petransfer.recipe.methods import FORMS
 from petransfer.recipe.spec import RunSpec
 from petransfer.recipe.stacking import kind
 from petransfer.study.grid import Cell
@@ -57,6 +58,7 @@ def _joined(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("tiny_t5", {"dropout": 0.2}, 3, 1e-5),
         ("tiny_gpt2", {"dropout": 0.2}, 3, 1e-5),
+        ("tiny_t5", {"name": "rslora"}, 3, 1e-5),
         ("tiny_t5", {"embeddings": "trained"}, 2, 1e-5),
         pytest.param("tiny_gpt2", {"embeddings": "trained"}, 3, 1e-5, marks=pytest.mark.slow),
         pytest.param("tiny_t5", {"bits": 16}, 3, 1e-2, marks=pytest.mark.slow),
@@ -64,7 +66,7 @@ def _joined(monkeypatch: pytest.MonkeyPatch) -> None:
         ("tiny_t5", {"bits": 8}, 2, 1e-2),
         ("tiny_t5", {"bits": 4}, 2, 1e-2),
     ],
-    ids=["t5", "gpt2", "t5-rows", "gpt2-rows", "t5-bf16", "gpt2-8", "t5-8", "t5-4"],
+    ids=["t5", "gpt2", "rslora", "t5-rows", "gpt2-rows", "t5-bf16", "gpt2-8", "t5-8", "t5-4"],
 )
 def test_a_joined_stack_ends_where_single_runs_end(
     kind: str,
@@ -231,7 +233,10 @@ def test_runs_of_unlike_kinds_are_not_stacked(make: Make) -> None:
     kinds = {kind(one) for one in (spec, *unlike)}
     assert len(kinds) == 1 + len(unlike)
     assert len({kind(one) for one in members(spec)}) == 1
-    assert kind(replace(spec, method=replace(spec.method, name="full"))) is None
+    for name, form in FORMS.items():
+        of_method = kind(replace(spec, method=replace(spec.method, name=name)))
+        assert (of_method is None) == bool(form.no_stack)
+        assert of_method not in kinds or name == "lora"
     cells = [Cell("a", "lora", "", one.seed, one) for one in (*members(spec), unlike[0])]
     assert [len(stack) for stack in stacks_of(cells, 2)] == [2, 1, 1]
     assert [len(stack) for stack in stacks_of(cells, {cell.run_id: 16 for cell in cells})] == [3, 1]
