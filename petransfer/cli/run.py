@@ -17,7 +17,7 @@ from rich.table import Table
 import petransfer.cli.options as opt
 from petransfer.cli.display import Display, View, print_table, report_outcome
 from petransfer.cli.launch import launch
-from petransfer.cli.ways import Ways, connected, on_ray
+from petransfer.cli.ways import Ways, connected, in_stacks, on_ray
 from petransfer.effects.contrasts import demand, family_name, update_effects
 from petransfer.errors import UserError
 from petransfer.fit.grid import find_sizes, foresee, this_card
@@ -25,6 +25,7 @@ from petransfer.fit.sizes import card_bytes
 from petransfer.recipe.load import load_either, load_recipe
 from petransfer.recipe.pretraining import PretrainRecipe
 from petransfer.recipe.schema import Recipe
+from petransfer.recipe.stacking import why_alone
 from petransfer.report import pretraining, tables
 from petransfer.study.grid import Cell, expand, notes, resolve
 from petransfer.study.ledger import StudyFolder
@@ -42,6 +43,11 @@ class Study:
     cells: list[Cell]
     folder: StudyFolder
     mine: list[Cell]
+
+    @property
+    def waiting(self) -> list[Cell]:
+        """Those that are asked for and not done."""
+        return [cell for cell in self.mine if not self.folder.run(cell.run_id).done]
 
 
 @dataclass(frozen=True)
@@ -162,7 +168,8 @@ def carry_out(
         _execute(study, kind, execution, ways, cpu, force, quiet=True)
         raise typer.Exit
     kind.begin()
-    group = None if place.shared or ways.executor == "ray" else ways.group(execution.checkpointing, cpu)
+    card = None if cpu or ways.executor == "ray" else this_card()
+    group = None if place.shared or ways.executor == "ray" else ways.group(execution.checkpointing, card)
     started = time.monotonic()
     before = sum(study.folder.run(cell.run_id).done for cell in study.mine)
     if ways.by_generation and before:
@@ -176,9 +183,12 @@ def carry_out(
     short = demand(study.recipe, study.cells).line
     if short:
         print(short, file=sys.stderr)
-    if not cpu and not force and ways.executor == "local" and not splits_tensors():
-        _refuse_what_cannot_fit(study, execution.checkpointing)
-    find_sizes([cell.spec for cell in study.mine if not study.folder.run(cell.run_id).done])
+    for line in why_alone(cell.spec for cell in study.waiting) if ways.at_once > 1 else ():
+        print(line, file=sys.stderr)
+    if card and not force and not splits_tensors():
+        stacks = group(study.waiting) if group and ways.at_once else ()  # those of `auto` were made to fit
+        _refuse_what_cannot_fit(study, execution.checkpointing, card, stacks)
+    find_sizes([cell.spec for cell in study.waiting])
     ray = connected(ways.address) if ways.executor == "ray" else None
     outcome = _execute(study, kind, execution, ways, cpu, force, quiet=as_json, ray=ray, group=group)
     kind.end(as_json)
@@ -189,12 +199,14 @@ def carry_out(
     print(f"{len(study.mine)} runs done in {minutes:.1f} minutes; see {study.folder.path}", file=sys.stderr)
 
 
-def _refuse_what_cannot_fit(study: Study, checkpointing: bool) -> None:
-    card = this_card()
-    waiting = [cell.spec for cell in study.mine if not study.folder.run(cell.run_id).done]
-    for place in foresee(waiting, card, checkpointing) if card else ():
+def _refuse_what_cannot_fit(study: Study, checkpointing: bool, card: int, stacks: Sequence[Sequence[Cell]]) -> None:
+    for place in foresee([cell.spec for cell in study.waiting], card, checkpointing, _sizes(stacks)):
         if place.fit and not place.fit.fits:
             raise UserError(f"{place.line}; --force tries all the same")
+
+
+def _sizes(stacks: Sequence[Sequence[Cell]]) -> dict[str, int]:
+    return {cell.run_id: len(stack) for stack in stacks for cell in stack}
 
 
 def log_every(study: Study) -> int:
@@ -269,22 +281,30 @@ def plan(
     card: Annotated[
         str | None, typer.Option(help="A card's memory, such as 12GB; this machine's unless given.")
     ] = None,
+    stack: opt.Stack = "auto",
     checkpointing: opt.Checkpointing = False,
     as_json: opt.Json = False,
 ) -> None:
     """Show the grid: its runs, their steps and what is done. Nothing is loaded or downloaded."""
+    ways = Ways(stack=stack)
     study = study_of(recipe, sets, family, seeds, arms, out, data_dir, shard)
     rows = tables.rows_of(study.mine, study.folder)
     room = card_bytes(card) if card else this_card()
-    places = foresee([cell.spec for cell in study.mine], room, checkpointing) if room else []
+    group = ways.group(checkpointing, room)
+    stacks = group(study.waiting) if group else []
+    places = foresee([cell.spec for cell in study.mine], room, checkpointing, _sizes(stacks)) if room else []
     if as_json:
         memory = [{"name": place.name, "line": place.line, "fits": place.fit and place.fit.fits} for place in places]
-        print(json.dumps({"study": study.recipe.name, "runs": tables.as_json(rows), "memory": memory}, indent=1))
+        together = [[cell.run_id for cell in stack] for stack in stacks if len(stack) > 1]
+        content = {"study": study.recipe.name, "runs": tables.as_json(rows), "memory": memory, "stacks": together}
+        print(json.dumps(content, indent=1))
         return
     for row in rows:
         print(f"{row.cell.run_id}  {tables.plain_line(row)} | {row.cell.spec.train.steps} steps")
     for place in places:
         print(place.line)
+    for line in [in_stacks(stacks), *why_alone(cell.spec for cell in study.waiting)] if stacks else ():
+        print(line)
     done = sum(row.status == "done" for row in rows)
     left = sum(row.cell.spec.train.steps for row in rows if row.status != "done")
     short = demand(study.recipe, study.cells).line
