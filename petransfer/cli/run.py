@@ -32,7 +32,7 @@ from petransfer.study.ledger import StudyFolder
 from petransfer.study.pretraining import expand_pretraining
 from petransfer.study.processes import refuse_launch, splits_tensors, this_place
 from petransfer.study.shard import parse_shard
-from petransfer.train.execution import Execution
+from petransfer.train.execution import Execution, refuse_small_batch
 
 
 @dataclass(frozen=True)
@@ -131,15 +131,18 @@ def run(
     """Carry a recipe's runs out, skip what is done, go on where an interruption left off, and print the table."""
     study = study_of(recipe, sets, family, seeds, arms, out, data_dir, shard)
     ways = Ways(workers, executor, address, stack, by_generation)
-    ready(ways, processes)
+    ready(study, ways, processes)
     execution = Execution(micro_batch, threads, save_every, log_every(study), checkpointing=checkpointing)
     carry_out(study, own_runs(study), execution, ways, cpu, force, as_json)
 
 
-def ready(ways: Ways, processes: int) -> None:
-    """Checks the ways; where several processes are to share the runs, starts them, and this one ends with them."""
+def ready(study: Study, ways: Ways, processes: int) -> None:
+    """Checks ways and batches; where several processes are to share runs, starts them, and this one ends with them."""
     place = this_place()
-    ways.check(max(processes, place.count))
+    sharing = max(processes, place.count)
+    ways.check(sharing)
+    for cell in study.waiting if sharing > 1 else ():
+        refuse_small_batch(cell.spec.train.batch_size, sharing)
     if processes > 1 and not place.shared:
         raise typer.Exit(launch(processes))
 

@@ -60,7 +60,7 @@ def sweep(
         _plan(study)
         return
     ways = Ways(workers, executor, address, stack)
-    ready(ways, processes)
+    ready(study, ways, processes)
     execution = Execution(micro_batch, threads, save_every, log_every(study), checkpointing=checkpointing)
     own = [*whole.cells, *part.cells]
     carry_out(study, _kind(study, own, part.folder), execution, ways, cpu, force, as_json)

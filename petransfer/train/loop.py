@@ -16,7 +16,7 @@ from petransfer.errors import Interrupted, RunError, UserError
 from petransfer.recipe.spec import TrainSpec
 from petransfer.train.batches import Batch, BatchSource, Tensors
 from petransfer.train.checks import SelfChecks
-from petransfer.train.execution import Execution
+from petransfer.train.execution import Execution, refuse_small_batch
 from petransfer.train.lean import Lean
 from petransfer.train.losses import token_loss
 from petransfer.train.memory import checkpoint_activations, default_micro_batch, is_out_of_memory
@@ -277,11 +277,7 @@ class Loop:
     def _refuse_a_split_start(self) -> None:
         """Raises UserError where the batch has too few examples, or the processes do not see the same folder."""
         processes = self.accelerator.num_processes
-        if self.spec.batch_size < processes:
-            raise UserError(
-                f"a batch of {self.spec.batch_size} cannot be shared by {processes} processes; "
-                f"take --processes {self.spec.batch_size} or fewer"
-            )
+        refuse_small_batch(self.spec.batch_size, processes)
         step = self.progress.step
         if agree([step], self.accelerator.device) != [step * processes]:
             raise UserError(f"the processes do not see the same files in {self.folder}; take an --out that all can see")

@@ -71,6 +71,17 @@ def test_a_stack_that_does_not_fit_the_card_is_refused(
     assert error.endswith("; --force tries all the same")
 
 
+def test_a_batch_that_is_too_small_is_refused_before_anything_is_started(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("petransfer.cli.run.launch", lambda processes: pytest.fail("launched"))
+    for verb in ("run", "sweep"):
+        assert call(monkeypatch, verb, "--recipe", recipe, "--out", str(tmp_path / "out"), "--processes", "9") == 2
+        said = "error: a batch of 8 cannot be shared by 9 processes; take --processes 8 or fewer"
+        assert capsys.readouterr().err.strip() == said
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("memory", ["24576", ""])
 def test_on_a_machine_with_a_card_a_plan_of_embedded_checkpoints_loads_no_torch(memory: str, tmp_path: Path) -> None:
     asked = tmp_path / "nvidia-smi"
