@@ -20,7 +20,7 @@ from petransfer.cli.launch import launch
 from petransfer.cli.ways import Ways, connected, in_stacks, on_ray
 from petransfer.effects.contrasts import demand, family_name, update_effects
 from petransfer.errors import UserError
-from petransfer.fit.grid import find_sizes, foresee, this_card
+from petransfer.fit.grid import Place, find_sizes, foresee, this_card
 from petransfer.fit.sizes import card_bytes
 from petransfer.recipe.load import load_either, load_recipe
 from petransfer.recipe.pretraining import PretrainRecipe
@@ -182,12 +182,7 @@ def carry_out(
         kind.end(as_json)
         print(f"all {len(study.mine)} runs were done before; nothing to do", file=sys.stderr)
         return
-    say_notes(study.recipe)
-    short = demand(study.recipe, study.cells).line
-    if short:
-        print(short, file=sys.stderr)
-    for line in why_alone(cell.spec for cell in study.waiting) if ways.at_once > 1 else ():
-        print(line, file=sys.stderr)
+    _say_first(study, ways)
     if card and not force and not splits_tensors():
         stacks = group(study.waiting) if group and ways.at_once else ()  # those of `auto` were made to fit
         _refuse_what_cannot_fit(study, execution.checkpointing, card, stacks)
@@ -200,6 +195,14 @@ def carry_out(
         raise typer.Exit(code)
     minutes = (time.monotonic() - started) / 60
     print(f"{len(study.mine)} runs done in {minutes:.1f} minutes; see {study.folder.path}", file=sys.stderr)
+
+
+def _say_first(study: Study, ways: Ways) -> None:
+    say_notes(study.recipe)
+    short = demand(study.recipe, study.cells).line
+    alone = why_alone(cell.spec for cell in study.waiting) if ways.at_once > 1 else []
+    for line in [*([short] if short else []), *alone]:
+        print(line, file=sys.stderr)
 
 
 def _refuse_what_cannot_fit(study: Study, checkpointing: bool, card: int, stacks: Sequence[Sequence[Cell]]) -> None:
@@ -297,10 +300,7 @@ def plan(
     stacks = group(study.waiting) if group else []
     places = foresee([cell.spec for cell in study.mine], room, checkpointing, _sizes(stacks)) if room else []
     if as_json:
-        memory = [{"name": place.name, "line": place.line, "fits": place.fit and place.fit.fits} for place in places]
-        together = [[cell.run_id for cell in stack] for stack in stacks if len(stack) > 1]
-        content = {"study": study.recipe.name, "runs": tables.as_json(rows), "memory": memory, "stacks": together}
-        print(json.dumps(content, indent=1))
+        print(json.dumps(_plan_as_json(study.recipe.name, rows, places, stacks), indent=1))
         return
     for row in rows:
         print(f"{row.cell.run_id}  {tables.plain_line(row)} | {row.cell.spec.train.steps} steps")
@@ -315,6 +315,17 @@ def plan(
         print(short)
     whole = f" of {len(study.cells)}" if shard else ""
     print(f"{len(rows)}{whole} runs, {done} done, {left} steps to go; folder {study.folder.path}")
+
+
+def _plan_as_json(
+    name: str, rows: Sequence[tables.Row], places: Sequence[Place], stacks: Sequence[Sequence[Cell]]
+) -> dict[str, Any]:
+    return {
+        "study": name,
+        "runs": tables.as_json(rows),
+        "memory": [{"name": place.name, "line": place.line, "fits": place.fit and place.fit.fits} for place in places],
+        "stacks": [[cell.run_id for cell in stack] for stack in stacks if len(stack) > 1],
+    }
 
 
 def status(
