@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from petransfer.bench.sides import clock
 from petransfer.checkpoints.encoding import Encoded, encode_examples
 from petransfer.checkpoints.load import Loaded, load
 from petransfer.checkpoints.registry import checkpoint_spec
@@ -166,11 +167,12 @@ def _row(setting: Setting, count: int, times: dict[tuple[str, int], list[float]]
 
 
 def _seconds(run: Callable[[], None]) -> float:
+    now = time.perf_counter if torch.cuda.is_available() else clock
     _wait()
-    started = time.perf_counter()
+    started = now()
     run()
     _wait()
-    return time.perf_counter() - started
+    return now() - started
 
 
 def _wait() -> None:

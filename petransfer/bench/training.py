@@ -115,7 +115,7 @@ def gradient_difference(prepared: Prepared) -> float:
         for step in range(2):
             loop._step(step)
         batch = loop.source.batch(2, 0, 1)
-        loop._accumulate(batch)
+        loop.accumulate(batch)
         trained = {name: value for name, value in loop.model.named_parameters() if value.requires_grad}
         ours = {name: value.grad.clone() for name, value in trained.items() if value.grad is not None}
         loop.optimizer.zero_grad()

@@ -44,6 +44,7 @@ def fit(
         str | None, typer.Option(help="A card's memory, such as 12GB; of this machine's card if any.")
     ] = None,
     optimizer: Annotated[str, typer.Option(help="adamw, adamw-8bit or paged-adamw-8bit.")] = "adamw",
+    stack: Annotated[int, typer.Option(min=1, help="Runs trained as one, each on a batch of its own.")] = 1,
     checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Compute activations again.")] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Foresee a CPU's memory in place of a card's.")] = False,
     measure: Annotated[bool, typer.Option("--measure", help="Train three steps here and compare.")] = False,
@@ -59,6 +60,7 @@ def fit(
         if value not in known:
             raise unknown(name, value, known)
     chosen = _method(method, bits, rank, virtual_tokens, match_parameters)
+    _refuse_stack(stack, method, checkpointing, measure)
     spec = checkpoint_spec(checkpoint)
     source, target = two(lengths)
 
@@ -67,6 +69,7 @@ def fit(
     from petransfer.checkpoints.quiet import quiet
     from petransfer.fit.planner import plan
     from petransfer.fit.simulate import Demand
+    from petransfer.methods.stacked import refuse_layer_drop
 
     quiet()
     room = card_bytes(card) if card else None if cpu else this_card()
@@ -79,9 +82,12 @@ def fit(
         device,
         optimizer,  # type: ignore[arg-type]
         checkpointing,
+        members=stack,
     )
     config, own_head = configuration(spec)
     refuse_quantised(config, checkpoint)
+    if stack > 1:
+        refuse_layer_drop(config)
     found = plan(config, spec, demand, own_head, room)
     measured = _measured(spec, found.demand) if measure else None
     if as_json:
@@ -90,6 +96,16 @@ def fit(
         show(checkpoint, found, measured)
     if not found.fits:
         raise typer.Exit(1)
+
+
+def _refuse_stack(stack: int, method: str, checkpointing: bool, measure: bool) -> None:
+    if stack == 1:
+        return
+    if FORMS[method].no_stack:
+        raise UserError(f"{method} is not stacked: {FORMS[method].no_stack}")
+    for option, given in {"--checkpointing": checkpointing, "--measure": measure}.items():
+        if given:
+            raise UserError(f"--stack {stack} does not go with {option}; leave one of them out")
 
 
 def _method(name: str, bits: int, rank: int, tokens: int, match: int | None) -> MethodSpec:
@@ -117,7 +133,8 @@ def show(name: str, found: Fit, measured: Measured | None = None) -> None:
     demand, memory = found.demand, found.memory
     method = in_words(demand.method)
     where = "a card" if demand.device == "cuda" else "the CPU"
-    title = f"{name}, {method}, {demand.method.bits} bits, on {where}: {demand.batch} at once of "
+    stack = f", {demand.members} stacked" if demand.members > 1 else ""
+    title = f"{name}, {method}, {demand.method.bits} bits{stack}, on {where}: {demand.batch} at once of "
     title += f"{demand.input_length} and {demand.target_length} pieces"
     table = Table(min_width=44)
     table.add_column("part")
@@ -155,10 +172,11 @@ def _verdict(found: Fit) -> list[str]:
     if found.card is None:
         return []
     size, at_once = f"{found.card / 2**30:.4g} GB", found.demand.batch
+    each = f" of each of {found.demand.members} runs" if found.demand.members > 1 else ""
     if found.fits and at_once == found.batch:
-        return [f"fits {size}: {at_once} at once"]
+        return [f"fits {size}: {at_once}{each} at once"]
     if found.fits:
-        return [f"fits {size}: {at_once} at once, {found.batch} an optimiser step by accumulation"]
+        return [f"fits {size}: {at_once}{each} at once, {found.batch} an optimiser step by accumulation"]
     if found.advice:
         return [f"does not fit {size}; it would with {', or '.join(found.advice)}"]
     return [f"does not fit {size}, whatever is changed; take a smaller checkpoint"]
@@ -184,6 +202,7 @@ def _plain(found: Fit, measured: Measured | None) -> dict[str, Any]:
         "card": found.card,
         "fits": found.fits,
         "micro_batch": found.demand.batch,
+        "stack": found.demand.members,
         "advice": found.advice,
     }
     return content | ({"measured": asdict(measured)} if measured else {})

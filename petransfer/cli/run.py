@@ -17,21 +17,22 @@ from rich.table import Table
 import petransfer.cli.options as opt
 from petransfer.cli.display import Display, View, print_table, report_outcome
 from petransfer.cli.launch import launch
-from petransfer.cli.ways import Ways, connected, on_ray
+from petransfer.cli.ways import Ways, connected, in_stacks, on_ray
 from petransfer.effects.contrasts import demand, family_name, update_effects
 from petransfer.errors import UserError
-from petransfer.fit.grid import find_sizes, foresee, this_card
+from petransfer.fit.grid import Place, find_sizes, foresee, this_card
 from petransfer.fit.sizes import card_bytes
 from petransfer.recipe.load import load_either, load_reduced
 from petransfer.recipe.pretraining import PretrainRecipe
 from petransfer.recipe.schema import Recipe
+from petransfer.recipe.stacking import why_alone
 from petransfer.report import pretraining, sweep, tables
 from petransfer.study.grid import Cell, expand, notes, resolve
 from petransfer.study.ledger import StudyFolder
 from petransfer.study.pretraining import expand_pretraining
 from petransfer.study.processes import refuse_launch, splits_tensors, this_place
 from petransfer.study.shard import parse_shard
-from petransfer.train.execution import Execution
+from petransfer.train.execution import Execution, refuse_small_batch
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class Study:
         """What is said of them; nothing where there are none."""
         arms = ", ".join(self.recipe.arms)
         return f"not asked, for they need other arms than {arms}: {', '.join(self.dropped)}" if self.dropped else ""
+
+    @property
+    def waiting(self) -> list[Cell]:
+        """Those that are asked for and not done."""
+        return [cell for cell in self.mine if not self.folder.run(cell.run_id).done]
 
 
 @dataclass(frozen=True)
@@ -137,15 +143,18 @@ def run(
     """Carry a recipe's runs out, skip what is done, go on where an interruption left off, and print the table."""
     study = study_of(recipe, sets, family, seeds, arms, out, data_dir, shard)
     ways = Ways(workers, executor, address, stack, by_generation)
-    ready(ways, processes)
+    ready(study, ways, processes)
     execution = Execution(micro_batch, threads, save_every, log_every(study), checkpointing=checkpointing)
     carry_out(study, own_runs(study), execution, ways, cpu, force, as_json)
 
 
-def ready(ways: Ways, processes: int) -> None:
-    """Checks the ways; where several processes are to share the runs, starts them, and this one ends with them."""
+def ready(study: Study, ways: Ways, processes: int) -> None:
+    """Checks ways and batches; where several processes are to share runs, starts them, and this one ends with them."""
     place = this_place()
-    ways.check(max(processes, place.count))
+    sharing = max(processes, place.count)
+    ways.check(sharing)
+    for cell in study.waiting if sharing > 1 else ():
+        refuse_small_batch(cell.spec.train.batch_size, sharing)
     if processes > 1 and not place.shared:
         raise typer.Exit(launch(processes))
 
@@ -176,7 +185,8 @@ def carry_out(
     kind.begin()
     if study.dropped_line:
         print(study.dropped_line, file=sys.stderr)
-    group = None if place.shared or ways.executor == "ray" else ways.group(execution.checkpointing, cpu)
+    card = None if cpu or ways.executor == "ray" else this_card()
+    group = None if place.shared or ways.executor == "ray" else ways.group(execution.checkpointing, card)
     started = time.monotonic()
     before = sum(study.folder.run(cell.run_id).done for cell in study.mine)
     if ways.by_generation and before:
@@ -186,13 +196,11 @@ def carry_out(
         kind.end(as_json)
         print(f"all {len(study.mine)} runs were done before; nothing to do", file=sys.stderr)
         return
-    say_notes(study.recipe)
-    short = demand(study.recipe, study.cells).line
-    if short:
-        print(short, file=sys.stderr)
-    if not cpu and not force and ways.executor == "local" and not splits_tensors():
-        _refuse_what_cannot_fit(study, execution.checkpointing)
-    find_sizes([cell.spec for cell in study.mine if not study.folder.run(cell.run_id).done])
+    _say_first(study, ways)
+    if card and not force and not splits_tensors():
+        stacks = group(study.waiting) if group and ways.at_once else ()  # those of `auto` were made to fit
+        _refuse_what_cannot_fit(study, execution.checkpointing, card, stacks)
+    find_sizes([cell.spec for cell in study.waiting])
     ray = connected(ways.address) if ways.executor == "ray" else None
     outcome = _execute(study, kind, execution, ways, cpu, force, quiet=as_json, ray=ray, group=group)
     kind.end(as_json)
@@ -203,12 +211,22 @@ def carry_out(
     print(f"{len(study.mine)} runs done in {minutes:.1f} minutes; see {study.folder.path}", file=sys.stderr)
 
 
-def _refuse_what_cannot_fit(study: Study, checkpointing: bool) -> None:
-    card = this_card()
-    waiting = [cell.spec for cell in study.mine if not study.folder.run(cell.run_id).done]
-    for place in foresee(waiting, card, checkpointing) if card else ():
+def _say_first(study: Study, ways: Ways) -> None:
+    say_notes(study.recipe)
+    short = demand(study.recipe, study.cells).line
+    alone = why_alone(cell.spec for cell in study.waiting) if ways.at_once > 1 else []
+    for line in [*([short] if short else []), *alone]:
+        print(line, file=sys.stderr)
+
+
+def _refuse_what_cannot_fit(study: Study, checkpointing: bool, card: int, stacks: Sequence[Sequence[Cell]]) -> None:
+    for place in foresee([cell.spec for cell in study.waiting], card, checkpointing, _sizes(stacks)):
         if place.fit and not place.fit.fits:
             raise UserError(f"{place.line}; --force tries all the same")
+
+
+def _sizes(stacks: Sequence[Sequence[Cell]]) -> dict[str, int]:
+    return {cell.run_id: len(stack) for stack in stacks for cell in stack}
 
 
 def log_every(study: Study) -> int:
@@ -283,23 +301,27 @@ def plan(
     card: Annotated[
         str | None, typer.Option(help="A card's memory, such as 12GB; this machine's unless given.")
     ] = None,
+    stack: opt.Stack = "auto",
     checkpointing: opt.Checkpointing = False,
     as_json: opt.Json = False,
 ) -> None:
     """Show the grid: its runs, their steps and what is done. Nothing is loaded or downloaded."""
+    ways = Ways(stack=stack)
     study = study_of(recipe, sets, family, seeds, arms, out, data_dir, shard)
     rows = tables.rows_of(study.mine, study.folder)
     room = card_bytes(card) if card else this_card()
-    places = foresee([cell.spec for cell in study.mine], room, checkpointing) if room else []
+    group = ways.group(checkpointing, room)
+    stacks = group(study.waiting) if group else []
+    places = foresee([cell.spec for cell in study.mine], room, checkpointing, _sizes(stacks)) if room else []
     if as_json:
-        memory = [{"name": place.name, "line": place.line, "fits": place.fit and place.fit.fits} for place in places]
-        content = {"study": study.recipe.name, "runs": tables.as_json(rows), "memory": memory}
-        print(json.dumps(content | {"dropped_effects": list(study.dropped)}, indent=1))
+        print(json.dumps(_plan_as_json(study, rows, places, stacks), indent=1))
         return
     for row in rows:
         print(f"{row.cell.run_id}  {tables.plain_line(row)} | {row.cell.spec.train.steps} steps")
     for place in places:
         print(place.line)
+    for line in [in_stacks(stacks), *why_alone(cell.spec for cell in study.waiting)] if stacks else ():
+        print(line)
     done = sum(row.status == "done" for row in rows)
     left = sum(row.cell.spec.train.steps for row in rows if row.status != "done")
     for line in (study.dropped_line, demand(study.recipe, study.cells).line):
@@ -307,6 +329,18 @@ def plan(
             print(line)
     whole = f" of {len(study.cells)}" if shard else ""
     print(f"{len(rows)}{whole} runs, {done} done, {left} steps to go; folder {study.folder.path}")
+
+
+def _plan_as_json(
+    study: Study, rows: Sequence[tables.Row], places: Sequence[Place], stacks: Sequence[Sequence[Cell]]
+) -> dict[str, Any]:
+    return {
+        "study": study.recipe.name,
+        "runs": tables.as_json(rows),
+        "memory": [{"name": place.name, "line": place.line, "fits": place.fit and place.fit.fits} for place in places],
+        "stacks": [[cell.run_id for cell in stack] for stack in stacks if len(stack) > 1],
+        "dropped_effects": list(study.dropped),
+    }
 
 
 def status(

@@ -61,7 +61,7 @@ def sweep(
         _plan(study)
         return
     ways = Ways(workers, executor, address, stack)
-    ready(ways, processes)
+    ready(study, ways, processes)
     execution = Execution(micro_batch, threads, save_every, log_every(study), checkpointing=checkpointing)
     kind = _kind(study, whole.recipe, [*whole.cells, *part.cells], part.folder)
     carry_out(study, kind, execution, ways, cpu, force, as_json)

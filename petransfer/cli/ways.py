@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from petransfer.errors import UserError, unknown
-from petransfer.fit.grid import rooms, this_card
+from petransfer.fit.grid import rooms
 from petransfer.study.grid import Cell
 from petransfer.study.ledger import StudyFolder
 from petransfer.study.stacks import stacks_of
@@ -57,8 +58,8 @@ class Ways:
             raise UserError(f"--stack {self.stack}: write a whole number from 1 on, auto or off")
         return int(self.stack)
 
-    def group(self, checkpointing: bool, cpu: bool) -> Callable[[Sequence[Cell]], list[list[Cell]]] | None:
-        """What cuts runs into stacks, None where each is trained by itself.
+    def group(self, checkpointing: bool, card: int | None) -> Callable[[Sequence[Cell]], list[list[Cell]]] | None:
+        """What cuts runs into stacks, None where each is trained by itself. card: its bytes, None on a CPU.
 
         Raises:
             UserError: stacking was asked for by number together with what it cannot be had with.
@@ -67,10 +68,20 @@ class Ways:
             raise UserError(f"--stack {self.stack} does not go with --checkpointing: dropout would be drawn anew")
         if self.at_once:
             return lambda cells: stacks_of(cells, self.at_once)
-        card = None if cpu or checkpointing or self.stack == "off" else this_card()
-        if card is None:  # on a CPU little is won: see results/bench/stacked-cpu.json
+        # on a CPU nothing is won: see results/bench/stacked-cpu.json
+        if card is None or checkpointing or self.stack == "off":
             return None
         return lambda cells: stacks_of(cells, rooms([cell.spec for cell in cells], card))
+
+
+def in_stacks(stacks: Sequence[Sequence[Cell]]) -> str:
+    """How many runs are trained as one, for people."""
+    counts = Counter(len(stack) for stack in stacks)
+    alone = counts.pop(1, 0)
+    if not counts:
+        return "no runs are stacked"
+    said = ", ".join(f"{many} of {size} runs" for size, many in sorted(counts.items(), reverse=True))
+    return f"stacks: {said}" + (f"; {alone} runs by themselves" if alone else "")
 
 
 def connected(address: str | None) -> Any:

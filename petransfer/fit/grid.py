@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -20,10 +20,17 @@ if TYPE_CHECKING:
 # T5's pieces are longer in prose (4 characters) and about so long in SCAN's and COGS's targets.
 CHARACTERS_A_PIECE = 1.6
 
+# The embedded family's stacks of MOST_STACKED runs, of SCAN, COGS or SLOG in batches of up to 32, take 3 to 5 GB by the
+# planner: on a card of so many bytes it need not be asked.
+ROOMY, USUAL_BATCH = 8 * 2**30, 32
+
 
 @dataclass(frozen=True)
 class Place:
-    """A training that occurs in a grid, once for all its seeds. problem: why nothing could be foreseen."""
+    """A training that occurs in a grid, once for all its seeds, by itself or in a stack.
+
+    problem: why nothing could be foreseen.
+    """
 
     name: str
     spec: RunSpec
@@ -43,37 +50,47 @@ class Place:
         return f"{self.name}: {size} with one example, does not fit{advice}"
 
 
-def foresee(specs: Sequence[RunSpec], card: int, checkpointing: bool = False) -> list[Place]:
-    """One place for each checkpoint, method and batch of the grid; embedded checkpoints fit everywhere."""
+def foresee(
+    specs: Sequence[RunSpec], card: int, checkpointing: bool = False, stacked: Mapping[str, int] | None = None
+) -> list[Place]:
+    """One place for each checkpoint, method and batch of the grid; an embedded checkpoint by itself fits everywhere.
+
+    stacked: of runs that are trained as one, how many, by run id. Imports torch only where there is a place.
+    """
+    found: dict[tuple[object, ...], Place] = {}
+    for spec in specs:
+        members = (stacked or {}).get(spec.run_id, 1)
+        checkpoint = spec.checkpoint
+        key = (checkpoint.name, checkpoint.tokenizer, spec.method, spec.train.batch_size, spec.task.name, members)
+        if key not in found and not _surely_fits(spec, card, members):
+            found[key] = _place(spec, card, checkpointing, members)
+    return list(found.values())
+
+
+def _place(spec: RunSpec, card: int, checkpointing: bool, members: int) -> Place:
     from petransfer.checkpoints.architecture import configuration
     from petransfer.checkpoints.quiet import quiet
     from petransfer.fit.planner import plan
 
     quiet()
-    found: dict[tuple[object, ...], Place] = {}
-    for spec in specs:
-        key = (spec.checkpoint.name, spec.checkpoint.tokenizer, spec.method, spec.train.batch_size, spec.task.name)
-        if spec.checkpoint.name.startswith("nano/") or key in found:
-            continue
-        method = in_words(spec.method)
-        name = f"{spec.checkpoint.name}, {method}, {spec.method.bits} bits"
-        demand = demand_of(spec, checkpointing)
-        try:
-            config, own_head = configuration(spec.checkpoint)
-            found[key] = Place(name, spec, plan(config, spec.checkpoint, demand, own_head, card))
-        except UserError as error:
-            found[key] = Place(name, spec, None, str(error))
-    return list(found.values())
+    name = f"{spec.checkpoint.name}, {in_words(spec.method)}, {spec.method.bits} bits"
+    name += f", {members} stacked" if members > 1 else ""
+    demand = replace(demand_of(spec, checkpointing), members=members)
+    try:
+        config, own_head = configuration(spec.checkpoint)
+        return Place(name, spec, plan(config, spec.checkpoint, demand, own_head, card))
+    except UserError as error:
+        return Place(name, spec, None, str(error))
+
+
+def _surely_fits(spec: RunSpec, card: int, members: int) -> bool:
+    """Whether the planner, for which torch is imported, need not be asked."""
+    usual = card >= ROOMY and members <= MOST_STACKED and spec.train.batch_size <= USUAL_BATCH
+    return spec.checkpoint.name.startswith("nano/") and (members == 1 or usual)
 
 
 def rooms(specs: Sequence[RunSpec], card: int) -> dict[str, int]:
     """For each run, by its id, how many such runs fit a card as one stack; 1 where nothing can be foreseen."""
-    from petransfer.checkpoints.architecture import configuration
-    from petransfer.checkpoints.quiet import quiet
-    from petransfer.fit.planner import largest_stack
-    from petransfer.methods.stacked import refuse_layer_drop
-
-    quiet()
     counts: dict[RunSpec, list[RunSpec]] = {}
     found: dict[str, int] = {}
     for spec in specs:
@@ -83,15 +100,25 @@ def rooms(specs: Sequence[RunSpec], card: int) -> dict[str, int]:
             counts.setdefault(key, []).append(spec)
     for alike in counts.values():
         widest = max(alike, key=lambda spec: spec.method.rank)
-        try:
-            config, own_head = configuration(widest.checkpoint)
-            refuse_layer_drop(config)
-            demand = demand_of(widest, checkpointing=False)
-            most = largest_stack(config, widest.checkpoint, demand, own_head, card, min(len(alike), MOST_STACKED))
-        except UserError:
-            continue
-        found |= {spec.run_id: most for spec in alike}
+        most = min(len(alike), MOST_STACKED)
+        room = most if most == 1 or _surely_fits(widest, card, most) else _room(widest, card, most)
+        found |= {spec.run_id: room for spec in alike}
     return found
+
+
+def _room(spec: RunSpec, card: int, most: int) -> int:
+    from petransfer.checkpoints.architecture import configuration
+    from petransfer.checkpoints.quiet import quiet
+    from petransfer.fit.planner import largest_stack
+    from petransfer.methods.stacked import refuse_layer_drop
+
+    quiet()
+    try:
+        config, own_head = configuration(spec.checkpoint)
+        refuse_layer_drop(config)
+        return largest_stack(config, spec.checkpoint, demand_of(spec, checkpointing=False), own_head, card, most)
+    except UserError:
+        return 1
 
 
 def in_words(method: MethodSpec) -> str:

@@ -101,7 +101,12 @@ def _advice(of: Callable[[Demand], Memory], demand: Demand, card: int) -> list[s
     """Changes under which one example fits, each tried: the least first, then together."""
     one = replace(demand, batch=1, accumulates=demand.batch > 1)
     changes: dict[str, Callable[[Demand], Demand]] = {}
-    if not demand.checkpointing:
+    fewer = demand.members // 2
+    if fewer:
+        while fewer > 1 and on_card(of(replace(one, members=fewer)).peak) > card:
+            fewer //= 2
+        changes[f"--stack {fewer}"] = lambda it: replace(it, members=fewer)
+    elif not demand.checkpointing:
         changes["--checkpointing"] = lambda it: replace(it, checkpointing=True)
     if demand.optimizer == "adamw":
         changes["--optimizer adamw-8bit"] = lambda it: replace(it, optimizer="adamw-8bit")

@@ -23,10 +23,10 @@ from petransfer.fit.tracker import Tracker
 from petransfer.methods import APPLY, weights_bits
 from petransfer.methods.stacked import share
 from petransfer.recipe.spec import Bits, MethodSpec, Optimizer
+from petransfer.train import stacked
 from petransfer.train.batches import IGNORED, Tensors
 from petransfer.train.losses import token_loss
 from petransfer.train.memory import checkpoint_activations
-from petransfer.train.stacked import accumulate, make_stack
 from petransfer.train.state import trained_tensors
 
 Device = Literal["cuda", "cpu"]
@@ -106,7 +106,7 @@ def simulate(config: Any, name: str, demand: Demand, own_head: bool, new_pieces:
         hook: Any = value.register_post_accumulate_grad_hook
         hook(lambda held: tracker.retag(held.grad, "gradients"))
     with tracker, _as_on(demand.device):
-        _pass(loaded, models, phase, meta_batch(demand, loaded.layout))
+        _pass(loaded, models, phase, meta_batch(demand, loaded.layout), torch.device(demand.device))
     tracker.add("workspace", _step_workspace(list(trained.values()), demand))
     at = tracker.peak
     return Memory(
@@ -133,15 +133,19 @@ def _applied(loaded: Loaded, demand: Demand) -> list[torch.nn.Module]:
     return models
 
 
-def _pass(loaded: Loaded, models: Sequence[torch.nn.Module], phase: _Phase, batch: Tensors) -> None:
+def _pass(
+    loaded: Loaded, models: Sequence[torch.nn.Module], phase: _Phase, batch: Tensors, device: torch.device
+) -> None:
     """Forward and backward."""
-    if len(models) == 1:
-        loss = token_loss(models[0], batch)
-        phase.backward = True
-        torch.autograd.backward(loss)
+    if len(models) == 1 or not stacked.joins(device):
+        for model in models:
+            phase.backward = False
+            loss = token_loss(model, batch)
+            phase.backward = True
+            torch.autograd.backward(loss)
         return
     with torch.device("meta"):
-        stack = make_stack(loaded.model, models)
+        stack = stacked.make_stack(loaded.model, models)
     forward = stack.run
 
     def run(joined: Any, widths: Any) -> torch.Tensor:
@@ -150,7 +154,7 @@ def _pass(loaded: Loaded, models: Sequence[torch.nn.Module], phase: _Phase, batc
         return given
 
     stack.run = run  # type: ignore[method-assign, assignment]
-    accumulate(stack, [batch] * len(models), [1] * len(models), loaded.layout)
+    stacked.accumulate(stack, [batch] * len(models), [1] * len(models), loaded.layout)
 
 
 @dataclass

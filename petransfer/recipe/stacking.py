@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
+from petransfer.recipe.methods import FORMS
 from petransfer.recipe.spec import RunSpec, TrainSpec
 
 # Runs in a stack at most, unless told otherwise: beyond it little is won, and all of them wait for each other.
@@ -13,10 +15,10 @@ MOST_STACKED = 16
 def kind(spec: RunSpec) -> RunSpec | None:
     """What runs of one stack have in common: all but seed, rank, alpha and what only the optimiser sees.
 
-    None where a run is never stacked: all its weights are trained. A base that is drawn from the seed is another base
+    None where a run's method is never stacked (its form says why). A base that is drawn from the seed is another base
     for every seed.
     """
-    if spec.method.name != "lora":
+    if FORMS[spec.method.name].no_stack:
         return None
     return replace(
         spec,
@@ -24,3 +26,9 @@ def kind(spec: RunSpec) -> RunSpec | None:
         train=TrainSpec(spec.train.steps, spec.train.batch_size, 0.0),
         seed=spec.seed if spec.checkpoint.reinit != "none" else 0,
     )
+
+
+def why_alone(specs: Iterable[RunSpec]) -> list[str]:
+    """A line for each method among the runs that is never stacked."""
+    names = dict.fromkeys(spec.method.name for spec in specs)
+    return [f"{name} is not stacked: {FORMS[name].no_stack}" for name in names if FORMS[name].no_stack]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from petransfer.errors import UserError
+
 
 @dataclass(frozen=True)
 class Execution:
@@ -20,3 +22,11 @@ class Execution:
     log_every: int = 50
     compile: bool = False
     checkpointing: bool = False
+
+
+def refuse_small_batch(batch_size: int, processes: int) -> None:
+    """Raises UserError where a batch has too few examples for each process to get one."""
+    if batch_size < processes:
+        raise UserError(
+            f"a batch of {batch_size} cannot be shared by {processes} processes; take --processes {batch_size} or fewer"
+        )

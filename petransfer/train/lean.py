@@ -22,7 +22,7 @@ from torch.nn import functional
 from petransfer.train.batches import IGNORED, Tensors
 from petransfer.train.losses import PLAIN_HEADS
 from petransfer.train.packed import can_pack, draws, packed_hidden
-from petransfer.train.pairs import pairs_of
+from petransfer.train.pairs import once, pairs_of
 from petransfer.train.sharded import is_split
 
 # Bytes of logits that are made at once: they stay in a core's second cache.
@@ -31,12 +31,25 @@ AT_ONCE = 2**20
 
 @dataclass(frozen=True)
 class _Rows:
-    """Embeddings of which some rows are trained. whole (v, d): as they act; place (v,): of each piece, or -1."""
+    """Embeddings of which some rows are trained.
+
+    table (v, d): as they were. whole (v, d): as they act between `fill` and `clear`. place (v,): of each piece, or -1.
+    """
 
     trained: torch.nn.Parameter
     ids: torch.Tensor
+    table: torch.Tensor
     whole: torch.Tensor
     place: torch.Tensor
+
+    @torch.no_grad()
+    def fill(self) -> None:
+        self.whole[self.ids] = self.trained.to(self.whole.dtype)
+
+    @torch.no_grad()
+    def clear(self) -> None:
+        """Leaves `whole` as another model, which trains other rows of the table, wants to find it."""
+        self.whole[self.ids] = self.table[self.ids]
 
 
 @dataclass(frozen=True)
@@ -101,8 +114,7 @@ class Lean:
         patched = [(pair.layer, pair.forward) for pair in self._folded]
         patched += [(pair.layer, pair.forward) for pair in self._beside]
         if self._rows is not None:
-            with torch.no_grad():
-                self._rows.whole[self._rows.ids] = self._rows.trained.to(self._rows.whole.dtype)
+            self._rows.fill()
             patched += [(module, _lookup(self._rows)) for module in self._lookups]
         patched.append((self._head, lambda hidden, *_: hidden))
         for pair in self._folded:
@@ -116,6 +128,8 @@ class Lean:
                 del module.forward
             for pair in self._folded:
                 pair.unfold()
+            if self._rows is not None:
+                self._rows.clear()
 
     def judge(self, batch: Tensors) -> Judged:
         """What a model of `packs` makes of the labels, while `step` is open; the encoder reads each input once."""
@@ -192,10 +206,11 @@ def _rows(wrappers: list[Any]) -> _Rows | None:
     if name not in adapters[0].trainable_tokens_delta:
         return None
     ids = torch.tensor(adapters[0].token_indices[name])
-    whole = adapters[0].base_layer.weight.detach().clone()
+    table = adapters[0].base_layer.weight.detach()
+    whole = once("whole", adapters[0].base_layer.weight, lambda: torch.empty_like(table)).copy_(table)
     place = torch.full((len(whole),), -1)
     place[ids] = torch.arange(len(ids))
-    return _Rows(adapters[0].trainable_tokens_delta[name], ids, whole, place)
+    return _Rows(adapters[0].trainable_tokens_delta[name], ids, table, whole, place)
 
 
 def _lookup(rows: _Rows) -> Callable[..., torch.Tensor]:

@@ -16,7 +16,7 @@ from petransfer.errors import Interrupted, RunError, UserError
 from petransfer.recipe.spec import TrainSpec
 from petransfer.train.batches import Batch, BatchSource, Tensors
 from petransfer.train.checks import SelfChecks
-from petransfer.train.execution import Execution
+from petransfer.train.execution import Execution, refuse_small_batch
 from petransfer.train.lean import Lean
 from petransfer.train.losses import token_loss
 from petransfer.train.memory import checkpoint_activations, default_micro_batch, is_out_of_memory
@@ -224,7 +224,7 @@ class Loop:
         torch.manual_seed(dropout_seed(self.seed, step, accelerator.process_index))
         short = False
         try:
-            total = self._accumulate(batch)
+            total = self.accumulate(batch)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if self.alone or not is_out_of_memory(error):
                 raise
@@ -233,7 +233,7 @@ class Loop:
             self._join(short)
         return self.update(step, total, batch.target_tokens)
 
-    def _accumulate(self, batch: Batch) -> torch.Tensor:
+    def accumulate(self, batch: Batch) -> torch.Tensor:
         """Leaves this process's gradient in the trained tensors; returns its summed loss."""
         if self.lean is None or self.loss_function is not token_loss:
             return self._add_up(batch, self.loss_function)
@@ -277,11 +277,7 @@ class Loop:
     def _refuse_a_split_start(self) -> None:
         """Raises UserError where the batch has too few examples, or the processes do not see the same folder."""
         processes = self.accelerator.num_processes
-        if self.spec.batch_size < processes:
-            raise UserError(
-                f"a batch of {self.spec.batch_size} cannot be shared by {processes} processes; "
-                f"take --processes {self.spec.batch_size} or fewer"
-            )
+        refuse_small_batch(self.spec.batch_size, processes)
         step = self.progress.step
         if agree([step], self.accelerator.device) != [step * processes]:
             raise UserError(f"the processes do not see the same files in {self.folder}; take an --out that all can see")

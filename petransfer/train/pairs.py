@@ -2,21 +2,37 @@
 
 At 8 and 4 bits bitsandbytes trains on a CPU by making each weight wide at each use, forward and backward. Of a small
 model the wide weights are kept, which gives the same numbers.
+
+What is made of a frozen weight is made once for all models that share the weight, as those of a stack do: of these only
+one takes a step at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from peft.utils.integrations import dequantize_bnb_weight
 from torch.nn import functional
+from torch.utils.weak import WeakTensorKeyDictionary
 
 # So many bytes of wide weights may be kept of a quantised model.
 KEPT = 2**28
+
+_MADE: MutableMapping[torch.Tensor, WeakValueDictionary[Any, torch.Tensor]] = WeakTensorKeyDictionary()
+
+
+def once(kind: str, weight: torch.Tensor, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """A tensor that goes with a frozen weight, made where nobody holds it already."""
+    made, key = _MADE.setdefault(weight, WeakValueDictionary()), (kind, weight.dtype)
+    found = made.get(key)
+    if found is None:
+        made[key] = found = make()
+    return found
 
 
 @dataclass(frozen=True)
@@ -136,18 +152,23 @@ def _size(module: Any) -> int:
 
 def _folded(module: Any) -> Folded:
     base = module.get_base_layer()
-    folded = torch.empty_like(base.weight).requires_grad_(True)
+    folded = once("folded", base.weight, lambda: torch.empty_like(base.weight).requires_grad_(True))
     return Folded(module, base.weight.detach(), *_parts(module), base.bias, folded)
 
 
 def _beside(module: Any, dtype: torch.dtype) -> Beside:
     base = module.get_base_layer()
     bias = None if base.bias is None else base.bias.to(dtype)
-    weight = base.weight
+    weight = base.weight.detach()
     if type(base) is not torch.nn.Linear:
-        # not `dequantize_module_weight`, which loses the scales of 8-bit weights that have been used before
-        weight = dequantize_bnb_weight(weight, getattr(base, "state", None))
-    return Beside(module, weight.detach().to(dtype), *_parts(module), bias)
+        weight = once(f"wide {dtype}", base.weight, lambda: _unpacked(base).to(dtype))
+    return Beside(module, weight, *_parts(module), bias)
+
+
+def _unpacked(base: Any) -> torch.Tensor:
+    # not `dequantize_module_weight`, which loses the scales of 8-bit weights that have been used before
+    wide: torch.Tensor = dequantize_bnb_weight(base.weight, getattr(base, "state", None))
+    return wide.detach()
 
 
 def _parts(module: Any) -> tuple[torch.nn.Parameter, torch.nn.Parameter, float]:

@@ -282,17 +282,16 @@ train: {{steps: 4, batch_size: 8, learning_rate: 2.0e-3}}
 """
 
 
-def test_a_card_decides_how_many_runs_are_stacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_card_decides_how_many_runs_are_stacked() -> None:
     recipe = load_recipe("lora-scan", ["seeds=[0,1,2]"], {"arms": ["english", "scratch", "english-newemb"]})
     specs = [cell.spec for cell in expand(recipe)]
     many = rooms(specs, 24 * 2**30)
     for spec in specs:
         stackable = spec.method.name == "lora" and spec.checkpoint.reinit == "none"
         assert many[spec.run_id] == (3 if stackable else 1)
-    monkeypatch.setattr("petransfer.cli.ways.this_card", lambda: 24 * 2**30)
     cells = expand(recipe)
-    group = Ways().group(checkpointing=False, cpu=False)
+    group = Ways().group(False, 24 * 2**30)
     assert group is not None
     assert max(map(len, group(cells))) == 3
-    for alone in (Ways().group(False, cpu=True), Ways().group(True, cpu=False), Ways(stack="off").group(False, False)):
+    for alone in (Ways().group(False, None), Ways().group(True, 2**40), Ways(stack="off").group(False, 2**40)):
         assert alone is None

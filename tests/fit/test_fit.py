@@ -208,6 +208,12 @@ def test_the_table_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         (["nano/english", "--bits", "5"], "take 4, 8, 16 or 32"),
         (["nano/english", "--method", "lorra"], "did you mean 'lora'"),
         (["nano/english", "--method", "full", "--bits", "4"], "cannot train 4-bit weights"),
+        (
+            ["nano/english", "--method", "dora", "--stack", "2"],
+            "dora is not stacked: its norms are taken over base",
+        ),
+        (["nano/english", "--stack", "2", "--measure"], "--stack 2 does not go with --measure; leave one of them out"),
+        (["nano/english", "--stack", "2", "--checkpointing"], "--stack 2 does not go with --checkpointing; leave one"),
         (["nano/english", "--optimizer", "sgd"], "unknown optimizer"),
         (["nano/english", "--lengths", "64"], "two whole numbers"),
         (["nano/english", "--card", "huge"], "write a size such as 12GB"),
@@ -223,6 +229,29 @@ def test_bad_input_is_one_line(
     error = capsys.readouterr().err.strip()
     assert said in error
     assert len(error.splitlines()) == 1
+
+
+def test_runs_that_are_trained_as_one_are_foreseen_as_one(
+    tiny_t5: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def found(stack: int, card: str) -> dict[str, Any]:
+        words = (str(tiny_t5), "--bits", "32", "--batch", "8", "--lengths", "38,301", "--json", "--card", card)
+        fits = _fit(monkeypatch, *words, "--stack", str(stack)) == 0
+        content: dict[str, Any] = json.loads(capsys.readouterr().out)
+        assert content["fits"] == fits
+        return content
+
+    one, four = found(1, "80GB"), found(4, "80GB")
+    assert (one["stack"], four["stack"]) == (1, 4)
+    assert four["memory"]["weights"] == one["memory"]["weights"]  # once for all
+    assert four["memory"]["optimizer"] == 4 * one["memory"]["optimizer"]
+    card = f"{(one['memory']['on_card'] + four['memory']['on_card']) / 2**31}GB"
+    assert found(1, card)["micro_batch"] == 8
+    assert 1 <= found(4, card)["micro_batch"] < 8
+    least = [found(members, "0.62GB")["memory"]["on_card"] for members in (2, 4)]
+    none = found(4, f"{sum(least) / 2**31}GB")
+    assert not none["fits"]
+    assert "--stack 2" in none["advice"]
 
 
 def test_an_encoder_is_refused(

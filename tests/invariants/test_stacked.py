@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import sys
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -23,98 +21,36 @@ from petransfer.fit.planner import largest_stack, on_card
 from petransfer.fit.simulate import Demand, simulate
 from petransfer.methods import APPLY
 from petransfer.methods.stacked import refuse_layer_drop, share
-from petransfer.recipe.load import validate
+from petransfer.recipe.methods import FORMS
 from petransfer.recipe.spec import RunSpec
 from petransfer.recipe.stacking import kind
-from petransfer.study.executors import attempt_stacks
-from petransfer.study.grid import Cell, expand, resolve
-from petransfer.study.ledger import RunFolder, StudyFolder
-from petransfer.study.run import FineTune, Settings, run_one
-from petransfer.study.stacked import run_stack
+from petransfer.study.grid import Cell
+from petransfer.study.ledger import StudyFolder
 from petransfer.study.stacks import stacks_of
-from petransfer.train.execution import Execution
-from petransfer.train.metrics import read_metrics
-from petransfer.train.stacked import accumulate, make_stack
+from petransfer.train.batches import Batch, Tensors
+from petransfer.train.losses import token_loss
+from petransfer.train.stacked import accumulate, joins, make_stack
 from petransfer.train.state import trained_tensors
 from tests.conftest import LORA
-
-SETTINGS = Settings(Execution(threads=1, log_every=1, save_every=0.0, micro_batch=4), cpu=True)
-WEIGHTS = "adapter/adapter_model.safetensors"
-Make = Callable[..., RunSpec]
-
-
-@pytest.fixture(name="make")
-def make_spec(tmp_path: Path, tiny_t5: Path) -> Make:
-    """Specs on a few dozen rows of unlike lengths."""
-    verbs = ("walk", "run", "look", "jump", "turn", "see")
-    times = {"once": 1, "twice": 2, "thrice and then some more times": 3, "four times": 4, "often": 9}
-    rows = [f"{verb} {word}\t{' '.join([verb.upper()] * count)}\n" for verb in verbs for word, count in times.items()]
-    (tmp_path / "rows.tsv").write_text("".join(rows))
-
-    def one(folder: Path | None = None, **changes: Any) -> RunSpec:
-        task = {"name": "lines", "options": {"train": str(tmp_path / "rows.tsv"), "dev": 5, "test": 6}}
-        content = {
-            "name": "x", "task": task, "family": {"name": "t", "arms": {"english": str(folder or tiny_t5)}},
-            "arms": ["english"], "methods": [{"name": "lora", "rank": 4, "bits": 32}], "seeds": [0],
-            "train": {"steps": 4, "batch_size": 10, "learning_rate": 2e-3},
-        }  # fmt: skip
-        (cell,) = expand(resolve(validate(content, "x")))
-        return replace(cell.spec, **changes)
-
-    return one
+from tests.invariants.stacks import (
+    SETTINGS,
+    WEIGHTS,
+    KilledError,
+    Make,
+    assert_close,
+    assert_identical,
+    killed_at,
+    members,
+    run_alone,
+    run_stacked,
+    run_study,
+)
 
 
-def _members(spec: RunSpec) -> list[RunSpec]:
-    """Three that differ in all in which members of a stack may differ."""
-    other = replace(spec.method, rank=2, alpha=3.0)
-    return [
-        spec,
-        replace(spec, seed=1, method=other, train=replace(spec.train, learning_rate=5e-3)),
-        replace(spec, seed=2, train=replace(spec.train, schedule="constant", weight_decay=0.1, rate_scaling="rms")),
-    ]
-
-
-def _alone(specs: Sequence[RunSpec], out: Path) -> list[Path]:
-    for spec in specs:
-        run_one(spec, RunFolder(out / spec.run_id), SETTINGS)
-    return [out / spec.run_id for spec in specs]
-
-
-def _stacked(specs: Sequence[RunSpec], out: Path, **options: Any) -> list[Path]:
-    run_stack(specs, [RunFolder(out / spec.run_id) for spec in specs], SETTINGS, **options)
-    return [out / spec.run_id for spec in specs]
-
-
-def _lines(run: Path) -> list[dict[str, Any]]:
-    return [{**line, "seconds": 0} for line in read_metrics(run / "metrics.jsonl")]
-
-
-def _close(alone: Path, stacked: Path, tolerance: float) -> None:
-    """The same files and numbers, to rounding."""
-    names = [{str(path.relative_to(run)) for path in run.rglob("*")} - {".claim"} for run in (alone, stacked)]
-    assert names[0] == names[1]
-    left, right = _lines(alone), _lines(stacked)
-    assert len(left) == len(right)
-    for one, other in zip(left, right, strict=True):
-        assert one.keys() == other.keys()
-        assert other["loss"] == pytest.approx(one["loss"], rel=tolerance)
-        assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=20 * tolerance)
-        assert other["learning_rate"] == one["learning_rate"]
-    weights = [load_file(run / WEIGHTS) for run in (alone, stacked)]
-    assert weights[0].keys() == weights[1].keys()
-    for name, value in weights[0].items():
-        assert value.shape == weights[1][name].shape
-        apart = float((value - weights[1][name]).norm() / value.norm().clamp(min=1e-6))
-        assert apart < 30 * tolerance, (name, apart)
-    results = [json.loads((run / "result.json").read_text()) for run in (alone, stacked)]
-    assert results[1]["environment"].pop("stacked") > 1
-    assert results[0]["environment"] == results[1]["environment"]
-    for key in ("run_id", "parameters", "trained_parameters", "weights", "steps", "micro_batch", "out_of_memory"):
-        assert results[0][key] == results[1][key]
-    tables = [pyarrow.parquet.read_table(run / "examples.parquet").to_pydict() for run in (alone, stacked)]
-    assert tables[0].keys() == tables[1].keys()
-    assert tables[0]["index"] == tables[1]["index"]
-    assert tables[1]["log_prob"] == pytest.approx(tables[0]["log_prob"], rel=10 * tolerance)
+@pytest.fixture(autouse=True)
+def _joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tried here is what happens on a card, unless a test says otherwise."""
+    monkeypatch.setattr("petransfer.train.stacked.joins", lambda device: True)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +58,7 @@ def _close(alone: Path, stacked: Path, tolerance: float) -> None:
     [
         ("tiny_t5", {"dropout": 0.2}, 3, 1e-5),
         ("tiny_gpt2", {"dropout": 0.2}, 3, 1e-5),
+        ("tiny_t5", {"name": "rslora"}, 3, 1e-5),
         ("tiny_t5", {"embeddings": "trained"}, 2, 1e-5),
         pytest.param("tiny_gpt2", {"embeddings": "trained"}, 3, 1e-5, marks=pytest.mark.slow),
         pytest.param("tiny_t5", {"bits": 16}, 3, 1e-2, marks=pytest.mark.slow),
@@ -129,9 +66,9 @@ def _close(alone: Path, stacked: Path, tolerance: float) -> None:
         ("tiny_t5", {"bits": 8}, 2, 1e-2),
         ("tiny_t5", {"bits": 4}, 2, 1e-2),
     ],
-    ids=["t5", "gpt2", "t5-rows", "gpt2-rows", "t5-bf16", "gpt2-8", "t5-8", "t5-4"],
+    ids=["t5", "gpt2", "rslora", "t5-rows", "gpt2-rows", "t5-bf16", "gpt2-8", "t5-8", "t5-4"],
 )
-def test_a_stack_ends_where_single_runs_end(
+def test_a_joined_stack_ends_where_single_runs_end(
     kind: str,
     changes: dict[str, Any],
     count: int,
@@ -144,65 +81,23 @@ def test_a_stack_ends_where_single_runs_end(
     # where the CPU has them, bitsandbytes repacks 4-bit weights for kernels that take no layer as small as these
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
     spec = make(request.getfixturevalue(kind))
-    specs = _members(replace(spec, method=replace(spec.method, **changes)))[:count]
-    alone, stacked = _alone(specs, tmp_path / "alone"), _stacked(specs, tmp_path / "stacked")
+    specs = members(replace(spec, method=replace(spec.method, **changes)))[:count]
+    alone, stacked = run_alone(specs, tmp_path / "alone"), run_stacked(specs, tmp_path / "stacked")
     for one, other in zip(alone, stacked, strict=True):
-        _close(one, other, tolerance)
+        assert_close(one, other, tolerance)
 
 
-def _study(
-    specs: Sequence[RunSpec],
-    out: Path,
-    stop: Callable[[], bool] = lambda: False,
-    settings: Settings = SETTINGS,
-) -> StudyFolder:
-    """What a call of `petransfer run --stack` does with one stack, its recipe apart."""
-    study = StudyFolder(out)
-    cells = [Cell("english", "lora", "", spec.seed, spec) for spec in specs if not study.run(spec.run_id).done]
-    for cell in cells:
-        study.run(cell.run_id).path.mkdir(parents=True, exist_ok=True)
-        (study.run(cell.run_id).path / "failed.json").unlink(missing_ok=True)
-    attempt_stacks(cells, study, FineTune(settings), 1, stop, lambda: None)
-    return study
-
-
-def _identical(whole: StudyFolder, cut: StudyFolder, specs: Sequence[RunSpec]) -> None:
-    """The same bits, but for the seconds that things took."""
-    for spec in specs:
-        one, other = whole.run(spec.run_id), cut.run(spec.run_id)
-        assert one.done
-        assert other.done
-        left, right = (load_file(folder.path / WEIGHTS) for folder in (one, other))
-        assert left.keys() == right.keys()
-        assert all(torch.equal(left[name], right[name]) for name in left)
-        assert _lines(one.path) == _lines(other.path)
-        tables = [pyarrow.parquet.read_table(folder.path / "examples.parquet") for folder in (one, other)]
-        assert tables[0].equals(tables[1])
-        results = [folder.result() or {} for folder in (one, other)]
-        timed = {"seconds": 0, "train_seconds": 0}
-        assert results[0] | timed == results[1] | timed
-        assert not (other.path / "state").exists()
-
-
-class _KilledError(BaseException):
-    """Ends everything at once, as SIGKILL would."""
-
-
-def _killed_at(monkeypatch: pytest.MonkeyPatch, place: str, call: int, after: bool) -> None:
-    """The function at `place` kills the process in its n-th call, before or after it does what it does."""
-    module, _, name = place.rpartition(".")
-    real, calls = getattr(sys.modules[module], name), iter(range(1000))
-
-    def deadly(*arguments: Any, **options: Any) -> Any:
-        struck = next(calls) == call
-        if struck and not after:
-            raise _KilledError
-        given = real(*arguments, **options)
-        if struck:
-            raise _KilledError
-        return given
-
-    monkeypatch.setattr(place, deadly)
+def test_where_no_pass_is_shared_a_stack_ends_bit_for_bit_where_single_runs_end(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a CPU: each its own lean step, none of them padded to another's width."""
+    monkeypatch.setattr("petransfer.train.stacked.joins", joins)
+    spec = make(Path("nano/english"))  # which draws no dropout, and is packed
+    specs = members(replace(spec, method=replace(spec.method, embeddings="new")))
+    alone = run_alone(specs, tmp_path / "alone")
+    monkeypatch.delattr("petransfer.train.stacked.accumulate")
+    for one, other in zip(alone, run_stacked(specs, tmp_path / "stacked"), strict=True):
+        assert_close(one, other, 0.0)
 
 
 KILLS = {
@@ -214,34 +109,31 @@ KILLS = {
 }
 
 
-@pytest.fixture
-def dropping(make: Make) -> list[RunSpec]:
-    """Three runs with dropout in the adapters too."""
-    spec = make()
-    return _members(replace(spec, method=replace(spec.method, dropout=0.2)))
-
-
 def test_a_killed_stack_ends_bit_for_bit_where_the_other_does(
     dropping: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = _study(dropping, tmp_path / "whole")
+    whole = run_study(dropping, tmp_path / "whole")
     for at, (place, call, after) in enumerate(KILLS.values()):
         with monkeypatch.context() as patch:
-            _killed_at(patch, place, call, after)
-            with pytest.raises(_KilledError):
-                _study(dropping, tmp_path / str(at))
-        _identical(whole, _study(dropping, tmp_path / str(at)), dropping)
+            killed_at(patch, place, call, after)
+            with pytest.raises(KilledError):
+                run_study(dropping, tmp_path / str(at))
+        assert_identical(whole, run_study(dropping, tmp_path / str(at)), dropping)
 
 
-def test_a_stack_that_is_asked_to_stop_goes_on(dropping: list[RunSpec], tmp_path: Path) -> None:
-    whole = _study(dropping, tmp_path / "whole")
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_stack_that_is_asked_to_stop_goes_on(
+    joined: bool, dropping: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("petransfer.train.stacked.joins", lambda device: joined)
+    whole = run_study(dropping, tmp_path / "whole")
     for _ in range(3):
-        study = _study(dropping, tmp_path / "cut", lambda: _any_line(tmp_path / "cut"))
+        study = run_study(dropping, tmp_path / "cut", lambda: _any_line(tmp_path / "cut"))
         assert {study.run(spec.run_id).status() for spec in dropping} == {"interrupted"}
         for metrics in (tmp_path / "cut").rglob("metrics.jsonl"):  # a kill may fall between a line and its state
             with metrics.open("a") as file:
                 file.write('{"step": 99, "loss": 0}\n{"st')
-    _identical(whole, _study(dropping, tmp_path / "cut"), dropping)
+    assert_identical(whole, run_study(dropping, tmp_path / "cut"), dropping)
 
 
 def _any_line(study: Path) -> bool:
@@ -253,21 +145,21 @@ def test_a_failing_run_leaves_the_others_alone(
 ) -> None:
     wild = replace(dropping[0], seed=9, train=replace(dropping[0].train, learning_rate=1e38, warmup=0.0))
     specs = [dropping[0], wild, dropping[1]]
-    alone = _alone([dropping[0], dropping[1]], tmp_path / "alone")
-    study = _study(specs, tmp_path / "whole")
+    alone = run_alone([dropping[0], dropping[1]], tmp_path / "alone")
+    study = run_study(specs, tmp_path / "whole")
     failed = study.run(wild.run_id)
     assert failed.status() == "failed"
     assert "the loss is nan at step" in (failed.failure() or "")
     for run in alone:
-        _close(run, study.run(run.name).path, 1e-5)
+        assert_close(run, study.run(run.name).path, 1e-5)
     for place, call in (("petransfer.train.stacked.save_state", 8), ("petransfer.study.stacked.finish", 1)):
         out = tmp_path / place
         with monkeypatch.context() as patch:
-            _killed_at(patch, place, call, after=False)
-            with pytest.raises(_KilledError):
-                _study(specs, out)
-        again = _study(specs, out)
-        _identical(study, again, [dropping[0], dropping[1]])
+            killed_at(patch, place, call, after=False)
+            with pytest.raises(KilledError):
+                run_study(specs, out)
+        again = run_study(specs, out)
+        assert_identical(study, again, [dropping[0], dropping[1]])
         assert again.run(wild.run_id).status() == "failed"
 
 
@@ -277,9 +169,9 @@ def test_the_others_are_saved_before_a_failure_is_noted(
     """A worker that is begun again leaves failed runs out: the others go on from there, not from before."""
     wild = replace(dropping[0], seed=9, train=replace(dropping[0].train, learning_rate=1e38, warmup=0.0))
     seldom = replace(SETTINGS, execution=replace(SETTINGS.execution, save_every=1e9))
-    _killed_at(monkeypatch, "petransfer.train.stacked.accumulate", 7, after=False)
-    with pytest.raises(_KilledError):
-        _study([dropping[0], wild, dropping[1]], tmp_path, settings=seldom)
+    killed_at(monkeypatch, "petransfer.train.stacked.accumulate", 7, after=False)
+    with pytest.raises(KilledError):
+        run_study([dropping[0], wild, dropping[1]], tmp_path, settings=seldom)
     study = StudyFolder(tmp_path)
     assert study.run(wild.run_id).failure()
     states = [[state.name for state in (study.run(spec.run_id).path / "state").iterdir()] for spec in dropping[:2]]
@@ -299,25 +191,31 @@ def test_a_run_that_cannot_be_saved_does_not_keep_the_others_from_it(
         return real(run, *rest)
 
     monkeypatch.setattr(stacked, "finish", full)
-    study = _study(dropping, tmp_path)
+    study = run_study(dropping, tmp_path)
     assert [study.run(spec.run_id).status() for spec in dropping] == ["done", "failed", "done"]
 
 
-def test_less_memory_halves_the_micro_batch_of_all(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from petransfer.train import stacked
+@pytest.mark.parametrize("joined", [True, False])
+def test_less_memory_halves_the_micro_batch_of_all(
+    joined: bool, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("petransfer.train.stacked.joins", lambda device: joined)
+    specs = members(make())[:2]
+    few = replace(SETTINGS, execution=replace(SETTINGS.execution, micro_batch=2))
+    given = run_study(specs, tmp_path / "few", settings=few)
+    real, calls = Batch.micro_batches, itertools.count()
 
-    real = stacked.accumulate
-
-    def scarce(stack: Any, micros: Any, tokens: Any, layout: Any) -> Any:
-        if len(micros[0]["labels"]) > 2:
+    def scarce(batch: Batch, size: int) -> list[Tensors]:
+        if size > 2 and next(calls):  # not at the first, so that a gradient may be there already
             raise torch.OutOfMemoryError("out of memory")
-        return real(stack, micros, tokens, layout)
+        return real(batch, size)
 
-    monkeypatch.setattr(stacked, "accumulate", scarce)
-    specs = _members(make())[:2]
-    for run in _stacked(specs, tmp_path):
+    monkeypatch.setattr(Batch, "micro_batches", scarce)
+    for run in run_stacked(specs, tmp_path / "found"):
         result = json.loads((run / "result.json").read_text())
         assert (result["micro_batch"], result["out_of_memory"]) == (2, 1)
+        weights = [load_file(folder / WEIGHTS) for folder in (run, given.run(run.name).path)]
+        assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 def test_runs_of_unlike_kinds_are_not_stacked(make: Make) -> None:
@@ -334,9 +232,12 @@ def test_runs_of_unlike_kinds_are_not_stacked(make: Make) -> None:
     ]
     kinds = {kind(one) for one in (spec, *unlike)}
     assert len(kinds) == 1 + len(unlike)
-    assert len({kind(one) for one in _members(spec)}) == 1
-    assert kind(replace(spec, method=replace(spec.method, name="full"))) is None
-    cells = [Cell("a", "lora", "", one.seed, one) for one in (*_members(spec), unlike[0])]
+    assert len({kind(one) for one in members(spec)}) == 1
+    for name, form in FORMS.items():
+        of_method = kind(replace(spec, method=replace(spec.method, name=name)))
+        assert (of_method is None) == bool(form.no_stack)
+        assert of_method not in kinds or name == "lora"
+    cells = [Cell("a", "lora", "", one.seed, one) for one in (*members(spec), unlike[0])]
     assert [len(stack) for stack in stacks_of(cells, 2)] == [2, 1, 1]
     assert [len(stack) for stack in stacks_of(cells, {cell.run_id: 16 for cell in cells})] == [3, 1]
 
@@ -356,7 +257,9 @@ def test_layers_that_are_left_out_at_random_are_refused() -> None:
         refuse_layer_drop(BartConfig(decoder_layerdrop=0.1))
 
 
-def test_the_planner_foresees_a_stack(tiny_t5: Path) -> None:
+@pytest.mark.parametrize("joined", [True, False])
+def test_the_planner_foresees_a_stack(joined: bool, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("petransfer.train.stacked.joins", lambda device: joined)
     spec = checkpoint_spec(str(tiny_t5))
     demand = Demand(replace(LORA, dropout=0.1), 4, 12, 20, "cpu", members=3)
     foreseen = simulate(*_plain(tiny_t5), demand, False).peak
@@ -371,7 +274,10 @@ def test_the_planner_foresees_a_stack(tiny_t5: Path) -> None:
     }  # fmt: skip
 
     def step() -> None:
-        accumulate(stack, [micro] * 3, [1] * 3, loaded.layout)
+        if joined:
+            accumulate(stack, [micro] * 3, [1] * 3, loaded.layout)
+        for model in [] if joined else models:
+            torch.autograd.backward(token_loss(model.train(), micro))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

@@ -14,7 +14,8 @@ from petransfer.checkpoints.load import Loaded, load
 from petransfer.checkpoints.registry import checkpoint_spec
 from petransfer.evaluate import exact_match
 from petransfer.methods import APPLY
-from petransfer.recipe.spec import MethodSpec
+from petransfer.methods.stacked import share
+from petransfer.recipe.spec import Bits, MethodSpec
 from petransfer.tasks import load_task
 from petransfer.train import pairs
 from petransfer.train.batches import Tensors, collate
@@ -115,6 +116,40 @@ def test_wide_weights_of_a_larger_model_are_not_kept(tiny_t5: Path, monkeypatch:
     monkeypatch.setattr(pairs, "KEPT", 1000)
     assert not Lean(_model(tiny_t5, NARROW[2])[0])._beside
     assert Lean(_model(tiny_t5, NARROW[0])[0])._beside  # at 16 bits nothing is copied
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+def test_models_of_one_base_share_what_is_made_of_it_and_keep_their_gradients(bits: Bits, tiny_t5: Path) -> None:
+    spec = checkpoint_spec(str(tiny_t5))
+    loaded = load(spec, bits)
+    examples = encode_examples(load_task("scan").load("length").train[:12], "", loaded.tokenizer, loaded.layout)
+    batch = collate(examples, loaded.layout)
+    pieces = sorted({piece for row in examples for piece in row.target_ids})
+    models = []
+    for new in (pieces[:3], pieces[-2:]):
+        part = replace(loaded, model=share(loaded.model), new_pieces=tuple(new))
+        models.append(APPLY["lora"](part, replace(ROWS, bits=bits), 0).eval())
+        for name, value in models[-1].named_parameters():
+            if value.requires_grad:
+                torch.nn.init.normal_(value, std=0.1 + 0.4 * ("token" in name))
+    leans = [Lean(model) for model in models]
+    for model, lean in zip(models, leans, strict=True):
+        token_loss(model, batch).backward()
+        plain = _gradients(model)
+        with lean.step() as loss_function:
+            loss_function(model, batch).backward()
+        for name, gradient in _gradients(model).items():
+            apart = float((gradient - plain[name]).norm() / plain[name].norm())
+            assert apart < {32: 1e-4, 8: 0.15}[bits], f"{name}: {apart:.5f}"
+    assert leans[0]._rows
+    assert leans[1]._rows
+    assert leans[0]._rows.whole is leans[1]._rows.whole
+    held = [[pair.folded for pair in lean._folded] + [pair.weight for pair in lean._beside] for lean in leans]
+    assert held[0]
+    assert all(one is other or one.data_ptr() == other.data_ptr() for one, other in zip(*held, strict=True))
+    assert {pair.down for lean in leans for pair in (*lean._folded, *lean._beside)} == {
+        value for model in models for name, value in model.named_parameters() if "lora_A" in name
+    }
 
 
 def test_a_step_that_fails_leaves_the_model_as_it_was(tiny_t5: Path) -> None:

@@ -1,0 +1,104 @@
+"""What `run` and `plan` say of stacks before anything is trained, and what they need not load for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from petransfer.cli import main
+
+RECIPE = """
+name: stacked
+task: {{name: scan, splits: [length]}}
+family: {{name: t, arms: {{english: {checkpoint}}}}}
+arms: [english]
+methods:
+  - {{name: rslora, rank: 4, bits: 32}}
+  - {{name: dora, rank: 4, bits: 32}}
+seeds: [0, 1, 2, 3]
+train: {{steps: 4, batch_size: 8, learning_rate: 2.0e-3}}
+"""
+DORA = "dora is not stacked: its norms are taken over base and adapter together"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_t5: Path) -> str:
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(checkpoint=tiny_t5))
+    return str(tmp_path / "recipe.yaml")
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["petransfer", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+def test_plan_says_how_runs_would_be_stacked(
+    recipe: str, tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("plan", "--recipe", recipe, "--out", str(tmp_path / "out"), "--card", "1GB")
+    assert call(monkeypatch, *words) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "stacks: 1 of 4 runs; 4 runs by themselves" in said
+    assert DORA in said
+    assert any(line.startswith(f"{tiny_t5.name}, rslora r4, 32 bits, 4 stacked: 0.8 GB of 1") for line in said)
+    assert call(monkeypatch, *words, "--stack", "3", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    methods = {run["run_id"]: run["method"] for run in found["runs"]}
+    (stack,) = found["stacks"]
+    assert [methods[name].startswith("rslora") for name in stack] == [True] * 3
+    assert call(monkeypatch, *words, "--stack", "off") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert not any(line.startswith("stacks: ") or " stacked: " in line for line in said)
+
+
+def test_a_stack_that_does_not_fit_the_card_is_refused(
+    recipe: str, tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("petransfer.cli.run.this_card", lambda: 636 * 2**20)  # one example of each of 8 runs, not of 16
+    words = ("run", "--recipe", recipe, "--out", str(tmp_path / "out"), "--seeds", "0-15", "--stack", "16")
+    assert call(monkeypatch, *words) == 2
+    notes, error = capsys.readouterr().err.strip().splitlines()[-2:]
+    assert notes == DORA
+    assert error.startswith(f"error: {tiny_t5.name}, rslora r4, 32 bits, 16 stacked: ")
+    assert "does not fit; it would with --stack 8" in error
+    assert error.endswith("; --force tries all the same")
+
+
+def test_a_batch_that_is_too_small_is_refused_before_anything_is_started(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("petransfer.cli.run.launch", lambda processes: pytest.fail("launched"))
+    for verb in ("run", "sweep"):
+        assert call(monkeypatch, verb, "--recipe", recipe, "--out", str(tmp_path / "out"), "--processes", "9") == 2
+        said = "error: a batch of 8 cannot be shared by 9 processes; take --processes 8 or fewer"
+        assert capsys.readouterr().err.strip() == said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("memory", ["24576", ""])
+def test_on_a_machine_with_a_card_a_plan_of_embedded_checkpoints_loads_no_torch(memory: str, tmp_path: Path) -> None:
+    asked = tmp_path / "nvidia-smi"
+    asked.write_text(f"#!/bin/sh\necho '{memory}'\n")
+    asked.chmod(0o755)
+    code = (
+        "import sys\nfrom petransfer.cli import main\nsys.argv = ['petransfer', *sys.argv[1:]]\n"
+        "try: main()\nexcept SystemExit as stop: assert not stop.code\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    given = ("plan", "--recipe", "lora-scan", "--seeds", "0-2", *(() if memory else ("--card", "12GB")))
+    done = subprocess.run(
+        [sys.executable, "-c", code, *given],
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "stacks: " in done.stdout
