@@ -98,6 +98,8 @@ class StackedLoop:
     ) -> None:
         self.stack, self.loops, self.names, self.layout = stack, list(loops), list(names), layout
         self.should_stop, self.failed = should_stop, failed
+        for loop in self.loops:  # one whose loss is not finite leaves before the next step
+            loop.reads_seldom = False
 
     def run(self) -> list[str]:
         """Trains to the end; gives the names of the members that came so far.
