@@ -162,7 +162,8 @@ def carry_out(
         _execute(study, kind, execution, ways, cpu, force, quiet=True)
         raise typer.Exit
     kind.begin()
-    group = None if place.shared or ways.executor == "ray" else ways.group(execution.checkpointing, cpu)
+    alone = not place.shared and ways.executor == "local"
+    group = ways.group(execution.checkpointing, lambda: None if cpu else this_card()) if alone else None
     started = time.monotonic()
     before = sum(study.folder.run(cell.run_id).done for cell in study.mine)
     if ways.by_generation and before:
@@ -223,7 +224,7 @@ def _execute(
         place = data_dir.resolve() if data_dir else None
         job = FineTune(Settings(execution, place, cpu, force, ways.by_generation, kind.dev_only))
         if ray:
-            return on_ray(study.mine, study.folder, job, ways.workers, tick, ray)
+            return on_ray(study.mine, study.folder, job, ways, tick, ray)
         if this_place().shared:
             from petransfer.study.together import execute_together
 
