@@ -114,8 +114,8 @@ def gradient_difference(prepared: Prepared) -> float:
         loop.model.train()
         for step in range(2):
             loop._step(step)
-        batch = loop.source.batch(2, 0, 1)
-        loop.accumulate(batch)
+        batch, cuts = loop.feed.take(2, loop.progress.micro_batch, loop.progress.token_budget)
+        loop.accumulate(batch, cuts)
         trained = {name: value for name, value in loop.model.named_parameters() if value.requires_grad}
         ours = {name: value.grad.clone() for name, value in trained.items() if value.grad is not None}
         loop.optimizer.zero_grad()

@@ -186,7 +186,8 @@ def carry_out(
     if study.dropped_line:
         print(study.dropped_line, file=sys.stderr)
     card = None if cpu or ways.executor == "ray" else this_card()
-    group = None if place.shared or ways.executor == "ray" else ways.group(execution.checkpointing, card)
+    alone = not place.shared and ways.executor == "local"
+    group = ways.group(execution.checkpointing, lambda: card) if alone else None
     started = time.monotonic()
     before = sum(study.folder.run(cell.run_id).done for cell in study.mine)
     if ways.by_generation and before:
@@ -255,7 +256,7 @@ def _execute(
         place = data_dir.resolve() if data_dir else None
         job = FineTune(Settings(execution, place, cpu, force, ways.by_generation, kind.dev_only))
         if ray:
-            return on_ray(study.mine, study.folder, job, ways.workers, tick, ray)
+            return on_ray(study.mine, study.folder, job, ways, tick, ray)
         if this_place().shared:
             from petransfer.study.together import execute_together
 
@@ -310,7 +311,7 @@ def plan(
     study = study_of(recipe, sets, family, seeds, arms, out, data_dir, shard)
     rows = tables.rows_of(study.mine, study.folder)
     room = card_bytes(card) if card else this_card()
-    group = ways.group(checkpointing, room)
+    group = ways.group(checkpointing, lambda: room)
     stacks = group(study.waiting) if group else []
     places = foresee([cell.spec for cell in study.mine], room, checkpointing, _sizes(stacks)) if room else []
     if as_json:

@@ -45,9 +45,8 @@ class Ways:
             raise UserError("--executor ray gives every run one process; leave --processes out")
         if processes > 1 and self.workers > 1:
             raise UserError("--workers are runs at once, --processes share a run; take one of them")
-        if self.at_once and (processes > 1 or self.executor == "ray"):
-            other = "--processes" if processes > 1 else "--executor ray"
-            raise UserError(f"--stack {self.stack} does not go with {other}; leave one of them out")
+        if self.at_once and processes > 1:
+            raise UserError(f"--stack {self.stack} does not go with --processes; leave one of them out")
 
     @property
     def at_once(self) -> int:
@@ -58,8 +57,13 @@ class Ways:
             raise UserError(f"--stack {self.stack}: write a whole number from 1 on, auto or off")
         return int(self.stack)
 
-    def group(self, checkpointing: bool, card: int | None) -> Callable[[Sequence[Cell]], list[list[Cell]]] | None:
-        """What cuts runs into stacks, None where each is trained by itself. card: its bytes, None on a CPU.
+    def group(
+        self, checkpointing: bool, card: Callable[[], int | None], cards: int = 1
+    ) -> Callable[[Sequence[Cell]], list[list[Cell]]] | None:
+        """What cuts runs into stacks, None where each is trained by itself.
+
+        card: asked for the bytes of the smallest card that a stack may get, None on a CPU. cards: of which none is to
+        stand idle while others have stacks.
 
         Raises:
             UserError: stacking was asked for by number together with what it cannot be had with.
@@ -68,10 +72,15 @@ class Ways:
             raise UserError(f"--stack {self.stack} does not go with --checkpointing: dropout would be drawn anew")
         if self.at_once:
             return lambda cells: stacks_of(cells, self.at_once)
-        # on a CPU nothing is won: see results/bench/stacked-cpu.json
-        if card is None or checkpointing or self.stack == "off":
+        room = None if checkpointing or self.stack == "off" else card()
+        if room is None:  # on a CPU little is won: see results/bench/stacked-cpu.json
             return None
-        return lambda cells: stacks_of(cells, rooms([cell.spec for cell in cells], card))
+
+        def grouped(cells: Sequence[Cell]) -> list[list[Cell]]:
+            most, share = rooms([cell.spec for cell in cells], room), -(-len(cells) // cards)
+            return stacks_of(cells, {run_id: min(count, share) for run_id, count in most.items()})
+
+        return grouped
 
 
 def in_stacks(stacks: Sequence[Sequence[Cell]]) -> str:
@@ -92,12 +101,12 @@ def connected(address: str | None) -> Any:
 
 
 def on_ray(
-    cells: Sequence[Cell], folder: StudyFolder, job: FineTune, workers: int, tick: Callable[[], None], ray: Any
+    cells: Sequence[Cell], folder: StudyFolder, job: FineTune, ways: Ways, tick: Callable[[], None], ray: Any
 ) -> Outcome:
     """Carries the cells out on the cluster.
 
     Raises:
-        UserError: a run does not fit the cluster's cards, before anything is begun.
+        UserError: a run does not fit the cluster's cards, or as `Ways.group`, before anything is begun.
     """
     from petransfer.study.demands import demands_of
     from petransfer.study.on_ray import execute_on_ray, smallest_card
@@ -105,6 +114,8 @@ def on_ray(
     settings = job.settings
     threads, checkpointing = settings.execution.threads or 1, settings.execution.checkpointing
     card = None if settings.cpu else smallest_card(ray)
+    cards = max(1, int(ray.cluster_resources().get("GPU", 0)))
+    group = ways.group(checkpointing, lambda: card, cards)
     found: dict[object, Demands] = {}
     demands: dict[str, Demands] = {}
     for cell in cells:
@@ -113,4 +124,4 @@ def on_ray(
         if key not in found:
             found[key] = demands_of(spec, card, threads, checkpointing, settings.force)
         demands[cell.run_id] = found[key]
-    return execute_on_ray(cells, folder, job, demands, workers, threads, tick, ray)
+    return execute_on_ray(cells, folder, job, demands, ways.workers, threads, tick, ray, group)

@@ -89,6 +89,29 @@ def _surely_fits(spec: RunSpec, card: int, members: int) -> bool:
     return spec.checkpoint.name.startswith("nano/") and (members == 1 or usual)
 
 
+def on_host(spec: RunSpec, checkpointing: bool = False) -> int:
+    """Bytes of tensors where a run is trained on a CPU, or twice its weights, as while they are read, if that is more.
+
+    0 where nothing can be foreseen, and for embedded checkpoints, which are small.
+    """
+    from petransfer.checkpoints.architecture import configuration
+    from petransfer.checkpoints.quiet import quiet
+    from petransfer.fit.planner import plan
+    from petransfer.train.memory import PACKED
+
+    if spec.checkpoint.name.startswith("nano/"):
+        return 0
+    quiet()
+    demand = demand_of(spec, checkpointing, "cpu")
+    cut = replace(demand, batch=min(demand.batch, PACKED), accumulates=demand.batch > PACKED)
+    try:
+        config, own_head = configuration(spec.checkpoint)
+        memory = plan(config, spec.checkpoint, cut, own_head, None).memory
+    except UserError:
+        return 0
+    return max(memory.peak, 2 * sum(memory.weights.values()))
+
+
 def rooms(specs: Sequence[RunSpec], card: int) -> dict[str, int]:
     """For each run, by its id, how many such runs fit a card as one stack; 1 where nothing can be foreseen."""
     counts: dict[RunSpec, list[RunSpec]] = {}

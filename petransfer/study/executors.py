@@ -78,8 +78,7 @@ def execute(
     cuts what is not done into stacks, of which a worker takes one at a time; the job must then know how to stack.
     """
     pending = [cell for cell in cells if not study.run(cell.run_id).done]
-    for cell in pending:  # whatever failed before has another turn
-        (study.run(cell.run_id).path / "failed.json").unlink(missing_ok=True)
+    forget_failures(pending, study)
     stacks = group(pending) if group else [[cell] for cell in pending]
     workers = max(1, min(workers, len(stacks)))
     with stop_on_signals() as stopped:
@@ -90,6 +89,12 @@ def execute(
         tick()
         interrupted = stopped() and any(not study.run(cell.run_id).done for cell in pending)
     return outcome_of(pending, study, interrupted)
+
+
+def forget_failures(pending: Sequence[Named], study: StudyFolder) -> None:
+    """Whatever failed in an earlier call has another turn."""
+    for cell in pending:
+        (study.run(cell.run_id).path / "failed.json").unlink(missing_ok=True)
 
 
 def outcome_of(pending: Sequence[Named], study: StudyFolder, interrupted: bool) -> Outcome:
@@ -189,17 +194,35 @@ def _work(
     for stack in stacks:
         if stopped():
             return
-        with contextlib.ExitStack() as claims:
-            cells = [cell for cell in stack if _claimed(study.run(cell.run_id), claims)]
-            if len(stack) > 1 and cells:
-                attempt_stacks(cells, study, job, threads, stopped, tick)
-            elif cells:
-                attempt(cells[0], study.run(cells[0].run_id), job, threads, stopped, tick)
+        attempt_together(stack, study, job, threads, stopped, tick)
 
 
-def _claimed(folder: RunFolder, claims: contextlib.ExitStack) -> bool:
-    # another worker's failure, or too many workers lost: for this call that was its turn
-    return not folder.failure() and claims.enter_context(folder.claim()) and not folder.done
+def attempt_together(
+    stack: Sequence[Named],
+    study: StudyFolder,
+    job: Job,
+    threads: int,
+    stopped: Callable[[], bool],
+    tick: Callable[[], None],
+) -> list[str]:
+    """Claims the runs of a stack, or one alone, and carries them out; gives the ids of those that others hold."""
+    held: list[str] = []
+    with contextlib.ExitStack() as claims:
+        cells = [cell for cell in stack if _claimed(study.run(cell.run_id), claims, held)]
+        if len(stack) > 1 and cells:
+            attempt_stacks(cells, study, job, threads, stopped, tick)
+        elif cells:
+            attempt(cells[0], study.run(cells[0].run_id), job, threads, stopped, tick)
+    return held
+
+
+def _claimed(folder: RunFolder, claims: contextlib.ExitStack, held: list[str]) -> bool:
+    if folder.failure():  # another worker's, or too many workers lost: for this call that was its turn
+        return False
+    if not claims.enter_context(folder.claim()):
+        held.append(folder.path.name)
+        return False
+    return not folder.done
 
 
 def attempt_stacks(

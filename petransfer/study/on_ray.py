@@ -1,4 +1,4 @@
-"""A study on a Ray cluster: one task a run, begun again elsewhere when its worker is lost, in the same folders."""
+"""A study on a Ray cluster: a run or a stack is a task, begun again elsewhere when its worker is lost."""
 
 from __future__ import annotations
 
@@ -13,8 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from petransfer.errors import UserError
-from petransfer.study.demands import Demands
-from petransfer.study.executors import Job, Named, Outcome, attempt, note_failure, outcome_of, stop_on_signals
+from petransfer.study.demands import Demands, together
+from petransfer.study.executors import (
+    Job,
+    Named,
+    Outcome,
+    attempt_together,
+    forget_failures,
+    note_failure,
+    outcome_of,
+    stop_on_signals,
+)
 from petransfer.study.ledger import RunFolder, StudyFolder
 from petransfer.study.losses import Losses
 
@@ -67,8 +76,11 @@ def execute_on_ray(
     threads: int,
     tick: Callable[[], None],
     ray: Any,
+    group: Callable[[Sequence[Any]], list[list[Any]]] | None = None,
 ) -> Outcome:
-    """Carries out what is not done. demands: by run id. most: runs at once, 0 for as many as there is room for.
+    """Carries out what is not done. demands: by run id. most: tasks at once, 0 for as many as there is room for.
+
+    group: cuts what is not done into stacks, each of which is a task; the job must then know how to stack.
 
     Raises:
         UserError: no node has so many cores as a run is to have threads.
@@ -77,9 +89,11 @@ def execute_on_ray(
     if threads > most_cores:
         raise UserError(f"--threads {threads}: no node of the cluster has more than {most_cores:.0f} cores")
     pending = [cell for cell in cells if not study.run(cell.run_id).done]
+    forget_failures(pending, study)
+    stacks = group(pending) if group else [[cell] for cell in pending]
     with stop_on_signals() as stopped, _stop_file(study) as stop:
         driver = _Driver(ray, study, job, demands, threads, stop)
-        driver.run(pending, most, tick, stopped)
+        driver.run(stacks, most, tick, stopped)
         tick()
         interrupted = stopped() and any(not study.run(cell.run_id).done for cell in pending)
     return outcome_of(pending, study, interrupted)
@@ -87,9 +101,9 @@ def execute_on_ray(
 
 @dataclass(eq=False)
 class _Try:
-    """A run on its way. refused: when it was first found held by another process."""
+    """The runs of a task on their way. refused: when one was first found held by another process."""
 
-    cell: Named
+    cells: Sequence[Named]
     refused: float | None = None
     not_before: float = 0.0
 
@@ -105,9 +119,11 @@ class _Driver:
     losses: Losses = field(default_factory=lambda: Losses(note_failure))
     under_way: dict[Any, _Try] = field(default_factory=dict)
 
-    def run(self, cells: Sequence[Named], most: int, tick: Callable[[], None], stopped: Callable[[], bool]) -> None:
+    def run(
+        self, stacks: Sequence[Sequence[Named]], most: int, tick: Callable[[], None], stopped: Callable[[], bool]
+    ) -> None:
         """Keeps the cluster busy until nothing is left, or until told to stop."""
-        waiting = [_Try(cell) for cell in cells]
+        waiting = [_Try(cells) for cells in stacks]
         waiting.reverse()
         while waiting or self.under_way:
             if stopped():
@@ -129,7 +145,7 @@ class _Driver:
             tick()
 
     def _submit(self, one: _Try) -> Any:
-        wanted = self.demands[one.cell.run_id]
+        wanted = together([self.demands[cell.run_id] for cell in one.cells])
         # more than any node has would wait for ever
         most = max(node["Resources"].get("memory", 0) for node in self.ray.nodes() if node["Alive"])
         # Retries are ours: Ray would count a worker's loss as much after hours of work as after none.
@@ -137,24 +153,32 @@ class _Driver:
             num_cpus=wanted.cpus, num_gpus=wanted.gpus, memory=min(wanted.memory, int(most)), max_retries=0
         )(_carry_out)
         places = (Path.cwd(), self.study.path.resolve(), self.stop.resolve())
-        return task.remote(one.cell, places, self.job, self.threads)
+        return task.remote(one.cells, places, self.job, self.threads)
 
     def _end(self, task: Any, one: _Try) -> _Try | None:
-        """What became of a task; the run, if it is to be tried again."""
-        folder = self.study.run(one.cell.run_id)
+        """What became of a task; those of its runs that are to be tried again."""
         try:
-            said = self.ray.get(task)
+            held = self.ray.get(task)
         except self.ray.exceptions.RayTaskError as error:
             cause = error.cause if isinstance(getattr(error, "cause", None), Exception) else error
-            self._note(folder, cause)
+            for cell in one.cells:
+                self._note(self.study.run(cell.run_id), cause)
             return None
         except self.ray.exceptions.RayError as error:
-            return one if self.losses.add(folder, type(error).__name__) else None
-        if said == "held" and not folder.done:
-            one.refused = one.refused or time.monotonic()
-            one.not_before = time.monotonic() + AGAIN
-            return one if time.monotonic() - one.refused < HELD else None
-        return None
+            how = type(error).__name__
+            left = [
+                cell for cell in one.cells if self._open(cell) and self.losses.add(self.study.run(cell.run_id), how)
+            ]
+            return _Try(left, one.refused) if left else None
+        left = [cell for cell in one.cells if cell.run_id in held and self._open(cell)]
+        since = one.refused or time.monotonic()
+        if not left or time.monotonic() - since >= HELD:
+            return None
+        return _Try(left, since, time.monotonic() + AGAIN)
+
+    def _open(self, cell: Named) -> bool:
+        folder = self.study.run(cell.run_id)
+        return not folder.done and not folder.failure()
 
     def _note(self, folder: RunFolder, error: Exception) -> None:
         with folder.claim() as claimed:
@@ -162,8 +186,8 @@ class _Driver:
                 note_failure(folder, error)
 
 
-def _carry_out(cell: Named, places: tuple[Path, Path, Path], job: Job, threads: int) -> str:
-    """The task: runs in a process of a node, and says whether the run was held by another process.
+def _carry_out(cells: Sequence[Named], places: tuple[Path, Path, Path], job: Job, threads: int) -> list[str]:
+    """The task: a run or a stack in a process of a node. Gives the ids of runs that another process held.
 
     places: the folder from which the recipe's relative names start, the study's folder, the file that tells to stop.
     """
@@ -172,13 +196,7 @@ def _carry_out(cell: Named, places: tuple[Path, Path, Path], job: Job, threads: 
         os.chdir(here)
     if not (path / "recipe.yaml").is_file():
         raise UserError(f"a node of the cluster does not see {path}; take an --out on a disk that all nodes share")
-    folder = StudyFolder(path).run(cell.run_id)
-    with folder.claim() as claimed:
-        if not claimed:
-            return "held"
-        if not folder.done:
-            attempt(cell, folder, job, threads, _seldom(stop.exists), lambda: None)
-    return "ended"
+    return attempt_together(cells, StudyFolder(path), job, threads, _seldom(stop.exists), lambda: None)
 
 
 def _look_at_card() -> int | None:

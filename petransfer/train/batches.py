@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,10 +38,37 @@ class Batch:
     target_tokens: int
     layout: Layout
 
-    def micro_batches(self, size: int) -> list[Tensors]:
-        """At most `size` examples each, sorted by length (the target first: its logits cost most) to save padding."""
+    def micro_batches(self, size: int, budget: int = 0) -> list[Tensors]:
+        """At most `size` examples each, sorted by length (the target first: its logits cost most) to save padding.
+
+        budget: of at most so many tokens too, padding among them, unless one example alone has more; 0 for any.
+        """
+        if budget:
+            return [collate(cut, self.layout) for cut in _within(self.examples, size, budget, self.layout)]
         ordered = sorted(self.examples, key=lambda example: (len(example.target_ids), len(example.input_ids)))
         return [collate(ordered[start : start + size], self.layout) for start in range(0, len(ordered), size)]
+
+
+def _within(examples: Sequence[Encoded], size: int, budget: int, layout: Layout) -> Iterator[list[Encoded]]:
+    """Neighbours in length, as many at once as there is room for."""
+    cut: list[Encoded] = []
+    widths: tuple[int, ...] = ()
+    for example in sorted(examples, key=lambda example: _lengths(example, layout)):
+        own = _lengths(example, layout)
+        wider = tuple(map(max, widths, own)) if cut else own
+        if cut and (len(cut) == size or (len(cut) + 1) * sum(wider) > budget):
+            yield cut
+            cut, wider = [], own
+        cut.append(example)
+        widths = wider
+    if cut:
+        yield cut
+
+
+def _lengths(example: Encoded, layout: Layout) -> tuple[int, ...]:
+    """The widths that its rows in `collate`'s tensors need: of target and source, or of both as one."""
+    source, target = len(example.input_ids), len(example.target_ids)
+    return (target, source) if layout.encoder_decoder else (source + target - 1,)
 
 
 class ShuffledExamples:

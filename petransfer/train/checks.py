@@ -31,7 +31,7 @@ class SelfChecks:
         found = {name: value is not None and bool(torch.any(part(value) != 0)) for name, value in gradients.items()}
         self._without_gradient -= self._anywhere(found)
 
-    def after_step(self, step: int, loss: float) -> None:
+    def after_step(self, step: int) -> None:
         """Judges once, after the first steps of this process.
 
         Raises:

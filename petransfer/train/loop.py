@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,19 @@ from accelerate import Accelerator
 from petransfer.errors import Interrupted, RunError, UserError
 from petransfer.recipe.spec import TrainSpec
 from petransfer.train.batches import Batch, BatchSource, Tensors
+from petransfer.train.checks import STEPS as SELF_CHECKED
 from petransfer.train.checks import SelfChecks
 from petransfer.train.execution import Execution, refuse_small_batch
+from petransfer.train.feed import Feed
 from petransfer.train.lean import Lean
 from petransfer.train.losses import token_loss
-from petransfer.train.memory import checkpoint_activations, default_micro_batch, is_out_of_memory
+from petransfer.train.memory import (
+    PACKED,
+    checkpoint_activations,
+    default_micro_batch,
+    default_token_budget,
+    is_out_of_memory,
+)
 from petransfer.train.metrics import MetricsFile
 from petransfer.train.sharded import LockStep, clip, is_split
 from petransfer.train.state import Progress, load_state, peek_progress, save_state, trained_tensors
@@ -118,6 +127,8 @@ class Loop:
         self.progress = peek_progress(folder / "state", identity) or Progress(
             micro_batch=execution.micro_batch or self._micro_batch(),
             threads=execution.threads,
+            # processes that hold parts of the tensors make as many passes each, however long their examples are
+            token_budget=0 if execution.micro_batch or is_split(model) else default_token_budget(accelerator.device),
         )
         if self.progress.threads:  # rounding depends on the thread count, so a resumed run keeps it
             torch.set_num_threads(self.progress.threads)
@@ -125,6 +136,11 @@ class Loop:
         if self.progress.step:
             load_state(folder / "state", self.progress, model, self.optimizer)
         self.alone = accelerator.num_processes == 1
+        self.feed = Feed(source, spec.steps, accelerator)
+        # reading a number waits until the card has done all that it was given
+        self.reads_seldom = accelerator.device.type == "cuda"
+        self._unread: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+        self._mean = self._norm = math.nan
         self.lock_step = LockStep(model) if is_split(model) else None
         self._told_to_stop = self._told_to_save = False
         self._saved_at = time.monotonic()
@@ -142,8 +158,12 @@ class Loop:
 
         Raises:
             Interrupted: `should_stop` said so; the state is saved.
-            RunError: the loss is not finite, a self-check failed, or one example alone is out of memory.
+            RunError: a loss or gradient is not finite, a self-check failed, or one example alone is out of memory.
         """
+        with contextlib.closing(self.feed):
+            return self._run()
+
+    def _run(self) -> Progress:
         self.model.train()
         self._saved_at = started = time.monotonic()
         before = self.progress.seconds
@@ -160,23 +180,45 @@ class Loop:
                 raise Interrupted
         return self.progress
 
-    def note(self, step: int, loss: float, norm: float, seconds: float) -> None:
-        """Counts a step that was taken; raises RunError where a self-check failed."""
+    def note(self, step: int, loss: torch.Tensor, norm: torch.Tensor, seconds: float) -> None:
+        """Counts a step that was taken; raises RunError where a self-check failed, or as `read`."""
         self.progress.step = step + 1
-        self.progress.loss_sum += loss
-        self.progress.loss_steps += 1
         self.progress.seconds = seconds
-        self.checks.after_step(step, loss)
-        self._log(step, norm)
+        self._unread.append((step, loss, norm))
+        if not self.reads_seldom or step < SELF_CHECKED or self._line_is_due(step + 1):
+            self.read()
+        self.checks.after_step(step)
+        self._log(step)
+
+    def read(self) -> None:
+        """Takes in the losses and norms of the steps since the last time.
+
+        Raises:
+            RunError: one is not finite, and neither are the weights since then; no state of them was written.
+        """
+        unread, self._unread = self._unread, []
+        if not unread:
+            return
+        values = torch.stack([value.double() for _, *pair in unread for value in pair]).tolist()
+        for (step, _, _), loss, norm in zip(unread, values[::2], values[1::2], strict=True):
+            for what, value in (("loss", loss), ("gradient's norm", norm)):
+                if not math.isfinite(value):
+                    raise RunError(
+                        f"the {what} is {value} at step {step + 1}; lower the learning rate or take bits: 32"
+                    )
+            self.progress.loss_sum += loss
+            self.progress.loss_steps += 1
+            self._norm = norm
+        self._mean = self.progress.loss_sum / self.progress.loss_steps
 
     def _micro_batch(self) -> int:
-        """32 where no padding is computed, which is measured to be faster than less or more on SCAN and COGS."""
         if self.lean is not None and self.lean.packs:
-            return min(self.spec.batch_size, 32)
+            return min(self.spec.batch_size, PACKED)
         return default_micro_batch(self.spec.batch_size, self.accelerator.device)
 
     def save(self) -> None:
-        """Writes the state of this moment; one process writes."""
+        """Writes the state of this moment; one process writes. Raises RunError as `read`."""
+        self.read()
         writes = self.accelerator.is_main_process
         if writes:
             self.progress.metrics_bytes = self.metrics.size()
@@ -187,20 +229,26 @@ class Loop:
     def _save_is_due(self) -> bool:
         return time.monotonic() - self._saved_at >= self.execution.save_every
 
-    def _log(self, step: int, norm: float) -> None:
+    def _line_is_due(self, done: int) -> bool:
+        return done % self.execution.log_every == 0 or done == self.spec.steps or done in self.hooks.at_step
+
+    def _log(self, step: int) -> None:
+        """A line of metrics where one is due. The hook hears of every step, with the mean loss that was last read."""
         done = step + 1
         due = done % self.execution.log_every == 0 or done == self.spec.steps
-        extra = self.hooks.at_step[done]() if done in self.hooks.at_step else {}
-        mean = self.progress.loss_sum / self.progress.loss_steps
+        extra: dict[str, Any] = {}
+        if done in self.hooks.at_step:
+            self.feed.rest()
+            extra = self.hooks.at_step[done]()
         rate = self.spec.learning_rate * learning_rate_factor(self.spec, step)
-        self.hooks.progress(done, mean, self.progress.seconds)
+        self.hooks.progress(done, self._mean, self.progress.seconds)
         if due or extra:
-            line = {"step": done, "loss": mean, "learning_rate": rate, "grad_norm": norm, **extra}
+            line = {"step": done, "loss": self._mean, "learning_rate": rate, "grad_norm": self._norm, **extra}
             if self.accelerator.is_main_process:
                 self.metrics.append({**line, "seconds": round(self.progress.seconds, 3)})
             self.progress.loss_sum, self.progress.loss_steps = 0.0, 0
 
-    def _step_with_less_memory(self, step: int) -> tuple[float, float]:
+    def _step_with_less_memory(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         while True:
             try:
                 return self._step(step)
@@ -213,18 +261,19 @@ class Loop:
                     ) from error
             self.optimizer.zero_grad(set_to_none=True)
             self.progress.micro_batch = (self.progress.micro_batch + 1) // 2
+            self.progress.token_budget = (self.progress.token_budget + 1) // 2
             self.progress.out_of_memory += 1
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    def _step(self, step: int) -> tuple[float, float]:
+    def _step(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimiser step; returns the loss per target token and the gradient's norm before clipping."""
         accelerator = self.accelerator
-        batch: Batch = self.source.batch(step, accelerator.process_index, accelerator.num_processes)
+        batch, cuts = self.feed.take(step, self.progress.micro_batch, self.progress.token_budget)
         torch.manual_seed(dropout_seed(self.seed, step, accelerator.process_index))
         short = False
         try:
-            total = self.accumulate(batch)
+            total = self.accumulate(batch, cuts)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if self.alone or not is_out_of_memory(error):
                 raise
@@ -233,25 +282,23 @@ class Loop:
             self._join(short)
         return self.update(step, total, batch.target_tokens)
 
-    def accumulate(self, batch: Batch) -> torch.Tensor:
+    def accumulate(self, batch: Batch, cuts: Sequence[Tensors]) -> torch.Tensor:
         """Leaves this process's gradient in the trained tensors; returns its summed loss."""
         if self.lean is None or self.loss_function is not token_loss:
-            return self._add_up(batch, self.loss_function)
+            return self._add_up(batch, cuts, self.loss_function)
         with self.lean.step() as loss_function:
-            return self._add_up(batch, loss_function)
+            return self._add_up(batch, cuts, loss_function)
 
-    def _add_up(self, batch: Batch, loss_function: LossFunction) -> torch.Tensor:
+    def _add_up(self, batch: Batch, cuts: Sequence[Tensors], loss_function: LossFunction) -> torch.Tensor:
         def one(cut: Tensors, weight: float = 1.0) -> torch.Tensor:
-            micro = {name: tensor.to(self.accelerator.device) for name, tensor in cut.items()}
+            micro = {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in cut.items()}
             summed = loss_function(self.wrapped, micro)
             self.accelerator.backward(summed * (weight / batch.target_tokens))
             return summed.detach() * weight
 
-        size = self.progress.micro_batch
-        cuts = batch.micro_batches(size)
         if self.lock_step:
             most = -(-self.spec.batch_size // self.accelerator.num_processes)  # examples of one process
-            return self.lock_step.add_up(cuts, -(-most // size), one)
+            return self.lock_step.add_up(cuts, -(-most // self.progress.micro_batch), one)
         total = torch.zeros((), device=self.accelerator.device)
         for cut in cuts:
             total += one(cut)
@@ -282,15 +329,12 @@ class Loop:
         if agree([step], self.accelerator.device) != [step * processes]:
             raise UserError(f"the processes do not see the same files in {self.folder}; take an --out that all can see")
 
-    def update(self, step: int, total: torch.Tensor, target_tokens: int) -> tuple[float, float]:
+    def update(self, step: int, total: torch.Tensor, target_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Clips and applies the gradient. total: the batch's summed loss. Gives the mean loss and the norm.
 
-        Raises:
-            RunError: the loss is not finite; nothing is changed.
+        Both are for `note`, on the device, which need not have come so far.
         """
-        loss = float(self.accelerator.reduce(total, "sum")) / target_tokens
-        if not math.isfinite(loss):
-            raise RunError(f"the loss is {loss} at step {step + 1}; lower the learning rate or take bits: 32")
+        loss = self.accelerator.reduce(total, "sum").double() / target_tokens
         parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
         norm = clip(parameters, self.spec.max_grad_norm or math.inf)
         self.checks.before_update(step)

@@ -136,8 +136,11 @@ def part(value: torch.Tensor) -> torch.Tensor:
     return value.to_local() if isinstance(value, DTensor) else value
 
 
-def clip(parameters: Sequence[torch.nn.Parameter], most: float) -> float:
-    """Scales the gradients down to a norm of `most`, and gives the norm that they had, over all processes' parts."""
+def clip(parameters: Sequence[torch.nn.Parameter], most: float) -> torch.Tensor:
+    """Scales the gradients down to a norm of `most`, and gives the norm that they had, over all processes' parts.
+
+    It stays on the device, which need not have come so far.
+    """
     gradients = [value.grad for value in parameters if value.grad is not None]
     norm = torch.nn.utils.get_total_norm([part(gradient) for gradient in gradients])
     if any(isinstance(gradient, DTensor) for gradient in gradients):  # one message, where DTensor's has one a tensor
@@ -145,7 +148,7 @@ def clip(parameters: Sequence[torch.nn.Parameter], most: float) -> float:
         distributed.all_reduce(square)
         norm = square.sqrt().to(norm.dtype)
     torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
-    return float(norm)
+    return norm
 
 
 def whole_tensors(tensors: Mapping[str, torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:

@@ -111,6 +111,8 @@ class StackedLoop:
         self.stack, self.loops, self.names, self.layout = stack, list(loops), list(names), layout
         self.should_stop, self.failed = should_stop, failed
         self._joined = joins(self.loops[0].accelerator.device)
+        for loop in self.loops:  # one whose loss is not finite leaves before the next step
+            loop.reads_seldom = False
 
     def run(self) -> list[str]:
         """Trains to the end; gives the names of the members that came so far.
@@ -199,7 +201,8 @@ class StackedLoop:
         totals = []
         for loop, seed, batch in zip(self.loops, seeds, batches, strict=True):
             torch.manual_seed(seed)
-            totals.append(loop.accumulate(batch))
+            cuts = batch.micro_batches(loop.progress.micro_batch, loop.progress.token_budget)
+            totals.append(loop.accumulate(batch, cuts))
         return totals
 
     def _joined_gradients(self, seeds: Sequence[int], batches: Sequence[Batch]) -> list[torch.Tensor]:

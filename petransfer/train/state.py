@@ -23,6 +23,7 @@ class Progress:
 
     loss_sum, loss_steps: losses gathered since the last line of metrics. metrics_bytes: the length that metrics.jsonl
     had; what stands behind it was written after this state and will be written again. seconds: training time so far.
+    token_budget: of a micro-batch; 0 for none, as in a state that was written before there was one.
     """
 
     step: int = 0
@@ -34,6 +35,7 @@ class Progress:
     seconds: float = 0.0
     out_of_memory: int = 0
     notes: dict[str, Any] = field(default_factory=dict)
+    token_budget: int = 0
 
 
 def trained_tensors(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

@@ -234,7 +234,6 @@ def test_runs_are_stacked_where_that_is_asked_for(
         "x": "--stack x: write a whole number from 1 on, auto or off",
         "0": "--stack 0: write a whole number from 1 on, auto or off",
         "2 --checkpointing": "--stack 2 does not go with --checkpointing: dropout would be drawn anew",
-        "2 --executor ray": "--stack 2 does not go with --executor ray; leave one of them out",
         "2 --processes 2": "--stack 2 does not go with --processes; leave one of them out",
     }.items():
         assert call(monkeypatch, *words, "--stack", *wrong.split()) == 2
@@ -290,8 +289,12 @@ def test_a_card_decides_how_many_runs_are_stacked() -> None:
         stackable = spec.method.name == "lora" and spec.checkpoint.reinit == "none"
         assert many[spec.run_id] == (3 if stackable else 1)
     cells = expand(recipe)
-    group = Ways().group(False, 24 * 2**30)
+    ways, card = Ways(), lambda: 24 * 2**30
+    group, spread = ways.group(False, card), ways.group(False, card, cards=4)
     assert group is not None
+    assert spread is not None
     assert max(map(len, group(cells))) == 3
-    for alone in (Ways().group(False, None), Ways().group(True, 2**40), Ways(stack="off").group(False, 2**40)):
+    alike = next(stack for stack in group(cells) if len(stack) == 3)
+    assert [len(stack) for stack in spread(alike)] == [1, 1, 1]  # on four cards
+    for alone in (ways.group(False, lambda: None), ways.group(True, card), Ways(stack="off").group(False, card)):
         assert alone is None

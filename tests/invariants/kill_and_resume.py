@@ -9,6 +9,9 @@ The tests call it with few kills. The long versions take some minutes each on tw
     python -m tests.invariants.kill_and_resume --kills 20 --what stack    # the only process, two runs at once
     python -m tests.invariants.kill_and_resume --kills 20 --what launcher # the process that started those
     python -m tests.invariants.kill_and_resume --kills 20 --what ray-worker|ray-driver|ray-head
+
+A study that is done before there were enough kills is begun anew in another folder. --json prints a line of JSON for a
+record, --out adds it to the list in a file.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,9 +140,13 @@ def command(recipe: Path, out: Path, options: list[str]) -> list[str]:
     return [sys.executable, "-m", "petransfer", "run", "--recipe", str(recipe), "--out", str(out), *fixed, *options]
 
 
-def main(kills: int, seed: int = 0, what: str = "run", steps: int = 0) -> int:
-    """Runs, kills and compares; returns how many kills struck a run that was under way."""
-    rng, way = random.Random(seed), WAYS[what]
+def main(kills: int, seed: int = 0, what: str = "run", steps: int = 0) -> dict[str, Any]:
+    """Runs, kills and compares, in as many rounds as it takes.
+
+    The record: the kills that struck a study under way, in how many rounds of RUNS runs of so many steps, and seconds.
+    """
+    rng, way, started = random.Random(seed), WAYS[what], time.monotonic()
+    steps = steps or max(40, way.steps * kills)
     # a cluster without a head, and who waits for it, give up after a few seconds in place of a minute
     os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "5"  # noqa: SIM112 - that is its name
     cluster = Cluster(way.ray)
@@ -146,21 +154,52 @@ def main(kills: int, seed: int = 0, what: str = "run", steps: int = 0) -> int:
         folder = Path(name)
         recipe = folder / "recipe.yaml"
         (folder / "rows.tsv").write_text("".join(ROWS))
-        recipe.write_text(RECIPE.format(rows=folder / "rows.tsv", steps=steps or max(40, way.steps * kills)))
+        recipe.write_text(RECIPE.format(rows=folder / "rows.tsv", steps=steps))
         alone = list(way.options) if {"--processes", "--stack"} & {*way.options} else ["--workers", "1"]
         subprocess.run(command(recipe, folder / "whole", alone), check=True, capture_output=True)
-        struck = strike(kills, way, cluster, recipe, folder / "cut", rng)
-        for _ in range(10):  # what a killed process started may hold its runs a while longer
-            ended = subprocess.run(
-                command(recipe, folder / "cut", [*way.options, *cluster.options()]),
-                capture_output=True, text=True, check=False,
-            )  # fmt: skip
-            if ended.returncode == 0:
-                break
-            time.sleep(3)
-        assert ended.returncode == 0, ended.stderr[-2000:]
-        compare(folder / "whole", folder / "cut")
-    return struck
+
+        def one_round(left: int) -> int:
+            cut = folder / "cut"
+            struck = strike(left, way, cluster, recipe, cut, rng)
+            end(way, cluster, recipe, cut)
+            compare(folder / "whole", cut)
+            shutil.rmtree(cut)
+            return struck
+
+        rounds = until(kills, one_round)
+    seconds = round(time.monotonic() - started)
+    return {
+        "what": what, "kills": sum(rounds), "rounds": len(rounds), "runs": RUNS, "steps": steps, "seed": seed,
+        "seconds": seconds,
+    }  # fmt: skip
+
+
+def until(kills: int, one_round: Callable[[int], int]) -> list[int]:
+    """The kills of each round, until there are enough. one_round: does at most so many and says how many.
+
+    Raises:
+        AssertionError: a round ended before it could be struck.
+    """
+    rounds: list[int] = []
+    while sum(rounds) < kills:
+        rounds.append(one_round(kills - sum(rounds)))
+        assert rounds[-1], (
+            f"{sum(rounds)} of {kills} kills: all runs were done before one could be struck; take more steps"
+        )
+    assert sum(rounds) == kills, rounds
+    return rounds
+
+
+def end(way: Way, cluster: Cluster, recipe: Path, out: Path) -> None:
+    """Carries the study to its end."""
+    for _ in range(10):  # what a killed process started may hold its runs a while longer
+        ended = subprocess.run(
+            command(recipe, out, [*way.options, *cluster.options()]), capture_output=True, text=True, check=False
+        )
+        if ended.returncode == 0:
+            break
+        time.sleep(3)
+    assert ended.returncode == 0, ended.stderr[-2000:]
 
 
 class _Stopping:
@@ -246,11 +285,26 @@ def _names(study: Path) -> set[str]:
     return {str(path.relative_to(study)) for path in study.rglob("*")}
 
 
+def machine() -> dict[str, Any]:
+    """What it was tried on."""
+    from petransfer.bench.sides import hardware
+
+    found = hardware()
+    return {name: found[name] for name in ("processor", "cores", "load", "torch")}
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--what", choices=[*WAYS], default="run")
+    parser.add_argument("--steps", type=int, default=0, help="of every run; 0 takes as many as suit the kills")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    done = main(arguments.kills, arguments.seed, arguments.what)
-    print(f"{done} kills ({arguments.what}): nothing lost, nothing doubled")
+    record = {**main(arguments.kills, arguments.seed, arguments.what, arguments.steps), **machine()}
+    if arguments.out:
+        before = json.loads(arguments.out.read_text()) if arguments.out.exists() else []
+        arguments.out.write_text(json.dumps([*before, record], indent=1) + "\n")
+    said = f"{record['kills']} kills ({arguments.what}) in {record['rounds']} rounds: nothing lost, nothing doubled"
+    print(json.dumps(record) if arguments.json else said)

@@ -23,7 +23,9 @@ from tests.conftest import FULL, LORA
 SPEC = TrainSpec(steps=4, batch_size=24, learning_rate=1e-3, max_grad_norm=0.0)
 
 
-def _gradients(folder: Path, method: object, micro_batch: int, state: Path) -> tuple[dict[str, torch.Tensor], Loop]:
+def _gradients(
+    folder: Path, method: object, micro_batch: int, state: Path, budget: int = 0
+) -> tuple[dict[str, torch.Tensor], Loop]:
     loaded = load(checkpoint_spec(str(folder)), 32)
     examples = encode_examples(load_task("scan").load("length").train[:200], "", loaded.tokenizer, loaded.layout)
     for module in loaded.model.modules():  # dropout draws by the shape of its input
@@ -44,6 +46,7 @@ def _gradients(folder: Path, method: object, micro_batch: int, state: Path) -> t
             )
 
     loop.checks.before_update = keep  # type: ignore[method-assign]
+    loop.progress.token_budget = budget
     loop._step(0)
     loop._step(1)
     return found, loop
@@ -58,8 +61,9 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(
     whole, loop = _gradients(folder, method, 24, tmp_path / "whole")
     assert whole
     assert any(bool(value.abs().max() > 1e-6) for value in whole.values())
-    for size in (7, 1):
-        cut, _ = _gradients(folder, method, size, tmp_path / str(size))
+    assert len(loop.source.batch(1, 0, 1).micro_batches(24, 150)) > 2
+    for size, budget in ((7, 0), (1, 0), (24, 150)):
+        cut, _ = _gradients(folder, method, size, tmp_path / f"{size}-{budget}", budget)
         assert cut.keys() == whole.keys()
         for name, value in whole.items():
             torch.testing.assert_close(
@@ -80,7 +84,7 @@ def test_the_loss_is_the_mean_over_the_batch_s_target_tokens(tiny_t5: Path, tmp_
         execution=Execution(micro_batch=5), hooks=Hooks(),
     )  # fmt: skip
     loss, _ = loop._step(0)
-    assert loss == pytest.approx(float(expected), rel=1e-5)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_two_processes_share_a_batch_without_loss_or_overlap(tiny_t5: Path) -> None:
@@ -115,6 +119,7 @@ def test_running_out_of_memory_halves_the_micro_batch_only(
         return plain(wrapped, batch)
 
     loop.loss_function = scarce
+    loop.progress.token_budget = 10**6  # more than there are
     found: dict[str, torch.Tensor] = {}
     loop.checks.before_update = lambda step: found.update(  # type: ignore[method-assign]
         {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
@@ -122,6 +127,7 @@ def test_running_out_of_memory_halves_the_micro_batch_only(
     for step in (0, 1):
         loop._step_with_less_memory(step)
     assert loop.progress.micro_batch == 6
+    assert loop.progress.token_budget == 250_000
     assert loop.progress.out_of_memory == 2
     for name, value in whole.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
-from tests.invariants.kill_and_resume import WAYS, main
+from tests.invariants.kill_and_resume import WAYS, main, until
 
 
 def test_killed_runs_go_on_as_if_nothing_had_happened() -> None:
-    assert main(kills=2, seed=1, steps=20) == 2
+    assert main(kills=2, seed=1, steps=20)["kills"] == 2
+
+
+def test_a_round_that_ends_early_is_followed_by_others() -> None:
+    struck: Iterator[int] = iter([2, 2, 1])
+    asked: list[int] = []
+
+    def one_round(left: int) -> int:
+        asked.append(left)
+        return next(struck)
+
+    assert until(5, one_round) == [2, 2, 1]
+    assert asked == [5, 3, 1]
+    with pytest.raises(AssertionError, match="1 of 2 kills"):
+        until(2, lambda left: left - 1)
 
 
 @pytest.mark.slow
@@ -16,4 +32,4 @@ def test_killed_runs_go_on_as_if_nothing_had_happened() -> None:
 def test_so_do_those_of_many_processes(what: str) -> None:
     if WAYS[what].ray:
         pytest.importorskip("ray")
-    assert main(kills=3, seed=1, what=what) == 3
+    assert main(kills=3, seed=1, what=what)["kills"] == 3

@@ -8,16 +8,34 @@ import pytest
 
 from petransfer.errors import UserError
 from petransfer.recipe.load import load_recipe
-from petransfer.study.demands import Demands, demands_of
+from petransfer.study.demands import ON_CPU, Demands, demands_of, together
 from petransfer.study.grid import expand
 
 GB = 2**30
 SPEC = expand(load_recipe("smoke"))[0].spec
 
 
-def test_on_a_cpu_a_run_asks_for_its_threads() -> None:
-    assert demands_of(SPEC, None, threads=4) == Demands(cpus=4)
-    assert demands_of(SPEC, None, threads=0) == Demands(cpus=1)
+def test_on_a_cpu_a_run_asks_for_its_threads_and_the_memory_of_a_worker() -> None:
+    assert demands_of(SPEC, None, threads=4) == Demands(cpus=4, memory=ON_CPU)
+    assert demands_of(SPEC, None, threads=0) == Demands(cpus=1, memory=ON_CPU)
+
+
+def test_and_for_what_the_planner_foresees_there(tiny_t5: object) -> None:
+    spec = replace(SPEC, checkpoint=replace(SPEC.checkpoint, name=str(tiny_t5)))
+    small, large = (
+        demands_of(replace(spec, train=replace(spec.train, batch_size=size)), None, threads=1).memory - ON_CPU
+        for size in (1, 32)
+    )
+    assert 0 < small < large
+    nowhere = replace(SPEC, checkpoint=replace(SPEC.checkpoint, name="nobody/nothing"))
+    assert demands_of(nowhere, None, threads=1).memory == ON_CPU
+
+
+def test_a_stack_asks_for_no_more_than_its_runs_and_less_processes() -> None:
+    one = Demands(cpus=2, gpus=0.2, memory=3 * GB)
+    assert together([one]) == one
+    assert together([one, one]) == Demands(2, 0.4, 4 * GB)
+    assert together([one, one, one]) == Demands(2, 1.0, 5 * GB)  # more than a half leaves no room for another
 
 
 def test_embedded_checkpoints_share_a_card() -> None:
