@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from petransfer.checkpoints.encoding import Encoded
+from petransfer.checkpoints.encoding import Encoded, Layout
 from petransfer.checkpoints.lazy import encode_part
 from petransfer.checkpoints.load import Loaded, load
 from petransfer.errors import unknown
@@ -39,11 +39,14 @@ class Prepared:
         loaded = replace(loaded, new_pieces=tuple(piece for piece in loaded.new_pieces if piece in met))
         return APPLY[self.spec.method.name](loaded, self.spec.method, self.spec.seed), loaded
 
+    def source(self, layout: Layout) -> ShuffledExamples:
+        """The batches of training."""
+        return ShuffledExamples(self.parts["train"], self.spec.train.batch_size, self.spec.seed, layout)
+
     def loop(self, folder: Path) -> Loop:
         """Our loop on a model of its own."""
         model, loaded = self.model()
-        spec = self.spec
-        source = ShuffledExamples(self.parts["train"], spec.train.batch_size, spec.seed, loaded.layout)
+        spec, source = self.spec, self.source(loaded.layout)
         execution = Execution(threads=torch.get_num_threads())
         return Loop(
             model, source, spec.train, Accelerator(cpu=True), folder, identity=spec.canonical_json(), seed=spec.seed,

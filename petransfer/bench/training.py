@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from petransfer.bench.prepared import Prepared
 from petransfer.bench.sides import alternating, clock, hardware, linear_flops, matmul_rate, medians
+from petransfer.checkpoints.encoding import Encoded
 from petransfer.train.batches import collate
 from petransfer.train.losses import token_loss
 
 # Steps before the clock starts: AdamW's state is made in the first.
 WARM = 2
 
+# Batches that `group_by_length` sorts at once, where there are two hundred or more.
+BLOCK = 50
+
 
 def row(prepared: Prepared, steps: int, repeats: int) -> dict[str, Any]:
     """Examples a second of each side, and how far the gradients of one batch are apart."""
     with tempfile.TemporaryDirectory() as folder:
-        sides = {
-            "petransfer": _ours(prepared, Path(folder), steps),
-            "trainer": _trainer(prepared, Path(folder), steps, "random"),
-            "trainer, grouped by length": _trainer(prepared, Path(folder), steps, "group_by_length"),
-        }
+        sides = turns(prepared, Path(folder), steps)
         rate_before = matmul_rate()
         found = alternating(sides, repeats)
     rates = medians(found)
@@ -51,6 +53,19 @@ def row(prepared: Prepared, steps: int, repeats: int) -> dict[str, Any]:
     }
 
 
+def turns(prepared: Prepared, folder: Path, steps: int) -> dict[str, Callable[[], float]]:
+    """A turn of each side: examples a second over so many steps.
+
+    In each turn all sides are timed on the same examples: grouped by length, the longest of a block come first, and
+    they alone would be timed. Whole blocks are `BLOCK` steps; fewer leave more to pad than a user of grouping has.
+    """
+    return {
+        "petransfer": _ours(prepared, folder, steps),
+        "trainer": _trainer(prepared, folder, steps, itertools.chain.from_iterable),
+        "trainer, grouped by length": _trainer(prepared, folder, steps, grouped_by_length),
+    }
+
+
 def _ours(prepared: Prepared, folder: Path, steps: int) -> Callable[[], float]:
     loop = prepared.loop(folder / "ours")
     loop.model.train()
@@ -71,40 +86,66 @@ def _ours(prepared: Prepared, folder: Path, steps: int) -> Callable[[], float]:
 
 
 class _Clock(TrainerCallback):  # type: ignore[misc]
-    """When the steps after the first WARM began."""
+    """Seconds of the steps after the first WARM."""
 
     def __init__(self) -> None:
-        self.started = 0.0
+        self.started = self.ended = 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == WARM:
             self.started = clock()
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == args.max_steps:
+            self.ended = clock()
 
-def _trainer(prepared: Prepared, folder: Path, steps: int, sampling: str) -> Callable[[], float]:
+
+def _trainer(
+    prepared: Prepared,
+    folder: Path,
+    steps: int,
+    ordered: Callable[[Sequence[Sequence[Encoded]]], Iterable[Encoded]],
+) -> Callable[[], float]:
+    """ordered: the timed batches' examples in the order in which they are to be taken."""
     model, loaded = prepared.model()
     train = prepared.spec.train
-    rows: Any = [
-        {"input_ids": list(row.input_ids), "attention_mask": [1] * len(row.input_ids), "labels": list(row.target_ids)}
-        for row in prepared.parts["train"]
-    ]
     settings = Seq2SeqTrainingArguments(
-        output_dir=str(folder / sampling), per_device_train_batch_size=train.batch_size, max_steps=WARM + steps,
+        output_dir=str(folder / "trainer"), per_device_train_batch_size=train.batch_size, max_steps=WARM + steps,
         learning_rate=train.learning_rate, lr_scheduler_type="constant", optim="adamw_torch_fused", use_cpu=True,
-        train_sampling_strategy=sampling, report_to="none", save_strategy="no", logging_strategy="no",
+        train_sampling_strategy="sequential", report_to="none", save_strategy="no", logging_strategy="no",
         disable_tqdm=True, dataloader_pin_memory=False,
     )  # fmt: skip
     collator = DataCollatorForSeq2Seq(loaded.tokenizer, model=model)
+    source, turns = prepared.source(loaded.layout), itertools.count()
 
     def turn() -> float:
-        begun = _Clock()
+        first = (WARM + steps) * next(turns)
+        warm, timed = (
+            [source.batch(step, 0, 1).examples for step in range(first + start, first + end)]
+            for start, end in ((0, WARM), (WARM, WARM + steps))
+        )
+        rows: Any = [_fields(one) for one in (*itertools.chain.from_iterable(warm), *ordered(timed))]
+        taken = _Clock()
         trainer = Seq2SeqTrainer(
-            model=model, args=settings, train_dataset=rows, data_collator=collator, callbacks=[begun]
+            model=model, args=settings, train_dataset=rows, data_collator=collator, callbacks=[taken]
         )
         trainer.train()
-        return train.batch_size * steps / (clock() - begun.started)
+        return train.batch_size * steps / (taken.ended - taken.started)
 
     return turn
+
+
+def grouped_by_length(batches: Sequence[Sequence[Encoded]]) -> list[Encoded]:
+    """The examples as `group_by_length` takes them: by the length of the input, the longest of each block first."""
+    rows = list(itertools.chain.from_iterable(batches))
+    lengths = [len(row.input_ids) for row in rows]
+    drawn = torch.Generator().manual_seed(0)
+    return [rows[at] for at in get_length_grouped_indices(lengths, len(batches[0]), BLOCK, drawn)]
+
+
+def _fields(row: Encoded) -> dict[str, list[int]]:
+    ids = list(row.input_ids)
+    return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": list(row.target_ids)}
 
 
 def gradient_difference(prepared: Prepared) -> float:

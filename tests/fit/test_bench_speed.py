@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import DataCollatorForSeq2Seq
 
-from petransfer.bench import growth, sides, startup
+from petransfer.bench import growth, sides, startup, training
+from petransfer.bench.prepared import prepare
 from petransfer.checkpoints.load import load
 from petransfer.checkpoints.registry import checkpoint_spec
+from petransfer.train.loop import Loop
 from tests.fit.test_bench import _bench
 
 
@@ -23,6 +27,43 @@ def test_a_step_beside_trainer_has_the_same_gradient(monkeypatch: pytest.MonkeyP
     assert all(rate > 0 for rate in row["examples_per_second"].values())
     assert 0 < row["share_of_matmul_rate"]["petransfer"] < 1
     assert _bench(monkeypatch, "train", "--recipe", "smoke", "--arm", "englsh") == 2
+
+
+def test_in_a_turn_all_sides_train_on_the_same_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the one that groups by length pads less, over the turn as a whole."""
+    steps, size = 8, 4
+    prepared = prepare("smoke", "english", size, None)
+    met: dict[str, list[Any]] = {}
+
+    class Seen(DataCollatorForSeq2Seq):  # type: ignore[misc]
+        def __call__(self, rows: Any, return_tensors: Any = None) -> Any:
+            batch = super().__call__(rows, return_tensors)
+            met[side].append([tuple(row["input_ids"]) for row in rows])
+            padded[side] = padded.get(side, 0) + batch["input_ids"].numel()
+            return batch
+
+    plain = Loop._step
+
+    def step(loop: Loop, at: int) -> Any:
+        met[side].append([row.input_ids for row in loop.source.batch(at, 0, 1).examples])
+        return plain(loop, at)
+
+    monkeypatch.setattr(training, "DataCollatorForSeq2Seq", Seen)
+    monkeypatch.setattr(Loop, "_step", step)
+    padded: dict[str, int] = {}
+    turns = training.turns(prepared, tmp_path, steps)
+    for _ in range(2):
+        for side, turn in turns.items():
+            met[side] = []
+            assert turn() > 0
+        first, *others = ([batch[training.WARM :], batch[: training.WARM]] for batch in met.values())
+        assert len(others) == 2
+        assert all(_sorted(timed) == _sorted(first[0]) and warm == first[1] for timed, warm in others)
+    assert padded["trainer, grouped by length"] < padded["trainer"]
+
+
+def _sorted(batches: list[list[Any]]) -> list[Any]:
+    return sorted(row for batch in batches for row in batch)
 
 
 def test_scoring_beside_generate_agrees(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -62,8 +103,8 @@ def test_growth_is_measured_along_sizes_and_along_lengths(monkeypatch: pytest.Mo
     assert all(
         row["tokens_per_second"] == pytest.approx(2 * 2 * row["length"] / row["seconds"], rel=0.1) for row in rows
     )
-    for training, scoring in zip(rows[::2], rows[1::2], strict=True):
-        assert training["flops_per_token"] > 2 * scoring["flops_per_token"]
+    for trained, scored in zip(rows[::2], rows[1::2], strict=True):
+        assert trained["flops_per_token"] > 2 * scored["flops_per_token"]
     assert _bench(monkeypatch, "growth", "--sizes", "openai-community/gpt2", "--threads", "0") == 2
     assert _bench(monkeypatch, "growth", "--lengths", "16,x") == 2
 
