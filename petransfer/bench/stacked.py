@@ -9,7 +9,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from petransfer.bench.profile import shares
 from petransfer.checkpoints.encoding import Encoded, encode_examples
 from petransfer.checkpoints.load import Loaded, load
 from petransfer.checkpoints.registry import checkpoint_spec
@@ -76,15 +76,15 @@ def measure(setting: Setting, counts: Sequence[int], say: Callable[[str], None])
                     if turn:  # the first round warms up
                         times.setdefault((way, count), []).append(taken)
             say(f"round {turn} of {setting.rounds}")
-        shares = {
-            "single": _profile(lambda: bench.one_by_one(1)),
-            f"stacked {max(counts)}": _profile(stacks[max(counts)]),
+        profile = {
+            "single": shares(lambda: bench.one_by_one(1), PARTS),
+            f"stacked {max(counts)}": shares(stacks[max(counts)], PARTS),
         }
     return {
         "setting": asdict(setting),
         "hardware": hardware(),
         "rows": [_row(setting, count, times) for count in counts],
-        "profile": shares,
+        "profile": profile,
     }
 
 
@@ -176,19 +176,3 @@ def _seconds(run: Callable[[], None]) -> float:
 def _wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def _profile(run: Callable[[], None]) -> dict[str, float]:
-    """Per cent of the operations' own time, by kind of operation."""
-    on_card = torch.cuda.is_available()
-    kinds = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if on_card else [])]
-    profiler: AbstractContextManager[Any] = torch.profiler.profile(activities=kinds)
-    with profiler as seen:
-        run()
-    sums: dict[str, float] = {}
-    for event in seen.key_averages():
-        own = event.self_device_time_total if on_card else event.self_cpu_time_total
-        part = next((part for part, words in PARTS.items() if any(word in event.key for word in words)), "other")
-        sums[part] = sums.get(part, 0.0) + own
-    total = sum(sums.values())
-    return {part: round(100 * own / total, 1) for part, own in sorted(sums.items(), key=lambda item: -item[1])}

@@ -61,9 +61,12 @@ def train(
 
 @app.command("eval")
 def evaluate(
+    run: Annotated[
+        list[Path] | None, typer.Option("--run", help="A finished run's folder, in place of recipes. Repeatable.")
+    ] = None,
     recipes: Recipes = "lora-scan",
     arm: ArmName = "english",
-    train_steps: Annotated[int, typer.Option(min=0, help="Steps of training before, at the recipe's rate.")] = 100,
+    train_steps: Annotated[int, typer.Option(min=1, help="Steps of training before, all of a schedule.")] = 100,
     examples: Annotated[int, typer.Option(min=1, help="Test examples, drawn at random.")] = 256,
     repeats: Repeats = 3,
     threads: Threads = 0,
@@ -73,15 +76,21 @@ def evaluate(
     """Test examples a second by one forward pass, beside `generate`, in turn; and whether they agree."""
     prepared = _prepared(recipes, arm, 0, data_dir, threads)
 
-    from petransfer.bench.scoring import row
+    from petransfer.bench.scoring import row, trained_before, trained_here
 
-    found = [row(one, train_steps, examples, repeats) for one in prepared]
+    if run:
+        trained = (trained_before(folder, data_dir, "cpu") for folder in run)
+    else:
+        trained = (trained_here(one, train_steps) for one in prepared)
+    found = [row(one, examples, repeats) for one in trained]
     table = _table("task", "examples", "EM %", "petransfer/s", "generate/s", "ratio", "disagree", left=("task",))
     for one in found:
         rates = [f"{rate:.1f}" for rate in one["examples_per_second"].values()]
         figures = (f"{one['exact_match']:.1f}", *rates, f"{one['ratio']:.1f}", str(one["disagreements"]))
         table.add_row(one["task"], str(one["examples"]), *figures)
     print_table(table)
+    for one in found:
+        print(f"{one['task']}: " + ", ".join(f"{part} {share:.0f} %" for part, share in one["profile"].items()))
     _add(found, out)
 
 

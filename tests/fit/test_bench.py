@@ -19,7 +19,12 @@ RESULTS = Path(__file__).parents[2] / "results" / "bench"
 
 
 def _bench(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["petransfer", "bench", *arguments])
+    return petransfer(monkeypatch, "bench", *arguments)
+
+
+def petransfer(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code."""
+    monkeypatch.setattr(sys, "argv", ["petransfer", *arguments])
     with pytest.raises(SystemExit) as stop:
         main()
     return int(stop.value.code or 0)

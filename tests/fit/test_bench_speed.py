@@ -14,7 +14,7 @@ from petransfer.bench.prepared import prepare
 from petransfer.checkpoints.load import load
 from petransfer.checkpoints.registry import checkpoint_spec
 from petransfer.train.loop import Loop
-from tests.fit.test_bench import _bench
+from tests.fit.test_bench import _bench, petransfer
 
 
 def test_a_step_beside_trainer_has_the_same_gradient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -71,7 +71,27 @@ def test_scoring_beside_generate_agrees(monkeypatch: pytest.MonkeyPatch, tmp_pat
     small = ("--recipe", "smoke", "--train-steps", "3", "--examples", "6", "--repeats", "1", "--out", str(out))
     assert _bench(monkeypatch, "eval", *small) == 0
     (row,) = json.loads(out.read_text())
-    assert (row["examples"], row["disagreements"]) == (6, 0)
+    assert (row["examples"], row["disagreements"], row["train_steps"]) == (6, 0, 3)
+    assert row["run_id"] is None
+    assert sum(row["profile"].values()) == pytest.approx(100, abs=1)
+    assert row["profile"]["products"] > row["profile"]["passes over logits"] > 0
+
+
+def test_a_run_that_was_trained_before_is_scored_beside_generate(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where it answers rightly, as one hopes that it does: sides that agree on wrong answers alone show little."""
+    rows, study, out = tmp_path / "rows.tsv", tmp_path / "study", tmp_path / "out.json"
+    rows.write_text("".join(f"jump {count}\twalk left\n" for count in range(20)))
+    short = ("--bits", "32", "--steps", "60", "--lr", "1e-2", "--dev", "4", "--test", "8", "--out", str(study))
+    assert petransfer(monkeypatch, "train", "nano/english", str(rows), *short) == 0
+    (run,) = (study / "runs").iterdir()
+    asked = ("--run", str(run), "--repeats", "1", "--out", str(out))
+    assert _bench(monkeypatch, "eval", *asked) == 0
+    (row,) = json.loads(out.read_text())
+    assert (row["run_id"], row["train_steps"], row["examples"]) == (run.name, 60, 8)
+    assert (row["exact_match"], row["disagreements"]) == (100.0, 0)
+    assert _bench(monkeypatch, "eval", "--run", str(tmp_path)) == 2
 
 
 def test_the_sides_take_turns_and_the_median_counts() -> None:
