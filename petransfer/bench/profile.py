@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 
-def shares(run: Callable[[], object], parts: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """Per cent of the operations' own time, on a card where there is one at work, the largest first.
+def shares(run: Callable[[], object], parts: Mapping[str, Sequence[str]], device: torch.device) -> dict[str, float]:
+    """Per cent of the operations' own time on the device, the largest first.
 
     parts: words in the names of each part's operations; the first that fits counts, and the rest is `other`.
     """
-    on_card = torch.cuda.is_available() and torch.cuda.is_initialized()
+    on_card = device.type == "cuda"
     kinds = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if on_card else [])]
     profiler: Any = torch.profiler.profile(activities=kinds)
     with profiler as seen:

@@ -85,7 +85,7 @@ def row(trained: Trained, examples: int, repeats: int) -> dict[str, Any]:
     `generate` is transformers', greedy, with its cache, over batches of 64 sorted by length, and stops where all
     of a batch have ended or at the longest target. Our side includes the generation of near-ties.
     """
-    spec = trained.spec
+    spec, device = trained.spec, _device(trained)
     drawn = torch.randperm(len(trained.examples), generator=torch.Generator().manual_seed(0))[:examples].tolist()
     rows, encoded = [trained.examples[at] for at in drawn], [trained.encoded[at] for at in drawn]
     limit = max(len(one.target_ids) for one in trained.encoded)
@@ -110,8 +110,8 @@ def row(trained: Trained, examples: int, repeats: int) -> dict[str, Any]:
         "examples_per_second": {name: round(value, 2) for name, value in rates.items()},
         "all": {name: [round(value, 2) for value in values] for name, values in found.items()},
         "ratio": round(rates["petransfer"] / rates["generate"], 2),
-        "profile": shares(sides["petransfer"], PARTS),
-        "hardware": hardware(),
+        "profile": shares(sides["petransfer"], PARTS, device),
+        "hardware": hardware(device),
     }
 
 
@@ -119,20 +119,24 @@ def _sides(
     trained: Trained, rows: Sequence[Example], encoded: Sequence[Encoded], limit: int, right: _Right
 ) -> dict[str, Callable[[], float]]:
     """Examples a second; `right` is told what was found."""
-    model, loaded = trained.model, trained.loaded
+    model, loaded, device = trained.model, trained.loaded, _device(trained)
 
     def ours() -> float:
-        started = clock()
+        started = clock(device)
         found = evaluate(model, loaded, rows, encoded, audited=0)
-        taken = clock() - started
+        taken = clock(device) - started
         right.by["petransfer"] = [one.correct for one in found.scored]
         return len(rows) / taken
 
     def generated() -> float:
-        started = clock()
+        started = clock(device)
         said = answers(model, loaded, [one.input_ids for one in encoded], [limit] * len(encoded))
-        taken = clock() - started
+        taken = clock(device) - started
         right.by["generate"] = [answer.text == one.target for answer, one in zip(said, rows, strict=True)]
         return len(rows) / taken
 
     return {"petransfer": ours, "generate": generated}
+
+
+def _device(trained: Trained) -> torch.device:
+    return next(trained.model.parameters()).device

@@ -1,13 +1,13 @@
-"""Aggregate training rate of K runs as one stack beside the same K runs one after another, in one process."""
+"""Aggregate training rate of K runs as one stack beside the same K runs one after another, in one process.
+
+One after another also by Seq2SeqTrainer with peft, whose rate is that of one run.
+"""
 
 from __future__ import annotations
 
 import functools
-import os
-import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +17,8 @@ import torch
 from accelerate import Accelerator
 
 from petransfer.bench.profile import shares
+from petransfer.bench.sides import clock, hardware
+from petransfer.bench.training import BLOCK, Plain, grouped_by_length, trainer_turn
 from petransfer.checkpoints.encoding import Encoded, encode_examples
 from petransfer.checkpoints.load import Loaded, load
 from petransfer.checkpoints.registry import checkpoint_spec
@@ -57,13 +59,16 @@ class Setting:
     split: str = "around_right"
 
 
-def measure(setting: Setting, counts: Sequence[int], say: Callable[[str], None]) -> dict[str, Any]:
-    """Examples per second of both ways for each K, medians over the rounds, in which the ways take turns."""
+def measure(
+    setting: Setting, counts: Sequence[int], device: torch.device, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Examples per second of each way for each K, medians over the rounds, in which the ways take turns."""
     if setting.threads:
         torch.set_num_threads(setting.threads)
     with tempfile.TemporaryDirectory() as folder:
-        bench = _Bench(setting, max(counts), Path(folder))
+        bench = _Bench(setting, max(counts), Path(folder), device)
         stacks = {count: bench.stack(count) for count in counts}
+        trainer, trainers = bench.trainer(), []
         times: dict[tuple[str, int], list[float]] = {}
         for turn in range(setting.rounds + 1):
             for count in counts:
@@ -72,47 +77,54 @@ def measure(setting: Setting, counts: Sequence[int], say: Callable[[str], None])
                     "stacked": stacks[count],
                 }
                 for way in sorted(ways, reverse=bool(turn % 2)):  # neither way always has the warmer machine
-                    taken = _seconds(ways[way])
+                    taken = bench.seconds(ways[way])
                     if turn:  # the first round warms up
                         times.setdefault((way, count), []).append(taken)
+            trainers.append(trainer())
             say(f"round {turn} of {setting.rounds}")
         profile = {
-            "single": shares(lambda: bench.one_by_one(1), PARTS),
-            f"stacked {max(counts)}": shares(stacks[max(counts)], PARTS),
+            "single": shares(lambda: bench.one_by_one(1), PARTS, device),
+            f"stacked {max(counts)}": shares(stacks[max(counts)], PARTS, device),
         }
     return {
         "setting": asdict(setting),
-        "hardware": hardware(),
-        "rows": [_row(setting, count, times) for count in counts],
+        "hardware": hardware(device),
+        "rows": [_row(setting, count, times, trainers[1:]) for count in counts],
         "profile": profile,
     }
-
-
-def hardware() -> dict[str, Any]:
-    """The device and the CPU's own name."""
-    card = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    names = [line.split(":", 1)[1].strip() for line in _cpu_lines() if line.startswith("model name")]
-    threads = torch.get_num_threads()
-    cpu = names[0] if names else platform.machine()
-    return {"card": card, "cpu": cpu, "cores": os.cpu_count(), "threads": threads, "torch": str(torch.__version__)}
-
-
-def _cpu_lines() -> list[str]:
-    file = Path("/proc/cpuinfo")
-    return file.read_text().splitlines() if file.exists() else []
 
 
 class _Bench:
     """One loaded base, and loops of runs on it that differ in their seed."""
 
-    def __init__(self, setting: Setting, most: int, folder: Path) -> None:
-        self.setting, self.folder, self.made = setting, folder, 0
-        self.accelerator: Accelerator = accelerator_for("no", not torch.cuda.is_available())
+    def __init__(self, setting: Setting, most: int, folder: Path, device: torch.device) -> None:
+        self.setting, self.folder, self.made, self.device = setting, folder, 0, device
+        self.method = MethodSpec("lora", setting.bits, setting.rank, 2.0 * setting.rank)
+        self.train = TrainSpec(10**6, setting.batch, 1e-3)
+        self.accelerator: Accelerator = self._accelerator()
         spec = checkpoint_spec(setting.checkpoint)
-        self.loaded: Loaded = load(spec, setting.bits, device=self.accelerator.device)
+        self.loaded: Loaded = load(spec, setting.bits, device=device)
         examples = load_task("scan").load(setting.split).train[:4000]
         self.examples: Sequence[Encoded] = encode_examples(examples, "", self.loaded.tokenizer, self.loaded.layout)
         self.singles = [self._loop(seed) for seed in range(most)]
+
+    def trainer(self) -> Callable[[], float]:
+        """Examples a second of one run by Seq2SeqTrainer over a block of batches that are grouped by length."""
+        plain = Plain(self._model(0), self.loaded, self._source(0), self.method, self.train, self.device)
+        turn = trainer_turn(plain, self.folder, BLOCK, grouped_by_length)
+
+        def run() -> float:
+            rate = turn()
+            self.accelerator = self._accelerator()  # Trainer undoes what it shares with every other
+            return rate
+
+        return run
+
+    def seconds(self, run: Callable[[], None]) -> float:
+        """What it takes."""
+        started = clock(self.device)
+        run()
+        return clock(self.device) - started
 
     def one_by_one(self, count: int) -> None:
         """So many runs, one after the other."""
@@ -136,43 +148,37 @@ class _Bench:
 
         return run
 
-    def _loop(self, seed: int) -> Loop:
-        setting = self.setting
-        method = MethodSpec("lora", setting.bits, setting.rank, 2.0 * setting.rank)
+    def _accelerator(self) -> Accelerator:
+        return accelerator_for("no", self.device.type == "cpu")
+
+    def _model(self, seed: int) -> Any:
         loaded = replace(self.loaded, model=share(self.loaded.model))
-        model = APPLY["lora"](loaded, method, seed).to(self.accelerator.device).train()
-        source = ShuffledExamples(self.examples, setting.batch, seed, loaded.layout)
+        return APPLY["lora"](loaded, self.method, seed).to(self.device).train()
+
+    def _source(self, seed: int) -> ShuffledExamples:
+        return ShuffledExamples(self.examples, self.setting.batch, seed, self.loaded.layout)
+
+    def _loop(self, seed: int) -> Loop:
         self.made += 1
-        train = TrainSpec(10**6, setting.batch, 1e-3)
-        execution = Execution(micro_batch=setting.micro_batch, threads=setting.threads)
-        place = self.folder / str(self.made)
+        execution = Execution(micro_batch=self.setting.micro_batch, threads=self.setting.threads)
         return Loop(
-            model, source, train, self.accelerator, place,
+            self._model(seed), self._source(seed), self.train, self.accelerator, self.folder / str(self.made),
             identity="", seed=seed, execution=execution, hooks=Hooks(),
         )  # fmt: skip
 
 
-def _row(setting: Setting, count: int, times: dict[tuple[str, int], list[float]]) -> dict[str, Any]:
+def _row(
+    setting: Setting, count: int, times: dict[tuple[str, int], list[float]], trainers: Sequence[float]
+) -> dict[str, Any]:
     examples = count * setting.steps * setting.batch
     single, stacked = (times[way, count] for way in ("single", "stacked"))
     ratios = [one / other for one, other in zip(single, stacked, strict=True)]
     return {
         "runs": count,
+        "trainer": statistics.median(trainers),
         "single": examples / statistics.median(single),
         "stacked": examples / statistics.median(stacked),
         "ratio": statistics.median(ratios),
         "ratios": [round(ratio, 3) for ratio in ratios],
+        "ratio_trainer": round(examples / statistics.median(stacked) / statistics.median(trainers), 3),
     }
-
-
-def _seconds(run: Callable[[], None]) -> float:
-    _wait()
-    started = time.perf_counter()
-    run()
-    _wait()
-    return time.perf_counter() - started
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import DataCollatorForSeq2Seq
 
 from petransfer.bench import growth, sides, startup, training
-from petransfer.bench.prepared import prepare
+from petransfer.bench.prepared import Changes, prepare
 from petransfer.checkpoints.load import load
 from petransfer.checkpoints.registry import checkpoint_spec
+from petransfer.errors import UserError
 from petransfer.train.loop import Loop
 from tests.fit.test_bench import _bench, petransfer
+
+CPU = torch.device("cpu")
 
 
 def test_a_step_beside_trainer_has_the_same_gradient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -32,7 +37,7 @@ def test_a_step_beside_trainer_has_the_same_gradient(monkeypatch: pytest.MonkeyP
 def test_in_a_turn_all_sides_train_on_the_same_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the one that groups by length pads less, over the turn as a whole."""
     steps, size = 8, 4
-    prepared = prepare("smoke", "english", size, None)
+    prepared = prepare("smoke", "english", Changes(batch=size), None, CPU)
     met: dict[str, list[Any]] = {}
 
     class Seen(DataCollatorForSeq2Seq):  # type: ignore[misc]
@@ -105,9 +110,11 @@ def test_the_sides_take_turns_and_the_median_counts() -> None:
 
 def test_start_up_is_measured_in_processes_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(startup, "COMMANDS", {"nothing": ("-c", "pass")})
-    (row,) = startup.rows(1)
-    assert row["processor"] > 0
-    assert row["median"] == row["least"] > 0
+    found = {row["command"]: row for row in startup.rows(1, seeds=2)}
+    assert list(found) == ["nothing", "petransfer plan, 8 runs", "petransfer status, 8 runs"]
+    for row in found.values():
+        assert row["processor"] > 0
+        assert row["median"] == row["least"] > 0
 
 
 def test_growth_is_measured_along_sizes_and_along_lengths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -132,10 +139,71 @@ def test_growth_is_measured_along_sizes_and_along_lengths(monkeypatch: pytest.Mo
 def test_the_operations_of_a_token_are_counted(tmp_path: Path) -> None:
     """Of nano's 2 + 2 layers: eight products of 128 x 128, two of 128 x 512, and the head's 128 x 6,176."""
     tokenizer = load(checkpoint_spec("nano/english"), 32).tokenizer
-    side = growth._Side(growth.Point("nano", 10), tokenizer, 1, tmp_path)
+    side = growth._Side(growth.Point("nano", 10), tokenizer, 1, tmp_path, CPU, 32)
     square, wide, head = 128 * 128, 128 * 512, 128 * len(tokenizer)
     frozen = 10 * (2 * (4 * square + 2 * wide) + 2 * (8 * square + 2 * wide) + head)
     attended = 4 * 6 * 128 * 10 * 10
     pairs = 10 * 16 * (2 * (4 * 256 + 2 * 640) + 2 * (8 * 256 + 2 * 640))
     assert side.flops("scoring") == 2 * (frozen + pairs) + attended
     assert side.flops("training") == 4 * frozen + 6 * pairs + 3 * attended
+
+
+def test_a_checkpoint_and_a_width_of_ones_own_are_timed(tiny_t5: Path) -> None:
+    """Of 4 bits, too: packed, a weight's tensor has half as many numbers as it stands for."""
+    found = {bits: prepare("smoke", "english", Changes(4, str(tiny_t5), bits), None, CPU) for bits in (32, 4)}
+    assert {bits: one.spec.method.bits for bits, one in found.items()} == {32: 32, 4: 4}
+    assert all(one.spec.checkpoint == checkpoint_spec(str(tiny_t5)) for one in found.values())
+    work = {bits: training._work(one) for bits, one in found.items()}
+    assert work[4] == work[32] > 0
+
+
+def test_several_gpus_are_refused_and_the_cpu_is_taken_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert sides.device_of(cpu=True) == CPU
+    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES"):
+        sides.device_of(cpu=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert sides.device_of(cpu=False).type == "cuda"
+
+
+def test_a_card_is_waited_for_and_its_time_is_wall_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    monkeypatch.setattr(time, "process_time", lambda: -1.0)
+    card = torch.device("cuda")
+    assert sides.clock(card) > 0
+    assert waited == [card]
+    assert torch.get_num_threads() > 1 or sides.clock(CPU) == -1.0
+    assert waited == [card]
+
+
+@pytest.mark.gpu
+def test_the_gpu_is_measured_where_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    short = ("--repeats", "1", "--out", str(out))
+    smoke = ("--recipe", "smoke", "--bits", "16", *short)
+    assert _bench(monkeypatch, "train", "--batch", "4", "--steps", "2", *smoke) == 0
+    assert _bench(monkeypatch, "eval", "--train-steps", "2", "--examples", "6", *smoke) == 0
+    assert _bench(monkeypatch, "growth", "--sizes", "nano", "--lengths", "4", "--at-length", "4", *short) == 0
+    assert _bench(monkeypatch, "stacked", "--runs", "1,2", "--rounds", "1", "--batch", "2", "--out", str(out)) == 0
+    rows = json.loads(out.read_text())
+    assert len(rows) == 5
+    for row in rows:
+        assert row["hardware"]["gpu"] == torch.cuda.get_device_name()
+        assert row["hardware"]["clock"] == "wall"
+
+
+@pytest.mark.parametrize("held", ["not JSON", "{}", None], ids=["not JSON", "no list", "a file for a folder"])
+def test_where_figures_go_is_looked_at_before_they_are_measured(
+    held: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(startup, "rows", lambda repeats: pytest.fail("measured"))
+    out = tmp_path / "out.json"
+    out.write_text(held or "[]")
+    asked = out if held else out / "deeper" / "out.json"
+    assert _bench(monkeypatch, "startup", "--out", str(asked)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: --out {asked}")
+    assert len(said.splitlines()) == 1
+    assert out.read_text() == (held or "[]")
