@@ -98,10 +98,10 @@ class _Bench:
     """One loaded base, and loops of runs on it that differ in their seed."""
 
     def __init__(self, setting: Setting, most: int, folder: Path, device: torch.device) -> None:
-        self.setting, self.folder, self.made, self.device = setting, folder, 0, device
+        self.setting, self.folder, self.device = setting, folder, device
         self.method = MethodSpec("lora", setting.bits, setting.rank, 2.0 * setting.rank)
         self.train = TrainSpec(10**6, setting.batch, 1e-3)
-        self.accelerator: Accelerator = self._accelerator()
+        self.accelerator, self.loops = self._accelerator(), list[Loop]()
         spec = checkpoint_spec(setting.checkpoint)
         self.loaded: Loaded = load(spec, setting.bits, device=device)
         examples = load_task("scan").load(setting.split).train[:4000]
@@ -112,13 +112,20 @@ class _Bench:
         """Examples a second of one run by Seq2SeqTrainer over a block of batches that are grouped by length."""
         plain = Plain(self._model(0), self.loaded, self._source(0), self.method, self.train, self.device)
         turn = trainer_turn(plain, self.folder, BLOCK, grouped_by_length)
+        self._renew_accelerators()
 
         def run() -> float:
             rate = turn()
-            self.accelerator = self._accelerator()  # Trainer undoes what it shares with every other
+            self._renew_accelerators()
             return rate
 
         return run
+
+    def _renew_accelerators(self) -> None:
+        """Trainer, and its very settings, undo what an accelerator shares with every other."""
+        accelerator = self._accelerator()
+        for loop in self.loops:
+            loop.accelerator = accelerator
 
     def seconds(self, run: Callable[[], None]) -> float:
         """What it takes."""
@@ -159,12 +166,13 @@ class _Bench:
         return ShuffledExamples(self.examples, self.setting.batch, seed, self.loaded.layout)
 
     def _loop(self, seed: int) -> Loop:
-        self.made += 1
         execution = Execution(micro_batch=self.setting.micro_batch, threads=self.setting.threads)
-        return Loop(
-            self._model(seed), self._source(seed), self.train, self.accelerator, self.folder / str(self.made),
+        loop = Loop(
+            self._model(seed), self._source(seed), self.train, self.accelerator, self.folder / str(len(self.loops)),
             identity="", seed=seed, execution=execution, hooks=Hooks(),
         )  # fmt: skip
+        self.loops.append(loop)
+        return loop
 
 
 def _row(
