@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from petransfer.bench.sides import alternating, clock, hardware, linear_flops, matmul_rate, medians
 from petransfer.checkpoints.architecture import configuration
 from petransfer.checkpoints.encoding import Encoded, Layout
-from petransfer.checkpoints.load import Loaded, load, model_class, with_new_weights
+from petransfer.checkpoints.load import DTYPES, Loaded, load, model_class, with_new_weights
 from petransfer.checkpoints.registry import checkpoint_spec
 from petransfer.errors import UserError
 from petransfer.evaluate.exact_match import score
@@ -27,7 +27,7 @@ from petransfer.train.execution import Execution
 from petransfer.train.loop import Hooks, Loop
 from petransfer.train.pretrain import SIZES, make_model
 
-LORA = MethodSpec("lora", 32, 16, 32.0)
+LORA = MethodSpec("lora", rank=16, alpha=32.0)
 
 # Floating-point operations for each of a frozen and a trained weight and token, and passes over attention's products:
 # a training step goes forward, back to what came in and, where they are trained, to the weights.
@@ -48,7 +48,9 @@ def points(sizes: Sequence[str], lengths: Sequence[int], at_size: str, at_length
     return list(dict.fromkeys(found))
 
 
-def rows(chosen: Sequence[Point], batch: int, repeats: int) -> list[dict[str, Any]]:
+def rows(
+    chosen: Sequence[Point], batch: int, repeats: int, device: torch.device, bits: Literal[16, 32] = 32
+) -> list[dict[str, Any]]:
     """Seconds a batch at each point, the points taking turns, beside the operations that it needs.
 
     Raises:
@@ -56,15 +58,18 @@ def rows(chosen: Sequence[Point], batch: int, repeats: int) -> list[dict[str, An
     """
     tokenizer = load(checkpoint_spec("nano/english"), 32).tokenizer
     with tempfile.TemporaryDirectory() as folder:
-        sides = {point: _Side(point, tokenizer, batch, Path(folder) / str(at)) for at, point in enumerate(chosen)}
+        sides = {
+            point: _Side(point, tokenizer, batch, Path(folder) / str(at), device, bits)
+            for at, point in enumerate(chosen)
+        }
         turns: dict[tuple[Point, str], Callable[[], float]] = {}
         for point, side in sides.items():
             turns |= {(point, "training"): side.train, (point, "scoring"): side.score}
         for turn in turns.values():  # AdamW's state is made in the first step
             turn()
-        before = matmul_rate()
+        before = matmul_rate(device, bits)
         found = alternating(turns, repeats)
-    rate = (before + matmul_rate()) / 2
+    rate = (before + matmul_rate(device, bits)) / 2
     return [
         _row(sides[point], what, seconds, found[point, what], rate) for (point, what), seconds in medians(found).items()
     ]
@@ -73,9 +78,17 @@ def rows(chosen: Sequence[Point], batch: int, repeats: int) -> list[dict[str, An
 class _Side:
     """One shape with a LoRA of rank 16, and one batch of made-up pieces, of one length so that nothing is padded."""
 
-    def __init__(self, point: Point, tokenizer: PreTrainedTokenizerBase, batch: int, folder: Path) -> None:
-        self.point, self.batch = point, batch
-        base = _random_model(point.size, tokenizer)
+    def __init__(
+        self,
+        point: Point,
+        tokenizer: PreTrainedTokenizerBase,
+        batch: int,
+        folder: Path,
+        device: torch.device,
+        bits: Literal[16, 32],
+    ) -> None:
+        self.point, self.batch, self.device, self.bits = point, batch, device, bits
+        base = _random_model(point.size, tokenizer).to(device, DTYPES[bits])
         self.config: Any = base.config
         self.parameters = sum(value.numel() for value in base.parameters())
         self.layout = Layout(True, self.config.pad_token_id, self.config.eos_token_id)
@@ -84,9 +97,10 @@ class _Side:
         pieces = torch.randint(10, len(tokenizer), (batch, 2, point.length), generator=generator).tolist()
         self.encoded = [Encoded(tuple(source), tuple(target)) for source, target in pieces]
         self.examples = [Example(at, "", "", "") for at in range(batch)]
+        model = APPLY["lora"](self.loaded, replace(LORA, bits=bits), 0).to(device)
         self.loop = Loop(
-            APPLY["lora"](self.loaded, LORA, 0), ShuffledExamples(self.encoded, batch, 0, self.layout),
-            TrainSpec(10**6, batch, 1e-3), accelerator_for("no", True), folder,
+            model, ShuffledExamples(self.encoded, batch, 0, self.layout),
+            TrainSpec(10**6, batch, 1e-3), accelerator_for("no", device.type == "cpu"), folder,
             identity="", seed=0, execution=Execution(), hooks=Hooks(),
         )  # fmt: skip
         self.steps = 0
@@ -94,17 +108,17 @@ class _Side:
     def train(self) -> float:
         """Seconds of one optimiser step."""
         self.loop.model.train()
-        started = clock()
+        started = clock(self.device)
         self.loop._step(self.steps)
         self.steps += 1
-        return clock() - started
+        return clock(self.device) - started
 
     def score(self) -> float:
         """Seconds of one forward pass with all that is read off it."""
         self.loop.model.eval()
-        started = clock()
+        started = clock(self.device)
         score(self.loop.model, self.loaded, self.examples, self.encoded, self.batch)
-        return clock() - started
+        return clock(self.device) - started
 
     def flops(self, what: str) -> float:
         """Floating-point operations of an example: linear layers, and the two products of each attention."""
@@ -133,6 +147,7 @@ def _row(side: _Side, what: str, seconds: float, every: Sequence[float], rate: f
         "size": side.point.size,
         "parameters": side.parameters,
         "length": side.point.length,
+        "bits": side.bits,
         "batch": side.batch,
         "what": what,
         "seconds": round(seconds, 4),
@@ -141,5 +156,5 @@ def _row(side: _Side, what: str, seconds: float, every: Sequence[float], rate: f
         "flops_per_token": round(work / tokens),
         "matmul_flops_per_second": round(rate),
         "share_of_matmul_rate": round(side.batch * work / seconds / rate, 4),
-        "hardware": hardware(),
+        "hardware": hardware(side.device),
     }

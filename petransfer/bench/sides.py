@@ -13,12 +13,32 @@ from typing import Any, TypeVar
 import torch
 
 from petransfer.checkpoints.encoding import Layout
+from petransfer.errors import UserError
 
 Side = TypeVar("Side", bound=Hashable)
 
 
-def clock() -> float:
-    """Seconds; on one thread those that this process computed for, which other processes hardly change."""
+def device_of(cpu: bool) -> torch.device:
+    """The GPU where there is one, unless the CPU is asked for.
+
+    Raises:
+        UserError: there are several, which other sides would share the work among.
+    """
+    if cpu or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if torch.cuda.device_count() > 1:
+        raise UserError("there are several GPUs: let one be seen (CUDA_VISIBLE_DEVICES=0), or take --cpu")
+    return torch.device("cuda")
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, once the device has done what it was given.
+
+    On one thread of a CPU those that this process computed for, which other processes hardly change.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
@@ -37,15 +57,19 @@ def medians(found: Mapping[Side, list[float]]) -> dict[Side, float]:
     return {name: statistics.median(values) for name, values in found.items()}
 
 
-def matmul_rate(size: int = 1024, repeats: int = 7) -> float:
-    """Floating-point operations a second of a square fp32 product on this process's threads: the median."""
-    one, other = torch.randn(size, size), torch.randn(size, size)
+def matmul_rate(device: torch.device, bits: int = 32, repeats: int = 7) -> float:
+    """Floating-point operations a second of a square product, in fp32 or, below 32 bits, bf16: the median.
+
+    On this process's threads, or on a GPU, of a size that fills it.
+    """
+    size, dtype = 8192 if device.type == "cuda" else 1024, torch.float32 if bits == 32 else torch.bfloat16
+    one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     torch.mm(one, other)
     taken = []
     for _ in range(repeats):
-        started = clock()
+        started = clock(device)
         torch.mm(one, other)
-        taken.append(clock() - started)
+        taken.append(clock(device) - started)
     return 2 * size**3 / statistics.median(taken)
 
 
@@ -63,19 +87,22 @@ def linear_flops(
         tokens = target if layout.encoder_decoder else source + target
         if ".encoder." in name or (".EncDecAttention." in name and (".k" in name or ".v" in name)):
             tokens = source
-        total += (trained if module.weight.requires_grad else frozen) * module.weight.numel() * tokens
+        total += (
+            (trained if module.weight.requires_grad else frozen) * module.in_features * module.out_features * tokens
+        )
     return total
 
 
-def hardware() -> dict[str, Any]:
+def hardware(device: torch.device) -> dict[str, Any]:
     """The machine that a figure was measured on, and how busy it was: processes that ran or waited to, on average."""
+    on_gpu = device.type == "cuda"
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "clock": "processor time" if torch.get_num_threads() == 1 else "wall",
+        "clock": "processor time" if torch.get_num_threads() == 1 and not on_gpu else "wall",
         "load": round(os.getloadavg()[0], 1),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
         "torch": torch.__version__,
     }
 

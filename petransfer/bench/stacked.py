@@ -1,15 +1,14 @@
-"""Aggregate training rate of K runs as one stack beside the same K runs one after another, in one process."""
+"""Aggregate training rate of K runs as one stack beside the same K runs one after another, in one process.
+
+One after another also by Seq2SeqTrainer with peft, whose rate is that of one run.
+"""
 
 from __future__ import annotations
 
 import functools
-import os
-import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from petransfer.bench.sides import clock
+from petransfer.bench.profile import shares
+from petransfer.bench.sides import clock, hardware
+from petransfer.bench.training import BLOCK, Plain, grouped_by_length, trainer_turn
 from petransfer.checkpoints.encoding import Encoded, encode_examples
 from petransfer.checkpoints.load import Loaded, load
 from petransfer.checkpoints.registry import checkpoint_spec
@@ -58,13 +59,16 @@ class Setting:
     split: str = "around_right"
 
 
-def measure(setting: Setting, counts: Sequence[int], say: Callable[[str], None]) -> dict[str, Any]:
-    """Examples per second of both ways for each K, medians over the rounds, in which the ways take turns."""
+def measure(
+    setting: Setting, counts: Sequence[int], device: torch.device, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Examples per second of each way for each K, medians over the rounds, in which the ways take turns."""
     if setting.threads:
         torch.set_num_threads(setting.threads)
     with tempfile.TemporaryDirectory() as folder:
-        bench = _Bench(setting, max(counts), Path(folder))
+        bench = _Bench(setting, max(counts), Path(folder), device)
         stacks = {count: bench.stack(count) for count in counts}
+        trainer, trainers = bench.trainer(), []
         times: dict[tuple[str, int], list[float]] = {}
         for turn in range(setting.rounds + 1):
             for count in counts:
@@ -73,47 +77,61 @@ def measure(setting: Setting, counts: Sequence[int], say: Callable[[str], None])
                     "stacked": stacks[count],
                 }
                 for way in sorted(ways, reverse=bool(turn % 2)):  # neither way always has the warmer machine
-                    taken = _seconds(ways[way])
+                    taken = bench.seconds(ways[way])
                     if turn:  # the first round warms up
                         times.setdefault((way, count), []).append(taken)
+            trainers.append(trainer())
             say(f"round {turn} of {setting.rounds}")
-        shares = {
-            "single": _profile(lambda: bench.one_by_one(1)),
-            f"stacked {max(counts)}": _profile(stacks[max(counts)]),
+        profile = {
+            "single": shares(lambda: bench.one_by_one(1), PARTS, device),
+            f"stacked {max(counts)}": shares(stacks[max(counts)], PARTS, device),
         }
     return {
         "setting": asdict(setting),
-        "hardware": hardware(),
-        "rows": [_row(setting, count, times) for count in counts],
-        "profile": shares,
+        "hardware": hardware(device),
+        "rows": [_row(setting, count, times, trainers[1:]) for count in counts],
+        "profile": profile,
     }
-
-
-def hardware() -> dict[str, Any]:
-    """The device and the CPU's own name."""
-    card = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    names = [line.split(":", 1)[1].strip() for line in _cpu_lines() if line.startswith("model name")]
-    threads = torch.get_num_threads()
-    cpu = names[0] if names else platform.machine()
-    return {"card": card, "cpu": cpu, "cores": os.cpu_count(), "threads": threads, "torch": str(torch.__version__)}
-
-
-def _cpu_lines() -> list[str]:
-    file = Path("/proc/cpuinfo")
-    return file.read_text().splitlines() if file.exists() else []
 
 
 class _Bench:
     """One loaded base, and loops of runs on it that differ in their seed."""
 
-    def __init__(self, setting: Setting, most: int, folder: Path) -> None:
-        self.setting, self.folder, self.made = setting, folder, 0
-        self.accelerator: Accelerator = accelerator_for("no", not torch.cuda.is_available())
+    def __init__(self, setting: Setting, most: int, folder: Path, device: torch.device) -> None:
+        self.setting, self.folder, self.device = setting, folder, device
+        self.method = MethodSpec("lora", setting.bits, setting.rank, 2.0 * setting.rank)
+        self.train = TrainSpec(10**6, setting.batch, 1e-3)
+        self.accelerator, self.loops = self._accelerator(), list[Loop]()
         spec = checkpoint_spec(setting.checkpoint)
-        self.loaded: Loaded = load(spec, setting.bits, device=self.accelerator.device)
+        self.loaded: Loaded = load(spec, setting.bits, device=device)
         examples = load_task("scan").load(setting.split).train[:4000]
         self.examples: Sequence[Encoded] = encode_examples(examples, "", self.loaded.tokenizer, self.loaded.layout)
         self.singles = [self._loop(seed) for seed in range(most)]
+
+    def trainer(self) -> Callable[[], float]:
+        """Examples a second of one run by Seq2SeqTrainer over a block of batches that are grouped by length."""
+        plain = Plain(self._model(0), self.loaded, self._source(0), self.method, self.train, self.device)
+        turn = trainer_turn(plain, self.folder, BLOCK, grouped_by_length)
+        self._renew_accelerators()
+
+        def run() -> float:
+            rate = turn()
+            self._renew_accelerators()
+            return rate
+
+        return run
+
+    def _renew_accelerators(self) -> None:
+        """Trainer, and its very settings, undo what an accelerator shares with every other."""
+        accelerator = self._accelerator()
+        for loop in self.loops:
+            loop.accelerator = accelerator
+
+    def seconds(self, run: Callable[[], None]) -> float:
+        """What it takes."""
+        started = clock(self.device)
+        run()
+        return clock(self.device) - started
 
     def one_by_one(self, count: int) -> None:
         """So many runs, one after the other."""
@@ -137,60 +155,38 @@ class _Bench:
 
         return run
 
-    def _loop(self, seed: int) -> Loop:
-        setting = self.setting
-        method = MethodSpec("lora", setting.bits, setting.rank, 2.0 * setting.rank)
+    def _accelerator(self) -> Accelerator:
+        return accelerator_for("no", self.device.type == "cpu")
+
+    def _model(self, seed: int) -> Any:
         loaded = replace(self.loaded, model=share(self.loaded.model))
-        model = APPLY["lora"](loaded, method, seed).to(self.accelerator.device).train()
-        source = ShuffledExamples(self.examples, setting.batch, seed, loaded.layout)
-        self.made += 1
-        train = TrainSpec(10**6, setting.batch, 1e-3)
-        execution = Execution(micro_batch=setting.micro_batch, threads=setting.threads)
-        place = self.folder / str(self.made)
-        return Loop(
-            model, source, train, self.accelerator, place,
+        return APPLY["lora"](loaded, self.method, seed).to(self.device).train()
+
+    def _source(self, seed: int) -> ShuffledExamples:
+        return ShuffledExamples(self.examples, self.setting.batch, seed, self.loaded.layout)
+
+    def _loop(self, seed: int) -> Loop:
+        execution = Execution(micro_batch=self.setting.micro_batch, threads=self.setting.threads)
+        loop = Loop(
+            self._model(seed), self._source(seed), self.train, self.accelerator, self.folder / str(len(self.loops)),
             identity="", seed=seed, execution=execution, hooks=Hooks(),
         )  # fmt: skip
+        self.loops.append(loop)
+        return loop
 
 
-def _row(setting: Setting, count: int, times: dict[tuple[str, int], list[float]]) -> dict[str, Any]:
+def _row(
+    setting: Setting, count: int, times: dict[tuple[str, int], list[float]], trainers: Sequence[float]
+) -> dict[str, Any]:
     examples = count * setting.steps * setting.batch
     single, stacked = (times[way, count] for way in ("single", "stacked"))
     ratios = [one / other for one, other in zip(single, stacked, strict=True)]
     return {
         "runs": count,
+        "trainer": statistics.median(trainers),
         "single": examples / statistics.median(single),
         "stacked": examples / statistics.median(stacked),
         "ratio": statistics.median(ratios),
         "ratios": [round(ratio, 3) for ratio in ratios],
+        "ratio_trainer": round(examples / statistics.median(stacked) / statistics.median(trainers), 3),
     }
-
-
-def _seconds(run: Callable[[], None]) -> float:
-    now = time.perf_counter if torch.cuda.is_available() else clock
-    _wait()
-    started = now()
-    run()
-    _wait()
-    return now() - started
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def _profile(run: Callable[[], None]) -> dict[str, float]:
-    """Per cent of the operations' own time, by kind of operation."""
-    on_card = torch.cuda.is_available()
-    kinds = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if on_card else [])]
-    profiler: AbstractContextManager[Any] = torch.profiler.profile(activities=kinds)
-    with profiler as seen:
-        run()
-    sums: dict[str, float] = {}
-    for event in seen.key_averages():
-        own = event.self_device_time_total if on_card else event.self_cpu_time_total
-        part = next((part for part, words in PARTS.items() if any(word in event.key for word in words)), "other")
-        sums[part] = sums.get(part, 0.0) + own
-    total = sum(sums.values())
-    return {part: round(100 * own / total, 1) for part, own in sorted(sums.items(), key=lambda item: -item[1])}

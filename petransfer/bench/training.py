@@ -2,40 +2,55 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
+from transformers import (
+    DataCollatorForSeq2Seq,
+    PrinterCallback,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    TrainerCallback,
+)
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from petransfer.bench.prepared import Prepared
 from petransfer.bench.sides import alternating, clock, hardware, linear_flops, matmul_rate, medians
-from petransfer.train.batches import collate
+from petransfer.checkpoints.encoding import Encoded
+from petransfer.checkpoints.load import Loaded
+from petransfer.methods import mixed_precision
+from petransfer.recipe.spec import MethodSpec, TrainSpec
+from petransfer.train.batches import ShuffledExamples, collate
 from petransfer.train.losses import token_loss
 
 # Steps before the clock starts: AdamW's state is made in the first.
 WARM = 2
 
+# Batches that `group_by_length` sorts at once, where there are two hundred or more.
+BLOCK = 50
+
+Order = Callable[[Sequence[Sequence[Encoded]]], Sequence[Encoded]]
+
 
 def row(prepared: Prepared, steps: int, repeats: int) -> dict[str, Any]:
     """Examples a second of each side, and how far the gradients of one batch are apart."""
+    bits = prepared.spec.method.bits
     with tempfile.TemporaryDirectory() as folder:
-        sides = {
-            "petransfer": _ours(prepared, Path(folder), steps),
-            "trainer": _trainer(prepared, Path(folder), steps, "random"),
-            "trainer, grouped by length": _trainer(prepared, Path(folder), steps, "group_by_length"),
-        }
-        rate_before = matmul_rate()
+        sides = turns(prepared, Path(folder), steps)
+        rate_before = matmul_rate(prepared.device, bits)
         found = alternating(sides, repeats)
     rates = medians(found)
-    rate = (rate_before + matmul_rate()) / 2
+    rate = (rate_before + matmul_rate(prepared.device, bits)) / 2
     work = _work(prepared)
     return {
         "task": f"{prepared.spec.task.name}/{prepared.spec.task.split}",
         "checkpoint": prepared.spec.checkpoint.name,
+        "bits": bits,
         "batch": prepared.spec.train.batch_size,
         "steps": steps,
         "repeats": repeats,
@@ -47,7 +62,20 @@ def row(prepared: Prepared, steps: int, repeats: int) -> dict[str, Any]:
         "model_flops_per_example": round(work),
         "share_of_matmul_rate": {name: round(value * work / rate, 4) for name, value in rates.items()},
         "gradient_difference": gradient_difference(prepared),
-        "hardware": hardware(),
+        "hardware": hardware(prepared.device),
+    }
+
+
+def turns(prepared: Prepared, folder: Path, steps: int) -> dict[str, Callable[[], float]]:
+    """A turn of each side: examples a second over so many steps.
+
+    In each turn all sides are timed on the same examples: grouped by length, the longest of a block come first, and
+    they alone would be timed. Whole blocks are `BLOCK` steps; fewer leave more to pad than a user of grouping has.
+    """
+    return {
+        "petransfer": _ours(prepared, folder, steps),
+        "trainer": _trainer(prepared, folder, steps, in_turn),
+        "trainer, grouped by length": _trainer(prepared, folder, steps, grouped_by_length),
     }
 
 
@@ -59,52 +87,99 @@ def _ours(prepared: Prepared, folder: Path, steps: int) -> Callable[[], float]:
     def turn() -> float:
         nonlocal done
         started = 0.0
-        loop.accelerator = Accelerator(cpu=True)  # Trainer undoes what it shares with every other
+        loop.accelerator = prepared.accelerator()  # Trainer undoes what it shares with every other
         for count in range(WARM + steps):
             if count == WARM:
-                started = clock()
+                started = clock(prepared.device)
             loop._step(done)
             done += 1
-        return prepared.spec.train.batch_size * steps / (clock() - started)
+        return prepared.spec.train.batch_size * steps / (clock(prepared.device) - started)
 
     return turn
 
 
 class _Clock(TrainerCallback):  # type: ignore[misc]
-    """When the steps after the first WARM began."""
+    """Seconds of the steps after the first WARM."""
 
-    def __init__(self) -> None:
-        self.started = 0.0
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.started, self.ended = device, 0.0, 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == WARM:
-            self.started = clock()
+            self.started = clock(self.device)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == args.max_steps:
+            self.ended = clock(self.device)
 
 
-def _trainer(prepared: Prepared, folder: Path, steps: int, sampling: str) -> Callable[[], float]:
+@dataclass(frozen=True)
+class Plain:
+    """What Trainer trains: a model with its adapters, on batches from a source."""
+
+    model: torch.nn.Module
+    loaded: Loaded
+    source: ShuffledExamples
+    method: MethodSpec
+    train: TrainSpec
+    device: torch.device
+
+
+def _trainer(prepared: Prepared, folder: Path, steps: int, ordered: Order) -> Callable[[], float]:
     model, loaded = prepared.model()
-    train = prepared.spec.train
-    rows: Any = [
-        {"input_ids": list(row.input_ids), "attention_mask": [1] * len(row.input_ids), "labels": list(row.target_ids)}
-        for row in prepared.parts["train"]
-    ]
+    spec = prepared.spec
+    plain = Plain(model, loaded, prepared.source(loaded.layout), spec.method, spec.train, prepared.device)
+    return trainer_turn(plain, folder, steps, ordered)
+
+
+def trainer_turn(plain: Plain, folder: Path, steps: int, ordered: Order) -> Callable[[], float]:
+    """Examples a second of Seq2SeqTrainer over so many steps, on other batches each turn.
+
+    ordered: the timed batches' examples in the order in which they are to be taken.
+    """
+    train, on_cpu = plain.train, plain.device.type == "cpu"
     settings = Seq2SeqTrainingArguments(
-        output_dir=str(folder / sampling), per_device_train_batch_size=train.batch_size, max_steps=WARM + steps,
-        learning_rate=train.learning_rate, lr_scheduler_type="constant", optim="adamw_torch_fused", use_cpu=True,
-        train_sampling_strategy=sampling, report_to="none", save_strategy="no", logging_strategy="no",
-        disable_tqdm=True, dataloader_pin_memory=False,
+        output_dir=str(folder / "trainer"), per_device_train_batch_size=train.batch_size, max_steps=WARM + steps,
+        learning_rate=train.learning_rate, lr_scheduler_type="constant", optim="adamw_torch_fused", use_cpu=on_cpu,
+        bf16=mixed_precision(plain.method) == "bf16", train_sampling_strategy="sequential", report_to="none",
+        save_strategy="no", logging_strategy="no", disable_tqdm=True, dataloader_pin_memory=not on_cpu,
     )  # fmt: skip
-    collator = DataCollatorForSeq2Seq(loaded.tokenizer, model=model)
+    collator, turns = DataCollatorForSeq2Seq(plain.loaded.tokenizer, model=plain.model), itertools.count()
 
     def turn() -> float:
-        begun = _Clock()
-        trainer = Seq2SeqTrainer(
-            model=model, args=settings, train_dataset=rows, data_collator=collator, callbacks=[begun]
+        first = (WARM + steps) * next(turns)
+        warm, timed = (
+            [plain.source.batch(step, 0, 1).examples for step in range(first + start, first + end)]
+            for start, end in ((0, WARM), (WARM, WARM + steps))
         )
+        rows: Any = [_fields(one) for one in (*in_turn(warm), *ordered(timed))]
+        taken = _Clock(plain.device)
+        trainer = Seq2SeqTrainer(
+            model=plain.model, args=settings, train_dataset=rows, data_collator=collator, callbacks=[taken]
+        )
+        trainer.remove_callback(PrinterCallback)  # whose line would stand among ours
         trainer.train()
-        return train.batch_size * steps / (clock() - begun.started)
+        return train.batch_size * steps / (taken.ended - taken.started)
 
     return turn
+
+
+def in_turn(batches: Sequence[Sequence[Encoded]]) -> list[Encoded]:
+    """The examples as the batches have them."""
+    return list(itertools.chain.from_iterable(batches))
+
+
+def grouped_by_length(batches: Sequence[Sequence[Encoded]]) -> list[Encoded]:
+    """The examples as `group_by_length` takes them: by the length of the input, the longest of each block first."""
+    rows = in_turn(batches)
+    lengths = [len(row.input_ids) for row in rows]
+    drawn = torch.Generator().manual_seed(0)
+    return [rows[at] for at in get_length_grouped_indices(lengths, len(batches[0]), BLOCK, drawn)]
+
+
+def _fields(row: Encoded) -> dict[str, list[int]]:
+    ids = list(row.input_ids)
+    return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": list(row.target_ids)}
 
 
 def gradient_difference(prepared: Prepared) -> float:
@@ -119,7 +194,8 @@ def gradient_difference(prepared: Prepared) -> float:
         trained = {name: value for name, value in loop.model.named_parameters() if value.requires_grad}
         ours = {name: value.grad.clone() for name, value in trained.items() if value.grad is not None}
         loop.optimizer.zero_grad()
-        torch.autograd.backward(token_loss(loop.model, collate(batch.examples, batch.layout)) / batch.target_tokens)
+        padded = {name: value.to(prepared.device) for name, value in collate(batch.examples, batch.layout).items()}
+        torch.autograd.backward(token_loss(loop.model, padded) / batch.target_tokens)
         shares = [_apart(value, trained[name].grad) for name, value in ours.items()]
     return float(f"{max(shares):.2g}")
 

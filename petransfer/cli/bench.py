@@ -15,21 +15,56 @@ import typer
 from rich.table import Table
 
 from petransfer.cli.display import print_table
-from petransfer.cli.options import DataDir
+from petransfer.cli.options import Cpu, DataDir
 from petransfer.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from petransfer.bench.prepared import Prepared
+    from petransfer.recipe.spec import Bits
 
 app = typer.Typer(no_args_is_help=True, help="Measure petransfer beside what one would otherwise pick.")
 
-Bits = Annotated[str, typer.Option(help="8, 4 or both, parted by commas.")]
+Widths = Annotated[str, typer.Option(help="8, 4 or both, parted by commas.")]
 
 Recipes = Annotated[str, typer.Option("--recipe", "-r", help="Recipes, parted by commas.")]
 ArmName = Annotated[str, typer.Option("--arm", help="The arm whose first cell is trained.")]
 Repeats = Annotated[int, typer.Option(min=1, help="Turns of each side.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves them as they are.")]
-Out = Annotated[Path | None, typer.Option(help="A JSON file to add the figures to.")]
+CheckpointName = Annotated[
+    str | None, typer.Option("--checkpoint", help="In place of the arm's: an embedded arm, a folder or a hub id.")
+]
+Width = Annotated[int | None, typer.Option("--bits", help="32, 16, 8 or 4, in place of the recipe's.")]
+
+
+def _can_be_added_to(out: Path | None) -> Path | None:
+    """Before anything is measured, so that no figures are lost."""
+    if out is not None:
+        _before(out)
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {out}: no such folder can be made ({error.strerror}); name another file") from None
+    return out
+
+
+def _before(out: Path) -> list[Any]:
+    """The figures that a file has.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    try:
+        before = json.loads(out.read_text(encoding="utf-8")) if out.exists() else []
+    except (OSError, ValueError) as error:
+        raise UserError(f"--out {out} cannot be read as JSON ({error}); name another file") from None
+    if not isinstance(before, list):
+        raise UserError(f"--out {out} holds no list of figures to add to; name another file")
+    return before
+
+
+Out = Annotated[Path | None, typer.Option(help="A JSON file to add the figures to.", callback=_can_be_added_to)]
 
 
 @app.command()
@@ -37,14 +72,17 @@ def train(
     recipes: Recipes = "lora-scan",
     arm: ArmName = "english",
     batch: Annotated[int, typer.Option(min=0, help="Examples a step; 0 takes the recipe's.")] = 32,
-    steps: Annotated[int, typer.Option(min=1, help="Steps a turn.")] = 20,
-    repeats: Repeats = 5,
+    steps: Annotated[int, typer.Option(min=1, help="Steps a turn; Trainer groups by length in 50s.")] = 50,
+    repeats: Repeats = 3,
     threads: Threads = 0,
+    checkpoint: CheckpointName = None,
+    bits: Width = None,
+    cpu: Cpu = False,
     data_dir: DataDir = None,
     out: Out = None,
 ) -> None:
     """Examples a second of a fine-tuning step, beside Seq2SeqTrainer with peft, in turn."""
-    prepared = _prepared(recipes, arm, batch, data_dir, threads)
+    prepared = _prepared(recipes, arm, (batch, checkpoint, bits), data_dir, _device(cpu, threads))
 
     from petransfer.bench.training import row
 
@@ -61,27 +99,42 @@ def train(
 
 @app.command("eval")
 def evaluate(
+    run: Annotated[
+        list[Path] | None, typer.Option("--run", help="A finished run's folder, in place of recipes. Repeatable.")
+    ] = None,
     recipes: Recipes = "lora-scan",
     arm: ArmName = "english",
-    train_steps: Annotated[int, typer.Option(min=0, help="Steps of training before, at the recipe's rate.")] = 100,
+    train_steps: Annotated[int, typer.Option(min=1, help="Steps of training before, all of a schedule.")] = 100,
     examples: Annotated[int, typer.Option(min=1, help="Test examples, drawn at random.")] = 256,
     repeats: Repeats = 3,
     threads: Threads = 0,
+    checkpoint: CheckpointName = None,
+    bits: Width = None,
+    cpu: Cpu = False,
     data_dir: DataDir = None,
     out: Out = None,
 ) -> None:
     """Test examples a second by one forward pass, beside `generate`, in turn; and whether they agree."""
-    prepared = _prepared(recipes, arm, 0, data_dir, threads)
+    if run and (checkpoint or bits):
+        raise UserError("--run says the checkpoint and the bits itself; leave out --checkpoint and --bits")
+    device = _device(cpu, threads)
+    prepared = _prepared(recipes, arm, (0, checkpoint, bits), data_dir, device)
 
-    from petransfer.bench.scoring import row
+    from petransfer.bench.scoring import row, trained_before, trained_here
 
-    found = [row(one, train_steps, examples, repeats) for one in prepared]
+    if run:
+        trained = (trained_before(folder, data_dir, device) for folder in run)
+    else:
+        trained = (trained_here(one, train_steps) for one in prepared)
+    found = [row(one, examples, repeats) for one in trained]
     table = _table("task", "examples", "EM %", "petransfer/s", "generate/s", "ratio", "disagree", left=("task",))
     for one in found:
         rates = [f"{rate:.1f}" for rate in one["examples_per_second"].values()]
         figures = (f"{one['exact_match']:.1f}", *rates, f"{one['ratio']:.1f}", str(one["disagreements"]))
         table.add_row(one["task"], str(one["examples"]), *figures)
     print_table(table)
+    for one in found:
+        print(f"{one['task']}: " + ", ".join(f"{part} {share:.0f} %" for part, share in one["profile"].items()))
     _add(found, out)
 
 
@@ -107,7 +160,7 @@ def memory(
         str, typer.Argument(help="A hub id of the registry, whose shape is taken.")
     ] = "google-t5/t5-11b",
     layers: Annotated[int | None, typer.Option(min=1, help="Layers a side, where not all of them.")] = None,
-    bits: Bits = "8,4",
+    bits: Widths = "8,4",
     batch: Annotated[int, typer.Option(min=1, help="Examples at once.")] = 1,
     lengths: Annotated[str, typer.Option(help="Pieces of the input and of the target.")] = "32,64",
     checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Compute activations again.")] = False,
@@ -146,7 +199,7 @@ def fit(
         "google-t5/t5-small,google/t5-v1_1-small,openai-community/gpt2"
     ),
     layers: Annotated[int | None, typer.Option(min=1, help="Layers a side, where not all of them.")] = 2,
-    out: Annotated[Path | None, typer.Option(help="A JSON file for the figures.")] = None,
+    out: Out = None,
 ) -> None:
     """What `petransfer fit` foresees, beside what three real steps take."""
     from petransfer.bench.foresight import rows
@@ -161,9 +214,7 @@ def fit(
         ratios = [f"{row[name]:.3f}" for name in ("ratio", "ratio_fixed")]
         table.add_row(row["checkpoint"], row["method"], str(row["bits"]), str(row["batch"]), *sizes, *ratios)
     print_table(table)
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(found, indent=1) + "\n")
+    _add(found, out)
 
 
 @app.command()
@@ -199,29 +250,31 @@ def stacked(
     micro_batch: Annotated[int, typer.Option(min=0, help="Examples of a run a forward pass; 0 chooses.")] = 0,
     threads: Threads = 0,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds in which the ways take turns.")] = 5,
+    cpu: Cpu = False,
     out: Out = None,
 ) -> None:
-    """Training K adapters as one stack, beside the same K runs one after another."""
+    """Training K adapters as one stack, beside the same K runs one after another, by petransfer and by Trainer."""
     from petransfer.checkpoints.quiet import quiet
 
-    if bits not in (4, 8, 16, 32):
-        raise UserError(f"--bits {bits}: take 4, 8, 16 or 32")
+    width = _width(bits)
     if not all(re.fullmatch(r"[1-9][0-9]?", part) for part in counts.split(",")):
         raise UserError(f"--runs {counts}: write whole numbers from 1 to 99 such as 1,2,4,8")
     quiet()
 
     from petransfer.bench.stacked import Setting, measure
 
-    setting = Setting(checkpoint, bits, batch=batch, micro_batch=micro_batch, threads=threads, rounds=rounds)  # type: ignore[arg-type]
-    found = measure(setting, [int(part) for part in counts.split(",")], lambda line: print(line, file=sys.stderr))
-    table = _table("runs", "one by one, examples/s", "stacked, examples/s", "ratio")
+    setting = Setting(checkpoint, width, batch=batch, micro_batch=micro_batch, threads=threads, rounds=rounds)
+    wanted, device = [int(part) for part in counts.split(",")], _device(cpu, threads)
+    found = measure(setting, wanted, device, lambda line: print(line, file=sys.stderr))
+    table = _table("runs", "Trainer, examples/s", "one by one", "stacked", "by Trainer", "by one by one")
     for row in found["rows"]:
-        table.add_row(str(row["runs"]), f"{row['single']:.1f}", f"{row['stacked']:.1f}", f"{row['ratio']:.2f}")
+        rates = [f"{row[way]:.1f}" for way in ("trainer", "single", "stacked")]
+        table.add_row(str(row["runs"]), *rates, f"{row['ratio_trainer']:.2f}", f"{row['ratio']:.2f}")
     print_table(table)
     for way, shares in found["profile"].items():
         print(f"{way}: " + ", ".join(f"{part} {share:.0f} %" for part, share in shares.items()))
     about = found["hardware"]
-    print(f"{checkpoint} on {about['card'] or about['cpu']}, {about['threads']} of {about['cores']} cores")
+    print(f"{checkpoint} on {about['gpu'] or about['processor']}, {about['threads']} of {about['cores']} cores")
     _add([found], out)
 
 
@@ -238,20 +291,21 @@ def growth(
     batch: Annotated[int, typer.Option(min=1, help="Examples a step.")] = 16,
     repeats: Annotated[int, typer.Option(min=1, help="Turns of each.")] = 5,
     threads: Threads = 1,
+    bits: Annotated[int, typer.Option(help="32 or 16.")] = 32,
+    cpu: Cpu = False,
     out: Out = None,
 ) -> None:
-    """What a LoRA step and scoring take on the CPU as model and texts grow."""
+    """What a LoRA step and scoring take as model and texts grow."""
     from petransfer.bench.growth import points, rows
     from petransfer.checkpoints.quiet import quiet
 
     if not all(re.fullmatch(r"[1-9][0-9]{0,3}", part) for part in lengths.split(",")):
         raise UserError(f"--lengths {lengths}: write whole numbers from 1 to 9999 such as 16,32,64")
+    if bits not in (16, 32):
+        raise UserError(f"--bits {bits}: take 32 or 16")
     quiet()
-    import torch
-
-    torch.set_num_threads(threads or torch.get_num_threads())
     chosen = points(sizes.split(","), [int(part) for part in lengths.split(",")], at_size, at_length)
-    found = rows(chosen, batch, repeats)
+    found = rows(chosen, batch, repeats, _device(cpu, threads), 16 if bits == 16 else 32)
     rates = ("s a batch", "tokens/s", "MFLOP a token", "of matmul rate")
     table = _table("size", "parameters", "pieces", "what", *rates, left=("size", "what"))
     for row in found:
@@ -262,16 +316,27 @@ def growth(
     _add(found, out)
 
 
-def _prepared(recipes: str, arm: str, batch: int, data_dir: Path | None, threads: int) -> Iterator[Prepared]:
-    """Each recipe's first cell of the arm, made when it is asked for."""
+def _device(cpu: bool, threads: int) -> torch.device:
+    """What is measured on, with so many threads; 0 leaves them."""
     import torch
 
-    from petransfer.bench.prepared import prepare
+    from petransfer.bench.sides import device_of
+
+    torch.set_num_threads(threads or torch.get_num_threads())
+    return device_of(cpu)
+
+
+def _prepared(
+    recipes: str, arm: str, changes: tuple[int, str | None, int | None], data_dir: Path | None, device: torch.device
+) -> Iterator[Prepared]:
+    """Each recipe's first cell of the arm, made when it is asked for. changes: batch, checkpoint and bits."""
+    from petransfer.bench.prepared import Changes, prepare
     from petransfer.checkpoints.quiet import quiet
 
     quiet()
-    torch.set_num_threads(threads or torch.get_num_threads())
-    return (prepare(name, arm, batch, data_dir) for name in recipes.split(","))
+    batch, checkpoint, bits = changes
+    asked = Changes(batch, checkpoint, None if bits is None else _width(bits))
+    return (prepare(name, arm, asked, data_dir, device) for name in recipes.split(","))
 
 
 def _table(*columns: str, left: Sequence[str] = ()) -> Table:
@@ -284,11 +349,8 @@ def _table(*columns: str, left: Sequence[str] = ()) -> Table:
 
 def _add(found: list[dict[str, Any]], out: Path | None) -> None:
     """Adds rows to a JSON file, if one is named."""
-    if out is None:
-        return
-    before = json.loads(out.read_text()) if out.exists() else []
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(before + found, indent=1) + "\n")
+    if out is not None:
+        out.write_text(json.dumps(_before(out) + found, indent=1) + "\n")
 
 
 def _show(found: list[dict[str, Any]]) -> None:
@@ -317,3 +379,10 @@ def _bits(text: str) -> list[int]:
         return [known[part.strip()] for part in text.split(",")]
     except KeyError:
         raise UserError(f"--bits {text}: take 8, 4 or 8,4") from None
+
+
+def _width(bits: int) -> Bits:
+    known: dict[int, Bits] = {4: 4, 8: 8, 16: 16, 32: 32}
+    if bits not in known:
+        raise UserError(f"--bits {bits}: take 4, 8, 16 or 32")
+    return known[bits]

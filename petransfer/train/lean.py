@@ -56,8 +56,8 @@ class _Rows:
 class Judged:
     """Of the positions that labels ask for, at (n,) in the flattened batch, each (n,).
 
-    wanted, rival: the label's logit and the largest other, whose piece is rival_id. log_prob: of the label, in nats.
-    largest: of all logits' sizes.
+    wanted, rival: the label's logit and the largest other. rival_id: its piece where it is no less than the label's
+    logit, else 0. log_prob: of the label, in nats. largest: of all logits' sizes.
     """
 
     at: torch.Tensor
@@ -71,9 +71,14 @@ class Judged:
 def _judge(logits_nv: torch.Tensor, wanted_n1: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Overwrites the logits."""
     wanted_n = logits_nv.gather(1, wanted_n1).squeeze(1)
-    least_n, most_n = logits_nv.aminmax(dim=1)
-    logits_nv.scatter_(1, wanted_n1, -torch.inf)
-    rival_n, rival_id_n = logits_nv.max(1)
+    # aminmax, and max which says where, take more than ten times as long on a CPU
+    least_n = logits_nv.amin(1)
+    rival_n = logits_nv.scatter_(1, wanted_n1, -torch.inf).amax(1)
+    missed = (rival_n >= wanted_n).nonzero().squeeze(1)
+    rival_id_n = torch.zeros(len(logits_nv), dtype=torch.long).index_copy_(
+        0, missed, logits_nv.index_select(0, missed).argmax(1)
+    )
+    most_n = torch.maximum(rival_n, wanted_n)
     others_n = logits_nv.sub_(most_n[:, None]).exp_().sum(1)
     log_prob_n = wanted_n - most_n - (others_n + (wanted_n - most_n).exp()).log()
     return wanted_n, log_prob_n, rival_n, rival_id_n, torch.maximum(most_n.abs(), least_n.abs())

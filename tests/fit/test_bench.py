@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 
 from petransfer.bench.memory import theoretical
@@ -19,7 +20,12 @@ RESULTS = Path(__file__).parents[2] / "results" / "bench"
 
 
 def _bench(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["petransfer", "bench", *arguments])
+    return petransfer(monkeypatch, "bench", *arguments)
+
+
+def petransfer(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code."""
+    monkeypatch.setattr(sys, "argv", ["petransfer", *arguments])
     with pytest.raises(SystemExit) as stop:
         main()
     return int(stop.value.code or 0)
@@ -77,19 +83,39 @@ def test_what_is_claimed_of_large_checkpoints_stands_in_results() -> None:
             assert row["weights"] <= {8: 0.6, 4: 0.45}[bits] * sides[checkpoint, bits, "usual"]["weights"]
 
 
+def test_the_page_says_what_was_measured() -> None:
+    page = (RESULTS / "README.md").read_text()
+    for row in json.loads((RESULTS / "train-cpu.json").read_text()):
+        rates = " | ".join(f"{rate:.0f}" for rate in row["examples_per_second"].values())
+        share = 100 * row["share_of_matmul_rate"]["petransfer"]
+        assert f"| {rates} | {min(row['ratio'], row['ratio_grouped']):.2f} | {share:.0f} % |" in page
+    for row in json.loads((RESULTS / "eval-cpu.json").read_text()):
+        ours, generate = row["examples_per_second"].values()
+        beside = f"{ours:.0f} | {generate:.1f} | {row['ratio']:.1f} | {row['disagreements']} |"
+        assert f"| {row['examples']:,} of {row['of']:,} | {row['exact_match']:.1f} | {beside}" in page
+        assert ", ".join(f"{part} {share:.0f} %" for part, share in row["profile"].items()) in page
+    taken = {row["command"]: row["processor"] for row in json.loads((RESULTS / "startup-cpu.json").read_text())}
+    many = [taken[f"petransfer {verb}, 10,000 runs"] for verb in ("plan", "status")]
+    assert max(many) < 2
+    assert "takes {:.1f} s and `status`, all but one of them done, {:.1f} s".format(*many) in " ".join(page.split())
+
+
 def test_stacked_and_single_runs_take_turns() -> None:
     from petransfer.bench.stacked import Setting, measure
 
     said: list[str] = []
-    found = measure(Setting(batch=2, threads=1, rounds=2, steps=1), [1, 2], said.append)
+    setting = Setting(batch=2, threads=1, rounds=2, steps=1)
+    found = measure(setting, [1, 2], torch.device("cpu"), said.append)
     assert [row["runs"] for row in found["rows"]] == [1, 2]
     for row in found["rows"]:
         assert len(row["ratios"]) == 2
         assert row["single"] > 0
         assert row["stacked"] > 0
+        assert row["ratio_trainer"] == pytest.approx(row["stacked"] / row["trainer"], rel=0.01)
     assert set(found["profile"]) == {"single", "stacked 2"}
     assert all(sum(shares.values()) == pytest.approx(100, abs=1) for shares in found["profile"].values())
-    assert found["hardware"]["cpu"]
+    assert found["hardware"]["processor"]
+    assert found["hardware"]["clock"] == "processor time"
 
 
 def test_what_is_claimed_of_t5_11b_follows_from_one_and_two_layers() -> None:

@@ -19,7 +19,7 @@ from petransfer.recipe.spec import Bits, MethodSpec
 from petransfer.tasks import load_task
 from petransfer.train import pairs
 from petransfer.train.batches import Tensors, collate
-from petransfer.train.lean import Lean
+from petransfer.train.lean import Lean, _judge
 from petransfer.train.losses import token_loss
 from tests.conftest import FULL, LORA
 
@@ -167,6 +167,25 @@ def test_what_it_cannot_do_is_left_to_the_plain_way(tiny_t5: Path) -> None:
     assert not Lean(_model(tiny_t5, NARROW[0])[0], scoring=True).usable
     other: Any = torch.nn.Linear(2, 2)
     assert not Lean(other).usable
+
+
+def test_logits_are_judged_as_softmax_and_argmax_do() -> None:
+    """To the last bit; which piece the rival is matters where the label has missed, and is found there alone."""
+    logits_nv = torch.randn(200, 50, generator=torch.Generator().manual_seed(0)) * 4
+    wanted_n = torch.randint(0, 50, (200,), generator=torch.Generator().manual_seed(1))
+    wanted_n[:120] = logits_nv[:120].argmax(1)
+    logits_nv[5, (wanted_n[5] + 1) % 50] = logits_nv[5, wanted_n[5]]  # a tie
+    others_nv = logits_nv.scatter(1, wanted_n[:, None], -torch.inf)
+    expected, rival_id_n = others_nv.max(1)
+    said, log_prob, rival, found_id, largest = _judge(logits_nv.clone(), wanted_n[:, None])
+    missed = rival >= said
+    assert 75 < int(missed.sum()) < 85
+    assert missed[5]
+    assert torch.equal(said, logits_nv.gather(1, wanted_n[:, None])[:, 0])
+    assert torch.equal(rival, expected)
+    assert torch.equal(found_id[missed], rival_id_n[missed])
+    assert torch.equal(largest, logits_nv.abs().amax(1))
+    torch.testing.assert_close(log_prob, -torch.nn.functional.cross_entropy(logits_nv, wanted_n, reduction="none"))
 
 
 def test_one_pass_judges_as_the_plain_way_does(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,27 @@
+"""Where the time of some work goes, by kind of operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+
+def shares(run: Callable[[], object], parts: Mapping[str, Sequence[str]], device: torch.device) -> dict[str, float]:
+    """Per cent of the operations' own time on the device, the largest first.
+
+    parts: words in the names of each part's operations; the first that fits counts, and the rest is `other`.
+    """
+    on_card = device.type == "cuda"
+    kinds = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if on_card else [])]
+    profiler: Any = torch.profiler.profile(activities=kinds)
+    with profiler as seen:
+        run()
+    sums: dict[str, float] = {}
+    for event in seen.key_averages():
+        own = event.self_device_time_total if on_card else event.self_cpu_time_total
+        part = next((part for part, words in parts.items() if any(word in event.key for word in words)), "other")
+        sums[part] = sums.get(part, 0.0) + own
+    total = sum(sums.values())
+    return {part: round(100 * own / total, 1) for part, own in sorted(sums.items(), key=lambda item: -item[1])}
