@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
+from petransfer.checkpoints import broken
 from petransfer.errors import UserError
-from petransfer.recipe.spec import Bits
+from petransfer.recipe.spec import Bits, Optimizer
 
 REASONS = {
     "embeddings": "rows are looked up, not multiplied",
@@ -89,12 +90,22 @@ def settings(bits: Bits) -> BitsAndBytesConfig:
 
 def require_bitsandbytes(bits: Bits) -> None:
     """Raises UserError where bitsandbytes is not to be had or does not work."""
+    _require_bitsandbytes(f"bits: {bits}", "bits: 16")
+
+
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Raises UserError where an 8-bit optimiser is asked for and bitsandbytes is not to be had or does not work."""
+    if optimizer != "adamw":
+        _require_bitsandbytes(f"optimizer: {optimizer}", "optimizer: adamw")
+
+
+def _require_bitsandbytes(what: str, instead: str) -> None:
     try:
         import bitsandbytes  # noqa: F401
-    except Exception as error:  # a broken CUDA setup raises what it likes
+    except ImportError as error:
         raise UserError(
-            f"bits: {bits} needs bitsandbytes, which does not work here ({str(error).splitlines()[0][:120]}); "
-            "take bits: 16, or install it for this platform"
+            f"{what} needs bitsandbytes, which does not work here ({broken.PROBLEM or broken.first_line(error)}); "
+            f"take {instead}, or install it for this platform"
         ) from error
 
 
