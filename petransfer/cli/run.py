@@ -275,7 +275,7 @@ def plan(
     """Show the grid: its runs, their steps and what is done. Nothing is loaded or downloaded."""
     study = study_of(recipe, sets, family, seeds, arms, out, data_dir, shard)
     rows = tables.rows_of(study.mine, study.folder)
-    room = card_bytes(card) if card else this_card()
+    room = card_bytes(card) if card is not None else this_card()
     places = foresee([cell.spec for cell in study.mine], room, checkpointing) if room else []
     if as_json:
         memory = [{"name": place.name, "line": place.line, "fits": place.fit and place.fit.fits} for place in places]

@@ -46,6 +46,7 @@ class Place:
 def foresee(specs: Sequence[RunSpec], card: int, checkpointing: bool = False) -> list[Place]:
     """One place for each checkpoint, method and batch of the grid; embedded checkpoints fit everywhere."""
     from petransfer.checkpoints.architecture import configuration
+    from petransfer.checkpoints.quantise import refuse_quantised
     from petransfer.checkpoints.quiet import quiet
     from petransfer.fit.planner import plan
 
@@ -60,6 +61,7 @@ def foresee(specs: Sequence[RunSpec], card: int, checkpointing: bool = False) ->
         demand = demand_of(spec, checkpointing)
         try:
             config, own_head = configuration(spec.checkpoint)
+            refuse_quantised(config, spec.checkpoint.name)
             found[key] = Place(name, spec, plan(config, spec.checkpoint, demand, own_head, card))
         except UserError as error:
             found[key] = Place(name, spec, None, str(error))
