@@ -232,7 +232,7 @@ def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> 
         **{part: summary(evaluation) | measured[part].scores for part, evaluation in evaluations.items()},
         "parameters": sum(value.numel() for value in loaded.model.parameters()),
         "trained_parameters": sum(value.numel() for value in trained_tensors(model).values()),
-        "weights": inventory(model).as_dict() | (base.cost or {}),
+        "weights": inventory(model, spec.method.keep_wide).as_dict() | (base.cost or {}),
         "base_commit": loaded.commit,
         "steps": done.step,
         "micro_batch": done.micro_batch,
