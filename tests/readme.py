@@ -1,7 +1,8 @@
 """The README with every figure that it takes from results/ as it stands there.
 
-A table beneath `<!-- groups: STUDY -->` or `<!-- verdicts: STUDY -->` is that of the study's table.md. After
-`<!-- from: STUDY -->` a word or figure in a sentence is marked by what it is: `<!-- english, lora, dev -->95.9`.
+A table beneath `<!-- groups: STUDY -->` or `<!-- verdicts: STUDY -->` is that of the study's table.md, that beneath
+`<!-- support -->` says which architectures tests/checkpoints/test_coverage.py tries. After `<!-- from: STUDY -->` a
+word or figure in a sentence is marked by what it is: `<!-- english, lora, dev -->95.9`.
 tests/test_readme.py compares; this writes:
 
     python -m tests.readme
@@ -19,11 +20,13 @@ from statistics import fmean
 from typing import Any
 
 from petransfer.recipe.effects import matching
+from tests.checkpoints.architectures import support
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 
 TABLE = re.compile(r"(<!-- (groups|verdicts): (\S+) -->\n)(.*?)(?=\n\n)", flags=re.DOTALL)
+SUPPORT = re.compile(r"(<!-- support -->\n)(.*?)(?=\n\n)", flags=re.DOTALL)
 FIGURE = re.compile(
     r"(?P<mark><!-- (?:from: (?P<study>\S+)|(?P<name>[\w-]+), (?P<method>[\w -]+), (?P<what>\w+)) -->)(?P<said>\S*\w)?"
 )
@@ -44,6 +47,7 @@ def corrected(text: str) -> str:
             return found[0]
         return found["mark"] + figure(study, found["name"], found["method"], found["what"])
 
+    text = SUPPORT.sub(lambda found: found[1] + support(), text)
     return FIGURE.sub(right, TABLE.sub(lambda found: found[1] + _table(found[3], found[2]), text))
 
 

@@ -43,7 +43,9 @@ from petransfer.checkpoints.registry import NANO, checkpoint_spec, embedded_fold
 from petransfer.errors import UserError
 from petransfer.recipe.spec import Bits, CheckpointSpec, Reinit
 
-# Architectures that transformers loads and computes wrongly (seen with 5.23).
+# Architectures that transformers loads and computes wrongly (seen with 5.23). umT5's configuration always says that its
+# embeddings are tied, and then its logits are scaled. Put right here alone, it would give adapters that are wrong for
+# whoever loads them with plain transformers and peft, which go on scaling.
 WRONG = {"umt5": "transformers scales umT5's logits as if its head were tied to its embeddings; take mT5"}
 
 DTYPES: dict[int, torch.dtype] = {32: torch.float32, 16: torch.bfloat16}

@@ -72,7 +72,7 @@ def fit(
     from petransfer.methods.stacked import refuse_layer_drop
 
     quiet()
-    room = card_bytes(card) if card else None if cpu else this_card()
+    room = card_bytes(card) if card is not None else None if cpu else this_card()
     device: Literal["cuda", "cpu"] = "cpu" if cpu or (measure and not _has_card()) else "cuda"
     demand = Demand(
         chosen,

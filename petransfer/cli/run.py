@@ -310,7 +310,7 @@ def plan(
     ways = Ways(stack=stack)
     study = study_of(recipe, sets, family, seeds, arms, out, data_dir, shard)
     rows = tables.rows_of(study.mine, study.folder)
-    room = card_bytes(card) if card else this_card()
+    room = card_bytes(card) if card is not None else this_card()
     group = ways.group(checkpointing, lambda: room)
     stacks = group(study.waiting) if group else []
     places = foresee([cell.spec for cell in study.mine], room, checkpointing, _sizes(stacks)) if room else []

@@ -9,6 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+
+import petransfer.checkpoints.broken  # noqa: F401 - before peft
+
+# isort: split
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 

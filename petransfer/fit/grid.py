@@ -69,6 +69,7 @@ def foresee(
 
 def _place(spec: RunSpec, card: int, checkpointing: bool, members: int) -> Place:
     from petransfer.checkpoints.architecture import configuration
+    from petransfer.checkpoints.quantise import refuse_quantised
     from petransfer.checkpoints.quiet import quiet
     from petransfer.fit.planner import plan
 
@@ -78,6 +79,7 @@ def _place(spec: RunSpec, card: int, checkpointing: bool, members: int) -> Place
     demand = replace(demand_of(spec, checkpointing), members=members)
     try:
         config, own_head = configuration(spec.checkpoint)
+        refuse_quantised(config, spec.checkpoint.name)
         return Place(name, spec, plan(config, spec.checkpoint, demand, own_head, card))
     except UserError as error:
         return Place(name, spec, None, str(error))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from petransfer.checkpoints.load import Loaded, load
-from petransfer.checkpoints.quantise import inventory
+from petransfer.checkpoints.quantise import check_optimizer, inventory
 from petransfer.fit.simulate import Demand, meta_batch
 from petransfer.methods import APPLY, weights_bits
 from petransfer.recipe.spec import CheckpointSpec, TrainSpec
@@ -31,6 +31,7 @@ class Measured:
 
 def measure(checkpoint: CheckpointSpec, demand: Demand) -> Measured:
     """Trains on made-up pieces: memory does not depend on which they are."""
+    check_optimizer(demand.optimizer)
     device = torch.device(demand.device)
     loaded = load(checkpoint, weights_bits(demand.method), device=device, keep_wide=demand.method.keep_wide)
     weights = inventory(loaded.model).bytes

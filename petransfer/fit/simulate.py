@@ -105,7 +105,7 @@ def simulate(config: Any, name: str, demand: Demand, own_head: bool, new_pieces:
             tracker.count(value.grad, "gradients")
         hook: Any = value.register_post_accumulate_grad_hook
         hook(lambda held: tracker.retag(held.grad, "gradients"))
-    with tracker, _as_on(demand.device):
+    with tracker, _as_on(demand.device, weights_bits(demand.method)):
         _pass(loaded, models, phase, meta_batch(demand, loaded.layout), torch.device(demand.device))
     tracker.add("workspace", _step_workspace(list(trained.values()), demand))
     at = tracker.peak
@@ -249,22 +249,28 @@ def _vocabulary(model: torch.nn.Module) -> int:
 
 
 @contextlib.contextmanager
-def _as_on(device: Device) -> Iterator[None]:
+def _as_on(device: Device, bits: Bits) -> Iterator[None]:
     """Lets the meta device take the kernels that `device` would take."""
-    import bitsandbytes as bnb
-    from bitsandbytes.autograd._functions import MatMul8bitFp
-
-    def matmul_8bit(a: Any, b: Any, out: Any = None, state: Any = None, threshold: float = 0, bias: Any = None) -> Any:
-        return MatMul8bitFp.apply(a, b, out, bias, state)
-
     with contextlib.ExitStack() as patches:
         if device == "cpu":
-            patches.enter_context(mock.patch.object(bnb, "matmul", matmul_8bit))
+            if bits == 8:
+                patches.enter_context(_matmul_8bit())
         else:
             functional = torch.nn.functional
             patches.enter_context(mock.patch.object(functional, "scaled_dot_product_attention", _fused_attention))
             patches.enter_context(mock.patch.object(functional, "dropout", _fused_dropout))
         yield
+
+
+def _matmul_8bit() -> Any:
+    """Lets LLM.int8 multiply as on a CPU, by weights that are made wide."""
+    import bitsandbytes as bnb
+    from bitsandbytes.autograd._functions import MatMul8bitFp
+
+    def matmul(a: Any, b: Any, out: Any = None, state: Any = None, threshold: float = 0, bias: Any = None) -> Any:
+        return MatMul8bitFp.apply(a, b, out, bias, state)
+
+    return mock.patch.object(bnb, "matmul", matmul)
 
 
 def _fused_dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:

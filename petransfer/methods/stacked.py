@@ -48,6 +48,8 @@ class Stack:
         self.trunk, self.members, self.hidden_only = trunk, list(members), hidden_only
         if hidden_only:
             trunk.get_output_embeddings().forward = lambda hidden: hidden
+            if hasattr(trunk, "final_logits_bias"):
+                trunk.final_logits_bias = trunk.final_logits_bias.new_zeros(())
         self._layers = _put_into(trunk, [member.get_base_model() for member in members])
         self.draws = Draws(len(self.members), next(trunk.parameters()).device)
 

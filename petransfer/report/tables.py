@@ -139,19 +139,23 @@ def plain_line(row: Row) -> str:
 
 
 def weight_lines(rows: Sequence[Row]) -> list[str]:
-    """What quantised bases really weigh, a line for each arm and method: bytes, shares by dtype, what stayed wide."""
+    """What quantised bases really weigh, a line for each arm and method: bytes, shares, what stayed wide and why."""
     lines: dict[tuple[str, str], str] = {}
     for row in rows:
         if row.weights and row.weights.get("wide"):
             shares = ", ".join(f"{share:.1f} % {dtype}" for dtype, share in row.weights["share"].items())
             size = sum(row.weights["bytes"].values()) / 1e6
-            wide = ", ".join(row.weights["wide"])
+            wide = ", ".join(_reason(*kind) for kind in row.weights["wide"].items())
             line = f"{row.cell.arm}, {row.cell.method}: {size:,.1f} MB of weights, {shares}; wide: {wide}"
             cost = row.weights.get("quantisation")
             if cost:
                 line += f"; loss before training {cost['loss_at_16_bits']:.3f} at 16 bits, {cost['loss']:.3f} so"
             lines.setdefault((row.cell.arm, row.cell.method), line)
     return list(lines.values())
+
+
+def _reason(kind: str, said: dict[str, Any]) -> str:
+    return f"{kind} ({said['why']})" if said.get("why") else kind
 
 
 def generated_lines(rows: Sequence[Row]) -> list[str]:

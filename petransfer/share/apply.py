@@ -8,6 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+
+import petransfer.checkpoints.broken  # noqa: F401 - before peft
+
+# isort: split
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 

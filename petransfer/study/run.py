@@ -25,7 +25,7 @@ from petransfer.checkpoints.encoding import Encoded, encode_targets
 from petransfer.checkpoints.lazy import encode_part
 from petransfer.checkpoints.lengths import length_check
 from petransfer.checkpoints.load import Loaded, load
-from petransfer.checkpoints.quantise import inventory
+from petransfer.checkpoints.quantise import check_optimizer, inventory
 from petransfer.evaluate.exact_match import Evaluation, summary
 from petransfer.evaluate.metrics import OF_LABELS
 from petransfer.methods import APPLY, SAVE, mixed_precision, weights_bits
@@ -151,6 +151,7 @@ class Prepared:
 def open_base(spec: RunSpec, settings: Settings) -> Base:
     """Reads the data and loads the checkpoint."""
     started = time.monotonic()
+    check_optimizer(spec.train.optimizer)
     if settings.execution.threads:
         torch.set_num_threads(settings.execution.threads)
     options = spec.task.options + spec.task.source
@@ -231,7 +232,7 @@ def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> 
         **{part: summary(evaluation) | measured[part].scores for part, evaluation in evaluations.items()},
         "parameters": sum(value.numel() for value in loaded.model.parameters()),
         "trained_parameters": sum(value.numel() for value in trained_tensors(model).values()),
-        "weights": inventory(model).as_dict() | (base.cost or {}),
+        "weights": inventory(model, spec.method.keep_wide).as_dict() | (base.cost or {}),
         "base_commit": loaded.commit,
         "steps": done.step,
         "micro_batch": done.micro_batch,
@@ -334,9 +335,17 @@ def environment(device: torch.device, threads: int) -> dict[str, Any]:
     packages = ("petransfer", "torch", "transformers", "peft", "bitsandbytes", "accelerate")
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
-        "packages": {name: metadata.version(name) for name in packages},
+        "packages": {name: version for name in packages if (version := _version(name))},
         "python": platform.python_version(),
         "device": f"{device.type} ({card})",
         "threads": threads or torch.get_num_threads(),
         "cores": os.cpu_count(),
     }
+
+
+def _version(package: str) -> str:
+    """Empty where it is not installed: bitsandbytes is not for every platform."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""

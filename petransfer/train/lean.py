@@ -14,6 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+import petransfer.checkpoints.broken  # noqa: F401 - before peft
+
+# isort: split
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.utils import TrainableTokensWrapper

@@ -19,49 +19,62 @@ WHOLE = 2**28
 PLAIN_HEADS = frozenset(
     {
         *("t5", "mt5", "longt5", "gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma", "phi", "phi3", "starcoder2"),
-        *("opt", "bloom", "gpt_neox"),
+        *("opt", "bloom", "gpt_neox", "m2m_100"),
     }
 )
+# Those that add a buffer to it, `final_logits_bias`, and nothing else.
+BIASED_HEADS = frozenset({"bart", "mbart", "marian", "pegasus"})
 
 
 def token_loss(model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
     """The summed cross-entropy in nats over the micro-batch's target tokens, computed in fp32."""
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     labels = batch["labels"].flatten()
-    head = plain_head(model)
-    if head is not None and 4 * labels.numel() * head.weight.shape[0] > WHOLE:
-        with _passed_through(head):
+    known = known_head(model)
+    if known is not None and 4 * labels.numel() * known[1].weight.shape[0] > WHOLE:
+        base, head = known
+        added = getattr(base, "final_logits_bias", None)
+        bias = head.bias if added is None else added[0].to(head.weight.dtype)
+        with _passed_through(base, head):
             hidden_btd = model(**inputs, use_cache=False).logits
         hidden_nd = hidden_btd.flatten(0, 1).to(head.weight.dtype)
         tokens = max(1, WHOLE // (16 * head.weight.shape[0]))
         chunked: torch.Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            hidden_nd, head.weight, head.bias, labels, tokens
+            hidden_nd, head.weight, bias, labels, tokens
         )
         return chunked
     logits_btv = model(**inputs, use_cache=False).logits
     return functional.cross_entropy(logits_btv.float().flatten(0, 1), labels, ignore_index=IGNORED, reduction="sum")
 
 
-def plain_head(model: Any) -> torch.nn.Linear | None:
-    """The layer whose output is the logits, or None where more is done to them or that is not known."""
+def known_head(model: Any) -> tuple[Any, torch.nn.Linear] | None:
+    """The model without adapters, and the layer whose output is the logits but for `final_logits_bias`, if it has that.
+
+    None where more is done to them or that is not known.
+    """
     while hasattr(model, "module"):  # DistributedDataParallel and its kin
         model = model.module
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     config = getattr(base, "config", None)
-    if getattr(config, "model_type", None) not in PLAIN_HEADS:
+    if getattr(config, "model_type", None) not in PLAIN_HEADS | BIASED_HEADS:
         return None
     head = base.get_output_embeddings()
-    return head if type(head) is torch.nn.Linear else None
+    return (base, head) if type(head) is torch.nn.Linear else None
 
 
 @contextlib.contextmanager
-def _passed_through(head: torch.nn.Linear) -> Iterator[None]:
+def _passed_through(base: Any, head: torch.nn.Linear) -> Iterator[None]:
     """Lets the model return what goes into its head in place of logits."""
     head.forward = lambda hidden: hidden  # type: ignore[method-assign, assignment]
+    added = getattr(base, "final_logits_bias", None)
+    if added is not None:
+        base.final_logits_bias = added.new_zeros(())
     try:
         yield
     finally:
         del head.forward
+        if added is not None:
+            base.final_logits_bias = added
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

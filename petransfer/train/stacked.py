@@ -18,7 +18,7 @@ from petransfer.errors import Interrupted, RunError
 from petransfer.methods.stacked import Stack
 from petransfer.train.batches import IGNORED, Batch, Tensors
 from petransfer.train.loop import Loop, dropout_seed
-from petransfer.train.losses import plain_head, token_loss
+from petransfer.train.losses import known_head, token_loss
 from petransfer.train.memory import is_out_of_memory
 from petransfer.train.state import keep_only, save_state
 
@@ -34,7 +34,7 @@ def joins(device: torch.device) -> bool:
 
 def make_stack(trunk: torch.nn.Module, members: Sequence[torch.nn.Module]) -> Stack:
     """A stack whose trunk ends before the head where the loss may take it from there."""
-    return Stack(trunk, members, hidden_only=all(plain_head(member) is not None for member in members))
+    return Stack(trunk, members, hidden_only=all(known_head(member) is not None for member in members))
 
 
 def accumulate(stack: Stack, micros: Sequence[Tensors], tokens: Sequence[int], layout: Layout) -> list[torch.Tensor]:
@@ -69,7 +69,10 @@ class _Said:
             self._head = member.get_base_model().get_output_embeddings()
 
     def __call__(self, **_: Any) -> SimpleNamespace:
-        return SimpleNamespace(logits=self._part if self._head is None else self._head(self._part))
+        if self._head is None:
+            return SimpleNamespace(logits=self._part)
+        logits, added = self._head(self._part), getattr(self.get_base_model(), "final_logits_bias", None)
+        return SimpleNamespace(logits=logits if added is None else logits + added)
 
 
 def join(micros: Sequence[Tensors], layout: Layout) -> tuple[Tensors, list[Mapping[int, int]]]:

@@ -13,11 +13,11 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, BertConfig, BertModel, T5Config
 
 from petransfer.checkpoints.load import load, with_new_weights
-from petransfer.checkpoints.quantise import inventory
+from petransfer.checkpoints.quantise import REASONS, inventory
 from petransfer.checkpoints.registry import NANO, checkpoint_spec
 from petransfer.errors import UserError
 from petransfer.methods import APPLY
-from petransfer.recipe.spec import Embeddings, Reinit, RunSpec
+from petransfer.recipe.spec import Bits, Embeddings, Reinit, RunSpec
 from petransfer.train.losses import token_loss
 from tests.conftest import LORA
 
@@ -252,16 +252,46 @@ def test_bits_without_bitsandbytes_are_refused(tiny_t5: Path, monkeypatch: pytes
 
 def test_layers_are_kept_wide_where_the_recipe_says_so(tiny_t5: Path) -> None:
     spec = checkpoint_spec(str(tiny_t5))
-    for bits in (8, 4):
-        model = load(spec, bits, keep_wide=("wo", "SelfAttention.q")).model  # type: ignore[arg-type]
+    widths: tuple[Bits, ...] = (8, 4)
+    for bits in widths:
+        loaded = load(spec, bits, keep_wide=("wo", "SelfAttention.q"))
+        model = loaded.model
         wide = {name for name, module in model.named_modules() if type(module) is torch.nn.Linear}
         assert {name.rpartition(".")[2] for name in wide} == {"wo", "q", "lm_head"}
         assert not any("EncDecAttention" in name for name in wide)
-        assert "other" in {tensor.reason for tensor in inventory(model).wide}
-        again = load(spec, bits).model  # type: ignore[arg-type]
+        adapted = APPLY["lora"](loaded, replace(LORA, bits=bits), 0)
+        found = inventory(adapted, ("wo", "SelfAttention.q")).as_dict()["wide"]
+        assert set(found) == {"keep_wide", "norm", "tied head", "embeddings"}
+        kept = {f"{name}.weight" for name in wide if name != "lm_head"}
+        assert set(found["keep_wide"]["tensors"]) == kept  # as the checkpoint calls them
+        assert found["keep_wide"]["why"] == "kept so by the recipe (keep_wide)"
+        again = load(spec, bits).model
         assert type(again.encoder.block[0].layer[1].DenseReluDense.wo) is not torch.nn.Linear
         with pytest.raises(UserError, match="no layer's name ends in 'wx'"):
-            load(spec, bits, keep_wide=("wx",))  # type: ignore[arg-type]
+            load(spec, bits, keep_wide=("wx",))
+
+
+def test_what_stays_wide_unasked_is_not_said_to_be_the_recipe_s(tiny_t5: Path) -> None:
+    model = load(checkpoint_spec(str(tiny_t5)), 4).model
+    model.extra = torch.nn.Parameter(torch.zeros(3, 3))
+    found = inventory(model, ("wo",)).as_dict()["wide"]
+    assert "keep_wide" not in found
+    assert found["other"] == {"bytes": 36, "why": REASONS["other"], "tensors": ["extra"]}
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_head_of_its_own_is_wide_for_what_was_measured_at_that_width(bits: Bits, own_head: Path) -> None:
+    """`petransfer bench quantise` on the six embedded arms, the head quantised as well less the head alone wide."""
+    cells = json.loads((Path(__file__).parents[2] / "results" / "bench" / "quantise-cpu.json").read_text())
+    losses = {(cell["checkpoint"], cell["bits"], cell["wide"]): 100 * cell["change"] for cell in cells}
+    added = [losses[arm, bits, "nothing"] - losses[arm, bits, "head"] for arm, _, wide in losses if wide == "all"]
+    assert len(added) == 6
+    why = inventory(load(checkpoint_spec(str(own_head)), bits).model).as_dict()["wide"]["head"]["why"]
+    if bits == 4:
+        assert f"{min(added):.1f} to {max(added):.1f} % of loss at 4 bits" in why
+    else:
+        assert 0 < max(added) < 0.05
+        assert "less than 0.05 % of loss at 8 bits" in why
 
 
 def test_an_evaluation_does_not_pack_four_bits_otherwise(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:

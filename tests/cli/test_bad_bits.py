@@ -63,11 +63,32 @@ def test_no_bitsandbytes_for_this_platform(refused: Refused, tiny_t5: Path, monk
 
 def test_a_checkpoint_that_is_quantised_another_way(refused: Refused, tiny_t5: Path, tmp_path: Path) -> None:
     folder = tmp_path / "gptq"
-    shutil.copytree(tiny_t5, folder)
+    _quantised_by_gptq(tiny_t5, folder)
+    assert "is quantised already (gptq); name the checkpoint that it was made of" in refused(folder, 4)
+
+
+def test_plan_says_so_of_one_that_is_quantised_already(
+    tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "gptq"
+    _quantised_by_gptq(tiny_t5, folder)
+    family = f"family={{name: mine, arms: {{english: {folder}}}}}"
+    given = ["--set", family, "--arms", "english", "--set", "effects=[]"]
+    monkeypatch.setattr(sys, "argv", ["petransfer", "plan", "-r", "lora-scan", *given, "--card", "6GB", "--json"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    written = capsys.readouterr()
+    assert not ended.value.code, written.err
+    (place,) = json.loads(written.out)["memory"]
+    assert "is quantised already (gptq)" in place["line"]
+    assert place["fits"] is None
+
+
+def _quantised_by_gptq(source: Path, folder: Path) -> None:
+    shutil.copytree(source, folder)
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     (folder / "config.json").write_text(json.dumps(config))
-    assert "is quantised already (gptq); name the checkpoint that it was made of" in refused(folder, 4)
 
 
 def test_bits_that_an_architecture_cannot_take(refused: Refused, tiny_t5: Path, tmp_path: Path) -> None:
@@ -97,7 +118,7 @@ def test_a_card_without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
         check_quantisable(T5Config(), "owner/name", 4, torch.device("cuda"))
 
 
-@pytest.mark.parametrize("size", ["huge", "12TB", "0GB"])
+@pytest.mark.parametrize("size", ["huge", "12TB", "0GB", ""])
 @pytest.mark.parametrize("verb", [["fit", "nano/english"], ["plan", "-r", "smoke"]])
 def test_a_card_of_no_size(
     verb: list[str], size: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -107,5 +128,5 @@ def test_a_card_of_no_size(
         main()
     error = capsys.readouterr().err.strip()
     assert ended.value.code == 2, error
-    assert error.startswith(f"error: --card {size}")
+    assert error.startswith(f"error: --card {size}" if size else 'error: --card "": write a size')
     assert len(error.splitlines()) == 1

@@ -111,11 +111,11 @@ def test_what_quantised_weights_weigh_is_said(study: tuple[list[Cell], StudyFold
     weights = {
         "bytes": {"bfloat16": 1_000_000, "nf4": 3_000_000},
         "share": {"bfloat16": 25.0, "nf4": 75.0},
-        "wide": {"norm": {}, "embeddings": {}},
+        "wide": {"norm": {}, "embeddings": {"bytes": 9, "why": "rows are looked up"}},
         "quantisation": {"loss_at_16_bits": 2.0, "loss": 2.01},
     }
     (line,) = tables.weight_lines([replace(row, weights=weights)] * 2)
-    assert "4.0 MB of weights, 25.0 % bfloat16, 75.0 % nf4; wide: norm, embeddings" in line
+    assert "4.0 MB of weights, 25.0 % bfloat16, 75.0 % nf4; wide: norm, embeddings (rows are looked up)" in line
     assert "2.000 at 16 bits, 2.010 so" in line
 
 

@@ -6,16 +6,25 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from petransfer.checkpoints.encoding import Layout
+from petransfer.methods.stacked import share
 from petransfer.train import losses
 from petransfer.train.batches import IGNORED
+from petransfer.train.stacked import accumulate, make_stack
 
 T5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
 T5 |= {"dropout_rate": 0.0}
 USUAL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 GROUPED = USUAL | {"num_key_value_heads": 2, "pad_token_id": 0}
+BART = {
+    "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32,
+    "encoder_attention_heads": 2, "decoder_attention_heads": 2, "dropout": 0.0, "max_position_embeddings": 32,
+    "pad_token_id": 0, "attention_dropout": 0.0, "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0,
+}  # fmt: skip
 SMALL: dict[str, dict[str, Any]] = {
     "t5": T5,
     "mt5": T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
@@ -33,6 +42,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "gpt_neox": USUAL,
     "phi": GROUPED,
     "gemma": GROUPED | {"head_dim": 8},
+    **dict.fromkeys(("m2m_100", "bart", "mbart", "marian", "pegasus"), BART),
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "phi3", "starcoder2"), GROUPED),
 }
 
@@ -45,6 +55,8 @@ def _model(kind: str) -> Any:
     for dropout in model.modules():
         if isinstance(dropout, torch.nn.Dropout):
             dropout.p = 0.0
+    if kind in losses.BIASED_HEADS:
+        model.final_logits_bias.normal_()
     return model.train()
 
 
@@ -57,10 +69,10 @@ def _batch(model: Any) -> dict[str, torch.Tensor]:
 
 
 def test_all_that_are_named_are_tried() -> None:
-    assert set(SMALL) == losses.PLAIN_HEADS
+    assert set(SMALL) == losses.PLAIN_HEADS | losses.BIASED_HEADS
 
 
-@pytest.mark.parametrize("kind", sorted(losses.PLAIN_HEADS))
+@pytest.mark.parametrize("kind", sorted(losses.PLAIN_HEADS | losses.BIASED_HEADS))
 def test_in_pieces_it_is_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the head trained and frozen, in pieces of 4 rows of 21."""
     model = _model(kind)
@@ -80,15 +92,28 @@ def test_in_pieces_it_is_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) ->
             if gradient is not None:
                 torch.testing.assert_close(in_pieces[name], gradient, msg=name, rtol=1e-4, atol=1e-5)
     assert "forward" not in vars(model.get_output_embeddings())
+    if kind in losses.BIASED_HEADS:
+        assert model.final_logits_bias.shape == (1, 60)
+
+
+@pytest.mark.parametrize("kind", ["m2m_100", "mbart"])
+@pytest.mark.parametrize("whole", [losses.WHOLE, 60 * 16 * 4])
+def test_stacked_it_is_the_same(kind: str, whole: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    trunk = _model(kind)
+    config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    members = [get_peft_model(share(trunk), config) for _ in range(2)]
+    batches = [_batch(trunk) for _ in members]
+    expected = [losses.token_loss(member, batch).detach() for member, batch in zip(members, batches, strict=True)]
+    monkeypatch.setattr(losses, "WHOLE", whole)
+    stack = make_stack(trunk, members)
+    assert stack.hidden_only
+    torch.testing.assert_close(accumulate(stack, batches, [1, 1], Layout(True, 0, 2)), expected)
 
 
 def test_a_model_that_changes_its_logits_after_the_head_is_never_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = AutoConfig.for_model(
-        "bart", vocab_size=60, d_model=16, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32, decoder_ffn_dim=32,
-        encoder_attention_heads=2, decoder_attention_heads=2,
-    )  # fmt: skip
-    model = AutoModelForSeq2SeqLM.from_config(config).eval()
-    model.final_logits_bias.normal_()
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("gemma2", vocab_size=60, **GROUPED, head_dim=8, final_logit_softcapping=0.1)
+    ).eval()
     batch = _batch(model)
     monkeypatch.setattr(losses, "WHOLE", 0)
     logits = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
