@@ -20,11 +20,28 @@ from petransfer.study.grid import resolve
 EPOCHS, FEWEST, MOST = 3, 300, 20_000
 BATCH = 16
 
-# Peak rates of an adapter's and of all weights: what the families' own papers and LoRA's users settled on. T5's like
-# larger ones than others; full fine-tuning wants about a tenth (Biderman et al. 2024; Raffel et al. 2020 for T5).
-T5, SEQ2SEQ, DECODER = (1e-3, 1e-4), (5e-4, 5e-5), (2e-4, 2e-5)
-# the rates of the shipped recipes, found on dev sets
-NANO = (2e-3, 2e-2)
+# LoRA's peak rates, as the families' own papers and LoRA's users settled on them; T5's like larger ones than others.
+# The embedded family's is that of the shipped recipes, found on dev sets.
+NANO, T5, SEQ2SEQ, DECODER = 2e-3, 1e-3, 5e-4, 2e-4
+# What other methods take, as multiples of LoRA's rate: on the embedded family as found on dev sets (the recipe
+# methods-scan; biases as norms), on others as published: all weights a tenth (Biderman et al. 2024), rsLoRA as its
+# scale is four times LoRA's at rank 16, VeRA ten times (Kopiczko et al. 2024), biases five times (Ben Zaken et al.
+# 2022) and norms like them, (IA)3 and virtual tokens as in peft's examples. Few numbers that all inputs share, such
+# as (IA)3's and virtual tokens, hardly move at LoRA's own rate.
+FACTORS: dict[str, tuple[float, float]] = {
+    "lora": (1, 1),
+    "rslora": (0.25, 0.25),
+    "loraplus": (0.15, 0.15),
+    "dora": (1, 1),
+    "pissa": (0.5, 0.5),
+    "vera": (50, 10),
+    "ia3": (50, 8),
+    "prompt": (150, 150),
+    "prefix": (15, 10),
+    "ln": (15, 5),
+    "bias": (15, 5),
+    "full": (10, 0.1),
+}
 _T5_TYPES = frozenset({"t5", "mt5", "longt5", "umt5"})
 # These were trained on many tasks at once and told which by the beginning of the input.
 _PREFIXED = re.compile(r"(google-t5/)?t5-(small|base|large|3b|11b)(@.*)?")
@@ -105,18 +122,23 @@ def _fill(content: dict[str, Any], recipe: Recipe, model: str, wishes: Wishes) -
 
     spec = checkpoint_spec(model)
     config, _ = configuration(spec)
-    rates = NANO if spec.name.startswith("nano/") else T5 if config.model_type in _T5_TYPES else SEQ2SEQ
-    rates = rates if config.is_encoder_decoder else DECODER
     told = bool(_PREFIXED.fullmatch(model)) or bool(getattr(config, "task_specific_params", None))
     prefix = wishes.prefix if wishes.prefix is not None else PREFIX if told else ""
     content["task"]["prefix"] = prefix
     rows = _rows(recipe)
     batch = wishes.batch_size or min(BATCH, rows)
-    rate = wishes.rate or rates[wishes.method == "full"]
+    rate = default_rate(wishes.method, config, spec.name.startswith("nano/")) if wishes.rate is None else wishes.rate
     length: dict[str, Any] = {"epochs": wishes.epochs} if wishes.epochs else {"steps": wishes.steps}
     if not any(length.values()):
         length = {"steps": min(MOST, max(FEWEST, math.ceil(EPOCHS * rows / batch)))}
     content["train"] = {**length, "batch_size": batch, "learning_rate": rate}
+
+
+def default_rate(method: str, config: Any, nano: bool) -> float:
+    """The peak rate of a method on a family. config: the checkpoint's. nano: it is of the embedded family."""
+    hub = DECODER if not config.is_encoder_decoder else T5 if config.model_type in _T5_TYPES else SEQ2SEQ
+    own, others = FACTORS[method]
+    return float(f"{NANO * own if nano else hub * others:.3g}")
 
 
 def _rows(recipe: Recipe) -> int:

@@ -105,6 +105,8 @@ def test_plan_shows_the_recipe_and_trains_nothing(
         ("openai-community/gpt2", "lora", 2e-4, ""),
         ("openai-community/gpt2", "full", 2e-5, ""),
         ("nano/code", "full", 2e-2, ""),
+        ("nano/code", "ia3", 0.1, ""),
+        ("google-t5/t5-base", "ia3", 8e-3, "answer: "),
     ],
 )
 def test_defaults_follow_the_model_s_family(
@@ -117,6 +119,25 @@ def test_defaults_follow_the_model_s_family(
     recipe = yaml.safe_load(capsys.readouterr().out)
     assert recipe["train"]["learning_rate"] == rate
     assert recipe["task"]["prefix"] == prefix
+
+
+def test_every_method_has_a_rate_of_its_own() -> None:
+    from transformers import GPT2Config, T5Config
+
+    from petransfer.recipe.load import load_recipe
+    from petransfer.recipe.methods import METHODS
+    from petransfer.study.short import FACTORS, default_rate
+
+    assert tuple(FACTORS) == METHODS
+    found_on_dev = load_recipe("methods-scan").train.learning_rate
+    assert isinstance(found_on_dev, dict)
+    for method in METHODS:
+        nano = default_rate(method, T5Config(), nano=True)
+        assert nano == found_on_dev.get(method, found_on_dev["ln"] if method == "bias" else None), method
+        assert default_rate(method, T5Config(), nano=False) == pytest.approx(
+            5 * default_rate(method, GPT2Config(), nano=False)
+        )
+    assert default_rate("prompt", GPT2Config(), nano=False) > 100 * default_rate("lora", GPT2Config(), nano=False)
 
 
 def test_labels_are_scored_and_text_metrics_measured(
