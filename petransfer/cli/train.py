@@ -51,7 +51,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a model on your own data: write a recipe, say what it takes, train, and score on rows held out."""
-    if steps and epochs:
+    if steps is not None and epochs is not None:
         raise UserError("--steps and --epochs say the same thing; give one of them")
     card = None if cpu else this_card()
     wishes = Wishes(

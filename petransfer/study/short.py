@@ -106,13 +106,14 @@ def _options(data: str, wishes: Wishes) -> dict[str, Any]:
 
 
 def _method(wishes: Wishes, nano: bool, on_card: bool) -> dict[str, Any]:
-    method: dict[str, Any] = {"name": wishes.method, "bits": wishes.bits or (16 if on_card and not nano else 32)}
+    method: dict[str, Any] = {"name": wishes.method}
+    method["bits"] = (16 if on_card and not nano else 32) if wishes.bits is None else wishes.bits
+    keys = FORMS[wishes.method].keys if wishes.method in FORMS else frozenset({"rank"})
+    if wishes.rank is not None and "rank" not in keys:
+        raise UserError(f"--rank: {does_not_take(wishes.method, 'rank')}")
     if wishes.method == "full":
         return method | ({"rate_scaling": "rms"} if nano else {})
-    keys = FORMS[wishes.method].keys if wishes.method in FORMS else frozenset({"rank"})
-    if wishes.rank and "rank" not in keys:
-        raise UserError(f"--rank: {does_not_take(wishes.method, 'rank')}")
-    method |= {"rank": wishes.rank or 16} if "rank" in keys else {}
+    method |= {"rank": 16 if wishes.rank is None else wishes.rank} if "rank" in keys else {}
     return method | ({"embeddings": "new"} if nano and "embeddings" in keys else {})
 
 
@@ -128,8 +129,8 @@ def _fill(content: dict[str, Any], recipe: Recipe, model: str, wishes: Wishes) -
     rows = _rows(recipe)
     batch = wishes.batch_size or min(BATCH, rows)
     rate = default_rate(wishes.method, config, spec.name.startswith("nano/")) if wishes.rate is None else wishes.rate
-    length: dict[str, Any] = {"epochs": wishes.epochs} if wishes.epochs else {"steps": wishes.steps}
-    if not any(length.values()):
+    length: dict[str, Any] = {"steps": wishes.steps} if wishes.epochs is None else {"epochs": wishes.epochs}
+    if wishes.steps is None and wishes.epochs is None:
         length = {"steps": min(MOST, max(FEWEST, math.ceil(EPOCHS * rows / batch)))}
     content["train"] = {**length, "batch_size": batch, "learning_rate": rate}
 
