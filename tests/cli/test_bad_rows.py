@@ -106,6 +106,17 @@ def test_targets_longer_than_the_model_s_positions_are_refused(refused: Refused,
     assert "128 positions" in error
 
 
+@pytest.mark.parametrize(
+    "method",
+    ["name: prompt, virtual_tokens: 20", "name: prefix, virtual_tokens: 20", "name: prompt, match_parameters: 640"],
+)
+def test_virtual_tokens_take_positions_too(method: str, refused: Refused, tiny_gpt2: Path) -> None:
+    rows("a.tsv", f"long\t{'word ' * 100}end\n")
+    error = refused(str(tiny_gpt2), "a.tsv", "--cpu", "--set", f"methods=[{{{method}, bits: 32}}]")
+    assert "row 21 takes" in error
+    assert "128 positions (8 of them kept for generation, 20 for virtual tokens)" in error
+
+
 def test_a_target_that_does_not_come_back_is_refused(refused: Refused, tiny_t5: Path, elsewhere: Path) -> None:
     """A tokenizer that makes all letters small loses the large ones."""
     import shutil

@@ -258,7 +258,7 @@ def test_a_quote_that_is_never_closed_in_a_long_file_is_refused(
 ) -> None:
     monkeypatch.setattr(readers, "_LINES_A_ROW", 8)
     (elsewhere / "a.csv").write_bytes(b'input,target\na,b\n"c,d\n' + b"e,f\n" * 20)
-    with pytest.raises(UserError, match="a.csv:3: a quote that opens in this row is not closed within 8 lines"):
+    with pytest.raises(UserError, match=r"a\.csv:3: a quote that opens in this row is not closed within 8 lines"):
         load("a.csv", bad_rows="skip")
 
 
