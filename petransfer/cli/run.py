@@ -178,7 +178,8 @@ def carry_out(
         print(short, file=sys.stderr)
     if not cpu and not force and ways.executor == "local" and not splits_tensors():
         _refuse_what_cannot_fit(study, execution.checkpointing)
-    find_sizes([cell.spec for cell in study.mine if not study.folder.run(cell.run_id).done])
+    waiting = [cell.spec for cell in study.mine if not study.folder.run(cell.run_id).done]
+    find_sizes(waiting, getattr(study.recipe, "data_dir", None))
     ray = connected(ways.address) if ways.executor == "ray" else None
     outcome = _execute(study, kind, execution, ways, cpu, force, quiet=as_json, ray=ray, group=group)
     kind.end(as_json)
