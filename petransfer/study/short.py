@@ -10,10 +10,11 @@ from typing import Any
 
 from petransfer.checkpoints.registry import CONTROLS, checkpoint_spec
 from petransfer.errors import UserError
-from petransfer.recipe.load import put, validate
+from petransfer.recipe.load import load_recipe, put, validate
 from petransfer.recipe.methods import FORMS, does_not_take
-from petransfer.recipe.schema import Recipe
+from petransfer.recipe.schema import FamilyPart, Recipe
 from petransfer.study.grid import resolve
+from petransfer.study.ledger import StudyFolder
 
 # Training is so many epochs unless told otherwise, within these bounds of steps: a handful of rows needs to be seen
 # often, and of very many a part will do.
@@ -147,6 +148,48 @@ def _rows(recipe: Recipe) -> int:
 
     task = task_of(recipe)
     return task.train_size(task.splits[0])
+
+
+def with_whole_places(recipe: Recipe) -> Recipe:
+    """The recipe with the files and folders that it names by their whole paths, so that it serves from anywhere.
+
+    No run's id changes by it.
+    """
+    options = dict(recipe.task.options)
+    for part in ("train", "dev", "test"):
+        name = options.get(part)
+        if isinstance(name, str):
+            places = [recipe.data_dir / name] if recipe.data_dir else []
+            found = [place for place in (*places, Path(name).expanduser()) if place.exists()]
+            if found and (part == "train" or found[0].is_file()):
+                options[part] = str(found[0].absolute())
+    changes: dict[str, Any] = {"task": recipe.task.model_copy(update={"options": options})}
+    if isinstance(recipe.family, FamilyPart):
+        arms = {
+            arm: str(Path(name).expanduser().absolute())
+            if isinstance(name, str) and Path(name).expanduser().is_dir()
+            else name
+            for arm, name in recipe.family.arms.items()
+        }
+        changes["family"] = recipe.family.model_copy(update={"arms": arms})
+    return recipe.model_copy(update=changes)
+
+
+def refuse_another(folder: StudyFolder, recipe: Recipe) -> None:
+    """Looks whether the folder's finished runs are all of this recipe, which may have more seeds.
+
+    Raises:
+        UserError: they are not: they would be in no table any more.
+    """
+    kept = folder.path / "recipe.yaml"
+    if not kept.is_file() or not any(folder.run(name).done for name in folder.names()):
+        return
+    other = with_whole_places(load_recipe(str(kept)))
+    keys = ("name", "task", "family", "arms", "methods", "train", "data_dir")
+    unlike = [key for key in keys if getattr(other, key) != getattr(recipe, key)]
+    unlike += [] if set(other.seeds) <= set(recipe.seeds) else ["seeds"]
+    if unlike:
+        raise UserError(f"{folder.path} holds runs of a recipe with other {', '.join(unlike)}; take another --out")
 
 
 def _word(text: str) -> str:
