@@ -131,6 +131,7 @@ def test_a_target_that_does_not_come_back_is_refused(refused: Refused, tiny_t5: 
     tokenizer.save_pretrained(folder)
     rows("a.tsv", "in\tOUT\n")
     error = refused(str(folder), "a.tsv", "--cpu")
+    assert "row 21: the tokenizer" in error
     assert "cannot give the target 'OUT' back" in error
 
 
