@@ -11,6 +11,14 @@ from petransfer.errors import UserError
 from petransfer.tasks.base import Example
 
 
+class LostTarget(UserError):
+    """A target that does not come back from its pieces. at: its place among those that were asked for."""
+
+    def __init__(self, said: str, at: int = 0) -> None:  # the default for pickle, which knows the text alone
+        super().__init__(said)
+        self.at = at
+
+
 @dataclass(frozen=True)
 class Encoded:
     """One example as piece ids, both ending as the model family wants; `target_ids` ends with the end piece."""
@@ -47,12 +55,12 @@ def encode_targets(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, lay
     """The piece ids of targets, each ending in the end piece.
 
     Raises:
-        UserError: a target does not come back from its pieces; the characters that are lost are named.
+        LostTarget: a target does not come back from its pieces; the characters that are lost are named.
     """
     rows = tokenizer(text_target=list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    for text, row, back in zip(texts, rows, decode(rows, tokenizer), strict=True):
+    for at, (text, row, back) in enumerate(zip(texts, rows, decode(rows, tokenizer), strict=True)):
         if back != text or (tokenizer.unk_token_id in row and tokenizer.unk_token_id is not None):
-            raise UserError(_lost(text, back, tokenizer))
+            raise LostTarget(_lost(text, back, tokenizer), at)
     return [(*row, layout.eos_id) for row in rows]
 
 
@@ -62,7 +70,7 @@ def encode_examples(
     """Inputs, with the prefix before each, and targets.
 
     Raises:
-        UserError: the tokenizer cannot give a target back.
+        LostTarget: the tokenizer cannot give a target back.
     """
     inputs = encode_inputs([prefix + example.input for example in examples], tokenizer, layout)
     targets = encode_targets([example.target for example in examples], tokenizer, layout)

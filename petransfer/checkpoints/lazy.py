@@ -7,7 +7,8 @@ from typing import overload
 
 from transformers import PreTrainedTokenizerBase
 
-from petransfer.checkpoints.encoding import Encoded, Layout, encode_examples
+from petransfer.checkpoints.encoding import Encoded, Layout, LostTarget, encode_examples
+from petransfer.errors import UserError
 from petransfer.tasks.base import Example
 
 # So many examples are kept as pieces; more are turned into pieces again each time they are met.
@@ -54,11 +55,12 @@ def encode_part(
     layout: Layout,
     check: Check,
     met: Callable[[], Iterable[int]] | None = None,
+    part: str = "train",
 ) -> tuple[Sequence[Encoded], set[int]]:
     """The examples as pieces, and which pieces occur in them.
 
     check: is given all of them, some at a time. met: the positions that training will meet; only these are looked
-    through where the examples are too many to be kept. None: all.
+    through where the examples are too many to be kept. None: all. part: what errors call the examples.
 
     Raises:
         UserError: a target does not come back from its pieces, or `check` refused an example.
@@ -69,7 +71,10 @@ def encode_part(
     kept: list[Encoded] = []
     pieces: set[int] = set()
     for chunk in _chunks(positions):
-        found = lazy.take(chunk)
+        try:
+            found = lazy.take(chunk)
+        except LostTarget as error:
+            raise UserError(f"{part} row {examples[chunk[error.at]].index + 1}: {error}") from None
         check([examples[at] for at in chunk], found)
         pieces.update(*(row.input_ids for row in found), *(row.target_ids for row in found))
         kept += found if keep else []

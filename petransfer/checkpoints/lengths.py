@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from petransfer.checkpoints.encoding import Encoded
@@ -23,12 +24,23 @@ def positions(config: Any) -> int | None:
     return int(found) if found else None
 
 
-def length_check(config: Any, name: str, most: int) -> Callable[[str, Sequence[Example], Sequence[Encoded]], None]:
+@dataclass(frozen=True)
+class Virtual:
+    """Virtual tokens that take positions of a model: before the input, and before what a decoder says."""
+
+    input: int = 0
+    target: int = 0
+
+
+def length_check(
+    config: Any, name: str, most: int, virtual: Virtual | None = None
+) -> Callable[[str, Sequence[Example], Sequence[Encoded]], None]:
     """A function that refuses a part's examples where they are too long.
 
-    name: the checkpoint's. most: what the user allows an input and a target, in pieces; 0 for anything.
+    name: the checkpoint's. most: what the user allows an input and a target, in pieces; 0 for anything. virtual: the
+    tokens of prompt and prefix tuning.
     """
-    limit, together = positions(config), not config.is_encoder_decoder
+    limit, together, virtual = positions(config), not config.is_encoder_decoder, virtual or Virtual()
 
     def check(part: str, examples: Sequence[Example], encoded: Sequence[Encoded]) -> None:
         for example, row in zip(examples, encoded, strict=True):
@@ -37,15 +49,22 @@ def length_check(config: Any, name: str, most: int) -> Callable[[str, Sequence[E
             if most and max(source, target) > most:
                 what, size = ("input", source) if source > most else ("target", target)
                 raise UserError(f"the {what} of {where} takes {size:,} pieces, more than max_length {most:,}; {_CURE}")
-            taken = source + target if together else max(source, target)
-            if limit and taken > limit - (ROOM if together or target == taken else 0):
-                what = "input and target" if together else "input" if source == taken else "target"
-                raise UserError(
-                    f"the {what} of {where} takes {taken:,} pieces, and {name} has {limit:,} positions ({ROOM} of them "
-                    f"kept for generation); shorten it, leave it out, or take a T5, which has no such limit"
-                )
+            sides = [("input", source, virtual.input), ("target", target, virtual.target + ROOM)]
+            if together:
+                sides = [("input and target", source + target, virtual.input + virtual.target + ROOM)]
+            for what, taken, kept in sides:
+                if limit and taken + kept > limit:
+                    raise UserError(
+                        f"the {what} of {where} takes {taken:,} pieces, and {name} has {limit:,} positions"
+                        f"{_kept(virtual)}; shorten it, leave it out, or take a T5, which has no such limit"
+                    )
 
     return check
+
+
+def _kept(virtual: Virtual) -> str:
+    tokens = virtual.input + virtual.target
+    return f" ({ROOM} of them kept for generation{f', {tokens:,} for virtual tokens' if tokens else ''})"
 
 
 _CURE = "raise it, or shorten the row or leave it out: nothing is cut"

@@ -103,7 +103,8 @@ def load(
         place_on = None if device is None else torch.device(device)
         model = _model(place, config, checkpoint, bits, seed, place_on, keep_wide)
     model.config.use_cache = True
-    return Loaded(model, tokenizer, _layout(config, tokenizer), commit, _new(checkpoint, model))
+    new = new_pieces(checkpoint, model.get_input_embeddings().num_embeddings)
+    return Loaded(model, tokenizer, _layout(config, tokenizer), commit, new)
 
 
 def model_class(config: Any, name: str) -> Any:
@@ -249,9 +250,17 @@ def _layout(config: Any, tokenizer: PreTrainedTokenizerBase) -> Layout:
     return Layout(True, int(pad), int(eos), int(pad if start is None else start))
 
 
-def _new(checkpoint: CheckpointSpec, model: PreTrainedModel) -> tuple[int, ...]:
+def reading(checkpoint: CheckpointSpec, config: Any) -> tuple[PreTrainedTokenizerBase, Layout]:
+    """The tokenizer, and how the model takes its examples, without the model."""
+    with _plain_errors(checkpoint):
+        tokenizer = _tokenizer(checkpoint)
+    return tokenizer, _layout(config, tokenizer)
+
+
+def new_pieces(checkpoint: CheckpointSpec, vocabulary: int) -> tuple[int, ...]:
+    """The pieces that pretraining never saw, of so many in all; see `Loaded`."""
     if checkpoint.reinit in {"embeddings", "all"}:
-        return tuple(range(model.get_input_embeddings().num_embeddings))
+        return tuple(range(vocabulary))
     card = Path(_place(checkpoint)) / "pretraining.json"  # written by `petransfer pretrain`
     return tuple(json.loads(card.read_text(encoding="utf-8"))["new_pieces"]) if card.is_file() else ()
 

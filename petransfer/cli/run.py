@@ -201,7 +201,7 @@ def carry_out(
     if card and not force and not splits_tensors():
         stacks = group(study.waiting) if group and ways.at_once else ()  # those of `auto` were made to fit
         _refuse_what_cannot_fit(study, execution.checkpointing, card, stacks)
-    find_sizes([cell.spec for cell in study.waiting])
+    find_sizes([cell.spec for cell in study.waiting], getattr(study.recipe, "data_dir", None))
     ray = connected(ways.address) if ways.executor == "ray" else None
     outcome = _execute(study, kind, execution, ways, cpu, force, quiet=as_json, ray=ray, group=group)
     kind.end(as_json)

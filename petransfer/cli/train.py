@@ -14,13 +14,13 @@ from petransfer.cli.options import Checkpointing, Cpu, Force, Json
 from petransfer.cli.run import Study, carry_out, log_every, own_runs, say_notes, whole_numbers
 from petransfer.cli.ways import Ways
 from petransfer.errors import UserError
-from petransfer.fit.grid import demand_of, this_card
+from petransfer.fit.grid import demand_of, met_new_pieces, this_card
 from petransfer.recipe.load import validate
 from petransfer.recipe.methods import METHODS
 from petransfer.study.grid import expand
 from petransfer.study.ledger import StudyFolder
 from petransfer.study.processes import splits_tensors
-from petransfer.study.short import Wishes, short_recipe
+from petransfer.study.short import Wishes, refuse_another, short_recipe, with_whole_places
 from petransfer.train.execution import Execution
 
 
@@ -51,7 +51,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a model on your own data: write a recipe, say what it takes, train, and score on rows held out."""
-    if steps and epochs:
+    if steps is not None and epochs is not None:
         raise UserError("--steps and --epochs say the same thing; give one of them")
     card = None if cpu else this_card()
     wishes = Wishes(
@@ -59,9 +59,11 @@ def train(
         skip_bad_rows,
     )  # fmt: skip
     content = short_recipe(model, data, wishes, sets or [], card is not None)
-    recipe = validate(content, "the recipe that this command stands for")
+    recipe = with_whole_places(validate(content, "the recipe that this command stands for"))
     cells = expand(recipe)
     study = Study(recipe, cells, StudyFolder(out or Path("results") / recipe.name), cells)
+    if not plan:
+        refuse_another(study.folder, recipe)
     if not as_json:
         print(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110))
     _say_fit(study, card, checkpointing, force, as_json)
@@ -84,7 +86,7 @@ def _say_fit(study: Study, card: int | None, checkpointing: bool, force: bool, a
     config, own_head = configuration(spec.checkpoint)
     refuse_quantised(config, spec.checkpoint.name)
     demand = demand_of(spec, checkpointing, "cuda" if card else "cpu")
-    found = plan(config, spec.checkpoint, demand, own_head, card)
+    found = plan(config, spec.checkpoint, demand, own_head, card, met_new_pieces(spec, config))
     if not as_json:
         show(spec.checkpoint.name, found)
     if not found.fits and not force and not splits_tensors():

@@ -10,6 +10,7 @@ import torch
 from transformers import GenerationConfig
 
 from petransfer.checkpoints.encoding import Layout, decode
+from petransfer.checkpoints.lengths import Virtual, positions
 from petransfer.checkpoints.load import Loaded
 
 
@@ -56,6 +57,21 @@ def answers(
         said |= zip(chosen, map(Answer, texts, ended), strict=True)
     model.train(was_training)
     return [said[at] for at in range(len(inputs))]
+
+
+def room(model: torch.nn.Module, loaded: Loaded, pieces: int) -> int | None:
+    """How many pieces can be said after an input of so many, 0 or less where it is too long; None without a limit."""
+    most = positions(loaded.model.config)
+    if most is None:
+        return None
+    config = getattr(model, "active_peft_config", None)
+    virtual = Virtual()
+    if config is not None and config.is_prompt_learning:
+        side = "target" if str(config.peft_type.value) == "PREFIX_TUNING" else "input"
+        virtual = Virtual(**{side: int(config.num_virtual_tokens)})
+    if not loaded.layout.encoder_decoder:
+        return most - pieces - virtual.input - virtual.target
+    return most - virtual.target if pieces + virtual.input <= most else 0
 
 
 def _padded_amiss(model: torch.nn.Module, loaded: Loaded) -> bool:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from petransfer.checkpoints.encoding import Encoded
-from petransfer.checkpoints.lengths import positions
 from petransfer.checkpoints.load import Loaded
-from petransfer.evaluate.generate import generate
+from petransfer.evaluate.generate import generate, room
 from petransfer.evaluate.labels import choose_labels
 from petransfer.evaluate.metrics import OF_LABELS, OF_TEXT, label_scores, text_scores
 from petransfer.recipe.spec import TaskSpec
@@ -45,16 +44,14 @@ def measure(
         answers = choose_labels(model, loaded, encoded, data.labels)
         scores |= label_scores(task.metrics, answers, targets)
     if any(metric in OF_TEXT for metric in task.metrics):
-        limit = _longest_answer(loaded, encoded)
+        limit = _longest_answer(model, loaded, encoded)
         answers = generate(model, loaded, [row.input_ids for row in encoded], limit)
         scores |= text_scores(task.metrics, answers, targets)
     return Measured(scores, answers)
 
 
-def _longest_answer(loaded: Loaded, encoded: Sequence[Encoded]) -> int:
+def _longest_answer(model: torch.nn.Module, loaded: Loaded, encoded: Sequence[Encoded]) -> int:
     """In pieces, and no more than the model has positions for."""
     wanted = int(SLACK * max(len(row.target_ids) for row in encoded)) + 8
-    most = positions(loaded.model.config)
-    if most is None:
-        return wanted
-    return min(wanted, most if loaded.layout.encoder_decoder else most - max(len(row.input_ids) for row in encoded))
+    left = room(model, loaded, max(len(row.input_ids) for row in encoded))
+    return wanted if left is None else min(wanted, left)

@@ -17,10 +17,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from petransfer.checkpoints.encoding import encode_inputs
+from petransfer.checkpoints.lengths import positions
 from petransfer.checkpoints.load import Loaded, load
 from petransfer.checkpoints.registry import checkpoint_spec
 from petransfer.errors import UserError
-from petransfer.evaluate.generate import generate
+from petransfer.evaluate.generate import generate, room
 from petransfer.methods import weights_bits
 from petransfer.recipe.spec import CheckpointSpec, RunSpec
 from petransfer.tasks.lines import fields_of, render
@@ -59,12 +60,30 @@ class Predictor:
     def __call__(self, texts: Sequence[str], max_new_tokens: int = 512) -> list[str]:
         """The answers, in order. Of a run whose template names several columns, a text is a JSON object of them.
 
+        max_new_tokens: the longest answer in pieces, where the model has positions for so many.
+
         Raises:
-            UserError: a text is no such object.
+            UserError: a text is no such object, or takes all positions that the model has.
         """
         inputs = [self.prefix + self._input(text) for text in texts]
         rows = encode_inputs(inputs, self.loaded.tokenizer, self.loaded.layout)
-        return generate(self.model, self.loaded, rows, max_new_tokens)
+        alike: dict[int, list[int]] = {}  # a batch goes on for as long as its longest answer may be
+        for at, row in enumerate(rows):
+            alike.setdefault(self._limit(texts[at], len(row), max_new_tokens), []).append(at)
+        said: dict[int, str] = {}
+        for limit, chosen in alike.items():
+            found = generate(self.model, self.loaded, [rows[at] for at in chosen], limit)
+            said |= zip(chosen, found, strict=True)
+        return [said[at] for at in range(len(rows))]
+
+    def _limit(self, text: str, pieces: int, most: int) -> int:
+        left = room(self.model, self.loaded, pieces)
+        if left is None:
+            return most
+        if left < 1:
+            has = positions(self.loaded.model.config)
+            raise UserError(f"the input {text[:40]!r} takes {pieces:,} of the model's {has:,} positions; shorten it")
+        return min(most, left)
 
     def _input(self, text: str) -> str:
         if not self.template:

@@ -6,7 +6,8 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from petransfer.errors import UserError
 from petransfer.recipe.spec import MethodSpec, RunSpec
@@ -155,13 +156,17 @@ def in_words(method: MethodSpec) -> str:
     return f"{ {'lora': 'LoRA'}.get(method.name, method.name) }{size}"
 
 
-def find_sizes(specs: Sequence[RunSpec]) -> None:
+def find_sizes(specs: Sequence[RunSpec], data_dir: Path | None = None) -> None:
     """Looks whether `match_parameters` can be met by every checkpoint, before anything is trained.
 
     Raises:
         UserError: it cannot, by one.
     """
-    wanted = {(spec.checkpoint, spec.method): spec for spec in specs if spec.method.match_parameters}
+    wanted: dict[tuple[object, ...], RunSpec] = {}
+    for spec in specs:
+        if spec.method.match_parameters:  # which rows of the embeddings are trained follows from the task
+            task = spec.task if spec.method.embeddings == "new" else None
+            wanted.setdefault((spec.checkpoint, spec.method, task), spec)
     if not wanted:
         return
     from petransfer.checkpoints.architecture import configuration
@@ -171,7 +176,34 @@ def find_sizes(specs: Sequence[RunSpec]) -> None:
     for spec in wanted.values():
         config, own_head = configuration(spec.checkpoint)
         wide = replace(spec.method, bits=32)
-        size_of(meta_model(config, spec.checkpoint.name, wide, own_head), wide)
+        pieces = met_new_pieces(spec, config, data_dir)
+        size_of(meta_model(config, spec.checkpoint.name, wide, own_head, pieces), wide)
+
+
+def met_new_pieces(spec: RunSpec, config: Any, data_dir: Path | None = None) -> tuple[int, ...]:
+    """The pieces whose rows a run trains under `embeddings: new`: those without pretraining that its training meets.
+
+    config: the checkpoint's.
+    """
+    from petransfer.checkpoints.lazy import encode_part
+    from petransfer.checkpoints.load import new_pieces, reading
+    from petransfer.train.batches import met
+
+    new = new_pieces(spec.checkpoint, config.vocab_size) if spec.method.embeddings == "new" else ()
+    if not new:
+        return ()
+    rows = load_task(spec.task.name, data_dir, **dict(spec.task.options + spec.task.source)).load(spec.task.split).train
+    tokenizer, layout = reading(spec.checkpoint, config)
+    train = spec.train
+    _, found = encode_part(
+        rows,
+        spec.task.prefix,
+        tokenizer,
+        layout,
+        lambda examples, encoded: None,
+        lambda: met(len(rows), train.batch_size, train.steps, spec.seed),
+    )
+    return tuple(piece for piece in new if piece in found)
 
 
 def demand_of(spec: RunSpec, checkpointing: bool, device: Literal["cuda", "cpu"] = "cuda") -> Demand:

@@ -41,15 +41,24 @@ def on_card(peak: int) -> int:
     return int(peak / (1 - FRAGMENTS)) + CONTEXT
 
 
-def plan(config: Any, checkpoint: CheckpointSpec, demand: Demand, own_head: bool, card: int | None) -> Fit:
+def plan(
+    config: Any,
+    checkpoint: CheckpointSpec,
+    demand: Demand,
+    own_head: bool,
+    card: int | None,
+    new_pieces: tuple[int, ...] = (),
+) -> Fit:
     """What the demand takes, and with a card the largest micro-batch on it, up to the demand's batch.
+
+    new_pieces: those whose rows `embeddings: new` trains.
 
     Raises:
         UserError: the architecture cannot be trained so.
     """
 
     def of(changed: Demand) -> Memory:
-        return simulate(config, checkpoint.name, changed, own_head)
+        return simulate(config, checkpoint.name, changed, own_head, new_pieces)
 
     memory = of(demand)
     if card is None or on_card(memory.peak) <= card:

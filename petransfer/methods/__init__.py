@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 
+from petransfer.checkpoints.lengths import Virtual
 from petransfer.checkpoints.load import Loaded
 from petransfer.methods import adapted, bias, dora, full, ia3, ln, lora, loraplus, pissa, prefix, prompt, rslora, vera
 from petransfer.methods.sizes import sized
+from petransfer.recipe.methods import FORMS
 from petransfer.recipe.spec import Bits, MethodSpec
 
 Apply = Callable[[Loaded, MethodSpec, int], torch.nn.Module]
@@ -34,6 +36,17 @@ SAVE: dict[str, Callable[[torch.nn.Module, Path, str], None]] = {
 def size_of(loaded: Loaded, method: MethodSpec) -> MethodSpec:
     """The method with the rank or number of virtual tokens that `match_parameters` asks for; see `sizes.sized`."""
     return sized(loaded, method, _MODULES[method.name].apply)
+
+
+def virtual_tokens(loaded: Loaded, method: MethodSpec) -> Virtual:
+    """The positions that a method's virtual tokens take, their number found where it is to be.
+
+    A prompt stands before the input; a prefix before what the decoder's own attention sees.
+    """
+    if FORMS[method.name].size != "virtual_tokens":
+        return Virtual()
+    tokens = size_of(loaded, method).virtual_tokens
+    return Virtual(input=tokens) if method.name == "prompt" else Virtual(target=tokens)
 
 
 def weights_bits(method: MethodSpec) -> Bits:

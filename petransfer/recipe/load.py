@@ -6,10 +6,10 @@ import difflib
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from petransfer.errors import UserError, unknown
 from petransfer.recipe.effects import still_possible
@@ -147,13 +147,37 @@ def put(content: dict[str, Any], override: str) -> None:
 
 
 def _parse(override: str) -> tuple[list[str], Any]:
-    key, sign, value = override.partition("=")
+    key, sign, text = override.partition("=")
     if not sign or not key.strip("."):
         raise UserError(f"--set {override}: write it as key=value, for example train.steps=500")
+    keys = key.split(".")
     try:
-        return key.split("."), _number(yaml.safe_load(value))
+        value = _number(yaml.safe_load(text))
     except yaml.YAMLError:
+        if _takes_text(keys, text):
+            return keys, text
         raise UserError(f"--set {override}: the value is not YAML") from None
+    # `summarize: {document}` is a mapping to YAML, where a recipe wants text
+    return keys, text if isinstance(value, dict | list) and _takes_text(keys, text, value) else value
+
+
+def _takes_text(keys: Sequence[str], text: str, value: Any = None) -> bool:
+    """Whether a recipe takes the text in this place, and not the value."""
+    kind: Any = Recipe
+    for key in keys:
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            kind = kind.model_fields[key].annotation if key in kind.model_fields else None
+        else:
+            kind = get_args(kind)[-1] if get_origin(kind) is dict else None
+    return kind is not None and _fits(kind, text) and not (value is not None and _fits(kind, value))
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    try:
+        TypeAdapter(kind).validate_python(value)
+    except ValidationError:
+        return False
+    return True
 
 
 def _number(value: Any) -> Any:

@@ -28,7 +28,7 @@ from petransfer.checkpoints.load import Loaded, load
 from petransfer.checkpoints.quantise import check_optimizer, inventory
 from petransfer.evaluate.exact_match import Evaluation, summary
 from petransfer.evaluate.metrics import OF_LABELS
-from petransfer.methods import APPLY, SAVE, mixed_precision, weights_bits
+from petransfer.methods import APPLY, SAVE, mixed_precision, virtual_tokens, weights_bits
 from petransfer.recipe.spec import RunSpec
 from petransfer.study.grid import Cell
 from petransfer.study.ledger import RunFolder
@@ -266,13 +266,14 @@ def _encoded(base: Base, spec: RunSpec, loaded: Loaded) -> tuple[dict[str, Seque
     """All parts that are used as pieces, none of them too long for the model, and which pieces training meets."""
     data, train = base.data, spec.train
     count = len(data.train)
-    limit = length_check(loaded.model.config, spec.checkpoint.name, int(dict(spec.task.source).get("max_length", 0)))
+    most, virtual = int(dict(spec.task.source).get("max_length", 0)), virtual_tokens(loaded, spec.method)
+    limit = length_check(loaded.model.config, spec.checkpoint.name, most, virtual)
     parts, pieces = {}, set()
     for part in ("train", *base.scored):
         examples = getattr(data, part)
         seen = (lambda: met(count, train.batch_size, train.steps, spec.seed)) if part == "train" else None
         check = functools.partial(limit, part)
-        parts[part], found = encode_part(examples, spec.task.prefix, loaded.tokenizer, loaded.layout, check, seen)
+        parts[part], found = encode_part(examples, spec.task.prefix, loaded.tokenizer, loaded.layout, check, seen, part)
         pieces |= found if part == "train" else set()
     if set(OF_LABELS) & set(spec.task.metrics):
         encode_targets(data.labels, loaded.tokenizer, loaded.layout)  # refuses what does not come back

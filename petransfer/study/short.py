@@ -10,21 +10,39 @@ from typing import Any
 
 from petransfer.checkpoints.registry import CONTROLS, checkpoint_spec
 from petransfer.errors import UserError
-from petransfer.recipe.load import put, validate
+from petransfer.recipe.load import load_recipe, put, validate
 from petransfer.recipe.methods import FORMS, does_not_take
-from petransfer.recipe.schema import Recipe
+from petransfer.recipe.schema import FamilyPart, Recipe
 from petransfer.study.grid import resolve
+from petransfer.study.ledger import StudyFolder
 
 # Training is so many epochs unless told otherwise, within these bounds of steps: a handful of rows needs to be seen
 # often, and of very many a part will do.
 EPOCHS, FEWEST, MOST = 3, 300, 20_000
 BATCH = 16
 
-# Peak rates of an adapter's and of all weights: what the families' own papers and LoRA's users settled on. T5's like
-# larger ones than others; full fine-tuning wants about a tenth (Biderman et al. 2024; Raffel et al. 2020 for T5).
-T5, SEQ2SEQ, DECODER = (1e-3, 1e-4), (5e-4, 5e-5), (2e-4, 2e-5)
-# the rates of the shipped recipes, found on dev sets
-NANO = (2e-3, 2e-2)
+# LoRA's peak rates, as the families' own papers and LoRA's users settled on them; T5's like larger ones than others.
+# The embedded family's is that of the shipped recipes, found on dev sets.
+NANO, T5, SEQ2SEQ, DECODER = 2e-3, 1e-3, 5e-4, 2e-4
+# What other methods take, as multiples of LoRA's rate: on the embedded family as found on dev sets (the recipe
+# methods-scan; biases as norms), on others as published: all weights a tenth (Biderman et al. 2024), rsLoRA as its
+# scale is four times LoRA's at rank 16, VeRA ten times (Kopiczko et al. 2024), biases five times (Ben Zaken et al.
+# 2022) and norms like them, (IA)3 and virtual tokens as in peft's examples. Few numbers that all inputs share, such
+# as (IA)3's and virtual tokens, hardly move at LoRA's own rate.
+FACTORS: dict[str, tuple[float, float]] = {
+    "lora": (1, 1),
+    "rslora": (0.25, 0.25),
+    "loraplus": (0.15, 0.15),
+    "dora": (1, 1),
+    "pissa": (0.5, 0.5),
+    "vera": (50, 10),
+    "ia3": (50, 8),
+    "prompt": (150, 150),
+    "prefix": (15, 10),
+    "ln": (15, 5),
+    "bias": (15, 5),
+    "full": (10, 0.1),
+}
 _T5_TYPES = frozenset({"t5", "mt5", "longt5", "umt5"})
 # These were trained on many tasks at once and told which by the beginning of the input.
 _PREFIXED = re.compile(r"(google-t5/)?t5-(small|base|large|3b|11b)(@.*)?")
@@ -89,13 +107,14 @@ def _options(data: str, wishes: Wishes) -> dict[str, Any]:
 
 
 def _method(wishes: Wishes, nano: bool, on_card: bool) -> dict[str, Any]:
-    method: dict[str, Any] = {"name": wishes.method, "bits": wishes.bits or (16 if on_card and not nano else 32)}
+    method: dict[str, Any] = {"name": wishes.method}
+    method["bits"] = (16 if on_card and not nano else 32) if wishes.bits is None else wishes.bits
+    keys = FORMS[wishes.method].keys if wishes.method in FORMS else frozenset({"rank"})
+    if wishes.rank is not None and "rank" not in keys:
+        raise UserError(f"--rank: {does_not_take(wishes.method, 'rank')}")
     if wishes.method == "full":
         return method | ({"rate_scaling": "rms"} if nano else {})
-    keys = FORMS[wishes.method].keys if wishes.method in FORMS else frozenset({"rank"})
-    if wishes.rank and "rank" not in keys:
-        raise UserError(f"--rank: {does_not_take(wishes.method, 'rank')}")
-    method |= {"rank": wishes.rank or 16} if "rank" in keys else {}
+    method |= {"rank": 16 if wishes.rank is None else wishes.rank} if "rank" in keys else {}
     return method | ({"embeddings": "new"} if nano and "embeddings" in keys else {})
 
 
@@ -105,18 +124,23 @@ def _fill(content: dict[str, Any], recipe: Recipe, model: str, wishes: Wishes) -
 
     spec = checkpoint_spec(model)
     config, _ = configuration(spec)
-    rates = NANO if spec.name.startswith("nano/") else T5 if config.model_type in _T5_TYPES else SEQ2SEQ
-    rates = rates if config.is_encoder_decoder else DECODER
     told = bool(_PREFIXED.fullmatch(model)) or bool(getattr(config, "task_specific_params", None))
     prefix = wishes.prefix if wishes.prefix is not None else PREFIX if told else ""
     content["task"]["prefix"] = prefix
     rows = _rows(recipe)
     batch = wishes.batch_size or min(BATCH, rows)
-    rate = wishes.rate or rates[wishes.method == "full"]
-    length: dict[str, Any] = {"epochs": wishes.epochs} if wishes.epochs else {"steps": wishes.steps}
-    if not any(length.values()):
+    rate = default_rate(wishes.method, config, spec.name.startswith("nano/")) if wishes.rate is None else wishes.rate
+    length: dict[str, Any] = {"steps": wishes.steps} if wishes.epochs is None else {"epochs": wishes.epochs}
+    if wishes.steps is None and wishes.epochs is None:
         length = {"steps": min(MOST, max(FEWEST, math.ceil(EPOCHS * rows / batch)))}
     content["train"] = {**length, "batch_size": batch, "learning_rate": rate}
+
+
+def default_rate(method: str, config: Any, nano: bool) -> float:
+    """The peak rate of a method on a family. config: the checkpoint's. nano: it is of the embedded family."""
+    hub = DECODER if not config.is_encoder_decoder else T5 if config.model_type in _T5_TYPES else SEQ2SEQ
+    own, others = FACTORS[method]
+    return float(f"{NANO * own if nano else hub * others:.3g}")
 
 
 def _rows(recipe: Recipe) -> int:
@@ -124,6 +148,48 @@ def _rows(recipe: Recipe) -> int:
 
     task = task_of(recipe)
     return task.train_size(task.splits[0])
+
+
+def with_whole_places(recipe: Recipe) -> Recipe:
+    """The recipe with the files and folders that it names by their whole paths, so that it serves from anywhere.
+
+    No run's id changes by it.
+    """
+    options = dict(recipe.task.options)
+    for part in ("train", "dev", "test"):
+        name = options.get(part)
+        if isinstance(name, str):
+            places = [recipe.data_dir / name] if recipe.data_dir else []
+            found = [place for place in (*places, Path(name).expanduser()) if place.exists()]
+            if found and (part == "train" or found[0].is_file()):
+                options[part] = str(found[0].absolute())
+    changes: dict[str, Any] = {"task": recipe.task.model_copy(update={"options": options})}
+    if isinstance(recipe.family, FamilyPart):
+        arms = {
+            arm: str(Path(name).expanduser().absolute())
+            if isinstance(name, str) and Path(name).expanduser().is_dir()
+            else name
+            for arm, name in recipe.family.arms.items()
+        }
+        changes["family"] = recipe.family.model_copy(update={"arms": arms})
+    return recipe.model_copy(update=changes)
+
+
+def refuse_another(folder: StudyFolder, recipe: Recipe) -> None:
+    """Looks whether the folder's finished runs are all of this recipe, which may have more seeds.
+
+    Raises:
+        UserError: they are not: they would be in no table any more.
+    """
+    kept = folder.path / "recipe.yaml"
+    if not kept.is_file() or not any(folder.run(name).done for name in folder.names()):
+        return
+    other = with_whole_places(load_recipe(str(kept)))
+    keys = ("name", "task", "family", "arms", "methods", "train", "data_dir")
+    unlike = [key for key in keys if getattr(other, key) != getattr(recipe, key)]
+    unlike += [] if set(other.seeds) <= set(recipe.seeds) else ["seeds"]
+    if unlike:
+        raise UserError(f"{folder.path} holds runs of a recipe with other {', '.join(unlike)}; take another --out")
 
 
 def _word(text: str) -> str:

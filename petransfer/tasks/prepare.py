@@ -33,7 +33,7 @@ LABELS, ROWS_A_LABEL = 50, 5
 # More are not counted, nor may so many categories be told apart.
 COUNTED, CATEGORIES = 5000, 1000
 LISTED = 20
-_LAYOUT = 1  # raised when the files of a store change
+_LAYOUT = 2  # raised when the files of a store change, or what is read into them
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,10 @@ class _Builder:
             if not size:
                 name = sources.get(part, sources["train"]).name
                 short = sum(sizes.values())
-                raise UserError(f"{name} leaves no {part} rows (of {short} in all); give more rows, or name files")
+                left_out = f"; {self.bad} bad rows were left out, the first: {self.listed[0]}" if self.bad else ""
+                raise UserError(
+                    f"{name} leaves no {part} rows (of {short} in all); give more rows, or name files{left_out}"
+                )
         if len(self.categories) > CATEGORIES:
             raise UserError(
                 f"the column '{self.task.category}' has more than {CATEGORIES:,} categories; name another with category"
@@ -271,10 +274,12 @@ def _records(task: LinesTask, source: Source) -> Iterator[Record]:
     """The source's rows, with a line on stderr now and then where there are many."""
     from petransfer.tasks.lines import fields_of
 
-    required = [*fields_of(task.template, task.input), task.target]
-    required += [task.category] if task.category != "category" else []
-    required += [task.split_column] if task.split_column else []
-    named = required != ["input", "target"]
+    required = dict.fromkeys(fields_of(task.template, task.input), "template" if task.template else "input")
+    required[task.target] = "target"
+    required |= {task.category: "category"} if task.category != "category" else {}
+    if task.split_column:
+        required.setdefault(task.split_column, "split_column")
+    named = list(required) != ["input", "target"]
     for count, record in enumerate(read(source, required, named), start=1):
         if count % 1_000_000 == 0:
             print(f"{source.name}: {count:,} rows read", file=sys.stderr)

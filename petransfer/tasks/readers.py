@@ -9,7 +9,8 @@ import lzma
 import os
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +22,8 @@ _SUFFIXES = {".tsv": "tsv", ".txt": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".n
 _PACKED: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
 POSITIONAL = ("input", "target", "category")
 _BATCH = 1000
+# So many lines of one csv row are kept, to be read again where its quote turns out to be the mistake.
+_LINES_A_ROW = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +77,14 @@ def source_of(name: str, folder: Path | None, form: str = "", split: str = "", c
     return Source(name, "dataset", None, split, config)
 
 
-def read(source: Source, required: Sequence[str], named: bool) -> Iterator[Record]:
+# The columns that must be there, each with the option that names it.
+Columns = Mapping[str, str]
+
+
+def read(source: Source, required: Columns, named: bool) -> Iterator[Record]:
     """The rows in their order. Blank lines are passed over.
 
-    required: the columns that must be there. named: they are the user's own names, so that a file without them is a
+    named: they are the user's own names, so that a file without them is a
     mistake; otherwise a tsv without a header is read by position.
 
     Raises:
@@ -86,12 +93,12 @@ def read(source: Source, required: Sequence[str], named: bool) -> Iterator[Recor
     return _READERS[source.format](source, required, named)
 
 
-def _tsv(source: Source, required: Sequence[str], named: bool) -> Iterator[Record]:
-    rows = ((line, text if text is None else text.split("\t"), problem) for line, text, problem in _lines(source))
+def _tsv(source: Source, required: Columns, named: bool) -> Iterator[Record]:
+    rows = ((line, None if problem else text.split("\t"), problem) for line, text, problem in _lines(source))
     return _cells(source, rows, required, named, positional=True)
 
 
-def _csv(source: Source, required: Sequence[str], named: bool) -> Iterator[Record]:
+def _csv(source: Source, required: Columns, named: bool) -> Iterator[Record]:
     csv.field_size_limit(sys.maxsize)
     return _cells(source, _csv_rows(source), required, named, positional=False)
 
@@ -100,42 +107,60 @@ Row = tuple[int, list[str] | None, str]
 
 
 def _csv_rows(source: Source) -> Iterator[Row]:
-    """A quoted field may hold line breaks, so that lines are joined by the csv module; what it cannot read is a row."""
-    undecoded: list[tuple[int, str]] = []
+    """A quoted field may hold line breaks, so that lines are joined by the csv module.
+
+    After a row that it cannot read, reading goes on with the line after the row's first: a quote that is not closed
+    takes all that follows into its row.
+    """
+    rest, again = _lines(source), deque[_Line]()
+    taken: list[_Line] = []
+    broken: list[_Line] = []
 
     def texts() -> Iterator[str]:
-        for line, text, problem in _lines(source):
-            if text is None:
-                undecoded.append((line, problem))
-            yield "\n" if text is None else text + "\n"
+        while line := again.popleft() if again else next(rest, None):
+            if len(taken) <= _LINES_A_ROW:
+                taken.append(line)
+            if line[2]:
+                broken.append(line)
+            yield line[1] + "\n"
 
     reader = csv.reader(texts(), strict=True)
     while True:
-        start = reader.line_num + 1
+        taken.clear()
+        broken.clear()
         try:
             cells = next(reader)
         except StopIteration:
-            break
+            return
         except csv.Error as error:
+            start = taken[0][0]
+            if len(taken) > _LINES_A_ROW:
+                raise UserError(
+                    f"{source.name}:{start}: a quote that opens in this row is not closed within {_LINES_A_ROW:,} lines"
+                    "; close it, or double it where it stands for itself"
+                ) from None
             yield start, None, f"not csv ({error})"
+            again.extendleft(reversed(taken[1:]))
+            reader = csv.reader(texts(), strict=True)
             continue
-        yield from ((line, None, problem) for line, problem in undecoded)
-        undecoded.clear()
-        if cells:
-            yield start, cells, ""
-    yield from ((line, None, problem) for line, problem in undecoded)
+        if broken:
+            yield broken[0][0], None, broken[0][2]
+        elif cells:
+            yield taken[0][0], cells, ""
 
 
-def _cells(
-    source: Source, rows: Iterator[Row], required: Sequence[str], named: bool, positional: bool
-) -> Iterator[Record]:
+def _cells(source: Source, rows: Iterator[Row], required: Columns, named: bool, positional: bool) -> Iterator[Record]:
     columns: list[str] | None = None
     for line, cells, problem in rows:
         if cells is None:
             yield Record(line, {}, problem)
         elif columns is None:
-            columns, is_header = _columns(source, line, cells, required, positional and not named)
-            if not is_header:
+            by_place = positional and not named and not any(name in cells for name in required)
+            if by_place and not 2 <= len(cells) <= len(POSITIONAL):
+                yield Record(line, {}, f"expected {_BY_PLACE}, found {len(cells)}")
+                continue
+            columns = list(POSITIONAL[: len(cells)]) if by_place else _header(source, line, cells, required)
+            if by_place:
                 yield Record(line, dict(zip(columns, cells, strict=True)))
         elif len(cells) != len(columns):
             yield Record(line, {}, f"expected {len(columns)} columns ({', '.join(columns)}), found {len(cells)}")
@@ -143,40 +168,37 @@ def _cells(
             yield Record(line, dict(zip(columns, cells, strict=True)))
 
 
-def _columns(
-    source: Source, line: int, first: list[str], required: Sequence[str], positional: bool
-) -> tuple[list[str], bool]:
-    """The columns' names, and whether the first row is what names them."""
-    if all(name in first for name in required):
-        twice = sorted({name for name in first if first.count(name) > 1})
-        if twice:
-            raise UserError(f"{source.name}:{line}: the column '{twice[0]}' stands there twice; rename one of them")
-        return first, True
-    if positional and any(name in first for name in required):
-        positional = False  # half a header is a header with a mistake in it
-    if positional and 2 <= len(first) <= len(POSITIONAL):
-        return list(POSITIONAL[: len(first)]), False
-    if positional:
-        raise UserError(
-            f"{source.name}:{line}: expected 2 or 3 tab-separated columns (input, target, category), found {len(first)}"
-        )
-    raise missing_column(source.name, required, first)
+_BY_PLACE = f"2 or {len(POSITIONAL)} tab-separated columns ({', '.join(POSITIONAL)})"
 
 
-def missing_column(name: str, required: Sequence[str], found: Sequence[str]) -> UserError:
+def _header(source: Source, line: int, names: list[str], required: Columns) -> list[str]:
+    """The columns' names, as the first row says them."""
+    if any(name not in names for name in required):
+        raise missing_column(source.name, required, names)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"{source.name}:{line}: the column '{twice[0]}' stands there twice; rename one of them")
+    return names
+
+
+def missing_column(name: str, required: Columns, found: Sequence[str]) -> UserError:
     """An error that names the columns which exist."""
-    lacking = next(column for column in required if column not in found)
-    exist = ", ".join(str(column)[:30] for column in list(found)[:20])
-    return UserError(
-        f"{name} has no column '{lacking}' (it has: {exist}); name yours in the recipe, or with "
-        f"--set task.options.{lacking if lacking in POSITIONAL else 'input'}=COLUMN"
+    return UserError(f"{name} has {_lacking(required, found)}")
+
+
+def _lacking(required: Columns, found: Sequence[str]) -> str:
+    column, option = next((column, option) for column, option in required.items() if column not in found)
+    exist = ", ".join(str(name)[:30] for name in list(found)[:20])
+    value = "'{COLUMN}'" if option == "template" else "COLUMN"
+    return (
+        f"no column '{column}' (it has: {exist}); name yours in the recipe, or with --set task.options.{option}={value}"
     )
 
 
-def _jsonl(source: Source, required: Sequence[str], named: bool) -> Iterator[Record]:
+def _jsonl(source: Source, required: Columns, named: bool) -> Iterator[Record]:
     seen = False
     for line, text, problem in _lines(source):
-        if text is None:
+        if problem:
             yield Record(line, {}, problem)
             continue
         try:
@@ -187,10 +209,9 @@ def _jsonl(source: Source, required: Sequence[str], named: bool) -> Iterator[Rec
         if not isinstance(values, dict):
             yield Record(line, {}, 'not a JSON object; write one a line, as {"input": ..., "target": ...}')
         elif any(name not in values for name in required):
-            if not seen:
-                raise missing_column(source.name, required, list(values))
             lacking = next(name for name in required if name not in values)
-            yield Record(line, {}, f"no key '{lacking}' (it has: {', '.join(map(str, values))})")
+            known = f"no key '{lacking}' (it has: {', '.join(map(str, values))})"
+            yield Record(line, {}, known if seen else _lacking(required, list(values)))
         else:
             seen = True
             yield Record(line, values)
@@ -207,7 +228,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _DECODER = json.JSONDecoder(object_pairs_hook=_once)
 
 
-def _parquet(source: Source, required: Sequence[str], named: bool) -> Iterator[Record]:
+def _parquet(source: Source, required: Columns, named: bool) -> Iterator[Record]:
     import pyarrow
     import pyarrow.parquet
 
@@ -223,7 +244,7 @@ def _parquet(source: Source, required: Sequence[str], named: bool) -> Iterator[R
         raise UserError(f"{source.name} cannot be read as parquet ({_reason(error)}); write it again") from None
 
 
-def _dataset(source: Source, required: Sequence[str], named: bool) -> Iterator[Record]:
+def _dataset(source: Source, required: Columns, named: bool) -> Iterator[Record]:
     data = open_dataset(source)
     if source.split not in data:
         raise UserError(f"{source.name} has no split '{source.split}' (it has: {', '.join(data)})")
@@ -278,8 +299,11 @@ def _numbered(rows: Iterator[dict[str, Any]]) -> Iterator[Record]:
     return (Record(number, row) for number, row in enumerate(rows, start=1))
 
 
-def _lines(source: Source) -> Iterator[tuple[int, str | None, str]]:
-    """The lines that are not blank, without their ends; None and what is wrong where one is not UTF-8."""
+_Line = tuple[int, str, str]
+
+
+def _lines(source: Source) -> Iterator[_Line]:
+    """The number and text of lines that are not blank, without their ends, and what is wrong where one is not UTF-8."""
     assert source.path is not None
     try:
         with _open(source.path) as file:
@@ -292,7 +316,11 @@ def _lines(source: Source) -> Iterator[tuple[int, str | None, str]]:
                 try:
                     yield number, line.decode("utf-8"), ""
                 except UnicodeDecodeError as error:
-                    yield number, None, f"not UTF-8 at byte {error.start}; save the file as UTF-8"
+                    yield (
+                        number,
+                        line.decode("utf-8", "replace"),
+                        f"not UTF-8 at byte {error.start}; save the file as UTF-8",
+                    )
     except (OSError, lzma.LZMAError, EOFError, zlib.error) as error:
         raise UserError(f"{source.path} cannot be read ({_reason(error)})") from None
 

@@ -78,6 +78,10 @@ def test_bad_rows_are_left_out_and_listed(monkeypatch: pytest.MonkeyPatch, capsy
         (["nano/english", "a.tsv", "--bits", "5"], "methods.0.bits"),
         (["nano/english", "a.tsv", "--steps", "5", "--epochs", "1"], "give one of them"),
         (["nano/english", "a.tsv", "--lr", "20"], "train.learning_rate"),
+        (["nano/english", "a.tsv", "--lr", "0"], "train.learning_rate"),
+        (["nano/english", "a.tsv", "--epochs", "0"], "train.epochs"),
+        (["nano/english", "a.tsv", "--bits", "0"], "methods.0.bits"),
+        (["nano/english", "a.tsv", "--method", "full", "--rank", "8"], "rank does not belong to full"),
         (["nano/english", "a.tsv", "--set", "task.metrics=[bluu]"], "task.metrics.0"),
         (["nano/english", "a.tsv", "--set", "task.options.inptu=x"], "did you mean 'input'?"),
         (["nano/english", "a.tsv", "--dev", "0"], "dev of lines is 0"),
@@ -102,6 +106,17 @@ def test_targets_longer_than_the_model_s_positions_are_refused(refused: Refused,
     assert "128 positions" in error
 
 
+@pytest.mark.parametrize(
+    "method",
+    ["name: prompt, virtual_tokens: 20", "name: prefix, virtual_tokens: 20", "name: prompt, match_parameters: 640"],
+)
+def test_virtual_tokens_take_positions_too(method: str, refused: Refused, tiny_gpt2: Path) -> None:
+    rows("a.tsv", f"long\t{'word ' * 100}end\n")
+    error = refused(str(tiny_gpt2), "a.tsv", "--cpu", "--set", f"methods=[{{{method}, bits: 32}}]")
+    assert "row 21 takes" in error
+    assert "128 positions (8 of them kept for generation, 20 for virtual tokens)" in error
+
+
 def test_a_target_that_does_not_come_back_is_refused(refused: Refused, tiny_t5: Path, elsewhere: Path) -> None:
     """A tokenizer that makes all letters small loses the large ones."""
     import shutil
@@ -116,6 +131,7 @@ def test_a_target_that_does_not_come_back_is_refused(refused: Refused, tiny_t5: 
     tokenizer.save_pretrained(folder)
     rows("a.tsv", "in\tOUT\n")
     error = refused(str(folder), "a.tsv", "--cpu")
+    assert "row 21: the tokenizer" in error
     assert "cannot give the target 'OUT' back" in error
 
 

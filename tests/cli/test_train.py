@@ -105,6 +105,8 @@ def test_plan_shows_the_recipe_and_trains_nothing(
         ("openai-community/gpt2", "lora", 2e-4, ""),
         ("openai-community/gpt2", "full", 2e-5, ""),
         ("nano/code", "full", 2e-2, ""),
+        ("nano/code", "ia3", 0.1, ""),
+        ("google-t5/t5-base", "ia3", 8e-3, "answer: "),
     ],
 )
 def test_defaults_follow_the_model_s_family(
@@ -117,6 +119,60 @@ def test_defaults_follow_the_model_s_family(
     recipe = yaml.safe_load(capsys.readouterr().out)
     assert recipe["train"]["learning_rate"] == rate
     assert recipe["task"]["prefix"] == prefix
+
+
+def test_every_method_has_a_rate_of_its_own() -> None:
+    from transformers import GPT2Config, T5Config
+
+    from petransfer.recipe.load import load_recipe
+    from petransfer.recipe.methods import METHODS
+    from petransfer.study.short import FACTORS, default_rate
+
+    assert tuple(FACTORS) == METHODS
+    found_on_dev = load_recipe("methods-scan").train.learning_rate
+    assert isinstance(found_on_dev, dict)
+    for method in METHODS:
+        nano = default_rate(method, T5Config(), nano=True)
+        assert nano == found_on_dev.get(method, found_on_dev["ln"] if method == "bias" else None), method
+        assert default_rate(method, T5Config(), nano=False) == pytest.approx(
+            5 * default_rate(method, GPT2Config(), nano=False)
+        )
+    assert default_rate("prompt", GPT2Config(), nano=False) > 100 * default_rate("lora", GPT2Config(), nano=False)
+
+
+def test_the_recipe_serves_from_anywhere_and_takes_no_other_s_folder(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def carried_out(study: Any, *_: Any) -> None:
+        study.folder.open(study.recipe)
+        for cell in study.cells:
+            (study.folder.run(cell.run_id).path).mkdir(parents=True, exist_ok=True)
+            study.folder.run(cell.run_id).finish({})
+
+    monkeypatch.setattr("petransfer.cli.train._say_fit", lambda *_: None)
+    monkeypatch.setattr("petransfer.cli.train.carry_out", carried_out)
+    write(elsewhere / "pairs.tsv")
+    short = ["train", "nano/english", "pairs.tsv"]
+    assert call(monkeypatch, *short) == 0
+    kept = elsewhere / "results" / "pairs-english" / "recipe.yaml"
+    before = kept.read_text()
+    assert yaml.safe_load(before)["task"]["options"]["train"] == str(elsewhere / "pairs.tsv")
+    assert call(monkeypatch, *short, "--seeds", "0-1") == 0  # more of the same
+    after = kept.read_text()
+    capsys.readouterr()
+    for more, unlike in (["--rank", "8"], "methods"), (["--steps", "5"], "train"), (["--seeds", "1"], "seeds"):
+        assert call(monkeypatch, *short, "--seeds", "0-1", *more) == 2
+        said = capsys.readouterr().err
+        assert f"results/pairs-english holds runs of a recipe with other {unlike}; take another --out" in said
+    assert kept.read_text() == after
+    assert call(monkeypatch, *short, "--rank", "8", "--out", "other") == 0
+    (elsewhere / "away").mkdir()
+    monkeypatch.chdir(elsewhere / "away")
+    monkeypatch.setenv("PETRANSFER_CACHE", str(elsewhere / "another"))
+    capsys.readouterr()
+    assert call(monkeypatch, "plan", "--recipe", str(kept), "--json") == 0
+    ids = {run["run_id"] for run in json.loads(capsys.readouterr().out)["runs"]}
+    assert ids == {path.name for path in (kept.parent / "runs").iterdir()}
 
 
 def test_labels_are_scored_and_text_metrics_measured(

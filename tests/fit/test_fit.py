@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from petransfer.fit.measure import measure
 from petransfer.fit.planner import CONTEXT, on_card, plan
 from petransfer.fit.simulate import Demand, simulate
 from petransfer.fit.sizes import card_bytes
-from petransfer.recipe.spec import Bits, MethodSpec
+from petransfer.recipe.spec import Bits, MethodSpec, RunSpec
+from petransfer.study.ledger import RunFolder
+from petransfer.train.execution import Execution
 
 T5 = {"d_model": 128, "d_kv": 32, "d_ff": 512, "num_layers": 3, "num_heads": 4, "decoder_start_token_id": 0}
 GATED = T5 | {"feed_forward_proj": "gated-gelu"}
@@ -301,3 +304,22 @@ def test_embedded_checkpoints_are_not_simulated(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("petransfer.fit.planner.plan", lambda *given: pytest.fail("simulated"))
     assert foresee([cell.spec for cell in expand(load_recipe("lora-scan"))], 2**30) == []
+
+
+def test_rows_of_new_pieces_are_foreseen(tiny_spec: Callable[..., RunSpec], tiny_t5: Path, tmp_path: Path) -> None:
+    from petransfer.fit.grid import demand_of, find_sizes, met_new_pieces
+    from petransfer.study.run import Settings, open_base, prepare
+
+    anew = replace(checkpoint_spec(str(tiny_t5)), reinit="embeddings")
+    method = MethodSpec("lora", bits=32, rank=2, alpha=4.0, embeddings="new")
+    spec = tiny_spec(method, steps=4, checkpoint=anew)
+    config, own_head = configuration(spec.checkpoint)
+    pieces = met_new_pieces(spec, config)
+    assert 10 < len(pieces) < config.vocab_size
+    settings = Settings(Execution(threads=1), cpu=True)
+    model = prepare(spec, RunFolder(tmp_path), open_base(spec, settings), force=False).model
+    trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
+    assert plan(config, anew, demand_of(spec, False), own_head, None, pieces).memory.trained_parameters == trained
+    wanted = trained - len(pieces) * config.d_model  # what the rank alone would give
+    with pytest.raises(UserError, match="cannot be met by lora"):
+        find_sizes([replace(spec, method=replace(method, rank=0, alpha=0.0, match_parameters=wanted))])

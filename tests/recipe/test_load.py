@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from petransfer.effects.contrasts import demand
 from petransfer.errors import UserError
 from petransfer.recipe.effects import wanted
-from petransfer.recipe.load import find, freeze, load_either, load_pretraining, load_recipe, shipped, validate
+from petransfer.recipe.load import find, freeze, load_either, load_pretraining, load_recipe, put, shipped, validate
 from petransfer.recipe.pretraining import PretrainRecipe
 from petransfer.study.grid import expand
 
@@ -192,3 +193,26 @@ def test_a_file_goes_before_a_shipped_name(tmp_path: Path, monkeypatch: pytest.M
     assert find("smoke") == shipped()["smoke"]
     Path("smoke").write_text(RECIPE)
     assert load_recipe("smoke").name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("task.options.template=summarize: {document}", "summarize: {document}"),
+        ("task.options.template={document}", "{document}"),
+        ("task.options.template={title}: {document}", "{title}: {document}"),
+        ("task.options.template='{title} {document}'", "{title} {document}"),
+        ("task.options.dev=0.2", 0.2),
+        ("task.prefix=translate: ", "translate: "),
+        ("task.prefix={english: 'a: '}", {"english": "a: "}),
+        ("arms=[english]", ["english"]),
+        ("description=one: two", "one: two"),
+    ],
+)
+def test_text_that_yaml_takes_for_a_mapping_stays_text(override: str, value: object) -> None:
+    content: dict[str, Any] = {"task": {"options": {}}}
+    put(content, override)
+    *path, last = override.partition("=")[0].split(".")
+    for key in path:
+        content = content[key]
+    assert content[last] == value

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from petransfer.errors import UserError
-from petransfer.tasks import LinesTask, load_task, prepare
+from petransfer.tasks import LinesTask, load_task, prepare, readers
 from petransfer.tasks.base import Example, SplitData
 from petransfer.tasks.lines import fields_of, render
 
@@ -217,6 +217,86 @@ def test_a_broken_row_is_refused_by_its_line_or_left_out_and_listed(name: str, e
     assert note.startswith(f"1 bad rows left out: {name}:11: ")
     assert said in note
     assert sum(task.about()["sizes"].values()) == (9 if name.endswith("csv") else 10)
+
+
+def csv_of(count: int, **changed: bytes) -> bytes:
+    """Rows with quoted fields; changed: by their number, `r5=b'...'`."""
+    rows = [changed.get(f"r{n}", b'"in %d","out %d"' % (n, n)) for n in range(count)]
+    return b"input,target\n" + b"".join(row + b"\n" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("content", "left", "bad"),
+    [
+        (csv_of(20, r4=b'"in 4,out 4'), 19, [6]),  # runs on to the next quote
+        (
+            b"input,target\n" + b"".join(b"%sin %d,out\n" % (b'"' * (n == 4), n) for n in range(20)),
+            19,
+            [6],
+        ),  # to the end
+        (csv_of(20, r4=b'"in 4,out 4', r5=b'"in 5,out 5'), 18, [6, 7]),
+        (csv_of(20, r4=b'"one\n\xe9\nthree","out"'), 19, [7]),
+        (csv_of(20, r4=b'"one\n\xe9 end","out"'), 19, [7]),
+        (csv_of(20, r4=b'"one\n\ntwo","out"'), 20, []),
+    ],
+)
+def test_a_bad_row_of_a_csv_takes_no_other_with_it(content: bytes, left: int, bad: list[int], elsewhere: Path) -> None:
+    (elsewhere / "a.csv").write_bytes(content)
+    task = lines("a.csv", bad_rows="skip")
+    data = task.load("held-out")
+    inputs = {row.input for part in parts(data) for row in part}
+    assert len(inputs) == left
+    assert {f"in {n}" for n in range(20) if n not in (4, 5)} <= inputs
+    assert ("one\n\ntwo" in inputs) == (not bad)
+    said = " ".join(note for note in task.notes() if "left out" in note)
+    assert said.startswith(f"{len(bad)} bad rows" if bad else "")
+    assert all(f"a.csv:{line}: " in said for line in bad)
+
+
+def test_a_quote_that_is_never_closed_in_a_long_file_is_refused(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "_LINES_A_ROW", 8)
+    (elsewhere / "a.csv").write_bytes(b'input,target\na,b\n"c,d\n' + b"e,f\n" * 20)
+    with pytest.raises(UserError, match=r"a\.csv:3: a quote that opens in this row is not closed within 8 lines"):
+        load("a.csv", bad_rows="skip")
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "said"),
+    [
+        ("a.tsv", "one\n", "a.tsv:1: expected 2 or 3 tab-separated columns (input, target, category), found 1"),
+        ("a.jsonl", '{"input": "c"}\n', "a.jsonl:1: no column 'target' (it has: input)"),
+    ],
+)
+def test_a_bad_first_row_is_left_out_like_any_other(name: str, first: str, said: str, elsewhere: Path) -> None:
+    (elsewhere / name).write_text(first + GOOD[Path(name).suffix])
+    with pytest.raises(UserError, match="--skip-bad-rows leaves such rows out"):
+        load(name)
+    task = lines(name, bad_rows="skip")
+    assert sum(task.about()["sizes"].values()) == 10
+    assert any(note.startswith(f"1 bad rows left out: {said}") for note in task.notes())
+    (elsewhere / name).write_text(first * 3)
+    with pytest.raises(UserError, match=r"leaves no train rows .* 3 bad rows were left out, the first: a\.") as error:
+        load(name, bad_rows="skip")
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({"input": "query"}, "task.options.input=COLUMN"),
+        ({"input": "title", "target": "sumary"}, "task.options.target=COLUMN"),
+        ({"template": "{title} {txt}", "target": "text"}, "task.options.template='{COLUMN}'"),
+        ({"input": "title", "target": "text", "category": "kind"}, "task.options.category=COLUMN"),
+        ({"input": "title", "target": "text", "split_column": "part"}, "task.options.split_column=COLUMN"),
+    ],
+)
+def test_a_missing_column_is_named_by_its_own_option(options: dict[str, str], hint: str, elsewhere: Path) -> None:
+    (elsewhere / "a.csv").write_text("title,text\na,b\n")
+    with pytest.raises(UserError) as error:
+        load("a.csv", **options)
+    assert str(error.value).endswith(f"--set {hint}")
 
 
 def test_the_first_columns_decide(elsewhere: Path) -> None:
