@@ -158,26 +158,31 @@ def _parse(override: str) -> tuple[list[str], Any]:
             return keys, text
         raise UserError(f"--set {override}: the value is not YAML") from None
     # `summarize: {document}` is a mapping to YAML, where a recipe wants text
-    return keys, text if isinstance(value, dict | list) and _takes_text(keys, text, value) else value
+    return keys, text if isinstance(value, dict | list) and _takes_text(keys, text) else value
 
 
-def _takes_text(keys: Sequence[str], text: str, value: Any = None) -> bool:
-    """Whether a recipe takes the text in this place, and not the value."""
+def _takes_text(keys: Sequence[str], text: str) -> bool:
+    """Whether a recipe has a place here for the text, and none for a mapping or a list."""
     kind: Any = Recipe
     for key in keys:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             kind = kind.model_fields[key].annotation if key in kind.model_fields else None
         else:
             kind = get_args(kind)[-1] if get_origin(kind) is dict else None
-    return kind is not None and _fits(kind, text) and not (value is not None and _fits(kind, value))
-
-
-def _fits(kind: Any, value: Any) -> bool:
+    if kind is None or _has_parts(kind):
+        return False
     try:
-        TypeAdapter(kind).validate_python(value)
+        TypeAdapter(kind).validate_python(text)
     except ValidationError:
         return False
     return True
+
+
+def _has_parts(kind: Any) -> bool:
+    origin = get_origin(kind) or kind
+    if isinstance(origin, type) and issubclass(origin, BaseModel | dict | list | tuple):
+        return True
+    return any(_has_parts(one) for one in get_args(kind))
 
 
 def _number(value: Any) -> Any:

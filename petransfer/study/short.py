@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from petransfer.checkpoints.registry import CONTROLS, checkpoint_spec
-from petransfer.errors import UserError
+from petransfer.errors import UserError, unknown
 from petransfer.recipe.load import load_recipe, put, validate
 from petransfer.recipe.methods import FORMS, does_not_take
 from petransfer.recipe.schema import FamilyPart, Recipe
@@ -137,8 +137,14 @@ def _fill(content: dict[str, Any], recipe: Recipe, model: str, wishes: Wishes) -
 
 
 def default_rate(method: str, config: Any, nano: bool) -> float:
-    """The peak rate of a method on a family. config: the checkpoint's. nano: it is of the embedded family."""
+    """The peak rate of a method on a family. config: the checkpoint's. nano: it is of the embedded family.
+
+    Raises:
+        UserError: there is no such method.
+    """
     hub = DECODER if not config.is_encoder_decoder else T5 if config.model_type in _T5_TYPES else SEQ2SEQ
+    if method not in FACTORS:
+        raise unknown("method", method, FACTORS)
     own, others = FACTORS[method]
     return float(f"{NANO * own if nano else hub * others:.3g}")
 
