@@ -158,11 +158,11 @@ def _parse(override: str) -> tuple[list[str], Any]:
             return keys, text
         raise UserError(f"--set {override}: the value is not YAML") from None
     # `summarize: {document}` is a mapping to YAML, where a recipe wants text
-    return keys, text if isinstance(value, dict | list) and _takes_text(keys, text) else value
+    return keys, text if isinstance(value, dict | list) and _takes_text(keys, text, value) else value
 
 
-def _takes_text(keys: Sequence[str], text: str) -> bool:
-    """Whether a recipe has a place here for the text, and none for a mapping or a list."""
+def _takes_text(keys: Sequence[str], text: str, value: Any = None) -> bool:
+    """Whether a recipe has a place here for the text, none for the value, and none for a part with keys of its own."""
     kind: Any = Recipe
     for key in keys:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -171,18 +171,19 @@ def _takes_text(keys: Sequence[str], text: str) -> bool:
             kind = get_args(kind)[-1] if get_origin(kind) is dict else None
     if kind is None or _has_parts(kind):
         return False
-    try:
-        TypeAdapter(kind).validate_python(text)
-    except ValidationError:
-        return False
-    return True
+    return _fits(kind, text) and (value is None or not _fits(kind, value))
 
 
 def _has_parts(kind: Any) -> bool:
-    origin = get_origin(kind) or kind
-    if isinstance(origin, type) and issubclass(origin, BaseModel | dict | list | tuple):
-        return True
-    return any(_has_parts(one) for one in get_args(kind))
+    return any(map(_has_parts, get_args(kind))) or (isinstance(kind, type) and issubclass(kind, BaseModel))
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    try:
+        TypeAdapter(kind).validate_python(value)
+    except ValidationError:
+        return False
+    return True
 
 
 def _number(value: Any) -> Any:
