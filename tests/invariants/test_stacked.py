@@ -205,10 +205,10 @@ def test_less_memory_halves_the_micro_batch_of_all(
     given = run_study(specs, tmp_path / "few", settings=few)
     real, calls = Batch.micro_batches, itertools.count()
 
-    def scarce(batch: Batch, size: int) -> list[Tensors]:
+    def scarce(batch: Batch, size: int, budget: int = 0) -> list[Tensors]:
         if size > 2 and next(calls):  # not at the first, so that a gradient may be there already
             raise torch.OutOfMemoryError("out of memory")
-        return real(batch, size)
+        return real(batch, size, budget)
 
     monkeypatch.setattr(Batch, "micro_batches", scarce)
     for run in run_stacked(specs, tmp_path / "found"):
