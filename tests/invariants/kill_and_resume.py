@@ -287,9 +287,11 @@ def _names(study: Path) -> set[str]:
 
 def machine() -> dict[str, Any]:
     """What it was tried on."""
+    import torch
+
     from petransfer.bench.sides import hardware
 
-    found = hardware()
+    found = hardware(torch.device("cpu"))
     return {name: found[name] for name in ("processor", "cores", "load", "torch")}
 
 
