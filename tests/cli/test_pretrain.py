@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from petransfer.cli import main
 from petransfer.recipe.load import load_pretraining, shipped
+from tests.cli.calls import call
 
 RECIPE = """
 kind: pretrain
@@ -36,14 +35,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         texts = [" ".join(rng.choice(list("abcdefgh"), 200)) for _ in range(documents)]
         (tmp_path / "letters" / f"{part}.txt").write_text("\n\n".join(texts))
     return tmp_path
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """`petransfer ARGUMENTS`; its exit code."""
-    monkeypatch.setattr(sys, "argv", ["petransfer", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
 
 
 def test_a_family_is_pretrained_and_a_study_runs_on_it(

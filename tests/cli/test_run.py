@@ -12,24 +12,16 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from petransfer.cli import main
 from petransfer.cli.ways import Ways
 from petransfer.fit.grid import rooms
 from petransfer.recipe.load import load_recipe, shipped
 from petransfer.study.grid import expand
 from petransfer.study.ledger import StudyFolder
+from tests.cli.calls import call
 from tests.invariants.kill_and_resume import ROWS
 from tests.report.made import make, recipe_of
 
 ROOT = Path(__file__).parents[2]
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """`petransfer ARGUMENTS`; its exit code."""
-    monkeypatch.setattr(sys, "argv", ["petransfer", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
 
 
 @pytest.fixture(scope="module")

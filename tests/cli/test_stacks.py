@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from petransfer.cli import main
+from tests.cli.calls import call
 
 RECIPE = """
 name: stacked
@@ -30,13 +30,6 @@ DORA = "dora is not stacked: its norms are taken over base and adapter together"
 def recipe(tmp_path: Path, tiny_t5: Path) -> str:
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(checkpoint=tiny_t5))
     return str(tmp_path / "recipe.yaml")
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["petransfer", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
 
 
 def test_plan_says_how_runs_would_be_stacked(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ import pytest
 import torch
 import yaml
 
-from petransfer.cli import main
 from petransfer.tasks import load_task
+from tests.cli.calls import call
 
 PAIRS = [("walk", "gehen"), ("run", "rennen"), ("see", "sehen"), ("hear", "hören"), ("say", "sagen")]
 TEN = [(f"{how} {word}", f"{there} {wort}") for word, wort in PAIRS for how, there in (("to", "zu"), ("must", "muss"))]
@@ -25,14 +24,6 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PETRANSFER_CACHE", str(tmp_path / "cache"))
     return tmp_path
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """`petransfer ARGUMENTS`; its exit code."""
-    monkeypatch.setattr(sys, "argv", ["petransfer", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
 
 
 def write(path: Path, rows: Any = TEN) -> None:
