@@ -14,6 +14,7 @@ from rich.text import Text
 
 from petransfer.checkpoints.registry import checkpoint_spec
 from petransfer.errors import UserError, unknown
+from petransfer.fit.advice import OF_FIT, TURNED_ON, Words, in_options, it_would
 from petransfer.fit.grid import in_words, this_card
 from petransfer.fit.sizes import card_bytes
 from petransfer.recipe.methods import FORMS, METHODS
@@ -112,8 +113,8 @@ def _measured(spec: Any, demand: Any) -> Measured:
     return measure(spec, demand)
 
 
-def show(name: str, found: Fit, measured: Measured | None = None) -> None:
-    """Prints what a training takes, part by part, and whether it fits."""
+def show(name: str, found: Fit, measured: Measured | None = None, words: Words = OF_FIT) -> None:
+    """Prints what a training takes, part by part, and whether it fits. words: of the verb that was called."""
     demand, memory = found.demand, found.memory
     method = in_words(demand.method)
     where = "a card" if demand.device == "cuda" else "the CPU"
@@ -147,20 +148,20 @@ def show(name: str, found: Fit, measured: Measured | None = None) -> None:
     if measured:
         ratios = f"{memory.peak / measured.peak:.3f}, without activations {fixed / measured.fixed:.3f}"
         print(f"predicted over measured: {ratios}")
-    for line in _verdict(found):
+    for line in _verdict(found, words):
         print(line)
 
 
-def _verdict(found: Fit) -> list[str]:
+def _verdict(found: Fit, words: Words) -> list[str]:
     if found.card is None:
         return []
     size, at_once = f"{found.card / 2**30:.4g} GB", found.demand.batch
-    if found.fits and at_once == found.batch:
-        return [f"fits {size}: {at_once} at once"]
     if found.fits:
-        return [f"fits {size}: {at_once} at once, {found.batch} an optimiser step by accumulation"]
+        again = f" {TURNED_ON}" if found.turned_on else ""
+        cut = "" if at_once == found.batch else f", {found.batch} an optimiser step by accumulation"
+        return [f"fits {size}{again}: {at_once} at once{cut}"]
     if found.advice:
-        return [f"does not fit {size}; it would with {', or '.join(found.advice)}"]
+        return [f"does not fit {size}{it_would(found.advice, words)}"]
     return [f"does not fit {size}, whatever is changed; take a smaller checkpoint"]
 
 
@@ -184,7 +185,8 @@ def _plain(found: Fit, measured: Measured | None) -> dict[str, Any]:
         "card": found.card,
         "fits": found.fits,
         "micro_batch": found.demand.batch,
-        "advice": found.advice,
+        "checkpointing": found.demand.checkpointing,
+        "advice": in_options(found.advice, OF_FIT),
     }
     return content | ({"measured": asdict(measured)} if measured else {})
 

@@ -20,13 +20,15 @@ from petransfer.cli.launch import launch
 from petransfer.cli.ways import Ways, connected, on_ray
 from petransfer.effects.contrasts import demand, family_name, update_effects
 from petransfer.errors import UserError
+from petransfer.fit.advice import Words, of_recipe
 from petransfer.fit.grid import find_sizes, foresee, this_card
 from petransfer.fit.sizes import card_bytes
 from petransfer.recipe.load import load_either, load_recipe
 from petransfer.recipe.pretraining import PretrainRecipe
 from petransfer.recipe.schema import Recipe
+from petransfer.recipe.spec import MethodSpec
 from petransfer.report import pretraining, tables
-from petransfer.study.grid import Cell, expand, notes, resolve
+from petransfer.study.grid import Cell, expand, method_of, notes, resolve
 from petransfer.study.ledger import StudyFolder
 from petransfer.study.pretraining import expand_pretraining
 from petransfer.study.processes import refuse_launch, splits_tensors, this_place
@@ -177,7 +179,7 @@ def carry_out(
     if short:
         print(short, file=sys.stderr)
     if not cpu and not force and ways.executor == "local" and not splits_tensors():
-        _refuse_what_cannot_fit(study, execution.checkpointing)
+        _refuse_what_cannot_fit(study, execution.checkpointing, as_json)
     find_sizes([cell.spec for cell in study.mine if not study.folder.run(cell.run_id).done])
     ray = connected(ways.address) if ways.executor == "ray" else None
     outcome = _execute(study, kind, execution, ways, cpu, force, quiet=as_json, ray=ray, group=group)
@@ -189,12 +191,22 @@ def carry_out(
     print(f"{len(study.mine)} runs done in {minutes:.1f} minutes; see {study.folder.path}", file=sys.stderr)
 
 
-def _refuse_what_cannot_fit(study: Study, checkpointing: bool) -> None:
+def _refuse_what_cannot_fit(study: Study, checkpointing: bool, quiet: bool) -> None:
+    """Says too what fits only with checkpointing; each run turns it on by itself where it is trained."""
     card = this_card()
     waiting = [cell.spec for cell in study.mine if not study.folder.run(cell.run_id).done]
     for place in foresee(waiting, card, checkpointing) if card else ():
+        line = place.line(words_of(study.recipe)(place.spec.method))
         if place.fit and not place.fit.fits:
-            raise UserError(f"{place.line}; --force tries all the same")
+            raise UserError(f"{line}; --force tries all the same")
+        if place.fit and place.fit.turned_on and not quiet:
+            print(line, file=sys.stderr)
+
+
+def words_of(recipe: Recipe) -> Callable[[MethodSpec], Words]:
+    """How what would help a method to fit is asked of `run` with this recipe."""
+    methods = [method_of(part) for part in recipe.methods]
+    return lambda method: of_recipe(methods, method)
 
 
 def log_every(study: Study) -> int:
@@ -223,7 +235,7 @@ def _execute(
         place = data_dir.resolve() if data_dir else None
         job = FineTune(Settings(execution, place, cpu, force, ways.by_generation, kind.dev_only))
         if ray:
-            return on_ray(study.mine, study.folder, job, ways.workers, tick, ray)
+            return on_ray(study.mine, study.folder, job, ways.workers, tick, ray, words_of(study.recipe))
         if this_place().shared:
             from petransfer.study.together import execute_together
 
@@ -277,14 +289,19 @@ def plan(
     rows = tables.rows_of(study.mine, study.folder)
     room = card_bytes(card) if card else this_card()
     places = foresee([cell.spec for cell in study.mine], room, checkpointing) if room else []
+    words = words_of(study.recipe)
+    lines = [place.line(words(place.spec.method)) for place in places]
     if as_json:
-        memory = [{"name": place.name, "line": place.line, "fits": place.fit and place.fit.fits} for place in places]
+        memory = [
+            {"name": place.name, "line": line, "fits": place.fit and place.fit.fits}
+            for place, line in zip(places, lines, strict=True)
+        ]
         print(json.dumps({"study": study.recipe.name, "runs": tables.as_json(rows), "memory": memory}, indent=1))
         return
     for row in rows:
         print(f"{row.cell.run_id}  {tables.plain_line(row)} | {row.cell.spec.train.steps} steps")
-    for place in places:
-        print(place.line)
+    for line in lines:
+        print(line)
     done = sum(row.status == "done" for row in rows)
     left = sum(row.cell.spec.train.steps for row in rows if row.status != "done")
     short = demand(study.recipe, study.cells).line

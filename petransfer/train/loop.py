@@ -119,6 +119,8 @@ class Loop:
             micro_batch=execution.micro_batch or self._micro_batch(),
             threads=execution.threads,
         )
+        if execution.checkpointing:  # of any part of the run
+            self.progress.notes["checkpointing"] = True
         if self.progress.threads:  # rounding depends on the thread count, so a resumed run keeps it
             torch.set_num_threads(self.progress.threads)
         self.optimizer = make_optimizer(model, spec)
