@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -110,7 +111,7 @@ def _measured(spec: Any, demand: Any) -> Measured:
     from petransfer.fit.measure import measure
 
     print("training three steps", file=sys.stderr)
-    return measure(spec, demand)
+    return measure(spec, demand, with_loop=True)
 
 
 def show(name: str, found: Fit, measured: Measured | None = None, words: Words = OF_FIT) -> None:
@@ -148,8 +149,21 @@ def show(name: str, found: Fit, measured: Measured | None = None, words: Words =
     if measured:
         ratios = f"{memory.peak / measured.peak:.3f}, without activations {fixed / measured.fixed:.3f}"
         print(f"predicted over measured: {ratios}")
+    if demand.device == "cpu":
+        print(_of_the_loop(memory.peak, measured, said))
     for line in _verdict(found, words):
         print(line)
+
+
+def _of_the_loop(foreseen: int, measured: Measured | None, said: Callable[[int], str]) -> str:
+    """What is foreseen and compared is the plain step; on a CPU the training loop may take another."""
+    if measured is None:
+        return "this is the plain step; on a CPU training may take a leaner one: `petransfer fit --measure` says which"
+    if measured.loop is None:
+        return "the training loop takes this step"
+    kept = f", {said(measured.kept)} of them kept beside the model" if measured.kept else ""
+    ratio = f"{foreseen / measured.loop:.2f}"
+    return f"the training loop's own step: {said(measured.loop)}{kept}; predicted over that: {ratio}"
 
 
 def _verdict(found: Fit, words: Words) -> list[str]:
