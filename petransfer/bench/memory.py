@@ -12,7 +12,10 @@ import sys
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from petransfer.fit.simulate import Demand
 
 Side = Literal["petransfer", "usual"]
 SIDES: tuple[Side, ...] = ("petransfer", "usual")
@@ -31,6 +34,15 @@ class Cell:
     target_length: int
     checkpointing: bool
 
+    def demand(self, device: str) -> Demand:
+        """As the planner takes it."""
+        from petransfer.fit.simulate import Demand
+        from petransfer.recipe.spec import MethodSpec
+
+        method = MethodSpec("lora", bits=self.bits, rank=16, alpha=32.0)  # type: ignore[arg-type]
+        lengths = (self.input_length, self.target_length)
+        return Demand(method, self.batch, *lengths, device, checkpointing=self.checkpointing)  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
 class Taken:
@@ -48,7 +60,7 @@ class Taken:
 
 def measure(cell: Cell, side: Side) -> Taken:
     """In a new process, so that nothing of another measurement is left in this one."""
-    return Taken(**_in_a_new_process(side, cell))
+    return Taken(**_of(side, cell))
 
 
 def loading(cell: Cell) -> int | None:
@@ -56,17 +68,18 @@ def loading(cell: Cell) -> int | None:
 
     None where the system does not say.
     """
-    found: int | None = _in_a_new_process("loading", cell)
+    found: int | None = _of("loading", cell)
     return found
 
 
-def _in_a_new_process(what: str, cell: Cell) -> Any:
-    done = subprocess.run(
-        [sys.executable, "-m", "petransfer.bench.memory", what, json.dumps(asdict(cell))],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def _of(what: str, cell: Cell) -> Any:
+    return in_a_new_process("petransfer.bench.memory", what, json.dumps(asdict(cell)))
+
+
+def in_a_new_process(module: str, what: str, content: str) -> Any:
+    """The JSON that `python -m module what content` prints last."""
+    command = [sys.executable, "-m", module, what, content]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{what} failed: {done.stderr.strip().splitlines()[-1][:300]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -135,13 +148,8 @@ class HostMemory:
 def _ours(cell: Cell, device: str) -> tuple[int, int]:
     from petransfer.checkpoints.registry import checkpoint_spec
     from petransfer.fit.measure import measure as trained
-    from petransfer.fit.simulate import Demand
-    from petransfer.recipe.spec import MethodSpec
 
-    method = MethodSpec("lora", bits=cell.bits, rank=16, alpha=32.0)  # type: ignore[arg-type]
-    lengths = (cell.input_length, cell.target_length)
-    demand = Demand(method, cell.batch, *lengths, device, checkpointing=cell.checkpointing)  # type: ignore[arg-type]
-    taken = trained(checkpoint_spec(cell.folder), demand)
+    taken = trained(checkpoint_spec(cell.folder), cell.demand(device))
     return sum(taken.weights.values()), taken.peak
 
 

@@ -31,6 +31,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from petransfer.checkpoints.architecture import own_head_in
 from petransfer.checkpoints.encoding import Layout
+from petransfer.checkpoints.in_files import InFiles, put
 from petransfer.checkpoints.quantise import (
     check_quantisable,
     kept_wide,
@@ -47,6 +48,9 @@ from petransfer.recipe.spec import Bits, CheckpointSpec, Reinit
 # embeddings are tied, and then its logits are scaled. Put right here alone, it would give adapters that are wrong for
 # whoever loads them with plain transformers and peft, which go on scaling.
 WRONG = {"umt5": "transformers scales umT5's logits as if its head were tied to its embeddings; take mT5"}
+
+# A file of a model that is drawn anew: as much of it is in memory at once while it is written.
+SHARD = "128MB"
 
 DTYPES: dict[int, torch.dtype] = {32: torch.float32, 16: torch.bfloat16}
 
@@ -145,7 +149,7 @@ def _model(
     with tempfile.TemporaryDirectory() as folder:
         revision = _revision(checkpoint)
         if checkpoint.reinit != "none":  # what is drawn anew is quantised like any other checkpoint: from a folder
-            _with_reinit(auto, place, config, checkpoint, torch.bfloat16, seed).save_pretrained(folder)
+            _draw_into(folder, auto, place, config, checkpoint, seed)
             place, revision = folder, None
         model = _quantised(auto, place, revision, bits, device, keep_wide)
     refuse_left_wide(model, checkpoint.name, bits, keep_wide)
@@ -168,6 +172,20 @@ def _with_reinit(
     if reinit != "all":
         _copy(trained(), new, embeddings=reinit == "body")
     return new
+
+
+def _draw_into(folder: str, auto: Any, place: str, config: Any, checkpoint: CheckpointSpec, seed: int) -> None:
+    """Writes the model that `_with_reinit` gives in bf16, the same to the bit, and never holds it."""
+    with tempfile.TemporaryDirectory(dir=folder) as parts:
+        files = InFiles(parts)
+        torch.manual_seed(seed)
+        with files:
+            new = with_new_weights(auto, config, _has_own_head(place, checkpoint))
+        files.narrow(new, torch.bfloat16)
+        if checkpoint.reinit != "all":
+            trained = _on_disk(auto, place, _revision(checkpoint), parts)
+            _copy(trained, new, embeddings=checkpoint.reinit == "body")
+        new.save_pretrained(folder, max_shard_size=SHARD)
 
 
 def with_new_weights(auto: Any, config: Any, own_head: bool) -> PreTrainedModel:
@@ -193,13 +211,12 @@ def _has_own_head(place: str, checkpoint: CheckpointSpec) -> bool:
 @torch.no_grad()
 def _copy(source: PreTrainedModel, target: PreTrainedModel, embeddings: bool) -> None:
     """Copies the input embeddings and an untied head, or all but them."""
-    wanted = dict(source.named_parameters())
     ends = {
         id(end.weight) for end in (target.get_input_embeddings(), target.get_output_embeddings()) if end is not None
     }
     for name, value in target.named_parameters():
         if (id(value) in ends) == embeddings:
-            value.copy_(wanted[name])
+            put(source, name, value)
 
 
 def _quantised(
@@ -222,23 +239,30 @@ def _quantised(
     return model
 
 
-def load_on_disk(checkpoint: CheckpointSpec, folder: str) -> Loaded:
+def load_on_disk(checkpoint: CheckpointSpec, folder: str, seed: int = 0) -> Loaded:
     """The checkpoint at 16 bits with its weights left on the disk, from where each layer reads them when it runs.
 
-    folder: for what cannot be read where it lies.
+    folder: for what cannot be read where it lies, and what is drawn anew, as `load` does it.
     """
-    place = _place(checkpoint)
+    place, revision = _place(checkpoint), _revision(checkpoint)
     with _plain_errors(checkpoint):
-        config = AutoConfig.from_pretrained(place, revision=_revision(checkpoint))
+        config = AutoConfig.from_pretrained(place, revision=revision)
         tokenizer = _tokenizer(checkpoint)
-        model: PreTrainedModel = model_class(config, checkpoint.name).from_pretrained(
-            place,
-            revision=_revision(checkpoint),
-            dtype=torch.bfloat16,
-            device_map={"": "disk"},
-            offload_folder=folder,
-        )
+        auto = model_class(config, checkpoint.name)
+        if checkpoint.reinit != "none":
+            if checkpoint.tokenizer:
+                config.vocab_size = len(tokenizer)
+            _draw_into(folder, auto, place, config, checkpoint, seed)
+            place, revision = folder, None
+        model = _on_disk(auto, place, revision, folder)
     return Loaded(model, tokenizer, _layout(config, tokenizer), None, ())
+
+
+def _on_disk(auto: Any, place: str, revision: str | None, folder: str) -> PreTrainedModel:
+    model: PreTrainedModel = auto.from_pretrained(
+        place, revision=revision, dtype=torch.bfloat16, device_map={"": "disk"}, offload_folder=folder
+    )
+    return model
 
 
 def _layout(config: Any, tokenizer: PreTrainedTokenizerBase) -> Layout:

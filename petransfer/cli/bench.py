@@ -164,10 +164,15 @@ def memory(
     batch: Annotated[int, typer.Option(min=1, help="Examples at once.")] = 1,
     lengths: Annotated[str, typer.Option(help="Pieces of the input and of the target.")] = "32,64",
     checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Compute activations again.")] = False,
+    cap: Annotated[
+        str | None,
+        typer.Option(help="Sizes such as 6GB,12GB: the largest micro-batch, up to --batch, in so much of a GPU."),
+    ] = None,
     out: Out = None,
     scratch: Annotated[Path | None, typer.Option(help="Where the random weights are kept for the while.")] = None,
 ) -> None:
-    """Weights and peak of a LoRA step, beside peft's prepare_model_for_kbit_training."""
+    """Weights and peak of a LoRA step, beside peft's prepare_model_for_kbit_training; or what trains under a cap."""
+    from petransfer.bench.caps import row, sizes
     from petransfer.bench.memory import SIDES, Cell, loading, measure, theoretical
     from petransfer.bench.shapes import write_random
     from petransfer.checkpoints.quiet import quiet
@@ -175,21 +180,22 @@ def memory(
 
     quiet()
     source, target = two(lengths)
-    wanted = _bits(bits)
+    wanted, caps = _bits(bits), sizes(cap)
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         print(f"writing {checkpoint} with random weights", file=sys.stderr)
         parameters = write_random(checkpoint, Path(folder), layers)
+        about = {"checkpoint": checkpoint, "layers": layers, "parameters": parameters}
         for width in wanted:
             cell = Cell(folder, width, batch, source, target, checkpointing)
-            for side in SIDES:
+            found += [about | {**asdict(cell), "folder": None} | row(cell, size) for size in caps]
+            for side in SIDES if not caps else ():
                 print(f"{width} bits, {side}", file=sys.stderr)
                 taken = asdict(measure(cell, side))
-                about = {"checkpoint": checkpoint, "layers": layers, "parameters": parameters}
                 beside = {"theory": theoretical(parameters, width)}
                 alone = {"loading": loading(cell)} if side == "petransfer" else {}
                 found.append(about | {**asdict(cell), "folder": None} | taken | beside | alone)
-    _show(found)
+    (_show_caps if caps else _show)(found)
     _add(found, out)
 
 
@@ -371,6 +377,16 @@ def _show(found: list[dict[str, Any]]) -> None:
         )
     print_table(table)
     print(f"{found[0]['checkpoint']}, {found[0]['parameters']:,} parameters, on {found[0]['device']}")
+
+
+def _show_caps(found: list[dict[str, Any]]) -> None:
+    table = _table("bits", "card GB", "micro-batch", "foreseen", "peak GB")
+    for row in found:
+        peak = "-" if row["peak"] is None else f"{row['peak'] / 2**30:.2f}"
+        counts = (str(row["micro_batch"]), str(row["foreseen"]))
+        table.add_row(str(row["bits"]), f"{row['cap'] / 2**30:g}", *counts, peak)
+    print_table(table)
+    print(f"{found[0]['checkpoint']}, {found[0]['parameters']:,} parameters, in a part of {found[0]['device']}")
 
 
 def _bits(text: str) -> list[int]:

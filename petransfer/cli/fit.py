@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from rich.text import Text
 
 from petransfer.checkpoints.registry import checkpoint_spec
 from petransfer.errors import UserError, unknown
+from petransfer.fit.advice import OF_FIT, TURNED_ON, Words, in_options, it_would
 from petransfer.fit.grid import in_words, this_card
 from petransfer.fit.sizes import card_bytes
 from petransfer.recipe.methods import FORMS, METHODS
@@ -125,11 +127,11 @@ def _measured(spec: Any, demand: Any) -> Measured:
     from petransfer.fit.measure import measure
 
     print("training three steps", file=sys.stderr)
-    return measure(spec, demand)
+    return measure(spec, demand, with_loop=True)
 
 
-def show(name: str, found: Fit, measured: Measured | None = None) -> None:
-    """Prints what a training takes, part by part, and whether it fits."""
+def show(name: str, found: Fit, measured: Measured | None = None, words: Words = OF_FIT) -> None:
+    """Prints what a training takes, part by part, and whether it fits. words: of the verb that was called."""
     demand, memory = found.demand, found.memory
     method = in_words(demand.method)
     where = "a card" if demand.device == "cuda" else "the CPU"
@@ -164,21 +166,34 @@ def show(name: str, found: Fit, measured: Measured | None = None) -> None:
     if measured:
         ratios = f"{memory.peak / measured.peak:.3f}, without activations {fixed / measured.fixed:.3f}"
         print(f"predicted over measured: {ratios}")
-    for line in _verdict(found):
+    if demand.device == "cpu":
+        print(_of_the_loop(memory.peak, measured, said))
+    for line in _verdict(found, words):
         print(line)
 
 
-def _verdict(found: Fit) -> list[str]:
+def _of_the_loop(foreseen: int, measured: Measured | None, said: Callable[[int], str]) -> str:
+    """What is foreseen and compared is the plain step; on a CPU the training loop may take another."""
+    if measured is None:
+        return "this is the plain step; on a CPU training may take a leaner one: `petransfer fit --measure` says which"
+    if measured.loop is None:
+        return "the training loop takes this step"
+    kept = f", {said(measured.kept)} of them kept beside the model" if measured.kept else ""
+    ratio = f"{foreseen / measured.loop:.2f}"
+    return f"the training loop's own step: {said(measured.loop)}{kept}; predicted over that: {ratio}"
+
+
+def _verdict(found: Fit, words: Words) -> list[str]:
     if found.card is None:
         return []
     size, at_once = f"{found.card / 2**30:.4g} GB", found.demand.batch
-    each = f" of each of {found.demand.members} runs" if found.demand.members > 1 else ""
-    if found.fits and at_once == found.batch:
-        return [f"fits {size}: {at_once}{each} at once"]
     if found.fits:
-        return [f"fits {size}: {at_once}{each} at once, {found.batch} an optimiser step by accumulation"]
+        again = f" {TURNED_ON}" if found.turned_on else ""
+        each = f" of each of {found.demand.members} runs" if found.demand.members > 1 else ""
+        cut = "" if at_once == found.batch else f", {found.batch} an optimiser step by accumulation"
+        return [f"fits {size}{again}: {at_once}{each} at once{cut}"]
     if found.advice:
-        return [f"does not fit {size}; it would with {', or '.join(found.advice)}"]
+        return [f"does not fit {size}{it_would(found.advice, words)}"]
     return [f"does not fit {size}, whatever is changed; take a smaller checkpoint"]
 
 
@@ -203,7 +218,8 @@ def _plain(found: Fit, measured: Measured | None) -> dict[str, Any]:
         "fits": found.fits,
         "micro_batch": found.demand.batch,
         "stack": found.demand.members,
-        "advice": found.advice,
+        "checkpointing": found.demand.checkpointing,
+        "advice": in_options(found.advice, OF_FIT),
     }
     return content | ({"measured": asdict(measured)} if measured else {})
 

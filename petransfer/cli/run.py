@@ -20,14 +20,16 @@ from petransfer.cli.launch import launch
 from petransfer.cli.ways import Ways, connected, in_stacks, on_ray
 from petransfer.effects.contrasts import demand, family_name, update_effects
 from petransfer.errors import UserError
+from petransfer.fit.advice import Words, of_recipe
 from petransfer.fit.grid import Place, find_sizes, foresee, this_card
 from petransfer.fit.sizes import card_bytes
 from petransfer.recipe.load import load_either, load_reduced
 from petransfer.recipe.pretraining import PretrainRecipe
 from petransfer.recipe.schema import Recipe
+from petransfer.recipe.spec import MethodSpec
 from petransfer.recipe.stacking import why_alone
 from petransfer.report import pretraining, sweep, tables
-from petransfer.study.grid import Cell, expand, notes, resolve
+from petransfer.study.grid import Cell, expand, method_of, notes, resolve
 from petransfer.study.ledger import StudyFolder
 from petransfer.study.pretraining import expand_pretraining
 from petransfer.study.processes import refuse_launch, splits_tensors, this_place
@@ -200,7 +202,7 @@ def carry_out(
     _say_first(study, ways)
     if card and not force and not splits_tensors():
         stacks = group(study.waiting) if group and ways.at_once else ()  # those of `auto` were made to fit
-        _refuse_what_cannot_fit(study, execution.checkpointing, card, stacks)
+        _refuse_what_cannot_fit(study, execution.checkpointing, card, stacks, as_json)
     find_sizes([cell.spec for cell in study.waiting], getattr(study.recipe, "data_dir", None))
     ray = connected(ways.address) if ways.executor == "ray" else None
     outcome = _execute(study, kind, execution, ways, cpu, force, quiet=as_json, ray=ray, group=group)
@@ -220,10 +222,23 @@ def _say_first(study: Study, ways: Ways) -> None:
         print(line, file=sys.stderr)
 
 
-def _refuse_what_cannot_fit(study: Study, checkpointing: bool, card: int, stacks: Sequence[Sequence[Cell]]) -> None:
+def _refuse_what_cannot_fit(
+    study: Study, checkpointing: bool, card: int, stacks: Sequence[Sequence[Cell]], quiet: bool
+) -> None:
+    """Says too what fits only with checkpointing; each run turns it on by itself where it is trained."""
+    words = words_of(study.recipe)
     for place in foresee([cell.spec for cell in study.waiting], card, checkpointing, _sizes(stacks)):
+        line = place.line(words(place.spec.method))
         if place.fit and not place.fit.fits:
-            raise UserError(f"{place.line}; --force tries all the same")
+            raise UserError(f"{line}; --force tries all the same")
+        if place.fit and place.fit.turned_on and not quiet:
+            print(line, file=sys.stderr)
+
+
+def words_of(recipe: Recipe) -> Callable[[MethodSpec], Words]:
+    """How what would help a method to fit is asked of `run` with this recipe."""
+    methods = [method_of(part) for part in recipe.methods]
+    return lambda method: of_recipe(methods, method)
 
 
 def _sizes(stacks: Sequence[Sequence[Cell]]) -> dict[str, int]:
@@ -256,7 +271,7 @@ def _execute(
         place = data_dir.resolve() if data_dir else None
         job = FineTune(Settings(execution, place, cpu, force, ways.by_generation, kind.dev_only))
         if ray:
-            return on_ray(study.mine, study.folder, job, ways, tick, ray)
+            return on_ray(study.mine, study.folder, job, ways, tick, ray, words_of(study.recipe))
         if this_place().shared:
             from petransfer.study.together import execute_together
 
@@ -319,8 +334,9 @@ def plan(
         return
     for row in rows:
         print(f"{row.cell.run_id}  {tables.plain_line(row)} | {row.cell.spec.train.steps} steps")
+    words = words_of(study.recipe)
     for place in places:
-        print(place.line)
+        print(place.line(words(place.spec.method)))
     for line in [in_stacks(stacks), *why_alone(cell.spec for cell in study.waiting)] if stacks else ():
         print(line)
     done = sum(row.status == "done" for row in rows)
@@ -335,10 +351,14 @@ def plan(
 def _plan_as_json(
     study: Study, rows: Sequence[tables.Row], places: Sequence[Place], stacks: Sequence[Sequence[Cell]]
 ) -> dict[str, Any]:
+    words = words_of(study.recipe)
     return {
         "study": study.recipe.name,
         "runs": tables.as_json(rows),
-        "memory": [{"name": place.name, "line": place.line, "fits": place.fit and place.fit.fits} for place in places],
+        "memory": [
+            {"name": place.name, "line": place.line(words(place.spec.method)), "fits": place.fit and place.fit.fits}
+            for place in places
+        ],
         "stacks": [[cell.run_id for cell in stack] for stack in stacks if len(stack) > 1],
         "dropped_effects": list(study.dropped),
     }

@@ -14,6 +14,7 @@ from petransfer.cli.options import Checkpointing, Cpu, Force, Json
 from petransfer.cli.run import Study, carry_out, log_every, own_runs, say_notes, whole_numbers
 from petransfer.cli.ways import Ways
 from petransfer.errors import UserError
+from petransfer.fit.advice import OF_TRAIN, it_would
 from petransfer.fit.grid import demand_of, met_new_pieces, this_card
 from petransfer.recipe.load import validate
 from petransfer.recipe.methods import METHODS
@@ -88,9 +89,9 @@ def _say_fit(study: Study, card: int | None, checkpointing: bool, force: bool, a
     demand = demand_of(spec, checkpointing, "cuda" if card else "cpu")
     found = plan(config, spec.checkpoint, demand, own_head, card, met_new_pieces(spec, config))
     if not as_json:
-        show(spec.checkpoint.name, found)
+        show(spec.checkpoint.name, found, words=OF_TRAIN)
     if not found.fits and not force and not splits_tensors():
-        advice = f"; it would with {', or '.join(found.advice)}" if found.advice else ""
+        advice = it_would(found.advice, OF_TRAIN)
         raise UserError(f"{spec.checkpoint.name} does not fit this card{advice}; --force tries all the same")
 
 

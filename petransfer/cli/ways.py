@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from petransfer.errors import UserError, unknown
+from petransfer.fit.advice import Words
 from petransfer.fit.grid import rooms
+from petransfer.recipe.spec import MethodSpec
 from petransfer.study.grid import Cell
 from petransfer.study.ledger import StudyFolder
 from petransfer.study.stacks import stacks_of
@@ -101,9 +103,15 @@ def connected(address: str | None) -> Any:
 
 
 def on_ray(
-    cells: Sequence[Cell], folder: StudyFolder, job: FineTune, ways: Ways, tick: Callable[[], None], ray: Any
+    cells: Sequence[Cell],
+    folder: StudyFolder,
+    job: FineTune,
+    ways: Ways,
+    tick: Callable[[], None],
+    ray: Any,
+    words: Callable[[MethodSpec], Words],
 ) -> Outcome:
-    """Carries the cells out on the cluster.
+    """Carries the cells out on the cluster. words: how what would help a method to fit is asked for.
 
     Raises:
         UserError: a run does not fit the cluster's cards, or as `Ways.group`, before anything is begun.
@@ -122,6 +130,6 @@ def on_ray(
         spec = cell.spec
         key = (spec.checkpoint, spec.method, spec.train.batch_size, spec.train.optimizer, spec.task)
         if key not in found:
-            found[key] = demands_of(spec, card, threads, checkpointing, settings.force)
+            found[key] = demands_of(spec, card, threads, checkpointing, settings.force, words(spec.method))
         demands[cell.run_id] = found[key]
     return execute_on_ray(cells, folder, job, demands, ways.workers, threads, tick, ray, group)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from petransfer.errors import UserError
+from petransfer.fit.advice import TURNED_ON, Words, it_would
 from petransfer.recipe.spec import MethodSpec, RunSpec
 from petransfer.recipe.stacking import MOST_STACKED, kind
 from petransfer.tasks import load_task
@@ -38,17 +39,16 @@ class Place:
     fit: Fit | None
     problem: str = ""
 
-    @property
-    def line(self) -> str:
-        """For people."""
+    def line(self, words: Words) -> str:
+        """For people. words: of the verb that they called."""
         if self.fit is None:
             return f"{self.name}: {self.problem}"
         size = f"{self.fit.needed / 2**30:.1f} GB"
         cut = "" if self.fit.demand.batch == self.fit.batch else f", {self.fit.demand.batch} examples at once"
         if self.fit.fits:
-            return f"{self.name}: {size} of {(self.fit.card or 0) / 2**30:.4g}{cut}"
-        advice = f"; it would with {', or '.join(self.fit.advice)}" if self.fit.advice else ""
-        return f"{self.name}: {size} with one example, does not fit{advice}"
+            again = f", {TURNED_ON}" if self.fit.turned_on else ""
+            return f"{self.name}: {size} of {(self.fit.card or 0) / 2**30:.4g}{cut}{again}"
+        return f"{self.name}: {size} with one example, does not fit{it_would(self.fit.advice, words)}"
 
 
 def foresee(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,8 +12,10 @@ import torch
 from petransfer.checkpoints.load import Loaded, load
 from petransfer.checkpoints.quantise import check_optimizer, inventory
 from petransfer.fit.simulate import Demand, meta_batch
-from petransfer.methods import APPLY, weights_bits
+from petransfer.methods import APPLY, mixed_precision, weights_bits
 from petransfer.recipe.spec import CheckpointSpec, TrainSpec
+from petransfer.train.batches import Tensors
+from petransfer.train.lean import Lean
 from petransfer.train.loop import make_optimizer
 from petransfer.train.losses import token_loss
 from petransfer.train.memory import checkpoint_activations
@@ -22,41 +25,65 @@ STEPS = 3
 
 @dataclass(frozen=True)
 class Measured:
-    """Bytes. fixed: weights, what the method adds, and the optimiser's state. peak: those and all else at the peak."""
+    """Bytes. fixed: weights, what the method adds, and the optimiser's state. peak: those and all else at the peak.
+
+    loop: the peak of the step that the training loop takes in place of the plain one on a CPU, None where it takes that
+    or was not asked. kept: what of it that step keeps beside the model, such as wide copies of quantised weights.
+    """
 
     weights: dict[str, int]
     fixed: int
     peak: int
+    loop: int | None = None
+    kept: int = 0
 
 
-def measure(checkpoint: CheckpointSpec, demand: Demand) -> Measured:
-    """Trains on made-up pieces: memory does not depend on which they are."""
-    check_optimizer(demand.optimizer)
-    device = torch.device(demand.device)
-    loaded = load(checkpoint, weights_bits(demand.method), device=device, keep_wide=demand.method.keep_wide)
-    weights = inventory(loaded.model).bytes
-    model = _apply(loaded, demand)
-    optimizer = make_optimizer(model, TrainSpec(STEPS, demand.batch, 1e-5, optimizer=demand.optimizer))
-    batch = {
-        name: torch.full(tensor.shape, 1, dtype=torch.long, device=device)
-        for name, tensor in meta_batch(demand, loaded.layout).items()
-    }
-    batch["attention_mask"][0, -1] = 0  # as in any batch of several lengths
+class Trial:
+    """A checkpoint with its method and its optimiser, to take steps with: memory does not depend on the pieces."""
 
-    def step() -> None:
-        if demand.accumulates:
-            torch.autograd.backward(token_loss(model, batch))
-        torch.autograd.backward(token_loss(model, batch))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    def __init__(self, checkpoint: CheckpointSpec, demand: Demand) -> None:
+        check_optimizer(demand.optimizer)
+        self.demand, self.device = demand, torch.device(demand.device)
+        method = demand.method
+        loaded = load(checkpoint, weights_bits(method), device=self.device, keep_wide=method.keep_wide)
+        self.weights, self.layout = inventory(loaded.model).bytes, loaded.layout
+        self.model = _apply(loaded, demand)
+        self.optimizer = make_optimizer(self.model, TrainSpec(STEPS, demand.batch, 1e-5, optimizer=demand.optimizer))
 
+    def batch(self, count: int) -> Tensors:
+        """So many examples of the longest."""
+        made = meta_batch(replace(self.demand, batch=count), self.layout)
+        batch = {name: torch.full(it.shape, 1, dtype=torch.long, device=self.device) for name, it in made.items()}
+        batch["attention_mask"][0, -1] = 0  # as in any batch of several lengths
+        return batch
+
+    def step(self, batch: Tensors, lean: Lean | None = None) -> None:
+        """As the loop takes it. lean: with less work, on a CPU."""
+        with lean.step() if lean else contextlib.nullcontext(token_loss) as loss:
+            for _ in range(2 if self.demand.accumulates else 1):
+                torch.autograd.backward(loss(self.model, batch))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def measure(checkpoint: CheckpointSpec, demand: Demand, with_loop: bool = False) -> Measured:
+    """Three steps on made-up pieces. with_loop: and the training loop's own step, where that is another."""
+    trial = Trial(checkpoint, demand)
+    batch, model = trial.batch(demand.batch), trial.model
     for _ in range(STEPS - 1):
-        step()
-    states = sum(_bytes(value) for state in optimizer.state.values() for value in state.values())
+        trial.step(batch)
+    states = sum(_bytes(value) for state in trial.optimizer.state.values() for value in state.values())
     trained = sum(_bytes(value) for value in model.parameters() if value.requires_grad)
     added = trained if demand.method.name != "full" else 0
-    fixed = sum(weights.values()) + added + states
-    return Measured(weights, fixed, peak_of(step, fixed, device))
+    fixed = sum(trial.weights.values()) + added + states
+    found = Measured(trial.weights, fixed, peak_of(lambda: trial.step(batch), fixed, trial.device))
+    if not with_loop or trial.device.type != "cpu" or mixed_precision(demand.method) != "no":
+        return found
+    lean = Lean(model)
+    if not lean.usable:
+        return found
+    peak = peak_of(lambda: trial.step(batch, lean), fixed + lean.kept, trial.device)
+    return replace(found, loop=peak, kept=lean.kept)
 
 
 def peak_of(step: Callable[[], None], fixed: int, device: torch.device) -> int:

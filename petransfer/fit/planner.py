@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from petransfer.errors import UserError
+from petransfer.fit.advice import Advice, Change
 from petransfer.fit.simulate import Demand, Memory, simulate
-from petransfer.recipe.spec import Bits, CheckpointSpec
+from petransfer.recipe.methods import FORMS
+from petransfer.recipe.spec import CheckpointSpec, Optimizer
 
 # What a process holds on a card beside PyTorch's tensors (context, cuBLAS and cuDNN workspaces), and the share of its
 # memory that PyTorch's allocator cannot use for being in pieces. Assumed, not measured, on the safe side.
@@ -19,16 +23,17 @@ class Fit:
     """A demand and what it takes.
 
     batch: examples an optimiser step. demand, memory: of a forward pass, with as many of them as fit the card, or one
-    where none does. card: bytes, None where none was named. fits: whether at least one does.
+    where none does. card: bytes, None where none was named. fits: whether at least one does. turned_on: it does only
+    with checkpointing, which was not asked for and which `run` turns on by itself. advice: changes, any of which helps.
     """
 
     batch: int
-
     demand: Demand
     memory: Memory
     card: int | None
     fits: bool
-    advice: tuple[str, ...] = ()
+    turned_on: bool = False
+    advice: tuple[Advice, ...] = ()
 
     @property
     def needed(self) -> int:
@@ -57,6 +62,7 @@ def plan(
         UserError: the architecture cannot be trained so.
     """
 
+    @functools.cache
     def of(changed: Demand) -> Memory:
         return simulate(config, checkpoint.name, changed, own_head, new_pieces)
 
@@ -64,9 +70,34 @@ def plan(
     if card is None or on_card(memory.peak) <= card:
         return Fit(demand.batch, demand, memory, card, True)
     largest = _largest(of, demand, memory, card)
-    taken = replace(demand, batch=max(1, largest), accumulates=demand.batch > 1)
-    advice = () if largest else tuple(_advice(of, demand, card))
-    return Fit(demand.batch, taken, of(taken), card, largest > 0, advice)
+    tried, turned_on = demand, False
+    if not largest and (again := _with_checkpointing(of, demand)) is not None:
+        tried, memory = again
+        largest = demand.batch if on_card(memory.peak) <= card else _largest(of, tried, memory, card)
+        turned_on = largest > 0
+    taken = replace(tried, batch=max(1, largest), accumulates=largest < demand.batch and demand.batch > 1)
+    advice = () if largest else tuple(_advice(lambda changed: _fits(of, changed, card), taken))
+    if not largest:
+        taken = replace(taken, checkpointing=demand.checkpointing)
+    return Fit(demand.batch, taken, of(taken), card, largest > 0, turned_on, advice)
+
+
+def _fits(of: Callable[[Demand], Memory], demand: Demand, card: int) -> bool:
+    try:
+        return on_card(of(demand).peak) <= card
+    except UserError:  # nor can it be trained so
+        return False
+
+
+def _with_checkpointing(of: Callable[[Demand], Memory], demand: Demand) -> tuple[Demand, Memory] | None:
+    """The demand with its activations computed again, as `run` does on a card by itself; None where that cannot be."""
+    if demand.checkpointing or demand.device == "cpu" or demand.members > 1:
+        return None
+    again = replace(demand, checkpointing=True)
+    try:
+        return again, of(again)
+    except UserError:  # neither prefix tuning nor every architecture can
+        return None
 
 
 def largest_stack(config: Any, checkpoint: CheckpointSpec, demand: Demand, own_head: bool, card: int, most: int) -> int:
@@ -106,44 +137,53 @@ def _largest(of: Callable[[Demand], Memory], demand: Demand, memory: Memory, car
     return guess
 
 
-def _advice(of: Callable[[Demand], Memory], demand: Demand, card: int) -> list[str]:
-    """Changes under which one example fits, each tried: the least first, then together."""
-    one = replace(demand, batch=1, accumulates=demand.batch > 1)
-    changes: dict[str, Callable[[Demand], Demand]] = {}
+def _advice(fits: Callable[[Demand], bool], demand: Demand) -> list[Advice]:
+    """Changes under which one example fits, each tried: the least first, then together. demand: of one example."""
+    changes = _changes(fits, demand)
+    found = [advice for advice in changes if fits(_changed(demand, advice))]
+    if found:
+        enough = [advice for advice in found if not any(set(other) < set(advice) for other in found)]
+        return [advice for advice in enough if advice != PAGED or EIGHT_BIT not in enough]
+    last = {change.key: change for advice in changes for change in advice}  # of each key what asks for least
+    together = tuple(last.values())
+    return [together] if together and fits(_changed(demand, together)) else []
+
+
+EIGHT_BIT: Advice = (Change("optimizer", "adamw-8bit"),)
+PAGED: Advice = (Change("optimizer", "paged-adamw-8bit"),)
+
+
+def _changes(fits: Callable[[Demand], bool], demand: Demand) -> list[Advice]:
+    found: list[Advice] = []
     fewer = demand.members // 2
     if fewer:
-        while fewer > 1 and on_card(of(replace(one, members=fewer)).peak) > card:
+        while fewer > 1 and not fits(replace(demand, members=fewer)):
             fewer //= 2
-        changes[f"--stack {fewer}"] = lambda it: replace(it, members=fewer)
-    elif not demand.checkpointing:
-        changes["--checkpointing"] = lambda it: replace(it, checkpointing=True)
-    if demand.optimizer == "adamw":
-        changes["--optimizer adamw-8bit"] = lambda it: replace(it, optimizer="adamw-8bit")
-    if demand.method.name == "full":
-        lora = replace(demand.method, name="lora", rank=16, alpha=32.0, bits=16)
-        changes["--method lora"] = lambda it: replace(it, method=lora)
-    narrower: tuple[Bits, ...] = (8, 4)
-    for bits in narrower:
-        if bits < demand.method.bits:
-            changes[f"--bits {bits}"] = _with_bits(bits)
-    found = [name for name, change in changes.items() if on_card(of(change(one)).peak) <= card]
-    if found:
-        return found
-    names: list[str] = []
-    together = one
-    for name, change in changes.items():
-        if name != "--bits 8":
-            names, together = [*names, name], change(together)
-    if names and on_card(of(together).peak) <= card:
-        return [" ".join(names)]
-    return []
+        found.append((Change("stack", fewer),))
+    elif not demand.checkpointing and demand.device == "cpu":  # on a card it was tried before
+        found.append((Change("checkpointing"),))
+    optimizers: tuple[Optimizer, ...] = ("adamw", "adamw-8bit", "paged-adamw-8bit")
+    found += [(Change("optimizer", name),) for name in optimizers[optimizers.index(demand.optimizer) + 1 :]]
+    method = demand.method
+    whole = method.name == "full"
+    if whole:
+        found.append((Change("method", "lora"),))
+    for bits in (8, 4):
+        if bits < method.bits and (whole or bits not in FORMS[method.name].not_at):
+            found.append((*((Change("method", "lora"),) if whole else ()), Change("bits", bits)))
+    return found
 
 
-def _with_bits(bits: Bits) -> Callable[[Demand], Demand]:
-    def change(demand: Demand) -> Demand:
-        method = replace(demand.method, bits=bits)
-        if method.name == "full":
-            method = replace(method, name="lora", rank=16, alpha=32.0)
-        return replace(demand, method=method)
-
-    return change
+def _changed(demand: Demand, advice: Advice) -> Demand:
+    for change in advice:
+        if change.key == "checkpointing":
+            demand = replace(demand, checkpointing=True)
+        elif change.key == "stack":
+            demand = replace(demand, members=change.value)  # type: ignore[arg-type]
+        elif change.key == "optimizer":
+            demand = replace(demand, optimizer=change.value)  # type: ignore[arg-type]
+        elif change.key == "bits":
+            demand = replace(demand, method=replace(demand.method, bits=change.value))  # type: ignore[arg-type]
+        else:
+            demand = replace(demand, method=replace(demand.method, name="lora", rank=16, alpha=32.0, bits=16))
+    return demand

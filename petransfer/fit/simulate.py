@@ -96,7 +96,7 @@ def simulate(config: Any, name: str, demand: Demand, own_head: bool, new_pieces:
     held = {id(tensor): tensor for model in models for tensor in (*model.parameters(), *model.buffers())}
     for tensor in held.values():
         tracker.count(tensor, "weights" if id(tensor) in base or not tensor.requires_grad else "trained")
-    moments = [moment for value in trained.values() for moment in _moments(value, demand.optimizer)]
+    moments = _held_moments(list(trained.values()), demand)
     for moment in moments:
         tracker.count(moment, "optimizer")
     for value in trained.values():
@@ -203,6 +203,20 @@ def _quantise(model: PreTrainedModel, bits: Bits, keep_wide: Sequence[str]) -> N
                 module.bias = torch.nn.Parameter(module.bias.to(torch.bfloat16), requires_grad=False)
             if bits == 8:  # whether activations have outliers depends on their values
                 module.state.threshold = 0.0
+
+
+def _held_moments(trained: Sequence[torch.Tensor], demand: Demand) -> list[torch.Tensor]:
+    """What the device must hold of the optimiser's state: of paged moments those of the tensor that is being updated.
+
+    bitsandbytes takes pages for tensors of 100,000 numbers and more, the driver moves them out of the card's way.
+    """
+    found = [_moments(value, demand.optimizer) for value in trained]
+    if demand.optimizer == "paged-adamw-8bit" and demand.device == "cuda":
+        paged = [at for at, value in enumerate(trained) if value.numel() >= 100_000]
+        largest = max(paged, key=lambda at: trained[at].numel(), default=None)
+        for at in paged:
+            found[at] = found[at] if at == largest else found[at][2:]  # the scales have no pages
+    return [moment for moments in found for moment in moments]
 
 
 def _moments(value: torch.Tensor, optimizer: Optimizer) -> list[torch.Tensor]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from petransfer.errors import UserError
+from petransfer.fit.advice import OF_ANY_RECIPE, Words
 from petransfer.fit.grid import foresee, on_host
 from petransfer.recipe.spec import RunSpec
 
@@ -28,9 +29,14 @@ class Demands:
 
 
 def demands_of(
-    spec: RunSpec, card: int | None, threads: int, checkpointing: bool = False, force: bool = False
+    spec: RunSpec,
+    card: int | None,
+    threads: int,
+    checkpointing: bool = False,
+    force: bool = False,
+    words: Words = OF_ANY_RECIPE,
 ) -> Demands:
-    """What a run takes. card: bytes of the smallest card it may get, None to run on a CPU.
+    """What a run takes. card: bytes of the smallest card it may get, None to run on a CPU. words: see `Place.line`.
 
     Raises:
         UserError: it does not fit such a card, and is not forced to.
@@ -45,7 +51,7 @@ def demands_of(
     if place.fit is None:  # nothing could be foreseen: a card of its own
         return Demands(cpus, 1.0, PROCESS)
     if not place.fit.fits and not force:
-        raise UserError(f"{place.line}; --force tries all the same")
+        raise UserError(f"{place.line(words)}; --force tries all the same")
     weights = sum(place.fit.memory.weights.values())
     return Demands(cpus, _share(place.fit.needed, card), PROCESS + 2 * weights)
 

@@ -34,6 +34,7 @@ from petransfer.study.grid import Cell
 from petransfer.study.ledger import RunFolder
 from petransfer.study.processes import splits_tensors
 from petransfer.study.provenance import provenance, seal
+from petransfer.study.room import with_room
 from petransfer.study.scoring import curve_steps, dev_curve, judged
 from petransfer.tasks import CLOSED, Example, SplitData, load_task
 from petransfer.train.batches import ShuffledExamples, met
@@ -111,8 +112,9 @@ def run_one(
         RunError: training failed. UserError: the spec asks for what cannot be had.
     """
     base = open_base(spec, settings)
+    execution = with_room(spec, settings.execution, base.accelerator.device)
     prepared = prepare(spec, folder, base, settings.force)
-    loop = make_loop(prepared, base, settings.execution, progress, should_stop)
+    loop = make_loop(prepared, base, execution, progress, should_stop)
     if loop.progress.step < spec.train.steps:  # what is trained from here on is trained alone
         loop.progress.notes.pop("stack", None)
     loop.run()
@@ -237,6 +239,7 @@ def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> 
         "steps": done.step,
         "micro_batch": done.micro_batch,
         "out_of_memory": done.out_of_memory,
+        "checkpointing": bool(done.notes.get("checkpointing")),
         "train_seconds": round(done.seconds, 1),
         "seconds": round(time.monotonic() - base.started, 1),
         "environment": environment(accelerator.device, done.threads) | _shared(accelerator, done),

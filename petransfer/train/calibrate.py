@@ -14,6 +14,7 @@ from petransfer.errors import RunError
 from petransfer.recipe.spec import CheckpointSpec
 from petransfer.train.batches import collate
 from petransfer.train.losses import token_loss
+from petransfer.train.memory import is_out_of_memory
 
 EXAMPLES = 16
 # Quantisation that works moved the loss of the embedded checkpoints on SCAN by at most 1.5 %; activations cut to whole
@@ -40,16 +41,38 @@ def quantisation_cost(
     """The loss of `examples` under the quantised model and under the checkpoint at 16 bits.
 
     That one is put on the same device if there is room beside the quantised one, or else read from the disk as it goes.
+
+    Raises:
+        RunError: not even that can be done in the memory that there is.
     """
     device = next(loaded.model.parameters()).device
     after = _loss(loaded, examples, device)
-    wide = 2 * sum(_numel(value) for value in loaded.model.parameters())
+    try:
+        wide = _loss_at_16_bits(checkpoint, seed, loaded, examples, device)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunError(
+            f"out of memory while {checkpoint.name} was compared with its 16 bits, read from the disk; free memory"
+        ) from error
+    return QuantisationCost(wide, after)
+
+
+def _loss_at_16_bits(
+    checkpoint: CheckpointSpec, seed: int, loaded: Loaded, examples: Sequence[Encoded], device: torch.device
+) -> float:
+    weights = sum(_numel(value) for value in loaded.model.parameters())
+    fits = 2 * weights < 0.8 * _room(device)
+    if checkpoint.reinit != "none":  # drawn in fp32 on the host
+        fits = fits and 6 * weights < 0.8 * _room(torch.device("cpu"))
+    if fits:
+        try:
+            return _loss(load(checkpoint, 16, seed=seed, device=device), examples, device)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
     with tempfile.TemporaryDirectory() as folder:
-        if checkpoint.reinit != "none" or wide < 0.8 * _room(device):
-            other, place = load(checkpoint, 16, seed=seed, device=device), device
-        else:
-            other, place = load_on_disk(checkpoint, folder), torch.device("cpu")
-        return QuantisationCost(_loss(other, examples, place), after)
+        return _loss(load_on_disk(checkpoint, folder, seed), examples, torch.device("cpu"))
 
 
 def check(cost: QuantisationCost, name: str) -> None:

@@ -91,8 +91,9 @@ def _judge(logits_nv: torch.Tensor, wanted_n1: torch.Tensor) -> tuple[torch.Tens
 class Lean:
     """What of a model can be done with less work; `step` is open while a batch's gradient is gathered.
 
-    Where nothing can, as on a GPU, `usable` is False. scoring: no dropout is drawn, so that padding can be left out
-    (`packs`) of models that train with it too; at 32 bits only, for LLM.int8 scores with other numbers than it trains.
+    Where nothing can, as on a GPU, `usable` is False. kept: bytes that it holds beside the model. scoring: no dropout
+    is drawn, so that padding can be left out (`packs`) of models that train with it too; at 32 bits only, for LLM.int8
+    scores with other numbers than it trains.
     """
 
     def __init__(self, model: torch.nn.Module, *, scoring: bool = False) -> None:
@@ -100,7 +101,7 @@ class Lean:
         base = base.get_base_model() if hasattr(base, "get_base_model") else base
         self._base = base
         self._head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
-        self.packs = False
+        self.packs, self.kept = False, 0
         dtype = _dtype(model)
         known = getattr(getattr(base, "config", None), "model_type", None) in PLAIN_HEADS
         self.usable = known and dtype is not None and (dtype == torch.float32 or not scoring)
@@ -115,6 +116,11 @@ class Lean:
         self.usable = type(head) is torch.nn.Linear and (not wrappers or self._rows is not None)
         self._weight: Any = getattr(head, "weight", None)
         self._bias = getattr(head, "bias", None)
+        if self.usable:
+            own = {value.untyped_storage().data_ptr() for value in model.parameters()}
+            made = [*(pair.folded for pair in self._folded), *(pair.weight for pair in self._beside)]
+            made += [self._rows.whole] if self._rows is not None else []
+            self.kept = sum(it.nbytes for it in made if it.untyped_storage().data_ptr() not in own)
 
     @contextlib.contextmanager
     def step(self) -> Iterator[Callable[[torch.nn.Module, Tensors], torch.Tensor]]:

@@ -130,6 +130,8 @@ class Loop:
             # processes that hold parts of the tensors make as many passes each, however long their examples are
             token_budget=0 if execution.micro_batch or is_split(model) else default_token_budget(accelerator.device),
         )
+        if execution.checkpointing:  # of any part of the run
+            self.progress.notes["checkpointing"] = True
         if self.progress.threads:  # rounding depends on the thread count, so a resumed run keeps it
             torch.set_num_threads(self.progress.threads)
         self.optimizer = make_optimizer(model, spec)

@@ -7,12 +7,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM, BertConfig, BertModel, T5Config
+from transformers import AutoModelForSeq2SeqLM, BertConfig, BertModel, PreTrainedModel, T5Config
 
-from petransfer.checkpoints.load import load, with_new_weights
+from petransfer.checkpoints.in_files import InFiles
+from petransfer.checkpoints.load import load, load_on_disk, with_new_weights
 from petransfer.checkpoints.quantise import REASONS, inventory
 from petransfer.checkpoints.registry import NANO, checkpoint_spec
 from petransfer.errors import UserError
@@ -76,6 +78,47 @@ def test_the_bits_asked_for_are_the_bits_that_are_there_and_lora_trains_on_them(
 def test_a_reinitialised_model_can_be_quantised(tiny_t5: Path) -> None:
     loaded = load(replace(checkpoint_spec(str(tiny_t5)), reinit="all"), 4)
     assert "nf4" in inventory(loaded.model).bytes
+
+
+@pytest.mark.parametrize("kind", ["tiny_t5", "tiny_gpt2"])
+@pytest.mark.parametrize("reinit", ["all", "body", "embeddings"])
+def test_what_is_drawn_into_files_is_what_is_drawn_in_memory(
+    kind: str, reinit: Reinit, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit: the numbers of runs that were done before must stay theirs."""
+    spec = replace(checkpoint_spec(str(request.getfixturevalue(kind))), reinit=reinit)
+    held = load(spec, 16, seed=5).model.state_dict()
+    monkeypatch.setattr("petransfer.checkpoints.in_files.LEAST", 0)
+    made: list[object] = []
+    monkeypatch.setattr(InFiles, "empty", lambda *given, own=InFiles.empty: made.append(given) or own(*given))
+    load_on_disk(spec, str(tmp_path), seed=5)
+    drawn = load(checkpoint_spec(str(_with_tokenizer(tmp_path))), 16).model.state_dict()
+    assert made
+    assert drawn.keys() == held.keys()
+    assert all(torch.equal(drawn[name], held[name]) for name in held)
+
+
+def _with_tokenizer(folder: Path) -> Path:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((NANO / "tokenizer" / name).read_bytes())
+    return folder
+
+
+def test_a_control_arm_that_is_quantised_is_drawn_into_files(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In memory it would take four bytes a parameter, and two more as bf16, of a machine that wants the model small."""
+    monkeypatch.setattr("petransfer.checkpoints.in_files.LEAST", 0)
+    files: list[str | None] = []
+
+    def keep(model: PreTrainedModel, folder: str, own: Any = PreTrainedModel.save_pretrained, **named: Any) -> None:
+        files.extend(value.untyped_storage().filename for value in model.parameters())
+        own(model, folder, **named)
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", keep)
+    for reinit in ("all", "body", "embeddings"):
+        files.clear()
+        load(replace(checkpoint_spec(str(tiny_t5)), reinit=reinit), 4)  # type: ignore[arg-type]
+        assert files
+        assert all(files)
 
 
 def test_an_encoder_only_checkpoint_is_refused(tmp_path: Path, tiny_t5: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from petransfer.bench.caps import most
 from petransfer.bench.memory import theoretical
 from petransfer.bench.shapes import write_random
 from petransfer.checkpoints.load import load
@@ -59,6 +60,39 @@ def test_memory_beside_the_usual_path(
     assert ours["host"] is None or ours["host"] > ours["weights"]
     assert ours["loading"] is None or 0 < ours["loading"] < ours["host"]
     assert _bench(monkeypatch, "memory", "google-t5/t5-small", "--bits", "3") == 2
+
+
+def test_the_largest_that_trains_is_found() -> None:
+    for limit in range(1, 20):
+        for largest in range(limit + 1):
+            tried: list[int] = []
+            assert most(lambda at, largest=largest, tried=tried: tried.append(at) or at <= largest, limit) == largest
+            assert len(set(tried)) == len(tried)
+            assert max(tried) <= max(1, min(limit, 2 * largest))
+
+
+def test_a_cap_wants_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert _bench(monkeypatch, "memory", "google-t5/t5-small", "--layers", "1", "--cap", "6GB,8GB") == 2
+    error = capsys.readouterr().err.strip()
+    assert "there is no GPU here" in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.gpu
+def test_less_trains_under_a_lower_cap(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out.json"
+    small = ("google-t5/t5-small", "--layers", "2", "--bits", "4", "--batch", "4096", "--lengths", "64,64")
+    assert _bench(monkeypatch, "memory", *small, "--cap", "1GB,2GB", "--out", str(out)) == 0
+    assert "micro-batch" in capsys.readouterr().out
+    low, high = json.loads(out.read_text())
+    assert 0 < low["micro_batch"] < high["micro_batch"] < 4096
+    for row in (low, high):
+        assert row["peak"] < row["cap"]
+        assert row["foreseen"] <= row["micro_batch"]
+    assert _bench(monkeypatch, "memory", *small, "--cap", "9000GB") == 2
 
 
 def test_the_theory_is_4_127_bits() -> None:

@@ -19,12 +19,15 @@ from petransfer.checkpoints.load import with_new_weights
 from petransfer.checkpoints.registry import NANO, checkpoint_spec
 from petransfer.cli import main
 from petransfer.errors import UserError
+from petransfer.fit.advice import OF_FIT, OF_TRAIN, Advice, Change, in_options, it_would, of_recipe
+from petransfer.fit.grid import demand_of
 from petransfer.fit.measure import measure
-from petransfer.fit.planner import CONTEXT, on_card, plan
+from petransfer.fit.planner import CONTEXT, PAGED, on_card, plan
 from petransfer.fit.simulate import Demand, simulate
 from petransfer.fit.sizes import card_bytes
 from petransfer.recipe.spec import Bits, MethodSpec, RunSpec
 from petransfer.study.ledger import RunFolder
+from petransfer.study.run import Settings, run_one
 from petransfer.train.execution import Execution
 
 T5 = {"d_model": 128, "d_kv": 32, "d_ff": 512, "num_layers": 3, "num_heads": 4, "decoder_start_token_id": 0}
@@ -94,6 +97,15 @@ def test_what_is_foreseen_is_what_is_taken(
     assert foreseen.peak == pytest.approx(taken.peak, rel=0.1)
 
 
+def test_the_loops_own_step_is_measured_with_what_it_keeps(folders: dict[str, Path]) -> None:
+    """On a CPU the loop keeps quantised weights wide beside the model, and takes less than the plain step even so."""
+    found = measure(checkpoint_spec(str(folders["t5"])), Demand(lora(4), *SHORT, device="cpu"), with_loop=True)
+    attention, feed = 4 * 128 * 128, 2 * 128 * 512
+    assert found.kept == 2 * 3 * (3 * attention + 2 * feed)  # bf16
+    assert found.loop is not None
+    assert found.fixed + found.kept < found.loop < found.peak
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("kind", "method", "sizes", "changes"), CELLS)
 def test_what_is_foreseen_is_what_a_card_gives_out(
@@ -161,8 +173,55 @@ def test_advice_is_what_fits() -> None:
     spec = checkpoint_spec("owner/name")
     found = plan(config, spec, Demand(FULL, 4, 30, 30), False, 3 * 2**29)
     assert not found.fits
-    assert found.advice == ("--method lora", "--bits 8", "--bits 4")
+    assert in_options(found.advice, OF_FIT) == ["--method lora"]  # and so with fewer bits, too
     assert plan(config, spec, Demand(FULL, 4, 30, 30), False, 2**29).advice == ()
+
+
+def test_advice_is_in_the_options_of_the_verb() -> None:
+    """`run` and `plan` have no --bits and no --optimizer; what is an arm's own and no method of the recipe stays."""
+    paged: Advice = (Change("optimizer", "paged-adamw-8bit"),)
+    advice: list[Advice] = [paged, (Change("method", "lora"), Change("bits", 4))]
+    assert (
+        it_would(advice, OF_TRAIN)
+        == "; it would with --set train.optimizer=paged-adamw-8bit, or --method lora --bits 4"
+    )
+    words = of_recipe([lora(16), FULL], FULL)
+    assert in_options(advice, words) == [
+        "--set train.optimizer=paged-adamw-8bit",
+        "--set methods.1.name=lora --set methods.1.bits=4",
+    ]
+    assert in_options(advice, of_recipe([lora(16)], FULL)) == ["--set train.optimizer=paged-adamw-8bit"]
+    assert it_would([], OF_FIT) == ""
+
+
+def test_pages_are_advised_where_eight_bits_are_too_much() -> None:
+    """Paged, the optimiser's state leaves the card but for the tensor at hand."""
+    config, spec = T5Config(vocab_size=500, **T5 | {"d_ff": 2048}), checkpoint_spec("owner/name")
+    one = Demand(FULL, 1, 30, 30, checkpointing=True)
+    eight, paged = (
+        simulate(config, "t5", replace(one, optimizer=name), False)
+        for name in ("adamw-8bit", "paged-adamw-8bit")  # type: ignore[arg-type]
+    )
+    assert paged.optimizer < eight.optimizer / 2
+    card = (on_card(eight.peak) + on_card(paged.peak)) // 2
+    found = plan(config, spec, one, False, card)
+    assert (Change("optimizer", "paged-adamw-8bit"),) in found.advice
+    assert (Change("optimizer", "adamw-8bit"),) not in found.advice
+    assert PAGED not in plan(config, spec, one, False, on_card(eight.peak)).advice
+
+
+def test_checkpointing_is_turned_on_where_nothing_else_is_needed() -> None:
+    config, spec = T5Config(vocab_size=8000, **T5), checkpoint_spec("owner/name")
+    one = Demand(lora(4), 1, 200, 200)
+    kept, again = (simulate(config, "t5", replace(one, checkpointing=on), False).peak for on in (False, True))
+    found = plan(config, spec, replace(one, batch=2), False, on_card(kept) - 1)
+    assert (found.fits, found.turned_on, found.demand.checkpointing, found.demand.batch) == (True, True, True, 1)
+    kept_on = plan(config, spec, one, False, on_card(kept))
+    assert (kept_on.fits, kept_on.turned_on, kept_on.demand.checkpointing) == (True, False, False)
+    short = plan(config, spec, one, False, on_card(again) - 1)
+    assert (short.fits, short.turned_on, short.demand.checkpointing) == (False, False, False)
+    prefix = MethodSpec("prefix", bits=16, virtual_tokens=4)  # cannot checkpoint
+    assert not plan(config, spec, replace(one, method=prefix), False, CONTEXT).turned_on
 
 
 @pytest.mark.parametrize(
@@ -188,8 +247,10 @@ def _fit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def test_t5_11b_fits_twelve_gigabytes_in_four_bits(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _fit(monkeypatch, "google-t5/t5-11b", "--bits", "4", "--card", "12GB", "--batch", "1", "--json") == 0
+    """With 32 examples a step, which is what one gets without saying: only if activations are computed again."""
+    assert _fit(monkeypatch, "google-t5/t5-11b", "--bits", "4", "--card", "12GB", "--json") == 0
     found = json.loads(capsys.readouterr().out)
+    assert found["checkpointing"]
     parameters = 11_307_321_344
     assert sum(found["memory"]["weights"].values()) < 1.10 * 0.516 * parameters
     assert found["memory"]["on_card"] <= 12 * 2**30
@@ -201,8 +262,11 @@ def test_the_table_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     said = capsys.readouterr().out
     for part in ("weights (nf4)", "optimizer", "activations", "peak", "predicted over measured"):
         assert part in said
+    assert "the training loop's own step: " in said
+    assert "kept beside the model" in said
     assert _fit(monkeypatch, "google-t5/t5-base", "--method", "full", "--card", "3GB") == 1
-    assert "does not fit 3 GB; it would with --method lora" in capsys.readouterr().out
+    advice = "does not fit 3 GB; it would with --optimizer paged-adamw-8bit, or --method lora\n"
+    assert advice in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -284,7 +348,7 @@ def test_a_grid_is_foreseen_once_for_all_seeds(
 def test_a_run_that_cannot_fit_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("petransfer.cli.run.this_card", lambda: 2 * 2**30)
+    monkeypatch.setattr("petransfer.cli.run.this_card", lambda: 4 * 2**30)
     arguments = ["run", "--recipe", "orhan-base", "--arms", "english", "--out", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", ["petransfer", *arguments, "--set", "effects=[]"])
     with pytest.raises(SystemExit) as stop:
@@ -293,8 +357,32 @@ def test_a_run_that_cannot_fit_is_refused(
     error = capsys.readouterr().err.strip()
     assert "google-t5/t5-base, all weights, 32 bits" in error
     assert "does not fit" in error
+    assert "it would with --set train.optimizer=adamw-8bit, or --set methods.0.name=lora" in error
     assert "--force tries all the same" in error
     assert len(error.splitlines()) == 1
+
+
+def test_a_run_turns_checkpointing_on_where_it_fits_only_so(
+    tiny_spec: Callable[..., RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is recorded, and neither the run's id nor its numbers know of it."""
+    spec = tiny_spec(steps=2)
+    config, own_head = configuration(spec.checkpoint)
+    one = replace(demand_of(spec, False), batch=1, accumulates=True)
+    kept, again = (simulate(config, "t5", replace(one, checkpointing=on), own_head).peak for on in (False, True))
+    cards = {"none": None, "enough": on_card(kept), "little": (on_card(kept) + on_card(again)) // 2}
+    results = {}
+    for name, card in cards.items():
+        monkeypatch.setattr("petransfer.study.room.card_of", lambda device, card=card: card)
+        run_one(spec, RunFolder(tmp_path / name), Settings(Execution(threads=1), cpu=True))
+        results[name] = json.loads((tmp_path / name / "result.json").read_text())
+    assert {name: result["checkpointing"] for name, result in results.items()} == {
+        "none": False,
+        "enough": False,
+        "little": True,
+    }
+    assert len({result["run_id"] for result in results.values()}) == 1
+    assert results["little"]["dev"] == results["none"]["dev"]
 
 
 def test_embedded_checkpoints_are_not_simulated(monkeypatch: pytest.MonkeyPatch) -> None:

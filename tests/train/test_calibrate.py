@@ -66,6 +66,38 @@ def test_without_room_the_wide_weights_are_read_from_the_disk(monkeypatch: pytes
     assert all(value.device.type == "meta" for name, value in on_disk.named_parameters() if "layer" in name)
 
 
+def test_a_control_arm_too_is_read_from_the_disk_where_room_is_short(
+    tiny_t5: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = _examples()
+    for reinit in ("all", "embeddings"):
+        spec = replace(checkpoint_spec(str(tiny_t5)), reinit=reinit)  # type: ignore[arg-type]
+        loaded = load(spec, 4, seed=2)
+        monkeypatch.setattr(calibrate, "_room", lambda device: 2**40)
+        held = calibrate.quantisation_cost(spec, 2, loaded, examples)
+        monkeypatch.setattr(calibrate, "_room", lambda device: 0)
+        with monkeypatch.context() as patched:
+            patched.setattr(calibrate, "load", lambda *given, **named: pytest.fail("loaded whole"))
+            read = calibrate.quantisation_cost(spec, 2, loaded, examples)
+        assert read.loss_at_16_bits == pytest.approx(held.loss_at_16_bits, abs=1e-3)
+
+
+def test_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, tiny_t5: Path) -> None:
+    """It goes to the disk first, whatever the room seemed to be."""
+    spec, examples = checkpoint_spec(str(tiny_t5)), _examples()
+    loaded = load(spec, 4)
+
+    def short(*given: object, **named: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(calibrate, "load", short)
+    assert calibrate.quantisation_cost(spec, 0, loaded, examples).loss > 0
+    monkeypatch.setattr(calibrate, "load_on_disk", short)
+    with pytest.raises(RunError, match=r"out of memory while .* was compared with its 16 bits") as error:
+        calibrate.quantisation_cost(spec, 0, loaded, examples)
+    assert "\n" not in str(error.value)
+
+
 def test_a_run_records_it_and_stops_on_it(
     tiny_spec: Callable[..., RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

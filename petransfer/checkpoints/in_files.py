@@ -1,0 +1,69 @@
+"""Models whose numbers lie in files, so that one can be drawn, and parts of another put into it, without holding it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import align_module_device
+from torch.overrides import TorchFunctionMode
+
+# Bytes from which on a tensor gets a file.
+LEAST = 2**20
+
+
+class InFiles(TorchFunctionMode):
+    """While it is entered, large tensors that are made empty, as layers make theirs, are mapped from files in a folder.
+
+    What is drawn into them is what would be drawn elsewhere. A file has no name for long, and goes with its tensor.
+
+    Raises:
+        OSError: the disk is full.
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if func not in (torch.empty, torch.empty_like) or given.get("device") not in (None, "cpu", torch.device("cpu")):
+            return func(*args, **given)
+        like = func(*args, **{**given, "device": "meta"})
+        if like.nbytes < LEAST or not like.is_contiguous():
+            return func(*args, **given)
+        return self.empty(like.shape, like.dtype)
+
+    def empty(self, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+        """A tensor in a file of its own."""
+        handle, name = tempfile.mkstemp(dir=self._folder)
+        try:
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and a signal when it is written to
+                os.posix_fallocate(handle, 0, shape.numel() * dtype.itemsize)
+            return torch.from_file(name, shared=True, size=shape.numel(), dtype=dtype).view(shape)
+        finally:
+            os.close(handle)
+            with contextlib.suppress(OSError):  # some systems keep what is mapped, until the folder goes
+                Path(name).unlink()
+
+    @torch.no_grad()
+    def narrow(self, model: torch.nn.Module, dtype: torch.dtype) -> None:
+        """`model.to(dtype)`, a tensor at a time."""
+        for value in (*model.parameters(), *model.buffers()):
+            if value.is_floating_point():
+                large = value.nbytes >= LEAST
+                narrow = self.empty(value.shape, dtype) if large else torch.empty_like(value, dtype=dtype)
+                value.data = narrow.copy_(value)
+
+
+@torch.no_grad()
+def put(source: torch.nn.Module, name: str, target: torch.Tensor) -> None:
+    """Copies the parameter of that name, wherever `source` keeps it."""
+    owner, _, leaf = name.rpartition(".")
+    module = source.get_submodule(owner)
+    with align_module_device(module):
+        target.copy_(getattr(module, leaf))
