@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import overload
 
@@ -9,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from petransfer.checkpoints.encoding import Encoded, Layout, LostTarget, encode_examples
 from petransfer.errors import UserError
-from petransfer.tasks.base import Example
+from petransfer.tasks.base import Example, row_name
 
 # So many examples are kept as pieces; more are turned into pieces again each time they are met.
 KEPT = 20_000
@@ -55,12 +56,12 @@ def encode_part(
     layout: Layout,
     check: Check,
     met: Callable[[], Iterable[int]] | None = None,
-    part: str = "train",
+    name: Callable[[int], str] = functools.partial(row_name, "train"),
 ) -> tuple[Sequence[Encoded], set[int]]:
     """The examples as pieces, and which pieces occur in them.
 
     check: is given all of them, some at a time. met: the positions that training will meet; only these are looked
-    through where the examples are too many to be kept. None: all. part: what errors call the examples.
+    through where the examples are too many to be kept. None: all. name: what errors call an example, by its index.
 
     Raises:
         UserError: a target does not come back from its pieces, or `check` refused an example.
@@ -74,7 +75,7 @@ def encode_part(
         try:
             found = lazy.take(chunk)
         except LostTarget as error:
-            raise UserError(f"{part} row {examples[chunk[error.at]].index + 1}: {error}") from None
+            raise UserError(f"{name(examples[chunk[error.at]].index)}: {error}") from None
         check([examples[at] for at in chunk], found)
         pieces.update(*(row.input_ids for row in found), *(row.target_ids for row in found))
         kept += found if keep else []

@@ -34,20 +34,20 @@ class Virtual:
 
 def length_check(
     config: Any, name: str, most: int, virtual: Virtual | None = None
-) -> Callable[[str, Sequence[Example], Sequence[Encoded]], None]:
-    """A function that refuses a part's examples where they are too long.
+) -> Callable[[Callable[[int], str], Sequence[Example], Sequence[Encoded]], None]:
+    """A function that refuses examples that are too long; it is told what errors call one, by its index.
 
     name: the checkpoint's. most: what the user allows an input and a target, in pieces; 0 for anything. virtual: the
     tokens of prompt and prefix tuning.
     """
     limit, together, virtual = positions(config), not config.is_encoder_decoder, virtual or Virtual()
 
-    def check(part: str, examples: Sequence[Example], encoded: Sequence[Encoded]) -> None:
+    def check(row_name: Callable[[int], str], examples: Sequence[Example], encoded: Sequence[Encoded]) -> None:
         for example, row in zip(examples, encoded, strict=True):
             source, target = len(row.input_ids), len(row.target_ids)
-            where = f"{part} row {example.index + 1}"
             if most and max(source, target) > most:
                 what, size = ("input", source) if source > most else ("target", target)
+                where = row_name(example.index)
                 raise UserError(f"the {what} of {where} takes {size:,} pieces, more than max_length {most:,}; {_CURE}")
             sides = [("input", source, virtual.input), ("target", target, virtual.target + ROOM)]
             if together:
@@ -55,8 +55,8 @@ def length_check(
             for what, taken, kept in sides:
                 if limit and taken + kept > limit:
                     raise UserError(
-                        f"the {what} of {where} takes {taken:,} pieces, and {name} has {limit:,} positions"
-                        f"{_kept(virtual)}; shorten it, leave it out, or take a T5, which has no such limit"
+                        f"the {what} of {row_name(example.index)} takes {taken:,} pieces, and {name} has {limit:,} "
+                        f"positions{_kept(virtual)}; shorten it, leave it out, or take a T5, which has no such limit"
                     )
 
     return check

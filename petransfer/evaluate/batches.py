@@ -21,17 +21,20 @@ def in_batches(
     batch_size: int,
     function: Callable[[list[int]], Sequence[T]],
     halves: bool = True,
+    tokens: int | None = None,
 ) -> list[T]:
     """What `function` gives for the positions of each batch, in the order of `encoded`.
 
     Longest first, so that running out of memory shows at once; then the batch is halved, unless others who are in the
-    middle of the same pass would not know of it.
+    middle of the same pass would not know of it. tokens: of inputs and targets, which a batch of several holds at most.
     """
     order = sorted(range(len(encoded)), key=lambda at: -(len(encoded[at].input_ids) + len(encoded[at].target_ids)))
     given: dict[int, T] = {}
     start = 0
     while start < len(order):
-        chosen = order[start : start + batch_size]
+        longest = len(encoded[order[start]].input_ids) + len(encoded[order[start]].target_ids)
+        count = batch_size if tokens is None else min(batch_size, max(1, tokens // longest))
+        chosen = order[start : start + count]
         try:
             rows = function(chosen)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:

@@ -26,6 +26,10 @@ from petransfer.train.sharded import is_split
 
 AUDITED = 32
 
+# Tokens of a pass on a CPU where no padding is computed: so few that attention meets lengths that are alike. Measured to
+# be as fast as more on SCAN, and three times as fast as 256 examples on a part of COGS.
+PACKED_TOKENS = 1024
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -168,7 +172,8 @@ def score(
         return _score_batch(model, loaded, [examples[at] for at in chosen], [encoded[at] for at in chosen], lean)
 
     with lean.step() if lean else contextlib.nullcontext():
-        return in_batches(encoded, batch_size, one, halves=not is_split(model))
+        tokens = PACKED_TOKENS if lean else None
+        return in_batches(encoded, batch_size, one, halves=not is_split(model), tokens=tokens)
 
 
 def _score_batch(

@@ -275,8 +275,9 @@ def _encoded(base: Base, spec: RunSpec, loaded: Loaded) -> tuple[dict[str, Seque
     for part in ("train", *base.scored):
         examples = getattr(data, part)
         seen = (lambda: met(count, train.batch_size, train.steps, spec.seed)) if part == "train" else None
-        check = functools.partial(limit, part)
-        parts[part], found = encode_part(examples, spec.task.prefix, loaded.tokenizer, loaded.layout, check, seen, part)
+        name = functools.partial(data.row_name, part)
+        check = functools.partial(limit, name)
+        parts[part], found = encode_part(examples, spec.task.prefix, loaded.tokenizer, loaded.layout, check, seen, name)
         pieces |= found if part == "train" else set()
     if set(OF_LABELS) & set(spec.task.metrics):
         encode_targets(data.labels, loaded.tokenizer, loaded.layout)  # refuses what does not come back

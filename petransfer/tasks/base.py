@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,17 +24,24 @@ class Example:
     category: str
 
 
+def row_name(part: str, index: int) -> str:
+    """What errors call an example of train, dev or test. index: its own."""
+    return f"{part} row {index + 1}"
+
+
 @dataclass(frozen=True)
 class SplitData:
     """The three parts of a split, in memory or read when asked for. Nothing may be chosen by looking at `test`.
 
-    labels: all the targets there are, where the task knows them.
+    labels: all the targets there are, where the task knows them. row_name: what errors call an example of a part, by
+    its index; of the user's own files its file and line.
     """
 
     train: Sequence[Example]
     dev: Sequence[Example]
     test: Sequence[Example]
     labels: tuple[str, ...] = ()
+    row_name: Callable[[str, int], str] = row_name
 
 
 class Task(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,13 @@ class LinesTask:
         if split not in self.splits:
             raise unknown("split of lines", split, self.splits)
         self.about()
-        return prepared(self).load()
+        return replace(prepared(self).load(), row_name=self.row_name)
+
+    def row_name(self, part: str, index: int) -> str:
+        """The file and line of a part's row, for which the file is read again up to it."""
+        from petransfer.tasks.prepare import line_of
+
+        return line_of(self, part, index)
 
 
 _OPTIONS = {key: field.default for key, field in LinesTask.__dataclass_fields__.items() if key != "data_dir"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 import secrets
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petransfer.errors import UserError
-from petransfer.tasks.base import SplitData
+from petransfer.tasks.base import SplitData, row_name
 from petransfer.tasks.files import cache_dir
 from petransfer.tasks.readers import Record, Source, open_dataset, read, source_of
 from petransfer.tasks.rows import Rows, RowWriter
@@ -61,6 +62,14 @@ def prepared(task: LinesTask) -> Store:
     sources, cuts = _sources(task)
     states = {part: source.state() for part, source in sources.items()}
     return _store(task, tuple(sources.items()), tuple(cuts.items()), tuple(states.items()))
+
+
+def line_of(task: LinesTask, part: str, index: int) -> str:
+    """Where the row of that index stands in the file or dataset that a part's rows were read from."""
+    sources, _ = _sources(task)
+    source = sources.get(part, sources["train"])
+    found = next(itertools.islice(_records(task, source), index, None), None)
+    return f"{source.name}:{found.line}" if found else row_name(part, index)
 
 
 @functools.lru_cache(maxsize=4)
