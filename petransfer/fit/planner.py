@@ -122,7 +122,7 @@ def largest_stack(config: Any, checkpoint: CheckpointSpec, demand: Demand, own_h
 
 
 def _largest(of: Callable[[Demand], Memory], demand: Demand, memory: Memory, card: int) -> int:
-    """Memory rises evenly with the micro-batch: guess from two points, then look."""
+    """Memory rises almost evenly with the micro-batch: guess from two points, look, and guess again from there."""
     if demand.batch == 1:
         return 0
     cut = replace(demand, accumulates=True)
@@ -131,9 +131,15 @@ def _largest(of: Callable[[Demand], Memory], demand: Demand, memory: Memory, car
         return 0
     slope = (memory.peak - one) / (demand.batch - 1)
     room = (card - CONTEXT) * (1 - FRAGMENTS) - one
-    guess = max(1, min(demand.batch - 1, 1 + int(room / slope)))
-    while guess > 1 and on_card(of(replace(cut, batch=guess)).peak) > card:
-        guess -= 1
+    guess, too_many = demand.batch, demand.batch
+    while guess > 1:
+        guess = max(1, min(guess - 1, 1 + int(room / slope)))
+        peak = of(replace(cut, batch=guess)).peak
+        if on_card(peak) <= card:
+            break
+        slope, too_many = (peak - one) / (guess - 1), guess
+    while guess + 1 < too_many and on_card(of(replace(cut, batch=guess + 1)).peak) <= card:
+        guess += 1
     return guess
 
 
