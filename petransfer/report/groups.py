@@ -11,7 +11,8 @@ from typing import Any
 from rich.table import Table
 
 from petransfer.effects.reference import CITATION, Published, beside, caveats, family_beside
-from petransfer.report.tables import Row
+from petransfer.evaluate.metrics import HEADINGS
+from petransfer.report.tables import Row, metrics_of
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,25 @@ def table_of(groups: Sequence[Group]) -> list[tuple[str, ...]]:
         )
         for group in groups
     ]
+
+
+def metrics_table(groups: Sequence[Group]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The metrics beside exact match that some run has test figures of: the head, and a line a group with runs done.
+
+    Means over seeds, 0 to 100, and in brackets the lowest and the highest seed. Nothing at all where no run has any.
+    """
+    done = [group for group in groups if group.done]
+    measured = metrics_of([row for group in done for row in group.done])
+    lines = [
+        (
+            group.arm,
+            group.method,
+            _seeds(group),
+            *(_spread([row.scores[name] for row in group.done if name in row.scores], 1) for name in measured),
+        )
+        for group in done
+    ]
+    return ("arm", "method", "seeds", *(HEADINGS[name] for name in measured)), lines if measured else []
 
 
 def terminal_table(groups: Sequence[Group], title: str) -> Table:

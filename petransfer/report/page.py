@@ -20,6 +20,7 @@ from petransfer.report.groups import (
     columns_of,
     effects_table,
     failed_note,
+    metrics_table,
     paper_note,
     table_of,
 )
@@ -55,6 +56,7 @@ def _sections(findings: Findings) -> Iterator[str]:
     yield _kept(findings.effects)
     yield _scales(findings.effects)
     yield _results(findings)
+    yield _metrics(findings.groups)
     yield _heat(findings)
     yield _curves(findings)
     yield _rates(findings)
@@ -150,6 +152,16 @@ def _results(findings: Findings) -> str:
     beneath = "\n".join(f'<p class="note">{escape(one)}</p>' for one in notes if one)
     lines = table(columns_of(groups), table_of(groups), left=3)
     return f"<h2>Exact match</h2>\n<p>{text}</p>\n{lines}\n{beneath}\n{panels(drawn)}"
+
+
+def _metrics(groups: Sequence[Group]) -> str:
+    parts = []
+    for split in dict.fromkeys(group.split for group in groups):
+        columns, lines = metrics_table([group for group in groups if group.split == split])
+        if lines:
+            parts.append(f"<h3>{escape(split)}</h3>\n{table(columns, lines, left=2)}")
+    text = "On test, out of 100: means over seeds, and in brackets the lowest and the highest seed."
+    return f"<h2>Other metrics</h2>\n<p>{text}</p>\n" + "\n".join(parts) if parts else ""
 
 
 def _heat(findings: Findings) -> str:
