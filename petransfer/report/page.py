@@ -9,15 +9,16 @@ from html import escape
 from typing import Any
 
 from petransfer.effects.contrasts import family_name
+from petransfer.effects.criteria import criterion_of
 from petransfer.effects.reference import CITATION
 from petransfer.recipe.load import freeze
 from petransfer.recipe.schema import Recipe
 from petransfer.report import charts, gather, plots, prose, sweep
 from petransfer.report.elements import document, marked, panels, picture, table
 from petransfer.report.groups import (
-    EFFECT_COLUMNS,
     Group,
     columns_of,
+    effect_columns,
     effects_table,
     failed_note,
     metrics_table,
@@ -76,12 +77,14 @@ def _head(findings: Findings) -> str:
 
 
 def _verdicts(effects: dict[str, Any]) -> str:
-    items = [(effect["verdict"], *prose.of_effect(effect)) for effect in effects["effects"]]
+    criterion = criterion_of(effects)
+    items = [(effect["verdict"], *prose.of_effect(effect, criterion)) for effect in effects["effects"]]
     items += [("missing", f"{line}.", "") for line in effects.get("missing", ())]
+    note = f"<p>{escape(criterion.note)}</p>\n" if criterion.note else ""
     if not items:
-        return ""
+        return note  # it holds of what is kept of effects, and of scale
     lines = "\n".join(_item(*item) for item in items)
-    return f'<h2>Verdicts</h2>\n<p>{escape(_counted(effects))}</p>\n<ul class="verdicts">\n{lines}\n</ul>'
+    return f'<h2>Verdicts</h2>\n<p>{escape(_counted(effects))}</p>\n{note}<ul class="verdicts">\n{lines}\n</ul>'
 
 
 def _item(kind: str, text: str, details: str) -> str:
@@ -107,14 +110,16 @@ def _forest(effects: dict[str, Any]) -> str:
     alt = "Forest plot. " + "; ".join(
         f"{charts.label_of(one)} on {one['split']} {prose.signed(one['difference'])} points" for one in shown
     )
+    criterion = criterion_of(effects)
+    drawn = "two-level bootstrap over seeds and examples" if criterion.by_example else "bootstrap over seeds alone"
     caption = (
-        "Differences in test exact match with 95 % intervals (two-level bootstrap over seeds and examples); the band "
+        f"Differences in test {criterion.word} with 95 % intervals ({drawn}); the band "
         "is the margin within which two arms count as equal."
     )
     if any(one.get("paper") for one in shown):
         caption += " Hollow diamonds: the same contrast in Orhan (2021), all weights trained."
-    lines = table(EFFECT_COLUMNS, effects_table(effects), left=3)
-    return f"<h2>Effects</h2>\n{picture(charts.forest(shown), 'forest', alt, caption)}\n{lines}"
+    lines = table(effect_columns(effects), effects_table(effects), left=3)
+    return f"<h2>Effects</h2>\n{picture(charts.forest(shown, criterion.word), 'forest', alt, caption)}\n{lines}"
 
 
 def _kept(effects: dict[str, Any]) -> str:
@@ -132,7 +137,7 @@ def _kept(effects: dict[str, Any]) -> str:
 
 def _scales(effects: dict[str, Any]) -> str:
     found = effects.get("scales", [])
-    text = "\n".join(f"<p>{escape(prose.of_scale(one))}</p>" for one in found)
+    text = "\n".join(f"<p>{escape(prose.of_scale(one, criterion_of(effects)))}</p>" for one in found)
     return f"<h2>Scale</h2>\n{text}" if found else ""
 
 
@@ -239,7 +244,7 @@ def _parameters(findings: Findings) -> str:
         for one in points
     )
     caption = "What the pretrained arm trains against the effect, with 95 % intervals."
-    shown = picture(charts.parameters_and_effect(points), "trained", alt, caption)
+    shown = picture(charts.parameters_and_effect(points, criterion_of(findings.effects).word), "trained", alt, caption)
     return f"<h2>Trained parameters and effect</h2>\n{shown}"
 
 

@@ -165,6 +165,42 @@ def test_other_metrics_stand_in_a_table_a_split(tmp_path: Path, told: Callable[[
     no_figure_is_missing(folder.path)
 
 
+def test_effects_on_another_metric_are_said_to_be_so(tmp_path: Path, told: Callable[[Path], str]) -> None:
+    """Its name stands wherever exact match's would; the picture and the tables go by it."""
+    task = {"name": "scan", "splits": ["add_jump", "right"], "metrics": ["chrf"]}
+    methods = [{"name": "lora", "bits": 32}, {"name": "full", "bits": 32, "rate_scaling": "rms"}]
+    retention = {"retention": "english-scratch", "under": "lora"}
+    recipe = recipe_of(task=task, methods=methods, effects=["english-scratch", retention])
+    _, folder = make(tmp_path / "made", recipe, scores=chrf_and_rouge)
+    text = told(folder.path)
+    Checked(text)
+    shown = text[text.index("<h2>Verdicts</h2>") : text.index("<h2>Exact match</h2>")].replace("\u00a0", " ")
+    assert (
+        "<p>Effects are judged by test chrF, of which a run keeps one figure: intervals are a bootstrap over " in shown
+    )
+    assert "72.5 against 52.5 chrF. The effect holds." in shown
+    assert "Differences in test chrF with 95 % intervals (bootstrap over seeds alone);" in shown
+    assert ">points of test chrF<" in shown
+    assert '<th scope="col" class="number">points of chrF</th>' in shown
+    assert "exact match" not in shown.lower()
+    assert "Orhan" not in shown
+    assert "points of chrF" in (folder.path / "table.md").read_text()
+    assert "- Effects are judged by test chrF" in (folder.path / "table.md").read_text()
+    assert "points of chrF" in (folder.path / "table.tex").read_text()
+    no_figure_is_missing(folder.path)
+
+
+def test_what_is_kept_of_effects_on_another_metric_is_said_to_be_so(
+    tmp_path: Path, told: Callable[[Path], str]
+) -> None:
+    task = {"name": "scan", "splits": ["right"], "metrics": ["chrf"]}
+    recipe = recipe_of(task=task, effects=[{"retention": "english-scratch", "under": "4-bit"}])
+    _, folder = make(tmp_path / "made", recipe, scores=chrf_and_rouge)
+    text = told(folder.path)
+    assert "Verdicts" not in sections(text)
+    assert "<p>Effects are judged by test chrF" in text
+
+
 def test_a_study_without_other_metrics_says_nothing_of_them(tmp_path: Path, told: Callable[[Path], str]) -> None:
     _, folder = make(tmp_path / "made", recipe_of(effects=[], arms=["english"]))
     assert "Other metrics" not in told(folder.path)
