@@ -95,10 +95,12 @@ def compare(
 
     if out and out.suffix not in {".html", ".md"}:
         raise UserError(f"--out {out}: name a file that ends with .html or .md")
-    studies = []
-    for path in (first, second):
-        recipe = _recipe(path)
-        studies.append(Runs(recipe, expand(recipe), StudyFolder(path)))
+    recipes = _recipe(first), _recipe(second)
+    metric = side_by_side.metric_of(*recipes)
+    studies = [
+        Runs(recipe, expand(recipe), StudyFolder(path), metric)
+        for recipe, path in zip(recipes, (first, second), strict=True)
+    ]
     found = side_by_side.compare(studies[0], studies[1], (str(first), str(second)))
     if out:
         text = side_by_side.as_html(found) if out.suffix == ".html" else side_by_side.as_markdown(found)

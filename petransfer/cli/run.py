@@ -296,6 +296,7 @@ def _print_end(study: Study, as_json: bool) -> None:
         effects = update_effects(study.recipe, study.cells, study.folder)
     if as_json:
         content = {"study": study.recipe.name, "runs": tables.as_json(rows), "effects": effects["effects"]}
+        content |= {"judged_by": effects["judged_by"]} if "judged_by" in effects else {}
         print(json.dumps(content, indent=1))
         return
     mine = {cell.run_id for cell in study.mine}

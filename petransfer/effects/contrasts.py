@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petransfer.effects.counts import Demand
+from petransfer.effects.criteria import CRITERIA
 from petransfer.recipe.effects import Wanted, matching, wanted
-from petransfer.recipe.schema import Recipe
+from petransfer.recipe.schema import EXACT_MATCH, Recipe
 from petransfer.study.grid import Cell
 from petransfer.study.ledger import StudyFolder
 
@@ -38,7 +39,8 @@ def update_effects(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, *,
     """Judges the recipe's effects on the runs that are done and keeps them in effects.json, which is returned.
 
     `effects`, `scales` and `retentions` have them in full, `sentences` in a line each, `missing` a line for each that
-    cannot be estimated yet. What is there already for the same runs is taken as it is unless `anew`: judging imports
+    cannot be estimated yet. `judged_by` names the metric where it is not exact match, and `sentences` begin with what
+    must then be known. What is there already for the same runs is taken as it is unless `anew`: judging imports
     statsmodels, which takes seconds. What is written for others is judged anew, as a file can have been edited.
     """
     done = sorted(cell.run_id for cell in cells if study.run(cell.run_id).done)
@@ -47,6 +49,7 @@ def update_effects(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, *,
     failed = sorted((cell.run_id, study.run(cell.run_id).status()) for cell in cells if cell.run_id not in set(done))
     asked = [effect if isinstance(effect, str) else effect.model_dump() for effect in recipe.effects]
     seen = [JUDGED_VERSION, asked, recipe.margin, done, failed, _elsewhere(recipe, study)]
+    seen += [] if recipe.judged_by == EXACT_MATCH else [recipe.judged_by]  # so that digests of before are as they were
     digest = hashlib.sha256(json.dumps(seen).encode()).hexdigest()
     path = study.path / "effects.json"
     kept = None if anew else _read(path)
@@ -93,30 +96,36 @@ def _judged(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> dict[s
     from petransfer.effects.verdict import judge, raw_p
 
     found = collect(recipe, cells, study)
-    margin = recipe.margin
+    margin, metric = recipe.margin, recipe.judged_by
+    criterion = CRITERIA[metric]
     effects = judge(found.contrasts, margin, beside=[scale_p(two) for two in found.scales])
     scales = judge_scales(found.scales, [raw_p(contrast) for contrast in found.contrasts], margin)
     retentions = [retention(two) for two in found.retentions]
     return {
+        **({} if metric == EXACT_MATCH else {"judged_by": metric}),
         "tests": len(effects) + len(scales),
         "effects": [asdict(effect) | {"paper": _paper(effect, recipe)} for effect in effects],
         "scales": [asdict(scale) for scale in scales],
         "retentions": [asdict(one) for one in retentions],
         "missing": found.missing,
         "sentences": [
-            *map(sentences.of_effect, effects),
-            *map(sentences.of_scale, scales),
+            *([criterion.note] if criterion.note else []),
+            *(sentences.of_effect(effect, criterion) for effect in effects),
+            *(sentences.of_scale(scale, criterion) for scale in scales),
             *map(sentences.of_retention, retentions),
         ],
     }
 
 
 def _paper(effect: Effect, recipe: Recipe) -> dict[str, Any] | None:
-    """The same contrast in the paper, judged alone on its seeds' figures; None where it has not both arms."""
+    """The same contrast in the paper, judged alone on its seeds' figures; None where it has not both arms.
+
+    It has exact match alone, beside which no other metric is set.
+    """
     from petransfer.effects.reference import family_beside, published_contrast
     from petransfer.effects.verdict import judge
 
-    if effect.arm:
+    if effect.arm or recipe.judged_by != EXACT_MATCH:
         return None
     family = family_beside(family_name(recipe))
     names = (effect.left_name, effect.right_name)
@@ -136,7 +145,7 @@ def collect(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> Collec
     """
     from petransfer.effects.runs import Runs
 
-    runs, found = Runs(recipe, cells, study), Collected()
+    runs, found = Runs(recipe, cells, study, recipe.judged_by), Collected()
     for split in runs.splits:
         for effect in wanted(recipe):
             _COLLECT[effect.kind](effect, split, runs, found)
@@ -215,13 +224,17 @@ def _arms_under(effect: Wanted, split: str, method: str, runs: Runs, found: Coll
 
 
 def _other(effect: Wanted, split: str, runs: Runs, found: Collected) -> Runs | None:
-    """The study that an effect refers to: this one unless it names another."""
+    """The study that an effect refers to, scored alike: this one unless it names another."""
     from petransfer.effects.runs import runs_of
 
-    other = runs_of(effect.study, runs.folder.path) if effect.study else runs
-    if other is None:
-        found.missing.append(f"{effect.kind} of {effect.name} on {split}: not estimated, no study {effect.study}")
-    return other
+    if not effect.study:
+        return runs
+    other = runs_of(effect.study, runs.folder.path, runs.metric)
+    if other and runs.metric in {EXACT_MATCH, *other.cells[0].spec.task.metrics}:
+        return other
+    why = f"the study {effect.study} did not measure {runs.metric}" if other else f"no study {effect.study}"
+    found.missing.append(f"{effect.kind} of {effect.name} on {split}: not estimated, {why}")
+    return None
 
 
 def _like(method: str, arm: str, split: str, other: Runs) -> str:

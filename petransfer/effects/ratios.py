@@ -18,7 +18,10 @@ _SIGNS = (1.0, -1.0, -1.0, 1.0)
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two effects that are compared. In percent EM and points; name: the family or the method."""
+    """One of the two effects that are compared. In percent EM, or the metric judged by, and points.
+
+    name: the family or the method.
+    """
 
     name: str
     left: float
@@ -77,7 +80,7 @@ class Two:
 
     @property
     def groups(self) -> list[np.ndarray]:
-        """Percent EM: left and right here, left and right there; the same runs are the same object."""
+        """0 to 100: left and right here, left and right there; the same runs are the same object."""
         percent: dict[int, np.ndarray] = {}
         sides = (self.here.left, self.here.right, self.there.left, self.there.right)
         return [percent.setdefault(id(side), 100 * side) for side in sides]
@@ -198,7 +201,7 @@ def _undefined(under: Side, over: Side, two: Two) -> str | None:
         )
     if under.interval is None:
         return f"not defined: the effect under {under.name} rests on a single seed"
-    if len(two.here.categories) != len(two.there.categories):
+    if two.here.test_examples != two.there.test_examples:
         return "not defined: the two effects were not measured on the same examples"
     return None
 

@@ -5,38 +5,48 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from petransfer.effects.criteria import CRITERIA
 from petransfer.effects.verdict import Contrast
 from petransfer.errors import UserError
 from petransfer.recipe.load import load_recipe
-from petransfer.recipe.schema import Recipe
+from petransfer.recipe.schema import EXACT_MATCH, Recipe
 from petransfer.study.grid import Cell, expand
 from petransfer.study.ledger import StudyFolder
 
 
 @dataclass(frozen=True)
 class Scored:
-    """The runs of one arm and method on one split, by seed. scores: (seeds, examples); log_probs: (seeds,)."""
+    """The runs of one arm and method on one split, by seed. log_probs: (seeds,). index: (examples,).
+
+    scores: (seeds, examples) of exact match, or (seeds, 1) of another metric, each run's figure over 100; `category`
+    has as many entries as they have columns.
+    """
 
     seeds: tuple[int, ...]
     scores: np.ndarray
     log_probs: np.ndarray
     index: np.ndarray
     category: np.ndarray
+    metric: str = EXACT_MATCH
 
 
 @dataclass(frozen=True)
 class Runs:
-    """A study's grid with what its folders hold. The same cells give the same object however often they are asked."""
+    """A study's grid with what its folders hold. The same cells give the same object however often they are asked.
+
+    metric: what runs are scored by.
+    """
 
     recipe: Recipe
     cells: Sequence[Cell]
     folder: StudyFolder
+    metric: str = EXACT_MATCH
     _kept: dict[tuple[str, ...], Scored] = field(default_factory=dict)
 
     @property
@@ -61,12 +71,12 @@ class Runs:
         """The group's runs that are done, or None.
 
         Raises:
-            UserError: they were not tested on the same examples.
+            UserError: they were not tested on the same examples, or one has no figure of the metric.
         """
         done = [cell for cell in self.asked(arm, method, split) if self.folder.run(cell.run_id).done]
         key = tuple(cell.run_id for cell in done)
         if done and key not in self._kept:
-            self._kept[key] = _read(done, self.folder)
+            self._kept[key] = _read(done, self.folder, self.metric)
         return self._kept.get(key)
 
     def why_none(self, arm: str, method: str, split: str) -> str:
@@ -79,12 +89,12 @@ class Runs:
         return f"no run of {arm} ({method}) is done: {counts}" + (f"; {reasons[0]}" if reasons else "")
 
 
-def runs_of(study: str, beside: Path) -> Runs | None:
+def runs_of(study: str, beside: Path, metric: str = EXACT_MATCH) -> Runs | None:
     """Another study's runs: a folder, or the name of one beside `beside`; None where there is none."""
     for path in (Path(study).expanduser(), beside.parent / study):
         if (path / "recipe.yaml").is_file():
             recipe = load_recipe(str(path / "recipe.yaml"))
-            return Runs(recipe, expand(recipe), StudyFolder(path))
+            return Runs(recipe, expand(recipe), StudyFolder(path), metric)
     return None
 
 
@@ -114,7 +124,9 @@ def compared(name: str, split: str, left: Scored, right: Scored, **names: Any) -
         log_prob_left=parts[0].log_probs,
         log_prob_right=parts[1].log_probs,
         categories=categories,
+        examples=len(left.index),
         left_out=left_out,
+        metric=left.metric,
         **names,
     )
 
@@ -122,21 +134,36 @@ def compared(name: str, split: str, left: Scored, right: Scored, **names: Any) -
 def _rows(group: Scored, rows: Sequence[int]) -> Scored:
     at = list(rows)
     seeds = tuple(group.seeds[row] for row in at)
-    return Scored(seeds, group.scores[at], group.log_probs[at], group.index, group.category)
+    return replace(group, seeds=seeds, scores=group.scores[at], log_probs=group.log_probs[at])
 
 
-def _read(cells: Sequence[Cell], folder: StudyFolder) -> Scored:
+def _read(cells: Sequence[Cell], folder: StudyFolder, metric: str) -> Scored:
     runs = [_examples(folder, cell.run_id) for cell in cells]
     for run in runs:
         if not np.array_equal(run["index"], runs[0]["index"]):
             raise UserError(f"the runs of {cells[0].arm} on {cells[0].split} were not tested on the same examples")
+    by_example = CRITERIA[metric].by_example
+    scores = [run["correct"] for run in runs] if by_example else [[_share(folder, cell, metric)] for cell in cells]
     return Scored(
         tuple(cell.seed for cell in cells),
-        np.array([run["correct"] for run in runs], dtype=np.float64),
+        np.array(scores, dtype=np.float64),
         np.array([run["log_prob"].sum() / run["tokens"].sum() for run in runs]),
         runs[0]["index"],
-        runs[0]["category"],
+        runs[0]["category"] if by_example else np.zeros(1, dtype=np.int64),
+        metric,
     )
+
+
+def _share(folder: StudyFolder, cell: Cell, metric: str) -> float:
+    """A run's test figure of a metric, over 100."""
+    run = folder.run(cell.run_id)
+    figure = (run.result() or {}).get("test", {}).get(CRITERIA[metric].key)
+    if figure is None:
+        raise UserError(
+            f"{run.path / 'result.json'} has no test figure of {metric}, which the study is judged by; delete "
+            f"{run.path}, and `petransfer run --recipe {folder.path / 'recipe.yaml'}` carries it out again"
+        )
+    return float(figure) / 100
 
 
 def _examples(folder: StudyFolder, run_id: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from petransfer.effects.bootstrap import Interval, Scores
 from petransfer.effects.counts import LEVEL, smallest_p
+from petransfer.effects.criteria import CRITERIA
 from petransfer.effects.statistics import (
     Odds,
     PairOfRuns,
@@ -21,11 +22,11 @@ from petransfer.effects.statistics import (
     permutation_p,
     seeds_needed,
 )
-from petransfer.recipe.schema import MARGIN
+from petransfer.recipe.schema import EXACT_MATCH, MARGIN
 
 Verdict = Literal["holds", "reversed", "equivalent", "inconclusive", "saturated"]
 
-# Both arms nearer than this to 0 or to 100 % leave EM no room to differ.
+# Both arms nearer than this to 0 or to 100 leave a metric no room to differ.
 ROOM = 1.0
 
 
@@ -34,7 +35,8 @@ class Contrast:
     """Two groups of runs on the same test examples, ready to be compared.
 
     left, right: exact match, (seeds, examples), 0 or 1; or (seeds, 1), each seed's share, where the examples are not
-    known: the interval is then over seeds alone. examples: how many there are, where they are not columns.
+    known, or its figure of another `metric` over 100: the interval is then over seeds alone. examples: how many there
+    are, where they are not columns.
     log_prob_left, log_prob_right: the mean log-probability per target token of each run, or None where one is not known
     or not finite. categories: (examples,) numbers of categories. arm: of a contrast of methods. paired: row i of both
     sides has the same seed. left_name, right_name: the two arms or methods.
@@ -54,6 +56,7 @@ class Contrast:
     right_name: str = ""
     examples: int = 0
     left_out: int = 0
+    metric: str = EXACT_MATCH
 
     @property
     def test_examples(self) -> int:
@@ -63,12 +66,13 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Effect:
-    """An effect as effects.json has it. Differences and intervals in points of EM; log_prob in nats per target token.
+    """An effect as effects.json has it. Differences and intervals in points of EM, or of the metric that effects are
+    judged by; log_prob in nats per target token.
 
     p: exact, over seeds. p_holm: adjusted for the study's effects. smallest_p: what so few seeds could give at best,
     least_p_holm: the same after Holm. seeds_needed: a group, where the verdict is inconclusive and the seeds' spread is
-    known. equivalence_p: None where the seeds are too few. log_odds: where a side is near 0 or 100 %. mcnemar: where
-    each side is one run. left_out: runs without a partner of the same seed.
+    known. equivalence_p: None where the seeds are too few. log_odds: where a side is near 0 or 100 % of right answers.
+    mcnemar: where each side is one run. left_out: runs without a partner of the same seed.
     """
 
     name: str
@@ -140,6 +144,7 @@ def _effect(contrast: Contrast, p: float, adjusted: float, tests: int, margin: f
     log_probs = _log_probs(contrast)
     single = len(left) == len(right) == 1 and contrast.left.shape[1] > 1
     near = verdict == "saturated" or min(*means, 100 - means[0], 100 - means[1]) < NEAR_THE_ENDS
+    has_odds = near and CRITERIA[contrast.metric].of_answers
     return Effect(
         name=contrast.name,
         split=contrast.split,
@@ -166,7 +171,7 @@ def _effect(contrast: Contrast, p: float, adjusted: float, tests: int, margin: f
         seeds_needed=seeds_needed(left, right, tests, margin, paired=paired) if verdict == "inconclusive" else None,
         log_prob_difference=float(log_probs[0].mean() - log_probs[1].mean()) if log_probs else None,
         log_prob_p=permutation_p(*log_probs, paired=paired) if log_probs else None,
-        log_odds=log_odds(left / 100, right / 100, contrast.test_examples, paired=paired) if near else None,
+        log_odds=log_odds(left / 100, right / 100, contrast.test_examples, paired=paired) if has_odds else None,
         mcnemar=pair_of_runs(contrast.left[0], contrast.right[0]) if single else None,
     )
 
@@ -197,7 +202,7 @@ def verdict_of(
 
 
 def no_room(left: float, right: float, room: float = ROOM) -> bool:
-    """Whether both means (in %) are so near to one end that EM cannot tell them apart."""
+    """Whether both means (in %) are so near to one end that the metric cannot tell them apart."""
     return max(left, right) <= room or min(left, right) >= 100 - room
 
 

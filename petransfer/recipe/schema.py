@@ -6,8 +6,9 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from petransfer.errors import unknown
 from petransfer.recipe.methods import EVERYWHERE, FORMS, does_not_take
 from petransfer.recipe.spec import Bits, Embeddings, Metric, Optimizer, RateScaling, Reinit, Schedule
 
@@ -211,14 +212,18 @@ class EffectPart(Strict):
         return self
 
 
-# Points of EM within which two arms count as equal unless a recipe says otherwise.
+# Points within which two arms count as equal unless a recipe says otherwise.
 MARGIN = 5.0
+# Measured of every run, whatever else a recipe asks for.
+EXACT_MATCH = "exact_match"
 
 
 class Recipe(Strict):
     """A study: the grid of arms, methods, splits and seeds, and how each run is trained.
 
-    margin: points of EM within which the two sides of an effect count as equal. It changes no run, only the verdicts.
+    margin: points within which the two sides of an effect count as equal. judge_by: the metric that effects are taken
+    on; unless given, exact match, or the first of `task.metrics` where exact match is not among them. Neither changes a
+    run, only the verdicts.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -232,7 +237,22 @@ class Recipe(Strict):
     effects: list[str | EffectPart] = []
     # left out of what is kept where it is the usual one, so that a recipe of before there was a choice stays as it is
     margin: Annotated[Real, Field(gt=0, le=100, exclude_if=lambda value: value == MARGIN)] = MARGIN
+    judge_by: str | None = None
     data_dir: Path | None = None
+
+    @property
+    def judged_by(self) -> str:
+        """The metric that effects are taken on."""
+        metrics = self.task.metrics
+        return self.judge_by or (metrics[0] if metrics and EXACT_MATCH not in metrics else EXACT_MATCH)
+
+    @field_validator("judge_by")
+    @classmethod
+    def _is_measured(cls, value: str | None, info: ValidationInfo) -> str | None:
+        task = info.data.get("task")  # there is none where it has a mistake of its own
+        if value is not None and task is not None and value not in {EXACT_MATCH, *task.metrics}:
+            raise ValueError(str(unknown("metric among task.metrics", value, {EXACT_MATCH, *task.metrics})))
+        return value
 
     @model_validator(mode="before")
     @classmethod

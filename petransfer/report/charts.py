@@ -19,8 +19,11 @@ WIDTH = 5.4
 _ROW = 0.3
 
 
-def forest(effects: Sequence[dict[str, Any]]) -> Figure:
-    """Every effect with its interval, the paper's beneath it as a hollow diamond; a heading for each split."""
+def forest(effects: Sequence[dict[str, Any]], word: str) -> Figure:
+    """Every effect with its interval, the paper's beneath it as a hollow diamond; a heading for each split.
+
+    word: what the metric is called, of which they are points.
+    """
     rows = list(_rows(effects))
     figure, (axes,) = grid(1, size=(WIDTH, 1.0 + _ROW * len(rows)))
     for at, (label, effect) in enumerate(rows):
@@ -39,7 +42,7 @@ def forest(effects: Sequence[dict[str, Any]]) -> Figure:
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_yticks([at for at, row in enumerate(rows) if row[1]], [label for label, row in rows if row])
     axes.tick_params(axis="y", length=0)
-    axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel="points of test exact match")
+    axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=f"points of test {word}")
     axes.spines["left"].set_visible(False)
     _keys(figure, effects)
     return figure
@@ -106,7 +109,7 @@ def kept(retentions: Sequence[dict[str, Any]]) -> Figure:
 
 @dataclass(frozen=True)
 class Trained:
-    """An effect under a method that trains so many parameters. Points of EM."""
+    """An effect under a method that trains so many parameters."""
 
     name: str
     split: str
@@ -115,8 +118,11 @@ class Trained:
     effect: dict[str, Any]
 
 
-def parameters_and_effect(points: Sequence[Trained]) -> Figure:
-    """Trained parameters (logarithmic) against the effect with its interval; a colour and a shape for each effect."""
+def parameters_and_effect(points: Sequence[Trained], word: str) -> Figure:
+    """Trained parameters (logarithmic) against the effect with its interval; a colour and a shape for each effect.
+
+    word: as in `forest`.
+    """
     figure, (axes,) = grid(1, size=(WIDTH, 3.6))
     names = list(dict.fromkeys((point.name, point.split) for point in points))
     found = colours([f"{name}, {split}" for name, split in names])
@@ -130,7 +136,7 @@ def parameters_and_effect(points: Sequence[Trained]) -> Figure:
                 ends = [one.effect["interval"]["low"], one.effect["interval"]["high"]]
                 axes.plot([one.parameters] * 2, ends, color=colour, linewidth=1, alpha=0.6)
     axes.axhline(0, color=INK, linewidth=0.8)
-    axes.set(xscale="log", xlabel="trained parameters", ylabel="points of test exact match")
+    axes.set(xscale="log", xlabel="trained parameters", ylabel=f"points of test {word}")
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
     return figure
 

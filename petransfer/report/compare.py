@@ -8,12 +8,14 @@ from html import escape
 from typing import Any
 
 from petransfer.effects.contrasts import family_name
+from petransfer.effects.criteria import CRITERIA
 from petransfer.effects.ratios import Scale, Two, judge_scales
 from petransfer.effects.reference import CITATION, beside, caveats, family_beside, published_contrast
 from petransfer.effects.runs import Runs, compared
 from petransfer.effects.verdict import Contrast, Effect, judge
 from petransfer.errors import UserError
 from petransfer.recipe.effects import wanted
+from petransfer.recipe.schema import EXACT_MATCH, Recipe
 from petransfer.report.elements import document, table
 from petransfer.report.groups import points
 
@@ -22,7 +24,8 @@ from petransfer.report.groups import points
 class Comparison:
     """What two studies have in common. cells: B less A in each, adjusted for each other; effects: likewise.
 
-    margin: points within which two sides count as equal: the smaller of the studies' own.
+    margin: points within which two sides count as equal: the smaller of the studies' own. judged_by: the metric.
+    by_note: what must be known of that, or nothing.
     same_runs: cells and effects whose runs are the same in both studies, in whole or in part: one condition, in which
     there is no difference to look for. one_sided: effects of which that is true of one arm, so that what parts them is
     the other arm's cell.
@@ -32,6 +35,8 @@ class Comparison:
     names: tuple[str, str]
     families: tuple[str, str]
     margin: float
+    judged_by: str
+    by_note: str
     cells: list[Effect]
     effects: list[Scale]
     same_runs: list[str]
@@ -39,6 +44,11 @@ class Comparison:
     paper_cells: list[dict[str, float]]
     paper_effects: list[dict[str, Effect]]
     paper_note: str
+
+
+def metric_of(first: Recipe, second: Recipe) -> str:
+    """What two studies are compared by: the metric that both are judged by, or exact match, which all runs have."""
+    return first.judged_by if first.judged_by == second.judged_by else EXACT_MATCH
 
 
 def compare(first: Runs, second: Runs, names: tuple[str, str]) -> Comparison:
@@ -56,13 +66,21 @@ def compare(first: Runs, second: Runs, names: tuple[str, str]) -> Comparison:
     effects, same_effects, one_sided = _effects(first, second)
     families = (family_name(first.recipe), family_name(second.recipe))
     margin = min(first.recipe.margin, second.recipe.margin)
-    task = first.recipe.task.name
-    paper_cells = [_paper_cell(families, cell.name, task, cell.split) for cell in cells]
-    paper_effects = [_paper_effect(families, two.here, task) for two in effects]
+    task, exact = first.recipe.task.name, first.metric == EXACT_MATCH
+    paper_cells = [_paper_cell(families, cell.name, task, cell.split) if exact else {} for cell in cells]
+    paper_effects = [_paper_effect(families, two.here, task) if exact else {} for two in effects]
     note = _paper_note(families, task, cells) if any([*paper_cells, *paper_effects]) else ""
     judged = judge(cells, margin), judge_scales(effects, margin=margin)
     same += same_effects
-    return Comparison(names, families, margin, *judged, same, one_sided, paper_cells, paper_effects, note)
+    by = first.metric, _by_note(first, second)
+    return Comparison(names, families, margin, *by, *judged, same, one_sided, paper_cells, paper_effects, note)
+
+
+def _by_note(first: Runs, second: Runs) -> str:
+    if first.recipe.judged_by == second.recipe.judged_by:
+        return CRITERIA[first.metric].note
+    both = " and ".join(CRITERIA[runs.recipe.judged_by].word for runs in (first, second))
+    return f"compared by exact match, as A and B are judged by {both}"
 
 
 def _paper_cell(families: Sequence[str], arm: str, task: str, split: str) -> dict[str, float]:
@@ -180,13 +198,15 @@ def _contrast(runs: Runs, left: str, right: str, method: str, split: str) -> Con
     return compared(f"{left}-{right}", split, both[0], both[1], **names)
 
 
-_CELL_COLUMNS = ("split", "arm", "method", "EM % in A", "EM % in B", "B less A", "p (Holm)", "verdict")
 _EFFECT_COLUMNS = ("split", "effect", "method", "points in A", "points in B", "B less A", "p (Holm)", "verdict")
 
 
 def cell_columns(found: Comparison) -> tuple[str, ...]:
     """The head of `cell_lines`; the paper's column stands where it has a figure."""
-    return (*_CELL_COLUMNS, "paper: EM %") if any(found.paper_cells) else _CELL_COLUMNS
+    criterion = CRITERIA[found.judged_by]
+    sides = [f"{criterion.short}{criterion.unit} in {study}" for study in "AB"]
+    columns = ("split", "arm", "method", *sides, "B less A", "p (Holm)", "verdict")
+    return (*columns, "paper: EM %") if any(found.paper_cells) else columns
 
 
 def effect_columns(found: Comparison) -> tuple[str, ...]:
@@ -255,6 +275,8 @@ def head(found: Comparison) -> list[str]:
     """Lines that say what is compared."""
     sides = zip("AB", found.names, found.families, strict=True)
     lines = [f"{letter}: {name}, family {family}" for letter, name, family in sides]
+    if found.by_note:
+        lines.append(found.by_note)
     if "equivalent" in {one.verdict for one in found.cells} | {one.verdict for one in found.effects}:
         lines.append(f"equivalent: within {found.margin:g} points")
     if found.same_runs:

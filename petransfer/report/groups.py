@@ -10,8 +10,10 @@ from typing import Any
 
 from rich.table import Table
 
+from petransfer.effects.criteria import criterion_of
 from petransfer.effects.reference import CITATION, Published, beside, caveats, family_beside
-from petransfer.report.tables import Row
+from petransfer.evaluate.metrics import HEADINGS
+from petransfer.report.tables import Row, metrics_of
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,25 @@ def table_of(groups: Sequence[Group]) -> list[tuple[str, ...]]:
     ]
 
 
+def metrics_table(groups: Sequence[Group]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The metrics beside exact match that some run has test figures of: the head, and a line a group with runs done.
+
+    Means over seeds, 0 to 100, and in brackets the lowest and the highest seed. Nothing at all where no run has any.
+    """
+    done = [group for group in groups if group.done]
+    measured = metrics_of([row for group in done for row in group.done])
+    lines = [
+        (
+            group.arm,
+            group.method,
+            _seeds(group),
+            *(_spread([row.scores[name] for row in group.done if name in row.scores], 1) for name in measured),
+        )
+        for group in done
+    ]
+    return ("arm", "method", "seeds", *(HEADINGS[name] for name in measured)), lines if measured else []
+
+
 def terminal_table(groups: Sequence[Group], title: str) -> Table:
     """The same lines for a terminal."""
     table = Table(title=title, title_justify="left")
@@ -130,7 +151,7 @@ def markdown(groups: Sequence[Group], effects: dict[str, Any], family: str = "",
     parts += [f"Of the runs, {failed}."] if (failed := failed_note(groups)) else []
     parts += [unswept] if unswept else []
     parts += [paper_note(groups, family)] if family and _in_paper(groups) else []
-    parts += [_markdown_table(EFFECT_COLUMNS, effects_table(effects), left=3)] if effects["effects"] else []
+    parts += [_markdown_table(effect_columns(effects), effects_table(effects), left=3)] if effects["effects"] else []
     sentences = [*effects["sentences"], *effects.get("missing", ())]
     parts += ["\n".join(f"- {sentence}" for sentence in sentences)] if sentences else []
     return "\n\n".join(parts) + "\n"
@@ -141,7 +162,10 @@ def _markdown_table(columns: Sequence[str], lines: Sequence[tuple[str, ...]], le
     return "\n".join(f"| {' | '.join(line)} |" for line in [tuple(columns), rules, *lines])
 
 
-EFFECT_COLUMNS = ("effect", "split", "under", "points of EM", "p (Holm)", "verdict", "paper: points", "paper: p")
+def effect_columns(effects: dict[str, Any]) -> tuple[str, ...]:
+    """The head of `effects_table`."""
+    points_of = f"points of {criterion_of(effects).short}"
+    return ("effect", "split", "under", points_of, "p (Holm)", "verdict", "paper: points", "paper: p")
 
 
 def effects_table(effects: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -169,9 +193,9 @@ def latex(groups: Sequence[Group], effects: dict[str, Any]) -> str:
     parts += [f"% of the runs, {failed}"] if (failed := failed_note(groups)) else []
     lines = effects_table(effects)
     if lines:
-        known = [at for at in range(len(EFFECT_COLUMNS)) if any(line[at] for line in lines)]  # the paper has not all
-        columns = [EFFECT_COLUMNS[at] for at in known]
-        parts += ["", _tabular(columns, [[line[at] for at in known] for line in lines])]
+        columns = effect_columns(effects)
+        known = [at for at in range(len(columns)) if any(line[at] for line in lines)]  # the paper has not all
+        parts += ["", _tabular([columns[at] for at in known], [[line[at] for at in known] for line in lines])]
     return "\n".join([*parts, ""])
 
 

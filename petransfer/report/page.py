@@ -9,17 +9,19 @@ from html import escape
 from typing import Any
 
 from petransfer.effects.contrasts import family_name
+from petransfer.effects.criteria import criterion_of
 from petransfer.effects.reference import CITATION
 from petransfer.recipe.load import freeze
 from petransfer.recipe.schema import Recipe
 from petransfer.report import charts, gather, plots, prose, sweep
 from petransfer.report.elements import document, marked, panels, picture, table
 from petransfer.report.groups import (
-    EFFECT_COLUMNS,
     Group,
     columns_of,
+    effect_columns,
     effects_table,
     failed_note,
+    metrics_table,
     paper_note,
     table_of,
 )
@@ -55,6 +57,7 @@ def _sections(findings: Findings) -> Iterator[str]:
     yield _kept(findings.effects)
     yield _scales(findings.effects)
     yield _results(findings)
+    yield _metrics(findings.groups)
     yield _heat(findings)
     yield _curves(findings)
     yield _rates(findings)
@@ -74,12 +77,14 @@ def _head(findings: Findings) -> str:
 
 
 def _verdicts(effects: dict[str, Any]) -> str:
-    items = [(effect["verdict"], *prose.of_effect(effect)) for effect in effects["effects"]]
+    criterion = criterion_of(effects)
+    items = [(effect["verdict"], *prose.of_effect(effect, criterion)) for effect in effects["effects"]]
     items += [("missing", f"{line}.", "") for line in effects.get("missing", ())]
+    note = f"<p>{escape(criterion.note)}</p>\n" if criterion.note else ""
     if not items:
-        return ""
+        return note  # it holds of what is kept of effects, and of scale
     lines = "\n".join(_item(*item) for item in items)
-    return f'<h2>Verdicts</h2>\n<p>{escape(_counted(effects))}</p>\n<ul class="verdicts">\n{lines}\n</ul>'
+    return f'<h2>Verdicts</h2>\n<p>{escape(_counted(effects))}</p>\n{note}<ul class="verdicts">\n{lines}\n</ul>'
 
 
 def _item(kind: str, text: str, details: str) -> str:
@@ -105,14 +110,16 @@ def _forest(effects: dict[str, Any]) -> str:
     alt = "Forest plot. " + "; ".join(
         f"{charts.label_of(one)} on {one['split']} {prose.signed(one['difference'])} points" for one in shown
     )
+    criterion = criterion_of(effects)
+    drawn = "two-level bootstrap over seeds and examples" if criterion.by_example else "bootstrap over seeds alone"
     caption = (
-        "Differences in test exact match with 95 % intervals (two-level bootstrap over seeds and examples); the band "
+        f"Differences in test {criterion.word} with 95 % intervals ({drawn}); the band "
         "is the margin within which two arms count as equal."
     )
     if any(one.get("paper") for one in shown):
         caption += " Hollow diamonds: the same contrast in Orhan (2021), all weights trained."
-    lines = table(EFFECT_COLUMNS, effects_table(effects), left=3)
-    return f"<h2>Effects</h2>\n{picture(charts.forest(shown), 'forest', alt, caption)}\n{lines}"
+    lines = table(effect_columns(effects), effects_table(effects), left=3)
+    return f"<h2>Effects</h2>\n{picture(charts.forest(shown, criterion.word), 'forest', alt, caption)}\n{lines}"
 
 
 def _kept(effects: dict[str, Any]) -> str:
@@ -130,7 +137,7 @@ def _kept(effects: dict[str, Any]) -> str:
 
 def _scales(effects: dict[str, Any]) -> str:
     found = effects.get("scales", [])
-    text = "\n".join(f"<p>{escape(prose.of_scale(one))}</p>" for one in found)
+    text = "\n".join(f"<p>{escape(prose.of_scale(one, criterion_of(effects)))}</p>" for one in found)
     return f"<h2>Scale</h2>\n{text}" if found else ""
 
 
@@ -150,6 +157,16 @@ def _results(findings: Findings) -> str:
     beneath = "\n".join(f'<p class="note">{escape(one)}</p>' for one in notes if one)
     lines = table(columns_of(groups), table_of(groups), left=3)
     return f"<h2>Exact match</h2>\n<p>{text}</p>\n{lines}\n{beneath}\n{panels(drawn)}"
+
+
+def _metrics(groups: Sequence[Group]) -> str:
+    parts = []
+    for split in dict.fromkeys(group.split for group in groups):
+        columns, lines = metrics_table([group for group in groups if group.split == split])
+        if lines:
+            parts.append(f"<h3>{escape(split)}</h3>\n{table(columns, lines, left=2)}")
+    text = "On test, out of 100: means over seeds, and in brackets the lowest and the highest seed."
+    return f"<h2>Other metrics</h2>\n<p>{text}</p>\n" + "\n".join(parts) if parts else ""
 
 
 def _heat(findings: Findings) -> str:
@@ -227,7 +244,7 @@ def _parameters(findings: Findings) -> str:
         for one in points
     )
     caption = "What the pretrained arm trains against the effect, with 95 % intervals."
-    shown = picture(charts.parameters_and_effect(points), "trained", alt, caption)
+    shown = picture(charts.parameters_and_effect(points, criterion_of(findings.effects).word), "trained", alt, caption)
     return f"<h2>Trained parameters and effect</h2>\n{shown}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from petransfer.effects.criteria import criterion_of
 from petransfer.report import charts, gather, plots, sweep
 from petransfer.report.groups import Group
 from petransfer.study.grid import Cell
@@ -17,17 +18,18 @@ if TYPE_CHECKING:
 def save_all(groups: Sequence[Group], effects: dict[str, Any], cells: Sequence[Cell], study: StudyFolder) -> None:
     """Writes the pictures; those whose data are gone since an earlier report are removed."""
     figures: dict[str, Figure] = {}
+    word = criterion_of(effects).word
     if any(group.done for group in groups):
         figures = {"learning-curves": plots.learning_curves(groups, study), "by-arm": plots.by_arm(groups)}
     if effects["effects"]:
-        figures["effects"] = charts.forest(effects["effects"])
+        figures["effects"] = charts.forest(effects["effects"], word)
     if any(one["ratio"] is not None for one in effects.get("retentions", ())):
         figures["retention"] = charts.kept(effects["retentions"])
     heats, swept = gather.heats(groups, study), sweep.groups_of(cells, study)
     trained = gather.trained(effects["effects"], groups)
     figures |= {"by-category": charts.heat_map(heats)} if heats else {}
     figures |= {"learning-rates": sweep.figure(swept)} if swept else {}
-    figures |= {"parameters": charts.parameters_and_effect(trained)} if trained else {}
+    figures |= {"parameters": charts.parameters_and_effect(trained, word)} if trained else {}
     for name in _NAMES:
         path = study.path / "plots" / name
         if name in figures:

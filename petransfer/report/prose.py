@@ -5,25 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 from petransfer.effects.counts import LEVEL
+from petransfer.effects.criteria import Criterion
 from petransfer.report.charts import label_of
 
 _CONCLUSIONS = {
     "holds": "The effect holds.",
     "reversed": "The effect is reversed.",
     "equivalent": "The two are equivalent within {margin:g} points.",
-    "saturated": "Both are so near to one end of the scale that exact match cannot answer.",
+    "saturated": "Both are so near to one end of the scale that {word} cannot answer.",
 }
 
 
-def of_effect(effect: dict[str, Any]) -> tuple[str, str]:
+def of_effect(effect: dict[str, Any], criterion: Criterion) -> tuple[str, str]:
     """A contrast of arms or methods: the sentence that concludes, and the details that a careful reader wants."""
     place = f"in the arm {effect['arm']}" if effect["arm"] else f"under {effect['method']}"
     seen = (
         f"{label_of(effect)} on {effect['split']}, {place}: {signed(effect['difference'])} points"
-        f"{_interval(effect['interval'])}, {effect['left']:.1f} against {effect['right']:.1f} % exact match."
+        f"{_interval(effect['interval'])}, {effect['left']:.1f} against {effect['right']:.1f}{criterion.unit} "
+        f"{criterion.word}."
     )
     details = [_tested(effect), *_secondary(effect), *_paper(effect)]
-    return _tidy(f"{seen} {_concluded(effect)}"), _tidy(" ".join(details))
+    return _tidy(f"{seen} {_concluded(effect, criterion)}"), _tidy(" ".join(details))
 
 
 def _tested(effect: dict[str, Any]) -> str:
@@ -38,9 +40,11 @@ def _tested(effect: dict[str, Any]) -> str:
     return f"{seeds}; exact permutation p after Holm {p_value(effect['p_holm'])}, {least}."
 
 
-def _concluded(effect: dict[str, Any]) -> str:
+def _concluded(effect: dict[str, Any], criterion: Criterion) -> str:
     if effect["verdict"] != "inconclusive":
-        return _CONCLUSIONS[effect["verdict"]].format(margin=effect["margin"])
+        return _CONCLUSIONS[effect["verdict"]].format(margin=effect["margin"], word=criterion.word)
+    if effect["p_holm"] < LEVEL and not criterion.by_example:
+        return "Undecided; the exact test tells the seeds apart, but their interval holds zero: more seeds are needed."
     if effect["p_holm"] < LEVEL:
         return "Undecided; the seeds agree, but other test examples could change the sign: more examples are needed."
     if effect["seeds_needed"]:
@@ -92,14 +96,15 @@ _ALONE = {
 }
 
 
-def of_scale(scale: dict[str, Any]) -> str:
+def of_scale(scale: dict[str, Any], criterion: Criterion) -> str:
     """A difference of differences, with both sides and the arm whose change makes most of it."""
     here, there = scale["here"], scale["there"]
     sides = " and ".join(
         f"{signed(side['difference'])} points{_interval(side['interval'])} in {side['name']} "
-        f"({side['left']:.1f} against {side['right']:.1f} %)"
+        f"({side['left']:.1f} against {side['right']:.1f}{criterion.unit})"
         for side in (here, there)
     )
+    word = criterion.word
     left, right = scale["of_left"], scale["of_right"]
     most = "the first arm" if abs(left) >= abs(right) else "the second arm, the control"
     moved = f"{signed(left)} of it from the first arm and {signed(right)} from the second: most is {most} moving"
@@ -107,7 +112,7 @@ def of_scale(scale: dict[str, Any]) -> str:
         "holds": "The effect grows with scale.",
         "reversed": "The effect shrinks with scale.",
         "equivalent": "The effect does not change with scale within the margin.",
-        "saturated": "Exact match has no room to differ on either side.",
+        "saturated": f"{word.capitalize() if word.islower() else word} has no room to differ on either side.",
         "inconclusive": "Whether it changes with scale is undecided.",
     }[scale["verdict"]]
     return _tidy(

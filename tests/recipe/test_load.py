@@ -55,6 +55,44 @@ def test_a_margin_is_kept_where_it_is_declared_and_changes_no_run(recipe: str) -
             load_recipe(recipe, [f"margin={wrong}"])
 
 
+@pytest.mark.parametrize(
+    ("metrics", "judge_by", "metric"),
+    [
+        ("[]", None, "exact_match"),
+        ("[chrf, exact_match]", None, "exact_match"),
+        ("[chrf, rouge]", None, "chrf"),
+        ("[chrf, rouge]", "rouge", "rouge"),
+        ("[chrf, rouge]", "exact_match", "exact_match"),  # which is measured whatever else is
+        ("[exact_match, chrf]", "chrf", "chrf"),
+    ],
+)
+def test_effects_are_taken_on_a_metric_which_changes_no_run(
+    recipe: str, metrics: str, judge_by: str | None, metric: str
+) -> None:
+    usual = load_recipe(recipe, [f"task.metrics={metrics}"])
+    found = load_recipe(recipe, [f"task.metrics={metrics}", *([f"judge_by={judge_by}"] if judge_by else [])])
+    assert found.judged_by == metric
+    assert "judge_by" not in freeze(usual)
+    assert ("judge_by" in freeze(found)) == (judge_by is not None)
+    assert validate(yaml.safe_load(freeze(found)), "frozen") == found
+    assert [cell.run_id for cell in expand(usual)] == [cell.run_id for cell in expand(found)]
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        (["judge_by=chrff"], "judge_by: unknown metric among task.metrics 'chrff': did you mean 'chrf'?"),
+        (["judge_by=bleu"], r"'bleu': \(known: chrf, exact_match\)"),
+        (["judge_bi=chrf"], "unknown key 'judge_bi': did you mean 'judge_by'"),
+        (["judge_by=chrf", "task.metrics=[chrff]"], r"task\.metrics\.0"),
+    ],
+)
+def test_a_metric_that_is_not_measured_judges_nothing(recipe: str, sets: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said) as refusal:
+        load_recipe(recipe, ["task.metrics=[chrf]", *sets])
+    assert len(str(refusal.value).splitlines()) == 1
+
+
 def test_the_last_of_two_overrides_counts(recipe: str) -> None:
     assert load_recipe(recipe, ["train.steps=20", "train.steps=30"]).train.steps == 30
 

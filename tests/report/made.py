@@ -61,20 +61,30 @@ def make(
     categories: int | tuple[str, ...] = 2,
     skip: Callable[[Cell], bool] = lambda cell: False,
     said: bool = True,
+    scores: Callable[[Cell], dict[str, float]] = lambda cell: {},
 ) -> tuple[list[Cell], StudyFolder]:
-    """A study's folder as runs leave it; those that `skip` names are not there. categories: their number or names."""
+    """A study's folder as runs leave it; those that `skip` names are not there. categories: their number or names.
+
+    scores: a run's test figures of other metrics than exact match.
+    """
     cases = tuple(f"case_{at}" for at in range(categories)) if isinstance(categories, int) else categories
     folder = StudyFolder(path)
     folder.open(recipe)
     cells = expand(recipe)
     for cell in cells:
         if not skip(cell):
-            finish(folder, cell, level(cell), examples, cases, said)
+            finish(folder, cell, level(cell), examples, cases, said, scores(cell))
     return cells, folder
 
 
 def finish(
-    folder: StudyFolder, cell: Cell, level: float, examples: int, categories: tuple[str, ...], said: bool
+    folder: StudyFolder,
+    cell: Cell,
+    level: float,
+    examples: int,
+    categories: tuple[str, ...],
+    said: bool,
+    scores: dict[str, float],
 ) -> None:
     """One run that is done, with so large a share of right answers, evenly spread over its categories."""
     run = folder.run(cell.run_id)
@@ -117,7 +127,7 @@ def finish(
         {
             "steps": 100,
             "dev": measured | {"exact_match": 90.0 + cell.seed},
-            "test": measured,
+            "test": measured | scores,
             "trained_parameters": 1_700_000 if cell.spec.method.name == "full" else 90_000,
             "environment": {"packages": {"petransfer": "0"}, "python": "3", "device": "cpu", "threads": 1, "cores": 2},
         }

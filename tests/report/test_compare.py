@@ -73,6 +73,30 @@ def test_it_is_written_as_a_page_or_as_text(tmp_path: Path, call: Call, capsys: 
     assert call("compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c.pdf") == 2
 
 
+def test_studies_are_compared_by_the_metric_that_both_are_judged_by(
+    tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exact match is alike in both, chrF 10 points higher in B."""
+    task = {"name": "scan", "splits": ["right"], "metrics": ["chrf"]}
+    content = {"task": task, "methods": [FULL], "effects": ["english-scratch"]}
+    for name, seeds, level in (("a", range(6), 50.0), ("b", range(6, 12), 60.0)):
+        recipe = recipe_of(name=name, seeds=list(seeds), **content)
+        make(
+            tmp_path / name, recipe, lambda cell: 0.5, scores=lambda cell, level=level: {"chrf": level + cell.seed % 6}
+        )
+    assert call("compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c.md") == 0
+    assert "Effects are judged by test chrF" in " ".join(capsys.readouterr().out.split())
+    text = (tmp_path / "c.md").read_text()
+    assert "| chrF in A | chrF in B |" in text
+    assert "| right | english | full 32-bit | 52.5 (6 seeds) | 62.5 (6 seeds) | +10.0 [" in text
+    assert "paper" not in text.replace("the paper's figures are left out", "")
+    make(tmp_path / "d", recipe.model_copy(update={"judge_by": "exact_match"}), lambda cell: 0.5)
+    assert call("compare", tmp_path / "a", tmp_path / "d", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["judged_by"], found["cells"][0]["difference"]) == ("exact_match", 0)
+    assert found["by_note"] == "compared by exact match, as A and B are judged by chrF and exact match"
+
+
 def test_one_method_in_each_study_is_compared_though_they_differ(
     tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:

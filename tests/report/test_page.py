@@ -137,6 +137,75 @@ def test_what_has_no_data_is_left_out(tmp_path: Path, reported: Callable[[Path],
     no_figure_is_missing(folder.path)
 
 
+def chrf_and_rouge(cell: Cell) -> dict[str, float]:
+    """English 70 chrF, the others 50, a point a seed; ROUGE-L alone of the three, and on one split."""
+    level = (70.0 if cell.arm == "english" else 50.0) + cell.seed
+    return {"chrf": level} | ({"rougeL": level / 2} if cell.split == "right" else {})
+
+
+def test_other_metrics_stand_in_a_table_a_split(tmp_path: Path, told: Callable[[Path], str]) -> None:
+    methods = [{"name": "lora", "bits": 32}, {"name": "full", "bits": 32, "rate_scaling": "rms"}]
+    task = {"name": "scan", "splits": ["add_jump", "right"], "metrics": ["exact_match", "chrf", "rouge"]}
+    recipe = recipe_of(task=task, methods=methods, effects=[])
+    _, folder = make(
+        tmp_path / "made", recipe, scores=chrf_and_rouge, skip=lambda cell: cell.arm == "german" and cell.seed > 1
+    )
+    text = told(folder.path)
+    Checked(text)
+    assert sections(text)[:3] == ["Exact match", "Other metrics", "By category"]
+    shown = text[text.index("<h2>Other metrics</h2>") : text.index("<h2>By category</h2>")]
+    first, second = shown.split("<h3>")[1:]
+    assert (first[:8], second[:5]) == ("add_jump", "right")
+    heads = [re.findall(r'<th scope="col"[^>]*>(.*?)</th>', one) for one in (first, second)]
+    assert heads == [["arm", "method", "seeds", "chrF"], ["arm", "method", "seeds", "chrF", "ROUGE-L"]]
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", line) for line in second.split("<tr>")[2:]]
+    assert rows[0] == ["english", "lora r16 32-bit", "6", "72.5 (70.0 to 75.0)", "36.2 (35.0 to 37.5)"]
+    assert rows[2] == ["german", "lora r16 32-bit", "2 of 6", "50.5 (50.0 to 51.0)", "25.2 (25.0 to 25.5)"]
+    assert len(rows) == 5  # scratch is trained whole alone
+    no_figure_is_missing(folder.path)
+
+
+def test_effects_on_another_metric_are_said_to_be_so(tmp_path: Path, told: Callable[[Path], str]) -> None:
+    """Its name stands wherever exact match's would; the picture and the tables go by it."""
+    task = {"name": "scan", "splits": ["add_jump", "right"], "metrics": ["chrf"]}
+    methods = [{"name": "lora", "bits": 32}, {"name": "full", "bits": 32, "rate_scaling": "rms"}]
+    retention = {"retention": "english-scratch", "under": "lora"}
+    recipe = recipe_of(task=task, methods=methods, effects=["english-scratch", retention])
+    _, folder = make(tmp_path / "made", recipe, scores=chrf_and_rouge)
+    text = told(folder.path)
+    Checked(text)
+    shown = text[text.index("<h2>Verdicts</h2>") : text.index("<h2>Exact match</h2>")].replace("\u00a0", " ")
+    assert (
+        "<p>Effects are judged by test chrF, of which a run keeps one figure: intervals are a bootstrap over " in shown
+    )
+    assert "72.5 against 52.5 chrF. The effect holds." in shown
+    assert "Differences in test chrF with 95 % intervals (bootstrap over seeds alone);" in shown
+    assert ">points of test chrF<" in shown
+    assert '<th scope="col" class="number">points of chrF</th>' in shown
+    assert "exact match" not in shown.lower()
+    assert "Orhan" not in shown
+    assert "points of chrF" in (folder.path / "table.md").read_text()
+    assert "- Effects are judged by test chrF" in (folder.path / "table.md").read_text()
+    assert "points of chrF" in (folder.path / "table.tex").read_text()
+    no_figure_is_missing(folder.path)
+
+
+def test_what_is_kept_of_effects_on_another_metric_is_said_to_be_so(
+    tmp_path: Path, told: Callable[[Path], str]
+) -> None:
+    task = {"name": "scan", "splits": ["right"], "metrics": ["chrf"]}
+    recipe = recipe_of(task=task, effects=[{"retention": "english-scratch", "under": "4-bit"}])
+    _, folder = make(tmp_path / "made", recipe, scores=chrf_and_rouge)
+    text = told(folder.path)
+    assert "Verdicts" not in sections(text)
+    assert "<p>Effects are judged by test chrF" in text
+
+
+def test_a_study_without_other_metrics_says_nothing_of_them(tmp_path: Path, told: Callable[[Path], str]) -> None:
+    _, folder = make(tmp_path / "made", recipe_of(effects=[], arms=["english"]))
+    assert "Other metrics" not in told(folder.path)
+
+
 def test_pictures_whose_data_are_gone_go_too(tmp_path: Path, reported: Callable[[Path], str]) -> None:
     _, folder = make(tmp_path / "made", recipe_of())
     sweep(folder, recipe_of())

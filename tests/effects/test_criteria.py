@@ -1,0 +1,194 @@
+"""Effects that are taken on another metric than exact match: on one figure a run, and said to be so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+
+from petransfer.effects.bootstrap import sum_interval
+from petransfer.effects.contrasts import update_effects
+from petransfer.effects.counts import smallest_p
+from petransfer.effects.criteria import CRITERIA
+from petransfer.errors import UserError
+from petransfer.recipe.schema import Recipe
+from petransfer.recipe.spec import Metric
+from petransfer.study.grid import Cell
+from petransfer.study.ledger import StudyFolder
+from tests.report.made import make, recipe_of
+
+METHODS = [{"name": "lora", "bits": 32}, {"name": "full", "bits": 32, "rate_scaling": "rms"}]
+METRICS = ("exact_match", "accuracy", "macro_f1", "chrf", "bleu", "rouge")
+
+
+def judged_by(metric: str | None, metrics: Sequence[str] = METRICS[3:], **changes: Any) -> Recipe:
+    """English and scratch on one split, with other metrics measured."""
+    content = {"arms": ["english", "scratch"], "methods": METHODS, "effects": ["english-scratch"]} | changes
+    named = {"judge_by": metric} if metric else {}
+    return recipe_of(task={"name": "scan", "splits": ["right"], "metrics": list(metrics)}, **content, **named)
+
+
+def figures(english: float, scratch: float, spread: float = 1.0) -> Callable[[Cell], dict[str, float]]:
+    """Every metric at the arm's level, seeds `spread` apart."""
+
+    def scores(cell: Cell) -> dict[str, float]:
+        level = (english if cell.arm == "english" else scratch) + spread * cell.seed
+        return {one.key: level for one in CRITERIA.values() if not one.by_example}
+
+    return scores
+
+
+def judged(
+    path: Path, recipe: Recipe, scores: Callable[[Cell], dict[str, float]], **options: Any
+) -> tuple[dict[str, Any], StudyFolder]:
+    """Exact match is the same in every run, whatever the other metrics are."""
+    cells, folder = make(path / recipe.name, recipe, lambda cell: 0.5, scores=scores, **options)
+    return update_effects(recipe, cells, folder), folder
+
+
+def under_lora(found: dict[str, Any]) -> dict[str, Any]:
+    (effect,) = [one for one in found["effects"] if "lora" in one["method"]]
+    return dict(effect)
+
+
+def test_an_effect_is_taken_on_the_metric_that_is_declared(tmp_path: Path) -> None:
+    found, folder = judged(tmp_path, judged_by(None), figures(70, 50))
+    assert found["judged_by"] == "chrf"
+    effect = under_lora(found)
+    assert (effect["difference"], effect["verdict"]) == (pytest.approx(20), "holds")
+    assert effect["left_seeds"] == pytest.approx([70, 71, 72, 73, 74, 75])
+    assert effect["p"] == pytest.approx(smallest_p(6, 6))
+    assert (effect["log_odds"], effect["mcnemar"], effect["paper"]) == (None, None, None)
+    assert effect["log_prob_difference"] == pytest.approx(0)
+    note, *lines = found["sentences"]
+    assert note.startswith(
+        "Effects are judged by test chrF, of which a run keeps one figure: intervals are a bootstrap"
+    )
+    assert "log-odds, McNemar's test and the paper's figures are left out." in note
+    assert all("+20.0 points of test chrF [" in line for line in lines)
+    assert json.loads((folder.path / "effects.json").read_text())["judged_by"] == "chrf"
+
+
+@pytest.mark.parametrize("examples", [10, 100])
+def test_its_interval_is_over_seeds_alone(tmp_path: Path, examples: int) -> None:
+    effect = under_lora(judged(tmp_path, judged_by("bleu"), figures(70, 50), examples=examples)[0])
+    sides = [(level + np.arange(6.0))[:, None] for level in (70, 50)]
+    expected = sum_interval(sides, [1.0, -1.0], np.zeros(1, dtype=np.int64))
+    assert expected
+    assert (effect["interval"]["low"], effect["interval"]["high"]) == pytest.approx((expected.low, expected.high))
+
+
+def test_exact_match_judges_as_if_nothing_else_was_measured(tmp_path: Path) -> None:
+    """Where it is declared, where it is chosen, and where nothing is."""
+    plain, _ = judged(tmp_path / "a", judged_by(None, []), figures(70, 50))
+    chosen, _ = judged(tmp_path / "b", judged_by("exact_match"), figures(70, 50))
+    declared, _ = judged(tmp_path / "c", judged_by(None, ["exact_match", "chrf"]), figures(70, 50))
+    for one in (plain, chosen, declared):
+        assert "judged_by" not in one
+        assert one.keys() == plain.keys()
+        assert (one["effects"], one["sentences"]) == (plain["effects"], plain["sentences"])
+    assert under_lora(plain)["verdict"] == "equivalent"
+
+
+def test_what_was_kept_is_judged_anew_by_another_metric(tmp_path: Path) -> None:
+    exact, chrf = judged_by("exact_match"), judged_by("chrf")
+    first, folder = judged(tmp_path, exact, figures(70, 50))
+    cells, _ = make(folder.path, chrf, lambda cell: 0.5, scores=figures(70, 50))
+    second = update_effects(chrf, cells, folder)
+    assert first["runs_sha256"] != second["runs_sha256"]
+    assert [under_lora(one)["verdict"] for one in (first, second)] == ["equivalent", "holds"]
+
+
+@pytest.mark.parametrize(("metric", "has_odds"), [("macro_f1", False), ("bleu", False), ("accuracy", True)])
+def test_only_shares_of_right_answers_have_odds(
+    tmp_path: Path, metric: str, has_odds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the floor any two are near each other, whatever is measured: saturated, and not equivalent."""
+    monkeypatch.setattr("petransfer.study.grid.check_metrics", lambda *given: None)  # SCAN has no closed set of labels
+    found, _ = judged(tmp_path, judged_by(metric, METRICS), figures(0.4, 0.3, spread=0.01))
+    effect = under_lora(found)
+    assert effect["verdict"] == "saturated"
+    assert (effect["log_odds"] is not None) == has_odds
+    assert ("log-odds" in found["sentences"][1]) == has_odds
+    assert ("log-odds" in found["sentences"][0]) == (not has_odds)
+
+
+def test_rouge_is_judged_by_its_longest_common_subsequence(tmp_path: Path) -> None:
+    scores = figures(70, 50)
+    found, _ = judged(tmp_path, judged_by("rouge"), lambda cell: scores(cell) | {"rouge1": 1.0, "rouge2": 2.0})
+    assert under_lora(found)["left"] == pytest.approx(72.5)
+    assert "points of test ROUGE-L" in found["sentences"][1]
+
+
+def test_one_seed_decides_nothing_and_is_no_pair_of_runs(tmp_path: Path) -> None:
+    found, _ = judged(tmp_path, judged_by("chrf", seeds=[0]), figures(70, 50))
+    effect = under_lora(found)
+    assert (effect["verdict"], effect["interval"], effect["mcnemar"]) == ("inconclusive", None, None)
+
+
+def test_no_more_examples_are_asked_for_where_seeds_alone_count(tmp_path: Path) -> None:
+    """The lowest of English is above the highest of scratch, by little, and one seed far above: exact p 0.029."""
+    scores = figures(50, 49.6, spread=0.1)
+    recipe = judged_by("chrf", seeds=[0, 1, 2, 3], methods=METHODS[1:])
+
+    def one_far_above(cell: Cell) -> dict[str, float]:
+        return {"chrf": 95.0} if (cell.arm, cell.seed) == ("english", 3) else scores(cell)
+
+    found, _ = judged(tmp_path, recipe, one_far_above)
+    (effect,) = found["effects"]
+    assert effect["p_holm"] < 0.05
+    assert effect["interval"]["low"] < 0
+    assert effect["verdict"] == "inconclusive"
+    assert "their interval holds zero: more seeds needed" in found["sentences"][1]
+    assert "examples" not in found["sentences"][1]
+
+
+def test_retention_and_scale_are_taken_on_it_too(tmp_path: Path) -> None:
+    effects = [{"retention": "english-scratch", "under": "lora"}, {"scale": "english-scratch", "study": "small"}]
+    judged(tmp_path, judged_by("bleu", name="small"), figures(60, 50))
+    scores = figures(70, 50)
+
+    def half_under_lora(cell: Cell) -> dict[str, float]:
+        return {name: value - (10 if "lora" in cell.method else 0) for name, value in scores(cell).items()}
+
+    found, _ = judged(tmp_path, judged_by("chrf", effects=effects), half_under_lora)
+    (kept,) = found["retentions"]
+    assert (kept["under"]["difference"], kept["ratio"]) == (pytest.approx(10), pytest.approx(0.5))
+    assert [one["difference"] for one in found["scales"]] == pytest.approx([0, 10])  # LoRA's, then full fine-tuning's
+    assert "in nano (72.5 and 52.5)" in found["sentences"][2]
+
+
+def test_no_share_is_kept_of_an_effect_on_other_examples(tmp_path: Path) -> None:
+    """Though figures of whole runs could be drawn together."""
+    judged(tmp_path, judged_by("chrf", name="whole"), figures(70, 50), examples=80)
+    effects = [{"retention": "english-scratch", "under": "lora", "study": "whole"}]
+    found, _ = judged(tmp_path, judged_by("chrf", effects=effects), figures(70, 50))
+    assert found["retentions"][0]["undefined"] == "not defined: the two effects were not measured on the same examples"
+
+
+def test_a_study_that_did_not_measure_it_is_named(tmp_path: Path) -> None:
+    judged(tmp_path, judged_by(None, [], name="small"), figures(60, 50))
+    recipe = judged_by("chrf", effects=["english-scratch", {"scale": "english-scratch", "study": "small"}])
+    found, _ = judged(tmp_path, recipe, figures(70, 50))
+    line = "scale of english-scratch on right: not estimated, the study small did not measure chrf"
+    assert found["missing"] == [line]
+
+
+def test_a_run_that_lost_its_figure_is_said_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"result\.json has no test figure of chrf, which .* carries it out again"
+    ) as one:
+        judged(tmp_path, judged_by("chrf"), lambda cell: {} if cell.seed == 3 else {"chrf": 50.0})
+    assert len(str(one.value).splitlines()) == 1
+
+
+def test_every_metric_that_a_recipe_may_name_judges() -> None:
+    assert set(CRITERIA) == set(get_args(Metric))
+    said = [(one.word, one.unit) for one in CRITERIA.values()]
+    assert said == [
+        ("exact match", " %"), ("accuracy", " %"), ("macro-F1", " %"), ("chrF", ""), ("BLEU", ""), ("ROUGE-L", "")
+    ]  # fmt: skip
