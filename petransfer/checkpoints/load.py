@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -321,11 +322,20 @@ def _plain_errors(checkpoint: CheckpointSpec) -> Iterator[None]:
     name = checkpoint.source or checkpoint.name
     try:
         yield
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
+        if getattr(error, "errno", 0) == errno.ENOSPC or "os error 28" in str(error):
+            place, need = tempfile.gettempdir(), "what is drawn anew takes 4 bytes a parameter there"
+            raise UserError(f"{place} is too full to load {name} ({need}); set TMPDIR to a folder with room") from error
+        if isinstance(error, OSError):
+            raise _not_there(checkpoint, error) from error
         raise UserError(f"the weights in {name} are damaged ({error}); get the checkpoint again") from error
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().split("\n")[0][:200]
-        if checkpoint.source:
-            raise UserError(f"{name} cannot be loaded ({first}); name a folder that save_pretrained wrote") from error
-        hint = "without a network, download it elsewhere and name its folder, or take the embedded family nano"
-        raise UserError(f"{name} could not be loaded from the hub or its cache ({first}); {hint}") from error
+    except (ValueError, KeyError) as error:
+        raise _not_there(checkpoint, error) from error
+
+
+def _not_there(checkpoint: CheckpointSpec, error: Exception) -> UserError:
+    first = str(error).strip().split("\n")[0][:200]
+    if checkpoint.source:
+        return UserError(f"{checkpoint.source} cannot be loaded ({first}); name a folder that save_pretrained wrote")
+    hint = "without a network, download it elsewhere and name its folder, or take the embedded family nano"
+    return UserError(f"{checkpoint.name} could not be loaded from the hub or its cache ({first}); {hint}")

@@ -161,7 +161,7 @@ def memory(
     ] = "google-t5/t5-11b",
     layers: Annotated[int | None, typer.Option(min=1, help="Layers a side, where not all of them.")] = None,
     bits: Widths = "8,4",
-    batch: Annotated[int, typer.Option(min=1, help="Examples at once.")] = 1,
+    batch: Annotated[int | None, typer.Option(min=1, help="Examples at once; 1, and at most 32 with --cap.")] = None,
     lengths: Annotated[str, typer.Option(help="Pieces of the input and of the target.")] = "32,64",
     checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Compute activations again.")] = False,
     cap: Annotated[
@@ -187,7 +187,7 @@ def memory(
         parameters = write_random(checkpoint, Path(folder), layers)
         about = {"checkpoint": checkpoint, "layers": layers, "parameters": parameters}
         for width in wanted:
-            cell = Cell(folder, width, batch, source, target, checkpointing)
+            cell = Cell(folder, width, batch or (32 if caps else 1), source, target, checkpointing)
             found += [about | {**asdict(cell), "folder": None} | row(cell, size) for size in caps]
             for side in SIDES if not caps else ():
                 print(f"{width} bits, {side}", file=sys.stderr)

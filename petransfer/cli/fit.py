@@ -167,15 +167,15 @@ def show(name: str, found: Fit, measured: Measured | None = None, words: Words =
         ratios = f"{memory.peak / measured.peak:.3f}, without activations {fixed / measured.fixed:.3f}"
         print(f"predicted over measured: {ratios}")
     if demand.device == "cpu":
-        print(_of_the_loop(memory.peak, measured, said))
+        print(_of_the_loop(name, memory.peak, measured, said))
     for line in _verdict(found, words):
         print(line)
 
 
-def _of_the_loop(foreseen: int, measured: Measured | None, said: Callable[[int], str]) -> str:
+def _of_the_loop(name: str, foreseen: int, measured: Measured | None, said: Callable[[int], str]) -> str:
     """What is foreseen and compared is the plain step; on a CPU the training loop may take another."""
     if measured is None:
-        return "this is the plain step; on a CPU training may take a leaner one: `petransfer fit --measure` says which"
+        return f"this is the plain step; a CPU may take a leaner one; `petransfer fit {name} --measure --cpu` says"
     if measured.loop is None:
         return "the training loop takes this step"
     kept = f", {said(measured.kept)} of them kept beside the model" if measured.kept else ""

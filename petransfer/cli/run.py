@@ -20,13 +20,13 @@ from petransfer.cli.launch import launch
 from petransfer.cli.ways import Ways, connected, in_stacks, on_ray
 from petransfer.effects.contrasts import demand, family_name, update_effects
 from petransfer.errors import UserError
-from petransfer.fit.advice import Words, of_recipe
+from petransfer.fit.advice import Words, in_options, of_recipe
 from petransfer.fit.grid import Place, find_sizes, foresee, this_card
 from petransfer.fit.sizes import card_bytes
 from petransfer.recipe.load import load_either, load_reduced
 from petransfer.recipe.pretraining import PretrainRecipe
 from petransfer.recipe.schema import Recipe
-from petransfer.recipe.spec import MethodSpec
+from petransfer.recipe.spec import RunSpec
 from petransfer.recipe.stacking import why_alone
 from petransfer.report import pretraining, sweep, tables
 from petransfer.study.grid import Cell, expand, method_of, notes, resolve
@@ -228,17 +228,17 @@ def _refuse_what_cannot_fit(
     """Says too what fits only with checkpointing; each run turns it on by itself where it is trained."""
     words = words_of(study.recipe)
     for place in foresee([cell.spec for cell in study.waiting], card, checkpointing, _sizes(stacks)):
-        line = place.line(words(place.spec.method))
+        line = place.line(words(place.spec))
         if place.fit and not place.fit.fits:
             raise UserError(f"{line}; --force tries all the same")
         if place.fit and place.fit.turned_on and not quiet:
             print(line, file=sys.stderr)
 
 
-def words_of(recipe: Recipe) -> Callable[[MethodSpec], Words]:
-    """How what would help a method to fit is asked of `run` with this recipe."""
+def words_of(recipe: Recipe) -> Callable[[RunSpec], Words]:
+    """How what would help a run to fit is asked of `run` with this recipe."""
     methods = [method_of(part) for part in recipe.methods]
-    return lambda method: of_recipe(methods, method)
+    return lambda spec: of_recipe(methods, spec)
 
 
 def _sizes(stacks: Sequence[Sequence[Cell]]) -> dict[str, int]:
@@ -327,17 +327,17 @@ def plan(
     study = study_of(recipe, sets, family, seeds, arms, out, data_dir, shard)
     rows = tables.rows_of(study.mine, study.folder)
     room = card_bytes(card) if card is not None else this_card()
+    for row in () if as_json else rows:  # what is foreseen takes its time
+        print(f"{row.cell.run_id}  {tables.plain_line(row)} | {row.cell.spec.train.steps} steps", flush=True)
     group = ways.group(checkpointing, lambda: room)
     stacks = group(study.waiting) if group else []
     places = foresee([cell.spec for cell in study.mine], room, checkpointing, _sizes(stacks)) if room else []
     if as_json:
         print(json.dumps(_plan_as_json(study, rows, places, stacks), indent=1))
         return
-    for row in rows:
-        print(f"{row.cell.run_id}  {tables.plain_line(row)} | {row.cell.spec.train.steps} steps")
     words = words_of(study.recipe)
     for place in places:
-        print(place.line(words(place.spec.method)))
+        print(place.line(words(place.spec)))
     for line in [in_stacks(stacks), *why_alone(cell.spec for cell in study.waiting)] if stacks else ():
         print(line)
     done = sum(row.status == "done" for row in rows)
@@ -357,7 +357,13 @@ def _plan_as_json(
         "study": study.recipe.name,
         "runs": tables.as_json(rows),
         "memory": [
-            {"name": place.name, "line": place.line(words(place.spec.method)), "fits": place.fit and place.fit.fits}
+            {
+                "name": place.name,
+                "line": place.line(words(place.spec)),
+                "fits": place.fit and place.fit.fits,
+                "checkpointing": place.fit and place.fit.demand.checkpointing,
+                "advice": in_options(place.fit.advice, words(place.spec)) if place.fit else [],
+            }
             for place in places
         ],
         "stacks": [[cell.run_id for cell in stack] for stack in stacks if len(stack) > 1],

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from petransfer.errors import UserError, unknown
 from petransfer.fit.advice import Words
 from petransfer.fit.grid import rooms
-from petransfer.recipe.spec import MethodSpec
+from petransfer.recipe.spec import RunSpec
 from petransfer.study.grid import Cell
 from petransfer.study.ledger import StudyFolder
 from petransfer.study.stacks import stacks_of
@@ -109,7 +109,7 @@ def on_ray(
     ways: Ways,
     tick: Callable[[], None],
     ray: Any,
-    words: Callable[[MethodSpec], Words],
+    words: Callable[[RunSpec], Words],
 ) -> Outcome:
     """Carries the cells out on the cluster. words: how what would help a method to fit is asked for.
 
@@ -130,6 +130,6 @@ def on_ray(
         spec = cell.spec
         key = (spec.checkpoint, spec.method, spec.train.batch_size, spec.train.optimizer, spec.task)
         if key not in found:
-            found[key] = demands_of(spec, card, threads, checkpointing, settings.force, words(spec.method))
+            found[key] = demands_of(spec, card, threads, checkpointing, settings.force, words(spec))
         demands[cell.run_id] = found[key]
     return execute_on_ray(cells, folder, job, demands, ways.workers, threads, tick, ray, group)

@@ -38,9 +38,9 @@ def in_batches(
         try:
             rows = function(chosen)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error) or batch_size == 1 or not halves:
+            if not is_out_of_memory(error) or len(chosen) == 1 or not halves:
                 raise
-            batch_size = (batch_size + 1) // 2
+            batch_size = (len(chosen) + 1) // 2
             continue
         given |= zip(chosen, rows, strict=True)
         start += len(chosen)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from petransfer.recipe.spec import MethodSpec
+from petransfer.recipe.spec import MethodSpec, RunSpec
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Change:
     value: str | int = ""
 
 
-TURNED_ON = "with checkpointing, which `run` turns on"
+TURNED_ON = "with checkpointing, which is then turned on"
 
 # Changes that go together.
 Advice = tuple[Change, ...]
@@ -38,11 +38,12 @@ OF_TRAIN: Words = {**OF_FIT, "optimizer": "--set train.optimizer={}"}
 OF_ANY_RECIPE: Words = {key: OF_TRAIN[key] for key in ("checkpointing", "stack", "optimizer")}
 
 
-def of_recipe(methods: Sequence[MethodSpec], method: MethodSpec) -> Words:
-    """As `run`, `plan` and `sweep` are told it. method: one of the recipe's, or an arm's own, which no key changes."""
-    if method not in methods:
+def of_recipe(methods: Sequence[MethodSpec], spec: RunSpec) -> Words:
+    """As `run`, `plan` and `sweep` are told it. methods: the recipe's; what is drawn anew is trained whole by none."""
+    anew = spec.checkpoint.reinit == "all" and spec.method.name == "full"
+    if anew or spec.method not in methods:
         return OF_ANY_RECIPE
-    part = f"--set methods.{methods.index(method)}"
+    part = f"--set methods.{methods.index(spec.method)}"
     return {**OF_ANY_RECIPE, "method": f"{part}.name={{}}", "bits": f"{part}.bits={{}}"}
 
 

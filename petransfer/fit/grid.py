@@ -27,6 +27,9 @@ CHARACTERS_A_PIECE = 1.6
 ROOMY, USUAL_BATCH = 8 * 2**30, 32
 
 
+_DRAWN = {"none": "", "embeddings": " (new embeddings)", "body": " (random body)", "all": " (from scratch)"}
+
+
 @dataclass(frozen=True)
 class Place:
     """A training that occurs in a grid, once for all its seeds, by itself or in a stack.
@@ -44,7 +47,8 @@ class Place:
         if self.fit is None:
             return f"{self.name}: {self.problem}"
         size = f"{self.fit.needed / 2**30:.1f} GB"
-        cut = "" if self.fit.demand.batch == self.fit.batch else f", {self.fit.demand.batch} examples at once"
+        count = self.fit.demand.batch
+        cut = "" if count == self.fit.batch else f", {count} example{'s' if count > 1 else ''} at once"
         if self.fit.fits:
             again = f", {TURNED_ON}" if self.fit.turned_on else ""
             return f"{self.name}: {size} of {(self.fit.card or 0) / 2**30:.4g}{cut}{again}"
@@ -62,7 +66,8 @@ def foresee(
     for spec in specs:
         members = (stacked or {}).get(spec.run_id, 1)
         checkpoint = spec.checkpoint
-        key = (checkpoint.name, checkpoint.tokenizer, spec.method, spec.train.batch_size, spec.task.name, members)
+        start = (checkpoint.name, checkpoint.tokenizer, checkpoint.reinit)
+        key = (*start, spec.method, spec.train.batch_size, spec.task.name, members)
         if key not in found and not _surely_fits(spec, card, members):
             found[key] = _place(spec, card, checkpointing, members)
     return list(found.values())
@@ -75,7 +80,7 @@ def _place(spec: RunSpec, card: int, checkpointing: bool, members: int) -> Place
     from petransfer.fit.planner import plan
 
     quiet()
-    name = f"{spec.checkpoint.name}, {in_words(spec.method)}, {spec.method.bits} bits"
+    name = f"{spec.checkpoint.name}{_DRAWN[spec.checkpoint.reinit]}, {in_words(spec.method)}, {spec.method.bits} bits"
     name += f", {members} stacked" if members > 1 else ""
     demand = replace(demand_of(spec, checkpointing), members=members)
     try:
@@ -84,6 +89,22 @@ def _place(spec: RunSpec, card: int, checkpointing: bool, members: int) -> Place
         return Place(name, spec, plan(config, spec.checkpoint, demand, own_head, card))
     except UserError as error:
         return Place(name, spec, None, str(error))
+
+
+def needs_checkpointing(spec: RunSpec, card: int) -> bool:
+    """Whether a run by itself has room on a card only with its activations computed again, if at all."""
+    from petransfer.checkpoints.architecture import configuration
+    from petransfer.checkpoints.quiet import quiet
+    from petransfer.fit import planner
+
+    if _surely_fits(spec, card, 1):
+        return False
+    quiet()
+    try:
+        config, own_head = configuration(spec.checkpoint)
+        return planner.needs_checkpointing(config, spec.checkpoint, demand_of(spec, False), own_head, card)
+    except UserError:
+        return False
 
 
 def _surely_fits(spec: RunSpec, card: int, members: int) -> bool:

@@ -83,10 +83,28 @@ def plan(
 
 
 def _fits(of: Callable[[Demand], Memory], demand: Demand, card: int) -> bool:
+    """As it is, or with the checkpointing that `run` turns on."""
     try:
-        return on_card(of(demand).peak) <= card
+        if on_card(of(demand).peak) <= card:
+            return True
+        again = _with_checkpointing(of, demand)
     except UserError:  # nor can it be trained so
         return False
+    return again is not None and on_card(again[1].peak) <= card
+
+
+def needs_checkpointing(config: Any, checkpoint: CheckpointSpec, demand: Demand, own_head: bool, card: int) -> bool:
+    """Whether one example fits a card at most with its activations computed again, and they can be.
+
+    Raises:
+        UserError: the architecture cannot be trained so.
+    """
+
+    def of(changed: Demand) -> Memory:
+        return simulate(config, checkpoint.name, changed, own_head)
+
+    one = replace(demand, batch=1, accumulates=demand.batch > 1)
+    return on_card(of(one).peak) > card and _with_checkpointing(of, one) is not None
 
 
 def _with_checkpointing(of: Callable[[Demand], Memory], demand: Demand) -> tuple[Demand, Memory] | None:
@@ -174,7 +192,7 @@ def _changes(fits: Callable[[Demand], bool], demand: Demand) -> list[Advice]:
     whole = method.name == "full"
     if whole:
         found.append((Change("method", "lora"),))
-    for bits in (8, 4):
+    for bits in (16, 8, 4):
         if bits < method.bits and (whole or bits not in FORMS[method.name].not_at):
             found.append((*((Change("method", "lora"),) if whole else ()), Change("bits", bits)))
     return found
@@ -191,5 +209,5 @@ def _changed(demand: Demand, advice: Advice) -> Demand:
         elif change.key == "bits":
             demand = replace(demand, method=replace(demand.method, bits=change.value))  # type: ignore[arg-type]
         else:
-            demand = replace(demand, method=replace(demand.method, name="lora", rank=16, alpha=32.0, bits=16))
+            demand = replace(demand, method=replace(demand.method, name="lora", rank=16, alpha=32.0))
     return demand

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from petransfer.errors import unknown
+from petransfer.errors import UserError, unknown
 from petransfer.recipe.methods import EVERYWHERE, FORMS, does_not_take
 from petransfer.recipe.spec import Bits, Embeddings, Metric, Optimizer, RateScaling, Reinit, Schedule
 
@@ -250,8 +250,11 @@ class Recipe(Strict):
     @classmethod
     def _is_measured(cls, value: str | None, info: ValidationInfo) -> str | None:
         task = info.data.get("task")  # there is none where it has a mistake of its own
-        if value is not None and task is not None and value not in {EXACT_MATCH, *task.metrics}:
-            raise ValueError(str(unknown("metric among task.metrics", value, {EXACT_MATCH, *task.metrics})))
+        if task is not None and (task.metrics or task.name != "lines"):  # else the data decide what is measured
+            try:
+                check_judge(value, task.metrics)
+            except UserError as error:
+                raise ValueError(str(error)) from None
         return value
 
     @model_validator(mode="before")
@@ -260,6 +263,12 @@ class Recipe(Strict):
         if _asks_for_fp16(content):
             raise ValueError("fp16 overflows in T5-family models and trains to a loss of 0; take bits 16 (bf16) or 32")
         return content
+
+
+def check_judge(judge_by: str | None, metrics: Sequence[str]) -> None:
+    """Raises UserError where effects are to be judged by what is not among the metrics."""
+    if judge_by is not None and judge_by not in {EXACT_MATCH, *metrics}:
+        raise unknown("metric among task.metrics", judge_by, {EXACT_MATCH, *metrics})
 
 
 def _asks_for_fp16(content: Any) -> bool:

@@ -13,7 +13,7 @@ from petransfer.errors import UserError, unknown
 from petransfer.evaluate.metrics import check_metrics
 from petransfer.recipe.effects import matching, wanted
 from petransfer.recipe.methods import FORMS, METHODS
-from petransfer.recipe.schema import FamilyPart, MethodPart, Recipe, TrainPart
+from petransfer.recipe.schema import FamilyPart, MethodPart, Recipe, TrainPart, check_judge
 from petransfer.recipe.spec import MethodSpec, RunSpec, TaskSpec, TrainSpec
 from petransfer.tasks import LinesTask, Task, load_task
 
@@ -83,6 +83,7 @@ def resolve(recipe: Recipe) -> Recipe:
         return recipe
     options = {**recipe.task.options, "sha256": task.identity()["sha256"]}
     metrics = list(recipe.task.metrics or task.suggested_metrics())
+    check_judge(recipe.judge_by, metrics)
     part = recipe.task.model_copy(update={"options": options, "metrics": metrics})
     return recipe.model_copy(update={"task": part})
 

@@ -1,4 +1,4 @@
-"""Whether a run fits the card that it is trained on, and only if its activations are computed again."""
+"""Whether a run needs its activations computed again on the card that it is trained on."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import replace
 
 import torch
 
-from petransfer.fit.grid import foresee
+from petransfer.fit.grid import needs_checkpointing
 from petransfer.recipe.spec import RunSpec
 from petransfer.study.processes import splits_tensors
 from petransfer.train.execution import Execution
 
 
 def with_room(spec: RunSpec, execution: Execution, device: torch.device) -> Execution:
-    """The execution, with checkpointing where the run fits the device's card only so: the gradient is the same."""
+    """The execution, with checkpointing where the device's card has no room without: the gradient is the same."""
     card = None if execution.checkpointing or splits_tensors() else card_of(device)
     if card is None:
         return execution
     anyone = replace(spec, seed=0, train=replace(spec.train, steps=1, learning_rate=1.0))  # foreseen once for all
-    return replace(execution, checkpointing=_only_so(anyone, card))
+    return replace(execution, checkpointing=_needed(anyone, card))
 
 
 def card_of(device: torch.device) -> int | None:
@@ -28,5 +28,5 @@ def card_of(device: torch.device) -> int | None:
 
 
 @functools.lru_cache(maxsize=64)
-def _only_so(spec: RunSpec, card: int) -> bool:
-    return any(place.fit is not None and place.fit.turned_on for place in foresee([spec], card))
+def _needed(spec: RunSpec, card: int) -> bool:
+    return needs_checkpointing(spec, card)

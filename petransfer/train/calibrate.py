@@ -46,14 +46,14 @@ def quantisation_cost(
         RunError: not even that can be done in the memory that there is.
     """
     device = next(loaded.model.parameters()).device
-    after = _loss(loaded, examples, device)
     try:
+        after = _loss(loaded, examples, device)
         wide = _loss_at_16_bits(checkpoint, seed, loaded, examples, device)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         raise RunError(
-            f"out of memory while {checkpoint.name} was compared with its 16 bits, read from the disk; free memory"
+            f"out of memory while {checkpoint.name} was compared with its 16 bits on {EXAMPLES} examples; free memory"
         ) from error
     return QuantisationCost(wide, after)
 

@@ -22,7 +22,7 @@ from petransfer.errors import UserError
 from petransfer.fit.advice import OF_FIT, OF_TRAIN, Advice, Change, in_options, it_would, of_recipe
 from petransfer.fit.grid import demand_of
 from petransfer.fit.measure import measure
-from petransfer.fit.planner import CONTEXT, PAGED, on_card, plan
+from petransfer.fit.planner import CONTEXT, PAGED, needs_checkpointing, on_card, plan
 from petransfer.fit.simulate import Demand, simulate
 from petransfer.fit.sizes import card_bytes
 from petransfer.recipe.spec import Bits, MethodSpec, RunSpec
@@ -177,7 +177,7 @@ def test_advice_is_what_fits() -> None:
     assert plan(config, spec, Demand(FULL, 4, 30, 30), False, 2**29).advice == ()
 
 
-def test_advice_is_in_the_options_of_the_verb() -> None:
+def test_advice_is_in_the_options_of_the_verb(tiny_spec: Callable[..., RunSpec]) -> None:
     """`run` and `plan` have no --bits and no --optimizer; what is an arm's own and no method of the recipe stays."""
     paged: Advice = (Change("optimizer", "paged-adamw-8bit"),)
     advice: list[Advice] = [paged, (Change("method", "lora"), Change("bits", 4))]
@@ -185,12 +185,40 @@ def test_advice_is_in_the_options_of_the_verb() -> None:
         it_would(advice, OF_TRAIN)
         == "; it would with --set train.optimizer=paged-adamw-8bit, or --method lora --bits 4"
     )
-    words = of_recipe([lora(16), FULL], FULL)
+    spec = replace(tiny_spec(), method=FULL)
+    words = of_recipe([lora(16), spec.method], spec)
     assert in_options(advice, words) == [
         "--set train.optimizer=paged-adamw-8bit",
         "--set methods.1.name=lora --set methods.1.bits=4",
     ]
-    assert in_options(advice, of_recipe([lora(16)], FULL)) == ["--set train.optimizer=paged-adamw-8bit"]
+    alone = ["--set train.optimizer=paged-adamw-8bit"]
+    assert in_options(advice, of_recipe([lora(16)], spec)) == alone
+    anew = replace(spec, checkpoint=replace(spec.checkpoint, reinit="all"))
+    assert in_options(advice, of_recipe([lora(16), spec.method], anew)) == alone  # it is trained whole by any recipe
+
+
+def test_advice_keeps_the_bits_that_were_asked_for() -> None:
+    """LoRA at 32 bits takes more than at 16, which is advised only with its bits."""
+    config = T5Config(vocab_size=500, d_model=1024, d_kv=64, d_ff=4096, num_layers=6, num_heads=16)
+    spec, full = checkpoint_spec("owner/name"), Demand(MethodSpec("full", bits=32), 1, 30, 30, checkpointing=True)
+    at = {
+        bits: on_card(simulate(config, "t5", replace(full, method=lora(bits)), False).peak)
+        for bits in (32, 16)  # type: ignore[misc]
+    }
+    found = plan(config, spec, full, False, (at[32] + at[16]) // 2)
+    assert "--method lora" not in in_options(found.advice, OF_FIT)
+    assert "--method lora --bits 16" in in_options(found.advice, OF_FIT)
+
+
+def test_a_stack_is_advised_to_end_where_one_run_fits_by_checkpointing() -> None:
+    config, spec = T5Config(vocab_size=8000, **T5), checkpoint_spec("owner/name")
+    one = Demand(lora(4), 1, 200, 200)
+    kept, again = (simulate(config, "t5", replace(one, checkpointing=on), False).peak for on in (False, True))
+    card = on_card((kept + again) // 2)
+    assert needs_checkpointing(config, spec, one, False, card)
+    assert needs_checkpointing(config, spec, one, False, on_card(again) - 1)  # so that --force has what room there is
+    assert not needs_checkpointing(config, spec, one, False, on_card(kept))
+    assert (Change("stack", 1),) in plan(config, spec, replace(one, members=2), False, card).advice
     assert it_would([], OF_FIT) == ""
 
 
@@ -340,6 +368,7 @@ def test_a_grid_is_foreseen_once_for_all_seeds(
     memory = json.loads(capsys.readouterr().out)["memory"]
     assert [place["name"] for place in memory] == [
         "google-t5/t5-base, all weights, 32 bits",
+        "google-t5/t5-base (from scratch), all weights, 32 bits",
         "Salesforce/codet5-base, all weights, 32 bits",
     ]
     assert all(place["fits"] for place in memory)
