@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForSeq2SeqLM, BertConfig, BertModel, PreTrainedModel, T5Config
 
 from petransfer.checkpoints.in_files import InFiles
@@ -119,6 +121,17 @@ def test_a_control_arm_that_is_quantised_is_drawn_into_files(tiny_t5: Path, monk
         load(replace(checkpoint_spec(str(tiny_t5)), reinit=reinit), 4)  # type: ignore[arg-type]
         assert files
         assert all(files)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), SafetensorError("I/O: (os error 28)")])
+def test_a_full_temporary_folder_is_named(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def full(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("petransfer.checkpoints.load._draw_into", full)
+    drawn = replace(checkpoint_spec(str(tiny_t5)), reinit="body")
+    with pytest.raises(UserError, match=r"is too full to load .* set TMPDIR to a folder with room"):
+        load(drawn, 4)
 
 
 def test_an_encoder_only_checkpoint_is_refused(tmp_path: Path, tiny_t5: Path) -> None:

@@ -15,7 +15,7 @@ from petransfer.errors import UserError
 from petransfer.recipe.effects import wanted
 from petransfer.recipe.load import find, freeze, load_either, load_pretraining, load_recipe, put, shipped, validate
 from petransfer.recipe.pretraining import PretrainRecipe
-from petransfer.study.grid import expand
+from petransfer.study.grid import expand, resolve
 
 RECIPE = """
 name: mine
@@ -91,6 +91,15 @@ def test_a_metric_that_is_not_measured_judges_nothing(recipe: str, sets: list[st
     with pytest.raises(UserError, match=said) as refusal:
         load_recipe(recipe, ["task.metrics=[chrf]", *sets])
     assert len(str(refusal.value).splitlines()) == 1
+
+
+def test_what_the_data_suggest_may_judge(recipe: str, tmp_path: Path) -> None:
+    rows = tmp_path / "labels.tsv"
+    rows.write_text("".join(f"number {at}\t{'odd' if at % 2 else 'even'}\n" for at in range(40)))
+    sets = [f"task={{name: lines, options: {{train: {rows}}}}}"]
+    assert resolve(load_recipe(recipe, [*sets, "judge_by=accuracy"])).judged_by == "accuracy"
+    with pytest.raises(UserError, match=r"unknown metric among task\.metrics 'chrf'"):
+        resolve(load_recipe(recipe, [*sets, "judge_by=chrf"]))
 
 
 def test_the_last_of_two_overrides_counts(recipe: str) -> None:
