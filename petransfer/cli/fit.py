@@ -175,7 +175,8 @@ def show(name: str, found: Fit, measured: Measured | None = None, words: Words =
 def _of_the_loop(name: str, foreseen: int, measured: Measured | None, said: Callable[[int], str]) -> str:
     """What is foreseen and compared is the plain step; on a CPU the training loop may take another."""
     if measured is None:
-        return f"this is the plain step; a CPU may take a leaner one; `petransfer fit {name} --measure --cpu` says"
+        which = f"`petransfer fit {name} --measure --cpu` says which"
+        return f"this is the plain step; a CPU may take a leaner one: {which}"
     if measured.loop is None:
         return "the training loop takes this step"
     kept = f", {said(measured.kept)} of them kept beside the model" if measured.kept else ""

@@ -199,7 +199,7 @@ def test_advice_is_in_the_options_of_the_verb(tiny_spec: Callable[..., RunSpec])
 
 def test_advice_keeps_the_bits_that_were_asked_for() -> None:
     """LoRA at 32 bits takes more than at 16, which is advised only with its bits."""
-    config = T5Config(vocab_size=500, d_model=1024, d_kv=64, d_ff=4096, num_layers=6, num_heads=16)
+    config = T5Config(vocab_size=500, d_model=1024, d_kv=64, d_ff=4096, num_layers=2, num_heads=16)
     spec, full = checkpoint_spec("owner/name"), Demand(MethodSpec("full", bits=32), 1, 30, 30, checkpointing=True)
     at = {
         bits: on_card(simulate(config, "t5", replace(full, method=lora(bits)), False).peak)
