@@ -74,34 +74,41 @@ def foresee(
 
 
 def _place(spec: RunSpec, card: int, checkpointing: bool, members: int) -> Place:
-    from petransfer.checkpoints.architecture import configuration
     from petransfer.checkpoints.quantise import refuse_quantised
-    from petransfer.checkpoints.quiet import quiet
     from petransfer.fit.planner import plan
 
-    quiet()
     name = f"{spec.checkpoint.name}{_DRAWN[spec.checkpoint.reinit]}, {in_words(spec.method)}, {spec.method.bits} bits"
     name += f", {members} stacked" if members > 1 else ""
     demand = replace(demand_of(spec, checkpointing), members=members)
     try:
-        config, own_head = configuration(spec.checkpoint)
+        config, own_head = _architecture(spec)
         refuse_quantised(config, spec.checkpoint.name)
         return Place(name, spec, plan(config, spec.checkpoint, demand, own_head, card))
     except UserError as error:
         return Place(name, spec, None, str(error))
 
 
-def needs_checkpointing(spec: RunSpec, card: int) -> bool:
-    """Whether a run by itself has room on a card only with its activations computed again, if at all."""
+def _architecture(spec: RunSpec) -> tuple[Any, bool]:
+    """The configuration of a run's checkpoint and whether it has a head of its own.
+
+    Raises:
+        UserError: there is none to be had.
+    """
     from petransfer.checkpoints.architecture import configuration
     from petransfer.checkpoints.quiet import quiet
+
+    quiet()
+    return configuration(spec.checkpoint)
+
+
+def needs_checkpointing(spec: RunSpec, card: int) -> bool:
+    """Whether a run by itself has room on a card only with its activations computed again, if at all."""
     from petransfer.fit import planner
 
     if _surely_fits(spec, card, 1):
         return False
-    quiet()
     try:
-        config, own_head = configuration(spec.checkpoint)
+        config, own_head = _architecture(spec)
         return planner.needs_checkpointing(config, spec.checkpoint, demand_of(spec, False), own_head, card)
     except UserError:
         return False
@@ -118,18 +125,15 @@ def on_host(spec: RunSpec, checkpointing: bool = False) -> int:
 
     0 where nothing can be foreseen, and for embedded checkpoints, which are small.
     """
-    from petransfer.checkpoints.architecture import configuration
-    from petransfer.checkpoints.quiet import quiet
     from petransfer.fit.planner import plan
     from petransfer.train.memory import PACKED
 
     if spec.checkpoint.name.startswith("nano/"):
         return 0
-    quiet()
     demand = demand_of(spec, checkpointing, "cpu")
     cut = replace(demand, batch=min(demand.batch, PACKED), accumulates=demand.batch > PACKED)
     try:
-        config, own_head = configuration(spec.checkpoint)
+        config, own_head = _architecture(spec)
         memory = plan(config, spec.checkpoint, cut, own_head, None).memory
     except UserError:
         return 0
@@ -154,14 +158,11 @@ def rooms(specs: Sequence[RunSpec], card: int) -> dict[str, int]:
 
 
 def _room(spec: RunSpec, card: int, most: int) -> int:
-    from petransfer.checkpoints.architecture import configuration
-    from petransfer.checkpoints.quiet import quiet
     from petransfer.fit.planner import largest_stack
     from petransfer.methods.stacked import refuse_layer_drop
 
-    quiet()
     try:
-        config, own_head = configuration(spec.checkpoint)
+        config, own_head = _architecture(spec)
         refuse_layer_drop(config)
         return largest_stack(config, spec.checkpoint, demand_of(spec, checkpointing=False), own_head, card, most)
     except UserError:

@@ -27,6 +27,4 @@ def card_of(device: torch.device) -> int | None:
     return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else None
 
 
-@functools.lru_cache(maxsize=64)
-def _needed(spec: RunSpec, card: int) -> bool:
-    return needs_checkpointing(spec, card)
+_needed = functools.lru_cache(maxsize=64)(needs_checkpointing)
