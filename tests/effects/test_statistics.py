@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from petransfer.effects import bootstrap
 from petransfer.effects.counts import Demand, fewest_seeds, smallest_p
 from petransfer.effects.statistics import (
     difference_interval,
@@ -87,6 +88,23 @@ def test_categories_bound_what_is_drawn() -> None:
     loose = difference_interval(left, np.zeros_like(left), np.zeros(EXAMPLES, dtype=int), draws=200)
     assert loose is not None
     assert loose.high - loose.low > 0.1
+
+
+def test_an_interval_does_not_depend_on_what_was_asked_before() -> None:
+    """The draws of examples are kept between effects: their order, their split and their seed must not show."""
+    rng = np.random.default_rng(3)
+    left, right = simulate(rng, 4, 0.6, 0.1), simulate(rng, 4, 0.4, 0.1)
+
+    def interval(at: int, categories: np.ndarray) -> object:
+        return difference_interval(left, right, categories, draws=100, seed=at)
+
+    asked = [(at, categories) for at in (0, 1) for categories in (CATEGORIES, CATEGORIES * 0, CATEGORIES[::-1])]
+    alone = []
+    for at, categories in asked:
+        bootstrap._example_counts.cache_clear()
+        alone.append(interval(at, categories))
+    assert len(set(alone)) == len(asked)
+    assert [interval(*each) for each in (*asked, *asked)] == [*alone, *alone]
 
 
 def test_one_seed_has_no_interval() -> None:
