@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from petransfer.effects.verdict import Contrast, Effect
 
 # Raised when the same runs are judged otherwise, so that what was kept is judged anew.
-JUDGED_VERSION = 5
+JUDGED_VERSION = 6
 
 
 @dataclass

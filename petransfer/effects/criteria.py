@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,3 +61,9 @@ CRITERIA = {
 def criterion_of(effects: Mapping[str, Any]) -> Criterion:
     """The one that effects.json was judged by."""
     return CRITERIA[effects.get("judged_by", EXACT_MATCH)]
+
+
+def unlearnt(dev: Sequence[float], unit: str) -> str:
+    """What must be known of a verdict where a side has not even learnt what it was trained on."""
+    which = "first" if dev[0] < dev[1] else "second"
+    return f"on dev {dev[0]:.1f} and {dev[1]:.1f}{unit}: the {which} has not learnt what both were trained on"

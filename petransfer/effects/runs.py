@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,7 @@ class Scored:
     """The runs of one arm and method on one split, by seed. log_probs: (seeds,). index: (examples,).
 
     scores: (seeds, examples) of exact match, or (seeds, 1) of another metric, each run's figure over 100; `category`
-    has as many entries as they have columns.
+    has as many entries as they have columns. dev: (seeds,) of the same on dev, NaN where a run has none.
     """
 
     seeds: tuple[int, ...]
@@ -33,6 +34,7 @@ class Scored:
     log_probs: np.ndarray
     index: np.ndarray
     category: np.ndarray
+    dev: np.ndarray
     metric: str = EXACT_MATCH
 
 
@@ -127,6 +129,7 @@ def compared(name: str, split: str, left: Scored, right: Scored, **names: Any) -
         examples=len(left.index),
         left_out=left_out,
         metric=left.metric,
+        dev=(_mean(parts[0].dev), _mean(parts[1].dev)),
         **names,
     )
 
@@ -134,7 +137,7 @@ def compared(name: str, split: str, left: Scored, right: Scored, **names: Any) -
 def _rows(group: Scored, rows: Sequence[int]) -> Scored:
     at = list(rows)
     seeds = tuple(group.seeds[row] for row in at)
-    return replace(group, seeds=seeds, scores=group.scores[at], log_probs=group.log_probs[at])
+    return replace(group, seeds=seeds, scores=group.scores[at], log_probs=group.log_probs[at], dev=group.dev[at])
 
 
 def _read(cells: Sequence[Cell], folder: StudyFolder, metric: str) -> Scored:
@@ -150,8 +153,19 @@ def _read(cells: Sequence[Cell], folder: StudyFolder, metric: str) -> Scored:
         np.array([run["log_prob"].sum() / run["tokens"].sum() for run in runs]),
         runs[0]["index"],
         runs[0]["category"] if by_example else np.zeros(1, dtype=np.int64),
+        np.array([_dev(folder, cell, metric) for cell in cells]),
         metric,
     )
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else math.nan
+
+
+def _dev(folder: StudyFolder, cell: Cell, metric: str) -> float:
+    """A run's dev figure of a metric, over 100; NaN where it has none."""
+    figure = (folder.run(cell.run_id).result() or {}).get("dev", {}).get(CRITERIA[metric].key)
+    return math.nan if figure is None else float(figure) / 100
 
 
 def _share(folder: StudyFolder, cell: Cell, metric: str) -> float:

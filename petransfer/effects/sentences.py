@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from petransfer.effects.bootstrap import Interval
 from petransfer.effects.counts import LEVEL
-from petransfer.effects.criteria import CRITERIA, Criterion
+from petransfer.effects.criteria import CRITERIA, Criterion, unlearnt
 from petransfer.effects.ratios import Retention, Scale, Side
 from petransfer.effects.verdict import Effect
 from petransfer.recipe.schema import EXACT_MATCH
@@ -45,6 +45,8 @@ def _more(effect: Effect, criterion: Criterion) -> list[str]:
     if effect.mcnemar:
         only = f"{effect.mcnemar.only_left} examples only the first has right, {effect.mcnemar.only_right} the second"
         more.append(f"; these two runs differ by McNemar's test with {_p(effect.mcnemar.p)} ({only})")
+    if effect.dev:
+        more.append(f"; {unlearnt(effect.dev, criterion.unit)}")
     if effect.left_out:
         more.append(f"; {effect.left_out} runs have no partner of the same seed")
     return more

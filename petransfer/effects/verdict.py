@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -36,7 +37,7 @@ class Contrast:
 
     left, right: exact match, (seeds, examples), 0 or 1; or (seeds, 1), each seed's share, where the examples are not
     known, or its figure of another `metric` over 100: the interval is then over seeds alone. examples: how many there
-    are, where they are not columns.
+    are, where they are not columns. dev: the mean of either side on dev, over 100, NaN where it is not known.
     log_prob_left, log_prob_right: the mean log-probability per target token of each run, or None where one is not known
     or not finite. categories: (examples,) numbers of categories. arm: of a contrast of methods. paired: row i of both
     sides has the same seed. left_name, right_name: the two arms or methods.
@@ -57,6 +58,7 @@ class Contrast:
     examples: int = 0
     left_out: int = 0
     metric: str = EXACT_MATCH
+    dev: tuple[float, float] = (math.nan, math.nan)
 
     @property
     def test_examples(self) -> int:
@@ -72,7 +74,8 @@ class Effect:
     p: exact, over seeds. p_holm: adjusted for the study's effects. smallest_p: what so few seeds could give at best,
     least_p_holm: the same after Holm. seeds_needed: a group, where the verdict is inconclusive and the seeds' spread is
     known. equivalence_p: None where the seeds are too few. log_odds: where a side is near 0 or 100 % of right answers.
-    mcnemar: where each side is one run. left_out: runs without a partner of the same seed.
+    mcnemar: where each side is one run. left_out: runs without a partner of the same seed. dev: what either side
+    reaches on dev, where one of them has learnt so little of it that the verdict speaks of training (`unlike_on_dev`).
     """
 
     name: str
@@ -102,6 +105,7 @@ class Effect:
     log_prob_p: float | None
     log_odds: Odds | None
     mcnemar: PairOfRuns | None
+    dev: tuple[float, float] | None
 
     @property
     def place(self) -> str:
@@ -173,7 +177,16 @@ def _effect(contrast: Contrast, p: float, adjusted: float, tests: int, margin: f
         log_prob_p=permutation_p(*log_probs, paired=paired) if log_probs else None,
         log_odds=log_odds(left / 100, right / 100, contrast.test_examples, paired=paired) if has_odds else None,
         mcnemar=pair_of_runs(contrast.left[0], contrast.right[0]) if single else None,
+        dev=(100 * contrast.dev[0], 100 * contrast.dev[1]) if unlike_on_dev(*contrast.dev) else None,
     )
+
+
+def unlike_on_dev(left: float, right: float) -> bool:
+    """Whether a side does not reach half of what the other does on examples like those that both were trained on.
+
+    What they do on other examples then says little of how they generalise. No if one is NaN.
+    """
+    return min(left, right) < max(left, right) / 2
 
 
 def _log_probs(contrast: Contrast) -> tuple[Scores, Scores] | None:

@@ -175,9 +175,15 @@ def effects_table(effects: dict[str, Any]) -> list[tuple[str, ...]]:
         paper = effect.get("paper")
         theirs = (points(paper), f"{paper['p']:.3f}") if paper else ("", "")
         place = effect["arm"] or effect["method"]
-        ours = (points(effect), f"{effect['p_holm']:.3f}", effect["verdict"])
+        ours = (points(effect), f"{effect['p_holm']:.3f}", _verdict(effect))
         lines.append((effect["name"], effect["split"], place, *ours, *theirs))
     return lines
+
+
+def _verdict(effect: dict[str, Any]) -> str:
+    """With what either side reaches on dev where one of them has not learnt what both were trained on."""
+    dev = effect.get("dev")
+    return f"{effect['verdict']} (dev: {dev[0]:.1f} against {dev[1]:.1f})" if dev else str(effect["verdict"])
 
 
 def points(effect: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from petransfer.effects.counts import LEVEL
-from petransfer.effects.criteria import Criterion
+from petransfer.effects.criteria import Criterion, unlearnt
 from petransfer.report.charts import label_of
 
 _CONCLUSIONS = {
@@ -25,6 +25,9 @@ def of_effect(effect: dict[str, Any], criterion: Criterion) -> tuple[str, str]:
         f"{criterion.word}."
     )
     details = [_tested(effect), *_secondary(effect), *_paper(effect)]
+    if effect.get("dev"):
+        said = unlearnt(effect["dev"], criterion.unit)
+        seen += f" {said[0].upper()}{said[1:]}."
     return _tidy(f"{seen} {_concluded(effect, criterion)}"), _tidy(" ".join(details))
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from petransfer.effects.contrasts import collect, demand
+from petransfer.effects.contrasts import collect, demand, update_effects
+from petransfer.effects.criteria import CRITERIA
 from petransfer.effects.ratios import Two
+from petransfer.report.groups import effects_table
+from petransfer.report.prose import of_effect
 from petransfer.study.grid import expand
 from tests.report.made import make, recipe_of
 
@@ -38,6 +42,30 @@ def test_a_control_that_two_effects_share_is_one_object(tmp_path: Path) -> None:
         groups = two.groups
         assert groups[1] is groups[3]
         assert groups[0] is not groups[2]
+
+
+@pytest.mark.parametrize(("reached", "named"), [(40.0, True), (44.0, False), (None, False)])
+def test_a_side_that_has_not_learnt_is_named(tmp_path: Path, reached: float | None, named: bool) -> None:
+    """Beside others at 92.5 % on dev: below half of that a verdict speaks of training, wherever it is said."""
+    recipe = recipe_of()
+    cells, folder = make(tmp_path, recipe)
+    for cell in cells:
+        if cell.arm == "english" and "4-bit" in cell.method:
+            path = folder.run(cell.run_id).path / "result.json"
+            result = json.loads(path.read_text())
+            result["dev"] = {} if reached is None else {"exact_match": reached + cell.seed}
+            path.write_text(json.dumps(result))
+    found = update_effects(recipe, cells, folder)
+    short = [(one["name"], one["method"], one["arm"]) for one in found["effects"] if one["dev"]]
+    under, within = ("english-scratch", "lora r16 4-bit", ""), ("4-bit - lora 32-bit", "", "english")
+    assert sorted(short) == sorted([under, within] * 2 * named)
+    words = "on dev 42.5 and 92.5 %: the first has not learnt what both were trained on"
+    assert sum(words in sentence for sentence in found["sentences"]) == 4 * named
+    cells_of_table = [line[5] for line in effects_table(found)]
+    assert sum(cell.endswith(" (dev: 42.5 against 92.5)") for cell in cells_of_table) == 4 * named
+    pages = [of_effect(one, CRITERIA["exact_match"])[0] for one in found["effects"]]
+    assert sum("On dev 42.5 and 92.5" in said for said in pages) == 4 * named
+    assert "nan" not in json.dumps(found).lower()
 
 
 def test_the_declared_family_is_counted_before_a_run() -> None:
