@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from petransfer.recipe.effects import short_label
-from petransfer.report.palette import FAINT, INK, MARKERS, MUTED, RULE, VERDICTS, colours
+from petransfer.report.palette import FAINT, INK, MARKERS, MUTED, RULE, SERIES, VERDICTS, colours
 from petransfer.report.plots import grid
 
 if TYPE_CHECKING:
@@ -119,24 +120,40 @@ class Trained:
 
 
 def parameters_and_effect(points: Sequence[Trained], word: str) -> Figure:
-    """Trained parameters (logarithmic) against the effect with its interval; a colour and a shape for each effect.
+    """Methods from the fewest trained parameters to the most: how many (logarithmic), and each effect beside it.
 
-    word: as in `forest`.
+    A colour and a shape for each effect; a dot for each number, where arms train different ones. word: as in `forest`.
     """
-    figure, (axes,) = grid(1, size=(WIDTH, 3.6))
+    from matplotlib.ticker import NullFormatter
+
+    counts: dict[str, list[int]] = {}
+    for one in points:
+        counts.setdefault(one.method, []).append(one.parameters)
+    rows = sorted(counts, key=lambda method: (fmean(counts[method]), method))
     names = list(dict.fromkeys((point.name, point.split) for point in points))
     found = colours([f"{name}, {split}" for name, split in names])
+    height = max(_ROW, 0.14 * len(names))
+    figure, (left, right) = grid(2, size=(WIDTH, 1.2 + height * len(rows)), sharey=True, width_ratios=(1, 2))
+    left.hlines(range(len(rows)), 0, 1, transform=left.get_yaxis_transform(), color=RULE, linewidth=0.8, zorder=0)
+    for place, method in enumerate(rows):
+        left.plot(counts[method], [place] * len(counts[method]), "o", color=INK, markersize=4)
     for at, (name, split) in enumerate(names):
-        mine = sorted((one for one in points if (one.name, one.split) == (name, split)), key=lambda one: one.parameters)
-        colour = found[f"{name}, {split}"]
-        x, y = [one.parameters for one in mine], [one.effect["difference"] for one in mine]
-        axes.plot(x, y, color=colour, marker=MARKERS[at % len(MARKERS)], linewidth=1, label=f"{name}, {split}")
-        for one in mine:
-            if one.effect["interval"]:
-                ends = [one.effect["interval"]["low"], one.effect["interval"]["high"]]
-                axes.plot([one.parameters] * 2, ends, color=colour, linewidth=1, alpha=0.6)
-    axes.axhline(0, color=INK, linewidth=0.8)
-    axes.set(xscale="log", xlabel="trained parameters", ylabel=f"points of test {word}")
+        colour, marker = found[f"{name}, {split}"], MARKERS[(at + at // len(SERIES)) % len(MARKERS)]
+        for one in points:
+            if (one.name, one.split) == (name, split):
+                place = rows.index(one.method) + 0.7 * ((at + 0.5) / len(names) - 0.5)
+                _bar(right, one.effect, place, colour, marker, hollow=False)
+        right.plot([], [], color=colour, marker=marker, label=f"{name}, {split}")
+    right.axvline(0, color=INK, linewidth=0.8)
+    left.set_yticks(range(len(rows)), [short_label(method, rows) for method in rows])
+    decades = [math.log10(count) for one in counts.values() for count in one]
+    ends = 10.0 ** math.floor(min(decades)), 10.0 ** math.ceil(max(decades))
+    left.set(xscale="log", xlabel="trained parameters", xlim=ends, ylim=(len(rows) - 0.4, -0.6))
+    left.xaxis.set_minor_formatter(NullFormatter())
+    right.set(xlabel=f"points of test {word}")
+    for axes in (left, right):
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
     return figure
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -22,15 +23,34 @@ Panels = dict[tuple[str, str], list[Group]]
 def learning_curves(groups: Sequence[Group], study: StudyFolder) -> Figure:
     """Exact match on dev over the steps: a panel a split and method, thin lines the seeds, thick ones their mean."""
     panels = panels_of(groups)
-    figure, all_axes = grid(len(panels), sharey=True)
+    columns, bands = _bands(panels)
+    figure, all_axes = grid(columns, len(bands), sharey=True)
     colours = of_groups(groups)
-    for ((split, method), members), axes in zip(panels.items(), all_axes, strict=True):
-        draw_curves(axes, members, study, colours)
-        axes.set_title(f"{split}, {method}")
-    for axes in all_axes[1:]:
-        axes.set_ylabel("")
-    _legend(all_axes, groups)
+    used = []
+    for row, band in enumerate(bands):
+        cells = all_axes[row * columns : (row + 1) * columns]
+        for at, ((split, method), members) in enumerate(band):
+            draw_curves(cells[at], members, study, colours)
+            cells[at].set_title(f"{split}\n{method}", fontsize="medium")
+            used.append(cells[at])
+        for axes in cells[1:]:
+            axes.set_ylabel("")
+        for axes in cells[len(band) :]:
+            axes.set_axis_off()
+    _legend(used, groups)
     return figure
+
+
+# Of panels beside each other; more go into further rows.
+MOST_BESIDE = 4
+
+
+def _bands(panels: Panels) -> tuple[int, list[list[tuple[tuple[str, str], list[Group]]]]]:
+    """How many columns, and the panels in rows of so many."""
+    items = list(panels.items())
+    rows = max(1, math.ceil(len(items) / MOST_BESIDE))
+    columns = max(1, math.ceil(len(items) / rows))
+    return columns, [items[at : at + columns] for at in range(0, len(items), columns)] or [[]]
 
 
 def _legend(all_axes: Sequence[Axes], groups: Sequence[Group]) -> None:
@@ -54,15 +74,19 @@ def draw_curves(axes: Axes, members: Sequence[Group], study: StudyFolder, colour
 
 def by_arm(groups: Sequence[Group]) -> Figure:
     """Out of distribution: exact match above, log-probability per target token below; a dot a seed, a bar the mean."""
-    panels = panels_of(groups)
-    figure, cells = grid(len(panels), rows=2)
+    columns, bands = _bands(panels_of(groups))
+    figure, cells = grid(columns, rows=2 * len(bands))
     colours = of_groups(groups)
-    for at, ((split, method), members) in enumerate(panels.items()):
-        draw_arms(cells[at], members, "test", colours)
-        draw_arms(cells[at + len(panels)], members, "log_prob", colours)
-        cells[at].set_title(f"{split}, {method}")
-        for axes in (cells[at], cells[at + len(panels)])[: 2 if at else 0]:
+    for row, band in enumerate(bands):
+        above, below = (cells[at * columns : (at + 1) * columns] for at in (2 * row, 2 * row + 1))
+        for at, ((split, method), members) in enumerate(band):
+            draw_arms(above[at], members, "test", colours)
+            draw_arms(below[at], members, "log_prob", colours)
+            above[at].set_title(f"{split}\n{method}", fontsize="medium")
+        for axes in (*above[1:], *below[1:]):
             axes.set_ylabel("")
+        for axes in (*above[len(band) :], *below[len(band) :]):
+            axes.set_axis_off()
     return figure
 
 
