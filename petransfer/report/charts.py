@@ -135,8 +135,8 @@ def parameters_and_effect(points: Sequence[Trained], word: str) -> Figure:
     height = max(_ROW, 0.14 * len(names))
     figure, (left, right) = grid(2, size=(WIDTH, 1.2 + height * len(rows)), sharey=True, width_ratios=(1, 2))
     left.hlines(range(len(rows)), 0, 1, transform=left.get_yaxis_transform(), color=RULE, linewidth=0.8, zorder=0)
-    for place, method in enumerate(rows):
-        left.plot(counts[method], [place] * len(counts[method]), "o", color=INK, markersize=4)
+    for row, method in enumerate(rows):
+        left.plot(counts[method], [row] * len(counts[method]), "o", color=INK, markersize=4)
     for at, (name, split) in enumerate(names):
         colour, marker = found[f"{name}, {split}"], MARKERS[(at + at // len(SERIES)) % len(MARKERS)]
         for one in points:
