@@ -24,23 +24,23 @@ BATCH = 16
 # LoRA's peak rates, as the families' own papers and LoRA's users settled on them; T5's like larger ones than others.
 # The embedded family's is that of the shipped recipes, found on dev sets.
 NANO, T5, SEQ2SEQ, DECODER = 2e-3, 1e-3, 5e-4, 2e-4
-# What other methods take, as multiples of LoRA's rate: on the embedded family as found on dev sets (the recipe
-# methods-scan; biases as norms), on others as published: all weights a tenth (Biderman et al. 2024), rsLoRA as its
-# scale is four times LoRA's at rank 16, VeRA ten times (Kopiczko et al. 2024), biases five times (Ben Zaken et al.
-# 2022) and norms like them, (IA)3 and virtual tokens as in peft's examples. Few numbers that all inputs share, such
-# as (IA)3's and virtual tokens, hardly move at LoRA's own rate.
+# What other methods take, as multiples of LoRA's rate: on the embedded family as swept on dev (the recipe methods-scan,
+# results/methods-scan/sweep.json; biases as norms), on others as published: all weights a tenth (Biderman et al. 2024),
+# rsLoRA as its scale is four times LoRA's at rank 16, VeRA ten times (Kopiczko et al. 2024), biases five times (Ben
+# Zaken et al. 2022) and norms like them, (IA)3 and virtual tokens as in peft's examples. Few numbers that all inputs
+# share, such as (IA)3's and virtual tokens, hardly move at LoRA's own rate.
 FACTORS: dict[str, tuple[float, float]] = {
     "lora": (1, 1),
-    "rslora": (0.25, 0.25),
-    "loraplus": (0.15, 0.15),
+    "rslora": (0.5, 0.25),
+    "loraplus": (0.3, 0.15),
     "dora": (1, 1),
-    "pissa": (0.5, 0.5),
-    "vera": (50, 10),
+    "pissa": (1, 0.5),
+    "vera": (25, 10),
     "ia3": (50, 8),
-    "prompt": (150, 150),
-    "prefix": (15, 10),
-    "ln": (15, 5),
-    "bias": (15, 5),
+    "prompt": (3000, 150),
+    "prefix": (150, 10),
+    "ln": (60, 5),
+    "bias": (60, 5),
     "full": (10, 0.1),
 }
 _T5_TYPES = frozenset({"t5", "mt5", "longt5", "umt5"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,17 @@ def test_protein_is_compared_with_its_fair_partner_and_no_run_is_lost() -> None:
     assert not demand(recipe, cells).line  # its seeds are enough for one effect more
     kept = expand(load_recipe(str(Path(__file__).parents[2] / "results" / "lora-transfer-nano" / "recipe.yaml")))
     assert {cell.run_id for cell in kept} == {cell.run_id for cell in cells}
+
+
+@pytest.mark.parametrize("name", ["lora-transfer-nano", "methods-scan"])
+def test_rates_are_within_three_points_of_the_best_on_dev(name: str) -> None:
+    """As the sweep beside the study's results says; a recipe with a worse rate would judge a method unfairly."""
+    swept = json.loads((Path(__file__).parents[2] / "results" / name / "sweep.json").read_text())
+    assert {group["method"] for group in swept["groups"]} == {cell.method for cell in expand(load_recipe(name))}
+    rates = {(cell.arm, cell.method): cell.spec.train.learning_rate for cell in expand(load_recipe(name))}
+    for group in swept["groups"]:
+        seen = {one["rate"]: one["dev_em"] for one in group["rates"]}
+        assert seen[rates[group["arm"], group["method"]]] >= max(seen.values()) - 3, group["method"]
 
 
 def test_a_file_goes_before_a_shipped_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
