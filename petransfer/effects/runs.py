@@ -18,7 +18,7 @@ from petransfer.errors import UserError
 from petransfer.recipe.load import load_recipe
 from petransfer.recipe.schema import EXACT_MATCH, Recipe
 from petransfer.study.grid import Cell, expand
-from petransfer.study.ledger import StudyFolder
+from petransfer.study.ledger import RunFolder, StudyFolder
 
 
 @dataclass(frozen=True)
@@ -164,20 +164,26 @@ def _mean(values: np.ndarray) -> float:
 
 def _dev(folder: StudyFolder, cell: Cell, metric: str) -> float:
     """A run's dev figure of a metric, over 100; NaN where it has none."""
-    figure = (folder.run(cell.run_id).result() or {}).get("dev", {}).get(CRITERIA[metric].key)
-    return math.nan if figure is None else float(figure) / 100
+    figure = _figure(folder.run(cell.run_id), "dev", metric)
+    return math.nan if figure is None else figure / 100
 
 
 def _share(folder: StudyFolder, cell: Cell, metric: str) -> float:
     """A run's test figure of a metric, over 100."""
     run = folder.run(cell.run_id)
-    figure = (run.result() or {}).get("test", {}).get(CRITERIA[metric].key)
+    figure = _figure(run, "test", metric)
     if figure is None:
         raise UserError(
             f"{run.path / 'result.json'} has no test figure of {metric}, which the study is judged by; delete "
             f"{run.path}, and `petransfer run --recipe {folder.path / 'recipe.yaml'}` carries it out again"
         )
-    return float(figure) / 100
+    return figure / 100
+
+
+def _figure(run: RunFolder, part: str, metric: str) -> float | None:
+    """What a run's result.json has of a metric on `dev` or `test`."""
+    figure = (run.result() or {}).get(part, {}).get(CRITERIA[metric].key)
+    return None if figure is None else float(figure)
 
 
 def _examples(folder: StudyFolder, run_id: str) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -22,35 +23,39 @@ Panels = dict[tuple[str, str], list[Group]]
 
 def learning_curves(groups: Sequence[Group], study: StudyFolder) -> Figure:
     """Exact match on dev over the steps: a panel a split and method, thin lines the seeds, thick ones their mean."""
-    panels = panels_of(groups)
-    columns, bands = _bands(panels)
-    figure, all_axes = grid(columns, len(bands), sharey=True)
     colours = of_groups(groups)
-    used = []
-    for row, band in enumerate(bands):
-        cells = all_axes[row * columns : (row + 1) * columns]
-        for at, ((split, method), members) in enumerate(band):
-            draw_curves(cells[at], members, study, colours)
-            cells[at].set_title(f"{split}\n{method}", fontsize="medium")
-            used.append(cells[at])
-        for axes in cells[1:]:
-            axes.set_ylabel("")
-        for axes in cells[len(band) :]:
-            axes.set_axis_off()
+    figure, used = _in_bands(groups, [functools.partial(draw_curves, study=study, colours=colours)], sharey=True)
     _legend(used, groups)
     return figure
 
 
-# Of panels beside each other; more go into further rows.
+# Of panels beside each other; more go into further bands.
 MOST_BESIDE = 4
 
 
-def _bands(panels: Panels) -> tuple[int, list[list[tuple[tuple[str, str], list[Group]]]]]:
-    """How many columns, and the panels in rows of so many."""
-    items = list(panels.items())
-    rows = max(1, math.ceil(len(items) / MOST_BESIDE))
-    columns = max(1, math.ceil(len(items) / rows))
-    return columns, [items[at : at + columns] for at in range(0, len(items), columns)] or [[]]
+def _in_bands(
+    groups: Sequence[Group], draws: Sequence[Callable[[Axes, list[Group]], None]], **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure with the panels of each split and method above each other, one for each of `draws`, and those in use."""
+    panels = panels_of(groups)
+    bands = max(1, math.ceil(len(panels) / MOST_BESIDE))
+    columns = max(1, math.ceil(len(panels) / bands))
+    figure, cells = grid(columns, bands * len(draws), **options)
+    used = []
+    for at, ((split, method), members) in enumerate(panels.items()):
+        band, column = divmod(at, columns)
+        for row, draw in enumerate(draws):
+            axes = cells[(band * len(draws) + row) * columns + column]
+            draw(axes, members)
+            if row == 0:
+                axes.set_title(f"{split}\n{method}", fontsize="medium")
+            if column:
+                axes.set_ylabel("")
+            used.append(axes)
+    for axes in cells:
+        if axes not in used:
+            axes.set_axis_off()
+    return figure, used
 
 
 def _legend(all_axes: Sequence[Axes], groups: Sequence[Group]) -> None:
@@ -74,20 +79,9 @@ def draw_curves(axes: Axes, members: Sequence[Group], study: StudyFolder, colour
 
 def by_arm(groups: Sequence[Group]) -> Figure:
     """Out of distribution: exact match above, log-probability per target token below; a dot a seed, a bar the mean."""
-    columns, bands = _bands(panels_of(groups))
-    figure, cells = grid(columns, rows=2 * len(bands))
     colours = of_groups(groups)
-    for row, band in enumerate(bands):
-        above, below = (cells[at * columns : (at + 1) * columns] for at in (2 * row, 2 * row + 1))
-        for at, ((split, method), members) in enumerate(band):
-            draw_arms(above[at], members, "test", colours)
-            draw_arms(below[at], members, "log_prob", colours)
-            above[at].set_title(f"{split}\n{method}", fontsize="medium")
-        for axes in (*above[1:], *below[1:]):
-            axes.set_ylabel("")
-        for axes in (*above[len(band) :], *below[len(band) :]):
-            axes.set_axis_off()
-    return figure
+    draws = [functools.partial(draw_arms, figure=figure, colours=colours) for figure in ("test", "log_prob")]
+    return _in_bands(groups, draws)[0]
 
 
 _FIGURES = {"test": "test exact match, %", "log_prob": "log p per token, nats"}
