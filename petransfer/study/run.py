@@ -336,7 +336,10 @@ _TEXTS = ("said", "input", "target")
 
 
 def environment(device: torch.device, threads: int) -> dict[str, Any]:
-    """What a result was made with: versions, the device, and the CPU threads, on which rounding depends."""
+    """Describe the software and hardware of a run: package versions, device, CPU and thread count.
+
+    A run id fixes a run's inputs. Its numbers are equal bit for bit only on one kind of CPU with one thread count.
+    """
     packages = ("petransfer", "torch", "transformers", "peft", "bitsandbytes", "accelerate")
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
@@ -345,7 +348,22 @@ def environment(device: torch.device, threads: int) -> dict[str, Any]:
         "device": f"{device.type} ({card})",
         "threads": threads or torch.get_num_threads(),
         "cores": os.cpu_count(),
+        "cpu": cpu_model(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "amx": torch.cpu._is_amx_tile_supported(),
     }
+
+
+def cpu_model() -> str:
+    """Return the CPU's model name, with its family and model numbers where Linux gives them."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor()
+    fields = dict(line.split(":", 1) for line in text.split("\n\n", 1)[0].splitlines() if ":" in line)
+    named = {key.strip(): value.strip() for key, value in fields.items()}
+    numbers = [f"{key} {named[key]}" for key in ("cpu family", "model") if key in named]
+    return f"{named.get('model name', platform.processor())} ({', '.join(numbers)})" if numbers else platform.processor()
 
 
 def _version(package: str) -> str:
