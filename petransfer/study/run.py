@@ -363,7 +363,9 @@ def cpu_model() -> str:
     fields = dict(line.split(":", 1) for line in text.split("\n\n", 1)[0].splitlines() if ":" in line)
     named = {key.strip(): value.strip() for key, value in fields.items()}
     numbers = [f"{key} {named[key]}" for key in ("cpu family", "model") if key in named]
-    return f"{named.get('model name', platform.processor())} ({', '.join(numbers)})" if numbers else platform.processor()
+    return (
+        f"{named.get('model name', platform.processor())} ({', '.join(numbers)})" if numbers else platform.processor()
+    )
 
 
 def _version(package: str) -> str:
