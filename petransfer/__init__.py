@@ -11,31 +11,31 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "Example": "petransfer.tasks",
+    "Example": "petransfer.data",
     "Recipe": "petransfer.recipe.schema",
     "RunError": "petransfer.errors",
-    "RunSpec": "petransfer.recipe.spec",
+    "RunSpec": "petransfer.recipe.run_spec",
     "UserError": "petransfer.errors",
-    "checkpoint_spec": "petransfer.checkpoints.registry",
+    "checkpoint_spec": "petransfer.models.registry",
     "expand": "petransfer.study.grid",
-    "load": "petransfer.checkpoints.load",
-    "load_recipe": "petransfer.recipe.load",
-    "load_task": "petransfer.tasks",
-    "run_one": "petransfer.study.run",
+    "load": "petransfer.models.loading",
+    "load_recipe": "petransfer.recipe.loading",
+    "load_task": "petransfer.data",
+    "run_one": "petransfer.study.single_run",
 }
 
 if TYPE_CHECKING:
-    from petransfer.checkpoints.load import load as load
-    from petransfer.checkpoints.registry import checkpoint_spec as checkpoint_spec
+    from petransfer.data import Example as Example
+    from petransfer.data import load_task as load_task
     from petransfer.errors import RunError as RunError
     from petransfer.errors import UserError as UserError
-    from petransfer.recipe.load import load_recipe as load_recipe
+    from petransfer.models.loading import load as load
+    from petransfer.models.registry import checkpoint_spec as checkpoint_spec
+    from petransfer.recipe.loading import load_recipe as load_recipe
+    from petransfer.recipe.run_spec import RunSpec as RunSpec
     from petransfer.recipe.schema import Recipe as Recipe
-    from petransfer.recipe.spec import RunSpec as RunSpec
     from petransfer.study.grid import expand as expand
-    from petransfer.study.run import run_one as run_one
-    from petransfer.tasks import Example as Example
-    from petransfer.tasks import load_task as load_task
+    from petransfer.study.single_run import run_one as run_one
 
 
 def __getattr__(name: str) -> Any:

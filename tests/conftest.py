@@ -15,8 +15,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # tests run beside each other; more threads than cores make all of them slower
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from petransfer.checkpoints.registry import NANO, checkpoint_spec
-from petransfer.recipe.spec import MethodSpec, RunSpec, TaskSpec, TrainSpec
+from petransfer.models.registry import NANO, checkpoint_spec
+from petransfer.recipe.run_spec import MethodSpec, RunSpec, TaskSpec, TrainSpec
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,7 +1,7 @@
 """The README with every figure that it takes from results/ as it stands there.
 
 A table beneath `<!-- groups: STUDY -->` or `<!-- verdicts: STUDY -->` is that of the study's table.md, that beneath
-`<!-- support -->` says which architectures tests/checkpoints/test_coverage.py tries. After `<!-- from: STUDY -->` a
+`<!-- support -->` says which architectures tests/models/test_coverage.py tries. After `<!-- from: STUDY -->` a
 word or figure in a sentence is marked by what it is: `<!-- english, lora, dev -->95.9`.
 tests/test_readme.py compares; this writes:
 
@@ -19,8 +19,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from petransfer.recipe.effects import matching
-from tests.checkpoints.architectures import support
+from petransfer.recipe.effect_requests import matching
+from tests.models.architectures import support
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

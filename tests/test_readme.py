@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from petransfer.cli import main
-from petransfer.recipe.load import load_recipe
+from petransfer.recipe.loading import load_recipe
 from petransfer.study.grid import expand
 from tests.readme import FIGURE, corrected
 
@@ -27,7 +27,7 @@ COMMANDS = [line.split("#")[0].strip() for line in SHOWN.splitlines() if line.st
 )
 def test_the_commands_are_understood(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`run` as `plan` and `pretrain --plan`: all is read and checked, nothing trained, no largest batch looked for."""
-    monkeypatch.setattr("petransfer.fit.planner._largest", lambda of, demand, memory, card: 1)
+    monkeypatch.setattr("petransfer.memory.planner._largest", lambda of, demand, memory, card: 1)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PETRANSFER_CACHE", str(tmp_path / "cache"))
     (tmp_path / "pairs.tsv").write_text("".join(f"in {n}\tout {n}\n" for n in range(10)))
@@ -36,8 +36,6 @@ def test_the_commands_are_understood(command: str, tmp_path: Path, monkeypatch: 
         words = ["petransfer", "plan", *_of_plan(words[2:])]
     if words[1] in ("train", "sweep"):
         words.append("--plan")
-    if words[1] == "bench":
-        words.append("--help")  # options are parsed, nothing is measured
     if words[1] == "pretrain" and "--plan" not in words:
         words.append("--plan")
     monkeypatch.setattr(sys, "argv", words)

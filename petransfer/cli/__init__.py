@@ -7,11 +7,11 @@ import sys
 
 import typer
 
-import petransfer.checkpoints.quiet  # noqa: F401 - before a library says what a user can do nothing about
+import petransfer.models.library_output  # noqa: F401 - before a library says what a user can do nothing about
 from petransfer import __version__
-from petransfer.cli.verbs import Verbs
+from petransfer.cli.lazy_verbs import Verbs
 from petransfer.errors import RunError, UserError
-from petransfer.study.processes import this_place
+from petransfer.study.launched_processes import this_place
 
 # The verbs whose work the processes of one launch share; any other is the first one's alone.
 SHARED = ("run", "sweep", "train")
@@ -37,16 +37,25 @@ def _top(
 
 
 def main() -> None:
-    """The entry point: exit code 2 for a user's mistake, 1 for a failed run, 130 after Ctrl-C."""
-    debug = "--debug" in sys.argv
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    """Run the command line of `petransfer`: the entry point of the installed script."""
     leads = this_place().leads
-    if not leads and arguments[:1] not in [[verb] for verb in SHARED]:
+    if not leads and sys.argv[1:2] not in [[verb] for verb in SHARED]:
         sys.exit(0)
+    call(app, sys.argv[1:])
+
+
+def call(application: typer.Typer, arguments: list[str]) -> None:
+    """Run a Typer application and turn its errors into one line and an exit code.
+
+    The exit code is 2 for a user's mistake, 1 for a failed run, 130 after Ctrl-C. `--debug` anywhere among the
+    arguments shows the traceback.
+    """
+    debug = "--debug" in arguments
+    leads = this_place().leads
     if not leads:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lasts
     try:
-        app(arguments)
+        application([argument for argument in arguments if argument != "--debug"])
     except (UserError, RunError) as error:
         if debug:
             import traceback

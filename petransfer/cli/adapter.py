@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from petransfer.errors import UserError, unknown
-from petransfer.share.archive import SUFFIX
-from petransfer.share.bundle import CARD, Bundle, checked, opened
-from petransfer.share.card import Wishes
+from petransfer.sharing.bundle import CARD, Bundle, checked, opened
+from petransfer.sharing.bundle_zip import SUFFIX
+from petransfer.sharing.card import Wishes
 
 app = typer.Typer(no_args_is_help=True, help="Hand adapters on so that others can use, check and trace them.")
 
@@ -32,7 +32,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 @app.command("info")
 def info(source: Source, as_json: Json = False) -> None:
     """Say what an adapter is, petransfer's or not. Nothing of it is loaded."""
-    from petransfer.share.info import describe
+    from petransfer.sharing.info import describe
 
     with opened(source) as bundle:
         found = describe(bundle)
@@ -52,7 +52,7 @@ def card(
     out: Annotated[Path | None, typer.Option(help="The file; README.md beside the adapter; - prints it.")] = None,
 ) -> None:
     """Write the card that the hub shows: what it is, how to use it, how well it does, its limits."""
-    from petransfer.share.card import card as make
+    from petransfer.sharing.card import card as make
 
     with opened(source) as bundle:
         text = make(checked(bundle), _wishes(licence, language, tags))
@@ -75,7 +75,7 @@ def pack(
     tags: Tag = None,
 ) -> None:
     """Put an adapter, its card, provenance, recipe and results into one file, the same bytes every time."""
-    from petransfer.share.pack import pack as write
+    from petransfer.sharing.pack import pack as write
 
     with opened(source) as bundle:
         target = out or Path(_name(bundle) + SUFFIX)
@@ -95,8 +95,8 @@ def push(
     as_json: Json = False,
 ) -> None:
     """Put an adapter on the Hugging Face Hub in one commit, private unless --public."""
-    from petransfer.share import hub
-    from petransfer.share.pack import contents
+    from petransfer.sharing import hub
+    from petransfer.sharing.pack import contents
 
     hub.quiet()
     with opened(source) as bundle:
@@ -113,7 +113,7 @@ def pull(
     out: Annotated[Path | None, typer.Option(help="The folder; named by the source unless given.")] = None,
 ) -> None:
     """Check an adapter from the hub, a bundle or a folder and put its files into a folder that plain peft loads."""
-    from petransfer.share import hub
+    from petransfer.sharing import hub
 
     hub.quiet()
     target = out or Path(source.split("@")[0].rstrip("/").split("/")[-1].removesuffix(SUFFIX))
@@ -151,9 +151,9 @@ def verify(
     """Check files, base, tokenizer and width against the provenance, and measure the claimed figures again."""
     found = []
     with opened(source) as bundle:  # what cannot be had is said before torch is loaded
-        from petransfer.checkpoints.quiet import quiet
-        from petransfer.share.several import Where
-        from petransfer.share.verify import verify as check
+        from petransfer.models.library_output import quiet
+        from petransfer.sharing.combined_adapters import Where
+        from petransfer.sharing.verify import verify as check
 
         quiet()
         for one in check(bundle, Where(checkpoint, revision, data_dir, _device(cpu)), _bits(bits), evaluate):
@@ -183,9 +183,9 @@ def merge(
 ) -> None:
     """Merge an adapter into its 16-bit base (32 where it was trained so), and say what that changed in the logits."""
     with opened(source) as bundle:  # what cannot be had is said before torch is loaded
-        from petransfer.checkpoints.quiet import quiet
-        from petransfer.share.merge import merge as write
-        from petransfer.share.several import Where
+        from petransfer.models.library_output import quiet
+        from petransfer.sharing.combined_adapters import Where
+        from petransfer.sharing.merge import merge as write
 
         quiet()
         done = write(bundle, out, Where(checkpoint, revision, None, _device(cpu)), _bits(bits))

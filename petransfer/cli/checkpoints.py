@@ -11,7 +11,9 @@ import typer
 import yaml
 from rich.table import Table
 
-from petransfer.checkpoints.registry import (
+from petransfer.cli.display import print_table
+from petransfer.errors import UserError, unknown
+from petransfer.models.registry import (
     NANO,
     Family,
     embedded_arms,
@@ -20,8 +22,6 @@ from petransfer.checkpoints.registry import (
     registered_family,
     registry,
 )
-from petransfer.cli.display import print_table
-from petransfer.errors import UserError, unknown
 
 app = typer.Typer(no_args_is_help=True, help="The families of checkpoints and their arms.")
 

@@ -13,10 +13,10 @@ from rich.table import Table
 
 from petransfer.cli.display import print_table
 from petransfer.errors import UserError
-from petransfer.share.bundle import opened
+from petransfer.sharing.bundle import opened
 
 if TYPE_CHECKING:
-    from petransfer.share.several import Asked, Row
+    from petransfer.sharing.combined_adapters import Asked, Row
 
 
 def evaluate(
@@ -42,9 +42,9 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Score adapters, or whole models, side by side on the same examples; adapters' base is loaded once."""
-    from petransfer.checkpoints.quiet import quiet
-    from petransfer.evaluate.predict import is_whole_model
-    from petransfer.share.several import Asked, Where, put_together, side_by_side, whole_models
+    from petransfer.evaluation.predictor import is_whole_model
+    from petransfer.models.library_output import quiet
+    from petransfer.sharing.combined_adapters import Asked, Where, put_together, side_by_side, whole_models
 
     quiet()
     where, asked = Where(checkpoint, revision, data_dir, "cpu" if cpu else None), Asked(part, data, by_generation)
@@ -81,7 +81,7 @@ def _show(rows: list[Row], asked: Asked) -> None:
 
 def combination_of(weights: str | None, kind: str) -> Any:
     """The combination that `--weights` asks for."""
-    from petransfer.share.several import Combination
+    from petransfer.sharing.combined_adapters import Combination
 
     if weights is None:
         return None

@@ -13,19 +13,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from petransfer.checkpoints.registry import checkpoint_spec
 from petransfer.errors import UserError, unknown
-from petransfer.fit.advice import OF_FIT, TURNED_ON, Words, in_options, it_would
-from petransfer.fit.grid import in_words, this_card
-from petransfer.fit.sizes import card_bytes
-from petransfer.recipe.methods import FORMS, METHODS
+from petransfer.memory.advice import OF_FIT, TURNED_ON, Words, in_options, it_would
+from petransfer.memory.card_sizes import card_bytes
+from petransfer.memory.study_memory import in_words, this_card
+from petransfer.models.registry import checkpoint_spec
+from petransfer.recipe.method_forms import FORMS, METHODS
+from petransfer.recipe.run_spec import MethodSpec
 from petransfer.recipe.schema import MethodPart
-from petransfer.recipe.spec import MethodSpec
 from petransfer.study.grid import method_of
 
 if TYPE_CHECKING:
-    from petransfer.fit.measure import Measured
-    from petransfer.fit.planner import Fit
+    from petransfer.memory.measured import Measured
+    from petransfer.memory.planner import Fit
 
 PARTS = ("trained", "gradients", "optimizer", "activations", "logits", "workspace")
 COLOURS = ("blue", "cyan", "green", "yellow", "magenta", "red", "white")
@@ -66,12 +66,12 @@ def fit(
     spec = checkpoint_spec(checkpoint)
     source, target = two(lengths)
 
-    from petransfer.checkpoints.architecture import configuration
-    from petransfer.checkpoints.quantise import refuse_quantised
-    from petransfer.checkpoints.quiet import quiet
-    from petransfer.fit.planner import plan
-    from petransfer.fit.simulate import Demand
-    from petransfer.methods.stacked import refuse_layer_drop
+    from petransfer.memory.planner import plan
+    from petransfer.memory.simulation import Demand
+    from petransfer.models.architecture import configuration
+    from petransfer.models.library_output import quiet
+    from petransfer.models.quantization import refuse_quantised
+    from petransfer.training.stacked.layers import refuse_layer_drop
 
     quiet()
     room = card_bytes(card) if card is not None else None if cpu else this_card()
@@ -124,7 +124,7 @@ def _method(name: str, bits: int, rank: int, tokens: int, match: int | None) -> 
 
 
 def _measured(spec: Any, demand: Any) -> Measured:
-    from petransfer.fit.measure import measure
+    from petransfer.memory.measured import measure
 
     print("training three steps", file=sys.stderr)
     return measure(spec, demand, with_loop=True)

@@ -14,11 +14,11 @@ import typer
 
 from petransfer.cli.evaluate import combination_of
 from petransfer.errors import UserError
-from petransfer.share.bundle import opened
+from petransfer.sharing.bundle import opened
 
 if TYPE_CHECKING:
-    from petransfer.evaluate.predict import Predictor
-    from petransfer.share.several import Where
+    from petransfer.evaluation.predictor import Predictor
+    from petransfer.sharing.combined_adapters import Where
 
 BATCH = 256
 
@@ -43,7 +43,7 @@ def predict(
     """Answer with an adapter, with several on one base, or with a fully fine-tuned model."""
     lines = iter(text) if text else _lines(file)
     with contextlib.ExitStack() as stack:
-        from petransfer.share.several import Where
+        from petransfer.sharing.combined_adapters import Where
 
         where = Where(checkpoint, revision, device="cpu" if cpu else None)
         asked = _asked(stack, [run, *(others or [])], where, combination_of(weights, combination))
@@ -58,9 +58,9 @@ def _asked(
     stack: contextlib.ExitStack, sources: list[str], where: Where, combination: Any
 ) -> Callable[[], Iterator[tuple[str, Predictor]]]:
     """What gives every label with its predictor, each of which is to be used before the next is taken."""
-    from petransfer.checkpoints.quiet import quiet
-    from petransfer.evaluate.predict import Predictor, is_whole_model
-    from petransfer.share.several import put_together
+    from petransfer.evaluation.predictor import Predictor, is_whole_model
+    from petransfer.models.library_output import quiet
+    from petransfer.sharing.combined_adapters import put_together
 
     quiet()
     first = Path(sources[0])

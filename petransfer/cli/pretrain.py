@@ -16,11 +16,11 @@ from petransfer.cli.display import Display, View, print_table, report_outcome
 from petransfer.cli.options import Arms, Cpu, Json, Seeds, Sets
 from petransfer.cli.run import whole_numbers
 from petransfer.errors import UserError
-from petransfer.recipe.load import load_pretraining
-from petransfer.report import pretraining as tables
-from petransfer.study.ledger import StudyFolder
-from petransfer.study.pretraining import check_settings, expand_pretraining
-from petransfer.study.processes import this_place
+from petransfer.pretraining import run_table as tables
+from petransfer.pretraining.grid import check_settings, expand_pretraining
+from petransfer.recipe.loading import load_pretraining
+from petransfer.study.folders import StudyFolder
+from petransfer.study.launched_processes import this_place
 
 
 def pretrain(
@@ -73,9 +73,9 @@ def pretrain(
     folder.open(content)
     started = time.monotonic()
     with Display(View(content.name, read, tables.terminal_table, tables.plain_line), quiet=as_json) as tick:
-        from petransfer.study.executors import execute
-        from petransfer.study.pretraining import Pretrain
-        from petransfer.train.execution import Execution
+        from petransfer.pretraining.grid import Pretrain
+        from petransfer.study.local_executor import execute
+        from petransfer.training.execution import Execution
 
         has_compiler = any(map(shutil.which, ("g++", "clang++", "c++")))
         execution = Execution(

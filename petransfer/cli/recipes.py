@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from petransfer.errors import UserError
-from petransfer.recipe.load import find, load_either, shipped
+from petransfer.recipe.loading import find, load_either, shipped
 from petransfer.recipe.pretraining import PretrainRecipe
 
 app = typer.Typer(no_args_is_help=True, help="The shipped recipes.")

@@ -14,11 +14,14 @@ from typer.core import TyperGroup
 from petransfer.cli.display import print_table
 from petransfer.effects.contrasts import family_name, update_effects
 from petransfer.errors import UserError
-from petransfer.recipe.load import load_either
+from petransfer.recipe.loading import load_either
 from petransfer.recipe.schema import Recipe
-from petransfer.report import groups, page, pictures, sweep, tables
+from petransfer.report import page, sweep
+from petransfer.report import plot_files as pictures
+from petransfer.report import run_groups as groups
+from petransfer.report import run_table as tables
+from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell, expand
-from petransfer.study.ledger import StudyFolder
 
 
 class _StudyOrVerb(TyperGroup):
@@ -91,7 +94,7 @@ def compare(
 ) -> None:
     """Put two studies side by side: the same cells and effects, and B less A with intervals and verdicts."""
     from petransfer.effects.runs import Runs
-    from petransfer.report import compare as side_by_side
+    from petransfer.report import comparison as side_by_side
 
     if out and out.suffix not in {".html", ".md"}:
         raise UserError(f"--out {out}: name a file that ends with .html or .md")

@@ -16,25 +16,27 @@ from rich.table import Table
 
 import petransfer.cli.options as opt
 from petransfer.cli.display import Display, View, print_table, report_outcome
-from petransfer.cli.launch import launch
-from petransfer.cli.ways import Ways, connected, in_stacks, on_ray
+from petransfer.cli.launcher import launch
+from petransfer.cli.run_options import Ways, connected, in_stacks, on_ray
 from petransfer.effects.contrasts import demand, family_name, update_effects
 from petransfer.errors import UserError
-from petransfer.fit.advice import Words, in_options, of_recipe
-from petransfer.fit.grid import Place, find_sizes, foresee, this_card
-from petransfer.fit.sizes import card_bytes
-from petransfer.recipe.load import load_either, load_reduced
+from petransfer.memory.advice import Words, in_options, of_recipe
+from petransfer.memory.card_sizes import card_bytes
+from petransfer.memory.study_memory import Place, find_sizes, foresee, this_card
+from petransfer.pretraining import run_table as pretraining
+from petransfer.pretraining.grid import expand_pretraining
+from petransfer.recipe.loading import load_either, load_reduced
 from petransfer.recipe.pretraining import PretrainRecipe
+from petransfer.recipe.run_spec import RunSpec
 from petransfer.recipe.schema import Recipe
-from petransfer.recipe.spec import RunSpec
 from petransfer.recipe.stacking import why_alone
-from petransfer.report import pretraining, sweep, tables
+from petransfer.report import run_table as tables
+from petransfer.report import sweep
+from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell, expand, method_of, notes, resolve
-from petransfer.study.ledger import StudyFolder
-from petransfer.study.pretraining import expand_pretraining
-from petransfer.study.processes import refuse_launch, splits_tensors, this_place
+from petransfer.study.launched_processes import refuse_launch, splits_tensors, this_place
 from petransfer.study.shard import parse_shard
-from petransfer.train.execution import Execution, refuse_small_batch
+from petransfer.training.execution import Execution, refuse_small_batch
 
 
 @dataclass(frozen=True)
@@ -264,8 +266,8 @@ def _execute(
 ) -> Any:
     view = View(study.recipe.name, lambda: tables.rows_of(study.mine, study.folder), kind.table, kind.line)
     with Display(view, quiet) as tick:
-        from petransfer.study.executors import execute
-        from petransfer.study.run import FineTune, Settings
+        from petransfer.study.local_executor import execute
+        from petransfer.study.single_run import FineTune, Settings
 
         data_dir = study.recipe.data_dir
         place = data_dir.resolve() if data_dir else None
@@ -273,7 +275,7 @@ def _execute(
         if ray:
             return on_ray(study.mine, study.folder, job, ways, tick, ray, words_of(study.recipe))
         if this_place().shared:
-            from petransfer.study.together import execute_together
+            from petransfer.study.process_group import execute_together
 
             return execute_together(study.mine, study.folder, job, execution.threads, tick, cpu)
         chosen = ways.workers or _default_workers(study, cpu)

@@ -10,16 +10,16 @@ import typer
 import petransfer.cli.options as opt
 from petransfer.cli.display import print_table
 from petransfer.cli.run import Kind, Study, carry_out, log_every, ready, study_of
-from petransfer.cli.ways import Ways
+from petransfer.cli.run_options import Ways
 from petransfer.errors import UserError
 from petransfer.recipe.schema import Recipe
+from petransfer.report import run_table as tables
 from petransfer.report import sweep as shown
-from petransfer.report import tables
+from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell
-from petransfer.study.ledger import StudyFolder
 from petransfer.study.shard import parse_shard
 from petransfer.study.sweep import open_sweep, sweep_cells, sweep_folder, update_sweep
-from petransfer.train.execution import Execution
+from petransfer.training.execution import Execution
 
 
 def sweep(

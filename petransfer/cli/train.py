@@ -12,17 +12,17 @@ import yaml
 from petransfer.cli.fit import show
 from petransfer.cli.options import Checkpointing, Cpu, Force, Json
 from petransfer.cli.run import Study, carry_out, log_every, own_runs, say_notes, whole_numbers
-from petransfer.cli.ways import Ways
+from petransfer.cli.run_options import Ways
 from petransfer.errors import UserError
-from petransfer.fit.advice import OF_TRAIN, it_would
-from petransfer.fit.grid import demand_of, met_new_pieces, this_card
-from petransfer.recipe.load import validate
-from petransfer.recipe.methods import METHODS
+from petransfer.memory.advice import OF_TRAIN, it_would
+from petransfer.memory.study_memory import demand_of, met_new_pieces, this_card
+from petransfer.recipe.loading import validate
+from petransfer.recipe.method_forms import METHODS
+from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import expand
-from petransfer.study.ledger import StudyFolder
-from petransfer.study.processes import splits_tensors
-from petransfer.study.short import Wishes, refuse_another, short_recipe, with_whole_places
-from petransfer.train.execution import Execution
+from petransfer.study.launched_processes import splits_tensors
+from petransfer.study.quick_recipe import Wishes, refuse_another, short_recipe, with_whole_places
+from petransfer.training.execution import Execution
 
 
 def train(
@@ -77,10 +77,10 @@ def train(
 
 
 def _say_fit(study: Study, card: int | None, checkpointing: bool, force: bool, as_json: bool) -> None:
-    from petransfer.checkpoints.architecture import configuration
-    from petransfer.checkpoints.quantise import refuse_quantised
-    from petransfer.checkpoints.quiet import quiet
-    from petransfer.fit.planner import plan
+    from petransfer.memory.planner import plan
+    from petransfer.models.architecture import configuration
+    from petransfer.models.library_output import quiet
+    from petransfer.models.quantization import refuse_quantised
 
     quiet()
     spec = study.cells[0].spec

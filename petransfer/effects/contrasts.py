@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from petransfer.effects.counts import Demand
 from petransfer.effects.criteria import CRITERIA
-from petransfer.recipe.effects import Wanted, matching, wanted
+from petransfer.effects.seed_counts import Demand
+from petransfer.recipe.effect_requests import Wanted, matching, wanted
 from petransfer.recipe.schema import EXACT_MATCH, Recipe
+from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell
-from petransfer.study.ledger import StudyFolder
 
 if TYPE_CHECKING:
     from petransfer.effects.ratios import Two

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from petransfer.evaluate.metrics import HEADINGS
+from petransfer.evaluation.text_metrics import HEADINGS
 from petransfer.recipe.schema import EXACT_MATCH
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from petransfer.effects.bootstrap import Interval, degrees_of_freedom, drawn_means, percentile_interval, sum_interval
-from petransfer.effects.counts import LEVEL, fewest_for_equivalence, smallest_p
+from petransfer.effects.seed_counts import LEVEL, fewest_for_equivalence, smallest_p
 from petransfer.effects.statistics import holm, welch_p
 from petransfer.effects.verdict import Contrast, Verdict, holds_zero, no_room
 from petransfer.recipe.schema import MARGIN

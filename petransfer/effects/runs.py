@@ -15,10 +15,10 @@ import numpy as np
 from petransfer.effects.criteria import CRITERIA
 from petransfer.effects.verdict import Contrast
 from petransfer.errors import UserError
-from petransfer.recipe.load import load_recipe
+from petransfer.recipe.loading import load_recipe
 from petransfer.recipe.schema import EXACT_MATCH, Recipe
+from petransfer.study.folders import RunFolder, StudyFolder
 from petransfer.study.grid import Cell, expand
-from petransfer.study.ledger import RunFolder, StudyFolder
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from petransfer.effects.bootstrap import Interval
-from petransfer.effects.counts import LEVEL
 from petransfer.effects.criteria import CRITERIA, Criterion, unlearnt
 from petransfer.effects.ratios import Retention, Scale, Side
+from petransfer.effects.seed_counts import LEVEL
 from petransfer.effects.verdict import Effect
 from petransfer.recipe.schema import EXACT_MATCH
 

@@ -20,7 +20,7 @@ from statsmodels.stats.power import TTestIndPower, TTestPower
 from statsmodels.stats.weightstats import ttost_ind, ttost_paired
 
 from petransfer.effects.bootstrap import Interval, Scores, degrees_of_freedom, sum_interval
-from petransfer.effects.counts import LEVEL, MOST_DEALS, MOST_SEEDS, fewest_for_equivalence, fewest_seeds
+from petransfer.effects.seed_counts import LEVEL, MOST_DEALS, MOST_SEEDS, fewest_for_equivalence, fewest_seeds
 
 
 def difference_interval(

@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 
 from petransfer.effects.bootstrap import Interval, Scores
-from petransfer.effects.counts import LEVEL, smallest_p
 from petransfer.effects.criteria import CRITERIA
+from petransfer.effects.seed_counts import LEVEL, smallest_p
 from petransfer.effects.statistics import (
     Odds,
     PairOfRuns,

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 
-from petransfer.checkpoints.lengths import Virtual
-from petransfer.checkpoints.load import Loaded
-from petransfer.methods import adapted, bias, dora, full, ia3, ln, lora, loraplus, pissa, prefix, prompt, rslora, vera
-from petransfer.methods.sizes import sized
-from petransfer.recipe.methods import FORMS
-from petransfer.recipe.spec import Bits, MethodSpec
+from petransfer.methods import bias, dora, full, ia3, ln, lora, loraplus, pissa, prefix, prompt, rslora, vera
+from petransfer.methods import common as adapted
+from petransfer.methods.parameter_matching import sized
+from petransfer.models.lengths import Virtual
+from petransfer.models.loading import Loaded
+from petransfer.recipe.method_forms import FORMS
+from petransfer.recipe.run_spec import Bits, MethodSpec
 
 Apply = Callable[[Loaded, MethodSpec, int], torch.nn.Module]
 

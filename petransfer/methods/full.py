@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from petransfer.checkpoints.load import Loaded
-from petransfer.recipe.spec import MethodSpec
+from petransfer.models.loading import Loaded
+from petransfer.recipe.run_spec import MethodSpec
 
 # Tables that are computed and not learned, which Marian and Pegasus hold as parameters and read without a gradient.
 COMPUTED = "SinusoidalPositionalEmbedding"

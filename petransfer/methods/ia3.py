@@ -9,10 +9,10 @@ from peft.utils.constants import (
 )
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as TARGETS
 
-from petransfer.checkpoints.load import Loaded
 from petransfer.errors import UserError
-from petransfer.methods.adapted import put, targets, task_type
-from petransfer.recipe.spec import MethodSpec
+from petransfer.methods.common import put, targets, task_type
+from petransfer.models.loading import Loaded
+from petransfer.recipe.run_spec import MethodSpec
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:

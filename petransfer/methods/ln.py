@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from peft import LNTuningConfig
 
-from petransfer.checkpoints.load import Loaded
 from petransfer.errors import UserError
-from petransfer.methods.adapted import put, task_type
-from petransfer.recipe.spec import MethodSpec
+from petransfer.methods.common import put, task_type
+from petransfer.models.loading import Loaded
+from petransfer.recipe.run_spec import MethodSpec
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:

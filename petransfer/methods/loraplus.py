@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from petransfer.checkpoints.load import Loaded
 from petransfer.methods import lora
-from petransfer.recipe.spec import MethodSpec
+from petransfer.models.loading import Loaded
+from petransfer.recipe.run_spec import MethodSpec
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:

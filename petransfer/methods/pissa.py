@@ -17,11 +17,11 @@ from peft.utils.integrations import dequantize_module_weight
 from safetensors.torch import save_file
 from transformers.pytorch_utils import Conv1D
 
-from petransfer.checkpoints.load import Loaded
 from petransfer.errors import UserError
-from petransfer.methods.adapted import as_trained, put, tidy
+from petransfer.methods.common import as_trained, put, tidy
 from petransfer.methods.lora import configuration
-from petransfer.recipe.spec import MethodSpec
+from petransfer.models.loading import Loaded
+from petransfer.recipe.run_spec import MethodSpec
 
 TRAINED, START = "default", "start"
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from peft import PrefixTuningConfig
 
-from petransfer.checkpoints.load import Loaded
-from petransfer.methods.adapted import put, task_type
-from petransfer.recipe.spec import MethodSpec
+from petransfer.methods.common import put, task_type
+from petransfer.models.loading import Loaded
+from petransfer.recipe.run_spec import MethodSpec
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:

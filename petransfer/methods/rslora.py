@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from petransfer.checkpoints.load import Loaded
-from petransfer.methods.adapted import put
+from petransfer.methods.common import put
 from petransfer.methods.lora import configuration
-from petransfer.recipe.spec import MethodSpec
+from petransfer.models.loading import Loaded
+from petransfer.recipe.run_spec import MethodSpec
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from peft import VeraConfig
 
-from petransfer.checkpoints.load import Loaded
-from petransfer.methods.adapted import put, targets, task_type
-from petransfer.recipe.spec import MethodSpec
+from petransfer.methods.common import put, targets, task_type
+from petransfer.models.loading import Loaded
+from petransfer.recipe.run_spec import MethodSpec
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from petransfer.errors import UserError, unknown
-from petransfer.recipe.methods import EVERYWHERE, FORMS, does_not_take
-from petransfer.recipe.spec import Bits, Embeddings, Metric, Optimizer, RateScaling, Reinit, Schedule
+from petransfer.recipe.method_forms import EVERYWHERE, FORMS, does_not_take
+from petransfer.recipe.run_spec import Bits, Embeddings, Metric, Optimizer, RateScaling, Reinit, Schedule
 
 
 class Strict(BaseModel):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from petransfer.recipe.methods import FORMS
-from petransfer.recipe.spec import RunSpec, TrainSpec
+from petransfer.recipe.method_forms import FORMS
+from petransfer.recipe.run_spec import RunSpec, TrainSpec
 
 # Runs in a stack at most, unless told otherwise: beyond it little is won, and all of them wait for each other.
 MOST_STACKED = 16

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from petransfer.recipe.effects import short_label
+from petransfer.recipe.effect_requests import short_label
 from petransfer.report.palette import FAINT, INK, MARKERS, MUTED, RULE, SERIES, VERDICTS, colours
 from petransfer.report.plots import grid
 

@@ -11,11 +11,13 @@ from typing import Any
 from petransfer.effects.contrasts import family_name
 from petransfer.effects.criteria import criterion_of
 from petransfer.effects.reference import CITATION
-from petransfer.recipe.load import freeze
+from petransfer.recipe.loading import freeze
 from petransfer.recipe.schema import Recipe
-from petransfer.report import charts, gather, plots, prose, sweep
-from petransfer.report.elements import document, marked, panels, picture, table
-from petransfer.report.groups import (
+from petransfer.report import charts, plots, prose, sweep
+from petransfer.report import page_data as gather
+from petransfer.report.html_elements import document, marked, panels, picture, table
+from petransfer.report.palette import colours, of_groups
+from petransfer.report.run_groups import (
     Group,
     columns_of,
     effect_columns,
@@ -25,9 +27,8 @@ from petransfer.report.groups import (
     paper_note,
     table_of,
 )
-from petransfer.report.palette import colours, of_groups
+from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell
-from petransfer.study.ledger import StudyFolder
 
 
 @dataclass(frozen=True)

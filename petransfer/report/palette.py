@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from petransfer.report.groups import Group
+from petransfer.report.run_groups import Group
 
 INK, MUTED, FAINT, RULE, PAPER = "#000000", "#7F7F7F", "#B0B0B0", "#D9D9D9", "#FFFFFF"
 # The colours of Okabe and Ito (2008), which the colour-blind can tell apart; the controls are grey and black.

@@ -9,10 +9,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from petransfer.report.groups import Group
 from petransfer.report.palette import MUTED, of_groups
-from petransfer.study.ledger import StudyFolder
-from petransfer.train.metrics import read_metrics
+from petransfer.report.run_groups import Group
+from petransfer.study.folders import StudyFolder
+from petransfer.training.metrics_file import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

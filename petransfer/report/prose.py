@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from petransfer.effects.counts import LEVEL
 from petransfer.effects.criteria import Criterion, unlearnt
+from petransfer.effects.seed_counts import LEVEL
 from petransfer.report.charts import label_of
 
 _CONCLUSIONS = {

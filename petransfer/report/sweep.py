@@ -10,9 +10,9 @@ from rich.table import Table
 
 from petransfer.report.palette import INK, MARKERS, colours
 from petransfer.report.plots import grid
-from petransfer.report.tables import Row, counts, of_interest, state_of
+from petransfer.report.run_table import Row, counts, of_interest, state_of
+from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell
-from petransfer.study.ledger import StudyFolder
 from petransfer.study.sweep import read_sweep, sweep_folder
 
 if TYPE_CHECKING:

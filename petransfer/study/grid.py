@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from petransfer.checkpoints.registry import Arm, Family, own_family, registered_family
+from petransfer.data import LinesTask, Task, load_task
 from petransfer.errors import UserError, unknown
-from petransfer.evaluate.metrics import check_metrics
-from petransfer.recipe.effects import matching, wanted
-from petransfer.recipe.methods import FORMS, METHODS
+from petransfer.evaluation.text_metrics import check_metrics
+from petransfer.models.registry import Arm, Family, own_family, registered_family
+from petransfer.recipe.effect_requests import matching, wanted
+from petransfer.recipe.method_forms import FORMS, METHODS
+from petransfer.recipe.run_spec import MethodSpec, RunSpec, TaskSpec, TrainSpec
 from petransfer.recipe.schema import FamilyPart, MethodPart, Recipe, TrainPart, check_judge
-from petransfer.recipe.spec import MethodSpec, RunSpec, TaskSpec, TrainSpec
-from petransfer.tasks import LinesTask, Task, load_task
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from petransfer.checkpoints.hashes import tokenizer_sha256, weight_hashes
-from petransfer.checkpoints.load import Loaded
-from petransfer.checkpoints.quantise import inventory
-from petransfer.checkpoints.registry import file_sha256
-from petransfer.evaluate.exact_match import Evaluation
-from petransfer.recipe.spec import RunSpec, without_places
-from petransfer.tasks import Example, SplitData
+from petransfer.data import Example, SplitData
+from petransfer.evaluation.exact_match import Evaluation
+from petransfer.models.hashes import tokenizer_sha256, weight_hashes
+from petransfer.models.loading import Loaded
+from petransfer.models.quantization import inventory
+from petransfer.models.registry import file_sha256
+from petransfer.recipe.run_spec import RunSpec, without_places
 
 NAME = "petransfer.json"
 PARTS = ("train", "dev", "test")

@@ -14,10 +14,10 @@ from statistics import fmean
 from typing import Any
 
 from petransfer.errors import UserError
+from petransfer.recipe.run_spec import RunSpec, TrainSpec
 from petransfer.recipe.schema import Recipe
-from petransfer.recipe.spec import RunSpec, TrainSpec
+from petransfer.study.folders import StudyFolder, read_json
 from petransfer.study.grid import Cell
-from petransfer.study.ledger import StudyFolder, read_json
 
 Group = tuple[str, str]
 

@@ -110,7 +110,7 @@ def test_bits_that_an_architecture_cannot_take(refused: Refused, tiny_t5: Path, 
 def test_a_card_without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import T5Config
 
-    from petransfer.checkpoints.quantise import check_quantisable
+    from petransfer.models.quantization import check_quantisable
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")

@@ -12,9 +12,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from petransfer.checkpoints.encoding import Layout, encode_targets
 from petransfer.cli import main
 from petransfer.cli.predict import _lines
+from petransfer.data.encoding import Layout, encode_targets
 from petransfer.errors import UserError
 
 Refused = Callable[..., str]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from petransfer.recipe.load import load_pretraining, shipped
+from petransfer.recipe.loading import load_pretraining, shipped
 from tests.cli.calls import call
 
 RECIPE = """

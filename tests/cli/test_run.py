@@ -12,11 +12,11 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from petransfer.cli.ways import Ways
-from petransfer.fit.grid import rooms
-from petransfer.recipe.load import load_recipe, shipped
+from petransfer.cli.run_options import Ways
+from petransfer.memory.study_memory import rooms
+from petransfer.recipe.loading import load_recipe, shipped
+from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import expand
-from petransfer.study.ledger import StudyFolder
 from tests.cli.calls import call
 from tests.invariants.kill_and_resume import ROWS
 from tests.report.made import make, recipe_of
@@ -144,7 +144,7 @@ def test_one_failed_run_stops_no_other(
     out = tmp_path / "out"
     sets = ["--set", "train.learning_rate.scratch=9", "--set", "train.max_grad_norm=0", "--set", "train.steps=40"]
     monkeypatch.setattr(
-        "petransfer.train.loop.learning_rate_factor", lambda spec, step: 1e30 if spec.learning_rate == 9 else 1.0
+        "petransfer.training.loop.learning_rate_factor", lambda spec, step: 1e30 if spec.learning_rate == 9 else 1.0
     )
     arguments = ["run", "--recipe", "smoke", "--out", str(out), "--workers", "1", "--cpu", *sets]
     assert call(monkeypatch, *arguments, "--arms", "scratch,english") == 1

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from petransfer.bench.startup import of_children
-from petransfer.bench.thousands import OF_A_SEED, write_recipe, write_study
-from petransfer.recipe.load import load_recipe
+from benchmarks.startup import of_children
+from benchmarks.thousands import OF_A_SEED, write_recipe, write_study
+from petransfer.recipe.loading import load_recipe
 from petransfer.study.grid import expand
 from petransfer.study.shard import Shard
 
 SEEDS = 2500
 RUNS = OF_A_SEED * SEEDS
-# Seconds of a processor: `petransfer bench startup` measures half as much at most (results/bench/startup-cpu.json).
+# Seconds of a processor: `python -m benchmarks startup` measures half as much at most (results/bench/startup-cpu.json).
 BOUND = 4.0
 
 

@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from petransfer.cli import main
-from petransfer.recipe.load import load_recipe
-from petransfer.study import run as study_run
-from petransfer.tasks import Example, SplitData
+from petransfer.data import Example, SplitData
+from petransfer.recipe.loading import load_recipe
+from petransfer.study import single_run as study_run
 from tests.invariants.kill_and_resume import ROWS
 
 RECIPE = """
@@ -161,7 +161,7 @@ def test_no_run_fails_silently(
     recipe: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        "petransfer.train.loop.learning_rate_factor", lambda spec, step: 1e30 if spec.learning_rate == 9 else 1.0
+        "petransfer.training.loop.learning_rate_factor", lambda spec, step: 1e30 if spec.learning_rate == 9 else 1.0
     )
     out = tmp_path / "out"
     words = ("sweep", "--recipe", str(recipe), "--out", str(out), "--cpu", "--workers", "1", "--arms", "english")

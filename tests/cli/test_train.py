@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from petransfer.tasks import load_task
+from petransfer.data import load_task
 from tests.cli.calls import call
 
 PAIRS = [("walk", "gehen"), ("run", "rennen"), ("see", "sehen"), ("hear", "hören"), ("say", "sagen")]
@@ -62,7 +62,7 @@ def _plain_peft_says_the_same(run: Path, text: str, target: str) -> None:
     from peft import PeftModel
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-    from petransfer.checkpoints.registry import NANO
+    from petransfer.models.registry import NANO
 
     base = AutoModelForSeq2SeqLM.from_pretrained(NANO / "english", dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(NANO / "tokenizer")
@@ -115,9 +115,9 @@ def test_defaults_follow_the_model_s_family(
 def test_every_method_has_a_rate_of_its_own() -> None:
     from transformers import GPT2Config, T5Config
 
-    from petransfer.recipe.load import load_recipe
-    from petransfer.recipe.methods import METHODS
-    from petransfer.study.short import FACTORS, default_rate
+    from petransfer.recipe.loading import load_recipe
+    from petransfer.recipe.method_forms import METHODS
+    from petransfer.study.quick_recipe import FACTORS, default_rate
 
     assert tuple(FACTORS) == METHODS
     found_on_dev = load_recipe("methods-scan").train.learning_rate
@@ -197,7 +197,7 @@ def test_predict_puts_what_it_is_asked_into_the_template(
     (elsewhere / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked: list[Any] = []
     monkeypatch.setattr(
-        "petransfer.evaluate.predict.encode_inputs", lambda texts, *_: asked.extend(texts) or [(1,)] * len(texts)
+        "petransfer.evaluation.predictor.encode_inputs", lambda texts, *_: asked.extend(texts) or [(1,)] * len(texts)
     )
     for template, text, expected in (
         ("sum: {document}", "d 7", "go: sum: d 7"),

@@ -8,7 +8,7 @@ import sys
 import pytest
 from typer.core import TyperGroup
 
-from petransfer.cli.verbs import VERBS, Verbs, imported
+from petransfer.cli.lazy_verbs import VERBS, Verbs, imported
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -26,5 +26,5 @@ def test_help_imports_no_verb_and_nothing_that_takes_long_to_import() -> None:
         "print(sorted(name for name in sys.modules if name in slow or name.startswith('petransfer.cli.')))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == "['petransfer.cli.verbs']"
+    assert done.stdout.splitlines()[-1] == "['petransfer.cli.lazy_verbs']"
     assert all(line in " ".join(done.stdout.split()) for line in VERBS)

@@ -12,13 +12,13 @@ import pytest
 
 from petransfer.effects.bootstrap import sum_interval
 from petransfer.effects.contrasts import update_effects
-from petransfer.effects.counts import smallest_p
 from petransfer.effects.criteria import CRITERIA
+from petransfer.effects.seed_counts import smallest_p
 from petransfer.errors import UserError
+from petransfer.recipe.run_spec import Metric
 from petransfer.recipe.schema import Recipe
-from petransfer.recipe.spec import Metric
+from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell
-from petransfer.study.ledger import StudyFolder
 from tests.report.made import make, recipe_of
 
 METHODS = [{"name": "lora", "bits": 32}, {"name": "full", "bits": 32, "rate_scaling": "rms"}]

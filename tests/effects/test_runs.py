@@ -10,8 +10,8 @@ import pytest
 from petransfer.effects.contrasts import collect, demand, update_effects
 from petransfer.effects.criteria import CRITERIA
 from petransfer.effects.ratios import Two
-from petransfer.report.groups import effects_table
 from petransfer.report.prose import of_effect
+from petransfer.report.run_groups import effects_table
 from petransfer.study.grid import expand
 from tests.report.made import make, recipe_of
 

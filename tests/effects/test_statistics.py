@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from petransfer.effects import bootstrap
-from petransfer.effects.counts import Demand, fewest_seeds, smallest_p
+from petransfer.effects.seed_counts import Demand, fewest_seeds, smallest_p
 from petransfer.effects.statistics import (
     difference_interval,
     equivalence_p,

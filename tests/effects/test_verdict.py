@@ -16,10 +16,10 @@ from petransfer.effects.contrasts import collect, update_effects
 from petransfer.effects.sentences import of_effect
 from petransfer.effects.verdict import Contrast, judge
 from petransfer.errors import UserError
-from petransfer.recipe.load import validate
+from petransfer.recipe.loading import validate
 from petransfer.recipe.schema import Recipe
+from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell, expand
-from petransfer.study.ledger import StudyFolder
 
 EXAMPLES = 200
 

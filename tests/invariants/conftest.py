@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from petransfer.recipe.load import validate
-from petransfer.recipe.spec import RunSpec
+from petransfer.recipe.loading import validate
+from petransfer.recipe.run_spec import RunSpec
 from petransfer.study.grid import expand, resolve
 from tests.invariants.stacks import Make, members
 

@@ -289,7 +289,7 @@ def machine() -> dict[str, Any]:
     """What it was tried on."""
     import torch
 
-    from petransfer.bench.sides import hardware
+    from benchmarks.sides import hardware
 
     found = hardware(torch.device("cpu"))
     return {name: found[name] for name in ("processor", "cores", "load", "torch")}

@@ -14,14 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from petransfer.recipe.spec import RunSpec
-from petransfer.study.executors import attempt_stacks
+from petransfer.recipe.run_spec import RunSpec
+from petransfer.study.folders import RunFolder, StudyFolder
 from petransfer.study.grid import Cell
-from petransfer.study.ledger import RunFolder, StudyFolder
-from petransfer.study.run import FineTune, Settings, run_one
-from petransfer.study.stacked import run_stack
-from petransfer.train.execution import Execution
-from petransfer.train.metrics import read_metrics
+from petransfer.study.local_executor import attempt_stacks
+from petransfer.study.single_run import FineTune, Settings, run_one
+from petransfer.study.stacked_run import run_stack
+from petransfer.training.execution import Execution
+from petransfer.training.metrics_file import read_metrics
 
 SETTINGS = Settings(Execution(threads=1, log_every=1, save_every=0.0, micro_batch=4), cpu=True)
 WEIGHTS = "adapter/adapter_model.safetensors"

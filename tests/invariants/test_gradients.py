@@ -9,15 +9,15 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from petransfer.checkpoints.encoding import encode_examples
-from petransfer.checkpoints.load import load
-from petransfer.checkpoints.registry import checkpoint_spec
+from petransfer.data import load_task
+from petransfer.data.encoding import encode_examples
 from petransfer.methods import APPLY
-from petransfer.recipe.spec import TrainSpec
-from petransfer.tasks import load_task
-from petransfer.train.batches import ShuffledExamples, collate
-from petransfer.train.execution import Execution
-from petransfer.train.loop import Hooks, Loop
+from petransfer.models.loading import load
+from petransfer.models.registry import checkpoint_spec
+from petransfer.recipe.run_spec import TrainSpec
+from petransfer.training.batches import ShuffledExamples, collate
+from petransfer.training.execution import Execution
+from petransfer.training.loop import Hooks, Loop
 from tests.conftest import FULL, LORA
 
 SPEC = TrainSpec(steps=4, batch_size=24, learning_rate=1e-3, max_grad_norm=0.0)

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from petransfer.checkpoints.encoding import encode_examples
-from petransfer.checkpoints.load import Loaded, load
-from petransfer.checkpoints.registry import checkpoint_spec
-from petransfer.evaluate import batches, exact_match
-from petransfer.evaluate.exact_match import evaluate, score, summary
-from petransfer.evaluate.generate import generate
-from petransfer.tasks import Example, load_task
-from petransfer.train.batches import collate
-from petransfer.train.losses import token_loss
+from petransfer.data import Example, load_task
+from petransfer.data.encoding import encode_examples
+from petransfer.evaluation import batches, exact_match
+from petransfer.evaluation.exact_match import evaluate, score, summary
+from petransfer.evaluation.generation import generate
+from petransfer.models.loading import Loaded, load
+from petransfer.models.registry import checkpoint_spec
+from petransfer.training.batches import collate
+from petransfer.training.losses import token_loss
 
 
 def _half_learnt(folder: Path, bits: int) -> tuple[Loaded, list[Example], list[object]]:

@@ -15,19 +15,19 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM
 
-from petransfer.checkpoints.encoding import encode_examples
-from petransfer.checkpoints.load import load
+from petransfer.data import SplitData, load_task
+from petransfer.data.encoding import encode_examples
 from petransfer.errors import Interrupted, RunError
-from petransfer.evaluate.exact_match import score
-from petransfer.recipe.spec import MethodSpec, Optimizer, RunSpec
-from petransfer.study import run as study_run
-from petransfer.study.ledger import RunFolder
-from petransfer.study.run import Settings, run_one
-from petransfer.tasks import SplitData, load_task
-from petransfer.train import state
-from petransfer.train.batches import ShuffledExamples
-from petransfer.train.execution import Execution
-from petransfer.train.metrics import read_metrics
+from petransfer.evaluation.exact_match import score
+from petransfer.models.loading import load
+from petransfer.recipe.run_spec import MethodSpec, Optimizer, RunSpec
+from petransfer.study import single_run as study_run
+from petransfer.study.folders import RunFolder
+from petransfer.study.single_run import Settings, run_one
+from petransfer.training import state
+from petransfer.training.batches import ShuffledExamples
+from petransfer.training.execution import Execution
+from petransfer.training.metrics_file import read_metrics
 from tests.conftest import FULL, LORA
 
 SETTINGS = Settings(Execution(threads=1, log_every=2, save_every=0.0), cpu=True)
@@ -149,7 +149,7 @@ def test_adapters_are_drawn_from_the_seed_whatever_was_drawn_before(tiny_spec: M
 
 @pytest.mark.parametrize("embeddings", ["frozen", "trained"])
 def test_plain_peft_gives_the_same_logits(embeddings: str, tiny_spec: Make, tiny_t5: Path, tmp_path: Path) -> None:
-    from petransfer.evaluate.predict import Predictor
+    from petransfer.evaluation.predictor import Predictor
 
     spec = tiny_spec(replace(LORA, embeddings=embeddings), steps=12)
     spec = replace(spec, train=replace(spec.train, learning_rate=3e-2))
@@ -191,7 +191,7 @@ def test_the_seed_orders_the_examples(tiny_spec: Make, tmp_path: Path, monkeypat
             seeds.append(seed)
             super().__init__(examples, batch_size, seed, layout)
 
-    monkeypatch.setattr("petransfer.study.run.ShuffledExamples", Spy)
+    monkeypatch.setattr("petransfer.study.single_run.ShuffledExamples", Spy)
     for seed in (3, 4):
         _run(replace(tiny_spec(steps=3), seed=seed), tmp_path / str(seed))
     assert seeds == [3, 4]

@@ -16,17 +16,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from petransfer.checkpoints.registry import checkpoint_spec
 from petransfer.errors import Interrupted
-from petransfer.recipe.spec import RunSpec, TaskSpec, TrainSpec
-from petransfer.study import run as study_run
-from petransfer.study.ledger import RunFolder
-from petransfer.study.run import Settings, run_one
-from petransfer.train.execution import Execution
-from petransfer.train.metrics import read_metrics
-from petransfer.train.sharded import split
+from petransfer.models.registry import checkpoint_spec
+from petransfer.recipe.run_spec import RunSpec, TaskSpec, TrainSpec
+from petransfer.study import single_run as study_run
+from petransfer.study.folders import RunFolder
+from petransfer.study.single_run import Settings, run_one
+from petransfer.training.distributed.fsdp import split
+from petransfer.training.execution import Execution
+from petransfer.training.metrics_file import read_metrics
 from tests.conftest import FULL, LORA
-from tests.train.test_together import in_two
+from tests.training.test_together import in_two
 
 # Of 7 examples one process has 4 and the other 3: two passes of at most 3, and one and a stand-in.
 EXECUTION = Execution(threads=1, log_every=1, micro_batch=3)

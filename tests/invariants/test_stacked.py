@@ -13,24 +13,24 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, BartConfig
 
-from petransfer.checkpoints.load import load
-from petransfer.checkpoints.registry import checkpoint_spec
 from petransfer.errors import UserError
-from petransfer.fit.measure import peak_of
-from petransfer.fit.planner import largest_stack, on_card
-from petransfer.fit.simulate import Demand, simulate
+from petransfer.memory.measured import peak_of
+from petransfer.memory.planner import largest_stack, on_card
+from petransfer.memory.simulation import Demand, simulate
 from petransfer.methods import APPLY
-from petransfer.methods.stacked import refuse_layer_drop, share
-from petransfer.recipe.methods import FORMS
-from petransfer.recipe.spec import RunSpec
+from petransfer.models.loading import load
+from petransfer.models.registry import checkpoint_spec
+from petransfer.recipe.method_forms import FORMS
+from petransfer.recipe.run_spec import RunSpec
 from petransfer.recipe.stacking import kind
+from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell
-from petransfer.study.ledger import StudyFolder
-from petransfer.study.stacks import stacks_of
-from petransfer.train.batches import Batch, Tensors
-from petransfer.train.losses import token_loss
-from petransfer.train.stacked import accumulate, joins, make_stack
-from petransfer.train.state import trained_tensors
+from petransfer.study.stack_groups import stacks_of
+from petransfer.training.batches import Batch, Tensors
+from petransfer.training.losses import token_loss
+from petransfer.training.stacked.layers import refuse_layer_drop, share
+from petransfer.training.stacked.stacked_loop import accumulate, joins, make_stack
+from petransfer.training.state import trained_tensors
 from tests.conftest import LORA
 from tests.invariants.stacks import (
     SETTINGS,
@@ -50,7 +50,7 @@ from tests.invariants.stacks import (
 @pytest.fixture(autouse=True)
 def _joined(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tried here is what happens on a card, unless a test says otherwise."""
-    monkeypatch.setattr("petransfer.train.stacked.joins", lambda device: True)
+    monkeypatch.setattr("petransfer.training.stacked.stacked_loop.joins", lambda device: True)
 
 
 @pytest.mark.parametrize(
@@ -91,21 +91,21 @@ def test_where_no_pass_is_shared_a_stack_ends_bit_for_bit_where_single_runs_end(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a CPU: each its own lean step, none of them padded to another's width."""
-    monkeypatch.setattr("petransfer.train.stacked.joins", joins)
+    monkeypatch.setattr("petransfer.training.stacked.stacked_loop.joins", joins)
     spec = make(Path("nano/english"))  # which draws no dropout, and is packed
     specs = members(replace(spec, method=replace(spec.method, embeddings="new")))
     alone = run_alone(specs, tmp_path / "alone")
-    monkeypatch.delattr("petransfer.train.stacked.accumulate")
+    monkeypatch.delattr("petransfer.training.stacked.stacked_loop.accumulate")
     for one, other in zip(alone, run_stacked(specs, tmp_path / "stacked"), strict=True):
         assert_close(one, other, 0.0)
 
 
 KILLS = {
-    "between two states of one moment": ("petransfer.train.stacked.save_state", 4, True),
-    "in the very first save": ("petransfer.train.stacked.save_state", 0, True),
-    "while earlier states are removed": ("petransfer.train.stacked.keep_only", 7, True),
-    "after one run was done": ("petransfer.study.stacked.finish", 0, True),
-    "while one run is evaluated": ("petransfer.study.stacked.finish", 1, False),
+    "between two states of one moment": ("petransfer.training.stacked.stacked_loop.save_state", 4, True),
+    "in the very first save": ("petransfer.training.stacked.stacked_loop.save_state", 0, True),
+    "while earlier states are removed": ("petransfer.training.stacked.stacked_loop.keep_only", 7, True),
+    "after one run was done": ("petransfer.study.stacked_run.finish", 0, True),
+    "while one run is evaluated": ("petransfer.study.stacked_run.finish", 1, False),
 }
 
 
@@ -125,7 +125,7 @@ def test_a_killed_stack_ends_bit_for_bit_where_the_other_does(
 def test_a_stack_that_is_asked_to_stop_goes_on(
     joined: bool, dropping: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("petransfer.train.stacked.joins", lambda device: joined)
+    monkeypatch.setattr("petransfer.training.stacked.stacked_loop.joins", lambda device: joined)
     whole = run_study(dropping, tmp_path / "whole")
     for _ in range(3):
         study = run_study(dropping, tmp_path / "cut", lambda: _any_line(tmp_path / "cut"))
@@ -152,7 +152,10 @@ def test_a_failing_run_leaves_the_others_alone(
     assert "the loss is nan at step" in (failed.failure() or "")
     for run in alone:
         assert_close(run, study.run(run.name).path, 1e-5)
-    for place, call in (("petransfer.train.stacked.save_state", 8), ("petransfer.study.stacked.finish", 1)):
+    for place, call in (
+        ("petransfer.training.stacked.stacked_loop.save_state", 8),
+        ("petransfer.study.stacked_run.finish", 1),
+    ):
         out = tmp_path / place
         with monkeypatch.context() as patch:
             killed_at(patch, place, call, after=False)
@@ -169,7 +172,7 @@ def test_the_others_are_saved_before_a_failure_is_noted(
     """A worker that is begun again leaves failed runs out: the others go on from there, not from before."""
     wild = replace(dropping[0], seed=9, train=replace(dropping[0].train, learning_rate=1e38, warmup=0.0))
     seldom = replace(SETTINGS, execution=replace(SETTINGS.execution, save_every=1e9))
-    killed_at(monkeypatch, "petransfer.train.stacked.accumulate", 7, after=False)
+    killed_at(monkeypatch, "petransfer.training.stacked.stacked_loop.accumulate", 7, after=False)
     with pytest.raises(KilledError):
         run_study([dropping[0], wild, dropping[1]], tmp_path, settings=seldom)
     study = StudyFolder(tmp_path)
@@ -181,7 +184,7 @@ def test_the_others_are_saved_before_a_failure_is_noted(
 def test_a_run_that_cannot_be_saved_does_not_keep_the_others_from_it(
     dropping: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from petransfer.study import stacked
+    from petransfer.study import stacked_run as stacked
 
     real = stacked.finish
 
@@ -199,7 +202,7 @@ def test_a_run_that_cannot_be_saved_does_not_keep_the_others_from_it(
 def test_less_memory_halves_the_micro_batch_of_all(
     joined: bool, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("petransfer.train.stacked.joins", lambda device: joined)
+    monkeypatch.setattr("petransfer.training.stacked.stacked_loop.joins", lambda device: joined)
     specs = members(make())[:2]
     few = replace(SETTINGS, execution=replace(SETTINGS.execution, micro_batch=2))
     given = run_study(specs, tmp_path / "few", settings=few)
@@ -259,7 +262,7 @@ def test_layers_that_are_left_out_at_random_are_refused() -> None:
 
 @pytest.mark.parametrize("joined", [True, False])
 def test_the_planner_foresees_a_stack(joined: bool, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("petransfer.train.stacked.joins", lambda device: joined)
+    monkeypatch.setattr("petransfer.training.stacked.stacked_loop.joins", lambda device: joined)
     spec = checkpoint_spec(str(tiny_t5))
     demand = Demand(replace(LORA, dropout=0.1), 4, 12, 20, "cpu", members=3)
     foreseen = simulate(*_plain(tiny_t5), demand, False).peak

@@ -14,26 +14,26 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
-from petransfer.checkpoints.encoding import Encoded, encode_examples
-from petransfer.checkpoints.load import Loaded, load
-from petransfer.checkpoints.registry import checkpoint_spec
+from petransfer.data.encoding import Encoded, encode_examples
+from petransfer.data.task import Example
 from petransfer.errors import Interrupted
-from petransfer.evaluate.exact_match import evaluate
-from petransfer.evaluate.generate import generate
-from petransfer.evaluate.labels import _scores
-from petransfer.evaluate.predict import Predictor
-from petransfer.fit.simulate import Demand, simulate
+from petransfer.evaluation.exact_match import evaluate
+from petransfer.evaluation.generation import generate
+from petransfer.evaluation.label_scoring import _scores
+from petransfer.evaluation.predictor import Predictor
+from petransfer.memory.simulation import Demand, simulate
 from petransfer.methods import APPLY, SAVE
-from petransfer.recipe.methods import FORMS
-from petransfer.recipe.spec import MethodSpec, RunSpec, TrainSpec
-from petransfer.study.ledger import RunFolder
-from petransfer.study.run import Settings, accelerator_for, run_one
-from petransfer.tasks.base import Example
-from petransfer.train.batches import ShuffledExamples, collate
-from petransfer.train.execution import Execution
-from petransfer.train.loop import Hooks, Loop, learning_rate_factor, make_optimizer
-from petransfer.train.losses import token_loss
-from petransfer.train.state import trained_tensors
+from petransfer.models.loading import Loaded, load
+from petransfer.models.registry import checkpoint_spec
+from petransfer.recipe.method_forms import FORMS
+from petransfer.recipe.run_spec import MethodSpec, RunSpec, TrainSpec
+from petransfer.study.folders import RunFolder
+from petransfer.study.single_run import Settings, accelerator_for, run_one
+from petransfer.training.batches import ShuffledExamples, collate
+from petransfer.training.execution import Execution
+from petransfer.training.loop import Hooks, Loop, learning_rate_factor, make_optimizer
+from petransfer.training.losses import token_loss
+from petransfer.training.state import trained_tensors
 from tests.conftest import _keep
 
 RANKED: dict[str, Any] = {"rank": 3, "alpha": 6.0}

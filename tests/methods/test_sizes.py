@@ -12,21 +12,21 @@ from typing import Any
 import pytest
 import torch
 
-from petransfer.checkpoints.encoding import Encoded
-from petransfer.checkpoints.load import load
-from petransfer.checkpoints.registry import checkpoint_spec
 from petransfer.cli import main
+from petransfer.data.encoding import Encoded
 from petransfer.errors import UserError
 from petransfer.methods import APPLY, SAVE, size_of
-from petransfer.recipe.effects import wanted
-from petransfer.recipe.load import load_recipe, validate
-from petransfer.recipe.methods import FORMS, METHODS
+from petransfer.models.loading import load
+from petransfer.models.registry import checkpoint_spec
+from petransfer.recipe.effect_requests import wanted
+from petransfer.recipe.loading import load_recipe, validate
+from petransfer.recipe.method_forms import FORMS, METHODS
+from petransfer.recipe.run_spec import MethodSpec, RunSpec
 from petransfer.recipe.schema import MethodPart
-from petransfer.recipe.spec import MethodSpec, RunSpec
 from petransfer.study.grid import expand, method_of
-from petransfer.train.batches import collate
-from petransfer.train.losses import token_loss
-from petransfer.train.state import trained_tensors
+from petransfer.training.batches import collate
+from petransfer.training.losses import token_loss
+from petransfer.training.state import trained_tensors
 from tests.conftest import _keep
 
 README = Path(__file__).parents[2] / "README.md"
@@ -149,7 +149,7 @@ def test_a_spec_comes_back_from_what_is_kept_of_it() -> None:
 
 def test_planning_imports_no_torch() -> None:
     code = (
-        "import sys; from petransfer.study.grid import expand; from petransfer.recipe.load import load_recipe\n"
+        "import sys; from petransfer.study.grid import expand; from petransfer.recipe.loading import load_recipe\n"
         "expand(load_recipe('methods-scan', [], {})); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

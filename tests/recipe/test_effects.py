@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from petransfer.errors import UserError
-from petransfer.recipe.effects import Wanted, matching, short_label, still_possible, wanted
-from petransfer.recipe.load import freeze, validate
+from petransfer.recipe.effect_requests import Wanted, matching, short_label, still_possible, wanted
+from petransfer.recipe.loading import freeze, validate
 from petransfer.recipe.schema import Recipe
 
 LORA16, LORA4, FULL = "lora r16 16-bit", "lora r16 4-bit", "full 32-bit"

@@ -12,13 +12,13 @@ import pytest
 import yaml
 
 from petransfer.cli import main
-from petransfer.recipe.load import load_recipe, shipped
-from petransfer.study import run as study_run
+from petransfer.data import SplitData
+from petransfer.recipe.loading import load_recipe, shipped
+from petransfer.study import single_run as study_run
+from petransfer.study.folders import RunFolder
 from petransfer.study.grid import expand
-from petransfer.study.ledger import RunFolder
-from petransfer.study.run import Settings, run_one
-from petransfer.tasks import SplitData
-from petransfer.train.execution import Execution
+from petransfer.study.single_run import Settings, run_one
+from petransfer.training.execution import Execution
 
 OFFICIAL = Path(__file__).parents[3] / "shared" / "data"
 RECIPES = ("lora-scan-t5-base", "lora-cogs-t5-base", "qlora-scan-t5-3b", "orhan-base", "orhan-3b", "orhan-marian")

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from petransfer.effects.contrasts import demand
 from petransfer.errors import UserError
-from petransfer.recipe.effects import wanted
-from petransfer.recipe.load import find, freeze, load_either, load_pretraining, load_recipe, put, shipped, validate
+from petransfer.recipe.effect_requests import wanted
+from petransfer.recipe.loading import find, freeze, load_either, load_pretraining, load_recipe, put, shipped, validate
 from petransfer.recipe.pretraining import PretrainRecipe
 from petransfer.study.grid import expand, resolve
 

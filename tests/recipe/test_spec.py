@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from petransfer.recipe.spec import CheckpointSpec, MethodSpec, RunSpec, TaskSpec, TrainSpec
+from petransfer.recipe.run_spec import CheckpointSpec, MethodSpec, RunSpec, TaskSpec, TrainSpec
 
 SPEC = RunSpec(
     checkpoint=CheckpointSpec("owner/model", "main"),

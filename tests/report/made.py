@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from petransfer.recipe.load import validate
+from petransfer.recipe.loading import validate
 from petransfer.recipe.schema import Recipe
+from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell, expand
-from petransfer.study.ledger import StudyFolder
 from petransfer.study.sweep import sweep_cells, sweep_folder, update_sweep
 
 METHODS = [

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from petransfer.effects.contrasts import update_effects
-from petransfer.report import groups, tables
+from petransfer.report import run_groups as groups
+from petransfer.report import run_table as tables
 from petransfer.report.page import Findings, page
 from tests.report.made import make, recipe_of, sweep
 

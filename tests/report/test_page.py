@@ -15,9 +15,12 @@ import pytest
 
 from petransfer.cli import main
 from petransfer.effects.reference import published
-from petransfer.report import charts, gather, groups, tables
+from petransfer.report import charts
+from petransfer.report import page_data as gather
+from petransfer.report import run_groups as groups
+from petransfer.report import run_table as tables
+from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell
-from petransfer.study.ledger import StudyFolder
 from petransfer.study.sweep import open_sweep
 from tests.report.made import level_of, make, recipe_of, sweep
 
@@ -71,7 +74,7 @@ def reported(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
 @pytest.fixture
 def told(reported: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
     """The page alone, with its own pictures: files of them, which take half of the time, are looked at elsewhere."""
-    monkeypatch.setattr("petransfer.report.pictures.save_all", lambda *given: None)
+    monkeypatch.setattr("petransfer.report.plot_files.save_all", lambda *given: None)
     return reported
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from petransfer.effects.contrasts import update_effects
-from petransfer.report import charts, gather, groups, plots, tables
+from petransfer.report import charts, plots
+from petransfer.report import page_data as gather
+from petransfer.report import run_groups as groups
+from petransfer.report import run_table as tables
 from tests.report.made import make, recipe_of
 
 WIDTHS = [{"name": "lora", "bits": 32, "rank": rank} for rank in (2, 4, 8, 16)]

@@ -18,10 +18,12 @@ import pyarrow.parquet
 import pytest
 
 from petransfer.cli import main
-from petransfer.recipe.load import load_recipe
-from petransfer.report import groups, plots, tables
+from petransfer.recipe.loading import load_recipe
+from petransfer.report import plots
+from petransfer.report import run_groups as groups
+from petransfer.report import run_table as tables
+from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell, expand
-from petransfer.study.ledger import StudyFolder
 from tests.report import made
 from tests.report.made import METHODS, make, recipe_of
 
@@ -125,7 +127,7 @@ NONE: dict[str, Any] = {"effects": []}
 def test_effects_stand_in_latex_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = made.recipe_of(methods=[{"name": "lora", "bits": 32}], effects=["english-scratch", "german-scratch"])
     _, folder = made.make(tmp_path / "made", recipe)
-    monkeypatch.setattr("petransfer.report.pictures.save_all", lambda *given: None)
+    monkeypatch.setattr("petransfer.report.plot_files.save_all", lambda *given: None)
     monkeypatch.setattr("petransfer.report.page.page", lambda findings: "")
     assert _report(folder.path, monkeypatch) == 0
     text = (folder.path / "table.tex").read_text()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from petransfer.errors import Interrupted, UserError
-from petransfer.study.ledger import RunFolder
+from petransfer.study.folders import RunFolder
 
 
 @dataclass(frozen=True)

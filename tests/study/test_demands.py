@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from petransfer.errors import UserError
-from petransfer.recipe.load import load_recipe
-from petransfer.study.demands import ON_CPU, Demands, demands_of, together
+from petransfer.recipe.loading import load_recipe
 from petransfer.study.grid import expand
+from petransfer.study.resource_demands import ON_CPU, Demands, demands_of, together
 
 GB = 2**30
 SPEC = expand(load_recipe("smoke"))[0].spec

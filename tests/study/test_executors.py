@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from petransfer.study.executors import execute
-from petransfer.study.ledger import StudyFolder
+from petransfer.study.folders import StudyFolder
+from petransfer.study.local_executor import execute
 from tests.study.jobs import Job, Named
 
 

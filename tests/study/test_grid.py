@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from petransfer.data import load_task
 from petransfer.errors import UserError
-from petransfer.recipe.load import validate
+from petransfer.recipe.loading import validate
 from petransfer.recipe.schema import Recipe
 from petransfer.study.grid import Cell, expand
-from petransfer.tasks import load_task
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -219,7 +219,7 @@ def test_unknown_names_are_refused_with_the_nearest(changes: dict[str, Any], sai
 
 def test_a_grid_is_made_without_torch() -> None:
     code = (
-        "import sys; from petransfer.recipe.load import load_recipe; from petransfer.study.grid import expand;"
+        "import sys; from petransfer.recipe.loading import load_recipe; from petransfer.study.grid import expand;"
         "expand(load_recipe('smoke')); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from petransfer.study.ledger import RunFolder
+from petransfer.study.folders import RunFolder
 
 
 @pytest.mark.parametrize("killed_at", ["result.json", "DONE"])

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from petransfer.errors import UserError
-from petransfer.study.demands import Demands
-from petransfer.study.ledger import RunFolder, StudyFolder
+from petransfer.study.folders import RunFolder, StudyFolder
+from petransfer.study.resource_demands import Demands
 from tests.study.jobs import Job, Named
 
 ray = pytest.importorskip("ray", reason="Ray is an extra: pip install 'petransfer[ray]'")
@@ -23,7 +23,7 @@ def cluster() -> Iterator[Any]:
     """Two nodes of two cores, and the driver connected to them."""
     from ray.cluster_utils import Cluster
 
-    from petransfer.study.on_ray import connect
+    from petransfer.study.ray_executor import connect
 
     try:
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
@@ -36,7 +36,7 @@ def cluster() -> Iterator[Any]:
 
 
 def _carry_out(cluster: Any, path: Path, cells: list[Named], **options: Any) -> tuple[Any, StudyFolder]:
-    from petransfer.study.on_ray import execute_on_ray
+    from petransfer.study.ray_executor import execute_on_ray
 
     study = StudyFolder(path / "study")
     (study.path / "runs").mkdir(parents=True, exist_ok=True)
@@ -69,8 +69,8 @@ def test_all_runs_end_and_a_lost_worker_is_made_good(
 def test_a_run_that_another_process_holds_is_left_to_it(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("petransfer.study.on_ray.HELD", 1.0)
-    monkeypatch.setattr("petransfer.study.on_ray.AGAIN", 0.1)
+    monkeypatch.setattr("petransfer.study.ray_executor.HELD", 1.0)
+    monkeypatch.setattr("petransfer.study.ray_executor.AGAIN", 0.1)
     with RunFolder(tmp_path / "study" / "runs" / "mine").claim() as claimed:
         assert claimed
         outcome, _ = _carry_out(cluster, tmp_path, [Named("mine"), Named("free")])
@@ -81,8 +81,8 @@ def test_a_run_that_another_process_holds_is_left_to_it(
 def test_a_stack_is_one_task_and_its_runs_stay_each_their_own(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("petransfer.study.on_ray.HELD", 1.0)
-    monkeypatch.setattr("petransfer.study.on_ray.AGAIN", 0.1)
+    monkeypatch.setattr("petransfer.study.ray_executor.HELD", 1.0)
+    monkeypatch.setattr("petransfer.study.ray_executor.AGAIN", 0.1)
     kinds = ["end", "dies once", "mistake", "end", "end"]
     cells = [Named(f"run{at}", does) for at, does in enumerate(kinds)]
     with RunFolder(tmp_path / "study" / "runs" / "run3").claim() as claimed:
@@ -118,7 +118,7 @@ def test_what_no_node_has_is_refused_at_once(cluster: Any, tmp_path: Path) -> No
 
 
 def test_no_cluster_is_a_mistake_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    from petransfer.study.on_ray import connect
+    from petransfer.study.ray_executor import connect
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
 

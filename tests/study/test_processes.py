@@ -11,8 +11,8 @@ import pytest
 
 from petransfer.cli import main
 from petransfer.errors import UserError
-from petransfer.recipe.spec import MethodSpec, RunSpec, TrainSpec
-from petransfer.study.processes import Place, refuse_launch, this_place
+from petransfer.recipe.run_spec import MethodSpec, RunSpec, TrainSpec
+from petransfer.study.launched_processes import Place, refuse_launch, this_place
 
 NAMES = ("RANK", "WORLD_SIZE", "PMI_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")
 

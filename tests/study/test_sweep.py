@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from petransfer.recipe.load import validate
+from petransfer.recipe.loading import validate
 from petransfer.recipe.schema import Recipe
 from petransfer.report.sweep import lines_of, sentences, snippet
+from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell, expand
-from petransfer.study.ledger import StudyFolder
 from petransfer.study.sweep import sweep_cells, sweep_folder, update_sweep
 
 # What a run leaves: (dev EM in %, log-probability per target piece), or None where it is not done.

@@ -1,0 +1,107 @@
+"""The largest micro-batch that trains in so much of a GPU's memory, each cap in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from benchmarks.memory import Cell, in_a_new_process
+from petransfer.errors import UserError
+from petransfer.memory.card_sizes import card_bytes
+
+
+def sizes(text: str | None) -> list[int]:
+    """The bytes that `6GB,12GB` stands for.
+
+    Raises:
+        UserError: one of them is no size, there is no GPU, or it has less.
+    """
+    if text is None:
+        return []
+    import torch
+
+    from petransfer.memory.planner import CONTEXT
+
+    if not torch.cuda.is_available():
+        raise UserError("--cap holds a process to a part of a GPU's memory, and there is no GPU here; leave it out")
+    total = torch.cuda.get_device_properties(0).total_memory
+    found = []
+    for part in text.split(","):
+        try:
+            found.append(card_bytes(part))
+        except UserError:
+            raise UserError(f"--cap {part}: write a size such as 12GB") from None
+        if not CONTEXT < found[-1] <= total:
+            has = f"{CONTEXT / 2**30:.1f} GB and the {total / 2**30:.1f} GB that this GPU has"
+            raise UserError(f"--cap {part}: take a size between {has}")
+    return found
+
+
+def row(cell: Cell, cap: int) -> dict[str, Any]:
+    """cap: bytes of the card. micro_batch: examples at once that were trained on, up to the cell's; foreseen: by `fit`.
+
+    peak: bytes that PyTorch's allocator gave out at most with that many, None where not one can be trained on.
+    """
+    found: dict[str, Any] = in_a_new_process("benchmarks.caps", str(cap), json.dumps(asdict(cell)))
+    return found
+
+
+def most(trains: Callable[[int], bool], limit: int) -> int:
+    """The largest number up to `limit` for which `trains` holds, as it does for all below; 0 where for none."""
+    good, bad = 0, limit + 1
+    while bad - good > 1:
+        at = (good + bad) // 2 if bad <= limit else min(max(1, 2 * good), limit)
+        good, bad = (at, bad) if trains(at) else (good, at)
+    return good
+
+
+def _here(cell: Cell, cap: int) -> dict[str, Any]:
+    import torch
+
+    from petransfer.memory.measured import Trial
+    from petransfer.memory.planner import CONTEXT, plan
+    from petransfer.models.architecture import configuration
+    from petransfer.models.registry import checkpoint_spec
+    from petransfer.training.out_of_memory import is_out_of_memory
+
+    spec, demand = checkpoint_spec(cell.folder), cell.demand("cuda")
+    config, own_head = configuration(spec)
+    foreseen = plan(config, spec, demand, own_head, cap)
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((cap - CONTEXT) / total)  # the context lies outside of the allocator
+    peaks: dict[int, int] = {}
+    trial: list[Trial] = []
+
+    def trains(count: int) -> bool:
+        try:
+            trial[:] = trial or [Trial(spec, foreseen.demand)]
+            torch.cuda.reset_peak_memory_stats()
+            for _ in range(2):
+                trial[0].step(trial[0].batch(count))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            peaks[count] = torch.cuda.max_memory_allocated()
+            return True
+        if trial:
+            trial[0].optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        return False
+
+    largest = most(trains, cell.batch)
+    return {
+        "cap": cap,
+        "checkpointing": foreseen.demand.checkpointing,
+        "micro_batch": largest,
+        "foreseen": foreseen.demand.batch if foreseen.fits else 0,
+        "peak": peaks.get(largest),
+        "device": torch.cuda.get_device_name(),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(_here(Cell(**json.loads(sys.argv[2])), int(sys.argv[1]))))

@@ -1,0 +1,404 @@
+"""`bench`: side-by-side measurements on this machine."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from petransfer.cli.display import print_table
+from petransfer.cli.options import Cpu, DataDir
+from petransfer.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from benchmarks.prepared import Prepared
+    from petransfer.recipe.run_spec import Bits
+
+app = typer.Typer(no_args_is_help=True, help="Measure petransfer beside what one would otherwise pick.")
+
+Widths = Annotated[str, typer.Option(help="8, 4 or both, parted by commas.")]
+
+Recipes = Annotated[str, typer.Option("--recipe", "-r", help="Recipes, parted by commas.")]
+ArmName = Annotated[str, typer.Option("--arm", help="The arm whose first cell is trained.")]
+Repeats = Annotated[int, typer.Option(min=1, help="Turns of each side.")]
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves them as they are.")]
+CheckpointName = Annotated[
+    str | None, typer.Option("--checkpoint", help="In place of the arm's: an embedded arm, a folder or a hub id.")
+]
+Width = Annotated[int | None, typer.Option("--bits", help="32, 16, 8 or 4, in place of the recipe's.")]
+
+
+def _can_be_added_to(out: Path | None) -> Path | None:
+    """Before anything is measured, so that no figures are lost."""
+    if out is not None:
+        _before(out)
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {out}: no such folder can be made ({error.strerror}); name another file") from None
+    return out
+
+
+def _before(out: Path) -> list[Any]:
+    """The figures that a file has.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    try:
+        before = json.loads(out.read_text(encoding="utf-8")) if out.exists() else []
+    except (OSError, ValueError) as error:
+        raise UserError(f"--out {out} cannot be read as JSON ({error}); name another file") from None
+    if not isinstance(before, list):
+        raise UserError(f"--out {out} holds no list of figures to add to; name another file")
+    return before
+
+
+Out = Annotated[Path | None, typer.Option(help="A JSON file to add the figures to.", callback=_can_be_added_to)]
+
+
+@app.command()
+def train(
+    recipes: Recipes = "lora-scan",
+    arm: ArmName = "english",
+    batch: Annotated[int, typer.Option(min=0, help="Examples a step; 0 takes the recipe's.")] = 32,
+    steps: Annotated[int, typer.Option(min=1, help="Steps a turn; Trainer groups by length in 50s.")] = 50,
+    repeats: Repeats = 3,
+    threads: Threads = 0,
+    checkpoint: CheckpointName = None,
+    bits: Width = None,
+    cpu: Cpu = False,
+    data_dir: DataDir = None,
+    out: Out = None,
+) -> None:
+    """Examples a second of a fine-tuning step, beside Seq2SeqTrainer with peft, in turn."""
+    prepared = _prepared(recipes, arm, (batch, checkpoint, bits), data_dir, _device(cpu, threads))
+
+    from benchmarks.training import row
+
+    found = [row(one, steps, repeats) for one in prepared]
+    table = _table("task", "side", "examples/s", "petransfer is faster by", "of matmul rate", left=("task", "side"))
+    for one in found:
+        rates, shares = one["examples_per_second"], one["share_of_matmul_rate"]
+        for side, rate in rates.items():
+            figures = (f"{rate:.1f}", f"{rates['petransfer'] / rate:.2f}", f"{100 * shares[side]:.1f} %")
+            table.add_row(one["task"], side, *figures)
+    print_table(table)
+    _add(found, out)
+
+
+@app.command("eval")
+def evaluate(
+    run: Annotated[
+        list[Path] | None, typer.Option("--run", help="A finished run's folder, in place of recipes. Repeatable.")
+    ] = None,
+    recipes: Recipes = "lora-scan",
+    arm: ArmName = "english",
+    train_steps: Annotated[int, typer.Option(min=1, help="Steps of training before, all of a schedule.")] = 100,
+    examples: Annotated[int, typer.Option(min=1, help="Test examples, drawn at random.")] = 256,
+    repeats: Repeats = 3,
+    threads: Threads = 0,
+    checkpoint: CheckpointName = None,
+    bits: Width = None,
+    cpu: Cpu = False,
+    data_dir: DataDir = None,
+    out: Out = None,
+) -> None:
+    """Test examples a second by one forward pass, beside `generate`, in turn; and whether they agree."""
+    if run and (checkpoint or bits):
+        raise UserError("--run says the checkpoint and the bits itself; leave out --checkpoint and --bits")
+    device = _device(cpu, threads)
+    prepared = _prepared(recipes, arm, (0, checkpoint, bits), data_dir, device)
+
+    from benchmarks.scoring import row, trained_before, trained_here
+
+    if run:
+        trained = (trained_before(folder, data_dir, device) for folder in run)
+    else:
+        trained = (trained_here(one, train_steps) for one in prepared)
+    found = [row(one, examples, repeats) for one in trained]
+    table = _table("task", "examples", "EM %", "petransfer/s", "generate/s", "ratio", "disagree", left=("task",))
+    for one in found:
+        rates = [f"{rate:.1f}" for rate in one["examples_per_second"].values()]
+        figures = (f"{one['exact_match']:.1f}", *rates, f"{one['ratio']:.1f}", str(one["disagreements"]))
+        table.add_row(one["task"], str(one["examples"]), *figures)
+    print_table(table)
+    for one in found:
+        print(f"{one['task']}: " + ", ".join(f"{part} {share:.0f} %" for part, share in one["profile"].items()))
+    _add(found, out)
+
+
+@app.command()
+def startup(
+    repeats: Annotated[int, typer.Option(min=1, help="Turns.")] = 5,
+    out: Out = None,
+) -> None:
+    """Seconds that the command line takes to answer."""
+    from benchmarks.startup import rows
+
+    found = rows(repeats)
+    table = _table("command", "median s", "least s", "processor s", left=("command",))
+    for row in found:
+        table.add_row(row["command"], *(f"{row[name]:.2f}" for name in ("median", "least", "processor")))
+    print_table(table)
+    _add(found, out)
+
+
+@app.command()
+def memory(
+    checkpoint: Annotated[
+        str, typer.Argument(help="A hub id of the registry, whose shape is taken.")
+    ] = "google-t5/t5-11b",
+    layers: Annotated[int | None, typer.Option(min=1, help="Layers a side, where not all of them.")] = None,
+    bits: Widths = "8,4",
+    batch: Annotated[int | None, typer.Option(min=1, help="Examples at once; 1, and at most 32 with --cap.")] = None,
+    lengths: Annotated[str, typer.Option(help="Pieces of the input and of the target.")] = "32,64",
+    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Compute activations again.")] = False,
+    cap: Annotated[
+        str | None,
+        typer.Option(help="Sizes such as 6GB,12GB: the largest micro-batch, up to --batch, in so much of a GPU."),
+    ] = None,
+    out: Out = None,
+    scratch: Annotated[Path | None, typer.Option(help="Where the random weights are kept for the while.")] = None,
+) -> None:
+    """Weights and peak of a LoRA step, beside peft's prepare_model_for_kbit_training; or what trains under a cap."""
+    from benchmarks.caps import row, sizes
+    from benchmarks.memory import SIDES, Cell, loading, measure, theoretical
+    from benchmarks.shapes import write_random
+    from petransfer.cli.fit import two
+    from petransfer.models.library_output import quiet
+
+    quiet()
+    source, target = two(lengths)
+    wanted, caps = _bits(bits), sizes(cap)
+    found: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        print(f"writing {checkpoint} with random weights", file=sys.stderr)
+        parameters = write_random(checkpoint, Path(folder), layers)
+        about = {"checkpoint": checkpoint, "layers": layers, "parameters": parameters}
+        for width in wanted:
+            cell = Cell(folder, width, batch or (32 if caps else 1), source, target, checkpointing)
+            found += [about | {**asdict(cell), "folder": None} | row(cell, size) for size in caps]
+            for side in SIDES if not caps else ():
+                print(f"{width} bits, {side}", file=sys.stderr)
+                taken = asdict(measure(cell, side))
+                beside = {"theory": theoretical(parameters, width)}
+                alone = {"loading": loading(cell)} if side == "petransfer" else {}
+                found.append(about | {**asdict(cell), "folder": None} | taken | beside | alone)
+    (_show_caps if caps else _show)(found)
+    _add(found, out)
+
+
+@app.command()
+def fit(
+    checkpoints: Annotated[str, typer.Option(help="Hub ids of the registry, parted by commas.")] = (
+        "google-t5/t5-small,google/t5-v1_1-small,openai-community/gpt2"
+    ),
+    layers: Annotated[int | None, typer.Option(min=1, help="Layers a side, where not all of them.")] = 2,
+    out: Out = None,
+) -> None:
+    """What `petransfer fit` foresees, beside what three real steps take."""
+    from benchmarks.foresight import rows
+    from petransfer.models.library_output import quiet
+
+    quiet()
+    found = rows(checkpoints.split(","), layers, lambda line: print(line, file=sys.stderr))
+    sizes_of = ("foreseen MB", "measured MB", "ratio", "ratio without activations")
+    table = _table("checkpoint", "method", "bits", "at once", *sizes_of, left=("checkpoint", "method"))
+    for row in found:
+        sizes = [f"{row[name] / 1e6:.1f}" for name in ("foreseen", "measured")]
+        ratios = [f"{row[name]:.3f}" for name in ("ratio", "ratio_fixed")]
+        table.add_row(row["checkpoint"], row["method"], str(row["bits"]), str(row["batch"]), *sizes, *ratios)
+    print_table(table)
+    _add(found, out)
+
+
+@app.command()
+def quantise(
+    checkpoint: Annotated[str, typer.Argument(help="An embedded arm, a folder or a hub id.")],
+    text: Annotated[Path, typer.Argument(help="Plain text of the kind that it was pretrained on.")],
+    windows: Annotated[int, typer.Option(min=1, help="Windows of 128 tokens.")] = 256,
+    layers: Annotated[str, typer.Option(help="Endings of layers to keep wide in turn, parted by commas.")] = "wo",
+    out: Out = None,
+) -> None:
+    """What 8 and 4 bits cost in loss, with the head quantised as well, and with chosen layers wide."""
+    from benchmarks.quantising import rows
+    from petransfer.models.library_output import quiet
+    from petransfer.models.registry import checkpoint_spec
+
+    quiet()
+    table = _table("bits", "wide", "loss", "change %", "weights MB", left=("wide",))
+    found: list[dict[str, Any]] = []
+    for row in rows(checkpoint_spec(checkpoint), text, windows, layers.split(",")):
+        print(f"{row.bits} bits, wide: {row.wide}", file=sys.stderr)
+        found.append({"checkpoint": checkpoint, "text": text.name, "windows": windows, **asdict(row)})
+        table.add_row(str(row.bits), row.wide, f"{row.loss:.4f}", f"{100 * row.change:+.2f}", f"{row.bytes / 1e6:.2f}")
+    print_table(table)
+    _add(found, out)
+
+
+@app.command()
+def stacked(
+    checkpoint: Annotated[str, typer.Argument(help="An embedded arm, a folder or a hub id.")] = "nano/english",
+    counts: Annotated[str, typer.Option("--runs", help="Runs at once, parted by commas.")] = "1,2,4,8",
+    bits: Annotated[int, typer.Option(help="32, 16, 8 or 4.")] = 32,
+    batch: Annotated[int, typer.Option(min=1, help="Examples an optimiser step.")] = 32,
+    micro_batch: Annotated[int, typer.Option(min=0, help="Examples of a run a forward pass; 0 chooses.")] = 0,
+    threads: Threads = 0,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds in which the ways take turns.")] = 5,
+    cpu: Cpu = False,
+    out: Out = None,
+) -> None:
+    """Training K adapters as one stack, beside the same K runs one after another, by petransfer and by Trainer."""
+    from petransfer.models.library_output import quiet
+
+    width = _width(bits)
+    if not all(re.fullmatch(r"[1-9][0-9]?", part) for part in counts.split(",")):
+        raise UserError(f"--runs {counts}: write whole numbers from 1 to 99 such as 1,2,4,8")
+    quiet()
+
+    from benchmarks.stacked import Setting, measure
+
+    setting = Setting(checkpoint, width, batch=batch, micro_batch=micro_batch, threads=threads, rounds=rounds)
+    wanted, device = [int(part) for part in counts.split(",")], _device(cpu, threads)
+    found = measure(setting, wanted, device, lambda line: print(line, file=sys.stderr))
+    table = _table("runs", "Trainer, examples/s", "one by one", "stacked", "by Trainer", "by one by one")
+    for row in found["rows"]:
+        rates = [f"{row[way]:.1f}" for way in ("trainer", "single", "stacked")]
+        table.add_row(str(row["runs"]), *rates, f"{row['ratio_trainer']:.2f}", f"{row['ratio']:.2f}")
+    print_table(table)
+    for way, shares in found["profile"].items():
+        print(f"{way}: " + ", ".join(f"{part} {share:.0f} %" for part, share in shares.items()))
+    about = found["hardware"]
+    print(f"{checkpoint} on {about['gpu'] or about['processor']}, {about['threads']} of {about['cores']} cores")
+    _add([found], out)
+
+
+@app.command()
+def growth(
+    sizes: Annotated[str, typer.Option(help="nano, micro or T5s of the registry, parted by commas.")] = (
+        "nano,micro,google-t5/t5-small"
+    ),
+    lengths: Annotated[str, typer.Option(help="Pieces of each input and each target, parted by commas.")] = (
+        "16,32,64,128,256"
+    ),
+    at_size: Annotated[str, typer.Option(help="The size at which lengths are compared.")] = "nano",
+    at_length: Annotated[int, typer.Option(min=1, help="The length at which sizes are compared.")] = 32,
+    batch: Annotated[int, typer.Option(min=1, help="Examples a step.")] = 16,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of each.")] = 5,
+    threads: Threads = 1,
+    bits: Annotated[int, typer.Option(help="32 or 16.")] = 32,
+    cpu: Cpu = False,
+    out: Out = None,
+) -> None:
+    """What a LoRA step and scoring take as model and texts grow."""
+    from benchmarks.growth import points, rows
+    from petransfer.models.library_output import quiet
+
+    if not all(re.fullmatch(r"[1-9][0-9]{0,3}", part) for part in lengths.split(",")):
+        raise UserError(f"--lengths {lengths}: write whole numbers from 1 to 9999 such as 16,32,64")
+    if bits not in (16, 32):
+        raise UserError(f"--bits {bits}: take 32 or 16")
+    quiet()
+    chosen = points(sizes.split(","), [int(part) for part in lengths.split(",")], at_size, at_length)
+    found = rows(chosen, batch, repeats, _device(cpu, threads), 16 if bits == 16 else 32)
+    rates = ("s a batch", "tokens/s", "MFLOP a token", "of matmul rate")
+    table = _table("size", "parameters", "pieces", "what", *rates, left=("size", "what"))
+    for row in found:
+        of = row["size"], f"{row['parameters']:,}", str(row["length"]), row["what"]
+        work = f"{row['flops_per_token'] / 1e6:.1f}", f"{100 * row['share_of_matmul_rate']:.1f} %"
+        table.add_row(*of, f"{row['seconds']:.3f}", f"{row['tokens_per_second']:,.0f}", *work)
+    print_table(table)
+    _add(found, out)
+
+
+def _device(cpu: bool, threads: int) -> torch.device:
+    """What is measured on, with so many threads; 0 leaves them."""
+    import torch
+
+    from benchmarks.sides import device_of
+
+    torch.set_num_threads(threads or torch.get_num_threads())
+    return device_of(cpu)
+
+
+def _prepared(
+    recipes: str, arm: str, changes: tuple[int, str | None, int | None], data_dir: Path | None, device: torch.device
+) -> Iterator[Prepared]:
+    """Each recipe's first cell of the arm, made when it is asked for. changes: batch, checkpoint and bits."""
+    from benchmarks.prepared import Changes, prepare
+    from petransfer.models.library_output import quiet
+
+    quiet()
+    batch, checkpoint, bits = changes
+    asked = Changes(batch, checkpoint, None if bits is None else _width(bits))
+    return (prepare(name, arm, asked, data_dir, device) for name in recipes.split(","))
+
+
+def _table(*columns: str, left: Sequence[str] = ()) -> Table:
+    """A table whose columns are figures, but for those of `left`."""
+    table = Table()
+    for name in columns:
+        table.add_column(name, justify="left" if name in left else "right")
+    return table
+
+
+def _add(found: list[dict[str, Any]], out: Path | None) -> None:
+    """Adds rows to a JSON file, if one is named."""
+    if out is not None:
+        out.write_text(json.dumps(_before(out) + found, indent=1) + "\n")
+
+
+def _show(found: list[dict[str, Any]]) -> None:
+    sizes = ("weights GB", "of theory", "of usual", "peak GB", "of usual", "host GB", "loading")
+    table = _table("bits", "side", *sizes, left=("side",))
+    for row in found:
+        hosts = ["-" if size is None else f"{size / 1e9:.2f}" for size in (row["host"], row.get("loading"))]
+        usual = next(other for other in found if other["side"] == "usual" and other["bits"] == row["bits"])
+        table.add_row(
+            str(row["bits"]),
+            row["side"],
+            f"{row['weights'] / 1e9:.2f}",
+            f"{row['weights'] / row['theory']:.2f}",
+            f"{row['weights'] / usual['weights']:.2f}",
+            f"{row['peak'] / 1e9:.2f}",
+            f"{row['peak'] / usual['peak']:.2f}",
+            *hosts,
+        )
+    print_table(table)
+    print(f"{found[0]['checkpoint']}, {found[0]['parameters']:,} parameters, on {found[0]['device']}")
+
+
+def _show_caps(found: list[dict[str, Any]]) -> None:
+    table = _table("bits", "card GB", "micro-batch", "foreseen", "peak GB")
+    for row in found:
+        peak = "-" if row["peak"] is None else f"{row['peak'] / 2**30:.2f}"
+        counts = (str(row["micro_batch"]), str(row["foreseen"]))
+        table.add_row(str(row["bits"]), f"{row['cap'] / 2**30:g}", *counts, peak)
+    print_table(table)
+    print(f"{found[0]['checkpoint']}, {found[0]['parameters']:,} parameters, in a part of {found[0]['device']}")
+
+
+def _bits(text: str) -> list[int]:
+    known = {"8": 8, "4": 4}
+    try:
+        return [known[part.strip()] for part in text.split(",")]
+    except KeyError:
+        raise UserError(f"--bits {text}: take 8, 4 or 8,4") from None
+
+
+def _width(bits: int) -> Bits:
+    known: dict[int, Bits] = {4: 4, 8: 8, 16: 16, 32: 32}
+    if bits not in known:
+        raise UserError(f"--bits {bits}: take 4, 8, 16 or 32")
+    return known[bits]

@@ -1,0 +1,49 @@
+"""The planner beside what PyTorch's allocator gave out, over a table of checkpoints' shapes, bits, methods, batches."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.shapes import write_random
+from petransfer.memory.measured import measure
+from petransfer.memory.simulation import Demand, simulate
+from petransfer.models.architecture import configuration
+from petransfer.models.registry import checkpoint_spec
+from petransfer.recipe.run_spec import Bits, MethodSpec
+
+METHODS: tuple[tuple[str, Bits], ...] = (("lora", 4), ("lora", 8), ("lora", 16), ("full", 32))
+# (examples at once, pieces of the input, pieces of the target), about SCAN's and COGS's
+SIZES = ((2, 60, 60), (8, 40, 120))
+
+
+def rows(checkpoints: list[str], layers: int | None, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """One row a cell: bytes foreseen and measured, and their ratio. fixed: weights, adapters, optimiser's state."""
+    found = []
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    for name in checkpoints:
+        with tempfile.TemporaryDirectory() as folder:
+            write_random(name, Path(folder), layers)
+            spec = checkpoint_spec(folder)
+            config, own_head = configuration(spec)
+            for (kind, bits), sizes in itertools.product(METHODS, SIZES):
+                lora = {"rank": 16, "alpha": 32.0} if kind == "lora" else {}
+                demand = Demand(MethodSpec(kind, bits, **lora), *sizes, device)  # type: ignore[arg-type]
+                foreseen, taken = simulate(config, name, demand, own_head), measure(spec, demand)
+                fixed = sum(foreseen.weights.values()) + foreseen.trained + foreseen.optimizer
+                row = {
+                    "checkpoint": name, "layers": layers, "method": kind, "bits": bits, "batch": sizes[0],
+                    "lengths": sizes[1:], "device": where, "foreseen": foreseen.peak, "measured": taken.peak,
+                    "ratio": foreseen.peak / taken.peak, "foreseen_fixed": fixed, "measured_fixed": taken.fixed,
+                    "ratio_fixed": fixed / taken.fixed, "parts": asdict(foreseen),
+                }  # fmt: skip
+                found.append(row)
+                say(f"{name} {kind} {bits} bits, {sizes[0]} at once: {row['ratio']:.3f}")
+    return found

@@ -1,0 +1,107 @@
+"""A recipe's first cell of an arm, loaded and turned into pieces, ready to be trained twice over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from petransfer.data import SplitData, load_task
+from petransfer.data.encoding import Encoded, Layout
+from petransfer.data.lazy_encoding import encode_part
+from petransfer.errors import unknown
+from petransfer.methods import APPLY, mixed_precision, weights_bits
+from petransfer.models.loading import Loaded, load
+from petransfer.models.registry import checkpoint_spec
+from petransfer.recipe.loading import load_recipe
+from petransfer.recipe.run_spec import Bits, RunSpec
+from petransfer.study.grid import expand
+from petransfer.study.single_run import accelerator_for
+from petransfer.training.batches import ShuffledExamples
+from petransfer.training.execution import Execution
+from petransfer.training.loop import Hooks, Loop
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """spec: with what was asked for in its place. parts: `train` and `test` as pieces."""
+
+    spec: RunSpec
+    data: SplitData
+    parts: dict[str, Sequence[Encoded]]
+    device: torch.device
+
+    def model(self) -> tuple[Any, Loaded]:
+        """The model to train, made anew and always the same."""
+        loaded = _load(self.spec, self.device)
+        met = {piece for row in self.parts["train"] for piece in (*row.input_ids, *row.target_ids)}
+        loaded = replace(loaded, new_pieces=tuple(piece for piece in loaded.new_pieces if piece in met))
+        return APPLY[self.spec.method.name](loaded, self.spec.method, self.spec.seed).to(self.device), loaded
+
+    def source(self, layout: Layout) -> ShuffledExamples:
+        """The batches of training."""
+        return ShuffledExamples(self.parts["train"], self.spec.train.batch_size, self.spec.seed, layout)
+
+    def accelerator(self) -> Accelerator:
+        """Made anew, for the device and the method's precision."""
+        return accelerator_for(mixed_precision(self.spec.method), self.device.type == "cpu")
+
+    def loop(self, folder: Path) -> Loop:
+        """Our loop on a model of its own."""
+        model, loaded = self.model()
+        spec, source = self.spec, self.source(loaded.layout)
+        execution = Execution(threads=torch.get_num_threads())
+        return Loop(
+            model, source, spec.train, self.accelerator(), folder, identity=spec.canonical_json(), seed=spec.seed,
+            execution=execution, hooks=Hooks(),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a user asks for in place of a recipe's own; None, or a batch of 0, leaves it."""
+
+    batch: int = 0
+    checkpoint: str | None = None
+    bits: Bits | None = None
+
+    def of(self, spec: RunSpec) -> RunSpec:
+        """The spec with them."""
+        return replace(
+            spec,
+            checkpoint=checkpoint_spec(self.checkpoint) if self.checkpoint else spec.checkpoint,
+            method=replace(spec.method, bits=self.bits or spec.method.bits),
+            train=replace(spec.train, batch_size=self.batch or spec.train.batch_size),
+        )
+
+
+def prepare(recipe: str, arm: str, changes: Changes, data_dir: Path | None, device: torch.device) -> Prepared:
+    """The recipe's first split and method.
+
+    Raises:
+        UserError: there is no such recipe, arm or checkpoint, or the data cannot be had.
+    """
+    cells = expand(load_recipe(recipe, [], {"data_dir": data_dir}))
+    cell = next((cell for cell in cells if cell.arm == arm), None)
+    if cell is None:
+        raise unknown("arm", arm, sorted({cell.arm for cell in cells}))
+    spec = changes.of(cell.spec)
+    options = dict(spec.task.options + spec.task.source)
+    data = load_task(spec.task.name, data_dir, **options).load(spec.task.split)
+    loaded = _load(spec, device)
+    parts = {
+        part: encode_part(
+            getattr(data, part), spec.task.prefix, loaded.tokenizer, loaded.layout, lambda examples, encoded: None
+        )[0]
+        for part in ("train", "test")
+    }
+    return Prepared(spec, data, parts, device)
+
+
+def _load(spec: RunSpec, device: torch.device) -> Loaded:
+    method = spec.method
+    return load(spec.checkpoint, weights_bits(method), seed=spec.seed, device=device, keep_wide=method.keep_wide)

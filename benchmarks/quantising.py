@@ -1,0 +1,117 @@
+"""What quantising costs a checkpoint on text of its own kind, with the head and chosen layers wide or not.
+
+The loss is the one that T5 was pretrained with (span corruption), or a decoder's over the second half of each window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from petransfer.data.encoding import Encoded
+from petransfer.errors import UserError
+from petransfer.models.loading import Loaded, load
+from petransfer.models.quantization import inventory, leave_packed, settings
+from petransfer.pretraining.span_corruption import Noise, corrupt
+from petransfer.recipe.run_spec import Bits, CheckpointSpec
+from petransfer.training.batches import IGNORED, collate
+from petransfer.training.losses import token_loss
+
+NOISE = Noise()
+AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Row:
+    """loss: nats a target token. change: relative to the same text at 16 bits. bytes: of all weights."""
+
+    bits: int
+    wide: str
+    loss: float
+    change: float
+    bytes: int
+
+
+def rows(checkpoint: CheckpointSpec, text: Path, windows: int, layers: Sequence[str] = ("wo",)) -> Iterator[Row]:
+    """16 bits, then 8 and 4: as petransfer loads it, with the head quantised as well, and with each of `layers` wide.
+
+    Raises:
+        UserError: the text is too short or not UTF-8, or the checkpoint has no sentinels to mark lost spans with.
+    """
+    reference = load(checkpoint, 16)
+    examples = _examples(reference, text, windows)
+    base = _loss(reference, examples)
+    yield Row(16, "all", base, 0.0, inventory(reference.model).total)
+    del reference
+    for bits in (8, 4):
+        for wide, keep in (("head", ()), ("nothing", ()), *((f"head and {name}", (name,)) for name in layers)):
+            loaded = load(checkpoint, bits, keep_wide=keep)
+            if wide == "nothing":
+                quantise_head(loaded.model, bits)
+            loss = _loss(loaded, examples)
+            yield Row(bits, wide, loss, loss / base - 1, inventory(loaded.model).total)
+
+
+def quantise_head(model: Any, bits: Bits) -> None:
+    """Puts a quantised copy in the place of the output head; embeddings that it shared stay as they are."""
+    import bitsandbytes as bnb
+
+    head = model.get_output_embeddings()
+    outputs, inputs = head.weight.shape
+    if bits == 4:
+        told: Any = settings(4)
+        new: Any = bnb.nn.Linear4bit(
+            inputs,
+            outputs,
+            bias=head.bias is not None,
+            compute_dtype=told.bnb_4bit_compute_dtype,
+            compress_statistics=told.bnb_4bit_use_double_quant,
+            quant_type=told.bnb_4bit_quant_type,
+            quant_storage=told.bnb_4bit_quant_storage,
+        )
+    else:
+        new = bnb.nn.Linear8bitLt(inputs, outputs, bias=head.bias is not None, has_fp16_weights=False, threshold=6.0)
+    new.load_state_dict({name: value.detach().clone() for name, value in head.state_dict().items()})
+    leave_packed(new)
+    model.set_output_embeddings(new.to(head.weight.device))
+
+
+def _examples(loaded: Loaded, text: Path, windows: int) -> list[Encoded]:
+    try:
+        content = text.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{text} cannot be read as UTF-8 text ({error}); name a plain text file") from error
+    tokenizer: Any = loaded.tokenizer
+    needed = windows * NOISE.window
+    # the tokenizer is spared what is not needed: no piece is longer than 16 characters on the whole of a text
+    ids = np.array(tokenizer(content[: 16 * needed], add_special_tokens=False, verbose=False)["input_ids"])
+    if len(ids) < needed:
+        raise UserError(f"{text} has {len(ids):,} tokens and {windows} windows need {needed:,}; fewer --windows")
+    cut = ids[:needed].reshape(windows, NOISE.window)
+    if not loaded.layout.encoder_decoder:
+        half = NOISE.window // 2
+        return [Encoded(tuple(window[:half].tolist()), tuple(window[half:].tolist())) for window in cut]
+    marks = tokenizer.convert_tokens_to_ids([f"<extra_id_{index}>" for index in range(NOISE.spans)])
+    if len(set(marks)) < NOISE.spans:
+        raise UserError(f"{tokenizer.name_or_path} has no sentinels <extra_id_0>; take T5's kin or a decoder")
+    rng = np.random.default_rng(0)
+    return [corrupt(window, NOISE, rng, np.array(marks), loaded.layout.eos_id) for window in cut]
+
+
+@torch.no_grad()
+def _loss(loaded: Loaded, examples: Sequence[Encoded]) -> float:
+    """Over the target tokens whose pieces pretraining has shown."""
+    loaded.model.eval()
+    new = torch.tensor(loaded.new_pieces, dtype=torch.long)
+    total, tokens = 0.0, 0
+    for first in range(0, len(examples), AT_ONCE):
+        batch = collate(examples[first : first + AT_ONCE], loaded.layout)
+        batch["labels"] = batch["labels"].masked_fill(torch.isin(batch["labels"], new), IGNORED)
+        tokens += int((batch["labels"] != IGNORED).sum())
+        total += float(token_loss(loaded.model, batch))
+    return total / tokens

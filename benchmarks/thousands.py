@@ -1,0 +1,40 @@
+"""A study of thousands of runs that need not be carried out: what `plan` and `status` have to look through."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from petransfer.recipe.loading import load_recipe
+from petransfer.study.folders import StudyFolder
+from petransfer.study.grid import expand
+
+# Runs of each seed: two splits of two arms.
+OF_A_SEED = 4
+
+
+def write_recipe(path: Path, seeds: int) -> None:
+    """A recipe of `OF_A_SEED` runs for each of so many seeds."""
+    path.write_text(f"""
+name: thousands
+task: {{name: scan, splits: [around_right, opposite_right]}}
+arms: [english, code]
+methods:
+  - {{name: lora, rank: 4, bits: 32}}
+seeds: [{", ".join(map(str, range(seeds)))}]
+train: {{steps: 100, batch_size: 8, learning_rate: {{lora: 2.0e-3}}}}
+""")
+
+
+def write_study(recipe: Path, folder: Path) -> None:
+    """Its study, in which every run but the last one is done."""
+    content = load_recipe(str(recipe))
+    study = StudyFolder(folder)
+    study.open(content)
+    scores = {"exact_match": 50.0, "log_prob_per_token": -0.5, "examples": 10, "disagreements": 0}
+    for cell in expand(content)[:-1]:
+        run = study.run(cell.run_id).path
+        run.mkdir()
+        result = {"run_id": cell.run_id, "steps": 100, "trained_parameters": 9, "dev": scores, "test": scores}
+        (run / "result.json").write_text(json.dumps(result | {"weights": {"dtypes": {}}}))
+        (run / "DONE").write_text("{}")

@@ -1,0 +1,216 @@
+"""Training beside transformers' Seq2SeqTrainer with peft, as a careful user would set it up."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    DataCollatorForSeq2Seq,
+    PrinterCallback,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    TrainerCallback,
+)
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from benchmarks.prepared import Prepared
+from benchmarks.sides import alternating, clock, hardware, linear_flops, matmul_rate, medians
+from petransfer.data.encoding import Encoded
+from petransfer.methods import mixed_precision
+from petransfer.models.loading import Loaded
+from petransfer.recipe.run_spec import MethodSpec, TrainSpec
+from petransfer.training.batches import ShuffledExamples, collate
+from petransfer.training.losses import token_loss
+
+# Steps before the clock starts: AdamW's state is made in the first.
+WARM = 2
+
+# Batches that `group_by_length` sorts at once, where there are two hundred or more.
+BLOCK = 50
+
+Order = Callable[[Sequence[Sequence[Encoded]]], Sequence[Encoded]]
+
+
+def row(prepared: Prepared, steps: int, repeats: int) -> dict[str, Any]:
+    """Examples a second of each side, and how far the gradients of one batch are apart."""
+    bits = prepared.spec.method.bits
+    with tempfile.TemporaryDirectory() as folder:
+        sides = turns(prepared, Path(folder), steps)
+        rate_before = matmul_rate(prepared.device, bits)
+        found = alternating(sides, repeats)
+    rates = medians(found)
+    rate = (rate_before + matmul_rate(prepared.device, bits)) / 2
+    work = _work(prepared)
+    return {
+        "task": f"{prepared.spec.task.name}/{prepared.spec.task.split}",
+        "checkpoint": prepared.spec.checkpoint.name,
+        "bits": bits,
+        "batch": prepared.spec.train.batch_size,
+        "steps": steps,
+        "repeats": repeats,
+        "examples_per_second": {name: round(value, 2) for name, value in rates.items()},
+        "all": {name: [round(value, 2) for value in values] for name, values in found.items()},
+        "ratio": round(rates["petransfer"] / rates["trainer"], 3),
+        "ratio_grouped": round(rates["petransfer"] / rates["trainer, grouped by length"], 3),
+        "matmul_flops_per_second": round(rate),
+        "model_flops_per_example": round(work),
+        "share_of_matmul_rate": {name: round(value * work / rate, 4) for name, value in rates.items()},
+        "gradient_difference": gradient_difference(prepared),
+        "hardware": hardware(prepared.device),
+    }
+
+
+def turns(prepared: Prepared, folder: Path, steps: int) -> dict[str, Callable[[], float]]:
+    """A turn of each side: examples a second over so many steps.
+
+    In each turn all sides are timed on the same examples: grouped by length, the longest of a block come first, and
+    they alone would be timed. Whole blocks are `BLOCK` steps; fewer leave more to pad than a user of grouping has.
+    """
+    return {
+        "petransfer": _ours(prepared, folder, steps),
+        "trainer": _trainer(prepared, folder, steps, in_turn),
+        "trainer, grouped by length": _trainer(prepared, folder, steps, grouped_by_length),
+    }
+
+
+def _ours(prepared: Prepared, folder: Path, steps: int) -> Callable[[], float]:
+    loop = prepared.loop(folder / "ours")
+    loop.model.train()
+    done = 0
+
+    def turn() -> float:
+        nonlocal done
+        started = 0.0
+        loop.accelerator = prepared.accelerator()  # Trainer undoes what it shares with every other
+        for count in range(WARM + steps):
+            if count == WARM:
+                started = clock(prepared.device)
+            loop._step(done)
+            done += 1
+        return prepared.spec.train.batch_size * steps / (clock(prepared.device) - started)
+
+    return turn
+
+
+class _Clock(TrainerCallback):  # type: ignore[misc]
+    """Seconds of the steps after the first WARM."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.started, self.ended = device, 0.0, 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == WARM:
+            self.started = clock(self.device)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == args.max_steps:
+            self.ended = clock(self.device)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """What Trainer trains: a model with its adapters, on batches from a source."""
+
+    model: torch.nn.Module
+    loaded: Loaded
+    source: ShuffledExamples
+    method: MethodSpec
+    train: TrainSpec
+    device: torch.device
+
+
+def _trainer(prepared: Prepared, folder: Path, steps: int, ordered: Order) -> Callable[[], float]:
+    model, loaded = prepared.model()
+    spec = prepared.spec
+    plain = Plain(model, loaded, prepared.source(loaded.layout), spec.method, spec.train, prepared.device)
+    return trainer_turn(plain, folder, steps, ordered)
+
+
+def trainer_turn(plain: Plain, folder: Path, steps: int, ordered: Order) -> Callable[[], float]:
+    """Examples a second of Seq2SeqTrainer over so many steps, on other batches each turn.
+
+    ordered: the timed batches' examples in the order in which they are to be taken.
+    """
+    train, on_cpu = plain.train, plain.device.type == "cpu"
+    settings = Seq2SeqTrainingArguments(
+        output_dir=str(folder / "trainer"), per_device_train_batch_size=train.batch_size, max_steps=WARM + steps,
+        learning_rate=train.learning_rate, lr_scheduler_type="constant", optim="adamw_torch_fused", use_cpu=on_cpu,
+        bf16=mixed_precision(plain.method) == "bf16", train_sampling_strategy="sequential", report_to="none",
+        save_strategy="no", logging_strategy="no", disable_tqdm=True, dataloader_pin_memory=not on_cpu,
+    )  # fmt: skip
+    collator, turns = DataCollatorForSeq2Seq(plain.loaded.tokenizer, model=plain.model), itertools.count()
+
+    def turn() -> float:
+        first = (WARM + steps) * next(turns)
+        warm, timed = (
+            [plain.source.batch(step, 0, 1).examples for step in range(first + start, first + end)]
+            for start, end in ((0, WARM), (WARM, WARM + steps))
+        )
+        rows: Any = [_fields(one) for one in (*in_turn(warm), *ordered(timed))]
+        taken = _Clock(plain.device)
+        trainer = Seq2SeqTrainer(
+            model=plain.model, args=settings, train_dataset=rows, data_collator=collator, callbacks=[taken]
+        )
+        trainer.remove_callback(PrinterCallback)  # whose line would stand among ours
+        trainer.train()
+        return train.batch_size * steps / (taken.ended - taken.started)
+
+    return turn
+
+
+def in_turn(batches: Sequence[Sequence[Encoded]]) -> list[Encoded]:
+    """The examples as the batches have them."""
+    return list(itertools.chain.from_iterable(batches))
+
+
+def grouped_by_length(batches: Sequence[Sequence[Encoded]]) -> list[Encoded]:
+    """The examples as `group_by_length` takes them: by the length of the input, the longest of each block first."""
+    rows = in_turn(batches)
+    lengths = [len(row.input_ids) for row in rows]
+    drawn = torch.Generator().manual_seed(0)
+    return [rows[at] for at in get_length_grouped_indices(lengths, len(batches[0]), BLOCK, drawn)]
+
+
+def _fields(row: Encoded) -> dict[str, list[int]]:
+    ids = list(row.input_ids)
+    return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": list(row.target_ids)}
+
+
+def gradient_difference(prepared: Prepared) -> float:
+    """Of one batch after two steps, the largest difference of a tensor's gradient, as a share of its largest entry."""
+    with tempfile.TemporaryDirectory() as folder:
+        loop = prepared.loop(Path(folder))
+        loop.model.train()
+        for step in range(2):
+            loop._step(step)
+        batch, cuts = loop.feed.take(2, loop.progress.micro_batch, loop.progress.token_budget)
+        loop.accumulate(batch, cuts)
+        trained = {name: value for name, value in loop.model.named_parameters() if value.requires_grad}
+        ours = {name: value.grad.clone() for name, value in trained.items() if value.grad is not None}
+        loop.optimizer.zero_grad()
+        padded = {name: value.to(prepared.device) for name, value in collate(batch.examples, batch.layout).items()}
+        torch.autograd.backward(token_loss(loop.model, padded) / batch.target_tokens)
+        shares = [_apart(value, trained[name].grad) for name, value in ours.items()]
+    return float(f"{max(shares):.2g}")
+
+
+def _apart(one: torch.Tensor, other: Any) -> float:
+    return float((one - other).abs().max() / other.abs().max().clamp(min=1e-12))
+
+
+def _work(prepared: Prepared) -> float:
+    """Floating-point operations of the linear layers for a mean example with no padding, forward and backward.
+
+    Twice the weights a token forward, as much for the gradient of what comes in, and again where they are trained.
+    """
+    model, loaded = prepared.model()
+    rows = prepared.parts["train"]
+    source = sum(len(row.input_ids) for row in rows) / len(rows)
+    target = sum(len(row.target_ids) for row in rows) / len(rows)
+    return linear_flops(model, loaded.layout, source, target, 4, 6)

@@ -1,0 +1,35 @@
+"""Opens a member of a password-protected zip in memory; nothing of it is written to disk."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+import zlib
+from pathlib import Path
+
+from petransfer.data.benchmark_files import REPLACE, difference, reason
+from petransfer.errors import UserError
+
+
+def open_member(path: Path, member: str, sha256: str, password: str, asked: str) -> list[bytes]:
+    """The lines of one member of the zip at `path`, which must have the pinned sha256.
+
+    asked: how the user gave the password, for the error.
+
+    Raises:
+        UserError: the archive cannot be read, is not the published one, or the password is wrong.
+    """
+    try:
+        packed = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({reason(error)})") from None
+    found = hashlib.sha256(packed).hexdigest()
+    if found != sha256:
+        raise UserError(f"{path} is not the published file: {difference(found, sha256)}; {REPLACE}")
+    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        try:
+            return list(io.BytesIO(archive.read(member, pwd=password.encode())))
+        # one password in 256 passes the check at the start and then gives bytes that cannot be unpacked
+        except (RuntimeError, zipfile.BadZipFile, zlib.error):
+            raise UserError(f"the password in {asked} does not open {path}: read it where the file is from") from None

@@ -1,0 +1,190 @@
+"""Finds the text files of a benchmark: in the user's folder, in the cache, or at a pinned commit on GitHub.
+
+A file is only ever used after its sha256 was checked, and rows are read as a stream.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import lzma
+import os
+import secrets
+import sys
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TypeVar
+
+from petransfer.errors import UserError
+
+BASE_URL = "https://raw.githubusercontent.com"
+TIMEOUT_SECONDS = 30.0
+REPLACE = "replace it, or delete it to have it downloaded"
+_CHUNK_BYTES = 1 << 16
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One text file of a public repository at one commit.
+
+    repository: `owner/name` on GitHub. commit: all 40 digits, since the raw server does not promise to resolve fewer.
+    path: inside the repository. place: where the file is looked for below a user's data folder.
+    sha256: of the unpacked file with `\\n` line ends.
+    """
+
+    repository: str
+    commit: str
+    path: str
+    place: str
+    sha256: str
+
+    @property
+    def url(self) -> str:
+        return f"{BASE_URL}/{self.repository}/{self.commit}/{self.path}"
+
+
+def cache_dir() -> Path:
+    """The folder for downloads: `$PETRANSFER_CACHE`, or `~/.cache/petransfer`."""
+    given = os.environ.get("PETRANSFER_CACHE")
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "petransfer"
+
+
+def find(data_dir: Path, names: Iterable[str]) -> Path | None:
+    """The first of `names` that is a file below `data_dir`, plain or packed as `.xz`; None if there is none.
+
+    Raises:
+        UserError: `data_dir` is not a folder.
+    """
+    if not data_dir.is_dir():
+        raise UserError(f"the data folder {data_dir} does not exist: correct or leave out --data-dir")
+    for name in names:
+        for path in (data_dir / name, data_dir / f"{name}.xz"):
+            if path.is_file():
+                return path
+    return None
+
+
+def locate(source: Source, data_dir: Path | None, names: Iterable[str]) -> Path:
+    """Where `source` lies: one of `names` below `data_dir`, else in the cache, else downloaded into the cache.
+
+    Only a download is checked here; what is found is checked by `read_rows`, which reads it anyway.
+
+    Raises:
+        UserError: the file is nowhere and cannot be downloaded, or what was downloaded is not the pinned file.
+    """
+    found = find(data_dir, names) if data_dir else None
+    if found:
+        return found
+    cached = cache_dir() / source.repository / source.commit / source.path
+    if not cached.is_file():
+        _download(source, cached, data_dir)
+    return cached
+
+
+def read_rows(path: Path, parse: Callable[[str], Row], sha256: str | None = None) -> Iterator[Row]:
+    """Streams the rows of a plain or `.xz` text file, one a line, each made by `parse` from the line without its end.
+
+    `parse` raises ValueError with what is wrong about a line. `sha256` is compared once the last row has been given,
+    with line ends read as `\\n`, so that a checkout with `\\r\\n` counts as the same file.
+
+    Raises:
+        UserError: the file cannot be read or unpacked, a line is broken (named by its number), or the hash differs.
+    """
+    yield from rows_of(_raw_lines(path), path, parse, sha256)
+
+
+def rows_of(
+    lines: Iterable[bytes], path: Path, parse: Callable[[str], Row], sha256: str | None = None
+) -> Iterator[Row]:
+    """As `read_rows`, from lines at hand; `path` is what errors name."""
+    digest = hashlib.sha256()
+    for number, raw in enumerate(lines, start=1):
+        line = raw.removesuffix(b"\n").removesuffix(b"\r")
+        digest.update(line + b"\n")
+        try:
+            row = parse(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}:{number}: not UTF-8 at byte {error.start}: save the file as UTF-8") from None
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: {error}") from None
+        yield row
+    if sha256 is not None and digest.hexdigest() != sha256:
+        raise UserError(f"{path} is not the published file: {difference(digest.hexdigest(), sha256)}; {REPLACE}")
+
+
+def _raw_lines(path: Path) -> Iterator[bytes]:
+    try:
+        with lzma.open(path, "rb") if path.suffix == ".xz" else path.open("rb") as file:
+            yield from file
+    except (lzma.LZMAError, EOFError) as error:
+        raise UserError(f"{path} cannot be unpacked ({reason(error)}): replace it, or delete it") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({reason(error)})") from None
+
+
+def _download(source: Source, target: Path, data_dir: Path | None) -> None:
+    """Downloads to a temporary name beside `target` and renames it once its hash is right."""
+    # not `tempfile`, whose files only their owner may read: a cache can be shared by a group
+    part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("xb") as file:
+                received = _receive(source, file)
+            if received != source.sha256:
+                raise UserError(
+                    f"{source.url} gave another file than the published one: {difference(received, source.sha256)}; "
+                    f"{_by_hand(source, data_dir)}"
+                )
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(
+            f"{source.place} is missing and cannot be downloaded ({reason(error)}): get {source.path} of "
+            f"{source.repository} at commit {source.commit[:7]} from {source.url}, {_by_hand(source, data_dir)}"
+        ) from None
+
+
+def _receive(source: Source, file: IO[bytes]) -> str:
+    """Copies the body of the source's address into `file`, with a progress bar on stderr; returns its sha256."""
+    # rich is needed for nothing else here, and importing petransfer.data must stay cheap
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    digest = hashlib.sha256()
+    with urllib.request.urlopen(source.url, timeout=TIMEOUT_SECONDS) as response, bar:
+        length = response.headers.get("Content-Length")
+        task = bar.add_task(f"{source.repository} {source.path}", total=int(length) if length else None)
+        count = 0
+        while chunk := response.read(_CHUNK_BYTES):
+            file.write(chunk)
+            digest.update(chunk)
+            count += len(chunk)
+            bar.update(task, completed=count)
+    # a sized read gives what came before the connection broke, without an error of its own
+    if length and count != int(length):
+        raise ConnectionError(f"the connection broke after {count:,} of {int(length):,} bytes")
+    return digest.hexdigest()
+
+
+def _by_hand(source: Source, data_dir: Path | None) -> str:
+    if data_dir:
+        return f"save it as {data_dir / source.place} and try again"
+    return f"save it as DIR/{source.place} and pass --data-dir DIR"
+
+
+def difference(got: str, expected: str) -> str:
+    """How a file's sha256 differs from the published one."""
+    return f"its sha256 is {got[:12]}..., expected {expected[:12]}..."
+
+
+def reason(error: Exception) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__

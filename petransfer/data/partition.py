@@ -1,0 +1,61 @@
+"""Which rows are trained on and which are held out, from 8 bytes a row."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping
+from typing import Any
+
+from petransfer.data.own_rows import MOST_DEV, MOST_TEST, SHARE
+
+
+def partition(parts: array[int], hashes: array[int], cuts: Mapping[str, float], seed: int) -> Any:
+    """The part of every row, 0 train, 1 dev, 2 test, as an array.
+
+    parts: where each row was read for. cuts: what is cut from the training rows, a share or a count; 0 for the default.
+    The rows with the smallest hashes of (seed, input) are drawn, so that rows with one input go together.
+    """
+    import numpy as np
+
+    codes = np.frombuffer(parts, dtype=np.uint8).copy() if len(parts) else np.zeros(0, np.uint8)
+    own = np.flatnonzero(codes == 0)
+    if not cuts or not len(own):
+        return codes
+    values = np.frombuffer(hashes, dtype=np.uint64)[own]
+    test, dev = (_count(cuts.get(part), len(own), most) for part, most in (("test", MOST_TEST), ("dev", MOST_DEV)))
+    ordered = np.argsort(values, kind="stable")
+    first = _end(values, ordered, test)
+    second = _end(values, ordered, first + dev) if dev else first
+    codes[own[ordered[:first]]] = 2
+    codes[own[ordered[first:second]]] = 1
+    return codes
+
+
+def _count(cut: float | None, rows: int, most: int) -> int:
+    if cut is None:
+        return 0
+    if not cut:
+        return min(most, max(1, round(SHARE * rows)))
+    return max(1, round(cut * rows)) if cut < 1 else int(cut)
+
+
+def _end(values: Any, ordered: Any, wanted: int) -> int:
+    """`wanted`, or a little more, so that rows with one hash are not parted."""
+    end = min(wanted, len(ordered))
+    while 0 < end < len(ordered) and values[ordered[end]] == values[ordered[end - 1]]:
+        end += 1
+    return end
+
+
+def overlaps(codes: Any, hashes: array[int]) -> list[str]:
+    """A warning for each held-out part whose inputs are trained on."""
+    import numpy as np
+
+    values = np.frombuffer(hashes, dtype=np.uint64) if len(hashes) else np.zeros(0, np.uint64)
+    train, found = values[codes == 0], []
+    for code, part in ((1, "dev"), (2, "test")):
+        mine = values[codes == code]
+        shared = int(np.isin(mine, train).sum())
+        if shared:
+            found.append(f"warning: {shared:,} of {len(mine):,} {part} rows have an input that is trained on")
+    return found

@@ -1,0 +1,79 @@
+"""COGS with other logical forms (Wu, Manning & Potts 2023, arXiv:2303.13716): ReCOGS, and the forms without variables.
+
+The sentences of test and generalisation sets and the 21 cases are those of COGS.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from petransfer.data.benchmark_files import Source
+from petransfer.data.tabular import TabularTask
+
+# the published files were seen at this commit; its other digits are not known to us
+_COMMIT = "1b6eca8"
+_VARIABLE_FREE_COMMIT = "836173aa370fa9d6ce4d9b2dd30a9d6d1147d2ef"
+
+
+def _sources(folder: str, place: str, commit: str, hashes: dict[str, str]) -> dict[str, Source]:
+    return {
+        part: Source("frankaging/ReCOGS", commit, f"{folder}/{part}.tsv", f"{place}/{part}.tsv", sha256)
+        for part, sha256 in hashes.items()
+    }
+
+
+RECOGS: dict[str, Source] = _sources(
+    "recogs_positional_index",
+    "recogs_positional_index",
+    _COMMIT,
+    {
+        "train": "943b4d5ccde4d6d6e421f34a117a8a543b77acfbacf835c5a775eb6e7329f624",
+        "dev": "fb863a167667eff33c141241ceff546b78f2f8a4171a6902570a1817bfa63842",
+        "test": "4eed77fbe78b2e786b34fcabf71a84021988a60e1c5528864e0a5999b20c919c",
+        "gen": "9cf742934e13833faccf7de8d2634eb640d3e98062ba39e35d6d2c39ad59056a",
+    },
+)
+VARIABLE_FREE: dict[str, Source] = _sources(
+    "variable_free",
+    "cogs_variable_free",
+    _VARIABLE_FREE_COMMIT,
+    {
+        "train": "0d8429b2db4c9fd216ce2a80ca6ee20861f331f9d4ce6086b565dcbde7c2791d",
+        "dev": "8fe6a76e2a3b0ebf26aff1e899076956c16f87396374a729dad439669b05b429",
+        "test": "b312353b6f40fcd870dc2c75b70da8ea25bf32134884e9da2c9c98306e17b9d1",
+        "gen": "ce0be5c1e70139301b7cc77e6b94e7b23af0ae3db921ce935d2524fe68070159",
+    },
+)
+
+
+@dataclass(frozen=True)
+class RecogsTask(TabularTask):
+    """ReCOGS with positional indices. 27,227 training rows: those of COGS, some of them joined, with modifiers before
+    the verb, or with words sprinkled in, so that no case is hard for its length or its indices alone. Logical forms
+    are also scored by meaning (`petransfer.data.logical_forms`), as its authors do.
+
+    data_dir: a folder with `recogs_positional_index/gen.tsv` or with `gen.tsv` itself, or a checkout of the official
+        repository; plain or `.xz`. What it lacks comes from the cache or is downloaded.
+    """
+
+    name = "recogs"
+    sources = RECOGS
+    folders = ("recogs_positional_index/", "extra/recogs_positional_index/")
+    training_rows = 27_227
+    longest_row = (366, 869)
+
+
+@dataclass(frozen=True)
+class CogsVariableFreeTask(TabularTask):
+    """COGS with the nested logical forms of Qiu et al. (2022, arXiv:2112.07610), which have no variables: 24,155
+    training rows. Its forms are much shorter; ReCOGS's authors found that they do not keep all of COGS's meaning.
+
+    data_dir: a folder with `cogs_variable_free/gen.tsv` or with `gen.tsv` itself, or a checkout of ReCOGS's
+        repository; plain or `.xz`. What it lacks comes from the cache or is downloaded.
+    """
+
+    name = "cogs-variable-free"
+    sources = VARIABLE_FREE
+    folders = ("cogs_variable_free/", "variable_free/", "extra/cogs_variable_free/")
+    training_rows = 24_155
+    longest_row = (103, 172)

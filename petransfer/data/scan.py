@@ -1,0 +1,293 @@
+"""SCAN (Lake & Baroni 2018, arXiv:1711.00350): commands to action sequences, regenerated from the paper's grammar.
+
+Every split that a rule defines is made in memory; only `simple`, a random split, needs its published files.
+
+Whatever a part was made from, its rows are in one order: sorted by command (by code point). `Example.index` counts in
+that order, from 0 in the training rows and again from 0 in the test rows; it is not the order of the official files.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from petransfer.data.benchmark_files import Source, find, locate, read_rows
+from petransfer.data.task import Example, SplitData, cut_dev
+from petransfer.errors import RunError, UserError, unknown
+
+ScanRow = tuple[str, str]
+"""A command and its actions, both as words joined by one space."""
+
+_VERBS = {"walk": ("I_WALK",), "look": ("I_LOOK",), "run": ("I_RUN",), "jump": ("I_JUMP",), "turn": ()}
+_TURNS = {"left": ("I_TURN_LEFT",), "right": ("I_TURN_RIGHT",)}
+_TIMES = {"twice": 2, "thrice": 3}
+_PRIMITIVES = ("walk", "look", "run", "jump")
+
+
+def interpret(command: str) -> str:
+    """The actions of a command, by the interpretation function of Lake & Baroni (2018).
+
+    >>> interpret("walk after turn opposite left")
+    'I_TURN_LEFT I_TURN_LEFT I_WALK'
+
+    Raises:
+        UserError: the command is not one of the 20,910 that the grammar makes.
+    """
+    try:
+        if " and " in command:
+            first, _, second = command.partition(" and ")
+        elif " after " in command:
+            second, _, first = command.partition(" after ")
+        else:
+            return " ".join(_clause_actions(command))
+        return " ".join(_clause_actions(first) + _clause_actions(second))
+    except KeyError as error:
+        raise UserError(f"'{command}' is not a SCAN command: the grammar has no {error} there") from None
+
+
+@functools.cache
+def _clause_actions(clause: str) -> tuple[str, ...]:
+    """The actions of what stands on one side of a connective; KeyError names what the grammar does not allow."""
+    verb, *rest = clause.split(" ")
+    times = _TIMES[rest.pop()] if rest and rest[-1] in _TIMES else 1
+    match rest:
+        case []:
+            # `turn` is no action without a direction
+            actions = _VERBS[verb] if verb != "turn" else _refuse(clause)
+        case [direction]:
+            actions = _TURNS[direction] + _VERBS[verb]
+        case ["opposite", direction]:
+            actions = _TURNS[direction] * 2 + _VERBS[verb]
+        case ["around", direction]:
+            actions = (_TURNS[direction] + _VERBS[verb]) * 4
+        case _:
+            actions = _refuse(clause)
+    return actions * times
+
+
+def _refuse(clause: str) -> tuple[str, ...]:
+    raise KeyError(clause)
+
+
+def _clauses() -> Iterator[str]:
+    """The 102 commands without a connective."""
+    directed = [f"{manner}{turn}" for manner in ("", "opposite ", "around ") for turn in _TURNS]
+    phrases = [*_PRIMITIVES, *(f"{verb} {how}" for verb in _VERBS for how in directed)]
+    return (phrase + ending for phrase in phrases for ending in ("", " twice", " thrice"))
+
+
+@functools.cache
+def all_rows() -> tuple[ScanRow, ...]:
+    """All 20,910 commands of the grammar with their actions, sorted by command."""
+    clauses = list(_clauses())
+    joined = (f"{left} {word} {right}" for word in ("and", "after") for left in clauses for right in clauses)
+    return tuple((command, interpret(command)) for command in sorted([*clauses, *joined]))
+
+
+Rule = Callable[[str, str], str | None]
+"""From (command, actions) to the part that a row belongs to: "train", "test", or None for neither."""
+
+
+def _add_primitive(primitive: str) -> Rule:
+    """The primitive is trained on alone; every command that combines it with anything is tested."""
+    return lambda command, _: "test" if primitive in command and command != primitive else "train"
+
+
+def _template(template: str, verbs: Iterable[str]) -> Rule:
+    """Commands in which one of `verbs` fills the template are tested.
+
+    `turn` in the template would give the template's meaning away, yet it is not tested: those rows are in no part.
+    """
+    tested = tuple(f"{verb} {template}" for verb in verbs)
+
+    def rule(command: str, _: str) -> str | None:
+        if f"turn {template}" in command:
+            return None
+        return "test" if any(phrase in command for phrase in tested) else "train"
+
+    return rule
+
+
+def _length(_: str, actions: str) -> str:
+    return "train" if actions.count(" ") < 22 else "test"
+
+
+_RULES: dict[str, Rule] = {
+    "add_jump": _add_primitive("jump"),
+    "add_turn_left": _add_primitive("turn left"),
+    "around_right": _template("around right", _PRIMITIVES),
+    "jump_around_right": _template("around right", ["jump"]),
+    "length": _length,
+    "opposite_right": _template("opposite right", _PRIMITIVES),
+    "right": _template("right", _PRIMITIVES),
+}
+# the bare primitive is repeated until it makes up a tenth of the training rows
+_REPEATS = {("add_jump", "jump"): 1_467, ("add_turn_left", "turn left"): 2_189}
+SPLITS: tuple[str, ...] = (*_RULES, "simple")
+
+
+def generate(split: str) -> dict[str, list[ScanRow]]:
+    """The "train" and "test" rows of a split that a rule defines (all but `simple`), sorted by command.
+
+    Raises:
+        RunError: a part has not as many rows as the published one.
+    """
+    rule = _RULES[split]
+    parts: dict[str, list[ScanRow]] = {"train": [], "test": []}
+    for command, actions in all_rows():
+        part = rule(command, actions)
+        if part:
+            parts[part] += [(command, actions)] * _REPEATS.get((split, command), 1)
+    for part, rows in parts.items():
+        expected = PUBLISHED[split, part].rows
+        if len(rows) != expected:
+            raise RunError(f"the grammar gave {len(rows):,} {part} rows of scan/{split}, expected {expected:,}")
+    return parts
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a published part holds: its number of rows, and `rows_sha256` of them."""
+
+    rows: int
+    sha256: str
+
+
+# computed from the official files, brendenlake/SCAN @ c4b756c
+PUBLISHED: dict[tuple[str, str], Published] = {
+    ("add_jump", "train"): Published(14_670, "1e5ab3357dc958267480a6012d3970953f35bb098a115b1754a1ad36d371b7cb"),
+    ("add_jump", "test"): Published(7_706, "48956239771e67ded4d090164919ab79d21756218a3e94f9abc2cbe346c0cd1c"),
+    ("add_turn_left", "train"): Published(21_890, "4f1ccb48ec39aed79ac69c8da9d2c8061b1bb8ea8199ab8931b6939068a3b626"),
+    ("add_turn_left", "test"): Published(1_208, "81acae1af5137165debf8630986733b2581aea19cb98e32f4026bccce8042b09"),
+    ("around_right", "train"): Published(15_225, "aaf218dfd82a8b6a88e32deeb096cf498ee58e56a3808b17f715182f0ca90130"),
+    ("around_right", "test"): Published(4_476, "f5f94bb13ea393fbac7d963a13f5eb9831e51090b2e7210831674c4f77a1fa7b"),
+    ("jump_around_right", "train"): Published(
+        18_528, "d3f82d1c47c35af14b1ff0718d5e632e257580ca71ad7df5270a63b85f83ed99"
+    ),
+    ("jump_around_right", "test"): Published(1_173, "3590e013eaa75106014637969f08fd9e139bd7f3ec59f11260619f1320f5e52b"),
+    ("length", "train"): Published(16_990, "114e6bdb1575f27d8d6d4449081970cef4846b2ec89b260dc2a0e5297c3e75d5"),
+    ("length", "test"): Published(3_920, "45bb5e5f0e0678da016725d880ba4349267b93262762a2c66f9b51b04535a2ce"),
+    ("opposite_right", "train"): Published(15_225, "8f0e969c24011176ba5ed3aa2dbc64e193eb463dfb397d0604126a08e237438f"),
+    ("opposite_right", "test"): Published(4_476, "e148c4261607e2d97808c0de04a3358b48f4d96208945d0658561deb8fc90b26"),
+    ("right", "train"): Published(15_225, "d98bd73f93f488dcf64bbeeb1547d712c17f26b67ccfb4bccdb04a6fdae35f12"),
+    ("right", "test"): Published(4_476, "770738098ffaef0370295c75005d8962f2ca1123ac31574a582b90ae33393e9c"),
+    ("simple", "train"): Published(16_728, "e34b60a1bdad3b55a83d91116bb312c195fa2f39d21092de929a6184ca911943"),
+    ("simple", "test"): Published(4_182, "faa3707d325ccaf3d2d0a4f03d613a7985e3c7a3bcc09c832a21f7e251cd4509"),
+}
+
+_COMMIT = "c4b756cbc010d75c912f16c42c8f15dc6b7e6c8f"
+_UPSTREAM = {
+    "add_jump": "add_prim_split/tasks_{part}_addprim_jump.txt",
+    "add_turn_left": "add_prim_split/tasks_{part}_addprim_turn_left.txt",
+    "around_right": "template_split/tasks_{part}_template_around_right.txt",
+    "jump_around_right": "template_split/tasks_{part}_template_jump_around_right.txt",
+    "length": "length_split/tasks_{part}_length.txt",
+    "opposite_right": "template_split/tasks_{part}_template_opposite_right.txt",
+    "right": "template_split/tasks_{part}_template_right.txt",
+    "simple": "simple_split/tasks_{part}_simple.txt",
+}
+SIMPLE: dict[str, Source] = {
+    part: Source("brendenlake/SCAN", _COMMIT, _UPSTREAM["simple"].format(part=part), f"scan/simple/{part}.txt", sha256)
+    for part, sha256 in {
+        "train": "941bb8a088c5f53ceff12fde902dc008933cf0c4203cc672c47b5f79d73262dd",
+        "test": "1fe1c8f5a19d0dc40e41bab94278f45f66f3dc415a978bd29855a23440610fc6",
+    }.items()
+}
+
+
+def parse_row(line: str) -> ScanRow:
+    """(command, actions) of one line `IN: <command> OUT: <actions>`.
+
+    Raises:
+        ValueError: the line has another form, or its command or actions are empty.
+    """
+    command, *rest = line.removeprefix("IN: ").split(" OUT: ")
+    if not line.startswith("IN: ") or len(rest) != 1:
+        raise ValueError("expected `IN: <command> OUT: <actions>`")
+    if not command.strip() or not rest[0].strip():
+        raise ValueError(f"the {'actions are' if command.strip() else 'command is'} empty")
+    return command, rest[0]
+
+
+def format_row(row: ScanRow) -> str:
+    """The line of the official files for a row, without its end."""
+    return f"IN: {row[0]} OUT: {row[1]}"
+
+
+def rows_sha256(rows: Iterable[ScanRow]) -> str:
+    """sha256 of the rows whatever their order: their lines sorted by code point and joined by `\\n`, as UTF-8."""
+    return hashlib.sha256("\n".join(sorted(map(format_row, rows))).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class ScanTask:
+    """SCAN and its eight splits. Dev examples are cut from the training rows; a category is the connective of the
+    command: `simple` (none), `and`, or `after`.
+
+    data_dir: a folder with `scan/<split>/train.txt` and `test.txt`, or with the `<split>` folders themselves, or a
+        checkout of the official repository; plain or `.xz`. Parts that it lacks are generated (`simple`: taken from
+        the cache, or downloaded), with the same rows in the same order.
+    dev_size: how many training rows become dev rows.
+    """
+
+    data_dir: Path | None = None
+    dev_size: int = 500
+    name = "scan"
+    splits = SPLITS
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.dev_size, int) or not 1 <= self.dev_size <= 4_000:
+            raise UserError(f"dev_size of scan is {self.dev_size!r}: give a whole number from 1 to 4,000")
+
+    def train_size(self, split: str) -> int:
+        """The published training rows less the dev rows."""
+        return PUBLISHED[split, "train"].rows - self.dev_size
+
+    def longest(self, split: str) -> tuple[int, int]:
+        """Of every split but `length`, whose training targets are shorter, the grammar's longest command."""
+        return 59, 479
+
+    def load(self, split: str) -> SplitData:
+        """The examples of one split, sorted by command.
+
+        Raises:
+            UserError: the split is unknown, or a file of it is missing, changed or broken.
+        """
+        if split not in SPLITS:
+            raise unknown("split of scan", split, SPLITS)
+        train, dev = cut_dev(self._examples(split, "train"), self.dev_size, salt=f"scan/{split}")
+        return SplitData(train=train, dev=dev, test=self._examples(split, "test"))
+
+    def _examples(self, split: str, part: str) -> tuple[Example, ...]:
+        path = self._file(split, part)
+        rows = _read(path, split, part) if path else generate(split)[part]
+        return tuple(Example(index, *row, category=connective(row[0])) for index, row in enumerate(rows))
+
+    def _file(self, split: str, part: str) -> Path | None:
+        """The official file of a part; None where the part is generated."""
+        layouts = (f"{split}/{part}.txt", _UPSTREAM[split].format(part=part))
+        names = [f"{folder}{layout}" for folder in ("scan/", "") for layout in layouts]
+        if split == "simple":
+            return locate(SIMPLE[part], self.data_dir, names)
+        return find(self.data_dir, names) if self.data_dir else None
+
+
+def _read(path: Path, split: str, part: str) -> list[ScanRow]:
+    """The rows of an official file, sorted by command."""
+    rows = sorted(read_rows(path, parse_row))
+    expected = PUBLISHED[split, part]
+    if rows_sha256(rows) != expected.sha256:
+        raise UserError(
+            f"{path} does not hold the published {part} rows of scan/{split} ({len(rows):,} rows, expected "
+            f"{expected.rows:,}): get it again from github.com/brendenlake/SCAN at commit {_COMMIT[:7]}"
+            + ("" if split == "simple" else ", or take it away to have the rows generated")
+        )
+    return rows
+
+
+def connective(command: str) -> str:
+    """`and`, `after`, or `simple` for a command without either."""
+    return next((word for word in ("and", "after") if f" {word} " in command), "simple")

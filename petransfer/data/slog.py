@@ -1,0 +1,100 @@
+"""SLOG (Li et al. 2023, arXiv:2310.15040): English sentences to logical forms, 17 kinds of structural generalisation.
+
+Its authors keep the generalisation sets behind a password, lest language models be trained on them: they are opened in
+memory and never written out in clear.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from petransfer.data.archives import open_member
+from petransfer.data.benchmark_files import Source, rows_of
+from petransfer.data.tabular import TabularTask, parse_row
+from petransfer.data.task import Example
+from petransfer.errors import UserError
+
+PASSWORD_VARIABLE = "PETRANSFER_SLOG_PASSWORD"
+_COMMIT = "1c55df85006d58b842520c79dcb8e1b43df2836f"
+
+# the cases as the generalisation set names them, each with a title for tables; groups as in the paper's section 2.2
+CATEGORY_TITLE: dict[str, str] = {
+    "PP_3": "PP modifiers, shallower (depth 3)",
+    "PP_5-12": "PP modifiers, deeper (depth 5 to 12)",
+    "CP_3": "Sentential complements, shallower (depth 3)",
+    "CP_5-12": "Sentential complements, deeper (depth 5 to 12)",
+    "center_embed_3": "Center embedding, shallower (depth 3)",
+    "center_embed_5-12": "Center embedding, deeper (depth 5 to 12)",
+    "PP_modif_subj": "PP in subject NPs",
+    "PP_modif_iobj": "PP in indirect object NPs",
+    "RC_modif_subj": "RC in subject NPs",
+    "RC_modif_iobj": "RC in indirect object NPs",
+    "RC_iobj_extracted": "Indirect object-extracted RC",
+    "Q_iobj_ditransV": "Indirect object wh-questions",
+    "Q_subj_active": "Active subject wh-questions",
+    "Q_subj_passive": "Passive subject wh-questions",
+    "Q_dobj_ditransV": "Direct object wh-questions with ditransitive verbs",
+    "Q_modified_NPs": "Wh-questions with modified NPs",
+    "Q_long_mv": "Wh-questions with long movement",
+}
+_GROUPS: dict[str, tuple[str, ...]] = {
+    "recursion": ("PP_3", "PP_5-12", "CP_3", "CP_5-12", "center_embed_3", "center_embed_5-12"),
+    "modification": ("PP_modif_subj", "PP_modif_iobj", "RC_modif_subj", "RC_modif_iobj"),
+    "gap": ("RC_iobj_extracted", "Q_iobj_ditransV"),
+    "wh-question": ("Q_subj_active", "Q_subj_passive", "Q_dobj_ditransV", "Q_modified_NPs", "Q_long_mv"),
+}
+CATEGORY_GROUP: dict[str, str] = {case: group for group, cases in _GROUPS.items() for case in cases}
+
+
+def _source(path: str, sha256: str) -> Source:
+    return Source("bingzhilee/SLOG", _COMMIT, f"data/{path}", f"slog/{path}", sha256)
+
+
+FILES: dict[str, Source] = {
+    "train": _source("varfree_LF/train.tsv", "0afc442d1cfca446a3c356c58e979df631d19f863b62edd2c4d6cc70a34e0778"),
+    "dev": _source("varfree_LF/dev.tsv", "8677b6b92f9649e74f9e99c2affc9a8a0c4810a612dd32fcd1b45448ca3647f9"),
+    "test": _source("varfree_LF/test.tsv", "2f2942a345507ef6af5885ccde48f08bf32a1dd2ba0e19da371d4bbd40b90644"),
+    # the hash of the packed archive, which is what lies on disk
+    "gen": _source("generalization_sets.zip", "99a13618b033b9f5721107f4c163d035d92a2fee340b217a5a1f6abc63842647"),
+}
+GEN_MEMBER = "generalization_sets/gen_varfreeLF.tsv"
+
+
+@dataclass(frozen=True)
+class SlogTask(TabularTask):
+    """SLOG with forms without variables. Split `gen` is scored on the 17 cases of `CATEGORY_GROUP` (1,000 rows each),
+    whose archive is opened with the password in `$PETRANSFER_SLOG_PASSWORD`; split `test` on the in-distribution test
+    set (4,046 rows), and needs none. Both train on the same 32,755 rows and choose on the same 4,046 dev rows.
+
+    data_dir: a folder with `slog/varfree_LF/train.tsv` and `slog/generalization_sets.zip`, or a checkout of the
+        official repository; plain or `.xz`. What it lacks comes from the cache or is downloaded.
+    """
+
+    name = "slog"
+    sources = FILES
+    folders = tuple(
+        f"{above}{below}" for above in ("slog/", "data/", "extra/slog/", "") for below in ("varfree_LF/", "")
+    )
+    training_rows = 32_755
+    longest_row = (136, 275)
+
+    def read(self, part: str) -> tuple[Example, ...]:
+        """The examples of one part; those of `gen` exist in memory only."""
+        if part != "gen":
+            return super().read(part)
+        source = self.sources["gen"]
+        password = _password(source)
+        path = self.locate(source)
+        lines = open_member(path, GEN_MEMBER, source.sha256, password, f"${PASSWORD_VARIABLE}")
+        return tuple(Example(index, *row) for index, row in enumerate(rows_of(lines, path, parse_row)))
+
+
+def _password(source: Source) -> str:
+    password = os.environ.get(PASSWORD_VARIABLE, "")
+    if not password:
+        raise UserError(
+            f"split gen of slog is behind its authors' password: read it in the README of github.com/"
+            f"{source.repository} and set {PASSWORD_VARIABLE} to it, or take split test"
+        )
+    return password

@@ -1,0 +1,65 @@
+"""What passes over a test set share: batches that shrink when memory runs out, and how fine logits are rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+from petransfer.data.encoding import Encoded
+from petransfer.training.out_of_memory import is_out_of_memory
+
+# A lead below this many units of rounding of the largest logit is a near-tie.
+NOISE_UNITS = 16.0
+
+T = TypeVar("T")
+
+
+def in_batches(
+    encoded: Sequence[Encoded],
+    batch_size: int,
+    function: Callable[[list[int]], Sequence[T]],
+    halves: bool = True,
+    tokens: int | None = None,
+) -> list[T]:
+    """What `function` gives for the positions of each batch, in the order of `encoded`.
+
+    Longest first, so that running out of memory shows at once; then the batch is halved, unless others who are in the
+    middle of the same pass would not know of it. tokens: of inputs and targets, which a batch of several holds at most.
+    """
+    order = sorted(range(len(encoded)), key=lambda at: -(len(encoded[at].input_ids) + len(encoded[at].target_ids)))
+    given: dict[int, T] = {}
+    start = 0
+    while start < len(order):
+        longest = len(encoded[order[start]].input_ids) + len(encoded[order[start]].target_ids)
+        count = batch_size if tokens is None else min(batch_size, max(1, tokens // longest))
+        chosen = order[start : start + count]
+        try:
+            rows = function(chosen)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or len(chosen) == 1 or not halves:
+                raise
+            batch_size = (len(chosen) + 1) // 2
+            continue
+        given |= zip(chosen, rows, strict=True)
+        start += len(chosen)
+    return [given[at] for at in range(len(encoded))]
+
+
+def noise_of(raw_btv: torch.Tensor, asked_bt: torch.Tensor, compute: torch.dtype) -> torch.Tensor:
+    """The lead, for each example of a batch, within which rounding may decide: (b,)."""
+    coarsest = raw_btv.dtype if raw_btv.dtype != torch.float32 else compute
+    return noise_at(raw_btv.float().abs().amax(-1).masked_fill(~asked_bt, 0.0).amax(-1), coarsest)
+
+
+def noise_at(largest: torch.Tensor, compute: torch.dtype) -> torch.Tensor:
+    """The same where the size of the largest logit is known."""
+    return NOISE_UNITS * torch.finfo(compute).eps * largest
+
+
+def compute_dtype(model: torch.nn.Module) -> torch.dtype:
+    """The coarsest floating dtype among the weights, to whose rounding the logits are subject."""
+    kinds = {value.dtype for value in model.parameters() if value.is_floating_point()}
+    quantised = any(not value.is_floating_point() for value in model.parameters())
+    return torch.bfloat16 if quantised or torch.bfloat16 in kinds else torch.float32

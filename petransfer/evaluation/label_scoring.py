@@ -1,0 +1,93 @@
+"""Which label of a closed set a model would say: greedy decoding that may say nothing but labels, in one pass.
+
+All labels are read by the decoder at once. At each position the piece with the largest logit among those that some
+label goes on with is taken, so that whenever free greedy decoding says a label, it is this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from petransfer.data.encoding import Encoded, encode_targets
+from petransfer.models.loading import Loaded
+from petransfer.training.batches import IGNORED, collate
+from petransfer.training.distributed.fsdp import is_split
+from petransfer.training.out_of_memory import is_out_of_memory
+
+# Logits that are held at once.
+LOGITS = 1 << 26
+
+
+@torch.inference_mode()
+def choose_labels(
+    model: torch.nn.Module, loaded: Loaded, encoded: Sequence[Encoded], labels: Sequence[str]
+) -> list[str]:
+    """The label for each input, in their order."""
+    was_training = model.training
+    model.eval()
+    pieces = encode_targets(labels, loaded.tokenizer, loaded.layout)
+    order = sorted(range(len(encoded)), key=lambda at: -len(encoded[at].input_ids))
+    width = max(map(len, pieces)) + (0 if loaded.layout.encoder_decoder else len(encoded[order[0]].input_ids))
+    vocabulary = int(loaded.model.config.vocab_size)  # what holds the embeddings may be wrapped
+    at_once = max(1, LOGITS // (len(labels) * width * vocabulary))
+    said: dict[int, str] = {}
+    start = 0
+    while start < len(order):
+        chosen = order[start : start + at_once]
+        try:
+            scores = _scores(model, loaded, [encoded[at].input_ids for at in chosen], pieces)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or at_once == 1 or is_split(model):
+                raise
+            at_once = (at_once + 1) // 2
+            continue
+        said |= {at: labels[_descend(row, pieces)] for at, row in zip(chosen, scores, strict=True)}
+        start += len(chosen)
+    model.train(was_training)
+    return [said[at] for at in range(len(encoded))]
+
+
+def _scores(
+    model: torch.nn.Module, loaded: Loaded, inputs: Sequence[tuple[int, ...]], pieces: Sequence[tuple[int, ...]]
+) -> list[list[list[float]]]:
+    """For each input and label the logits of the label's own pieces, each given those before it."""
+    device = next(model.parameters()).device
+    rows = [Encoded(source, target) for source in inputs for target in pieces]
+    batch = {name: tensor.to(device) for name, tensor in collate(rows, loaded.layout).items()}
+    labels_bt = batch.pop("labels")
+    if loaded.layout.encoder_decoder and not _adds_inputs(model):
+        # every input is read once, whatever the number of labels
+        count = len(pieces)
+        ids, mask = batch.pop("input_ids")[::count], batch["attention_mask"]
+        read = _encoder(model)(input_ids=ids, attention_mask=mask[::count], return_dict=True)
+        read.last_hidden_state = read.last_hidden_state.repeat_interleave(count, 0)
+        batch["encoder_outputs"] = read
+    logits_btv = model(**batch, use_cache=False).logits
+    wanted_bt = logits_btv.gather(-1, labels_bt.clamp(min=0).unsqueeze(-1)).squeeze(-1).float()
+    found = [row[asked].tolist() for row, asked in zip(wanted_bt, labels_bt != IGNORED, strict=True)]
+    return [found[at : at + len(pieces)] for at in range(0, len(found), len(pieces))]
+
+
+def _adds_inputs(model: torch.nn.Module) -> bool:
+    """Whether virtual tokens are put before the input, which the encoder alone would read without them."""
+    config = getattr(model, "active_peft_config", None)
+    return bool(config is not None and config.is_prompt_learning)
+
+
+def _encoder(model: torch.nn.Module) -> Any:
+    base: Any = model
+    base = base.get_base_model() if hasattr(base, "get_base_model") else base
+    return base.get_encoder()
+
+
+def _descend(scores: Sequence[Sequence[float]], pieces: Sequence[tuple[int, ...]]) -> int:
+    """The label at the end of the way on which every piece is the best of those that labels go on with."""
+    left, position = list(range(len(pieces))), 0
+    while len(left) > 1:
+        best = max(left, key=lambda label: scores[label][position])
+        left = [label for label in left if pieces[label][position] == pieces[best][position]]
+        position += 1
+    return left[0]

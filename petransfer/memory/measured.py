@@ -1,0 +1,123 @@
+"""Three real training steps, and the most memory that PyTorch's allocator gave out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from petransfer.memory.simulation import Demand, meta_batch
+from petransfer.methods import APPLY, mixed_precision, weights_bits
+from petransfer.models.loading import Loaded, load
+from petransfer.models.quantization import check_optimizer, inventory
+from petransfer.recipe.run_spec import CheckpointSpec, TrainSpec
+from petransfer.training.batches import Tensors
+from petransfer.training.cpu.cpu_step import Lean
+from petransfer.training.loop import make_optimizer
+from petransfer.training.losses import token_loss
+from petransfer.training.out_of_memory import checkpoint_activations
+
+STEPS = 3
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Bytes. fixed: weights, what the method adds, and the optimiser's state. peak: those and all else at the peak.
+
+    loop: the peak of the step that the training loop takes in place of the plain one on a CPU, None where it takes that
+    or was not asked. kept: what of it that step keeps beside the model, such as wide copies of quantised weights.
+    """
+
+    weights: dict[str, int]
+    fixed: int
+    peak: int
+    loop: int | None = None
+    kept: int = 0
+
+
+class Trial:
+    """A checkpoint with its method and its optimiser, to take steps with: memory does not depend on the pieces."""
+
+    def __init__(self, checkpoint: CheckpointSpec, demand: Demand) -> None:
+        check_optimizer(demand.optimizer)
+        self.demand, self.device = demand, torch.device(demand.device)
+        method = demand.method
+        loaded = load(checkpoint, weights_bits(method), device=self.device, keep_wide=method.keep_wide)
+        self.weights, self.layout = inventory(loaded.model).bytes, loaded.layout
+        self.model = _apply(loaded, demand)
+        self.optimizer = make_optimizer(self.model, TrainSpec(STEPS, demand.batch, 1e-5, optimizer=demand.optimizer))
+
+    def batch(self, count: int) -> Tensors:
+        """So many examples of the longest."""
+        made = meta_batch(replace(self.demand, batch=count), self.layout)
+        batch = {name: torch.full(it.shape, 1, dtype=torch.long, device=self.device) for name, it in made.items()}
+        batch["attention_mask"][0, -1] = 0  # as in any batch of several lengths
+        return batch
+
+    def step(self, batch: Tensors, lean: Lean | None = None) -> None:
+        """As the loop takes it. lean: with less work, on a CPU."""
+        with lean.step() if lean else contextlib.nullcontext(token_loss) as loss:
+            for _ in range(2 if self.demand.accumulates else 1):
+                torch.autograd.backward(loss(self.model, batch))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def measure(checkpoint: CheckpointSpec, demand: Demand, with_loop: bool = False) -> Measured:
+    """Three steps on made-up pieces. with_loop: and the training loop's own step, where that is another."""
+    trial = Trial(checkpoint, demand)
+    batch, model = trial.batch(demand.batch), trial.model
+    for _ in range(STEPS - 1):
+        trial.step(batch)
+    states = sum(_bytes(value) for state in trial.optimizer.state.values() for value in state.values())
+    trained = sum(_bytes(value) for value in model.parameters() if value.requires_grad)
+    added = trained if demand.method.name != "full" else 0
+    fixed = sum(trial.weights.values()) + added + states
+    found = Measured(trial.weights, fixed, peak_of(lambda: trial.step(batch), fixed, trial.device))
+    if not with_loop or trial.device.type != "cpu" or mixed_precision(demand.method) != "no":
+        return found
+    lean = Lean(model)
+    if not lean.usable:
+        return found
+    peak = peak_of(lambda: trial.step(batch, lean), fixed + lean.kept, trial.device)
+    return replace(found, loop=peak, kept=lean.kept)
+
+
+def peak_of(step: Callable[[], None], fixed: int, device: torch.device) -> int:
+    """The most bytes that are out at once while `step` runs, the `fixed` ones of before among them."""
+    return _peak_on_card(step) if device.type == "cuda" else fixed + _peak_on_cpu(step)
+
+
+def _apply(loaded: Loaded, demand: Demand) -> torch.nn.Module:
+    model = APPLY[demand.method.name](loaded, demand.method, 0)
+    if demand.checkpointing:
+        checkpoint_activations(model)
+    return model.train()
+
+
+def _bytes(value: Any) -> int:
+    return value.numel() * value.element_size() if isinstance(value, torch.Tensor) else 0
+
+
+def _peak_on_card(step: Any) -> int:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated()
+
+
+def _peak_on_cpu(step: Any) -> int:
+    """The largest sum of what the allocator gave out and took back during the step, as the profiler saw it."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    seen: Any = profile.profiler
+    events = [event for event in seen.kineto_results.events() if event.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak

@@ -1,0 +1,62 @@
+"""What tells a base and its tokenizer apart from every other: hashes of the files and of what the tokenizer does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from petransfer.models.registry import embedded_folder, file_sha256
+from petransfer.recipe.run_spec import CheckpointSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_WHOLE = ("model.safetensors", "pytorch_model.bin")
+
+
+def weight_hashes(checkpoint: CheckpointSpec, commit: str | None) -> dict[str, str]:
+    """The sha256 of each file of weights, by name; a hub checkpoint's are read from the cache it was loaded from.
+
+    Empty where transformers got the weights from somewhere else.
+    """
+    for name in _WHOLE:
+        whole = _file(checkpoint, commit, name)
+        if whole:
+            return {name: file_sha256(whole)}
+        index = _file(checkpoint, commit, f"{name}.index.json")
+        if index:
+            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            files = {shard: _file(checkpoint, commit, shard) for shard in shards}
+            return {shard: file_sha256(path) for shard, path in files.items() if path}
+    return {}
+
+
+def on_hub(checkpoint: CheckpointSpec) -> bool:
+    """Whether a checkpoint is loaded from the hub: it is neither embedded nor a folder."""
+    return not (checkpoint.name.startswith("nano/") or checkpoint.source)
+
+
+def _file(checkpoint: CheckpointSpec, commit: str | None, name: str) -> Path | None:
+    if not on_hub(checkpoint):
+        folder = Path(checkpoint.source) if checkpoint.source else embedded_folder(checkpoint.name)
+        return folder / name if (folder / name).is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(checkpoint.name, name, revision=commit or checkpoint.weights)
+    return Path(found) if isinstance(found, str) else None
+
+
+def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Over all that decides which pieces a text becomes; not over how a call before this one padded or cut."""
+    content: dict[str, Any] = {
+        "special": {name: str(piece) for name, piece in tokenizer.special_tokens_map.items()},
+        "ids": sorted(tokenizer.all_special_ids),
+    }
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        content |= {"class": type(tokenizer).__name__, "pieces": tokenizer.get_vocab()}
+    else:
+        content["rules"] = {**json.loads(backend.to_str()), "padding": None, "truncation": None}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

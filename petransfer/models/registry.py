@@ -1,0 +1,281 @@
+"""The families of checkpoints and their arms, and the control arms that every family has. Imports no torch."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from petransfer.errors import UserError, unknown
+from petransfer.recipe.loading import LOADER
+from petransfer.recipe.run_spec import CheckpointSpec, Reinit
+from petransfer.recipe.schema import ArmPart, FamilyPart, Strict
+
+NANO = Path(str(resources.files("petransfer.models"))) / "nano"
+
+Trained = Literal["method", "all"]
+
+
+@dataclass(frozen=True)
+class Control:
+    """A control arm: what of `arm` (None: the family's base) is drawn anew, and whether all weights are trained."""
+
+    reinit: Reinit
+    arm: str | None = None
+    trained: Trained = "method"
+
+
+CONTROLS: dict[str, Control] = {
+    "scratch": Control("all", trained="all"),
+    "random": Control("all"),
+    "english-newemb": Control("embeddings", arm="english"),
+}
+
+
+class ArmEntry(Strict):
+    """What the registry says of one arm.
+
+    architecture: its configuration among the registry's. parameters: counted from that, tied tensors once.
+    initialised_from: `random` or another checkpoint. contamination: what its text held besides the arm's own.
+    tokenizer: where its own cannot say the benchmarks' words; its embeddings are then made anew.
+    prefix: where it differs from the family's. verified: its configuration on the hub was seen. note: what else a user
+    should know.
+    """
+
+    checkpoint: str
+    architecture: str
+    parameters: Annotated[int, Field(gt=0)]
+    languages: list[str]
+    licence: str
+    initialised_from: str
+    contamination: str
+    verified: bool
+    tokenizer: str | None = None
+    prefix: str | None = None
+    note: str = ""
+
+
+class FamilyEntry(Strict):
+    """A family in the registry. base: the arm whose architecture and tokenizer the control arms take."""
+
+    base: str
+    prefix: str
+    arms: Annotated[dict[str, ArmEntry], Field(min_length=1)]
+
+
+class RegistryFile(Strict):
+    """registry.yaml. architectures: `model_type` and the fields of its configuration that decide tensors' shapes."""
+
+    architectures: dict[str, dict[str, Any]]
+    families: dict[str, FamilyEntry]
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> RegistryFile:
+        for name, family in self.families.items():
+            if family.base not in family.arms:
+                raise ValueError(f"family {name}: its base {family.base} is no arm of it")
+            for arm, entry in family.arms.items():
+                if entry.architecture not in self.architectures:
+                    raise ValueError(f"family {name}, arm {arm}: no architecture {entry.architecture}")
+        return self
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One pretraining condition of a family, ready to be put in a run's spec. `prefix` goes before every input."""
+
+    name: str
+    checkpoint: CheckpointSpec
+    trained: Trained = "method"
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Checkpoints of one architecture and size. `prefixes` are those of arms that have their own."""
+
+    name: str
+    base: str
+    prefix: str
+    arms: dict[str, CheckpointSpec]
+    prefixes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def arm_names(self) -> tuple[str, ...]:
+        """The pretrained arms, then the controls that this family can have."""
+        controls = [name for name, control in CONTROLS.items() if (control.arm or self.base) in self.arms]
+        return (*self.arms, *controls)
+
+    def arm(self, name: str) -> Arm:
+        """The arm called `name`.
+
+        Raises:
+            UserError: the family has no such arm.
+        """
+        if name in self.arms:
+            return Arm(name, self.arms[name], prefix=self.prefixes.get(name, self.prefix))
+        if name not in self.arm_names:
+            raise unknown(f"arm of family {self.name}", name, self.arm_names)
+        control = CONTROLS[name]
+        like = self.arm(control.arm or self.base)
+        return Arm(name, replace(like.checkpoint, reinit=control.reinit), control.trained, like.prefix)
+
+
+@functools.cache
+def registry() -> RegistryFile:
+    """registry.yaml, checked."""
+    text = (resources.files("petransfer.models") / "registry.yaml").read_text(encoding="utf-8")
+    return RegistryFile.model_validate(yaml.load(text, LOADER))
+
+
+def family_names() -> tuple[str, ...]:
+    """The registered families."""
+    return tuple(registry().families)
+
+
+def registered_family(name: str) -> Family:
+    """The family called `name`.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in registry().families:
+        raise unknown("family", name, registry().families)
+    entry = registry().families[name]
+    arms = {arm: _registered(content) for arm, content in entry.arms.items()}
+    prefixes = {arm: content.prefix for arm, content in entry.arms.items() if content.prefix is not None}
+    return Family(name, entry.base, entry.prefix, arms, prefixes)
+
+
+def _registered(entry: ArmEntry) -> CheckpointSpec:
+    spec = checkpoint_spec(entry.checkpoint)
+    return replace(spec, tokenizer=entry.tokenizer, reinit="embeddings") if entry.tokenizer else spec
+
+
+def own_family(part: FamilyPart, folder: Path) -> Family:
+    """A family of the user's own checkpoints; relative folders are looked for from `folder`.
+
+    Raises:
+        UserError: a checkpoint does not exist, an arm has a control's name, or the base is no arm.
+    """
+    taken = next((arm for arm in part.arms if arm in CONTROLS), None)
+    if taken:
+        raise UserError(
+            f"family {part.name}: '{taken}' is a control arm that every family has; call your arm otherwise"
+        )
+    entries = {arm: ArmPart(checkpoint=arm_) if isinstance(arm_, str) else arm_ for arm, arm_ in part.arms.items()}
+    specs = {arm: _own(f"family {part.name}, arm {arm}", entry, folder) for arm, entry in entries.items()}
+    base = part.base or ("english" if "english" in specs else next(iter(specs)))
+    if base not in specs:
+        raise unknown(f"base of family {part.name}", base, specs)
+    prefixes = {arm: entry.prefix for arm, entry in entries.items() if entry.prefix is not None}
+    return Family(part.name, base, part.prefix, specs, prefixes)
+
+
+def _own(where: str, entry: ArmPart, folder: Path) -> CheckpointSpec:
+    spec = checkpoint_spec(entry.checkpoint, folder)
+    if entry.revision is not None:
+        if spec.source or spec.name.startswith("nano/") or "@" in entry.checkpoint:
+            raise UserError(f"{where}: a revision belongs to a hub id that has none yet, not to {entry.checkpoint}")
+        spec = replace(spec, weights=entry.revision)
+    if entry.tokenizer is None:
+        return replace(spec, reinit=entry.reinit)
+    if entry.reinit == "body":
+        raise UserError(f"{where}: another tokenizer needs new embeddings; take reinit: embeddings or all")
+    name, source = _tokenizer_place(entry.tokenizer, folder)
+    return replace(
+        spec, reinit="all" if entry.reinit == "all" else "embeddings", tokenizer=name, tokenizer_source=source
+    )
+
+
+def _tokenizer_place(tokenizer: str, folder: Path) -> tuple[str, str | None]:
+    """A tokenizer's name in a spec, and its folder where it is a local one."""
+    local = folder / Path(tokenizer).expanduser()
+    if not tokenizer.startswith("nano/") and (tokenizer.startswith((".", "/", "~")) or local.is_dir()):
+        files = [local / name for name in _TOKENIZER if (local / name).is_file()]
+        if not files:
+            raise UserError(f"{local} holds no tokenizer; name a folder that a tokenizer's save_pretrained wrote")
+        digest = hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in files)).hexdigest()
+        return f"{local.resolve().name}@{digest[:16]}", str(local.resolve())
+    checkpoint_spec(tokenizer)  # refuses what is no hub id
+    return tokenizer, None
+
+
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "sentencepiece.bpe.model", "vocab.json")
+
+
+def checkpoint_spec(checkpoint: str, folder: Path = Path()) -> CheckpointSpec:
+    """What a name stands for: `nano/<arm>`, a local folder, or a hub id, with `@revision` where one is wanted.
+
+    Raises:
+        UserError: the folder or the embedded arm does not exist, or the name is no hub id.
+    """
+    if checkpoint.startswith("nano/"):
+        return CheckpointSpec(checkpoint, _embedded_sha256(checkpoint))
+    local = folder / Path(checkpoint).expanduser()
+    if checkpoint.startswith((".", "/", "~")) or local.is_dir():
+        if not (local / "config.json").is_file():
+            raise UserError(
+                f"{local} is no checkpoint: it has no config.json; name a folder that save_pretrained wrote"
+            )
+        return CheckpointSpec(local.resolve().name, _folder_sha256(local), source=str(local.resolve()))
+    name, _, revision = checkpoint.partition("@")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise UserError(f"'{checkpoint}' is neither a folder nor a hub id (owner/name or owner/name@revision)")
+    return CheckpointSpec(name, revision or "main")
+
+
+def embedded_arms() -> dict[str, dict[str, Any]]:
+    """The cards of the embedded checkpoints, by arm."""
+    cards = sorted(NANO.glob("*/pretraining.json"))
+    return {card.parent.name: json.loads(card.read_text(encoding="utf-8")) for card in cards}
+
+
+def embedded_folder(name: str) -> Path:
+    """The folder of `nano/<arm>`.
+
+    Raises:
+        UserError: no such arm is embedded.
+    """
+    arm = name.removeprefix("nano/")
+    if arm not in embedded_arms():
+        raise unknown("embedded checkpoint", name, [f"nano/{known}" for known in embedded_arms()])
+    return NANO / arm
+
+
+@functools.cache
+def _embedded_sha256(name: str) -> str:
+    digest = hashlib.sha256((NANO / "tokenizer" / "tokenizer.json").read_bytes())
+    digest.update((embedded_folder(name) / "model.safetensors").read_bytes())
+    return digest.hexdigest()
+
+
+def _folder_sha256(folder: Path) -> str:
+    """Over the configuration, the tokenizer and the weights; names and contents count, dates do not."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in {".json", ".safetensors", ".model", ".txt"} and path.is_file():
+            stat = path.stat()
+            digest.update(path.name.encode() + _file_sha256(path, stat.st_mtime_ns, stat.st_size))
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file, read once a process unless the file changes."""
+    stat = path.stat()
+    return _file_sha256(path, stat.st_mtime_ns, stat.st_size).hex()
+
+
+@functools.cache
+def _file_sha256(path: Path, modified_ns: int, size: int) -> bytes:
+    """Read once a process unless the file changes: weights are large."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

@@ -1,0 +1,56 @@
+"""The card of a pretrained checkpoint: README.md beside the weights, what a reader must know before using them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from petransfer.pretraining.pretrain import RARE
+from petransfer.recipe.pretraining import CorpusPart
+from petransfer.study.single_run import environment
+from petransfer.training.metrics_file import read_metrics
+
+
+def write_card(card: dict[str, Any], source: CorpusPart, folder: Path, threads: int) -> None:
+    """Writes `folder/checkpoint/README.md` from what `pretrain` returned and the run's metrics."""
+    weights = folder / "checkpoint" / "model.safetensors"
+    lines = {line["step"]: line["loss"] for line in read_metrics(folder / "metrics.jsonl")}
+    shown = sorted(lines)[:: -max(1, len(lines) // 8)][::-1]
+    made_on = environment(torch.device("cuda" if torch.cuda.is_available() else "cpu"), threads)
+    rows = {
+        **_what(card, source),
+        "training loss, nats a target token": "; ".join(f"{lines[step]:.2f} at {step:,}" for step in shown),
+        "validation loss at the end": f"{card['valid_loss']:.3f}",
+        "spent": f"{card['seconds'] / 60:.0f} minutes on {made_on['device']}, {made_on['threads']} threads",
+        "sha256 of the weights": f"`{hashlib.sha256(weights.read_bytes()).hexdigest()}`",
+    }
+    head = ["---", "license: mit", "library_name: transformers"]
+    if source.languages:
+        head.append(f"language: [{', '.join(source.languages)}]")
+    text = [
+        *(*head, "---", f"# {card['size']}/{card['arm']}", ""),
+        f"A T5 v1.0 of {card['parameters']:,} parameters, pretrained by petransfer. The arms of its family differ in",
+        "their corpus alone.",
+        *("", "| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items()), ""),
+        f"{len(card['new_pieces']):,} pieces occur fewer than {RARE} times in the corpus; their embeddings are drawn",
+        "from the mean and deviation of the others, and their ids are `new_pieces` in `pretraining.json`.",
+    ]
+    (folder / "checkpoint" / "README.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+
+
+def _what(card: dict[str, Any], source: CorpusPart) -> dict[str, str]:
+    noise, train = card["noise"], card["train"]
+    return {
+        "corpus": f"{source.title or card['arm']}; {card['corpus_tokens']:,} tokens of it",
+        "licence of the text": source.licence or "not stated",
+        "sha256 of the corpus": f"`{card['corpus_sha256']}`",
+        "objective": f"span corruption: windows of {noise['window']} tokens, {noise['density']:.0%} lost in spans of "
+        f"{noise['mean_span']:g} on average, {train['batch_size']} windows a step",
+        "steps": f"{train['steps']:,}",
+        "tokens seen": f"{card['seen_tokens']:,}, of which {card['target_tokens']:,} were to be said",
+        "optimiser": f"AdamW, each tensor's rate {train['learning_rate']:g} times its size at the start, "
+        f"{train['schedule']} to {train['final']:.0%}, decay back to that size; {card['bits']} bits",
+    }

@@ -1,0 +1,160 @@
+"""A pretraining recipe's grid, and one of its runs from the corpus to a checkpoint's folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from petransfer.errors import UserError, unknown
+from petransfer.models.registry import NANO
+from petransfer.recipe.pretraining import PretrainRecipe
+from petransfer.recipe.run_spec import TrainSpec
+from petransfer.study.folders import RunFolder, StudyFolder
+
+if TYPE_CHECKING:
+    from petransfer.training.execution import Execution
+
+
+@dataclass(frozen=True)
+class PretrainCell:
+    """One arm at one size and seed. Its folder is called by these, for people name it in their recipes."""
+
+    arm: str
+    size: str
+    seed: int
+    recipe: PretrainRecipe
+
+    @property
+    def run_id(self) -> str:
+        """The name of its folder."""
+        return f"{self.arm}-{self.size}-{self.seed}"
+
+    @property
+    def train(self) -> TrainSpec:
+        """The optimisation, the same for every arm."""
+        part = self.recipe.train
+        return TrainSpec(
+            steps=part.steps,
+            batch_size=part.batch_size,
+            learning_rate=part.learning_rate,
+            warmup=part.warmup,
+            final=part.final,
+            rate_scaling="rms",
+            weight_decay=part.weight_decay,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides the weights but the text itself."""
+        recipe = self.recipe
+        source = recipe.corpora[self.arm].model_dump(exclude={"path", "title", "licence", "languages"})
+        settings = {
+            "arm": self.arm,
+            "size": self.size,
+            "seed": self.seed,
+            "bits": recipe.bits,
+            "tokens": recipe.tokens,
+            "noise": recipe.noise.model_dump(),
+            "train": asdict(self.train),
+            "corpus": source,
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(settings))
+        return plain
+
+
+def expand_pretraining(recipe: PretrainRecipe) -> list[PretrainCell]:
+    """All runs, size by size and seed by seed.
+
+    Raises:
+        UserError: an arm has no corpus.
+    """
+    for arm in recipe.arms:
+        if arm not in recipe.corpora:
+            raise unknown("arm", arm, recipe.corpora)
+    return [
+        PretrainCell(arm, size, seed, recipe)
+        for size in dict.fromkeys(recipe.sizes)
+        for seed in dict.fromkeys(recipe.seeds)
+        for arm in dict.fromkeys(recipe.arms)
+    ]
+
+
+def check_settings(cells: list[PretrainCell], study: StudyFolder) -> None:
+    """Refuses folders that were begun with other settings: names do not tell them apart.
+
+    Raises:
+        UserError: names the first setting that differs.
+    """
+    for cell in cells:
+        folder = study.run(cell.run_id)
+        begun = folder.begun()
+        if begun is None:
+            continue
+        was, now = _flat(begun["settings"]), _flat(cell.settings())
+        for key in sorted({*was, *now}):
+            if was.get(key) != now.get(key):
+                raise UserError(
+                    f"{folder.path} was begun with {key} {was.get(key)}, not {now.get(key)}; take another --out"
+                )
+
+
+def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(content, dict):
+        return {prefix.rstrip("."): content}
+    return {key: value for name, part in content.items() for key, value in _flat(part, f"{prefix}{name}.").items()}
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """The job of a pretraining: one cell, on the threads that the executor gives it."""
+
+    execution: Execution
+    corpora: Path
+    cpu: bool = False
+
+    def __call__(
+        self,
+        cell: PretrainCell,
+        folder: RunFolder,
+        threads: int,
+        progress: Callable[[int, float, float], None],
+        should_stop: Callable[[], bool],
+    ) -> object:
+        from transformers import AutoTokenizer
+
+        from petransfer.pretraining.checkpoint_card import write_card
+        from petransfer.pretraining.corpora import read_corpus
+        from petransfer.pretraining.pretrain import PretrainSpec, pretrain
+        from petransfer.pretraining.span_corruption import Noise
+        from petransfer.training.loop import Hooks
+
+        recipe = cell.recipe
+        tokenizer = AutoTokenizer.from_pretrained(NANO / "tokenizer")
+        corpus = read_corpus(recipe.corpora[cell.arm], self.corpora, tokenizer, recipe.tokens)
+        begun = folder.begun()
+        if begun is not None and begun["corpus_sha256"] != corpus.sha256:
+            raise UserError(
+                f"the corpus of {cell.arm} has changed since {folder.path} was begun (sha256 "
+                f"{begun['corpus_sha256'][:12]}, now {corpus.sha256[:12]}); put it back or take another --out"
+            )
+        spec = PretrainSpec(
+            arm=cell.arm,
+            size=cell.size,
+            corpus_sha256=corpus.sha256,
+            tokenizer_sha256=hashlib.sha256((NANO / "tokenizer" / "tokenizer.json").read_bytes()).hexdigest(),
+            tokens=len(corpus.train),
+            noise=Noise(**recipe.noise.model_dump()),
+            train=cell.train,
+            seed=cell.seed,
+            bits=recipe.bits,
+        )
+        folder.write_json("spec.json", {"settings": cell.settings(), "corpus_sha256": corpus.sha256})
+        execution = replace(self.execution, threads=threads)
+        hooks = Hooks(progress, should_stop)
+        card = pretrain(spec, corpus, tokenizer, folder.path, execution, hooks, self.cpu)
+        write_card(card, recipe.corpora[cell.arm], folder.path, threads)
+        folder.finish({key: card[key] for key in ("parameters", "seen_tokens", "valid_loss", "seconds")})
+        return card

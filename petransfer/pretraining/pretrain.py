@@ -1,0 +1,236 @@
+"""Pretrains one checkpoint from text, by span corruption through the common loop."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+from torch.nn import functional
+from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration
+
+from petransfer.data.encoding import Layout
+from petransfer.errors import UserError
+from petransfer.pretraining.corpora import Corpus
+from petransfer.pretraining.span_corruption import CorruptedWindows, Noise
+from petransfer.pretraining.vocabulary import SENTINELS, sentinel
+from petransfer.recipe.run_spec import Bits, TrainSpec
+from petransfer.training.batches import IGNORED, Tensors
+from petransfer.training.execution import Execution
+from petransfer.training.loop import Hooks, Loop
+
+
+@dataclass(frozen=True)
+class Size:
+    """A T5 of `layers` + `layers` layers with heads of 32."""
+
+    d_model: int
+    layers: int
+    d_ff: int
+    heads: int
+
+
+SIZES = {"nano": Size(128, 2, 512, 4), "micro": Size(256, 4, 1024, 8)}
+
+# Rates follow each tensor's size at the start, and decay pulls each back to it: one AdamW rate is wrong for either the
+# embeddings (deviation 1) or the matrices (near 0.09), and rates that follow the current size run away.
+TRAINING = TrainSpec(
+    steps=11_000, batch_size=32, learning_rate=6e-2, warmup=0.02, final=0.05, rate_scaling="rms", weight_decay=0.008
+)
+
+# Pieces that occur less often than this in a corpus end on one direction too, and are drawn anew like the unseen.
+RARE = 30
+
+
+@dataclass(frozen=True)
+class PretrainSpec:
+    """All that decides the weights of one checkpoint. tokens: the length of the training text, in pieces."""
+
+    arm: str
+    size: str
+    corpus_sha256: str
+    tokenizer_sha256: str
+    tokens: int
+    noise: Noise = field(default_factory=Noise)
+    train: TrainSpec = TRAINING
+    seed: int = 0
+    bits: Bits = 32
+
+    @property
+    def identity(self) -> str:
+        """What a saved state must have been made from for training to go on from it."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+def make_model(size: Size, tokenizer: PreTrainedTokenizerBase, seed: int) -> T5ForConditionalGeneration:
+    """A T5 v1.0 with new weights: ReLU, tied embeddings, no dropout."""
+    torch.manual_seed(seed)
+    return T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=len(tokenizer),
+            d_model=size.d_model,
+            d_kv=32,
+            d_ff=size.d_ff,
+            num_layers=size.layers,
+            num_decoder_layers=size.layers,
+            num_heads=size.heads,
+            dropout_rate=0.0,
+            feed_forward_proj="relu",
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            decoder_start_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def pretrain(
+    spec: PretrainSpec,
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    execution: Execution,
+    hooks: Hooks,
+    cpu: bool = False,
+) -> dict[str, Any]:
+    """Trains, or goes on training, and leaves `folder/checkpoint`; returns what its card says.
+
+    Raises:
+        UserError: the text is too short for two batches, or the disk too small for the weights.
+        Interrupted, RunError: as the loop.
+    """
+    _check_room(spec, corpus, folder)
+    model = make_model(SIZES[spec.size], tokenizer, spec.seed)
+    sentinels = [tokenizer.convert_tokens_to_ids(sentinel(index)) for index in range(SENTINELS)]
+    layout = Layout(True, model.config.pad_token_id, model.config.eos_token_id, model.config.decoder_start_token_id)
+
+    def windows(ids: np.ndarray, seed: int) -> CorruptedWindows:
+        return CorruptedWindows(ids, spec.noise, spec.train.batch_size, seed, layout, sentinels, layout.eos_id)
+
+    counts = np.bincount(corpus.train, minlength=len(tokenizer))
+    counts[sentinels[: spec.noise.spans]] = len(corpus.train) // spec.noise.window
+    seen = torch.from_numpy(counts > 0)
+    accelerator = Accelerator(mixed_precision="bf16" if spec.bits == 16 else "no", cpu=cpu)
+    loop = Loop(
+        model.to(accelerator.device),
+        windows(corpus.train, spec.seed),
+        spec.train,
+        accelerator,
+        folder,
+        identity=spec.identity,
+        seed=spec.seed,
+        execution=execution,
+        hooks=hooks,
+        loss_function=_loss_over(seen),
+    )
+
+    def validate() -> dict[str, Any]:
+        return {"valid_loss": validation_loss(loop, windows(corpus.valid, seed=12345), seen, batches=20)}
+
+    steps = spec.train.steps
+    hooks.at_step |= dict.fromkeys({*range(steps // 8, steps, max(1, steps // 8)), steps}, validate)
+    done = loop.run()
+    card = {
+        **asdict(spec),
+        "parameters": sum(value.numel() for value in model.parameters()),
+        "corpus_tokens": len(corpus.train),
+        "seen_tokens": steps * spec.train.batch_size * spec.noise.window,
+        "target_tokens": steps * spec.train.batch_size * spec.noise.target_length,
+        "valid_loss": validate()["valid_loss"],
+        "seconds": round(done.seconds),
+        "new_pieces": np.flatnonzero(counts < RARE).tolist(),
+    }
+    learnt = torch.from_numpy(counts >= RARE)
+    redraw_rows(model.shared.weight, learnt, keep=[layout.pad_id], seed=spec.seed)
+    save_checkpoint(model, tokenizer, card, folder / "checkpoint")
+    return card
+
+
+def _check_room(spec: PretrainSpec, corpus: Corpus, folder: Path) -> None:
+    shortest = spec.noise.window * spec.train.batch_size
+    for part, ids, needed in (
+        ("training", corpus.train, 2 * shortest),
+        ("validation", corpus.valid, 4 * spec.noise.window),
+    ):
+        if len(ids) < needed:
+            raise UserError(
+                f"the {part} text of {spec.arm} has {len(ids):,} tokens and needs {needed:,}; give more text or a "
+                "smaller train.batch_size"
+            )
+    size = SIZES[spec.size]
+    layer = 6 * size.d_model * 32 * size.heads + 2 * size.d_model * size.d_ff  # an encoder's layer has 2/3 of that
+    parameters = 2 * size.layers * layer + size.d_model * 10_000
+    needed = parameters * (2 * 3 * 4 + 2)  # two states of weights and moments in fp32, and the checkpoint in bf16
+    free = shutil.disk_usage(next(at for at in (folder, *folder.parents) if at.exists())).free
+    if free < needed:
+        raise UserError(
+            f"{folder} has {free / 1e6:.0f} MB of disk and {spec.arm} needs {needed / 1e6:.0f}; take another --out"
+        )
+
+
+def _loss_over(seen: torch.Tensor) -> Callable[[torch.nn.Module, Tensors], torch.Tensor]:
+    """Cross-entropy over the pieces that occur: the others would all be pushed the same way, onto one direction."""
+    never = ~seen
+
+    def loss(model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        logits_btv = model(**inputs, use_cache=False).logits.float()
+        logits_btv = logits_btv.masked_fill(never.to(logits_btv.device), -1e9)
+        labels_bt = without_unseen(batch["labels"], seen.to(logits_btv.device))
+        return functional.cross_entropy(
+            logits_btv.flatten(0, 1), labels_bt.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+
+    return loss
+
+
+def without_unseen(labels: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Labels that ask for pieces which training never showed (held-out text has a few) become `IGNORED`."""
+    return labels.masked_fill(~seen[labels.clamp(min=0)], IGNORED)
+
+
+@torch.no_grad()
+def validation_loss(loop: Loop, source: CorruptedWindows, seen: torch.Tensor, batches: int) -> float:
+    """Nats per target token over the first `batches` batches of held-out windows, without the unseen pieces."""
+    loop.model.eval()
+    total, tokens = 0.0, 0
+    for step in range(batches):
+        for cut in source.batch(step, 0, 1).micro_batches(loop.progress.micro_batch):
+            micro = {name: tensor.to(loop.accelerator.device) for name, tensor in cut.items()}
+            total += float(loop.loss_function(loop.wrapped, micro))
+            tokens += int((without_unseen(cut["labels"], seen) != IGNORED).sum())
+    loop.model.train()
+    return total / tokens
+
+
+@torch.no_grad()
+def redraw_rows(weight: torch.Tensor, learnt: torch.Tensor, keep: list[int], seed: int) -> None:
+    """Draws the rows of pieces that were not learnt from the mean and deviation of the rows that were, in place."""
+    new = ~learnt.to(weight.device)
+    new[keep] = False
+    mean, deviation = weight[learnt].mean(0), weight[learnt].std(0)
+    noise = torch.randn(int(new.sum()), weight.shape[1], generator=torch.Generator().manual_seed(seed))
+    weight[new] = mean + deviation * noise.to(weight.device)
+
+
+def save_checkpoint(
+    model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, card: dict[str, Any], folder: Path
+) -> None:
+    """bf16 weights, configuration, tokenizer and `pretraining.json`: a folder that transformers loads."""
+    model.config.dtype = "bfloat16"
+    model.config.architectures = ["T5ForConditionalGeneration"]
+    model.config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    weights = {
+        name: value.detach().to("cpu", torch.bfloat16).contiguous()
+        for name, value in model.named_parameters()  # tied tensors once, under `shared`
+    }
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "pretraining.json").write_text(json.dumps(card, indent=1) + "\n")

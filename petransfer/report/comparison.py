@@ -1,0 +1,328 @@
+"""Two studies side by side: the same cells and the same effects, with what parts them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from typing import Any
+
+from petransfer.effects.contrasts import family_name
+from petransfer.effects.criteria import CRITERIA
+from petransfer.effects.ratios import Scale, Two, judge_scales
+from petransfer.effects.reference import CITATION, beside, caveats, family_beside, published_contrast
+from petransfer.effects.runs import Runs, compared
+from petransfer.effects.verdict import Contrast, Effect, judge
+from petransfer.errors import UserError
+from petransfer.recipe.effect_requests import wanted
+from petransfer.recipe.schema import EXACT_MATCH, Recipe
+from petransfer.report.html_elements import document, table
+from petransfer.report.run_groups import points
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two studies have in common. cells: B less A in each, adjusted for each other; effects: likewise.
+
+    margin: points within which two sides count as equal: the smaller of the studies' own. judged_by: the metric.
+    by_note: what must be known of that, or nothing.
+    same_runs: cells and effects whose runs are the same in both studies, in whole or in part: one condition, in which
+    there is no difference to look for. one_sided: effects of which that is true of one arm, so that what parts them is
+    the other arm's cell.
+    paper_cells, paper_effects: what Orhan (2021) has beside each of them, by its family; paper_note: how to read that.
+    """
+
+    names: tuple[str, str]
+    families: tuple[str, str]
+    margin: float
+    judged_by: str
+    by_note: str
+    cells: list[Effect]
+    effects: list[Scale]
+    same_runs: list[str]
+    one_sided: list[str]
+    paper_cells: list[dict[str, float]]
+    paper_effects: list[dict[str, Effect]]
+    paper_note: str
+
+
+def metric_of(first: Recipe, second: Recipe) -> str:
+    """What two studies are compared by: the metric that both are judged by, or exact match, which all runs have."""
+    return first.judged_by if first.judged_by == second.judged_by else EXACT_MATCH
+
+
+def compare(first: Runs, second: Runs, names: tuple[str, str]) -> Comparison:
+    """B less A, for every arm and split that both have runs of, and every effect that both can estimate.
+
+    Cells are matched by their method, or, where an arm has one method in each study and they differ, by the arm: those
+    are paired by seed where both have one checkpoint and the seeds of one study are among the other's.
+
+    Raises:
+        UserError: the studies have no cell in common, or were tested on other examples.
+    """
+    cells, same = _cells(first, second)
+    if not cells and not same:
+        raise UserError(f"{names[0]} and {names[1]} have no arm and split in common that both have runs of")
+    effects, same_effects, one_sided = _effects(first, second)
+    families = (family_name(first.recipe), family_name(second.recipe))
+    margin = min(first.recipe.margin, second.recipe.margin)
+    task, exact = first.recipe.task.name, first.metric == EXACT_MATCH
+    paper_cells = [_paper_cell(families, cell.name, task, cell.split) if exact else {} for cell in cells]
+    paper_effects = [_paper_effect(families, two.here, task) if exact else {} for two in effects]
+    note = _paper_note(families, task, cells) if any([*paper_cells, *paper_effects]) else ""
+    judged = judge(cells, margin), judge_scales(effects, margin=margin)
+    same += same_effects
+    by = first.metric, _by_note(first, second)
+    return Comparison(names, families, margin, *by, *judged, same, one_sided, paper_cells, paper_effects, note)
+
+
+def _by_note(first: Runs, second: Runs) -> str:
+    if first.recipe.judged_by == second.recipe.judged_by:
+        return CRITERIA[first.metric].note
+    both = " and ".join(CRITERIA[runs.recipe.judged_by].word for runs in (first, second))
+    return f"compared by exact match, as A and B are judged by {both}"
+
+
+def _paper_cell(families: Sequence[str], arm: str, task: str, split: str) -> dict[str, float]:
+    """Percent EM by the paper's family; both of ours may stand beside one."""
+    found = {family_beside(family): beside(family, arm, task, split) for family in families}
+    return {family: one.mean for family, one in found.items() if one}
+
+
+def _paper_effect(families: Sequence[str], effect: Contrast, task: str) -> dict[str, Effect]:
+    theirs = dict.fromkeys(map(family_beside, families))
+    names = (effect.left_name, effect.right_name)
+    found = {family: published_contrast(family, *names, task, effect.split) for family in theirs}
+    return {family: judge([contrast])[0] for family, contrast in found.items() if contrast}
+
+
+def _paper_note(families: Sequence[str], task: str, cells: Sequence[Contrast]) -> str:
+    arms, splits = {cell.name for cell in cells}, dict.fromkeys(cell.split for cell in cells)
+    said = dict.fromkeys(line for split in splits for family in dict.fromkeys(families)
+                         for line in caveats(family, task, split, arms))  # fmt: skip
+    theirs = " and ".join(dict.fromkeys(map(family_beside, families)))
+    return f"paper: {CITATION}, {theirs}, all weights trained; {'; '.join(said)}."
+
+
+def _matched(first: Runs, second: Runs, arm: str, split: str) -> list[tuple[str, str]]:
+    """Pairs of methods, A's and B's, under which both have trained an arm."""
+    ours, theirs = first.methods(arm, split), second.methods(arm, split)
+    both = [(method, method) for method in ours if method in theirs]
+    return both or ([(ours[0], theirs[0])] if len(ours) == len(theirs) == 1 else [])
+
+
+def _cells(first: Runs, second: Runs) -> tuple[list[Contrast], list[str]]:
+    found, same = [], []
+    for split in first.splits:
+        for arm in dict.fromkeys(cell.arm for cell in first.cells):
+            for ours, theirs in _matched(first, second, arm, split):
+                left, right = second.scored(arm, theirs, split), first.scored(arm, ours, split)
+                if not left or not right:
+                    continue
+                shared = _shared(first, second, arm, ours, theirs, split)
+                if shared:
+                    same.append(f"{arm} on {split} ({_label(ours, theirs)}{shared})")
+                    continue
+                names = {"method": _label(ours, theirs), "left_name": theirs, "right_name": ours}
+                paired = ours != theirs and _pairs(first, second, arm, ours, theirs, split)
+                found.append(compared(arm, split, left, right, paired=paired, **names))
+    return found, same
+
+
+def _pairs(first: Runs, second: Runs, arm: str, ours: str, theirs: str, split: str) -> bool:
+    """Whether two methods are compared seed by seed, as in one study: one checkpoint, and one side's seeds the other's.
+
+    Where only some are common, pairs would leave out runs of both sides and decide less than all of them.
+    """
+    mine, other = first.asked(arm, ours, split), second.asked(arm, theirs, split)
+    seeds = [
+        {cell.seed for cell in cells if runs.folder.run(cell.run_id).done}
+        for runs, cells in ((first, mine), (second, other))
+    ]
+    return mine[0].spec.checkpoint == other[0].spec.checkpoint and (seeds[0] <= seeds[1] or seeds[1] <= seeds[0])
+
+
+def _label(ours: str, theirs: str) -> str:
+    return ours if ours == theirs else f"{theirs} less {ours}"
+
+
+def _shared(first: Runs, second: Runs, arm: str, ours: str, theirs: str, split: str) -> str:
+    """How many runs two groups have in common, in words; nothing where they have none.
+
+    A run's id is a hash of all but its group's other seeds, so that groups with one run in common are of one condition.
+    """
+    mine, other = _ids(first, arm, ours, split), _ids(second, arm, theirs, split)
+    common = len(mine & other)
+    if not common:
+        return ""
+    counts = f"{common} of {len(mine)} in A and of {len(other)} in B" if mine != other else f"all {common}"
+    return f": {counts}"
+
+
+def _ids(runs: Runs, arm: str, method: str, split: str) -> set[str]:
+    return {cell.run_id for cell in runs.asked(arm, method, split) if runs.folder.run(cell.run_id).done}
+
+
+def _effects(first: Runs, second: Runs) -> tuple[list[Two], list[str], list[str]]:
+    """The effects to compare, those whose runs are the same, and those of which one arm's are."""
+    ours = {(effect.left, effect.right) for effect in wanted(first.recipe) if effect.kind == "arms"}
+    theirs = {(effect.left, effect.right) for effect in wanted(second.recipe) if effect.kind == "arms"}
+    found: list[Two] = []
+    same, one_sided = [], []
+    for split in first.splits:
+        for left, right in sorted(ours | theirs):
+            for mine, other in _matched(first, second, left, split):
+                there, here = _contrast(first, left, right, mine, split), _contrast(second, left, right, other, split)
+                if not (here and there):
+                    continue
+                controls = first.partner(right, mine, split), second.partner(right, other, split)
+                shared = [
+                    bool(_shared(first, second, arm, *methods, split))
+                    for arm, methods in ((left, (mine, other)), (right, controls))
+                ]
+                place = f"{left}-{right} on {split} ({_label(mine, other)})"
+                if all(shared):
+                    same.append(place)
+                elif any(shared):
+                    one_sided.append(f"{place}: {right if shared[0] else left}")
+                else:
+                    found.append(Two(here, there, "B", "A"))
+    return found, same, one_sided
+
+
+def _contrast(runs: Runs, left: str, right: str, method: str, split: str) -> Contrast | None:
+    both = runs.scored(left, method, split), runs.scored(right, runs.partner(right, method, split), split)
+    if both[0] is None or both[1] is None:
+        return None
+    names = {"method": method, "left_name": left, "right_name": right}
+    return compared(f"{left}-{right}", split, both[0], both[1], **names)
+
+
+_EFFECT_COLUMNS = ("split", "effect", "method", "points in A", "points in B", "B less A", "p (Holm)", "verdict")
+
+
+def cell_columns(found: Comparison) -> tuple[str, ...]:
+    """The head of `cell_lines`; the paper's column stands where it has a figure."""
+    criterion = CRITERIA[found.judged_by]
+    sides = [f"{criterion.short}{criterion.unit} in {study}" for study in "AB"]
+    columns = ("split", "arm", "method", *sides, "B less A", "p (Holm)", "verdict")
+    return (*columns, "paper: EM %") if any(found.paper_cells) else columns
+
+
+def effect_columns(found: Comparison) -> tuple[str, ...]:
+    """The head of `effect_lines`, likewise."""
+    return (*_EFFECT_COLUMNS, "paper: points") if any(found.paper_effects) else _EFFECT_COLUMNS
+
+
+def _of_paper(figures: dict[str, str]) -> str:
+    """With the paper's family where there are two."""
+    if len(figures) == 1:
+        return next(iter(figures.values()))
+    return ", ".join(f"{family}: {figure}" for family, figure in figures.items())
+
+
+def cell_lines(found: Comparison) -> list[tuple[str, ...]]:
+    """One line a cell."""
+    theirs = [{name: f"{em:.1f}" for name, em in paper.items()} for paper in found.paper_cells]
+    return [
+        (
+            one.split,
+            one.name,
+            one.method,
+            f"{one.right:.1f} ({_seeds(one.seeds[1], one.paired)})",
+            f"{one.left:.1f} ({_seeds(one.seeds[0], one.paired)})",
+            points(asdict(one)),
+            f"{one.p_holm:.3f}",
+            _CELL[one.verdict],
+            *([_of_paper(paper)] if any(found.paper_cells) else []),
+        )
+        for one, paper in zip(found.cells, theirs, strict=True)
+    ]
+
+
+def effect_lines(found: Comparison) -> list[tuple[str, ...]]:
+    """One line an effect: both sides, and the difference of differences."""
+    theirs = [{name: points(asdict(one)) for name, one in paper.items()} for paper in found.paper_effects]
+    return [
+        (
+            one.split,
+            one.name,
+            one.method,
+            points(asdict(one.there)),
+            points(asdict(one.here)),
+            points(asdict(one)),
+            f"{one.p_holm:.3f}",
+            _EFFECT[one.verdict],
+            *([_of_paper(paper)] if any(found.paper_effects) else []),
+        )
+        for one, paper in zip(found.effects, theirs, strict=True)
+    ]
+
+
+_CELL = {"holds": "B is higher", "reversed": "A is higher"} | {
+    verdict: verdict for verdict in ("equivalent", "inconclusive", "saturated")
+}
+_EFFECT = {"holds": "larger in B", "reversed": "smaller in B"} | {
+    verdict: verdict for verdict in ("equivalent", "inconclusive", "saturated")
+}
+
+
+def _seeds(count: int, paired: bool) -> str:
+    return f"{count} {'pair' if paired else 'seed'}{'s' if count > 1 else ''}"
+
+
+def head(found: Comparison) -> list[str]:
+    """Lines that say what is compared."""
+    sides = zip("AB", found.names, found.families, strict=True)
+    lines = [f"{letter}: {name}, family {family}" for letter, name, family in sides]
+    if found.by_note:
+        lines.append(found.by_note)
+    if "equivalent" in {one.verdict for one in found.cells} | {one.verdict for one in found.effects}:
+        lines.append(f"equivalent: within {found.margin:g} points")
+    if found.same_runs:
+        lines.append(f"the same runs in both, not compared: {'; '.join(found.same_runs)}")
+    if found.one_sided:
+        effects = "; ".join(found.one_sided)
+        lines.append(f"one arm's runs are the same in both, so that B less A is the other's, a cell below: {effects}")
+    lines += [
+        f"{one.name} on {one.split}: {one.left_out} runs have no partner of the same seed"
+        for one in found.cells
+        if one.left_out
+    ]
+    return [*lines, found.paper_note] if found.paper_note else lines
+
+
+def as_json(found: Comparison) -> dict[str, Any]:
+    """For machines."""
+    return asdict(found)
+
+
+def as_html(found: Comparison) -> str:
+    """A page of its own, as self-contained as a study's."""
+    title = f"{found.names[0]} and {found.names[1]}"
+    lines = "<br>\n".join(escape(line) for line in head(found))
+    parts = [f"<header>\n<h1>{escape(title)}</h1>\n<p>{lines}</p>\n</header>\n<main>"]
+    for name, columns, content in (
+        ("The same cells", cell_columns(found), cell_lines(found)),
+        ("The same effects", effect_columns(found), effect_lines(found)),
+    ):
+        if content:
+            parts.append(f"<section>\n<h2>{name}</h2>\n{table(columns, content, left=3)}\n</section>")
+    return document(f"{title}: comparison", "\n".join([*parts, "</main>"]))
+
+
+def as_markdown(found: Comparison) -> str:
+    """The same tables for a text."""
+    parts = ["\n".join(f"- {line}" for line in head(found))]
+    for columns, content in (
+        (cell_columns(found), cell_lines(found)),
+        (effect_columns(found), effect_lines(found)),
+    ):
+        if content:
+            parts.append(_markdown(columns, content))
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown(columns: Sequence[str], lines: Sequence[tuple[str, ...]]) -> str:
+    rules = ["---" if at < 3 or name == "verdict" else "---:" for at, name in enumerate(columns)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [columns, rules, *lines])

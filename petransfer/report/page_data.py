@@ -1,0 +1,134 @@
+"""What the page shows beside tables and effects, read from run folders: categories, errors, provenance."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from petransfer.effects.reference import beside
+from petransfer.recipe.effect_requests import short_label
+from petransfer.report.charts import Heat, Trained
+from petransfer.report.run_groups import Group
+from petransfer.study.folders import StudyFolder
+
+MOST_ERRORS = 3
+
+
+def heats(groups: Sequence[Group], study: StudyFolder) -> list[Heat]:
+    """Percent EM over seeds by category and group, for every split that has several categories; a row is a category."""
+    found = []
+    for split in dict.fromkeys(group.split for group in groups):
+        members = [group for group in groups if group.split == split and group.done]
+        columns = [_categories(group, study) for group in members]
+        rows = tuple(dict.fromkeys(name for column in columns for name in column))
+        if len(rows) > 1:
+            methods = {group.method for group in members}
+            names = tuple(
+                f"{group.arm}, {short_label(group.method, methods)}" if len(methods) > 1 else group.arm
+                for group in members
+            )
+            values = tuple(tuple(column.get(row) for column in columns) for row in rows)
+            paper = tuple(tuple(_paper(group, row) for group in members) for row in rows)
+            known = any(figure is not None for line in paper for figure in line)
+            family = next(group.paper.family for group in members if group.paper) if known else ""
+            found.append(Heat(split, rows, names, values, paper, family))
+    return found
+
+
+def _paper(group: Group, category: str) -> float | None:
+    whole = group.paper
+    part = whole and beside(whole.family, whole.arm, whole.task, whole.split, category)
+    return part.mean if part else None
+
+
+def _categories(group: Group, study: StudyFolder) -> dict[str, float]:
+    results = [study.run(row.cell.run_id).result() or {} for row in group.done]
+    parts = [result.get("test", {}).get("categories", {}) for result in results]
+    names = dict.fromkeys(name for part in parts for name in part)
+    found = {}
+    for name in names:
+        values = [part[name]["exact_match"] for part in parts if name in part]
+        found[name] = sum(values) / len(values)
+    return found
+
+
+def trained(effects: Sequence[dict[str, Any]], groups: Sequence[Group]) -> list[Trained]:
+    """Effects of arms that stand under several methods, each with what the left arm trains; else nothing."""
+    counts = {(group.split, group.arm, group.method): group.done[0].trained for group in groups if group.done}
+    found = []
+    for effect in effects:
+        parameters = counts.get((effect["split"], effect["left_name"], effect["method"]))
+        if parameters and not effect["arm"]:
+            found.append(Trained(effect["name"], effect["split"], effect["method"], parameters, effect))
+    several = Counter(
+        (one.name, one.split) for one in {(one.name, one.split, one.parameters): one for one in found}.values()
+    )
+    return [one for one in found if several[one.name, one.split] > 1]
+
+
+@dataclass(frozen=True)
+class Error:
+    """A wrong answer: what was asked, what would have been right, and what generation gave."""
+
+    group: Group
+    seed: int
+    category: str
+    input: str
+    target: str
+    said: str
+
+
+def errors(groups: Sequence[Group], study: StudyFolder) -> list[Error]:
+    """The first few wrong ones among the examples that each group's first run drew at random and generated."""
+    return [error for group in groups for error in _errors(group, study)]
+
+
+def _errors(group: Group, study: StudyFolder) -> Iterator[Error]:
+    import pyarrow.parquet
+
+    from petransfer.effects.runs import examples_of
+
+    if not group.done:
+        return
+    cell = group.done[0].cell
+    columns = ["category", "correct", "said", "input", "target"]
+    with examples_of(study, cell.run_id) as path:
+        if not set(columns) <= set(pyarrow.parquet.read_schema(path).names):
+            return
+        rows = pyarrow.parquet.read_table(path, columns=columns).to_pylist()
+    wrong = [row for row in rows if row["said"] is not None and not row["correct"]]
+    for row in wrong[:MOST_ERRORS]:
+        yield Error(group, cell.seed, row["category"], row["input"], row["target"], row["said"])
+
+
+def environments(groups: Sequence[Group], study: StudyFolder) -> list[str]:
+    """What the runs were made with, a line for each kind of machine and set of versions, with how many runs it made."""
+    found: Counter[str] = Counter()
+    for group in groups:
+        for row in group.done:
+            made = (study.run(row.cell.run_id).result() or {}).get("environment")
+            if made:
+                versions = ", ".join(f"{name} {version}" for name, version in made["packages"].items())
+                threads = "1 thread" if made["threads"] == 1 else f"{made['threads']} threads"
+                found[f"{made['device']}, {threads} a run, Python {made['python']}, {versions}"] += 1
+    return [f"{count} runs: {line}" for line, count in sorted(found.items())]
+
+
+def checkpoints(groups: Sequence[Group]) -> list[tuple[str, str, str]]:
+    """(arm, checkpoint, revision or hash) of every arm."""
+    specs = {group.arm: group.runs[0].cell.spec.checkpoint for group in groups}
+    return [(arm, _drawn_anew(spec.name, spec.reinit), spec.weights[:12]) for arm, spec in specs.items()]
+
+
+def _drawn_anew(name: str, reinit: str) -> str:
+    new = {"none": "", "all": ", all weights random", "embeddings": ", embeddings random", "body": ", body random"}
+    return name + new[reinit]
+
+
+def run_ids(groups: Sequence[Group]) -> str:
+    """Every run that is done, as JSON on lines by group: what a repetition must arrive at."""
+    lines = {f"{group.split}, {group.arm}, {group.method}": [row.cell.run_id for row in group.done] for group in groups}
+    return json.dumps({name: ids for name, ids in lines.items() if ids}, indent=1)

@@ -1,0 +1,236 @@
+"""Runs that differ in their seed alone, as one group: what tables and plots show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from rich.table import Table
+
+from petransfer.effects.criteria import criterion_of
+from petransfer.effects.reference import CITATION, Published, beside, caveats, family_beside
+from petransfer.evaluation.text_metrics import HEADINGS
+from petransfer.report.run_table import Row, metrics_of
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one arm and method on one split, by seed. Figures in percent EM and nats per target token.
+
+    paper: what Orhan (2021) has for this arm and split, all weights trained, whatever the method here.
+    """
+
+    arm: str
+    method: str
+    split: str
+    runs: tuple[Row, ...]
+    paper: Published | None = None
+
+    @property
+    def done(self) -> tuple[Row, ...]:
+        """Those that have figures."""
+        return tuple(row for row in self.runs if row.status == "done")
+
+    @property
+    def dev(self) -> list[float]:
+        """Exact match in distribution, one figure a seed."""
+        return [row.dev for row in self.done if row.dev is not None]
+
+    @property
+    def test(self) -> list[float]:
+        """Exact match out of distribution, one figure a seed."""
+        return [row.test for row in self.done if row.test is not None]
+
+    @property
+    def log_prob(self) -> list[float]:
+        """Mean log-probability per target token out of distribution, one figure a seed."""
+        return [row.log_prob for row in self.done if row.log_prob is not None]
+
+
+def groups_of(rows: Sequence[Row], family: str | None = None) -> list[Group]:
+    """The groups in the order of the grid, with the paper's figures beside them where the family is given."""
+    found: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row.cell.split, row.cell.arm, row.cell.method), []).append(row)
+    groups = []
+    for (split, arm, method), runs in found.items():
+        paper = beside(family, arm, runs[0].cell.spec.task.name, split) if family else None
+        groups.append(Group(arm, method, split, tuple(runs), paper))
+    return groups
+
+
+COLUMNS = ("split", "arm", "method", "seeds", "dev EM %", "test EM %", "log p/token")
+
+
+def columns_of(groups: Sequence[Group]) -> tuple[str, ...]:
+    """The table's head; the paper's column stands where it has a figure for any group."""
+    return (*COLUMNS, "paper EM %") if _in_paper(groups) else COLUMNS
+
+
+def _in_paper(groups: Sequence[Group]) -> bool:
+    return any(group.paper for group in groups)
+
+
+def table_of(groups: Sequence[Group]) -> list[tuple[str, ...]]:
+    """One line a group: means over seeds, and in brackets the lowest and the highest seed."""
+    with_paper = _in_paper(groups)
+    return [
+        (
+            group.split,
+            group.arm,
+            group.method,
+            _seeds(group),
+            _spread(group.dev, 1),
+            _spread(group.test, 1),
+            _spread(group.log_prob, 3),
+            *([_paper(group)] if with_paper else []),
+        )
+        for group in groups
+    ]
+
+
+def metrics_table(groups: Sequence[Group]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The metrics beside exact match that some run has test figures of: the head, and a line a group with runs done.
+
+    Means over seeds, 0 to 100, and in brackets the lowest and the highest seed. Nothing at all where no run has any.
+    """
+    done = [group for group in groups if group.done]
+    measured = metrics_of([row for group in done for row in group.done])
+    lines = [
+        (
+            group.arm,
+            group.method,
+            _seeds(group),
+            *(_spread([row.scores[name] for row in group.done if name in row.scores], 1) for name in measured),
+        )
+        for group in done
+    ]
+    return ("arm", "method", "seeds", *(HEADINGS[name] for name in measured)), lines if measured else []
+
+
+def terminal_table(groups: Sequence[Group], title: str) -> Table:
+    """The same lines for a terminal."""
+    table = Table(title=title, title_justify="left")
+    for at, name in enumerate(columns_of(groups)):
+        table.add_column(name, justify="right" if at > 2 else "left", no_wrap=True)
+    for line in table_of(groups):
+        table.add_row(*line)
+    return table
+
+
+def failed_note(groups: Sequence[Group]) -> str:
+    """How many runs failed, the first of them and its reason, or nothing where none did."""
+    failed = [row for group in groups for row in group.runs if row.status == "failed"]
+    if not failed:
+        return ""
+    cell = failed[0].cell
+    where = f"{cell.arm}, {cell.method}, {cell.split}, seed {cell.seed}"
+    return f"{len(failed)} failed, the first ({where}) with: {' '.join((failed[0].failure or '').split())}"
+
+
+def paper_note(groups: Sequence[Group], family: str) -> str:
+    """Where the paper's figures are from and what parts them from ours, or nothing where there are none."""
+    inside = [group for group in groups if group.paper]
+    if not inside:
+        return ""
+    task = inside[0].runs[0].cell.spec.task.name
+    said = caveats(family, task, inside[0].split, [group.arm for group in inside])
+    return f"paper: {CITATION}, {family_beside(family)}, all weights trained; {'; '.join(said)}."
+
+
+def markdown(groups: Sequence[Group], effects: dict[str, Any], family: str = "", unswept: str = "") -> str:
+    """The table, the effects with the paper's beside them, and a sentence for each.
+
+    unswept: what is said of rates that no sweep has looked at.
+    """
+    columns = columns_of(groups)
+    parts = [_markdown_table(columns, table_of(groups), left=3)]
+    parts += [f"Of the runs, {failed}."] if (failed := failed_note(groups)) else []
+    parts += [unswept] if unswept else []
+    parts += [paper_note(groups, family)] if family and _in_paper(groups) else []
+    parts += [_markdown_table(effect_columns(effects), effects_table(effects), left=3)] if effects["effects"] else []
+    sentences = [*effects["sentences"], *effects.get("missing", ())]
+    parts += ["\n".join(f"- {sentence}" for sentence in sentences)] if sentences else []
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(columns: Sequence[str], lines: Sequence[tuple[str, ...]], left: int) -> str:
+    rules = ("---",) * left + ("---:",) * (len(columns) - left)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [tuple(columns), rules, *lines])
+
+
+def effect_columns(effects: dict[str, Any]) -> tuple[str, ...]:
+    """The head of `effects_table`."""
+    points_of = f"points of {criterion_of(effects).short}"
+    return ("effect", "split", "under", points_of, "p (Holm)", "verdict", "paper: points", "paper: p")
+
+
+def effects_table(effects: dict[str, Any]) -> list[tuple[str, ...]]:
+    """One line an effect, as effects.json has them: ours, then the paper's, each with its interval."""
+    lines: list[tuple[str, ...]] = []
+    for effect in effects["effects"]:
+        paper = effect.get("paper")
+        theirs = (points(paper), f"{paper['p']:.3f}") if paper else ("", "")
+        place = effect["arm"] or effect["method"]
+        ours = (points(effect), f"{effect['p_holm']:.3f}", _verdict(effect))
+        lines.append((effect["name"], effect["split"], place, *ours, *theirs))
+    return lines
+
+
+def _verdict(effect: dict[str, Any]) -> str:
+    """With what either side reaches on dev where one of them has not learnt what both were trained on."""
+    dev = effect.get("dev")
+    return f"{effect['verdict']} (dev: {dev[0]:.1f} against {dev[1]:.1f})" if dev else str(effect["verdict"])
+
+
+def points(effect: dict[str, Any]) -> str:
+    """A difference with its interval."""
+    interval = effect["interval"]
+    bounds = f" [{interval['low']:+.1f}, {interval['high']:+.1f}]" if interval else ""
+    return f"{effect['difference']:+.1f}{bounds}"
+
+
+def latex(groups: Sequence[Group], effects: dict[str, Any]) -> str:
+    """The table for a paper, with the rules of booktabs, runs that failed in a comment, and a table of the effects."""
+    parts = [_tabular(columns_of(groups), table_of(groups))]
+    parts += [f"% of the runs, {failed}"] if (failed := failed_note(groups)) else []
+    lines = effects_table(effects)
+    if lines:
+        columns = effect_columns(effects)
+        known = [at for at in range(len(columns)) if any(line[at] for line in lines)]  # the paper has not all
+        parts += ["", _tabular([columns[at] for at in known], [[line[at] for at in known] for line in lines])]
+    return "\n".join([*parts, ""])
+
+
+def _tabular(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Its first three columns are names, as is a verdict."""
+    head, *body = [" & ".join(map(_escaped, line)) + r" \\" for line in [columns, *lines]]
+    kinds = "".join("l" if at < 3 or name == "verdict" else "r" for at, name in enumerate(columns))
+    return "\n".join([rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule",
+                      r"\end{tabular}"])  # fmt: skip
+
+
+def _escaped(text: str) -> str:
+    return "".join(f"\\{letter}" if letter in "%_&#$" else letter for letter in text)
+
+
+def _seeds(group: Group) -> str:
+    done, asked = len(group.done), len(group.runs)
+    return str(done) if done == asked else f"{done} of {asked}"
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    if not values:
+        return ""
+    if not all(map(math.isfinite, values)):
+        return f"not finite in {sum(not math.isfinite(value) for value in values)} of {len(values)}"
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{fmean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def _paper(group: Group) -> str:
+    return _spread([100 * share for share in group.paper.shares], 1) if group.paper else ""

@@ -1,0 +1,254 @@
+"""A study's runs as rows: the terminal's table and table.csv."""
+
+from __future__ import annotations
+
+import collections
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from rich.table import Table
+
+from petransfer.effects.reference import beside
+from petransfer.evaluation.text_metrics import HEADINGS
+from petransfer.study.folders import Status, StudyFolder
+from petransfer.study.grid import Cell
+from petransfer.training.metrics_file import read_metrics
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run as a table shows it. Exact match in percent, log_prob in nats per target token.
+
+    disagreements: audited answers that one forward pass had otherwise. generated: where all test answers were, their
+    number, and that of those among them.
+    """
+
+    cell: Cell
+    status: Status
+    step: int = 0
+    loss: float | None = None
+    dev_so_far: float | None = None
+    examples_per_second: float | None = None
+    seconds_left: float | None = None
+    dev: float | None = None
+    test: float | None = None
+    log_prob: float | None = None
+    trained: int | None = None
+    disagreements: int = 0
+    generated: tuple[int, int] | None = None
+    failure: str | None = None
+    weights: dict[str, Any] | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+def rows_of(cells: Sequence[Cell], study: StudyFolder) -> list[Row]:
+    """How every run of a grid stands, read from its folder."""
+    begun = study.names()
+    return [_row(cell, study) if cell.run_id in begun else Row(cell, "waiting") for cell in cells]
+
+
+def counts(statuses: Sequence[Status]) -> str:
+    """How many runs stand how, in a line."""
+    kinds = collections.Counter(statuses)
+    return f"{len(statuses)} runs: " + ", ".join(f"{kinds[kind]} {kind}" for kind in get_args(Status) if kinds[kind])
+
+
+def _row(cell: Cell, study: StudyFolder) -> Row:
+    folder = study.run(cell.run_id)
+    status = folder.status()
+    result = folder.result()
+    if result:
+        test = result.get("test", {})  # a sweep's run has none
+        return Row(
+            cell,
+            status,
+            step=result["steps"],
+            dev=result["dev"]["exact_match"],
+            test=test.get("exact_match"),
+            log_prob=test.get("log_prob_per_token"),
+            trained=result["trained_parameters"],
+            disagreements=result["dev"]["disagreements"] + test.get("disagreements", 0),
+            generated=_generated(test),
+            weights=result.get("weights"),
+            scores={name: test[name] for name in HEADINGS if name in test},
+        )
+    if status == "failed":
+        return Row(cell, status, failure=folder.failure())
+    lines = read_metrics(folder.path / "metrics.jsonl")
+    if not lines:
+        return Row(cell, status)
+    last = lines[-1]
+    pace = last["seconds"] / last["step"]
+    left = (cell.spec.train.steps - last["step"]) * pace
+    dev = next((line["dev_em"] for line in reversed(lines) if "dev_em" in line), None)
+    return Row(cell, status, last["step"], last["loss"], dev, cell.spec.train.batch_size / pace, left)
+
+
+# What a table that is cut keeps first, and after how many rows it is cut where it is not a screen's height.
+_INTEREST: tuple[Status, ...] = ("running", "failed", "interrupted", "done", "waiting")
+ROWS = 200
+
+
+def terminal_table(rows: Sequence[Row], title: str, limit: int | None = None) -> Table:
+    """Dev and test exact match per arm, method, split and seed."""
+    table = Table(title=title, title_justify="left")
+    for name in ("arm", "method", "split"):
+        table.add_column(name, no_wrap=True)
+    for name in ("seed", "dev EM %", "test EM %", "log p/token"):
+        table.add_column(name, justify="right", no_wrap=True)
+    measured = metrics_of(rows)
+    for name in measured:
+        table.add_column(f"test {HEADINGS[name]}", justify="right", no_wrap=True)
+    table.add_column("state")
+    shown = of_interest(rows, limit)
+    for row in shown:
+        cell = row.cell
+        figures = (_figure(row.dev, 1), _figure(row.test, 1), _figure(row.log_prob, 3))
+        others = [_figure(row.scores.get(name), 1) for name in measured]
+        table.add_row(cell.arm, cell.method, cell.split, str(cell.seed), *figures, *others, state_of(row))
+    if len(shown) < len(rows):
+        table.caption = f"and {len(rows) - len(shown)} more; --json has all"
+    return table
+
+
+def of_interest(rows: Sequence[Row], limit: int | None) -> Sequence[Row]:
+    """All rows, or where they are more than `limit` those that one wants to see first."""
+    if limit is None or len(rows) <= limit:
+        return rows
+    return sorted(rows, key=lambda row: _INTEREST.index(row.status))[:limit]
+
+
+def metrics_of(rows: Sequence[Row]) -> list[str]:
+    """The metrics beside exact match that some run has figures of."""
+    return [name for name in HEADINGS if any(name in row.scores for row in rows)]
+
+
+def plain_line(row: Row) -> str:
+    """One run on one line, for an output that is not a terminal."""
+    cell = row.cell
+    head = f"{cell.arm} | {cell.method} | {cell.split} | seed {cell.seed}"
+    if row.status == "done":
+        figures = f"dev EM {_figure(row.dev, 1)} % | test EM {_figure(row.test, 1)} %"
+        return f"{head} | {figures} | log p/token {_figure(row.log_prob, 3)}"
+    return f"{head} | {state_of(row)}"
+
+
+def weight_lines(rows: Sequence[Row]) -> list[str]:
+    """What quantised bases really weigh, a line for each arm and method: bytes, shares, what stayed wide and why."""
+    lines: dict[tuple[str, str], str] = {}
+    for row in rows:
+        if row.weights and row.weights.get("wide"):
+            shares = ", ".join(f"{share:.1f} % {dtype}" for dtype, share in row.weights["share"].items())
+            size = sum(row.weights["bytes"].values()) / 1e6
+            wide = ", ".join(_reason(*kind) for kind in row.weights["wide"].items())
+            line = f"{row.cell.arm}, {row.cell.method}: {size:,.1f} MB of weights, {shares}; wide: {wide}"
+            cost = row.weights.get("quantisation")
+            if cost:
+                line += f"; loss before training {cost['loss_at_16_bits']:.3f} at 16 bits, {cost['loss']:.3f} so"
+            lines.setdefault((row.cell.arm, row.cell.method), line)
+    return list(lines.values())
+
+
+def _reason(kind: str, said: dict[str, Any]) -> str:
+    return f"{kind} ({said['why']})" if said.get("why") else kind
+
+
+def generated_lines(rows: Sequence[Row]) -> list[str]:
+    """How far generation and one forward pass agree, of the runs whose test answers were all generated."""
+    found = [row.generated for row in rows if row.generated]
+    if not found:
+        return []
+    answers, apart = map(sum, zip(*found, strict=True))
+    return [f"by generation: {len(found)} runs, {answers:,} test answers; one forward pass disagrees on {apart}"]
+
+
+def _generated(test: dict[str, Any]) -> tuple[int, int] | None:
+    return (test["examples"], test["disagreements"]) if test.get("by_generation") else None
+
+
+def state_of(row: Row) -> str:
+    """How a run stands, in a few words."""
+    if row.failure:
+        return f"failed: {row.failure}"
+    if row.status == "done":
+        return "done" if not row.disagreements else f"done, {row.disagreements} audit disagreements"
+    if row.loss is None:
+        return row.status
+    left = f", {row.seconds_left / 60:.0f} min left" if row.seconds_left and row.status == "running" else ""
+    steps = f"{row.step}/{row.cell.spec.train.steps}"
+    dev = "" if row.dev_so_far is None else f", dev EM {row.dev_so_far:.0f} %"
+    return f"{row.status} {steps}, loss {row.loss:.3f}{dev}, {row.examples_per_second:.0f} ex/s{left}"
+
+
+COLUMNS = (
+    "run_id",
+    "arm",
+    "method",
+    "split",
+    "seed",
+    "status",
+    "dev_em",
+    "test_em",
+    "test_log_prob_per_token",
+    "trained",
+    "paper_em",
+)
+
+
+def write_csv(rows: Sequence[Row], path: Path, family: str) -> None:
+    """table.csv: one line a run, and the paper's mean over seeds for its arm and split where it has one.
+
+    A figure that is not finite is an empty cell.
+    """
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    measured = metrics_of(rows)
+    writer.writerow([*COLUMNS, *(f"test_{name}" for name in measured)])
+    for row in rows:
+        cell = row.cell
+        paper = beside(family, cell.arm, cell.spec.task.name, cell.split)
+        figures = (*map(_finite, (row.dev, row.test, row.log_prob)), row.trained, paper and round(paper.mean, 4))
+        others = [_finite(row.scores.get(name)) for name in measured]
+        writer.writerow([cell.run_id, cell.arm, cell.method, cell.split, cell.seed, row.status, *figures, *others])
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(buffer.getvalue(), encoding="utf-8")
+    partial.replace(path)
+
+
+def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The rows for machines."""
+    return [
+        {
+            "run_id": row.cell.run_id,
+            "arm": row.cell.arm,
+            "method": row.cell.method,
+            "split": row.cell.split,
+            "seed": row.cell.seed,
+            "status": row.status,
+            "step": row.step,
+            "steps": row.cell.spec.train.steps,
+            "dev_em": _finite(row.dev),
+            "test_em": _finite(row.test),
+            "test_log_prob_per_token": _finite(row.log_prob),
+            "trained_parameters": row.trained,
+            "failure": row.failure,
+            **{f"test_{name}": _finite(value) for name, value in row.scores.items()},
+        }
+        for row in rows
+    ]
+
+
+def _figure(value: float | None, digits: int) -> str:
+    if value is None:
+        return ""
+    return f"{value:.{digits}f}" if math.isfinite(value) else "not finite"
+
+
+def _finite(value: float | None) -> float | None:
+    """What JSON and programs that read tables have a word for."""
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,240 @@
+"""What an adapter's own files must agree on before anything is done with them. Imports no torch, loads no base."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from petransfer.errors import UserError
+from petransfer.sharing.safe_reading import Tensors
+
+# peft's names of the methods whose adapters are taken.
+KINDS = ("LORA", "IA3", "VERA", "LN_TUNING", "PROMPT_TUNING", "PREFIX_TUNING")
+# Keys by which a configuration would have code imported, a tokenizer fetched, or the base computed with or rebuilt.
+FORBIDDEN = ("megatron_config", "layer_replication", "tokenizer_kwargs", "loftq_config", "eva_config", "corda_config")
+# What the keys that are looked at may be, where they are set.
+TYPES: dict[str, type | tuple[type, ...]] = {
+    "auto_mapping": dict,
+    "base_model_name_or_path": str,
+    "bias": str,
+    "exclude_modules": (str, list),
+    "init_lora_weights": (bool, str),
+    "lora_bias": bool,
+    "modules_to_save": list,
+    "rank_pattern": dict,
+    "alpha_pattern": dict,
+    "revision": str,
+    "target_modules": (str, list),
+    "task_type": str,
+    "trainable_token_indices": (list, dict),
+    "use_dora": bool,
+    "use_rslora": bool,
+}
+DTYPES = ("F32", "F16", "BF16")
+# Ways to start that do not look at the base's weights.
+STARTS = (True, False, "gaussian", "orthogonal")
+MOST_RANK, MOST_TENSORS, LONGEST = 65_536, 200_000, 512
+# Keys that say how large a part of the adapter is, for which memory is taken before a tensor is looked at.
+SIZES = ("num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads", "encoder_hidden_size")
+# peft's names of the tasks whose models generate; what is not set is made so.
+TASKS = ("SEQ_2_SEQ_LM", "CAUSAL_LM", "FEATURE_EXTRACTION")
+
+_PREFIX = "base_model.model."
+# What peft calls an empty list of layers.
+_NONE = "dummy-target-modules"
+
+
+def check(config: Mapping[str, Any], tensors: Tensors) -> None:
+    """Refuses a configuration that asks for more than an adapter, and tensors that are not those that it describes.
+
+    Raises:
+        UserError: which, in one line.
+    """
+    _check_config(config)
+    _check_tensors(tensors)
+    if config["peft_type"] == "LORA":
+        _check_lora(config, tensors)
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
+    kind = config.get("peft_type")
+    if kind not in KINDS:
+        raise _refused(f"peft_type {str(kind)[:40]!r} is none that is taken ({', '.join(KINDS)})")
+    asked = [key for key in FORBIDDEN if config.get(key)]
+    if asked:
+        raise _refused(f"{asked[0]} is set, which asks for more than an adapter")
+    for key, kinds in TYPES.items():
+        if config.get(key) is not None and not isinstance(config[key], kinds):
+            raise _refused(f"{key} is {config[key]!r:.40}")
+    if config.get("task_type") not in (None, *TASKS):
+        raise _refused(f"task_type is {config['task_type']!r:.40}; those that are taken are {', '.join(TASKS)}")
+    for key in SIZES:
+        if config.get(key) is not None and not (type(config[key]) is int and 0 < config[key] <= MOST_RANK):
+            raise _refused(f"{key} is {config[key]!r:.40}; it is a whole number from 1 to {MOST_RANK:,}")
+    library = (config.get("auto_mapping") or {"parent_library": "transformers"}).get("parent_library")
+    if str(library).split(".")[0] != "transformers":
+        raise _refused(f"auto_mapping would import {str(library)[:60]!r}")
+    if not _names(config.get("modules_to_save") or []):
+        raise _refused("modules_to_save is no list of names")
+    for key, value in config.items():
+        if isinstance(value, float | int) and abs(value) >= 1e12:
+            raise _refused(f"{key} is {value!r:.40}")
+    if any(str(key).startswith("trust_remote") for key in config):
+        raise _refused("it asks for remote code")
+
+
+def _check_tensors(tensors: Tensors) -> None:
+    if not tensors:
+        raise UserError("adapter_model.safetensors holds no tensor; get the adapter again")
+    if len(tensors) > MOST_TENSORS:
+        raise _refused(f"{len(tensors):,} tensors are more than an adapter has")
+    for name, (dtype, shape) in tensors.items():
+        if dtype not in DTYPES:
+            raise _refused(f"the tensor {_short(name)} is of {dtype}; adapters are of {', '.join(DTYPES)}")
+        if not shape or 0 in shape:
+            raise _refused(f"the tensor {_short(name)} is empty")
+
+
+def _check_lora(config: Mapping[str, Any], tensors: Tensors) -> None:
+    _check_lora_config(config)
+    targets = config["target_modules"]
+    met: set[str] = set()
+    for name, (_, shape) in tensors.items():
+        if not name.startswith(_PREFIX):
+            raise _refused(f"the tensor {_short(name)} lies outside the base ({_PREFIX}...)")
+        module, check_shape = _part(name, config)
+        if check_shape is None:
+            raise _refused(f"the tensor {_short(name)} is no part of the adapter that adapter_config.json describes")
+        wrong = check_shape(shape)
+        if wrong:
+            raise _refused(f"the tensor {_short(name)} has the shape {list(shape)}; {wrong}")
+        if ".lora_" in name:
+            end = _target_of(module, targets)
+            if end is None:
+                raise _refused(f"target_modules does not name {_short(module)}, for which there is a tensor")
+            met.add(end)
+    _check_pairs(tensors, bool(config.get("use_dora")))
+    idle = [] if isinstance(targets, str) else sorted(set(targets) - met - {_NONE})
+    if idle:
+        raise _refused(f"target_modules names {_short(idle[0])}, for which there is no tensor")
+
+
+def _check_lora_config(config: Mapping[str, Any]) -> None:
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 0 < rank <= MOST_RANK:
+        raise _refused(f"r is {rank!r:.40}; a rank is a whole number from 1 to {MOST_RANK:,}")
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
+        raise _refused(f"lora_alpha is {alpha!r:.40}")
+    targets = config.get("target_modules")
+    if not targets or not (isinstance(targets, str) or _names(targets)):
+        raise _refused("target_modules is neither a list of layers' names nor a pattern")
+    patterns = [config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}]
+    texts = [one for one in (targets, config.get("exclude_modules")) if isinstance(one, str)]
+    for text in (*texts, *(key for pattern in patterns for key in pattern)):
+        _check_pattern(text)
+    for value in patterns[0].values():
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MOST_RANK:
+            raise _refused(f"rank_pattern holds {value!r:.40}")
+    if not all(isinstance(value, int | float) for value in patterns[1].values()):
+        raise _refused("alpha_pattern holds what is no number")
+    if config.get("init_lora_weights", True) not in STARTS:
+        raise _refused(
+            f"init_lora_weights is {config['init_lora_weights']!r:.40}, which computes with the base's weights when it "
+            "is loaded; save it as plain LoRA first"
+        )
+    if config.get("bias", "none") not in ("none", "all", "lora_only"):
+        raise _refused(f"bias is {config['bias']!r:.40}")
+    rows = config.get("trainable_token_indices") or []
+    lists = list(rows.values()) if isinstance(rows, dict) else [rows]
+    if not all(isinstance(one, list) and all(type(row) is int and row >= 0 for row in one) for one in lists):
+        raise _refused("trainable_token_indices is no list of rows")
+    if any(len(set(one)) != len(one) for one in lists):
+        raise _refused("trainable_token_indices names a row twice")
+
+
+def _check_pattern(text: str) -> None:
+    """A pattern that could keep a machine busy for days is refused; layers' names need no such."""
+    if len(text) > LONGEST or len(re.findall(r"(?<!\\)[*+{]", text)) > 4 or re.search(r"\)[*+{]", text):
+        raise _refused(f"the pattern {_short(text)} is more than names of layers need")
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError):
+        raise _refused(f"the pattern {_short(text)} is broken") from None
+
+
+def _part(name: str, config: Mapping[str, Any]) -> tuple[str, Callable[[tuple[int, ...]], str | None] | None]:
+    """The module that a tensor belongs to, and what judges its shape; None where the method has no such tensor."""
+    ranks = {config["r"], *(config.get("rank_pattern") or {}).values()}
+
+    def ranked(axis: int) -> Callable[[tuple[int, ...]], str | None]:
+        def wrong(shape: tuple[int, ...]) -> str | None:
+            return None if len(shape) >= 2 and shape[axis] in ranks else f"the rank is {config['r']}"
+
+        return wrong
+
+    def flat(shape: tuple[int, ...]) -> str | None:
+        return None if len(shape) == 1 else "it has one axis"
+
+    def rows(shape: tuple[int, ...]) -> str | None:
+        asked = config.get("trainable_token_indices") or []
+        counts = {len(one) for one in (asked.values() if isinstance(asked, dict) else [asked])}
+        return None if len(shape) == 2 and shape[0] in counts else f"rows that are trained: {sorted(counts)}"
+
+    forms: dict[str, Callable[[tuple[int, ...]], str | None]] = {
+        "lora_A.weight": ranked(0),
+        "lora_B.weight": ranked(1),
+        "lora_embedding_A": ranked(0),
+        "lora_embedding_B": ranked(1),
+    }
+    if config.get("use_dora"):
+        forms["lora_magnitude_vector"] = flat
+        forms["lora_magnitude_vector.weight"] = flat
+    if config.get("lora_bias"):
+        forms["lora_B.bias"] = flat
+    if config.get("trainable_token_indices"):
+        forms["token_adapter.trainable_tokens_delta"] = rows
+        forms["trainable_tokens_delta"] = rows
+    inner = name.removeprefix(_PREFIX)
+    for end, wrong in forms.items():
+        if inner.endswith(f".{end}"):
+            return inner.removesuffix(f".{end}"), wrong
+    if config.get("bias", "none") != "none" and inner.endswith("bias"):
+        return inner, lambda shape: None
+    kept = config.get("modules_to_save") or []
+    return inner, (lambda shape: None) if any(f".{one}." in f".{inner}" for one in kept) else None
+
+
+def _target_of(module: str, targets: Any) -> str | None:
+    """Which of the targets names a module; a pattern is left to peft."""
+    if isinstance(targets, str):
+        return targets
+    return next((one for one in targets if module == one or module.endswith(f".{one}")), None)
+
+
+def _check_pairs(tensors: Tensors, dora: bool) -> None:
+    for name in tensors:
+        layer = name.removesuffix("lora_A.weight")
+        if (
+            dora
+            and layer != name
+            and not {f"{layer}lora_magnitude_vector{end}" for end in ("", ".weight")} & set(tensors)
+        ):
+            raise _refused(f"use_dora is set, and the tensor {_short(name)} has no lora_magnitude_vector beside it")
+        for one, other in (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B")):
+            for end, partner in ((one, other), (other, one)):
+                if name.endswith(f".{end}") and name.removesuffix(end) + partner not in tensors:
+                    raise _refused(f"the tensor {_short(name)} has no {partner} beside it")
+
+
+def _names(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) and value for value in values)
+
+
+def _refused(why: str) -> UserError:
+    return UserError(f"the adapter is refused: {why}")
+
+
+def _short(name: str) -> str:
+    return repr(name if len(name) <= 100 else name[:97] + "...")

@@ -1,0 +1,165 @@
+"""The Hugging Face Hub, through huggingface_hub: an adapter goes there in one commit and comes back file by file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from petransfer.errors import UserError
+from petransfer.sharing import bundle_zip as archive
+from petransfer.sharing.bundle import CONFIG, WEIGHTS
+
+SECONDS = 3.0
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_PROXIES = ("https_proxy", "http_proxy", "all_proxy")
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """Where an adapter went. commit: its one commit. private: only its owner sees it. notes: the hub's on the card."""
+
+    url: str
+    commit: str
+    private: bool
+    notes: tuple[str, ...] = ()
+
+
+def push(name: str, contents: Mapping[str, Path | bytes], public: bool, message: str) -> Pushed:
+    """Puts a bundle's files into `user/name` in one commit; a new repository is private unless `public`.
+
+    Raises:
+        UserError: the name is none, the hub cannot be reached or refuses, or the repository is public already and
+            `public` was not said.
+    """
+    if not _ID.fullmatch(name):
+        raise UserError(f"'{name}' is no place on the hub; write user/name")
+    with _plain_errors(f"{name} was not pushed"):
+        from huggingface_hub import CommitOperationAdd, HfApi
+
+        refuse_offline()
+        api = HfApi()
+        api.create_repo(name, private=not public, exist_ok=True)
+        private = bool(api.model_info(name).private)
+        if not private and not public:
+            raise UserError(f"{name} is public already; --public says that this adapter may be, too")
+        if private and public:
+            raise UserError(f"{name} is private already; make it public on the hub, or leave --public out")
+        files = [
+            CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
+            for path, content in sorted(contents.items())
+        ]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            done = api.create_commit(name, files, commit_message=message)
+        said = [" ".join(str(one.message).split()) for one in caught if "README.md" in str(one.message)]
+        return Pushed(str(done.commit_url), str(done.oid), private, tuple(said))
+
+
+def fetch(source: str, revision: str | None, target: Path) -> str:
+    """Brings the files of an adapter, and no others, from `owner/name[@revision]` to `target`; the commit they are of.
+
+    Raises:
+        UserError: there is no such repository or adapter, a file is too large, or the hub cannot be reached.
+    """
+    name, _, at = source.partition("@")
+    with _plain_errors(f"{source} could not be fetched"):
+        from huggingface_hub import HfApi, hf_hub_download
+
+        refuse_offline()
+        api = HfApi()
+        commit = str(api.model_info(name, revision=revision or at or None).sha)
+        sizes = {entry.path: getattr(entry, "size", 0) for entry in api.list_repo_tree(name, revision=commit)}
+        for path in _wanted(name, sizes):
+            hf_hub_download(name, path, revision=commit, local_dir=target)
+        return commit
+
+
+def _wanted(name: str, sizes: Mapping[str, int]) -> list[str]:
+    if CONFIG not in sizes:
+        raise UserError(f"{name} holds no adapter: it has no {CONFIG}")
+    if WEIGHTS not in sizes:
+        pickles = [path for path in sizes if path.endswith(".bin")]
+        why = f"only {pickles[0]}, a pickle, which runs code when opened" if pickles else f"no {WEIGHTS}"
+        raise UserError(f"{name} is refused: it has {why}; adapters are safetensors only")
+    wanted = [path for path in sizes if path in archive.LIMITS]
+    large = next((path for path in wanted if sizes[path] > archive.LIMITS[path]), None)
+    if large:
+        raise UserError(
+            f"{name} is refused: {large} has {sizes[large]:,} bytes; at most {archive.LIMITS[large]:,} are read"
+        )
+    return wanted
+
+
+def refuse_offline() -> None:
+    """Says at once that there is no hub, where a client would try again and again.
+
+    Raises:
+        UserError: it is switched off or cannot be reached.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise UserError("this needs the hub, and HF_HUB_OFFLINE is set; use a folder or a bundle, or unset it")
+    if any(os.environ.get(name) or os.environ.get(name.upper()) for name in _PROXIES):
+        return
+    place = urlsplit(constants.ENDPOINT)
+    port = place.port or (443 if place.scheme == "https" else 80)
+    try:
+        socket.create_connection((place.hostname or "", port), timeout=SECONDS).close()
+    except OSError as error:
+        raise UserError(f"the hub at {place.hostname} cannot be reached ({error}); use a folder or a bundle") from None
+
+
+@contextlib.contextmanager
+def _plain_errors(what: str) -> Iterator[None]:
+    """Any error of the client's as one line, with no token in it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # of the client, its HTTP library and the server there are dozens
+        raise UserError(f"{what}: {without_tokens(_first(error))}{_advice(error)}") from None
+
+
+def _first(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (" ".join([*lines[:1], *lines[-1:][: len(lines) - 1]]) or type(error).__name__)[:300]
+
+
+def _advice(error: Exception) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return "; `hf auth login`, or set HF_TOKEN to a token that may do that" if status in (401, 403) else ""
+
+
+def without_tokens(text: str) -> str:
+    """The text with what is, or looks like, a token taken out."""
+    from huggingface_hub import get_token
+
+    known = [token for token in (get_token(), os.environ.get("HF_TOKEN")) if token]
+    for token in known:
+        text = text.replace(token, "***")
+    return re.sub(r"\bhf_[A-Za-z0-9]{8,}", "***", text)
+
+
+def quiet() -> None:
+    """No progress bars and no hints of the client's in our own output."""
+    import logging
+
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    for name in ("huggingface_hub", "httpx", "httpx2"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def as_json(pushed: Pushed) -> dict[str, Any]:
+    """For machines."""
+    return {"url": pushed.url, "commit": pushed.commit, "private": pushed.private}

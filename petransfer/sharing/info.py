@@ -1,0 +1,68 @@
+"""What an adapter is, made by petransfer or not, from its own files alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import prod
+from typing import Any
+
+from petransfer.errors import UserError
+from petransfer.sharing import file_checks as checks
+from petransfer.sharing.bundle import CARD, Bundle, differences
+from petransfer.sharing.safe_reading import card_data, read_text
+
+
+def describe(bundle: Bundle) -> dict[str, Any]:
+    """Names and values, for people and as JSON."""
+    config = bundle.config
+    dtypes = Counter(dtype for dtype, _ in bundle.tensors.values())
+    targets = config.get("target_modules")
+    rows = config.get("trainable_token_indices")
+    card = card_data(read_text(bundle.files[CARD])) if CARD in bundle.files else {}
+    found: dict[str, Any] = {
+        "adapter": bundle.label,
+        "hub commit": bundle.commit,
+        "method": config.get("peft_type"),
+        "base": config.get("base_model_name_or_path"),
+        "base revision": config.get("revision"),
+        "rank": config.get("r"),
+        "alpha": config.get("lora_alpha"),
+        "targets": ", ".join(map(str, targets)) if isinstance(targets, list) else targets,
+        "rows of embeddings": _rows(rows) if rows else None,
+        "tensors": len(bundle.tensors),
+        "parameters": sum(prod(shape) for _, shape in bundle.tensors.values()),
+        "dtypes": ", ".join(f"{dtype} ({count})" for dtype, count in sorted(dtypes.items())),
+        "megabytes": round(bundle.weights.stat().st_size / 1e6, 2),
+        "licence": card.get("license"),
+        "sound": _sound(bundle),
+    }
+    return {name: value for name, value in (found | _made(bundle)).items() if value is not None}
+
+
+def _rows(rows: Any) -> int | str:
+    lists = list(rows.values()) if isinstance(rows, dict) else [rows]
+    return sum(map(len, lists)) if all(isinstance(one, list) for one in lists) else str(rows)[:40]
+
+
+def _sound(bundle: Bundle) -> str:
+    try:
+        checks.check(bundle.config, bundle.tensors)
+    except UserError as error:
+        return f"no: {error}"
+    wrong = differences(bundle)
+    if wrong:
+        return f"no: {next(iter(wrong.values()))}"
+    return "tensors fit the configuration" + (", files have their sha256" if bundle.provenance else "")
+
+
+def _made(bundle: Bundle) -> dict[str, Any]:
+    if bundle.spec is None or bundle.provenance is None:
+        return {"made by": "not petransfer: there is no petransfer.json"}
+    spec, claims = bundle.spec, bundle.provenance.get("claims", {})
+    return {
+        "made by": f"petransfer, run {spec.run_id}",
+        "task": f"{spec.task.name} {spec.task.split}",
+        "bits": spec.method.bits,
+        "seed": spec.seed,
+        **{f"claimed {part} EM %": round(claim["exact_match"], 2) for part, claim in claims.items()},
+    }

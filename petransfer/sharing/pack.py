@@ -1,0 +1,129 @@
+"""Packing: what goes into a bundle, with nothing of this machine in it, and the same bytes for the same run."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from petransfer.errors import UserError
+from petransfer.sharing import bundle_zip as archive
+from petransfer.sharing.bundle import (
+    CARD,
+    CONFIG,
+    EXAMPLES,
+    MANIFEST,
+    RECIPE,
+    RESULT,
+    WEIGHTS,
+    Bundle,
+    checked,
+    sha256_of,
+)  # fmt: skip
+from petransfer.sharing.card import Wishes, card
+from petransfer.sharing.provenance_checks import NAME as PROVENANCE
+from petransfer.sharing.safe_reading import read_text, read_yaml
+
+# Columns of examples.parquet that hold no text of the data.
+FIGURES = ("index", "category", "correct", "margin", "log_prob", "tokens", "tokens_correct", "semantic_correct")
+_PATHS = re.compile(
+    r"(?<![\w:/.~-])/(?:home|root|Users|mnt|media|data|tmp|var|opt|srv|usr|etc|work|workspace|scratch|content|private)"
+    r"/[\w.~-]+|(?<![\w/])~/[\w.-]+|\b[A-Za-z]:\\[\w.-]+"
+)
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
+
+
+def contents(bundle: Bundle, wishes: Wishes) -> dict[str, Path | bytes]:
+    """The files of a bundle by name, the card among them, and the list of their sha256.
+
+    Raises:
+        UserError: the run is not done, its files are not those it saved, or one names a place of this machine.
+    """
+    checked(bundle)
+    if bundle.provenance is None or "claims" not in bundle.provenance:
+        raise UserError(f"{bundle.label} was not made by this petransfer: it has no provenance to pack; see info")
+    if RESULT not in bundle.files:
+        raise UserError(f"{bundle.label} has no result.json: the run is not done; the command that began it goes on")
+    found: dict[str, Path | bytes] = {name: bundle.files[name] for name in (CONFIG, WEIGHTS, PROVENANCE, RESULT)}
+    if RECIPE in bundle.files:
+        found[RECIPE] = placeless(read_text(bundle.files[RECIPE]))
+    if EXAMPLES in bundle.files:
+        found[EXAMPLES] = without_texts(bundle.files[EXAMPLES])
+    found[CARD] = card(bundle, wishes).encode()
+    for name, content in found.items():
+        if name not in (WEIGHTS, EXAMPLES):
+            refuse_private(name, content.decode() if isinstance(content, bytes) else read_text(content))
+    listed = {"format": 1, "files": {name: sha256_of(content) for name, content in sorted(found.items())}}
+    return {**found, MANIFEST: (json.dumps(listed, indent=1) + "\n").encode()}
+
+
+def pack(bundle: Bundle, target: Path, wishes: Wishes) -> str:
+    """Writes the bundle's zip and returns its sha256.
+
+    Raises:
+        UserError: as `contents`; or the target exists.
+    """
+    if not target.name.endswith(archive.SUFFIX):
+        raise UserError(f"{target} does not end in {archive.SUFFIX}; call it so")
+    if target.exists():
+        raise UserError(f"{target} exists; delete it or take another --out")
+    try:
+        archive.write_zip(target, contents(bundle, wishes))
+    except OSError as error:
+        raise UserError(f"{target} cannot be written ({error.strerror}); take another --out") from None
+    return sha256_of(target)
+
+
+def placeless(recipe: str) -> bytes:
+    """A recipe in which folders of this machine are names: `/home/me/t5` becomes `t5`."""
+    content = read_yaml(recipe, RECIPE)
+    content.pop("data_dir", None)
+    return yaml.safe_dump(_placeless(content), sort_keys=False, allow_unicode=True).encode()
+
+
+def _placeless(value: Any, key: str = "") -> Any:
+    if isinstance(value, Mapping):
+        return {name: _placeless(one, str(name)) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_placeless(one) for one in value]
+    if isinstance(value, str) and key not in ("description", "template"):
+        place = value.startswith(("/", "~", "./", "../", "\\")) or value[1:3] == ":\\"
+        return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if place else value
+    return value
+
+
+def without_texts(path: Path) -> bytes:
+    """examples.parquet without inputs, targets and answers: whoever shares an adapter shares no data by it."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{EXAMPLES} cannot be read ({str(error).splitlines()[0][:100]})") from None
+    kept = table.select([name for name in FIGURES if name in table.column_names]).replace_schema_metadata(None)
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(kept, sink)
+    return sink.getvalue()
+
+
+def refuse_private(name: str, text: str) -> None:
+    """Refuses a text that names a folder of this machine or holds a token.
+
+    Raises:
+        UserError: it does; what a token is, is not said.
+    """
+    tokens = [os.environ.get(key, "") for key in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "PETRANSFER_SLOG_PASSWORD")]
+    if _TOKEN.search(text) or any(len(token) >= 8 and token in text for token in tokens):
+        raise UserError(f"{name} holds what looks like a token or a password; take it out, then pack again")
+    homes = [home for home in (str(Path.home()), str(Path.cwd())) if len(home) > 5]
+    found = _PATHS.search(text)
+    place = found[0] if found else next((home for home in homes if home in text), None)
+    if place:
+        raise UserError(f"{name} names a folder of this machine ({place[:60]}); take it out, then pack again")

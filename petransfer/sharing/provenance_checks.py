@@ -1,0 +1,110 @@
+"""petransfer.json and result.json from someone unknown: every value of the type that it should have, or refused."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from petransfer.errors import UserError
+from petransfer.recipe.run_spec import RunSpec
+
+NAME = "petransfer.json"
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Claim(_Strict):
+    exact_match: Annotated[float, Field(ge=0, le=100)]
+    examples: Annotated[int, Field(gt=0)]
+
+
+class _Base(_Strict):
+    commit: Commit | None
+    weights_sha256: dict[str, Sha256]
+    tokenizer_sha256: Sha256
+    bytes: Annotated[dict[str, Annotated[int, Field(gt=0)]], Field(min_length=1)]
+
+
+class _Provenance(_Strict):
+    run_id: str
+    spec: dict[str, Any]
+    base: _Base | None = None  # an older petransfer left it out
+    encoder_decoder: bool = True
+    data_sha256: dict[Literal["train", "dev", "test"], Sha256] = {}
+    claims: dict[Literal["dev", "test"], _Claim] = {}
+    files: dict[str, Sha256] = {}
+
+
+class _Score(_Strict):
+    exact_match: Annotated[float, Field(ge=0, le=100)]
+    examples: Annotated[int, Field(gt=0)]
+    log_prob_per_token: float = 0.0
+    disagreements: int = 0
+    categories: dict[str, _Claim] = {}
+
+
+class _Environment(_Strict):
+    packages: dict[str, str] = {}
+    device: str = ""
+
+
+class _Result(_Strict):
+    dev: _Score
+    test: _Score
+    parameters: int = 0
+    trained_parameters: int = 0
+    train_seconds: float = 0.0
+    environment: _Environment = _Environment()
+
+
+def check_result(content: dict[str, Any]) -> None:
+    """Refuses a result.json that no run leaves.
+
+    Raises:
+        UserError: a value that is read is not of its type.
+    """
+    try:
+        _Result.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"result.json is damaged ({_where(error)}); get the adapter again") from None
+
+
+def spec_in(content: dict[str, Any]) -> RunSpec:
+    """The run's spec in a provenance that is sound: its id, over all that can change the numbers, is the claimed one.
+
+    Raises:
+        UserError: a value is not of its type, a place on a machine is named, or the id is another.
+    """
+    try:
+        _Provenance.model_validate(content)
+        if content.get("base", {}) is None:
+            raise ValueError("base is null")
+        spec = RunSpec.from_dict(content["spec"])
+        TypeAdapter(RunSpec).validate_python(spec.as_dict())
+        run_id = spec.run_id
+    except ValidationError as error:
+        raise UserError(f"{NAME} is damaged ({_where(error)}); get the adapter again") from None
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{NAME} is damaged ({type(error).__name__}: {_line(error)}); get the adapter again") from None
+    if run_id != content["run_id"]:
+        claimed = content["run_id"][:20]
+        raise UserError(f"{NAME} is refused: what it says of the run gives the id {run_id}, not {claimed!r}")
+    if spec.checkpoint.source or spec.checkpoint.tokenizer_source or spec.task.source:
+        raise UserError(f"{NAME} is refused: it names a place on a machine")
+    return spec
+
+
+def _where(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_context=False)[0]
+    place = ".".join(map(str, first["loc"]))
+    return f"{_line(place)}: {_line(first['msg'])}"
+
+
+def _line(said: object) -> str:
+    return " ".join(str(said).split())[:80]

@@ -1,0 +1,30 @@
+"""Whether a run needs its activations computed again on the card that it is trained on."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+
+import torch
+
+from petransfer.memory.study_memory import needs_checkpointing
+from petransfer.recipe.run_spec import RunSpec
+from petransfer.study.launched_processes import splits_tensors
+from petransfer.training.execution import Execution
+
+
+def with_room(spec: RunSpec, execution: Execution, device: torch.device) -> Execution:
+    """The execution, with checkpointing where the device's card has no room without: the gradient is the same."""
+    card = None if execution.checkpointing or splits_tensors() else card_of(device)
+    if card is None:
+        return execution
+    anyone = replace(spec, seed=0, train=replace(spec.train, steps=1, learning_rate=1.0))  # foreseen once for all
+    return replace(execution, checkpointing=_needed(anyone, card))
+
+
+def card_of(device: torch.device) -> int | None:
+    """The bytes of a GPU; None of a CPU, whose memory is not planned."""
+    return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else None
+
+
+_needed = functools.lru_cache(maxsize=64)(needs_checkpointing)

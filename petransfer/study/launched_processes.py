@@ -1,0 +1,87 @@
+"""Which of the processes that a launcher started together this one is, and what they share. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from petransfer.errors import UserError
+from petransfer.recipe.method_forms import FORMS
+from petransfer.recipe.run_spec import RunSpec
+
+# As `accelerate launch`, torchrun and the common MPIs say it; the first that is set counts.
+_INDEX = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+_COUNT = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+# Ways of Accelerate's that put an engine of their own in the place of model and optimiser.
+_ENGINES = {"DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Process `index` of `count`, counted from 0. Process 0 leads: it alone claims, writes and prints."""
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that speaks."""
+        return self.index == 0
+
+    @property
+    def shared(self) -> bool:
+        """Whether there are others."""
+        return self.count > 1
+
+
+def splits_tensors() -> bool:
+    """Whether Accelerate's launcher was told FSDP: each process then holds a part of every tensor."""
+    return _told("FSDP")
+
+
+def refuse_launch(specs: Iterable[RunSpec]) -> None:
+    """Raises UserError where Accelerate's launcher was told what the runs cannot be trained with."""
+    for name, said in _ENGINES.items():
+        if _told(name):
+            raise UserError(
+                f"Accelerate is configured for {said}, which brings a model and an optimiser of its own; to split the "
+                "tensors among the processes take FSDP (--use_fsdp --fsdp_version 2)"
+            )
+    if _told("PARALLELISM_CONFIG"):
+        raise UserError("Accelerate's parallelism_config is not supported; leave it out, FSDP splits among all")
+    if not splits_tensors():
+        return
+    version = os.environ.get("FSDP_VERSION", "1")
+    if version != "2":
+        raise UserError(f"Accelerate is configured for FSDP {version}; take fsdp_version: 2 (--fsdp_version 2)")
+    if not this_place().shared:
+        raise UserError("FSDP splits the tensors among processes, and this is one alone; take --processes 2 or more")
+    for spec in specs:
+        why = _not_split(spec)
+        if why:
+            raise UserError(f"{spec.method.name} at {spec.method.bits} bits does not go with FSDP: {why}")
+
+
+def _not_split(spec: RunSpec) -> str:
+    """Why a run's tensors cannot be split, empty where they can."""
+    if spec.method.bits < 16:
+        return "quantised weights cannot be split; take bits 16, or launch with --multi_gpu"
+    if spec.train.optimizer != "adamw":
+        return f"the state of {spec.train.optimizer} cannot be split; take train.optimizer: adamw"
+    return FORMS[spec.method.name].no_split.get(spec.method.bits, "")
+
+
+def _told(name: str) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1")
+
+
+def this_place() -> Place:
+    """Where the environment puts this process; alone where it says nothing."""
+    index, count = (_first(names) for names in (_INDEX, _COUNT))
+    return Place(index, count) if index is not None and count is not None and 0 <= index < count else Place()
+
+
+def _first(names: tuple[str, ...]) -> int | None:
+    return next((int(value) for name in names if (value := os.environ.get(name, "")).isdigit()), None)

@@ -1,0 +1,329 @@
+"""Carries out the runs of a study or of a pretraining, in this process or in several, until done or told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Protocol
+
+from petransfer.errors import Interrupted, UserError
+from petransfer.models.library_output import quiet
+from petransfer.study.folders import RunFolder, StudyFolder
+from petransfer.study.stack_groups import parts
+from petransfer.study.worker_losses import LOST, Losses
+
+
+class Named(Protocol):
+    """A cell of a grid: its run's folder is named by `run_id`."""
+
+    @property
+    def run_id(self) -> str: ...
+
+
+class Job(Protocol):
+    """Carries one run out, or goes on with it; raises Interrupted when told to stop. Is sent to worker processes."""
+
+    def __call__(
+        self,
+        cell: Any,
+        folder: RunFolder,
+        threads: int,
+        progress: Callable[[int, float, float], None],
+        should_stop: Callable[[], bool],
+    ) -> object: ...
+
+
+class Flag(Protocol):
+    """Shared by processes without a lock: one that is killed while it holds a lock would stop all others."""
+
+    value: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a study's call ended. `mistakes` are failures that the user can mend, in one line each.
+
+    elsewhere: runs that another process had claimed and has not ended.
+    """
+
+    interrupted: bool
+    failures: dict[str, str]
+    mistakes: tuple[str, ...]
+    elsewhere: int = 0
+
+
+def execute(
+    cells: Sequence[Named],
+    study: StudyFolder,
+    job: Job,
+    workers: int,
+    threads: int,
+    tick: Callable[[], None],
+    group: Callable[[Sequence[Any]], list[list[Any]]] | None = None,
+) -> Outcome:
+    """Carries out what is not done; `tick` is called often, to show how things stand. A failure stops no other run.
+
+    threads: CPU threads a worker, 0 for the cores shared out among several workers, or as they are for one. group:
+    cuts what is not done into stacks, of which a worker takes one at a time; the job must then know how to stack.
+    """
+    pending = [cell for cell in cells if not study.run(cell.run_id).done]
+    forget_failures(pending, study)
+    stacks = group(pending) if group else [[cell] for cell in pending]
+    workers = max(1, min(workers, len(stacks)))
+    with stop_on_signals() as stopped:
+        if pending and workers == 1:
+            _work(stacks, study.path, job, threads, stopped, tick)
+        elif pending:
+            _spawn(stacks, study.path, job, workers, threads, stopped, tick)
+        tick()
+        interrupted = stopped() and any(not study.run(cell.run_id).done for cell in pending)
+    return outcome_of(pending, study, interrupted)
+
+
+def forget_failures(pending: Sequence[Named], study: StudyFolder) -> None:
+    """Whatever failed in an earlier call has another turn."""
+    for cell in pending:
+        (study.run(cell.run_id).path / "failed.json").unlink(missing_ok=True)
+
+
+def outcome_of(pending: Sequence[Named], study: StudyFolder, interrupted: bool) -> Outcome:
+    """How things stand with runs that were to be carried out."""
+    left = [study.run(cell.run_id) for cell in pending]
+    open_runs = [folder for folder in left if folder.status() not in ("done", "running")]
+    failures = {folder.path.name: folder.failure() for folder in open_runs}
+    if not interrupted:  # a killed worker leaves no word
+        failures = {
+            run_id: reason or f"not finished ({study.run(run_id).status()}); run the same command again to go on"
+            for run_id, reason in failures.items()
+        }
+    mistakes = dict.fromkeys(failures[folder.path.name] for folder in open_runs if _is_mistake(folder))
+    said = {run_id: reason for run_id, reason in failures.items() if reason}
+    elsewhere = sum(folder.status() == "running" for folder in left)
+    return Outcome(interrupted, said, tuple(mistake for mistake in mistakes if mistake), elsewhere)
+
+
+def _spawn(
+    stacks: Sequence[Sequence[Named]],
+    path: Path,
+    job: Job,
+    workers: int,
+    threads: int,
+    stopped: Callable[[], bool],
+    tick: Callable[[], None],
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    stop: Flag = context.RawValue(ctypes.c_bool, False)
+    threads = threads or max(1, (os.cpu_count() or 1) // workers)
+    # OpenMP reads its thread count when it starts; more threads than free cores are many times slower.
+    with _environment({"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}):
+
+        def begin() -> BaseProcess:
+            process = context.Process(target=_worker, args=(list(stacks), path, job, threads, stop))
+            process.start()
+            return process
+
+        folders = [StudyFolder(path).run(cell.run_id) for stack in stacks for cell in stack]
+        _keep(workers, begin, folders, stop, stopped, tick)
+
+
+def _keep(
+    workers: int,
+    begin: Callable[[], BaseProcess],
+    folders: Sequence[RunFolder],
+    stop: Flag,
+    stopped: Callable[[], bool],
+    tick: Callable[[], None],
+) -> None:
+    """So many workers until all have ended by themselves; one that is killed is begun again."""
+    losses = Losses(note_failure)
+    processes = [begin() for _ in range(workers)]
+    seen: set[int | None] = set()
+    while True:
+        if stopped():
+            stop.value = True
+        for at, process in enumerate(processes):
+            killed = (process.exitcode or 0) < 0 and process.pid not in seen
+            if killed and not stop.value:
+                seen.add(process.pid)
+                processes[at] = begin() if _bear(process, folders, losses) else process
+        if not any(process.is_alive() for process in processes):
+            break
+        tick()
+        time.sleep(0.2)
+    for process in processes:
+        process.join()
+
+
+def _bear(process: BaseProcess, folders: Sequence[RunFolder], losses: Losses) -> bool:
+    """Counts the loss of a worker for the runs that it held; whether another may take its place."""
+    how = signal.Signals(-(process.exitcode or 0)).name
+    held = [folder for folder in folders if folder.claimed_by(process.pid or 0) and not folder.done]
+    for folder in held:
+        losses.add(folder, how)
+    losses.idle += not held
+    return losses.idle < LOST
+
+
+def _worker(stacks: Sequence[Sequence[Named]], path: Path, job: Job, threads: int, stop: Flag) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
+    parent = os.getppid()
+    _work(stacks, path, job, threads, lambda: stop.value or os.getppid() != parent, lambda: None)
+
+
+def _work(
+    stacks: Sequence[Sequence[Named]],
+    path: Path,
+    job: Job,
+    threads: int,
+    stopped: Callable[[], bool],
+    tick: Callable[[], None],
+) -> None:
+    """Takes one stack after the other of runs that nobody has claimed."""
+    study = StudyFolder(path)
+    for stack in stacks:
+        if stopped():
+            return
+        attempt_together(stack, study, job, threads, stopped, tick)
+
+
+def attempt_together(
+    stack: Sequence[Named],
+    study: StudyFolder,
+    job: Job,
+    threads: int,
+    stopped: Callable[[], bool],
+    tick: Callable[[], None],
+) -> list[str]:
+    """Claims the runs of a stack, or one alone, and carries them out; gives the ids of those that others hold."""
+    held: list[str] = []
+    with contextlib.ExitStack() as claims:
+        cells = [cell for cell in stack if _claimed(study.run(cell.run_id), claims, held)]
+        if len(stack) > 1 and cells:
+            attempt_stacks(cells, study, job, threads, stopped, tick)
+        elif cells:
+            attempt(cells[0], study.run(cells[0].run_id), job, threads, stopped, tick)
+    return held
+
+
+def _claimed(folder: RunFolder, claims: contextlib.ExitStack, held: list[str]) -> bool:
+    if folder.failure():  # another worker's, or too many workers lost: for this call that was its turn
+        return False
+    if not claims.enter_context(folder.claim()):
+        held.append(folder.path.name)
+        return False
+    return not folder.done
+
+
+def attempt_stacks(
+    cells: Sequence[Any],
+    study: StudyFolder,
+    job: Any,
+    threads: int,
+    stopped: Callable[[], bool],
+    tick: Callable[[], None],
+) -> None:
+    """Carries claimed runs out as one stack, or as several where they do not stand at one step.
+
+    What one run dies of is noted in its folder; what a whole stack dies of, in the folder of each of its runs.
+    """
+    quiet()
+    for part in parts(cells, study):
+        if stopped():
+            return
+        folders = [study.run(cell.run_id) for cell in part]
+        if len(part) == 1:
+            attempt(part[0], folders[0], job, threads, stopped, tick)
+            continue
+        try:
+            job.stacked(part, folders, threads, lambda step, loss, seconds: tick(), stopped, note_failure)
+        except Interrupted:
+            return
+        except Exception as error:
+            for folder in folders:
+                if not folder.done and not folder.failure():
+                    note_failure(folder, error)
+
+
+def attempt(
+    cell: Named, folder: RunFolder, job: Job, threads: int, stopped: Callable[[], bool], tick: Callable[[], None]
+) -> None:
+    """Carries one claimed run out; whatever it dies of is noted in its folder."""
+    quiet()
+    (folder.path / "failed.json").unlink(missing_ok=True)
+    try:
+        job(cell, folder, threads, lambda step, loss, seconds: tick(), stopped)
+    except Interrupted:
+        return
+    except Exception as error:  # whatever a run dies of, the others go on
+        note_failure(folder, error)
+
+
+def note_failure(folder: RunFolder, error: Exception) -> None:
+    """Writes failed.json; a mistake of the user's that stopped a run before its first state leaves nothing else."""
+    kind = "mistake" if isinstance(error, UserError) else "failure"
+    with contextlib.suppress(OSError):
+        if kind == "mistake" and not (folder.path / "state").exists():
+            for leftover in folder.path.glob("*"):
+                if leftover.name == ".claim":  # it is held, and another file of that name would be another claim
+                    continue
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        said = "".join(traceback.format_exception(error))
+        folder.write_json("failed.json", {"error": one_line(error), "kind": kind, "traceback": said})
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _is_mistake(folder: RunFolder) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        return bool(json.loads((folder.path / "failed.json").read_text())["kind"] == "mistake")
+    return False
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C (or SIGTERM) asks to stop after the current step; the second stops at once."""
+    asked: list[int] = []
+
+    def ask(number: int, _frame: object) -> None:
+        asked.append(number)
+        if len(asked) > 1:
+            raise KeyboardInterrupt
+
+    try:
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: whoever runs us handles signals
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,228 @@
+"""A study on a Ray cluster: a run or a stack is a task, begun again elsewhere when its worker is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from petransfer.errors import UserError
+from petransfer.study.folders import RunFolder, StudyFolder
+from petransfer.study.local_executor import (
+    Job,
+    Named,
+    Outcome,
+    attempt_together,
+    forget_failures,
+    note_failure,
+    outcome_of,
+    stop_on_signals,
+)
+from petransfer.study.resource_demands import Demands, together
+from petransfer.study.worker_losses import Losses
+
+# Seconds for which a run that a lost worker may still hold is asked for again, and between two askings.
+HELD, AGAIN = 90.0, 2.0
+
+# At least so many tasks wait in Ray's queue, so that a cluster that can grow sees what for.
+QUEUE = 100
+
+
+def connect(address: str | None) -> Any:
+    """Ray, connected to the cluster at `address` (`auto`: the one of this machine), or to one of its own if None.
+
+    Raises:
+        UserError: Ray is not installed, or there is no cluster.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise UserError("--executor ray needs Ray, which is not installed: pip install 'petransfer[ray]'") from None
+    if ray.is_initialized():
+        return ray
+    quietly: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        ray.init(address=address or "local", **quietly)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"no Ray cluster at --address {address}: {said}; start one with `ray start --head`, or leave --address out"
+        ) from None
+    return ray
+
+
+def smallest_card(ray: Any) -> int | None:
+    """The bytes of the smallest card among the cluster's nodes, None where no node has one."""
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+    look = ray.remote(num_cpus=0, num_gpus=0.01)(_look_at_card)
+    strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+    asked = [look.options(scheduling_strategy=strategy(node["NodeID"], soft=False)).remote() for node in nodes]
+    found = [size for size in ray.get(asked) if size]
+    return min(found) if found else None
+
+
+def execute_on_ray(
+    cells: Sequence[Named],
+    study: StudyFolder,
+    job: Job,
+    demands: Mapping[str, Demands],
+    most: int,
+    threads: int,
+    tick: Callable[[], None],
+    ray: Any,
+    group: Callable[[Sequence[Any]], list[list[Any]]] | None = None,
+) -> Outcome:
+    """Carries out what is not done. demands: by run id. most: tasks at once, 0 for as many as there is room for.
+
+    group: cuts what is not done into stacks, each of which is a task; the job must then know how to stack.
+
+    Raises:
+        UserError: no node has so many cores as a run is to have threads.
+    """
+    most_cores = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
+    if threads > most_cores:
+        raise UserError(f"--threads {threads}: no node of the cluster has more than {most_cores:.0f} cores")
+    pending = [cell for cell in cells if not study.run(cell.run_id).done]
+    forget_failures(pending, study)
+    stacks = group(pending) if group else [[cell] for cell in pending]
+    with stop_on_signals() as stopped, _stop_file(study) as stop:
+        driver = _Driver(ray, study, job, demands, threads, stop)
+        driver.run(stacks, most, tick, stopped)
+        tick()
+        interrupted = stopped() and any(not study.run(cell.run_id).done for cell in pending)
+    return outcome_of(pending, study, interrupted)
+
+
+@dataclass(eq=False)
+class _Try:
+    """The runs of a task on their way. refused: when one was first found held by another process."""
+
+    cells: Sequence[Named]
+    refused: float | None = None
+    not_before: float = 0.0
+
+
+@dataclass
+class _Driver:
+    ray: Any
+    study: StudyFolder
+    job: Job
+    demands: Mapping[str, Demands]
+    threads: int
+    stop: Path
+    losses: Losses = field(default_factory=lambda: Losses(note_failure))
+    under_way: dict[Any, _Try] = field(default_factory=dict)
+
+    def run(
+        self, stacks: Sequence[Sequence[Named]], most: int, tick: Callable[[], None], stopped: Callable[[], bool]
+    ) -> None:
+        """Keeps the cluster busy until nothing is left, or until told to stop."""
+        waiting = [_Try(cells) for cells in stacks]
+        waiting.reverse()
+        while waiting or self.under_way:
+            if stopped():
+                waiting.clear()
+                self.stop.touch()
+            room = (most or max(QUEUE, 4 * int(self.ray.cluster_resources().get("CPU", 1)))) - len(self.under_way)
+            now = time.monotonic()
+            ready = [one for one in reversed(waiting) if one.not_before <= now][: max(0, room)]
+            for one in ready:
+                waiting.remove(one)
+                self.under_way[self._submit(one)] = one
+            done, _ = self.ray.wait(list(self.under_way), timeout=0.5) if self.under_way else ([], [])
+            if not done and not self.under_way:
+                time.sleep(0.2)
+            for task in done:
+                again = self._end(task, self.under_way.pop(task))
+                if again and not stopped():
+                    waiting.append(again)
+            tick()
+
+    def _submit(self, one: _Try) -> Any:
+        wanted = together([self.demands[cell.run_id] for cell in one.cells])
+        # more than any node has would wait for ever
+        most = max(node["Resources"].get("memory", 0) for node in self.ray.nodes() if node["Alive"])
+        # Retries are ours: Ray would count a worker's loss as much after hours of work as after none.
+        task = self.ray.remote(
+            num_cpus=wanted.cpus, num_gpus=wanted.gpus, memory=min(wanted.memory, int(most)), max_retries=0
+        )(_carry_out)
+        places = (Path.cwd(), self.study.path.resolve(), self.stop.resolve())
+        return task.remote(one.cells, places, self.job, self.threads)
+
+    def _end(self, task: Any, one: _Try) -> _Try | None:
+        """What became of a task; those of its runs that are to be tried again."""
+        try:
+            held = self.ray.get(task)
+        except self.ray.exceptions.RayTaskError as error:
+            cause = error.cause if isinstance(getattr(error, "cause", None), Exception) else error
+            for cell in one.cells:
+                self._note(self.study.run(cell.run_id), cause)
+            return None
+        except self.ray.exceptions.RayError as error:
+            how = type(error).__name__
+            left = [
+                cell for cell in one.cells if self._open(cell) and self.losses.add(self.study.run(cell.run_id), how)
+            ]
+            return _Try(left, one.refused) if left else None
+        left = [cell for cell in one.cells if cell.run_id in held and self._open(cell)]
+        since = one.refused or time.monotonic()
+        if not left or time.monotonic() - since >= HELD:
+            return None
+        return _Try(left, since, time.monotonic() + AGAIN)
+
+    def _open(self, cell: Named) -> bool:
+        folder = self.study.run(cell.run_id)
+        return not folder.done and not folder.failure()
+
+    def _note(self, folder: RunFolder, error: Exception) -> None:
+        with folder.claim() as claimed:
+            if claimed and not folder.done:
+                note_failure(folder, error)
+
+
+def _carry_out(cells: Sequence[Named], places: tuple[Path, Path, Path], job: Job, threads: int) -> list[str]:
+    """The task: a run or a stack in a process of a node. Gives the ids of runs that another process held.
+
+    places: the folder from which the recipe's relative names start, the study's folder, the file that tells to stop.
+    """
+    here, path, stop = places
+    if here.is_dir():
+        os.chdir(here)
+    if not (path / "recipe.yaml").is_file():
+        raise UserError(f"a node of the cluster does not see {path}; take an --out on a disk that all nodes share")
+    return attempt_together(cells, StudyFolder(path), job, threads, _seldom(stop.exists), lambda: None)
+
+
+def _look_at_card() -> int | None:
+    from petransfer.memory.study_memory import this_card
+
+    return this_card()
+
+
+def _seldom(ask: Callable[[], bool], seconds: float = 1.0) -> Callable[[], bool]:
+    """`ask`, asked at most once in so many seconds: the disk may be far away."""
+    last, said = 0.0, False
+
+    def asked() -> bool:
+        nonlocal last, said
+        if not said and time.monotonic() - last >= seconds:
+            last, said = time.monotonic(), ask()
+        return said
+
+    return asked
+
+
+@contextlib.contextmanager
+def _stop_file(study: StudyFolder) -> Iterator[Path]:
+    """A file that tells this call's workers to stop, wherever they are, by being there."""
+    path = study.path / f".stop-{uuid.uuid4().hex[:8]}"
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)

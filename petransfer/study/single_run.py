@@ -1,0 +1,376 @@
+"""One run from its spec to its folder: load, train, evaluate, save."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import GradientAccumulationPlugin
+from transformers import PreTrainedModel
+
+from petransfer.data import CLOSED, Example, SplitData, load_task
+from petransfer.data.encoding import Encoded, encode_targets
+from petransfer.data.lazy_encoding import encode_part
+from petransfer.evaluation.exact_match import Evaluation, summary
+from petransfer.evaluation.text_metrics import OF_LABELS
+from petransfer.methods import APPLY, SAVE, mixed_precision, virtual_tokens, weights_bits
+from petransfer.models.lengths import length_check
+from petransfer.models.loading import Loaded, load
+from petransfer.models.quantization import check_optimizer, inventory
+from petransfer.recipe.run_spec import RunSpec
+from petransfer.study.checkpointing_choice import with_room
+from petransfer.study.folders import RunFolder
+from petransfer.study.grid import Cell
+from petransfer.study.launched_processes import splits_tensors
+from petransfer.study.provenance import provenance, seal
+from petransfer.study.run_scoring import curve_steps, dev_curve, judged
+from petransfer.training.batches import ShuffledExamples, met
+from petransfer.training.distributed.fsdp import accelerator_of_whole_tensors, is_split, put_together, split
+from petransfer.training.execution import Execution
+from petransfer.training.loop import Hooks, Loop
+from petransfer.training.quantization_cost import check, quantisation_cost
+from petransfer.training.state import Progress, trained_tensors
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How runs are carried out on this machine; nothing here is part of a run's id.
+
+    force: goes on past a check. by_generation: every test answer is generated, and counts as it was. dev_only: the
+        test set is left alone and no weights are kept, as a sweep needs it.
+    """
+
+    execution: Execution
+    data_dir: Path | None = None
+    cpu: bool = False
+    force: bool = False
+    by_generation: bool = False
+    dev_only: bool = False
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """The job of a study: one cell's run, on the threads that the executor gives it."""
+
+    settings: Settings
+
+    def __call__(
+        self,
+        cell: Cell,
+        folder: RunFolder,
+        threads: int,
+        progress: Callable[[int, float, float], None],
+        should_stop: Callable[[], bool],
+    ) -> object:
+        return run_one(cell.spec, folder, self._on(threads), progress, should_stop)
+
+    def stacked(
+        self,
+        cells: Sequence[Cell],
+        folders: Sequence[RunFolder],
+        threads: int,
+        progress: Callable[[int, float, float], None],
+        should_stop: Callable[[], bool],
+        failed: Callable[[RunFolder, Exception], None],
+    ) -> None:
+        """The runs of several cells as one stack."""
+        from petransfer.study.stacked_run import run_stack
+
+        specs = [cell.spec for cell in cells]
+        run_stack(specs, folders, self._on(threads), progress, should_stop, failed)
+
+    def _on(self, threads: int) -> Settings:
+        return replace(self.settings, execution=replace(self.settings.execution, threads=threads))
+
+
+def run_one(
+    spec: RunSpec,
+    folder: RunFolder,
+    settings: Settings,
+    progress: Callable[[int, float, float], None] = lambda step, loss, seconds: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Carries a run out, or goes on with it, and returns what its result.json says.
+
+    Of several processes that share it the first one writes, and returns the result.
+
+    Raises:
+        Interrupted: `should_stop` said so; the state is saved.
+        RunError: training failed. UserError: the spec asks for what cannot be had.
+    """
+    base = open_base(spec, settings)
+    execution = with_room(spec, settings.execution, base.accelerator.device)
+    prepared = prepare(spec, folder, base, settings.force)
+    loop = make_loop(prepared, base, execution, progress, should_stop)
+    if loop.progress.step < spec.train.steps:  # what is trained from here on is trained alone
+        loop.progress.notes.pop("stack", None)
+    loop.run()
+    loop.save()
+    return finish(prepared, base, loop.progress, settings.execution.micro_batch)
+
+
+@dataclass
+class Base:
+    """What runs that share a frozen base hold in common.
+
+    scored: the parts that a trained model is scored on. cost: what quantising did, once that was asked for.
+    """
+
+    accelerator: Accelerator
+    data: SplitData
+    loaded: Loaded
+    started: float
+    scored: tuple[str, ...]
+    by_generation: bool = False
+    cost: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to be trained. hollow: the model without numbers, where processes hold parts of them."""
+
+    spec: RunSpec
+    folder: RunFolder
+    loaded: Loaded
+    parts: dict[str, Sequence[Encoded]]
+    model: torch.nn.Module
+    hollow: torch.nn.Module | None = None
+
+
+def open_base(spec: RunSpec, settings: Settings) -> Base:
+    """Reads the data and loads the checkpoint."""
+    started = time.monotonic()
+    check_optimizer(spec.train.optimizer)
+    if settings.execution.threads:
+        torch.set_num_threads(settings.execution.threads)
+    options = spec.task.options + spec.task.source
+    data = _task_data(spec.task.name, spec.task.split, options, settings.data_dir)
+    accelerator = accelerator_for(mixed_precision(spec.method), settings.cpu)
+    bits, wide = weights_bits(spec.method), spec.method.keep_wide
+    # a card need not hold what is going to be split
+    device = None if splits_tensors() else accelerator.device
+    loaded = load(spec.checkpoint, bits, seed=spec.seed, device=device, keep_wide=wide)
+    scored = ("dev",) if settings.dev_only else ("dev", "test")
+    return Base(accelerator, data, loaded, started, scored, settings.by_generation)
+
+
+def prepare(
+    spec: RunSpec, folder: RunFolder, base: Base, force: bool, model: PreTrainedModel | None = None
+) -> Prepared:
+    """The examples as pieces and the method applied. model: in place of the base's own, with the same tensors."""
+    loaded = replace(base.loaded, model=model or base.loaded.model)
+    parts, pieces = _encoded(base, spec, loaded)
+    if base.accelerator.is_main_process:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.write_json("spec.json", spec.as_dict())
+    if base.cost is None:
+        base.cost = _quantisation_cost(spec, loaded, parts["dev"], force)
+    # new pieces that training does not meet would learn nothing but not to be said
+    loaded = replace(loaded, new_pieces=tuple(piece for piece in loaded.new_pieces if piece in pieces))
+    applied = APPLY[spec.method.name](loaded, spec.method, spec.seed)
+    if splits_tensors():
+        hollow = split(applied, base.accelerator.device, mixed_precision(spec.method) == "bf16")
+        return Prepared(spec, folder, loaded, parts, applied, hollow)
+    return Prepared(spec, folder, loaded, parts, applied.to(base.accelerator.device))
+
+
+def make_loop(
+    prepared: Prepared,
+    base: Base,
+    execution: Execution,
+    progress: Callable[[int, float, float], None],
+    should_stop: Callable[[], bool],
+) -> Loop:
+    """The run's training, which stands where its last state does."""
+    spec, loaded, parts = prepared.spec, prepared.loaded, prepared.parts
+    # split, the model is scored in as many examples as one pass is known to hold
+    at_once = (lambda: loop.progress.micro_batch) if is_split(prepared.model) else None
+    curve = dev_curve(prepared.model, loaded, base.data.dev, parts["dev"], at_once)
+    loop: Loop = Loop(
+        prepared.model,
+        ShuffledExamples(parts["train"], spec.train.batch_size, spec.seed, loaded.layout),
+        spec.train,
+        base.accelerator,
+        prepared.folder.path,
+        identity=spec.canonical_json(),
+        seed=spec.seed,
+        execution=execution,
+        hooks=Hooks(progress, should_stop, dict.fromkeys(curve_steps(spec.train.steps), curve)),
+    )
+    return loop
+
+
+def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> dict[str, Any]:
+    """Evaluates a trained run, saves it and marks it as done. One that is scored on dev alone leaves figures alone.
+
+    at_once: examples a pass, where the model is split.
+    """
+    spec, folder, loaded, model = prepared.spec, prepared.folder, prepared.loaded, prepared.model
+    data, accelerator, writes = base.data, base.accelerator, base.accelerator.is_main_process
+    evaluations, measured = judged(prepared, base, at_once or done.micro_batch, writes)
+    if prepared.hollow is not None:
+        model = put_together(model, prepared.hollow, writes)
+    if not writes:
+        return {}
+    if "test" in evaluations:
+        _save_weights(model, spec, folder, provenance(spec, loaded, data, evaluations, model))
+        shown = None if spec.task.name in CLOSED else data.test
+        _write_examples(evaluations["test"], shown, measured["test"].answers, folder.path / "examples.parquet")
+    result = {
+        "run_id": spec.run_id,
+        **{part: summary(evaluation) | measured[part].scores for part, evaluation in evaluations.items()},
+        "parameters": sum(value.numel() for value in loaded.model.parameters()),
+        "trained_parameters": sum(value.numel() for value in trained_tensors(model).values()),
+        "weights": inventory(model, spec.method.keep_wide).as_dict() | (base.cost or {}),
+        "base_commit": loaded.commit,
+        "steps": done.step,
+        "micro_batch": done.micro_batch,
+        "out_of_memory": done.out_of_memory,
+        "checkpointing": bool(done.notes.get("checkpointing")),
+        "train_seconds": round(done.seconds, 1),
+        "seconds": round(time.monotonic() - base.started, 1),
+        "environment": environment(accelerator.device, done.threads) | _shared(accelerator, done),
+    }
+    folder.finish(result)
+    return result
+
+
+def accelerator_for(precision: str, cpu: bool) -> Accelerator:
+    """An Accelerator of its own for a run: Accelerate remembers the first one's precision and refuses another."""
+    AcceleratorState._reset_state()
+    # the batch is the recipe's: a launcher's number of accumulation steps would divide the loss by it
+    whole = GradientAccumulationPlugin(num_steps=1)
+    if splits_tensors():  # what is split computes in its own precision
+        return accelerator_of_whole_tensors(mixed_precision="no", cpu=cpu, gradient_accumulation_plugin=whole)
+    return Accelerator(mixed_precision=precision, cpu=cpu, gradient_accumulation_plugin=whole)
+
+
+def _shared(accelerator: Accelerator, done: Progress) -> dict[str, Any]:
+    """Whether several processes shared the run, or several runs a pass: rounding depends on it."""
+    counts = {"processes": accelerator.num_processes, "stacked": len(done.notes.get("stack", ()))}
+    shared: dict[str, Any] = {name: count for name, count in counts.items() if count > 1}
+    return shared | ({"split": "fsdp2"} if splits_tensors() else {})
+
+
+def _encoded(base: Base, spec: RunSpec, loaded: Loaded) -> tuple[dict[str, Sequence[Encoded]], set[int]]:
+    """All parts that are used as pieces, none of them too long for the model, and which pieces training meets."""
+    data, train = base.data, spec.train
+    count = len(data.train)
+    most, virtual = int(dict(spec.task.source).get("max_length", 0)), virtual_tokens(loaded, spec.method)
+    limit = length_check(loaded.model.config, spec.checkpoint.name, most, virtual)
+    parts, pieces = {}, set()
+    for part in ("train", *base.scored):
+        examples = getattr(data, part)
+        seen = (lambda: met(count, train.batch_size, train.steps, spec.seed)) if part == "train" else None
+        name = functools.partial(data.row_name, part)
+        check = functools.partial(limit, name)
+        parts[part], found = encode_part(examples, spec.task.prefix, loaded.tokenizer, loaded.layout, check, seen, name)
+        pieces |= found if part == "train" else set()
+    if set(OF_LABELS) & set(spec.task.metrics):
+        encode_targets(data.labels, loaded.tokenizer, loaded.layout)  # refuses what does not come back
+    return parts, pieces
+
+
+def _quantisation_cost(spec: RunSpec, loaded: Loaded, dev: Sequence[Encoded], force: bool) -> dict[str, Any]:
+    if spec.method.bits > 8:
+        return {}
+    cost = quantisation_cost(spec.checkpoint, spec.seed, loaded, dev)
+    if not force:
+        check(cost, spec.checkpoint.name)
+    return {"quantisation": asdict(cost)}
+
+
+@functools.lru_cache(maxsize=2)
+def _task_data(name: str, split: str, options: tuple[tuple[str, Any], ...], data_dir: Path | None) -> SplitData:
+    return load_task(name, data_dir, **dict(options)).load(split)
+
+
+def _save_weights(model: torch.nn.Module, spec: RunSpec, folder: RunFolder, made_from: dict[str, Any]) -> None:
+    """`adapter/` for adapters, `model/` for all weights; whole or not there."""
+    target = folder.path / ("model" if spec.method.name == "full" else "adapter")
+    partial = target.with_name(f".{target.name}.partial")
+    for old in (partial, target):
+        shutil.rmtree(old, ignore_errors=True)
+    SAVE[spec.method.name](model, partial, spec.checkpoint.name)
+    RunFolder(partial).write_json("petransfer.json", seal(partial, made_from))
+    partial.rename(target)
+
+
+def _write_examples(
+    evaluation: Evaluation, examples: Sequence[Example] | None, answers: Sequence[str] | None, path: Path
+) -> None:
+    """One row an example; those that were generated too have their text, what it should be, and the input.
+
+    examples: None where no text may be written. answers: what the model said to all of them, where a metric asked for
+    that.
+    """
+    names = ["index", "category", "correct", "margin", "log_prob", "tokens", "tokens_correct"]
+    names += ["said"] if examples is not None else []
+    names += ["semantic_correct"] if evaluation.meant else []
+    columns = {name: [getattr(row, name) for row in evaluation.scored] for name in names}
+    for name in ("input", "target") if examples is not None else ():
+        texts = zip(evaluation.scored, examples or (), strict=True)
+        columns[name] = [None if row.said is None else getattr(example, name) for row, example in texts]
+    text = pyarrow.string()
+    arrays = {name: pyarrow.array(values, text if name in _TEXTS else None) for name, values in columns.items()}
+    table = pyarrow.table(arrays | ({} if answers is None else {"answer": pyarrow.array(answers, text)}))
+    partial = path.with_name(f".{path.name}.partial")
+    pyarrow.parquet.write_table(table, partial)
+    partial.replace(path)
+
+
+_TEXTS = ("said", "input", "target")
+
+
+def environment(device: torch.device, threads: int) -> dict[str, Any]:
+    """Describe the software and hardware of a run: package versions, device, CPU and thread count.
+
+    A run id fixes a run's inputs. Its numbers are equal bit for bit only on one kind of CPU with one thread count.
+    """
+    packages = ("petransfer", "torch", "transformers", "peft", "bitsandbytes", "accelerate")
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "packages": {name: version for name in packages if (version := _version(name))},
+        "python": platform.python_version(),
+        "device": f"{device.type} ({card})",
+        "threads": threads or torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "cpu": cpu_model(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "amx": torch.cpu._is_amx_tile_supported(),
+    }
+
+
+def cpu_model() -> str:
+    """Return the CPU's model name, with its family and model numbers where Linux gives them."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor()
+    fields = dict(line.split(":", 1) for line in text.split("\n\n", 1)[0].splitlines() if ":" in line)
+    named = {key.strip(): value.strip() for key, value in fields.items()}
+    numbers = [f"{key} {named[key]}" for key in ("cpu family", "model") if key in named]
+    return (
+        f"{named.get('model name', platform.processor())} ({', '.join(numbers)})" if numbers else platform.processor()
+    )
+
+
+def _version(package: str) -> str:
+    """Empty where it is not installed: bitsandbytes is not for every platform."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""

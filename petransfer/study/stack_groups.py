@@ -1,0 +1,91 @@
+"""Which runs of a study may be trained as one stack, and which of them stand where they can go on as one. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from petransfer.recipe.run_spec import RunSpec
+from petransfer.recipe.stacking import kind
+from petransfer.study.folders import RunFolder, StudyFolder
+
+
+class Stackable(Protocol):
+    """A cell of a study's grid."""
+
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def spec(self) -> RunSpec: ...
+
+
+CellType = TypeVar("CellType", bound=Stackable)
+
+
+def stacks_of(cells: Sequence[CellType], most: Mapping[str, int] | int) -> list[list[CellType]]:
+    """The cells in stacks of at most so many, in the order of their first cells. most: for all, or by run id."""
+    stacks: list[list[CellType]] = []
+    filling: dict[RunSpec, list[CellType]] = {}
+    for cell in cells:
+        room = most if isinstance(most, int) else most.get(cell.run_id, 1)
+        key = kind(cell.spec)
+        stack = filling.get(key) if key is not None else None
+        if stack is None or len(stack) >= room:
+            stack = []
+            stacks.append(stack)
+            if key is not None:
+                filling[key] = stack
+        stack.append(cell)
+    return stacks
+
+
+@dataclass(frozen=True)
+class _Stand:
+    """A state: its step, and which runs were stacked when it was written."""
+
+    step: int
+    names: tuple[str, ...]
+
+
+def parts(cells: Sequence[CellType], study: StudyFolder) -> list[list[CellType]]:
+    """The cells of a stack by where they can go on together, those that were stacked before as they were then.
+
+    All states of a moment are written before earlier ones are removed, so a state counts where every run that was
+    stacked then is done, has its own of that moment, or got further without this one.
+    """
+    stands = {cell.run_id: _stands(cell.spec, study.run(cell.run_id)) for cell in cells}
+    found: dict[_Stand | None, list[CellType]] = {}
+    for cell in cells:
+        found.setdefault(_usable(cell.run_id, stands, study), []).append(cell)
+    return list(found.values())
+
+
+def common_start(specs: Sequence[RunSpec], folders: Sequence[RunFolder]) -> int:
+    """The newest step of which all runs have a state, 0 where there is none."""
+    steps = [{stand.step for stand in _stands(spec, folder)} for spec, folder in zip(specs, folders, strict=True)]
+    return max(set.intersection(*steps), default=0)
+
+
+def _usable(name: str, stands: Mapping[str, Sequence[_Stand]], study: StudyFolder) -> _Stand | None:
+    for stand in stands[name]:
+        others = [other for other in stand.names if other in stands and not study.run(other).done]
+        if all(any(theirs == stand or theirs.step > stand.step for theirs in stands[other]) for other in others):
+            return stand
+    return None
+
+
+def _stands(spec: RunSpec, folder: RunFolder) -> list[_Stand]:
+    """A run's whole states, the newest first."""
+    found = []
+    for state in sorted((folder.path / "state").glob("step-*"), reverse=True):
+        try:
+            meta = json.loads((state / "progress.json").read_text(encoding="utf-8"))
+            if meta["identity"] == spec.canonical_json():
+                progress = meta["progress"]
+                names = progress["notes"].get("stack", [folder.path.name])
+                found.append(_Stand(int(progress["step"]), tuple(names)))
+        except (OSError, ValueError, KeyError):
+            continue
+    return found

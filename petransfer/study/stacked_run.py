@@ -1,0 +1,65 @@
+"""Several runs from their specs to their folders, trained as one stack on one loaded base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from petransfer.errors import UserError
+from petransfer.recipe.run_spec import RunSpec
+from petransfer.study.folders import RunFolder
+from petransfer.study.single_run import Prepared, Settings, finish, make_loop, open_base, prepare
+from petransfer.study.stack_groups import common_start
+from petransfer.training.stacked.layers import refuse_layer_drop, share
+from petransfer.training.stacked.stacked_loop import StackedLoop, make_stack
+from petransfer.training.state import keep_only
+
+
+def run_stack(
+    specs: Sequence[RunSpec],
+    folders: Sequence[RunFolder],
+    settings: Settings,
+    progress: Callable[[int, float, float], None] = lambda step, loss, seconds: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    failed: Callable[[RunFolder, Exception], None] = lambda folder, error: None,
+) -> None:
+    """Carries the runs out, or goes on with them where all of them stand; the folders are those of single runs.
+
+    The base is loaded once. Every adapter is evaluated by itself over it, so that its scores do not depend on what was
+    stacked with it, nor on which of the others were done before an interruption.
+
+    failed: is told of each run that cannot go on; the others do.
+
+    Raises:
+        Interrupted: `should_stop` said so; the states are saved.
+        RunError: none of them can go on. UserError: the specs ask for what cannot be had.
+    """
+    start = common_start(specs, folders)
+    for folder in folders:
+        keep_only(folder.path / "state", start)
+    base = open_base(specs[0], settings)
+    refuse_layer_drop(base.loaded.model.config)
+    ready: list[Prepared] = []
+    for spec, folder in zip(specs, folders, strict=True):
+        try:
+            ready.append(prepare(spec, folder, base, settings.force, share(base.loaded.model)))
+        except UserError as error:
+            failed(folder, error)
+    if not ready:
+        return
+    loops = [make_loop(run, base, settings.execution, progress, should_stop) for run in ready]
+    by_name = {run.folder.path.name: run for run in ready}
+    loop = StackedLoop(
+        make_stack(base.loaded.model, [run.model for run in ready]),
+        loops,
+        list(by_name),
+        base.loaded.layout,
+        should_stop,
+        lambda name, error: failed(by_name[name].folder, error),
+    )
+    trained = loop.run()
+    done = {at.folder.name: at.progress for at in loop.loops}
+    for name in trained:
+        try:
+            finish(by_name[name], base, done[name])
+        except Exception as error:  # whatever one dies of, the others are saved
+            failed(by_name[name].folder, error)

@@ -1,0 +1,138 @@
+"""Batches that depend on nothing but the seed and the step, cut into micro-batches of similar length."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from petransfer.data.encoding import Encoded, Layout
+from petransfer.data.lazy_encoding import take
+
+IGNORED = -100
+
+
+Tensors = dict[str, torch.Tensor]
+
+
+class BatchSource(Protocol):
+    """Where the loop takes its batches from."""
+
+    def batch(self, step: int, process: int, processes: int) -> Batch:
+        """This process's part of the batch of one optimiser step, counted from 0."""
+        ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One process's examples of one optimiser step.
+
+    target_tokens: the target tokens of the whole batch over all processes, by which the loss is divided.
+    """
+
+    examples: Sequence[Encoded]
+    target_tokens: int
+    layout: Layout
+
+    def micro_batches(self, size: int, budget: int = 0) -> list[Tensors]:
+        """At most `size` examples each, sorted by length (the target first: its logits cost most) to save padding.
+
+        budget: of at most so many tokens too, padding among them, unless one example alone has more; 0 for any.
+        """
+        if budget:
+            return [collate(cut, self.layout) for cut in _within(self.examples, size, budget, self.layout)]
+        ordered = sorted(self.examples, key=lambda example: (len(example.target_ids), len(example.input_ids)))
+        return [collate(ordered[start : start + size], self.layout) for start in range(0, len(ordered), size)]
+
+
+def _within(examples: Sequence[Encoded], size: int, budget: int, layout: Layout) -> Iterator[list[Encoded]]:
+    """Neighbours in length, as many at once as there is room for."""
+    cut: list[Encoded] = []
+    widths: tuple[int, ...] = ()
+    for example in sorted(examples, key=lambda example: _lengths(example, layout)):
+        own = _lengths(example, layout)
+        wider = tuple(map(max, widths, own)) if cut else own
+        if cut and (len(cut) == size or (len(cut) + 1) * sum(wider) > budget):
+            yield cut
+            cut, wider = [], own
+        cut.append(example)
+        widths = wider
+    if cut:
+        yield cut
+
+
+def _lengths(example: Encoded, layout: Layout) -> tuple[int, ...]:
+    """The widths that its rows in `collate`'s tensors need: of target and source, or of both as one."""
+    source, target = len(example.input_ids), len(example.target_ids)
+    return (target, source) if layout.encoder_decoder else (source + target - 1,)
+
+
+class ShuffledExamples:
+    """Endless epochs over the training examples, each in an order of its own drawn from (seed, epoch)."""
+
+    def __init__(self, examples: Sequence[Encoded], batch_size: int, seed: int, layout: Layout) -> None:
+        self._examples, self._batch_size, self._seed, self._layout = examples, batch_size, seed, layout
+
+    def batch(self, step: int, process: int, processes: int) -> Batch:
+        first = step * self._batch_size
+        chosen = take(self._examples, [self._at(position) for position in range(first, first + self._batch_size)])
+        tokens = sum(len(example.target_ids) for example in chosen)
+        return Batch(chosen[process::processes], tokens, self._layout)
+
+    def _at(self, position: int) -> int:
+        epoch, offset = divmod(position, len(self._examples))
+        return int(self._order(epoch)[offset])
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - a source lives as long as its run
+    def _order(self, epoch: int) -> np.ndarray:
+        return _order(len(self._examples), self._seed, epoch)
+
+
+def met(count: int, batch_size: int, steps: int, seed: int) -> Iterable[int]:
+    """Which of `count` examples the first steps meet, in rising order."""
+    if steps * batch_size >= count:
+        return range(count)
+    return (int(at) for at in np.sort(_order(count, seed, 0)[: steps * batch_size]))
+
+
+def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def collate(examples: Sequence[Encoded], layout: Layout) -> Tensors:
+    """Padded tensors of one micro-batch.
+
+    Encoder-decoder: input_ids and attention_mask (batch, source), decoder_input_ids and labels (batch, target).
+    Decoder-only: input_ids, attention_mask and labels (batch, source + target), labels already shifted, so that
+    `labels[:, t]` is what position t should predict; -100 where nothing is asked.
+    """
+    if layout.encoder_decoder:
+        source = [example.input_ids for example in examples]
+        target = [example.target_ids for example in examples]
+        read = [(layout.decoder_start_id, *ids[:-1]) for ids in target]
+        return {
+            "input_ids": _pad(source, layout.pad_id),
+            "attention_mask": _mask(source),
+            "decoder_input_ids": _pad(read, layout.pad_id),
+            "labels": _pad(target, IGNORED),
+        }
+    joined = [example.input_ids + example.target_ids[:-1] for example in examples]
+    labels = [(IGNORED,) * (len(example.input_ids) - 1) + example.target_ids for example in examples]
+    return {
+        "input_ids": _pad(joined, layout.pad_id),
+        "attention_mask": _mask(joined),
+        "labels": _pad(labels, IGNORED),
+    }
+
+
+def _pad(rows: Sequence[tuple[int, ...]], filler: int) -> torch.Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([row + (filler,) * (width - len(row)) for row in rows])
+
+
+def _mask(rows: Sequence[tuple[int, ...]]) -> torch.Tensor:
+    return _pad([(1,) * len(row) for row in rows], 0)

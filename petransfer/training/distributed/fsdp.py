@@ -1,0 +1,292 @@
+"""FSDP2: a model whose tensors, gradients and optimiser state are split among the processes of a run.
+
+The user's `accelerate config` says how, through Accelerate's own plugin: which layers make a unit, whether what was
+gathered of one is kept until the backward pass, whether the parts lie in the host's memory. What no layer holds, the
+embeddings and the head above all, is one unit more, gathered for a whole step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import FullyShardedDataParallelPlugin, patch_environment
+from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from petransfer.errors import RunError, UserError
+from petransfer.training.batches import Tensors
+from petransfer.training.out_of_memory import checkpoint_activations, is_out_of_memory
+
+
+def accelerator_of_whole_tensors(**options: Any) -> Accelerator:
+    """An Accelerator that leaves the splitting to `split`: its own wants the optimiser first, and a GPU."""
+    with patch_environment(ACCELERATE_USE_FSDP="false"):
+        return Accelerator(**options)
+
+
+def is_split(model: torch.nn.Module) -> bool:
+    """Whether `split` was here."""
+    return isinstance(model, FSDPModule)
+
+
+def split(model: torch.nn.Module, device: torch.device, narrow: bool) -> torch.nn.Module:
+    """Splits the model's tensors among all processes, in place; gives a copy without numbers, for `put_together`.
+
+    The first process's numbers count; the others' may be on the meta device, as transformers leaves them where one
+    process alone reads the checkpoint. A card holds its parts and one whole unit at a time. narrow: units compute in
+    bf16, and gather so; their gradients are summed in fp32.
+
+    Raises:
+        UserError: the plugin asks for what cannot be had.
+    """
+    if not hasattr(FSDPModule, "reset_iter_state"):  # what a process that ran short of memory goes on by
+        raise UserError(f"FSDP needs torch 2.13 or later, and this is {torch.__version__}; launch with --multi_gpu")
+    if device.type == "cuda":
+        gc.collect()  # an earlier run's units hold each other
+    # of T5's table of positions, to which transformers adds out of place
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    plugin = _plugin()
+    if plugin.activation_checkpointing:
+        checkpoint_activations(model)
+    hollow = _without_numbers(model)
+    is_unit = _policy(plugin, model)
+    factors = {name: value.rate_factor for name, value in model.named_parameters() if hasattr(value, "rate_factor")}
+    options: dict[str, Any] = {
+        "mesh": init_device_mesh(device.type, (distributed.get_world_size(),)),
+        "mp_policy": MixedPrecisionPolicy(torch.bfloat16, torch.float32) if narrow else MixedPrecisionPolicy(),
+        # on a CPU the parts lie in the host's memory anyway, and there is no other to pin it for
+        "offload_policy": OffloadPolicy() if device.type == "cpu" else plugin.cpu_offload,
+    }
+    for module in reversed(list(model.modules())):  # what lies within comes first
+        if module is model or is_unit(module):
+            _share(module, device)
+            # None: what the root gathers is kept until its backward pass, whatever the plugin says of layers
+            keeps = None if module is model else plugin.reshard_after_forward
+            unit: Any = fully_shard(module, reshard_after_forward=keeps, **options)
+            unit.set_gradient_divide_factor(1.0)  # the loss is divided by the tokens of all processes already
+            unit.set_force_sum_reduction_for_comms(True)
+    for name, value in model.named_parameters():
+        if name in factors:
+            value.rate_factor = factors[name]  # type: ignore[attr-defined]
+    return hollow
+
+
+def _plugin() -> FullyShardedDataParallelPlugin:
+    """As the launcher was told; where nobody said what a unit is, a layer."""
+    told = "FSDP_AUTO_WRAP_POLICY" in os.environ
+    plugin = FullyShardedDataParallelPlugin(auto_wrap_policy=None if told else "transformer_based_wrap")
+    if plugin.ignored_modules:
+        raise UserError("fsdp_ignored_modules would leave gradients that nobody sums; take it out")
+    return plugin
+
+
+def _policy(plugin: FullyShardedDataParallelPlugin, model: Any) -> Callable[[torch.nn.Module], bool]:
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    try:
+        plugin.set_auto_wrap_policy(base)
+        found: Callable[[torch.nn.Module], bool] | None = fsdp2_prepare_auto_wrap_policy(plugin, base)
+    except ValueError as error:
+        raise UserError(f"FSDP cannot tell the layers of {type(base).__name__}: {error}") from error
+    return found or (lambda module: False)
+
+
+def _without_numbers(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy whose parameters are on the meta device, tied as they are."""
+    known: dict[int, Any] = {
+        id(value): torch.nn.Parameter(value.detach().to("meta"), requires_grad=value.requires_grad)
+        for value in model.parameters()
+    }
+    return copy.deepcopy(model, known)
+
+
+def _share(module: torch.nn.Module, device: torch.device) -> None:
+    """Puts what no unit within holds on the device, with the numbers of the first process."""
+    moved: dict[int, torch.Tensor] = {}
+    for within in module.modules():
+        for held in (within._parameters, within._buffers):
+            for name, value in held.items():
+                if value is not None and not isinstance(value, DTensor):
+                    if id(value) not in moved:
+                        moved[id(value)] = _shared(value, device)
+                    held[name] = moved[id(value)]  # type: ignore[assignment]
+
+
+def _shared(value: torch.Tensor, device: torch.device) -> torch.Tensor:
+    there = torch.empty_like(value, device=device) if value.is_meta else value.detach().to(device).contiguous()
+    distributed.broadcast(there, 0)
+    if not isinstance(value, torch.nn.Parameter):
+        return there
+    return torch.nn.Parameter(there, requires_grad=value.requires_grad)
+
+
+def part(value: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a tensor: all of it, where it is not split."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def clip(parameters: Sequence[torch.nn.Parameter], most: float) -> torch.Tensor:
+    """Scales the gradients down to a norm of `most`, and gives the norm that they had, over all processes' parts.
+
+    It stays on the device, which need not have come so far.
+    """
+    gradients = [value.grad for value in parameters if value.grad is not None]
+    norm = torch.nn.utils.get_total_norm([part(gradient) for gradient in gradients])
+    if any(isinstance(gradient, DTensor) for gradient in gradients):  # one message, where DTensor's has one a tensor
+        square = norm.double().square()
+        distributed.all_reduce(square)
+        norm = square.sqrt().to(norm.dtype)
+    torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
+    return norm
+
+
+def whole_tensors(tensors: Mapping[str, torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:
+    """The tensors, put together on the host where they are split. Nothing unless `keep`, but all must ask."""
+    found = {}
+    for name, value in tensors.items():
+        full = value.full_tensor().cpu() if isinstance(value, DTensor) else value
+        if keep:
+            found[name] = full.detach().contiguous()
+    return found
+
+
+@torch.no_grad()
+def fill(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    """Copies a whole value into a tensor, of which this process may hold a part."""
+    if isinstance(tensor, DTensor):
+        mine = distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)
+        part(tensor).copy_(part(mine))
+    else:
+        tensor.copy_(value)
+
+
+def split_as(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """A value of a tensor's shape, split as the tensor is; any other as it is."""
+    if not isinstance(tensor, DTensor) or value.shape != tensor.shape:
+        return value
+    found = torch.zeros_like(tensor, dtype=value.dtype, requires_grad=False)
+    fill(found, value)
+    return found
+
+
+def put_together(model: torch.nn.Module, hollow: torch.nn.Module, keep: bool) -> torch.nn.Module:
+    """Fills `hollow` with the model's numbers, in the host's memory of the processes that `keep` it."""
+    found = whole_tensors(dict(model.named_parameters()), keep)
+    if keep:
+        for name, value in hollow.named_parameters():
+            filled = torch.nn.Parameter(found[name], requires_grad=value.requires_grad)
+            torch.utils.swap_tensors(value, filled)  # type: ignore[no-untyped-call] # wherever it is tied to
+    return hollow
+
+
+@contextlib.contextmanager
+def with_root_gathered(model: torch.nn.Module) -> Iterator[None]:
+    """While a part of the model is called by itself, as generation does with an encoder: layers gather themselves.
+
+    Every process must make the same calls, whatever it does with what they give.
+    """
+    if not isinstance(model, FSDPModule):
+        yield
+        return
+    model.unshard()
+    try:
+        yield
+    finally:
+        model.reshard()
+
+
+@dataclass
+class _Turns:
+    """Which collectives of a pass are taken part in: all after the first `skip`. taken: so far, of this pass."""
+
+    taken: int = 0
+    skip: int = 0
+
+    def next(self) -> bool:
+        self.taken += 1
+        return self.taken > self.skip
+
+
+@dataclass
+class _Collective:
+    """One of torch's own, which may be left out."""
+
+    turns: _Turns
+    function: Callable[..., Any]
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self.function(output_tensor, input_tensor, *args, **kwargs) if self.turns.next() else None
+
+
+class LockStep:
+    """Passes of which all processes make as many: each of them waits in every layer for all others.
+
+    One that runs out of memory owes the others the rest of its pass. It pays with a single example, leaving out the
+    collectives that it had taken part in, so that no process is left waiting and all can take less together.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._model: Any = model
+        self._turns = _Turns()
+        for unit in model.modules():
+            if isinstance(unit, FSDPModule):
+                unit.set_custom_all_gather(_Collective(self._turns, distributed.all_gather_single))  # type: ignore[arg-type]
+                unit.set_custom_reduce_scatter(_Collective(self._turns, distributed.reduce_scatter_single))  # type: ignore[arg-type]
+
+    def add_up(
+        self, cuts: Sequence[Tensors], count: int, one: Callable[[Tensors, float], torch.Tensor]
+    ) -> torch.Tensor:
+        """The sum of what `one(cut, weight)` gives of `count` micro-batches; those that are lacking weigh nothing.
+
+        Raises:
+            MemoryError: this process ran out of memory, and has let the others go on.
+            RunError: it did so with a single example.
+        """
+        stand_in = {name: tensor[:1] for name, tensor in cuts[0].items()}
+        passes = [*((cut, 1.0) for cut in cuts), *[(stand_in, 0.0)] * (count - len(cuts))]
+        totals: list[torch.Tensor] = []
+        for at, (cut, weight) in enumerate(passes):
+            self._turns.taken = 0
+            try:
+                totals.append(one(cut, weight))
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                short = True
+            else:
+                short = False
+            if short:  # only now is what the pass held free
+                self._pay(count - at, stand_in, one)
+                raise MemoryError("out of memory in one of the processes")
+        return torch.stack(totals).sum()
+
+    def _pay(self, passes: int, stand_in: Tensors, one: Callable[[Tensors, float], torch.Tensor]) -> None:
+        self._model.reset_iter_state()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self._turns.skip = self._turns.taken
+        try:
+            for _ in range(passes):
+                self._turns.taken = 0
+                one(stand_in, 0.0)
+                self._turns.skip = 0
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise RunError("out of memory with one example at a time; take more processes or bits: 16") from error
+        finally:
+            self._turns.skip = 0

@@ -1,0 +1,222 @@
+"""The loops of several adapters in step over one frozen base, which on a card they pass through as one.
+
+Everything else each does for itself; on a CPU the pass too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from petransfer.data.encoding import Layout
+from petransfer.errors import Interrupted, RunError
+from petransfer.training.batches import IGNORED, Batch, Tensors
+from petransfer.training.loop import Loop, dropout_seed
+from petransfer.training.losses import known_head, token_loss
+from petransfer.training.out_of_memory import is_out_of_memory
+from petransfer.training.stacked.layers import Stack
+from petransfer.training.state import keep_only, save_state
+
+
+def joins(device: torch.device) -> bool:
+    """Whether the members share a pass.
+
+    On a CPU it is arithmetic that takes the time, of which a shared pass saves none: folded pairs are each member's
+    own weights, and one lean pass over eight times as many rows is measured to be as fast as eight.
+    """
+    return device.type != "cpu"
+
+
+def make_stack(trunk: torch.nn.Module, members: Sequence[torch.nn.Module]) -> Stack:
+    """A stack whose trunk ends before the head where the loss may take it from there."""
+    return Stack(trunk, members, hidden_only=all(known_head(member) is not None for member in members))
+
+
+def accumulate(stack: Stack, micros: Sequence[Tensors], tokens: Sequence[int], layout: Layout) -> list[torch.Tensor]:
+    """Adds every member's gradient of its micro-batch's loss over its `tokens`; gives the summed losses.
+
+    micros: one for each member, all of as many rows. The members' logits are made one after the other, each in the
+    shape that it has alone.
+    """
+    joined, widths = join(micros, layout)
+    given = stack.run(joined, widths)
+    losses, gradient = [], torch.zeros_like(given)
+    rows = len(given) // len(micros)
+    for at, (member, micro) in enumerate(zip(stack.members, micros, strict=True)):
+        place = slice(at * rows, (at + 1) * rows), slice(micro["labels"].shape[1])
+        part = given[place].detach().requires_grad_()
+        loss = token_loss(_Said(member, part, stack.hidden_only), micro)  # type: ignore[arg-type]
+        torch.autograd.backward(loss * (1 / tokens[at]))
+        if part.grad is not None:
+            gradient[place] = part.grad
+        losses.append(loss.detach())
+    torch.autograd.backward(given, gradient)
+    return losses
+
+
+class _Said:
+    """A member as the loss sees it: what the trunk gave of it is there, and its own head comes after that."""
+
+    def __init__(self, member: Any, part: torch.Tensor, hidden_only: bool) -> None:
+        self._part, self._head = part, None
+        if hidden_only:
+            self.get_base_model = member.get_base_model
+            self._head = member.get_base_model().get_output_embeddings()
+
+    def __call__(self, **_: Any) -> SimpleNamespace:
+        if self._head is None:
+            return SimpleNamespace(logits=self._part)
+        logits, added = self._head(self._part), getattr(self.get_base_model(), "final_logits_bias", None)
+        return SimpleNamespace(logits=logits if added is None else logits + added)
+
+
+def join(micros: Sequence[Tensors], layout: Layout) -> tuple[Tensors, list[Mapping[int, int]]]:
+    """The members' rows one member after the other, and each member's own widths by those to which they are padded.
+
+    Inputs and targets never get the same width, so that a tensor's shape says which of them it is as wide as.
+    """
+    fillers = {"attention_mask": 0, "labels": IGNORED}
+    most = {name: max(micro[name].shape[1] for micro in micros) for name in micros[0]}
+    if layout.encoder_decoder and most["decoder_input_ids"] == most["input_ids"]:
+        most["decoder_input_ids"] += 1
+    joined = {}
+    for name in micros[0]:
+        if name == "labels":  # each member's loss takes its own
+            continue
+        filler = fillers.get(name, layout.pad_id)
+        rows = [functional.pad(micro[name], (0, most[name] - micro[name].shape[1]), value=filler) for micro in micros]
+        joined[name] = torch.cat(rows)
+    widths = [{most[name]: micro[name].shape[1] for name in joined} for micro in micros]
+    return joined, list(widths)
+
+
+class StackedLoop:
+    """Trains the members of a stack, whose loops stand at the same step, as their loops would one by one.
+
+    names: the members' run ids, written down in every state. failed: is told of a member that cannot go on, after the
+    states of the others have been saved as they then stand.
+    """
+
+    def __init__(
+        self,
+        stack: Stack,
+        loops: Sequence[Loop],
+        names: Sequence[str],
+        layout: Layout,
+        should_stop: Callable[[], bool],
+        failed: Callable[[str, Exception], None],
+    ) -> None:
+        self.stack, self.loops, self.names, self.layout = stack, list(loops), list(names), layout
+        self.should_stop, self.failed = should_stop, failed
+        self._joined = joins(self.loops[0].accelerator.device)
+        for loop in self.loops:  # one whose loss is not finite leaves before the next step
+            loop.reads_seldom = False
+
+    def run(self) -> list[str]:
+        """Trains to the end; gives the names of the members that came so far.
+
+        Raises:
+            Interrupted: `should_stop` said so; the states are saved.
+            RunError: one example of each member at once is out of memory, or a state cannot be saved.
+        """
+        saved_at = started = time.monotonic()
+        before = [loop.progress.seconds for loop in self.loops]
+        begun = self.loops[0].progress.step
+        steps, save_every = self.loops[0].spec.steps, self.loops[0].execution.save_every
+        for loop in self.loops:
+            loop.model.train()
+        while self.loops and self.loops[0].progress.step < steps:
+            errors = self.step(self.loops[0].progress.step, [start + time.monotonic() - started for start in before])
+            before = [start for start, error in zip(before, errors, strict=True) if error is None]
+            self._leave(errors)
+            stop = self.should_stop()
+            if stop or time.monotonic() - saved_at >= save_every:
+                self.save()
+                saved_at = time.monotonic()
+            if stop and self.loops:
+                raise Interrupted
+        if begun < steps:  # else the state is there, and knows of those that were stacked and are done
+            self.save()
+        return self.names
+
+    def step(self, step: int, seconds: Sequence[float]) -> list[Exception | None]:
+        """One optimiser step of every member; gives what each of them died of."""
+        batches = [loop.source.batch(step, 0, 1) for loop in self.loops]
+        totals = self._with_less_memory(step, batches)
+        errors: list[Exception | None] = []
+        for loop, batch, total, so_far in zip(self.loops, batches, totals, seconds, strict=True):
+            try:
+                loop.note(step, *loop.update(step, total, batch.target_tokens), so_far)
+                errors.append(None)
+            except RunError as error:
+                errors.append(error)
+        return errors
+
+    def save(self) -> None:
+        """Writes all members' states of this moment before it removes any earlier one."""
+        for loop in self.loops:
+            loop.progress.metrics_bytes = loop.metrics.size()
+            loop.progress.notes["stack"] = sorted(self.names)
+            save_state(loop.folder / "state", loop.progress, loop.model, loop.optimizer, loop.identity, True)
+        for loop in self.loops:
+            keep_only(loop.folder / "state", loop.progress.step)
+
+    def _leave(self, errors: Sequence[Exception | None]) -> None:
+        """Goes on without the members that have an error."""
+        gone = [(self.names[at], error) for at, error in enumerate(errors) if error is not None]
+        for at in reversed(range(len(errors))):
+            if errors[at] is not None:
+                self.stack.drop(at)
+                del self.loops[at], self.names[at]
+        if gone:
+            self.save()
+        for name, error in gone:
+            assert error is not None
+            self.failed(name, error)
+
+    def _with_less_memory(self, step: int, batches: Sequence[Batch]) -> list[torch.Tensor]:
+        while True:
+            seeds = [dropout_seed(loop.seed, step, 0) for loop in self.loops]
+            try:
+                return self._joined_gradients(seeds, batches) if self._joined else self._gradients(seeds, batches)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.loops[0].progress.micro_batch <= 1:
+                    raise RunError(
+                        f"out of memory with one example of each of {len(self.loops)} stacked runs; take a smaller "
+                        "--stack"
+                    ) from error
+            for loop in self.loops:
+                loop.optimizer.zero_grad(set_to_none=True)
+                loop.progress.micro_batch = (loop.progress.micro_batch + 1) // 2
+                loop.progress.out_of_memory += 1
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _gradients(self, seeds: Sequence[int], batches: Sequence[Batch]) -> list[torch.Tensor]:
+        """Leaves each member's gradient in its own tensors; gives the summed losses."""
+        totals = []
+        for loop, seed, batch in zip(self.loops, seeds, batches, strict=True):
+            torch.manual_seed(seed)
+            cuts = batch.micro_batches(loop.progress.micro_batch, loop.progress.token_budget)
+            totals.append(loop.accumulate(batch, cuts))
+        return totals
+
+    def _joined_gradients(self, seeds: Sequence[int], batches: Sequence[Batch]) -> list[torch.Tensor]:
+        """As `_gradients`, in one pass."""
+        self.stack.draws.seed(seeds)
+        device = self.loops[0].accelerator.device
+        totals = [torch.zeros((), device=device) for _ in batches]
+        size = self.loops[0].progress.micro_batch
+        tokens = [batch.target_tokens for batch in batches]
+        for cut in zip(*(batch.micro_batches(size) for batch in batches), strict=True):
+            micros = [{name: tensor.to(device) for name, tensor in micro.items()} for micro in cut]
+            losses = accumulate(self.stack, micros, tokens, self.layout)
+            totals = [total + loss for total, loss in zip(totals, losses, strict=True)]
+        return totals

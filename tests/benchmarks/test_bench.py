@@ -1,0 +1,163 @@
+"""The benchmarks, on shapes of one layer, and the bounds that are claimed of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from benchmarks.__main__ import main
+from benchmarks.caps import most
+from benchmarks.memory import theoretical
+from benchmarks.shapes import write_random
+from petransfer.models.loading import load
+from petransfer.models.registry import checkpoint_spec
+
+RESULTS = Path(__file__).parents[2] / "results" / "bench"
+
+
+def _bench(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Return the exit code of `python -m benchmarks` with these arguments."""
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+def test_random_weights_are_written_in_shards_and_load_whole(tmp_path: Path) -> None:
+    parameters = write_random("google/t5-v1_1-small", tmp_path, layers=1, shard=2**25)
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert len(files) > 2
+    assert all(path.stat().st_size < 2**25 + 2**14 for path in files)
+    model = load(checkpoint_spec(str(tmp_path)), 16).model
+    assert sum(value.numel() for value in model.parameters()) == parameters
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    name = "encoder.block.0.layer.1.DenseReluDense.wo.weight"
+    with safe_open(tmp_path / index[name], "pt") as shard:
+        assert bool((model.get_parameter(name) == shard.get_tensor(name)).all())
+
+
+def test_memory_beside_the_usual_path(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """T5-small's embeddings are a third of it at one layer: the ratios of the large ones stand in results/."""
+    out = tmp_path / "out.json"
+    small = ("google-t5/t5-small", "--layers", "1", "--bits", "4", "--out", str(out))
+    assert _bench(monkeypatch, "memory", *small) == 0
+    assert "petransfer" in capsys.readouterr().out
+    ours, usual = json.loads(out.read_text())
+    assert (ours["side"], usual["side"]) == ("petransfer", "usual")
+    assert ours["weights"] < 0.6 * usual["weights"]
+    assert ours["peak"] < usual["peak"]
+    assert ours["host"] is None or ours["host"] > ours["weights"]
+    assert ours["loading"] is None or 0 < ours["loading"] < ours["host"]
+    assert _bench(monkeypatch, "memory", "google-t5/t5-small", "--bits", "3") == 2
+
+
+def test_the_largest_that_trains_is_found() -> None:
+    for limit in range(1, 20):
+        for largest in range(limit + 1):
+            tried: list[int] = []
+            assert most(lambda at, largest=largest, tried=tried: tried.append(at) or at <= largest, limit) == largest
+            assert len(set(tried)) == len(tried)
+            assert max(tried) <= max(1, min(limit, 2 * largest))
+
+
+def test_a_cap_wants_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert _bench(monkeypatch, "memory", "google-t5/t5-small", "--layers", "1", "--cap", "6GB,8GB") == 2
+    error = capsys.readouterr().err.strip()
+    assert "there is no GPU here" in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.gpu
+def test_less_trains_under_a_lower_cap(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out.json"
+    small = ("google-t5/t5-small", "--layers", "2", "--bits", "4", "--batch", "4096", "--lengths", "64,64")
+    assert _bench(monkeypatch, "memory", *small, "--cap", "1GB,2GB", "--out", str(out)) == 0
+    assert "micro-batch" in capsys.readouterr().out
+    low, high = json.loads(out.read_text())
+    assert 0 < low["micro_batch"] < high["micro_batch"] < 4096
+    for row in (low, high):
+        assert row["peak"] < row["cap"]
+        assert row["foreseen"] <= row["micro_batch"]
+    assert _bench(monkeypatch, "memory", *small, "--cap", "9000GB") == 2
+
+
+def test_the_theory_is_4_127_bits() -> None:
+    assert theoretical(8_000_000, 4) == pytest.approx(4_127_000, rel=1e-3)
+    assert theoretical(1000, 8) == 1000
+
+
+def test_what_is_claimed_of_the_planner_stands_in_results() -> None:
+    rows = json.loads((RESULTS / "fit-cpu.json").read_text())
+    assert len(rows) >= 12
+    assert all(abs(row["ratio"] - 1) < 0.1 for row in rows)
+    assert all(abs(row["ratio_fixed"] - 1) < 0.01 for row in rows)
+
+
+def test_what_is_claimed_of_large_checkpoints_stands_in_results() -> None:
+    """At 4 bits at most 0.45 of the usual path's weights, and 1.10 of the bytes of all weights quantised."""
+    rows = json.loads((RESULTS / "memory-cpu.json").read_text())
+    sides = {(row["checkpoint"], row["bits"], row["side"]): row for row in rows}
+    for (checkpoint, bits, side), row in sides.items():
+        if side == "petransfer":
+            assert row["weights"] <= 1.10 * row["theory"]
+            assert row["weights"] <= {8: 0.6, 4: 0.45}[bits] * sides[checkpoint, bits, "usual"]["weights"]
+
+
+def test_the_page_says_what_was_measured() -> None:
+    page = (RESULTS / "README.md").read_text()
+    for row in json.loads((RESULTS / "train-cpu.json").read_text()):
+        rates = " | ".join(f"{rate:.0f}" for rate in row["examples_per_second"].values())
+        share = 100 * row["share_of_matmul_rate"]["petransfer"]
+        assert f"| {rates} | {min(row['ratio'], row['ratio_grouped']):.2f} | {share:.0f} % |" in page
+    for row in json.loads((RESULTS / "eval-cpu.json").read_text()):
+        ours, generate = row["examples_per_second"].values()
+        beside = f"{ours:.0f} | {generate:.1f} | {row['ratio']:.1f} | {row['disagreements']} |"
+        assert f"| {row['examples']:,} of {row['of']:,} | {row['exact_match']:.1f} | {beside}" in page
+        assert ", ".join(f"{part} {share:.0f} %" for part, share in row["profile"].items()) in page
+    taken = {row["command"]: row["processor"] for row in json.loads((RESULTS / "startup-cpu.json").read_text())}
+    many = [taken[f"petransfer {verb}, 10,000 runs"] for verb in ("plan", "status")]
+    assert max(many) < 2
+    assert "takes {:.1f} s and `status`, all but one of them done, {:.1f} s".format(*many) in " ".join(page.split())
+
+
+def test_stacked_and_single_runs_take_turns() -> None:
+    from benchmarks.stacked import Setting, measure
+
+    said: list[str] = []
+    setting = Setting(batch=2, threads=1, rounds=2, steps=1)
+    found = measure(setting, [1, 2], torch.device("cpu"), said.append)
+    assert [row["runs"] for row in found["rows"]] == [1, 2]
+    for row in found["rows"]:
+        assert len(row["ratios"]) == 2
+        assert row["single"] > 0
+        assert row["stacked"] > 0
+        assert row["ratio_trainer"] == pytest.approx(row["stacked"] / row["trainer"], rel=0.01)
+    assert set(found["profile"]) == {"single", "stacked 2"}
+    assert all(sum(shares.values()) == pytest.approx(100, abs=1) for shares in found["profile"].values())
+    assert found["hardware"]["processor"]
+    assert found["hardware"]["clock"] == "processor time"
+
+
+def test_what_is_claimed_of_t5_11b_follows_from_one_and_two_layers() -> None:
+    """Its 24 layers are alike, so that each adds what the second adds to the first: whole, it has 11.3B parameters."""
+    rows = json.loads((RESULTS / "memory-11b-layers-cpu.json").read_text())
+    found = {(row["layers"], row["side"]): row for row in rows}
+
+    def whole(side: str, name: str) -> int:
+        one, two = (int(found[layers, side][name]) for layers in (1, 2))
+        return one + 23 * (two - one)
+
+    assert whole("petransfer", "parameters") == 11_307_321_344
+    assert whole("petransfer", "weights") <= 1.10 * whole("petransfer", "theory")
+    for name in ("weights", "peak"):
+        assert whole("petransfer", name) <= 0.45 * whole("usual", name)

@@ -1,0 +1,67 @@
+"""`python -m benchmarks quantise`: the loss of quantised checkpoints on text."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.quantising import quantise_head, rows
+from petransfer.errors import UserError
+from petransfer.models.loading import load
+from petransfer.models.registry import checkpoint_spec
+
+TEXT = "It was a fine evening in June, and the windows of the old house stood open to the garden. " * 40
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def test_four_bits_cost_more_than_eight_and_a_quantised_head_more_than_a_wide_one(text: Path) -> None:
+    found = {(row.bits, row.wide): row for row in rows(checkpoint_spec("nano/english"), text, 4)}
+    assert set(found) == {
+        (16, "all"),
+        *((bits, wide) for bits in (8, 4) for wide in ("head", "nothing", "head and wo")),
+    }
+    assert abs(found[8, "head"].change) < 0.01
+    assert found[4, "head"].bytes < found[4, "head and wo"].bytes < found[16, "all"].bytes
+    assert found[4, "nothing"].loss != found[4, "head"].loss
+    assert all(abs(row.change) < 0.1 for row in found.values())
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_quantised_head_leaves_the_embeddings_alone(bits: int) -> None:
+    model = load(checkpoint_spec("nano/english"), bits).model  # type: ignore[arg-type]
+    before = model.get_input_embeddings().weight.clone()
+    quantise_head(model, bits)  # type: ignore[arg-type]
+    assert type(model.get_output_embeddings()).__module__.startswith("bitsandbytes")
+    assert model.get_input_embeddings().weight.equal(before)
+
+
+def test_the_text_must_be_long_enough_and_text(tmp_path: Path, text: Path) -> None:
+    with pytest.raises(UserError, match="4000 windows need 512,000"):
+        list(rows(checkpoint_spec("nano/english"), text, 4000))
+    bad = tmp_path / "bad.txt"
+    bad.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="UTF-8"):
+        list(rows(checkpoint_spec("nano/english"), bad, 1))
+
+
+def test_the_verb_prints_a_table_and_adds_to_a_file(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "q.json"
+    monkeypatch.setattr(
+        sys, "argv", ["benchmarks", "quantise", "nano/code", str(text), "--windows", "1", "--out", str(out)]
+    )
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    assert "change %" in capsys.readouterr().out
+    assert '"text": "text.txt"' in out.read_text()

@@ -1,0 +1,386 @@
+"""The user's own rows: every format gives the same, nothing broken passes, and what is held out shares no input."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from petransfer.data import LinesTask, load_task, readers
+from petransfer.data import row_store as prepare
+from petransfer.data.own_rows import fields_of, render
+from petransfer.data.task import Example, SplitData
+from petransfer.errors import UserError
+
+ROWS = [(f"say word {n}", f"word number {n}", "odd" if n % 2 else "even") for n in range(1, 31)]
+NAMES = ("input", "target", "category")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PETRANSFER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def lines(train: str, **options: Any) -> LinesTask:
+    task = load_task("lines", None, train=train, **options)
+    assert isinstance(task, LinesTask)
+    return task
+
+
+def load(train: str, **options: Any) -> SplitData:
+    return lines(train, **options).load("held-out")
+
+
+def write_tsv(path: Path, rows: Any = ROWS, header: bool = True) -> None:
+    said = [NAMES, *rows] if header else rows
+    path.write_text("".join("\t".join(row) + "\n" for row in said), encoding="utf-8")
+
+
+def write_csv(path: Path, rows: Any = ROWS) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([NAMES, *rows])
+
+
+def write_jsonl(path: Path, rows: Any = ROWS) -> None:
+    text = "".join(json.dumps(dict(zip(NAMES, row, strict=False))) + "\n" for row in rows)
+    path.write_text(text)
+
+
+def write_parquet(path: Path, rows: Any = ROWS) -> None:
+    columns = dict(zip(NAMES, map(list, zip(*rows, strict=True)), strict=True))
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+
+
+def write_dataset(path: Path, rows: Any = ROWS) -> None:
+    import datasets
+
+    columns = dict(zip(NAMES, map(list, zip(*rows, strict=True)), strict=True))
+    datasets.Dataset.from_dict(columns).save_to_disk(str(path))
+
+
+WRITERS: dict[str, Callable[[Path], None]] = {
+    "a.tsv": write_tsv,
+    "bare.tsv": lambda path: write_tsv(path, header=False),
+    "b.csv": write_csv,
+    "c.jsonl": write_jsonl,
+    "e.parquet": write_parquet,
+    "saved": write_dataset,
+}
+
+
+def test_every_format_gives_the_same_rows_and_the_same_hash(elsewhere: Path) -> None:
+    found = {}
+    for name, write in WRITERS.items():
+        write(elsewhere / name)
+        found[name] = (lines(name).identity(), [list(part) for part in parts(load(name))])
+    assert len({json.dumps(identity) for identity, _ in found.values()}) == 1
+    first = found["a.tsv"][1]
+    assert all(each == first for _, each in found.values())
+    rows = sorted((row for part in first for row in part), key=lambda row: row.index)
+    assert rows == [Example(at, *row) for at, row in enumerate(ROWS)]
+
+
+def test_a_packed_file_is_read_like_a_plain_one(elsewhere: Path) -> None:
+    write_jsonl(elsewhere / "c.jsonl")
+    (elsewhere / "c.jsonl.gz").write_bytes(gzip.compress((elsewhere / "c.jsonl").read_bytes()))
+    assert lines("c.jsonl.gz").identity() == lines("c.jsonl").identity()
+
+
+def parts(data: SplitData) -> tuple[Any, Any, Any]:
+    return data.train, data.dev, data.test
+
+
+def test_what_is_held_out_is_a_tenth_and_the_seed_draws_another(elsewhere: Path) -> None:
+    write_tsv(elsewhere / "a.tsv")
+    one, again, other = load("a.tsv"), load("a.tsv"), load("a.tsv", seed=1)
+    assert [len(part) for part in parts(one)] == [24, 3, 3]
+    assert list(one.test) == list(again.test)
+    assert list(one.test) != list(other.test)
+    assert lines("a.tsv").identity() != lines("a.tsv", seed=1).identity()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(0, 12), min_size=12, max_size=60), st.integers(0, 3), st.sampled_from([0.1, 0.4, 1, 3]))
+def test_no_input_is_both_trained_on_and_held_out(numbers: list[int], seed: int, cut: float) -> None:
+    rows = [(f"input {number}", f"target {at}", "all") for at, number in enumerate(numbers)]
+    write_tsv(Path("same.tsv"), rows)
+    task = lines("same.tsv", seed=seed, dev=cut, test=cut)
+    try:
+        data = task.load("held-out")
+    except UserError:  # so few different inputs that a part is empty
+        assume(False)
+    inputs = [{row.input for row in part} for part in parts(data)]
+    assert sum(map(len, inputs)) == len(set.union(*inputs))
+    assert sum(map(len, parts(data))) == len(rows)
+    assert len(data.test) >= (cut if cut >= 1 else round(cut * len(rows)))
+
+
+def test_parts_by_file_and_by_column(elsewhere: Path) -> None:
+    write_tsv(elsewhere / "train.tsv", ROWS[:20])
+    write_tsv(elsewhere / "test.tsv", ROWS[20:25])
+    write_tsv(elsewhere / "dev.tsv", ROWS[25:])
+    data = load("train.tsv", dev="dev.tsv", test="test.tsv")
+    assert [[row.input for row in part] for part in parts(data)] == [
+        [row[0] for row in rows] for rows in (ROWS[:20], ROWS[25:], ROWS[20:25])
+    ]
+    assert [row.index for row in data.test] == list(range(5))
+    named = ["train"] * 20 + ["test"] * 5 + ["validation"] * 4 + ["unused"]
+    with (elsewhere / "all.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([[*NAMES, "part"], *([*row, part] for row, part in zip(ROWS, named, strict=True))])
+    data = load("all.csv", split_column="part")
+    assert [len(part) for part in parts(data)] == [20, 4, 5]
+    assert [row.input for row in data.test] == [row[0] for row in ROWS[20:25]]
+
+
+def test_a_dataset_s_own_splits_are_taken(elsewhere: Path) -> None:
+    import datasets
+
+    def part(rows: Any) -> Any:
+        return datasets.Dataset.from_dict({"text": [row[0] for row in rows], "label": [0, 1] * (len(rows) // 2)})
+
+    saved = datasets.DatasetDict({"train": part(ROWS[:20]), "validation": part(ROWS[20:24]), "test": part(ROWS[24:])})
+    saved = saved.cast_column("label", datasets.ClassLabel(names=["no", "yes"]))
+    saved.save_to_disk(str(elsewhere / "saved"))
+    data = load("saved", template="Is it? {text}", target="label")
+    assert [len(each) for each in parts(data)] == [20, 4, 6]
+    assert data.train[1] == Example(1, "Is it? say word 2", "yes", "all")
+    assert data.labels == ("no", "yes")
+
+
+def test_columns_and_templates(elsewhere: Path) -> None:
+    rows = [{"title": f"t{{{n}}}", "document": f"d {n}", "n": n, "kind": "x"} for n in range(10)]
+    (elsewhere / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = load("a.jsonl", template="{{summarize}} {title}: {document}", target="n", category="kind")
+    found = {row.input: (row.target, row.category) for part in parts(data) for row in part}
+    assert found == {f"{{summarize}} t{{{n}}}: d {n}": (str(n), "x") for n in range(10)}
+    assert fields_of("{a} {b} {a}") == ("a", "b")
+    assert render("{a}!", {"a": "{b}"}) == "{b}!"
+
+
+def test_targets_that_are_a_closed_set_are_known_as_labels(elsewhere: Path) -> None:
+    write_tsv(elsewhere / "few.tsv", [(f"input {n}", ("yes", "no")[n % 2], "all") for n in range(30)])
+    write_tsv(elsewhere / "many.tsv")
+    assert lines("few.tsv").suggested_metrics() == ("exact_match", "accuracy", "macro_f1")
+    assert lines("many.tsv").suggested_metrics() == ("exact_match",)
+    assert load("few.tsv").labels == ("no", "yes")
+
+
+GOOD = {
+    ".tsv": "".join(f"{n}\tb\n" for n in range(10)),
+    ".csv": "input,target\n" + "".join(f"{n},b\n" for n in range(9)),
+    ".jsonl": "".join(f'{{"input": "{n}", "target": "b"}}\n' for n in range(10)),
+}
+BAD = {
+    "few.tsv": (b"c\n", "expected 2 columns (input, target), found 1"),
+    "many.tsv": (b"c\td\te\n", "expected 2 columns (input, target), found 3"),
+    "empty.tsv": (b"c\t \n", "the target is empty"),
+    "noinput.tsv": (b"\td\n", "the input is empty"),
+    "latin.tsv": (b"c\t\xe9\n", "not UTF-8 at byte 2"),
+    "cut.jsonl": (b'{"input": "c", "tar\n', "not valid JSON"),
+    "list.jsonl": (b'["c", "d"]\n', "not a JSON object"),
+    "key.jsonl": (b'{"input": "c"}\n', "no key 'target'"),
+    "null.jsonl": (b'{"input": "c", "target": null}\n', "the target is empty"),
+    "deep.jsonl": (b'{"input": ["c"], "target": "d"}\n', "the input is a list, not text"),
+    "pair.jsonl": (b'{"input": "\\ud800", "target": "d"}\n', "lone surrogate"),
+    "twice.jsonl": (
+        b'{"input": "c", "target": "d", "category": "e", "category": "f"}\n',
+        "not valid JSON (the key 'category' stands there twice)",
+    ),
+    "quote.csv": (b'c,"d\n', "not csv"),
+    "latin.csv": (b"c,\xe9\n", "not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_broken_row_is_refused_by_its_line_or_left_out_and_listed(name: str, elsewhere: Path) -> None:
+    row, said = BAD[name]
+    (elsewhere / name).write_bytes(GOOD[Path(name).suffix].encode() + row)
+    with pytest.raises(UserError) as error:
+        load(name)
+    assert f"{name}:11: " in str(error.value)
+    assert said in str(error.value)
+    assert "--skip-bad-rows" in str(error.value)
+    assert not list((elsewhere / "cache").glob("lines/*"))
+    task = lines(name, bad_rows="skip")
+    (note,) = (note for note in task.notes() if "left out" in note)
+    assert note.startswith(f"1 bad rows left out: {name}:11: ")
+    assert said in note
+    assert sum(task.about()["sizes"].values()) == (9 if name.endswith("csv") else 10)
+
+
+def csv_of(count: int, **changed: bytes) -> bytes:
+    """Rows with quoted fields; changed: by their number, `r5=b'...'`."""
+    rows = [changed.get(f"r{n}", b'"in %d","out %d"' % (n, n)) for n in range(count)]
+    return b"input,target\n" + b"".join(row + b"\n" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("content", "left", "bad"),
+    [
+        (csv_of(20, r4=b'"in 4,out 4'), 19, [6]),  # runs on to the next quote
+        (
+            b"input,target\n" + b"".join(b"%sin %d,out\n" % (b'"' * (n == 4), n) for n in range(20)),
+            19,
+            [6],
+        ),  # to the end
+        (csv_of(20, r4=b'"in 4,out 4', r5=b'"in 5,out 5'), 18, [6, 7]),
+        (csv_of(20, r4=b'"one\n\xe9\nthree","out"'), 19, [7]),
+        (csv_of(20, r4=b'"one\n\xe9 end","out"'), 19, [7]),
+        (csv_of(20, r4=b'"one\n\ntwo","out"'), 20, []),
+    ],
+)
+def test_a_bad_row_of_a_csv_takes_no_other_with_it(content: bytes, left: int, bad: list[int], elsewhere: Path) -> None:
+    (elsewhere / "a.csv").write_bytes(content)
+    task = lines("a.csv", bad_rows="skip")
+    data = task.load("held-out")
+    inputs = {row.input for part in parts(data) for row in part}
+    assert len(inputs) == left
+    assert {f"in {n}" for n in range(20) if n not in (4, 5)} <= inputs
+    assert ("one\n\ntwo" in inputs) == (not bad)
+    said = " ".join(note for note in task.notes() if "left out" in note)
+    assert said.startswith(f"{len(bad)} bad rows" if bad else "")
+    assert all(f"a.csv:{line}: " in said for line in bad)
+
+
+def test_a_quote_that_is_never_closed_in_a_long_file_is_refused(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "_LINES_A_ROW", 8)
+    (elsewhere / "a.csv").write_bytes(b'input,target\na,b\n"c,d\n' + b"e,f\n" * 20)
+    with pytest.raises(UserError, match=r"a\.csv:3: a quote that opens in this row is not closed within 8 lines"):
+        load("a.csv", bad_rows="skip")
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "said"),
+    [
+        ("a.tsv", "one\n", "a.tsv:1: expected 2 or 3 tab-separated columns (input, target, category), found 1"),
+        ("a.jsonl", '{"input": "c"}\n', "a.jsonl:1: no column 'target' (it has: input)"),
+    ],
+)
+def test_a_bad_first_row_is_left_out_like_any_other(name: str, first: str, said: str, elsewhere: Path) -> None:
+    (elsewhere / name).write_text(first + GOOD[Path(name).suffix])
+    with pytest.raises(UserError, match="--skip-bad-rows leaves such rows out"):
+        load(name)
+    task = lines(name, bad_rows="skip")
+    assert sum(task.about()["sizes"].values()) == 10
+    assert any(note.startswith(f"1 bad rows left out: {said}") for note in task.notes())
+    (elsewhere / name).write_text(first * 3)
+    with pytest.raises(UserError, match=r"leaves no train rows .* 3 bad rows were left out, the first: a\.") as error:
+        load(name, bad_rows="skip")
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({"input": "query"}, "task.options.input=COLUMN"),
+        ({"input": "title", "target": "sumary"}, "task.options.target=COLUMN"),
+        ({"template": "{title} {txt}", "target": "text"}, "task.options.template='{COLUMN}'"),
+        ({"input": "title", "target": "text", "category": "kind"}, "task.options.category=COLUMN"),
+        ({"input": "title", "target": "text", "split_column": "part"}, "task.options.split_column=COLUMN"),
+    ],
+)
+def test_a_missing_column_is_named_by_its_own_option(options: dict[str, str], hint: str, elsewhere: Path) -> None:
+    (elsewhere / "a.csv").write_text("title,text\na,b\n")
+    with pytest.raises(UserError) as error:
+        load("a.csv", **options)
+    assert str(error.value).endswith(f"--set {hint}")
+
+
+def test_the_first_columns_decide(elsewhere: Path) -> None:
+    cases = {
+        "a.tsv": ("question\tanswer\tkind\tmore\nx\ty\tz\tw\n", {}, "expected 2 or 3 tab-separated columns"),
+        "b.csv": ("question,answer\nx,y\n", {}, "no column 'input' (it has: question, answer)"),
+        "c.csv": ("question,answer\nx,y\n", {"input": "query"}, "no column 'query' (it has: question, answer)"),
+        "d.jsonl": ('{"question": "x"}\n', {}, "no column 'input' (it has: question)"),
+        "e.tsv": ("input\tanswer\nx\ty\n", {}, "no column 'target' (it has: input, answer)"),
+        "f.csv": ("input,target,category,category\na,b,c,d\n", {}, "the column 'category' stands there twice"),
+        "g.csv": ("input,target\na,b\n", {"category": "kind"}, "no column 'kind'"),
+        "h.csv": ("input,target\na,b\n", {"category": "input"}, "takes the column 'input' for two things"),
+        "i.csv": ("input,target\na,b\n", {"split_column": "part"}, "no column 'part'"),
+        "j.csv": ("input,target\na,b\n", {"template": "{text"}, "the template '{text' is broken"),
+        "k.csv": ("input,target\na,b\n", {"template": "{text}"}, "no column 'text'"),
+        "l.csv": ("input,target\n", {}, "leaves no train rows (of 0 in all)"),
+        "m.tsv": ("a\tb\n", {}, "leaves no"),
+        "n.doc": ("a\tb\n", {}, "'.doc' is no known format"),
+        "o.parquet": ("no parquet\n", {}, "cannot be read as parquet"),
+        "p.tsv": ("a\tb\n" * 9, {"dev": "none.tsv"}, "no file none.tsv"),
+        "q.tsv": ("a\tb\n" * 9, {"dev": -1}, "dev of lines is -1"),
+        "r.tsv": ("a\tb\n" * 9, {"seed": -1}, "seed of lines is -1"),
+        "s.tsv": ("a\tb\n" * 9, {"bad_rows": "drop"}, "unknown value of bad_rows of lines 'drop'"),
+    }
+    for name, (text, options, said) in cases.items():
+        (elsewhere / name).write_text(text)
+        with pytest.raises(UserError) as error:
+            load(name, **options)
+        assert said in str(error.value), name
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="`datasets` cannot load"):
+        load(str(elsewhere / "cache"))
+
+
+def test_categories_that_differ_in_case_or_blanks_are_refused(elsewhere: Path) -> None:
+    write_tsv(elsewhere / "a.tsv", [(str(n), "x", ("Noun", "noun ")[n % 2]) for n in range(20)])
+    with pytest.raises(UserError, match=r"'Noun' \(10 rows\) and 'noun ' \(10 rows\) differ in case or blanks alone"):
+        load("a.tsv")
+
+
+def test_shared_inputs_are_counted(elsewhere: Path) -> None:
+    write_tsv(elsewhere / "train.tsv", ROWS[:20])
+    write_tsv(elsewhere / "test.tsv", ROWS[17:27])
+    notes = lines("train.tsv", test="test.tsv", dev=2).notes()
+    held_out = {row.input for row in load("train.tsv", test="test.tsv", dev=2).dev}
+    shared = sum(row[0] not in held_out for row in ROWS[17:20])
+    assert f"warning: {shared} of 10 test rows have an input that is trained on" in notes
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = elsewhere / "a.tsv"
+    write_tsv(path)
+    was = prepare._records
+
+    def growing(*arguments: Any) -> Any:
+        for number, record in enumerate(was(*arguments)):
+            if number == 3:
+                path.open("a").write("one\tmore\tall\n")
+            yield record
+
+    monkeypatch.setattr(prepare, "_records", growing)
+    with pytest.raises(UserError, match=r"a\.tsv changed while it was read"):
+        load("a.tsv")
+    assert not [*(elsewhere / "cache" / "lines").iterdir()]
+
+
+def test_a_changed_file_is_read_anew_and_a_pinned_hash_refuses_it(elsewhere: Path) -> None:
+    path = elsewhere / "a.tsv"
+    write_tsv(path)
+    before = lines("a.tsv").identity()
+    write_tsv(path, [*ROWS[:-1], ("say word 30", "thirty", "even")])
+    after = lines("a.tsv").identity()
+    assert before != after
+    assert len([*(elsewhere / "cache" / "lines").iterdir()]) == 1
+    with pytest.raises(UserError, match="holds other rows than when this recipe was first run"):
+        lines("a.tsv", **before).load("held-out")
+    os.remove(path)
+    assert lines("a.tsv", **before).identity() == before  # a study can be looked at where its data is gone
+
+
+def test_what_is_prepared_once_is_not_read_again(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tsv(elsewhere / "a.tsv")
+    first = list(load("a.tsv").train)
+    prepare._store.cache_clear()
+    monkeypatch.setattr(prepare, "_make", lambda *_: pytest.fail("read again"))
+    assert list(load("a.tsv").train) == first

@@ -1,0 +1,46 @@
+"""Passes over a test set: no more tokens at once than asked for, and fewer examples where memory runs out."""
+
+from __future__ import annotations
+
+import pytest
+
+from petransfer.data.encoding import Encoded
+from petransfer.evaluation.batches import in_batches
+
+ROWS = [Encoded((3,) * (size // 2), (3,) * (size - size // 2)) for size in (100, 600, 300, 600, 100, 2000, 300)]
+
+
+def test_a_pass_holds_so_many_tokens_or_one_example() -> None:
+    passes: list[list[int]] = []
+
+    def told(chosen: list[int]) -> list[int]:
+        passes.append(chosen)
+        return chosen
+
+    assert in_batches(ROWS, 3, told, tokens=1000) == list(range(7))
+    assert passes == [[5], [1], [3], [2, 6, 0], [4]]
+
+
+def test_short_of_memory_less_than_what_failed_is_tried() -> None:
+    tried: list[int] = []
+
+    def short(chosen: list[int]) -> list[int]:
+        tried.append(len(chosen))
+        if len(chosen) > 1:
+            raise MemoryError
+        return chosen
+
+    assert in_batches(ROWS, 256, short, tokens=10_000) == list(range(7))
+    assert tried == [5, 3, 2, *[1] * 7]
+
+
+def test_one_example_that_is_too_large_is_tried_once() -> None:
+    tried: list[int] = []
+
+    def never(chosen: list[int]) -> list[int]:
+        tried.append(len(chosen))
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        in_batches(ROWS, 256, never, tokens=1000)
+    assert tried == [1]

@@ -1,0 +1,83 @@
+"""Scoring every label in one pass says what free generation says, wherever that says a label."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from petransfer.data import Example
+from petransfer.data.encoding import Encoded, encode_examples
+from petransfer.evaluation import label_scoring as module
+from petransfer.evaluation.generation import generate
+from petransfer.evaluation.label_scoring import choose_labels
+from petransfer.methods import APPLY
+from petransfer.models.loading import Loaded, load
+from petransfer.models.registry import checkpoint_spec
+from petransfer.recipe.run_spec import MethodSpec
+from petransfer.training.batches import collate
+from petransfer.training.losses import token_loss
+
+# one label begins like another, and one is the beginning of another
+LABELS = ("red", "red and blue", "red and green", "blue", "the colour of the sea")
+WORDS = ("one", "two", "three", "four", "five", "six", "seven")
+
+
+def taught(checkpoint: str, steps: int, rate: float) -> tuple[torch.nn.Module, Loaded, list[Encoded]]:
+    """A tiny model that was trained to say labels and is often wrong about which."""
+    loaded = load(checkpoint_spec(checkpoint), 32)
+    model = APPLY["full"](loaded, MethodSpec("full", 32), 0)
+    torch.manual_seed(0)
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(WORDS, k=3)) for _ in range(96)]
+    rows = [Example(at, text, LABELS[WORDS.index(text.split()[0]) % 5], "all") for at, text in enumerate(texts)]
+    encoded = encode_examples(rows, "", loaded.tokenizer, loaded.layout)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    model.train()
+    for step in range(steps):
+        token_loss(model, collate(encoded[step * 8 % 96 :][:8], loaded.layout)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval(), loaded, encoded
+
+
+@pytest.mark.parametrize(("name", "steps", "rate"), [("nano/english", 60, 3e-3), ("tiny_gpt2", 200, 1e-2)])
+def test_labels_agree_with_generating_and_comparing(
+    name: str, steps: int, rate: float, request: pytest.FixtureRequest
+) -> None:
+    checkpoint = name if "/" in name else str(request.getfixturevalue(name))
+    model, loaded, encoded = taught(checkpoint, steps, rate)
+    said = generate(model, loaded, [row.input_ids for row in encoded], 12)
+    chosen = choose_labels(model, loaded, encoded, LABELS)
+    heard = [at for at, text in enumerate(said) if text in LABELS]
+    assert len(heard) > 48
+    assert len({said[at] for at in heard}) > 1
+    assert [chosen[at] for at in heard] == [said[at] for at in heard]
+    assert set(chosen) <= set(LABELS)
+
+
+def test_the_way_through_the_labels_is_that_of_one_piece_at_a_time() -> None:
+    """The best allowed piece is looked for after each other."""
+    model, loaded, encoded = taught("nano/english", 60, 3e-3)
+    pieces = {label: (*loaded.tokenizer(label, add_special_tokens=False)["input_ids"], 1) for label in LABELS}
+    expected = []
+    for row in encoded[:40]:
+        way: tuple[int, ...] = ()
+        while way not in pieces.values():
+            start = torch.tensor([[loaded.layout.decoder_start_id, *way]])
+            with torch.inference_mode():
+                logits = model(input_ids=torch.tensor([row.input_ids]), decoder_input_ids=start).logits[0, -1]
+            allowed = {ids[len(way)] for ids in pieces.values() if ids[: len(way)] == way and len(ids) > len(way)}
+            way = (*way, max(allowed, key=lambda piece: float(logits[piece])))
+        expected.append(next(label for label, ids in pieces.items() if ids == way))
+    assert choose_labels(model, loaded, encoded[:40], LABELS) == expected
+    assert len(set(expected)) > 1
+
+
+def test_how_many_are_scored_at_once_changes_nothing(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, loaded, encoded = taught(str(tiny_t5), 5, 1e-2)
+    chosen = choose_labels(model, loaded, encoded[:12], LABELS)
+    monkeypatch.setattr(module, "LOGITS", 1)
+    assert choose_labels(model, loaded, encoded[:12], LABELS) == chosen

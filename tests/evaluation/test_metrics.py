@@ -1,0 +1,61 @@
+"""The figures are the libraries' own, and what cannot be measured is refused before training."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from petransfer.errors import UserError
+from petransfer.evaluation.text_metrics import check_metrics, label_scores, text_scores
+
+TARGETS = ["the cat sat on the mat today", "a dog barked", "nobody came to the small party"]
+SAID = ["the cat sat on a mat", "a dog barked", "somebody came to a party, they said"]
+
+
+def test_chrf_and_bleu_are_sacrebleu_s() -> None:
+    from sacrebleu.metrics import BLEU, CHRF
+
+    found = text_scores(("chrf", "bleu"), SAID, TARGETS)
+    assert found["chrf"] == pytest.approx(CHRF().corpus_score(SAID, [TARGETS]).score, abs=1e-9)
+    assert found["bleu"] == pytest.approx(BLEU().corpus_score(SAID, [TARGETS]).score, abs=1e-9)
+    assert 10 < found["bleu"] < 90
+
+
+def test_rouge_is_rouge_score_s() -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.scoring import BootstrapAggregator
+
+    found = text_scores(("rouge",), SAID, TARGETS)
+    names = ["rouge1", "rouge2", "rougeL"]
+    scorer, sums = RougeScorer(names), dict.fromkeys(names, 0.0)
+    aggregate = BootstrapAggregator()
+    for target, said in zip(TARGETS, SAID, strict=True):
+        scores = scorer.score(target, said)
+        aggregate.add_scores(scores)
+        sums = {name: total + scores[name].fmeasure for name, total in sums.items()}
+    assert found == pytest.approx({name: 100 * total / 3 for name, total in sums.items()})
+    for name, interval in aggregate.aggregate().items():
+        assert 100 * interval.low.fmeasure - 1e-6 <= found[name] <= 100 * interval.high.fmeasure + 1e-6
+
+
+def test_accuracy_and_macro_f1_by_hand() -> None:
+    targets = ["a", "a", "a", "b", "b", "c"]
+    said = ["a", "a", "b", "b", "a", "b"]
+    # a: 2 hits of 3 said and 3 asked, b: 1 of 3 and 2, c: never said
+    found = label_scores(("accuracy", "macro_f1"), said, targets)
+    assert found["accuracy"] == 50
+    assert found["macro_f1"] == pytest.approx(100 * (4 / 6 + 2 / 5 + 0) / 3)
+
+
+def test_a_missing_library_is_named_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for metric, library in (("bleu", "sacrebleu"), ("chrf", "sacrebleu"), ("rouge", "rouge-score")):
+        with pytest.raises(UserError, match=rf"{metric} needs {library}, which is not installed: pip install"):
+            check_metrics((metric,), lambda: (2, "x"))
+    check_metrics(("exact_match", "accuracy"), lambda: (2, "x"))
+
+
+def test_so_many_labels_are_refused() -> None:
+    with pytest.raises(UserError, match=r"pairs\.tsv has 5,000 different targets, more than 200; take exact_match"):
+        check_metrics(("accuracy",), lambda: (5000, "pairs.tsv"))

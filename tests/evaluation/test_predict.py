@@ -1,0 +1,69 @@
+"""Answers where positions are few: never more pieces than there are places for."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pytest
+from transformers import BartConfig
+
+from petransfer.data.encoding import Encoded
+from petransfer.data.task import Example, row_name
+from petransfer.errors import UserError
+from petransfer.evaluation.generation import room
+from petransfer.evaluation.predictor import Predictor
+from petransfer.methods import APPLY, virtual_tokens
+from petransfer.models.lengths import Virtual, length_check
+from petransfer.models.loading import load
+from petransfer.models.registry import checkpoint_spec
+from petransfer.recipe.run_spec import MethodSpec
+
+TOKENS = {"prompt": MethodSpec("prompt", 32, virtual_tokens=20), "prefix": MethodSpec("prefix", 32, virtual_tokens=20)}
+
+
+def predictor(checkpoint: Path, method: str | None) -> Predictor:
+    loaded = load(checkpoint_spec(str(checkpoint)), 32)
+    model = APPLY[method](loaded, TOKENS[method], 0) if method else loaded.model
+    return Predictor(model.eval(), loaded, "")
+
+
+@pytest.mark.parametrize("method", [None, "prompt", "prefix"])
+def test_answers_end_where_the_positions_do(method: str | None, tiny_gpt2: Path) -> None:
+    ask = predictor(tiny_gpt2, method)
+    long, short = "word " * 90, "word"
+    (alone,) = ask([short])
+    assert ask([long, short])[1] == alone
+    with pytest.raises(UserError, match=r"takes \d+ of the model's 128 positions; shorten it"):
+        ask([short, "word " * 140])
+
+
+def test_positions_left_are_those_that_virtual_tokens_leave(tiny_gpt2: Path, tiny_t5: Path) -> None:
+    for method, left in ((None, 118), ("prompt", 98), ("prefix", 98)):
+        ask = predictor(tiny_gpt2, method)
+        assert room(ask.model, ask.loaded, 10) == left
+    ask = predictor(tiny_t5, "prompt")
+    assert room(ask.model, ask.loaded, 10) is None
+    assert virtual_tokens(ask.loaded, TOKENS["prompt"]) == Virtual(input=20)
+    assert virtual_tokens(ask.loaded, TOKENS["prefix"]) == Virtual(target=20)
+
+
+@pytest.mark.parametrize(
+    ("virtual", "source", "target", "said"),
+    [
+        (Virtual(), 64, 56, ""),
+        (Virtual(), 65, 5, "the input of train row 1 takes 65 pieces"),
+        (Virtual(input=20), 44, 56, ""),
+        (Virtual(input=20), 45, 5, "the input of train row 1 takes 45 pieces"),
+        (Virtual(target=20), 64, 36, ""),
+        (Virtual(target=20), 5, 37, "the target of train row 1 takes 37 pieces"),
+    ],
+)
+def test_an_encoder_decoder_keeps_them_on_their_own_side(virtual: Virtual, source: int, target: int, said: str) -> None:
+    check = length_check(BartConfig(max_position_embeddings=64), "bart", 0, virtual)
+    row = [Example(0, "in", "out", "all")], [Encoded((3,) * source, (3,) * target)]
+    if not said:
+        check(functools.partial(row_name, "train"), *row)
+        return
+    with pytest.raises(UserError, match=said):
+        check(functools.partial(row_name, "train"), *row)

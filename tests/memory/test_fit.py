@@ -1,0 +1,442 @@
+"""What the planner foresees against what PyTorch's allocator gave out, and `petransfer fit`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GPT2Config, LlamaConfig, T5Config
+
+from petransfer.cli import main
+from petransfer.errors import UserError
+from petransfer.memory.advice import OF_FIT, OF_TRAIN, Advice, Change, in_options, it_would, of_recipe
+from petransfer.memory.card_sizes import card_bytes
+from petransfer.memory.measured import measure
+from petransfer.memory.planner import CONTEXT, PAGED, needs_checkpointing, on_card, plan
+from petransfer.memory.simulation import Demand, simulate
+from petransfer.memory.study_memory import demand_of
+from petransfer.models.architecture import configuration
+from petransfer.models.loading import with_new_weights
+from petransfer.models.registry import NANO, checkpoint_spec
+from petransfer.recipe.run_spec import Bits, MethodSpec, RunSpec
+from petransfer.study.folders import RunFolder
+from petransfer.study.single_run import Settings, run_one
+from petransfer.training.execution import Execution
+
+T5 = {"d_model": 128, "d_kv": 32, "d_ff": 512, "num_layers": 3, "num_heads": 4, "decoder_start_token_id": 0}
+GATED = T5 | {"feed_forward_proj": "gated-gelu"}
+SMALL = {
+    "t5": lambda: (AutoModelForSeq2SeqLM, T5Config(vocab_size=8000, **T5), False),
+    "t5-v1.1": lambda: (AutoModelForSeq2SeqLM, T5Config(vocab_size=8000, tie_word_embeddings=False, **GATED), True),
+    "gpt2": lambda: (AutoModelForCausalLM, GPT2Config(vocab_size=8000, n_embd=128, n_layer=3, n_head=4), False),
+    "llama": lambda: (
+        AutoModelForCausalLM,
+        LlamaConfig(
+            vocab_size=8000, hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
+            num_key_value_heads=2, tie_word_embeddings=False,
+        ),
+        True,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A checkpoint of each architecture, with random weights."""
+    made = {}
+    for name, make in SMALL.items():
+        folder = tmp_path_factory.mktemp(name)
+        auto, config, own_head = make()
+        torch.manual_seed(0)
+        with_new_weights(auto, config, own_head).save_pretrained(folder)
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            (folder / file).write_bytes((NANO / "tokenizer" / file).read_bytes())
+        made[name] = folder
+    return made
+
+
+def lora(bits: Bits) -> MethodSpec:
+    return MethodSpec("lora", bits=bits, rank=8, alpha=16.0)
+
+
+FULL = MethodSpec("full", bits=32)
+SHORT, LONG = (8, 20, 40), (2, 60, 90)
+CELLS: list[tuple[str, MethodSpec, tuple[int, int, int], dict[str, Any]]] = [
+    *(("t5", lora(bits), SHORT, {}) for bits in (4, 8, 16, 32)),
+    *(("t5-v1.1", lora(bits), LONG, {}) for bits in (4, 8, 16)),
+    *(("gpt2", lora(bits), LONG, {}) for bits in (4, 8)),
+    *(("llama", lora(bits), SHORT, {}) for bits in (4, 16)),
+    ("t5", replace(lora(4), keep_wide=("wo",)), SHORT, {}),
+    ("t5", FULL, SHORT, {}),
+    ("gpt2", FULL, LONG, {"accumulates": True}),
+    ("llama", FULL, SHORT, {"optimizer": "adamw-8bit"}),
+    ("t5", lora(4), LONG, {"checkpointing": True}),
+    ("llama", lora(8), LONG, {"checkpointing": True, "accumulates": True, "optimizer": "adamw-8bit"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "method", "sizes", "changes"), CELLS)
+def test_what_is_foreseen_is_what_is_taken(
+    kind: str, method: MethodSpec, sizes: tuple[int, int, int], changes: dict[str, Any], folders: dict[str, Path]
+) -> None:
+    """Weights, adapters and the optimiser's state to 1 %, the peak of a step to 10 % (most are within 1 %)."""
+    spec = checkpoint_spec(str(folders[kind]))
+    demand = Demand(method, *sizes, device="cpu", **changes)
+    config, own_head = configuration(spec)
+    foreseen, taken = simulate(config, kind, demand, own_head), measure(spec, demand)
+    assert foreseen.weights == taken.weights
+    fixed = sum(foreseen.weights.values()) + foreseen.trained + foreseen.optimizer
+    assert fixed == pytest.approx(taken.fixed, rel=0.02)
+    assert foreseen.peak == pytest.approx(taken.peak, rel=0.1)
+
+
+def test_the_loops_own_step_is_measured_with_what_it_keeps(folders: dict[str, Path]) -> None:
+    """On a CPU the loop keeps quantised weights wide beside the model, and takes less than the plain step even so."""
+    found = measure(checkpoint_spec(str(folders["t5"])), Demand(lora(4), *SHORT, device="cpu"), with_loop=True)
+    attention, feed = 4 * 128 * 128, 2 * 128 * 512
+    assert found.kept == 2 * 3 * (3 * attention + 2 * feed)  # bf16
+    assert found.loop is not None
+    assert found.fixed + found.kept < found.loop < found.peak
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("kind", "method", "sizes", "changes"), CELLS)
+def test_what_is_foreseen_is_what_a_card_gives_out(
+    kind: str, method: MethodSpec, sizes: tuple[int, int, int], changes: dict[str, Any], folders: dict[str, Path]
+) -> None:
+    spec = checkpoint_spec(str(folders[kind]))
+    demand = Demand(method, *sizes, device="cuda", **changes)
+    config, own_head = configuration(spec)
+    assert simulate(config, kind, demand, own_head).peak == pytest.approx(measure(spec, demand).peak, rel=0.1)
+
+
+def test_real_layers_still_quantise_after_a_simulation(folders: dict[str, Path]) -> None:
+    """bitsandbytes keeps its maps of codes for the life of the process; a simulation must not leave it empty ones."""
+    from petransfer.models.loading import load
+
+    config, own_head = configuration(checkpoint_spec(str(folders["t5"])))
+    simulate(config, "t5", Demand(lora(4), *SHORT), own_head)
+    model = load(checkpoint_spec(str(folders["t5"])), 4).model
+    logits = model(input_ids=torch.tensor([[5, 1]]), decoder_input_ids=torch.tensor([[0, 7]])).logits
+    assert bool(torch.isfinite(logits).all())
+
+
+def test_the_parts_are_what_arithmetic_says() -> None:
+    """T5 of known size: parameters, LoRA's, AdamW's, and the five widths of logits in the loss."""
+    config = T5Config(vocab_size=8000, **T5)
+    demand = Demand(lora(16), 2, 10, 10, device="cpu")
+    memory = simulate(config, "t5", demand, False)
+    attention, feed = 4 * 128 * 128, 2 * 128 * 512
+    linear = 3 * (attention + feed) + 3 * (2 * attention + feed)
+    norms, biases = 128 * (3 * 2 + 3 * 3 + 2), 2 * 32 * 4
+    assert memory.weights == {"bfloat16": 2 * (8000 * 128 + linear + norms + biases)}
+    adapters = 8 * (9 * 4 * (128 + 128) + 6 * 2 * (128 + 512))
+    assert memory.trained_parameters == adapters
+    assert memory.trained == 4 * adapters
+    assert memory.optimizer == 8 * adapters
+    assert memory.logits % (2 * 10 * 8000 * 2) == 0
+
+
+def test_more_examples_take_more_and_checkpointing_less() -> None:
+    config = T5Config(vocab_size=8000, **T5)
+    for device in ("cpu", "cuda"):
+        demand = Demand(lora(4), 8, 60, 60, device=device)  # type: ignore[arg-type]
+        peaks = [simulate(config, "t5", replace(demand, batch=batch), False).peak for batch in (1, 2, 4, 8)]
+        rise = [after - before for before, after in itertools.pairwise(peaks)]
+        assert rise[1] == pytest.approx(2 * rise[0], rel=0.1)
+        assert rise[2] == pytest.approx(2 * rise[1], rel=0.1)
+        assert simulate(config, "t5", replace(demand, checkpointing=True), False).peak < peaks[-1]
+
+
+def test_the_largest_micro_batch_is_the_largest() -> None:
+    config = T5Config(vocab_size=8000, **T5)
+    spec = checkpoint_spec("owner/name")
+    whole = plan(config, spec, Demand(lora(16), 64, 60, 60), False, None)
+    card = on_card(whole.memory.peak) - (on_card(whole.memory.peak) - CONTEXT) // 2
+    found = plan(config, spec, Demand(lora(16), 64, 60, 60), False, card)
+    assert found.fits
+    assert 1 < found.demand.batch < 64
+    assert found.needed <= card
+    more = replace(found.demand, batch=found.demand.batch + 1)
+    assert on_card(simulate(config, "t5", more, False).peak) > card
+
+
+def test_advice_is_what_fits() -> None:
+    config = T5Config(vocab_size=500, d_model=1024, d_kv=64, d_ff=4096, num_layers=6, num_heads=16)
+    spec = checkpoint_spec("owner/name")
+    found = plan(config, spec, Demand(FULL, 4, 30, 30), False, 3 * 2**29)
+    assert not found.fits
+    assert in_options(found.advice, OF_FIT) == ["--method lora"]  # and so with fewer bits, too
+    assert plan(config, spec, Demand(FULL, 4, 30, 30), False, 2**29).advice == ()
+
+
+def test_advice_is_in_the_options_of_the_verb(tiny_spec: Callable[..., RunSpec]) -> None:
+    """`run` and `plan` have no --bits and no --optimizer; what is an arm's own and no method of the recipe stays."""
+    paged: Advice = (Change("optimizer", "paged-adamw-8bit"),)
+    advice: list[Advice] = [paged, (Change("method", "lora"), Change("bits", 4))]
+    assert (
+        it_would(advice, OF_TRAIN)
+        == "; it would with --set train.optimizer=paged-adamw-8bit, or --method lora --bits 4"
+    )
+    spec = replace(tiny_spec(), method=FULL)
+    words = of_recipe([lora(16), spec.method], spec)
+    assert in_options(advice, words) == [
+        "--set train.optimizer=paged-adamw-8bit",
+        "--set methods.1.name=lora --set methods.1.bits=4",
+    ]
+    alone = ["--set train.optimizer=paged-adamw-8bit"]
+    assert in_options(advice, of_recipe([lora(16)], spec)) == alone
+    anew = replace(spec, checkpoint=replace(spec.checkpoint, reinit="all"))
+    assert in_options(advice, of_recipe([lora(16), spec.method], anew)) == alone  # it is trained whole by any recipe
+
+
+def test_advice_keeps_the_bits_that_were_asked_for() -> None:
+    """LoRA at 32 bits takes more than at 16, which is advised only with its bits."""
+    config = T5Config(vocab_size=500, d_model=1024, d_kv=64, d_ff=4096, num_layers=2, num_heads=16)
+    spec, full = checkpoint_spec("owner/name"), Demand(MethodSpec("full", bits=32), 1, 30, 30, checkpointing=True)
+    at = {
+        bits: on_card(simulate(config, "t5", replace(full, method=lora(bits)), False).peak)
+        for bits in (32, 16)  # type: ignore[misc]
+    }
+    found = plan(config, spec, full, False, (at[32] + at[16]) // 2)
+    assert "--method lora" not in in_options(found.advice, OF_FIT)
+    assert "--method lora --bits 16" in in_options(found.advice, OF_FIT)
+
+
+def test_a_stack_is_advised_to_end_where_one_run_fits_by_checkpointing() -> None:
+    config, spec = T5Config(vocab_size=8000, **T5), checkpoint_spec("owner/name")
+    one = Demand(lora(4), 1, 200, 200)
+    kept, again = (simulate(config, "t5", replace(one, checkpointing=on), False).peak for on in (False, True))
+    card = on_card((kept + again) // 2)
+    assert needs_checkpointing(config, spec, one, False, card)
+    assert needs_checkpointing(config, spec, one, False, on_card(again) - 1)  # so that --force has what room there is
+    assert not needs_checkpointing(config, spec, one, False, on_card(kept))
+    assert (Change("stack", 1),) in plan(config, spec, replace(one, members=2), False, card).advice
+    assert it_would([], OF_FIT) == ""
+
+
+def test_pages_are_advised_where_eight_bits_are_too_much() -> None:
+    """Paged, the optimiser's state leaves the card but for the tensor at hand."""
+    config, spec = T5Config(vocab_size=500, **T5 | {"d_ff": 2048}), checkpoint_spec("owner/name")
+    one = Demand(FULL, 1, 30, 30, checkpointing=True)
+    eight, paged = (
+        simulate(config, "t5", replace(one, optimizer=name), False)
+        for name in ("adamw-8bit", "paged-adamw-8bit")  # type: ignore[arg-type]
+    )
+    assert paged.optimizer < eight.optimizer / 2
+    card = (on_card(eight.peak) + on_card(paged.peak)) // 2
+    found = plan(config, spec, one, False, card)
+    assert (Change("optimizer", "paged-adamw-8bit"),) in found.advice
+    assert (Change("optimizer", "adamw-8bit"),) not in found.advice
+    assert PAGED not in plan(config, spec, one, False, on_card(eight.peak)).advice
+
+
+def test_checkpointing_is_turned_on_where_nothing_else_is_needed() -> None:
+    config, spec = T5Config(vocab_size=8000, **T5), checkpoint_spec("owner/name")
+    one = Demand(lora(4), 1, 200, 200)
+    kept, again = (simulate(config, "t5", replace(one, checkpointing=on), False).peak for on in (False, True))
+    found = plan(config, spec, replace(one, batch=2), False, on_card(kept) - 1)
+    assert (found.fits, found.turned_on, found.demand.checkpointing, found.demand.batch) == (True, True, True, 1)
+    kept_on = plan(config, spec, one, False, on_card(kept))
+    assert (kept_on.fits, kept_on.turned_on, kept_on.demand.checkpointing) == (True, False, False)
+    short = plan(config, spec, one, False, on_card(again) - 1)
+    assert (short.fits, short.turned_on, short.demand.checkpointing) == (False, False, False)
+    prefix = MethodSpec("prefix", bits=16, virtual_tokens=4)  # cannot checkpoint
+    assert not plan(config, spec, replace(one, method=prefix), False, CONTEXT).turned_on
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("12GB", 12 * 2**30), ("12", 12 * 2**30), ("0.5 GiB", 2**29), ("6144MB", 6 * 2**30)]
+)
+def test_sizes_of_cards(text: str, size: int) -> None:
+    assert card_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "twelve", "12TB", "-3GB", "0", "1e3GB", "99999GB", "nan"])
+def test_no_sizes_of_cards(text: str) -> None:
+    with pytest.raises(UserError, match="--card"):
+        card_bytes(text)
+
+
+def _fit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["petransfer", "fit", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+def test_t5_11b_fits_twelve_gigabytes_in_four_bits(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With 32 examples a step, which is what one gets without saying: only if activations are computed again."""
+    assert _fit(monkeypatch, "google-t5/t5-11b", "--bits", "4", "--card", "12GB", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["checkpointing"]
+    parameters = 11_307_321_344
+    assert sum(found["memory"]["weights"].values()) < 1.10 * 0.516 * parameters
+    assert found["memory"]["on_card"] <= 12 * 2**30
+    assert found["micro_batch"] >= 1
+
+
+def test_the_table_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _fit(monkeypatch, "nano/english", "--bits", "4", "--batch", "2", "--measure", "--cpu") == 0
+    said = capsys.readouterr().out
+    for part in ("weights (nf4)", "optimizer", "activations", "peak", "predicted over measured"):
+        assert part in said
+    assert "the training loop's own step: " in said
+    assert "kept beside the model" in said
+    assert _fit(monkeypatch, "google-t5/t5-base", "--method", "full", "--card", "3GB") == 1
+    advice = "does not fit 3 GB; it would with --optimizer paged-adamw-8bit, or --method lora\n"
+    assert advice in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nano/english", "--bits", "5"], "take 4, 8, 16 or 32"),
+        (["nano/english", "--method", "lorra"], "did you mean 'lora'"),
+        (["nano/english", "--method", "full", "--bits", "4"], "cannot train 4-bit weights"),
+        (
+            ["nano/english", "--method", "dora", "--stack", "2"],
+            "dora is not stacked: its norms are taken over base",
+        ),
+        (["nano/english", "--stack", "2", "--measure"], "--stack 2 does not go with --measure; leave one of them out"),
+        (["nano/english", "--stack", "2", "--checkpointing"], "--stack 2 does not go with --checkpointing; leave one"),
+        (["nano/english", "--optimizer", "sgd"], "unknown optimizer"),
+        (["nano/english", "--lengths", "64"], "two whole numbers"),
+        (["nano/english", "--card", "huge"], "write a size such as 12GB"),
+        (["nano/englisch"], "nano/english"),
+        (["owner/unknown"], "no configuration for owner/unknown"),
+        (["Rostlab/prot_t5_xl_half_uniref50-enc"], "no configuration"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _fit(monkeypatch, *arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error
+    assert len(error.splitlines()) == 1
+
+
+def test_runs_that_are_trained_as_one_are_foreseen_as_one(
+    tiny_t5: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def found(stack: int, card: str) -> dict[str, Any]:
+        words = (str(tiny_t5), "--bits", "32", "--batch", "8", "--lengths", "38,301", "--json", "--card", card)
+        fits = _fit(monkeypatch, *words, "--stack", str(stack)) == 0
+        content: dict[str, Any] = json.loads(capsys.readouterr().out)
+        assert content["fits"] == fits
+        return content
+
+    one, four = found(1, "80GB"), found(4, "80GB")
+    assert (one["stack"], four["stack"]) == (1, 4)
+    assert four["memory"]["weights"] == one["memory"]["weights"]  # once for all
+    assert four["memory"]["optimizer"] == 4 * one["memory"]["optimizer"]
+    card = f"{(one['memory']['on_card'] + four['memory']['on_card']) / 2**31}GB"
+    assert found(1, card)["micro_batch"] == 8
+    assert 1 <= found(4, card)["micro_batch"] < 8
+    least = [found(members, "0.62GB")["memory"]["on_card"] for members in (2, 4)]
+    none = found(4, f"{sum(least) / 2**31}GB")
+    assert not none["fits"]
+    assert "--stack 2" in none["advice"]
+
+
+def test_an_encoder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    AutoConfig.for_model("bert", architectures=["BertModel"]).save_pretrained(tmp_path)
+    assert _fit(monkeypatch, str(tmp_path)) == 2
+    assert "encoder-only" in capsys.readouterr().err
+
+
+def test_a_grid_is_foreseen_once_for_all_seeds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["plan", "--recipe", "orhan-base", "--card", "12GB", "--arms", "english,scratch,code", "--json"]
+    monkeypatch.setattr(sys, "argv", ["petransfer", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    memory = json.loads(capsys.readouterr().out)["memory"]
+    assert [place["name"] for place in memory] == [
+        "google-t5/t5-base, all weights, 32 bits",
+        "google-t5/t5-base (from scratch), all weights, 32 bits",
+        "Salesforce/codet5-base, all weights, 32 bits",
+    ]
+    assert all(place["fits"] for place in memory)
+
+
+def test_a_run_that_cannot_fit_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("petransfer.cli.run.this_card", lambda: 4 * 2**30)
+    arguments = ["run", "--recipe", "orhan-base", "--arms", "english", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["petransfer", *arguments, "--set", "effects=[]"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert "google-t5/t5-base, all weights, 32 bits" in error
+    assert "does not fit" in error
+    assert "it would with --set train.optimizer=adamw-8bit, or --set methods.0.name=lora" in error
+    assert "--force tries all the same" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_run_turns_checkpointing_on_where_it_fits_only_so(
+    tiny_spec: Callable[..., RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is recorded, and neither the run's id nor its numbers know of it."""
+    spec = tiny_spec(steps=2)
+    config, own_head = configuration(spec.checkpoint)
+    one = replace(demand_of(spec, False), batch=1, accumulates=True)
+    kept, again = (simulate(config, "t5", replace(one, checkpointing=on), own_head).peak for on in (False, True))
+    cards = {"none": None, "enough": on_card(kept), "little": (on_card(kept) + on_card(again)) // 2}
+    results = {}
+    for name, card in cards.items():
+        monkeypatch.setattr("petransfer.study.checkpointing_choice.card_of", lambda device, card=card: card)
+        run_one(spec, RunFolder(tmp_path / name), Settings(Execution(threads=1), cpu=True))
+        results[name] = json.loads((tmp_path / name / "result.json").read_text())
+    assert {name: result["checkpointing"] for name, result in results.items()} == {
+        "none": False,
+        "enough": False,
+        "little": True,
+    }
+    assert len({result["run_id"] for result in results.values()}) == 1
+    assert results["little"]["dev"] == results["none"]["dev"]
+
+
+def test_embedded_checkpoints_are_not_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    from petransfer.memory.study_memory import foresee
+    from petransfer.recipe.loading import load_recipe
+    from petransfer.study.grid import expand
+
+    monkeypatch.setattr("petransfer.memory.planner.plan", lambda *given: pytest.fail("simulated"))
+    assert foresee([cell.spec for cell in expand(load_recipe("lora-scan"))], 2**30) == []
+
+
+def test_rows_of_new_pieces_are_foreseen(tiny_spec: Callable[..., RunSpec], tiny_t5: Path, tmp_path: Path) -> None:
+    from petransfer.memory.study_memory import demand_of, find_sizes, met_new_pieces
+    from petransfer.study.single_run import Settings, open_base, prepare
+
+    anew = replace(checkpoint_spec(str(tiny_t5)), reinit="embeddings")
+    method = MethodSpec("lora", bits=32, rank=2, alpha=4.0, embeddings="new")
+    spec = tiny_spec(method, steps=4, checkpoint=anew)
+    config, own_head = configuration(spec.checkpoint)
+    pieces = met_new_pieces(spec, config)
+    assert 10 < len(pieces) < config.vocab_size
+    settings = Settings(Execution(threads=1), cpu=True)
+    model = prepare(spec, RunFolder(tmp_path), open_base(spec, settings), force=False).model
+    trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
+    assert plan(config, anew, demand_of(spec, False), own_head, None, pieces).memory.trained_parameters == trained
+    wanted = trained - len(pieces) * config.d_model  # what the rank alone would give
+    with pytest.raises(UserError, match="cannot be met by lora"):
+        find_sizes([replace(spec, method=replace(method, rank=0, alpha=0.0, match_parameters=wanted))])

@@ -1,0 +1,64 @@
+"""The architectures that petransfer is said to take, small, and the widths in which each is tried.
+
+`test_coverage` tries them; `python -m tests.readme` writes the README's table of support from them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from petransfer.recipe.run_spec import Bits
+
+T5 = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 1, "num_heads": 4, "decoder_start_token_id": 0}
+GATED = T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+BART = {
+    "d_model": 64, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128,
+    "encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 128,
+    "decoder_start_token_id": 0, "forced_eos_token_id": None, "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0,
+}  # fmt: skip
+USUAL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4}
+GROUPED = USUAL | {"num_key_value_heads": 2, "max_position_embeddings": 128}
+# name: (model_type, its configuration, the name by which the README calls it)
+SMALL: dict[str, tuple[str, dict[str, Any], str]] = {
+    "t5": ("t5", T5, "T5, CodeT5, CodeT5+ (220M, 770M), ProtT5"),
+    "t5-v1.1": ("t5", GATED, "T5 v1.1, FLAN-T5"),
+    "byt5": ("t5", GATED, "ByT5"),
+    "mt5": ("mt5", GATED, "mT5"),
+    "longt5": ("longt5", T5 | {"local_radius": 16}, "LongT5"),
+    "marian": ("marian", BART | {"share_encoder_decoder_embeddings": True}, "Marian (opus-mt)"),
+    "bart": ("bart", BART, "BART"),
+    "mbart": ("mbart", BART, "mBART"),
+    "pegasus": ("pegasus", BART, "Pegasus"),
+    "m2m_100": ("m2m_100", BART, "M2M100, NLLB"),
+    "gpt2": ("gpt2", {"n_embd": 64, "n_layer": 1, "n_head": 4, "n_positions": 128}, "GPT-2"),
+    "llama": ("llama", GROUPED, "Llama"),
+    "mistral": ("mistral", GROUPED, "Mistral"),
+    "qwen2": ("qwen2", GROUPED, "Qwen2, Qwen2.5"),
+    "qwen3": ("qwen3", GROUPED | {"head_dim": 16}, "Qwen3"),
+    "gemma": ("gemma", GROUPED | {"head_dim": 16}, "Gemma"),
+    "gemma2": ("gemma2", GROUPED | {"head_dim": 16}, "Gemma 2"),
+    "phi": ("phi", GROUPED, "Phi-1, Phi-2"),
+    "phi3": ("phi3", GROUPED, "Phi-3, Phi-4"),
+    "starcoder2": ("starcoder2", GROUPED, "StarCoder2"),
+    "opt": ("opt", {
+        "hidden_size": 64, "ffn_dim": 128, "num_hidden_layers": 1, "num_attention_heads": 4, "word_embed_proj_dim": 64,
+        "max_position_embeddings": 128,
+    }, "OPT"),
+    "bloom": ("bloom", {"hidden_size": 64, "n_layer": 1, "n_head": 4}, "BLOOM"),
+    "gpt_neox": ("gpt_neox", USUAL | {"max_position_embeddings": 128}, "GPT-NeoX, Pythia"),
+}  # fmt: skip
+REFUSED = {
+    "umt5": ("umt5", GATED, "umT5", "scales"),
+    "bert": ("bert", USUAL | {"architectures": ["BertModel"]}, "BERT, ProtT5 encoders and other encoders", "encoder"),
+}
+
+WIDTHS: tuple[Bits, ...] = (32, 16, 8, 4)
+TRIED = [(name, bits) for name in SMALL for bits in WIDTHS]
+
+
+def support() -> str:
+    """The table: yes where an architecture is tried in a width and not refused."""
+    labels = {name: made[2] for name, made in (SMALL | REFUSED).items()}
+    rows = [[label, *("yes" if (name, bits) in TRIED else "no" for bits in WIDTHS)] for name, label in labels.items()]
+    head = [["architecture", *map(str, WIDTHS)], ["---"] * (1 + len(WIDTHS))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in head + rows)

@@ -1,0 +1,120 @@
+"""Every architecture that is said to be supported, in every width: loaded, trained, evaluated, saved, read by peft."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoConfig, AutoTokenizer, ByT5Tokenizer
+
+from petransfer.data.encoding import encode_examples
+from petransfer.data.task import Example
+from petransfer.errors import UserError
+from petransfer.evaluation.exact_match import score
+from petransfer.methods import APPLY, SAVE
+from petransfer.models.loading import Loaded, load, model_class, with_new_weights
+from petransfer.models.quantization import inventory
+from petransfer.models.registry import NANO, checkpoint_spec
+from petransfer.recipe.run_spec import Bits, MethodSpec
+from petransfer.training.batches import collate
+from petransfer.training.losses import token_loss
+from tests.models.architectures import REFUSED, SMALL, TRIED
+
+EXAMPLES = [
+    Example(at, f"jump {word}", word, "all") for at, word in enumerate(("left", "right", "twice", "thrice", "around"))
+]
+LORA = MethodSpec("lora", rank=8, alpha=32.0)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Makes and keeps a small checkpoint with random weights."""
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name)
+            _save(name, made[name])
+        return made[name]
+
+    return make
+
+
+def _save(name: str, folder: Path) -> None:
+    kind, fields, *_ = (SMALL | REFUSED)[name]  # type: ignore[operator]
+    tokenizer = ByT5Tokenizer() if name == "byt5" else AutoTokenizer.from_pretrained(NANO / "tokenizer")
+    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": 1}
+    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **(ends | fields))
+    torch.manual_seed(0)
+    own_head = fields.get("tie_word_embeddings") is False
+    with_new_weights(model_class(config, name), config, own_head).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _batch(loaded: Loaded) -> dict[str, torch.Tensor]:
+    return collate(encode_examples(EXAMPLES, "", loaded.tokenizer, loaded.layout), loaded.layout)
+
+
+@pytest.mark.parametrize(("name", "bits"), TRIED)
+def test_it_is_loaded_trained_evaluated_saved_and_read_by_peft(
+    name: str, bits: Bits, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    spec = checkpoint_spec(str(checkpoint(name)))
+    loaded = load(spec, bits)
+    held = inventory(loaded.model)
+    assert held.parameters == inventory(load(spec, 32).model).parameters
+    if bits < 16:
+        assert {"other"}.isdisjoint(tensor.reason for tensor in held.wide)
+        assert held.bytes["int8" if bits == 8 else "nf4"] > 0
+    torch.manual_seed(0)
+    batch = _batch(loaded)
+    wide = load(spec, 32).model.eval()
+    with torch.no_grad():
+        expected = wide(**{key: value for key, value in batch.items() if key != "labels"}).logits
+        found = loaded.model.eval()(**{key: value for key, value in batch.items() if key != "labels"}).logits.float()
+    assert float((found - expected).norm() / expected.norm()) < {32: 1e-5, 16: 0.03, 8: 0.05, 4: 0.3}[bits]
+
+    model = APPLY["lora"](loaded, replace(LORA, bits=bits), 0).train()
+    trained = [value for value in model.parameters() if value.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    losses = []
+    for _ in range(15):
+        loss = token_loss(model, batch)
+        loss.backward()
+        assert all(value.grad is not None for value in trained)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.97 * losses[0]
+
+    model.eval()
+    encoded = encode_examples(EXAMPLES, "", loaded.tokenizer, loaded.layout)
+    scored = score(model, replace(loaded, model=model), EXAMPLES, encoded, len(EXAMPLES))  # type: ignore[arg-type]
+    assert all(row.log_prob < 0 for row in scored)
+    SAVE["lora"](model, tmp_path / "adapter", name)
+    again = PeftModel.from_pretrained(load(spec, bits).model, str(tmp_path / "adapter")).eval()
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    with torch.no_grad():
+        ours, plain = model(**inputs).logits.float(), again(**inputs).logits.float()
+    torch.testing.assert_close(ours, plain, rtol=0.02, atol=0.02 if bits == 32 else 0.5)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_all_that_full_fine_tuning_trains_has_a_gradient(name: str, checkpoint: Callable[[str], Path]) -> None:
+    loaded = load(checkpoint_spec(str(checkpoint(name))), 32)
+    model = APPLY["full"](loaded, MethodSpec("full", bits=32), 0).train()
+    token_loss(model, _batch(loaded)).backward()
+    trained = {key for key, value in model.named_parameters() if value.requires_grad}
+    assert trained == {key for key, value in model.named_parameters() if value.grad is not None}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_supported_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
+    kind, fields, _, said = REFUSED[name]
+    AutoConfig.for_model(kind, vocab_size=100, **fields).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=said):
+        load(checkpoint_spec(str(tmp_path)), 32)

@@ -1,0 +1,119 @@
+"""The registry: entries that hold together, and architectures with the parameters that they are said to have."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+from transformers import AutoConfig, AutoTokenizer, T5Config, T5ForConditionalGeneration
+
+from petransfer.errors import UserError
+from petransfer.models.loading import load, model_class, with_new_weights
+from petransfer.models.registry import (
+    NANO,
+    ArmEntry,
+    RegistryFile,
+    checkpoint_spec,
+    embedded_arms,
+    family_names,
+    registered_family,
+    registry,
+)
+
+ENTRIES = {
+    f"{family}/{arm}": entry for family, content in registry().families.items() for arm, entry in content.arms.items()
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES.values(), ids=list(ENTRIES))
+def test_every_architecture_has_the_parameters_that_the_registry_says(entry: ArmEntry) -> None:
+    fields = dict(registry().architectures[entry.architecture])
+    config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    with torch.device("meta"):
+        model = with_new_weights(
+            model_class(config, entry.checkpoint), config, fields.get("tie_word_embeddings") is False
+        )
+    assert sum(value.numel() for value in model.parameters()) == entry.parameters
+
+
+def test_every_family_has_its_controls() -> None:
+    for name in family_names():
+        family = registered_family(name)
+        assert {"scratch", "random"} <= set(family.arm_names)
+        assert ("english-newemb" in family.arm_names) == ("english" in family.arms)
+        assert family.arm("scratch").checkpoint.reinit == "all"
+        assert family.arm("scratch").trained == "all"
+        assert family.arm("random").trained == "method"
+        if "english" in family.arms:
+            assert family.arm("english-newemb").checkpoint.reinit == "embeddings"
+
+
+def test_arms_of_one_family_have_one_depth() -> None:
+    """Depth, not the count of parameters, is what must match for a comparison of arms."""
+    for name, family in registry().families.items():
+        shapes = [registry().architectures[entry.architecture] for entry in family.arms.values()]
+        keys = ("num_layers", "n_layer", "encoder_layers", "num_hidden_layers")
+        depths = {next(shape[key] for key in keys if key in shape) for shape in shapes}
+        assert len(depths) == 1, name
+
+
+def test_an_arm_with_another_s_tokenizer_has_its_embeddings_made_anew() -> None:
+    protein = registered_family("t5-base").arm("protein")
+    assert protein.checkpoint.tokenizer == "google-t5/t5-base"
+    assert protein.checkpoint.reinit == "embeddings"
+    assert protein.prefix == ""
+    assert registered_family("t5-base").arm("english").prefix == "translate English to English: "
+
+
+def test_what_was_not_verified_says_so() -> None:
+    assert all(entry.note for entry in ENTRIES.values() if not entry.verified)
+
+
+def test_names_that_do_not_exist_are_refused() -> None:
+    content = registry().model_dump()
+    content["families"]["nano"]["base"] = "english2"
+    with pytest.raises(ValidationError, match="english2 is no arm"):
+        RegistryFile.model_validate(content)
+    content["families"]["nano"]["base"] = "english"
+    content["families"]["nano"]["arms"]["english"]["licens"] = "MIT"
+    with pytest.raises(ValidationError, match="licens"):
+        RegistryFile.model_validate(content)
+
+
+def test_a_body_takes_another_tokenizer(tmp_path: Path) -> None:
+    """What ProtT5 needs: 40 pieces of its own, and embeddings for those of another checkpoint."""
+    config = T5Config(vocab_size=40, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    torch.manual_seed(5)
+    model = T5ForConditionalGeneration(config)
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(NANO / "tokenizer").save_pretrained(tmp_path)
+    spec = replace(checkpoint_spec(str(tmp_path)), reinit="embeddings", tokenizer="nano/english")
+    loaded = load(spec, 32)
+    assert len(loaded.tokenizer) == loaded.model.get_input_embeddings().num_embeddings == 6176
+    body = "encoder.block.0.layer.0.SelfAttention.q.weight"
+    assert torch.equal(loaded.model.state_dict()[body], model.state_dict()[body])
+    assert loaded.new_pieces == tuple(range(6176))
+    with pytest.raises(UserError, match="needs reinit embeddings"):
+        load(replace(spec, reinit="none"), 32)
+
+
+def test_the_embedded_arms_differ_in_nothing_but_their_weights() -> None:
+    cards = embedded_arms()
+    assert set(cards) == set(registry().families["nano"].arms)
+    own = {"arm", "corpus_sha256", "valid_loss", "seconds", "new_pieces"}
+    common = [{key: value for key, value in card.items() if key not in own} for card in cards.values()]
+    assert all(card == common[0] for card in common)
+    assert len({card["corpus_sha256"] for card in cards.values()}) == len(cards)
+    configs = [(NANO / arm / "config.json").read_text() for arm in cards]
+    assert len(set(configs)) == 1
+    assert not [path for arm in cards for path in (NANO / arm).glob("tokenizer*")]
+    sizes = [(NANO / arm / "model.safetensors").stat().st_size for arm in cards]
+    assert max(sizes) < 16_000_000
+    assert sum(sizes) < 100_000_000
+    for arm in cards:
+        weights = hashlib.sha256((NANO / arm / "model.safetensors").read_bytes()).hexdigest()
+        assert weights in (NANO / arm / "README.md").read_text()

@@ -1,0 +1,120 @@
+"""`adapter push|pull|info` by way of huggingface_hub's real client and a hub on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from petransfer.sharing.hub import without_tokens
+from tests.sharing.conftest import contents
+from tests.sharing.hub_server import TOKEN, Hub, Repository, serving
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """A hub."""
+    with serving() as made:
+        yield made
+
+
+def ask(endpoint: str, here: Path, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    """`petransfer adapter ARGUMENTS` in a process of its own, whose hub is at `endpoint`."""
+    environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    environment |= {
+        "HF_ENDPOINT": endpoint, "HF_TOKEN": TOKEN, "HF_HOME": str(here / "hf"), "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "COLUMNS": "200", **extra,
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "petransfer", "adapter", *arguments],
+        cwd=here, env=environment, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert TOKEN not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_push_and_pull_bring_the_same_files_back(hub: Hub, packed: Path, here: Path) -> None:
+    done = ask(hub.url, here, "push", str(packed), "me/mine", "--tag", "german", "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    made = hub.repositories["me/mine"]
+    assert said == {"url": f"{hub.url}/me/mine/commit/{made.head}", "commit": made.head, "private": True}
+    assert made.private
+    assert len(made.commits) == 2, "one commit beside the one that makes a repository"
+    assert made.lfs == {"adapter_model.safetensors", "examples.parquet"}
+    assert "POST /api/validate-yaml" in hub.calls
+    pushed = {name: content for name, content in made.commits[made.head].items() if name != ".gitattributes"}
+    before = contents(packed)
+    assert pushed.keys() == before.keys()
+    assert b"- german\n" in pushed["README.md"]
+    same = [name for name in before if pushed[name] == before[name]]
+    assert set(before) - set(same) == {"README.md", "manifest.json"}
+    assert all(TOKEN.encode() not in content for content in pushed.values())
+    made.commits[made.head]["modeling.py"] = b"raise SystemExit('code')"
+    done = ask(hub.url, here, "pull", "me/mine", "--out", "pulled")
+    assert done.returncode == 0, done.stderr
+    assert {path.name: path.read_bytes() for path in (here / "pulled").iterdir()} == pushed
+    shown = json.loads(ask(hub.url, here, "info", f"me/mine@{made.head}", "--json").stdout)
+    assert shown["hub commit"] == made.head
+    assert shown["made by"].startswith("petransfer, run ")
+    assert not any("modeling.py" in call for call in hub.calls)
+
+
+def test_what_is_public_stays_so_only_when_it_is_said(hub: Hub, packed: Path, here: Path) -> None:
+    assert ask(hub.url, here, "push", str(packed), "me/open", "--public").returncode == 0
+    assert not hub.repositories["me/open"].private
+    commits = len(hub.repositories["me/open"].commits)
+    done = ask(hub.url, here, "push", str(packed), "me/open")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "me/open is public already; --public says" in done.stderr
+    assert len(hub.repositories["me/open"].commits) == commits
+
+
+def test_errors_of_the_hub_are_one_line_without_the_token(hub: Hub, packed: Path, here: Path) -> None:
+    stranger = "hf_" + "another" * 4
+    done = ask(hub.url, here, "push", str(packed), "me/mine", HF_TOKEN=stranger)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert stranger not in done.stderr
+    assert "***" in done.stderr, done.stderr
+    assert "hf auth login" in done.stderr
+    hub.broken = True
+    done = ask(hub.url, here, "push", str(packed), "me/mine")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert len(hub.repositories["me/mine"].commits) == 1
+    assert ask(hub.url, here, "pull", "me/none").returncode == 2
+    hub.repositories["me/pickled"] = Repository(private=False)
+    hub.repositories["me/pickled"].commit({"adapter_config.json": b"{}", "adapter_model.bin": b"\x80\x04."})
+    done = ask(hub.url, here, "pull", "me/pickled")
+    assert "only adapter_model.bin, a pickle, which runs code" in done.stderr
+    assert not any("resolve" in call for call in hub.calls), "it was never fetched"
+
+
+def test_without_a_network_it_is_said_at_once_and_the_rest_works(packed: Path, here: Path) -> None:
+    nowhere = "http://127.0.0.1:9"
+    for arguments in (("push", str(packed), "me/mine"), ("pull", "me/mine")):
+        for extra in ({}, {"HF_HUB_OFFLINE": "1"}):
+            started = time.monotonic()
+            done = ask(nowhere, here, *arguments, **extra)
+            assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+            assert ("HF_HUB_OFFLINE is set" if extra else "cannot be reached") in done.stderr
+            assert time.monotonic() - started < 20
+    for arguments in (("verify", "me/mine"), ("merge", "me/mine", "merged")):
+        done = ask(nowhere, here, *arguments, PYTHONVERBOSE="1")  # names every module that is imported
+        assert done.returncode == 2
+        assert "cannot be reached" in done.stderr
+        assert not re.search(r"^import '(torch|transformers)'", done.stderr, re.MULTILINE), "it is said before"
+    assert ask(nowhere, here, "pull", str(packed), "--out", "pulled").returncode == 0
+    assert ask(nowhere, here, "info", "pulled").returncode == 0
+
+
+def test_tokens_are_taken_out_of_any_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret-of-mine")
+    assert without_tokens("said secret-of-mine and hf_abcdefghij1") == "said *** and ***"

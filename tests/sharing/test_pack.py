@@ -1,0 +1,202 @@
+"""`adapter pack` and `card`: the same bytes, nothing of this machine, a card that the client takes, plain peft."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+
+from petransfer.errors import UserError
+from petransfer.sharing.bundle import opened
+from petransfer.sharing.card import Wishes, card
+from petransfer.sharing.licences import OF_TASKS, ORDER, derived
+from petransfer.sharing.pack import placeless, refuse_private
+from tests.sharing.conftest import ROWS, call, contents, refused, write
+
+
+def test_the_same_run_gives_the_same_bytes(packed: Path, run: Path, here: Path) -> None:
+    os.utime(run / "adapter" / "adapter_model.safetensors", (1, 1))
+    assert call("adapter", "pack", str(run / "adapter"), "--out", "again.petransfer.zip") == 0
+    assert (here / "again.petransfer.zip").read_bytes() == packed.read_bytes()
+    assert call("adapter", "pull", str(packed), "--out", "pulled") == 0
+    assert {path.name: path.read_bytes() for path in (here / "pulled").iterdir()} == contents(packed)
+    names = {"adapter_config.json", "adapter_model.safetensors", "README.md", "petransfer.json", "recipe.yaml"}
+    assert names | {"manifest.json", "result.json", "examples.parquet"} == contents(packed).keys()
+
+
+def test_nothing_of_this_machine_or_of_the_data_is_in_it(packed: Path, place: Path, here: Path) -> None:
+    for name, content in contents(packed).items():
+        for private in (str(place), str(Path.home()), f"/{getpass.getuser()}", "/tmp", "file://"):
+            assert private.encode() not in content, name
+        assert not re.search(rb"(?:to|must) (?:walk|run|see|say) \d", content), name
+    (here / "examples.parquet").write_bytes(contents(packed)["examples.parquet"])
+    columns = pyarrow.parquet.read_table("examples.parquet").column_names
+    assert columns == ["index", "category", "correct", "margin", "log_prob", "tokens", "tokens_correct"]
+
+
+def test_folders_in_a_recipe_become_names() -> None:
+    recipe = b"""
+name: mine
+data_dir: /home/me/data
+task: {options: {train: /home/me/pairs.tsv, test: ~/test.tsv, template: "/x {a}", dev: 0.1}}
+family: {arms: {one: ../models/t5, two: {checkpoint: C:\\models\\t5, tokenizer: owner/name}}}
+"""
+    assert placeless(recipe.decode()).decode() == (
+        "name: mine\ntask:\n  options:\n    train: pairs.tsv\n    test: test.tsv\n    template: /x {a}\n    dev: 0.1\n"
+        "family:\n  arms:\n    one: t5\n    two:\n      checkpoint: t5\n      tokenizer: owner/name\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["see /home/me/x", "in ~/models", "C:\\Users\\me", "/root/data", "hf_" + "a" * 30, "key secret-token"]
+)
+def test_what_is_private_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret-token")
+    with pytest.raises(UserError) as found:
+        refuse_private("README.md", text)
+    assert "secret-token" not in str(found.value)
+    assert "hf_a" not in str(found.value)
+
+
+@pytest.mark.parametrize("text", ["/x {a}", "https://huggingface.co/data/x", "and/or", "a ~ b", "n/a", "s:/x"])
+def test_what_is_not_private_is_not(text: str) -> None:
+    refuse_private("README.md", text)
+
+
+def test_the_hub_s_client_takes_the_card(packed: Path) -> None:
+    """Its parsing and checks of metadata and results, there and back; what the server itself says needs a network."""
+    text = contents(packed)["README.md"].decode()
+    made = ModelCard(text)
+    data = made.data
+    kinds = [data.get(key) for key in ("library_name", "pipeline_tag")]
+    assert kinds == ["peft", "text-generation"]
+    assert data.base_model is None, "an embedded base is on no hub"
+    assert "`nano/english`, which ships with petransfer and is not on the hub" in text
+    result = json.loads(contents(packed)["result.json"])
+    figures = {one.dataset_split: one.metric_value for one in data.eval_results or []}
+    assert figures == {"validation": result["dev"]["exact_match"], "test": result["test"]["exact_match"]}
+    index = eval_results_to_model_index(str(data.model_name), data.eval_results or [])
+    name, back = model_index_to_eval_results(index)
+    assert (name, back) == (data.model_name, data.eval_results)
+    assert str(ModelCard(str(made))) == str(made)
+
+
+def test_a_base_on_the_hub_is_named_in_the_metadata(trained: Callable[..., Path], here: Path) -> None:
+    """A benchmark's card, of a run of this machine whose spec says the base is on the hub."""
+    from dataclasses import replace
+
+    with opened(str(trained("nano/english"))) as bundle:
+        assert bundle.spec is not None
+        spec = replace(
+            bundle.spec,
+            checkpoint=replace(bundle.spec.checkpoint, name="google-t5/t5-base", weights="main"),
+            task=replace(bundle.spec.task, name="scan", split="around_right"),
+        )
+        text = card(replace(bundle, spec=spec, here=None), Wishes(tags=("mine",)))
+    data = ModelCard(text).data
+    assert (data.base_model, data.base_model_relation) == ("google-t5/t5-base", "adapter")
+    assert (data.license, data.datasets, data.language) == ("apache-2.0", ["scan"], ["en"])
+    assert data.tags == ["petransfer", "lora", "scan", "mine"]
+    assert "Licence: of the base apache-2.0, of the data bsd; so of the adapter apache-2.0." in text
+
+
+def test_seeds_and_verdicts_of_the_study_stand_in_the_card(here: Path, place: Path) -> None:
+    (here / "mine.yaml").write_text(
+        "name: mine\ntask: {name: lines, options: {train: pairs.tsv, test: 10, dev: 5}, metrics: [exact_match]}\n"
+        "family: {name: two, arms: {one: nano/english, other: nano/german}}\narms: [one, other]\n"
+        "methods: [{name: lora, rank: 2, bits: 32}]\nseeds: [0, 1]\ntrain: {steps: 3, learning_rate: 1.0e-3}\n"
+        "effects: [one-other]\n"
+    )
+    assert call("run", "--recipe", "mine.yaml", "--cpu", "--workers", "1") == 0
+    runs = [path.parent for path in (here / "results" / "mine" / "runs").glob("*/spec.json")]
+    for run in runs:
+        assert call("adapter", "card", str(run)) == 0
+        text = (run / "adapter" / "README.md").read_text()
+        seed = json.loads((run / "spec.json").read_text())["seed"]
+        assert f"| {seed} (this adapter) |" in text
+        assert re.search(rf"\| {1 - seed} \|", text)
+        assert "- one-other on held-out" in text
+    assert call("adapter", "verify", str(runs[0]), "--cpu") == 0, "a card beside the adapter is no change of it"
+
+
+def test_licences_bind_as_the_stricter_one() -> None:
+    assert derived("mit", "apache-2.0") == derived("apache-2.0", "mit") == "apache-2.0"
+    assert derived("gpl-3.0", "cc-by-sa-4.0") is None
+    assert derived("gpl-3.0", "cc-by-nc-4.0") is None
+    assert derived("mit", None) is derived("bigcode-openrail-m", "mit") is None
+    assert set(OF_TASKS.values()) <= set(ORDER)
+
+
+def test_what_is_no_adapter_of_ours_is_not_packed(
+    packed: Path, run: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = contents(packed)
+    weights = "adapter_model.safetensors"
+    write(here / "f.petransfer.zip", {name: files[name] for name in ("adapter_config.json", weights)})
+    assert "not made by" in refused(capsys, "adapter", "pack", "f.petransfer.zip", "--out", "x.petransfer.zip")
+    assert "does not end in" in refused(capsys, "adapter", "pack", str(run), "--out", "x.zip")
+    assert "no-such holds no finished adapter" in refused(capsys, "adapter", "pack", "no-such")
+    (here / "model").mkdir()
+    assert "whole model" in refused(capsys, "adapter", "pack", str(here))
+    assert not list(here.glob("x.*"))
+
+
+def test_plain_transformers_and_peft_give_the_same_predictions(
+    packed: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The card's own code, in a process that cannot import petransfer, on an unpacked bundle and the copied base."""
+    assert call("checkpoints", "cp", "nano/english", "base") == 0
+    texts = [source for source, _ in ROWS]
+    plain = plainly(packed, here, texts)
+    capsys.readouterr()
+    assert call("predict", str(packed), *texts) == 0
+    ours = capsys.readouterr().out.splitlines()
+    assert plain == ours
+    assert sum(answer == target for answer, (_, target) in zip(ours, ROWS, strict=True)) > 20
+
+
+def test_so_do_those_of_a_decoder_on_a_base_that_is_a_folder(
+    tiny_gpt2: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also: such a base has to be named, and nothing of where it lies goes into the bundle."""
+    (here / "base").symlink_to(tiny_gpt2)
+    assert call("train", str(tiny_gpt2), "pairs.tsv", "--steps", "30", "--lr", "0.01", "--cpu", "--out", "study") == 0
+    (run,) = (here / "study" / "runs").iterdir()
+    assert call("adapter", "pack", str(run), "--out", "a.petransfer.zip") == 0
+    assert all(
+        str(tiny_gpt2.parent).encode() not in content for content in contents(here / "a.petransfer.zip").values()
+    )
+    said = refused(capsys, "adapter", "verify", "a.petransfer.zip", "--cpu")
+    assert f"is a folder called {tiny_gpt2.name}; name it by --checkpoint" in said
+    assert call("adapter", "verify", "a.petransfer.zip", "--cpu", "--checkpoint", "./base") == 0
+    texts = [source for source, _ in ROWS[:8]]
+    plain = plainly(here / "a.petransfer.zip", here, texts)
+    capsys.readouterr()
+    assert call("predict", "a.petransfer.zip", *texts, "--checkpoint", "./base", "--max-new-tokens", "64") == 0
+    assert plain == capsys.readouterr().out.splitlines()
+
+
+def plainly(bundle: Path, here: Path, texts: list[str]) -> list[str]:
+    """What the code of the card says to texts, in a process that cannot import petransfer."""
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", str(bundle), "adapter"], check=True)
+    (code,) = re.findall(r"```python\n(.*?)```", (here / "adapter" / "README.md").read_text(), flags=re.DOTALL)
+    once = code.index("inputs = ")
+    looped = "".join(f"    {line}\n" for line in code[once:].splitlines())
+    looped = re.sub(r"tokenizer\('an input(.*?)'", r"tokenizer(text + '\1'", looped).replace("=128", "=64")
+    script = "import sys\nsys.modules['petransfer'] = None  # importing it fails\n" + code[:once]
+    (here / "plain.py").write_text(f"{script}for text in {texts!r}:\n{looped}")
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    plain = subprocess.run(
+        [sys.executable, "-I", "plain.py"], env=environment, capture_output=True, text=True, check=True
+    )
+    return plain.stdout.splitlines()

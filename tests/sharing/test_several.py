@@ -1,0 +1,226 @@
+"""Several adapters on one base: predict, eval, weighted combinations; merge and info."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSeq2SeqLM
+
+from petransfer.evaluation import exact_match
+from petransfer.models.registry import NANO
+from petransfer.sharing import combined_adapters as several
+from petransfer.sharing.attach import FIRST
+from petransfer.sharing.bundle import opened
+from petransfer.sharing.combined_adapters import Combination, Where, put_together
+from tests.sharing.conftest import ROWS, call, contents, refused, write
+
+FROZEN = ("--set", "methods=[{name: lora, rank: 4, bits: 32}]")
+
+
+@pytest.fixture(scope="session")
+def two(trained: Callable[..., Path]) -> tuple[str, str]:
+    """Two adapters that train no rows of the embeddings."""
+    return str(trained("nano/english", *FROZEN)), str(trained("nano/english", *FROZEN, "--seeds", "1"))
+
+
+def answers(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, str]]:
+    capsys.readouterr()
+    assert call("predict", *arguments, "--json", "--max-new-tokens", "8") == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_several_answer_as_each_does_alone_and_the_base_is_loaded_once(
+    two: tuple[str, str], run: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [source for source, _ in ROWS[:6]]
+    loads = []
+    real = several.Base.load
+    monkeypatch.setattr(several.Base, "load", lambda self, *rest: loads.append(self) or real(self, *rest))
+    alone = {one: [row["output"] for row in answers(capsys, one, *texts)] for one in (*two, str(run))}
+    assert len(loads) == 3
+    together = answers(capsys, two[0], *texts, "--with", two[1], "--with", str(run))
+    assert len(loads) == 4
+    for one, said in alone.items():
+        assert [row["output"] for row in together if row["adapter"] == one] == said
+    assert len({tuple(one) for one in alone.values()}) > 1
+
+
+def test_several_may_train_rows_of_the_embeddings(
+    run: Path, trained: Callable[..., Path], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = (str(run), str(trained("nano/english", "--seeds", "1")))
+    texts = [source for source, _ in ROWS[:6]]
+    alone = [row["output"] for one in sources for row in answers(capsys, one, *texts)]
+    together = answers(capsys, sources[0], *texts, "--with", sources[1])
+    assert [row["output"] for one in sources for row in together if row["adapter"] == one] == alone
+    assert "which peft leaves out of a combination" in refused(
+        capsys, "eval", *sources, "--weights", "0.5,0.5", "--cpu"
+    )
+
+
+def test_the_table_has_every_adapter_with_what_it_claims(
+    two: tuple[str, str], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("eval", *two, "--weights", "0.5,0.5", "--cpu", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["label"] for row in rows[:2]] == list(two)
+    assert [row["examples"] for row in rows] == [10, 10, 10]
+    for row, one in zip(rows, two, strict=False):
+        result = json.loads((Path(one) / "result.json").read_text())
+        assert row["exact_match"] == row["claimed"] == result["test"]["exact_match"]
+        assert row["log_prob_per_token"] == pytest.approx(result["test"]["log_prob_per_token"], abs=1e-5)
+    assert rows[0]["same"] == 100
+    assert rows[2]["label"].startswith("linear: 0.5 x ")
+    assert call("eval", *two, "--data", "pairs.tsv", "--cpu") == 0
+    assert "pairs.tsv, test, 40 examples" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_by_generation_a_run_is_scored_anew_on_its_own_task(
+    method: str,
+    run: Path,
+    trained: Callable[..., Path],
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = run if method == "lora" else trained("nano/english", "--method", "full")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    claimed = json.loads((folder / "result.json").read_text())["test"]
+    capsys.readouterr()
+    assert call("eval", str(folder), "--by-generation", "--cpu", "--json") == 0
+    said = capsys.readouterr()
+    (row,) = json.loads(said.out)
+    assert (row["exact_match"], row["claimed"], row["examples"]) == (claimed["exact_match"],) * 2 + (10,)
+    assert row["log_prob_per_token"] == pytest.approx(claimed["log_prob_per_token"], abs=1e-5)
+    assert (row["generated"], row["disagreements"]) == (10, 0)
+    assert "one forward pass" not in said.err
+    real = exact_match.score
+
+    def lying(*arguments: Any) -> list[exact_match.Scored]:
+        first, *rest = real(*arguments)
+        return [replace(first, correct=not first.correct, near_tie=False), *rest]
+
+    monkeypatch.setattr(exact_match, "score", lying)
+    assert call("eval", str(folder), "--by-generation", "--cpu") == 0
+    said = capsys.readouterr()
+    assert "1 of 10 generated answers are not what one forward pass says" in said.err
+    assert f"{claimed['exact_match']:.1f}" in said.out
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_whole_models_stand_side_by_side(
+    trained: Callable[..., Path], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [str(trained("nano/english", "--method", "full", *more)) for more in ((), ("--seeds", "1"))]
+    capsys.readouterr()
+    assert call("eval", *runs, "--data", "pairs.tsv", "--cpu", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["label"], row["examples"], row["claimed"]) for row in rows] == [(one, 40, None) for one in runs]
+    assert rows[0]["log_prob_per_token"] != rows[1]["log_prob_per_token"]
+    assert "is a whole model; leave it out" in refused(capsys, "eval", runs[0], "--revision", "main")
+
+
+@pytest.mark.parametrize("kind", ["cat", "svd", "linear", "ties"])
+def test_a_combination_is_peft_s(two: tuple[str, str], kind: str, here: Path) -> None:
+    """`cat` is exact: the sum of what the adapters add, each by its weight; and all are what plain peft makes."""
+    weights = (0.7, 0.3)
+    with opened(two[0]) as first, opened(two[1]) as second:
+        model = put_together([first, second], Where(device="cpu"), Combination(weights, kind)).model
+    base = AutoModelForSeq2SeqLM.from_pretrained(NANO / "english", dtype=torch.float32)
+    plain = PeftModel.from_pretrained(base, f"{two[0]}/adapter", adapter_name="a")
+    plain.load_adapter(f"{two[1]}/adapter", adapter_name="b")
+    density = {"density": 0.5} if kind == "ties" else {}
+    plain.add_weighted_adapter(["a", "b"], list(weights), "both", combination_type=kind, **density)
+    plain.set_adapter("both")
+    name = "encoder.block.0.layer.0.SelfAttention.q"
+    added = model.get_base_model().get_submodule(name).get_delta_weight(model.active_adapter)
+    layer: Any = plain.get_base_model().get_submodule(name)
+    torch.testing.assert_close(added, layer.get_delta_weight("both"), atol=1e-5, rtol=1e-4)
+    if kind == "cat":
+        exact = weights[0] * layer.get_delta_weight("a") + weights[1] * layer.get_delta_weight("b")
+        torch.testing.assert_close(added, exact, atol=1e-5, rtol=1e-4)
+
+
+def test_what_cannot_go_together_is_refused(
+    two: tuple[str, str], run: Path, trained: Callable[..., Path], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    german = str(trained("nano/german", *FROZEN))
+    assert "were trained on different bases" in refused(capsys, "eval", two[0], german)
+    assert "(bits: (32, ()) and (4, ()))" in refused(
+        capsys, "eval", two[0], str(trained("nano/english", "--bits", "4"))
+    )
+    assert "train rows of the embeddings" in refused(capsys, "eval", two[0], str(run), "--weights", "1,1", "--cpu")
+    assert "1 numbers for 2 adapters" in refused(capsys, "eval", *two, "--weights", "1")
+    assert "write numbers as" in refused(capsys, "predict", two[0], "x", "--with", two[1], "--weights", "a,b")
+    assert "no combination 'mean'" in refused(capsys, "eval", *two, "--weights", "1,1", "--combination", "mean")
+
+
+@pytest.mark.parametrize("bits", [32, 16])
+def test_merging_leaves_the_logits(run: Path, bits: int, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("adapter", "merge", str(run), "merged", "--bits", str(bits), "--cpu", "--json") == 0
+    done = json.loads(capsys.readouterr().out)
+    assert done["bits"] == bits
+    assert done["moved"] < (1e-5 if bits == 32 else 0.02)
+    assert done["agree"] > (99.9 if bits == 32 else 95)
+    merged = AutoModelForSeq2SeqLM.from_pretrained("merged", dtype=torch.float32)
+    base = AutoModelForSeq2SeqLM.from_pretrained(NANO / "english", dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, str(run / "adapter")).eval()
+    ids = torch.arange(3, 23).reshape(2, 10)
+    with torch.inference_mode():
+        before = model(input_ids=ids, decoder_input_ids=ids).logits
+        after = merged(input_ids=ids, decoder_input_ids=ids).logits
+    assert float((before - after).square().mean().sqrt() / before.square().mean().sqrt()) < done["moved"] * 3 + 1e-6
+    assert "exists" in refused(capsys, "adapter", "merge", str(run), "merged")
+
+
+def test_no_merging_into_a_quantised_base(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "adapter", "merge", str(run), "merged", "--bits", "4")
+    assert "is not merged into a base of 4 bits: the sum would be rounded to a few levels again" in said
+    assert not (here / "merged").exists()
+
+
+def test_a_merge_that_changes_the_model_is_not_kept(
+    run: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PeftModel, "merge_and_unload", lambda model, **_: model.unload(), raising=False)
+    assert call("adapter", "merge", str(run), "merged", "--cpu") == 1
+    assert "the merged model is another" in capsys.readouterr().err
+    assert [path.name for path in here.iterdir()] == ["pairs.tsv"]
+
+
+def test_info_knows_adapters_that_others_made(packed: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = contents(packed)
+    plain = {name: files[name] for name in ("adapter_config.json", "adapter_model.safetensors")}
+    write(here / "f.petransfer.zip", plain)
+    assert call("adapter", "info", "f.petransfer.zip", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["made by"] == "not petransfer: there is no petransfer.json"
+    assert (found["method"], found["base"], found["rank"]) == ("LORA", "nano/english", 16)
+    assert found["sound"] == "tensors fit the configuration"
+    tensors = load_file(_in(here, "w", plain["adapter_model.safetensors"]))
+    assert found["parameters"] == sum(value.numel() for value in tensors.values())
+    save_file({"base_model.model.x.lora_A.weight": torch.ones(16, 2)}, here / "w")
+    write(here / "g.petransfer.zip", plain | {"adapter_model.safetensors": (here / "w").read_bytes()})
+    assert call("adapter", "info", "g.petransfer.zip") == 0
+    assert (
+        "sound                no: the adapter is refused: target_modules does not name 'x'" in capsys.readouterr().out
+    )
+    assert call("predict", "f.petransfer.zip", "to walk 1", "--max-new-tokens", "4") == 0
+
+
+def _in(folder: Path, name: str, content: bytes) -> Path:
+    (folder / name).write_bytes(content)
+    return folder / name
+
+
+def test_the_first_adapter_s_name_is_no_layer_s() -> None:
+    assert not FIRST.isdigit(), "peft would drop the tensors of the layer of that number"

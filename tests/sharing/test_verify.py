@@ -1,0 +1,189 @@
+"""`adapter verify` passes on what was packed, and fails on each forgery with a sentence of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load, save
+
+from petransfer.models.registry import NANO
+from tests.sharing.conftest import call, contents, listed, refused, sealed, write
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def failures(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, str]:
+    """What failed of `adapter verify ARGUMENTS`, by what was checked."""
+    capsys.readouterr()
+    code = call("adapter", "verify", "--cpu", "--json", *arguments)
+    found = {one["what"]: one["line"] for one in json.loads(capsys.readouterr().out) if not one["passed"]}
+    assert code == (1 if found else 0)
+    return found
+
+
+def test_it_passes_on_the_bundle_the_run_and_the_folder_that_was_pulled(
+    packed: Path, run: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("adapter", "pull", str(packed), "--out", "pulled") == 0
+    for source in (packed, run, here / "pulled"):
+        assert failures(capsys, str(source)) == {}
+    assert call("adapter", "verify", str(packed), "--cpu") == 0
+    said = capsys.readouterr()
+    assert "all 10 test examples come out as in examples.parquet" in said.out
+    assert "is what it says" in said.err
+    claims = json.loads((run / "adapter" / "petransfer.json").read_text())["claims"]
+    assert claims["test"]["exact_match"] > 0
+
+
+def test_one_byte_of_the_weights(packed: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = contents(packed)
+    changed = bytearray(files[WEIGHTS])
+    changed[-1] ^= 1
+    bundle = write(here / "changed.petransfer.zip", files | {WEIGHTS: bytes(changed)})
+    found = failures(capsys, str(bundle))
+    assert list(found) == ["files"]
+    assert "adapter_model.safetensors is not the file that was packed: its sha256 is" in found["files"]
+    assert "is refused: adapter_model.safetensors is not" in refused(capsys, "predict", str(bundle), "to walk")
+
+
+def test_other_weights_with_all_hashes_made_to_fit(
+    packed: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = contents(packed)
+    tensors = {name: -2 * value if "lora_B" in name else value for name, value in load(files[WEIGHTS]).items()}
+    bundle = write(here / "forged.petransfer.zip", sealed(files | {WEIGHTS: save(tensors)}))
+    found = failures(capsys, str(bundle))
+    assert set(found) <= {"claim", "examples"}
+    assert "test examples come out otherwise than in examples.parquet" in found["examples"]
+
+
+def test_another_base(packed: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = failures(capsys, str(packed), "--checkpoint", "nano/german")
+    assert list(found) == ["base"]
+    assert "nano/german is not the base that it was trained on, nano/english: model.safetensors has" in found["base"]
+
+
+def test_another_tokenizer(packed: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("checkpoints", "cp", "nano/english", "base") == 0
+    assert failures(capsys, str(packed), "--checkpoint", "./base") == {}
+    rules = json.loads((here / "base" / "tokenizer.json").read_text())
+    pieces = rules["model"]["vocab"]
+    first, second = list(pieces)[300:302] if isinstance(pieces, dict) else (300, 301)
+    pieces[first], pieces[second] = pieces[second], pieces[first]
+    (here / "base" / "tokenizer.json").write_text(json.dumps(rules))
+    found = failures(capsys, str(packed), "--checkpoint", "./base")
+    assert list(found) == ["tokenizer"]
+    assert "the tokenizer of base is another: its rules have the sha256" in found["tokenizer"]
+
+
+def test_a_changed_claim(packed: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = contents(packed)
+    provenance = json.loads(files["petransfer.json"])
+    true = provenance["claims"]["test"]["exact_match"]
+    claimed = true - 20 if true >= 50 else true + 20
+    provenance["claims"]["test"]["exact_match"] = claimed
+    result = json.loads(files["result.json"])
+    result["test"]["exact_match"] = claimed
+    card = files["README.md"].replace(f"value: {true}".encode(), f"value: {claimed}".encode())
+    changed = {"petransfer.json": json.dumps(provenance).encode(), "result.json": json.dumps(result).encode()}
+    bundle = write(here / "claim.petransfer.zip", sealed(files | changed | {"README.md": card}))
+    found = failures(capsys, str(bundle))
+    assert list(found) == ["claim"]
+    assert f"{true:.2f} % EM on test; claimed are {claimed:.2f} %, 2 of 10 examples" in found["claim"]
+    plain = write(here / "plain.petransfer.zip", files | {"petransfer.json": changed["petransfer.json"]})
+    assert {"files", "card", "claim"} <= set(failures(capsys, str(plain)))
+
+
+def test_a_swapped_card(
+    packed: Path, trained: Callable[..., Path], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("adapter", "pack", str(trained("nano/english", "--seeds", "1")), "--out", "o.petransfer.zip") == 0
+    files, other = contents(packed), contents(here / "o.petransfer.zip")["README.md"]
+    swapped = files | {"README.md": other}
+    found = failures(capsys, str(write(here / "swapped.petransfer.zip", swapped)), "--no-evaluate")
+    assert list(found) == ["card"]
+    forged = write(here / "forged.petransfer.zip", listed(swapped))
+    found = failures(capsys, str(forged), "--no-evaluate")
+    assert list(found) == ["card"]
+    first = "card was swapped or changed: README.md is not the file that was packed"
+    assert call("adapter", "verify", str(here / "swapped.petransfer.zip"), "--no-evaluate", "--cpu") == 1
+    assert first in capsys.readouterr().out
+
+
+def test_a_wide_base_where_a_quantised_one_was_trained_on(
+    trained: Callable[..., Path], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained("nano/english", "--bits", "4")
+    assert call("adapter", "verify", str(run), "--cpu") == 0
+    (moved,) = re.findall(r"differ by at most (\S+) nats", capsys.readouterr().out)
+    assert float(moved) < 1e-4, "it is computed as it was in training"
+    found = failures(capsys, str(run), "--bits", "16")
+    assert list(found) == ["bits"]
+    assert "the base is at 16 bits (100 % bfloat16); the adapter was trained on one at 4" in found["bits"]
+    assert "nf4" in found["bits"]
+    files = run / "adapter" / "petransfer.json"
+    wide = json.loads(files.read_text())
+    wide["base"]["bytes"] = {"bfloat16": 1}
+    shutil.copytree(run, here / "run")
+    (here / "run" / "adapter" / "petransfer.json").write_text(json.dumps(wide))
+    assert list(failures(capsys, str(here / "run"), "--no-evaluate")) == ["bits"]
+
+
+COMMITS = ("a" * 40, "b" * 40)
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache that holds two commits of `me/tiny`; main is the first."""
+    from transformers import AutoModelForSeq2SeqLM
+
+    repository = tmp_path / "hub" / "models--me--tiny"
+    for at, commit in enumerate(COMMITS):
+        folder = repository / "snapshots" / commit
+        shutil.copytree(NANO / "english", folder)
+        shutil.copytree(NANO / "tokenizer", folder, dirs_exist_ok=True)
+        (folder / "pretraining.json").unlink()
+        if at:
+            model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+            model.get_input_embeddings().weight.data += 0.1 * torch.ones(1)
+            model.save_pretrained(folder)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMITS[0])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return repository
+
+
+def test_another_revision(hub_cache: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--steps", "6", "--cpu", "--test", "10", "--out", "study")
+    assert call("train", "me/tiny", "pairs.tsv", *options) == 0
+    (run,) = (here / "study" / "runs").iterdir()
+    assert json.loads((run / "adapter" / "adapter_config.json").read_text())["revision"] == COMMITS[0]
+    assert call("adapter", "pack", str(run), "--out", "a.petransfer.zip") == 0
+    assert f'revision="{COMMITS[0]}"' in contents(here / "a.petransfer.zip")["README.md"].decode()
+    (hub_cache / "refs" / "main").write_text(COMMITS[1])
+    assert failures(capsys, "a.petransfer.zip") == {}, "the commit that it was trained at is taken"
+    found = failures(capsys, "a.petransfer.zip", "--revision", COMMITS[1])
+    assert list(found) == ["revision", "base"]
+    assert found["revision"] == f"me/tiny is at commit {'b' * 12}; the adapter was trained at {'a' * 12}"
+    ask = ("predict", "a.petransfer.zip", "to walk", "--max-new-tokens", "2")
+    assert "me/tiny has moved: it is at commit bbbbbbbbbbbb" in refused(capsys, *ask, "--checkpoint", "me/tiny@main")
+    assert call(*ask, "--revision", COMMITS[1]) == 0
+    assert call(*ask) == 0
+
+
+def test_what_cannot_be_verified_is_refused(
+    packed: Path, here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = contents(packed)
+    plain = {name: files[name] for name in ("adapter_config.json", WEIGHTS)}
+    foreign = write(here / "foreign.petransfer.zip", plain)
+    assert "was not made by petransfer" in refused(capsys, "adapter", "verify", str(foreign))
+    (here / "pairs.tsv").unlink()
+    assert "pairs.tsv" in refused(capsys, "adapter", "verify", str(packed), "--cpu")
+    assert failures(capsys, str(packed), "--no-evaluate") == {}

@@ -1,0 +1,44 @@
+"""A batch cut under a budget of tokens: nothing lost, nothing doubled, nothing beyond it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from petransfer.data.encoding import Encoded, Layout
+from petransfer.training.batches import IGNORED, Batch
+
+LAYOUT = Layout(encoder_decoder=True, pad_id=0, eos_id=1)
+LENGTHS = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 40)), min_size=1, max_size=40)
+
+
+@given(lengths=LENGTHS, size=st.integers(1, 40), budget=st.integers(1, 600), encoder_decoder=st.booleans())
+def test_every_example_is_in_one_micro_batch_of_no_more_than_the_budget(
+    lengths: list[tuple[int, int]], size: int, budget: int, encoder_decoder: bool
+) -> None:
+    # the examples are told from each other by their pieces
+    examples = [Encoded((at + 1,) * source, (at + 1,) * target) for at, (source, target) in enumerate(lengths)]
+    batch = Batch(examples, 1, replace(LAYOUT, encoder_decoder=encoder_decoder))
+    found = []
+    for cut in batch.micro_batches(size, budget):
+        rows = len(cut["labels"])
+        read = [name for name in ("input_ids", "decoder_input_ids") if name in cut]
+        assert rows == 1 or (rows <= size and sum(cut[name].numel() for name in read) <= budget)
+        for row in cut["labels"]:
+            asked = row[row != IGNORED]
+            found.append((int(asked[0]), len(asked)))
+    assert sorted(found) == [(at + 1, target) for at, (_, target) in enumerate(lengths)]
+
+
+@pytest.mark.parametrize("encoder_decoder", [True, False])
+def test_examples_of_one_length_go_together(encoder_decoder: bool) -> None:
+    # by turns short and long; of a decoder alone the short inputs have the long targets
+    pairs = [(2, 2), (20, 20)] if encoder_decoder else [(30, 2), (2, 4)]
+    examples = [Encoded((1,) * source, (1,) * target) for _ in range(8) for source, target in pairs]
+    batch = Batch(examples, 1, replace(LAYOUT, encoder_decoder=encoder_decoder))
+    padded = [int((cut["attention_mask"] == 0).sum()) for cut in batch.micro_batches(16, 160)]
+    assert padded[0] == 0
+    assert sum(padded) <= 20

@@ -1,0 +1,117 @@
+"""What quantising costs is measured before training, recorded, and stops a run where it is more than rounding."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BitsAndBytesConfig
+
+from petransfer.data import load_task
+from petransfer.data.encoding import Encoded, encode_examples
+from petransfer.errors import RunError
+from petransfer.models import loading
+from petransfer.models.loading import load, load_on_disk
+from petransfer.models.registry import checkpoint_spec
+from petransfer.recipe.run_spec import Bits, RunSpec
+from petransfer.study.folders import RunFolder
+from petransfer.study.single_run import Settings, run_one
+from petransfer.training import quantization_cost as calibrate
+from petransfer.training.execution import Execution
+from tests.conftest import LORA
+
+ENGLISH = checkpoint_spec("nano/english")
+
+
+def _examples() -> list[Encoded]:
+    loaded = load(ENGLISH, 32)
+    return encode_examples(load_task("scan").load("opposite_right").dev, "", loaded.tokenizer, loaded.layout)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_embedded_checkpoint_loses_little(bits: Bits) -> None:
+    cost = calibrate.quantisation_cost(ENGLISH, 0, load(ENGLISH, bits), _examples())
+    assert 0 < abs(cost.change) < 0.03
+    calibrate.check(cost, "nano/english")
+
+
+def test_activations_cut_to_whole_numbers_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The usual storage of 4-bit weights, under which T5 computes nonsense without a word."""
+    usual = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    monkeypatch.setattr(loading, "settings", lambda bits: usual)
+    cost = calibrate.quantisation_cost(ENGLISH, 0, load(ENGLISH, 4), _examples())
+    with pytest.raises(RunError, match="quantising nano/english moved its loss from"):
+        calibrate.check(cost, "nano/english")
+
+
+def test_a_loss_that_is_no_number_is_noticed() -> None:
+    with pytest.raises(RunError):
+        calibrate.check(calibrate.QuantisationCost(2.0, float("nan")), "x")
+
+
+def test_without_room_the_wide_weights_are_read_from_the_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    examples = _examples()
+    held = calibrate.quantisation_cost(ENGLISH, 0, load(ENGLISH, 8), examples)
+    monkeypatch.setattr(calibrate, "_room", lambda device: 0)
+    asked = []
+    monkeypatch.setattr(calibrate, "load_on_disk", lambda *given: asked.append(given) or load_on_disk(*given))
+    read = calibrate.quantisation_cost(ENGLISH, 0, load(ENGLISH, 8), examples)
+    assert asked
+    assert read.loss_at_16_bits == pytest.approx(held.loss_at_16_bits, abs=1e-3)
+    on_disk = load_on_disk(ENGLISH, str(tmp_path)).model
+    assert all(value.device.type == "meta" for name, value in on_disk.named_parameters() if "layer" in name)
+
+
+def test_a_control_arm_too_is_read_from_the_disk_where_room_is_short(
+    tiny_t5: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = _examples()
+    for reinit in ("all", "embeddings"):
+        spec = replace(checkpoint_spec(str(tiny_t5)), reinit=reinit)  # type: ignore[arg-type]
+        loaded = load(spec, 4, seed=2)
+        monkeypatch.setattr(calibrate, "_room", lambda device: 2**40)
+        held = calibrate.quantisation_cost(spec, 2, loaded, examples)
+        monkeypatch.setattr(calibrate, "_room", lambda device: 0)
+        with monkeypatch.context() as patched:
+            patched.setattr(calibrate, "load", lambda *given, **named: pytest.fail("loaded whole"))
+            read = calibrate.quantisation_cost(spec, 2, loaded, examples)
+        assert read.loss_at_16_bits == pytest.approx(held.loss_at_16_bits, abs=1e-3)
+
+
+def test_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, tiny_t5: Path) -> None:
+    """It goes to the disk first, whatever the room seemed to be."""
+    spec, examples = checkpoint_spec(str(tiny_t5)), _examples()
+    loaded = load(spec, 4)
+
+    def short(*given: object, **named: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(calibrate, "load", short)
+    assert calibrate.quantisation_cost(spec, 0, loaded, examples).loss > 0
+    monkeypatch.setattr(calibrate, "load_on_disk", short)
+    with pytest.raises(RunError, match=r"out of memory while .* was compared with its 16 bits") as error:
+        calibrate.quantisation_cost(spec, 0, loaded, examples)
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_records_it_and_stops_on_it(
+    tiny_spec: Callable[..., RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(Execution(threads=1), cpu=True)
+    spec = tiny_spec(replace(LORA, bits=4), steps=4)
+    run_one(spec, RunFolder(tmp_path / "good"), settings)
+    result = json.loads((tmp_path / "good" / "result.json").read_text())
+    assert set(result["weights"]) == {"bytes", "share", "parameters", "wide", "quantisation"}
+    assert set(result["weights"]["quantisation"]) == {"loss_at_16_bits", "loss"}
+    assert sum(result["weights"]["share"].values()) == pytest.approx(100, abs=0.05)
+    assert {"norm", "tied head"} <= set(result["weights"]["wide"])
+    monkeypatch.setattr(calibrate, "BOUND", 0.0)
+    with pytest.raises(RunError, match="more than 0%"):
+        run_one(spec, RunFolder(tmp_path / "bad"), settings)
+    assert not RunFolder(tmp_path / "bad").done
+    run_one(spec, RunFolder(tmp_path / "forced"), replace(settings, force=True))
+    assert RunFolder(tmp_path / "forced").done

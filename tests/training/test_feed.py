@@ -1,0 +1,79 @@
+"""Batches that are made ahead are those that would be made when they are asked for."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+from accelerate import Accelerator
+
+from petransfer.data.encoding import Encoded, Layout
+from petransfer.training.batch_feed import Feed
+from petransfer.training.batches import Batch
+
+LAYOUT = Layout(encoder_decoder=True, pad_id=0, eos_id=1)
+
+
+class _Source:
+    """Says which batches were asked for and by which threads; that of step `bad` is an error."""
+
+    def __init__(self, bad: int = -1) -> None:
+        self.asked: list[int] = []
+        self.threads: set[str] = set()
+        self.bad, self.busy = bad, threading.Lock()
+
+    def batch(self, step: int, process: int, processes: int) -> Batch:
+        assert self.busy.acquire(blocking=False), "asked twice at once"
+        self.asked.append(step)
+        self.threads.add(threading.current_thread().name)
+        self.busy.release()
+        if step == self.bad:
+            raise ValueError("a row is gone")
+        return Batch([Encoded((step + 1, at), (step + 1,)) for at in range(4)], 4, LAYOUT)
+
+
+def _taken(feed: Feed, sizes: list[int]) -> list[list[list[int]]]:
+    found = []
+    for step, size in enumerate(sizes):
+        _, cuts = feed.take(step, size, 0)
+        found.append([cut["input_ids"].flatten().tolist() for cut in cuts])
+    return found
+
+
+def _feed(source: Any, ahead: bool, steps: int = 6) -> Feed:
+    feed = Feed(source, steps, Accelerator(cpu=True))
+    feed.ahead = ahead
+    return feed
+
+
+def test_made_ahead_they_are_the_same_and_end_with_the_last() -> None:
+    plain, ahead = _Source(), _Source()
+    sizes = [4, 4, 2, 2, 1, 1]  # as after running out of memory
+    feed = _feed(ahead, True)
+    assert _taken(feed, sizes) == _taken(_feed(plain, False), sizes)
+    feed.close()
+    assert plain.threads == {"MainThread"}
+    assert ahead.threads == {"MainThread", "feed_0"}
+    assert sorted({*ahead.asked}) == plain.asked == [0, 1, 2, 3, 4, 5]
+    assert len(ahead.asked) == 8  # those of another size were made anew
+
+
+def test_the_next_is_made_while_this_one_is_worked_on() -> None:
+    source = _Source()
+    feed = _feed(source, True)
+    feed.take(0, 4, 0)
+    feed.rest()
+    assert source.asked == [0, 1]
+    feed.close()
+    feed.take(3, 4, 0)
+    feed.close()
+    assert source.asked[2] == 3
+
+
+def test_an_error_comes_out_at_its_own_step() -> None:
+    feed = _feed(_Source(bad=1), True)
+    feed.take(0, 4, 0)
+    with pytest.raises(ValueError, match="a row is gone"):
+        feed.take(1, 4, 0)
+    feed.close()

@@ -1,0 +1,202 @@
+"""The rate's schedule, the optimiser's groups, the checks that a run makes of itself, and when it reads its losses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from petransfer.data import load_task
+from petransfer.data.encoding import encode_examples
+from petransfer.errors import RunError
+from petransfer.methods import APPLY
+from petransfer.models.loading import load
+from petransfer.models.registry import checkpoint_spec
+from petransfer.recipe.run_spec import TrainSpec
+from petransfer.study.single_run import accelerator_for
+from petransfer.training.batches import ShuffledExamples
+from petransfer.training.execution import Execution
+from petransfer.training.loop import Hooks, Loop, learning_rate_factor, make_optimizer
+from petransfer.training.losses import token_loss
+from petransfer.training.metrics_file import MetricsFile, read_metrics
+from petransfer.training.out_of_memory import is_out_of_memory
+from petransfer.training.self_checks import SelfChecks
+from petransfer.training.state import trained_tensors
+from tests.conftest import LORA
+
+SPEC = TrainSpec(steps=100, batch_size=8, learning_rate=1e-3, warmup=0.1)
+
+
+def test_the_rate_rises_and_falls_to_the_final_share() -> None:
+    factors = [learning_rate_factor(SPEC, step) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9] == factors[10] == 1.0
+    assert factors[55] == pytest.approx(0.5)
+    assert factors[99] == pytest.approx(1 / 90)
+    assert learning_rate_factor(replace(SPEC, final=0.05), 99) == pytest.approx(0.05 + 0.95 / 90)
+    assert learning_rate_factor(replace(SPEC, schedule="cosine"), 55) == pytest.approx(0.5)
+    assert learning_rate_factor(replace(SPEC, schedule="constant"), 99) == 1.0
+
+
+@given(
+    steps=st.integers(1, 500), warmup=st.floats(0, 0.99), final=st.floats(0, 1),
+    schedule=st.sampled_from(["linear", "cosine", "constant"]),
+)  # fmt: skip
+def test_the_rate_is_never_negative_nor_above_its_peak(steps: int, warmup: float, final: float, schedule: str) -> None:
+    spec = TrainSpec(steps, 1, 1e-3, warmup, schedule, final)  # type: ignore[arg-type]
+    for step in range(steps):
+        assert 0 < learning_rate_factor(spec, step) <= 1 or (final == 0 and step == steps - 1)
+
+
+def test_rms_scaling_gives_each_tensor_a_rate_and_a_decay_of_its_own_size() -> None:
+    model = torch.nn.Linear(4, 4)
+    with torch.no_grad():
+        model.weight.fill_(0.5)
+        model.bias.zero_()
+    spec = replace(SPEC, rate_scaling="rms", weight_decay=0.01)
+    weight, bias = make_optimizer(model, spec).param_groups
+    assert (weight["scale"], weight["weight_decay"]) == (pytest.approx(0.5), pytest.approx(0.02))
+    assert bias["scale"] == pytest.approx(1e-3)
+
+
+def test_a_tensor_without_a_gradient_is_an_error() -> None:
+    model = torch.nn.ModuleDict({"used": torch.nn.Linear(2, 2), "unused": torch.nn.Linear(2, 2)})
+    checks = SelfChecks(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(2):
+        model["used"](torch.ones(1, 2)).sum().backward()
+        checks.before_update(step)
+        optimizer.step()
+        checks.after_step(step)
+    with pytest.raises(RunError, match=r"2 of 4 trained tensors got no gradient.*unused"):
+        checks.after_step(2)
+
+
+def test_a_tensor_that_does_not_move_is_an_error() -> None:
+    model = torch.nn.Linear(2, 2)
+    checks = SelfChecks(model)
+    for step in range(2):
+        model(torch.ones(1, 2)).sum().backward()
+        checks.before_update(step)
+        checks.after_step(step)
+    with pytest.raises(RunError, match="2 of 2 trained tensors did not move"):
+        checks.after_step(2)
+
+
+def test_training_nothing_is_an_error() -> None:
+    with pytest.raises(RunError, match="nothing is trained"):
+        SelfChecks(torch.nn.Linear(2, 2).requires_grad_(False))
+
+
+def test_memory_errors_are_told_from_others() -> None:
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"))
+    assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
+
+
+def test_metrics_are_cut_back_and_a_half_written_line_is_left_out(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    metrics.append({"step": 1})
+    length = metrics.size()
+    metrics.append({"step": 2})
+    metrics.path.open("a").write('{"step": 3')
+    assert [line["step"] for line in read_metrics(metrics.path)] == [1, 2]
+    metrics.cut(length)
+    assert [line["step"] for line in read_metrics(metrics.path)] == [1]
+
+
+def _loop(checkpoint: Path, folder: Path, cpu: bool = True, save_every: float = 0.0, **options: Any) -> Loop:
+    """Eight steps on the tiny T5, a line of metrics after every fourth."""
+    accelerator = accelerator_for("no", cpu)
+    loaded = load(checkpoint_spec(str(checkpoint)), 32, device=accelerator.device)
+    examples = encode_examples(load_task("scan").load("length").train[:60], "", loaded.tokenizer, loaded.layout)
+    spec = TrainSpec(steps=8, batch_size=8, learning_rate=2e-3)
+    hooks = options.pop("hooks", Hooks())
+    return Loop(
+        APPLY["lora"](loaded, LORA, 0).to(accelerator.device), ShuffledExamples(examples, 8, 0, loaded.layout), spec,
+        accelerator, folder, identity="x", seed=0, execution=Execution(log_every=4, save_every=save_every),
+        hooks=hooks, **options,
+    )  # fmt: skip
+
+
+def test_losses_read_seldom_and_batches_made_ahead_are_the_same(tiny_t5: Path, tmp_path: Path) -> None:
+    lines, read = [], []
+    for seldom in (False, True):
+        loop = _loop(tiny_t5, tmp_path / str(seldom), save_every=60.0, hooks=Hooks(at_step={6: lambda: {"at": 6}}))
+        loop.reads_seldom = loop.feed.ahead = seldom
+        losses: list[int] = []
+        loop.hooks.progress = lambda step, *_, loop=loop, losses=losses: losses.append(len(loop._unread))
+        loop.run()
+        read.append([step for step, left in enumerate(losses, 1) if not left])
+        lines.append([{**line, "seconds": 0} for line in read_metrics(loop.metrics.path)])
+    assert lines[0] == lines[1]
+    assert [line["step"] for line in lines[0]] == [4, 6, 8]
+    assert read == [[1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 3, 4, 6, 8]]
+
+
+class _Diverging:
+    """A loss that is not a number from the fifth step on."""
+
+    def __init__(self) -> None:
+        self.passes = 0
+
+    def __call__(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        self.passes += 1
+        return token_loss(model, batch) * (torch.nan if self.passes >= 5 else 1)
+
+
+@pytest.mark.parametrize("seldom", [False, True])
+@pytest.mark.parametrize(("save_every", "saved"), [(0.0, ["step-000000004"]), (60.0, [])])
+def test_a_run_that_diverges_says_where_and_saves_nothing_of_it(
+    seldom: bool, save_every: float, saved: list[str], tiny_t5: Path, tmp_path: Path
+) -> None:
+    loop = _loop(tiny_t5, tmp_path, save_every=save_every, loss_function=_Diverging())
+    loop.reads_seldom = seldom
+    with pytest.raises(RunError, match="the loss is nan at step 5; lower the learning rate or take bits: 32"):
+        loop.run()
+    assert sorted(path.name for path in (tmp_path / "state").glob("*")) == saved
+    assert [line["step"] for line in read_metrics(loop.metrics.path)] == [4]
+
+
+def test_told_to_stop_a_run_that_has_diverged_saves_nothing(tiny_t5: Path, tmp_path: Path) -> None:
+    seen = {"step": 0}
+    hooks = Hooks(lambda step, loss, seconds: seen.update(step=step), lambda: seen["step"] == 6)
+    loop = _loop(tiny_t5, tmp_path, save_every=60.0, hooks=hooks, loss_function=_Diverging())
+    loop.reads_seldom = True
+    with pytest.raises(RunError, match="the loss is nan at step 5"):
+        loop.run()
+    assert seen["step"] == 6
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_before_its_weights_are_saved(tiny_t5: Path, tmp_path: Path) -> None:
+    loop = _loop(tiny_t5, tmp_path)
+    loop.lean = None  # by autograd alone, which calls hooks
+    first = next(iter(trained_tensors(loop.model).values()))
+    first.register_hook(lambda gradient: gradient * (torch.inf if loop.progress.step == 7 else 1))
+    with pytest.raises(RunError, match=r"the gradient's norm is (nan|inf) at step 8"):
+        loop.run()
+    assert [path.name for path in (tmp_path / "state").glob("*")] == ["step-000000007"]
+
+
+@pytest.mark.gpu
+def test_on_a_card_an_update_is_not_waited_for(tiny_t5: Path, tmp_path: Path) -> None:
+    loop = _loop(tiny_t5, tmp_path, cpu=False)
+    assert loop.progress.token_budget
+    for step in range(4):
+        loop.note(step, *loop._step(step), 0.0)
+    batch, cuts = loop.feed.take(4, loop.progress.micro_batch, loop.progress.token_budget)
+    assert all(tensor.is_pinned() for cut in cuts for tensor in cut.values())
+    total = loop.accumulate(batch, cuts)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loop.note(4, *loop.update(4, total, batch.target_tokens), 0.0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [step for step, *_ in loop._unread] == [4]
+    loop.feed.close()

@@ -1,0 +1,132 @@
+"""The loss in pieces is the loss in one piece, for every architecture that is said to take it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from petransfer.data.encoding import Layout
+from petransfer.training import losses
+from petransfer.training.batches import IGNORED
+from petransfer.training.stacked.layers import share
+from petransfer.training.stacked.stacked_loop import accumulate, make_stack
+
+T5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
+T5 |= {"dropout_rate": 0.0}
+USUAL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+GROUPED = USUAL | {"num_key_value_heads": 2, "pad_token_id": 0}
+BART = {
+    "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32,
+    "encoder_attention_heads": 2, "decoder_attention_heads": 2, "dropout": 0.0, "max_position_embeddings": 32,
+    "pad_token_id": 0, "attention_dropout": 0.0, "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0,
+}  # fmt: skip
+SMALL: dict[str, dict[str, Any]] = {
+    "t5": T5,
+    "mt5": T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    "longt5": T5 | {"local_radius": 4},
+    "gpt2": {"n_embd": 16, "n_layer": 1, "n_head": 2},
+    "opt": {
+        "dropout": 0.0,
+        "hidden_size": 16,
+        "ffn_dim": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "word_embed_proj_dim": 16,
+    },
+    "bloom": {"hidden_size": 16, "n_layer": 1, "n_head": 2},
+    "gpt_neox": USUAL,
+    "phi": GROUPED,
+    "gemma": GROUPED | {"head_dim": 8},
+    **dict.fromkeys(("m2m_100", "bart", "mbart", "marian", "pegasus"), BART),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "phi3", "starcoder2"), GROUPED),
+}
+
+
+def _model(kind: str) -> Any:
+    config = AutoConfig.for_model(kind, vocab_size=60, **SMALL[kind])
+    torch.manual_seed(1)
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    model = auto.from_config(config, dtype=torch.float32)
+    for dropout in model.modules():
+        if isinstance(dropout, torch.nn.Dropout):
+            dropout.p = 0.0
+    if kind in losses.BIASED_HEADS:
+        model.final_logits_bias.normal_()
+    return model.train()
+
+
+def _batch(model: Any) -> dict[str, torch.Tensor]:
+    ids = torch.randint(2, 60, (3, 7))
+    labels = torch.randint(2, 60, (3, 7))
+    labels[1, 3:] = IGNORED
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    return batch | ({"decoder_input_ids": ids.flip(1)} if model.config.is_encoder_decoder else {})
+
+
+def test_all_that_are_named_are_tried() -> None:
+    assert set(SMALL) == losses.PLAIN_HEADS | losses.BIASED_HEADS
+
+
+@pytest.mark.parametrize("kind", sorted(losses.PLAIN_HEADS | losses.BIASED_HEADS))
+def test_in_pieces_it_is_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the head trained and frozen, in pieces of 4 rows of 21."""
+    model = _model(kind)
+    batch = _batch(model)
+    for trained in (True, False):
+        model.get_output_embeddings().weight.requires_grad_(trained)
+        found = []
+        for whole in (losses.WHOLE, 60 * 16 * 4):
+            monkeypatch.setattr(losses, "WHOLE", whole)
+            loss = losses.token_loss(model, batch)
+            (2 * loss).backward()
+            found.append((loss.detach(), {name: value.grad for name, value in model.named_parameters()}))
+            model.zero_grad(set_to_none=True)
+        (one, gradients), (other, in_pieces) = found
+        torch.testing.assert_close(other, one)
+        for name, gradient in gradients.items():
+            if gradient is not None:
+                torch.testing.assert_close(in_pieces[name], gradient, msg=name, rtol=1e-4, atol=1e-5)
+    assert "forward" not in vars(model.get_output_embeddings())
+    if kind in losses.BIASED_HEADS:
+        assert model.final_logits_bias.shape == (1, 60)
+
+
+@pytest.mark.parametrize("kind", ["m2m_100", "mbart"])
+@pytest.mark.parametrize("whole", [losses.WHOLE, 60 * 16 * 4])
+def test_stacked_it_is_the_same(kind: str, whole: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    trunk = _model(kind)
+    config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    members = [get_peft_model(share(trunk), config) for _ in range(2)]
+    batches = [_batch(trunk) for _ in members]
+    expected = [losses.token_loss(member, batch).detach() for member, batch in zip(members, batches, strict=True)]
+    monkeypatch.setattr(losses, "WHOLE", whole)
+    stack = make_stack(trunk, members)
+    assert stack.hidden_only
+    torch.testing.assert_close(accumulate(stack, batches, [1, 1], Layout(True, 0, 2)), expected)
+
+
+def test_a_model_that_changes_its_logits_after_the_head_is_never_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("gemma2", vocab_size=60, **GROUPED, head_dim=8, final_logit_softcapping=0.1)
+    ).eval()
+    batch = _batch(model)
+    monkeypatch.setattr(losses, "WHOLE", 0)
+    logits = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
+    expected = functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum")
+    torch.testing.assert_close(losses.token_loss(model, batch), expected)
+
+
+def test_pieces_never_hold_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model("t5")
+    batch = _batch(model)
+    seen: list[int] = []
+    plain = functional.linear
+    monkeypatch.setattr(losses, "WHOLE", 60 * 16 * 4)
+    monkeypatch.setattr(losses.functional, "linear", lambda *given: seen.append(len(given[0])) or plain(*given))
+    losses.token_loss(model, batch)
+    assert [rows for rows in seen if rows in (4, 1)] == [4, 4, 4, 4, 4, 1]

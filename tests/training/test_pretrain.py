@@ -1,0 +1,351 @@
+"""Span corruption, and pretraining from a corpus to a checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from petransfer.errors import Interrupted, RunError, UserError
+from petransfer.models.loading import load
+from petransfer.models.registry import NANO, checkpoint_spec
+from petransfer.pretraining import pretrain as module
+from petransfer.pretraining.corpora import bracket_ids, brackets, read_corpus, shuffle_words
+from petransfer.pretraining.grid import Pretrain, PretrainCell, check_settings, expand_pretraining
+from petransfer.pretraining.pretrain import Size, redraw_rows
+from petransfer.pretraining.span_corruption import Noise, corrupt
+from petransfer.recipe.pretraining import CorpusPart, PretrainRecipe
+from petransfer.study.folders import RunFolder, StudyFolder
+from petransfer.training.execution import Execution
+
+SENTINELS = np.arange(1000, 1032)
+EOS = 1
+
+
+@given(seed=st.integers(0, 10_000), noise=st.builds(Noise, st.integers(16, 128), st.floats(0.1, 0.4), st.floats(2, 5)))
+@settings(max_examples=60)
+def test_what_is_lost_can_be_put_back(seed: int, noise: Noise) -> None:
+    rng = np.random.default_rng(seed)
+    window = rng.integers(2, 1000, noise.window)
+    example = corrupt(window, noise, rng, SENTINELS, EOS)
+    assert len(example.target_ids) == noise.target_length
+    assert len(example.input_ids) == noise.window - noise.lost + noise.spans + 1
+    assert example.input_ids[-1] == example.target_ids[-1] == EOS
+    spans: dict[int, list[int]] = {}
+    for piece in example.target_ids[:-1]:
+        if piece >= 1000:
+            spans[piece] = []
+            last = piece
+        else:
+            spans[last].append(piece)
+    assert all(spans.values())
+    rebuilt = [piece for at in example.input_ids[:-1] for piece in (spans[at] if at >= 1000 else [at])]
+    assert rebuilt == window.tolist()
+
+
+def test_unseen_rows_are_drawn_like_the_seen_ones_and_no_two_are_alike() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(400, 64) * 2 + 0.3
+    weight[200:] = weight[200]  # what pretraining does to pieces that never occur
+    kept = weight.clone()
+    seen = torch.zeros(400, dtype=torch.bool)
+    seen[:200] = True
+    redraw_rows(weight, seen, keep=[300], seed=0)
+    assert torch.equal(weight[:200], kept[:200])
+    assert torch.equal(weight[300], kept[300])
+    new = weight[200:300]
+    assert float(new.std()) == pytest.approx(float(weight[:200].std()), rel=0.1)
+    cosine = torch.nn.functional.normalize(new) @ torch.nn.functional.normalize(new).T
+    assert float((cosine - torch.eye(100)).max()) < 0.9
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(NANO / "tokenizer")
+
+
+@pytest.fixture
+def corpora(tmp_path: Path) -> Path:
+    """Two arms' text, in the two ways it may lie on the disk."""
+    rng = np.random.default_rng(0)
+    words = list(
+        filter(
+            None,
+            [
+                "the",
+                "cat",
+                "sat",
+                "on",
+                "a",
+                "mat",
+                "and",
+                "saw",
+                "two",
+                "dogs",
+                "run",
+                "over",
+                "there",
+                "with",
+                "some",
+                "old",
+                "hats",
+            ],
+        )
+    )
+    for part, documents in (("train", 60), ("valid", 20)):
+        texts = ["\n".join(" ".join(rng.choice(words, 12)) for _ in range(8)) for _ in range(documents)]
+        for arm in ("plain", "packed"):
+            (tmp_path / arm).mkdir(exist_ok=True)
+        (tmp_path / "plain" / f"{part}.txt").write_text("\n\n".join(texts))
+        (tmp_path / "packed" / f"{part}.txt.xz").write_bytes(lzma.compress("\n".join(texts).encode()))
+    return tmp_path
+
+
+def _recipe(**changes: object) -> PretrainRecipe:
+    content: dict[str, object] = {
+        "kind": "pretrain",
+        "name": "words",
+        "arms": ["plain", "packed"],
+        "tokens": 2000,
+        "noise": {"window": 32},
+        "train": {"steps": 64, "batch_size": 8},
+        "corpora": {"plain": {"path": "plain"}, "packed": {"path": "packed", "documents": "line"}},
+    }
+    return PretrainRecipe.model_validate(content | changes)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A size that trains in seconds, and few pieces that are called rare."""
+    monkeypatch.setitem(module.SIZES, "nano", Size(32, 1, 64, 1))
+    monkeypatch.setattr(module, "RARE", 5)
+
+
+def _carry_out(folder: Path, corpora: Path, recipe: PretrainRecipe, stop_at: set[int], arm: str = "plain") -> None:
+    at = {"step": 0}
+
+    def progress(step: int, loss: float, seconds: float) -> None:
+        at["step"] = step
+
+    def should_stop() -> bool:
+        return at["step"] in stop_at and not stop_at.discard(at["step"])
+
+    folder.mkdir(parents=True, exist_ok=True)
+    job = Pretrain(Execution(log_every=10, save_every=0.0), corpora, cpu=True)
+    job(PretrainCell(arm, "nano", 0, recipe), RunFolder(folder), 1, progress, should_stop)
+
+
+def test_pretraining_learns_and_an_interruption_changes_nothing(tmp_path: Path, corpora: Path, tiny: None) -> None:
+    _carry_out(tmp_path / "whole", corpora, _recipe(), set())
+    stops = {7, 31}
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            _carry_out(tmp_path / "cut", corpora, _recipe(), stops)
+    _carry_out(tmp_path / "cut", corpora, _recipe(), stops)
+    whole, cut = (load_file(tmp_path / name / "checkpoint" / "model.safetensors") for name in ("whole", "cut"))
+    assert [name for name in whole if not torch.equal(whole[name], cut[name])] == []
+    assert whole["shared.weight"].dtype == torch.bfloat16
+    card = json.loads((tmp_path / "whole" / "checkpoint" / "pretraining.json").read_text())
+    lines = [[json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()] for name in ("whole", "cut")]
+    assert [{**line, "seconds": 0} for line in lines[0]] == [{**line, "seconds": 0} for line in lines[1]]
+    losses = [line["valid_loss"] for line in lines[0] if "valid_loss" in line]
+    assert len(losses) == 8
+    assert losses[-1] < losses[0] - 0.1
+    assert card["valid_loss"] == pytest.approx(losses[-1])
+    assert card["seen_tokens"] == 64 * 8 * 32
+    assert card["corpus_tokens"] == 2000
+
+
+def test_what_is_left_is_a_checkpoint_like_any_other(
+    tmp_path: Path, corpora: Path, tiny: None, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    _carry_out(tmp_path / "run", corpora, _recipe(), set())
+    folder = tmp_path / "run" / "checkpoint"
+    loaded = load(checkpoint_spec(str(folder)), 32)
+    new = loaded.new_pieces
+    assert tokenizer.convert_tokens_to_ids("Ġcat") not in new
+    assert tokenizer.convert_tokens_to_ids("ĠI_JUMP") in new
+    assert loaded.tokenizer("the cat")["input_ids"] == tokenizer("the cat")["input_ids"]
+    card = (folder / "README.md").read_text()
+    assert hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() in card
+    assert "2,000 tokens" in card
+    assert not (tmp_path / "run" / "state").exists()
+
+
+def test_pieces_that_only_the_held_out_text_has_do_not_spoil_its_loss(
+    tmp_path: Path, corpora: Path, tiny: None
+) -> None:
+    _carry_out(tmp_path / "plain", corpora, _recipe(), set())
+    valid = corpora / "plain" / "valid.txt"
+    valid.write_text(valid.read_text().replace("hats", "zebra"))
+    _carry_out(tmp_path / "other", corpora, _recipe(), set())
+    losses = [json.loads((tmp_path / name / "result.json").read_text())["valid_loss"] for name in ("plain", "other")]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], abs=0.3)
+
+
+def test_two_arms_differ_in_nothing_but_their_text(tmp_path: Path, corpora: Path, tiny: None) -> None:
+    for arm in ("plain", "packed"):
+        _carry_out(tmp_path / arm / "run", corpora, _recipe(), set(), arm)
+    cards = [
+        json.loads((tmp_path / arm / "run" / "checkpoint" / "pretraining.json").read_text())
+        for arm in ("plain", "packed")
+    ]
+    assert {key for key in cards[0] if cards[0][key] != cards[1][key]} <= {
+        "arm", "corpus_sha256", "valid_loss", "seconds", "new_pieces"
+    }  # fmt: skip
+    configs = [(tmp_path / arm / "run" / "checkpoint" / "config.json").read_text() for arm in ("plain", "packed")]
+    assert configs[0] == configs[1]
+
+
+def test_a_changed_corpus_is_not_gone_on_with(tmp_path: Path, corpora: Path, tiny: None) -> None:
+    with pytest.raises(Interrupted):
+        _carry_out(tmp_path / "run", corpora, _recipe(), {5})
+    text = corpora / "plain" / "train.txt"
+    before = text.read_text()
+    text.write_text(before.replace("cat", "cow", 1))
+    with pytest.raises(UserError, match=r"has changed since .*sha256 [0-9a-f]{12}, now [0-9a-f]{12}"):
+        _carry_out(tmp_path / "run", corpora, _recipe(), set())
+    text.write_text(before)
+    _carry_out(tmp_path / "run", corpora, _recipe(), set())
+
+
+def test_other_settings_are_refused_in_the_same_folder(tmp_path: Path, corpora: Path, tiny: None) -> None:
+    study, recipe = StudyFolder(tmp_path / "out"), _recipe(arms=["plain"])
+    with pytest.raises(Interrupted):
+        _carry_out(study.run("plain-nano-0").path, corpora, recipe, {5})
+    check_settings(expand_pretraining(recipe), study)
+    other = _recipe(arms=["plain"], train={"steps": 65, "batch_size": 8})
+    with pytest.raises(UserError, match=r"was begun with train.steps 64, not 65; take another --out"):
+        check_settings(expand_pretraining(other), study)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
+    tmp_path: Path, corpora: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = module._loss_over
+
+    def broken(seen: torch.Tensor) -> Callable[..., torch.Tensor]:
+        loss, calls = whole(seen), iter(range(10_000))
+
+        def call(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            value = loss(model, batch)
+            return value * float("nan") if next(calls) >= 40 else value
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_loss_over", broken)
+        with pytest.raises(RunError, match="the loss is nan at step"):
+            _carry_out(tmp_path / "run", corpora, _recipe(), set())
+    assert list((tmp_path / "run" / "state").glob("step-*"))
+    _carry_out(tmp_path / "run", corpora, _recipe(), set())
+    _carry_out(tmp_path / "whole", corpora, _recipe(), set())
+    left, right = (load_file(tmp_path / name / "checkpoint" / "model.safetensors") for name in ("run", "whole"))
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_a_disk_too_small_for_the_weights_is_noticed_first(
+    tmp_path: Path, corpora: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="MB of disk"):
+        _carry_out(tmp_path / "run", corpora, _recipe(), set())
+    assert not (tmp_path / "run" / "state").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\n\n\n", "holds no text"),
+        (b"\xff\xfe\x00bad", "is not UTF-8 at byte 0"),
+        (None, "no train.txt"),
+        (b"over and over\n\n" * 50, "one line over and over"),
+        (b"short", "fewer than tokens: 2,000"),
+    ],
+)
+def test_a_bad_corpus_is_refused(
+    content: bytes | None, message: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    for part in ("train", "valid"):
+        if content is not None:
+            (tmp_path / f"{part}.txt").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_corpus(CorpusPart(path="."), tmp_path, tokenizer, 2000)
+
+
+def test_a_corpus_shorter_than_two_batches_is_refused(tmp_path: Path, corpora: Path, tiny: None) -> None:
+    with pytest.raises(UserError, match="the training text of plain has 400 tokens and needs 512"):
+        _carry_out(tmp_path / "run", corpora, _recipe(tokens=400), set())
+
+
+def test_a_damaged_archive_is_refused(corpora: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    path = corpora / "packed" / "train.txt.xz"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"train.txt.xz cannot be read"):
+        read_corpus(CorpusPart(path="packed"), corpora, tokenizer, None)
+
+
+def test_one_file_has_its_end_held_out(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    verses = [f"verse number {number}" for number in range(100)]
+    (tmp_path / "verses.txt").write_text("\n".join(verses))
+    part = CorpusPart(path=".", files=["verses"], documents="line")
+    corpus = read_corpus(part, tmp_path, tokenizer, None)
+    said = [tokenizer.decode(ids, skip_special_tokens=False) for ids in (corpus.train, corpus.valid)]
+    assert said[0].count("verse") == 97
+    assert said[1].split("</s>")[:3] == ["verse number 97", " verse number 98", " verse number 99"]
+
+
+@given(text=st.lists(st.lists(st.sampled_from(["a", "b", "c.", "dd!", "e"]), min_size=1).map(" ".join), min_size=1))
+def test_shuffling_keeps_each_sentence_s_words(text: list[str]) -> None:
+    (shuffled,) = shuffle_words(["\n".join(text)], seed=1)
+    assert [Counter(line.split(" ")) for line in shuffled.split("\n")] == [Counter(line.split(" ")) for line in text]
+
+
+def test_shuffling_stays_within_sentences_and_does_shuffle() -> None:
+    sentence = " ".join(f"w{number}" for number in range(30))
+    (shuffled,) = shuffle_words([f"{sentence}. {sentence.upper()}"], seed=0)
+    assert shuffled != f"{sentence}. {sentence.upper()}"
+    assert all(word.islower() for word in shuffled.split(" ")[:30])
+    assert shuffle_words([sentence], seed=0) == shuffle_words([sentence], seed=0) != shuffle_words([sentence], seed=1)
+
+
+def test_brackets_close_in_order() -> None:
+    kinds = np.arange(100, 132).reshape(16, 2)
+    ids = bracket_ids(kinds, 20_000, np.random.default_rng(3), EOS)
+    closes = dict(kinds.tolist())
+    stack: list[int] = []
+    depths = []
+    for piece in ids.tolist():
+        if piece in closes:
+            stack.append(closes[piece])
+        elif piece == EOS:
+            assert not stack
+        else:
+            assert stack.pop() == piece
+        depths.append(len(stack))
+    assert set(ids.tolist()) == {EOS, *range(100, 132)}
+    assert 5 < max(depths) <= 64
+
+
+def test_brackets_are_made_by_their_seed(tokenizer: PreTrainedTokenizerBase) -> None:
+    first, again, other = (brackets(16, 5000, tokenizer, seed) for seed in (3, 3, 4))
+    assert len(first.train) == 5000
+    assert np.array_equal(first.train, again.train)
+    assert first.sha256 == again.sha256 != other.sha256
+    pieces = set(tokenizer.convert_ids_to_tokens(sorted(set(first.train.tolist()))))
+    assert all(piece[1:].isalpha() for piece in pieces - {"</s>"})
+    with pytest.raises(UserError, match="word pieces"):
+        brackets(1_000_000, 5000, tokenizer, 3)
