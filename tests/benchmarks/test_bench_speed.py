@@ -18,7 +18,7 @@ from petransfer.models.loading import load
 from petransfer.models.registry import checkpoint_spec
 from petransfer.training.loop import Loop
 from tests.benchmarks.test_bench import _bench
-from tests.cli.calls import petransfer
+from tests.cli.calls import call
 
 CPU = torch.device("cpu")
 
@@ -90,7 +90,7 @@ def test_a_run_that_was_trained_before_is_scored_beside_generate(
     rows, study, out = tmp_path / "rows.tsv", tmp_path / "study", tmp_path / "out.json"
     rows.write_text("".join(f"jump {count}\twalk left\n" for count in range(20)))
     short = ("--bits", "32", "--steps", "60", "--lr", "1e-2", "--dev", "4", "--test", "8", "--out", str(study))
-    assert petransfer(monkeypatch, "train", "nano/english", str(rows), *short) == 0
+    assert call(monkeypatch, "train", "nano/english", str(rows), *short) == 0
     (run,) = (study / "runs").iterdir()
     asked = ("--run", str(run), "--repeats", "1", "--out", str(out))
     assert _bench(monkeypatch, "eval", *asked) == 0
