@@ -1,0 +1,116 @@
+"""The structure of the package: which folder may import which, no circular imports, and no torch in reports."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "petransfer"
+
+# From the top floor to the ground floor. A folder may import its own files and any folder of a lower floor.
+FLOORS = (
+    {"cli"},
+    {"api"},
+    {"sharing", "report"},
+    {"pretraining", "effects"},
+    {"study"},
+    {"training", "evaluation", "memory"},
+    {"methods"},
+    {"models"},
+    {"data"},
+    {"recipe"},
+    {"errors", "registries"},
+)
+# Folders of one floor that may be imported by a folder beside them, with the reason.
+BESIDE = {
+    ("memory", "training"): "the planner simulates the loop's own step",
+    ("evaluation", "training"): "scoring uses the loop's batches and its fast CPU path",
+}
+
+
+def modules() -> dict[str, Path]:
+    """Return every module of the package by its dotted name."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(path: Path, at_import: bool) -> Iterator[str]:
+    """Yield the names that a file imports from petransfer; only those that run when the file is imported, if asked."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in _at_import(tree) if at_import else ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "petransfer":
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "petransfer")
+
+
+def _at_import(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        yield child
+        yield from _at_import(child)
+
+
+def floor_of(name: str) -> int | None:
+    """Return the number of the floor on which a module stands, 0 being the top, or None for the package itself."""
+    parts = name.split(".")
+    return next((at for at, folders in enumerate(FLOORS) if len(parts) > 1 and parts[1] in folders), None)
+
+
+def test_every_folder_stands_on_a_floor() -> None:
+    homeless = [name for name in modules() if "." in name and "__main__" not in name and floor_of(name) is None]
+    assert not homeless, f"add these to FLOORS: {homeless}"
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_no_import_goes_up(name: str) -> None:
+    here = floor_of(name)
+    if here is None:
+        pytest.skip("the package's own files import any floor")
+    for target in imports(modules()[name], at_import=False):
+        there, folder, other = floor_of(target), name.split(".")[1], [*target.split("."), ""][1]
+        if there is None or folder == other or (folder, other) in BESIDE:
+            continue
+        assert there > here, f"{name} (floor {here}) imports {target} (floor {there})"
+
+
+def test_no_circle_of_imports() -> None:
+    known = modules()
+    graph: dict[str, set[str]] = {}
+    for name, path in known.items():
+        targets = set()
+        for target in imports(path, at_import=True):
+            module = target if target in known else target.rpartition(".")[0]
+            if module in known and module != name:
+                targets.add(module)
+        graph[name] = targets
+    state: dict[str, int] = {}
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert state.get(name) != 1, f"circular import: {' -> '.join((*trail[trail.index(name) :], name))}"
+        if name not in state:
+            state[name] = 1
+            for target in sorted(graph[name]):
+                visit(target, (*trail, name))
+            state[name] = 2
+
+    for name in graph:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("name", ["petransfer", "petransfer.effects.contrasts", "petransfer.report.page"])
+def test_no_torch_is_loaded_by(name: str) -> None:
+    code = f"import sys, {name}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
