@@ -15,10 +15,12 @@ Schedule = Literal["linear", "cosine", "constant"]
 RateScaling = Literal["none", "rms"]
 Optimizer = Literal["adamw", "adamw-8bit", "paged-adamw-8bit"]
 Metric = Literal["exact_match", "accuracy", "macro_f1", "chrf", "bleu", "rouge"]
+StoppingMetric = Literal["exact_match", "loss"]
 
 # Fields that were added without changing what their default gives: (part, name, default).
 LATER: tuple[tuple[str, str, object], ...] = (
     ("train", "optimizer", "adamw"),
+    ("train", "early_stopping", None),
     ("method", "keep_wide", []),
     ("method", "layers", []),
     ("method", "virtual_tokens", 0),
@@ -96,6 +98,29 @@ class MethodSpec:
 
 
 @dataclass(frozen=True)
+class EarlyStopping:
+    """When a run ends before its last step, judged on the dev set alone.
+
+    patience: evaluations in a row without an improvement, after which training stops.
+    min_delta: the smallest change that counts as an improvement, in percentage points of exact match or in per cent of
+        the loss.
+    every: optimiser steps between two evaluations on the dev set.
+    max_minutes: training time after which training stops; 0 for no limit. Only a limit on steps is repeatable.
+    metric: what decides which state is the best one. With `exact_match` the loss decides between equal scores, and a
+        falling loss counts as an improvement until exact match reaches 100 %.
+    """
+
+    patience: int = 5
+    min_delta: float = 0.5
+    every: int = 100
+    max_minutes: float = 0.0
+    metric: StoppingMetric = "exact_match"
+
+    def __post_init__(self) -> None:
+        _whole_to_float(self)
+
+
+@dataclass(frozen=True)
 class TrainSpec:
     """The optimisation of one run: AdamW on `batch_size` examples a step.
 
@@ -103,6 +128,7 @@ class TrainSpec:
         memory that the GPU's driver moves to the host when the card is full.
 
     warmup: share of the steps over which the rate rises. final: the rate at the last step over the peak.
+    early_stopping: ends the run before `steps` steps when the dev set no longer improves; None trains all steps.
     rate_scaling: with `rms` each tensor's rate is `learning_rate` times the root mean square that the tensor had when
         training began, and its decay is divided by that size, so that small and large tensors move alike.
     """
@@ -118,6 +144,7 @@ class TrainSpec:
     max_grad_norm: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
     optimizer: Optimizer = "adamw"
+    early_stopping: EarlyStopping | None = None
 
     def __post_init__(self) -> None:
         _whole_to_float(self)
@@ -168,11 +195,14 @@ class RunSpec:
             method["targets"] = tuple(method["targets"])
         for name in ("keep_wide", "layers"):
             method[name] = tuple(method.get(name, ()))
+        train = {**content["train"]}
+        if train.get("early_stopping") is not None:
+            train["early_stopping"] = EarlyStopping(**train["early_stopping"])
         return cls(
             checkpoint=CheckpointSpec(**content["checkpoint"]),
             task=TaskSpec(**task),
             method=MethodSpec(**method),
-            train=TrainSpec(**content["train"]),
+            train=TrainSpec(**train),
             seed=content["seed"],
             version=content["version"],
         )
@@ -190,7 +220,7 @@ def _fields(spec: Any) -> dict[str, Any]:
     return {name: getattr(spec, name) for name in spec.__dataclass_fields__}
 
 
-def _whole_to_float(spec: MethodSpec | TrainSpec) -> None:
+def _whole_to_float(spec: MethodSpec | TrainSpec | EarlyStopping) -> None:
     """JSON and YAML write 1.0 as 1 where people do; the type of a field decides, so that ids do not depend on it."""
     for field in fields(spec):
         if field.type == "float":

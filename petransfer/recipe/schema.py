@@ -10,7 +10,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 
 from petransfer.errors import UserError, unknown
 from petransfer.recipe.method_forms import EVERYWHERE, FORMS, does_not_take
-from petransfer.recipe.run_spec import Bits, Embeddings, Metric, Optimizer, RateScaling, Reinit, Schedule
+from petransfer.recipe.run_spec import (
+    Bits,
+    Embeddings,
+    Metric,
+    Optimizer,
+    RateScaling,
+    Reinit,
+    Schedule,
+    StoppingMetric,
+)
 
 
 class Strict(BaseModel):
@@ -150,6 +159,26 @@ BatchSize = Annotated[Whole, Field(ge=1)]
 Epochs = Annotated[Real, Field(gt=0)]
 
 
+class EarlyStoppingPart(Strict):
+    """When a run ends before its last step, judged on the dev set; a whole number in its place is the patience.
+
+    patience: evaluations in a row without an improvement, after which training stops. min_delta: the smallest change
+    that counts, in percentage points of exact match or in per cent of the loss. every: steps between evaluations.
+    max_minutes: training time after which training stops. metric: what decides which state is the best one.
+    """
+
+    patience: Annotated[Whole, Field(ge=1)] = 5
+    min_delta: Annotated[Real, Field(ge=0, le=100)] = 0.5
+    every: Annotated[Whole, Field(ge=1)] = 100
+    max_minutes: Annotated[Real, Field(ge=0)] = 0.0
+    metric: StoppingMetric = "exact_match"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _patience_alone(cls, content: Any) -> Any:
+        return {"patience": content} if isinstance(content, int) else content
+
+
 class TrainPart(Strict):
     """The optimisation, for so many steps or so many epochs of the split's training examples.
 
@@ -168,6 +197,8 @@ class TrainPart(Strict):
     weight_decay: Annotated[Real, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[Real, Field(ge=0)] = 1.0
     optimizer: Optimizer = "adamw"
+    # left out of a saved recipe where it is not used, so that older recipes keep their text
+    early_stopping: Annotated[EarlyStoppingPart | None, Field(exclude_if=lambda value: value is None)] = None
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> TrainPart:

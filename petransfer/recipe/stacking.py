@@ -15,10 +15,10 @@ MOST_STACKED = 16
 def kind(spec: RunSpec) -> RunSpec | None:
     """What runs of one stack have in common: all but seed, rank, alpha and what only the optimiser sees.
 
-    None where a run's method is never stacked (its form says why). A base that is drawn from the seed is another base
-    for every seed.
+    None where a run is never stacked: its method's form says why, or it stops early, at a step of its own. A base that
+    is drawn from the seed is another base for every seed.
     """
-    if FORMS[spec.method.name].no_stack:
+    if FORMS[spec.method.name].no_stack or spec.train.early_stopping:
         return None
     return replace(
         spec,
@@ -29,6 +29,10 @@ def kind(spec: RunSpec) -> RunSpec | None:
 
 
 def why_alone(specs: Iterable[RunSpec]) -> list[str]:
-    """A line for each method among the runs that is never stacked."""
+    """Say in one line for each reason why some of the runs are never stacked."""
+    specs = list(specs)
     names = dict.fromkeys(spec.method.name for spec in specs)
-    return [f"{name} is not stacked: {FORMS[name].no_stack}" for name in names if FORMS[name].no_stack]
+    reasons = [f"{name} is not stacked: {FORMS[name].no_stack}" for name in names if FORMS[name].no_stack]
+    if any(spec.train.early_stopping for spec in specs):
+        reasons.append("runs with early_stopping are not stacked: each of them ends at a step of its own")
+    return reasons

@@ -14,7 +14,7 @@ from petransfer.evaluation.text_metrics import check_metrics
 from petransfer.models.registry import Arm, Family, own_family, registered_family
 from petransfer.recipe.effect_requests import matching, wanted
 from petransfer.recipe.method_forms import FORMS, METHODS
-from petransfer.recipe.run_spec import MethodSpec, RunSpec, TaskSpec, TrainSpec
+from petransfer.recipe.run_spec import EarlyStopping, MethodSpec, RunSpec, TaskSpec, TrainSpec
 from petransfer.recipe.schema import FamilyPart, MethodPart, Recipe, TrainPart, check_judge
 
 
@@ -170,6 +170,7 @@ def _training(part: TrainPart, arm: str, method: MethodPart, examples: int) -> T
         weight_decay=float(part.weight_decay),
         max_grad_norm=float(part.max_grad_norm),
         optimizer=part.optimizer,
+        early_stopping=EarlyStopping(**part.early_stopping.model_dump()) if part.early_stopping else None,
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from petransfer.recipe.run_spec import CheckpointSpec, MethodSpec, RunSpec, TaskSpec, TrainSpec
+from petransfer.recipe.run_spec import CheckpointSpec, EarlyStopping, MethodSpec, RunSpec, TaskSpec, TrainSpec
 
 SPEC = RunSpec(
     checkpoint=CheckpointSpec("owner/model", "main"),
@@ -54,6 +54,7 @@ CHANGES: dict[str, Any] = {
     "train.betas": (0.9, 0.98),
     "seed": 8,
     "train.optimizer": "adamw-8bit",
+    "train.early_stopping": EarlyStopping(patience=4),
     "version": 99,
 }
 
@@ -189,3 +190,13 @@ def test_the_canonical_json_is_sorted_and_dense() -> None:
     text = SPEC.canonical_json()
     assert " " not in text.replace("say: ", "")
     assert json.dumps(json.loads(text), sort_keys=True, separators=(",", ":")) == text
+
+
+def test_early_stopping_is_part_of_the_run_id_only_where_it_is_used() -> None:
+    train = TrainSpec(steps=8, batch_size=4, learning_rate=1e-3)
+    plain = RunSpec(CheckpointSpec("x"), TaskSpec("scan", "simple"), MethodSpec("lora"), train, 0)
+    early = replace(plain, train=replace(train, early_stopping=EarlyStopping(patience=3)))
+    assert "early_stopping" not in plain.canonical_json()
+    assert early.run_id != plain.run_id
+    assert RunSpec.from_dict(early.as_dict()) == early
+    assert RunSpec.from_dict(plain.as_dict()) == plain
