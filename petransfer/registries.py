@@ -1,0 +1,126 @@
+"""Find methods, tasks and metrics by name: in a folder of petransfer, and in other installed packages.
+
+A file inside petransfer adds an entry by assigning it to a module-level name. Another package adds one by an entry
+point whose name is the entry's name and whose value is `module:object`:
+
+    [project.entry-points."petransfer.methods"]
+    my-method = "my_package.my_method:METHOD"
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import pkgutil
+from collections.abc import Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Protocol, TypeVar
+
+from petransfer.errors import UserError, unknown
+
+_log = logging.getLogger(__name__)
+
+
+class Named(Protocol):
+    """What an entry needs: the name that a recipe calls it by."""
+
+    @property
+    def name(self) -> str: ...
+
+
+Entry = TypeVar("Entry", bound=Named)
+
+
+class Registry(Mapping[str, Entry]):
+    """Entries of one kind by name. Nothing is imported before the first lookup.
+
+    The names of other packages' entries are listed without importing them, so a broken package only fails where its
+    entry is used. A built-in entry takes precedence over another package's entry of the same name.
+
+    Args:
+        noun: what error messages call an entry, such as `method`.
+        kind: the class of the entries.
+        package: the package whose modules declare the built-in entries. Its subpackages, and modules that begin with
+            `_`, are not searched. All modules that are searched are imported, so they must be cheap to import.
+        group: the entry point group of other packages, such as `petransfer.methods`.
+    """
+
+    def __init__(self, noun: str, kind: type[Entry], package: str, group: str) -> None:
+        self.noun, self.kind, self.package, self.group = noun, kind, package, group
+
+    @functools.cached_property
+    def _built_in(self) -> dict[str, Entry]:
+        package = importlib.import_module(self.package)
+        found: dict[str, Entry] = {}
+        for module in pkgutil.iter_modules(package.__path__, f"{self.package}."):
+            if not module.ispkg and not module.name.rpartition(".")[2].startswith("_"):
+                values = vars(importlib.import_module(module.name)).values()
+                found |= {value.name: value for value in values if isinstance(value, self.kind)}
+        return found
+
+    @functools.cached_property
+    def _installed(self) -> dict[str, EntryPoint]:
+        found: dict[str, EntryPoint] = {}
+        for point in entry_points(group=self.group):
+            if point.name in self._built_in or point.name in found:
+                _log.warning("%s: %s '%s' is ignored: the name is taken", _origin(point), self.noun, point.name)
+            else:
+                found[point.name] = point
+        return found
+
+    @functools.cached_property
+    def _loaded(self) -> dict[str, Entry]:
+        return {}
+
+    def __getitem__(self, name: str) -> Entry:
+        """Return an entry.
+
+        Raises:
+            KeyError: there is none of this name; use `lookup` for a message that a user can read.
+            UserError: another package declares it and cannot be imported, or declares something else.
+        """
+        if name in self._built_in:
+            return self._built_in[name]
+        if name not in self._loaded:
+            self._loaded[name] = self._load(self._installed[name])
+        return self._loaded[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._built_in or name in self._installed
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._built_in
+        yield from self._installed
+
+    def __len__(self) -> int:
+        return len(self._built_in) + len(self._installed)
+
+    def lookup(self, name: str) -> Entry:
+        """Return an entry by the name that a user gave.
+
+        Raises:
+            UserError: the name is unknown (the message has the nearest known one), or its package is broken.
+        """
+        if name not in self:
+            raise unknown(self.noun, name, self)
+        return self[name]
+
+    def _load(self, point: EntryPoint) -> Entry:
+        where = f"{self.noun} '{point.name}' of the installed package {_origin(point)}"
+        try:
+            entry = point.load()
+        except Exception as error:  # a package of somebody else's can fail in any way
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(
+                f"{where} cannot be imported from {point.value} ({reason:.200}); repair or remove it"
+            ) from error
+        if not isinstance(entry, self.kind):
+            raise UserError(f"{where}: {point.value} is a {type(entry).__name__}; it must be a {self.kind.__name__}")
+        if entry.name != point.name:
+            raise UserError(f"{where} is named '{entry.name}' in {point.value}; the two names must be the same")
+        return entry
+
+
+def _origin(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else point.module
