@@ -18,7 +18,7 @@ from petransfer.data import Example, load_task
 from petransfer.data.encoding import Encoded, encode_examples
 from petransfer.errors import UserError
 from petransfer.evaluation.exact_match import evaluate
-from petransfer.evaluation.generation import answers
+from petransfer.evaluation.generation import generations
 from petransfer.evaluation.predictor import Predictor, weights_folder
 from petransfer.models.loading import Loaded
 from petransfer.recipe.run_spec import RunSpec
@@ -130,7 +130,7 @@ def _sides(
 
     def generated() -> float:
         started = clock(device)
-        said = answers(model, loaded, [one.input_ids for one in encoded], [limit] * len(encoded))
+        said = generations(model, loaded, [one.input_ids for one in encoded], [limit] * len(encoded))
         taken = clock(device) - started
         right.by["generate"] = [answer.text == one.target for answer, one in zip(said, rows, strict=True)]
         return len(rows) / taken

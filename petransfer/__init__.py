@@ -16,6 +16,7 @@ _PUBLIC = {
     "RunError": "petransfer.errors",
     "RunSpec": "petransfer.recipe.run_spec",
     "UserError": "petransfer.errors",
+    "exact_match": "petransfer.evaluation.exact_match",
     "checkpoint_spec": "petransfer.models.registry",
     "expand": "petransfer.study.grid",
     "load": "petransfer.models.loading",
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from petransfer.data import load_task as load_task
     from petransfer.errors import RunError as RunError
     from petransfer.errors import UserError as UserError
+    from petransfer.evaluation.exact_match import exact_match as exact_match
     from petransfer.models.loading import load as load
     from petransfer.models.registry import checkpoint_spec as checkpoint_spec
     from petransfer.recipe.loading import load_recipe as load_recipe

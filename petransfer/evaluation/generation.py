@@ -1,10 +1,12 @@
-"""Greedy generation: what a model says, for near-ties, audits and predictions."""
+"""Greedy generation: the most likely token at each step, whatever generation defaults the base model brings along."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
@@ -15,8 +17,8 @@ from petransfer.models.loading import Loaded
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a model said. ended: whether it said the end itself, or was cut at its limit."""
+class Generation:
+    """One generated text. ended: the model generated the end token itself; otherwise the text was cut at its limit."""
 
     text: str
     ended: bool
@@ -25,70 +27,59 @@ class Answer:
 def generate(
     model: torch.nn.Module, loaded: Loaded, inputs: Sequence[tuple[int, ...]], max_new_tokens: int, batch_size: int = 64
 ) -> list[str]:
-    """The greedy answers, in the order of `inputs`. `max_new_tokens` must cover the longest answer that is expected."""
-    return [answer.text for answer in answers(model, loaded, inputs, [max_new_tokens] * len(inputs), batch_size)]
+    """Return the greedily generated texts, in the order of `inputs`.
+
+    Args:
+        inputs: token ids of each input.
+        max_new_tokens: where a text is cut. It must cover the longest expected text.
+        batch_size: inputs of one call of the model's `generate`.
+    """
+    found = generations(model, loaded, inputs, [max_new_tokens] * len(inputs), batch_size)
+    return [one.text for one in found]
 
 
 @torch.inference_mode()
-def answers(
+def generations(
     model: torch.nn.Module,
     loaded: Loaded,
     inputs: Sequence[tuple[int, ...]],
     limits: Sequence[int],
     batch_size: int = 64,
-) -> list[Answer]:
-    """The greedy answers, in the order of `inputs`, of at least so many pieces each where they do not end before."""
+) -> list[Generation]:
+    """Return the greedily generated texts, in the order of `inputs`, and whether each ended by itself.
+
+    Args:
+        inputs: token ids of each input.
+        limits: tokens for each input after which its text may be cut. A text may be longer, because a batch is
+            generated up to the largest limit in it.
+        batch_size: inputs of one call of the model's `generate`.
+    """
     was_training = model.training
     model.eval()
     layout = loaded.layout
     device = next(model.parameters()).device
     order = sorted(range(len(inputs)), key=lambda at: len(inputs[at]))
-    said: dict[int, Answer] = {}
-    for chosen in _batches(order, batch_size, [len(row) for row in inputs], _padded_amiss(model, loaded)):
-        ids, mask = _pad_left([inputs[at] for at in chosen], layout.pad_id, left=not layout.encoder_decoder)
-        config = _greedy(layout, max(limits[at] for at in chosen))
-        out = model.generate(  # type: ignore[operator]
-            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
-        )
-        # a decoder may start from the very piece that ends an answer, as BART's does
-        new = out[:, 1 if layout.encoder_decoder else ids.shape[1] :].tolist()
-        texts = decode([_until_end(row, layout.eos_id) for row in new], loaded.tokenizer)
-        ended = [layout.eos_id in row for row in new]
-        said |= zip(chosen, map(Answer, texts, ended), strict=True)
+    found: dict[int, Generation] = {}
+    lengths = [len(row) for row in inputs]
+    with own_defaults_set_aside(model):
+        for chosen in _batches(order, batch_size, lengths, equal_lengths=_pads_wrongly(model, loaded)):
+            ids, mask = _padded([inputs[at] for at in chosen], layout.pad_id, left=not layout.encoder_decoder)
+            out = model.generate(  # type: ignore[operator]
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                generation_config=greedy_config(layout, max(limits[at] for at in chosen)),
+            )
+            # Only the first token is skipped: the start token of some decoders, such as BART's, is the end token.
+            new = out[:, 1 if layout.encoder_decoder else ids.shape[1] :].tolist()
+            texts = decode([_until_end(row, layout.eos_id) for row in new], loaded.tokenizer)
+            ended = [layout.eos_id in row for row in new]
+            found |= zip(chosen, map(Generation, texts, ended), strict=True)
     model.train(was_training)
-    return [said[at] for at in range(len(inputs))]
+    return [found[at] for at in range(len(inputs))]
 
 
-def room(model: torch.nn.Module, loaded: Loaded, pieces: int) -> int | None:
-    """How many pieces can be said after an input of so many, 0 or less where it is too long; None without a limit."""
-    most = positions(loaded.model.config)
-    if most is None:
-        return None
-    config = getattr(model, "active_peft_config", None)
-    virtual = Virtual()
-    if config is not None and config.is_prompt_learning:
-        side = "target" if str(config.peft_type.value) == "PREFIX_TUNING" else "input"
-        virtual = Virtual(**{side: int(config.num_virtual_tokens)})
-    if not loaded.layout.encoder_decoder:
-        return most - pieces - virtual.input - virtual.target
-    return most - virtual.target if pieces + virtual.input <= most else 0
-
-
-def _padded_amiss(model: torch.nn.Module, loaded: Loaded) -> bool:
-    """Whether peft would put virtual tokens before a decoder's padding, and count both as positions."""
-    config = getattr(model, "active_peft_config", None)
-    return bool(config is not None and config.is_prompt_learning and not loaded.layout.encoder_decoder)
-
-
-def _batches(order: Sequence[int], size: int, lengths: Sequence[int], alike: bool) -> Iterator[list[int]]:
-    """The positions in batches, of inputs of one length each where they must be alike."""
-    for _, group in itertools.groupby(order, key=lambda at: lengths[at] if alike else 0):
-        positions = list(group)
-        for start in range(0, len(positions), size):
-            yield positions[start : start + size]
-
-
-def _greedy(layout: Layout, max_new_tokens: int) -> GenerationConfig:
+def greedy_config(layout: Layout, max_new_tokens: int) -> GenerationConfig:
+    """Return the configuration of plain greedy decoding."""
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -99,13 +90,63 @@ def _greedy(layout: Layout, max_new_tokens: int) -> GenerationConfig:
     )
 
 
-def _pad_left(rows: Sequence[tuple[int, ...]], pad: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+@contextlib.contextmanager
+def own_defaults_set_aside(model: torch.nn.Module) -> Iterator[None]:
+    """Replace the model's own generation defaults by empty ones while the context lasts.
+
+    transformers fills each field that the configuration of a call leaves at None from the model's
+    generation_config.json: minimum lengths, penalties, forced and suppressed tokens, biases, beams, stop strings, ...
+    With any of them, the generated text is no longer the most likely token at each step.
+    """
+    owner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    own = owner.generation_config
+    owner.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        owner.generation_config = own
+
+
+def room(model: torch.nn.Module, loaded: Loaded, input_tokens: int) -> int | None:
+    """Return how many tokens can be generated after an input of `input_tokens` tokens.
+
+    The result is 0 or less where the input is too long, and None where the model has no limit.
+    """
+    most = positions(loaded.model.config)
+    if most is None:
+        return None
+    config = getattr(model, "active_peft_config", None)
+    virtual = Virtual()
+    if config is not None and config.is_prompt_learning:
+        side = "target" if str(config.peft_type.value) == "PREFIX_TUNING" else "input"
+        virtual = Virtual(**{side: int(config.num_virtual_tokens)})
+    if not loaded.layout.encoder_decoder:
+        return most - input_tokens - virtual.input - virtual.target
+    return most - virtual.target if input_tokens + virtual.input <= most else 0
+
+
+def _pads_wrongly(model: torch.nn.Module, loaded: Loaded) -> bool:
+    """Return whether peft would put virtual tokens before a decoder's padding and count both as positions."""
+    config = getattr(model, "active_peft_config", None)
+    return bool(config is not None and config.is_prompt_learning and not loaded.layout.encoder_decoder)
+
+
+def _batches(order: Sequence[int], size: int, lengths: Sequence[int], equal_lengths: bool) -> Iterator[list[int]]:
+    """Yield the indices of each batch; with `equal_lengths`, the inputs of one batch have the same length."""
+    for _, group in itertools.groupby(order, key=lambda at: lengths[at] if equal_lengths else 0):
+        indices = list(group)
+        for start in range(0, len(indices), size):
+            yield indices[start : start + size]
+
+
+def _padded(rows: Sequence[tuple[int, ...]], pad: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return token ids and attention mask, (b, t) each, padded on the left or on the right."""
     width = max(map(len, rows))
-    ids, mask = torch.full((len(rows), width), pad), torch.zeros((len(rows), width), dtype=torch.long)
+    ids_bt, mask_bt = torch.full((len(rows), width), pad), torch.zeros((len(rows), width), dtype=torch.long)
     for at, row in enumerate(rows):
         place = slice(width - len(row), width) if left else slice(0, len(row))
-        ids[at, place], mask[at, place] = torch.tensor(row), 1
-    return ids, mask
+        ids_bt[at, place], mask_bt[at, place] = torch.tensor(row), 1
+    return ids_bt, mask_bt
 
 
 def _until_end(row: list[int], eos: int) -> list[int]:

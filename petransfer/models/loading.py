@@ -109,7 +109,7 @@ def load(
         model = _model(place, config, checkpoint, bits, seed, place_on, keep_wide)
     model.config.use_cache = True
     new = new_pieces(checkpoint, model.get_input_embeddings().num_embeddings)
-    return Loaded(model, tokenizer, _layout(config, tokenizer), commit, new)
+    return Loaded(model, tokenizer, layout_of(config, tokenizer), commit, new)
 
 
 def model_class(config: Any, name: str) -> Any:
@@ -256,7 +256,7 @@ def load_on_disk(checkpoint: CheckpointSpec, folder: str, seed: int = 0) -> Load
             _draw_into(folder, auto, place, config, checkpoint, seed)
             place, revision = folder, None
         model = _on_disk(auto, place, revision, folder)
-    return Loaded(model, tokenizer, _layout(config, tokenizer), None, ())
+    return Loaded(model, tokenizer, layout_of(config, tokenizer), None, ())
 
 
 def _on_disk(auto: Any, place: str, revision: str | None, folder: str) -> PreTrainedModel:
@@ -266,7 +266,8 @@ def _on_disk(auto: Any, place: str, revision: str | None, folder: str) -> PreTra
     return model
 
 
-def _layout(config: Any, tokenizer: PreTrainedTokenizerBase) -> Layout:
+def layout_of(config: Any, tokenizer: PreTrainedTokenizerBase) -> Layout:
+    """Return how a model with this configuration and tokenizer takes its examples."""
     eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else config.eos_token_id
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos
     if not config.is_encoder_decoder:
@@ -279,7 +280,7 @@ def reading(checkpoint: CheckpointSpec, config: Any) -> tuple[PreTrainedTokenize
     """The tokenizer, and how the model takes its examples, without the model."""
     with _plain_errors(checkpoint):
         tokenizer = _tokenizer(checkpoint)
-    return tokenizer, _layout(config, tokenizer)
+    return tokenizer, layout_of(config, tokenizer)
 
 
 def new_pieces(checkpoint: CheckpointSpec, vocabulary: int) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from petransfer.data.encoding import Encoded, encode_examples
 from petransfer.data.logical_forms import same_meaning
 from petransfer.evaluation import semantic_match as semantic
 from petransfer.evaluation.exact_match import evaluate, summary
-from petransfer.evaluation.generation import answers, generate
+from petransfer.evaluation.generation import generate, generations
 from petransfer.models.loading import Loaded, load
 from petransfer.models.registry import checkpoint_spec
 from petransfer.training.batches import collate
@@ -103,8 +103,8 @@ def test_beginnings_within_rounding_are_left_to_generation(
 def test_answers_know_whether_they_ended(taught: tuple[Loaded, list[Example], list[Encoded]]) -> None:
     loaded, _, encoded = taught
     rows = [encoded[0].input_ids]
-    assert answers(loaded.model, loaded, rows, [64])[0].ended
-    assert not answers(loaded.model, loaded, rows, [3])[0].ended
+    assert generations(loaded.model, loaded, rows, [64])[0].ended
+    assert not generations(loaded.model, loaded, rows, [3])[0].ended
 
 
 def test_a_decoder_that_starts_from_the_end_piece_still_answers(
@@ -112,7 +112,7 @@ def test_a_decoder_that_starts_from_the_end_piece_still_answers(
 ) -> None:
     loaded, _, encoded = taught
     start = replace(loaded.layout, decoder_start_id=loaded.layout.eos_id)
-    said = answers(loaded.model, replace(loaded, layout=start), [encoded[0].input_ids], [4])
+    said = generations(loaded.model, replace(loaded, layout=start), [encoded[0].input_ids], [4])
     ids = loaded.model.generate(  # type: ignore[operator]
         input_ids=torch.tensor([encoded[0].input_ids]), decoder_start_token_id=start.eos_id, max_new_tokens=4
     )

@@ -12,7 +12,7 @@ import torch
 
 from petransfer.data import Example, load_task
 from petransfer.data.encoding import encode_examples
-from petransfer.evaluation import batches, exact_match
+from petransfer.evaluation import batches, exact_match, one_pass
 from petransfer.evaluation.exact_match import evaluate, score, summary
 from petransfer.evaluation.generation import generate
 from petransfer.models.loading import Loaded, load
@@ -132,7 +132,7 @@ def test_another_spelling_of_the_same_string_is_left_to_generation(tiny_t5: Path
     whole = loaded.tokenizer("jump", add_special_tokens=False)["input_ids"]
     letters = [loaded.tokenizer.convert_tokens_to_ids(piece) for piece in ("Ġ", "j")]
     assert len(whole) == 1
-    assert exact_match._may_spell([letters[0], letters[1]], "jump", loaded)
-    assert not exact_match._may_spell([letters[0], loaded.tokenizer.convert_tokens_to_ids("k")], "jump", loaded)
-    assert exact_match._may_spell([*whole, loaded.layout.eos_id], "jump", loaded)
-    assert not exact_match._may_spell([letters[1], loaded.layout.eos_id], "jump", loaded)
+    assert one_pass.may_spell([letters[0], letters[1]], "jump", loaded)
+    assert not one_pass.may_spell([letters[0], loaded.tokenizer.convert_tokens_to_ids("k")], "jump", loaded)
+    assert one_pass.may_spell([*whole, loaded.layout.eos_id], "jump", loaded)
+    assert not one_pass.may_spell([letters[1], loaded.layout.eos_id], "jump", loaded)

@@ -11,7 +11,7 @@ import torch
 
 from petransfer.data import load_task
 from petransfer.data.encoding import encode_examples
-from petransfer.evaluation import exact_match
+from petransfer.evaluation import exact_match, one_pass
 from petransfer.methods import APPLY
 from petransfer.models.loading import Loaded, load
 from petransfer.models.registry import checkpoint_spec
@@ -193,7 +193,7 @@ def test_one_pass_judges_as_the_plain_way_does(tiny_t5: Path, monkeypatch: pytes
     examples = load_task("scan").load("length").test[:40]
     encoded = encode_examples(examples, "", loaded.tokenizer, loaded.layout)
     lean = exact_match.score(model, loaded, examples, encoded, 16)
-    monkeypatch.setattr(exact_match, "Lean", lambda model, **_: Lean(model.to(torch.float64)))  # not usable
+    monkeypatch.setattr(one_pass, "Lean", lambda model, **_: Lean(model.to(torch.float64)))  # not usable
     model.double()
     plain = exact_match.score(model, loaded, examples, encoded, 16)
     for one, other in zip(lean, plain, strict=True):

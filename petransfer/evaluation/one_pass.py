@@ -1,0 +1,148 @@
+"""Score each example with one teacher-forced forward pass: correct or not, margin and log-probability.
+
+Greedy decoding generates the target exactly when, at every position including the end token, the target's token has the
+largest logit given the target's prefix. Two cases remain open after one pass: near-ties, whose margin is
+within rounding, and a first wrong token that still spells the next characters of the target.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from petransfer.data.encoding import Encoded, decode
+from petransfer.data.task import Example
+from petransfer.evaluation.batches import compute_dtype, in_batches, noise_at, noise_of
+from petransfer.models.loading import Loaded
+from petransfer.training.batches import IGNORED, Tensors, collate
+from petransfer.training.cpu.cpu_step import Lean
+from petransfer.training.distributed.fsdp import is_split
+
+# Tokens of a forward pass on a CPU where no padding is computed. With so few, the sequences of one pass have similar
+# lengths. Measured: as fast as larger passes on SCAN, and three times as fast as 256 examples on a part of COGS.
+PACKED_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The outcome of one test example.
+
+    margin: the smallest difference, over the positions, between the target token's logit and the largest other logit;
+        negative where the model would generate something else.
+    log_prob: summed over the target, in nats.
+    tokens: target tokens, the end token included.
+    near_tie: the margin is within the noise, or the first wrong token may spell the same string.
+    said: the generated text of near-ties and audited examples; None for the others.
+    semantic_correct: whether the generated text means the same as the target; None for tasks without such a judgement.
+    """
+
+    index: int
+    category: str
+    correct: bool
+    margin: float
+    log_prob: float
+    tokens: int
+    tokens_correct: int
+    near_tie: bool = False
+    said: str | None = None
+    semantic_correct: bool | None = None
+
+
+@torch.inference_mode()
+def score(
+    model: torch.nn.Module, loaded: Loaded, examples: Sequence[Example], encoded: Sequence[Encoded], batch_size: int
+) -> list[Scored]:
+    """Score every example with one forward pass, `batch_size` examples at a time."""
+    found = Lean(model, scoring=True)
+    lean = found if found.usable and found.packs else None
+
+    def one(chosen: list[int]) -> list[Scored]:
+        return _score_batch(model, loaded, [examples[at] for at in chosen], [encoded[at] for at in chosen], lean)
+
+    with lean.step() if lean else contextlib.nullcontext():
+        tokens = PACKED_TOKENS if lean else None
+        return in_batches(encoded, batch_size, one, halves=not is_split(model), tokens=tokens)
+
+
+def _score_batch(
+    model: torch.nn.Module,
+    loaded: Loaded,
+    examples: Sequence[Example],
+    encoded: Sequence[Encoded],
+    lean: Lean | None,
+) -> list[Scored]:
+    device = next(model.parameters()).device
+    batch = {name: tensor.to(device) for name, tensor in collate(encoded, loaded.layout).items()}
+    asked_bt = batch["labels"] != IGNORED
+    measure = _packed_figures if lean else _padded_figures
+    wanted_bt, log_prob_bt, rival_bt, rival_id_bt, noise_b = measure(lean or model, batch)  # type: ignore[operator]
+    lead_bt = wanted_bt - rival_bt
+    margin_b = lead_bt.masked_fill(~asked_bt, torch.inf).amin(-1)
+    hit_bt = (lead_bt > 0) & asked_bt
+    first_miss_b = ((lead_bt <= 0) & asked_bt).int().argmax(-1)
+    correct_b = margin_b > 0
+    near_b = margin_b.abs() <= noise_b
+    offset_b = asked_bt.int().argmax(-1)
+    rows = []
+    for at, example in enumerate(examples):
+        near, correct = bool(near_b[at]), bool(correct_b[at])
+        # A miss beyond the noise is final, however many near-ties stand beside it, unless it spells the same string.
+        if not correct and not near:
+            first = int(first_miss_b[at])
+            generated = [*encoded[at].target_ids[: first - int(offset_b[at])], int(rival_id_bt[at, first])]
+            near = may_spell(generated, example.target, loaded)
+        rows.append(
+            Scored(
+                index=example.index,
+                category=example.category,
+                correct=correct,
+                margin=float(margin_b[at]),
+                log_prob=float(log_prob_bt[at].sum(dtype=torch.float64)),
+                tokens=len(encoded[at].target_ids),
+                tokens_correct=int(hit_bt[at].sum()),
+                near_tie=near,
+            )
+        )
+    return rows
+
+
+def _padded_figures(model: torch.nn.Module, batch: Tensors) -> tuple[torch.Tensor, ...]:
+    """Run a padded batch through the model.
+
+    Returns:
+        (b, t) each: the target token's logit, its log-probability, the largest other logit and the token of that;
+        (b,): the noise of the logits.
+    """
+    labels_bt = batch["labels"]
+    raw_btv = model(**{name: value for name, value in batch.items() if name != "labels"}, use_cache=False).logits
+    logits_btv = raw_btv.float()
+    asked_bt = labels_bt != IGNORED
+    wanted_bt1 = labels_bt.clamp(min=0).unsqueeze(-1)
+    wanted_bt = logits_btv.gather(-1, wanted_bt1).squeeze(-1)
+    log_prob_bt = (wanted_bt - logits_btv.logsumexp(-1)).masked_fill(~asked_bt, 0.0)
+    noise_b = noise_of(raw_btv, asked_bt, compute_dtype(model))
+    return wanted_bt, log_prob_bt, *logits_btv.scatter(-1, wanted_bt1, -torch.inf).max(-1), noise_b
+
+
+def _packed_figures(lean: Lean, batch: Tensors) -> tuple[torch.Tensor, ...]:
+    """Return what `_padded_figures` returns, without computing padding and without keeping the logits."""
+    shape = batch["labels"].shape
+    found = lean.judge(batch)
+
+    def spread(values_n: torch.Tensor) -> torch.Tensor:
+        return values_n.new_zeros(shape.numel()).index_copy_(0, found.at, values_n).view(shape)
+
+    columns = (found.wanted, found.log_prob, found.rival, found.rival_id, found.largest)
+    *most, largest_bt = (spread(values_n) for values_n in columns)
+    return *most, noise_at(largest_bt.amax(-1), torch.float32)
+
+
+def may_spell(generated: list[int], target: str, loaded: Loaded) -> bool:
+    """Return whether a beginning that differs from the target's own tokens can still become the target's string."""
+    if generated[-1] == loaded.layout.eos_id:
+        return decode([generated[:-1]], loaded.tokenizer)[0] == target
+    text = decode([generated], loaded.tokenizer)[0].rstrip("\ufffd")
+    return target.startswith(text) and text != decode([generated[:-1]], loaded.tokenizer)[0]
