@@ -176,9 +176,9 @@ def memory(
     from benchmarks.memory import SIDES, Cell, loading, measure, theoretical
     from benchmarks.shapes import write_random
     from petransfer.cli.fit import two
-    from petransfer.models.library_output import quiet
+    from petransfer.models.library_output import silence_libraries
 
-    quiet()
+    silence_libraries()
     source, target = two(lengths)
     wanted, caps = _bits(bits), sizes(cap)
     found: list[dict[str, Any]] = []
@@ -209,9 +209,9 @@ def fit(
 ) -> None:
     """What `petransfer fit` foresees, beside what three real steps take."""
     from benchmarks.foresight import rows
-    from petransfer.models.library_output import quiet
+    from petransfer.models.library_output import silence_libraries
 
-    quiet()
+    silence_libraries()
     found = rows(checkpoints.split(","), layers, lambda line: print(line, file=sys.stderr))
     sizes_of = ("foreseen MB", "measured MB", "ratio", "ratio without activations")
     table = _table("checkpoint", "method", "bits", "at once", *sizes_of, left=("checkpoint", "method"))
@@ -233,10 +233,10 @@ def quantise(
 ) -> None:
     """What 8 and 4 bits cost in loss, with the head quantised as well, and with chosen layers wide."""
     from benchmarks.quantising import rows
-    from petransfer.models.library_output import quiet
+    from petransfer.models.library_output import silence_libraries
     from petransfer.models.registry import checkpoint_spec
 
-    quiet()
+    silence_libraries()
     table = _table("bits", "wide", "loss", "change %", "weights MB", left=("wide",))
     found: list[dict[str, Any]] = []
     for row in rows(checkpoint_spec(checkpoint), text, windows, layers.split(",")):
@@ -260,12 +260,12 @@ def stacked(
     out: Out = None,
 ) -> None:
     """Training K adapters as one stack, beside the same K runs one after another, by petransfer and by Trainer."""
-    from petransfer.models.library_output import quiet
+    from petransfer.models.library_output import silence_libraries
 
     width = _width(bits)
     if not all(re.fullmatch(r"[1-9][0-9]?", part) for part in counts.split(",")):
         raise UserError(f"--runs {counts}: write whole numbers from 1 to 99 such as 1,2,4,8")
-    quiet()
+    silence_libraries()
 
     from benchmarks.stacked import Setting, measure
 
@@ -303,13 +303,13 @@ def growth(
 ) -> None:
     """What a LoRA step and scoring take as model and texts grow."""
     from benchmarks.growth import points, rows
-    from petransfer.models.library_output import quiet
+    from petransfer.models.library_output import silence_libraries
 
     if not all(re.fullmatch(r"[1-9][0-9]{0,3}", part) for part in lengths.split(",")):
         raise UserError(f"--lengths {lengths}: write whole numbers from 1 to 9999 such as 16,32,64")
     if bits not in (16, 32):
         raise UserError(f"--bits {bits}: take 32 or 16")
-    quiet()
+    silence_libraries()
     chosen = points(sizes.split(","), [int(part) for part in lengths.split(",")], at_size, at_length)
     found = rows(chosen, batch, repeats, _device(cpu, threads), 16 if bits == 16 else 32)
     rates = ("s a batch", "tokens/s", "MFLOP a token", "of matmul rate")
@@ -337,9 +337,9 @@ def _prepared(
 ) -> Iterator[Prepared]:
     """Each recipe's first cell of the arm, made when it is asked for. changes: batch, checkpoint and bits."""
     from benchmarks.prepared import Changes, prepare
-    from petransfer.models.library_output import quiet
+    from petransfer.models.library_output import silence_libraries
 
-    quiet()
+    silence_libraries()
     batch, checkpoint, bits = changes
     asked = Changes(batch, checkpoint, None if bits is None else _width(bits))
     return (prepare(name, arm, asked, data_dir, device) for name in recipes.split(","))

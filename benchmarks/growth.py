@@ -18,7 +18,7 @@ from petransfer.errors import UserError
 from petransfer.evaluation.exact_match import score
 from petransfer.methods import APPLY
 from petransfer.models.architecture import configuration
-from petransfer.models.loading import DTYPES, Loaded, load, model_class, with_new_weights
+from petransfer.models.loading import DTYPES, Loaded, load_checkpoint, model_class, randomly_initialized
 from petransfer.models.registry import checkpoint_spec
 from petransfer.pretraining.pretrain import SIZES, make_model
 from petransfer.recipe.run_spec import MethodSpec, TrainSpec
@@ -56,7 +56,7 @@ def rows(
     Raises:
         UserError: a size is no T5's.
     """
-    tokenizer = load(checkpoint_spec("nano/english"), 32).tokenizer
+    tokenizer = load_checkpoint(checkpoint_spec("nano/english"), 32).tokenizer
     with tempfile.TemporaryDirectory() as folder:
         sides = {
             point: _Side(point, tokenizer, batch, Path(folder) / str(at), device, bits)
@@ -137,7 +137,7 @@ def _random_model(size: str, tokenizer: PreTrainedTokenizerBase) -> Any:
     if not hasattr(config, "d_kv"):
         raise UserError(f"{size} is no T5; take {', '.join(SIZES)} or a T5 of the registry such as google-t5/t5-small")
     torch.manual_seed(0)
-    return with_new_weights(model_class(config, size), config, own_head)
+    return randomly_initialized(model_class(config, size), config, own_head)
 
 
 def _row(side: _Side, what: str, seconds: float, every: Sequence[float], rate: float) -> dict[str, Any]:

@@ -104,14 +104,14 @@ def _here(side: Side, cell: Cell) -> Taken:
 def _load_here(cell: Cell) -> int | None:
     import torch
 
-    from petransfer.models.loading import load
+    from petransfer.models.loading import load_checkpoint
     from petransfer.models.registry import checkpoint_spec
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.zeros(1, device=device)
     before = own_memory()
     with HostMemory() as host:
-        load(checkpoint_spec(cell.folder), cell.bits, device=device)  # type: ignore[arg-type]
+        load_checkpoint(checkpoint_spec(cell.folder), cell.bits, device=device)  # type: ignore[arg-type]
     return None if host.most is None or before is None else host.most - before
 
 

@@ -15,7 +15,7 @@ from petransfer.data.encoding import Encoded, Layout
 from petransfer.data.lazy_encoding import encode_part
 from petransfer.errors import unknown
 from petransfer.methods import APPLY, mixed_precision, weights_bits
-from petransfer.models.loading import Loaded, load
+from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.loading import load_recipe
 from petransfer.recipe.run_spec import Bits, RunSpec
@@ -39,7 +39,7 @@ class Prepared:
         """The model to train, made anew and always the same."""
         loaded = _load(self.spec, self.device)
         met = {piece for row in self.parts["train"] for piece in (*row.input_ids, *row.target_ids)}
-        loaded = replace(loaded, new_pieces=tuple(piece for piece in loaded.new_pieces if piece in met))
+        loaded = replace(loaded, new_tokens=tuple(piece for piece in loaded.new_tokens if piece in met))
         return APPLY[self.spec.method.name](loaded, self.spec.method, self.spec.seed).to(self.device), loaded
 
     def source(self, layout: Layout) -> ShuffledExamples:
@@ -104,4 +104,6 @@ def prepare(recipe: str, arm: str, changes: Changes, data_dir: Path | None, devi
 
 def _load(spec: RunSpec, device: torch.device) -> Loaded:
     method = spec.method
-    return load(spec.checkpoint, weights_bits(method), seed=spec.seed, device=device, keep_wide=method.keep_wide)
+    return load_checkpoint(
+        spec.checkpoint, weights_bits(method), seed=spec.seed, device=device, keep_wide=method.keep_wide
+    )

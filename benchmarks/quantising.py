@@ -15,8 +15,8 @@ import torch
 
 from petransfer.data.encoding import Encoded
 from petransfer.errors import UserError
-from petransfer.models.loading import Loaded, load
-from petransfer.models.quantization import inventory, leave_packed, settings
+from petransfer.models.loading import Loaded, load_checkpoint
+from petransfer.models.quantization import inventory, keep_default_packing, quantization_config
 from petransfer.pretraining.span_corruption import Noise, corrupt
 from petransfer.recipe.run_spec import Bits, CheckpointSpec
 from petransfer.training.batches import IGNORED, collate
@@ -43,14 +43,14 @@ def rows(checkpoint: CheckpointSpec, text: Path, windows: int, layers: Sequence[
     Raises:
         UserError: the text is too short or not UTF-8, or the checkpoint has no sentinels to mark lost spans with.
     """
-    reference = load(checkpoint, 16)
+    reference = load_checkpoint(checkpoint, 16)
     examples = _examples(reference, text, windows)
     base = _loss(reference, examples)
     yield Row(16, "all", base, 0.0, inventory(reference.model).total)
     del reference
     for bits in (8, 4):
         for wide, keep in (("head", ()), ("nothing", ()), *((f"head and {name}", (name,)) for name in layers)):
-            loaded = load(checkpoint, bits, keep_wide=keep)
+            loaded = load_checkpoint(checkpoint, bits, keep_wide=keep)
             if wide == "nothing":
                 quantise_head(loaded.model, bits)
             loss = _loss(loaded, examples)
@@ -64,7 +64,7 @@ def quantise_head(model: Any, bits: Bits) -> None:
     head = model.get_output_embeddings()
     outputs, inputs = head.weight.shape
     if bits == 4:
-        told: Any = settings(4)
+        told: Any = quantization_config(4)
         new: Any = bnb.nn.Linear4bit(
             inputs,
             outputs,
@@ -77,7 +77,7 @@ def quantise_head(model: Any, bits: Bits) -> None:
     else:
         new = bnb.nn.Linear8bitLt(inputs, outputs, bias=head.bias is not None, has_fp16_weights=False, threshold=6.0)
     new.load_state_dict({name: value.detach().clone() for name, value in head.state_dict().items()})
-    leave_packed(new)
+    keep_default_packing(new)
     model.set_output_embeddings(new.to(head.weight.device))
 
 
@@ -107,7 +107,7 @@ def _examples(loaded: Loaded, text: Path, windows: int) -> list[Encoded]:
 def _loss(loaded: Loaded, examples: Sequence[Encoded]) -> float:
     """Over the target tokens whose pieces pretraining has shown."""
     loaded.model.eval()
-    new = torch.tensor(loaded.new_pieces, dtype=torch.long)
+    new = torch.tensor(loaded.new_tokens, dtype=torch.long)
     total, tokens = 0.0, 0
     for first in range(0, len(examples), AT_ONCE):
         batch = collate(examples[first : first + AT_ONCE], loaded.layout)

@@ -22,7 +22,7 @@ from benchmarks.training import BLOCK, Plain, grouped_by_length, trainer_turn
 from petransfer.data import load_task
 from petransfer.data.encoding import Encoded, encode_examples
 from petransfer.methods import APPLY
-from petransfer.models.loading import Loaded, load
+from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import Bits, MethodSpec, TrainSpec
 from petransfer.study.single_run import accelerator_for
@@ -103,7 +103,7 @@ class _Bench:
         self.train = TrainSpec(10**6, setting.batch, 1e-3)
         self.accelerator, self.loops = self._accelerator(), list[Loop]()
         spec = checkpoint_spec(setting.checkpoint)
-        self.loaded: Loaded = load(spec, setting.bits, device=device)
+        self.loaded: Loaded = load_checkpoint(spec, setting.bits, device=device)
         examples = load_task("scan").load(setting.split).train[:4000]
         self.examples: Sequence[Encoded] = encode_examples(examples, "", self.loaded.tokenizer, self.loaded.layout)
         self.singles = [self._loop(seed) for seed in range(most)]

@@ -151,11 +151,11 @@ def verify(
     """Check files, base, tokenizer and width against the provenance, and measure the claimed figures again."""
     found = []
     with opened(source) as bundle:  # what cannot be had is said before torch is loaded
-        from petransfer.models.library_output import quiet
+        from petransfer.models.library_output import silence_libraries
         from petransfer.sharing.combined_adapters import Where
         from petransfer.sharing.verify import verify as check
 
-        quiet()
+        silence_libraries()
         for one in check(bundle, Where(checkpoint, revision, data_dir, _device(cpu)), _bits(bits), evaluate):
             found.append(one)
             if not as_json:
@@ -183,11 +183,11 @@ def merge(
 ) -> None:
     """Merge an adapter into its 16-bit base (32 where it was trained so), and say what that changed in the logits."""
     with opened(source) as bundle:  # what cannot be had is said before torch is loaded
-        from petransfer.models.library_output import quiet
+        from petransfer.models.library_output import silence_libraries
         from petransfer.sharing.combined_adapters import Where
         from petransfer.sharing.merge import merge as write
 
-        quiet()
+        silence_libraries()
         done = write(bundle, out, Where(checkpoint, revision, None, _device(cpu)), _bits(bits))
     if as_json:
         print(json.dumps(vars(done), indent=1))

@@ -16,9 +16,11 @@ from petransfer.errors import UserError, unknown
 from petransfer.models.registry import (
     NANO,
     Family,
+    embedded_arm,
     embedded_arms,
     embedded_folder,
     family_names,
+    is_embedded,
     registered_family,
     registry,
 )
@@ -62,7 +64,7 @@ def cp(
     target: Annotated[Path, typer.Argument(help="A folder to be made.")],
 ) -> None:
     """Copy an embedded checkpoint with its tokenizer into a folder that plain transformers loads."""
-    if not name.startswith("nano/"):
+    if not is_embedded(name):
         raise UserError(f"{name} is not embedded; only nano/<arm> can be copied")
     if target.exists():
         raise UserError(f"{target} exists; delete it or take another folder")
@@ -82,7 +84,7 @@ def _rows(family: Family) -> list[dict[str, str | int | float | None]]:
     for arm in family.arm_names:
         made = family.arm(arm).checkpoint
         entry = entries.get(arm)
-        card = cards.get(made.name.removeprefix("nano/"), {}) if entry else {}
+        card = cards.get(embedded_arm(made.name), {}) if entry else {}
         rows.append(
             {
                 "family": family.name,

@@ -43,10 +43,10 @@ def evaluate(
 ) -> None:
     """Score adapters, or whole models, side by side on the same examples; adapters' base is loaded once."""
     from petransfer.evaluation.predictor import is_whole_model
-    from petransfer.models.library_output import quiet
+    from petransfer.models.library_output import silence_libraries
     from petransfer.sharing.combined_adapters import Asked, Where, put_together, side_by_side, whole_models
 
-    quiet()
+    silence_libraries()
     where, asked = Where(checkpoint, revision, data_dir, "cpu" if cpu else None), Asked(part, data, by_generation)
     combined = combination_of(weights, combination)
     if combined is None and all(is_whole_model(Path(source)) for source in adapters):

@@ -69,11 +69,11 @@ def fit(
     from petransfer.memory.planner import plan
     from petransfer.memory.simulation import Demand
     from petransfer.models.architecture import configuration
-    from petransfer.models.library_output import quiet
-    from petransfer.models.quantization import refuse_quantised
+    from petransfer.models.library_output import silence_libraries
+    from petransfer.models.quantization import refuse_already_quantized
     from petransfer.training.stacked.layers import refuse_layer_drop
 
-    quiet()
+    silence_libraries()
     room = card_bytes(card) if card is not None else None if cpu else this_card()
     device: Literal["cuda", "cpu"] = "cpu" if cpu or (measure and not _has_card()) else "cuda"
     demand = Demand(
@@ -87,7 +87,7 @@ def fit(
         members=stack,
     )
     config, own_head = configuration(spec)
-    refuse_quantised(config, checkpoint)
+    refuse_already_quantized(config, checkpoint)
     if stack > 1:
         refuse_layer_drop(config)
     found = plan(config, spec, demand, own_head, room)

@@ -59,10 +59,10 @@ def _asked(
 ) -> Callable[[], Iterator[tuple[str, Predictor]]]:
     """What gives every label with its predictor, each of which is to be used before the next is taken."""
     from petransfer.evaluation.predictor import Predictor, is_whole_model
-    from petransfer.models.library_output import quiet
+    from petransfer.models.library_output import silence_libraries
     from petransfer.sharing.combined_adapters import put_together
 
-    quiet()
+    silence_libraries()
     first = Path(sources[0])
     if len(sources) == 1 and combination is None and is_whole_model(first):
         whole = Predictor.of(first, where.checkpoint, where.device)

@@ -23,6 +23,7 @@ from petransfer.errors import UserError
 from petransfer.memory.advice import Words, in_options, of_recipe
 from petransfer.memory.card_sizes import card_bytes
 from petransfer.memory.study_memory import Place, find_sizes, foresee, this_card
+from petransfer.models.registry import is_embedded
 from petransfer.pretraining import run_table as pretraining
 from petransfer.pretraining.grid import expand_pretraining
 from petransfer.recipe.loading import load_either, load_reduced
@@ -286,7 +287,7 @@ def _default_workers(study: Study, cpu: bool) -> int:
     """Small embedded models fill one core each; anything else has the machine to itself."""
     import torch
 
-    embedded = all(cell.spec.checkpoint.name.startswith("nano/") for cell in study.cells)
+    embedded = all(is_embedded(cell.spec.checkpoint.name) for cell in study.cells)
     on_gpu = torch.cuda.is_available() and not cpu
     return (os.cpu_count() or 1) if embedded and not on_gpu else 1
 

@@ -15,7 +15,7 @@ from petransfer.cli.run import Study, carry_out, log_every, own_runs, say_notes,
 from petransfer.cli.run_options import Ways
 from petransfer.errors import UserError
 from petransfer.memory.advice import OF_TRAIN, it_would
-from petransfer.memory.study_memory import demand_of, met_new_pieces, this_card
+from petransfer.memory.study_memory import demand_of, met_new_tokens, this_card
 from petransfer.recipe.loading import validate
 from petransfer.recipe.method_forms import METHODS
 from petransfer.study.folders import StudyFolder
@@ -79,15 +79,15 @@ def train(
 def _say_fit(study: Study, card: int | None, checkpointing: bool, force: bool, as_json: bool) -> None:
     from petransfer.memory.planner import plan
     from petransfer.models.architecture import configuration
-    from petransfer.models.library_output import quiet
-    from petransfer.models.quantization import refuse_quantised
+    from petransfer.models.library_output import silence_libraries
+    from petransfer.models.quantization import refuse_already_quantized
 
-    quiet()
+    silence_libraries()
     spec = study.cells[0].spec
     config, own_head = configuration(spec.checkpoint)
-    refuse_quantised(config, spec.checkpoint.name)
+    refuse_already_quantized(config, spec.checkpoint.name)
     demand = demand_of(spec, checkpointing, "cuda" if card else "cpu")
-    found = plan(config, spec.checkpoint, demand, own_head, card, met_new_pieces(spec, config))
+    found = plan(config, spec.checkpoint, demand, own_head, card, met_new_tokens(spec, config))
     if not as_json:
         show(spec.checkpoint.name, found, words=OF_TRAIN)
     if not found.fits and not force and not splits_tensors():

@@ -12,7 +12,7 @@ import torch
 from transformers import GenerationConfig
 
 from petransfer.data.encoding import Layout, decode
-from petransfer.models.lengths import Virtual, positions
+from petransfer.models.lengths import VirtualTokens, positions
 from petransfer.models.loading import Loaded
 
 
@@ -116,10 +116,10 @@ def room(model: torch.nn.Module, loaded: Loaded, input_tokens: int) -> int | Non
     if most is None:
         return None
     config = getattr(model, "active_peft_config", None)
-    virtual = Virtual()
+    virtual = VirtualTokens()
     if config is not None and config.is_prompt_learning:
         side = "target" if str(config.peft_type.value) == "PREFIX_TUNING" else "input"
-        virtual = Virtual(**{side: int(config.num_virtual_tokens)})
+        virtual = VirtualTokens(**{side: int(config.num_virtual_tokens)})
     if not loaded.layout.encoder_decoder:
         return most - input_tokens - virtual.input - virtual.target
     return most - virtual.target if input_tokens + virtual.input <= most else 0

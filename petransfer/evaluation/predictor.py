@@ -22,8 +22,8 @@ from petransfer.errors import UserError
 from petransfer.evaluation.generation import generate, room
 from petransfer.methods import weights_bits
 from petransfer.models.lengths import positions
-from petransfer.models.loading import Loaded, load
-from petransfer.models.registry import checkpoint_spec
+from petransfer.models.loading import Loaded, load_checkpoint
+from petransfer.models.registry import checkpoint_spec, is_embedded
 from petransfer.recipe.run_spec import CheckpointSpec, RunSpec
 
 
@@ -48,7 +48,7 @@ class Predictor:
         base = _base(spec, weights, checkpoint)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         bits, wide = weights_bits(spec.method), spec.method.keep_wide
-        loaded = load(base, bits, seed=spec.seed, device=device, keep_wide=wide)
+        loaded = load_checkpoint(base, bits, seed=spec.seed, device=device, keep_wide=wide)
         if weights.name == "adapter":
             model: torch.nn.Module = PeftModel.from_pretrained(loaded.model, str(weights))
         else:
@@ -138,7 +138,7 @@ def _base(spec: RunSpec, weights: Path, checkpoint: str | None) -> CheckpointSpe
         found = _as_made(checkpoint_spec(checkpoint), here or made)
     else:
         found = here or _as_made(checkpoint_spec(made.name), made)
-    if found.name.startswith("nano/") and checkpoint_spec(found.name).weights != made.weights:
+    if is_embedded(found.name) and checkpoint_spec(found.name).weights != made.weights:
         raise UserError(
             f"{made.name} has other weights in this version of petransfer than the run in {weights} began with"
         )

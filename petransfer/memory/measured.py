@@ -11,7 +11,7 @@ import torch
 
 from petransfer.memory.simulation import Demand, meta_batch
 from petransfer.methods import APPLY, mixed_precision, weights_bits
-from petransfer.models.loading import Loaded, load
+from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.quantization import check_optimizer, inventory
 from petransfer.recipe.run_spec import CheckpointSpec, TrainSpec
 from petransfer.training.batches import Tensors
@@ -45,7 +45,7 @@ class Trial:
         check_optimizer(demand.optimizer)
         self.demand, self.device = demand, torch.device(demand.device)
         method = demand.method
-        loaded = load(checkpoint, weights_bits(method), device=self.device, keep_wide=method.keep_wide)
+        loaded = load_checkpoint(checkpoint, weights_bits(method), device=self.device, keep_wide=method.keep_wide)
         self.weights, self.layout = inventory(loaded.model).bytes, loaded.layout
         self.model = _apply(loaded, demand)
         self.optimizer = make_optimizer(self.model, TrainSpec(STEPS, demand.batch, 1e-5, optimizer=demand.optimizer))

@@ -52,11 +52,11 @@ def plan(
     demand: Demand,
     own_head: bool,
     card: int | None,
-    new_pieces: tuple[int, ...] = (),
+    new_tokens: tuple[int, ...] = (),
 ) -> Fit:
     """What the demand takes, and with a card the largest micro-batch on it, up to the demand's batch.
 
-    new_pieces: those whose rows `embeddings: new` trains.
+    new_tokens: those whose rows `embeddings: new` trains.
 
     Raises:
         UserError: the architecture cannot be trained so.
@@ -64,7 +64,7 @@ def plan(
 
     @functools.cache
     def of(changed: Demand) -> Memory:
-        return simulate(config, checkpoint.name, changed, own_head, new_pieces)
+        return simulate(config, checkpoint.name, changed, own_head, new_tokens)
 
     memory = of(demand)
     if card is None or on_card(memory.peak) <= card:

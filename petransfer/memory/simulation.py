@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 from petransfer.data.encoding import Layout
 from petransfer.memory.tensor_tracker import Tracker
 from petransfer.methods import APPLY, weights_bits
-from petransfer.models.loading import DTYPES, Loaded, model_class, with_new_weights
-from petransfer.models.quantization import inventory, refuse_left_wide, require_bitsandbytes, settings
+from petransfer.models.loading import DTYPES, Loaded, model_class, randomly_initialized
+from petransfer.models.quantization import inventory, quantization_config, refuse_poorly_quantized, require_bitsandbytes
 from petransfer.recipe.run_spec import Bits, MethodSpec, Optimizer
 from petransfer.training.batches import IGNORED, Tensors
 from petransfer.training.losses import token_loss
@@ -76,7 +76,7 @@ class Memory:
         return sum(self.weights.values()) + sum(parts)
 
 
-def simulate(config: Any, name: str, demand: Demand, own_head: bool, new_pieces: tuple[int, ...] = ()) -> Memory:
+def simulate(config: Any, name: str, demand: Demand, own_head: bool, new_tokens: tuple[int, ...] = ()) -> Memory:
     """What a training step of this architecture takes. own_head: the head is not tied to the embeddings.
 
     Full fine-tuning at 16 bits is foreseen as at 32: its weights are fp32, its activations are counted too wide.
@@ -84,7 +84,7 @@ def simulate(config: Any, name: str, demand: Demand, own_head: bool, new_pieces:
     Raises:
         UserError: the architecture says no targets, or cannot be trained so.
     """
-    loaded = meta_model(config, name, demand.method, own_head, new_pieces)
+    loaded = meta_model(config, name, demand.method, own_head, new_tokens)
     weights = inventory(loaded.model).bytes
     base = {id(value) for value in loaded.model.parameters()}
     models = _applied(loaded, demand)
@@ -171,17 +171,17 @@ class _Phase:
         return "workspace" if self.backward else "activations"
 
 
-def meta_model(config: Any, name: str, method: MethodSpec, own_head: bool, new_pieces: tuple[int, ...] = ()) -> Loaded:
+def meta_model(config: Any, name: str, method: MethodSpec, own_head: bool, new_tokens: tuple[int, ...] = ()) -> Loaded:
     """The model as `load` would make it, on the meta device and without its tokenizer."""
     auto = model_class(config, name)
     bits = weights_bits(method)
     with torch.device("meta"):
-        model = with_new_weights(auto, config, own_head).to(DTYPES.get(bits, torch.bfloat16))
+        model = randomly_initialized(auto, config, own_head).to(DTYPES.get(bits, torch.bfloat16))
     if bits in (4, 8):
         _quantise(model, bits, method.keep_wide)
-        refuse_left_wide(model, name, bits, method.keep_wide)
+        refuse_poorly_quantized(model, name, bits, method.keep_wide)
     layout = Layout(bool(config.is_encoder_decoder), 0, 1)
-    return Loaded(model.requires_grad_(False), None, layout, None, new_pieces)
+    return Loaded(model.requires_grad_(False), None, layout, None, new_tokens)
 
 
 def _quantise(model: PreTrainedModel, bits: Bits, keep_wide: Sequence[str]) -> None:
@@ -189,7 +189,7 @@ def _quantise(model: PreTrainedModel, bits: Bits, keep_wide: Sequence[str]) -> N
     from transformers.integrations import replace_with_bnb_linear
     from transformers.quantizers.base import get_keys_to_not_convert
 
-    replace_with_bnb_linear(model, [*get_keys_to_not_convert(model), *keep_wide], settings(bits))
+    replace_with_bnb_linear(model, [*get_keys_to_not_convert(model), *keep_wide], quantization_config(bits))
     import bitsandbytes as bnb
 
     # bitsandbytes keeps its first map for all later calls, which must not be one without numbers

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from petransfer.data import load_task
 from petransfer.errors import UserError
 from petransfer.memory.advice import TURNED_ON, Words, it_would
+from petransfer.models.registry import is_embedded
 from petransfer.recipe.run_spec import MethodSpec, RunSpec
 from petransfer.recipe.stacking import MOST_STACKED, kind
 
@@ -75,14 +76,14 @@ def foresee(
 
 def _place(spec: RunSpec, card: int, checkpointing: bool, members: int) -> Place:
     from petransfer.memory.planner import plan
-    from petransfer.models.quantization import refuse_quantised
+    from petransfer.models.quantization import refuse_already_quantized
 
     name = f"{spec.checkpoint.name}{_DRAWN[spec.checkpoint.reinit]}, {in_words(spec.method)}, {spec.method.bits} bits"
     name += f", {members} stacked" if members > 1 else ""
     demand = replace(demand_of(spec, checkpointing), members=members)
     try:
         config, own_head = _architecture(spec)
-        refuse_quantised(config, spec.checkpoint.name)
+        refuse_already_quantized(config, spec.checkpoint.name)
         return Place(name, spec, plan(config, spec.checkpoint, demand, own_head, card))
     except UserError as error:
         return Place(name, spec, None, str(error))
@@ -95,9 +96,9 @@ def _architecture(spec: RunSpec) -> tuple[Any, bool]:
         UserError: there is none to be had.
     """
     from petransfer.models.architecture import configuration
-    from petransfer.models.library_output import quiet
+    from petransfer.models.library_output import silence_libraries
 
-    quiet()
+    silence_libraries()
     return configuration(spec.checkpoint)
 
 
@@ -117,7 +118,7 @@ def needs_checkpointing(spec: RunSpec, card: int) -> bool:
 def _surely_fits(spec: RunSpec, card: int, members: int) -> bool:
     """Whether the planner, for which torch is imported, need not be asked."""
     usual = card >= ROOMY and members <= MOST_STACKED and spec.train.batch_size <= USUAL_BATCH
-    return spec.checkpoint.name.startswith("nano/") and (members == 1 or usual)
+    return is_embedded(spec.checkpoint.name) and (members == 1 or usual)
 
 
 def on_host(spec: RunSpec, checkpointing: bool = False) -> int:
@@ -128,7 +129,7 @@ def on_host(spec: RunSpec, checkpointing: bool = False) -> int:
     from petransfer.memory.planner import plan
     from petransfer.training.out_of_memory import PACKED
 
-    if spec.checkpoint.name.startswith("nano/"):
+    if is_embedded(spec.checkpoint.name):
         return 0
     demand = demand_of(spec, checkpointing, "cpu")
     cut = replace(demand, batch=min(demand.batch, PACKED), accumulates=demand.batch > PACKED)
@@ -198,24 +199,24 @@ def find_sizes(specs: Sequence[RunSpec], data_dir: Path | None = None) -> None:
     for spec in wanted.values():
         config, own_head = configuration(spec.checkpoint)
         wide = replace(spec.method, bits=32)
-        pieces = met_new_pieces(spec, config, data_dir)
+        pieces = met_new_tokens(spec, config, data_dir)
         size_of(meta_model(config, spec.checkpoint.name, wide, own_head, pieces), wide)
 
 
-def met_new_pieces(spec: RunSpec, config: Any, data_dir: Path | None = None) -> tuple[int, ...]:
+def met_new_tokens(spec: RunSpec, config: Any, data_dir: Path | None = None) -> tuple[int, ...]:
     """The pieces whose rows a run trains under `embeddings: new`: those without pretraining that its training meets.
 
     config: the checkpoint's.
     """
     from petransfer.data.lazy_encoding import encode_part
-    from petransfer.models.loading import new_pieces, reading
+    from petransfer.models.loading import new_tokens, tokenizer_and_layout
     from petransfer.training.batches import met
 
-    new = new_pieces(spec.checkpoint, config.vocab_size) if spec.method.embeddings == "new" else ()
+    new = new_tokens(spec.checkpoint, config.vocab_size) if spec.method.embeddings == "new" else ()
     if not new:
         return ()
     rows = load_task(spec.task.name, data_dir, **dict(spec.task.options + spec.task.source)).load(spec.task.split).train
-    tokenizer, layout = reading(spec.checkpoint, config)
+    tokenizer, layout = tokenizer_and_layout(spec.checkpoint, config)
     train = spec.train
     _, found = encode_part(
         rows,

@@ -10,7 +10,7 @@ import torch
 from petransfer.methods import bias, dora, full, ia3, ln, lora, loraplus, pissa, prefix, prompt, rslora, vera
 from petransfer.methods import common as adapted
 from petransfer.methods.parameter_matching import sized
-from petransfer.models.lengths import Virtual
+from petransfer.models.lengths import VirtualTokens
 from petransfer.models.loading import Loaded
 from petransfer.recipe.method_forms import FORMS
 from petransfer.recipe.run_spec import Bits, MethodSpec
@@ -39,15 +39,15 @@ def size_of(loaded: Loaded, method: MethodSpec) -> MethodSpec:
     return sized(loaded, method, _MODULES[method.name].apply)
 
 
-def virtual_tokens(loaded: Loaded, method: MethodSpec) -> Virtual:
+def virtual_tokens(loaded: Loaded, method: MethodSpec) -> VirtualTokens:
     """The positions that a method's virtual tokens take, their number found where it is to be.
 
     A prompt stands before the input; a prefix before what the decoder's own attention sees.
     """
     if FORMS[method.name].size != "virtual_tokens":
-        return Virtual()
+        return VirtualTokens()
     tokens = size_of(loaded, method).virtual_tokens
-    return Virtual(input=tokens) if method.name == "prompt" else Virtual(target=tokens)
+    return VirtualTokens(input=tokens) if method.name == "prompt" else VirtualTokens(target=tokens)
 
 
 def weights_bits(method: MethodSpec) -> Bits:

@@ -40,7 +40,7 @@ def _trained_rows(loaded: Loaded, method: MethodSpec) -> dict[str, list[int]] | 
     if method.embeddings == "frozen":
         return None
     embeddings = loaded.model.get_input_embeddings()
-    rows = range(embeddings.num_embeddings) if method.embeddings == "trained" else loaded.new_pieces
+    rows = range(embeddings.num_embeddings) if method.embeddings == "trained" else loaded.new_tokens
     if not rows:
         return None
     head = loaded.model.get_output_embeddings()

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from petransfer.errors import UserError
-from petransfer.models.registry import embedded_folder, registry
+from petransfer.models.registry import embedded_folder, is_embedded, registry
 from petransfer.recipe.run_spec import CheckpointSpec
 
 
@@ -20,7 +20,7 @@ def configuration(checkpoint: CheckpointSpec) -> tuple[Any, bool]:
         UserError: it is in no registry, folder or cache, and the hub cannot be reached.
     """
     entry = _registered(checkpoint.name)
-    if entry is not None and not checkpoint.name.startswith("nano/") and checkpoint.source is None:
+    if entry is not None and not is_embedded(checkpoint.name) and checkpoint.source is None:
         fields = dict(registry().architectures[entry])
         if checkpoint.tokenizer:
             other = _registered(checkpoint.tokenizer)
@@ -28,12 +28,12 @@ def configuration(checkpoint: CheckpointSpec) -> tuple[Any, bool]:
         own_head = fields.get("tie_word_embeddings") is False
         return AutoConfig.for_model(fields.pop("model_type"), **fields), own_head
     place = checkpoint.source or checkpoint.name
-    if checkpoint.name.startswith("nano/"):
+    if is_embedded(checkpoint.name):
         place = str(embedded_folder(checkpoint.name))
-    revision = None if checkpoint.source or checkpoint.name.startswith("nano/") else checkpoint.weights
+    revision = None if checkpoint.source or is_embedded(checkpoint.name) else checkpoint.weights
     try:
         content, _ = PreTrainedConfig.get_config_dict(place, revision=revision)
-        return AutoConfig.from_pretrained(place, revision=revision), own_head_in(content)
+        return AutoConfig.from_pretrained(place, revision=revision), has_own_head(content)
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().split("\n")[0][:160]
         raise UserError(
@@ -41,7 +41,7 @@ def configuration(checkpoint: CheckpointSpec) -> tuple[Any, bool]:
         ) from None
 
 
-def own_head_in(content: dict[str, Any]) -> bool:
+def has_own_head(content: dict[str, Any]) -> bool:
     """Whether a config.json speaks of a head of its own; the second key is what transformers 5 writes for a T5."""
     return content.get("tie_word_embeddings") is False or content.get("scale_decoder_outputs") is False
 

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 LEAST = 2**20
 
 
-class InFiles(TorchFunctionMode):
+class FileBackedTensors(TorchFunctionMode):
     """While it is entered, large tensors that are made empty, as layers make theirs, are mapped from files in a folder.
 
     What is drawn into them is what would be drawn elsewhere. A file has no name for long, and goes with its tensor.
@@ -61,7 +61,7 @@ class InFiles(TorchFunctionMode):
 
 
 @torch.no_grad()
-def put(source: torch.nn.Module, name: str, target: torch.Tensor) -> None:
+def copy_parameter(source: torch.nn.Module, name: str, target: torch.Tensor) -> None:
     """Copies the parameter of that name, wherever `source` keeps it."""
     owner, _, leaf = name.rpartition(".")
     module = source.get_submodule(owner)

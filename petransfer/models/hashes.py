@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from petransfer.models.registry import embedded_folder, file_sha256
+from petransfer.models.registry import embedded_folder, file_sha256, is_embedded
 from petransfer.recipe.run_spec import CheckpointSpec
 
 if TYPE_CHECKING:
@@ -33,13 +33,13 @@ def weight_hashes(checkpoint: CheckpointSpec, commit: str | None) -> dict[str, s
     return {}
 
 
-def on_hub(checkpoint: CheckpointSpec) -> bool:
+def is_on_hub(checkpoint: CheckpointSpec) -> bool:
     """Whether a checkpoint is loaded from the hub: it is neither embedded nor a folder."""
-    return not (checkpoint.name.startswith("nano/") or checkpoint.source)
+    return not (is_embedded(checkpoint.name) or checkpoint.source)
 
 
 def _file(checkpoint: CheckpointSpec, commit: str | None, name: str) -> Path | None:
-    if not on_hub(checkpoint):
+    if not is_on_hub(checkpoint):
         folder = Path(checkpoint.source) if checkpoint.source else embedded_folder(checkpoint.name)
         return folder / name if (folder / name).is_file() else None
     from huggingface_hub import try_to_load_from_cache

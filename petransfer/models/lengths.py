@@ -25,22 +25,22 @@ def positions(config: Any) -> int | None:
 
 
 @dataclass(frozen=True)
-class Virtual:
-    """Virtual tokens that take positions of a model: before the input, and before what a decoder says."""
+class VirtualTokens:
+    """VirtualTokens tokens that take positions of a model: before the input, and before what a decoder says."""
 
     input: int = 0
     target: int = 0
 
 
 def length_check(
-    config: Any, name: str, most: int, virtual: Virtual | None = None
+    config: Any, name: str, most: int, virtual: VirtualTokens | None = None
 ) -> Callable[[Callable[[int], str], Sequence[Example], Sequence[Encoded]], None]:
     """A function that refuses examples that are too long; it is told what errors call one, by its index.
 
     name: the checkpoint's. most: what the user allows an input and a target, in pieces; 0 for anything. virtual: the
     tokens of prompt and prefix tuning.
     """
-    limit, together, virtual = positions(config), not config.is_encoder_decoder, virtual or Virtual()
+    limit, together, virtual = positions(config), not config.is_encoder_decoder, virtual or VirtualTokens()
 
     def check(row_name: Callable[[int], str], examples: Sequence[Example], encoded: Sequence[Encoded]) -> None:
         for example, row in zip(examples, encoded, strict=True):
@@ -62,7 +62,7 @@ def length_check(
     return check
 
 
-def _kept(virtual: Virtual) -> str:
+def _kept(virtual: VirtualTokens) -> str:
     tokens = virtual.input + virtual.target
     return f" ({ROOM} of them kept for generation{f', {tokens:,} for virtual tokens' if tokens else ''})"
 

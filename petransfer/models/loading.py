@@ -32,17 +32,17 @@ from transformers.utils.hub import extract_commit_hash
 
 from petransfer.data.encoding import Layout
 from petransfer.errors import UserError
-from petransfer.models.architecture import own_head_in
-from petransfer.models.file_backed import InFiles, put
+from petransfer.models.architecture import has_own_head
+from petransfer.models.file_backed import FileBackedTensors, copy_parameter
 from petransfer.models.quantization import (
-    check_quantisable,
-    kept_wide,
-    leave_packed,
-    refuse_left_wide,
-    refuse_quantised,
-    settings,
+    check_quantizable,
+    keep_default_packing,
+    left_unquantized,
+    quantization_config,
+    refuse_already_quantized,
+    refuse_poorly_quantized,
 )
-from petransfer.models.registry import NANO, checkpoint_spec, embedded_folder
+from petransfer.models.registry import NANO, checkpoint_spec, embedded_folder, is_embedded
 from petransfer.recipe.run_spec import Bits, CheckpointSpec, Reinit
 
 # Architectures that transformers loads and computes wrongly (seen with 5.23). umT5's configuration always says that its
@@ -61,7 +61,7 @@ class Loaded:
     """A model with what is needed to feed it.
 
     commit: the hub commit that the weights came from, None where they came from a folder.
-    new_pieces: pieces that pretraining never saw, so that their embeddings mean nothing yet. A checkpoint that comes
+    new_tokens: pieces that pretraining never saw, so that their embeddings mean nothing yet. A checkpoint that comes
         with its own tokenizer is taken to have seen all, unless `petransfer pretrain` made it, which counts.
     """
 
@@ -69,10 +69,10 @@ class Loaded:
     tokenizer: PreTrainedTokenizerBase
     layout: Layout
     commit: str | None
-    new_pieces: tuple[int, ...]
+    new_tokens: tuple[int, ...]
 
 
-def load(
+def load_checkpoint(
     checkpoint: CheckpointSpec,
     bits: Bits = 16,
     *,
@@ -108,7 +108,7 @@ def load(
         place_on = None if device is None else torch.device(device)
         model = _model(place, config, checkpoint, bits, seed, place_on, keep_wide)
     model.config.use_cache = True
-    new = new_pieces(checkpoint, model.get_input_embeddings().num_embeddings)
+    new = new_tokens(checkpoint, model.get_input_embeddings().num_embeddings)
     return Loaded(model, tokenizer, layout_of(config, tokenizer), commit, new)
 
 
@@ -142,18 +142,18 @@ def _model(
 ) -> PreTrainedModel:
     auto = model_class(config, checkpoint.name)
     if bits in DTYPES:
-        refuse_quantised(config, checkpoint.name)
+        refuse_already_quantized(config, checkpoint.name)
         model = _with_reinit(auto, place, config, checkpoint, DTYPES[bits], seed)
         return model if device is None else model.to(device)
     assert device is not None  # bitsandbytes quantises where it computes
-    check_quantisable(config, checkpoint.name, bits, device)
+    check_quantizable(config, checkpoint.name, bits, device)
     with tempfile.TemporaryDirectory() as folder:
         revision = _revision(checkpoint)
         if checkpoint.reinit != "none":  # what is drawn anew is quantised like any other checkpoint: from a folder
             _draw_into(folder, auto, place, config, checkpoint, seed)
             place, revision = folder, None
         model = _quantised(auto, place, revision, bits, device, keep_wide)
-    refuse_left_wide(model, checkpoint.name, bits, keep_wide)
+    refuse_poorly_quantized(model, checkpoint.name, bits, keep_wide)
     return model
 
 
@@ -169,7 +169,7 @@ def _with_reinit(
     if reinit == "none":
         return trained()
     torch.manual_seed(seed)
-    new = with_new_weights(auto, config, _has_own_head(place, checkpoint)).to(dtype)
+    new = randomly_initialized(auto, config, _has_own_head(place, checkpoint)).to(dtype)
     if reinit != "all":
         _copy(trained(), new, embeddings=reinit == "body")
     return new
@@ -178,10 +178,10 @@ def _with_reinit(
 def _draw_into(folder: str, auto: Any, place: str, config: Any, checkpoint: CheckpointSpec, seed: int) -> None:
     """Writes the model that `_with_reinit` gives in bf16, the same to the bit, and never holds it."""
     with tempfile.TemporaryDirectory(dir=folder) as parts:
-        files = InFiles(parts)
+        files = FileBackedTensors(parts)
         torch.manual_seed(seed)
         with files:
-            new = with_new_weights(auto, config, _has_own_head(place, checkpoint))
+            new = randomly_initialized(auto, config, _has_own_head(place, checkpoint))
         files.narrow(new, torch.bfloat16)
         if checkpoint.reinit != "all":
             trained = _on_disk(auto, place, _revision(checkpoint), parts)
@@ -189,7 +189,7 @@ def _draw_into(folder: str, auto: Any, place: str, config: Any, checkpoint: Chec
         new.save_pretrained(folder, max_shard_size=SHARD)
 
 
-def with_new_weights(auto: Any, config: Any, own_head: bool) -> PreTrainedModel:
+def randomly_initialized(auto: Any, config: Any, own_head: bool) -> PreTrainedModel:
     """A model drawn by its own initialisation, in fp32. own_head: its head is not tied to its embeddings.
 
     transformers ties the head of every new T5, whatever the configuration says (that of a checkpoint it leaves alone):
@@ -206,7 +206,7 @@ def with_new_weights(auto: Any, config: Any, own_head: bool) -> PreTrainedModel:
 
 def _has_own_head(place: str, checkpoint: CheckpointSpec) -> bool:
     content, _ = PreTrainedConfig.get_config_dict(place, revision=_revision(checkpoint))
-    return own_head_in(content)
+    return has_own_head(content)
 
 
 @torch.no_grad()
@@ -217,7 +217,7 @@ def _copy(source: PreTrainedModel, target: PreTrainedModel, embeddings: bool) ->
     }
     for name, value in target.named_parameters():
         if (id(value) in ends) == embeddings:
-            put(source, name, value)
+            copy_parameter(source, name, value)
 
 
 def _quantised(
@@ -225,15 +225,15 @@ def _quantised(
 ) -> PreTrainedModel:
     """Read and quantised tensor by tensor, so that the host never holds the wide model."""
     config = AutoConfig.from_pretrained(place, revision=revision)
-    with kept_wide(auto._model_mapping[type(config)], keep_wide):
+    with left_unquantized(auto._model_mapping[type(config)], keep_wide):
         model: PreTrainedModel = auto.from_pretrained(
             place,
             revision=revision,
-            quantization_config=settings(bits),
+            quantization_config=quantization_config(bits),
             dtype=torch.bfloat16,
             device_map={"": str(device)},
         )
-    leave_packed(model)
+    keep_default_packing(model)
     for ending in keep_wide:
         if not any(name.endswith(ending) and type(module) is torch.nn.Linear for name, module in model.named_modules()):
             raise UserError(f"keep_wide: no layer's name ends in '{ending}'")
@@ -276,14 +276,14 @@ def layout_of(config: Any, tokenizer: PreTrainedTokenizerBase) -> Layout:
     return Layout(True, int(pad), int(eos), int(pad if start is None else start))
 
 
-def reading(checkpoint: CheckpointSpec, config: Any) -> tuple[PreTrainedTokenizerBase, Layout]:
+def tokenizer_and_layout(checkpoint: CheckpointSpec, config: Any) -> tuple[PreTrainedTokenizerBase, Layout]:
     """The tokenizer, and how the model takes its examples, without the model."""
     with _plain_errors(checkpoint):
         tokenizer = _tokenizer(checkpoint)
     return tokenizer, layout_of(config, tokenizer)
 
 
-def new_pieces(checkpoint: CheckpointSpec, vocabulary: int) -> tuple[int, ...]:
+def new_tokens(checkpoint: CheckpointSpec, vocabulary: int) -> tuple[int, ...]:
     """The pieces that pretraining never saw, of so many in all; see `Loaded`."""
     if checkpoint.reinit in {"embeddings", "all"}:
         return tuple(range(vocabulary))
@@ -292,7 +292,7 @@ def new_pieces(checkpoint: CheckpointSpec, vocabulary: int) -> tuple[int, ...]:
 
 
 def _place(checkpoint: CheckpointSpec) -> str:
-    if checkpoint.name.startswith("nano/"):
+    if is_embedded(checkpoint.name):
         return str(embedded_folder(checkpoint.name))
     return checkpoint.source or checkpoint.name
 
@@ -300,7 +300,7 @@ def _place(checkpoint: CheckpointSpec) -> str:
 def _tokenizer(checkpoint: CheckpointSpec) -> PreTrainedTokenizerBase:
     if checkpoint.tokenizer and not checkpoint.tokenizer_source:
         return _tokenizer(checkpoint_spec(checkpoint.tokenizer))
-    embedded = checkpoint.name.startswith("nano/") and not checkpoint.tokenizer
+    embedded = is_embedded(checkpoint.name) and not checkpoint.tokenizer
     place = checkpoint.tokenizer_source or (str(NANO / "tokenizer") if embedded else _place(checkpoint))
     revision = None if checkpoint.tokenizer_source else _revision(checkpoint)
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, revision=revision)
@@ -308,7 +308,7 @@ def _tokenizer(checkpoint: CheckpointSpec) -> PreTrainedTokenizerBase:
 
 
 def _revision(checkpoint: CheckpointSpec) -> str | None:
-    return None if checkpoint.source or checkpoint.name.startswith("nano/") else checkpoint.weights
+    return None if checkpoint.source or is_embedded(checkpoint.name) else checkpoint.weights
 
 
 def _commit(checkpoint: CheckpointSpec) -> str | None:

@@ -75,7 +75,7 @@ class Inventory:
         return {"bytes": dict(self.bytes), "share": self.share, "parameters": self.parameters, "wide": wide}
 
 
-def settings(bits: Bits) -> BitsAndBytesConfig:
+def quantization_config(bits: Bits) -> BitsAndBytesConfig:
     """What transformers is told: LLM.int8 with its usual threshold, or NF4, double quantisation, bf16 compute.
 
     4-bit weights are packed into bf16 storage, four to an element: T5 casts what goes into `wo` to the dtype of `wo`'s
@@ -113,7 +113,7 @@ def _require_bitsandbytes(what: str, instead: str) -> None:
         ) from error
 
 
-def check_quantisable(config: Any, name: str, bits: Bits, device: torch.device) -> None:
+def check_quantizable(config: Any, name: str, bits: Bits, device: torch.device) -> None:
     """Refuses what cannot be quantised, before anything is loaded.
 
     Raises:
@@ -122,10 +122,10 @@ def check_quantisable(config: Any, name: str, bits: Bits, device: torch.device) 
     require_bitsandbytes(bits)
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(f"bits: {bits} computes in bf16, which {torch.cuda.get_device_name(device)} has not; bits: 32")
-    refuse_quantised(config, name)
+    refuse_already_quantized(config, name)
 
 
-def refuse_quantised(config: Any, name: str) -> None:
+def refuse_already_quantized(config: Any, name: str) -> None:
     """Refuses a checkpoint whose weights are quantised already.
 
     Raises:
@@ -143,7 +143,7 @@ def refuse_quantised(config: Any, name: str) -> None:
 MOST_LEFT = 0.1
 
 
-def refuse_left_wide(model: PreTrainedModel, name: str, bits: Bits, keep_wide: Sequence[str]) -> None:
+def refuse_poorly_quantized(model: PreTrainedModel, name: str, bits: Bits, keep_wide: Sequence[str]) -> None:
     """Refuses a model that bitsandbytes could not quantise: the experts of a mixture are one tensor, and no layer.
 
     Raises:
@@ -165,7 +165,7 @@ def refuse_left_wide(model: PreTrainedModel, name: str, bits: Bits, keep_wide: S
 
 
 @contextlib.contextmanager
-def kept_wide(cls: type, names: Sequence[str] = ()) -> Iterator[None]:
+def left_unquantized(cls: type, names: Sequence[str] = ()) -> Iterator[None]:
     """While `cls` is loaded only its head and the layers whose names end in `names` stay wide.
 
     transformers keeps T5's `wo` wide too, which only fp16 needs.
@@ -181,7 +181,7 @@ def kept_wide(cls: type, names: Sequence[str] = ()) -> Iterator[None]:
             owner._keep_in_fp32_modules = kept  # type: ignore[attr-defined]
 
 
-def leave_packed(model: torch.nn.Module) -> None:
+def keep_default_packing(model: torch.nn.Module) -> None:
     """Keeps bitsandbytes from packing 4-bit weights otherwise at the first evaluation on a CPU with avx512_bf16.
 
     What it does there takes each number of the bf16 storage for one byte, fails on layers narrower than a block of 64,

@@ -21,6 +21,20 @@ from petransfer.recipe.schema import ArmPart, FamilyPart, Strict
 
 NANO = Path(str(resources.files("petransfer.models"))) / "nano"
 
+# Embedded checkpoints, which are installed with petransfer, are named `nano/<arm>`.
+_EMBEDDED = "nano/"
+
+
+def is_embedded(name: str) -> bool:
+    """Whether a checkpoint's name is that of an embedded checkpoint, such as `nano/english`."""
+    return name.startswith(_EMBEDDED)
+
+
+def embedded_arm(name: str) -> str:
+    """The arm of an embedded checkpoint's name: `english` for `nano/english`. Other names are returned unchanged."""
+    return name.removeprefix(_EMBEDDED)
+
+
 Trained = Literal["method", "all"]
 
 
@@ -183,7 +197,7 @@ def own_family(part: FamilyPart, folder: Path) -> Family:
 def _own(where: str, entry: ArmPart, folder: Path) -> CheckpointSpec:
     spec = checkpoint_spec(entry.checkpoint, folder)
     if entry.revision is not None:
-        if spec.source or spec.name.startswith("nano/") or "@" in entry.checkpoint:
+        if spec.source or is_embedded(spec.name) or "@" in entry.checkpoint:
             raise UserError(f"{where}: a revision belongs to a hub id that has none yet, not to {entry.checkpoint}")
         spec = replace(spec, weights=entry.revision)
     if entry.tokenizer is None:
@@ -199,7 +213,7 @@ def _own(where: str, entry: ArmPart, folder: Path) -> CheckpointSpec:
 def _tokenizer_place(tokenizer: str, folder: Path) -> tuple[str, str | None]:
     """A tokenizer's name in a spec, and its folder where it is a local one."""
     local = folder / Path(tokenizer).expanduser()
-    if not tokenizer.startswith("nano/") and (tokenizer.startswith((".", "/", "~")) or local.is_dir()):
+    if not is_embedded(tokenizer) and (tokenizer.startswith((".", "/", "~")) or local.is_dir()):
         files = [local / name for name in _TOKENIZER if (local / name).is_file()]
         if not files:
             raise UserError(f"{local} holds no tokenizer; name a folder that a tokenizer's save_pretrained wrote")
@@ -218,7 +232,7 @@ def checkpoint_spec(checkpoint: str, folder: Path = Path()) -> CheckpointSpec:
     Raises:
         UserError: the folder or the embedded arm does not exist, or the name is no hub id.
     """
-    if checkpoint.startswith("nano/"):
+    if is_embedded(checkpoint):
         return CheckpointSpec(checkpoint, _embedded_sha256(checkpoint))
     local = folder / Path(checkpoint).expanduser()
     if checkpoint.startswith((".", "/", "~")) or local.is_dir():
@@ -245,7 +259,7 @@ def embedded_folder(name: str) -> Path:
     Raises:
         UserError: no such arm is embedded.
     """
-    arm = name.removeprefix("nano/")
+    arm = embedded_arm(name)
     if arm not in embedded_arms():
         raise unknown("embedded checkpoint", name, [f"nano/{known}" for known in embedded_arms()])
     return NANO / arm

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from petransfer.errors import UserError
 from petransfer.methods import weights_bits
 from petransfer.methods.common import as_trained
-from petransfer.models.hashes import on_hub
-from petransfer.models.loading import Loaded, load
-from petransfer.models.registry import checkpoint_spec
+from petransfer.models.hashes import is_on_hub
+from petransfer.models.loading import Loaded, load_checkpoint
+from petransfer.models.registry import checkpoint_spec, is_embedded
 from petransfer.recipe.run_spec import Bits, CheckpointSpec, RunSpec
 from petransfer.sharing.bundle import Bundle, checked
 from petransfer.sharing.safe_reading import read_json
@@ -46,7 +46,7 @@ class Base:
     def load(self, device: torch.device | str | None = None) -> Loaded:
         """The base on `device`, the GPU where there is one."""
         place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return load(self.checkpoint, self.bits, seed=self.seed, device=place, keep_wide=self.keep_wide)
+        return load_checkpoint(self.checkpoint, self.bits, seed=self.seed, device=place, keep_wide=self.keep_wide)
 
 
 def base_of(bundle: Bundle, checkpoint: str | None, revision: str | None, bits: Bits | None = None) -> Base:
@@ -62,11 +62,11 @@ def base_of(bundle: Bundle, checkpoint: str | None, revision: str | None, bits: 
     found = _place(bundle, made, checkpoint)
     said = (bundle.provenance or {}).get("base", {}).get("commit") or bundle.config.get("revision")
     commit = said if isinstance(said, str) and re.fullmatch("[0-9a-f]{40}", said) else None
-    if revision is not None and not on_hub(found):
+    if revision is not None and not is_on_hub(found):
         raise UserError(f"--revision is of the hub; {found.name} is not on it")
-    if on_hub(found) and revision:
+    if is_on_hub(found) and revision:
         found = replace(found, weights=revision)
-    elif on_hub(found) and said and found.name == made.name and "@" not in (checkpoint or ""):
+    elif is_on_hub(found) and said and found.name == made.name and "@" not in (checkpoint or ""):
         found = replace(found, weights=str(said))
     own: Bits = weights_bits(spec.method) if spec else (16 if torch.cuda.is_available() else 32)
     return Base(found, bits or own, spec.seed if spec else 0, spec.method.keep_wide if spec else (), commit)
@@ -87,12 +87,12 @@ def _place(bundle: Bundle, made: CheckpointSpec, checkpoint: str | None) -> Chec
         return _as_made(checkpoint_spec(checkpoint), here or made)
     if here:
         return here
-    if not made.name.startswith("nano/") and len(made.weights) == 64:
+    if not is_embedded(made.name) and len(made.weights) == 64:
         raise UserError(f"the base of {bundle.label} is a folder called {made.name}; name it by --checkpoint")
     found = _as_made(checkpoint_spec(made.name), made)
-    if made.name.startswith("nano/") and made.weights not in ("main", found.weights):
+    if is_embedded(made.name) and made.weights not in ("main", found.weights):
         raise UserError(f"{made.name} has other weights in this version of petransfer than {bundle.label} began with")
-    return found if made.name.startswith("nano/") else replace(found, weights=made.weights)
+    return found if is_embedded(made.name) else replace(found, weights=made.weights)
 
 
 def _as_made(base: CheckpointSpec, made: CheckpointSpec) -> CheckpointSpec:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from petransfer.errors import UserError
-from petransfer.models.registry import ArmEntry, registry
+from petransfer.models.registry import ArmEntry, is_embedded, registry
 from petransfer.recipe.run_spec import CheckpointSpec, RunSpec
 from petransfer.sharing.bundle import RECIPE, RESULT, WEIGHTS, Bundle
 from petransfer.sharing.licences import NAMES, OF_TASKS, derived
@@ -70,7 +70,7 @@ def entry_of(checkpoint: CheckpointSpec) -> ArmEntry | None:
 
 def on_hub_by_name(checkpoint: CheckpointSpec) -> bool:
     """Whether a spec's name, of which the place is not known, is a hub id: folders and the embedded have a sha256."""
-    return not checkpoint.name.startswith("nano/") and len(checkpoint.weights) != 64
+    return not is_embedded(checkpoint.name) and len(checkpoint.weights) != 64
 
 
 def _metadata(bundle: Bundle, spec: RunSpec, result: Mapping[str, Any], wishes: Wishes) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from petransfer.models.registry import is_embedded
 from petransfer.recipe.run_spec import RunSpec
 
 _WIDTHS = {32: "torch.float32", 16: "torch.bfloat16"}
@@ -12,7 +13,7 @@ _WIDTHS = {32: "torch.float32", 16: "torch.bfloat16"}
 def base_in_words(spec: RunSpec) -> str:
     """What the base is and where it is found."""
     name = spec.checkpoint.name
-    if name.startswith("nano/"):
+    if is_embedded(name):
         return f"`{name}`, which ships with petransfer and is not on the hub"
     if len(spec.checkpoint.weights) == 64:
         return f"a checkpoint called `{name}` that was not on the hub"
@@ -36,7 +37,7 @@ def _base(spec: RunSpec, commit: str | None) -> tuple[str, str]:
     """How one gets the base, and the name under which plain transformers loads it."""
     name = spec.checkpoint.name
     after = "`adapter` is the unpacked bundle or this repository:"
-    if name.startswith("nano/"):
+    if is_embedded(name):
         return (
             "With plain transformers and peft. The base ships with petransfer: `petransfer checkpoints cp "
             f"{name} base` makes the folder `base`, which needs no petransfer (so does putting the files of "

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from petransfer.errors import Interrupted, UserError
-from petransfer.models.library_output import quiet
+from petransfer.models.library_output import silence_libraries
 from petransfer.study.folders import RunFolder, StudyFolder
 from petransfer.study.stack_groups import parts
 from petransfer.study.worker_losses import LOST, Losses
@@ -237,7 +237,7 @@ def attempt_stacks(
 
     What one run dies of is noted in its folder; what a whole stack dies of, in the folder of each of its runs.
     """
-    quiet()
+    silence_libraries()
     for part in parts(cells, study):
         if stopped():
             return
@@ -259,7 +259,7 @@ def attempt(
     cell: Named, folder: RunFolder, job: Job, threads: int, stopped: Callable[[], bool], tick: Callable[[], None]
 ) -> None:
     """Carries one claimed run out; whatever it dies of is noted in its folder."""
-    quiet()
+    silence_libraries()
     (folder.path / "failed.json").unlink(missing_ok=True)
     try:
         job(cell, folder, threads, lambda step, loss, seconds: tick(), stopped)

@@ -17,7 +17,7 @@ from torch import distributed
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
 from petransfer.errors import Interrupted, RunError, UserError
-from petransfer.models.library_output import quiet
+from petransfer.models.library_output import silence_libraries
 from petransfer.study.folders import RunFolder, StudyFolder
 from petransfer.study.launched_processes import Place
 from petransfer.study.local_executor import Job, Named, Outcome, note_failure, one_line, outcome_of, stop_on_signals
@@ -64,7 +64,7 @@ class Group:
     @classmethod
     def join(cls, cpu: bool, stopped: Callable[[], bool]) -> Group:
         """Waits for the other processes."""
-        quiet()
+        silence_libraries()
         state = PartialState(cpu=cpu, timeout=FOREVER)
         if state.distributed_type not in _PLAIN:
             kind = state.distributed_type.value

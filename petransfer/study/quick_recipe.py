@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from petransfer.errors import UserError, unknown
-from petransfer.models.registry import CONTROLS, checkpoint_spec
+from petransfer.models.registry import CONTROLS, checkpoint_spec, is_embedded
 from petransfer.recipe.loading import load_recipe, put, validate
 from petransfer.recipe.method_forms import FORMS, does_not_take
 from petransfer.recipe.schema import FamilyPart, Recipe
@@ -80,7 +80,7 @@ def short_recipe(model: str, data: str, wishes: Wishes, overrides: list[str], on
     arm = _word(model.partition("@")[0].rstrip("/").split("/")[-1])
     arm = f"my-{arm}" if arm in CONTROLS else arm
     stem = _word(Path(data.partition("@")[0]).name.split(".")[0])
-    nano = spec.name.startswith("nano/")
+    nano = is_embedded(spec.name)
     content: dict[str, Any] = {
         "name": f"{stem}-{arm}",
         "task": {"name": "lines", "options": _options(data, wishes)},
@@ -129,7 +129,7 @@ def _fill(content: dict[str, Any], recipe: Recipe, model: str, wishes: Wishes) -
     content["task"]["prefix"] = prefix
     rows = _rows(recipe)
     batch = wishes.batch_size or min(BATCH, rows)
-    rate = default_rate(wishes.method, config, spec.name.startswith("nano/")) if wishes.rate is None else wishes.rate
+    rate = default_rate(wishes.method, config, is_embedded(spec.name)) if wishes.rate is None else wishes.rate
     length: dict[str, Any] = {"steps": wishes.steps} if wishes.epochs is None else {"epochs": wishes.epochs}
     if wishes.steps is None and wishes.epochs is None:
         length = {"steps": min(MOST, max(FEWEST, math.ceil(EPOCHS * rows / batch)))}

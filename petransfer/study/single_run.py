@@ -28,7 +28,7 @@ from petransfer.evaluation.exact_match import Evaluation, summary
 from petransfer.evaluation.text_metrics import OF_LABELS
 from petransfer.methods import APPLY, SAVE, mixed_precision, virtual_tokens, weights_bits
 from petransfer.models.lengths import length_check
-from petransfer.models.loading import Loaded, load
+from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.quantization import check_optimizer, inventory
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.study.checkpointing_choice import with_room
@@ -162,7 +162,7 @@ def open_base(spec: RunSpec, settings: Settings) -> Base:
     bits, wide = weights_bits(spec.method), spec.method.keep_wide
     # a card need not hold what is going to be split
     device = None if splits_tensors() else accelerator.device
-    loaded = load(spec.checkpoint, bits, seed=spec.seed, device=device, keep_wide=wide)
+    loaded = load_checkpoint(spec.checkpoint, bits, seed=spec.seed, device=device, keep_wide=wide)
     scored = ("dev",) if settings.dev_only else ("dev", "test")
     return Base(accelerator, data, loaded, started, scored, settings.by_generation)
 
@@ -179,7 +179,7 @@ def prepare(
     if base.cost is None:
         base.cost = _quantisation_cost(spec, loaded, parts["dev"], force)
     # new pieces that training does not meet would learn nothing but not to be said
-    loaded = replace(loaded, new_pieces=tuple(piece for piece in loaded.new_pieces if piece in pieces))
+    loaded = replace(loaded, new_tokens=tuple(piece for piece in loaded.new_tokens if piece in pieces))
     applied = APPLY[spec.method.name](loaded, spec.method, spec.seed)
     if splits_tensors():
         hollow = split(applied, base.accelerator.device, mixed_precision(spec.method) == "bf16")

@@ -10,7 +10,7 @@ import torch
 
 from petransfer.data.encoding import Encoded
 from petransfer.errors import RunError
-from petransfer.models.loading import Loaded, load, load_on_disk
+from petransfer.models.loading import Loaded, load_checkpoint, load_on_disk
 from petransfer.recipe.run_spec import CheckpointSpec
 from petransfer.training.batches import collate
 from petransfer.training.losses import token_loss
@@ -67,7 +67,7 @@ def _loss_at_16_bits(
         fits = fits and 6 * weights < 0.8 * _room(torch.device("cpu"))
     if fits:
         try:
-            return _loss(load(checkpoint, 16, seed=seed, device=device), examples, device)
+            return _loss(load_checkpoint(checkpoint, 16, seed=seed, device=device), examples, device)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise

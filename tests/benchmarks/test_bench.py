@@ -14,7 +14,7 @@ from benchmarks.__main__ import main
 from benchmarks.caps import most
 from benchmarks.memory import theoretical
 from benchmarks.shapes import write_random
-from petransfer.models.loading import load
+from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 
 RESULTS = Path(__file__).parents[2] / "results" / "bench"
@@ -33,7 +33,7 @@ def test_random_weights_are_written_in_shards_and_load_whole(tmp_path: Path) -> 
     files = sorted(tmp_path.glob("*.safetensors"))
     assert len(files) > 2
     assert all(path.stat().st_size < 2**25 + 2**14 for path in files)
-    model = load(checkpoint_spec(str(tmp_path)), 16).model
+    model = load_checkpoint(checkpoint_spec(str(tmp_path)), 16).model
     assert sum(value.numel() for value in model.parameters()) == parameters
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
     name = "encoder.block.0.layer.1.DenseReluDense.wo.weight"

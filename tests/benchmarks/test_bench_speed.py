@@ -14,7 +14,7 @@ from transformers import DataCollatorForSeq2Seq
 from benchmarks import growth, sides, startup, training
 from benchmarks.prepared import Changes, prepare
 from petransfer.errors import UserError
-from petransfer.models.loading import load
+from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.training.loop import Loop
 from tests.benchmarks.test_bench import _bench
@@ -139,7 +139,7 @@ def test_growth_is_measured_along_sizes_and_along_lengths(monkeypatch: pytest.Mo
 
 def test_the_operations_of_a_token_are_counted(tmp_path: Path) -> None:
     """Of nano's 2 + 2 layers: eight products of 128 x 128, two of 128 x 512, and the head's 128 x 6,176."""
-    tokenizer = load(checkpoint_spec("nano/english"), 32).tokenizer
+    tokenizer = load_checkpoint(checkpoint_spec("nano/english"), 32).tokenizer
     side = growth._Side(growth.Point("nano", 10), tokenizer, 1, tmp_path, CPU, 32)
     square, wide, head = 128 * 128, 128 * 512, 128 * len(tokenizer)
     frozen = 10 * (2 * (4 * square + 2 * wide) + 2 * (8 * square + 2 * wide) + head)

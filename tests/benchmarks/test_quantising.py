@@ -10,7 +10,7 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.quantising import quantise_head, rows
 from petransfer.errors import UserError
-from petransfer.models.loading import load
+from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 
 TEXT = "It was a fine evening in June, and the windows of the old house stood open to the garden. " * 40
@@ -37,7 +37,7 @@ def test_four_bits_cost_more_than_eight_and_a_quantised_head_more_than_a_wide_on
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_quantised_head_leaves_the_embeddings_alone(bits: int) -> None:
-    model = load(checkpoint_spec("nano/english"), bits).model  # type: ignore[arg-type]
+    model = load_checkpoint(checkpoint_spec("nano/english"), bits).model  # type: ignore[arg-type]
     before = model.get_input_embeddings().weight.clone()
     quantise_head(model, bits)  # type: ignore[arg-type]
     assert type(model.get_output_embeddings()).__module__.startswith("bitsandbytes")

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 import petransfer
 from petransfer.errors import UserError
 from petransfer.evaluation.generation import generations
-from petransfer.models.loading import Loaded, load
+from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 
 # Every field of transformers' GenerationConfig that can change what greedy decoding generates or returns.
@@ -68,7 +68,7 @@ def by_hand(loaded: Loaded, ids: tuple[int, ...]) -> list[int]:
 
 @pytest.mark.parametrize("kind", ["tiny_t5", "tiny_gpt2"])
 def test_no_generation_default_of_the_base_changes_a_text(kind: str, request: pytest.FixtureRequest) -> None:
-    loaded = load(checkpoint_spec(str(request.getfixturevalue(kind))), 32)
+    loaded = load_checkpoint(checkpoint_spec(str(request.getfixturevalue(kind))), 32)
     loaded.model.eval()
     expected = [loaded.tokenizer.decode(by_hand(loaded, ids), skip_special_tokens=True) for ids in INPUTS]
     assert any(expected)
@@ -94,7 +94,7 @@ def test_exact_match_of_any_model_is_that_of_generating(kind: str, request: pyte
         model, LoraConfig(target_modules=["q", "v", "o", "wi", "wo"] if "t5" in kind else ["c_attn", "c_fc"], r=8)
     )
     optimizer = torch.optim.Adam([value for value in model.parameters() if value.requires_grad], lr=3e-2)
-    loaded = load(checkpoint_spec(str(folder)), 32)
+    loaded = load_checkpoint(checkpoint_spec(str(folder)), 32)
     loaded_like = Loaded(model.get_base_model(), tokenizer, loaded.layout, None, ())
     from petransfer.data import Example
     from petransfer.data.encoding import encode_examples

@@ -14,8 +14,8 @@ from petransfer.errors import UserError
 from petransfer.evaluation.generation import room
 from petransfer.evaluation.predictor import Predictor
 from petransfer.methods import APPLY, virtual_tokens
-from petransfer.models.lengths import Virtual, length_check
-from petransfer.models.loading import load
+from petransfer.models.lengths import VirtualTokens, length_check
+from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import MethodSpec
 
@@ -23,7 +23,7 @@ TOKENS = {"prompt": MethodSpec("prompt", 32, virtual_tokens=20), "prefix": Metho
 
 
 def predictor(checkpoint: Path, method: str | None) -> Predictor:
-    loaded = load(checkpoint_spec(str(checkpoint)), 32)
+    loaded = load_checkpoint(checkpoint_spec(str(checkpoint)), 32)
     model = APPLY[method](loaded, TOKENS[method], 0) if method else loaded.model
     return Predictor(model.eval(), loaded, "")
 
@@ -44,22 +44,24 @@ def test_positions_left_are_those_that_virtual_tokens_leave(tiny_gpt2: Path, tin
         assert room(ask.model, ask.loaded, 10) == left
     ask = predictor(tiny_t5, "prompt")
     assert room(ask.model, ask.loaded, 10) is None
-    assert virtual_tokens(ask.loaded, TOKENS["prompt"]) == Virtual(input=20)
-    assert virtual_tokens(ask.loaded, TOKENS["prefix"]) == Virtual(target=20)
+    assert virtual_tokens(ask.loaded, TOKENS["prompt"]) == VirtualTokens(input=20)
+    assert virtual_tokens(ask.loaded, TOKENS["prefix"]) == VirtualTokens(target=20)
 
 
 @pytest.mark.parametrize(
     ("virtual", "source", "target", "said"),
     [
-        (Virtual(), 64, 56, ""),
-        (Virtual(), 65, 5, "the input of train row 1 takes 65 pieces"),
-        (Virtual(input=20), 44, 56, ""),
-        (Virtual(input=20), 45, 5, "the input of train row 1 takes 45 pieces"),
-        (Virtual(target=20), 64, 36, ""),
-        (Virtual(target=20), 5, 37, "the target of train row 1 takes 37 pieces"),
+        (VirtualTokens(), 64, 56, ""),
+        (VirtualTokens(), 65, 5, "the input of train row 1 takes 65 pieces"),
+        (VirtualTokens(input=20), 44, 56, ""),
+        (VirtualTokens(input=20), 45, 5, "the input of train row 1 takes 45 pieces"),
+        (VirtualTokens(target=20), 64, 36, ""),
+        (VirtualTokens(target=20), 5, 37, "the target of train row 1 takes 37 pieces"),
     ],
 )
-def test_an_encoder_decoder_keeps_them_on_their_own_side(virtual: Virtual, source: int, target: int, said: str) -> None:
+def test_an_encoder_decoder_keeps_them_on_their_own_side(
+    virtual: VirtualTokens, source: int, target: int, said: str
+) -> None:
     check = length_check(BartConfig(max_position_embeddings=64), "bart", 0, virtual)
     row = [Example(0, "in", "out", "all")], [Encoded((3,) * source, (3,) * target)]
     if not said:

@@ -14,7 +14,7 @@ from petransfer.data.logical_forms import same_meaning
 from petransfer.evaluation import semantic_match as semantic
 from petransfer.evaluation.exact_match import evaluate, summary
 from petransfer.evaluation.generation import generate, generations
-from petransfer.models.loading import Loaded, load
+from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.training.batches import collate
 from petransfer.training.losses import token_loss
@@ -34,7 +34,7 @@ def taught(tiny_t5: Path) -> tuple[Loaded, list[Example], list[Encoded]]:
     ]
     kinds = [lambda noun: _form(noun, 1, 2), lambda noun: _form(noun, 7, 3), lambda noun: _form(noun, 1, 2, "theme")]
     learnt = [replace(row, target=kinds[at % 3](noun)) for at, (row, noun) in enumerate(zip(asked, NOUNS, strict=True))]
-    loaded = load(checkpoint_spec(str(tiny_t5)), 32)
+    loaded = load_checkpoint(checkpoint_spec(str(tiny_t5)), 32)
     model = loaded.model.float().eval()
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     batch = collate(encode_examples(learnt, "", loaded.tokenizer, loaded.layout), loaded.layout)

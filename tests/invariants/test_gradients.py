@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from petransfer.data import load_task
 from petransfer.data.encoding import encode_examples
 from petransfer.methods import APPLY
-from petransfer.models.loading import load
+from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import TrainSpec
 from petransfer.training.batches import ShuffledExamples, collate
@@ -26,7 +26,7 @@ SPEC = TrainSpec(steps=4, batch_size=24, learning_rate=1e-3, max_grad_norm=0.0)
 def _gradients(
     folder: Path, method: object, micro_batch: int, state: Path, budget: int = 0
 ) -> tuple[dict[str, torch.Tensor], Loop]:
-    loaded = load(checkpoint_spec(str(folder)), 32)
+    loaded = load_checkpoint(checkpoint_spec(str(folder)), 32)
     examples = encode_examples(load_task("scan").load("length").train[:200], "", loaded.tokenizer, loaded.layout)
     for module in loaded.model.modules():  # dropout draws by the shape of its input
         if isinstance(module, torch.nn.Dropout):
@@ -73,7 +73,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(
 
 
 def test_the_loss_is_the_mean_over_the_batch_s_target_tokens(tiny_t5: Path, tmp_path: Path) -> None:
-    loaded = load(checkpoint_spec(str(tiny_t5)), 32)
+    loaded = load_checkpoint(checkpoint_spec(str(tiny_t5)), 32)
     examples = encode_examples(load_task("scan").load("length").train[:50], "", loaded.tokenizer, loaded.layout)
     source = ShuffledExamples(examples, 24, 0, loaded.layout)
     model = APPLY["lora"](loaded, LORA, 0).eval()
@@ -88,7 +88,7 @@ def test_the_loss_is_the_mean_over_the_batch_s_target_tokens(tiny_t5: Path, tmp_
 
 
 def test_two_processes_share_a_batch_without_loss_or_overlap(tiny_t5: Path) -> None:
-    loaded = load(checkpoint_spec(str(tiny_t5)), 32)
+    loaded = load_checkpoint(checkpoint_spec(str(tiny_t5)), 32)
     examples = encode_examples(load_task("scan").load("length").train[:50], "", loaded.tokenizer, loaded.layout)
     source = ShuffledExamples(examples, 24, 0, loaded.layout)
     whole = source.batch(3, 0, 1)
@@ -101,7 +101,7 @@ def test_running_out_of_memory_halves_the_micro_batch_only(
     tiny_spec: Callable[..., object], tiny_t5: Path, tmp_path: Path
 ) -> None:
     whole, _ = _gradients(tiny_t5, LORA, 24, tmp_path / "whole")
-    loaded = load(checkpoint_spec(str(tiny_t5)), 32)
+    loaded = load_checkpoint(checkpoint_spec(str(tiny_t5)), 32)
     examples = encode_examples(load_task("scan").load("length").train[:200], "", loaded.tokenizer, loaded.layout)
     for module in loaded.model.modules():
         if isinstance(module, torch.nn.Dropout):

@@ -15,7 +15,7 @@ from petransfer.data.encoding import encode_examples
 from petransfer.evaluation import batches, exact_match, one_pass
 from petransfer.evaluation.exact_match import evaluate, score, summary
 from petransfer.evaluation.generation import generate
-from petransfer.models.loading import Loaded, load
+from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.training.batches import collate
 from petransfer.training.losses import token_loss
@@ -36,7 +36,7 @@ def _trained(folder: Path) -> tuple[Loaded, list[Example], list[object]]:
     rows.sort(key=lambda row: (len(row.target), row.input))
     step = len(rows) // 12
     examples = [*rows[::step][:12], *rows[4::step][:12]]
-    loaded = load(checkpoint_spec(str(folder)), 32)
+    loaded = load_checkpoint(checkpoint_spec(str(folder)), 32)
     encoded = encode_examples(examples, "", loaded.tokenizer, loaded.layout)
     model = loaded.model.float().eval()
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
@@ -128,7 +128,7 @@ def test_near_ties_are_settled_by_generation(tiny_t5: Path, monkeypatch: pytest.
 
 
 def test_another_spelling_of_the_same_string_is_left_to_generation(tiny_t5: Path) -> None:
-    loaded = load(checkpoint_spec(str(tiny_t5)), 32)
+    loaded = load_checkpoint(checkpoint_spec(str(tiny_t5)), 32)
     whole = loaded.tokenizer("jump", add_special_tokens=False)["input_ids"]
     letters = [loaded.tokenizer.convert_tokens_to_ids(piece) for piece in ("Ġ", "j")]
     assert len(whole) == 1

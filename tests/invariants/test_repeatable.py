@@ -19,7 +19,7 @@ from petransfer.data import SplitData, load_task
 from petransfer.data.encoding import encode_examples
 from petransfer.errors import Interrupted, RunError
 from petransfer.evaluation.exact_match import score
-from petransfer.models.loading import load
+from petransfer.models.loading import load_checkpoint
 from petransfer.recipe.run_spec import MethodSpec, Optimizer, RunSpec
 from petransfer.study import single_run as study_run
 from petransfer.study.folders import RunFolder
@@ -171,7 +171,7 @@ def test_plain_peft_gives_the_same_logits(embeddings: str, tiny_spec: Make, tiny
 
 def _log_probs(model: torch.nn.Module, spec: RunSpec) -> list[float]:
     """Of the first test examples, by a model that knows nothing of the run but its adapter."""
-    loaded = load(spec.checkpoint, 32)
+    loaded = load_checkpoint(spec.checkpoint, 32)
     examples = load_task("scan").load(spec.task.split).test[:40]
     encoded = encode_examples(examples, "", loaded.tokenizer, loaded.layout)
     return [row.log_prob for row in score(model, loaded, examples, encoded, 40)]

@@ -18,7 +18,7 @@ from petransfer.memory.measured import peak_of
 from petransfer.memory.planner import largest_stack, on_card
 from petransfer.memory.simulation import Demand, simulate
 from petransfer.methods import APPLY
-from petransfer.models.loading import load
+from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.method_forms import FORMS
 from petransfer.recipe.run_spec import RunSpec
@@ -266,7 +266,7 @@ def test_the_planner_foresees_a_stack(joined: bool, tiny_t5: Path, monkeypatch: 
     spec = checkpoint_spec(str(tiny_t5))
     demand = Demand(replace(LORA, dropout=0.1), 4, 12, 20, "cpu", members=3)
     foreseen = simulate(*_plain(tiny_t5), demand, False).peak
-    loaded = load(spec, 32)
+    loaded = load_checkpoint(spec, 32)
     models = [APPLY["lora"](replace(loaded, model=share(loaded.model)), demand.method, at) for at in range(3)]
     stack = make_stack(loaded.model, models)
     parameters = [value for model in models for value in trained_tensors(model).values()]

@@ -23,7 +23,7 @@ from petransfer.memory.planner import CONTEXT, PAGED, needs_checkpointing, on_ca
 from petransfer.memory.simulation import Demand, simulate
 from petransfer.memory.study_memory import demand_of
 from petransfer.models.architecture import configuration
-from petransfer.models.loading import with_new_weights
+from petransfer.models.loading import randomly_initialized
 from petransfer.models.registry import NANO, checkpoint_spec
 from petransfer.recipe.run_spec import Bits, MethodSpec, RunSpec
 from petransfer.study.folders import RunFolder
@@ -55,7 +55,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         folder = tmp_path_factory.mktemp(name)
         auto, config, own_head = make()
         torch.manual_seed(0)
-        with_new_weights(auto, config, own_head).save_pretrained(folder)
+        randomly_initialized(auto, config, own_head).save_pretrained(folder)
         for file in ("tokenizer.json", "tokenizer_config.json"):
             (folder / file).write_bytes((NANO / "tokenizer" / file).read_bytes())
         made[name] = folder
@@ -119,11 +119,11 @@ def test_what_is_foreseen_is_what_a_card_gives_out(
 
 def test_real_layers_still_quantise_after_a_simulation(folders: dict[str, Path]) -> None:
     """bitsandbytes keeps its maps of codes for the life of the process; a simulation must not leave it empty ones."""
-    from petransfer.models.loading import load
+    from petransfer.models.loading import load_checkpoint
 
     config, own_head = configuration(checkpoint_spec(str(folders["t5"])))
     simulate(config, "t5", Demand(lora(4), *SHORT), own_head)
-    model = load(checkpoint_spec(str(folders["t5"])), 4).model
+    model = load_checkpoint(checkpoint_spec(str(folders["t5"])), 4).model
     logits = model(input_ids=torch.tensor([[5, 1]]), decoder_input_ids=torch.tensor([[0, 7]])).logits
     assert bool(torch.isfinite(logits).all())
 
@@ -424,14 +424,14 @@ def test_embedded_checkpoints_are_not_simulated(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_rows_of_new_pieces_are_foreseen(tiny_spec: Callable[..., RunSpec], tiny_t5: Path, tmp_path: Path) -> None:
-    from petransfer.memory.study_memory import demand_of, find_sizes, met_new_pieces
+    from petransfer.memory.study_memory import demand_of, find_sizes, met_new_tokens
     from petransfer.study.single_run import Settings, open_base, prepare
 
     anew = replace(checkpoint_spec(str(tiny_t5)), reinit="embeddings")
     method = MethodSpec("lora", bits=32, rank=2, alpha=4.0, embeddings="new")
     spec = tiny_spec(method, steps=4, checkpoint=anew)
     config, own_head = configuration(spec.checkpoint)
-    pieces = met_new_pieces(spec, config)
+    pieces = met_new_tokens(spec, config)
     assert 10 < len(pieces) < config.vocab_size
     settings = Settings(Execution(threads=1), cpu=True)
     model = prepare(spec, RunFolder(tmp_path), open_base(spec, settings), force=False).model

@@ -23,7 +23,7 @@ from petransfer.evaluation.label_scoring import _scores
 from petransfer.evaluation.predictor import Predictor
 from petransfer.memory.simulation import Demand, simulate
 from petransfer.methods import APPLY, SAVE
-from petransfer.models.loading import Loaded, load
+from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.method_forms import FORMS
 from petransfer.recipe.run_spec import MethodSpec, RunSpec, TrainSpec
@@ -76,7 +76,7 @@ def base(request: pytest.FixtureRequest) -> Path:
 
 def made(folder: Path, method: MethodSpec) -> tuple[Loaded, torch.nn.Module]:
     """A checkpoint with a method on it."""
-    loaded = load(checkpoint_spec(str(folder)), method.bits)
+    loaded = load_checkpoint(checkpoint_spec(str(folder)), method.bits)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return loaded, APPLY[method.name](loaded, method, 0)
@@ -132,7 +132,7 @@ def test_a_method_trains_what_fit_foresees_and_plain_peft_gives_its_logits(
     assert not any(torch.equal(value, before[key]) for key, value in trained.items())
     SAVE[name](model, tmp_path, "tiny")
     ours = logits(model, loaded)
-    plain = PeftModel.from_pretrained(load(checkpoint_spec(str(base)), 32).model, str(tmp_path)).eval()
+    plain = PeftModel.from_pretrained(load_checkpoint(checkpoint_spec(str(base)), 32).model, str(tmp_path)).eval()
     theirs = logits(plain, loaded)[:, -ours.shape[1] :]
     assert (ours - theirs).abs().max() < 1e-5 < (ours - untrained).abs().max()
     assert str(base) not in (tmp_path / "adapter_config.json").read_text()
@@ -224,7 +224,7 @@ def test_loraplus_trains_b_at_a_rate_of_its_own(tiny_t5: Path) -> None:
 
 def test_pissa_starts_as_the_base_and_takes_the_largest_directions(tiny_t5: Path) -> None:
     loaded, model = made(tiny_t5, SMALL["pissa"])
-    plain = load(checkpoint_spec(str(tiny_t5)), 32)
+    plain = load_checkpoint(checkpoint_spec(str(tiny_t5)), 32)
     assert torch.allclose(logits(model.eval(), loaded), logits(plain.model.eval(), plain), atol=1e-5)
     layer: Any = dict(model.named_modules())["base_model.model.decoder.block.0.layer.2.DenseReluDense.wo"]
     start = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight

@@ -16,7 +16,7 @@ from petransfer.cli import main
 from petransfer.data.encoding import Encoded
 from petransfer.errors import UserError
 from petransfer.methods import APPLY, SAVE, size_of
-from petransfer.models.loading import load
+from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.effect_requests import wanted
 from petransfer.recipe.loading import load_recipe, validate
@@ -45,7 +45,7 @@ def recipe(*methods: dict[str, Any], **changes: Any) -> Any:
 @pytest.mark.parametrize("base", ["tiny_t5", "tiny_gpt2"])
 @pytest.mark.parametrize("name", SIZED)
 def test_the_size_is_the_one_that_trains_nearest(name: str, base: str, request: pytest.FixtureRequest) -> None:
-    loaded = load(checkpoint_spec(str(request.getfixturevalue(base))), 32)
+    loaded = load_checkpoint(checkpoint_spec(str(request.getfixturevalue(base))), 32)
     method = method_of(MethodPart(name=name, bits=32, match_parameters=12_000))
     assert (method.rank, method.virtual_tokens, method.alpha) == (0, 0, 0.0)
     key = FORMS[name].size
@@ -61,7 +61,7 @@ def test_the_size_is_the_one_that_trains_nearest(name: str, base: str, request: 
     apart = {at: abs(count(at) - method.match_parameters) for at in (size - 1, size, size + 1) if at}
     assert apart[size] == min(apart.values())
     assert found.alpha == (2.0 * size if "alpha" in FORMS[name].keys else 0.0)
-    model = APPLY[name](load(checkpoint_spec(str(request.getfixturevalue(base))), 32), method, 0)
+    model = APPLY[name](load_checkpoint(checkpoint_spec(str(request.getfixturevalue(base))), 32), method, 0)
     assert sum(value.numel() for value in trained_tensors(model).values()) == count(size)
 
 
@@ -109,7 +109,7 @@ def test_an_unknown_method_is_told_the_nearest() -> None:
 
 
 def test_layers_that_a_model_has_not_are_refused(tiny_t5: Path) -> None:
-    loaded = load(checkpoint_spec(str(tiny_t5)), 32)
+    loaded = load_checkpoint(checkpoint_spec(str(tiny_t5)), 32)
     with pytest.raises(UserError, match="layers: 3 is none of this model's, which are 0 to 0"):
         APPLY["lora"](loaded, MethodSpec("lora", 32, 2, 4.0, layers=(0, 3)), 0)
     with pytest.raises(UserError, match="pissa: rank 33 is above"):
@@ -183,7 +183,7 @@ def wide_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_bits_that_a_method_takes_work(name: str, bits: Any, wide_t5: Path, tmp_path: Path) -> None:
     if bits in FORMS[name].not_at:
         pytest.skip(FORMS[name].not_at[bits])
-    loaded = load(checkpoint_spec(str(wide_t5)), bits)
+    loaded = load_checkpoint(checkpoint_spec(str(wide_t5)), bits)
     size: dict[str, Any] = {"rank": 4} if FORMS[name].size == "rank" else {}
     method = method_of(MethodPart(name=name, bits=bits, **size))
     with warnings.catch_warnings():

@@ -16,7 +16,7 @@ from petransfer.data.task import Example
 from petransfer.errors import UserError
 from petransfer.evaluation.exact_match import score
 from petransfer.methods import APPLY, SAVE
-from petransfer.models.loading import Loaded, load, model_class, with_new_weights
+from petransfer.models.loading import Loaded, load_checkpoint, model_class, randomly_initialized
 from petransfer.models.quantization import inventory
 from petransfer.models.registry import NANO, checkpoint_spec
 from petransfer.recipe.run_spec import Bits, MethodSpec
@@ -51,7 +51,7 @@ def _save(name: str, folder: Path) -> None:
     config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **(ends | fields))
     torch.manual_seed(0)
     own_head = fields.get("tie_word_embeddings") is False
-    with_new_weights(model_class(config, name), config, own_head).save_pretrained(folder)
+    randomly_initialized(model_class(config, name), config, own_head).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -64,15 +64,15 @@ def test_it_is_loaded_trained_evaluated_saved_and_read_by_peft(
     name: str, bits: Bits, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
     spec = checkpoint_spec(str(checkpoint(name)))
-    loaded = load(spec, bits)
+    loaded = load_checkpoint(spec, bits)
     held = inventory(loaded.model)
-    assert held.parameters == inventory(load(spec, 32).model).parameters
+    assert held.parameters == inventory(load_checkpoint(spec, 32).model).parameters
     if bits < 16:
         assert {"other"}.isdisjoint(tensor.reason for tensor in held.wide)
         assert held.bytes["int8" if bits == 8 else "nf4"] > 0
     torch.manual_seed(0)
     batch = _batch(loaded)
-    wide = load(spec, 32).model.eval()
+    wide = load_checkpoint(spec, 32).model.eval()
     with torch.no_grad():
         expected = wide(**{key: value for key, value in batch.items() if key != "labels"}).logits
         found = loaded.model.eval()(**{key: value for key, value in batch.items() if key != "labels"}).logits.float()
@@ -96,7 +96,7 @@ def test_it_is_loaded_trained_evaluated_saved_and_read_by_peft(
     scored = score(model, replace(loaded, model=model), EXAMPLES, encoded, len(EXAMPLES))  # type: ignore[arg-type]
     assert all(row.log_prob < 0 for row in scored)
     SAVE["lora"](model, tmp_path / "adapter", name)
-    again = PeftModel.from_pretrained(load(spec, bits).model, str(tmp_path / "adapter")).eval()
+    again = PeftModel.from_pretrained(load_checkpoint(spec, bits).model, str(tmp_path / "adapter")).eval()
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     with torch.no_grad():
         ours, plain = model(**inputs).logits.float(), again(**inputs).logits.float()
@@ -105,7 +105,7 @@ def test_it_is_loaded_trained_evaluated_saved_and_read_by_peft(
 
 @pytest.mark.parametrize("name", SMALL)
 def test_all_that_full_fine_tuning_trains_has_a_gradient(name: str, checkpoint: Callable[[str], Path]) -> None:
-    loaded = load(checkpoint_spec(str(checkpoint(name))), 32)
+    loaded = load_checkpoint(checkpoint_spec(str(checkpoint(name))), 32)
     model = APPLY["full"](loaded, MethodSpec("full", bits=32), 0).train()
     token_loss(model, _batch(loaded)).backward()
     trained = {key for key, value in model.named_parameters() if value.requires_grad}
@@ -117,4 +117,4 @@ def test_what_is_not_supported_is_refused_with_the_reason(name: str, tmp_path: P
     kind, fields, _, said = REFUSED[name]
     AutoConfig.for_model(kind, vocab_size=100, **fields).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=said):
-        load(checkpoint_spec(str(tmp_path)), 32)
+        load_checkpoint(checkpoint_spec(str(tmp_path)), 32)

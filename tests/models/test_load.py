@@ -17,8 +17,8 @@ from transformers import AutoModelForSeq2SeqLM, BertConfig, BertModel, PreTraine
 
 from petransfer.errors import UserError
 from petransfer.methods import APPLY
-from petransfer.models.file_backed import InFiles
-from petransfer.models.loading import load, load_on_disk, with_new_weights
+from petransfer.models.file_backed import FileBackedTensors
+from petransfer.models.loading import load_checkpoint, load_on_disk, randomly_initialized
 from petransfer.models.quantization import REASONS, inventory
 from petransfer.models.registry import NANO, checkpoint_spec
 from petransfer.recipe.run_spec import Bits, Embeddings, Reinit, RunSpec
@@ -31,7 +31,7 @@ def test_reinit_draws_what_it_names_and_leaves_the_rest(kind: str, request: pyte
     spec = checkpoint_spec(str(request.getfixturevalue(kind)))
 
     def parts(reinit: Reinit, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-        model = load(replace(spec, reinit=reinit), 32, seed=seed).model
+        model = load_checkpoint(replace(spec, reinit=reinit), 32, seed=seed).model
         embeddings = model.get_input_embeddings().weight
         body = next(
             value for name, value in model.named_parameters() if "SelfAttention.q" in name or "c_attn.weight" in name
@@ -53,7 +53,7 @@ def test_reinit_draws_what_it_names_and_leaves_the_rest(kind: str, request: pyte
 def test_the_bits_asked_for_are_the_bits_that_are_there_and_lora_trains_on_them(
     kind: str, bits: int, request: pytest.FixtureRequest
 ) -> None:
-    loaded = load(checkpoint_spec(str(request.getfixturevalue(kind))), bits)  # type: ignore[arg-type]
+    loaded = load_checkpoint(checkpoint_spec(str(request.getfixturevalue(kind))), bits)  # type: ignore[arg-type]
     held = inventory(loaded.model).bytes
     expected = {32: {"float32"}, 16: {"bfloat16"}, 8: {"int8", "scales", "bfloat16"}, 4: {"nf4", "scales", "bfloat16"}}
     assert set(held) == expected[bits]
@@ -78,7 +78,7 @@ def test_the_bits_asked_for_are_the_bits_that_are_there_and_lora_trains_on_them(
 
 
 def test_a_reinitialised_model_can_be_quantised(tiny_t5: Path) -> None:
-    loaded = load(replace(checkpoint_spec(str(tiny_t5)), reinit="all"), 4)
+    loaded = load_checkpoint(replace(checkpoint_spec(str(tiny_t5)), reinit="all"), 4)
     assert "nf4" in inventory(loaded.model).bytes
 
 
@@ -89,12 +89,14 @@ def test_what_is_drawn_into_files_is_what_is_drawn_in_memory(
 ) -> None:
     """Bit for bit: the numbers of runs that were done before must stay theirs."""
     spec = replace(checkpoint_spec(str(request.getfixturevalue(kind))), reinit=reinit)
-    held = load(spec, 16, seed=5).model.state_dict()
+    held = load_checkpoint(spec, 16, seed=5).model.state_dict()
     monkeypatch.setattr("petransfer.models.file_backed.LEAST", 0)
     made: list[object] = []
-    monkeypatch.setattr(InFiles, "empty", lambda *given, own=InFiles.empty: made.append(given) or own(*given))
+    monkeypatch.setattr(
+        FileBackedTensors, "empty", lambda *given, own=FileBackedTensors.empty: made.append(given) or own(*given)
+    )
     load_on_disk(spec, str(tmp_path), seed=5)
-    drawn = load(checkpoint_spec(str(_with_tokenizer(tmp_path))), 16).model.state_dict()
+    drawn = load_checkpoint(checkpoint_spec(str(_with_tokenizer(tmp_path))), 16).model.state_dict()
     assert made
     assert drawn.keys() == held.keys()
     assert all(torch.equal(drawn[name], held[name]) for name in held)
@@ -118,7 +120,7 @@ def test_a_control_arm_that_is_quantised_is_drawn_into_files(tiny_t5: Path, monk
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", keep)
     for reinit in ("all", "body", "embeddings"):
         files.clear()
-        load(replace(checkpoint_spec(str(tiny_t5)), reinit=reinit), 4)  # type: ignore[arg-type]
+        load_checkpoint(replace(checkpoint_spec(str(tiny_t5)), reinit=reinit), 4)  # type: ignore[arg-type]
         assert files
         assert all(files)
 
@@ -131,7 +133,7 @@ def test_a_full_temporary_folder_is_named(tiny_t5: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("petransfer.models.loading._draw_into", full)
     drawn = replace(checkpoint_spec(str(tiny_t5)), reinit="body")
     with pytest.raises(UserError, match=r"is too full to load .* set TMPDIR to a folder with room"):
-        load(drawn, 4)
+        load_checkpoint(drawn, 4)
 
 
 def test_an_encoder_only_checkpoint_is_refused(tmp_path: Path, tiny_t5: Path) -> None:
@@ -141,23 +143,23 @@ def test_an_encoder_only_checkpoint_is_refused(tmp_path: Path, tiny_t5: Path) ->
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((tiny_t5 / name).read_bytes())
     with pytest.raises(UserError, match="encoder-only"):
-        load(checkpoint_spec(str(tmp_path)), 32)
+        load_checkpoint(checkpoint_spec(str(tmp_path)), 32)
 
 
 def test_the_embedded_checkpoint_is_what_its_card_says() -> None:
     card = json.loads((NANO / "english" / "pretraining.json").read_text())
-    loaded = load(checkpoint_spec("nano/english"), 32)
+    loaded = load_checkpoint(checkpoint_spec("nano/english"), 32)
     assert sum(value.numel() for value in loaded.model.parameters()) == card["parameters"]
     assert len(loaded.tokenizer) == loaded.model.config.vocab_size
-    assert loaded.new_pieces == tuple(card["new_pieces"])
+    assert loaded.new_tokens == tuple(card["new_pieces"])
     symbol = loaded.tokenizer.convert_tokens_to_ids("ĠI_JUMP")
-    new = loaded.new_pieces
+    new = loaded.new_tokens
     assert symbol in new
     assert loaded.tokenizer.convert_tokens_to_ids("Ġthe") not in new
 
 
 def test_no_two_rows_of_the_embedded_vocabulary_point_the_same_way() -> None:
-    weight = load(checkpoint_spec("nano/english"), 32).model.get_input_embeddings().weight.detach()
+    weight = load_checkpoint(checkpoint_spec("nano/english"), 32).model.get_input_embeddings().weight.detach()
     rows = torch.nn.functional.normalize(weight, dim=1)
     cosine = rows @ rows.T
     cosine.fill_diagonal_(0)
@@ -165,7 +167,7 @@ def test_no_two_rows_of_the_embedded_vocabulary_point_the_same_way() -> None:
 
 
 def test_the_whole_words_of_the_benchmarks_are_single_pieces() -> None:
-    tokenizer = load(checkpoint_spec("nano/english"), 32).tokenizer
+    tokenizer = load_checkpoint(checkpoint_spec("nano/english"), 32).tokenizer
     text = "jump around right twice and walk opposite left thrice after look"
     text += " I_TURN_RIGHT I_JUMP I_WALK * cookie ( x _ 1 ) ; eat"
     pieces = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -174,28 +176,28 @@ def test_the_whole_words_of_the_benchmarks_are_single_pieces() -> None:
 
 
 def test_only_new_pieces_are_trained_when_asked(tiny_spec: Callable[..., RunSpec]) -> None:
-    loaded = load(checkpoint_spec("nano/english"), 32)
+    loaded = load_checkpoint(checkpoint_spec("nano/english"), 32)
     model = APPLY["lora"](loaded, replace(LORA, embeddings="new"), 0)
     rows = [value for name, value in model.named_parameters() if value.requires_grad and "trainable_tokens" in name]
-    assert {value.shape[0] for value in rows} == {len(loaded.new_pieces)}
+    assert {value.shape[0] for value in rows} == {len(loaded.new_tokens)}
     none = APPLY["lora"](
-        replace(load(checkpoint_spec("nano/english"), 32), new_pieces=()), replace(LORA, embeddings="new"), 0
+        replace(load_checkpoint(checkpoint_spec("nano/english"), 32), new_tokens=()), replace(LORA, embeddings="new"), 0
     )
     assert not any("trainable_tokens" in name for name, _ in none.named_parameters())
 
 
 def test_a_checkpoint_with_its_own_tokenizer_has_no_new_pieces(tiny_t5: Path) -> None:
-    loaded = load(checkpoint_spec(str(tiny_t5)), 32)
-    assert loaded.new_pieces == ()
+    loaded = load_checkpoint(checkpoint_spec(str(tiny_t5)), 32)
+    assert loaded.new_tokens == ()
     model = APPLY["lora"](loaded, replace(LORA, embeddings="new"), 0)
     assert not any("trainable_tokens" in name for name, _ in model.named_parameters())
 
 
 def test_a_trained_row_counts_wherever_its_piece_is_read_or_said() -> None:
     """T5's embeddings stand in four places; a row that is trained in one of them only would be half a lie."""
-    loaded = load(checkpoint_spec("nano/english"), 32)
-    piece, other = (loaded.new_pieces)[5], 300
-    model = APPLY["lora"](replace(loaded, new_pieces=(piece,)), replace(LORA, embeddings="new"), 0)
+    loaded = load_checkpoint(checkpoint_spec("nano/english"), 32)
+    piece, other = (loaded.new_tokens)[5], 300
+    model = APPLY["lora"](replace(loaded, new_tokens=(piece,)), replace(LORA, embeddings="new"), 0)
     read = {
         "in the encoder": {"input_ids": torch.tensor([[piece, 1]]), "decoder_input_ids": torch.tensor([[0, other]])},
         "in the decoder": {"input_ids": torch.tensor([[other, 1]]), "decoder_input_ids": torch.tensor([[0, piece]])},
@@ -221,7 +223,7 @@ def own_head(tiny_t5: Path, tmp_path: Path) -> Path:
         tie_word_embeddings=False, decoder_start_token_id=0,
     )  # fmt: skip
     torch.manual_seed(3)
-    with_new_weights(AutoModelForSeq2SeqLM, config, own_head=True).save_pretrained(tmp_path)
+    randomly_initialized(AutoModelForSeq2SeqLM, config, own_head=True).save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((tiny_t5 / name).read_bytes())
     return tmp_path
@@ -230,8 +232,8 @@ def own_head(tiny_t5: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("reinit", ["none", "embeddings", "body", "all"])
 def test_every_control_arm_keeps_a_head_of_its_own(own_head: Path, reinit: Reinit) -> None:
     spec = checkpoint_spec(str(own_head))
-    trained = load(spec, 32).model
-    model = load(replace(spec, reinit=reinit), 32, seed=1).model
+    trained = load_checkpoint(spec, 32).model
+    model = load_checkpoint(replace(spec, reinit=reinit), 32, seed=1).model
     assert model.lm_head.weight is not model.shared.weight
     assert sum(value.numel() for value in model.parameters()) == sum(value.numel() for value in trained.parameters())
     ends_kept = reinit in {"none", "body"}
@@ -243,7 +245,7 @@ def test_every_control_arm_keeps_a_head_of_its_own(own_head: Path, reinit: Reini
 
 @pytest.mark.parametrize("embeddings", ["new", "trained"])
 def test_rows_beside_a_head_of_its_own_are_refused(embeddings: Embeddings, own_head: Path) -> None:
-    loaded = replace(load(checkpoint_spec(str(own_head)), 32), new_pieces=(300,))
+    loaded = replace(load_checkpoint(checkpoint_spec(str(own_head)), 32), new_tokens=(300,))
     with pytest.raises(UserError, match="head of its own"):
         APPLY["lora"](loaded, replace(LORA, embeddings=embeddings), 0)
     APPLY["lora"](loaded, LORA, 0)
@@ -264,7 +266,7 @@ def test_a_quantised_t5_says_what_the_wide_one_says(bits: int, bound: float, gat
     ids = torch.randint(2, 100, (4, 12))
     logits = {}
     for taken in (32, bits):
-        model = load(checkpoint_spec(str(tmp_path)), taken).model.eval()  # type: ignore[arg-type]
+        model = load_checkpoint(checkpoint_spec(str(tmp_path)), taken).model.eval()  # type: ignore[arg-type]
         logits[taken] = model(input_ids=ids, decoder_input_ids=ids).logits.detach().float()
     quantised = {type(module).__name__ for name, module in model.named_modules() if name.endswith(".wo")}
     assert quantised == {"Linear4bit" if bits == 4 else "Linear8bitLt"}
@@ -272,11 +274,11 @@ def test_a_quantised_t5_says_what_the_wide_one_says(bits: int, bound: float, gat
 
 
 def test_the_inventory_counts_every_byte_and_says_why_a_tensor_is_wide(tiny_t5: Path) -> None:
-    wide = inventory(load(checkpoint_spec(str(tiny_t5)), 32).model)
+    wide = inventory(load_checkpoint(checkpoint_spec(str(tiny_t5)), 32).model)
     assert wide.wide == ()
     assert wide.bytes == {"float32": 4 * wide.parameters}
     for bits, name, per_weight in ((8, "int8", 1.0), (4, "nf4", 0.5)):
-        model = load(checkpoint_spec(str(tiny_t5)), bits).model  # type: ignore[arg-type]
+        model = load_checkpoint(checkpoint_spec(str(tiny_t5)), bits).model  # type: ignore[arg-type]
         found = inventory(model)
         linear = 4 * 32 * 32 * 3 + 2 * 2 * 32 * 64  # three attentions of four matrices, two feed-forward layers of two
         assert found.parameters == wide.parameters
@@ -286,7 +288,7 @@ def test_the_inventory_counts_every_byte_and_says_why_a_tensor_is_wide(tiny_t5: 
         model(input_ids=torch.tensor([[5, 1]]), decoder_input_ids=torch.tensor([[0]]))
         assert inventory(model).bytes == found.bytes  # bitsandbytes moves its scales at the first pass
     rows = (3 * 4 * 32 + 2 * (64 + 32)) * 4  # one fp32 number an output
-    assert inventory(load(checkpoint_spec(str(tiny_t5)), 8).model).bytes["scales"] == rows
+    assert inventory(load_checkpoint(checkpoint_spec(str(tiny_t5)), 8).model).bytes["scales"] == rows
 
 
 def test_a_checkpoint_that_is_quantised_already_is_refused(tiny_t5: Path, tmp_path: Path) -> None:
@@ -297,20 +299,20 @@ def test_a_checkpoint_that_is_quantised_already_is_refused(tiny_t5: Path, tmp_pa
     (tmp_path / "config.json").write_text(json.dumps(config))
     for bits in (16, 4):
         with pytest.raises(UserError, match=r"quantised already \(gptq\)"):
-            load(checkpoint_spec(str(tmp_path)), bits)  # type: ignore[arg-type]
+            load_checkpoint(checkpoint_spec(str(tmp_path)), bits)  # type: ignore[arg-type]
 
 
 def test_bits_without_bitsandbytes_are_refused(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UserError, match="needs bitsandbytes"):
-        load(checkpoint_spec(str(tiny_t5)), 4)
+        load_checkpoint(checkpoint_spec(str(tiny_t5)), 4)
 
 
 def test_layers_are_kept_wide_where_the_recipe_says_so(tiny_t5: Path) -> None:
     spec = checkpoint_spec(str(tiny_t5))
     widths: tuple[Bits, ...] = (8, 4)
     for bits in widths:
-        loaded = load(spec, bits, keep_wide=("wo", "SelfAttention.q"))
+        loaded = load_checkpoint(spec, bits, keep_wide=("wo", "SelfAttention.q"))
         model = loaded.model
         wide = {name for name, module in model.named_modules() if type(module) is torch.nn.Linear}
         assert {name.rpartition(".")[2] for name in wide} == {"wo", "q", "lm_head"}
@@ -321,14 +323,14 @@ def test_layers_are_kept_wide_where_the_recipe_says_so(tiny_t5: Path) -> None:
         kept = {f"{name}.weight" for name in wide if name != "lm_head"}
         assert set(found["keep_wide"]["tensors"]) == kept  # as the checkpoint calls them
         assert found["keep_wide"]["why"] == "kept so by the recipe (keep_wide)"
-        again = load(spec, bits).model
+        again = load_checkpoint(spec, bits).model
         assert type(again.encoder.block[0].layer[1].DenseReluDense.wo) is not torch.nn.Linear
         with pytest.raises(UserError, match="no layer's name ends in 'wx'"):
-            load(spec, bits, keep_wide=("wx",))
+            load_checkpoint(spec, bits, keep_wide=("wx",))
 
 
 def test_what_stays_wide_unasked_is_not_said_to_be_the_recipe_s(tiny_t5: Path) -> None:
-    model = load(checkpoint_spec(str(tiny_t5)), 4).model
+    model = load_checkpoint(checkpoint_spec(str(tiny_t5)), 4).model
     model.extra = torch.nn.Parameter(torch.zeros(3, 3))
     found = inventory(model, ("wo",)).as_dict()["wide"]
     assert "keep_wide" not in found
@@ -342,7 +344,7 @@ def test_a_head_of_its_own_is_wide_for_what_was_measured_at_that_width(bits: Bit
     losses = {(cell["checkpoint"], cell["bits"], cell["wide"]): 100 * cell["change"] for cell in cells}
     added = [losses[arm, bits, "nothing"] - losses[arm, bits, "head"] for arm, _, wide in losses if wide == "all"]
     assert len(added) == 6
-    why = inventory(load(checkpoint_spec(str(own_head)), bits).model).as_dict()["wide"]["head"]["why"]
+    why = inventory(load_checkpoint(checkpoint_spec(str(own_head)), bits).model).as_dict()["wide"]["head"]["why"]
     if bits == 4:
         assert f"{min(added):.1f} to {max(added):.1f} % of loss at 4 bits" in why
     else:
@@ -353,7 +355,7 @@ def test_a_head_of_its_own_is_wide_for_what_was_measured_at_that_width(bits: Bit
 def test_an_evaluation_does_not_pack_four_bits_otherwise(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As bitsandbytes would on every CPU with avx512_bf16, wrongly, and with no way back."""
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
-    model = load(checkpoint_spec(str(tiny_t5)), 4).model
+    model = load_checkpoint(checkpoint_spec(str(tiny_t5)), 4).model
     layers = [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
     assert layers
     with torch.no_grad():

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from transformers import AutoConfig, AutoTokenizer, T5Config, T5ForConditionalGeneration
 
 from petransfer.errors import UserError
-from petransfer.models.loading import load, model_class, with_new_weights
+from petransfer.models.loading import load_checkpoint, model_class, randomly_initialized
 from petransfer.models.registry import (
     NANO,
     ArmEntry,
@@ -34,7 +34,7 @@ def test_every_architecture_has_the_parameters_that_the_registry_says(entry: Arm
     fields = dict(registry().architectures[entry.architecture])
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     with torch.device("meta"):
-        model = with_new_weights(
+        model = randomly_initialized(
             model_class(config, entry.checkpoint), config, fields.get("tie_word_embeddings") is False
         )
     assert sum(value.numel() for value in model.parameters()) == entry.parameters
@@ -92,13 +92,13 @@ def test_a_body_takes_another_tokenizer(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(NANO / "tokenizer").save_pretrained(tmp_path)
     spec = replace(checkpoint_spec(str(tmp_path)), reinit="embeddings", tokenizer="nano/english")
-    loaded = load(spec, 32)
+    loaded = load_checkpoint(spec, 32)
     assert len(loaded.tokenizer) == loaded.model.get_input_embeddings().num_embeddings == 6176
     body = "encoder.block.0.layer.0.SelfAttention.q.weight"
     assert torch.equal(loaded.model.state_dict()[body], model.state_dict()[body])
-    assert loaded.new_pieces == tuple(range(6176))
+    assert loaded.new_tokens == tuple(range(6176))
     with pytest.raises(UserError, match="needs reinit embeddings"):
-        load(replace(spec, reinit="none"), 32)
+        load_checkpoint(replace(spec, reinit="none"), 32)
 
 
 def test_the_embedded_arms_differ_in_nothing_but_their_weights() -> None:

@@ -15,7 +15,7 @@ from petransfer.data import load_task
 from petransfer.data.encoding import Encoded, encode_examples
 from petransfer.errors import RunError
 from petransfer.models import loading
-from petransfer.models.loading import load, load_on_disk
+from petransfer.models.loading import load_checkpoint, load_on_disk
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import Bits, RunSpec
 from petransfer.study.folders import RunFolder
@@ -28,13 +28,13 @@ ENGLISH = checkpoint_spec("nano/english")
 
 
 def _examples() -> list[Encoded]:
-    loaded = load(ENGLISH, 32)
+    loaded = load_checkpoint(ENGLISH, 32)
     return encode_examples(load_task("scan").load("opposite_right").dev, "", loaded.tokenizer, loaded.layout)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_the_embedded_checkpoint_loses_little(bits: Bits) -> None:
-    cost = calibrate.quantisation_cost(ENGLISH, 0, load(ENGLISH, bits), _examples())
+    cost = calibrate.quantisation_cost(ENGLISH, 0, load_checkpoint(ENGLISH, bits), _examples())
     assert 0 < abs(cost.change) < 0.03
     calibrate.check(cost, "nano/english")
 
@@ -43,7 +43,7 @@ def test_activations_cut_to_whole_numbers_are_noticed(monkeypatch: pytest.Monkey
     """The usual storage of 4-bit weights, under which T5 computes nonsense without a word."""
     usual = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
     monkeypatch.setattr(loading, "settings", lambda bits: usual)
-    cost = calibrate.quantisation_cost(ENGLISH, 0, load(ENGLISH, 4), _examples())
+    cost = calibrate.quantisation_cost(ENGLISH, 0, load_checkpoint(ENGLISH, 4), _examples())
     with pytest.raises(RunError, match="quantising nano/english moved its loss from"):
         calibrate.check(cost, "nano/english")
 
@@ -55,11 +55,11 @@ def test_a_loss_that_is_no_number_is_noticed() -> None:
 
 def test_without_room_the_wide_weights_are_read_from_the_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     examples = _examples()
-    held = calibrate.quantisation_cost(ENGLISH, 0, load(ENGLISH, 8), examples)
+    held = calibrate.quantisation_cost(ENGLISH, 0, load_checkpoint(ENGLISH, 8), examples)
     monkeypatch.setattr(calibrate, "_room", lambda device: 0)
     asked = []
     monkeypatch.setattr(calibrate, "load_on_disk", lambda *given: asked.append(given) or load_on_disk(*given))
-    read = calibrate.quantisation_cost(ENGLISH, 0, load(ENGLISH, 8), examples)
+    read = calibrate.quantisation_cost(ENGLISH, 0, load_checkpoint(ENGLISH, 8), examples)
     assert asked
     assert read.loss_at_16_bits == pytest.approx(held.loss_at_16_bits, abs=1e-3)
     on_disk = load_on_disk(ENGLISH, str(tmp_path)).model
@@ -72,12 +72,12 @@ def test_a_control_arm_too_is_read_from_the_disk_where_room_is_short(
     examples = _examples()
     for reinit in ("all", "embeddings"):
         spec = replace(checkpoint_spec(str(tiny_t5)), reinit=reinit)  # type: ignore[arg-type]
-        loaded = load(spec, 4, seed=2)
+        loaded = load_checkpoint(spec, 4, seed=2)
         monkeypatch.setattr(calibrate, "_room", lambda device: 2**40)
         held = calibrate.quantisation_cost(spec, 2, loaded, examples)
         monkeypatch.setattr(calibrate, "_room", lambda device: 0)
         with monkeypatch.context() as patched:
-            patched.setattr(calibrate, "load", lambda *given, **named: pytest.fail("loaded whole"))
+            patched.setattr(calibrate, "load_checkpoint", lambda *given, **named: pytest.fail("loaded whole"))
             read = calibrate.quantisation_cost(spec, 2, loaded, examples)
         assert read.loss_at_16_bits == pytest.approx(held.loss_at_16_bits, abs=1e-3)
 
@@ -85,12 +85,12 @@ def test_a_control_arm_too_is_read_from_the_disk_where_room_is_short(
 def test_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, tiny_t5: Path) -> None:
     """It goes to the disk first, whatever the room seemed to be."""
     spec, examples = checkpoint_spec(str(tiny_t5)), _examples()
-    loaded = load(spec, 4)
+    loaded = load_checkpoint(spec, 4)
 
     def short(*given: object, **named: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(calibrate, "load", short)
+    monkeypatch.setattr(calibrate, "load_checkpoint", short)
     assert calibrate.quantisation_cost(spec, 0, loaded, examples).loss > 0
     monkeypatch.setattr(calibrate, "load_on_disk", short)
     with pytest.raises(RunError, match=r"out of memory while .* was compared with its 16 bits") as error:

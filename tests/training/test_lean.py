@@ -13,7 +13,7 @@ from petransfer.data import load_task
 from petransfer.data.encoding import encode_examples
 from petransfer.evaluation import exact_match, one_pass
 from petransfer.methods import APPLY
-from petransfer.models.loading import Loaded, load
+from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import Bits, MethodSpec
 from petransfer.training.batches import Tensors, collate
@@ -29,7 +29,7 @@ METHODS = [LORA, ROWS, FULL]
 
 def _model(folder: Path, method: MethodSpec, new: tuple[int, ...] = ()) -> tuple[torch.nn.Module, Loaded, Tensors]:
     spec = checkpoint_spec(str(folder))
-    loaded = replace(load(spec, method.bits, keep_wide=method.keep_wide), new_pieces=new)
+    loaded = replace(load_checkpoint(spec, method.bits, keep_wide=method.keep_wide), new_tokens=new)
     examples = load_task("scan").load("length").train[:12]
     encoded = encode_examples(examples, "", loaded.tokenizer, loaded.layout)
     if not new and method.embeddings == "new":
@@ -121,13 +121,13 @@ def test_wide_weights_of_a_larger_model_are_not_kept(tiny_t5: Path, monkeypatch:
 @pytest.mark.parametrize("bits", [32, 8])
 def test_models_of_one_base_share_what_is_made_of_it_and_keep_their_gradients(bits: Bits, tiny_t5: Path) -> None:
     spec = checkpoint_spec(str(tiny_t5))
-    loaded = load(spec, bits)
+    loaded = load_checkpoint(spec, bits)
     examples = encode_examples(load_task("scan").load("length").train[:12], "", loaded.tokenizer, loaded.layout)
     batch = collate(examples, loaded.layout)
     pieces = sorted({piece for row in examples for piece in row.target_ids})
     models = []
     for new in (pieces[:3], pieces[-2:]):
-        part = replace(loaded, model=share(loaded.model), new_pieces=tuple(new))
+        part = replace(loaded, model=share(loaded.model), new_tokens=tuple(new))
         models.append(APPLY["lora"](part, replace(ROWS, bits=bits), 0).eval())
         for name, value in models[-1].named_parameters():
             if value.requires_grad:

@@ -15,7 +15,7 @@ from petransfer.data import load_task
 from petransfer.data.encoding import encode_examples
 from petransfer.errors import RunError
 from petransfer.methods import APPLY
-from petransfer.models.loading import load
+from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import TrainSpec
 from petransfer.study.single_run import accelerator_for
@@ -113,7 +113,7 @@ def test_metrics_are_cut_back_and_a_half_written_line_is_left_out(tmp_path: Path
 def _loop(checkpoint: Path, folder: Path, cpu: bool = True, save_every: float = 0.0, **options: Any) -> Loop:
     """Eight steps on the tiny T5, a line of metrics after every fourth."""
     accelerator = accelerator_for("no", cpu)
-    loaded = load(checkpoint_spec(str(checkpoint)), 32, device=accelerator.device)
+    loaded = load_checkpoint(checkpoint_spec(str(checkpoint)), 32, device=accelerator.device)
     examples = encode_examples(load_task("scan").load("length").train[:60], "", loaded.tokenizer, loaded.layout)
     spec = TrainSpec(steps=8, batch_size=8, learning_rate=2e-3)
     hooks = options.pop("hooks", Hooks())

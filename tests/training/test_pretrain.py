@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from petransfer.errors import Interrupted, RunError, UserError
-from petransfer.models.loading import load
+from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import NANO, checkpoint_spec
 from petransfer.pretraining import pretrain as module
 from petransfer.pretraining.corpora import bracket_ids, brackets, read_corpus, shuffle_words
@@ -173,8 +173,8 @@ def test_what_is_left_is_a_checkpoint_like_any_other(
 ) -> None:
     _carry_out(tmp_path / "run", corpora, _recipe(), set())
     folder = tmp_path / "run" / "checkpoint"
-    loaded = load(checkpoint_spec(str(folder)), 32)
-    new = loaded.new_pieces
+    loaded = load_checkpoint(checkpoint_spec(str(folder)), 32)
+    new = loaded.new_tokens
     assert tokenizer.convert_tokens_to_ids("Ġcat") not in new
     assert tokenizer.convert_tokens_to_ids("ĠI_JUMP") in new
     assert loaded.tokenizer("the cat")["input_ids"] == tokenizer("the cat")["input_ids"]
