@@ -1,4 +1,4 @@
-"""Keeps libraries' progress bars and warnings out of our own output."""
+"""Keep progress bars and warnings of libraries out of petransfer's output."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import warnings
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
-def quiet() -> None:
-    """Silences what a user can do nothing about; errors stay."""
+def silence_libraries() -> None:
+    """Silence warnings and progress bars of libraries that a user can do nothing about. Errors are still shown."""
     import transformers
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
