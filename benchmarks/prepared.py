@@ -11,8 +11,8 @@ import torch
 from accelerate import Accelerator
 
 from petransfer.data import SplitData, load_task
+from petransfer.data.encoded_examples import encode_part
 from petransfer.data.encoding import Encoded, Layout
-from petransfer.data.lazy_encoding import encode_part
 from petransfer.errors import unknown
 from petransfer.methods import APPLY, mixed_precision, weights_bits
 from petransfer.models.loading import Loaded, load_checkpoint

@@ -208,7 +208,7 @@ def met_new_tokens(spec: RunSpec, config: Any, data_dir: Path | None = None) -> 
 
     config: the checkpoint's.
     """
-    from petransfer.data.lazy_encoding import encode_part
+    from petransfer.data.encoded_examples import encode_part
     from petransfer.models.loading import new_tokens, tokenizer_and_layout
     from petransfer.training.batches import met
 

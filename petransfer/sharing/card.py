@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from petransfer.data import task_info, task_title
 from petransfer.errors import UserError
 from petransfer.models.registry import ArmEntry, is_embedded, registry
 from petransfer.recipe.run_spec import CheckpointSpec, RunSpec
 from petransfer.sharing.bundle import RECIPE, RESULT, WEIGHTS, Bundle
-from petransfer.sharing.licences import NAMES, OF_TASKS, derived
+from petransfer.sharing.licences import NAMES, derived
 from petransfer.sharing.safe_reading import read_json, read_text, read_yaml
 from petransfer.sharing.usage_code import base_in_words, usage
 
-TITLES = {"scan": "SCAN", "scan-mcd": "SCAN-MCD", "cogs": "COGS", "recogs": "ReCOGS", "slog": "SLOG"}
 SPLITS = {"dev": "validation", "test": "test"}
 
 
@@ -53,7 +53,7 @@ def card(bundle: Bundle, wishes: Wishes = Wishes()) -> str:
 
 def title(spec: RunSpec) -> str:
     """What the adapter is called."""
-    where = f"{TITLES.get(spec.task.name, spec.task.name)} {spec.task.split}"
+    where = f"{task_title(spec.task.name)} {spec.task.split}"
     return f"{_kind(spec)} on {spec.checkpoint.name}, {where}, seed {spec.seed}"
 
 
@@ -77,12 +77,13 @@ def _metadata(bundle: Bundle, spec: RunSpec, result: Mapping[str, Any], wishes: 
     from huggingface_hub import EvalResult, ModelCardData
 
     _, _, licence = _licences(bundle, spec, wishes)
+    info = task_info(spec.task.name)
     hub = on_hub_by_name(spec.checkpoint)
     results = [
         EvalResult(
             task_type="text-generation",
             dataset_type=spec.task.name,
-            dataset_name=f"{TITLES.get(spec.task.name, spec.task.name)} {spec.task.split}",
+            dataset_name=f"{task_title(spec.task.name)} {spec.task.split}",
             dataset_config=spec.task.split,
             dataset_split=split,
             dataset_args={"examples": result[part]["examples"], "seed": spec.seed},
@@ -100,7 +101,7 @@ def _metadata(bundle: Bundle, spec: RunSpec, result: Mapping[str, Any], wishes: 
             license=licence or "other",
             license_name=None if licence else "see-limits",
             datasets=_datasets(bundle, spec) or None,
-            language=list(wishes.language) or (["en"] if spec.task.name in OF_TASKS else None),
+            language=list(wishes.language) or (list(info.languages) if info and info.languages else None),
             pipeline_tag="text-generation",
             tags=["petransfer", spec.method.name, spec.task.name, *wishes.tags],
             model_name=title(spec),
@@ -114,8 +115,9 @@ def _metadata(bundle: Bundle, spec: RunSpec, result: Mapping[str, Any], wishes: 
 
 def _datasets(bundle: Bundle, spec: RunSpec) -> list[str]:
     """Ids on the hub."""
-    if spec.task.name in ("scan", "scan-mcd"):
-        return ["scan"]
+    info = task_info(spec.task.name)
+    if info and info.published:
+        return list(info.hub_datasets)
     train = str(((_recipe(bundle).get("task") or {}).get("options") or {}).get("train", ""))
     name = train.partition("@")[0]
     owner, slash, rest = name.partition("/")
@@ -132,7 +134,8 @@ def _licences(bundle: Bundle, spec: RunSpec, wishes: Wishes) -> tuple[str | None
     base = NAMES.get(entry.licence, entry.licence) if entry else _licence_on_hub(spec, bundle)
     if spec.checkpoint.reinit == "all":
         base = "cc0-1.0"  # nothing of the checkpoint is in it but its shape
-    data = OF_TASKS.get(spec.task.name)
+    info = task_info(spec.task.name)
+    data = info.licence if info else None
     return base, data, wishes.licence or derived(base, data)
 
 
@@ -255,7 +258,7 @@ def _limits(
     entry = entry_of(spec.checkpoint)
     seeds = len({*(study.seeds if study else ()), spec.seed})
     lines = [
-        f"- It was trained on one task ({TITLES.get(spec.task.name, spec.task.name)}, {spec.task.split}) and tested on "
+        f"- It was trained on one task ({task_title(spec.task.name)}, {spec.task.split}) and tested on "
         "no other; what it says to other inputs means nothing.",
         f"- {'One seed' if seeds == 1 else f'{seeds} seeds'}: other seeds can differ by tens of points.",
     ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from petransfer.data import Example, SplitData, load_task
+from petransfer.data import Example, SplitData, load_task, task_info
 from petransfer.data.encoding import encode_examples
 from petransfer.errors import UserError
 from petransfer.evaluation.exact_match import Evaluation, evaluate
@@ -198,7 +198,8 @@ def _data(bundle: Bundle, where: Where, data: str | None) -> tuple[SplitData, st
             raise UserError(f"{bundle.label} does not say what it was trained on; name a file by --data")
         return data_of(bundle, where.data_dir), f"{bundle.spec.task.name} {bundle.spec.task.split}"
     name, _, split = data.partition("/")
-    if split and name in ("scan", "scan-mcd", "cogs", "cogs-variable-free", "recogs", "slog"):
+    benchmark = task_info(name)
+    if split and benchmark and benchmark.published:
         return load_task(name, where.data_dir).load(split), f"{name} {split}"
     whole = load_task("lines", where.data_dir, train=data, dev=1, test=1).load("held-out")
     every = sorted((*whole.train, *whole.dev, *whole.test), key=lambda row: row.index)

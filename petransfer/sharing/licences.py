@@ -12,16 +12,6 @@ SAME = frozenset({"cc-by-sa-4.0", "gpl-3.0", "cc-by-nc-sa-4.0"})
 # What the registry's cards call them.
 NAMES = {"Apache-2.0": "apache-2.0", "MIT": "mit", "BigCode OpenRAIL-M v1": "bigcode-openrail-m"}
 
-# The licences of the benchmarks' files (README.md, Tasks and data); scan-mcd's splits bind more than its rows.
-OF_TASKS = {
-    "scan": "bsd",
-    "scan-mcd": "cc-by-4.0",
-    "cogs": "mit",
-    "cogs-variable-free": "mit",
-    "recogs": "mit",
-    "slog": "mit",
-}
-
 
 def derived(base: str | None, data: str | None) -> str | None:
     """The licence of what is made of a base and data under these licences; None where that is not known.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from petransfer.data import SEMANTICS, Example
+from petransfer.data import TASKS, Example
 from petransfer.data.encoding import Encoded
 from petransfer.errors import RunError
 from petransfer.evaluation.distributed import evaluate_together
@@ -66,7 +66,7 @@ def judged(
     model, loaded, parts, task = prepared.model, prepared.loaded, prepared.parts, prepared.spec.task
     data = base.data
     options: dict[str, Any] = {"batch_size": at_once} if is_split(model) else {}
-    options["semantics"] = SEMANTICS.get(task.name)
+    options["semantics"] = TASKS.lookup(task.name).semantics
     try:
         with with_root_gathered(model):
             evaluations = {

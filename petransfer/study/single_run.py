@@ -21,9 +21,9 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
 from transformers import PreTrainedModel
 
-from petransfer.data import CLOSED, Example, SplitData, load_task
+from petransfer.data import TASKS, Example, SplitData, load_task
+from petransfer.data.encoded_examples import encode_part
 from petransfer.data.encoding import Encoded, encode_targets
-from petransfer.data.lazy_encoding import encode_part
 from petransfer.evaluation.exact_match import Evaluation, summary
 from petransfer.evaluation.text_metrics import OF_LABELS
 from petransfer.methods import APPLY, SAVE, mixed_precision, virtual_tokens, weights_bits
@@ -227,7 +227,7 @@ def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> 
         return {}
     if "test" in evaluations:
         _save_weights(model, spec, folder, provenance(spec, loaded, data, evaluations, model))
-        shown = None if spec.task.name in CLOSED else data.test
+        shown = None if TASKS.lookup(spec.task.name).text_is_private else data.test
         _write_examples(evaluations["test"], shown, measured["test"].answers, folder.path / "examples.parquet")
     result = {
         "run_id": spec.run_id,

@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from petransfer.data.encoded_examples import take
 from petransfer.data.encoding import Encoded, Layout
-from petransfer.data.lazy_encoding import take
 
 IGNORED = -100
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from petransfer.data import benchmark_files as files
-from petransfer.data import cogs, load_task
-from petransfer.data.cogs import CATEGORY_GROUP, CATEGORY_TITLE
+from petransfer.data import load_task
+from petransfer.data.tasks import cogs
+from petransfer.data.tasks.cogs import CATEGORY_GROUP, CATEGORY_TITLE
 from petransfer.errors import UserError
 
 DATA = Path(os.environ.get("PETRANSFER_DATA", Path(__file__).parents[3] / "shared" / "data"))

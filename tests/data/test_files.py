@@ -19,8 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from petransfer.data import benchmark_files as files
-from petransfer.data import cogs, load_task, scan, tabular
+from petransfer.data import load_task
+from petransfer.data import tsv_benchmark as tabular
 from petransfer.data.benchmark_files import Source, cache_dir, find, locate, read_rows
+from petransfer.data.tasks import cogs, scan
 from petransfer.errors import UserError
 
 BODY = b"first line\nsecond line\nthird line\n"

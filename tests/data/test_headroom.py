@@ -17,10 +17,11 @@ import pytest
 
 from petransfer.cli import main
 from petransfer.data import benchmark_files as files
-from petransfer.data import load_task, recogs, scan, scan_mcd, slog
+from petransfer.data import load_task
 from petransfer.data.benchmark_files import Source
-from petransfer.data.cogs import CATEGORY_TITLE
-from petransfer.data.slog import CATEGORY_GROUP, GEN_MEMBER, PASSWORD_VARIABLE
+from petransfer.data.tasks import recogs, scan, scan_mcd, slog
+from petransfer.data.tasks.cogs import CATEGORY_TITLE
+from petransfer.data.tasks.slog import CATEGORY_GROUP, GEN_MEMBER, PASSWORD_VARIABLE
 from petransfer.errors import UserError
 
 DATA = Path(os.environ.get("PETRANSFER_DATA", Path(__file__).parents[3] / "shared" / "data"))

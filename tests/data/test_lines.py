@@ -16,10 +16,11 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from petransfer.data import LinesTask, load_task, readers
-from petransfer.data import row_store as prepare
-from petransfer.data.own_rows import fields_of, render
+from petransfer.data import LinesTask, load_task
+from petransfer.data.rows import reading as readers
+from petransfer.data.rows import store as prepare
 from petransfer.data.task import Example, SplitData
+from petransfer.data.tasks.lines import fields_of, render
 from petransfer.errors import UserError
 
 ROWS = [(f"say word {n}", f"word number {n}", "odd" if n % 2 else "even") for n in range(1, 31)]

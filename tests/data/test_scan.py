@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from petransfer.data import load_task
-from petransfer.data.scan import PUBLISHED, all_rows, format_row, generate, interpret, parse_row, rows_sha256
+from petransfer.data.tasks.scan import PUBLISHED, all_rows, format_row, generate, interpret, parse_row, rows_sha256
 from petransfer.errors import UserError
 
 DATA = Path(os.environ.get("PETRANSFER_DATA", Path(__file__).parents[3] / "shared" / "data"))

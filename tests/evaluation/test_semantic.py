@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from petransfer.data import SEMANTICS, Example
+from petransfer.data import TASKS, Example
 from petransfer.data.encoding import Encoded, encode_examples
 from petransfer.data.logical_forms import same_meaning
 from petransfer.evaluation import semantic_match as semantic
@@ -47,7 +47,7 @@ def taught(tiny_t5: Path) -> tuple[Loaded, list[Example], list[Encoded]]:
 
 def test_answers_with_other_names_count_as_meant(taught: tuple[Loaded, list[Example], list[Encoded]]) -> None:
     loaded, examples, encoded = taught
-    outcome = evaluate(loaded.model, loaded, examples, encoded, semantics=SEMANTICS["recogs"])
+    outcome = evaluate(loaded.model, loaded, examples, encoded, semantics=TASKS["recogs"].semantics)
     said = generate(loaded.model, loaded, [row.input_ids for row in encoded], 64)
     assert [row.correct for row in outcome.scored] == [
         text == row.target for text, row in zip(said, examples, strict=True)
@@ -79,10 +79,10 @@ def test_the_audit_finds_a_judgement_of_meaning_that_lies(
     loaded, examples, encoded = taught
     elsewhere = tuple(loaded.tokenizer("theme", add_special_tokens=False)["input_ids"])
     monkeypatch.setattr(semantic, "beginnings", lambda *_: [(*elsewhere, *elsewhere)] * 4)
-    outcome = evaluate(loaded.model, loaded, examples, encoded, semantics=SEMANTICS["recogs"])
+    outcome = evaluate(loaded.model, loaded, examples, encoded, semantics=TASKS["recogs"].semantics)
     assert outcome.disagreements == 2
     assert summary(outcome)["semantic_exact_match"] == pytest.approx(100 / 3)
-    heard = evaluate(loaded.model, loaded, examples, encoded, semantics=SEMANTICS["recogs"], by_generation=True)
+    heard = evaluate(loaded.model, loaded, examples, encoded, semantics=TASKS["recogs"].semantics, by_generation=True)
     assert heard.disagreements == 2
     assert summary(heard)["semantic_exact_match"] == pytest.approx(200 / 3)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from petransfer.data.benchmark_files import Source, find, locate, read_rows
 from petransfer.data.task import Example, SplitData, cut_dev
+from petransfer.data.task_registry import RegisteredTask
 from petransfer.errors import RunError, UserError, unknown
 
 ScanRow = tuple[str, str]
@@ -291,3 +292,14 @@ def _read(path: Path, split: str, part: str) -> list[ScanRow]:
 def connective(command: str) -> str:
     """`and`, `after`, or `simple` for a command without either."""
     return next((word for word in ("and", "after") if f" {word} " in command), "simple")
+
+
+TASK = RegisteredTask(
+    "scan",
+    ScanTask,
+    title="SCAN",
+    licence="bsd",
+    languages=("en",),
+    hub_datasets=("scan",),
+    citation="Lake and Baroni (2018), Generalization without Systematicity, arXiv:1711.00350",
+)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from petransfer.data.benchmark_files import Source
-from petransfer.data.tabular import TabularTask
 from petransfer.data.task import Example
+from petransfer.data.task_registry import RegisteredTask
+from petransfer.data.tsv_benchmark import TabularTask
 from petransfer.errors import unknown
 
 # the cases of the generalisation set as its files name them, each with a title for tables
@@ -91,3 +92,15 @@ class CogsTask(TabularTask):
     def read(self, part: str) -> tuple[Example, ...]:
         """The examples of one part, `gen` being that of the version."""
         return super().read(_GEN_FILE[self.version] if part == "gen" else part)
+
+
+TASK = RegisteredTask(
+    "cogs",
+    CogsTask,
+    title="COGS",
+    licence="mit",
+    languages=("en",),
+    citation="Kim and Linzen (2020), COGS: A Compositional Generalization Challenge, arXiv:2010.05465",
+    category_titles=CATEGORY_TITLE,
+    category_groups=CATEGORY_GROUP,
+)

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petransfer.data.benchmark_files import cache_dir
-from petransfer.data.readers import Record, Source, open_dataset, read, source_of
-from petransfer.data.rows_on_disk import Rows, RowWriter
+from petransfer.data.rows.reading import Record, Source, open_dataset, read, source_of
+from petransfer.data.rows.stored_rows import Rows, RowWriter
 from petransfer.data.task import SplitData, row_name
 from petransfer.errors import UserError
 
 if TYPE_CHECKING:
-    from petransfer.data.own_rows import LinesTask
+    from petransfer.data.tasks.lines import LinesTask
 
 PARTS = ("train", "dev", "test")
 _OTHER = len(PARTS)
@@ -174,7 +174,7 @@ class _Builder:
             for part in PARTS:
                 if part in sources:
                     self._read(part, sources[part], writer, bad)
-        from petransfer.data.partition import overlaps, partition
+        from petransfer.data.rows.held_out import overlaps, partition
 
         codes = partition(self.parts, self.hashes, cuts, self.task.seed)
         sizes = self._keep(codes)
@@ -212,7 +212,7 @@ class _Builder:
             self._note(code, hashed, row)
 
     def _row(self, part: str, record: Record) -> tuple[int, tuple[str, str, str]]:
-        from petransfer.data.own_rows import fields_of, render
+        from petransfer.data.tasks.lines import fields_of, render
 
         task, values = self.task, record.values
         texts = {name: _text(values[name], name) for name in fields_of(task.template, task.input)}
@@ -281,7 +281,7 @@ class _Builder:
 
 def _records(task: LinesTask, source: Source) -> Iterator[Record]:
     """The source's rows, with a line on stderr now and then where there are many."""
-    from petransfer.data.own_rows import fields_of
+    from petransfer.data.tasks.lines import fields_of
 
     required = dict.fromkeys(fields_of(task.template, task.input), "template" if task.template else "input")
     required[task.target] = "target"

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from petransfer.data.archives import open_member
 from petransfer.data.benchmark_files import Source, rows_of
-from petransfer.data.tabular import TabularTask, parse_row
+from petransfer.data.encrypted_zip import open_member
 from petransfer.data.task import Example
+from petransfer.data.task_registry import RegisteredTask
+from petransfer.data.tsv_benchmark import TabularTask, parse_row
 from petransfer.errors import UserError
 
 PASSWORD_VARIABLE = "PETRANSFER_SLOG_PASSWORD"
@@ -98,3 +99,16 @@ def _password(source: Source) -> str:
             f"{source.repository} and set {PASSWORD_VARIABLE} to it, or take split test"
         )
     return password
+
+
+TASK = RegisteredTask(
+    "slog",
+    SlogTask,
+    title="SLOG",
+    licence="mit",
+    languages=("en",),
+    citation="Li et al. (2023), SLOG: A Structural Generalization Benchmark for Semantic Parsing, arXiv:2310.15040",
+    category_titles=CATEGORY_TITLE,
+    category_groups=CATEGORY_GROUP,
+    text_is_private=True,
+)

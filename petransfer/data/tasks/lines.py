@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from petransfer.data.readers import FORMATS
+from petransfer.data.rows.reading import FORMATS
 from petransfer.data.task import SplitData
+from petransfer.data.task_registry import RegisteredTask
 from petransfer.errors import UserError, unknown
 
 SPLITS: tuple[str, ...] = ("held-out",)
@@ -86,8 +87,8 @@ class LinesTask:
         return {key: value for key, value in said.items() if value != _OPTIONS[key]}
 
     def about(self) -> dict[str, Any]:
-        """What the store says of the rows: sizes, labels, notes, the longest; see `petransfer.data.row_store`."""
-        from petransfer.data.row_store import prepared
+        """What the store says of the rows: sizes, labels, notes, the longest; see `petransfer.data.rows.store`."""
+        from petransfer.data.rows.store import prepared
 
         found = prepared(self)
         if self.sha256 and found.about["sha256"] != self.sha256:
@@ -121,7 +122,7 @@ class LinesTask:
         Raises:
             UserError: a file is missing, broken, or changed while it was read; or the rows are not those of `sha256`.
         """
-        from petransfer.data.row_store import prepared
+        from petransfer.data.rows.store import prepared
 
         if split not in self.splits:
             raise unknown("split of lines", split, self.splits)
@@ -130,7 +131,7 @@ class LinesTask:
 
     def row_name(self, part: str, index: int) -> str:
         """The file and line of a part's row, for which the file is read again up to it."""
-        from petransfer.data.row_store import line_of
+        from petransfer.data.rows.store import line_of
 
         return line_of(self, part, index)
 
@@ -174,3 +175,6 @@ def render(template: str, values: dict[str, str]) -> str:
     """The template with every `{column}` put in; braces in the values stay as they are."""
     pieces = string.Formatter().parse(template)
     return "".join(text + (values[name] if name is not None else "") for text, name, _, _ in pieces)
+
+
+TASK = RegisteredTask("lines", LinesTask, title="lines", published=False)

@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Mapping
 from typing import Any
 
-from petransfer.data.own_rows import MOST_DEV, MOST_TEST, SHARE
+from petransfer.data.tasks.lines import MOST_DEV, MOST_TEST, SHARE
 
 
 def partition(parts: array[int], hashes: array[int], cuts: Mapping[str, float], seed: int) -> Any:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from petransfer.data.benchmark_files import Source, locate, read_rows
-from petransfer.data.scan import Published, ScanRow, connective, rows_sha256
-from petransfer.data.scan import parse_row as parse_scan_row
 from petransfer.data.task import Example, SplitData, cut_dev
+from petransfer.data.task_registry import RegisteredTask
+from petransfer.data.tasks.scan import Published, ScanRow, connective, rows_sha256
+from petransfer.data.tasks.scan import parse_row as parse_scan_row
 from petransfer.errors import UserError, unknown
 
 SPLITS: tuple[str, ...] = ("mcd1", "mcd2", "mcd3")
@@ -120,3 +121,14 @@ class ScanMcdTask:
                 f"{expected.rows:,}): replace it, or delete it to have it downloaded"
             )
         return tuple(Example(index, *row, category=connective(row[0])) for index, row in enumerate(rows))
+
+
+TASK = RegisteredTask(
+    "scan-mcd",
+    ScanMcdTask,
+    title="SCAN-MCD",
+    licence="cc-by-4.0",  # of the splits, which binds more than the licence of the rows
+    languages=("en",),
+    hub_datasets=("scan",),
+    citation="Keysers et al. (2020), Measuring Compositional Generalization, arXiv:1912.09713",
+)

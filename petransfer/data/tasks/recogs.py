@@ -8,7 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from petransfer.data.benchmark_files import Source
-from petransfer.data.tabular import TabularTask
+from petransfer.data.logical_forms import RECOGS as SEMANTICS
+from petransfer.data.task_registry import RegisteredTask
+from petransfer.data.tasks.cogs import CATEGORY_GROUP, CATEGORY_TITLE
+from petransfer.data.tsv_benchmark import TabularTask
 
 # the published files were seen at this commit; its other digits are not known to us
 _COMMIT = "1b6eca8"
@@ -77,3 +80,26 @@ class CogsVariableFreeTask(TabularTask):
     folders = ("cogs_variable_free/", "variable_free/", "extra/cogs_variable_free/")
     training_rows = 24_155
     longest_row = (103, 172)
+
+
+TASK = RegisteredTask(
+    "recogs",
+    RecogsTask,
+    title="ReCOGS",
+    licence="mit",
+    languages=("en",),
+    citation="Wu, Manning and Potts (2023), ReCOGS, arXiv:2303.13716",
+    semantics=SEMANTICS,
+    category_titles=CATEGORY_TITLE,
+    category_groups=CATEGORY_GROUP,
+)
+VARIABLE_FREE_TASK = RegisteredTask(
+    "cogs-variable-free",
+    CogsVariableFreeTask,
+    title="COGS (variable-free)",
+    licence="mit",
+    languages=("en",),
+    citation="Qiu et al. (2022), arXiv:2112.07610; files of Wu, Manning and Potts (2023), arXiv:2303.13716",
+    category_titles=CATEGORY_TITLE,
+    category_groups=CATEGORY_GROUP,
+)

@@ -1,0 +1,1 @@
+"""The built-in tasks: one file each, with its metadata, registered when it is imported."""
