@@ -1,0 +1,158 @@
+"""mkdocs hook: the reference pages that are made from the code, so that they cannot disagree with it.
+
+The command line's page comes from the Typer application, the recipe's from the pydantic schema, the API's from the
+public names of the package.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages before mkdocs reads the folder."""
+    for place, make in PAGES.items():
+        files.append(File.generated(config, place, content=make()))
+    return files
+
+
+def command_line_page() -> str:
+    """Return the page of all verbs with their options."""
+    from petransfer.cli.lazy_verbs import VERBS, imported
+
+    lines = [
+        "# Command line",
+        "",
+        "Every verb prints its options with `--help`. `--debug` shows the traceback of an error.",
+        "",
+    ]
+    for verb in VERBS:
+        lines += _command(f"petransfer {verb}", imported(verb), 2)
+    return "\n".join(lines) + "\n"
+
+
+def _command(name: str, command: Any, level: int) -> Iterator[str]:
+    yield f"{'#' * level} {name}"
+    yield ""
+    yield _escaped(" ".join((command.help or "").replace("\b", "").split()))
+    yield ""
+    if hasattr(command, "commands") and command.commands:
+        for inner in command.commands.values():
+            yield from _command(f"{name} {inner.name}", inner, level + 1)
+        return
+    rows = [_option(parameter) for parameter in command.params if not getattr(parameter, "hidden", False)]
+    rows = [row for row in rows if row]
+    if rows:
+        yield "| option | value | meaning |"
+        yield "| --- | --- | --- |"
+        yield from rows
+        yield ""
+
+
+def _option(parameter: Any) -> str:
+    names = ", ".join(f"`{name}`" for name in [*parameter.opts, *parameter.secondary_opts] if name != "--help")
+    if not names:
+        return ""
+    flag = getattr(parameter, "is_flag", False)
+    kind = parameter.type_descriptor.annotation
+    value = "" if flag or kind is bool else f"`{getattr(kind, '__name__', 'value').lower()}`"
+    text = _escaped(" ".join((getattr(parameter, "help", "") or "").split()))
+    default = parameter.default
+    if default not in (None, False, (), []) and not callable(default) and isinstance(default, str | int | float):
+        text += f" Default: `{default}`."
+    return f"| {names} | {value} | {text} |"
+
+
+def recipe_page() -> str:
+    """Return the page of everything that a recipe may contain, from its schema."""
+    from petransfer.recipe.schema import Recipe
+
+    schema = Recipe.model_json_schema()
+    lines = [
+        "# Recipes",
+        "",
+        "A recipe is a YAML file. `petransfer recipes ls` lists the shipped ones.",
+        "`petransfer recipes cp NAME FILE` copies one. Unknown keys are errors.",
+        "`--set a.b=c` overrides a key on the command line.",
+        "",
+    ]
+    lines += _schema_part("recipe", schema, schema)
+    for name, part in sorted(schema.get("$defs", {}).items()):
+        lines += _schema_part(name.removesuffix("Part").lower(), part, schema)
+    return "\n".join(lines) + "\n"
+
+
+def _schema_part(title: str, part: dict[str, Any], schema: dict[str, Any]) -> list[str]:
+    if "properties" not in part:
+        return []
+    text = _escaped(" ".join(part.get("description", "").split()))
+    lines = [f"## {title}", "", text, "", "| key | type | default |", "| --- | --- | --- |"]
+    for key, field in part["properties"].items():
+        needed = key in part.get("required", [])
+        default = "required" if needed else f"`{json.dumps(field.get('default'))}`"
+        lines.append(f"| `{key}` | {_escaped(_type(field))} | {default} |")
+    return [*lines, ""]
+
+
+def _type(field: dict[str, Any]) -> str:
+    if "$ref" in field:
+        return field["$ref"].rpartition("/")[2].removesuffix("Part").lower()
+    if "anyOf" in field:
+        return " or ".join(_type(option) for option in field["anyOf"])
+    if "enum" in field:
+        return ", ".join(map(str, field["enum"]))
+    if field.get("type") == "array":
+        return f"list of {_type(field.get('items', {}))}"
+    if field.get("type") == "object":
+        return f"mapping to {_type(field['additionalProperties'])}" if field.get("additionalProperties") else "mapping"
+    return str(field.get("const", field.get("type", "any")))
+
+
+def api_page() -> str:
+    """Return the page of the public API, one mkdocstrings entry a name."""
+    from petransfer import _PUBLIC
+
+    lines = ["# Python API", "", "All names are imported from `petransfer`, lazily: importing it loads no torch.", ""]
+    for name, module in sorted(_PUBLIC.items(), key=lambda entry: entry[0].lower()):
+        lines += [f"::: {module}.{name}", ""]
+    return "\n".join(lines) + "\n"
+
+
+def support_page() -> str:
+    """Return the page of supported architectures, made from the table that the tests run over."""
+    sys.path.insert(0, str(ROOT))
+    from tests.models.architectures import support
+
+    return "\n".join(
+        [
+            "# Supported models",
+            "",
+            "A test loads a small checkpoint of each architecture in each width, trains LoRA, evaluates, saves,",
+            "and reads the adapter with plain peft. The numbers are the bits of the frozen weights.",
+            "",
+            support(),
+            "",
+        ]
+    )
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("{", "&#123;")
+
+
+PAGES = {
+    "reference/command-line.md": command_line_page,
+    "reference/recipe.md": recipe_page,
+    "reference/api.md": api_page,
+    "reference/support.md": support_page,
+}

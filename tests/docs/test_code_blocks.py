@@ -1,0 +1,104 @@
+"""Every code block of the documentation is executed, or says why it is not: `<!-- not run: reason -->` above it.
+
+Commands that are not run are parsed all the same, so that an option that was renamed is noticed. Blocks of one page run
+in one folder, from top to bottom.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from petransfer.cli import main
+from petransfer.cli.lazy_verbs import imported
+from petransfer.recipe.loading import load_recipe
+from petransfer.study.grid import expand
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+BLOCK = re.compile(r"(?:^<!-- not run: (?P<why>.+?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
+# What a fragment of a recipe is put into to be validated.
+RECIPE: dict[str, Any] = {
+    "name": "fragment",
+    "task": {"name": "scan", "splits": ["opposite_right"]},
+    "arms": ["english"],
+    "methods": [{"name": "lora", "bits": 32}],
+    "train": {"steps": 10, "learning_rate": 1e-3},
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    language: str
+    text: str
+    runs: bool
+
+
+def blocks_of(page: Path) -> list[Block]:
+    """Return the code blocks of a page in order."""
+    text = page.read_text(encoding="utf-8")
+    return [Block(found["language"], found["text"], found["why"] is None) for found in BLOCK.finditer(text)]
+
+
+def commands_of(text: str) -> list[list[str]]:
+    """Return the words of each command of a shell block; comments are left out."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def is_runnable(page: Path) -> bool:
+    """Return whether a page has a block that is executed and not only parsed."""
+    return any(block.runs and block.language in {"bash", "python"} for block in blocks_of(page))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_block_has_a_language_that_is_checked(page: Path) -> None:
+    assert {block.language for block in blocks_of(page)} <= {"bash", "python", "yaml", "text"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_parses(page: Path) -> None:
+    for block in blocks_of(page):
+        for words in commands_of(block.text) if block.language == "bash" else []:
+            if "petransfer" not in words:
+                assert not block.runs, f"{page.name}: mark the block of {words[0]} as not run"
+                continue
+            verb, *rest = words[words.index("petransfer") + 1 :]
+            imported(verb).make_context(verb, rest)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_recipe_is_valid(page: Path, tmp_path: Path) -> None:
+    for block in blocks_of(page):
+        if block.language != "yaml":
+            continue
+        content = yaml.safe_load(block.text)
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(content if "name" in content else RECIPE | content))
+        recipe = load_recipe(str(path))
+        if recipe.task.name != "lines" and "./" not in block.text:  # those need files of the user
+            assert expand(recipe)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if is_runnable(page)], ids=lambda page: page.stem)
+def test_every_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks_of(page):
+        if not block.runs:
+            continue
+        if block.language == "python":
+            exec(compile(block.text, f"{page.name}", "exec"), names)
+        for words in commands_of(block.text) if block.language == "bash" else []:
+            monkeypatch.setattr(sys, "argv", words)
+            with pytest.raises(SystemExit) as stop:
+                main()
+            assert not stop.value.code, f"{page.name}: {shlex.join(words)}"
