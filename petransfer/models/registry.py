@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -174,8 +175,16 @@ def _registered(entry: ArmEntry) -> CheckpointSpec:
     return replace(spec, tokenizer=entry.tokenizer, reinit="embeddings") if entry.tokenizer else spec
 
 
-def own_family(part: FamilyPart, folder: Path) -> Family:
-    """A family of the user's own checkpoints; relative folders are looked for from `folder`.
+SEED = "{seed}"
+
+
+def own_family(part: FamilyPart, folder: Path, seed: int = 0) -> Family:
+    """Return the family of a user's own checkpoints.
+
+    Args:
+        part: the recipe's description.
+        folder: where relative folders are looked for.
+        seed: replaces `{seed}` in the names of checkpoints.
 
     Raises:
         UserError: a checkpoint does not exist, an arm has a control's name, or the base is no arm.
@@ -186,7 +195,7 @@ def own_family(part: FamilyPart, folder: Path) -> Family:
             f"family {part.name}: '{taken}' is a control arm that every family has; call your arm otherwise"
         )
     entries = {arm: ArmPart(checkpoint=arm_) if isinstance(arm_, str) else arm_ for arm, arm_ in part.arms.items()}
-    specs = {arm: _own(f"family {part.name}, arm {arm}", entry, folder) for arm, entry in entries.items()}
+    specs = {arm: _own(f"family {part.name}, arm {arm}", entry, folder, seed) for arm, entry in entries.items()}
     base = part.base or ("english" if "english" in specs else next(iter(specs)))
     if base not in specs:
         raise unknown(f"base of family {part.name}", base, specs)
@@ -194,8 +203,34 @@ def own_family(part: FamilyPart, folder: Path) -> Family:
     return Family(part.name, base, part.prefix, specs, prefixes)
 
 
-def _own(where: str, entry: ArmPart, folder: Path) -> CheckpointSpec:
-    spec = checkpoint_spec(entry.checkpoint, folder)
+def place_of(arm: str | ArmPart) -> str:
+    """Return the hub id or folder of a family's arm, as the recipe gives it."""
+    return arm if isinstance(arm, str) else arm.checkpoint
+
+
+def with_hashes(part: FamilyPart, seeds: Sequence[int], folder: Path = Path()) -> FamilyPart:
+    """Return the family with the hash of each local folder written down, by seed where `{seed}` is in its name."""
+    arms: dict[str, str | ArmPart] = {}
+    for name, given in part.arms.items():
+        entry = ArmPart(checkpoint=given) if isinstance(given, str) else given
+        specs = {seed: _own(name, entry, folder, seed) for seed in (seeds if SEED in entry.checkpoint else [0])}
+        if all(spec.source is None for spec in specs.values()):
+            arms[name] = given
+            continue
+        by_seed = {seed: spec.weights for seed, spec in specs.items()}
+        known = entry.sha256 if isinstance(entry.sha256, dict) else {}
+        arms[name] = entry.model_copy(update={"sha256": known | by_seed if SEED in entry.checkpoint else by_seed[0]})
+    return part.model_copy(update={"arms": arms})
+
+
+def _own(where: str, entry: ArmPart, folder: Path, seed: int) -> CheckpointSpec:
+    place = entry.checkpoint.replace(SEED, str(seed))
+    recorded = entry.sha256.get(seed) if isinstance(entry.sha256, dict) else entry.sha256
+    local = folder / Path(place).expanduser()
+    if recorded is not None and not local.exists():
+        spec = CheckpointSpec(local.resolve().name, recorded, source=str(local.resolve()))
+    else:
+        spec = checkpoint_spec(place, folder)
     if entry.revision is not None:
         if spec.source or is_embedded(spec.name) or "@" in entry.checkpoint:
             raise UserError(f"{where}: a revision belongs to a hub id that has none yet, not to {entry.checkpoint}")

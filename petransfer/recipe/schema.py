@@ -51,13 +51,17 @@ class TaskPart(Strict):
 
 
 class ArmPart(Strict):
-    """One of the user's own checkpoints, where its name alone does not say all.
+    """One of the user's own checkpoints, with settings beside its name.
 
-    revision: of a hub id. tokenizer: a hub id or folder whose tokenizer is taken instead, the embeddings being drawn
-    anew. reinit: what else is drawn anew. prefix: where it differs from the family's.
+    checkpoint: a hub id or a folder. `{seed}` in it stands for the run's seed, so that each seed is trained from a
+    pretraining of its own. sha256: the hash of a folder's files, by seed where the folder depends on the seed. A study
+    records it when it begins, so that it can be read where the folder no longer exists. revision: of a hub id.
+    tokenizer: a hub id or folder whose tokenizer is taken instead, the embeddings being drawn anew. reinit: what else
+    is drawn anew. prefix: where it differs from the family's.
     """
 
     checkpoint: str
+    sha256: str | dict[Whole, str] | None = Field(default=None, exclude_if=lambda value: value is None)
     revision: str | None = None
     tokenizer: str | None = None
     reinit: Reinit = "none"

@@ -11,7 +11,7 @@ from typing import Any
 from petransfer.data import LinesTask, Task, load_task
 from petransfer.errors import UserError, unknown
 from petransfer.evaluation.text_metrics import check_metrics
-from petransfer.models.registry import Arm, Family, own_family, registered_family
+from petransfer.models.registry import SEED, Arm, Family, own_family, place_of, registered_family, with_hashes
 from petransfer.recipe.effect_requests import matching, wanted
 from petransfer.recipe.method_forms import FORMS, METHODS
 from petransfer.recipe.run_spec import EarlyStopping, MethodSpec, RunSpec, TaskSpec, TrainSpec
@@ -34,10 +34,10 @@ class Cell:
         return self.spec.run_id
 
 
-def family_of(recipe: Recipe, folder: Path = Path()) -> Family:
-    """The family that a recipe names or describes."""
+def family_of(recipe: Recipe, folder: Path = Path(), seed: int | None = None) -> Family:
+    """Return the family that a recipe names or describes, with the checkpoints of one seed (the recipe's first)."""
     if isinstance(recipe.family, FamilyPart):
-        return own_family(recipe.family, folder)
+        return own_family(recipe.family, folder, recipe.seeds[0] if seed is None else seed)
     return registered_family(recipe.family)
 
 
@@ -56,12 +56,14 @@ def expand(recipe: Recipe) -> list[Cell]:
     for method in recipe.methods:
         if method.name not in METHODS:
             raise unknown("method", method.name, METHODS)
-    arms = [family.arm(name) for name in recipe.arms]
+    for name in recipe.arms:
+        family.arm(name)  # an unknown arm is refused before anything else is looked at
     _check_names(recipe, family)
     wanted(recipe)
     data = _data(recipe, task)
     cells: dict[str, Cell] = {}
     for seed in recipe.seeds:
+        arms = [family_of(recipe, seed=seed).arm(name) for name in recipe.arms]
         for split in splits:
             for arm in arms:
                 for method in recipe.methods:
@@ -77,7 +79,9 @@ def task_of(recipe: Recipe) -> Task:
 
 
 def resolve(recipe: Recipe) -> Recipe:
-    """The recipe with what depends on the user's own data written down: their hash, and the metrics that suit them."""
+    """Return the recipe with the hashes of the user's own data and checkpoints, and the metrics that suit the data."""
+    if isinstance(recipe.family, FamilyPart) and any(SEED in place_of(arm) for arm in recipe.family.arms.values()):
+        recipe = recipe.model_copy(update={"family": with_hashes(recipe.family, recipe.seeds)})
     task = task_of(recipe)
     if not isinstance(task, LinesTask):
         return recipe

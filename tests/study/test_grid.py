@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from petransfer.data import load_task
 from petransfer.errors import UserError
 from petransfer.recipe.loading import validate
 from petransfer.recipe.schema import Recipe
-from petransfer.study.grid import Cell, expand
+from petransfer.study.grid import Cell, expand, resolve
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -245,3 +247,38 @@ def test_the_train_size_is_that_of_the_examples(split: str) -> None:
 def test_either_steps_or_epochs(train: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="either steps or epochs"):
         recipe(train=train)
+
+
+def seeded(folder: Path, **changes: Any) -> Recipe:
+    """A recipe whose English arm has one pretraining a seed."""
+    family = {"name": "mine", "arms": {"english": str(folder / "english-{seed}")}}
+    return recipe(family=family, seeds=[0, 1], **changes)
+
+
+@pytest.fixture
+def pretrainings(tmp_path: Path) -> Path:
+    """Two checkpoints that differ in their weights, as far as the grid looks at them."""
+    for seed in (0, 1):
+        folder = tmp_path / f"english-{seed}"
+        folder.mkdir()
+        (folder / "config.json").write_text('{"model_type": "t5"}')
+        (folder / "model.safetensors").write_bytes(bytes([seed]))
+    return tmp_path
+
+
+def test_each_seed_has_a_pretraining_of_its_own(pretrainings: Path) -> None:
+    english = arm(expand(seeded(pretrainings)), "english")
+    assert [(cell.seed, cell.spec.checkpoint.name) for cell in english] == [(0, "english-0"), (1, "english-1")]
+    assert len({cell.spec.checkpoint.weights for cell in english}) == 2
+
+
+def test_a_study_is_read_where_its_pretrainings_no_longer_exist(pretrainings: Path) -> None:
+    begun = resolve(seeded(pretrainings))
+    ids = [cell.run_id for cell in expand(begun)]
+    assert ids == [cell.run_id for cell in expand(seeded(pretrainings))]
+    shutil.rmtree(pretrainings)
+    assert [cell.run_id for cell in expand(begun)] == ids
+    with pytest.raises(UserError, match="english-0"):
+        expand(seeded(pretrainings))
+    with pytest.raises(UserError, match="english-2"):  # a seed that was never begun
+        expand(begun.model_copy(update={"seeds": [0, 2]}))
