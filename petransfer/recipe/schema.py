@@ -161,6 +161,7 @@ Rate = Annotated[Real, Field(gt=0, lt=10)]
 
 BatchSize = Annotated[Whole, Field(ge=1)]
 Epochs = Annotated[Real, Field(gt=0)]
+Steps = Annotated[Whole, Field(ge=1)]
 
 
 class EarlyStoppingPart(Strict):
@@ -184,14 +185,14 @@ class EarlyStoppingPart(Strict):
 
 
 class TrainPart(Strict):
-    """The optimisation, for so many steps or so many epochs of the split's training examples.
+    """The optimisation, for a number of steps or of epochs of the split's training examples.
 
-    `learning_rate`, `epochs` and `batch_size` are one number, or one per method, arm, or arm and method together
-    (`english lora`, the method by any words of its label). The arm's own goes before its method's, that of both
-    before either.
+    `learning_rate`, `steps`, `epochs` and `batch_size` are one number, or one per method, arm, or arm and method
+    together (`english lora`, the method by any words of its label). The most specific entry counts: arm and method
+    together before the arm alone, the arm before the method.
     """
 
-    steps: Annotated[Whole, Field(ge=1)] | None = None
+    steps: Steps | dict[str, Steps] | None = None
     epochs: Epochs | dict[str, Epochs] | None = None
     batch_size: BatchSize | dict[str, BatchSize] = 32
     learning_rate: Rate | dict[str, Rate]

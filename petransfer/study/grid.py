@@ -159,7 +159,7 @@ def method_of(part: MethodPart) -> MethodSpec:
 
 def _training(part: TrainPart, arm: str, method: MethodPart, examples: int) -> TrainSpec:
     batch_size = _of(part.batch_size, "batch_size", arm, method)
-    steps = part.steps
+    steps = None if part.steps is None else int(_of(part.steps, "steps", arm, method))
     if part.epochs is not None:  # the last batch of an epoch may be short of examples; here it takes the next epoch's
         steps = math.ceil(_of(part.epochs, "epochs", arm, method) * examples / batch_size)
     assert steps is not None
@@ -202,7 +202,12 @@ def _speaks_of(pair: str, arm: str, label: str) -> bool:
     return words != pair and bool(matching(words, [label]))
 
 
-_EXAMPLES = {"learning_rate": ("rate", "1e-3"), "epochs": ("number", "20"), "batch_size": ("size", "32")}
+_EXAMPLES = {
+    "learning_rate": ("rate", "1e-3"),
+    "steps": ("number", "5000"),
+    "epochs": ("number", "20"),
+    "batch_size": ("size", "32"),
+}
 
 
 def _check_names(recipe: Recipe, family: Family) -> None:
@@ -211,7 +216,7 @@ def _check_names(recipe: Recipe, family: Family) -> None:
             raise unknown("name in task.prefix", name, family.arm_names)
     known = (*METHODS, *family.arm_names)
     labels = [*METHODS, *(part.label for part in (*recipe.methods, WHOLE))]
-    for key in ("learning_rate", "epochs", "batch_size"):
+    for key in _EXAMPLES:
         value = getattr(recipe.train, key)
         for name in value if isinstance(value, dict) else ():
             if name in known or any(_speaks_of(name, arm, label) for arm in family.arm_names for label in labels):

@@ -282,3 +282,20 @@ def test_a_study_is_read_where_its_pretrainings_no_longer_exist(pretrainings: Pa
         expand(seeded(pretrainings))
     with pytest.raises(UserError, match="english-2"):  # a seed that was never begun
         expand(begun.model_copy(update={"seeds": [0, 2]}))
+
+
+def test_methods_may_be_trained_for_different_numbers_of_steps() -> None:
+    methods = [{"name": "lora", "rank": 4, "bits": 32}, {"name": "full", "bits": 32}]
+    train = {"steps": {"lora": 16, "full": 12, "scratch": 10}, "learning_rate": 1e-3}
+    cells = expand(recipe(methods=methods, train=train))
+    assert {(cell.arm, cell.spec.method.name): cell.spec.train.steps for cell in cells} == {
+        ("english", "lora"): 16,
+        ("english", "full"): 12,
+        ("scratch", "full"): 10,
+    }
+    alone = recipe(methods=methods[:1], arms=["english"], train={"steps": 16, "learning_rate": 1e-3})
+    assert expand(alone)[0].run_id == cells[0].run_id
+    with pytest.raises(UserError, match=r"train\.steps has no number for method full"):
+        expand(recipe(methods=methods, arms=["english"], train={"steps": {"lora": 16}, "learning_rate": 1e-3}))
+    with pytest.raises(UserError, match="lora"):  # the nearest name is offered
+        expand(recipe(train={"steps": {"lor": 16}, "learning_rate": 1e-3}))
