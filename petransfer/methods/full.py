@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from petransfer.models.loading import Loaded
+from petransfer.models.saving import save_model
 from petransfer.recipe.run_spec import MethodSpec
 
 # Tables that are computed and not learned, which Marian and Pegasus hold as parameters and read without a gradient.
@@ -24,4 +25,4 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
 
 def save(model: torch.nn.Module, folder: Path, base: str) -> None:
     """The whole model, as transformers writes it."""
-    model.save_pretrained(folder)  # type: ignore[operator]
+    save_model(model, folder)

@@ -43,6 +43,7 @@ from petransfer.models.quantization import (
     refuse_poorly_quantized,
 )
 from petransfer.models.registry import NANO, checkpoint_spec, embedded_folder, is_embedded
+from petransfer.models.saving import save_model
 from petransfer.recipe.run_spec import Bits, CheckpointSpec, Reinit
 
 # Architectures that transformers loads and computes wrongly (seen with 5.23). umT5's configuration always says that its
@@ -70,6 +71,47 @@ class Loaded:
     layout: Layout
     commit: str | None
     new_tokens: tuple[int, ...]
+
+
+def load(
+    checkpoint: str,
+    bits: Bits = 16,
+    *,
+    device: torch.device | str | None = None,
+    keep_wide: Sequence[str] = (),
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a pretrained model and its tokenizer at 32, 16, 8 or 4 bits a weight.
+
+    At 8 and 4 bits every linear layer except the output head is quantized with bitsandbytes, T5's `wo` included, which
+    plain transformers leaves at 16 bits. The model is a transformers model: train it with `peft.get_peft_model` and
+    your own loop or `transformers.Trainer`.
+
+    Args:
+        checkpoint: a hub id (`google/flan-t5-large`, `owner/name@revision`), a folder that `save_pretrained` wrote, or
+            an embedded checkpoint (`nano/english`).
+        bits: 32 (float32), 16 (bfloat16), 8 (LLM.int8) or 4 (NF4 with double quantization).
+        device: where to put the model; the GPU where there is one, else the CPU.
+        keep_wide: layers whose names end in one of these stay at 16 bits.
+
+    Returns:
+        The model, in evaluation mode, and its tokenizer.
+
+    Raises:
+        UserError: the checkpoint cannot be found, is damaged or is not supported, or these bits are not available.
+
+    Example:
+        >>> import petransfer
+        >>> model, tokenizer = petransfer.load("nano/english", bits=4, device="cpu")
+        >>> type(model.encoder.block[0].layer[1].DenseReluDense.wo).__name__
+        'Linear4bit'
+        >>> tokenizer.decode(tokenizer("walk twice")["input_ids"], skip_special_tokens=True)
+        'walk twice'
+    """
+    if bits not in (32, 16, 8, 4):
+        raise UserError(f"bits={bits!r} is not a width that petransfer loads; use 32, 16, 8 or 4")
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    loaded = load_checkpoint(checkpoint_spec(checkpoint), bits, device=place, keep_wide=keep_wide)
+    return loaded.model.eval(), loaded.tokenizer
 
 
 def load_checkpoint(
@@ -186,7 +228,7 @@ def _draw_into(folder: str, auto: Any, place: str, config: Any, checkpoint: Chec
         if checkpoint.reinit != "all":
             trained = _on_disk(auto, place, _revision(checkpoint), parts)
             _copy(trained, new, embeddings=checkpoint.reinit == "body")
-        new.save_pretrained(folder, max_shard_size=SHARD)
+        save_model(new, folder, max_shard_size=SHARD)
 
 
 def randomly_initialized(auto: Any, config: Any, own_head: bool) -> PreTrainedModel:

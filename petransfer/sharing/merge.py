@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from petransfer.errors import RunError, UserError
 from petransfer.models.loading import DTYPES, Loaded
+from petransfer.models.saving import save_model
 from petransfer.recipe.method_forms import FORMS
 from petransfer.recipe.run_spec import Bits
 from petransfer.sharing.attach import attach, base_of, refuse_moved
@@ -66,7 +67,7 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None) 
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        whole.to(DTYPES[width]).save_pretrained(partial)
+        save_model(whole.to(DTYPES[width]), partial)
         loaded.tokenizer.save_pretrained(partial)
         merged = _compare(before, _logits(_read(partial, loaded, width), loaded, count), width)
         partial.rename(target)

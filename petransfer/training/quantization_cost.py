@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +18,15 @@ from petransfer.training.batches import collate
 from petransfer.training.losses import token_loss
 from petransfer.training.out_of_memory import is_out_of_memory
 
+logger = logging.getLogger(__name__)
+
 EXAMPLES = 16
-# Quantisation that works moved the loss of the embedded checkpoints on SCAN by at most 1.5 %; activations cut to whole
-# numbers moved it by 6.5 % and more.
-BOUND = 0.05
+# Relative change of the loss above which a warning is given. Measured before training (results/bench/): at most 1.5 %
+# on the embedded checkpoints, 5 to 10 % on small real ones, which train well all the same.
+WARN_ABOVE = 0.05
+# Relative change above which training is refused, where the loss also moved by REFUSE_NATS: the quantized model is
+# then not the checkpoint any more. The second bound spares a model whose loss is near zero.
+REFUSE_ABOVE, REFUSE_NATS = 0.5, 0.1
 
 
 @dataclass(frozen=True)
@@ -31,8 +38,8 @@ class QuantisationCost:
 
     @property
     def change(self) -> float:
-        """Relative."""
-        return self.loss / self.loss_at_16_bits - 1
+        """Relative change of the loss; infinite where the loss at 16 bits is zero."""
+        return self.loss / self.loss_at_16_bits - 1 if self.loss_at_16_bits else math.inf
 
 
 def quantisation_cost(
@@ -76,15 +83,27 @@ def _loss_at_16_bits(
 
 
 def check(cost: QuantisationCost, name: str) -> None:
-    """Stops where quantising did more than rounding does.
+    """Warn where quantization changed the loss noticeably, and refuse where it broke the model.
+
+    Args:
+        cost: what `quantisation_cost` measured.
+        name: the checkpoint's name, for the message.
 
     Raises:
-        RunError: the loss moved by more than BOUND.
+        RunError: the loss is not finite, or changed by more than REFUSE_ABOVE and REFUSE_NATS.
     """
-    if not abs(cost.change) <= BOUND:
+    moved = f"quantizing {name} changed its loss on {EXAMPLES} dev examples from {cost.loss_at_16_bits:.3f} to "
+    moved += f"{cost.loss:.3f} nats per target token"
+    help_ = "use more bits, or name the sensitive layers in the method's keep_wide"
+    if not math.isfinite(cost.loss):
+        raise RunError(f"{moved}: the quantized model computes no finite numbers; {help_}")
+    if abs(cost.change) > REFUSE_ABOVE and abs(cost.loss - cost.loss_at_16_bits) > REFUSE_NATS:
         raise RunError(
-            f"quantising {name} moved its loss from {cost.loss_at_16_bits:.3f} to {cost.loss:.3f} nats a token, "
-            f"more than {BOUND:.0%}; take more bits, or --force"
+            f"{moved} ({cost.change:+.0%}), more than {REFUSE_ABOVE:.0%}; {help_}, or --force to train anyway"
+        )
+    if abs(cost.change) > WARN_ABOVE:
+        logger.warning(
+            "%s (%+.1f %%). Training usually recovers most of it; otherwise %s", moved, 100 * cost.change, help_
         )
 
 

@@ -1,0 +1,26 @@
+"""Save a whole model so that loading it gives the same model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def save_model(model: Any, folder: str | Path, **options: Any) -> None:
+    """Write a model as transformers' `save_pretrained` does, and leave out no tensor.
+
+    `MarianMTModel.save_pretrained` leaves out the position embeddings because Marian computes them. A checkpoint that
+    has learned ones would then be reloaded with other positions. With the tensors in the file, plain transformers
+    loads them.
+
+    Args:
+        model: a transformers model.
+        folder: where to write it.
+        options: passed to `save_pretrained`.
+    """
+    left_out = getattr(model, "_keys_to_ignore_on_save", None)
+    model._keys_to_ignore_on_save = None
+    try:
+        model.save_pretrained(folder, **options)
+    finally:
+        model._keys_to_ignore_on_save = left_out
