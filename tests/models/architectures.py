@@ -1,6 +1,6 @@
 """The architectures that petransfer is said to take, small, and the widths in which each is tried.
 
-`test_coverage` tries them; `python -m tests.readme` writes the README's table of support from them.
+`test_coverage` tries them.
 """
 
 from __future__ import annotations

@@ -1,0 +1,83 @@
+"""Tables of the README and the documentation that are made from the files in results/.
+
+A table is written after a line `<!-- NAME -->`. tests/test_readme.py checks that the tables are up to date; this writes
+them:
+
+    python -m tests.generated_tables
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+STUDY = "lora-transfer-nano"
+# The paper's claims, each with the effect that asks it in the study.
+CLAIMS = (
+    ("English helps", "english-scratch"),
+    ("another language helps: German", "german-scratch"),
+    ("another language helps: Hungarian", "hungarian-scratch"),
+    ("code helps", "code-scratch"),
+    ("code without names and comments helps", "code_anon-scratch"),
+    ("protein, less English with new embeddings", "protein-english-newemb"),
+)
+
+
+def claims() -> str:
+    """Return the table of the paper's claims with the effect and verdict under LoRA and under full fine-tuning."""
+    effects = json.loads((RESULTS / STUDY / "effects.json").read_text(encoding="utf-8"))["effects"]
+    rows = []
+    for claim, name in CLAIMS:
+        found = {effect["method"].split()[0]: effect for effect in effects if effect["name"] == name}
+        rows.append([claim, _cell(found["lora"]), _cell(found["full"])])
+    return _table(["claim of the paper", "under LoRA", "under full fine-tuning"], rows)
+
+
+def _cell(effect: dict[str, Any]) -> str:
+    interval = effect["interval"]
+    return (
+        f"{signed(effect['difference'])} [{signed(interval['low'])}, {signed(interval['high'])}], {effect['verdict']}"
+    )
+
+
+def signed(value: float) -> str:
+    """Return a number with its sign and one decimal; minus is the minus sign and not a hyphen."""
+    return f"{value:+.1f}".replace("-", "−")  # noqa: RUF001
+
+
+def quantised_memory() -> str:
+    """Return the table of the weights of T5 checkpoints at 4 bits, the usual way and petransfer's, in GB (10^9)."""
+    cells = json.loads((RESULTS / "bench" / "memory-cpu.json").read_text(encoding="utf-8"))
+    rows = []
+    for checkpoint in dict.fromkeys(cell["checkpoint"] for cell in cells):
+        here = {(cell["bits"], cell["side"]): cell for cell in cells if cell["checkpoint"] == checkpoint}
+        figures = [f"{here[bits, side]['weights'] / 1e9:.2f}" for bits in (8, 4) for side in ("usual", "petransfer")]
+        half = 2 * next(iter(here.values()))["parameters"] / 1e9
+        rows.append([checkpoint.rpartition("/")[2], f"{half:.2f}", *figures])
+    head = ["checkpoint", "bf16", "8 bits, usual", "8 bits, petransfer", "4 bits, usual", "4 bits, petransfer"]
+    return _table(head, rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {"claims": claims, "quantised-memory": quantised_memory}
+_PLACE = re.compile(rf"^(<!-- ({'|'.join(TABLES)}) -->\n)(?:\|.*\n)*", flags=re.M)
+
+
+def updated(text: str) -> str:
+    """Return the text with every generated table as it should be."""
+    return _PLACE.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}\n", text)
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        page.write_text(updated(page.read_text(encoding="utf-8")), encoding="utf-8")
