@@ -15,6 +15,7 @@ _PUBLIC = {
     "Recipe": "petransfer.recipe.schema",
     "RunError": "petransfer.errors",
     "RunSpec": "petransfer.recipe.run_spec",
+    "Study": "petransfer.api",
     "UserError": "petransfer.errors",
     "exact_match": "petransfer.evaluation.exact_match",
     "checkpoint_spec": "petransfer.models.registry",
@@ -26,6 +27,7 @@ _PUBLIC = {
 }
 
 if TYPE_CHECKING:
+    from petransfer.api import Study as Study
     from petransfer.data import Example as Example
     from petransfer.data import load_task as load_task
     from petransfer.errors import RunError as RunError

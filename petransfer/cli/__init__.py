@@ -10,6 +10,7 @@ import typer
 import petransfer.models.library_output  # noqa: F401 - before a library says what a user can do nothing about
 from petransfer import __version__
 from petransfer.cli.lazy_verbs import Verbs
+from petransfer.cli.log_output import show_log
 from petransfer.errors import RunError, UserError
 from petransfer.study.launched_processes import this_place
 
@@ -29,7 +30,9 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def _top(
     version: bool = typer.Option(False, "--version", help="Print the version and stop."),
-    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error; may stand anywhere."),
+    verbose: bool = typer.Option(False, "--verbose", help="Print more details to stderr. Accepted by every verb."),
+    quiet: bool = typer.Option(False, "--quiet", help="Print only warnings and errors to stderr. Every verb."),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error. Accepted by every verb."),
 ) -> None:
     if version:
         print(__version__)
@@ -47,15 +50,16 @@ def main() -> None:
 def call(application: typer.Typer, arguments: list[str]) -> None:
     """Run a Typer application and turn its errors into one line and an exit code.
 
-    The exit code is 2 for a user's mistake, 1 for a failed run, 130 after Ctrl-C. `--debug` anywhere among the
-    arguments shows the traceback.
+    The exit code is 2 for a user's mistake, 1 for a failed run, 130 after Ctrl-C. `--debug`, `--verbose` and `--quiet`
+    may stand anywhere among the arguments.
     """
     debug = "--debug" in arguments
     leads = this_place().leads
+    show_log(verbose="--verbose" in arguments, quiet=not leads or "--quiet" in arguments)
     if not leads:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lasts
     try:
-        application([argument for argument in arguments if argument != "--debug"])
+        application([argument for argument in arguments if argument not in ("--debug", "--verbose", "--quiet")])
     except (UserError, RunError) as error:
         if debug:
             import traceback

@@ -54,7 +54,7 @@ class Display:
         else:
             rows = self.view.read()
             self.said = {row.cell.run_id for row in rows if row.status == "done"}
-            print(f"{self.view.title}: {len(rows)} runs, {len(self.said)} of them done before", file=sys.stderr)
+            print(f"{self.view.title}: {len(rows)} runs, {len(self.said)} of them finished before", file=sys.stderr)
         return self.tick
 
     def __exit__(self, *_: object) -> None:
@@ -101,12 +101,14 @@ def report_outcome(outcome: Any, runs: int) -> int:
     for reason in outcome.mistakes:
         print(f"error: {reason}", file=sys.stderr)
     if outcome.interrupted:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("stopped; run the same command again to resume", file=sys.stderr)
         return 130
     if outcome.failures:
-        print(f"{len(outcome.failures)} of {runs} runs failed; the same command tries them again", file=sys.stderr)
+        print(
+            f"{len(outcome.failures)} of {runs} runs failed; run the same command again to retry them", file=sys.stderr
+        )
         return 2 if len(outcome.mistakes) == len(set(outcome.failures.values())) else 1
     if outcome.elsewhere:
-        print(f"{outcome.elsewhere} of {runs} runs are under way in another process", file=sys.stderr)
+        print(f"{outcome.elsewhere} of {runs} runs are being executed by another process", file=sys.stderr)
         return 1
     return 0

@@ -79,5 +79,5 @@ def _code(codes: list[int]) -> int:
     if own:
         return max(own, key=own.count)
     killed = signal.Signals(-codes[0]).name if codes and codes[0] < 0 else "the launcher"
-    print(f"error: a process was ended by {killed}; the same command goes on", file=sys.stderr)
+    print(f"error: a process was ended by {killed}; run the same command again to resume", file=sys.stderr)
     return 1

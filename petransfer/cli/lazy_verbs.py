@@ -16,7 +16,7 @@ VERBS = {
     ),
     "run": (
         "run:run",
-        "Carry a recipe's runs out, skip what is done, go on where an interruption left off, and print the table.",
+        "Run every experiment of a recipe. Finished runs are skipped; interrupted runs resume.",
     ),
     "sweep": (
         "sweep:sweep",

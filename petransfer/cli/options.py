@@ -1,4 +1,4 @@
-"""Options that several verbs take: what a grid is, where it goes, and how it is carried out."""
+"""Options that several verbs take: what a grid is, where it is written, and how it is executed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from petransfer.errors import UserError
 
 RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A shipped recipe's name or a yaml file.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set train.steps=500. Repeatable.")]
@@ -32,3 +34,47 @@ Checkpointing = Annotated[
 ]
 Cpu = Annotated[bool, typer.Option("--cpu", help="Use the CPU even where there is a GPU.")]
 Force = Annotated[bool, typer.Option("--force", help="Go on where memory or quantisation says not to.")]
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Read seeds.
+
+    Raises:
+        UserError: The text holds something else, or nothing.
+
+    >>> parse_seeds("0-2,7")
+    [0, 1, 2, 7]
+    """
+    seeds: list[int] = []
+    try:
+        for part in text.split(","):
+            first, dash, last = part.partition("-")
+            seeds += range(int(first), int(last) + 1) if dash else [int(first)]
+    except ValueError:
+        raise UserError(f"--seeds {text}: write whole numbers as 0,1,2 or 0-5") from None
+    if not seeds:
+        raise UserError(f"--seeds {text}: the range holds no seed; write whole numbers as 0,1,2 or 0-5")
+    return seeds
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    >>> count(1, "run"), count(1200, "run")
+    ('1 run', '1,200 runs')
+    """
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the unit that suits it.
+
+    >>> duration(4.2), duration(75), duration(4000)
+    ('4 s', '1 min 15 s', '1 h 7 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

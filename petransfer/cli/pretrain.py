@@ -13,8 +13,7 @@ from typing import Annotated
 import typer
 
 from petransfer.cli.display import Display, View, print_table, report_outcome
-from petransfer.cli.options import Arms, Cpu, Json, Seeds, Sets
-from petransfer.cli.run import whole_numbers
+from petransfer.cli.options import Arms, Cpu, Json, Seeds, Sets, parse_seeds
 from petransfer.errors import UserError
 from petransfer.pretraining import run_table as tables
 from petransfer.pretraining.grid import check_settings, expand_pretraining
@@ -48,7 +47,7 @@ def pretrain(
     options = {
         "arms": arms.split(",") if arms else None,
         "sizes": sizes.split(",") if sizes else None,
-        "seeds": whole_numbers(seeds) if seeds else None,
+        "seeds": parse_seeds(seeds) if seeds else None,
         "corpora_dir": corpora,
     }
     if this_place().shared:

@@ -12,16 +12,11 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from petransfer.cli.display import print_table
-from petransfer.effects.contrasts import family_name, update_effects
 from petransfer.errors import UserError
-from petransfer.recipe.loading import load_either
-from petransfer.recipe.schema import Recipe
-from petransfer.report import page, sweep
-from petransfer.report import plot_files as pictures
 from petransfer.report import run_groups as groups
-from petransfer.report import run_table as tables
-from petransfer.study.folders import StudyFolder
-from petransfer.study.grid import Cell, expand
+from petransfer.report import sweep
+from petransfer.report.study_report import FILES, write_report
+from petransfer.study.study import open_grid
 
 
 class _StudyOrVerb(TyperGroup):
@@ -42,47 +37,22 @@ app = typer.Typer(
 @app.command("study")
 def report(study: Annotated[Path, typer.Argument(help="A folder such as results/lora-scan.")]) -> None:
     """Write a study's page (html), tables (csv, md, tex), plots (svg, png) and effects, and print them."""
-    recipe = _recipe(study)
-    cells, folder = expand(recipe), StudyFolder(study)
-    rows = tables.rows_of(cells, folder)
-    family = family_name(recipe)
-    found = groups.groups_of(rows, family)
-    swept = sweep.groups_of(cells, folder)
-    if not any(row.status == "done" for row in rows):
-        _sweep_alone(recipe, cells, folder, found, swept)
-        return
-    effects = update_effects(recipe, cells, folder, anew=True)
-    unswept = sweep.unswept(cells, swept)
-    tables.write_csv(rows, study / "table.csv", family)
-    (study / "table.md").write_text(groups.markdown(found, effects, family, unswept), encoding="utf-8")
-    (study / "table.tex").write_text(groups.latex(found, effects), encoding="utf-8")
-    _write_page(page.Findings(recipe, cells, folder, found, effects))
-    print_table(groups.terminal_table(found, recipe.name))
-    failed = groups.failed_note(found)
-    for line in [f"of the runs, {failed}" if failed else "", unswept, *effects["sentences"], *effects["missing"]]:
-        if line:
-            print(line)
-    print(f"see {study}: report.html, table.csv, table.md, table.tex, plots/, effects.json", file=sys.stderr)
-
-
-def _sweep_alone(
-    recipe: Recipe, cells: list[Cell], folder: StudyFolder, found: list[groups.Group], swept: list[sweep.Group]
-) -> None:
-    """What there is to show of a study that was swept and not run yet."""
-    kept = folder.path / "recipe.yaml"
-    if not swept:
-        raise UserError(f"no run of {folder.path} is done; `petransfer run --recipe {kept}` carries them out")
-    _write_page(page.Findings(recipe, cells, folder, found, {"effects": []}))
-    print_table(sweep.terminal_table(swept, recipe.name))
-    for line in [*sweep.sentences(swept), sweep.unswept(cells, swept)]:
-        if line:
-            print(line)
-    print(f"no run of the study itself is done; see {folder.path}: report.html, plots/, sweep.json", file=sys.stderr)
-
-
-def _write_page(findings: page.Findings) -> None:
-    pictures.save_all(findings.groups, findings.effects, findings.cells, findings.study)
-    (findings.study.path / "report.html").write_text(page.page(findings), encoding="utf-8")
+    grid = open_grid(study)
+    found = write_report(grid)
+    name = grid.recipe.name
+    if not found.any_done:
+        print_table(sweep.terminal_table(found.swept, name))
+        lines = [*sweep.sentences(found.swept), found.unswept]
+        end = f"no run of the study itself is finished; see {study}: report.html, plots/, sweep.json"
+    else:
+        print_table(groups.terminal_table(found.groups, name))
+        failed = groups.failed_note(found.groups)
+        effects = found.effects
+        lines = [f"of the runs, {failed}" if failed else "", found.unswept, *effects["sentences"], *effects["missing"]]
+        end = f"see {study}: {FILES}"
+    for line in filter(None, lines):
+        print(line)
+    print(end, file=sys.stderr)
 
 
 @app.command("compare")
@@ -98,12 +68,9 @@ def compare(
 
     if out and out.suffix not in {".html", ".md"}:
         raise UserError(f"--out {out}: name a file that ends with .html or .md")
-    recipes = _recipe(first), _recipe(second)
-    metric = side_by_side.metric_of(*recipes)
-    studies = [
-        Runs(recipe, expand(recipe), StudyFolder(path), metric)
-        for recipe, path in zip(recipes, (first, second), strict=True)
-    ]
+    grids = open_grid(first), open_grid(second)
+    metric = side_by_side.metric_of(*(grid.recipe for grid in grids))
+    studies = [Runs(grid.recipe, grid.cells, grid.folder, metric) for grid in grids]
     found = side_by_side.compare(studies[0], studies[1], (str(first), str(second)))
     if out:
         text = side_by_side.as_html(found) if out.suffix == ".html" else side_by_side.as_markdown(found)
@@ -126,13 +93,3 @@ def _print(title: str, columns: tuple[str, ...], lines: list[tuple[str, ...]]) -
     for line in lines:
         shown.add_row(*line)
     print_table(shown)
-
-
-def _recipe(study: Path) -> Recipe:
-    kept = study / "recipe.yaml"
-    if not kept.is_file():
-        raise UserError(f"{study} is no study's folder: it has no recipe.yaml")
-    recipe = load_either(str(kept))
-    if not isinstance(recipe, Recipe):
-        raise UserError(f"{study} is a pretraining; `petransfer status {study}` shows it")
-    return recipe

@@ -9,15 +9,17 @@ import typer
 
 import petransfer.cli.options as opt
 from petransfer.cli.display import print_table
-from petransfer.cli.run import Kind, Study, carry_out, log_every, ready, study_of
-from petransfer.cli.run_options import Ways
+from petransfer.cli.run import Kind, check_and_launch, grid_from_options, run_grid
 from petransfer.errors import UserError
 from petransfer.recipe.schema import Recipe
 from petransfer.report import run_table as tables
 from petransfer.report import sweep as shown
 from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell
+from petransfer.study.scheduling import Scheduling
+from petransfer.study.settings import Settings
 from petransfer.study.shard import parse_shard
+from petransfer.study.study import StudyGrid
 from petransfer.study.sweep import open_sweep, sweep_cells, sweep_folder, update_sweep
 from petransfer.training.execution import Execution
 
@@ -51,20 +53,21 @@ def sweep(
     as_json: opt.Json = False,
 ) -> None:
     """Find each arm's and method's learning rate on dev, and say it as the recipe takes it. No test set is touched."""
-    whole = study_of(recipe, sets, family, None, None, out, data_dir)  # as `run` takes it
-    part = study_of(recipe, sets, family, seeds, arms, out, data_dir)
+    whole = grid_from_options(recipe, sets, family, None, None, out, data_dir)  # as `run` takes it
+    part = grid_from_options(recipe, sets, family, seeds, arms, out, data_dir)
     cells = sweep_cells(part.cells, _numbers("--rates", rates), _factors(rates, factors), steps)
     mine = parse_shard(shard).of(cells) if shard else cells
     plain = part.recipe.model_copy(update={"effects": []})  # nothing is judged
-    study = Study(plain, cells, sweep_folder(part.folder), mine)
+    study = StudyGrid(plain, cells, sweep_folder(part.folder), mine)
     if dry:
         _plan(study)
         return
-    ways = Ways(workers, executor, address, stack)
-    ready(study, ways, processes)
-    execution = Execution(micro_batch, threads, save_every, log_every(study), checkpointing=checkpointing)
+    scheduling = Scheduling(workers, executor, address, stack)
+    check_and_launch(study, scheduling, processes)
+    execution = Execution(micro_batch, threads, save_every, study.log_every, checkpointing=checkpointing)
+    settings = Settings(execution, cpu=cpu, force=force, dev_only=True)
     kind = _kind(study, whole.recipe, [*whole.cells, *part.cells], part.folder)
-    carry_out(study, kind, execution, ways, cpu, force, as_json)
+    run_grid(study, kind, settings, scheduling, as_json)
 
 
 def _factors(rates: str | None, factors: str | None) -> list[float]:
@@ -83,7 +86,7 @@ def _numbers(option: str, text: str | None) -> list[float]:
     return found
 
 
-def _kind(study: Study, recipe: Recipe, own: list[Cell], folder: StudyFolder) -> Kind:
+def _kind(study: StudyGrid, recipe: Recipe, own: list[Cell], folder: StudyFolder) -> Kind:
     """A sweep's runs, which end in sweep.json, a table and a piece of recipe. recipe, own: of the study itself."""
 
     def end(as_json: bool) -> None:
@@ -93,7 +96,7 @@ def _kind(study: Study, recipe: Recipe, own: list[Cell], folder: StudyFolder) ->
             return
         _print_end(content, study.recipe.name)
 
-    return Kind(lambda: open_sweep(recipe, folder), end, shown.live_table, shown.plain_line, dev_only=True)
+    return Kind(lambda: open_sweep(recipe, folder), end, shown.live_table, shown.plain_line)
 
 
 def _print_end(content: dict[str, Any], title: str) -> None:
@@ -105,8 +108,8 @@ def _print_end(content: dict[str, Any], title: str) -> None:
     print(shown.snippet(content))
 
 
-def _plan(study: Study) -> None:
-    rows = tables.rows_of(study.mine, study.folder)
+def _plan(study: StudyGrid) -> None:
+    rows = tables.rows_of(study.selected, study.folder)
     for row in rows:
         print(f"{row.cell.run_id}  {shown.plain_line(row)} | {row.cell.spec.train.steps} steps")
     left = sum(row.cell.spec.train.steps for row in rows if row.status != "done")

@@ -10,18 +10,19 @@ import typer
 import yaml
 
 from petransfer.cli.fit import show
-from petransfer.cli.options import Checkpointing, Cpu, Force, Json
-from petransfer.cli.run import Study, carry_out, log_every, own_runs, say_notes, whole_numbers
-from petransfer.cli.run_options import Ways
+from petransfer.cli.options import Checkpointing, Cpu, Force, Json, parse_seeds
+from petransfer.cli.run import own_runs, run_grid
 from petransfer.errors import UserError
 from petransfer.memory.advice import OF_TRAIN, it_would
 from petransfer.memory.study_memory import demand_of, met_new_tokens, this_card
 from petransfer.recipe.loading import validate
 from petransfer.recipe.method_forms import METHODS
-from petransfer.study.folders import StudyFolder
-from petransfer.study.grid import expand
+from petransfer.study.grid import notes
 from petransfer.study.launched_processes import splits_tensors
 from petransfer.study.quick_recipe import Wishes, refuse_another, short_recipe, with_whole_places
+from petransfer.study.scheduling import Scheduling
+from petransfer.study.settings import Settings
+from petransfer.study.study import StudyGrid, grid_of
 from petransfer.training.execution import Execution
 
 
@@ -56,27 +57,27 @@ def train(
         raise UserError("--steps and --epochs say the same thing; give one of them")
     card = None if cpu else this_card()
     wishes = Wishes(
-        method, rank, bits, steps, epochs, lr, batch_size, max_length, prefix, tuple(whole_numbers(seeds)), dev, test,
+        method, rank, bits, steps, epochs, lr, batch_size, max_length, prefix, tuple(parse_seeds(seeds)), dev, test,
         skip_bad_rows,
     )  # fmt: skip
     content = short_recipe(model, data, wishes, sets or [], card is not None)
     recipe = with_whole_places(validate(content, "the recipe that this command stands for"))
-    cells = expand(recipe)
-    study = Study(recipe, cells, StudyFolder(out or Path("results") / recipe.name), cells)
+    study = grid_of(recipe, out)
     if not plan:
         refuse_another(study.folder, recipe)
     if not as_json:
         print(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110))
     _say_fit(study, card, checkpointing, force, as_json)
     if plan:
-        say_notes(recipe)
+        for line in notes(recipe):
+            print(line, file=sys.stderr)
         return
-    execution = Execution(log_every=log_every(study), checkpointing=checkpointing)
-    carry_out(study, own_runs(study), execution, Ways(), cpu, force, as_json)
+    settings = Settings(Execution(log_every=study.log_every, checkpointing=checkpointing), cpu=cpu, force=force)
+    run_grid(study, own_runs(study), settings, Scheduling(), as_json)
     _say_next(study)
 
 
-def _say_fit(study: Study, card: int | None, checkpointing: bool, force: bool, as_json: bool) -> None:
+def _say_fit(study: StudyGrid, card: int | None, checkpointing: bool, force: bool, as_json: bool) -> None:
     from petransfer.memory.planner import plan
     from petransfer.models.architecture import configuration
     from petransfer.models.library_output import silence_libraries
@@ -95,7 +96,7 @@ def _say_fit(study: Study, card: int | None, checkpointing: bool, force: bool, a
         raise UserError(f"{spec.checkpoint.name} does not fit this card{advice}; --force tries all the same")
 
 
-def _say_next(study: Study) -> None:
+def _say_next(study: StudyGrid) -> None:
     done: list[Any] = [cell for cell in study.cells if study.folder.run(cell.run_id).done]
     for cell in done:
         folder = study.folder.run(cell.run_id).path

@@ -104,7 +104,7 @@ def outcome_of(pending: Sequence[Named], study: StudyFolder, interrupted: bool) 
     failures = {folder.path.name: folder.failure() for folder in open_runs}
     if not interrupted:  # a killed worker leaves no word
         failures = {
-            run_id: reason or f"not finished ({study.run(run_id).status()}); run the same command again to go on"
+            run_id: reason or f"not finished ({study.run(run_id).status()}); run the same command again to resume"
             for run_id, reason in failures.items()
         }
     mistakes = dict.fromkeys(failures[folder.path.name] for folder in open_runs if _is_mistake(folder))

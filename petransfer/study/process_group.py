@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -21,6 +21,8 @@ from petransfer.models.library_output import silence_libraries
 from petransfer.study.folders import RunFolder, StudyFolder
 from petransfer.study.launched_processes import Place
 from petransfer.study.local_executor import Job, Named, Outcome, note_failure, one_line, outcome_of, stop_on_signals
+
+logger = logging.getLogger(__name__)
 
 # While one process works alone the others wait for it, however long that takes; the launcher ends them if it dies.
 FOREVER = timedelta(days=30)
@@ -78,7 +80,7 @@ class Group:
         try:
             distributed.broadcast_object_list(box, device=PartialState().device)
         except RuntimeError as error:
-            raise RunError("one of the processes has ended; the same command goes on") from error
+            raise RunError("one of the processes has ended; run the same command again to resume") from error
         return box[0]
 
     def meet(self, error: Exception | None) -> Exception | None:
@@ -109,7 +111,7 @@ class Group:
         """Ends this process at once; what waits for it in a step ends with the launcher."""
         if error is not None and not self.stopped():  # told to stop, it is not the one whose error it was
             where = f"process {self.place.index + 1} of {self.place.count}"
-            print(f"error: {one_line(error)} ({where}); the same command goes on", file=sys.stderr, flush=True)
+            logger.error(f"error: {one_line(error)} ({where}); run the same command again to resume")
         os._exit(130 if self.stopped() else 1)
 
     def _key(self, index: int) -> str:

@@ -75,15 +75,17 @@ def judged(
                     loaded,
                     getattr(data, part),
                     parts[part],
-                    by_generation=base.by_generation and part == "test",
+                    by_generation=base.settings.by_generation and part == "test",
                     **options,
                 )
-                for part in base.scored
+                for part in base.settings.scored_parts
             }
             judges = [*evaluations] if leads or is_split(model) else []
             measured = {part: measure(model, loaded, task, data, part, parts[part]) for part in judges}
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if is_split(model) and is_out_of_memory(error):
-            raise RunError("out of memory in the evaluation; give the same command a smaller --micro-batch") from error
+            raise RunError(
+                "out of memory in the evaluation; run the same command again with a smaller --micro-batch"
+            ) from error
         raise
     return evaluations, measured

@@ -37,28 +37,13 @@ from petransfer.study.grid import Cell
 from petransfer.study.launched_processes import splits_tensors
 from petransfer.study.provenance import provenance, seal
 from petransfer.study.run_scoring import curve_steps, dev_curve, judged
+from petransfer.study.settings import Settings
 from petransfer.training.batches import ShuffledExamples, met
 from petransfer.training.distributed.fsdp import accelerator_of_whole_tensors, is_split, put_together, split
 from petransfer.training.execution import Execution
 from petransfer.training.loop import Hooks, Loop
 from petransfer.training.quantization_cost import check, quantisation_cost
 from petransfer.training.state import Progress, trained_tensors
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How runs are carried out on this machine; nothing here is part of a run's id.
-
-    force: goes on past a check. by_generation: every test answer is generated, and counts as it was. dev_only: the
-        test set is left alone and no weights are kept, as a sweep needs it.
-    """
-
-    execution: Execution
-    data_dir: Path | None = None
-    cpu: bool = False
-    force: bool = False
-    by_generation: bool = False
-    dev_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,7 +98,7 @@ def run_one(
     """
     base = open_base(spec, settings)
     execution = with_room(spec, settings.execution, base.accelerator.device)
-    prepared = prepare(spec, folder, base, settings.force)
+    prepared = prepare(spec, folder, base)
     loop = make_loop(prepared, base, execution, progress, should_stop)
     if loop.progress.step < spec.train.steps:  # what is trained from here on is trained alone
         loop.progress.notes.pop("stack", None)
@@ -126,15 +111,14 @@ def run_one(
 class Base:
     """What runs that share a frozen base hold in common.
 
-    scored: the parts that a trained model is scored on. cost: what quantising did, once that was asked for.
+    cost: what quantising did, once that was asked for.
     """
 
+    settings: Settings
     accelerator: Accelerator
     data: SplitData
     loaded: Loaded
     started: float
-    scored: tuple[str, ...]
-    by_generation: bool = False
     cost: dict[str, Any] | None = None
 
 
@@ -163,13 +147,10 @@ def open_base(spec: RunSpec, settings: Settings) -> Base:
     # a card need not hold what is going to be split
     device = None if splits_tensors() else accelerator.device
     loaded = load_checkpoint(spec.checkpoint, bits, seed=spec.seed, device=device, keep_wide=wide)
-    scored = ("dev",) if settings.dev_only else ("dev", "test")
-    return Base(accelerator, data, loaded, started, scored, settings.by_generation)
+    return Base(settings, accelerator, data, loaded, started)
 
 
-def prepare(
-    spec: RunSpec, folder: RunFolder, base: Base, force: bool, model: PreTrainedModel | None = None
-) -> Prepared:
+def prepare(spec: RunSpec, folder: RunFolder, base: Base, model: PreTrainedModel | None = None) -> Prepared:
     """The examples as pieces and the method applied. model: in place of the base's own, with the same tensors."""
     loaded = replace(base.loaded, model=model or base.loaded.model)
     parts, pieces = _encoded(base, spec, loaded)
@@ -177,7 +158,7 @@ def prepare(
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.write_json("spec.json", spec.as_dict())
     if base.cost is None:
-        base.cost = _quantisation_cost(spec, loaded, parts["dev"], force)
+        base.cost = _quantisation_cost(spec, loaded, parts["dev"], base.settings.force)
     # new pieces that training does not meet would learn nothing but not to be said
     loaded = replace(loaded, new_tokens=tuple(piece for piece in loaded.new_tokens if piece in pieces))
     applied = APPLY[spec.method.name](loaded, spec.method, spec.seed)
@@ -272,7 +253,7 @@ def _encoded(base: Base, spec: RunSpec, loaded: Loaded) -> tuple[dict[str, Seque
     most, virtual = int(dict(spec.task.source).get("max_length", 0)), virtual_tokens(loaded, spec.method)
     limit = length_check(loaded.model.config, spec.checkpoint.name, most, virtual)
     parts, pieces = {}, set()
-    for part in ("train", *base.scored):
+    for part in ("train", *base.settings.scored_parts):
         examples = getattr(data, part)
         seen = (lambda: met(count, train.batch_size, train.steps, spec.seed)) if part == "train" else None
         name = functools.partial(data.row_name, part)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from petransfer.errors import UserError
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.study.folders import RunFolder
-from petransfer.study.single_run import Prepared, Settings, finish, make_loop, open_base, prepare
+from petransfer.study.settings import Settings
+from petransfer.study.single_run import Prepared, finish, make_loop, open_base, prepare
 from petransfer.study.stack_groups import common_start
 from petransfer.training.stacked.layers import refuse_layer_drop, share
 from petransfer.training.stacked.stacked_loop import StackedLoop, make_stack
@@ -41,7 +42,7 @@ def run_stack(
     ready: list[Prepared] = []
     for spec, folder in zip(specs, folders, strict=True):
         try:
-            ready.append(prepare(spec, folder, base, settings.force, share(base.loaded.model)))
+            ready.append(prepare(spec, folder, base, share(base.loaded.model)))
         except UserError as error:
             failed(folder, error)
     if not ready:

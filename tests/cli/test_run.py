@@ -12,11 +12,11 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from petransfer.cli.run_options import Ways
 from petransfer.memory.study_memory import rooms
 from petransfer.recipe.loading import load_recipe, shipped
 from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import expand
+from petransfer.study.scheduling import Scheduling
 from tests.cli.calls import call
 from tests.invariants.kill_and_resume import ROWS
 from tests.report.made import make, recipe_of
@@ -75,7 +75,7 @@ def test_run_again_it_says_that_all_is_done_without_loading_torch(
     )
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - started < 10
-    assert "all 2 runs were done before" in done.stderr
+    assert "all 2 runs finished before" in done.stderr
     assert "english" in done.stdout
     assert sorted((path, path.stat().st_mtime_ns) for path in study.glob("runs/*/*")) == before
 
@@ -100,7 +100,7 @@ def test_effects_that_fewer_arms_leave_no_room_for_are_named(
     assert call(monkeypatch, *words, "--arms", "english,code,scratch") == 0
     said = capsys.readouterr().out
     line = (
-        "not asked, for they need other arms than english, code, scratch: german-scratch, hungarian-scratch, "
+        "effects skipped, because they need other arms than english, code, scratch: german-scratch, hungarian-scratch, "
         "code_anon-scratch, code-code_anon, protein-scratch, protein-english-newemb, "
         "retention of german-scratch under lora, retention of code_anon-scratch under lora"
     )
@@ -108,11 +108,11 @@ def test_effects_that_fewer_arms_leave_no_room_for_are_named(
     assert call(monkeypatch, *words, "--arms", "english,code,scratch", "--json") == 0
     assert "code-code_anon" in json.loads(capsys.readouterr().out)["dropped_effects"]
     assert call(monkeypatch, *words) == 0
-    assert "not asked" not in capsys.readouterr().out
+    assert "effects skipped" not in capsys.readouterr().out
     out = make(tmp_path / "made", recipe_of(), examples=4)[1].path
     words = ("run", "--recipe", str(out / "recipe.yaml"), "--out", str(out))
     assert call(monkeypatch, *words, "--arms", "english,scratch") == 0
-    line = "not asked, for they need other arms than english, scratch: german-scratch, retention of german-scratch"
+    line = "effects skipped, because they need other arms than english, scratch: german-scratch, retention of"
     assert line in capsys.readouterr().err
 
 
@@ -211,7 +211,7 @@ def test_a_run_that_another_process_carries_out_is_left_to_it(
         (out / "recipe.yaml").write_text("name: smoke\n")
         assert call(monkeypatch, "run", "--recipe", "smoke", "--arms", "english", "--out", str(out), "--cpu") == 1
     written = capsys.readouterr().err
-    assert "1 of 1 runs are under way in another process" in written
+    assert "1 of 1 runs are being executed by another process" in written
     assert "failed" not in written
     assert not (out / "runs" / cell.run_id / "spec.json").exists()
 
@@ -226,11 +226,12 @@ def test_runs_are_stacked_where_that_is_asked_for(
     for wrong, said in {
         "x": "--stack x: write a whole number from 1 on, auto or off",
         "0": "--stack 0: write a whole number from 1 on, auto or off",
-        "2 --checkpointing": "--stack 2 does not go with --checkpointing: dropout would be drawn anew",
-        "2 --processes 2": "--stack 2 does not go with --processes; leave one of them out",
+        "2 --checkpointing": "--stack 2 cannot be combined with --checkpointing",
+        "2 --processes 2": "--stack 2 cannot be combined with --processes",
     }.items():
         assert call(monkeypatch, *words, "--stack", *wrong.split()) == 2
-        assert capsys.readouterr().err.strip().splitlines() == [f"error: {said}"]
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert line.startswith(f"error: {said}")
     assert call(monkeypatch, *words, "--stack", "2") == 0
     runs = sorted((tmp_path / "out" / "runs").iterdir())
     stacked = [json.loads((run / "result.json").read_text())["environment"].get("stacked") for run in runs]
@@ -253,7 +254,7 @@ def test_by_generation_new_runs_are_scored_so_and_done_ones_stay(
     assert call(monkeypatch, *words, "--seeds", "0-2", "--stack", "2", "--by-generation") == 0
     said = capsys.readouterr()
     assert "by generation: 2 runs, 80 test answers; one forward pass disagrees on 0" in said.out
-    assert "1 runs were done before and stay as they were scored; `petransfer eval" in said.err
+    assert "1 finished run will not be scored again" in said.err
     assert (done / "result.json").read_bytes() == kept
     assert expand(load_recipe(str(recipe)))[0].run_id == done.name
     for run in (tmp_path / "out" / "runs").iterdir():
@@ -282,12 +283,13 @@ def test_a_card_decides_how_many_runs_are_stacked() -> None:
         stackable = spec.method.name == "lora" and spec.checkpoint.reinit == "none"
         assert many[spec.run_id] == (3 if stackable else 1)
     cells = expand(recipe)
-    ways, card = Ways(), lambda: 24 * 2**30
-    group, spread = ways.group(False, card), ways.group(False, card, cards=4)
+    scheduling, card = Scheduling(), lambda: 24 * 2**30
+    group, spread = scheduling.grouping(False, card), scheduling.grouping(False, card, cards=4)
     assert group is not None
     assert spread is not None
     assert max(map(len, group(cells))) == 3
     alike = next(stack for stack in group(cells) if len(stack) == 3)
     assert [len(stack) for stack in spread(alike)] == [1, 1, 1]  # on four cards
-    for alone in (ways.group(False, lambda: None), ways.group(True, card), Ways(stack="off").group(False, card)):
-        assert alone is None
+    assert scheduling.grouping(False, lambda: None) is None
+    assert scheduling.grouping(True, card) is None
+    assert Scheduling(stack="off").grouping(False, card) is None

@@ -38,7 +38,7 @@ def test_plan_says_how_runs_would_be_stacked(
     words = ("plan", "--recipe", recipe, "--out", str(tmp_path / "out"), "--card", "1GB")
     assert call(monkeypatch, *words) == 0
     said = capsys.readouterr().out.splitlines()
-    assert "stacks: 1 of 4 runs; 4 runs by themselves" in said
+    assert "stacks: 1 of 4 runs; 4 runs are trained alone" in said
     assert DORA in said
     assert any(line.startswith(f"{tiny_t5.name}, rslora r4, 32 bits, 4 stacked: 0.8 GB of 1") for line in said)
     assert call(monkeypatch, *words, "--stack", "3", "--json") == 0
@@ -54,7 +54,9 @@ def test_plan_says_how_runs_would_be_stacked(
 def test_a_stack_that_does_not_fit_the_card_is_refused(
     recipe: str, tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("petransfer.cli.run.this_card", lambda: 636 * 2**20)  # one example of each of 8 runs, not of 16
+    monkeypatch.setattr(
+        "petransfer.study.run_study.this_card", lambda: 636 * 2**20
+    )  # one example of each of 8 runs, not of 16
     words = ("run", "--recipe", recipe, "--out", str(tmp_path / "out"), "--seeds", "0-15", "--stack", "16")
     assert call(monkeypatch, *words) == 2
     notes, error = capsys.readouterr().err.strip().splitlines()[-2:]

@@ -119,7 +119,7 @@ def test_a_sweep_goes_on_and_is_widened(
     before = {path: path.stat().st_mtime_ns for path in out.glob("sweep/runs/*/*")}
     capsys.readouterr()
     assert call(*words, "--arms", "english", "--factors", "1,2") == 0
-    assert "all 2 runs were done before" in capsys.readouterr().err
+    assert "all 2 runs finished before" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in out.glob("sweep/runs/*/*")} == before
     assert call(*words, "--arms", "english", "--factors", "4") == 0
     assert call(*words, "--arms", "scratch", "--rates", "3e-2") == 0

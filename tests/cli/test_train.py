@@ -55,7 +55,7 @@ def test_ten_lines_one_command_an_adapter(
     assert capsys.readouterr().out.splitlines() == [row.target for row in data.train]
     _plain_peft_says_the_same(run, data.train[0].input, data.train[0].target)
     assert call(monkeypatch, "run", "--recipe", str(study / "recipe.yaml"), "--cpu") == 0
-    assert "all 1 runs were done before" in capsys.readouterr().err
+    assert "all 1 run finished before" in capsys.readouterr().err
 
 
 def _plain_peft_says_the_same(run: Path, text: str, target: str) -> None:
@@ -141,7 +141,7 @@ def test_the_recipe_serves_from_anywhere_and_takes_no_other_s_folder(
             study.folder.run(cell.run_id).finish({})
 
     monkeypatch.setattr("petransfer.cli.train._say_fit", lambda *_: None)
-    monkeypatch.setattr("petransfer.cli.train.carry_out", carried_out)
+    monkeypatch.setattr("petransfer.cli.train.run_grid", carried_out)
     write(elsewhere / "pairs.tsv")
     short = ["train", "nano/english", "pairs.tsv"]
     assert call(monkeypatch, *short) == 0

@@ -23,7 +23,8 @@ from petransfer.models.loading import load_checkpoint
 from petransfer.recipe.run_spec import MethodSpec, Optimizer, RunSpec
 from petransfer.study import single_run as study_run
 from petransfer.study.folders import RunFolder
-from petransfer.study.single_run import Settings, run_one
+from petransfer.study.settings import Settings
+from petransfer.study.single_run import run_one
 from petransfer.training import state
 from petransfer.training.batches import ShuffledExamples
 from petransfer.training.execution import Execution

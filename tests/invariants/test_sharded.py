@@ -21,7 +21,8 @@ from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import RunSpec, TaskSpec, TrainSpec
 from petransfer.study import single_run as study_run
 from petransfer.study.folders import RunFolder
-from petransfer.study.single_run import Settings, run_one
+from petransfer.study.settings import Settings
+from petransfer.study.single_run import run_one
 from petransfer.training.distributed.fsdp import split
 from petransfer.training.execution import Execution
 from petransfer.training.metrics_file import read_metrics

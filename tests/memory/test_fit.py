@@ -27,7 +27,8 @@ from petransfer.models.loading import randomly_initialized
 from petransfer.models.registry import NANO, checkpoint_spec
 from petransfer.recipe.run_spec import Bits, MethodSpec, RunSpec
 from petransfer.study.folders import RunFolder
-from petransfer.study.single_run import Settings, run_one
+from petransfer.study.settings import Settings
+from petransfer.study.single_run import run_one
 from petransfer.training.execution import Execution
 
 T5 = {"d_model": 128, "d_kv": 32, "d_ff": 512, "num_layers": 3, "num_heads": 4, "decoder_start_token_id": 0}
@@ -377,7 +378,7 @@ def test_a_grid_is_foreseen_once_for_all_seeds(
 def test_a_run_that_cannot_fit_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("petransfer.cli.run.this_card", lambda: 4 * 2**30)
+    monkeypatch.setattr("petransfer.study.run_study.this_card", lambda: 4 * 2**30)
     arguments = ["run", "--recipe", "orhan-base", "--arms", "english", "--out", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", ["petransfer", *arguments, "--set", "effects=[]"])
     with pytest.raises(SystemExit) as stop:
@@ -425,7 +426,8 @@ def test_embedded_checkpoints_are_not_simulated(monkeypatch: pytest.MonkeyPatch)
 
 def test_rows_of_new_pieces_are_foreseen(tiny_spec: Callable[..., RunSpec], tiny_t5: Path, tmp_path: Path) -> None:
     from petransfer.memory.study_memory import demand_of, find_sizes, met_new_tokens
-    from petransfer.study.single_run import Settings, open_base, prepare
+    from petransfer.study.settings import Settings
+    from petransfer.study.single_run import open_base, prepare
 
     anew = replace(checkpoint_spec(str(tiny_t5)), reinit="embeddings")
     method = MethodSpec("lora", bits=32, rank=2, alpha=4.0, embeddings="new")
@@ -434,7 +436,7 @@ def test_rows_of_new_pieces_are_foreseen(tiny_spec: Callable[..., RunSpec], tiny
     pieces = met_new_tokens(spec, config)
     assert 10 < len(pieces) < config.vocab_size
     settings = Settings(Execution(threads=1), cpu=True)
-    model = prepare(spec, RunFolder(tmp_path), open_base(spec, settings), force=False).model
+    model = prepare(spec, RunFolder(tmp_path), open_base(spec, settings)).model
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
     assert plan(config, anew, demand_of(spec, False), own_head, None, pieces).memory.trained_parameters == trained
     wanted = trained - len(pieces) * config.d_model  # what the rank alone would give

@@ -28,7 +28,8 @@ from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.method_forms import FORMS
 from petransfer.recipe.run_spec import MethodSpec, RunSpec, TrainSpec
 from petransfer.study.folders import RunFolder
-from petransfer.study.single_run import Settings, accelerator_for, run_one
+from petransfer.study.settings import Settings
+from petransfer.study.single_run import accelerator_for, run_one
 from petransfer.training.batches import ShuffledExamples, collate
 from petransfer.training.execution import Execution
 from petransfer.training.loop import Hooks, Loop, learning_rate_factor, make_optimizer

@@ -17,7 +17,8 @@ from petransfer.recipe.loading import load_recipe, shipped
 from petransfer.study import single_run as study_run
 from petransfer.study.folders import RunFolder
 from petransfer.study.grid import expand
-from petransfer.study.single_run import Settings, run_one
+from petransfer.study.settings import Settings
+from petransfer.study.single_run import run_one
 from petransfer.training.execution import Execution
 
 OFFICIAL = Path(__file__).parents[3] / "shared" / "data"

@@ -19,7 +19,8 @@ from petransfer.models.loading import load_checkpoint, load_on_disk
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import Bits, RunSpec
 from petransfer.study.folders import RunFolder
-from petransfer.study.single_run import Settings, run_one
+from petransfer.study.settings import Settings
+from petransfer.study.single_run import run_one
 from petransfer.training import quantization_cost as calibrate
 from petransfer.training.execution import Execution
 from tests.conftest import LORA

@@ -1,0 +1,221 @@
+"""The public API of studies and training: what the command line's `run`, `report` and `train` do, as Python calls.
+
+Loading this module loads no torch; running a study or a training does.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from petransfer.errors import RunError
+from petransfer.study.run_study import check_processes, execute_study, prepare_study
+from petransfer.study.scheduling import Scheduling
+from petransfer.study.settings import Settings
+from petransfer.study.study import StudyGrid, as_overrides, load_grid
+from petransfer.training.execution import Execution
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+logger = logging.getLogger(__name__)
+
+
+class Study:
+    """A recipe's grid of runs, with its results, effects and report.
+
+    Args:
+        recipe: The name of a shipped recipe, a YAML file, the folder of an existing study, or a recipe as a dict.
+        seeds: The seeds of the runs, in place of the recipe's.
+        arms: The arms (pretraining conditions), in place of the recipe's.
+        family: The family of checkpoints, in place of the recipe's.
+        out: The study's folder; `results/<name of the recipe>` by default.
+        data_dir: A folder with the official files of a benchmark.
+        shard: Part of the runs, such as `2/8`.
+        **overrides: Any other key of the recipe; nested dicts change single keys: `train={"steps": 500}`.
+
+    Raises:
+        UserError: The recipe is unknown or not valid.
+
+    Example:
+        >>> study = Study("smoke", arms=["english"], seeds=[0, 1], out="results/two-seeds", train={"steps": 6})
+        >>> study
+        Study('smoke', 2 runs, 0 done, results/two-seeds)
+        >>> study.plan()[["arm", "split", "seed", "steps", "status"]].values.tolist()
+        [['english', 'jump_around_right', 0, 6, 'waiting'], ['english', 'jump_around_right', 1, 6, 'waiting']]
+        >>> results = study.run(workers=2)  # doctest: +SKIP
+        >>> study.report()  # doctest: +SKIP
+        PosixPath('results/two-seeds/report.html')
+    """
+
+    def __init__(
+        self,
+        recipe: str | Path | Mapping[str, Any],
+        *,
+        seeds: Iterable[int] | None = None,
+        arms: Iterable[str] | None = None,
+        family: str | Mapping[str, Any] | None = None,
+        out: str | Path | None = None,
+        data_dir: str | Path | None = None,
+        shard: str | None = None,
+        **overrides: Any,
+    ) -> None:
+        options = {
+            "seeds": None if seeds is None else list(seeds),
+            "arms": None if arms is None else list(arms),
+            "family": family,
+            "data_dir": data_dir,
+        }
+        place = None if out is None else Path(out)
+        self.grid: StudyGrid = load_grid(recipe, list(as_overrides(overrides)), options, place, shard)
+
+    @property
+    def folder(self) -> Path:
+        """The study's folder."""
+        return self.grid.folder.path
+
+    def __repr__(self) -> str:
+        runs = len(self.grid.selected)
+        return f"Study({self.grid.recipe.name!r}, {runs} runs, {runs - len(self.grid.waiting)} done, {self.folder})"
+
+    def plan(self) -> DataFrame:
+        """List the runs of the grid. Nothing is loaded or downloaded.
+
+        Returns:
+            One row a run: run_id, arm, method, split, seed, steps and status (`waiting`, `running`, `interrupted`,
+            `failed` or `done`).
+        """
+        from pandas import DataFrame
+
+        grid = self.grid
+        rows = [
+            {
+                "run_id": cell.run_id,
+                "arm": cell.arm,
+                "method": cell.method,
+                "split": cell.split,
+                "seed": cell.seed,
+                "steps": cell.spec.train.steps,
+                "status": grid.folder.run(cell.run_id).status(),
+            }
+            for cell in grid.selected
+        ]
+        return DataFrame(rows)
+
+    def run(
+        self,
+        *,
+        workers: int = 0,
+        stack: int | str = "auto",
+        executor: str = "local",
+        address: str | None = None,
+        cpu: bool = False,
+        force: bool = False,
+        by_generation: bool = False,
+        micro_batch: int = 0,
+        threads: int = 0,
+        save_every: float = 60.0,
+        gradient_checkpointing: bool = False,
+        progress: Callable[[], None] = lambda: None,
+    ) -> DataFrame:
+        """Run every experiment of the study. Finished runs are skipped; interrupted runs resume.
+
+        Args:
+            workers: Runs at once, each in a process of its own; 0 chooses.
+            stack: How many runs may be trained together on one base: a number, `auto` or `off`.
+            executor: `local` for this machine, `ray` for a Ray cluster.
+            address: The address of the Ray cluster.
+            cpu: Use the CPU even where there is a GPU.
+            force: Ignore failed memory and quantisation checks.
+            by_generation: Score the test set by generating every answer.
+            micro_batch: Examples in a forward pass; 0 chooses.
+            threads: CPU threads of a process; 0 chooses.
+            save_every: Seconds between two training states to resume from.
+            gradient_checkpointing: Recompute activations in the backward pass, which saves memory.
+            progress: Called several times a second while runs are under way; `plan()` then shows how they stand.
+
+        Returns:
+            The results, as `results()` returns them.
+
+        Raises:
+            UserError: A run cannot be executed as asked.
+            RunError: Runs failed or were interrupted. The other runs are finished, and calling `run` again resumes.
+        """
+        execution = Execution(micro_batch, threads, save_every, self.grid.log_every, False, gradient_checkpointing)
+        settings = Settings(execution, cpu=cpu, force=force, by_generation=by_generation)
+        scheduling = Scheduling(workers, executor, address, str(stack))
+        check_processes(self.grid, scheduling, 1)
+        prepared = prepare_study(self.grid, settings, scheduling)
+        self.grid.folder.open(self.grid.recipe)
+        if self.grid.waiting:
+            outcome = execute_study(prepared, progress)
+            _raise_for(outcome, len(self.grid.selected))
+        write_results(self.grid)
+        return self.results()
+
+    def results(self) -> DataFrame:
+        """Read the results of the study's runs.
+
+        Returns:
+            One row a run: run_id, arm, method, split, seed, status, dev and test exact match in percent, the mean
+            log-probability of a test target's token in nats, trained parameters, the other metrics in percent.
+        """
+        from pandas import DataFrame
+
+        from petransfer.report import run_table
+
+        return DataFrame(run_table.as_json(run_table.rows_of(self.grid.selected, self.grid.folder)))
+
+    def effects(self) -> DataFrame:
+        """Estimate the effects that the recipe declares, from the runs that are finished.
+
+        Returns:
+            One row for each effect and split: its difference with its interval in points, its p-value, its verdict.
+        """
+        from pandas import DataFrame
+
+        from petransfer.effects.contrasts import update_effects
+
+        grid = self.grid
+        return DataFrame(update_effects(grid.recipe, grid.cells, grid.folder)["effects"])
+
+    def report(self) -> Path:
+        """Write report.html, table.csv, table.md, table.tex, plots/ and effects.json into the study's folder.
+
+        Returns:
+            The path of report.html.
+
+        Raises:
+            UserError: No run is finished.
+        """
+        from petransfer.report.study_report import write_report
+
+        return write_report(self.grid).path
+
+
+def write_results(grid: StudyGrid) -> dict[str, Any]:
+    """Write table.csv and effects.json from the runs that are finished.
+
+    Returns:
+        The content of effects.json.
+    """
+    from petransfer.effects.contrasts import family_name, update_effects
+    from petransfer.report import run_table
+
+    with grid.folder.locked():  # another shard may end at this moment
+        rows = run_table.rows_of(grid.cells, grid.folder)
+        run_table.write_csv(rows, grid.folder.path / "table.csv", family_name(grid.recipe))
+        return update_effects(grid.recipe, grid.cells, grid.folder)
+
+
+def _raise_for(outcome: Any, runs: int) -> None:
+    """Raise an error for an outcome that is not complete."""
+    if outcome.interrupted:
+        raise RunError("stopped; run the study again to resume it")
+    if outcome.failures:
+        first_id, first = next(iter(outcome.failures.items()))
+        raise RunError(f"{len(outcome.failures)} of {runs} runs failed; run {first_id}: {first}")
+    if outcome.elsewhere:
+        raise RunError(f"{outcome.elsewhere} of {runs} runs are being executed by another process")

@@ -1,0 +1,63 @@
+"""Write the report of a study: its page, tables, plots and effects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from petransfer.effects.contrasts import family_name, update_effects
+from petransfer.errors import UserError
+from petransfer.report import page, plot_files, run_groups, run_table, sweep
+from petransfer.study.study import StudyGrid
+
+FILES = "report.html, table.csv, table.md, table.tex, plots/, effects.json"
+
+
+@dataclass(frozen=True)
+class StudyReport:
+    """What the report of a study shows.
+
+    Attributes:
+        path: The page, `report.html`.
+        groups: Runs that differ in their seed only, with means and intervals.
+        effects: The content of effects.json.
+        swept: Groups of the sweep of learning rates, empty where there was none.
+        unswept: A sentence about arms and methods whose learning rate was not swept, or an empty one.
+        any_done: Whether a run of the study itself is finished; otherwise the report shows the sweep only.
+    """
+
+    path: Path
+    groups: list[run_groups.Group]
+    effects: dict[str, Any]
+    swept: list[sweep.Group]
+    unswept: str
+    any_done: bool
+
+
+def write_report(grid: StudyGrid) -> StudyReport:
+    """Write report.html, table.csv, table.md, table.tex, plots/ and effects.json into the study's folder.
+
+    Raises:
+        UserError: No run of the study is finished and there was no sweep.
+    """
+    recipe, cells, folder = grid.recipe, grid.cells, grid.folder
+    rows = run_table.rows_of(cells, folder)
+    family = family_name(recipe)
+    groups = run_groups.groups_of(rows, family)
+    swept = sweep.groups_of(cells, folder)
+    any_done = any(row.status == "done" for row in rows)
+    if not any_done and not swept:
+        kept = folder.path / "recipe.yaml"
+        raise UserError(f"no run of {folder.path} is finished; run them with: petransfer run --recipe {kept}")
+    effects = update_effects(recipe, cells, folder, anew=True) if any_done else {"effects": []}
+    unswept = sweep.unswept(cells, swept)
+    if any_done:
+        run_table.write_csv(rows, folder.path / "table.csv", family)
+        (folder.path / "table.md").write_text(run_groups.markdown(groups, effects, family, unswept), encoding="utf-8")
+        (folder.path / "table.tex").write_text(run_groups.latex(groups, effects), encoding="utf-8")
+    findings = page.Findings(recipe, cells, folder, groups, effects)
+    plot_files.save_all(groups, effects, cells, folder)
+    path = folder.path / "report.html"
+    path.write_text(page.page(findings), encoding="utf-8")
+    return StudyReport(path, groups, effects, swept, unswept, any_done)

@@ -1,0 +1,183 @@
+"""Run a study: check everything that can be checked beforehand, then execute the runs that are not finished."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from petransfer.errors import UserError
+from petransfer.memory.study_memory import find_sizes, foresee, this_card
+from petransfer.models.registry import is_embedded
+from petransfer.recipe.stacking import why_alone
+from petransfer.study.grid import Cell, notes
+from petransfer.study.launched_processes import refuse_launch, splits_tensors, this_place
+from petransfer.study.scheduling import GroupRuns, Scheduling
+from petransfer.study.settings import Settings
+from petransfer.study.study import StudyGrid
+from petransfer.training.execution import refuse_small_batch
+
+if TYPE_CHECKING:
+    from petransfer.study.local_executor import Outcome
+    from petransfer.study.resource_demands import Demands
+    from petransfer.study.single_run import FineTune
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PreparedStudy:
+    """A study whose checks have passed.
+
+    Attributes:
+        group: Groups runs into stacks; None where each run is trained alone.
+        ray: The connection to a Ray cluster; None on this machine.
+    """
+
+    grid: StudyGrid
+    settings: Settings
+    scheduling: Scheduling
+    group: GroupRuns | None = None
+    ray: Any = None
+
+
+def check_processes(grid: StudyGrid, scheduling: Scheduling, processes: int) -> None:
+    """Check that every batch of the waiting runs can be shared by so many processes.
+
+    Raises:
+        UserError: It cannot, or `scheduling` does not go with several processes.
+    """
+    scheduling.check(processes)
+    for cell in grid.waiting if processes > 1 else ():
+        refuse_small_batch(cell.spec.train.batch_size, processes)
+
+
+def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -> PreparedStudy:
+    """Check what can be checked before anything is written: the launch, memory, method sizes, the cluster.
+
+    Messages for the user go to the log: what is particular about their data, which runs cannot be stacked, which need
+    gradient checkpointing. Every process but the leading one checks the launch only.
+
+    Raises:
+        UserError: A run cannot be executed as asked.
+    """
+    refuse_launch(cell.spec for cell in grid.selected)
+    data_dir = grid.recipe.data_dir
+    settings = replace(settings, data_dir=data_dir.resolve() if data_dir else None)
+    place = this_place()
+    if not place.leads:
+        return PreparedStudy(grid, settings, scheduling)
+    alone = not place.shared and scheduling.executor == "local"
+    card = None if settings.cpu or scheduling.executor == "ray" else this_card()
+    checkpointing = settings.execution.checkpointing
+    group = scheduling.grouping(checkpointing, lambda: card) if alone else None
+    _log_notes(grid, scheduling)
+    if card and not settings.force and not splits_tensors():
+        # with `auto`, stacks are made to fit
+        stacks = group(grid.waiting) if group and scheduling.stack_size else ()
+        _refuse_what_does_not_fit(grid, checkpointing, card, stacks)
+    find_sizes([cell.spec for cell in grid.waiting], grid.recipe.data_dir)
+    return PreparedStudy(grid, settings, scheduling, group, _connect(grid, scheduling))
+
+
+def execute_study(prepared: PreparedStudy, tick: Callable[[], None] = lambda: None) -> Outcome:
+    """Execute the waiting runs of a prepared study whose folder exists.
+
+    Args:
+        tick: Called several times a second while runs are under way.
+
+    Returns:
+        How the runs ended. A failed run stops no other.
+    """
+    from petransfer.study.local_executor import execute
+    from petransfer.study.single_run import FineTune
+
+    grid, settings, scheduling = prepared.grid, prepared.settings, prepared.scheduling
+    job = FineTune(settings)
+    threads = settings.execution.threads
+    if prepared.ray:
+        return _execute_on_ray(prepared, job, tick)
+    if this_place().shared:
+        from petransfer.study.process_group import execute_together
+
+        return execute_together(grid.selected, grid.folder, job, threads, tick, settings.cpu)
+    workers = scheduling.workers or _default_workers(grid, settings.cpu)
+    return execute(grid.selected, grid.folder, job, workers, threads, tick, prepared.group)
+
+
+def _log_notes(grid: StudyGrid, scheduling: Scheduling) -> None:
+    if not grid.waiting:
+        return
+    for line in notes(grid.recipe):
+        logger.info(line)
+    for line in why_alone(cell.spec for cell in grid.waiting) if scheduling.stack_size > 1 else ():
+        logger.info(line)
+
+
+def _refuse_what_does_not_fit(
+    grid: StudyGrid, checkpointing: bool, card: int, stacks: Sequence[Sequence[Cell]]
+) -> None:
+    """Refuse what does not fit the card; log what fits with gradient checkpointing only, which each run turns on."""
+    for place in foresee([cell.spec for cell in grid.waiting], card, checkpointing, stack_sizes(stacks)):
+        line = place.line(grid.options_for(place.spec))
+        if place.fit and not place.fit.fits:
+            raise UserError(f"{line}; --force tries all the same")
+        if place.fit and place.fit.turned_on:
+            logger.info(line)
+
+
+def stack_sizes(stacks: Sequence[Sequence[Cell]]) -> dict[str, int]:
+    """Return for each run id how many runs its stack has."""
+    return {cell.run_id: len(stack) for stack in stacks for cell in stack}
+
+
+def _connect(grid: StudyGrid, scheduling: Scheduling) -> Any:
+    if scheduling.executor != "ray" or not grid.waiting:
+        return None
+    from petransfer.study.ray_executor import connect
+
+    return connect(scheduling.address)
+
+
+def _execute_on_ray(prepared: PreparedStudy, job: FineTune, tick: Callable[[], None]) -> Outcome:
+    from petransfer.study.ray_executor import execute_on_ray, smallest_card
+
+    grid, settings, ray = prepared.grid, prepared.settings, prepared.ray
+    threads, checkpointing = settings.execution.threads or 1, settings.execution.checkpointing
+    card = None if settings.cpu else smallest_card(ray)
+    cards = max(1, int(ray.cluster_resources().get("GPU", 0)))
+    group = prepared.scheduling.grouping(checkpointing, lambda: card, cards)
+    demands = _demands(grid, settings, card, threads)
+    workers = prepared.scheduling.workers
+    return execute_on_ray(grid.selected, grid.folder, job, demands, workers, threads, tick, ray, group)
+
+
+def _demands(grid: StudyGrid, settings: Settings, card: int | None, threads: int) -> dict[str, Demands]:
+    """Return by run id what each run asks of a node.
+
+    Raises:
+        UserError: A run does not fit the cluster's cards.
+    """
+    from petransfer.study.resource_demands import demands_of
+
+    found: dict[object, Demands] = {}
+    demands: dict[str, Demands] = {}
+    for cell in grid.selected:
+        spec = cell.spec
+        key = (spec.checkpoint, spec.method, spec.train.batch_size, spec.train.optimizer, spec.task)
+        if key not in found:
+            checkpointing = settings.execution.checkpointing
+            found[key] = demands_of(spec, card, threads, checkpointing, settings.force, grid.options_for(spec))
+        demands[cell.run_id] = found[key]
+    return demands
+
+
+def _default_workers(grid: StudyGrid, cpu: bool) -> int:
+    """A small embedded model fills one core; any other model has the machine to itself."""
+    import torch
+
+    embedded = all(is_embedded(cell.spec.checkpoint.name) for cell in grid.cells)
+    on_gpu = torch.cuda.is_available() and not cpu
+    return (os.cpu_count() or 1) if embedded and not on_gpu else 1

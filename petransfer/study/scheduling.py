@@ -1,0 +1,106 @@
+"""Which runs of a study are executed at the same time, where, and which are trained together as a stack. No torch."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from petransfer.errors import UserError, unknown
+from petransfer.memory.study_memory import rooms
+from petransfer.study.grid import Cell
+from petransfer.study.stack_groups import stacks_of
+
+EXECUTORS = ("local", "ray")
+
+GroupRuns = Callable[[Sequence[Cell]], list[list[Cell]]]
+
+
+@dataclass(frozen=True)
+class Scheduling:
+    """Where and how many runs are executed at once.
+
+    Attributes:
+        workers: Runs at once, each in a process of its own; 0 chooses.
+        executor: `local` for this machine, `ray` for a Ray cluster.
+        address: The address of the Ray cluster; `auto` finds the one of this machine.
+        stack: How many runs may be trained together on one base: a number, `auto` or `off`.
+    """
+
+    workers: int = 0
+    executor: str = "local"
+    address: str | None = None
+    stack: str = "auto"
+
+    def check(self, processes: int) -> None:
+        """Check that the options can be combined.
+
+        Args:
+            processes: How many processes share every run.
+
+        Raises:
+            UserError: Two options exclude each other, or the executor is unknown.
+        """
+        if self.executor not in EXECUTORS:
+            raise unknown("executor", self.executor, EXECUTORS)
+        if self.address and self.executor != "ray":
+            raise UserError("--address names a Ray cluster; add --executor ray")
+        if processes > 1 and self.executor == "ray":
+            raise UserError("--executor ray gives every run one process; remove --processes")
+        if processes > 1 and self.workers > 1:
+            raise UserError("--workers executes several runs at once, --processes shares one run; use only one of them")
+        if self.stack_size and processes > 1:
+            raise UserError(f"--stack {self.stack} cannot be combined with --processes; remove one of them")
+
+    @property
+    def stack_size(self) -> int:
+        """The number given as `stack`; 0 for `auto` and `off`.
+
+        Raises:
+            UserError: It is neither a whole number from 1 on, nor `auto`, nor `off`.
+        """
+        if self.stack in ("auto", "off"):
+            return 0
+        if not re.fullmatch(r"[1-9][0-9]{0,3}", self.stack):
+            raise UserError(f"--stack {self.stack}: write a whole number from 1 on, auto or off")
+        return int(self.stack)
+
+    def grouping(self, checkpointing: bool, card_bytes: Callable[[], int | None], cards: int = 1) -> GroupRuns | None:
+        """Return the function that groups runs into stacks, or None where each run is trained alone.
+
+        Args:
+            checkpointing: Whether gradient checkpointing is on.
+            card_bytes: Returns the memory of the smallest card that a stack may get, None on a CPU. It is called only
+                when the answer is needed.
+            cards: How many cards there are. Stacks are made small enough to use all of them.
+
+        Raises:
+            UserError: A stack size was given together with gradient checkpointing.
+        """
+        size = self.stack_size
+        if size > 1 and checkpointing:
+            raise UserError(
+                f"--stack {self.stack} cannot be combined with --checkpointing: dropout would be drawn differently"
+            )
+        if size:
+            return lambda cells: stacks_of(cells, size)
+        room = None if checkpointing or self.stack == "off" else card_bytes()
+        if room is None:  # stacking gains little on a CPU: see benchmarks' stacked-cpu.json
+            return None
+
+        def group(cells: Sequence[Cell]) -> list[list[Cell]]:
+            most, share = rooms([cell.spec for cell in cells], room), -(-len(cells) // cards)
+            return stacks_of(cells, {run_id: min(count, share) for run_id, count in most.items()})
+
+        return group
+
+
+def describe_stacks(stacks: Sequence[Sequence[Cell]]) -> str:
+    """Say in one line how many runs are trained together."""
+    counts = Counter(len(stack) for stack in stacks)
+    alone = counts.pop(1, 0)
+    if not counts:
+        return "no runs are stacked"
+    sizes = ", ".join(f"{many} of {size} runs" for size, many in sorted(counts.items(), reverse=True))
+    return f"stacks: {sizes}" + (f"; {alone} runs are trained alone" if alone else "")

@@ -1,0 +1,34 @@
+"""How the runs of a study are executed on this machine. Nothing here is part of a run's id. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from petransfer.training.execution import Execution
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How one run is executed.
+
+    Attributes:
+        execution: Micro-batch, threads, gradient checkpointing, and how often states and metrics are written.
+        data_dir: A folder with the official files of a benchmark.
+        cpu: Use the CPU even where there is a GPU.
+        force: Ignore failed memory and quantisation checks.
+        by_generation: Score the test set by generating every answer instead of by one forward pass.
+        dev_only: Leave the test set alone and save no weights, as a sweep of learning rates does.
+    """
+
+    execution: Execution = field(default_factory=Execution)
+    data_dir: Path | None = None
+    cpu: bool = False
+    force: bool = False
+    by_generation: bool = False
+    dev_only: bool = False
+
+    @property
+    def scored_parts(self) -> tuple[str, ...]:
+        """The parts of the data that a trained model is scored on."""
+        return ("dev",) if self.dev_only else ("dev", "test")

@@ -1,0 +1,149 @@
+"""The grid of a study: its resolved recipe, its runs, the folder that holds them. Loads no checkpoint and no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from petransfer.errors import UserError
+from petransfer.memory.advice import Words, of_recipe
+from petransfer.recipe.effect_requests import still_possible
+from petransfer.recipe.loading import load_either, load_reduced, put, validate
+from petransfer.recipe.run_spec import RunSpec
+from petransfer.recipe.schema import Recipe
+from petransfer.study.folders import StudyFolder
+from petransfer.study.grid import Cell, expand, method_of, resolve
+from petransfer.study.shard import parse_shard
+
+# A metric is written to metrics.jsonl at most every so many steps, and at least so many times in a run.
+LOG_EVERY, LOGGED_POINTS = 50, 20
+
+
+@dataclass(frozen=True)
+class StudyGrid:
+    """A resolved recipe with its runs and its folder.
+
+    Attributes:
+        recipe: The recipe with everything filled in that depends on the user's data.
+        cells: All runs of the grid.
+        folder: The study's folder, which need not exist yet.
+        selected: The runs that were asked for: all of them, or those of one shard.
+        dropped_effects: Effects of the recipe that need arms which were not chosen.
+    """
+
+    recipe: Recipe
+    cells: list[Cell]
+    folder: StudyFolder
+    selected: list[Cell]
+    dropped_effects: Sequence[str] = ()
+
+    @property
+    def waiting(self) -> list[Cell]:
+        """The selected runs that are not finished."""
+        return [cell for cell in self.selected if not self.folder.run(cell.run_id).done]
+
+    @property
+    def dropped_line(self) -> str:
+        """A sentence about the dropped effects; empty where there are none."""
+        if not self.dropped_effects:
+            return ""
+        arms = ", ".join(self.recipe.arms)
+        return f"effects skipped, because they need other arms than {arms}: {', '.join(self.dropped_effects)}"
+
+    @property
+    def log_every(self) -> int:
+        """Steps between two lines of metrics, for the shortest run of the grid."""
+        steps = min(cell.spec.train.steps for cell in self.cells)
+        return max(1, min(LOG_EVERY, steps // LOGGED_POINTS))
+
+    def options_for(self, spec: RunSpec) -> Words:
+        """Return the command line options that change what a run of this recipe needs of memory."""
+        return of_recipe([method_of(part) for part in self.recipe.methods], spec)
+
+
+def grid_of(recipe: Recipe, out: Path | None = None, shard: str | None = None) -> StudyGrid:
+    """Expand a resolved recipe.
+
+    Args:
+        recipe: The recipe, as `resolve` returns it.
+        out: The study's folder; `results/<name of the recipe>` by default.
+        shard: Part of the runs, such as `2/8`.
+
+    Raises:
+        UserError: The recipe names something unknown, or `shard` is not a shard.
+    """
+    part = parse_shard(shard) if shard else None
+    cells = expand(recipe)
+    folder = StudyFolder(Path(out or Path("results") / recipe.name))
+    return StudyGrid(recipe, cells, folder, part.of(cells) if part else cells)
+
+
+def open_grid(folder: Path) -> StudyGrid:
+    """Open an existing study's folder.
+
+    Raises:
+        UserError: The folder holds no study, or a pretraining.
+    """
+    kept = folder / "recipe.yaml"
+    if not kept.is_file():
+        raise UserError(f"{folder} is not a study's folder: it has no recipe.yaml")
+    recipe = load_either(str(kept))
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"{folder} is a pretraining; see it with: petransfer status {folder}")
+    return grid_of(recipe, folder)
+
+
+def load_grid(
+    recipe: str | Path | Mapping[str, Any],
+    sets: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+    out: Path | None = None,
+    shard: str | None = None,
+) -> StudyGrid:
+    """Load a recipe, apply overrides, and expand it.
+
+    Args:
+        recipe: The name of a shipped recipe, a YAML file, the folder of a study, or the recipe's content.
+        sets: Overrides such as `train.steps=500`.
+        options: Values for keys at the recipe's top level; None leaves a key as it is.
+        out: The study's folder; `results/<name of the recipe>` by default.
+        shard: Part of the runs, such as `2/8`.
+
+    Raises:
+        UserError: The recipe cannot be read, or it says something that a recipe cannot say.
+    """
+    given = {key: value for key, value in (options or {}).items() if value is not None}
+    if isinstance(recipe, Mapping):
+        asked, dropped = _validated(recipe, sets, given)
+    else:
+        if (kept := Path(recipe) / "recipe.yaml").is_file():
+            recipe, out = kept, out or kept.parent
+        asked, dropped = load_reduced(str(recipe), list(sets), given)
+    grid = grid_of(resolve(asked), out, shard)
+    return StudyGrid(grid.recipe, grid.cells, grid.folder, grid.selected, dropped)
+
+
+def _validated(
+    recipe: Mapping[str, Any], sets: Sequence[str], options: Mapping[str, Any]
+) -> tuple[Recipe, Sequence[str]]:
+    content = json.loads(json.dumps(dict(recipe)))  # a copy that overrides may change
+    for override in sets:
+        put(content, override)
+    found = validate({**content, **options}, "the recipe")
+    return still_possible(found) if options.get("arms") else (found, ())
+
+
+def as_overrides(values: Mapping[str, Any], place: str = "") -> Iterator[str]:
+    """Turn nested values into overrides.
+
+    >>> list(as_overrides({"train": {"steps": 500}, "judge_by": "accuracy"}))
+    ['train.steps=500', 'judge_by="accuracy"']
+    """
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from as_overrides(value, f"{place}{key}.")
+        else:
+            yield f"{place}{key}={json.dumps(value, default=str)}"

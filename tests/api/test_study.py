@@ -1,0 +1,114 @@
+"""`petransfer.Study`: from a recipe to its results, effects and report, without the command line."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import petransfer
+import petransfer.api
+from petransfer import RunError, Study, UserError
+from petransfer.study.study import as_overrides
+
+ROWS = [
+    (f"{verb} {how}", f"{how} {verb.upper()}") for verb in ("walk", "run", "look", "jump") for how in ("left", "up")
+]
+
+
+def recipe(folder: Path, **changes: Any) -> dict[str, Any]:
+    """A study of eight rows on the embedded English checkpoint."""
+    data = folder / "rows.tsv"
+    data.write_text("".join(f"{source}\t{target}\n" for source, target in ROWS))
+    content: dict[str, Any] = {
+        "name": "rows",
+        "task": {"name": "lines", "options": {"train": str(data)}},
+        "family": "nano",
+        "arms": ["english"],
+        "methods": [{"name": "lora", "rank": 2, "bits": 32}, {"name": "ia3", "bits": 32}],
+        "seeds": [0],
+        "train": {"steps": 3, "batch_size": 4, "learning_rate": 2e-3},
+        "effects": ["lora - ia3"],
+    }
+    return content | changes
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """A study that was run."""
+    folder = tmp_path_factory.mktemp("api")
+    made = Study(recipe(folder), out=folder / "out")
+    ticks: list[int] = []
+    made.run(cpu=True, threads=1, workers=1, progress=lambda: ticks.append(1))
+    assert ticks
+    return made
+
+
+def test_the_examples_of_the_docstrings_hold() -> None:
+    assert doctest.testmod(petransfer.api).failed == 0
+
+
+def test_importing_petransfer_loads_no_torch() -> None:
+    code = "import sys, petransfer; petransfer.Study; assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_study_ends_with_results_effects_and_a_report(study: Study) -> None:
+    results = study.results()
+    assert results["status"].tolist() == ["done", "done"]
+    assert results["method"].tolist() == ["lora r2 32-bit", "ia3 32-bit"]
+    assert set(study.plan()["run_id"]) == {path.name for path in (study.folder / "runs").iterdir()}
+    for row in results.itertuples():
+        kept = json.loads((study.folder / "runs" / row.run_id / "result.json").read_text())
+        assert row.test_em == kept["test"]["exact_match"]
+    assert len(study.effects()) == len(json.loads((study.folder / "effects.json").read_text())["effects"])
+    assert study.report() == study.folder / "report.html"
+    assert "rows" in study.report().read_text()
+    assert "2 runs, 2 done" in repr(study)
+
+
+def test_a_study_is_opened_again_by_its_folder(study: Study) -> None:
+    again = Study(study.folder)
+    assert again.folder == study.folder
+    assert again.results().equals(study.results())
+    assert again.run(cpu=True)["status"].tolist() == ["done", "done"]  # nothing is left to do
+
+
+def test_overrides_change_single_keys(tmp_path: Path) -> None:
+    changed = Study(recipe(tmp_path), train={"steps": 5}, seeds=range(2), margin=3)
+    assert changed.plan()["steps"].tolist() == [5] * 4
+    assert changed.grid.recipe.margin == 3
+    assert list(as_overrides({"a": {"b": [1, 2]}})) == ["a.b=[1, 2]"]
+    with pytest.raises(UserError, match=r"stepz.*did you mean 'steps'"):
+        Study(recipe(tmp_path), train={"stepz": 5})
+    with pytest.raises(UserError, match="unknown recipe"):
+        Study("no-such-recipe")
+
+
+def test_a_failed_run_is_an_error_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise ValueError("no good")
+
+    monkeypatch.setattr("petransfer.study.single_run.open_base", fail)
+    broken = Study(recipe(tmp_path), out=tmp_path / "out")
+    with pytest.raises(RunError, match=r"2 of 2 runs failed.*no good"):
+        broken.run(cpu=True, workers=1)
+
+
+def test_the_library_prints_nothing(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    logging.getLogger("petransfer").handlers.clear()
+    study.plan(), study.results(), study.effects(), study.run(cpu=True)
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == ""
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    for name in petransfer._PUBLIC:
+        assert getattr(petransfer, name).__doc__, name
