@@ -12,29 +12,41 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One input and the target that a model should answer.
+    """One input and the target that a model should generate.
 
-    index: the row in the official file or in the task's documented order, counted from 0.
-    category: groups examples inside a split; results are also given per category.
+    Args:
+        index: The number of the example in the official file or in the task's documented order, counted from 0.
+        input: The text that the model reads; of a chat, the JSON list of the messages before the answer.
+        target: The text that the model should generate.
+        category: Groups examples inside a split; results are also given per category.
+        chat: How a chat is written: `template` by the tokenizer's chat template, `plain` as `role: content` lines;
+            empty where the input is a text.
     """
 
     index: int
     input: str
     target: str
     category: str
+    chat: str = ""
+
+
+PARTS = ("train", "dev", "test")
 
 
 def row_name(part: str, index: int) -> str:
-    """What errors call an example of train, dev or test. index: its own."""
+    """Return the name of an example of train, dev or test in errors. index: the example's own."""
     return f"{part} row {index + 1}"
 
 
 @dataclass(frozen=True)
 class SplitData:
-    """The three parts of a split, in memory or read when asked for. Nothing may be chosen by looking at `test`.
+    """The three parts of a split, in memory or on the disk. Nothing may be chosen by looking at `test`.
 
-    labels: all the targets there are, where the task knows them. row_name: what errors call an example of a part, by
-    its index; of the user's own files its file and line.
+    Args:
+        train, dev, test: The examples.
+        labels: All targets that occur, where the task knows them.
+        row_name: Returns the name of an example in errors, from its part and index: of the user's own files, the file
+            and line.
     """
 
     train: Sequence[Example]

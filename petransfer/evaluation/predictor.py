@@ -17,7 +17,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from petransfer.data.encoding import encode_inputs
-from petransfer.data.tasks.lines import fields_of, render
+from petransfer.data.templates import fields_of, render
 from petransfer.errors import UserError
 from petransfer.evaluation.generation import generate, room
 from petransfer.methods import weights_bits

@@ -85,7 +85,8 @@ def resolve(recipe: Recipe) -> Recipe:
     task = task_of(recipe)
     if not isinstance(task, LinesTask):
         return recipe
-    options = {**recipe.task.options, "sha256": task.identity()["sha256"]}
+    identity = task.identity()
+    options = {**recipe.task.options, **{key: identity[key] for key in ("sha256", "chat") if key in identity}}
     metrics = list(recipe.task.metrics or task.suggested_metrics())
     check_judge(recipe.judge_by, metrics)
     part = recipe.task.model_copy(update={"options": options, "metrics": metrics})

@@ -6,14 +6,20 @@ from array import array
 from collections.abc import Mapping
 from typing import Any
 
-from petransfer.data.tasks.lines import MOST_DEV, MOST_TEST, SHARE
+# The share of the training rows that is held out where no file is named, and the most rows of it.
+SHARE, MOST_DEV, MOST_TEST = 0.1, 200, 1000
 
 
 def partition(parts: array[int], hashes: array[int], cuts: Mapping[str, float], seed: int) -> Any:
-    """The part of every row, 0 train, 1 dev, 2 test, as an array.
+    """Return the part of every row as an array: 0 train, 1 dev, 2 test.
 
-    parts: where each row was read for. cuts: what is cut from the training rows, a share or a count; 0 for the default.
-    The rows with the smallest hashes of (seed, input) are drawn, so that rows with one input go together.
+    The rows with the smallest hashes of (seed, input) are drawn, so that rows with one input are in one part.
+
+    Args:
+        parts: The part whose file each row was read from.
+        hashes: 8 bytes of the hash of each row's input, under a key that follows from the seed.
+        cuts: For each part that is cut from the training rows, the share or number of rows; 0 for the default.
+        seed: Of the draw; the hashes have it already.
     """
     import numpy as np
 
@@ -40,7 +46,7 @@ def _count(cut: float | None, rows: int, most: int) -> int:
 
 
 def _end(values: Any, ordered: Any, wanted: int) -> int:
-    """`wanted`, or a little more, so that rows with one hash are not parted."""
+    """`wanted`, or a little more, so that rows with one hash stay together."""
     end = min(wanted, len(ordered))
     while 0 < end < len(ordered) and values[ordered[end]] == values[ordered[end - 1]]:
         end += 1

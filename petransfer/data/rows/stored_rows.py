@@ -10,8 +10,8 @@ from typing import Any, overload
 from petransfer.data.task import Example
 
 # Rows that are written and read together: few enough that one row at random costs little, enough to pack well.
-ROWS_A_BATCH = 64
-_COLUMNS = ("index", "input", "target", "category")
+ROWS_PER_BATCH = 64
+_COLUMNS = ("index", "line", "input", "target", "category")
 
 
 class RowWriter:
@@ -20,16 +20,16 @@ class RowWriter:
     def __init__(self, path: Path) -> None:
         import pyarrow
 
-        kinds = (pyarrow.int64(), *[pyarrow.large_string()] * 3)
+        kinds = (*[pyarrow.int64()] * 2, *[pyarrow.large_string()] * 3)
         self._schema = pyarrow.schema(list(zip(_COLUMNS, kinds, strict=True)))
         self._file = pyarrow.OSFile(str(path), "wb")
         self._writer = pyarrow.ipc.new_file(self._file, self._schema)
-        self._pending: list[tuple[int, str, str, str]] = []
+        self._pending: list[tuple[int, int, str, str, str]] = []
 
-    def add(self, index: int, source: str, target: str, category: str) -> None:
-        """One row. index: where it stands among the rows of its own file."""
-        self._pending.append((index, source, target, category))
-        if len(self._pending) == ROWS_A_BATCH:
+    def add(self, index: int, line: int, source: str, target: str, category: str) -> None:
+        """Add a row. index: its number among the examples of its file, from 0; line: where it begins in the file."""
+        self._pending.append((index, line, source, target, category))
+        if len(self._pending) == ROWS_PER_BATCH:
             self._flush()
 
     def _flush(self) -> None:
@@ -51,18 +51,24 @@ class RowWriter:
         self._file.close()
 
 
-class Rows(Sequence[Example]):
+class StoredRows(Sequence[Example]):
     """The rows of one part, read from the file when they are asked for.
 
     Plain reads, not a memory map: pages of a map that were touched count as the process's memory.
     """
 
-    def __init__(self, path: Path, positions: Any) -> None:
-        """positions: where the part's rows stand in the file, an array of whole numbers."""
+    def __init__(self, path: Path, positions: Any, chat: str = "") -> None:
+        """Open the file.
+
+        Args:
+            path: The Arrow file.
+            positions: The numbers of the part's rows in the file, as a numpy array.
+            chat: The `chat` of every example.
+        """
         import pyarrow
 
         self._reader = pyarrow.ipc.open_file(pyarrow.OSFile(str(path), "rb"))
-        self._positions = positions
+        self._path, self._positions, self._chat = path, positions, chat
         self._held: tuple[int, list[list[Any]]] | None = None
 
     def __len__(self) -> int:
@@ -75,7 +81,22 @@ class Rows(Sequence[Example]):
     def __getitem__(self, at: int | slice) -> Example | tuple[Example, ...]:
         if isinstance(at, slice):
             return tuple(self[one] for one in range(*at.indices(len(self))))
-        batch, offset = divmod(int(self._positions[at]), ROWS_A_BATCH)
+        index, _, source, target, category = self._row(at)
+        return Example(index, source, target, category, self._chat)
+
+    def line_of(self, index: int) -> int | None:
+        """Return the line of the row with this index, or None if there is none; all rows are searched."""
+        found = (row for at in range(len(self)) if (row := self._row(at))[0] == index)
+        return next((int(row[1]) for row in found), None)
+
+    def without(self, positions: Sequence[int]) -> StoredRows:
+        """The rows but for those at these positions."""
+        import numpy as np
+
+        return StoredRows(self._path, np.delete(self._positions, np.asarray(positions, dtype=np.int64)), self._chat)
+
+    def _row(self, at: int) -> list[Any]:
+        batch, offset = divmod(int(self._positions[at]), ROWS_PER_BATCH)
         if self._held is None or self._held[0] != batch:
             self._held = (batch, [column.to_pylist() for column in self._reader.get_batch(batch).columns])
-        return Example(*(column[offset] for column in self._held[1]))
+        return [column[offset] for column in self._held[1]]

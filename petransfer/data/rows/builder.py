@@ -1,0 +1,199 @@
+"""One pass over the user's files: every row is checked, written to the disk, and drawn for a part."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from petransfer.data.rows.bad_rows import BadRows, visible
+from petransfer.data.rows.columns import ColumnChoice, RowTexts, choose_columns, has_value, read_records
+from petransfer.data.rows.held_out import overlaps, partition
+from petransfer.data.rows.options import RowOptions
+from petransfer.data.rows.records import BadRow, Record, as_text, value_of
+from petransfer.data.rows.source import Source
+from petransfer.data.rows.stored_rows import RowWriter
+from petransfer.data.rows.tables import HIDDEN_LABEL
+from petransfer.data.task import PARTS
+from petransfer.errors import UserError
+
+_log = logging.getLogger(__name__)
+_OTHER = len(PARTS)
+_PART_NAMES = {
+    **dict.fromkeys(("train", "training"), 0),
+    **dict.fromkeys(("dev", "val", "valid", "validation", "eval"), 1),
+    **dict.fromkeys(("test", "testing"), 2),
+}
+# Targets are a closed set if there are at most so many, each seen so often in the training rows on average.
+LABELS, ROWS_PER_LABEL = 50, 5
+# More are not counted, nor may so many categories be told apart.
+COUNTED, CATEGORIES = 5000, 1000
+
+
+class RowBuilder:
+    """Reads the sources of all parts, writes their rows and positions into a folder, and sums up what it saw."""
+
+    def __init__(self, options: RowOptions, folder: Path) -> None:
+        self._options, self._folder = options, folder
+        self._parts, self._hashes = array("B"), array("Q")  # of the texts that rows are grouped by, 8 bytes each
+        self._digest = hashlib.sha256()
+        self._targets: Counter[str] = Counter()
+        self._categories: Counter[str] = Counter()
+        self._bad, self._rows = BadRows(), 0
+        self._hidden: Counter[str] = Counter()
+        self._longest = [0, 0]
+        self._first: RowTexts | None = None
+        self._chat = False
+
+    def build(self, sources: Mapping[str, Source], cuts: Mapping[str, float]) -> dict[str, Any]:
+        """Write `rows.arrow` and the positions of each part; return what is known of the rows, for `about.json`.
+
+        Args:
+            sources: The file or dataset of each part that has one.
+            cuts: The share or number of training rows for each part that is cut from them; 0 for the default.
+
+        Raises:
+            UserError: Rows cannot be used and must not be left out, or a part has no rows.
+        """
+        with RowWriter(self._folder / "rows.arrow") as writer:
+            for part in PARTS:
+                if part in sources:
+                    self._read(part, sources[part], writer)
+        if self._bad and self._options.bad_rows == "refuse":
+            raise UserError(self._bad.refusal(self._rows, self._options.train) + self._hidden_advice())
+        codes = partition(self._parts, self._hashes, cuts, self._options.seed)
+        sizes = self._write_positions(codes)
+        self._check_parts(sizes, sources)
+        self._check_categories()
+        few = len(self._targets) <= LABELS and sizes["train"] >= ROWS_PER_LABEL * len(self._targets)
+        return {
+            "sha256": self._digest.hexdigest(),
+            "sizes": sizes,
+            "longest": self._longest,
+            "labels": sorted(self._targets) if len(self._targets) <= COUNTED else [],
+            "targets": len(self._targets),
+            "closed": few and len(self._targets) > 1,
+            "bad": self._bad.count,
+            "chat": self._chat,
+            "notes": [*self._notes(), *overlaps(codes, self._hashes)],
+        }
+
+    def _read(self, part: str, source: Source, writer: RowWriter) -> None:
+        columns = choose_columns(self._options, source)
+        self._chat = self._chat or columns.chat
+        index = rows = 0
+        for record in read_records(self._options, source, columns):
+            rows += 1
+            if rows % 1_000_000 == 0:
+                _log.info("%s: %s rows read", source.name, f"{rows:,}")
+            try:
+                found = list(self._examples(part, record, columns))
+            except BadRow as problem:
+                self._bad.add(f"{source.name}:{record.line}", problem)
+                index += 1
+                continue
+            for code, hashed, texts in found:
+                if code != _OTHER:
+                    writer.add(index, record.line, texts.input, texts.target, texts.category)
+                    self._count(code, hashed, texts)
+                index += 1
+            self._hidden[part] += _is_hidden(record.values, columns)
+        self._rows += rows
+        if part != "train" and rows and self._hidden[part] == rows:
+            raise UserError(f"{source.name}: {HIDDEN_LABEL} in every {part} row{_name_another(part)}")
+
+    def _examples(self, part: str, record: Record, columns: ColumnChoice) -> Iterator[tuple[int, int, RowTexts]]:
+        if record.problem:
+            raise record.problem
+        code = PARTS.index(part)
+        if columns.split:
+            named = as_text(value_of(record.values, columns.split), columns.split).strip().lower()
+            code = _PART_NAMES.get(named, _OTHER)
+        for texts in columns.texts(record.values):
+            yield code, _hash(texts, self._options.seed), texts
+
+    def _count(self, code: int, hashed: int, texts: RowTexts) -> None:
+        self._parts.append(code)
+        self._hashes.append(hashed)
+        self._digest.update(json.dumps((texts.input, texts.target, texts.category)).encode())
+        if len(self._targets) <= COUNTED:
+            self._targets[texts.target] += 1
+        if len(self._categories) <= CATEGORIES:
+            self._categories[texts.category] += 1
+        self._longest = [max(self._longest[0], len(texts.input)), max(self._longest[1], len(texts.target))]
+        self._first = self._first or texts
+
+    def _write_positions(self, codes: Any) -> dict[str, int]:
+        import numpy as np
+
+        sizes = {}
+        for code, part in enumerate(PARTS):
+            positions = np.flatnonzero(codes == code).astype(np.uint32)
+            self._digest.update(positions.tobytes())
+            np.save(self._folder / f"{part}.npy", positions)
+            sizes[part] = len(positions)
+        return sizes
+
+    def _check_parts(self, sizes: Mapping[str, int], sources: Mapping[str, Source]) -> None:
+        for part, size in sizes.items():
+            if not size:
+                name = sources.get(part, sources["train"]).name
+                left_out = f"; {self._bad.note()}" if self._bad else ""
+                raise UserError(
+                    f"{name} leaves no {part} rows (of {sum(sizes.values())} in all); give more rows, or name files"
+                    f"{left_out}{self._hidden_advice()}"
+                )
+
+    def _check_categories(self) -> None:
+        if len(self._categories) > CATEGORIES:
+            raise UserError(
+                f"the column '{self._options.category}' has more than {CATEGORIES:,} categories; name another with "
+                "--set task.options.category=COLUMN"
+            )
+        for names in _alike(self._categories):
+            found = " and ".join(f"{visible(name)} ({self._categories[name]} rows)" for name in names)
+            raise UserError(f"the categories {found} differ in case or blanks alone; write them alike")
+
+    def _notes(self) -> Iterator[str]:
+        if self._first:
+            yield f"the first row is {visible(self._first.input)} -> {visible(self._first.target)}"
+        if self._bad:
+            yield self._bad.note()
+        for names in _alike(self._targets) if len(self._targets) <= 2 * LABELS else ():
+            found = " and ".join(f"{visible(name)} ({self._targets[name]} rows)" for name in names)
+            yield f"warning: the targets {found} differ in case or blanks alone; is one of them a typing error?"
+
+    def _hidden_advice(self) -> str:
+        return _name_another("test") if self._bad.has(HIDDEN_LABEL) else ""
+
+
+def _name_another(part: str) -> str:
+    return f"; it cannot be scored: name another {part} set, for example --{part} 0.1 for a tenth of the training rows"
+
+
+def _is_hidden(values: Mapping[str, Any], columns: ColumnChoice) -> bool:
+    """Whether the target is the number -1, which public test sets have in place of a label."""
+    target = value_of(values, columns.target) if columns.target and has_value(values, columns.target) else None
+    return not isinstance(target, bool | str) and target == -1
+
+
+def _alike(counts: Mapping[str, int]) -> list[list[str]]:
+    """Groups of names that differ in case or blanks alone."""
+    groups: dict[str, list[str]] = {}
+    for name in sorted(counts):
+        groups.setdefault(" ".join(name.split()).casefold(), []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def _hash(texts: RowTexts, seed: int) -> int:
+    """8 bytes of the hash of the text that rows are grouped by, under a key that follows from the seed."""
+    try:
+        grouped_by, *_ = [text.encode() for text in (texts.grouped_by, texts.input, texts.target, texts.category)]
+    except UnicodeEncodeError:
+        raise BadRow("a character is half of a pair (a lone surrogate); write the text again") from None
+    return int.from_bytes(hashlib.blake2b(grouped_by, digest_size=8, key=str(seed).encode()).digest(), "big")

@@ -1,0 +1,80 @@
+"""Chats in rows: messages with roles, of which every answer of the assistant becomes an example."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from petransfer.data.rows.records import BadRow
+
+ROLES = ("system", "user", "assistant", "tool")
+COLUMNS = ("messages", "conversations")
+# What other collections of chats call the keys and the roles.
+_KEYS = (("role", "content"), ("from", "value"))
+_OTHER_NAMES = {"human": "user", "gpt": "assistant", "function": "tool", "observation": "tool", "developer": "system"}
+Message = dict[str, Any]
+
+
+def chat_turns(value: Any) -> Iterator[tuple[str, str, str]]:
+    """Split a chat into (prompt, answer, first user message), one for each answer of the assistant.
+
+    The prompt is the JSON list of all messages before the answer. An answer that only calls tools is part of later
+    prompts and is no example of its own.
+
+    Raises:
+        BadRow: The value is no list of messages, a role is unknown, or the assistant never answers in words.
+    """
+    messages = read_messages(value)
+    first = next((message["content"] for message in messages if message["role"] == "user"), "")
+    answers = [at for at, message in enumerate(messages) if message["role"] == "assistant" and message["content"]]
+    if not answers:
+        raise BadRow("the chat has no answer of the assistant")
+    if answers[0] == 0:
+        raise BadRow("the chat begins with the assistant; a message of the user or system must come before")
+    for at in answers:
+        yield json.dumps(messages[:at], ensure_ascii=False), messages[at]["content"], first
+
+
+def read_messages(value: Any) -> list[Message]:
+    """Read a list of messages, or its JSON text; blanks around an assistant's answer are removed.
+
+    Raises:
+        BadRow: It is no list of messages, or a role is unknown.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise BadRow("the messages are text and not a JSON list") from None
+    if not isinstance(value, list) or not value:
+        raise BadRow("the messages are not a list" if value else "the list of messages is empty")
+    return [_message(each) for each in value]
+
+
+def _message(value: Any) -> Message:
+    if not isinstance(value, Mapping):
+        raise BadRow("a message is no object with role and content")
+    role_key, content_key = next((keys for keys in _KEYS if keys[0] in value), _KEYS[0])
+    role = str(value.get(role_key))
+    role = _OTHER_NAMES.get(role, role)
+    if role not in ROLES:
+        raise BadRow(f"unknown role '{role[:20]}' in a message (known: {', '.join(ROLES)})")
+    content = _content(value.get(content_key))
+    # a table gives every message the keys of all; those without a value are left out
+    others = {k: v for k, v in value.items() if k not in (role_key, content_key) and v is not None}
+    calls_tools = role == "assistant" and bool(others.get("tool_calls"))
+    if not content.strip() and not calls_tools:
+        raise BadRow(f"a message of the {role} is empty")
+    return {"role": role, "content": content.strip() if role == "assistant" else content, **others}
+
+
+def _content(value: Any) -> str:
+    """The text of a message; of content in parts, all parts must be text."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in value):
+        return "".join(str(part.get("text") or "") for part in value)
+    raise BadRow("the content of a message is not text")

@@ -1,0 +1,146 @@
+"""Which columns of the user's data make the input, the target and the category, and how a row becomes texts."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from petransfer.data.rows.chat_rows import COLUMNS as CHAT_COLUMNS
+from petransfer.data.rows.chat_rows import chat_turns
+from petransfer.data.rows.options import RowOptions
+from petransfer.data.rows.reading import column_names, read
+from petransfer.data.rows.records import BadRow, Record, Required, as_text, has_column, missing_column, value_of
+from petransfer.data.rows.source import Source
+from petransfer.data.templates import fields_of, render
+
+NO_CATEGORY = "(none)"
+
+
+@dataclass(frozen=True, slots=True)
+class RowTexts:
+    """The texts of one example. grouped_by: examples with one such text are held out together."""
+
+    input: str
+    target: str
+    category: str
+    grouped_by: str
+
+
+@dataclass(frozen=True)
+class ColumnChoice:
+    """The columns that are used.
+
+    Args:
+        inputs: One column, or those that the template names.
+        template: Empty where there is one input column.
+        target, category, split: Empty where there is no such column.
+        messages: The column of a chat; empty for inputs and targets.
+        chat: Whether an example's input is a JSON list of messages.
+    """
+
+    inputs: tuple[str, ...]
+    template: str = ""
+    target: str = "target"
+    category: str = ""
+    split: str = ""
+    messages: str = ""
+    chat: bool = False
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """All columns that are read."""
+        text = (self.messages,) if self.messages else (*self.inputs, self.target)
+        return tuple(name for name in (*text, self.category, self.split) if name)
+
+    def texts(self, values: Mapping[str, Any]) -> Iterator[RowTexts]:
+        """The examples of a row: one, or one for each answer in a chat.
+
+        Raises:
+            BadRow: The row lacks a column, or a value is missing, empty or no text.
+        """
+        category = NO_CATEGORY if self.category else "all"
+        given = value_of(values, self.category) if self.category and has_value(values, self.category) else None
+        if given is not None and not (isinstance(given, float) and math.isnan(given)):
+            category = as_text(given, "category")
+            category = category if category.strip() else NO_CATEGORY
+        if self.messages:
+            for prompt, answer, first in chat_turns(_present(values, self.messages, "messages")):
+                yield RowTexts(prompt, answer, category, first)
+            return
+        texts = {
+            name: as_text(_present(values, name, name), name if self.template else "input") for name in self.inputs
+        }
+        source = render(self.template, texts) if self.template else texts[self.inputs[0]]
+        target = as_text(_present(values, self.target, "target"), "target")
+        for name, text in (("input", source), ("target", target)):
+            if not text.strip():
+                raise BadRow(f"the {name} is empty")
+        prompt = json.dumps([{"role": "user", "content": source}], ensure_ascii=False) if self.chat else source
+        yield RowTexts(prompt, target.strip() if self.chat else target, category, source)
+
+
+def has_value(values: Mapping[str, Any], column: str) -> bool:
+    """Whether a row has the column."""
+    try:
+        value_of(values, column)
+    except KeyError:
+        return False
+    return True
+
+
+def choose_columns(options: RowOptions, source: Source) -> ColumnChoice:
+    """Choose the columns by the user's options and the names in the data.
+
+    Where the user named no column and there are no columns `input` and `target`, a chat (`messages` or
+    `conversations`) or `prompt` and `completion` are taken.
+
+    Raises:
+        UserError: A column is missing; the error lists the columns that exist.
+    """
+    required = required_columns(options)
+    names = column_names(source, required, options.columns_are_named)
+    if names is None:  # a tsv file without a header
+        return ColumnChoice(("input",), category="category", chat=options.chat != "auto")
+    split = options.split_column
+    category = options.category if has_column(names, options.category) else ""
+    if not options.columns_are_named and not any(has_column(names, name) for name in ("input", "target")):
+        chats = [name for name in CHAT_COLUMNS if name in names]
+        if chats:
+            return ColumnChoice((), category=category, messages=chats[0], chat=True)
+        if "prompt" in names and "completion" in names:
+            return ColumnChoice(("prompt",), target="completion", category=category, chat=options.chat != "auto")
+    if names and any(not has_column(names, name) for name in required):
+        raise missing_column(source.name, required, names)
+    if options.messages:
+        return ColumnChoice((), category=category, split=split, messages=options.messages, chat=True)
+    inputs = fields_of(options.template, options.input)
+    return ColumnChoice(inputs, options.template, options.target, category, split, chat=options.chat != "auto")
+
+
+def required_columns(options: RowOptions) -> Required:
+    """The columns that must be there, each with the option that names it."""
+    if options.messages:
+        required = {options.messages: "messages"}
+    else:
+        option = "template" if options.template else "input_column"
+        required = dict.fromkeys(fields_of(options.template, options.input), option)
+        required[options.target] = "target_column"
+    required |= {options.category: "category"} if options.category != "category" else {}
+    if options.split_column:
+        required.setdefault(options.split_column, "split_column")
+    return required
+
+
+def read_records(options: RowOptions, source: Source, columns: ColumnChoice) -> Iterator[Record]:
+    """The rows of a source, with the columns that are used."""
+    return read(source, required_columns(options), options.columns_are_named, columns.all)
+
+
+def _present(values: Mapping[str, Any], column: str, role: str) -> Any:
+    try:
+        return value_of(values, column)
+    except KeyError:
+        raise BadRow(f"no key '{column}'", f"it has: {', '.join(map(str, list(values)[:10]))}") from None

@@ -1,0 +1,166 @@
+"""Rows of csv and tsv files: which delimiter and quotes a file has, and its rows one by one."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from petransfer.data.rows.records import BadRow, Record, Required, has_column
+from petransfer.data.rows.source import Source
+from petransfer.data.rows.text_lines import Line, read_lines
+from petransfer.errors import UserError
+
+QUOTING = ("auto", "csv", "none")
+DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|", "colon": ":"}
+POSITIONAL = ("input", "target", "category")
+# So many lines of one csv row are kept, to be read again where its quote turns out to be the mistake.
+LINES_PER_ROW = 10_000
+_BY_PLACE = f"expected 2 or {len(POSITIONAL)} tab-separated columns ({', '.join(POSITIONAL)})"
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a file is written.
+
+    Args:
+        delimiter: One character between columns.
+        quoted: Whether quotes enclose cells, as in csv; otherwise a quote is text.
+        columns: The names in the first row; None where the first row is data and columns go by their place.
+    """
+
+    delimiter: str
+    quoted: bool
+    columns: tuple[str, ...] | None
+
+
+def detect(source: Source, required: Required, named: bool) -> Dialect:
+    """Find the delimiter, the quotes and the columns from the first row that is not blank.
+
+    Args:
+        required: The columns that the user needs; the delimiter that gives them is taken.
+        named: Whether the user named columns; otherwise a tsv file may lack a header.
+    """
+    first = next((line.text for line in read_lines(source) if line.text.strip()), "")
+    csv_like = source.format == "csv"
+    order = ",;\t|" if csv_like else "\t,;|"
+    found: list[tuple[str, bool, list[str]]] = []
+    for delimiter in [_character(source.delimiter)] if source.delimiter else order:
+        quoted = _is_quoted(first, delimiter, csv_like, source.quoting)
+        found.append((delimiter, quoted, _split(first, delimiter, quoted)))
+    fitting = [each for each in found if all(has_column(each[2], name) for name in required)]
+    several = [each for each in found if len(each[2]) > 1] if csv_like else []
+    delimiter, quoted, cells = [*fitting, *several, found[0]][0]
+    by_place = not csv_like and not named and not any(name in cells for name in required)
+    return Dialect(delimiter, quoted, None if by_place else tuple(cells))
+
+
+def read_delimited(source: Source, dialect: Dialect) -> Iterator[Record]:
+    """Read the rows in their order; blank lines are passed over.
+
+    Raises:
+        UserError: A column has the name of another, or a quote is never closed.
+    """
+    columns = dialect.columns
+    header_read = columns is None
+    for line, cells, problem in _quoted_rows(source, dialect) if dialect.quoted else _plain_rows(source, dialect):
+        if not header_read:
+            header_read = True
+            _refuse_twins(source, line, cells or [])
+        elif cells is None:
+            yield Record(line, {}, problem)
+        elif columns is None and not 2 <= len(cells) <= len(POSITIONAL):
+            yield Record(line, {}, BadRow(f"{_BY_PLACE}, found {len(cells)}"))
+        else:
+            columns = columns if columns is not None else POSITIONAL[: len(cells)]
+            if len(cells) != len(columns):
+                shown = ", ".join(columns[:10])
+                yield Record(line, {}, BadRow(f"expected {len(columns)} columns ({shown}), found {len(cells)}"))
+            else:
+                yield Record(line, dict(zip(columns, cells, strict=True)))
+
+
+_Row = tuple[int, list[str] | None, BadRow | None]
+
+
+def _plain_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
+    for line in read_lines(source):
+        if line.text:
+            yield line.number, None if line.problem else line.text.split(dialect.delimiter), line.problem
+
+
+def _quoted_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
+    """Rows by the csv module, which joins the lines of a quoted cell with line breaks.
+
+    After a row that it cannot read, reading continues with the line after the row's first: a quote that is not closed
+    takes all that follows into its row.
+    """
+    csv.field_size_limit(sys.maxsize)
+    rest, again = read_lines(source), deque[Line]()
+    taken: list[Line] = []
+    broken: list[Line] = []
+
+    def texts() -> Iterator[str]:
+        while line := again.popleft() if again else next(rest, None):
+            if len(taken) <= LINES_PER_ROW:
+                taken.append(line)
+            if line.problem:
+                broken.append(line)
+            yield line.text + "\n"
+
+    reader = csv.reader(texts(), strict=True, delimiter=dialect.delimiter)
+    while True:
+        taken.clear()
+        broken.clear()
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            start = taken[0].number
+            if len(taken) > LINES_PER_ROW:
+                raise UserError(
+                    f"{source.name}:{start}: a quote that opens in this row is not closed within {LINES_PER_ROW:,} "
+                    "lines; close it, double it where it is text, or use --set task.options.quoting=none"
+                ) from None
+            yield start, None, BadRow("not csv", str(error))
+            again.extendleft(reversed(taken[1:]))
+            reader = csv.reader(texts(), strict=True, delimiter=dialect.delimiter)
+            continue
+        if broken:
+            yield broken[0].number, None, broken[0].problem
+        elif cells:
+            yield taken[0].number, cells, None
+
+
+def _character(name: str) -> str:
+    """A delimiter that the user named, by its word or as it is."""
+    found = DELIMITERS.get(name, name)
+    if len(found) != 1:
+        raise UserError(f"delimiter of lines is {name!r}; give one character, or {', '.join(DELIMITERS)}")
+    return found
+
+
+def _is_quoted(first: str, delimiter: str, csv_like: bool, quoting: str) -> bool:
+    """Whether quotes enclose cells: always in csv, in tsv where all cells of the first row are enclosed."""
+    if quoting in ("csv", "none"):
+        return quoting == "csv"
+    cells = first.split(delimiter)
+    return csv_like or all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in cells)
+
+
+def _split(first: str, delimiter: str, quoted: bool) -> list[str]:
+    if not quoted:
+        return first.split(delimiter)
+    try:
+        return next(csv.reader([first], delimiter=delimiter), [])
+    except csv.Error:
+        return first.split(delimiter)
+
+
+def _refuse_twins(source: Source, line: int, names: list[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"{source.name}:{line}: two columns are named '{twice[0]}'; rename one of them")

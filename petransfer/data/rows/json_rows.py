@@ -1,0 +1,87 @@
+"""Rows of JSON files: one object a line, or one list of objects, read as a stream."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import IO, Any
+
+from petransfer.data.rows.records import BadRow, Record
+from petransfer.data.rows.source import Source
+from petransfer.data.rows.text_lines import open_text, read_lines
+from petransfer.errors import UserError
+
+_CHUNK_CHARACTERS = 1 << 20
+_LIST = re.compile(r"\s*\[\s*([{\]]|$)")
+_NOT_AN_OBJECT = 'not a JSON object; write one a line, as {"input": ..., "target": ...}'
+
+
+def read_json(source: Source) -> Iterator[Record]:
+    """Read the objects of a file in their order; blank lines are passed over.
+
+    Raises:
+        UserError: The file is a list that is not valid JSON.
+    """
+    with open_text(source) as file:
+        is_list = bool(_LIST.match(file.read(1000)))
+    if is_list:
+        with open_text(source) as file:
+            for number, value in enumerate(_items(file, source.name), start=1):
+                yield _record(number, value)
+        return
+    for line in read_lines(source):
+        if line.problem:
+            yield Record(line.number, {}, line.problem)
+        elif line.text.strip():
+            try:
+                value = _DECODER.decode(line.text)
+            except (ValueError, RecursionError) as error:
+                detail = re.sub(r": line 1 column (\d+) \(char \d+\)", r" at character \1", str(error))
+                yield Record(line.number, {}, BadRow("not valid JSON", " ".join(detail.split())[:80]))
+            else:
+                yield _record(line.number, value)
+
+
+def _record(number: int, value: Any) -> Record:
+    return Record(number, value) if isinstance(value, dict) else Record(number, {}, BadRow(_NOT_AN_OBJECT))
+
+
+def _items(file: IO[str], name: str) -> Iterator[Any]:
+    """The items of one JSON list, of which no more than a chunk and an item is in memory."""
+    text = file.read(_CHUNK_CHARACTERS).lstrip()[1:]
+    count = 0
+    while True:
+        text = text.lstrip()
+        if text.startswith("]"):
+            return
+        try:
+            value, end = _DECODER.raw_decode(text)
+            ended = text[end:].lstrip()[:1]
+            if not ended:  # a number may go on in the next chunk
+                raise ValueError("the list is not closed")
+        except (ValueError, RecursionError) as error:
+            more = file.read(_CHUNK_CHARACTERS)
+            if not more:
+                reason = " ".join(str(error).split())[:80]
+                raise UserError(f"{name}: item {count + 1} of the list is not valid JSON ({reason})") from None
+            text += more
+            continue
+        count += 1
+        yield value
+        text = text[end:].lstrip()
+        if text.startswith(","):
+            text = text[1:]
+        elif not text.startswith("]"):
+            raise UserError(f"{name}: a comma is missing after item {count} of the list")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key '{next(name for name in names if names.count(name) > 1)}' occurs twice")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)

@@ -1,0 +1,113 @@
+"""The options that say where the user's rows are and how to read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from petransfer.data.rows.delimited import QUOTING
+from petransfer.data.rows.source import FORMATS
+from petransfer.data.templates import fields_of
+from petransfer.errors import UserError, unknown
+
+CHAT = ("auto", "template", "plain")
+_CHOICES = {"bad_rows": ("refuse", "skip"), "quoting": QUOTING, "chat": CHAT}
+
+
+@dataclass(frozen=True)
+class RowOptions:
+    """The options of the task `lines`.
+
+    Args:
+        data_dir: Where relative names are looked for first.
+        train: A file (tsv, csv, json, jsonl, parquet, arrow; text files also compressed), a folder, or a hub id
+            (`owner/name@revision`) that `datasets` loads.
+        dev, test: Another file; a share of the training rows (0.1); a number of rows (500); or a split of the dataset.
+            Where they are left out: the dataset's own splits, or a tenth of the training rows.
+        input, target, category: Columns; `translation.en` is the key `en` of a column `translation`. A tsv file
+            without a header has them in this order; the category may be absent.
+        input_column, target_column: Other names of the options `input` and `target`.
+        template: Makes the input of several columns, `"summarize: {document}"`.
+        messages: The column with chat messages; `messages` and `conversations` are found without it.
+        chat: `auto` reads chats from rows with messages; `template` also makes a chat of each input and target;
+            `plain` writes chats as `role: content` lines, for models without a chat template.
+        split_column: A column that says `train`, `dev` or `test`; other rows are left out.
+        seed: Of the draw of the rows that are held out. Rows with one input are always drawn together.
+        bad_rows: `skip` leaves out rows that cannot be used and counts them; `refuse` stops at the end of the file.
+        max_length: Rows with more input or target tokens cannot be used; 0 leaves that to the model. Nothing is cut.
+        sha256: What the hash of the rows must be.
+        config: A dataset's configuration.
+        format, encoding, delimiter, quoting: Where they cannot be detected. quoting: `csv` (quotes enclose cells),
+            `none` (quotes are text) or `auto`.
+    """
+
+    data_dir: Path | None = None
+    train: str = ""
+    dev: str | float = ""
+    test: str | float = ""
+    input: str = "input"
+    target: str = "target"
+    category: str = "category"
+    template: str = ""
+    split_column: str = ""
+    seed: int = 0
+    bad_rows: str = "refuse"
+    max_length: int = 0
+    sha256: str = ""
+    config: str = ""
+    format: str = ""
+    input_column: str = ""
+    target_column: str = ""
+    messages: str = ""
+    chat: str = "auto"
+    encoding: str = ""
+    delimiter: str = ""
+    quoting: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.train:
+            raise UserError("the task lines needs options: {train: FILE}, or a folder or hub id that `datasets` loads")
+        for key, choices in _CHOICES.items():
+            if getattr(self, key) not in choices:
+                raise unknown(f"value of {key} of lines", str(getattr(self, key)), choices)
+        if self.format and self.format not in FORMATS:
+            raise unknown("format of lines", self.format, FORMATS)
+        for key in ("seed", "max_length"):
+            value = getattr(self, key)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise UserError(f"{key} of lines is {value!r}: give a whole number from 0 up")
+        for part in ("dev", "test"):
+            object.__setattr__(self, part, _share(getattr(self, part), part))
+        self._name_columns()
+
+    def _name_columns(self) -> None:
+        for key in ("input", "target"):
+            alias = getattr(self, f"{key}_column")
+            if alias and getattr(self, key) not in (key, alias):
+                raise UserError(f"lines has both {key} and {key}_column; leave one of them out")
+            object.__setattr__(self, key, alias or getattr(self, key))
+            object.__setattr__(self, f"{key}_column", "")
+        if self.template and self.input != "input":
+            raise UserError("lines has both an input column and a template; leave one of them out")
+        roles = [*fields_of(self.template, self.input), self.target, self.category]
+        twice = next((role for role in roles if roles.count(role) > 1), None)
+        if twice:
+            raise UserError(f"lines takes the column '{twice}' for two things; input, target and category must differ")
+
+    @property
+    def columns_are_named(self) -> bool:
+        """Whether the user named any column of his own."""
+        defaults = (self.input, self.target, self.category) == ("input", "target", "category")
+        return bool(self.template or self.messages or self.split_column) or not defaults
+
+
+def _share(value: str | float, part: str) -> str | float:
+    """A share of the rows, a number of rows, or the name of a file or split."""
+    if isinstance(value, str):
+        try:
+            value = float(value) if "." in value else int(value)
+        except ValueError:
+            return value
+    if isinstance(value, bool) or not (0 < value < 1 or (value >= 1 and value == int(value))):
+        raise UserError(f"{part} of lines is {value}: give a share such as 0.1, a number of rows, or a file")
+    return value if value < 1 else int(value)

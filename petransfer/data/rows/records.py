@@ -1,0 +1,121 @@
+"""One row of the user's data, the columns in it, and why a row cannot be used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from petransfer.errors import UserError
+
+
+class BadRow(ValueError):
+    """A row that cannot be used.
+
+    Args:
+        reason: The kind of the fault, by which bad rows are counted.
+        detail: What is special to this row.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason} ({detail})" if detail else reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row as it stands in the file.
+
+    Args:
+        line: The line where it begins, or its number among the rows of a file without lines; counted from 1.
+        values: By column.
+        problem: Why it could not be read; None for a good row.
+    """
+
+    line: int
+    values: Mapping[str, Any]
+    problem: BadRow | None = None
+
+
+# The columns that must be there, each with the task option that names it.
+Required = Mapping[str, str]
+_FLAGS = {"input_column": "--input-column", "target_column": "--target-column", "template": "--template"}
+
+
+def value_of(values: Mapping[str, Any], column: str) -> Any:
+    """Return a column's value; `translation.en` also means the key `en` of a column `translation`.
+
+    A number in the name is a place in a list: `answers.text.0`.
+
+    Raises:
+        KeyError: The row has no such column.
+    """
+    if column in values:
+        return values[column]
+    found: Any = values
+    for part in column.split("."):
+        if isinstance(found, Mapping) and part in found:
+            found = found[part]
+        elif isinstance(found, Sequence) and not isinstance(found, str) and part.isdigit() and int(part) < len(found):
+            found = found[int(part)]
+        elif found is None:
+            return None
+        else:
+            raise KeyError(column)
+    return found
+
+
+def has_column(names: Iterable[str], column: str) -> bool:
+    """Whether columns with these (perhaps dotted) names hold `column`, or a part of it that only rows can tell."""
+    known = set(names)
+    parts = column.split(".")
+    if column in known:
+        return True
+    tops = [".".join(parts[:count]) for count in range(1, len(parts))]
+    inside = [top for top in tops if top in known]
+    # a list of unknown length or a struct whose keys are not listed may hold the rest
+    return bool(inside) and not any(name.startswith(f"{inside[-1]}.") for name in known)
+
+
+def dotted_names(values: Mapping[str, Any]) -> list[str]:
+    """The columns of a row: the keys of a dictionary inside it are named `outer.inner`."""
+    names: list[str] = []
+    for name, value in values.items():
+        inner = [f"{name}.{key}" for key in dotted_names(value)] if isinstance(value, Mapping) else []
+        names += inner or [name]
+    return names
+
+
+def missing_column(name: str, required: Required, found: Sequence[str]) -> UserError:
+    """An error for the first column that is missing; it lists the columns that exist.
+
+    Args:
+        name: The file or dataset.
+        required: The columns that must be there.
+        found: The columns that are there.
+    """
+    column, option = next((column, option) for column, option in required.items() if not has_column(found, column))
+    exist = ", ".join(str(each)[:30] for each in list(found)[:20]) or "no columns"
+    value = "'{COLUMN}'" if option == "template" else "COLUMN"
+    flag = f"{_FLAGS[option]} {value}, or " if option in _FLAGS else ""
+    return UserError(
+        f"{name} has no column '{column}' (it has: {exist}); name yours with {flag}--set task.options.{option}={value}"
+    )
+
+
+def as_text(value: Any, name: str) -> str:
+    """Return a cell as text: text as it is, numbers and truth values as JSON writes them.
+
+    Raises:
+        BadRow: The value is missing (None or NaN), or a list or dictionary.
+    """
+    if isinstance(value, str):
+        return value
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        raise BadRow(f"the {name} is missing" if value is None else f"the {name} is missing (NaN)")
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return str(value)
+    raise BadRow(f"the {name} is a {type(value).__name__}, not text")

@@ -1,0 +1,143 @@
+"""What the name of the user's data stands for: a file and its format, a folder, or a dataset on the hub."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from petransfer.errors import UserError
+
+FORMATS = ("tsv", "csv", "jsonl", "parquet", "arrow", "dataset")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zip", ".zst")
+SUPPORTED = "tsv, csv, json, jsonl, parquet and arrow files (text files also as .gz, .bz2, .xz, .zip or .zst)"
+_SUFFIXES = {
+    ".tsv": "tsv",
+    ".tab": "tsv",
+    ".txt": "tsv",
+    ".csv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+    ".feather": "arrow",
+    ".arrow": "arrow",
+    ".ipc": "arrow",
+}
+_SPREADSHEET = "a spreadsheet; save the sheet as CSV (UTF-8)"
+_ARCHIVE = "an archive; unpack it and name the file"
+_UNSUPPORTED = {
+    **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".xlsb", ".ods", ".numbers"), _SPREADSHEET),
+    **dict.fromkeys((".tar", ".tgz", ".tbz2", ".txz", ".7z", ".rar"), _ARCHIVE),
+    **dict.fromkeys((".doc", ".docx", ".odt", ".rtf", ".pdf", ".html", ".htm", ".md"), "a document; write a table"),
+    **dict.fromkeys((".pkl", ".pickle", ".pt", ".pth", ".joblib"), "a Python pickle, which can run code; save a table"),
+    **dict.fromkeys((".db", ".sqlite", ".sqlite3"), "a database; export the table as CSV"),
+    **dict.fromkeys((".xml", ".yaml", ".yml"), "not a table; write one JSON object a line"),
+    **dict.fromkeys((".npy", ".npz", ".h5", ".hdf5", ".avro", ".orc", ".rds", ".sav", ".dta"), "not supported"),
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rows come from.
+
+    Args:
+        name: As the user wrote it, for messages.
+        format: One of `FORMATS`.
+        path: The file or folder; None for a hub id.
+        split, config: Of a dataset.
+        encoding, delimiter, quoting: As the user named them; empty to detect them.
+    """
+
+    name: str
+    format: str
+    path: Path | None
+    split: str = ""
+    config: str = ""
+    encoding: str = ""
+    delimiter: str = ""
+    quoting: str = ""
+
+    def state(self) -> tuple[int, ...]:
+        """Return numbers that change when the file changes: inode, size and time of modification.
+
+        Raises:
+            UserError: The file cannot be read.
+        """
+        if self.path is None:
+            return ()
+        try:
+            found = [path.stat() for path in (self.path, *sorted(self.path.rglob("*")))]
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be read ({error.strerror}); correct the name of the data") from None
+        return tuple(number for each in found for number in (each.st_ino, each.st_size, each.st_mtime_ns))
+
+
+def find_source(
+    name: str,
+    folder: Path | None,
+    form: str = "",
+    split: str = "",
+    config: str = "",
+    text: tuple[str, str, str] = ("", "", ""),
+) -> Source:
+    """Find what a name in a recipe stands for: a file in `folder` or here, a folder, or a dataset's hub id.
+
+    Args:
+        form: The format, where the user named it.
+        text: Encoding, delimiter and quoting, where the user named them.
+
+    Raises:
+        UserError: There is no such file, or its format is not supported.
+    """
+    places = [folder / name, Path(name).expanduser()] if folder else [Path(name).expanduser()]
+    path = next((place for place in places if place.exists()), None)
+    if path is not None and path.is_dir():
+        return Source(name, "dataset", path, split, config)
+    if path is not None:
+        return Source(name, form or _format(path, name), path, "", "", *text)
+    if form not in ("", "dataset") or name.startswith((".", "/", "~")) or _is_file_name(name):
+        raise UserError(f"no file {name}; supported are {SUPPORTED}, folders that `datasets` loads, and hub ids")
+    return Source(name, "dataset", None, split, config)
+
+
+def zip_member(archive: zipfile.ZipFile, name: str) -> str:
+    """Return the only file in a zip.
+
+    Raises:
+        UserError: The zip holds no file or several, or is a spreadsheet.
+    """
+    members = [m for m in archive.namelist() if not m.endswith("/") and not m.startswith("__MACOSX/")]
+    if "[Content_Types].xml" in members:
+        raise UserError(f"{name} is an Office file, such as {_SPREADSHEET}")
+    if len(members) != 1:
+        found = ", ".join(members[:5]) or "none"
+        raise UserError(f"{name} must hold one file, and holds {len(members)} ({found}); unpack it and name the file")
+    return members[0]
+
+
+def _format(path: Path, name: str) -> str:
+    suffix = _suffix(path)
+    if path.suffix.lower() == ".zip" and suffix not in _SUFFIXES:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                suffix = Path(zip_member(archive, name)).suffix.lower()
+        except (zipfile.BadZipFile, OSError) as error:
+            raise UserError(f"{name} cannot be read as a zip file ({error})") from None
+    if suffix in _UNSUPPORTED:
+        raise UserError(f"{name} is {_UNSUPPORTED[suffix]}; supported are {SUPPORTED}")
+    if suffix not in _SUFFIXES:
+        named = f"'{suffix}' is no known format" if suffix else "the name has no ending that tells the format"
+        raise UserError(f"{name}: {named}; name it with the option format ({', '.join(FORMATS[:-1])})")
+    return _SUFFIXES[suffix]
+
+
+def _suffix(path: Path) -> str:
+    """The last suffix in small letters, before that of a compressed file."""
+    return Path(path.stem).suffix.lower() if path.suffix.lower() in COMPRESSED else path.suffix.lower()
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether a name that does not exist was meant as a file: it ends like one."""
+    suffix = _suffix(Path(name.partition("@")[0]))
+    return suffix in _SUFFIXES or suffix in _UNSUPPORTED or Path(name).suffix.lower() in COMPRESSED

@@ -1,0 +1,176 @@
+"""Rows of parquet and arrow files, and of datasets that the library `datasets` loads."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from petransfer.data.rows.records import BadRow, Record
+from petransfer.data.rows.source import Source
+from petransfer.errors import UserError
+
+_BATCH = 1000
+_SAVED_BY_DATASETS = ("dataset_dict.json", "state.json")
+
+
+def parquet_columns(source: Source) -> list[str]:
+    """The columns of a parquet file, fields of a struct as `outer.inner`."""
+    import pyarrow.parquet
+
+    with _refused("parquet", source), pyarrow.parquet.ParquetFile(source.path) as file:
+        return _names(file.schema_arrow)
+    raise AssertionError
+
+
+def read_parquet(source: Source, columns: tuple[str, ...]) -> Iterator[Record]:
+    """Read rows of a parquet file; of the columns, only those that the named (perhaps dotted) columns need."""
+    import pyarrow.parquet
+
+    with _refused("parquet", source), pyarrow.parquet.ParquetFile(source.path) as file:
+        wanted = _tops(file.schema_arrow.names, columns)
+        batches = file.iter_batches(batch_size=_BATCH, columns=wanted)
+        yield from _numbered(row for batch in batches for row in batch.to_pylist())
+
+
+def arrow_columns(source: Source) -> list[str]:
+    """The columns of an arrow (feather) file, fields of a struct as `outer.inner`."""
+    with _refused("arrow", source), _open_arrow(source) as reader:
+        return _names(reader.schema)
+    raise AssertionError
+
+
+def read_arrow(source: Source, columns: tuple[str, ...]) -> Iterator[Record]:
+    """Read rows of an arrow file, in the file or the stream format; feather is the file format."""
+    with _refused("arrow", source), _open_arrow(source) as reader:
+        wanted = _tops(reader.schema.names, columns)
+        count = getattr(reader, "num_record_batches", None)
+        batches = reader if count is None else map(reader.get_batch, range(count))
+        yield from _numbered(row for batch in batches for row in _sliced(batch.select(wanted)))
+
+
+def dataset_columns(source: Source) -> list[str]:
+    """The columns of a dataset's split, fields of a struct as `outer.inner`."""
+    return _feature_names(_split(source).features)
+
+
+def read_dataset(source: Source, columns: tuple[str, ...]) -> Iterator[Record]:
+    """Read rows of a dataset's split. A class is a number in a dataset; its name is the text that is trained on."""
+    part = _split(source)
+    wanted = _tops(part.column_names, columns)
+    names = {name: feature.names for name, feature in part.features.items() if hasattr(feature, "int2str")}
+    number = 0
+    for batch in part.select_columns(wanted).iter(_BATCH):
+        for row in zip(*batch.values(), strict=True):
+            number += 1
+            values = dict(zip(batch, row, strict=True))
+            try:
+                yield Record(number, {name: _label(value, names.get(name)) for name, value in values.items()})
+            except BadRow as problem:
+                yield Record(number, {}, problem)
+
+
+def open_dataset(source: Source) -> dict[str, Any]:
+    """The splits of a dataset by name; its rows stay on the disk.
+
+    Raises:
+        UserError: `datasets` cannot load it.
+    """
+    import datasets
+
+    datasets.disable_progress_bars()
+    name, _, revision = source.name.partition("@")
+    try:
+        if source.path is not None and any((source.path / file).is_file() for file in _SAVED_BY_DATASETS):
+            found = datasets.load_from_disk(str(source.path))
+        else:
+            place = str(source.path) if source.path else name
+            found = datasets.load_dataset(place, source.config or None, revision=revision or None)
+    except Exception as error:  # whatever a loader, a hub or a cache may raise
+        raise UserError(
+            f"`datasets` cannot load {source.name} ({_reason(error)[:160]}); name a file, a folder or a hub id"
+        ) from None
+    return dict(found) if isinstance(found, dict) else {"train": found}
+
+
+def _split(source: Source) -> Any:
+    data = open_dataset(source)
+    if source.split not in data:
+        raise UserError(f"{source.name} has no split '{source.split}' (it has: {', '.join(data)})")
+    return data[source.split]
+
+
+def _label(value: Any, names: list[str] | None) -> Any:
+    """The name of a class.
+
+    Raises:
+        BadRow: The label is hidden, as in the test sets of public competitions.
+    """
+    if not names or not isinstance(value, int):
+        return value
+    if not 0 <= value < len(names):
+        raise BadRow(HIDDEN_LABEL if value == -1 else f"the label {value} has no name")
+    return names[value]
+
+
+HIDDEN_LABEL = "the label is hidden (-1)"
+
+
+@contextlib.contextmanager
+def _open_arrow(source: Source) -> Iterator[Any]:
+    import pyarrow
+
+    with pyarrow.OSFile(str(source.path), "rb") as file:
+        try:
+            reader = pyarrow.ipc.open_file(file)
+        except pyarrow.ArrowInvalid:
+            file.seek(0)
+            reader = pyarrow.ipc.open_stream(file)
+        with reader:
+            yield reader
+
+
+@contextlib.contextmanager
+def _refused(form: str, source: Source) -> Iterator[None]:
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{source.name} cannot be read as {form} ({_reason(error)}); write it again") from None
+
+
+def _sliced(batch: Any) -> Iterator[dict[str, Any]]:
+    for start in range(0, batch.num_rows, _BATCH):
+        yield from batch.slice(start, _BATCH).to_pylist()
+
+
+def _names(schema: Any, before: str = "") -> list[str]:
+    import pyarrow
+
+    names: list[str] = []
+    for field in schema:
+        name = f"{before}{field.name}"
+        names += _names(field.type, f"{name}.") if pyarrow.types.is_struct(field.type) else [name]
+    return names
+
+
+def _feature_names(features: Any, before: str = "") -> list[str]:
+    names: list[str] = []
+    for name, feature in features.items():
+        inside = isinstance(feature, dict)
+        names += _feature_names(feature, f"{before}{name}.") if inside else [f"{before}{name}"]
+    return names
+
+
+def _tops(names: list[str], columns: tuple[str, ...]) -> list[str]:
+    """The columns of a table that hold the named ones."""
+    return [name for name in names if any(column == name or column.startswith(f"{name}.") for column in columns)]
+
+
+def _numbered(rows: Iterator[dict[str, Any]]) -> Iterator[Record]:
+    return (Record(number, row) for number, row in enumerate(rows, start=1))
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,151 @@
+"""Lines of a text file: compressed or not, in UTF-8, UTF-16 or a named encoding, with any kind of line end."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import contextlib
+import gzip
+import io
+import lzma
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, cast
+
+from petransfer.data.rows.records import BadRow
+from petransfer.data.rows.source import Source, zip_member
+from petransfer.errors import UserError
+
+_SAMPLE_BYTES = 1 << 16
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark is its beginning
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line without its end.
+
+    Args:
+        number: Counted from 1.
+        text: Where the bytes are not UTF-8, with replacement characters.
+        problem: Why it is not text; None for a good line.
+    """
+
+    number: int
+    text: str
+    problem: BadRow | None = None
+
+
+def read_lines(source: Source) -> Iterator[Line]:
+    """Read the source's file line by line, blank lines included.
+
+    Raises:
+        UserError: The file cannot be read, unpacked or decoded.
+    """
+    with open_text(source) as file:
+        for number, line in enumerate(file, start=1):
+            text = line.rstrip("\r\n") if line[-2:] == "\r\n" else line[:-1] if line[-1:] in "\r\n" else line
+            yield Line(number, text) if text.isascii() else _checked(number, text)
+
+
+@contextlib.contextmanager
+def open_text(source: Source) -> Iterator[IO[str]]:
+    """Open the source's file as text without its byte order mark; lines end as the file's first lines do.
+
+    In UTF-8, bytes that are not UTF-8 become lone surrogates, so that `read_lines` can name their line.
+
+    Raises:
+        UserError: The file cannot be read, unpacked or decoded; also while it is read.
+    """
+    assert source.path is not None
+    try:
+        with _open_bytes(source.path, source.name) as file:
+            sample = file.read(_SAMPLE_BYTES)
+        encoding, mark = _encoding(sample, source.encoding)
+        beginning = sample.decode(encoding, "replace")
+        end = "\r" if "\r" in beginning and "\n" not in beginning else "\n"
+        with _open_bytes(source.path, source.name) as file:
+            file.read(mark)
+            errors = "surrogateescape" if encoding == "utf-8" else "strict"
+            with io.TextIOWrapper(cast(IO[bytes], file), encoding, errors, newline=end) as text:
+                yield text
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{source.name} is not {error.encoding} ({error.reason}); save it as UTF-8, or name its encoding with "
+            "--set task.options.encoding=NAME"
+        ) from None
+    except (OSError, lzma.LZMAError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise UserError(f"{source.path} cannot be read ({_reason(error)})") from None
+
+
+@contextlib.contextmanager
+def _open_bytes(path: Path, name: str) -> Iterator[IO[bytes]]:
+    """Open a file, unpacked if it is compressed; its first bytes tell, whatever its name."""
+    with path.open("rb") as file:
+        head = file.read(6)
+    if head.startswith(b"PK\x03\x04"):
+        with zipfile.ZipFile(path) as archive, archive.open(zip_member(archive, name)) as member:
+            yield member
+    elif head.startswith(b"\x28\xb5\x2f\xfd"):
+        import pyarrow  # the only compression that Python 3.11 lacks
+
+        with pyarrow.input_stream(str(path), compression="zstd") as stream:
+            yield io.BufferedReader(stream)
+    elif head.startswith(b"\x1f\x8b"):
+        with gzip.open(path) as packed:
+            yield cast(IO[bytes], packed)
+    elif head.startswith(b"BZh"):
+        with bz2.open(path) as unpacked:
+            yield cast(IO[bytes], unpacked)
+    elif head.startswith(b"\xfd7zXZ\x00"):
+        with lzma.open(path) as stretched:
+            yield cast(IO[bytes], stretched)
+    else:
+        with path.open("rb") as plain:
+            yield plain
+
+
+def _encoding(sample: bytes, named: str) -> tuple[str, int]:
+    """The encoding, and the length of the byte order mark in bytes; UTF-16 without a mark is told by its zero bytes.
+
+    Raises:
+        UserError: Python knows no encoding of the name that the user gave.
+    """
+    mark, marked = next((pair for pair in _BYTE_ORDER_MARKS if sample.startswith(pair[0])), (b"", ""))
+    if named:
+        try:
+            known = codecs.lookup(named).name
+        except LookupError:
+            raise UserError(f"encoding: Python knows no '{named}'; give one such as utf-8, latin-1 or cp1252") from None
+        return (marked or "utf-16-le" if known == "utf-16" else known), len(mark)
+    if marked:
+        return marked, len(mark)
+    even, odd = sample[0:1000:2].count(0), sample[1:1000:2].count(0)
+    if max(even, odd) * 4 > min(len(sample), 1000):
+        return ("utf-16-le" if odd > even else "utf-16-be"), 0
+    return "utf-8", 0
+
+
+def _checked(number: int, text: str) -> Line:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raw = text.encode("utf-8", "surrogateescape")
+        try:
+            raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            problem = BadRow("not UTF-8", f"at byte {error.start}; save the file as UTF-8")
+            return Line(number, raw.decode("utf-8", "replace"), problem)
+    return Line(number, text)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,35 @@
+"""Templates that make one input of several columns, such as `"summarize: {document}"`."""
+
+from __future__ import annotations
+
+import functools
+import string
+from collections.abc import Mapping
+
+from petransfer.errors import UserError
+
+
+@functools.lru_cache(maxsize=64)
+def fields_of(template: str, column: str = "input") -> tuple[str, ...]:
+    """Return the columns that a template names, or `column` where there is no template.
+
+    Raises:
+        UserError: The template names no column, or its braces do not match.
+    """
+    if not template:
+        return (column,)
+    try:
+        found = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise UserError(
+            f"the template {template!r} is broken ({error}); write columns in braces: {{document}}"
+        ) from None
+    if not found or not all(found):
+        raise UserError(f"the template {template!r} names no column; write columns in braces: {{document}}")
+    return tuple(dict.fromkeys(found))
+
+
+def render(template: str, values: Mapping[str, str]) -> str:
+    """Replace every `{column}` of a template by its value; braces inside values stay as they are."""
+    parts = string.Formatter().parse(template)
+    return "".join(text + (values[name] if name is not None else "") for text, name, _, _ in parts)

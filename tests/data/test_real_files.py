@@ -1,0 +1,290 @@
+"""Files as people have them: encodings, delimiters, quotes, compression, nested columns, missing values, odd names."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.feather
+import pyarrow.parquet
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from petransfer.data import LinesTask, load_task
+from petransfer.data.rows.bad_rows import visible
+from petransfer.errors import UserError
+
+PAIRS = [(f"walk, run number {n}", f'say "cours"; {n}') for n in range(30)]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PETRANSFER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def lines(train: str, **options: Any) -> LinesTask:
+    task = load_task("lines", None, train=train, **options)
+    assert isinstance(task, LinesTask)
+    return task
+
+
+def pairs(train: str, **options: Any) -> list[tuple[str, str]]:
+    """Inputs and targets of all parts in the order of the file."""
+    data = lines(train, **options).load("held-out")
+    rows = sorted((row for part in (data.train, data.dev, data.test) for row in part), key=lambda row: row.index)
+    return [(row.input, row.target) for row in rows]
+
+
+def table(delimiter: str = ",", quoting: int = csv.QUOTE_MINIMAL, end: str = "\n") -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=delimiter, quoting=quoting, lineterminator=end)  # type: ignore[arg-type]
+    writer.writerows([("input", "target"), *PAIRS])
+    return text.getvalue()
+
+
+def json_lines() -> str:
+    return "".join(json.dumps({"input": source, "target": target}) + "\n" for source, target in PAIRS)
+
+
+def json_list() -> str:
+    return json.dumps([{"input": source, "target": target} for source, target in PAIRS], indent=1)
+
+
+def zipped(name: str, content: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(f"folder/{name}", content)
+        archive.writestr("__MACOSX/._x", b"")
+    return file.getvalue()
+
+
+FILES: dict[str, Callable[[], bytes]] = {
+    "plain.csv": lambda: table().encode(),
+    "mark.csv": lambda: b"\xef\xbb\xbf" + table().encode(),
+    "semicolon.csv": lambda: b"\xef\xbb\xbf" + table(";").encode(),
+    "tab.csv": lambda: table("\t").encode(),
+    "pipe.csv": lambda: table("|").encode(),
+    "return.csv": lambda: table(end="\r").encode(),
+    "windows.csv": lambda: table(end="\r\n").encode(),
+    "utf16.csv": lambda: table().encode("utf-16"),
+    "utf16be.csv": lambda: table().encode("utf-16-be"),
+    "utf16le.csv": lambda: table(end="\r\n").encode("utf-16-le"),
+    "quoted.tsv": lambda: table("\t", csv.QUOTE_ALL).encode(),
+    "utf16.tsv": lambda: table("\t", csv.QUOTE_ALL, "\r\n").encode("utf-16"),
+    "UPPER.CSV": lambda: table().encode(),
+    "lines.json": lambda: json_lines().encode(),
+    "list.json": lambda: json_list().encode(),
+    "list.jsonl": lambda: json_list().encode("utf-16"),
+    "a.csv.gz": lambda: gzip.compress(table().encode()),
+    "a.jsonl.bz2": lambda: bz2.compress(json_lines().encode()),
+    "a.json.xz": lambda: lzma.compress(json_list().encode()),
+    "a.csv.zip": lambda: zipped("a.csv", table().encode()),
+    "data.zip": lambda: zipped("rows.jsonl", json_lines().encode()),
+    "a.csv.zst": lambda: pyarrow.compress(table().encode(), "zstd", asbytes=True),
+    "not-named-gz.csv": lambda: gzip.compress(table().encode()),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_in_any_form_gives_the_same_rows(name: str, elsewhere: Path) -> None:
+    (elsewhere / name).write_bytes(FILES[name]())
+    assert pairs(name) == PAIRS
+
+
+def test_arrow_files_and_saved_datasets_give_the_same_rows(elsewhere: Path) -> None:
+    import datasets
+
+    columns = {"input": [pair[0] for pair in PAIRS], "target": [pair[1] for pair in PAIRS]}
+    content = pyarrow.table(columns)
+    pyarrow.feather.write_feather(content, elsewhere / "a.feather")
+    with pyarrow.OSFile("b.arrow", "wb") as file, pyarrow.ipc.new_stream(file, content.schema) as writer:
+        writer.write_table(content)
+    datasets.Dataset.from_dict(columns).save_to_disk("saved")
+    (elsewhere / "folder").mkdir()
+    (elsewhere / "folder" / "train.jsonl").write_text(json_lines())
+    for name in ("a.feather", "b.arrow", "saved", "folder"):
+        assert pairs(name) == PAIRS, name
+
+
+@pytest.mark.parametrize("split", ["val", "validation", "valid", "dev"])
+def test_a_dev_split_of_any_usual_name_is_taken(split: str, elsewhere: Path) -> None:
+    import datasets
+
+    part = datasets.Dataset.from_dict({"input": list("abcdefghij"), "target": ["x"] * 10})
+    datasets.DatasetDict({"train": part, split: part.select([0, 1]), "test": part.select([2])}).save_to_disk("saved")
+    data = lines("saved").load("held-out")
+    assert [len(each) for each in (data.train, data.dev, data.test)] == [10, 2, 1]
+
+
+def test_quotes_in_tsv_are_text_unless_all_cells_have_them(elsewhere: Path) -> None:
+    (elsewhere / "a.tsv").write_text("".join(f'"so" {n}\t"yes"\n' for n in range(10)))
+    assert pairs("a.tsv")[3] == ('"so" 3', '"yes"')
+    (elsewhere / "b.tsv").write_text('"so"\t"yes"\n' * 3 + "".join(f'"s{n}"\t"y"\n' for n in range(10)))
+    assert pairs("b.tsv")[0] == ("so", "yes")
+    assert pairs("b.tsv", quoting="none")[0] == ('"so"', '"yes"')
+    (elsewhere / "c.csv").write_text("input,target\n" + "".join(f'5" disk {n},yes\n' for n in range(10)))
+    assert pairs("c.csv", quoting="none")[0] == ('5" disk 0', "yes")
+
+
+def test_an_encoding_can_be_named(elsewhere: Path) -> None:
+    (elsewhere / "a.csv").write_bytes(("input,target\n" + "".join(f"é{n},ü\n" for n in range(10))).encode("cp1252"))
+    assert pairs("a.csv", encoding="cp1252")[1] == ("é1", "ü")
+    with pytest.raises(UserError, match=r"10 of 10 rows of a\.csv cannot be used: a\.csv:2: not UTF-8"):
+        lines("a.csv").load("held-out")
+    with pytest.raises(UserError, match="Python knows no 'klingon'"):
+        lines("a.csv", encoding="klingon").load("held-out")
+    (elsewhere / "b.csv").write_bytes("input,target\nx,y\n".encode("utf-16") + b"\x00")
+    with pytest.raises(UserError, match=r"b\.csv is not utf-16.*encoding=NAME"):
+        lines("b.csv").load("held-out")
+
+
+def test_dotted_columns_reach_into_nested_ones(elsewhere: Path) -> None:
+    import datasets
+
+    rows = [{"translation": {"en": f"run {n}", "fr": f"cours {n}"}, "tags": {"kind": ["a", "b"]}} for n in range(20)]
+    (elsewhere / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), "b.parquet")
+    datasets.Dataset.from_list(rows).save_to_disk("c")
+    for name in ("a.jsonl", "b.parquet", "c"):
+        task = lines(name, input_column="translation.en", target_column="translation.fr", category="tags.kind.1")
+        row = task.load("held-out").train[0]
+        assert (row.input[:3], row.target[:5], row.category) == ("run", "cours", "b"), name
+        with pytest.raises(UserError, match=r"no column 'translation\.de' \(it has: translation\.en, translation\.fr"):
+            lines(name, input="translation.de", target="translation.fr").load("held-out")
+        assert pairs(name, template="say {translation.en}", target="translation.fr")[0] == ("say run 0", "cours 0")
+
+
+def test_missing_values_are_bad_rows_and_missing_categories_a_category(elsewhere: Path) -> None:
+    rows: list[dict[str, Any]] = [{"input": f"i{n}", "target": "t", "category": ("a", None)[n % 2]} for n in range(20)]
+    rows[3]["target"], rows[4]["target"], rows[5]["input"] = float("nan"), None, "  "
+    (elsewhere / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows[3]["target"] = None
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), "b.parquet")
+    for name, reasons in (("a.jsonl", ["a.jsonl:4: the target is missing (NaN)"]), ("b.parquet", ["more such row)"])):
+        with pytest.raises(UserError) as error:
+            lines(name).load("held-out")
+        for said in (f"3 of 20 rows of {name} cannot be used", "the input is empty", "--skip-bad-rows", *reasons):
+            assert said in str(error.value)
+        data = lines(name, bad_rows="skip").load("held-out")
+        found = [row for part in (data.train, data.dev, data.test) for row in part]
+        assert len(found) == 17
+        assert {row.category for row in found} == {"a", "(none)"}
+
+
+def test_all_bad_rows_of_all_files_are_found_at_once(elsewhere: Path) -> None:
+    (elsewhere / "a.jsonl").write_text(json_lines() + "{\n" * 3 + '{"input": "x"}\n')
+    (elsewhere / "b.jsonl").write_text(json_lines() + '{"input": "x", "target": []}\n')
+    with pytest.raises(UserError) as error:
+        lines("a.jsonl", test="b.jsonl").load("held-out")
+    assert "5 of 65 rows of a.jsonl cannot be used: a.jsonl:31: not valid JSON" in str(error.value)
+    assert "(and 2 more such rows); a.jsonl:34: no key 'target'" in str(error.value)
+    assert "b.jsonl:31: the target is a list, not text" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_hidden_labels_are_no_test_set(elsewhere: Path) -> None:
+    import datasets
+
+    def part(labels: list[int]) -> Any:
+        return datasets.Dataset.from_dict({"sentence": [f"s{n}" for n in range(len(labels))], "label": labels})
+
+    named = datasets.Features({"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    content = datasets.DatasetDict({"train": part([0, 1] * 10), "validation": part([0, 1]), "test": part([-1] * 4)})
+    content.save_to_disk("numbers")
+    content.cast(named).save_to_disk("names")
+    for name in ("numbers", "names"):
+        with pytest.raises(UserError, match=r"hidden \(-1\).*name another test set, for example --test 0\.1"):
+            lines(name, input="sentence", target="label").load("held-out")
+        data = lines(name, input="sentence", target="label", test=0.1).load("held-out")
+        assert len(data.test) == 2
+    (elsewhere / "sums.jsonl").write_text(
+        "".join(json.dumps({"input": f"{n} - {n + n % 3}", "target": -(n % 3)}) + "\n" for n in range(30))
+    )
+    assert pairs("sums.jsonl")[1] == ("1 - 2", "-1")
+
+
+def test_labels_that_differ_in_case_or_blanks_are_warned_about(elsewhere: Path) -> None:
+    labels = ("Yes", "yes", "no", "no ")
+    (elsewhere / "a.jsonl").write_text(
+        "".join(json.dumps({"input": f"w{n}", "target": labels[n % 4]}) + "\n" for n in range(40))
+    )
+    notes = " ".join(lines("a.jsonl").notes())
+    assert "warning: the targets 'Yes' (10 rows) and 'yes' (10 rows)" in notes
+    assert "'no' (10 rows) and 'no␣' (10 rows) differ in case or blanks alone" in notes
+
+
+@pytest.mark.parametrize("name", ["a.xlsx", "a.pdf", "a.pkl", "a.tar", "a.sqlite", "a.xlsx.zip"])
+def test_an_unsupported_file_is_named_as_such_and_never_looked_for_on_the_hub(name: str, elsewhere: Path) -> None:
+    with pytest.raises(UserError, match=f"no file {name}; supported are tsv, csv"):
+        lines(name).load("held-out")
+    (elsewhere / name).write_bytes(b"PK\x03\x04")
+    with pytest.raises(UserError, match=f"{name} is (an? |not )|cannot be read as a zip|no known format"):
+        lines(name).load("held-out")
+
+
+def test_a_spreadsheet_with_the_name_of_a_csv_file_is_named_as_such(elsewhere: Path) -> None:
+    with zipfile.ZipFile("a.csv", "w") as archive:
+        archive.writestr("[Content_Types].xml", "<x/>")
+    with pytest.raises(UserError, match=r"a\.csv is an Office file"):
+        lines("a.csv").load("held-out")
+
+
+def test_a_broken_list_is_refused_by_its_item(elsewhere: Path) -> None:
+    (elsewhere / "a.json").write_text(json_list()[:-40])
+    with pytest.raises(UserError, match=r"a\.json: item 30 of the list is not valid JSON"):
+        lines("a.json").load("held-out")
+    (elsewhere / "b.json").write_text('[{"input": "a", "target": "b"} {"input": "a", "target": "b"}]')
+    with pytest.raises(UserError, match=r"b\.json: a comma is missing after item 1"):
+        lines("b.json").load("held-out")
+
+
+def test_a_long_list_is_read_in_chunks(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from petransfer.data.rows import json_rows
+
+    monkeypatch.setattr(json_rows, "_CHUNK_CHARACTERS", 7)
+    (elsewhere / "a.json").write_text(json_list())
+    assert pairs("a.json") == PAIRS
+
+
+def test_prompt_and_completion_are_taken_where_no_column_was_named(elsewhere: Path) -> None:
+    (elsewhere / "a.csv").write_text("id,prompt,completion\n" + "".join(f"{n},p{n},c\n" for n in range(10)))
+    assert pairs("a.csv")[2] == ("p2", "c")
+
+
+def test_input_and_input_column_are_one_option(elsewhere: Path) -> None:
+    (elsewhere / "a.csv").write_text("q,a\n" + "".join(f"q{n},b{n}\n" for n in range(10)))
+    one, other = lines("a.csv", input="q", target="a"), lines("a.csv", input_column="q", target_column="a")
+    assert one == other
+    assert one.place() == {"train": "a.csv", "input": "q", "target": "a"}
+    with pytest.raises(UserError, match="both input and input_column"):
+        lines("a.csv", input="q", input_column="a")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=300), st.sampled_from(["csv", "tsv", "jsonl", "json", "csv.gz", "parquet", "arrow", "zip"]))
+def test_no_bytes_end_in_a_traceback(content: bytes, form: str) -> None:
+    Path(f"any.{form}").write_bytes(content)
+    try:
+        lines(f"any.{form}", bad_rows="skip").load("held-out")
+    except UserError as error:
+        assert "\n" not in str(error)  # noqa: PT017 - most bytes are no error
+
+
+def test_blanks_at_the_ends_are_visible() -> None:
+    assert visible("a b ") == "'a b␣'"
+    assert visible("\ta\n") == "'⇥a⏎'"
+    assert visible("  ") == "'␣␣'"
+    assert visible("x" * 100 + " ").endswith("xxx␣'")
+    assert len(visible("x" * 100)) == 62
