@@ -75,7 +75,7 @@ def open_text(source: Source) -> Iterator[IO[str]]:
         with _open_bytes(source.path, source.name) as file:
             file.read(mark)
             errors = "surrogateescape" if encoding == "utf-8" else "strict"
-            with io.TextIOWrapper(cast(IO[bytes], file), encoding, errors, newline=end) as text:
+            with io.TextIOWrapper(file, encoding, errors, newline=end) as text:
                 yield text
     except UnicodeDecodeError as error:
         raise UserError(
