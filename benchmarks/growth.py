@@ -16,7 +16,7 @@ from petransfer.data import Example
 from petransfer.data.encoding import Encoded, Layout
 from petransfer.errors import UserError
 from petransfer.evaluation.exact_match import score
-from petransfer.methods import APPLY
+from petransfer.methods import apply_method
 from petransfer.models.architecture import configuration
 from petransfer.models.loading import DTYPES, Loaded, load_checkpoint, model_class, randomly_initialized
 from petransfer.models.registry import checkpoint_spec
@@ -97,7 +97,7 @@ class _Side:
         pieces = torch.randint(10, len(tokenizer), (batch, 2, point.length), generator=generator).tolist()
         self.encoded = [Encoded(tuple(source), tuple(target)) for source, target in pieces]
         self.examples = [Example(at, "", "", "") for at in range(batch)]
-        model = APPLY["lora"](self.loaded, replace(LORA, bits=bits), 0).to(device)
+        model = apply_method(self.loaded, replace(LORA, bits=bits), 0).to(device)
         self.loop = Loop(
             model, ShuffledExamples(self.encoded, batch, 0, self.layout),
             TrainSpec(10**6, batch, 1e-3), accelerator_for("no", device.type == "cpu"), folder,

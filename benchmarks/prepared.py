@@ -14,7 +14,7 @@ from petransfer.data import SplitData, load_task
 from petransfer.data.encoded_examples import encode_part
 from petransfer.data.encoding import Encoded, Layout
 from petransfer.errors import unknown
-from petransfer.methods import APPLY, mixed_precision, weights_bits
+from petransfer.methods import apply_method, mixed_precision, weights_bits
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.loading import load_recipe
@@ -40,7 +40,7 @@ class Prepared:
         loaded = _load(self.spec, self.device)
         met = {piece for row in self.parts["train"] for piece in (*row.input_ids, *row.target_ids)}
         loaded = replace(loaded, new_tokens=tuple(piece for piece in loaded.new_tokens if piece in met))
-        return APPLY[self.spec.method.name](loaded, self.spec.method, self.spec.seed).to(self.device), loaded
+        return apply_method(loaded, self.spec.method, self.spec.seed).to(self.device), loaded
 
     def source(self, layout: Layout) -> ShuffledExamples:
         """The batches of training."""
@@ -90,7 +90,7 @@ def prepare(recipe: str, arm: str, changes: Changes, data_dir: Path | None, devi
     if cell is None:
         raise unknown("arm", arm, sorted({cell.arm for cell in cells}))
     spec = changes.of(cell.spec)
-    options = dict(spec.task.options + spec.task.source)
+    options = spec.task.arguments
     data = load_task(spec.task.name, data_dir, **options).load(spec.task.split)
     loaded = _load(spec, device)
     parts = {

@@ -66,7 +66,7 @@ def trained_before(folder: Path, data_dir: Path | None, device: torch.device) ->
     if not said.is_file():
         raise UserError(f"{folder} has no spec.json; name a run's folder like results/<study>/runs/<run-id>")
     spec = RunSpec.from_dict(json.loads(said.read_text(encoding="utf-8")))
-    options = dict(spec.task.options + spec.task.source)
+    options = spec.task.arguments
     examples = load_task(spec.task.name, data_dir, **options).load(spec.task.split).test
     encoded = encode_examples(examples, spec.task.prefix, predictor.loaded.tokenizer, predictor.loaded.layout)
     return Trained(spec, predictor.model, predictor.loaded, examples, encoded, spec.run_id)

@@ -21,7 +21,7 @@ from benchmarks.sides import clock, hardware
 from benchmarks.training import BLOCK, Plain, grouped_by_length, trainer_turn
 from petransfer.data import load_task
 from petransfer.data.encoding import Encoded, encode_examples
-from petransfer.methods import APPLY
+from petransfer.methods import apply_method
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import Bits, MethodSpec, TrainSpec
@@ -160,7 +160,7 @@ class _Bench:
 
     def _model(self, seed: int) -> Any:
         loaded = replace(self.loaded, model=share(self.loaded.model))
-        return APPLY["lora"](loaded, self.method, seed).to(self.device).train()
+        return apply_method(loaded, self.method, seed).to(self.device).train()
 
     def _source(self, seed: int) -> ShuffledExamples:
         return ShuffledExamples(self.examples, self.setting.batch, seed, self.loaded.layout)

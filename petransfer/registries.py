@@ -96,6 +96,10 @@ class Registry(Mapping[str, Entry]):
     def __len__(self) -> int:
         return len(self._built_in) + len(self._installed)
 
+    def of_package(self) -> list[Entry]:
+        """Return the built-in entries. Unlike `values`, it imports no other package."""
+        return list(self._built_in.values())
+
     def lookup(self, name: str) -> Entry:
         """Return an entry by the name that a user gave.
 

@@ -25,7 +25,8 @@ FLOORS = (
     {"models"},
     {"data"},
     {"recipe"},
-    {"errors", "registries"},
+    {"registries"},
+    {"errors"},
 )
 # Folders of one floor that may be imported by a folder beside them, with the reason.
 BESIDE = {

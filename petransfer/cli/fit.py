@@ -18,7 +18,7 @@ from petransfer.memory.advice import OF_FIT, TURNED_ON, Words, in_options, it_wo
 from petransfer.memory.card_sizes import card_bytes
 from petransfer.memory.study_memory import in_words, this_card
 from petransfer.models.registry import checkpoint_spec
-from petransfer.recipe.method_forms import FORMS, METHODS
+from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import MethodSpec
 from petransfer.recipe.schema import MethodPart
 from petransfer.study.grid import method_of
@@ -103,8 +103,8 @@ def fit(
 def _refuse_stack(stack: int, method: str, checkpointing: bool, measure: bool) -> None:
     if stack == 1:
         return
-    if FORMS[method].no_stack:
-        raise UserError(f"{method} is not stacked: {FORMS[method].no_stack}")
+    if METHODS.lookup(method).not_stacked:
+        raise UserError(f"{method} is not stacked: {METHODS.lookup(method).not_stacked}")
     for option, given in {"--checkpointing": checkpointing, "--measure": measure}.items():
         if given:
             raise UserError(f"--stack {stack} does not go with {option}; leave one of them out")
@@ -112,10 +112,12 @@ def _refuse_stack(stack: int, method: str, checkpointing: bool, measure: bool) -
 
 def _method(name: str, bits: int, rank: int, tokens: int, match: int | None) -> MethodSpec:
     """The method, with what of these it takes."""
-    if bits in FORMS[name].not_at:
-        said = f"full fine-tuning cannot train {bits}-bit weights; take --bits 16 or 32, or --method lora"
-        raise UserError(said if name == "full" else f"{name} cannot go on {bits} bits: {FORMS[name].not_at[bits]}")
-    size = FORMS[name].size
+    declared = METHODS.lookup(name)
+    if bits in declared.unsupported_bits:
+        reason = declared.unsupported_bits[bits]
+        whole = f"full fine-tuning cannot train {bits}-bit weights; take --bits 16 or 32, or --method lora"
+        raise UserError(whole if declared.trains_all_weights else f"{name} cannot go on {bits} bits: {reason}")
+    size = declared.size
     if match and not size:
         raise UserError(f"--match-parameters: {name} has no size to choose")
     given = {"match_parameters": match} if match else {"rank": rank} if size == "rank" else {}

@@ -16,7 +16,7 @@ from petransfer.errors import UserError
 from petransfer.memory.advice import OF_TRAIN, it_would
 from petransfer.memory.study_memory import demand_of, met_new_tokens, this_card
 from petransfer.recipe.loading import validate
-from petransfer.recipe.method_forms import METHODS
+from petransfer.recipe.methods import METHODS
 from petransfer.study.grid import notes
 from petransfer.study.launched_processes import splits_tensors
 from petransfer.study.quick_recipe import Wishes, refuse_another, short_recipe, with_whole_places

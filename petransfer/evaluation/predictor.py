@@ -54,7 +54,7 @@ class Predictor:
         else:
             auto = AutoModelForSeq2SeqLM if loaded.layout.encoder_decoder else AutoModelForCausalLM
             model = auto.from_pretrained(weights, dtype=torch.float32)
-        template = str(dict(spec.task.options).get("template", ""))
+        template = str(spec.task.options.get("template", ""))
         return cls(model.to(device).eval(), loaded, spec.task.prefix, template)
 
     def __call__(self, texts: Sequence[str], max_new_tokens: int = 512) -> list[str]:

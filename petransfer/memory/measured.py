@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from petransfer.memory.simulation import Demand, meta_batch
-from petransfer.methods import APPLY, mixed_precision, weights_bits
+from petransfer.methods import apply_method, mixed_precision, weights_bits
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.quantization import check_optimizer, inventory
 from petransfer.recipe.run_spec import CheckpointSpec, TrainSpec
@@ -92,7 +92,7 @@ def peak_of(step: Callable[[], None], fixed: int, device: torch.device) -> int:
 
 
 def _apply(loaded: Loaded, demand: Demand) -> torch.nn.Module:
-    model = APPLY[demand.method.name](loaded, demand.method, 0)
+    model = apply_method(loaded, demand.method, 0)
     if demand.checkpointing:
         checkpoint_activations(model)
     return model.train()

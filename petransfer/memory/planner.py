@@ -10,7 +10,7 @@ from typing import Any
 from petransfer.errors import UserError
 from petransfer.memory.advice import Advice, Change
 from petransfer.memory.simulation import Demand, Memory, simulate
-from petransfer.recipe.method_forms import FORMS
+from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import CheckpointSpec, Optimizer
 
 # What a process holds on a card beside PyTorch's tensors (context, cuBLAS and cuDNN workspaces), and the share of its
@@ -193,7 +193,7 @@ def _changes(fits: Callable[[Demand], bool], demand: Demand) -> list[Advice]:
     if whole:
         found.append((Change("method", "lora"),))
     for bits in (16, 8, 4):
-        if bits < method.bits and (whole or bits not in FORMS[method.name].not_at):
+        if bits < method.bits and (whole or bits not in METHODS.lookup(method.name).unsupported_bits):
             found.append((*((Change("method", "lora"),) if whole else ()), Change("bits", bits)))
     return found
 

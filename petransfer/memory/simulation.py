@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from petransfer.data.encoding import Layout
 from petransfer.memory.tensor_tracker import Tracker
-from petransfer.methods import APPLY, weights_bits
+from petransfer.methods import apply_method, weights_bits
 from petransfer.models.loading import DTYPES, Loaded, model_class, randomly_initialized
 from petransfer.models.quantization import inventory, quantization_config, refuse_poorly_quantized, require_bitsandbytes
 from petransfer.recipe.run_spec import Bits, MethodSpec, Optimizer
@@ -125,7 +125,7 @@ def _applied(loaded: Loaded, demand: Demand) -> list[torch.nn.Module]:
     """The model with the method on it, for each member of a stack."""
     bases = [loaded.model] if demand.members == 1 else [share(loaded.model) for _ in range(demand.members)]
     with torch.device("meta"):
-        models = [APPLY[demand.method.name](replace(loaded, model=base), demand.method, 0) for base in bases]
+        models = [apply_method(replace(loaded, model=base), demand.method, 0) for base in bases]
     for model in models:
         if demand.checkpointing:
             checkpoint_activations(model)

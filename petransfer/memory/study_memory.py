@@ -193,14 +193,14 @@ def find_sizes(specs: Sequence[RunSpec], data_dir: Path | None = None) -> None:
     if not wanted:
         return
     from petransfer.memory.simulation import meta_model
-    from petransfer.methods import size_of
+    from petransfer.methods import with_size
     from petransfer.models.architecture import configuration
 
     for spec in wanted.values():
         config, own_head = configuration(spec.checkpoint)
         wide = replace(spec.method, bits=32)
         pieces = met_new_tokens(spec, config, data_dir)
-        size_of(meta_model(config, spec.checkpoint.name, wide, own_head, pieces), wide)
+        with_size(meta_model(config, spec.checkpoint.name, wide, own_head, pieces), wide)
 
 
 def met_new_tokens(spec: RunSpec, config: Any, data_dir: Path | None = None) -> tuple[int, ...]:
@@ -215,7 +215,7 @@ def met_new_tokens(spec: RunSpec, config: Any, data_dir: Path | None = None) -> 
     new = new_tokens(spec.checkpoint, config.vocab_size) if spec.method.embeddings == "new" else ()
     if not new:
         return ()
-    rows = load_task(spec.task.name, data_dir, **dict(spec.task.options + spec.task.source)).load(spec.task.split).train
+    rows = load_task(spec.task.name, data_dir, **spec.task.arguments).load(spec.task.split).train
     tokenizer, layout = tokenizer_and_layout(spec.checkpoint, config)
     train = spec.train
     _, found = encode_part(
@@ -233,7 +233,7 @@ def demand_of(spec: RunSpec, checkpointing: bool, device: Literal["cuda", "cpu"]
     """What a run asks of memory: its method, and a batch of the longest input and target that it is trained on."""
     from petransfer.memory.simulation import Demand
 
-    task = load_task(spec.task.name, None, **dict(spec.task.options + spec.task.source))
+    task = load_task(spec.task.name, None, **spec.task.arguments)
     characters = task.longest(spec.task.split)
     source, target = (int(count / CHARACTERS_A_PIECE) + 2 for count in characters)
     source += len(spec.task.prefix) // 4

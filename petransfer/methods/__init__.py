@@ -1,60 +1,75 @@
-"""The methods by name: each marks what of a model is trained and says how that is saved."""
+"""Training methods: one file each, which declares everything about the method. Importing this package loads no torch.
+
+To add a method, write a file that assigns a `petransfer.recipe.methods.Method`, here or in another package with an
+entry point of the group `petransfer.methods`. Import torch, peft and `petransfer.methods.shared` inside its functions:
+recipes are validated by these files, and must not wait for torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from petransfer.methods import bias, dora, full, ia3, ln, lora, loraplus, pissa, prefix, prompt, rslora, vera
-from petransfer.methods import common as adapted
-from petransfer.methods.parameter_matching import sized
-from petransfer.models.lengths import VirtualTokens
-from petransfer.models.loading import Loaded
-from petransfer.recipe.method_forms import FORMS
+from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import Bits, MethodSpec
 
-Apply = Callable[[Loaded, MethodSpec, int], torch.nn.Module]
+if TYPE_CHECKING:
+    import torch
 
-_MODULES = {
-    "lora": lora, "rslora": rslora, "loraplus": loraplus, "dora": dora, "pissa": pissa, "vera": vera, "ia3": ia3,
-    "prompt": prompt, "prefix": prefix, "ln": ln, "bias": bias, "full": full,
-}  # fmt: skip
-
-
-def _with_its_size(apply: Apply) -> Apply:
-    """The method at the rank or number of virtual tokens that `match_parameters` asks for."""
-    return lambda loaded, method, seed: apply(loaded, sized(loaded, method, apply), seed)
+    from petransfer.models.lengths import VirtualTokens
+    from petransfer.models.loading import Loaded
 
 
-APPLY: dict[str, Apply] = {name: _with_its_size(module.apply) for name, module in _MODULES.items()}
-SAVE: dict[str, Callable[[torch.nn.Module, Path, str], None]] = {
-    name: getattr(module, "save", adapted.save) for name, module in _MODULES.items()
-}
+def apply_method(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
+    """Return the model in which only the method's tensors are trained.
+
+    Args:
+        loaded: the base; its model is changed in place.
+        method: where it names `match_parameters`, the size is found first.
+        seed: what new tensors are drawn from.
+
+    Raises:
+        UserError: the method cannot be applied to this model.
+    """
+    model: torch.nn.Module = METHODS.lookup(method.name).apply(loaded, with_size(loaded, method), seed)
+    return model
 
 
-def size_of(loaded: Loaded, method: MethodSpec) -> MethodSpec:
-    """The method with the rank or number of virtual tokens that `match_parameters` asks for; see `sizes.sized`."""
-    return sized(loaded, method, _MODULES[method.name].apply)
+def save_method(name: str, model: torch.nn.Module, folder: Path, base: str) -> None:
+    """Save what the method called `name` has trained into `folder`.
+
+    base: the base's name, for adapter_config.json.
+    """
+    save = METHODS.lookup(name).save
+    if save is None:
+        from petransfer.methods.shared.saving import save_adapter as save
+    save(model, folder, base)
+
+
+def with_size(loaded: Loaded, method: MethodSpec) -> MethodSpec:
+    """Return the method with the rank or number of virtual tokens that `match_parameters` asks for.
+
+    Raises:
+        UserError: no size trains nearly as many parameters.
+    """
+    from petransfer.methods.shared.parameter_matching import with_matched_size
+
+    return with_matched_size(loaded, method, METHODS.lookup(method.name).apply)
 
 
 def virtual_tokens(loaded: Loaded, method: MethodSpec) -> VirtualTokens:
-    """The positions that a method's virtual tokens take, their number found where it is to be.
+    """Return how many positions a method's virtual tokens take before the input and before the target."""
+    from petransfer.models.lengths import VirtualTokens
 
-    A prompt stands before the input; a prefix before what the decoder's own attention sees.
-    """
-    if FORMS[method.name].size != "virtual_tokens":
-        return VirtualTokens()
-    tokens = size_of(loaded, method).virtual_tokens
-    return VirtualTokens(input=tokens) if method.name == "prompt" else VirtualTokens(target=tokens)
+    place = METHODS.lookup(method.name).virtual_tokens_before
+    return VirtualTokens(**{place: with_size(loaded, method).virtual_tokens}) if place else VirtualTokens()
 
 
 def weights_bits(method: MethodSpec) -> Bits:
-    """The bits to load in: weights that are all trained are held in fp32, whatever the bits of the computation."""
-    return 32 if method.name == "full" else method.bits
+    """Return the bits in which the base is loaded: 32 where all its weights are trained."""
+    return 32 if METHODS.lookup(method.name).trains_all_weights else method.bits
 
 
 def mixed_precision(method: MethodSpec) -> str:
-    """Accelerate's name for the precision of the forward pass."""
-    return "bf16" if method.name == "full" and method.bits == 16 else "no"
+    """Return Accelerate's name for the precision of the forward pass."""
+    return "bf16" if METHODS.lookup(method.name).trains_all_weights and method.bits == 16 else "no"

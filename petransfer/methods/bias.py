@@ -1,35 +1,57 @@
-"""BitFit (Ben Zaken et al. 2022): biases alone. Where the architecture has none, as T5, its norms are trained."""
+"""BitFit (Ben Zaken et al. 2022): train the biases only. In an architecture without biases, such as T5, the norms."""
 
 from __future__ import annotations
 
-import torch
-from peft import LoraConfig
+from typing import TYPE_CHECKING
 
 from petransfer.methods import ln
-from petransfer.methods.common import NOWHERE, compute_narrow, put, task_type
-from petransfer.models.loading import Loaded
+from petransfer.recipe.methods import NO_FSDP_AT_16_BITS, Method
 from petransfer.recipe.run_spec import MethodSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from petransfer.models.loading import Loaded
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """The model with all but its biases frozen; peft keeps them as a LoRA on no layer that trains biases.
+    """Return the model with everything but its biases frozen.
+
+    peft saves the biases as a LoRA adapter that is on no layer and trains biases.
 
     Raises:
-        UserError: it has neither biases nor norms.
+        UserError: the model has neither biases nor norms.
     """
+    from peft import LoraConfig
+
+    from petransfer.methods.shared.attach import NO_LAYER, attach_adapter, task_type
+    from petransfer.methods.shared.compute_dtype import hold_in_fp32
+
     if not any(_is_bias(name) for name, _ in loaded.model.named_parameters()):
         return ln.apply(loaded, method, seed)
-    config = LoraConfig(task_type=task_type(loaded), target_modules=NOWHERE, bias="all")
-    model = put(loaded, method, config, seed)
+    config = LoraConfig(task_type=task_type(loaded), target_modules=NO_LAYER, bias="all")
+    model = attach_adapter(loaded, method, config, seed)
     for name, value in model.named_parameters():
-        value.requires_grad_(_is_bias(name))  # peft takes T5's table of relative positions for a bias too
+        value.requires_grad_(_is_bias(name))  # peft also trains T5's table of relative positions, as if it were a bias
     if method.bits < 32:
         for module in model.modules():
             bias = module._parameters.get("bias")
             if bias is not None and bias.requires_grad:
-                compute_narrow(module, ("bias",))
+                hold_in_fp32(module, ("bias",))
     return model
 
 
 def _is_bias(name: str) -> bool:
     return name.endswith(".bias")
+
+
+METHOD = Method(
+    name="bias",
+    title="BitFit",
+    source="Ben Zaken et al. 2022",
+    apply=apply,
+    learning_rate_factor=5,  # as in its paper
+    nano_learning_rate_factor=60,
+    not_stacked="it changes the base's own biases or norms",
+    not_split={16: NO_FSDP_AT_16_BITS},
+)

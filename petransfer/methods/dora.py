@@ -1,15 +1,22 @@
-"""DoRA (Liu et al. 2024): LoRA on the direction of each column of the weights, and a trained size for each."""
+"""DoRA (Liu et al. 2024): LoRA on the direction of each column of the weights, and a trained size for each column.
+
+Its norms are computed in fp32.
+"""
 
 from __future__ import annotations
 
-import torch
+import functools
 
-from petransfer.methods.common import put
-from petransfer.methods.lora import configuration
-from petransfer.models.loading import Loaded
-from petransfer.recipe.run_spec import MethodSpec
+from petransfer.methods import lora
+from petransfer.recipe.methods import LORA_KEYS, Method
 
-
-def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """As `lora.apply`; its norms are computed in fp32."""
-    return put(loaded, method, configuration(loaded, method, use_dora=True), seed)
+METHOD = Method(
+    name="dora",
+    title="DoRA",
+    source="Liu et al. 2024",
+    apply=functools.partial(lora.apply, use_dora=True),
+    keys=LORA_KEYS,
+    size="rank",
+    unsupported_bits={8: "peft cannot compute the norms of 8-bit weights"},
+    not_stacked="its norms are computed over base and adapter together",
+)

@@ -1,28 +1,49 @@
-"""Full fine-tuning: every weight is trained, held in fp32."""
+"""Full fine-tuning: train every weight, held in fp32."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from petransfer.models.loading import Loaded
-from petransfer.models.saving import save_model
+from petransfer.recipe.methods import Method
 from petransfer.recipe.run_spec import MethodSpec
 
-# Tables that are computed and not learned, which Marian and Pegasus hold as parameters and read without a gradient.
-COMPUTED = "SinusoidalPositionalEmbedding"
+if TYPE_CHECKING:
+    import torch
+
+    from petransfer.models.loading import Loaded
+
+# Computed position tables, which Marian and Pegasus hold as parameters and use without a gradient.
+COMPUTED_TABLES = "SinusoidalPositionalEmbedding"
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """The model itself, all that is learned of it trained."""
+    """Return the model itself, with every learned weight trained."""
     model: torch.nn.Module = loaded.model.requires_grad_(True)
     for module in model.modules():
-        if type(module).__name__.endswith(COMPUTED):
+        if type(module).__name__.endswith(COMPUTED_TABLES):
             module.requires_grad_(False)
     return model
 
 
 def save(model: torch.nn.Module, folder: Path, base: str) -> None:
-    """The whole model, as transformers writes it."""
+    """Write the whole model, as transformers saves it."""
+    from petransfer.models.saving import save_model
+
     save_model(model, folder)
+
+
+METHOD = Method(
+    name="full",
+    title="all weights",
+    source="",
+    apply=apply,
+    learning_rate_factor=0.1,  # Biderman et al. 2024
+    nano_learning_rate_factor=10,
+    peft_type="",
+    save=save,
+    trains_all_weights=True,
+    unsupported_bits=dict.fromkeys((8, 4), "8 and 4 bits are too coarse to train the weights themselves"),
+    not_merged="it saves a whole model, not an adapter",
+    not_stacked="it changes the base itself",
+)

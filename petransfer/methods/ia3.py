@@ -1,36 +1,60 @@
-"""(IA)3 (Liu et al. 2022): vectors that scale the keys, the values and what goes into the last layer of each MLP."""
+"""(IA)3 (Liu et al. 2022): trained vectors that scale keys, values and the input of the last layer of each MLP."""
 
 from __future__ import annotations
 
-import torch
-from peft import IA3Config
-from peft.utils.constants import (
-    TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING as FEEDFORWARD,
-)
-from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as TARGETS
+from typing import TYPE_CHECKING
 
 from petransfer.errors import UserError
-from petransfer.methods.common import put, targets, task_type
-from petransfer.models.loading import Loaded
+from petransfer.recipe.methods import LAYER_KEYS, Method
 from petransfer.recipe.run_spec import MethodSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from petransfer.models.loading import Loaded
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """The model with frozen weights and vectors of ones, on the layers that peft knows for its architecture.
+    """Return the model with frozen weights and vectors of ones, on the layers that peft knows for its architecture.
 
     Raises:
-        UserError: it knows none, and no targets are given.
+        UserError: peft does not know the architecture, and the method names no targets.
     """
+    from peft import IA3Config
+    from peft.utils import constants
+
+    from petransfer.methods.shared.attach import attach_adapter, task_type
+    from petransfer.methods.shared.target_layers import target_layers
+
+    known = constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
+    feedforward = constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING
     kind = str(loaded.model.config.model_type)
-    kind = "t5" if kind == "mt5" else kind  # of mT5 peft would scale one of two halves of each MLP
-    if method.targets == "all-linear" and kind not in TARGETS:
-        raise UserError(f"ia3: which layers of {kind} are keys and values is not known; name them in targets")
-    chosen = targets(loaded, method, TARGETS.get(kind))
-    last = tuple(FEEDFORWARD.get(kind, ()))
+    kind = "t5" if kind == "mt5" else kind  # for mT5 peft would scale only one of the two halves of each MLP
+    if method.targets == "all-linear" and kind not in known:
+        raise UserError(f"ia3: the keys and values of {kind} are not known to peft; name these layers in targets")
+    chosen = target_layers(loaded, method, known.get(kind))
+    last = tuple(feedforward.get(kind, ()))
     names = [name for name in chosen if any(name == end or name.endswith(f".{end}") for end in last)]
     config = IA3Config(
         task_type=task_type(loaded),
         target_modules=chosen,
         feedforward_modules=names if isinstance(chosen, list) else list(last),
     )
-    return put(loaded, method, config, seed)
+    return attach_adapter(loaded, method, config, seed)
+
+
+METHOD = Method(
+    name="ia3",
+    title="(IA)3",
+    source="Liu et al. 2022",
+    apply=apply,
+    # few numbers that all inputs share hardly move at LoRA's learning rate; as in peft's examples
+    learning_rate_factor=8,
+    nano_learning_rate_factor=50,
+    keys=LAYER_KEYS,
+    peft_type="IA3",
+    unsupported_bits=dict.fromkeys(
+        (8, 4), "on a quantised base peft's scaled outputs are fp32, which the next layers cannot take"
+    ),
+    not_stacked="it scales the outputs of the base's own layers",
+)

@@ -1,28 +1,52 @@
-"""Norm tuning (Zhao et al. 2023): the scales, and biases where there are any, of LayerNorm and RMSNorm alone."""
+"""Norm tuning (Zhao et al. 2023): train the scales, and biases where they exist, of LayerNorm and RMSNorm only."""
 
 from __future__ import annotations
 
-import torch
-from peft import LNTuningConfig
+from typing import TYPE_CHECKING
 
 from petransfer.errors import UserError
-from petransfer.methods.common import put, task_type
-from petransfer.models.loading import Loaded
+from petransfer.recipe.methods import NO_FSDP_AT_16_BITS, Method
 from petransfer.recipe.run_spec import MethodSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from petransfer.models.loading import Loaded
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """The model with frozen weights and copies of its norms that are trained. peft knows those of few architectures,
-    T5's not; here they are all layers whose class is called a norm.
+    """Return the model with frozen weights and trained copies of its norms.
+
+    peft knows the norms of few architectures, and not T5's; here they are all layers whose class name contains "norm".
 
     Raises:
-        UserError: there are none.
+        UserError: the model has none.
     """
+    from peft import LNTuningConfig
+
+    from petransfer.methods.shared.attach import attach_adapter, task_type
+
     names = [
         name
         for name, module in loaded.model.named_modules()
         if "norm" in type(module).__name__.lower() and getattr(module, "weight", None) is not None
     ]
     if not names:
-        raise UserError(f"{method.name}: {loaded.model.config.model_type} has no norms with a weight of their own")
-    return put(loaded, method, LNTuningConfig(task_type=task_type(loaded), target_modules=names), seed)
+        raise UserError(
+            f"{method.name}: {loaded.model.config.model_type} has no norms with weights; use another method"
+        )
+    config = LNTuningConfig(task_type=task_type(loaded), target_modules=names)
+    return attach_adapter(loaded, method, config, seed)
+
+
+METHOD = Method(
+    name="ln",
+    title="norm tuning",
+    source="Zhao et al. 2023",
+    apply=apply,
+    learning_rate_factor=5,
+    nano_learning_rate_factor=60,
+    peft_type="LN_TUNING",
+    not_stacked="it replaces the base's own norms",
+    not_split={16: NO_FSDP_AT_16_BITS},
+)

@@ -1,42 +1,56 @@
-"""LoRA (Hu et al. 2021) through peft, on all linear layers unless told otherwise, and what its kin share."""
+"""LoRA (Hu et al. 2021) through peft, on all linear layers unless `targets` says otherwise.
+
+Its variants (rsLoRA, LoRA+, DoRA, PiSSA) use `lora_config` and `apply` of this file.
+"""
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-from peft import LoraConfig
+from typing import TYPE_CHECKING, Any
 
 from petransfer.errors import UserError
-from petransfer.methods.common import put, targets, task_type
-from petransfer.models.loading import Loaded
+from petransfer.recipe.methods import LORA_KEYS, Method
 from petransfer.recipe.run_spec import MethodSpec
 
+if TYPE_CHECKING:
+    import torch
+    from peft import LoraConfig
 
-def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """The model with frozen weights and adapters drawn from `seed`; adapters are held in fp32.
+    from petransfer.models.loading import Loaded
+
+
+def apply(loaded: Loaded, method: MethodSpec, seed: int, **switches: Any) -> torch.nn.Module:
+    """Return the model with frozen weights and LoRA matrices drawn from `seed`.
+
+    switches: further arguments of peft's `LoraConfig`, for variants of LoRA.
 
     Raises:
-        UserError: the targets name no layer, or rows are to be trained beside a head of its own.
+        UserError: the targets name no layer, or embeddings cannot be trained on this model.
     """
-    return put(loaded, method, configuration(loaded, method), seed)
+    from petransfer.methods.shared.attach import attach_adapter
+
+    return attach_adapter(loaded, method, lora_config(loaded, method, **switches), seed)
 
 
-def configuration(loaded: Loaded, method: MethodSpec, **switches: Any) -> LoraConfig:
-    """peft's, with its switches."""
+def lora_config(loaded: Loaded, method: MethodSpec, **switches: Any) -> LoraConfig:
+    """Return peft's configuration of the method."""
+    from peft import LoraConfig
+
+    from petransfer.methods.shared.attach import task_type
+    from petransfer.methods.shared.target_layers import target_layers
+
     return LoraConfig(
         task_type=task_type(loaded),
         r=method.rank,
         lora_alpha=method.alpha,
         lora_dropout=method.dropout,
-        target_modules=targets(loaded, method),
-        trainable_token_indices=_trained_rows(loaded, method),
+        target_modules=target_layers(loaded, method),
+        trainable_token_indices=_trained_embeddings(loaded, method),
         **switches,
     )
 
 
-def _trained_rows(loaded: Loaded, method: MethodSpec) -> dict[str, list[int]] | None:
-    """Rows of the input embeddings that are trained. peft applies them to every layer that is tied to it too."""
+def _trained_embeddings(loaded: Loaded, method: MethodSpec) -> dict[str, list[int]] | None:
+    """Return the rows of the input embeddings that are trained. peft also trains layers that are tied to them."""
     if method.embeddings == "frozen":
         return None
     embeddings = loaded.model.get_input_embeddings()
@@ -45,10 +59,13 @@ def _trained_rows(loaded: Loaded, method: MethodSpec) -> dict[str, list[int]] | 
         return None
     head = loaded.model.get_output_embeddings()
     if loaded.layout.encoder_decoder and head is not None and head.weight is not embeddings.weight:
-        # peft believes the configuration, where transformers says "tied" for every T5, and would overwrite the head
+        # transformers' configuration says "tied" for every T5; peft trusts it and would overwrite the head
         raise UserError(
-            f"embeddings: {method.embeddings} cannot be had with LoRA on a T5 with a head of its own (v1.1, mT5): "
-            "peft would tie the two; take embeddings: frozen, or method full"
+            f"embeddings: {method.embeddings} is not possible with LoRA on a T5 with a head of its own (v1.1, mT5), "
+            "because peft would tie the two; use embeddings: frozen, or method full"
         )
     name = next(name for name, module in loaded.model.named_modules() if module is embeddings)
     return {name.rsplit(".", 1)[-1]: list(rows)}
+
+
+METHOD = Method(name="lora", title="LoRA", source="Hu et al. 2021", apply=apply, keys=LORA_KEYS, size="rank")

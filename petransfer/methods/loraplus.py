@@ -1,18 +1,36 @@
-"""LoRA+ (Hayou et al. 2024): LoRA whose B is trained at `rate_ratio` times the rate of its A."""
+"""LoRA+ (Hayou et al. 2024): LoRA whose matrix B has `rate_ratio` times the learning rate of its matrix A."""
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
 from petransfer.methods import lora
-from petransfer.models.loading import Loaded
+from petransfer.recipe.methods import LORA_KEYS, Method
 from petransfer.recipe.run_spec import MethodSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from petransfer.models.loading import Loaded
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """As `lora.apply`; each B carries its rate's factor for the optimiser."""
+    """Return the model as `lora.apply` does; `rate_factor` of each matrix B tells the optimiser its learning rate."""
     model = lora.apply(loaded, method, seed)
     for name, value in model.named_parameters():
         if ".lora_B." in name or ".lora_embedding_B." in name:
             value.rate_factor = method.rate_ratio  # type: ignore[attr-defined]
     return model
+
+
+METHOD = Method(
+    name="loraplus",
+    title="LoRA+",
+    source="Hayou et al. 2024",
+    apply=apply,
+    learning_rate_factor=0.15,
+    nano_learning_rate_factor=0.3,
+    keys=LORA_KEYS | {"rate_ratio"},
+    size="rank",
+    not_stacked="its two matrices have different learning rates",
+)

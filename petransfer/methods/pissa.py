@@ -1,73 +1,104 @@
-"""PiSSA (Meng et al. 2024): LoRA that starts from the largest singular values of the weights it goes on.
+"""PiSSA (Meng et al. 2024): LoRA that starts from the largest singular values of the weights it is applied to.
 
-The base is left as it is: a second, frozen adapter takes the start away again, which is what PiSSA's changed base does,
-without rounding it anew, and on quantised bases too. Saved it is a plain LoRA of twice the rank.
+The base is not changed: a second, frozen adapter subtracts the start. This is what PiSSA's changed base computes, but
+without rounding the base again, and it also works on quantised bases. It is saved as a plain LoRA of twice the rank.
 """
 
 from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
-
-import torch
-from peft import PeftModel, get_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
-from peft.utils.integrations import dequantize_module_weight
-from safetensors.torch import save_file
-from transformers.pytorch_utils import Conv1D
+from typing import TYPE_CHECKING, Any
 
 from petransfer.errors import UserError
-from petransfer.methods.common import as_trained, put, tidy
-from petransfer.methods.lora import configuration
-from petransfer.models.loading import Loaded
+from petransfer.recipe.methods import LORA_KEYS, Method
 from petransfer.recipe.run_spec import MethodSpec
 
+if TYPE_CHECKING:
+    import torch
+
+    from petransfer.models.loading import Loaded
+
+# peft's names of the trained adapter and of the frozen one that subtracts its start.
 TRAINED, START = "default", "start"
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """As `lora.apply`.
+    """Return the model with frozen weights and LoRA matrices that start as the largest singular values.
 
     Raises:
-        UserError: the rank is above that of a weight.
+        UserError: the targets name no layer, or the rank is larger than a weight's smaller side.
     """
-    config = configuration(loaded, method)
-    model: Any = put(loaded, method, copy.deepcopy(config), seed)
+    from peft.tuners.lora import LoraLayer
+
+    from petransfer.methods.lora import lora_config
+    from petransfer.methods.shared.attach import attach_adapter
+    from petransfer.methods.shared.compute_dtype import compute_as_in_training
+
+    config = lora_config(loaded, method)
+    model: Any = attach_adapter(loaded, method, copy.deepcopy(config), seed)
     model.add_adapter(START, config)
-    as_trained(model, method.bits)
+    compute_as_in_training(model, method.bits)
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
-            _start(name, module, method.rank)
+            _start_from_base(name, module, method.rank)
     model.base_model.set_adapter([TRAINED, START])
     for name, value in model.named_parameters():
         if f".{START}." in name:
             value.requires_grad_(False)
-    whole: torch.nn.Module = model
-    return whole
+    adapted: torch.nn.Module = model
+    return adapted
 
 
-@torch.no_grad()
-def _start(name: str, module: Any, rank: int) -> None:
+def _start_from_base(name: str, module: Any, rank: int) -> None:
+    """Set both adapters of a layer to its largest singular values, with opposite signs."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
     base = module.get_base_layer()
-    weight: torch.Tensor = dequantize_module_weight(base)
-    weight_oi = (weight.T if isinstance(base, Conv1D) else weight).float()
-    if rank > min(weight_oi.shape):
+    sides = (base.in_features, base.out_features) if hasattr(base, "in_features") else tuple(base.weight.shape)
+    if rank > min(sides):
         layer = name.rsplit("model.", maxsplit=1)[-1]
-        raise UserError(f"pissa: rank {rank} is above the {min(weight_oi.shape)} of {layer}")
-    if weight_oi.device.type == "meta":
+        raise UserError(f"pissa: rank {rank} is above the {min(sides)} of {layer}")
+    if base.weight.device.type == "meta":
         return
-    left_or, sizes_r, right_ri = torch.linalg.svd(weight_oi, full_matrices=False)
-    root_r = (sizes_r[:rank] / module.scaling[TRAINED]).sqrt()
-    start = {"lora_A": root_r[:, None] * right_ri[:rank], "lora_B": left_or[:, :rank] * root_r}
-    for part, value in start.items():
-        matrices = getattr(module, part)
-        matrices[TRAINED].weight.copy_(value)
-        matrices[START].weight.copy_(-value if part == "lora_B" else value)
+    with torch.no_grad():
+        weight = _dequantized(base)
+        weight_oi = (weight.T if isinstance(base, Conv1D) else weight).float()
+        left_or, sizes_r, right_ri = torch.linalg.svd(weight_oi, full_matrices=False)
+        root_r = (sizes_r[:rank] / module.scaling[TRAINED]).sqrt()
+        start = {"lora_A": root_r[:, None] * right_ri[:rank], "lora_B": left_or[:, :rank] * root_r}
+        for part, value in start.items():
+            matrices = getattr(module, part)
+            matrices[TRAINED].weight.copy_(value)
+            matrices[START].weight.copy_(-value if part == "lora_B" else value)
+
+
+def _dequantized(base: Any) -> torch.Tensor:
+    """Return a layer's weight, computed from its codes where it is quantised.
+
+    peft's function looks for the scales of 8-bit weights in one of the two places where bitsandbytes keeps them: the
+    first forward pass moves them from the weight to the layer's state.
+    """
+    from peft.utils.integrations import dequantize_module_weight
+
+    weight = base.weight
+    if type(weight).__name__ != "Int8Params":
+        found: torch.Tensor = dequantize_module_weight(base)
+        return found
+    scales_o = weight.SCB if weight.SCB is not None else base.state.SCB
+    codes_oi = weight.data if base.state.CB is None else base.state.CB
+    return codes_oi.float() * scales_o.to(codes_oi.device).float()[:, None] / 127
 
 
 def save(model: torch.nn.Module, folder: Path, base: str) -> None:
-    """A plain LoRA of twice the rank, whose second half takes the start away."""
+    """Write a plain LoRA of twice the rank, whose second half subtracts the start."""
+    import torch
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    from petransfer.methods.shared.saving import finish_config
+
     assert isinstance(model, PeftModel)
     model.save_pretrained(str(folder), selected_adapters=[TRAINED], save_embedding_layers=False)
     both = [
@@ -79,4 +110,17 @@ def save(model: torch.nn.Module, folder: Path, base: str) -> None:
     }
     save_file(joined, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config: Any = model.peft_config[TRAINED]
-    tidy(folder, base, r=2 * config.r, lora_alpha=2 * config.lora_alpha)
+    finish_config(folder, base, r=2 * config.r, lora_alpha=2 * config.lora_alpha)
+
+
+METHOD = Method(
+    name="pissa",
+    title="PiSSA",
+    source="Meng et al. 2024",
+    apply=apply,
+    learning_rate_factor=0.5,
+    keys=LORA_KEYS - {"embeddings", "dropout"},
+    size="rank",
+    save=save,
+    not_stacked="its start is computed from the base and subtracted by a second adapter",
+)

@@ -1,30 +1,52 @@
-"""Prefix tuning (Li and Liang 2021): keys and values of virtual tokens in every layer of the decoder."""
+"""Prefix tuning (Li and Liang 2021): trained keys and values of virtual tokens in every layer of the decoder."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from peft import PrefixTuningConfig
-
-from petransfer.methods.common import put, task_type
-from petransfer.models.loading import Loaded
+from petransfer.recipe.methods import VIRTUAL_TOKEN_KEYS, Method
 from petransfer.recipe.run_spec import MethodSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from petransfer.models.loading import Loaded
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """The model with frozen weights and a prefix that its decoder's own attention sees. peft gives the encoder none."""
+    """Return the model with frozen weights and a prefix for the decoder's own attention; peft has none for encoders."""
+    from peft import PrefixTuningConfig
+
+    from petransfer.methods.shared.attach import attach_adapter, task_type
+
     config = PrefixTuningConfig(
-        task_type=task_type(loaded), num_virtual_tokens=method.virtual_tokens, **_shape(loaded.model.config)
+        task_type=task_type(loaded), num_virtual_tokens=method.virtual_tokens, **_decoder_shape(loaded.model.config)
     )
-    return put(loaded, method, config, seed)
+    return attach_adapter(loaded, method, config, seed)
 
 
-def _shape(config: Any) -> dict[str, int]:
-    """The decoder's: peft looks at the encoder's depth, and takes d_model for the width of all heads."""
+def _decoder_shape(config: Any) -> dict[str, int]:
+    """Return the decoder's layers and width; peft would take the encoder's layers, and d_model for the heads' width."""
     if not config.is_encoder_decoder:
         return {}
     heads = getattr(config, "decoder_attention_heads", None) or config.num_attention_heads
     width = getattr(config, "d_kv", None) or config.d_model // heads
     layers = getattr(config, "num_decoder_layers", None) or getattr(config, "decoder_layers", None)
     return {"num_layers": layers or config.num_layers, "num_attention_heads": heads, "token_dim": heads * width}
+
+
+METHOD = Method(
+    name="prefix",
+    title="prefix tuning",
+    source="Li and Liang 2021",
+    apply=apply,
+    learning_rate_factor=10,  # as in peft's examples
+    nano_learning_rate_factor=150,
+    keys=VIRTUAL_TOKEN_KEYS,
+    size="virtual_tokens",
+    peft_type="PREFIX_TUNING",
+    virtual_tokens_before="target",
+    not_merged="its virtual tokens are put before what the model attends to, not into its weights; keep it beside its "
+    "base",
+    not_stacked="its virtual tokens change what the base attends to",
+)

@@ -1,22 +1,45 @@
-"""Prompt tuning (Lester et al. 2021): virtual tokens before the input, which start as pieces drawn at random."""
+"""Prompt tuning (Lester et al. 2021): trained virtual tokens before the input, which start as random real tokens."""
 
 from __future__ import annotations
 
-import torch
-from peft import PromptTuningConfig
+from typing import TYPE_CHECKING
 
-from petransfer.methods.common import put, task_type
-from petransfer.models.loading import Loaded
+from petransfer.recipe.methods import VIRTUAL_TOKEN_KEYS, Method
 from petransfer.recipe.run_spec import MethodSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from petransfer.models.loading import Loaded
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """The model with frozen weights and virtual tokens before what the encoder, or a decoder-only model, reads."""
+    """Return the model with frozen weights and virtual tokens before the input of the encoder, or of the decoder."""
+    from peft import PromptTuningConfig
+
+    from petransfer.methods.shared.attach import attach_adapter, task_type
+
     on_meta = loaded.model.device.type == "meta"
     config = PromptTuningConfig(
         task_type=task_type(loaded),
         num_virtual_tokens=method.virtual_tokens,
-        num_transformer_submodules=1,  # peft would hold as many again for the decoder, and never use them
+        num_transformer_submodules=1,  # peft would also hold virtual tokens for the decoder, and never use them
         prompt_tuning_init="RANDOM" if on_meta else "SAMPLE_VOCAB",
     )
-    return put(loaded, method, config, seed)
+    return attach_adapter(loaded, method, config, seed)
+
+
+METHOD = Method(
+    name="prompt",
+    title="prompt tuning",
+    source="Lester et al. 2021",
+    apply=apply,
+    learning_rate_factor=150,  # as in peft's examples
+    nano_learning_rate_factor=3000,
+    keys=VIRTUAL_TOKEN_KEYS,
+    size="virtual_tokens",
+    peft_type="PROMPT_TUNING",
+    virtual_tokens_before="input",
+    not_merged="its virtual tokens are put before what the model reads, not into its weights; keep it beside its base",
+    not_stacked="its virtual tokens change what the base reads",
+)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from petransfer.errors import UserError, unknown
 from petransfer.recipe.effect_requests import still_possible
 from petransfer.recipe.pretraining import CorpusPart, NoisePart, PretrainRecipe, PretrainTrainPart
-from petransfer.recipe.schema import EffectPart, FamilyPart, MethodPart, Recipe, TaskPart, TrainPart
+from petransfer.recipe.schema import UNKNOWN_KEY, EffectPart, FamilyPart, MethodPart, Recipe, TaskPart, TrainPart
 
 # libyaml's where PyYAML was built with it: seven times as fast, which ten thousand seeds need.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -223,8 +223,10 @@ def _say(error: ValidationError, content: dict[str, Any], model: type[BaseModel]
     # What may be one of several kinds fails once for each; the mistake that lies deepest is the one that was made.
     alike = (pair for pair in placed if pair[0][: len(start)] == start)
     place, first = max(alike, key=lambda pair: (len(pair[0]), pair[1]["type"] == "value_error"))
-    if first["type"] == "extra_forbidden":
-        key, names = place[-1], sorted(_keys(place[:-1], model))
+    if first["type"] in {"extra_forbidden", UNKNOWN_KEY}:
+        context = first.get("ctx", {})
+        place = [*place, context["key"]] if context else place
+        key, names = place[-1], context.get("known") or sorted(_keys(place[:-1], model))
         near = difflib.get_close_matches(key, names, n=1, cutoff=0.4)
         hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(names)}"
         return f"unknown key '{'.'.join(place)}': {hint}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 Bits = Literal[4, 8, 16, 32]
@@ -26,6 +27,7 @@ LATER: tuple[tuple[str, str, object], ...] = (
     ("method", "virtual_tokens", 0),
     ("method", "rate_ratio", 0.0),
     ("method", "match_parameters", 0),
+    ("method", "options", []),
     ("task", "metrics", []),
 )
 
@@ -34,6 +36,34 @@ PLACES = (("checkpoint", "source"), ("checkpoint", "tokenizer_source"), ("task",
 
 # Raised when the code changes so that the same settings give other numbers.
 NUMBERS_VERSION = 2
+
+
+OptionValue = str | int | float
+
+
+class Options(Mapping[str, OptionValue]):
+    """Named options that cannot be changed and can be hashed; their JSON form is a sorted list of [name, value]."""
+
+    def __init__(self, values: Mapping[str, OptionValue] | Iterable[tuple[str, OptionValue]] = ()) -> None:
+        self._values = dict(sorted(dict(values).items()))
+
+    def __getitem__(self, name: str) -> OptionValue:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._values.items()))
+
+    def __repr__(self) -> str:
+        return f"Options({self._values})"
+
+    def __or__(self, other: Mapping[str, OptionValue]) -> Options:
+        return Options({**self, **other})
 
 
 @dataclass(frozen=True)
@@ -57,18 +87,27 @@ class CheckpointSpec:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """Which examples a run learns from and is tested on. `options` is a sorted tuple of (name, value).
+    """Which examples a run is trained and tested on.
 
-    metrics: what is measured beside exact match. source: options that say where the examples are found on this machine;
-    not part of the run id, for what they hold is among the options.
+    options: of the task. metrics: what is measured beside exact match. source: options that only say where the examples
+    are on this machine; they are not part of the run id, because a hash of the examples is among `options`.
     """
 
     name: str
     split: str
     prefix: str = ""
-    options: tuple[tuple[str, str | int | float], ...] = ()
+    options: Options = field(default_factory=Options)
     metrics: tuple[str, ...] = ()
-    source: tuple[tuple[str, str | int | float], ...] = ()
+    source: Options = field(default_factory=Options)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", Options(self.options))
+        object.__setattr__(self, "source", Options(self.source))
+
+    @property
+    def arguments(self) -> Options:
+        """All options with which the task is loaded on this machine."""
+        return self.options | self.source
 
 
 @dataclass(frozen=True)
@@ -76,8 +115,9 @@ class MethodSpec:
     """What is trained and how. Fields that do not belong to a method keep their defaults.
 
     keep_wide: endings of the names of layers that are not quantised at 8 and 4 bits, beside the output head.
-    match_parameters: in place of a rank or number of virtual tokens, which then follows from it and the checkpoint's
-        configuration; an `alpha` of 0 beside it is twice the rank.
+    match_parameters: the number of parameters to train, given in place of a rank or number of virtual tokens. The size
+        is then computed from it and the checkpoint's configuration; an `alpha` of 0 means twice the rank.
+    options: options that only this method has.
     """
 
     name: str
@@ -92,9 +132,11 @@ class MethodSpec:
     virtual_tokens: int = 0
     rate_ratio: float = 0.0
     match_parameters: int = 0
+    options: Options = field(default_factory=Options)
 
     def __post_init__(self) -> None:
         _whole_to_float(self)
+        object.__setattr__(self, "options", Options(self.options))
 
 
 @dataclass(frozen=True)
@@ -188,8 +230,6 @@ class RunSpec:
     def from_dict(cls, content: dict[str, Any]) -> RunSpec:
         """The spec that `as_dict` wrote down."""
         task = {**content["task"], "metrics": tuple(content["task"].get("metrics", ()))}
-        for name in ("options", "source"):
-            task[name] = tuple((key, value) for key, value in content["task"].get(name, ()))
         method = {**content["method"]}
         if not isinstance(method["targets"], str):
             method["targets"] = tuple(method["targets"])
@@ -215,13 +255,15 @@ def without_places(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-def _fields(spec: Any) -> dict[str, Any]:
-    """A spec's fields and nothing that was kept beside them. Five times as fast as `asdict`, which copies."""
+def _fields(spec: Any) -> Any:
+    """Return a spec's fields as a dictionary. This is five times as fast as `asdict`, which copies."""
+    if isinstance(spec, Options):
+        return list(spec.items())
     return {name: getattr(spec, name) for name in spec.__dataclass_fields__}
 
 
 def _whole_to_float(spec: MethodSpec | TrainSpec | EarlyStopping) -> None:
     """JSON and YAML write 1.0 as 1 where people do; the type of a field decides, so that ids do not depend on it."""
-    for field in fields(spec):
-        if field.type == "float":
-            object.__setattr__(spec, field.name, float(getattr(spec, field.name)))
+    for one in fields(spec):
+        if one.type == "float":
+            object.__setattr__(spec, one.name, float(getattr(spec, one.name)))

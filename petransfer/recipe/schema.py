@@ -7,19 +7,24 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from petransfer.errors import UserError, unknown
-from petransfer.recipe.method_forms import EVERYWHERE, FORMS, does_not_take
+from petransfer.recipe.methods import COMMON_KEYS, METHODS, Method
 from petransfer.recipe.run_spec import (
     Bits,
     Embeddings,
     Metric,
     Optimizer,
+    OptionValue,
     RateScaling,
     Reinit,
     Schedule,
     StoppingMetric,
 )
+
+# pydantic's type of the error for a key that is neither a method's nor all methods'.
+UNKNOWN_KEY = "unknown_key"
 
 
 class Strict(BaseModel):
@@ -81,12 +86,14 @@ class FamilyPart(Strict):
 
 
 class MethodPart(Strict):
-    """One way to train, with the keys that `recipe/methods.py` says; `alpha` is twice the rank unless given.
+    """A training method. Which of the keys it accepts, and options of its own, its file in petransfer/methods declares.
 
-    layers: numbers of the layers that are adapted, of encoder and decoder alike; all unless given. rate_ratio: LoRA+'s
-    rate of B over that of A. match_parameters: the rank, or number of virtual tokens, is the one that trains nearest to
-    so many parameters of each checkpoint.
+    alpha: twice the rank by default. layers: numbers of the layers that are adapted, in encoder and decoder alike; all
+    by default. rate_ratio: LoRA+'s learning rate of B over that of A. match_parameters: choose the rank, or number of
+    virtual tokens, that trains nearly so many parameters of each checkpoint.
     """
+
+    model_config = ConfigDict(extra="allow")  # options that only one method has
 
     name: str
     rank: Annotated[Whole, Field(ge=1, le=4096)] = 16
@@ -103,14 +110,25 @@ class MethodPart(Strict):
     rate_scaling: RateScaling = "none"
 
     @property
+    def declared(self) -> Method:
+        """What the method's file declares."""
+        return METHODS.lookup(self.name)
+
+    @property
+    def options(self) -> dict[str, OptionValue]:
+        """The options that only this method has, with the defaults of those that are not set."""
+        given = self.model_extra or {}
+        return {key: given.get(key, option.default) for key, option in self.declared.options.items()}
+
+    @property
     def label(self) -> str:
-        """How tables call it: a word for everything that tells it from another."""
+        """The name in tables: a word for every setting that differs from the default."""
         wide = f" but {' '.join(self.keep_wide)}" if self.keep_wide else ""
         return " ".join([self.name, *self._words(), f"{self.bits}-bit"]) + wide
 
     def _words(self) -> list[str]:
-        size = FORMS[self.name].size if self.name in FORMS else ""
-        if self.name == "full" or self.name not in FORMS:
+        size = self.declared.size
+        if self.declared.trains_all_weights:
             return []
         sized = f"r{self.rank}" if size == "rank" else f"{self.virtual_tokens}-tokens" if size else ""
         targets = self.targets if isinstance(self.targets, str) else ",".join(self.targets)
@@ -124,35 +142,51 @@ class MethodPart(Strict):
             f"layers-{','.join(map(str, self.layers))}": bool(self.layers),
             "rms-rates": self.rate_scaling == "rms",
         }
-        return [word for word, said in words.items() if said]
+        defaults = self.declared.options
+        own = [f"{key}-{value}" for key, value in self.options.items() if value != defaults[key].default]
+        return [word for word, shown in words.items() if shown] + own
 
     @model_validator(mode="after")
-    def _full_needs_real_weights(self) -> MethodPart:
-        if self.name == "full" and self.bits < 16:
+    def _known_method(self) -> MethodPart:
+        try:
+            declared = METHODS.lookup(self.name)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        for key, value in (self.model_extra or {}).items():
+            if key not in declared.options:
+                known = sorted(type(self).model_fields.keys() | declared.options.keys())
+                raise PydanticCustomError(UNKNOWN_KEY, "unknown key", {"key": key, "known": known})
+            # the dictionary of extra values is the model's own: a whole number becomes the option's type
+            (self.model_extra or {})[key] = declared.options[key].checked(key, value)
+        return self
+
+    @model_validator(mode="after")
+    def _possible_bits(self) -> MethodPart:
+        declared = self.declared
+        if declared.trains_all_weights and self.bits < 16:
             raise ValueError(f"full fine-tuning cannot train {self.bits}-bit weights; take bits 16 or 32, or lora")
+        if self.bits in declared.unsupported_bits:
+            reason = declared.unsupported_bits[self.bits]
+            raise ValueError(f"{self.name} cannot go on a base of {self.bits} bits: {reason}")
         if self.keep_wide and self.bits > 8:
             raise ValueError(f"keep_wide names layers that are not quantised; at {self.bits} bits none are")
         return self
 
     @model_validator(mode="after")
     def _only_its_own_keys(self) -> MethodPart:
-        """Of `full` none is asked, so that a recipe of another method turns into it by its name alone."""
-        if self.name not in FORMS or self.name == "full":
+        """`full` ignores the keys of other methods, so that changing the name alone turns any method into it."""
+        declared = self.declared
+        if declared.trains_all_weights:
             return self
-        form = FORMS[self.name]
-        if self.bits in form.not_at:
-            raise ValueError(f"{self.name} cannot go on a base of {self.bits} bits: {form.not_at[self.bits]}")
-        for key, field in type(self).model_fields.items():
-            if key not in form.keys | EVERYWHERE and getattr(self, key) != field.default:
-                raise ValueError(does_not_take(self.name, key))
-        if (
-            self.match_parameters
-            and form.size
-            and getattr(self, form.size) != type(self).model_fields[form.size].default
-        ):
-            raise ValueError(f"give either {form.size} or match_parameters, which finds it")
+        fields = type(self).model_fields
+        for key, field in fields.items():
+            if key not in declared.keys | COMMON_KEYS and getattr(self, key) != field.default:
+                raise ValueError(declared.does_not_take(key))
+        size = declared.size
+        if self.match_parameters and size and getattr(self, size) != fields[size].default:
+            raise ValueError(f"give either {size} or match_parameters, which chooses it")
         if len(set(self.layers)) < len(self.layers):
-            raise ValueError("layers names one twice")
+            raise ValueError("layers: a number is given twice")
         return self
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from petransfer.errors import UserError
 from petransfer.methods import weights_bits
-from petransfer.methods.common import as_trained
+from petransfer.methods.shared.compute_dtype import compute_as_in_training
 from petransfer.models.hashes import is_on_hub
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec, is_embedded
@@ -134,7 +134,7 @@ def attach(loaded: Loaded, bundles: Sequence[Bundle], bits: Bits) -> PeftModel:
             said = str(error).splitlines()[0][:160]
             raise UserError(f"{bundle.label} cannot be put on {loaded.model.config.model_type}: {said}") from error
         _land(model, bundle, _name(at))
-    as_trained(model, bits)
+    compute_as_in_training(model, bits)
     model.set_adapter(FIRST)
     return model.to(loaded.model.device).eval()
 

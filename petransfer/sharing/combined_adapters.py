@@ -65,7 +65,7 @@ class Adapters:
 
     def _predictor(self, name: str) -> Predictor:
         spec = self.bundles.get(name, self.bundles[FIRST]).spec
-        template = str(dict(spec.task.options).get("template", "")) if spec else ""
+        template = str(spec.task.options.get("template", "")) if spec else ""
         return Predictor(self.model, self.loaded, spec.task.prefix if spec else "", template)
 
 

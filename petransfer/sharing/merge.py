@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from petransfer.errors import RunError, UserError
 from petransfer.models.loading import DTYPES, Loaded
 from petransfer.models.saving import save_model
-from petransfer.recipe.method_forms import FORMS
+from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import Bits
 from petransfer.sharing.attach import attach, base_of, refuse_moved
 from petransfer.sharing.bundle import Bundle
@@ -78,10 +78,10 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None) 
 
 def _refuse_inputs(bundle: Bundle) -> None:
     """Raises UserError where what was trained is no part of any weight."""
-    kinds = {"PROMPT_TUNING": "prompt", "PREFIX_TUNING": "prefix"}
-    form = FORMS.get(kinds.get(str(bundle.config.get("peft_type")), ""))
-    if form is not None:
-        raise UserError(f"{bundle.label} cannot be merged, as {form.title} never can: {form.no_merge}")
+    kind = bundle.config.get("peft_type")
+    for method in METHODS.of_package():
+        if method.peft_type == kind and method.not_merged:
+            raise UserError(f"{bundle.label} cannot be merged, as {method.title} never can: {method.not_merged}")
 
 
 def _read(folder: Path, loaded: Loaded, bits: Bits) -> torch.nn.Module:

@@ -13,8 +13,8 @@ from petransfer.errors import UserError, unknown
 from petransfer.evaluation.text_metrics import check_metrics
 from petransfer.models.registry import SEED, Arm, Family, own_family, place_of, registered_family, with_hashes
 from petransfer.recipe.effect_requests import matching, wanted
-from petransfer.recipe.method_forms import FORMS, METHODS
-from petransfer.recipe.run_spec import EarlyStopping, MethodSpec, RunSpec, TaskSpec, TrainSpec
+from petransfer.recipe.methods import METHODS
+from petransfer.recipe.run_spec import EarlyStopping, MethodSpec, Options, RunSpec, TaskSpec, TrainSpec
 from petransfer.recipe.schema import FamilyPart, MethodPart, Recipe, TrainPart, check_judge
 
 
@@ -53,9 +53,6 @@ def expand(recipe: Recipe) -> list[Cell]:
     for split in splits:
         if split not in task.splits:
             raise unknown(f"split of {recipe.task.name}", split, task.splits)
-    for method in recipe.methods:
-        if method.name not in METHODS:
-            raise unknown("method", method.name, METHODS)
     for name in recipe.arms:
         family.arm(name)  # an unknown arm is refused before anything else is looked at
     _check_names(recipe, family)
@@ -108,8 +105,7 @@ def _data(recipe: Recipe, task: Task) -> TaskSpec:
         options, source = task.identity(), task.place()
         metrics = metrics or task.suggested_metrics()
     check_metrics(metrics, lambda: _targets(task))
-    named = tuple(sorted(options.items()))
-    return TaskSpec(recipe.task.name, "", "", named, metrics, tuple(sorted(source.items())))
+    return TaskSpec(recipe.task.name, "", "", Options(options), metrics, Options(source))
 
 
 def _targets(task: Task) -> tuple[int, str]:
@@ -129,8 +125,8 @@ WHOLE = MethodPart(name="full", rate_scaling="rms", bits=32)
 
 
 def _cell(recipe: Recipe, arm: Arm, method: MethodPart, data: TaskSpec, seed: int, examples: int) -> Cell:
-    if arm.trained == "all" and method.name != "full":
-        method = next((part for part in recipe.methods if part.name == "full"), WHOLE)
+    if arm.trained == "all" and not method.declared.trains_all_weights:
+        method = next((part for part in recipe.methods if part.declared.trains_all_weights), WHOLE)
     own = recipe.task.prefix
     prefix = own if isinstance(own, str) else (own or {}).get(arm.name, arm.prefix)
     spec = RunSpec(
@@ -145,15 +141,17 @@ def _cell(recipe: Recipe, arm: Arm, method: MethodPart, data: TaskSpec, seed: in
 
 def method_of(part: MethodPart) -> MethodSpec:
     """What a recipe's method asks of a run."""
-    form = FORMS[part.name]
-    given: dict[str, Any] = {"keep_wide": tuple(part.keep_wide)} if part.name != "full" else {}
-    for key in form.keys - {"alpha", "match_parameters"}:
+    declared = part.declared
+    given: dict[str, Any] = {"options": Options(part.options)}
+    if not declared.trains_all_weights:
+        given["keep_wide"] = tuple(part.keep_wide)
+    for key in declared.keys - {"alpha", "match_parameters"}:
         value = getattr(part, key)
         given[key] = tuple(value) if isinstance(value, list) else value
-    if "rank" in form.keys and "alpha" in form.keys:
+    if "rank" in declared.keys and "alpha" in declared.keys:
         given["alpha"] = float(2 * part.rank if part.alpha is None else part.alpha)
-    if part.match_parameters and form.size:
-        given |= {form.size: 0, "match_parameters": part.match_parameters}
+    if part.match_parameters and declared.size:
+        given |= {declared.size: 0, "match_parameters": part.match_parameters}
         given |= {"alpha": 0.0} if "alpha" in given and part.alpha is None else {}
     return MethodSpec(part.name, part.bits, **given)
 

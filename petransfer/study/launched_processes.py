@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from petransfer.errors import UserError
-from petransfer.recipe.method_forms import FORMS
+from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import RunSpec
 
 # As `accelerate launch`, torchrun and the common MPIs say it; the first that is set counts.
@@ -70,7 +70,7 @@ def _not_split(spec: RunSpec) -> str:
         return "quantised weights cannot be split; take bits 16, or launch with --multi_gpu"
     if spec.train.optimizer != "adamw":
         return f"the state of {spec.train.optimizer} cannot be split; take train.optimizer: adamw"
-    return FORMS[spec.method.name].no_split.get(spec.method.bits, "")
+    return METHODS.lookup(spec.method.name).not_split.get(spec.method.bits, "")
 
 
 def _told(name: str) -> bool:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from petransfer.errors import UserError, unknown
+from petransfer.errors import UserError
 from petransfer.models.registry import CONTROLS, checkpoint_spec, is_embedded
 from petransfer.recipe.loading import load_recipe, put, validate
-from petransfer.recipe.method_forms import FORMS, does_not_take
+from petransfer.recipe.methods import METHODS
 from petransfer.recipe.schema import FamilyPart, Recipe
 from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import resolve
@@ -24,25 +24,6 @@ BATCH = 16
 # LoRA's peak rates, as the families' own papers and LoRA's users settled on them; T5's like larger ones than others.
 # The embedded family's is that of the shipped recipes, found on dev sets.
 NANO, T5, SEQ2SEQ, DECODER = 2e-3, 1e-3, 5e-4, 2e-4
-# What other methods take, as multiples of LoRA's rate: on the embedded family as swept on dev (the recipe methods-scan,
-# results/methods-scan/sweep.json; biases as norms), on others as published: all weights a tenth (Biderman et al. 2024),
-# rsLoRA as its scale is four times LoRA's at rank 16, VeRA ten times (Kopiczko et al. 2024), biases five times (Ben
-# Zaken et al. 2022) and norms like them, (IA)3 and virtual tokens as in peft's examples. Few numbers that all inputs
-# share, such as (IA)3's and virtual tokens, hardly move at LoRA's own rate.
-FACTORS: dict[str, tuple[float, float]] = {
-    "lora": (1, 1),
-    "rslora": (0.5, 0.25),
-    "loraplus": (0.3, 0.15),
-    "dora": (1, 1),
-    "pissa": (1, 0.5),
-    "vera": (25, 10),
-    "ia3": (50, 8),
-    "prompt": (3000, 150),
-    "prefix": (150, 10),
-    "ln": (60, 5),
-    "bias": (60, 5),
-    "full": (10, 0.1),
-}
 _T5_TYPES = frozenset({"t5", "mt5", "longt5", "umt5"})
 # These were trained on many tasks at once and told which by the beginning of the input.
 _PREFIXED = re.compile(r"(google-t5/)?t5-(small|base|large|3b|11b)(@.*)?")
@@ -109,10 +90,11 @@ def _options(data: str, wishes: Wishes) -> dict[str, Any]:
 def _method(wishes: Wishes, nano: bool, on_card: bool) -> dict[str, Any]:
     method: dict[str, Any] = {"name": wishes.method}
     method["bits"] = (16 if on_card and not nano else 32) if wishes.bits is None else wishes.bits
-    keys = FORMS[wishes.method].keys if wishes.method in FORMS else frozenset({"rank"})
+    declared = METHODS.lookup(wishes.method)
+    keys = declared.keys
     if wishes.rank is not None and "rank" not in keys:
-        raise UserError(f"--rank: {does_not_take(wishes.method, 'rank')}")
-    if wishes.method == "full":
+        raise UserError(f"--rank: {declared.does_not_take('rank')}")
+    if declared.trains_all_weights:
         return method | ({"rate_scaling": "rms"} if nano else {})
     method |= {"rank": 16 if wishes.rank is None else wishes.rank} if "rank" in keys else {}
     return method | ({"embeddings": "new"} if nano and "embeddings" in keys else {})
@@ -143,9 +125,8 @@ def default_rate(method: str, config: Any, nano: bool) -> float:
         UserError: there is no such method.
     """
     hub = DECODER if not config.is_encoder_decoder else T5 if config.model_type in _T5_TYPES else SEQ2SEQ
-    if method not in FACTORS:
-        raise unknown("method", method, FACTORS)
-    own, others = FACTORS[method]
+    declared = METHODS.lookup(method)
+    own, others = declared.nano_learning_rate_factor, declared.learning_rate_factor
     return float(f"{NANO * own if nano else hub * others:.3g}")
 
 

@@ -26,11 +26,11 @@ from petransfer.data.encoded_examples import encode_part
 from petransfer.data.encoding import Encoded, encode_targets
 from petransfer.evaluation.exact_match import Evaluation, summary
 from petransfer.evaluation.text_metrics import OF_LABELS
-from petransfer.methods import APPLY, SAVE, mixed_precision, virtual_tokens, weights_bits
+from petransfer.methods import apply_method, mixed_precision, save_method, virtual_tokens, weights_bits
 from petransfer.models.lengths import length_check
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.quantization import check_optimizer, inventory
-from petransfer.recipe.run_spec import RunSpec
+from petransfer.recipe.run_spec import Options, RunSpec
 from petransfer.study.checkpointing_choice import with_room
 from petransfer.study.folders import RunFolder
 from petransfer.study.grid import Cell
@@ -140,7 +140,7 @@ def open_base(spec: RunSpec, settings: Settings) -> Base:
     check_optimizer(spec.train.optimizer)
     if settings.execution.threads:
         torch.set_num_threads(settings.execution.threads)
-    options = spec.task.options + spec.task.source
+    options = spec.task.arguments
     data = _task_data(spec.task.name, spec.task.split, options, settings.data_dir)
     accelerator = accelerator_for(mixed_precision(spec.method), settings.cpu)
     bits, wide = weights_bits(spec.method), spec.method.keep_wide
@@ -161,7 +161,7 @@ def prepare(spec: RunSpec, folder: RunFolder, base: Base, model: PreTrainedModel
         base.cost = _quantisation_cost(spec, loaded, parts["dev"], base.settings.force)
     # new pieces that training does not meet would learn nothing but not to be said
     loaded = replace(loaded, new_tokens=tuple(piece for piece in loaded.new_tokens if piece in pieces))
-    applied = APPLY[spec.method.name](loaded, spec.method, spec.seed)
+    applied = apply_method(loaded, spec.method, spec.seed)
     if splits_tensors():
         hollow = split(applied, base.accelerator.device, mixed_precision(spec.method) == "bf16")
         return Prepared(spec, folder, loaded, parts, applied, hollow)
@@ -250,7 +250,7 @@ def _encoded(base: Base, spec: RunSpec, loaded: Loaded) -> tuple[dict[str, Seque
     """All parts that are used as pieces, none of them too long for the model, and which pieces training meets."""
     data, train = base.data, spec.train
     count = len(data.train)
-    most, virtual = int(dict(spec.task.source).get("max_length", 0)), virtual_tokens(loaded, spec.method)
+    most, virtual = int(spec.task.source.get("max_length", 0)), virtual_tokens(loaded, spec.method)
     limit = length_check(loaded.model.config, spec.checkpoint.name, most, virtual)
     parts, pieces = {}, set()
     for part in ("train", *base.settings.scored_parts):
@@ -275,8 +275,8 @@ def _quantisation_cost(spec: RunSpec, loaded: Loaded, dev: Sequence[Encoded], fo
 
 
 @functools.lru_cache(maxsize=2)
-def _task_data(name: str, split: str, options: tuple[tuple[str, Any], ...], data_dir: Path | None) -> SplitData:
-    return load_task(name, data_dir, **dict(options)).load(split)
+def _task_data(name: str, split: str, options: Options, data_dir: Path | None) -> SplitData:
+    return load_task(name, data_dir, **options).load(split)
 
 
 def _save_weights(model: torch.nn.Module, spec: RunSpec, folder: RunFolder, made_from: dict[str, Any]) -> None:
@@ -285,7 +285,7 @@ def _save_weights(model: torch.nn.Module, spec: RunSpec, folder: RunFolder, made
     partial = target.with_name(f".{target.name}.partial")
     for old in (partial, target):
         shutil.rmtree(old, ignore_errors=True)
-    SAVE[spec.method.name](model, partial, spec.checkpoint.name)
+    save_method(spec.method.name, model, partial, spec.checkpoint.name)
     RunFolder(partial).write_json("petransfer.json", seal(partial, made_from))
     partial.rename(target)
 

@@ -13,7 +13,7 @@ from petransfer.data.encoding import Encoded, encode_examples
 from petransfer.evaluation import label_scoring as module
 from petransfer.evaluation.generation import generate
 from petransfer.evaluation.label_scoring import choose_labels
-from petransfer.methods import APPLY
+from petransfer.methods import apply_method
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import MethodSpec
@@ -28,7 +28,7 @@ WORDS = ("one", "two", "three", "four", "five", "six", "seven")
 def taught(checkpoint: str, steps: int, rate: float) -> tuple[torch.nn.Module, Loaded, list[Encoded]]:
     """A tiny model that was trained to say labels and is often wrong about which."""
     loaded = load_checkpoint(checkpoint_spec(checkpoint), 32)
-    model = APPLY["full"](loaded, MethodSpec("full", 32), 0)
+    model = apply_method(loaded, MethodSpec("full", 32), 0)
     torch.manual_seed(0)
     draw = random.Random(0)
     texts = [" ".join(draw.choices(WORDS, k=3)) for _ in range(96)]

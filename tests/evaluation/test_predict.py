@@ -13,7 +13,7 @@ from petransfer.data.task import Example, row_name
 from petransfer.errors import UserError
 from petransfer.evaluation.generation import room
 from petransfer.evaluation.predictor import Predictor
-from petransfer.methods import APPLY, virtual_tokens
+from petransfer.methods import apply_method, virtual_tokens
 from petransfer.models.lengths import VirtualTokens, length_check
 from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec
@@ -24,7 +24,7 @@ TOKENS = {"prompt": MethodSpec("prompt", 32, virtual_tokens=20), "prefix": Metho
 
 def predictor(checkpoint: Path, method: str | None) -> Predictor:
     loaded = load_checkpoint(checkpoint_spec(str(checkpoint)), 32)
-    model = APPLY[method](loaded, TOKENS[method], 0) if method else loaded.model
+    model = apply_method(loaded, TOKENS[method], 0) if method else loaded.model
     return Predictor(model.eval(), loaded, "")
 
 

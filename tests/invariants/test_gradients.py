@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from petransfer.data import load_task
 from petransfer.data.encoding import encode_examples
-from petransfer.methods import APPLY
+from petransfer.methods import apply_method
 from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import TrainSpec
@@ -31,7 +31,7 @@ def _gradients(
     for module in loaded.model.modules():  # dropout draws by the shape of its input
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    model = APPLY[method.name](loaded, method, 0)  # type: ignore[attr-defined]
+    model = apply_method(loaded, method, 0)  # type: ignore[attr-defined]
     source = ShuffledExamples(examples, SPEC.batch_size, 0, loaded.layout)
     loop = Loop(
         model, source, SPEC, Accelerator(cpu=True), state, identity="x", seed=0,
@@ -76,7 +76,7 @@ def test_the_loss_is_the_mean_over_the_batch_s_target_tokens(tiny_t5: Path, tmp_
     loaded = load_checkpoint(checkpoint_spec(str(tiny_t5)), 32)
     examples = encode_examples(load_task("scan").load("length").train[:50], "", loaded.tokenizer, loaded.layout)
     source = ShuffledExamples(examples, 24, 0, loaded.layout)
-    model = APPLY["lora"](loaded, LORA, 0).eval()
+    model = apply_method(loaded, LORA, 0).eval()
     padded = collate(source.batch(0, 0, 1).examples, loaded.layout)
     expected = model(**padded).loss  # transformers' own mean over the labels that count
     loop = Loop(
@@ -106,7 +106,7 @@ def test_running_out_of_memory_halves_the_micro_batch_only(
     for module in loaded.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    model = APPLY["lora"](loaded, LORA, 0)
+    model = apply_method(loaded, LORA, 0)
     loop = Loop(
         model, ShuffledExamples(examples, 24, 0, loaded.layout), SPEC, Accelerator(cpu=True), tmp_path / "small",
         identity="x", seed=0, execution=Execution(micro_batch=24), hooks=Hooks(),

@@ -17,10 +17,10 @@ from petransfer.errors import UserError
 from petransfer.memory.measured import peak_of
 from petransfer.memory.planner import largest_stack, on_card
 from petransfer.memory.simulation import Demand, simulate
-from petransfer.methods import APPLY
+from petransfer.methods import apply_method
 from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec
-from petransfer.recipe.method_forms import FORMS
+from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.recipe.stacking import kind
 from petransfer.study.folders import StudyFolder
@@ -236,9 +236,9 @@ def test_runs_of_unlike_kinds_are_not_stacked(make: Make) -> None:
     kinds = {kind(one) for one in (spec, *unlike)}
     assert len(kinds) == 1 + len(unlike)
     assert len({kind(one) for one in members(spec)}) == 1
-    for name, form in FORMS.items():
+    for name, form in METHODS.items():
         of_method = kind(replace(spec, method=replace(spec.method, name=name)))
-        assert (of_method is None) == bool(form.no_stack)
+        assert (of_method is None) == bool(form.not_stacked)
         assert of_method not in kinds or name == "lora"
     cells = [Cell("a", "lora", "", one.seed, one) for one in (*members(spec), unlike[0])]
     assert [len(stack) for stack in stacks_of(cells, 2)] == [2, 1, 1]
@@ -267,7 +267,7 @@ def test_the_planner_foresees_a_stack(joined: bool, tiny_t5: Path, monkeypatch: 
     demand = Demand(replace(LORA, dropout=0.1), 4, 12, 20, "cpu", members=3)
     foreseen = simulate(*_plain(tiny_t5), demand, False).peak
     loaded = load_checkpoint(spec, 32)
-    models = [APPLY["lora"](replace(loaded, model=share(loaded.model)), demand.method, at) for at in range(3)]
+    models = [apply_method(replace(loaded, model=share(loaded.model)), demand.method, at) for at in range(3)]
     stack = make_stack(loaded.model, models)
     parameters = [value for model in models for value in trained_tensors(model).values()]
     optimizer = torch.optim.AdamW(parameters, fused=True)

@@ -22,10 +22,10 @@ from petransfer.evaluation.generation import generate
 from petransfer.evaluation.label_scoring import _scores
 from petransfer.evaluation.predictor import Predictor
 from petransfer.memory.simulation import Demand, simulate
-from petransfer.methods import APPLY, SAVE
+from petransfer.methods import apply_method, save_method
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec
-from petransfer.recipe.method_forms import FORMS
+from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import MethodSpec, RunSpec, TrainSpec
 from petransfer.study.folders import RunFolder
 from petransfer.study.settings import Settings
@@ -80,7 +80,7 @@ def made(folder: Path, method: MethodSpec) -> tuple[Loaded, torch.nn.Module]:
     loaded = load_checkpoint(checkpoint_spec(str(folder)), method.bits)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return loaded, APPLY[method.name](loaded, method, 0)
+        return loaded, apply_method(loaded, method, 0)
 
 
 def train(
@@ -111,7 +111,7 @@ def logits(model: torch.nn.Module, loaded: Loaded) -> torch.Tensor:
 
 
 def test_every_method_is_tried_here() -> None:
-    assert set(SMALL) | {"full"} == set(FORMS) == set(APPLY)
+    assert set(SMALL) | {"full"} == set(METHODS)
 
 
 @pytest.mark.parametrize("base", ["tiny_t5", "tiny_gpt2", "tiny_llama"], indirect=True)
@@ -131,7 +131,7 @@ def test_a_method_trains_what_fit_foresees_and_plain_peft_gives_its_logits(
     assert losses[-1] < losses[0] - 0.05
     assert all(torch.equal(value, frozen[key]) for key, value in model.named_parameters() if key in frozen)
     assert not any(torch.equal(value, before[key]) for key, value in trained.items())
-    SAVE[name](model, tmp_path, "tiny")
+    save_method(name, model, tmp_path, "tiny")
     ours = logits(model, loaded)
     plain = PeftModel.from_pretrained(load_checkpoint(checkpoint_spec(str(base)), 32).model, str(tmp_path)).eval()
     theirs = logits(plain, loaded)[:, -ours.shape[1] :]
@@ -261,9 +261,9 @@ def test_what_is_saved_says_what_it_is(tiny_t5: Path, tmp_path: Path) -> None:
     kinds = {"rslora": "use_rslora", "dora": "use_dora"}
     for name, key in kinds.items():
         _, model = made(tiny_t5, SMALL[name])
-        SAVE[name](model, tmp_path / name, "tiny")
+        save_method(name, model, tmp_path / name, "tiny")
         assert json.loads((tmp_path / name / "adapter_config.json").read_text())[key] is True
     _, model = made(tiny_t5, SMALL["pissa"])
-    SAVE["pissa"](model, tmp_path / "pissa", "tiny")
+    save_method("pissa", model, tmp_path / "pissa", "tiny")
     config = json.loads((tmp_path / "pissa" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["init_lora_weights"]) == (6, 12, True)

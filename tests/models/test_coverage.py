@@ -15,7 +15,7 @@ from petransfer.data.encoding import encode_examples
 from petransfer.data.task import Example
 from petransfer.errors import UserError
 from petransfer.evaluation.exact_match import score
-from petransfer.methods import APPLY, SAVE
+from petransfer.methods import apply_method, save_method
 from petransfer.models.loading import Loaded, load_checkpoint, model_class, randomly_initialized
 from petransfer.models.quantization import inventory
 from petransfer.models.registry import NANO, checkpoint_spec
@@ -78,7 +78,7 @@ def test_it_is_loaded_trained_evaluated_saved_and_read_by_peft(
         found = loaded.model.eval()(**{key: value for key, value in batch.items() if key != "labels"}).logits.float()
     assert float((found - expected).norm() / expected.norm()) < {32: 1e-5, 16: 0.03, 8: 0.05, 4: 0.3}[bits]
 
-    model = APPLY["lora"](loaded, replace(LORA, bits=bits), 0).train()
+    model = apply_method(loaded, replace(LORA, bits=bits), 0).train()
     trained = [value for value in model.parameters() if value.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-2)
     losses = []
@@ -95,7 +95,7 @@ def test_it_is_loaded_trained_evaluated_saved_and_read_by_peft(
     encoded = encode_examples(EXAMPLES, "", loaded.tokenizer, loaded.layout)
     scored = score(model, replace(loaded, model=model), EXAMPLES, encoded, len(EXAMPLES))  # type: ignore[arg-type]
     assert all(row.log_prob < 0 for row in scored)
-    SAVE["lora"](model, tmp_path / "adapter", name)
+    save_method("lora", model, tmp_path / "adapter", name)
     again = PeftModel.from_pretrained(load_checkpoint(spec, bits).model, str(tmp_path / "adapter")).eval()
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_it_is_loaded_trained_evaluated_saved_and_read_by_peft(
 @pytest.mark.parametrize("name", SMALL)
 def test_all_that_full_fine_tuning_trains_has_a_gradient(name: str, checkpoint: Callable[[str], Path]) -> None:
     loaded = load_checkpoint(checkpoint_spec(str(checkpoint(name))), 32)
-    model = APPLY["full"](loaded, MethodSpec("full", bits=32), 0).train()
+    model = apply_method(loaded, MethodSpec("full", bits=32), 0).train()
     token_loss(model, _batch(loaded)).backward()
     trained = {key for key, value in model.named_parameters() if value.requires_grad}
     assert trained == {key for key, value in model.named_parameters() if value.grad is not None}

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForSeq2SeqLM, BertConfig, BertModel, PreTrainedModel, T5Config
 
 from petransfer.errors import UserError
-from petransfer.methods import APPLY
+from petransfer.methods import apply_method
 from petransfer.models.file_backed import FileBackedTensors
 from petransfer.models.loading import load_checkpoint, load_on_disk, randomly_initialized
 from petransfer.models.quantization import REASONS, inventory
@@ -60,7 +60,7 @@ def test_the_bits_asked_for_are_the_bits_that_are_there_and_lora_trains_on_them(
     if kind == "tiny_t5" and bits < 16:
         wo = loaded.model.encoder.block[0].layer[1].DenseReluDense.wo
         assert type(wo).__name__ == {8: "Linear8bitLt", 4: "Linear4bit"}[bits]
-    model = APPLY["lora"](loaded, LORA, 0)
+    model = apply_method(loaded, LORA, 0)
     batch = {"input_ids": torch.tensor([[5, 9, 1]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
     labels = torch.tensor([[8, 12, 1]])
     batch |= {"labels": labels}
@@ -177,10 +177,10 @@ def test_the_whole_words_of_the_benchmarks_are_single_pieces() -> None:
 
 def test_only_new_pieces_are_trained_when_asked(tiny_spec: Callable[..., RunSpec]) -> None:
     loaded = load_checkpoint(checkpoint_spec("nano/english"), 32)
-    model = APPLY["lora"](loaded, replace(LORA, embeddings="new"), 0)
+    model = apply_method(loaded, replace(LORA, embeddings="new"), 0)
     rows = [value for name, value in model.named_parameters() if value.requires_grad and "trainable_tokens" in name]
     assert {value.shape[0] for value in rows} == {len(loaded.new_tokens)}
-    none = APPLY["lora"](
+    none = apply_method(
         replace(load_checkpoint(checkpoint_spec("nano/english"), 32), new_tokens=()), replace(LORA, embeddings="new"), 0
     )
     assert not any("trainable_tokens" in name for name, _ in none.named_parameters())
@@ -189,7 +189,7 @@ def test_only_new_pieces_are_trained_when_asked(tiny_spec: Callable[..., RunSpec
 def test_a_checkpoint_with_its_own_tokenizer_has_no_new_pieces(tiny_t5: Path) -> None:
     loaded = load_checkpoint(checkpoint_spec(str(tiny_t5)), 32)
     assert loaded.new_tokens == ()
-    model = APPLY["lora"](loaded, replace(LORA, embeddings="new"), 0)
+    model = apply_method(loaded, replace(LORA, embeddings="new"), 0)
     assert not any("trainable_tokens" in name for name, _ in model.named_parameters())
 
 
@@ -197,7 +197,7 @@ def test_a_trained_row_counts_wherever_its_piece_is_read_or_said() -> None:
     """T5's embeddings stand in four places; a row that is trained in one of them only would be half a lie."""
     loaded = load_checkpoint(checkpoint_spec("nano/english"), 32)
     piece, other = (loaded.new_tokens)[5], 300
-    model = APPLY["lora"](replace(loaded, new_tokens=(piece,)), replace(LORA, embeddings="new"), 0)
+    model = apply_method(replace(loaded, new_tokens=(piece,)), replace(LORA, embeddings="new"), 0)
     read = {
         "in the encoder": {"input_ids": torch.tensor([[piece, 1]]), "decoder_input_ids": torch.tensor([[0, other]])},
         "in the decoder": {"input_ids": torch.tensor([[other, 1]]), "decoder_input_ids": torch.tensor([[0, piece]])},
@@ -247,8 +247,8 @@ def test_every_control_arm_keeps_a_head_of_its_own(own_head: Path, reinit: Reini
 def test_rows_beside_a_head_of_its_own_are_refused(embeddings: Embeddings, own_head: Path) -> None:
     loaded = replace(load_checkpoint(checkpoint_spec(str(own_head)), 32), new_tokens=(300,))
     with pytest.raises(UserError, match="head of its own"):
-        APPLY["lora"](loaded, replace(LORA, embeddings=embeddings), 0)
-    APPLY["lora"](loaded, LORA, 0)
+        apply_method(loaded, replace(LORA, embeddings=embeddings), 0)
+    apply_method(loaded, LORA, 0)
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -317,7 +317,7 @@ def test_layers_are_kept_wide_where_the_recipe_says_so(tiny_t5: Path) -> None:
         wide = {name for name, module in model.named_modules() if type(module) is torch.nn.Linear}
         assert {name.rpartition(".")[2] for name in wide} == {"wo", "q", "lm_head"}
         assert not any("EncDecAttention" in name for name in wide)
-        adapted = APPLY["lora"](loaded, replace(LORA, bits=bits), 0)
+        adapted = apply_method(loaded, replace(LORA, bits=bits), 0)
         found = inventory(adapted, ("wo", "SelfAttention.q")).as_dict()["wide"]
         assert set(found) == {"keep_wide", "norm", "tied head", "embeddings"}
         kept = {f"{name}.weight" for name in wide if name != "lm_head"}

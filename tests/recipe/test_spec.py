@@ -42,6 +42,7 @@ CHANGES: dict[str, Any] = {
     "method.rate_ratio": 16.0,
     "method.virtual_tokens": 20,
     "method.match_parameters": 100_000,
+    "method.options": {"block_size": 4},
     "train.steps": 101,
     "train.batch_size": 31,
     "train.learning_rate": 2e-3,

@@ -12,7 +12,7 @@ import torch
 from petransfer.data import load_task
 from petransfer.data.encoding import encode_examples
 from petransfer.evaluation import exact_match, one_pass
-from petransfer.methods import APPLY
+from petransfer.methods import apply_method
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import Bits, MethodSpec
@@ -35,7 +35,7 @@ def _model(folder: Path, method: MethodSpec, new: tuple[int, ...] = ()) -> tuple
     if not new and method.embeddings == "new":
         pieces = tuple(sorted({piece for row in encoded for piece in row.target_ids})[-4:])
         return _model(folder, method, pieces)
-    model = APPLY[method.name](loaded, method, 0).eval()  # no dropout, which draws by the shape of its input
+    model = apply_method(loaded, method, 0).eval()  # no dropout, which draws by the shape of its input
     torch.manual_seed(3)
     for name, value in model.named_parameters():  # so that LoRA's A has a gradient
         if "lora_B" in name:
@@ -128,7 +128,7 @@ def test_models_of_one_base_share_what_is_made_of_it_and_keep_their_gradients(bi
     models = []
     for new in (pieces[:3], pieces[-2:]):
         part = replace(loaded, model=share(loaded.model), new_tokens=tuple(new))
-        models.append(APPLY["lora"](part, replace(ROWS, bits=bits), 0).eval())
+        models.append(apply_method(part, replace(ROWS, bits=bits), 0).eval())
         for name, value in models[-1].named_parameters():
             if value.requires_grad:
                 torch.nn.init.normal_(value, std=0.1 + 0.4 * ("token" in name))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from petransfer.data import load_task
 from petransfer.data.encoding import encode_examples
 from petransfer.errors import RunError
-from petransfer.methods import APPLY
+from petransfer.methods import apply_method
 from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import TrainSpec
@@ -118,7 +118,7 @@ def _loop(checkpoint: Path, folder: Path, cpu: bool = True, save_every: float = 
     spec = TrainSpec(steps=8, batch_size=8, learning_rate=2e-3)
     hooks = options.pop("hooks", Hooks())
     return Loop(
-        APPLY["lora"](loaded, LORA, 0).to(accelerator.device), ShuffledExamples(examples, 8, 0, loaded.layout), spec,
+        apply_method(loaded, LORA, 0).to(accelerator.device), ShuffledExamples(examples, 8, 0, loaded.layout), spec,
         accelerator, folder, identity="x", seed=0, execution=Execution(log_every=4, save_every=save_every),
         hooks=hooks, **options,
     )  # fmt: skip

@@ -1,0 +1,89 @@
+"""Hold trained tensors in fp32 and compute with them in the base's dtype, as mixed-precision training does.
+
+peft would convert the input of every adapter to fp32, and keep that copy for the backward pass.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from peft.tuners.ln_tuning.layer import LNTuningLayer
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch.nn import functional
+
+
+def compute_as_in_training(model: Any, bits: int) -> None:
+    """Make a peft model compute as petransfer trains it: in the base's dtype, with logits for real tokens only.
+
+    Args:
+        model: the peft model; changed in place. Safe to call again after another adapter was added.
+        bits: of the base.
+    """
+    kind = str(model.active_peft_config.peft_type.value)
+    if kind == "PROMPT_TUNING" and not getattr(model.config, "is_encoder_decoder", False):
+        model.register_forward_hook(_without_virtual_tokens)
+    if bits == 32:
+        return
+    for module in model.modules():
+        if isinstance(module, LNTuningLayer):
+            for layer in module.ln_tuning_layers.values():
+                hold_in_fp32(layer, ("weight", "bias"))
+        elif isinstance(module, BaseTunerLayer):
+            _use_input_dtype(module)
+
+
+def _without_virtual_tokens(model: Any, _: Any, output: Any) -> Any:
+    """peft returns logits for a decoder's virtual tokens too, which no label belongs to."""
+    output.logits = output.logits[:, model.active_peft_config.num_virtual_tokens :]
+    return output
+
+
+class _InputDtypeLinear(torch.nn.Linear):
+    """A linear layer whose weight is held in fp32 and converted to the dtype of the input."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return functional.linear(input, self.weight.to(input.dtype))
+
+
+def _use_input_dtype(module: BaseTunerLayer) -> None:
+    """Replace LoRA's matrices by layers that compute in the dtype of their input, with the same parameters.
+
+    DoRA's norms, and the vectors of other methods, are computed in fp32 as peft does it.
+    """
+    if not isinstance(module, LoraLayer) or len(module.lora_magnitude_vector):
+        return
+    module.cast_input_dtype_enabled = False
+    for matrices in (module.lora_A, module.lora_B):
+        for name, matrix in matrices.items():
+            if type(matrix) is torch.nn.Linear and matrix.bias is None:
+                narrow = _InputDtypeLinear(matrix.in_features, matrix.out_features, bias=False, device="meta")
+                narrow.weight = matrix.weight
+                matrices[name] = narrow
+
+
+def hold_in_fp32(module: torch.nn.Module, names: Iterable[str], dtype: torch.dtype = torch.bfloat16) -> None:
+    """Hold some of a module's own parameters in fp32 and let its forward pass see them in `dtype`.
+
+    During the forward pass an attribute of the same name hides each parameter, as `torch.nn.utils.weight_norm` does it.
+    """
+    held = [name for name in names if module._parameters.get(name) is not None]
+    for name in held:
+        module._parameters[name].data = module._parameters[name].data.float()  # type: ignore[union-attr]
+    if held and "_held_in_fp32" not in module.__dict__:
+        module.__dict__["_held_in_fp32"] = tuple(held)
+        module.register_forward_pre_hook(functools.partial(_hide_parameters, dtype=dtype))
+        module.register_forward_hook(_show_parameters, always_call=True)
+
+
+def _hide_parameters(module: torch.nn.Module, _: Any, *, dtype: torch.dtype) -> None:
+    for name in module.__dict__["_held_in_fp32"]:
+        module.__dict__[name] = module._parameters[name].to(dtype)  # type: ignore[union-attr]
+
+
+def _show_parameters(module: torch.nn.Module, *_: Any) -> None:
+    for name in module.__dict__["_held_in_fp32"]:
+        module.__dict__.pop(name, None)

@@ -1,0 +1,70 @@
+"""Choose the rank, or number of virtual tokens, that trains nearly a given number of parameters.
+
+The size is not part of a run's id, because it follows from `match_parameters` and the checkpoint's configuration, which
+are. The parameters are counted by applying the method itself on the meta device.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from petransfer.errors import UserError
+from petransfer.models.loading import Loaded
+from petransfer.recipe.methods import METHODS
+from petransfer.recipe.run_spec import MethodSpec
+
+# The count that is found may differ by this share of the one asked for.
+TOLERANCE = 0.1
+LARGEST_SIZE = 65_536
+
+
+def with_matched_size(
+    loaded: Loaded, method: MethodSpec, apply: Callable[[Loaded, MethodSpec, int], torch.nn.Module]
+) -> MethodSpec:
+    """Return the method with the size that trains nearly `match_parameters`; unchanged where that is not set.
+
+    Args:
+        loaded: the model whose configuration decides the count.
+        method: the method, without a size of its own.
+        apply: the function of the method's file.
+
+    Raises:
+        UserError: no size comes near.
+    """
+    wanted, declared = method.match_parameters, METHODS.lookup(method.name)
+    key = declared.size
+    if not wanted:
+        return method
+    if not key:
+        raise UserError(f"match_parameters: {method.name} has no size to choose")
+
+    def of_size(size: int) -> MethodSpec:
+        alpha = method.alpha or (2.0 * size if key == "rank" and "alpha" in declared.keys else 0.0)
+        chosen = {"rank": size} if key == "rank" else {"virtual_tokens": size}
+        return replace(method, match_parameters=0, alpha=alpha, **chosen)  # type: ignore[arg-type]
+
+    def count(size: int) -> int:
+        model = apply(_on_meta_device(loaded), of_size(size), 0)
+        return sum(value.numel() for value in model.parameters() if value.requires_grad)
+
+    smallest = count(1)
+    step = count(2) - smallest  # the count grows linearly with the size, for every method
+    size = min(LARGEST_SIZE, max(1, 1 + round((wanted - smallest) / step)))
+    found = smallest + (size - 1) * step
+    if abs(found - wanted) > TOLERANCE * wanted:
+        noun = key.replace("_", " ")
+        raise UserError(
+            f"match_parameters: {wanted:,} cannot be met by {method.name}: the nearest is {found:,}, with {noun} {size}"
+            f"; each more trains {step:,}"
+        )
+    return of_size(size)
+
+
+def _on_meta_device(loaded: Loaded) -> Loaded:
+    with torch.device("meta"):
+        model = type(loaded.model)(copy.deepcopy(loaded.model.config))
+    return replace(loaded, model=model.requires_grad_(False))

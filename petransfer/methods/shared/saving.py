@@ -1,0 +1,30 @@
+"""Save adapters in the form that plain peft loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+
+
+def save_adapter(model: torch.nn.Module, folder: Path, base: str) -> None:
+    """Write adapter_config.json and adapter_model.safetensors, without any path of this machine.
+
+    Args:
+        model: a peft model.
+        folder: where the two files are written; made if it does not exist.
+        base: the name of the base, for adapter_config.json.
+    """
+    assert isinstance(model, PeftModel)
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    finish_config(folder, base)
+
+
+def finish_config(folder: Path, base: str, **changes: object) -> None:
+    """Write the base's name, and `changes`, into the adapter_config.json that peft wrote; remove peft's empty card."""
+    path = folder / "adapter_config.json"
+    config = {**json.loads(path.read_text()), **changes, "base_model_name_or_path": base}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (folder / "README.md").unlink(missing_ok=True)

@@ -1,0 +1,64 @@
+"""Which linear layers of a model a method is applied to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from petransfer.errors import UserError
+from petransfer.models.loading import Loaded
+from petransfer.recipe.run_spec import MethodSpec
+
+
+def target_layers(loaded: Loaded, method: MethodSpec, default: Iterable[str] | None = None) -> str | list[str]:
+    """Return the layers that a method is applied to, in the form that peft's `target_modules` takes.
+
+    Args:
+        loaded: the model.
+        method: its `targets` and, where only some are adapted, the numbers of its `layers`.
+        default: endings of layer names that `all-linear` stands for; None for all linear layers but the head.
+
+    Returns:
+        `all-linear`, a pattern or endings of names; or whole names where the method names `layers`.
+
+    Raises:
+        UserError: the model has no layer of such a number, or none of the targets is in these layers.
+    """
+    asked = method.targets if isinstance(method.targets, str) else list(method.targets)
+    if asked == "all-linear" and default is not None:
+        asked = list(default)
+    if not method.layers:
+        return asked
+    head = loaded.model.get_output_embeddings()
+    linear = [name for name, module in loaded.model.named_modules() if _is_linear(module) and module is not head]
+    numbers = {name: number for name in linear if (number := _layer_number(name)) is not None}
+    missing = sorted(set(method.layers) - set(numbers.values()))
+    if missing:
+        last = max(numbers.values(), default=0)
+        raise UserError(f"layers: the model has no layer {missing[0]}; its layers are 0 to {last}")
+    chosen = [name for name, number in numbers.items() if number in method.layers and _matches(name, asked)]
+    if not chosen:
+        raise UserError(f"targets: {asked!r} names no linear layer in layers {', '.join(map(str, method.layers))}")
+    return chosen
+
+
+def _is_linear(module: torch.nn.Module) -> bool:
+    """Quantised layers are subclasses of `Linear`."""
+    return isinstance(module, torch.nn.Linear | Conv1D)
+
+
+def _layer_number(name: str) -> int | None:
+    """Return the first number in a module's name (3 in `encoder.block.3.layer.0.SelfAttention.q`)."""
+    found = re.search(r"\.(\d+)\.", name)
+    return int(found.group(1)) if found else None
+
+
+def _matches(name: str, asked: str | list[str]) -> bool:
+    if asked == "all-linear":
+        return True
+    if isinstance(asked, str):
+        return re.fullmatch(asked, name) is not None
+    return any(name == one or name.endswith(f".{one}") for one in asked)

@@ -1,0 +1,118 @@
+"""What a training method declares about itself, and the registry of all methods. Imports no torch.
+
+Each file in `petransfer/methods/` declares one method by assigning a `Method`; other packages declare theirs by entry
+points of the group `petransfer.methods`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from petransfer.recipe.run_spec import MethodSpec, OptionValue
+from petransfer.registries import Registry
+
+Size = Literal["rank", "virtual_tokens", ""]
+
+# Keys of a recipe's method that every method accepts.
+COMMON_KEYS = frozenset({"name", "bits", "keep_wide", "rate_scaling"})
+# Keys of methods that are applied to chosen layers, of LoRA and its variants, and of methods with virtual tokens.
+LAYER_KEYS = frozenset({"targets", "layers"})
+LORA_KEYS = LAYER_KEYS | {"rank", "alpha", "dropout", "embeddings", "match_parameters"}
+VIRTUAL_TOKEN_KEYS = frozenset({"virtual_tokens", "match_parameters"})
+
+# Why FSDP cannot train methods that hold 32-bit tensors inside the base's own layers.
+NO_FSDP_AT_16_BITS = "it holds 32-bit tensors in 16-bit layers, which FSDP cannot split; use bits: 32"
+
+
+@dataclass(frozen=True)
+class Option:
+    """A key of a recipe's method that only this method has.
+
+    Args:
+        default: the value where a recipe does not set the key. Its type is the type of the option.
+        meaning: one sentence for the documentation.
+        minimum: the smallest value allowed, for numbers.
+        maximum: the largest value allowed, for numbers.
+        choices: the only values allowed, where there are only a few.
+    """
+
+    default: OptionValue
+    meaning: str
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[OptionValue, ...] = ()
+
+    def checked(self, name: str, value: Any) -> OptionValue:
+        """Return a recipe's value in the option's type.
+
+        Raises:
+            ValueError: it has another type or is out of bounds.
+        """
+        kind = type(self.default)
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise ValueError(f"{name} must be of type {kind.__name__}, not {value!r:.40}")
+        if self.choices and value not in self.choices:
+            raise ValueError(f"{name} must be one of {', '.join(map(str, self.choices))}, not {value!r:.40}")
+        if isinstance(value, int | float):
+            low, high = self.minimum, self.maximum
+            if (low is not None and value < low) or (high is not None and value > high):
+                raise ValueError(f"{name} must be from {low} to {high}, not {value!r:.40}")
+        found: OptionValue = value
+        return found
+
+
+@dataclass(frozen=True)
+class Method:
+    """A training method: which weights are trained, and how they are saved.
+
+    Args:
+        name: what a recipe calls it.
+        title: what a reader calls it.
+        source: the paper, as `Author et al. year`.
+        apply: `(loaded, method, seed)` -> the model in which only the method's tensors require gradients, held in fp32.
+        learning_rate_factor: its default learning rate as a multiple of LoRA's, on pretrained models.
+        nano_learning_rate_factor: the same on the embedded family.
+        keys: keys of a recipe's method that it accepts, beside those that all accept.
+        options: keys that only this method has.
+        size: the key that decides how many parameters are trained, which `match_parameters` then chooses.
+        peft_type: what peft calls its adapters, empty where it saves a whole model.
+        save: `(model, folder, base)`; None saves the active adapter with peft.
+        trains_all_weights: the method trains the base itself, which is loaded in fp32 and saved as a whole model.
+        virtual_tokens_before: what its virtual tokens are put before: the `input` of the model, or the `target` (the
+            keys and values of the decoder's own attention).
+        unsupported_bits: bits of the base at which it cannot be used, each with the reason.
+        not_merged: why its adapter cannot be merged into the base's weights; empty where it can.
+        not_stacked: why several adapters cannot be trained on one base at once; empty where they can.
+        not_split: bits at which FSDP cannot split its tensors, each with the reason.
+    """
+
+    name: str
+    title: str
+    source: str
+    apply: Callable[[Any, MethodSpec, int], Any]
+    learning_rate_factor: float = 1.0
+    nano_learning_rate_factor: float = 1.0
+    keys: frozenset[str] = frozenset()
+    options: Mapping[str, Option] = field(default_factory=dict)
+    size: Size = ""
+    peft_type: str = "LORA"
+    save: Callable[[Any, Any, str], None] | None = None
+    trains_all_weights: bool = False
+    virtual_tokens_before: Literal["input", "target", ""] = ""
+    unsupported_bits: Mapping[int, str] = field(default_factory=dict)
+    not_merged: str = ""
+    not_stacked: str = ""
+    not_split: Mapping[int, str] = field(default_factory=dict)
+
+    def does_not_take(self, key: str) -> str:
+        """Return the error message for a key that belongs to other methods."""
+        takes = ", ".join(sorted(self.keys | self.options.keys())) or "nothing but bits"
+        return f"{key} does not belong to {self.name}, which takes {takes}"
+
+
+METHODS: Registry[Method] = Registry("method", Method, "petransfer.methods", "petransfer.methods")
+"""All methods by name: those of `petransfer/methods/` and those of other packages."""
