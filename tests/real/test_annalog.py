@@ -1,0 +1,72 @@
+"""Everything a user does with a small encoder-decoder that has real pretrained weights, at every width."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from petransfer.models.loading import load_checkpoint
+from petransfer.models.registry import checkpoint_spec
+from tests.cli.calls import call
+
+pytestmark = pytest.mark.real
+
+STEPS = "40"
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder with a cache of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PETRANSFER_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def result(study: Path) -> dict[str, Any]:
+    (found,) = study.glob("runs/*/result.json")
+    content: dict[str, Any] = json.loads(found.read_text())
+    return content
+
+
+def trained(monkeypatch: pytest.MonkeyPatch, base: Path, pairs: Path, *options: str) -> tuple[Path, dict[str, Any]]:
+    """Train, and return the run's folder and its result."""
+    out = pairs.with_name("study")
+    assert (
+        call(monkeypatch, "train", str(base), str(pairs), "--cpu", "--steps", STEPS, "--out", str(out), *options) == 0
+    )
+    (run,) = (out / "runs").iterdir()
+    return run, result(out)
+
+
+@pytest.mark.parametrize("bits", [32, 16, 8, 4])
+def test_lora_is_trained_read_back_merged_and_verified(
+    bits: int, annalog: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        call(monkeypatch, "fit", str(annalog), "--bits", str(bits), "--cpu", "--lengths", "30,30", "--batch", "4") == 0
+    )
+    run, found = trained(monkeypatch, annalog, pairs, "--bits", str(bits), "--lr", "3e-3")
+    assert found["dev"]["log_prob_per_token"] > -0.84
+    assert found["dev"]["disagreements"] == 0
+    held = {"32": "float32", "16": "bfloat16", "8": "int8", "4": "nf4"}[str(bits)]
+    assert max(found["weights"]["bytes"], key=found["weights"]["bytes"].get) == held
+    capsys.readouterr()
+    assert call(monkeypatch, "predict", str(run), "c1ccc(C)cc1", "c1ccc(CC)cc1") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert call(monkeypatch, "adapter", "verify", str(run)) == 0
+    merged = pairs.with_name("merged")
+    assert call(monkeypatch, "adapter", "merge", str(run), str(merged)) == 0
+    assert load_checkpoint(checkpoint_spec(str(merged)), 32).model.config.model_type == "marian"
+
+
+def test_full_fine_tuning_predicts_after_reload_what_it_predicted_before(
+    annalog: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, found = trained(monkeypatch, annalog, pairs, "--method", "full", "--bits", "32", "--lr", "3e-4")
+    assert found["dev"]["log_prob_per_token"] > -0.84
+    capsys.readouterr()
+    assert call(monkeypatch, "eval", str(run)) == 0
+    assert call(monkeypatch, "predict", str(run), "c1ccc(C)cc1") == 0
