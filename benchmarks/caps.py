@@ -61,7 +61,7 @@ def most(trains: Callable[[int], bool], limit: int) -> int:
 def _here(cell: Cell, cap: int) -> dict[str, Any]:
     import torch
 
-    from petransfer.memory.measured import Trial
+    from petransfer.memory.measured import Trial, load_for
     from petransfer.memory.planner import CONTEXT, plan
     from petransfer.models.architecture import configuration
     from petransfer.models.registry import checkpoint_spec
@@ -77,7 +77,7 @@ def _here(cell: Cell, cap: int) -> dict[str, Any]:
 
     def trains(count: int) -> bool:
         try:
-            trial[:] = trial or [Trial(spec, foreseen.demand)]
+            trial[:] = trial or [Trial(load_for(spec, foreseen.demand), foreseen.demand)]
             torch.cuda.reset_peak_memory_stats()
             for _ in range(2):
                 trial[0].step(trial[0].batch(count))

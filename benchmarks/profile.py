@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 
 
 def shares(run: Callable[[], object], parts: Mapping[str, Sequence[str]], device: torch.device) -> dict[str, float]:
@@ -20,6 +21,8 @@ def shares(run: Callable[[], object], parts: Mapping[str, Sequence[str]], device
         run()
     sums: dict[str, float] = {}
     for event in seen.key_averages():
+        if event.device_type != DeviceType.CPU:
+            continue  # a kernel's time is also counted for the operation that launched it
         own = event.self_device_time_total if on_card else event.self_cpu_time_total
         part = next((part for part, words in parts.items() if any(word in event.key for word in words)), "other")
         sums[part] = sums.get(part, 0.0) + own

@@ -20,14 +20,17 @@ from petransfer.recipe.run_spec import MethodSpec, RunSpec, TaskSpec, TrainSpec
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked gpu are skipped where there is none, and slow ones unless `-m` says what to run."""
+    """Tests marked gpu are skipped where there is none, and slow ones unless `-m` says what to run.
+
+    With PETRANSFER_GPU_TESTS=cpu the ones in tests/gpu run on the CPU.
+    """
     import torch
 
     if not config.getoption("-m"):
         for item in items:
             if item.get_closest_marker("slow"):
                 item.add_marker(pytest.mark.skip(reason="slow: run it with -m slow"))
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() and os.environ.get("PETRANSFER_GPU_TESTS") != "cpu":
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -39,13 +39,18 @@ class Measured:
 
 
 class Trial:
-    """A checkpoint with its method and its optimiser, to take steps with: memory does not depend on the pieces."""
+    """A loaded model with a method and an optimiser, to take training steps with on made-up tokens.
 
-    def __init__(self, checkpoint: CheckpointSpec, demand: Demand) -> None:
+    Memory does not depend on which tokens they are.
+
+    Args:
+        loaded: The model, on the demand's device, in the bits of the demand's method.
+        demand: The method, the batch and the optimiser.
+    """
+
+    def __init__(self, loaded: Loaded, demand: Demand) -> None:
         check_optimizer(demand.optimizer)
         self.demand, self.device = demand, torch.device(demand.device)
-        method = demand.method
-        loaded = load_checkpoint(checkpoint, weights_bits(method), device=self.device, keep_wide=method.keep_wide)
         self.weights, self.layout = inventory(loaded.model).bytes, loaded.layout
         self.model = _apply(loaded, demand)
         self.optimizer = make_optimizer(self.model, TrainSpec(STEPS, demand.batch, 1e-5, optimizer=demand.optimizer))
@@ -57,6 +62,10 @@ class Trial:
         batch["attention_mask"][0, -1] = 0  # as in any batch of several lengths
         return batch
 
+    def checkpoint(self) -> None:
+        """From now on compute activations again in the backward pass."""
+        checkpoint_activations(self.model)
+
     def step(self, batch: Tensors, lean: Lean | None = None) -> None:
         """As the loop takes it. lean: with less work, on a CPU."""
         with lean.step() if lean else contextlib.nullcontext(token_loss) as loss:
@@ -66,9 +75,16 @@ class Trial:
         self.optimizer.zero_grad(set_to_none=True)
 
 
+def load_for(checkpoint: CheckpointSpec, demand: Demand) -> Loaded:
+    """Load a checkpoint on the device and in the bits that a demand asks for."""
+    method = demand.method
+    device = torch.device(demand.device)
+    return load_checkpoint(checkpoint, weights_bits(method), device=device, keep_wide=method.keep_wide)
+
+
 def measure(checkpoint: CheckpointSpec, demand: Demand, with_loop: bool = False) -> Measured:
     """Three steps on made-up pieces. with_loop: and the training loop's own step, where that is another."""
-    trial = Trial(checkpoint, demand)
+    trial = Trial(load_for(checkpoint, demand), demand)
     batch, model = trial.batch(demand.batch), trial.model
     for _ in range(STEPS - 1):
         trial.step(batch)

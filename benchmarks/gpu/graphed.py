@@ -1,0 +1,178 @@
+"""Training steps on batches of few shapes, so that CUDA graphs can replay them: one launch in place of a thousand.
+
+On a CPU the same functions are called directly, which is how the tests compare them with the training loop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from petransfer.recipe.run_spec import TrainSpec
+from petransfer.training.batches import IGNORED, Batch, Tensors
+from petransfer.training.loop import learning_rate_factor, make_optimizer
+from petransfer.training.losses import token_loss
+from petransfer.training.state import trained_tensors
+
+LossFunction = Callable[[torch.nn.Module, Tensors], torch.Tensor]
+
+# The first calls run as usual: they create cuBLAS handles, autograd buffers and the optimiser's state.
+WARM_CALLS = 2
+
+
+class Graphs:
+    """The stream and the memory that the CUDA graphs of one step share. They run one after the other.
+
+    Args:
+        device: The device; on a CPU every function is called as it is.
+        replay: Capture and replay on a card; False calls every function as it is there too.
+    """
+
+    def __init__(self, device: torch.device, replay: bool) -> None:
+        on_card = replay and device.type == "cuda"
+        self.stream = torch.cuda.Stream(device) if on_card else None
+        self.pool: Any = torch.cuda.graph_pool_handle() if on_card else None
+
+    def of(self, function: Callable[[], None]) -> Callable[[], None]:
+        """Return what replays `function`, which must read and write fixed tensors and never wait for the card."""
+        return function if self.stream is None else _Replayed(function, self.stream, self.pool)
+
+
+class _Replayed:
+    """A function that runs as usual in its first calls, is captured in the next one and replayed from then on."""
+
+    def __init__(self, function: Callable[[], None], stream: torch.cuda.Stream, pool: Any) -> None:
+        self._function, self._stream, self._pool = function, stream, pool
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._calls = 0
+
+    def __call__(self) -> None:
+        self._calls += 1
+        if self._calls <= WARM_CALLS:
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                self._function()
+            torch.cuda.current_stream().wait_stream(self._stream)
+            return
+        if self._graph is None:
+            self._graph = torch.cuda.CUDAGraph()
+            # other threads may allocate pinned memory meanwhile
+            with torch.cuda.graph(self._graph, self._pool, self._stream, capture_error_mode="thread_local"):
+                self._function()
+        self._graph.replay()
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a step is computed.
+
+    Attributes:
+        multiple: Widths of inputs and targets are padded up to a multiple of this, so that few shapes occur.
+        replay: Replay the step as a CUDA graph.
+        compile: Compile the forward and backward pass with this backend of torch.compile, such as `inductor`.
+    """
+
+    multiple: int = 16
+    replay: bool = True
+    compile: str = ""
+
+
+class StaticStep:
+    """Optimiser steps of one model on batches that are padded to few shapes.
+
+    The losses and weights are those of the training loop, up to rounding and to dropout, which draws by shape.
+
+    Args:
+        model: The model with its trained tensors on `device`.
+        spec: Learning rate, schedule, clipping and AdamW's settings. Only `optimizer: adamw` can be replayed.
+        device: Where the model is.
+        options: How the step is computed.
+        loss_function: The summed loss of a micro-batch in nats.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        spec: TrainSpec,
+        device: torch.device,
+        options: Options = Options(),
+        loss_function: LossFunction = token_loss,
+    ) -> None:
+        self.model, self.spec, self.device, self.options = model.train(), spec, device, options
+        self.parameters = list(trained_tensors(model).values())
+        for value in self.parameters:
+            value.grad = torch.zeros_like(value)
+        self.optimizer = make_optimizer(model, spec)
+        self._scales = [float(group["scale"]) for group in self.optimizer.param_groups]
+        self._rates = torch.zeros(len(self._scales), device=device)
+        self._base_rates = torch.tensor([spec.learning_rate * scale for scale in self._scales], device=device)
+        for at, group in enumerate(self.optimizer.param_groups):  # read from the card when the graph is replayed
+            group["lr"] = self._rates[at]
+            group["capturable"] = device.type == "cuda"
+        self.loss_function = loss_function
+        if options.compile:
+            self.loss_function = torch.compile(loss_function, dynamic=False, backend=options.compile)
+        self.total = torch.zeros((), device=device)
+        self.norm = torch.zeros((), device=device)
+        self._weight = torch.ones((), device=device)
+        self._graphs = Graphs(device, options.replay)
+        self._passes: dict[tuple[int, ...], tuple[Tensors, Callable[[], None]]] = {}
+        self._update = self._graphs.of(self._clip_and_update)
+
+    def step(self, step: int, batch: Batch, cuts: Sequence[Tensors]) -> torch.Tensor:
+        """Take one optimiser step; return the loss per target token, a tensor on the device.
+
+        Args:
+            step: The step's number, from 0, for the learning rate.
+            batch: The whole batch, for its number of target tokens.
+            cuts: The batch as micro-batches, as `Batch.micro_batches` cuts it.
+        """
+        self.total.zero_()
+        self._weight.fill_(1 / batch.target_tokens)
+        for cut in cuts:
+            padded = pad_widths(cut, self.options.multiple)
+            held, run = self._pass_of(padded)
+            for name, value in padded.items():
+                held[name].copy_(value, non_blocking=True)
+            run()
+        torch.mul(self._base_rates, learning_rate_factor(self.spec, step), out=self._rates)
+        self._update()
+        return self.total / batch.target_tokens
+
+    def _pass_of(self, batch: Tensors) -> tuple[Tensors, Callable[[], None]]:
+        """The fixed input tensors of a shape, and the forward and backward pass that reads them."""
+        key = tuple(size for value in batch.values() for size in value.shape)
+        if key not in self._passes:
+            held = {name: value.to(self.device, copy=True) for name, value in batch.items()}
+            self._passes[key] = held, self._graphs.of(lambda: self._forward_and_backward(held))
+        return self._passes[key]
+
+    def _forward_and_backward(self, batch: Tensors) -> None:
+        loss = self.loss_function(self.model, batch)
+        torch.autograd.backward(loss * self._weight)
+        self.total.add_(loss.detach())
+
+    def _clip_and_update(self) -> None:
+        gradients = [value.grad for value in self.parameters if value.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        torch.nn.utils.clip_grads_with_norm_(self.parameters, self.spec.max_grad_norm or math.inf, norm)
+        self.norm.copy_(norm)
+        self.optimizer.step()
+        torch._foreach_zero_(gradients)
+
+
+def pad_widths(batch: Tensors, multiple: int) -> Tensors:
+    """Pad every tensor of a micro-batch on the right to a width that is a multiple of `multiple`.
+
+    Padding is 0 (attention_mask 0, token id 0, which is masked or ignored), and `IGNORED` for labels.
+    """
+    padded = {}
+    for name, value in batch.items():
+        missing = -value.shape[1] % multiple
+        padded[name] = functional.pad(value, (0, missing), value=IGNORED if name == "labels" else 0)
+    return padded
