@@ -10,7 +10,7 @@ from petransfer.data.encoding import Layout
 from petransfer.memory.simulation import meta_model
 from petransfer.models.architecture import configuration
 from petransfer.models.loading import Loaded
-from petransfer.models.quantization import leave_packed
+from petransfer.models.quantization import keep_default_packing
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import MethodSpec
 
@@ -39,7 +39,7 @@ def random_model(name: str, method: MethodSpec, device: torch.device, layers: in
             module.quant_state = module.weight.quant_state
         if type(module).__name__ == "Linear8bitLt":
             module.state.threshold = 6.0  # as transformers sets it; the planner's model has 0
-    leave_packed(loaded.model)
+    keep_default_packing(loaded.model)
     layout = Layout(bool(config.is_encoder_decoder), 0, 1, 0)
     return Loaded(loaded.model, loaded.tokenizer, layout, None, ())
 
