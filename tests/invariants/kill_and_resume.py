@@ -1,6 +1,7 @@
-"""Kills what carries a study out, with SIGKILL at random moments until it ends, then compares with one never killed.
+"""Kill the processes of a study with SIGKILL at random moments, let it end, and compare it with one never killed.
 
-The tests call it with few kills. The long versions take some minutes each on two cores:
+A quarter of the kills strike in the first seconds of a command, before it has written anything or while it writes its
+first files. The tests call this with few kills. The long versions take some minutes each on two cores:
 
     python -m tests.invariants.kill_and_resume --kills 20 --what run      # the only process
     python -m tests.invariants.kill_and_resume --kills 20 --what worker   # one of two workers
@@ -8,6 +9,7 @@ The tests call it with few kills. The long versions take some minutes each on tw
     python -m tests.invariants.kill_and_resume --kills 20 --what process  # one of two that share every run
     python -m tests.invariants.kill_and_resume --kills 20 --what stack    # the only process, two runs at once
     python -m tests.invariants.kill_and_resume --kills 20 --what launcher # the process that started those
+    python -m tests.invariants.kill_and_resume --kills 20 --what sweep    # a sweep of learning rates
     python -m tests.invariants.kill_and_resume --kills 20 --what ray-worker|ray-driver|ray-head
 
 A study that is done before there were enough kills is begun anew in another folder. --json prints a line of JSON for a
@@ -46,6 +48,8 @@ seeds: [0, 1]
 train: {{steps: {steps}, batch_size: 8, learning_rate: {{lora: 2.0e-3, scratch: 2.0e-2}}}}
 """
 RUNS = 4
+# Share of the kills that strike a command in its first seconds.
+EARLY_SHARE, EARLY_SECONDS = 0.25, 4.0
 TIMES = {"once": 1, "twice": 2, "thrice": 3, "four times": 4}
 VERBS = ("walk", "run", "look", "jump", "turn", "see")
 ROWS = [f"{verb} {word}\t{' '.join([verb.upper()] * count)}\n" for verb in VERBS for word, count in TIMES.items()]
@@ -55,13 +59,14 @@ ROWS = [f"{verb} {word}\t{' '.join([verb.upper()] * count)}\n" for verb in VERBS
 class Way:
     """How the study is carried out, and who is killed. victims: of the started process and this script's children.
 
-    steps: for each kill, so that there is something left to strike.
+    steps: for each kill, so that there is something left to strike. verb: of the command line.
     """
 
     options: tuple[str, ...]
     victims: Callable[[psutil.Process], list[psutil.Process]]
     ray: bool = False
     steps: int = 10
+    verb: str = "run"
 
 
 def _itself(process: psutil.Process) -> list[psutil.Process]:
@@ -95,6 +100,7 @@ def _with(word: str, processes: list[psutil.Process]) -> list[psutil.Process]:
 
 WAYS = {
     "run": Way(("--workers", "1"), _itself),
+    "sweep": Way(("--workers", "1", "--factors", "1"), _itself, verb="sweep"),
     "stack": Way(("--workers", "1", "--stack", "2"), _itself),
     "worker": Way(("--workers", "2"), _workers),
     "driver": Way(("--workers", "2"), _itself),
@@ -134,10 +140,10 @@ class Cluster:
             self.cluster = None
 
 
-def command(recipe: Path, out: Path, options: list[str]) -> list[str]:
-    """One thread a process, a state after every step."""
+def command(recipe: Path, out: Path, options: list[str], verb: str = "run") -> list[str]:
+    """Return the command that runs the study, with one thread a process and a training state after every step."""
     fixed = ["--threads", "1", "--save-every", "0", "--cpu"]
-    return [sys.executable, "-m", "petransfer", "run", "--recipe", str(recipe), "--out", str(out), *fixed, *options]
+    return [sys.executable, "-m", "petransfer", verb, "--recipe", str(recipe), "--out", str(out), *fixed, *options]
 
 
 def main(kills: int, seed: int = 0, what: str = "run", steps: int = 0) -> dict[str, Any]:
@@ -155,8 +161,8 @@ def main(kills: int, seed: int = 0, what: str = "run", steps: int = 0) -> dict[s
         recipe = folder / "recipe.yaml"
         (folder / "rows.tsv").write_text("".join(ROWS))
         recipe.write_text(RECIPE.format(rows=folder / "rows.tsv", steps=steps))
-        alone = list(way.options) if {"--processes", "--stack"} & {*way.options} else ["--workers", "1"]
-        subprocess.run(command(recipe, folder / "whole", alone), check=True, capture_output=True)
+        alone = list(way.options) if {"--processes", "--stack", "--factors"} & {*way.options} else ["--workers", "1"]
+        subprocess.run(command(recipe, folder / "whole", alone, way.verb), check=True, capture_output=True)
 
         def one_round(left: int) -> int:
             cut = folder / "cut"
@@ -194,7 +200,10 @@ def end(way: Way, cluster: Cluster, recipe: Path, out: Path) -> None:
     """Carries the study to its end."""
     for _ in range(10):  # what a killed process started may hold its runs a while longer
         ended = subprocess.run(
-            command(recipe, out, [*way.options, *cluster.options()]), capture_output=True, text=True, check=False
+            command(recipe, out, [*way.options, *cluster.options()], way.verb),
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if ended.returncode == 0:
             break
@@ -211,13 +220,25 @@ def strike(kills: int, way: Way, cluster: Cluster, recipe: Path, out: Path, rng:
     """Kills until there were enough kills or all runs are done; whoever ended is started again."""
     struck = 0
     while struck < kills and not finished(out):
-        line = command(recipe, out, [*way.options, *cluster.options()])
+        line = command(recipe, out, [*way.options, *cluster.options()], way.verb)
         with _started(line) as driver:
+            if way.victims is _itself and rng.random() < EARLY_SHARE:
+                struck += _kill_early(driver, rng)
             while struck < kills and driver.poll() is None:
                 struck += _kill_one(driver, way, out, rng)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 driver.wait(1 if way.victims is _itself else 90)
     return struck
+
+
+def _kill_early(driver: subprocess.Popen[bytes], rng: random.Random) -> int:
+    """Kill a command in its first seconds, whatever it has done by then; return whether it was still there."""
+    time.sleep(rng.uniform(0, EARLY_SECONDS))
+    if driver.poll() is not None:
+        return 0
+    driver.kill()
+    driver.wait()
+    return 1
 
 
 @contextlib.contextmanager
@@ -251,32 +272,34 @@ def _kill_one(driver: subprocess.Popen[bytes], way: Way, out: Path, rng: random.
 
 
 def finished(study: Path) -> bool:
-    """Whether all runs are done."""
-    return len(list(study.glob("runs/*/DONE"))) == RUNS
+    """Return whether all runs are done; those of a sweep lie in a folder of their own."""
+    return len(list(study.rglob("DONE"))) == RUNS
 
 
 def _traces(out: Path) -> set[str]:
     # os.walk, unlike glob, does not mind that a folder is removed meanwhile
-    return {os.path.join(folder, name) for folder, _, names in os.walk(out / "runs") for name in names}
+    return {os.path.join(folder, name) for folder, _, names in os.walk(out) if "runs" in folder for name in names}
 
 
 def compare(whole: Path, cut: Path) -> None:
     """The same runs, weights, scores, examples and metrics; nothing lost, doubled or left over."""
     assert _names(whole) == _names(cut), (_names(whole), _names(cut))
-    for run in sorted((whole / "runs").iterdir()):
-        other = cut / "runs" / run.name
+    for run in sorted(path.parent for path in whole.rglob("DONE")):
+        other = cut / run.relative_to(whole)
         for weights in run.glob("*/*.safetensors"):
             left, right = load_file(weights), load_file(other / weights.relative_to(run))
             assert left.keys() == right.keys()
             assert all(bool((left[key] == right[key]).all()) for key in left), weights
         results = [json.loads((folder / "result.json").read_text()) for folder in (run, other)]
-        numbers = [{part: result[part] for part in ("dev", "test", "steps")} for result in results]
+        numbers = [{part: result.get(part) for part in ("dev", "test", "steps")} for result in results]
         assert numbers[0] == numbers[1]
         lines = [
             [{**json.loads(line), "seconds": 0} for line in (folder / "metrics.jsonl").read_text().splitlines()]
             for folder in (run, other)
         ]
         assert lines[0] == lines[1], run
+        if not (run / "examples.parquet").is_file():  # a sweep scores no test set
+            continue
         tables = [pyarrow.parquet.read_table(folder / "examples.parquet") for folder in (run, other)]
         assert tables[0].equals(tables[1])
 
