@@ -109,7 +109,7 @@ class _Side:
         """Seconds of one optimiser step."""
         self.loop.model.train()
         started = clock(self.device)
-        self.loop._step(self.steps)
+        self.loop.take_step(self.steps)
         self.steps += 1
         return clock(self.device) - started
 

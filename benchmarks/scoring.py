@@ -50,7 +50,7 @@ def trained_here(prepared: Prepared, steps: int) -> Trained:
         loop = short.loop(Path(folder))
         loop.model.train()
         for step in range(steps):
-            loop._step(step)
+            loop.take_step(step)
     _, loaded = prepared.model()  # the tokenizer and the layout of a twin; its weights are not used
     return Trained(short.spec, loop.model.eval(), loaded, prepared.data.test, prepared.parts["test"])
 

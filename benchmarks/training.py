@@ -91,7 +91,7 @@ def _ours(prepared: Prepared, folder: Path, steps: int) -> Callable[[], float]:
         for count in range(WARM + steps):
             if count == WARM:
                 started = clock(prepared.device)
-            loop._step(done)
+            loop.take_step(done)
             done += 1
         return prepared.spec.train.batch_size * steps / (clock(prepared.device) - started)
 
@@ -188,7 +188,7 @@ def gradient_difference(prepared: Prepared) -> float:
         loop = prepared.loop(Path(folder))
         loop.model.train()
         for step in range(2):
-            loop._step(step)
+            loop.take_step(step)
         batch, cuts = loop.feed.take(2, loop.progress.micro_batch, loop.progress.token_budget)
         loop.accumulate(batch, cuts)
         trained = {name: value for name, value in loop.model.named_parameters() if value.requires_grad}

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from petransfer.data.encoding import Encoded
-from petransfer.training.out_of_memory import is_out_of_memory
+from petransfer.training.out_of_memory import OutOfMemory, raising_out_of_memory
 
 # A lead below this many units of rounding of the largest logit is a near-tie.
 NOISE_UNITS = 16.0
@@ -36,9 +36,10 @@ def in_batches(
         count = batch_size if tokens is None else min(batch_size, max(1, tokens // longest))
         chosen = order[start : start + count]
         try:
-            rows = function(chosen)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error) or len(chosen) == 1 or not halves:
+            with raising_out_of_memory():
+                rows = function(chosen)
+        except OutOfMemory:
+            if len(chosen) == 1 or not halves:
                 raise
             batch_size = (len(chosen) + 1) // 2
             continue

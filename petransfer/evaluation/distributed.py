@@ -13,7 +13,7 @@ from petransfer.data.task import Example
 from petransfer.evaluation.exact_match import AUDITED, Evaluation, Scored, evaluate
 from petransfer.evaluation.semantic_match import Meant
 from petransfer.models.loading import Loaded
-from petransfer.training.distributed.fsdp import is_split
+from petransfer.training.distributed.fsdp import is_sharded
 
 
 def evaluate_together(
@@ -25,7 +25,7 @@ def evaluate_together(
     not known before: all of them do the same whole evaluation. It takes as long as one process would, and longer by the
     gathering, but needs no card that holds the model. They keep in step because the same cards round alike.
     """
-    if not distributed.is_initialized() or distributed.get_world_size() == 1 or is_split(model):
+    if not distributed.is_initialized() or distributed.get_world_size() == 1 or is_sharded(model):
         return evaluate(model, loaded, examples, encoded, **options)
     count, index = distributed.get_world_size(), distributed.get_rank()
     own = Evaluation((), 0, 0, 0)

@@ -14,8 +14,8 @@ import torch
 from petransfer.data.encoding import Encoded, encode_targets
 from petransfer.models.loading import Loaded
 from petransfer.training.batches import IGNORED, collate
-from petransfer.training.distributed.fsdp import is_split
-from petransfer.training.out_of_memory import is_out_of_memory
+from petransfer.training.distributed.fsdp import is_sharded
+from petransfer.training.out_of_memory import OutOfMemory, raising_out_of_memory
 
 # Logits that are held at once.
 LOGITS = 1 << 26
@@ -38,9 +38,10 @@ def choose_labels(
     while start < len(order):
         chosen = order[start : start + at_once]
         try:
-            scores = _scores(model, loaded, [encoded[at].input_ids for at in chosen], pieces)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error) or at_once == 1 or is_split(model):
+            with raising_out_of_memory():
+                scores = _scores(model, loaded, [encoded[at].input_ids for at in chosen], pieces)
+        except OutOfMemory:
+            if at_once == 1 or is_sharded(model):
                 raise
             at_once = (at_once + 1) // 2
             continue

@@ -19,7 +19,7 @@ from petransfer.evaluation.batches import compute_dtype, in_batches, noise_of
 from petransfer.evaluation.generation import generations
 from petransfer.models.loading import Loaded
 from petransfer.training.batches import IGNORED, collate
-from petransfer.training.distributed.fsdp import is_split
+from petransfer.training.distributed.fsdp import is_sharded
 
 # Texts are generated up to each of these numbers of tokens in turn. Most of them can be excluded after few tokens.
 STAGES = (16, 64, sys.maxsize)
@@ -85,7 +85,7 @@ def beginnings(
     def one(chosen: list[int]) -> list[tuple[int, ...] | None]:
         return _beginnings_of_batch(model, loaded, [encoded[at] for at in chosen])
 
-    return in_batches(encoded, batch_size, one, halves=not is_split(model))
+    return in_batches(encoded, batch_size, one, halves=not is_sharded(model))
 
 
 @torch.inference_mode()

@@ -15,10 +15,10 @@ from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.quantization import check_optimizer, inventory
 from petransfer.recipe.run_spec import CheckpointSpec, TrainSpec
 from petransfer.training.batches import Tensors
-from petransfer.training.cpu.cpu_step import Lean
-from petransfer.training.loop import make_optimizer
+from petransfer.training.cpu.cpu_step import CpuFastPath
 from petransfer.training.losses import token_loss
-from petransfer.training.out_of_memory import checkpoint_activations
+from petransfer.training.optimizer import make_optimizer
+from petransfer.training.out_of_memory import enable_gradient_checkpointing
 
 STEPS = 3
 
@@ -64,9 +64,9 @@ class Trial:
 
     def checkpoint(self) -> None:
         """From now on compute activations again in the backward pass."""
-        checkpoint_activations(self.model)
+        enable_gradient_checkpointing(self.model)
 
-    def step(self, batch: Tensors, lean: Lean | None = None) -> None:
+    def step(self, batch: Tensors, lean: CpuFastPath | None = None) -> None:
         """As the loop takes it. lean: with less work, on a CPU."""
         with lean.step() if lean else contextlib.nullcontext(token_loss) as loss:
             for _ in range(2 if self.demand.accumulates else 1):
@@ -95,7 +95,7 @@ def measure(checkpoint: CheckpointSpec, demand: Demand, with_loop: bool = False)
     found = Measured(trial.weights, fixed, peak_of(lambda: trial.step(batch), fixed, trial.device))
     if not with_loop or trial.device.type != "cpu" or mixed_precision(demand.method) != "no":
         return found
-    lean = Lean(model)
+    lean = CpuFastPath(model)
     if not lean.usable:
         return found
     peak = peak_of(lambda: trial.step(batch, lean), fixed + lean.kept, trial.device)
@@ -110,7 +110,7 @@ def peak_of(step: Callable[[], None], fixed: int, device: torch.device) -> int:
 def _apply(loaded: Loaded, demand: Demand) -> torch.nn.Module:
     model = apply_method(loaded, demand.method, 0)
     if demand.checkpointing:
-        checkpoint_activations(model)
+        enable_gradient_checkpointing(model)
     return model.train()
 
 

@@ -24,7 +24,7 @@ from petransfer.models.quantization import inventory, quantization_config, refus
 from petransfer.recipe.run_spec import Bits, MethodSpec, Optimizer
 from petransfer.training.batches import IGNORED, Tensors
 from petransfer.training.losses import token_loss
-from petransfer.training.out_of_memory import checkpoint_activations
+from petransfer.training.out_of_memory import enable_gradient_checkpointing
 from petransfer.training.stacked import stacked_loop as stacked
 from petransfer.training.stacked.layers import share
 from petransfer.training.state import trained_tensors
@@ -128,7 +128,7 @@ def _applied(loaded: Loaded, demand: Demand) -> list[torch.nn.Module]:
         models = [apply_method(replace(loaded, model=base), demand.method, 0) for base in bases]
     for model in models:
         if demand.checkpointing:
-            checkpoint_activations(model)
+            enable_gradient_checkpointing(model)
         model.train()
     return models
 

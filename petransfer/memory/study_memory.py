@@ -127,12 +127,12 @@ def on_host(spec: RunSpec, checkpointing: bool = False) -> int:
     0 where nothing can be foreseen, and for embedded checkpoints, which are small.
     """
     from petransfer.memory.planner import plan
-    from petransfer.training.out_of_memory import PACKED
+    from petransfer.training.out_of_memory import PACKED_EXAMPLES
 
     if is_embedded(spec.checkpoint.name):
         return 0
     demand = demand_of(spec, checkpointing, "cpu")
-    cut = replace(demand, batch=min(demand.batch, PACKED), accumulates=demand.batch > PACKED)
+    cut = replace(demand, batch=min(demand.batch, PACKED_EXAMPLES), accumulates=demand.batch > PACKED_EXAMPLES)
     try:
         config, own_head = _architecture(spec)
         memory = plan(config, spec.checkpoint, cut, own_head, None).memory

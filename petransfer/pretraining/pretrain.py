@@ -135,7 +135,8 @@ def pretrain(
         return {"valid_loss": validation_loss(loop, windows(corpus.valid, seed=12345), seen, batches=20)}
 
     steps = spec.train.steps
-    hooks.at_step |= dict.fromkeys({*range(steps // 8, steps, max(1, steps // 8)), steps}, validate)
+    hooks.evaluate_at = {*range(steps // 8, steps, max(1, steps // 8)), steps}
+    hooks.evaluate = validate
     done = loop.run()
     card = {
         **asdict(spec),

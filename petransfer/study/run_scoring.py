@@ -14,19 +14,25 @@ from petransfer.evaluation.distributed import evaluate_together
 from petransfer.evaluation.exact_match import Evaluation, score
 from petransfer.evaluation.run_metrics import Measured, measure
 from petransfer.models.loading import Loaded
-from petransfer.training.distributed.fsdp import is_split, with_root_gathered
-from petransfer.training.out_of_memory import is_out_of_memory
+from petransfer.recipe.run_spec import TrainSpec
+from petransfer.training.distributed.fsdp import is_sharded, with_root_gathered
+from petransfer.training.early_stopping import EXACT_MATCH, LOSS
+from petransfer.training.out_of_memory import OutOfMemory, raising_out_of_memory
 
 if TYPE_CHECKING:
     from petransfer.study.single_run import Base, Prepared
 
 # A learning curve has at most so many points, on at most so many dev examples.
 CURVE_POINTS, CURVE_EXAMPLES = 10, 200
+# Early stopping decides on at most so many dev examples.
+STOPPING_EXAMPLES = 500
 
 
-def curve_steps(steps: int) -> range:
-    """The steps after which a learning curve has a point."""
-    return range(0, steps + 1, -(-steps // CURVE_POINTS))[1:]
+def evaluation_steps(train: TrainSpec) -> set[int]:
+    """Return the steps after which the run is evaluated on dev: those of its learning curve or of early stopping."""
+    if train.early_stopping is None:
+        return set(range(0, train.steps + 1, -(-train.steps // CURVE_POINTS))[1:])
+    return {*range(train.early_stopping.every, train.steps, train.early_stopping.every), train.steps}
 
 
 def dev_curve(
@@ -35,12 +41,21 @@ def dev_curve(
     examples: Sequence[Example],
     encoded: Sequence[Encoded],
     at_once: Callable[[], int] | None,
+    most: int = CURVE_EXAMPLES,
 ) -> Callable[[], dict[str, Any]]:
-    """Exact match in % on dev examples evenly spread, by one forward pass: what metrics.jsonl has as `dev_em`.
+    """Return a function that scores the model on evenly spread dev examples, by one forward pass.
 
-    at_once: the examples of a pass; all of them in one unless given.
+    It returns what metrics.jsonl has as `dev_em`, exact match in per cent, and `dev_loss`, nats per target token.
+
+    Args:
+        model: the model under training.
+        loaded: the base model with its tokenizer.
+        examples: the dev examples.
+        encoded: the same as token ids.
+        at_once: gives the number of examples of a pass; all in one pass unless given.
+        most: the largest number of dev examples to score.
     """
-    chosen = range(0, len(examples), -(-len(examples) // CURVE_EXAMPLES))
+    chosen = range(0, len(examples), -(-len(examples) // most))
 
     def measure() -> dict[str, Any]:
         model.eval()
@@ -48,7 +63,11 @@ def dev_curve(
         with with_root_gathered(model):
             scored = score(model, loaded, [examples[at] for at in chosen], [encoded[at] for at in chosen], size)
         model.train()
-        return {"dev_em": 100 * sum(row.margin > 0 for row in scored) / len(scored)}
+        tokens = sum(row.tokens for row in scored)
+        return {
+            EXACT_MATCH: 100 * sum(row.margin > 0 for row in scored) / len(scored),
+            LOSS: -sum(row.log_prob for row in scored) / tokens,
+        }
 
     return measure
 
@@ -65,10 +84,10 @@ def judged(
     """
     model, loaded, parts, task = prepared.model, prepared.loaded, prepared.parts, prepared.spec.task
     data = base.data
-    options: dict[str, Any] = {"batch_size": at_once} if is_split(model) else {}
+    options: dict[str, Any] = {"batch_size": at_once} if is_sharded(model) else {}
     options["semantics"] = TASKS.lookup(task.name).semantics
     try:
-        with with_root_gathered(model):
+        with raising_out_of_memory(), with_root_gathered(model):
             evaluations = {
                 part: evaluate_together(
                     model,
@@ -80,10 +99,10 @@ def judged(
                 )
                 for part in base.settings.scored_parts
             }
-            judges = [*evaluations] if leads or is_split(model) else []
+            judges = [*evaluations] if leads or is_sharded(model) else []
             measured = {part: measure(model, loaded, task, data, part, parts[part]) for part in judges}
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if is_split(model) and is_out_of_memory(error):
+    except OutOfMemory as error:
+        if is_sharded(model):
             raise RunError(
                 "out of memory in the evaluation; run the same command again with a smaller --micro-batch"
             ) from error

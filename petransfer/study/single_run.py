@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from petransfer.data import TASKS, Example, SplitData, load_task
 from petransfer.data.encoded_examples import encode_part
 from petransfer.data.encoding import Encoded, encode_targets
+from petransfer.errors import UserError
 from petransfer.evaluation.exact_match import Evaluation, summary
 from petransfer.evaluation.text_metrics import OF_LABELS
 from petransfer.methods import apply_method, mixed_precision, save_method, virtual_tokens, weights_bits
@@ -36,10 +37,10 @@ from petransfer.study.folders import RunFolder
 from petransfer.study.grid import Cell
 from petransfer.study.launched_processes import splits_tensors
 from petransfer.study.provenance import provenance, seal
-from petransfer.study.run_scoring import curve_steps, dev_curve, judged
+from petransfer.study.run_scoring import CURVE_EXAMPLES, STOPPING_EXAMPLES, dev_curve, evaluation_steps, judged
 from petransfer.study.settings import Settings
 from petransfer.training.batches import ShuffledExamples, met
-from petransfer.training.distributed.fsdp import accelerator_of_whole_tensors, is_split, put_together, split
+from petransfer.training.distributed.fsdp import accelerator_without_fsdp, gather_model, is_sharded, shard_model
 from petransfer.training.execution import Execution
 from petransfer.training.loop import Hooks, Loop
 from petransfer.training.quantization_cost import check, quantisation_cost
@@ -100,7 +101,7 @@ def run_one(
     execution = with_room(spec, settings.execution, base.accelerator.device)
     prepared = prepare(spec, folder, base)
     loop = make_loop(prepared, base, execution, progress, should_stop)
-    if loop.progress.step < spec.train.steps:  # what is trained from here on is trained alone
+    if not loop.finished:  # what is trained from here on is trained alone
         loop.progress.notes.pop("stack", None)
     loop.run()
     loop.save()
@@ -142,6 +143,8 @@ def open_base(spec: RunSpec, settings: Settings) -> Base:
         torch.set_num_threads(settings.execution.threads)
     options = spec.task.arguments
     data = _task_data(spec.task.name, spec.task.split, options, settings.data_dir)
+    if spec.train.early_stopping and not data.dev:
+        raise UserError("train.early_stopping needs a dev set, and this data has none; give one with --dev")
     accelerator = accelerator_for(mixed_precision(spec.method), settings.cpu)
     bits, wide = weights_bits(spec.method), spec.method.keep_wide
     # a card need not hold what is going to be split
@@ -163,7 +166,7 @@ def prepare(spec: RunSpec, folder: RunFolder, base: Base, model: PreTrainedModel
     loaded = replace(loaded, new_tokens=tuple(piece for piece in loaded.new_tokens if piece in pieces))
     applied = apply_method(loaded, spec.method, spec.seed)
     if splits_tensors():
-        hollow = split(applied, base.accelerator.device, mixed_precision(spec.method) == "bf16")
+        hollow = shard_model(applied, base.accelerator.device, mixed_precision(spec.method) == "bf16")
         return Prepared(spec, folder, loaded, parts, applied, hollow)
     return Prepared(spec, folder, loaded, parts, applied.to(base.accelerator.device))
 
@@ -178,8 +181,9 @@ def make_loop(
     """The run's training, which stands where its last state does."""
     spec, loaded, parts = prepared.spec, prepared.loaded, prepared.parts
     # split, the model is scored in as many examples as one pass is known to hold
-    at_once = (lambda: loop.progress.micro_batch) if is_split(prepared.model) else None
-    curve = dev_curve(prepared.model, loaded, base.data.dev, parts["dev"], at_once)
+    at_once = (lambda: loop.progress.micro_batch) if is_sharded(prepared.model) else None
+    most = STOPPING_EXAMPLES if spec.train.early_stopping else CURVE_EXAMPLES
+    curve = dev_curve(prepared.model, loaded, base.data.dev, parts["dev"], at_once, most)
     loop: Loop = Loop(
         prepared.model,
         ShuffledExamples(parts["train"], spec.train.batch_size, spec.seed, loaded.layout),
@@ -189,7 +193,7 @@ def make_loop(
         identity=spec.canonical_json(),
         seed=spec.seed,
         execution=execution,
-        hooks=Hooks(progress, should_stop, dict.fromkeys(curve_steps(spec.train.steps), curve)),
+        hooks=Hooks(progress, should_stop, evaluation_steps(spec.train), curve),
     )
     return loop
 
@@ -203,7 +207,7 @@ def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> 
     data, accelerator, writes = base.data, base.accelerator, base.accelerator.is_main_process
     evaluations, measured = judged(prepared, base, at_once or done.micro_batch, writes)
     if prepared.hollow is not None:
-        model = put_together(model, prepared.hollow, writes)
+        model = gather_model(model, prepared.hollow, writes)
     if not writes:
         return {}
     if "test" in evaluations:
@@ -218,6 +222,7 @@ def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> 
         "weights": inventory(model, spec.method.keep_wide).as_dict() | (base.cost or {}),
         "base_commit": loaded.commit,
         "steps": done.step,
+        **_stopping(done),
         "micro_batch": done.micro_batch,
         "out_of_memory": done.out_of_memory,
         "checkpointing": bool(done.notes.get("checkpointing")),
@@ -235,8 +240,13 @@ def accelerator_for(precision: str, cpu: bool) -> Accelerator:
     # the batch is the recipe's: a launcher's number of accumulation steps would divide the loss by it
     whole = GradientAccumulationPlugin(num_steps=1)
     if splits_tensors():  # what is split computes in its own precision
-        return accelerator_of_whole_tensors(mixed_precision="no", cpu=cpu, gradient_accumulation_plugin=whole)
+        return accelerator_without_fsdp(mixed_precision="no", cpu=cpu, gradient_accumulation_plugin=whole)
     return Accelerator(mixed_precision=precision, cpu=cpu, gradient_accumulation_plugin=whole)
+
+
+def _stopping(done: Progress) -> dict[str, Any]:
+    """Return why early stopping ended the run and at which step the model was the best, where it was used."""
+    return {name: done.early_stopping[name] for name in ("stop_reason", "best_step") if done.early_stopping}
 
 
 def _shared(accelerator: Accelerator, done: Progress) -> dict[str, Any]:

@@ -12,7 +12,7 @@ Ready = tuple[Batch, list[Tensors]]
 Asked = tuple[int, int, int]
 
 
-class Feed:
+class BatchFeed:
     """The batches of `steps` steps with their micro-batches.
 
     ahead: whether a thread makes the next one meanwhile; it is the same batch, for it depends on its step alone.
@@ -39,7 +39,7 @@ class Feed:
             self._next = following, self._thread.submit(self._make, *following)
         return ready
 
-    def rest(self) -> None:
+    def wait(self) -> None:
         """Waits for the thread: what it uses, such as a tokenizer, may not be for two threads at once."""
         if self._next is not None:
             wait([self._next[1]])

@@ -1,104 +1,78 @@
-"""The one training loop: fine-tuning and pretraining, adapters and all weights, one process and many."""
+"""The one training loop: fine-tuning and pretraining, adapters and full fine-tuning, one process and many."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 
 from petransfer.errors import Interrupted, RunError, UserError
 from petransfer.recipe.run_spec import TrainSpec
-from petransfer.training.batch_feed import Feed
+from petransfer.training.batch_feed import BatchFeed
 from petransfer.training.batches import Batch, BatchSource, Tensors
-from petransfer.training.cpu.cpu_step import Lean
-from petransfer.training.distributed.collectives import agree, sum_gradients
-from petransfer.training.distributed.fsdp import LockStep, clip, is_split
+from petransfer.training.cpu.cpu_step import CpuFastPath
+from petransfer.training.distributed.fsdp import clip_gradients
+from petransfer.training.distributed.processes import processes_of
+from petransfer.training.early_stopping import EarlyStopper, StoppingState
 from petransfer.training.execution import Execution, refuse_small_batch
 from petransfer.training.losses import token_loss
 from petransfer.training.metrics_file import MetricsFile
+from petransfer.training.optimizer import learning_rate_factor, make_optimizer, set_learning_rate
 from petransfer.training.out_of_memory import (
-    PACKED,
-    checkpoint_activations,
+    PACKED_EXAMPLES,
+    OutOfMemory,
     default_micro_batch,
     default_token_budget,
-    is_out_of_memory,
+    enable_gradient_checkpointing,
+    raising_out_of_memory,
+    release_cached_memory,
 )
-from petransfer.training.self_checks import STEPS as SELF_CHECKED
+from petransfer.training.self_checks import STEPS as CHECKED_STEPS
 from petransfer.training.self_checks import SelfChecks
-from petransfer.training.state import Progress, load_state, peek_progress, save_state, trained_tensors
+from petransfer.training.state import (
+    Progress,
+    load_best,
+    load_state,
+    peek_progress,
+    remove_other_bests,
+    save_best,
+    save_state,
+)
 
 LossFunction = Callable[[torch.nn.Module, Tensors], torch.Tensor]
+Result = TypeVar("Result")
 
 
 @dataclass
 class Hooks:
-    """What the loop calls while it runs."""
+    """Functions that the loop calls while it runs.
 
-    progress: Callable[[int, float, float], None] = lambda step, loss, rate: None
+    progress: called after every step with the steps taken, the mean loss that was last read, and the seconds trained.
+    should_stop: asked after every step whether to save the state and raise `Interrupted`.
+    evaluate_at: steps after which `evaluate` is called; what it returns is added to the line of metrics.
+    log: called with every line of metrics, by the process that writes.
+    """
+
+    progress: Callable[[int, float, float], None] = lambda step, loss, seconds: None
     should_stop: Callable[[], bool] = lambda: False
-    at_step: dict[int, Callable[[], dict[str, Any]]] = field(default_factory=dict)
-
-
-def learning_rate_factor(spec: TrainSpec, step: int) -> float:
-    """The share of the peak rate that step `step` (from 0) takes: a linear rise, then the schedule down to `final`."""
-    rise = max(1, round(spec.warmup * spec.steps))
-    if step < rise:
-        return (step + 1) / rise
-    done = (step - rise) / max(1, spec.steps - rise)
-    if spec.schedule == "constant":
-        return 1.0
-    left = 1 - done if spec.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-    return spec.final + (1 - spec.final) * left
-
-
-def make_optimizer(model: torch.nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
-    """AdamW over the trained tensors; under `rms` each is a group with a rate and decay that follow its size."""
-    parameters = list(trained_tensors(model).values())
-    groups: list[dict[str, Any]]
-    if spec.rate_scaling == "rms":
-        sizes = [max(float(value.detach().float().square().mean().sqrt()), 1e-3) for value in parameters]
-        groups = [
-            {"params": [value], "scale": size * _factor(value), "weight_decay": spec.weight_decay / size}
-            for value, size in zip(parameters, sizes, strict=True)
-        ]
-    else:
-        factors = dict.fromkeys(map(_factor, parameters))
-        groups = [
-            {
-                "params": [value for value in parameters if _factor(value) == factor],
-                "scale": factor,
-                "weight_decay": spec.weight_decay,
-            }
-            for factor in factors
-        ]
-    if spec.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=spec.learning_rate, betas=spec.betas, fused=True)
-    from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
-
-    eight_bit = PagedAdamW8bit if spec.optimizer == "paged-adamw-8bit" and torch.cuda.is_available() else AdamW8bit
-    optimizer: torch.optim.Optimizer = eight_bit(groups, lr=spec.learning_rate, betas=spec.betas)
-    return optimizer
-
-
-def _factor(parameter: torch.nn.Parameter) -> float:
-    """What a method multiplies the rate of one of its tensors by; 1 where it says nothing."""
-    return float(getattr(parameter, "rate_factor", 1.0))
+    evaluate_at: Collection[int] = ()
+    evaluate: Callable[[], dict[str, Any]] = dict
+    log: Callable[[dict[str, Any]], None] = lambda line: None
 
 
 class Loop:
-    """Trains `model` for `spec.steps` steps, saving and resuming in `folder`.
+    """Trains `model` for `spec.steps` steps or until early stopping ends it, saving and resuming in `folder`.
 
-    The batch of a step is the recipe's whatever happens: running out of memory halves the micro-batch only. The loss
-    is divided by the target tokens of the whole batch over all processes, so the cut does not show in the gradient.
-    Processes share out the batch; the first one writes. They hold the same tensors and sum their gradients, or parts of
-    the tensors, whose gradients are summed on the way back (see `sharded`).
+    The batch of a step never changes: running out of memory halves the micro-batch only. The loss is divided by the
+    target tokens of the whole batch over all processes, so the size of a micro-batch does not show in the gradient.
+    Processes share the batch, and the first one writes; `distributed.processes` says how they share the tensors.
     """
 
     def __init__(
@@ -119,235 +93,331 @@ class Loop:
         self.identity, self.seed, self.execution, self.hooks = identity, seed, execution, hooks
         self.model = model
         if execution.checkpointing:
-            checkpoint_activations(model)
+            enable_gradient_checkpointing(model)
+        self.processes = processes_of(model, accelerator)
         plain = loss_function is token_loss and not execution.compile and accelerator.mixed_precision == "no"
-        lean = Lean(model) if plain else None
-        self.lean = lean if lean and lean.usable else None
+        fast_path = CpuFastPath(model) if plain else None
+        self.fast_path = fast_path if fast_path and fast_path.usable else None
         self.metrics = MetricsFile(folder / "metrics.jsonl")
-        self.progress = peek_progress(folder / "state", identity) or Progress(
-            micro_batch=execution.micro_batch or self._micro_batch(),
-            threads=execution.threads,
-            # processes that hold parts of the tensors make as many passes each, however long their examples are
-            token_budget=0 if execution.micro_batch or is_split(model) else default_token_budget(accelerator.device),
-        )
+        self.progress = peek_progress(self.state_folder, identity) or self._new_progress()
         if execution.checkpointing:  # of any part of the run
             self.progress.notes["checkpointing"] = True
-        if self.progress.threads:  # rounding depends on the thread count, so a resumed run keeps it
+        if self.progress.threads:  # rounding depends on the number of threads, so a resumed run keeps it
             torch.set_num_threads(self.progress.threads)
         self.optimizer = make_optimizer(model, spec)
         if self.progress.step:
-            load_state(folder / "state", self.progress, model, self.optimizer)
-        self.alone = accelerator.num_processes == 1
-        self.feed = Feed(source, spec.steps, accelerator)
-        # reading a number waits until the card has done all that it was given
-        self.reads_seldom = accelerator.device.type == "cuda"
+            load_state(self.state_folder, self.progress, model, self.optimizer)
+        self.stopper = self._make_stopper()
+        self.feed = BatchFeed(source, spec.steps, accelerator)
+        # reading a loss waits until the GPU has finished all work that was queued before
+        self.reads_every_step = accelerator.device.type != "cuda"
         self._unread: list[tuple[int, torch.Tensor, torch.Tensor]] = []
-        self._mean = self._norm = math.nan
-        self.lock_step = LockStep(model) if is_split(model) else None
-        self._told_to_stop = self._told_to_save = False
+        self._mean_loss = self._norm = math.nan
+        self._stop_requested = self._save_requested = self._out_of_time = False
         self._saved_at = time.monotonic()
-        if not self.alone:
-            self._refuse_a_split_start()
+        if accelerator.num_processes > 1:
+            self._check_processes()
         if accelerator.is_main_process:
             self.metrics.cut(self.progress.metrics_bytes)
-        # for its mixed precision alone: processes sum their gradients once all have them
+        # only for its mixed precision: gradients are summed by `processes`
         self.wrapped: torch.nn.Module = accelerator.prepare_model(model, evaluation_mode=True)
         self.loss_function = torch.compile(loss_function, dynamic=False) if execution.compile else loss_function
-        self.checks = SelfChecks(model)
+        self.checks = SelfChecks(model, self.processes)
+
+    @property
+    def state_folder(self) -> Path:
+        """The folder of the training states and of the best weights."""
+        return self.folder / "state"
+
+    @property
+    def finished(self) -> bool:
+        """Whether no step is left, because all were taken or because early stopping ended the run."""
+        return self.progress.step >= self.spec.steps or self._stopping_state.stop_reason != ""
 
     def run(self) -> Progress:
-        """Trains to the end.
+        """Train to the end. With early stopping the model then has the weights of the best step.
 
         Raises:
-            Interrupted: `should_stop` said so; the state is saved.
+            Interrupted: `should_stop` returned True; the state is saved.
             RunError: a loss or gradient is not finite, a self-check failed, or one example alone is out of memory.
         """
         with contextlib.closing(self.feed):
-            return self._run()
+            self._train()
+        self._restore_best()
+        return self.progress
 
-    def _run(self) -> Progress:
+    def _train(self) -> None:
         self.model.train()
         self._saved_at = started = time.monotonic()
         before = self.progress.seconds
-        while self.progress.step < self.spec.steps:
+        while not self.finished:
             step = self.progress.step
-            loss, norm = self._step_with_less_memory(step)
+            loss, norm = with_smaller_micro_batches(
+                lambda step=step: self.take_step(step),  # type: ignore[misc]
+                [self],
+                "out of memory with one example at a time; take fewer bits or a smaller model",
+            )
             self.note(step, loss, norm, before + time.monotonic() - started)
-            if self.alone:
-                self._told_to_stop, self._told_to_save = self.hooks.should_stop(), self._save_is_due()
-            if self._told_to_stop or self._told_to_save:
+            if not self.processes.shared:
+                self._stop_requested, self._save_requested = self.hooks.should_stop(), self._save_is_due()
+            if self._stop_requested or self._save_requested:
                 self.save()
                 self._saved_at = time.monotonic()
-            if self._told_to_stop:
+            if self._stop_requested:
                 raise Interrupted
-        return self.progress
 
     def note(self, step: int, loss: torch.Tensor, norm: torch.Tensor, seconds: float) -> None:
-        """Counts a step that was taken; raises RunError where a self-check failed, or as `read`."""
+        """Count a step that was taken, write its line of metrics and evaluate on dev where that is due.
+
+        Args:
+            step: the step, counted from 0.
+            loss: mean loss per target token, on the device.
+            norm: the gradient's norm before clipping, on the device.
+            seconds: training time so far.
+
+        Raises:
+            RunError: a self-check failed, or a loss or norm is not finite.
+        """
         self.progress.step = step + 1
         self.progress.seconds = seconds
+        if not self.processes.shared:
+            self._out_of_time = self._is_out_of_time()
         self._unread.append((step, loss, norm))
-        if not self.reads_seldom or step < SELF_CHECKED or self._line_is_due(step + 1):
-            self.read()
+        if self.reads_every_step or step < CHECKED_STEPS or self._line_is_due(step + 1):
+            self.read_losses()
         self.checks.after_step(step)
         self._log(step)
 
-    def read(self) -> None:
-        """Takes in the losses and norms of the steps since the last time.
+    def read_losses(self) -> None:
+        """Read the losses and gradient norms of the steps since the last call.
 
         Raises:
-            RunError: one is not finite, and neither are the weights since then; no state of them was written.
+            RunError: one is not finite, and so are the weights since then; no state with them was written.
         """
         unread, self._unread = self._unread, []
         if not unread:
             return
         values = torch.stack([value.double() for _, *pair in unread for value in pair]).tolist()
         for (step, _, _), loss, norm in zip(unread, values[::2], values[1::2], strict=True):
-            for what, value in (("loss", loss), ("gradient's norm", norm)):
+            for name, value in (("loss", loss), ("gradient's norm", norm)):
                 if not math.isfinite(value):
                     raise RunError(
-                        f"the {what} is {value} at step {step + 1}; lower the learning rate or take bits: 32"
+                        f"the {name} is {value} at step {step + 1}; lower the learning rate or take bits: 32"
                     )
             self.progress.loss_sum += loss
             self.progress.loss_steps += 1
             self._norm = norm
-        self._mean = self.progress.loss_sum / self.progress.loss_steps
+        self._mean_loss = self.progress.loss_sum / self.progress.loss_steps
 
-    def _micro_batch(self) -> int:
-        if self.lean is not None and self.lean.packs:
-            return min(self.spec.batch_size, PACKED)
-        return default_micro_batch(self.spec.batch_size, self.accelerator.device)
+    def save(self, *, stack: Sequence[str] = (), keep_earlier: bool = False) -> None:
+        """Write the training state as it is now; one process writes.
 
-    def save(self) -> None:
-        """Writes the state of this moment; one process writes. Raises RunError as `read`."""
-        self.read()
+        Args:
+            stack: names of the runs that were trained in one stack with this one.
+            keep_earlier: whether earlier states stay, to be removed once all runs of a stack have this one.
+
+        Raises:
+            RunError: a loss is not finite, or the state cannot be written.
+        """
+        self.read_losses()
         writes = self.accelerator.is_main_process
         if writes:
             self.progress.metrics_bytes = self.metrics.size()
-        if writes or self.lock_step:
-            folder = self.folder / "state"
-            save_state(folder, self.progress, self.model, self.optimizer, self.identity, writes=writes)
+        if stack:
+            self.progress.notes["stack"] = sorted(stack)
+        if writes or self.processes.shards_tensors:
+            save_state(
+                self.state_folder, self.progress, self.model, self.optimizer, self.identity, keep_earlier, writes
+            )
+        if writes and self.stopper is not None:
+            remove_other_bests(self.state_folder, self._stopping_state.best_step)
 
-    def _save_is_due(self) -> bool:
-        return time.monotonic() - self._saved_at >= self.execution.save_every
+    def use_less_memory(self) -> None:
+        """Halve the micro-batch and the token budget, and drop the gradients of the step that ran out of memory."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.progress.micro_batch = (self.progress.micro_batch + 1) // 2
+        self.progress.token_budget = (self.progress.token_budget + 1) // 2
+        self.progress.out_of_memory += 1
 
-    def _line_is_due(self, done: int) -> bool:
-        return done % self.execution.log_every == 0 or done == self.spec.steps or done in self.hooks.at_step
+    def take_step(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take one optimiser step; return the loss per target token and the gradient's norm before clipping.
 
-    def _log(self, step: int) -> None:
-        """A line of metrics where one is due. The hook hears of every step, with the mean loss that was last read."""
-        done = step + 1
-        due = done % self.execution.log_every == 0 or done == self.spec.steps
-        extra: dict[str, Any] = {}
-        if done in self.hooks.at_step:
-            self.feed.rest()
-            extra = self.hooks.at_step[done]()
-        rate = self.spec.learning_rate * learning_rate_factor(self.spec, step)
-        self.hooks.progress(done, self._mean, self.progress.seconds)
-        if due or extra:
-            line = {"step": done, "loss": self._mean, "learning_rate": rate, "grad_norm": self._norm, **extra}
-            if self.accelerator.is_main_process:
-                self.metrics.append({**line, "seconds": round(self.progress.seconds, 3)})
-            self.progress.loss_sum, self.progress.loss_steps = 0.0, 0
-
-    def _step_with_less_memory(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        while True:
-            try:
-                return self._step(step)
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if self.progress.micro_batch <= 1:
-                    raise RunError(
-                        "out of memory with one example at a time; take fewer bits or a smaller model"
-                    ) from error
-            self.optimizer.zero_grad(set_to_none=True)
-            self.progress.micro_batch = (self.progress.micro_batch + 1) // 2
-            self.progress.token_budget = (self.progress.token_budget + 1) // 2
-            self.progress.out_of_memory += 1
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-
-    def _step(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """One optimiser step; returns the loss per target token and the gradient's norm before clipping."""
-        accelerator = self.accelerator
+        Raises:
+            OutOfMemory: in every process, if one of them ran out of memory; no weight has changed.
+        """
         batch, cuts = self.feed.take(step, self.progress.micro_batch, self.progress.token_budget)
-        torch.manual_seed(dropout_seed(self.seed, step, accelerator.process_index))
-        short = False
+        torch.manual_seed(dropout_seed(self.seed, step, self.accelerator.process_index))
+        failed = False
         try:
-            total = self.accumulate(batch, cuts)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if self.alone or not is_out_of_memory(error):
+            with raising_out_of_memory():
+                total = self.accumulate(batch, cuts)
+        except OutOfMemory:
+            if not self.processes.shared:
                 raise
-            short, total = True, torch.zeros((), device=accelerator.device)
-        if not self.alone:
-            self._join(short)
+            failed, total = True, torch.zeros((), device=self.accelerator.device)
+        if self.processes.shared:
+            self._exchange(failed)
         return self.update(step, total, batch.target_tokens)
 
     def accumulate(self, batch: Batch, cuts: Sequence[Tensors]) -> torch.Tensor:
-        """Leaves this process's gradient in the trained tensors; returns its summed loss."""
-        if self.lean is None or self.loss_function is not token_loss:
-            return self._add_up(batch, cuts, self.loss_function)
-        with self.lean.step() as loss_function:
-            return self._add_up(batch, cuts, loss_function)
+        """Leave this process's gradient in the trained tensors and return its summed loss."""
+        if self.fast_path is None or self.loss_function is not token_loss:
+            return self._run_micro_batches(batch, cuts, self.loss_function)
+        with self.fast_path.step() as loss_function:
+            return self._run_micro_batches(batch, cuts, loss_function)
 
-    def _add_up(self, batch: Batch, cuts: Sequence[Tensors], loss_function: LossFunction) -> torch.Tensor:
-        def one(cut: Tensors, weight: float = 1.0) -> torch.Tensor:
+    def update(self, step: int, total: torch.Tensor, target_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clip and apply the gradient; return the mean loss and the gradient's norm for `note`.
+
+        Both stay on the device, which need not have computed them yet.
+
+        Args:
+            step: the step, counted from 0.
+            total: this process's summed loss.
+            target_tokens: target tokens of the batch over all processes.
+        """
+        loss = self.accelerator.reduce(total, "sum").double() / target_tokens
+        norm = clip_gradients(self._parameters(), self.spec.max_grad_norm or math.inf)
+        self.checks.before_update(step)
+        set_learning_rate(self.optimizer, self._learning_rate(step))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss, norm
+
+    def _run_micro_batches(self, batch: Batch, cuts: Sequence[Tensors], loss_function: LossFunction) -> torch.Tensor:
+        def run_one(cut: Tensors, weight: float) -> torch.Tensor:
             micro = {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in cut.items()}
             summed = loss_function(self.wrapped, micro)
             self.accelerator.backward(summed * (weight / batch.target_tokens))
             return summed.detach() * weight
 
-        if self.lock_step:
-            most = -(-self.spec.batch_size // self.accelerator.num_processes)  # examples of one process
-            return self.lock_step.add_up(cuts, -(-most // self.progress.micro_batch), one)
-        total = torch.zeros((), device=self.accelerator.device)
-        for cut in cuts:
-            total += one(cut)
-        return total
+        examples = -(-self.spec.batch_size // self.accelerator.num_processes)  # the most that one process has
+        return self.processes.run_micro_batches(cuts, run_one, -(-examples // self.progress.micro_batch))
 
-    def _join(self, short: bool) -> None:
-        """Sums the processes' gradients where nothing did, and lets all of them know what one of them was told.
+    def _exchange(self, failed: bool) -> None:
+        """Sum the processes' gradients, and tell all of them what only one of them knows.
 
         Raises:
-            MemoryError: in every process, where one was short of memory.
+            OutOfMemory: in every process, if one of them failed.
         """
-        parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
-        present = [] if self.lock_step else [value.grad is not None for value in parameters]
-        save = self.accelerator.is_main_process and self._save_is_due()
-        told = agree([short, self.hooks.should_stop(), save, *present], self.accelerator.device)
-        shorts, stops, saves, *counts = told
-        self._told_to_stop, self._told_to_save = stops > 0, saves > 0
-        if shorts:
-            raise MemoryError("out of memory in one of the processes")
-        if not self.lock_step:
-            sum_gradients(parameters, counts)
+        leads = self.accelerator.is_main_process
+        own = [failed, self.hooks.should_stop(), leads and self._save_is_due(), leads and self._is_out_of_time()]
+        any_failed, stop, save, out_of_time = self.processes.exchange(own, self._parameters())
+        self._stop_requested, self._save_requested, self._out_of_time = stop > 0, save > 0, out_of_time > 0
+        if any_failed:
+            raise OutOfMemory("out of memory in one of the processes")
 
-    def _refuse_a_split_start(self) -> None:
-        """Raises UserError where the batch has too few examples, or the processes do not see the same folder."""
+    def _check_processes(self) -> None:
+        """Raise UserError if the batch has fewer examples than processes, or they do not see the same folder."""
         processes = self.accelerator.num_processes
         refuse_small_batch(self.spec.batch_size, processes)
         step = self.progress.step
-        if agree([step], self.accelerator.device) != [step * processes]:
+        if self.processes.agree([step]) != [step * processes]:
             raise UserError(f"the processes do not see the same files in {self.folder}; take an --out that all can see")
 
-    def update(self, step: int, total: torch.Tensor, target_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Clips and applies the gradient. total: the batch's summed loss. Gives the mean loss and the norm.
+    def _new_progress(self) -> Progress:
+        micro_batch = self.execution.micro_batch or self._default_micro_batch()
+        # processes that hold parts of the tensors make as many passes each, however long their examples are
+        unbounded = self.execution.micro_batch or self.processes.shards_tensors
+        budget = 0 if unbounded else default_token_budget(self.accelerator.device)
+        return Progress(micro_batch=micro_batch, threads=self.execution.threads, token_budget=budget)
 
-        Both are for `note`, on the device, which need not have come so far.
-        """
-        loss = self.accelerator.reduce(total, "sum").double() / target_tokens
-        parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
-        norm = clip(parameters, self.spec.max_grad_norm or math.inf)
-        self.checks.before_update(step)
-        factor = learning_rate_factor(self.spec, step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.spec.learning_rate * factor * group["scale"]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss, norm
+    def _default_micro_batch(self) -> int:
+        if self.fast_path is not None and self.fast_path.skips_padding:
+            return min(self.spec.batch_size, PACKED_EXAMPLES)
+        return default_micro_batch(self.spec.batch_size, self.accelerator.device)
+
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        return [value for group in self.optimizer.param_groups for value in group["params"]]
+
+    def _learning_rate(self, step: int) -> float:
+        return self.spec.learning_rate * learning_rate_factor(self.spec, step)
+
+    def _save_is_due(self) -> bool:
+        return time.monotonic() - self._saved_at >= self.execution.save_every
+
+    def _line_is_due(self, done: int) -> bool:
+        return done % self.execution.log_every == 0 or done == self.spec.steps or self._evaluation_is_due(done)
+
+    def _evaluation_is_due(self, done: int) -> bool:
+        return done in self.hooks.evaluate_at or self._out_of_time
+
+    def _log(self, step: int) -> None:
+        """Write a line of metrics where one is due, and call the hooks."""
+        done = step + 1
+        scores = self._evaluate(done) if self._evaluation_is_due(done) else {}
+        self.hooks.progress(done, self._mean_loss, self.progress.seconds)
+        if not self._line_is_due(done):
+            return
+        line = {
+            "step": done,
+            "loss": self._mean_loss,
+            "learning_rate": self._learning_rate(step),
+            "grad_norm": self._norm,
+            **scores,
+            "seconds": round(self.progress.seconds, 3),
+        }
+        if self.accelerator.is_main_process:
+            self.metrics.append(line)
+            self.hooks.log(line)
+        self.progress.loss_sum, self.progress.loss_steps = 0.0, 0
+
+    def _evaluate(self, done: int) -> dict[str, Any]:
+        """Evaluate on dev; with early stopping keep the weights if they are the best, and decide whether to go on."""
+        self.feed.wait()
+        scores = self.hooks.evaluate()
+        if self.stopper is None:
+            return scores
+        if self.processes.shared:  # all take the same decision, whatever the rounding of each
+            leads = self.accelerator.is_main_process
+            scores = dict(
+                zip(scores, self.processes.agree([score if leads else 0.0 for score in scores.values()]), strict=True)
+            )
+        if self.stopper.record(done, scores):
+            save_best(self.state_folder, self.model, done, writes=self.accelerator.is_main_process)
+        state = self.stopper.state
+        if not state.stop_reason:
+            state.stop_reason = "max_minutes" if self._out_of_time else "max_steps" if done == self.spec.steps else ""
+        self.progress.early_stopping = state.as_dict()
+        return scores
+
+    @property
+    def _stopping_state(self) -> StoppingState:
+        return self.stopper.state if self.stopper else StoppingState()
+
+    def _make_stopper(self) -> EarlyStopper | None:
+        if self.spec.early_stopping is None:
+            return None
+        return EarlyStopper(self.spec.early_stopping, StoppingState.from_dict(self.progress.early_stopping))
+
+    def _is_out_of_time(self) -> bool:
+        return self.stopper is not None and self.stopper.is_out_of_time(self.progress.seconds)
+
+    def _restore_best(self) -> None:
+        """With early stopping give the model the weights of its best step."""
+        best = self._stopping_state.best_step
+        if best:
+            load_best(self.state_folder, self.model, best)
+
+
+def with_smaller_micro_batches(attempt: Callable[[], Result], loops: Sequence[Loop], message: str) -> Result:
+    """Return what `attempt` returns; each time that it runs out of memory, halve the micro-batch of all loops.
+
+    Raises:
+        RunError: with `message`, if memory runs out with a micro-batch of one example.
+    """
+    while True:
+        try:
+            with raising_out_of_memory():
+                return attempt()
+        except OutOfMemory as error:
+            if loops[0].progress.micro_batch <= 1:
+                raise RunError(message) from error
+        for loop in loops:
+            loop.use_less_memory()
+        release_cached_memory()
 
 
 def dropout_seed(seed: int, step: int, process: int) -> int:
-    """What a process draws its dropout of a step from."""
+    """Return the seed of the dropout that a process draws in a step."""
     return (seed * 1_000_003 + step) * 1_009 + process

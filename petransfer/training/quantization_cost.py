@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import tempfile
@@ -16,7 +17,7 @@ from petransfer.models.loading import Loaded, load_checkpoint, load_on_disk
 from petransfer.recipe.run_spec import CheckpointSpec
 from petransfer.training.batches import collate
 from petransfer.training.losses import token_loss
-from petransfer.training.out_of_memory import is_out_of_memory
+from petransfer.training.out_of_memory import OutOfMemory, raising_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +55,10 @@ def quantisation_cost(
     """
     device = next(loaded.model.parameters()).device
     try:
-        after = _loss(loaded, examples, device)
-        wide = _loss_at_16_bits(checkpoint, seed, loaded, examples, device)
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
+        with raising_out_of_memory():
+            after = _loss(loaded, examples, device)
+            wide = _loss_at_16_bits(checkpoint, seed, loaded, examples, device)
+    except OutOfMemory as error:
         raise RunError(
             f"out of memory while {checkpoint.name} was compared with its 16 bits on {EXAMPLES} examples; free memory"
         ) from error
@@ -73,11 +73,8 @@ def _loss_at_16_bits(
     if checkpoint.reinit != "none":  # drawn in fp32 on the host
         fits = fits and 6 * weights < 0.8 * _room(torch.device("cpu"))
     if fits:
-        try:
+        with contextlib.suppress(OutOfMemory), raising_out_of_memory():
             return _loss(load_checkpoint(checkpoint, 16, seed=seed, device=device), examples, device)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
     with tempfile.TemporaryDirectory() as folder:
         return _loss(load_on_disk(checkpoint, folder, seed), examples, torch.device("cpu"))
 

@@ -1,11 +1,12 @@
-"""What a run needs to go on after an interruption, saved so that a kill at any moment leaves one whole state."""
+"""The training state that a run resumes from, saved so that a kill at any moment leaves one whole state."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from petransfer.errors import RunError
-from petransfer.training.distributed.fsdp import fill, split_as, whole_tensors
+from petransfer.training.distributed.fsdp import copy_into, gather_tensors, shard_like
 
 
 @dataclass
 class Progress:
     """How far a run has come, besides its tensors.
 
-    loss_sum, loss_steps: losses gathered since the last line of metrics. metrics_bytes: the length that metrics.jsonl
-    had; what stands behind it was written after this state and will be written again. seconds: training time so far.
-    token_budget: of a micro-batch; 0 for none, as in a state that was written before there was one.
+    loss_sum, loss_steps: sum and number of the losses since the last line of metrics. metrics_bytes: length of
+    metrics.jsonl at this state; lines after it are removed on resume and written again. seconds: training time so far.
+    token_budget: of a micro-batch; 0 for none, as in states of older versions. early_stopping: the state of early
+    stopping as plain values, empty where it is not used.
     """
 
     step: int = 0
@@ -36,10 +38,11 @@ class Progress:
     out_of_memory: int = 0
     notes: dict[str, Any] = field(default_factory=dict)
     token_budget: int = 0
+    early_stopping: dict[str, Any] = field(default_factory=dict)
 
 
 def trained_tensors(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """The parameters that training changes, by name, each tied tensor once."""
+    """Return the parameters that training changes, by name, each tied tensor once."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -52,29 +55,51 @@ def save_state(
     keep_others: bool = False,
     writes: bool = True,
 ) -> None:
-    """Writes `folder/step-<n>` whole or not at all, then removes the states before it, unless they are to be kept.
+    """Write `folder/step-<n>` whole or not at all, then remove the earlier states.
 
-    Tensors that are split among processes are put together, for which all must come; one of them `writes`.
+    Args:
+        folder: the run's `state/`.
+        progress: how far the run has come.
+        model: its trained tensors are saved; tensors split among processes are gathered, so all processes must call.
+        optimizer: its state is saved.
+        identity: what the run is; a state is only resumed by a run of the same identity.
+        keep_others: whether earlier states stay.
+        writes: whether this process is the one that writes.
 
     Raises:
-        RunError: the disk is full or not writable; the last good state is left as it was.
+        RunError: the disk is full or not writable; the last good state stays as it was.
     """
     parameters = trained_tensors(model)
     moments, plain = _flatten(optimizer, {id(value): name for name, value in parameters.items()})
-    values, moments = whole_tensors(parameters, writes), whole_tensors(moments, writes)
+    values, moments = gather_tensors(parameters, writes), gather_tensors(moments, writes)
     if not writes:
         return
+    meta = {"identity": identity, "progress": asdict(progress), "optimizer": plain}
     target = folder / f"step-{progress.step:09d}"
+    with _written_whole(target) as partial:
+        save_file(values, partial / "model.safetensors")
+        save_file(moments, partial / "optimizer.safetensors")
+        (partial / "progress.json").write_text(json.dumps(meta))
+    for old in [] if keep_others else sorted(folder.glob("step-*")):
+        if old.name < target.name:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _written_whole(target: Path) -> Iterator[Path]:
+    """Give a folder to write into, which then becomes `target` by a rename, or is removed if writing fails.
+
+    Raises:
+        RunError: the disk is full or not writable.
+    """
+    folder = target.parent
     partial = folder / f".partial-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for stale in folder.glob(".partial-*"):
             shutil.rmtree(stale, ignore_errors=True)
         partial.mkdir()
-        save_file(values, partial / "model.safetensors")
-        save_file(moments, partial / "optimizer.safetensors")
-        meta = {"identity": identity, "progress": asdict(progress), "optimizer": plain}
-        (partial / "progress.json").write_text(json.dumps(meta))
+        yield partial
         for file in partial.iterdir():
             _sync(file)
         shutil.rmtree(target, ignore_errors=True)
@@ -86,22 +111,49 @@ def save_state(
     except Exception as error:  # safetensors reports a full disk as its own error
         shutil.rmtree(partial, ignore_errors=True)
         raise RunError(f"cannot save the state in {folder}: {error}; the last good state is kept") from error
-    for old in [] if keep_others else sorted(folder.glob("step-*")):
-        if old.name < target.name:
-            shutil.rmtree(old, ignore_errors=True)
+
+
+def save_best(folder: Path, model: torch.nn.Module, step: int, *, writes: bool = True) -> None:
+    """Write the trained tensors as `folder/best-<step>`, beside the best ones of earlier steps.
+
+    The earlier ones are removed by `remove_other_bests` once a saved state refers to this one.
+
+    Raises:
+        RunError: the disk is full or not writable.
+    """
+    values = gather_tensors(trained_tensors(model), writes)
+    if writes:
+        with _written_whole(_best(folder, step)) as partial:
+            save_file(values, partial / "model.safetensors")
+
+
+def load_best(folder: Path, model: torch.nn.Module, step: int) -> None:
+    """Put the trained tensors that `save_best` wrote after `step` steps into the model."""
+    _fill_trained(model, load_file(_best(folder, step) / "model.safetensors"), _best(folder, step))
+
+
+def remove_other_bests(folder: Path, step: int) -> None:
+    """Remove what `save_best` wrote at all steps other than `step`."""
+    for best in folder.glob("best-*"):
+        if best != _best(folder, step):
+            shutil.rmtree(best, ignore_errors=True)
+
+
+def _best(folder: Path, step: int) -> Path:
+    return folder / f"best-{step:09d}"
 
 
 def keep_only(folder: Path, step: int) -> None:
-    """Removes the states of all other steps."""
+    """Remove the states of all other steps."""
     for state in folder.glob("step-*"):
         if state.name != f"step-{step:09d}":
-            doomed = folder / f".partial-{state.name}"  # by rename first: no half of a state is taken for a whole
+            doomed = folder / f".partial-{state.name}"  # renamed first: half a state never counts as whole
             state.replace(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
 
 
 def peek_progress(folder: Path, identity: str) -> Progress | None:
-    """The progress of the newest whole state, or None where there is none for this spec."""
+    """Return the progress of the newest whole state, or None where there is none of this identity."""
     for state in sorted(folder.glob("step-*"), reverse=True):
         try:
             meta = json.loads((state / "progress.json").read_text())
@@ -113,27 +165,35 @@ def peek_progress(folder: Path, identity: str) -> Progress | None:
 
 
 def load_state(folder: Path, progress: Progress, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Puts the tensors of the state that `progress` was peeked from into the model and the optimiser.
+    """Put the tensors of the state that `progress` was read from into the model and the optimiser.
 
     Raises:
         RunError: the state's tensors are not the ones that this model trains.
     """
     state = folder / f"step-{progress.step:09d}"
-    saved = load_file(state / "model.safetensors")
+    _fill_trained(model, load_file(state / "model.safetensors"), state)
+    meta = json.loads((state / "progress.json").read_text())
+    _unflatten(optimizer, trained_tensors(model), load_file(state / "optimizer.safetensors"), meta["optimizer"])
+
+
+def _fill_trained(model: torch.nn.Module, saved: Mapping[str, torch.Tensor], place: Path) -> None:
+    """Copy saved tensors into the model's trained ones.
+
+    Raises:
+        RunError: they are not the same tensors.
+    """
     parameters = trained_tensors(model)
     if saved.keys() != parameters.keys():
-        odd = sorted(saved.keys() ^ parameters.keys())[0]
-        raise RunError(f"the state in {state} does not fit the model (tensor {odd}); remove the folder to start again")
+        name = sorted(saved.keys() ^ parameters.keys())[0]
+        raise RunError(f"the state in {place} does not fit the model (tensor {name}); remove the folder to start again")
     for name, parameter in parameters.items():
-        fill(parameter, saved[name])
-    meta = json.loads((state / "progress.json").read_text())
-    _unflatten(optimizer, parameters, load_file(state / "optimizer.safetensors"), meta["optimizer"])
+        copy_into(parameter, saved[name])
 
 
 def _flatten(
     optimizer: torch.optim.Optimizer, names: Mapping[int, str]
 ) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, Any]]]:
-    """An optimiser's state as named tensors and plain values; pickle is never used."""
+    """Return an optimiser's state as named tensors and plain values; pickle is never used."""
     tensors: dict[str, torch.Tensor] = {}
     plain: dict[str, dict[str, Any]] = {}
     for parameter, values in optimizer.state.items():
@@ -158,7 +218,7 @@ def _unflatten(
         parameter = parameters[name]
         # AdamW keeps its step count on the CPU unless fused or capturable; moments live beside their parameter.
         device = value.device if slot == "step" and not _fused(optimizer) else parameter.device
-        optimizer.state[parameter][slot] = split_as(parameter, value.to(device))
+        optimizer.state[parameter][slot] = shard_like(parameter, value.to(device))
     for name, values in plain.items():
         optimizer.state[parameters[name]].update(values)
 

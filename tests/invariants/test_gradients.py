@@ -47,8 +47,8 @@ def _gradients(
 
     loop.checks.before_update = keep  # type: ignore[method-assign]
     loop.progress.token_budget = budget
-    loop._step(0)
-    loop._step(1)
+    loop.take_step(0)
+    loop.take_step(1)
     return found, loop
 
 
@@ -83,7 +83,7 @@ def test_the_loss_is_the_mean_over_the_batch_s_target_tokens(tiny_t5: Path, tmp_
         model, source, SPEC, Accelerator(cpu=True), tmp_path, identity="x", seed=0,
         execution=Execution(micro_batch=5), hooks=Hooks(),
     )  # fmt: skip
-    loss, _ = loop._step(0)
+    loss, _ = loop.take_step(0)
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
 
 

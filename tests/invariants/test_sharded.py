@@ -23,7 +23,7 @@ from petransfer.study import single_run as study_run
 from petransfer.study.folders import RunFolder
 from petransfer.study.settings import Settings
 from petransfer.study.single_run import run_one
-from petransfer.training.distributed.fsdp import split
+from petransfer.training.distributed.fsdp import shard_model
 from petransfer.training.execution import Execution
 from petransfer.training.metrics_file import read_metrics
 from tests.conftest import FULL, LORA
@@ -58,8 +58,8 @@ def _run(spec: RunSpec, folder: Path, stops: bool = False, execution: Execution 
 
 
 def _with_little_memory(model: torch.nn.Module, *given: Any) -> torch.nn.Module:
-    """In place of `split`: the decoder has memory for two examples, and on the way back for one."""
-    hollow = split(model, *given)
+    """In place of `shard_model`: the decoder has memory for two examples, and on the way back for one."""
+    hollow = shard_model(model, *given)
 
     def refuse(value: torch.Tensor, most: int) -> None:
         if len(value) > most:
@@ -86,7 +86,7 @@ def _in_each(rank: int, folder: Path, full: RunSpec, lora: RunSpec, narrow: RunS
         shutil.copytree(folder / "resumed", folder / "split-to-whole")
     _run(full, folder / "resumed")
     _run(full, folder / "whole-to-split")
-    study_run.split = _with_little_memory if rank == 1 else split
+    study_run.shard_model = _with_little_memory if rank == 1 else shard_model
     _run(full, folder / "short")
 
 

@@ -32,8 +32,9 @@ from petransfer.study.settings import Settings
 from petransfer.study.single_run import accelerator_for, run_one
 from petransfer.training.batches import ShuffledExamples, collate
 from petransfer.training.execution import Execution
-from petransfer.training.loop import Hooks, Loop, learning_rate_factor, make_optimizer
+from petransfer.training.loop import Hooks, Loop
 from petransfer.training.losses import token_loss
+from petransfer.training.optimizer import learning_rate_factor, make_optimizer
 from petransfer.training.state import trained_tensors
 from tests.conftest import _keep
 

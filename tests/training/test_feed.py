@@ -9,7 +9,7 @@ import pytest
 from accelerate import Accelerator
 
 from petransfer.data.encoding import Encoded, Layout
-from petransfer.training.batch_feed import Feed
+from petransfer.training.batch_feed import BatchFeed
 from petransfer.training.batches import Batch
 
 LAYOUT = Layout(encoder_decoder=True, pad_id=0, eos_id=1)
@@ -33,7 +33,7 @@ class _Source:
         return Batch([Encoded((step + 1, at), (step + 1,)) for at in range(4)], 4, LAYOUT)
 
 
-def _taken(feed: Feed, sizes: list[int]) -> list[list[list[int]]]:
+def _taken(feed: BatchFeed, sizes: list[int]) -> list[list[list[int]]]:
     found = []
     for step, size in enumerate(sizes):
         _, cuts = feed.take(step, size, 0)
@@ -41,8 +41,8 @@ def _taken(feed: Feed, sizes: list[int]) -> list[list[list[int]]]:
     return found
 
 
-def _feed(source: Any, ahead: bool, steps: int = 6) -> Feed:
-    feed = Feed(source, steps, Accelerator(cpu=True))
+def _feed(source: Any, ahead: bool, steps: int = 6) -> BatchFeed:
+    feed = BatchFeed(source, steps, Accelerator(cpu=True))
     feed.ahead = ahead
     return feed
 
@@ -63,7 +63,7 @@ def test_the_next_is_made_while_this_one_is_worked_on() -> None:
     source = _Source()
     feed = _feed(source, True)
     feed.take(0, 4, 0)
-    feed.rest()
+    feed.wait()
     assert source.asked == [0, 1]
     feed.close()
     feed.take(3, 4, 0)

@@ -18,7 +18,7 @@ from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import Bits, MethodSpec
 from petransfer.training.batches import Tensors, collate
 from petransfer.training.cpu import lora_pairs as pairs
-from petransfer.training.cpu.cpu_step import Lean, _judge
+from petransfer.training.cpu.cpu_step import CpuFastPath, _score_block
 from petransfer.training.losses import token_loss
 from petransfer.training.stacked.layers import share
 from tests.conftest import FULL, LORA
@@ -55,7 +55,7 @@ def test_the_loss_and_every_gradient_are_the_plain_ones(
     kind: str, method: MethodSpec, request: pytest.FixtureRequest
 ) -> None:
     model, _loaded, batch = _model(request.getfixturevalue(kind), method)
-    lean = Lean(model)
+    lean = CpuFastPath(model)
     assert lean.usable
     expected = token_loss(model, batch)
     (expected / 7).backward()
@@ -90,9 +90,9 @@ NARROW = [
 def test_below_32_bits_the_gradients_are_the_plain_ones_to_the_rounding_of_bf16(method: MethodSpec) -> None:
     model, _loaded, batch = _model(Path("nano/english"), method)  # weights drawn at random would blow the rounding up
     model.train()  # in which LLM.int8 multiplies by its weights made wide; nano has no dropout
-    lean = Lean(model)
+    lean = CpuFastPath(model)
     assert lean.usable
-    assert lean.packs
+    assert lean.skips_padding
     assert len(lean._beside) == sum(hasattr(part, "lora_A") for part in model.modules())
     expected = token_loss(model, batch)
     expected.backward()
@@ -114,8 +114,8 @@ def test_below_32_bits_the_gradients_are_the_plain_ones_to_the_rounding_of_bf16(
 
 def test_wide_weights_of_a_larger_model_are_not_kept(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pairs, "KEPT", 1000)
-    assert not Lean(_model(tiny_t5, NARROW[2])[0])._beside
-    assert Lean(_model(tiny_t5, NARROW[0])[0])._beside  # at 16 bits nothing is copied
+    assert not CpuFastPath(_model(tiny_t5, NARROW[2])[0])._beside
+    assert CpuFastPath(_model(tiny_t5, NARROW[0])[0])._beside  # at 16 bits nothing is copied
 
 
 @pytest.mark.parametrize("bits", [32, 8])
@@ -132,7 +132,7 @@ def test_models_of_one_base_share_what_is_made_of_it_and_keep_their_gradients(bi
         for name, value in models[-1].named_parameters():
             if value.requires_grad:
                 torch.nn.init.normal_(value, std=0.1 + 0.4 * ("token" in name))
-    leans = [Lean(model) for model in models]
+    leans = [CpuFastPath(model) for model in models]
     for model, lean in zip(models, leans, strict=True):
         token_loss(model, batch).backward()
         plain = _gradients(model)
@@ -155,7 +155,7 @@ def test_models_of_one_base_share_what_is_made_of_it_and_keep_their_gradients(bi
 def test_a_step_that_fails_leaves_the_model_as_it_was(tiny_t5: Path) -> None:
     model, _loaded, batch = _model(tiny_t5, ROWS)
     before = token_loss(model, batch)
-    with pytest.raises(MemoryError), Lean(model).step():
+    with pytest.raises(MemoryError), CpuFastPath(model).step():
         raise MemoryError
     torch.testing.assert_close(token_loss(model, batch), before)
     assert not any("forward" in vars(module) for module in model.modules())
@@ -163,10 +163,10 @@ def test_a_step_that_fails_leaves_the_model_as_it_was(tiny_t5: Path) -> None:
 
 def test_what_it_cannot_do_is_left_to_the_plain_way(tiny_t5: Path) -> None:
     model, _loaded, _ = _model(tiny_t5, LORA)
-    assert not Lean(model.to(torch.float64)).usable
-    assert not Lean(_model(tiny_t5, NARROW[0])[0], scoring=True).usable
+    assert not CpuFastPath(model.to(torch.float64)).usable
+    assert not CpuFastPath(_model(tiny_t5, NARROW[0])[0], scoring=True).usable
     other: Any = torch.nn.Linear(2, 2)
-    assert not Lean(other).usable
+    assert not CpuFastPath(other).usable
 
 
 def test_logits_are_judged_as_softmax_and_argmax_do() -> None:
@@ -177,7 +177,7 @@ def test_logits_are_judged_as_softmax_and_argmax_do() -> None:
     logits_nv[5, (wanted_n[5] + 1) % 50] = logits_nv[5, wanted_n[5]]  # a tie
     others_nv = logits_nv.scatter(1, wanted_n[:, None], -torch.inf)
     expected, rival_id_n = others_nv.max(1)
-    said, log_prob, rival, found_id, largest = _judge(logits_nv.clone(), wanted_n[:, None])
+    said, log_prob, rival, found_id, largest = _score_block(logits_nv.clone(), wanted_n[:, None])
     missed = rival >= said
     assert 75 < int(missed.sum()) < 85
     assert missed[5]
@@ -193,7 +193,7 @@ def test_one_pass_judges_as_the_plain_way_does(tiny_t5: Path, monkeypatch: pytes
     examples = load_task("scan").load("length").test[:40]
     encoded = encode_examples(examples, "", loaded.tokenizer, loaded.layout)
     lean = exact_match.score(model, loaded, examples, encoded, 16)
-    monkeypatch.setattr(one_pass, "Lean", lambda model, **_: Lean(model.to(torch.float64)))  # not usable
+    monkeypatch.setattr(one_pass, "CpuFastPath", lambda model, **_: CpuFastPath(model.to(torch.float64)))  # not usable
     model.double()
     plain = exact_match.score(model, loaded, examples, encoded, 16)
     for one, other in zip(lean, plain, strict=True):

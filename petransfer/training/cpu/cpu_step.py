@@ -26,7 +26,7 @@ from torch.nn import functional
 from petransfer.training.batches import IGNORED, Tensors
 from petransfer.training.cpu.lora_pairs import once, pairs_of
 from petransfer.training.cpu.packed_attention import can_pack, draws, packed_hidden
-from petransfer.training.distributed.fsdp import is_split
+from petransfer.training.distributed.fsdp import is_sharded
 from petransfer.training.losses import PLAIN_HEADS
 
 # Bytes of logits that are made at once: they stay in a core's second cache.
@@ -57,7 +57,7 @@ class _Rows:
 
 
 @dataclass(frozen=True)
-class Judged:
+class LabelScores:
     """Of the positions that labels ask for, at (n,) in the flattened batch, each (n,).
 
     wanted, rival: the label's logit and the largest other. rival_id: its piece where it is no less than the label's
@@ -72,7 +72,7 @@ class Judged:
     largest: torch.Tensor
 
 
-def _judge(logits_nv: torch.Tensor, wanted_n1: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _score_block(logits_nv: torch.Tensor, wanted_n1: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Overwrites the logits."""
     wanted_n = logits_nv.gather(1, wanted_n1).squeeze(1)
     # aminmax, and max which says where, take more than ten times as long on a CPU
@@ -88,12 +88,18 @@ def _judge(logits_nv: torch.Tensor, wanted_n1: torch.Tensor) -> tuple[torch.Tens
     return wanted_n, log_prob_n, rival_n, rival_id_n, torch.maximum(most_n.abs(), least_n.abs())
 
 
-class Lean:
-    """What of a model can be done with less work; `step` is open while a batch's gradient is gathered.
+class CpuFastPath:
+    """A step of a model on a CPU with less work; `step` is open while the gradient of a batch is computed.
 
-    Where nothing can, as on a GPU, `usable` is False. kept: bytes that it holds beside the model. scoring: no dropout
-    is drawn, so that padding can be left out (`packs`) of models that train with it too; at 32 bits only, for LLM.int8
-    scores with other numbers than it trains.
+    Args:
+        model: the model with its method applied.
+        scoring: no dropout is drawn, so that padding can be skipped for models that train with dropout too. Only at 32
+            bits, because LLM.int8 scores with other numbers than it trains with.
+
+    Attributes:
+        usable: False where nothing can be saved, as on a GPU.
+        skips_padding: whether no padding is computed.
+        kept: bytes of the tensors that are held beside the model.
     """
 
     def __init__(self, model: torch.nn.Module, *, scoring: bool = False) -> None:
@@ -101,13 +107,13 @@ class Lean:
         base = base.get_base_model() if hasattr(base, "get_base_model") else base
         self._base = base
         self._head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
-        self.packs, self.kept = False, 0
+        self.skips_padding, self.kept = False, 0
         dtype = _dtype(model)
         known = getattr(getattr(base, "config", None), "model_type", None) in PLAIN_HEADS
         self.usable = known and dtype is not None and (dtype == torch.float32 or not scoring)
         if not self.usable or dtype is None:
             return
-        self.packs = can_pack(base) and (scoring or not draws(base))
+        self.skips_padding = can_pack(base) and (scoring or not draws(base))
         self._folded, self._beside = pairs_of(model, dtype)
         wrappers = [module for module in model.modules() if isinstance(module, TrainableTokensWrapper)]
         self._lookups = [module for module in wrappers if module is not self._head]
@@ -146,8 +152,8 @@ class Lean:
             if self._rows is not None:
                 self._rows.clear()
 
-    def judge(self, batch: Tensors) -> Judged:
-        """What a model of `packs` makes of the labels, while `step` is open; the encoder reads each input once."""
+    def score_labels(self, batch: Tensors) -> LabelScores:
+        """Score the labels of a batch while `step` is open, where padding is skipped; no logits are kept."""
         labels_n = batch["labels"].flatten()
         hidden_nd = packed_hidden(self._base, batch)
         asked_n = (labels_n != IGNORED).nonzero().squeeze(1)
@@ -162,14 +168,14 @@ class Lean:
             logits = torch.mm(hidden_nd[part], weight.t(), out=buffer[: len(hidden_nd[part])])
             if self._bias is not None:
                 logits += self._bias
-            parts.append(_judge(logits, wanted_n1[part]))
-        return Judged(asked_n, *(torch.cat(column) for column in zip(*parts, strict=True)))
+            parts.append(_score_block(logits, wanted_n1[part]))
+        return LabelScores(asked_n, *(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def _loss(self, model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
         """As `token_loss`: the summed cross-entropy in nats over the micro-batch's target tokens."""
         labels_n = batch["labels"].flatten()
         asked_n = (labels_n != IGNORED).nonzero().squeeze(1)
-        if self.packs:
+        if self.skips_padding:
             hidden_nd = packed_hidden(self._base, batch)
         else:
             inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
@@ -188,7 +194,7 @@ def _dtype(model: Any) -> torch.dtype | None:
 
     None also where an adapter is one of several or switched off, or puts virtual pieces before the input.
     """
-    if is_split(model) or any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values()):
+    if is_sharded(model) or any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values()):
         return None
     if any(value.device.type != "cpu" for value in model.parameters()):
         return None

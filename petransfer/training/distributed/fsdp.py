@@ -27,22 +27,27 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from petransfer.errors import RunError, UserError
 from petransfer.training.batches import Tensors
-from petransfer.training.out_of_memory import checkpoint_activations, is_out_of_memory
+from petransfer.training.out_of_memory import (
+    OutOfMemory,
+    enable_gradient_checkpointing,
+    raising_out_of_memory,
+    release_cached_memory,
+)
 
 
-def accelerator_of_whole_tensors(**options: Any) -> Accelerator:
-    """An Accelerator that leaves the splitting to `split`: its own wants the optimiser first, and a GPU."""
+def accelerator_without_fsdp(**options: Any) -> Accelerator:
+    """An Accelerator that leaves the splitting to `shard_model`: its own wants the optimiser first, and a GPU."""
     with patch_environment(ACCELERATE_USE_FSDP="false"):
         return Accelerator(**options)
 
 
-def is_split(model: torch.nn.Module) -> bool:
-    """Whether `split` was here."""
+def is_sharded(model: torch.nn.Module) -> bool:
+    """Whether `shard_model` was here."""
     return isinstance(model, FSDPModule)
 
 
-def split(model: torch.nn.Module, device: torch.device, narrow: bool) -> torch.nn.Module:
-    """Splits the model's tensors among all processes, in place; gives a copy without numbers, for `put_together`.
+def shard_model(model: torch.nn.Module, device: torch.device, narrow: bool) -> torch.nn.Module:
+    """Splits the model's tensors among all processes, in place; gives a copy without numbers, for `gather_model`.
 
     The first process's numbers count; the others' may be on the meta device, as transformers leaves them where one
     process alone reads the checkpoint. A card holds its parts and one whole unit at a time. narrow: units compute in
@@ -59,7 +64,7 @@ def split(model: torch.nn.Module, device: torch.device, narrow: bool) -> torch.n
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     plugin = _plugin()
     if plugin.activation_checkpointing:
-        checkpoint_activations(model)
+        enable_gradient_checkpointing(model)
     hollow = _without_numbers(model)
     is_unit = _policy(plugin, model)
     factors = {name: value.rate_factor for name, value in model.named_parameters() if hasattr(value, "rate_factor")}
@@ -131,18 +136,18 @@ def _shared(value: torch.Tensor, device: torch.device) -> torch.Tensor:
     return torch.nn.Parameter(there, requires_grad=value.requires_grad)
 
 
-def part(value: torch.Tensor) -> torch.Tensor:
+def local_part(value: torch.Tensor) -> torch.Tensor:
     """What this process holds of a tensor: all of it, where it is not split."""
     return value.to_local() if isinstance(value, DTensor) else value
 
 
-def clip(parameters: Sequence[torch.nn.Parameter], most: float) -> torch.Tensor:
+def clip_gradients(parameters: Sequence[torch.nn.Parameter], most: float) -> torch.Tensor:
     """Scales the gradients down to a norm of `most`, and gives the norm that they had, over all processes' parts.
 
     It stays on the device, which need not have come so far.
     """
     gradients = [value.grad for value in parameters if value.grad is not None]
-    norm = torch.nn.utils.get_total_norm([part(gradient) for gradient in gradients])
+    norm = torch.nn.utils.get_total_norm([local_part(gradient) for gradient in gradients])
     if any(isinstance(gradient, DTensor) for gradient in gradients):  # one message, where DTensor's has one a tensor
         square = norm.double().square()
         distributed.all_reduce(square)
@@ -151,7 +156,7 @@ def clip(parameters: Sequence[torch.nn.Parameter], most: float) -> torch.Tensor:
     return norm
 
 
-def whole_tensors(tensors: Mapping[str, torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:
+def gather_tensors(tensors: Mapping[str, torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:
     """The tensors, put together on the host where they are split. Nothing unless `keep`, but all must ask."""
     found = {}
     for name, value in tensors.items():
@@ -162,27 +167,27 @@ def whole_tensors(tensors: Mapping[str, torch.Tensor], keep: bool) -> dict[str, 
 
 
 @torch.no_grad()
-def fill(tensor: torch.Tensor, value: torch.Tensor) -> None:
+def copy_into(tensor: torch.Tensor, value: torch.Tensor) -> None:
     """Copies a whole value into a tensor, of which this process may hold a part."""
     if isinstance(tensor, DTensor):
         mine = distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)
-        part(tensor).copy_(part(mine))
+        local_part(tensor).copy_(local_part(mine))
     else:
         tensor.copy_(value)
 
 
-def split_as(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def shard_like(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """A value of a tensor's shape, split as the tensor is; any other as it is."""
     if not isinstance(tensor, DTensor) or value.shape != tensor.shape:
         return value
     found = torch.zeros_like(tensor, dtype=value.dtype, requires_grad=False)
-    fill(found, value)
+    copy_into(found, value)
     return found
 
 
-def put_together(model: torch.nn.Module, hollow: torch.nn.Module, keep: bool) -> torch.nn.Module:
+def gather_model(model: torch.nn.Module, hollow: torch.nn.Module, keep: bool) -> torch.nn.Module:
     """Fills `hollow` with the model's numbers, in the host's memory of the processes that `keep` it."""
-    found = whole_tensors(dict(model.named_parameters()), keep)
+    found = gather_tensors(dict(model.named_parameters()), keep)
     if keep:
         for name, value in hollow.named_parameters():
             filled = torch.nn.Parameter(found[name], requires_grad=value.requires_grad)
@@ -233,10 +238,11 @@ class _Collective:
 
 
 class LockStep:
-    """Passes of which all processes make as many: each of them waits in every layer for all others.
+    """Passes of which all processes make the same number: in every layer each process waits for all others.
 
-    One that runs out of memory owes the others the rest of its pass. It pays with a single example, leaving out the
-    collectives that it had taken part in, so that no process is left waiting and all can take less together.
+    After a process ran out of memory the others still wait for the rest of its pass. It then runs passes with a single
+    example, leaving out the collectives that it had already taken part in, so that no process waits for ever and all
+    can retry with less memory.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -248,12 +254,12 @@ class LockStep:
                 unit.set_custom_reduce_scatter(_Collective(self._turns, distributed.reduce_scatter_single))  # type: ignore[arg-type]
 
     def add_up(
-        self, cuts: Sequence[Tensors], count: int, one: Callable[[Tensors, float], torch.Tensor]
+        self, cuts: Sequence[Tensors], count: int, run_one: Callable[[Tensors, float], torch.Tensor]
     ) -> torch.Tensor:
-        """The sum of what `one(cut, weight)` gives of `count` micro-batches; those that are lacking weigh nothing.
+        """Return the sum of the losses of `count` micro-batches; missing ones are replaced by one of weight 0.
 
         Raises:
-            MemoryError: this process ran out of memory, and has let the others go on.
+            OutOfMemory: this process ran out of memory, and has let the others finish their passes.
             RunError: it did so with a single example.
         """
         stand_in = {name: tensor[:1] for name, tensor in cuts[0].items()}
@@ -261,32 +267,29 @@ class LockStep:
         totals: list[torch.Tensor] = []
         for at, (cut, weight) in enumerate(passes):
             self._turns.taken = 0
+            failed = False
             try:
-                totals.append(one(cut, weight))
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                short = True
-            else:
-                short = False
-            if short:  # only now is what the pass held free
-                self._pay(count - at, stand_in, one)
-                raise MemoryError("out of memory in one of the processes")
+                with raising_out_of_memory():
+                    totals.append(run_one(cut, weight))
+            except OutOfMemory:
+                failed = True
+            if failed:  # here, after `except`, the tensors of the failed pass are free
+                self._finish_passes(count - at, stand_in, run_one)
+                raise OutOfMemory("out of memory in one of the processes")
         return torch.stack(totals).sum()
 
-    def _pay(self, passes: int, stand_in: Tensors, one: Callable[[Tensors, float], torch.Tensor]) -> None:
+    def _finish_passes(self, passes: int, stand_in: Tensors, run_one: Callable[[Tensors, float], torch.Tensor]) -> None:
+        """Take part in the collectives that the other processes still wait for, with one example of weight 0."""
         self._model.reset_iter_state()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_cached_memory()
         self._turns.skip = self._turns.taken
         try:
-            for _ in range(passes):
-                self._turns.taken = 0
-                one(stand_in, 0.0)
-                self._turns.skip = 0
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
+            with raising_out_of_memory():
+                for _ in range(passes):
+                    self._turns.taken = 0
+                    run_one(stand_in, 0.0)
+                    self._turns.skip = 0
+        except OutOfMemory as error:
             raise RunError("out of memory with one example at a time; take more processes or bits: 16") from error
         finally:
             self._turns.skip = 0

@@ -16,11 +16,10 @@ from torch.nn import functional
 from petransfer.data.encoding import Layout
 from petransfer.errors import Interrupted, RunError
 from petransfer.training.batches import IGNORED, Batch, Tensors
-from petransfer.training.loop import Loop, dropout_seed
+from petransfer.training.loop import Loop, dropout_seed, with_smaller_micro_batches
 from petransfer.training.losses import known_head, token_loss
-from petransfer.training.out_of_memory import is_out_of_memory
 from petransfer.training.stacked.layers import Stack
-from petransfer.training.state import keep_only, save_state
+from petransfer.training.state import keep_only
 
 
 def joins(device: torch.device) -> bool:
@@ -114,8 +113,8 @@ class StackedLoop:
         self.stack, self.loops, self.names, self.layout = stack, list(loops), list(names), layout
         self.should_stop, self.failed = should_stop, failed
         self._joined = joins(self.loops[0].accelerator.device)
-        for loop in self.loops:  # one whose loss is not finite leaves before the next step
-            loop.reads_seldom = False
+        for loop in self.loops:  # a member whose loss is not finite leaves before the next step
+            loop.reads_every_step = True
 
     def run(self) -> list[str]:
         """Trains to the end; gives the names of the members that came so far.
@@ -147,7 +146,12 @@ class StackedLoop:
     def step(self, step: int, seconds: Sequence[float]) -> list[Exception | None]:
         """One optimiser step of every member; gives what each of them died of."""
         batches = [loop.source.batch(step, 0, 1) for loop in self.loops]
-        totals = self._with_less_memory(step, batches)
+        compute = self._joined_gradients if self._joined else self._gradients
+        totals = with_smaller_micro_batches(
+            lambda: compute([dropout_seed(loop.seed, step, 0) for loop in self.loops], batches),
+            self.loops,
+            f"out of memory with one example of each of {len(self.loops)} stacked runs; take a smaller --stack",
+        )
         errors: list[Exception | None] = []
         for loop, batch, total, so_far in zip(self.loops, batches, totals, seconds, strict=True):
             try:
@@ -160,11 +164,9 @@ class StackedLoop:
     def save(self) -> None:
         """Writes all members' states of this moment before it removes any earlier one."""
         for loop in self.loops:
-            loop.progress.metrics_bytes = loop.metrics.size()
-            loop.progress.notes["stack"] = sorted(self.names)
-            save_state(loop.folder / "state", loop.progress, loop.model, loop.optimizer, loop.identity, True)
+            loop.save(stack=self.names, keep_earlier=True)
         for loop in self.loops:
-            keep_only(loop.folder / "state", loop.progress.step)
+            keep_only(loop.state_folder, loop.progress.step)
 
     def _leave(self, errors: Sequence[Exception | None]) -> None:
         """Goes on without the members that have an error."""
@@ -178,26 +180,6 @@ class StackedLoop:
         for name, error in gone:
             assert error is not None
             self.failed(name, error)
-
-    def _with_less_memory(self, step: int, batches: Sequence[Batch]) -> list[torch.Tensor]:
-        while True:
-            seeds = [dropout_seed(loop.seed, step, 0) for loop in self.loops]
-            try:
-                return self._joined_gradients(seeds, batches) if self._joined else self._gradients(seeds, batches)
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if self.loops[0].progress.micro_batch <= 1:
-                    raise RunError(
-                        f"out of memory with one example of each of {len(self.loops)} stacked runs; take a smaller "
-                        "--stack"
-                    ) from error
-            for loop in self.loops:
-                loop.optimizer.zero_grad(set_to_none=True)
-                loop.progress.micro_batch = (loop.progress.micro_batch + 1) // 2
-                loop.progress.out_of_memory += 1
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
 
     def _gradients(self, seeds: Sequence[int], batches: Sequence[Batch]) -> list[torch.Tensor]:
         """Leaves each member's gradient in its own tensors; gives the summed losses."""

@@ -1,0 +1,97 @@
+"""How the processes of one run share its training steps: alone, each with all tensors, or each with a part of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from accelerate import Accelerator
+
+from petransfer.training.batches import Tensors
+from petransfer.training.distributed.collectives import agree, sum_gradients
+from petransfer.training.distributed.fsdp import LockStep, is_sharded
+
+# Runs one micro-batch forward and backward, its loss multiplied by a weight, and returns the weighted summed loss.
+RunMicroBatch = Callable[[Tensors, float], torch.Tensor]
+
+
+class SingleProcess:
+    """A run in one process, which has nobody to agree with."""
+
+    shared = False
+    shards_tensors = False
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def agree(self, values: Sequence[float]) -> list[float]:
+        """Return the sum over all processes of each value."""
+        return [float(value) for value in values]
+
+    def run_micro_batches(self, cuts: Sequence[Tensors], run_one: RunMicroBatch, passes: int) -> torch.Tensor:
+        """Run all micro-batches of this process and return the sum of their losses.
+
+        Args:
+            cuts: this process's micro-batches.
+            run_one: runs one of them.
+            passes: the largest number of micro-batches that any process has.
+        """
+        total = torch.zeros((), device=self.device)
+        for cut in cuts:
+            total += run_one(cut, 1.0)
+        return total
+
+    def exchange(self, flags: Sequence[float], parameters: Sequence[torch.nn.Parameter]) -> list[float]:
+        """Return how many processes raised each flag. The first flag, if any process raised it, calls the step off.
+
+        Otherwise the gradients of `parameters` are afterwards those of the whole batch.
+        """
+        return [float(flag) for flag in flags]
+
+    def anywhere(self, found: dict[str, bool]) -> set[str]:
+        """Return the names whose value is true for the part of the tensor that any process holds."""
+        return {name for name, value in found.items() if value}
+
+
+class ReplicatedProcesses(SingleProcess):
+    """Every process holds all tensors; their gradients are summed after the backward pass."""
+
+    shared = True
+
+    def agree(self, values: Sequence[float]) -> list[float]:
+        return agree(values, self.device)
+
+    def exchange(self, flags: Sequence[float], parameters: Sequence[torch.nn.Parameter]) -> list[float]:
+        present = [value.grad is not None for value in parameters]
+        told = agree([*flags, *present], self.device)
+        if not told[0]:
+            sum_gradients(parameters, told[len(flags) :])
+        return told[: len(flags)]
+
+
+class ShardedProcesses(ReplicatedProcesses):
+    """Every process holds a part of every tensor (FSDP), whose gradients are summed during the backward pass."""
+
+    shards_tensors = True
+
+    def __init__(self, device: torch.device, model: torch.nn.Module) -> None:
+        super().__init__(device)
+        self._lock_step = LockStep(model)
+
+    def run_micro_batches(self, cuts: Sequence[Tensors], run_one: RunMicroBatch, passes: int) -> torch.Tensor:
+        return self._lock_step.add_up(cuts, passes, run_one)
+
+    def exchange(self, flags: Sequence[float], parameters: Sequence[torch.nn.Parameter]) -> list[float]:
+        return agree(flags, self.device)
+
+    def anywhere(self, found: dict[str, bool]) -> set[str]:
+        counts = agree(list(found.values()), self.device) if found else []
+        return {name for name, count in zip(found, counts, strict=True) if count}
+
+
+def processes_of(model: torch.nn.Module, accelerator: Accelerator) -> SingleProcess:
+    """Return how the processes of `accelerator` share the training of `model`."""
+    if is_sharded(model):
+        return ShardedProcesses(accelerator.device, model)
+    kind = SingleProcess if accelerator.num_processes == 1 else ReplicatedProcesses
+    return kind(accelerator.device)

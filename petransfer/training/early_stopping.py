@@ -1,0 +1,108 @@
+"""Early stopping: end training when the dev set no longer improves, and keep the best weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from petransfer.recipe.run_spec import EarlyStopping
+
+StopReason = Literal["", "no_improvement", "max_minutes", "max_steps"]
+
+# What an evaluation on the dev set gives: exact match in per cent, and nats per target token.
+EXACT_MATCH, LOSS = "dev_em", "dev_loss"
+
+
+@dataclass
+class StoppingState:
+    """What early stopping remembers of the evaluations so far; it is saved with the training state.
+
+    best_step: the step whose weights are the best so far, 0 before the first evaluation. best_exact_match, best_loss:
+    the dev scores of that step. level_exact_match, level_loss: the scores that the next evaluation has to improve on
+    by `min_delta`. stale: evaluations in a row without an improvement. stop_reason: empty while training goes on.
+    """
+
+    best_step: int = 0
+    best_exact_match: float | None = None
+    best_loss: float | None = None
+    level_exact_match: float | None = None
+    level_loss: float | None = None
+    evaluations: int = 0
+    stale: int = 0
+    stop_reason: StopReason = ""
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> StoppingState:
+        """Restore what `as_dict` returned; an empty mapping gives a new state."""
+        return cls(**content)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+
+class EarlyStopper:
+    """Decides after each evaluation on the dev set whether it is the best one and whether training ends.
+
+    The decision depends on the scores alone, so that a resumed run takes the same decisions as one never interrupted.
+    The exception is `max_minutes`, which depends on the machine's speed.
+    """
+
+    def __init__(self, settings: EarlyStopping, state: StoppingState) -> None:
+        self.settings, self.state = settings, state
+
+    def record(self, step: int, scores: Mapping[str, float]) -> bool:
+        """Take in the dev scores after `step` steps and return whether they are the best so far.
+
+        Args:
+            step: optimiser steps taken.
+            scores: `dev_em` in per cent and `dev_loss` in nats per target token.
+        """
+        state = self.state
+        exact_match, loss = scores[EXACT_MATCH], scores[LOSS]
+        loss = loss if math.isfinite(loss) else math.inf
+        is_best = self._rank(exact_match, loss) > self._rank(state.best_exact_match, state.best_loss)
+        if is_best or not state.best_step:
+            state.best_step, state.best_exact_match, state.best_loss = step, exact_match, _finite(loss)
+            is_best = True
+        state.evaluations += 1
+        state.stale = 0 if self._improves(exact_match, loss) else state.stale + 1
+        if state.stale >= self.settings.patience:
+            state.stop_reason = "no_improvement"
+        return is_best
+
+    def is_out_of_time(self, seconds: float) -> bool:
+        """Return whether `seconds` of training are more than the time limit."""
+        return 0 < self.settings.max_minutes <= seconds / 60
+
+    def _rank(self, exact_match: float | None, loss: float | None) -> tuple[float, ...]:
+        lower_loss = -math.inf if loss is None else -loss
+        if self.settings.metric == "loss":
+            return (lower_loss,)
+        return (-math.inf if exact_match is None else exact_match, lower_loss)
+
+    def _improves(self, exact_match: float, loss: float) -> bool:
+        """Raise the level of each score that improved by `min_delta`, and return whether one did."""
+        state, delta = self.state, self.settings.min_delta
+        improved = False
+        uses_exact_match = self.settings.metric == "exact_match"
+        if uses_exact_match and (
+            state.level_exact_match is None or _exceeds(exact_match - state.level_exact_match, delta)
+        ):
+            state.level_exact_match, improved = exact_match, True
+        # once every answer is right, a loss that still falls is no reason to train on
+        counts_loss = not uses_exact_match or exact_match < 100
+        if state.level_loss is None or _exceeds(state.level_loss - loss, state.level_loss * delta / 100):
+            state.level_loss = _finite(loss)
+            improved = improved or (counts_loss and state.level_loss is not None)
+        return improved
+
+
+def _exceeds(gain: float, least: float) -> bool:
+    return gain > 0 and gain >= least
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

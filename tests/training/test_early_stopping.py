@@ -1,0 +1,179 @@
+"""Early stopping: when training ends, which weights are kept, and that a killed run ends as one never killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from petransfer.errors import Interrupted, UserError
+from petransfer.recipe.run_spec import EarlyStopping, RunSpec
+from petransfer.recipe.stacking import kind, why_alone
+from petransfer.study.folders import RunFolder
+from petransfer.study.single_run import Settings, run_one
+from petransfer.training.early_stopping import EarlyStopper, StoppingState
+from petransfer.training.execution import Execution
+from petransfer.training.loop import Hooks, Loop
+from petransfer.training.metrics_file import read_metrics
+from petransfer.training.state import trained_tensors
+from tests.training.test_loop import make_loop
+
+SETTINGS = Settings(Execution(threads=1, save_every=0.0, log_every=4), cpu=True)
+
+
+def _stopper(**settings: Any) -> EarlyStopper:
+    return EarlyStopper(EarlyStopping(**settings), StoppingState())
+
+
+def _record(stopper: EarlyStopper, *scores: tuple[float, float]) -> EarlyStopper:
+    for at, (exact_match, loss) in enumerate(scores, 1):
+        if not stopper.state.stop_reason:
+            stopper.record(10 * at, {"dev_em": exact_match, "dev_loss": loss})
+    return stopper
+
+
+def test_patience_counts_evaluations_without_an_improvement() -> None:
+    stopper = _record(_stopper(patience=2), (50, 1.0), (60, 0.9), (55, 1.0), (60, 0.95), (70, 0.5))
+    state = stopper.state
+    assert (state.stop_reason, state.best_step, state.evaluations) == ("no_improvement", 20, 4)
+
+
+def test_a_falling_loss_is_an_improvement_while_exact_match_is_zero() -> None:
+    state = _record(_stopper(patience=2), *[(0, 3.0 - 0.1 * at) for at in range(20)]).state
+    assert (state.stop_reason, state.best_step) == ("", 200)
+
+
+def test_a_falling_loss_is_no_improvement_once_all_is_right() -> None:
+    state = _record(_stopper(patience=3), *[(100, 0.5**at) for at in range(20)]).state
+    assert (state.stop_reason, state.evaluations, state.best_step) == ("no_improvement", 4, 40)
+
+
+def test_an_improvement_smaller_than_min_delta_does_not_count_but_is_kept() -> None:
+    scores = [(50, 1.0), (50.4, 1.0), (50.8, 1.0), (51.2, 1.0)]
+    assert _record(_stopper(patience=2, min_delta=1.0), *scores).state.best_step == 30
+    assert _record(_stopper(patience=2, min_delta=0.0), *scores).state.stop_reason == ""
+
+
+def test_by_loss_alone_exact_match_does_not_count() -> None:
+    state = _record(_stopper(patience=2, metric="loss"), (10, 1.0), (20, 1.2), (30, 1.1)).state
+    assert (state.stop_reason, state.best_step) == ("no_improvement", 10)
+
+
+def test_a_loss_that_is_not_finite_is_never_the_best() -> None:
+    state = _record(_stopper(patience=9, metric="loss"), (0, float("nan")), (0, 2.0), (0, float("inf"))).state
+    assert (state.best_step, state.best_loss) == (20, 2.0)
+    assert json.loads(json.dumps(state.as_dict(), allow_nan=False)) == state.as_dict()
+
+
+def _with_scores(scores: list[float], seen: dict[int, Any]) -> Hooks:
+    """Dev scores by evaluation, and what the trained tensors were at each of them."""
+
+    def evaluate() -> dict[str, Any]:
+        loop: Loop = seen["loop"]
+        seen[loop.progress.step] = {name: value.clone() for name, value in trained_tensors(loop.model).items()}
+        return {"dev_em": scores[loop.progress.step // 2 - 1], "dev_loss": 1.0}
+
+    return Hooks(evaluate_at={2, 4, 6, 8}, evaluate=evaluate)
+
+
+@pytest.mark.parametrize(
+    ("scores", "reason", "last", "best"),
+    [([1, 9, 3, 4], "no_improvement", 8, 4), ([1, 2, 3, 4], "max_steps", 8, 8), ([5, 4, 3, 2], "no_improvement", 6, 2)],
+)
+def test_the_best_weights_are_in_the_model_at_the_end(
+    scores: list[float], reason: str, last: int, best: int, tiny_t5: Path, tmp_path: Path
+) -> None:
+    seen: dict[int, Any] = {}
+    stopping = EarlyStopping(patience=2, every=2)
+    seen["loop"] = loop = make_loop(tiny_t5, tmp_path, hooks=_with_scores(scores, seen), early_stopping=stopping)
+    progress = loop.run()
+    assert (progress.step, progress.early_stopping["stop_reason"]) == (last, reason)
+    assert progress.early_stopping["best_step"] == best
+    for name, value in trained_tensors(loop.model).items():
+        assert torch.equal(value, seen[best][name]), name
+    loop.save()
+    assert [path.name for path in sorted((tmp_path / "state").iterdir())] == [f"best-{best:09d}", f"step-{last:09d}"]
+
+
+def test_a_time_limit_ends_training_with_an_evaluation(tiny_t5: Path, tmp_path: Path) -> None:
+    seen: dict[int, Any] = {}
+    hooks = Hooks(evaluate_at={8}, evaluate=lambda: {"dev_em": 0.0, "dev_loss": 1.0})
+    stopping = EarlyStopping(every=8, max_minutes=1e-6)
+    seen["loop"] = loop = make_loop(tiny_t5, tmp_path, hooks=hooks, early_stopping=stopping)
+    progress = loop.run()
+    assert (progress.step, progress.early_stopping["stop_reason"]) == (1, "max_minutes")
+
+
+def _spec(tiny_spec: Callable[..., RunSpec], **stopping: Any) -> RunSpec:
+    spec = tiny_spec(steps=12)
+    train = replace(spec.train, learning_rate=0.5, early_stopping=EarlyStopping(**stopping))
+    return replace(spec, train=train)
+
+
+def _run(spec: RunSpec, folder: Path, stop_at: int = 0) -> RunFolder:
+    run, seen = RunFolder(folder), {"step": 0}
+    with contextlib.suppress(Interrupted):
+        run_one(
+            spec, run, SETTINGS, lambda step, loss, seconds: seen.update(step=step), lambda: seen["step"] == stop_at
+        )
+    return run
+
+
+def test_a_run_interrupted_anywhere_ends_bit_for_bit_as_one_never_interrupted(
+    tiny_spec: Callable[..., RunSpec], tmp_path: Path
+) -> None:
+    spec = _spec(tiny_spec, patience=2, every=1, metric="loss")
+    whole = _run(spec, tmp_path / "whole")
+    result = whole.result()
+    assert result is not None
+    assert result["stop_reason"] == "no_improvement"
+    assert result["best_step"] < result["steps"] < 12
+    for stop_at in range(1, result["steps"] + 1):
+        folder = tmp_path / str(stop_at)
+        assert _run(spec, folder, stop_at).result() is None
+        if stop_at % 2:  # a kill just after a better state was written, before a state referred to it
+            (folder / "state" / f"best-{99:09d}").mkdir()
+        resumed = _run(spec, folder)
+        again = resumed.result()
+        assert again is not None
+        for key in ("stop_reason", "best_step", "steps", "dev", "test"):
+            assert again[key] == result[key], key
+        left, right = (load_file(run.path / "adapter" / "adapter_model.safetensors") for run in (whole, resumed))
+        assert all(torch.equal(left[name], right[name]) for name in left)
+        lines = [
+            [{**line, "seconds": 0} for line in read_metrics(run.path / "metrics.jsonl")] for run in (whole, resumed)
+        ]
+        assert lines[0] == lines[1]
+
+
+def test_the_best_state_is_what_is_evaluated(tiny_spec: Callable[..., RunSpec], tmp_path: Path) -> None:
+    run = _run(_spec(tiny_spec, patience=2, every=1, metric="loss"), tmp_path / "early")
+    result = run.result()
+    assert result is not None
+    best = {line["step"]: line for line in read_metrics(run.path / "metrics.jsonl")}[result["best_step"]]
+    assert -result["dev"]["log_prob_per_token"] == pytest.approx(best["dev_loss"], rel=1e-6)
+
+
+def test_early_stopping_without_a_dev_set_is_refused(
+    tiny_spec: Callable[..., RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from petransfer.study import single_run
+
+    real = single_run._task_data
+    monkeypatch.setattr(single_run, "_task_data", lambda *given: replace(real(*given), dev=()))
+    with pytest.raises(UserError, match=r"early_stopping needs a dev set.*--dev"):
+        _run(_spec(tiny_spec), tmp_path)
+
+
+def test_runs_that_stop_early_are_not_stacked(tiny_spec: Callable[..., RunSpec]) -> None:
+    assert kind(tiny_spec()) is not None
+    assert kind(_spec(tiny_spec)) is None
+    assert why_alone([tiny_spec()]) == []
+    assert "early_stopping" in why_alone([_spec(tiny_spec)])[0]
