@@ -152,11 +152,7 @@ class Loop:
         before = self.progress.seconds
         while not self.finished:
             step = self.progress.step
-            loss, norm = with_smaller_micro_batches(
-                lambda step=step: self.take_step(step),  # type: ignore[misc]
-                [self],
-                "out of memory with one example at a time; take fewer bits or a smaller model",
-            )
+            loss, norm = self.take_step_within_memory(step)
             self.note(step, loss, norm, before + time.monotonic() - started)
             if not self.processes.shared:
                 self._stop_requested, self._save_requested = self.hooks.should_stop(), self._save_is_due()
@@ -238,6 +234,15 @@ class Loop:
         self.progress.micro_batch = (self.progress.micro_batch + 1) // 2
         self.progress.token_budget = (self.progress.token_budget + 1) // 2
         self.progress.out_of_memory += 1
+
+    def take_step_within_memory(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take one optimiser step as `take_step` does, with smaller micro-batches each time that memory runs out.
+
+        Raises:
+            RunError: memory runs out with a micro-batch of one example.
+        """
+        message = "out of memory with one example at a time; take fewer bits or a smaller model"
+        return with_smaller_micro_batches(lambda: self.take_step(step), [self], message)
 
     def take_step(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Take one optimiser step; return the loss per target token and the gradient's norm before clipping.

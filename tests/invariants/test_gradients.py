@@ -125,7 +125,7 @@ def test_running_out_of_memory_halves_the_micro_batch_only(
         {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
     )
     for step in (0, 1):
-        loop._step_with_less_memory(step)
+        loop.take_step_within_memory(step)
     assert loop.progress.micro_batch == 6
     assert loop.progress.token_budget == 250_000
     assert loop.progress.out_of_memory == 2

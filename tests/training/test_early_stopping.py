@@ -17,7 +17,8 @@ from petransfer.errors import Interrupted, UserError
 from petransfer.recipe.run_spec import EarlyStopping, RunSpec
 from petransfer.recipe.stacking import kind, why_alone
 from petransfer.study.folders import RunFolder
-from petransfer.study.single_run import Settings, run_one
+from petransfer.study.settings import Settings
+from petransfer.study.single_run import run_one
 from petransfer.training.early_stopping import EarlyStopper, StoppingState
 from petransfer.training.execution import Execution
 from petransfer.training.loop import Hooks, Loop
