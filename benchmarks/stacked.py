@@ -138,7 +138,7 @@ class _Bench:
         for loop in self.singles[:count]:
             for _ in range(self.setting.steps):
                 step = loop.progress.step
-                loop.note(step, *loop._step_with_less_memory(step), 0.0)
+                loop.note(step, *loop.take_step_within_memory(step), 0.0)
 
     def stack(self, count: int) -> Callable[[], None]:
         """Takes the steps of so many runs as one stack."""
