@@ -24,7 +24,7 @@ from benchmarks.stacked import PARTS
 from benchmarks.training import BLOCK, Plain, grouped_by_length, in_turn, trainer_turn
 from petransfer.data import load_task
 from petransfer.data.encoding import Encoded, encode_examples
-from petransfer.methods import APPLY
+from petransfer.methods import apply_method
 from petransfer.models.library_output import silence_libraries
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec
@@ -66,7 +66,7 @@ class Workload:
 
     def model(self, seed: int = 0) -> torch.nn.Module:
         """A LoRA of its own on the shared base."""
-        return APPLY["lora"](replace(self.loaded, model=share(self.loaded.model)), LORA, seed).to(self.device).train()
+        return apply_method(replace(self.loaded, model=share(self.loaded.model)), LORA, seed).to(self.device).train()
 
     def source(self, seed: int = 0) -> ShuffledExamples:
         """The batches of a run."""

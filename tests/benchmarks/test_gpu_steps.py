@@ -15,7 +15,7 @@ from benchmarks.gpu.pretraining import Windows
 from benchmarks.gpu.stacked_step import StackedStep
 from petransfer.data import load_task
 from petransfer.data.encoding import Encoded, encode_examples
-from petransfer.methods import APPLY
+from petransfer.methods import apply_method
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.pretraining.span_corruption import Noise
@@ -45,7 +45,7 @@ def examples(base: Loaded) -> Sequence[Encoded]:
 
 
 def _member(base: Loaded, seed: int) -> torch.nn.Module:
-    return APPLY["lora"](replace(base, model=share(base.model)), LORA, seed)
+    return apply_method(replace(base, model=share(base.model)), LORA, seed)
 
 
 def _of_the_loop(model: torch.nn.Module, source: ShuffledExamples, folder: Path) -> list[float]:

@@ -18,7 +18,7 @@ from petransfer.data import Example, load_task
 from petransfer.data.encoding import Encoded, encode_examples
 from petransfer.errors import Interrupted
 from petransfer.evaluation.exact_match import evaluate
-from petransfer.methods import APPLY, mixed_precision, weights_bits
+from petransfer.methods import apply_method, mixed_precision, weights_bits
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import Bits, MethodSpec, TrainSpec
@@ -93,7 +93,7 @@ def test_losses_are_those_of_the_cpu(name: str, bits: Bits, device: torch.device
     spec, found = method(name, bits), {}
     for place in (CPU, device):
         loaded = loaded_on(place, spec)
-        model = APPLY[name](loaded, spec, 0).to(place)
+        model = apply_method(loaded, spec, 0).to(place)
         found[place] = losses_of(make_loop(model, loaded, spec, place, tmp_path / place.type))
     assert found[device] == pytest.approx(found[CPU], rel=CLOSE[bits])
     assert found[device][-1] < found[device][0]
@@ -105,7 +105,7 @@ def test_one_forward_pass_agrees_with_generate(bits: Bits, device: torch.device,
     rehearsed = device.type == "cpu"
     spec, train = method("lora", bits), TrainSpec(3 if rehearsed else 250, 16, 4e-3)
     loaded, rows = loaded_on(device, spec), some_rows(16 if rehearsed else 400)
-    model = APPLY["lora"](loaded, spec, 0).to(device)
+    model = apply_method(loaded, spec, 0).to(device)
     make_loop(model, loaded, spec, device, tmp_path, train, examples=encoded(loaded, rows)).run()
     chosen = rows[: 4 if rehearsed else 200]
     found = evaluate(model, loaded, chosen, encoded(loaded, chosen), audited=len(chosen))
@@ -118,7 +118,7 @@ def test_a_stack_trains_what_single_runs_train(device: torch.device, tmp_path: P
     loaded = loaded_on(device, spec)
 
     def loop(seed: int, folder: Path) -> Loop:
-        model = APPLY["lora"](replace(loaded, model=share(loaded.model)), spec, seed).to(device)
+        model = apply_method(replace(loaded, model=share(loaded.model)), spec, seed).to(device)
         return make_loop(model, loaded, spec, device, folder, seed=seed)
 
     singles = [loop(seed, tmp_path / f"single-{seed}") for seed in range(3)]
@@ -142,7 +142,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_weights(
     def run(folder: Path, stop_at: int | None) -> dict[str, torch.Tensor]:
         loaded, seen = loaded_on(device, spec), {"step": 0}
         hooks = Hooks(lambda step, loss, seconds: seen.update(step=step), lambda: seen["step"] == stop_at)
-        loop = make_loop(APPLY["full"](loaded, spec, 0), loaded, spec, device, folder, train, hooks=hooks)
+        loop = make_loop(apply_method(loaded, spec, 0), loaded, spec, device, folder, train, hooks=hooks)
         loop.run()
         return {key: value.detach().cpu() for key, value in trained_tensors(loop.model).items()}
 
@@ -171,7 +171,7 @@ def test_running_out_of_memory_halves_the_micro_batch(
 ) -> None:
     spec, train = method("lora", 32), replace(TRAIN, batch_size=16 if device.type == "cpu" else 512, steps=2)
     loaded = loaded_on(device, spec)
-    model = APPLY["lora"](loaded, spec, 0).to(device)
+    model = apply_method(loaded, spec, 0).to(device)
     loop = make_loop(model, loaded, spec, device, tmp_path, train, execution={"micro_batch": train.batch_size})
     if device.type == "cpu":
         accumulate = loop.accumulate
