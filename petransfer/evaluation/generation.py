@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig
 
 from petransfer.data.encoding import Layout, decode
 from petransfer.models.lengths import VirtualTokens, positions
@@ -68,6 +68,7 @@ def generations(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
                 generation_config=greedy_config(layout, max(limits[at] for at in chosen)),
+                **_cache(model, loaded),
             )
             # Only the first token is skipped: the start token of some decoders, such as BART's, is the end token.
             new = out[:, 1 if layout.encoder_decoder else ids.shape[1] :].tolist()
@@ -123,6 +124,21 @@ def room(model: torch.nn.Module, loaded: Loaded, input_tokens: int) -> int | Non
     if not loaded.layout.encoder_decoder:
         return most - input_tokens - virtual.input - virtual.target
     return most - virtual.target if input_tokens + virtual.input <= most else 0
+
+
+def _cache(model: torch.nn.Module, loaded: Loaded) -> dict[str, Any]:
+    """Return a cache that grows with the decoder's layers, for models that transformers makes one too small for.
+
+    transformers makes a cache of as many layers as the encoder has, so `generate` fails where the decoder has more.
+    With prefix tuning peft makes the cache.
+    """
+    config = loaded.model.config
+    layers = getattr(config, "num_decoder_layers", None) or getattr(config, "decoder_layers", None) or 0
+    adapter = getattr(model, "active_peft_config", None)
+    prefix = adapter is not None and str(adapter.peft_type.value) == "PREFIX_TUNING"
+    if not loaded.layout.encoder_decoder or layers <= config.num_hidden_layers or prefix:
+        return {}
+    return {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())}
 
 
 def _pads_wrongly(model: torch.nn.Module, loaded: Loaded) -> bool:

@@ -192,6 +192,12 @@ def keep_default_packing(model: torch.nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
+def weight_count(value: torch.Tensor) -> int:
+    """Return how many weights a tensor holds. bitsandbytes packs two 4-bit weights into each byte."""
+    state = getattr(value, "quant_state", None)
+    return int(value.numel() if state is None else state.shape.numel())
+
+
 def inventory(model: torch.nn.Module, keep_wide: Sequence[str] = ()) -> Inventory:
     """Counts a model's weights, quantisation's own tensors among them; adapters in it are left out.
 
@@ -207,10 +213,9 @@ def inventory(model: torch.nn.Module, keep_wide: Sequence[str] = ()) -> Inventor
         if "lora_" in name or "trainable_tokens" in name:
             continue
         size = value.numel() * value.element_size()
-        state = getattr(value, "quant_state", None)
-        dtype = "nf4" if state is not None else str(value.dtype).removeprefix("torch.")
+        dtype = "nf4" if getattr(value, "quant_state", None) is not None else str(value.dtype).removeprefix("torch.")
         found[dtype] += size
-        parameters += state.shape.numel() if state is not None else value.numel()
+        parameters += weight_count(value)
         fresh = [tensor for tensor in scales_of.get(id(value), []) if id(tensor) not in seen]
         seen |= {id(tensor) for tensor in fresh}
         if fresh:

@@ -30,7 +30,7 @@ from petransfer.evaluation.text_metrics import OF_LABELS
 from petransfer.methods import apply_method, mixed_precision, save_method, virtual_tokens, weights_bits
 from petransfer.models.lengths import length_check
 from petransfer.models.loading import Loaded, load_checkpoint
-from petransfer.models.quantization import check_optimizer, inventory
+from petransfer.models.quantization import check_optimizer, inventory, weight_count
 from petransfer.recipe.run_spec import Options, RunSpec
 from petransfer.study.checkpointing_choice import with_room
 from petransfer.study.folders import RunFolder
@@ -217,7 +217,7 @@ def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> 
     result = {
         "run_id": spec.run_id,
         **{part: summary(evaluation) | measured[part].scores for part, evaluation in evaluations.items()},
-        "parameters": sum(value.numel() for value in loaded.model.parameters()),
+        "parameters": sum(map(weight_count, loaded.model.parameters())),
         "trained_parameters": sum(value.numel() for value in trained_tensors(model).values()),
         "weights": inventory(model, spec.method.keep_wide).as_dict() | (base.cost or {}),
         "base_commit": loaded.commit,

@@ -14,6 +14,7 @@ import torch
 from petransfer.data.encoding import Encoded
 from petransfer.errors import RunError
 from petransfer.models.loading import Loaded, load_checkpoint, load_on_disk
+from petransfer.models.quantization import weight_count
 from petransfer.recipe.run_spec import CheckpointSpec
 from petransfer.training.batches import collate
 from petransfer.training.losses import token_loss
@@ -68,7 +69,7 @@ def quantisation_cost(
 def _loss_at_16_bits(
     checkpoint: CheckpointSpec, seed: int, loaded: Loaded, examples: Sequence[Encoded], device: torch.device
 ) -> float:
-    weights = sum(_numel(value) for value in loaded.model.parameters())
+    weights = sum(weight_count(value) for value in loaded.model.parameters())
     fits = 2 * weights < 0.8 * _room(device)
     if checkpoint.reinit != "none":  # drawn in fp32 on the host
         fits = fits and 6 * weights < 0.8 * _room(torch.device("cpu"))
@@ -115,11 +116,6 @@ def _loss(loaded: Loaded, examples: Sequence[Encoded], device: torch.device) -> 
         tokens += len(example.target_ids)
     loaded.model.train(training)
     return total / tokens
-
-
-def _numel(value: torch.Tensor) -> int:
-    state = getattr(value, "quant_state", None)
-    return int(value.numel() if state is None else state.shape.numel())
 
 
 def _room(device: torch.device) -> int:

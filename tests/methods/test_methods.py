@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
-from petransfer.data.encoding import Encoded, encode_examples
+from petransfer.data.encoding import Encoded, decode, encode_examples
 from petransfer.data.task import Example
 from petransfer.errors import Interrupted
 from petransfer.evaluation.exact_match import evaluate
@@ -67,6 +67,20 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return LlamaForCausalLM(config)
 
     return _keep(tmp_path_factory.mktemp("tiny-llama"), make)
+
+
+@pytest.fixture(scope="module")
+def deep_decoder_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A T5 whose decoder has more layers than its encoder."""
+
+    def make(pieces: int) -> Any:
+        config = T5Config(
+            vocab_size=pieces, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_decoder_layers=3, num_heads=2,
+            decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
+        )  # fmt: skip
+        return T5ForConditionalGeneration(config)
+
+    return _keep(tmp_path_factory.mktemp("deep-decoder-t5"), make)
 
 
 @pytest.fixture
@@ -160,6 +174,24 @@ def test_one_pass_agrees_with_generation_behind_virtual_tokens(name: str, base: 
     found = evaluate(model, loaded, examples, encoded, audited=4)
     assert found.audited + found.near_ties == 4
     assert found.disagreements == 0
+
+
+@pytest.mark.parametrize("name", ["lora", "prompt", "prefix"])
+def test_a_decoder_with_more_layers_than_its_encoder_generates(name: str, deep_decoder_t5: Path) -> None:
+    """transformers makes a cache of as many layers as the encoder has."""
+    loaded, model = made(deep_decoder_t5, SMALL[name])
+    train(model, loaded, 2)
+    inputs = [row.input_ids for row in ROWS]
+    with_cache = generate(model, loaded, inputs, 6)
+    batch = collate([Encoded(inputs[0], (loaded.layout.eos_id,))], loaded.layout)
+    ids = torch.tensor([[loaded.layout.decoder_start_id]])
+    for _ in range(6):  # one forward pass per token, without a cache
+        mask = batch["attention_mask"]
+        found = model(input_ids=batch["input_ids"], attention_mask=mask, decoder_input_ids=ids, use_cache=False).logits
+        ids = torch.cat([ids, found[:, -1:].argmax(-1)], 1)
+    generated = ids[0, 1:].tolist()
+    end = generated.index(loaded.layout.eos_id) if loaded.layout.eos_id in generated else len(generated)
+    assert with_cache[0] == decode([generated[:end]], loaded.tokenizer)[0]
 
 
 @pytest.mark.parametrize("base", ["tiny_t5", "tiny_gpt2"], indirect=True)
