@@ -176,7 +176,7 @@ class Study:
         """
         from pandas import DataFrame
 
-        from petransfer.effects.contrasts import update_effects
+        from petransfer.effects.study_effects import update_effects
 
         grid = self.grid
         return DataFrame(update_effects(grid.recipe, grid.cells, grid.folder)["effects"])
@@ -201,12 +201,12 @@ def write_results(grid: StudyGrid) -> dict[str, Any]:
     Returns:
         The content of effects.json.
     """
-    from petransfer.effects.contrasts import family_name, update_effects
+    from petransfer.effects.study_effects import update_effects
     from petransfer.report import run_table
 
     with grid.folder.locked():  # another shard may end at this moment
         rows = run_table.rows_of(grid.cells, grid.folder)
-        run_table.write_csv(rows, grid.folder.path / "table.csv", family_name(grid.recipe))
+        run_table.write_csv(rows, grid.folder.path / "table.csv", grid.recipe.family_name)
         return update_effects(grid.recipe, grid.cells, grid.folder)
 
 

@@ -17,7 +17,7 @@ import petransfer.cli.options as opt
 from petransfer.api import write_results
 from petransfer.cli.display import Display, View, print_table, report_outcome
 from petransfer.cli.launcher import launch
-from petransfer.effects.contrasts import demand
+from petransfer.effects.study_effects import demand
 from petransfer.errors import UserError
 from petransfer.memory.advice import in_options
 from petransfer.memory.card_sizes import card_bytes

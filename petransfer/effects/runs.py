@@ -1,4 +1,4 @@
-"""The runs of a study as groups of scores: what contrasts are made of. Run folders are read once."""
+"""The runs of a study as groups of scores, read from its run folders."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import contextlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from petransfer.effects.criteria import CRITERIA
-from petransfer.effects.verdict import Contrast
 from petransfer.errors import UserError
 from petransfer.recipe.loading import load_recipe
 from petransfer.recipe.schema import EXACT_MATCH, Recipe
@@ -23,13 +22,15 @@ from petransfer.study.grid import Cell, expand
 
 @dataclass(frozen=True)
 class Scored:
-    """The runs of one arm and method on one split, by seed. log_probs: (seeds,). index: (examples,).
+    """The finished runs of one arm and method on one split, by seed.
 
-    scores: (seeds, examples) of exact match, or (seeds, 1) of another metric, each run's figure over 100; `category`
-    has as many entries as they have columns. dev: (seeds,) of the same on dev, NaN where a run has none.
+    scores: (seeds, examples) of exact match, or (seeds, 1) of another metric, each run's figure over 100.
+    log_probs: (seeds,) mean log-probability per target token. index: (examples,) numbers of the test examples.
+    category: of each column of `scores`. dev: (seeds,) the same score on dev, NaN where a run has none.
     """
 
     seeds: tuple[int, ...]
+    run_ids: tuple[str, ...]
     scores: np.ndarray
     log_probs: np.ndarray
     index: np.ndarray
@@ -40,7 +41,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Runs:
-    """A study's grid with what its folders hold. The same cells give the same object however often they are asked.
+    """A study's grid with the scores of its run folders, each of which is read once.
 
     metric: what runs are scored by.
     """
@@ -57,20 +58,20 @@ class Runs:
         return list(dict.fromkeys(cell.split for cell in self.cells))
 
     def methods(self, arm: str, split: str) -> list[str]:
-        """The methods that the grid trains an arm by."""
+        """Return the methods that the grid trains an arm with on a split."""
         return list(dict.fromkeys(cell.method for cell in self.cells if cell.arm == arm and cell.split == split))
 
     def asked(self, arm: str, method: str, split: str) -> list[Cell]:
-        """The cells of a group, done or not."""
+        """Return the cells of a group, finished or not."""
         return [cell for cell in self.cells if (cell.arm, cell.method, cell.split) == (arm, method, split)]
 
     def partner(self, arm: str, method: str, split: str) -> str:
-        """The method that `arm` is compared under: the same one, or its only one where it has not that."""
+        """Return the method that `arm` is compared under: the same one, or its only one where it lacks that."""
         found = self.methods(arm, split)
         return method if method in found or len(found) != 1 else found[0]
 
     def scored(self, arm: str, method: str, split: str) -> Scored | None:
-        """The group's runs that are done, or None.
+        """Return the scores of a group's finished runs, or None where there are none.
 
         Raises:
             UserError: they were not tested on the same examples, or one has no figure of the metric.
@@ -82,7 +83,7 @@ class Runs:
         return self._kept.get(key)
 
     def why_none(self, arm: str, method: str, split: str) -> str:
-        """What stands in the way of a group without runs that are done."""
+        """Say why a group has no finished run."""
         folders = [self.folder.run(cell.run_id) for cell in self.asked(arm, method, split)]
         if not folders:
             return f"{arm} is not trained by {method}"
@@ -92,52 +93,12 @@ class Runs:
 
 
 def runs_of(study: str, beside: Path, metric: str = EXACT_MATCH) -> Runs | None:
-    """Another study's runs: a folder, or the name of one beside `beside`; None where there is none."""
+    """Return another study's runs from its folder or its name beside `beside`; None where there is no such study."""
     for path in (Path(study).expanduser(), beside.parent / study):
         if (path / "recipe.yaml").is_file():
             recipe = load_recipe(str(path / "recipe.yaml"))
             return Runs(recipe, expand(recipe), StudyFolder(path), metric)
     return None
-
-
-def compared(name: str, split: str, left: Scored, right: Scored, **names: Any) -> Contrast:
-    """Two groups as a contrast; paired by seed where `names` says so, and then of the seeds that both have.
-
-    Raises:
-        UserError: the groups were not tested on the same examples.
-    """
-    if not np.array_equal(left.index, right.index):
-        raise UserError(f"the runs of {name} on {split} were not tested on the same examples")
-    rows = [list(range(len(side.seeds))) for side in (left, right)]
-    if names.get("paired"):
-        common = [seed for seed in left.seeds if seed in right.seeds]
-        rows = [[side.seeds.index(seed) for seed in common] for side in (left, right)]
-    left_out = len(left.seeds) + len(right.seeds) - len(rows[0]) - len(rows[1])
-    _, categories = np.unique(left.category, return_inverse=True)
-    # a whole group stays the object that it is, so that effects that share it draw it once
-    parts = [
-        side if len(at) == len(side.seeds) else _rows(side, at) for side, at in zip((left, right), rows, strict=True)
-    ]
-    return Contrast(
-        name=name,
-        split=split,
-        left=parts[0].scores,
-        right=parts[1].scores,
-        log_prob_left=parts[0].log_probs,
-        log_prob_right=parts[1].log_probs,
-        categories=categories,
-        examples=len(left.index),
-        left_out=left_out,
-        metric=left.metric,
-        dev=(_mean(parts[0].dev), _mean(parts[1].dev)),
-        **names,
-    )
-
-
-def _rows(group: Scored, rows: Sequence[int]) -> Scored:
-    at = list(rows)
-    seeds = tuple(group.seeds[row] for row in at)
-    return replace(group, seeds=seeds, scores=group.scores[at], log_probs=group.log_probs[at], dev=group.dev[at])
 
 
 def _read(cells: Sequence[Cell], folder: StudyFolder, metric: str) -> Scored:
@@ -149,6 +110,7 @@ def _read(cells: Sequence[Cell], folder: StudyFolder, metric: str) -> Scored:
     scores = [run["correct"] for run in runs] if by_example else [[_share(folder, cell, metric)] for cell in cells]
     return Scored(
         tuple(cell.seed for cell in cells),
+        tuple(cell.run_id for cell in cells),
         np.array(scores, dtype=np.float64),
         np.array([run["log_prob"].sum() / run["tokens"].sum() for run in runs]),
         runs[0]["index"],
@@ -158,30 +120,26 @@ def _read(cells: Sequence[Cell], folder: StudyFolder, metric: str) -> Scored:
     )
 
 
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if len(values) else math.nan
-
-
 def _dev(folder: StudyFolder, cell: Cell, metric: str) -> float:
-    """A run's dev figure of a metric, over 100; NaN where it has none."""
+    """Return a run's dev figure of a metric, over 100; NaN where it has none."""
     figure = _figure(folder.run(cell.run_id), "dev", metric)
     return math.nan if figure is None else figure / 100
 
 
 def _share(folder: StudyFolder, cell: Cell, metric: str) -> float:
-    """A run's test figure of a metric, over 100."""
+    """Return a run's test figure of a metric, over 100."""
     run = folder.run(cell.run_id)
     figure = _figure(run, "test", metric)
     if figure is None:
         raise UserError(
             f"{run.path / 'result.json'} has no test figure of {metric}, which the study is judged by; delete "
-            f"{run.path}, and `petransfer run --recipe {folder.path / 'recipe.yaml'}` carries it out again"
+            f"{run.path} and repeat the run with `petransfer run --recipe {folder.path / 'recipe.yaml'}`"
         )
     return figure / 100
 
 
 def _figure(run: RunFolder, part: str, metric: str) -> float | None:
-    """What a run's result.json has of a metric on `dev` or `test`."""
+    """Read a metric on `dev` or `test` from a run's result.json."""
     figure = (run.result() or {}).get(part, {}).get(CRITERIA[metric].key)
     return None if figure is None else float(figure)
 
@@ -197,7 +155,7 @@ def _examples(folder: StudyFolder, run_id: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def examples_of(folder: StudyFolder, run_id: str) -> Iterator[Path]:
-    """Where a run that is done keeps its test examples; what goes wrong while they are read is said in a line.
+    """Give the path of a finished run's test examples; errors while they are read become one line.
 
     Raises:
         UserError: the file is lost or damaged.
@@ -210,6 +168,6 @@ def examples_of(folder: StudyFolder, run_id: str) -> Iterator[Path]:
     except (OSError, pyarrow.ArrowException) as error:
         why = "is lost" if isinstance(error, FileNotFoundError) else f"cannot be read ({type(error).__name__})"
         raise UserError(
-            f"{path} {why}, though the run is done; delete {path.parent}, and "
-            f"`petransfer run --recipe {folder.path / 'recipe.yaml'}` carries it out again"
+            f"{path} {why}, though the run is done; delete {path.parent} and "
+            f"repeat the run with `petransfer run --recipe {folder.path / 'recipe.yaml'}`"
         ) from None

@@ -1,54 +1,45 @@
-"""Statistics of a contrast between two groups of runs that were tested on the same examples.
+"""Tests on seeds: permutation, Holm, equivalence, log-odds, McNemar, and the seeds that are needed.
 
-A group is a matrix (seeds, examples) of scores: 0 or 1 for exact match. Runs differ by their seed, and examples are a
-sample too, drawn within categories: both count in the interval. SciPy and statsmodels do the tests.
+SciPy and statsmodels do the tests. Intervals are in `intervals.py`.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestIndPower, TTestPower
 from statsmodels.stats.weightstats import ttost_ind, ttost_paired
 
-from petransfer.effects.bootstrap import Interval, Scores, degrees_of_freedom, sum_interval
+from petransfer.effects.intervals import Interval, Scores, Weights, degrees_of_freedom, log_odds_of
 from petransfer.effects.seed_counts import LEVEL, MOST_DEALS, MOST_SEEDS, fewest_for_equivalence, fewest_seeds
 
 
-def difference_interval(
-    left: Scores,
-    right: Scores,
-    categories: NDArray[np.int64],
-    *,
-    paired: bool = False,
-    confidence: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
-) -> Interval | None:
-    """A two-level bootstrap interval of mean(left) - mean(right), or None where a group has a single seed.
-
-    left, right: (seeds, examples). categories: (examples,), of which examples are drawn within, the same for both
-    groups. Seeds are drawn within each group, or as pairs where row i of both has the same seed. Few seeds make a
-    plain bootstrap interval too narrow; what mends that stands with `drawn_means` and `percentile_interval`.
-    """
-    if paired:
-        return sum_interval([left - right], [1.0], categories, confidence=confidence, draws=draws, seed=seed)
-    return sum_interval([left, right], [1.0, -1.0], categories, confidence=confidence, draws=draws, seed=seed)
-
-
 def permutation_p(left: Scores, right: Scores, *, paired: bool = False) -> float:
-    """The exact two-sided permutation p of the difference of means of the seeds' scores.
+    """Compute the exact two-sided permutation p of the difference of means of the seeds' scores.
 
-    Unpaired: over all ways to deal the seeds out to two groups of these sizes. Paired: over all signs of the
-    differences. At most 20,000 deals are tried, at random, where there are more. A single seed decides nothing: 1.
+    Null hypothesis: the seeds of both sides come from one distribution. The test does not only see unequal means: it
+    can reject where the spread differs and the means do not.
+
+    Two-sided: the smaller tail is doubled, so that each direction has half of the level, which is what a verdict with
+    a direction needs. With groups of equal size this is the same as counting the deals whose absolute difference is at
+    least the one seen; with unequal groups it is not.
+
+    Args:
+        left: (seeds,) scores.
+        right: (seeds,) scores.
+        paired: row i of both sides has the same seed: all signs of the differences are tried, instead of all ways to
+            deal the seeds out to two groups of these sizes. Where there are more than 20,000 deals, so many are drawn
+            at random.
+
+    Returns:
+        The p value; 1 where a side has a single seed, which decides nothing.
     """
     if paired and len(left) != len(right):
         raise ValueError(f"{len(left)} and {len(right)} seeds cannot be paired")
@@ -73,15 +64,17 @@ def _mean_difference(left: Scores, right: Scores, axis: int) -> Scores:
     return difference
 
 
-def holm(p_values: list[float]) -> list[float]:
-    """The p values adjusted for all being looked at (Holm 1979)."""
-    return [float(value) for value in multipletests(p_values, method="holm")[1]] if p_values else []
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Adjust p values for all being looked at (Holm 1979). None stays None and is not counted."""
+    tested = [value for value in p_values if value is not None]
+    adjusted = iter(multipletests(tested, method="holm")[1] if tested else ())
+    return [None if value is None else float(next(adjusted)) for value in p_values]
 
 
 def equivalence_p(left: Scores, right: Scores, margin: float, *, paired: bool = False) -> float | None:
-    """The p of two one-sided tests that the seeds' means differ by less than `margin`; None where seeds are too few.
+    """Compute the p of two one-sided tests that the seeds' means differ by less than `margin`.
 
-    Welch's tests, or Student's of the differences where seeds are paired.
+    Welch's tests, or Student's of the differences where seeds are paired. None where seeds are too few.
     """
     if min(len(left), len(right)) < fewest_for_equivalence(paired=paired):
         return None
@@ -98,11 +91,11 @@ def equivalence_p(left: Scores, right: Scores, margin: float, *, paired: bool = 
 def seeds_needed(
     left: Scores, right: Scores, tests: int, margin: float, power: float = 0.8, *, paired: bool = False
 ) -> int | None:
-    """Seeds a group for the difference to show with this power after Holm over `tests`, at most 1,000.
+    """Compute how many seeds a side are needed for a difference to show after Holm over `tests`; at most 1,000.
 
-    The difference counted on is the one seen, but at least `margin`; the deviation is the pooled one of the seeds, or
-    that of the differences where they are paired, and None is said where a single seed has none. The permutation
-    test's smallest p sets a floor.
+    The difference is the one seen, but at least `margin`. The deviation is the pooled one of the seeds, or that of the
+    differences where they are paired. The permutation test's smallest p sets a floor. None where a side has a single
+    seed, which has no deviation.
     """
     if min(len(left), len(right)) < 2:
         return None
@@ -127,12 +120,15 @@ class Odds:
 
 
 def log_odds(left: Scores, right: Scores, examples: int, *, paired: bool = False) -> Odds:
-    """How the odds of a right answer differ, which near 0 and 100 % shows what points cannot.
+    """Compare the log-odds of a right answer, which near 0 and 100 % show differences that points cannot.
 
-    left, right: each seed's share of right answers, of so many examples; half an answer is added on both sides
-    (Haldane 1956, Anscombe 1956), so that 0 and 1 have odds too.
+    Args:
+        left: (seeds,) shares of right answers, 0 to 1.
+        right: (seeds,) likewise.
+        examples: how many answers each share is taken over.
+        paired: row i of both sides has the same seed.
     """
-    both = [np.log((examples * share + 0.5) / (examples * (1 - share) + 0.5)) for share in (left, right)]
+    both = [log_odds_of(share, examples) for share in (left, right)]
     difference = float(both[0].mean() - both[1].mean())
     p = permutation_p(both[0], both[1], paired=paired)
     if (
@@ -158,22 +154,29 @@ class PairOfRuns:
 
 
 def pair_of_runs(left: Scores, right: Scores) -> PairOfRuns:
-    """Compares one run with one other, example by example. It speaks of these two runs, not of other seeds."""
+    """Compare one run with one other, example by example. The result is about these two runs, not about other seeds."""
     only_left, only_right = int(((left == 1) & (right == 0)).sum()), int(((left == 0) & (right == 1)).sum())
     same = len(left) - only_left - only_right
     found = mcnemar([[same, only_left], [only_right, 0]], exact=True)
     return PairOfRuns(only_left, only_right, min(1.0, float(found.pvalue)))
 
 
-def welch_p(groups: Sequence[Scores], weights: Sequence[float], against: float = 0.0) -> float | None:
-    """The two-sided p that a weighted sum of the groups' means is `against`; None where no seed differs from another.
+def welch_p(seeds: Mapping[str, Scores], weights: Weights, against: float = 0.0) -> float | None:
+    """Compute the two-sided p that a weighted sum of means over seeds is `against`.
 
-    groups: the seeds' figures (seeds,). Welch's and Satterthwaite's t, for sums that no permutation tests exactly.
+    Welch's and Satterthwaite's t, for sums that no permutation tests exactly.
+
+    Args:
+        seeds: by key, (seeds,) figures.
+        weights: by the same keys.
+        against: the value under the null hypothesis.
+
+    Returns:
+        The p value, or None where no seed differs from another.
     """
-    error = math.sqrt(sum(weight**2 * group.var(ddof=1) / len(group)
-                          for group, weight in zip(groups, weights, strict=True)))  # fmt: skip
+    error = math.sqrt(sum(weights[key] ** 2 * one.var(ddof=1) / len(one) for key, one in seeds.items()))
     if error == 0:
         return None
-    total = sum(weight * float(group.mean()) for group, weight in zip(groups, weights, strict=True))
-    freedom = degrees_of_freedom([group[:, None] for group in groups], weights)
+    total = sum(weights[key] * float(one.mean()) for key, one in seeds.items())
+    freedom = degrees_of_freedom({key: one[:, None] for key, one in seeds.items()}, weights)
     return float(2 * stats.t.sf(abs(total - against) / error, freedom))

@@ -284,6 +284,10 @@ class EffectPart(Strict):
 
 # Points within which two arms count as equal unless a recipe says otherwise.
 MARGIN = 5.0
+# Points below which a difference never reads `holds` or `reversed` unless a recipe says otherwise.
+SMALLEST_EFFECT = 1.0
+# Percent of dev exact match below which a side has not learnt the task unless a recipe says otherwise.
+LEARNT = 90.0
 # Measured of every run, whatever else a recipe asks for.
 EXACT_MATCH = "exact_match"
 
@@ -291,7 +295,9 @@ EXACT_MATCH = "exact_match"
 class Recipe(Strict):
     """A study: the grid of arms, methods, splits and seeds, and how each run is trained.
 
-    margin: points within which the two sides of an effect count as equal. judge_by: the metric that effects are taken
+    margin: points within which the two sides of an effect count as equal. smallest_effect: a difference of fewer points
+    never reads `holds` or `reversed`. learnt: percent of dev exact match below which a side has not learnt the task;
+    effects of such a side are not judged. judge_by: the metric that effects are taken
     on; unless given, exact match, or the first of `task.metrics` where exact match is not among them. Neither changes a
     run, only the verdicts.
     """
@@ -307,8 +313,17 @@ class Recipe(Strict):
     effects: list[str | EffectPart] = []
     # left out of what is kept where it is the usual one, so that a recipe of before there was a choice stays as it is
     margin: Annotated[Real, Field(gt=0, le=100, exclude_if=lambda value: value == MARGIN)] = MARGIN
+    smallest_effect: Annotated[Real, Field(ge=0, le=100, exclude_if=lambda value: value == SMALLEST_EFFECT)] = (
+        SMALLEST_EFFECT
+    )
+    learnt: Annotated[Real, Field(ge=0, le=100, exclude_if=lambda value: value == LEARNT)] = LEARNT
     judge_by: str | None = None
     data_dir: Path | None = None
+
+    @property
+    def family_name(self) -> str:
+        """What the recipe calls its family of checkpoints."""
+        return self.family if isinstance(self.family, str) else self.family.name
 
     @property
     def judged_by(self) -> str:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from petransfer.effects.drawing import draw_interval
+from petransfer.effects.palette import INK, MARKERS, RULE, SERIES, colours
 from petransfer.recipe.effect_requests import short_label
-from petransfer.report.palette import FAINT, INK, MARKERS, MUTED, RULE, SERIES, VERDICTS, colours
 from petransfer.report.plots import grid
 
 if TYPE_CHECKING:
@@ -18,94 +19,6 @@ if TYPE_CHECKING:
 
 WIDTH = 5.4
 _ROW = 0.3
-
-
-def forest(effects: Sequence[dict[str, Any]], word: str) -> Figure:
-    """Every effect with its interval, the paper's beneath it as a hollow diamond; a heading for each split.
-
-    word: what the metric is called, of which they are points.
-    """
-    rows = list(_rows(effects))
-    figure, (axes,) = grid(1, size=(WIDTH, 1.0 + _ROW * len(rows)))
-    for at, (label, effect) in enumerate(rows):
-        if effect is None:
-            axes.text(
-                0.0, at, f" {label}", transform=axes.get_yaxis_transform(), va="center", weight="bold", fontsize=9
-            )
-            axes.axhspan(at - 0.5, at + 0.5, color=RULE, alpha=0.35, linewidth=0)
-            continue
-        marker, colour = VERDICTS[effect["verdict"]]
-        _bar(axes, effect, at - 0.1, colour, marker, hollow=effect["verdict"] == "inconclusive")
-        if effect.get("paper"):
-            _bar(axes, effect["paper"], at + 0.24, FAINT, "D", hollow=True)
-    margin = max((effect["margin"] for effect in effects), default=0)
-    axes.axvspan(-margin, margin, color=RULE, alpha=0.35, linewidth=0, zorder=0)
-    axes.axvline(0, color=INK, linewidth=0.8)
-    axes.set_yticks([at for at, row in enumerate(rows) if row[1]], [label for label, row in rows if row])
-    axes.tick_params(axis="y", length=0)
-    axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=f"points of test {word}")
-    axes.spines["left"].set_visible(False)
-    _keys(figure, effects)
-    return figure
-
-
-def _rows(effects: Sequence[dict[str, Any]]) -> Any:
-    several = len({effect["split"] for effect in effects}) > 1
-    places = {effect["arm"] or effect["method"] for effect in effects}
-    methods = {effect["method"] for effect in effects if effect["method"]}
-    for split in dict.fromkeys(effect["split"] for effect in effects):
-        if several:
-            yield split, None
-        for effect in effects:
-            if effect["split"] == split:
-                where = effect["arm"] or short_label(effect["method"], methods)
-                place = f", {where}" if len(places) > 1 else ""
-                yield f"{label_of(effect)}{place}", effect
-
-
-def label_of(effect: dict[str, Any]) -> str:
-    """The name with a true minus sign between its sides."""
-    if effect.get("arm") or not effect.get("left_name"):
-        return str(effect["name"])
-    return f"{effect['left_name']} \u2212 {effect['right_name']}"
-
-
-def _bar(axes: Axes, effect: dict[str, Any], at: float, colour: str, marker: str, hollow: bool) -> None:
-    interval = effect["interval"]
-    if interval:
-        axes.plot([interval["low"], interval["high"]], [at, at], color=colour, linewidth=1.4, solid_capstyle="butt")
-    face = "white" if hollow else colour
-    axes.plot([effect["difference"]], [at], marker, color=colour, markerfacecolor=face, markersize=6, zorder=3)
-
-
-def _keys(figure: Figure, effects: Sequence[dict[str, Any]]) -> None:
-    from matplotlib.lines import Line2D
-
-    keys = []
-    for verdict, (marker, colour) in VERDICTS.items():
-        if any(effect["verdict"] == verdict for effect in effects):
-            face = "white" if verdict == "inconclusive" else colour
-            keys.append(Line2D([], [], color=colour, marker=marker, markerfacecolor=face, label=verdict))
-    if any(effect.get("paper") for effect in effects):
-        keys.append(Line2D([], [], color=FAINT, marker="D", markerfacecolor="white", label="the paper"))
-    figure.legend(handles=keys, loc="outside lower center", ncols=4, frameon=False, fontsize="small")
-
-
-def kept(retentions: Sequence[dict[str, Any]]) -> Figure:
-    """The share of each effect that a method keeps: 1 where it keeps all. Those that are not defined are left out."""
-    defined = [one for one in retentions if one["ratio"] is not None]
-    figure, (axes,) = grid(1, size=(WIDTH, 0.9 + 0.36 * len(defined)))
-    for at, one in enumerate(defined):
-        axes.plot([one["interval"]["low"], one["interval"]["high"]], [at, at], color=MUTED, linewidth=1.6)
-        axes.plot([one["ratio"]], [at], "o", color=INK, markersize=6)
-    axes.axvline(0, color=INK, linewidth=0.8)
-    axes.axvline(1, color=MUTED, linewidth=0.8, linestyle="--")
-    names = [f"{one['name']}, {one['split']}\n{one['under']['name']}" for one in defined]
-    axes.set_yticks(range(len(defined)), names, fontsize="small")
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    axes.set(ylim=(len(defined) - 0.5, -0.5), xlabel="share of the effect that is kept")
-    return figure
 
 
 @dataclass(frozen=True)
@@ -142,7 +55,7 @@ def parameters_and_effect(points: Sequence[Trained], word: str) -> Figure:
         for one in points:
             if (one.name, one.split) == (name, split):
                 place = rows.index(one.method) + 0.7 * ((at + 0.5) / len(names) - 0.5)
-                _bar(right, one.effect, place, colour, marker, hollow=False)
+                draw_interval(right, one.effect, place, colour, marker, hollow=False)
         right.plot([], [], color=colour, marker=marker, label=f"{name}, {split}")
     right.axvline(0, color=INK, linewidth=0.8)
     left.set_yticks(range(len(rows)), [short_label(method, rows) for method in rows])

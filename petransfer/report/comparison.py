@@ -7,12 +7,15 @@ from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
 
-from petransfer.effects.contrasts import family_name
 from petransfer.effects.criteria import CRITERIA
-from petransfer.effects.ratios import Scale, Two, judge_scales
+from petransfer.effects.kind import Thresholds
+from petransfer.effects.kinds.contrast import Effect, judge
+from petransfer.effects.kinds.scale import Scale
+from petransfer.effects.kinds.scale import judge as judge_scales
+from petransfer.effects.pairs import Contrast, Two, compared
 from petransfer.effects.reference import CITATION, beside, caveats, family_beside, published_contrast
-from petransfer.effects.runs import Runs, compared
-from petransfer.effects.verdict import Contrast, Effect, judge
+from petransfer.effects.runs import Runs
+from petransfer.effects.wording import p_value
 from petransfer.errors import UserError
 from petransfer.recipe.effect_requests import wanted
 from petransfer.recipe.schema import EXACT_MATCH, Recipe
@@ -64,13 +67,18 @@ def compare(first: Runs, second: Runs, names: tuple[str, str]) -> Comparison:
     if not cells and not same:
         raise UserError(f"{names[0]} and {names[1]} have no arm and split in common that both have runs of")
     effects, same_effects, one_sided = _effects(first, second)
-    families = (family_name(first.recipe), family_name(second.recipe))
+    families = (first.recipe.family_name, second.recipe.family_name)
     margin = min(first.recipe.margin, second.recipe.margin)
     task, exact = first.recipe.task.name, first.metric == EXACT_MATCH
     paper_cells = [_paper_cell(families, cell.name, task, cell.split) if exact else {} for cell in cells]
     paper_effects = [_paper_effect(families, two.here, task) if exact else {} for two in effects]
     note = _paper_note(families, task, cells) if any([*paper_cells, *paper_effects]) else ""
-    judged = judge(cells, margin), judge_scales(effects, margin=margin)
+    limits = Thresholds(
+        margin,
+        max(first.recipe.smallest_effect, second.recipe.smallest_effect),
+        min(first.recipe.learnt, second.recipe.learnt),
+    )
+    judged = judge(cells, limits), judge_scales(effects, limits)
     same += same_effects
     by = first.metric, _by_note(first, second)
     return Comparison(names, families, margin, *by, *judged, same, one_sided, paper_cells, paper_effects, note)
@@ -232,7 +240,7 @@ def cell_lines(found: Comparison) -> list[tuple[str, ...]]:
             f"{one.right:.1f} ({_seeds(one.seeds[1], one.paired)})",
             f"{one.left:.1f} ({_seeds(one.seeds[0], one.paired)})",
             points(asdict(one)),
-            f"{one.p_holm:.3f}",
+            p_value(one.p_holm),
             _CELL[one.verdict],
             *([_of_paper(paper)] if any(found.paper_cells) else []),
         )
@@ -251,7 +259,7 @@ def effect_lines(found: Comparison) -> list[tuple[str, ...]]:
             points(asdict(one.there)),
             points(asdict(one.here)),
             points(asdict(one)),
-            f"{one.p_holm:.3f}",
+            p_value(one.p_holm),
             _EFFECT[one.verdict],
             *([_of_paper(paper)] if any(found.paper_effects) else []),
         )
@@ -260,10 +268,10 @@ def effect_lines(found: Comparison) -> list[tuple[str, ...]]:
 
 
 _CELL = {"holds": "B is higher", "reversed": "A is higher"} | {
-    verdict: verdict for verdict in ("equivalent", "inconclusive", "saturated")
+    verdict: verdict for verdict in ("equivalent", "inconclusive", "saturated", "not learnt")
 }
 _EFFECT = {"holds": "larger in B", "reversed": "smaller in B"} | {
-    verdict: verdict for verdict in ("equivalent", "inconclusive", "saturated")
+    verdict: verdict for verdict in ("equivalent", "inconclusive", "saturated", "not learnt")
 }
 
 

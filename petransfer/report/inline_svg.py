@@ -7,7 +7,7 @@ import re
 from html import escape
 from typing import TYPE_CHECKING
 
-from petransfer.report.palette import VARIABLES
+from petransfer.effects.palette import VARIABLES
 from petransfer.report.plots import write_svg
 
 if TYPE_CHECKING:

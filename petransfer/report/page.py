@@ -8,15 +8,19 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from petransfer.effects.contrasts import family_name
 from petransfer.effects.criteria import criterion_of
+from petransfer.effects.drawing import label_of, plot_forest, plot_ratios
+from petransfer.effects.kinds.contrast import CONTRAST
+from petransfer.effects.kinds.retention import RETENTION
+from petransfer.effects.kinds.scale import SCALE
+from petransfer.effects.palette import colours as colours_of
 from petransfer.effects.reference import CITATION
+from petransfer.effects.wording import signed
 from petransfer.recipe.loading import freeze
 from petransfer.recipe.schema import Recipe
-from petransfer.report import charts, plots, prose, sweep
+from petransfer.report import charts, plots, sweep
 from petransfer.report import page_data as gather
 from petransfer.report.html_elements import document, marked, panels, picture, table
-from petransfer.report.palette import colours, of_groups
 from petransfer.report.run_groups import (
     Group,
     columns_of,
@@ -79,7 +83,10 @@ def _head(findings: Findings) -> str:
 
 def _verdicts(effects: dict[str, Any]) -> str:
     criterion = criterion_of(effects)
-    items = [(effect["verdict"], *prose.of_effect(effect, criterion)) for effect in effects["effects"]]
+    items = [
+        (effect["verdict"], CONTRAST.sentence(effect, criterion), CONTRAST.details(effect, criterion))
+        for effect in effects["effects"]
+    ]
     items += [("missing", f"{line}.", "") for line in effects.get("missing", ())]
     note = f"<p>{escape(criterion.note)}</p>\n" if criterion.note else ""
     if not items:
@@ -109,7 +116,7 @@ def _forest(effects: dict[str, Any]) -> str:
     if not shown:
         return ""
     alt = "Forest plot. " + "; ".join(
-        f"{charts.label_of(one)} on {one['split']} {prose.signed(one['difference'])} points" for one in shown
+        f"{label_of(one)} on {one['split']} {signed(one['difference'])} points" for one in shown
     )
     criterion = criterion_of(effects)
     drawn = "two-level bootstrap over seeds and examples" if criterion.by_example else "bootstrap over seeds alone"
@@ -120,38 +127,38 @@ def _forest(effects: dict[str, Any]) -> str:
     if any(one.get("paper") for one in shown):
         caption += " Hollow diamonds: the same contrast in Orhan (2021), all weights trained."
     lines = table(effect_columns(effects), effects_table(effects), left=3)
-    return f"<h2>Effects</h2>\n{picture(charts.forest(shown, criterion.word), 'forest', alt, caption)}\n{lines}"
+    return f"<h2>Effects</h2>\n{picture(plot_forest(shown, criterion.word), 'forest', alt, caption)}\n{lines}"
 
 
 def _kept(effects: dict[str, Any]) -> str:
     found = effects.get("retentions", [])
     if not found:
         return ""
-    text = "\n".join(f"<p>{escape(prose.of_retention(one))}</p>" for one in found)
+    text = "\n".join(f"<p>{escape(RETENTION.sentence(one, criterion_of(effects)))}</p>" for one in found)
     shown = ""
     if any(one["ratio"] is not None for one in found):
-        alt = "; ".join(prose.of_retention(one) for one in found if one["ratio"] is not None)
+        alt = "; ".join(RETENTION.sentence(one, criterion_of(effects)) for one in found if one["ratio"] is not None)
         caption = "Share of each effect that is kept, with 95 % intervals: the dashed line is all of it."
-        shown = picture(charts.kept(found), "kept", alt, caption)
+        shown = picture(plot_ratios([one for one in found if one["ratio"] is not None]), "kept", alt, caption)
     return f"<h2>What of an effect is kept</h2>\n{shown}\n{text}"
 
 
 def _scales(effects: dict[str, Any]) -> str:
     found = effects.get("scales", [])
-    text = "\n".join(f"<p>{escape(prose.of_scale(one, criterion_of(effects)))}</p>" for one in found)
+    text = "\n".join(f"<p>{escape(SCALE.sentence(one, criterion_of(effects)))}</p>" for one in found)
     return f"<h2>Scale</h2>\n{text}" if found else ""
 
 
 def _results(findings: Findings) -> str:
     groups = findings.groups
-    colours = of_groups(groups)
+    colours = colours_of([group.arm for group in groups])
     drawn = []
     for at, ((split, method), members) in enumerate(plots.panels_of(groups).items()):
         if any(group.done for group in members):
             figure, (axes,) = plots.grid(1, size=(4.4, 3.1))
             plots.draw_arms(axes, members, "test", colours)
             drawn.append(picture(figure, f"arms{at}", _alt(members, "test"), f"{split}, {method}"))
-    note = paper_note(groups, family_name(findings.recipe))
+    note = paper_note(groups, findings.recipe.family_name)
     text = "Means over seeds, and in brackets the lowest and the highest seed. A dot is a seed, a bar the mean."
     swept = sweep.groups_of(findings.cells, findings.study)
     notes = [note[:1].upper() + note[1:], "" if swept else sweep.unswept(findings.cells, swept)]
@@ -205,7 +212,7 @@ def _heat_cell(value: float | None, paper: float | None) -> str:
 
 def _curves(findings: Findings) -> str:
     drawn = []
-    colours = of_groups(findings.groups)
+    colours = colours_of([group.arm for group in findings.groups])
     for at, ((split, method), members) in enumerate(plots.panels_of(findings.groups).items()):
         figure, (axes,) = plots.grid(1, size=(4.4, 3.1))
         plots.draw_curves(axes, members, findings.study, colours)
@@ -222,7 +229,7 @@ def _rates(findings: Findings) -> str:
     groups = sweep.groups_of(findings.cells, findings.study)
     if not groups:
         return ""
-    found = colours([one["arm"] for one in groups])
+    found = colours_of([one["arm"] for one in groups])
     drawn = []
     for at, (method, members) in enumerate(sweep.by_method(groups).items()):
         figure, (axes,) = plots.grid(1, size=(4.4, 3.1))
@@ -241,7 +248,7 @@ def _parameters(findings: Findings) -> str:
     if not points:
         return ""
     alt = "; ".join(
-        f"{one.name} on {one.split}: {prose.signed(one.effect['difference'])} points with {one.parameters:,} parameters"
+        f"{one.name} on {one.split}: {signed(one.effect['difference'])} points with {one.parameters:,} parameters"
         for one in points
     )
     caption = "What the pretrained arm trains against the effect, with 95 % intervals."

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from petransfer.effects.criteria import criterion_of
+from petransfer.effects.drawing import plot_forest, plot_ratios
 from petransfer.report import charts, plots, sweep
 from petransfer.report import page_data as gather
 from petransfer.report.run_groups import Group
@@ -23,9 +24,9 @@ def save_all(groups: Sequence[Group], effects: dict[str, Any], cells: Sequence[C
     if any(group.done for group in groups):
         figures = {"learning-curves": plots.learning_curves(groups, study), "by-arm": plots.by_arm(groups)}
     if effects["effects"]:
-        figures["effects"] = charts.forest(effects["effects"], word)
+        figures["effects"] = plot_forest(effects["effects"], word)
     if any(one["ratio"] is not None for one in effects.get("retentions", ())):
-        figures["retention"] = charts.kept(effects["retentions"])
+        figures["retention"] = plot_ratios([one for one in effects["retentions"] if one["ratio"] is not None])
     heats, swept = gather.heats(groups, study), sweep.groups_of(cells, study)
     trained = gather.trained(effects["effects"], groups)
     figures |= {"by-category": charts.heat_map(heats)} if heats else {}

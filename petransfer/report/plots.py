@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from petransfer.report.palette import MUTED, of_groups
+from petransfer.effects.palette import MUTED
+from petransfer.effects.palette import colours as colours_of
 from petransfer.report.run_groups import Group
 from petransfer.study.folders import StudyFolder
 from petransfer.training.metrics_file import read_metrics
@@ -23,7 +24,7 @@ Panels = dict[tuple[str, str], list[Group]]
 
 def learning_curves(groups: Sequence[Group], study: StudyFolder) -> Figure:
     """Exact match on dev over the steps: a panel a split and method, thin lines the seeds, thick ones their mean."""
-    colours = of_groups(groups)
+    colours = colours_of([group.arm for group in groups])
     figure, used = _in_bands(groups, [functools.partial(draw_curves, study=study, colours=colours)], sharey=True)
     _legend(used, groups)
     return figure
@@ -79,7 +80,7 @@ def draw_curves(axes: Axes, members: Sequence[Group], study: StudyFolder, colour
 
 def by_arm(groups: Sequence[Group]) -> Figure:
     """Out of distribution: exact match above, log-probability per target token below; a dot a seed, a bar the mean."""
-    colours = of_groups(groups)
+    colours = colours_of([group.arm for group in groups])
     draws = [functools.partial(draw_arms, figure=figure, colours=colours) for figure in ("test", "log_prob")]
     return _in_bands(groups, draws)[0]
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from petransfer.effects.criteria import criterion_of
 from petransfer.effects.reference import CITATION, Published, beside, caveats, family_beside
+from petransfer.effects.wording import bounds, p_value, signed
 from petransfer.evaluation.text_metrics import HEADINGS
 from petransfer.report.run_table import Row, metrics_of
 
@@ -165,7 +166,7 @@ def _markdown_table(columns: Sequence[str], lines: Sequence[tuple[str, ...]], le
 def effect_columns(effects: dict[str, Any]) -> tuple[str, ...]:
     """The head of `effects_table`."""
     points_of = f"points of {criterion_of(effects).short}"
-    return ("effect", "split", "under", points_of, "p (Holm)", "verdict", "paper: points", "paper: p")
+    return ("effect", "split", "under", points_of, "p (Holm)", "verdict", "paper: points", "paper: p (Holm)")
 
 
 def effects_table(effects: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -173,24 +174,24 @@ def effects_table(effects: dict[str, Any]) -> list[tuple[str, ...]]:
     lines: list[tuple[str, ...]] = []
     for effect in effects["effects"]:
         paper = effect.get("paper")
-        theirs = (points(paper), f"{paper['p']:.3f}") if paper else ("", "")
+        theirs = (points(paper), p_value(paper["p_holm"])) if paper else ("", "")
         place = effect["arm"] or effect["method"]
-        ours = (points(effect), f"{effect['p_holm']:.3f}", _verdict(effect))
+        ours = (points(effect), p_value(effect["p_holm"]), _verdict(effect))
         lines.append((effect["name"], effect["split"], place, *ours, *theirs))
     return lines
 
 
 def _verdict(effect: dict[str, Any]) -> str:
-    """With what either side reaches on dev where one of them has not learnt what both were trained on."""
+    """Return the verdict, with what both sides reach on dev where one has not learnt the task."""
     dev = effect.get("dev")
-    return f"{effect['verdict']} (dev: {dev[0]:.1f} against {dev[1]:.1f})" if dev else str(effect["verdict"])
+    if effect["verdict"] != "not learnt" or not dev:
+        return str(effect["verdict"])
+    return f"not learnt (dev: {dev[0]:.1f} against {dev[1]:.1f})"
 
 
 def points(effect: dict[str, Any]) -> str:
     """A difference with its interval."""
-    interval = effect["interval"]
-    bounds = f" [{interval['low']:+.1f}, {interval['high']:+.1f}]" if interval else ""
-    return f"{effect['difference']:+.1f}{bounds}"
+    return f"{signed(effect['difference'])}{bounds(effect['interval'])}"
 
 
 def latex(groups: Sequence[Group], effects: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from petransfer.effects.contrasts import family_name, update_effects
+from petransfer.effects.study_effects import update_effects
 from petransfer.errors import UserError
 from petransfer.report import page, plot_files, run_groups, run_table, sweep
 from petransfer.study.study import StudyGrid
@@ -43,7 +43,7 @@ def write_report(grid: StudyGrid) -> StudyReport:
     """
     recipe, cells, folder = grid.recipe, grid.cells, grid.folder
     rows = run_table.rows_of(cells, folder)
-    family = family_name(recipe)
+    family = recipe.family_name
     groups = run_groups.groups_of(rows, family)
     swept = sweep.groups_of(cells, folder)
     any_done = any(row.status == "done" for row in rows)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from rich.table import Table
 
-from petransfer.report.palette import INK, MARKERS, colours
+from petransfer.effects.palette import INK, MARKERS, colours
 from petransfer.report.plots import grid
 from petransfer.report.run_table import Row, counts, of_interest, state_of
 from petransfer.study.folders import StudyFolder

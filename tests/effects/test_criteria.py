@@ -10,10 +10,11 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from petransfer.effects.bootstrap import sum_interval
-from petransfer.effects.contrasts import update_effects
 from petransfer.effects.criteria import CRITERIA
+from petransfer.effects.intervals import sum_interval
+from petransfer.effects.kinds.contrast import CONTRAST
 from petransfer.effects.seed_counts import smallest_p
+from petransfer.effects.study_effects import update_effects
 from petransfer.errors import UserError
 from petransfer.recipe.run_spec import Metric
 from petransfer.recipe.schema import Recipe
@@ -64,9 +65,9 @@ def test_an_effect_is_taken_on_the_metric_that_is_declared(tmp_path: Path) -> No
     assert effect["p"] == pytest.approx(smallest_p(6, 6))
     assert (effect["log_odds"], effect["mcnemar"], effect["paper"]) == (None, None, None)
     assert effect["log_prob_difference"] == pytest.approx(0)
-    note, *lines = found["sentences"]
+    note, _, *lines = found["sentences"]
     assert note.startswith(
-        "Effects are judged by test chrF, of which a run keeps one figure: intervals are a bootstrap"
+        "Effects are judged by test chrF, of which a run keeps one figure: intervals are over seeds alone"
     )
     assert "log-odds, McNemar's test and the paper's figures are left out." in note
     assert all("+20.0 points of test chrF [" in line for line in lines)
@@ -76,10 +77,11 @@ def test_an_effect_is_taken_on_the_metric_that_is_declared(tmp_path: Path) -> No
 @pytest.mark.parametrize("examples", [10, 100])
 def test_its_interval_is_over_seeds_alone(tmp_path: Path, examples: int) -> None:
     effect = under_lora(judged(tmp_path, judged_by("bleu"), figures(70, 50), examples=examples)[0])
-    sides = [(level + np.arange(6.0))[:, None] for level in (70, 50)]
-    expected = sum_interval(sides, [1.0, -1.0], np.zeros(1, dtype=np.int64))
+    sides = {side: (level + np.arange(6.0))[:, None] / 100 for side, level in (("left", 70), ("right", 50))}
+    expected = sum_interval(sides, {"left": 1.0, "right": -1.0}, np.zeros(1, dtype=np.int64), examples)
     assert expected
-    assert (effect["interval"]["low"], effect["interval"]["high"]) == pytest.approx((expected.low, expected.high))
+    bounds = (100 * expected.low, 100 * expected.high)
+    assert (effect["interval"]["low"], effect["interval"]["high"]) == pytest.approx(bounds)
 
 
 def test_exact_match_judges_as_if_nothing_else_was_measured(tmp_path: Path) -> None:
@@ -113,7 +115,7 @@ def test_only_shares_of_right_answers_have_odds(
     effect = under_lora(found)
     assert effect["verdict"] == "saturated"
     assert (effect["log_odds"] is not None) == has_odds
-    assert ("log-odds" in found["sentences"][1]) == has_odds
+    assert ("Log-odds" in CONTRAST.details(effect, CRITERIA[metric])) == has_odds
     assert ("log-odds" in found["sentences"][0]) == (not has_odds)
 
 
@@ -121,7 +123,7 @@ def test_rouge_is_judged_by_its_longest_common_subsequence(tmp_path: Path) -> No
     scores = figures(70, 50)
     found, _ = judged(tmp_path, judged_by("rouge"), lambda cell: scores(cell) | {"rouge1": 1.0, "rouge2": 2.0})
     assert under_lora(found)["left"] == pytest.approx(72.5)
-    assert "points of test ROUGE-L" in found["sentences"][1]
+    assert "points of test ROUGE-L" in found["sentences"][2]
 
 
 def test_one_seed_decides_nothing_and_is_no_pair_of_runs(tmp_path: Path) -> None:
@@ -143,8 +145,8 @@ def test_no_more_examples_are_asked_for_where_seeds_alone_count(tmp_path: Path) 
     assert effect["p_holm"] < 0.05
     assert effect["interval"]["low"] < 0
     assert effect["verdict"] == "inconclusive"
-    assert "their interval holds zero: more seeds needed" in found["sentences"][1]
-    assert "examples" not in found["sentences"][1]
+    assert "the interval of the difference of means includes zero" in found["sentences"][2]
+    assert "examples" not in found["sentences"][2]
 
 
 def test_retention_and_scale_are_taken_on_it_too(tmp_path: Path) -> None:
@@ -159,7 +161,7 @@ def test_retention_and_scale_are_taken_on_it_too(tmp_path: Path) -> None:
     (kept,) = found["retentions"]
     assert (kept["under"]["difference"], kept["ratio"]) == (pytest.approx(10), pytest.approx(0.5))
     assert [one["difference"] for one in found["scales"]] == pytest.approx([0, 10])  # LoRA's, then full fine-tuning's
-    assert "in nano (72.5 and 52.5)" in found["sentences"][2]
+    assert any("in nano (72.5 against 52.5)" in line for line in found["sentences"])
 
 
 def test_no_share_is_kept_of_an_effect_on_other_examples(tmp_path: Path) -> None:
@@ -179,9 +181,7 @@ def test_a_study_that_did_not_measure_it_is_named(tmp_path: Path) -> None:
 
 
 def test_a_run_that_lost_its_figure_is_said_in_a_line(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"result\.json has no test figure of chrf, which .* carries it out again"
-    ) as one:
+    with pytest.raises(UserError, match=r"result\.json has no test figure of chrf, which .* repeat the run") as one:
         judged(tmp_path, judged_by("chrf"), lambda cell: {} if cell.seed == 3 else {"chrf": 50.0})
     assert len(str(one.value).splitlines()) == 1
 

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from petransfer.effects.contrasts import demand
+from petransfer.effects.study_effects import demand
 from petransfer.errors import UserError
 from petransfer.recipe.effect_requests import wanted
 from petransfer.recipe.loading import find, freeze, load_either, load_pretraining, load_recipe, put, shipped, validate

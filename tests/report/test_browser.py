@@ -16,7 +16,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from petransfer.effects.contrasts import update_effects
+from petransfer.effects.study_effects import update_effects
 from petransfer.report import run_groups as groups
 from petransfer.report import run_table as tables
 from petransfer.report.page import Findings, page

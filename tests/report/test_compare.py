@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from petransfer.cli import main
-from petransfer.effects.contrasts import collect
+from petransfer.effects.kinds.contrast import judge
 from petransfer.effects.reference import published, published_contrast
-from petransfer.effects.verdict import judge
+from petransfer.effects.study_effects import collect
 from petransfer.study.grid import Cell
 from tests.report.made import level_of, make, recipe_of
 
@@ -123,7 +123,7 @@ def test_methods_are_paired_by_seed_across_studies_as_in_one(
     tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
     both = recipe_of(arms=["english"], methods=[LORA, FULL], effects=["lora-full"])
-    inside = {one.split: one for one in judge(collect(both, *make(tmp_path / "both", both, wide)).contrasts)}
+    inside = {one.split: one for one in judge(collect(both, *make(tmp_path / "both", both, wide)).of("contrast"))}
     for name, method in (("a", FULL), ("b", LORA)):
         make(tmp_path / name, recipe_of(name=name, arms=["english"], methods=[method], effects=[]), wide)
     assert call("compare", tmp_path / "a", tmp_path / "b", "--json") == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from petransfer.effects.contrasts import update_effects
+from petransfer.effects.study_effects import update_effects
 from petransfer.report import charts, plots
 from petransfer.report import page_data as gather
 from petransfer.report import run_groups as groups

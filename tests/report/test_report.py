@@ -133,7 +133,7 @@ def test_effects_stand_in_latex_too(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     text = (folder.path / "table.tex").read_text()
     first, second = text.split("\n\n")
     assert first.startswith(r"\begin{tabular}{lllrrrrr}")
-    head = r"effect & split & under & points of EM & p (Holm) & verdict & paper: points & paper: p \\"
+    head = r"effect & split & under & points of EM & p (Holm) & verdict & paper: points & paper: p (Holm) \\"
     assert second.splitlines()[:4] == [r"\begin{tabular}{lllrrlrr}", r"\toprule", head, r"\midrule"]
     effects = json.loads((folder.path / "effects.json").read_text())["effects"]
     for line, one in zip(second.splitlines()[4:8], effects, strict=True):

@@ -16,7 +16,7 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from petransfer.effects.verdict import Contrast
+    from petransfer.effects.pairs import Contrast
 
 CITATION = "Orhan (2021), arXiv:2109.15101"
 FAMILIES = ("t5-base", "t5-3b", "opus-mt-de-fr")
@@ -81,7 +81,7 @@ def published_contrast(
     """Two arms of the paper as a contrast of per-seed figures, or None where it has not both."""
     import numpy as np
 
-    from petransfer.effects.verdict import Contrast
+    from petransfer.effects.pairs import Contrast
 
     both = [published().get((family, arm, task, split, category)) for arm in (left, right)]
     if both[0] is None or both[1] is None:

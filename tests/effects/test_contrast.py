@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from petransfer.effects.contrasts import collect, update_effects
-from petransfer.effects.sentences import of_effect
-from petransfer.effects.verdict import Contrast, judge
+from petransfer.effects.criteria import CRITERIA
+from petransfer.effects.kind import Thresholds
+from petransfer.effects.kinds.contrast import details, judge, sentence
+from petransfer.effects.pairs import Contrast
+from petransfer.effects.study_effects import collect, update_effects
 from petransfer.errors import UserError
 from petransfer.recipe.loading import validate
 from petransfer.recipe.schema import Recipe
@@ -22,6 +26,7 @@ from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell, expand
 
 EXAMPLES = 200
+EM = CRITERIA["exact_match"]
 
 
 def contrast(left: float, right: float, seeds: int = 6, spread: float = 0.0, name: str = "a-b") -> Contrast:
@@ -34,6 +39,12 @@ def contrast(left: float, right: float, seeds: int = 6, spread: float = 0.0, nam
     both = [group(left), group(right)]
     log_probs = [-1 - np.linspace(0, 0.1, seeds), -2 - np.linspace(0, 0.1, seeds)]
     return Contrast(name, "split", "lora", both[0], both[1], log_probs[0], log_probs[1], np.zeros(EXAMPLES, dtype=int))
+
+
+def counts(left: Sequence[int], right: Sequence[int], examples: int) -> Contrast:
+    """Arms of which each seed has so many examples right."""
+    sides = [np.array([np.arange(examples) < count for count in side], dtype=float) for side in (left, right)]
+    return Contrast("a-b", "split", "lora", *sides, None, None, np.zeros(examples, dtype=int))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +70,7 @@ def contrast(left: float, right: float, seeds: int = 6, spread: float = 0.0, nam
     ],
 )
 def test_the_verdict(left: float, right: float, seeds: int, spread: float, verdict: str) -> None:
-    (effect,) = judge([contrast(left, right, seeds, spread)], draws=300)
+    (effect,) = judge([contrast(left, right, seeds, spread)])
     assert effect.verdict == verdict
     assert effect.difference == pytest.approx(100 * (left - right), abs=0.6)
     assert (effect.interval is None) == (seeds == 1)
@@ -68,38 +79,98 @@ def test_the_verdict(left: float, right: float, seeds: int, spread: float, verdi
     if verdict == "inconclusive" and seeds > 1:
         assert effect.seeds_needed is not None
         assert effect.seeds_needed > 3
-    said = of_effect(effect)
-    assert verdict in said
+    kept = json.loads(json.dumps(asdict(effect)))
+    said = sentence(kept, EM)
+    assert f" {verdict.capitalize()}" in said
     assert "nan" not in said
-    if verdict == "saturated":
-        assert "log p per token +1.000" in said
+    assert "-" not in said.replace("a-b", "")  # minus signs are real
+    assert "Log-probability per target token: +1.000 nats" in details(kept, EM)
 
 
 @pytest.mark.parametrize(("pairs", "verdict"), [(6, "equivalent"), (5, "inconclusive")])
 def test_pairs_that_could_not_differ_are_not_called_equivalent(pairs: int, verdict: str) -> None:
-    (effect,) = judge([replace(contrast(0.50, 0.50, pairs, 0.01), paired=True)], draws=300)
+    (effect,) = judge([replace(contrast(0.50, 0.50, pairs, 0.01), paired=True)])
     assert (effect.verdict, effect.equivalence_p is None) == (verdict, pairs == 5)
     assert effect.seeds_needed == (6 if pairs == 5 else None)
 
 
-def test_room_is_the_margin_and_the_odds_are_said() -> None:
+def test_room_is_the_margin_and_the_odds_are_given() -> None:
     """Means of 8 and 7 % lie within a margin of 10 of 0, and not within one of 5."""
-    (wide,), (usual,) = (judge([contrast(0.08, 0.07, 6, 0.01)], margin, draws=300) for margin in (10, 5))
+    near = contrast(0.08, 0.07, 6, 0.01)
+    (wide,), (usual,) = (judge([near], Thresholds(margin=margin)) for margin in (10, 5))
     assert (wide.verdict, usual.verdict) == ("saturated", "equivalent")
-    assert "saturated, log p per token +1.000 (p 0.002); log-odds +0.14 [" in of_effect(wide)
-    assert "log-odds" not in of_effect(usual)
+    assert wide.log_odds
+    assert wide.log_odds.difference == pytest.approx(0.14, abs=0.01)
+    assert usual.log_odds is None
 
 
 def test_two_seeds_beside_six_are_still_two() -> None:
     both = contrast(0.50, 0.505, 6, 0.01)
-    (effect,) = judge([replace(both, left=both.left[:2], log_prob_left=None)], draws=300)
+    (effect,) = judge([replace(both, left=both.left[:2], log_prob_left=None)])
     assert (effect.verdict, effect.seeds_needed) == ("inconclusive", 4)
-    assert "(at least 0.071 with so few seeds), 2 and 6 seeds: inconclusive, 4 seeds an arm needed" in of_effect(effect)
+    assert effect.least_p_holm == pytest.approx(2 / 28)
+    kept = json.loads(json.dumps(asdict(effect)))
+    assert "2 and 6 seeds. Inconclusive: about 4 seeds a side are needed." in sentence(kept, EM)
+    assert "cannot give less than p 0.071" in details(kept, EM)
+
+
+@pytest.mark.parametrize(
+    ("dev", "verdict"),
+    [((0.95, 0.99), "holds"), ((0.89, 0.99), "not learnt"), ((0.99, 0.2), "not learnt"), ((0.1, 0.1), "not learnt"),
+     ((math.nan, 0.99), "holds")],
+)  # fmt: skip
+def test_a_side_that_has_not_learnt_the_task_is_not_judged(dev: tuple[float, float], verdict: str) -> None:
+    one = replace(contrast(0.6, 0.3, 6, 0.05), dev=dev, left_name="a", right_name="b")
+    (effect,) = judge([one])
+    assert effect.verdict == verdict
+    assert (effect.p_holm is None) == (verdict == "not learnt")
+    (lenient,) = judge([one], Thresholds(learnt=0))
+    assert lenient.verdict == "holds"
+
+
+def test_what_is_not_judged_does_not_count_in_holms_family() -> None:
+    """The p values of the others would be multiplied by more, or by less, than they should."""
+    good = replace(contrast(0.6, 0.3, 6, 0.05), dev=(0.99, 0.99))
+    bad = replace(good, dev=(0.2, 0.99))
+    alone, among = judge([good])[0], judge([good, bad, bad, bad])[0]
+    assert among.p_holm == alone.p_holm == alone.p
+    assert judge([good, good, good])[0].p_holm == pytest.approx(3 * alone.p)
+
+
+def test_a_difference_below_the_smallest_effect_is_no_effect() -> None:
+    """All seeds of one side are above all of the other, by half a point."""
+    near = counts([2020] * 6, [2000] * 6, 4000)
+    (effect,) = judge([near], Thresholds(margin=0.1))
+    assert effect.p_holm == pytest.approx(2 / 924)
+    assert effect.verdict == "inconclusive"
+    assert "below the smallest effect of interest, 1 points" in effect.because
+    (sharper,) = judge([near], Thresholds(margin=0.1, smallest_effect=0.4))
+    assert sharper.verdict == "holds"
+
+
+def test_near_the_ends_the_log_odds_must_agree() -> None:
+    """One seed far above, the others at most a little above: points say more than odds."""
+    (effect,) = judge([counts((26, 27, 28, 29, 30, 600), (20, 21, 22, 23, 24, 25), 1000)])
+    assert effect.p < 0.05
+    assert effect.log_odds
+    assert effect.log_odds.interval
+    assert effect.log_odds.interval.holds_zero
+    assert effect.verdict == "inconclusive"
+
+
+def test_a_rare_generaliser_is_not_called_equivalent() -> None:
+    """Five seeds at 2 % and one at 12 %: the mean of other seeds may be far above."""
+    (effect,) = judge([counts((3, 2, 5, 30, 1, 120), (30, 31, 29, 32, 28, 30), 1000)])
+    assert effect.equivalence_p
+    assert effect.equivalence_p < 0.05
+    assert effect.interval
+    assert effect.interval.high > 5
+    assert effect.verdict == "inconclusive"
 
 
 def test_looking_at_many_effects_asks_more_of_each() -> None:
-    alone = judge([contrast(0.6, 0.3, 5, 0.05)], draws=200)[0]
-    many = judge([contrast(0.6, 0.3, 5, 0.05)] + 9 * [contrast(0.5, 0.5, 5, 0.2)], draws=200)[0]
+    alone = judge([contrast(0.6, 0.3, 5, 0.05)])[0]
+    many = judge([contrast(0.6, 0.3, 5, 0.05)] + 9 * [contrast(0.5, 0.5, 5, 0.2)])[0]
     assert alone.p == many.p
     assert alone.verdict == "holds"
     assert many.verdict == "inconclusive"
@@ -140,7 +211,7 @@ def test_arms_are_compared_under_the_same_method_and_scratch_under_its_own(recip
     study, cells = StudyFolder(tmp_path), expand(recipe)
     for cell in cells:
         finish(study, cell, {"english": 30, "german": 20, "scratch": 10}[cell.arm] + cell.seed)
-    found = collect(recipe, cells, study).contrasts
+    found = collect(recipe, cells, study).of("contrast")
     assert len(found) == 2 * 2 * 2  # splits, methods, effects
     assert {contrast.method for contrast in found} == {"lora r16 32-bit", "lora r4 32-bit"}
     for one in found:
@@ -159,26 +230,28 @@ def test_effects_are_kept_and_not_judged_twice(recipe: Recipe, tmp_path: Path, m
             finish(study, cell, 20)
     first = update_effects(recipe, cells, study)
     assert len(first["effects"]) == 4
-    assert all("one seed decides nothing" in line for line in first["sentences"])
+    assert all("one seed decides nothing" in line for line in first["sentences"][1:])
     assert json.loads((tmp_path / "effects.json").read_text()) == first
     with monkeypatch.context() as patch:
-        patch.setattr("petransfer.effects.contrasts._judged", lambda *_: pytest.fail("judged again"))
+        patch.setattr("petransfer.effects.study_effects._judged", lambda *_: pytest.fail("judged again"))
         assert update_effects(recipe, cells, study) == first
     finish(study, next(cell for cell in cells if cell.split == "length" and cell.seed == 1), 20)
     assert update_effects(recipe, cells, study)["runs_sha256"] != first["runs_sha256"]
 
 
 def test_the_margin_is_the_recipes(recipe: Recipe, tmp_path: Path) -> None:
-    """Two arms 2 points apart, all seeds alike: equal within 5 points, not within 1; what was kept is judged anew."""
+    """Two arms 1.25 points apart, all seeds alike: equal within 5 points, not within 1; verdicts are made again."""
     content = RECIPE | {"seeds": [0, 1, 2, 3], "effects": ["english-german"]}
     usual, strict = validate(content, "here"), validate(content | {"margin": 1}, "here")
     study, cells = StudyFolder(tmp_path), expand(usual)
     assert [cell.run_id for cell in expand(strict)] == [cell.run_id for cell in cells]
     for cell in cells:
-        finish(study, cell, 25 if cell.arm == "english" else 24)
+        finish(study, cell, 200 if cell.arm == "english" else 195, examples=400)
     found = {one.margin: update_effects(one, cells, study) for one in (usual, strict)}
     assert {one["verdict"] for one in found[5]["effects"]} == {"equivalent"}
-    assert all("equivalent within 5 points" in line for line in found[5]["sentences"])
+    assert all(
+        "Equivalent: the difference is certainly smaller than 5 points" in line for line in found[5]["sentences"][1:]
+    )
     assert {(one["verdict"], one["margin"]) for one in found[1]["effects"]} == {("inconclusive", 1.0)}
 
 
@@ -188,11 +261,12 @@ def test_the_papers_figures_are_judged_by_the_same_margin(tmp_path: Path, monkey
     for cell in cells:
         finish(study, cell, 20)
     margins: list[float] = []
-    monkeypatch.setattr("petransfer.effects.verdict.equivalence_p", lambda *given, **_: margins.append(given[2]))
+    monkeypatch.setattr("petransfer.effects.kinds.contrast.equivalence_p", lambda *given, **_: margins.append(given[2]))
     found = update_effects(recipe, cells, study)["effects"]
     papers = [one for one in found if one["paper"]]
     assert papers
-    assert margins == [2.5] * (len(found) + len(papers))
+    splits = {one["split"] for one in papers}
+    assert margins == [2.5] * (len(found) + len(splits))  # methods share the paper's figures of a split
 
 
 def test_runs_on_other_examples_are_not_compared(recipe: Recipe, tmp_path: Path) -> None:

@@ -1,16 +1,20 @@
-"""Colours of charts: one for a file, and the page's variable that it becomes in light and in dark."""
+"""Colours of plots: one for a file, and the page's variable that it becomes in light and in dark."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from petransfer.report.run_groups import Group
-
 INK, MUTED, FAINT, RULE, PAPER = "#000000", "#7F7F7F", "#B0B0B0", "#D9D9D9", "#FFFFFF"
-# The colours of Okabe and Ito (2008), which the colour-blind can tell apart; the controls are grey and black.
-SERIES = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#B2A300")
+# The colours of Okabe and Ito (2008) with a darker yellow, then five of Paul Tol's muted scheme (2021): people with
+# colour blindness can tell them apart. Controls are grey and black.
+SERIES = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#B2A300",
+    "#332288", "#882255", "#117733", "#44AA99", "#AA4499",
+)  # fmt: skip
 CONTROLS = {"scratch": INK, "random": MUTED, "english-newemb": FAINT}
+# A series that repeats a colour has another marker and another line.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", ":", "-.")
 
 # A verdict is told by its shape as well as by its colour.
 VERDICTS = {
@@ -19,7 +23,9 @@ VERDICTS = {
     "equivalent": ("D", "#0072B2"),
     "inconclusive": ("o", "#7F7F7F"),
     "saturated": ("X", "#B0B0B0"),
+    "not learnt": ("v", "#B0B0B0"),
 }
+HOLLOW = {"inconclusive", "not learnt"}
 
 VARIABLES = {
     INK: "--ink",
@@ -32,11 +38,6 @@ VARIABLES = {
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
-    """A colour for every arm, in the order in which they first come."""
+    """Give every arm a colour, in the order in which they first come."""
     own = [name for name in dict.fromkeys(names) if name not in CONTROLS]
     return {name: SERIES[at % len(SERIES)] for at, name in enumerate(own)} | CONTROLS
-
-
-def of_groups(groups: Sequence[Group]) -> dict[str, str]:
-    """A colour for every arm of the groups."""
-    return colours([group.arm for group in groups])

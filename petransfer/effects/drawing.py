@@ -1,0 +1,152 @@
+"""Figures and the plots that several kinds of effects share: forest plots and ratios."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from petransfer.effects.palette import FAINT, HOLLOW, INK, MUTED, RULE, VERDICTS
+from petransfer.effects.wording import MINUS
+from petransfer.recipe.effect_requests import short_label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Inches, of a journal's page with one and with two columns.
+ONE_COLUMN, TWO_COLUMNS = 3.4, 7.0
+_ROW = 0.26
+SMALL = 8
+
+
+def new_figure(columns: int, rows: int = 1, *, size: tuple[float, float], **options: Any) -> tuple[Figure, list[Axes]]:
+    """Make a figure of panels without the frame's top and right line.
+
+    Args:
+        columns: panels beside each other.
+        rows: panels above each other.
+        size: width and height of the whole figure in inches.
+        options: for matplotlib's `subplots`, such as sharex.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"font.size": SMALL + 1, "axes.labelsize": SMALL + 1}):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
+        one.tick_params(labelsize=SMALL)
+    return figure, axes
+
+
+def label_of(effect: dict[str, Any]) -> str:
+    """Name a contrast with a real minus sign between its sides."""
+    if effect.get("arm") or not effect.get("left_name"):
+        return str(effect["name"])
+    return f"{effect['left_name']} {MINUS} {effect['right_name']}"
+
+
+def plot_forest(effects: Sequence[dict[str, Any]], word: str, width: float | None = None) -> Figure:
+    """Draw every effect with its interval, and the paper's beneath it as a hollow diamond.
+
+    Args:
+        effects: with name, split, method, arm, difference, interval, margin, verdict and perhaps `paper`.
+        word: what the metric is called whose points are shown.
+        width: of the figure in inches; a page's width by default.
+    """
+    from matplotlib.patches import Patch
+
+    width = width or TWO_COLUMNS
+    rows = list(_rows(effects))
+    keys = _keys(effects)
+    beside = 2 if width < 5 else 4
+    legend_rows = math.ceil((len(keys) + 1) / beside)
+    figure, (axes,) = new_figure(1, size=(width, 0.55 + 0.2 * legend_rows + _ROW * len(rows)))
+    for at, (label, effect) in enumerate(rows):
+        if effect is None:
+            place = axes.get_yaxis_transform()
+            axes.text(0.0, at, f" {label}", transform=place, va="center", weight="bold", fontsize=SMALL)
+            axes.axhspan(at - 0.5, at + 0.5, color=RULE, alpha=0.35, linewidth=0)
+            continue
+        marker, colour = VERDICTS[effect["verdict"]]
+        raised = 0.12 if effect.get("paper") else 0.0
+        draw_interval(axes, effect, at - raised, colour, marker, hollow=effect["verdict"] in HOLLOW)
+        if effect.get("paper"):
+            draw_interval(axes, effect["paper"], at + 0.24, FAINT, "D", hollow=True, size=4)
+    margin = max((effect["margin"] for effect in effects), default=0)
+    axes.axvspan(-margin, margin, color=RULE, alpha=0.35, linewidth=0, zorder=0)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.set_yticks([at for at, row in enumerate(rows) if row[1]], [label for label, row in rows if row])
+    axes.tick_params(axis="y", length=0)
+    axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=f"difference in test {word}, points")
+    axes.spines["left"].set_visible(False)
+    keys.append(Patch(color=RULE, alpha=0.5, label=f"within {margin:g} points"))
+    figure.legend(handles=keys, loc="outside lower center", ncols=beside, frameon=False, fontsize=SMALL - 1)
+    return figure
+
+
+def _rows(effects: Sequence[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """Yield a label and an effect for each line of the plot; a heading, without an effect, where there are several."""
+    splits, methods = ({effect[key] for effect in effects if effect[key]} for key in ("split", "method"))
+    headings = [(effect["split"], effect["method"]) for effect in effects]
+    several = len(set(headings)) > 1
+    for split, method in dict.fromkeys(headings):
+        if several:
+            short = short_label(method, methods) if method else "between methods"
+            yield " \u00b7 ".join([split] * (len(splits) > 1) + [short] * (len(set(headings)) > len(splits))), None
+        for effect in effects:
+            if (effect["split"], effect["method"]) == (split, method):
+                place = f", {effect['arm']}" if effect["arm"] else ""
+                yield f"{label_of(effect)}{place}", effect
+
+
+def draw_interval(
+    axes: Axes, effect: dict[str, Any], at: float, colour: str, marker: str, *, hollow: bool, size: float = 5.5
+) -> None:
+    """Draw a difference as a marker and its interval as a line, at a height."""
+    interval = effect["interval"]
+    if interval:
+        axes.plot([interval["low"], interval["high"]], [at, at], color=colour, linewidth=1.4, solid_capstyle="butt")
+    face = "white" if hollow else colour
+    axes.plot([effect["difference"]], [at], marker, color=colour, markerfacecolor=face, markersize=size, zorder=3)
+
+
+def _keys(effects: Sequence[dict[str, Any]]) -> list[Any]:
+    from matplotlib.lines import Line2D
+
+    keys: list[Any] = []
+    for verdict, (marker, colour) in VERDICTS.items():
+        if any(effect["verdict"] == verdict for effect in effects):
+            face = "white" if verdict in HOLLOW else colour
+            keys.append(
+                Line2D([], [], color=colour, marker=marker, markerfacecolor=face, markersize=5.5, label=verdict)
+            )
+    families = list(dict.fromkeys(effect["paper"]["family"] for effect in effects if effect.get("paper")))
+    if families:
+        label = f"Orhan (2021), {', '.join(families)}"
+        keys.append(Line2D([], [], color=FAINT, marker="D", markerfacecolor="white", markersize=4, label=label))
+    return keys
+
+
+def plot_ratios(ratios: Sequence[dict[str, Any]], width: float | None = None) -> Figure:
+    """Draw ratios with their intervals; 1 means that all of an effect is kept.
+
+    Args:
+        ratios: with name, split, under, ratio and interval.
+        width: of the figure in inches; a page's width by default.
+    """
+    figure, (axes,) = new_figure(1, size=(width or TWO_COLUMNS, 0.7 + 0.36 * len(ratios)))
+    for at, one in enumerate(ratios):
+        axes.plot([one["interval"]["low"], one["interval"]["high"]], [at, at], color=MUTED, linewidth=1.6)
+        axes.plot([one["ratio"]], [at], "o", color=INK, markersize=5.5)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.axvline(1, color=MUTED, linewidth=0.8, linestyle="--")
+    methods = {one["under"]["name"] for one in ratios}
+    names = [f"{one['name']}, {one['split']}\n{short_label(one['under']['name'], methods)}" for one in ratios]
+    axes.set_yticks(range(len(ratios)), names)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set(ylim=(len(ratios) - 0.5, -0.5), xlabel="share of the effect that is kept")
+    return figure

@@ -1,0 +1,320 @@
+"""The contrast of two arms, or of two methods in one arm: is there a difference, and in which direction?
+
+The test is the exact permutation test over seeds of the difference of means. Its null hypothesis is that the seeds of
+both sides come from one distribution: it also rejects where only the spread differs. A verdict of `holds` or `reversed`
+therefore needs an interval of the difference of means without zero as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from petransfer.effects.criteria import CRITERIA, Criterion
+from petransfer.effects.drawing import label_of, plot_forest
+from petransfer.effects.intervals import Interval, Scores
+from petransfer.effects.kind import Family, Kind, Missing, Thresholds
+from petransfer.effects.pairs import Contrast, arms_under, compared, dev_of
+from petransfer.effects.seed_counts import LEVEL, smallest_p
+from petransfer.effects.statistics import (
+    Odds,
+    PairOfRuns,
+    equivalence_p,
+    holm,
+    log_odds,
+    pair_of_runs,
+    permutation_p,
+    seeds_needed,
+)
+from petransfer.effects.wording import bounds, capital, p_text, plain, seeds_text, signed
+from petransfer.recipe.effect_requests import Wanted
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from petransfer.effects.runs import Runs
+
+Verdict = Literal["holds", "reversed", "equivalent", "inconclusive", "saturated", "not learnt"]
+
+# Both sides nearer than this to 0 or to 100 % leave a metric no room to differ.
+ROOM = 1.0
+# Where a side is nearer than this to 0 or to 100 %, the log-odds must agree with the difference in points.
+NEAR_THE_ENDS = 5.0
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A contrast as effects.json has it. Differences and intervals in points; log_prob in nats per target token.
+
+    p: exact, over seeds. p_holm: adjusted for all tested effects of the study; None where a side has not learnt the
+    task. smallest_p: the least that so many seeds can give; least_p_holm: the same after Holm. seeds_needed: a side,
+    where the verdict is inconclusive. equivalence_p: None where the seeds are too few. log_odds: where a side is near
+    0 or 100 % of right answers. mcnemar: where each side is one run. left_out: runs without a partner of the same seed.
+    dev: what either side reaches on dev. because: why the verdict is not `holds` or `reversed`.
+    """
+
+    name: str
+    split: str
+    method: str
+    arm: str
+    left_name: str
+    right_name: str
+    difference: float
+    interval: Interval | None
+    left: float
+    right: float
+    left_seeds: tuple[float, ...]
+    right_seeds: tuple[float, ...]
+    seeds: tuple[int, int]
+    paired: bool
+    left_out: int
+    p: float
+    p_holm: float | None
+    smallest_p: float
+    least_p_holm: float
+    equivalence_p: float | None
+    margin: float
+    smallest_effect: float
+    verdict: Verdict
+    because: str
+    seeds_needed: int | None
+    log_prob_difference: float | None
+    log_prob_p: float | None
+    log_odds: Odds | None
+    mcnemar: PairOfRuns | None
+    dev: tuple[float, float] | None
+
+
+def collect(effect: Wanted, split: str, runs: Runs) -> Iterator[Contrast | Missing]:
+    """Yield the contrast of two arms under every method of the left one, or of two methods in every arm."""
+    if effect.kind == "arms":
+        for method in runs.methods(effect.left, split):
+            yield arms_under(effect, split, method, runs)
+        return
+    for arm in effect.arms:
+        if {effect.left, effect.right} <= set(runs.methods(arm, split)):  # scratch may have a method of its own
+            yield _methods_in(arm, effect, split, runs)
+
+
+def _methods_in(arm: str, effect: Wanted, split: str, runs: Runs) -> Contrast | Missing:
+    left, right = (runs.scored(arm, method, split) for method in (effect.left, effect.right))
+    if left and right:
+        names = {"method": "", "arm": arm, "left_name": effect.left, "right_name": effect.right}
+        contrast = compared(effect.name, split, left, right, paired=True, **names)
+        if len(contrast.left):
+            return contrast
+        why = "no seed was run under both"
+    else:
+        why = runs.why_none(arm, effect.right if left else effect.left, split)
+    return Missing(f"{effect.name} on {split} ({arm}): not estimated, {why}")
+
+
+def raw_p(contrast: Contrast) -> float:
+    """Compute the exact permutation p over seeds, before it is adjusted for other effects."""
+    return permutation_p(contrast.left.mean(1), contrast.right.mean(1), paired=contrast.paired)
+
+
+def tested_p(contrast: Contrast, thresholds: Thresholds) -> float | None:
+    """Compute the p, or None where a side has not learnt the task: such a contrast is not tested."""
+    return raw_p(contrast) if contrast.learnt(thresholds.learnt) else None
+
+
+def judge(contrasts: Sequence[Contrast], thresholds: Thresholds | None = None) -> list[Effect]:
+    """Judge contrasts as one family: their p values are adjusted for each other (Holm)."""
+    limits = thresholds or Thresholds()
+    p_values = [tested_p(contrast, limits) for contrast in contrasts]
+    adjusted = holm(p_values)
+    tests = sum(p is not None for p in p_values)
+    return [judge_one(one, Family(p, tests), limits) for one, p in zip(contrasts, adjusted, strict=True)]
+
+
+def judge_one(contrast: Contrast, family: Family, thresholds: Thresholds) -> Effect:
+    """Estimate a contrast and come to a verdict."""
+    paired = contrast.paired
+    left, right = contrast.percent
+    means = float(left.mean()), float(right.mean())
+    least = smallest_p(len(left), len(right), paired=paired)
+    near = min(*means, 100 - means[0], 100 - means[1]) < max(NEAR_THE_ENDS, thresholds.margin)
+    has_odds = near and CRITERIA[contrast.metric].of_answers
+    odds = log_odds(left / 100, right / 100, contrast.test_examples, paired=paired) if has_odds else None
+    same = equivalence_p(left, right, thresholds.margin, paired=paired)
+    needed = seeds_needed(left, right, max(1, family.tests), thresholds.margin, paired=paired)
+    verdict, because = _verdict(contrast, means, family, same, odds, needed, thresholds)
+    log_probs = _log_probs(contrast)
+    single = len(left) == len(right) == 1 and contrast.left.shape[1] > 1
+    return Effect(
+        name=contrast.name,
+        split=contrast.split,
+        method=contrast.method,
+        arm=contrast.arm,
+        left_name=contrast.left_name,
+        right_name=contrast.right_name,
+        difference=means[0] - means[1],
+        interval=contrast.interval,
+        left=means[0],
+        right=means[1],
+        left_seeds=tuple(left.tolist()),
+        right_seeds=tuple(right.tolist()),
+        seeds=(len(left), len(right)),
+        paired=paired,
+        left_out=contrast.left_out,
+        p=raw_p(contrast),
+        p_holm=family.p_holm,
+        smallest_p=least,
+        least_p_holm=min(1.0, least * max(1, family.tests)),
+        equivalence_p=same,
+        margin=thresholds.margin,
+        smallest_effect=thresholds.smallest_effect,
+        verdict=verdict,
+        because=because,
+        seeds_needed=needed if verdict == "inconclusive" else None,
+        log_prob_difference=float(log_probs[0].mean() - log_probs[1].mean()) if log_probs else None,
+        log_prob_p=permutation_p(*log_probs, paired=paired) if log_probs else None,
+        log_odds=odds,
+        mcnemar=pair_of_runs(contrast.left[0], contrast.right[0]) if single else None,
+        dev=dev_of(contrast),
+    )
+
+
+def _log_probs(contrast: Contrast) -> tuple[Scores, Scores] | None:
+    left, right = contrast.log_prob_left, contrast.log_prob_right
+    if left is None or right is None or not (np.isfinite(left).all() and np.isfinite(right).all()):
+        return None
+    return left, right
+
+
+def _verdict(
+    contrast: Contrast,
+    means: tuple[float, float],
+    family: Family,
+    same: float | None,
+    odds: Odds | None,
+    needed: int | None,
+    limits: Thresholds,
+) -> tuple[Verdict, str]:
+    """Return the verdict and, unless it is `holds` or `reversed`, the reason."""
+    left, right = means
+    word = CRITERIA[contrast.metric].word
+    if not contrast.learnt(limits.learnt):
+        return "not learnt", _not_learnt(contrast, limits)
+    if no_room(left, right):
+        return "saturated", f"both sides are within {ROOM:g} point of {_end(left)}, where {word} cannot tell them apart"
+    obstacle = _obstacle(contrast, left - right, family.p_holm, odds, limits)
+    if obstacle is None:
+        return ("holds" if left > right else "reversed"), ""
+    if same is not None and same < LEVEL and within(contrast.interval, limits.margin):
+        if no_room(left, right, limits.margin):
+            near = f"both sides are within {limits.margin:g} points of {_end(left)}"
+            return "saturated", f"{near}, where {word} cannot tell them apart"
+        return "equivalent", f"the difference is certainly smaller than {limits.margin:g} points"
+    if obstacle:
+        return "inconclusive", obstacle
+    unit = "pairs of seeds" if contrast.paired else "seeds a side"
+    return "inconclusive", f"about {needed} {unit} are needed" if needed else "one seed decides nothing"
+
+
+def within(interval: Interval | None, margin: float) -> bool:
+    """Whether the whole interval lies within the margin around zero; True where there is none."""
+    return interval is None or (-margin < interval.low and interval.high < margin)
+
+
+def _obstacle(
+    contrast: Contrast, difference: float, p: float | None, odds: Odds | None, limits: Thresholds
+) -> str | None:
+    """Return what forbids `holds` and `reversed`; '' where it is the p alone, None where nothing does."""
+    interval = contrast.interval
+    if p is None or p >= LEVEL:
+        return ""
+    if abs(difference) < limits.smallest_effect:
+        return f"the difference is below the smallest effect of interest, {limits.smallest_effect:g} points"
+    if interval is not None and interval.holds_zero:
+        return "the permutation test tells the sides apart, but the interval of the difference of means includes zero"
+    if odds and (odds.interval is None or odds.interval.holds_zero or odds.difference * difference < 0):
+        flat = odds.interval is None and odds.difference * difference > 0  # no seed differs from another
+        return None if flat else "near 0 or 100 % the log-odds must agree, and their interval includes zero"
+    return None
+
+
+def _not_learnt(contrast: Contrast, limits: Thresholds) -> str:
+    names = (contrast.left_name or "left", contrast.right_name or "right")
+    short = [f"{name} reaches {100 * dev:.1f} % on dev" for name, dev in zip(names, contrast.dev, strict=True)
+             if 100 * dev < limits.learnt]  # fmt: skip
+    return f"{' and '.join(short)}, below {limits.learnt:g} %"
+
+
+def _end(mean: float) -> str:
+    return "0 %" if mean < 50 else "100 %"
+
+
+def no_room(left: float, right: float, room: float = ROOM) -> bool:
+    """Whether both means (in %) are so near to one end that the metric cannot tell them apart."""
+    return max(left, right) <= room or min(left, right) >= 100 - room
+
+
+def sentence(effect: dict[str, Any], criterion: Criterion) -> str:
+    """Say what was compared, what was seen and what follows."""
+    place = effect["arm"] or effect["method"]
+    tested = f"{p_text(effect['p_holm'])} (Holm)" if effect["p_holm"] is not None else "not tested"
+    seen = (
+        f"{label_of(effect)} on {effect['split']} ({place}): {signed(effect['difference'])} points of test "
+        f"{criterion.short}{bounds(effect['interval'])}, {plain(effect['left'])} against {plain(effect['right'])}"
+        f"{criterion.unit}, {tested}, {seeds_text(effect['seeds'], effect['paired'])}."
+    )
+    because = f": {effect['because']}" if effect["because"] else ""
+    return f"{seen} {capital(effect['verdict'])}{because}."
+
+
+def details(effect: dict[str, Any], criterion: Criterion) -> str:
+    """Give the figures behind the verdict: the least p, dev, log-odds, log-probability, single runs, the paper."""
+    parts = []
+    if effect["p_holm"] is not None and effect["least_p_holm"] >= LEVEL:
+        parts.append(f"So few seeds cannot give less than {p_text(effect['least_p_holm'])} (Holm).")
+    if effect["left_out"]:
+        parts.append(f"{effect['left_out']} runs have no partner of the same seed.")
+    if effect["dev"]:
+        parts.append(f"On dev: {plain(effect['dev'][0])} and {plain(effect['dev'][1])}{criterion.unit}.")
+    odds = effect["log_odds"]
+    if odds:
+        parts.append(f"Log-odds: {signed(odds['difference'], 2)}{bounds(odds['interval'], 2)}.")
+    if effect["log_prob_difference"] is not None:
+        nats = signed(effect["log_prob_difference"], 3)
+        p = p_text(effect["log_prob_p"])
+        parts.append(f"Log-probability per target token: {nats} nats ({p}, unadjusted); it decides nothing.")
+    pair = effect["mcnemar"]
+    if pair:
+        only = f"{pair['only_left']} examples are right only in the first, {pair['only_right']} only in the second"
+        parts.append(f"McNemar's test of these two runs alone: {only}, {p_text(pair['p'])}.")
+    return " ".join([*parts, *_paper(effect)])
+
+
+def _paper(effect: dict[str, Any]) -> list[str]:
+    paper = effect.get("paper")
+    if not paper:
+        return []
+    points = f"{signed(paper['difference'])} points{bounds(paper['interval'])}"
+    p = f"{p_text(paper['p_holm'])} (Holm)" if "p_holm" in paper else f"{p_text(paper['p'])} (unadjusted)"
+    seeds = seeds_text(paper["seeds"], False)
+    return [f"The paper ({paper['family']}, all weights): {points}, {p}, {seeds}: {paper['verdict']}."]
+
+
+def plot(effects: Sequence[dict[str, Any]], criterion: Criterion, width: float | None = None) -> Figure | None:
+    """Draw the forest plot: every contrast with its interval."""
+    return plot_forest(effects, criterion.word, width) if effects else None
+
+
+CONTRAST = Kind(
+    name="contrast",
+    key="effects",
+    heading="Effects",
+    requests=("arms", "methods"),
+    order=0,
+    collect=collect,
+    p_value=tested_p,
+    judge=judge_one,
+    sentence=sentence,
+    details=details,
+    plot=plot,
+)

@@ -1,0 +1,122 @@
+"""Retention: an effect under one method, divided by the same effect under another. 1 means that all of it is kept.
+
+It is not tested. It is given only with its interval, and only where Fieller's set is bounded: elsewhere the effect in
+the denominator could be zero, and no ratio means anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from petransfer.effects.criteria import Criterion
+from petransfer.effects.drawing import plot_ratios
+from petransfer.effects.intervals import Interval, fieller_interval
+from petransfer.effects.kind import Kind, Missing, Thresholds
+from petransfer.effects.pairs import Side, Two, arms_under, other_study, sides_of
+from petransfer.effects.wording import bounds, signed
+from petransfer.recipe.effect_requests import Wanted, matching
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from petransfer.effects.runs import Runs
+
+
+@dataclass(frozen=True)
+class Retention:
+    """A ratio of two effects as effects.json has it. ratio and interval are None where `undefined` says why."""
+
+    name: str
+    split: str
+    under: Side
+    over: Side
+    ratio: float | None
+    interval: Interval | None
+    undefined: str | None
+
+
+def collect(effect: Wanted, split: str, runs: Runs) -> Iterator[Two | Missing]:
+    """Yield the effect under both methods."""
+    other = other_study(effect, split, runs)
+    if isinstance(other, Missing):
+        yield other
+        return
+    labels = matching(effect.over, other.methods(effect.left, split))
+    over = labels[0] if len(labels) == 1 else effect.over
+    here = arms_under(effect, split, effect.under, runs)
+    if isinstance(here, Missing):
+        yield here
+        return
+    there = arms_under(effect, split, over, other)
+    yield there if isinstance(there, Missing) else Two(here, there, effect.under, over)
+
+
+def retention(two: Two, thresholds: Thresholds | None = None) -> Retention:
+    """Divide the effect `here` by the effect `there`, with Fieller's interval."""
+    under, over = sides_of(two)
+    undefined = _undefined(under, over, two, thresholds or Thresholds())
+    interval = None
+    if undefined is None:
+        weights = two.weights(1.0, -1.0, 0.0, 0.0), two.weights(0.0, 0.0, 1.0, -1.0)
+        interval = fieller_interval(two.samples, *weights, two.here.categories)
+        if interval is None:
+            undefined = (
+                f"not defined: by Fieller's test the effect under {over.name} could be zero "
+                f"({signed(over.difference)} points)"
+            )
+    ratio = None if undefined else under.difference / over.difference
+    return Retention(two.here.name, two.here.split, under, over, ratio, interval, undefined)
+
+
+def _undefined(under: Side, over: Side, two: Two, limits: Thresholds) -> str | None:
+    for side, contrast in ((over, two.there), (under, two.here)):
+        if side.interval is None:
+            return f"not defined: the effect under {side.name} rests on a single seed"
+        if not contrast.learnt(limits.learnt):
+            return f"not defined: an arm has not learnt the task under {side.name} (below {limits.learnt:g} % on dev)"
+    if two.here.test_examples != two.there.test_examples:
+        return "not defined: the two effects were not measured on the same examples"
+    return None
+
+
+def sentence(one: dict[str, Any], criterion: Criterion) -> str:
+    """Say both effects and the share that is kept, or why there is none."""
+    under, over = one["under"], one["over"]
+    about = f"Retention of {one['name']} on {one['split']}"
+    sides = (
+        f"{signed(under['difference'])} points{bounds(under['interval'])} under {under['name']}, "
+        f"{signed(over['difference'])}{bounds(over['interval'])} under {over['name']}"
+    )
+    if one["ratio"] is None:
+        return f"{about}: {one['undefined']}. {sides}."
+    kept, interval = 100 * one["ratio"], one["interval"]
+    shares = f"{kept:.0f} % [{100 * interval['low']:.0f}, {100 * interval['high']:.0f}]".replace("-", "\u2212")
+    return f"{about}: {shares} of the effect is kept. {sides}."
+
+
+def details(one: dict[str, Any], criterion: Criterion) -> str:
+    """Nothing more is known of a ratio."""
+    return ""
+
+
+def plot(found: Sequence[dict[str, Any]], criterion: Criterion, width: float | None = None) -> Figure | None:
+    """Draw the share of each effect that is kept; ratios that are not defined are left out."""
+    defined = [one for one in found if one["ratio"] is not None]
+    return plot_ratios(defined, width) if defined else None
+
+
+RETENTION = Kind(
+    name="retention",
+    key="retentions",
+    heading="Retention",
+    requests=("retention",),
+    order=2,
+    collect=collect,
+    p_value=lambda two, thresholds: None,
+    judge=lambda two, family, thresholds: retention(two, thresholds),
+    sentence=sentence,
+    details=details,
+    plot=plot,
+)

@@ -1,0 +1,220 @@
+"""The scale effect: an effect in this study's family less the same effect in a smaller family."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from petransfer.effects.criteria import CRITERIA, Criterion
+from petransfer.effects.drawing import plot_forest
+from petransfer.effects.intervals import Interval, drawn_means, interval_of_draws, sum_interval
+from petransfer.effects.kind import Family, Kind, Missing, Thresholds
+from petransfer.effects.kinds.contrast import Verdict, no_room, within
+from petransfer.effects.pairs import Side, Two, arms_under, in_points, other_study, sides_of
+from petransfer.effects.runs import Runs
+from petransfer.effects.seed_counts import LEVEL, fewest_for_equivalence, smallest_p
+from petransfer.effects.statistics import holm, welch_p
+from petransfer.effects.wording import bounds, capital, p_text, plain, signed
+from petransfer.recipe.effect_requests import Wanted
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_SIGNS = (1.0, -1.0, -1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A difference of differences as effects.json has it, in percent and points.
+
+    p: Welch's t over the groups of seeds, but no less than an exact test of either side could give with its seeds.
+    p_holm: adjusted for all tested effects of the study; None where a side has not learnt the task.
+    of_left, of_right: how much of the difference the left and the right arm's own changes give; they sum up to it.
+    """
+
+    name: str
+    split: str
+    method: str
+    here: Side
+    there: Side
+    difference: float
+    interval: Interval | None
+    of_left: float
+    of_right: float
+    p: float
+    p_holm: float | None
+    margin: float
+    verdict: Verdict
+    because: str
+
+
+def collect(effect: Wanted, split: str, runs: Runs) -> Iterator[Two | Missing]:
+    """Yield the effect here and in the other study, under every method of the left arm."""
+    other = other_study(effect, split, runs)
+    if isinstance(other, Missing):
+        yield other
+        return
+    for method in runs.methods(effect.left, split):
+        here = arms_under(effect, split, method, runs)
+        if isinstance(here, Missing):
+            yield here
+            continue
+        there = arms_under(effect, split, _like(method, effect.left, split, other), other)
+        names = runs.recipe.family_name, other.recipe.family_name
+        yield there if isinstance(there, Missing) else Two(here, there, *names)
+
+
+def _like(method: str, arm: str, split: str, other: Runs) -> str:
+    """Return the other study's method of this name, or its only one."""
+    theirs = other.methods(arm, split)
+    return theirs[0] if method not in theirs and len(theirs) == 1 else method
+
+
+def scale_p(two: Two) -> float:
+    """Compute the p of a difference of differences before adjustment; 1 where a group has a single seed."""
+    here, there = two.here, two.there
+    counts = [len(side) for side in (here.left, here.right, there.left, there.right)]
+    if min(counts) < 2:
+        return 1.0
+    found = welch_p(_seed_means(two), two.weights(*_SIGNS))
+    if found is None:  # no seed differs from another
+        found = 0.0 if _sum(two) else 1.0
+    return max(found, smallest_p(*counts[:2]), smallest_p(*counts[2:]))
+
+
+def tested_p(two: Two, thresholds: Thresholds) -> float | None:
+    """Compute the p, or None where a side has not learnt the task."""
+    learnt = two.here.learnt(thresholds.learnt) and two.there.learnt(thresholds.learnt)
+    return scale_p(two) if learnt else None
+
+
+def judge(pairs: Sequence[Two], thresholds: Thresholds | None = None) -> list[Scale]:
+    """Judge differences of differences as one family: their p values are adjusted for each other (Holm)."""
+    limits = thresholds or Thresholds()
+    p_values = [tested_p(two, limits) for two in pairs]
+    tests = sum(p is not None for p in p_values)
+    return [judge_one(two, Family(p, tests), limits) for two, p in zip(pairs, holm(p_values), strict=True)]
+
+
+def judge_one(two: Two, family: Family, thresholds: Thresholds) -> Scale:
+    """Estimate a difference of differences and come to a verdict."""
+    here, there = sides_of(two)
+    interval = difference_of_differences(two)
+    verdict, because = _verdict(two, here, there, interval, family.p_holm, thresholds)
+    return Scale(
+        name=two.here.name,
+        split=two.here.split,
+        method=two.here.method,
+        here=here,
+        there=there,
+        difference=here.difference - there.difference,
+        interval=interval,
+        of_left=here.left - there.left,
+        of_right=there.right - here.right,
+        p=scale_p(two),
+        p_holm=family.p_holm,
+        margin=thresholds.margin,
+        verdict=verdict,
+        because=because,
+    )
+
+
+def difference_of_differences(two: Two) -> Interval | None:
+    """Compute its 95 % interval; the examples of the two sides are drawn apart where their numbers differ."""
+    weights, samples = two.weights(*_SIGNS), two.samples
+    if len(two.here.categories) == len(two.there.categories):
+        return in_points(sum_interval(samples, weights, two.here.categories, two.here.test_examples))
+    if min(map(len, samples.values())) < 2:
+        return None
+    drawn = {}
+    for seed, (contrast, keys) in enumerate(((two.here, two.keys[:2]), (two.there, two.keys[2:]))):
+        mine = {key: samples[key] for key in keys}
+        drawn |= drawn_means(mine, contrast.categories, contrast.test_examples, seed=seed)
+    total_b = np.sum([weights[key] * drawn[key] for key in drawn], axis=0)
+    return in_points(interval_of_draws(total_b, _sum(two) / 100))
+
+
+def _verdict(
+    two: Two, here: Side, there: Side, interval: Interval | None, p: float | None, limits: Thresholds
+) -> tuple[Verdict, str]:
+    word = CRITERIA[two.here.metric].word
+    difference = here.difference - there.difference
+    if not (two.here.learnt(limits.learnt) and two.there.learnt(limits.learnt)):
+        return "not learnt", f"an arm is below {limits.learnt:g} % on dev"
+    if no_room(here.left, here.right) and no_room(there.left, there.right):
+        return "saturated", f"{word} has no room to differ in either family"
+    clear = p is not None and p < LEVEL and not (interval is not None and interval.holds_zero)
+    if clear and abs(difference) >= limits.smallest_effect:
+        return ("holds" if difference > 0 else "reversed"), ""
+    if not (_equivalent(two, limits.margin) and within(interval, limits.margin)):
+        return "inconclusive", "more seeds are needed"
+    if no_room(here.left, here.right, limits.margin) and no_room(there.left, there.right, limits.margin):
+        return "saturated", f"{word} has no room to differ in either family"
+    return "equivalent", f"the effect changes by less than {limits.margin:g} points"
+
+
+def _equivalent(two: Two, margin: float) -> bool:
+    """Whether two one-sided tests by Welch's t show that the difference is smaller than the margin."""
+    seeds = _seed_means(two)
+    if min(map(len, seeds.values())) < fewest_for_equivalence() or abs(_sum(two)) >= margin:
+        return False
+    both = [welch_p(seeds, two.weights(*_SIGNS), against=at) for at in (-margin, margin)]
+    return all(p is None or p / 2 < LEVEL for p in both)
+
+
+def _seed_means(two: Two) -> dict[str, np.ndarray]:
+    return {key: 100 * scores.mean(1) for key, scores in two.samples.items()}
+
+
+def _sum(two: Two) -> float:
+    weights = two.weights(*_SIGNS)
+    return float(np.round(sum(weights[key] * seeds.mean() for key, seeds in _seed_means(two).items()), 9))
+
+
+_CONCLUSIONS = {"holds": "The effect grows with scale", "reversed": "The effect shrinks with scale"}
+
+
+def sentence(scale: dict[str, Any], criterion: Criterion) -> str:
+    """Say both sides, their difference, and which arm's change makes it."""
+    here, there = scale["here"], scale["there"]
+    sides = " and ".join(
+        f"{signed(side['difference'])} points{bounds(side['interval'])} in {side['name']} "
+        f"({plain(side['left'])} against {plain(side['right'])}{criterion.unit})"
+        for side in (here, there)
+    )
+    moved = f"{signed(scale['of_left'])} from the first arm, {signed(scale['of_right'])} from the second"
+    tested = f"{p_text(scale['p_holm'])} (Holm)" if scale["p_holm"] is not None else "not tested"
+    total = f"{signed(scale['difference'])} points{bounds(scale['interval'])}"
+    said = _CONCLUSIONS.get(scale["verdict"], capital(scale["verdict"]))
+    because = f": {scale['because']}" if scale["because"] else ""
+    about = f"Scale of {scale['name']} on {scale['split']} ({scale['method']})"
+    return f"{about}: {sides}. Difference: {total}, {moved}, {tested}. {said}{because}."
+
+
+def details(scale: dict[str, Any], criterion: Criterion) -> str:
+    """Say which degrees of freedom the p has."""
+    return "The p is Welch's t over the four groups of seeds, never below the least of an exact test of either side."
+
+
+def plot(scales: Sequence[dict[str, Any]], criterion: Criterion, width: float | None = None) -> Figure | None:
+    """Draw the differences of differences as a forest plot."""
+    rows = [scale | {"arm": "", "left_name": ""} for scale in scales]
+    return plot_forest(rows, criterion.word, width) if rows else None
+
+
+SCALE = Kind(
+    name="scale",
+    key="scales",
+    heading="Scale",
+    requests=("scale",),
+    order=1,
+    collect=collect,
+    p_value=tested_p,
+    judge=judge_one,
+    sentence=sentence,
+    details=details,
+    plot=plot,
+)

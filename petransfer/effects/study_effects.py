@@ -1,0 +1,193 @@
+"""From a study's run folders to its effects, and the file effects.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from petransfer.effects.criteria import CRITERIA
+from petransfer.effects.seed_counts import Demand
+from petransfer.recipe.effect_requests import wanted
+from petransfer.recipe.schema import EXACT_MATCH, Recipe
+from petransfer.study.folders import StudyFolder
+from petransfer.study.grid import Cell
+
+if TYPE_CHECKING:
+    from petransfer.effects.kind import Kind, Thresholds
+    from petransfer.effects.kinds.contrast import Effect
+
+# Raised when the same runs are judged differently, so that an effects.json of before is not reused.
+JUDGED_VERSION = 7
+
+
+@dataclass
+class Collected:
+    """What the recipe's effects are estimated from, by kind, and a sentence for each effect that cannot be."""
+
+    items: list[tuple[Kind, Any]] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    def of(self, name: str) -> list[Any]:
+        """Return the items of one kind."""
+        return [item for kind, item in self.items if kind.name == name]
+
+
+def update_effects(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, *, anew: bool = False) -> dict[str, Any]:
+    """Judge the recipe's effects on the finished runs, write effects.json, and return its content.
+
+    The content has a list for each kind of effect (`effects`, `scales`, `retentions`), `tests` (how many were tested
+    together), `judged_by` where that is not exact match, `notes` (what a reader must know), `sentences` (the notes and
+    one sentence for each effect) and `missing` (a sentence for each effect that cannot be estimated yet). An existing
+    file for the same runs is returned as it is unless `anew`: judging imports statsmodels, which takes seconds.
+    """
+    done = sorted(cell.run_id for cell in cells if study.run(cell.run_id).done)
+    if not recipe.effects or not done:
+        return {"effects": [], "scales": [], "retentions": [], "notes": [], "missing": [], "sentences": []}
+    digest = _digest(recipe, cells, study, done)
+    path = study.path / "effects.json"
+    kept = None if anew else _read(path)
+    if kept is None or kept.get("runs_sha256") != digest:
+        content = {"runs_sha256": digest, **_judged(recipe, cells, study)}
+        text = json.dumps(content, indent=1, allow_nan=False)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(path)
+        kept = json.loads(text)
+    return kept
+
+
+def _digest(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, done: list[str]) -> str:
+    """Return a hash of everything that the verdicts depend on."""
+    failed = sorted((cell.run_id, study.run(cell.run_id).status()) for cell in cells if cell.run_id not in set(done))
+    asked = [effect if isinstance(effect, str) else effect.model_dump() for effect in recipe.effects]
+    limits = [recipe.margin, recipe.smallest_effect, recipe.learnt]
+    seen = [JUDGED_VERSION, asked, limits, done, failed, _elsewhere(recipe, study), recipe.judged_by]
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+
+
+def demand(recipe: Recipe, cells: Sequence[Cell]) -> Demand:
+    """Count the effects that the recipe's grid tests together; that decides how many seeds they need."""
+    unpaired = paired = 0
+    for split in dict.fromkeys(cell.split for cell in cells):
+        trained = {(cell.arm, cell.method) for cell in cells if cell.split == split}
+        for effect in wanted(recipe):
+            if effect.kind == "methods":
+                paired += sum({(arm, effect.left), (arm, effect.right)} <= trained for arm in effect.arms)
+            elif effect.kind in ("arms", "scale"):
+                unpaired += sum(arm == effect.left for arm, _ in trained)
+    return Demand(unpaired + paired, len(recipe.seeds), unpaired, paired)
+
+
+def collect(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> Collected:
+    """Collect what the recipe's effects are estimated from, on every split."""
+    from petransfer.effects.kind import Missing, kinds_in_order
+    from petransfer.effects.runs import Runs
+
+    kinds = {request: kind for kind in kinds_in_order() for request in kind.requests}
+    runs, found = Runs(recipe, cells, study, recipe.judged_by), Collected()
+    for split in runs.splits:
+        for effect in wanted(recipe):
+            for item in kinds[effect.kind].collect(effect, split, runs):
+                if isinstance(item, Missing):
+                    found.missing.append(item.why)
+                else:
+                    found.items.append((kinds[effect.kind], item))
+    found.items.sort(key=lambda pair: (pair[0].order, pair[0].name))
+    return found
+
+
+def _judged(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> dict[str, Any]:
+    from petransfer.effects.kind import Family, Thresholds, kinds_in_order
+    from petransfer.effects.statistics import holm
+
+    found, limits = collect(recipe, cells, study), Thresholds.of(recipe)
+    criterion = CRITERIA[recipe.judged_by]
+    p_values = [kind.p_value(item, limits) for kind, item in found.items]
+    tests = sum(p is not None for p in p_values)
+    content: dict[str, list[Any]] = {kind.key: [] for kind in kinds_in_order()}
+    lines = []
+    for (kind, item), p in zip(found.items, holm(p_values), strict=True):
+        effect = asdict(kind.judge(item, Family(p, tests), limits))
+        content[kind.key].append(effect)
+        lines.append(kind.sentence(json.loads(json.dumps(effect)), criterion))
+    _add_paper(content["effects"], recipe, limits)
+    notes = [note for note in (criterion.note, one_pretraining_note(cells)) if note]
+    return {
+        **({} if recipe.judged_by == EXACT_MATCH else {"judged_by": recipe.judged_by}),
+        "tests": tests,
+        **content,
+        "notes": notes,
+        "missing": found.missing,
+        "sentences": [*notes, *lines],
+    }
+
+
+def one_pretraining_note(cells: Sequence[Cell]) -> str:
+    """Say which arms have a single pretrained checkpoint, so that seeds vary the fine-tuning alone; else nothing."""
+    weights: dict[str, set[str]] = {}
+    for cell in cells:
+        checkpoint = cell.spec.checkpoint
+        if checkpoint.reinit not in {"all", "body"}:
+            weights.setdefault(cell.arm, set()).add(checkpoint.weights)
+    single = [arm for arm, found in weights.items() if len(found) == 1]
+    if not single:
+        return ""
+    arms = "The arm" if len(single) == 1 else "Each of the arms"
+    return (
+        f"{arms} {', '.join(single)} has one pretrained checkpoint, and seeds vary the fine-tuning only: an effect of "
+        "what an arm was pretrained on cannot be told from the luck of that one pretraining."
+    )
+
+
+def _add_paper(effects: list[dict[str, Any]], recipe: Recipe, limits: Thresholds) -> None:
+    """Add the same contrasts in the paper to the effects, their p values adjusted for each other (Holm).
+
+    The paper has exact match alone, so no other metric gets its figures.
+    """
+    from petransfer.effects.kinds.contrast import judge
+    from petransfer.effects.pairs import Contrast
+    from petransfer.effects.reference import family_beside, published_contrast
+
+    family = family_beside(recipe.family_name)
+    found: dict[tuple[str, str], Contrast] = {}
+    for effect in effects:
+        if not effect["arm"] and recipe.judged_by == EXACT_MATCH:
+            names = (effect["left_name"], effect["right_name"])
+            contrast = published_contrast(family, *names, recipe.task.name, effect["split"])
+            if contrast is not None:
+                found[effect["name"], effect["split"]] = contrast
+    judged = dict(zip(found, judge(list(found.values()), limits), strict=True))
+    for effect in effects:
+        theirs = None if effect["arm"] else judged.get((effect["name"], effect["split"]))
+        effect["paper"] = {"family": family, **_published(theirs)} if theirs else None
+
+
+def _published(effect: Effect) -> dict[str, Any]:
+    keys = ("difference", "interval", "left", "right", "seeds", "p", "p_holm", "smallest_p", "verdict")
+    return {key: value for key, value in asdict(effect).items() if key in keys}
+
+
+def _elsewhere(recipe: Recipe, study: StudyFolder) -> list[list[str]]:
+    """Return the finished runs of the other studies that effects refer to."""
+    names = {effect.study for effect in wanted(recipe) if effect.study}
+    if not names:
+        return []
+    from petransfer.effects.runs import runs_of
+
+    others = [runs_of(name, study.path) for name in sorted(names)]
+    return [
+        sorted(cell.run_id for cell in other.cells if other.folder.run(cell.run_id).done) if other else []
+        for other in others
+    ]
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and "sentences" in content and "notes" in content else None

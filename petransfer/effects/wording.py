@@ -1,0 +1,51 @@
+"""How numbers read in sentences, tables and pages: a real minus sign, never a p of 0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+MINUS = "\u2212"
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """Format a number with its sign."""
+    text = f"{value:+.{digits}f}"
+    return (text if float(text) else f"{0:.{digits}f}").replace("-", MINUS)
+
+
+def plain(value: float, digits: int = 1) -> str:
+    """Format a number without a plus sign."""
+    text = f"{value:.{digits}f}"
+    return (text if float(text) else f"{0:.{digits}f}").replace("-", MINUS)
+
+
+def bounds(interval: Mapping[str, float] | None, digits: int = 1) -> str:
+    """Format a confidence interval in brackets after a blank; nothing where there is none."""
+    return f" [{signed(interval['low'], digits)}, {signed(interval['high'], digits)}]" if interval else ""
+
+
+def p_value(value: float | None) -> str:
+    """Format a p value with two or three decimals, never as 0; a dash where there was no test."""
+    if value is None:
+        return "\u2013"
+    return "<0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+
+
+def p_text(value: float | None) -> str:
+    """Format a p value in a sentence: `p 0.035` or `p <0.001`."""
+    return f"p {p_value(value)}"
+
+
+def seeds_text(seeds: Sequence[int], paired: bool) -> str:
+    """Say how many seeds each side has."""
+    left, right = seeds
+    if paired:
+        return f"{left} pair{'s' if left > 1 else ''} of seeds"
+    if left == right:
+        return f"{left} seed{'s' if left > 1 else ''} a side"
+    return f"{left} and {right} seeds"
+
+
+def capital(text: str) -> str:
+    """Begin with a capital letter."""
+    return text[:1].upper() + text[1:]

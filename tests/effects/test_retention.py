@@ -1,0 +1,96 @@
+"""Retention by hand, against Fieller's formula, and on simulated studies."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from petransfer.effects.criteria import CRITERIA
+from petransfer.effects.kind import Thresholds
+from petransfer.effects.kinds.retention import Retention, retention, sentence
+from petransfer.effects.pairs import Two
+from tests.effects.test_scale import contrast, flat, group
+
+
+def said_of(one: Retention) -> str:
+    return sentence(json.loads(json.dumps(asdict(one))), CRITERIA["exact_match"])
+
+
+def test_retention_by_hand() -> None:
+    one = retention(Two(contrast(flat(0.5), flat(0.2)), contrast(flat(0.6), flat(0.2)), "lora", "full"))
+    assert one.ratio == pytest.approx(0.75)
+    assert one.interval is not None
+    assert one.interval.low < 0.75 < one.interval.high
+    assert "75 % [" in said_of(one)
+
+
+@pytest.mark.parametrize(
+    ("under", "over", "why"),
+    [
+        ((flat(0.5), flat(0.2)), (flat(0.21), flat(0.2)), "the effect under full could be zero"),
+        ((flat(0.5), flat(0.2)), (flat(0.6, 1), flat(0.2)), "full rests on a single seed"),
+        ((flat(0.5, 1), flat(0.2)), (flat(0.6), flat(0.2)), "lora rests on a single seed"),
+    ],
+)
+def test_a_ratio_to_what_may_be_nothing_is_not_given(
+    under: tuple[np.ndarray, np.ndarray], over: tuple[np.ndarray, np.ndarray], why: str
+) -> None:
+    one = retention(Two(contrast(*under), contrast(*over), "lora", "full"))
+    assert one.ratio is None
+    assert one.interval is None
+    assert str(one.undefined) in said_of(one)
+    assert why in str(one.undefined)
+    assert str(one.undefined).startswith("not defined: ")
+
+
+def test_a_shared_control_is_drawn_once() -> None:
+    """When both effects are taken from the same scratch runs, its luck is common to both and the ratio steadier."""
+    rng = np.random.default_rng(0)
+    control = group(rng, 0.3, 0.12, 6)
+    lora, full = flat(0.6), flat(0.62)
+    both = [replace(contrast(side, control), right_key="scratch") for side in (lora, full)]
+    shared = retention(Two(*both, "lora", "full"))
+    apart = retention(Two(contrast(lora, control), contrast(full, control), "lora", "full"))
+    assert shared.interval is not None
+    assert apart.interval is not None
+    assert shared.interval.high - shared.interval.low < 0.7 * (apart.interval.high - apart.interval.low)
+
+
+def test_fiellers_interval_is_the_one_of_the_formula() -> None:
+    """One category of one example a seed: no example varies, so only the seeds' variances count."""
+    rng = np.random.default_rng(5)
+    a, b, c, d = (rng.random((6, 1)) * 0.1 + at for at in (0.5, 0.2, 0.7, 0.2))
+    found = retention(Two(contrast(a, b), contrast(c, d), "lora", "full"))
+    top, bottom = a.mean() - b.mean(), c.mean() - d.mean()
+    var_top, var_bottom = (sum(x.var(ddof=1) / 6 for x in pair) for pair in ((a, b), (c, d)))
+    free = min((x.var() + y.var()) ** 2 / (x.var() ** 2 / 5 + y.var() ** 2 / 5) for x, y in ((a, b), (c, d)))
+    assert found.interval
+    for ratio in (found.interval.low, found.interval.high):
+        distance = abs(top - ratio * bottom) / math.sqrt(var_top + ratio**2 * var_bottom)
+        assert distance == pytest.approx(stats.t.ppf(0.975, free))
+
+
+def test_no_ratio_where_an_arm_has_not_learnt_the_task() -> None:
+    learnt = contrast(flat(0.6), flat(0.2))
+    one = retention(Two(replace(learnt, dev=(0.5, 0.99)), learnt, "lora", "full"))
+    assert one.ratio is None
+    assert "has not learnt the task under lora (below 90 % on dev)" in str(one.undefined)
+    assert retention(Two(replace(learnt, dev=(0.5, 0.99)), learnt, "lora", "full"), Thresholds(learnt=0)).ratio == 1
+
+
+def test_the_interval_of_retention_covers_at_its_rate() -> None:
+    rng = np.random.default_rng(2)
+    covered = 0
+    for _ in range(300):
+        control = group(rng, 0.25, 0.07, 6, 200)
+        sides = [contrast(group(rng, mean, 0.09, 6, 200), control) for mean in (0.55, 0.65)]
+        under, over = (replace(side, right_key="scratch") for side in sides)
+        found = retention(Two(under, over, "lora", "full")).interval
+        assert found is not None
+        covered += found.low <= 0.75 <= found.high
+    assert covered / 300 >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / 300)

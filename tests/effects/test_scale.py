@@ -1,0 +1,117 @@
+"""Differences of differences and retention, by hand and on simulated studies."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+
+from petransfer.effects.criteria import CRITERIA
+from petransfer.effects.intervals import total_of
+from petransfer.effects.kind import Family, Thresholds
+from petransfer.effects.kinds.scale import Scale, difference_of_differences, judge, judge_one, scale_p, sentence
+from petransfer.effects.pairs import Contrast, Two
+
+EXAMPLES = 200
+
+
+def said_of(scale: Scale) -> str:
+    return sentence(json.loads(json.dumps(asdict(scale))), CRITERIA["exact_match"])
+
+
+def group(rng: np.random.Generator, mean: float, spread: float, seeds: int, examples: int = EXAMPLES) -> np.ndarray:
+    """(seeds, examples): each seed has a level of its own."""
+    levels = np.clip(mean + spread * rng.standard_normal((seeds, 1)), 0, 1)
+    return (rng.random((seeds, examples)) < levels).astype(float)
+
+
+def contrast(left: np.ndarray, right: np.ndarray, name: str = "a-b") -> Contrast:
+    log_probs = -np.ones(len(left)), -np.ones(len(right))
+    return Contrast(name, "split", "lora", left, right, *log_probs, np.zeros(left.shape[1], dtype=int))
+
+
+def flat(level: float, seeds: int = 6) -> np.ndarray:
+    """Seeds around a level, whose mean it is."""
+    counts = [round(EXAMPLES * level) + step for step in np.resize([-2, 2, -1, 1, -3, 3], seeds)]
+    return np.array([np.arange(EXAMPLES) < count for count in counts], dtype=float)
+
+
+def test_a_scale_effect_by_hand() -> None:
+    two = Two(contrast(flat(0.8), flat(0.1)), contrast(flat(0.7), flat(0.5)), "large", "small")
+    (scale,) = judge([two])
+    assert scale.difference == pytest.approx(70 - 20)
+    assert (scale.of_left, scale.of_right) == (pytest.approx(10), pytest.approx(40))
+    assert (scale.here.difference, scale.there.difference) == (pytest.approx(70), pytest.approx(20))
+    assert scale.verdict == "holds"
+    (other,) = judge([Two(two.there, two.here, "small", "large")])
+    assert other.verdict == "reversed"
+    said = said_of(scale)
+    assert "in large (80.0 against 10.0 %)" in said
+    assert "in small (70.0 against 50.0 %)" in said
+    assert "+10.0 from the first arm, +40.0 from the second" in said
+
+
+@pytest.mark.parametrize(
+    ("levels", "seeds", "verdict"),
+    [
+        ((0.8, 0.1, 0.7, 0.5), 3, "inconclusive"),  # three seeds a side decide nothing, however large
+        ((0.8, 0.1, 0.7, 0.5), 1, "inconclusive"),
+        ((0.60, 0.40, 0.61, 0.41), 6, "equivalent"),
+        ((0.60, 0.40, 0.60, 0.40), 3, "inconclusive"),  # nor do they show that nothing changes
+        ((0.0, 0.0, 0.0, 0.0), 6, "saturated"),
+        ((0.03, 0.02, 0.02, 0.03), 6, "inconclusive"),  # so near to 0 other seeds could be far above
+        ((0.03, 0.02, 0.41, 0.40), 6, "equivalent"),
+    ],
+)
+def test_the_verdict_on_scale(levels: tuple[float, ...], seeds: int, verdict: str) -> None:
+    sides = [flat(level, seeds) if level else np.zeros((seeds, EXAMPLES)) for level in levels]
+    (scale,) = judge([Two(contrast(*sides[:2]), contrast(*sides[2:]), "x", "y")])
+    assert scale.verdict == verdict
+    assert "nan" not in said_of(scale)
+
+
+def test_a_scale_effect_is_no_surer_than_the_seeds_of_a_side_allow() -> None:
+    """However far four groups lie apart: five and six seeds deal to 2/462 at least, two and six to 2/28."""
+    sides = [contrast(flat(left, seeds), flat(right)) for left, right, seeds in ((0.9, 0.1, 5), (0.5, 0.4, 6))]
+    assert scale_p(Two(*sides, "large", "small")) == pytest.approx(2 / math.comb(11, 5))
+    few = contrast(flat(0.5, 2), flat(0.4))
+    assert scale_p(Two(sides[0], few, "large", "small")) == pytest.approx(2 / math.comb(8, 2))
+
+
+def test_a_scale_effect_is_adjusted_for_what_stands_beside_it() -> None:
+    two = Two(contrast(flat(0.8), flat(0.1)), contrast(flat(0.7), flat(0.5)), "large", "small")
+    assert [one.p_holm for one in judge([two, two, two])] == pytest.approx([3 * scale_p(two)] * 3)
+    assert judge_one(two, Family(0.5, 41), Thresholds()).verdict == "inconclusive"
+
+
+def test_a_group_that_both_sides_share_is_drawn_once() -> None:
+    """The same runs stand on both sides with opposite signs: their luck cancels out."""
+    shared = flat(0.3)
+    here = replace(contrast(flat(0.8), shared), right_key="scratch")
+    there = replace(contrast(flat(0.7), shared), right_key="scratch")
+    two = Two(here, there, "large", "small")
+    assert list(two.samples) == ["group 0", "scratch", "group 2"]
+    assert two.weights(1, -1, -1, 1) == {"group 0": 1, "scratch": 0, "group 2": -1}
+    assert total_of(two.samples, two.weights(1, -1, -1, 1)) == pytest.approx(0.1)
+
+
+STUDIES, MANY = 300, 200
+
+
+def _is_at_least_nominal(covered: int) -> None:
+    assert covered / STUDIES >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / STUDIES)
+
+
+def test_the_interval_of_scale_covers_at_its_rate() -> None:
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(STUDIES):
+        levels = ((0.7, 0.12), (0.3, 0.08), (0.6, 0.1), (0.4, 0.14))
+        sides = [group(rng, mean, spread, 5, MANY) for mean, spread in levels]
+        found = difference_of_differences(Two(contrast(*sides[:2]), contrast(*sides[2:]), "x", "y"))
+        assert found is not None
+        covered += found.low <= 20 <= found.high
+    _is_at_least_nominal(covered)
