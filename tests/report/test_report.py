@@ -236,7 +236,7 @@ def test_examples_that_are_lost_or_damaged_are_said_in_a_line(
     damage(run / "examples.parquet")
     assert _report(folder.path, monkeypatch) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert f"{run / 'examples.parquet'} {said}, though the run is done; delete {run}, and `petransfer run" in line
+    assert f"{run / 'examples.parquet'} {said}, though the run is done; delete {run} and repeat the run" in line
 
 
 def test_the_page_alone_says_so_too(
