@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from petransfer.errors import RunError
+from petransfer.errors import RunError, unknown
 from petransfer.study.run_study import check_processes, execute_study, prepare_study
 from petransfer.study.scheduling import Scheduling
 from petransfer.study.settings import Settings
@@ -19,6 +20,8 @@ from petransfer.training.execution import Execution
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+    from petransfer.sharing.adapter import Adapter
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +73,13 @@ class Study:
         }
         place = None if out is None else Path(out)
         self.grid: StudyGrid = load_grid(recipe, list(as_overrides(overrides)), options, place, shard)
+
+    @classmethod
+    def of_grid(cls, grid: StudyGrid) -> Study:
+        """Make a study of a grid that is expanded already."""
+        study = cls.__new__(cls)
+        study.grid = grid
+        return study
 
     @property
     def folder(self) -> Path:
@@ -193,6 +203,73 @@ class Study:
         from petransfer.report.study_report import write_report
 
         return write_report(self.grid).path
+
+
+def train(
+    model: str,
+    data: str | Path,
+    *,
+    out: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    cpu: bool = False,
+    force: bool = False,
+    gradient_checkpointing: bool = False,
+    progress: Callable[[], None] = lambda: None,
+    **settings: Any,
+) -> Adapter:
+    """Train a model on your own data until it stops improving on dev, and return the adapter.
+
+    Args:
+        model: A hub id, a folder, or an embedded checkpoint such as `nano/english`.
+        data: A file (tsv, csv, json, jsonl, parquet), a folder or a hub id of a dataset.
+        out: The folder; by default `results/<data>-<model>`, or the next free one where that holds a training with
+            other settings.
+        overrides: Any other key of the recipe, such as `{"train": {"warmup": 0.1}}`.
+        cpu: Use the CPU even where there is a GPU.
+        force: Ignore failed memory and quantisation checks.
+        gradient_checkpointing: Recompute activations in the backward pass, which saves memory.
+        progress: Called several times a second during training.
+        **settings: Fields of `petransfer.study.quick_recipe.TrainRequest`: method, rank, bits, steps, epochs,
+            max_steps, early_stopping, max_minutes, learning_rate, batch_size, max_length, prefix, seeds, dev, test,
+            input_column, target_column, template, metrics, skip_bad_rows.
+
+    Returns:
+        The adapter; of several seeds the one that is best on dev.
+
+    Raises:
+        UserError: The model, the data or a setting is not valid, or the model does not fit the card.
+        RunError: Training failed or was interrupted. Calling `train` again resumes it.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> _ = (folder / "pairs.tsv").write_text("to walk\\tgehen\\nto run\\trennen\\nto see\\tsehen\\n" * 4)
+        >>> adapter = train("nano/english", folder / "pairs.tsv", steps=4, out=folder / "out", cpu=True)
+        >>> len(adapter.predict(["to walk"], max_new_tokens=4))
+        1
+    """
+    from petransfer.memory.study_memory import this_card
+    from petransfer.sharing.adapter import Adapter
+    from petransfer.study.quick_recipe import TrainRequest
+    from petransfer.study.train_study import memory_of, refuse_too_large, train_study
+    from petransfer.study.train_summary import summaries
+
+    known = {field.name for field in fields(TrainRequest)}
+    for name in settings:
+        if name not in known:
+            raise unknown("setting of train", name, known)
+    card = None if cpu else this_card()
+    request = TrainRequest(**settings)
+    place = None if out is None else Path(out)
+    training = train_study(str(model), str(data), request, list(as_overrides(overrides or {})), place, card is not None)
+    if training.note:
+        logger.info(training.note)
+    if card is not None:
+        refuse_too_large(training.grid, memory_of(training.grid, card, gradient_checkpointing), force)
+    study = Study.of_grid(training.grid)
+    study.run(cpu=cpu, force=force, gradient_checkpointing=gradient_checkpointing, progress=progress)
+    best = summaries(training.grid)[0]
+    return Adapter.load(best.folder.path, device="cpu" if cpu else None)
 
 
 def write_results(grid: StudyGrid) -> dict[str, Any]:

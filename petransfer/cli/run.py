@@ -79,7 +79,8 @@ def grid_from_options(
 
 
 def run(
-    recipe: opt.RecipeName = "lora-scan",
+    recipe: opt.RecipeArgument = None,
+    recipe_option: opt.RecipeName = None,
     sets: opt.Sets = None,
     family: opt.FamilyName = None,
     seeds: opt.Seeds = None,
@@ -105,7 +106,7 @@ def run(
     as_json: opt.Json = False,
 ) -> None:
     """Run every experiment of a recipe. Finished runs are skipped; interrupted runs resume."""
-    grid = grid_from_options(recipe, sets, family, seeds, arms, out, data_dir, shard)
+    grid = grid_from_options(opt.recipe_name(recipe, recipe_option), sets, family, seeds, arms, out, data_dir, shard)
     scheduling = Scheduling(workers, executor, address, stack)
     check_and_launch(grid, scheduling, processes)
     execution = Execution(micro_batch, threads, save_every, grid.log_every, checkpointing=checkpointing)
@@ -179,7 +180,8 @@ def _print_end(grid: StudyGrid, as_json: bool) -> None:
 
 
 def plan(
-    recipe: opt.RecipeName = "lora-scan",
+    recipe: opt.RecipeArgument = None,
+    recipe_option: opt.RecipeName = None,
     sets: opt.Sets = None,
     family: opt.FamilyName = None,
     seeds: opt.Seeds = None,
@@ -196,7 +198,7 @@ def plan(
 ) -> None:
     """Show the grid: its runs, their steps and what is done. Nothing is loaded or downloaded."""
     scheduling = Scheduling(stack=stack)
-    study = grid_from_options(recipe, sets, family, seeds, arms, out, data_dir, shard)
+    study = grid_from_options(opt.recipe_name(recipe, recipe_option), sets, family, seeds, arms, out, data_dir, shard)
     rows = tables.rows_of(study.selected, study.folder)
     room = card_bytes(card) if card is not None else this_card()
     for row in () if as_json else rows:  # what is foreseen takes its time

@@ -25,7 +25,8 @@ from petransfer.training.execution import Execution
 
 
 def sweep(
-    recipe: opt.RecipeName = "lora-scan",
+    recipe: opt.RecipeArgument = None,
+    recipe_option: opt.RecipeName = None,
     rates: Annotated[str | None, typer.Option(help="Rates, as 1e-3,2e-3,4e-3, the same for all.")] = None,
     factors: Annotated[
         str | None, typer.Option(help="Factors of the recipe's own rates, in place of --rates; 0.5,1,2.")
@@ -53,8 +54,10 @@ def sweep(
     as_json: opt.Json = False,
 ) -> None:
     """Find each arm's and method's learning rate on dev, and say it as the recipe takes it. No test set is touched."""
-    whole = grid_from_options(recipe, sets, family, None, None, out, data_dir)  # as `run` takes it
-    part = grid_from_options(recipe, sets, family, seeds, arms, out, data_dir)
+    whole = grid_from_options(
+        opt.recipe_name(recipe, recipe_option), sets, family, None, None, out, data_dir
+    )  # as `run` takes it
+    part = grid_from_options(opt.recipe_name(recipe, recipe_option), sets, family, seeds, arms, out, data_dir)
     cells = sweep_cells(part.cells, _numbers("--rates", rates), _factors(rates, factors), steps)
     mine = parse_shard(shard).of(cells) if shard else cells
     plain = part.recipe.model_copy(update={"effects": []})  # nothing is judged

@@ -1,10 +1,12 @@
-"""`train`: the short form, from a model and data to an adapter, by way of an ordinary recipe."""
+"""`train`: the short way from a model and data to an adapter, by an ordinary recipe."""
 
 from __future__ import annotations
 
-import sys
+import json
+import logging
+import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 import yaml
@@ -12,94 +14,193 @@ import yaml
 from petransfer.cli.fit import show
 from petransfer.cli.options import Checkpointing, Cpu, Force, Json, parse_seeds
 from petransfer.cli.run import own_runs, run_grid
-from petransfer.errors import UserError
-from petransfer.memory.advice import OF_TRAIN, it_would
-from petransfer.memory.study_memory import demand_of, met_new_tokens, this_card
-from petransfer.recipe.loading import validate
+from petransfer.memory.advice import OF_TRAIN
+from petransfer.memory.study_memory import this_card
 from petransfer.recipe.methods import METHODS
 from petransfer.study.grid import notes
-from petransfer.study.launched_processes import splits_tensors
-from petransfer.study.quick_recipe import Wishes, refuse_another, short_recipe, with_whole_places
+from petransfer.study.quick_recipe import TrainRequest
 from petransfer.study.scheduling import Scheduling
 from petransfer.study.settings import Settings
-from petransfer.study.study import StudyGrid, grid_of
+from petransfer.study.train_study import TrainStudy, memory_of, refuse_too_large, small_data_note, train_study
+from petransfer.study.train_summary import TrainSummary, summaries
 from petransfer.training.execution import Execution
+
+logger = logging.getLogger(__name__)
+
+_LENGTH = "Training length"
+_DATA = "Data"
 
 
 def train(
     model: Annotated[str, typer.Argument(help="A hub id, a folder, or nano/<arm>.")],
-    data: Annotated[str, typer.Argument(help="A tsv, csv, jsonl or parquet file, or what `datasets` loads.")],
+    data: Annotated[str, typer.Argument(help="A file (tsv, csv, json, jsonl, parquet), a folder or a hub id.")],
     method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")] = "lora",
-    rank: Annotated[int | None, typer.Option(min=1, help="The rank, of LoRA and its kin; 16.")] = None,
-    bits: Annotated[int | None, typer.Option(help="32, 16, 8 or 4; 16 on a GPU, 32 elsewhere.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps; three epochs, from 300 to 20,000.")] = None,
-    epochs: Annotated[float | None, typer.Option(min=0.0, help="Epochs, in place of steps.")] = None,
-    lr: Annotated[float | None, typer.Option(help="The peak rate; by the model's family and the method.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Examples a step; 16.")] = None,
-    max_length: Annotated[int | None, typer.Option(min=1, help="Refuse rows of more pieces. Nothing is cut.")] = None,
-    prefix: Annotated[str | None, typer.Option(help="Goes before every input; by the model's family.")] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds, as 0,1,2 or 0-5.")] = "0",
-    dev: Annotated[str | None, typer.Option(help="A file, a share or a number of rows; a tenth.")] = None,
-    test: Annotated[str | None, typer.Option(help="A file, a share or a number of rows; a tenth.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The folder; results/<data>-<model> unless given.")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="The rank of LoRA and similar methods; default 16.")] = None,
+    bits: Annotated[int | None, typer.Option(help="32, 16, 8 or 4; default 16 on a GPU, 32 on a CPU.")] = None,
+    early_stopping: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            rich_help_panel=_LENGTH,
+            help="Stop after so many evaluations on dev without an improvement, and keep the best weights; default 6, "
+            "0 turns it off.",
+        ),
+    ] = None,
+    max_steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            rich_help_panel=_LENGTH,
+            help="Stop at this step at the latest; default 20 epochs, 2,000 to 20,000 steps.",
+        ),
+    ] = None,
+    max_minutes: Annotated[
+        float | None, typer.Option(min=0.0, rich_help_panel=_LENGTH, help="Stop after so many minutes.")
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, rich_help_panel=_LENGTH, help="Train exactly so many optimiser steps."),
+    ] = None,
+    epochs: Annotated[
+        float | None, typer.Option(min=0.0, rich_help_panel=_LENGTH, help="Train exactly so many epochs.")
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option("--learning-rate", "--lr", help="Peak learning rate; default by model family and method."),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", "--batch", min=1, help="Examples in an optimiser step; default 16.")
+    ] = None,
+    input_column: Annotated[
+        str | None, typer.Option(rich_help_panel=_DATA, help="The column with the inputs; default input.")
+    ] = None,
+    target_column: Annotated[
+        str | None, typer.Option(rich_help_panel=_DATA, help="The column with the targets; default target.")
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(rich_help_panel=_DATA, help="Make the input from columns: 'summarize: {document}'."),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(rich_help_panel=_DATA, help="Another metric for the test set, such as rouge. Repeatable."),
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, rich_help_panel=_DATA, help="Refuse rows with more tokens. Nothing is cut.")
+    ] = None,
+    prefix: Annotated[
+        str | None, typer.Option(rich_help_panel=_DATA, help="Text before every input; default by model family.")
+    ] = None,
+    dev: Annotated[
+        str | None, typer.Option(rich_help_panel=_DATA, help="A file, a share (0.1) or a number of rows; default 0.1.")
+    ] = None,
+    test: Annotated[
+        str | None, typer.Option(rich_help_panel=_DATA, help="A file, a share (0.1) or a number of rows; default 0.1.")
+    ] = None,
     skip_bad_rows: Annotated[
-        bool, typer.Option("--skip-bad-rows", help="Leave broken rows out and list them.")
+        bool, typer.Option("--skip-bad-rows", rich_help_panel=_DATA, help="Leave unusable rows out and list them.")
     ] = False,
-    sets: Annotated[list[str] | None, typer.Option("--set", help="Any key of the recipe, as for run.")] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Show the recipe and what it takes; train nothing.")] = False,
+    seeds: Annotated[str, typer.Option(help="Seeds, as 0,1,2 or 0-5: one training for each.")] = "0",
+    out: Annotated[Path | None, typer.Option(help="The folder; default results/<data>-<model>.")] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="Set any key of the recipe: --set train.warmup=0.1. Repeatable.")
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Show the recipe, the data and the memory; train nothing.")
+    ] = False,
     checkpointing: Checkpointing = False,
     cpu: Cpu = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Train a model on your own data: write a recipe, say what it takes, train, and score on rows held out."""
-    if steps is not None and epochs is not None:
-        raise UserError("--steps and --epochs say the same thing; give one of them")
+    """Train a model on your own data until it stops improving, score it on rows held out, and save the adapter."""
     card = None if cpu else this_card()
-    wishes = Wishes(
-        method, rank, bits, steps, epochs, lr, batch_size, max_length, prefix, tuple(parse_seeds(seeds)), dev, test,
-        skip_bad_rows,
+    request = TrainRequest(
+        method, rank, bits, steps, epochs, max_steps, early_stopping, max_minutes, learning_rate, batch_size,
+        max_length, prefix, tuple(parse_seeds(seeds)), dev, test, input_column, target_column, template,
+        tuple(metric or ()), skip_bad_rows,
     )  # fmt: skip
-    content = short_recipe(model, data, wishes, sets or [], card is not None)
-    recipe = with_whole_places(validate(content, "the recipe that this command stands for"))
-    study = grid_of(recipe, out)
-    if not plan:
-        refuse_another(study.folder, recipe)
-    if not as_json:
-        print(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110))
-    _say_fit(study, card, checkpointing, force, as_json)
-    if plan:
-        for line in notes(recipe):
-            print(line, file=sys.stderr)
+    training = train_study(model, data, request, sets or [], out, card is not None)
+    grid = training.grid
+    fit = memory_of(grid, card, checkpointing)
+    if plan and as_json:
+        print(json.dumps({"recipe": training.recipe, "rows": training.rows, "folder": str(grid.folder.path)}, indent=1))
         return
-    settings = Settings(Execution(log_every=study.log_every, checkpointing=checkpointing), cpu=cpu, force=force)
-    run_grid(study, own_runs(study), settings, Scheduling(), as_json)
-    _say_next(study)
-
-
-def _say_fit(study: StudyGrid, card: int | None, checkpointing: bool, force: bool, as_json: bool) -> None:
-    from petransfer.memory.planner import plan
-    from petransfer.models.architecture import configuration
-    from petransfer.models.library_output import silence_libraries
-    from petransfer.models.quantization import refuse_already_quantized
-
-    silence_libraries()
-    spec = study.cells[0].spec
-    config, own_head = configuration(spec.checkpoint)
-    refuse_already_quantized(config, spec.checkpoint.name)
-    demand = demand_of(spec, checkpointing, "cuda" if card else "cpu")
-    found = plan(config, spec.checkpoint, demand, own_head, card, met_new_tokens(spec, config))
+    if plan:
+        print(yaml.safe_dump(training.recipe, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110))
+        show(grid.cells[0].spec.checkpoint.name, fit, words=OF_TRAIN)
     if not as_json:
-        show(spec.checkpoint.name, found, words=OF_TRAIN)
-    if not found.fits and not force and not splits_tensors():
-        advice = it_would(found.advice, OF_TRAIN)
-        raise UserError(f"{spec.checkpoint.name} does not fit this card{advice}; --force tries all the same")
+        for line in describe(training):
+            print(line)
+    if training.note:
+        logger.info(training.note)
+    refuse_too_large(grid, fit, force)
+    if plan:
+        for line in notes(grid.recipe):
+            logger.info(line)
+        return
+    settings = Settings(Execution(log_every=grid.log_every, checkpointing=checkpointing), cpu=cpu, force=force)
+    run_grid(grid, own_runs(grid), settings, Scheduling(), as_json)
+    if not as_json:
+        print_summaries(training, cpu)
 
 
-def _say_next(study: StudyGrid) -> None:
-    done: list[Any] = [cell for cell in study.cells if study.folder.run(cell.run_id).done]
-    for cell in done:
-        folder = study.folder.run(cell.run_id).path
-        kind = "adapter" if (folder / "adapter").is_dir() else "model"
-        print(f"seed {cell.seed}: {folder / kind}; ask it: petransfer predict {folder} TEXT", file=sys.stderr)
-    print(f"the recipe: petransfer run --recipe {study.folder.path / 'recipe.yaml'}", file=sys.stderr)
+def describe(training: TrainStudy) -> list[str]:
+    """Say in a few lines what is trained, on what, for how long, and where it is saved."""
+    grid, rows = training.grid, training.rows
+    spec = grid.cells[0].spec
+    train, method = spec.train, grid.cells[0].method
+    epochs = train.steps * train.batch_size / max(1, rows["train"])
+    stopping = train.early_stopping
+    length = f"{train.steps:,} steps of {train.batch_size} examples, {epochs:.3g} epochs"
+    if stopping:
+        length = f"at most {length}; stops when {stopping.patience} evaluations on dev show no improvement"
+    lines = [
+        f"data: {rows['train']:,} training, {rows['dev']:,} dev and {rows['test']:,} test rows",
+        f"model: {spec.checkpoint.name}, {method}, learning rate {train.learning_rate:g}",
+        f"length: {length}",
+        f"folder: {grid.folder.path}",
+    ]
+    note = small_data_note(rows)
+    return [*lines, note] if note else lines
+
+
+def print_summaries(training: TrainStudy, cpu: bool) -> None:
+    """Print the scores, the reason for stopping, sample predictions and the next commands."""
+    found = summaries(training.grid)
+    for one in found:
+        head = f"seed {one.cell.seed}: " if len(found) > 1 else ""
+        print(f"{head}{one.scores}")
+        print(f"{head}{one.stopped}")
+        if one.advice:
+            print(f"{head}{one.advice}")
+    if not found:
+        return
+    best = found[0]
+    for sample in best.samples:
+        mark = "right" if sample.correct else "wrong"
+        print(f"  {_short(sample.input)} -> {_short(sample.prediction)} ({mark}; target {_short(sample.target)})")
+    for line in next_commands(best, training):
+        print(line)
+
+
+def next_commands(best: TrainSummary, training: TrainStudy) -> list[str]:
+    """Return the commands that one needs after a training, with paths that exist."""
+    study = training.grid.folder.path
+    place = study if len(training.grid.cells) == 1 else best.folder.path
+    text = best.samples[0].input if best.samples else "TEXT"
+    kind = "adapter" if (best.folder.path / "adapter").is_dir() else "model"
+    shown = shlex.quote(text if len(text) <= 40 and text.isprintable() else "TEXT")
+    lines = [f"{kind}: {best.folder.path / kind}", f"  petransfer predict {shlex.quote(str(place))} {shown}"]
+    lines.append(f"  petransfer report {shlex.quote(str(study))}")
+    if kind == "adapter":
+        lines.append(f"  petransfer adapter push {shlex.quote(str(place))} USER/NAME")
+    recipe = shlex.quote(str(study / "recipe.yaml"))
+    lines.append(f"  petransfer run {recipe} --out {shlex.quote(str(study))}  (the same training again)")
+    return lines
+
+
+def _short(text: str, most: int = 60) -> str:
+    """Return a text in one line of at most `most` characters, in quotes."""
+    one_line = " ".join(text.split())
+    return repr(one_line if len(one_line) <= most else f"{one_line[: most - 3]}...")

@@ -1,128 +1,206 @@
-"""From a model and data to an ordinary recipe: the defaults of the short form `train`."""
+"""The recipe that `train` stands for: a model, data and a few settings, with defaults for everything else."""
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from petransfer.errors import UserError
 from petransfer.models.registry import CONTROLS, checkpoint_spec, is_embedded
-from petransfer.recipe.loading import load_recipe, put, validate
+from petransfer.recipe.loading import put, validate
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.schema import FamilyPart, Recipe
-from petransfer.study.folders import StudyFolder
-from petransfer.study.grid import resolve
+from petransfer.study.grid import resolve, task_of
 
-# Training is so many epochs unless told otherwise, within these bounds of steps: a handful of rows needs to be seen
-# often, and of very many a part will do.
-EPOCHS, FEWEST, MOST = 3, 300, 20_000
+# By default training ends when the dev set no longer improves, and after so many epochs at the latest, within these
+# bounds of steps: a few rows must be seen many times, and a part of very many rows is enough.
+EPOCHS, FEWEST_STEPS, MOST_STEPS = 20, 2_000, 20_000
+# Training is evaluated on dev so many times at most, and not more often than every so many steps.
+EVALUATIONS, EVALUATE_EVERY = 40, 50
+PATIENCE = 6
 BATCH = 16
 
-# LoRA's peak rates, as the families' own papers and LoRA's users settled on them; T5's like larger ones than others.
-# The embedded family's is that of the shipped recipes, found on dev sets.
+# LoRA's peak learning rates, as the papers of the model families and users of LoRA settled on them. The embedded
+# family's is that of the shipped recipes, found on dev sets. Other methods multiply it by a factor of their own.
 NANO, T5, SEQ2SEQ, DECODER = 2e-3, 1e-3, 5e-4, 2e-4
 _T5_TYPES = frozenset({"t5", "mt5", "longt5", "umt5"})
-# These were trained on many tasks at once and told which by the beginning of the input.
+# These were trained on many tasks at once; the beginning of the input names the task.
 _PREFIXED = re.compile(r"(google-t5/)?t5-(small|base|large|3b|11b)(@.*)?")
 PREFIX = "answer: "
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What a user may say; None leaves it to the defaults."""
+class TrainRequest:
+    """Everything that `train` can be asked for; None leaves a value to the defaults.
+
+    Attributes:
+        method: The PEFT method, or `full` for all weights.
+        rank, bits: Of the method.
+        steps: A fixed number of optimiser steps; turns early stopping off unless `early_stopping` is given.
+        epochs: The same as a number of passes over the training rows.
+        max_steps: The largest number of steps, where early stopping decides when training ends.
+        early_stopping: The patience, in evaluations on dev without an improvement; 0 turns early stopping off.
+        max_minutes: The longest training time in minutes.
+        learning_rate, batch_size: Of the optimiser; the batch is in examples.
+        max_length: Refuse rows with more tokens.
+        prefix: Text in front of every input.
+        seeds: One training for each seed.
+        dev, test: A file, a share of the rows, or a number of rows.
+        input_column, target_column: The columns of the data that hold input and target.
+        template: Makes the input from several columns, such as `summarize: {document}`.
+        metrics: The metrics that the test set is scored with beside exact match.
+        skip_bad_rows: Leave unusable rows out and list them.
+        options: Other options of the task `lines`, such as `delimiter`.
+    """
 
     method: str = "lora"
     rank: int | None = None
     bits: int | None = None
     steps: int | None = None
     epochs: float | None = None
-    rate: float | None = None
+    max_steps: int | None = None
+    early_stopping: int | None = None
+    max_minutes: float | None = None
+    learning_rate: float | None = None
     batch_size: int | None = None
     max_length: int | None = None
     prefix: str | None = None
     seeds: tuple[int, ...] = (0,)
-    dev: str | None = None
-    test: str | None = None
+    dev: str | float | None = None
+    test: str | float | None = None
+    input_column: str | None = None
+    target_column: str | None = None
+    template: str | None = None
+    metrics: tuple[str, ...] = ()
     skip_bad_rows: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.epochs is not None:
+            raise UserError("--steps and --epochs both set the length of the training; give one of them")
+        if self.max_steps is not None and (self.steps is not None or self.epochs is not None):
+            raise UserError("--max-steps limits a training that ends by early stopping; remove --steps and --epochs")
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether early stopping decides when training ends."""
+        if self.early_stopping is not None:
+            return self.early_stopping > 0
+        return self.steps is None and self.epochs is None
 
 
-def short_recipe(model: str, data: str, wishes: Wishes, overrides: list[str], on_card: bool) -> dict[str, Any]:
-    """The recipe, as plain values, that trains `model` on `data`; its rows are read and checked here.
+def recipe_for(model: str, data: str, request: TrainRequest, overrides: list[str], on_card: bool) -> dict[str, Any]:
+    """Return the recipe, as plain values, that trains `model` on `data`. The rows are read and checked.
 
-    overrides: `a.b=c`, put in last. on_card: whether there is a GPU.
+    Args:
+        overrides: `a.b=c`, applied last.
+        on_card: Whether there is a GPU.
 
     Raises:
-        UserError: the model or the data cannot be had, or a wish is no recipe's.
+        UserError: The model or the data cannot be found or read, or the request is not valid.
     """
     spec = checkpoint_spec(model)
     arm = _word(model.partition("@")[0].rstrip("/").split("/")[-1])
     arm = f"my-{arm}" if arm in CONTROLS else arm
     stem = _word(Path(data.partition("@")[0]).name.split(".")[0])
-    nano = is_embedded(spec.name)
+    embedded = is_embedded(spec.name)
     content: dict[str, Any] = {
         "name": f"{stem}-{arm}",
-        "task": {"name": "lines", "options": _options(data, wishes)},
+        "task": {"name": "lines", "options": _options(data, request)},
         "family": {"name": arm, "arms": {arm: model}},
         "arms": [arm],
-        "methods": [_method(wishes, nano, on_card)],
-        "seeds": list(wishes.seeds),
-        "train": {"steps": FEWEST, "batch_size": BATCH, "learning_rate": 1e-3},
+        "methods": [_method(request, embedded, on_card)],
+        "seeds": list(request.seeds),
+        "train": {"steps": FEWEST_STEPS, "batch_size": BATCH, "learning_rate": 1e-3},
     }
     for override in overrides:
         put(content, override)
     recipe = resolve(validate(content, "the recipe that this command stands for"))
-    content["task"] |= {"options": recipe.task.options, "metrics": recipe.task.metrics}
-    _fill(content, recipe, model, wishes)
-    for override in overrides:  # what was said outright stands above what was worked out
+    metrics = list(dict.fromkeys([*(recipe.task.metrics or ()), *request.metrics]))
+    content["task"] |= {"options": recipe.task.options, "metrics": metrics}
+    _fill(content, recipe, model, request)
+    for override in overrides:  # what is given explicitly takes precedence over defaults
         put(content, override)
     return content
 
 
-def _options(data: str, wishes: Wishes) -> dict[str, Any]:
-    options: dict[str, Any] = {"train": data, "dev": wishes.dev, "test": wishes.test, "max_length": wishes.max_length}
-    options["bad_rows"] = "skip" if wishes.skip_bad_rows else None
+def _options(data: str, request: TrainRequest) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "train": data,
+        "dev": request.dev,
+        "test": request.test,
+        "max_length": request.max_length,
+        "input": request.input_column,
+        "target": request.target_column,
+        "template": request.template,
+        "bad_rows": "skip" if request.skip_bad_rows else None,
+        **request.options,
+    }
     return {key: value for key, value in options.items() if value is not None}
 
 
-def _method(wishes: Wishes, nano: bool, on_card: bool) -> dict[str, Any]:
-    method: dict[str, Any] = {"name": wishes.method}
-    method["bits"] = (16 if on_card and not nano else 32) if wishes.bits is None else wishes.bits
-    declared = METHODS.lookup(wishes.method)
+def _method(request: TrainRequest, embedded: bool, on_card: bool) -> dict[str, Any]:
+    method: dict[str, Any] = {"name": request.method}
+    method["bits"] = (16 if on_card and not embedded else 32) if request.bits is None else request.bits
+    declared = METHODS.lookup(request.method)
     keys = declared.keys
-    if wishes.rank is not None and "rank" not in keys:
+    if request.rank is not None and "rank" not in keys:
         raise UserError(f"--rank: {declared.does_not_take('rank')}")
     if declared.trains_all_weights:
-        return method | ({"rate_scaling": "rms"} if nano else {})
-    method |= {"rank": 16 if wishes.rank is None else wishes.rank} if "rank" in keys else {}
-    return method | ({"embeddings": "new"} if nano and "embeddings" in keys else {})
+        return method | ({"rate_scaling": "rms"} if embedded else {})
+    method |= {"rank": 16 if request.rank is None else request.rank} if "rank" in keys else {}
+    return method | ({"embeddings": "new"} if embedded and "embeddings" in keys else {})
 
 
-def _fill(content: dict[str, Any], recipe: Recipe, model: str, wishes: Wishes) -> None:
-    """Rate and prefix by the model's family, steps by the number of rows."""
-    from petransfer.models.architecture import configuration
+def _fill(content: dict[str, Any], recipe: Recipe, model: str, request: TrainRequest) -> None:
+    """Fill in learning rate and prefix by the model's family, and the length of the training by the number of rows."""
+    from petransfer.models.architecture import configuration  # imports transformers
 
     spec = checkpoint_spec(model)
     config, _ = configuration(spec)
-    told = bool(_PREFIXED.fullmatch(model)) or bool(getattr(config, "task_specific_params", None))
-    prefix = wishes.prefix if wishes.prefix is not None else PREFIX if told else ""
-    content["task"]["prefix"] = prefix
+    prefixed = bool(_PREFIXED.fullmatch(model)) or bool(getattr(config, "task_specific_params", None))
+    content["task"]["prefix"] = request.prefix if request.prefix is not None else PREFIX if prefixed else ""
     rows = _rows(recipe)
-    batch = wishes.batch_size or min(BATCH, rows)
-    rate = default_rate(wishes.method, config, is_embedded(spec.name)) if wishes.rate is None else wishes.rate
-    length: dict[str, Any] = {"steps": wishes.steps} if wishes.epochs is None else {"epochs": wishes.epochs}
-    if wishes.steps is None and wishes.epochs is None:
-        length = {"steps": min(MOST, max(FEWEST, math.ceil(EPOCHS * rows / batch)))}
-    content["train"] = {**length, "batch_size": batch, "learning_rate": rate}
+    batch = request.batch_size or min(BATCH, rows)
+    rate = request.learning_rate
+    if rate is None:
+        rate = default_rate(request.method, config, is_embedded(spec.name))
+    content["train"] = {**_length(request, rows, batch), "batch_size": batch, "learning_rate": rate}
+
+
+def _length(request: TrainRequest, rows: int, batch: int) -> dict[str, Any]:
+    """Return how long training lasts, as keys of a recipe's `train`."""
+    length: dict[str, Any]
+    if request.epochs is not None:
+        length, most = {"epochs": request.epochs}, math.ceil(request.epochs * rows / batch)
+    else:
+        default = min(MOST_STEPS, max(FEWEST_STEPS, math.ceil(EPOCHS * rows / batch)))
+        most = request.steps or request.max_steps or default
+        length = {"steps": most}
+    if request.stops_early:
+        stopping: dict[str, Any] = {
+            "patience": request.early_stopping or PATIENCE,
+            "every": min(most, max(EVALUATE_EVERY, most // EVALUATIONS)),
+        }
+        length["early_stopping"] = stopping | ({"max_minutes": request.max_minutes} if request.max_minutes else {})
+    elif request.max_minutes:
+        raise UserError("--max-minutes needs early stopping: add --early-stopping 6, or remove --steps and --epochs")
+    return length
 
 
 def default_rate(method: str, config: Any, nano: bool) -> float:
-    """The peak rate of a method on a family. config: the checkpoint's. nano: it is of the embedded family.
+    """Return the default peak learning rate of a method on a model family.
+
+    Args:
+        config: The checkpoint's configuration.
+        nano: Whether the checkpoint is one of the embedded family.
 
     Raises:
-        UserError: there is no such method.
+        UserError: The method is unknown.
     """
     hub = DECODER if not config.is_encoder_decoder else T5 if config.model_type in _T5_TYPES else SEQ2SEQ
     declared = METHODS.lookup(method)
@@ -131,16 +209,14 @@ def default_rate(method: str, config: Any, nano: bool) -> float:
 
 
 def _rows(recipe: Recipe) -> int:
-    from petransfer.study.grid import task_of
-
     task = task_of(recipe)
     return task.train_size(task.splits[0])
 
 
-def with_whole_places(recipe: Recipe) -> Recipe:
-    """The recipe with the files and folders that it names by their whole paths, so that it serves from anywhere.
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """Return the recipe with absolute paths of its files and folders, so that it can be run from any folder.
 
-    No run's id changes by it.
+    The ids of its runs stay the same.
     """
     options = dict(recipe.task.options)
     for part in ("train", "dev", "test"):
@@ -162,23 +238,6 @@ def with_whole_places(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update=changes)
 
 
-def refuse_another(folder: StudyFolder, recipe: Recipe) -> None:
-    """Looks whether the folder's finished runs are all of this recipe, which may have more seeds.
-
-    Raises:
-        UserError: they are not: they would be in no table any more.
-    """
-    kept = folder.path / "recipe.yaml"
-    if not kept.is_file() or not any(folder.run(name).done for name in folder.names()):
-        return
-    other = with_whole_places(load_recipe(str(kept)))
-    keys = ("name", "task", "family", "arms", "methods", "train", "data_dir")
-    unlike = [key for key in keys if getattr(other, key) != getattr(recipe, key)]
-    unlike += [] if set(other.seeds) <= set(recipe.seeds) else ["seeds"]
-    if unlike:
-        raise UserError(f"{folder.path} holds runs of a recipe with other {', '.join(unlike)}; take another --out")
-
-
 def _word(text: str) -> str:
-    """What may stand in a recipe's name and in a table."""
+    """Return the text with only letters, digits, dots, dashes and underscores."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._") or "mine"

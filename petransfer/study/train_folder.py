@@ -1,0 +1,74 @@
+"""Choose the folder of a training: the one of an earlier training with the same settings, or a new one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from petransfer.errors import UserError
+from petransfer.recipe.loading import load_recipe
+from petransfer.recipe.schema import Recipe
+from petransfer.study.folders import StudyFolder
+from petransfer.study.quick_recipe import with_absolute_paths
+
+_COMPARED = ("name", "task", "family", "arms", "methods", "train", "data_dir")
+
+
+def choose_folder(recipe: Recipe, out: Path | None) -> tuple[Path, str]:
+    """Return the folder for a training, and a sentence about the choice where the usual folder is taken.
+
+    A folder is reused when its finished and interrupted runs belong to the same recipe, with the same or fewer seeds.
+    Otherwise the next free one of `results/NAME-2`, `results/NAME-3`, ... is chosen, unless `out` was given.
+
+    Raises:
+        UserError: `out` holds runs of a recipe with other settings.
+    """
+    usual = out or Path("results") / recipe.name
+    difference = differences(usual, recipe)
+    if not difference:
+        return usual, ""
+    taken = f"{usual} holds a training with {'; '.join(difference[:3])}"
+    if out is not None:
+        raise UserError(f"{taken}; use --out for a new folder")
+    numbered = (usual.with_name(f"{usual.name}-{number}") for number in itertools.count(2))
+    chosen = next(folder for folder in numbered if not differences(folder, recipe))
+    return chosen, f"{taken}; this training goes to {chosen}"
+
+
+def differences(folder: Path, recipe: Recipe) -> list[str]:
+    """Return how the recipe of a folder with runs differs from another, one phrase a key; empty where it may be used.
+
+    Raises:
+        UserError: The folder's recipe cannot be read.
+    """
+    study, kept = StudyFolder(folder), folder / "recipe.yaml"
+    if not kept.is_file() or not any(study.run(name).status() in _WORTH_KEEPING for name in study.names()):
+        return []
+    other = with_absolute_paths(load_recipe(str(kept)))
+    theirs, ours = (one.model_dump(mode="json", include=set(_COMPARED)) for one in (other, recipe))
+    found = [f"{key}={_short(old)} (you asked for {_short(new)})" for key, old, new in _unlike(theirs, ours)]
+    if not set(other.seeds) <= set(recipe.seeds):
+        found.append(f"seeds={_short(other.seeds)} (you asked for {_short(recipe.seeds)})")
+    return found
+
+
+_WORTH_KEEPING = ("done", "interrupted", "running")
+
+
+def _unlike(old: Any, new: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield the keys in which two nested values differ, with both values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(key for key in new if key not in old)]:
+            yield from _unlike(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for at, (one, other) in enumerate(zip(old, new, strict=True)):
+            yield from _unlike(one, other, f"{place}.{at}")
+    elif old != new:
+        yield place, old, new
+
+
+def _short(value: Any) -> str:
+    text = "not set" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

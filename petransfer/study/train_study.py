@@ -1,0 +1,106 @@
+"""From a model and data to a study of one arm: what `petransfer train` and `petransfer.train` do before training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from petransfer.errors import UserError
+from petransfer.memory.advice import OF_TRAIN, it_would
+from petransfer.memory.study_memory import demand_of, met_new_tokens
+from petransfer.recipe.loading import validate
+from petransfer.study.folders import StudyFolder
+from petransfer.study.grid import task_of
+from petransfer.study.launched_processes import splits_tensors
+from petransfer.study.quick_recipe import TrainRequest, recipe_for, with_absolute_paths
+from petransfer.study.study import StudyGrid, grid_of
+from petransfer.study.train_folder import choose_folder
+
+if TYPE_CHECKING:
+    from petransfer.memory.planner import Fit
+
+# With fewer rows than this in dev or test, one row more or less moves the score by more than 5 points.
+FEW_ROWS = 20
+
+
+@dataclass(frozen=True)
+class TrainStudy:
+    """A training that is ready to start.
+
+    Attributes:
+        recipe: The recipe as plain values, with paths as the user wrote them.
+        grid: Its runs, one for each seed, and their folder.
+        note: Why the usual folder was not taken; empty where it was.
+    """
+
+    recipe: dict[str, Any]
+    grid: StudyGrid
+    note: str = ""
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """The number of rows in train, dev and test."""
+        return rows_of_parts(self.grid)
+
+
+def train_study(
+    model: str, data: str, request: TrainRequest, overrides: list[str], out: Path | None, on_card: bool
+) -> TrainStudy:
+    """Make the recipe of a training and choose its folder. Nothing is written.
+
+    Raises:
+        UserError: The model, the data or the request is not valid, or `out` holds a training with other settings.
+    """
+    content = recipe_for(model, data, request, overrides, on_card)
+    recipe = with_absolute_paths(validate(content, "the recipe that this command stands for"))
+    folder, note = choose_folder(recipe, out)
+    grid = grid_of(recipe, folder)
+    return TrainStudy(content, StudyGrid(grid.recipe, grid.cells, StudyFolder(folder), grid.cells), note)
+
+
+def rows_of_parts(grid: StudyGrid) -> dict[str, int]:
+    """Return the number of rows in train, dev and test of a study on the user's own data."""
+    about: dict[str, Any] = task_of(grid.recipe).about()  # type: ignore[attr-defined]
+    return {part: int(about["sizes"][part]) for part in ("train", "dev", "test")}
+
+
+def small_data_note(rows: dict[str, int]) -> str:
+    """Return a sentence about dev or test sets that are too small for reliable scores; empty where they are not."""
+    small = [
+        f"{rows[part]} {part} row{'s' if rows[part] != 1 else ''}" for part in ("dev", "test") if rows[part] < FEW_ROWS
+    ]
+    if not small:
+        return ""
+    least = min(rows[part] for part in ("dev", "test"))
+    return (
+        f"only {' and '.join(small)}: one row more or less changes a score by {100 / max(1, least):.0f} points. "
+        "More data, or a larger --dev and --test, gives reliable scores."
+    )
+
+
+def memory_of(grid: StudyGrid, card: int | None, checkpointing: bool) -> Fit:
+    """Return what training the first run takes of memory.
+
+    Raises:
+        UserError: The checkpoint is quantised already, or cannot be found.
+    """
+    from petransfer.memory.planner import plan  # imports torch
+    from petransfer.models.architecture import configuration
+    from petransfer.models.library_output import silence_libraries
+    from petransfer.models.quantization import refuse_already_quantized
+
+    silence_libraries()
+    spec = grid.cells[0].spec
+    config, own_head = configuration(spec.checkpoint)
+    refuse_already_quantized(config, spec.checkpoint.name)
+    demand = demand_of(spec, checkpointing, "cuda" if card else "cpu")
+    return plan(config, spec.checkpoint, demand, own_head, card, met_new_tokens(spec, config))
+
+
+def refuse_too_large(grid: StudyGrid, fit: Fit, force: bool) -> None:
+    """Raise UserError where a training does not fit the card, unless `force`."""
+    if fit.fits or force or splits_tensors():
+        return
+    name = grid.cells[0].spec.checkpoint.name
+    raise UserError(f"{name} does not fit this card{it_would(fit.advice, OF_TRAIN)}; --force tries all the same")
