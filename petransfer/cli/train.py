@@ -186,17 +186,20 @@ def print_summaries(training: TrainStudy, cpu: bool) -> None:
 
 def next_commands(best: TrainSummary, training: TrainStudy) -> list[str]:
     """Return the commands that one needs after a training, with paths that exist."""
-    study = training.grid.folder.path
-    place = study if len(training.grid.cells) == 1 else best.folder.path
+    study, run = training.grid.folder.path, shlex.quote(str(best.folder.path))
     text = best.samples[0].input if best.samples else "TEXT"
     kind = "adapter" if (best.folder.path / "adapter").is_dir() else "model"
-    shown = shlex.quote(text if len(text) <= 40 and text.isprintable() else "TEXT")
-    lines = [f"{kind}: {best.folder.path / kind}", f"  petransfer predict {shlex.quote(str(place))} {shown}"]
-    lines.append(f"  petransfer report {shlex.quote(str(study))}")
+    example = shlex.quote(text if len(text) <= 40 and text.isprintable() else "TEXT")
+    lines = [
+        f"{kind}: {best.folder.path / kind}",
+        "next:",
+        f"  petransfer predict {run} {example}",
+        f"  petransfer report {shlex.quote(str(study))}",
+    ]
     if kind == "adapter":
-        lines.append(f"  petransfer adapter push {shlex.quote(str(place))} USER/NAME")
-    recipe = shlex.quote(str(study / "recipe.yaml"))
-    lines.append(f"  petransfer run {recipe} --out {shlex.quote(str(study))}  (the same training again)")
+        lines.append(f"  petransfer adapter push {run} USER/NAME")
+    lines.append("the same training again, from its recipe:")
+    lines.append(f"  petransfer run {shlex.quote(str(study / 'recipe.yaml'))} --out {shlex.quote(str(study))}")
     return lines
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -42,20 +43,32 @@ def test_ten_lines_one_command_an_adapter(
     write(elsewhere / "pairs.tsv")
     assert call(monkeypatch, "train", "nano/english", "pairs.tsv", "--steps", "120", "--cpu") == 0
     said = capsys.readouterr()
-    printed = yaml.safe_load(said.out.split("\n\n")[0])
-    assert printed["task"]["options"]["train"] == "pairs.tsv"
-    assert printed["train"] == {"steps": 120, "batch_size": 8, "learning_rate": 2e-3}
-    assert "weights (float32)" in said.out  # what fit says
+    assert "data: 8 training, 1 dev and 1 test rows" in said.out
+    assert "only 1 dev row and 1 test row" in said.out  # the scores mean little
+    assert "length: 120 steps of 8 examples, 120 epochs" in said.out
     assert "the first row is 'to walk' -> 'zu gehen'" in said.err
     study = elsewhere / "results" / "pairs-english"
     (run,) = (study / "runs").iterdir()
-    assert str(run / "adapter").removeprefix(f"{elsewhere}/") in said.err
+    lines = said.out.splitlines()
+    assert f"adapter: {run / 'adapter'}".replace(f"{elsewhere}/", "") in lines
+    assert any(line.startswith("exact match: ") for line in lines)
+    assert "trained 120 steps, as asked" in lines
+    _commands_run(said.out, monkeypatch)
     data = load_task("lines", None, train="pairs.tsv").load("held-out")
     assert call(monkeypatch, "predict", str(run), *(row.input for row in data.train)) == 0
     assert capsys.readouterr().out.splitlines() == [row.target for row in data.train]
     _plain_peft_says_the_same(run, data.train[0].input, data.train[0].target)
     assert call(monkeypatch, "run", "--recipe", str(study / "recipe.yaml"), "--cpu") == 0
     assert "all 1 run finished before" in capsys.readouterr().err
+
+
+def _commands_run(printed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands that are printed at the end name paths that exist and do what they say."""
+    commands = [shlex.split(line)[1:] for line in printed.splitlines() if line.startswith("  petransfer ")]
+    assert [command[0] for command in commands] == ["predict", "report", "adapter", "run"]
+    for command in commands:
+        if command[0] != "adapter":  # which needs an account on the hub
+            assert call(monkeypatch, *command) == 0
 
 
 def _plain_peft_says_the_same(run: Path, text: str, target: str) -> None:
@@ -105,9 +118,9 @@ def test_defaults_follow_the_model_s_family(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     write(elsewhere / "pairs.tsv")
-    monkeypatch.setattr("petransfer.cli.train._say_fit", lambda *_: None)
-    assert call(monkeypatch, "train", model, "pairs.tsv", "--method", method, "--plan") == 0
-    recipe = yaml.safe_load(capsys.readouterr().out)
+    monkeypatch.setattr("petransfer.cli.train.memory_of", lambda *_: None)
+    assert call(monkeypatch, "train", model, "pairs.tsv", "--method", method, "--plan", "--json") == 0
+    recipe = json.loads(capsys.readouterr().out)["recipe"]
     assert recipe["train"]["learning_rate"] == rate
     assert recipe["task"]["prefix"] == prefix
 
@@ -139,7 +152,7 @@ def test_the_recipe_serves_from_anywhere_and_takes_no_other_s_folder(
             (study.folder.run(cell.run_id).path).mkdir(parents=True, exist_ok=True)
             study.folder.run(cell.run_id).finish({})
 
-    monkeypatch.setattr("petransfer.cli.train._say_fit", lambda *_: None)
+    monkeypatch.setattr("petransfer.cli.train.print_summaries", lambda *_: None)
     monkeypatch.setattr("petransfer.cli.train.run_grid", carried_out)
     write(elsewhere / "pairs.tsv")
     short = ["train", "nano/english", "pairs.tsv"]
@@ -150,11 +163,23 @@ def test_the_recipe_serves_from_anywhere_and_takes_no_other_s_folder(
     assert call(monkeypatch, *short, "--seeds", "0-1") == 0  # more of the same
     after = kept.read_text()
     capsys.readouterr()
-    for more, unlike in (["--rank", "8"], "methods"), (["--steps", "5"], "train"), (["--seeds", "1"], "seeds"):
-        assert call(monkeypatch, *short, "--seeds", "0-1", *more) == 2
+    for at, (more, unlike) in enumerate(
+        (
+            (["--rank", "8"], "methods.0.rank=16 (you asked for 8)"),
+            (["--max-steps", "5"], "train.steps=2000 (you asked for 5)"),
+            (["--seeds", "1"], "seeds=[0, 1] (you asked for [1])"),
+        ),
+        start=2,
+    ):
+        assert call(monkeypatch, *short, "--seeds", "0-1", *more, "--out", "results/pairs-english") == 2
         said = capsys.readouterr().err
-        assert f"results/pairs-english holds runs of a recipe with other {unlike}; take another --out" in said
+        assert f"results/pairs-english holds a training with {unlike}" in said
+        assert "--out" in said
+        assert call(monkeypatch, *short, "--seeds", "0-1", *more) == 0  # a new folder
+        assert f"this training goes to results/pairs-english-{at}" in capsys.readouterr().err
     assert kept.read_text() == after
+    assert call(monkeypatch, *short, "--rank", "8", "--seeds", "0-1") == 0  # the second folder again, not a fifth
+    assert len(list((elsewhere / "results").iterdir())) == 4
     assert call(monkeypatch, *short, "--rank", "8", "--out", "other") == 0
     (elsewhere / "away").mkdir()
     monkeypatch.chdir(elsewhere / "away")
