@@ -12,7 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 VERBS = {
     "train": (
         "train:train",
-        "Train a model on your own data: write a recipe, say what it takes, train, and score on rows held out.",
+        "Train a model on your own data until it stops improving, score it on rows held out, and save the adapter.",
     ),
     "run": (
         "run:run",

@@ -65,6 +65,13 @@ class Options(Mapping[str, OptionValue]):
     def __or__(self, other: Mapping[str, OptionValue]) -> Options:
         return Options({**self, **other})
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: object) -> Any:
+        """Let pydantic read options from a mapping or from pairs."""
+        from pydantic_core import core_schema  # only who validates a run's spec needs pydantic
+
+        return core_schema.no_info_plain_validator_function(cls)
+
 
 @dataclass(frozen=True)
 class CheckpointSpec:
