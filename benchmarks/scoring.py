@@ -19,9 +19,10 @@ from petransfer.data.encoding import Encoded, encode_examples
 from petransfer.errors import UserError
 from petransfer.evaluation.exact_match import evaluate
 from petransfer.evaluation.generation import generations
-from petransfer.evaluation.predictor import Predictor, weights_folder
 from petransfer.models.loading import Loaded
 from petransfer.recipe.run_spec import RunSpec
+from petransfer.sharing.adapter import Adapter
+from petransfer.sharing.run_folders import weights_folder
 
 # Where the time of our side goes, by the operations that are named so; the first that fits counts.
 PARTS: dict[str, tuple[str, ...]] = {
@@ -61,7 +62,7 @@ def trained_before(folder: Path, data_dir: Path | None, device: torch.device) ->
     Raises:
         UserError: the folder is no finished run's, or the data cannot be had.
     """
-    predictor = Predictor.of(folder, device=device)
+    predictor = Adapter.load(folder, device=str(device)).predictor
     said = weights_folder(folder).parent / "spec.json"
     if not said.is_file():
         raise UserError(f"{folder} has no spec.json; name a run's folder like results/<study>/runs/<run-id>")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "Adapter": "petransfer.sharing.adapter",
     "Example": "petransfer.data",
     "Recipe": "petransfer.recipe.schema",
     "RunError": "petransfer.errors",
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from petransfer.recipe.loading import load_recipe as load_recipe
     from petransfer.recipe.run_spec import RunSpec as RunSpec
     from petransfer.recipe.schema import Recipe as Recipe
+    from petransfer.sharing.adapter import Adapter as Adapter
     from petransfer.study.grid import expand as expand
     from petransfer.study.single_run import run_one as run_one
 

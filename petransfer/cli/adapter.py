@@ -10,8 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
+from petransfer.cli.text import printable
 from petransfer.errors import UserError, unknown
-from petransfer.sharing.bundle import CARD, Bundle, checked, opened
+from petransfer.sharing.bundle import Bundle, checked, opened
+from petransfer.sharing.bundle_files import CARD
 from petransfer.sharing.bundle_zip import SUFFIX
 from petransfer.sharing.card import Wishes
 
@@ -40,7 +42,7 @@ def info(source: Source, as_json: Json = False) -> None:
         print(json.dumps(found, indent=1))
         return
     for name, value in found.items():
-        print(f"{name:<20} {_printable(str(value))}")
+        print(f"{name:<20} {printable(str(value))}")
 
 
 @app.command("card")
@@ -102,7 +104,7 @@ def push(
     with opened(source) as bundle:
         done = hub.push(name, contents(bundle, _wishes(licence, language, tags)), public, message)
     for note in done.notes:
-        print(_printable(note), file=sys.stderr)
+        print(printable(note), file=sys.stderr)
     who = "only you see it; --public would share it" if done.private else "everyone sees it"
     print(json.dumps(hub.as_json(done), indent=1) if as_json else f"{done.url} ({who})")
 
@@ -152,14 +154,14 @@ def verify(
     found = []
     with opened(source) as bundle:  # what cannot be had is said before torch is loaded
         from petransfer.models.library_output import silence_libraries
-        from petransfer.sharing.combined_adapters import Where
+        from petransfer.sharing.base import Where
         from petransfer.sharing.verify import verify as check
 
         silence_libraries()
         for one in check(bundle, Where(checkpoint, revision, data_dir, _device(cpu)), _bits(bits), evaluate):
             found.append(one)
             if not as_json:
-                print(f"{'ok  ' if one.passed else 'FAIL'} {one.what:<10} {_printable(one.line)}", flush=True)
+                print(f"{'ok  ' if one.passed else 'FAIL'} {one.what:<10} {printable(one.line)}", flush=True)
     failed = sum(not one.passed for one in found)
     if as_json:
         print(json.dumps([vars(one) for one in found], indent=1))
@@ -184,7 +186,7 @@ def merge(
     """Merge an adapter into its 16-bit base (32 where it was trained so), and say what that changed in the logits."""
     with opened(source) as bundle:  # what cannot be had is said before torch is loaded
         from petransfer.models.library_output import silence_libraries
-        from petransfer.sharing.combined_adapters import Where
+        from petransfer.sharing.base import Where
         from petransfer.sharing.merge import merge as write
 
         silence_libraries()
@@ -192,8 +194,18 @@ def merge(
     if as_json:
         print(json.dumps(vars(done), indent=1))
         return
-    moved = f"logits moved by {100 * done.moved:.3f} % of their size (at most {done.largest:.3g})"
-    print(f"{out}: {done.bits} bits; {moved}, the same piece is likeliest at {done.agree:.1f} % of the positions")
+    print(f"{out}: {done.bits} bits")
+    print(f"against the adapter on its base at 32 bits: {_change(done.moved, done.agree)}")
+    if done.moved_from_trained is not None and done.agree_with_trained is not None:
+        change = _change(done.moved_from_trained, done.agree_with_trained)
+        print(f"against the adapter on its base at {done.trained_bits} bits, as it was trained: {change}")
+    if done.dev is not None:
+        claimed = "" if done.dev_claimed is None else f"; the adapter was saved with {done.dev_claimed:.1f} %"
+        print(f"exact match on dev: {done.dev:.1f} %{claimed}")
+
+
+def _change(moved: float, agree: float) -> str:
+    return f"logits moved by {100 * moved:.3f} % of their size, the most likely token is the same at {agree:.1f} %"
 
 
 def _wishes(licence: str | None, language: str | None, tags: list[str] | None) -> Wishes:
@@ -215,8 +227,3 @@ def _bits(bits: int | None) -> Any:
 
 def _device(cpu: bool) -> str | None:
     return "cpu" if cpu else None
-
-
-def _printable(text: str) -> str:
-    """What came from someone unknown can move no cursor."""
-    return "".join(sign if sign.isprintable() else "\ufffd" for sign in text)

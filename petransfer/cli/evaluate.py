@@ -1,4 +1,4 @@
-"""`eval`: adapters, on a base that is loaded once, or whole models, side by side on one set of examples."""
+"""`eval`: score adapters, whole models and base checkpoints side by side on the same examples."""
 
 from __future__ import annotations
 
@@ -12,80 +12,125 @@ import typer
 from rich.table import Table
 
 from petransfer.cli.display import print_table
+from petransfer.cli.text import printable
 from petransfer.errors import UserError
-from petransfer.sharing.bundle import opened
 
 if TYPE_CHECKING:
-    from petransfer.sharing.combined_adapters import Asked, Row
+    from petransfer.sharing.scoring import Scores
+
+# A message names at most so many rows.
+LISTED = 10
 
 
 def evaluate(
     adapters: Annotated[
-        list[str], typer.Argument(help="Runs' folders, of adapters or of whole models; bundles, owner/name on the hub.")
+        list[str],
+        typer.Argument(help="Folders of runs, studies, adapters or models, bundles, nano/ARM, hub ids."),
     ],
     data: Annotated[
-        str | None, typer.Option(help="A file of rows, or a benchmark as scan/add_jump; the first one's own task.")
+        str | None, typer.Option(help="A file of rows, or a benchmark as scan/add_jump; by default its own task.")
     ] = None,
-    part: Annotated[Literal["dev", "test"], typer.Option(help="Which examples.")] = "test",
+    part: Annotated[
+        Literal["dev", "test"] | None,
+        typer.Option(help="Which examples: test by default. For a file, by default all rows."),
+    ] = None,
+    base: Annotated[bool, typer.Option("--base", help="Also score the base, and each adapter merged into it.")] = False,
+    run: Annotated[str | None, typer.Option(help="The run's id, for a study with several runs.")] = None,
     by_generation: Annotated[
-        bool,
-        typer.Option("--by-generation", help="Generate every answer and count those; says where one pass differs."),
+        bool, typer.Option("--by-generation", help="Generate every text, and count those.")
     ] = False,
-    weights: Annotated[str | None, typer.Option(help="Also their weighted sum, as 0.5,0.5.")] = None,
-    combination: Annotated[str, typer.Option(help="How peft combines: linear, cat, svd, ties, ...")] = "linear",
-    checkpoint: Annotated[str | None, typer.Option(help="The base, where its folder is here.")] = None,
-    revision: Annotated[
-        str | None, typer.Option(help="The base's commit or branch, where it is to be another.")
-    ] = None,
-    data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Where the data are, if not here.")] = None,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even where there is a GPU.")] = False,
+    weights: Annotated[str | None, typer.Option(help="Also their weighted sum, such as 0.5,0.5.")] = None,
+    combination: Annotated[str, typer.Option(help="How peft combines them: linear, cat, svd, ties, ...")] = "linear",
+    checkpoint: Annotated[str | None, typer.Option(help="The base model, if it is not found by its name.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Another commit or branch of the base on the hub.")] = None,
+    any_base: Annotated[
+        bool, typer.Option("--any-base", help="Accept a base with other weights than were trained on.")
+    ] = False,
+    data_dir: Annotated[Path | None, typer.Option("--data-dir", help="A folder with data files.")] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even if there is a GPU.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
-    """Score adapters, or whole models, side by side on the same examples; adapters' base is loaded once."""
-    from petransfer.evaluation.predictor import is_whole_model
-    from petransfer.models.library_output import silence_libraries
-    from petransfer.sharing.combined_adapters import Asked, Where, put_together, side_by_side, whole_models
+    """Score adapters, whole models and base checkpoints side by side on the same examples.
 
-    silence_libraries()
-    where, asked = Where(checkpoint, revision, data_dir, "cpu" if cpu else None), Asked(part, data, by_generation)
-    combined = combination_of(weights, combination)
-    if combined is None and all(is_whole_model(Path(source)) for source in adapters):
-        rows = whole_models([Path(source) for source in adapters], where, asked)
-    else:
-        with contextlib.ExitStack() as stack:
-            bundles = [stack.enter_context(opened(source)) for source in adapters]
-            rows = side_by_side(put_together(bundles, where, combined), where, asked)
+    The base of the adapters is loaded once. Rows that an adapter was trained on are counted and scored apart.
+    """
+    from petransfer.sharing.sources import opened_source
+
+    with contextlib.ExitStack() as stack:
+        sources = [stack.enter_context(opened_source(one, None if at else run)) for at, one in enumerate(adapters)]
+        from petransfer.models.library_output import silence_libraries
+        from petransfer.sharing.base import Where
+        from petransfer.sharing.scoring import Request, side_by_side
+
+        silence_libraries()
+        where = Where(checkpoint, revision, data_dir, "cpu" if cpu else None, any_base)
+        request = Request(data, part, by_generation, base)
+        rows = side_by_side(sources, where, request, combination_of(weights, combination))
     if as_json:
         print(json.dumps([vars(row) for row in rows], indent=1))
     else:
-        _show(rows, asked)
+        _show(rows, by_generation)
     for row in rows:
-        if row.disagreements:
-            told = f"{row.disagreements} of {row.generated:,} generated answers are not what one forward pass says"
-            print(f"{row.label}: {told}; there should be none", file=sys.stderr)
+        _warn(row)
 
 
-def _show(rows: list[Row], asked: Asked) -> None:
-    how = ", by generation" if asked.by_generation else ""
-    table = Table(title=f"{rows[0].task}, {asked.part}, {rows[0].examples:,} examples{how}")
-    names = ("EM %", "log p/token", "claimed EM %", "right or wrong as the first %", "generated", "disagree")
-    table.add_column("adapter")
-    for name in names:
-        table.add_column(name, justify="right")
-    for row in rows:
-        claimed = "" if row.claimed is None else f"{row.claimed:.1f}"
-        figures = (f"{row.exact_match:.1f}", f"{row.log_prob_per_token:.3f}", claimed, f"{row.same:.1f}")
-        table.add_row(row.label, *figures, f"{row.generated:,}", str(row.disagreements))
+def _show(rows: list[Scores], by_generation: bool) -> None:
+    how = ", by generation" if by_generation else ""
+    table = Table(title=printable(f"{rows[0].task}, {rows[0].examples:,} examples{how}"))
+    table.add_column("adapter", overflow="fold", min_width=12)
+    cells = [_cells(row) for row in rows]
+    for name in dict.fromkeys(name for row in cells for name in row):
+        table.add_column(name, justify="right", min_width=5)
+    names = [column.header for column in table.columns[1:]]
+    for row, values in zip(rows, cells, strict=True):
+        table.add_row(printable(row.label), *(values.get(str(name), "") for name in names))
     print_table(table)
 
 
-def combination_of(weights: str | None, kind: str) -> Any:
-    """The combination that `--weights` asks for."""
-    from petransfer.sharing.combined_adapters import Combination
+def _cells(row: Scores) -> dict[str, str]:
+    """Return the figures of one line of the table by their headings; figures that nobody asked for are left out."""
+    found = {"EM %": f"{row.exact_match:.1f}", "log p/token": f"{row.log_prob_per_token:.3f}"}
+    if row.claimed is not None:
+        found["claimed EM %"] = f"{row.claimed:.1f}"
+    if row.seen_rows:
+        found |= {"seen EM %": f"{row.seen:.1f}", "unseen EM %": "" if row.unseen is None else f"{row.unseen:.1f}"}
+    return found | {"same as first %": f"{row.same:.1f}", "generated": f"{row.generated:,}"}
 
+
+def _warn(row: Scores) -> None:
+    label = printable(row.label)
+    if row.disagreements:
+        print(
+            f"{label}: {row.disagreements} of {row.generated:,} generated texts contradict the forward pass; there "
+            "should be none",
+            file=sys.stderr,
+        )
+    if row.seen_rows:
+        listed = ", ".join(str(at + 1) for at in row.seen_rows[:LISTED])
+        more = f" and {len(row.seen_rows) - LISTED:,} more" if len(row.seen_rows) > LISTED else ""
+        print(
+            f"{label}: {len(row.seen_rows):,} of {row.examples:,} rows were trained on (rows {listed}{more}); only the "
+            f"unseen rows say how well it generalises: {_unseen(row)}",
+            file=sys.stderr,
+        )
+
+
+def _unseen(row: Scores) -> str:
+    count = row.examples - len(row.seen_rows or ())
+    return "there are none" if row.unseen is None else f"{row.unseen:.1f} % of {count:,}"
+
+
+def combination_of(weights: str | None, kind: str) -> Any:
+    """Return the combination that `--weights` asks for.
+
+    Raises:
+        UserError: the weights are not numbers.
+    """
     if weights is None:
         return None
+    from petransfer.sharing.combined_adapters import Combination
+
     try:
         return Combination(tuple(float(weight) for weight in weights.split(",")), kind)
     except ValueError:
-        raise UserError(f"--weights {weights}: write numbers as 0.5,0.5") from None
+        raise UserError(f"--weights {weights}: write numbers, such as 0.5,0.5") from None

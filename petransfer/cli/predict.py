@@ -1,11 +1,11 @@
-"""`predict`: what one or several adapters, or a whole model, say to a sentence, a file or stdin."""
+"""`predict`: generate a text for each input, with adapters, whole models or base checkpoints."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,87 +13,90 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from petransfer.cli.evaluate import combination_of
+from petransfer.cli.text import input_lines, one_line
 from petransfer.errors import UserError
-from petransfer.sharing.bundle import opened
 
 if TYPE_CHECKING:
     from petransfer.evaluation.predictor import Predictor
-    from petransfer.sharing.combined_adapters import Where
+    from petransfer.sharing.base import Where
+    from petransfer.sharing.sources import Source
 
 BATCH = 256
 
 
 def predict(
-    run: Annotated[
-        str, typer.Argument(help="A run's folder, the adapter/ or model/ in it, a bundle, or owner/name on the hub.")
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="ADAPTER", help="A run's, study's, adapter's or model's folder, a bundle, nano/ARM or a hub id."
+        ),
     ],
-    text: Annotated[list[str] | None, typer.Argument(help="Inputs; none reads --file or stdin, a line each.")] = None,
-    file: Annotated[Path | None, typer.Option(help="A file with one input a line.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in pieces.")] = 512,
-    checkpoint: Annotated[str | None, typer.Option(help="The base, where its folder has moved.")] = None,
-    others: Annotated[list[str] | None, typer.Option("--with", help="One more adapter. Repeatable.")] = None,
-    weights: Annotated[str | None, typer.Option(help="Also the adapters' weighted sum, as 0.5,0.5.")] = None,
-    combination: Annotated[str, typer.Option(help="How peft combines: linear, cat, svd, ties, ...")] = "linear",
-    revision: Annotated[
-        str | None, typer.Option(help="The base's commit or branch, where it is to be another.")
+    text: Annotated[
+        list[str] | None, typer.Argument(help="Inputs. Without any, --file or standard input is read, one per line.")
     ] = None,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even where there is a GPU.")] = False,
+    file: Annotated[Path | None, typer.Option(help="A file with one input per line.")] = None,
+    run: Annotated[str | None, typer.Option(help="The run's id, for a study with several runs.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest generated text, in tokens.")] = 512,
+    checkpoint: Annotated[str | None, typer.Option(help="The base model, if it is not found by its name.")] = None,
+    others: Annotated[list[str] | None, typer.Option("--with", help="One more adapter. Repeatable.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Also the adapters' weighted sum, such as 0.5,0.5.")] = None,
+    combination: Annotated[str, typer.Option(help="How peft combines them: linear, cat, svd, ties, ...")] = "linear",
+    revision: Annotated[str | None, typer.Option(help="Another commit or branch of the base on the hub.")] = None,
+    any_base: Annotated[
+        bool, typer.Option("--any-base", help="Accept a base with other weights than were trained on.")
+    ] = False,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even if there is a GPU.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines with input and output.")] = False,
 ) -> None:
-    """Answer with an adapter, with several on one base, or with a fully fine-tuned model."""
-    lines = iter(text) if text else _lines(file)
+    """Generate a text for each input, with adapters on one base, whole models or base checkpoints.
+
+    Prints one line for each input line; a blank input gives a blank line.
+    """
+    lines = iter(text) if text else input_lines(file)
+    at_once = 1 if not text and file is None and sys.stdin.isatty() else BATCH
     with contextlib.ExitStack() as stack:
-        from petransfer.sharing.combined_adapters import Where
+        sources = _opened(stack, [source, *(others or [])], run)
+        from petransfer.sharing.base import Where
 
-        where = Where(checkpoint, revision, device="cpu" if cpu else None)
-        asked = _asked(stack, [run, *(others or [])], where, combination_of(weights, combination))
-        for batch in iter(lambda: list(islice(lines, BATCH)), []):
-            answers = {label: predictor(batch, max_new_tokens) for label, predictor in asked()}
-            for at, source in enumerate(batch):
-                for label, found in answers.items():
-                    _say(source, label if len(answers) > 1 else None, found[at], as_json)
+        where = Where(checkpoint, revision, None, "cpu" if cpu else None, any_base)
+        each = _predictors(sources, where, combination_of(weights, combination))
+        for batch in iter(lambda: list(islice(lines, at_once)), []):
+            asked = [line for line in batch if line.strip()]
+            texts = {label: iter(predictor(asked, max_new_tokens)) for label, predictor in each()}
+            for line in batch:
+                for label, generated in texts.items():
+                    answer = next(generated) if line.strip() else ""
+                    _print(line, label if len(texts) > 1 else None, answer, as_json)
 
 
-def _asked(
-    stack: contextlib.ExitStack, sources: list[str], where: Where, combination: Any
-) -> Callable[[], Iterator[tuple[str, Predictor]]]:
-    """What gives every label with its predictor, each of which is to be used before the next is taken."""
-    from petransfer.evaluation.predictor import Predictor, is_whole_model
+def _opened(stack: contextlib.ExitStack, places: list[str], run: str | None) -> list[Source]:
+    """Open every place before torch is imported, so that a wrong name is reported at once."""
+    from petransfer.sharing.sources import opened_source
+
+    return [stack.enter_context(opened_source(place, None if at else run)) for at, place in enumerate(places)]
+
+
+def _predictors(sources: list[Source], where: Where, combination: Any) -> Callable[[], Iterator[tuple[str, Predictor]]]:
+    """Return a function that yields each label and predictor; each is used before the next is taken."""
     from petransfer.models.library_output import silence_libraries
     from petransfer.sharing.combined_adapters import put_together
+    from petransfer.sharing.whole_models import whole_predictor
 
     silence_libraries()
-    first = Path(sources[0])
-    if len(sources) == 1 and combination is None and is_whole_model(first):
-        whole = Predictor.of(first, where.checkpoint, where.device)
-        return lambda: iter([(sources[0], whole)])
-    bundles = [stack.enter_context(opened(source)) for source in sources]
-    together = put_together(bundles, where, combination)
-    return lambda: ((label, predictor) for _, label, predictor in together.each())
+    if all(source.kind == "adapter" for source in sources):
+        together = put_together([source.adapter() for source in sources], where, combination)
+        return lambda: ((label, predictor) for _, label, predictor in together.each())
+    if combination or any(source.kind == "adapter" for source in sources):
+        other = next(source for source in sources if source.kind != "adapter")
+        raise UserError(f"{other.label} is a whole model, and --with and --weights take adapters; `eval` takes both")
+    ready = [(source.label, whole_predictor(source, where)) for source in sources]
+    return lambda: iter(ready)
 
 
-def _say(source: str, label: str | None, answer: str, as_json: bool) -> None:
-    """One line an answer, whatever is in it; --json tells line breaks from backslashes."""
+def _print(line: str, label: str | None, generated: str, as_json: bool) -> None:
+    """Print one line for one generated text; --json tells line breaks from backslashes."""
     if as_json:
         named = {} if label is None else {"adapter": label}
-        print(json.dumps({"input": source, **named, "output": answer}, ensure_ascii=False), flush=True)
+        print(json.dumps({"input": line, **named, "output": generated}, ensure_ascii=False), flush=True)
         return
-    line = answer.replace("\n", "\\n")
-    print(line if label is None else f"{label}\t{line}", flush=True)
-
-
-def _lines(file: Path | None) -> Iterator[str]:
-    if file is None:
-        return _stripped(sys.stdin)
-    if not file.is_file():
-        raise UserError(f"no file {file}; name one with an input a line")
-    return _stripped(file.open(encoding="utf-8"))
-
-
-def _stripped(lines: Iterable[str]) -> Iterator[str]:
-    try:
-        for line in lines:
-            if line.strip():
-                yield line.rstrip("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"the inputs are not UTF-8 at byte {error.start}; save them as UTF-8") from None
+    print(one_line(generated) if label is None else f"{label}\t{one_line(generated)}", flush=True)

@@ -10,7 +10,8 @@ from torch import distributed
 
 from petransfer.data.encoding import Encoded
 from petransfer.data.task import Example
-from petransfer.evaluation.exact_match import AUDITED, Evaluation, Scored, evaluate
+from petransfer.evaluation.exact_match import AUDITED, Evaluation, evaluate
+from petransfer.evaluation.one_pass import Scored
 from petransfer.evaluation.semantic_match import Meant
 from petransfer.models.loading import Loaded
 from petransfer.training.distributed.fsdp import is_sharded

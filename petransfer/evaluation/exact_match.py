@@ -77,10 +77,7 @@ def exact_match(
 
     Example:
         >>> import petransfer
-        >>> from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-        >>> folder = petransfer.models.registry.NANO
-        >>> model = AutoModelForSeq2SeqLM.from_pretrained(folder / "english")
-        >>> tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        >>> model, tokenizer = petransfer.load("nano/english", bits=32)
         >>> petransfer.exact_match(model, tokenizer, ["to walk", "to run"], ["gehen", "rennen"])
         0.0
     """

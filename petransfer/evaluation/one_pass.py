@@ -77,8 +77,8 @@ def _score_batch(
     device = next(model.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in collate(encoded, loaded.layout).items()}
     asked_bt = batch["labels"] != IGNORED
-    measure = _packed_figures if lean else _padded_figures
-    wanted_bt, log_prob_bt, rival_bt, rival_id_bt, noise_b = measure(lean or model, batch)  # type: ignore[operator]
+    figures = _packed_figures(lean, batch) if lean else _padded_figures(model, batch)
+    wanted_bt, log_prob_bt, rival_bt, rival_id_bt, noise_b = figures
     lead_bt = wanted_bt - rival_bt
     margin_b = lead_bt.masked_fill(~asked_bt, torch.inf).amin(-1)
     hit_bt = (lead_bt > 0) & asked_bt

@@ -1,9 +1,8 @@
-"""A bundle: an adapter with card, provenance, recipe and results, from a run's folder, a folder, a zip or the hub."""
+"""A bundle: an adapter with its card, provenance, recipe and results, from a folder, a zip file or the hub."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -14,24 +13,40 @@ from typing import Any
 from petransfer.errors import UserError
 from petransfer.models.registry import file_sha256
 from petransfer.recipe.run_spec import RunSpec
-from petransfer.sharing import bundle_zip as archive
 from petransfer.sharing import file_checks as checks
-from petransfer.sharing.provenance_checks import NAME as PROVENANCE
+from petransfer.sharing.bundle_files import (
+    CARD,
+    CONFIG,
+    EXAMPLES,
+    LIMITS,
+    MANIFEST,
+    PROVENANCE,
+    RECIPE,
+    RESULT,
+    WEIGHTS,
+    wrong_name,
+)
+from petransfer.sharing.bundle_zip import read_zip
+from petransfer.sharing.hub import fetch
 from petransfer.sharing.provenance_checks import check_result, spec_in
+from petransfer.sharing.run_folders import run_folder
 from petransfer.sharing.safe_reading import Tensors, card_data, read_header, read_json, read_text, read_yaml
 
-CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
-RECIPE, RESULT, EXAMPLES, MANIFEST = "recipe.yaml", "result.json", "examples.parquet", "manifest.json"
 _HEX = re.compile(r"[0-9a-f]{64}")
 _HUB = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """What was found. label: how messages call it. files: by their names in a bundle.
+    """The files of one adapter, or of the whole model of a run.
 
-    provenance, spec, manifest: None where the adapter was not made by petransfer, or not packed. commit: of the hub.
-    here: the run's own folder, where it is one of this machine.
+    label: how messages name it.
+    files: their places by their names in a bundle.
+    config, tensors: adapter_config.json, and dtype and shape of each tensor; empty for a whole model.
+    provenance, spec: None where petransfer did not make the adapter.
+    manifest: the sha256 of each file; None where the adapter is not packed.
+    here: the run's own folder, where this machine has it.
+    commit: of the hub.
     """
 
     label: str
@@ -46,53 +61,65 @@ class Bundle:
 
     @property
     def weights(self) -> Path:
-        """adapter_model.safetensors."""
+        """The place of adapter_model.safetensors."""
         return self.files[WEIGHTS]
 
     @property
     def card(self) -> str | None:
-        """README.md."""
+        """The text of README.md."""
         return read_text(self.files[CARD]) if CARD in self.files else None
 
     def result(self) -> dict[str, Any] | None:
-        """result.json."""
+        """Return the content of result.json."""
         return read_json(self.files[RESULT]) if RESULT in self.files else None
+
+    def template(self) -> str:
+        """Return the template that makes an input of a row's columns; empty where inputs are plain texts."""
+        return str(dict(self.spec.task.options).get("template", "")) if self.spec else ""
 
 
 @contextlib.contextmanager
-def opened(source: str, revision: str | None = None) -> Iterator[Bundle]:
-    """The bundle at a folder, a zip, or `owner/name[@revision]` on the hub; kept for as long as it lasts.
+def opened(source: str, revision: str | None = None, run: str | None = None) -> Iterator[Bundle]:
+    """Open the adapter in a folder, a zip file, or a hub repository `owner/name[@revision]`.
+
+    Files from a zip or from the hub lie in a temporary folder, which is removed when the context ends.
+
+    Args:
+        run: the beginning of the id of a run, for a study's folder with several adapters.
 
     Raises:
-        UserError: there is none, or it is not one that may be opened.
+        UserError: there is no adapter, or it is refused.
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        yield of_folder(path)
+        yield of_folder(run_folder(path, run), source)
         return
     with tempfile.TemporaryDirectory(prefix="petransfer-") as kept:
         folder = Path(kept)
         if path.is_file():
-            archive.read_zip(path, folder)
+            read_zip(path, folder)
             yield of_folder(folder, path.name)
-        elif _HUB.fullmatch(source) and not source.endswith(".zip"):
-            from petransfer.sharing.hub import fetch
-
+        elif is_hub_id(source):
             commit = fetch(source, revision, folder)
             yield of_folder(folder, source, commit)
         else:
-            raise _nothing(source)
+            raise nothing_found(source)
+
+
+def is_hub_id(source: str) -> bool:
+    """Return whether a text has the form `owner/name[@revision]`."""
+    return bool(_HUB.fullmatch(source)) and not source.endswith(".zip")
 
 
 def of_folder(folder: Path, label: str | None = None, commit: str | None = None) -> Bundle:
-    """The adapter in a folder or in the run's folder that it is.
+    """Return the adapter in a folder, or in the folder of its run.
 
     Raises:
-        UserError: there is none, a file is not what its name says, or they do not agree.
+        UserError: there is none, a file is not what its name says, or the files do not agree.
     """
     label = label or str(folder)
     if (folder / "model").is_dir() and not (folder / "adapter").is_dir():
-        raise UserError(f"{label} is the run of a whole model, not of an adapter; share its model/ with transformers")
+        raise UserError(f"{label} holds a whole model, not an adapter; share its model/ folder with transformers")
     files, here = _files(folder, "adapter")
     provenance = read_json(files[PROVENANCE]) if PROVENANCE in files else None
     _refuse_incomplete(files, folder, label)
@@ -108,21 +135,21 @@ def of_folder(folder: Path, label: str | None = None, commit: str | None = None)
     return Bundle(label, files, config, tensors, provenance, spec, manifest, here, commit)
 
 
-def of_whole_model(folder: Path) -> Bundle:
-    """What a run of a whole model, or the `model/` of one, says of its data and figures: without tensors to apply.
+def of_whole_model(folder: Path, label: str | None = None) -> Bundle:
+    """Return what the run of a whole model, its model/ folder, or a merged model says about data and figures.
 
     Raises:
         UserError: it was not made by petransfer, or is damaged.
     """
     files, here = _files(folder, "model")
     if PROVENANCE not in files:
-        raise _nothing(str(folder))
+        raise nothing_found(str(folder))
     provenance = read_json(files[PROVENANCE])
-    return Bundle(str(folder), files, {}, {}, provenance, spec_in(provenance), None, here)
+    return Bundle(label or str(folder), files, {}, {}, provenance, spec_in(provenance), None, here)
 
 
 def checked(bundle: Bundle) -> Bundle:
-    """The bundle, whose configuration, tensors and hashes agree.
+    """Return the bundle if its configuration, tensors and hashes agree.
 
     Raises:
         UserError: they do not.
@@ -138,15 +165,15 @@ def checked(bundle: Bundle) -> Bundle:
 
 
 def other_base(bundle: Bundle) -> str | None:
-    """What is said where plain peft would be led to another base than the run was on."""
-    told, made = bundle.config.get("base_model_name_or_path"), bundle.spec and bundle.spec.checkpoint.name
-    if made is None or told is None or told == made:
+    """Return how the base in adapter_config.json, which plain peft loads, differs from the one of the run."""
+    named, made = bundle.config.get("base_model_name_or_path"), bundle.spec and bundle.spec.checkpoint.name
+    if made is None or named is None or named == made:
         return None
-    return f"{CONFIG} names the base {str(told)[:80]!r}, the provenance {made!r}"
+    return f"{CONFIG} names the base {str(named)[:80]!r}, and {PROVENANCE} names {made!r}"
 
 
 def differences(bundle: Bundle) -> dict[str, str]:
-    """What is said of each file that is not the one that was packed or saved; empty where all are."""
+    """Return, for each file that is not the one that was packed or saved, how it differs."""
     found: dict[str, str] = {}
     kept = {name: path for name, path in bundle.files.items() if name != MANIFEST}
     if bundle.manifest is not None:
@@ -160,9 +187,9 @@ def differences(bundle: Bundle) -> dict[str, str]:
 
 def _difference(name: str, path: Path | None, expected: str | None, done: str) -> dict[str, str]:
     if path is None:
-        return {name: f"{name} is missing, and stands in the list of what was {done}"}
+        return {name: f"{name} is missing, and is in the list of files that were {done}"}
     if expected is None:
-        return {name: f"{name} is not in the list of what was {done}"}
+        return {name: f"{name} is not in the list of files that were {done}"}
     got = file_sha256(path)
     if got == expected:
         return {}
@@ -171,12 +198,12 @@ def _difference(name: str, path: Path | None, expected: str | None, done: str) -
 
 
 def _files(folder: Path, kind: str) -> tuple[dict[str, Path], Path | None]:
-    """The files of a bundle where they lie: beside each other, or in a run's folder and its adapter/ or model/."""
+    """Return the files of a bundle, which lie in one folder, or in a run's folder and its adapter/ or model/."""
     inner = folder / kind if (folder / kind).is_dir() else folder
     here = next((one for one in (folder, inner.parent) if (one / "spec.json").is_file()), None)
     files: dict[str, Path] = {}
     for path in sorted(inner.iterdir()):
-        if path.name in archive.LIMITS:
+        if path.name in LIMITS:
             files[path.name] = _regular(path)
     for name in (RESULT, EXAMPLES):
         if here and (here / name).is_file():
@@ -187,26 +214,27 @@ def _files(folder: Path, kind: str) -> tuple[dict[str, Path], Path | None]:
     return files, here
 
 
-def _nothing(label: str) -> UserError:
+def nothing_found(label: str) -> UserError:
+    """Return the error for a place that holds nothing that can be opened."""
     return UserError(
-        f"{label} holds no finished adapter or model; name a folder like results/<study>/runs/<run-id>, a bundle or "
-        "owner/name on the hub"
+        f"{label} holds no finished adapter or model; name a folder like results/<study>/runs/<run-id>, a study's "
+        "folder, a bundle, a checkpoint, or owner/name on the hub"
     )
 
 
 def _refuse_incomplete(files: Mapping[str, Path], folder: Path, label: str) -> None:
     if CONFIG not in files:
-        raise _nothing(label)
+        raise nothing_found(label)
     if WEIGHTS not in files:
         pickles = sorted(path.name for path in (*folder.glob("*.bin"), *folder.glob("adapter/*.bin")))
-        why = f"only {pickles[0]}, a pickle, which runs code when opened" if pickles else f"no {WEIGHTS}"
+        why = f"only {pickles[0]}, a pickle, which runs code when it is opened" if pickles else f"no {WEIGHTS}"
         raise UserError(f"{label} is refused: it has {why}; adapters are safetensors only")
 
 
 def _regular(path: Path) -> Path:
     if path.is_symlink() or not path.is_file():
-        raise UserError(f"{path} is a link or no file; an adapter's files are plain ones")
-    limit = archive.LIMITS[path.name]
+        raise UserError(f"{path} is a link or a special file; an adapter's files are regular files")
+    limit = LIMITS[path.name]
     if path.stat().st_size > limit:
         raise UserError(f"{path} has {path.stat().st_size:,} bytes; at most {limit:,} are read")
     return path
@@ -216,12 +244,7 @@ def _manifest(path: Path) -> dict[str, str]:
     files = read_json(path).get("files")
     if not isinstance(files, dict) or not all(isinstance(one, str) and _HEX.fullmatch(one) for one in files.values()):
         raise UserError(f"{MANIFEST} has no list of files with their sha256; get the bundle again")
-    unknown = next((name for name in files if name not in archive.LIMITS), None)
+    unknown = next((name for name in files if name not in LIMITS), None)
     if unknown is not None:
-        raise UserError(f"{MANIFEST} lists {unknown[:80]!r}, which {archive.wrong_name(unknown)}")
+        raise UserError(f"{MANIFEST} lists {unknown[:80]!r}, which {wrong_name(unknown)}")
     return files
-
-
-def sha256_of(content: bytes | Path) -> str:
-    """Of bytes or of a file."""
-    return hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else file_sha256(content)

@@ -9,21 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from petransfer.errors import UserError
+from petransfer.sharing.bundle_files import LIMITS, MIB, wrong_name
 
 SUFFIX = ".petransfer.zip"
-MIB = 2**20
-
-# Every file that an adapter may hold and its largest size: a name outside this list is refused, whatever it is.
-LIMITS: dict[str, int] = {
-    "manifest.json": MIB,
-    "adapter_config.json": 16 * MIB,
-    "adapter_model.safetensors": 16 * 1024 * MIB,
-    "README.md": 4 * MIB,
-    "petransfer.json": MIB,
-    "recipe.yaml": MIB,
-    "result.json": 4 * MIB,
-    "examples.parquet": 1024 * MIB,
-}
 # Text that is packed ten times smaller is common; a hundred times smaller is a bomb.
 RATIO = 100
 _BLOCK = MIB
@@ -77,21 +65,6 @@ def _check(path: Path, archive: zipfile.ZipFile, members: list[zipfile.ZipInfo])
             raise UserError(f"{path} is refused: it holds {member.filename} twice")
         seen.add(member.filename)
     _check_places(path, archive, members)
-
-
-def wrong_name(name: str) -> str | None:
-    """Why an adapter may not hold a file of this name; None where it may."""
-    if name in LIMITS:
-        return None
-    if name.startswith(("/", "\\")) or name[1:2] == ":":
-        return "is an absolute path"
-    if ".." in name.replace("\\", "/").split("/"):
-        return "leads out of the folder"
-    if name.lower().endswith((".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz")):
-        return "may be a pickle, which runs code when opened; adapters are safetensors only"
-    if name.lower().endswith(".py"):
-        return "is code; an adapter brings none"
-    return "is no file of a bundle"
 
 
 def _wrong_kind(member: zipfile.ZipInfo) -> str | None:

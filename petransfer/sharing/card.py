@@ -12,7 +12,8 @@ from petransfer.data import task_info, task_title
 from petransfer.errors import UserError
 from petransfer.models.registry import ArmEntry, is_embedded, registry
 from petransfer.recipe.run_spec import CheckpointSpec, RunSpec
-from petransfer.sharing.bundle import RECIPE, RESULT, WEIGHTS, Bundle
+from petransfer.sharing.bundle import Bundle
+from petransfer.sharing.bundle_files import RECIPE, RESULT, WEIGHTS
 from petransfer.sharing.licences import NAMES, derived
 from petransfer.sharing.safe_reading import read_json, read_text, read_yaml
 from petransfer.sharing.usage_code import base_in_words, usage

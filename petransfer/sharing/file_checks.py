@@ -41,6 +41,9 @@ SIZES = ("num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads",
 # peft's names of the tasks whose models generate; what is not set is made so.
 TASKS = ("SEQ_2_SEQ_LM", "CAUSAL_LM", "FEATURE_EXTRACTION")
 
+# What architectures call their embeddings and their head.
+EMBEDDINGS = ("shared", "embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out", "tok_embeddings")
+
 _PREFIX = "base_model.model."
 # What peft calls an empty list of layers.
 _NONE = "dummy-target-modules"
@@ -104,6 +107,8 @@ def _check_lora(config: Mapping[str, Any], tensors: Tensors) -> None:
     for name, (_, shape) in tensors.items():
         if not name.startswith(_PREFIX):
             raise _refused(f"the tensor {_short(name)} lies outside the base ({_PREFIX}...)")
+        if name.removesuffix(".weight").rsplit(".", 1)[-1] in EMBEDDINGS and len(shape) == 2:
+            continue  # peft saves embeddings that were resized; they are compared with those of the base
         module, check_shape = _part(name, config)
         if check_shape is None:
             raise _refused(f"the tensor {_short(name)} is no part of the adapter that adapter_config.json describes")

@@ -14,8 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from petransfer.errors import UserError
-from petransfer.sharing import bundle_zip as archive
-from petransfer.sharing.bundle import CONFIG, WEIGHTS
+from petransfer.sharing.bundle_files import CONFIG, LIMITS, WEIGHTS
 
 SECONDS = 3.0
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -63,6 +62,25 @@ def push(name: str, contents: Mapping[str, Path | bytes], public: bool, message:
         return Pushed(str(done.commit_url), str(done.oid), private, tuple(said))
 
 
+def holds_adapter(source: str) -> bool:
+    """Return whether a repository `owner/name[@revision]` holds an adapter rather than a whole model.
+
+    A model that is in the cache is recognised without the hub.
+
+    Raises:
+        UserError: there is no such repository, or the hub cannot be reached.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    name, _, at = source.partition("@")
+    if isinstance(try_to_load_from_cache(name, "config.json", revision=at or None), str):
+        return isinstance(try_to_load_from_cache(name, CONFIG, revision=at or None), str)
+    with _plain_errors(f"{source} could not be found"):
+        refuse_offline()
+        names = {entry.path for entry in HfApi().list_repo_tree(name, revision=at or None)}
+        return CONFIG in names or "config.json" not in names
+
+
 def fetch(source: str, revision: str | None, target: Path) -> str:
     """Brings the files of an adapter, and no others, from `owner/name[@revision]` to `target`; the commit they are of.
 
@@ -89,12 +107,10 @@ def _wanted(name: str, sizes: Mapping[str, int]) -> list[str]:
         pickles = [path for path in sizes if path.endswith(".bin")]
         why = f"only {pickles[0]}, a pickle, which runs code when opened" if pickles else f"no {WEIGHTS}"
         raise UserError(f"{name} is refused: it has {why}; adapters are safetensors only")
-    wanted = [path for path in sizes if path in archive.LIMITS]
-    large = next((path for path in wanted if sizes[path] > archive.LIMITS[path]), None)
+    wanted = [path for path in sizes if path in LIMITS]
+    large = next((path for path in wanted if sizes[path] > LIMITS[path]), None)
     if large:
-        raise UserError(
-            f"{name} is refused: {large} has {sizes[large]:,} bytes; at most {archive.LIMITS[large]:,} are read"
-        )
+        raise UserError(f"{name} is refused: {large} has {sizes[large]:,} bytes; at most {LIMITS[large]:,} are read")
     return wanted
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from petransfer.errors import UserError
 from petransfer.sharing import file_checks as checks
-from petransfer.sharing.bundle import CARD, Bundle, differences
+from petransfer.sharing.bundle import Bundle, differences
+from petransfer.sharing.bundle_files import CARD
 from petransfer.sharing.safe_reading import card_data, read_text
 
 

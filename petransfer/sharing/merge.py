@@ -1,66 +1,99 @@
-"""Merging an adapter into its base's weights, written as any model's are, and looking at what that changed."""
+"""Merge an adapter into its base's weights, save the result like any model, and measure what merging changed."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from petransfer.data.encoding import encode_examples
 from petransfer.errors import RunError, UserError
+from petransfer.evaluation.exact_match import evaluate
 from petransfer.models.loading import DTYPES, Loaded
 from petransfer.models.saving import save_model
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import Bits
-from petransfer.sharing.attach import attach, base_of, refuse_moved
+from petransfer.sharing.attach import attach
+from petransfer.sharing.base import Where, base_of, refuse_other_base
 from petransfer.sharing.bundle import Bundle
-from petransfer.sharing.combined_adapters import Where
+from petransfer.sharing.bundle_files import PROVENANCE
+from petransfer.sharing.combined_adapters import put_together
+from petransfer.sharing.task_data import data_of
 
-# The most that logits may move when an adapter is added to the 32-bit weights, and when the model is written and read
-# back, as their root mean square over that of the logits. Rounding the merged weights to 16 bits is neither: how far it
-# moves them depends on the checkpoint (0.5 to 7 % were seen), and the figure is reported.
+# The largest change of the logits when an adapter is added to the 32-bit weights, and when the model is written and
+# read: the root mean square of the differences over that of the logits. Rounding the merged weights to 16 bits is
+# neither of them: its effect depends on the checkpoint (0.5 to 7 % were seen), and the figure is reported.
 LIMIT = 1e-3
-ROWS, PIECES = 16, 24
+ROWS, TOKENS = 16, 24
+# Exact match on dev is measured on at most so many examples.
+DEV_EXAMPLES = 200
 
 
 @dataclass(frozen=True)
 class Merged:
-    """What merging changed. moved: the logits, as a share of their size. largest: the most that one moved. agree: the
-    share of positions at which the most likely piece is the same, in %. bits: of what was written.
+    """What merging changed.
+
+    moved: the change of the logits, as a share of their size, against the 32-bit base with the adapter.
+    largest: the largest change of one logit. agree: the share of positions with the same most likely token, in %.
+    bits: of the saved model.
+    trained_bits: of the base that the adapter was trained on. moved_from_trained, agree_with_trained: the same figures
+        against the adapter on a base of that width; None where the base was not quantised.
+    dev: exact match of the saved model on dev, in %, where the adapter's data are on this machine. dev_claimed: what
+        the adapter was saved with.
     """
 
     moved: float
     largest: float
     agree: float
     bits: int
+    trained_bits: int | None = None
+    moved_from_trained: float | None = None
+    agree_with_trained: float | None = None
+    dev: float | None = None
+    dev_claimed: float | None = None
+
+
+@dataclass(frozen=True)
+class _Change:
+    moved: float
+    largest: float
+    agree: float
 
 
 def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None) -> Merged:
-    """Writes the merged model and its tokenizer to `target`, and compares the logits of what lies there with before.
+    """Write the merged model and its tokenizer to `target`, and compare its logits with those of the adapter.
+
+    Args:
+        target: a new folder. plain transformers loads it, and so do `predict` and `eval`.
+        bits: of the saved weights, 32 or 16; 16 unless the adapter was trained on a 32-bit base.
 
     Raises:
-        UserError: the width cannot be merged into, the target exists, or the adapter or its base is not sound.
-        RunError: the merged model says something else; nothing is left.
+        UserError: the width cannot be merged into, the target exists, or the adapter or its base is refused.
+        RunError: the merged model computes something else; nothing is left on the disk.
     """
     _refuse_inputs(bundle)
-    trained = bundle.spec.method.bits if bundle.spec else 16
-    width = bits or (32 if trained == 32 else 16)
+    trained: Bits = bundle.spec.method.bits if bundle.spec else 16
+    width: Bits = bits or (32 if trained == 32 else 16)
     if width not in DTYPES:
         raise UserError(
-            f"an adapter is not merged into a base of {width} bits: the sum would be rounded to a few levels again, "
-            "and most of what the adapter learnt is smaller than the step between two; merge into 16 bits, or keep it "
-            "beside its base"
+            f"an adapter cannot be merged into a base of {width} bits: the sum would be rounded to a few levels, and "
+            "most of what the adapter learnt is smaller than the step between two levels; merge into 16 bits, or use "
+            "the adapter beside its base"
         )
     if target.exists():
         raise UserError(f"{target} exists; delete it or take another folder")
     base = base_of(bundle, where.checkpoint, where.revision, 32)
     loaded = base.load(where.device)
-    refuse_moved(base, loaded, where.revision)
+    refuse_other_base(base, loaded, where)
     count = loaded.model.get_input_embeddings().num_embeddings
     model = attach(loaded, [bundle], 32)
     before = _logits(model, loaded, count)
+    at_width = _logits_at_trained_width(bundle, where, trained, count) if trained < 16 else None
     try:
         whole = model.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError, AttributeError) as error:
@@ -68,14 +101,15 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None) 
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        _refuse_another(_compare(before, _logits(whole, loaded, count), 32), "merging the adapter")
+        _refuse_changed(_change(before, _logits(whole, loaded, count)), "merging the adapter")
         rounded = whole.to(DTYPES[width])
         held = _logits(rounded, loaded, count)
         save_model(rounded, partial)
         loaded.tokenizer.save_pretrained(partial)
-        read = _logits(_read(partial, loaded, width), loaded, count)
-        _refuse_another(_compare(held, read, width), "writing and reading it")
-        merged = _compare(before, read, width)
+        saved = _read(partial, loaded, width)
+        _refuse_changed(_change(held, _logits(saved, loaded, count)), "writing and reading it")
+        merged = _measured(bundle, saved, loaded, width, count, before, at_width, where)
+        _write_provenance(partial, bundle, merged)
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -83,11 +117,20 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None) 
 
 
 def _refuse_inputs(bundle: Bundle) -> None:
-    """Raises UserError where what was trained is no part of any weight."""
+    """Refuse methods whose trained tensors are no part of any weight.
+
+    Raises:
+        UserError: it is one of them.
+    """
     kind = bundle.config.get("peft_type")
     for method in METHODS.of_package():
         if method.peft_type == kind and method.not_merged:
             raise UserError(f"{bundle.label} cannot be merged, as {method.title} never can: {method.not_merged}")
+
+
+def _logits_at_trained_width(bundle: Bundle, where: Where, bits: Bits, count: int) -> torch.Tensor:
+    adapters = put_together([bundle], where, bits=bits)
+    return _logits(adapters.model, adapters.loaded, count)
 
 
 def _read(folder: Path, loaded: Loaded, bits: Bits) -> torch.nn.Module:
@@ -98,31 +141,82 @@ def _read(folder: Path, loaded: Loaded, bits: Bits) -> torch.nn.Module:
 
 @torch.inference_mode()
 def _logits(model: torch.nn.Module, loaded: Loaded, count: int) -> torch.Tensor:
-    """On pieces drawn at random among `count`, the same at every call: (ROWS, PIECES, vocabulary) in fp32."""
+    """Return the logits of tokens drawn at random from `count`, the same at every call: (ROWS, TOKENS, count), fp32."""
     drawn = torch.Generator().manual_seed(0)
     device = next(model.parameters()).device
-    ids, said = (torch.randint(3, count, (ROWS, PIECES), generator=drawn).to(device) for _ in range(2))
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    ids_bt, target_bt = (torch.randint(3, count, (ROWS, TOKENS), generator=drawn).to(device) for _ in range(2))
+    batch = {"input_ids": ids_bt, "attention_mask": torch.ones_like(ids_bt)}
     if loaded.layout.encoder_decoder:
-        batch["decoder_input_ids"] = said
+        batch["decoder_input_ids"] = target_bt
     logits_btv: torch.Tensor = model(**batch, use_cache=False).logits
     return logits_btv.float().cpu()
 
 
-def _compare(before: torch.Tensor, after: torch.Tensor, bits: int) -> Merged:
-    apart = after - before
-    moved = float(apart.square().mean().sqrt() / before.square().mean().sqrt())
+def _measured(
+    bundle: Bundle,
+    saved: torch.nn.Module,
+    loaded: Loaded,
+    width: Bits,
+    count: int,
+    before: torch.Tensor,
+    at_width: torch.Tensor | None,
+    where: Where,
+) -> Merged:
+    after = _logits(saved, loaded, count)
+    change = _change(before, after)
+    from_trained = None if at_width is None else _change(at_width, after)
+    claim = (bundle.provenance or {}).get("claims", {}).get("dev")
+    return Merged(
+        **vars(change),
+        bits=width,
+        trained_bits=bundle.spec.method.bits if bundle.spec else None,
+        moved_from_trained=from_trained.moved if from_trained else None,
+        agree_with_trained=from_trained.agree if from_trained else None,
+        dev=_dev_exact_match(bundle, saved, loaded, where),
+        dev_claimed=float(claim["exact_match"]) if claim else None,
+    )
+
+
+def _change(before: torch.Tensor, after: torch.Tensor) -> _Change:
+    difference = after - before
+    moved = float(difference.square().mean().sqrt() / before.square().mean().sqrt())
     agree = 100 * float((before.argmax(-1) == after.argmax(-1)).float().mean())
-    return Merged(moved, float(apart.abs().max()), agree, bits)
+    return _Change(moved, float(difference.abs().max()), agree)
 
 
-def _refuse_another(found: Merged, step: str) -> None:
-    """Refuse a merged model whose logits a step changed.
+def _refuse_changed(change: _Change, step: str) -> None:
+    """Refuse a merged model whose logits were changed by a step that should not change them.
 
     Raises:
         RunError: they moved by more than LIMIT, or are not finite.
     """
-    if not found.moved <= LIMIT:
+    if not change.moved <= LIMIT:
         raise RunError(
-            f"the merged model is another: {step} moved its logits by {100 * found.moved:.1f} %; nothing was written"
+            f"the merged model differs from the adapter: {step} moved its logits by {100 * change.moved:.1f} %; "
+            "nothing was written"
         )
+
+
+def _dev_exact_match(bundle: Bundle, model: torch.nn.Module, loaded: Loaded, where: Where) -> float | None:
+    """Return exact match on dev in %; None where the data are not on this machine."""
+    if bundle.spec is None:
+        return None
+    try:
+        examples = list(data_of(bundle, where.data_dir).dev)[:DEV_EXAMPLES]
+    except UserError:
+        return None
+    if not examples:
+        return None
+    encoded = encode_examples(examples, bundle.spec.task.prefix, loaded.tokenizer, loaded.layout)
+    return 100 * evaluate(model, loaded, examples, encoded, audited=0).exact_match
+
+
+def _write_provenance(folder: Path, bundle: Bundle, merged: Merged) -> None:
+    """Keep the prefix, the template and the origin of the merged model beside it."""
+    if bundle.provenance is None:
+        return
+    kept: dict[str, Any] = {
+        key: bundle.provenance[key] for key in ("run_id", "spec", "base") if key in bundle.provenance
+    }
+    content = kept | {"merged": {"bits": merged.bits, "adapter_sha256": (bundle.provenance.get("files") or {})}}
+    (folder / PROVENANCE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -13,21 +14,11 @@ from typing import Any
 import yaml
 
 from petransfer.errors import UserError
+from petransfer.models.registry import file_sha256
 from petransfer.sharing import bundle_zip as archive
-from petransfer.sharing.bundle import (
-    CARD,
-    CONFIG,
-    EXAMPLES,
-    MANIFEST,
-    RECIPE,
-    RESULT,
-    WEIGHTS,
-    Bundle,
-    checked,
-    sha256_of,
-)  # fmt: skip
+from petransfer.sharing.bundle import Bundle, checked
+from petransfer.sharing.bundle_files import CARD, CONFIG, EXAMPLES, MANIFEST, PROVENANCE, RECIPE, RESULT, WEIGHTS
 from petransfer.sharing.card import Wishes, card
-from petransfer.sharing.provenance_checks import NAME as PROVENANCE
 from petransfer.sharing.safe_reading import read_text, read_yaml
 
 # Columns of examples.parquet that hold no text of the data.
@@ -59,7 +50,7 @@ def contents(bundle: Bundle, wishes: Wishes) -> dict[str, Path | bytes]:
     for name, content in found.items():
         if name not in (WEIGHTS, EXAMPLES):
             refuse_private(name, content.decode() if isinstance(content, bytes) else read_text(content))
-    listed = {"format": 1, "files": {name: sha256_of(content) for name, content in sorted(found.items())}}
+    listed = {"format": 1, "files": {name: _sha256(content) for name, content in sorted(found.items())}}
     return {**found, MANIFEST: (json.dumps(listed, indent=1) + "\n").encode()}
 
 
@@ -77,7 +68,7 @@ def pack(bundle: Bundle, target: Path, wishes: Wishes) -> str:
         archive.write_zip(target, contents(bundle, wishes))
     except OSError as error:
         raise UserError(f"{target} cannot be written ({error.strerror}); take another --out") from None
-    return sha256_of(target)
+    return _sha256(target)
 
 
 def placeless(recipe: str) -> bytes:
@@ -127,3 +118,7 @@ def refuse_private(name: str, text: str) -> None:
     place = found[0] if found else next((home for home in homes if home in text), None)
     if place:
         raise UserError(f"{name} names a folder of this machine ({place[:60]}); take it out, then pack again")
+
+
+def _sha256(content: bytes | Path) -> str:
+    return hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else file_sha256(content)

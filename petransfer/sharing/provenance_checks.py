@@ -8,8 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from petransfer.errors import UserError
 from petransfer.recipe.run_spec import RunSpec
-
-NAME = "petransfer.json"
+from petransfer.sharing.bundle_files import PROVENANCE
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
@@ -89,14 +88,16 @@ def spec_in(content: dict[str, Any]) -> RunSpec:
         TypeAdapter(RunSpec).validate_python(spec.as_dict())
         run_id = spec.run_id
     except ValidationError as error:
-        raise UserError(f"{NAME} is damaged ({_where(error)}); get the adapter again") from None
+        raise UserError(f"{PROVENANCE} is damaged ({_where(error)}); get the adapter again") from None
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"{NAME} is damaged ({type(error).__name__}: {_line(error)}); get the adapter again") from None
+        raise UserError(
+            f"{PROVENANCE} is damaged ({type(error).__name__}: {_line(error)}); get the adapter again"
+        ) from None
     if run_id != content["run_id"]:
         claimed = content["run_id"][:20]
-        raise UserError(f"{NAME} is refused: what it says of the run gives the id {run_id}, not {claimed!r}")
+        raise UserError(f"{PROVENANCE} is refused: what it says of the run gives the id {run_id}, not {claimed!r}")
     if spec.checkpoint.source or spec.checkpoint.tokenizer_source or spec.task.source:
-        raise UserError(f"{NAME} is refused: it names a place on a machine")
+        raise UserError(f"{PROVENANCE} is refused: it names a place on a machine")
     return spec
 
 

@@ -10,16 +10,20 @@ import pyarrow
 import pyarrow.parquet
 
 from petransfer.errors import UserError
-from petransfer.evaluation.exact_match import Evaluation, Scored
+from petransfer.evaluation.exact_match import Evaluation
+from petransfer.evaluation.one_pass import Scored
 from petransfer.models.hashes import tokenizer_sha256, weight_hashes
 from petransfer.models.loading import Loaded
 from petransfer.models.quantization import inventory
 from petransfer.recipe.run_spec import Bits
 from petransfer.sharing import file_checks as checks
-from petransfer.sharing.attach import Base, attach, base_of
-from petransfer.sharing.bundle import CARD, EXAMPLES, WEIGHTS, Bundle, differences, other_base
-from petransfer.sharing.combined_adapters import Where, data_of, evaluation
+from petransfer.sharing.attach import attach
+from petransfer.sharing.base import Base, Where, base_of
+from petransfer.sharing.bundle import Bundle, differences, other_base
+from petransfer.sharing.bundle_files import CARD, EXAMPLES, WEIGHTS
 from petransfer.sharing.safe_reading import card_data
+from petransfer.sharing.scoring import evaluation
+from petransfer.sharing.task_data import data_of
 from petransfer.study.provenance import examples_sha256
 
 PARTS = {"dev": "validation", "test": "test"}

@@ -11,7 +11,8 @@ from petransfer.data import TASKS, Example
 from petransfer.data.encoding import Encoded
 from petransfer.errors import RunError
 from petransfer.evaluation.distributed import evaluate_together
-from petransfer.evaluation.exact_match import Evaluation, score
+from petransfer.evaluation.exact_match import Evaluation
+from petransfer.evaluation.one_pass import score
 from petransfer.evaluation.run_metrics import Measured, measure
 from petransfer.models.loading import Loaded
 from petransfer.recipe.run_spec import TrainSpec

@@ -34,7 +34,7 @@ def test_answers_end_where_the_positions_do(method: str | None, tiny_gpt2: Path)
     long, short = "word " * 90, "word"
     (alone,) = ask([short])
     assert ask([long, short])[1] == alone
-    with pytest.raises(UserError, match=r"takes \d+ of the model's 128 positions; shorten it"):
+    with pytest.raises(UserError, match=r"\d+ tokens; the model has 128 positions; shorten it"):
         ask([short, "word " * 140])
 
 

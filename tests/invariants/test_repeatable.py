@@ -150,12 +150,12 @@ def test_adapters_are_drawn_from_the_seed_whatever_was_drawn_before(tiny_spec: M
 
 @pytest.mark.parametrize("embeddings", ["frozen", "trained"])
 def test_plain_peft_gives_the_same_logits(embeddings: str, tiny_spec: Make, tiny_t5: Path, tmp_path: Path) -> None:
-    from petransfer.evaluation.predictor import Predictor
+    from petransfer.sharing.adapter import Adapter
 
     spec = tiny_spec(replace(LORA, embeddings=embeddings), steps=12)
     spec = replace(spec, train=replace(spec.train, learning_rate=3e-2))
     _run(spec, tmp_path)
-    ours = Predictor.of(tmp_path, device="cpu")
+    ours = Adapter.load(tmp_path, device="cpu").predictor
     base = AutoModelForSeq2SeqLM.from_pretrained(tiny_t5, dtype=torch.float32)
     ids = {"input_ids": torch.tensor([[40, 50, 60, 1]]), "decoder_input_ids": torch.tensor([[0, 70, 80]])}
     with torch.no_grad():

@@ -20,13 +20,13 @@ from petransfer.errors import Interrupted
 from petransfer.evaluation.exact_match import evaluate
 from petransfer.evaluation.generation import generate
 from petransfer.evaluation.label_scoring import _scores
-from petransfer.evaluation.predictor import Predictor
 from petransfer.memory.simulation import Demand, simulate
 from petransfer.methods import apply_method, save_method
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import MethodSpec, RunSpec, TrainSpec
+from petransfer.sharing.adapter import Adapter
 from petransfer.study.folders import RunFolder
 from petransfer.study.settings import Settings
 from petransfer.study.single_run import accelerator_for, run_one
@@ -244,7 +244,7 @@ def test_a_run_is_evaluated_saved_and_answers(name: str, tiny_spec: Callable[...
     result = run_one(spec, RunFolder(tmp_path), Settings(Execution(threads=1), cpu=True))
     assert result["trained_parameters"] == 1152
     assert (result["dev"]["disagreements"], result["test"]["disagreements"]) == (0, 0)
-    assert len(Predictor.of(tmp_path, device="cpu")(["jump around right"], 4)) == 1
+    assert len(Adapter.load(tmp_path, device="cpu").predict(["jump around right"], 4)) == 1
 
 
 def test_loraplus_trains_b_at_a_rate_of_its_own(tiny_t5: Path) -> None:

@@ -178,7 +178,7 @@ def test_so_do_those_of_a_decoder_on_a_base_that_is_a_folder(
         str(tiny_gpt2.parent).encode() not in content for content in contents(here / "a.petransfer.zip").values()
     )
     said = refused(capsys, "adapter", "verify", "a.petransfer.zip", "--cpu")
-    assert f"is a folder called {tiny_gpt2.name}; name it by --checkpoint" in said
+    assert f"was a local folder called {tiny_gpt2.name}" in said
     assert call("adapter", "verify", "a.petransfer.zip", "--cpu", "--checkpoint", "./base") == 0
     texts = [source for source, _ in ROWS[:8]]
     plain = plainly(here / "a.petransfer.zip", here, texts)

@@ -279,7 +279,7 @@ SAID = {
     ),
     "is a link": ("link",),
     "may be a pickle, which runs code": ("pickle beside", "pickle for numpy"),
-    "is code; an adapter brings none": ("code", "name with a NUL"),
+    "is code; adapters contain none": ("code", "name with a NUL"),
     "holds README.md twice": ("duplicate",),
     "a bomb": ("bomb",),
     "before its first member": ("something before",),
@@ -290,8 +290,8 @@ SAID = {
     "is encrypted": ("encrypted",),
     "Bad CRC-32": ("wrong checksum",),
     "the card was swapped": ("hash of another card",),
-    "is not in the list of what was packed": ("file that is not listed",),
-    "is missing, and stands in the list": ("listed file that is missing",),
+    "is not in the list of files that were packed": ("file that is not listed",),
+    "is missing, and is in the list": ("listed file that is missing",),
     "has no list of files": ("manifest without files",),
     "holds no finished adapter or model": ("no configuration",),
     "it has no adapter_model.safetensors": ("no weights",),
@@ -315,7 +315,7 @@ SAID = {
     "more than names of layers need": ("pattern without end", "pattern of ranks"),
     "is broken": ("pattern that is broken",),
     "base_model_name_or_path is 7": ("base a number",),
-    "names the base 'evil/base', the provenance 'nano/english'": ("base of another",),
+    "names the base 'evil/base', and petransfer.json names 'nano/english'": ("base of another",),
     "task_type is 'EVIL'": ("task of another",),
     "num_virtual_tokens is 1000000000": ("size of a billion",),
     "is no list of rows": ("rows below zero",),
@@ -472,7 +472,7 @@ def test_a_folder_s_files_are_looked_at_too(packed: Path, here: Path, capsys: py
     assert "is a link" in refused(capsys, "adapter", "info", "good")
     (here / "good" / WEIGHTS).unlink()
     (here / "good" / "adapter_model.bin").write_bytes(evil)
-    assert "a pickle, which runs code when opened" in refused(capsys, "adapter", "info", "good")
+    assert "a pickle, which runs code when it is opened" in refused(capsys, "adapter", "info", "good")
 
 
 def _widen(content: dict[str, Any]) -> None:
@@ -505,7 +505,7 @@ def _spoil(content: dict[str, Any]) -> None:
             "have no place, such as",
         ),
         ("a layer left out", lambda content: _leave_out(content, ".block.1."), "tensors are missing, such as"),
-        ("numbers that are none", _spoil, "NaN or infinite"),
+        ("numbers that are none", _spoil, "NaN or infinity"),
     ],
 )
 def test_what_does_not_fit_the_base_is_not_applied(

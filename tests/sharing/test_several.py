@@ -16,10 +16,10 @@ from transformers import AutoModelForSeq2SeqLM
 
 from petransfer.evaluation import exact_match
 from petransfer.models.registry import NANO
-from petransfer.sharing import combined_adapters as several
 from petransfer.sharing.attach import FIRST
+from petransfer.sharing.base import Base, Where
 from petransfer.sharing.bundle import opened
-from petransfer.sharing.combined_adapters import Combination, Where, put_together
+from petransfer.sharing.combined_adapters import Combination, put_together
 from tests.sharing.conftest import ROWS, call, contents, refused, write
 
 FROZEN = ("--set", "methods=[{name: lora, rank: 4, bits: 32}]")
@@ -42,8 +42,8 @@ def test_several_answer_as_each_does_alone_and_the_base_is_loaded_once(
 ) -> None:
     texts = [source for source, _ in ROWS[:6]]
     loads = []
-    real = several.Base.load
-    monkeypatch.setattr(several.Base, "load", lambda self, *rest: loads.append(self) or real(self, *rest))
+    real = Base.load
+    monkeypatch.setattr(Base, "load", lambda self, *rest: loads.append(self) or real(self, *rest))
     alone = {one: [row["output"] for row in answers(capsys, one, *texts)] for one in (*two, str(run))}
     assert len(loads) == 3
     together = answers(capsys, two[0], *texts, "--with", two[1], "--with", str(run))
@@ -80,7 +80,7 @@ def test_the_table_has_every_adapter_with_what_it_claims(
     assert rows[0]["same"] == 100
     assert rows[2]["label"].startswith("linear: 0.5 x ")
     assert call("eval", *two, "--data", "pairs.tsv", "--cpu") == 0
-    assert "pairs.tsv, test, 40 examples" in capsys.readouterr().out
+    assert "pairs.tsv, 40 examples" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -102,7 +102,7 @@ def test_by_generation_a_run_is_scored_anew_on_its_own_task(
     assert (row["exact_match"], row["claimed"], row["examples"]) == (claimed["exact_match"],) * 2 + (10,)
     assert row["log_prob_per_token"] == pytest.approx(claimed["log_prob_per_token"], abs=1e-5)
     assert (row["generated"], row["disagreements"]) == (10, 0)
-    assert "one forward pass" not in said.err
+    assert "contradict" not in said.err
     real = exact_match.score
 
     def lying(*arguments: Any) -> list[exact_match.Scored]:
@@ -112,7 +112,7 @@ def test_by_generation_a_run_is_scored_anew_on_its_own_task(
     monkeypatch.setattr(exact_match, "score", lying)
     assert call("eval", str(folder), "--by-generation", "--cpu") == 0
     said = capsys.readouterr()
-    assert "1 of 10 generated answers are not what one forward pass says" in said.err
+    assert "1 of 10 generated texts contradict the forward pass" in said.err
     assert f"{claimed['exact_match']:.1f}" in said.out
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
@@ -160,7 +160,9 @@ def test_what_cannot_go_together_is_refused(
     )
     assert "train rows of the embeddings" in refused(capsys, "eval", two[0], str(run), "--weights", "1,1", "--cpu")
     assert "1 numbers for 2 adapters" in refused(capsys, "eval", *two, "--weights", "1")
-    assert "write numbers as" in refused(capsys, "predict", two[0], "x", "--with", two[1], "--weights", "a,b")
+    assert "--weights a,b: write numbers" in refused(
+        capsys, "predict", two[0], "x", "--with", two[1], "--weights", "a,b"
+    )
     assert "no combination 'mean'" in refused(capsys, "eval", *two, "--weights", "1,1", "--combination", "mean")
 
 
@@ -184,7 +186,7 @@ def test_merging_leaves_the_logits(run: Path, bits: int, here: Path, capsys: pyt
 
 def test_no_merging_into_a_quantised_base(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(capsys, "adapter", "merge", str(run), "merged", "--bits", "4")
-    assert "is not merged into a base of 4 bits: the sum would be rounded to a few levels again" in said
+    assert "cannot be merged into a base of 4 bits: the sum would be rounded to a few levels" in said
     assert not (here / "merged").exists()
 
 
@@ -193,7 +195,7 @@ def test_a_merge_that_changes_the_model_is_not_kept(
 ) -> None:
     monkeypatch.setattr(PeftModel, "merge_and_unload", lambda model, **_: model.unload(), raising=False)
     assert call("adapter", "merge", str(run), "merged", "--cpu") == 1
-    assert "the merged model is another" in capsys.readouterr().err
+    assert "the merged model differs from the adapter" in capsys.readouterr().err
     assert [path.name for path in here.iterdir()] == ["pairs.tsv"]
 
 

@@ -172,7 +172,7 @@ def test_another_revision(hub_cache: Path, here: Path, capsys: pytest.CaptureFix
     assert list(found) == ["revision", "base"]
     assert found["revision"] == f"me/tiny is at commit {'b' * 12}; the adapter was trained at {'a' * 12}"
     ask = ("predict", "a.petransfer.zip", "to walk", "--max-new-tokens", "2")
-    assert "me/tiny has moved: it is at commit bbbbbbbbbbbb" in refused(capsys, *ask, "--checkpoint", "me/tiny@main")
+    assert "me/tiny is at commit bbbbbbbbbbbb" in refused(capsys, *ask, "--checkpoint", "me/tiny@main")
     assert call(*ask, "--revision", COMMITS[1]) == 0
     assert call(*ask) == 0
 

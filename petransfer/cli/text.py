@@ -1,0 +1,51 @@
+"""Text from outside as lines: inputs read from a file or from standard input, and strings made safe to print."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from petransfer.errors import UserError
+
+_BOM = b"\xef\xbb\xbf"
+
+
+def printable(text: str) -> str:
+    """Return the text with every control character replaced, so that it cannot move a terminal's cursor."""
+    return "".join(sign if sign.isprintable() else "\ufffd" for sign in text)
+
+
+def one_line(text: str) -> str:
+    """Return a generated text as one line of output: line breaks become `\\n` and `\\r`."""
+    return text.replace("\r", "\\r").replace("\n", "\\n")
+
+
+def input_lines(file: Path | None) -> Iterator[str]:
+    """Yield every line of a UTF-8 file, or of standard input, without its line break and a byte order mark.
+
+    Raises:
+        UserError: there is no such file, or a line is not UTF-8.
+    """
+    if file is None:
+        if sys.stdin.isatty():
+            print("Reading inputs from standard input, one per line. Ctrl-D ends.", file=sys.stderr)
+        yield from _decoded(sys.stdin.buffer, "standard input")
+        return
+    try:
+        with file.open("rb") as opened:
+            yield from _decoded(opened, str(file))
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}); name a file with one input per line") from None
+
+
+def _decoded(lines: BinaryIO, name: str) -> Iterator[str]:
+    for number, line in enumerate(lines, start=1):
+        start = len(_BOM) if number == 1 and line.startswith(_BOM) else 0
+        try:
+            text = line[start:].decode("utf-8")
+        except UnicodeDecodeError as error:
+            where = f"line {number}, byte {error.start + start + 1}"
+            raise UserError(f"{name} is not UTF-8 at {where}; save it as UTF-8") from None
+        yield text.removesuffix("\n").removesuffix("\r")

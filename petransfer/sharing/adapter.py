@@ -1,0 +1,206 @@
+"""The public `Adapter`: load a trained adapter, predict, evaluate, push, merge and verify."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import weakref
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from petransfer.errors import UserError
+from petransfer.evaluation.predictor import Predictor
+from petransfer.recipe.run_spec import Bits
+from petransfer.sharing import hub
+from petransfer.sharing.base import Where
+from petransfer.sharing.bundle import checked
+from petransfer.sharing.card import Wishes
+from petransfer.sharing.combined_adapters import put_together
+from petransfer.sharing.merge import Merged, merge
+from petransfer.sharing.pack import contents
+from petransfer.sharing.scoring import Request, Scores, side_by_side
+from petransfer.sharing.sources import Source, opened_source
+from petransfer.sharing.task_data import Pairs
+from petransfer.sharing.verify import Check, verify
+from petransfer.sharing.whole_models import whole_predictor
+
+
+class Adapter:
+    """A trained adapter on its base model. `Adapter.load` makes one.
+
+    Fully fine-tuned models, merged models and base checkpoints can be loaded too; they predict and evaluate, but have
+    no adapter to push, merge or verify.
+
+    Example:
+        >>> import petransfer
+        >>> base = petransfer.Adapter.load("nano/english", device="cpu")
+        >>> base.kind
+        'checkpoint'
+        >>> len(base.predict(["to walk", "to run"], max_new_tokens=4))
+        2
+        >>> base.evaluate([("to walk", "gehen"), ("to run", "rennen")]).exact_match
+        0.0
+    """
+
+    def __init__(self, source: Source, where: Where) -> None:
+        self._source, self._where = source, where
+
+    @classmethod
+    def load(
+        cls,
+        place: str | Path,
+        *,
+        run: str | None = None,
+        checkpoint: str | None = None,
+        revision: str | None = None,
+        data_dir: str | Path | None = None,
+        device: str | None = None,
+        any_base: bool = False,
+    ) -> Adapter:
+        """Open an adapter. Its files are checked now; its base model is loaded when it is first needed.
+
+        Args:
+            place: a run's folder, the folder of a study with one finished run, an adapter's own folder, a bundle
+                (`.petransfer.zip`), a model's folder, `nano/<arm>`, or a hub id `owner/name[@revision]`. The adapter
+                may be petransfer's or plain peft's.
+            run: the beginning of the id of a run, for a study with several.
+            checkpoint: the base model, where it is not found by the name that the adapter gives.
+            revision: a commit or branch of the base, where it should differ from the one that the adapter names.
+            data_dir: a folder with data files, for `evaluate` and `verify`.
+            device: such as `cpu` or `cuda:1`; a GPU is used if there is one.
+            any_base: accept a base with other weights than the adapter was trained on.
+
+        Raises:
+            UserError: there is no adapter, or it is refused: a file is damaged, missing, or asks for code to be run.
+        """
+        place_on = None if data_dir is None else Path(data_dir).expanduser()
+        files = contextlib.ExitStack()
+        try:
+            source = files.enter_context(opened_source(str(place), run))
+            if source.kind == "adapter":
+                checked(source.adapter())
+        except BaseException:
+            files.close()
+            raise
+        adapter = cls(source, Where(checkpoint, revision, place_on, device, any_base))
+        weakref.finalize(adapter, files.close)  # what came from a zip or the hub lies in a temporary folder
+        return adapter
+
+    def __repr__(self) -> str:
+        return f"<petransfer.Adapter {self.label} ({self.kind})>"
+
+    @property
+    def label(self) -> str:
+        """The place that it was loaded from."""
+        return self._source.label
+
+    @property
+    def kind(self) -> str:
+        """`adapter`, `model` (fully fine-tuned or merged by petransfer) or `checkpoint` (any other model)."""
+        return self._source.kind
+
+    @functools.cached_property
+    def predictor(self) -> Predictor:
+        """The loaded model with its tokenizer, prefix and template.
+
+        Raises:
+            UserError: the base cannot be found, does not fit, or has other weights than the adapter was trained on.
+        """
+        if self._source.kind != "adapter":
+            return whole_predictor(self._source, self._where)
+        ((_, _, predictor),) = put_together([self._source.adapter()], self._where).each()
+        return predictor
+
+    def predict(self, texts: Iterable[str], max_new_tokens: int = 512) -> list[str]:
+        """Generate a text for each input, greedily.
+
+        Args:
+            texts: the inputs, without the prefix, which is added. For an adapter whose template names several columns,
+                each input is a JSON object with them.
+            max_new_tokens: the longest generated text, in tokens.
+
+        Returns:
+            One text for each input, in order.
+
+        Raises:
+            UserError: `texts` is one string, an input is too long for the model, or the base cannot be loaded.
+        """
+        if isinstance(texts, str):
+            raise UserError("predict takes a list of texts; write predict([text]) for one text")
+        return self.predictor(list(texts), max_new_tokens)
+
+    def evaluate(
+        self, data: str | Path | Pairs | None = None, *, part: str | None = None, by_generation: bool = False
+    ) -> Scores:
+        """Compute exact match on a file, on pairs, on a benchmark, or on the adapter's own task.
+
+        Rows of a file that the adapter was trained on are counted, and scored apart from the others.
+
+        Args:
+            data: a file of rows, pairs of input and target, a benchmark's `task/split` such as `scan/add_jump`, or
+                None for the adapter's own task.
+            part: `dev` or `test`. None is `test`, or all rows of a file.
+            by_generation: generate every text and count those, rather than one forward pass per example.
+
+        Raises:
+            UserError: the data or the base cannot be had, or the tokenizer cannot represent a target.
+        """
+        asked = str(data) if isinstance(data, Path) else data
+        (scores,) = side_by_side([self._source], self._where, Request(asked, part, by_generation))
+        return scores
+
+    def push(
+        self,
+        repo: str,
+        *,
+        public: bool = False,
+        licence: str | None = None,
+        language: Sequence[str] = (),
+        tags: Sequence[str] = (),
+        message: str = "Add an adapter by petransfer",
+    ) -> hub.Pushed:
+        """Upload the adapter with its card, provenance and results to the Hugging Face Hub, in one commit.
+
+        Args:
+            repo: `user/name`. A new repository is private unless `public`.
+            licence: where the licences of base and data do not determine it.
+            language: of the data, such as `en`.
+            tags: more tags of the card.
+            message: of the commit.
+
+        Raises:
+            UserError: the hub cannot be reached or refuses, or a file names a folder of this machine or holds a token.
+        """
+        files = contents(self._source.adapter(), Wishes(licence, tuple(language), tuple(tags)))
+        return hub.push(repo, files, public, message)
+
+    def merge(self, folder: str | Path, *, bits: Bits | None = None) -> Merged:
+        """Merge the adapter into its base's weights and save the model to a new folder.
+
+        Args:
+            folder: plain transformers loads it, and so does `Adapter.load`.
+            bits: of the saved weights, 32 or 16; 16 unless the adapter was trained on a 32-bit base.
+
+        Returns:
+            How far the logits moved.
+
+        Raises:
+            UserError: the folder exists, or the method cannot be merged.
+            RunError: the merged model computes something else; nothing is saved.
+        """
+        return merge(self._source.adapter(), Path(folder), self._where, bits)
+
+    def verify(self, *, evaluate: bool = True, bits: Bits | None = None) -> list[Check]:
+        """Check files, base, tokenizer and width against the provenance, and measure the claimed figures again.
+
+        Args:
+            evaluate: measure the figures, which needs the data and takes most of the time.
+            bits: another width of the base.
+
+        Returns:
+            One entry for each check, with `what`, `passed` and `line`.
+
+        Raises:
+            UserError: petransfer did not make the adapter, or its base or data cannot be had.
+        """
+        return list(verify(self._source.adapter(), self._where, bits, evaluate))

@@ -1,0 +1,172 @@
+"""Find the base model of an adapter, and refuse a base with other weights than the adapter was trained on."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from petransfer.errors import UserError
+from petransfer.methods import weights_bits
+from petransfer.models.hashes import is_on_hub, tokenizer_sha256, weight_hashes
+from petransfer.models.loading import Loaded, load_checkpoint
+from petransfer.models.registry import checkpoint_spec, is_embedded
+from petransfer.recipe.run_spec import Bits, CheckpointSpec, RunSpec
+from petransfer.sharing.bundle import Bundle
+from petransfer.sharing.safe_reading import read_json
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where things are on this machine.
+
+    checkpoint: the base model, where it is not found by the name that the adapter gives.
+    revision: a commit or branch of the base on the hub, where it should differ from the adapter's.
+    data_dir: a folder with data files.
+    device: None takes a GPU if there is one.
+    any_base: accept a base with other weights than the adapter was trained on.
+    """
+
+    checkpoint: str | None = None
+    revision: str | None = None
+    data_dir: Path | None = None
+    device: str | None = None
+    any_base: bool = False
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model of an adapter.
+
+    commit: the hub commit that the adapter was trained at, if any.
+    trained_on: what petransfer.json recorded about the base; empty where there is no such file.
+    """
+
+    checkpoint: CheckpointSpec
+    bits: Bits
+    seed: int
+    keep_wide: tuple[str, ...]
+    commit: str | None
+    trained_on: dict[str, Any] = field(default_factory=dict)
+
+    def load(self, device: torch.device | str | None = None) -> Loaded:
+        """Load the base on `device`; None takes a GPU if there is one."""
+        device = device or default_device()
+        return load_checkpoint(self.checkpoint, self.bits, seed=self.seed, device=device, keep_wide=self.keep_wide)
+
+
+def default_device() -> str:
+    """Return `cuda` if there is a GPU, else `cpu`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def base_of(bundle: Bundle, checkpoint: str | None, revision: str | None, bits: Bits | None = None) -> Base:
+    """Return the base that a bundle names, at the commit that it was trained at.
+
+    Args:
+        checkpoint: another place of the base.
+        revision: another revision of it.
+        bits: another width.
+
+    Raises:
+        UserError: the base cannot be found without `checkpoint`, or an argument does not fit it.
+    """
+    spec = bundle.spec
+    found = _placed(bundle, checkpoint)
+    recorded = dict((bundle.provenance or {}).get("base") or {})
+    stated = recorded.get("commit") or bundle.config.get("revision")
+    commit = stated if isinstance(stated, str) and re.fullmatch("[0-9a-f]{40}", stated) else None
+    if revision is not None and not is_on_hub(found):
+        raise UserError(f"--revision {revision}: {found.name} is not on the hub; leave --revision out")
+    if is_on_hub(found) and revision:
+        found = replace(found, weights=revision)
+    elif is_on_hub(found) and stated and found.name == _name_of(bundle) and "@" not in (checkpoint or ""):
+        found = replace(found, weights=str(stated))
+    own: Bits = weights_bits(spec.method) if spec else (16 if torch.cuda.is_available() else 32)
+    wide = spec.method.keep_wide if spec else ()
+    return Base(found, bits or own, spec.seed if spec else 0, wide, commit, recorded)
+
+
+def _name_of(bundle: Bundle) -> str:
+    return bundle.spec.checkpoint.name if bundle.spec else str(bundle.config.get("base_model_name_or_path"))
+
+
+def _placed(bundle: Bundle, checkpoint: str | None) -> CheckpointSpec:
+    """Find the base on this machine: the given one, the one in the run's own spec.json, or by its name."""
+    if bundle.spec is None:
+        return checkpoint_spec(checkpoint) if checkpoint is not None else _named_by_config(bundle)
+    made = bundle.spec.checkpoint
+    kept = bundle.here / "spec.json" if bundle.here else None
+    here = RunSpec.from_dict(read_json(kept)).checkpoint if kept else None
+    if checkpoint is not None:
+        return as_trained_from(checkpoint_spec(checkpoint), here or made)
+    if here:
+        return here
+    if not is_embedded(made.name) and len(made.weights) == 64:
+        raise UserError(
+            f"the base of {bundle.label} was a local folder called {made.name}, and adapters do not contain their "
+            "base; name its folder with --checkpoint"
+        )
+    found = as_trained_from(checkpoint_spec(made.name), made)
+    if is_embedded(made.name) and made.weights not in ("main", found.weights):
+        raise UserError(
+            f"{bundle.label} was trained on a version of {made.name} with other weights than the one in this version "
+            "of petransfer; install the version that trained it"
+        )
+    return found if is_embedded(made.name) else replace(found, weights=made.weights)
+
+
+def _named_by_config(bundle: Bundle) -> CheckpointSpec:
+    name = str(bundle.config.get("base_model_name_or_path") or "")
+    if not name:
+        raise UserError(f"{bundle.label} does not name its base model; name it with --checkpoint")
+    if name.startswith(("/", ".", "~")):
+        raise UserError(f"{bundle.label} names a folder of another machine as its base; name it with --checkpoint")
+    return checkpoint_spec(name)
+
+
+def as_trained_from(base: CheckpointSpec, made: CheckpointSpec) -> CheckpointSpec:
+    """Return `base` with the same parts re-initialised, and the same tokenizer, as in the run that trained."""
+    return replace(base, reinit=made.reinit, tokenizer=made.tokenizer, tokenizer_source=made.tokenizer_source)
+
+
+def refuse_other_base(base: Base, loaded: Loaded, where: Where) -> None:
+    """Refuse a base that is not the one that the adapter was trained on.
+
+    On another base an adapter gives empty or meaningless texts without any error. A hub commit identifies the weights;
+    those of a folder are compared by sha256. A changed tokenizer is logged as a warning.
+
+    Raises:
+        UserError: the weights or the commit differ, and neither `--revision` nor `--any-base` allows it.
+    """
+    name = base.checkpoint.name
+    if where.revision is None and base.commit and loaded.commit and loaded.commit != base.commit:
+        raise UserError(
+            f"{name} is at commit {loaded.commit[:12]}, and the adapter was trained at {base.commit[:12]}; "
+            f"--revision {loaded.commit[:12]} takes it all the same"
+        )
+    if not (base.commit and loaded.commit == base.commit):
+        other = differing_weights(base, loaded)
+        if other and not where.any_base and where.revision is None:
+            raise UserError(f"{name} is not the base that the adapter was trained on: {other}; --any-base uses it")
+    recorded = base.trained_on.get("tokenizer_sha256")
+    if recorded and tokenizer_sha256(loaded.tokenizer) != recorded:
+        _log.warning("the tokenizer of %s is not the one that the adapter was trained with", name)
+
+
+def differing_weights(base: Base, loaded: Loaded) -> str | None:
+    """Return which weights file differs from the recorded one; None where all agree or none were recorded."""
+    expected = base.trained_on.get("weights_sha256") or {}
+    if not expected:
+        return None
+    found = weight_hashes(base.checkpoint, loaded.commit)
+    other = next((file for file in {**expected, **found} if expected.get(file) != found.get(file)), None)
+    if other is None:
+        return None
+    return f"{other} has the sha256 {str(found.get(other))[:12]}..., not {str(expected.get(other))[:12]}..."

@@ -1,0 +1,36 @@
+"""The files of a shared adapter: their names, the largest size of each, and why any other file is refused."""
+
+from __future__ import annotations
+
+CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
+PROVENANCE, RECIPE, RESULT = "petransfer.json", "recipe.yaml", "result.json"
+EXAMPLES, MANIFEST = "examples.parquet", "manifest.json"
+
+MIB = 2**20
+
+# Every file that an adapter may hold and its largest size in bytes. A file of any other name is refused.
+LIMITS: dict[str, int] = {
+    MANIFEST: MIB,
+    CONFIG: 16 * MIB,
+    WEIGHTS: 16 * 1024 * MIB,
+    CARD: 4 * MIB,
+    PROVENANCE: MIB,
+    RECIPE: MIB,
+    RESULT: 4 * MIB,
+    EXAMPLES: 1024 * MIB,
+}
+
+
+def wrong_name(name: str) -> str | None:
+    """Return why an adapter may not hold a file of this name; None where it may."""
+    if name in LIMITS:
+        return None
+    if name.startswith(("/", "\\")) or name[1:2] == ":":
+        return "is an absolute path"
+    if ".." in name.replace("\\", "/").split("/"):
+        return "leads out of the folder"
+    if name.lower().endswith((".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz")):
+        return "may be a pickle, which runs code when it is opened; adapters are safetensors only"
+    if name.lower().endswith(".py"):
+        return "is code; adapters contain none"
+    return "is no file of a bundle"

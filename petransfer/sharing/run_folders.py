@@ -1,0 +1,68 @@
+"""Find the folder of one run, where a user names its study's folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from petransfer.errors import UserError
+
+# A message names at most so many runs.
+LISTED = 8
+
+
+def run_folder(folder: Path, run: str | None = None) -> Path:
+    """Return the folder of the one finished run in a study's folder; any other folder is returned as it is.
+
+    Args:
+        run: the beginning of the run's id, for a study with several finished runs.
+
+    Raises:
+        UserError: no finished run has this id, or there are several.
+    """
+    if not (folder / "runs").is_dir():
+        if run is not None:
+            raise UserError(f"--run {run}: {folder} is not a study's folder; leave --run out")
+        return folder
+    saved = [path for path in sorted((folder / "runs").iterdir()) if _is_finished(path)]
+    found = [path for path in saved if path.name.startswith(run or "")]
+    if len(found) == 1:
+        return found[0]
+    if not saved:
+        raise UserError(f"{folder} holds no finished run; `petransfer status {folder}` shows how its runs stand")
+    which = "finished runs" if run is None else f"finished runs whose id begins with {run}"
+    listed = ", ".join(_described(path) for path in (found or saved)[:LISTED])
+    more = f", and {len(found or saved) - LISTED} more" if len(found or saved) > LISTED else ""
+    raise UserError(f"{folder} holds {len(found)} {which}; pick one with --run ID: {listed}{more}")
+
+
+def is_whole_model(folder: Path) -> bool:
+    """Return whether a run's folder, or the model/ folder in it, holds a fully fine-tuned or merged model."""
+    if (folder / "adapter_config.json").is_file() or (folder / "adapter").is_dir():
+        return False
+    return (folder / "petransfer.json").is_file() or (folder / "model").is_dir()
+
+
+def weights_folder(folder: Path) -> Path:
+    """Return the adapter/ or model/ folder of a run's folder, or the folder itself where it is one.
+
+    Raises:
+        UserError: it holds neither.
+    """
+    for candidate in (folder / "adapter", folder / "model", folder):
+        if (candidate / "petransfer.json").is_file():
+            return candidate
+    raise UserError(f"{folder} holds no finished adapter or model; name a folder like results/<study>/runs/<run-id>")
+
+
+def _is_finished(path: Path) -> bool:
+    return (path / "DONE").is_file() and ((path / "adapter").is_dir() or (path / "model").is_dir())
+
+
+def _described(path: Path) -> str:
+    """Return a run's id with what tells it from its neighbours."""
+    try:
+        spec = json.loads((path / "spec.json").read_text(encoding="utf-8"))
+        return f"{path.name} ({spec['checkpoint']['name']}, {spec['method']['name']}, seed {spec['seed']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return path.name

@@ -1,0 +1,199 @@
+"""Score adapters, whole models and base checkpoints side by side on the same examples."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from petransfer.data import Example
+from petransfer.data.encoding import encode_examples
+from petransfer.errors import RunError, UserError
+from petransfer.evaluation.exact_match import Evaluation, evaluate
+from petransfer.evaluation.one_pass import Scored
+from petransfer.evaluation.predictor import Predictor
+from petransfer.models.loading import Loaded
+from petransfer.sharing.base import Where, base_of
+from petransfer.sharing.bundle import Bundle
+from petransfer.sharing.combined_adapters import Combination, put_together
+from petransfer.sharing.merge import merge
+from petransfer.sharing.sources import Source, opened_source
+from petransfer.sharing.task_data import Pairs, TestData, test_data, trained_on
+from petransfer.sharing.whole_models import whole_predictor
+
+Ready = tuple[str, Bundle | None, Predictor]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How one adapter or model does on some examples. Shares are percentages.
+
+    claimed: the exact match that it was saved with, where these are the examples of that claim.
+    same: the share of examples on which it is right where the first one is right, and wrong where that is wrong.
+    generated: how many texts were generated. disagreements: how many of them contradict the forward pass.
+    seen_rows: the positions, from 0, of the examples that it was trained on; None where that is not known or the
+        examples are a held-out part of its own task. seen, unseen: exact match on those examples, and on the others.
+    """
+
+    label: str
+    task: str
+    examples: int
+    exact_match: float
+    log_prob_per_token: float
+    claimed: float | None
+    same: float
+    generated: int
+    disagreements: int
+    seen_rows: tuple[int, ...] | None = None
+    seen: float | None = None
+    unseen: float | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to score, and how. data, part: see `petransfer.sharing.task_data.test_data`.
+
+    by_generation: see `petransfer.evaluation.exact_match.evaluate`.
+    with_base: also score the base, and each adapter merged into it.
+    """
+
+    data: str | Pairs | None = None
+    part: str | None = None
+    by_generation: bool = False
+    with_base: bool = False
+
+
+def predictors(
+    sources: Sequence[Source], where: Where, combination: Combination | None = None, with_base: bool = False
+) -> Iterator[Ready]:
+    """Yield label, bundle and predictor of each source; use each before the next is taken.
+
+    The adapters share one base, which is loaded once. Each whole model is loaded when its turn comes.
+
+    Args:
+        with_base: also the base before its adapters, and each adapter merged into it after them.
+
+    Raises:
+        UserError: the adapters have different bases, or something cannot be loaded.
+    """
+    bundles = [source.adapter() for source in sources if source.kind == "adapter"]
+    other = next((source for source in sources if source.kind != "adapter"), None)
+    if combination and other:
+        raise UserError(f"--weights combines adapters, and {other.label} is a whole model; leave one of them out")
+    if with_base:
+        if not bundles:
+            raise UserError(f"--base: {sources[0].label} is a whole model and has no base; leave --base out")
+        yield _base(bundles[0], where)
+    first = next((bundle for bundle in bundles if bundle.spec), None)
+    prefix, template = (first.spec.task.prefix, first.template()) if first and first.spec else ("", "")
+    adapters: Iterator[tuple[str, str, Predictor]] | None = None
+    for source in sources:
+        if source.kind != "adapter":
+            yield source.label, source.bundle, whole_predictor(source, where, prefix, template)
+            continue
+        adapters = adapters or put_together(bundles, where, combination).each()
+        _, label, predictor = next(adapters)
+        yield label, source.bundle, predictor
+    for _, label, predictor in adapters or ():
+        yield label, None, predictor
+    del adapters
+    if with_base:
+        yield from _merged(bundles, where)
+
+
+def _base(bundle: Bundle, where: Where) -> Ready:
+    base = base_of(bundle, where.checkpoint, where.revision)
+    loaded = base.load(where.device)
+    prefix = bundle.spec.task.prefix if bundle.spec else ""
+    return f"base: {base.checkpoint.name}", None, Predictor(loaded.model.eval(), loaded, prefix, bundle.template())
+
+
+def _merged(bundles: Sequence[Bundle], where: Where) -> Iterator[Ready]:
+    for bundle in bundles:
+        with tempfile.TemporaryDirectory(prefix="petransfer-") as folder:
+            target = Path(folder) / "merged"
+            try:
+                merge(bundle, target, where)
+            except (UserError, RunError):  # prompts and prefixes are part of no weight
+                continue
+            with opened_source(str(target)) as source:
+                prefix = bundle.spec.task.prefix if bundle.spec else ""
+                predictor = whole_predictor(source, replace(where, checkpoint=None, revision=None), prefix)
+            yield f"merged: {bundle.label}", None, predictor
+
+
+def side_by_side(
+    sources: Sequence[Source], where: Where, request: Request, combination: Combination | None = None
+) -> list[Scores]:
+    """Score all sources on the same examples, those of the first one unless the request names others.
+
+    Raises:
+        UserError: the data, or something that is scored, cannot be had.
+    """
+    first = next((source for source in sources if source.bundle), sources[0])
+    data = test_data(first.bundle, first.label, request.data, request.part, where.data_dir)
+    ready = predictors(sources, where, combination, request.with_base)
+    return _scores(ready, first.bundle, where, request, data)
+
+
+def _scores(
+    ready: Iterable[Ready], first: Bundle | None, where: Where, request: Request, data: TestData
+) -> list[Scores]:
+    rows: list[Scores] = []
+    right: list[bool] = []
+    for label, bundle, predictor in ready:
+        found = evaluation(predictor.model, predictor.loaded, predictor.prefix, data.examples, request.by_generation)
+        now = [row.correct for row in found.scored]
+        right = right or now
+        scores = Scores(
+            label=label,
+            task=data.name,
+            examples=len(now),
+            exact_match=_percent(now),
+            log_prob_per_token=sum(row.log_prob for row in found.scored) / sum(row.tokens for row in found.scored),
+            claimed=_claim(bundle, first, request.part or "test") if data.own else None,
+            same=_percent([one == other for one, other in zip(right, now, strict=True)]),
+            generated=found.near_ties + found.audited,
+            disagreements=found.disagreements,
+        )
+        seen = None if data.own else trained_on(bundle, data.examples, where.data_dir)
+        rows.append(scores if seen is None else _apart(scores, seen, found.scored))
+        del predictor  # before the next whole model is loaded
+    return rows
+
+
+def _apart(scores: Scores, seen: tuple[int, ...], scored: Sequence[Scored]) -> Scores:
+    """Add the exact match on the examples that were trained on, and on the others."""
+    known = set(seen)
+    trained = [row.correct for at, row in enumerate(scored) if at in known]
+    others = [row.correct for at, row in enumerate(scored) if at not in known]
+    return replace(
+        scores,
+        seen_rows=seen,
+        seen=_percent(trained) if trained else None,
+        unseen=_percent(others) if others else None,
+    )
+
+
+def _percent(values: Sequence[bool]) -> float:
+    return 100 * sum(values) / len(values)
+
+
+def evaluation(
+    model: Any, loaded: Loaded, prefix: str, examples: Sequence[Example], by_generation: bool = False
+) -> Evaluation:
+    """Return the exact match of the active adapter, or of a whole model."""
+    encoded = encode_examples(examples, prefix, loaded.tokenizer, loaded.layout)
+    return evaluate(model, loaded, examples, encoded, by_generation=by_generation)
+
+
+def _claim(bundle: Bundle | None, first: Bundle | None, part: str) -> float | None:
+    """Return the claimed exact match where the adapter has the task of the first one."""
+    if not bundle or not bundle.spec or not first or not first.spec or not bundle.provenance:
+        return None
+    if (bundle.spec.task.name, bundle.spec.task.split) != (first.spec.task.name, first.spec.task.split):
+        return None
+    claim = bundle.provenance.get("claims", {}).get(part)
+    return float(claim["exact_match"]) if claim else None

@@ -1,0 +1,155 @@
+"""Bound everything that an adapter's configuration would allocate by the adapter's own file and by its base.
+
+peft allocates what adapter_config.json asks for before any tensor is read. A few kilobytes could ask for terabytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.other import get_pattern_key
+
+from petransfer.errors import UserError
+from petransfer.sharing.bundle import Bundle
+
+# So many numbers (256 MB in fp32) are always allowed, however small the base is.
+ALLOWANCE = 2**26
+# A LoRA that needs at most so many parameters more than its file holds is left to the comparison of its tensors, which
+# names the one that is missing.
+SLACK = 2**22
+
+
+def check_sizes(bundle: Bundle, base: torch.nn.Module) -> frozenset[str]:
+    """Refuse an adapter that asks for more memory than its own tensors and its base justify.
+
+    Returns:
+        The names of the adapter's tensors that replace the embeddings of the base, which peft saves when the
+        vocabulary was resized.
+
+    Raises:
+        UserError: a size does not fit.
+    """
+    config = bundle.config
+    rows = base.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    _check_token_rows(bundle, rows)
+    own_embeddings = _own_embeddings(bundle, base)
+    kind = config.get("peft_type")
+    if kind in ("PROMPT_TUNING", "PREFIX_TUNING"):
+        _check_virtual_tokens(bundle)
+    elif kind == "VERA":
+        _check_vera(bundle, base)
+    elif kind == "LORA":
+        _check_lora(bundle, base)
+    stored = sum(prod(shape) for name, (_, shape) in bundle.tensors.items())
+    most = 2 * _parameters(base) + ALLOWANCE
+    if stored > most:
+        raise _refused(bundle, f"its {stored:,} parameters are more than {most:,}, the limit for this base")
+    return own_embeddings
+
+
+def _check_token_rows(bundle: Bundle, count: int) -> None:
+    """Refuse trained rows of the embeddings that the base does not have."""
+    asked = bundle.config.get("trainable_token_indices") or []
+    rows = [row for one in (asked.values() if isinstance(asked, dict) else [asked]) for row in one]
+    if rows and max(rows) >= count:
+        raise UserError(f"{bundle.label} does not fit its base: it trains row {max(rows):,} of {count:,} embeddings")
+
+
+def _own_embeddings(bundle: Bundle, base: Any) -> frozenset[str]:
+    """Return the tensors that are a whole embedding or head of the base, of the size that the base has."""
+    ends = {id(end.weight) for end in (base.get_input_embeddings(), base.get_output_embeddings()) if end is not None}
+    places = {
+        f"base_model.model.{name}": tuple(value.shape)
+        for name, value in base.named_parameters(remove_duplicate=False)
+        if id(value) in ends
+    }
+    found = frozenset(places) & bundle.tensors.keys()
+    for name in sorted(found):
+        shape = bundle.tensors[name][1]
+        if shape != places[name]:
+            raise UserError(
+                f"{bundle.label} does not fit its base: its embeddings are {list(shape)} and those of the base "
+                f"{list(places[name])}; resize the base as it was for training, save it, and name it with --checkpoint"
+            )
+    return found
+
+
+def _check_virtual_tokens(bundle: Bundle) -> None:
+    config = bundle.config
+    tokens, width = config.get("num_virtual_tokens"), config.get("token_dim")
+    if not isinstance(tokens, int) or not isinstance(width, int):
+        raise _refused(bundle, "num_virtual_tokens and token_dim are not set")
+    if config["peft_type"] == "PREFIX_TUNING":
+        expected = tokens * width * 2 * int(config.get("num_layers") or 1)
+    else:
+        sides = config.get("num_transformer_submodules") or (2 if config.get("task_type") == "SEQ_2_SEQ_LM" else 1)
+        expected = tokens * width * int(sides)
+    stored = sum(prod(shape) for _, shape in bundle.tensors.values())
+    if expected != stored:
+        raise _refused(bundle, f"adapter_config.json describes {expected:,} parameters, and its file holds {stored:,}")
+
+
+def _check_vera(bundle: Bundle, base: Any) -> None:
+    rank = bundle.config.get("r")
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise _refused(bundle, f"r is {rank!r:.40}; a rank is a whole number from 1")
+    sizes = [shape for _, shape in _targets(bundle, base)]
+    wanted = rank * (max((out for out, _ in sizes), default=0) + max((width for _, width in sizes), default=0))
+    most = _parameters(base) + ALLOWANCE
+    if wanted > most:
+        raise _refused(bundle, f"a rank of {rank:,} needs projections of {wanted:,} numbers; the limit is {most:,}")
+
+
+def _check_lora(bundle: Bundle, base: Any) -> None:
+    """Refuse a LoRA whose ranks, on all layers that it would adapt, need more parameters than its file holds."""
+    ranks: dict[str, int] = bundle.config.get("rank_pattern") or {}
+    wanted = 0
+    for name, shape in _targets(bundle, base):
+        rank = ranks.get(get_pattern_key(ranks.keys(), name), bundle.config["r"])
+        wanted += rank * sum(shape)
+    stored = sum(prod(shape) for _, shape in bundle.tensors.values())
+    if wanted > 4 * stored + SLACK:
+        why = f"on this base it would have {wanted:,} parameters, and its file holds {stored:,}"
+        raise UserError(f"{bundle.label} does not fit its base: {why}: tensors are missing")
+
+
+def _targets(bundle: Bundle, base: Any) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield the name and the (out, in) sizes of each layer that the adapter would be put on."""
+    config, targets = _Attributes(bundle.config), bundle.config.get("target_modules")
+    every = targets is None or (isinstance(targets, str) and targets.lower() == "all-linear")
+    for name, module in base.named_modules():
+        shape = _shape(module)
+        if shape is not None and (every or check_target_module_exists(config, name)):
+            yield name, shape
+
+
+def _shape(module: Any) -> tuple[int, int] | None:
+    if hasattr(module, "in_features") and hasattr(module, "out_features"):
+        return module.out_features, module.in_features
+    if isinstance(module, torch.nn.Embedding):
+        return module.num_embeddings, module.embedding_dim
+    if type(module).__name__ == "Conv1D":
+        return module.nf, module.weight.shape[0]
+    return None
+
+
+class _Attributes:
+    """A configuration as peft's matching function reads it: keys that are not set are None."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.__dict__.update(values)
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+def _parameters(base: torch.nn.Module) -> int:
+    return sum(value.numel() for value in base.parameters())
+
+
+def _refused(bundle: Bundle, why: str) -> UserError:
+    return UserError(f"{bundle.label} is refused: {why}")

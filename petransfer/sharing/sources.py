@@ -1,0 +1,78 @@
+"""Find what a user names: an adapter, a whole model or a base checkpoint; local, in a bundle, or on the hub.
+
+Nothing here imports torch, so that a wrong name is reported at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from petransfer.errors import UserError
+from petransfer.models.registry import checkpoint_spec, is_embedded
+from petransfer.recipe.run_spec import CheckpointSpec
+from petransfer.sharing.bundle import Bundle, is_hub_id, of_folder, of_whole_model, opened
+from petransfer.sharing.hub import holds_adapter
+from petransfer.sharing.run_folders import is_whole_model, run_folder
+
+Kind = Literal["adapter", "model", "checkpoint"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One thing that can predict.
+
+    kind: `adapter`; `model`, a fully fine-tuned or merged model that petransfer wrote; `checkpoint`, any other model.
+    bundle: of an adapter or a model. folder: of a model. checkpoint: of a checkpoint.
+    """
+
+    label: str
+    kind: Kind
+    bundle: Bundle | None = None
+    folder: Path | None = None
+    checkpoint: CheckpointSpec | None = None
+
+    def adapter(self) -> Bundle:
+        """Return the bundle of an adapter.
+
+        Raises:
+            UserError: this is a whole model or a base checkpoint.
+        """
+        if self.kind != "adapter" or self.bundle is None:
+            raise UserError(f"{self.label} is a whole model, not an adapter; this needs an adapter")
+        return self.bundle
+
+
+@contextlib.contextmanager
+def opened_source(place: str, run: str | None = None) -> Iterator[Source]:
+    """Open whatever a user names; files from a zip or from the hub are kept until the context ends.
+
+    Args:
+        place: a run's or a study's folder, an adapter's or a model's folder, a bundle, `nano/<arm>`, or a hub id.
+        run: the beginning of the id of a run, for a study with several.
+
+    Raises:
+        UserError: there is nothing of the kind, or it is refused.
+    """
+    path = Path(place).expanduser()
+    if is_embedded(place):
+        yield Source(place, "checkpoint", checkpoint=checkpoint_spec(place))
+    elif path.is_dir():
+        yield _of_folder(run_folder(path, run), place)
+    elif is_hub_id(place) and not path.exists() and not holds_adapter(place):
+        yield Source(place, "checkpoint", checkpoint=checkpoint_spec(place))
+    else:
+        with opened(place, run=run) as bundle:
+            yield Source(bundle.label, "adapter", bundle)
+
+
+def _of_folder(folder: Path, label: str) -> Source:
+    if is_whole_model(folder):
+        return Source(label, "model", of_whole_model(folder, label), folder)
+    plain = (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file()
+    if plain:
+        return Source(label, "checkpoint", checkpoint=checkpoint_spec(str(folder.resolve())))
+    return Source(label, "adapter", of_folder(folder, label))

@@ -1,0 +1,139 @@
+"""The examples that an adapter is evaluated on, and which of them it was trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from petransfer.data import Example, SplitData, load_task, task_info
+from petransfer.errors import UserError
+from petransfer.recipe.run_spec import RunSpec
+from petransfer.sharing.bundle import Bundle
+from petransfer.sharing.bundle_files import RECIPE
+from petransfer.sharing.safe_reading import read_json, read_text, read_yaml
+
+Pairs = Sequence[tuple[str, str]]
+# How a file is read, which an adapter remembers for further files.
+_COLUMNS = ("input", "target", "category", "template")
+
+
+@dataclass(frozen=True)
+class TestData:
+    """Examples to evaluate on. own: they are a part of the adapter's own task, so that its claims hold for them."""
+
+    name: str
+    examples: Sequence[Example]
+    labels: tuple[str, ...] = ()
+    own: bool = False
+
+    __test__ = False  # pytest would collect a class of this name
+
+
+def test_data(
+    bundle: Bundle | None, label: str, data: str | Pairs | None, part: str | None, data_dir: Path | None
+) -> TestData:
+    """Return the examples that a user names.
+
+    Args:
+        bundle: the adapter whose own task is meant where `data` is None, and whose columns a file is read with.
+        data: a file, a benchmark's `task/split`, pairs of input and target, or None for the adapter's own task.
+        part: `dev` or `test`; None is all rows of a file and `test` elsewhere. For a file, a part means those of its
+            rows that are in this part of the adapter's own data.
+
+    Raises:
+        UserError: the data cannot be had, or the part is empty.
+    """
+    if data is None:
+        if bundle is None or bundle.spec is None:
+            raise UserError(f"{label} does not record what it was trained on; name a file with --data")
+        task = bundle.spec.task
+        split = data_of(bundle, data_dir)
+        return TestData(
+            f"{task.name} {task.split}, {part or 'test'}", getattr(split, part or "test"), split.labels, True
+        )
+    if not isinstance(data, str):
+        rows = [Example(at, source, target, "all") for at, (source, target) in enumerate(data)]
+        if not rows:
+            raise UserError("there are no rows to evaluate on; give at least one pair of input and target")
+        return TestData(f"{len(rows):,} pairs", rows)
+    name, _, split_name = data.partition("/")
+    benchmark = task_info(name)
+    if split_name and benchmark and benchmark.published:
+        split = load_task(name, data_dir).load(split_name)
+        return TestData(f"{name} {split_name}, {part or 'test'}", getattr(split, part or "test"), split.labels)
+    rows = _rows_of_file(bundle, data, data_dir)
+    title = Path(data).name
+    if part is None:
+        return TestData(title, rows)
+    if bundle is None or bundle.spec is None:
+        raise UserError(
+            f"--part {part}: {label} does not record its own data; leave --part out to score all of {title}"
+        )
+    own = row_hashes(getattr(data_of(bundle, data_dir), part))
+    chosen = [row for row in rows if row_hash(row) in own]
+    if not chosen:
+        raise UserError(f"no row of {title} is in the {part} part of {label}; leave --part out to score all rows")
+    return TestData(f"{title}, {part}", chosen)
+
+
+def _rows_of_file(bundle: Bundle | None, data: str, data_dir: Path | None) -> list[Example]:
+    remembered = options_of(bundle) if bundle and bundle.spec and bundle.spec.task.name == "lines" else {}
+    columns = {key: remembered[key] for key in _COLUMNS if key in remembered}
+    split = load_task("lines", data_dir, train=data, dev=1, test=1, **columns).load("held-out")
+    return sorted((*split.train, *split.dev, *split.test), key=lambda row: row.index)
+
+
+def options_of(bundle: Bundle) -> dict[str, Any]:
+    """Return the options of an adapter's own task, with the places of its data on this machine.
+
+    Raises:
+        UserError: the data are the sharer's own, and nothing names them.
+    """
+    assert bundle.spec is not None
+    task = bundle.spec.task
+    options: dict[str, Any] = dict(task.options)
+    kept = bundle.here / "spec.json" if bundle.here else None
+    if kept:
+        return options | dict(RunSpec.from_dict(read_json(kept)).task.source)
+    if task.name != "lines":
+        return options
+    if RECIPE not in bundle.files:
+        raise UserError(f"{bundle.label} has no {RECIPE}, which names the rows that it was trained on")
+    stated = (read_yaml(read_text(bundle.files[RECIPE]), RECIPE).get("task") or {}).get("options")
+    return dict(stated) if isinstance(stated, dict) else options
+
+
+def data_of(bundle: Bundle, data_dir: Path | None) -> SplitData:
+    """Return the examples that an adapter was trained and tested on.
+
+    Raises:
+        UserError: they are the sharer's own, and not on this machine.
+    """
+    assert bundle.spec is not None
+    task = bundle.spec.task
+    return load_task(task.name, data_dir, **options_of(bundle)).load(task.split)
+
+
+def row_hash(row: Example) -> bytes:
+    """Return a hash of the input and the target of an example."""
+    return hashlib.sha256(json.dumps([row.input, row.target]).encode()).digest()[:16]
+
+
+def row_hashes(rows: Iterable[Example]) -> frozenset[bytes]:
+    """Return the hashes of examples."""
+    return frozenset(map(row_hash, rows))
+
+
+def trained_on(bundle: Bundle | None, rows: Sequence[Example], data_dir: Path | None) -> tuple[int, ...] | None:
+    """Return the indices in `rows` of the examples that an adapter was trained on; None where that is not known."""
+    if bundle is None or bundle.spec is None:
+        return None
+    try:
+        known = row_hashes(data_of(bundle, data_dir).train)
+    except UserError:  # the rows of somebody else are not here, or have changed
+        return None
+    return tuple(at for at, row in enumerate(rows) if row_hash(row) in known)

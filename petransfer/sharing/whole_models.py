@@ -1,0 +1,81 @@
+"""Load a whole model: fully fine-tuned, merged, or a base checkpoint."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+
+from petransfer.data.encoding import Layout
+from petransfer.errors import UserError
+from petransfer.evaluation.predictor import Predictor
+from petransfer.models.loading import Loaded, layout_of, load_checkpoint, model_class, tokenizer_and_layout
+from petransfer.models.registry import checkpoint_spec, is_embedded
+from petransfer.recipe.run_spec import RunSpec
+from petransfer.sharing.base import Where, as_trained_from, default_device
+from petransfer.sharing.bundle import Bundle, is_hub_id
+from petransfer.sharing.safe_reading import read_json
+from petransfer.sharing.sources import Source
+
+
+def whole_predictor(source: Source, where: Where, prefix: str = "", template: str = "") -> Predictor:
+    """Load a whole model or a base checkpoint.
+
+    Args:
+        prefix, template: for a checkpoint, which has none of its own.
+
+    Raises:
+        UserError: it, or its tokenizer, cannot be loaded.
+    """
+    device = where.device or default_device()
+    if where.revision and not (source.checkpoint and is_hub_id(source.label)):
+        raise UserError(f"--revision belongs to a base on the hub, and {source.label} is a whole model; leave it out")
+    if source.checkpoint is not None:
+        spec = checkpoint_spec(f"{source.label}@{where.revision}") if where.revision else source.checkpoint
+        loaded = load_checkpoint(spec, 32 if device == "cpu" else 16, device=device)
+        return Predictor(loaded.model.eval(), loaded, prefix, template)
+    assert source.bundle is not None
+    assert source.bundle.spec is not None
+    assert source.folder is not None
+    loaded = _load_whole(source.folder, source.bundle, where.checkpoint, device)
+    return Predictor(loaded.model, loaded, source.bundle.spec.task.prefix, source.bundle.template())
+
+
+def _load_whole(folder: Path, bundle: Bundle, checkpoint: str | None, device: str) -> Loaded:
+    """Load the model that a run or a merge saved; a run does not save the tokenizer, so it comes from the base."""
+    assert bundle.spec is not None
+    weights = folder / "model" if (folder / "model").is_dir() else folder
+    try:
+        config = AutoConfig.from_pretrained(weights)
+        auto = model_class(config, bundle.label)
+        dtype = "auto" if _is_merged(bundle) else "float32"
+        model = auto.from_pretrained(weights, dtype=dtype).to(device).eval()
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(f"the model in {weights} cannot be loaded ({reason}); train or merge it again") from error
+    if (weights / "tokenizer_config.json").is_file():
+        tokenizer = AutoTokenizer.from_pretrained(weights)
+        return Loaded(model, tokenizer, layout_of(config, tokenizer), None, ())
+    tokenizer, layout = _base_tokenizer(bundle, config, checkpoint)
+    return Loaded(model, tokenizer, layout, None, ())
+
+
+def _is_merged(bundle: Bundle) -> bool:
+    return "merged" in (bundle.provenance or {})
+
+
+def _base_tokenizer(
+    bundle: Bundle, config: PreTrainedConfig, checkpoint: str | None
+) -> tuple[PreTrainedTokenizerBase, Layout]:
+    assert bundle.spec is not None
+    made = bundle.spec.checkpoint
+    kept = bundle.here / "spec.json" if bundle.here else None
+    here = RunSpec.from_dict(read_json(kept)).checkpoint if kept else None
+    if checkpoint is not None:
+        found = as_trained_from(checkpoint_spec(checkpoint), here or made)
+    elif here is None and re.fullmatch("[0-9a-f]{64}", made.weights) and not is_embedded(made.name):
+        raise UserError(f"{bundle.label} has no tokenizer, and its base was a local folder; name it with --checkpoint")
+    else:
+        found = here or as_trained_from(checkpoint_spec(made.name), made)
+    return tokenizer_and_layout(found, config)

@@ -1,0 +1,155 @@
+"""The public `Adapter`: everything that can be loaded, and that it answers as the command line does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+import petransfer
+from petransfer.errors import UserError
+from petransfer.models.registry import NANO
+from tests.sharing.conftest import ROWS, call, refused
+
+TEXTS = [source for source, _ in ROWS[:6]]
+
+
+def predicted(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
+    """What `petransfer predict ARGUMENTS` prints."""
+    capsys.readouterr()
+    assert call("predict", *arguments, "--cpu") == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_run_its_study_and_its_bundle_are_the_same_adapter(
+    run: Path, packed: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = run.parent.parent
+    answers = [petransfer.Adapter.load(place, device="cpu").predict(TEXTS) for place in (run, study, packed)]
+    assert answers[0] == answers[1] == answers[2] == predicted(capsys, str(study), *TEXTS)
+    assert len(set(answers[0])) > 1
+    adapter = petransfer.Adapter.load(packed, device="cpu")
+    assert (adapter.kind, adapter.label) == ("adapter", packed.name)
+    scores = petransfer.Adapter.load(run, device="cpu").evaluate()
+    assert scores.exact_match == scores.claimed == json.loads((run / "result.json").read_text())["test"]["exact_match"]
+    assert all(check.passed for check in adapter.verify(evaluate=False))
+    assert adapter.predict([]) == []
+    with pytest.raises(UserError, match="list of texts"):
+        adapter.predict("to walk")
+
+
+def test_a_study_with_several_runs_lists_them(
+    run: Path, trained: Callable[..., Path], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = trained("nano/english", "--seeds", "1")
+    for folder in (run, other):
+        shutil.copytree(folder, here / "study" / "runs" / folder.name)
+    said = refused(capsys, "predict", "study", "to walk")
+    assert f"{run.name} (nano/english, lora, seed 0)" in said
+    assert f"{other.name} (nano/english, lora, seed 1)" in said
+    assert "--run ID" in said
+    asked = predicted(capsys, "study", *TEXTS, "--run", other.name[:6])
+    assert asked == predicted(capsys, str(other), *TEXTS)
+    assert "0 finished runs whose id begins with zz" in refused(capsys, "predict", "study", "x", "--run", "zz")
+
+
+def test_bases_and_merged_models_predict_and_are_scored(
+    run: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    merged = petransfer.Adapter.load(run, device="cpu").merge(here / "merged", bits=32)
+    claims = json.loads((run / "adapter" / "petransfer.json").read_text())["claims"]
+    assert merged.dev == merged.dev_claimed == claims["dev"]["exact_match"]
+    expected = predicted(capsys, str(run), *TEXTS)
+    assert predicted(capsys, "merged", *TEXTS) == expected
+    assert predicted(capsys, "nano/english", *TEXTS) != expected
+    assert petransfer.Adapter.load(here / "merged", device="cpu").kind == "model"
+    with pytest.raises(UserError, match="merged is a whole model, not an adapter"):
+        petransfer.Adapter.load("merged").merge("again")
+    assert call("eval", str(run), "nano/english", "merged", "--base", "--data", "pairs.tsv", "--cpu", "--json") == 0
+    rows = {row["label"]: row for row in json.loads(capsys.readouterr().out)}
+    assert list(rows) == ["base: nano/english", str(run), "nano/english", "merged", f"merged: {run}"]
+    assert rows["merged"]["exact_match"] == rows[str(run)]["exact_match"] == rows[f"merged: {run}"]["exact_match"]
+    assert rows["nano/english"]["exact_match"] == rows["base: nano/english"]["exact_match"] == 0
+
+
+def test_rows_that_were_trained_on_are_counted_and_scored_apart(
+    run: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "more.tsv").write_text((here / "pairs.tsv").read_text() + "to sing 9\tsingen\n", encoding="utf-8")
+    scores = petransfer.Adapter.load(run, device="cpu").evaluate("more.tsv")
+    result = json.loads((run / "result.json").read_text())
+    sizes = {part: result[part]["examples"] for part in ("dev", "test")}
+    assert scores.examples == 41
+    assert scores.seen_rows is not None
+    assert len(scores.seen_rows) == 40 - sizes["dev"] - sizes["test"]
+    right = scores.exact_match * 41 / 100
+    assert scores.seen is not None
+    assert scores.unseen is not None
+    seen = len(scores.seen_rows)
+    assert right == pytest.approx(scores.seen * seen / 100 + scores.unseen * (41 - seen) / 100)
+    assert call("eval", str(run), "--data", "more.tsv", "--cpu") == 0
+    assert f"{seen} of 41 rows were trained on" in capsys.readouterr().err
+    for part in ("dev", "test"):
+        held_out = petransfer.Adapter.load(run, device="cpu").evaluate("more.tsv", part=part)
+        assert (held_out.examples, held_out.seen_rows) == (sizes[part], ())
+        assert held_out.exact_match == pytest.approx(result[part]["exact_match"])
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    """A folder that holds a base, and an adapter that plain peft saved for it."""
+    torch.manual_seed(0)
+    base = AutoModelForSeq2SeqLM.from_pretrained(NANO / "english")
+    tokenizer = AutoTokenizer.from_pretrained(NANO / "tokenizer")
+    base.resize_token_embeddings(base.get_input_embeddings().num_embeddings + 8)
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    model = get_peft_model(
+        AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "base"), LoraConfig(target_modules=["q", "v"])
+    )
+    for name, value in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value, std=0.05)
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    return tmp_path
+
+
+def test_plain_peft_s_adapter_whose_base_has_moved(plain: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (plain / "base").rename(plain / "moved")
+    assert "another machine as its base; name it with --checkpoint" in refused(
+        capsys, "predict", str(plain / "adapter"), "to walk"
+    )
+    model = AutoModelForSeq2SeqLM.from_pretrained(plain / "moved")
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(model, plain / "adapter").eval()
+    tokenizer = AutoTokenizer.from_pretrained(plain / "moved")
+    expected = []
+    for text in TEXTS:
+        ids = tokenizer(text, return_tensors="pt")
+        expected.append(tokenizer.decode(model.generate(**ids, max_new_tokens=8)[0], skip_special_tokens=True))
+    adapter = petransfer.Adapter.load(plain / "adapter", checkpoint=str(plain / "moved"), device="cpu")
+    assert [adapter.predict([text], max_new_tokens=8)[0] for text in TEXTS] == expected
+    small = petransfer.Adapter.load(plain / "adapter", checkpoint="nano/english", device="cpu")
+    with pytest.raises(UserError, match="does not fit its base: its embeddings are"):
+        small.predict(["to walk"])
+
+
+def test_a_base_whose_weights_changed_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("checkpoints", "cp", "nano/english", "base") == 0
+    options = ("--steps", "4", "--test", "10", "--cpu", "--out", "study")
+    assert call("train", "./base", "pairs.tsv", *options) == 0
+    assert len(predicted(capsys, "study", "to walk")) == 1
+    other = AutoModelForSeq2SeqLM.from_pretrained(NANO / "german")
+    other.save_pretrained("base")
+    for verb in (("predict", "study", "to walk"), ("eval", "study"), ("adapter", "merge", "study", "merged")):
+        said = refused(capsys, *verb, "--cpu")
+        assert "base is not the base that the adapter was trained on: model.safetensors has the sha256" in said
+        assert "--any-base" in said
+    assert len(predicted(capsys, "study", "to walk", "--any-base")) == 1
