@@ -94,9 +94,7 @@ def prepare(recipe: str, arm: str, changes: Changes, data_dir: Path | None, devi
     data = load_task(spec.task.name, data_dir, **options).load(spec.task.split)
     loaded = _load(spec, device)
     parts = {
-        part: encode_part(
-            getattr(data, part), spec.task.prefix, loaded.tokenizer, loaded.layout, lambda examples, encoded: None
-        )[0]
+        part: encode_part(getattr(data, part), spec.task.prefix, loaded.tokenizer, loaded.layout).encoded
         for part in ("train", "test")
     }
     return Prepared(spec, data, parts, device)

@@ -1,4 +1,4 @@
-"""Text to piece ids and back: what a model reads and should say, refused where the target would not come back."""
+"""Texts to token ids and back; targets that do not come back from their token ids are refused."""
 
 from __future__ import annotations
 
@@ -7,43 +7,45 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from petransfer.data.bad_rows import BadRow, visible
+from petransfer.data.chat import render_chat
+from petransfer.data.layout import Layout
 from petransfer.data.task import Example
 from petransfer.errors import UserError
 
+__all__ = [
+    "Encoded",
+    "Layout",
+    "decode",
+    "encode_examples",
+    "encode_inputs",
+    "encode_targets",
+    "lost_characters",
+    "target_problem",
+]
 
-class LostTarget(UserError):
-    """A target that does not come back from its pieces. at: its place among those that were asked for."""
-
-    def __init__(self, said: str, at: int = 0) -> None:  # the default for pickle, which knows the text alone
-        super().__init__(said)
-        self.at = at
+ADVICE = "take a checkpoint whose tokenizer has them, write them otherwise, or leave such rows out"
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One example as piece ids, both ending as the model family wants; `target_ids` ends with the end piece."""
+    """One example as token ids; both sequences end as the model family wants, `target_ids` with the end token."""
 
     input_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a model family takes its examples.
+def encode_inputs(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, layout: Layout, is_rendered: bool = False
+) -> list[tuple[int, ...]]:
+    """Return the token ids of inputs, prefix included. A decoder-only input ends in a line break before the target.
 
-    encoder_decoder: input and target go in apart; otherwise the target follows the input in one sequence.
-    decoder_start_id: what the decoder reads before the first target piece (encoder-decoder only).
+    Args:
+        is_rendered: Whether a chat template has written the texts, so that all special tokens are in them.
     """
-
-    encoder_decoder: bool
-    pad_id: int
-    eos_id: int
-    decoder_start_id: int = 0
-
-
-def encode_inputs(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, layout: Layout) -> list[tuple[int, ...]]:
-    """The piece ids of inputs, prefix included. A decoder-only input ends in a line break before the target."""
-    if layout.encoder_decoder:
+    if is_rendered:
+        rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    elif layout.encoder_decoder:
         rows = tokenizer(list(texts), verbose=False)["input_ids"]
     else:
         rows = tokenizer([text + "\n" for text in texts], add_special_tokens=True, verbose=False)["input_ids"]
@@ -52,42 +54,107 @@ def encode_inputs(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, layo
 
 
 def encode_targets(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, layout: Layout) -> list[tuple[int, ...]]:
-    """The piece ids of targets, each ending in the end piece.
+    """Return the token ids of targets, each with the end token.
 
     Raises:
-        LostTarget: a target does not come back from its pieces; the characters that are lost are named.
+        UserError: A target does not come back from its token ids; the error names the lost characters.
     """
-    rows = tokenizer(text_target=list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    for at, (text, row, back) in enumerate(zip(texts, rows, decode(rows, tokenizer), strict=True)):
-        if back != text or (tokenizer.unk_token_id in row and tokenizer.unk_token_id is not None):
-            raise LostTarget(_lost(text, back, tokenizer), at)
+    rows = _target_rows(texts, tokenizer)
+    for text, row, back in zip(texts, rows, decode(rows, tokenizer), strict=True):
+        problem = target_problem(text, row, back, tokenizer)
+        if problem:
+            kind = type(tokenizer).__name__
+            raise UserError(f"the tokenizer ({kind}) cannot give the target {visible(text)} back: {problem}; {ADVICE}")
     return [(*row, layout.eos_id) for row in rows]
 
 
 def encode_examples(
     examples: Sequence[Example], prefix: str, tokenizer: PreTrainedTokenizerBase, layout: Layout
 ) -> list[Encoded]:
-    """Inputs, with the prefix before each, and targets.
+    """Return examples as token ids, with the prefix before each input.
 
     Raises:
-        LostTarget: the tokenizer cannot give a target back.
+        UserError: A target does not come back from its token ids.
+        BadRow: The chat template refuses the messages of an example.
     """
-    inputs = encode_inputs([prefix + example.input for example in examples], tokenizer, layout)
+    inputs = [input_text(example, prefix, tokenizer) for example in examples]
+    sources = encode_inputs(inputs, tokenizer, layout, _is_rendered(examples))
     targets = encode_targets([example.target for example in examples], tokenizer, layout)
-    return [Encoded(*pair) for pair in zip(inputs, targets, strict=True)]
+    return [Encoded(*pair) for pair in zip(sources, targets, strict=True)]
+
+
+def encode_checked(
+    examples: Sequence[Example], prefix: str, tokenizer: PreTrainedTokenizerBase, layout: Layout
+) -> list[Encoded | BadRow]:
+    """Return examples as token ids, and in the place of those that cannot be used the reason."""
+    found: list[Encoded | BadRow] = []
+    inputs: list[str] = []
+    problems: dict[int, BadRow] = {}
+    for at, example in enumerate(examples):
+        try:
+            inputs.append(input_text(example, prefix, tokenizer))
+        except BadRow as refused:
+            inputs.append("")
+            problems[at] = refused
+    sources = encode_inputs(inputs, tokenizer, layout, _is_rendered(examples))
+    rows = _target_rows([example.target for example in examples], tokenizer)
+    backs = decode(rows, tokenizer)
+    for at, (example, source, row, back) in enumerate(zip(examples, sources, rows, backs, strict=True)):
+        problem = problems.get(at) or target_problem(example.target, row, back, tokenizer)
+        found.append(problem or Encoded(source, (*row, layout.eos_id)))
+    return found
+
+
+def input_text(example: Example, prefix: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the text that the model reads for an example.
+
+    Raises:
+        BadRow: The chat template refuses its messages.
+    """
+    return render_chat(example.input, prefix, tokenizer, example.chat) if example.chat else prefix + example.input
 
 
 def decode(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The strings that piece ids stand for, special pieces left out and blanks as they are."""
+    """Return the texts of token ids, without special tokens and with blanks as they are."""
     return [
         str(tokenizer.decode(list(row), skip_special_tokens=True, clean_up_tokenization_spaces=False)) for row in rows
     ]
 
 
-def _lost(text: str, back: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    gone = sorted({sign for sign in text if sign not in back}) or sorted(set(text) - {" "})[:5]
-    named = " ".join(repr(sign) for sign in gone)
-    kind = type(tokenizer).__name__
-    return (
-        f"the tokenizer ({kind}) cannot give the target {text[:60]!r} back: it loses {named}; take another checkpoint"
-    )
+def target_problem(text: str, row: Sequence[int], back: str, tokenizer: PreTrainedTokenizerBase) -> BadRow | None:
+    """Return why a target cannot be generated exactly, or None if it can.
+
+    Args:
+        text: The target.
+        row: Its token ids, without the end token.
+        back: The text that the token ids stand for.
+    """
+    has_unknown = tokenizer.unk_token_id is not None and tokenizer.unk_token_id in row
+    if back == text and not has_unknown:
+        return None
+    special = sorted(token for token in tokenizer.all_special_tokens if token in text)
+    if special:
+        return BadRow(
+            "the target holds a special token, which generated text never does", f"{special[0]} in {visible(text)}"
+        )
+    gone = lost_characters(text, back)
+    if not gone and back.strip() == text.strip():
+        return BadRow("the tokenizer drops the blanks at the ends of the target", visible(text))
+    if not gone and "".join(back.split()) == "".join(text.split()):
+        return BadRow("the tokenizer changes blanks or line breaks inside the target", visible(text))
+    named = " ".join(repr(sign) for sign in gone or sorted(set(text) - {" "})[:5])
+    return BadRow("the tokenizer loses characters of the target", f"{named} in {visible(text)}")
+
+
+def lost_characters(text: str, back: str) -> list[str]:
+    """Return the characters of a text, blanks aside, that do not come back from its token ids."""
+    return sorted({sign for sign in text if sign not in back and not sign.isspace()})
+
+
+def _target_rows(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    rows: list[list[int]] = tokenizer(text_target=list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    return rows
+
+
+def _is_rendered(examples: Sequence[Example]) -> bool:
+    return bool(examples) and examples[0].chat == "template"

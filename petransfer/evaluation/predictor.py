@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from petransfer.data.encoding import encode_inputs
+from petransfer.data.bad_rows import BadRow
+from petransfer.data.chat import chat_layout
+from petransfer.data.encoding import encode_inputs, input_text
+from petransfer.data.task import Example
 from petransfer.data.templates import fields_of, render
 from petransfer.errors import UserError
 from petransfer.evaluation.generation import generate, room
@@ -23,12 +26,19 @@ class Predictor:
 
     model: with its adapter, if any. loaded: the base, its tokenizer and layout. prefix: goes before every input.
     template: makes an input of a row's columns; empty where inputs are plain texts.
+    chat: how an input is written as a chat, of which it is the user's message or the JSON list of the messages:
+        `template` or `plain`; empty for plain texts.
     """
 
     model: torch.nn.Module
     loaded: Loaded
     prefix: str
     template: str = ""
+    chat: str = ""
+
+    def __post_init__(self) -> None:
+        layout = chat_layout(self.loaded.tokenizer, self.loaded.layout, self.chat)
+        object.__setattr__(self, "loaded", replace(self.loaded, layout=layout))
 
     def __call__(self, texts: Sequence[str], max_new_tokens: int = 512) -> list[str]:
         """Return the generated texts, in order.
@@ -42,8 +52,12 @@ class Predictor:
         """
         if not texts:
             return []
-        inputs = [self.prefix + self._input(text) for text in texts]
-        rows = encode_inputs(inputs, self.loaded.tokenizer, self.loaded.layout)
+        examples = [Example(at, self._input(text), "", "", self.chat) for at, text in enumerate(texts)]
+        try:
+            inputs = [input_text(example, self.prefix, self.loaded.tokenizer) for example in examples]
+        except BadRow as problem:
+            raise UserError(f"an input cannot be used: {problem}") from None
+        rows = encode_inputs(inputs, self.loaded.tokenizer, self.loaded.layout, is_rendered=self.chat == "template")
         by_limit: dict[int, list[int]] = {}  # a batch is generated up to the largest limit in it
         for at, row in enumerate(rows):
             by_limit.setdefault(self._limit(texts[at], len(row), max_new_tokens), []).append(at)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -218,15 +219,9 @@ def met_new_tokens(spec: RunSpec, config: Any, data_dir: Path | None = None) -> 
     rows = load_task(spec.task.name, data_dir, **spec.task.arguments).load(spec.task.split).train
     tokenizer, layout = tokenizer_and_layout(spec.checkpoint, config)
     train = spec.train
-    _, found = encode_part(
-        rows,
-        spec.task.prefix,
-        tokenizer,
-        layout,
-        lambda examples, encoded: None,
-        lambda: met(len(rows), train.batch_size, train.steps, spec.seed),
-    )
-    return tuple(piece for piece in new if piece in found)
+    used = functools.partial(met, len(rows), train.batch_size, train.steps, spec.seed)
+    found = encode_part(rows, spec.task.prefix, tokenizer, layout, used=used).token_ids
+    return tuple(token for token in new if token in found)
 
 
 def demand_of(spec: RunSpec, checkpointing: bool, device: Literal["cuda", "cpu"] = "cuda") -> Demand:

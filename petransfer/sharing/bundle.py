@@ -75,7 +75,11 @@ class Bundle:
 
     def template(self) -> str:
         """Return the template that makes an input of a row's columns; empty where inputs are plain texts."""
-        return str(dict(self.spec.task.options).get("template", "")) if self.spec else ""
+        return str(self.spec.task.options.get("template", "")) if self.spec else ""
+
+    def chat(self) -> str:
+        """Return how inputs are written as chats, `template` or `plain`; empty where inputs are plain texts."""
+        return str(self.spec.task.options.get("chat", "")) if self.spec else ""
 
 
 @contextlib.contextmanager

@@ -42,7 +42,8 @@ class Adapters:
     def predictor(self, name: str) -> Predictor:
         """Return a predictor with the prefix and template of an adapter; the adapter is not activated."""
         bundle = self.bundles.get(name, self.bundles[FIRST])
-        return Predictor(self.model, self.loaded, bundle.spec.task.prefix if bundle.spec else "", bundle.template())
+        prefix = bundle.spec.task.prefix if bundle.spec else ""
+        return Predictor(self.model, self.loaded, prefix, bundle.template(), bundle.chat())
 
 
 def put_together(

@@ -107,7 +107,11 @@ def _base(bundle: Bundle, where: Where) -> Ready:
     base = base_of(bundle, where.checkpoint, where.revision)
     loaded = base.load(where.device)
     prefix = bundle.spec.task.prefix if bundle.spec else ""
-    return f"base: {base.checkpoint.name}", None, Predictor(loaded.model.eval(), loaded, prefix, bundle.template())
+    return (
+        f"base: {base.checkpoint.name}",
+        None,
+        Predictor(loaded.model.eval(), loaded, prefix, bundle.template(), bundle.chat()),
+    )
 
 
 def _merged(bundles: Sequence[Bundle], where: Where) -> Iterator[Ready]:

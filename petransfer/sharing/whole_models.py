@@ -39,7 +39,8 @@ def whole_predictor(source: Source, where: Where, prefix: str = "", template: st
     assert source.bundle.spec is not None
     assert source.folder is not None
     loaded = _load_whole(source.folder, source.bundle, where.checkpoint, device)
-    return Predictor(loaded.model, loaded, source.bundle.spec.task.prefix, source.bundle.template())
+    bundle = source.bundle
+    return Predictor(loaded.model, loaded, source.bundle.spec.task.prefix, bundle.template(), bundle.chat())
 
 
 def _load_whole(folder: Path, bundle: Bundle, checkpoint: str | None, device: str) -> Loaded:

@@ -83,7 +83,8 @@ def resolve(recipe: Recipe) -> Recipe:
     if not isinstance(task, LinesTask):
         return recipe
     identity = task.identity()
-    options = {**recipe.task.options, **{key: identity[key] for key in ("sha256", "chat") if key in identity}}
+    options: dict[str, Any] = dict(recipe.task.options)
+    options |= {key: identity[key] for key in ("sha256", "chat") if key in identity}
     metrics = list(recipe.task.metrics or task.suggested_metrics())
     check_judge(recipe.judge_by, metrics)
     part = recipe.task.model_copy(update={"options": options, "metrics": metrics})

@@ -22,24 +22,24 @@ from accelerate.utils import GradientAccumulationPlugin
 from transformers import PreTrainedModel
 
 from petransfer.data import TASKS, Example, SplitData, load_task
-from petransfer.data.encoded_examples import encode_part
-from petransfer.data.encoding import Encoded, encode_targets
+from petransfer.data.encoded_examples import EncodedSplit, LazilyEncoded
+from petransfer.data.encoding import Encoded
 from petransfer.errors import UserError
 from petransfer.evaluation.exact_match import Evaluation, summary
-from petransfer.evaluation.text_metrics import OF_LABELS
 from petransfer.methods import apply_method, mixed_precision, save_method, virtual_tokens, weights_bits
 from petransfer.models.lengths import length_check
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.quantization import check_optimizer, inventory, weight_count
 from petransfer.recipe.run_spec import Options, RunSpec
 from petransfer.study.checkpointing_choice import with_room
+from petransfer.study.encoded_data import encode_data, log_notes
 from petransfer.study.folders import RunFolder
 from petransfer.study.grid import Cell
 from petransfer.study.launched_processes import splits_tensors
 from petransfer.study.provenance import provenance, seal
 from petransfer.study.run_scoring import CURVE_EXAMPLES, STOPPING_EXAMPLES, dev_curve, evaluation_steps, judged
 from petransfer.study.settings import Settings
-from petransfer.training.batches import ShuffledExamples, met
+from petransfer.training.batches import ShuffledExamples
 from petransfer.training.distributed.fsdp import accelerator_without_fsdp, gather_model, is_sharded, shard_model
 from petransfer.training.execution import Execution
 from petransfer.training.loop import Hooks, Loop
@@ -120,7 +120,15 @@ class Base:
     data: SplitData
     loaded: Loaded
     started: float
+    spec: RunSpec
+    encoded: EncodedSplit
     cost: dict[str, Any] | None = None
+
+    def encoded_for(self, spec: RunSpec) -> EncodedSplit:
+        """The examples as token ids for one of the runs; encoded anew where its prefix or its steps differ."""
+        lazy = isinstance(self.encoded.parts["train"], LazilyEncoded)
+        mine, other = ((each.task.prefix, (each.train, each.seed) if lazy else None) for each in (self.spec, spec))
+        return self.encoded if mine == other else encode_data(spec, self.data, self.settings.scored_parts)[0]
 
 
 @dataclass(frozen=True)
@@ -145,25 +153,31 @@ def open_base(spec: RunSpec, settings: Settings) -> Base:
     data = _task_data(spec.task.name, spec.task.split, options, settings.data_dir)
     if spec.train.early_stopping and not data.dev:
         raise UserError("train.early_stopping needs a dev set, and this data has none; give one with --dev")
+    encoded, layout = encode_data(spec, data, settings.scored_parts)
     accelerator = accelerator_for(mixed_precision(spec.method), settings.cpu)
     bits, wide = weights_bits(spec.method), spec.method.keep_wide
     # a card need not hold what is going to be split
     device = None if splits_tensors() else accelerator.device
     loaded = load_checkpoint(spec.checkpoint, bits, seed=spec.seed, device=device, keep_wide=wide)
-    return Base(settings, accelerator, data, loaded, started)
+    loaded = replace(loaded, layout=replace(loaded.layout, eos_id=layout.eos_id))  # an answer in a chat ends otherwise
+    if accelerator.is_main_process:
+        log_notes(encoded)
+    return Base(settings, accelerator, encoded.data, loaded, started, spec, encoded)
 
 
 def prepare(spec: RunSpec, folder: RunFolder, base: Base, model: PreTrainedModel | None = None) -> Prepared:
     """The examples as pieces and the method applied. model: in place of the base's own, with the same tensors."""
     loaded = replace(base.loaded, model=model or base.loaded.model)
-    parts, pieces = _encoded(base, spec, loaded)
+    encoded = base.encoded_for(spec)
+    _check_lengths(spec, loaded, encoded)
+    parts, token_ids = encoded.parts, encoded.token_ids
     if base.accelerator.is_main_process:
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.write_json("spec.json", spec.as_dict())
     if base.cost is None:
         base.cost = _quantisation_cost(spec, loaded, parts["dev"], base.settings.force)
     # new pieces that training does not meet would learn nothing but not to be said
-    loaded = replace(loaded, new_tokens=tuple(piece for piece in loaded.new_tokens if piece in pieces))
+    loaded = replace(loaded, new_tokens=tuple(piece for piece in loaded.new_tokens if piece in token_ids))
     applied = apply_method(loaded, spec.method, spec.seed)
     if splits_tensors():
         hollow = shard_model(applied, base.accelerator.device, mixed_precision(spec.method) == "bf16")
@@ -256,23 +270,20 @@ def _shared(accelerator: Accelerator, done: Progress) -> dict[str, Any]:
     return shared | ({"split": "fsdp2"} if splits_tensors() else {})
 
 
-def _encoded(base: Base, spec: RunSpec, loaded: Loaded) -> tuple[dict[str, Sequence[Encoded]], set[int]]:
-    """All parts that are used as pieces, none of them too long for the model, and which pieces training meets."""
-    data, train = base.data, spec.train
-    count = len(data.train)
-    most, virtual = int(spec.task.source.get("max_length", 0)), virtual_tokens(loaded, spec.method)
-    limit = length_check(loaded.model.config, spec.checkpoint.name, most, virtual)
-    parts, pieces = {}, set()
-    for part in ("train", *base.settings.scored_parts):
-        examples = getattr(data, part)
-        seen = (lambda: met(count, train.batch_size, train.steps, spec.seed)) if part == "train" else None
-        name = functools.partial(data.row_name, part)
-        check = functools.partial(limit, name)
-        parts[part], found = encode_part(examples, spec.task.prefix, loaded.tokenizer, loaded.layout, check, seen, name)
-        pieces |= found if part == "train" else set()
-    if set(OF_LABELS) & set(spec.task.metrics):
-        encode_targets(data.labels, loaded.tokenizer, loaded.layout)  # refuses what does not come back
-    return parts, pieces
+def _check_lengths(spec: RunSpec, loaded: Loaded, encoded: EncodedSplit) -> None:
+    """Check the lengths again where the number of virtual tokens is found by the number of parameters.
+
+    Raises:
+        UserError: An example has no positions left for them.
+    """
+    if not spec.method.match_parameters:
+        return
+    virtual = virtual_tokens(loaded, spec.method)
+    too_long = length_check(loaded.model.config, spec.checkpoint.name, 0, virtual)
+    for part, rows in encoded.parts.items():
+        for at, row in enumerate(rows):
+            if problem := too_long(row):
+                raise UserError(f"{encoded.data.row_name(part, getattr(encoded.data, part)[at].index)}: {problem}")
 
 
 def _quantisation_cost(spec: RunSpec, loaded: Loaded, dev: Sequence[Encoded], force: bool) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from petransfer.data import LinesTask, load_task
-from petransfer.data.rows.bad_rows import visible
+from petransfer.data.bad_rows import visible
 from petransfer.errors import UserError
 
 PAIRS = [(f"walk, run number {n}", f'say "cours"; {n}') for n in range(30)]

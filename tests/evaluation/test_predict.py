@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
+import re
 from pathlib import Path
 
 import pytest
 from transformers import BartConfig
 
 from petransfer.data.encoding import Encoded
-from petransfer.data.task import Example, row_name
 from petransfer.errors import UserError
 from petransfer.evaluation.generation import room
 from petransfer.evaluation.predictor import Predictor
@@ -52,20 +51,15 @@ def test_positions_left_are_those_that_virtual_tokens_leave(tiny_gpt2: Path, tin
     ("virtual", "source", "target", "said"),
     [
         (VirtualTokens(), 64, 56, ""),
-        (VirtualTokens(), 65, 5, "the input of train row 1 takes 65 pieces"),
+        (VirtualTokens(), 65, 5, "the input has more tokens than .* \\(65 of 64"),
         (VirtualTokens(input=20), 44, 56, ""),
-        (VirtualTokens(input=20), 45, 5, "the input of train row 1 takes 45 pieces"),
+        (VirtualTokens(input=20), 45, 5, "the input has more tokens than .* \\(45 of 64"),
         (VirtualTokens(target=20), 64, 36, ""),
-        (VirtualTokens(target=20), 5, 37, "the target of train row 1 takes 37 pieces"),
+        (VirtualTokens(target=20), 5, 37, "the target has more tokens than .* \\(37 of 64"),
     ],
 )
 def test_an_encoder_decoder_keeps_them_on_their_own_side(
     virtual: VirtualTokens, source: int, target: int, said: str
 ) -> None:
     check = length_check(BartConfig(max_position_embeddings=64), "bart", 0, virtual)
-    row = [Example(0, "in", "out", "all")], [Encoded((3,) * source, (3,) * target)]
-    if not said:
-        check(functools.partial(row_name, "train"), *row)
-        return
-    with pytest.raises(UserError, match=said):
-        check(functools.partial(row_name, "train"), *row)
+    assert re.match(said or "None", str(check(Encoded((3,) * source, (3,) * target))))

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from petransfer.data.rows.bad_rows import BadRows, visible
+from petransfer.data.bad_rows import BadRow, BadRows, visible
 from petransfer.data.rows.columns import ColumnChoice, RowTexts, choose_columns, has_value, read_records
 from petransfer.data.rows.held_out import overlaps, partition
 from petransfer.data.rows.options import RowOptions
-from petransfer.data.rows.records import BadRow, Record, as_text, value_of
+from petransfer.data.rows.records import Record, as_text, value_of
 from petransfer.data.rows.source import Source
 from petransfer.data.rows.stored_rows import RowWriter
 from petransfer.data.rows.tables import HIDDEN_LABEL

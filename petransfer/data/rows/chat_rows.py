@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from petransfer.data.rows.records import BadRow
+from petransfer.data.bad_rows import BadRow
 
 ROLES = ("system", "user", "assistant", "tool")
 COLUMNS = ("messages", "conversations")
@@ -47,8 +47,10 @@ def read_messages(value: Any) -> list[Message]:
             value = json.loads(value)
         except ValueError:
             raise BadRow("the messages are text and not a JSON list") from None
-    if not isinstance(value, list) or not value:
-        raise BadRow("the messages are not a list" if value else "the list of messages is empty")
+    if not isinstance(value, list):
+        raise BadRow("the messages are missing" if value is None else "the messages are not a list")
+    if not value:
+        raise BadRow("the list of messages is empty")
     return [_message(each) for each in value]
 
 

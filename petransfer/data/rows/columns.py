@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from petransfer.data.bad_rows import BadRow
 from petransfer.data.rows.chat_rows import COLUMNS as CHAT_COLUMNS
 from petransfer.data.rows.chat_rows import chat_turns
 from petransfer.data.rows.options import RowOptions
 from petransfer.data.rows.reading import column_names, read
-from petransfer.data.rows.records import BadRow, Record, Required, as_text, has_column, missing_column, value_of
+from petransfer.data.rows.records import Record, Required, as_text, has_column, missing_column, value_of
 from petransfer.data.rows.source import Source
 from petransfer.data.templates import fields_of, render
 

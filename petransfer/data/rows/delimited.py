@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from petransfer.data.rows.records import BadRow, Record, Required, has_column
+from petransfer.data.bad_rows import BadRow
+from petransfer.data.rows.records import Record, Required, has_column
 from petransfer.data.rows.source import Source
 from petransfer.data.rows.text_lines import Line, read_lines
 from petransfer.errors import UserError

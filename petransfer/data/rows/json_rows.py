@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import IO, Any
 
-from petransfer.data.rows.records import BadRow, Record
+from petransfer.data.bad_rows import BadRow
+from petransfer.data.rows.records import Record
 from petransfer.data.rows.source import Source
 from petransfer.data.rows.text_lines import open_text, read_lines
 from petransfer.errors import UserError

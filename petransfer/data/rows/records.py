@@ -7,20 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from petransfer.data.bad_rows import BadRow
 from petransfer.errors import UserError
-
-
-class BadRow(ValueError):
-    """A row that cannot be used.
-
-    Args:
-        reason: The kind of the fault, by which bad rows are counted.
-        detail: What is special to this row.
-    """
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason} ({detail})" if detail else reason)
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from petransfer.data.rows.records import BadRow, Record
+from petransfer.data.bad_rows import BadRow
+from petransfer.data.rows.records import Record
 from petransfer.data.rows.source import Source
 from petransfer.errors import UserError
 

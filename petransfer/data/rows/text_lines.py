@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-from petransfer.data.rows.records import BadRow
+from petransfer.data.bad_rows import BadRow
 from petransfer.data.rows.source import Source, zip_member
 from petransfer.errors import UserError
 

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from petransfer.data.rows.records import BadRow
-
 _REASONS_SHOWN = 5
 _SHOWN_AS = str.maketrans({"\n": "⏎", "\r": "␍", "\t": "⇥", "\xa0": "⍽"})
+
+
+class BadRow(ValueError):
+    """A row that cannot be used.
+
+    Args:
+        reason: The kind of the fault, by which bad rows are counted.
+        detail: What is special to this row.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason} ({detail})" if detail else reason)
+        self.reason = reason
 
 
 class BadRows:
@@ -31,6 +42,10 @@ class BadRows:
     def has(self, reason: str) -> bool:
         """Whether any row was counted for this reason."""
         return reason in self._numbers
+
+    def is_new(self, problem: BadRow) -> bool:
+        """Whether this is the first row with such a fault, so that its place will be shown."""
+        return problem.reason not in self._numbers
 
     def summary(self) -> str:
         """The reasons on one line, the most frequent first, each with its number of rows and its first row."""

@@ -1,0 +1,74 @@
+"""A run's examples as token ids, all checked before its model is loaded."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from petransfer.data import SplitData
+from petransfer.data.chat import chat_layout
+from petransfer.data.encoded_examples import EncodedSplit, encode_split
+from petransfer.data.encoding import Layout, encode_targets
+from petransfer.errors import UserError
+from petransfer.evaluation.text_metrics import OF_LABELS
+from petransfer.models.architecture import configuration
+from petransfer.models.lengths import VirtualTokens, length_check
+from petransfer.models.loading import model_class, tokenizer_and_layout
+from petransfer.recipe.methods import METHODS
+from petransfer.recipe.run_spec import RunSpec
+from petransfer.training.batches import met
+
+_log = logging.getLogger(__name__)
+
+
+def encode_data(spec: RunSpec, data: SplitData, scored: tuple[str, ...]) -> tuple[EncodedSplit, Layout]:
+    """Encode the training part and the parts that are scored, with the checkpoint's tokenizer.
+
+    Args:
+        scored: `dev`, or `dev` and `test`.
+
+    Returns:
+        The examples that can be used and their token ids, and how the model takes them.
+
+    Raises:
+        UserError: Rows cannot be used and the recipe does not skip them, or the tokenizer has no chat template and the
+            rows are chats.
+    """
+    config, _ = configuration(spec.checkpoint)
+    model_class(config, spec.checkpoint.name)  # refuses what cannot generate before anything else is looked for
+    tokenizer, layout = tokenizer_and_layout(spec.checkpoint, config)
+    layout = chat_layout(tokenizer, layout, data.train[0].chat)
+    source, train = spec.task.source, spec.train
+    encoded = encode_split(
+        data,
+        spec.task.prefix,
+        tokenizer,
+        layout,
+        parts=("train", *scored),
+        too_long=length_check(config, spec.checkpoint.name, int(source.get("max_length", 0)), _virtual_tokens(spec)),
+        skip_bad_rows=source.get("bad_rows") == "skip",
+        used_in_training=lambda: met(len(data.train), train.batch_size, train.steps, spec.seed),
+    )
+    if set(OF_LABELS) & set(spec.task.metrics):
+        labels = []
+        for label in data.labels:
+            try:
+                encode_targets([label], tokenizer, layout)
+                labels.append(label)
+            except UserError:
+                if source.get("bad_rows") != "skip":
+                    raise
+        encoded = replace(encoded, data=replace(encoded.data, labels=tuple(labels)))
+    return encoded, layout
+
+
+def log_notes(encoded: EncodedSplit) -> None:
+    """Log what the user should know of the data."""
+    for note in encoded.notes:
+        _log.warning("%s", note)
+
+
+def _virtual_tokens(spec: RunSpec) -> VirtualTokens:
+    """Positions for virtual tokens where their number is in the recipe; one that is searched for is checked later."""
+    place = METHODS.lookup(spec.method.name).virtual_tokens_before
+    return VirtualTokens(**{place: spec.method.virtual_tokens}) if place else VirtualTokens()

@@ -1,0 +1,169 @@
+"""Chats: every answer of the assistant is a target after its prompt, written by the tokenizer's chat template."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from petransfer.data import Example, LinesTask, load_task
+from petransfer.data.chat import chat_layout, render_chat
+from petransfer.data.encoded_examples import encode_split
+from petransfer.data.encoding import Layout, encode_examples
+from petransfer.errors import UserError
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+STRICT = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system messages here') }}{% endif %}" + CHATML
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": " Hello. "},
+    {"role": "user", "content": "And 1+1?"},
+    {"role": "assistant", "content": "2"},
+]
+LAYOUT = Layout(encoder_decoder=False, pad_id=0, eos_id=0)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PETRANSFER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def byte_level(template: str | None = CHATML) -> PreTrainedTokenizerFast:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {sign: at for at, sign in enumerate(["<|end|>", "<|im_start|>", "<|im_end|>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|end|>", extra_special_tokens=["<|im_start|>", "<|im_end|>"]
+    )
+    fast.chat_template = template
+    return fast
+
+
+def lines(rows: list[dict[str, Any]], **options: Any) -> LinesTask:
+    Path("chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = load_task("lines", None, train="chats.jsonl", **options)
+    assert isinstance(task, LinesTask)
+    return task
+
+
+def every(task: LinesTask) -> list[Example]:
+    data = task.load("held-out")
+    return sorted((row for part in (data.train, data.dev, data.test) for row in part), key=lambda row: row.index)
+
+
+def chats(count: int = 10) -> list[dict[str, Any]]:
+    return [{"messages": [CHAT[0], {"role": "user", "content": f"Hi {n}"}, *CHAT[2:]]} for n in range(count)]
+
+
+def test_every_answer_is_an_example_and_a_chat_stays_in_one_part() -> None:
+    task = lines(chats())
+    rows = every(task)
+    assert len(rows) == 20
+    assert [row.target for row in rows[:2]] == ["Hello.", "2"]
+    assert [len(json.loads(row.input)) for row in rows[:2]] == [2, 4]
+    assert {row.chat for row in rows} == {"template"}
+    data = task.load("held-out")
+    first_words = [{json.loads(row.input)[1]["content"] for row in part} for part in (data.train, data.dev, data.test)]
+    assert sum(map(len, first_words)) == 10
+    assert task.identity()["chat"] == "template"
+    assert data.row_name("test", data.test[1].index) == data.row_name("test", data.test[0].index)
+
+
+def test_the_prompt_is_the_template_s_and_the_target_ends_the_turn() -> None:
+    tokenizer, rows = byte_level(), every(lines(chats()))
+    layout = chat_layout(tokenizer, LAYOUT, "template")
+    encoded = encode_examples(rows[:2], "", tokenizer, layout)
+    whole = tokenizer.apply_chat_template(
+        [CHAT[0], {"role": "user", "content": "Hi 0"}, {"role": "assistant", "content": "Hello."}, *CHAT[3:]],
+        tokenize=False,
+    )
+    read = tokenizer.decode(encoded[1].input_ids) + tokenizer.decode(encoded[1].target_ids) + "\n"
+    assert read == whole
+    assert encoded[1].target_ids[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>") == layout.eos_id
+    assert tokenizer.decode(encoded[0].target_ids) == "Hello.<|im_end|>"
+
+
+def test_other_names_of_roles_and_tables_of_chats_are_read(elsewhere: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+    rows = [{"conversations": [{"from": "human", "value": f"Hi {n}"}, turns[1]]} for n in range(10)]
+    assert every(lines(rows))[3].target == "Hello"
+    tools = [*CHAT[:2], {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add"}}]},
+             {"role": "tool", "content": "2"}, {"role": "assistant", "content": "It is 2"}]  # fmt: skip
+    table = [
+        {"chat": [turn | ({"content": f"Hi {n}"} if turn["role"] == "user" else {}) for turn in tools]}
+        for n in range(10)
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table), "chats.parquet")
+    task = load_task("lines", None, train="chats.parquet", messages="chat")
+    assert isinstance(task, LinesTask)
+    (target,) = {row.target for row in every(task)}
+    assert target == "It is 2"
+
+
+def test_texts_can_be_made_chats() -> None:
+    rows = every(lines([{"input": f"Hi {n}", "target": "Hello"} for n in range(10)], chat="template"))
+    assert json.loads(rows[0].input) == [{"role": "user", "content": "Hi 0"}]
+    assert rows[0].chat == "template"
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([{"role": "bot", "content": "x"}], "unknown role 'bot' in a message (known: system, user, assistant, tool)"),
+        ([{"role": "user", "content": "x"}], "the chat has no answer of the assistant"),
+        ([{"role": "assistant", "content": "x"}], "the chat begins with the assistant"),
+        ([{"role": "user", "content": ""}, CHAT[4]], "a message of the user is empty"),
+        ([{"role": "user", "content": [{"type": "image"}]}, CHAT[4]], "the content of a message is not text"),
+        ([], "the list of messages is empty"),
+        ("hello", "the messages are text and not a JSON list"),
+        (None, "the messages are missing"),
+        (7, "the messages are not a list"),
+        ([3], "a message is no object with role and content"),
+    ],
+)
+def test_a_chat_that_cannot_be_used_is_a_bad_row(messages: Any, reason: str) -> None:
+    rows = [*chats(), {"messages": messages}]
+    with pytest.raises(UserError) as error:
+        lines(rows).load("held-out")
+    assert f"1 of 11 rows of chats.jsonl cannot be used: chats.jsonl:11: {reason}" in str(error.value)
+    assert len(every(lines(rows, bad_rows="skip"))) == 20
+
+
+def test_a_tokenizer_without_a_template_and_an_encoder_decoder_are_refused_with_a_choice() -> None:
+    for tokenizer, layout, said in (
+        (byte_level(None), LAYOUT, "has no chat template; take a checkpoint that was tuned on chats"),
+        (byte_level(), Layout(True, 0, 0), "chats with a template need a decoder-only model"),
+    ):
+        with pytest.raises(UserError, match=said) as error:
+            chat_layout(tokenizer, layout, "template")
+        assert "task.options.chat=plain" in str(error.value)
+        assert chat_layout(tokenizer, layout, "plain") == layout
+    assert render_chat(json.dumps(CHAT[:2]), "", byte_level(None), "plain") == "system: Be brief.\nuser: Hi\nassistant:"
+
+
+def test_messages_that_the_template_refuses_are_bad_rows() -> None:
+    tokenizer = byte_level(STRICT)
+    data = lines(chats()).load("held-out")
+    with pytest.raises(UserError, match=r"20 of 20 rows .*the chat template refuses the messages \(no system messages"):
+        encode_split(data, "", tokenizer, chat_layout(tokenizer, LAYOUT, "template"))
+
+
+def test_a_prefix_stands_before_the_last_message_of_the_user() -> None:
+    text = render_chat(json.dumps(CHAT[:4]), "Q: ", byte_level(), "template")
+    assert "<|im_start|>user\nQ: And 1+1?<|im_end|>" in text
+    assert "<|im_start|>user\nHi<|im_end|>" in text
