@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from petransfer.data.chat import chat_layout
 from petransfer.data.encoding import encode_examples
 from petransfer.errors import RunError, UserError
 from petransfer.evaluation.exact_match import evaluate
@@ -207,7 +208,9 @@ def _dev_exact_match(bundle: Bundle, model: torch.nn.Module, loaded: Loaded, whe
         return None
     if not examples:
         return None
-    encoded = encode_examples(examples, bundle.spec.task.prefix, loaded.tokenizer, loaded.layout)
+    layout = chat_layout(loaded.tokenizer, loaded.layout, bundle.chat())
+    encoded = encode_examples(examples, bundle.spec.task.prefix, loaded.tokenizer, layout)
+    loaded = replace(loaded, layout=layout)
     return 100 * evaluate(model, loaded, examples, encoded, audited=0).exact_match
 
 

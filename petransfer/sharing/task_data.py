@@ -18,7 +18,7 @@ from petransfer.sharing.safe_reading import read_json, read_text, read_yaml
 
 Pairs = Sequence[tuple[str, str]]
 # How a file is read, which an adapter remembers for further files.
-_COLUMNS = ("input", "target", "category", "template")
+_COLUMNS = ("input", "target", "category", "template", "messages", "chat")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ def test_data(
             f"{task.name} {task.split}, {part or 'test'}", getattr(split, part or "test"), split.labels, True
         )
     if not isinstance(data, str):
-        rows = [Example(at, source, target, "all") for at, (source, target) in enumerate(data)]
+        chat = bundle.chat() if bundle else ""
+        rows = [Example(at, source, target, "all", chat) for at, (source, target) in enumerate(data)]
         if not rows:
             raise UserError("there are no rows to evaluate on; give at least one pair of input and target")
         return TestData(f"{len(rows):,} pairs", rows)
