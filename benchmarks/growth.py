@@ -18,8 +18,10 @@ from petransfer.errors import UserError
 from petransfer.evaluation.exact_match import score
 from petransfer.methods import apply_method
 from petransfer.models.architecture import configuration
-from petransfer.models.loading import DTYPES, Loaded, load_checkpoint, model_class, randomly_initialized
+from petransfer.models.control_arms import randomly_initialized
+from petransfer.models.loading import DTYPES, Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec
+from petransfer.models.support import supported_class
 from petransfer.pretraining.pretrain import SIZES, make_model
 from petransfer.recipe.run_spec import MethodSpec, TrainSpec
 from petransfer.study.single_run import accelerator_for
@@ -137,7 +139,7 @@ def _random_model(size: str, tokenizer: PreTrainedTokenizerBase) -> Any:
     if not hasattr(config, "d_kv"):
         raise UserError(f"{size} is no T5; take {', '.join(SIZES)} or a T5 of the registry such as google-t5/t5-small")
     torch.manual_seed(0)
-    return randomly_initialized(model_class(config, size), config, own_head)
+    return randomly_initialized(supported_class(config, size), config, own_head)
 
 
 def _row(side: _Side, what: str, seconds: float, every: Sequence[float], rate: float) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from petransfer.models.architecture import configuration
-from petransfer.models.loading import model_class, randomly_initialized
+from petransfer.models.control_arms import randomly_initialized
 from petransfer.models.registry import checkpoint_spec
+from petransfer.models.support import supported_class
 
 SHARD = 2 * 2**30
 
@@ -33,7 +34,7 @@ def write_random(name: str, folder: Path, layers: int | None = None, shard: int 
     if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
         config.decoder_start_token_id = 0
     with torch.device("meta"):
-        model = randomly_initialized(model_class(config, name), config, own_head)
+        model = randomly_initialized(supported_class(config, name), config, own_head)
     folder.mkdir(parents=True, exist_ok=True)
     _write_shards(model, folder, shard)
     config.architectures, config.dtype = [type(model).__name__], "bfloat16"

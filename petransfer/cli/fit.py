@@ -70,7 +70,6 @@ def fit(
     from petransfer.memory.simulation import Demand
     from petransfer.models.architecture import configuration
     from petransfer.models.library_output import silence_libraries
-    from petransfer.models.quantization import refuse_already_quantized
     from petransfer.training.stacked.layers import refuse_layer_drop
 
     silence_libraries()
@@ -87,7 +86,6 @@ def fit(
         members=stack,
     )
     config, own_head = configuration(spec)
-    refuse_already_quantized(config, checkpoint)
     if stack > 1:
         refuse_layer_drop(config)
     found = plan(config, spec, demand, own_head, room)

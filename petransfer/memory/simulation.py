@@ -19,8 +19,10 @@ from transformers import PreTrainedModel
 from petransfer.data.encoding import Layout
 from petransfer.memory.tensor_tracker import Tracker
 from petransfer.methods import apply_method, weights_bits
-from petransfer.models.loading import DTYPES, Loaded, model_class, randomly_initialized
+from petransfer.models.control_arms import randomly_initialized
+from petransfer.models.loading import DTYPES, Loaded
 from petransfer.models.quantization import inventory, quantization_config, refuse_poorly_quantized, require_bitsandbytes
+from petransfer.models.support import supported_class
 from petransfer.recipe.run_spec import Bits, MethodSpec, Optimizer
 from petransfer.training.batches import IGNORED, Tensors
 from petransfer.training.losses import token_loss
@@ -173,7 +175,7 @@ class _Phase:
 
 def meta_model(config: Any, name: str, method: MethodSpec, own_head: bool, new_tokens: tuple[int, ...] = ()) -> Loaded:
     """The model as `load` would make it, on the meta device and without its tokenizer."""
-    auto = model_class(config, name)
+    auto = supported_class(config, name)
     bits = weights_bits(method)
     with torch.device("meta"):
         model = randomly_initialized(auto, config, own_head).to(DTYPES.get(bits, torch.bfloat16))

@@ -77,14 +77,12 @@ def foresee(
 
 def _place(spec: RunSpec, card: int, checkpointing: bool, members: int) -> Place:
     from petransfer.memory.planner import plan
-    from petransfer.models.quantization import refuse_already_quantized
 
     name = f"{spec.checkpoint.name}{_DRAWN[spec.checkpoint.reinit]}, {in_words(spec.method)}, {spec.method.bits} bits"
     name += f", {members} stacked" if members > 1 else ""
     demand = replace(demand_of(spec, checkpointing), members=members)
     try:
         config, own_head = _architecture(spec)
-        refuse_already_quantized(config, spec.checkpoint.name)
         return Place(name, spec, plan(config, spec.checkpoint, demand, own_head, card))
     except UserError as error:
         return Place(name, spec, None, str(error))
@@ -210,7 +208,8 @@ def met_new_tokens(spec: RunSpec, config: Any, data_dir: Path | None = None) -> 
     config: the checkpoint's.
     """
     from petransfer.data.encoded_examples import encode_part
-    from petransfer.models.loading import new_tokens, tokenizer_and_layout
+    from petransfer.models.checkpoint_files import new_tokens
+    from petransfer.models.loading import tokenizer_and_layout
     from petransfer.training.batches import met
 
     new = new_tokens(spec.checkpoint, config.vocab_size) if spec.method.embeddings == "new" else ()

@@ -1,4 +1,4 @@
-"""The configuration of a checkpoint without its weights: from the registry, a folder, or the hub."""
+"""Get the configuration of a checkpoint without its weights: from the registry, a folder or the hub."""
 
 from __future__ import annotations
 
@@ -7,18 +7,27 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from petransfer.errors import UserError
-from petransfer.models.registry import embedded_folder, is_embedded, registry
+from petransfer.models.checkpoint_files import first_line, location, revision
+from petransfer.models.registry import is_embedded, registry
+from petransfer.models.support import supported_class
 from petransfer.recipe.run_spec import CheckpointSpec
 
 
 def configuration(checkpoint: CheckpointSpec) -> tuple[Any, bool]:
-    """The checkpoint's configuration, and whether its head is not tied to its embeddings.
+    """Return a checkpoint's configuration, and whether its head has weights of its own, not those of the embeddings.
 
-    A checkpoint of the registry needs no network: its entry has the fields that decide shapes.
+    A registered checkpoint needs no network: its entry in the registry has the fields that determine shapes.
 
     Raises:
-        UserError: it is in no registry, folder or cache, and the hub cannot be reached.
+        UserError: petransfer cannot train this architecture, or the checkpoint is in no registry, folder or cache and
+            the hub cannot be reached.
     """
+    config, own_head = _configuration(checkpoint)
+    supported_class(config, checkpoint.name)
+    return config, own_head
+
+
+def _configuration(checkpoint: CheckpointSpec) -> tuple[Any, bool]:
     entry = _registered(checkpoint.name)
     if entry is not None and not is_embedded(checkpoint.name) and checkpoint.source is None:
         fields = dict(registry().architectures[entry])
@@ -27,22 +36,18 @@ def configuration(checkpoint: CheckpointSpec) -> tuple[Any, bool]:
             fields["vocab_size"] = registry().architectures[other]["vocab_size"] if other else fields["vocab_size"]
         own_head = fields.get("tie_word_embeddings") is False
         return AutoConfig.for_model(fields.pop("model_type"), **fields), own_head
-    place = checkpoint.source or checkpoint.name
-    if is_embedded(checkpoint.name):
-        place = str(embedded_folder(checkpoint.name))
-    revision = None if checkpoint.source or is_embedded(checkpoint.name) else checkpoint.weights
+    place, asked = location(checkpoint), revision(checkpoint)
     try:
-        content, _ = PreTrainedConfig.get_config_dict(place, revision=revision)
-        return AutoConfig.from_pretrained(place, revision=revision), has_own_head(content)
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().split("\n")[0][:160]
+        content, _ = PreTrainedConfig.get_config_dict(place, revision=asked)
+        return AutoConfig.from_pretrained(place, revision=asked), has_own_head(content)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"no configuration for {place} ({first}); name a folder or a checkpoint of the registry"
+            f"no configuration for {place} ({first_line(error, 160)}); name a folder or a checkpoint of the registry"
         ) from None
 
 
 def has_own_head(content: dict[str, Any]) -> bool:
-    """Whether a config.json speaks of a head of its own; the second key is what transformers 5 writes for a T5."""
+    """Return whether a config.json describes a head of its own; transformers 5 writes the second key for a T5."""
     return content.get("tie_word_embeddings") is False or content.get("scale_decoder_outputs") is False
 
 

@@ -1,27 +1,43 @@
-"""Takes a bitsandbytes that is installed and cannot be imported as one that is not there; to be imported before peft.
+"""Import peft where bitsandbytes is installed but broken. Import this module before peft.
 
-peft imports it wherever it is installed, so that a broken one would fail at every width, and not at 8 and 4 bits alone.
+peft imports bitsandbytes wherever it is installed. A broken installation, one without its CUDA library for example,
+would fail at 32 and 16 bits too, which do not need it.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 
 
-def first_line(error: Exception) -> str:
-    """What an error says, cut short, or its kind where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:120]
-
-
-def _problem() -> str:
+@functools.cache
+def _first_problem() -> str:
     try:
         importlib.import_module("bitsandbytes")
-    except Exception as error:  # a broken CUDA setup raises what it likes
-        sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
-        return first_line(error)
+    except Exception as error:  # a broken CUDA setup raises all kinds of errors
+        return next(iter(str(error).strip().splitlines()), type(error).__name__)[:120]
     return ""
 
 
-# Why bitsandbytes cannot be imported; empty where it can.
-PROBLEM = _problem()
+def import_problem() -> str:
+    """Return why bitsandbytes cannot be imported, "" where it can."""
+    hidden = "bitsandbytes" in sys.modules and sys.modules["bitsandbytes"] is None
+    return _first_problem() or ("import of bitsandbytes halted" if hidden else "")
+
+
+def import_peft() -> None:
+    """Import peft; where bitsandbytes is broken, let peft find that it is not installed, which peft remembers."""
+    if not _first_problem():
+        return
+    before = sys.modules.pop("bitsandbytes", None)
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
+    try:
+        importlib.import_module("peft").import_utils.is_bnb_available()
+    finally:
+        del sys.modules["bitsandbytes"]
+        if before is not None:
+            sys.modules["bitsandbytes"] = before
+
+
+import_peft()

@@ -1,58 +1,40 @@
-"""Loads a checkpoint in the bits that were asked for, with parts of it drawn anew for the control arms."""
+"""Load checkpoints at the number of bits asked for, with parts of them made random for the control arms."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-)
-from transformers.utils import CONFIG_NAME, cached_file
-from transformers.utils.hub import extract_commit_hash
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from petransfer.data.encoding import Layout
 from petransfer.errors import UserError
 from petransfer.models.architecture import has_own_head
-from petransfer.models.file_backed import FileBackedTensors, copy_parameter
+from petransfer.models.checkpoint_files import (
+    generation_config,
+    hub_commit,
+    load_tokenizer,
+    location,
+    new_tokens,
+    one_line_errors,
+    revision,
+)
+from petransfer.models.control_arms import partly_random, randomly_initialized, write_partly_random
 from petransfer.models.quantization import (
     check_quantizable,
     keep_default_packing,
     left_unquantized,
     quantization_config,
-    refuse_already_quantized,
     refuse_poorly_quantized,
 )
-from petransfer.models.registry import NANO, checkpoint_spec, embedded_folder, is_embedded
-from petransfer.models.saving import save_model
-from petransfer.recipe.run_spec import Bits, CheckpointSpec, Reinit
-
-# Architectures that transformers loads and computes wrongly (seen with 5.23). umT5's configuration always says that its
-# embeddings are tied, and then its logits are scaled. Put right here alone, it would give adapters that are wrong for
-# whoever loads them with plain transformers and peft, which go on scaling.
-WRONG = {"umt5": "transformers scales umT5's logits as if its head were tied to its embeddings; take mT5"}
-
-# A file of a model that is drawn anew: as much of it is in memory at once while it is written.
-SHARD = "128MB"
+from petransfer.models.registry import checkpoint_spec
+from petransfer.models.special_tokens import layout_of
+from petransfer.models.support import supported_class
+from petransfer.models.text_part import text_config
+from petransfer.recipe.run_spec import Bits, CheckpointSpec
 
 DTYPES: dict[int, torch.dtype] = {32: torch.float32, 16: torch.bfloat16}
 
@@ -61,9 +43,9 @@ DTYPES: dict[int, torch.dtype] = {32: torch.float32, 16: torch.bfloat16}
 class Loaded:
     """A model with what is needed to feed it.
 
-    commit: the hub commit that the weights came from, None where they came from a folder.
-    new_tokens: pieces that pretraining never saw, so that their embeddings mean nothing yet. A checkpoint that comes
-        with its own tokenizer is taken to have seen all, unless `petransfer pretrain` made it, which counts.
+    commit: the hub commit that the weights came from; None where they came from a folder.
+    new_tokens: ids of tokens that pretraining never saw, so that their embeddings are untrained. All tokens of a
+        checkpoint with its own tokenizer count as seen, unless `petransfer pretrain` made it and counted them.
     """
 
     model: PreTrainedModel
@@ -122,59 +104,72 @@ def load_checkpoint(
     device: torch.device | str | None = "cpu",
     keep_wide: Sequence[str] = (),
 ) -> Loaded:
-    """The checkpoint's model on `device` and its tokenizer.
+    """Load a checkpoint's model and tokenizer.
 
-    device: None leaves it in the host's memory or, where transformers lets one process read for all, without numbers.
+    The model's own initialization draws what `checkpoint.reinit` makes random, from `seed`: `embeddings` the input
+    embeddings and an untied head, `body` everything else, `all` everything. Layers are never dropped in training.
 
-    reinit is drawn from `seed` by the model's own initialisation: `embeddings` draws the input embeddings (and an
-    untied head) anew, `body` all but them, `all` everything; the checkpoint's configuration and tokenizer stay.
-
-    keep_wide: endings of the names of layers that are not quantised.
+    Args:
+        checkpoint: what to load.
+        bits: width of the weights.
+        seed: of random weights.
+        device: where to put the model. None leaves it in the host's memory or, where transformers lets one process
+            read the file for all, without weights.
+        keep_wide: layers whose names end in one of these are not quantized.
 
     Raises:
-        UserError: it cannot be found, is damaged, is encoder-only, or the hub cannot be reached.
+        UserError: the checkpoint cannot be found, is damaged or is not supported, or the hub cannot be reached.
     """
     if checkpoint.tokenizer and checkpoint.reinit not in {"embeddings", "all"}:
         raise UserError(
-            f"{checkpoint.name} with the tokenizer of {checkpoint.tokenizer} needs reinit embeddings or all"
+            f"{checkpoint.name} with the tokenizer of {checkpoint.tokenizer} needs reinit: embeddings or all"
         )
-    place = _place(checkpoint)
-    with _plain_errors(checkpoint):
-        commit = _commit(checkpoint)
+    with one_line_errors(checkpoint):
+        commit = hub_commit(checkpoint)
         checkpoint = replace(checkpoint, weights=commit or checkpoint.weights)
-        config = AutoConfig.from_pretrained(place, revision=_revision(checkpoint))
-        model_class(config, checkpoint.name)  # refuses before anything else is looked for
-        tokenizer = _tokenizer(checkpoint)
+        config = AutoConfig.from_pretrained(location(checkpoint), revision=revision(checkpoint))
+        supported_class(config, checkpoint.name)  # before anything else is downloaded
+        tokenizer = load_tokenizer(checkpoint)
         if checkpoint.tokenizer:
-            config.vocab_size = len(tokenizer)
-        place_on = None if device is None else torch.device(device)
-        model = _model(place, config, checkpoint, bits, seed, place_on, keep_wide)
-    model.config.use_cache = True
+            _set_vocabulary(config, len(tokenizer))
+        model = _model(config, checkpoint, bits, seed, None if device is None else torch.device(device), keep_wide)
+    text_config(model.config).use_cache = True
+    _never_drop_layers(model)
+    layout = layout_of(config, tokenizer, generation_config(checkpoint))
     new = new_tokens(checkpoint, model.get_input_embeddings().num_embeddings)
-    return Loaded(model, tokenizer, layout_of(config, tokenizer), commit, new)
+    return Loaded(model, tokenizer, layout, commit, new)
 
 
-def model_class(config: Any, name: str) -> Any:
-    """Which auto class makes this architecture.
+def load_on_disk(checkpoint: CheckpointSpec, folder: str, seed: int = 0) -> Loaded:
+    """Load a checkpoint at 16 bits with its weights left on disk; each layer reads its own when it runs.
 
-    Raises:
-        UserError: it generates nothing (encoder-only), or transformers computes it wrongly.
+    Args:
+        checkpoint: what to load.
+        folder: for weights that cannot be read where they are, and random ones, which are those of `load_checkpoint`.
+        seed: of random weights.
     """
-    if config.model_type in WRONG:
-        raise UserError(f"{name} is not supported: {WRONG[config.model_type]}")
-    architectures = " ".join(getattr(config, "architectures", None) or [])
-    if "EncoderModel" in architectures:
-        raise UserError(f"{name} is encoder-only ({architectures}): it cannot say a target; take a full checkpoint")
-    if config.model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES and config.is_encoder_decoder:
-        return AutoModelForSeq2SeqLM
-    # BERT and its kin can be made into decoders, but their checkpoints read both ways.
-    if config.model_type in set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(MODEL_FOR_MASKED_LM_MAPPING_NAMES):
-        return AutoModelForCausalLM
-    raise UserError(f"{name} ({config.model_type}) is encoder-only or unknown: it cannot say a target")
+    place, asked = location(checkpoint), revision(checkpoint)
+    with one_line_errors(checkpoint):
+        config = AutoConfig.from_pretrained(place, revision=asked)
+        tokenizer = load_tokenizer(checkpoint)
+        auto = supported_class(config, checkpoint.name)
+        if checkpoint.reinit != "none":
+            if checkpoint.tokenizer:
+                _set_vocabulary(config, len(tokenizer))
+            _write_random(folder, auto, config, checkpoint, seed)
+            place, asked = folder, None
+        model = _on_disk(auto, place, asked, folder)
+    return Loaded(model, tokenizer, layout_of(config, tokenizer, generation_config(checkpoint)), None, ())
+
+
+def tokenizer_and_layout(checkpoint: CheckpointSpec, config: Any) -> tuple[PreTrainedTokenizerBase, Layout]:
+    """Return a checkpoint's tokenizer and how its model takes its examples, without loading the model."""
+    with one_line_errors(checkpoint):
+        tokenizer = load_tokenizer(checkpoint)
+    return tokenizer, layout_of(config, tokenizer, generation_config(checkpoint))
 
 
 def _model(
-    place: str,
     config: Any,
     checkpoint: CheckpointSpec,
     bits: Bits,
@@ -182,95 +177,57 @@ def _model(
     device: torch.device | None,
     keep_wide: Sequence[str],
 ) -> PreTrainedModel:
-    auto = model_class(config, checkpoint.name)
+    auto, place, asked = supported_class(config, checkpoint.name), location(checkpoint), revision(checkpoint)
     if bits in DTYPES:
-        refuse_already_quantized(config, checkpoint.name)
-        model = _with_reinit(auto, place, config, checkpoint, DTYPES[bits], seed)
+        model = _unquantized(auto, config, checkpoint, DTYPES[bits], seed)
         return model if device is None else model.to(device)
-    assert device is not None  # bitsandbytes quantises where it computes
+    assert device is not None  # bitsandbytes quantizes on the device where it computes
     check_quantizable(config, checkpoint.name, bits, device)
     with tempfile.TemporaryDirectory() as folder:
-        revision = _revision(checkpoint)
-        if checkpoint.reinit != "none":  # what is drawn anew is quantised like any other checkpoint: from a folder
-            _draw_into(folder, auto, place, config, checkpoint, seed)
-            place, revision = folder, None
-        model = _quantised(auto, place, revision, bits, device, keep_wide)
+        if checkpoint.reinit != "none":  # a model with random weights is quantized from a folder like any other
+            _write_random(folder, auto, config, checkpoint, seed)
+            place, asked = folder, None
+        model = _quantized(auto, place, asked, bits, device, keep_wide)
     refuse_poorly_quantized(model, checkpoint.name, bits, keep_wide)
     return model
 
 
-def _with_reinit(
-    auto: Any, place: str, config: Any, checkpoint: CheckpointSpec, dtype: torch.dtype, seed: int
-) -> PreTrainedModel:
-    reinit: Reinit = checkpoint.reinit
-
-    def trained() -> PreTrainedModel:
-        model: PreTrainedModel = auto.from_pretrained(place, revision=_revision(checkpoint), dtype=dtype)
+def _unquantized(auto: Any, config: Any, checkpoint: CheckpointSpec, dtype: torch.dtype, seed: int) -> PreTrainedModel:
+    def pretrained() -> PreTrainedModel:
+        model: PreTrainedModel = auto.from_pretrained(location(checkpoint), revision=revision(checkpoint), dtype=dtype)
         return model
 
-    if reinit == "none":
-        return trained()
+    if checkpoint.reinit == "none":
+        return pretrained()
     torch.manual_seed(seed)
-    new = randomly_initialized(auto, config, _has_own_head(place, checkpoint)).to(dtype)
-    if reinit != "all":
-        _copy(trained(), new, embeddings=reinit == "body")
-    return new
+    new = randomly_initialized(auto, config, _has_own_head(checkpoint))
+    return partly_random(new, pretrained, checkpoint.reinit, dtype)
 
 
-def _draw_into(folder: str, auto: Any, place: str, config: Any, checkpoint: CheckpointSpec, seed: int) -> None:
-    """Writes the model that `_with_reinit` gives in bf16, the same to the bit, and never holds it."""
-    with tempfile.TemporaryDirectory(dir=folder) as parts:
-        files = FileBackedTensors(parts)
-        torch.manual_seed(seed)
-        with files:
-            new = randomly_initialized(auto, config, _has_own_head(place, checkpoint))
-        files.narrow(new, torch.bfloat16)
-        if checkpoint.reinit != "all":
-            trained = _on_disk(auto, place, _revision(checkpoint), parts)
-            _copy(trained, new, embeddings=checkpoint.reinit == "body")
-        save_model(new, folder, max_shard_size=SHARD)
+def _write_random(folder: str, auto: Any, config: Any, checkpoint: CheckpointSpec, seed: int) -> None:
+    write_partly_random(
+        folder,
+        lambda: randomly_initialized(auto, config, _has_own_head(checkpoint)),
+        lambda parts: _on_disk(auto, location(checkpoint), revision(checkpoint), parts),
+        checkpoint.reinit,
+        seed,
+    )
 
 
-def randomly_initialized(auto: Any, config: Any, own_head: bool) -> PreTrainedModel:
-    """A model drawn by its own initialisation, in fp32. own_head: its head is not tied to its embeddings.
-
-    transformers ties the head of every new T5, whatever the configuration says (that of a checkpoint it leaves alone):
-    the head of T5 v1.1, mT5 and their kin is drawn here, with the deviation that T5 starts embeddings and heads at.
-    """
-    model: PreTrainedModel = auto.from_config(config, dtype=torch.float32)
-    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
-    if own_head and head is not None and head.weight is embeddings.weight:
-        drawn = torch.empty_like(embeddings.weight).normal_(std=getattr(config, "initializer_factor", 1.0))
-        head.weight = torch.nn.Parameter(drawn)
-        model.all_tied_weights_keys.pop("lm_head.weight", None)
-    return model
-
-
-def _has_own_head(place: str, checkpoint: CheckpointSpec) -> bool:
-    content, _ = PreTrainedConfig.get_config_dict(place, revision=_revision(checkpoint))
+def _has_own_head(checkpoint: CheckpointSpec) -> bool:
+    content, _ = PreTrainedConfig.get_config_dict(location(checkpoint), revision=revision(checkpoint))
     return has_own_head(content)
 
 
-@torch.no_grad()
-def _copy(source: PreTrainedModel, target: PreTrainedModel, embeddings: bool) -> None:
-    """Copies the input embeddings and an untied head, or all but them."""
-    ends = {
-        id(end.weight) for end in (target.get_input_embeddings(), target.get_output_embeddings()) if end is not None
-    }
-    for name, value in target.named_parameters():
-        if (id(value) in ends) == embeddings:
-            copy_parameter(source, name, value)
-
-
-def _quantised(
-    auto: Any, place: str, revision: str | None, bits: Bits, device: torch.device, keep_wide: Sequence[str]
+def _quantized(
+    auto: Any, place: str, asked: str | None, bits: Bits, device: torch.device, keep_wide: Sequence[str]
 ) -> PreTrainedModel:
-    """Read and quantised tensor by tensor, so that the host never holds the wide model."""
-    config = AutoConfig.from_pretrained(place, revision=revision)
+    """Read and quantize the weights tensor by tensor, so that the host never holds the unquantized model."""
+    config = AutoConfig.from_pretrained(place, revision=asked)
     with left_unquantized(auto._model_mapping[type(config)], keep_wide):
         model: PreTrainedModel = auto.from_pretrained(
             place,
-            revision=revision,
+            revision=asked,
             quantization_config=quantization_config(bits),
             dtype=torch.bfloat16,
             device_map={"": str(device)},
@@ -282,103 +239,22 @@ def _quantised(
     return model
 
 
-def load_on_disk(checkpoint: CheckpointSpec, folder: str, seed: int = 0) -> Loaded:
-    """The checkpoint at 16 bits with its weights left on the disk, from where each layer reads them when it runs.
-
-    folder: for what cannot be read where it lies, and what is drawn anew, as `load` does it.
-    """
-    place, revision = _place(checkpoint), _revision(checkpoint)
-    with _plain_errors(checkpoint):
-        config = AutoConfig.from_pretrained(place, revision=revision)
-        tokenizer = _tokenizer(checkpoint)
-        auto = model_class(config, checkpoint.name)
-        if checkpoint.reinit != "none":
-            if checkpoint.tokenizer:
-                config.vocab_size = len(tokenizer)
-            _draw_into(folder, auto, place, config, checkpoint, seed)
-            place, revision = folder, None
-        model = _on_disk(auto, place, revision, folder)
-    return Loaded(model, tokenizer, layout_of(config, tokenizer), None, ())
-
-
-def _on_disk(auto: Any, place: str, revision: str | None, folder: str) -> PreTrainedModel:
+def _on_disk(auto: Any, place: str, asked: str | None, folder: str) -> PreTrainedModel:
     model: PreTrainedModel = auto.from_pretrained(
-        place, revision=revision, dtype=torch.bfloat16, device_map={"": "disk"}, offload_folder=folder
+        place, revision=asked, dtype=torch.bfloat16, device_map={"": "disk"}, offload_folder=folder
     )
     return model
 
 
-def layout_of(config: Any, tokenizer: PreTrainedTokenizerBase) -> Layout:
-    """Return how a model with this configuration and tokenizer takes its examples."""
-    eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else config.eos_token_id
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos
-    if not config.is_encoder_decoder:
-        return Layout(False, int(pad), int(eos))
-    start = config.decoder_start_token_id
-    return Layout(True, int(pad), int(eos), int(pad if start is None else start))
+def _set_vocabulary(config: Any, size: int) -> None:
+    """Give a configuration, and its text decoder's, embeddings of `size` rows."""
+    for part in (config, text_config(config)):
+        if hasattr(part, "vocab_size"):
+            part.vocab_size = size
 
 
-def tokenizer_and_layout(checkpoint: CheckpointSpec, config: Any) -> tuple[PreTrainedTokenizerBase, Layout]:
-    """The tokenizer, and how the model takes its examples, without the model."""
-    with _plain_errors(checkpoint):
-        tokenizer = _tokenizer(checkpoint)
-    return tokenizer, layout_of(config, tokenizer)
-
-
-def new_tokens(checkpoint: CheckpointSpec, vocabulary: int) -> tuple[int, ...]:
-    """The pieces that pretraining never saw, of so many in all; see `Loaded`."""
-    if checkpoint.reinit in {"embeddings", "all"}:
-        return tuple(range(vocabulary))
-    card = Path(_place(checkpoint)) / "pretraining.json"  # written by `petransfer pretrain`
-    return tuple(json.loads(card.read_text(encoding="utf-8"))["new_pieces"]) if card.is_file() else ()
-
-
-def _place(checkpoint: CheckpointSpec) -> str:
-    if is_embedded(checkpoint.name):
-        return str(embedded_folder(checkpoint.name))
-    return checkpoint.source or checkpoint.name
-
-
-def _tokenizer(checkpoint: CheckpointSpec) -> PreTrainedTokenizerBase:
-    if checkpoint.tokenizer and not checkpoint.tokenizer_source:
-        return _tokenizer(checkpoint_spec(checkpoint.tokenizer))
-    embedded = is_embedded(checkpoint.name) and not checkpoint.tokenizer
-    place = checkpoint.tokenizer_source or (str(NANO / "tokenizer") if embedded else _place(checkpoint))
-    revision = None if checkpoint.tokenizer_source else _revision(checkpoint)
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, revision=revision)
-    return tokenizer
-
-
-def _revision(checkpoint: CheckpointSpec) -> str | None:
-    return None if checkpoint.source or is_embedded(checkpoint.name) else checkpoint.weights
-
-
-def _commit(checkpoint: CheckpointSpec) -> str | None:
-    """The hub commit that a revision stands for now; all files are then taken from it."""
-    revision = _revision(checkpoint)
-    return extract_commit_hash(cached_file(checkpoint.name, CONFIG_NAME, revision=revision), None) if revision else None
-
-
-@contextlib.contextmanager
-def _plain_errors(checkpoint: CheckpointSpec) -> Iterator[None]:
-    """Says what is wrong with a checkpoint in one line."""
-    name = checkpoint.source or checkpoint.name
-    try:
-        yield
-    except (SafetensorError, OSError) as error:
-        if getattr(error, "errno", 0) == errno.ENOSPC or "os error 28" in str(error):
-            place, need = tempfile.gettempdir(), "what is drawn anew takes 4 bytes a parameter there"
-            raise UserError(f"{place} is too full to load {name} ({need}); set TMPDIR to a folder with room") from error
-        if isinstance(error, OSError):
-            raise _not_there(checkpoint, error) from error
-        raise UserError(f"the weights in {name} are damaged ({error}); get the checkpoint again") from error
-    except (ValueError, KeyError) as error:
-        raise _not_there(checkpoint, error) from error
-
-
-def _not_there(checkpoint: CheckpointSpec, error: Exception) -> UserError:
-    first = str(error).strip().split("\n")[0][:200]
-    if checkpoint.source:
-        return UserError(f"{checkpoint.source} cannot be loaded ({first}); name a folder that save_pretrained wrote")
-    hint = "without a network, download it elsewhere and name its folder, or take the embedded family nano"
-    return UserError(f"{checkpoint.name} could not be loaded from the hub or its cache ({first}); {hint}")
+def _never_drop_layers(model: torch.nn.Module) -> None:
+    """Turn layer drop off: in a step in which a layer is dropped, its adapter would get no gradient."""
+    for module in model.modules():
+        if getattr(module, "layerdrop", 0.0):
+            module.layerdrop = 0.0  # type: ignore[assignment]

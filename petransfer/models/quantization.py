@@ -1,6 +1,6 @@
-"""Eight and four bits through bitsandbytes: which layers are quantised, which stay wide and why, and what that weighs.
+"""Quantize models to 8 and 4 bits with bitsandbytes: which layers, which not and why, and the bytes that result.
 
-LLM.int8 is Dettmers et al. 2022, NF4 with double quantisation Dettmers et al. 2023 (QLoRA).
+LLM.int8: Dettmers et al. 2022. NF4 with double quantization: Dettmers et al. 2023 (QLoRA).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from petransfer.errors import UserError
-from petransfer.models import bitsandbytes_import as broken
+from petransfer.models.bitsandbytes_import import import_problem
 from petransfer.recipe.run_spec import Bits, Optimizer
 
 REASONS = {
@@ -34,7 +34,7 @@ HEAD_AT_8 = "transformers keeps it so; it would add less than 0.05 % of loss at 
 
 @dataclass(frozen=True)
 class Wide:
-    """A tensor of a quantised model that stayed as it was. bytes: of its storage. reason: a key of REASONS."""
+    """A tensor of a quantized model that was not quantized. bytes: of its storage. reason: a key of REASONS."""
 
     name: str
     bytes: int
@@ -44,10 +44,11 @@ class Wide:
 
 @dataclass(frozen=True)
 class Inventory:
-    """What a model's weights take, each shared tensor once.
+    """The memory of a model's weights; a tensor that two modules share is counted once.
 
-    bytes: by dtype; 4-bit weights are `nf4`, and what scales quantised weights is `scales`. parameters: of the model
-    as it would be without quantisation. wide: the tensors that were not quantised (empty at 16 and 32 bits).
+    bytes: by dtype. 4-bit weights are `nf4`; the scales of quantized weights are `scales`.
+    parameters: number of weights, as many as without quantization.
+    wide: the tensors that were not quantized; empty at 16 and 32 bits.
     """
 
     bytes: dict[str, int]
@@ -56,30 +57,30 @@ class Inventory:
 
     @property
     def total(self) -> int:
-        """All bytes."""
+        """Bytes of all weights."""
         return sum(self.bytes.values())
 
     @property
     def share(self) -> dict[str, float]:
-        """Per cent of the bytes, by dtype."""
+        """Percentage of the bytes, by dtype."""
         return {name: round(100 * size / self.total, 2) for name, size in self.bytes.items()}
 
     def as_dict(self) -> dict[str, Any]:
-        """For result.json: the wide tensors by reason, with the sum of their bytes."""
-        said = REASONS | ({"head": HEAD_AT_8} if "int8" in self.bytes else {})
+        """Return the entry of result.json; unquantized tensors are grouped by reason, with the sum of their bytes."""
+        reasons = REASONS | ({"head": HEAD_AT_8} if "int8" in self.bytes else {})
         wide: dict[str, dict[str, Any]] = {}
         for tensor in self.wide:
-            of = wide.setdefault(tensor.reason, {"bytes": 0, "why": said[tensor.reason], "tensors": []})
+            of = wide.setdefault(tensor.reason, {"bytes": 0, "why": reasons[tensor.reason], "tensors": []})
             of["bytes"] += tensor.bytes
             of["tensors"].append(tensor.name)
         return {"bytes": dict(self.bytes), "share": self.share, "parameters": self.parameters, "wide": wide}
 
 
 def quantization_config(bits: Bits) -> BitsAndBytesConfig:
-    """What transformers is told: LLM.int8 with its usual threshold, or NF4, double quantisation, bf16 compute.
+    """Return transformers' settings: LLM.int8 with its default threshold, or NF4 with double quantization in bf16.
 
-    4-bit weights are packed into bf16 storage, four to an element: T5 casts what goes into `wo` to the dtype of `wo`'s
-    storage, and with the usual uint8 every activation would be cut to a whole number, in silence.
+    4-bit weights are stored in bf16 elements, four weights in each. T5 casts the input of `wo` to the dtype in which
+    `wo` is stored: with the default storage, uint8, it would round every activation to a whole number.
     """
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
@@ -93,82 +94,68 @@ def quantization_config(bits: Bits) -> BitsAndBytesConfig:
 
 
 def require_bitsandbytes(bits: Bits) -> None:
-    """Raises UserError where bitsandbytes is not to be had or does not work."""
+    """Raise UserError where bitsandbytes is missing or does not work."""
     _require_bitsandbytes(f"bits: {bits}", "bits: 16")
 
 
 def check_optimizer(optimizer: Optimizer) -> None:
-    """Raises UserError where an 8-bit optimiser is asked for and bitsandbytes is not to be had or does not work."""
+    """Raise UserError where an 8-bit optimizer is asked for and bitsandbytes is missing or does not work."""
     if optimizer != "adamw":
         _require_bitsandbytes(f"optimizer: {optimizer}", "optimizer: adamw")
 
 
 def _require_bitsandbytes(what: str, instead: str) -> None:
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
+    problem = import_problem()
+    if problem:
         raise UserError(
-            f"{what} needs bitsandbytes, which does not work here ({broken.PROBLEM or broken.first_line(error)}); "
-            f"take {instead}, or install it for this platform"
-        ) from error
-
-
-def check_quantizable(config: Any, name: str, bits: Bits, device: torch.device) -> None:
-    """Refuses what cannot be quantised, before anything is loaded.
-
-    Raises:
-        UserError: bitsandbytes does not work here, the card has no bf16, or the checkpoint is quantised already.
-    """
-    require_bitsandbytes(bits)
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise UserError(f"bits: {bits} computes in bf16, which {torch.cuda.get_device_name(device)} has not; bits: 32")
-    refuse_already_quantized(config, name)
-
-
-def refuse_already_quantized(config: Any, name: str) -> None:
-    """Refuses a checkpoint whose weights are quantised already.
-
-    Raises:
-        UserError: they are.
-    """
-    own = getattr(config, "quantization_config", None)
-    if own is not None:
-        method = own.get("quant_method", "unknown") if isinstance(own, dict) else getattr(own, "quant_method", own)
-        raise UserError(
-            f"{name} is quantised already ({getattr(method, 'value', method)}); name the checkpoint that it was made of"
+            f"{what} needs bitsandbytes, which does not work here ({problem}); use {instead}, or install it for this "
+            "platform"
         )
 
 
-# Of the bytes of a quantised model, how much may be layers that were meant to be quantised and are not.
+def check_quantizable(config: Any, name: str, bits: Bits, device: torch.device) -> None:
+    """Refuse, before anything is loaded, what cannot be quantized here.
+
+    Raises:
+        UserError: bitsandbytes does not work here, or the GPU does not support bf16.
+    """
+    require_bitsandbytes(bits)
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        card = torch.cuda.get_device_name(device)
+        raise UserError(f"bits: {bits} computes in bf16, which {card} does not support; use bits: 32")
+
+
+# The largest share of a quantized model that may be layers that should have been quantized and were not.
 MOST_LEFT = 0.1
 
 
 def refuse_poorly_quantized(model: PreTrainedModel, name: str, bits: Bits, keep_wide: Sequence[str]) -> None:
-    """Refuses a model that bitsandbytes could not quantise: the experts of a mixture are one tensor, and no layer.
+    """Refuse a model that bitsandbytes cannot quantize, such as a mixture whose experts are one tensor.
 
     Raises:
-        UserError: it has no layer that was quantised, or too much of it stays wide that nobody wanted so.
+        UserError: no layer was quantized, or too many bytes stayed at 16 bits for no reason.
     """
     found = inventory(model, keep_wide)
     if not {"int8", "nf4"} & set(found.bytes):
         raise UserError(
-            f"bits: {bits} cannot be had of {name} ({model.config.model_type}): none of its layers; bits: 16"
+            f"bits: {bits} is not available for {name} ({model.config.model_type}): bitsandbytes can quantize none of "
+            "its layers; use bits: 16"
         )
     left = [tensor for tensor in found.wide if tensor.reason == "other"]
     share = sum(tensor.bytes for tensor in left) / found.total
     if share > MOST_LEFT:
         largest = max(left, key=lambda tensor: tensor.bytes)
         raise UserError(
-            f"bits: {bits} cannot be had of {name} ({model.config.model_type}): {share:.0%} of its bytes would stay at "
-            f"16 bits, {largest.name} among them; take bits: 16"
+            f"bits: {bits} is not available for {name} ({model.config.model_type}): {share:.0%} of its bytes would be "
+            f"left at 16 bits, {largest.name} among them; use bits: 16"
         )
 
 
 @contextlib.contextmanager
 def left_unquantized(cls: type, names: Sequence[str] = ()) -> Iterator[None]:
-    """While `cls` is loaded only its head and the layers whose names end in `names` stay wide.
+    """While models of `cls` are loaded, quantize all layers but the head and those whose names end in `names`.
 
-    transformers keeps T5's `wo` wide too, which only fp16 needs.
+    transformers by itself also leaves T5's `wo` unquantized, which only fp16 needs.
     """
     owners = [owner for owner in cls.__mro__ if "_keep_in_fp32_modules" in vars(owner)] or [cls]
     before = [vars(owner).get("_keep_in_fp32_modules") for owner in owners]
@@ -182,10 +169,10 @@ def left_unquantized(cls: type, names: Sequence[str] = ()) -> Iterator[None]:
 
 
 def keep_default_packing(model: torch.nn.Module) -> None:
-    """Keeps bitsandbytes from packing 4-bit weights otherwise at the first evaluation on a CPU with avx512_bf16.
+    """Keep bitsandbytes from repacking 4-bit weights at the first evaluation on a CPU with avx512_bf16.
 
-    What it does there takes each number of the bf16 storage for one byte, fails on layers narrower than a block of 64,
-    rounds the scales to bf16 for good, and has no gradient.
+    Its repacking reads each bf16 element of the storage as one byte, fails on layers narrower than 64, rounds
+    the scales to bf16 permanently, and has no gradient.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -199,9 +186,11 @@ def weight_count(value: torch.Tensor) -> int:
 
 
 def inventory(model: torch.nn.Module, keep_wide: Sequence[str] = ()) -> Inventory:
-    """Counts a model's weights, quantisation's own tensors among them; adapters in it are left out.
+    """Count the bytes of a model's weights, the scales of quantization included and adapters excluded.
 
-    keep_wide: endings of the names of layers that were to stay wide.
+    Args:
+        model: quantized or not.
+        keep_wide: endings of the names of layers that the recipe leaves unquantized.
     """
     found: Counter[str] = Counter()
     wide: list[Wide] = []
@@ -228,7 +217,7 @@ def inventory(model: torch.nn.Module, keep_wide: Sequence[str] = ()) -> Inventor
 
 
 def _scales(model: torch.nn.Module) -> dict[int, list[torch.Tensor]]:
-    """What each quantised weight needs beside itself, by the weight's id. Maps of codes are shared by layers."""
+    """Return the scales and code tables of each quantized weight, by the weight's id. Layers share code tables."""
     found: dict[int, list[torch.Tensor]] = {}
     module: Any
     for module in model.modules():
@@ -251,7 +240,7 @@ def _head(model: torch.nn.Module) -> torch.Tensor | None:
 
 
 def _without_adapters(name: str) -> str:
-    """A tensor's name in the model without what peft put around it."""
+    """Return a tensor's name in the model without adapters."""
     parts = name.removeprefix("base_model.model.").split(".")
     return ".".join(part for part in parts if part not in _AROUND)
 

@@ -89,7 +89,7 @@ def test_only_what_needs_bitsandbytes_fails_without_it(state: str, tiny_t5: Path
     assert [line for line in ends if line.startswith("exit")] == ["exit 0", "exit 0", "exit 2", "exit 2"], done.stderr
     optimizer, bits = (line for line in ends if line.startswith("error: "))
     assert optimizer.startswith("error: optimizer: adamw-8bit needs bitsandbytes, which does not work here (")
-    assert optimizer.endswith("; take optimizer: adamw, or install it for this platform")
+    assert optimizer.endswith("; use optimizer: adamw, or install it for this platform")
     assert bits.startswith("error: bits: 4 needs bitsandbytes, which does not work here (")
     assert said in optimizer
     assert said in bits

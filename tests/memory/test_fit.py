@@ -23,7 +23,7 @@ from petransfer.memory.planner import CONTEXT, PAGED, needs_checkpointing, on_ca
 from petransfer.memory.simulation import Demand, simulate
 from petransfer.memory.study_memory import demand_of
 from petransfer.models.architecture import configuration
-from petransfer.models.loading import randomly_initialized
+from petransfer.models.control_arms import randomly_initialized
 from petransfer.models.registry import NANO, checkpoint_spec
 from petransfer.recipe.run_spec import Bits, MethodSpec, RunSpec
 from petransfer.study.folders import RunFolder

@@ -16,9 +16,11 @@ from petransfer.data.task import Example
 from petransfer.errors import UserError
 from petransfer.evaluation.exact_match import score
 from petransfer.methods import apply_method, save_method
-from petransfer.models.loading import Loaded, load_checkpoint, model_class, randomly_initialized
+from petransfer.models.control_arms import randomly_initialized
+from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.quantization import inventory
 from petransfer.models.registry import NANO, checkpoint_spec
+from petransfer.models.support import supported_class
 from petransfer.recipe.run_spec import Bits, MethodSpec
 from petransfer.training.batches import collate
 from petransfer.training.losses import token_loss
@@ -51,7 +53,7 @@ def _save(name: str, folder: Path) -> None:
     config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **(ends | fields))
     torch.manual_seed(0)
     own_head = fields.get("tie_word_embeddings") is False
-    randomly_initialized(model_class(config, name), config, own_head).save_pretrained(folder)
+    randomly_initialized(supported_class(config, name), config, own_head).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

@@ -17,8 +17,9 @@ from transformers import AutoModelForSeq2SeqLM, BertConfig, BertModel, PreTraine
 
 from petransfer.errors import UserError
 from petransfer.methods import apply_method
+from petransfer.models.control_arms import randomly_initialized
 from petransfer.models.file_backed import FileBackedTensors
-from petransfer.models.loading import load_checkpoint, load_on_disk, randomly_initialized
+from petransfer.models.loading import load_checkpoint, load_on_disk
 from petransfer.models.quantization import REASONS, inventory
 from petransfer.models.registry import NANO, checkpoint_spec
 from petransfer.recipe.run_spec import Bits, Embeddings, Reinit, RunSpec
@@ -130,7 +131,7 @@ def test_a_full_temporary_folder_is_named(tiny_t5: Path, monkeypatch: pytest.Mon
     def full(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("petransfer.models.loading._draw_into", full)
+    monkeypatch.setattr("petransfer.models.loading.write_partly_random", full)
     drawn = replace(checkpoint_spec(str(tiny_t5)), reinit="body")
     with pytest.raises(UserError, match=r"is too full to load .* set TMPDIR to a folder with room"):
         load_checkpoint(drawn, 4)
@@ -298,7 +299,7 @@ def test_a_checkpoint_that_is_quantised_already_is_refused(tiny_t5: Path, tmp_pa
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     (tmp_path / "config.json").write_text(json.dumps(config))
     for bits in (16, 4):
-        with pytest.raises(UserError, match=r"quantised already \(gptq\)"):
+        with pytest.raises(UserError, match=r"quantized already \(gptq\)"):
             load_checkpoint(checkpoint_spec(str(tmp_path)), bits)  # type: ignore[arg-type]
 
 

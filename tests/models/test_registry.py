@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from transformers import AutoConfig, AutoTokenizer, T5Config, T5ForConditionalGeneration
 
 from petransfer.errors import UserError
-from petransfer.models.loading import load_checkpoint, model_class, randomly_initialized
+from petransfer.models.control_arms import randomly_initialized
+from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import (
     NANO,
     ArmEntry,
@@ -23,6 +24,7 @@ from petransfer.models.registry import (
     registered_family,
     registry,
 )
+from petransfer.models.support import supported_class
 
 ENTRIES = {
     f"{family}/{arm}": entry for family, content in registry().families.items() for arm, entry in content.arms.items()
@@ -35,7 +37,7 @@ def test_every_architecture_has_the_parameters_that_the_registry_says(entry: Arm
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     with torch.device("meta"):
         model = randomly_initialized(
-            model_class(config, entry.checkpoint), config, fields.get("tie_word_embeddings") is False
+            supported_class(config, entry.checkpoint), config, fields.get("tie_word_embeddings") is False
         )
     assert sum(value.numel() for value in model.parameters()) == entry.parameters
 
@@ -97,7 +99,7 @@ def test_a_body_takes_another_tokenizer(tmp_path: Path) -> None:
     body = "encoder.block.0.layer.0.SelfAttention.q.weight"
     assert torch.equal(loaded.model.state_dict()[body], model.state_dict()[body])
     assert loaded.new_tokens == tuple(range(6176))
-    with pytest.raises(UserError, match="needs reinit embeddings"):
+    with pytest.raises(UserError, match="needs reinit: embeddings"):
         load_checkpoint(replace(spec, reinit="none"), 32)
 
 

@@ -20,6 +20,8 @@ from peft.utils.integrations import dequantize_bnb_weight
 from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from petransfer.models.bitsandbytes_import import import_problem
+
 # So many bytes of wide weights may be kept of a quantised model.
 KEPT = 2**28
 
@@ -103,11 +105,10 @@ def pairs_of(model: torch.nn.Module, dtype: torch.dtype) -> tuple[list[Folded], 
 def _kinds() -> Iterator[type]:
     """The LoRA layers that are known; bitsandbytes may be missing."""
     yield LoraLinear
-    try:
+    if not import_problem():
         from peft.tuners.lora.bnb import Linear4bit, Linear8bitLt
-    except ImportError:
-        return
-    yield from (Linear4bit, Linear8bitLt)
+
+        yield from (Linear4bit, Linear8bitLt)
 
 
 _KINDS = frozenset(_kinds())

@@ -1,0 +1,114 @@
+"""Where the files of a checkpoint and its tokenizer are, and errors about them in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils.hub import extract_commit_hash
+
+from petransfer.errors import UserError
+from petransfer.models.registry import NANO, checkpoint_spec, embedded_folder, is_embedded
+from petransfer.recipe.run_spec import CheckpointSpec
+
+
+def location(checkpoint: CheckpointSpec) -> str:
+    """Return the folder or hub id that transformers loads a checkpoint from."""
+    if is_embedded(checkpoint.name):
+        return str(embedded_folder(checkpoint.name))
+    return checkpoint.source or checkpoint.name
+
+
+def revision(checkpoint: CheckpointSpec) -> str | None:
+    """Return the revision of a checkpoint on the hub, None for a local or embedded one."""
+    return None if checkpoint.source or is_embedded(checkpoint.name) else checkpoint.weights
+
+
+def hub_commit(checkpoint: CheckpointSpec) -> str | None:
+    """Return the commit on the hub that a checkpoint's revision now refers to; all its files are then read from it."""
+    asked = revision(checkpoint)
+    return extract_commit_hash(cached_file(checkpoint.name, CONFIG_NAME, revision=asked), None) if asked else None
+
+
+def load_tokenizer(checkpoint: CheckpointSpec) -> PreTrainedTokenizerBase:
+    """Load a checkpoint's tokenizer.
+
+    Raises:
+        UserError: it is missing or damaged, or the package that it needs is not installed.
+    """
+    if checkpoint.tokenizer and not checkpoint.tokenizer_source:
+        return load_tokenizer(checkpoint_spec(checkpoint.tokenizer))
+    embedded = is_embedded(checkpoint.name) and not checkpoint.tokenizer
+    place = checkpoint.tokenizer_source or (str(NANO / "tokenizer") if embedded else location(checkpoint))
+    asked = None if checkpoint.tokenizer_source else revision(checkpoint)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, revision=asked)
+    except ImportError as error:
+        raise UserError(
+            f"the tokenizer of {place} needs a package that is not installed: {first_line(error)}"
+        ) from error
+    except OSError:
+        raise
+    except Exception as error:  # the tokenizers library raises Exception itself for a damaged file
+        raise UserError(
+            f"the tokenizer of {place} cannot be loaded ({first_line(error)}); save it again with the tokenizer's "
+            "save_pretrained"
+        ) from error
+    return tokenizer
+
+
+def generation_config(checkpoint: CheckpointSpec) -> Any:
+    """Return a checkpoint's generation configuration, None where it has none."""
+    with contextlib.suppress(OSError, ValueError):
+        return GenerationConfig.from_pretrained(location(checkpoint), revision=revision(checkpoint))
+    return None
+
+
+def new_tokens(checkpoint: CheckpointSpec, vocabulary: int) -> tuple[int, ...]:
+    """Return the token ids, out of `vocabulary`, whose embeddings pretraining never trained; see `Loaded`."""
+    if checkpoint.reinit in {"embeddings", "all"}:
+        return tuple(range(vocabulary))
+    card = Path(location(checkpoint)) / "pretraining.json"  # written by `petransfer pretrain`
+    return tuple(json.loads(card.read_text(encoding="utf-8"))["new_pieces"]) if card.is_file() else ()
+
+
+@contextlib.contextmanager
+def one_line_errors(checkpoint: CheckpointSpec) -> Iterator[None]:
+    """Turn errors of transformers, safetensors and the file system into a UserError of one line."""
+    name = checkpoint.source or checkpoint.name
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        if getattr(error, "errno", 0) == errno.ENOSPC or "os error 28" in str(error):
+            raise UserError(
+                f"{tempfile.gettempdir()} is too full to load {name}: random weights take 4 bytes a parameter there; "
+                "set TMPDIR to a folder with room"
+            ) from error
+        if isinstance(error, OSError):
+            raise _not_found(checkpoint, error) from error
+        raise UserError(f"the weights in {name} are damaged ({error}); get the checkpoint again") from error
+    except (ValueError, KeyError, ImportError) as error:
+        raise _not_found(checkpoint, error) from error
+
+
+def first_line(error: Exception, limit: int = 200) -> str:
+    """Return the first line of an error's text, cut to `limit` characters, or its type where it has no text."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:limit]
+
+
+def _not_found(checkpoint: CheckpointSpec, error: Exception) -> UserError:
+    first = first_line(error)
+    if is_embedded(checkpoint.name):
+        return UserError(f"the embedded checkpoint {checkpoint.name} is damaged ({first}); install petransfer again")
+    if checkpoint.source:
+        return UserError(f"{checkpoint.source} cannot be loaded ({first}); name a folder that save_pretrained wrote")
+    hint = "without a network, download it elsewhere and name its folder, or use an embedded checkpoint (nano/english)"
+    return UserError(f"{checkpoint.name} could not be loaded from the hub or its cache ({first}); {hint}")

@@ -1,0 +1,93 @@
+"""Models of the control arms, of which some or all weights are random."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from petransfer.models.file_backed import FileBackedTensors, copy_parameter
+from petransfer.models.saving import save_model
+from petransfer.recipe.run_spec import Reinit
+
+# Size of each file in which a model with random weights is written; so much of it is in memory at once.
+SHARD = "128MB"
+
+
+def randomly_initialized(auto: Any, config: Any, own_head: bool) -> PreTrainedModel:
+    """Return a model in fp32 whose weights the model's own initialization drew.
+
+    transformers ties the head of every new T5 to its embeddings, whatever the configuration says, but does not do so
+    for T5 checkpoints. The untied head of T5 v1.1, mT5 and similar models is therefore drawn here, with the standard
+    deviation from which T5 starts embeddings and heads.
+
+    Args:
+        auto: the transformers auto class.
+        config: the model's configuration.
+        own_head: the head is not tied to the embeddings.
+    """
+    model: PreTrainedModel = auto.from_config(config, dtype=torch.float32)
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if own_head and head is not None and head.weight is embeddings.weight:
+        drawn = torch.empty_like(embeddings.weight).normal_(std=getattr(config, "initializer_factor", 1.0))
+        head.weight = torch.nn.Parameter(drawn)
+        model.all_tied_weights_keys.pop("lm_head.weight", None)
+    return model
+
+
+def partly_random(
+    new: PreTrainedModel, pretrained: Callable[[], PreTrainedModel], reinit: Reinit, dtype: torch.dtype
+) -> PreTrainedModel:
+    """Return `new` in `dtype` with the pretrained weights that `reinit` does not make random.
+
+    Args:
+        new: the model with random weights in fp32.
+        pretrained: loads the checkpoint.
+        reinit: `embeddings` (the input embeddings and an untied head are random), `body` (all but those) or `all`.
+        dtype: of the result.
+    """
+    model = new.to(dtype)
+    if reinit != "all":
+        copy_pretrained(pretrained(), model, embeddings=reinit == "body")
+    return model
+
+
+def write_partly_random(
+    folder: str,
+    new: Callable[[], PreTrainedModel],
+    pretrained: Callable[[str], PreTrainedModel],
+    reinit: Reinit,
+    seed: int,
+) -> None:
+    """Write to `folder` what `partly_random` gives in bf16, bit for bit, without holding the model in memory.
+
+    Args:
+        folder: where to write the model.
+        new: makes the model with random weights in fp32.
+        pretrained: loads the checkpoint with its weights left on disk; its argument is a folder for offloaded weights.
+        reinit: what is random; see `partly_random`.
+        seed: of the random weights.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as parts:
+        files = FileBackedTensors(parts)
+        torch.manual_seed(seed)
+        with files:
+            model = new()
+        files.narrow(model, torch.bfloat16)
+        if reinit != "all":
+            copy_pretrained(pretrained(parts), model, embeddings=reinit == "body")
+        save_model(model, folder, max_shard_size=SHARD)
+
+
+@torch.no_grad()
+def copy_pretrained(source: PreTrainedModel, target: PreTrainedModel, embeddings: bool) -> None:
+    """Copy the input embeddings and an untied head (embeddings=True), or everything else (embeddings=False)."""
+    ends = {
+        id(end.weight) for end in (target.get_input_embeddings(), target.get_output_embeddings()) if end is not None
+    }
+    for name, value in target.named_parameters():
+        if (id(value) in ends) == embeddings:
+            copy_parameter(source, name, value)

@@ -1,0 +1,74 @@
+"""Find a model's start, end and padding tokens in all the places where checkpoints keep them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from petransfer.data.encoding import Layout
+from petransfer.errors import UserError
+from petransfer.models.text_part import text_config
+
+# Decoders of these families start from the padding token.
+STARTS_FROM_PAD = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers", "pegasus", "pegasus_x"})
+
+
+def layout_of(config: Any, tokenizer: PreTrainedTokenizerBase, generation: Any = None) -> Layout:
+    """Return how a model takes its examples: as one sequence or two, and with which special tokens.
+
+    The tokens are looked for in the tokenizer, in config.json, in the configuration of its text decoder and in
+    generation_config.json. A list of tokens stands for its first entry, null for none. A padding token without a row
+    in the embeddings is not used, because padded positions are never read.
+
+    Args:
+        config: the checkpoint's configuration.
+        tokenizer: its tokenizer.
+        generation: its generation configuration, where it has one.
+
+    Raises:
+        UserError: no end token is found, or the decoder's start token has no row in the embeddings.
+    """
+    text = text_config(config)
+    places = (tokenizer, config, text, generation)
+    rows = getattr(text, "vocab_size", None) or getattr(config, "vocab_size", None)
+    ends = _found("eos_token_id", places, rows)
+    if not ends:
+        raise UserError(
+            f"{_name(config)} has no end token: set eos_token_id in its config.json or eos_token in its tokenizer"
+        )
+    pads = _found("pad_token_id", places, rows)
+    pad = pads[0] if pads else ends[0]
+    if not config.is_encoder_decoder:
+        return Layout(False, pad, ends[0])
+    return Layout(True, pad, ends[0], _start(config, text, tokenizer, generation, pad, rows))
+
+
+def _start(config: Any, text: Any, tokenizer: Any, generation: Any, pad: int, rows: int | None) -> int:
+    """Return the token from which the decoder starts."""
+    named = _found("decoder_start_token_id", (config, text, generation), None)
+    if named and rows and named[0] >= rows:
+        raise UserError(
+            f"{_name(config)}: decoder_start_token_id is {named[0]}, and the embeddings have {rows:,} rows; correct it "
+            "in config.json"
+        )
+    if named:
+        return named[0]
+    if config.model_type in STARTS_FROM_PAD:
+        return pad
+    begins = _found("bos_token_id", (text, config, generation, tokenizer), rows)
+    return begins[0] if begins else pad
+
+
+def _found(name: str, places: Sequence[Any], rows: int | None) -> list[int]:
+    """Return all values of a special token, in the order of the places, without those that have no row of `rows`."""
+    values: list[int] = []
+    for place in places:
+        value = getattr(place, name, None)
+        values += value if isinstance(value, list) else [] if value is None else [value]
+    return [int(value) for value in values if value is not None and value >= 0 and (not rows or value < rows)]
+
+
+def _name(config: Any) -> str:
+    return str(getattr(config, "name_or_path", "") or config.model_type)

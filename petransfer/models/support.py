@@ -1,0 +1,80 @@
+"""Decide which architectures petransfer trains. `fit`, `plan`, `run` and `train` all ask this module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transformers
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
+
+from petransfer.errors import UserError
+
+# Architectures that transformers (5.23) loads but computes wrongly, and why. Correcting umT5 here alone would give
+# adapters that are wrong for everyone who loads them with plain transformers and peft.
+COMPUTED_WRONGLY = {"umt5": "transformers scales umT5's logits as if its head were tied to its embeddings; use mT5"}
+
+
+def supported_class(config: Any, name: str) -> Any:
+    """Return the transformers auto class that loads a checkpoint for text-to-text training.
+
+    This is the only place that decides whether an architecture is supported. Models that also read images are
+    supported with text alone.
+
+    Args:
+        config: the checkpoint's configuration.
+        name: the checkpoint's name, for messages.
+
+    Raises:
+        UserError: the model is encoder-only or of an unknown kind, transformers computes it wrongly, or its weights
+            are quantized already.
+    """
+    kind = config.model_type
+    if kind in COMPUTED_WRONGLY:
+        raise UserError(f"{name} is not supported: {COMPUTED_WRONGLY[kind]}")
+    refuse_already_quantized(config, name)
+    architectures = " ".join(getattr(config, "architectures", None) or [])
+    if "EncoderModel" in architectures:
+        raise _encoder_only(name, architectures)
+    if kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES and config.is_encoder_decoder:
+        if getattr(config, "audio_config", None) is not None or kind == "encoder-decoder":
+            raise UserError(f"{name} ({kind}) is not supported; use a T5, BART, mBART, M2M100 or Marian checkpoint")
+        return AutoModelForSeq2SeqLM
+    # BERT-like models can be built as decoders, but their checkpoints were trained to attend in both directions.
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        raise _encoder_only(name, kind)
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return AutoModelForCausalLM
+    if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and not getattr(config, "is_encoder_decoder", False):
+        return AutoModelForImageTextToText
+    raise UserError(
+        f"{name} ({kind}) cannot generate text with transformers {transformers.__version__}: it is encoder-only or of "
+        "an unknown kind; use an encoder-decoder or decoder-only checkpoint"
+    )
+
+
+def refuse_already_quantized(config: Any, name: str) -> None:
+    """Refuse a checkpoint whose weights are stored quantized.
+
+    Raises:
+        UserError: they are.
+    """
+    own = getattr(config, "quantization_config", None)
+    if own is not None:
+        method = own.get("quant_method", "unknown") if isinstance(own, dict) else getattr(own, "quant_method", own)
+        raise UserError(
+            f"{name} is quantized already ({getattr(method, 'value', method)}); use the checkpoint it was made from, "
+            "and choose the width with bits"
+        )
+
+
+def _encoder_only(name: str, kind: str) -> UserError:
+    return UserError(
+        f"{name} ({kind}) is encoder-only: encoder-only models cannot generate text; use an encoder-decoder or "
+        "decoder-only checkpoint"
+    )

@@ -1,0 +1,40 @@
+"""The part of a model that a text passes through. Models such as Gemma 3 or Qwen-VL also have an image encoder."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+
+# Parts of module and parameter names in transformers that belong to images, audio or video.
+_OTHER_INPUTS = re.compile(
+    r"(^|\.)(vision|visual|image|img|audio|speech|video|mm_|multi_?modal|connector|embed_(vision|audio)|eoi_embedding)"
+)
+
+
+def text_config(config: Any) -> Any:
+    """Return the part of a configuration that describes the text decoder; the configuration itself for most models."""
+    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+
+
+def is_text(name: str) -> bool:
+    """Return whether the module or parameter with this name can take part in a forward pass over text alone."""
+    return _OTHER_INPUTS.search(name) is None
+
+
+def has_other_inputs(model: torch.nn.Module) -> bool:
+    """Return whether a model has modules for images, audio or video."""
+    return any(not is_text(name) for name, _ in model.named_modules())
+
+
+def text_linear_layers(model: Any) -> list[str]:
+    """Return the names of all linear layers that a text passes through, the output head excepted."""
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head and is_text(name)
+    ]
