@@ -10,8 +10,9 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from petransfer.data.encoding import Layout
 from petransfer.errors import UserError
 from petransfer.evaluation.predictor import Predictor
-from petransfer.models.loading import Loaded, layout_of, load_checkpoint, model_class, tokenizer_and_layout
+from petransfer.models.loading import Loaded, layout_of, load_checkpoint, tokenizer_and_layout
 from petransfer.models.registry import checkpoint_spec, is_embedded
+from petransfer.models.support import supported_class
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.sharing.base import Where, as_trained_from, default_device
 from petransfer.sharing.bundle import Bundle, is_hub_id
@@ -49,7 +50,7 @@ def _load_whole(folder: Path, bundle: Bundle, checkpoint: str | None, device: st
     weights = folder / "model" if (folder / "model").is_dir() else folder
     try:
         config = AutoConfig.from_pretrained(weights)
-        auto = model_class(config, bundle.label)
+        auto = supported_class(config, bundle.label)
         dtype = "auto" if _is_merged(bundle) else "float32"
         model = auto.from_pretrained(weights, dtype=dtype).to(device).eval()
     except (OSError, ValueError) as error:

@@ -13,7 +13,8 @@ from petransfer.errors import UserError
 from petransfer.evaluation.text_metrics import OF_LABELS
 from petransfer.models.architecture import configuration
 from petransfer.models.lengths import VirtualTokens, length_check
-from petransfer.models.loading import model_class, tokenizer_and_layout
+from petransfer.models.loading import tokenizer_and_layout
+from petransfer.models.support import supported_class
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.training.batches import met
@@ -35,7 +36,7 @@ def encode_data(spec: RunSpec, data: SplitData, scored: tuple[str, ...]) -> tupl
             rows are chats.
     """
     config, _ = configuration(spec.checkpoint)
-    model_class(config, spec.checkpoint.name)  # refuses what cannot generate before anything else is looked for
+    supported_class(config, spec.checkpoint.name)  # refuses what cannot generate before anything else is looked for
     tokenizer, layout = tokenizer_and_layout(spec.checkpoint, config)
     layout = chat_layout(tokenizer, layout, data.train[0].chat)
     source, train = spec.task.source, spec.train

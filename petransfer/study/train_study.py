@@ -88,12 +88,10 @@ def memory_of(grid: StudyGrid, card: int | None, checkpointing: bool) -> Fit:
     from petransfer.memory.planner import plan  # imports torch
     from petransfer.models.architecture import configuration
     from petransfer.models.library_output import silence_libraries
-    from petransfer.models.quantization import refuse_already_quantized
 
     silence_libraries()
     spec = grid.cells[0].spec
     config, own_head = configuration(spec.checkpoint)
-    refuse_already_quantized(config, spec.checkpoint.name)
     demand = demand_of(spec, checkpointing, "cuda" if card else "cpu")
     return plan(config, spec.checkpoint, demand, own_head, card, met_new_tokens(spec, config))
 
