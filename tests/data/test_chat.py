@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,13 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from petransfer.cli import main
 from petransfer.data import Example, LinesTask, load_task
 from petransfer.data.chat import chat_layout, render_chat
 from petransfer.data.encoded_examples import encode_split
 from petransfer.data.encoding import Layout, encode_examples
 from petransfer.errors import UserError
+from petransfer.evaluation import predictor
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -167,3 +171,46 @@ def test_a_prefix_stands_before_the_last_message_of_the_user() -> None:
     text = render_chat(json.dumps(CHAT[:4]), "Q: ", byte_level(), "template")
     assert "<|im_start|>user\nQ: And 1+1?<|im_end|>" in text
     assert "<|im_start|>user\nHi<|im_end|>" in text
+
+
+PLAIN_WORDS = (
+    "{% for message in messages %}{{ message['role'] }} {{ message['content'] }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant {% endif %}"
+)
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["petransfer", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+def test_chats_are_trained_on_scored_and_predicted(
+    tiny_gpt2: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoTokenizer
+
+    folder = elsewhere / "chatty"
+    shutil.copytree(tiny_gpt2, folder)
+    arguments = ["chats.jsonl", "--steps", "2", "--cpu", "--out", "out", "--batch-size", "4"]
+    rows = [[{"role": "user", "content": f"walk {n}"}, {"role": "assistant", "content": "jump"}] for n in range(12)]
+    Path("chats.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    assert call(monkeypatch, "train", str(folder), *arguments) == 2
+    assert "has no chat template" in capsys.readouterr().err
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = PLAIN_WORDS
+    tokenizer.save_pretrained(folder)
+    assert call(monkeypatch, "train", str(folder), *arguments) == 0
+    (result,) = Path("out/runs").glob("*/result.json")
+    assert json.loads(result.read_text())["test"]["examples"] == 1
+    spec = json.loads((result.parent / "spec.json").read_text())
+    assert "template" in json.dumps(spec["task"]["options"])
+    capsys.readouterr()
+    asked: list[str] = []
+    was = predictor.encode_inputs
+    monkeypatch.setattr(
+        predictor, "encode_inputs", lambda texts, *rest, **named: asked.extend(texts) or was(texts, *rest, **named)
+    )
+    assert call(monkeypatch, "predict", str(result.parent), "walk 3", "--cpu") == 0
+    assert asked == [f"user walk 3{tokenizer.eos_token}assistant "]
