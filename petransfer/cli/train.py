@@ -100,6 +100,10 @@ def train(
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", rich_help_panel=_DATA, help="Leave unusable rows out and list them.")
     ] = False,
+    quoting: Annotated[
+        str | None,
+        typer.Option(rich_help_panel=_DATA, help="csv: quotes enclose cells. none: quotes are text. Default: detect."),
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds, as 0,1,2 or 0-5: one training for each.")] = "0",
     out: Annotated[Path | None, typer.Option(help="The folder; default results/<data>-<model>.")] = None,
     sets: Annotated[
@@ -118,7 +122,7 @@ def train(
     request = TrainRequest(
         method, rank, bits, steps, epochs, max_steps, early_stopping, max_minutes, learning_rate, batch_size,
         max_length, prefix, tuple(parse_seeds(seeds)), dev, test, input_column, target_column, template,
-        tuple(metric or ()), skip_bad_rows,
+        tuple(metric or ()), skip_bad_rows, {"quoting": quoting},
     )  # fmt: skip
     training = train_study(model, data, request, sets or [], out, card is not None)
     grid = training.grid
