@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from petransfer.errors import UserError
+from petransfer.recipe.values import MOST_RUNS
 
 RecipeArgument = Annotated[
     str | None, typer.Argument(metavar="[RECIPE]", help="A shipped recipe's name, a YAML file or a study's folder.")
@@ -24,11 +25,14 @@ DataDir = Annotated[Path | None, typer.Option("--data-dir", help="A folder with 
 ShardName = Annotated[str | None, typer.Option("--shard", help="Part of the runs, such as 2/8, for job arrays.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
+# More threads than any machine has cores; thousands of them end the process with a segmentation fault.
+MOST_THREADS = 512
+
 Workers = Annotated[int, typer.Option(min=0, help="Runs at the same time, one process each; 0 chooses.")]
 Processes = Annotated[int, typer.Option(min=1, help="Processes that share the batches of every run.")]
 Executor = Annotated[str, typer.Option(help="local: this machine. ray: a Ray cluster.")]
 Address = Annotated[str | None, typer.Option(help="Address of a Ray cluster; auto finds one on this machine.")]
-Threads = Annotated[int, typer.Option(min=0, help="CPU threads of a process; 0 chooses.")]
+Threads = Annotated[int, typer.Option(min=0, max=MOST_THREADS, help="CPU threads of a process; 0 chooses.")]
 MicroBatch = Annotated[
     int, typer.Option("--micro-batch-size", "--micro-batch", min=0, help="Examples in a forward pass; 0 chooses.")
 ]
@@ -68,11 +72,14 @@ def parse_seeds(text: str) -> list[int]:
     try:
         for part in text.split(","):
             first, dash, last = part.partition("-")
-            seeds += range(int(first), int(last) + 1) if dash else [int(first)]
-    except ValueError:
-        raise UserError(f"--seeds {text}: write whole numbers as 0,1,2 or 0-5") from None
+            found = range(int(first), int(last) + 1) if dash else [int(first)]
+            if len(seeds) + len(found) > MOST_RUNS:
+                raise UserError(f"--seeds {text:.60}: at most {MOST_RUNS:,} seeds are allowed")
+            seeds += found
+    except (ValueError, OverflowError):
+        raise UserError(f"--seeds {text:.60}: write whole numbers as 0,1,2 or 0-5") from None
     if not seeds:
-        raise UserError(f"--seeds {text}: the range holds no seed; write whole numbers as 0,1,2 or 0-5")
+        raise UserError(f"--seeds {text:.60}: the range holds no seed; write whole numbers as 0,1,2 or 0-5")
     return seeds
 
 

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from petransfer.cli.display import Display, View, print_table, report_outcome
-from petransfer.cli.options import Arms, Cpu, Json, Seeds, Sets, parse_seeds
+from petransfer.cli.options import MOST_THREADS, Arms, Cpu, Json, Seeds, Sets, parse_seeds
 from petransfer.errors import UserError
 from petransfer.pretraining import run_table as tables
 from petransfer.pretraining.grid import check_settings, expand_pretraining
@@ -34,7 +34,7 @@ def pretrain(
     seeds: Seeds = None,
     out: Annotated[Path | None, typer.Option("--out", help="Where it goes; pretrained/<recipe> unless given.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Runs at once, each on its share of the cores.")] = 1,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads a run; 0 chooses.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, max=MOST_THREADS, help="CPU threads a run; 0 chooses.")] = 0,
     save_every: Annotated[float, typer.Option(min=0.0, help="Seconds between states to resume from.")] = 120.0,
     compiled: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="Compile the model first; pays on long runs.")

@@ -16,9 +16,10 @@ import yaml
 from pydantic import Field, model_validator
 
 from petransfer.errors import UserError, unknown
-from petransfer.recipe.loading import LOADER
 from petransfer.recipe.run_spec import CheckpointSpec, Reinit
-from petransfer.recipe.schema import ArmPart, FamilyPart, Strict
+from petransfer.recipe.schema import ArmPart, FamilyPart
+from petransfer.recipe.values import Strict
+from petransfer.recipe.yaml_text import LOADER
 
 NANO = Path(str(resources.files("petransfer.models"))) / "nano"
 

@@ -15,9 +15,8 @@ from petransfer.errors import UserError, unknown
 from petransfer.recipe.effect_requests import still_possible
 from petransfer.recipe.pretraining import CorpusPart, NoisePart, PretrainRecipe, PretrainTrainPart
 from petransfer.recipe.schema import UNKNOWN_KEY, EffectPart, FamilyPart, MethodPart, Recipe, TaskPart, TrainPart
-
-# libyaml's where PyYAML was built with it: seven times as fast, which ten thousand seeds need.
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+from petransfer.recipe.values import LONGEST_NAME
+from petransfer.recipe.yaml_text import DEEPEST, parse_yaml
 
 
 def shipped_folder() -> Path:
@@ -38,6 +37,8 @@ def find(name: str) -> Path:
         UserError: there is no such recipe, or the path is a folder.
     """
     path = Path(name).expanduser()
+    if any(len(part) > LONGEST_NAME for part in path.parts):  # longer than any file system allows
+        raise UserError(f"no recipe '{name[:40]}...': the name has {len(name):,} characters")
     if path.is_dir():
         raise UserError(f"the recipe {name} is a folder; name a yaml file in it, or one of: {', '.join(shipped())}")
     if path.is_file():
@@ -47,6 +48,15 @@ def find(name: str) -> Path:
     if path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
         raise UserError(f"no recipe file {name}; `petransfer recipes ls` shows the shipped ones")
     raise unknown("recipe", name, shipped())
+
+
+def recipe_of_folder(name: str | Path) -> Path | None:
+    """Return the recipe.yaml of a study's folder, or None where `name` is no such folder."""
+    path = Path(name).expanduser() / "recipe.yaml"
+    try:
+        return path if path.is_file() else None
+    except OSError:  # a name too long for any file
+        return None
 
 
 def load_recipe(name: str, overrides: Sequence[str] = (), options: dict[str, Any] | None = None) -> Recipe:
@@ -102,11 +112,11 @@ def _read(
 ) -> tuple[Path, dict[str, Any]]:
     path = find(name)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), LOADER)
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the recipe {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"the recipe {path} is not YAML: {_first_line(error)}") from None
+    except UserError as error:
+        raise UserError(f"the recipe {path} {error}") from None
     if content is None:
         raise UserError(
             f"the recipe {path} is empty; `petransfer recipes cp lora-scan my.yaml` gives one to start from"
@@ -151,12 +161,14 @@ def _parse(override: str) -> tuple[list[str], Any]:
     if not sign or not key.strip("."):
         raise UserError(f"--set {override}: write it as key=value, for example train.steps=500")
     keys = key.split(".")
+    if len(keys) > DEEPEST:
+        raise UserError(f"--set {override:.60}: a recipe is not nested {len(keys):,} levels deep")
     try:
-        value = _number(yaml.safe_load(text))
-    except yaml.YAMLError:
+        value = _number(parse_yaml(text))
+    except UserError as error:
         if _takes_text(keys, text):
             return keys, text
-        raise UserError(f"--set {override}: the value is not YAML") from None
+        raise UserError(f"--set {override:.120}: the value {error}") from None
     # `summarize: {document}` is a mapping to YAML, where a recipe wants text
     return keys, text if isinstance(value, dict | list) and _takes_text(keys, text, value) else value
 
@@ -231,8 +243,17 @@ def _say(error: ValidationError, content: dict[str, Any], model: type[BaseModel]
         hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(names)}"
         return f"unknown key '{'.'.join(place)}': {hint}"
     given = first.get("input")
-    shown = "" if isinstance(given, dict) or first["type"] == "missing" else f" (it is {given!r})"
+    shown = "" if isinstance(given, dict) or first["type"] == "missing" else f" (it is {_shown(given)})"
     return f"{'.'.join(place) or 'recipe'}: {first['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def _shown(value: Any) -> str:
+    """Return a wrong value for an error message, shortened."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to print numbers of thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _place(mistake: Any, content: Any) -> list[str]:
@@ -259,7 +280,3 @@ _PARTS: dict[type[BaseModel], dict[str, type[BaseModel]]] = {
     Recipe: {"task": TaskPart, "train": TrainPart, "methods": MethodPart, "family": FamilyPart, "effects": EffectPart},
     PretrainRecipe: {"train": PretrainTrainPart, "noise": NoisePart, "corpora": CorpusPart},
 }
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]

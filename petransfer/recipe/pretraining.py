@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from petransfer.recipe.schema import Real, Strict, Whole
+from petransfer.recipe.values import Count, FolderName, Names, Real, Seeds, Strict, Text, Whole
 
 
 class CorpusPart(Strict):
@@ -45,8 +45,8 @@ class NoisePart(Strict):
 class PretrainTrainPart(Strict):
     """The optimisation. The rate of each tensor is `learning_rate` times its size at the start."""
 
-    steps: Annotated[Whole, Field(ge=1)]
-    batch_size: Annotated[Whole, Field(ge=1)] = 32
+    steps: Count
+    batch_size: Count = 32
     learning_rate: Annotated[Real, Field(gt=0, lt=10)] = 6e-2
     warmup: Annotated[Real, Field(ge=0, lt=1)] = 0.02
     final: Annotated[Real, Field(ge=0, le=1)] = 0.05
@@ -61,11 +61,11 @@ class PretrainRecipe(Strict):
     """
 
     kind: Literal["pretrain"]
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    description: str = ""
-    arms: Annotated[list[str], Field(min_length=1)]
+    name: FolderName
+    description: Text = ""
+    arms: Names
     sizes: Annotated[list[Literal["nano", "micro"]], Field(min_length=1)] = ["nano"]
-    seeds: Annotated[list[Annotated[Whole, Field(ge=0)]], Field(min_length=1)] = [0]
+    seeds: Seeds = [0]
     tokens: Annotated[Whole, Field(ge=1)] | None = None
     bits: Literal[16, 32] = 32
     noise: NoisePart = NoisePart()

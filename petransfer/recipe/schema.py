@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from petransfer.errors import UserError, unknown
+from petransfer.recipe.layer_patterns import check_pattern
 from petransfer.recipe.methods import COMMON_KEYS, METHODS, Method
 from petransfer.recipe.run_spec import (
     Bits,
@@ -22,35 +24,34 @@ from petransfer.recipe.run_spec import (
     Schedule,
     StoppingMetric,
 )
+from petransfer.recipe.values import (
+    FOLDER_NAME,
+    LONGEST_LIST,
+    LONGEST_NAME,
+    MOST_RUNS,
+    Count,
+    FolderName,
+    Name,
+    Names,
+    Parts,
+    Real,
+    Seeds,
+    Strict,
+    Text,
+    Whole,
+)
 
 # pydantic's type of the error for a key that is neither a method's nor all methods'.
 UNKNOWN_KEY = "unknown_key"
-
-
-class Strict(BaseModel):
-    """A part of a recipe: no unknown keys, no silent conversions, no change after validation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-def _no_truth_value(value: Any) -> Any:
-    """Python takes True for 1; a recipe that says so has a mistake in it."""
-    if isinstance(value, bool):
-        raise ValueError("give a number, not yes or no")
-    return value
-
-
-Whole = Annotated[int, BeforeValidator(_no_truth_value)]
-Real = Annotated[float, BeforeValidator(_no_truth_value)]
 
 
 class TaskPart(Strict):
     """The benchmark and its splits (all of them unless given); `prefix` overrides the family's, for all arms or for
     those that it names. metrics: beside exact match."""
 
-    name: str
-    splits: Annotated[list[str], Field(min_length=1)] | None = None
-    prefix: str | dict[str, str] | None = None
+    name: Name
+    splits: Names | None = None
+    prefix: Text | dict[Name, Text] | None = None
     options: dict[str, str | Whole | Real] = {}
     metrics: list[Metric] = []
 
@@ -79,8 +80,8 @@ class FamilyPart(Strict):
     base: the arm that the controls `scratch` and `random` take after; `english`, or else the first.
     """
 
-    name: str
-    arms: Annotated[dict[str, str | ArmPart], Field(min_length=1)]
+    name: Name
+    arms: Annotated[dict[Name, str | ArmPart], Field(min_length=1)]
     base: str | None = None
     prefix: str = ""
 
@@ -95,18 +96,18 @@ class MethodPart(Strict):
 
     model_config = ConfigDict(extra="allow")  # options that only one method has
 
-    name: str
+    name: Name
     rank: Annotated[Whole, Field(ge=1, le=4096)] = 16
     alpha: Annotated[Real, Field(gt=0)] | None = None
     dropout: Annotated[Real, Field(ge=0, lt=1)] = 0.0
-    targets: str | list[str] = "all-linear"
-    layers: list[Annotated[Whole, Field(ge=0)]] = []
+    targets: str | Annotated[list[Name], Field(max_length=10_000)] = "all-linear"
+    layers: Annotated[list[Annotated[Whole, Field(ge=0)]], Field(max_length=10_000)] = []
     embeddings: Embeddings = "frozen"
     virtual_tokens: Annotated[Whole, Field(ge=1, le=4096)] = 20
     rate_ratio: Annotated[Real, Field(gt=0, le=1000)] = 16.0
-    match_parameters: Annotated[Whole, Field(ge=1)] | None = None
+    match_parameters: Annotated[Whole, Field(ge=1, le=10**12)] | None = None
     bits: Bits = 16
-    keep_wide: list[str] = []
+    keep_wide: Annotated[list[Name], Field(max_length=10_000)] = []
     rate_scaling: RateScaling = "none"
 
     @property
@@ -173,6 +174,14 @@ class MethodPart(Strict):
         return self
 
     @model_validator(mode="after")
+    def _sound_targets(self) -> MethodPart:
+        if isinstance(self.targets, str) and self.targets != "all-linear":
+            check_pattern(self.targets)
+        if not self.targets:
+            raise ValueError("targets is empty; name layers, or use all-linear")
+        return self
+
+    @model_validator(mode="after")
     def _only_its_own_keys(self) -> MethodPart:
         """`full` ignores the keys of other methods, so that changing the name alone turns any method into it."""
         declared = self.declared
@@ -193,9 +202,9 @@ class MethodPart(Strict):
 Rate = Annotated[Real, Field(gt=0, lt=10)]
 
 
-BatchSize = Annotated[Whole, Field(ge=1)]
-Epochs = Annotated[Real, Field(gt=0)]
-Steps = Annotated[Whole, Field(ge=1)]
+BatchSize = Count
+Epochs = Annotated[Real, Field(gt=0, le=10**6)]
+Steps = Count
 
 
 class EarlyStoppingPart(Strict):
@@ -206,9 +215,9 @@ class EarlyStoppingPart(Strict):
     max_minutes: training time after which training stops. metric: what decides which state is the best one.
     """
 
-    patience: Annotated[Whole, Field(ge=1)] = 5
+    patience: Count = 5
     min_delta: Annotated[Real, Field(ge=0, le=100)] = 0.5
-    every: Annotated[Whole, Field(ge=1)] = 100
+    every: Count = 100
     max_minutes: Annotated[Real, Field(ge=0)] = 0.0
     metric: StoppingMetric = "exact_match"
 
@@ -246,7 +255,7 @@ class TrainPart(Strict):
         return self
 
 
-Name = Annotated[str, Field(min_length=1)]
+Effect = Annotated[str, Field(max_length=3 * LONGEST_NAME)]
 
 
 class EffectPart(Strict):
@@ -275,11 +284,26 @@ class EffectPart(Strict):
         for key in ("arms", "under", "over", "study"):
             if getattr(self, key) and key not in allowed:
                 raise ValueError(f"{key} does not belong to {given[0]}, which takes {', '.join(sorted(allowed))}")
+        if self.study:
+            _check_study(self.study)
         if self.scale and not self.study:
             raise ValueError("scale needs study: the study of the smaller family")
         if self.retention and not self.under:
             raise ValueError("retention needs under: the method that keeps or loses the effect")
         return self
+
+
+def _check_study(name: str) -> None:
+    """Refuse what is neither the name of a study nor a folder that holds one.
+
+    A folder that does not exist is accepted: its study may be run later.
+    """
+    path = Path(name).expanduser()
+    is_name = len(path.parts) == 1 and "/" not in name
+    if is_name and not re.fullmatch(FOLDER_NAME, name):
+        raise ValueError(f"'{name:.60}' is not the name of a study")
+    if not is_name and path.exists() and not (path / "recipe.yaml").is_file():
+        raise ValueError(f"{name:.60} is not a study's folder: it has no recipe.yaml")
 
 
 # Points within which two arms count as equal unless a recipe says otherwise.
@@ -302,15 +326,15 @@ class Recipe(Strict):
     run, only the verdicts.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    description: str = ""
+    name: FolderName
+    description: Text = ""
     task: TaskPart
     family: str | FamilyPart = "nano"
-    arms: Annotated[list[str], Field(min_length=1)]
-    methods: Annotated[list[MethodPart], Field(min_length=1)]
-    seeds: Annotated[list[Annotated[Whole, Field(ge=0)]], Field(min_length=1)] = [0]
+    arms: Names
+    methods: Parts[MethodPart]
+    seeds: Seeds = [0]
     train: TrainPart
-    effects: list[str | EffectPart] = []
+    effects: Annotated[list[Effect | EffectPart], Field(max_length=LONGEST_LIST)] = []
     # left out of what is kept where it is the usual one, so that a recipe of before there was a choice stays as it is
     margin: Annotated[Real, Field(gt=0, le=100, exclude_if=lambda value: value == MARGIN)] = MARGIN
     smallest_effect: Annotated[Real, Field(ge=0, le=100, exclude_if=lambda value: value == SMALLEST_EFFECT)] = (
@@ -341,6 +365,20 @@ class Recipe(Strict):
             except UserError as error:
                 raise ValueError(str(error)) from None
         return value
+
+    @field_validator("data_dir")
+    @classmethod
+    def _is_a_folder(cls, value: Path | None) -> Path | None:
+        if value is not None and value.exists() and not value.is_dir():
+            raise ValueError(f"{value} is not a folder")
+        return value
+
+    @model_validator(mode="after")
+    def _few_enough_runs(self) -> Recipe:
+        runs = len(self.arms) * len(self.methods) * len(self.seeds) * len(self.task.splits or [""])
+        if runs > MOST_RUNS:
+            raise ValueError(f"the grid has {runs:,} runs; at most {MOST_RUNS:,} are allowed: divide it among recipes")
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -11,7 +11,7 @@ from typing import Any
 from petransfer.errors import UserError
 from petransfer.memory.advice import Words, of_recipe
 from petransfer.recipe.effect_requests import still_possible
-from petransfer.recipe.loading import load_either, load_reduced, put, validate
+from petransfer.recipe.loading import load_either, load_reduced, put, recipe_of_folder, validate
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.recipe.schema import Recipe
 from petransfer.study.folders import StudyFolder
@@ -119,7 +119,7 @@ def load_grid(
     if isinstance(recipe, Mapping):
         asked, dropped = _validated(recipe, sets, given)
     else:
-        if (kept := Path(recipe) / "recipe.yaml").is_file():
+        if (kept := recipe_of_folder(recipe)) is not None:
             recipe, out = kept, out or kept.parent
         asked, dropped = load_reduced(str(recipe), list(sets), given)
     grid = grid_of(resolve(asked), out, shard)

@@ -76,7 +76,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
         (["--set", "methods.0.rnak=3"], ["unknown key 'methods.0.rnak'", "did you mean 'rank'?"]),
         (["--set", "tsk={}"], ["unknown key 'tsk'", "did you mean 'task'?"]),
         (["--arms", "english,scrach"], ["unknown arm of family nano 'scrach'", "did you mean 'scratch'?"]),
-        (["--arms", "english,"], ["unknown arm of family nano ''", "english, english-newemb, german"]),
+        (["--arms", "english,"], ["arms.1", "a name is empty"]),
         (["--set", "task.splits=[add_jmp]"], ["unknown split of scan 'add_jmp'", "did you mean 'add_jump'?"]),
         (["--set", "task.name=scam"], ["unknown task 'scam'", "did you mean 'scan'?"]),
         (["--set", "task.options.dev_siz=3"], ["unknown option of task scan 'dev_siz'", "did you mean 'dev_size'?"]),

@@ -133,17 +133,18 @@ def test_seeds_are_outermost_then_splits_then_arms_then_methods() -> None:
     assert len({cell.run_id for cell in cells}) == len(cells)
 
 
-def test_what_is_named_twice_runs_once() -> None:
-    once = expand(recipe())
-    twice = expand(
-        recipe(
-            arms=["english", "scratch", "english"],
-            seeds=[0, 0],
-            methods=[TWO_LORAS[0]] * 2,
-            task={"name": "scan", "splits": ["add_jump"] * 2},
-        )
-    )
-    assert twice == once
+@pytest.mark.parametrize(
+    "twice",
+    [
+        {"arms": ["english", "scratch", "english"]},
+        {"seeds": [0, 0]},
+        {"methods": [TWO_LORAS[0]] * 2},
+        {"task": {"name": "scan", "splits": ["add_jump"] * 2}},
+    ],
+)
+def test_what_is_named_twice_is_refused(twice: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"is given twice; keep one"):
+        recipe(**twice)
 
 
 def test_alpha_is_twice_the_rank_unless_given() -> None:

@@ -1,0 +1,31 @@
+"""Check patterns of layer names before anything is matched with them."""
+
+from __future__ import annotations
+
+import re
+
+LONGEST_PATTERN, MOST_QUANTIFIERS = 512, 4
+
+
+def check_pattern(pattern: str) -> None:
+    """Refuse a regular expression that is broken, or that could take hours to match.
+
+    Names of layers need no repeated groups, such as `(a+)+`, whose matching time grows exponentially.
+
+    Raises:
+        ValueError: the pattern is refused; the message says why.
+    """
+    shown = f"'{pattern[:60]}'" if len(pattern) <= 60 else f"'{pattern[:60]}...'"
+    if not pattern:
+        raise ValueError("the pattern is empty; name layers, or use all-linear")
+    if len(pattern) > LONGEST_PATTERN:
+        raise ValueError(f"the pattern {shown} has {len(pattern):,} characters; at most {LONGEST_PATTERN} are allowed")
+    if re.search(r"\)[*+{]", pattern) or len(re.findall(r"(?<!\\)[*+{]", pattern)) > MOST_QUANTIFIERS:
+        raise ValueError(
+            f"the pattern {shown} repeats a group or has more than {MOST_QUANTIFIERS} of * + {{, which can take hours "
+            "to match; list the names of the layers instead"
+        )
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"the pattern {shown} is not a regular expression: {error}") from None

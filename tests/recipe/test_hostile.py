@@ -1,0 +1,225 @@
+"""Hostile and damaged recipes: one line, exit code 2, at once, by `plan` and `run` alike, and nothing is written."""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from petransfer.cli import main
+from petransfer.errors import UserError
+from petransfer.recipe.loading import load_recipe
+from petransfer.recipe.yaml_text import parse_yaml
+from petransfer.study.grid import expand
+
+BASE: dict[str, Any] = {
+    "name": "small", "description": "a study",
+    "task": {"name": "scan", "splits": ["right"], "options": {"dev_size": 40}},
+    "family": {"name": "mine", "arms": {"english": "nano/english", "code": {"checkpoint": "nano/code"}}},
+    "arms": ["english", "scratch"],
+    "methods": [
+        {"name": "lora", "rank": 4, "bits": 32, "targets": ["q", "v"], "layers": [0]}, {"name": "full", "bits": 32},
+    ],
+    "seeds": [0, 1],
+    "train": {"steps": 10, "batch_size": 4, "learning_rate": {"lora": 1e-3, "full": 1e-3}, "early_stopping": None},
+    "effects": ["english-scratch", {"retention": "english-scratch", "under": "lora", "over": "full"}],
+}  # fmt: skip
+
+
+def bomb(levels: int) -> str:
+    """A few lines that stand for ten to the power of `levels` values."""
+    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"a{at}: &a{at} [{', '.join([f'*a{at - 1}'] * 10)}]" for at in range(1, levels)]
+    return "\n".join(lines)
+
+
+TEXTS = {
+    "alias bomb": (bomb(9), "stands for more than"),
+    "merged bomb": ("a: &a {x: 1}\nb: &b {<<: *a, y: *a}\nname: *b", "name"),
+    "self-reference": ("name: &n [*n]", "contains itself"),
+    "mapping in itself": ("task: &t {name: scan, options: *t}", "contains itself"),
+    "deep lists": ("name: " + "[" * 100_000, "nested more than"),
+    "deep mappings": ("{a: " * 5000, "nested more than"),
+    "duplicate key": (f"{yaml.safe_dump(BASE)}\nseeds: [7]", "'seeds' twice"),
+    "duplicate inner key": ("train: {steps: 1, steps: 2}", "'steps' twice"),
+    "a million seeds": (f"seeds: [{','.join(map(str, range(1_000_000)))}]", "characters"),
+    "many seeds": (f"seeds: [{','.join(map(str, range(300_000)))}]", "stands for more than"),
+    "a long number": (f"seeds: [{'9' * 5000}]", "cannot be read"),
+    "a long hexadecimal number": (f"name: 0x{'f' * 5000}", "thousands of digits"),
+    "an impossible date": ("name: 2026-99-99", "cannot be read"),
+    "a python object": ("name: !!python/object/apply:os.system [ls]", "not YAML"),
+    "a null character": ('name: "a\\0b"', "name"),
+    "a list": ("- 1\n- 2", "not a mapping"),
+    "a number as key": ("1: 2\nname: a", ""),
+    "bytes as a key": ("? !!binary aGVsbG8=\n: 2", ""),
+    "a list as key": ("? [1, 2]\n: 2", ""),
+}
+CHANGES: dict[str, tuple[str, Any, str]] = {
+    "a seed of 2**63": ("seeds.0", 2**63, "too large"),
+    "a seed of 2**32": ("seeds.0", 2**32, "less than or equal"),
+    "a negative seed": ("seeds.0", -1, "greater than or equal"),
+    "a seed twice": ("seeds", [3, 3], "twice"),
+    "a split twice": ("task.splits", ["right", "right"], "right is given twice"),
+    "a method twice": ("methods", [{"name": "lora"}] * 2, "lora r16 16-bit is given twice"),
+    "an arm twice": ("arms", ["english", "english"], "english is given twice"),
+    "a grid of a million runs": ("seeds", list(range(19_999)), "at most 20,000"),
+    "a device as data": ("data_dir", "/dev/zero", "not a folder"),
+    "a parent folder as a name": ("name", "..", "name"),
+    "a path as a name": ("name", "../../etc", "name"),
+    "a name of 5,000 letters": ("name", "a" * 5000, "at most 100 characters"),
+    "a family of 5,000 letters": ("family", "a" * 5000, "unknown family"),
+    "an arm of 5,000 letters": ("arms", ["a" * 5000], "at most 200 characters"),
+    "a task of 5,000 letters": ("task.name", "a" * 5000, "at most 200 characters"),
+    "an escape sequence as an arm": ("arms", ["\x1b[31mred"], "control characters"),
+    "a catastrophic pattern": ("methods.0.targets", "(a+)+$", "repeats a group"),
+    "a pattern of many stars": ("methods.0.targets", ".*.*.*.*.*x", "more than 4"),
+    "an unbalanced pattern": ("methods.0.targets", "(q|v", "not a regular expression"),
+    "an unbalanced bracket": ("methods.0.targets", "([", "not a regular expression"),
+    "no targets": ("methods.0.targets", [], "targets is empty"),
+    "an endless number of steps": ("train.steps", 10**18, "less than or equal"),
+    "an infinite learning rate": ("train.learning_rate", float("inf"), "finite"),
+    "no learning rate": ("train.learning_rate", float("nan"), "finite"),
+    "a study called ..": ("effects", [{"scale": "english-scratch", "study": ".."}], "not the name of a study"),
+    "a study elsewhere": ("effects", [{"scale": "english-scratch", "study": "/etc"}], "no recipe.yaml"),
+    "a device as a study": ("effects", [{"scale": "english-scratch", "study": "/dev/zero"}], "no recipe.yaml"),
+}
+
+
+def changed(place: str, value: Any) -> dict[str, Any]:
+    """BASE with one value replaced."""
+    content: Any = copy.deepcopy(BASE)
+    at = content
+    *outer, last = [int(key) if key.isdigit() else key for key in place.split(".")]
+    for key in outer:
+        at = at[key]
+    at[last] = value
+    found: dict[str, Any] = content
+    return found
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The message of a command that a user's mistake ends."""
+    monkeypatch.setattr(sys, "argv", ["petransfer", *arguments])
+    started = time.monotonic()
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2, error[-2000:]
+    assert time.monotonic() - started < 5
+    assert "Traceback" not in error
+    return error
+
+
+@pytest.mark.parametrize("case", [*TEXTS, *CHANGES])
+def test_plan_and_run_refuse_it_in_one_line_and_write_nothing(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if case in TEXTS:
+        text, said = TEXTS[case]
+    else:
+        place, value, said = CHANGES[case]
+        text = yaml.safe_dump(changed(place, value))
+    (tmp_path / "hostile.yaml").write_text(text)
+    errors = {refused([verb, "--recipe", "hostile.yaml"], capsys, monkeypatch) for verb in ("plan", "run")}
+    (error,) = errors
+    assert said in error
+    assert len(error.strip().splitlines()) == 1
+    assert len(error) < 1000
+    assert [path.name for path in tmp_path.iterdir()] == ["hostile.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--seeds", "0-999999999"], "at most 20,000 seeds"),
+        (["--seeds", "0-" + "9" * 30], "write whole numbers"),
+        (["--seeds", "9" * 5000], "write whole numbers"),
+        (["--seeds", "0,0"], "given twice"),
+        (["--set", f"train.steps={'9' * 5000}"], "cannot be read"),
+        (["--set", f"{'a.' * 5000}b=1"], "levels deep"),
+        (["--set", "train={steps: 1, steps: 2}"], "twice"),
+    ],
+)
+def test_options_that_no_recipe_can_hold_are_refused(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for verb in "plan", "run":
+        error = refused([verb, "--recipe", "lora-scan", *arguments], capsys, monkeypatch)
+        assert said in error
+        assert len(error) < 1000
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_thousands_of_threads_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "--threads" in refused(["run", "--recipe", "lora-scan", "--threads", "5000"], capsys, monkeypatch)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recipe_name_longer_than_any_file_name_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "5,000 characters" in refused(["plan", "--recipe", "a" * 5000], capsys, monkeypatch)
+
+
+def test_aliases_of_a_sensible_size_are_read() -> None:
+    assert parse_yaml("a: &a {x: 1}\nb: [*a, *a]\nc: {<<: *a, y: 2}\n") == {
+        "a": {"x": 1}, "b": [{"x": 1}] * 2, "c": {"x": 1, "y": 2},
+    }  # fmt: skip
+
+
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.integers(-2, 2**70), st.floats(), st.text(max_size=20),
+    st.sampled_from(["", "..", "a" * 5000, "\x1b[1m", "english", "lora", "scan", "=1", "%s{}", "1e999", "(a+)+", "-"]),
+)  # fmt: skip
+KEYS = SCALARS.filter(lambda value: not (isinstance(value, float) and math.isnan(value)))
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=8
+)
+PLACES = [
+    "name", "description", "task", "task.name", "task.splits", "task.prefix", "task.options", "task.options.dev_size",
+    "task.metrics", "family", "family.name", "family.arms", "family.arms.code", "arms", "arms.0", "methods",
+    "methods.0", "methods.0.name", "methods.0.rank", "methods.0.targets", "methods.0.layers", "methods.0.bits",
+    "methods.0.dropout", "methods.0.unheard_of", "seeds", "seeds.0", "train", "train.steps", "train.learning_rate",
+    "train.learning_rate.lora", "train.batch_size", "train.early_stopping", "effects", "effects.0", "effects.1",
+    "effects.1.under", "effects.1.study", "margin", "judge_by", "data_dir", "unheard_of",
+]  # fmt: skip
+
+
+@settings(max_examples=150, deadline=5000, suppress_health_check=list(HealthCheck))
+@given(place=st.sampled_from(PLACES), value=VALUES)
+def test_any_value_anywhere_is_planned_or_refused(
+    place: str, value: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzzed.yaml"
+    path.write_text(yaml.safe_dump(changed(place, value), allow_unicode=True), encoding="utf-8")
+    message = refusal(lambda: expand(load_recipe(str(path))))
+    assert len(message) < 2000
+
+
+def refusal(action: Callable[[], object]) -> str:
+    """The message of the UserError that an action raises, empty where it raises none; other errors pass through."""
+    try:
+        action()
+    except UserError as error:
+        return str(error) or "no message"
+    return ""
+
+
+@settings(max_examples=100, deadline=5000, suppress_health_check=list(HealthCheck))
+@given(text=st.text(alphabet="abt:&*-?[]{}!|>%#'\"\n ,0123x<\t", max_size=80))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    assert refusal(lambda: parse_yaml(text)) != "no message"
