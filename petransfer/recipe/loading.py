@@ -235,16 +235,17 @@ def _say(error: ValidationError, content: dict[str, Any], model: type[BaseModel]
     # What may be one of several kinds fails once for each; the mistake that lies deepest is the one that was made.
     alike = (pair for pair in placed if pair[0][: len(start)] == start)
     place, first = max(alike, key=lambda pair: (len(pair[0]), pair[1]["type"] == "value_error"))
+    shown_place = ".".join(map(_shown_key, place))
     if first["type"] in {"extra_forbidden", UNKNOWN_KEY}:
         context = first.get("ctx", {})
         place = [*place, context["key"]] if context else place
         key, names = place[-1], context.get("known") or sorted(_keys(place[:-1], model))
         near = difflib.get_close_matches(key, names, n=1, cutoff=0.4)
         hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(names)}"
-        return f"unknown key '{'.'.join(place)}': {hint}"
+        return f"unknown key '{'.'.join(map(_shown_key, place))}': {hint}"
     given = first.get("input")
     shown = "" if isinstance(given, dict) or first["type"] == "missing" else f" (it is {_shown(given)})"
-    return f"{'.'.join(place) or 'recipe'}: {first['msg'].removeprefix('Value error, ')}{shown}"
+    return f"{shown_place or 'recipe'}: {first['msg'].removeprefix('Value error, ')}{shown}"
 
 
 def _shown(value: Any) -> str:
@@ -254,6 +255,11 @@ def _shown(value: Any) -> str:
     except ValueError:  # Python refuses to print numbers of thousands of digits
         return "a number of thousands of digits"
     return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def _shown_key(key: str) -> str:
+    text = key if key.isprintable() else ascii(key)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _place(mistake: Any, content: Any) -> list[str]:

@@ -283,7 +283,7 @@ def test_predict_reads_no_other_encoding(elsewhere: Path) -> None:
 def test_status_on_a_folder_that_is_no_study(refused_at_once: Refused, elsewhere: Path) -> None:
     (elsewhere / "folder").mkdir()
     for folder in ("folder", "none"):
-        assert f"{folder} is no study's folder: it has no recipe.yaml" in refused_at_once("status", folder)
+        assert f"{folder} is not a study's folder: it has no recipe.yaml" in refused_at_once("status", folder)
 
 
 def test_copying_over_a_file(refused_at_once: Refused, elsewhere: Path) -> None:
