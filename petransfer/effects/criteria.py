@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from petransfer.evaluation.text_metrics import HEADINGS
-from petransfer.recipe.schema import EXACT_MATCH
+from petransfer.recipe.metrics import EXACT_MATCH, METRICS
 
 
 @dataclass(frozen=True)
@@ -41,21 +40,25 @@ class Criterion:
         )
 
 
-def _headed(key: str, of_answers: bool = False) -> Criterion:
-    """Make a criterion from the heading of a metric in tables."""
-    heading = HEADINGS[key]
-    word = heading.removesuffix(" %")
-    return Criterion(key, word, word, heading.removeprefix(word), of_answers)
+class Criteria(Mapping[str, Criterion]):
+    """The criterion of every metric that a recipe may name, exact match first."""
+
+    def __getitem__(self, name: str) -> Criterion:
+        if name == EXACT_MATCH:
+            return Criterion(EXACT_MATCH, "exact match", "EM", " %", of_answers=True)
+        metric = METRICS[name]
+        heading = metric.headings[metric.figure]
+        word = heading.removesuffix(" %")
+        return Criterion(metric.figure, word, word, heading.removeprefix(word), metric.share_of_answers)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((EXACT_MATCH, *METRICS))
+
+    def __len__(self) -> int:
+        return 1 + len(METRICS)
 
 
-CRITERIA = {
-    EXACT_MATCH: Criterion(EXACT_MATCH, "exact match", "EM", " %", of_answers=True),
-    "accuracy": _headed("accuracy", of_answers=True),
-    "macro_f1": _headed("macro_f1"),
-    "chrf": _headed("chrf"),
-    "bleu": _headed("bleu"),
-    "rouge": _headed("rougeL"),
-}
+CRITERIA = Criteria()
 
 
 def criterion_of(effects: Mapping[str, Any]) -> Criterion:

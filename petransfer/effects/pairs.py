@@ -15,7 +15,7 @@ from petransfer.effects.kind import Missing
 from petransfer.effects.runs import Runs, Scored, runs_of
 from petransfer.errors import UserError
 from petransfer.recipe.effect_requests import Wanted
-from petransfer.recipe.schema import EXACT_MATCH
+from petransfer.recipe.metrics import EXACT_MATCH
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ import numpy as np
 from petransfer.effects.criteria import CRITERIA
 from petransfer.errors import UserError
 from petransfer.recipe.loading import load_recipe
-from petransfer.recipe.schema import EXACT_MATCH, Recipe
+from petransfer.recipe.metrics import EXACT_MATCH
+from petransfer.recipe.schema import Recipe
 from petransfer.study.folders import RunFolder, StudyFolder
 from petransfer.study.grid import Cell, expand
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from petransfer.effects.criteria import CRITERIA
 from petransfer.effects.seed_counts import Demand
 from petransfer.recipe.effect_requests import wanted
-from petransfer.recipe.schema import EXACT_MATCH, Recipe
+from petransfer.recipe.metrics import EXACT_MATCH
+from petransfer.recipe.schema import Recipe
 from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell
 

@@ -1,7 +1,8 @@
-"""What a recipe's `metrics` ask for beside exact match, on one part."""
+"""Measure the metrics that a recipe asks for beside exact match, on one part of a task."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,19 +10,21 @@ import torch
 
 from petransfer.data.encoding import Encoded
 from petransfer.data.task import SplitData
+from petransfer.errors import UserError
 from petransfer.evaluation.generation import generate, room
 from petransfer.evaluation.label_scoring import choose_labels
-from petransfer.evaluation.text_metrics import OF_LABELS, OF_TEXT, label_scores, text_scores
+from petransfer.evaluation.metric_checks import declared
 from petransfer.models.loading import Loaded
+from petransfer.recipe.metrics import Metric
 from petransfer.recipe.run_spec import TaskSpec
 
-# Targets are at most so many times as long as the longest that is expected; what goes on after that is not heard out.
+# Generated texts are cut at so many times the length of the longest target.
 SLACK = 1.5
 
 
 @dataclass(frozen=True)
 class Measured:
-    """scores: by name, 0 to 100. answers: what the model said to every example, None where nothing was asked."""
+    """scores: figures by name, 0 to 100. answers: the prediction for each example; None where none was needed."""
 
     scores: dict[str, float]
     answers: list[str] | None = None
@@ -35,23 +38,42 @@ def measure(
     part: str,
     encoded: Sequence[Encoded],
 ) -> Measured:
-    """The metrics of a task on one part. Where both kinds are asked for, `answers` are those of generation."""
-    examples = getattr(data, part)
-    targets = [example.target for example in examples] if task.metrics else []
+    """Measure the metrics of a task on one part.
+
+    Where metrics of labels and of texts are asked for, `answers` are the generated texts.
+
+    Raises:
+        UserError: a metric of another package returns something else than its figures.
+    """
+    metrics = declared(task.metrics)
+    targets = [example.target for example in getattr(data, part)] if metrics else []
     scores: dict[str, float] = {}
     answers = None
-    if any(metric in OF_LABELS for metric in task.metrics):
+    if any(metric.of_labels for metric in metrics):
         answers = choose_labels(model, loaded, encoded, data.labels)
-        scores |= label_scores(task.metrics, answers, targets)
-    if any(metric in OF_TEXT for metric in task.metrics):
+        scores |= _scored([metric for metric in metrics if metric.of_labels], answers, targets)
+    if any(not metric.of_labels for metric in metrics):
         limit = _longest_answer(model, loaded, encoded)
         answers = generate(model, loaded, [row.input_ids for row in encoded], limit)
-        scores |= text_scores(task.metrics, answers, targets)
+        scores |= _scored([metric for metric in metrics if not metric.of_labels], answers, targets)
     return Measured(scores, answers)
 
 
+def _scored(metrics: Sequence[Metric], predictions: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for metric in metrics:
+        figures = {name: float(value) for name, value in metric.score(predictions, targets).items()}
+        if figures.keys() != metric.headings.keys() or not all(map(math.isfinite, figures.values())):
+            raise UserError(
+                f"the metric {metric.name} returned {figures}, not a finite figure for each of "
+                f"{', '.join(metric.headings)}; repair the package that declares it"
+            )
+        found |= figures
+    return found
+
+
 def _longest_answer(model: torch.nn.Module, loaded: Loaded, encoded: Sequence[Encoded]) -> int:
-    """In pieces, and no more than the model has positions for."""
+    """Return the length limit of generated texts in tokens, no more than the model has positions for."""
     wanted = int(SLACK * max(len(row.target_ids) for row in encoded)) + 8
     left = room(model, loaded, max(len(row.input_ids) for row in encoded))
     return wanted if left is None else min(wanted, left)

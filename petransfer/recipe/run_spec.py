@@ -15,7 +15,6 @@ Embeddings = Literal["frozen", "new", "trained"]
 Schedule = Literal["linear", "cosine", "constant"]
 RateScaling = Literal["none", "rms"]
 Optimizer = Literal["adamw", "adamw-8bit", "paged-adamw-8bit"]
-Metric = Literal["exact_match", "accuracy", "macro_f1", "chrf", "bleu", "rouge"]
 StoppingMetric = Literal["exact_match", "loss"]
 
 # Fields that were added without changing what their default gives: (part, name, default).

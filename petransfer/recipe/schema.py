@@ -13,10 +13,10 @@ from pydantic_core import PydanticCustomError
 from petransfer.errors import UserError, unknown
 from petransfer.recipe.layer_patterns import check_pattern
 from petransfer.recipe.methods import COMMON_KEYS, METHODS, Method
+from petransfer.recipe.metrics import EXACT_MATCH, check_metric_name
 from petransfer.recipe.run_spec import (
     Bits,
     Embeddings,
-    Metric,
     Optimizer,
     OptionValue,
     RateScaling,
@@ -53,7 +53,15 @@ class TaskPart(Strict):
     splits: Names | None = None
     prefix: Text | dict[Name, Text] | None = None
     options: dict[str, str | Whole | Real] = {}
-    metrics: list[Metric] = []
+    metrics: list[str] = []
+
+    @field_validator("metrics")
+    @classmethod
+    def _known_metrics(cls, value: list[str]) -> list[str]:
+        try:
+            return [check_metric_name(name) for name in value]
+        except UserError as error:
+            raise ValueError(str(error)) from None
 
 
 class ArmPart(Strict):
@@ -312,8 +320,6 @@ MARGIN = 5.0
 SMALLEST_EFFECT = 1.0
 # Percent of dev exact match below which a side has not learnt the task unless a recipe says otherwise.
 LEARNT = 90.0
-# Measured of every run, whatever else a recipe asks for.
-EXACT_MATCH = "exact_match"
 
 
 class Recipe(Strict):

@@ -18,7 +18,8 @@ from petransfer.effects.runs import Runs
 from petransfer.effects.wording import p_value
 from petransfer.errors import UserError
 from petransfer.recipe.effect_requests import wanted
-from petransfer.recipe.schema import EXACT_MATCH, Recipe
+from petransfer.recipe.metrics import EXACT_MATCH
+from petransfer.recipe.schema import Recipe
 from petransfer.report.html_elements import document, table
 from petransfer.report.run_groups import points
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from petransfer.effects.criteria import criterion_of
 from petransfer.effects.reference import CITATION, Published, beside, caveats, family_beside
 from petransfer.effects.wording import bounds, p_value, signed
-from petransfer.evaluation.text_metrics import HEADINGS
+from petransfer.recipe.metrics import HEADINGS
 from petransfer.report.run_table import Row, metrics_of
 
 

@@ -14,7 +14,7 @@ from typing import Any, get_args
 from rich.table import Table
 
 from petransfer.effects.reference import beside
-from petransfer.evaluation.text_metrics import HEADINGS
+from petransfer.recipe.metrics import HEADINGS
 from petransfer.study.folders import Status, StudyFolder
 from petransfer.study.grid import Cell
 from petransfer.training.metrics_file import read_metrics

@@ -10,7 +10,7 @@ from petransfer.data.chat import chat_layout
 from petransfer.data.encoded_examples import EncodedSplit, encode_split
 from petransfer.data.encoding import Layout, encode_targets
 from petransfer.errors import UserError
-from petransfer.evaluation.text_metrics import OF_LABELS
+from petransfer.evaluation.metric_checks import declared
 from petransfer.models.architecture import configuration
 from petransfer.models.lengths import VirtualTokens, length_check
 from petransfer.models.loading import tokenizer_and_layout
@@ -50,7 +50,7 @@ def encode_data(spec: RunSpec, data: SplitData, scored: tuple[str, ...]) -> tupl
         skip_bad_rows=source.get("bad_rows") == "skip",
         used_in_training=lambda: met(len(data.train), train.batch_size, train.steps, spec.seed),
     )
-    if set(OF_LABELS) & set(spec.task.metrics):
+    if any(metric.of_labels for metric in declared(spec.task.metrics)):
         labels = []
         for label in data.labels:
             try:

@@ -10,7 +10,7 @@ from typing import Any
 
 from petransfer.data import LinesTask, Task, load_task
 from petransfer.errors import UserError, unknown
-from petransfer.evaluation.text_metrics import check_metrics
+from petransfer.evaluation.metric_checks import check_metrics
 from petransfer.models.registry import SEED, Arm, Family, own_family, place_of, registered_family, with_hashes
 from petransfer.recipe.effect_requests import matching, wanted
 from petransfer.recipe.methods import METHODS

@@ -7,7 +7,13 @@ import importlib.util
 import pytest
 
 from petransfer.errors import UserError
-from petransfer.evaluation.text_metrics import check_metrics, label_scores, text_scores
+from petransfer.evaluation.metric_checks import check_metrics, declared
+
+
+def scores(names: tuple[str, ...], predictions: list[str], targets: list[str]) -> dict[str, float]:
+    """All figures of some metrics."""
+    return {name: value for metric in declared(names) for name, value in metric.score(predictions, targets).items()}
+
 
 TARGETS = ["the cat sat on the mat today", "a dog barked", "nobody came to the small party"]
 SAID = ["the cat sat on a mat", "a dog barked", "somebody came to a party, they said"]
@@ -16,7 +22,7 @@ SAID = ["the cat sat on a mat", "a dog barked", "somebody came to a party, they 
 def test_chrf_and_bleu_are_sacrebleu_s() -> None:
     from sacrebleu.metrics import BLEU, CHRF
 
-    found = text_scores(("chrf", "bleu"), SAID, TARGETS)
+    found = scores(("chrf", "bleu"), SAID, TARGETS)
     assert found["chrf"] == pytest.approx(CHRF().corpus_score(SAID, [TARGETS]).score, abs=1e-9)
     assert found["bleu"] == pytest.approx(BLEU().corpus_score(SAID, [TARGETS]).score, abs=1e-9)
     assert 10 < found["bleu"] < 90
@@ -26,14 +32,14 @@ def test_rouge_is_rouge_score_s() -> None:
     from rouge_score.rouge_scorer import RougeScorer
     from rouge_score.scoring import BootstrapAggregator
 
-    found = text_scores(("rouge",), SAID, TARGETS)
+    found = scores(("rouge",), SAID, TARGETS)
     names = ["rouge1", "rouge2", "rougeL"]
     scorer, sums = RougeScorer(names), dict.fromkeys(names, 0.0)
     aggregate = BootstrapAggregator()
     for target, said in zip(TARGETS, SAID, strict=True):
-        scores = scorer.score(target, said)
-        aggregate.add_scores(scores)
-        sums = {name: total + scores[name].fmeasure for name, total in sums.items()}
+        row = scorer.score(target, said)
+        aggregate.add_scores(row)
+        sums = {name: total + row[name].fmeasure for name, total in sums.items()}
     assert found == pytest.approx({name: 100 * total / 3 for name, total in sums.items()})
     for name, interval in aggregate.aggregate().items():
         assert 100 * interval.low.fmeasure - 1e-6 <= found[name] <= 100 * interval.high.fmeasure + 1e-6
@@ -43,7 +49,7 @@ def test_accuracy_and_macro_f1_by_hand() -> None:
     targets = ["a", "a", "a", "b", "b", "c"]
     said = ["a", "a", "b", "b", "a", "b"]
     # a: 2 hits of 3 said and 3 asked, b: 1 of 3 and 2, c: never said
-    found = label_scores(("accuracy", "macro_f1"), said, targets)
+    found = scores(("accuracy", "macro_f1"), said, targets)
     assert found["accuracy"] == 50
     assert found["macro_f1"] == pytest.approx(100 * (4 / 6 + 2 / 5 + 0) / 3)
 
@@ -57,5 +63,5 @@ def test_a_missing_library_is_named_with_how_to_install_it(monkeypatch: pytest.M
 
 
 def test_so_many_labels_are_refused() -> None:
-    with pytest.raises(UserError, match=r"pairs\.tsv has 5,000 different targets, more than 200; take exact_match"):
+    with pytest.raises(UserError, match=r"pairs\.tsv has 5,000 different targets, more than 200; use exact_match"):
         check_metrics(("accuracy",), lambda: (5000, "pairs.tsv"))

@@ -1,0 +1,1 @@
+"""One file per metric: each declares a `Metric`, which `petransfer.recipe.metrics.METRICS` finds."""

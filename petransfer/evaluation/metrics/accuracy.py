@@ -1,0 +1,15 @@
+"""Accuracy over a closed set of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from petransfer.recipe.metrics import Metric
+
+
+def score(predictions: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
+    """Return the percentage of examples with the right label."""
+    return {"accuracy": 100 * sum(map(str.__eq__, predictions, targets)) / len(targets)}
+
+
+METRIC = Metric("accuracy", {"accuracy": "accuracy %"}, score, of_labels=True, share_of_answers=True)

@@ -1,0 +1,22 @@
+"""Macro-F1 over a closed set of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from petransfer.recipe.metrics import Metric
+
+
+def score(predictions: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
+    """Return the mean F1 in percent over the labels that occur among the targets or the predictions."""
+    labels = sorted({*predictions, *targets})
+    return {"macro_f1": 100 * sum(_f1(label, predictions, targets) for label in labels) / len(labels)}
+
+
+def _f1(label: str, predictions: Sequence[str], targets: Sequence[str]) -> float:
+    hits = sum(one == label == target for one, target in zip(predictions, targets, strict=True))
+    occurs = sum(one == label for one in predictions) + sum(target == label for target in targets)
+    return 2 * hits / occurs
+
+
+METRIC = Metric("macro_f1", {"macro_f1": "macro-F1 %"}, score, of_labels=True)

@@ -1,0 +1,28 @@
+"""Token F1 by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from petransfer.recipe.metrics import METRICS
+
+
+@pytest.mark.parametrize(
+    ("prediction", "target", "expected"),
+    [
+        ("the cat sat", "the cat sat", 100),
+        ("", "", 100),
+        ("", "a", 0),
+        ("a", "b", 0),
+        ("Cat", "cat", 0),
+        ("the cat sat", "the cat sat down", 600 / 7),
+        ("a a a", "a b", 200 / 5),
+        ("sat the  cat\tthe", "the cat the mat", 300 / 4),
+    ],
+)
+def test_one_example(prediction: str, target: str, expected: float) -> None:
+    assert METRICS["token_f1"].score([prediction], [target])["token_f1"] == pytest.approx(expected)
+
+
+def test_it_is_the_mean_over_examples() -> None:
+    assert METRICS["token_f1"].score(["a", "b"], ["a", "c"]) == {"token_f1": 50}
