@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from petransfer.recipe.metrics import METRICS
+from petransfer.recipe.metrics import HEADINGS, METRICS, check_metric_name
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,11 @@ from petransfer.recipe.metrics import METRICS
 )
 def test_one_example(prediction: str, target: str, expected: float) -> None:
     assert METRICS["token_f1"].score([prediction], [target])["token_f1"] == pytest.approx(expected)
+
+
+def test_a_recipe_can_name_it_and_tables_have_its_heading() -> None:
+    assert check_metric_name("token_f1") == "token_f1"
+    assert HEADINGS["token_f1"] == "token F1 %"
 
 
 def test_it_is_the_mean_over_examples() -> None:

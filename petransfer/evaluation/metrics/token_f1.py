@@ -1,0 +1,26 @@
+"""Token F1 (Rajpurkar et al. 2016): how many words a predicted text shares with the target."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from petransfer.recipe.metrics import Metric
+
+
+def score(predictions: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
+    """Return the mean over the examples of the F1 of words, in percent.
+
+    Words are separated by whitespace and counted as often as they occur; case and punctuation count.
+    """
+    pairs = zip(predictions, targets, strict=True)
+    return {"token_f1": 100 * sum(_f1(one.split(), target.split()) for one, target in pairs) / len(targets)}
+
+
+def _f1(prediction: list[str], target: list[str]) -> float:
+    if not prediction and not target:
+        return 1.0
+    return 2 * (Counter(prediction) & Counter(target)).total() / (len(prediction) + len(target))
+
+
+METRIC = Metric("token_f1", {"token_f1": "token F1 %"}, score)
