@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from petransfer.cli.display import print_table
 from petransfer.cli.options import Cpu, DataDir
+from petransfer.cli.table_layout import print_table
 from petransfer.errors import UserError
 
 if TYPE_CHECKING:

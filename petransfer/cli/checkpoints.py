@@ -11,7 +11,7 @@ import typer
 import yaml
 from rich.table import Table
 
-from petransfer.cli.display import print_table
+from petransfer.cli.table_layout import print_table
 from petransfer.errors import UserError, unknown
 from petransfer.models.registry import (
     NANO,

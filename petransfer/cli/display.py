@@ -1,49 +1,86 @@
-"""How things stand while runs go on: a live table on a terminal, plain lines elsewhere."""
+"""Progress of runs: one line for each running run on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
+from rich.text import Text
 
-_ORDER = ("running", "failed", "done")
+from petransfer.cli.options import count
+
+# Seconds between two lines about a running run, where the output is not a terminal.
+LINE_EVERY = 30.0
 
 
 class ShownRow(Protocol):
-    """A run as a table shows it."""
+    """A run as it stands."""
 
     @property
     def status(self) -> str: ...
     @property
     def cell(self) -> Any: ...
+    @property
+    def step(self) -> int: ...
+    @property
+    def loss(self) -> float | None: ...
+    @property
+    def seconds_left(self) -> float | None: ...
 
 
 @dataclass(frozen=True)
 class View:
-    """What is shown. read: the rows as they stand. table: rows, title and a limit as a table. line: a row in a line."""
+    """What is shown of some runs.
+
+    Attributes:
+        title: The name of the study.
+        read: Reads the rows as they stand.
+        line: Describes a row in one line, for an output that is not a terminal.
+        label: Names the parts of a run, such as its arm and seed. Parts in which runs do not differ are not shown.
+        score: Returns the latest score on dev as text, or an empty one.
+    """
 
     title: str
     read: Callable[[], Sequence[Any]]
-    table: Callable[[Sequence[Any], str, int | None], Table]
     line: Callable[[Any], str]
+    label: Callable[[Any], Mapping[str, str]]
+    score: Callable[[Any], str] = lambda row: ""
+
+
+def study_label(row: Any) -> dict[str, str]:
+    """Name the parts of a run of a study or of its sweep."""
+    cell, rate = row.cell, row.cell.spec.train.learning_rate
+    return {
+        "arm": cell.arm,
+        "method": cell.method,
+        "split": cell.split,
+        "rate": f"learning rate {rate:g}",
+        "seed": f"seed {cell.seed}",
+    }
+
+
+def study_score(row: Any) -> str:
+    """Return exact match on dev as the learning curve has it."""
+    return "" if row.dev_so_far is None else f"dev {row.dev_so_far:.0f} %"
 
 
 class Display:
-    """A context whose value is called often, and shows how things stand at most once a second."""
+    """A context whose value is called often, and shows how runs stand at most once a second."""
 
-    def __init__(self, view: View, quiet: bool) -> None:
+    def __init__(self, view: View, quiet: bool, console: Console | None = None) -> None:
         self.view, self.quiet = view, quiet
-        self.console = Console(stderr=True)
+        self.console = console or Console(stderr=True)
         self.live: Live | None = None
-        self.said: set[str] = set()
+        self.ended: set[str] = set()
+        self.reasons: set[str | None] = set()
         self.next = 0.0
-        self.next_line = time.monotonic() + 30
+        self.next_line = time.monotonic() + LINE_EVERY
 
     def __enter__(self) -> Callable[[], None]:
         if self.quiet:
@@ -53,8 +90,9 @@ class Display:
             self.live.start()
         else:
             rows = self.view.read()
-            self.said = {row.cell.run_id for row in rows if row.status == "done"}
-            print(f"{self.view.title}: {len(rows)} runs, {len(self.said)} of them finished before", file=sys.stderr)
+            self.ended = {row.cell.run_id for row in rows if row.status == "done"}
+            before = f", {len(self.ended):,} of them finished before" if self.ended else ""
+            print(f"{self.view.title}: {count(len(rows), 'run')}{before}", file=sys.stderr)
         return self.tick
 
     def __exit__(self, *_: object) -> None:
@@ -62,53 +100,107 @@ class Display:
             self.live.stop()
 
     def tick(self) -> None:
-        """Shows how things stand."""
+        """Show how the runs stand."""
         now = time.monotonic()
         if now < self.next:
             return
         rows = self.view.read()
         if self.live:
-            self._redraw(self.live, rows)
+            lines = progress_lines(self.view, rows, self.console.width, max(2, self.console.height - 3))
+            self.live.update(Group(*(Text(line, no_wrap=True) for line in lines)), refresh=True)
         else:
-            self._say(rows, now)
-        # a look at ten thousand runs takes a second; at most a twentieth of the time is spent on looking
+            self._print(rows, now)
+        # reading ten thousand runs takes a second; at most a twentieth of the time is spent on it
         self.next = now + max(1.0, 20 * (time.monotonic() - now))
 
-    def _redraw(self, live: Live, rows: Sequence[ShownRow]) -> None:
-        room = max(4, self.console.size.height - 8)
-        if len(rows) > room:
-            rows = sorted(rows, key=lambda row: _ORDER.index(row.status) if row.status in _ORDER else len(_ORDER))
-        live.update(self.view.table(rows, self.view.title, room), refresh=True)
-
-    def _say(self, rows: Sequence[ShownRow], now: float) -> None:
-        """A line for every run that ended, and every half minute one for each that is under way."""
-        ended = [row for row in rows if row.status in ("done", "failed") and row.cell.run_id not in self.said]
+    def _print(self, rows: Sequence[ShownRow], now: float) -> None:
+        """Print a line for every run that ended, and now and then one for each running run."""
+        ended = [row for row in rows if row.status in ("done", "failed") and row.cell.run_id not in self.ended]
         running = [row for row in rows if row.status == "running"] if now >= self.next_line else []
         if running:
-            self.next_line = now + 30
+            self.next_line = now + LINE_EVERY
         for row in [*ended, *running]:
-            print(self.view.line(row), file=sys.stderr, flush=True)
-        self.said |= {row.cell.run_id for row in ended}
+            reason = getattr(row, "failure", None)
+            new = reason if reason not in self.reasons else ""  # many runs may fail for one reason
+            self.reasons.add(reason)
+            print(self.view.line(row) + (f": {new}" if new else ""), file=sys.stderr, flush=True)
+        self.ended |= {row.cell.run_id for row in ended}
 
 
-def print_table(table: Table) -> None:
-    """On a terminal as wide as that is; a file or a pipe gets whole names."""
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+def progress_lines(view: View, rows: Sequence[ShownRow], width: int, most: int) -> list[str]:
+    """Return a line about all runs, where there are several, and one for each running run, of `width` at most."""
+    running = [row for row in rows if row.status == "running"]
+    names = _names(view, rows)
+    lines = []
+    if len(rows) > 1:
+        counts = Counter(row.status for row in rows)
+        others = [f"{counts[status]:,} {status}" for status in ("running", "failed", "waiting") if counts[status]]
+        lines.append(_cut(f"{view.title}: {counts['done']:,} of {len(rows):,} runs done, {', '.join(others)}", width))
+    room = most - len(lines)
+    lines += [progress_line(row, names[row.cell.run_id], view.score(row), width) for row in running[:room]]
+    if len(running) > room:
+        lines[-1] = f"... and {len(running) - room + 1} more running"
+    return lines
+
+
+def progress_line(row: ShownRow, name: str, score: str, width: int) -> str:
+    """Return a run's name, bar, step, loss, dev score and remaining time in one line.
+
+    Args:
+        row: The run.
+        name: Its name, which is cut where there is no room.
+        score: Its latest score on dev.
+        width: The width of the line in characters.
+    """
+    steps = int(getattr(row.cell, "spec", row.cell).train.steps)
+    if row.loss is None:
+        return _cut(f"{name} starting".strip(), width)
+    left = _remaining(row.seconds_left)
+    tail = " ".join(filter(None, (f"{row.step:,}/{steps:,}", f"loss {row.loss:.3f}", score, left)))
+    room = width - len(tail) - 3
+    name = _cut(name, max(0, room - 8))
+    bar = max(4, min(40, room - len(name) - bool(name)))
+    full = round(bar * min(1.0, row.step / steps))
+    return _cut(f"{name}{' ' if name else ''}[{'#' * full}{'.' * (bar - full)}] {tail}", width)
+
+
+def _remaining(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    if seconds < 90:
+        return f"{seconds:.0f} s left"
+    return f"{seconds / 60:.0f} min left" if seconds < 5400 else f"{seconds / 3600:.1f} h left"
+
+
+def _names(view: View, rows: Sequence[ShownRow]) -> dict[str, str]:
+    """Name each run by the parts in which the runs differ."""
+    labels = {row.cell.run_id: view.label(row) for row in rows}
+    values: dict[str, set[str]] = {}
+    for label in labels.values():
+        for part, value in label.items():
+            values.setdefault(part, set()).add(value)
+    return {
+        run_id: " ".join(value for part, value in label.items() if len(values[part]) > 1)
+        for run_id, label in labels.items()
+    }
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: max(0, width - 1)] + "…" * (width > 0)
 
 
 def report_outcome(outcome: Any, runs: int) -> int:
-    """Says how a call ended that did not end well; the exit code."""
-    for reason in outcome.mistakes:
-        print(f"error: {reason}", file=sys.stderr)
+    """Print how a call ended that was not complete, and return the exit code."""
+    for reason, number in Counter(outcome.failures.values()).items():
+        print(f"error{f' ({number:,} runs)' if number > 1 else ''}: {reason}", file=sys.stderr)
     if outcome.interrupted:
         print("stopped; run the same command again to resume", file=sys.stderr)
         return 130
     if outcome.failures:
-        print(
-            f"{len(outcome.failures)} of {runs} runs failed; run the same command again to retry them", file=sys.stderr
-        )
+        failed = f"{len(outcome.failures):,} of {count(runs, 'run')} failed"
+        print(f"{failed}; run the same command again to retry", file=sys.stderr)
         return 2 if len(outcome.mistakes) == len(set(outcome.failures.values())) else 1
     if outcome.elsewhere:
-        print(f"{outcome.elsewhere} of {runs} runs are being executed by another process", file=sys.stderr)
+        print(f"{outcome.elsewhere:,} of {count(runs, 'run')} are being executed by another process", file=sys.stderr)
         return 1
     return 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from petransfer.cli.display import print_table
+from petransfer.cli.table_layout import print_table
 from petransfer.cli.text import printable
 from petransfer.errors import UserError
 

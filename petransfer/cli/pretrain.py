@@ -12,8 +12,9 @@ from typing import Annotated
 
 import typer
 
-from petransfer.cli.display import Display, View, print_table, report_outcome
+from petransfer.cli.display import Display, View, report_outcome
 from petransfer.cli.options import MOST_THREADS, Arms, Cpu, Json, Seeds, Sets, parse_seeds
+from petransfer.cli.table_layout import print_table
 from petransfer.errors import UserError
 from petransfer.pretraining import run_table as tables
 from petransfer.pretraining.grid import check_settings, expand_pretraining
@@ -71,7 +72,7 @@ def pretrain(
         return
     folder.open(content)
     started = time.monotonic()
-    with Display(View(content.name, read, tables.terminal_table, tables.plain_line), quiet=as_json) as tick:
+    with Display(View(content.name, read, tables.plain_line, _label), quiet=as_json) as tick:
         from petransfer.pretraining.grid import Pretrain
         from petransfer.study.local_executor import execute
         from petransfer.training.execution import Execution
@@ -88,3 +89,8 @@ def pretrain(
         raise typer.Exit(code)
     minutes = (time.monotonic() - started) / 60
     print(f"{len(cells)} checkpoints done in {minutes:.1f} minutes; see {folder.path}/runs", file=sys.stderr)
+
+
+def _label(row: tables.Row) -> dict[str, str]:
+    """Name the parts of a run, as `View` wants it."""
+    return {"arm": row.cell.arm, "size": row.cell.size, "seed": f"seed {row.cell.seed}"}

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
-from petransfer.cli.display import print_table
+from petransfer.cli.table_layout import print_table
 from petransfer.errors import UserError
 from petransfer.report import run_groups as groups
 from petransfer.report import sweep

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 import petransfer.cli.options as opt
 from petransfer.api import write_results
-from petransfer.cli.display import Display, View, print_table, report_outcome
+from petransfer.cli.display import Display, View, report_outcome, study_label, study_score
 from petransfer.cli.launcher import launch
+from petransfer.cli.table_layout import print_table
 from petransfer.effects.study_effects import demand
 from petransfer.errors import UserError
 from petransfer.memory.advice import in_options
@@ -48,13 +48,11 @@ class Kind:
     Attributes:
         open_folder: Creates the folder.
         print_end: Prints the results; its argument says whether as JSON.
-        table: Makes the live table of a `View`.
         line: Makes the line of a run, where the output is not a terminal.
     """
 
     open_folder: Callable[[], None]
     print_end: Callable[[bool], None]
-    table: Callable[[Sequence[Any], str, int | None], Table] = tables.terminal_table
     line: Callable[[Any], str] = tables.plain_line
 
 
@@ -152,7 +150,9 @@ def run_grid(grid: StudyGrid, kind: Kind, settings: Settings, scheduling: Schedu
         kind.print_end(as_json)
         logger.info(f"all {opt.count(done_before, 'run')} finished before; nothing to do")
         return
-    view = View(grid.recipe.name, lambda: tables.rows_of(grid.selected, grid.folder), kind.table, kind.line)
+    view = View(
+        grid.recipe.name, lambda: tables.rows_of(grid.selected, grid.folder), kind.line, study_label, study_score
+    )
     with Display(view, quiet=as_json) as tick:
         outcome = execute_study(prepared, tick)
     kind.print_end(as_json)
@@ -222,6 +222,17 @@ def plan(
     print(f"{len(rows)}{whole} runs, {done} done, {left} steps to go; folder {study.folder.path}")
 
 
+def failure_lines(rows: Sequence[tables.Row]) -> list[str]:
+    """Return each reason for which runs failed, once, with the first of them."""
+    runs: dict[str, list[str]] = {}
+    for row in rows:
+        if row.failure:
+            runs.setdefault(row.failure, []).append(row.cell.run_id)
+    return [
+        f"failed: {ids[0]}{f' and {len(ids) - 1} more' if len(ids) > 1 else ''}: {why}" for why, ids in runs.items()
+    ]
+
+
 def _plan_as_json(
     study: StudyGrid, rows: Sequence[tables.Row], places: Sequence[Place], stacks: Sequence[Sequence[Cell]]
 ) -> dict[str, Any]:
@@ -260,7 +271,7 @@ def status(
     else:
         cells = grid_of(recipe, study).cells
         rows, swept = tables.rows_of(cells, folder), sweep.groups_of(cells, folder)
-        lines = [tables.counts([row.status for row in rows]), sweep.standing(folder)]
+        lines = [tables.counts([row.status for row in rows]), sweep.standing(folder), *failure_lines(rows)]
         shown, table = tables.as_json(rows), tables.terminal_table(rows, recipe.name, tables.ROWS)
     if as_json:
         print(json.dumps({"study": recipe.name, "runs": shown, "sweep": swept}, indent=1))

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 import petransfer.cli.options as opt
-from petransfer.cli.display import print_table
 from petransfer.cli.run import Kind, check_and_launch, grid_from_options, run_grid
+from petransfer.cli.table_layout import print_table
 from petransfer.errors import UserError
 from petransfer.recipe.schema import Recipe
 from petransfer.report import run_table as tables
@@ -99,7 +99,7 @@ def _kind(study: StudyGrid, recipe: Recipe, own: list[Cell], folder: StudyFolder
             return
         _print_end(content, study.recipe.name)
 
-    return Kind(lambda: open_sweep(recipe, folder), end, shown.live_table, shown.plain_line)
+    return Kind(lambda: open_sweep(recipe, folder), end, shown.plain_line)
 
 
 def _print_end(content: dict[str, Any], title: str) -> None:

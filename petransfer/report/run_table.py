@@ -174,7 +174,7 @@ def _generated(test: dict[str, Any]) -> tuple[int, int] | None:
 def state_of(row: Row) -> str:
     """How a run stands, in a few words."""
     if row.failure:
-        return f"failed: {row.failure}"
+        return "failed"
     if row.status == "done":
         return "done" if not row.disagreements else f"done, {row.disagreements} audit disagreements"
     if row.loss is None:

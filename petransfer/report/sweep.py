@@ -10,7 +10,7 @@ from rich.table import Table
 
 from petransfer.effects.palette import INK, MARKERS, colours
 from petransfer.report.plots import grid
-from petransfer.report.run_table import Row, counts, of_interest, state_of
+from petransfer.report.run_table import Row, counts, state_of
 from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell
 from petransfer.study.sweep import read_sweep, sweep_folder
@@ -54,22 +54,6 @@ def standing(study: StudyFolder) -> str:
     folder = sweep_folder(study)
     found = [folder.run(name).status() for name in sorted(folder.names())]
     return f"sweep: {counts(found)}" if found else ""
-
-
-def live_table(rows: Sequence[Row], title: str, limit: int | None = None) -> Table:
-    """The sweep's runs as they go on."""
-    shown = Table(title=f"{title}: sweep", title_justify="left")
-    for name in ("arm", "method", "split"):
-        shown.add_column(name, no_wrap=True)
-    for name in ("rate", "seed", "dev EM %"):
-        shown.add_column(name, justify="right", no_wrap=True)
-    shown.add_column("state")
-    for row in of_interest(rows, limit):
-        cell = row.cell
-        dev = "" if row.dev is None else f"{row.dev:.1f}"
-        rate = f"{cell.spec.train.learning_rate:g}"
-        shown.add_row(cell.arm, cell.method, cell.split, rate, str(cell.seed), dev, state_of(row))
-    return shown
 
 
 def plain_line(row: Row) -> str:

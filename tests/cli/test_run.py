@@ -150,7 +150,7 @@ def test_one_failed_run_stops_no_other(
     assert call(monkeypatch, *arguments, "--arms", "scratch,english") == 1
     text = capsys.readouterr()
     assert "1 of 2 runs failed" in text.err
-    assert re.search(r"failed: the (loss|gradient's norm) is", text.out)
+    assert re.search(r"error: the (loss|gradient's norm) is", text.err)
     assert len(list(out.glob("runs/*/DONE"))) == 1
 
 

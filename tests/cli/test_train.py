@@ -54,6 +54,7 @@ def test_ten_lines_one_command_an_adapter(
     assert any(line.startswith("exact match: ") for line in lines)
     assert "trained 120 steps, as asked" in lines
     _commands_run(said.out, monkeypatch)
+    capsys.readouterr()
     data = load_task("lines", None, train="pairs.tsv").load("held-out")
     assert call(monkeypatch, "predict", str(run), *(row.input for row in data.train)) == 0
     assert capsys.readouterr().out.splitlines() == [row.target for row in data.train]

@@ -1,0 +1,77 @@
+"""Make a table fit the width of a terminal: wrap cells, or write each row as lines of its own."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+# A column is not made narrower than its longest word, up to so many characters; longer words are cut across lines.
+LONGEST_WORD = 12
+# What a file or a pipe gets, where nobody looks at the width.
+UNLIMITED = 200
+
+
+def print_table(table: Table) -> None:
+    """Print a table as wide as the terminal; a file or a pipe gets it at its full width."""
+    print_fitting(table, Console(width=None if sys.stdout.isatty() else UNLIMITED))
+
+
+def print_fitting(table: Table, console: Console) -> None:
+    """Print a table in the width of a console. No column is hidden: cells wrap, or rows become lines."""
+    cells = [[_plain(cell) for cell in column.cells] for column in table.columns]
+    heads = [_plain(column.header) for column in table.columns]
+    natural = [max(map(_width, [head, *column])) for head, column in zip(heads, cells, strict=True)]
+    least = [
+        min(LONGEST_WORD, max(_longest_word(text) for text in [head, *column]))
+        for head, column in zip(heads, cells, strict=True)
+    ]
+    room = console.width - 3 * len(heads) - 1  # a border and two blanks for each column
+    if sum(natural) <= room:
+        console.print(table)
+    elif sum(least) <= room:
+        for column, width in zip(table.columns, _shared_out(natural, least, room), strict=True):
+            column.width, column.no_wrap, column.overflow = width, False, "fold"
+        console.print(table)
+    else:
+        _print_rows(table, heads, cells, console)
+
+
+def _shared_out(natural: list[int], least: list[int], room: int) -> list[int]:
+    """Make the widest columns narrower until all fit."""
+    widths = list(natural)
+    while sum(widths) > room:
+        at = max((at for at in range(len(widths)) if widths[at] > least[at]), key=widths.__getitem__)
+        widths[at] -= 1
+    return widths
+
+
+def _print_rows(table: Table, heads: list[str], cells: list[list[str]], console: Console) -> None:
+    if table.title:
+        console.print(table.title, markup=False, highlight=False, soft_wrap=False)
+    for row in zip(*cells, strict=True):
+        first, *others = row
+        console.print(Text(f"{heads[0]}: {first}", style="bold", overflow="fold"))
+        named = [f"{head}: {' '.join(cell.split())}" for head, cell in zip(heads[1:], others, strict=True) if cell]
+        text = "; ".join(named)
+        for line in textwrap.wrap(text, console.width, initial_indent="  ", subsequent_indent="  "):
+            console.print(Text(line))
+    if table.caption:
+        console.print(table.caption, markup=False, highlight=False)
+
+
+def _plain(cell: object) -> str:
+    if isinstance(cell, Text):
+        return cell.plain
+    return Text.from_markup(cell).plain if isinstance(cell, str) else str(cell)
+
+
+def _width(text: str) -> int:
+    return max(map(len, text.split("\n")))
+
+
+def _longest_word(text: str) -> int:
+    return max(map(len, text.split()), default=1)

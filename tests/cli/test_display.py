@@ -1,0 +1,120 @@
+"""Progress lines and tables at 60, 80 and 120 columns: nothing is wider than the terminal, and no column is hidden."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from petransfer.cli import table_layout
+from petransfer.cli.display import Display, View, progress_line, progress_lines, study_label, study_score
+from petransfer.cli.table_layout import print_fitting
+from petransfer.recipe.loading import load_recipe
+from petransfer.report import run_table
+from petransfer.report.run_table import Row
+from petransfer.study.grid import expand
+from tests.cli.calls import call
+from tests.report.made import make, recipe_of
+
+WIDTHS = (60, 80, 120)
+
+
+def rows() -> list[Row]:
+    """Runs of a recipe with long names: one finished, two running, one failed, the others waiting."""
+    cells = expand(load_recipe("lora-scan"))
+    running = Row(cells[1], "running", step=1234, loss=0.1234, dev_so_far=45.6, seconds_left=741)
+    return [
+        Row(cells[0], "done", step=12000, dev=99.0, test=88.8, log_prob=-0.012),
+        running,
+        replace(running, cell=cells[2], loss=None),
+        Row(cells[3], "failed", failure="out of memory " * 20),
+        *(Row(cell, "waiting") for cell in cells[4:]),
+    ]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_running_run_is_one_line_with_bar_step_loss_score_and_time(width: int) -> None:
+    view = View("lora-scan", rows, run_table.plain_line, study_label, study_score)
+    first, line, starting = progress_lines(view, rows(), width, 10)
+    assert first.startswith("lora-scan: 1 of ")
+    assert "2 running, 1 failed" in first
+    steps = rows()[1].cell.spec.train.steps
+    for part in ("[#", ".]", f"1,234/{steps:,}", "loss 0.123", "dev 46 %", "12 min left"):
+        assert part in line
+    assert starting.endswith("starting")
+    assert max(map(len, (first, line, starting))) <= width
+    assert len(progress_lines(view, rows(), width, 2)) == 2
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_single_run_has_no_name(width: int) -> None:
+    (row,) = rows()[1:2]
+    view = View("one", lambda: [row], run_table.plain_line, study_label, study_score)
+    (line,) = progress_lines(view, [row], width, 10)
+    assert line.startswith("[#")
+    assert len(line) <= width
+    assert len(progress_line(row, "a long name " * 20, "dev 46 %", width)) <= width
+
+
+def test_elsewhere_plain_lines_name_a_reason_once(capsys: pytest.CaptureFixture[str]) -> None:
+    failed = [Row(cell, "failed", failure="no such file") for cell in expand(load_recipe("lora-scan"))[:3]]
+    view = View("lora-scan", lambda: failed, run_table.plain_line, study_label, study_score)
+    with Display(view, False, Console(file=io.StringIO())) as tick:
+        tick()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "lora-scan: 3 runs"
+    assert [line.endswith("failed: no such file") for line in lines[1:]] == [True, False, False]
+
+
+def _assert_whole(text: str, width: int, words: set[str]) -> None:
+    """No line is wider than the terminal, and every word can be read, if in several lines."""
+    assert max(map(len, text.splitlines())) <= width
+    flat = "".join(text.split()).replace("│", "").replace("┃", "")
+    for word in words:
+        assert word in text or "".join(word.split()) in flat, word
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("columns", [2, 6, 16])
+def test_a_table_wraps_or_becomes_lines(width: int, columns: int) -> None:
+    table = Table(title="all of it")
+    heads = [f"head{at}" for at in range(columns)]
+    for head in heads:
+        table.add_column(head, no_wrap=True)
+    for row in range(2):
+        table.add_row(*(f"value{row}{at} and more" for at in range(columns)))
+    out = io.StringIO()
+    print_fitting(table, Console(file=out, width=width))
+    text = out.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    assert all(head in text for head in heads)
+    assert all(f"value{row}{at}" in text for row in range(2) for at in range(columns))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_tables_of_verbs_hide_no_column(
+    width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(table_layout, "UNLIMITED", width)
+    out = make(tmp_path / "made", recipe_of(), examples=4)[1].path
+    assert call(monkeypatch, "status", str(out), "--json") == 0
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    words = {run["arm"] for run in runs} | {str(round(run["test_em"], 1)) for run in runs}
+    for verb in (["status", str(out)], ["report", str(out)], ["report", "compare", str(out), str(out)]):
+        assert call(monkeypatch, *verb) == 0
+        text = capsys.readouterr().out
+        table = [line for line in text.splitlines() if "│" in line or "┃" in line or line.startswith("  ")]
+        assert table
+        assert max(map(len, table)) <= width
+        if verb[0] == "status":
+            _assert_whole("\n".join(text.splitlines()[:-1]), width, words)
+    assert call(monkeypatch, "checkpoints", "ls") == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= width
+    assert "english" in text
+    assert "nano" in text
