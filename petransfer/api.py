@@ -295,4 +295,4 @@ def _raise_for(outcome: Any, runs: int) -> None:
         first_id, first = next(iter(outcome.failures.items()))
         raise RunError(f"{len(outcome.failures)} of {runs} runs failed; run {first_id}: {first}")
     if outcome.elsewhere:
-        raise RunError(f"{outcome.elsewhere} of {runs} runs are being executed by another process")
+        raise RunError(f"another process is executing {outcome.elsewhere:,} of {runs:,} runs")

@@ -197,10 +197,10 @@ def report_outcome(outcome: Any, runs: int) -> int:
         print("stopped; run the same command again to resume", file=sys.stderr)
         return 130
     if outcome.failures:
-        failed = f"{len(outcome.failures):,} of {count(runs, 'run')} failed"
+        failed = f"{len(outcome.failures):,} of {runs:,} runs failed"
         print(f"{failed}; run the same command again to retry", file=sys.stderr)
         return 2 if len(outcome.mistakes) == len(set(outcome.failures.values())) else 1
     if outcome.elsewhere:
-        print(f"{outcome.elsewhere:,} of {count(runs, 'run')} are being executed by another process", file=sys.stderr)
+        print(f"another process is executing {outcome.elsewhere:,} of {runs:,} runs", file=sys.stderr)
         return 1
     return 0

@@ -105,7 +105,7 @@ def test_the_tables_of_verbs_hide_no_column(
     assert call(monkeypatch, "status", str(out), "--json") == 0
     runs = json.loads(capsys.readouterr().out)["runs"]
     words = {run["arm"] for run in runs} | {str(round(run["test_em"], 1)) for run in runs}
-    for verb in (["status", str(out)], ["report", str(out)], ["report", "compare", str(out), str(out)]):
+    for verb in (["status", str(out)], ["report", str(out)]):
         assert call(monkeypatch, *verb) == 0
         text = capsys.readouterr().out
         table = [line for line in text.splitlines() if "│" in line or "┃" in line or line.startswith("  ")]
