@@ -1,0 +1,158 @@
+"""CFQ's splits of maximum compound divergence (Keysers et al. 2020, arXiv:1912.09713): questions to SPARQL queries.
+
+The files are those of the official release (`dataset.json` of 4 GB with all questions, and the row numbers of each
+split) or the small ones of its copy on the Hugging Face hub, which has no dev rows. They are read from a folder and
+never downloaded. Rows are sorted by question and query, so that both give the same examples.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from petransfer.data.benchmark_files import find
+from petransfer.data.rows.json_rows import read_json
+from petransfer.data.rows.records import Record
+from petransfer.data.rows.source import Source
+from petransfer.data.rows.tables import read_parquet
+from petransfer.data.rows.text_lines import open_text
+from petransfer.data.task import PARTS, Example, SplitData, cut_dev
+from petransfer.data.task_registry import RegisteredTask
+from petransfer.errors import UserError, unknown
+
+SPLITS: tuple[str, ...] = ("mcd1", "mcd2", "mcd3")
+ROWS = {"train": 95_743, "dev": 11_968, "test": 11_968}
+Pair = tuple[str, str]
+"""A question and its query."""
+
+DEV: tuple[str, ...] = ("cut", "published")
+BRACES: tuple[str, ...] = ("keep", "square")
+_QUESTION, _QUERY = "questionPatternModEntities", "sparqlPatternModEntities"
+_SQUARE = str.maketrans("{}", "[]")
+_WHERE_FROM = "unpack cfq1.1.tar.gz of github.com/google-research/google-research (folder cfq) and name its folder with"
+
+
+@dataclass(frozen=True)
+class CfqTask:
+    """CFQ-MCD: 95,743 training, 11,968 dev and 11,968 test rows a split; a category is the kind of the question.
+
+    Args:
+        data_dir: A folder with `cfq/dataset.json` and `cfq/splits/mcd1.json`, also compressed as `.xz`; or with
+            `cfq/mcd1/train-00000-of-00001.parquet` and `test-00000-of-00001.parquet`. `cfq/` may be left out.
+        dev: `cut` takes `dev_size` training rows for dev; `published` takes the published dev rows, which are like the
+            test rows: a setting that is chosen on them was not chosen blind.
+        dev_size: The number of training rows that become dev rows.
+        braces: `square` writes `[` and `]` in place of braces, which tokenizers such as T5's lack.
+    """
+
+    data_dir: Path | None = None
+    dev: str = "cut"
+    dev_size: int = 500
+    braces: str = "keep"
+    name = "cfq"
+    splits = SPLITS
+
+    def __post_init__(self) -> None:
+        for key, choices in (("dev", DEV), ("braces", BRACES)):
+            if getattr(self, key) not in choices:
+                raise unknown(f"{key} of cfq", str(getattr(self, key)), choices)
+        if not isinstance(self.dev_size, int) or not 1 <= self.dev_size <= 20_000:
+            raise UserError(f"dev_size of cfq is {self.dev_size!r}: give a whole number from 1 to 20,000")
+
+    def train_size(self, split: str) -> int:
+        """Return the published number of training rows, less the dev rows that are cut from them."""
+        return ROWS["train"] - (self.dev_size if self.dev == "cut" else 0)
+
+    def longest(self, split: str) -> tuple[int, int]:
+        """Return the characters of the longest training question and query; the files are read for it."""
+        train = self.load(split).train
+        return max(len(row.input) for row in train), max(len(row.target) for row in train)
+
+    def load(self, split: str) -> SplitData:
+        """Return the examples of one split, sorted by question and query.
+
+        Raises:
+            UserError: The split is unknown, or a file is missing or not the published one.
+        """
+        if split not in SPLITS:
+            raise unknown("split of cfq", split, SPLITS)
+        tables = [self._find(f"{split}/{part}-00000-of-00001.parquet") for part in ("train", "test")]
+        if all(tables) and self.dev == "cut":
+            rows = {part: _read_table(path) for part, path in zip(("train", "test"), tables, strict=True) if path}
+        else:
+            rows = _read_release(self._file("dataset.json"), self._file(f"splits/{split}.json"))
+        for part, pairs in rows.items():
+            if len(pairs) != ROWS[part]:
+                raise UserError(f"cfq/{split} has {len(pairs):,} {part} rows, expected {ROWS[part]:,}: get it again")
+        parts = {part: self._examples(pairs) for part, pairs in rows.items()}
+        if self.dev == "published":
+            return SplitData(**parts)
+        train, dev = cut_dev(parts["train"], self.dev_size, salt=f"cfq/{split}")
+        return SplitData(train, dev, parts["test"])
+
+    def _examples(self, pairs: list[Pair]) -> tuple[Example, ...]:
+        table = _SQUARE if self.braces == "square" else {}
+        rows = enumerate(sorted(pairs))
+        return tuple(Example(at, question, query.translate(table), _kind(query)) for at, (question, query) in rows)
+
+    def _find(self, name: str) -> Path | None:
+        return find(self.data_dir, [f"{folder}{name}" for folder in ("cfq/", "")]) if self.data_dir else None
+
+    def _file(self, name: str) -> Path:
+        found = self._find(name)
+        if found is None:
+            raise UserError(f"cfq/{name} is missing: {_WHERE_FROM} --data-dir DIR")
+        return found
+
+
+@functools.lru_cache(maxsize=2)
+def _read_release(dataset: Path, numbers: Path) -> dict[str, list[Pair]]:
+    """The rows of all three parts of a split. Of `dataset`, only the split's rows are kept in memory."""
+    try:
+        with open_text(Source(numbers.name, "jsonl", numbers)) as file:
+            content = json.load(file)
+        wanted = {part: [int(row) for row in content[f"{part}Idxs"]] for part in PARTS}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{numbers} is not a split of CFQ ({' '.join(str(error).split())}); get it again") from None
+    needed = {row for rows in wanted.values() for row in rows}
+    pairs: dict[int, Pair] = {}
+    for row, record in enumerate(read_json(Source(dataset.name, "jsonl", dataset))):
+        if row in needed:
+            pairs[row] = _pair(record, _QUESTION, _QUERY, dataset)
+    missing = sorted(needed - pairs.keys())
+    if missing:
+        raise UserError(f"{dataset} has no row {missing[0]:,}, which {numbers} names; get both files of one release")
+    return {part: [pairs[row] for row in rows] for part, rows in wanted.items()}
+
+
+def _read_table(path: Path) -> list[Pair]:
+    source = Source(path.name, "parquet", path)
+    return [_pair(record, "question", "query", path) for record in read_parquet(source, ("question", "query"))]
+
+
+def _pair(record: Record, question: str, query: str, path: Path) -> Pair:
+    """A question and its query on one line."""
+    try:
+        return record.values[question], " ".join(str(record.values[query]).split())
+    except KeyError as error:
+        raise UserError(f"{path}: row {record.line:,} has no {error}; get the official file") from None
+
+
+def _kind(query: str) -> str:
+    """`yes-no` for a query that counts, `list` for one that selects entities."""
+    return "yes-no" if query.lower().startswith("select count") else "list"
+
+
+TASK = RegisteredTask(
+    "cfq",
+    CfqTask,
+    title="CFQ-MCD",
+    licence="cc-by-4.0",
+    languages=("en",),
+    hub_datasets=("google-research-datasets/cfq",),
+    citation="Keysers et al. (2020), Measuring Compositional Generalization, arXiv:1912.09713",
+    category_titles={"yes-no": "Yes-no questions", "list": "Questions for entities"},
+    category_groups={"yes-no": "question", "list": "question"},
+)
