@@ -8,7 +8,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ from petransfer.training.distributed.fsdp import accelerator_without_fsdp, gathe
 from petransfer.training.execution import Execution
 from petransfer.training.loop import Hooks, Loop
 from petransfer.training.quantization_cost import check, quantisation_cost
+from petransfer.training.reload_check import check_reloaded
+from petransfer.training.stacked.layers import share
 from petransfer.training.state import Progress, trained_tensors
 
 
@@ -123,6 +125,21 @@ class Base:
     spec: RunSpec
     encoded: EncodedSplit
     cost: dict[str, Any] | None = None
+    _anew: dict[torch.device, PreTrainedModel] = field(default_factory=dict)
+
+    def load_anew(self, device: torch.device) -> PreTrainedModel:
+        """Load the base from disk again; runs of a stack share its tensors, each with modules of its own."""
+        if device not in self._anew:
+            method = self.spec.method
+            self._anew[device] = load_checkpoint(
+                self.spec.checkpoint,
+                weights_bits(method),
+                seed=self.spec.seed,
+                device=device,
+                keep_wide=method.keep_wide,
+            ).model
+        model: PreTrainedModel = share(self._anew[device])
+        return model
 
     def encoded_for(self, spec: RunSpec) -> EncodedSplit:
         """The examples as token ids for one of the runs; encoded anew where its prefix or its steps differ."""
@@ -224,8 +241,12 @@ def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> 
         model = gather_model(model, prepared.hollow, writes)
     if not writes:
         return {}
+    reloads = True
     if "test" in evaluations:
-        _save_weights(model, spec, folder, provenance(spec, loaded, data, evaluations, model))
+        saved = _save_weights(model, spec, folder, provenance(spec, loaded, data, evaluations, model))
+        reloads = check_reloaded(
+            model, saved, spec.method, prepared.parts["dev"], loaded.layout, accelerator, base.load_anew
+        )
         shown = None if TASKS.lookup(spec.task.name).text_is_private else data.test
         _write_examples(evaluations["test"], shown, measured["test"].answers, folder.path / "examples.parquet")
     result = {
@@ -237,6 +258,7 @@ def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> 
         "base_commit": loaded.commit,
         "steps": done.step,
         **_stopping(done),
+        **({} if reloads else {"reload_checked": False}),
         "micro_batch": done.micro_batch,
         "out_of_memory": done.out_of_memory,
         "checkpointing": bool(done.notes.get("checkpointing")),
@@ -300,8 +322,8 @@ def _task_data(name: str, split: str, options: Options, data_dir: Path | None) -
     return load_task(name, data_dir, **options).load(split)
 
 
-def _save_weights(model: torch.nn.Module, spec: RunSpec, folder: RunFolder, made_from: dict[str, Any]) -> None:
-    """`adapter/` for adapters, `model/` for all weights; whole or not there."""
+def _save_weights(model: torch.nn.Module, spec: RunSpec, folder: RunFolder, made_from: dict[str, Any]) -> Path:
+    """Save `adapter/`, or `model/` after full fine-tuning, whole or not at all, and return its folder."""
     target = folder.path / ("model" if spec.method.name == "full" else "adapter")
     partial = target.with_name(f".{target.name}.partial")
     for old in (partial, target):
@@ -309,6 +331,7 @@ def _save_weights(model: torch.nn.Module, spec: RunSpec, folder: RunFolder, made
     save_method(spec.method.name, model, partial, spec.checkpoint.name)
     RunFolder(partial).write_json("petransfer.json", seal(partial, made_from))
     partial.rename(target)
+    return target
 
 
 def _write_examples(
