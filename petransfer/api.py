@@ -6,7 +6,7 @@ Loading this module loads no torch; running a study or a training does.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from petransfer.study.scheduling import Scheduling
 from petransfer.study.settings import Settings
 from petransfer.study.study import StudyGrid, as_overrides, load_grid
 from petransfer.training.execution import Execution
+from petransfer.training.tracker_names import check_trackers
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -128,6 +129,7 @@ class Study:
         threads: int = 0,
         save_every: float = 60.0,
         gradient_checkpointing: bool = False,
+        log_with: Sequence[str] = (),
         progress: Callable[[], None] = lambda: None,
     ) -> DataFrame:
         """Run every experiment of the study. Finished runs are skipped; interrupted runs resume.
@@ -144,6 +146,7 @@ class Study:
             threads: CPU threads of a process; 0 chooses.
             save_every: Seconds between two training states to resume from.
             gradient_checkpointing: Recompute activations in the backward pass, which saves memory.
+            log_with: Experiment trackers to log each run to: `tensorboard`, `wandb`, `mlflow`, `trackio` and others.
             progress: Called several times a second while runs are under way; `plan()` then shows how they stand.
 
         Returns:
@@ -154,7 +157,8 @@ class Study:
             RunError: Runs failed or were interrupted. The other runs are finished, and calling `run` again resumes.
         """
         execution = Execution(micro_batch, threads, save_every, self.grid.log_every, False, gradient_checkpointing)
-        settings = Settings(execution, cpu=cpu, force=force, by_generation=by_generation)
+        trackers = check_trackers(log_with)
+        settings = Settings(execution, cpu=cpu, force=force, by_generation=by_generation, log_with=trackers)
         scheduling = Scheduling(workers, executor, address, str(stack))
         check_processes(self.grid, scheduling, 1)
         prepared = prepare_study(self.grid, settings, scheduling)

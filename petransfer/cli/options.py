@@ -44,6 +44,10 @@ Checkpointing = Annotated[
         "--gradient-checkpointing", "--checkpointing", help="Save memory: recompute activations in the backward pass."
     ),
 ]
+LogWith = Annotated[
+    list[str] | None,
+    typer.Option("--log-with", help="Log to trackers: tensorboard, wandb, mlflow, trackio, ... Comma-separated."),
+]
 Cpu = Annotated[bool, typer.Option("--cpu", help="Use the CPU even where there is a GPU.")]
 Force = Annotated[bool, typer.Option("--force", help="Ignore failed memory and quantisation checks.")]
 

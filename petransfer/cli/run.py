@@ -37,6 +37,7 @@ from petransfer.study.scheduling import Scheduling, describe_stacks
 from petransfer.study.settings import Settings
 from petransfer.study.study import StudyGrid, grid_of, load_grid
 from petransfer.training.execution import Execution
+from petransfer.training.tracker_names import check_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,7 @@ def run(
     ] = False,
     save_every: opt.SaveEvery = 60.0,
     checkpointing: opt.Checkpointing = False,
+    log_with: opt.LogWith = None,
     cpu: opt.Cpu = False,
     force: opt.Force = False,
     as_json: opt.Json = False,
@@ -106,9 +108,10 @@ def run(
     """Run every experiment of a recipe. Finished runs are skipped; interrupted runs resume."""
     grid = grid_from_options(opt.recipe_name(recipe, recipe_option), sets, family, seeds, arms, out, data_dir, shard)
     scheduling = Scheduling(workers, executor, address, stack)
+    trackers = check_trackers(log_with or [])
     check_and_launch(grid, scheduling, processes)
     execution = Execution(micro_batch, threads, save_every, grid.log_every, checkpointing=checkpointing)
-    settings = Settings(execution, cpu=cpu, force=force, by_generation=by_generation)
+    settings = Settings(execution, cpu=cpu, force=force, by_generation=by_generation, log_with=trackers)
     run_grid(grid, own_runs(grid), settings, scheduling, as_json)
 
 

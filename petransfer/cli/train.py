@@ -12,7 +12,7 @@ import typer
 import yaml
 
 from petransfer.cli.fit import show
-from petransfer.cli.options import Checkpointing, Cpu, Force, Json, parse_seeds
+from petransfer.cli.options import Checkpointing, Cpu, Force, Json, LogWith, parse_seeds
 from petransfer.cli.run import own_runs, run_grid
 from petransfer.memory.advice import OF_TRAIN
 from petransfer.memory.study_memory import this_card
@@ -24,6 +24,7 @@ from petransfer.study.settings import Settings
 from petransfer.study.train_study import TrainStudy, memory_of, refuse_too_large, small_data_note, train_study
 from petransfer.study.train_summary import TrainSummary, summaries
 from petransfer.training.execution import Execution
+from petransfer.training.tracker_names import check_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -113,11 +114,13 @@ def train(
         bool, typer.Option("--plan", help="Show the recipe, the data and the memory; train nothing.")
     ] = False,
     checkpointing: Checkpointing = False,
+    log_with: LogWith = None,
     cpu: Cpu = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Train a model on your own data until it stops improving, score it on rows held out, and save the adapter."""
+    trackers = check_trackers(log_with or [])
     card = None if cpu else this_card()
     request = TrainRequest(
         method, rank, bits, steps, epochs, max_steps, early_stopping, max_minutes, learning_rate, batch_size,
@@ -143,7 +146,8 @@ def train(
         for line in notes(grid.recipe):
             logger.info(line)
         return
-    settings = Settings(Execution(log_every=grid.log_every, checkpointing=checkpointing), cpu=cpu, force=force)
+    execution = Execution(log_every=grid.log_every, checkpointing=checkpointing)
+    settings = Settings(execution, cpu=cpu, force=force, log_with=trackers)
     run_grid(grid, own_runs(grid), settings, Scheduling(), as_json)
     if not as_json:
         print_summaries(training, cpu)

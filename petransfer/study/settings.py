@@ -19,6 +19,7 @@ class Settings:
         force: Ignore failed memory and quantisation checks.
         by_generation: Score the test set by generating every answer instead of by one forward pass.
         dev_only: Leave the test set alone and save no weights, as a sweep of learning rates does.
+        log_with: Names of experiment trackers that each run is logged to, such as `tensorboard`.
     """
 
     execution: Execution = field(default_factory=Execution)
@@ -27,6 +28,7 @@ class Settings:
     force: bool = False
     by_generation: bool = False
     dev_only: bool = False
+    log_with: tuple[str, ...] = ()
 
     @property
     def scored_parts(self) -> tuple[str, ...]:

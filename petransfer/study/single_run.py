@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -46,7 +47,9 @@ from petransfer.training.loop import Hooks, Loop
 from petransfer.training.quantization_cost import check, quantisation_cost
 from petransfer.training.reload_check import check_reloaded
 from petransfer.training.stacked.layers import share
-from petransfer.training.state import Progress, trained_tensors
+from petransfer.training.state import Progress, peek_progress, trained_tensors
+from petransfer.training.tracker_names import check_trackers
+from petransfer.training.trackers import RunTrackers, SamplePrediction, start_trackers
 
 
 @dataclass(frozen=True)
@@ -102,12 +105,13 @@ def run_one(
     base = open_base(spec, settings)
     execution = with_room(spec, settings.execution, base.accelerator.device)
     prepared = prepare(spec, folder, base)
-    loop = make_loop(prepared, base, execution, progress, should_stop)
-    if not loop.finished:  # what is trained from here on is trained alone
-        loop.progress.notes.pop("stack", None)
-    loop.run()
-    loop.save()
-    return finish(prepared, base, loop.progress, settings.execution.micro_batch)
+    with contextlib.closing(prepared.trackers):
+        loop = make_loop(prepared, base, execution, progress, should_stop)
+        if not loop.finished:  # what is trained from here on is trained alone
+            loop.progress.notes.pop("stack", None)
+        loop.run()
+        loop.save()
+        return finish(prepared, base, loop.progress, settings.execution.micro_batch)
 
 
 @dataclass
@@ -157,12 +161,14 @@ class Prepared:
     loaded: Loaded
     parts: dict[str, Sequence[Encoded]]
     model: torch.nn.Module
+    trackers: RunTrackers
     hollow: torch.nn.Module | None = None
 
 
 def open_base(spec: RunSpec, settings: Settings) -> Base:
     """Reads the data and loads the checkpoint."""
     started = time.monotonic()
+    check_trackers(settings.log_with)
     check_optimizer(spec.train.optimizer)
     if settings.execution.threads:
         torch.set_num_threads(settings.execution.threads)
@@ -196,10 +202,13 @@ def prepare(spec: RunSpec, folder: RunFolder, base: Base, model: PreTrainedModel
     # new pieces that training does not meet would learn nothing but not to be said
     loaded = replace(loaded, new_tokens=tuple(piece for piece in loaded.new_tokens if piece in token_ids))
     applied = apply_method(loaded, spec.method, spec.seed)
+    resumed = peek_progress(folder.path / "state", spec.canonical_json())
+    names = base.settings.log_with if base.accelerator.is_main_process else ()
+    trackers = start_trackers(names, folder.path, spec, base.accelerator.device, resumed.step if resumed else 0)
     if splits_tensors():
         hollow = shard_model(applied, base.accelerator.device, mixed_precision(spec.method) == "bf16")
-        return Prepared(spec, folder, loaded, parts, applied, hollow)
-    return Prepared(spec, folder, loaded, parts, applied.to(base.accelerator.device))
+        return Prepared(spec, folder, loaded, parts, applied, trackers, hollow)
+    return Prepared(spec, folder, loaded, parts, applied.to(base.accelerator.device), trackers)
 
 
 def make_loop(
@@ -224,7 +233,7 @@ def make_loop(
         identity=spec.canonical_json(),
         seed=spec.seed,
         execution=execution,
-        hooks=Hooks(progress, should_stop, evaluation_steps(spec.train), curve),
+        hooks=Hooks(progress, should_stop, evaluation_steps(spec.train), curve, prepared.trackers.log),
     )
     return loop
 
@@ -267,6 +276,8 @@ def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> 
         "environment": environment(accelerator.device, done.threads) | _shared(accelerator, done),
     }
     folder.finish(result)
+    private = TASKS.lookup(spec.task.name).text_is_private
+    _log_result(prepared.trackers, evaluations, () if private else data.dev, done.step)
     return result
 
 
@@ -278,6 +289,23 @@ def accelerator_for(precision: str, cpu: bool) -> Accelerator:
     if splits_tensors():  # what is split computes in its own precision
         return accelerator_without_fsdp(mixed_precision="no", cpu=cpu, gradient_accumulation_plugin=whole)
     return Accelerator(mixed_precision=precision, cpu=cpu, gradient_accumulation_plugin=whole)
+
+
+def _log_result(
+    trackers: RunTrackers, evaluations: Mapping[str, Evaluation], examples: Sequence[Example], step: int
+) -> None:
+    """Log the scores of a finished run, and three dev examples with the text that was generated for them."""
+    scores = {f"final/{part}_exact_match": 100 * found.exact_match for part, found in evaluations.items()}
+    generated = [
+        SamplePrediction(example.input, example.target, row.said)
+        for example, row in zip(examples, evaluations["dev"].scored, strict=False)
+        if row.said is not None
+    ]
+    trackers.log_result(scores, generated[:SAMPLES], step)
+
+
+# Sample predictions that a tracker is given.
+SAMPLES = 3
 
 
 def _stopping(done: Progress) -> dict[str, Any]:

@@ -64,3 +64,5 @@ def run_stack(
             finish(by_name[name], base, done[name])
         except Exception as error:  # whatever one dies of, the others are saved
             failed(by_name[name].folder, error)
+    for run in ready:
+        run.trackers.close()

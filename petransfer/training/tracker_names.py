@@ -1,0 +1,40 @@
+"""The experiment trackers that a run can log to, and whether they are installed. Imports no torch."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+
+from petransfer.errors import UserError, unknown
+
+# Accelerate's name of a tracker: the module that it needs, and the package that has this module.
+TRACKERS = {
+    "tensorboard": ("tensorboard", "petransfer[tensorboard]"),
+    "wandb": ("wandb", "petransfer[wandb]"),
+    "mlflow": ("mlflow", "petransfer[mlflow]"),
+    "trackio": ("trackio", "petransfer[trackio]"),
+    "aim": ("aim", "aim"),
+    "clearml": ("clearml", "clearml"),
+    "comet_ml": ("comet_ml", "comet_ml"),
+    "dvclive": ("dvclive", "dvclive"),
+    "swanlab": ("swanlab", "swanlab"),
+}
+
+
+def check_trackers(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of trackers, each once, after checking that they can be used.
+
+    Args:
+        names: as given to `--log-with`; several may stand in one, comma-separated.
+
+    Raises:
+        UserError: a tracker is unknown, or its package is not installed.
+    """
+    found = tuple(dict.fromkeys(name.strip() for given in names for name in given.split(",") if name.strip()))
+    for name in found:
+        if name not in TRACKERS:
+            raise unknown("tracker", name, TRACKERS)
+        module, package = TRACKERS[name]
+        if importlib.util.find_spec(module) is None:
+            raise UserError(f"--log-with {name}: the package {module} is not installed; run pip install '{package}'")
+    return found
