@@ -101,8 +101,8 @@ def test_where_no_pass_is_shared_a_stack_ends_bit_for_bit_where_single_runs_end(
 
 
 KILLS = {
-    "between two states of one moment": ("petransfer.training.stacked.stacked_loop.save_state", 4, True),
-    "in the very first save": ("petransfer.training.stacked.stacked_loop.save_state", 0, True),
+    "between two states of one moment": ("petransfer.training.loop.save_state", 4, True),
+    "in the very first save": ("petransfer.training.loop.save_state", 0, True),
     "while earlier states are removed": ("petransfer.training.stacked.stacked_loop.keep_only", 7, True),
     "after one run was done": ("petransfer.study.stacked_run.finish", 0, True),
     "while one run is evaluated": ("petransfer.study.stacked_run.finish", 1, False),
@@ -153,7 +153,7 @@ def test_a_failing_run_leaves_the_others_alone(
     for run in alone:
         assert_close(run, study.run(run.name).path, 1e-5)
     for place, call in (
-        ("petransfer.training.stacked.stacked_loop.save_state", 8),
+        ("petransfer.training.loop.save_state", 8),
         ("petransfer.study.stacked_run.finish", 1),
     ):
         out = tmp_path / place
