@@ -256,15 +256,12 @@ def liger_loss(model: Any, batch: Any) -> torch.Tensor:
     """Compute the summed cross-entropy in nats by Liger's kernel, without the logits; needs liger-kernel and a card."""
     from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
 
-    from petransfer.training.losses import _passed_through, known_head
+    from petransfer.training.losses import hidden_states, known_head
 
     known = known_head(model)
     assert known is not None
-    base, head = known
-    with _passed_through(base, head):
-        hidden_btd = model(**{name: value for name, value in batch.items() if name != "labels"}, use_cache=False).logits
-    hidden_nd = hidden_btd.flatten(0, 1).to(head.weight.dtype)
-    arguments = (hidden_nd, head.weight, batch["labels"].flatten(), None, None, -100, 0.0, 0.0, "sum")
+    hidden_nd = hidden_states(model, known, batch)
+    arguments = (hidden_nd, known.layer.weight, batch["labels"].flatten(), None, None, -100, 0.0, 0.0, "sum")
     return LigerFusedLinearCrossEntropyFunction.apply(*arguments)[0]
 
 

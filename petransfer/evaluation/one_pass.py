@@ -20,6 +20,7 @@ from petransfer.models.loading import Loaded
 from petransfer.training.batches import IGNORED, Tensors, collate
 from petransfer.training.cpu.cpu_step import CpuFastPath
 from petransfer.training.distributed.fsdp import is_sharded
+from petransfer.training.losses import Head, chunked_head, hidden_states
 
 # Tokens of a forward pass on a CPU where no padding is computed. With so few, the sequences of one pass have similar
 # lengths. Measured: as fast as larger passes on SCAN, and three times as fast as 256 examples on a part of COGS.
@@ -117,6 +118,9 @@ def _padded_figures(model: torch.nn.Module, batch: Tensors) -> tuple[torch.Tenso
         (b,): the noise of the logits.
     """
     labels_bt = batch["labels"]
+    head = chunked_head(model, labels_bt.numel())
+    if head is not None:
+        return _chunked_figures(model, head, batch)
     raw_btv = model(**{name: value for name, value in batch.items() if name != "labels"}, use_cache=False).logits
     logits_btv = raw_btv.float()
     asked_bt = labels_bt != IGNORED
@@ -125,6 +129,27 @@ def _padded_figures(model: torch.nn.Module, batch: Tensors) -> tuple[torch.Tenso
     log_prob_bt = (wanted_bt - logits_btv.logsumexp(-1)).masked_fill(~asked_bt, 0.0)
     noise_b = noise_of(raw_btv, asked_bt, compute_dtype(model))
     return wanted_bt, log_prob_bt, *logits_btv.scatter(-1, wanted_bt1, -torch.inf).max(-1), noise_b
+
+
+def _chunked_figures(model: torch.nn.Module, head: Head, batch: Tensors) -> tuple[torch.Tensor, ...]:
+    """Return what `_padded_figures` returns, without holding the logits of a large vocabulary for all positions."""
+    labels_bt = batch["labels"]
+    hidden_nd = hidden_states(model, head, batch)
+    columns: list[tuple[torch.Tensor, ...]] = []
+    for start in range(0, len(hidden_nd), head.chunk_rows()):
+        rows = slice(start, start + head.chunk_rows())
+        logits_nv = head.logits(hidden_nd[rows])
+        wanted_n1 = labels_bt.flatten()[rows].clamp(min=0).unsqueeze(-1)
+        wanted_n = logits_nv.gather(-1, wanted_n1).squeeze(-1)
+        log_prob_n, largest_n = wanted_n - logits_nv.logsumexp(-1), logits_nv.abs().amax(-1)
+        columns.append((wanted_n, log_prob_n, *logits_nv.scatter_(-1, wanted_n1, -torch.inf).max(-1), largest_n))
+    asked_bt = labels_bt != IGNORED
+    wanted_bt, log_prob_bt, rival_bt, rival_id_bt, largest_bt = (
+        torch.cat(column).view(labels_bt.shape) for column in zip(*columns, strict=True)
+    )
+    coarsest = hidden_nd.dtype if hidden_nd.dtype != torch.float32 else compute_dtype(model)
+    noise_b = noise_at(largest_bt.masked_fill(~asked_bt, 0.0).amax(-1), coarsest)
+    return wanted_bt, log_prob_bt.masked_fill(~asked_bt, 0.0), rival_bt, rival_id_bt, noise_b
 
 
 def _packed_figures(lean: CpuFastPath, batch: Tensors) -> tuple[torch.Tensor, ...]:

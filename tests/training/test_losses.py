@@ -8,9 +8,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from petransfer.data.encoding import Layout
+from petransfer.evaluation import one_pass
+from petransfer.models.support import supported_class
 from petransfer.training import losses
 from petransfer.training.batches import IGNORED
 from petransfer.training.stacked.layers import share
@@ -25,6 +27,15 @@ BART = {
     "encoder_attention_heads": 2, "decoder_attention_heads": 2, "dropout": 0.0, "max_position_embeddings": 32,
     "pad_token_id": 0, "attention_dropout": 0.0, "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0,
 }  # fmt: skip
+# A cap so low that logits of random weights reach it.
+CAPPED = GROUPED | {"head_dim": 8, "final_logit_softcapping": 0.1, "bos_token_id": 2}
+VISION = {
+    "model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
+}  # fmt: skip
+IMAGES = {"mm_tokens_per_image": 4, "image_token_index": 57, "boi_token_index": 59, "eoi_token_index": 58}
+MROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+QWEN_VISION = {"depth": 1, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "patch_size": 14}
 SMALL: dict[str, dict[str, Any]] = {
     "t5": T5,
     "mt5": T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
@@ -43,14 +54,27 @@ SMALL: dict[str, dict[str, Any]] = {
     "phi": GROUPED,
     "gemma": GROUPED | {"head_dim": 8},
     **dict.fromkeys(("m2m_100", "bart", "mbart", "marian", "pegasus"), BART),
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "phi3", "starcoder2"), GROUPED),
-}
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "phi3", "starcoder2", "smollm3"), GROUPED),
+    "gemma2": CAPPED,
+    "gemma3_text": CAPPED,
+    "t5gemma": {"encoder": CAPPED | {"vocab_size": 60}, "decoder": CAPPED | {"vocab_size": 60}},
+    "t5gemma2": {
+        "encoder": {"text_config": CAPPED | {"vocab_size": 60}, "vision_config": VISION, **IMAGES},
+        "decoder": CAPPED | {"vocab_size": 60}, "image_token_index": 57, "eoi_token_index": 58,
+    },
+    "gemma3": {"text_config": GROUPED | {"vocab_size": 60, "head_dim": 8}, "vision_config": VISION, **IMAGES},
+    "qwen2_vl": {"text_config": GROUPED | {"vocab_size": 60, "rope_parameters": MROPE}, "vision_config": QWEN_VISION},
+    "qwen2_5_vl": {"text_config": GROUPED | {"vocab_size": 60, "rope_parameters": MROPE}, "vision_config": {
+        "depth": 1, "hidden_size": 16, "num_heads": 2, "patch_size": 14, "intermediate_size": 16, "out_hidden_size": 16,
+    }},
+}  # fmt: skip
 
 
 def _model(kind: str) -> Any:
-    config = AutoConfig.for_model(kind, vocab_size=60, **SMALL[kind])
+    own = {} if "text_config" in SMALL[kind] else {"vocab_size": 60}
+    config = AutoConfig.for_model(kind, **own, **SMALL[kind])
     torch.manual_seed(1)
-    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    auto = supported_class(config, kind)
     model = auto.from_config(config, dtype=torch.float32)
     for dropout in model.modules():
         if isinstance(dropout, torch.nn.Dropout):
@@ -61,18 +85,18 @@ def _model(kind: str) -> Any:
 
 
 def _batch(model: Any) -> dict[str, torch.Tensor]:
-    ids = torch.randint(2, 60, (3, 7))
-    labels = torch.randint(2, 60, (3, 7))
+    ids = torch.randint(2, 56, (3, 7))
+    labels = torch.randint(2, 56, (3, 7))
     labels[1, 3:] = IGNORED
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
     return batch | ({"decoder_input_ids": ids.flip(1)} if model.config.is_encoder_decoder else {})
 
 
 def test_all_that_are_named_are_tried() -> None:
-    assert set(SMALL) == losses.PLAIN_HEADS | losses.BIASED_HEADS
+    assert set(SMALL) == losses.PLAIN_HEADS | losses.BIASED_HEADS | losses.CAPPED_HEADS
 
 
-@pytest.mark.parametrize("kind", sorted(losses.PLAIN_HEADS | losses.BIASED_HEADS))
+@pytest.mark.parametrize("kind", sorted(losses.PLAIN_HEADS | losses.BIASED_HEADS | losses.CAPPED_HEADS))
 def test_in_pieces_it_is_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the head trained and frozen, in pieces of 4 rows of 21."""
     model = _model(kind)
@@ -110,15 +134,33 @@ def test_stacked_it_is_the_same(kind: str, whole: int, monkeypatch: pytest.Monke
     torch.testing.assert_close(accumulate(stack, batches, [1, 1], Layout(True, 0, 2)), expected)
 
 
-def test_a_model_that_changes_its_logits_after_the_head_is_never_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_logits_of_an_architecture_that_is_not_known_are_never_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model("gemma2", vocab_size=60, **GROUPED, head_dim=8, final_logit_softcapping=0.1)
+        AutoConfig.for_model("granite", vocab_size=60, **GROUPED, logits_scaling=8.0)
     ).eval()
     batch = _batch(model)
     monkeypatch.setattr(losses, "WHOLE", 0)
     logits = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
     expected = functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum")
     torch.testing.assert_close(losses.token_loss(model, batch), expected)
+
+
+@pytest.mark.parametrize("kind", ["bart", "gemma2", "t5gemma", "qwen2"])
+def test_an_evaluation_in_chunks_gives_the_same_figures(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model(kind).eval()
+    batch = _batch(model)
+    with torch.no_grad():
+        whole = one_pass._padded_figures(model, batch)
+        monkeypatch.setattr(losses, "WHOLE", 60 * 16 * 4)
+        rows: list[int] = []
+        plain = functional.linear
+        monkeypatch.setattr(losses.functional, "linear", lambda *given: rows.append(len(given[0])) or plain(*given))
+        chunked = one_pass._padded_figures(model, batch)
+    assert rows.count(4) >= 5
+    asked = batch["labels"] != IGNORED
+    for one, other in zip(whole[:4], chunked[:4], strict=True):
+        torch.testing.assert_close(other[asked], one[asked])
+    torch.testing.assert_close(chunked[4], whole[4])
 
 
 def test_pieces_never_hold_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:

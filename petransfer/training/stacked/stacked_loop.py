@@ -33,7 +33,8 @@ def joins(device: torch.device) -> bool:
 
 def make_stack(trunk: torch.nn.Module, members: Sequence[torch.nn.Module]) -> Stack:
     """A stack whose trunk ends before the head where the loss may take it from there."""
-    return Stack(trunk, members, hidden_only=all(known_head(member) is not None for member in members))
+    heads = [known_head(member) for member in members]
+    return Stack(trunk, members, hidden_only=all(head is not None and not head.cap for head in heads))
 
 
 def accumulate(stack: Stack, micros: Sequence[Tensors], tokens: Sequence[int], layout: Layout) -> list[torch.Tensor]:
