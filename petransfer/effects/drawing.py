@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from petransfer.effects.palette import FAINT, HOLLOW, INK, MUTED, RULE, VERDICTS
@@ -59,26 +60,27 @@ def plot_forest(effects: Sequence[dict[str, Any]], word: str, width: float | Non
     from matplotlib.patches import Patch
 
     width = width or TWO_COLUMNS
-    rows = list(_rows(effects))
+    rows = _rows(effects)
     keys = _keys(effects)
     beside = 2 if width < 5 else 4
     legend_rows = math.ceil((len(keys) + 1) / beside)
     figure, (axes,) = new_figure(1, size=(width, 0.55 + 0.2 * legend_rows + _ROW * len(rows)))
-    for at, (label, effect) in enumerate(rows):
-        if effect is None:
+    for at, row in enumerate(rows):
+        if row.is_heading:
             place = axes.get_yaxis_transform()
-            axes.text(0.0, at, f" {label}", transform=place, va="center", weight="bold", fontsize=SMALL)
+            axes.text(0.0, at, f" {row.label}", transform=place, va="center", weight="bold", fontsize=SMALL)
             axes.axhspan(at - 0.5, at + 0.5, color=RULE, alpha=0.35, linewidth=0)
-            continue
-        marker, colour = VERDICTS[effect["verdict"]]
-        raised = 0.12 if effect.get("paper") else 0.0
-        draw_interval(axes, effect, at - raised, colour, marker, hollow=effect["verdict"] in HOLLOW)
-        if effect.get("paper"):
-            draw_interval(axes, effect["paper"], at + 0.24, FAINT, "D", hollow=True, size=4)
+        if row.effect:
+            marker, colour = VERDICTS[row.effect["verdict"]]
+            hollow = row.effect["verdict"] in HOLLOW
+            draw_interval(axes, row.effect, at - 0.12 * bool(row.paper), colour, marker, hollow=hollow)
+        if row.paper:
+            draw_interval(axes, row.paper, at + 0.24 * bool(row.effect), FAINT, "D", hollow=True, size=4)
     margin = max((effect["margin"] for effect in effects), default=0)
     axes.axvspan(-margin, margin, color=RULE, alpha=0.35, linewidth=0, zorder=0)
     axes.axvline(0, color=INK, linewidth=0.8)
-    axes.set_yticks([at for at, row in enumerate(rows) if row[1]], [label for label, row in rows if row])
+    shown = [at for at, row in enumerate(rows) if not row.is_heading]
+    axes.set_yticks(shown, [rows[at].label for at in shown])
     axes.tick_params(axis="y", length=0)
     axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=f"difference in test {word}, points")
     axes.spines["left"].set_visible(False)
@@ -87,19 +89,45 @@ def plot_forest(effects: Sequence[dict[str, Any]], word: str, width: float | Non
     return figure
 
 
-def _rows(effects: Sequence[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any] | None]]:
-    """Yield a label and an effect for each line of the plot; a heading, without an effect, where there are several."""
-    splits, methods = ({effect[key] for effect in effects if effect[key]} for key in ("split", "method"))
-    headings = [(effect["split"], effect["method"]) for effect in effects]
-    several = len(set(headings)) > 1
-    for split, method in dict.fromkeys(headings):
-        if several:
-            short = short_label(method, methods) if method else "between methods"
-            yield " \u00b7 ".join([split] * (len(splits) > 1) + [short] * (len(set(headings)) > len(splits))), None
-        for effect in effects:
-            if (effect["split"], effect["method"]) == (split, method):
-                place = f", {effect['arm']}" if effect["arm"] else ""
-                yield f"{label_of(effect)}{place}", effect
+@dataclass(frozen=True)
+class _Row:
+    """A line of a forest plot: an effect, the paper's figures, both, or neither where it is a heading."""
+
+    label: str
+    effect: dict[str, Any] | None = None
+    paper: dict[str, Any] | None = None
+
+    @property
+    def is_heading(self) -> bool:
+        return self.effect is None and self.paper is None
+
+
+def _rows(effects: Sequence[dict[str, Any]]) -> list[_Row]:
+    """Group effects under headings: by split and method, or by split and effect where the methods are more."""
+    methods = {effect["method"] for effect in effects if effect["method"]}
+    names = {label_of(effect) for effect in effects}
+    by_effect = len(methods) > len(names)
+
+    def short(effect: dict[str, Any]) -> str:
+        return short_label(effect["method"], methods) if effect["method"] else "between methods"
+
+    def label(effect: dict[str, Any]) -> str:
+        return f"{label_of(effect)}{', ' + effect['arm'] if effect['arm'] else ''}"
+
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for effect in effects:
+        groups.setdefault((effect["split"], label(effect) if by_effect else short(effect)), []).append(effect)
+    splits, seconds = ({key[at] for key in groups} for at in (0, 1))
+    rows = []
+    for (split, second), members in groups.items():
+        if len(groups) > 1 or by_effect:
+            rows.append(_Row(" \u00b7 ".join([split] * (len(splits) > 1) + [second] * (len(seconds) > 1 or by_effect))))
+        if by_effect:  # the paper's figures are the same under every method
+            rows += [_Row(short(one), one) for one in members]
+            rows += [_Row("Orhan (2021)", None, members[0]["paper"])] if members[0].get("paper") else []
+        else:
+            rows += [_Row(label(one), one, one.get("paper")) for one in members]
+    return rows
 
 
 def draw_interval(

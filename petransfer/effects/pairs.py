@@ -168,8 +168,8 @@ def compared(name: str, split: str, left: Scored, right: Scored, **names: Any) -
         left_out=len(left.seeds) + len(right.seeds) - len(parts[0].seeds) - len(parts[1].seeds),
         metric=left.metric,
         dev=(_mean(parts[0].dev), _mean(parts[1].dev)),
-        left_key=" ".join(parts[0].run_ids),
-        right_key=" ".join(parts[1].run_ids),
+        left_key=parts[0].key,
+        right_key=parts[1].key,
         **names,
     )
 

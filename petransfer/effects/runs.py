@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -38,6 +39,12 @@ class Scored:
     category: np.ndarray
     dev: np.ndarray
     metric: str = EXACT_MATCH
+
+    @property
+    def key(self) -> str:
+        """Names these runs with these scores: groups with one key are one sample, which is drawn once."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.scores).tobytes()).hexdigest()[:12]
+        return f"{' '.join(self.run_ids)} {digest}"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from html import escape
 from typing import Any
 
 from petransfer.effects.criteria import CRITERIA
@@ -20,8 +19,8 @@ from petransfer.errors import UserError
 from petransfer.recipe.effect_requests import wanted
 from petransfer.recipe.metrics import EXACT_MATCH
 from petransfer.recipe.schema import Recipe
-from petransfer.report.html_elements import document, table
 from petransfer.report.run_groups import points
+from petransfer.report.tables import Table, markdown, markdown_text, table_of_text, write_page
 
 
 @dataclass(frozen=True)
@@ -307,31 +306,24 @@ def as_json(found: Comparison) -> dict[str, Any]:
 
 
 def as_html(found: Comparison) -> str:
-    """A page of its own, as self-contained as a study's."""
+    """Write a page of its own, as self-contained as a study's."""
     title = f"{found.names[0]} and {found.names[1]}"
-    lines = "<br>\n".join(escape(line) for line in head(found))
-    parts = [f"<header>\n<h1>{escape(title)}</h1>\n<p>{lines}</p>\n</header>\n<main>"]
-    for name, columns, content in (
-        ("The same cells", cell_columns(found), cell_lines(found)),
-        ("The same effects", effect_columns(found), effect_lines(found)),
-    ):
-        if content:
-            parts.append(f"<section>\n<h2>{name}</h2>\n{table(columns, content, left=3)}\n</section>")
-    return document(f"{title}: comparison", "\n".join([*parts, "</main>"]))
+    tables = [table.condensed() for table in _tables(found)]
+    return write_page(
+        "compare.html.jinja", f"{title}: comparison", title_of_page=title, lines=head(found), tables=tables
+    )
 
 
 def as_markdown(found: Comparison) -> str:
-    """The same tables for a text."""
-    parts = ["\n".join(f"- {line}" for line in head(found))]
-    for columns, content in (
-        (cell_columns(found), cell_lines(found)),
-        (effect_columns(found), effect_lines(found)),
-    ):
-        if content:
-            parts.append(_markdown(columns, content))
-    return "\n\n".join(parts) + "\n"
+    """Write the same tables as Markdown."""
+    lines = "\n".join(f"- {markdown_text(line)}" for line in head(found))
+    return "\n\n".join([lines, *map(markdown, _tables(found))]) + "\n"
 
 
-def _markdown(columns: Sequence[str], lines: Sequence[tuple[str, ...]]) -> str:
-    rules = ["---" if at < 3 or name == "verdict" else "---:" for at, name in enumerate(columns)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [columns, rules, *lines])
+def _tables(found: Comparison) -> list[Table]:
+    """Return the tables that have rows."""
+    cells = table_of_text(cell_columns(found), cell_lines(found), names=3, label="Cells", heading="The same cells")
+    effects = table_of_text(
+        effect_columns(found), effect_lines(found), names=3, label="Effects", heading="The same effects"
+    )
+    return [table for table in (cells, effects) if table.rows]

@@ -1,4 +1,4 @@
-"""What the page shows beside tables and effects, read from run folders: categories, errors, provenance."""
+"""Data that the page reads from run folders: categories, wrong answers, machines, checkpoints."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 from petransfer.effects.reference import beside
 from petransfer.recipe.effect_requests import short_label
-from petransfer.report.charts import Heat, Trained
+from petransfer.report.heat_map import Heat
+from petransfer.report.parameter_plot import Trained
 from petransfer.report.run_groups import Group
 from petransfer.study.folders import StudyFolder
 
@@ -18,7 +19,7 @@ MOST_ERRORS = 3
 
 
 def heats(groups: Sequence[Group], study: StudyFolder) -> list[Heat]:
-    """Percent EM over seeds by category and group, for every split that has several categories; a row is a category."""
+    """Return percent exact match over seeds by category and group, for every split with several categories."""
     found = []
     for split in dict.fromkeys(group.split for group in groups):
         members = [group for group in groups if group.split == split and group.done]
@@ -56,7 +57,7 @@ def _categories(group: Group, study: StudyFolder) -> dict[str, float]:
 
 
 def trained(effects: Sequence[dict[str, Any]], groups: Sequence[Group]) -> list[Trained]:
-    """Effects of arms that stand under several methods, each with what the left arm trains; else nothing."""
+    """Return the effects that were estimated under several methods, each with what the left arm trains."""
     counts = {(group.split, group.arm, group.method): group.done[0].trained for group in groups if group.done}
     found = []
     for effect in effects:
@@ -71,18 +72,18 @@ def trained(effects: Sequence[dict[str, Any]], groups: Sequence[Group]) -> list[
 
 @dataclass(frozen=True)
 class Error:
-    """A wrong answer: what was asked, what would have been right, and what generation gave."""
+    """A wrong answer: the input, the expected text, and the generated one."""
 
     group: Group
     seed: int
     category: str
     input: str
     target: str
-    said: str
+    generated: str
 
 
 def errors(groups: Sequence[Group], study: StudyFolder) -> list[Error]:
-    """The first few wrong ones among the examples that each group's first run drew at random and generated."""
+    """Return the first wrong answers among the test examples that each group's first run generated."""
     return [error for group in groups for error in _errors(group, study)]
 
 
@@ -105,7 +106,7 @@ def _errors(group: Group, study: StudyFolder) -> Iterator[Error]:
 
 
 def environments(groups: Sequence[Group], study: StudyFolder) -> list[str]:
-    """What the runs were made with, a line for each kind of machine and set of versions, with how many runs it made."""
+    """Return a line for each kind of machine and set of versions, with how many runs it made."""
     found: Counter[str] = Counter()
     for group in groups:
         for row in group.done:
@@ -118,17 +119,17 @@ def environments(groups: Sequence[Group], study: StudyFolder) -> list[str]:
 
 
 def checkpoints(groups: Sequence[Group]) -> list[tuple[str, str, str]]:
-    """(arm, checkpoint, revision or hash) of every arm."""
+    """Return (arm, checkpoint, revision or hash) of every arm."""
     specs = {group.arm: group.runs[0].cell.spec.checkpoint for group in groups}
-    return [(arm, _drawn_anew(spec.name, spec.reinit), spec.weights[:12]) for arm, spec in specs.items()]
+    return [(arm, _with_reinit(spec.name, spec.reinit), spec.weights[:12]) for arm, spec in specs.items()]
 
 
-def _drawn_anew(name: str, reinit: str) -> str:
+def _with_reinit(name: str, reinit: str) -> str:
     new = {"none": "", "all": ", all weights random", "embeddings": ", embeddings random", "body": ", body random"}
     return name + new[reinit]
 
 
 def run_ids(groups: Sequence[Group]) -> str:
-    """Every run that is done, as JSON on lines by group: what a repetition must arrive at."""
+    """Return the ids of all finished runs by group, as JSON; a repetition must give the same ids."""
     lines = {f"{group.split}, {group.arm}, {group.method}": [row.cell.run_id for row in group.done] for group in groups}
     return json.dumps({name: ids for name, ids in lines.items() if ids}, indent=1)

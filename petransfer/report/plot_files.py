@@ -1,4 +1,4 @@
-"""plots/: every picture that the study has data for, as SVG and PNG."""
+"""plots/: every plot that a study has data for, as SVG and PDF, and as PNG with 300 dots an inch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from petransfer.effects.criteria import criterion_of
-from petransfer.effects.drawing import plot_forest, plot_ratios
-from petransfer.report import charts, plots, sweep
+from petransfer.effects.drawing import ONE_COLUMN
+from petransfer.effects.kind import kinds_in_order
 from petransfer.report import page_data as gather
+from petransfer.report import plots, sweep
+from petransfer.report.heat_map import heat_map
+from petransfer.report.parameter_plot import parameters_and_effect
 from petransfer.report.run_groups import Group
 from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell
@@ -16,29 +19,41 @@ from petransfer.study.grid import Cell
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# The width of a page with two columns unless a name ends with this.
+NARROW = "-one-column"
+_KINDS = {"contrast": "effects"}  # the plot of contrasts has a name of its own
+_NAMES = ("learning-curves", "by-arm", "by-category", "learning-rates", "parameters")
+
 
 def save_all(groups: Sequence[Group], effects: dict[str, Any], cells: Sequence[Cell], study: StudyFolder) -> None:
-    """Writes the pictures; those whose data are gone since an earlier report are removed."""
-    figures: dict[str, Figure] = {}
-    word = criterion_of(effects).word
+    """Write the plots; a plot whose data are gone since an earlier report is removed."""
+    figures = _figures(groups, effects, cells, study)
+    kinds = [_KINDS.get(kind.name, kind.name) for kind in kinds_in_order()]
+    for name in (*_NAMES, *kinds, *(f"{name}{NARROW}" for name in ("by-arm", *kinds))):
+        path = study.path / "plots" / name
+        figure = figures.get(name)
+        if figure is not None:
+            plots.save(figure, path)
+        else:
+            for suffix in (".svg", ".png", ".pdf"):
+                path.with_suffix(suffix).unlink(missing_ok=True)
+
+
+def _figures(
+    groups: Sequence[Group], effects: dict[str, Any], cells: Sequence[Cell], study: StudyFolder
+) -> dict[str, Figure | None]:
+    figures: dict[str, Figure | None] = {}
     if any(group.done for group in groups):
-        figures = {"learning-curves": plots.learning_curves(groups, study), "by-arm": plots.by_arm(groups)}
-    if effects["effects"]:
-        figures["effects"] = plot_forest(effects["effects"], word)
-    if any(one["ratio"] is not None for one in effects.get("retentions", ())):
-        figures["retention"] = plot_ratios([one for one in effects["retentions"] if one["ratio"] is not None])
+        figures["learning-curves"] = plots.learning_curves(groups, study)
+        figures["by-arm"] = plots.by_arm(groups)
+        figures[f"by-arm{NARROW}"] = plots.by_arm(groups, ONE_COLUMN)
+    for kind in kinds_in_order():
+        found, criterion, name = effects.get(kind.key, []), criterion_of(effects), _KINDS.get(kind.name, kind.name)
+        figures[name] = kind.plot(found, criterion, None)
+        figures[f"{name}{NARROW}"] = kind.plot(found, criterion, ONE_COLUMN)
     heats, swept = gather.heats(groups, study), sweep.groups_of(cells, study)
     trained = gather.trained(effects["effects"], groups)
-    figures |= {"by-category": charts.heat_map(heats)} if heats else {}
-    figures |= {"learning-rates": sweep.figure(swept)} if swept else {}
-    figures |= {"parameters": charts.parameters_and_effect(trained, word)} if trained else {}
-    for name in _NAMES:
-        path = study.path / "plots" / name
-        if name in figures:
-            plots.save(figures[name], path)
-        else:
-            for kind in (".svg", ".png"):
-                path.with_suffix(kind).unlink(missing_ok=True)
-
-
-_NAMES = ("learning-curves", "by-arm", "effects", "retention", "by-category", "learning-rates", "parameters")
+    figures["by-category"] = heat_map(heats) if heats else None
+    figures["learning-rates"] = sweep.plot(swept) if swept else None
+    figures["parameters"] = parameters_and_effect(trained, criterion_of(effects).word) if trained else None
+    return figures

@@ -1,16 +1,16 @@
-"""A study's pictures: learning curves, and exact match per arm with every seed shown."""
+"""A study's plots of runs: learning curves, and exact match and log-probability with every seed shown."""
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from petransfer.effects.palette import MUTED
-from petransfer.effects.palette import colours as colours_of
+from petransfer.effects.drawing import ONE_COLUMN, SMALL, TWO_COLUMNS, new_figure
+from petransfer.effects.palette import LINES, MARKERS, MUTED, RULE, SERIES, colours
+from petransfer.recipe.effect_requests import short_label
 from petransfer.report.run_groups import Group
 from petransfer.study.folders import StudyFolder
 from petransfer.training.metrics_file import read_metrics
@@ -21,106 +21,27 @@ if TYPE_CHECKING:
 
 Panels = dict[tuple[str, str], list[Group]]
 
-
-def learning_curves(groups: Sequence[Group], study: StudyFolder) -> Figure:
-    """Exact match on dev over the steps: a panel a split and method, thin lines the seeds, thick ones their mean."""
-    colours = colours_of([group.arm for group in groups])
-    figure, used = _in_bands(groups, [functools.partial(draw_curves, study=study, colours=colours)], sharey=True)
-    _legend(used, groups)
-    return figure
-
-
-# Of panels beside each other; more go into further bands.
+# Panels beside each other on a page with two columns; more go into further rows.
 MOST_BESIDE = 4
+_ROW = 0.19
 
 
-def _in_bands(
-    groups: Sequence[Group], draws: Sequence[Callable[[Axes, list[Group]], None]], **options: Any
-) -> tuple[Figure, list[Axes]]:
-    """A figure with the panels of each split and method above each other, one for each of `draws`, and those in use."""
-    panels = panels_of(groups)
-    bands = max(1, math.ceil(len(panels) / MOST_BESIDE))
-    columns = max(1, math.ceil(len(panels) / bands))
-    figure, cells = grid(columns, bands * len(draws), **options)
-    used = []
-    for at, ((split, method), members) in enumerate(panels.items()):
-        band, column = divmod(at, columns)
-        for row, draw in enumerate(draws):
-            axes = cells[(band * len(draws) + row) * columns + column]
-            draw(axes, members)
-            if row == 0:
-                axes.set_title(f"{split}\n{method}", fontsize="medium")
-            if column:
-                axes.set_ylabel("")
-            used.append(axes)
-    for axes in cells:
-        if axes not in used:
-            axes.set_axis_off()
-    return figure, used
-
-
-def _legend(all_axes: Sequence[Axes], groups: Sequence[Group]) -> None:
-    """In the last panel, for all of them: an arm need not be trained by every method."""
-    keys = {name: line for axes in all_axes for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
-    names = [arm for arm in dict.fromkeys(group.arm for group in groups) if arm in keys]
-    all_axes[-1].legend([keys[name] for name in names], names, frameon=False, fontsize="small")
-
-
-def draw_curves(axes: Axes, members: Sequence[Group], study: StudyFolder, colours: dict[str, str]) -> None:
-    """One panel of learning curves."""
-    for group in members:
-        curves = [_curve(study, row.cell.run_id) for row in group.runs]
-        curves = [curve for curve in curves if curve]
-        for curve in curves:
-            axes.plot(*zip(*curve, strict=True), color=colours[group.arm], linewidth=0.6, alpha=0.5)
-        if curves:
-            axes.plot(*_mean(curves), color=colours[group.arm], linewidth=2, label=group.arm)
-    axes.set(xlabel="optimiser steps", ylabel="dev exact match, %", ylim=(-2, 102))
-
-
-def by_arm(groups: Sequence[Group]) -> Figure:
-    """Out of distribution: exact match above, log-probability per target token below; a dot a seed, a bar the mean."""
-    colours = colours_of([group.arm for group in groups])
-    draws = [functools.partial(draw_arms, figure=figure, colours=colours) for figure in ("test", "log_prob")]
-    return _in_bands(groups, draws)[0]
-
-
-_FIGURES = {"test": "test exact match, %", "log_prob": "log p per token, nats"}
-
-
-def draw_arms(axes: Axes, members: Sequence[Group], figure: str, colours: dict[str, str]) -> None:
-    """One panel: each arm's seeds as dots, their mean as a bar, and the paper's mean as a hollow diamond."""
-    ready = [group for group in members if group.done]
-    for place, group in enumerate(ready):
-        values = getattr(group, figure)
-        axes.plot([place] * len(values), values, "o", color=colours[group.arm], markersize=4, alpha=0.7)
-        axes.hlines(fmean(values), place - 0.3, place + 0.3, color=colours[group.arm], linewidth=2.5)
-        if group.paper and figure == "test":
-            axes.plot([place + 0.3], [group.paper.mean], "D", markerfacecolor="none", color=MUTED, markersize=4.5)
-    axes.set_xticks(range(len(ready)), [group.arm for group in ready], rotation=35, ha="right")
-    axes.set_ylabel(_FIGURES[figure])
-    if figure == "test":
-        top = axes.get_ylim()[1]
-        axes.set_ylim(-0.03 * top, top)  # what lies at 0 is seen whole
-
-
-def save(figure: Figure, path: Path) -> None:
-    """As SVG, whose bytes depend on the figures alone, and PNG. `path` has no suffix."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_svg(figure, path.with_suffix(".svg"))
-    figure.savefig(path.with_suffix(".png"), dpi=150, metadata={"Software": "petransfer"})
-
-
-def write_svg(figure: Figure, target: Any) -> None:
-    """To a path or a file: no date, and text as text."""
-    import matplotlib as mpl
-
-    with mpl.rc_context({"svg.hashsalt": "petransfer", "svg.fonttype": "none"}):
-        figure.savefig(target, format="svg", metadata={"Date": None, "Creator": "petransfer"})
+def arm_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Give every arm a colour, a marker and a line; a colour that repeats has another marker and line."""
+    found = list(dict.fromkeys(names))
+    by_name = colours(found)
+    return {
+        name: {
+            "color": by_name[name],
+            "marker": MARKERS[at % len(MARKERS)],
+            "linestyle": LINES[(at // len(SERIES)) % len(LINES)],
+        }
+        for at, name in enumerate(found)
+    }
 
 
 def panels_of(groups: Sequence[Group]) -> Panels:
-    """The groups by split and method; an arm that is trained whole whatever the method stands in every panel."""
+    """Return the groups by split and method; `scratch`, which is trained whole, stands beside every method."""
     methods = {group.method for group in groups if group.arm != "scratch"} or {group.method for group in groups}
     panels: Panels = {}
     for group in groups:
@@ -129,17 +50,185 @@ def panels_of(groups: Sequence[Group]) -> Panels:
     return panels
 
 
-def grid(
-    columns: int, rows: int = 1, size: tuple[float, float] | None = None, **options: Any
-) -> tuple[Figure, list[Any]]:
-    """A figure of panels without needless lines. size: in inches, that of all panels together."""
-    from matplotlib.figure import Figure
+def panel_grid(count: int, **options: Any) -> tuple[Figure, list[Axes]]:
+    """Make so many panels of one size in rows; places without a panel stay empty.
 
-    figure = Figure(figsize=size or (1.6 + 3.6 * columns, 0.5 + 3.0 * rows), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
-    for one in axes:
-        one.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    Args:
+        count: how many panels.
+        options: for matplotlib's `subplots`.
+    """
+    columns = min(count, MOST_BESIDE)
+    rows = math.ceil(count / columns)
+    width = TWO_COLUMNS if columns > 1 else ONE_COLUMN
+    figure, axes = new_figure(columns, rows, size=(width, 0.6 + 1.75 * rows), **options)
+    for one in axes[count:]:
+        one.remove()
+    return figure, axes[:count]
+
+
+def legend_below(figure: Figure, all_axes: Sequence[Axes], columns: int = 6) -> None:
+    """Draw one legend for all panels, below them."""
+    keys = {name: line for axes in all_axes for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    width = figure.get_size_inches()[0]
+    beside = max(2, min(columns, int(width / 1.1)))
+    figure.legend(keys.values(), keys.keys(), loc="outside lower center", ncols=beside, frameon=False, fontsize=SMALL)
+
+
+def learning_curves(groups: Sequence[Group], study: StudyFolder, only: tuple[str, str] | None = None) -> Figure | None:
+    """Draw exact match on dev over the steps: thin lines are seeds, thick ones their mean. None without any curve.
+
+    Args:
+        groups: of the study.
+        study: whose metrics.jsonl files are read.
+        only: one split and method; all of them by default.
+    """
+    curves = {group.key: [curve for row in group.runs if (curve := _curve(study, row.cell.run_id))] for group in groups}
+    panels = {
+        place: members
+        for place, members in panels_of([group for group in groups if curves[group.key]]).items()
+        if only in (None, place)
+    }
+    if not panels:
+        return None
+    styles = arm_styles(group.arm for group in groups)
+    figure, all_axes = panel_grid(len(panels), sharey=True, sharex=True)
+    labels = {method for _, method in panels}
+    for axes, ((split, method), members) in zip(all_axes, panels.items(), strict=True):
+        for group in members:
+            _draw_curves(axes, group.arm, curves[group.key], styles[group.arm])
+        if len(panels) > 1:
+            axes.set_title(f"{split}\n{short_label(method, labels)}", fontsize=SMALL)
+    label_outside(all_axes, "optimiser steps", "dev exact match, %")
+    all_axes[0].set_ylim(-2, 102)
+    legend_below(figure, all_axes)
+    return figure
+
+
+def label_outside(all_axes: Sequence[Axes], x: str, y: str) -> None:
+    """Label the axes of the lowest panels and of those at the left, as the others have the same."""
+    columns = min(len(all_axes), MOST_BESIDE)
+    for at, axes in enumerate(all_axes):
+        if at % columns == 0:
+            axes.set_ylabel(y)
+        if at + columns >= len(all_axes):  # nothing below it
+            axes.set_xlabel(x)
+            axes.tick_params(labelbottom=True)
+
+
+def _draw_curves(axes: Axes, arm: str, curves: Sequence[Any], style: dict[str, Any]) -> None:
+    line = {"color": style["color"], "linestyle": style["linestyle"]}
+    for curve in curves:
+        axes.plot(*zip(*curve, strict=True), linewidth=0.5, alpha=0.5, **line)
+    axes.plot(*_mean(curves), linewidth=1.8, label=arm, **line)
+
+
+def by_arm(groups: Sequence[Group], width: float = TWO_COLUMNS, split: str | None = None) -> Figure | None:
+    """Draw test exact match and log-probability per target token: a dot is a seed, a bar the mean of a group.
+
+    All groups of a split share one axis, under a heading for each method. The paper's mean is written at the right.
+
+    Args:
+        groups: of the study.
+        width: in inches; a figure of one column has exact match alone.
+        split: one split; all of them by default.
+    """
+    done = [group for group in groups if group.done and split in (None, group.split)]
+    if not done:
+        return None
+    splits = list(dict.fromkeys(group.split for group in done))
+    rows = {name: _rows([group for group in done if group.split == name]) for name in splits}
+    shown = ("test", "log_prob")[: 1 if width < 5 else 2]
+    figure, cells = new_figure(
+        len(shown), len(splits), size=(width, 0.55 * len(splits) + 0.2 + _ROW * sum(map(len, rows.values()))),
+        sharey="row", sharex="col", height_ratios=[len(rows[name]) + 1 for name in splits],
+    )  # fmt: skip
+    styles = arm_styles(group.arm for group in groups)
+    for at, name in enumerate(splits):
+        for column, figures in enumerate(shown):
+            axes = cells[at * len(shown) + column]
+            _draw_rows(axes, rows[name], figures, styles, first=column == 0)
+            if len(splits) > 1 and column == 0:
+                axes.set_title(name, fontsize=SMALL, loc="left", weight="bold")
+    labels = {"test": "test exact match, %", "log_prob": "log-probability per target token, nats"}
+    for axes, figures in zip(cells[-len(shown) :], shown, strict=True):
+        axes.set_xlabel(labels[figures])
+    return figure
+
+
+def _rows(groups: Sequence[Group]) -> list[tuple[str, Group | None]]:
+    """Return the lines of a panel: a heading for each method where there are several, and the groups under it."""
+    methods = list(dict.fromkeys(group.method for group in groups))
+    found: list[tuple[str, Group | None]] = []
+    for method in methods:
+        if len(methods) > 1:
+            found.append((short_label(method, methods), None))
+        found += [(group.arm, group) for group in groups if group.method == method]
+    return found
+
+
+def _draw_rows(
+    axes: Axes, rows: Sequence[tuple[str, Group | None]], figures: str, styles: dict[str, Any], first: bool
+) -> None:
+    for at, (label, group) in enumerate(rows):
+        if group is None:
+            axes.axhspan(at - 0.5, at + 0.5, color=RULE, alpha=0.35, linewidth=0)
+            if first:
+                place = axes.get_yaxis_transform()
+                axes.text(0.01, at, label, transform=place, va="center", weight="bold", fontsize=SMALL - 1)
+            continue
+        values, colour = getattr(group, figures), styles[group.arm]["color"]
+        axes.plot(values, [at] * len(values), "o", color=colour, markersize=3.2, alpha=0.6)
+        if values:
+            axes.plot([fmean(values)] * 2, [at - 0.36, at + 0.36], color=colour, linewidth=2.2)
+        if group.paper and figures == "test":
+            place = axes.get_yaxis_transform()
+            text = f"paper {group.paper.mean:.1f}"
+            axes.text(1.0, at, text, transform=place, va="center", ha="right", fontsize=SMALL - 2, color=MUTED)
+    axes.set_yticks([at for at, row in enumerate(rows) if row[1]], [label for label, group in rows if group])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.margins(x=0.08 if figures == "log_prob" else 0.14)
+
+
+def run_curves(study: StudyFolder, run_id: str, width: float = ONE_COLUMN) -> list[tuple[str, Figure]]:
+    """Draw the training loss, and the score on dev, of one run over its steps; what was not measured is left out."""
+    lines = read_metrics(study.run(run_id).path / "metrics.jsonl")
+    found = []
+    for key, label, colour in (("loss", "training loss, nats per target token", SERIES[0]),
+                               ("dev_em", "dev exact match, %", SERIES[2]),
+                               ("dev_loss", "dev loss, nats per target token", SERIES[3])):  # fmt: skip
+        points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+        if len(points) < 2:
+            continue
+        figure, (axes,) = new_figure(1, size=(width, 2.3))
+        axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.4, marker="o", markersize=2.5)
+        axes.set(xlabel="optimiser steps", ylabel=label)
+        if key == "dev_em":
+            axes.set_ylim(-2, 102)
+        elif all(value > 0 for _, value in points) and points[-1][1] < 0.1 * points[0][1]:
+            axes.set_yscale("log")
+        found.append((label, figure))
+    return found
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Save a figure as SVG and PDF, whose bytes depend on the figures alone, and as PNG. `path` has no suffix."""
+    import matplotlib as mpl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_svg(figure, path.with_suffix(".svg"))
+    with mpl.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None, "Creator": "petransfer"})
+    figure.savefig(path.with_suffix(".png"), dpi=300, metadata={"Software": "petransfer"})
+
+
+def write_svg(figure: Figure, target: Any) -> None:
+    """Write SVG to a path or a file, without a date and with text as text."""
+    import matplotlib as mpl
+
+    with mpl.rc_context({"svg.hashsalt": "petransfer", "svg.fonttype": "none"}):
+        figure.savefig(target, format="svg", metadata={"Date": None, "Creator": "petransfer"})
 
 
 def _curve(study: StudyFolder, run_id: str) -> list[tuple[int, float]]:
@@ -148,7 +237,7 @@ def _curve(study: StudyFolder, run_id: str) -> list[tuple[int, float]]:
 
 
 def _mean(curves: Sequence[Sequence[tuple[int, float]]]) -> tuple[list[int], list[float]]:
-    """Over the seeds that got so far, at every step that all of those measured."""
+    """Average the seeds at every step that all of them measured."""
     steps = sorted(set.intersection(*({step for step, _ in curve} for curve in curves)))
     found = [dict(curve) for curve in curves]
     return steps, [fmean(curve[step] for curve in found) for step in steps]

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from rich.table import Table
+import rich.table
 
 from petransfer.effects.criteria import criterion_of
 from petransfer.effects.reference import CITATION, Published, beside, caveats, family_beside
-from petransfer.effects.wording import bounds, p_value, signed
+from petransfer.effects.wording import bounds, p_value, plain, signed
 from petransfer.recipe.metrics import HEADINGS
+from petransfer.report import tables
 from petransfer.report.run_table import Row, metrics_of
+from petransfer.report.tables import Table, table_of_text
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,11 @@ class Group:
     split: str
     runs: tuple[Row, ...]
     paper: Published | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What tells the group from others: split, arm and method."""
+        return self.split, self.arm, self.method
 
     @property
     def done(self) -> tuple[Row, ...]:
@@ -112,9 +119,9 @@ def metrics_table(groups: Sequence[Group]) -> tuple[tuple[str, ...], list[tuple[
     return ("arm", "method", "seeds", *(HEADINGS[name] for name in measured)), lines if measured else []
 
 
-def terminal_table(groups: Sequence[Group], title: str) -> Table:
+def terminal_table(groups: Sequence[Group], title: str) -> rich.table.Table:
     """The same lines for a terminal."""
-    table = Table(title=title, title_justify="left")
+    table = rich.table.Table(title=title, title_justify="left")
     for at, name in enumerate(columns_of(groups)):
         table.add_column(name, justify="right" if at > 2 else "left", no_wrap=True)
     for line in table_of(groups):
@@ -142,25 +149,35 @@ def paper_note(groups: Sequence[Group], family: str) -> str:
     return f"paper: {CITATION}, {family_beside(family)}, all weights trained; {'; '.join(said)}."
 
 
+def results_table(groups: Sequence[Group]) -> Table:
+    """Return the table of groups: means over seeds, and in brackets the lowest and the highest seed."""
+    more = ("log p/token", "paper EM %", "seeds")
+    return table_of_text(columns_of(groups), table_of(groups), names=3, more=more, label="Exact match by group")
+
+
+def effects_as_table(effects: dict[str, Any]) -> Table:
+    """Return the table of effects, ours and the paper's."""
+    more = ("paper: points", "paper: p (Holm)")
+    return table_of_text(effect_columns(effects), effects_table(effects), names=3, more=more, label="Effects")
+
+
 def markdown(groups: Sequence[Group], effects: dict[str, Any], family: str = "", unswept: str = "") -> str:
-    """The table, the effects with the paper's beside them, and a sentence for each.
+    """Write the groups, the effects with the paper's beside them, and a sentence for each effect as Markdown.
 
-    unswept: what is said of rates that no sweep has looked at.
+    Args:
+        groups: of the study.
+        effects: the content of effects.json.
+        family: of the study's checkpoints, for the note on the paper's figures.
+        unswept: what is said about learning rates that no sweep has looked at.
     """
-    columns = columns_of(groups)
-    parts = [_markdown_table(columns, table_of(groups), left=3)]
-    parts += [f"Of the runs, {failed}."] if (failed := failed_note(groups)) else []
-    parts += [unswept] if unswept else []
+    parts = [tables.markdown(results_table(groups))]
+    parts += [f"Of the runs, {tables.markdown_text(failed)}."] if (failed := failed_note(groups)) else []
+    parts += [tables.markdown_text(unswept)] if unswept else []
     parts += [paper_note(groups, family)] if family and _in_paper(groups) else []
-    parts += [_markdown_table(effect_columns(effects), effects_table(effects), left=3)] if effects["effects"] else []
+    parts += [tables.markdown(effects_as_table(effects))] if effects["effects"] else []
     sentences = [*effects["sentences"], *effects.get("missing", ())]
-    parts += ["\n".join(f"- {sentence}" for sentence in sentences)] if sentences else []
+    parts += ["\n".join(f"- {tables.markdown_text(sentence)}" for sentence in sentences)] if sentences else []
     return "\n\n".join(parts) + "\n"
-
-
-def _markdown_table(columns: Sequence[str], lines: Sequence[tuple[str, ...]], left: int) -> str:
-    rules = ("---",) * left + ("---:",) * (len(columns) - left)
-    return "\n".join(f"| {' | '.join(line)} |" for line in [tuple(columns), rules, *lines])
 
 
 def effect_columns(effects: dict[str, Any]) -> tuple[str, ...]:
@@ -195,27 +212,12 @@ def points(effect: dict[str, Any]) -> str:
 
 
 def latex(groups: Sequence[Group], effects: dict[str, Any]) -> str:
-    """The table for a paper, with the rules of booktabs, runs that failed in a comment, and a table of the effects."""
-    parts = [_tabular(columns_of(groups), table_of(groups))]
-    parts += [f"% of the runs, {failed}"] if (failed := failed_note(groups)) else []
-    lines = effects_table(effects)
-    if lines:
-        columns = effect_columns(effects)
-        known = [at for at in range(len(columns)) if any(line[at] for line in lines)]  # the paper has not all
-        parts += ["", _tabular([columns[at] for at in known], [[line[at] for at in known] for line in lines])]
+    """Write the groups and the effects as LaTeX tables, with failed runs in a comment."""
+    parts = [tables.latex(results_table(groups))]
+    parts += [f"% of the runs, {tables.visible(failed)}"] if (failed := failed_note(groups)) else []
+    if effects["effects"]:
+        parts += ["", tables.latex(effects_as_table(effects).without_empty_columns())]
     return "\n".join([*parts, ""])
-
-
-def _tabular(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Its first three columns are names, as is a verdict."""
-    head, *body = [" & ".join(map(_escaped, line)) + r" \\" for line in [columns, *lines]]
-    kinds = "".join("l" if at < 3 or name == "verdict" else "r" for at, name in enumerate(columns))
-    return "\n".join([rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule",
-                      r"\end{tabular}"])  # fmt: skip
-
-
-def _escaped(text: str) -> str:
-    return "".join(f"\\{letter}" if letter in "%_&#$" else letter for letter in text)
 
 
 def _seeds(group: Group) -> str:
@@ -229,8 +231,8 @@ def _spread(values: Sequence[float], digits: int) -> str:
     if not all(map(math.isfinite, values)):
         return f"not finite in {sum(not math.isfinite(value) for value in values)} of {len(values)}"
     if len(values) == 1:
-        return f"{values[0]:.{digits}f}"
-    return f"{fmean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+        return plain(values[0], digits)
+    return f"{plain(fmean(values), digits)} ({plain(min(values), digits)} to {plain(max(values), digits)})"
 
 
 def _paper(group: Group) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import collections
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +13,7 @@ from rich.table import Table
 
 from petransfer.effects.reference import beside
 from petransfer.recipe.metrics import HEADINGS
+from petransfer.report.tables import csv_text, write_text
 from petransfer.study.folders import Status, StudyFolder
 from petransfer.study.grid import Cell
 from petransfer.training.metrics_file import read_metrics
@@ -205,19 +204,15 @@ def write_csv(rows: Sequence[Row], path: Path, family: str) -> None:
 
     A figure that is not finite is an empty cell.
     """
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
     measured = metrics_of(rows)
-    writer.writerow([*COLUMNS, *(f"test_{name}" for name in measured)])
+    lines = []
     for row in rows:
         cell = row.cell
         paper = beside(family, cell.arm, cell.spec.task.name, cell.split)
         figures = (*map(_finite, (row.dev, row.test, row.log_prob)), row.trained, paper and round(paper.mean, 4))
         others = [_finite(row.scores.get(name)) for name in measured]
-        writer.writerow([cell.run_id, cell.arm, cell.method, cell.split, cell.seed, row.status, *figures, *others])
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(buffer.getvalue(), encoding="utf-8")
-    partial.replace(path)
+        lines.append([cell.run_id, cell.arm, cell.method, cell.split, cell.seed, row.status, *figures, *others])
+    write_text(path, csv_text([*COLUMNS, *(f"test_{name}" for name in measured)], lines))
 
 
 def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from petransfer.effects.study_effects import update_effects
 from petransfer.errors import UserError
-from petransfer.report import page, plot_files, run_groups, run_table, sweep
+from petransfer.report import page, plot_files, run_groups, run_page, run_table, sweep
 from petransfer.study.study import StudyGrid
 
 FILES = "report.html, table.csv, table.md, table.tex, plots/, effects.json"
@@ -59,5 +59,6 @@ def write_report(grid: StudyGrid) -> StudyReport:
     findings = page.Findings(recipe, cells, folder, groups, effects)
     plot_files.save_all(groups, effects, cells, folder)
     path = folder.path / "report.html"
-    path.write_text(page.page(findings), encoding="utf-8")
+    write = run_page.run_page if run_page.is_single_run(findings) else page.page
+    path.write_text(write(findings), encoding="utf-8")
     return StudyReport(path, groups, effects, swept, unswept, any_done)

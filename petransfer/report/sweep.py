@@ -1,4 +1,4 @@
-"""A sweep of learning rates as tables, pictures and sentences, from sweep.json and the folders of its runs."""
+"""A sweep of learning rates as tables, plots and sentences, from sweep.json and the folders of its runs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from rich.table import Table
 
-from petransfer.effects.palette import INK, MARKERS, colours
-from petransfer.report.plots import grid
+from petransfer.effects.drawing import SMALL
+from petransfer.effects.palette import INK
+from petransfer.recipe.effect_requests import short_label
+from petransfer.report.plots import arm_styles, label_outside, legend_below, panel_grid
 from petransfer.report.run_table import Row, counts, state_of
 from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 Group = dict[str, Any]
 
 # So many rates have room for their own figures beneath a panel.
-MOST_TICKS = 6
+MOST_TICKS = 4
 
 
 def groups_of(cells: Sequence[Cell], study: StudyFolder) -> list[Group]:
@@ -37,11 +39,11 @@ def groups_of(cells: Sequence[Cell], study: StudyFolder) -> list[Group]:
 
 
 def unswept(cells: Sequence[Cell], groups: Sequence[Group]) -> str:
-    """Which arms and methods of the study's grid no sweep has looked at, or nothing where there are none."""
+    """Name the arms and methods of the study's grid that no sweep has looked at; nothing where there are none."""
     known = {(one["arm"], one["method"]) for one in groups}
     others = [f"{arm}, {method}" for arm, method in _places(cells) if (arm, method) not in known]
     if others and not groups:
-        return "The learning rates were not swept: each arm and method has the recipe's."
+        return "The learning rates were not swept: each arm and method has the recipe's learning rate."
     return f"Not swept: {'; '.join(others)}." if others else ""
 
 
@@ -63,11 +65,11 @@ def plain_line(row: Row) -> str:
     return f"{head} | dev EM {row.dev:.1f} %" if row.status == "done" else f"{head} | {state_of(row)}"
 
 
-COLUMNS = ("arm", "method", "dev EM % (loss) by rate", "chosen", "study's rate")
+COLUMNS = ("arm", "method", "dev EM % (loss) by learning rate", "chosen", "study's own")
 
 
 def lines_of(groups: Sequence[Group]) -> list[tuple[str, ...]]:
-    """One line an arm and method; the loss is in nats per target piece, both are means over splits and seeds."""
+    """One line an arm and method; the loss is in nats per target token, both are means over splits and seeds."""
     return [
         (
             one["arm"],
@@ -110,16 +112,16 @@ def sentences(groups: Sequence[Group]) -> list[str]:
     shorter = [one for one in groups if one["steps"] < one["own_steps"]]
     if shorter:
         said.append(
-            f"The rates were chosen at {_steps(shorter, 'steps')}; the study trains for "
+            f"The learning rates were chosen at {_steps(shorter, 'steps')}; the study trains for "
             f"{_steps(shorter, 'own_steps')}, where others may be best."
         )
     unchosen = [_named(one) for one in groups if not one["chosen"]]
-    edges = [f"{_named(one)} ({one['edge']} rate)" for one in groups if one["edge"]]
+    edges = [f"{_named(one)} ({one['edge']} learning rate)" for one in groups if one["edge"]]
     others = [_named(one) for one in groups if one["chosen"] not in (None, one["own_rate"])]
     for text, members in {
-        "Nothing is chosen, for runs failed or are not done": unchosen,
-        "Chosen at the edge of what was tried, so that a better rate may lie beyond": edges,
-        "The study trains at another rate than the chosen one": others,
+        "No learning rate was chosen, because runs failed or are not finished": unchosen,
+        "Chosen at the edge of what was tried; a better learning rate may lie beyond": edges,
+        "The study trains with another learning rate than the chosen one": others,
     }.items():
         if members:
             said.append(f"{text}: {'; '.join(members)}.")
@@ -143,35 +145,44 @@ def by_method(groups: Sequence[Group]) -> dict[str, list[Group]]:
     return found
 
 
-def figure(groups: Sequence[Group]) -> Figure:
-    """Dev exact match over the rate, a panel a method."""
-    panels = by_method(groups)
-    drawn, all_axes = grid(len(panels), sharey=True)
+def plot(groups: Sequence[Group], only: str | None = None) -> Figure:
+    """Draw dev exact match over the learning rate, a panel for each method.
+
+    A dot is a run, a line goes through an arm's means over seeds and splits, a ring marks the chosen learning rate.
+
+    Args:
+        groups: of sweep.json.
+        only: one method; all of them by default.
+    """
+    panels = {method: members for method, members in by_method(groups).items() if only in (None, method)}
+    drawn, all_axes = panel_grid(len(panels), sharey=True)
+    styles = arm_styles(one["arm"] for one in groups)
     for (method, members), axes in zip(panels.items(), all_axes, strict=True):
-        draw(axes, members, colours([one["arm"] for one in groups]))
-        axes.set_title(method)
-        axes.legend(frameon=False, fontsize="small")
-    for axes in all_axes[1:]:
-        axes.set_ylabel("")
+        _draw(axes, members, styles)
+        if len(panels) > 1:
+            axes.set_title(short_label(method, panels), fontsize=SMALL)
+    label_outside(all_axes, "learning rate", "dev exact match, %")
+    legend_below(drawn, all_axes)
     return drawn
 
 
-def draw(axes: Axes, members: Sequence[Group], found: dict[str, str]) -> None:
-    """One panel: a dot a run, a line an arm through means over seeds and splits, a ring around the chosen rate."""
-    for at, one in enumerate(members):
-        colour, marker = found[one["arm"]], MARKERS[at % len(MARKERS)]
+def _draw(axes: Axes, members: Sequence[Group], styles: dict[str, dict[str, Any]]) -> None:
+    for one in members:
+        style = styles[one["arm"]]
         for rate in one["rates"]:
             dots = [run["dev_em"] for run in rate["runs"] if run["dev_em"] is not None]
-            axes.plot([rate["rate"]] * len(dots), dots, marker, color=colour, markersize=3, alpha=0.5)
+            axes.plot(
+                [rate["rate"]] * len(dots), dots, style["marker"], color=style["color"], markersize=2.5, alpha=0.5
+            )
         means = {rate["rate"]: rate["dev_em"] for rate in one["rates"] if rate["dev_em"] is not None}
-        axes.plot(list(means), list(means.values()), color=colour, marker=marker, linewidth=1.4, label=one["arm"])
+        axes.plot(list(means), list(means.values()), linewidth=1.2, markersize=3.5, label=one["arm"], **style)
         if one["chosen"] in means:
             at_best = [one["chosen"]], [means[one["chosen"]]]
-            axes.plot(*at_best, "o", color=INK, markersize=11, markerfacecolor="none", linestyle="none")
-    axes.set(xscale="log", xlabel="learning rate", ylabel="dev exact match, %", ylim=(-2, 104))
+            axes.plot(*at_best, "o", color=INK, markersize=8, markerfacecolor="none", linestyle="none")
+    axes.set(xscale="log", ylim=(-2, 104))
     tried = sorted({rate["rate"] for one in members for rate in one["rates"]})
     if len(tried) <= MOST_TICKS:
-        axes.set_xticks(tried, [f"{rate:g}" for rate in tried])
+        axes.set_xticks(tried, [f"{rate:g}" for rate in tried], rotation=35, ha="right")
         axes.minorticks_off()
 
 

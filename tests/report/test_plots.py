@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from petransfer.effects.drawing import plot_forest
 from petransfer.effects.study_effects import update_effects
-from petransfer.report import charts, plots
 from petransfer.report import page_data as gather
+from petransfer.report import plots
 from petransfer.report import run_groups as groups
 from petransfer.report import run_table as tables
+from petransfer.report.parameter_plot import parameters_and_effect
 from tests.report.made import make, recipe_of
 
 WIDTHS = [{"name": "lora", "bits": 32, "rank": rank} for rank in (2, 4, 8, 16)]
@@ -21,16 +23,38 @@ def test_more_than_four_panels_go_into_rows(tmp_path: Path) -> None:
     )
     cells, folder = make(tmp_path, recipe)
     found = groups.groups_of(tables.rows_of(cells, folder), "nano")
-    for figure, high in ((plots.by_arm(found), 4), (plots.learning_curves(found, folder), 2)):
-        shown = [axes for axes in figure.axes if axes.axison]
-        titles = [axes.get_title() for axes in shown if axes.get_title()]
-        assert sorted(titles) == sorted(f"right\n{method}" for method in {cell.method for cell in cells})
-        assert len(figure.axes) == 3 * high
-        assert len(figure.axes) - len(shown) == high // 2
-        assert all(axes.lines for axes in shown)
-    legend = plots.learning_curves(found, folder).axes[4].get_legend()  # the last panel that is drawn
-    assert legend is not None
+    curves = plots.learning_curves(found, folder)
+    assert curves
+    titles = [axes.get_title() for axes in curves.axes]
+    assert sorted(titles) == sorted(f"right\n{method}" for method in ("r2", "r4", "r8", "r16", "full"))
+    assert all(axes.lines for axes in curves.axes)  # no panel is empty
+    (legend,) = curves.legends
     assert [text.get_text() for text in legend.get_texts()] == ["english", "german", "scratch"]
+    arms = plots.by_arm(found)
+    assert arms
+    em, log_prob = arms.axes
+    assert [label.get_text() for label in em.get_yticklabels()] == ["english", "german"] * 5 + ["scratch"]
+    assert em.get_ylim() == log_prob.get_ylim()
+    assert sum(text.get_text().startswith("paper") for text in em.texts) == 6
+    assert em.get_xlim()[1] < 75  # the paper's 96.8 % does not squash ours
+
+
+def test_a_forest_of_many_methods_has_a_row_for_each_and_the_paper_once(tmp_path: Path) -> None:
+    recipe = recipe_of(
+        task={"name": "scan", "splits": ["right"]}, methods=MANY, effects=["english-scratch"], seeds=[0, 1]
+    )
+    cells, folder = make(tmp_path, recipe)
+    effects = update_effects(recipe, cells, folder)["effects"]
+    (axes,) = plot_forest(effects, "exact match").axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ["r2", "r4", "r8", "r16", "full", "Orhan (2021)"]
+    several = recipe_of(methods=MANY[-2:], effects=["english-scratch", "german-scratch"], seeds=[0, 1])
+    cells, folder = make(tmp_path / "several", several)
+    (axes,) = plot_forest(update_effects(several, cells, folder)["effects"], "exact match").axes
+    assert len(axes.get_yticklabels()) == 2 * 2 * 2
+    assert {text.get_text().strip() for text in axes.texts} == {
+        f"{split} \u00b7 {method}" for split in ("add_jump", "right") for method in ("lora", "full")
+    }
 
 
 def test_methods_stand_in_the_order_of_what_they_train(tmp_path: Path) -> None:
@@ -39,7 +63,7 @@ def test_methods_stand_in_the_order_of_what_they_train(tmp_path: Path) -> None:
     effects = update_effects(recipe, cells, folder)["effects"]
     points = gather.trained(effects, groups.groups_of(tables.rows_of(cells, folder), "nano"))
     assert {one.parameters for one in points} == {90_000, 1_700_000}
-    left, right = charts.parameters_and_effect(points, "EM").axes
+    left, right = parameters_and_effect(points, "EM").axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["r16", "r2", "r4", "r8", "full"]
     assert left.get_xlim() == (1e4, 1e7)
     markers = {(line.get_color(), line.get_marker()) for line in right.lines if line.get_marker() != "None"}

@@ -1,0 +1,202 @@
+"""How often 95 % intervals of a difference of means over seeds cover the truth, on seeds shaped as in results/.
+
+    python -m benchmarks.coverage --out results/bench/coverage-cpu.json
+
+Each arm of the shipped SCAN studies gives three populations: log-odds of its seeds taken as normal, a beta distribution
+with its mean and variance, and its own seeds drawn with replacement. Studies of six seeds a side are drawn from them
+and from scratch's, and each kind of interval is asked whether it holds the true difference. A second part counts false
+verdicts: two arms with equal means, one of them heavy-tailed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from scipy.special import expit
+
+from petransfer.effects.intervals import drawn_seed_means, log_odds_of
+from petransfer.effects.statistics import permutation_p
+
+Array = NDArray[np.float64]
+Draw = Callable[[tuple[int, int]], Array]
+
+EXAMPLES = 4476  # of SCAN's opposite_right
+STUDIES, SEEDS, DRAWS = 400, 6, 600
+SOURCE = ("lora-transfer-nano",)
+
+
+def shipped_arms(root: Path) -> dict[str, Array]:
+    """Read the test exact match of each arm and method with six seeds or more that differ, as shares."""
+    found: dict[str, list[float]] = {}
+    for study in SOURCE:
+        with (root / study / "table.csv").open(encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                if row["test_em"]:
+                    name = f"{row['arm']}, {row['method'].split()[0]}"
+                    found.setdefault(name, []).append(float(row["test_em"]) / 100)
+    arms = {name: np.array(shares) for name, shares in found.items()}
+    return {name: shares for name, shares in arms.items() if len(shares) >= SEEDS and shares.std() > 0.003}
+
+
+def populations(shares: Array, rng: np.random.Generator) -> dict[str, tuple[Draw, float]]:
+    """Return ways to draw seeds that are shaped as these are, each with its true mean."""
+    odds = log_odds_of(shares, EXAMPLES)
+    centre, spread = float(odds.mean()), float(odds.std(ddof=1))
+    mean, variance = float(shares.mean()), float(shares.var(ddof=1))
+    size = mean * (1 - mean) / variance - 1
+    true_mean = float(expit(centre + spread * np.random.default_rng(0).standard_normal(400_000)).mean())
+
+    def tested(levels: Array) -> Array:
+        return np.asarray(rng.binomial(EXAMPLES, levels) / EXAMPLES, dtype=np.float64)
+
+    return {
+        "normal log-odds": (lambda shape: tested(expit(centre + spread * rng.standard_normal(shape))), true_mean),
+        "beta": (lambda shape: tested(rng.beta(mean * size, (1 - mean) * size, shape)), mean),
+        "the seeds themselves": (lambda shape: rng.choice(shares, shape), mean),
+    }
+
+
+def _bootstrap(side_s: Array, rng: np.random.Generator) -> Array:
+    return np.asarray(side_s[rng.integers(len(side_s), size=(DRAWS, len(side_s)))], dtype=np.float64)
+
+
+def percentile(left: Array, right: Array, rng: np.random.Generator) -> tuple[float, float]:
+    """The interval of before: a bootstrap of stretched deviations, at percentiles of Student's t (Hesterberg 2015)."""
+    stretch = np.sqrt(SEEDS / (SEEDS - 1))
+    drawn = [side.mean() + stretch * (_bootstrap(side, rng).mean(1) - side.mean()) for side in (left, right)]
+    tail = float(stats.norm.cdf(stats.t.ppf(0.025, _welch(left, right)[1])))
+    low, high = np.quantile(drawn[0] - drawn[1], [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def welch(left: Array, right: Array, rng: np.random.Generator) -> tuple[float, float]:
+    """Welch's t interval."""
+    error, free = _welch(left, right)
+    half = float(stats.t.ppf(0.975, free)) * error
+    return float(left.mean() - right.mean()) - half, float(left.mean() - right.mean()) + half
+
+
+def _welch(left: Array, right: Array) -> tuple[float, float]:
+    parts = [side.var(ddof=1) / len(side) for side in (left, right)]
+    total = sum(parts)
+    if total == 0:
+        return 0.0, 2.0 * (SEEDS - 1)
+    return float(np.sqrt(total)), float(total**2 / sum(part**2 / (SEEDS - 1) for part in parts))
+
+
+def bca(left: Array, right: Array, rng: np.random.Generator) -> tuple[float, float]:
+    """The bias-corrected and accelerated bootstrap (Efron 1987), by SciPy."""
+    if left.std() == right.std() == 0:
+        return welch(left, right, rng)
+    found = stats.bootstrap(
+        (left, right), lambda a, b, axis: a.mean(axis) - b.mean(axis), n_resamples=DRAWS, rng=rng, method="BCa"
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def studentised(left: Array, right: Array, rng: np.random.Generator) -> tuple[float, float]:
+    """The bootstrap of Welch's t."""
+    drawn = [_bootstrap(side, rng) for side in (left, right)]
+    errors = np.sqrt(sum(side.var(1, ddof=1) / SEEDS for side in drawn))
+    difference = float(left.mean() - right.mean())
+    low, high = np.quantile(
+        (drawn[0].mean(1) - drawn[1].mean(1) - difference) / np.maximum(errors, 1e-9), [0.025, 0.975]
+    )
+    error = _welch(left, right)[0]
+    return difference - float(high) * error, difference - float(low) * error
+
+
+def log_odds(left: Array, right: Array, rng: np.random.Generator) -> tuple[float, float]:
+    """The interval in use: draws of means from normal log-odds."""
+    drawn = [drawn_seed_means(side, EXAMPLES, DRAWS, rng) for side in (left, right)]
+    low, high = np.quantile(drawn[0] - drawn[1], [0.025, 0.975])
+    return float(low), float(high)
+
+
+INTERVALS = {"percentile": percentile, "welch": welch, "bca": bca, "studentised": studentised, "log-odds": log_odds}
+
+
+def coverage(root: Path) -> list[dict[str, Any]]:
+    """Return coverage and median width of each interval, for each arm and population."""
+    rng = np.random.default_rng(0)
+    arms = shipped_arms(root)
+    scratch = populations(arms["scratch, full"], rng)
+    found = []
+    for name, shares in arms.items():
+        if name == "scratch, full":
+            continue
+        for kind, (draw, mean) in populations(shares, rng).items():
+            draw_right, mean_right = scratch[kind]
+            left_rs, right_rs = draw((STUDIES, SEEDS)), draw_right((STUDIES, SEEDS))
+            row: dict[str, Any] = {"arm": name, "population": kind, "difference": 100 * (mean - mean_right)}
+            for interval, function in INTERVALS.items():
+                ends = np.array([function(*pair, rng) for pair in zip(left_rs, right_rs, strict=True)])
+                covered = (ends[:, 0] <= mean - mean_right) & (mean - mean_right <= ends[:, 1])
+                row[interval] = {
+                    "coverage": float(covered.mean()), "width": float(100 * np.median(ends[:, 1] - ends[:, 0]))
+                }  # fmt: skip
+            found.append(row)
+            print(name, kind, {key: row[key]["coverage"] for key in INTERVALS}, flush=True)
+    return found
+
+
+def false_verdicts() -> list[dict[str, Any]]:
+    """Return how often equal means are told apart at p < 0.05: by the permutation test, and with an interval too."""
+    rng = np.random.default_rng(1)
+    found = []
+    for spread in (1.0, 2.0, 3.0):
+        centre = float(np.log(0.05 / 0.95)) - spread**2 / 3
+        mean = float(expit(centre + spread * rng.standard_normal(400_000)).mean())
+        counts = dict.fromkeys(("permutation", "and percentile", "and log-odds"), 0)
+        for _ in range(STUDIES):
+            left = rng.binomial(EXAMPLES, expit(centre + spread * rng.standard_normal(SEEDS))) / EXAMPLES
+            right = rng.binomial(EXAMPLES, rng.beta(mean * 200, (1 - mean) * 200, SEEDS)) / EXAMPLES
+            if permutation_p(left, right) < 0.05:
+                counts["permutation"] += 1
+                for key, function in (("and percentile", percentile), ("and log-odds", log_odds)):
+                    low, high = function(left, right, rng)
+                    counts[key] += not low <= 0 <= high
+        row = {"mean %": 100 * mean, "spread of the log-odds": spread}
+        found.append(row | {key: count / STUDIES for key, count in counts.items()})
+        print(found[-1], flush=True)
+    return found
+
+
+def main() -> None:
+    """Run the simulation and write its figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("results/bench/coverage-cpu.json"))
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    arguments = parser.parse_args()
+    rows = coverage(arguments.results)
+    summary = {
+        kind: {
+            interval: {
+                "mean": float(np.mean([row[interval]["coverage"] for row in mine])),
+                "least": float(min(row[interval]["coverage"] for row in mine)),
+            }
+            for interval in INTERVALS
+        }
+        for kind in dict.fromkeys(row["population"] for row in rows)
+        for mine in [[row for row in rows if row["population"] == kind]]
+    }
+    content = {
+        "command": f"python -m benchmarks.coverage --out {arguments.out}",
+        "machine": platform.machine(),
+        "studies": STUDIES, "seeds": SEEDS, "draws": DRAWS, "examples": EXAMPLES,
+        "coverage": summary, "arms": rows, "false verdicts": false_verdicts(),
+    }  # fmt: skip
+    arguments.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

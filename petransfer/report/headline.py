@@ -1,0 +1,86 @@
+"""The headline table: every claim that a study tests, by split and method, with its verdict."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from petransfer.effects.drawing import label_of
+from petransfer.effects.wording import bounds, signed
+from petransfer.recipe.effect_requests import short_label
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A cell: the verdict and the difference with its interval."""
+
+    verdict: str
+    points: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of claims, or the heading of a split where `heading` is given."""
+
+    name: str = ""
+    cells: tuple[Claim | None, ...] = ()
+    heading: str = ""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The table's columns and rows, and how many effects came to which verdict."""
+
+    counted: str
+    columns: tuple[str, ...]
+    rows: tuple[Line, ...] = field(default_factory=tuple)
+
+
+def headline(effects: dict[str, Any]) -> Headline | None:
+    """Lay the contrasts of effects.json out as a table, or return None where there are none.
+
+    The shorter of effects and methods (or arms, for contrasts of methods) become the columns.
+    """
+    found = effects["effects"]
+    if not found:
+        return None
+    places = list(dict.fromkeys(_place(one) for one in found))
+    names = list(dict.fromkeys(label_of(one) for one in found))
+    methods = {one["method"] for one in found if one["method"]}
+    short = {place: short_label(place, methods) if place in methods else place for place in places}
+    across = len(places) <= max(2, len(names))
+    splits = list(dict.fromkeys(one["split"] for one in found))
+    rows: list[Line] = []
+    for split in splits:
+        if len(splits) > 1:
+            rows.append(Line(heading=split))
+        cells = {(label_of(one), _place(one)): _claim(one) for one in found if one["split"] == split}
+        for row in names if across else places:
+            if across:
+                line = [cells.get((row, place)) for place in places]
+            else:
+                line = [cells.get((name, row)) for name in names]
+            if any(line):
+                rows.append(Line(row if across else short[row], tuple(line)))
+    columns = tuple(short[place] for place in places) if across else tuple(names)
+    return Headline(counted(effects), columns, tuple(rows))
+
+
+def _place(effect: dict[str, Any]) -> str:
+    return str(effect["arm"] or effect["method"])
+
+
+def _claim(effect: dict[str, Any]) -> Claim:
+    return Claim(effect["verdict"], f"{signed(effect['difference'])}{bounds(effect['interval'])}")
+
+
+def counted(effects: dict[str, Any]) -> str:
+    """Say how many effects came to which verdict, and how many were tested together."""
+    found = Counter(one["verdict"] for one in effects["effects"])
+    parts = [f"{count} {verdict}" for verdict, count in found.most_common()]
+    parts += [f"{len(effects['missing'])} not estimated"] if effects.get("missing") else []
+    tests = effects.get("tests", 0)
+    together = f" {tests} were tested together; their p values are adjusted (Holm)." if tests > 1 else ""
+    total = len(effects["effects"])
+    return f"{total} effect{'s' if total > 1 else ''}: {', '.join(parts)}.{together}"

@@ -1,0 +1,64 @@
+"""Exact match by category and group, as data and as a heat map."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from petransfer.effects.drawing import new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Heat:
+    """Percent exact match by category (rows) and group (columns) on a split; None where a cell has no finished run.
+
+    paper: what Orhan (2021) has for each cell. family: the paper's family; empty where it has none of the cells.
+    """
+
+    split: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: tuple[tuple[float | None, ...], ...]
+    paper: tuple[tuple[float | None, ...], ...]
+    family: str
+
+
+def heat_map(heats: Sequence[Heat]) -> Figure:
+    """Draw a panel for each split: light is 0 %, dark is 100 %. The paper's figures are beneath ours."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    heights = [len(heat.rows) * (1.4 if heat.family else 1) for heat in heats]
+    slanted = 0.05 * max(len(name) for heat in heats for name in heat.columns)  # inches that names of columns take
+    size = (2.6 + 0.75 * max(len(heat.columns) for heat in heats), (1 + slanted) * len(heats) + 0.26 * sum(heights))
+    figure, panels = new_figure(1, len(heats), size=size, height_ratios=heights)
+    shades = LinearSegmentedColormap.from_list("em", ["#F2F6FA", "#0072B2"])
+    for heat, axes in zip(heats, panels, strict=True):
+        shown = [[math.nan if value is None else value for value in line] for line in heat.values]
+        axes.pcolormesh(shown, cmap=shades, vmin=0, vmax=100, edgecolors="white", linewidth=1)
+        for row, line in enumerate(heat.values):
+            for column, value in enumerate(line):
+                if value is not None:
+                    _figures(axes, column + 0.5, row + 0.5, value, heat.paper[row][column])
+        axes.set_xticks([at + 0.5 for at in range(len(heat.columns))], heat.columns, rotation=35, ha="right")
+        axes.set_yticks([at + 0.5 for at in range(len(heat.rows))], heat.rows)
+        axes.tick_params(length=0)
+        axes.invert_yaxis()
+        axes.set_title(f"{heat.split} (in small type: the paper, {heat.family})" if heat.family else heat.split)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+    return figure
+
+
+def _figures(axes: Axes, x: float, y: float, value: float, paper: float | None) -> None:
+    """Write our figure in the middle of a cell, or above the paper's."""
+    ink = "white" if value > 55 else "black"
+    at: dict[str, Any] = {"ha": "center", "va": "center", "color": ink}
+    axes.text(x, y - (0 if paper is None else 0.17), f"{value:.0f}", fontsize=8, **at)
+    if paper is not None:
+        axes.text(x, y + 0.24, f"{paper:.0f}", fontsize=6, **at)

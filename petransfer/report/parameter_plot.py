@@ -1,0 +1,77 @@
+"""The plot of trained parameters beside effects: does a method that trains more keep more of an effect?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from petransfer.effects.drawing import SMALL, TWO_COLUMNS, draw_interval, new_figure
+from petransfer.effects.palette import INK, MARKERS, RULE, SERIES, colours
+from petransfer.recipe.effect_requests import short_label
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_ROW = 0.26
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An effect under a method that trains so many parameters."""
+
+    name: str
+    split: str
+    method: str
+    parameters: int
+    effect: dict[str, Any]
+
+
+def parameters_and_effect(points: Sequence[Trained], word: str) -> Figure:
+    """Draw the number of trained parameters of each method, and each effect under it, with the fewest on top.
+
+    Args:
+        points: effects under several methods. Each effect has a colour and a marker.
+        word: what the metric is called whose points are shown.
+    """
+    from matplotlib.ticker import NullFormatter
+
+    counts: dict[str, list[int]] = {}
+    for one in points:
+        counts.setdefault(one.method, []).append(one.parameters)
+    rows = sorted(counts, key=lambda method: (fmean(counts[method]), method))
+    names = list(dict.fromkeys((point.name, point.split) for point in points))
+    splits = {split for _, split in names}
+    labels = {pair: f"{pair[0]}, {pair[1]}" if len(splits) > 1 else pair[0] for pair in names}
+    found = colours(list(labels.values()))
+    height = max(_ROW, 0.14 * len(names))
+    figure, (left, right) = new_figure(
+        2,
+        size=(TWO_COLUMNS, 0.7 + 0.2 * math.ceil(len(names) / 3) + height * len(rows)),
+        sharey=True,
+        width_ratios=(1, 2),
+    )
+    left.hlines(range(len(rows)), 0, 1, transform=left.get_yaxis_transform(), color=RULE, linewidth=0.8, zorder=0)
+    for row, method in enumerate(rows):
+        left.plot(counts[method], [row] * len(counts[method]), "o", color=INK, markersize=4)
+    for at, (name, split) in enumerate(names):
+        colour, marker = found[labels[name, split]], MARKERS[(at + at // len(SERIES)) % len(MARKERS)]
+        for one in points:
+            if (one.name, one.split) == (name, split):
+                place = rows.index(one.method) + 0.7 * ((at + 0.5) / len(names) - 0.5)
+                draw_interval(right, one.effect, place, colour, marker, hollow=False)
+        right.plot([], [], color=colour, marker=marker, label=labels[name, split])
+    right.axvline(0, color=INK, linewidth=0.8)
+    left.set_yticks(range(len(rows)), [short_label(method, rows) for method in rows])
+    decades = [math.log10(count) for one in counts.values() for count in one]
+    ends = 10.0 ** math.floor(min(decades)), 10.0 ** math.ceil(max(decades))
+    left.set(xscale="log", xlabel="trained parameters", xlim=ends, ylim=(len(rows) - 0.4, -0.6))
+    left.xaxis.set_minor_formatter(NullFormatter())
+    right.set(xlabel=f"difference in test {word}, points")
+    for axes in (left, right):
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=SMALL)
+    return figure

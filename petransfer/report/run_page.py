@@ -1,0 +1,191 @@
+"""report.html of a single run, such as `petransfer train` leaves: how it went, what the model says, what comes next."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from petransfer.effects.runs import examples_of
+from petransfer.recipe.metrics import HEADINGS
+from petransfer.report import plots
+from petransfer.report.html_parts import Answer, marked, shown
+from petransfer.report.page import Findings, repetition, status_of
+from petransfer.report.run_table import Row
+from petransfer.report.tables import Table, table_of_text, write_page
+
+MOST_SAMPLES = 8
+# More labels than this are no small closed set, so there is no confusion matrix.
+MOST_LABELS = 20
+
+
+def is_single_run(findings: Findings) -> bool:
+    """Whether the study is one finished run without effects."""
+    rows = [row for group in findings.groups for row in group.runs]
+    return len(rows) == 1 and rows[0].status == "done" and not findings.recipe.effects
+
+
+def run_page(findings: Findings) -> str:
+    """Write the page of a study that is a single finished run."""
+    (row,) = (row for group in findings.groups for row in group.runs)
+    run = findings.study.run(row.cell.run_id)
+    result = run.result() or {}
+    texts = _texts(findings, row)
+    samples = _samples(texts)
+    wrong = sum(not text["correct"] for text in texts)
+    folder = findings.study.path.name
+    adapter = next((part for part in ("adapter", "model") if (run.path / part).is_dir()), "")
+    place = f"results/{folder}/runs/{row.cell.run_id}/{adapter or 'adapter'}"
+    what = {"adapter": f"The adapter is in {place}.", "model": f"The model is in {place}."}
+    return write_page(
+        "run.html.jinja",
+        f"{findings.recipe.name}: report",
+        name=findings.recipe.name,
+        description=findings.recipe.description,
+        status=f"{row.cell.spec.checkpoint.name}, {row.cell.method}. {status_of(findings.groups)}",
+        figures=_figures(row, result),
+        notes=_notes(row, result),
+        curves=[
+            shown(figure, f"curve{at}", f"{label} over optimiser steps")
+            for at, (label, figure) in enumerate(plots.run_curves(findings.study, row.cell.run_id))
+        ],
+        samples=samples,
+        samples_text=f"{len(texts)} test examples were drawn at random and generated; {wrong} are wrong. "
+        "Words that the expected answer does not have at their place are marked.",
+        confusion=_confusion(texts),
+        tables=[table for table in (_splits(result), _categories(result)) if table],
+        adapter_text=what.get(adapter, "The adapter was not kept."),
+        next_steps=_next_steps(place),
+        **repetition(findings),
+    )
+
+
+def _figures(row: Row, result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the figures at the top of the page with their names."""
+    found = [("dev exact match", _percent(row.dev)), ("test exact match", _percent(row.test))]
+    found += [(f"test {HEADINGS[name]}", f"{value:.1f}") for name, value in row.scores.items()]
+    if row.log_prob is not None and math.isfinite(row.log_prob):
+        found.append(("test loss, nats per token", f"{-row.log_prob:.3f}"))
+    found.append(("steps", f"{row.step:,}"))
+    if result.get("seconds"):
+        found.append(("duration", duration(float(result["seconds"]))))
+    if row.trained:
+        share = f" ({100 * row.trained / result['parameters']:.1f} %)" if result.get("parameters") else ""
+        found.append(("trained parameters", f"{row.trained:,}{share}"))
+    return [(name, value) for name, value in found if value]
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """Write a duration in the units that people use: 42 s, 9 min 37 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _notes(row: Row, result: dict[str, Any]) -> list[str]:
+    notes = []
+    if row.disagreements:
+        notes.append(f"Generation and the one-pass scores disagree on {row.disagreements} audited examples.")
+    if result.get("out_of_memory"):
+        notes.append(f"Memory ran out {result['out_of_memory']} times; the micro-batch was made smaller each time.")
+    return notes
+
+
+def _splits(result: dict[str, Any]) -> Table | None:
+    """Return the table of rows and scores per split."""
+    lines = []
+    if result.get("train_examples"):
+        lines.append(("train", f"{result['train_examples']:,}", "", ""))
+    for part in ("dev", "test"):
+        scores = result.get(part) or {}
+        if "examples" in scores:
+            loss = scores.get("log_prob_per_token")
+            shown_loss = f"{-loss:.3f}" if loss is not None and math.isfinite(loss) else ""
+            lines.append((part, f"{scores['examples']:,}", f"{scores['exact_match']:.1f}", shown_loss))
+    columns = ("split", "rows", "exact match %", "loss, nats per token")
+    return table_of_text(columns, lines, names=1, label="Splits", heading="Splits") if lines else None
+
+
+def _categories(result: dict[str, Any]) -> Table | None:
+    found = (result.get("test") or {}).get("categories") or {}
+    if len(found) < 2:
+        return None
+    lines = [(name, f"{one['examples']:,}", f"{one['exact_match']:.1f}") for name, one in found.items()]
+    columns = ("category", "rows", "exact match %")
+    return table_of_text(columns, lines, names=1, label="By category", heading="By category")
+
+
+def _texts(findings: Findings, row: Row) -> list[dict[str, Any]]:
+    """Return the test examples whose generated text was kept, with input and target."""
+    import pyarrow.parquet
+
+    wanted = ["category", "correct", "said", "input", "target"]
+    with examples_of(findings.study, row.cell.run_id) as path:
+        names = pyarrow.parquet.read_schema(path).names
+        if not set(wanted) <= set(names):
+            return []
+        rows = pyarrow.parquet.read_table(path, columns=wanted).to_pylist()
+    return [one for one in rows if one["said"] is not None and one["target"] is not None]
+
+
+def _samples(texts: list[dict[str, Any]]) -> list[Answer]:
+    """Return a few answers, wrong ones first, so that both kinds are seen where both exist."""
+    wrong, right = ([one for one in texts if one["correct"] is which] for which in (False, True))
+    few = [*wrong[: MOST_SAMPLES - 2], *right[:2]] if len(right) >= 2 else [*wrong, *right][:MOST_SAMPLES]
+    few = few or texts[:MOST_SAMPLES]
+    return [
+        Answer(
+            "right" if one["correct"] else "wrong",
+            one["input"] or "",
+            one["target"],
+            marked(one["target"], one["said"]),
+        )
+        for one in few
+    ]
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Counts of generated labels by expected label."""
+
+    text: str
+    labels: list[str]
+    rows: list[dict[str, Any]]
+
+
+def _confusion(texts: list[dict[str, Any]]) -> Confusion | None:
+    """Return the confusion matrix where the targets are a small closed set of labels."""
+    targets = Counter(one["target"] for one in texts)
+    labels = sorted(targets)
+    if not 2 <= len(labels) <= MOST_LABELS or len(texts) < 3 * len(labels):
+        return None
+    counts = Counter((one["target"], one["said"]) for one in texts)
+    other = any(said not in targets for _, said in counts)
+    columns = [*labels, *(["other"] if other else [])]
+    rows = []
+    for label in labels:
+        line = [counts[label, said] for said in labels]
+        line += [targets[label] - sum(line)] if other else []
+        cells = [{"count": count, "share": round(100 * count / targets[label])} for count in line]
+        rows.append({"name": label, "cells": cells})
+    text = f"Rows are the expected labels, columns the generated ones, of {len(texts)} test examples."
+    return Confusion(text, columns, rows)
+
+
+def _next_steps(place: str) -> str:
+    return "\n".join(
+        (
+            f'petransfer predict {place} "an input"',
+            f"petransfer eval {place} --data test.csv",
+            f"petransfer adapter merge {place} merged",
+            f"petransfer adapter push {place} user/name",
+        )
+    )

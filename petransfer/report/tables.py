@@ -1,0 +1,173 @@
+"""Tables of text cells, written as HTML, Markdown, LaTeX and CSV. Every format escapes what its cells hold."""
+
+from __future__ import annotations
+
+import functools
+import html
+import io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table. number: aligned to the right. more: hidden on the page until a reader asks for it."""
+
+    name: str
+    number: bool = False
+    more: bool = False
+
+    @property
+    def classes(self) -> Markup:
+        """The HTML attribute `class`, or nothing."""
+        names = ["number"] * self.number + ["more"] * self.more
+        return Markup(' class="{}"').format(" ".join(names)) if names else Markup("")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under named columns. label: for screen readers. caption: above it. heading: its section."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+    label: str = "table"
+    caption: str = ""
+    heading: str = ""
+
+    @property
+    def has_more(self) -> bool:
+        """Whether a column is hidden until a reader asks for it."""
+        return any(column.more for column in self.columns)
+
+    @property
+    def frame(self) -> DataFrame:
+        """The table as a data frame of text."""
+        from pandas import DataFrame
+
+        return DataFrame(list(self.rows), columns=[column.name for column in self.columns], dtype=object)
+
+    def without_empty_columns(self) -> Table:
+        """Drop the columns without any entry."""
+        used = [at for at in range(len(self.columns)) if any(row[at] for row in self.rows)]
+        columns, rows = [self.columns[at] for at in used], [[row[at] for at in used] for row in self.rows]
+        return replace(self, columns=tuple(columns), rows=tuple(map(tuple, rows)))
+
+    def condensed(self, *, first: str = "") -> Table:
+        """Drop empty columns; name what all rows share once, in the caption; put the column `first` first."""
+        used = [at for at in range(len(self.columns)) if any(row[at] for row in self.rows)]
+        shared = [at for at in used if self._is_shared(at)]
+        kept = [at for at in used if at not in shared or len(shared) == len(used)]
+        kept.sort(key=lambda at: self.columns[at].name != first)
+        above = ", ".join(f"{self.columns[at].name} {self.rows[0][at]}" for at in used if at not in kept)
+        return replace(
+            self,
+            columns=tuple(self.columns[at] for at in kept),
+            rows=tuple(tuple(row[at] for at in kept) for row in self.rows),
+            caption=above[:1].upper() + above[1:],
+        )
+
+    def _is_shared(self, at: int) -> bool:
+        column = self.columns[at]
+        same = len(self.rows) > 1 and len({row[at] for row in self.rows}) == 1
+        return same and not column.number and column.name not in ("verdict", "arm", "effect")
+
+
+def table_of_text(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    names: int,
+    more: Sequence[str] = (),
+    label: str = "table",
+    heading: str = "",
+) -> Table:
+    """Make a table whose first `names` columns, and `verdict`, are text; the others are numbers."""
+    made = tuple(Column(name, at >= names and name != "verdict", name in more) for at, name in enumerate(columns))
+    return Table(made, tuple(tuple(row) for row in rows), label, heading=heading)
+
+
+def markdown(table: Table) -> str:
+    """Write a table as Markdown; `|`, HTML and line breaks in cells are escaped."""
+    return templates().get_template("table.md.jinja").render(columns=table.columns, rows=table.rows).strip()
+
+
+def markdown_text(text: str) -> str:
+    """Escape a text for a line of Markdown: HTML, `|`, and characters that a terminal would obey."""
+    one_line = " ".join(visible(text).split())
+    return html.escape(one_line, quote=False).replace("|", "\\|")
+
+
+def visible(text: str) -> str:
+    """Replace control characters by what they are called, so that neither a terminal nor a page obeys them."""
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else f"\\x{ord(letter):02x}" for letter in str(text)
+    )
+
+
+def latex(table: Table) -> str:
+    """Write a table as LaTeX with the rules of booktabs; special characters in cells are escaped."""
+    kinds = "".join("r" if column.number else "l" for column in table.columns)
+    style = (
+        table.frame.map(visible).style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
+    )
+    return style.to_latex(hrules=True, column_format=kinds).strip().replace("\u2212", "$-$")
+
+
+# What a spreadsheet takes for a formula when a cell begins with it.
+_FORMULA = re.compile(r"^[=+\-@\t\r]")
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Write rows as CSV. Text that a spreadsheet would run as a formula gets an apostrophe in front."""
+    from pandas import DataFrame
+
+    frame = DataFrame([[_inert(cell) for cell in row] for row in rows], columns=list(columns), dtype=object)
+    buffer = io.StringIO()
+    frame.to_csv(buffer, index=False, lineterminator="\n")
+    return buffer.getvalue()
+
+
+def _inert(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
+
+
+@functools.cache
+def templates() -> Environment:
+    """Return the templates of pages and tables. Everything in an HTML template is escaped unless it is Markup."""
+    from jinja2 import Environment, PackageLoader, select_autoescape
+
+    made = Environment(
+        loader=PackageLoader("petransfer.report", "templates"),
+        autoescape=select_autoescape(["html.jinja"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    made.filters["cell"] = markdown_text
+    return made
+
+
+def write_page(template: str, title: str, **content: Any) -> str:
+    """Fill a template as one HTML file that needs nothing else."""
+    folder = resources.files("petransfer.report") / "templates"
+    parts = {name: Markup((folder / file).read_text(encoding="utf-8"))
+             for name, file in (("css", "page.css"), ("script", "sort.js"))}  # fmt: skip
+    text = templates().get_template(template).render(title=title, **parts, **content)
+    return "\n".join(line.rstrip() for line in text.splitlines() if line.strip()) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
