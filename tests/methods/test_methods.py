@@ -16,7 +16,7 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, T5Config, T5
 
 from petransfer.data.encoding import Encoded, decode, encode_examples
 from petransfer.data.task import Example
-from petransfer.errors import Interrupted
+from petransfer.errors import Interrupted, UserError
 from petransfer.evaluation.exact_match import evaluate
 from petransfer.evaluation.generation import generate
 from petransfer.evaluation.label_scoring import _scores
@@ -24,7 +24,7 @@ from petransfer.memory.simulation import Demand, simulate
 from petransfer.methods import apply_method, save_method
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec
-from petransfer.recipe.methods import METHODS
+from petransfer.recipe.methods import METHODS, Method
 from petransfer.recipe.run_spec import MethodSpec, RunSpec, TrainSpec
 from petransfer.sharing.adapter import Adapter
 from petransfer.study.folders import RunFolder
@@ -38,20 +38,16 @@ from petransfer.training.optimizer import learning_rate_factor, make_optimizer
 from petransfer.training.state import trained_tensors
 from tests.conftest import _keep
 
-RANKED: dict[str, Any] = {"rank": 3, "alpha": 6.0}
-SMALL = {
-    "lora": MethodSpec("lora", 32, **RANKED),
-    "rslora": MethodSpec("rslora", 32, **RANKED),
-    "loraplus": MethodSpec("loraplus", 32, **RANKED, rate_ratio=8.0),
-    "dora": MethodSpec("dora", 32, **RANKED),
-    "pissa": MethodSpec("pissa", 32, **RANKED),
-    "vera": MethodSpec("vera", 32, rank=8),
-    "ia3": MethodSpec("ia3", 32),
-    "prompt": MethodSpec("prompt", 32, virtual_tokens=5),
-    "prefix": MethodSpec("prefix", 32, virtual_tokens=5),
-    "ln": MethodSpec("ln", 32),
-    "bias": MethodSpec("bias", 32),
-}
+
+def small(method: Method) -> MethodSpec:
+    """A method in a size for tiny models."""
+    sizes = {"rank": 3, "alpha": 6.0, "rate_ratio": 8.0, "virtual_tokens": 5}
+    given: dict[str, Any] = {key: value for key, value in sizes.items() if key in method.keys}
+    return MethodSpec(method.name, 32, **given, options={key: one.default for key, one in method.options.items()})
+
+
+SMALL = {name: small(method) for name, method in METHODS.items() if name != "full"}
+SMALL["vera"] = MethodSpec("vera", 32, rank=8)
 ROWS = [Encoded((5, 6, 7, 8, 1), (9, 10, 1)), Encoded((15, 6, 1), (9, 10, 22, 30, 1)), Encoded((40, 1), (11, 1))]
 
 
@@ -125,15 +121,15 @@ def logits(model: torch.nn.Module, loaded: Loaded) -> torch.Tensor:
     return found.float()
 
 
-def test_every_method_is_tried_here() -> None:
-    assert set(SMALL) | {"full"} == set(METHODS)
-
-
 @pytest.mark.parametrize("base", ["tiny_t5", "tiny_gpt2", "tiny_llama"], indirect=True)
 @pytest.mark.parametrize("name", SMALL)
 def test_a_method_trains_what_fit_foresees_and_plain_peft_gives_its_logits(
     name: str, base: Path, tmp_path: Path
 ) -> None:
+    if name == "oft" and "gpt2" in base.name:
+        with pytest.raises(UserError, match="OFT cannot be put on"):  # peft has it for plain linear layers only
+            made(base, SMALL[name])
+        return
     loaded, model = made(base, SMALL[name])
     trained = trained_tensors(model)
     config = AutoConfig.from_pretrained(base)

@@ -302,7 +302,7 @@ SAID = {
     "is nested too deeply": ("configuration nested deeply", "recipe nested deeply"),
     "NaN is no JSON": ("configuration with NaN",),
     "a key stands twice": ("configuration with a key twice",),
-    "is none that is taken": ("unknown method", "method a list"),
+    "is not supported; supported are": ("unknown method", "method a list"),
     "asks for more than an adapter": ("code imported", "layers copied", "remote code"),
     "auto_mapping would import 'evil'": ("mapping imported",),
     "save it as plain LoRA first": ("start from the base",),
