@@ -237,19 +237,16 @@ def test_a_run_reports_how_many_parameters_a_quantised_model_has(
     assert result["parameters"] == sum(value.numel() for value in whole.parameters()) + added
 
 
-def table_row(method: Method) -> str:
-    """A method's row in the documented table."""
-    source = f" ({method.source})" if method.source else ""
+def abilities(method: Method) -> list[str]:
+    """The cells of a method's row in the documented table that say what it can do."""
     reasons = (*(method.unsupported_bits.get(bits) for bits in (8, 4)), method.not_merged, method.not_stacked)
-    marks = " | ".join("no" if reason else "yes" for reason in reasons)
-    size = f"`{method.size}`" if method.size else "fixed"
-    return f"| `{method.name}` | {method.title}{source} | {size} | {marks} |"
+    return [f"`{method.size}`" if method.size else "none", *("no" if reason else "yes" for reason in reasons)]
 
 
 def test_the_documented_table_says_what_the_methods_can() -> None:
     if not TABLE.is_file():
         pytest.skip("no docs/ in this checkout")
-    documented = TABLE.read_text(encoding="utf-8")
-    named = [method for method in METHODS.values() if f"| `{method.name}` |" in documented]
-    assert len(named) > 10
-    assert [method.name for method in named if table_row(method) not in documented] == []
+    lines = [line for line in TABLE.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    rows = {cells[1].strip("`"): cells[3:-1] for line in lines if (cells := [one.strip() for one in line.split("|")])}
+    assert len(rows) > 10
+    assert rows == {name: abilities(METHODS[name]) for name in rows}
