@@ -15,6 +15,9 @@ from petransfer.data.encoding import Layout, decode
 from petransfer.models.lengths import VirtualTokens, positions
 from petransfer.models.loading import Loaded
 
+# The most numbers of one head's attention matrices in a batch: longer inputs are generated in smaller batches.
+ATTENTION = 2**24
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -148,11 +151,18 @@ def _pads_wrongly(model: torch.nn.Module, loaded: Loaded) -> bool:
 
 
 def _batches(order: Sequence[int], size: int, lengths: Sequence[int], equal_lengths: bool) -> Iterator[list[int]]:
-    """Yield the indices of each batch; with `equal_lengths`, the inputs of one batch have the same length."""
+    """Yield the indices of each batch, in `order`, which is by length.
+
+    With `equal_lengths`, the inputs of one batch have the same length.
+    """
     for _, group in itertools.groupby(order, key=lambda at: lengths[at] if equal_lengths else 0):
         indices = list(group)
-        for start in range(0, len(indices), size):
-            yield indices[start : start + size]
+        while indices:
+            count = min(size, len(indices))
+            while count > 1 and count * lengths[indices[count - 1]] ** 2 > ATTENTION:
+                count //= 2
+            yield indices[:count]
+            indices = indices[count:]
 
 
 def _padded(rows: Sequence[tuple[int, ...]], pad: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import psutil
 import torch
 
 from petransfer.data.bad_rows import BadRow
@@ -18,6 +19,11 @@ from petransfer.errors import UserError
 from petransfer.evaluation.generation import generate, room
 from petransfer.models.lengths import positions
 from petransfer.models.loading import Loaded
+
+# Inputs of so many tokens or fewer are never refused for their size.
+SHORT = 4096
+# Matrices of (heads, tokens, tokens) in fp32 that one attention layer holds at once: position bias, scores, softmax.
+ATTENTION_COPIES = 3
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,8 @@ class Predictor:
         """
         if not texts:
             return []
+        for at, text in enumerate(texts, start=1):
+            _refuse_surrogates(text, at)
         examples = [Example(at, self._input(text), "", "", self.chat) for at, text in enumerate(texts)]
         try:
             inputs = [input_text(example, self.prefix, self.loaded.tokenizer) for example in examples]
@@ -70,6 +78,7 @@ class Predictor:
     def _limit(self, text: str, tokens: int, most: int) -> int:
         left = room(self.model, self.loaded, tokens)
         if left is None:
+            self._refuse_too_large(text, tokens)
             return most
         if left < 1:
             has = positions(self.loaded.model.config)
@@ -77,6 +86,24 @@ class Predictor:
                 f"the input {text[:40]!r} has {tokens:,} tokens; the model has {has:,} positions; shorten it"
             )
         return min(most, left)
+
+    def _refuse_too_large(self, text: str, tokens: int) -> None:
+        """Refuse an input whose attention does not fit into memory; a model with few positions never gets so far.
+
+        Raises:
+            UserError: it does not fit.
+        """
+        if tokens <= SHORT:
+            return
+        config, device = self.loaded.model.config, next(self.model.parameters()).device
+        heads = int(getattr(config, "num_heads", 0) or getattr(config, "num_attention_heads", 0) or 1)
+        needed = ATTENTION_COPIES * 4 * heads * tokens**2
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+        if needed > free:
+            raise UserError(
+                f"the input {text[:40]!r} has {tokens:,} tokens; attention over them needs {needed / 1e9:,.0f} GB, and "
+                f"{free / 1e9:,.0f} GB are free; shorten it"
+            )
 
     def _input(self, text: str) -> str:
         if not self.template:
@@ -90,3 +117,15 @@ class Predictor:
         raise UserError(
             f"the input {text[:40]!r} is not a JSON object with {', '.join(columns)}, the columns of the template"
         )
+
+
+def _refuse_surrogates(text: str, number: int) -> None:
+    """Refuse a text that is not valid Unicode, as an argument is whose bytes are not UTF-8.
+
+    Raises:
+        UserError: it is not.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"input {number} is not UTF-8 at character {error.start + 1}; write it as UTF-8") from None

@@ -1,0 +1,60 @@
+"""`predict` prints one line for each input line, and refuses what it cannot read in one line."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from petransfer.evaluation import predictor
+from tests.sharing.conftest import call, refused
+
+ASK = ("predict", "nano/english", "--cpu", "--max-new-tokens", "8")
+
+
+def lines_of(capsys: pytest.CaptureFixture[str], *more: str) -> list[str]:
+    """What is printed, line by line."""
+    capsys.readouterr()
+    assert call(*ASK, *more) == 0
+    return capsys.readouterr().out.split("\n")[:-1]
+
+
+def test_blank_lines_and_a_byte_order_mark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = lines_of(capsys, "to walk", "Where is the old man and his dog?")
+    assert first != second
+    (tmp_path / "inputs.txt").write_bytes(b"\xef\xbb\xbfto walk\r\n\n  \nWhere is the old man and his dog?\n\nWhere is the old man and his dog?")
+    file = str(tmp_path / "inputs.txt")
+    assert lines_of(capsys, "--file", file) == [first, "", "", second, "", second]
+    rows = [json.loads(line) for line in lines_of(capsys, "--file", file, "--json")]
+    assert [row["input"] for row in rows] == ["to walk", "", "  ", "Where is the old man and his dog?", "", "Where is the old man and his dog?"]
+    assert [row["output"].replace("\n", "\\n") for row in rows] == [first, "", "", second, "", second]
+    (tmp_path / "empty.txt").write_bytes(b"")
+    assert lines_of(capsys, "--file", str(tmp_path / "empty.txt")) == []
+    assert refused(capsys, *ASK, "--file", str(tmp_path)).count("cannot be read") == 1
+
+
+@pytest.mark.parametrize("content", [b"to walk\nto \xff run\n", b"to walk\nto \xff run"])
+def test_bytes_that_are_not_utf8(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "inputs.txt").write_bytes(content)
+    said = refused(capsys, *ASK, "--file", str(tmp_path / "inputs.txt"))
+    assert "inputs.txt is not UTF-8 at line 2, byte 4; save it as UTF-8" in said
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert "standard input is not UTF-8 at line 2, byte 4" in refused(capsys, *ASK)
+    argument = b"to \xff run".decode("utf-8", "surrogateescape")
+    assert "input 2 is not UTF-8 at character 4" in refused(capsys, *ASK, "to walk", argument)
+
+
+def test_a_line_of_a_megabyte(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "inputs.txt").write_text("to walk\n" + "walk " * 200_000 + "\n", encoding="utf-8")
+    said = refused(capsys, *ASK, "--file", str(tmp_path / "inputs.txt"))
+    assert "tokens; attention over them needs" in said
+    assert "shorten it" in said
+    monkeypatch.setattr(predictor, "SHORT", 2)
+    assert len(lines_of(capsys, "to walk to walk")) == 1
