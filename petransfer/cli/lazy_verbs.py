@@ -31,13 +31,17 @@ VERBS = {
     ),
     "predict": (
         "predict:predict",
-        "Answer with an adapter, with several on one base, or with a fully fine-tuned model.",
+        "Generate a text for each input, with adapters on one base, whole models or base checkpoints.",
     ),
     "eval": (
         "evaluate:evaluate",
-        "Score adapters, or whole models, side by side on the same examples; adapters' base is loaded once.",
+        "Score adapters, whole models and base checkpoints side by side on the same examples.",
     ),
-    "adapter": ("adapter:app", "Hand adapters on so that others can use, check and trace them."),
+    "serve": (
+        "serve:serve",
+        "Serve adapters on one base, or whole models, by OpenAI's completions API: POST /v1/completions.",
+    ),
+    "adapter": ("adapter:app", "Share adapters: describe, pack, push, pull, verify and merge them."),
     "pretrain": (
         "pretrain:pretrain",
         "Pretrain every arm of a recipe by span corruption; go on where an interruption left off.",

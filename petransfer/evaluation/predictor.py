@@ -16,7 +16,7 @@ from petransfer.data.encoding import encode_inputs, input_text
 from petransfer.data.task import Example
 from petransfer.data.templates import fields_of, render
 from petransfer.errors import UserError
-from petransfer.evaluation.generation import generate, room
+from petransfer.evaluation.generation import Generation, generations, room
 from petransfer.models.lengths import positions
 from petransfer.models.loading import Loaded
 
@@ -56,6 +56,10 @@ class Predictor:
         Raises:
             UserError: a text is not such an object, or has as many tokens as the model has positions.
         """
+        return [one.text for one in self.generations(texts, max_new_tokens)]
+
+    def generations(self, texts: Sequence[str], max_new_tokens: int = 512) -> list[Generation]:
+        """Return the generated texts and whether each ended by itself; see `__call__`."""
         if not texts:
             return []
         for at, text in enumerate(texts, start=1):
@@ -69,9 +73,9 @@ class Predictor:
         by_limit: dict[int, list[int]] = {}  # a batch is generated up to the largest limit in it
         for at, row in enumerate(rows):
             by_limit.setdefault(self._limit(texts[at], len(row), max_new_tokens), []).append(at)
-        generated: dict[int, str] = {}
+        generated: dict[int, Generation] = {}
         for limit, chosen in by_limit.items():
-            found = generate(self.model, self.loaded, [rows[at] for at in chosen], limit)
+            found = generations(self.model, self.loaded, [rows[at] for at in chosen], [limit] * len(chosen))
             generated |= zip(chosen, found, strict=True)
         return [generated[at] for at in range(len(rows))]
 

@@ -25,11 +25,20 @@ def lines_of(capsys: pytest.CaptureFixture[str], *more: str) -> list[str]:
 def test_blank_lines_and_a_byte_order_mark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = lines_of(capsys, "to walk", "Where is the old man and his dog?")
     assert first != second
-    (tmp_path / "inputs.txt").write_bytes(b"\xef\xbb\xbfto walk\r\n\n  \nWhere is the old man and his dog?\n\nWhere is the old man and his dog?")
+    (tmp_path / "inputs.txt").write_bytes(
+        b"\xef\xbb\xbfto walk\r\n\n  \nWhere is the old man and his dog?\n\nWhere is the old man and his dog?"
+    )
     file = str(tmp_path / "inputs.txt")
     assert lines_of(capsys, "--file", file) == [first, "", "", second, "", second]
     rows = [json.loads(line) for line in lines_of(capsys, "--file", file, "--json")]
-    assert [row["input"] for row in rows] == ["to walk", "", "  ", "Where is the old man and his dog?", "", "Where is the old man and his dog?"]
+    assert [row["input"] for row in rows] == [
+        "to walk",
+        "",
+        "  ",
+        "Where is the old man and his dog?",
+        "",
+        "Where is the old man and his dog?",
+    ]
     assert [row["output"].replace("\n", "\\n") for row in rows] == [first, "", "", second, "", second]
     (tmp_path / "empty.txt").write_bytes(b"")
     assert lines_of(capsys, "--file", str(tmp_path / "empty.txt")) == []

@@ -1,0 +1,100 @@
+"""`serve`: answer OpenAI's completions requests with adapters on one base, or with whole models."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from petransfer.errors import UserError
+
+if TYPE_CHECKING:
+    from petransfer.sharing.base import Where
+    from petransfer.sharing.request_batches import Model
+    from petransfer.sharing.sources import Source
+
+_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+
+
+def serve(
+    adapters: Annotated[
+        list[str],
+        typer.Argument(help="Folders of runs, studies, adapters or models, bundles, nano/ARM, hub ids."),
+    ],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8000,
+    host: Annotated[str, typer.Option(help="The address. Anything else than this machine is open to others.")] = (
+        "127.0.0.1"
+    ),
+    batch_size: Annotated[int, typer.Option(min=1, help="The most prompts that are generated at once.")] = 64,
+    run: Annotated[str | None, typer.Option(help="The run's id, for a study with several runs.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="The base model, if it is not found by its name.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Another commit or branch of the base on the hub.")] = None,
+    any_base: Annotated[
+        bool, typer.Option("--any-base", help="Accept a base with other weights than were trained on.")
+    ] = False,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even if there is a GPU.")] = False,
+) -> None:
+    """Serve adapters on one base, or whole models, by OpenAI's completions API: POST /v1/completions.
+
+    Texts are generated greedily, as `predict` does. Ctrl-C stops it after the requests in progress.
+    """
+    if importlib.util.find_spec("uvicorn") is None or importlib.util.find_spec("starlette") is None:
+        raise UserError('serve needs uvicorn and starlette, which are not installed: pip install "petransfer[serve]"')
+    with contextlib.ExitStack() as stack:
+        from petransfer.sharing.sources import opened_source
+
+        sources = [stack.enter_context(opened_source(one, None if at else run)) for at, one in enumerate(adapters)]
+        from petransfer.models.library_output import silence_libraries
+        from petransfer.sharing.base import Where
+        from petransfer.sharing.request_batches import RequestBatches
+        from petransfer.sharing.server import application, listen, server
+
+        silence_libraries()
+        opened = stack.enter_context(contextlib.closing(listen(host, port)))
+        models = models_of(sources, Where(checkpoint, revision, None, "cpu" if cpu else None, any_base))
+        hosts = _LOOPBACK if host in ("127.0.0.1", "::1", "localhost") else ("*",)
+        place = f"http://{host}:{opened.getsockname()[1]}"
+        print(f"Serving {', '.join(models)} at {place}/v1 - Ctrl-C stops", file=sys.stderr, flush=True)
+        server(application(RequestBatches(models, batch_size), hosts)).run(sockets=[opened])
+
+
+def models_of(sources: list[Source], where: Where) -> dict[str, Model]:
+    """Load what is served: the adapters on one base, which is loaded once, and each whole model.
+
+    Raises:
+        UserError: the adapters have different bases, or something cannot be loaded.
+    """
+    from petransfer.sharing.combined_adapters import put_together
+    from petransfer.sharing.request_batches import Model
+    from petransfer.sharing.whole_models import whole_predictor
+
+    names = _names([source.label for source in sources])
+    bundles = [source.adapter() for source in sources if source.kind == "adapter"]
+    together = put_together(bundles, where) if bundles else None
+    adapters = iter(together.labels if together else ())
+    found: dict[str, Model] = {}
+    for name, source in zip(names, sources, strict=True):
+        if source.kind != "adapter" or together is None:
+            found[name] = Model(whole_predictor(source, where))
+            continue
+        adapter = next(adapters)
+        found[name] = Model(together.predictor(adapter), functools.partial(together.model.set_adapter, adapter))
+    return found
+
+
+def _names(labels: list[str]) -> list[str]:
+    """Return the last part of each place as its model's name, or the whole place where two would be the same.
+
+    Raises:
+        UserError: a place is named twice.
+    """
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice:
+        raise UserError(f"{twice} is named twice; name each adapter once")
+    short = [label if label.startswith("nano/") else Path(label).name for label in labels]
+    return [one if short.count(one) == 1 else label for one, label in zip(short, labels, strict=True)]
