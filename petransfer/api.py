@@ -130,6 +130,7 @@ class Study:
         save_every: float = 60.0,
         gradient_checkpointing: bool = False,
         log_with: Sequence[str] = (),
+        repair: bool = False,
         progress: Callable[[], None] = lambda: None,
     ) -> DataFrame:
         """Run every experiment of the study. Finished runs are skipped; interrupted runs resume.
@@ -147,6 +148,7 @@ class Study:
             save_every: Seconds between two training states to resume from.
             gradient_checkpointing: Recompute activations in the backward pass, which saves memory.
             log_with: Experiment trackers to log each run to: `tensorboard`, `wandb`, `mlflow`, `trackio` and others.
+            repair: Run finished runs again whose files are damaged.
             progress: Called several times a second while runs are under way; `plan()` then shows how they stand.
 
         Returns:
@@ -161,12 +163,16 @@ class Study:
         settings = Settings(execution, cpu=cpu, force=force, by_generation=by_generation, log_with=trackers)
         scheduling = Scheduling(workers, executor, address, str(stack))
         check_processes(self.grid, scheduling, 1)
+        if repair:
+            self.grid.repair()
         prepared = prepare_study(self.grid, settings, scheduling)
         self.grid.folder.open(self.grid.recipe)
         if self.grid.waiting:
             outcome = execute_study(prepared, progress)
             _raise_for(outcome, len(self.grid.selected))
         write_results(self.grid)
+        for damage in self.grid.damaged.values():
+            raise RunError(f"a finished run is damaged: {damage}; run the study again with repair=True")
         return self.results()
 
     def results(self) -> DataFrame:

@@ -14,6 +14,9 @@ from petransfer.cli.log_output import show_log
 from petransfer.errors import RunError, UserError
 from petransfer.study.launched_processes import this_place
 
+# What a folder that is read-only, full or not a folder raises: nothing that a traceback would explain.
+_CANNOT_WRITE = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
+
 # The verbs whose work the processes of one launch share; any other is the first one's alone.
 SHARED = ("run", "sweep", "train")
 
@@ -68,6 +71,12 @@ def call(application: typer.Typer, arguments: list[str]) -> None:
         if leads:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
+    except _CANNOT_WRITE as error:
+        if debug:
+            raise
+        if leads:
+            print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         if leads:
             print("stopped", file=sys.stderr)

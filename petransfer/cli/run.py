@@ -103,6 +103,7 @@ def run(
     log_with: opt.LogWith = None,
     cpu: opt.Cpu = False,
     force: opt.Force = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Run finished runs again whose files are damaged.")] = False,
     as_json: opt.Json = False,
 ) -> None:
     """Run every experiment of a recipe. Finished runs are skipped; interrupted runs resume."""
@@ -110,6 +111,8 @@ def run(
     scheduling = Scheduling(workers, executor, address, stack)
     trackers = check_trackers(log_with or [])
     check_and_launch(grid, scheduling, processes)
+    for run_id in grid.repair() if repair and this_place().leads else ():
+        logger.info(f"{run_id} was damaged and is run again")
     execution = Execution(micro_batch, threads, save_every, grid.log_every, checkpointing=checkpointing)
     settings = Settings(execution, cpu=cpu, force=force, by_generation=by_generation, log_with=trackers)
     run_grid(grid, own_runs(grid), settings, scheduling, as_json)
@@ -143,14 +146,17 @@ def run_grid(grid: StudyGrid, kind: Kind, settings: Settings, scheduling: Schedu
             logger.info(line)
     kind.open_folder()
     started = time.monotonic()
-    done_before = len(grid.selected) - len(grid.waiting)
+    for damage in grid.damaged.values():
+        logger.warning(f"damaged: {damage}; run it again with: petransfer run --repair")
+    done_before = len(grid.selected) - len(grid.waiting) - len(grid.damaged)
     if settings.by_generation and done_before:
         again = f"petransfer eval {grid.folder.path}/runs/RUN --by-generation"
         logger.info(
             f"{opt.count(done_before, 'finished run')} will not be scored again; to score one by generation: {again}"
         )
-    if not place.shared and done_before == len(grid.selected):
+    if not place.shared and not grid.waiting:
         kind.print_end(as_json)
+        _exit_if_damaged(grid)
         logger.info(f"all {opt.count(done_before, 'run')} finished before; nothing to do")
         return
     view = View(
@@ -162,8 +168,14 @@ def run_grid(grid: StudyGrid, kind: Kind, settings: Settings, scheduling: Schedu
     code = report_outcome(outcome, len(grid.selected))
     if code:
         raise typer.Exit(code)
+    _exit_if_damaged(grid)
     took = opt.duration(time.monotonic() - started)
     logger.info(f"{opt.count(len(grid.selected), 'run')} done in {took}; see {grid.folder.path}")
+
+
+def _exit_if_damaged(grid: StudyGrid) -> None:
+    if grid.damaged:
+        raise typer.Exit(2)
 
 
 def _print_end(grid: StudyGrid, as_json: bool) -> None:

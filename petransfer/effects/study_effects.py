@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from petransfer.atomic_files import write_text
 from petransfer.effects.criteria import CRITERIA
 from petransfer.effects.seed_counts import Demand
 from petransfer.recipe.effect_requests import wanted
@@ -54,9 +55,7 @@ def update_effects(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, *,
     if kept is None or kept.get("runs_sha256") != digest:
         content = {"runs_sha256": digest, **_judged(recipe, cells, study)}
         text = json.dumps(content, indent=1, allow_nan=False)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_text(path, text + "\n")
         kept = json.loads(text)
     return kept
 

@@ -11,9 +11,10 @@ from typing import Any, get_args
 
 from rich.table import Table
 
+from petransfer.atomic_files import write_text
 from petransfer.effects.reference import beside
 from petransfer.recipe.metrics import HEADINGS
-from petransfer.report.tables import csv_text, write_text
+from petransfer.report.tables import csv_text
 from petransfer.study.folders import Status, StudyFolder
 from petransfer.study.grid import Cell
 from petransfer.training.metrics_file import read_metrics
@@ -76,7 +77,7 @@ def _row(cell: Cell, study: StudyFolder) -> Row:
             weights=result.get("weights"),
             scores={name: test[name] for name in HEADINGS if name in test},
         )
-    if status == "failed":
+    if status in ("failed", "damaged"):
         return Row(cell, status, failure=folder.failure())
     lines = read_metrics(folder.path / "metrics.jsonl")
     if not lines:
@@ -89,7 +90,7 @@ def _row(cell: Cell, study: StudyFolder) -> Row:
 
 
 # What a table that is cut keeps first, and after how many rows it is cut where it is not a screen's height.
-_INTEREST: tuple[Status, ...] = ("running", "failed", "interrupted", "done", "waiting")
+_INTEREST: tuple[Status, ...] = ("running", "failed", "damaged", "interrupted", "done", "waiting")
 ROWS = 200
 
 
@@ -173,7 +174,7 @@ def _generated(test: dict[str, Any]) -> tuple[int, int] | None:
 def state_of(row: Row) -> str:
     """How a run stands, in a few words."""
     if row.failure:
-        return "failed"
+        return row.status
     if row.status == "done":
         return "done" if not row.disagreements else f"done, {row.disagreements} audit disagreements"
     if row.loss is None:

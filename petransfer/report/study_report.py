@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from petransfer.effects.study_effects import update_effects
 from petransfer.errors import UserError
 from petransfer.report import page, plot_files, run_groups, run_page, run_table, sweep
 from petransfer.study.study import StudyGrid
+
+logger = logging.getLogger(__name__)
 
 FILES = "report.html, table.csv, table.md, table.tex, plots/, effects.json"
 
@@ -46,6 +49,8 @@ def write_report(grid: StudyGrid) -> StudyReport:
     family = recipe.family_name
     groups = run_groups.groups_of(rows, family)
     swept = sweep.groups_of(cells, folder)
+    for damage in grid.damaged.values():
+        logger.warning(f"left out, because it is damaged: {damage}; run it again with: petransfer run --repair")
     any_done = any(row.status == "done" for row in rows)
     if not any_done and not swept:
         kept = folder.path / "recipe.yaml"

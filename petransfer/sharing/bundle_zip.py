@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from petransfer.atomic_files import replacing
 from petransfer.errors import UserError
 from petransfer.sharing.bundle_files import LIMITS, MIB, wrong_name
 
@@ -20,8 +21,7 @@ _LOCAL_HEADER = 30
 
 def write_zip(path: Path, contents: Mapping[str, Path | bytes]) -> None:
     """Writes `path` whole or not at all. Members are stored, sorted and dated 1980: equal contents, equal bytes."""
-    partial = path.with_name(f".{path.name}.partial")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+    with replacing(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(contents):
             info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
             info.create_system, info.external_attr = 3, (stat.S_IFREG | 0o644) << 16
@@ -33,7 +33,6 @@ def write_zip(path: Path, contents: Mapping[str, Path | bytes]) -> None:
             with content.open("rb") as source, archive.open(info, "w") as target:
                 while block := source.read(_BLOCK):
                     target.write(block)
-    partial.replace(path)
 
 
 def read_zip(path: Path, target: Path) -> list[str]:

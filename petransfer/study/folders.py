@@ -1,12 +1,14 @@
-"""A study's folder: which runs are done, which are claimed, which failed. Imports no torch."""
+"""The folders of a study and of its runs: which runs are done, claimed, failed or damaged. Imports no torch."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import functools
 import json
+import math
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,43 +16,56 @@ from typing import Any, Literal
 
 import yaml
 
+from petransfer.atomic_files import partial_name, write_text
 from petransfer.errors import UserError
 from petransfer.recipe.loading import freeze
 from petransfer.recipe.pretraining import PretrainRecipe
+from petransfer.recipe.run_spec import RunSpec
 from petransfer.recipe.schema import Recipe
 
-Status = Literal["done", "failed", "running", "interrupted", "waiting"]
+Status = Literal["done", "failed", "running", "interrupted", "waiting", "damaged"]
+
+# Seconds for which a claim is tried: whoever only looks whether a run is claimed holds the lock for an instant.
+CLAIM_PATIENCE = 0.3
+_LOCK, _OWNER = ".claim", ".claim-owner"
 
 
 class RunFolder:
-    """`runs/<run-id>/`. A run is done when DONE exists, which is written last."""
+    """`runs/<run-id>/`. A run is done when DONE exists, which is written last, and its result can be read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @property
     def done(self) -> bool:
-        """Whether the run has ended well."""
-        return (self.path / "DONE").exists()
+        """Whether the run is finished and its result is not damaged."""
+        return (self.path / "DONE").exists() and not self.damage()
+
+    def damage(self) -> str:
+        """Return why the files of a finished run cannot be used, naming the file; empty where they can."""
+        if not (self.path / "DONE").exists():
+            return ""
+        times = tuple(_modified(self.path / name) for name in ("result.json", "spec.json"))
+        return _damage(self.path, times)
 
     def result(self) -> dict[str, Any] | None:
-        """result.json of a run that is done."""
+        """Return result.json of a run that is done."""
         return read_json(self.path / "result.json") if self.done else None
 
     def begun(self) -> dict[str, Any] | None:
-        """spec.json of a run that is done or has a state to go on from."""
+        """Return spec.json of a run that is done or has a state to resume from."""
         under_way = self.done or any((self.path / "state").glob("step-*"))
         return read_json(self.path / "spec.json") if under_way else None
 
     def failure(self) -> str | None:
-        """Why the last try failed."""
+        """Return why the last try failed, or how the run is damaged."""
         content = read_json(self.path / "failed.json")
-        return str(content["error"]) if content else None
+        return str(content.get("error")) if content else self.damage() or None
 
     def status(self) -> Status:
-        """Where the run stands."""
-        if self.done:
-            return "done"
+        """Return how the run stands."""
+        if (self.path / "DONE").exists():
+            return "damaged" if self.damage() else "done"
         if self._is_claimed():
             return "running"
         if (self.path / "failed.json").exists():
@@ -58,54 +73,46 @@ class RunFolder:
         return "interrupted" if (self.path / "spec.json").exists() else "waiting"
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Writes a file whole or not at all."""
-        partial = self.path / f".{name}.partial"
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(self.path / name)
+        """Write a file whole or not at all."""
+        write_text(self.path / name, json.dumps(content, indent=1) + "\n")
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Marks the run as done, after everything else is on the disk, and removes what only a resume needs."""
+        """Mark the run as done, after everything else is on the disk, and remove what only a resume needs."""
         self.write_json("result.json", result)
         self.write_json("DONE", {"run_id": self.path.name})
         shutil.rmtree(self.path / "state", ignore_errors=True)
         (self.path / "failed.json").unlink(missing_ok=True)
 
+    def clear(self) -> None:
+        """Remove everything that the run has written, so that it starts again."""
+        (self.path / "DONE").unlink(missing_ok=True)
+        for entry in list(self.path.iterdir()):
+            if entry.name not in (_LOCK, _OWNER):
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
     @contextlib.contextmanager
     def claim(self) -> Iterator[bool]:
-        """Whether this process may carry the run out. The claim ends with the process, however it ends."""
+        """Give whether this process may execute the run. The claim ends with the process, however it ends."""
         self.path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path / ".claim", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{platform.node()} {os.getpid()}".encode(), 0)
-            yield True
-        finally:
-            os.close(descriptor)
+        with _lock(self.path / _LOCK, CLAIM_PATIENCE) as held:
+            if held:
+                (self.path / _OWNER).write_text(_this_process(os.getpid()), encoding="utf-8")
+            yield held
 
     def claimed_by(self, process: int) -> bool:
-        """Whether the last claim was of this machine's process `process`."""
+        """Return whether the last claim was of this machine's process `process`."""
         with contextlib.suppress(OSError):
-            return (self.path / ".claim").read_text() == f"{platform.node()} {process}"
+            return (self.path / _OWNER).read_text(encoding="utf-8") == _this_process(process)
         return False
 
     def _is_claimed(self) -> bool:
-        if not (self.path / ".claim").exists():
+        if not (self.path / _LOCK).exists():
             return False
-        descriptor = os.open(self.path / ".claim", os.O_RDWR)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            with _lock(self.path / _LOCK, 0) as held:
+                return not held
+        except OSError:  # a folder that cannot be written to
             return False
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
 
 
 class StudyFolder:
@@ -115,56 +122,87 @@ class StudyFolder:
         self.path = path
 
     def open(self, recipe: Recipe | PretrainRecipe) -> None:
-        """Makes the folder and keeps the resolved recipe in it.
+        """Create the folder and write the resolved recipe into it.
 
         Raises:
-            UserError: it cannot be written to, or belongs to another recipe.
+            UserError: It cannot be written to, holds other files, or belongs to another recipe.
         """
         kept = self.path / "recipe.yaml"
-        if not kept.exists() and self.path.is_dir() and any(path.name not in _EARLY for path in self.path.iterdir()):
-            raise UserError(f"{self.path} holds other files and no recipe.yaml; take another --out")
+        if not kept.exists() and (other := self._foreign()):
+            raise UserError(f"{self.path} holds {other} and no recipe.yaml; use --out for another folder")
         try:
             self.refuse_other_than(recipe.name)  # before a lock is left in it
             with self.locked():
                 self.refuse_other_than(recipe.name)
-                partial = self.path / ".recipe.yaml.partial"
-                partial.write_text(freeze(recipe), encoding="utf-8")
-                partial.replace(kept)
+                write_text(kept, freeze(recipe))
                 (self.path / "runs").mkdir(exist_ok=True)
         except OSError as error:
-            raise UserError(f"{self.path} cannot be written to ({error.strerror}); take another --out") from None
+            raise cannot_write(self.path, error) from None
+
+    def _foreign(self) -> str:
+        """Return the name of something in the folder that no study writes before its recipe; empty if there is none."""
+        try:
+            names = sorted(path.name for path in self.path.iterdir())
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            raise cannot_write(self.path, error) from None
+        return next((name for name in names if name not in _EARLY and not name.startswith(".stop-")), "")
 
     def refuse_other_than(self, name: str) -> None:
-        """Raises UserError where the folder belongs to a recipe of another name."""
+        """Raise UserError where the folder belongs to a recipe of another name."""
         kept = self.path / "recipe.yaml"
         if kept.exists() and (other := _name(kept)) != name:
-            raise UserError(f"{self.path} belongs to the recipe '{other}', not '{name}'; take another --out")
+            raise UserError(f"{self.path} belongs to the recipe '{other}', not '{name}'; use --out for another folder")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Waits until no other process writes what belongs to the whole study: recipe, table, effects."""
+        """Wait until no other process writes what belongs to the whole study: recipe, table, effects."""
         self.path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with _lock(self.path / ".lock", -1):
             yield
-        finally:
-            os.close(descriptor)
 
     def names(self) -> set[str]:
-        """The runs that have a folder, by one look at the disk."""
+        """Return the names of the folders of runs, by one look at the disk."""
         try:
             return set(os.listdir(self.path / "runs"))
         except OSError:
             return set()
 
     def run(self, run_id: str) -> RunFolder:
-        """The folder of one run."""
+        """Return the folder of one run."""
         return RunFolder(self.path / "runs" / run_id)
 
 
-# What a study's folder may hold before its recipe does: a sweep comes first.
-_EARLY = (".lock", "sweep", "sweep.json", ".sweep.json.partial")
+# What a study's folder may hold before its recipe: a sweep comes first, and a killed command leaves its lock, a recipe
+# that was being written, or the folder of its runs.
+_EARLY = (".lock", "sweep", "sweep.json", partial_name("sweep.json"), partial_name("recipe.yaml"), "runs")
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """Return an error for a study's folder that cannot be written to."""
+    return UserError(f"{path} cannot be written to ({error.strerror or error}); use --out for another folder")
+
+
+@contextlib.contextmanager
+def _lock(path: Path, timeout: float) -> Iterator[bool]:
+    """Lock a file and give whether that succeeded. timeout: in seconds, -1 to wait for ever."""
+    import filelock  # takes 40 ms to import, which `plan` and `--help` need not spend
+
+    lock = filelock.FileLock(path, timeout=timeout, thread_local=False, poll_interval=0.05)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _this_process(number: int) -> str:
+    return f"{platform.node()} {number}"
 
 
 def _name(path: Path) -> str:
@@ -172,13 +210,49 @@ def _name(path: Path) -> str:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         return str(content["name"])
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
-        raise UserError(f"{path} cannot be read as a recipe; take another --out") from None
+        raise UserError(f"{path} cannot be read as a recipe; use --out for another folder") from None
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """What a file of JSON holds, None where there is none that can be read."""
+    """Return the mapping that a JSON file holds, None where there is none that can be read."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
-    return content
+    return content if isinstance(content, dict) else None
+
+
+def _modified(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+@functools.lru_cache(maxsize=65_536)
+def _damage(path: Path, times: tuple[int, ...]) -> str:
+    """Return why result.json or spec.json cannot be used. times: when they were written, so that changes are seen."""
+    result = read_json(path / "result.json")
+    if result is None:
+        there = (path / "result.json").exists()
+        return f"{path / 'result.json'} {'is not valid JSON' if there else 'is missing'}"
+    if str(result.get("run_id", path.name)) != path.name:
+        return f"{path / 'result.json'} is of another run, {str(result['run_id'])[:40]!r}"
+    for part in ("dev", "test"):
+        if part in result and not _is_score(result[part]):
+            return f"{path / 'result.json'} has no exact match from 0 to 100 for {part}"
+    if not re.fullmatch(r"[0-9a-f]{12}", path.name) or not times[1]:
+        return ""
+    try:
+        spec = RunSpec.from_dict(json.loads((path / "spec.json").read_text(encoding="utf-8")))
+        same = spec.run_id == path.name
+    except Exception:  # whatever a damaged file makes of it
+        same = False
+    return "" if same else f"{path / 'spec.json'} does not describe this run"
+
+
+def _is_score(content: Any) -> bool:
+    value = content.get("exact_match") if isinstance(content, dict) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) and 0 <= value <= 100

@@ -7,8 +7,8 @@ import ctypes
 import json
 import multiprocessing
 import os
-import shutil
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +22,9 @@ from petransfer.models.library_output import silence_libraries
 from petransfer.study.folders import RunFolder, StudyFolder
 from petransfer.study.stack_groups import parts
 from petransfer.study.worker_losses import LOST, Losses
+
+# Seconds that a worker has to save its state after its parent was killed.
+ORPHAN_PATIENCE = 20.0
 
 
 class Named(Protocol):
@@ -177,8 +180,20 @@ def _bear(process: BaseProcess, folders: Sequence[RunFolder], losses: Losses) ->
 
 def _worker(stacks: Sequence[Sequence[Named]], path: Path, job: Job, threads: int, stop: Flag) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
-    parent = os.getppid()
-    _work(stacks, path, job, threads, lambda: stop.value or os.getppid() != parent, lambda: None)
+    orphaned = threading.Event()
+    threading.Thread(target=_wait_for_parent, args=(orphaned,), daemon=True).start()
+    _work(stacks, path, job, threads, lambda: stop.value or orphaned.is_set(), lambda: None)
+
+
+def _wait_for_parent(orphaned: threading.Event) -> None:
+    """Ask the worker to stop when its parent is gone, and end it where it does not do so in time."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    parent.join()
+    orphaned.set()
+    time.sleep(ORPHAN_PATIENCE)
+    os._exit(1)  # states are written whole or not at all, so that a run resumes from the last one
 
 
 def _work(
@@ -274,10 +289,7 @@ def note_failure(folder: RunFolder, error: Exception) -> None:
     kind = "mistake" if isinstance(error, UserError) else "failure"
     with contextlib.suppress(OSError):
         if kind == "mistake" and not (folder.path / "state").exists():
-            for leftover in folder.path.glob("*"):
-                if leftover.name == ".claim":  # it is held, and another file of that name would be another claim
-                    continue
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            folder.clear()
         said = "".join(traceback.format_exception(error))
         folder.write_json("failed.json", {"error": one_line(error), "kind": kind, "traceback": said})
 

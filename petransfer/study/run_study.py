@@ -95,16 +95,18 @@ def execute_study(prepared: PreparedStudy, tick: Callable[[], None] = lambda: No
     from petransfer.study.single_run import FineTune
 
     grid, settings, scheduling = prepared.grid, prepared.settings, prepared.scheduling
+    damaged = grid.damaged
+    cells = [cell for cell in grid.selected if cell.run_id not in damaged]
     job = FineTune(settings)
     threads = settings.execution.threads
     if prepared.ray:
-        return _execute_on_ray(prepared, job, tick)
+        return _execute_on_ray(prepared, cells, job, tick)
     if this_place().shared:
         from petransfer.study.process_group import execute_together
 
-        return execute_together(grid.selected, grid.folder, job, threads, tick, settings.cpu)
+        return execute_together(cells, grid.folder, job, threads, tick, settings.cpu)
     workers = scheduling.workers or _default_workers(grid, settings.cpu)
-    return execute(grid.selected, grid.folder, job, workers, threads, tick, prepared.group)
+    return execute(cells, grid.folder, job, workers, threads, tick, prepared.group)
 
 
 def _log_notes(grid: StudyGrid, scheduling: Scheduling) -> None:
@@ -141,7 +143,7 @@ def _connect(grid: StudyGrid, scheduling: Scheduling) -> Any:
     return connect(scheduling.address)
 
 
-def _execute_on_ray(prepared: PreparedStudy, job: FineTune, tick: Callable[[], None]) -> Outcome:
+def _execute_on_ray(prepared: PreparedStudy, cells: Sequence[Cell], job: FineTune, tick: Callable[[], None]) -> Outcome:
     from petransfer.study.ray_executor import execute_on_ray, smallest_card
 
     grid, settings, ray = prepared.grid, prepared.settings, prepared.ray
@@ -151,7 +153,7 @@ def _execute_on_ray(prepared: PreparedStudy, job: FineTune, tick: Callable[[], N
     group = prepared.scheduling.grouping(checkpointing, lambda: card, cards)
     demands = _demands(grid, settings, card, threads)
     workers = prepared.scheduling.workers
-    return execute_on_ray(grid.selected, grid.folder, job, demands, workers, threads, tick, ray, group)
+    return execute_on_ray(cells, grid.folder, job, demands, workers, threads, tick, ray, group)
 
 
 def _demands(grid: StudyGrid, settings: Settings, card: int | None, threads: int) -> dict[str, Demands]:

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import os
 import platform
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -22,6 +21,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
 from transformers import PreTrainedModel
 
+from petransfer.atomic_files import replacing
 from petransfer.data import TASKS, Example, SplitData, load_task
 from petransfer.data.encoded_examples import EncodedSplit, LazilyEncoded
 from petransfer.data.encoding import Encoded
@@ -353,12 +353,9 @@ def _task_data(name: str, split: str, options: Options, data_dir: Path | None) -
 def _save_weights(model: torch.nn.Module, spec: RunSpec, folder: RunFolder, made_from: dict[str, Any]) -> Path:
     """Save `adapter/`, or `model/` after full fine-tuning, whole or not at all, and return its folder."""
     target = folder.path / ("model" if spec.method.name == "full" else "adapter")
-    partial = target.with_name(f".{target.name}.partial")
-    for old in (partial, target):
-        shutil.rmtree(old, ignore_errors=True)
-    save_method(spec.method.name, model, partial, spec.checkpoint.name)
-    RunFolder(partial).write_json("petransfer.json", seal(partial, made_from))
-    partial.rename(target)
+    with replacing(target) as partial:
+        save_method(spec.method.name, model, partial, spec.checkpoint.name)
+        RunFolder(partial).write_json("petransfer.json", seal(partial, made_from))
     return target
 
 
@@ -380,9 +377,8 @@ def _write_examples(
     text = pyarrow.string()
     arrays = {name: pyarrow.array(values, text if name in _TEXTS else None) for name, values in columns.items()}
     table = pyarrow.table(arrays | ({} if answers is None else {"answer": pyarrow.array(answers, text)}))
-    partial = path.with_name(f".{path.name}.partial")
-    pyarrow.parquet.write_table(table, partial)
-    partial.replace(path)
+    with replacing(path) as partial:
+        pyarrow.parquet.write_table(table, partial)
 
 
 _TEXTS = ("said", "input", "target")

@@ -43,7 +43,24 @@ class StudyGrid:
     @property
     def waiting(self) -> list[Cell]:
         """The selected runs that are not finished."""
-        return [cell for cell in self.selected if not self.folder.run(cell.run_id).done]
+        folders = ((cell, self.folder.run(cell.run_id)) for cell in self.selected)
+        return [cell for cell, folder in folders if not folder.done and not folder.damage()]
+
+    @property
+    def damaged(self) -> dict[str, str]:
+        """The selected runs that are finished and whose files cannot be used: by run id, what is wrong."""
+        found = {cell.run_id: self.folder.run(cell.run_id).damage() for cell in self.selected}
+        return {run_id: damage for run_id, damage in found.items() if damage}
+
+    def repair(self) -> list[str]:
+        """Remove the files of damaged runs, so that they are executed again, and return the ids of these runs."""
+        damaged = list(self.damaged)
+        for run_id in damaged:
+            folder = self.folder.run(run_id)
+            with folder.claim() as claimed:
+                if claimed:
+                    folder.clear()
+        return damaged
 
     @property
     def dropped_line(self) -> str:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
+from petransfer.atomic_files import write_text
 from petransfer.errors import UserError
 from petransfer.recipe.run_spec import RunSpec, TrainSpec
 from petransfer.recipe.schema import Recipe
@@ -88,9 +89,7 @@ def update_sweep(recipe: Recipe, own: Sequence[Cell], asked: Sequence[Cell], stu
             elif group in before:
                 found.append(before[group])
         content = {"study": recipe.name, "learning_rate": learning_rates(found), "groups": found}
-        partial = study.path / ".sweep.json.partial"
-        partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(study.path / "sweep.json")
+        write_text(study.path / "sweep.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     return content
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from petransfer.study.folders import StudyFolder
@@ -39,3 +44,34 @@ def test_what_failed_has_another_turn_in_the_next_call(workers: int, tmp_path: P
     for _ in range(2):
         execute(cells, study, job, workers=workers, threads=1, tick=lambda: None)
     assert _marks(job.marks) == {"a": 2, "b": 1}
+
+
+@pytest.mark.parametrize("instant", [0.0, 6.0])
+def test_workers_of_a_killed_command_stop(instant: float, tmp_path: Path) -> None:
+    """Whether they have begun or are starting: nobody else would end them."""
+    (tmp_path / "marks").mkdir()
+    code = (
+        "import sys; from pathlib import Path; from petransfer.study.folders import StudyFolder\n"
+        "from petransfer.study.local_executor import execute; from tests.study.jobs import Job, Named\n"
+        "if __name__ == '__main__':\n"
+        "    cells = [Named(f'run{at}', 'waits') for at in range(4)]\n"
+        "    execute(cells, StudyFolder(Path('study')), Job(Path('marks')), 2, 1, lambda: None)\n"
+    )
+    (tmp_path / "command.py").write_text(code)
+    root = Path(__file__).parents[2]
+    with subprocess.Popen([sys.executable, "command.py"], cwd=tmp_path, env={"PYTHONPATH": str(root)}) as command:
+        _until(lambda: len(psutil.Process(command.pid).children()) >= 2)
+        time.sleep(instant)
+        workers = psutil.Process(command.pid).children(recursive=True)
+        command.kill()
+        command.wait()
+    _, left = psutil.wait_procs(workers, timeout=30)
+    assert not left
+
+
+def _until(true: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if true():
+            return
+        time.sleep(0.05)
+    raise TimeoutError

@@ -1,0 +1,164 @@
+"""Folders of studies and runs: what makes a run done, what a kill leaves behind, damaged and read-only folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from petransfer.atomic_files import replacing, write_text
+from petransfer.errors import UserError
+from petransfer.recipe.loading import load_recipe
+from petransfer.study.folders import RunFolder, StudyFolder
+from petransfer.study.grid import expand
+from petransfer.study.study import StudyGrid
+
+
+@pytest.mark.parametrize("killed_at", ["result.json", "DONE"])
+def test_a_run_killed_while_it_ends_is_not_done(
+    killed_at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(tmp_path)
+    (tmp_path / "state" / "step-000000001").mkdir(parents=True)
+    write = RunFolder.write_json
+
+    def dies(self: RunFolder, name: str, content: dict[str, Any]) -> None:
+        if name == killed_at:
+            raise KeyboardInterrupt
+        write(self, name, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "write_json", dies)
+        with pytest.raises(KeyboardInterrupt):
+            folder.finish({"run_id": tmp_path.name})
+    assert not folder.done
+    assert folder.result() is None
+    assert (tmp_path / "state" / "step-000000001").exists()
+    folder.finish({"run_id": tmp_path.name})
+    assert folder.done
+    assert folder.result() == {"run_id": tmp_path.name}
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(
+    "left",
+    [[".lock"], [".lock", ".recipe.yaml.partial"], ["runs/"], [".lock", "runs/", "sweep.json"], []],
+    ids=["lock", "recipe being written", "runs alone", "sweep", "empty"],
+)
+def test_a_study_killed_in_its_first_instants_resumes(left: list[str], tmp_path: Path) -> None:
+    for name in left:
+        (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).write_text("name: sm")
+    StudyFolder(tmp_path).open(load_recipe("smoke"))
+    assert load_recipe(str(tmp_path / "recipe.yaml")).name == "smoke"
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "recipe.yaml", "runs"} | {
+        name.rstrip("/") for name in left if not name.endswith(".partial")
+    }
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match=r"thesis\.tex.*--out"):
+        StudyFolder(tmp_path).open(load_recipe("smoke"))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("petransfer.study.folders.write_text", denied)
+    with pytest.raises(UserError, match=r"cannot be written to \(Permission denied\).*--out"):
+        StudyFolder(tmp_path).open(load_recipe("smoke"))
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "old")
+    with pytest.raises(UnicodeEncodeError), replacing(tmp_path / "a") as partial:
+        partial.write_text("new \ud800", encoding="utf-8")
+    assert (tmp_path / "a").read_text() == "old"
+    with replacing(tmp_path / "folder") as partial:
+        partial.mkdir()
+        (partial / "b").write_text("b")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "folder"]
+
+
+def _finished(tmp_path: Path) -> tuple[StudyGrid, RunFolder]:
+    """A study of one finished run."""
+    (cell,) = expand(load_recipe("smoke", options={"arms": ["scratch"], "effects": []}))
+    grid = StudyGrid(load_recipe("smoke"), [cell], StudyFolder(tmp_path), [cell])
+    folder = grid.folder.run(cell.run_id)
+    folder.path.mkdir(parents=True)
+    folder.write_json("spec.json", cell.spec.as_dict())
+    scores = {"exact_match": 50.0, "disagreements": 0}
+    folder.finish({"run_id": cell.run_id, "steps": 1, "trained_parameters": 1, "dev": scores, "test": scores})
+    return grid, folder
+
+
+def _change(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        content = json.loads((folder / name).read_text())
+        change(content)
+        (folder / name).write_text(json.dumps(content))
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("result.json", lambda folder: (folder / "result.json").write_text('{"run_id": "')),
+        ("result.json", lambda folder: (folder / "result.json").write_text("")),
+        ("result.json", lambda folder: (folder / "result.json").write_bytes(b"\xff\xfe\x00")),
+        ("result.json", lambda folder: (folder / "result.json").write_text("[" * 100_000)),
+        ("result.json", lambda folder: (folder / "result.json").unlink()),
+        ("result.json", _change("result.json", lambda content: content.update(test=5))),
+        ("result.json", _change("result.json", lambda content: content["test"].update(exact_match="50"))),
+        ("result.json", _change("result.json", lambda content: content["test"].update(exact_match=1000))),
+        ("result.json", _change("result.json", lambda content: content["dev"].update(exact_match=float("nan")))),
+        ("result.json", _change("result.json", lambda content: content.update(run_id="f" * 12))),
+        ("spec.json", _change("spec.json", lambda content: content.update(seed=7))),
+        ("spec.json", lambda folder: (folder / "spec.json").write_text("{}")),
+    ],
+)
+def test_a_damaged_run_is_named_and_repaired(name: str, damage: Callable[[Path], Any], tmp_path: Path) -> None:
+    grid, folder = _finished(tmp_path)
+    assert folder.status() == "done"
+    assert not grid.damaged
+    os.utime(folder.path / name, ns=(1, 1))  # so that the change is seen however quick it is
+    damage(folder.path)
+    assert folder.status() == "damaged"
+    assert folder.result() is None
+    assert not folder.done
+    (said,) = grid.damaged.values()
+    assert str(folder.path / name) in said
+    assert "\n" not in said
+    assert not grid.waiting
+    assert grid.repair() == [folder.path.name]
+    assert folder.status() == "waiting"
+    assert len(grid.waiting) == 1
+
+
+def test_a_claim_is_of_one_process_and_ends_with_it(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from petransfer.study.folders import RunFolder\n"
+        "with RunFolder(Path(sys.argv[1])).claim() as held: print(held, flush=True); time.sleep(60)"
+    )
+    folder = RunFolder(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "True\n"
+        assert folder.status() == "running"
+        assert folder.claimed_by(other.pid)
+        with folder.claim() as held:
+            assert not held
+        other.kill()
+        other.wait()
+        assert folder.status() == "waiting"
+        with folder.claim() as held:
+            assert held
