@@ -1,75 +1,99 @@
-"""The verbs and where each of them is. The module of a verb is imported when it is called: --help imports none."""
+"""The verbs and their modules. The module of a verb is imported when it is called: --help imports none."""
 
 from __future__ import annotations
 
+import ast
 import importlib
+from pathlib import Path
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-# Each verb with the module and the function, or group of verbs, that it is, and what it says of itself.
+from petransfer.cli.examples import epilog
+
+# Each verb with its module and the function, or the group of verbs, in it.
 VERBS = {
-    "train": (
-        "train:train",
-        "Train a model on your own data until it stops improving, score it on rows held out, and save the adapter.",
-    ),
-    "run": (
-        "run:run",
-        "Run every experiment of a recipe. Finished runs are skipped; interrupted runs resume.",
-    ),
-    "sweep": (
-        "sweep:sweep",
-        "Find each arm's and method's learning rate on dev, and say it as the recipe takes it. No test set is touched.",
-    ),
-    "plan": ("run:plan", "Show the grid: its runs, their steps and what is done. Nothing is loaded or downloaded."),
-    "status": ("run:status", "Show how a study's or a pretraining's runs stand."),
-    "fit": ("fit:fit", "Say what training takes, part by part, and the largest micro-batch that fits a card."),
-    "report": (
-        "report:app",
-        "Write a study's page, tables, plots and effects: petransfer report STUDY. Or compare two studies.",
-    ),
-    "predict": (
-        "predict:predict",
-        "Generate a text for each input, with adapters on one base, whole models or base checkpoints.",
-    ),
-    "eval": (
-        "evaluate:evaluate",
-        "Score adapters, whole models and base checkpoints side by side on the same examples.",
-    ),
-    "serve": (
-        "serve:serve",
-        "Serve adapters on one base, or whole models, by OpenAI's completions API: POST /v1/completions.",
-    ),
-    "adapter": ("adapter:app", "Share adapters: describe, pack, push, pull, verify and merge them."),
-    "pretrain": (
-        "pretrain:pretrain",
-        "Pretrain every arm of a recipe by span corruption; go on where an interruption left off.",
-    ),
-    "doctor": ("doctor:doctor", "Report versions, devices, bitsandbytes, bf16, the hub and the disk."),
-    "recipes": ("recipes:app", "The shipped recipes."),
-    "checkpoints": ("checkpoints:app", "The families of checkpoints and their arms."),
+    "train": "train:train",
+    "predict": "predict:predict",
+    "eval": "evaluate:evaluate",
+    "serve": "serve:serve",
+    "adapter": "adapter:app",
+    "fit": "fit:fit",
+    "run": "run:run",
+    "sweep": "sweep:sweep",
+    "plan": "run:plan",
+    "status": "run:status",
+    "report": "report:app",
+    "recipes": "recipes:app",
+    "checkpoints": "checkpoints:app",
+    "pretrain": "pretrain:pretrain",
+    "doctor": "doctor:doctor",
 }
 
 
 class Verbs(TyperGroup):
-    """The group of VERBS: their lines are listed without them, and one is imported to be called."""
+    """The group of VERBS. They are listed without importing their modules; a module is imported to call its verb."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.commands = {name: TyperCommand(name, help=line) for name, (_, line) in VERBS.items()}
+        _hide_types_of_flags(self)
+        self.commands = {name: _Listed(name) for name in VERBS}
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, _, rest = super().resolve_command(ctx, args)
         return name, imported(str(name)), rest
 
 
+class _Listed(TyperCommand):
+    """A verb in the list of verbs, whose help is read when it is shown."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("help", "short_help"):
+            return summary(super().__getattribute__("name"))
+        return super().__getattribute__(name)
+
+
+def summary(verb: str) -> str:
+    """Return the first paragraph of a verb's help, read from the source of its module."""
+    module, name = VERBS[verb].split(":")
+    for node in ast.parse(_source(module)).body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return _first_paragraph(ast.get_docstring(node) or "")
+        if isinstance(node, ast.Assign) and name in [ast.unparse(target) for target in node.targets]:
+            found = [one.value for one in getattr(node.value, "keywords", ()) if one.arg == "help"]
+            return _first_paragraph(str(ast.literal_eval(found[0]))) if found else ""
+    return ""
+
+
+def _source(module: str) -> str:
+    return (Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8")
+
+
+def _first_paragraph(text: str) -> str:
+    return " ".join(text.split("\n\n", maxsplit=1)[0].split())
+
+
 def imported(verb: str) -> TyperCommand | TyperGroup:
-    """A verb of VERBS as a command, from its module."""
-    module, name = VERBS[verb][0].split(":")
+    """Return a verb of VERBS as a command, from its module, with its examples."""
+    module, name = VERBS[verb].split(":")
     found = getattr(importlib.import_module(f"petransfer.cli.{module}"), name)
     if isinstance(found, typer.Typer):
-        return typer.main.get_group(found)
+        group = typer.main.get_group(found)
+        for command in group.commands.values():
+            command.epilog = epilog(f"{verb} {command.name}") or None
+            _hide_types_of_flags(command)
+        group.epilog = epilog(verb) or None
+        return group
     alone = typer.Typer(add_completion=False)
-    alone.command(verb)(found)
-    return typer.main.get_command(alone)  # type: ignore[return-value]
+    alone.command(verb, epilog=epilog(verb) or None)(found)
+    command = typer.main.get_command(alone)
+    _hide_types_of_flags(command)
+    return command  # type: ignore[return-value]
+
+
+def _hide_types_of_flags(command: Any) -> None:
+    """Keep the help from writing `<bool>` behind an option that takes no value."""
+    for parameter in command.params:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""

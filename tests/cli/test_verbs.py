@@ -1,30 +1,52 @@
-"""The list of verbs: what it says of each is what the verb says, and to show it imports none of them."""
+"""The list of verbs: it is shown without importing their modules; every verb has help and examples that parse."""
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 
 import pytest
+import typer
 from typer.core import TyperGroup
 
-from petransfer.cli.lazy_verbs import VERBS, Verbs, imported
+from petransfer.cli.examples import EXAMPLES
+from petransfer.cli.lazy_verbs import VERBS, Verbs, imported, summary
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_the_list_says_of_a_verb_what_the_verb_says_of_itself(verb: str) -> None:
-    listed, own = Verbs().commands[verb], imported(verb)
-    assert own.help == listed.help
+def test_the_list_has_the_first_paragraph_of_a_verb_s_own_help(verb: str) -> None:
+    own = imported(verb)
+    assert summary(verb)
+    assert Verbs().commands[verb].help == summary(verb)
+    assert " ".join((own.help or "").split("\n\n")[0].split()) == summary(verb)
     assert isinstance(own, TyperGroup) or own.params
+
+
+@pytest.mark.parametrize(("command", "line"), [(name, line) for name, lines in EXAMPLES.items() for line in lines])
+def test_an_example_parses_and_is_shown(command: str, line: str) -> None:
+    verb, *rest = command.split()
+    words = shlex.split(line)
+    assert words[:2] == ["petransfer", verb]
+    own = imported(verb)
+    if isinstance(own, TyperGroup):
+        context = typer.Context(own)
+        _, own, words = own.resolve_command(context, words[2:])
+        assert not rest or own.name == rest[0]
+        words = ["", "", *words]
+    own.make_context(verb, words[2:])  # raises where an option or argument is unknown
+    assert line in (imported(verb).epilog or "") or line in (own.epilog or "")
 
 
 def test_help_imports_no_verb_and_nothing_that_takes_long_to_import() -> None:
     code = (
         "import sys\nfrom petransfer.cli import main\nsys.argv = ['petransfer', '--help']\n"
         "try: main()\nexcept SystemExit as stop: assert not stop.code\n"
-        "slow = {'torch', 'transformers', 'pydantic', 'yaml', 'numpy'}\n"
+        "slow = {'torch', 'transformers', 'pydantic', 'yaml', 'numpy', 'pandas', 'filelock'}\n"
         "print(sorted(name for name in sys.modules if name in slow or name.startswith('petransfer.cli.')))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == "['petransfer.cli.lazy_verbs', 'petransfer.cli.log_output']"
-    assert all(line in " ".join(done.stdout.split()) for line in VERBS)
+    cheap = ["petransfer.cli.examples", "petransfer.cli.lazy_verbs", "petransfer.cli.log_output"]
+    assert done.stdout.splitlines()[-1] == str(cheap)
+    shown = " ".join(done.stdout.replace("│", " ").split())
+    assert all(" ".join(summary(verb).split()[:4]) in shown for verb in VERBS)
