@@ -68,10 +68,10 @@ def token_loss(model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
         logits_btv = model(**inputs, use_cache=False).logits
         return functional.cross_entropy(logits_btv.float().flatten(0, 1), labels, ignore_index=IGNORED, reduction="sum")
     hidden_nd = hidden_states(model, head, batch)
-    chunked: torch.Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_nd, head.layer.weight, head.bias, labels, head.chunk_rows(), head.cap
+    weight = head.layer.weight
+    return head_cross_entropy(
+        hidden_nd, weight, weight.detach(), head.bias, labels, block=head.chunk_rows(), cap=head.cap
     )
-    return chunked
 
 
 def chunked_head(model: Any, positions: int) -> Head | None:
@@ -128,45 +128,98 @@ def _capped(logits: torch.Tensor, cap: float) -> torch.Tensor:
     return cap * torch.tanh(logits / cap) if cap else logits
 
 
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Summed cross-entropy of softmax(cap * tanh((hidden weight^T + bias) / cap)), `tokens` rows at a time.
+def head_cross_entropy(
+    hidden_nd: torch.Tensor,
+    trained: torch.Tensor,
+    weight_vd: torch.Tensor,
+    bias_v: torch.Tensor | None,
+    labels_n: torch.Tensor,
+    rows_k: torch.Tensor | None = None,
+    *,
+    block: int,
+    cap: float = 0.0,
+) -> torch.Tensor:
+    """Return the summed cross-entropy of an output head in nats; see `HeadCrossEntropy` for the arguments."""
+    loss: torch.Tensor = HeadCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden_nd, trained, weight_vd, bias_v, labels_n, rows_k, block, cap
+    )
+    return loss
 
-    The gradient is computed with the loss, so that no chunk of logits is computed twice or kept. hidden: (n, d),
-    weight: (v, d), bias: (v) or None, labels: (n), cap: 0 for no limit.
+
+class HeadCrossEntropy(torch.autograd.Function):
+    """Summed cross-entropy of softmax(hidden weight^T + bias), computed in blocks of rows.
+
+    The gradient is computed beside the loss, so that no block of logits is kept or computed twice. Only blocks of
+    logits are in memory: few enough rows fit a GPU's memory, fewer still a CPU's cache.
+
+    Arguments of `apply`: hidden (n, d); trained, the weight itself or, with `rows`, its rows of these ids (k, d);
+    weight (v, d); bias (v) or None; labels (n), `IGNORED` where no loss is taken; rows (k) or None; block, the number
+    of rows that are computed at once; cap, the c of logits limited to c * tanh(logits / c), 0 for no limit.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Any, weight: Any, bias: Any, labels: Any, tokens: int, cap: float) -> Any:
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        of_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
-        for start in range(0, len(labels), tokens):
-            rows = slice(start, start + tokens)
-            logits = _capped(functional.linear(hidden[rows], weight, bias).float(), cap)
-            wanted = labels[rows].clamp(min=0)[:, None]
-            counts = (labels[rows] != IGNORED)[:, None]
-            normaliser = logits.logsumexp(1, keepdim=True)
-            total += ((normaliser - logits.gather(1, wanted)) * counts).sum()
-            if of_hidden is None and of_weight is None and of_bias is None:
-                continue
-            slope = 1 - (logits / cap).square() if cap else None  # of the limited logits, by the unlimited ones
-            # The gradient of the logits, in place: softmax, less one at the target.
-            gradient = logits.sub_(normaliser).exp_()
-            gradient.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=gradient.dtype)).mul_(counts)
-            if slope is not None:
-                gradient.mul_(slope)
-            narrow = gradient.to(weight.dtype)
+    def forward(
+        ctx: Any, hidden: Any, trained: Any, weight: Any, bias: Any, labels: Any, rows: Any, block: int, cap: float
+    ) -> torch.Tensor:
+        needs_hidden, needs_trained, _, needs_bias = ctx.needs_input_grad[:4]
+        hidden = hidden.to(weight.dtype)
+        of_hidden = torch.empty_like(hidden, dtype=torch.float32) if needs_hidden else None
+        of_trained = torch.zeros_like(trained, dtype=torch.float32) if needs_trained else None
+        of_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
+        count = len(labels)
+        buffer = torch.empty(min(block, count), len(weight), dtype=weight.dtype, device=hidden.device)
+        total = torch.zeros((), device=hidden.device)
+        for start in range(0, count, block):
+            part = slice(start, start + block)
+            hidden_nd, label_n1 = hidden[part], labels[part, None]
+            narrow_nv = torch.mm(hidden_nd, weight.t(), out=buffer[: len(hidden_nd)])
+            if bias is not None:
+                narrow_nv += bias
+            loss, gradient_nv, sum_n1 = _block_loss(_capped(narrow_nv.float(), cap), label_n1, cap)
+            total += loss
+            if of_trained is not None or of_bias is not None:
+                _add_weight_gradient(gradient_nv, hidden_nd.float(), sum_n1, of_trained, of_bias, rows)
             if of_hidden is not None:
-                of_hidden[rows] = narrow @ weight
-            if of_weight is not None:
-                of_weight.addmm_(narrow.t(), hidden[rows])
-            if of_bias is not None:
-                of_bias += gradient.sum(0)
-        ctx.save_for_backward(of_hidden, of_weight, of_bias)
+                torch.div(torch.mm(gradient_nv.to(weight.dtype), weight), sum_n1, out=of_hidden[part])
+        ctx.save_for_backward(of_hidden, of_trained, of_bias)
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        scaled = [None if tensor is None else tensor.mul_(gradients[0]) for tensor in ctx.saved_tensors]
-        return (*scaled, None, None, None)
+        of_hidden, of_trained, of_bias = (
+            None if tensor is None else tensor.mul_(gradients[0]) for tensor in ctx.saved_tensors
+        )
+        return of_hidden, of_trained, None, of_bias, None, None, None, None
+
+
+def _block_loss(
+    logits_nv: torch.Tensor, label_n1: torch.Tensor, cap: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the summed loss of a block, and the gradient of its logits as (n, v) still to be divided by (n, 1).
+
+    The logits are limited by `cap` already; the gradient is that of the unlimited ones. Overwrites the logits. The
+    division comes after the products with the gradient, which are smaller. Rows without a label are divided by
+    infinity.
+    """
+    known_n1, wanted_n1 = label_n1 != IGNORED, label_n1.clamp(min=0)
+    slope_nv = 1 - (logits_nv / cap).square() if cap else None  # of the limited logits, by the unlimited ones
+    wanted_logit_n1 = logits_nv.gather(1, wanted_n1)
+    largest_n1 = logits_nv.amax(1, keepdim=True)
+    gradient_nv = logits_nv.sub_(largest_n1).exp_()
+    sum_n1 = gradient_nv.sum(1, keepdim=True)
+    loss = ((sum_n1.log() + largest_n1 - wanted_logit_n1) * known_n1).sum()
+    gradient_nv.scatter_add_(1, wanted_n1, -sum_n1)  # softmax less one at the label
+    if slope_nv is not None:
+        gradient_nv.mul_(slope_nv)
+    return loss, gradient_nv, sum_n1.masked_fill(~known_n1, torch.inf)
+
+
+def _add_weight_gradient(
+    gradient_nv: torch.Tensor, hidden_nd: torch.Tensor, sum_n1: torch.Tensor, of_weight: Any, of_bias: Any, rows: Any
+) -> None:
+    """Add a block's gradient to that of the weight (v, d), or of its `rows` alone, and to that of the bias (v)."""
+    if of_bias is not None:
+        of_bias += (gradient_nv / sum_n1).sum(0)
+    if of_weight is not None:
+        chosen_nk = gradient_nv if rows is None else gradient_nv.index_select(1, rows)
+        of_weight.addmm_(chosen_nk.t(), hidden_nd / sum_n1)

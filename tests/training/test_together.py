@@ -14,9 +14,10 @@ from torch import distributed, multiprocessing
 
 from petransfer.data.encoding import Encoded, Layout
 from petransfer.errors import Interrupted, UserError
-from petransfer.recipe.run_spec import TrainSpec
+from petransfer.recipe.run_spec import EarlyStopping, TrainSpec
 from petransfer.training.batches import ShuffledExamples
 from petransfer.training.distributed.collectives import PIECE, agree, sum_gradients
+from petransfer.training.early_stopping import EarlyStopper, StoppingState
 from petransfer.training.execution import Execution
 from petransfer.training.loop import Hooks, Loop
 
@@ -80,6 +81,22 @@ def _trained(loop: Loop) -> dict[str, Any]:
     return {"values": values, "out_of_memory": progress.out_of_memory, "micro_batch": progress.micro_batch}
 
 
+def _stopped_early(rank: int, folder: Path) -> dict[str, Any]:
+    """Early stopping where the processes do not see the same dev scores: those of the first one count."""
+    seen: dict[int, Any] = {}
+
+    def evaluate() -> dict[str, Any]:
+        step = loop.progress.step
+        seen[step] = [value.tolist() for value in loop.model.parameters()]
+        return {"dev_em": [5.0, 9.0, 7.0, 8.0][step - 1] + 10 * step * rank, "dev_loss": 1.0}
+
+    loop = _loop(folder, squares, evaluate_at={1, 2, 3, 4}, evaluate=evaluate)
+    loop.stopper = EarlyStopper(EarlyStopping(patience=1), StoppingState())
+    progress = loop.run()
+    values = [value.tolist() for value in loop.model.parameters()]
+    return {"step": progress.step, **progress.early_stopping, "is_best": values == seen[2]}
+
+
 def everything(rank: int, folder: Path) -> dict[str, Any]:
     """All that two processes are asked, in one start of theirs."""
 
@@ -100,6 +117,7 @@ def everything(rank: int, folder: Path) -> dict[str, Any]:
         loop.run()
     except Interrupted:
         found["stopped_at"] = loop.progress.step
+    found["early"] = _stopped_early(rank, folder / "early")
     try:
         _loop(folder / "few", squares, batch_size=1)
     except UserError as error:
@@ -138,6 +156,14 @@ def test_where_one_is_short_of_memory_all_take_less_and_nothing_else_changes(fou
         for left, right in zip(one["plain"]["values"], one["short"]["values"], strict=True):
             assert torch.tensor(right) == pytest.approx(torch.tensor(left), rel=1e-5, abs=1e-7)
     assert found[0]["short"] == found[1]["short"]
+
+
+def test_all_stop_early_at_one_step_with_the_best_weights(found: list[dict[str, Any]]) -> None:
+    for one in found:
+        early = one["early"]
+        assert (early["step"], early["best_step"], early["stop_reason"]) == (3, 2, "no_improvement")
+        assert early["best_exact_match"] == 9.0
+        assert early["is_best"]
 
 
 def test_all_stop_at_one_step_where_one_is_told_to(found: list[dict[str, Any]]) -> None:

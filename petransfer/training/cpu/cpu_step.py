@@ -27,7 +27,7 @@ from petransfer.training.batches import IGNORED, Tensors
 from petransfer.training.cpu.lora_pairs import once, pairs_of
 from petransfer.training.cpu.packed_attention import can_pack, draws, packed_hidden
 from petransfer.training.distributed.fsdp import is_sharded
-from petransfer.training.losses import PLAIN_HEADS
+from petransfer.training.losses import PLAIN_HEADS, head_cross_entropy
 
 # Bytes of logits that are made at once: they stay in a core's second cache.
 AT_ONCE = 2**20
@@ -183,10 +183,10 @@ class CpuFastPath:
         tied = self._rows is not None and isinstance(self._head, TrainableTokensWrapper)
         rows = self._rows if tied else None
         weight, trained = (rows.whole, rows.trained) if rows else (self._weight.detach(), self._weight)
-        found: torch.Tensor = _HeadLoss.apply(  # type: ignore[no-untyped-call]
-            hidden_nd, trained, weight, self._bias, labels_n.index_select(0, asked_n), rows.ids if rows else None
-        )
-        return found
+        block = max(1, AT_ONCE // (4 * len(weight)))
+        labels_n = labels_n.index_select(0, asked_n)
+        ids = rows.ids if rows else None
+        return head_cross_entropy(hidden_nd, trained, weight, self._bias, labels_n, ids, block=block)
 
 
 def _dtype(model: Any) -> torch.dtype | None:
@@ -258,59 +258,3 @@ class _Lookup(torch.autograd.Function):
         of_trained = torch.zeros(ctx.shape)
         of_trained.index_add_(0, place_n[at], gradients[0].flatten(0, -2)[at].float())
         return of_trained, None, None, None
-
-
-class _HeadLoss(torch.autograd.Function):
-    """Summed cross-entropy of softmax(hidden weight^T + bias) over labels (n), its gradient made beside it.
-
-    hidden (n, d), weight (v, d), bias (v) or None. trained: the weight itself or, with `rows`, its rows of these ids.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Any, trained: Any, weight: Any, bias: Any, labels: Any, rows: Any) -> Any:
-        needs_hidden, needs_trained, _, needs_bias = ctx.needs_input_grad[:4]
-        hidden = hidden.to(weight.dtype)
-        of_hidden = torch.empty(hidden.shape) if needs_hidden else None
-        of_trained = torch.zeros(trained.shape) if needs_trained else None
-        of_bias = torch.zeros(bias.shape) if needs_bias else None
-        count, at_once = len(labels), max(1, AT_ONCE // (4 * len(weight)))
-        buffer = torch.empty(min(at_once, count), len(weight), dtype=weight.dtype)
-        total = torch.zeros(())
-        for start in range(0, count, at_once):
-            part = slice(start, start + at_once)
-            hidden_nd, wanted_n1 = hidden[part], labels[part, None]
-            narrow = torch.mm(hidden_nd, weight.t(), out=buffer[: len(hidden_nd)])
-            if bias is not None:
-                narrow += bias
-            logits = narrow.float()
-            said = logits.gather(1, wanted_n1)
-            largest = logits.amax(1, keepdim=True)
-            gradient = logits.sub_(largest).exp_()
-            summed = gradient.sum(1, keepdim=True)
-            total += (summed.log() + largest - said).sum()
-            if not any(ctx.needs_input_grad[:4]):
-                continue
-            # softmax less one where the target is, divided by the sum after the product rather than before it
-            gradient.scatter_add_(1, wanted_n1, -summed)
-            if of_trained is not None or of_bias is not None:
-                _add_of_weight(gradient, hidden_nd.float(), summed, of_trained, of_bias, rows)
-            if of_hidden is not None:
-                torch.div(torch.mm(gradient.to(weight.dtype), weight), summed, out=of_hidden[part])
-        ctx.save_for_backward(of_hidden, of_trained, of_bias)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        of_hidden, of_trained, of_bias = (
-            None if tensor is None else tensor.mul_(gradients[0]) for tensor in ctx.saved_tensors
-        )
-        return of_hidden, of_trained, None, of_bias, None, None
-
-
-def _add_of_weight(gradient: Any, hidden: Any, summed: Any, of_weight: Any, of_bias: Any, rows: Any) -> None:
-    """gradient (n, v), still to be divided by `summed` (n, 1); of_weight (v, d), or of `rows` alone."""
-    if of_bias is not None:
-        of_bias += (gradient / summed).sum(0)
-    if of_weight is not None:
-        chosen = gradient if rows is None else gradient.index_select(1, rows)
-        of_weight.addmm_(chosen.t(), hidden / summed)

@@ -10,7 +10,6 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
-from unittest import mock
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -202,9 +201,9 @@ class Draws:
             return drawn[0]
 
         with (
-            mock.patch.object(functional, "dropout", dropout),
-            mock.patch.object(functional, "scaled_dot_product_attention", attention),
-            mock.patch.object(torch, "rand", uniform),
+            _replaced(functional, "dropout", dropout),
+            _replaced(functional, "scaled_dot_product_attention", attention),
+            _replaced(torch, "rand", uniform),
         ):
             yield
 
@@ -240,6 +239,20 @@ class Draws:
         result = function()
         self._states[at] = self._generator.get_state()
         return result
+
+
+@contextlib.contextmanager
+def _replaced(module: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Replace a function of torch while the trunk runs: architectures call dropout as a function, not as a layer.
+
+    A torch function mode would do the same without replacing, but it slows down every operation of the pass.
+    """
+    original = getattr(module, name)
+    setattr(module, name, function)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
 
 
 def _padded(tensor: torch.Tensor, sizes: Mapping[int, int]) -> torch.Tensor:
