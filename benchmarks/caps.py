@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from petransfer.memory.card_sizes import card_bytes
+
 from benchmarks.memory import Cell, in_a_new_process
 from petransfer.errors import UserError
-from petransfer.memory.card_sizes import card_bytes
 
 
 def sizes(text: str | None) -> list[int]:
@@ -35,7 +36,7 @@ def sizes(text: str | None) -> list[int]:
         except UserError:
             raise UserError(f"--cap {part}: write a size such as 12GB") from None
         if not CONTEXT < found[-1] <= total:
-            has = f"{CONTEXT / 2**30:.1f} GB and the {total / 2**30:.1f} GB that this GPU has"
+            has = f"{gigabytes(CONTEXT)} and the {gigabytes(total)} that this GPU has"
             raise UserError(f"--cap {part}: take a size between {has}")
     return found
 

@@ -382,9 +382,9 @@ def _show(found: list[dict[str, Any]]) -> None:
 def _show_caps(found: list[dict[str, Any]]) -> None:
     table = _table("bits", "card GB", "micro-batch", "foreseen", "peak GB")
     for row in found:
-        peak = "-" if row["peak"] is None else f"{row['peak'] / 2**30:.2f}"
+        peak = "-" if row["peak"] is None else f"{row['peak'] / 1e9:.2f}"
         counts = (str(row["micro_batch"]), str(row["foreseen"]))
-        table.add_row(str(row["bits"]), f"{row['cap'] / 2**30:g}", *counts, peak)
+        table.add_row(str(row["bits"]), f"{row['cap'] / 1e9:g}", *counts, peak)
     print_table(table)
     print(f"{found[0]['checkpoint']}, {found[0]['parameters']:,} parameters, in a part of {found[0]['device']}")
 

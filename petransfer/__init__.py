@@ -21,6 +21,7 @@ _PUBLIC = {
     "exact_match": "petransfer.evaluation.exact_match",
     "checkpoint_spec": "petransfer.models.registry",
     "expand": "petransfer.study.grid",
+    "fit": "petransfer.memory.fit",
     "load": "petransfer.models.loading",
     "load_recipe": "petransfer.recipe.loading",
     "load_task": "petransfer.data",
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from petransfer.errors import RunError as RunError
     from petransfer.errors import UserError as UserError
     from petransfer.evaluation.exact_match import exact_match as exact_match
+    from petransfer.memory.fit import fit as fit
     from petransfer.models.loading import load as load
     from petransfer.models.registry import checkpoint_spec as checkpoint_spec
     from petransfer.recipe.loading import load_recipe as load_recipe

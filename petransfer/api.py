@@ -258,7 +258,7 @@ def train(
         >>> len(adapter.predict(["to walk"], max_new_tokens=4))
         1
     """
-    from petransfer.memory.study_memory import this_card
+    from petransfer.memory.cards import this_card
     from petransfer.sharing.adapter import Adapter
     from petransfer.study.quick_recipe import TrainRequest
     from petransfer.study.train_study import memory_of, refuse_too_large, train_study

@@ -1,4 +1,4 @@
-"""`fit`: what training a checkpoint takes, before anything is downloaded."""
+"""`petransfer fit`: predict the memory of a training before anything is downloaded."""
 
 from __future__ import annotations
 
@@ -6,22 +6,18 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from petransfer.errors import UserError, unknown
-from petransfer.memory.advice import OF_FIT, TURNED_ON, Words, in_options, it_would
-from petransfer.memory.card_sizes import card_bytes
-from petransfer.memory.study_memory import in_words, this_card
-from petransfer.models.registry import checkpoint_spec
+from petransfer.errors import UserError
+from petransfer.memory.advice import FIT_OPTIONS, TURNED_ON, OptionNames, suggestion
+from petransfer.memory.cards import GB, card_bytes, gigabytes, this_card
+from petransfer.memory.study_memory import method_title
 from petransfer.recipe.methods import METHODS
-from petransfer.recipe.run_spec import MethodSpec
-from petransfer.recipe.schema import MethodPart
-from petransfer.study.grid import method_of
 
 if TYPE_CHECKING:
     from petransfer.memory.measured import Measured
@@ -32,174 +28,173 @@ COLOURS = ("blue", "cyan", "green", "yellow", "magenta", "red", "white")
 
 
 def fit(
-    checkpoint: Annotated[str, typer.Argument(help="A hub id of the registry, a folder, or nano/<arm>.")],
-    bits: Annotated[int, typer.Option(help="32, 16, 8 or 4.")] = 16,
-    method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")] = "lora",
-    rank: Annotated[int, typer.Option(min=1, help="The rank, of LoRA and its kin.")] = 16,
-    virtual_tokens: Annotated[int, typer.Option(min=1, help="Of prompt and prefix tuning.")] = 20,
+    checkpoint: Annotated[str, typer.Argument(help="A hub id, a folder, or an embedded checkpoint: nano/<arm>.")],
+    bits: Annotated[int, typer.Option(help="Bits of the base's weights: 32, 16, 8 or 4.")] = 16,
+    method: Annotated[str, typer.Option(help=f"Training method: {', '.join(METHODS)}.")] = "lora",
+    rank: Annotated[int, typer.Option(min=1, help="Rank, for LoRA and its variants.")] = 16,
+    virtual_tokens: Annotated[int, typer.Option(min=1, help="Virtual tokens, for prompt and prefix tuning.")] = 20,
     match_parameters: Annotated[
-        int | None, typer.Option(min=1, help="Find the rank or number of virtual tokens that trains so many.")
+        int | None, typer.Option(min=1, help="Choose the rank or the virtual tokens that train about so many numbers.")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Examples an optimiser step.")] = 32,
-    lengths: Annotated[str, typer.Option(help="Pieces of the longest input and target.")] = "64,128",
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", "--batch", min=1, help="Examples per optimiser step.")
+    ] = 32,
+    lengths: Annotated[str, typer.Option(help="Tokens of the longest input and target.")] = "64,128",
     card: Annotated[
-        str | None, typer.Option(help="A card's memory, such as 12GB; of this machine's card if any.")
+        str | None,
+        typer.Option(help="A card's memory or name: 12GB or 'RTX 3060'. Default: this machine's card, if any."),
     ] = None,
     optimizer: Annotated[str, typer.Option(help="adamw, adamw-8bit or paged-adamw-8bit.")] = "adamw",
-    stack: Annotated[int, typer.Option(min=1, help="Runs trained as one, each on a batch of its own.")] = 1,
-    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Compute activations again.")] = False,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Foresee a CPU's memory in place of a card's.")] = False,
+    stack: Annotated[int, typer.Option(min=1, help="Adapters trained at once, each on a batch of its own.")] = 1,
+    checkpointing: Annotated[
+        bool,
+        typer.Option(
+            "--gradient-checkpointing", "--checkpointing", help="Compute activations again in the backward pass."
+        ),
+    ] = False,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Predict training on the CPU instead of a card.")] = False,
     measure: Annotated[bool, typer.Option("--measure", help="Train three steps here and compare.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
-    """Say what training takes, part by part, and the largest micro-batch that fits a card."""
-    if bits not in (4, 8, 16, 32):
-        raise UserError(f"--bits {bits}: take 4, 8, 16 or 32")
-    for name, value, known in (
-        ("method", method, METHODS),
-        ("optimizer", optimizer, ("adamw", "adamw-8bit", "paged-adamw-8bit")),
-    ):
-        if value not in known:
-            raise unknown(name, value, known)
-    chosen = _method(method, bits, rank, virtual_tokens, match_parameters)
-    _refuse_stack(stack, method, checkpointing, measure)
-    spec = checkpoint_spec(checkpoint)
-    source, target = two(lengths)
+    """Predict the memory of fine-tuning, part by part, and the largest micro-batch that fits a card.
 
-    from petransfer.memory.planner import plan
-    from petransfer.memory.simulation import Demand
-    from petransfer.models.architecture import configuration
-    from petransfer.models.library_output import silence_libraries
-    from petransfer.training.stacked.layers import refuse_layer_drop
+    Sizes are in GB of 10^9 bytes. The exit code is 1 when the training does not fit.
 
-    silence_libraries()
-    room = card_bytes(card) if card is not None else None if cpu else this_card()
-    device: Literal["cuda", "cpu"] = "cpu" if cpu or (measure and not _has_card()) else "cuda"
-    demand = Demand(
-        chosen,
-        batch,
-        source,
-        target,
-        device,
-        optimizer,  # type: ignore[arg-type]
-        checkpointing,
-        members=stack,
+    Examples:
+
+        petransfer fit google-t5/t5-11b --bits 4 --card "RTX 3060"
+
+        petransfer fit google/flan-t5-large --method full --card 24GB
+    """
+    if stack > 1 and measure:
+        raise UserError(f"--stack {stack} does not go with --measure; leave one of them out")
+    pair = two(lengths)
+    limit = card_bytes(card) if card is not None else None if cpu else this_card()
+
+    from petransfer.memory import fit as library
+
+    found = library.fit(
+        checkpoint,
+        bits=bits,
+        method=method,
+        card=limit,
+        rank=rank,
+        virtual_tokens=virtual_tokens,
+        match_parameters=match_parameters,
+        batch_size=batch_size,
+        lengths=pair,
+        optimizer=optimizer,  # type: ignore[arg-type]
+        stack=stack,
+        gradient_checkpointing=checkpointing,
+        device="cpu" if cpu or (measure and not _has_card()) else "cuda",
     )
-    config, own_head = configuration(spec)
-    if stack > 1:
-        refuse_layer_drop(config)
-    found = plan(config, spec, demand, own_head, room)
-    measured = _measured(spec, found.demand) if measure else None
+    measured = _measured(checkpoint, found) if measure else None
     if as_json:
-        print(json.dumps(_plain(found, measured), indent=1))
+        print(json.dumps(found.as_dict() | ({"measured": asdict(measured)} if measured else {}), indent=1))
     else:
         show(checkpoint, found, measured)
     if not found.fits:
         raise typer.Exit(1)
 
 
-def _refuse_stack(stack: int, method: str, checkpointing: bool, measure: bool) -> None:
-    if stack == 1:
-        return
-    if METHODS.lookup(method).not_stacked:
-        raise UserError(f"{method} is not stacked: {METHODS.lookup(method).not_stacked}")
-    for option, given in {"--checkpointing": checkpointing, "--measure": measure}.items():
-        if given:
-            raise UserError(f"--stack {stack} does not go with {option}; leave one of them out")
-
-
-def _method(name: str, bits: int, rank: int, tokens: int, match: int | None) -> MethodSpec:
-    """The method, with what of these it takes."""
-    declared = METHODS.lookup(name)
-    if bits in declared.unsupported_bits:
-        reason = declared.unsupported_bits[bits]
-        whole = f"full fine-tuning cannot train {bits}-bit weights; take --bits 16 or 32, or --method lora"
-        raise UserError(whole if declared.trains_all_weights else f"{name} cannot go on {bits} bits: {reason}")
-    size = declared.size
-    if match and not size:
-        raise UserError(f"--match-parameters: {name} has no size to choose")
-    given = {"match_parameters": match} if match else {"rank": rank} if size == "rank" else {}
-    given |= {"virtual_tokens": tokens} if size == "virtual_tokens" and not match else {}
-    return method_of(MethodPart(name=name, bits=bits, **given))  # type: ignore[arg-type]
-
-
-def _measured(spec: Any, demand: Any) -> Measured:
+def _measured(checkpoint: str, found: Fit) -> Measured:
     from petransfer.memory.measured import measure
+    from petransfer.models.registry import checkpoint_spec
 
     print("training three steps", file=sys.stderr)
-    return measure(spec, demand, with_loop=True)
+    return measure(checkpoint_spec(checkpoint), found.demand, with_loop=True)
 
 
-def show(name: str, found: Fit, measured: Measured | None = None, words: Words = OF_FIT) -> None:
-    """Prints what a training takes, part by part, and whether it fits. words: of the verb that was called."""
+def show(name: str, found: Fit, measured: Measured | None = None, options: OptionNames = FIT_OPTIONS) -> None:
+    """Print what a training needs, part by part, and whether it fits.
+
+    Args:
+        name: The checkpoint.
+        found: The prediction.
+        measured: What three real steps took, to be printed beside it.
+        options: How the verb that was called names its options, for advice.
+    """
     demand, memory = found.demand, found.memory
-    method = in_words(demand.method)
     where = "a card" if demand.device == "cuda" else "the CPU"
     stack = f", {demand.members} stacked" if demand.members > 1 else ""
-    title = f"{name}, {method}, {demand.method.bits} bits{stack}, on {where}: {demand.batch} at once of "
-    title += f"{demand.input_length} and {demand.target_length} pieces"
-    table = Table(min_width=44)
-    table.add_column("part")
-    small = memory.peak < 2**30
-    table.add_column("MB" if small else "GB", justify="right")
-
-    def said(size: int) -> str:
-        return f"{size / 2**20:.1f}" if small else f"{size / 2**30:.2f}"
-
-    if measured:
-        table.add_column("measured", justify="right")
-    sizes = {f"weights ({dtype})": size for dtype, size in memory.weights.items()}
-    sizes |= {part: getattr(memory, part) for part in PARTS}
-    for part, size in sizes.items():
-        table.add_row(part, said(size), *([""] if measured else []))
-    fixed = sum(memory.weights.values()) + memory.trained + memory.optimizer
-    if measured:
-        table.add_row("weights, trained, optimizer", said(fixed), said(measured.fixed), style="dim")
-    table.add_row("peak", said(memory.peak), *([said(measured.peak)] if measured else []), style="bold")
-    if demand.device == "cuda":
-        table.add_row("with context and fragments", said(found.needed), *([""] if measured else []))
+    print(
+        f"{name}, {method_title(demand.method)}, {demand.method.bits} bits{stack}, on {where}: {demand.batch} at once "
+        f"of {demand.input_length} and {demand.target_length} tokens"
+    )
     console = Console(width=None if sys.stdout.isatty() else 120)
-    print(title)
-    console.print(table)
-    console.print(_bar(found))
+    unit, text = ("MB", _megabytes) if memory.peak < GB else ("GB", _gigabytes)
+    console.print(_table(found, measured, unit, text))
+    console.print(_bar(found, min(72, console.width)))
     print(f"{memory.trained_parameters:,} parameters trained")
     if measured:
-        ratios = f"{memory.peak / measured.peak:.3f}, without activations {fixed / measured.fixed:.3f}"
+        ratios = f"{memory.peak / measured.peak:.3f}, without activations {memory.fixed / measured.fixed:.3f}"
         print(f"predicted over measured: {ratios}")
     if demand.device == "cpu":
-        print(_of_the_loop(name, memory.peak, measured, said))
-    for line in _verdict(found, words):
+        print(_about_the_loop(name, memory.peak, measured, lambda size: f"{text(size)} {unit}"))
+    for line in _verdict(found, options):
         print(line)
 
 
-def _of_the_loop(name: str, foreseen: int, measured: Measured | None, said: Callable[[int], str]) -> str:
-    """What is foreseen and compared is the plain step; on a CPU the training loop may take another."""
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f}"
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f}"
+
+
+def _table(found: Fit, measured: Measured | None, unit: str, text: Callable[[int], str]) -> Table:
+    """The parts of the memory, one a row, with a second column for measured sizes."""
+    memory = found.memory
+    table = Table(min_width=44)
+    table.add_column("part")
+    table.add_column(unit, justify="right")
+    if measured:
+        table.add_column("measured", justify="right")
+
+    def row(part: str, size: int, beside: int | None = None, **style: Any) -> None:
+        table.add_row(part, text(size), *(["" if beside is None else text(beside)] if measured else []), **style)
+
+    for dtype, size in memory.weights.items():
+        row(f"weights ({dtype})", size)
+    for part in PARTS:
+        row(part, getattr(memory, part))
+    if measured:
+        row("weights, trained, optimizer", memory.fixed, measured.fixed, style="dim")
+    row("peak", memory.peak, measured.peak if measured else None, style="bold")
+    if found.demand.device == "cuda":
+        row("with context and fragmentation", found.needed)
+    return table
+
+
+def _about_the_loop(name: str, predicted: int, measured: Measured | None, text: Callable[[int], str]) -> str:
+    """A sentence on the faster step of a CPU: the prediction is of the plain step."""
     if measured is None:
-        which = f"`petransfer fit {name} --measure --cpu` says which"
-        return f"this is the plain step; a CPU may take a leaner one: {which}"
+        how = f"`petransfer fit {name} --measure --cpu` measures it"
+        return f"this is the plain step; training on a CPU may need less: {how}"
     if measured.loop is None:
         return "the training loop takes this step"
-    kept = f", {said(measured.kept)} of them kept beside the model" if measured.kept else ""
-    ratio = f"{foreseen / measured.loop:.2f}"
-    return f"the training loop's own step: {said(measured.loop)}{kept}; predicted over that: {ratio}"
+    kept = f", {text(measured.kept)} of them kept beside the model" if measured.kept else ""
+    ratio = f"{predicted / measured.loop:.2f}"
+    return f"the training loop's own step: {text(measured.loop)}{kept}; predicted over that: {ratio}"
 
 
-def _verdict(found: Fit, words: Words) -> list[str]:
+def _verdict(found: Fit, options: OptionNames) -> list[str]:
     if found.card is None:
         return []
-    size, at_once = f"{found.card / 2**30:.4g} GB", found.demand.batch
+    size, at_once = gigabytes(found.card), found.demand.batch
     if found.fits:
         again = f" {TURNED_ON}" if found.turned_on else ""
         each = f" of each of {found.demand.members} runs" if found.demand.members > 1 else ""
-        cut = "" if at_once == found.batch else f", {found.batch} an optimiser step by accumulation"
-        return [f"fits {size}{again}: {at_once}{each} at once{cut}"]
+        part = "" if at_once == found.batch else f", {found.batch} per optimiser step by accumulation"
+        return [f"fits {size}{again}: {at_once}{each} at once{part}"]
     if found.advice:
-        return [f"does not fit {size}{it_would(found.advice, words)}"]
+        return [f"does not fit {size}{suggestion(found.advice, options)}"]
     return [f"does not fit {size}, whatever is changed; take a smaller checkpoint"]
 
 
-def _bar(found: Fit, width: int = 72) -> Text:
-    """One block a share of the card, or of the peak where no card was named."""
+def _bar(found: Fit, width: int) -> Text:
+    """A bar in which each part has its share of the card, or of the peak where no card was named."""
     memory = found.memory
     sizes = {"weights": sum(memory.weights.values())} | {part: getattr(memory, part) for part in PARTS}
     whole = max(found.card or 0, found.needed if found.demand.device == "cuda" else memory.peak)
@@ -212,21 +207,12 @@ def _bar(found: Fit, width: int = 72) -> Text:
     return bar.append_text(legend)
 
 
-def _plain(found: Fit, measured: Measured | None) -> dict[str, Any]:
-    content = {
-        "memory": asdict(found.memory) | {"peak": found.memory.peak, "on_card": found.needed},
-        "card": found.card,
-        "fits": found.fits,
-        "micro_batch": found.demand.batch,
-        "stack": found.demand.members,
-        "checkpointing": found.demand.checkpointing,
-        "advice": in_options(found.advice, OF_FIT),
-    }
-    return content | ({"measured": asdict(measured)} if measured else {})
-
-
 def two(text: str) -> tuple[int, int]:
-    """The two whole numbers of `64,128`."""
+    """Return the two whole numbers of `64,128`.
+
+    Raises:
+        UserError: They are not two whole numbers of at least 1.
+    """
     try:
         first, second = (int(part) for part in text.split(","))
     except ValueError:

@@ -19,9 +19,9 @@ from petransfer.cli.launcher import launch
 from petransfer.cli.table_layout import print_table
 from petransfer.effects.study_effects import demand
 from petransfer.errors import UserError
-from petransfer.memory.advice import in_options
-from petransfer.memory.card_sizes import card_bytes
-from petransfer.memory.study_memory import Place, foresee, this_card
+from petransfer.memory.advice import as_options
+from petransfer.memory.cards import card_bytes, this_card
+from petransfer.memory.study_memory import PredictedRun, predict_memory
 from petransfer.pretraining import run_table as pretraining
 from petransfer.pretraining.grid import expand_pretraining
 from petransfer.recipe.loading import load_either
@@ -220,7 +220,9 @@ def plan(
         print(f"{row.cell.run_id}  {tables.plain_line(row)} | {row.cell.spec.train.steps} steps", flush=True)
     group = scheduling.grouping(checkpointing, lambda: room)
     stacks = group(study.waiting) if group else []
-    places = foresee([cell.spec for cell in study.selected], room, checkpointing, stack_sizes(stacks)) if room else []
+    places = (
+        predict_memory([cell.spec for cell in study.selected], room, checkpointing, stack_sizes(stacks)) if room else []
+    )
     if as_json:
         print(json.dumps(_plan_as_json(study, rows, places, stacks), indent=1))
         return
@@ -249,7 +251,7 @@ def failure_lines(rows: Sequence[tables.Row]) -> list[str]:
 
 
 def _plan_as_json(
-    study: StudyGrid, rows: Sequence[tables.Row], places: Sequence[Place], stacks: Sequence[Sequence[Cell]]
+    study: StudyGrid, rows: Sequence[tables.Row], places: Sequence[PredictedRun], stacks: Sequence[Sequence[Cell]]
 ) -> dict[str, Any]:
     return {
         "study": study.recipe.name,
@@ -260,7 +262,7 @@ def _plan_as_json(
                 "line": place.line(study.options_for(place.spec)),
                 "fits": place.fit and place.fit.fits,
                 "checkpointing": place.fit and place.fit.demand.checkpointing,
-                "advice": in_options(place.fit.advice, study.options_for(place.spec)) if place.fit else [],
+                "advice": as_options(place.fit.advice, study.options_for(place.spec)) if place.fit else [],
             }
             for place in places
         ],

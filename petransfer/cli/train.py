@@ -14,8 +14,8 @@ import yaml
 from petransfer.cli.fit import show
 from petransfer.cli.options import Checkpointing, Cpu, Force, Json, LogWith, parse_seeds
 from petransfer.cli.run import own_runs, run_grid
-from petransfer.memory.advice import OF_TRAIN
-from petransfer.memory.study_memory import this_card
+from petransfer.memory.advice import TRAIN_OPTIONS
+from petransfer.memory.cards import this_card
 from petransfer.recipe.methods import METHODS
 from petransfer.study.grid import notes
 from petransfer.study.quick_recipe import TrainRequest
@@ -135,7 +135,7 @@ def train(
         return
     if plan:
         print(yaml.safe_dump(training.recipe, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110))
-        show(grid.cells[0].spec.checkpoint.name, fit, words=OF_TRAIN)
+        show(grid.cells[0].spec.checkpoint.name, fit, options=TRAIN_OPTIONS)
     if not as_json:
         for line in describe(training):
             print(line)

@@ -1,4 +1,4 @@
-"""What would make a training fit, and how each verb is told so. Imports no torch."""
+"""Changes that would make a training fit, and the options by which each verb is asked for them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,49 +11,51 @@ from petransfer.recipe.run_spec import MethodSpec, RunSpec
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that is asked for otherwise: an optimiser, a method, bits, or how many runs are trained as one.
-
-    Of checkpointing the value is nothing.
-    """
+    """One changed setting: gradient checkpointing (without a value), stack size, optimiser, method or bits."""
 
     key: Literal["checkpointing", "stack", "optimizer", "method", "bits"]
     value: str | int = ""
 
 
-TURNED_ON = "with checkpointing, which is then turned on"
+TURNED_ON = "with gradient checkpointing, which is then turned on"
 
-# Changes that go together.
+# Changes that are made together.
 Advice = tuple[Change, ...]
-# By a change's key how a verb is asked for it; what has no words cannot be asked of it.
-Words = Mapping[str, str]
+# For each key of a change, the option that asks for it. A verb cannot make changes without one.
+OptionNames = Mapping[str, str]
 
-OF_FIT: Words = {
+FIT_OPTIONS: OptionNames = {
     "checkpointing": "--checkpointing",
     "stack": "--stack {}",
     "optimizer": "--optimizer {}",
     "method": "--method {}",
     "bits": "--bits {}",
 }
-OF_TRAIN: Words = {**OF_FIT, "optimizer": "--set train.optimizer={}"}
-OF_ANY_RECIPE: Words = {key: OF_TRAIN[key] for key in ("checkpointing", "stack", "optimizer")}
+TRAIN_OPTIONS: OptionNames = {**FIT_OPTIONS, "optimizer": "--set train.optimizer={}"}
+RECIPE_OPTIONS: OptionNames = {key: TRAIN_OPTIONS[key] for key in ("checkpointing", "stack", "optimizer")}
 
 
-def of_recipe(methods: Sequence[MethodSpec], spec: RunSpec) -> Words:
-    """As `run`, `plan` and `sweep` are told it. methods: the recipe's; what is drawn anew is trained whole by none."""
+def recipe_options(methods: Sequence[MethodSpec], spec: RunSpec) -> OptionNames:
+    """Return the options of `run`, `plan` and `sweep` for a run.
+
+    Args:
+        methods: The recipe's methods.
+        spec: The run. A model that is trained from scratch trains all weights, whatever method the recipe names.
+    """
     anew = spec.checkpoint.reinit == "all" and spec.method.name == "full"
     if anew or spec.method not in methods:
-        return OF_ANY_RECIPE
+        return RECIPE_OPTIONS
     part = f"--set methods.{methods.index(spec.method)}"
-    return {**OF_ANY_RECIPE, "method": f"{part}.name={{}}", "bits": f"{part}.bits={{}}"}
+    return {**RECIPE_OPTIONS, "method": f"{part}.name={{}}", "bits": f"{part}.bits={{}}"}
 
 
-def in_options(advice: Sequence[Advice], words: Words) -> list[str]:
-    """Each advice as options."""
-    sayable = [changes for changes in advice if all(change.key in words for change in changes)]
-    return [" ".join(words[change.key].format(change.value) for change in changes) for changes in sayable]
+def as_options(advice: Sequence[Advice], options: OptionNames) -> list[str]:
+    """Return each piece of advice as options, without what the verb cannot be asked for."""
+    possible = [changes for changes in advice if all(change.key in options for change in changes)]
+    return [" ".join(options[change.key].format(change.value) for change in changes) for changes in possible]
 
 
-def it_would(advice: Sequence[Advice], words: Words) -> str:
-    """What stands behind `does not fit`; nothing where nothing helps."""
-    said = in_options(advice, words)
-    return f"; it would with {', or '.join(said)}" if said else ""
+def suggestion(advice: Sequence[Advice], options: OptionNames) -> str:
+    """Return what follows `does not fit` in a message: options that would make it fit, or nothing."""
+    found = as_options(advice, options)
+    return f"; it would with {', or '.join(found)}" if found else ""

@@ -1,4 +1,4 @@
-"""Three real training steps, and the most memory that PyTorch's allocator gave out."""
+"""Take three real training steps and measure the most memory that PyTorch's allocator gave out."""
 
 from __future__ import annotations
 
@@ -25,10 +25,15 @@ STEPS = 3
 
 @dataclass(frozen=True)
 class Measured:
-    """Bytes. fixed: weights, what the method adds, and the optimiser's state. peak: those and all else at the peak.
+    """Measured bytes of a training step.
 
-    loop: the peak of the step that the training loop takes in place of the plain one on a CPU, None where it takes that
-    or was not asked. kept: what of it that step keeps beside the model, such as wide copies of quantised weights.
+    Attributes:
+        weights: The base's weights, by dtype.
+        fixed: Weights, what the method adds, and the optimiser's state.
+        peak: All tensors at the moment when they are most.
+        loop: The peak of the faster step that the training loop takes on a CPU; None where it takes the plain one or
+            was not asked for.
+        kept: Bytes that the faster step keeps beside the model, such as wide copies of quantised weights.
     """
 
     weights: dict[str, int]
@@ -56,18 +61,18 @@ class Trial:
         self.optimizer = make_optimizer(self.model, TrainSpec(STEPS, demand.batch, 1e-5, optimizer=demand.optimizer))
 
     def batch(self, count: int) -> Tensors:
-        """So many examples of the longest."""
+        """Return a batch of `count` examples of the longest input and target."""
         made = meta_batch(replace(self.demand, batch=count), self.layout)
         batch = {name: torch.full(it.shape, 1, dtype=torch.long, device=self.device) for name, it in made.items()}
         batch["attention_mask"][0, -1] = 0  # as in any batch of several lengths
         return batch
 
     def checkpoint(self) -> None:
-        """From now on compute activations again in the backward pass."""
+        """Turn gradient checkpointing on."""
         enable_gradient_checkpointing(self.model)
 
     def step(self, batch: Tensors, lean: CpuFastPath | None = None) -> None:
-        """As the loop takes it. lean: with less work, on a CPU."""
+        """Take an optimiser step. lean: the faster step of a CPU."""
         with lean.step() if lean else contextlib.nullcontext(token_loss) as loss:
             for _ in range(2 if self.demand.accumulates else 1):
                 torch.autograd.backward(loss(self.model, batch))
@@ -83,7 +88,7 @@ def load_for(checkpoint: CheckpointSpec, demand: Demand) -> Loaded:
 
 
 def measure(checkpoint: CheckpointSpec, demand: Demand, with_loop: bool = False) -> Measured:
-    """Three steps on made-up pieces. with_loop: and the training loop's own step, where that is another."""
+    """Take three steps on made-up tokens. with_loop: also the training loop's own step, where that is another one."""
     trial = Trial(load_for(checkpoint, demand), demand)
     batch, model = trial.batch(demand.batch), trial.model
     for _ in range(STEPS - 1):
@@ -103,7 +108,7 @@ def measure(checkpoint: CheckpointSpec, demand: Demand, with_loop: bool = False)
 
 
 def peak_of(step: Callable[[], None], fixed: int, device: torch.device) -> int:
-    """The most bytes that are out at once while `step` runs, the `fixed` ones of before among them."""
+    """Return the most bytes that are allocated at once while `step` runs. fixed: bytes that were allocated before."""
     return _peak_on_card(step) if device.type == "cuda" else fixed + _peak_on_cpu(step)
 
 
@@ -127,7 +132,7 @@ def _peak_on_card(step: Any) -> int:
 
 
 def _peak_on_cpu(step: Any) -> int:
-    """The largest sum of what the allocator gave out and took back during the step, as the profiler saw it."""
+    """Return the largest sum of allocated minus freed bytes during the step, as the profiler records them."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()
     seen: Any = profile.profiler

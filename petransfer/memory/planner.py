@@ -1,30 +1,39 @@
-"""Does it fit, with how many examples at once, and what would make it fit."""
+"""Decide whether a training fits a device, with how many examples at once, and what would make it fit."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from petransfer.errors import UserError
-from petransfer.memory.advice import Advice, Change
+from petransfer.memory.advice import FIT_OPTIONS, Advice, Change, as_options
+from petransfer.memory.cards import gigabytes
 from petransfer.memory.simulation import Demand, Memory, simulate
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import CheckpointSpec, Optimizer
 
-# What a process holds on a card beside PyTorch's tensors (context, cuBLAS and cuDNN workspaces), and the share of its
-# memory that PyTorch's allocator cannot use for being in pieces. Assumed, not measured, on the safe side.
+# What a process holds on a card outside PyTorch's allocator (the CUDA context with its kernels), and the share of the
+# allocator's memory that is lost to fragmentation. Both are assumed on the safe side, not measured.
 CONTEXT, FRAGMENTS = 600 * 2**20, 0.04
+
+# What a process holds on a CPU beside tensors, once torch and transformers are imported.
+CPU_PROCESS = 10**9
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A demand and what it takes.
+    """The memory that a training needs, and whether a device has it.
 
-    batch: examples an optimiser step. demand, memory: of a forward pass, with as many of them as fit the card, or one
-    where none does. card: bytes, None where none was named. fits: whether at least one does. turned_on: it does only
-    with checkpointing, which was not asked for and which `run` turns on by itself. advice: changes, any of which helps.
+    Attributes:
+        batch: Examples in an optimiser step.
+        demand: The forward and backward pass, with the largest number of examples that fits, or with one if none does.
+        memory: Bytes of that pass, part by part.
+        card: Bytes of the device, None where none was named.
+        fits: Whether at least one example at once fits.
+        turned_on: It fits only with gradient checkpointing, which was not asked for and which training turns on.
+        advice: Changes, each of which would make it fit.
     """
 
     batch: int
@@ -37,13 +46,46 @@ class Fit:
 
     @property
     def needed(self) -> int:
-        """Bytes of the card that it takes."""
-        return on_card(self.memory.peak)
+        """Bytes of the device that it takes."""
+        return on_device(self.memory.peak, self.demand)
+
+    @property
+    def micro_batch(self) -> int:
+        """Examples in a forward and backward pass."""
+        return self.demand.batch
+
+    @property
+    def suggestions(self) -> list[str]:
+        """Options of `petransfer fit` under which it would fit."""
+        return as_options(self.advice, FIT_OPTIONS)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain values, as `petransfer fit --json` prints it."""
+        return {
+            "memory": asdict(self.memory) | {"peak": self.memory.peak, "on_card": self.needed},
+            "card": self.card,
+            "fits": self.fits,
+            "micro_batch": self.demand.batch,
+            "stack": self.demand.members,
+            "checkpointing": self.demand.checkpointing,
+            "advice": self.suggestions,
+        }
+
+    def __str__(self) -> str:
+        of = f" of {gigabytes(self.card)}" if self.card else ""
+        if not self.fits:
+            return f"does not fit: one example needs {gigabytes(self.needed)}{of}"
+        return f"{self.micro_batch} of {self.batch} examples at once need {gigabytes(self.needed)}{of}"
 
 
 def on_card(peak: int) -> int:
-    """Bytes of a card for so many bytes of tensors."""
+    """Return the bytes of a card that so many bytes of tensors take."""
     return int(peak / (1 - FRAGMENTS)) + CONTEXT
+
+
+def on_device(peak: int, demand: Demand) -> int:
+    """Return the bytes of the demand's device that so many bytes of tensors take."""
+    return on_card(peak) if demand.device == "cuda" else peak + CPU_PROCESS
 
 
 def plan(
@@ -54,12 +96,18 @@ def plan(
     card: int | None,
     new_tokens: tuple[int, ...] = (),
 ) -> Fit:
-    """What the demand takes, and with a card the largest micro-batch on it, up to the demand's batch.
+    """Predict what a training needs, and find the largest micro-batch that fits.
 
-    new_tokens: those whose rows `embeddings: new` trains.
+    Args:
+        config: The checkpoint's configuration.
+        checkpoint: The checkpoint.
+        demand: The training; its batch is that of an optimiser step, and the largest micro-batch tried.
+        own_head: The output head is not tied to the embeddings.
+        card: Bytes of the device; None finds no micro-batch.
+        new_tokens: The tokens whose embeddings `embeddings: new` trains.
 
     Raises:
-        UserError: the architecture cannot be trained so.
+        UserError: The architecture cannot be trained so.
     """
 
     @functools.cache
@@ -67,13 +115,13 @@ def plan(
         return simulate(config, checkpoint.name, changed, own_head, new_tokens)
 
     memory = of(demand)
-    if card is None or on_card(memory.peak) <= card:
+    if card is None or on_device(memory.peak, demand) <= card:
         return Fit(demand.batch, demand, memory, card, True)
     largest = _largest(of, demand, memory, card)
     tried, turned_on = demand, False
     if not largest and (again := _with_checkpointing(of, demand)) is not None:
         tried, memory = again
-        largest = demand.batch if on_card(memory.peak) <= card else _largest(of, tried, memory, card)
+        largest = demand.batch if on_device(memory.peak, demand) <= card else _largest(of, tried, memory, card)
         turned_on = largest > 0
     taken = replace(tried, batch=max(1, largest), accumulates=largest < demand.batch and demand.batch > 1)
     advice = () if largest else tuple(_advice(lambda changed: _fits(of, changed, card), taken))
@@ -83,21 +131,21 @@ def plan(
 
 
 def _fits(of: Callable[[Demand], Memory], demand: Demand, card: int) -> bool:
-    """As it is, or with the checkpointing that `run` turns on."""
+    """Return whether a demand fits as it is, or with the gradient checkpointing that training turns on."""
     try:
-        if on_card(of(demand).peak) <= card:
+        if on_device(of(demand).peak, demand) <= card:
             return True
         again = _with_checkpointing(of, demand)
-    except UserError:  # nor can it be trained so
+    except UserError:  # it cannot be trained so
         return False
     return again is not None and on_card(again[1].peak) <= card
 
 
 def needs_checkpointing(config: Any, checkpoint: CheckpointSpec, demand: Demand, own_head: bool, card: int) -> bool:
-    """Whether one example fits a card at most with its activations computed again, and they can be.
+    """Return whether one example fits a card at most with gradient checkpointing, and the architecture supports it.
 
     Raises:
-        UserError: the architecture cannot be trained so.
+        UserError: The architecture cannot be trained so.
     """
 
     def of(changed: Demand) -> Memory:
@@ -108,7 +156,7 @@ def needs_checkpointing(config: Any, checkpoint: CheckpointSpec, demand: Demand,
 
 
 def _with_checkpointing(of: Callable[[Demand], Memory], demand: Demand) -> tuple[Demand, Memory] | None:
-    """The demand with its activations computed again, as `run` does on a card by itself; None where that cannot be."""
+    """Return the demand with gradient checkpointing, which training turns on by itself on a card; None if it cannot."""
     if demand.checkpointing or demand.device == "cpu" or demand.members > 1:
         return None
     again = replace(demand, checkpointing=True)
@@ -119,10 +167,10 @@ def _with_checkpointing(of: Callable[[Demand], Memory], demand: Demand) -> tuple
 
 
 def largest_stack(config: Any, checkpoint: CheckpointSpec, demand: Demand, own_head: bool, card: int, most: int) -> int:
-    """How many runs fit a card as one stack, each with its whole batch; 1 where not even two do.
+    """Return how many runs fit a card as one stack, each with its whole batch; 1 where not even two do.
 
     Raises:
-        UserError: the architecture cannot be trained so.
+        UserError: The architecture cannot be trained so.
     """
 
     def peak(members: int) -> int:
@@ -140,35 +188,41 @@ def largest_stack(config: Any, checkpoint: CheckpointSpec, demand: Demand, own_h
 
 
 def _largest(of: Callable[[Demand], Memory], demand: Demand, memory: Memory, card: int) -> int:
-    """Memory rises almost evenly with the micro-batch: guess from two points, look, and guess again from there."""
+    """Return the largest micro-batch below the whole batch that fits; 0 when not even one example does.
+
+    Memory rises almost evenly with the micro-batch, so a guess from two points is corrected from there.
+    """
     if demand.batch == 1:
         return 0
-    cut = replace(demand, accumulates=True)
-    one = of(replace(cut, batch=1)).peak
-    if on_card(one) > card:
+    part = replace(demand, accumulates=True)
+
+    def needed(count: int) -> int:
+        return on_device(of(replace(part, batch=count)).peak, demand)
+
+    one = needed(1)
+    if one > card:
         return 0
-    slope = (memory.peak - one) / (demand.batch - 1)
-    room = (card - CONTEXT) * (1 - FRAGMENTS) - one
+    slope = (on_device(memory.peak, demand) - one) / (demand.batch - 1)
     guess, too_many = demand.batch, demand.batch
     while guess > 1:
-        guess = max(1, min(guess - 1, 1 + int(room / slope)))
-        peak = of(replace(cut, batch=guess)).peak
-        if on_card(peak) <= card:
+        guess = max(1, min(guess - 1, 1 + int((card - one) / slope)))
+        found = needed(guess)
+        if found <= card:
             break
-        slope, too_many = (peak - one) / (guess - 1), guess
-    while guess + 1 < too_many and on_card(of(replace(cut, batch=guess + 1)).peak) <= card:
+        slope, too_many = (found - one) / (guess - 1), guess
+    while guess + 1 < too_many and needed(guess + 1) <= card:
         guess += 1
     return guess
 
 
 def _advice(fits: Callable[[Demand], bool], demand: Demand) -> list[Advice]:
-    """Changes under which one example fits, each tried: the least first, then together. demand: of one example."""
+    """Return changes under which one example fits: single ones, else all together. demand: of one example."""
     changes = _changes(fits, demand)
     found = [advice for advice in changes if fits(_changed(demand, advice))]
     if found:
         enough = [advice for advice in found if not any(set(other) < set(advice) for other in found)]
         return [advice for advice in enough if advice != PAGED or EIGHT_BIT not in enough]
-    last = {change.key: change for advice in changes for change in advice}  # of each key what asks for least
+    last = {change.key: change for advice in changes for change in advice}  # of each key the one that needs least
     together = tuple(last.values())
     return [together] if together and fits(_changed(demand, together)) else []
 
@@ -179,6 +233,7 @@ PAGED: Advice = (Change("optimizer", "paged-adamw-8bit"),)
 
 def _changes(fits: Callable[[Demand], bool], demand: Demand) -> list[Advice]:
     found: list[Advice] = []
+    """Return the changes that could help, in the order in which users give up least."""
     fewer = demand.members // 2
     if fewer:
         while fewer > 1 and not fits(replace(demand, members=fewer)):

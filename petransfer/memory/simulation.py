@@ -1,22 +1,22 @@
-"""One training step on the meta device: model, method and loss are the real ones, only the numbers are not there.
+"""Predict the memory of a training step by running it on the meta device, where tensors have shapes and no numbers.
 
-What PyTorch would allocate is counted operation by operation, so that every architecture that loads can be foreseen,
-without its weights. Attention and dropout are what the device would choose, not what the meta device does.
+Model, method and loss are the real ones. Every tensor that PyTorch would allocate is counted after each operation, so
+the prediction works for every architecture that loads and needs no weights.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
-from unittest import mock
 
 import torch
 from transformers import PreTrainedModel
 
 from petransfer.data.encoding import Layout
+from petransfer.memory.device_kernels import CardKernels, multiply_8bit_as_on_cpu
 from petransfer.memory.tensor_tracker import Tracker
 from petransfer.methods import apply_method, weights_bits
 from petransfer.models.control_arms import randomly_initialized
@@ -34,13 +34,27 @@ from petransfer.training.state import trained_tensors
 Device = Literal["cuda", "cpu"]
 
 
+# cuBLAS takes a workspace from PyTorch's allocator for each thread that multiplies: of the forward and of the backward
+# pass. Its size follows the card's compute capability (aten/src/ATen/cuda/CublasHandlePool.cpp).
+CUBLAS_THREADS = 2
+CUBLAS_BYTES, CUBLAS_BYTES_HOPPER = 8_519_680, 32 * 2**20
+
+
 @dataclass(frozen=True)
 class Demand:
-    """A forward and backward pass.
+    """The training step whose memory is asked for.
 
-    batch: examples in it. input_length, target_length: pieces of the longest. accumulates: the gradients of passes
-    before it are there, as when the batch of a step is cut into micro-batches. members: adapters that are trained as
-    one stack, each of them on a batch of its own.
+    Attributes:
+        method: The training method with its bits.
+        batch: Examples in a forward and backward pass.
+        input_length: Tokens of the longest input.
+        target_length: Tokens of the longest target.
+        device: Where it is trained.
+        optimizer: Which AdamW.
+        checkpointing: Activations are computed again in the backward pass.
+        accumulates: Gradients of passes before it are held, as when a batch is cut into micro-batches.
+        members: Adapters that are trained as one stack, each on a batch of its own.
+        capability: The card's compute capability, such as (8, 6); it decides cuBLAS's workspace.
     """
 
     method: MethodSpec
@@ -52,14 +66,30 @@ class Demand:
     checkpointing: bool = False
     accumulates: bool = False
     members: int = 1
+    capability: tuple[int, int] = (8, 6)
+
+    @property
+    def workspaces(self) -> int:
+        """Bytes of cuBLAS's workspaces; 0 on a CPU."""
+        if self.device == "cpu":
+            return 0
+        large = self.capability == (9, 0) or self.capability[0] == 10
+        return CUBLAS_THREADS * (CUBLAS_BYTES_HOPPER if large else CUBLAS_BYTES)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a training step, each part as it stands when the sum is largest.
+    """Bytes of a training step at the moment when their sum is largest.
 
-    weights: by dtype, as the loader places them. trained: what the method adds to the model. activations: what the
-    backward pass waits for. logits: all tensors as wide as the vocabulary. workspace: what is held beside these.
+    Attributes:
+        weights: The base's weights by dtype, as the loader holds them.
+        trained: What the method adds to the model.
+        gradients: Gradients of the trained tensors.
+        optimizer: The optimiser's state.
+        activations: What the forward pass keeps for the backward pass.
+        logits: All tensors as wide as the vocabulary.
+        workspace: Everything else, such as cuBLAS's workspaces and tensors of the backward pass.
+        trained_parameters: How many numbers are trained. This one is a count, not bytes.
     """
 
     weights: dict[str, int]
@@ -72,44 +102,53 @@ class Memory:
     trained_parameters: int
 
     @property
+    def fixed(self) -> int:
+        """Bytes that do not depend on the batch: weights, what the method adds, and the optimiser's state."""
+        return sum(self.weights.values()) + self.trained + self.optimizer
+
+    @property
     def peak(self) -> int:
-        """The sum."""
-        parts = (self.trained, self.gradients, self.optimizer, self.activations, self.logits, self.workspace)
-        return sum(self.weights.values()) + sum(parts)
+        """The sum of all parts."""
+        return self.fixed + self.gradients + self.activations + self.logits + self.workspace
 
 
 def simulate(config: Any, name: str, demand: Demand, own_head: bool, new_tokens: tuple[int, ...] = ()) -> Memory:
-    """What a training step of this architecture takes. own_head: the head is not tied to the embeddings.
+    """Predict the memory of a training step.
 
-    Full fine-tuning at 16 bits is foreseen as at 32: its weights are fp32, its activations are counted too wide.
+    Full fine-tuning at 16 bits is predicted as at 32 bits: its weights are fp32, and its activations are counted as if
+    they were too.
+
+    Args:
+        config: The checkpoint's configuration.
+        name: The checkpoint's name, for messages.
+        demand: The training step.
+        own_head: The output head is not tied to the embeddings.
+        new_tokens: The tokens whose embeddings `embeddings: new` trains.
 
     Raises:
-        UserError: the architecture says no targets, or cannot be trained so.
+        UserError: The architecture cannot generate text or cannot be trained so.
     """
     loaded = meta_model(config, name, demand.method, own_head, new_tokens)
+    if demand.device == "cpu" and weights_bits(demand.method) == 8:
+        multiply_8bit_as_on_cpu(loaded.model)
     weights = inventory(loaded.model).bytes
     base = {id(value) for value in loaded.model.parameters()}
-    models = _applied(loaded, demand)
-    trained = {
-        f"{at}.{name}": value for at, model in enumerate(models) for name, value in trained_tensors(model).items()
-    }
+    models = _with_method(loaded, demand)
+    trained = [value for model in models for value in trained_tensors(model).values()]
     phase = _Phase(_vocabulary(models[0]))
     tracker = Tracker(demand.device, phase.tag)
     held = {id(tensor): tensor for model in models for tensor in (*model.parameters(), *model.buffers())}
     for tensor in held.values():
         tracker.count(tensor, "weights" if id(tensor) in base or not tensor.requires_grad else "trained")
-    moments = _held_moments(list(trained.values()), demand)
+    moments = _held_moments(trained, demand)
     for moment in moments:
         tracker.count(moment, "optimizer")
-    for value in trained.values():
-        if demand.accumulates:
-            value.grad = torch.empty_like(value, device="meta")
-            tracker.count(value.grad, "gradients")
-        hook: Any = value.register_post_accumulate_grad_hook
-        hook(lambda held: tracker.retag(held.grad, "gradients"))
-    with tracker, _as_on(demand.device, weights_bits(demand.method)):
-        _pass(loaded, models, phase, meta_batch(demand, loaded.layout), torch.device(demand.device))
-    tracker.add("workspace", _step_workspace(list(trained.values()), demand))
+    _count_gradients(tracker, trained, demand.accumulates)
+    tracker.add("workspace", demand.workspaces)
+    kernels = CardKernels() if demand.device == "cuda" else contextlib.nullcontext()
+    with tracker, kernels:
+        _run_pass(loaded, models, phase, meta_batch(demand, loaded.layout), torch.device(demand.device))
+    tracker.add("workspace", _update_workspace(trained, demand))
     at = tracker.peak
     return Memory(
         weights=weights,
@@ -119,26 +158,41 @@ def simulate(config: Any, name: str, demand: Demand, own_head: bool, new_tokens:
         activations=at["activations"],
         logits=at["logits"],
         workspace=at["workspace"],
-        trained_parameters=sum(value.numel() for value in trained.values()),
+        trained_parameters=sum(value.numel() for value in trained),
     )
 
 
-def _applied(loaded: Loaded, demand: Demand) -> list[torch.nn.Module]:
-    """The model with the method on it, for each member of a stack."""
+def _count_gradients(tracker: Tracker, trained: Sequence[torch.nn.Parameter], accumulates: bool) -> None:
+    """Count the gradients that are there already, and those that the backward pass leaves, as gradients."""
+    for value in trained:
+        if accumulates:
+            value.grad = torch.empty_like(value, device="meta")
+            tracker.count(value.grad, "gradients")
+        hook: Any = value.register_post_accumulate_grad_hook
+        hook(lambda held: tracker.retag(held.grad, "gradients"))
+
+
+def _with_method(loaded: Loaded, demand: Demand) -> list[torch.nn.Module]:
+    """Return the model with the method applied, once for each member of a stack."""
     bases = [loaded.model] if demand.members == 1 else [share(loaded.model) for _ in range(demand.members)]
     with torch.device("meta"):
         models = [apply_method(replace(loaded, model=base), demand.method, 0) for base in bases]
     for model in models:
         if demand.checkpointing:
-            enable_gradient_checkpointing(model)
+            enable_gradient_checkpointing(model, **_recomputed_on(demand.device))
         model.train()
     return models
 
 
-def _pass(
+def _recomputed_on(device: Device) -> dict[str, Any]:
+    """Return checkpoint's option for recomputing on a card: the backward pass itself suspends torch function modes."""
+    return {"context_fn": lambda: (contextlib.nullcontext(), CardKernels())} if device == "cuda" else {}
+
+
+def _run_pass(
     loaded: Loaded, models: Sequence[torch.nn.Module], phase: _Phase, batch: Tensors, device: torch.device
 ) -> None:
-    """Forward and backward."""
+    """Run the forward and the backward pass."""
     if len(models) == 1 or not stacked.joins(device):
         for model in models:
             phase.backward = False
@@ -161,32 +215,32 @@ def _pass(
 
 @dataclass
 class _Phase:
-    """What a tensor is that is made now."""
+    """Decides what a new tensor counts as. vocabulary: the width of logits. backward: the backward pass has begun."""
 
     vocabulary: int
     backward: bool = False
 
     def tag(self, tensor: torch.Tensor) -> str:
-        """Logits by their width, whoever makes them; else what the forward pass leaves, or the backward pass uses."""
+        """Return the tag: logits by their width; otherwise activations, or workspace during the backward pass."""
         if tensor.dim() > 1 and tensor.shape[-1] == self.vocabulary:
             return "logits"
         return "workspace" if self.backward else "activations"
 
 
 def meta_model(config: Any, name: str, method: MethodSpec, own_head: bool, new_tokens: tuple[int, ...] = ()) -> Loaded:
-    """The model as `load` would make it, on the meta device and without its tokenizer."""
+    """Return the model as `load_checkpoint` would make it, on the meta device and without its tokenizer."""
     auto = supported_class(config, name)
     bits = weights_bits(method)
     with torch.device("meta"):
         model = randomly_initialized(auto, config, own_head).to(DTYPES.get(bits, torch.bfloat16))
     if bits in (4, 8):
-        _quantise(model, bits, method.keep_wide)
+        _quantize(model, bits, method.keep_wide)
         refuse_poorly_quantized(model, name, bits, method.keep_wide)
     layout = Layout(bool(config.is_encoder_decoder), 0, 1)
     return Loaded(model.requires_grad_(False), None, layout, None, new_tokens)
 
 
-def _quantise(model: PreTrainedModel, bits: Bits, keep_wide: Sequence[str]) -> None:
+def _quantize(model: PreTrainedModel, bits: Bits, keep_wide: Sequence[str]) -> None:
     require_bitsandbytes(bits)
     from transformers.integrations import replace_with_bnb_linear
     from transformers.quantizers.base import get_keys_to_not_convert
@@ -208,9 +262,10 @@ def _quantise(model: PreTrainedModel, bits: Bits, keep_wide: Sequence[str]) -> N
 
 
 def _held_moments(trained: Sequence[torch.Tensor], demand: Demand) -> list[torch.Tensor]:
-    """What the device must hold of the optimiser's state: of paged moments those of the tensor that is being updated.
+    """Return the optimiser's state that the device holds at once.
 
-    bitsandbytes takes pages for tensors of 100,000 numbers and more, the driver moves them out of the card's way.
+    bitsandbytes pages the moments of tensors with 100,000 numbers or more. The driver then keeps on the card only the
+    pages of the tensor that is being updated.
     """
     found = [_moments(value, demand.optimizer) for value in trained]
     if demand.optimizer == "paged-adamw-8bit" and demand.device == "cuda":
@@ -222,7 +277,7 @@ def _held_moments(trained: Sequence[torch.Tensor], demand: Demand) -> list[torch
 
 
 def _moments(value: torch.Tensor, optimizer: Optimizer) -> list[torch.Tensor]:
-    """AdamW's two numbers for each trained one, in its own dtype, or in 8 bits with a scale for 256 of them."""
+    """Return AdamW's two moments of a tensor: in its own dtype, or in 8 bits with a scale for every 256 numbers."""
     if optimizer == "adamw" or value.numel() < 4096:  # bitsandbytes keeps small tensors wide
         return [torch.empty_like(value, device="meta") for _ in range(2)]
     codes = [torch.empty(value.shape, dtype=torch.uint8, device="meta") for _ in range(2)]
@@ -230,11 +285,11 @@ def _moments(value: torch.Tensor, optimizer: Optimizer) -> list[torch.Tensor]:
     return codes + scales
 
 
-def _step_workspace(trained: list[torch.Tensor], demand: Demand) -> int:
-    """What the optimiser holds while it updates its largest tensor.
+def _update_workspace(trained: Sequence[torch.Tensor], demand: Demand) -> int:
+    """Return the bytes that the optimiser needs while it updates its largest tensor.
 
-    AdamW is fused. In 8 bits it is one kernel on a GPU; on a CPU bitsandbytes widens the moments, the gradient and the
-    weight and makes the update beside them: five tensors in fp32, measured.
+    AdamW is fused and needs none. In 8 bits it is one kernel on a GPU. On a CPU bitsandbytes makes the moments, the
+    gradient, the weight and the update in fp32: five tensors, measured.
     """
     if demand.optimizer == "adamw" or demand.device == "cuda":
         return 0
@@ -242,7 +297,7 @@ def _step_workspace(trained: list[torch.Tensor], demand: Demand) -> int:
 
 
 def meta_batch(demand: Demand, layout: Layout) -> Tensors:
-    """A micro-batch as `collate` makes it, of the longest examples."""
+    """Return a micro-batch of the longest examples, shaped as `collate` makes it, on the meta device."""
     if layout.encoder_decoder:
         source = torch.ones(demand.batch, demand.input_length, dtype=torch.long, device="meta")
         target = torch.ones(demand.batch, demand.target_length, dtype=torch.long, device="meta")
@@ -262,77 +317,3 @@ def _vocabulary(model: torch.nn.Module) -> int:
     base = base.get_base_model() if hasattr(base, "get_base_model") else base
     assert isinstance(base, PreTrainedModel)
     return int(base.get_output_embeddings().weight.shape[0])
-
-
-@contextlib.contextmanager
-def _as_on(device: Device, bits: Bits) -> Iterator[None]:
-    """Lets the meta device take the kernels that `device` would take."""
-    with contextlib.ExitStack() as patches:
-        if device == "cpu":
-            if bits == 8:
-                patches.enter_context(_matmul_8bit())
-        else:
-            functional = torch.nn.functional
-            patches.enter_context(mock.patch.object(functional, "scaled_dot_product_attention", _fused_attention))
-            patches.enter_context(mock.patch.object(functional, "dropout", _fused_dropout))
-        yield
-
-
-def _matmul_8bit() -> Any:
-    """Lets LLM.int8 multiply as on a CPU, by weights that are made wide."""
-    import bitsandbytes as bnb
-    from bitsandbytes.autograd._functions import MatMul8bitFp
-
-    def matmul(a: Any, b: Any, out: Any = None, state: Any = None, threshold: float = 0, bias: Any = None) -> Any:
-        return MatMul8bitFp.apply(a, b, out, bias, state)
-
-    return mock.patch.object(bnb, "matmul", matmul)
-
-
-def _fused_dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
-    result: torch.Tensor = _FusedDropout.apply(input) if training and p > 0 else input  # type: ignore[no-untyped-call]
-    return result
-
-
-class _FusedDropout(torch.autograd.Function):
-    """On a GPU the mask is one byte an element."""
-
-    @staticmethod
-    def forward(ctx: Any, input: Any) -> Any:
-        ctx.save_for_backward(torch.empty_like(input, dtype=torch.bool))
-        return torch.empty_like(input)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        return torch.empty_like(gradients[0])
-
-
-def _fused_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> torch.Tensor:
-    """A fused kernel: keeps its inputs, its output and one fp32 number a row, and never holds the scores."""
-    result: torch.Tensor = _Fused.apply(query, key, value, attn_mask)  # type: ignore[no-untyped-call]
-    return result
-
-
-class _Fused(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, query: Any, key: Any, value: Any, mask: Any) -> Any:
-        out = torch.empty((*query.shape[:-1], value.shape[-1]), dtype=query.dtype, device=query.device)
-        rows = math.ceil(query.shape[-2] / 32) * 32
-        sums = torch.empty((*query.shape[:2], rows), dtype=torch.float32, device=query.device)
-        ctx.save_for_backward(query, key, value, mask, out, sums)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        query, key, value, mask, _, _ = ctx.saved_tensors
-        of_mask = torch.empty_like(mask) if mask is not None and ctx.needs_input_grad[3] else None
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), of_mask

@@ -1,18 +1,17 @@
-"""What the runs of a grid take of a card, before any of it is downloaded."""
+"""Predict the memory of a study's runs before anything is downloaded."""
 
 from __future__ import annotations
 
 import functools
-import shutil
-import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from petransfer.data import load_task
 from petransfer.errors import UserError
-from petransfer.memory.advice import TURNED_ON, Words, it_would
+from petransfer.memory.advice import TURNED_ON, OptionNames, suggestion
+from petransfer.memory.cards import GB, gigabytes, host_bytes
 from petransfer.models.registry import is_embedded
 from petransfer.recipe.run_spec import MethodSpec, RunSpec
 from petransfer.recipe.stacking import MOST_STACKED, kind
@@ -21,22 +20,25 @@ if TYPE_CHECKING:
     from petransfer.memory.planner import Fit
     from petransfer.memory.simulation import Demand
 
-# T5's pieces are longer in prose (4 characters) and about so long in SCAN's and COGS's targets.
-CHARACTERS_A_PIECE = 1.6
+# Characters of a token in SCAN's and COGS's targets; in prose a token of T5's has about 4.
+CHARACTERS_PER_TOKEN = 1.6
 
-# The embedded family's stacks of MOST_STACKED runs, of SCAN, COGS or SLOG in batches of up to 32, take 3 to 5 GB by the
-# planner: on a card of so many bytes it need not be asked.
-ROOMY, USUAL_BATCH = 8 * 2**30, 32
-
+# By the planner, MOST_STACKED stacked runs of the embedded family on SCAN, COGS or SLOG take 3 to 5 GB in batches of up
+# to 32. On a card of ROOMY bytes or more it is not asked, which saves importing torch.
+ROOMY, USUAL_BATCH, USUAL_CHARACTERS = 8 * GB, 32, 4000
 
 _DRAWN = {"none": "", "embeddings": " (new embeddings)", "body": " (random body)", "all": " (from scratch)"}
 
 
 @dataclass(frozen=True)
-class Place:
-    """A training that occurs in a grid, once for all its seeds, by itself or in a stack.
+class PredictedRun:
+    """The predicted memory of a training that occurs in a grid, for all its seeds, alone or in a stack.
 
-    problem: why nothing could be foreseen.
+    Attributes:
+        name: Checkpoint, method and bits, for people.
+        spec: One of its runs.
+        fit: The prediction, None where none could be made.
+        problem: Why none could be made.
     """
 
     name: str
@@ -44,55 +46,89 @@ class Place:
     fit: Fit | None
     problem: str = ""
 
-    def line(self, words: Words) -> str:
-        """For people. words: of the verb that they called."""
+    def line(self, options: OptionNames) -> str:
+        """Return the prediction in one line. options: how the verb that was called names its options."""
         if self.fit is None:
             return f"{self.name}: {self.problem}"
-        size = f"{self.fit.needed / 2**30:.1f} GB"
+        size = gigabytes(self.fit.needed)
         count = self.fit.demand.batch
-        cut = "" if count == self.fit.batch else f", {count} example{'s' if count > 1 else ''} at once"
+        part = "" if count == self.fit.batch else f", {count} example{'s' if count > 1 else ''} at once"
         if self.fit.fits:
             again = f", {TURNED_ON}" if self.fit.turned_on else ""
-            return f"{self.name}: {size} of {(self.fit.card or 0) / 2**30:.4g}{cut}{again}"
-        return f"{self.name}: {size} with one example, does not fit{it_would(self.fit.advice, words)}"
+            return f"{self.name}: {size} of {gigabytes(self.fit.card or 0)}{part}{again}"
+        what = "this machine's" if self.fit.demand.device == "cpu" else "the card's"
+        limit = gigabytes(self.fit.card or 0)
+        return (
+            f"{self.name}: {size} with one example, does not fit {what} {limit}{suggestion(self.fit.advice, options)}"
+        )
 
 
-def foresee(
-    specs: Sequence[RunSpec], card: int, checkpointing: bool = False, stacked: Mapping[str, int] | None = None
-) -> list[Place]:
-    """One place for each checkpoint, method and batch of the grid; an embedded checkpoint by itself fits everywhere.
+def predict_memory(
+    specs: Sequence[RunSpec],
+    limit: int,
+    checkpointing: bool = False,
+    stacked: Mapping[str, int] | None = None,
+    device: Literal["cuda", "cpu"] = "cuda",
+) -> list[PredictedRun]:
+    """Predict the memory of each checkpoint, method and batch of a grid.
 
-    stacked: of runs that are trained as one, how many, by run id. Imports torch only where there is a place.
+    A usual run of an embedded checkpoint is left out: it fits everywhere. torch is imported only for what is left.
+
+    Args:
+        specs: The runs.
+        limit: Bytes of the card, or of the machine's memory on a CPU.
+        checkpointing: Activations are computed again in the backward pass.
+        stacked: How many runs the stack of a run has, by run id, for runs that are trained in one.
+        device: Where the runs are trained.
     """
-    found: dict[tuple[object, ...], Place] = {}
+    found: dict[tuple[object, ...], PredictedRun] = {}
     for spec in specs:
         members = (stacked or {}).get(spec.run_id, 1)
         checkpoint = spec.checkpoint
         start = (checkpoint.name, checkpoint.tokenizer, checkpoint.reinit)
         key = (*start, spec.method, spec.train.batch_size, spec.task.name, members)
-        if key not in found and not _surely_fits(spec, card, members):
-            found[key] = _place(spec, card, checkpointing, members)
+        if key not in found and not _surely_fits(spec, limit, members):
+            found[key] = _predicted(spec, limit, checkpointing, members, device)
     return list(found.values())
 
 
-def _place(spec: RunSpec, card: int, checkpointing: bool, members: int) -> Place:
+def _predicted(
+    spec: RunSpec, limit: int, checkpointing: bool, members: int, device: Literal["cuda", "cpu"]
+) -> PredictedRun:
     from petransfer.memory.planner import plan
 
-    name = f"{spec.checkpoint.name}{_DRAWN[spec.checkpoint.reinit]}, {in_words(spec.method)}, {spec.method.bits} bits"
+    name = (
+        f"{spec.checkpoint.name}{_DRAWN[spec.checkpoint.reinit]}, {method_title(spec.method)}, {spec.method.bits} bits"
+    )
     name += f", {members} stacked" if members > 1 else ""
-    demand = replace(demand_of(spec, checkpointing), members=members)
+    demand = replace(demand_of(spec, checkpointing, device), members=members)
     try:
         config, own_head = _architecture(spec)
-        return Place(name, spec, plan(config, spec.checkpoint, demand, own_head, card))
+        return PredictedRun(name, spec, plan(config, spec.checkpoint, demand, own_head, limit))
     except UserError as error:
-        return Place(name, spec, None, str(error))
+        return PredictedRun(name, spec, None, str(error))
+
+
+def refuse_too_large_for_cpu(specs: Sequence[RunSpec], options: Callable[[RunSpec], OptionNames]) -> None:
+    """Refuse runs of which not even one example at once fits this machine's memory.
+
+    Args:
+        specs: The runs that are to be trained on the CPU.
+        options: Returns how the verb that was called names its options for a run.
+
+    Raises:
+        UserError: One does not fit.
+    """
+    for found in predict_memory(specs, host_bytes(), device="cpu"):
+        if found.fit is not None and not found.fit.fits:
+            raise UserError(f"{found.line(options(found.spec))}; --force tries all the same")
 
 
 def _architecture(spec: RunSpec) -> tuple[Any, bool]:
-    """The configuration of a run's checkpoint and whether it has a head of its own.
+    """Return the configuration of a run's checkpoint, and whether its output head is its own.
 
     Raises:
-        UserError: there is none to be had.
+        UserError: The configuration cannot be found.
     """
     from petransfer.models.architecture import configuration
     from petransfer.models.library_output import silence_libraries
@@ -102,7 +138,7 @@ def _architecture(spec: RunSpec) -> tuple[Any, bool]:
 
 
 def needs_checkpointing(spec: RunSpec, card: int) -> bool:
-    """Whether a run by itself has room on a card only with its activations computed again, if at all."""
+    """Return whether a run by itself fits a card only with gradient checkpointing, if at all."""
     from petransfer.memory import planner
 
     if _surely_fits(spec, card, 1):
@@ -115,15 +151,21 @@ def needs_checkpointing(spec: RunSpec, card: int) -> bool:
 
 
 def _surely_fits(spec: RunSpec, card: int, members: int) -> bool:
-    """Whether the planner, for which torch is imported, need not be asked."""
-    usual = card >= ROOMY and members <= MOST_STACKED and spec.train.batch_size <= USUAL_BATCH
-    return is_embedded(spec.checkpoint.name) and (members == 1 or usual)
+    """Return whether the planner, which imports torch, need not be asked."""
+    if not is_embedded(spec.checkpoint.name) or sum(_longest(spec)) > USUAL_CHARACTERS:
+        return False
+    return members == 1 or (card >= ROOMY and members <= MOST_STACKED and spec.train.batch_size <= USUAL_BATCH)
 
 
-def on_host(spec: RunSpec, checkpointing: bool = False) -> int:
-    """Bytes of tensors where a run is trained on a CPU, or twice its weights, as while they are read, if that is more.
+def _longest(spec: RunSpec) -> tuple[int, int]:
+    """Return the characters of the longest training input and target of a run's task."""
+    return load_task(spec.task.name, None, **spec.task.arguments).longest(spec.task.split)
 
-    0 where nothing can be foreseen, and for embedded checkpoints, which are small.
+
+def host_memory(spec: RunSpec, checkpointing: bool = False) -> int:
+    """Return the bytes of tensors of a run on a CPU, or twice its weights if that is more, which reading them takes.
+
+    0 where nothing can be predicted, and for embedded checkpoints, which are small.
     """
     from petransfer.memory.planner import plan
     from petransfer.training.out_of_memory import PACKED_EXAMPLES
@@ -140,8 +182,8 @@ def on_host(spec: RunSpec, checkpointing: bool = False) -> int:
     return max(memory.peak, 2 * sum(memory.weights.values()))
 
 
-def rooms(specs: Sequence[RunSpec], card: int) -> dict[str, int]:
-    """For each run, by its id, how many such runs fit a card as one stack; 1 where nothing can be foreseen."""
+def largest_stacks(specs: Sequence[RunSpec], card: int) -> dict[str, int]:
+    """Return for each run id how many such runs fit a card as one stack; 1 where nothing can be predicted."""
     counts: dict[RunSpec, list[RunSpec]] = {}
     found: dict[str, int] = {}
     for spec in specs:
@@ -169,8 +211,8 @@ def _room(spec: RunSpec, card: int, most: int) -> int:
         return 1
 
 
-def in_words(method: MethodSpec) -> str:
-    """A method and its size, for people."""
+def method_title(method: MethodSpec) -> str:
+    """Return a method and its size in words, such as `LoRA r16`."""
     if method.name == "full":
         return "all weights"
     size = f" r{method.rank}" if method.rank else f" of {method.virtual_tokens} tokens" if method.virtual_tokens else ""
@@ -178,11 +220,11 @@ def in_words(method: MethodSpec) -> str:
     return f"{ {'lora': 'LoRA'}.get(method.name, method.name) }{size}"
 
 
-def find_sizes(specs: Sequence[RunSpec], data_dir: Path | None = None) -> None:
-    """Looks whether `match_parameters` can be met by every checkpoint, before anything is trained.
+def check_matched_sizes(specs: Sequence[RunSpec], data_dir: Path | None = None) -> None:
+    """Check that every checkpoint can meet its method's `match_parameters`.
 
     Raises:
-        UserError: it cannot, by one.
+        UserError: One cannot.
     """
     wanted: dict[tuple[object, ...], RunSpec] = {}
     for spec in specs:
@@ -198,14 +240,14 @@ def find_sizes(specs: Sequence[RunSpec], data_dir: Path | None = None) -> None:
     for spec in wanted.values():
         config, own_head = configuration(spec.checkpoint)
         wide = replace(spec.method, bits=32)
-        pieces = met_new_tokens(spec, config, data_dir)
+        pieces = trained_new_tokens(spec, config, data_dir)
         with_size(meta_model(config, spec.checkpoint.name, wide, own_head, pieces), wide)
 
 
-def met_new_tokens(spec: RunSpec, config: Any, data_dir: Path | None = None) -> tuple[int, ...]:
-    """The pieces whose rows a run trains under `embeddings: new`: those without pretraining that its training meets.
+def trained_new_tokens(spec: RunSpec, config: Any, data_dir: Path | None = None) -> tuple[int, ...]:
+    """Return the tokens whose embeddings a run trains under `embeddings: new`.
 
-    config: the checkpoint's.
+    Those are the tokens that pretraining never saw and that occur in the run's training data. config: the checkpoint's.
     """
     from petransfer.data.encoded_examples import encode_part
     from petransfer.models.checkpoint_files import new_tokens
@@ -224,22 +266,10 @@ def met_new_tokens(spec: RunSpec, config: Any, data_dir: Path | None = None) -> 
 
 
 def demand_of(spec: RunSpec, checkpointing: bool, device: Literal["cuda", "cpu"] = "cuda") -> Demand:
-    """What a run asks of memory: its method, and a batch of the longest input and target that it is trained on."""
+    """Return the training step of a run that needs most memory: a batch of its longest inputs and targets."""
     from petransfer.memory.simulation import Demand
 
-    task = load_task(spec.task.name, None, **spec.task.arguments)
-    characters = task.longest(spec.task.split)
-    source, target = (int(count / CHARACTERS_A_PIECE) + 2 for count in characters)
+    source, target = (int(count / CHARACTERS_PER_TOKEN) + 2 for count in _longest(spec))
     source += len(spec.task.prefix) // 4
     train = spec.train
     return Demand(spec.method, train.batch_size, source, target, device, train.optimizer, checkpointing)
-
-
-def this_card() -> int | None:
-    """The bytes of this machine's first NVIDIA card, None where there is none; asks the driver, not torch."""
-    if not shutil.which("nvidia-smi"):
-        return None
-    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    done = subprocess.run(query, capture_output=True, text=True, check=False)
-    first = done.stdout.strip().split("\n")[0].strip()
-    return int(first) * 2**20 if done.returncode == 0 and first.isdigit() else None

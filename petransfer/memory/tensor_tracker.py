@@ -1,4 +1,4 @@
-"""Counts the bytes of live tensors while code runs on the meta device, where nothing is computed or stored."""
+"""Count the bytes of live tensors while code runs on the meta device, where nothing is computed or stored."""
 
 from __future__ import annotations
 
@@ -17,10 +17,17 @@ BLOCK = {"cuda": 512, "cpu": 64}
 
 
 class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Every storage that an operation makes counts, under a tag, until nobody holds it.
+    """Counts every storage that an operation makes, under a tag, until nothing refers to it.
 
-    live: bytes by tag now. peak: the same when their sum was largest. tag: says what a new tensor counts as.
-    Questions about values, which have none here (is any of the mask padding?), are answered with no.
+    Reading a value (is any token padding?) gives False, because meta tensors have none.
+
+    Args:
+        device: The device that is simulated; it decides how sizes are rounded up.
+        tag: Returns the tag of a new tensor.
+
+    Attributes:
+        live: Bytes by tag now.
+        peak: Bytes by tag when their sum was largest.
     """
 
     def __init__(self, device: str, tag: Callable[[torch.Tensor], str]) -> None:
@@ -46,7 +53,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def count(self, tensor: torch.Tensor, tag: str) -> None:
-        """Counts the tensor's storage, once."""
+        """Count the tensor's storage, once."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._known:
@@ -57,7 +64,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.add(tag, size)
 
     def retag(self, tensor: torch.Tensor, tag: str) -> None:
-        """From now on the tensor's storage counts as something else."""
+        """Move the bytes of the tensor's storage to another tag."""
         key = tensor.untyped_storage()._cdata
         before, size = self._known.get(key, (tag, 0))
         self.live[before] -= size
@@ -65,7 +72,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known[key] = (tag, size)
 
     def add(self, tag: str, size: int) -> None:
-        """Counts bytes that no tensor shows."""
+        """Count bytes that belong to no tensor."""
         self.live[tag] += size
         self._sum += size
         if self._sum > self._largest:
@@ -78,7 +85,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _inner_bytes(func: Any, args: Any) -> int:
-    """What an operation of bitsandbytes holds inside: the layer's weight in the width that it computes in."""
+    """Return the bytes that a bitsandbytes operation needs inside: the layer's weight in the dtype it computes in."""
     if "bitsandbytes.gemm_4bit" in str(func):
         return int(math.prod(args[2]) * args[0].element_size())
     return 0

@@ -17,7 +17,9 @@ from petransfer.recipe.metrics import EXACT_MATCH, check_metric_name
 from petransfer.recipe.run_spec import (
     Bits,
     Embeddings,
+    MethodSpec,
     Optimizer,
+    Options,
     OptionValue,
     RateScaling,
     Reinit,
@@ -419,3 +421,20 @@ def sides(effect: str, arms: Container[str]) -> tuple[str, str] | None:
 def cuts(text: str) -> list[tuple[str, str]]:
     """What stands on the two sides of each `-`; names have dashes too."""
     return [(text[:at].strip(), text[at + 1 :].strip()) for at, sign in enumerate(text) if sign == "-"]
+
+
+def method_of(part: MethodPart) -> MethodSpec:
+    """Return what a recipe's method asks of a run."""
+    declared = part.declared
+    given: dict[str, Any] = {"options": Options(part.options)}
+    if not declared.trains_all_weights:
+        given["keep_wide"] = tuple(part.keep_wide)
+    for key in declared.keys - {"alpha", "match_parameters"}:
+        value = getattr(part, key)
+        given[key] = tuple(value) if isinstance(value, list) else value
+    if "rank" in declared.keys and "alpha" in declared.keys:
+        given["alpha"] = float(2 * part.rank if part.alpha is None else part.alpha)
+    if part.match_parameters and declared.size:
+        given |= {declared.size: 0, "match_parameters": part.match_parameters}
+        given |= {"alpha": 0.0} if "alpha" in given and part.alpha is None else {}
+    return MethodSpec(part.name, part.bits, **given)

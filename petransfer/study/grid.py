@@ -14,8 +14,8 @@ from petransfer.evaluation.metric_checks import check_metrics
 from petransfer.models.registry import SEED, Arm, Family, own_family, place_of, registered_family, with_hashes
 from petransfer.recipe.effect_requests import matching, wanted
 from petransfer.recipe.methods import METHODS
-from petransfer.recipe.run_spec import EarlyStopping, MethodSpec, Options, RunSpec, TaskSpec, TrainSpec
-from petransfer.recipe.schema import FamilyPart, MethodPart, Recipe, TrainPart, check_judge
+from petransfer.recipe.run_spec import EarlyStopping, Options, RunSpec, TaskSpec, TrainSpec
+from petransfer.recipe.schema import FamilyPart, MethodPart, Recipe, TrainPart, check_judge, method_of
 
 
 @dataclass(frozen=True)
@@ -138,23 +138,6 @@ def _cell(recipe: Recipe, arm: Arm, method: MethodPart, data: TaskSpec, seed: in
         seed=seed,
     )
     return Cell(arm.name, method.label, data.split, seed, spec)
-
-
-def method_of(part: MethodPart) -> MethodSpec:
-    """What a recipe's method asks of a run."""
-    declared = part.declared
-    given: dict[str, Any] = {"options": Options(part.options)}
-    if not declared.trains_all_weights:
-        given["keep_wide"] = tuple(part.keep_wide)
-    for key in declared.keys - {"alpha", "match_parameters"}:
-        value = getattr(part, key)
-        given[key] = tuple(value) if isinstance(value, list) else value
-    if "rank" in declared.keys and "alpha" in declared.keys:
-        given["alpha"] = float(2 * part.rank if part.alpha is None else part.alpha)
-    if part.match_parameters and declared.size:
-        given |= {declared.size: 0, "match_parameters": part.match_parameters}
-        given |= {"alpha": 0.0} if "alpha" in given and part.alpha is None else {}
-    return MethodSpec(part.name, part.bits, **given)
 
 
 def _training(part: TrainPart, arm: str, method: MethodPart, examples: int) -> TrainSpec:

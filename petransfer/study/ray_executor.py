@@ -200,7 +200,7 @@ def _carry_out(cells: Sequence[Named], places: tuple[Path, Path, Path], job: Job
 
 
 def _look_at_card() -> int | None:
-    from petransfer.memory.study_memory import this_card
+    from petransfer.memory.cards import this_card
 
     return this_card()
 

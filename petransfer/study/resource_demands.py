@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from petransfer.errors import UserError
-from petransfer.memory.advice import OF_ANY_RECIPE, Words
-from petransfer.memory.study_memory import foresee, on_host
+from petransfer.memory.advice import RECIPE_OPTIONS, OptionNames
+from petransfer.memory.study_memory import host_memory, predict_memory
 from petransfer.recipe.run_spec import RunSpec
 
 # A process that has imported everything holds so much before it loads a checkpoint, on the host and on a card; the
@@ -34,17 +34,17 @@ def demands_of(
     threads: int,
     checkpointing: bool = False,
     force: bool = False,
-    words: Words = OF_ANY_RECIPE,
+    words: OptionNames = RECIPE_OPTIONS,
 ) -> Demands:
-    """What a run takes. card: bytes of the smallest card it may get, None to run on a CPU. words: see `Place.line`.
+    """What a run takes. card: bytes of the smallest card it may get, None to run on a CPU. words: see `PredictedRun.line`.
 
     Raises:
         UserError: it does not fit such a card, and is not forced to.
     """
     cpus = max(1, threads)
     if card is None:
-        return Demands(cpus, memory=ON_CPU + on_host(spec, checkpointing))
-    places = foresee([spec], card, checkpointing)
+        return Demands(cpus, memory=ON_CPU + host_memory(spec, checkpointing))
+    places = predict_memory([spec], card, checkpointing)
     if not places:  # embedded
         return Demands(cpus, _share(ON_CARD, card), PROCESS)
     (place,) = places

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from petransfer.errors import UserError
-from petransfer.memory.study_memory import find_sizes, foresee, this_card
+from petransfer.memory.cards import this_card
+from petransfer.memory.study_memory import check_matched_sizes, predict_memory, refuse_too_large_for_cpu
 from petransfer.models.registry import is_embedded
 from petransfer.recipe.stacking import why_alone
 from petransfer.study.grid import Cell, notes
@@ -78,7 +79,9 @@ def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -
         # with `auto`, stacks are made to fit
         stacks = group(grid.waiting) if group and scheduling.stack_size else ()
         _refuse_what_does_not_fit(grid, checkpointing, card, stacks)
-    find_sizes([cell.spec for cell in grid.waiting], grid.recipe.data_dir)
+    if settings.cpu and scheduling.executor == "local" and not settings.force:
+        refuse_too_large_for_cpu([cell.spec for cell in grid.waiting], grid.options_for)
+    check_matched_sizes([cell.spec for cell in grid.waiting], grid.recipe.data_dir)
     return PreparedStudy(grid, settings, scheduling, group, _connect(grid, scheduling))
 
 
@@ -122,7 +125,7 @@ def _refuse_what_does_not_fit(
     grid: StudyGrid, checkpointing: bool, card: int, stacks: Sequence[Sequence[Cell]]
 ) -> None:
     """Refuse what does not fit the card; log what fits with gradient checkpointing only, which each run turns on."""
-    for place in foresee([cell.spec for cell in grid.waiting], card, checkpointing, stack_sizes(stacks)):
+    for place in predict_memory([cell.spec for cell in grid.waiting], card, checkpointing, stack_sizes(stacks)):
         line = place.line(grid.options_for(place.spec))
         if place.fit and not place.fit.fits:
             raise UserError(f"{line}; --force tries all the same")

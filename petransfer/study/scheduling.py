@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from petransfer.errors import UserError, unknown
-from petransfer.memory.study_memory import rooms
+from petransfer.memory.study_memory import largest_stacks
 from petransfer.study.grid import Cell
 from petransfer.study.stack_groups import stacks_of
 
@@ -90,7 +90,7 @@ class Scheduling:
             return None
 
         def group(cells: Sequence[Cell]) -> list[list[Cell]]:
-            most, share = rooms([cell.spec for cell in cells], room), -(-len(cells) // cards)
+            most, share = largest_stacks([cell.spec for cell in cells], room), -(-len(cells) // cards)
             return stacks_of(cells, {run_id: min(count, share) for run_id, count in most.items()})
 
         return group

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from petransfer.errors import UserError
-from petransfer.memory.advice import Words, of_recipe
+from petransfer.memory.advice import OptionNames, recipe_options
 from petransfer.recipe.effect_requests import still_possible
 from petransfer.recipe.loading import load_either, load_reduced, put, recipe_of_folder, validate
 from petransfer.recipe.run_spec import RunSpec
-from petransfer.recipe.schema import Recipe
+from petransfer.recipe.schema import Recipe, method_of
 from petransfer.study.folders import StudyFolder
-from petransfer.study.grid import Cell, expand, method_of, resolve
+from petransfer.study.grid import Cell, expand, resolve
 from petransfer.study.shard import parse_shard
 
 # A metric is written to metrics.jsonl at most every so many steps, and at least so many times in a run.
@@ -76,9 +76,9 @@ class StudyGrid:
         steps = min(cell.spec.train.steps for cell in self.cells)
         return max(1, min(LOG_EVERY, steps // LOGGED_POINTS))
 
-    def options_for(self, spec: RunSpec) -> Words:
+    def options_for(self, spec: RunSpec) -> OptionNames:
         """Return the command line options that change what a run of this recipe needs of memory."""
-        return of_recipe([method_of(part) for part in self.recipe.methods], spec)
+        return recipe_options([method_of(part) for part in self.recipe.methods], spec)
 
 
 def grid_of(recipe: Recipe, out: Path | None = None, shard: str | None = None) -> StudyGrid:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petransfer.errors import UserError
-from petransfer.memory.advice import OF_TRAIN, it_would
-from petransfer.memory.study_memory import demand_of, met_new_tokens
+from petransfer.memory.advice import TRAIN_OPTIONS, suggestion
+from petransfer.memory.cards import host_bytes
+from petransfer.memory.study_memory import demand_of, trained_new_tokens
 from petransfer.recipe.loading import validate
 from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import task_of
@@ -93,12 +94,15 @@ def memory_of(grid: StudyGrid, card: int | None, checkpointing: bool) -> Fit:
     spec = grid.cells[0].spec
     config, own_head = configuration(spec.checkpoint)
     demand = demand_of(spec, checkpointing, "cuda" if card else "cpu")
-    return plan(config, spec.checkpoint, demand, own_head, card, met_new_tokens(spec, config))
+    return plan(config, spec.checkpoint, demand, own_head, card or host_bytes(), trained_new_tokens(spec, config))
 
 
 def refuse_too_large(grid: StudyGrid, fit: Fit, force: bool) -> None:
-    """Raise UserError where a training does not fit the card, unless `force`."""
+    """Raise UserError where a training does not fit the card, or the memory of the CPU, unless `force`."""
     if fit.fits or force or splits_tensors():
         return
     name = grid.cells[0].spec.checkpoint.name
-    raise UserError(f"{name} does not fit this card{it_would(fit.advice, OF_TRAIN)}; --force tries all the same")
+    what = "card" if fit.demand.device == "cuda" else "machine"
+    raise UserError(
+        f"{name} does not fit this {what}{suggestion(fit.advice, TRAIN_OPTIONS)}; --force tries all the same"
+    )

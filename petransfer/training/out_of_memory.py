@@ -62,10 +62,11 @@ def default_micro_batch(batch_size: int, device: torch.device) -> int:
     return batch_size if device.type == "cuda" else min(batch_size, 8)
 
 
-def enable_gradient_checkpointing(model: torch.nn.Module) -> None:
+def enable_gradient_checkpointing(model: torch.nn.Module, **options: Any) -> None:
     """Make every layer compute its activations again in the backward pass instead of keeping them.
 
-    This is not the reentrant variant, which would silently train nothing under a frozen first layer.
+    This is not the reentrant variant, which would silently train nothing under a frozen first layer. options: further
+    arguments of `torch.utils.checkpoint.checkpoint`.
 
     Raises:
         UserError: the architecture or the method does not support it.
@@ -76,7 +77,7 @@ def enable_gradient_checkpointing(model: torch.nn.Module) -> None:
         raise UserError("prefix tuning does not work with gradient checkpointing; remove --checkpointing")
     if not getattr(base, "supports_gradient_checkpointing", False):
         raise UserError(f"{type(base).__name__} does not support gradient checkpointing; remove --checkpointing")
-    base.gradient_checkpointing_enable({"use_reentrant": False})
+    base.gradient_checkpointing_enable({"use_reentrant": False, **options})
 
 
 def _has_prefix(model: Any) -> bool:

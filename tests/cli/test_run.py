@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from petransfer.memory.study_memory import rooms
+from petransfer.memory.study_memory import largest_stacks
 from petransfer.recipe.loading import load_recipe, shipped
 from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import expand
@@ -278,7 +278,7 @@ train: {{steps: 4, batch_size: 8, learning_rate: 2.0e-3}}
 def test_a_card_decides_how_many_runs_are_stacked() -> None:
     recipe = load_recipe("lora-scan", ["seeds=[0,1,2]"], {"arms": ["english", "scratch", "english-newemb"]})
     specs = [cell.spec for cell in expand(recipe)]
-    many = rooms(specs, 24 * 2**30)
+    many = largest_stacks(specs, 24 * 2**30)
     for spec in specs:
         stackable = spec.method.name == "lora" and spec.checkpoint.reinit == "none"
         assert many[spec.run_id] == (3 if stackable else 1)

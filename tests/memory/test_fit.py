@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from petransfer.cli import main
 from petransfer.errors import UserError
-from petransfer.memory.advice import OF_FIT, OF_TRAIN, Advice, Change, in_options, it_would, of_recipe
-from petransfer.memory.card_sizes import card_bytes
+from petransfer.memory.advice import FIT_OPTIONS, TRAIN_OPTIONS, Advice, Change, as_options, recipe_options, suggestion
+from petransfer.memory.cards import card_bytes
 from petransfer.memory.measured import measure
 from petransfer.memory.planner import CONTEXT, PAGED, needs_checkpointing, on_card, plan
 from petransfer.memory.simulation import Demand, simulate
@@ -174,7 +174,7 @@ def test_advice_is_what_fits() -> None:
     spec = checkpoint_spec("owner/name")
     found = plan(config, spec, Demand(FULL, 4, 30, 30), False, 3 * 2**29)
     assert not found.fits
-    assert in_options(found.advice, OF_FIT) == ["--method lora"]  # and so with fewer bits, too
+    assert as_options(found.advice, FIT_OPTIONS) == ["--method lora"]  # and so with fewer bits, too
     assert plan(config, spec, Demand(FULL, 4, 30, 30), False, 2**29).advice == ()
 
 
@@ -183,19 +183,21 @@ def test_advice_is_in_the_options_of_the_verb(tiny_spec: Callable[..., RunSpec])
     paged: Advice = (Change("optimizer", "paged-adamw-8bit"),)
     advice: list[Advice] = [paged, (Change("method", "lora"), Change("bits", 4))]
     assert (
-        it_would(advice, OF_TRAIN)
+        suggestion(advice, TRAIN_OPTIONS)
         == "; it would with --set train.optimizer=paged-adamw-8bit, or --method lora --bits 4"
     )
     spec = replace(tiny_spec(), method=FULL)
-    words = of_recipe([lora(16), spec.method], spec)
-    assert in_options(advice, words) == [
+    words = recipe_options([lora(16), spec.method], spec)
+    assert as_options(advice, words) == [
         "--set train.optimizer=paged-adamw-8bit",
         "--set methods.1.name=lora --set methods.1.bits=4",
     ]
     alone = ["--set train.optimizer=paged-adamw-8bit"]
-    assert in_options(advice, of_recipe([lora(16)], spec)) == alone
+    assert as_options(advice, recipe_options([lora(16)], spec)) == alone
     anew = replace(spec, checkpoint=replace(spec.checkpoint, reinit="all"))
-    assert in_options(advice, of_recipe([lora(16), spec.method], anew)) == alone  # it is trained whole by any recipe
+    assert (
+        as_options(advice, recipe_options([lora(16), spec.method], anew)) == alone
+    )  # it is trained whole by any recipe
 
 
 def test_advice_keeps_the_bits_that_were_asked_for() -> None:
@@ -207,8 +209,8 @@ def test_advice_keeps_the_bits_that_were_asked_for() -> None:
         for bits in (32, 16)  # type: ignore[misc]
     }
     found = plan(config, spec, full, False, (at[32] + at[16]) // 2)
-    assert "--method lora" not in in_options(found.advice, OF_FIT)
-    assert "--method lora --bits 16" in in_options(found.advice, OF_FIT)
+    assert "--method lora" not in as_options(found.advice, FIT_OPTIONS)
+    assert "--method lora --bits 16" in as_options(found.advice, FIT_OPTIONS)
 
 
 def test_a_stack_is_advised_to_end_where_one_run_fits_by_checkpointing() -> None:
@@ -220,7 +222,7 @@ def test_a_stack_is_advised_to_end_where_one_run_fits_by_checkpointing() -> None
     assert needs_checkpointing(config, spec, one, False, on_card(again) - 1)  # so that --force has what room there is
     assert not needs_checkpointing(config, spec, one, False, on_card(kept))
     assert (Change("stack", 1),) in plan(config, spec, replace(one, members=2), False, card).advice
-    assert it_would([], OF_FIT) == ""
+    assert suggestion([], FIT_OPTIONS) == ""
 
 
 def test_pages_are_advised_where_eight_bits_are_too_much() -> None:
@@ -254,13 +256,25 @@ def test_checkpointing_is_turned_on_where_nothing_else_is_needed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("12GB", 12 * 2**30), ("12", 12 * 2**30), ("0.5 GiB", 2**29), ("6144MB", 6 * 2**30)]
+    ("text", "size"),
+    [
+        ("12GB", 12 * 10**9),
+        ("12", 12 * 10**9),
+        ("0.5 GiB", 2**29),
+        ("6144MiB", 6 * 2**30),
+        ("RTX 3060", 12 * 2**30),
+        ("rtx3060", 12 * 2**30),
+        ("NVIDIA GeForce RTX 4090", 24 * 2**30),
+        ("RTX 5060 Ti 16GB", 16 * 2**30),
+        ("NVIDIA A100-SXM4-80GB", 80 * 2**30),
+        ("NVIDIA H100 80GB HBM3", 80 * 2**30),
+    ],
 )
 def test_sizes_of_cards(text: str, size: int) -> None:
     assert card_bytes(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "twelve", "12TB", "-3GB", "0", "1e3GB", "99999GB", "nan"])
+@pytest.mark.parametrize("text", ["", "twelve", "12TB", "-3GB", "0", "1e3GB", "99999GB", "nan", "RTX", "RTX 3060x"])
 def test_no_sizes_of_cards(text: str) -> None:
     with pytest.raises(UserError, match="--card"):
         card_bytes(text)
@@ -282,7 +296,7 @@ def test_t5_11b_fits_twelve_gigabytes_in_four_bits(
     assert found["checkpointing"]
     parameters = 11_307_321_344
     assert sum(found["memory"]["weights"].values()) < 1.10 * 0.516 * parameters
-    assert found["memory"]["on_card"] <= 12 * 2**30
+    assert found["memory"]["on_card"] <= 12 * 10**9
     assert found["micro_batch"] >= 1
 
 
@@ -306,7 +320,7 @@ def test_the_table_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         (["nano/english", "--method", "full", "--bits", "4"], "cannot train 4-bit weights"),
         (
             ["nano/english", "--method", "dora", "--stack", "2"],
-            "dora is not stacked: its norms are taken over base",
+            "dora is not stacked: its norms",
         ),
         (["nano/english", "--stack", "2", "--measure"], "--stack 2 does not go with --measure; leave one of them out"),
         (["nano/english", "--stack", "2", "--checkpointing"], "--stack 2 does not go with --checkpointing; leave one"),
@@ -341,11 +355,11 @@ def test_runs_that_are_trained_as_one_are_foreseen_as_one(
     assert (one["stack"], four["stack"]) == (1, 4)
     assert four["memory"]["weights"] == one["memory"]["weights"]  # once for all
     assert four["memory"]["optimizer"] == 4 * one["memory"]["optimizer"]
-    card = f"{(one['memory']['on_card'] + four['memory']['on_card']) / 2**31}GB"
+    card = f"{(one['memory']['on_card'] + four['memory']['on_card']) / 2e9}GB"
     assert found(1, card)["micro_batch"] == 8
     assert 1 <= found(4, card)["micro_batch"] < 8
     least = [found(members, "0.62GB")["memory"]["on_card"] for members in (2, 4)]
-    none = found(4, f"{sum(least) / 2**31}GB")
+    none = found(4, f"{sum(least) / 2e9}GB")
     assert not none["fits"]
     assert "--stack 2" in none["advice"]
 
@@ -416,16 +430,16 @@ def test_a_run_turns_checkpointing_on_where_it_fits_only_so(
 
 
 def test_embedded_checkpoints_are_not_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    from petransfer.memory.study_memory import foresee
+    from petransfer.memory.study_memory import predict_memory
     from petransfer.recipe.loading import load_recipe
     from petransfer.study.grid import expand
 
     monkeypatch.setattr("petransfer.memory.planner.plan", lambda *given: pytest.fail("simulated"))
-    assert foresee([cell.spec for cell in expand(load_recipe("lora-scan"))], 2**30) == []
+    assert predict_memory([cell.spec for cell in expand(load_recipe("lora-scan"))], 2**30) == []
 
 
 def test_rows_of_new_pieces_are_foreseen(tiny_spec: Callable[..., RunSpec], tiny_t5: Path, tmp_path: Path) -> None:
-    from petransfer.memory.study_memory import demand_of, find_sizes, met_new_tokens
+    from petransfer.memory.study_memory import check_matched_sizes, demand_of, trained_new_tokens
     from petransfer.study.settings import Settings
     from petransfer.study.single_run import open_base, prepare
 
@@ -433,7 +447,7 @@ def test_rows_of_new_pieces_are_foreseen(tiny_spec: Callable[..., RunSpec], tiny
     method = MethodSpec("lora", bits=32, rank=2, alpha=4.0, embeddings="new")
     spec = tiny_spec(method, steps=4, checkpoint=anew)
     config, own_head = configuration(spec.checkpoint)
-    pieces = met_new_tokens(spec, config)
+    pieces = trained_new_tokens(spec, config)
     assert 10 < len(pieces) < config.vocab_size
     settings = Settings(Execution(threads=1), cpu=True)
     model = prepare(spec, RunFolder(tmp_path), open_base(spec, settings)).model
@@ -441,4 +455,4 @@ def test_rows_of_new_pieces_are_foreseen(tiny_spec: Callable[..., RunSpec], tiny
     assert plan(config, anew, demand_of(spec, False), own_head, None, pieces).memory.trained_parameters == trained
     wanted = trained - len(pieces) * config.d_model  # what the rank alone would give
     with pytest.raises(UserError, match="cannot be met by lora"):
-        find_sizes([replace(spec, method=replace(method, rank=0, alpha=0.0, match_parameters=wanted))])
+        check_matched_sizes([replace(spec, method=replace(method, rank=0, alpha=0.0, match_parameters=wanted))])

@@ -23,9 +23,9 @@ from petransfer.recipe.effect_requests import wanted
 from petransfer.recipe.loading import load_recipe, validate
 from petransfer.recipe.methods import METHODS, Method
 from petransfer.recipe.run_spec import MethodSpec, RunSpec
-from petransfer.recipe.schema import MethodPart
+from petransfer.recipe.schema import MethodPart, method_of
 from petransfer.study.folders import RunFolder
-from petransfer.study.grid import expand, method_of
+from petransfer.study.grid import expand
 from petransfer.study.settings import Settings
 from petransfer.study.single_run import run_one
 from petransfer.training.batches import collate

@@ -1,0 +1,89 @@
+"""The memory of graphics cards, by size or by name. Imports no torch. GB is 10^9 bytes everywhere, GiB is 2^30."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from difflib import get_close_matches
+
+from petransfer.errors import UserError
+
+GB, GIB = 10**9, 2**30
+
+# Makers of cards call a GiB a GB. Of a card that is sold in several sizes, the smallest; "RTX 5060 Ti 16GB" says which.
+CARDS_GIB = {
+    "gtx 1080 ti": 11, "rtx 2060": 6, "rtx 2070": 8, "rtx 2080": 8, "rtx 2080 ti": 11,
+    "rtx 3050": 6, "rtx 3060": 12, "rtx 3060 ti": 8, "rtx 3070": 8, "rtx 3070 ti": 8, "rtx 3080": 10,
+    "rtx 3080 ti": 12, "rtx 3090": 24, "rtx 3090 ti": 24,
+    "rtx 4060": 8, "rtx 4060 ti": 8, "rtx 4070": 12, "rtx 4070 super": 12, "rtx 4070 ti": 12, "rtx 4070 ti super": 16,
+    "rtx 4080": 16, "rtx 4080 super": 16, "rtx 4090": 24,
+    "rtx 5060": 8, "rtx 5060 ti": 8, "rtx 5070": 12, "rtx 5070 ti": 16, "rtx 5080": 16, "rtx 5090": 32,
+    "rtx a2000": 6, "rtx a4000": 16, "rtx a5000": 24, "rtx a6000": 48, "rtx 6000 ada": 48,
+    "t4": 16, "p100": 16, "v100": 16, "a10": 24, "a10g": 24, "a40": 48, "a100": 40, "l4": 24, "l40": 48, "l40s": 48,
+    "h100": 80, "h200": 141, "b200": 180,
+}  # fmt: skip
+
+_SIZE = r"(\d+(?:\.\d+)?)\s*(g|gb|gib|m|mb|mib)?"
+_UNITS = {"": GB, "g": GB, "gb": GB, "gib": GIB, "m": 10**6, "mb": 10**6, "mib": 2**20}
+
+
+def card_bytes(text: str) -> int:
+    """Return the memory of a card in bytes.
+
+    Args:
+        text: A size such as `12GB`, `12 GiB`, `12` (GB) or `6144MiB`, a name such as `RTX 3060`, or a name with a size,
+            such as `RTX 5060 Ti 16GB`.
+
+    Raises:
+        UserError: It is neither, or no card has that size.
+    """
+    given = text.strip().lower()
+    size = re.fullmatch(_SIZE, given)
+    if size:
+        return _possible(text, int(float(size[1]) * _UNITS[size[2] or ""]))
+    name, memory = _name_of(given), None
+    with_size = re.fullmatch(r"(.*\S)[\s-]+(\d+)\s*(?:gb|gib|g)(?:\s+hbm\w+)?", given)
+    if with_size:
+        name, memory = _name_of(with_size[1]), int(with_size[2]) * GIB
+    if name not in CARDS_GIB:
+        near = get_close_matches(name, CARDS_GIB, 1, 0.8)
+        hint = f"; did you mean '{near[0].upper()}'?" if near else ""
+        raise UserError(f"--card {text or repr('')}: write a size such as 12GB or a name such as 'RTX 3060'{hint}")
+    return _possible(text, memory or CARDS_GIB[name] * GIB)
+
+
+def _name_of(text: str) -> str:
+    """`NVIDIA GeForce RTX3060` as `rtx 3060`."""
+    plain = re.sub(r"\b(nvidia|geforce|tesla|laptop|gpu|sxm\d?|pcie)\b", " ", text.replace("-", " ").replace("_", " "))
+    plain = re.sub(r"\b(rtx|gtx)(\d)", r"\1 \2", plain)
+    plain = re.sub(r"(\d)(ti|super)\b", r"\1 \2", plain)
+    return " ".join(plain.split())
+
+
+def _possible(text: str, size: int) -> int:
+    if not GB // 4 <= size <= 1024 * GB:
+        raise UserError(f"--card {text}: a card has between 250MB and 1000GB; write a size such as 12GB")
+    return size
+
+
+def gigabytes(size: float, digits: int = 1) -> str:
+    """Return bytes as text in GB, such as `12.9 GB`; whole numbers have no decimals."""
+    return f"{size / GB:.{digits}f}".removesuffix("." + "0" * digits) + " GB"
+
+
+def this_card() -> int | None:
+    """Return the bytes of this machine's first NVIDIA card, None where there is none. Asks the driver, not torch."""
+    if not shutil.which("nvidia-smi"):
+        return None
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    done = subprocess.run(query, capture_output=True, text=True, check=False)
+    first = done.stdout.strip().split("\n")[0].strip()
+    return int(first) * 2**20 if done.returncode == 0 and first.isdigit() else None
+
+
+def host_bytes() -> int:
+    """Return the bytes of this machine's memory."""
+    import psutil
+
+    return int(psutil.virtual_memory().total)

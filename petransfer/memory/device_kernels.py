@@ -1,0 +1,94 @@
+"""Make operations on the meta device keep the tensors that a real device's kernels keep.
+
+The meta device computes attention and dropout by general formulas. A card has fused kernels for both, which keep less,
+and bitsandbytes multiplies 8-bit weights on a CPU by another function than on the meta device.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+
+class CardKernels(TorchFunctionMode):
+    """While active, attention and dropout keep what CUDA's fused kernels keep for the backward pass."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # by name: stacked training puts a function of its own in the place of torch's dropout
+        replaced = _ON_A_CARD.get(getattr(func, "__name__", ""))
+        return (replaced or func)(*args, **(kwargs or {}))
+
+
+def multiply_8bit_as_on_cpu(model: torch.nn.Module) -> None:
+    """Let a model's LLM.int8 layers multiply as they do on a CPU, by weights that are widened for each product."""
+    import bitsandbytes as bnb
+
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear8bitLt):
+            module.forward = functools.partial(_multiply_8bit, module)  # type: ignore[method-assign]
+
+
+def _multiply_8bit(layer: Any, rows: torch.Tensor) -> torch.Tensor:
+    from bitsandbytes.autograd._functions import MatMul8bitFp
+
+    layer.state.is_training = layer.training
+    if layer.weight.CB is not None:
+        layer.init_8bit_state()
+    result: torch.Tensor = MatMul8bitFp.apply(rows, layer.weight, None, layer.bias, layer.state)
+    return result
+
+
+def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    result: torch.Tensor = _Dropout.apply(input) if training and p > 0 else input  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Dropout(torch.autograd.Function):
+    """The mask takes one byte an element."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Any) -> Any:
+        ctx.save_for_backward(torch.empty_like(input, dtype=torch.bool))
+        return torch.empty_like(input)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return torch.empty_like(gradients[0])
+
+
+def _attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """Memory-efficient attention: keeps its inputs, its output and one fp32 number a row, and never the scores."""
+    result: torch.Tensor = _Attention.apply(query, key, value, attn_mask)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Any, key: Any, value: Any, mask: Any) -> Any:
+        out = torch.empty((*query.shape[:-1], value.shape[-1]), dtype=query.dtype, device=query.device)
+        rows = math.ceil(query.shape[-2] / 32) * 32
+        sums = torch.empty((*query.shape[:2], rows), dtype=torch.float32, device=query.device)
+        ctx.save_for_backward(query, key, value, mask, out, sums)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        query, key, value, mask, _, _ = ctx.saved_tensors
+        of_mask = torch.empty_like(mask) if mask is not None and ctx.needs_input_grad[3] else None
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), of_mask
+
+
+_ON_A_CARD: dict[str, Any] = {"dropout": _dropout, "scaled_dot_product_attention": _attention}

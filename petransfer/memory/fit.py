@@ -1,0 +1,128 @@
+"""`petransfer.fit`: predict the memory of a training before anything is downloaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from petransfer.errors import UserError, unknown
+from petransfer.memory.cards import card_bytes
+from petransfer.models.registry import checkpoint_spec
+from petransfer.recipe.methods import METHODS
+from petransfer.recipe.run_spec import CheckpointSpec, MethodSpec, Optimizer
+from petransfer.recipe.schema import MethodPart, method_of
+
+if TYPE_CHECKING:
+    from petransfer.memory.planner import Fit
+    from petransfer.memory.simulation import Demand
+
+OPTIMIZERS: tuple[Optimizer, ...] = ("adamw", "adamw-8bit", "paged-adamw-8bit")
+
+
+def fit(
+    checkpoint: str,
+    *,
+    bits: int = 16,
+    method: str = "lora",
+    card: str | int | None = None,
+    rank: int = 16,
+    virtual_tokens: int = 20,
+    match_parameters: int | None = None,
+    batch_size: int = 32,
+    lengths: tuple[int, int] = (64, 128),
+    optimizer: Optimizer = "adamw",
+    stack: int = 1,
+    gradient_checkpointing: bool = False,
+    device: Literal["cuda", "cpu"] = "cuda",
+) -> Fit:
+    """Predict the memory of fine-tuning a checkpoint, and find the largest micro-batch that fits a card.
+
+    Nothing is downloaded for a checkpoint of the registry, and no weights are read for any.
+
+    Args:
+        checkpoint: A hub id, a folder, or an embedded checkpoint such as `nano/english`.
+        bits: Bits of the base's weights: 32, 16, 8 or 4.
+        method: The training method, such as `lora` or `full`.
+        card: A card's memory as a size (`"12GB"`), a name (`"RTX 3060"`) or bytes; None predicts without a limit.
+        rank: The rank, for methods that have one.
+        virtual_tokens: The number of virtual tokens, for prompt and prefix tuning.
+        match_parameters: Choose the rank or the number of virtual tokens so that about so many numbers are trained.
+        batch_size: Examples in an optimiser step.
+        lengths: Tokens of the longest input and of the longest target.
+        optimizer: `adamw`, `adamw-8bit` or `paged-adamw-8bit`.
+        stack: How many adapters are trained at once, each on a batch of its own.
+        gradient_checkpointing: Compute activations again in the backward pass. On a card it is also turned on, and
+            reported, when one example fits only so.
+        device: `cuda`, or `cpu` for training without a card.
+
+    Returns:
+        A `Fit`: `fits`, `micro_batch`, `needed` (bytes), `memory` (bytes by part), `suggestions`.
+
+    Raises:
+        UserError: The checkpoint, the method, the card or their combination is not supported.
+
+    Example:
+        >>> import petransfer as pt
+        >>> found = pt.fit("nano/english", bits=32, batch_size=8, card="RTX 3060")
+        >>> found.fits, found.micro_batch
+        (True, 8)
+        >>> found.memory.trained_parameters
+        208896
+    """
+    spec = checkpoint_spec(checkpoint)
+    sizes = {"rank": rank, "virtual_tokens": virtual_tokens, "match_parameters": match_parameters}
+    chosen = _method(method, bits, sizes)
+    _check(batch_size, lengths, optimizer, stack, method, gradient_checkpointing)
+    limit = card_bytes(card) if isinstance(card, str) else card
+
+    from petransfer.memory.planner import plan
+    from petransfer.memory.simulation import Demand
+    from petransfer.models.library_output import silence_libraries
+
+    silence_libraries()
+    demand = Demand(chosen, batch_size, *lengths, device, optimizer, gradient_checkpointing, members=stack)
+    config, own_head = _checked_configuration(spec, demand)
+    return plan(config, spec, demand, own_head, limit)
+
+
+def _checked_configuration(spec: CheckpointSpec, demand: Demand) -> tuple[Any, bool]:
+    """Return the checkpoint's configuration and whether its head is its own; refuse what cannot be trained."""
+    from petransfer.models.architecture import configuration
+    from petransfer.training.stacked.layers import refuse_layer_drop
+
+    config, own_head = configuration(spec)
+    if demand.members > 1:
+        refuse_layer_drop(config)
+    return config, own_head
+
+
+def _check(
+    batch_size: int, lengths: tuple[int, int], optimizer: str, stack: int, method: str, checkpointing: bool
+) -> None:
+    if optimizer not in OPTIMIZERS:
+        raise unknown("optimizer", optimizer, OPTIMIZERS)
+    if min(batch_size, stack, *lengths) < 1:
+        raise UserError("batch_size, stack and both lengths must be at least 1")
+    if stack > 1 and METHODS.lookup(method).not_stacked:
+        raise UserError(f"{method} is not stacked: {METHODS.lookup(method).not_stacked}")
+    if stack > 1 and checkpointing:
+        raise UserError(f"--stack {stack} does not go with --checkpointing; leave one of them out")
+
+
+def _method(name: str, bits: int, sizes: dict[str, int | None]) -> MethodSpec:
+    """Return the method with the sizes that it takes.
+
+    Raises:
+        UserError: There is no such method, or it does not support these bits or a chosen size.
+    """
+    if bits not in (4, 8, 16, 32):
+        raise UserError(f"--bits {bits}: take 4, 8, 16 or 32")
+    known = METHODS.lookup(name)
+    if bits in known.unsupported_bits:
+        if known.trains_all_weights:
+            raise UserError(f"full fine-tuning cannot train {bits}-bit weights; take --bits 16 or 32, or --method lora")
+        raise UserError(f"{name} does not support {bits} bits: {known.unsupported_bits[bits]}")
+    if sizes["match_parameters"] and not known.size:
+        raise UserError(f"--match-parameters: {name} has no size to choose")
+    chosen = "match_parameters" if sizes["match_parameters"] else known.size
+    given: Any = {chosen: sizes[chosen]} if chosen else {}
+    return method_of(MethodPart(name=name, bits=bits, **given))  # type: ignore[arg-type]

@@ -1,0 +1,56 @@
+"""`petransfer.fit`: the prediction of `petransfer fit` as a function."""
+
+from __future__ import annotations
+
+import doctest
+
+import pytest
+
+import petransfer
+from petransfer.memory import fit as module
+from petransfer.memory import study_memory
+
+
+def test_the_example_of_the_documentation_runs() -> None:
+    (found,) = doctest.DocTestFinder(recurse=False).find(module.fit, "fit", globs={})
+    assert doctest.DocTestRunner().run(found).failed == 0
+
+
+def test_what_does_not_fit_says_what_would() -> None:
+    found = petransfer.fit("google-t5/t5-small", method="full", bits=32, batch_size=1, lengths=(4, 4), card="1.3GB")
+    assert not found.fits
+    assert "--method lora" in found.suggestions
+    assert "does not fit" in str(found)
+    assert found.as_dict()["fits"] is False
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"bits": 5}, ("5", "4, 8, 16 or 32")),
+        ({"method": "lorra"}, ("lorra", "lora")),
+        ({"card": "RTX 9999"}, ("RTX 9999", "12GB")),
+        ({"optimizer": "sgd"}, ("optimizer", "adamw")),
+        ({"method": "full", "bits": 4}, ("4-bit", "lora")),
+        ({"lengths": (0, 5)}, ("at least 1",)),
+        ({"method": "bias", "match_parameters": 50}, ("bias", "no size")),
+    ],
+)
+def test_a_mistake_is_named(changes: dict[str, object], parts: tuple[str, ...]) -> None:
+    with pytest.raises(petransfer.UserError) as error:
+        petransfer.fit("nano/english", **changes)  # type: ignore[arg-type]
+    assert all(part in str(error.value) for part in parts)
+
+
+def test_a_long_row_of_an_embedded_checkpoint_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Usual rows fit everywhere and are not predicted; a target of 60,000 words fits no CPU."""
+    from petransfer.recipe.loading import load_recipe
+    from petransfer.study.grid import expand
+
+    spec = expand(load_recipe("lora-scan"))[0].spec
+    study_memory.refuse_too_large_for_cpu([spec], lambda spec: {})
+    monkeypatch.setattr(study_memory, "_longest", lambda spec: (20, 400_000))
+    monkeypatch.setattr(study_memory, "host_bytes", lambda: 16 * 10**9)
+    with pytest.raises(petransfer.UserError) as error:
+        study_memory.refuse_too_large_for_cpu([spec], lambda spec: {})
+    assert all(part in str(error.value) for part in ("nano/", "does not fit", "16 GB", "--force"))
