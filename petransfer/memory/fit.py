@@ -66,7 +66,7 @@ def fit(
         >>> found.fits, found.micro_batch
         (True, 8)
         >>> found.memory.trained_parameters
-        208896
+        180224
     """
     spec = checkpoint_spec(checkpoint)
     sizes = {"rank": rank, "virtual_tokens": virtual_tokens, "match_parameters": match_parameters}

@@ -36,7 +36,7 @@ def demands_of(
     force: bool = False,
     words: OptionNames = RECIPE_OPTIONS,
 ) -> Demands:
-    """What a run takes. card: bytes of the smallest card it may get, None to run on a CPU. words: see `PredictedRun.line`.
+    """Return what a run needs. card: bytes of the smallest card it may get, None on a CPU. words: option names.
 
     Raises:
         UserError: it does not fit such a card, and is not forced to.
