@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
 from petransfer.errors import UserError
 from petransfer.models.checkpoint_files import first_line, location, revision
+from petransfer.models.hub_access import use_cache_if_unreachable
 from petransfer.models.registry import is_embedded, registry
 from petransfer.models.support import supported_class
 from petransfer.recipe.run_spec import CheckpointSpec
@@ -37,6 +39,8 @@ def _configuration(checkpoint: CheckpointSpec) -> tuple[Any, bool]:
         own_head = fields.get("tie_word_embeddings") is False
         return AutoConfig.for_model(fields.pop("model_type"), **fields), own_head
     place, asked = location(checkpoint), revision(checkpoint)
+    if not is_embedded(checkpoint.name) and not Path(place).exists():
+        use_cache_if_unreachable()
     try:
         content, _ = PreTrainedConfig.get_config_dict(place, revision=asked)
         return AutoConfig.from_pretrained(place, revision=asked), has_own_head(content)

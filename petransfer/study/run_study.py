@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from petransfer.errors import UserError
 from petransfer.memory.cards import this_card
 from petransfer.memory.study_memory import check_matched_sizes, predict_memory, refuse_too_large_for_cpu
+from petransfer.models.hub_access import refuse_unreachable
 from petransfer.models.registry import is_embedded
 from petransfer.recipe.stacking import why_alone
 from petransfer.study.grid import Cell, notes
@@ -70,6 +71,8 @@ def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -
     place = this_place()
     if not place.leads:
         return PreparedStudy(grid, settings, scheduling)
+    if scheduling.executor == "local":  # the nodes of a cluster have networks and caches of their own
+        refuse_unreachable(cell.spec.checkpoint for cell in grid.waiting)
     alone = not place.shared and scheduling.executor == "local"
     card = None if settings.cpu or scheduling.executor == "ray" else this_card()
     checkpointing = settings.execution.checkpointing

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from petransfer.cli import main
-from petransfer.cli.predict import _lines
+from petransfer.cli.text import input_lines
 from petransfer.data.encoding import Layout, encode_targets
 from petransfer.errors import UserError
 
@@ -274,10 +274,10 @@ def test_predict_on_a_folder_that_is_no_run(refused_at_once: Refused, elsewhere:
 
 def test_predict_reads_no_other_encoding(elsewhere: Path) -> None:
     (elsewhere / "inputs.txt").write_bytes(b"jump\n\xff\n")
-    with pytest.raises(UserError, match="not UTF-8 at byte 5"):
-        list(_lines(elsewhere / "inputs.txt"))
-    with pytest.raises(UserError, match=r"no file .*none\.txt"):
-        _lines(elsewhere / "none.txt")
+    with pytest.raises(UserError, match="not UTF-8 at line 2, byte 1"):
+        list(input_lines(elsewhere / "inputs.txt"))
+    with pytest.raises(UserError, match=r"none\.txt cannot be read"):
+        list(input_lines(elsewhere / "none.txt"))
 
 
 def test_status_on_a_folder_that_is_no_study(refused_at_once: Refused, elsewhere: Path) -> None:

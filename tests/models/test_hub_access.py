@@ -1,0 +1,50 @@
+"""Without a network: one line at once, and what is in the cache is used."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import constants
+
+from petransfer.errors import UserError
+from petransfer.models import hub_access
+from petransfer.models.architecture import configuration
+from petransfer.models.registry import checkpoint_spec
+
+
+@pytest.fixture
+def unreachable(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """A machine without a network; the connections that were tried."""
+    tried: list[Any] = []
+
+    def fail(address: Any, timeout: float) -> None:
+        tried.append(address)
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    for name in hub_access._PROXIES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(socket, "create_connection", fail)
+    hub_access.hub_is_reachable.cache_clear()
+    yield tried
+    hub_access.hub_is_reachable.cache_clear()
+
+
+def test_one_connection_is_tried_and_the_checkpoint_is_named(unreachable: list[Any]) -> None:
+    for name in ("some/model", "other/model@main"):
+        with pytest.raises(UserError, match=rf"{name.split('@')[0]} is not in the local cache.*hub cannot be reached"):
+            hub_access.refuse_unreachable([checkpoint_spec("nano/english"), checkpoint_spec(name)])
+    with pytest.raises(UserError, match="some/model"):
+        configuration(checkpoint_spec("some/model"))
+    assert unreachable == [("huggingface.co", 443)]
+    assert constants.HF_HUB_OFFLINE
+
+
+def test_what_is_on_the_disk_asks_for_no_network(unreachable: list[Any], tiny_t5: Path) -> None:
+    hub_access.refuse_unreachable([checkpoint_spec("nano/english"), checkpoint_spec(str(tiny_t5))])
+    configuration(checkpoint_spec(str(tiny_t5)))
+    assert not unreachable
