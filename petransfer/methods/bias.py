@@ -42,7 +42,10 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
 
 
 def _is_bias(name: str) -> bool:
-    return name.endswith(".bias")
+    """Return whether a parameter is a bias that a text passes through."""
+    from petransfer.models.text_part import is_text
+
+    return name.endswith(".bias") and is_text(name)
 
 
 METHOD = Method(

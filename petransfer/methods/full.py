@@ -18,8 +18,12 @@ COMPUTED_TABLES = "SinusoidalPositionalEmbedding"
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """Return the model itself, with every learned weight trained."""
+    """Return the model itself, with every learned weight trained that a text passes through."""
+    from petransfer.models.text_part import is_text
+
     model: torch.nn.Module = loaded.model.requires_grad_(True)
+    for name, value in model.named_parameters():
+        value.requires_grad_(is_text(name))
     for module in model.modules():
         if type(module).__name__.endswith(COMPUTED_TABLES):
             module.requires_grad_(False)

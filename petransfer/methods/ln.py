@@ -25,11 +25,12 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
     from peft import LNTuningConfig
 
     from petransfer.methods.shared.attach import attach_adapter, task_type
+    from petransfer.models.text_part import is_text
 
     names = [
         name
         for name, module in loaded.model.named_modules()
-        if "norm" in type(module).__name__.lower() and getattr(module, "weight", None) is not None
+        if "norm" in type(module).__name__.lower() and getattr(module, "weight", None) is not None and is_text(name)
     ]
     if not names:
         raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from petransfer.errors import UserError
 from petransfer.recipe.methods import VIRTUAL_TOKEN_KEYS, Method
 from petransfer.recipe.run_spec import MethodSpec
 
@@ -29,6 +30,8 @@ def _decoder_shape(config: Any) -> dict[str, int]:
     """Return the decoder's layers and width; peft would take the encoder's layers, and d_model for the heads' width."""
     if not config.is_encoder_decoder:
         return {}
+    if not hasattr(config, "d_model"):
+        raise UserError(f"prefix: prefix tuning is not available for {config.model_type}; use lora or prompt")
     heads = getattr(config, "decoder_attention_heads", None) or config.num_attention_heads
     width = getattr(config, "d_kv", None) or config.d_model // heads
     layers = getattr(config, "num_decoder_layers", None) or getattr(config, "decoder_layers", None)

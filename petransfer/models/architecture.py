@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
 from petransfer.errors import UserError
@@ -43,16 +44,31 @@ def _configuration(checkpoint: CheckpointSpec) -> tuple[Any, bool]:
         use_cache_if_unreachable()
     try:
         content, _ = PreTrainedConfig.get_config_dict(place, revision=asked)
-        return AutoConfig.from_pretrained(place, revision=asked), has_own_head(content)
+        return AutoConfig.from_pretrained(place, revision=asked), has_own_head(content, place)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"no configuration for {place} ({first_line(error, 160)}); name a folder or a checkpoint of the registry"
         ) from None
 
 
-def has_own_head(content: dict[str, Any]) -> bool:
-    """Return whether a config.json describes a head of its own; transformers 5 writes the second key for a T5."""
-    return content.get("tie_word_embeddings") is False or content.get("scale_decoder_outputs") is False
+def has_own_head(content: dict[str, Any], place: str) -> bool:
+    """Return whether a checkpoint has a head of its own, not tied to its embeddings.
+
+    Args:
+        content: its config.json. transformers 5 writes the second of the two keys for a T5.
+        place: its folder or hub id. For an mT5 transformers 5 writes "tied" whatever is true; the file of the weights
+            of a local one tells.
+    """
+    if content.get("tie_word_embeddings") is False or content.get("scale_decoder_outputs") is False:
+        return True
+    weights = Path(place) / "model.safetensors"
+    if content.get("model_type") != "mt5" or not weights.is_file():
+        return False
+    try:
+        with safe_open(weights, "pt") as file:
+            return {"lm_head.weight", "shared.weight"} <= set(file.keys())
+    except SafetensorError as error:
+        raise UserError(f"the weights in {place} are damaged ({error}); get the checkpoint again") from error
 
 
 def _registered(name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""How long inputs and targets may be: what is longer than a model's positions is refused, never cut."""
+"""Check the lengths of inputs and targets: what is longer than a model's positions is refused, never cut."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from typing import Any
 
 from petransfer.data.bad_rows import BadRow
 from petransfer.data.encoding import Encoded
+from petransfer.models.text_part import text_config
 
-# Positions are relative, however many there are; whatever their configuration says of them was for pretraining.
+# These architectures have relative positions without a limit, whatever their configuration says.
 RELATIVE = frozenset({"t5", "mt5", "umt5", "longt5", "bloom"})
-# Generation is given so many pieces more than the longest target.
+# Generation may continue for so many tokens beyond the longest target.
 ROOM = 8
 
 
 def positions(config: Any) -> int | None:
-    """How many pieces the model can tell the places of; None where there is no such limit."""
+    """Return how many positions a model has, None where their number is not limited."""
     if config.model_type in RELATIVE:
         return None
-    found = getattr(config, "max_position_embeddings", None)
+    found = getattr(text_config(config), "max_position_embeddings", None)
     return int(found) if found else None
 
 
 @dataclass(frozen=True)
 class VirtualTokens:
-    """Virtual tokens that take positions of a model: before the input, and before what a decoder says."""
+    """Virtual tokens that take positions of a model: before the input, and before what the decoder generates."""
 
     input: int = 0
     target: int = 0

@@ -216,7 +216,7 @@ def _write_random(folder: str, auto: Any, config: Any, checkpoint: CheckpointSpe
 
 def _has_own_head(checkpoint: CheckpointSpec) -> bool:
     content, _ = PreTrainedConfig.get_config_dict(location(checkpoint), revision=revision(checkpoint))
-    return has_own_head(content)
+    return has_own_head(content, location(checkpoint))
 
 
 def _quantized(

@@ -16,6 +16,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from petransfer.errors import UserError
 from petransfer.models.bitsandbytes_import import import_problem
+from petransfer.models.text_part import is_text
 from petransfer.recipe.run_spec import Bits, Optimizer
 
 REASONS = {
@@ -26,6 +27,7 @@ REASONS = {
     "norm": "one number a channel",
     "bias": "one number a channel",
     "keep_wide": "kept so by the recipe (keep_wide)",
+    "other inputs": "part of an image or audio encoder, through which no text passes",
     "other": "no layer of a kind that bitsandbytes quantises",
 }
 # Of the same measurement: no reason of its own, but what plain transformers does, as whom an adapter is loaded.
@@ -249,6 +251,8 @@ _AROUND = ("base_layer", "token_adapter", "original_module")
 
 
 def _reason(name: str, value: torch.Tensor, head: torch.Tensor | None) -> str:
+    if not is_text(name):
+        return "other inputs"
     if name.endswith("bias") and value.dim() == 1:
         return "bias"
     if value.dim() == 1:

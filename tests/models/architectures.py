@@ -16,8 +16,16 @@ BART = {
     "encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 128,
     "decoder_start_token_id": 0, "forced_eos_token_id": None, "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0,
 }  # fmt: skip
+BERT = {"model_type": "bert", "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
 USUAL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4}
 GROUPED = USUAL | {"num_key_value_heads": 2, "max_position_embeddings": 128}
+GEMMA = GROUPED | {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 32}
+VISION = {
+    "model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
+}  # fmt: skip
+MROPE = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}
+IMAGES = {"mm_tokens_per_image": 4, "image_token_index": 4, "boi_token_index": 5, "eoi_token_index": 6}
 # name: (model_type, its configuration, the name by which the README calls it)
 SMALL: dict[str, tuple[str, dict[str, Any], str]] = {
     "t5": ("t5", T5, "T5, CodeT5, CodeT5+ (220M, 770M), ProtT5"),
@@ -46,19 +54,52 @@ SMALL: dict[str, tuple[str, dict[str, Any], str]] = {
     }, "OPT"),
     "bloom": ("bloom", {"hidden_size": 64, "n_layer": 1, "n_head": 4}, "BLOOM"),
     "gpt_neox": ("gpt_neox", USUAL | {"max_position_embeddings": 128}, "GPT-NeoX, Pythia"),
+    "smollm3": ("smollm3", GROUPED, "SmolLM3"),
+    "gemma3": ("gemma3_text", GEMMA, "Gemma 3 (270M, 1B)"),
+    "gemma3-multimodal": (
+        "gemma3", {"text_config": GEMMA, "vision_config": VISION, **IMAGES}, "Gemma 3 (4B and larger), text only",
+    ),
+    "qwen2_vl": ("qwen2_vl", {
+        "text_config": GROUPED | {"rope_parameters": MROPE},
+        "vision_config": {"depth": 1, "embed_dim": 16, "hidden_size": 64, "num_heads": 2, "patch_size": 14},
+    }, "Qwen2-VL, text only"),
+    "t5gemma": ("t5gemma", {"encoder": GEMMA, "decoder": GEMMA}, "T5Gemma"),
+    "t5gemma2": ("t5gemma2", {
+        "encoder": {"text_config": GEMMA, "vision_config": VISION, **IMAGES}, "decoder": GEMMA,
+        "image_token_index": 4, "eoi_token_index": 6,
+    }, "T5Gemma 2, text only"),
 }  # fmt: skip
 REFUSED = {
     "umt5": ("umt5", GATED, "umT5", "scales"),
     "bert": ("bert", USUAL | {"architectures": ["BertModel"]}, "BERT, ProtT5 encoders and other encoders", "encoder"),
+    "modernbert": ("modernbert", USUAL, "ModernBERT", "encoder"),
+    "encoder-decoder": ("encoder-decoder", {"encoder": BERT, "decoder": BERT}, "pairs of BERT models", "use a T5"),
+}
+# The kind of tokenizer of each architecture (see tokenizers.py).
+TOKENIZERS = {
+    **dict.fromkeys(("t5", "t5-v1.1", "mt5", "longt5"), "t5"),
+    **dict.fromkeys(
+        ("gemma", "gemma2", "gemma3", "gemma3-multimodal", "t5gemma", "t5gemma2", "mistral", "phi3"), "gemma"
+    ),
+    **dict.fromkeys(("qwen2", "qwen3", "qwen2_vl"), "qwen"),
+    **dict.fromkeys(("llama", "smollm3"), "llama3"),
+    **dict.fromkeys(("gpt2", "phi", "starcoder2", "gpt_neox"), "gpt2"),
+    **dict.fromkeys(("bart", "opt", "bloom"), "bart"),
+    **{name: name for name in ("byt5", "marian", "pegasus")},
+    **dict.fromkeys(("mbart", "m2m_100"), "mbart"),
 }
 
 WIDTHS: tuple[Bits, ...] = (32, 16, 8, 4)
 TRIED = [(name, bits) for name in SMALL for bits in WIDTHS]
 
 
-def support() -> str:
-    """The table: yes where an architecture is tried in a width and not refused."""
+def support_rows() -> list[list[str]]:
+    """Return the rows of the table of support: the architecture's name, then yes or no for each width."""
     labels = {name: made[2] for name, made in (SMALL | REFUSED).items()}
-    rows = [[label, *("yes" if (name, bits) in TRIED else "no" for bits in WIDTHS)] for name, label in labels.items()]
+    return [[label, *("yes" if (name, bits) in TRIED else "no" for bits in WIDTHS)] for name, label in labels.items()]
+
+
+def support() -> str:
+    """Return the table of support in Markdown."""
     head = [["architecture", *map(str, WIDTHS)], ["---"] * (1 + len(WIDTHS))]
-    return "\n".join(f"| {' | '.join(row)} |" for row in head + rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in head + support_rows())

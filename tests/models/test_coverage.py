@@ -5,26 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, AutoTokenizer, ByT5Tokenizer
+from transformers import AutoConfig
 
 from petransfer.data.encoding import encode_examples
 from petransfer.data.task import Example
 from petransfer.errors import UserError
 from petransfer.evaluation.exact_match import score
+from petransfer.memory.simulation import Demand, simulate
 from petransfer.methods import apply_method, save_method
+from petransfer.models.architecture import configuration
 from petransfer.models.control_arms import randomly_initialized
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.quantization import inventory
-from petransfer.models.registry import NANO, checkpoint_spec
+from petransfer.models.registry import checkpoint_spec
+from petransfer.models.saving import save_model
 from petransfer.models.support import supported_class
 from petransfer.recipe.run_spec import Bits, MethodSpec
 from petransfer.training.batches import collate
 from petransfer.training.losses import token_loss
-from tests.models.architectures import REFUSED, SMALL, TRIED
+from tests.models.architectures import REFUSED, SMALL, TOKENIZERS, TRIED
+from tests.models.tokenizers import save_tokenizer
 
 EXAMPLES = [
     Example(at, f"jump {word}", word, "all") for at, word in enumerate(("left", "right", "twice", "thrice", "around"))
@@ -47,14 +52,27 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 
 def _save(name: str, folder: Path) -> None:
-    kind, fields, *_ = (SMALL | REFUSED)[name]  # type: ignore[operator]
-    tokenizer = ByT5Tokenizer() if name == "byt5" else AutoTokenizer.from_pretrained(NANO / "tokenizer")
-    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": 1}
-    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **(ends | fields))
+    kind, fields, *_ = SMALL[name]
+    tokenizer = save_tokenizer(TOKENIZERS[name], folder)
+    size = max(tokenizer.get_vocab().values()) + 1
+    ends = {
+        "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id,
+    }  # fmt: skip
+    config = AutoConfig.for_model(kind, **_with_vocabulary(fields, ends | {"vocab_size": size}))
     torch.manual_seed(0)
     own_head = fields.get("tie_word_embeddings") is False
-    randomly_initialized(supported_class(config, name), config, own_head).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_model(randomly_initialized(supported_class(config, name), config, own_head), folder)
+
+
+def _with_vocabulary(fields: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Give the configuration of each text model within it the size of the vocabulary and the special tokens."""
+    if "num_hidden_layers" in fields or not any(isinstance(value, dict) for value in fields.values()):
+        return own | fields
+    return {
+        key: _with_vocabulary(value, own) if isinstance(value, dict) and key != "vision_config" else value
+        for key, value in fields.items()
+    }
 
 
 def _batch(loaded: Loaded) -> dict[str, torch.Tensor]:
@@ -78,7 +96,7 @@ def test_it_is_loaded_trained_evaluated_saved_and_read_by_peft(
     with torch.no_grad():
         expected = wide(**{key: value for key, value in batch.items() if key != "labels"}).logits
         found = loaded.model.eval()(**{key: value for key, value in batch.items() if key != "labels"}).logits.float()
-    assert float((found - expected).norm() / expected.norm()) < {32: 1e-5, 16: 0.03, 8: 0.05, 4: 0.3}[bits]
+    assert float((found - expected).norm() / expected.norm()) < {32: 1e-5, 16: 0.03, 8: 0.05, 4: 0.4}[bits]
 
     model = apply_method(loaded, replace(LORA, bits=bits), 0).train()
     trained = [value for value in model.parameters() if value.requires_grad]
@@ -105,6 +123,18 @@ def test_it_is_loaded_trained_evaluated_saved_and_read_by_peft(
     torch.testing.assert_close(ours, plain, rtol=0.02, atol=0.02 if bits == 32 else 0.5)
 
 
+@pytest.mark.parametrize("method", [LORA, MethodSpec("full", bits=32)])
+@pytest.mark.parametrize("name", SMALL)
+def test_fit_foresees_what_training_loads(name: str, method: MethodSpec, checkpoint: Callable[[str], Path]) -> None:
+    """The parameters that `fit` counts on the meta device are those of the model that is trained."""
+    spec = checkpoint_spec(str(checkpoint(name)))
+    config, own_head = configuration(spec)
+    method = replace(method, bits=32)
+    memory = simulate(config, name, Demand(method, 2, 8, 8, "cpu"), own_head)
+    model = apply_method(load_checkpoint(spec, 32), method, 0)
+    assert memory.trained_parameters == sum(value.numel() for value in model.parameters() if value.requires_grad)
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_all_that_full_fine_tuning_trains_has_a_gradient(name: str, checkpoint: Callable[[str], Path]) -> None:
     loaded = load_checkpoint(checkpoint_spec(str(checkpoint(name))), 32)
@@ -117,6 +147,9 @@ def test_all_that_full_fine_tuning_trains_has_a_gradient(name: str, checkpoint: 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_not_supported_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
     kind, fields, _, said = REFUSED[name]
-    AutoConfig.for_model(kind, vocab_size=100, **fields).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=said):
+    AutoConfig.for_model(kind, **fields).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=said) as training:
         load_checkpoint(checkpoint_spec(str(tmp_path)), 32)
+    with pytest.raises(UserError) as fit:
+        configuration(checkpoint_spec(str(tmp_path)))
+    assert str(fit.value) == str(training.value)

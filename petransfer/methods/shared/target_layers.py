@@ -5,11 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-import torch
-from transformers.pytorch_utils import Conv1D
-
 from petransfer.errors import UserError
 from petransfer.models.loading import Loaded
+from petransfer.models.text_part import has_other_inputs, text_linear_layers
 from petransfer.recipe.run_spec import MethodSpec
 
 
@@ -22,7 +20,8 @@ def target_layers(loaded: Loaded, method: MethodSpec, default: Iterable[str] | N
         default: endings of layer names that `all-linear` stands for; None for all linear layers but the head.
 
     Returns:
-        `all-linear`, a pattern or endings of names; or whole names where the method names `layers`.
+        `all-linear`, a pattern or endings of names; or whole names where the method names `layers`, or the model also
+        has layers for images or audio, which a method on texts leaves alone.
 
     Raises:
         UserError: the model has no layer of such a number, or none of the targets is in these layers.
@@ -30,10 +29,15 @@ def target_layers(loaded: Loaded, method: MethodSpec, default: Iterable[str] | N
     asked = method.targets if isinstance(method.targets, str) else list(method.targets)
     if asked == "all-linear" and default is not None:
         asked = list(default)
-    if not method.layers:
+    text_only = has_other_inputs(loaded.model)
+    if not method.layers and not text_only:
         return asked
-    head = loaded.model.get_output_embeddings()
-    linear = [name for name, module in loaded.model.named_modules() if _is_linear(module) and module is not head]
+    linear = text_linear_layers(loaded.model)
+    if not method.layers:
+        chosen = [name for name in linear if _matches(name, asked)]
+        if not chosen:
+            raise UserError(f"targets: {asked!r} names no linear layer that a text passes through")
+        return chosen
     numbers = {name: number for name in linear if (number := _layer_number(name)) is not None}
     missing = sorted(set(method.layers) - set(numbers.values()))
     if missing:
@@ -43,11 +47,6 @@ def target_layers(loaded: Loaded, method: MethodSpec, default: Iterable[str] | N
     if not chosen:
         raise UserError(f"targets: {asked!r} names no linear layer in layers {', '.join(map(str, method.layers))}")
     return chosen
-
-
-def _is_linear(module: torch.nn.Module) -> bool:
-    """Quantised layers are subclasses of `Linear`."""
-    return isinstance(module, torch.nn.Linear | Conv1D)
 
 
 def _layer_number(name: str) -> int | None:

@@ -1,0 +1,142 @@
+"""Small tokenizers of the kind that each family really has, trained on a few sentences.
+
+SentencePiece unigram models for T5, mT5, Pegasus, Marian, mBART, M2M100 and NLLB; SentencePiece-like BPE with byte
+fallback for Gemma, Mistral and Phi-3; byte-level BPE for GPT-2, BART, Llama 3, Qwen and others; bytes for ByT5.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+TEXT = [f"jump {side} {times} and walk around the {thing}" for side in ("left", "right", "opposite left")
+        for times in ("once", "twice", "thrice") for thing in ("house", "tree", "river")] * 3  # fmt: skip
+LANGUAGES = {"mbart": ("en_XX", "de_DE"), "m2m_100": ("en", "de"), "nllb": ("eng_Latn", "deu_Latn")}
+
+
+def save_tokenizer(kind: str, folder: Path) -> Any:
+    """Write the tokenizer files of a family as its checkpoints on the hub have them; return the loaded tokenizer."""
+    from transformers import AutoTokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    _WRITERS[kind](folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def _sentencepiece(path: Path, **options: Any) -> Any:
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT), model_writer=model, hard_vocab_limit=False, minloglevel=2,
+        **({"vocab_size": 80, "model_type": "unigram"} | options),
+    )  # fmt: skip
+    path.write_bytes(model.getvalue())
+    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+
+
+def _config(folder: Path, kind: str, **fields: Any) -> None:
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind, **fields}))
+
+
+def _t5(folder: Path) -> None:
+    """As T5 checkpoints of old have it: spiece.model alone."""
+    _sentencepiece(folder / "spiece.model", pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+    _config(folder, "T5Tokenizer", extra_ids=10, eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
+
+
+def _pegasus(folder: Path) -> None:
+    _sentencepiece(folder / "spiece.model", pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+    _config(folder, "PegasusTokenizer", eos_token="</s>", pad_token="<pad>", unk_token="<unk>", mask_token="<mask_2>")
+
+
+def _marian(folder: Path) -> None:
+    """Two SentencePiece models and one vocabulary that names their pieces, as opus-mt has it."""
+    model = _sentencepiece(folder / "source.spm", unk_id=1, eos_id=0, bos_id=-1)
+    (folder / "target.spm").write_bytes((folder / "source.spm").read_bytes())
+    pieces = [model.id_to_piece(at) for at in range(model.get_piece_size())]
+    vocabulary = {piece: at for at, piece in enumerate([*pieces, "<pad>"])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    _config(
+        folder,
+        "MarianTokenizer",
+        source_lang="en",
+        target_lang="de",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+    )
+
+
+def _languages(kind: str, name: str, vocabulary: bool) -> Any:
+    def write(folder: Path) -> None:
+        model = _sentencepiece(folder / name, unk_id=0, bos_id=1, eos_id=2)
+        if vocabulary:
+            pieces = [model.id_to_piece(at) for at in range(3, model.get_piece_size())]
+            all_pieces = ["<s>", "<pad>", "</s>", "<unk>", *pieces]
+            (folder / "vocab.json").write_text(json.dumps({piece: at for at, piece in enumerate(all_pieces)}))
+        _config(folder, kind)
+
+    return write
+
+
+def _byte_level(**special: str) -> Any:
+    """Byte-level BPE as in tokenizer.json of GPT-2, BART, Llama 3 and Qwen."""
+
+    def write(folder: Path) -> None:
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+        from transformers import PreTrainedTokenizerFast
+
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=330, special_tokens=sorted(set(special.values())), show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        )  # fmt: skip
+        tokenizer.train_from_iterator(TEXT, trainer)
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+
+    return write
+
+
+def _byte_fallback(folder: Path) -> None:
+    """BPE over blanks written as "▁", with bytes for what is unknown, as in tokenizer.json of Gemma and Mistral."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<eos>", "<bos>", "<unk>"]
+    tokens = [f"<0x{byte:02X}>" for byte in range(256)]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special + tokens, show_progress=False)
+    tokenizer.train_from_iterator(TEXT, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>"
+    ).save_pretrained(folder)
+
+
+def _byt5(folder: Path) -> None:
+    from transformers import ByT5Tokenizer
+
+    ByT5Tokenizer().save_pretrained(folder)
+
+
+_WRITERS: dict[str, Any] = {
+    "t5": _t5,
+    "byt5": _byt5,
+    "pegasus": _pegasus,
+    "marian": _marian,
+    "mbart": _languages("MBart50Tokenizer", "sentencepiece.bpe.model", vocabulary=False),
+    "m2m_100": _languages("M2M100Tokenizer", "sentencepiece.bpe.model", vocabulary=True),
+    "nllb": _languages("NllbTokenizer", "sentencepiece.bpe.model", vocabulary=False),
+    "gpt2": _byte_level(bos_token="<|endoftext|>", eos_token="<|endoftext|>", unk_token="<|endoftext|>"),
+    "bart": _byte_level(bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>"),
+    "llama3": _byte_level(bos_token="<|begin_of_text|>", eos_token="<|eot_id|>"),
+    "qwen": _byte_level(pad_token="<|endoftext|>", eos_token="<|im_end|>"),
+    "gemma": _byte_fallback,
+}
