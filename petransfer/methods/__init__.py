@@ -40,9 +40,9 @@ def save_method(name: str, model: torch.nn.Module, folder: Path, base: str) -> N
 
     base: the base's name, for adapter_config.json.
     """
-    save = METHODS.lookup(name).save
-    if save is None:
-        from petransfer.methods.shared.saving import save_adapter as save
+    from petransfer.methods.shared.saving import save_adapter
+
+    save = METHODS.lookup(name).save or save_adapter
     save(model, folder, base)
 
 

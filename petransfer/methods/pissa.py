@@ -88,7 +88,8 @@ def _dequantized(base: Any) -> torch.Tensor:
         return found
     scales_o = weight.SCB if weight.SCB is not None else base.state.SCB
     codes_oi = weight.data if base.state.CB is None else base.state.CB
-    return codes_oi.float() * scales_o.to(codes_oi.device).float()[:, None] / 127
+    dequantized_oi: torch.Tensor = codes_oi.float() * scales_o.to(codes_oi.device).float()[:, None] / 127
+    return dequantized_oi
 
 
 def save(model: torch.nn.Module, folder: Path, base: str) -> None:

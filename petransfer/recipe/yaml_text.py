@@ -63,7 +63,7 @@ def _check_structure(text: str) -> None:
         elif isinstance(event, yaml.AliasEvent):
             if any(one.anchor == event.anchor for one in stack):
                 raise UserError(f"contains itself: *{event.anchor:.40} stands inside &{event.anchor:.40}")
-            _add(stack, sizes.get(event.anchor, 1))
+            _add(stack, sizes.get(event.anchor or "", 1))
         elif isinstance(event, yaml.ScalarEvent):
             if event.anchor:
                 sizes[event.anchor] = 1
