@@ -1,4 +1,4 @@
-"""`recipes ls|show|cp`."""
+"""The verbs `recipes ls`, `recipes show` and `recipes cp`."""
 
 from __future__ import annotations
 
@@ -8,34 +8,53 @@ from typing import Annotated
 import typer
 
 from petransfer.errors import UserError
-from petransfer.recipe.loading import find, load_either, shipped
+from petransfer.recipe.loading import find_recipe, load_either, shipped_recipes
 from petransfer.recipe.pretraining import PretrainRecipe
 
-app = typer.Typer(no_args_is_help=True, help="The shipped recipes.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="List, print and copy the shipped recipes.\n\nExample: petransfer recipes cp lora-scan my.yaml",
+)
+Name = Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")]
 
 
 @app.command("ls")
 def ls() -> None:
-    """List the shipped recipes."""
-    width = max(map(len, shipped()))
-    for name in shipped():
+    """List the shipped recipes with their descriptions."""
+    names = shipped_recipes()
+    width = max(map(len, names))
+    for name in names:
         print(f"{name:<{width}}  {load_either(name).description}")
 
 
 @app.command("show")
-def show(name: Annotated[str, typer.Argument(help="A recipe's name or file.")]) -> None:
-    """Print a recipe."""
-    print(find(name).read_text(encoding="utf-8"), end="")
+def show(name: Name) -> None:
+    """Print a recipe.
+
+    Example: petransfer recipes show lora-scan
+    """
+    print(_text(find_recipe(name)), end="")
 
 
 @app.command("cp")
-def cp(name: Annotated[str, typer.Argument(help="A recipe's name.")], target: Path) -> None:
-    """Copy a recipe to a file of your own, to edit."""
+def cp(name: Name, target: Annotated[Path, typer.Argument(help="The new file.")]) -> None:
+    """Copy a recipe to a file of your own, to edit.
+
+    Example: petransfer recipes cp lora-scan my.yaml
+    """
     if target.exists():
         raise UserError(f"{target} exists; name another file")
+    text = _text(find_recipe(name))
     try:
-        target.write_text(find(name).read_text(encoding="utf-8"), encoding="utf-8")
+        target.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{target} cannot be written ({error.strerror})") from None
+        raise UserError(f"{target} cannot be written ({error.strerror}); name another file") from None
     verb = "pretrain" if isinstance(load_either(str(target)), PretrainRecipe) else "run"
-    print(f"copied {name} to {target}; carry it out with: petransfer {verb} --recipe {target}")
+    print(f"copied {name} to {target}; run it with: petransfer {verb} --recipe {target}")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the recipe {path} cannot be read: {error}") from None

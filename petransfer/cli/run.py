@@ -26,7 +26,7 @@ from petransfer.pretraining import run_table as pretraining
 from petransfer.pretraining.grid import expand_pretraining
 from petransfer.recipe.loading import load_either
 from petransfer.recipe.pretraining import PretrainRecipe
-from petransfer.recipe.stacking import why_alone
+from petransfer.recipe.stacking import reasons_not_stacked
 from petransfer.report import run_table as tables
 from petransfer.report import sweep
 from petransfer.study.folders import StudyFolder
@@ -228,7 +228,7 @@ def plan(
         return
     for place in places:
         print(place.line(study.options_for(place.spec)))
-    for line in [describe_stacks(stacks), *why_alone(cell.spec for cell in study.waiting)] if stacks else ():
+    for line in [describe_stacks(stacks), *reasons_not_stacked(cell.spec for cell in study.waiting)] if stacks else ():
         print(line)
     done = sum(row.status == "done" for row in rows)
     left = sum(row.cell.spec.train.steps for row in rows if row.status != "done")

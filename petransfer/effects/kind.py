@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from petransfer.effects.criteria import Criterion
-from petransfer.recipe.effect_requests import Wanted
+from petransfer.recipe.effect_requests import RequestedEffect
 from petransfer.recipe.schema import LEARNT, MARGIN, SMALLEST_EFFECT, Recipe
 from petransfer.registries import Registry
 
@@ -58,7 +58,7 @@ class Kind:
     """A kind of effect: its data, its test, its sentence and its plot.
 
     name: the name that requests in recipes use. key: the list in effects.json. heading: the title on the page.
-    requests: the values of `Wanted.kind` that it answers. order: kinds are judged and shown in ascending order.
+    requests: the values of `RequestedEffect.kind` that it answers. order: kinds are judged and shown in this order.
     collect: yields what the effect is estimated from, or why it cannot be, on one split.
     p_value: the p before adjustment, None where the item is not tested. judge: gives a dataclass for effects.json.
     sentence: the effect and its verdict for people. details: what a careful reader also wants, or nothing.
@@ -71,7 +71,7 @@ class Kind:
     heading: str
     requests: tuple[str, ...]
     order: int
-    collect: Callable[[Wanted, str, Runs], Iterator[Any]]
+    collect: Callable[[RequestedEffect, str, Runs], Iterator[Any]]
     p_value: Callable[[Any, Thresholds], float | None]
     judge: Callable[[Any, Family, Thresholds], Any]
     sentence: Callable[[dict[str, Any], Criterion], str]

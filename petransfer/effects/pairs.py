@@ -14,7 +14,7 @@ from petransfer.effects.intervals import Interval, Scores, paired_interval, sum_
 from petransfer.effects.kind import Missing
 from petransfer.effects.runs import Runs, Scored, runs_of
 from petransfer.errors import UserError
-from petransfer.recipe.effect_requests import Wanted
+from petransfer.recipe.effect_requests import RequestedEffect
 from petransfer.recipe.metrics import EXACT_MATCH
 
 
@@ -190,7 +190,7 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else math.nan
 
 
-def arms_under(effect: Wanted, split: str, method: str, runs: Runs) -> Contrast | Missing:
+def arms_under(effect: RequestedEffect, split: str, method: str, runs: Runs) -> Contrast | Missing:
     """Return the contrast of an effect's two arms under a method.
 
     The right arm is taken under the same method where it has it, or else under its only one: `scratch` is trained whole
@@ -205,7 +205,7 @@ def arms_under(effect: Wanted, split: str, method: str, runs: Runs) -> Contrast 
     return Missing(f"{effect.name} on {split} ({method}): not estimated, {runs.why_none(*lacking, split)}")
 
 
-def other_study(effect: Wanted, split: str, runs: Runs) -> Runs | Missing:
+def other_study(effect: RequestedEffect, split: str, runs: Runs) -> Runs | Missing:
     """Return the study that an effect refers to, scored alike: this one unless the effect names another."""
     if not effect.study:
         return runs

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from petransfer.atomic_files import write_text
 from petransfer.effects.criteria import CRITERIA
 from petransfer.effects.seed_counts import Demand
-from petransfer.recipe.effect_requests import wanted
+from petransfer.recipe.effect_requests import requested_effects
 from petransfer.recipe.metrics import EXACT_MATCH
 from petransfer.recipe.schema import Recipe
 from petransfer.study.folders import StudyFolder
@@ -74,7 +74,7 @@ def demand(recipe: Recipe, cells: Sequence[Cell]) -> Demand:
     unpaired = paired = 0
     for split in dict.fromkeys(cell.split for cell in cells):
         trained = {(cell.arm, cell.method) for cell in cells if cell.split == split}
-        for effect in wanted(recipe):
+        for effect in requested_effects(recipe):
             if effect.kind == "methods":
                 paired += sum({(arm, effect.left), (arm, effect.right)} <= trained for arm in effect.arms)
             elif effect.kind in ("arms", "scale"):
@@ -90,7 +90,7 @@ def collect(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> Collec
     kinds = {request: kind for kind in kinds_in_order() for request in kind.requests}
     runs, found = Runs(recipe, cells, study, recipe.judged_by), Collected()
     for split in runs.splits:
-        for effect in wanted(recipe):
+        for effect in requested_effects(recipe):
             for item in kinds[effect.kind].collect(effect, split, runs):
                 if isinstance(item, Missing):
                     found.missing.append(item.why)
@@ -173,7 +173,7 @@ def _published(effect: Effect) -> dict[str, Any]:
 
 def _elsewhere(recipe: Recipe, study: StudyFolder) -> list[list[str]]:
     """Return the finished runs of the other studies that effects refer to."""
-    names = {effect.study for effect in wanted(recipe) if effect.study}
+    names = {effect.study for effect in requested_effects(recipe) if effect.study}
     if not names:
         return []
     from petransfer.effects.runs import runs_of

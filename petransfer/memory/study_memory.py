@@ -14,7 +14,7 @@ from petransfer.memory.advice import TURNED_ON, OptionNames, suggestion
 from petransfer.memory.cards import GB, gigabytes, host_bytes
 from petransfer.models.registry import is_embedded
 from petransfer.recipe.run_spec import MethodSpec, RunSpec
-from petransfer.recipe.stacking import MOST_STACKED, kind
+from petransfer.recipe.stacking import MOST_STACKED, stack_key
 
 if TYPE_CHECKING:
     from petransfer.memory.planner import Fit
@@ -187,7 +187,7 @@ def largest_stacks(specs: Sequence[RunSpec], card: int) -> dict[str, int]:
     counts: dict[RunSpec, list[RunSpec]] = {}
     found: dict[str, int] = {}
     for spec in specs:
-        key = kind(spec)
+        key = stack_key(spec)
         found[spec.run_id] = 1
         if key is not None:
             counts.setdefault(key, []).append(spec)

@@ -1,6 +1,7 @@
-"""What a recipe asks to be compared: arms, methods, an effect across families, and what of an effect a method keeps.
+"""The effects that a recipe requests: contrasts of arms or methods, scale across families, retention under a method.
 
-A recipe says it as `english-scratch` (two arms), `lora-full` (two methods) or a mapping; here it becomes one `Wanted`.
+A recipe writes an effect as `english-scratch` (two arms), as `lora-full` (two methods) or as a mapping. Here each of
+them becomes a `RequestedEffect`.
 """
 
 from __future__ import annotations
@@ -17,10 +18,15 @@ Kind = Literal["arms", "methods", "scale", "retention"]
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """An effect with its names found. left, right: arms, or the labels of two methods, which are compared in `arms`.
+class RequestedEffect:
+    """An effect of a recipe, with its names resolved.
 
-    under, over: labels of methods; `over` is what the other study calls it where `study` is given.
+    Attributes:
+        name: the effect as the recipe writes it.
+        kind: what is compared.
+        left, right: two arms; or the labels of two methods, which are compared in each of `arms`.
+        under, over: the labels of the methods of a retention. With `study`, `over` is a label of that study.
+        study: another study that the effect needs, as the recipe writes it.
     """
 
     name: str
@@ -33,16 +39,16 @@ class Wanted:
     study: str = ""
 
 
-def wanted(recipe: Recipe) -> list[Wanted]:
-    """The recipe's effects.
+def requested_effects(recipe: Recipe) -> list[RequestedEffect]:
+    """Return the effects of a recipe.
 
     Raises:
-        UserError: one names no arm or method of the recipe, or a method that it cannot tell from others.
+        UserError: an effect names something that is not in the recipe, or a name that fits several methods.
     """
-    return [_wanted(effect, recipe) for effect in recipe.effects]
+    return [_requested(effect, recipe) for effect in recipe.effects]
 
 
-def _wanted(effect: str | EffectPart, recipe: Recipe) -> Wanted:
+def _requested(effect: str | EffectPart, recipe: Recipe) -> RequestedEffect:
     if isinstance(effect, str):
         return _contrast(effect, recipe)
     if effect.contrast:
@@ -55,32 +61,34 @@ def _wanted(effect: str | EffectPart, recipe: Recipe) -> Wanted:
         return replace(found, arms=tuple(effect.arms) or found.arms)
     pair = _arms(effect.scale or effect.retention or "", recipe)
     if effect.scale:
-        return Wanted(effect.scale, "scale", *pair, study=effect.study or "")
+        return RequestedEffect(effect.scale, "scale", *pair, study=effect.study or "")
     labels = [method.label for method in recipe.methods]
     under = _method(effect.under or "", labels, "under")
     over = effect.over or "full"
     if not effect.study:
         over = _method(over, labels, "over")
         if over == under:
-            raise UserError(f"effects: the retention of '{effect.retention}' is under and over one method, {under}")
-    return Wanted(effect.retention or "", "retention", *pair, under=under, over=over, study=effect.study or "")
+            raise UserError(f"effects: the retention of '{effect.retention}' has one method as under and over: {under}")
+    return RequestedEffect(effect.retention or "", "retention", *pair, under=under, over=over, study=effect.study or "")
 
 
-def _contrast(text: str, recipe: Recipe) -> Wanted:
+def _contrast(text: str, recipe: Recipe) -> RequestedEffect:
     arms = sides(text, recipe.arms)
     if arms:
-        return Wanted(text, "arms", *arms)
+        return RequestedEffect(text, "arms", *arms)
     labels = [method.label for method in recipe.methods]
     known: set[str] = set()
     for left, right in cuts(text):
-        both = [matching(side, labels) for side in (left, right)]
+        both = [labels_matching(side, labels) for side in (left, right)]
         if all(len(found) == 1 for found in both) and both[0] != both[1]:
-            return Wanted(text, "methods", both[0][0], both[1][0], arms=tuple(recipe.arms))
+            return RequestedEffect(text, "methods", both[0][0], both[1][0], arms=tuple(recipe.arms))
         if all(both):
-            known |= {f"'{side}' is any of {', '.join(found)}" for side, found in zip((left, right), both, strict=True)
-                      if len(found) > 1}  # fmt: skip
+            sides_and_labels = zip((left, right), both, strict=True)
+            known |= {
+                f"'{side}' could be any of {', '.join(found)}" for side, found in sides_and_labels if len(found) > 1
+            }
     if known:
-        raise UserError(f"effects: '{text}': {'; '.join(sorted(known))}; write more of a method's words")
+        raise UserError(f"effects: '{text}': {'; '.join(sorted(known))}; add words of the method's label")
     raise _no_contrast(text, recipe, labels)
 
 
@@ -89,11 +97,11 @@ def _no_contrast(text: str, recipe: Recipe, labels: Sequence[str]) -> UserError:
     hint = f": did you mean '{near[0]}'?" if near else ""
     of_methods = f", or two of the methods {', '.join(labels)}" if len(labels) > 1 else ""
     of_arms = f"two of the arms {', '.join(recipe.arms)}; write a-b"
-    return UserError(f"effects: '{text}' is no contrast of {of_arms}{of_methods}{hint}")
+    return UserError(f"effects: '{text}' is not a contrast of {of_arms}{of_methods}{hint}")
 
 
 def _possible(arms: Iterable[str], labels: Sequence[str]) -> list[str]:
-    """Contrasts that could have been meant, the methods by a word that is theirs alone, or whole."""
+    """Return all contrasts that could have been meant, to suggest the nearest one."""
     words = [short_label(label, labels) for label in labels]
     return [f"{left}-{right}" for names in (list(arms), words) for left in names for right in names if left != right]
 
@@ -106,16 +114,19 @@ def _arms(text: str, recipe: Recipe) -> tuple[str, str]:
 
 
 def _method(text: str, labels: Sequence[str], key: str) -> str:
-    found = matching(text, labels)
+    found = labels_matching(text, labels)
     if len(found) > 1:
-        raise UserError(f"effects: {key}: '{text}' is any of {', '.join(found)}; write more of a method's words")
+        raise UserError(f"effects: {key}: '{text}' could be any of {', '.join(found)}; add words of the method's label")
     if not found:
         raise unknown(f"method in effects ({key})", text, labels)
     return found[0]
 
 
-def matching(text: str, labels: Iterable[str]) -> list[str]:
-    """The labels that hold all words of `text`: `4-bit` and `lora` are in `lora r16 4-bit`. A whole label is itself."""
+def labels_matching(text: str, labels: Iterable[str]) -> list[str]:
+    """Return the labels that contain every word of `text`, such as `lora 4-bit` for `lora r16 4-bit`.
+
+    A whole label only matches itself.
+    """
     labels = list(dict.fromkeys(labels))
     if text in labels:
         return [text]
@@ -124,37 +135,37 @@ def matching(text: str, labels: Iterable[str]) -> list[str]:
 
 
 def short_label(label: str, labels: Iterable[str]) -> str:
-    """The first word of a method's label that no other has, or all of it: `lora` beside `full 32-bit`."""
+    """Return the first word of a label that no other label has, or the whole label where there is none."""
     others = list(dict.fromkeys(labels))
-    return next((word for word in label.split() if len(matching(word, others)) == 1), label)
+    return next((word for word in label.split() if len(labels_matching(word, others)) == 1), label)
 
 
-def still_possible(recipe: Recipe) -> tuple[Recipe, list[str]]:
-    """The recipe without the effects that need arms which were taken out of it, and what those are called."""
+def without_impossible_effects(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """Return the recipe without the effects whose arms it does not have, and the names of these effects."""
     kept: list[str | EffectPart] = []
     dropped = []
     for effect in recipe.effects:
         cut = effect
         if isinstance(effect, EffectPart) and effect.arms:
             cut = effect.model_copy(update={"arms": [arm for arm in effect.arms if arm in recipe.arms]})
-        if _can_be_asked(cut, effect, recipe):
+        if _is_possible(cut, effect, recipe):
             kept.append(cut)
         else:
-            dropped.append(_called(effect))
+            dropped.append(_name_of(effect))
     return recipe.model_copy(update={"effects": kept}), dropped
 
 
-def _can_be_asked(cut: str | EffectPart, effect: str | EffectPart, recipe: Recipe) -> bool:
+def _is_possible(cut: str | EffectPart, effect: str | EffectPart, recipe: Recipe) -> bool:
     if isinstance(cut, EffectPart) and isinstance(effect, EffectPart) and effect.arms and not cut.arms:
-        return False  # no arms would mean all of them
+        return False  # an empty list of arms would mean all arms
     try:
-        _wanted(cut, recipe)
+        _requested(cut, recipe)
     except UserError:
         return False
     return True
 
 
-def _called(effect: str | EffectPart) -> str:
+def _name_of(effect: str | EffectPart) -> str:
     if isinstance(effect, str):
         return effect
     if effect.contrast:

@@ -1,4 +1,4 @@
-"""Finds a recipe, applies what the command line overrides, and validates it into one frozen object."""
+"""Find a recipe, apply overrides to it, and validate it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from petransfer.errors import UserError, unknown
-from petransfer.recipe.effect_requests import still_possible
+from petransfer.recipe.effect_requests import without_impossible_effects
 from petransfer.recipe.pretraining import CorpusPart, NoisePart, PretrainRecipe, PretrainTrainPart
 from petransfer.recipe.schema import UNKNOWN_KEY, EffectPart, FamilyPart, MethodPart, Recipe, TaskPart, TrainPart
 from petransfer.recipe.values import LONGEST_NAME
@@ -20,18 +20,18 @@ from petransfer.recipe.yaml_text import DEEPEST, parse_yaml
 
 
 def shipped_folder() -> Path:
-    """Where the shipped recipes lie: in the installed package, or beside it in a checkout."""
+    """Return the folder of the shipped recipes: in the installed package, or beside it in a checkout."""
     inside = Path(str(resources.files("petransfer"))) / "_recipes"
     return inside if inside.is_dir() else inside.parent.parent / "recipes"
 
 
-def shipped() -> dict[str, Path]:
-    """The shipped recipes by name."""
+def shipped_recipes() -> dict[str, Path]:
+    """Return the files of the shipped recipes by name."""
     return {path.stem: path for path in sorted(shipped_folder().glob("*.yaml"))}
 
 
-def find(name: str) -> Path:
-    """The file of a shipped recipe's name or a path.
+def find_recipe(name: str) -> Path:
+    """Return the file of a recipe, given by its name or its path.
 
     Raises:
         UserError: there is no such recipe, or the path is a folder.
@@ -40,14 +40,16 @@ def find(name: str) -> Path:
     if any(len(part) > LONGEST_NAME for part in path.parts):  # longer than any file system allows
         raise UserError(f"no recipe '{name[:40]}...': the name has {len(name):,} characters")
     if path.is_dir():
-        raise UserError(f"the recipe {name} is a folder; name a yaml file in it, or one of: {', '.join(shipped())}")
+        raise UserError(
+            f"the recipe {name} is a folder; name a YAML file in it, or one of: {', '.join(shipped_recipes())}"
+        )
     if path.is_file():
         return path
-    if name in shipped():
-        return shipped()[name]
+    if name in shipped_recipes():
+        return shipped_recipes()[name]
     if path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
         raise UserError(f"no recipe file {name}; `petransfer recipes ls` shows the shipped ones")
-    raise unknown("recipe", name, shipped())
+    raise unknown("recipe", name, shipped_recipes())
 
 
 def recipe_of_folder(name: str | Path) -> Path | None:
@@ -60,36 +62,42 @@ def recipe_of_folder(name: str | Path) -> Path | None:
 
 
 def load_recipe(name: str, overrides: Sequence[str] = (), options: dict[str, Any] | None = None) -> Recipe:
-    """The recipe called `name` with `a.b=c` overrides, then named options, put in; effects as in `load_reduced`.
+    """Return a study's recipe.
+
+    Args:
+        name: a shipped recipe's name or a file.
+        overrides: changes of the form `a.b=c`, applied in their order.
+        options: keys of the recipe with new values, applied last. Where they choose arms, effects that need other arms
+            are dropped.
 
     Raises:
-        UserError: it cannot be found or read, is not YAML, is empty, or says something that a recipe may not say.
+        UserError: the recipe cannot be found or read, is empty, or has a mistake.
     """
-    return load_reduced(name, overrides, options)[0]
+    return load_with_dropped_effects(name, overrides, options)[0]
 
 
-def load_reduced(
+def load_with_dropped_effects(
     name: str, overrides: Sequence[str] = (), options: dict[str, Any] | None = None
 ) -> tuple[Recipe, list[str]]:
-    """The recipe as `load_recipe` gives it, and the effects that cannot be asked of the arms that `options` leave."""
+    """Return what `load_recipe` returns, and the names of the effects that were dropped."""
     path, content = _read(name, overrides, options)
     if content.get("kind") == "pretrain":
-        raise UserError(f"{name} is a pretraining recipe; carry it out with: petransfer pretrain --recipe {name}")
+        raise UserError(f"{name} is a pretraining recipe; run it with: petransfer pretrain --recipe {name}")
     recipe = validate(content, str(path))
-    if options and options.get("arms"):  # fewer arms leave fewer effects to ask for
-        return still_possible(recipe)
+    if options and options.get("arms"):
+        return without_impossible_effects(recipe)
     return recipe, []
 
 
 def load_pretraining(name: str, overrides: Sequence[str] = (), options: dict[str, Any] | None = None) -> PretrainRecipe:
-    """The pretraining recipe called `name`, with overrides and options as for `load_recipe`.
+    """Return a pretraining recipe; the arguments are those of `load_recipe`.
 
     Raises:
-        UserError: as `load_recipe`; and where the recipe is a study's.
+        UserError: as for `load_recipe`; or the recipe is a study's.
     """
     path, content = _read(name, overrides, options)
     if content.get("kind") != "pretrain":
-        raise UserError(f"{name} is a study's recipe (kind: pretrain is missing); carry it out with: petransfer run")
+        raise UserError(f"{name} is a study's recipe (kind: pretrain is missing); run it with: petransfer run")
     return _validate_pretraining(content, str(path))
 
 
@@ -97,11 +105,11 @@ def _validate_pretraining(content: dict[str, Any], where: str) -> PretrainRecipe
     try:
         return PretrainRecipe.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{where}: {_say(error, content, PretrainRecipe)}") from None
+        raise UserError(f"{where}: {_message(error, content, PretrainRecipe)}") from None
 
 
 def load_either(name: str) -> Recipe | PretrainRecipe:
-    """The recipe called `name`, of whichever kind it is."""
+    """Return a study's or a pretraining recipe."""
     path, content = _read(name)
     kind = _validate_pretraining if content.get("kind") == "pretrain" else validate
     return kind(content, str(path))
@@ -110,7 +118,7 @@ def load_either(name: str) -> Recipe | PretrainRecipe:
 def _read(
     name: str, overrides: Sequence[str] = (), options: dict[str, Any] | None = None
 ) -> tuple[Path, dict[str, Any]]:
-    path = find(name)
+    path = find_recipe(name)
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -124,36 +132,40 @@ def _read(
     if not isinstance(content, dict):
         raise UserError(f"the recipe {path} is not a mapping of keys to values")
     for override in overrides:
-        put(content, override)
+        apply_override(content, override)
     content |= {key: value for key, value in (options or {}).items() if value is not None}
     return path, content
 
 
 def validate(content: dict[str, Any], where: str) -> Recipe:
-    """The recipe that `content` describes.
+    """Return the recipe that plain values describe.
+
+    Args:
+        content: keys and values as YAML gives them.
+        where: what error messages call the recipe, such as its file.
 
     Raises:
-        UserError: with the first mistake, where it stands, and the nearest known key.
+        UserError: the recipe has a mistake. The message names the first one, its place and the nearest known key.
     """
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{where}: {_say(error, content, Recipe)}") from None
+        raise UserError(f"{where}: {_message(error, content, Recipe)}") from None
 
 
-def freeze(recipe: Recipe | PretrainRecipe) -> str:
-    """The resolved recipe as YAML: what a study's folder keeps."""
+def recipe_yaml(recipe: Recipe | PretrainRecipe) -> str:
+    """Return a recipe as YAML, as a study's folder keeps it."""
     content = recipe.model_dump(mode="json", exclude_none=True)
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
-def put(content: dict[str, Any], override: str) -> None:
-    """Puts what `a.b=c` says into a recipe's plain values.
+def apply_override(content: dict[str, Any], override: str) -> None:
+    """Apply an override of the form `a.b=c` to a recipe's plain values, in place.
 
     Raises:
-        UserError: it is not of that form, or there is no such place.
+        UserError: the override has another form, or the recipe has no such place.
     """
-    _put(content, *_parse(override))
+    _set(content, *_parse(override))
 
 
 def _parse(override: str) -> tuple[list[str], Any]:
@@ -169,12 +181,12 @@ def _parse(override: str) -> tuple[list[str], Any]:
         if _takes_text(keys, text):
             return keys, text
         raise UserError(f"--set {override:.120}: the value {error}") from None
-    # `summarize: {document}` is a mapping to YAML, where a recipe wants text
+    # YAML reads `summarize: {document}` as a mapping; where the recipe has a text, it is a text
     return keys, text if isinstance(value, dict | list) and _takes_text(keys, text, value) else value
 
 
 def _takes_text(keys: Sequence[str], text: str, value: Any = None) -> bool:
-    """Whether a recipe has a place here for the text, none for the value, and none for a part with keys of its own."""
+    """Return whether the recipe's key holds a text: not the value that YAML reads, nor a part with keys of its own."""
     kind: Any = Recipe
     for key in keys:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -199,7 +211,7 @@ def _fits(kind: Any, value: Any) -> bool:
 
 
 def _number(value: Any) -> Any:
-    """YAML 1.1 takes 1e-3 for a string; people mean the number."""
+    """Return the number of a text such as 1e-3, which YAML 1.1 reads as a text."""
     if isinstance(value, str):
         try:
             return float(value)
@@ -208,14 +220,14 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _put(content: Any, keys: list[str], value: Any) -> None:
+def _set(content: Any, keys: list[str], value: Any) -> None:
     at = content
     for place, key in enumerate(keys):
         last = place == len(keys) - 1
         try:
             if isinstance(at, list):
                 index = int(key)
-                at[index]  # an index that does not exist is a mistake, not an addition
+                at[index]  # raises IndexError: an override does not add to a list
                 if last:
                     at[index] = value
                 at = at[index]
@@ -229,10 +241,10 @@ def _put(content: Any, keys: list[str], value: Any) -> None:
             ) from None
 
 
-def _say(error: ValidationError, content: dict[str, Any], model: type[BaseModel]) -> str:
+def _message(error: ValidationError, content: dict[str, Any], model: type[BaseModel]) -> str:
     placed = [(_place(mistake, content), mistake) for mistake in error.errors()]
     start = placed[0][0]
-    # What may be one of several kinds fails once for each; the mistake that lies deepest is the one that was made.
+    # A value of several possible types fails once for each type; the deepest error is about the type that was meant.
     alike = (pair for pair in placed if pair[0][: len(start)] == start)
     place, first = max(alike, key=lambda pair: (len(pair[0]), pair[1]["type"] == "value_error"))
     shown_place = ".".join(map(_shown_key, place))
@@ -263,7 +275,7 @@ def _shown_key(key: str) -> str:
 
 
 def _place(mistake: Any, content: Any) -> list[str]:
-    """The keys and indices that lead to a mistake, without the names of types that pydantic puts between them."""
+    """Return the keys and indices that lead to a mistake, without the type names that pydantic puts between them."""
     place = []
     for part in mistake["loc"]:
         if isinstance(content, dict | list) and (

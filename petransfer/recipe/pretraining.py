@@ -1,4 +1,4 @@
-"""What a pretraining recipe may say: arms that differ in their corpus alone."""
+"""The schema of pretraining recipes, whose arms differ only in their corpus."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from petransfer.recipe.values import Count, FolderName, Names, Real, Seeds, Stri
 
 
 class CorpusPart(Strict):
-    """The text of one arm: files in `path` beneath the corpora's folder, or nested brackets that a seed makes.
+    """The text of one arm: files in a folder, or nested brackets that are generated.
 
-    files: `[train, valid]`, or one file whose end is held out. documents: what parts them. title, licence, languages:
-    for the card.
+    path: a folder inside the corpora's folder. files: `[train, valid]`, or one file whose end is held out. documents:
+    what separates them. shuffle_words: within each document. brackets: the number of kinds, in place of text. seed: of
+    generated or shuffled text. title, licence, languages: for the checkpoint's card.
     """
 
     path: str = ""
@@ -30,12 +31,12 @@ class CorpusPart(Strict):
     @model_validator(mode="after")
     def _text_or_brackets(self) -> CorpusPart:
         if bool(self.path) == bool(self.brackets):
-            raise ValueError("a corpus has either a path or brackets")
+            raise ValueError("give either path or brackets")
         return self
 
 
 class NoisePart(Strict):
-    """Span corruption. window: tokens an example. density: the share that is lost. mean_span: tokens a lost span."""
+    """Span corruption. window: tokens per example. density: share of tokens that is replaced. mean_span: its length."""
 
     window: Annotated[Whole, Field(ge=8, le=4096)] = 128
     density: Annotated[Real, Field(gt=0, lt=0.9)] = 0.3
@@ -43,7 +44,7 @@ class NoisePart(Strict):
 
 
 class PretrainTrainPart(Strict):
-    """The optimisation. The rate of each tensor is `learning_rate` times its size at the start."""
+    """The optimisation. Each tensor's learning rate is `learning_rate` times its root mean square at the start."""
 
     steps: Count
     batch_size: Count = 32
@@ -54,9 +55,9 @@ class PretrainTrainPart(Strict):
 
 
 class PretrainRecipe(Strict):
-    """A family: every arm at every size and seed, with one tokenizer, one budget and one training.
+    """A family of checkpoints: every arm at every size and seed, with one tokenizer and the same training.
 
-    tokens: what each corpus is cut to, so that no arm sees more different text than another; None leaves them whole.
+    tokens: the length to which each corpus is cut, so that every arm has the same amount of text; None keeps all of it.
     bits: of the computation; the weights are trained in fp32.
     """
 

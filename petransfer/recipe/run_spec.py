@@ -1,4 +1,4 @@
-"""RunSpec: everything that can change the numbers of one run, and the run id that follows from it."""
+"""RunSpec: every setting that can change the numbers of one run, and the run id computed from them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ RateScaling = Literal["none", "rms"]
 Optimizer = Literal["adamw", "adamw-8bit", "paged-adamw-8bit"]
 StoppingMetric = Literal["exact_match", "loss"]
 
-# Fields that were added without changing what their default gives: (part, name, default).
-LATER: tuple[tuple[str, str, object], ...] = (
+# Fields that were added later, as (part, name, default). At its default a field is left out of the run id.
+ADDED_LATER: tuple[tuple[str, str, object], ...] = (
     ("train", "optimizer", "adamw"),
     ("train", "early_stopping", None),
     ("method", "keep_wide", []),
@@ -30,10 +30,10 @@ LATER: tuple[tuple[str, str, object], ...] = (
     ("task", "metrics", []),
 )
 
-# Fields that say where something lies on this machine, which no number depends on.
-PLACES = (("checkpoint", "source"), ("checkpoint", "tokenizer_source"), ("task", "source"))
+# Fields that only say where a file is on this machine; no number depends on them.
+LOCAL_FIELDS = (("checkpoint", "source"), ("checkpoint", "tokenizer_source"), ("task", "source"))
 
-# Raised when the code changes so that the same settings give other numbers.
+# Increased when a change of the code changes the numbers of all runs.
 NUMBERS_VERSION = 2
 
 
@@ -74,12 +74,13 @@ class Options(Mapping[str, OptionValue]):
 
 @dataclass(frozen=True)
 class CheckpointSpec:
-    """Where a run starts from.
+    """The checkpoint that a run starts from.
 
     name: a hub id, a local folder's name, or `nano/<arm>`.
-    weights: what tells two versions of one name apart: the revision asked for, or a sha256 of the files.
-    tokenizer: a checkpoint whose tokenizer is taken in place of its own, which takes embeddings that are made anew.
-        A local one is named by its folder and a sha256: `name@sha256`.
+    weights: the version: a hub revision, or a sha256 of the files.
+    reinit: which weights are drawn anew.
+    tokenizer: another checkpoint whose tokenizer is used; the embeddings are then drawn anew. A local one is named by
+        its folder and a sha256: `name@sha256`.
     source, tokenizer_source: the folders of a local checkpoint and tokenizer on this machine; not part of the run id.
     """
 
@@ -141,7 +142,7 @@ class MethodSpec:
     options: Options = field(default_factory=Options)
 
     def __post_init__(self) -> None:
-        _whole_to_float(self)
+        _convert_to_float(self)
         object.__setattr__(self, "options", Options(self.options))
 
 
@@ -165,20 +166,21 @@ class EarlyStopping:
     metric: StoppingMetric = "exact_match"
 
     def __post_init__(self) -> None:
-        _whole_to_float(self)
+        _convert_to_float(self)
 
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """The optimisation of one run: AdamW on `batch_size` examples a step.
+    """The optimisation of one run: AdamW on `batch_size` examples per step.
 
-    optimizer: `adamw-8bit` keeps AdamW's two moments in 8 bits a number (Dettmers et al. 2022), `paged-adamw-8bit` in
-        memory that the GPU's driver moves to the host when the card is full.
-
-    warmup: share of the steps over which the rate rises. final: the rate at the last step over the peak.
+    optimizer: `adamw-8bit` stores AdamW's two moments with 8 bits per number (Dettmers et al. 2022);
+        `paged-adamw-8bit` also lets the GPU's driver move them to the host when the card is full.
+    warmup: share of the steps during which the learning rate rises. final: the last learning rate as a share of the
+        highest.
     early_stopping: ends the run before `steps` steps when the dev set no longer improves; None trains all steps.
-    rate_scaling: with `rms` each tensor's rate is `learning_rate` times the root mean square that the tensor had when
-        training began, and its decay is divided by that size, so that small and large tensors move alike.
+    rate_scaling: with `rms`, each tensor's learning rate is `learning_rate` times the root mean square of the tensor
+        at the start, and its weight decay is divided by the same number. Small and large tensors then change in
+        proportion.
     """
 
     steps: int
@@ -195,13 +197,13 @@ class TrainSpec:
     early_stopping: EarlyStopping | None = None
 
     def __post_init__(self) -> None:
-        _whole_to_float(self)
+        _convert_to_float(self)
         object.__setattr__(self, "betas", tuple(map(float, self.betas)))
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One cell of a study: (checkpoint, reinit, task, split, method, training, seed)."""
+    """One run of a study: its checkpoint, task, method, training and seed."""
 
     checkpoint: CheckpointSpec
     task: TaskSpec
@@ -212,29 +214,30 @@ class RunSpec:
 
     @functools.cached_property
     def run_id(self) -> str:
-        """12 hexadecimal digits of the sha256 over the canonical JSON of all that can change the numbers."""
+        """The first 12 hexadecimal digits of the sha256 of the canonical JSON."""
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()[:12]
 
     def canonical_json(self) -> str:
-        """Keys sorted, no blanks, floats in their shortest form, `source` and `tokenizer_source` left out.
+        """Return JSON with sorted keys, no blanks and floats in their shortest form.
 
-        So are fields that came later and have their default, so that they leave the ids before them as they were.
+        Fields that only say where a file is are left out. So are fields that were added later and have their default:
+        specs that were written before them keep their run ids.
         """
         content = self.as_dict()
-        without_places(content)
-        for part, name, default in LATER:
+        without_local_fields(content)
+        for part, name, default in ADDED_LATER:
             if content[part][name] == default:
                 del content[part][name]
         return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `from_dict` is the way back."""
-        plain: dict[str, Any] = json.loads(json.dumps(self, default=_fields))
+        """Return plain JSON values, which `from_dict` reads."""
+        plain: dict[str, Any] = json.loads(json.dumps(self, default=_plain))
         return plain
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> RunSpec:
-        """The spec that `as_dict` wrote down."""
+        """Return the spec of plain values that `as_dict` returned, in this version or an earlier one."""
         task = {**content["task"], "metrics": tuple(content["task"].get("metrics", ()))}
         method = {**content["method"]}
         if not isinstance(method["targets"], str):
@@ -254,22 +257,22 @@ class RunSpec:
         )
 
 
-def without_places(content: dict[str, Any]) -> dict[str, Any]:
-    """Takes out of a spec's plain values what only says where something lies on this machine."""
-    for part, name in PLACES:
+def without_local_fields(content: dict[str, Any]) -> dict[str, Any]:
+    """Remove from a spec's plain values, in place, the fields that only say where a file is on this machine."""
+    for part, name in LOCAL_FIELDS:
         del content[part][name]
     return content
 
 
-def _fields(spec: Any) -> Any:
+def _plain(spec: Any) -> Any:
     """Return a spec's fields as a dictionary. This is five times as fast as `asdict`, which copies."""
     if isinstance(spec, Options):
         return list(spec.items())
     return {name: getattr(spec, name) for name in spec.__dataclass_fields__}
 
 
-def _whole_to_float(spec: MethodSpec | TrainSpec | EarlyStopping) -> None:
-    """JSON and YAML write 1.0 as 1 where people do; the type of a field decides, so that ids do not depend on it."""
+def _convert_to_float(spec: MethodSpec | TrainSpec | EarlyStopping) -> None:
+    """Convert whole numbers in fields of type float, so that 1 and 1.0 give the same run id."""
     for one in fields(spec):
         if one.type == "float":
             object.__setattr__(spec, one.name, float(getattr(spec, one.name)))

@@ -1,4 +1,4 @@
-"""What a recipe may say. Unknown keys are refused with the nearest known one."""
+"""The schema of studies' recipes. An unknown key is an error that names the nearest known one."""
 
 from __future__ import annotations
 
@@ -43,13 +43,16 @@ from petransfer.recipe.values import (
     Whole,
 )
 
-# pydantic's type of the error for a key that is neither a method's nor all methods'.
+# The type that pydantic reports for an unknown key of a method.
 UNKNOWN_KEY = "unknown_key"
 
 
 class TaskPart(Strict):
-    """The benchmark and its splits (all of them unless given); `prefix` overrides the family's, for all arms or for
-    those that it names. metrics: beside exact match."""
+    """The task that models are trained and tested on.
+
+    splits: all of the task's by default. prefix: text before every input, in place of the family's; for all arms, or by
+    arm. options: of the task. metrics: beside exact match.
+    """
 
     name: Name
     splits: Names | None = None
@@ -72,8 +75,8 @@ class ArmPart(Strict):
     checkpoint: a hub id or a folder. `{seed}` in it stands for the run's seed, so that each seed is trained from a
     pretraining of its own. sha256: the hash of a folder's files, by seed where the folder depends on the seed. A study
     records it when it begins, so that it can be read where the folder no longer exists. revision: of a hub id.
-    tokenizer: a hub id or folder whose tokenizer is taken instead, the embeddings being drawn anew. reinit: what else
-    is drawn anew. prefix: where it differs from the family's.
+    tokenizer: another hub id or folder whose tokenizer is used; the embeddings are then drawn anew. reinit: what else
+    is drawn anew. prefix: in place of the family's.
     """
 
     checkpoint: str
@@ -87,7 +90,7 @@ class ArmPart(Strict):
 class FamilyPart(Strict):
     """The user's own checkpoints, one per arm: hub ids (`owner/name@revision`) or folders.
 
-    base: the arm that the controls `scratch` and `random` take after; `english`, or else the first.
+    base: the arm whose architecture the controls `scratch` and `random` have; `english` or else the first by default.
     """
 
     name: Name
@@ -97,7 +100,7 @@ class FamilyPart(Strict):
 
 
 class MethodPart(Strict):
-    """A training method. Which of the keys it accepts, and options of its own, its file in petransfer/methods declares.
+    """A training method. Its file in petransfer/methods declares which of the keys it accepts, and further options.
 
     alpha: twice the rank by default. layers: numbers of the layers that are adapted, in encoder and decoder alike; all
     by default. rate_ratio: LoRA+'s learning rate of B over that of A. match_parameters: choose the rank, or number of
@@ -271,10 +274,10 @@ Effect = Annotated[str, Field(max_length=3 * LONGEST_NAME)]
 class EffectPart(Strict):
     """An effect that needs more than two names: exactly one of `contrast`, `scale` and `retention`.
 
-    contrast: two arms or two methods; `arms` are those that methods are compared in, all unless given.
-    scale: two arms, whose effect in the study of the smaller family, `study`, is taken from the effect here.
-    retention: two arms, whose effect under the method `under` is divided by that under `over`; the latter is looked
-    for in `study` where that is given. A study is a folder, or the name of one beside this study's.
+    contrast: two arms or two methods. Methods are compared in each of `arms`, by default in all.
+    scale: two arms. Their effect in `study`, the study of a smaller family, is subtracted from their effect here.
+    retention: two arms. Their effect under the method `under` is divided by their effect under `over`, which is read
+    from `study` if that is given. A study is a folder, or the name of one beside this study's.
     """
 
     contrast: Name | None = None
@@ -328,10 +331,9 @@ class Recipe(Strict):
     """A study: the grid of arms, methods, splits and seeds, and how each run is trained.
 
     margin: points within which the two sides of an effect count as equal. smallest_effect: a difference of fewer points
-    never reads `holds` or `reversed`. learnt: percent of dev exact match below which a side has not learnt the task;
-    effects of such a side are not judged. judge_by: the metric that effects are taken
-    on; unless given, exact match, or the first of `task.metrics` where exact match is not among them. Neither changes a
-    run, only the verdicts.
+    is never called `holds` or `reversed`. learnt: percentage of dev exact match below which a side has not learnt the
+    task; effects of such a side are not judged. judge_by: the metric of the effects; by default exact match, or the
+    first of `task.metrics` where these do not contain it. These four change no run, only the verdicts.
     """
 
     name: FolderName
@@ -343,7 +345,7 @@ class Recipe(Strict):
     seeds: Seeds = [0]
     train: TrainPart
     effects: Annotated[list[Effect | EffectPart], Field(max_length=LONGEST_LIST)] = []
-    # left out of what is kept where it is the usual one, so that a recipe of before there was a choice stays as it is
+    # left out of a saved recipe at its default, so that older recipes keep their text
     margin: Annotated[Real, Field(gt=0, le=100, exclude_if=lambda value: value == MARGIN)] = MARGIN
     smallest_effect: Annotated[Real, Field(ge=0, le=100, exclude_if=lambda value: value == SMALLEST_EFFECT)] = (
         SMALLEST_EFFECT
@@ -397,7 +399,7 @@ class Recipe(Strict):
 
 
 def check_judge(judge_by: str | None, metrics: Sequence[str]) -> None:
-    """Raises UserError where effects are to be judged by what is not among the metrics."""
+    """Raise UserError if `judge_by` is not one of the metrics."""
     if judge_by is not None and judge_by not in {EXACT_MATCH, *metrics}:
         raise unknown("metric among task.metrics", judge_by, {EXACT_MATCH, *metrics})
 
@@ -414,12 +416,12 @@ def _asks_for_fp16(content: Any) -> bool:
 
 
 def sides(effect: str, arms: Container[str]) -> tuple[str, str] | None:
-    """The two arms that an effect such as `english-scratch` contrasts, or None where they are not both in `arms`."""
+    """Return the two arms of a contrast such as `english-scratch`, or None if they are not both in `arms`."""
     return next((cut for cut in cuts(effect) if cut[0] != cut[1] and cut[0] in arms and cut[1] in arms), None)
 
 
 def cuts(text: str) -> list[tuple[str, str]]:
-    """What stands on the two sides of each `-`; names have dashes too."""
+    """Return the two sides of each dash in turn, because names can contain dashes."""
     return [(text[:at].strip(), text[at + 1 :].strip()) for at, sign in enumerate(text) if sign == "-"]
 
 

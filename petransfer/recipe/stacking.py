@@ -1,4 +1,4 @@
-"""Which runs may be trained as one stack of adapters over one frozen base. Imports no torch."""
+"""Which runs can be trained as one stack: several adapters on one frozen base. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from dataclasses import replace
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import RunSpec, TrainSpec
 
-# Runs in a stack at most, unless told otherwise: beyond it little is won, and all of them wait for each other.
+# The largest stack by default. Larger ones gain little speed, and all runs of a stack end together.
 MOST_STACKED = 16
 
 
-def kind(spec: RunSpec) -> RunSpec | None:
-    """What runs of one stack have in common: all but seed, rank, alpha and what only the optimiser sees.
+def stack_key(spec: RunSpec) -> RunSpec | None:
+    """Return a spec that is equal for all runs that can be in one stack; None for a run that is never stacked.
 
-    None where a run is never stacked: its method's file says why, or it stops early, at a step of its own. A base that
-    is drawn from the seed is another base for every seed.
+    Runs of one stack may differ in seed, rank, alpha and the optimiser's settings. Where weights of the base are drawn
+    from the seed, each seed has another base. A run is never stacked if its method's file says why, or if it has early
+    stopping and so ends at a step of its own.
     """
     if METHODS.lookup(spec.method.name).not_stacked or spec.train.early_stopping:
         return None
@@ -28,8 +29,8 @@ def kind(spec: RunSpec) -> RunSpec | None:
     )
 
 
-def why_alone(specs: Iterable[RunSpec]) -> list[str]:
-    """Say in one line for each reason why some of the runs are never stacked."""
+def reasons_not_stacked(specs: Iterable[RunSpec]) -> list[str]:
+    """Return one line for each reason why some of the runs are never stacked."""
     specs = list(specs)
     names = dict.fromkeys(spec.method.name for spec in specs)
     reasons = [f"{name} is not stacked: {reason}" for name in names if (reason := METHODS.lookup(name).not_stacked)]

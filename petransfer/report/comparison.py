@@ -16,7 +16,7 @@ from petransfer.effects.reference import CITATION, beside, caveats, family_besid
 from petransfer.effects.runs import Runs
 from petransfer.effects.wording import p_value
 from petransfer.errors import UserError
-from petransfer.recipe.effect_requests import wanted
+from petransfer.recipe.effect_requests import requested_effects
 from petransfer.recipe.metrics import EXACT_MATCH
 from petransfer.recipe.schema import Recipe
 from petransfer.report.run_groups import points
@@ -173,8 +173,8 @@ def _ids(runs: Runs, arm: str, method: str, split: str) -> set[str]:
 
 def _effects(first: Runs, second: Runs) -> tuple[list[Two], list[str], list[str]]:
     """The effects to compare, those whose runs are the same, and those of which one arm's are."""
-    ours = {(effect.left, effect.right) for effect in wanted(first.recipe) if effect.kind == "arms"}
-    theirs = {(effect.left, effect.right) for effect in wanted(second.recipe) if effect.kind == "arms"}
+    ours = {(effect.left, effect.right) for effect in requested_effects(first.recipe) if effect.kind == "arms"}
+    theirs = {(effect.left, effect.right) for effect in requested_effects(second.recipe) if effect.kind == "arms"}
     found: list[Two] = []
     same, one_sided = [], []
     for split in first.splits:

@@ -15,7 +15,7 @@ from petransfer.effects.kind import Kind, kinds_in_order
 from petransfer.effects.reference import CITATION
 from petransfer.effects.wording import signed
 from petransfer.recipe.effect_requests import short_label
-from petransfer.recipe.loading import freeze
+from petransfer.recipe.loading import recipe_yaml
 from petransfer.recipe.schema import Recipe
 from petransfer.report import page_data as gather
 from petransfer.report import plots, sweep
@@ -92,7 +92,7 @@ def repetition(findings: Findings) -> dict[str, Any]:
         f"petransfer report results/{folder}",
         "checkpoints": table_of_text(columns, gather.checkpoints(findings.groups), names=3, label="Checkpoints"),
         "environments": gather.environments(findings.groups, findings.study),
-        "recipe": freeze(findings.recipe),
+        "recipe": recipe_yaml(findings.recipe),
         "run_ids": gather.run_ids(findings.groups),
     }
 

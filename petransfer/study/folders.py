@@ -18,7 +18,7 @@ import yaml
 
 from petransfer.atomic_files import partial_name, write_text
 from petransfer.errors import UserError
-from petransfer.recipe.loading import freeze
+from petransfer.recipe.loading import recipe_yaml
 from petransfer.recipe.pretraining import PretrainRecipe
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.recipe.schema import Recipe
@@ -134,7 +134,7 @@ class StudyFolder:
             self.refuse_other_than(recipe.name)  # before a lock is left in it
             with self.locked():
                 self.refuse_other_than(recipe.name)
-                write_text(kept, freeze(recipe))
+                write_text(kept, recipe_yaml(recipe))
                 (self.path / "runs").mkdir(exist_ok=True)
         except OSError as error:
             raise cannot_write(self.path, error) from None

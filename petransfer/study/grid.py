@@ -12,7 +12,7 @@ from petransfer.data import LinesTask, Task, load_task
 from petransfer.errors import UserError, unknown
 from petransfer.evaluation.metric_checks import check_metrics
 from petransfer.models.registry import SEED, Arm, Family, own_family, place_of, registered_family, with_hashes
-from petransfer.recipe.effect_requests import matching, wanted
+from petransfer.recipe.effect_requests import labels_matching, requested_effects
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import EarlyStopping, Options, RunSpec, TaskSpec, TrainSpec
 from petransfer.recipe.schema import FamilyPart, MethodPart, Recipe, TrainPart, check_judge, method_of
@@ -56,7 +56,7 @@ def expand(recipe: Recipe) -> list[Cell]:
     for name in recipe.arms:
         family.arm(name)  # an unknown arm is refused before anything else is looked at
     _check_names(recipe, family)
-    wanted(recipe)
+    requested_effects(recipe)
     data = _data(recipe, task)
     cells: dict[str, Cell] = {}
     for seed in recipe.seeds:
@@ -182,7 +182,7 @@ def _of(value: float | Mapping[str, float], key: str, arm: str, method: MethodPa
 def _speaks_of(pair: str, arm: str, label: str) -> bool:
     """Whether `english 4-bit` means this arm under the method of this label: by any of its words."""
     words = pair.removeprefix(f"{arm} ")
-    return words != pair and bool(matching(words, [label]))
+    return words != pair and bool(labels_matching(words, [label]))
 
 
 _EXAMPLES = {

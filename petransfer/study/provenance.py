@@ -16,7 +16,7 @@ from petransfer.models.hashes import tokenizer_sha256, weight_hashes
 from petransfer.models.loading import Loaded
 from petransfer.models.quantization import inventory
 from petransfer.models.registry import file_sha256
-from petransfer.recipe.run_spec import RunSpec, without_places
+from petransfer.recipe.run_spec import RunSpec, without_local_fields
 
 NAME = "petransfer.json"
 PARTS = ("train", "dev", "test")
@@ -32,7 +32,7 @@ def provenance(
     """
     return {
         "run_id": spec.run_id,
-        "spec": without_places(spec.as_dict()),
+        "spec": without_local_fields(spec.as_dict()),
         "base": {
             "commit": loaded.commit,
             "weights_sha256": weight_hashes(spec.checkpoint, loaded.commit),

@@ -11,7 +11,7 @@ from typing import Any
 
 from petransfer.errors import UserError
 from petransfer.models.registry import CONTROLS, checkpoint_spec, is_embedded
-from petransfer.recipe.loading import put, validate
+from petransfer.recipe.loading import apply_override, validate
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.schema import FamilyPart, Recipe
 from petransfer.study.grid import resolve, task_of
@@ -118,13 +118,13 @@ def recipe_for(model: str, data: str, request: TrainRequest, overrides: list[str
         "train": {"steps": FEWEST_STEPS, "batch_size": BATCH, "learning_rate": 1e-3},
     }
     for override in overrides:
-        put(content, override)
+        apply_override(content, override)
     recipe = resolve(validate(content, "the recipe that this command stands for"))
     metrics = list(dict.fromkeys([*(recipe.task.metrics or ()), *request.metrics]))
     content["task"] |= {"options": recipe.task.options, "metrics": metrics}
     _fill(content, recipe, model, request)
     for override in overrides:  # what is given explicitly takes precedence over defaults
-        put(content, override)
+        apply_override(content, override)
     return content
 
 

@@ -13,7 +13,7 @@ from petransfer.memory.cards import this_card
 from petransfer.memory.study_memory import check_matched_sizes, predict_memory, refuse_too_large_for_cpu
 from petransfer.models.hub_access import refuse_unreachable
 from petransfer.models.registry import is_embedded
-from petransfer.recipe.stacking import why_alone
+from petransfer.recipe.stacking import reasons_not_stacked
 from petransfer.study.grid import Cell, notes
 from petransfer.study.launched_processes import refuse_launch, splits_tensors, this_place
 from petransfer.study.scheduling import GroupRuns, Scheduling
@@ -120,7 +120,7 @@ def _log_notes(grid: StudyGrid, scheduling: Scheduling) -> None:
         return
     for line in notes(grid.recipe):
         logger.info(line)
-    for line in why_alone(cell.spec for cell in grid.waiting) if scheduling.stack_size > 1 else ():
+    for line in reasons_not_stacked(cell.spec for cell in grid.waiting) if scheduling.stack_size > 1 else ():
         logger.info(line)
 
 

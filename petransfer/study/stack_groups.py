@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from petransfer.recipe.run_spec import RunSpec
-from petransfer.recipe.stacking import kind
+from petransfer.recipe.stacking import stack_key
 from petransfer.study.folders import RunFolder, StudyFolder
 
 
@@ -30,7 +30,7 @@ def stacks_of(cells: Sequence[CellType], most: Mapping[str, int] | int) -> list[
     filling: dict[RunSpec, list[CellType]] = {}
     for cell in cells:
         room = most if isinstance(most, int) else most.get(cell.run_id, 1)
-        key = kind(cell.spec)
+        key = stack_key(cell.spec)
         stack = filling.get(key) if key is not None else None
         if stack is None or len(stack) >= room:
             stack = []

@@ -10,8 +10,8 @@ from typing import Any
 
 from petransfer.errors import UserError
 from petransfer.memory.advice import OptionNames, recipe_options
-from petransfer.recipe.effect_requests import still_possible
-from petransfer.recipe.loading import load_either, load_reduced, put, recipe_of_folder, validate
+from petransfer.recipe.effect_requests import without_impossible_effects
+from petransfer.recipe.loading import apply_override, load_either, load_with_dropped_effects, recipe_of_folder, validate
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.recipe.schema import Recipe, method_of
 from petransfer.study.folders import StudyFolder
@@ -138,7 +138,7 @@ def load_grid(
     else:
         if (kept := recipe_of_folder(recipe)) is not None:
             recipe, out = kept, out or kept.parent
-        asked, dropped = load_reduced(str(recipe), list(sets), given)
+        asked, dropped = load_with_dropped_effects(str(recipe), list(sets), given)
     grid = grid_of(resolve(asked), out, shard)
     return StudyGrid(grid.recipe, grid.cells, grid.folder, grid.selected, dropped)
 
@@ -148,9 +148,9 @@ def _validated(
 ) -> tuple[Recipe, Sequence[str]]:
     content = json.loads(json.dumps(dict(recipe)))  # a copy that overrides may change
     for override in sets:
-        put(content, override)
+        apply_override(content, override)
     found = validate({**content, **options}, "the recipe")
-    return still_possible(found) if options.get("arms") else (found, ())
+    return without_impossible_effects(found) if options.get("arms") else (found, ())
 
 
 def as_overrides(values: Mapping[str, Any], place: str = "") -> Iterator[str]:

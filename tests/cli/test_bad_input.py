@@ -84,7 +84,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
         (["--set", "task.options.name=x"], ["unknown option of task scan 'name'", "known: dev_size"]),
         (["--family", "nanno"], ["unknown family 'nanno'", "did you mean 'nano'?"]),
         (["--set", "methods.0.name=lorra"], ["unknown method 'lorra'", "did you mean 'lora'?"]),
-        (["--set", "effects=[english-scrach]"], ["'english-scrach' is no contrast", "english, scratch"]),
+        (["--set", "effects=[english-scrach]"], ["'english-scrach' is not a contrast", "english, scratch"]),
     ],
 )
 @pytest.mark.parametrize("verb", ["run", "plan"])
@@ -163,7 +163,7 @@ def test_files_that_are_no_recipe(refused_at_once: Refused, elsewhere: Path, con
 def test_a_folder_is_no_recipe(refused_at_once: Refused, elsewhere: Path) -> None:
     (elsewhere / "recipes").mkdir()
     error = refused_at_once("run", "-r", "recipes")
-    assert "recipes is a folder; name a yaml file in it" in error
+    assert "recipes is a folder; name a YAML file in it" in error
     assert "lora-scan" in error
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from petransfer.recipe.loading import load_pretraining, shipped
+from petransfer.recipe.loading import load_pretraining, shipped_recipes
 from tests.cli.calls import call
 
 RECIPE = """
@@ -113,7 +113,7 @@ def test_each_kind_of_recipe_names_its_verb(
 
 def test_the_shipped_pretraining_recipes_treat_all_arms_alike() -> None:
     for name in ("nano", "nano-bibles"):
-        assert name in shipped()
+        assert name in shipped_recipes()
         recipe = load_pretraining(name)
         assert recipe.tokens
         for arm in recipe.arms:

@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from petransfer.memory.study_memory import largest_stacks
-from petransfer.recipe.loading import load_recipe, shipped
+from petransfer.recipe.loading import load_recipe, shipped_recipes
 from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import expand
 from petransfer.study.scheduling import Scheduling
@@ -159,10 +159,10 @@ def test_recipes_can_be_listed_shown_and_copied(
 ) -> None:
     assert call(monkeypatch, "recipes", "ls") == 0
     listed = capsys.readouterr().out
-    assert all(name in listed for name in shipped())
+    assert all(name in listed for name in shipped_recipes())
     target = tmp_path / "mine.yaml"
     assert call(monkeypatch, "recipes", "cp", "lora-scan", str(target)) == 0
-    assert target.read_text() == shipped()["lora-scan"].read_text()
+    assert target.read_text() == shipped_recipes()["lora-scan"].read_text()
     assert call(monkeypatch, "recipes", "cp", "lora-scan", str(target)) == 2
     assert "exists" in capsys.readouterr().err
 

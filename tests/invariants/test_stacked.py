@@ -22,7 +22,7 @@ from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import RunSpec
-from petransfer.recipe.stacking import kind
+from petransfer.recipe.stacking import stack_key
 from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell
 from petransfer.study.stack_groups import stacks_of
@@ -233,11 +233,11 @@ def test_runs_of_unlike_kinds_are_not_stacked(make: Make) -> None:
         drawn,
         replace(drawn, seed=1),  # another base
     ]
-    kinds = {kind(one) for one in (spec, *unlike)}
+    kinds = {stack_key(one) for one in (spec, *unlike)}
     assert len(kinds) == 1 + len(unlike)
-    assert len({kind(one) for one in members(spec)}) == 1
+    assert len({stack_key(one) for one in members(spec)}) == 1
     for name, form in METHODS.items():
-        of_method = kind(replace(spec, method=replace(spec.method, name=name)))
+        of_method = stack_key(replace(spec, method=replace(spec.method, name=name)))
         assert (of_method is None) == bool(form.not_stacked)
         assert of_method not in kinds or name == "lora"
     cells = [Cell("a", "lora", "", one.seed, one) for one in (*members(spec), unlike[0])]

@@ -19,7 +19,7 @@ from petransfer.errors import UserError
 from petransfer.methods import apply_method, save_method, with_size
 from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec
-from petransfer.recipe.effect_requests import wanted
+from petransfer.recipe.effect_requests import requested_effects
 from petransfer.recipe.loading import load_recipe, validate
 from petransfer.recipe.methods import METHODS, Method
 from petransfer.recipe.run_spec import MethodSpec, RunSpec
@@ -136,7 +136,7 @@ def test_labels_tell_methods_apart_and_effects_find_them() -> None:
     assert {"lora r16 32-bit", "rslora r16 32-bit"} <= set(labels)
     two = recipe({"name": "lora", "bits": 32}, {"name": "prompt", "bits": 32}, {"name": "loraplus", "bits": 32},
                  effects=["prompt-lora", "english-scratch", "loraplus-lora"])  # fmt: skip
-    found = [(effect.left, effect.right) for effect in wanted(two) if effect.kind == "methods"]
+    found = [(effect.left, effect.right) for effect in requested_effects(two) if effect.kind == "methods"]
     assert found == [("prompt 20-tokens 32-bit", "lora r16 32-bit"), ("loraplus r16 32-bit", "lora r16 32-bit")]
     cells = expand(two)
     assert [cell.method for cell in cells if cell.arm == "scratch"] == ["full 32-bit"]

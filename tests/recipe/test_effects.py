@@ -7,8 +7,14 @@ from typing import Any
 import pytest
 
 from petransfer.errors import UserError
-from petransfer.recipe.effect_requests import Wanted, matching, short_label, still_possible, wanted
-from petransfer.recipe.loading import freeze, validate
+from petransfer.recipe.effect_requests import (
+    RequestedEffect,
+    labels_matching,
+    requested_effects,
+    short_label,
+    without_impossible_effects,
+)
+from petransfer.recipe.loading import recipe_yaml, validate
 from petransfer.recipe.schema import Recipe
 
 LORA16, LORA4, FULL = "lora r16 16-bit", "lora r16 4-bit", "full 32-bit"
@@ -39,13 +45,13 @@ def recipe(*effects: Any, arms: tuple[str, ...] = ("english", "english-newemb", 
     ],
 )
 def test_a_contrast_is_of_arms_or_of_methods(effect: Any, kind: str, left: str, right: str) -> None:
-    (found,) = wanted(recipe(effect))
+    (found,) = requested_effects(recipe(effect))
     assert (found.kind, found.left, found.right) == (kind, left, right)
     assert found.arms == (("english", "english-newemb", "scratch") if kind == "methods" else ())
 
 
 def test_what_needs_more_than_two_names_is_a_mapping() -> None:
-    found = wanted(
+    found = requested_effects(
         recipe(
             {"contrast": "4-bit-full", "arms": ["english"]},
             {"retention": "english-scratch", "under": "4-bit"},
@@ -55,7 +61,7 @@ def test_what_needs_more_than_two_names_is_a_mapping() -> None:
         )
     )
     assert found[0].arms == ("english",)
-    assert found[1] == Wanted("english-scratch", "retention", "english", "scratch", under=LORA4, over=FULL)
+    assert found[1] == RequestedEffect("english-scratch", "retention", "english", "scratch", under=LORA4, over=FULL)
     assert found[2].over == LORA16
     assert (found[3].over, found[3].study) == ("full", "full-scan")
     assert (found[4].kind, found[4].study) == ("scale", "../base")
@@ -66,15 +72,15 @@ def test_what_needs_more_than_two_names_is_a_mapping() -> None:
     [
         ("english-scrach", "did you mean 'english-scratch'"),
         ("4-bit-ful", "did you mean '4-bit-full'"),
-        ("lora-full", f"'lora' is any of {LORA16}, {LORA4}; write more"),
-        ("full-full", "is no contrast"),
+        ("lora-full", f"'lora' could be any of {LORA16}, {LORA4}; add words"),
+        ("full-full", "is not a contrast"),
         ({"contrst": "4-bit-full"}, "unknown key 'effects.0.contrst': did you mean 'contrast'"),
         ({"contrast": "4-bit-full", "arms": ["englsh"]}, "'englsh': did you mean 'english'"),
         ({"contrast": "english-scratch", "arms": ["english"]}, "belongs to a contrast of methods"),
         ({"retention": "english-scratch"}, "retention needs under"),
-        ({"retention": "english-scratch", "under": "lora"}, "'lora' is any of"),
+        ({"retention": "english-scratch", "under": "lora"}, "'lora' could be any of"),
         ({"retention": "english-scratch", "under": "4-bits"}, "unknown method in effects (under) '4-bits'"),
-        ({"retention": "english-scratch", "under": "full"}, "under and over one method"),
+        ({"retention": "english-scratch", "under": "full"}, "one method as under and over"),
         ({"retention": "english-scrtch", "under": "4-bit"}, "did you mean 'english-scratch'"),
         ({"scale": "english-scratch"}, "scale needs study"),
         ({"scale": "english-scratch", "study": "x", "under": "4-bit"}, "under does not belong to scale"),
@@ -85,28 +91,28 @@ def test_what_needs_more_than_two_names_is_a_mapping() -> None:
 )
 def test_what_makes_no_sense_is_refused_with_the_nearest(effect: Any, said: str) -> None:
     with pytest.raises(UserError) as refusal:
-        wanted(recipe(effect))
+        requested_effects(recipe(effect))
     assert said in str(refusal.value)
 
 
 def test_words_of_a_label_are_enough() -> None:
     labels = [LORA16, LORA4, FULL]
-    assert matching("4-bit", labels) == [LORA4]
-    assert matching("lora", labels) == [LORA16, LORA4]
-    assert matching("", labels) == matching("int8", labels) == []
-    assert matching("full 32-bit", [FULL, "full 32-bit more"]) == [FULL]
+    assert labels_matching("4-bit", labels) == [LORA4]
+    assert labels_matching("lora", labels) == [LORA16, LORA4]
+    assert labels_matching("", labels) == labels_matching("int8", labels) == []
+    assert labels_matching("full 32-bit", [FULL, "full 32-bit more"]) == [FULL]
 
 
 def test_fewer_arms_leave_fewer_effects() -> None:
     full = recipe("english-scratch", "4-bit-16-bit", {"contrast": "4-bit-full", "arms": ["english", "scratch"]})
-    cut, dropped = still_possible(full.model_copy(update={"arms": ["english"]}))
+    cut, dropped = without_impossible_effects(full.model_copy(update={"arms": ["english"]}))
     assert dropped == ["english-scratch"]
-    assert [effect.arms for effect in wanted(cut)] == [("english",), ("english",)]
+    assert [effect.arms for effect in requested_effects(cut)] == [("english",), ("english",)]
     more = recipe(
         {"scale": "english-scratch", "study": "small"}, {"retention": "english-scratch", "under": "4-bit"},
         {"contrast": "4-bit-full", "arms": ["scratch"]},
     )  # fmt: skip
-    cut, dropped = still_possible(more.model_copy(update={"arms": ["english"]}))
+    cut, dropped = without_impossible_effects(more.model_copy(update={"arms": ["english"]}))
     assert (cut.effects, dropped) == (
         [], ["scale of english-scratch", "retention of english-scratch under 4-bit", "4-bit-full"]
     )  # fmt: skip
@@ -116,7 +122,7 @@ def test_a_frozen_recipe_says_the_same() -> None:
     import yaml
 
     one = recipe("english-scratch", {"retention": "english-scratch", "under": "4-bit"})
-    assert wanted(validate(yaml.safe_load(freeze(one)), "again")) == wanted(one)
+    assert requested_effects(validate(yaml.safe_load(recipe_yaml(one)), "again")) == requested_effects(one)
 
 
 def test_a_method_is_called_by_the_first_word_that_is_its_own() -> None:

@@ -13,7 +13,7 @@ import yaml
 
 from petransfer.cli import main
 from petransfer.data import SplitData
-from petransfer.recipe.loading import load_recipe, shipped
+from petransfer.recipe.loading import load_recipe, shipped_recipes
 from petransfer.study import single_run as study_run
 from petransfer.study.folders import RunFolder
 from petransfer.study.grid import expand
@@ -33,7 +33,7 @@ def _call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 def _read(name: str) -> dict[str, Any]:
-    recipe: dict[str, Any] = yaml.safe_load(shipped()[name].read_text())
+    recipe: dict[str, Any] = yaml.safe_load(shipped_recipes()[name].read_text())
     return recipe
 
 

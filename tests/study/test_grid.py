@@ -194,7 +194,7 @@ def test_contrasts_of_the_recipes_arms_are_taken(effect: str) -> None:
 
 @pytest.mark.parametrize("effect", ["english", "english-", "english-random", "english-english", "english-newemb", ""])
 def test_other_contrasts_are_refused(effect: str) -> None:
-    with pytest.raises(UserError, match=f"'{effect}' is no contrast.*english, scratch; write a-b"):
+    with pytest.raises(UserError, match=f"'{effect}' is not a contrast.*english, scratch; write a-b"):
         expand(recipe(effects=[effect]))
 
 

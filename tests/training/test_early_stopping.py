@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from petransfer.errors import Interrupted, UserError
 from petransfer.recipe.run_spec import EarlyStopping, RunSpec
-from petransfer.recipe.stacking import kind, why_alone
+from petransfer.recipe.stacking import reasons_not_stacked, stack_key
 from petransfer.study.folders import RunFolder
 from petransfer.study.settings import Settings
 from petransfer.study.single_run import run_one
@@ -174,7 +174,7 @@ def test_early_stopping_without_a_dev_set_is_refused(
 
 
 def test_runs_that_stop_early_are_not_stacked(tiny_spec: Callable[..., RunSpec]) -> None:
-    assert kind(tiny_spec()) is not None
-    assert kind(_spec(tiny_spec)) is None
-    assert why_alone([tiny_spec()]) == []
-    assert "early_stopping" in why_alone([_spec(tiny_spec)])[0]
+    assert stack_key(tiny_spec()) is not None
+    assert stack_key(_spec(tiny_spec)) is None
+    assert reasons_not_stacked([tiny_spec()]) == []
+    assert "early_stopping" in reasons_not_stacked([_spec(tiny_spec)])[0]

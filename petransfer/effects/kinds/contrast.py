@@ -30,7 +30,7 @@ from petransfer.effects.statistics import (
     seeds_needed,
 )
 from petransfer.effects.wording import bounds, capital, p_text, plain, seeds_text, signed
-from petransfer.recipe.effect_requests import Wanted
+from petransfer.recipe.effect_requests import RequestedEffect
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,7 +88,7 @@ class Effect:
     dev: tuple[float, float] | None
 
 
-def collect(effect: Wanted, split: str, runs: Runs) -> Iterator[Contrast | Missing]:
+def collect(effect: RequestedEffect, split: str, runs: Runs) -> Iterator[Contrast | Missing]:
     """Yield the contrast of two arms under every method of the left one, or of two methods in every arm."""
     if effect.kind == "arms":
         for method in runs.methods(effect.left, split):
@@ -99,7 +99,7 @@ def collect(effect: Wanted, split: str, runs: Runs) -> Iterator[Contrast | Missi
             yield _methods_in(arm, effect, split, runs)
 
 
-def _methods_in(arm: str, effect: Wanted, split: str, runs: Runs) -> Contrast | Missing:
+def _methods_in(arm: str, effect: RequestedEffect, split: str, runs: Runs) -> Contrast | Missing:
     left, right = (runs.scored(arm, method, split) for method in (effect.left, effect.right))
     if left and right:
         names = {"method": "", "arm": arm, "left_name": effect.left, "right_name": effect.right}

@@ -16,7 +16,7 @@ from petransfer.effects.intervals import Interval, fieller_interval
 from petransfer.effects.kind import Kind, Missing, Thresholds
 from petransfer.effects.pairs import Side, Two, arms_under, other_study, sides_of
 from petransfer.effects.wording import bounds, signed
-from petransfer.recipe.effect_requests import Wanted, matching
+from petransfer.recipe.effect_requests import RequestedEffect, labels_matching
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,13 +37,13 @@ class Retention:
     undefined: str | None
 
 
-def collect(effect: Wanted, split: str, runs: Runs) -> Iterator[Two | Missing]:
+def collect(effect: RequestedEffect, split: str, runs: Runs) -> Iterator[Two | Missing]:
     """Yield the effect under both methods."""
     other = other_study(effect, split, runs)
     if isinstance(other, Missing):
         yield other
         return
-    labels = matching(effect.over, other.methods(effect.left, split))
+    labels = labels_matching(effect.over, other.methods(effect.left, split))
     over = labels[0] if len(labels) == 1 else effect.over
     here = arms_under(effect, split, effect.under, runs)
     if isinstance(here, Missing):

@@ -18,7 +18,7 @@ from petransfer.effects.runs import Runs
 from petransfer.effects.seed_counts import LEVEL, fewest_for_equivalence, smallest_p
 from petransfer.effects.statistics import holm, welch_p
 from petransfer.effects.wording import bounds, capital, p_text, plain, signed
-from petransfer.recipe.effect_requests import Wanted
+from petransfer.recipe.effect_requests import RequestedEffect
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,7 +51,7 @@ class Scale:
     because: str
 
 
-def collect(effect: Wanted, split: str, runs: Runs) -> Iterator[Two | Missing]:
+def collect(effect: RequestedEffect, split: str, runs: Runs) -> Iterator[Two | Missing]:
     """Yield the effect here and in the other study, under every method of the left arm."""
     other = other_study(effect, split, runs)
     if isinstance(other, Missing):
