@@ -27,6 +27,7 @@ Language = Annotated[str | None, typer.Option(help="Of the data: en, or en,de.")
 Tag = Annotated[list[str] | None, typer.Option("--tag", help="One more tag of the card. Repeatable.")]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where the data are, if not here.")]
 Bits = Annotated[int | None, typer.Option(help="The base's width, 32, 16, 8 or 4, where it is to be another.")]
+AnyBase = Annotated[bool, typer.Option("--any-base", help="Accept a base with other weights than were trained on.")]
 Cpu = Annotated[bool, typer.Option("--cpu", help="Use the CPU even where there is a GPU.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
@@ -147,6 +148,9 @@ def verify(
     evaluate: Annotated[
         bool, typer.Option("--evaluate/--no-evaluate", help="Measure the claimed figures again.")
     ] = True,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Also compare the texts with those of plain transformers and peft.")
+    ] = False,
     cpu: Cpu = False,
     as_json: Json = False,
 ) -> None:
@@ -158,7 +162,7 @@ def verify(
         from petransfer.sharing.verify import verify as check
 
         silence_libraries()
-        for one in check(bundle, Where(checkpoint, revision, data_dir, _device(cpu)), _bits(bits), evaluate):
+        for one in check(bundle, Where(checkpoint, revision, data_dir, _device(cpu)), _bits(bits), evaluate, plain):
             found.append(one)
             if not as_json:
                 print(f"{'ok  ' if one.passed else 'FAIL'} {one.what:<10} {printable(one.line)}", flush=True)
@@ -180,6 +184,7 @@ def merge(
     checkpoint: Checkpoint = None,
     revision: Revision = None,
     bits: Bits = None,
+    any_base: AnyBase = False,
     cpu: Cpu = False,
     as_json: Json = False,
 ) -> None:
@@ -190,7 +195,7 @@ def merge(
         from petransfer.sharing.merge import merge as write
 
         silence_libraries()
-        done = write(bundle, out, Where(checkpoint, revision, None, _device(cpu)), _bits(bits))
+        done = write(bundle, out, Where(checkpoint, revision, None, _device(cpu), any_base), _bits(bits))
     if as_json:
         print(json.dumps(vars(done), indent=1))
         return

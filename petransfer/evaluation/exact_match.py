@@ -18,7 +18,8 @@ from petransfer.errors import UserError
 from petransfer.evaluation.generation import Generation, generations
 from petransfer.evaluation.one_pass import Scored, score
 from petransfer.evaluation.semantic_match import Meant, meanings
-from petransfer.models.loading import Loaded, layout_of
+from petransfer.models.loading import Loaded
+from petransfer.models.special_tokens import layout_of
 
 AUDITED = 32
 
@@ -86,7 +87,7 @@ def exact_match(
     if not inputs:
         raise UserError("exact_match got no examples; give at least one input and its target")
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    loaded = Loaded(base, tokenizer, layout_of(base.config, tokenizer), None, ())
+    loaded = Loaded(base, tokenizer, layout_of(base.config, tokenizer, base.generation_config), None, ())
     rows = [Example(at, *pair, "all") for at, pair in enumerate(zip(inputs, targets, strict=True))]
     encoded = encode_examples(rows, "", tokenizer, loaded.layout)
     return evaluate(model, loaded, rows, encoded, batch_size=batch_size, audited=0).exact_match

@@ -190,11 +190,12 @@ class Adapter:
         """
         return merge(self._source.adapter(), Path(folder), self._where, bits)
 
-    def verify(self, *, evaluate: bool = True, bits: Bits | None = None) -> list[Check]:
+    def verify(self, *, evaluate: bool = True, plain: bool = False, bits: Bits | None = None) -> list[Check]:
         """Check files, base, tokenizer and width against the provenance, and measure the claimed figures again.
 
         Args:
             evaluate: measure the figures, which needs the data and takes most of the time.
+            plain: also compare the texts with those of plain transformers and peft.
             bits: another width of the base.
 
         Returns:
@@ -203,4 +204,4 @@ class Adapter:
         Raises:
             UserError: petransfer did not make the adapter, or its base or data cannot be had.
         """
-        return list(verify(self._source.adapter(), self._where, bits, evaluate))
+        return list(verify(self._source.adapter(), self._where, bits, evaluate, plain))

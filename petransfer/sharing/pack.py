@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -19,10 +18,9 @@ from petransfer.sharing import bundle_zip as archive
 from petransfer.sharing.bundle import Bundle, checked
 from petransfer.sharing.bundle_files import CARD, CONFIG, EXAMPLES, MANIFEST, PROVENANCE, RECIPE, RESULT, WEIGHTS
 from petransfer.sharing.card import Wishes, card
+from petransfer.sharing.examples_file import without_texts
 from petransfer.sharing.safe_reading import read_text, read_yaml
 
-# Columns of examples.parquet that hold no text of the data.
-FIGURES = ("index", "category", "correct", "margin", "log_prob", "tokens", "tokens_correct", "semantic_correct")
 _PATHS = re.compile(
     r"(?<![\w:/.~-])/(?:home|root|Users|mnt|media|data|tmp|var|opt|srv|usr|etc|work|workspace|scratch|content|private)"
     r"/[\w.~-]+|(?<![\w/])~/[\w.-]+|\b[A-Za-z]:\\[\w.-]+"
@@ -87,21 +85,6 @@ def _placeless(value: Any, key: str = "") -> Any:
         place = value.startswith(("/", "~", "./", "../", "\\")) or value[1:3] == ":\\"
         return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if place else value
     return value
-
-
-def without_texts(path: Path) -> bytes:
-    """examples.parquet without inputs, targets and answers: whoever shares an adapter shares no data by it."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{EXAMPLES} cannot be read ({str(error).splitlines()[0][:100]})") from None
-    kept = table.select([name for name in FIGURES if name in table.column_names]).replace_schema_metadata(None)
-    sink = io.BytesIO()
-    pyarrow.parquet.write_table(kept, sink)
-    return sink.getvalue()
 
 
 def refuse_private(name: str, text: str) -> None:

@@ -1,4 +1,7 @@
-"""How an adapter is used: with plain transformers and peft, and with petransfer. A test runs the code of the first."""
+"""The part of a card that shows how to use the adapter: with plain transformers and peft, and with petransfer.
+
+A test runs the first.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,51 @@ from typing import Any
 from petransfer.models.registry import is_embedded
 from petransfer.recipe.run_spec import RunSpec
 
-_WIDTHS = {32: "torch.float32", 16: "torch.bfloat16"}
+_DTYPES = {32: "torch.float32", 16: "torch.bfloat16"}
+
+_WITH_PETRANSFER = """\
+With petransfer, which checks what the adapter was made from:
+
+```
+petransfer adapter verify adapter.petransfer.zip
+petransfer predict adapter.petransfer.zip "an input"
+```"""
+
+# Quantised as petransfer quantises: transformers would keep some layers of T5 in 32 bits.
+_SAME_LAYERS = """\
+from transformers import AutoConfig
+
+model_class = {auto}._model_mapping[type(AutoConfig.from_pretrained({place}))]
+model_class._keep_in_fp32_modules = {wide}  # quantise the same layers as in training
+"""
+
+# On a CPU with avx512_bf16, bitsandbytes would repack 4-bit weights in a way that gives wrong results.
+_NOT_REPACKED = """\
+for layer in base.modules():
+    layer.support_avx512bf16_for_cpu = False
+"""
+
+_ENCODER_DECODER = """\
+own = base.generation_config  # its penalties, minimum lengths, beams, ... would change the answers
+base.generation_config = GenerationConfig(
+    eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    decoder_start_token_id=own.decoder_start_token_id)
+"""
+
+_DECODER_ONLY = """\
+base.generation_config = GenerationConfig(  # the base's own penalties, minimum lengths, ... would change the answers
+    eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+"""
+
+# Some tokenizers end an input as if nothing came after it.
+_OPEN_ENDED = """\
+if inputs["input_ids"][0, -1] == tokenizer.eos_token_id:
+    inputs = {name: value[:, :-1] for name, value in inputs.items()}
+"""
 
 
 def base_in_words(spec: RunSpec) -> str:
-    """What the base is and where it is found."""
+    """Return what the base is and where it is found, in Markdown."""
     name = spec.checkpoint.name
     if is_embedded(name):
         return f"`{name}`, which ships with petransfer and is not on the hub"
@@ -21,20 +64,23 @@ def base_in_words(spec: RunSpec) -> str:
 
 
 def usage(spec: RunSpec, provenance: dict[str, Any]) -> str:
-    """Markdown."""
+    """Return the whole part, in Markdown."""
     commit = provenance.get("base", {}).get("commit")
-    mine = "With petransfer, which checks what it was made from:\n\n"
-    mine += "```\npetransfer adapter verify adapter.petransfer.zip\n"
-    mine += 'petransfer predict adapter.petransfer.zip "an input"\n```'
     if spec.checkpoint.reinit != "none" or spec.checkpoint.tokenizer:
-        drawn = f"Plain transformers cannot make its base, of which weights were drawn anew from seed {spec.seed}."
-        return f"{drawn}\n\n{mine}"
-    how, place = _base(spec, commit)
-    return f"{how}\n\n```python\n{_code(spec, provenance, place, commit)}\n```\n\n{mine}"
+        random = f"Plain transformers cannot make its base: some weights were drawn at random from seed {spec.seed}."
+        return f"{random}\n\n{_WITH_PETRANSFER}"
+    how, place = _base(spec)
+    parts = [how, f"```python\n{_code(spec, provenance, place, commit)}\n```"]
+    if spec.method.bits < 16:
+        parts.append(
+            f"At {spec.method.bits} bits, plain transformers and peft round some intermediate results differently from "
+            "petransfer, so that a few answers can differ. `petransfer adapter verify --plain` counts how many."
+        )
+    return "\n\n".join([*parts, _WITH_PETRANSFER])
 
 
-def _base(spec: RunSpec, commit: str | None) -> tuple[str, str]:
-    """How one gets the base, and the name under which plain transformers loads it."""
+def _base(spec: RunSpec) -> tuple[str, str]:
+    """Return how to get the base, and the name by which plain transformers loads it."""
     name = spec.checkpoint.name
     after = "`adapter` is the unpacked bundle or this repository:"
     if is_embedded(name):
@@ -50,43 +96,33 @@ def _base(spec: RunSpec, commit: str | None) -> tuple[str, str]:
     return f"With plain transformers and peft; {after}", name
 
 
-def _code(spec: RunSpec, provenance: dict[str, Any], place: str, commit: str | None) -> str:
-    encoder_decoder = bool(provenance.get("encoder_decoder", True))
+def _code(spec: RunSpec, provenance: dict[str, Any], name: str, commit: str | None) -> str:
+    encoder_decoder, bits = bool(provenance.get("encoder_decoder", True)), spec.method.bits
     auto = "AutoModelForSeq2SeqLM" if encoder_decoder else "AutoModelForCausalLM"
-    revision = f', revision="{commit}"' if commit else ""
-    text = spec.task.prefix + "an input"
-    lines = ["import torch", "from peft import PeftModel"]
-    if spec.method.bits in _WIDTHS:
-        lines.append(f"from transformers import {auto}, AutoTokenizer")
-        width = f"dtype={_WIDTHS[spec.method.bits]}"
-    else:
-        lines.append(f"from transformers import {auto}, AutoTokenizer, BitsAndBytesConfig")
-        width = f"dtype=torch.bfloat16, quantization_config={_quantised(spec.method.bits)}"
-    if encoder_decoder:
-        start, inputs = "answer[0]", repr(text)
-    else:
-        start, inputs = 'answer[0, inputs["input_ids"].shape[1]:]', repr(text + "\n")
-    # on a CPU with avx512_bf16 bitsandbytes packs these weights otherwise, and wrongly, before it evaluates
-    unpacked = ["for layer in base.modules():", "    layer.support_avx512bf16_for_cpu = False"]
-    # as petransfer reads inputs: some tokenizers end them as if nothing came after
-    open_ended = [
-        'if inputs["input_ids"][0, -1] == tokenizer.eos_token_id:',
-        "    inputs = {name: value[:, :-1] for name, value in inputs.items()}",
+    place = f'"{name}"' + (f', revision="{commit}"' if commit else "")
+    text = spec.task.prefix + "an input" + ("" if encoder_decoder else "\n")
+    quantised = bits not in _DTYPES
+    more = ", BitsAndBytesConfig" if quantised else ""
+    width = f"dtype=torch.bfloat16, quantization_config={_quantised(bits)}" if quantised else f"dtype={_DTYPES[bits]}"
+    lines = [
+        "import torch",
+        "from peft import PeftModel",
+        f"from transformers import {auto}, AutoTokenizer{more}, GenerationConfig",
     ]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f'base = {auto}.from_pretrained("{place}"{revision}, {width})',
-            *(unpacked if spec.method.bits == 4 else []),
-            f'tokenizer = AutoTokenizer.from_pretrained("{place}"{revision})',
-            'model = PeftModel.from_pretrained(base, "adapter").eval()',
-            f'inputs = tokenizer({inputs}, return_tensors="pt")',
-            *([] if encoder_decoder else open_ended),
-            "answer = model.generate(**inputs, max_new_tokens=128, do_sample=False, num_beams=1)",
-            f"print(tokenizer.decode({start}, skip_special_tokens=True))",
-        ]
-    )
+    if quantised and encoder_decoder:
+        wide = list(spec.method.keep_wide) or None
+        lines += _SAME_LAYERS.format(auto=auto, place=place, wide=wide).splitlines()
+    lines += ["", f"base = {auto}.from_pretrained({place}, {width})"]
+    lines += _NOT_REPACKED.splitlines() if bits == 4 else []
+    lines += [f"tokenizer = AutoTokenizer.from_pretrained({place})"]
+    lines += (_ENCODER_DECODER if encoder_decoder else _DECODER_ONLY).splitlines()
+    lines += ['model = PeftModel.from_pretrained(base, "adapter").eval()']
+    lines += [f'inputs = tokenizer({text!r}, return_tensors="pt")']
+    lines += [] if encoder_decoder else _OPEN_ENDED.splitlines()
+    answer = "answer[0]" if encoder_decoder else 'answer[0, inputs["input_ids"].shape[1]:]'
+    lines += ["answer = model.generate(**inputs, max_new_tokens=128)"]
+    lines += [f"print(tokenizer.decode({answer}, skip_special_tokens=True))"]
+    return "\n".join(lines)
 
 
 def _quantised(bits: int) -> str:

@@ -1,26 +1,25 @@
-"""Whether an adapter is what its bundle says: files, base, tokenizer, width, data, and the figures that it claims."""
+"""Check that an adapter is what its bundle says: files, base, tokenizer, width, data, and the claimed figures."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
-
-import pyarrow
-import pyarrow.parquet
 
 from petransfer.errors import UserError
 from petransfer.evaluation.exact_match import Evaluation
 from petransfer.evaluation.one_pass import Scored
-from petransfer.models.hashes import tokenizer_sha256, weight_hashes
+from petransfer.models.hashes import tokenizer_sha256
 from petransfer.models.loading import Loaded
 from petransfer.models.quantization import inventory
 from petransfer.recipe.run_spec import Bits
 from petransfer.sharing import file_checks as checks
 from petransfer.sharing.attach import attach
-from petransfer.sharing.base import Base, Where, base_of
+from petransfer.sharing.base import Base, Where, base_of, differing_weights
 from petransfer.sharing.bundle import Bundle, differences, other_base
-from petransfer.sharing.bundle_files import CARD, EXAMPLES, WEIGHTS
+from petransfer.sharing.bundle_files import CARD, EXAMPLES, RESULT, WEIGHTS
+from petransfer.sharing.examples_file import rows_of
+from petransfer.sharing.plain_check import differing_texts
 from petransfer.sharing.safe_reading import card_data
 from petransfer.sharing.scoring import evaluation
 from petransfer.sharing.task_data import data_of
@@ -31,17 +30,22 @@ PARTS = {"dev": "validation", "test": "test"}
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at. line: what was found, and by how much it differs where it does."""
+    """One thing that was checked. line: what was found, and by how much it differs."""
 
     what: str
     passed: bool
     line: str
 
 
-def verify(bundle: Bundle, where: Where, bits: Bits | None = None, evaluated: bool = True) -> Iterator[Check]:
-    """Every check as it is done; stops where the rest would mean nothing.
+def verify(
+    bundle: Bundle, where: Where, bits: Bits | None = None, evaluated: bool = True, plain: bool = False
+) -> Iterator[Check]:
+    """Yield each check when it is done; stop where the rest would mean nothing.
 
-    evaluated: whether the claimed figures are measured again, which takes the data and most of the time.
+    Args:
+        bits: another width of the base.
+        evaluated: measure the claimed figures again, which needs the data and takes most of the time.
+        plain: also compare the texts with those of plain transformers and peft.
 
     Raises:
         UserError: there is nothing to check against, or the base or the data cannot be had.
@@ -53,22 +57,24 @@ def verify(bundle: Bundle, where: Where, bits: Bits | None = None, evaluated: bo
     checks.check(bundle.config, bundle.tensors)
     yield from _files(bundle)
     yield from _card(bundle)
+    yield from _saved_figures(bundle)
     base = base_of(bundle, where.checkpoint, where.revision, bits)
     loaded = base.load(where.device)
     of_base = list(_base(bundle, base, loaded))
     yield from of_base
     if not all(check.passed for check in of_base):
         return
-    model = attach_as_it_is(loaded, bundle, base.bits)
-    yield Check("tensors", True, f"all {len(bundle.tensors)} tensors land")
+    model = _attached(loaded, bundle, base.bits)
+    yield Check("tensors", True, f"all {len(bundle.tensors)} tensors have their place in the base")
     if evaluated:
         yield from _figures(bundle, where, model, loaded)
+    if plain:
+        yield _plain(bundle, where, base, model, loaded)
 
 
-def attach_as_it_is(loaded: Loaded, bundle: Bundle, bits: Bits) -> Any:
-    """The model, whatever the hashes say: that they differ was said before, and how much it matters is asked now."""
-    plain = Bundle(bundle.label, bundle.files, bundle.config, bundle.tensors, None, bundle.spec, None, bundle.here)
-    return attach(loaded, [plain], bits)
+def _attached(loaded: Loaded, bundle: Bundle, bits: Bits) -> Any:
+    """Attach the adapter even where hashes differ: that was reported, and now the effect on the figures is measured."""
+    return attach(loaded, [replace(bundle, provenance=None, manifest=None)], bits)
 
 
 def _files(bundle: Bundle) -> Iterator[Check]:
@@ -83,29 +89,27 @@ def _files(bundle: Bundle) -> Iterator[Check]:
         yield Check("files", True, f"{len(listed)} files have the sha256 that they were saved with")
 
 
+def _claims(bundle: Bundle) -> dict[str, float]:
+    """Return the claimed exact match of each part, in %."""
+    claims = (bundle.provenance or {})["claims"]
+    return {part: float(claims[part]["exact_match"]) for part in PARTS if part in claims}
+
+
 def _card(bundle: Bundle) -> Iterator[Check]:
-    """What the card claims is what the provenance claims, of this adapter."""
-    text, provenance = bundle.card, bundle.provenance or {}
-    if text is None:
+    """Compare what the card claims with what the provenance claims."""
+    if bundle.card is None:
         return
-    sha = (provenance.get("files") or {}).get(WEIGHTS, "")
-    if sha and sha not in text:
+    sha = ((bundle.provenance or {}).get("files") or {}).get(WEIGHTS, "")
+    if sha and sha not in bundle.card:
         yield Check("card", False, f"the card is another adapter's: {CARD} does not name the sha256 {sha[:12]}...")
-    figures = dict(_figures_of(card_data(text)))
-    for part, split in PARTS.items():
-        claim = provenance["claims"].get(part, {}).get("exact_match")
-        if split in figures and claim is not None and abs(figures[split] - claim) > 1e-6:
-            yield Check(
-                "card", False, f"the card says {figures[split]:.2f} % EM on {part}, the provenance {claim:.2f} %"
-            )
-    result = bundle.result() or {}
-    for part in PARTS:
-        claim, measured = provenance["claims"].get(part, {}).get("exact_match"), result.get(part, {}).get("exact_match")
-        if claim is not None and measured is not None and abs(measured - claim) > 1e-6:
-            yield Check("claim", False, f"result.json says {measured:.2f} % EM on {part}, the provenance {claim:.2f} %")
+    figures = dict(_figures_of_card(card_data(bundle.card)))
+    for part, claim in _claims(bundle).items():
+        stated = figures.get(PARTS[part], claim)
+        if abs(stated - claim) > 1e-6:
+            yield Check("card", False, f"the card says {stated:.2f} % EM on {part}, the provenance {claim:.2f} %")
 
 
-def _figures_of(metadata: dict[str, Any]) -> Iterator[tuple[str, float]]:
+def _figures_of_card(metadata: dict[str, Any]) -> Iterator[tuple[str, float]]:
     try:
         for one in metadata["model-index"][0]["results"]:
             for metric in one["metrics"]:
@@ -115,39 +119,49 @@ def _figures_of(metadata: dict[str, Any]) -> Iterator[tuple[str, float]]:
         return
 
 
+def _saved_figures(bundle: Bundle) -> Iterator[Check]:
+    """Compare result.json and examples.parquet with the claims, without measuring anything."""
+    claims, result = _claims(bundle), bundle.result() or {}
+    for part, claim in claims.items():
+        measured = result.get(part, {}).get("exact_match", claim)
+        if abs(measured - claim) > 1e-6:
+            yield Check("claim", False, f"{RESULT} says {measured:.2f} % EM on {part}, the provenance {claim:.2f} %")
+    if EXAMPLES in bundle.files and "test" in claims:
+        rows = rows_of(bundle.files[EXAMPLES])
+        share = 100 * sum(row["correct"] for row in rows) / len(rows) if rows else 0.0
+        if abs(share - claims["test"]) > 1e-6:
+            line = f"{share:.2f} % of {EXAMPLES} are correct, and the claim is {claims['test']:.2f} % EM on test"
+            yield Check("examples", False, line)
+
+
 def _base(bundle: Bundle, base: Base, loaded: Loaded) -> Iterator[Check]:
-    kept, spec = (bundle.provenance or {})["base"], bundle.spec
+    kept, spec = base.trained_on, bundle.spec
     assert spec is not None
     name, made = base.checkpoint.name, spec.checkpoint.name
     if kept.get("commit") and loaded.commit != kept["commit"]:
         at = str(loaded.commit)[:12]
         yield Check("revision", False, f"{name} is at commit {at}; the adapter was trained at {kept['commit'][:12]}")
-    expected, found = kept.get("weights_sha256") or {}, weight_hashes(base.checkpoint, loaded.commit)
-    other = next((file for file in {**expected, **found} if expected.get(file) != found.get(file)), None)
+    other, expected = differing_weights(base, loaded), kept.get("weights_sha256") or {}
     if other:
-        shas = f"{str(found.get(other))[:12]}..., not {str(expected.get(other))[:12]}..."
-        yield Check(
-            "base", False, f"{name} is not the base that it was trained on, {made}: {other} has the sha256 {shas}"
-        )
+        yield Check("base", False, f"{name} is not the base that it was trained on, {made}: {other}")
     elif expected:
-        yield Check("base", True, f"{name}: {len(expected)} files of weights have the sha256 that it was trained on")
+        yield Check("base", True, f"{name}: {len(expected)} weight files have the sha256 that it was trained on")
     else:
-        yield Check("base", bool(kept.get("commit")), f"{name}: no sha256 of its weights was kept, only its commit")
+        yield Check("base", bool(kept.get("commit")), f"{name}: no sha256 of its weights was recorded, only its commit")
     now = tokenizer_sha256(loaded.tokenizer)
     same = now == kept.get("tokenizer_sha256")
-    said = "cuts text as it did" if same else f"is another: its rules have the sha256 {now[:12]}..."
-    yield Check("tokenizer", same, f"the tokenizer of {name} {said}")
+    how = "splits text as it did" if same else f"is another: its rules have the sha256 {now[:12]}..."
+    yield Check("tokenizer", same, f"the tokenizer of {name} {how}")
     yield _width(kept.get("bytes"), base, loaded, spec.method.bits)
 
 
 def _width(kept: dict[str, int] | None, base: Base, loaded: Loaded, trained: int) -> Check:
-    now = inventory(loaded.model).bytes
-    share = _shares(now)
+    share = _shares(inventory(loaded.model).bytes)
     if base.bits != trained or (kept is not None and _shares(kept).keys() != share.keys()):
         was = f" ({_in_words(_shares(kept))})" if kept else ""
         line = f"the base is at {base.bits} bits ({_in_words(share)}); the adapter was trained on one at {trained}{was}"
         return Check("bits", False, line)
-    return Check("bits", True, f"the base is at {base.bits} bits as it was: {_in_words(share)}")
+    return Check("bits", True, f"the base is at {base.bits} bits as in training: {_in_words(share)}")
 
 
 def _shares(counts: dict[str, int]) -> dict[str, float]:
@@ -171,11 +185,11 @@ def _figures(bundle: Bundle, where: Where, model: Any, loaded: Loaded) -> Iterat
         found = evaluation(model, loaded, spec.task.prefix, examples)
         yield _claimed(part, claim, found)
         if part == "test" and EXAMPLES in bundle.files:
-            yield _example_by_example(_rows(bundle), found.scored)
+            yield _example_by_example(rows_of(bundle.files[EXAMPLES]), found.scored)
 
 
 def _claimed(part: str, claim: dict[str, Any], found: Evaluation) -> Check:
-    """Equal, but for as many examples as lie within rounding of the boundary."""
+    """Compare a claim with the measured figure; it may differ by as many examples as there are near-ties."""
     now, claimed, size = 100 * found.exact_match, float(claim["exact_match"]), len(found.scored)
     apart = round(abs(now - claimed) * size / 100, 6)
     if apart < 0.5:
@@ -186,18 +200,6 @@ def _claimed(part: str, claim: dict[str, Any], found: Evaluation) -> Check:
     return Check("claim", False, f"{about} {'more' if claimed > now else 'fewer'} than were measured here")
 
 
-def _rows(bundle: Bundle) -> list[dict[str, Any]]:
-    try:
-        table = pyarrow.parquet.read_table(bundle.files[EXAMPLES], columns=["index", "correct", "log_prob"])
-    except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{EXAMPLES} cannot be read ({str(error).splitlines()[0][:100]}); get it again") from None
-    kinds = {"index": pyarrow.int64(), "correct": pyarrow.bool_(), "log_prob": pyarrow.float64()}
-    if any(table.schema.field(name).type != kind or table[name].null_count for name, kind in kinds.items()):
-        raise UserError(f"{EXAMPLES} holds other values than a run writes; get it again")
-    rows: list[dict[str, Any]] = table.to_pylist()
-    return rows
-
-
 def _example_by_example(kept: Sequence[dict[str, Any]], scored: Sequence[Scored]) -> Check:
     if [row["index"] for row in kept] != [row.index for row in scored]:
         return Check("examples", False, f"{EXAMPLES} lists other examples than the test part has")
@@ -205,11 +207,18 @@ def _example_by_example(kept: Sequence[dict[str, Any]], scored: Sequence[Scored]
     other = [row for before, row in pairs if bool(before["correct"]) != row.correct]
     moved = max(abs(before["log_prob"] - row.log_prob) for before, row in pairs)
     about = f"log-probabilities of targets differ by at most {moved:.2g} nats"
-    settled = [row for row in other if not row.near_tie]
-    if settled:
-        line = (
-            f"{len(settled)} of {len(pairs):,} test examples come out otherwise than in {EXAMPLES}, the first at index"
-        )
-        return Check("examples", False, f"{line} {settled[0].index}; {about}")
-    ties = f", {len(other)} near-ties apart" if other else ""
-    return Check("examples", True, f"all {len(pairs):,} test examples come out as in {EXAMPLES}{ties}; {about}")
+    certain = [row for row in other if not row.near_tie]
+    if certain:
+        line = f"{len(certain)} of {len(pairs):,} test examples have another outcome than in {EXAMPLES}, the first at"
+        return Check("examples", False, f"{line} index {certain[0].index}; {about}")
+    ties = f", except {len(other)} near-ties" if other else ""
+    return Check("examples", True, f"all {len(pairs):,} test examples have the outcome in {EXAMPLES}{ties}; {about}")
+
+
+def _plain(bundle: Bundle, where: Where, base: Base, model: Any, loaded: Loaded) -> Check:
+    """Count the texts that plain transformers and peft generate otherwise; at 8 and 4 bits a few may differ."""
+    assert bundle.spec is not None
+    inputs = [bundle.spec.task.prefix + example.input for example in data_of(bundle, where.data_dir).test]
+    different, total = differing_texts(bundle, base, model, loaded, inputs)
+    line = f"plain transformers and peft generate the same text for {total - different} of {total} test inputs"
+    return Check("plain", not different or base.bits < 16, line)

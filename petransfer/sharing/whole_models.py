@@ -10,8 +10,9 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from petransfer.data.encoding import Layout
 from petransfer.errors import UserError
 from petransfer.evaluation.predictor import Predictor
-from petransfer.models.loading import Loaded, layout_of, load_checkpoint, tokenizer_and_layout
+from petransfer.models.loading import Loaded, load_checkpoint, tokenizer_and_layout
 from petransfer.models.registry import checkpoint_spec, is_embedded
+from petransfer.models.special_tokens import layout_of
 from petransfer.models.support import supported_class
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.sharing.base import Where, as_trained_from, default_device
@@ -58,7 +59,7 @@ def _load_whole(folder: Path, bundle: Bundle, checkpoint: str | None, device: st
         raise UserError(f"the model in {weights} cannot be loaded ({reason}); train or merge it again") from error
     if (weights / "tokenizer_config.json").is_file():
         tokenizer = AutoTokenizer.from_pretrained(weights)
-        return Loaded(model, tokenizer, layout_of(config, tokenizer), None, ())
+        return Loaded(model, tokenizer, layout_of(config, tokenizer, model.generation_config), None, ())
     tokenizer, layout = _base_tokenizer(bundle, config, checkpoint)
     return Loaded(model, tokenizer, layout, None, ())
 

@@ -126,7 +126,9 @@ def test_seeds_and_verdicts_of_the_study_stand_in_the_card(here: Path, place: Pa
         seed = json.loads((run / "spec.json").read_text())["seed"]
         assert f"| {seed} (this adapter) |" in text
         assert re.search(rf"\| {1 - seed} \|", text)
-        assert "- one-other on held-out" in text
+        sentences = json.loads((here / "results" / "mine" / "effects.json").read_text())["sentences"]
+        assert all(f"- {one}" in text for one in sentences[:12])
+        assert "one-other" in "".join(sentences)
     assert call("adapter", "verify", str(runs[0]), "--cpu") == 0, "a card beside the adapter is no change of it"
 
 
@@ -185,6 +187,44 @@ def test_so_do_those_of_a_decoder_on_a_base_that_is_a_folder(
     capsys.readouterr()
     assert call("predict", "a.petransfer.zip", *texts, "--checkpoint", "./base", "--max-new-tokens", "64") == 0
     assert plain == capsys.readouterr().out.splitlines()
+
+
+def test_the_card_s_code_decodes_greedily_whatever_the_base_s_own_defaults_are(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("checkpoints", "cp", "nano/english", "base") == 0
+    own = {"eos_token_id": 1, "pad_token_id": 0, "decoder_start_token_id": 0}
+    defaults = {"min_length": 12, "no_repeat_ngram_size": 1, "forced_bos_token_id": 77, "repetition_penalty": 9.0}
+    (here / "base" / "generation_config.json").write_text(json.dumps(own | defaults | {"num_beams": 4}))
+    options = ("--steps", "40", "--lr", "0.01", "--test", "10", "--cpu", "--out", "study")
+    assert call("train", "./base", "pairs.tsv", *options) == 0
+    assert call("adapter", "pack", "study", "--out", "a.petransfer.zip") == 0
+    texts = [source for source, _ in ROWS[:12]]
+    capsys.readouterr()
+    assert call("predict", "a.petransfer.zip", *texts, "--checkpoint", "./base", "--cpu") == 0
+    ours = capsys.readouterr().out.splitlines()
+    assert plainly(here / "a.petransfer.zip", here, texts) == ours
+    assert len(set(ours)) > 1
+
+
+def test_at_4_bits_the_card_s_code_quantises_the_same_layers(
+    trained: Callable[..., Path], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained("nano/english", "--bits", "4")
+    assert call("checkpoints", "cp", "nano/english", "base") == 0
+    assert call("adapter", "pack", str(run), "--out", "a.petransfer.zip") == 0
+    texts = [source for source, _ in ROWS[:20]]
+    plain = plainly(here / "a.petransfer.zip", here, texts)
+    capsys.readouterr()
+    assert call("predict", str(run), *texts, "--cpu") == 0
+    ours = capsys.readouterr().out.splitlines()
+    assert sum(one == other for one, other in zip(plain, ours, strict=True)) >= 18
+    assert call("adapter", "verify", str(run), "--no-evaluate", "--plain", "--cpu") == 0
+    said = re.search(
+        r"plain transformers and peft generate the same text for (\d+) of 10 test", capsys.readouterr().out
+    )
+    assert said is not None
+    assert int(said[1]) >= 8
 
 
 def plainly(bundle: Path, here: Path, texts: list[str]) -> list[str]:

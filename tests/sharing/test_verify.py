@@ -35,7 +35,7 @@ def test_it_passes_on_the_bundle_the_run_and_the_folder_that_was_pulled(
         assert failures(capsys, str(source)) == {}
     assert call("adapter", "verify", str(packed), "--cpu") == 0
     said = capsys.readouterr()
-    assert "all 10 test examples come out as in examples.parquet" in said.out
+    assert "all 10 test examples have the outcome in examples.parquet" in said.out
     assert "is what it says" in said.err
     claims = json.loads((run / "adapter" / "petransfer.json").read_text())["claims"]
     assert claims["test"]["exact_match"] > 0
@@ -60,7 +60,7 @@ def test_other_weights_with_all_hashes_made_to_fit(
     bundle = write(here / "forged.petransfer.zip", sealed(files | {WEIGHTS: save(tensors)}))
     found = failures(capsys, str(bundle))
     assert set(found) <= {"claim", "examples"}
-    assert "test examples come out otherwise than in examples.parquet" in found["examples"]
+    assert "test examples have another outcome than in examples.parquet" in found["examples"]
 
 
 def test_another_base(packed: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,7 +94,7 @@ def test_a_changed_claim(packed: Path, here: Path, capsys: pytest.CaptureFixture
     changed = {"petransfer.json": json.dumps(provenance).encode(), "result.json": json.dumps(result).encode()}
     bundle = write(here / "claim.petransfer.zip", sealed(files | changed | {"README.md": card}))
     found = failures(capsys, str(bundle))
-    assert list(found) == ["claim"]
+    assert list(found) == ["examples", "claim"]
     assert f"{true:.2f} % EM on test; claimed are {claimed:.2f} %, 2 of 10 examples" in found["claim"]
     plain = write(here / "plain.petransfer.zip", files | {"petransfer.json": changed["petransfer.json"]})
     assert {"files", "card", "claim"} <= set(failures(capsys, str(plain)))

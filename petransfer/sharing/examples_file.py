@@ -1,0 +1,64 @@
+"""examples.parquet: the outcome of each test example, read with bounds and without its texts."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from petransfer.errors import UserError
+from petransfer.sharing.bundle_files import EXAMPLES
+
+# Columns that hold no text of the data.
+FIGURES = ("index", "category", "correct", "margin", "log_prob", "tokens", "tokens_correct", "semantic_correct")
+# The most rows that are read. A few hundred kilobytes of parquet can stand for billions of equal rows.
+ROWS = 5_000_000
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pyarrow.Table:
+    """Read the table if its metadata announce no more than ROWS rows.
+
+    Raises:
+        UserError: it cannot be read, or has more rows.
+    """
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            count = file.metadata.num_rows
+            if count > ROWS:
+                raise UserError(f"{EXAMPLES} has {count:,} rows; at most {ROWS:,} are read")
+            return file.read(columns=None if columns is None else list(columns))
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
+        raise UserError(f"{EXAMPLES} cannot be read ({reason}); get it again") from None
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """Return index, correct and log_prob of each row.
+
+    Raises:
+        UserError: the file cannot be read, or a value has another type than a run writes.
+    """
+    kinds = {"index": pyarrow.int64(), "correct": pyarrow.bool_(), "log_prob": pyarrow.float64()}
+    table = read_table(path, list(kinds))
+    missing = any(name not in table.column_names for name in kinds)
+    if missing or any(table.schema.field(name).type != kind or table[name].null_count for name, kind in kinds.items()):
+        raise UserError(f"{EXAMPLES} holds other values than a run writes; get it again")
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
+
+
+def without_texts(path: Path) -> bytes:
+    """Return the file without inputs, targets and generated texts: who shares an adapter shares no data by it.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    table = read_table(path)
+    kept = table.select([name for name in FIGURES if name in table.column_names]).replace_schema_metadata(None)
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(kept, sink)
+    return sink.getvalue()

@@ -1,0 +1,62 @@
+"""Compare petransfer's texts with those of plain transformers and peft, loaded as the card's code loads them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import petransfer.models.bitsandbytes_import  # noqa: F401 - before peft
+
+# isort: split
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from petransfer.data.encoding import encode_inputs
+from petransfer.errors import UserError
+from petransfer.evaluation.generation import generations
+from petransfer.models.loading import DTYPES, Loaded
+from petransfer.models.quantization import keep_default_packing, left_unquantized, quantization_config
+from petransfer.models.registry import embedded_folder, is_embedded
+from petransfer.sharing.base import Base
+from petransfer.sharing.bundle import Bundle
+
+# Texts that are compared, and the most tokens of each.
+TEXTS, TOKENS = 50, 64
+
+
+def differing_texts(bundle: Bundle, base: Base, ours: Any, loaded: Loaded, inputs: list[str]) -> tuple[int, int]:
+    """Return for how many inputs plain transformers and peft generate another text, and the number of inputs.
+
+    Args:
+        ours: petransfer's model with the adapter, on the base `loaded`.
+
+    Raises:
+        UserError: plain transformers cannot make the base.
+    """
+    checkpoint = base.checkpoint
+    if checkpoint.reinit != "none" or checkpoint.tokenizer:
+        raise UserError(f"--plain: plain transformers cannot make the base of {bundle.label}; leave --plain out")
+    rows = encode_inputs(inputs[:TEXTS], loaded.tokenizer, loaded.layout)
+    limits = [TOKENS] * len(rows)
+    plain = _plain_model(bundle, base, loaded)
+    expected = generations(ours, loaded, rows, limits, batch_size=1)
+    found = generations(plain, replace(loaded, model=plain.get_base_model()), rows, limits, batch_size=1)
+    return sum(one.text != other.text for one, other in zip(expected, found, strict=True)), len(rows)
+
+
+def _plain_model(bundle: Bundle, base: Base, loaded: Loaded) -> Any:
+    name = base.checkpoint.name
+    place = str(embedded_folder(name)) if is_embedded(name) else base.checkpoint.source or name
+    revision = None if base.checkpoint.source or is_embedded(name) else loaded.commit
+    auto = AutoModelForSeq2SeqLM if loaded.layout.encoder_decoder else AutoModelForCausalLM
+    device = str(loaded.model.device)
+    if base.bits in DTYPES:
+        plain = auto.from_pretrained(place, revision=revision, dtype=DTYPES[base.bits]).to(device)
+    else:
+        with left_unquantized(type(loaded.model), base.keep_wide):
+            options = {"quantization_config": quantization_config(base.bits), "dtype": DTYPES[16]}
+            plain = auto.from_pretrained(place, revision=revision, device_map={"": device}, **options)
+        keep_default_packing(plain)
+    folder: Path = bundle.weights.parent
+    return PeftModel.from_pretrained(plain, str(folder)).eval()
