@@ -88,7 +88,7 @@ class CfqTask:
                 raise UserError(f"cfq/{split} has {len(pairs):,} {part} rows, expected {ROWS[part]:,}: get it again")
         parts = {part: self._examples(pairs) for part, pairs in rows.items()}
         if self.dev == "published":
-            return SplitData(**parts)
+            return SplitData(parts["train"], parts["dev"], parts["test"])
         train, dev = cut_dev(parts["train"], self.dev_size, salt=f"cfq/{split}")
         return SplitData(train, dev, parts["test"])
 
