@@ -105,6 +105,13 @@ def train(
         str | None,
         typer.Option(rich_help_panel=_DATA, help="csv: quotes enclose cells. none: quotes are text. Default: detect."),
     ] = None,
+    add_tokens: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_DATA,
+            help="Characters that the tokenizer lacks, as new tokens, comma-separated: newline,tab,braces,<",
+        ),
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds, as 0,1,2 or 0-5: one training for each.")] = "0",
     out: Annotated[Path | None, typer.Option(help="The folder; default results/<data>-<model>.")] = None,
     sets: Annotated[
@@ -125,7 +132,8 @@ def train(
     request = TrainRequest(
         method, rank, bits, steps, epochs, max_steps, early_stopping, max_minutes, learning_rate, batch_size,
         max_length, prefix, tuple(parse_seeds(seeds)), dev, test, input_column, target_column, template,
-        tuple(metric or ()), skip_bad_rows, {"quoting": quoting},
+        tuple(metric or ()), skip_bad_rows, tuple((add_tokens or "").split(",")) if add_tokens else (),
+        {"quoting": quoting},
     )  # fmt: skip
     training = train_study(model, data, request, sets or [], out, card is not None)
     grid = training.grid

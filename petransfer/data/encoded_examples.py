@@ -12,6 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from petransfer.data.bad_rows import BadRow, BadRows
 from petransfer.data.encoding import (
+    CHANGED,
+    LOST,
     Encoded,
     Layout,
     decode,
@@ -134,7 +136,8 @@ def encode_split(
             bad.add(data.row_name(part, getattr(data, part)[position].index) if bad.is_new(problem) else "", problem)
     if bad and not skip_bad_rows:
         rows = sum(len(getattr(data, part)) for part in parts)
-        raise UserError(bad.refusal(rows, f"the data, with the tokenizer {tokenizer.name_or_path}"))
+        advice = "; --add-tokens adds characters to the tokenizer" if bad.has(LOST) or bad.has(CHANGED) else ""
+        raise UserError(bad.refusal(rows, f"the data, with the tokenizer {tokenizer.name_or_path}") + advice)
     for part in parts:
         if not len(found[part].examples):
             raise UserError(f"no {part} row can be used: {bad.summary()}; correct the rows, or give others")

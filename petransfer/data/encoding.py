@@ -24,6 +24,8 @@ __all__ = [
     "target_problem",
 ]
 
+CHANGED = "the tokenizer changes blanks or line breaks inside the target"
+LOST = "the tokenizer loses characters of the target"
 ADVICE = "take a checkpoint whose tokenizer has them, write them otherwise, or leave such rows out"
 
 
@@ -141,9 +143,9 @@ def target_problem(text: str, row: Sequence[int], back: str, tokenizer: PreTrain
     if not gone and back.strip() == text.strip():
         return BadRow("the tokenizer drops the blanks at the ends of the target", visible(text))
     if not gone and "".join(back.split()) == "".join(text.split()):
-        return BadRow("the tokenizer changes blanks or line breaks inside the target", visible(text))
+        return BadRow(CHANGED, visible(text))
     named = " ".join(repr(sign) for sign in gone or sorted(set(text) - {" "})[:5])
-    return BadRow("the tokenizer loses characters of the target", f"{named} in {visible(text)}")
+    return BadRow(LOST, f"{named} in {visible(text)}")
 
 
 def lost_characters(text: str, back: str) -> list[str]:

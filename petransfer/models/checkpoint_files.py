@@ -7,6 +7,7 @@ import errno
 import json
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from petransfer.errors import UserError
+from petransfer.models.added_tokens import add_tokens
 from petransfer.models.registry import NANO, checkpoint_spec, embedded_folder, is_embedded
 from petransfer.recipe.run_spec import CheckpointSpec
 
@@ -39,13 +41,14 @@ def hub_commit(checkpoint: CheckpointSpec) -> str | None:
 
 
 def load_tokenizer(checkpoint: CheckpointSpec) -> PreTrainedTokenizerBase:
-    """Load a checkpoint's tokenizer.
+    """Load a checkpoint's tokenizer, with the characters that are added to it.
 
     Raises:
         UserError: it is missing or damaged, or the package that it needs is not installed.
     """
     if checkpoint.tokenizer and not checkpoint.tokenizer_source:
-        return load_tokenizer(checkpoint_spec(checkpoint.tokenizer))
+        other = checkpoint_spec(checkpoint.tokenizer)
+        return load_tokenizer(replace(other, added_tokens=checkpoint.added_tokens))
     embedded = is_embedded(checkpoint.name) and not checkpoint.tokenizer
     place = checkpoint.tokenizer_source or (str(NANO / "tokenizer") if embedded else location(checkpoint))
     asked = None if checkpoint.tokenizer_source else revision(checkpoint)
@@ -62,6 +65,7 @@ def load_tokenizer(checkpoint: CheckpointSpec) -> PreTrainedTokenizerBase:
             f"the tokenizer of {place} cannot be loaded ({first_line(error)}); save it again with the tokenizer's "
             "save_pretrained"
         ) from error
+    add_tokens(tokenizer, checkpoint.added_tokens)
     return tokenizer
 
 

@@ -12,6 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrain
 
 from petransfer.data.encoding import Layout
 from petransfer.errors import UserError
+from petransfer.models.added_tokens import add_tokens, draw_embeddings
 from petransfer.models.architecture import has_own_head
 from petransfer.models.checkpoint_files import (
     generation_config,
@@ -129,15 +130,17 @@ def load_checkpoint(
         checkpoint = replace(checkpoint, weights=commit or checkpoint.weights)
         config = AutoConfig.from_pretrained(location(checkpoint), revision=revision(checkpoint))
         supported_class(config, checkpoint.name)  # before anything else is downloaded
-        tokenizer = load_tokenizer(checkpoint)
+        tokenizer = load_tokenizer(replace(checkpoint, added_tokens=()))
+        added = add_tokens(tokenizer, checkpoint.added_tokens)
         if checkpoint.tokenizer:
             _set_vocabulary(config, len(tokenizer))
         model = _model(config, checkpoint, bits, seed, None if device is None else torch.device(device), keep_wide)
+    draw_embeddings(model, added, checkpoint.name, seed)
     text_config(model.config).use_cache = True
     _never_drop_layers(model)
     layout = layout_of(config, tokenizer, generation_config(checkpoint))
     new = new_tokens(checkpoint, model.get_input_embeddings().num_embeddings)
-    return Loaded(model, tokenizer, layout, commit, new)
+    return Loaded(model, tokenizer, layout, commit, tuple(dict.fromkeys((*new, *added))))
 
 
 def load_on_disk(checkpoint: CheckpointSpec, folder: str, seed: int = 0) -> Loaded:

@@ -224,6 +224,15 @@ def with_hashes(part: FamilyPart, seeds: Sequence[int], folder: Path = Path()) -
     return part.model_copy(update={"arms": arms})
 
 
+# Words for characters that are hard to write in a command.
+_CHARACTERS = {"newline": "\n", "tab": "\t", "braces": "{}"}
+
+
+def _characters(names: Sequence[str]) -> tuple[str, ...]:
+    """The characters that are named by a word or written out, each once."""
+    return tuple(dict.fromkeys(sign for name in names for sign in _CHARACTERS.get(name, name)))
+
+
 def _own(where: str, entry: ArmPart, folder: Path, seed: int) -> CheckpointSpec:
     place = entry.checkpoint.replace(SEED, str(seed))
     recorded = entry.sha256.get(seed) if isinstance(entry.sha256, dict) else entry.sha256
@@ -236,6 +245,7 @@ def _own(where: str, entry: ArmPart, folder: Path, seed: int) -> CheckpointSpec:
         if spec.source or is_embedded(spec.name) or "@" in entry.checkpoint:
             raise UserError(f"{where}: a revision belongs to a hub id that has none yet, not to {entry.checkpoint}")
         spec = replace(spec, weights=entry.revision)
+    spec = replace(spec, added_tokens=_characters(entry.added_tokens))
     if entry.tokenizer is None:
         return replace(spec, reinit=entry.reinit)
     if entry.reinit == "body":

@@ -19,6 +19,7 @@ StoppingMetric = Literal["exact_match", "loss"]
 
 # Fields that were added later, as (part, name, default). At its default a field is left out of the run id.
 ADDED_LATER: tuple[tuple[str, str, object], ...] = (
+    ("checkpoint", "added_tokens", []),
     ("train", "optimizer", "adamw"),
     ("train", "early_stopping", None),
     ("method", "keep_wide", []),
@@ -81,6 +82,7 @@ class CheckpointSpec:
     reinit: which weights are drawn anew.
     tokenizer: another checkpoint whose tokenizer is used; the embeddings are then drawn anew. A local one is named by
         its folder and a sha256: `name@sha256`.
+    added_tokens: characters that are added to the tokenizer where it lacks them.
     source, tokenizer_source: the folders of a local checkpoint and tokenizer on this machine; not part of the run id.
     """
 
@@ -90,6 +92,7 @@ class CheckpointSpec:
     tokenizer: str | None = None
     source: str | None = None
     tokenizer_source: str | None = None
+    added_tokens: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -239,6 +242,7 @@ class RunSpec:
     def from_dict(cls, content: dict[str, Any]) -> RunSpec:
         """Return the spec of plain values that `as_dict` returned, in this version or an earlier one."""
         task = {**content["task"], "metrics": tuple(content["task"].get("metrics", ()))}
+        checkpoint = {**content["checkpoint"], "added_tokens": tuple(content["checkpoint"].get("added_tokens", ()))}
         method = {**content["method"]}
         if not isinstance(method["targets"], str):
             method["targets"] = tuple(method["targets"])
@@ -248,7 +252,7 @@ class RunSpec:
         if train.get("early_stopping") is not None:
             train["early_stopping"] = EarlyStopping(**train["early_stopping"])
         return cls(
-            checkpoint=CheckpointSpec(**content["checkpoint"]),
+            checkpoint=CheckpointSpec(**checkpoint),
             task=TaskSpec(**task),
             method=MethodSpec(**method),
             train=TrainSpec(**train),

@@ -76,7 +76,8 @@ class ArmPart(Strict):
     pretraining of its own. sha256: the hash of a folder's files, by seed where the folder depends on the seed. A study
     records it when it begins, so that it can be read where the folder no longer exists. revision: of a hub id.
     tokenizer: another hub id or folder whose tokenizer is used; the embeddings are then drawn anew. reinit: what else
-    is drawn anew. prefix: in place of the family's.
+    is drawn anew. prefix: in place of the family's. added_tokens: characters that are added to
+    the tokenizer where it lacks them: `newline`, `tab`, `braces`, or the characters themselves.
     """
 
     checkpoint: str
@@ -85,6 +86,7 @@ class ArmPart(Strict):
     tokenizer: str | None = None
     reinit: Reinit = "none"
     prefix: str | None = None
+    added_tokens: list[str] = Field(default=[], exclude_if=lambda value: not value)
 
 
 class FamilyPart(Strict):

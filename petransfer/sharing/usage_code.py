@@ -69,6 +69,11 @@ def usage(spec: RunSpec, provenance: dict[str, Any]) -> str:
     if spec.checkpoint.reinit != "none" or spec.checkpoint.tokenizer:
         random = f"Plain transformers cannot make its base: some weights were drawn at random from seed {spec.seed}."
         return f"{random}\n\n{_WITH_PETRANSFER}"
+    if spec.checkpoint.added_tokens:
+        named = ", ".join(map(repr, spec.checkpoint.added_tokens))
+        return (
+            f"Its tokenizer has added tokens ({named}), which petransfer adds to the base's own.\n\n{_WITH_PETRANSFER}"
+        )
     how, place = _base(spec)
     parts = [how, f"```python\n{_code(spec, provenance, place, commit)}\n```"]
     if spec.method.bits < 16:

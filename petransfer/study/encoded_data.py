@@ -39,6 +39,7 @@ def encode_data(spec: RunSpec, data: SplitData, scored: tuple[str, ...]) -> tupl
     supported_class(config, spec.checkpoint.name)  # refuses what cannot generate before anything else is looked for
     tokenizer, layout = tokenizer_and_layout(spec.checkpoint, config)
     layout = chat_layout(tokenizer, layout, data.train[0].chat)
+    _check_added_tokens(spec)
     source, train = spec.task.source, spec.train
     encoded = encode_split(
         data,
@@ -61,6 +62,15 @@ def encode_data(spec: RunSpec, data: SplitData, scored: tuple[str, ...]) -> tupl
                     raise
         encoded = replace(encoded, data=replace(encoded.data, labels=tuple(labels)))
     return encoded, layout
+
+
+def _check_added_tokens(spec: RunSpec) -> None:
+    trains_new = METHODS.lookup(spec.method.name).trains_all_weights or spec.method.embeddings != "frozen"
+    if spec.checkpoint.added_tokens and not trains_new:
+        raise UserError(
+            f"added_tokens: the embeddings of added tokens must be trained, and {spec.method.name} keeps them frozen; "
+            "use lora, or another method that takes it, with embeddings: new"
+        )
 
 
 def log_notes(encoded: EncodedSplit) -> None:

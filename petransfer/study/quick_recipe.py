@@ -13,7 +13,7 @@ from petransfer.errors import UserError
 from petransfer.models.registry import CONTROLS, checkpoint_spec, is_embedded
 from petransfer.recipe.loading import apply_override, validate
 from petransfer.recipe.methods import METHODS
-from petransfer.recipe.schema import FamilyPart, Recipe
+from petransfer.recipe.schema import ArmPart, FamilyPart, Recipe
 from petransfer.study.grid import resolve, task_of
 
 # By default training ends when the dev set no longer improves, and after so many epochs at the latest, within these
@@ -54,6 +54,7 @@ class TrainRequest:
         template: Makes the input from several columns, such as `summarize: {document}`.
         metrics: The metrics that the test set is scored with beside exact match.
         skip_bad_rows: Leave unusable rows out and list them.
+        add_tokens: Characters to add to the tokenizer where it lacks them: `newline`, `tab`, `braces`, or themselves.
         options: Other options of the task `lines`, such as `delimiter`.
     """
 
@@ -77,6 +78,7 @@ class TrainRequest:
     template: str | None = None
     metrics: tuple[str, ...] = ()
     skip_bad_rows: bool = False
+    add_tokens: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -111,7 +113,7 @@ def recipe_for(model: str, data: str, request: TrainRequest, overrides: list[str
     content: dict[str, Any] = {
         "name": f"{stem}-{arm}",
         "task": {"name": "lines", "options": _options(data, request)},
-        "family": {"name": arm, "arms": {arm: model}},
+        "family": {"name": arm, "arms": {arm: _checkpoint(model, request)}},
         "arms": [arm],
         "methods": [_method(request, embedded, on_card)],
         "seeds": list(request.seeds),
@@ -153,7 +155,12 @@ def _method(request: TrainRequest, embedded: bool, on_card: bool) -> dict[str, A
     if declared.trains_all_weights:
         return method | ({"rate_scaling": "rms"} if embedded else {})
     method |= {"rank": 16 if request.rank is None else request.rank} if "rank" in keys else {}
-    return method | ({"embeddings": "new"} if embedded and "embeddings" in keys else {})
+    trains_new = (embedded or request.add_tokens) and "embeddings" in keys
+    return method | ({"embeddings": "new"} if trains_new else {})
+
+
+def _checkpoint(model: str, request: TrainRequest) -> str | dict[str, Any]:
+    return {"checkpoint": model, "added_tokens": list(request.add_tokens)} if request.add_tokens else model
 
 
 def _fill(content: dict[str, Any], recipe: Recipe, model: str, request: TrainRequest) -> None:
@@ -228,14 +235,17 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
                 options[part] = str(found[0].absolute())
     changes: dict[str, Any] = {"task": recipe.task.model_copy(update={"options": options})}
     if isinstance(recipe.family, FamilyPart):
-        arms = {
-            arm: str(Path(name).expanduser().absolute())
-            if isinstance(name, str) and Path(name).expanduser().is_dir()
-            else name
-            for arm, name in recipe.family.arms.items()
-        }
+        arms = {arm: _with_absolute_path(entry) for arm, entry in recipe.family.arms.items()}
         changes["family"] = recipe.family.model_copy(update={"arms": arms})
     return recipe.model_copy(update=changes)
+
+
+def _with_absolute_path(entry: str | ArmPart) -> str | ArmPart:
+    name = entry if isinstance(entry, str) else entry.checkpoint
+    if not Path(name).expanduser().is_dir():
+        return entry
+    whole = str(Path(name).expanduser().absolute())
+    return whole if isinstance(entry, str) else entry.model_copy(update={"checkpoint": whole})
 
 
 def _word(text: str) -> str:

@@ -1,0 +1,64 @@
+"""Characters that a tokenizer lacks, such as line breaks and braces for T5, as tokens of their own.
+
+A checkpoint often has more embedding rows than its tokenizer has tokens (T5 has 28 more). The added tokens take these
+rows, so that no tensor changes its size; the rows are drawn anew and must be trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tokenizers import pre_tokenizers
+from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
+
+from petransfer.errors import UserError
+
+
+def add_tokens(tokenizer: PreTrainedTokenizerBase, added: Sequence[str]) -> tuple[int, ...]:
+    """Add each character that does not come back from its token ids as a token; return the new token ids.
+
+    A SentencePiece tokenizer then puts its mark for a blank only where there is one: after an added token it would
+    else invent a blank.
+    """
+    lacking = [sign for sign in added if _changes(tokenizer, f"a{sign}a")]
+    if not lacking:
+        return ()
+    first = len(tokenizer)
+    tokenizer.add_tokens([AddedToken(sign, normalized=False, special=False) for sign in lacking])
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None and "Metaspace" in repr(backend.pre_tokenizer):
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    return tuple(range(first, len(tokenizer)))
+
+
+def draw_embeddings(model: PreTrainedModel, ids: Sequence[int], name: str, seed: int) -> None:
+    """Draw the embedding rows of added tokens, and those of an untied head, with the mean and deviation of the others.
+
+    Raises:
+        UserError: The model has too few rows.
+    """
+    rows = model.get_input_embeddings().num_embeddings
+    if not ids:
+        return
+    if ids[-1] >= rows:
+        spare = max(0, rows - ids[0])
+        raise UserError(f"{name} has embedding rows for {spare} added tokens, and {len(ids)} are asked for; add fewer")
+    generator = torch.Generator().manual_seed(seed)
+    for end in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if end is None or end.weight.is_meta or (end is not model.get_input_embeddings() and _tied(model)):
+            continue
+        with torch.no_grad():
+            known = end.weight[: ids[0]].float()
+            drawn = torch.randn(len(ids), known.shape[1], generator=generator).to(known.device)
+            end.weight[ids[0] : ids[-1] + 1] = (known.mean(0) + known.std(0) * drawn).to(end.weight.dtype)
+
+
+def _tied(model: PreTrainedModel) -> bool:
+    head = model.get_output_embeddings()
+    return head is not None and head.weight is model.get_input_embeddings().weight
+
+
+def _changes(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return bool(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) != text)

@@ -1,0 +1,107 @@
+"""Characters that a tokenizer lacks become tokens: texts come back, rows differ, and an adapter predicts them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration, T5Tokenizer
+
+from petransfer.cli import main
+from petransfer.models.added_tokens import add_tokens
+from petransfer.models.loading import load_checkpoint
+from petransfer.models.registry import checkpoint_spec
+from petransfer.recipe.run_spec import CheckpointSpec
+
+ADDED = ("\n", "\t", "{", "}", "<")
+
+
+def sentencepiece() -> PreTrainedTokenizerBase:
+    """T5's own kind of tokenizer, with letters as tokens."""
+    letters = ["▁", *"abcdefghijklmnopqrstuvwxyz.;()0123456789:"]
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), *((letter, -1.0) for letter in letters)]
+    return T5Tokenizer(vocab=vocabulary, extra_ids=2)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny T5 with a SentencePiece tokenizer and 8 embedding rows more than it has tokens."""
+    folder = tmp_path_factory.mktemp("t5-spare")
+    tokenizer = sentencepiece()
+    torch.manual_seed(3)
+    config = T5Config(
+        vocab_size=len(tokenizer) + 8, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2,
+        decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@given(st.text("ab {}\n\t<", max_size=12).filter(lambda text: not text.startswith(" ")))
+def test_texts_come_back_with_all_their_blanks_and_braces(text: str) -> None:
+    tokenizer = TOKENIZER
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+TOKENIZER = sentencepiece()
+add_tokens(TOKENIZER, ADDED)
+
+
+def test_only_characters_that_are_lost_are_added() -> None:
+    tokenizer = sentencepiece()
+    before = len(tokenizer)
+    assert add_tokens(tokenizer, ("a", "\n", "(")) == (before,)
+    assert add_tokens(tokenizer, ("\n",)) == ()
+
+
+def test_their_rows_are_new_and_differ(base: Path) -> None:
+    spec = checkpoint_spec(str(base))
+    plain = load_checkpoint(spec, 32)
+    added = load_checkpoint(CheckpointSpec(**{**vars(spec), "added_tokens": ADDED}), 32)
+    ids = list(added.new_tokens)
+    assert ids == [len(plain.tokenizer) + at for at in range(5)]
+    rows, old = (each.model.get_input_embeddings().weight for each in (added, plain))
+    assert torch.equal(rows[: ids[0]], old[: ids[0]])
+    similar = torch.nn.functional.cosine_similarity(rows[ids][:, None], rows[ids][None], dim=-1)
+    assert (similar - torch.eye(5)).max() < 0.9
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["petransfer", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+def test_an_adapter_learns_and_predicts_them(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PETRANSFER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    rows = [{"input": f"row {n}", "target": "{\n}"} for n in range(40)]
+    Path("code.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["train", str(base), "code.jsonl", "--cpu", "--out", "out", "--prefix", ""]
+    assert call(monkeypatch, *arguments) == 2
+    assert "--add-tokens" in capsys.readouterr().err
+    added = ["--add-tokens", "newline,braces", "--steps", "40", "--lr", "0.01"]
+    assert call(monkeypatch, *arguments, *added, "--method", "ia3") == 2
+    assert "the embeddings of added tokens must be trained" in capsys.readouterr().err
+    assert call(monkeypatch, *arguments, *added, "--rank", "32") == 0
+    (result,) = Path("out/runs").glob("*/result.json")
+    assert json.loads(result.read_text())["test"]["exact_match"] == 100
+    capsys.readouterr()
+    assert call(monkeypatch, "predict", str(result.parent), "row 3", "--cpu", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["output"] == "{\n}"
+
+
+def test_more_than_the_model_has_rows_for_are_refused(base: Path) -> None:
+    spec = CheckpointSpec(**{**vars(checkpoint_spec(str(base))), "added_tokens": tuple("<>[]{}ABCDEF")})
+    with pytest.raises(Exception, match="has embedding rows for 8 added tokens, and 12 are asked for; add fewer"):
+        load_checkpoint(spec, 32)
