@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from petransfer.memory.card_sizes import card_bytes, gigabytes
+from petransfer.memory.cards import card_bytes, gigabytes
 
 from benchmarks.memory import Cell, in_a_new_process
 from petransfer.errors import UserError
