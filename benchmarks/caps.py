@@ -8,10 +8,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from petransfer.memory.cards import card_bytes, gigabytes
-
 from benchmarks.memory import Cell, in_a_new_process
 from petransfer.errors import UserError
+from petransfer.memory.cards import card_bytes, gigabytes
 
 
 def sizes(text: str | None) -> list[int]:

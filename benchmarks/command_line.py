@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from benchmarks.processor import processor
 from petransfer.cli.options import Cpu, DataDir
 from petransfer.cli.table_layout import print_table
 from petransfer.errors import UserError
@@ -185,7 +186,7 @@ def memory(
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         print(f"writing {checkpoint} with random weights", file=sys.stderr)
         parameters = write_random(checkpoint, Path(folder), layers)
-        about = {"checkpoint": checkpoint, "layers": layers, "parameters": parameters}
+        about = {"checkpoint": checkpoint, "layers": layers, "parameters": parameters, "processor": processor()}
         for width in wanted:
             cell = Cell(folder, width, batch or (32 if caps else 1), source, target, checkpointing)
             found += [about | {**asdict(cell), "folder": None} | row(cell, size) for size in caps]
@@ -241,7 +242,8 @@ def quantise(
     found: list[dict[str, Any]] = []
     for row in rows(checkpoint_spec(checkpoint), text, windows, layers.split(",")):
         print(f"{row.bits} bits, wide: {row.wide}", file=sys.stderr)
-        found.append({"checkpoint": checkpoint, "text": text.name, "windows": windows, **asdict(row)})
+        about = {"checkpoint": checkpoint, "text": text.name, "windows": windows, "processor": processor()}
+        found.append({**about, **asdict(row)})
         table.add_row(str(row.bits), row.wide, f"{row.loss:.4f}", f"{100 * row.change:+.2f}", f"{row.bytes / 1e6:.2f}")
     print_table(table)
     _add(found, out)

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from benchmarks.shapes import write_random
-from petransfer.memory.measured import measure
+from benchmarks.sides import hardware
+from petransfer.memory.measured import capability, measure
 from petransfer.memory.simulation import Demand, simulate
 from petransfer.models.architecture import configuration
 from petransfer.models.registry import checkpoint_spec
@@ -28,6 +29,7 @@ def rows(checkpoints: list[str], layers: int | None, say: Callable[[str], None])
     found = []
     device = "cuda" if torch.cuda.is_available() else "cpu"
     where = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    about = hardware(torch.device(device))
     for name in checkpoints:
         with tempfile.TemporaryDirectory() as folder:
             write_random(name, Path(folder), layers)
@@ -35,14 +37,14 @@ def rows(checkpoints: list[str], layers: int | None, say: Callable[[str], None])
             config, own_head = configuration(spec)
             for (kind, bits), sizes in itertools.product(METHODS, SIZES):
                 lora = {"rank": 16, "alpha": 32.0} if kind == "lora" else {}
-                demand = Demand(MethodSpec(kind, bits, **lora), *sizes, device)  # type: ignore[arg-type]
+                demand = Demand(MethodSpec(kind, bits, **lora), *sizes, device, capability=capability())  # type: ignore[arg-type]
                 foreseen, taken = simulate(config, name, demand, own_head), measure(spec, demand)
-                fixed = sum(foreseen.weights.values()) + foreseen.trained + foreseen.optimizer
                 row = {
                     "checkpoint": name, "layers": layers, "method": kind, "bits": bits, "batch": sizes[0],
                     "lengths": sizes[1:], "device": where, "foreseen": foreseen.peak, "measured": taken.peak,
-                    "ratio": foreseen.peak / taken.peak, "foreseen_fixed": fixed, "measured_fixed": taken.fixed,
-                    "ratio_fixed": fixed / taken.fixed, "parts": asdict(foreseen),
+                    "ratio": foreseen.peak / taken.peak, "foreseen_fixed": foreseen.fixed,
+                    "measured_fixed": taken.fixed, "ratio_fixed": foreseen.fixed / taken.fixed,
+                    "parts": asdict(foreseen), "hardware": about,
                 }  # fmt: skip
                 found.append(row)
                 say(f"{name} {kind} {bits} bits, {sizes[0]} at once: {row['ratio']:.3f}")

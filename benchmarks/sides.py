@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from benchmarks.processor import processor
 from petransfer.data.encoding import Layout
 from petransfer.errors import UserError
 
@@ -97,7 +96,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
     """The machine that a figure was measured on, and how busy it was: processes that ran or waited to, on average."""
     on_gpu = device.type == "cuda"
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "clock": "processor time" if torch.get_num_threads() == 1 and not on_gpu else "wall",
@@ -105,12 +104,3 @@ def hardware(device: torch.device) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
         "torch": torch.__version__,
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor()

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.processor import processor
 from benchmarks.thousands import OF_A_SEED, write_recipe, write_study
 
 COMMANDS = {
@@ -45,6 +46,7 @@ def rows(repeats: int, seeds: int = 2500) -> list[dict[str, Any]]:
             "median": round(statistics.median(wall for wall, _ in values), 3),
             "least": round(min(wall for wall, _ in values), 3),
             "processor": round(statistics.median(own for _, own in values), 3),
+            "processor_name": processor(),
             "cores": os.cpu_count(),
             "load": load,
         }

@@ -1,7 +1,8 @@
-"""Training beside transformers' Seq2SeqTrainer with peft, as a careful user would set it up."""
+"""Training beside transformers' Trainer with peft, as a careful user would set it up."""
 
 from __future__ import annotations
 
+import copy
 import itertools
 import tempfile
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from transformers import (
     PrinterCallback,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
+    Trainer,
     TrainerCallback,
 )
 from transformers.trainer_pt_utils import get_length_grouped_indices
@@ -25,7 +27,7 @@ from petransfer.data.encoding import Encoded
 from petransfer.methods import mixed_precision
 from petransfer.models.loading import Loaded
 from petransfer.recipe.run_spec import MethodSpec, TrainSpec
-from petransfer.training.batches import ShuffledExamples, collate
+from petransfer.training.batches import IGNORED, ShuffledExamples, collate
 from petransfer.training.losses import token_loss
 
 # Steps before the clock starts: AdamW's state is made in the first.
@@ -133,9 +135,10 @@ def _trainer(prepared: Prepared, folder: Path, steps: int, ordered: Order) -> Ca
 
 
 def trainer_turn(plain: Plain, folder: Path, steps: int, ordered: Order) -> Callable[[], float]:
-    """Examples a second of Seq2SeqTrainer over so many steps, on other batches each turn.
+    """Return a turn of transformers' Trainer: examples a second over so many steps, on other batches each turn.
 
-    ordered: the timed batches' examples in the order in which they are to be taken.
+    Encoder-decoders are trained with Seq2SeqTrainer. Decoders get the input and the target as one text, with a loss on
+    the target alone, as supervised fine-tuning does. ordered: the timed batches' examples in the order of training.
     """
     train, on_cpu = plain.train, plain.device.type == "cpu"
     settings = Seq2SeqTrainingArguments(
@@ -144,7 +147,9 @@ def trainer_turn(plain: Plain, folder: Path, steps: int, ordered: Order) -> Call
         bf16=mixed_precision(plain.method) == "bf16", train_sampling_strategy="sequential", report_to="none",
         save_strategy="no", logging_strategy="no", disable_tqdm=True, dataloader_pin_memory=not on_cpu,
     )  # fmt: skip
-    collator, turns = DataCollatorForSeq2Seq(plain.loaded.tokenizer, model=plain.model), itertools.count()
+    encoder_decoder = plain.loaded.layout.encoder_decoder
+    collator, turns = _collator(plain), itertools.count()
+    trainer_class = Seq2SeqTrainer if encoder_decoder else Trainer
 
     def turn() -> float:
         first = (WARM + steps) * next(turns)
@@ -152,9 +157,9 @@ def trainer_turn(plain: Plain, folder: Path, steps: int, ordered: Order) -> Call
             [plain.source.batch(step, 0, 1).examples for step in range(first + start, first + end)]
             for start, end in ((0, WARM), (WARM, WARM + steps))
         )
-        rows: Any = [_fields(one) for one in (*in_turn(warm), *ordered(timed))]
+        rows: Any = [_fields(one, encoder_decoder) for one in (*in_turn(warm), *ordered(timed))]
         taken = _Clock(plain.device)
-        trainer = Seq2SeqTrainer(
+        trainer = trainer_class(
             model=plain.model, args=settings, train_dataset=rows, data_collator=collator, callbacks=[taken]
         )
         trainer.remove_callback(PrinterCallback)  # whose line would stand among ours
@@ -177,9 +182,23 @@ def grouped_by_length(batches: Sequence[Sequence[Encoded]]) -> list[Encoded]:
     return [rows[at] for at in get_length_grouped_indices(lengths, len(batches[0]), BLOCK, drawn)]
 
 
-def _fields(row: Encoded) -> dict[str, list[int]]:
-    ids = list(row.input_ids)
-    return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": list(row.target_ids)}
+def _collator(plain: Plain) -> DataCollatorForSeq2Seq:
+    """Pads inputs with the tokenizer's padding token, and labels with -100."""
+    tokenizer = plain.loaded.tokenizer
+    if tokenizer.pad_token is None:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.pad_token = tokenizer.eos_token
+    model = plain.model if plain.loaded.layout.encoder_decoder else None  # makes decoder_input_ids of labels
+    return DataCollatorForSeq2Seq(tokenizer, model=model)
+
+
+def _fields(row: Encoded, encoder_decoder: bool) -> dict[str, list[int]]:
+    """An example as Trainer takes it; a model shifts the labels itself."""
+    source, target = list(row.input_ids), list(row.target_ids)
+    if encoder_decoder:
+        return {"input_ids": source, "attention_mask": [1] * len(source), "labels": target}
+    whole = source + target
+    return {"input_ids": whole, "attention_mask": [1] * len(whole), "labels": [IGNORED] * len(source) + target}
 
 
 def gradient_difference(prepared: Prepared) -> float:

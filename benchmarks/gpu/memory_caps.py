@@ -16,7 +16,7 @@ from benchmarks.gpu.random_models import random_model, shape_of
 from benchmarks.gpu.records import Records
 from benchmarks.gpu.stages import Task
 from benchmarks.sides import clock
-from petransfer.memory.measured import Trial
+from petransfer.memory.measured import Trial, capability
 from petransfer.memory.planner import CONTEXT, Fit, plan
 from petransfer.memory.simulation import Demand, simulate
 from petransfer.models.library_output import silence_libraries
@@ -38,18 +38,19 @@ REHEARSAL = (("google-t5/t5-small", (1, 2)),)
 
 @dataclass(frozen=True)
 class Cell:
-    """A checkpoint's shape and a cap in bytes."""
+    """A checkpoint's shape, a cap in bytes, and the device with its compute capability."""
 
     name: str
     cap: int
     layers: int | None
     batch: int
     device: str
+    capability: tuple[int, int]
 
     @property
     def demand(self) -> Demand:
         """The training that is predicted and measured."""
-        return Demand(QLORA, self.batch, *LENGTHS, device=self.device)  # type: ignore[arg-type]
+        return Demand(QLORA, self.batch, *LENGTHS, device=self.device, capability=self.capability)  # type: ignore[arg-type]
 
 
 def run(records: Records, task: Task) -> None:
@@ -58,7 +59,7 @@ def run(records: Records, task: Task) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() and not task.rehearse else "cpu")
     names, batch, layers = (REHEARSAL, 2, 1) if task.rehearse else (CELLS, MOST, None)
     cells = {
-        name: [Cell(name, int(gigabytes * 1e9), layers, batch, device.type) for gigabytes in caps]
+        name: [Cell(name, int(gigabytes * 1e9), layers, batch, device.type, capability()) for gigabytes in caps]
         for name, caps in names
     }
     everyone = [cell for group in cells.values() for cell in group]

@@ -79,7 +79,8 @@ def _score_batch(
     batch = {name: tensor.to(device) for name, tensor in collate(encoded, loaded.layout).items()}
     asked_bt = batch["labels"] != IGNORED
     figures = _packed_figures(lean, batch) if lean else _padded_figures(model, batch)
-    wanted_bt, log_prob_bt, rival_bt, rival_id_bt, noise_b = figures
+    # read from a card once a batch, not once a number
+    asked_bt, wanted_bt, log_prob_bt, rival_bt, rival_id_bt, noise_b = (value.cpu() for value in (asked_bt, *figures))
     lead_bt = wanted_bt - rival_bt
     margin_b = lead_bt.masked_fill(~asked_bt, torch.inf).amin(-1)
     hit_bt = (lead_bt > 0) & asked_bt

@@ -142,3 +142,8 @@ def _peak_on_cpu(step: Any) -> int:
         live += event.nbytes()
         peak = max(peak, live)
     return peak
+
+
+def capability() -> tuple[int, int]:
+    """Return the compute capability of this machine's card, or that of an RTX 30 where there is none."""
+    return torch.cuda.get_device_capability() if torch.cuda.is_available() else (8, 6)

@@ -313,8 +313,12 @@ def embedded_folder(name: str) -> Path:
 
 @functools.cache
 def _embedded_sha256(name: str) -> str:
-    digest = hashlib.sha256((NANO / "tokenizer" / "tokenizer.json").read_bytes())
-    digest.update((embedded_folder(name) / "model.safetensors").read_bytes())
+    digest = hashlib.sha256()
+    for path in (NANO / "tokenizer" / "tokenizer.json", embedded_folder(name) / "model.safetensors"):
+        try:
+            digest.update(path.read_bytes())
+        except OSError as error:
+            raise UserError(f"{name}: cannot read {path} ({error.strerror}); install petransfer again") from None
     return digest.hexdigest()
 
 

@@ -128,7 +128,7 @@ def pretrain(
         seed=spec.seed,
         execution=execution,
         hooks=hooks,
-        loss_function=_loss_over(seen),
+        loss_function=_loss_over(seen.to(accelerator.device)),  # copied once, not in every step
     )
 
     def validate() -> dict[str, Any]:

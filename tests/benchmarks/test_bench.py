@@ -96,6 +96,7 @@ def test_the_theory_is_4_127_bits() -> None:
     assert theoretical(1000, 8) == 1000
 
 
+@pytest.mark.slow
 def test_what_is_claimed_of_the_planner_stands_in_results() -> None:
     rows = json.loads((RESULTS / "fit-cpu.json").read_text())
     assert len(rows) >= 12
@@ -103,6 +104,7 @@ def test_what_is_claimed_of_the_planner_stands_in_results() -> None:
     assert all(abs(row["ratio_fixed"] - 1) < 0.01 for row in rows)
 
 
+@pytest.mark.slow
 def test_what_is_claimed_of_large_checkpoints_stands_in_results() -> None:
     """At 4 bits at most 0.45 of the usual path's weights, and 1.10 of the bytes of all weights quantised."""
     rows = json.loads((RESULTS / "memory-cpu.json").read_text())
@@ -113,6 +115,7 @@ def test_what_is_claimed_of_large_checkpoints_stands_in_results() -> None:
             assert row["weights"] <= {8: 0.6, 4: 0.45}[bits] * sides[checkpoint, bits, "usual"]["weights"]
 
 
+@pytest.mark.slow
 def test_the_page_says_what_was_measured() -> None:
     page = (RESULTS / "README.md").read_text()
     for row in json.loads((RESULTS / "train-cpu.json").read_text()):
@@ -148,6 +151,7 @@ def test_stacked_and_single_runs_take_turns() -> None:
     assert found["hardware"]["clock"] == "processor time"
 
 
+@pytest.mark.slow
 def test_what_is_claimed_of_t5_11b_follows_from_one_and_two_layers() -> None:
     """Its 24 layers are alike, so that each adds what the second adds to the first: whole, it has 11.3B parameters."""
     rows = json.loads((RESULTS / "memory-11b-layers-cpu.json").read_text())

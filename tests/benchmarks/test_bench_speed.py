@@ -13,6 +13,7 @@ from transformers import DataCollatorForSeq2Seq
 
 from benchmarks import growth, sides, startup, training
 from benchmarks.prepared import Changes, prepare
+from petransfer.data.encoding import Encoded
 from petransfer.errors import UserError
 from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec
@@ -33,6 +34,20 @@ def test_a_step_beside_trainer_has_the_same_gradient(monkeypatch: pytest.MonkeyP
     assert all(rate > 0 for rate in row["examples_per_second"].values())
     assert 0 < row["share_of_matmul_rate"]["petransfer"] < 1
     assert _bench(monkeypatch, "train", "--recipe", "smoke", "--arm", "englsh") == 2
+
+
+def test_a_decoder_is_timed_beside_trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_gpt2: Path) -> None:
+    out = tmp_path / "out.json"
+    small = ("--recipe", "smoke", "--checkpoint", str(tiny_gpt2), "--batch", "4", "--steps", "1", "--repeats", "1")
+    assert _bench(monkeypatch, "train", *small, "--out", str(out)) == 0
+    (row,) = json.loads(out.read_text())
+    assert all(rate > 0 for rate in row["examples_per_second"].values())
+    assert row["hardware"]["processor"]
+
+
+def test_a_decoder_learns_the_target_alone() -> None:
+    fields = training._fields(Encoded((5, 6, 7), (8, 1)), encoder_decoder=False)
+    assert fields == {"input_ids": [5, 6, 7, 8, 1], "attention_mask": [1] * 5, "labels": [-100, -100, -100, 8, 1]}
 
 
 def test_in_a_turn_all_sides_train_on_the_same_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

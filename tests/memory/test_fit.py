@@ -18,7 +18,7 @@ from petransfer.cli import main
 from petransfer.errors import UserError
 from petransfer.memory.advice import FIT_OPTIONS, TRAIN_OPTIONS, Advice, Change, as_options, recipe_options, suggestion
 from petransfer.memory.cards import card_bytes
-from petransfer.memory.measured import measure
+from petransfer.memory.measured import capability, measure
 from petransfer.memory.planner import CONTEXT, PAGED, needs_checkpointing, on_card, plan
 from petransfer.memory.simulation import Demand, simulate
 from petransfer.memory.study_memory import demand_of
@@ -113,7 +113,7 @@ def test_what_is_foreseen_is_what_a_card_gives_out(
     kind: str, method: MethodSpec, sizes: tuple[int, int, int], changes: dict[str, Any], folders: dict[str, Path]
 ) -> None:
     spec = checkpoint_spec(str(folders[kind]))
-    demand = Demand(method, *sizes, device="cuda", **changes)
+    demand = Demand(method, *sizes, device="cuda", capability=capability(), **changes)
     config, own_head = configuration(spec)
     assert simulate(config, kind, demand, own_head).peak == pytest.approx(measure(spec, demand).peak, rel=0.1)
 

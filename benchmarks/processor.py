@@ -1,0 +1,22 @@
+"""The processor that a figure was measured on. Imports no torch."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+# Instructions that decide how fast narrow products are.
+FLAGS = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512f", "avx2")
+
+
+def processor() -> str:
+    """Return the processor's name with its family and model numbers, and the fast instructions that it has."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    named = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    numbers = [f"{key} {named[key]}" for key in ("cpu family", "model") if key in named]
+    flags = named.get("flags", "").split()
+    instructions = [flag for flag in FLAGS if flag in flags]
+    return ", ".join([named.get("model name", platform.machine()), *numbers, *instructions])
