@@ -119,10 +119,16 @@ def drawn_seed_means(shares_s: Scores, examples: int, draws: int, rng: np.random
         return np.full(draws, shares_s.mean())
     odds_s = log_odds_of(shares_s, examples)
     free = len(odds_s) - 1
-    deviations_b = odds_s.std(ddof=1) * np.sqrt(free / rng.chisquare(free, size=draws))
-    centres_b = odds_s.mean() + deviations_b * rng.standard_normal(draws) / math.sqrt(len(odds_s))
+    deviations_b = odds_s.std(ddof=1) * np.sqrt(free / stats.chi2.ppf(_stratified(draws, rng), free))
+    centres_b = odds_s.mean() + deviations_b * stats.norm.ppf(_stratified(draws, rng)) / math.sqrt(len(odds_s))
     means_b: Scores = expit(centres_b[:, None] + deviations_b[:, None] * _NODES) @ _NODE_WEIGHTS
     return means_b
+
+
+def _stratified(draws: int, rng: np.random.Generator) -> Scores:
+    """Draw one number from each of `draws` equal parts of 0 to 1, in random order: steadier than plain draws."""
+    uniform_b: Scores = (rng.permutation(draws) + rng.random(draws)) / draws
+    return uniform_b
 
 
 def sum_interval(
@@ -173,7 +179,7 @@ def paired_interval(
     rng.bit_generator.state = state
     pairs_s, by_example_n = difference_sn.mean(1), difference_sn.mean(0)
     error = pairs_s.std(ddof=1) / math.sqrt(len(pairs_s))
-    drawn_b = pairs_s.mean() + error * rng.standard_t(len(pairs_s) - 1, size=draws)
+    drawn_b = pairs_s.mean() + error * stats.t.ppf(_stratified(draws, rng), len(pairs_s) - 1)
     drawn_b = drawn_b + (counts_bn / len(categories)) @ by_example_n - by_example_n.mean()
     return interval_of_draws(drawn_b, float(pairs_s.mean()))
 

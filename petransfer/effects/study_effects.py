@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from petransfer.effects.kinds.contrast import Effect
 
 # Raised when the same runs are judged differently, so that an effects.json of before is not reused.
-JUDGED_VERSION = 7
+JUDGED_VERSION = 8
 
 
 @dataclass
@@ -84,18 +84,19 @@ def demand(recipe: Recipe, cells: Sequence[Cell]) -> Demand:
 
 def collect(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> Collected:
     """Collect what the recipe's effects are estimated from, on every split."""
-    from petransfer.effects.kind import Missing, kinds_in_order
+    from petransfer.effects.kind import KINDS, Missing, kinds_in_order
     from petransfer.effects.runs import Runs
 
     kinds = {request: kind for kind in kinds_in_order() for request in kind.requests}
     runs, found = Runs(recipe, cells, study, recipe.judged_by), Collected()
     for split in runs.splits:
         for effect in requested_effects(recipe):
-            for item in kinds[effect.kind].collect(effect, split, runs):
+            kind = kinds.get(effect.kind) or KINDS.lookup(effect.kind)
+            for item in kind.collect(effect, split, runs):
                 if isinstance(item, Missing):
                     found.missing.append(item.why)
                 else:
-                    found.items.append((kinds[effect.kind], item))
+                    found.items.append((kind, item))
     found.items.sort(key=lambda pair: (pair[0].order, pair[0].name))
     return found
 

@@ -7,14 +7,12 @@ them becomes a `RequestedEffect`.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from petransfer.errors import UserError, unknown
 from petransfer.recipe.schema import EffectPart, Recipe, cuts, sides
-
-Kind = Literal["arms", "methods", "scale", "retention"]
 
 
 @dataclass(frozen=True)
@@ -23,20 +21,22 @@ class RequestedEffect:
 
     Attributes:
         name: the effect as the recipe writes it.
-        kind: what is compared.
+        kind: `arms` or `methods` for a contrast, `scale`, `retention`, or a kind that another package adds.
         left, right: two arms; or the labels of two methods, which are compared in each of `arms`.
         under, over: the labels of the methods of a retention. With `study`, `over` is a label of that study.
         study: another study that the effect needs, as the recipe writes it.
+        options: of a kind that another package adds.
     """
 
     name: str
-    kind: Kind
+    kind: str
     left: str
     right: str
     arms: tuple[str, ...] = ()
     under: str = ""
     over: str = ""
     study: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def requested_effects(recipe: Recipe) -> list[RequestedEffect]:
@@ -59,7 +59,9 @@ def _requested(effect: str | EffectPart, recipe: Recipe) -> RequestedEffect:
             if arm not in recipe.arms:
                 raise unknown(f"arm in the effect '{effect.contrast}'", arm, recipe.arms)
         return replace(found, arms=tuple(effect.arms) or found.arms)
-    pair = _arms(effect.scale or effect.retention or "", recipe)
+    pair = _arms(effect.scale or effect.retention or effect.of or "", recipe)
+    if effect.kind:
+        return RequestedEffect(effect.of or "", effect.kind, *pair, study=effect.study or "", options=effect.options)
     if effect.scale:
         return RequestedEffect(effect.scale, "scale", *pair, study=effect.study or "")
     labels = [method.label for method in recipe.methods]
@@ -170,4 +172,6 @@ def _name_of(effect: str | EffectPart) -> str:
         return effect
     if effect.contrast:
         return effect.contrast
+    if effect.kind:
+        return f"{effect.kind} of {effect.of}"
     return f"scale of {effect.scale}" if effect.scale else f"retention of {effect.retention} under {effect.under}"

@@ -274,12 +274,14 @@ Effect = Annotated[str, Field(max_length=3 * LONGEST_NAME)]
 
 
 class EffectPart(Strict):
-    """An effect that needs more than two names: exactly one of `contrast`, `scale` and `retention`.
+    """An effect that needs more than two names: exactly one of `contrast`, `scale`, `retention` and `kind`.
 
     contrast: two arms or two methods. Methods are compared in each of `arms`, by default in all.
     scale: two arms. Their effect in `study`, the study of a smaller family, is subtracted from their effect here.
     retention: two arms. Their effect under the method `under` is divided by their effect under `over`, which is read
     from `study` if that is given. A study is a folder, or the name of one beside this study's.
+    kind: the name of a kind of effect that another package adds (entry points `petransfer.effects`). It is estimated
+    for the two arms that `of` names, with the kind's own `options`.
     """
 
     contrast: Name | None = None
@@ -289,20 +291,30 @@ class EffectPart(Strict):
     under: Name | None = None
     over: Name | None = None
     study: Name | None = None
+    kind: Annotated[Name | None, Field(exclude_if=lambda value: value is None)] = None
+    of: Annotated[Name | None, Field(exclude_if=lambda value: value is None)] = None
+    options: Annotated[dict[str, str | Whole | Real], Field(exclude_if=lambda value: not value)] = {}
 
     @model_validator(mode="after")
     def _one_kind_with_its_keys(self) -> EffectPart:
-        given = [kind for kind in ("contrast", "scale", "retention") if getattr(self, kind)]
+        given = [kind for kind in ("contrast", "scale", "retention", "kind") if getattr(self, kind)]
         if len(given) != 1:
-            raise ValueError("give exactly one of contrast, scale and retention")
-        allowed = {"contrast": {"arms"}, "scale": {"study"}, "retention": {"under", "over", "study"}}[given[0]]
-        for key in ("arms", "under", "over", "study"):
+            raise ValueError("give exactly one of contrast, scale, retention and kind")
+        allowed = {
+            "contrast": {"arms"},
+            "scale": {"study"},
+            "retention": {"under", "over", "study"},
+            "kind": {"of", "options", "study"},
+        }[given[0]]
+        for key in ("arms", "under", "over", "study", "of", "options"):
             if getattr(self, key) and key not in allowed:
                 raise ValueError(f"{key} does not belong to {given[0]}, which takes {', '.join(sorted(allowed))}")
         if self.study:
             _check_study(self.study)
         if self.scale and not self.study:
             raise ValueError("scale needs study: the study of the smaller family")
+        if self.kind and not self.of:
+            raise ValueError("kind needs of: the two arms of the effect, such as english-scratch")
         if self.retention and not self.under:
             raise ValueError("retention needs under: the method that keeps or loses the effect")
         return self

@@ -101,7 +101,10 @@ def status_of(groups: Sequence[Group]) -> str:
     """Say how many runs are finished and why the first of the failed ones failed."""
     rows = [row for group in groups for row in group.runs]
     done = sum(row.status == "done" for row in rows)
-    text = f"All {done} runs are finished." if done == len(rows) else f"{done} of {len(rows)} runs are finished."
+    if done == len(rows):
+        text = f"All {done} runs are finished." if done > 1 else "The run is finished."
+    else:
+        text = f"{done} of {len(rows)} runs are finished."
     failed = failed_note(groups)
     return f"{text} {failed}" if failed else text
 

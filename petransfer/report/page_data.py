@@ -115,7 +115,7 @@ def environments(groups: Sequence[Group], study: StudyFolder) -> list[str]:
                 versions = ", ".join(f"{name} {version}" for name, version in made["packages"].items())
                 threads = "1 thread" if made["threads"] == 1 else f"{made['threads']} threads"
                 found[f"{made['device']}, {threads} a run, Python {made['python']}, {versions}"] += 1
-    return [f"{count} runs: {line}" for line, count in sorted(found.items())]
+    return [f"{count} run{'s' if count > 1 else ''}: {line}" for line, count in sorted(found.items())]
 
 
 def checkpoints(groups: Sequence[Group]) -> list[tuple[str, str, str]]:

@@ -195,9 +195,9 @@ def run_curves(study: StudyFolder, run_id: str, width: float = ONE_COLUMN) -> li
     """Draw the training loss, and the score on dev, of one run over its steps; what was not measured is left out."""
     lines = read_metrics(study.run(run_id).path / "metrics.jsonl")
     found = []
-    for key, label, colour in (("loss", "training loss, nats per target token", SERIES[0]),
+    for key, label, colour in (("loss", "training loss, nats", SERIES[0]),
                                ("dev_em", "dev exact match, %", SERIES[2]),
-                               ("dev_loss", "dev loss, nats per target token", SERIES[3])):  # fmt: skip
+                               ("dev_loss", "dev loss, nats", SERIES[3])):  # fmt: skip
         points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
         if len(points) < 2:
             continue

@@ -53,8 +53,8 @@ def test_it_covers_skewed_seeds_where_a_bootstrap_does_not(centre: float, spread
         ):
             low, high = np.quantile(drawn, [0.025, 0.975])
             covered[name] += low <= truth <= high
-    assert covered["ours"] / 400 > 0.92
-    assert covered["bootstrap"] / 400 < 0.88
+    assert covered["ours"] / 400 > 0.9
+    assert covered["bootstrap"] / 400 < 0.87
 
 
 def test_more_seeds_and_more_examples_narrow_the_interval() -> None:

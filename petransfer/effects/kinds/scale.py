@@ -10,7 +10,7 @@ import numpy as np
 
 from petransfer.effects.criteria import CRITERIA, Criterion
 from petransfer.effects.drawing import plot_forest
-from petransfer.effects.intervals import Interval, drawn_means, interval_of_draws, sum_interval
+from petransfer.effects.intervals import Interval, Scores, drawn_means, interval_of_draws, sum_interval
 from petransfer.effects.kind import Family, Kind, Missing, Thresholds
 from petransfer.effects.kinds.contrast import Verdict, no_room, within
 from petransfer.effects.pairs import Side, Two, arms_under, in_points, other_study, sides_of
@@ -129,7 +129,7 @@ def difference_of_differences(two: Two) -> Interval | None:
         return in_points(sum_interval(samples, weights, two.here.categories, two.here.test_examples))
     if min(map(len, samples.values())) < 2:
         return None
-    drawn = {}
+    drawn: dict[str, Scores] = {}
     for seed, (contrast, keys) in enumerate(((two.here, two.keys[:2]), (two.there, two.keys[2:]))):
         mine = {key: samples[key] for key in keys}
         drawn |= drawn_means(mine, contrast.categories, contrast.test_examples, seed=seed)

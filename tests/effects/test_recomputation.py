@@ -1,0 +1,207 @@
+"""The shipped studies' differences, p values, intervals and ratios, computed again with NumPy and SciPy alone.
+
+Nothing of `petransfer.effects` is used. Scores come from the runs' own files; the intervals, which are drawn at random,
+agree to the precision of the draws.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from scipy import stats
+
+RESULTS = Path(__file__).parents[2] / "results"
+STUDIES = sorted(path.parent.name for path in RESULTS.glob("*/effects.json"))
+
+
+@cache
+def scores(study: str, arm: str, method: str, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (seeds, examples) of right answers, the category of each example, and dev exact match of each seed."""
+    with (RESULTS / study / "table.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if (row["arm"], row["split"]) == (arm, split)]
+    methods = {row["method"] for row in rows}
+    if method not in methods and len(methods) == 1:
+        (method,) = methods
+    done = [row for row in rows if row["method"] == method and row["status"] == "done"]
+    tables = [
+        pyarrow.parquet.read_table(RESULTS / study / "runs" / row["run_id"] / "examples.parquet",
+                                   columns=["correct", "category"]) for row in done
+    ]  # fmt: skip
+    right = np.array([table["correct"].to_numpy() for table in tables], dtype=float)
+    dev = np.array([float(row["dev_em"]) for row in done])
+    seeds = np.array([int(row["seed"]) for row in done])
+    order = np.argsort(seeds, kind="stable")
+    return right[order], tables[0]["category"].to_numpy(), np.stack([seeds[order], dev[order]])
+
+
+def permutation_p(left: np.ndarray, right: np.ndarray) -> float:
+    """Count every way to deal the seeds out; twice the smaller tail."""
+    pool, size = np.concatenate([left, right]), len(left)
+    deals = np.array(list(itertools.combinations(range(len(pool)), size)))
+    sums = pool[deals].sum(1)
+    differences = np.round(sums / size - (pool.sum() - sums) / len(right), 10)
+    seen = round(float(left.mean() - right.mean()), 10)
+    return min(1.0, 2 * min(np.mean(differences >= seen), np.mean(differences <= seen)))
+
+
+def paired_p(differences: np.ndarray) -> float:
+    """Count every choice of signs."""
+    signs = np.array(list(itertools.product((1, -1), repeat=len(differences))))
+    means, seen = np.round(signs @ differences / len(differences), 10), round(float(differences.mean()), 10)
+    return min(1.0, 2 * min(np.mean(means >= seen), np.mean(means <= seen)))
+
+
+def holm(p_values: list[float]) -> list[float]:
+    order = np.argsort(p_values, kind="stable")
+    found, largest = np.empty(len(p_values)), 0.0
+    for rank, at in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[at]))
+        found[at] = largest
+    return found.tolist()
+
+
+def mean_draws(right: np.ndarray, rng: np.random.Generator, draws: int = 12_000) -> np.ndarray:
+    """Draw the mean over all seeds from normal log-odds of a few; the mean of each draw is taken over 500 seeds."""
+    shares, examples = right.mean(1), right.shape[1]
+    if np.ptp(shares) == 0:
+        return np.full(draws, shares.mean())
+    odds = np.log((examples * shares + 0.5) / (examples * (1 - shares) + 0.5))
+    spread = odds.std(ddof=1) * np.sqrt((len(odds) - 1) / stats.chi2.rvs(len(odds) - 1, size=draws, random_state=rng))
+    centre = odds.mean() + spread * rng.standard_normal(draws) / math.sqrt(len(odds))
+    quantiles = stats.norm.ppf((np.arange(500) + 0.5) / 500)
+    return np.array([np.mean(1 / (1 + np.exp(-(a + b * quantiles)))) for a, b in zip(centre, spread, strict=True)])
+
+
+def example_variance(weights: np.ndarray, category: np.ndarray) -> float:
+    """Return the variance of the mean of `weights` when examples are drawn again within their category."""
+    return (
+        sum(
+            float(((weights[category == name] - weights[category == name].mean()) ** 2).sum()) for name in set(category)
+        )
+        / len(weights) ** 2
+    )
+
+
+def sides(study: str, effect: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    if effect["arm"]:
+        places = [(effect["arm"], effect[side]) for side in ("left_name", "right_name")]
+    else:
+        places = [(effect[side], effect["method"]) for side in ("left_name", "right_name")]
+    (left, category, dev_left), (right, _, dev_right) = (scores(study, *place, effect["split"]) for place in places)
+    if effect["paired"]:
+        common = sorted(set(dev_left[0]) & set(dev_right[0]))
+        rows = [[list(dev[0]).index(seed) for seed in common] for dev in (dev_left, dev_right)]
+        left, dev_left, right, dev_right = left[rows[0]], dev_left[:, rows[0]], right[rows[1]], dev_right[:, rows[1]]
+    return left, right, category, dev_left[1], dev_right[1]
+
+
+@cache
+def effects_of(study: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((RESULTS / study / "effects.json").read_text())
+    return content
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_differences_and_p_values(study: str) -> None:
+    found = effects_of(study)
+    tested = []
+    for effect in found["effects"]:
+        left, right, _, dev_left, dev_right = sides(study, effect)
+        assert effect["difference"] == pytest.approx(100 * (left.mean() - right.mean()), abs=1e-9)
+        assert (effect["left"], effect["right"]) == pytest.approx((100 * left.mean(), 100 * right.mean()))
+        assert effect["seeds"] == [len(left), len(right)]
+        if min(len(left), len(right)) < 2:
+            p = 1.0
+        elif effect["paired"]:
+            p = paired_p(left.mean(1) - right.mean(1))
+        else:
+            p = permutation_p(left.mean(1), right.mean(1))
+        assert effect["p"] == pytest.approx(p, abs=1e-9), effect["name"]
+        assert effect["dev"] == pytest.approx([dev_left.mean(), dev_right.mean()])
+        learnt = min(dev_left.mean(), dev_right.mean()) >= 90
+        assert (effect["p_holm"] is not None) == learnt == (effect["verdict"] != "not learnt")
+        if learnt:
+            tested.append(p)
+    assert not found["scales"]  # else they belong to the family too
+    assert found["tests"] == len(tested)
+    after = [effect["p_holm"] for effect in found["effects"] if effect["p_holm"] is not None]
+    assert after == pytest.approx(holm(tested), abs=1e-9)
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_intervals(study: str) -> None:
+    rng = np.random.default_rng(20)
+    for effect in effects_of(study)["effects"]:
+        left, right, category, *_ = sides(study, effect)
+        if effect["interval"] is None:
+            assert min(len(left), len(right)) < 2
+            continue
+        noise = math.sqrt(example_variance(left.mean(0) - right.mean(0), category)) * rng.standard_normal(12_000)
+        if effect["paired"]:
+            pairs = left.mean(1) - right.mean(1)
+            error = pairs.std(ddof=1) / math.sqrt(len(pairs))
+            drawn = pairs.mean() + error * stats.t.rvs(len(pairs) - 1, size=12_000, random_state=rng)
+        else:
+            drawn = mean_draws(left, rng) - mean_draws(right, rng)
+        low, high = 100 * np.quantile(drawn + noise, [0.025, 0.975])
+        low, high = min(low, effect["difference"]), max(high, effect["difference"])
+        width = high - low
+        assert effect["interval"]["low"] == pytest.approx(low, abs=0.1 * width + 0.05), effect["name"]
+        assert effect["interval"]["high"] == pytest.approx(high, abs=0.1 * width + 0.05), effect["name"]
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_verdicts_follow_from_the_figures(study: str) -> None:
+    for effect in effects_of(study)["effects"]:
+        interval, p = effect["interval"], effect["p_holm"]
+        if effect["verdict"] in ("holds", "reversed"):
+            assert p < 0.05
+            assert interval["low"] > 0 if effect["verdict"] == "holds" else interval["high"] < 0
+            assert abs(effect["difference"]) >= 1
+            assert min(effect["dev"]) >= 90
+        if effect["verdict"] == "equivalent":
+            assert -effect["margin"] < interval["low"] < interval["high"] < effect["margin"]
+
+
+@pytest.mark.parametrize("study", [name for name in STUDIES if effects_of(name)["retentions"]])
+def test_retention(study: str) -> None:
+    for one in effects_of(study)["retentions"]:
+        if one["ratio"] is not None:
+            arms = one["name"].split("-", 1)
+            places = [(arm, one[side]["name"], one["split"]) for side in ("under", "over") for arm in arms]
+            check_ratio(one, [scores(study, *place) for place in places])
+
+
+def check_ratio(one: dict[str, Any], groups: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
+    """Try ratios: Fieller's set holds those for which numerator less ratio times denominator could be zero."""
+    (a, category, _), (b, _, _), (c, _, _), (d, _, _) = groups
+    shared = np.array_equal(b, d)
+    assert one["ratio"] == pytest.approx((a.mean() - b.mean()) / (c.mean() - d.mean()))
+    t = stats.t.ppf(0.975, min(welch_freedom(a, b), welch_freedom(c, d)))
+
+    def inside(ratio: float) -> bool:
+        weights = [(a, 1.0), (c, -ratio)] + ([(b, ratio - 1)] if shared else [(b, -1.0), (d, ratio)])
+        variance = sum(weight**2 * side.mean(1).var(ddof=1) / len(side) for side, weight in weights)
+        variance += example_variance(sum(weight * side.mean(0) for side, weight in weights), category)
+        total = sum(weight * side.mean() for side, weight in weights)
+        return bool(abs(total) <= t * math.sqrt(variance))
+
+    low, high = one["interval"]["low"], one["interval"]["high"]
+    assert inside(low + 1e-6)
+    assert inside(high - 1e-6)
+    assert not inside(low - 1e-6)
+    assert not inside(high + 1e-6)
+
+
+def welch_freedom(left: np.ndarray, right: np.ndarray) -> float:
+    parts = [(side.mean(1).var(ddof=1) / len(side), len(side) - 1) for side in (left, right)]
+    return float(sum(part for part, _ in parts) ** 2 / sum(part**2 / free for part, free in parts))

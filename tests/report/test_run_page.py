@@ -1,0 +1,88 @@
+"""The page of a single run: figures, curves, answers, labels and next steps."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from petransfer.report.run_page import duration
+from petransfer.report.study_report import write_report
+from petransfer.study.folders import RunFolder
+from petransfer.study.study import open_grid
+from tests.report.made import make, recipe_of
+from tests.report.test_page import Checked
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    """A study of one run, as `petransfer train` leaves it."""
+    recipe = recipe_of(
+        name="pairs", task={"name": "scan", "splits": ["right"]}, arms=["english"],
+        methods=[{"name": "lora", "bits": 32}], seeds=[0], effects=[],
+    )  # fmt: skip
+    (cell,), folder = make(tmp_path / "mine", recipe)
+    found = folder.run(cell.run_id)
+    (found.path / "adapter").mkdir()
+    result = found.result()
+    assert result
+    result |= {"seconds": 577.3, "parameters": 1_800_000}
+    result["dev"]["examples"], result["test"]["examples"] = 50, 100
+    found.write_json("result.json", result)
+    lines = [{"step": step, "loss": 1 / step, "seconds": 1.0, "dev_em": 9.0 * step} for step in range(1, 11)]
+    (found.path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    return found
+
+
+def text_of(run: RunFolder) -> str:
+    text = write_report(open_grid(run.path.parents[1])).path.read_text(encoding="utf-8")
+    Checked(text)
+    return text
+
+
+def test_a_single_run_has_a_page_of_its_own(run: RunFolder) -> None:
+    text = text_of(run)
+    for name, value in (("dev exact match", "90.0 %"), ("test exact match", "60.0 %"), ("duration", "9 min 37 s"),
+                        ("trained parameters", "90,000 (5.0 %)"), ("steps", "100")):  # fmt: skip
+        assert f"<dt>{name}</dt><dd>{value}</dd>" in text
+    assert text.count('<svg class="chart"') == 2
+    assert 'aria-label="training loss, nats over optimiser steps"' in text
+    assert '<th scope="row">dev</th><td class="number">50</td><td class="number">90.0</td>' in text
+    assert "8 test examples were drawn at random and generated; " in text
+    assert "WALK <mark>&lt;RIGHT&gt;</mark>" in text
+    place = f"results/mine/runs/{run.path.name}/adapter"
+    assert f"The adapter is in {place}." in text
+    assert f"petransfer predict {place} " in text
+    assert "petransfer run --recipe results/mine/recipe.yaml --out results/mine" in text
+    assert "Confusion matrix" not in text
+    assert "The run is finished." in text
+
+
+def test_labels_have_a_confusion_matrix(run: RunFolder) -> None:
+    pairs = [("yes", "yes")] * 6 + [("yes", "no")] * 2 + [("no", "no")] * 3 + [("no", "perhaps")]
+    count = len(pairs)
+    table = {
+        "index": list(range(count)), "category": ["all"] * count, "correct": [a == b for a, b in pairs],
+        "log_prob": [-1.0] * count, "tokens": [1] * count, "said": [b for _, b in pairs], "input": ["x"] * count,
+        "target": [a for a, _ in pairs],
+    }  # fmt: skip
+    pyarrow.parquet.write_table(pyarrow.table(table), run.path / "examples.parquet")
+    text = text_of(run)
+    assert "of 12 test examples" in text
+    rows = {
+        name: re.findall(r'--em:(\d+)">(\d+)<', text.split(f'<th scope="row">{name}</th>')[1].split("</tr>")[0])
+        for name in ("yes", "no")
+    }
+    assert rows["yes"] == [("25", "2"), ("75", "6"), ("0", "0")]  # no, yes, other
+    assert rows["no"] == [("75", "3"), ("0", "0"), ("25", "1")]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (577.3, "9 min 37 s"), (7500, "2 h 5 min")]
+)
+def test_durations_have_the_units_that_people_use(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

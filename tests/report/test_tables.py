@@ -1,0 +1,66 @@
+"""Cells hold anything; no format lets them do anything."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+
+from petransfer.report.html_parts import marked
+from petransfer.report.tables import csv_text, latex, markdown, markdown_text, table_of_text, visible, write_page
+
+HOSTILE = "<b>a|b</b>\x1b[2J"
+
+
+def test_markdown_escapes_html_pipes_and_control_characters() -> None:
+    text = markdown(table_of_text(("arm", "points"), [(HOSTILE, "-1")], names=1))
+    assert text.splitlines() == ["| arm | points |", "| --- | ---: |", "| &lt;b&gt;a\\|b&lt;/b&gt;\\x1b[2J | -1 |"]
+    assert markdown_text("a\nb") == "a b"
+
+
+def test_latex_escapes_special_characters() -> None:
+    text = latex(table_of_text(("arm & b", "points"), [("50 %_x#$", "\u22121.0")], names=1))
+    assert r"50 \%\_x\#\$ & $-$1.0 \\" in text
+    assert r"arm \& b" in text
+    assert text.splitlines()[:2] == [r"\begin{tabular}{lr}", r"\toprule"]
+
+
+@pytest.mark.parametrize("cell", ["=1+1", "+1", "-x", "@SUM(A1)", "\t=1"])
+def test_a_spreadsheet_runs_no_cell(cell: str) -> None:
+    (_, row) = csv.reader(io.StringIO(csv_text(["name", "figure"], [(cell, -1.5)])))
+    assert row == [f"'{cell}", "-1.5"]
+
+
+def test_html_escapes_cells_and_titles() -> None:
+    table = table_of_text((HOSTILE, "points"), [(HOSTILE, "1"), ("b", "2")], names=1, more=["points"], heading=HOSTILE)
+    page = write_page("compare.html.jinja", HOSTILE, title_of_page=HOSTILE, lines=[HOSTILE], tables=[table])
+    assert "<b>" not in page
+    assert '<td class="number more">1</td>' in page
+    assert "all columns" in page
+
+
+def test_control_characters_are_shown() -> None:
+    assert visible("a\x1b\x00") == "a\\x1b\\x00"
+
+
+def test_columns_that_say_nothing_are_not_shown() -> None:
+    columns = ("split", "effect", "under", "points", "paper")
+    rows = [("right", "a-b", "lora", "1", ""), ("right", "a-b", "full", "2", "")]
+    shown = table_of_text(columns, rows, names=3).condensed(first="effect")
+    assert [column.name for column in shown.columns] == ["effect", "under", "points"]
+    assert shown.caption == "Split right"
+    assert shown.rows == (("a-b", "lora", "1"), ("a-b", "full", "2"))
+
+
+@pytest.mark.parametrize(
+    ("target", "generated", "found"),
+    [
+        ("a b c", "a x c", "a <mark>x</mark> c"),
+        ("a b", "a b", "a b"),
+        ("a", "", "<mark>nothing</mark>"),
+        ("a", "a <script>", "a <mark>&lt;script&gt;</mark>"),
+    ],
+)
+def test_what_is_wrong_is_marked(target: str, generated: str, found: str) -> None:
+    assert marked(target, generated) == found
