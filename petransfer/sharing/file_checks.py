@@ -1,4 +1,4 @@
-"""What an adapter's own files must agree on before anything is done with them. Imports no torch, loads no base."""
+"""Check that an adapter's configuration and its tensors agree, before a base is loaded. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,15 +11,25 @@ from petransfer.errors import UserError
 from petransfer.recipe.methods import METHODS
 from petransfer.sharing.safe_reading import Tensors
 
-# Keys by which a configuration would have code imported, a tokenizer fetched, or the base computed with or rebuilt.
-FORBIDDEN = ("megatron_config", "layer_replication", "tokenizer_kwargs", "loftq_config", "eva_config", "corda_config")
-# What the keys that are looked at may be, where they are set.
+# Keys that would import code, fetch a tokenizer, compute with the base's weights, or rebuild the base.
+FORBIDDEN = (
+    "target_parameters",
+    "megatron_config",
+    "layer_replication",
+    "tokenizer_kwargs",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+)
+# The types of the keys that are read, where they are set.
 TYPES: dict[str, type | tuple[type, ...]] = {
     "auto_mapping": dict,
     "base_model_name_or_path": str,
     "bias": str,
     "exclude_modules": (str, list),
     "init_lora_weights": (bool, str),
+    "layers_pattern": (str, list),
+    "layers_to_transform": (int, list),
     "lora_bias": bool,
     "modules_to_save": list,
     "rank_pattern": dict,
@@ -32,12 +42,15 @@ TYPES: dict[str, type | tuple[type, ...]] = {
     "use_rslora": bool,
 }
 DTYPES = ("F32", "F16", "BF16")
-# Ways to start that do not look at the base's weights.
+# Initialisations that do not read the base's weights.
 STARTS = (True, False, "gaussian", "orthogonal")
 MOST_RANK, MOST_TENSORS, LONGEST = 65_536, 200_000, 512
-# Keys that say how large a part of the adapter is, for which memory is taken before a tensor is looked at.
+# A pattern with n repeats can take the n-th power of the length of a name.
+MOST_REPEATS = 4
+_NAME = re.compile(r"[\w.-]{1,512}")
+# Keys that say how large a part of the adapter is; peft allocates it before it reads a tensor.
 SIZES = ("num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads", "encoder_hidden_size")
-# peft's names of the tasks whose models generate; what is not set is made so.
+# peft's names of the tasks whose models generate.
 TASKS = ("SEQ_2_SEQ_LM", "CAUSAL_LM", "FEATURE_EXTRACTION")
 
 # What architectures call their embeddings and their head.
@@ -49,12 +62,13 @@ _NONE = "dummy-target-modules"
 
 
 def check(config: Mapping[str, Any], tensors: Tensors) -> None:
-    """Refuses a configuration that asks for more than an adapter, and tensors that are not those that it describes.
+    """Refuse a configuration that asks for more than an adapter, and tensors that it does not describe.
 
     Raises:
-        UserError: which, in one line.
+        UserError: what is refused, in one line.
     """
     _check_config(config)
+    _check_patterns(config)
     _check_tensors(tensors)
     if config["peft_type"] == "LORA":
         _check_lora(config, tensors)
@@ -67,20 +81,20 @@ def _check_config(config: Mapping[str, Any]) -> None:
         raise _refused(f"peft_type {str(kind)[:40]!r} is not supported; supported are {', '.join(known)}")
     asked = [key for key in FORBIDDEN if config.get(key)]
     if asked:
-        raise _refused(f"{asked[0]} is set, which asks for more than an adapter")
+        raise _refused(f"{asked[0]} is set, which is more than an adapter needs")
     for key, kinds in TYPES.items():
         if config.get(key) is not None and not isinstance(config[key], kinds):
             raise _refused(f"{key} is {config[key]!r:.40}")
     if config.get("task_type") not in (None, *TASKS):
-        raise _refused(f"task_type is {config['task_type']!r:.40}; those that are taken are {', '.join(TASKS)}")
+        raise _refused(f"task_type is {config['task_type']!r:.40}; supported are {', '.join(TASKS)}")
     for key in SIZES:
         if config.get(key) is not None and not (type(config[key]) is int and 0 < config[key] <= MOST_RANK):
-            raise _refused(f"{key} is {config[key]!r:.40}; it is a whole number from 1 to {MOST_RANK:,}")
+            raise _refused(f"{key} is {config[key]!r:.40}; it must be a whole number from 1 to {MOST_RANK:,}")
     library = (config.get("auto_mapping") or {"parent_library": "transformers"}).get("parent_library")
     if str(library).split(".")[0] != "transformers":
         raise _refused(f"auto_mapping would import {str(library)[:60]!r}")
     if not _names(config.get("modules_to_save") or []):
-        raise _refused("modules_to_save is no list of names")
+        raise _refused("modules_to_save is not a list of names")
     for key, value in config.items():
         if isinstance(value, float | int) and abs(value) >= 1e12:
             raise _refused(f"{key} is {value!r:.40}")
@@ -136,33 +150,48 @@ def _check_lora_config(config: Mapping[str, Any]) -> None:
     if not targets or not (isinstance(targets, str) or _names(targets)):
         raise _refused("target_modules is neither a list of layers' names nor a pattern")
     patterns = [config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}]
-    texts = [one for one in (targets, config.get("exclude_modules")) if isinstance(one, str)]
-    for text in (*texts, *(key for pattern in patterns for key in pattern)):
-        _check_pattern(text)
     for value in patterns[0].values():
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MOST_RANK:
             raise _refused(f"rank_pattern holds {value!r:.40}")
     if not all(isinstance(value, int | float) for value in patterns[1].values()):
-        raise _refused("alpha_pattern holds what is no number")
+        raise _refused("alpha_pattern holds something else than numbers")
     if config.get("init_lora_weights", True) not in STARTS:
         raise _refused(
-            f"init_lora_weights is {config['init_lora_weights']!r:.40}, which computes with the base's weights when it "
-            "is loaded; save it as plain LoRA first"
+            f"init_lora_weights is {config['init_lora_weights']!r:.40}, which computes with the base's weights when "
+            "it is loaded; save it as plain LoRA first"
         )
     if config.get("bias", "none") not in ("none", "all", "lora_only"):
         raise _refused(f"bias is {config['bias']!r:.40}")
     rows = config.get("trainable_token_indices") or []
     lists = list(rows.values()) if isinstance(rows, dict) else [rows]
     if not all(isinstance(one, list) and all(type(row) is int and row >= 0 for row in one) for one in lists):
-        raise _refused("trainable_token_indices is no list of rows")
+        raise _refused("trainable_token_indices is not a list of rows")
     if any(len(set(one)) != len(one) for one in lists):
         raise _refused("trainable_token_indices names a row twice")
 
 
-def _check_pattern(text: str) -> None:
-    """A pattern that could keep a machine busy for days is refused; layers' names need no such."""
-    if len(text) > LONGEST or len(re.findall(r"(?<!\\)[*+{]", text)) > 4 or re.search(r"\)[*+{]", text):
-        raise _refused(f"the pattern {_short(text)} is more than names of layers need")
+def _check_patterns(config: Mapping[str, Any]) -> None:
+    """Check everything that peft matches the names of layers with, for every method."""
+    texts = [config.get(key) for key in ("target_modules", "exclude_modules", "layers_pattern", "feedforward_modules")]
+    patterns = [one for one in texts if isinstance(one, str)]
+    listed = config.get("layers_pattern")
+    patterns += listed if isinstance(listed, list) else []
+    for key in ("rank_pattern", "alpha_pattern"):
+        patterns += list(config.get(key) or {})
+    for text in patterns:
+        _check_pattern(text)
+    for name in config.get("modules_to_save") or []:  # peft puts these names into a pattern
+        if not _NAME.fullmatch(name):
+            raise _refused(f"modules_to_save holds {_short(name)}, which is not the name of a layer")
+
+
+def _check_pattern(text: Any) -> None:
+    """Refuse a pattern whose search could take days; the names of layers need no such pattern."""
+    if not isinstance(text, str):
+        raise _refused(f"a pattern is {text!r:.40}, not text")
+    repeats = len(re.findall(r"(?<!\\)[*+{]", text))
+    if len(text) > LONGEST or repeats > MOST_REPEATS or re.search(r"\)[?]?[*+{]", text):
+        raise _refused(f"the pattern {_short(text)} is more complex than names of layers need")
     try:
         re.compile(text)
     except (re.error, OverflowError, RecursionError):
@@ -170,7 +199,7 @@ def _check_pattern(text: str) -> None:
 
 
 def _part(name: str, config: Mapping[str, Any]) -> tuple[str, Callable[[tuple[int, ...]], str | None] | None]:
-    """The module that a tensor belongs to, and what judges its shape; None where the method has no such tensor."""
+    """Return the module of a tensor and a check of its shape; None for a tensor that the method does not have."""
     ranks = {config["r"], *(config.get("rank_pattern") or {}).values()}
 
     def ranked(axis: int) -> Callable[[tuple[int, ...]], str | None]:
@@ -212,7 +241,7 @@ def _part(name: str, config: Mapping[str, Any]) -> tuple[str, Callable[[tuple[in
 
 
 def _target_of(module: str, targets: Any) -> str | None:
-    """Which of the targets names a module; a pattern is left to peft."""
+    """Return which of the targets names a module; a pattern is left to peft."""
     if isinstance(targets, str):
         return targets
     return next((one for one in targets if module == one or module.endswith(f".{one}")), None)
