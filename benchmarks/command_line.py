@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from benchmarks.processor import processor
 from petransfer.cli.options import Cpu, DataDir
 from petransfer.cli.table_layout import print_table
 from petransfer.errors import UserError
+from petransfer.training.cpu.processor import processor
 
 if TYPE_CHECKING:
     import torch

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from benchmarks.processor import processor
 from petransfer.data.encoding import Layout
 from petransfer.errors import UserError
+from petransfer.training.cpu.processor import processor
 
 Side = TypeVar("Side", bound=Hashable)
 

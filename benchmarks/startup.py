@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.processor import processor
 from benchmarks.thousands import OF_A_SEED, write_recipe, write_study
+from petransfer.training.cpu.processor import processor
 
 COMMANDS = {
     "python -c pass": ("-c", "pass"),

@@ -1,4 +1,4 @@
-"""`checkpoints ls|show|cp`."""
+"""`petransfer checkpoints`: list the families of checkpoints, show one, or copy an embedded checkpoint."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from petransfer.models.registry import (
     registry,
 )
 
-app = typer.Typer(no_args_is_help=True, help="The families of checkpoints and their arms.")
+app = typer.Typer(no_args_is_help=True, help="List, show and copy checkpoints.")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
@@ -50,8 +50,8 @@ def ls(as_json: Json = False) -> None:
 
 
 @app.command("show")
-def show(name: Annotated[str, typer.Argument(help="A family.")]) -> None:
-    """Print all that the registry knows of a family: origins, licences, contamination, prefixes."""
+def show(name: Annotated[str, typer.Argument(help="The name of a family.")]) -> None:
+    """Print the registry's entry of a family: origins, licences, contamination, prefixes."""
     families = registry().families
     if name not in families:
         raise unknown("family", name, families)
@@ -61,7 +61,7 @@ def show(name: Annotated[str, typer.Argument(help="A family.")]) -> None:
 @app.command("cp")
 def cp(
     name: Annotated[str, typer.Argument(help="nano/<arm>.")],
-    target: Annotated[Path, typer.Argument(help="A folder to be made.")],
+    target: Annotated[Path, typer.Argument(help="The folder to create.")],
 ) -> None:
     """Copy an embedded checkpoint with its tokenizer into a folder that plain transformers loads."""
     if not is_embedded(name):
@@ -78,7 +78,7 @@ _FORMS = {"parameters": "{:,}", "tokens_seen": "{:,}", "validation_loss": "{:.3f
 
 
 def _rows(family: Family) -> list[dict[str, str | int | float | None]]:
-    """The pretrained arms, then the controls by the checkpoint that they are made from."""
+    """Return one row per pretrained arm, then one per control arm with the checkpoint that it is made from."""
     cards, entries = embedded_arms(), registry().families[family.name].arms
     rows: list[dict[str, str | int | float | None]] = []
     for arm in family.arm_names:
@@ -89,7 +89,7 @@ def _rows(family: Family) -> list[dict[str, str | int | float | None]]:
             {
                 "family": family.name,
                 "arm": arm,
-                "checkpoint": made.name if made.reinit == "none" else f"{made.name}, {made.reinit} anew",
+                "checkpoint": made.name if made.reinit == "none" else f"{made.name}, {made.reinit} re-initialised",
                 "parameters": entry.parameters if entry else None,
                 "languages": ", ".join(entry.languages) if entry else None,
                 "licence": entry.licence if entry else None,

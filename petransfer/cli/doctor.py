@@ -1,4 +1,4 @@
-"""`doctor`: what this machine has, and what of petransfer will work on it."""
+"""`petransfer doctor`: report what this machine has and which parts of petransfer work on it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import os
 import platform
 import shutil
 import socket
+import sys
+import textwrap
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -16,15 +18,25 @@ from typing import Annotated
 
 import typer
 
-PACKAGES = ("petransfer", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "typer")
+from petransfer import __version__
+from petransfer.training.cpu.processor import processor
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "typer")
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False) -> None:
-    """Report versions, devices, bitsandbytes, bf16, the hub and the disk."""
+    """Report versions, devices, the CPU's speed, bitsandbytes, bf16, the hub and the disk.
+
+    Measuring the CPU takes about two seconds. The exit code is 0 even when something does not work; such lines begin
+    with PROBLEM.
+    """
     checks: dict[str, Callable[[], str]] = {
         "python": platform.python_version,
+        "petransfer": _own_version,
         **{name: functools.partial(metadata.version, name) for name in PACKAGES},
         "devices": _devices,
+        "cpu": _cpu,
+        "fast on this cpu": _fast,
         "bitsandbytes works": _bitsandbytes,
         "bf16": _bf16,
         "compiler": _compiler,
@@ -35,13 +47,38 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for 
     for name, check in checks.items():
         try:
             found[name] = check()
-        except Exception as error:  # a doctor reports what is broken, whatever broke it
+        except Exception as error:  # whatever is broken is reported
             found[name] = f"PROBLEM: {' '.join(str(error).split())[:160] or type(error).__name__}"
     if as_json:
         print(json.dumps(found, indent=1))
         return
+    width = shutil.get_terminal_size((120, 24)).columns if sys.stdout.isatty() else 10**6
     for name, value in found.items():
-        print(f"{name:<20} {value}")
+        print(textwrap.fill(f"{name:<20} {value}", width, subsequent_indent=" " * 21, break_long_words=False))
+
+
+def _own_version() -> str:
+    try:
+        return metadata.version("petransfer")
+    except metadata.PackageNotFoundError:
+        return f"{__version__} (run from its source, not installed)"
+
+
+def _cpu() -> str:
+    from petransfer.training.cpu.speed import available_cores
+
+    return f"{processor()}; {available_cores()} cores"
+
+
+def _fast() -> str:
+    """Which bits and threads are fast, measured on matrix products as large as those of a LoRA step."""
+    from petransfer.training.cpu.speed import measure_speeds, recommended
+
+    speeds = measure_speeds()
+    best = recommended(speeds)
+    most = {bits: max(speed.flops for speed in speeds if speed.bits == bits) for bits in (32, 16)}
+    rates = ", ".join(f"{bits} bits {rate / 1e12:.2g} TFLOP/s" for bits, rate in most.items())
+    return f"bits {best.bits} with {best.threads} thread{'s' if best.threads > 1 else ''} ({rates})"
 
 
 def _devices() -> str:
@@ -66,20 +103,16 @@ def _bitsandbytes() -> str:
 
 def _compiler() -> str:
     found = next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
-    return f"{found} (pretrain compiles its model with it)" if found else "none; pretrain goes on without, slower"
+    return f"{found} (pretrain compiles its model with it)" if found else "none; pretrain is slower without one"
 
 
 def _bf16() -> str:
     import torch
 
     if torch.cuda.is_available():
-        return "yes" if torch.cuda.is_bf16_supported() else "PROBLEM: this card has no bf16; take bits: 32"
-    return "yes, on the CPU" + ("" if _cpu_has("amx_bf16", "avx512_bf16") else " (slowly: no bf16 instructions)")
-
-
-def _cpu_has(*flags: str) -> bool:
-    path = Path("/proc/cpuinfo")
-    return path.exists() and any(flag in path.read_text() for flag in flags)
+        return "yes" if torch.cuda.is_bf16_supported() else "PROBLEM: this card has no bf16; use bits: 32"
+    fast = any(name in processor() for name in ("amx_bf16", "avx512_bf16"))
+    return "yes, on the CPU" + ("" if fast else " (slowly: no bf16 instructions)")
 
 
 def _hub() -> str:

@@ -175,6 +175,8 @@ def test_checkpoints_and_doctor_report(monkeypatch: pytest.MonkeyPatch, capsys: 
     found = json.loads(capsys.readouterr().out)
     assert found["bitsandbytes works"].startswith("yes")
     assert "hub" in found
+    assert "core" in found["cpu"]
+    assert found["fast on this cpu"].startswith(("bits 16 with", "bits 32 with"))
 
 
 @pytest.mark.parametrize(

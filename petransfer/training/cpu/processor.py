@@ -1,4 +1,4 @@
-"""The processor that a figure was measured on. Imports no torch."""
+"""The name and the fast instructions of this machine's processor. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,0 +1,76 @@
+"""Measure which bits and how many threads are fast on this CPU."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+# A product of a LoRA step: tokens of a batch, and the sides of a layer.
+TOKENS, INPUTS, OUTPUTS = 4096, 256, 1024
+DTYPES: dict[Literal[16, 32], torch.dtype] = {32: torch.float32, 16: torch.bfloat16}
+
+# Fewer threads are recommended when they reach this share of the fastest rate.
+NEARLY = 0.9
+
+
+@dataclass(frozen=True)
+class Speed:
+    """The rate of matrix products. flops: floating-point operations per second, the median of several products."""
+
+    bits: Literal[16, 32]
+    threads: int
+    flops: float
+
+
+def measure_speeds(seconds: float = 2.0) -> list[Speed]:
+    """Measure matrix products at 32 and 16 bits with 1, 2, 4, ... threads, in about so many seconds.
+
+    The process's number of threads is set back afterwards.
+    """
+    counts = list(_powers_of_two(available_cores()))
+    before = torch.get_num_threads()
+    try:
+        return [
+            _measured(bits, threads, seconds / (len(counts) * len(DTYPES))) for threads in counts for bits in DTYPES
+        ]
+    finally:
+        torch.set_num_threads(before)
+
+
+def available_cores() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def recommended(speeds: Sequence[Speed]) -> Speed:
+    """Return the fastest bits, with the fewest threads that are nearly as fast as the fastest."""
+    best = max(speeds, key=lambda speed: speed.flops)
+    nearly = [speed for speed in speeds if speed.bits == best.bits and speed.flops >= NEARLY * best.flops]
+    return min(nearly, key=lambda speed: speed.threads)
+
+
+def _powers_of_two(most: int) -> Iterator[int]:
+    count = 1
+    while count < most:
+        yield count
+        count *= 2
+    yield most
+
+
+def _measured(bits: Literal[16, 32], threads: int, seconds: float) -> Speed:
+    torch.set_num_threads(threads)
+    rows = torch.randn(TOKENS, INPUTS).to(DTYPES[bits])
+    weight = torch.randn(OUTPUTS, INPUTS).to(DTYPES[bits])
+    torch.nn.functional.linear(rows, weight)  # packs the weight and starts the threads
+    taken, ends_at = list[float](), time.perf_counter() + seconds
+    while not taken or time.perf_counter() < ends_at:
+        started = time.perf_counter()
+        torch.nn.functional.linear(rows, weight)
+        taken.append(time.perf_counter() - started)
+    return Speed(bits, threads, 2 * TOKENS * INPUTS * OUTPUTS / statistics.median(taken))
