@@ -202,7 +202,9 @@ def print_summaries(training: TrainStudy, cpu: bool) -> None:
 
 def next_commands(best: TrainSummary, training: TrainStudy) -> list[str]:
     """Return the commands that one needs after a training, with paths that exist."""
-    study, run = training.grid.folder.path, shlex.quote(str(best.folder.path))
+    study = training.grid.folder.path
+    alone = sum(training.grid.folder.run(name).done for name in training.grid.folder.names()) == 1
+    run = shlex.quote(str(study if alone else best.folder.path))  # a study stands for its only finished run
     text = best.samples[0].input if best.samples else "TEXT"
     kind = "adapter" if (best.folder.path / "adapter").is_dir() else "model"
     example = shlex.quote(text if len(text) <= 40 and text.isprintable() else "TEXT")

@@ -41,10 +41,12 @@ def dev_curve(
     loaded: Loaded,
     examples: Sequence[Example],
     encoded: Sequence[Encoded],
-    at_once: Callable[[], int] | None,
     most: int = CURVE_EXAMPLES,
-) -> Callable[[], dict[str, Any]]:
+) -> Callable[[int], dict[str, Any]]:
     """Return a function that scores the model on evenly spread dev examples, by one forward pass.
+
+    Its argument is the number of examples in a pass of a model whose tensors are sharded; any other model is scored in
+    passes of its own choice.
 
     It returns what metrics.jsonl has as `dev_em`, exact match in per cent, and `dev_loss`, nats per target token.
 
@@ -53,14 +55,13 @@ def dev_curve(
         loaded: the base model with its tokenizer.
         examples: the dev examples.
         encoded: the same as token ids.
-        at_once: gives the number of examples of a pass; all in one pass unless given.
         most: the largest number of dev examples to score.
     """
     chosen = range(0, len(examples), -(-len(examples) // most))
 
-    def measure() -> dict[str, Any]:
+    def measure(micro_batch: int) -> dict[str, Any]:
         model.eval()
-        size = at_once() if at_once else len(chosen)
+        size = micro_batch if is_sharded(model) else len(chosen)
         with with_root_gathered(model):
             scored = score(model, loaded, [examples[at] for at in chosen], [encoded[at] for at in chosen], size)
         model.train()

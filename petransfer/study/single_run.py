@@ -41,7 +41,7 @@ from petransfer.study.provenance import provenance, seal
 from petransfer.study.run_scoring import CURVE_EXAMPLES, STOPPING_EXAMPLES, dev_curve, evaluation_steps, judged
 from petransfer.study.settings import Settings
 from petransfer.training.batches import ShuffledExamples
-from petransfer.training.distributed.fsdp import accelerator_without_fsdp, gather_model, is_sharded, shard_model
+from petransfer.training.distributed.fsdp import accelerator_without_fsdp, gather_model, shard_model
 from petransfer.training.execution import Execution
 from petransfer.training.loop import Hooks, Loop
 from petransfer.training.quantization_cost import check, quantisation_cost
@@ -218,13 +218,11 @@ def make_loop(
     progress: Callable[[int, float, float], None],
     should_stop: Callable[[], bool],
 ) -> Loop:
-    """The run's training, which stands where its last state does."""
+    """Make the training loop of a run. It starts at the run's last saved state."""
     spec, loaded, parts = prepared.spec, prepared.loaded, prepared.parts
-    # split, the model is scored in as many examples as one pass is known to hold
-    at_once = (lambda: loop.progress.micro_batch) if is_sharded(prepared.model) else None
     most = STOPPING_EXAMPLES if spec.train.early_stopping else CURVE_EXAMPLES
-    curve = dev_curve(prepared.model, loaded, base.data.dev, parts["dev"], at_once, most)
-    loop: Loop = Loop(
+    curve = dev_curve(prepared.model, loaded, base.data.dev, parts["dev"], most)
+    return Loop(
         prepared.model,
         ShuffledExamples(parts["train"], spec.train.batch_size, spec.seed, loaded.layout),
         spec.train,
@@ -235,7 +233,6 @@ def make_loop(
         execution=execution,
         hooks=Hooks(progress, should_stop, evaluation_steps(spec.train), curve, prepared.trackers.log),
     )
-    return loop
 
 
 def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> dict[str, Any]:

@@ -56,14 +56,15 @@ class Hooks:
 
     progress: called after every step with the steps taken, the mean loss that was last read, and the seconds trained.
     should_stop: asked after every step whether to save the state and raise `Interrupted`.
-    evaluate_at: steps after which `evaluate` is called; what it returns is added to the line of metrics.
+    evaluate_at: steps after which `evaluate` is called with the size of a micro-batch that is known to fit; what it
+        returns is added to the line of metrics.
     log: called with every line of metrics, by the process that writes.
     """
 
     progress: Callable[[int, float, float], None] = lambda step, loss, seconds: None
     should_stop: Callable[[], bool] = lambda: False
     evaluate_at: Collection[int] = ()
-    evaluate: Callable[[], dict[str, Any]] = dict
+    evaluate: Callable[[int], dict[str, Any]] = lambda micro_batch: {}
     log: Callable[[dict[str, Any]], None] = lambda line: None
 
 
@@ -370,7 +371,7 @@ class Loop:
     def _evaluate(self, done: int) -> dict[str, Any]:
         """Evaluate on dev; with early stopping keep the weights if they are the best, and decide whether to go on."""
         self.feed.wait()
-        scores = self.hooks.evaluate()
+        scores = self.hooks.evaluate(self.progress.micro_batch)
         if self.stopper is None:
             return scores
         if self.processes.shared:  # all take the same decision, whatever the rounding of each

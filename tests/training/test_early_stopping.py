@@ -76,7 +76,7 @@ def test_a_loss_that_is_not_finite_is_never_the_best() -> None:
 def _with_scores(scores: list[float], seen: dict[int, Any]) -> Hooks:
     """Dev scores by evaluation, and what the trained tensors were at each of them."""
 
-    def evaluate() -> dict[str, Any]:
+    def evaluate(_: int) -> dict[str, Any]:
         loop: Loop = seen["loop"]
         seen[loop.progress.step] = {name: value.clone() for name, value in trained_tensors(loop.model).items()}
         return {"dev_em": scores[loop.progress.step // 2 - 1], "dev_loss": 1.0}
@@ -105,7 +105,7 @@ def test_the_best_weights_are_in_the_model_at_the_end(
 
 def test_a_time_limit_ends_training_with_an_evaluation(tiny_t5: Path, tmp_path: Path) -> None:
     seen: dict[int, Any] = {}
-    hooks = Hooks(evaluate_at={8}, evaluate=lambda: {"dev_em": 0.0, "dev_loss": 1.0})
+    hooks = Hooks(evaluate_at={8}, evaluate=lambda _: {"dev_em": 0.0, "dev_loss": 1.0})
     stopping = EarlyStopping(every=8, max_minutes=1e-6)
     seen["loop"] = loop = make_loop(tiny_t5, tmp_path, hooks=hooks, early_stopping=stopping)
     progress = loop.run()

@@ -130,7 +130,7 @@ def test_losses_read_seldom_and_batches_made_ahead_are_the_same(tiny_t5: Path, t
     lines, read = [], []
     for seldom in (False, True):
         loop = make_loop(
-            tiny_t5, tmp_path / str(seldom), save_every=60.0, hooks=Hooks(evaluate_at={6}, evaluate=lambda: {"at": 6})
+            tiny_t5, tmp_path / str(seldom), save_every=60.0, hooks=Hooks(evaluate_at={6}, evaluate=lambda _: {"at": 6})
         )
         loop.reads_every_step, loop.feed.ahead = not seldom, seldom
         losses: list[int] = []
