@@ -27,6 +27,7 @@ Status = Literal["done", "failed", "running", "interrupted", "waiting", "damaged
 
 # Seconds for which a claim is tried: whoever only looks whether a run is claimed holds the lock for an instant.
 CLAIM_PATIENCE = 0.3
+_RUN_ID = re.compile(r"[0-9a-f]{12}")
 _LOCK, _OWNER = ".claim", ".claim-owner"
 
 
@@ -236,12 +237,13 @@ def _damage(path: Path, times: tuple[int, ...]) -> str:
     if result is None:
         there = (path / "result.json").exists()
         return f"{path / 'result.json'} {'is not valid JSON' if there else 'is missing'}"
-    if str(result.get("run_id", path.name)) != path.name:
+    by_id = bool(_RUN_ID.fullmatch(path.name))  # a run's own id; a folder may have another name
+    if by_id and str(result.get("run_id", path.name)) != path.name:
         return f"{path / 'result.json'} is of another run, {str(result['run_id'])[:40]!r}"
     for part in ("dev", "test"):
         if part in result and not _is_score(result[part]):
             return f"{path / 'result.json'} has no exact match from 0 to 100 for {part}"
-    if not re.fullmatch(r"[0-9a-f]{12}", path.name) or not times[1]:
+    if not by_id or not times[1]:
         return ""
     try:
         spec = RunSpec.from_dict(json.loads((path / "spec.json").read_text(encoding="utf-8")))
