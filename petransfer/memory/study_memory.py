@@ -252,7 +252,7 @@ def trained_new_tokens(spec: RunSpec, config: Any, data_dir: Path | None = None)
     from petransfer.data.encoded_examples import encode_part
     from petransfer.models.checkpoint_files import new_tokens
     from petransfer.models.loading import tokenizer_and_layout
-    from petransfer.training.batches import met
+    from petransfer.training.batches import used_examples
 
     new = new_tokens(spec.checkpoint, config.vocab_size) if spec.method.embeddings == "new" else ()
     if not new:
@@ -260,7 +260,7 @@ def trained_new_tokens(spec: RunSpec, config: Any, data_dir: Path | None = None)
     rows = load_task(spec.task.name, data_dir, **spec.task.arguments).load(spec.task.split).train
     tokenizer, layout = tokenizer_and_layout(spec.checkpoint, config)
     train = spec.train
-    used = functools.partial(met, len(rows), train.batch_size, train.steps, spec.seed)
+    used = functools.partial(used_examples, len(rows), train.batch_size, train.steps, spec.seed)
     found = encode_part(rows, spec.task.prefix, tokenizer, layout, used=used).token_ids
     return tuple(token for token in new if token in found)
 

@@ -17,7 +17,7 @@ from petransfer.models.loading import tokenizer_and_layout
 from petransfer.models.support import supported_class
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import RunSpec
-from petransfer.training.batches import met
+from petransfer.training.batches import used_examples
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def encode_data(spec: RunSpec, data: SplitData, scored: tuple[str, ...]) -> tupl
         parts=("train", *scored),
         too_long=length_check(config, spec.checkpoint.name, int(source.get("max_length", 0)), _virtual_tokens(spec)),
         skip_bad_rows=source.get("bad_rows") == "skip",
-        used_in_training=lambda: met(len(data.train), train.batch_size, train.steps, spec.seed),
+        used_in_training=lambda: used_examples(len(data.train), train.batch_size, train.steps, spec.seed),
     )
     if any(metric.of_labels for metric in declared(spec.task.metrics)):
         labels = []

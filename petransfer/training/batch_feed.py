@@ -1,4 +1,4 @@
-"""What the loop trains on, step by step: on a GPU a batch is cut and pinned while the one before it is worked on."""
+"""Prepare the batches of a training; on a GPU the next batch is cut and pinned while the current one is computed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from accelerate import Accelerator
 
 from petransfer.training.batches import Batch, BatchSource, Tensors
 
-Ready = tuple[Batch, list[Tensors]]
-Asked = tuple[int, int, int]
+PreparedBatch = tuple[Batch, list[Tensors]]
+Request = tuple[int, int, int]
 
 
 class BatchFeed:
     """The batches of `steps` steps with their micro-batches.
 
-    ahead: whether a thread makes the next one meanwhile; it is the same batch, for it depends on its step alone.
+    ahead: whether a thread prepares the next batch meanwhile. A batch depends on its step alone, so it is the same.
     """
 
     def __init__(self, source: BatchSource, steps: int, accelerator: Accelerator) -> None:
@@ -23,16 +23,17 @@ class BatchFeed:
         self._share = accelerator.process_index, accelerator.num_processes
         self.ahead = self._pinned = accelerator.device.type == "cuda"
         self._thread: ThreadPoolExecutor | None = None
-        self._next: tuple[Asked, Future[Ready]] | None = None
+        self._next: tuple[Request, Future[PreparedBatch]] | None = None
 
-    def take(self, step: int, size: int, budget: int) -> Ready:
-        """The batch of a step, cut as `Batch.micro_batches` does."""
-        asked = (step, size, budget)
-        made, self._next = self._next, None
-        if made and made[0] != asked:  # after running out of memory; the source is asked for one batch at a time
-            wait([made[1]])
-            made = None
-        ready = made[1].result() if made else self._make(*asked)
+    def take(self, step: int, size: int, budget: int) -> PreparedBatch:
+        """Return the batch of a step, cut as `Batch.micro_batches` does."""
+        request = (step, size, budget)
+        prepared, self._next = self._next, None
+        # after running out of memory the request is another; the source makes one batch at a time
+        if prepared and prepared[0] != request:
+            wait([prepared[1]])
+            prepared = None
+        ready = prepared[1].result() if prepared else self._make(*request)
         if self.ahead and step + 1 < self._steps:
             self._thread = self._thread or ThreadPoolExecutor(1, "feed")
             following = (step + 1, size, budget)
@@ -40,17 +41,17 @@ class BatchFeed:
         return ready
 
     def wait(self) -> None:
-        """Waits for the thread: what it uses, such as a tokenizer, may not be for two threads at once."""
+        """Wait until the thread is idle, before something that it uses, such as a tokenizer, is used elsewhere."""
         if self._next is not None:
             wait([self._next[1]])
 
     def close(self) -> None:
-        """Ends the thread, if there is one; `take` begins another."""
+        """End the thread, if there is one; `take` starts another."""
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)
         self._thread = self._next = None
 
-    def _make(self, step: int, size: int, budget: int) -> Ready:
+    def _make(self, step: int, size: int, budget: int) -> PreparedBatch:
         batch = self._source.batch(step, *self._share)
         cuts = batch.micro_batches(size, budget)
         if self._pinned:

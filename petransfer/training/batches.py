@@ -23,7 +23,7 @@ class BatchSource(Protocol):
     """Where the loop takes its batches from."""
 
     def batch(self, step: int, process: int, processes: int) -> Batch:
-        """This process's part of the batch of one optimiser step, counted from 0."""
+        """Return this process's part of the batch of one optimiser step, counted from 0."""
         ...
 
 
@@ -39,9 +39,13 @@ class Batch:
     layout: Layout
 
     def micro_batches(self, size: int, budget: int = 0) -> list[Tensors]:
-        """At most `size` examples each, sorted by length (the target first: its logits cost most) to save padding.
+        """Cut the batch into micro-batches of similar length, which saves padding.
 
-        budget: of at most so many tokens too, padding among them, unless one example alone has more; 0 for any.
+        Examples are sorted by the length of their targets first, because logits cost most.
+
+        Args:
+            size: the most examples of a micro-batch.
+            budget: the most tokens of a micro-batch, padding included, unless one example alone has more; 0 for any.
         """
         if budget:
             return [collate(cut, self.layout) for cut in _within(self.examples, size, budget, self.layout)]
@@ -50,7 +54,7 @@ class Batch:
 
 
 def _within(examples: Sequence[Encoded], size: int, budget: int, layout: Layout) -> Iterator[list[Encoded]]:
-    """Neighbours in length, as many at once as there is room for."""
+    """Give groups of examples of similar length, each as large as `size` and `budget` allow."""
     cut: list[Encoded] = []
     widths: tuple[int, ...] = ()
     for example in sorted(examples, key=lambda example: _lengths(example, layout)):
@@ -66,13 +70,13 @@ def _within(examples: Sequence[Encoded], size: int, budget: int, layout: Layout)
 
 
 def _lengths(example: Encoded, layout: Layout) -> tuple[int, ...]:
-    """The widths that its rows in `collate`'s tensors need: of target and source, or of both as one."""
+    """Return the widths of an example's rows in the tensors of `collate`: target and source, or both as one."""
     source, target = len(example.input_ids), len(example.target_ids)
     return (target, source) if layout.encoder_decoder else (source + target - 1,)
 
 
 class ShuffledExamples:
-    """Endless epochs over the training examples, each in an order of its own drawn from (seed, epoch)."""
+    """Endless epochs over the training examples; the order of an epoch is drawn from (seed, epoch)."""
 
     def __init__(self, examples: Sequence[Encoded], batch_size: int, seed: int, layout: Layout) -> None:
         self._examples, self._batch_size, self._seed, self._layout = examples, batch_size, seed, layout
@@ -92,8 +96,8 @@ class ShuffledExamples:
         return _order(len(self._examples), self._seed, epoch)
 
 
-def met(count: int, batch_size: int, steps: int, seed: int) -> Iterable[int]:
-    """Which of `count` examples the first steps meet, in rising order."""
+def used_examples(count: int, batch_size: int, steps: int, seed: int) -> Iterable[int]:
+    """Return which of `count` examples the first `steps` steps train on, in rising order."""
     if steps * batch_size >= count:
         return range(count)
     return (int(at) for at in np.sort(_order(count, seed, 0)[: steps * batch_size]))
@@ -104,11 +108,11 @@ def _order(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def collate(examples: Sequence[Encoded], layout: Layout) -> Tensors:
-    """Padded tensors of one micro-batch.
+    """Make the padded tensors of one micro-batch.
 
     Encoder-decoder: input_ids and attention_mask (batch, source), decoder_input_ids and labels (batch, target).
     Decoder-only: input_ids, attention_mask and labels (batch, source + target), labels already shifted, so that
-    `labels[:, t]` is what position t should predict; -100 where nothing is asked.
+    `labels[:, t]` is what position t should predict; -100 where there is no label.
     """
     if layout.encoder_decoder:
         source = [example.input_ids for example in examples]

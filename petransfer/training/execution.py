@@ -1,4 +1,4 @@
-"""How a run is carried out on a machine. Imports no torch, so that the command line can say it at once."""
+"""How a run is executed on a machine. Imports no torch, so that the command line starts at once."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from petransfer.errors import UserError
 
 @dataclass(frozen=True)
 class Execution:
-    """How a run is carried out on this machine; none of it is part of the run id.
+    """How a run is executed on this machine; none of it is part of the run id.
 
-    micro_batch: examples per forward pass, 0 for the default. threads: CPU threads, 0 to leave as they are.
-    save_every: seconds between states. log_every: steps between lines of metrics. checkpointing: activations of a layer
-    are computed again in the backward pass rather than kept, which gives the same gradient.
+    micro_batch: examples per forward pass, 0 for the default. threads: CPU threads, 0 to leave the number as it is.
+    save_every: seconds between training states. log_every: steps between lines of metrics. compile: compile the loss
+    with torch.compile. checkpointing: gradient checkpointing, which recomputes the activations of a layer in the
+    backward pass and gives the same gradient.
     """
 
     micro_batch: int = 0
@@ -28,5 +29,5 @@ def refuse_small_batch(batch_size: int, processes: int) -> None:
     """Raises UserError where a batch has too few examples for each process to get one."""
     if batch_size < processes:
         raise UserError(
-            f"a batch of {batch_size} cannot be shared by {processes} processes; take --processes {batch_size} or fewer"
+            f"a batch of {batch_size} cannot be shared by {processes} processes; use --processes {batch_size} or fewer"
         )

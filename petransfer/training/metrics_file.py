@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line of JSON per logged step, which an interruption neither loses nor doubles."""
+"""metrics.jsonl: one line of JSON per logged step; a resumed run neither loses nor repeats a line."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 
 
 class MetricsFile:
-    """Appends lines; `cut` takes back those that were written after the last saved state."""
+    """Appends lines; `cut` removes the lines that were written after the last saved state."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def append(self, line: dict[str, Any]) -> None:
-        """Writes one line."""
+        """Append one line."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def size(self) -> int:
-        """Its length in bytes, all of it on the disk."""
+        """Return the length of the file in bytes, after writing it to the disk."""
         if not self.path.exists():
             return 0
         with self.path.open("rb") as file:
@@ -29,13 +29,13 @@ class MetricsFile:
         return self.path.stat().st_size
 
     def cut(self, length: int) -> None:
-        """Shortens the file to `length` bytes."""
+        """Shorten the file to `length` bytes."""
         if self.path.exists():
             os.truncate(self.path, length)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; a last line that is being written is left out."""
+    """Return all whole lines; a last line that is still being written is left out."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]

@@ -27,7 +27,7 @@ from petransfer.training.distributed.fsdp import shard_model
 from petransfer.training.execution import Execution
 from petransfer.training.metrics_file import read_metrics
 from tests.conftest import FULL, LORA
-from tests.training.test_together import in_two
+from tests.training.test_two_processes import in_two
 
 # Of 7 examples one process has 4 and the other 3: two passes of at most 3, and one and a stand-in.
 EXECUTION = Execution(threads=1, log_every=1, micro_batch=3)

@@ -256,7 +256,7 @@ def test_tensors_are_shared_and_modules_are_not(tiny_t5: Path) -> None:
 
 def test_layers_that_are_left_out_at_random_are_refused() -> None:
     refuse_layer_drop(BartConfig())
-    with pytest.raises(UserError, match="decoder_layerdrop above 0 cannot be stacked; take --stack off"):
+    with pytest.raises(UserError, match="decoder_layerdrop above 0 cannot be stacked; use --stack off"):
         refuse_layer_drop(BartConfig(decoder_layerdrop=0.1))
 
 

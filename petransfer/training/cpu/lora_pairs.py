@@ -1,10 +1,10 @@
-"""LoRA pairs on frozen weights, for a CPU: at 32 bits folded into the weight once a step, below that beside it.
+"""LoRA pairs on frozen weights, for a CPU: folded into the weight once a step at 32 bits, computed beside it below.
 
-At 8 and 4 bits bitsandbytes trains on a CPU by making each weight wide at each use, forward and backward. Of a small
-model the wide weights are kept, which gives the same numbers.
+At 8 and 4 bits bitsandbytes dequantises each weight at each use on a CPU, forward and backward. For a small model the
+dequantised weights are kept, which gives the same numbers.
 
-What is made of a frozen weight is made once for all models that share the weight, as those of a stack do: of these only
-one takes a step at a time.
+Tensors derived from a frozen weight are made once for all models that share the weight, as the members of a stack do:
+only one of these takes a step at a time.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from petransfer.models.bitsandbytes_import import import_problem
 
-# So many bytes of wide weights may be kept of a quantised model.
-KEPT = 2**28
+# Largest number of bytes of dequantised weights that are kept for a quantised model.
+MOST_KEPT = 2**28
 
-_MADE: MutableMapping[torch.Tensor, WeakValueDictionary[Any, torch.Tensor]] = WeakTensorKeyDictionary()
+_DERIVED: MutableMapping[torch.Tensor, WeakValueDictionary[Any, torch.Tensor]] = WeakTensorKeyDictionary()
 
 
-def once(kind: str, weight: torch.Tensor, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """A tensor that goes with a frozen weight, made where nobody holds it already."""
-    made, key = _MADE.setdefault(weight, WeakValueDictionary()), (kind, weight.dtype)
+def derived_tensor(kind: str, weight: torch.Tensor, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """Return the tensor of this kind that belongs to a frozen weight, made only if nobody holds it already."""
+    made, key = _DERIVED.setdefault(weight, WeakValueDictionary()), (kind, weight.dtype)
     found = made.get(key)
     if found is None:
         made[key] = found = make()
@@ -39,7 +39,7 @@ def once(kind: str, weight: torch.Tensor, make: Callable[[], torch.Tensor]) -> t
 
 @dataclass(frozen=True)
 class Folded:
-    """A pair on an fp32 weight. folded (out, in) is the weight as it acts, with a gradient of its own."""
+    """A pair on an fp32 weight. folded: (out, in), the sum of weight and pair, with a gradient of its own."""
 
     layer: Any
     base: torch.Tensor
@@ -51,13 +51,13 @@ class Folded:
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Makes the weight that acts until `unfold`."""
+        """Compute the folded weight, which is used until `unfold`."""
         torch.addmm(self.base, self.up, self.down, alpha=self.scale, out=self.folded)
         self.folded.grad = None
 
     @torch.no_grad()
     def unfold(self) -> None:
-        """Gives the pair its gradient, taken from the weight's."""
+        """Compute the gradient of the pair from that of the folded weight."""
         gradient, self.folded.grad = self.folded.grad, None
         if gradient is not None:
             _add_gradient(self.up, torch.mm(gradient, self.down.t()).mul_(self.scale))
@@ -65,13 +65,13 @@ class Folded:
 
     @property
     def forward(self) -> Callable[..., torch.Tensor]:
-        """What the layer does in place of its own."""
+        """The forward pass that replaces the layer's own."""
         return lambda inputs, *_: functional.linear(inputs, self.folded, self.bias)
 
 
 @dataclass(frozen=True)
 class Beside:
-    """A pair beside a bf16 weight (out, in), which would round a folded pair away; it acts as bf16 makes of it."""
+    """A pair beside a bf16 weight (out, in), whose rounding would lose a folded pair. The pair is computed in bf16."""
 
     layer: Any
     weight: torch.Tensor
@@ -82,7 +82,7 @@ class Beside:
 
     @property
     def forward(self) -> Callable[..., torch.Tensor]:
-        """What the layer does in place of its own."""
+        """The forward pass that replaces the layer's own."""
 
         def act(inputs: torch.Tensor, *_: Any) -> torch.Tensor:
             found: torch.Tensor = _Beside.apply(  # type: ignore[no-untyped-call]
@@ -94,16 +94,16 @@ class Beside:
 
 
 def pairs_of(model: torch.nn.Module, dtype: torch.dtype) -> tuple[list[Folded], list[Beside]]:
-    """The pairs of a model that computes in `dtype` for which the plain way is the longer one."""
+    """Return the pairs of a model that computes in `dtype` for which the plain forward pass is slower."""
     if dtype == torch.float32:
-        return [_folded(module) for module in model.modules() if _foldable(module)], []
-    layers: list[Any] = [module for module in model.modules() if _vanilla(module) and _wide_here(module, dtype)]
-    made = sum(2 * _size(module) for module in layers if type(module.get_base_layer()) is not torch.nn.Linear)
-    return [], [_beside(module, dtype) for module in layers] if made <= KEPT else []
+        return [_folded(module) for module in model.modules() if _can_fold(module)], []
+    layers: list[Any] = [module for module in model.modules() if _is_plain_lora(module) and _computes_in(module, dtype)]
+    bytes_made = sum(2 * _size(module) for module in layers if type(module.get_base_layer()) is not torch.nn.Linear)
+    return [], [_beside(module, dtype) for module in layers] if bytes_made <= MOST_KEPT else []
 
 
-def _kinds() -> Iterator[type]:
-    """The LoRA layers that are known; bitsandbytes may be missing."""
+def _lora_layers() -> Iterator[type]:
+    """Give the supported LoRA layers; bitsandbytes may be missing."""
     yield LoraLinear
     if not import_problem():
         from peft.tuners.lora.bnb import Linear4bit, Linear8bitLt
@@ -111,12 +111,12 @@ def _kinds() -> Iterator[type]:
         yield from (Linear4bit, Linear8bitLt)
 
 
-_KINDS = frozenset(_kinds())
+_LORA_LAYERS = frozenset(_lora_layers())
 
 
-def _vanilla(module: Any) -> bool:
-    """Whether it is LoRA as first described, with one adapter and no dropout, on a frozen layer."""
-    if type(module) not in _KINDS or module.merged or module.disable_adapters or not module.active_adapters:
+def _is_plain_lora(module: Any) -> bool:
+    """Return whether a layer is plain LoRA with one adapter and no dropout, on a frozen layer."""
+    if type(module) not in _LORA_LAYERS or module.merged or module.disable_adapters or not module.active_adapters:
         return False
     name = module.active_adapters[0]
     if name not in module.lora_A or name in module.lora_variant or getattr(module, "fan_in_fan_out", False):
@@ -126,16 +126,16 @@ def _vanilla(module: Any) -> bool:
     return isinstance(module.lora_dropout[name], torch.nn.Identity)
 
 
-def _foldable(module: Any) -> bool:
-    """Where the gradient of the folded weight costs about what the pair's own operations do."""
-    if not _vanilla(module) or type(module.get_base_layer()) is not torch.nn.Linear:
+def _can_fold(module: Any) -> bool:
+    """Return whether the gradient of the folded weight costs about as much as the pair's own operations."""
+    if not _is_plain_lora(module) or type(module.get_base_layer()) is not torch.nn.Linear:
         return False
     rank, wide = module.lora_A[module.active_adapters[0]].weight.shape
     return bool(_size(module) <= 8 * rank * (wide + module.get_base_layer().out_features))
 
 
-def _wide_here(module: Any, dtype: torch.dtype) -> bool:
-    """Whether the layer multiplies by weights of `dtype`, or makes its quantised ones so, and its pair follows it."""
+def _computes_in(module: Any, dtype: torch.dtype) -> bool:
+    """Return whether the layer computes in `dtype`, dequantising its weights to it, and its pair does too."""
     base = module.get_base_layer()
     if module.cast_input_dtype_enabled:
         return False
@@ -153,7 +153,7 @@ def _size(module: Any) -> int:
 
 def _folded(module: Any) -> Folded:
     base = module.get_base_layer()
-    folded = once("folded", base.weight, lambda: torch.empty_like(base.weight).requires_grad_(True))
+    folded = derived_tensor("folded", base.weight, lambda: torch.empty_like(base.weight).requires_grad_(True))
     return Folded(module, base.weight.detach(), *_parts(module), base.bias, folded)
 
 
@@ -162,11 +162,11 @@ def _beside(module: Any, dtype: torch.dtype) -> Beside:
     bias = None if base.bias is None else base.bias.to(dtype)
     weight = base.weight.detach()
     if type(base) is not torch.nn.Linear:
-        weight = once(f"wide {dtype}", base.weight, lambda: _unpacked(base).to(dtype))
+        weight = derived_tensor(f"wide {dtype}", base.weight, lambda: _dequantised(base).to(dtype))
     return Beside(module, weight, *_parts(module), bias)
 
 
-def _unpacked(base: Any) -> torch.Tensor:
+def _dequantised(base: Any) -> torch.Tensor:
     # not `dequantize_module_weight`, which loses the scales of 8-bit weights that have been used before
     wide: torch.Tensor = dequantize_bnb_weight(base.weight, getattr(base, "state", None))
     return wide.detach()
@@ -182,7 +182,7 @@ def _add_gradient(parameter: torch.nn.Parameter, gradient: torch.Tensor) -> None
 
 
 class _Beside(torch.autograd.Function):
-    """inputs (..., in) times weight^T, and the pair's share, scale * inputs down^T up^T, in the inputs' dtype."""
+    """inputs (..., in) times weight^T plus scale * inputs down^T up^T, computed in the dtype of the inputs."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Any, weight: Any, bias: Any, down: Any, up: Any, scale: float) -> Any:

@@ -1,4 +1,4 @@
-"""What the processes of one run tell each other while they train: gradients, and whether to go on."""
+"""Collectives of the processes of one run: sums of values and of gradients."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import distributed
 
-# Gradients travel in pieces of so many bytes, so that they take little memory beside themselves.
-PIECE = 2**25
+# Gradients are summed in chunks of so many bytes, so that they take little extra memory.
+CHUNK_BYTES = 2**25
 
 
 def agree(values: Sequence[float], device: torch.device) -> list[float]:
-    """The sum over all processes of each value; every process must ask for as many."""
+    """Return the sum over all processes of each value; every process must give the same number of values."""
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
     distributed.all_reduce(tensor)
     found: list[float] = tensor.tolist()
@@ -20,34 +20,36 @@ def agree(values: Sequence[float], device: torch.device) -> list[float]:
 
 
 def sum_gradients(parameters: Sequence[torch.nn.Parameter], present: Sequence[float]) -> None:
-    """Gives every process the sum of all processes' gradients, the same to the last bit.
+    """Give every process the sum of all processes' gradients, equal to the last bit.
 
-    present: how many processes have a gradient for each parameter; where one of them has none its share is zero.
+    DistributedDataParallel is not used: it sums while a process still computes, so that a process which then runs out
+    of memory could not repeat the step with a smaller micro-batch.
 
-    Not by DistributedDataParallel: it sums while a process still computes, and a process that then runs out of memory
-    could not step back and take less.
+    Args:
+        parameters: the trained tensors, in the same order in every process.
+        present: how many processes have a gradient for each parameter; a missing gradient counts as zero.
     """
     some = [parameter for parameter, count in zip(parameters, present, strict=True) if count]
     for parameter in some:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    for piece in _pieces([parameter.grad for parameter in some if parameter.grad is not None]):
-        flat = torch.cat([gradient.flatten() for gradient in piece])
+    for chunk in _chunks([parameter.grad for parameter in some if parameter.grad is not None]):
+        flat = torch.cat([gradient.flatten() for gradient in chunk])
         distributed.all_reduce(flat)
         start = 0
-        for gradient in piece:
+        for gradient in chunk:
             gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
             start += gradient.numel()
 
 
-def _pieces(gradients: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    piece: list[torch.Tensor] = []
+def _chunks(gradients: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    chunk: list[torch.Tensor] = []
     size = 0
     for gradient in gradients:
-        if piece and (gradient.dtype != piece[0].dtype or size + gradient.nbytes > PIECE):
-            yield piece
-            piece, size = [], 0
-        piece.append(gradient)
+        if chunk and (gradient.dtype != chunk[0].dtype or size + gradient.nbytes > CHUNK_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(gradient)
         size += gradient.nbytes
-    if piece:
-        yield piece
+    if chunk:
+        yield chunk

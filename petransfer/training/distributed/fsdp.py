@@ -1,8 +1,8 @@
-"""FSDP2: a model whose tensors, gradients and optimiser state are split among the processes of a run.
+"""FSDP2: a model whose tensors, gradients and optimiser state are sharded among the processes of a run.
 
-The user's `accelerate config` says how, through Accelerate's own plugin: which layers make a unit, whether what was
-gathered of one is kept until the backward pass, whether the parts lie in the host's memory. What no layer holds, the
-embeddings and the head above all, is one unit more, gathered for a whole step.
+The user's `accelerate config` decides, through Accelerate's own plugin, which layers form a unit, whether the gathered
+tensors of a unit are kept until the backward pass, and whether shards lie in the host's memory. Tensors outside of all
+layers, mainly the embeddings and the head, form one more unit, which is gathered for a whole step.
 """
 
 from __future__ import annotations
@@ -36,64 +36,70 @@ from petransfer.training.out_of_memory import (
 
 
 def accelerator_without_fsdp(**options: Any) -> Accelerator:
-    """An Accelerator that leaves the splitting to `shard_model`: its own wants the optimiser first, and a GPU."""
+    """Make an Accelerator that leaves sharding to `shard_model`; its own needs the optimiser first, and a GPU."""
     with patch_environment(ACCELERATE_USE_FSDP="false"):
         return Accelerator(**options)
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
-    """Whether `shard_model` was here."""
+    """Return whether `shard_model` has sharded the model."""
     return isinstance(model, FSDPModule)
 
 
 def shard_model(model: torch.nn.Module, device: torch.device, narrow: bool) -> torch.nn.Module:
-    """Splits the model's tensors among all processes, in place; gives a copy without numbers, for `gather_model`.
+    """Shard the model's tensors among all processes, in place, and return a copy on the meta device for `gather_model`.
 
-    The first process's numbers count; the others' may be on the meta device, as transformers leaves them where one
-    process alone reads the checkpoint. A card holds its parts and one whole unit at a time. narrow: units compute in
-    bf16, and gather so; their gradients are summed in fp32.
+    The values of the first process are used; those of the others may be on the meta device, where transformers leaves
+    them if one process alone reads the checkpoint. A GPU holds its shards and one whole unit at a time.
+
+    Args:
+        model: the model with its method applied.
+        device: this process's device.
+        narrow: whether units are gathered and computed in bf16; their gradients are summed in fp32.
 
     Raises:
-        UserError: the plugin asks for what cannot be had.
+        UserError: the plugin asks for something that is not supported.
     """
-    if not hasattr(FSDPModule, "reset_iter_state"):  # what a process that ran short of memory goes on by
+    if not hasattr(FSDPModule, "reset_iter_state"):  # with it a process continues after running out of memory
         raise UserError(f"FSDP needs torch 2.13 or later, and this is {torch.__version__}; launch with --multi_gpu")
     if device.type == "cuda":
-        gc.collect()  # an earlier run's units hold each other
-    # of T5's table of positions, to which transformers adds out of place
+        gc.collect()  # units of an earlier run reference each other
+    # about T5's table of positions, which transformers does not change in place
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     plugin = _plugin()
     if plugin.activation_checkpointing:
         enable_gradient_checkpointing(model)
-    hollow = _without_numbers(model)
+    empty_copy = _without_numbers(model)
     is_unit = _policy(plugin, model)
     factors = {name: value.rate_factor for name, value in model.named_parameters() if hasattr(value, "rate_factor")}
     options: dict[str, Any] = {
         "mesh": init_device_mesh(device.type, (distributed.get_world_size(),)),
         "mp_policy": MixedPrecisionPolicy(torch.bfloat16, torch.float32) if narrow else MixedPrecisionPolicy(),
-        # on a CPU the parts lie in the host's memory anyway, and there is no other to pin it for
+        # on a CPU the shards lie in the host's memory anyway
         "offload_policy": OffloadPolicy() if device.type == "cpu" else plugin.cpu_offload,
     }
-    for module in reversed(list(model.modules())):  # what lies within comes first
+    for module in reversed(list(model.modules())):  # inner modules first
         if module is model or is_unit(module):
             _share(module, device)
-            # None: what the root gathers is kept until its backward pass, whatever the plugin says of layers
+            # None: the root keeps what it gathered until its backward pass, whatever the plugin sets for layers
             keeps = None if module is model else plugin.reshard_after_forward
             unit: Any = fully_shard(module, reshard_after_forward=keeps, **options)
-            unit.set_gradient_divide_factor(1.0)  # the loss is divided by the tokens of all processes already
+            unit.set_gradient_divide_factor(1.0)  # the loss is already divided by the tokens of all processes
             unit.set_force_sum_reduction_for_comms(True)
     for name, value in model.named_parameters():
         if name in factors:
             value.rate_factor = factors[name]  # type: ignore[attr-defined]
-    return hollow
+    return empty_copy
 
 
 def _plugin() -> FullyShardedDataParallelPlugin:
-    """As the launcher was told; where nobody said what a unit is, a layer."""
+    """Return the plugin as the launcher configured it; a unit is a layer unless configured otherwise."""
     told = "FSDP_AUTO_WRAP_POLICY" in os.environ
     plugin = FullyShardedDataParallelPlugin(auto_wrap_policy=None if told else "transformer_based_wrap")
     if plugin.ignored_modules:
-        raise UserError("fsdp_ignored_modules would leave gradients that nobody sums; take it out")
+        raise UserError(
+            "fsdp_ignored_modules is not supported: the gradients of ignored modules would not be summed; remove it"
+        )
     return plugin
 
 
@@ -108,7 +114,7 @@ def _policy(plugin: FullyShardedDataParallelPlugin, model: Any) -> Callable[[tor
 
 
 def _without_numbers(model: torch.nn.Module) -> torch.nn.Module:
-    """A copy whose parameters are on the meta device, tied as they are."""
+    """Return a copy whose parameters are on the meta device, tied like the originals."""
     known: dict[int, Any] = {
         id(value): torch.nn.Parameter(value.detach().to("meta"), requires_grad=value.requires_grad)
         for value in model.parameters()
@@ -117,7 +123,7 @@ def _without_numbers(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def _share(module: torch.nn.Module, device: torch.device) -> None:
-    """Puts what no unit within holds on the device, with the numbers of the first process."""
+    """Move tensors that no inner unit holds to the device, with the values of the first process."""
     moved: dict[int, torch.Tensor] = {}
     for within in module.modules():
         for held in (within._parameters, within._buffers):
@@ -137,18 +143,18 @@ def _shared(value: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def local_part(value: torch.Tensor) -> torch.Tensor:
-    """What this process holds of a tensor: all of it, where it is not split."""
+    """Return this process's part of a tensor: all of it where it is not sharded."""
     return value.to_local() if isinstance(value, DTensor) else value
 
 
 def clip_gradients(parameters: Sequence[torch.nn.Parameter], most: float) -> torch.Tensor:
-    """Scales the gradients down to a norm of `most`, and gives the norm that they had, over all processes' parts.
+    """Scale the gradients down to a norm of `most`, and return the norm that they had over all processes.
 
-    It stays on the device, which need not have come so far.
+    The norm stays on the device, which need not have computed it yet.
     """
     gradients = [value.grad for value in parameters if value.grad is not None]
     norm = torch.nn.utils.get_total_norm([local_part(gradient) for gradient in gradients])
-    if any(isinstance(gradient, DTensor) for gradient in gradients):  # one message, where DTensor's has one a tensor
+    if any(isinstance(gradient, DTensor) for gradient in gradients):  # one message; DTensor would send one per tensor
         square = norm.double().square()
         distributed.all_reduce(square)
         norm = square.sqrt().to(norm.dtype)
@@ -157,7 +163,7 @@ def clip_gradients(parameters: Sequence[torch.nn.Parameter], most: float) -> tor
 
 
 def gather_tensors(tensors: Mapping[str, torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:
-    """The tensors, put together on the host where they are split. Nothing unless `keep`, but all must ask."""
+    """Return whole tensors, gathered on the host. All processes must call; only those that `keep` get tensors."""
     found = {}
     for name, value in tensors.items():
         full = value.full_tensor().cpu() if isinstance(value, DTensor) else value
@@ -168,7 +174,7 @@ def gather_tensors(tensors: Mapping[str, torch.Tensor], keep: bool) -> dict[str,
 
 @torch.no_grad()
 def copy_into(tensor: torch.Tensor, value: torch.Tensor) -> None:
-    """Copies a whole value into a tensor, of which this process may hold a part."""
+    """Copy a whole value into a tensor, of which this process may hold a part."""
     if isinstance(tensor, DTensor):
         mine = distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)
         local_part(tensor).copy_(local_part(mine))
@@ -177,7 +183,7 @@ def copy_into(tensor: torch.Tensor, value: torch.Tensor) -> None:
 
 
 def shard_like(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """A value of a tensor's shape, split as the tensor is; any other as it is."""
+    """Return a value of a tensor's shape sharded like the tensor, and any other value unchanged."""
     if not isinstance(tensor, DTensor) or value.shape != tensor.shape:
         return value
     found = torch.zeros_like(tensor, dtype=value.dtype, requires_grad=False)
@@ -185,21 +191,21 @@ def shard_like(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     return found
 
 
-def gather_model(model: torch.nn.Module, hollow: torch.nn.Module, keep: bool) -> torch.nn.Module:
-    """Fills `hollow` with the model's numbers, in the host's memory of the processes that `keep` it."""
+def gather_model(model: torch.nn.Module, empty_copy: torch.nn.Module, keep: bool) -> torch.nn.Module:
+    """Fill the empty copy with the model's values, in the host's memory of the processes that `keep` it."""
     found = gather_tensors(dict(model.named_parameters()), keep)
     if keep:
-        for name, value in hollow.named_parameters():
+        for name, value in empty_copy.named_parameters():
             filled = torch.nn.Parameter(found[name], requires_grad=value.requires_grad)
             torch.utils.swap_tensors(value, filled)  # type: ignore[no-untyped-call] # wherever it is tied to
-    return hollow
+    return empty_copy
 
 
 @contextlib.contextmanager
 def with_root_gathered(model: torch.nn.Module) -> Iterator[None]:
-    """While a part of the model is called by itself, as generation does with an encoder: layers gather themselves.
+    """Keep the root unit gathered while parts of the model are called alone, as generation does with an encoder.
 
-    Every process must make the same calls, whatever it does with what they give.
+    Layers gather themselves. Every process must make the same calls, whatever it does with the results.
     """
     if not isinstance(model, FSDPModule):
         yield
@@ -213,7 +219,7 @@ def with_root_gathered(model: torch.nn.Module) -> Iterator[None]:
 
 @dataclass
 class _Turns:
-    """Which collectives of a pass are taken part in: all after the first `skip`. taken: so far, of this pass."""
+    """Counts the collectives of a pass; the first `skip` of them are left out."""
 
     taken: int = 0
     skip: int = 0
@@ -225,7 +231,7 @@ class _Turns:
 
 @dataclass
 class _Collective:
-    """One of torch's own, which may be left out."""
+    """A collective of torch that can be left out."""
 
     turns: _Turns
     function: Callable[..., Any]

@@ -1,7 +1,7 @@
-"""Several adapters on one frozen base: rows of a batch belong to members in turn, each row meets its member's adapter.
+"""Several adapters on one frozen base: each row of a batch belongs to one member and goes through its adapter.
 
-Every member is a whole peft model of its own whose frozen tensors are those of all others, so that it is drawn, saved
-and evaluated as if it were alone. For training one more model, the trunk, runs over the members' batches at once.
+Every member is a whole peft model of its own that shares its frozen tensors with the others, so that it is initialised,
+saved and evaluated as if it were alone. For training one more model, the trunk, computes all members' batches at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ADAPTER = "default"  # as peft calls an adapter that was given no name
 
 
 def share(model: Any) -> Any:
-    """A copy whose modules are its own and whose tensors, buffers and quantisation states are the model's."""
+    """Return a copy with modules of its own that shares the tensors, buffers and quantisation states of the model."""
     memo: dict[int, Any] = {}
     for module in model.modules():
         held = [*module.parameters(recurse=False), *module.buffers(recurse=False), *vars(module).values()]
@@ -33,14 +33,14 @@ def share(model: Any) -> Any:
 
 
 def refuse_layer_drop(config: Any) -> None:
-    """Raises UserError for a model that leaves out whole layers at random: it would leave them out of all members."""
+    """Raise UserError for a model that skips whole layers at random, because it would skip them for all members."""
     for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
         if getattr(config, name, 0.0):
-            raise UserError(f"a model with {name} above 0 cannot be stacked; take --stack off")
+            raise UserError(f"a model with {name} above 0 cannot be stacked; use --stack off")
 
 
 class Stack:
-    """The members and their trunk. hidden_only: the trunk gives what goes into the head in place of logits."""
+    """The members and their trunk. hidden_only: the trunk returns the input of the head in place of logits."""
 
     def __init__(self, trunk: Any, members: Sequence[Any], *, hidden_only: bool) -> None:
         refuse_layer_drop(trunk.config)
@@ -49,30 +49,31 @@ class Stack:
             trunk.get_output_embeddings().forward = lambda hidden: hidden
             if hasattr(trunk, "final_logits_bias"):
                 trunk.final_logits_bias = trunk.final_logits_bias.new_zeros(())
-        self._layers = _put_into(trunk, [member.get_base_model() for member in members])
-        self.draws = Draws(len(self.members), next(trunk.parameters()).device)
+        self._layers = _insert_layers(trunk, [member.get_base_model() for member in members])
+        self.dropout = MemberDropout(len(self.members), next(trunk.parameters()).device)
 
     def drop(self, at: int) -> None:
-        """Goes on without member `at`."""
+        """Remove member `at`."""
         for layer in self._layers:
             layer.drop(at)
-        self.draws.drop(at)
+        self.dropout.drop(at)
         del self.members[at]
 
     def run(self, batch: Mapping[str, torch.Tensor], widths: Sequence[Mapping[int, int]]) -> torch.Tensor:
-        """Logits, or what goes into the head: (members x rows, target, vocabulary or dimensions).
+        """Return logits, or the input of the head: (members x rows, target, vocabulary or dimensions).
 
-        batch: the members' rows one member after the other, padded to one width. widths: for each member, the width
-        of its own tensors by that to which they were padded.
+        Args:
+            batch: the members' rows, one member after the other, padded to one width.
+            widths: for each member, the width of its own tensors by the width to which they were padded.
         """
         self.trunk.train()
-        with self.draws.own(widths):
+        with self.dropout.own(widths):
             given: torch.Tensor = self.trunk(**batch, use_cache=False).logits
         return given
 
 
-def _put_into(trunk: torch.nn.Module, bases: Sequence[torch.nn.Module]) -> list[Layer]:
-    """Puts a layer for all members wherever one of them has an adapter or rows of its own."""
+def _insert_layers(trunk: torch.nn.Module, bases: Sequence[torch.nn.Module]) -> list[Layer]:
+    """Put a stacked layer into the trunk wherever a member has an adapter or trained rows."""
     found: dict[tuple[int, ...], Layer] = {}
     names: list[str] = []
     for base in bases:
@@ -92,11 +93,11 @@ def _put_into(trunk: torch.nn.Module, bases: Sequence[torch.nn.Module]) -> list[
 
 def _layer(base: torch.nn.Module, modules: Sequence[torch.nn.Module]) -> Layer:
     plain = [isinstance(module, LoraLayer) and set(module.lora_A) == {ADAPTER} for module in modules]
-    return StackedLora(base, modules) if all(plain) else Each(base, modules)
+    return StackedLora(base, modules) if all(plain) else SeparateModules(base, modules)
 
 
 class Layer(torch.nn.Module):
-    """What stands in the trunk in place of a layer of the base."""
+    """Replaces a layer of the base in the trunk."""
 
     def __init__(self, base: torch.nn.Module, members: Sequence[torch.nn.Module]) -> None:
         super().__init__()
@@ -105,16 +106,16 @@ class Layer(torch.nn.Module):
 
     @property
     def weight(self) -> Any:
-        """The base's: models look at its dtype."""
+        """The weight of the base layer, whose dtype models look at."""
         return self.base.weight
 
     def drop(self, at: int) -> None:
-        """Goes on without member `at`."""
+        """Remove member `at`."""
         del self.members[at]
 
 
-class Each(Layer):
-    """Every member's own module on its own rows."""
+class SeparateModules(Layer):
+    """Applies every member's own module to its own rows."""
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         parts = rows.chunk(len(self.members))
@@ -122,7 +123,7 @@ class Each(Layer):
 
 
 class StackedLora(Layer):
-    """The frozen layer once for all rows, and the members' A and B in two batched products; ranks padded with zeros."""
+    """Computes the frozen layer once for all rows, and all A and all B in a batched product each, ranks zero-padded."""
 
     def __init__(self, base: torch.nn.Module, members: Sequence[torch.nn.Module]) -> None:
         super().__init__(base, members)
@@ -155,8 +156,8 @@ class StackedLora(Layer):
         return torch.stack(downs).to(dtype), torch.stack(ups).to(dtype)
 
 
-class Draws:
-    """Every member's own state of the random generator, so that its dropout is that of a run by itself."""
+class MemberDropout:
+    """Keeps a random state for every member, so that its dropout equals that of a run of its own."""
 
     def __init__(self, count: int, device: torch.device) -> None:
         at = device.index or 0
@@ -165,18 +166,18 @@ class Draws:
         self._widths: Sequence[Mapping[int, int]] = ()
 
     def drop(self, at: int) -> None:
-        """Goes on without member `at`."""
+        """Remove member `at`."""
         del self._states[at]
 
     def seed(self, seeds: Sequence[int]) -> None:
-        """Each member's, at the beginning of a step."""
+        """Set each member's random state at the beginning of a step."""
         for at, seed in enumerate(seeds):
             torch.manual_seed(seed)
             self._states[at] = self._generator.get_state()
 
     @contextlib.contextmanager
     def own(self, widths: Sequence[Mapping[int, int]]) -> Iterator[None]:
-        """Within it dropout draws for each member from its own state, and in the shape of the member's own tensors."""
+        """Within this context dropout draws for each member from its own state, in the shape of its own tensors."""
         self._widths = widths
         drop, attend, rand = functional.dropout, functional.scaled_dot_product_attention, torch.rand
 
@@ -196,7 +197,7 @@ class Draws:
             settings = {**options, "dropout_p": dropout_p}
             return self._each(lambda *parts: attend(*parts, **settings), inputs, (2,))
 
-        def uniform(*size: Any, **options: Any) -> torch.Tensor:  # BART and its kin draw for layers that none drops
+        def uniform(*size: Any, **options: Any) -> torch.Tensor:  # BART-like models draw even where layerdrop is 0
             drawn = [self._with(at, lambda: rand(*size, **options)) for at in range(len(self._states))]
             return drawn[0]
 
@@ -213,13 +214,16 @@ class Draws:
         inputs: Sequence[tuple[torch.Tensor, tuple[int, ...]]],
         dims: tuple[int, ...],
     ) -> torch.Tensor:
-        """`function` of every member's own rows without padding, put together and padded again.
+        """Apply `function` to every member's own rows without their padding, and join and pad the results.
 
-        inputs: tensors with the dimensions in which they are padded. dims: those of what the function gives.
+        Args:
+            function: called once for each member.
+            inputs: tensors, each with the dimensions in which it is padded.
+            dims: the dimensions in which the result is padded.
         """
         count, first = len(self._states), inputs[0][0]
         if any(len(tensor) % count for tensor, _ in inputs):
-            raise RunError("this architecture mixes the rows of a batch and cannot be stacked; take --stack off")
+            raise RunError("this architecture mixes the rows of a batch and cannot be stacked; use --stack off")
         chunks = [[(part, padded) for part in tensor.chunk(count)] for tensor, padded in inputs]
         given = []
         for at in range(count):
@@ -256,7 +260,7 @@ def _replaced(module: Any, name: str, function: Callable[..., Any]) -> Iterator[
 
 
 def _padded(tensor: torch.Tensor, sizes: Mapping[int, int]) -> torch.Tensor:
-    """With zeros behind, up to the size of each dimension."""
+    """Append zeros up to the given size of each dimension."""
     missing = [0, 0] * tensor.dim()
     for dim, size in sizes.items():
         missing[2 * (tensor.dim() - 1 - dim) + 1] = size - tensor.shape[dim]

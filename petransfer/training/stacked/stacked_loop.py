@@ -1,6 +1,6 @@
-"""The loops of several adapters in step over one frozen base, which on a card they pass through as one.
+"""Train several adapters on one frozen base together; on a GPU they share one forward and backward pass.
 
-Everything else each does for itself; on a CPU the pass too.
+Each adapter has a loop of its own with its own optimiser, metrics and states. On a CPU each also has its own passes.
 """
 
 from __future__ import annotations
@@ -23,25 +23,30 @@ from petransfer.training.state import keep_only
 
 
 def joins(device: torch.device) -> bool:
-    """Whether the members share a pass.
+    """Return whether the members share a pass.
 
-    On a CPU it is arithmetic that takes the time, of which a shared pass saves none: folded pairs are each member's
-    own weights, and one lean pass over eight times as many rows is measured to be as fast as eight.
+    On a CPU the time goes into arithmetic, of which a shared pass saves none: folded LoRA pairs are weights of each
+    member's own, and one pass over eight times as many rows was measured to take as long as eight passes.
     """
     return device.type != "cpu"
 
 
 def make_stack(trunk: torch.nn.Module, members: Sequence[torch.nn.Module]) -> Stack:
-    """A stack whose trunk ends before the head where the loss may take it from there."""
+    """Make a stack whose trunk ends before the head where the loss can compute the head itself."""
     heads = [known_head(member) for member in members]
     return Stack(trunk, members, hidden_only=all(head is not None and not head.cap for head in heads))
 
 
 def accumulate(stack: Stack, micros: Sequence[Tensors], tokens: Sequence[int], layout: Layout) -> list[torch.Tensor]:
-    """Adds every member's gradient of its micro-batch's loss over its `tokens`; gives the summed losses.
+    """Add every member's gradient and return the members' summed losses.
 
-    micros: one for each member, all of as many rows. The members' logits are made one after the other, each in the
-    shape that it has alone.
+    The members' logits are computed one after the other, each in the shape that it has in a run of its own.
+
+    Args:
+        stack: the members and their trunk.
+        micros: one micro-batch for each member, all with the same number of rows.
+        tokens: target tokens of each member's whole batch, by which its loss is divided.
+        layout: how examples become tensors.
     """
     joined, widths = join(micros, layout)
     given = stack.run(joined, widths)
@@ -50,7 +55,7 @@ def accumulate(stack: Stack, micros: Sequence[Tensors], tokens: Sequence[int], l
     for at, (member, micro) in enumerate(zip(stack.members, micros, strict=True)):
         place = slice(at * rows, (at + 1) * rows), slice(micro["labels"].shape[1])
         part = given[place].detach().requires_grad_()
-        loss = token_loss(_Said(member, part, stack.hidden_only), micro)  # type: ignore[arg-type]
+        loss = token_loss(_MemberOutput(member, part, stack.hidden_only), micro)  # type: ignore[arg-type]
         torch.autograd.backward(loss * (1 / tokens[at]))
         if part.grad is not None:
             gradient[place] = part.grad
@@ -59,8 +64,8 @@ def accumulate(stack: Stack, micros: Sequence[Tensors], tokens: Sequence[int], l
     return losses
 
 
-class _Said:
-    """A member as the loss sees it: what the trunk gave of it is there, and its own head comes after that."""
+class _MemberOutput:
+    """A member as a model for the loss function: returns the trunk's output for it, after its own head if needed."""
 
     def __init__(self, member: Any, part: torch.Tensor, hidden_only: bool) -> None:
         self._part, self._head = part, None
@@ -76,9 +81,9 @@ class _Said:
 
 
 def join(micros: Sequence[Tensors], layout: Layout) -> tuple[Tensors, list[Mapping[int, int]]]:
-    """The members' rows one member after the other, and each member's own widths by those to which they are padded.
+    """Return the rows of all members, one member after the other, and each member's own widths by padded width.
 
-    Inputs and targets never get the same width, so that a tensor's shape says which of them it is as wide as.
+    Inputs and targets never get the same width, so that a tensor's shape tells which of the two it belongs to.
     """
     fillers = {"attention_mask": 0, "labels": IGNORED}
     most = {name: max(micro[name].shape[1] for micro in micros) for name in micros[0]}
@@ -96,10 +101,10 @@ def join(micros: Sequence[Tensors], layout: Layout) -> tuple[Tensors, list[Mappi
 
 
 class StackedLoop:
-    """Trains the members of a stack, whose loops stand at the same step, as their loops would one by one.
+    """Trains the members of a stack, whose loops are at the same step, as their loops would one by one.
 
-    names: the members' run ids, written down in every state. failed: is told of a member that cannot go on, after the
-    states of the others have been saved as they then stand.
+    names: the members' run ids, saved in every state. failed: called with a member that cannot continue, after the
+    states of the others have been saved.
     """
 
     def __init__(
@@ -118,10 +123,10 @@ class StackedLoop:
             loop.reads_every_step = True
 
     def run(self) -> list[str]:
-        """Trains to the end; gives the names of the members that came so far.
+        """Train to the end and return the names of the members that reached it.
 
         Raises:
-            Interrupted: `should_stop` said so; the states are saved.
+            Interrupted: `should_stop` returned True; the states are saved.
             RunError: one example of each member at once is out of memory, or a state cannot be saved.
         """
         saved_at = started = time.monotonic()
@@ -133,19 +138,19 @@ class StackedLoop:
         while self.loops and self.loops[0].progress.step < steps:
             errors = self.step(self.loops[0].progress.step, [start + time.monotonic() - started for start in before])
             before = [start for start, error in zip(before, errors, strict=True) if error is None]
-            self._leave(errors)
+            self._remove_failed(errors)
             stop = self.should_stop()
             if stop or time.monotonic() - saved_at >= save_every:
                 self.save()
                 saved_at = time.monotonic()
             if stop and self.loops:
                 raise Interrupted
-        if begun < steps:  # else the state is there, and knows of those that were stacked and are done
+        if begun < steps:  # else the state exists already, with the names of the runs that were stacked then
             self.save()
         return self.names
 
     def step(self, step: int, seconds: Sequence[float]) -> list[Exception | None]:
-        """One optimiser step of every member; gives what each of them died of."""
+        """Take one optimiser step of every member; return for each member the error that ends it, or None."""
         batches = [loop.source.batch(step, 0, 1) for loop in self.loops]
         compute = self._joined_gradients if self._joined else self._gradients
         totals = with_smaller_micro_batches(
@@ -163,14 +168,14 @@ class StackedLoop:
         return errors
 
     def save(self) -> None:
-        """Writes all members' states of this moment before it removes any earlier one."""
+        """Write the states of all members before removing any earlier state."""
         for loop in self.loops:
             loop.save(stack=self.names, keep_earlier=True)
         for loop in self.loops:
             keep_only(loop.state_folder, loop.progress.step)
 
-    def _leave(self, errors: Sequence[Exception | None]) -> None:
-        """Goes on without the members that have an error."""
+    def _remove_failed(self, errors: Sequence[Exception | None]) -> None:
+        """Continue without the members that have an error."""
         gone = [(self.names[at], error) for at, error in enumerate(errors) if error is not None]
         for at in reversed(range(len(errors))):
             if errors[at] is not None:
@@ -183,7 +188,7 @@ class StackedLoop:
             self.failed(name, error)
 
     def _gradients(self, seeds: Sequence[int], batches: Sequence[Batch]) -> list[torch.Tensor]:
-        """Leaves each member's gradient in its own tensors; gives the summed losses."""
+        """Leave each member's gradient in its own tensors and return the summed losses."""
         totals = []
         for loop, seed, batch in zip(self.loops, seeds, batches, strict=True):
             torch.manual_seed(seed)
@@ -192,8 +197,8 @@ class StackedLoop:
         return totals
 
     def _joined_gradients(self, seeds: Sequence[int], batches: Sequence[Batch]) -> list[torch.Tensor]:
-        """As `_gradients`, in one pass."""
-        self.stack.draws.seed(seeds)
+        """Do what `_gradients` does in one pass."""
+        self.stack.dropout.seed(seeds)
         device = self.loops[0].accelerator.device
         totals = [torch.zeros((), device=device) for _ in batches]
         size = self.loops[0].progress.micro_batch

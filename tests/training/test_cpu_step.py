@@ -113,7 +113,7 @@ def test_below_32_bits_the_gradients_are_the_plain_ones_to_the_rounding_of_bf16(
 
 
 def test_wide_weights_of_a_larger_model_are_not_kept(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairs, "KEPT", 1000)
+    monkeypatch.setattr(pairs, "MOST_KEPT", 1000)
     assert not CpuFastPath(_model(tiny_t5, NARROW[2])[0])._beside
     assert CpuFastPath(_model(tiny_t5, NARROW[0])[0])._beside  # at 16 bits nothing is copied
 

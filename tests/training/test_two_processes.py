@@ -16,7 +16,7 @@ from petransfer.data.encoding import Encoded, Layout
 from petransfer.errors import Interrupted, UserError
 from petransfer.recipe.run_spec import EarlyStopping, TrainSpec
 from petransfer.training.batches import ShuffledExamples
-from petransfer.training.distributed.collectives import PIECE, agree, sum_gradients
+from petransfer.training.distributed.collectives import CHUNK_BYTES, agree, sum_gradients
 from petransfer.training.early_stopping import EarlyStopper, StoppingState
 from petransfer.training.execution import Execution
 from petransfer.training.loop import Hooks, Loop
@@ -127,10 +127,10 @@ def everything(rank: int, folder: Path) -> dict[str, Any]:
     except UserError as error:
         found["folders"] = str(error)
     found["agreed"] = agree([rank, 1, 0], torch.device("cpu"))
-    parameters = [torch.nn.Parameter(torch.zeros(size)) for size in (3, 2, PIECE // 4 + 1)]
+    parameters = [torch.nn.Parameter(torch.zeros(size)) for size in (3, 2, CHUNK_BYTES // 4 + 1)]
     parameters[0].grad = torch.full((3,), 1.0 + rank)
     if rank == 0:
-        parameters[2].grad = torch.ones(PIECE // 4 + 1)
+        parameters[2].grad = torch.ones(CHUNK_BYTES // 4 + 1)
     sum_gradients(parameters, [2, 0, 1])
     found["summed"] = [None if value.grad is None else value.grad.unique().tolist() for value in parameters]
     return found
