@@ -71,15 +71,25 @@ def generations(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
                 generation_config=greedy_config(layout, max(limits[at] for at in chosen)),
+                **_decoder_inputs(layout, len(chosen), device),
                 **_cache(model, loaded),
             )
-            # Only the first token is skipped: the start token of some decoders, such as BART's, is the end token.
-            new = out[:, 1 if layout.encoder_decoder else ids.shape[1] :].tolist()
+            # Only the given tokens are skipped: the start token of some decoders, such as BART's, is the end token.
+            given = 1 + len(layout.decoder_prefix) if layout.encoder_decoder else ids.shape[1]
+            new = out[:, given:].tolist()
             texts = decode([_until_end(row, layout.eos_id) for row in new], loaded.tokenizer)
             ended = [layout.eos_id in row for row in new]
             found |= zip(chosen, map(Generation, texts, ended), strict=True)
     model.train(was_training)
     return [found[at] for at in range(len(inputs))]
+
+
+def _decoder_inputs(layout: Layout, rows: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Return what the decoder reads before it generates, where that is more than the start token."""
+    if not layout.decoder_prefix:
+        return {}
+    given = torch.tensor([[layout.decoder_start_id, *layout.decoder_prefix]], device=device)
+    return {"decoder_input_ids": given.expand(rows, -1)}
 
 
 def greedy_config(layout: Layout, max_new_tokens: int) -> GenerationConfig:

@@ -18,6 +18,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from petransfer.errors import UserError
 from petransfer.models.added_tokens import add_tokens
+from petransfer.models.languages import with_languages
 from petransfer.models.registry import NANO, checkpoint_spec, embedded_folder, is_embedded
 from petransfer.recipe.run_spec import CheckpointSpec
 
@@ -46,9 +47,10 @@ def load_tokenizer(checkpoint: CheckpointSpec) -> PreTrainedTokenizerBase:
     Raises:
         UserError: it is missing or damaged, or the package that it needs is not installed.
     """
+    languages = {"source_language": checkpoint.source_language, "target_language": checkpoint.target_language}
     if checkpoint.tokenizer and not checkpoint.tokenizer_source:
-        other = checkpoint_spec(checkpoint.tokenizer)
-        return load_tokenizer(replace(other, added_tokens=checkpoint.added_tokens))
+        other = replace(checkpoint_spec(checkpoint.tokenizer), added_tokens=checkpoint.added_tokens, **languages)
+        return load_tokenizer(other)
     embedded = is_embedded(checkpoint.name) and not checkpoint.tokenizer
     place = checkpoint.tokenizer_source or (str(NANO / "tokenizer") if embedded else location(checkpoint))
     asked = None if checkpoint.tokenizer_source else revision(checkpoint)
@@ -66,7 +68,7 @@ def load_tokenizer(checkpoint: CheckpointSpec) -> PreTrainedTokenizerBase:
             "save_pretrained"
         ) from error
     add_tokens(tokenizer, checkpoint.added_tokens)
-    return tokenizer
+    return with_languages(tokenizer, place, **languages)
 
 
 def generation_config(checkpoint: CheckpointSpec) -> Any:

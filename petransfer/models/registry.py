@@ -196,7 +196,14 @@ def own_family(part: FamilyPart, folder: Path, seed: int = 0) -> Family:
             f"family {part.name}: '{taken}' is a control arm that every family has; call your arm otherwise"
         )
     entries = {arm: ArmPart(checkpoint=arm_) if isinstance(arm_, str) else arm_ for arm, arm_ in part.arms.items()}
-    specs = {arm: _own(f"family {part.name}, arm {arm}", entry, folder, seed) for arm, entry in entries.items()}
+    specs = {
+        arm: replace(
+            _own(f"family {part.name}, arm {arm}", entry, folder, seed),
+            source_language=entry.source_language or part.source_language,
+            target_language=entry.target_language or part.target_language,
+        )
+        for arm, entry in entries.items()
+    }
     base = part.base or ("english" if "english" in specs else next(iter(specs)))
     if base not in specs:
         raise unknown(f"base of family {part.name}", base, specs)

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from petransfer.data.encoding import Layout
 from petransfer.errors import UserError
+from petransfer.models.languages import STARTS_FROM_LANGUAGE, target_token
 from petransfer.models.text_part import text_config
 
 # Decoders of these families start from the padding token.
@@ -42,7 +43,10 @@ def layout_of(config: Any, tokenizer: PreTrainedTokenizerBase, generation: Any =
     pad = pads[0] if pads else ends[0]
     if not config.is_encoder_decoder:
         return Layout(False, pad, ends[0])
-    return Layout(True, pad, ends[0], _start(config, text, tokenizer, generation, pad, rows))
+    start, language = _start(config, text, tokenizer, generation, pad, rows), target_token(tokenizer)
+    if language is not None and type(tokenizer).__name__ == STARTS_FROM_LANGUAGE:
+        return Layout(True, pad, ends[0], language)
+    return Layout(True, pad, ends[0], start, () if language is None else (language,))
 
 
 def _start(config: Any, text: Any, tokenizer: Any, generation: Any, pad: int, rows: int | None) -> int:

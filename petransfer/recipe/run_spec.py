@@ -20,6 +20,8 @@ StoppingMetric = Literal["exact_match", "loss"]
 # Fields that were added later, as (part, name, default). At its default a field is left out of the run id.
 ADDED_LATER: tuple[tuple[str, str, object], ...] = (
     ("checkpoint", "added_tokens", []),
+    ("checkpoint", "source_language", None),
+    ("checkpoint", "target_language", None),
     ("train", "optimizer", "adamw"),
     ("train", "early_stopping", None),
     ("method", "keep_wide", []),
@@ -83,6 +85,7 @@ class CheckpointSpec:
     tokenizer: another checkpoint whose tokenizer is used; the embeddings are then drawn anew. A local one is named by
         its folder and a sha256: `name@sha256`.
     added_tokens: characters that are added to the tokenizer where it lacks them.
+    source_language, target_language: of inputs and targets, as a multilingual checkpoint's tokenizer calls them.
     source, tokenizer_source: the folders of a local checkpoint and tokenizer on this machine; not part of the run id.
     """
 
@@ -93,6 +96,8 @@ class CheckpointSpec:
     source: str | None = None
     tokenizer_source: str | None = None
     added_tokens: tuple[str, ...] = ()
+    source_language: str | None = None
+    target_language: str | None = None
 
 
 @dataclass(frozen=True)

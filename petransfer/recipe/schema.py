@@ -76,7 +76,7 @@ class ArmPart(Strict):
     pretraining of its own. sha256: the hash of a folder's files, by seed where the folder depends on the seed. A study
     records it when it begins, so that it can be read where the folder no longer exists. revision: of a hub id.
     tokenizer: another hub id or folder whose tokenizer is used; the embeddings are then drawn anew. reinit: what else
-    is drawn anew. prefix: in place of the family's. added_tokens: characters that are added to
+    is drawn anew. prefix, source_language, target_language: in place of the family's. added_tokens: characters that are added to
     the tokenizer where it lacks them: `newline`, `tab`, `braces`, or the characters themselves.
     """
 
@@ -87,18 +87,24 @@ class ArmPart(Strict):
     reinit: Reinit = "none"
     prefix: str | None = None
     added_tokens: list[str] = Field(default=[], exclude_if=lambda value: not value)
+    source_language: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    target_language: str | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class FamilyPart(Strict):
     """The user's own checkpoints, one per arm: hub ids (`owner/name@revision`) or folders.
 
     base: the arm whose architecture the controls `scratch` and `random` have; `english` or else the first by default.
+    source_language, target_language: of inputs and targets, as the tokenizers of mBART, M2M100 and NLLB call them
+        (`en_XX`, `en`, `eng_Latn`).
     """
 
     name: Name
     arms: Annotated[dict[Name, str | ArmPart], Field(min_length=1)]
     base: str | None = None
     prefix: str = ""
+    source_language: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    target_language: str | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class MethodPart(Strict):

@@ -133,13 +133,8 @@ def _named_by_config(bundle: Bundle) -> CheckpointSpec:
 
 def as_trained_from(base: CheckpointSpec, made: CheckpointSpec) -> CheckpointSpec:
     """Return `base` with the same parts re-initialised, and the same tokenizer, as in the run that trained."""
-    return replace(
-        base,
-        reinit=made.reinit,
-        tokenizer=made.tokenizer,
-        tokenizer_source=made.tokenizer_source,
-        added_tokens=made.added_tokens,
-    )
+    kept = ("reinit", "tokenizer", "tokenizer_source", "added_tokens", "source_language", "target_language")
+    return replace(base, **{name: getattr(made, name) for name in kept})
 
 
 def refuse_other_base(base: Base, loaded: Loaded, where: Where) -> None:

@@ -72,6 +72,7 @@ def _within(examples: Sequence[Encoded], size: int, budget: int, layout: Layout)
 def _lengths(example: Encoded, layout: Layout) -> tuple[int, ...]:
     """Return the widths of an example's rows in the tensors of `collate`: target and source, or both as one."""
     source, target = len(example.input_ids), len(example.target_ids)
+    target += len(layout.decoder_prefix)
     return (target, source) if layout.encoder_decoder else (source + target - 1,)
 
 
@@ -117,7 +118,9 @@ def collate(examples: Sequence[Encoded], layout: Layout) -> Tensors:
     if layout.encoder_decoder:
         source = [example.input_ids for example in examples]
         target = [example.target_ids for example in examples]
-        read = [(layout.decoder_start_id, *ids[:-1]) for ids in target]
+        given = layout.decoder_prefix
+        read = [(layout.decoder_start_id, *given, *ids[:-1]) for ids in target]
+        target = [(*(IGNORED for _ in given), *ids) for ids in target]
         return {
             "input_ids": _pad(source, layout.pad_id),
             "attention_mask": _mask(source),

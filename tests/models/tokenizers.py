@@ -1,6 +1,6 @@
 """Small tokenizers of the kind that each family really has, trained on a few sentences.
 
-SentencePiece unigram models for T5, mT5, Pegasus, Marian, mBART, M2M100 and NLLB; SentencePiece-like BPE with byte
+SentencePiece unigram models for T5, mT5, Pegasus, Marian, mBART and NLLB; SentencePiece-like BPE with byte
 fallback for Gemma, Mistral and Phi-3; byte-level BPE for GPT-2, BART, Llama 3, Qwen and others; bytes for ByT5.
 """
 
@@ -13,7 +13,6 @@ from typing import Any
 
 TEXT = [f"jump {side} {times} and walk around the {thing}" for side in ("left", "right", "opposite left")
         for times in ("once", "twice", "thrice") for thing in ("house", "tree", "river")] * 3  # fmt: skip
-LANGUAGES = {"mbart": ("en_XX", "de_DE"), "m2m_100": ("en", "de"), "nllb": ("eng_Latn", "deu_Latn")}
 
 
 def save_tokenizer(kind: str, folder: Path) -> Any:
@@ -70,14 +69,11 @@ def _marian(folder: Path) -> None:
     )
 
 
-def _languages(kind: str, name: str, vocabulary: bool) -> Any:
+def _languages(kind: str, name: str) -> Any:
     def write(folder: Path) -> None:
-        model = _sentencepiece(folder / name, unk_id=0, bos_id=1, eos_id=2)
-        if vocabulary:
-            pieces = [model.id_to_piece(at) for at in range(3, model.get_piece_size())]
-            all_pieces = ["<s>", "<pad>", "</s>", "<unk>", *pieces]
-            (folder / "vocab.json").write_text(json.dumps({piece: at for at, piece in enumerate(all_pieces)}))
-        _config(folder, kind)
+        _sentencepiece(folder / name, unk_id=0, bos_id=1, eos_id=2)
+        extra = {"additional_special_tokens": ["eng_Latn", "deu_Latn"]} if kind == "NllbTokenizer" else {}
+        _config(folder, kind, **extra)
 
     return write
 
@@ -131,9 +127,8 @@ _WRITERS: dict[str, Any] = {
     "byt5": _byt5,
     "pegasus": _pegasus,
     "marian": _marian,
-    "mbart": _languages("MBart50Tokenizer", "sentencepiece.bpe.model", vocabulary=False),
-    "m2m_100": _languages("M2M100Tokenizer", "sentencepiece.bpe.model", vocabulary=True),
-    "nllb": _languages("NllbTokenizer", "sentencepiece.bpe.model", vocabulary=False),
+    "mbart": _languages("MBart50Tokenizer", "sentencepiece.bpe.model"),
+    "nllb": _languages("NllbTokenizer", "sentencepiece.bpe.model"),
     "gpt2": _byte_level(bos_token="<|endoftext|>", eos_token="<|endoftext|>", unk_token="<|endoftext|>"),
     "bart": _byte_level(bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>"),
     "llama3": _byte_level(bos_token="<|begin_of_text|>", eos_token="<|eot_id|>"),

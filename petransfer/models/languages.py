@@ -1,0 +1,70 @@
+"""The languages of multilingual tokenizers: mBART, M2M100 and NLLB mark inputs and targets with a token for each."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from petransfer.errors import UserError, unknown
+
+_log = logging.getLogger(__name__)
+
+# The tokenizer of the first mBART checkpoints, whose decoder starts from the target language itself.
+STARTS_FROM_LANGUAGE = "MBartTokenizer"
+# The languages of mBART (`en_XX`) and NLLB (`eng_Latn`).
+_LANGUAGE = re.compile("[a-z]{2,3}_[A-Z][A-Za-z]+")
+
+
+def with_languages(
+    tokenizer: Any, name: str, source_language: str | None, target_language: str | None
+) -> PreTrainedTokenizerBase:
+    """Return a tokenizer that marks inputs and targets with their languages.
+
+    Args:
+        tokenizer: it is changed in place.
+        name: the checkpoint's name, for messages.
+        source_language: of inputs, as the tokenizer calls it (`en_XX`, `en`, `eng_Latn`).
+        target_language: of targets.
+
+    Raises:
+        UserError: the tokenizer knows no languages, or not this one, or only one of the two is given.
+    """
+    given = [language for language in (source_language, target_language) if language]
+    if not hasattr(tokenizer, "src_lang"):
+        if given:
+            raise UserError(f"{name} marks no languages; leave source_language and target_language out")
+        return tokenizer  # type: ignore[no-any-return]
+    if len(given) == 1:
+        raise UserError(f"{name}: give source_language and target_language together")
+    if not given:
+        if _codes(tokenizer):
+            _log.warning(
+                "%s marks languages and none is given: inputs are marked as %s and targets are not marked. Set "
+                "source_language and target_language in the recipe's family",
+                name,
+                tokenizer.src_lang,
+            )
+        return tokenizer  # type: ignore[no-any-return]
+    for key, language in (("source_language", source_language), ("target_language", target_language)):
+        if language not in _codes(tokenizer):
+            raise unknown(f"{key} of {name}", str(language), _codes(tokenizer))
+    tokenizer.src_lang, tokenizer.tgt_lang = source_language, target_language
+    return tokenizer  # type: ignore[no-any-return]
+
+
+def target_token(tokenizer: Any) -> int | None:
+    """Return the token of the target language that `with_languages` set, None where none was set."""
+    language = getattr(tokenizer, "tgt_lang", None) if hasattr(tokenizer, "src_lang") else None
+    return _codes(tokenizer).get(language) if language else None
+
+
+def _codes(tokenizer: Any) -> dict[str, int]:
+    """Return the token of each language."""
+    names = getattr(tokenizer, "lang_code_to_token", None)  # M2M100 writes the language `en` as the token `__en__`
+    if names:
+        return {language: tokenizer.convert_tokens_to_ids(token) for language, token in names.items()}
+    found = getattr(tokenizer, "lang_code_to_id", None) or tokenizer.get_added_vocab()
+    return {str(token): int(at) for token, at in dict(found).items() if _LANGUAGE.fullmatch(str(token))}

@@ -1,0 +1,115 @@
+"""Languages of mBART and NLLB: in inputs, before targets, in training, scoring and generation alike."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import MBartConfig
+
+from petransfer.data.encoding import encode_examples
+from petransfer.data.task import Example
+from petransfer.errors import UserError
+from petransfer.evaluation.exact_match import evaluate
+from petransfer.evaluation.generation import generations
+from petransfer.models.loading import load_checkpoint
+from petransfer.models.registry import checkpoint_spec, own_family
+from petransfer.recipe.run_spec import CheckpointSpec, RunSpec
+from petransfer.recipe.schema import ArmPart, FamilyPart
+from petransfer.training.batches import IGNORED, collate
+from tests.models.tokenizers import save_tokenizer
+
+LANGUAGES = {"mbart": ("de_DE", "fr_XX"), "nllb": ("eng_Latn", "deu_Latn")}
+EXAMPLES = [Example(at, f"jump {word}", word, "all") for at, word in enumerate(("left", "twice", "around"))]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A small model with random weights for each kind of tokenizer."""
+    made = {}
+    for kind in LANGUAGES:
+        made[kind] = tmp_path_factory.mktemp(kind)
+        tokenizer = save_tokenizer(kind, made[kind])
+        config = MBartConfig(
+            vocab_size=max(tokenizer.get_vocab().values()) + 1, d_model=32, encoder_layers=1, decoder_layers=1,
+            encoder_ffn_dim=32, decoder_ffn_dim=32, encoder_attention_heads=2, decoder_attention_heads=2,
+            max_position_embeddings=64, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+            decoder_start_token_id=tokenizer.eos_token_id, forced_eos_token_id=None,
+        )  # fmt: skip
+        torch.manual_seed(4)
+        from transformers import MBartForConditionalGeneration
+
+        MBartForConditionalGeneration(config).save_pretrained(made[kind])
+    return made
+
+
+def spec_of(kind: str, folders: dict[str, Path]) -> CheckpointSpec:
+    source, target = LANGUAGES[kind]
+    return replace(checkpoint_spec(str(folders[kind])), source_language=source, target_language=target)
+
+
+@pytest.mark.parametrize("kind", LANGUAGES)
+def test_inputs_are_marked_and_the_decoder_is_given_the_target_language(kind: str, folders: dict[str, Path]) -> None:
+    loaded = load_checkpoint(spec_of(kind, folders), 32)
+    source, target = (loaded.tokenizer.convert_tokens_to_ids(language) for language in LANGUAGES[kind])
+    encoded = encode_examples(EXAMPLES, "", loaded.tokenizer, loaded.layout)
+    assert all(row.input_ids[0] == source for row in encoded)
+    batch = collate(encoded, loaded.layout)
+    start = loaded.tokenizer.eos_token_id
+    assert batch["decoder_input_ids"][:, :2].tolist() == [[start, target]] * 3
+    assert batch["labels"][:, 0].tolist() == [IGNORED] * 3
+    assert batch["decoder_input_ids"].shape == batch["labels"].shape
+    assert batch["labels"][0, 1] == encoded[0].target_ids[0]
+
+
+@pytest.mark.parametrize("kind", LANGUAGES)
+def test_generation_and_one_pass_agree(kind: str, folders: dict[str, Path]) -> None:
+    loaded = load_checkpoint(spec_of(kind, folders), 32)
+    encoded = encode_examples(EXAMPLES, "", loaded.tokenizer, loaded.layout)
+    found = generations(loaded.model, loaded, [row.input_ids for row in encoded], [6] * 3)
+    given = torch.tensor([[loaded.layout.decoder_start_id, *loaded.layout.decoder_prefix]])
+    out = loaded.model.generate(  # type: ignore[operator]
+        input_ids=torch.tensor([encoded[0].input_ids]), decoder_input_ids=given, max_new_tokens=6, num_beams=1
+    )
+    assert loaded.tokenizer.decode(out[0, 2:], skip_special_tokens=True) == found[0].text
+    assert evaluate(loaded.model, loaded, EXAMPLES, encoded).disagreements == 0
+
+
+def test_without_languages_a_warning_says_what_happens(
+    folders: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        load_checkpoint(checkpoint_spec(str(folders["nllb"])), 32)
+    (message,) = caplog.messages
+    assert "eng_Latn" in message
+    assert "target_language" in message
+
+
+def test_languages_that_cannot_be_are_refused(folders: dict[str, Path], tiny_t5: Path) -> None:
+    base = spec_of("mbart", folders)
+    with pytest.raises(UserError, match=r"unknown target_language .*'de': did you mean"):
+        load_checkpoint(replace(base, target_language="de"), 32)
+    with pytest.raises(UserError, match="together"):
+        load_checkpoint(replace(base, target_language=None), 32)
+    with pytest.raises(UserError, match="marks no languages"):
+        load_checkpoint(replace(base, name="t5", source=str(tiny_t5)), 32)
+
+
+def test_recipes_name_them_and_runs_remember_them(folders: dict[str, Path], tiny_spec: Callable[..., RunSpec]) -> None:
+    place = str(folders["mbart"])
+    part = FamilyPart(
+        name="mine", arms={"one": place, "two": ArmPart(checkpoint=place, target_language="cs_CZ")},
+        source_language="de_DE", target_language="fr_XX",
+    )  # fmt: skip
+    family = own_family(part, Path())
+    assert family.arms["one"].target_language == "fr_XX"
+    assert (family.arms["two"].source_language, family.arms["two"].target_language) == ("de_DE", "cs_CZ")
+    plain = tiny_spec()
+    marked = replace(plain, checkpoint=replace(plain.checkpoint, source_language="de_DE", target_language="fr_XX"))
+    assert RunSpec.from_dict(marked.as_dict()) == marked
+    assert marked.run_id != plain.run_id
+    assert "language" not in plain.canonical_json()
