@@ -76,8 +76,8 @@ class ArmPart(Strict):
     pretraining of its own. sha256: the hash of a folder's files, by seed where the folder depends on the seed. A study
     records it when it begins, so that it can be read where the folder no longer exists. revision: of a hub id.
     tokenizer: another hub id or folder whose tokenizer is used; the embeddings are then drawn anew. reinit: what else
-    is drawn anew. prefix, source_language, target_language: in place of the family's. added_tokens: characters that are added to
-    the tokenizer where it lacks them: `newline`, `tab`, `braces`, or the characters themselves.
+    is drawn anew. prefix, source_language, target_language: in place of the family's. added_tokens: characters that
+    are added to the tokenizer where it lacks them: `newline`, `tab`, `braces`, or the characters themselves.
     """
 
     checkpoint: str
