@@ -1,6 +1,6 @@
-"""Finds the text files of a benchmark: in the user's folder, in the cache, or at a pinned commit on GitHub.
+"""Find the text files of a benchmark: in the user's folder, in the cache, or at a fixed commit on GitHub.
 
-A file is only ever used after its sha256 was checked, and rows are read as a stream.
+The sha256 of every file is checked, and rows are read as a stream.
 """
 
 from __future__ import annotations
@@ -31,9 +31,12 @@ Row = TypeVar("Row")
 class Source:
     """One text file of a public repository at one commit.
 
-    repository: `owner/name` on GitHub. commit: all 40 digits, since the raw server does not promise to resolve fewer.
-    path: inside the repository. place: where the file is looked for below a user's data folder.
-    sha256: of the unpacked file with `\\n` line ends.
+    Args:
+        repository: `owner/name` on GitHub.
+        commit: All 40 digits, since GitHub's server of raw files does not promise to accept fewer.
+        path: Inside the repository.
+        place: The path below a user's data folder.
+        sha256: Of the unpacked file with `\\n` line ends.
     """
 
     repository: str
@@ -48,13 +51,13 @@ class Source:
 
 
 def cache_dir() -> Path:
-    """The folder for downloads: `$PETRANSFER_CACHE`, or `~/.cache/petransfer`."""
+    """Return the folder for downloads: `$PETRANSFER_CACHE`, or `~/.cache/petransfer`."""
     given = os.environ.get("PETRANSFER_CACHE")
     return Path(given).expanduser() if given else Path.home() / ".cache" / "petransfer"
 
 
 def find(data_dir: Path, names: Iterable[str]) -> Path | None:
-    """The first of `names` that is a file below `data_dir`, plain or packed as `.xz`; None if there is none.
+    """Return the first of `names` that is a file below `data_dir`, plain or compressed as `.xz`, or None.
 
     Raises:
         UserError: `data_dir` is not a folder.
@@ -69,12 +72,12 @@ def find(data_dir: Path, names: Iterable[str]) -> Path | None:
 
 
 def locate(source: Source, data_dir: Path | None, names: Iterable[str]) -> Path:
-    """Where `source` lies: one of `names` below `data_dir`, else in the cache, else downloaded into the cache.
+    """Return the path of a file: one of `names` below `data_dir`, else in the cache, else downloaded into the cache.
 
-    Only a download is checked here; what is found is checked by `read_rows`, which reads it anyway.
+    Only a download is checked here; `read_rows` checks other files while it reads them.
 
     Raises:
-        UserError: the file is nowhere and cannot be downloaded, or what was downloaded is not the pinned file.
+        UserError: The file is nowhere and cannot be downloaded, or the download is not the published file.
     """
     found = find(data_dir, names) if data_dir else None
     if found:
@@ -86,13 +89,15 @@ def locate(source: Source, data_dir: Path | None, names: Iterable[str]) -> Path:
 
 
 def read_rows(path: Path, parse: Callable[[str], Row], sha256: str | None = None) -> Iterator[Row]:
-    """Streams the rows of a plain or `.xz` text file, one a line, each made by `parse` from the line without its end.
+    """Read the rows of a plain or `.xz` text file as a stream, one row a line.
 
-    `parse` raises ValueError with what is wrong about a line. `sha256` is compared once the last row has been given,
-    with line ends read as `\\n`, so that a checkout with `\\r\\n` counts as the same file.
+    Args:
+        path: The file.
+        parse: Makes a row of a line without its end, or raises a ValueError that says what is wrong with it.
+        sha256: The hash that the file must have, with line ends read as `\\n`; it is compared after the last row.
 
     Raises:
-        UserError: the file cannot be read or unpacked, a line is broken (named by its number), or the hash differs.
+        UserError: The file cannot be read or unpacked, a line is broken (named by its number), or the hash differs.
     """
     yield from rows_of(_raw_lines(path), path, parse, sha256)
 
@@ -100,7 +105,7 @@ def read_rows(path: Path, parse: Callable[[str], Row], sha256: str | None = None
 def rows_of(
     lines: Iterable[bytes], path: Path, parse: Callable[[str], Row], sha256: str | None = None
 ) -> Iterator[Row]:
-    """As `read_rows`, from lines at hand; `path` is what errors name."""
+    """Make rows of lines that are in memory, as `read_rows` does; errors name `path`."""
     digest = hashlib.sha256()
     for number, raw in enumerate(lines, start=1):
         line = raw.removesuffix(b"\n").removesuffix(b"\r")
@@ -127,7 +132,7 @@ def _raw_lines(path: Path) -> Iterator[bytes]:
 
 
 def _download(source: Source, target: Path, data_dir: Path | None) -> None:
-    """Downloads to a temporary name beside `target` and renames it once its hash is right."""
+    """Download to a temporary name beside `target` and rename it when its hash is right."""
     # not `tempfile`, whose files only their owner may read: a cache can be shared by a group
     part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
     try:
@@ -151,7 +156,7 @@ def _download(source: Source, target: Path, data_dir: Path | None) -> None:
 
 
 def _receive(source: Source, file: IO[bytes]) -> str:
-    """Copies the body of the source's address into `file`, with a progress bar on stderr; returns its sha256."""
+    """Copy the file at the source's address into `file` with a progress bar on stderr; return its sha256."""
     # rich is needed for nothing else here, and importing petransfer.data must stay cheap
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
@@ -168,7 +173,7 @@ def _receive(source: Source, file: IO[bytes]) -> str:
             digest.update(chunk)
             count += len(chunk)
             bar.update(task, completed=count)
-    # a sized read gives what came before the connection broke, without an error of its own
+    # reading in chunks raises no error where the connection breaks
     if length and count != int(length):
         raise ConnectionError(f"the connection broke after {count:,} of {int(length):,} bytes")
     return digest.hexdigest()
@@ -181,10 +186,10 @@ def _by_hand(source: Source, data_dir: Path | None) -> str:
 
 
 def difference(got: str, expected: str) -> str:
-    """How a file's sha256 differs from the published one."""
+    """Return how a file's sha256 differs from the published one."""
     return f"its sha256 is {got[:12]}..., expected {expected[:12]}..."
 
 
 def reason(error: Exception) -> str:
-    """What an error says, on one line."""
+    """Return the message of an error on one line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Opens a member of a password-protected zip in memory; nothing of it is written to disk."""
+"""Read a file from a password-protected zip in memory; nothing is written to disk."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ from petransfer.errors import UserError
 
 
 def open_member(path: Path, member: str, sha256: str, password: str, asked: str) -> list[bytes]:
-    """The lines of one member of the zip at `path`, which must have the pinned sha256.
+    """Return the lines of one file in a zip.
 
-    asked: how the user gave the password, for the error.
+    Args:
+        path: The zip.
+        member: The name of the file in it.
+        sha256: The hash that the zip must have.
+        password: Of the zip.
+        asked: How the user gave the password, for the error.
 
     Raises:
-        UserError: the archive cannot be read, is not the published one, or the password is wrong.
+        UserError: The zip cannot be read, is not the published one, or the password is wrong.
     """
     try:
         packed = path.read_bytes()
@@ -30,6 +35,6 @@ def open_member(path: Path, member: str, sha256: str, password: str, asked: str)
     with zipfile.ZipFile(io.BytesIO(packed)) as archive:
         try:
             return list(io.BytesIO(archive.read(member, pwd=password.encode())))
-        # one password in 256 passes the check at the start and then gives bytes that cannot be unpacked
+        # one wrong password in 256 passes the check at the beginning, and the bytes then cannot be unpacked
         except (RuntimeError, zipfile.BadZipFile, zlib.error):
             raise UserError(f"the password in {asked} does not open {path}: read it where the file is from") from None

@@ -1,7 +1,7 @@
-"""Whether two of ReCOGS's logical forms say the same: the semantic exact match of Wu et al. (2023, arXiv:2303.13716).
+"""Compare the meaning of two logical forms of ReCOGS: semantic exact match of Wu et al. (2023, arXiv:2303.13716).
 
-A form is a set of conjuncts, parted by `;` or `AND`, over variables that are numbers. Two forms are the same where one
-renaming of the variables, one to one, makes their sets equal: neither the order nor the names say anything.
+A form is a set of conjuncts, separated by `;` or `AND`, over variables that are numbers. Two forms have the same
+meaning if a one-to-one renaming of the variables makes their sets equal; order and names carry no meaning.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ _OPEN = re.compile(r"(\*?[^*(),;]+)\((?:[0-9]+(?:,(?:[0-9]+)?)*)?")
 
 @dataclass(frozen=True)
 class Semantics:
-    """How a task tells that an answer means what the target means.
+    """How to compare the meaning of a prediction with that of the target.
 
-    same: from (target, answer). may_become: from (target, the beginning of an answer), whether some continuation could
-        be the same; False only where none can.
+    Args:
+        same: Whether (target, prediction) have the same meaning.
+        may_become: Whether (target, beginning of a prediction) can still have the same meaning after some continuation;
+            False only where no continuation can.
     """
 
     same: Callable[[str, str], bool]
@@ -32,7 +34,7 @@ class Semantics:
 
 
 def conjuncts(form: str) -> frozenset[Conjunct] | None:
-    """The conjuncts of a form, blanks and repetitions left out; None where a part of it is no conjunct.
+    """Return the conjuncts of a form without blanks and repetitions, or None if a part of it is no conjunct.
 
     >>> sorted(conjuncts("* dog ( 1 ) ; run ( 2 ) AND agent ( 2 , 1 )"))
     [('*dog', ('1',)), ('agent', ('2', '1')), ('run', ('2',))]
@@ -44,10 +46,10 @@ def conjuncts(form: str) -> frozenset[Conjunct] | None:
 
 
 def same_meaning(target: str, answer: str) -> bool:
-    """Whether the two forms are equal but for the order of conjuncts, their repetition and the names of variables.
+    """Whether two forms are equal except for the order of conjuncts, repetitions and the names of variables.
 
-    The authors also let two variables of the answer stand for one of the target; here they may not. What is no form
-    over numbered variables, such as the lambda terms of single verbs, is compared as a set of strings.
+    The authors also accept a prediction with two variables for one variable of the target; this function does not.
+    Other forms, such as the lambda terms of single verbs, are compared as sets of strings.
     """
     wanted, said = conjuncts(target), conjuncts(answer)
     if wanted is None or said is None:
@@ -56,13 +58,15 @@ def same_meaning(target: str, answer: str) -> bool:
 
 
 def may_become(target: str, beginning: str) -> bool:
-    """Whether an answer that begins so could still be the same: each predicate must be one of the target's, no more
-    often than there, the last one perhaps only begun, and there must be no more variables than there.
+    """Whether a prediction that begins so can still have the meaning of the target.
+
+    Each of its predicates must be in the target, at most as often as there, and it must not have more variables. The
+    last predicate may be incomplete.
     """
     wanted = conjuncts(target)
     if wanted is None:
         return True
-    # a cut through the sign between two conjuncts
+    # the beginning may end inside the `AND` between two conjuncts
     *whole, last = _PART.split(re.sub(r"(?<=\))AN?$", "", beginning.replace(" ", "")))
     found = [_CONJUNCT.fullmatch(part) for part in whole]
     if not all(found):
@@ -90,7 +94,7 @@ def _variables(form: Iterable[Conjunct]) -> set[str]:
 
 
 def _shape(form: Iterable[Conjunct]) -> Counter[tuple[str, int]]:
-    """How often each predicate stands with how many variables."""
+    """Count the predicates, by name and number of variables."""
     return Counter((name, len(variables)) for name, variables in form)
 
 
@@ -99,15 +103,16 @@ Colours = Mapping[Node, int]
 
 
 def _isomorphic(one: frozenset[Conjunct], other: frozenset[Conjunct]) -> bool:
-    """Whether some bijection of variables takes `one` to `other`."""
+    """Whether a one-to-one renaming of the variables turns `one` into `other`."""
     joined = [(name, tuple((side, v) for v in vs)) for side, form in enumerate((one, other)) for name, vs in form]
     return _match(joined, dict.fromkeys({node for _, nodes in joined for node in nodes}, 0))
 
 
 def _match(joined: list[tuple[str, tuple[Node, ...]]], colours: Colours) -> bool:
-    """Refines the colours until they tell no more variables apart, then tries each partner for one that has several.
+    """Match the variables of both forms by colour refinement, with a search where colours leave a choice.
 
-    Only variables of one colour can stand for each other, so that the search never tries what the neighbours forbid.
+    Only variables of the same colour can be matched. Where a colour has several variables on each side, the first one
+    is matched with each candidate in turn.
     """
     colours = _refine(joined, colours)
     classes: dict[int, tuple[list[Node], list[Node]]] = defaultdict(lambda: ([], []))
@@ -127,7 +132,7 @@ def _match(joined: list[tuple[str, tuple[Node, ...]]], colours: Colours) -> bool
 
 
 def _refine(joined: list[tuple[str, tuple[Node, ...]]], colours: Colours) -> Colours:
-    """Colours by what conjuncts a variable stands in, where in them, and with what colours; until that is stable."""
+    """Recolour each variable by its conjuncts, its place in them and the colours beside it, until nothing changes."""
     while True:
         seen: dict[Node, list[tuple[str, int, tuple[int, ...]]]] = defaultdict(list)
         for name, nodes in joined:

@@ -1,4 +1,4 @@
-"""What a task is: named splits, each of which gives training, dev and test examples."""
+"""Examples, the three parts of a split, and the interface of a task."""
 
 from __future__ import annotations
 
@@ -57,34 +57,38 @@ class SplitData:
 
 
 class Task(Protocol):
-    """A benchmark. `load` is deterministic: no seed of a run changes which examples a part holds."""
+    """A benchmark or the user's own data. The seed of a run never changes which examples a part has."""
 
     name: str
     splits: tuple[str, ...]
 
     def train_size(self, split: str) -> int:
-        """How many training examples a split has, without reading any file."""
+        """Return the number of training examples of a split, if possible without reading any file."""
         ...
 
     def longest(self, split: str) -> tuple[int, int]:
-        """The characters of the longest training input and target, without reading any file."""
+        """Return the characters of the longest training input and target, if possible without reading any file."""
         ...
 
     def load(self, split: str) -> SplitData:
-        """The examples of one split.
+        """Return the examples of one split.
 
         Raises:
-            UserError: the split is unknown, or its files are missing, changed or broken.
+            UserError: The split is unknown, or its files are missing, changed or broken.
         """
         ...
 
 
 def cut_dev(rows: Sequence[Example], size: int, salt: str) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """Cuts a dev part of `size` examples from training rows: (train, dev), both in the order of `rows`.
+    """Move `size` examples from the training rows to a dev part; return (train, dev) in the order of `rows`.
 
-    Only inputs that occur once in `rows` are drawn, so that dev shares no input with train and an over-represented
-    primitive (SCAN's bare `jump`) stays in train. The draw depends on `salt` alone, never on a run's seed: every arm
-    and seed of a study is chosen by the same dev examples.
+    Only inputs that occur once in `rows` are drawn, so that dev and train share no input, and a command that SCAN
+    repeats many times (such as `jump` alone) stays in train.
+
+    Args:
+        rows: The training rows.
+        size: The number of dev examples; at most half of the rows that can be drawn.
+        salt: Decides the draw. The seed of a run does not, so that all runs of a study have the same dev examples.
     """
     counts = Counter(row.input for row in rows)
     single = [position for position, row in enumerate(rows) if counts[row.input] == 1]

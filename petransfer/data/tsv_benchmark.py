@@ -1,6 +1,6 @@
-"""Tasks whose parts are published as tab-separated files: sentence, logical form, type, one example a line.
+"""Benchmarks whose parts are tab-separated files with one example a line: sentence, logical form, type.
 
-The files are used as they are and in their order; nothing is drawn here.
+The rows keep the order of the files.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ SPLITS: tuple[str, ...] = ("gen", "test")
 
 
 def parse_row(line: str) -> tuple[str, str, str]:
-    """(sentence, logical form, type) of one tab-separated line.
+    """Return (sentence, logical form, type) of one tab-separated line.
 
     Raises:
-        ValueError: the line has not three columns, or one of them is empty.
+        ValueError: The line does not have three columns, or one of them is empty.
     """
     columns = line.split("\t")
     if len(columns) != 3:
@@ -35,12 +35,16 @@ def parse_row(line: str) -> tuple[str, str, str]:
 
 @dataclass(frozen=True)
 class TabularTask:
-    """Split `gen` is scored on the generalisation set, split `test` on the in-distribution test set. Both train on the
-    same rows and choose on the same dev rows. A category is the third column of a file.
+    """A benchmark with the splits `gen` and `test`; each has the test set of its name.
 
-    data_dir: where the files are looked for, plain or `.xz`, before the cache and the download.
-    sources: the published files, by part (train, dev, test, gen). folders: where below `data_dir` a file may lie.
-    training_rows, longest_row: of the training file, so that a study can be planned without it.
+    Both splits have the same training and dev rows. `gen` is the generalization set, `test` has the distribution of the
+    training rows. The category of an example is the third column of its file.
+
+    Args:
+        data_dir: The folder in which files are looked for, plain or `.xz`, before the cache and the download.
+        sources: The published files by part (train, dev, test, gen).
+        folders: The folders below `data_dir` that may hold a file.
+        training_rows, longest_row: Of the training file, so that a study can be planned without it.
     """
 
     data_dir: Path | None = None
@@ -52,30 +56,30 @@ class TabularTask:
     longest_row: ClassVar[tuple[int, int]]
 
     def train_size(self, split: str) -> int:
-        """The rows of the training file, whatever the split."""
+        """Return the rows of the training file, which all splits share."""
         return self.training_rows
 
     def longest(self, split: str) -> tuple[int, int]:
-        """Those of the training file, which all splits share."""
+        """Return the characters of the longest training input and target, which all splits share."""
         return self.longest_row
 
     def load(self, split: str) -> SplitData:
-        """The examples of `gen` or `test`, in the order of the official files.
+        """Return the examples of `gen` or `test`, in the order of the official files.
 
         Raises:
-            UserError: the split is unknown, or a file is missing, changed or broken.
+            UserError: The split is unknown, or a file is missing, changed or broken.
         """
         if split not in self.splits:
             raise unknown(f"split of {self.name}", split, self.splits)
         return SplitData(train=self.read("train"), dev=self.read("dev"), test=self.read(split))
 
     def read(self, part: str) -> tuple[Example, ...]:
-        """The examples of one part."""
+        """Return the examples of one part."""
         source = self.sources[part]
         rows = read_rows(self.locate(source), parse_row, source.sha256)
         return tuple(Example(index, *row) for index, row in enumerate(rows))
 
     def locate(self, source: Source) -> Path:
-        """Where a file lies, after a download if need be."""
+        """Return the path of a file, which is downloaded if it is nowhere."""
         name = Path(source.place).name
         return locate(source, self.data_dir, [f"{folder}{name}" for folder in (*self.folders, "")])

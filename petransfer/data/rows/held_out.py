@@ -1,4 +1,4 @@
-"""Which rows are trained on and which are held out, from 8 bytes a row."""
+"""Draw the rows that are held out for dev and test; 8 bytes a row are in memory."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _end(values: Any, ordered: Any, wanted: int) -> int:
 
 
 def overlaps(codes: Any, hashes: array[int]) -> list[str]:
-    """A warning for each held-out part whose inputs are trained on."""
+    """Return a warning for each held-out part that shares inputs with the training rows."""
     import numpy as np
 
     values = np.frombuffer(hashes, dtype=np.uint64) if len(hashes) else np.zeros(0, np.uint64)

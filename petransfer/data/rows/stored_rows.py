@@ -1,4 +1,4 @@
-"""Rows kept in a file on the disk and read back one at a time, so that a data set need not fit in memory."""
+"""Rows in a file on disk, read when they are needed, so that a data set need not fit in memory."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, overload
 
 from petransfer.data.task import Example
 
-# Rows that are written and read together: few enough that one row at random costs little, enough to pack well.
+# Rows that are written and read together. One row at random should cost little, so that there are not many.
 ROWS_PER_BATCH = 64
 _COLUMNS = ("index", "line", "input", "target", "category")
 
 
 class RowWriter:
-    """Writes rows into an Arrow file, a small batch at a time."""
+    """Write rows into an Arrow file in small batches."""
 
     def __init__(self, path: Path) -> None:
         import pyarrow
@@ -52,9 +52,9 @@ class RowWriter:
 
 
 class StoredRows(Sequence[Example]):
-    """The rows of one part, read from the file when they are asked for.
+    """The rows of one part, read from the file when they are needed.
 
-    Plain reads, not a memory map: pages of a map that were touched count as the process's memory.
+    The file is not memory-mapped, since mapped pages that were read count as memory of the process.
     """
 
     def __init__(self, path: Path, positions: Any, chat: str = "") -> None:

@@ -1,6 +1,6 @@
-"""COGS (Kim & Linzen 2020, arXiv:2010.05465): English sentences to logical forms, with 21 kinds of generalisation.
+"""COGS (Kim & Linzen 2020, arXiv:2010.05465): English sentences to logical forms, with 21 cases of generalization.
 
-The official files are used as they are and in their order; nothing is drawn here.
+The rows keep the order of the official files.
 """
 
 from __future__ import annotations
@@ -67,13 +67,15 @@ _GEN_FILE = {"2022": "gen", "2021": "gen_2021"}
 
 @dataclass(frozen=True)
 class CogsTask(TabularTask):
-    """COGS. Split `gen` is scored on the generalisation set, whose categories are the 21 cases of `CATEGORY_GROUP`
-    (1,000 rows each); split `test` on the in-distribution test set (3,000 rows). Both train on the same 24,155 rows
-    and choose on the same 3,000 dev rows. A category is the third column of the official file.
+    """COGS: 24,155 training and 3,000 dev rows, which both splits share.
 
-    data_dir: a folder with `cogs/gen.tsv` or with `gen.tsv` itself, or a checkout of the official repository; plain
-        or `.xz`. What it lacks comes from the cache or is downloaded.
-    version: "2022" takes the corrected generalisation set, "2021" the one before (`gen_2021.tsv` in a data folder).
+    Split `gen` is the generalization set with the 21 cases of `CATEGORY_GROUP` (1,000 rows each). Split `test` has
+    3,000 rows like the training rows. The category is the third column of the official file.
+
+    Args:
+        data_dir: A folder with `cogs/gen.tsv` or with `gen.tsv` itself, or a checkout of the official repository;
+            plain or `.xz`. Missing files are read from the cache or downloaded.
+        version: "2022" takes the corrected generalization set, "2021" the one before (`gen_2021.tsv` in a folder).
     """
 
     version: str = "2022"
@@ -90,7 +92,7 @@ class CogsTask(TabularTask):
             raise unknown("version of cogs", self.version, _GEN_FILE)
 
     def read(self, part: str) -> tuple[Example, ...]:
-        """The examples of one part, `gen` being that of the version."""
+        """Return the examples of one part; `gen` is that of the version."""
         return super().read(_GEN_FILE[self.version] if part == "gen" else part)
 
 

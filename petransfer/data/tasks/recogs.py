@@ -51,12 +51,15 @@ VARIABLE_FREE: dict[str, Source] = _sources(
 
 @dataclass(frozen=True)
 class RecogsTask(TabularTask):
-    """ReCOGS with positional indices. 27,227 training rows: those of COGS, some of them joined, with modifiers before
-    the verb, or with words sprinkled in, so that no case is hard for its length or its indices alone. Logical forms
-    are also scored by meaning (`petransfer.data.logical_forms`), as its authors do.
+    """ReCOGS with positional indices: 27,227 training rows.
 
-    data_dir: a folder with `recogs_positional_index/gen.tsv` or with `gen.tsv` itself, or a checkout of the official
-        repository; plain or `.xz`. What it lacks comes from the cache or is downloaded.
+    They are the rows of COGS; some are joined, have modifiers before the verb or have added words, so that no case is
+    hard because of its length or its indices alone. Logical forms are also scored by meaning
+    (`petransfer.data.logical_forms`), as its authors do.
+
+    Args:
+        data_dir: A folder with `recogs_positional_index/gen.tsv` or with `gen.tsv` itself, or a checkout of the
+            official repository; plain or `.xz`. Missing files are read from the cache or downloaded.
     """
 
     name = "recogs"
@@ -68,11 +71,13 @@ class RecogsTask(TabularTask):
 
 @dataclass(frozen=True)
 class CogsVariableFreeTask(TabularTask):
-    """COGS with the nested logical forms of Qiu et al. (2022, arXiv:2112.07610), which have no variables: 24,155
-    training rows. Its forms are much shorter; ReCOGS's authors found that they do not keep all of COGS's meaning.
+    """COGS with the nested logical forms of Qiu et al. (2022, arXiv:2112.07610): 24,155 training rows.
 
-    data_dir: a folder with `cogs_variable_free/gen.tsv` or with `gen.tsv` itself, or a checkout of ReCOGS's
-        repository; plain or `.xz`. What it lacks comes from the cache or is downloaded.
+    These forms have no variables and are much shorter. ReCOGS's authors found that they lose a part of COGS's meaning.
+
+    Args:
+        data_dir: A folder with `cogs_variable_free/gen.tsv` or with `gen.tsv` itself, or a checkout of ReCOGS's
+            repository; plain or `.xz`. Missing files are read from the cache or downloaded.
     """
 
     name = "cogs-variable-free"

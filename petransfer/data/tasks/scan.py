@@ -1,9 +1,9 @@
-"""SCAN (Lake & Baroni 2018, arXiv:1711.00350): commands to action sequences, regenerated from the paper's grammar.
+"""SCAN (Lake & Baroni 2018, arXiv:1711.00350): commands to action sequences, generated from the paper's grammar.
 
-Every split that a rule defines is made in memory; only `simple`, a random split, needs its published files.
+Only the random split `simple` needs its published files; a rule defines every other split.
 
-Whatever a part was made from, its rows are in one order: sorted by command (by code point). `Example.index` counts in
-that order, from 0 in the training rows and again from 0 in the test rows; it is not the order of the official files.
+Rows are sorted by command (by code point), whether they were read or generated. `Example.index` counts in that order,
+from 0 in the training rows and again from 0 in the test rows; it is not the order of the official files.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _PRIMITIVES = ("walk", "look", "run", "jump")
 
 
 def interpret(command: str) -> str:
-    """The actions of a command, by the interpretation function of Lake & Baroni (2018).
+    """Return the actions of a command, by the interpretation function of Lake & Baroni (2018).
 
     >>> interpret("walk after turn opposite left")
     'I_TURN_LEFT I_TURN_LEFT I_WALK'
 
     Raises:
-        UserError: the command is not one of the 20,910 that the grammar makes.
+        UserError: The command is not one of the 20,910 that the grammar makes.
     """
     try:
         if " and " in command:
@@ -51,7 +51,7 @@ def interpret(command: str) -> str:
 
 @functools.cache
 def _clause_actions(clause: str) -> tuple[str, ...]:
-    """The actions of what stands on one side of a connective; KeyError names what the grammar does not allow."""
+    """Return the actions of a clause without connective; a KeyError names the word that the grammar does not allow."""
     verb, *rest = clause.split(" ")
     times = _TIMES[rest.pop()] if rest and rest[-1] in _TIMES else 1
     match rest:
@@ -74,7 +74,7 @@ def _refuse(clause: str) -> tuple[str, ...]:
 
 
 def _clauses() -> Iterator[str]:
-    """The 102 commands without a connective."""
+    """Yield the 102 commands without a connective."""
     directed = [f"{manner}{turn}" for manner in ("", "opposite ", "around ") for turn in _TURNS]
     phrases = [*_PRIMITIVES, *(f"{verb} {how}" for verb in _VERBS for how in directed)]
     return (phrase + ending for phrase in phrases for ending in ("", " twice", " thrice"))
@@ -82,7 +82,7 @@ def _clauses() -> Iterator[str]:
 
 @functools.cache
 def all_rows() -> tuple[ScanRow, ...]:
-    """All 20,910 commands of the grammar with their actions, sorted by command."""
+    """Return all 20,910 commands of the grammar with their actions, sorted by command."""
     clauses = list(_clauses())
     joined = (f"{left} {word} {right}" for word in ("and", "after") for left in clauses for right in clauses)
     return tuple((command, interpret(command)) for command in sorted([*clauses, *joined]))
@@ -93,14 +93,14 @@ Rule = Callable[[str, str], str | None]
 
 
 def _add_primitive(primitive: str) -> Rule:
-    """The primitive is trained on alone; every command that combines it with anything is tested."""
+    """Train on the primitive alone; test every command that combines it with other words."""
     return lambda command, _: "test" if primitive in command and command != primitive else "train"
 
 
 def _template(template: str, verbs: Iterable[str]) -> Rule:
-    """Commands in which one of `verbs` fills the template are tested.
+    """Test the commands in which one of `verbs` fills the template.
 
-    `turn` in the template would give the template's meaning away, yet it is not tested: those rows are in no part.
+    Rows with `turn` in the template are in no part: they are not tested, and training on them would teach the template.
     """
     tested = tuple(f"{verb} {template}" for verb in verbs)
 
@@ -131,10 +131,10 @@ SPLITS: tuple[str, ...] = (*_RULES, "simple")
 
 
 def generate(split: str) -> dict[str, list[ScanRow]]:
-    """The "train" and "test" rows of a split that a rule defines (all but `simple`), sorted by command.
+    """Generate the "train" and "test" rows of any split except `simple`, sorted by command.
 
     Raises:
-        RunError: a part has not as many rows as the published one.
+        RunError: A part has another number of rows than the published one.
     """
     rule = _RULES[split]
     parts: dict[str, list[ScanRow]] = {"train": [], "test": []}
@@ -151,7 +151,7 @@ def generate(split: str) -> dict[str, list[ScanRow]]:
 
 @dataclass(frozen=True)
 class Published:
-    """What a published part holds: its number of rows, and `rows_sha256` of them."""
+    """The number of rows of a published part, and their `rows_sha256`."""
 
     rows: int
     sha256: str
@@ -214,24 +214,26 @@ def parse_row(line: str) -> ScanRow:
 
 
 def format_row(row: ScanRow) -> str:
-    """The line of the official files for a row, without its end."""
+    """Return the line of the official files for a row, without its end."""
     return f"IN: {row[0]} OUT: {row[1]}"
 
 
 def rows_sha256(rows: Iterable[ScanRow]) -> str:
-    """sha256 of the rows whatever their order: their lines sorted by code point and joined by `\\n`, as UTF-8."""
+    """Return a sha256 of rows that does not depend on their order: of the sorted lines, joined by `\\n`, in UTF-8."""
     return hashlib.sha256("\n".join(sorted(map(format_row, rows))).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class ScanTask:
-    """SCAN and its eight splits. Dev examples are cut from the training rows; a category is the connective of the
-    command: `simple` (none), `and`, or `after`.
+    """SCAN and its eight splits. Dev examples are cut from the training rows.
 
-    data_dir: a folder with `scan/<split>/train.txt` and `test.txt`, or with the `<split>` folders themselves, or a
-        checkout of the official repository; plain or `.xz`. Parts that it lacks are generated (`simple`: taken from
-        the cache, or downloaded), with the same rows in the same order.
-    dev_size: how many training rows become dev rows.
+    The category of an example is the connective of its command: `simple` (none), `and`, or `after`.
+
+    Args:
+        data_dir: A folder with `scan/<split>/train.txt` and `test.txt`, or with the `<split>` folders themselves, or a
+            checkout of the official repository; plain or `.xz`. Missing parts are generated (`simple`: read from the
+            cache, or downloaded), with the same rows in the same order.
+        dev_size: The number of training rows that become dev rows.
     """
 
     data_dir: Path | None = None
@@ -244,18 +246,18 @@ class ScanTask:
             raise UserError(f"dev_size of scan is {self.dev_size!r}: give a whole number from 1 to 4,000")
 
     def train_size(self, split: str) -> int:
-        """The published training rows less the dev rows."""
+        """Return the published number of training rows less the dev rows."""
         return PUBLISHED[split, "train"].rows - self.dev_size
 
     def longest(self, split: str) -> tuple[int, int]:
-        """Of every split but `length`, whose training targets are shorter, the grammar's longest command."""
+        """Return the characters of the longest command and actions; the targets of split `length` are shorter."""
         return 59, 479
 
     def load(self, split: str) -> SplitData:
-        """The examples of one split, sorted by command.
+        """Return the examples of one split, sorted by command.
 
         Raises:
-            UserError: the split is unknown, or a file of it is missing, changed or broken.
+            UserError: The split is unknown, or a file of it is missing, changed or broken.
         """
         if split not in SPLITS:
             raise unknown("split of scan", split, SPLITS)
@@ -268,7 +270,7 @@ class ScanTask:
         return tuple(Example(index, *row, category=connective(row[0])) for index, row in enumerate(rows))
 
     def _file(self, split: str, part: str) -> Path | None:
-        """The official file of a part; None where the part is generated."""
+        """Return the official file of a part, or None if the part is generated."""
         layouts = (f"{split}/{part}.txt", _UPSTREAM[split].format(part=part))
         names = [f"{folder}{layout}" for folder in ("scan/", "") for layout in layouts]
         if split == "simple":
@@ -277,7 +279,7 @@ class ScanTask:
 
 
 def _read(path: Path, split: str, part: str) -> list[ScanRow]:
-    """The rows of an official file, sorted by command."""
+    """Return the rows of an official file, sorted by command."""
     rows = sorted(read_rows(path, parse_row))
     expected = PUBLISHED[split, part]
     if rows_sha256(rows) != expected.sha256:
@@ -290,7 +292,7 @@ def _read(path: Path, split: str, part: str) -> list[ScanRow]:
 
 
 def connective(command: str) -> str:
-    """`and`, `after`, or `simple` for a command without either."""
+    """Return `and` or `after`, or `simple` for a command without connective."""
     return next((word for word in ("and", "after") if f" {word} " in command), "simple")
 
 

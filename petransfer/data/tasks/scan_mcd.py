@@ -1,7 +1,7 @@
 """SCAN's splits of maximum compound divergence (Keysers et al. 2020, arXiv:1912.09713): mcd1, mcd2 and mcd3.
 
-Train and test have the same words and primitives in equal shares and as different compounds of them as can be. The
-published dev rows are drawn from the distribution of the test rows, so that choosing on them is choosing on test.
+Train and test have the same words in equal shares, and combinations of them that differ as much as possible. The
+published dev rows have the distribution of the test rows: settings that are chosen on them are chosen on test.
 """
 
 from __future__ import annotations
@@ -69,10 +69,12 @@ def parse_row(line: str) -> ScanRow:
 class ScanMcdTask:
     """SCAN-MCD: 8,365 training rows and 1,045 test rows a split; a category is the connective of the command.
 
-    data_dir: a folder with `scan_mcd/<split>/train.txt`, `dev.txt` and `test.txt`, or with the `<split>` folders
-        themselves; plain or `.xz`. What it lacks comes from the cache or is downloaded.
-    dev: "cut" takes `dev_size` training rows for dev, as the other splits of SCAN do; "published" trains on all rows
-        and takes the 1,046 published dev rows, which are like the test rows: nothing chosen on them is blind to those.
+    Args:
+        data_dir: A folder with `scan_mcd/<split>/train.txt`, `dev.txt` and `test.txt`, or with the `<split>` folders
+            themselves; plain or `.xz`. Missing files are read from the cache or downloaded.
+        dev: "cut" takes `dev_size` training rows for dev, as the other splits of SCAN do. "published" trains on all
+            rows and takes the 1,046 published dev rows, which are like the test rows.
+        dev_size: The number of training rows that become dev rows with "cut".
     """
 
     data_dir: Path | None = None
@@ -88,18 +90,18 @@ class ScanMcdTask:
             raise UserError(f"dev_size of scan-mcd is {self.dev_size!r}: give a whole number from 1 to 4,000")
 
     def train_size(self, split: str) -> int:
-        """The published training rows, less the dev rows if those are cut from them."""
+        """Return the published number of training rows, less the dev rows if they are cut from them."""
         return PUBLISHED[split, "train"].rows - (self.dev_size if self.dev == "cut" else 0)
 
     def longest(self, split: str) -> tuple[int, int]:
-        """The longest command and the longest actions of any training file."""
+        """Return the characters of the longest command and the longest actions of any training file."""
         return 59, 479
 
     def load(self, split: str) -> SplitData:
-        """The examples of one split, sorted by command.
+        """Return the examples of one split, sorted by command.
 
         Raises:
-            UserError: the split is unknown, or a file of it is missing, changed or broken.
+            UserError: The split is unknown, or a file of it is missing, changed or broken.
         """
         if split not in SPLITS:
             raise unknown("split of scan-mcd", split, SPLITS)

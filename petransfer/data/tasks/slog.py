@@ -1,7 +1,7 @@
-"""SLOG (Li et al. 2023, arXiv:2310.15040): English sentences to logical forms, 17 kinds of structural generalisation.
+"""SLOG (Li et al. 2023, arXiv:2310.15040): English sentences to logical forms, 17 cases of structural generalization.
 
-Its authors keep the generalisation sets behind a password, lest language models be trained on them: they are opened in
-memory and never written out in clear.
+Its authors protect the generalization sets with a password, so that no language model is trained on them. They are
+decrypted in memory, and their text is never written to a file.
 """
 
 from __future__ import annotations
@@ -64,12 +64,14 @@ GEN_MEMBER = "generalization_sets/gen_varfreeLF.tsv"
 
 @dataclass(frozen=True)
 class SlogTask(TabularTask):
-    """SLOG with forms without variables. Split `gen` is scored on the 17 cases of `CATEGORY_GROUP` (1,000 rows each),
-    whose archive is opened with the password in `$PETRANSFER_SLOG_PASSWORD`; split `test` on the in-distribution test
-    set (4,046 rows), and needs none. Both train on the same 32,755 rows and choose on the same 4,046 dev rows.
+    """SLOG with logical forms without variables: 32,755 training and 4,046 dev rows, which both splits share.
 
-    data_dir: a folder with `slog/varfree_LF/train.tsv` and `slog/generalization_sets.zip`, or a checkout of the
-        official repository; plain or `.xz`. What it lacks comes from the cache or is downloaded.
+    Split `gen` has the 17 cases of `CATEGORY_GROUP` (1,000 rows each); its archive needs the password in
+    `$PETRANSFER_SLOG_PASSWORD`. Split `test` has 4,046 rows like the training rows and needs no password.
+
+    Args:
+        data_dir: A folder with `slog/varfree_LF/train.tsv` and `slog/generalization_sets.zip`, or a checkout of the
+            official repository; plain or `.xz`. Missing files are read from the cache or downloaded.
     """
 
     name = "slog"
@@ -81,7 +83,7 @@ class SlogTask(TabularTask):
     longest_row = (136, 275)
 
     def read(self, part: str) -> tuple[Example, ...]:
-        """The examples of one part; those of `gen` exist in memory only."""
+        """Return the examples of one part; those of `gen` exist in memory only."""
         if part != "gen":
             return super().read(part)
         source = self.sources["gen"]
@@ -95,7 +97,7 @@ def _password(source: Source) -> str:
     password = os.environ.get(PASSWORD_VARIABLE, "")
     if not password:
         raise UserError(
-            f"split gen of slog is behind its authors' password: read it in the README of github.com/"
+            f"split gen of slog needs its authors' password: read it in the README of github.com/"
             f"{source.repository} and set {PASSWORD_VARIABLE} to it, or take split test"
         )
     return password
