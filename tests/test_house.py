@@ -27,7 +27,7 @@ FLOORS = (
     {"data"},
     {"recipe"},
     {"registries"},
-    {"errors"},
+    {"errors", "atomic_files"},
 )
 # Folders of one floor that may be imported by a folder beside them, with the reason.
 BESIDE = {

@@ -10,7 +10,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from petransfer.errors import UserError
-from petransfer.models.checkpoint_files import location, revision
 from petransfer.models.registry import CheckpointSpec, is_embedded
 
 # Seconds to wait for a connection to the hub.
@@ -63,6 +62,8 @@ def refuse_unreachable(checkpoints: Iterable[CheckpointSpec]) -> None:
         return
     from huggingface_hub import try_to_load_from_cache
 
+    from petransfer.models.checkpoint_files import location, revision  # imports transformers
+
     for checkpoint in on_hub:
         name = location(checkpoint)
         if not isinstance(try_to_load_from_cache(name, "config.json", revision=revision(checkpoint)), str):
@@ -73,4 +74,4 @@ def refuse_unreachable(checkpoints: Iterable[CheckpointSpec]) -> None:
 
 
 def _is_on_hub(checkpoint: CheckpointSpec) -> bool:
-    return not is_embedded(checkpoint.name) and not Path(location(checkpoint)).exists()
+    return not is_embedded(checkpoint.name) and not Path(checkpoint.source or checkpoint.name).exists()
