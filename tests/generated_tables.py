@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 STUDY = "lora-transfer-nano"
-# The paper's claims, each with the effect that asks it in the study.
+# The paper's claims, and one question that the paper did not ask, each with its effect in the study.
 CLAIMS = (
     ("English helps", "english-scratch"),
     ("another language helps: German", "german-scratch"),
@@ -36,7 +36,7 @@ def claims() -> str:
     for claim, name in CLAIMS:
         found = {effect["method"].split()[0]: effect for effect in effects if effect["name"] == name}
         rows.append([claim, _cell(found["lora"]), _cell(found["full"])])
-    return _table(["claim of the paper", "under LoRA", "under full fine-tuning"], rows)
+    return _table(["claim", "under LoRA", "under full fine-tuning"], rows)
 
 
 def _cell(effect: dict[str, Any]) -> str:
@@ -64,12 +64,26 @@ def quantised_memory() -> str:
     return _table(head, rows)
 
 
+def coverage() -> str:
+    """Return the table of how often 95 % intervals of several kinds contain the true difference, in percent."""
+    found = json.loads((RESULTS / "bench" / "coverage-cpu.json").read_text(encoding="utf-8"))["coverage"]
+    populations = list(found)
+    kinds = list(found[populations[0]])
+    names = {"log-odds": "log-odds (used here)", "bca": "BCa bootstrap", "percentile": "percentile bootstrap"}
+    names |= {"studentised": "studentised bootstrap", "welch": "Welch's t"}
+    rows = [
+        [names[kind], *(f"{100 * found[name][kind]['mean']:.1f}" for name in populations)]
+        for kind in sorted(kinds, key=lambda kind: kind != "log-odds")
+    ]
+    return _table(["interval", *(f"drawn from {name}" for name in populations)], rows)
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {"claims": claims, "quantised-memory": quantised_memory}
+TABLES: dict[str, Callable[[], str]] = {"claims": claims, "quantised-memory": quantised_memory, "coverage": coverage}
 _PLACE = re.compile(rf"^(<!-- ({'|'.join(TABLES)}) -->\n)(?:\|.*\n)*", flags=re.M)
 
 
