@@ -31,6 +31,7 @@ FLOORS = (
 )
 # Folders of one floor that may be imported by a folder beside them, with the reason.
 BESIDE = {
+    ("sharing", "report"): "cards are escaped as pages are",
     ("memory", "training"): "the planner simulates the loop's own step",
     ("evaluation", "training"): "scoring uses the loop's batches and its fast CPU path",
 }

@@ -15,7 +15,7 @@ from petransfer.errors import UserError, unknown
 from petransfer.sharing.bundle import Bundle, checked, opened
 from petransfer.sharing.bundle_files import CARD
 from petransfer.sharing.bundle_zip import SUFFIX
-from petransfer.sharing.card import Wishes
+from petransfer.sharing.card_metadata import Wishes
 
 app = typer.Typer(no_args_is_help=True, help="Hand adapters on so that others can use, check and trace them.")
 

@@ -14,7 +14,7 @@ from petransfer.recipe.run_spec import Bits
 from petransfer.sharing import hub
 from petransfer.sharing.base import Where
 from petransfer.sharing.bundle import checked
-from petransfer.sharing.card import Wishes
+from petransfer.sharing.card_metadata import Wishes
 from petransfer.sharing.combined_adapters import put_together
 from petransfer.sharing.merge import Merged, merge
 from petransfer.sharing.pack import contents

@@ -17,7 +17,8 @@ from petransfer.models.registry import file_sha256
 from petransfer.sharing import bundle_zip as archive
 from petransfer.sharing.bundle import Bundle, checked
 from petransfer.sharing.bundle_files import CARD, CONFIG, EXAMPLES, MANIFEST, PROVENANCE, RECIPE, RESULT, WEIGHTS
-from petransfer.sharing.card import Wishes, card
+from petransfer.sharing.card import card
+from petransfer.sharing.card_metadata import Wishes
 from petransfer.sharing.examples_file import without_texts
 from petransfer.sharing.safe_reading import read_text, read_yaml
 

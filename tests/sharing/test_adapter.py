@@ -78,6 +78,16 @@ def test_bases_and_merged_models_predict_and_are_scored(
     assert rows["nano/english"]["exact_match"] == rows["base: nano/english"]["exact_match"] == 0
 
 
+def test_merging_is_measured_against_the_width_that_was_trained_at(trained: Callable[..., Path], here: Path) -> None:
+    adapter = petransfer.Adapter.load(trained("nano/english", "--bits", "4"), device="cpu")
+    merged = adapter.merge(here / "merged")
+    assert (merged.bits, merged.trained_bits) == (16, 4)
+    assert merged.moved_from_trained is not None
+    assert merged.moved_from_trained > 2 * merged.moved
+    assert merged.agree_with_trained is not None
+    assert merged.agree_with_trained <= merged.agree
+
+
 def test_rows_that_were_trained_on_are_counted_and_scored_apart(
     run: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,140 @@
+"""The metadata at the head of a card, as the hub reads them: base, data, licence, language, tags and results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from petransfer.data import task_info, task_title
+from petransfer.errors import UserError
+from petransfer.models.registry import ArmEntry, is_embedded, registry
+from petransfer.recipe.run_spec import CheckpointSpec, RunSpec
+from petransfer.sharing.bundle import Bundle
+from petransfer.sharing.bundle_files import RECIPE
+from petransfer.sharing.licences import NAMES, derived
+from petransfer.sharing.safe_reading import card_data, read_text, read_yaml
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
+
+SPLITS = {"dev": "validation", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What only the person who shares knows.
+
+    licence: where those of base and data do not determine it. language: of the data. tags: more of them.
+    """
+
+    licence: str | None = None
+    language: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Licences:
+    """The licences of the base, of the data, and of the adapter; None where one is not known."""
+
+    base: str | None
+    data: str | None
+    adapter: str | None
+
+
+def metadata(
+    bundle: Bundle, spec: RunSpec, result: Mapping[str, Any], title: str, wishes: Wishes
+) -> tuple[ModelCardData, Licences]:
+    """Return the metadata, and the licences that they follow from.
+
+    Raises:
+        UserError: the hub would refuse them, for example a tag that is not text.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
+    licences = licences_of(bundle, spec, wishes)
+    info = task_info(spec.task.name)
+    hub = is_hub_name(spec.checkpoint)
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=spec.task.name,
+            dataset_name=f"{task_title(spec.task.name)} {spec.task.split}",
+            dataset_config=spec.task.split,
+            dataset_split=split,
+            dataset_args={"examples": result[part]["examples"], "seed": spec.seed},
+            metric_type="exact_match",
+            metric_name="Exact match, %",
+            metric_value=result[part]["exact_match"],
+        )
+        for part, split in SPLITS.items()
+    ]
+    try:
+        data = ModelCardData(
+            base_model=spec.checkpoint.name if hub else None,
+            base_model_relation="adapter" if hub else None,
+            library_name="peft",
+            license=licences.adapter or "other",
+            license_name=None if licences.adapter else "see-limits",
+            datasets=_datasets(bundle, spec) or None,
+            language=list(wishes.language) or (list(info.languages) if info and info.languages else None),
+            pipeline_tag="text-generation",
+            tags=["petransfer", spec.method.name, spec.task.name, *wishes.tags],
+            model_name=title,
+            eval_results=results,
+        )
+        data.to_yaml()
+    except ValueError as error:
+        raise UserError(f"the card's metadata are refused ({str(error).splitlines()[0][:160]})") from None
+    return data, licences
+
+
+def entry_of(checkpoint: CheckpointSpec) -> ArmEntry | None:
+    """Return the registry's entry of a checkpoint; None where it has none."""
+    arms = (arm for family in registry().families.values() for arm in family.arms.values())
+    return next((arm for arm in arms if arm.checkpoint == checkpoint.name), None)
+
+
+def is_hub_name(checkpoint: CheckpointSpec) -> bool:
+    """Return whether a checkpoint's name is a hub id; a folder's and an embedded one's weights are a sha256."""
+    return not is_embedded(checkpoint.name) and len(checkpoint.weights) != 64
+
+
+def _datasets(bundle: Bundle, spec: RunSpec) -> list[str]:
+    """Return the hub ids of the data."""
+    info = task_info(spec.task.name)
+    if info and info.published:
+        return list(info.hub_datasets)
+    train = str(((recipe_of(bundle).get("task") or {}).get("options") or {}).get("train", ""))
+    name = train.partition("@")[0]
+    owner, slash, rest = name.partition("/")
+    return [name] if slash and owner not in ("", ".", "..", "~") and "/" not in rest and "." not in rest else []
+
+
+def recipe_of(bundle: Bundle) -> dict[str, Any]:
+    """Return the recipe of the study; empty where it is not in the bundle."""
+    return read_yaml(read_text(bundle.files[RECIPE]), RECIPE) if RECIPE in bundle.files else {}
+
+
+def licences_of(bundle: Bundle, spec: RunSpec, wishes: Wishes) -> Licences:
+    """Return the licences of base and data, and the adapter's, which follows from them or is wished."""
+    entry = entry_of(spec.checkpoint)
+    base = NAMES.get(entry.licence, entry.licence) if entry else _licence_on_hub(spec, bundle)
+    if spec.checkpoint.reinit == "all":
+        base = "cc0-1.0"  # nothing of the checkpoint is in it but its shape
+    info = task_info(spec.task.name)
+    data = info.licence if info else None
+    return Licences(base, data, wishes.licence or derived(base, data))
+
+
+def _licence_on_hub(spec: RunSpec, bundle: Bundle) -> str | None:
+    """Return the licence in the base's own card, if the card is in the cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if not is_hub_name(spec.checkpoint):
+        return None
+    commit = (bundle.provenance or {}).get("base", {}).get("commit")
+    found = try_to_load_from_cache(spec.checkpoint.name, "README.md", revision=commit or spec.checkpoint.weights)
+    stated = card_data(read_text(Path(found))).get("license") if isinstance(found, str) else None
+    return stated if isinstance(stated, str) else None
