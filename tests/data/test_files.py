@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from petransfer.data import benchmark_files as files
@@ -160,6 +160,7 @@ CELLS = st.text(
 WORDS = st.lists(st.from_regex(r"[A-Za-z_]{1,8}", fullmatch=True).filter(lambda word: word != "OUT"), min_size=1)
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(rows=st.lists(st.tuples(CELLS, CELLS, CELLS), min_size=1, max_size=5))
 def test_cogs_rows_are_read_as_they_were_written(rows: list[tuple[str, str, str]], tmp_path_factory) -> None:  # type: ignore[no-untyped-def]
     text = "".join("\t".join(row) + "\n" for row in rows).encode()

@@ -103,6 +103,20 @@ def test_a_file_in_any_form_gives_the_same_rows(name: str, elsewhere: Path) -> N
     assert pairs(name) == PAIRS
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("semicolon.csv", "semicolon.csv: columns are separated by semicolon characters"),
+        ("quoted.tsv", "quoted.tsv: quotes enclose cells; --quoting none reads them otherwise"),
+        ("plain.csv", ""),
+    ],
+)
+def test_an_unusual_form_is_said(name: str, said: str, elsewhere: Path) -> None:
+    (elsewhere / name).write_bytes(FILES[name]())
+    notes = [note for note in lines(name).notes() if not note.startswith("the first row")]
+    assert notes == ([said] if said else [])
+
+
 def test_arrow_files_and_saved_datasets_give_the_same_rows(elsewhere: Path) -> None:
     import datasets
 
@@ -261,6 +275,7 @@ def test_a_long_list_is_read_in_chunks(elsewhere: Path, monkeypatch: pytest.Monk
 def test_prompt_and_completion_are_taken_where_no_column_was_named(elsewhere: Path) -> None:
     (elsewhere / "a.csv").write_text("id,prompt,completion\n" + "".join(f"{n},p{n},c\n" for n in range(10)))
     assert pairs("a.csv")[2] == ("p2", "c")
+    assert "a.csv: inputs are in the column 'prompt', targets in 'completion'" in lines("a.csv").notes()
 
 
 def test_input_and_input_column_are_one_option(elsewhere: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from petransfer.data.bad_rows import BadRow, BadRows, visible
-from petransfer.data.rows.columns import ColumnChoice, RowTexts, choose_columns, has_value, read_records
+from petransfer.data.rows.columns import ColumnChoice, RowTexts, choose_columns, has_value, read_records, reading_notes
 from petransfer.data.rows.held_out import overlaps, partition
 from petransfer.data.rows.options import RowOptions
 from petransfer.data.rows.records import Record, as_text, value_of
@@ -48,6 +48,7 @@ class RowBuilder:
         self._hidden: Counter[str] = Counter()
         self._longest = [0, 0]
         self._first: RowTexts | None = None
+        self._read_as: list[str] = []
         self._chat = False
 
     def build(self, sources: Mapping[str, Source], cuts: Mapping[str, float]) -> dict[str, Any]:
@@ -86,6 +87,7 @@ class RowBuilder:
     def _read(self, part: str, source: Source, writer: RowWriter) -> None:
         columns = choose_columns(self._options, source)
         self._chat = self._chat or columns.chat
+        self._read_as += reading_notes(self._options, source, columns)
         index = rows = 0
         for record in read_records(self._options, source, columns):
             rows += 1
@@ -160,6 +162,7 @@ class RowBuilder:
             raise UserError(f"the categories {found} differ in case or blanks alone; write them alike")
 
     def _notes(self) -> Iterator[str]:
+        yield from dict.fromkeys(self._read_as)
         if self._first:
             yield f"the first row is {visible(self._first.input)} -> {visible(self._first.target)}"
         if self._bad:

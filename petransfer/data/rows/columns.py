@@ -11,6 +11,7 @@ from typing import Any
 from petransfer.data.bad_rows import BadRow
 from petransfer.data.rows.chat_rows import COLUMNS as CHAT_COLUMNS
 from petransfer.data.rows.chat_rows import chat_turns
+from petransfer.data.rows.delimited import detect, unusual
 from petransfer.data.rows.options import RowOptions
 from petransfer.data.rows.reading import column_names, read
 from petransfer.data.rows.records import Record, Required, as_text, has_column, missing_column, value_of
@@ -133,6 +134,19 @@ def required_columns(options: RowOptions) -> Required:
     if options.split_column:
         required.setdefault(options.split_column, "split_column")
     return required
+
+
+def reading_notes(options: RowOptions, source: Source, columns: ColumnChoice) -> list[str]:
+    """What the user should know of how a source is read: its delimiter and quotes, and columns that were chosen."""
+    found = []
+    if source.format in ("csv", "tsv"):
+        dialect = detect(source, required_columns(options), options.columns_are_named)
+        found += unusual(source, dialect)
+    if columns.messages and not options.messages:
+        found.append(f"{source.name}: the column '{columns.messages}' is read as chats")
+    elif columns.inputs == ("prompt",) and not options.columns_are_named:
+        found.append(f"{source.name}: inputs are in the column 'prompt', targets in 'completion'")
+    return found
 
 
 def read_records(options: RowOptions, source: Source, columns: ColumnChoice) -> Iterator[Record]:

@@ -58,6 +58,19 @@ def detect(source: Source, required: Required, named: bool) -> Dialect:
     return Dialect(delimiter, quoted, None if by_place else tuple(cells))
 
 
+def unusual(source: Source, dialect: Dialect) -> list[str]:
+    """What the user should know of how a file was found to be written, where that is unusual for its name."""
+    usual_delimiter, usual_quoting = (",", True) if source.format == "csv" else ("\t", False)
+    found = []
+    if dialect.delimiter != usual_delimiter:
+        named = next((word for word, sign in DELIMITERS.items() if sign == dialect.delimiter), dialect.delimiter)
+        found.append(f"{source.name}: columns are separated by {named} characters")
+    if dialect.quoted != usual_quoting:
+        how = "quotes enclose cells" if dialect.quoted else "quotes are read as text"
+        found.append(f"{source.name}: {how}; --quoting {'none' if dialect.quoted else 'csv'} reads them otherwise")
+    return found
+
+
 def read_delimited(source: Source, dialect: Dialect) -> Iterator[Record]:
     """Read the rows in their order; blank lines are passed over.
 

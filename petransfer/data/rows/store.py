@@ -21,7 +21,7 @@ from petransfer.data.rows.tables import open_dataset
 from petransfer.data.task import PARTS, SplitData, row_name
 from petransfer.errors import UserError
 
-_LAYOUT = 3  # raised when the files of a store change, or what is read into them
+_LAYOUT = 4  # raised when the files of a store change, or what is read into them
 _SPLITS_OF_PART = {"dev": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
