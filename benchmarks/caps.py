@@ -14,10 +14,10 @@ from petransfer.memory.cards import card_bytes, gigabytes
 
 
 def sizes(text: str | None) -> list[int]:
-    """The bytes that `6GB,12GB` stands for.
+    """Return the bytes of sizes such as `6GB,12GB`.
 
     Raises:
-        UserError: one of them is no size, there is no GPU, or it has less.
+        UserError: One of them is not a size, there is no GPU, or it has less.
     """
     if text is None:
         return []
@@ -41,16 +41,18 @@ def sizes(text: str | None) -> list[int]:
 
 
 def row(cell: Cell, cap: int) -> dict[str, Any]:
-    """cap: bytes of the card. micro_batch: examples at once that were trained on, up to the cell's; foreseen: by `fit`.
+    """Measure the largest micro-batch, up to the cell's batch, that trains in `cap` bytes of the card.
 
-    peak: bytes that PyTorch's allocator gave out at most with that many, None where not one can be trained on.
+    Returns:
+        `cap`, `checkpointing`, `micro_batch`, `foreseen` (the micro-batch that `fit` predicts), `device`, and `peak`:
+        the most bytes that were allocated, None where not even one example can be trained.
     """
     found: dict[str, Any] = in_a_new_process("benchmarks.caps", str(cap), json.dumps(asdict(cell)))
     return found
 
 
 def most(trains: Callable[[int], bool], limit: int) -> int:
-    """The largest number up to `limit` for which `trains` holds, as it does for all below; 0 where for none."""
+    """Return the largest number up to `limit` that trains, when all smaller ones do too; 0 when none does."""
     good, bad = 0, limit + 1
     while bad - good > 1:
         at = (good + bad) // 2 if bad <= limit else min(max(1, 2 * good), limit)

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Measure petransfer beside what one would otherwise pick.")
 
-Widths = Annotated[str, typer.Option(help="8, 4 or both, parted by commas.")]
+Widths = Annotated[str, typer.Option(help="8, 4 or both, comma-separated.")]
 
-Recipes = Annotated[str, typer.Option("--recipe", "-r", help="Recipes, parted by commas.")]
+Recipes = Annotated[str, typer.Option("--recipe", "-r", help="Recipes, comma-separated.")]
 ArmName = Annotated[str, typer.Option("--arm", help="The arm whose first cell is trained.")]
 Repeats = Annotated[int, typer.Option(min=1, help="Turns of each side.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves them as they are.")]
@@ -163,7 +163,7 @@ def memory(
     layers: Annotated[int | None, typer.Option(min=1, help="Layers a side, where not all of them.")] = None,
     bits: Widths = "8,4",
     batch: Annotated[int | None, typer.Option(min=1, help="Examples at once; 1, and at most 32 with --cap.")] = None,
-    lengths: Annotated[str, typer.Option(help="Pieces of the input and of the target.")] = "32,64",
+    lengths: Annotated[str, typer.Option(help="Tokens of the input and of the target.")] = "32,64",
     checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Compute activations again.")] = False,
     cap: Annotated[
         str | None,
@@ -202,7 +202,7 @@ def memory(
 
 @app.command()
 def fit(
-    checkpoints: Annotated[str, typer.Option(help="Hub ids of the registry, parted by commas.")] = (
+    checkpoints: Annotated[str, typer.Option(help="Hub ids of the registry, comma-separated.")] = (
         "google-t5/t5-small,google/t5-v1_1-small,openai-community/gpt2"
     ),
     layers: Annotated[int | None, typer.Option(min=1, help="Layers a side, where not all of them.")] = 2,
@@ -229,7 +229,7 @@ def quantise(
     checkpoint: Annotated[str, typer.Argument(help="An embedded arm, a folder or a hub id.")],
     text: Annotated[Path, typer.Argument(help="Plain text of the kind that it was pretrained on.")],
     windows: Annotated[int, typer.Option(min=1, help="Windows of 128 tokens.")] = 256,
-    layers: Annotated[str, typer.Option(help="Endings of layers to keep wide in turn, parted by commas.")] = "wo",
+    layers: Annotated[str, typer.Option(help="Endings of layers to keep wide in turn, comma-separated.")] = "wo",
     out: Out = None,
 ) -> None:
     """What 8 and 4 bits cost in loss, with the head quantised as well, and with chosen layers wide."""
@@ -252,7 +252,7 @@ def quantise(
 @app.command()
 def stacked(
     checkpoint: Annotated[str, typer.Argument(help="An embedded arm, a folder or a hub id.")] = "nano/english",
-    counts: Annotated[str, typer.Option("--runs", help="Runs at once, parted by commas.")] = "1,2,4,8",
+    counts: Annotated[str, typer.Option("--runs", help="Runs at once, comma-separated.")] = "1,2,4,8",
     bits: Annotated[int, typer.Option(help="32, 16, 8 or 4.")] = 32,
     batch: Annotated[int, typer.Option(min=1, help="Examples an optimiser step.")] = 32,
     micro_batch: Annotated[int, typer.Option(min=0, help="Examples of a run a forward pass; 0 chooses.")] = 0,
@@ -288,10 +288,10 @@ def stacked(
 
 @app.command()
 def growth(
-    sizes: Annotated[str, typer.Option(help="nano, micro or T5s of the registry, parted by commas.")] = (
+    sizes: Annotated[str, typer.Option(help="nano, micro or T5s of the registry, comma-separated.")] = (
         "nano,micro,google-t5/t5-small"
     ),
-    lengths: Annotated[str, typer.Option(help="Pieces of each input and each target, parted by commas.")] = (
+    lengths: Annotated[str, typer.Option(help="Tokens of each input and each target, comma-separated.")] = (
         "16,32,64,128,256"
     ),
     at_size: Annotated[str, typer.Option(help="The size at which lengths are compared.")] = "nano",
@@ -315,7 +315,7 @@ def growth(
     chosen = points(sizes.split(","), [int(part) for part in lengths.split(",")], at_size, at_length)
     found = rows(chosen, batch, repeats, _device(cpu, threads), 16 if bits == 16 else 32)
     rates = ("s a batch", "tokens/s", "MFLOP a token", "of matmul rate")
-    table = _table("size", "parameters", "pieces", "what", *rates, left=("size", "what"))
+    table = _table("size", "parameters", "tokens", "what", *rates, left=("size", "what"))
     for row in found:
         of = row["size"], f"{row['parameters']:,}", str(row["length"]), row["what"]
         work = f"{row['flops_per_token'] / 1e6:.1f}", f"{100 * row['share_of_matmul_rate']:.1f} %"

@@ -1,4 +1,4 @@
-"""The planner beside what PyTorch's allocator gave out, over a table of checkpoints' shapes, bits, methods, batches."""
+"""Compare the planner's predictions with the allocator, over checkpoint shapes, bits, methods and batches."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import Bits, MethodSpec
 
 METHODS: tuple[tuple[str, Bits], ...] = (("lora", 4), ("lora", 8), ("lora", 16), ("full", 32))
-# (examples at once, pieces of the input, pieces of the target), about SCAN's and COGS's
+# (examples at once, tokens of the input, tokens of the target), about SCAN's and COGS's
 SIZES = ((2, 60, 60), (8, 40, 120))
 
 
 def rows(checkpoints: list[str], layers: int | None, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """One row a cell: bytes foreseen and measured, and their ratio. fixed: weights, adapters, optimiser's state."""
+    """Return one row per cell: predicted and measured bytes and their ratio, for all memory and for what is fixed."""
     found = []
     device = "cuda" if torch.cuda.is_available() else "cpu"
     where = torch.cuda.get_device_name() if device == "cuda" else "cpu"

@@ -1,4 +1,4 @@
-"""What a LoRA training step and scoring cost as the model and the texts grow: T5 shapes with random weights."""
+"""Measure the cost of a LoRA step and of scoring as model and texts grow, on T5 shapes with random weights."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ from petransfer.training.loop import Hooks, Loop
 
 LORA = MethodSpec("lora", rank=16, alpha=32.0)
 
-# Floating-point operations for each of a frozen and a trained weight and token, and passes over attention's products:
-# a training step goes forward, back to what came in and, where they are trained, to the weights.
+# Floating-point operations per token of a frozen and of a trained weight, and passes over attention's products. A step
+# computes the forward pass, the gradient of each layer's input and, for trained weights, the gradient of the weights.
 WORK = {"training": (4, 6, 3), "scoring": (2, 2, 1)}
 
 
 @dataclass(frozen=True)
 class Point:
-    """One measurement. size: a key of SIZES or a T5 of the registry. length: pieces of each input and each target."""
+    """One measurement. size: a key of SIZES or a T5 of the registry. length: tokens of each input and each target."""
 
     size: str
     length: int
 
 
 def points(sizes: Sequence[str], lengths: Sequence[int], at_size: str, at_length: int) -> list[Point]:
-    """Every length at one size, then every size at one length."""
+    """Return every length at one size, then every size at one length."""
     found = [Point(at_size, length) for length in lengths] + [Point(size, at_length) for size in sizes]
     return list(dict.fromkeys(found))
 
@@ -53,10 +53,10 @@ def points(sizes: Sequence[str], lengths: Sequence[int], at_size: str, at_length
 def rows(
     chosen: Sequence[Point], batch: int, repeats: int, device: torch.device, bits: Literal[16, 32] = 32
 ) -> list[dict[str, Any]]:
-    """Seconds a batch at each point, the points taking turns, beside the operations that it needs.
+    """Measure the seconds per batch at each point, the points taking turns, and count the operations of a batch.
 
     Raises:
-        UserError: a size is no T5's.
+        UserError: A size is not that of a T5.
     """
     tokenizer = load_checkpoint(checkpoint_spec("nano/english"), 32).tokenizer
     with tempfile.TemporaryDirectory() as folder:
@@ -78,7 +78,7 @@ def rows(
 
 
 class _Side:
-    """One shape with a LoRA of rank 16, and one batch of made-up pieces, of one length so that nothing is padded."""
+    """One shape with a LoRA of rank 16, and one batch of made-up tokens, of one length so that nothing is padded."""
 
     def __init__(
         self,
@@ -96,8 +96,8 @@ class _Side:
         self.layout = Layout(True, self.config.pad_token_id, self.config.eos_token_id)
         self.loaded = Loaded(base, tokenizer, self.layout, None, ())
         generator = torch.Generator().manual_seed(0)
-        pieces = torch.randint(10, len(tokenizer), (batch, 2, point.length), generator=generator).tolist()
-        self.encoded = [Encoded(tuple(source), tuple(target)) for source, target in pieces]
+        tokens = torch.randint(10, len(tokenizer), (batch, 2, point.length), generator=generator).tolist()
+        self.encoded = [Encoded(tuple(source), tuple(target)) for source, target in tokens]
         self.examples = [Example(at, "", "", "") for at in range(batch)]
         model = apply_method(self.loaded, replace(LORA, bits=bits), 0).to(device)
         self.loop = Loop(
@@ -116,14 +116,14 @@ class _Side:
         return clock(self.device) - started
 
     def score(self) -> float:
-        """Seconds of one forward pass with all that is read off it."""
+        """Seconds of scoring one batch with one forward pass."""
         self.loop.model.eval()
         started = clock(self.device)
         score(self.loop.model, self.loaded, self.examples, self.encoded, self.batch)
         return clock(self.device) - started
 
     def flops(self, what: str) -> float:
-        """Floating-point operations of an example: linear layers, and the two products of each attention."""
+        """Return the floating-point operations of an example: linear layers, and the two products of each attention."""
         frozen, trained, passes = WORK[what]
         length, config = self.point.length, self.config
         attentions = config.num_layers + 2 * config.num_decoder_layers
@@ -137,7 +137,9 @@ def _random_model(size: str, tokenizer: PreTrainedTokenizerBase) -> Any:
         return make_model(SIZES[size], tokenizer, 0)
     config, own_head = configuration(checkpoint_spec(size))
     if not hasattr(config, "d_kv"):
-        raise UserError(f"{size} is no T5; take {', '.join(SIZES)} or a T5 of the registry such as google-t5/t5-small")
+        raise UserError(
+            f"{size} is not a T5; use {', '.join(SIZES)} or a T5 of the registry such as google-t5/t5-small"
+        )
     torch.manual_seed(0)
     return randomly_initialized(supported_class(config, size), config, own_head)
 

@@ -1,4 +1,4 @@
-"""A recipe's first cell of an arm, loaded and turned into pieces, ready to be trained twice over."""
+"""Prepare the first cell of a recipe's arm for benchmarks: its data as token ids, and models made anew."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from petransfer.training.loop import Hooks, Loop
 
 @dataclass(frozen=True)
 class Prepared:
-    """spec: with what was asked for in its place. parts: `train` and `test` as pieces."""
+    """A cell that is ready to be trained. spec: with the user's changes. parts: `train` and `test` as token ids."""
 
     spec: RunSpec
     data: SplitData
@@ -36,22 +36,22 @@ class Prepared:
     device: torch.device
 
     def model(self) -> tuple[Any, Loaded]:
-        """The model to train, made anew and always the same."""
+        """Return a new model to train; every call gives the same weights."""
         loaded = _load(self.spec, self.device)
         met = {piece for row in self.parts["train"] for piece in (*row.input_ids, *row.target_ids)}
         loaded = replace(loaded, new_tokens=tuple(piece for piece in loaded.new_tokens if piece in met))
         return apply_method(loaded, self.spec.method, self.spec.seed).to(self.device), loaded
 
     def source(self, layout: Layout) -> ShuffledExamples:
-        """The batches of training."""
+        """Return the training batches."""
         return ShuffledExamples(self.parts["train"], self.spec.train.batch_size, self.spec.seed, layout)
 
     def accelerator(self) -> Accelerator:
-        """Made anew, for the device and the method's precision."""
+        """Return a new Accelerator for the device and the method's precision."""
         return accelerator_for(mixed_precision(self.spec.method), self.device.type == "cpu")
 
     def loop(self, folder: Path) -> Loop:
-        """Our loop on a model of its own."""
+        """Return petransfer's training loop on a new model."""
         model, loaded = self.model()
         spec, source = self.spec, self.source(loaded.layout)
         execution = Execution(threads=torch.get_num_threads())
@@ -63,14 +63,14 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Changes:
-    """What a user asks for in place of a recipe's own; None, or a batch of 0, leaves it."""
+    """Changes to a recipe's cell; None, or a batch of 0, keeps the recipe's."""
 
     batch: int = 0
     checkpoint: str | None = None
     bits: Bits | None = None
 
     def of(self, spec: RunSpec) -> RunSpec:
-        """The spec with them."""
+        """Return the spec with the changes."""
         return replace(
             spec,
             checkpoint=checkpoint_spec(self.checkpoint) if self.checkpoint else spec.checkpoint,
@@ -80,10 +80,10 @@ class Changes:
 
 
 def prepare(recipe: str, arm: str, changes: Changes, data_dir: Path | None, device: torch.device) -> Prepared:
-    """The recipe's first split and method.
+    """Prepare the recipe's first split and method of an arm.
 
     Raises:
-        UserError: there is no such recipe, arm or checkpoint, or the data cannot be had.
+        UserError: There is no such recipe, arm or checkpoint, or the data cannot be found.
     """
     cells = expand(load_recipe(recipe, [], {"data_dir": data_dir}))
     cell = next((cell for cell in cells if cell.arm == arm), None)

@@ -1,4 +1,4 @@
-"""Where the time of some work goes, by kind of operation."""
+"""Profile some work: the share of its time by kind of operation."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch.autograd import DeviceType
 
 
 def shares(run: Callable[[], object], parts: Mapping[str, Sequence[str]], device: torch.device) -> dict[str, float]:
-    """Per cent of the operations' own time on the device, the largest first.
+    """Return each part's percentage of the operations' own time on the device, the largest first.
 
-    parts: words in the names of each part's operations; the first that fits counts, and the rest is `other`.
+    parts: words that occur in the names of a part's operations. The first match counts; the rest is `other`.
     """
     on_card = device.type == "cuda"
     kinds = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if on_card else [])]

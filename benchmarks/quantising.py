@@ -1,6 +1,6 @@
-"""What quantising costs a checkpoint on text of its own kind, with the head and chosen layers wide or not.
+"""Measure how much quantisation raises a checkpoint's loss on plain text, with chosen layers left at 16 bits or not.
 
-The loss is the one that T5 was pretrained with (span corruption), or a decoder's over the second half of each window.
+The loss is that of T5's pretraining (span corruption), or a decoder's loss over the second half of each window.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Row:
-    """loss: nats a target token. change: relative to the same text at 16 bits. bytes: of all weights."""
+    """One measurement. loss: nats per target token. change: relative to 16 bits. bytes: of all weights."""
 
     bits: int
     wide: str
@@ -38,10 +38,10 @@ class Row:
 
 
 def rows(checkpoint: CheckpointSpec, text: Path, windows: int, layers: Sequence[str] = ("wo",)) -> Iterator[Row]:
-    """16 bits, then 8 and 4: as petransfer loads it, with the head quantised as well, and with each of `layers` wide.
+    """Measure 16 bits, then 8 and 4: as petransfer loads them, with the head quantised too, and with `layers` wide.
 
     Raises:
-        UserError: the text is too short or not UTF-8, or the checkpoint has no sentinels to mark lost spans with.
+        UserError: The text is too short or not UTF-8, or the tokenizer has no sentinels to mark lost spans with.
     """
     reference = load_checkpoint(checkpoint, 16)
     examples = _examples(reference, text, windows)
@@ -58,7 +58,7 @@ def rows(checkpoint: CheckpointSpec, text: Path, windows: int, layers: Sequence[
 
 
 def quantise_head(model: Any, bits: Bits) -> None:
-    """Puts a quantised copy in the place of the output head; embeddings that it shared stay as they are."""
+    """Replace the output head by a quantised copy; embeddings that it shared stay as they are."""
     import bitsandbytes as bnb
 
     head = model.get_output_embeddings()
@@ -105,7 +105,7 @@ def _examples(loaded: Loaded, text: Path, windows: int) -> list[Encoded]:
 
 @torch.no_grad()
 def _loss(loaded: Loaded, examples: Sequence[Encoded]) -> float:
-    """Over the target tokens whose pieces pretraining has shown."""
+    """Return the mean loss over the target tokens that occurred in pretraining."""
     loaded.model.eval()
     new = torch.tensor(loaded.new_tokens, dtype=torch.long)
     total, tokens = 0.0, 0

@@ -1,4 +1,4 @@
-"""Exact match by one forward pass beside `generate`, on the same model and examples."""
+"""Compare exact match by one forward pass with `generate`, on the same model and examples."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from petransfer.recipe.run_spec import RunSpec
 from petransfer.sharing.adapter import Adapter
 from petransfer.sharing.run_folders import weights_folder
 
-# Where the time of our side goes, by the operations that are named so; the first that fits counts.
+# Kinds of operations of petransfer's side, by words in their names; the first that matches counts.
 PARTS: dict[str, tuple[str, ...]] = {
     "attention": ("scaled_dot_product",),
     "products": ("aten::mm", "aten::addmm", "aten::bmm", "bitsandbytes"),
@@ -34,7 +34,7 @@ PARTS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Trained:
-    """A model, and its test examples as texts and as pieces. run_id: of a run that was done before."""
+    """A trained model, with its test examples as texts and as token ids. run_id: of a finished run, if it is one."""
 
     spec: RunSpec
     model: torch.nn.Module
@@ -45,7 +45,7 @@ class Trained:
 
 
 def trained_here(prepared: Prepared, steps: int) -> Trained:
-    """A recipe's cell after so many steps, on its schedule made so short."""
+    """Train a recipe's cell for so many steps, which are also the length of its schedule."""
     short = replace(prepared, spec=replace(prepared.spec, train=replace(prepared.spec.train, steps=steps)))
     with tempfile.TemporaryDirectory() as folder:
         loop = short.loop(Path(folder))
@@ -57,10 +57,10 @@ def trained_here(prepared: Prepared, steps: int) -> Trained:
 
 
 def trained_before(folder: Path, data_dir: Path | None, device: torch.device) -> Trained:
-    """The adapter or model of a run's folder, on the test set of its task.
+    """Load the adapter or model of a run's folder, with the test set of its task.
 
     Raises:
-        UserError: the folder is no finished run's, or the data cannot be had.
+        UserError: The folder is not that of a finished run, or the data cannot be found.
     """
     predictor = Adapter.load(folder, device=str(device)).predictor
     said = weights_folder(folder).parent / "spec.json"
@@ -75,16 +75,16 @@ def trained_before(folder: Path, data_dir: Path | None, device: torch.device) ->
 
 @dataclass
 class _Right:
-    """Which examples each side found right."""
+    """Which examples each side counts as correct."""
 
     by: dict[str, list[bool]] = field(default_factory=dict)
 
 
 def row(trained: Trained, examples: int, repeats: int) -> dict[str, Any]:
-    """Examples a second of each side on `examples` drawn test rows, and where the time of ours goes.
+    """Measure the examples per second of each side on random test rows, and profile petransfer's side.
 
-    `generate` is transformers', greedy, with its cache, over batches of 64 sorted by length, and stops where all
-    of a batch have ended or at the longest target. Our side includes the generation of near-ties.
+    `generate` is transformers' greedy generation with its cache, over batches of 64 sorted by length. It stops when a
+    whole batch has ended, or at the longest target. petransfer's side includes the generation of near-ties.
     """
     spec, device = trained.spec, _device(trained)
     drawn = torch.randperm(len(trained.examples), generator=torch.Generator().manual_seed(0))[:examples].tolist()
@@ -119,7 +119,7 @@ def row(trained: Trained, examples: int, repeats: int) -> dict[str, Any]:
 def _sides(
     trained: Trained, rows: Sequence[Example], encoded: Sequence[Encoded], limit: int, right: _Right
 ) -> dict[str, Callable[[], float]]:
-    """Examples a second; `right` is told what was found."""
+    """Return each side as a function that gives examples per second and notes in `right` what is correct."""
     model, loaded, device = trained.model, trained.loaded, _device(trained)
 
     def ours() -> float:

@@ -1,4 +1,4 @@
-"""Checkpoints of a real size with random weights: memory does not depend on the values."""
+"""Write checkpoints of a real size with random weights: memory does not depend on the values."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ SHARD = 2 * 2**30
 
 
 def write_random(name: str, folder: Path, layers: int | None = None, shard: int = SHARD) -> int:
-    """Writes a checkpoint of a registered one's shape to `folder`, in bf16 and in shards; returns its parameters.
+    """Write a checkpoint of a registered one's shape to `folder`, in bf16 and in shards; return its parameter count.
 
-    layers: how many an encoder and a decoder get, where not as many as the real one.
+    layers: how many layers an encoder and a decoder get; None gives as many as the real one has.
     """
     config, own_head = configuration(checkpoint_spec(name))
     if layers:
@@ -39,9 +39,9 @@ def write_random(name: str, folder: Path, layers: int | None = None, shard: int 
     _write_shards(model, folder, shard)
     config.architectures, config.dtype = [type(model).__name__], "bfloat16"
     config.save_pretrained(folder)
-    # nothing is ever read or written with it: the pieces of a measured step are made up
-    pieces = {f"p{at}": at for at in range(8)} | {"<pad>": 8, "</s>": 9}
-    tokenizer = Tokenizer(models.WordLevel(pieces, unk_token="p0"))
+    # a measured step uses made-up tokens, so the tokenizer is never used
+    tokens = {f"p{at}": at for at in range(8)} | {"<pad>": 8, "</s>": 9}
+    tokenizer = Tokenizer(models.WordLevel(tokens, unk_token="p0"))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>").save_pretrained(folder)
     return sum(value.numel() for value in model.parameters())
 

@@ -1,4 +1,4 @@
-"""What side-by-side timings share: turns that alternate, medians, and the rate of the machine."""
+"""Helpers of side-by-side timings: alternating turns, medians, and the machine's matrix-product rate."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Side = TypeVar("Side", bound=Hashable)
 
 
 def device_of(cpu: bool) -> torch.device:
-    """The GPU where there is one, unless the CPU is asked for.
+    """Return the GPU where there is one, unless the CPU is asked for.
 
     Raises:
-        UserError: there are several, which other sides would share the work among.
+        UserError: There are several GPUs; Trainer would use all of them.
     """
     if cpu or not torch.cuda.is_available():
         return torch.device("cpu")
@@ -31,9 +31,9 @@ def device_of(cpu: bool) -> torch.device:
 
 
 def clock(device: torch.device) -> float:
-    """Seconds, once the device has done what it was given.
+    """Return a time in seconds after the device has finished its work.
 
-    On one thread of a CPU those that this process computed for, which other processes hardly change.
+    On a CPU with one thread it is this process's CPU time, which other processes hardly change.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -42,7 +42,7 @@ def clock(device: torch.device) -> float:
 
 
 def alternating(sides: Mapping[Side, Callable[[], float]], repeats: int) -> dict[Side, list[float]]:
-    """What each side gives, turn by turn in one process, so that a machine's slow minutes fall on all."""
+    """Call the sides in alternating order, so that slow minutes affect all of them; return their results."""
     found: dict[Side, list[float]] = {name: [] for name in sides}
     for turn in range(repeats):
         names = list(sides)
@@ -52,14 +52,14 @@ def alternating(sides: Mapping[Side, Callable[[], float]], repeats: int) -> dict
 
 
 def medians(found: Mapping[Side, list[float]]) -> dict[Side, float]:
-    """By side."""
+    """Return the median of each side."""
     return {name: statistics.median(values) for name, values in found.items()}
 
 
 def matmul_rate(device: torch.device, bits: int = 32, repeats: int = 7) -> float:
-    """Floating-point operations a second of a square product, in fp32 or, below 32 bits, bf16: the median.
+    """Return the floating-point operations per second of a square matrix product, the median of several.
 
-    On this process's threads, or on a GPU, of a size that fills it.
+    It is computed in fp32 at 32 bits, else in bf16: with this process's threads, or on a GPU with a size that fills it.
     """
     size, dtype = 8192 if device.type == "cuda" else 1024, torch.float32 if bits == 32 else torch.bfloat16
     one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
@@ -75,9 +75,9 @@ def matmul_rate(device: torch.device, bits: int = 32, repeats: int = 7) -> float
 def linear_flops(
     model: torch.nn.Module, layout: Layout, source: float, target: float, frozen: int, trained: int
 ) -> float:
-    """Floating-point operations of the linear layers for an example of `source` and `target` pieces.
+    """Return the floating-point operations of the linear layers for an example of `source` and `target` tokens.
 
-    frozen, trained: for each weight that is so, and each token that meets it; 2 go forward.
+    frozen, trained: operations per token of a frozen and of a trained weight; the forward pass alone takes 2.
     """
     total = 0.0
     for name, module in model.named_modules():
@@ -93,7 +93,7 @@ def linear_flops(
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """The machine that a figure was measured on, and how busy it was: processes that ran or waited to, on average."""
+    """Describe the machine and its load: how many processes ran or waited to run, on average over a minute."""
     on_gpu = device.type == "cuda"
     return {
         "processor": processor(),

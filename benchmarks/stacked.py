@@ -1,6 +1,6 @@
-"""Aggregate training rate of K runs as one stack beside the same K runs one after another, in one process.
+"""Compare the training throughput of K runs as one stack with the same K runs one after another, in one process.
 
-One after another also by Seq2SeqTrainer with peft, whose rate is that of one run.
+Seq2SeqTrainer with peft also trains one run; K runs one after another have its rate.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from petransfer.training.loop import Hooks, Loop
 from petransfer.training.stacked.layers import share
 from petransfer.training.stacked.stacked_loop import StackedLoop, make_stack
 
-# Where the time of a step goes, by the operations that are named so; the first that fits counts.
+# Kinds of operations of a step, by words in their names; the first that matches counts.
 PARTS: dict[str, tuple[str, ...]] = {
     "attention": ("scaled_dot_product", "_softmax"),
     "batched products": ("aten::bmm", "aten::baddbmm"),
@@ -46,7 +46,7 @@ PARTS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained: LoRA on SCAN. steps: timed, of each run in each round."""
+    """What is trained: LoRA on SCAN. steps: timed steps of each run in each round."""
 
     checkpoint: str = "nano/english"
     bits: Bits = 32
@@ -62,7 +62,7 @@ class Setting:
 def measure(
     setting: Setting, counts: Sequence[int], device: torch.device, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Examples per second of each way for each K, medians over the rounds, in which the ways take turns."""
+    """Measure the examples per second of each way for each K: medians over rounds in which the ways take turns."""
     if setting.threads:
         torch.set_num_threads(setting.threads)
     with tempfile.TemporaryDirectory() as folder:
@@ -95,7 +95,7 @@ def measure(
 
 
 class _Bench:
-    """One loaded base, and loops of runs on it that differ in their seed."""
+    """One loaded base, and training loops on it that differ in their seed."""
 
     def __init__(self, setting: Setting, most: int, folder: Path, device: torch.device) -> None:
         self.setting, self.folder, self.device = setting, folder, device
@@ -109,7 +109,7 @@ class _Bench:
         self.singles = [self._loop(seed) for seed in range(most)]
 
     def trainer(self) -> Callable[[], float]:
-        """Examples a second of one run by Seq2SeqTrainer over a block of batches that are grouped by length."""
+        """Return a turn of Seq2SeqTrainer on one run: examples per second over a block of batches grouped by length."""
         plain = Plain(self._model(0), self.loaded, self._source(0), self.method, self.train, self.device)
         turn = trainer_turn(plain, self.folder, BLOCK, grouped_by_length)
         self._renew_accelerators()
@@ -122,26 +122,26 @@ class _Bench:
         return run
 
     def _renew_accelerators(self) -> None:
-        """Trainer, and its very settings, undo what an accelerator shares with every other."""
+        """Make new accelerators: creating a Trainer resets the state that all accelerators share."""
         accelerator = self._accelerator()
         for loop in self.loops:
             loop.accelerator = accelerator
 
     def seconds(self, run: Callable[[], None]) -> float:
-        """What it takes."""
+        """Return the seconds that a function takes."""
         started = clock(self.device)
         run()
         return clock(self.device) - started
 
     def one_by_one(self, count: int) -> None:
-        """So many runs, one after the other."""
+        """Train so many runs, one after the other."""
         for loop in self.singles[:count]:
             for _ in range(self.setting.steps):
                 step = loop.progress.step
                 loop.note(step, *loop.take_step_within_memory(step), 0.0)
 
     def stack(self, count: int) -> Callable[[], None]:
-        """Takes the steps of so many runs as one stack."""
+        """Return a function that trains so many runs as one stack."""
         loops = [self._loop(seed) for seed in range(count)]
         stack = make_stack(share(self.loaded.model), [loop.model for loop in loops])
         names = [str(at) for at in range(count)]

@@ -1,6 +1,6 @@
-"""How long the command line takes to answer, beside importing torch, transformers and peft. Imports none of them.
+"""Measure how long the command line takes to answer, beside importing torch, transformers and peft.
 
-Of small things, and of `plan` and `status` of ten thousand runs.
+Measured are small commands, and `plan` and `status` of ten thousand runs. This file imports none of those libraries.
 """
 
 from __future__ import annotations
@@ -27,10 +27,15 @@ COMMANDS = {
 
 
 def rows(repeats: int, seeds: int = 2500) -> list[dict[str, Any]]:
-    """Seconds from start to end of each command in a process of its own, in turn: the median and the least.
+    """Measure the seconds of each command in a process of its own, the commands taking turns.
 
-    processor: the seconds that the process itself computed for, which other processes on the machine leave alone.
-    seeds: of the study of many runs.
+    Args:
+        repeats: Turns.
+        seeds: Seeds of the study with many runs.
+
+    Returns:
+        One row per command: `median` and `least` wall time, and `processor`, the median CPU time of the process, which
+        other processes on the machine do not change.
     """
     with tempfile.TemporaryDirectory() as folder:
         commands = COMMANDS | _of_many(Path(folder), seeds)
@@ -72,6 +77,6 @@ def _once(arguments: tuple[str, ...], folder: str) -> tuple[float, float]:
 
 
 def of_children() -> float:
-    """Seconds of a processor that processes took which this one began and which have ended."""
+    """Return the CPU seconds of the processes that this one started and that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime

@@ -1,4 +1,4 @@
-"""A study of thousands of runs that need not be carried out: what `plan` and `status` have to look through."""
+"""Write a study of thousands of runs that are marked as finished, for timing `plan` and `status`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from petransfer.recipe.loading import load_recipe
 from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import expand
 
-# Runs of each seed: two splits of two arms.
+# Runs per seed: two splits of two arms.
 OF_A_SEED = 4
 
 
 def write_recipe(path: Path, seeds: int) -> None:
-    """A recipe of `OF_A_SEED` runs for each of so many seeds."""
+    """Write a recipe with `OF_A_SEED` runs for each seed."""
     path.write_text(f"""
 name: thousands
 task: {{name: scan, splits: [around_right, opposite_right]}}
@@ -27,7 +27,7 @@ train: {{steps: 100, batch_size: 8, learning_rate: {{lora: 2.0e-3}}}}
 
 
 def write_study(recipe: Path, folder: Path) -> None:
-    """Its study, in which every run but the last one is done."""
+    """Write the recipe's study, in which every run but the last one is finished."""
     content = load_recipe(str(recipe))
     study = StudyFolder(folder)
     study.open(content)

@@ -30,17 +30,17 @@ from petransfer.recipe.run_spec import MethodSpec, TrainSpec
 from petransfer.training.batches import IGNORED, ShuffledExamples, collate
 from petransfer.training.losses import token_loss
 
-# Steps before the clock starts: AdamW's state is made in the first.
+# Steps before the clock starts: AdamW's state is created in the first.
 WARM = 2
 
-# Batches that `group_by_length` sorts at once, where there are two hundred or more.
+# Batches that `group_by_length` sorts together when there are two hundred or more.
 BLOCK = 50
 
 Order = Callable[[Sequence[Sequence[Encoded]]], Sequence[Encoded]]
 
 
 def row(prepared: Prepared, steps: int, repeats: int) -> dict[str, Any]:
-    """Examples a second of each side, and how far the gradients of one batch are apart."""
+    """Measure the examples per second of each side, and the difference of their gradients on one batch."""
     bits = prepared.spec.method.bits
     with tempfile.TemporaryDirectory() as folder:
         sides = turns(prepared, Path(folder), steps)
@@ -69,10 +69,11 @@ def row(prepared: Prepared, steps: int, repeats: int) -> dict[str, Any]:
 
 
 def turns(prepared: Prepared, folder: Path, steps: int) -> dict[str, Callable[[], float]]:
-    """A turn of each side: examples a second over so many steps.
+    """Return a turn of each side, which gives examples per second over so many steps.
 
-    In each turn all sides are timed on the same examples: grouped by length, the longest of a block come first, and
-    they alone would be timed. Whole blocks are `BLOCK` steps; fewer leave more to pad than a user of grouping has.
+    In a turn all sides train on the same examples. (Grouping by length puts the longest examples of a block first; with
+    fewer steps than a block only those would be timed.) A block has `BLOCK` steps; fewer steps leave more padding than
+    users of grouping have.
     """
     return {
         "petransfer": _ours(prepared, folder, steps),
@@ -89,7 +90,7 @@ def _ours(prepared: Prepared, folder: Path, steps: int) -> Callable[[], float]:
     def turn() -> float:
         nonlocal done
         started = 0.0
-        loop.accelerator = prepared.accelerator()  # Trainer undoes what it shares with every other
+        loop.accelerator = prepared.accelerator()  # creating a Trainer resets the state that all accelerators share
         for count in range(WARM + steps):
             if count == WARM:
                 started = clock(prepared.device)
@@ -101,7 +102,7 @@ def _ours(prepared: Prepared, folder: Path, steps: int) -> Callable[[], float]:
 
 
 class _Clock(TrainerCallback):  # type: ignore[misc]
-    """Seconds of the steps after the first WARM."""
+    """Measures the seconds of the steps after the first WARM."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.started, self.ended = device, 0.0, 0.0
@@ -117,7 +118,7 @@ class _Clock(TrainerCallback):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Plain:
-    """What Trainer trains: a model with its adapters, on batches from a source."""
+    """What Trainer trains: a model with its adapter, on batches from a source."""
 
     model: torch.nn.Module
     loaded: Loaded
@@ -162,7 +163,7 @@ def trainer_turn(plain: Plain, folder: Path, steps: int, ordered: Order) -> Call
         trainer = trainer_class(
             model=plain.model, args=settings, train_dataset=rows, data_collator=collator, callbacks=[taken]
         )
-        trainer.remove_callback(PrinterCallback)  # whose line would stand among ours
+        trainer.remove_callback(PrinterCallback)  # it prints a line
         trainer.train()
         return train.batch_size * steps / (taken.ended - taken.started)
 
@@ -170,12 +171,12 @@ def trainer_turn(plain: Plain, folder: Path, steps: int, ordered: Order) -> Call
 
 
 def in_turn(batches: Sequence[Sequence[Encoded]]) -> list[Encoded]:
-    """The examples as the batches have them."""
+    """Return the examples in the order of the batches."""
     return list(itertools.chain.from_iterable(batches))
 
 
 def grouped_by_length(batches: Sequence[Sequence[Encoded]]) -> list[Encoded]:
-    """The examples as `group_by_length` takes them: by the length of the input, the longest of each block first."""
+    """Return the examples in the order of `group_by_length`: by input length, the longest of each block first."""
     rows = in_turn(batches)
     lengths = [len(row.input_ids) for row in rows]
     drawn = torch.Generator().manual_seed(0)
@@ -202,7 +203,7 @@ def _fields(row: Encoded, encoder_decoder: bool) -> dict[str, list[int]]:
 
 
 def gradient_difference(prepared: Prepared) -> float:
-    """Of one batch after two steps, the largest difference of a tensor's gradient, as a share of its largest entry."""
+    """Return the largest difference of a gradient on one batch after two steps, relative to its largest entry."""
     with tempfile.TemporaryDirectory() as folder:
         loop = prepared.loop(Path(folder))
         loop.model.train()
@@ -224,9 +225,9 @@ def _apart(one: torch.Tensor, other: Any) -> float:
 
 
 def _work(prepared: Prepared) -> float:
-    """Floating-point operations of the linear layers for a mean example with no padding, forward and backward.
+    """Return the floating-point operations of the linear layers for a mean example without padding.
 
-    Twice the weights a token forward, as much for the gradient of what comes in, and again where they are trained.
+    Per token and weight: 2 for the forward pass, 2 for the gradient of the input, and 2 more if the weight is trained.
     """
     model, loaded = prepared.model()
     rows = prepared.parts["train"]

@@ -189,7 +189,7 @@ def _eager(workload: Workload, folder: Path, **changes: Any) -> Callable[[int, i
     def take(first: int, count: int) -> float:
         loss = torch.zeros(())
         for step in range(first, first + count):
-            loss, _ = loop._step(step)
+            loss, _ = loop.take_step(step)
         return float(loss)
 
     return take
@@ -233,7 +233,7 @@ def _stacked(workload: Workload, folder: Path) -> Callable[[int, int], float]:
             for error in stacked.step(step, [0.0] * workload.members):
                 if error is not None:
                     raise error
-        return float(loops[0]._mean)
+        return float(loops[0]._mean_loss)
 
     return take
 

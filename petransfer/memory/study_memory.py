@@ -240,8 +240,8 @@ def check_matched_sizes(specs: Sequence[RunSpec], data_dir: Path | None = None) 
     for spec in wanted.values():
         config, own_head = configuration(spec.checkpoint)
         wide = replace(spec.method, bits=32)
-        pieces = trained_new_tokens(spec, config, data_dir)
-        with_size(meta_model(config, spec.checkpoint.name, wide, own_head, pieces), wide)
+        tokens = trained_new_tokens(spec, config, data_dir)
+        with_size(meta_model(config, spec.checkpoint.name, wide, own_head, tokens), wide)
 
 
 def trained_new_tokens(spec: RunSpec, config: Any, data_dir: Path | None = None) -> tuple[int, ...]:

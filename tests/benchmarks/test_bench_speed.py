@@ -63,14 +63,14 @@ def test_in_a_turn_all_sides_train_on_the_same_examples(tmp_path: Path, monkeypa
             padded[side] = padded.get(side, 0) + batch["input_ids"].numel()
             return batch
 
-    plain = Loop._step
+    plain = Loop.take_step
 
     def step(loop: Loop, at: int) -> Any:
         met[side].append([row.input_ids for row in loop.source.batch(at, 0, 1).examples])
         return plain(loop, at)
 
     monkeypatch.setattr(training, "DataCollatorForSeq2Seq", Seen)
-    monkeypatch.setattr(Loop, "_step", step)
+    monkeypatch.setattr(Loop, "take_step", step)
     padded: dict[str, int] = {}
     turns = training.turns(prepared, tmp_path, steps)
     for _ in range(2):

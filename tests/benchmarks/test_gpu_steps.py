@@ -54,7 +54,7 @@ def _of_the_loop(model: torch.nn.Module, source: ShuffledExamples, folder: Path)
         identity="", seed=0, execution=Execution(threads=1), hooks=Hooks(),
     )  # fmt: skip
     loop.model.train()
-    return [float(loop._step(step)[0]) for step in range(STEPS)]
+    return [float(loop.take_step(step)[0]) for step in range(STEPS)]
 
 
 def _weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -79,7 +79,7 @@ def make_loop(
 def losses_of(loop: Loop) -> list[float]:
     loop.model.train()
     try:
-        return [float(loop._step(step)[0]) for step in range(STEPS)]
+        return [float(loop.take_step(step)[0]) for step in range(STEPS)]
     finally:
         loop.feed.close()
 
@@ -129,7 +129,7 @@ def test_a_stack_trains_what_single_runs_train(device: torch.device, tmp_path: P
     stacked = StackedLoop(stack, loops, names, loaded.layout, lambda: False, lambda name, error: None)
     for step in range(STEPS):
         assert stacked.step(step, [0.0] * 3) == [None] * 3
-    assert [one._mean for one in loops] == pytest.approx(expected, rel=1e-3)
+    assert [one._mean_loss for one in loops] == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw-8bit", "paged-adamw-8bit"])
