@@ -32,7 +32,6 @@ from petransfer.training.losses import token_loss
 from tests.real import checkpoints
 
 WIDTHS: tuple[Bits, ...] = (32, 16, 8, 4)
-BATCH = 8
 
 
 def dates(count: int = 200) -> list[tuple[str, str]]:
@@ -46,7 +45,9 @@ def dates(count: int = 200) -> list[tuple[str, str]]:
     return found
 
 
-def measure(folder: Path, pairs: Sequence[tuple[str, str]], steps: int, rate: float, bits: Bits) -> dict[str, Any]:
+def measure(
+    folder: Path, pairs: Sequence[tuple[str, str]], steps: int, batch: int, rate: float, bits: Bits
+) -> dict[str, Any]:
     """Train LoRA at one width and return the loss on held-out pairs, in nats per target token, before and after."""
     loaded = load_checkpoint(checkpoint_spec(str(folder)), bits)
     examples = [Example(at, *pair, "all") for at, pair in enumerate(pairs)]
@@ -64,7 +65,7 @@ def measure(folder: Path, pairs: Sequence[tuple[str, str]], steps: int, rate: fl
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / (0.1 * steps)) * (1 - step / steps)
-        chosen = drawn.sample(train, BATCH)
+        chosen = drawn.sample(train, batch)
         tokens = sum(len(example.target_ids) for example in chosen)
         (token_loss(model, collate(chosen, loaded.layout)) / tokens).backward()
         optimizer.step()
@@ -86,32 +87,34 @@ def loss(model: torch.nn.Module, loaded: Loaded, examples: Sequence[Encoded]) ->
 
 
 def main() -> None:
-    """Measure, and write the figures with the command and the machine."""
+    """Measure, and write the figures with the command and the machine after each width."""
     from petransfer.study.single_run import environment
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=60)
     arguments = parser.parse_args()
     silence_libraries()
+    # conversion, data, steps, batch size, learning rate
     studies = {
-        "annalog": (checkpoints.annalog, checkpoints.molecule_pairs(), 3e-3),
-        "SmolLM2-135M-Instruct": (checkpoints.smollm2, dates(), 1e-3),
+        "annalog": (checkpoints.annalog, checkpoints.molecule_pairs(), 40, 8, 3e-3),
+        "SmolLM2-135M-Instruct": (checkpoints.smollm2, dates(), 12, 4, 1e-3),
     }
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, (convert, pairs, rate) in studies.items():
+        for name, (convert, pairs, steps, batch, rate) in studies.items():
             base = convert(Path(folder) / convert.__name__)
-            cells = [measure(base, pairs, arguments.steps, rate, bits) for bits in WIDTHS]
-            results[name] = {"learning_rate": rate, "steps": arguments.steps, "batch_size": BATCH, "widths": cells}
-            content = {
-                "command": f"python -m benchmarks.quantized_real --out {arguments.out} --steps {arguments.steps}",
-                "unit": "nats per target token on 24 held-out examples; LoRA of rank 16 on all linear layers",
-                "results": results,
-                "environment": environment(torch.device("cpu"), 0),
-            }
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+            cells: list[dict[str, Any]] = []
+            results[name] = {"learning_rate": rate, "steps": steps, "batch_size": batch, "widths": cells}
+            for bits in WIDTHS:
+                cells.append(measure(base, pairs, steps, batch, rate, bits))
+                content = {
+                    "command": f"python -m benchmarks.quantized_real --out {arguments.out}",
+                    "unit": "nats per target token on 24 held-out examples; LoRA of rank 16 on all linear layers",
+                    "results": results,
+                    "environment": environment(torch.device("cpu"), 0),
+                }
+                arguments.out.parent.mkdir(parents=True, exist_ok=True)
+                arguments.out.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

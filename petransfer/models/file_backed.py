@@ -1,4 +1,4 @@
-"""Models whose numbers lie in files, so that one can be drawn, and parts of another put into it, without holding it."""
+"""Models whose weights are in files, so that a model larger than the memory can be initialized and changed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 from accelerate.utils import align_module_device
 from torch.overrides import TorchFunctionMode
 
-# Bytes from which on a tensor gets a file.
+# A tensor of at least so many bytes gets a file.
 LEAST = 2**20
 
 
 class FileBackedTensors(TorchFunctionMode):
-    """While it is entered, large tensors that are made empty, as layers make theirs, are mapped from files in a folder.
+    """A context in which large empty tensors, such as layers make for their weights, are mapped from files in a folder.
 
-    What is drawn into them is what would be drawn elsewhere. A file has no name for long, and goes with its tensor.
+    Random numbers drawn into them are the same as in memory. A file is deleted with its tensor.
 
     Raises:
         OSError: the disk is full.
@@ -39,7 +39,7 @@ class FileBackedTensors(TorchFunctionMode):
         return self.empty(like.shape, like.dtype)
 
     def empty(self, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-        """A tensor in a file of its own."""
+        """Return an uninitialized tensor in a file of its own."""
         handle, name = tempfile.mkstemp(dir=self._folder)
         try:
             if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and a signal when it is written to
@@ -52,7 +52,7 @@ class FileBackedTensors(TorchFunctionMode):
 
     @torch.no_grad()
     def narrow(self, model: torch.nn.Module, dtype: torch.dtype) -> None:
-        """`model.to(dtype)`, a tensor at a time."""
+        """Do `model.to(dtype)`, one tensor at a time."""
         for value in (*model.parameters(), *model.buffers()):
             if value.is_floating_point():
                 large = value.nbytes >= LEAST
@@ -62,7 +62,7 @@ class FileBackedTensors(TorchFunctionMode):
 
 @torch.no_grad()
 def copy_parameter(source: torch.nn.Module, name: str, target: torch.Tensor) -> None:
-    """Copies the parameter of that name, wherever `source` keeps it."""
+    """Copy the parameter called `name` from `source`, which may keep it on disk, into `target`."""
     owner, _, leaf = name.rpartition(".")
     module = source.get_submodule(owner)
     with align_module_device(module):

@@ -1,4 +1,4 @@
-"""What tells a base and its tokenizer apart from every other: hashes of the files and of what the tokenizer does."""
+"""Hashes that identify a base model and its tokenizer."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ _WHOLE = ("model.safetensors", "pytorch_model.bin")
 
 
 def weight_hashes(checkpoint: CheckpointSpec, commit: str | None) -> dict[str, str]:
-    """The sha256 of each file of weights, by name; a hub checkpoint's are read from the cache it was loaded from.
+    """Return the sha256 of each weight file by its name; empty where the weights are in no file known to petransfer.
 
-    Empty where transformers got the weights from somewhere else.
+    Args:
+        checkpoint: a hub checkpoint's files are read from the cache that it was loaded from.
+        commit: its commit on the hub.
     """
     for name in _WHOLE:
         whole = _file(checkpoint, commit, name)
@@ -34,7 +36,7 @@ def weight_hashes(checkpoint: CheckpointSpec, commit: str | None) -> dict[str, s
 
 
 def is_on_hub(checkpoint: CheckpointSpec) -> bool:
-    """Whether a checkpoint is loaded from the hub: it is neither embedded nor a folder."""
+    """Return whether a checkpoint is loaded from the hub: it is neither embedded nor a folder."""
     return not (is_embedded(checkpoint.name) or checkpoint.source)
 
 
@@ -49,9 +51,12 @@ def _file(checkpoint: CheckpointSpec, commit: str | None, name: str) -> Path | N
 
 
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Over all that decides which pieces a text becomes; not over how a call before this one padded or cut."""
+    """Return a sha256 over everything that determines which tokens a text becomes.
+
+    Padding and truncation, which an earlier call may have set, are left out.
+    """
     content: dict[str, Any] = {
-        "special": {name: str(piece) for name, piece in tokenizer.special_tokens_map.items()},
+        "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "ids": sorted(tokenizer.all_special_ids),
     }
     backend = getattr(tokenizer, "backend_tokenizer", None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 
-# On CPUs with avx512_bf16 bitsandbytes says when it is imported that it lacks a kernel, which nothing here needs.
+# On CPUs with avx512_bf16 bitsandbytes warns at import that it lacks a kernel, which petransfer does not use.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 

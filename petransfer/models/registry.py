@@ -1,4 +1,4 @@
-"""The families of checkpoints and their arms, and the control arms that every family has. Imports no torch."""
+"""The registered families of checkpoints, their arms, and the control arms that every family has. No torch here."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Trained = Literal["method", "all"]
 
 @dataclass(frozen=True)
 class Control:
-    """A control arm: what of `arm` (None: the family's base) is drawn anew, and whether all weights are trained."""
+    """A control arm: which weights of `arm` (None: the family's base) are random, and whether all are trained."""
 
     reinit: Reinit
     arm: str | None = None
@@ -57,13 +57,16 @@ CONTROLS: dict[str, Control] = {
 
 
 class ArmEntry(Strict):
-    """What the registry says of one arm.
+    """An arm's entry in the registry.
 
-    architecture: its configuration among the registry's. parameters: counted from that, tied tensors once.
-    initialised_from: `random` or another checkpoint. contamination: what its text held besides the arm's own.
-    tokenizer: where its own cannot say the benchmarks' words; its embeddings are then made anew.
-    prefix: where it differs from the family's. verified: its configuration on the hub was seen. note: what else a user
-    should know.
+    architecture: name of its configuration in the registry.
+    parameters: counted from that configuration; tied tensors count once.
+    initialised_from: `random` or another checkpoint.
+    contamination: other languages or domains in its pretraining text.
+    tokenizer: another checkpoint's, where its own cannot write the benchmarks' words; its embeddings are then random.
+    prefix: where it differs from the family's.
+    verified: its configuration was compared with the one on the hub.
+    note: anything else that a user should know.
     """
 
     checkpoint: str
@@ -80,7 +83,7 @@ class ArmEntry(Strict):
 
 
 class FamilyEntry(Strict):
-    """A family in the registry. base: the arm whose architecture and tokenizer the control arms take."""
+    """A family in the registry. base: the arm whose architecture and tokenizer the control arms have."""
 
     base: str
     prefix: str
@@ -88,7 +91,7 @@ class FamilyEntry(Strict):
 
 
 class RegistryFile(Strict):
-    """registry.yaml. architectures: `model_type` and the fields of its configuration that decide tensors' shapes."""
+    """The content of registry.yaml. architectures: `model_type` and the configuration fields that determine shapes."""
 
     architectures: dict[str, dict[str, Any]]
     families: dict[str, FamilyEntry]
@@ -106,7 +109,7 @@ class RegistryFile(Strict):
 
 @dataclass(frozen=True)
 class Arm:
-    """One pretraining condition of a family, ready to be put in a run's spec. `prefix` goes before every input."""
+    """One pretraining condition of a family, as a run's spec needs it. prefix: is put before every input."""
 
     name: str
     checkpoint: CheckpointSpec
@@ -116,7 +119,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Family:
-    """Checkpoints of one architecture and size. `prefixes` are those of arms that have their own."""
+    """Checkpoints of one architecture and size. prefixes: of the arms whose prefix differs from the family's."""
 
     name: str
     base: str
@@ -126,12 +129,12 @@ class Family:
 
     @property
     def arm_names(self) -> tuple[str, ...]:
-        """The pretrained arms, then the controls that this family can have."""
+        """Return the pretrained arms, then the control arms that this family can have."""
         controls = [name for name, control in CONTROLS.items() if (control.arm or self.base) in self.arms]
         return (*self.arms, *controls)
 
     def arm(self, name: str) -> Arm:
-        """The arm called `name`.
+        """Return the arm called `name`.
 
         Raises:
             UserError: the family has no such arm.
@@ -147,18 +150,18 @@ class Family:
 
 @functools.cache
 def registry() -> RegistryFile:
-    """registry.yaml, checked."""
+    """Return the content of registry.yaml, validated."""
     text = (resources.files("petransfer.models") / "registry.yaml").read_text(encoding="utf-8")
     return RegistryFile.model_validate(yaml.load(text, LOADER))
 
 
 def family_names() -> tuple[str, ...]:
-    """The registered families."""
+    """Return the names of the registered families."""
     return tuple(registry().families)
 
 
 def registered_family(name: str) -> Family:
-    """The family called `name`.
+    """Return the registered family called `name`.
 
     Raises:
         UserError: there is none.
@@ -280,7 +283,7 @@ _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "senten
 
 
 def checkpoint_spec(checkpoint: str, folder: Path = Path()) -> CheckpointSpec:
-    """What a name stands for: `nano/<arm>`, a local folder, or a hub id, with `@revision` where one is wanted.
+    """Return the spec of a checkpoint: `nano/<arm>`, a local folder, or a hub id with or without `@revision`.
 
     Raises:
         UserError: the folder or the embedded arm does not exist, or the name is no hub id.
@@ -301,13 +304,13 @@ def checkpoint_spec(checkpoint: str, folder: Path = Path()) -> CheckpointSpec:
 
 
 def embedded_arms() -> dict[str, dict[str, Any]]:
-    """The cards of the embedded checkpoints, by arm."""
+    """Return the cards (`pretraining.json`) of the embedded checkpoints, by arm."""
     cards = sorted(NANO.glob("*/pretraining.json"))
     return {card.parent.name: json.loads(card.read_text(encoding="utf-8")) for card in cards}
 
 
 def embedded_folder(name: str) -> Path:
-    """The folder of `nano/<arm>`.
+    """Return the folder of an embedded checkpoint, `nano/<arm>`.
 
     Raises:
         UserError: no such arm is embedded.
@@ -330,7 +333,7 @@ def _embedded_sha256(name: str) -> str:
 
 
 def _folder_sha256(folder: Path) -> str:
-    """Over the configuration, the tokenizer and the weights; names and contents count, dates do not."""
+    """Return the sha256 over the names and contents of the configuration, tokenizer and weight files."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.suffix in {".json", ".safetensors", ".model", ".txt"} and path.is_file():
@@ -340,7 +343,7 @@ def _folder_sha256(folder: Path) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of a file, read once a process unless the file changes."""
+    """Return the sha256 of a file; the file is read once a process unless it changes."""
     stat = path.stat()
     return _file_sha256(path, stat.st_mtime_ns, stat.st_size).hex()
 

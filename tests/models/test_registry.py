@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, T5Config, T5ForConditionalGeneration
 
 from petransfer.errors import UserError
@@ -119,3 +121,28 @@ def test_the_embedded_arms_differ_in_nothing_but_their_weights() -> None:
     for arm in cards:
         weights = hashlib.sha256((NANO / arm / "model.safetensors").read_bytes()).hexdigest()
         assert weights in (NANO / arm / "README.md").read_text()
+
+
+def test_a_missing_embedded_weight_file_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(NANO / "tokenizer", tmp_path / "tokenizer")
+    shutil.copytree(NANO / "english", tmp_path / "english")
+    (tmp_path / "english" / "model.safetensors").unlink()
+    monkeypatch.setattr("petransfer.models.registry.NANO", tmp_path)
+    embedded_sha256 = checkpoint_spec.__globals__["_embedded_sha256"]
+    embedded_sha256.cache_clear()
+    try:
+        with pytest.raises(UserError, match=r"nano/english: .*model\.safetensors.*install") as error:
+            checkpoint_spec("nano/english")
+        assert "\n" not in str(error.value)
+    finally:
+        embedded_sha256.cache_clear()
+
+
+def test_a_damaged_embedded_weight_file_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(*_: object, **__: object) -> None:
+        raise SafetensorError("invalid header")
+
+    monkeypatch.setattr("transformers.modeling_utils.safe_open", damaged)
+    with pytest.raises(UserError, match=r"weights in nano/english are damaged") as error:
+        load_checkpoint(checkpoint_spec("nano/english"), 32)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,126 @@
+"""Start, end and padding tokens are found wherever a checkpoint keeps them; what cannot be found is one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer, BartConfig, GPT2Config, MT5Config, T5Config, T5GemmaConfig
+
+from petransfer.data.encoding import encode_examples
+from petransfer.data.layout import Layout
+from petransfer.data.task import Example
+from petransfer.errors import UserError
+from petransfer.models.loading import load_checkpoint
+from petransfer.models.registry import NANO, checkpoint_spec
+from petransfer.models.special_tokens import layout_of
+from petransfer.training.batches import collate
+from petransfer.training.losses import token_loss
+
+
+def tokens(**ids: Any) -> Any:
+    """A tokenizer as far as its special tokens go."""
+    return SimpleNamespace(**({"eos_token_id": None, "pad_token_id": None, "bos_token_id": None} | ids))
+
+
+T5 = {"vocab_size": 50, "eos_token_id": None, "pad_token_id": None}
+GEMMA = {"vocab_size": 50, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "tokenizer", "generation", "expected"),
+    [
+        # T5 starts from the padding token where nothing names a start token
+        (T5Config(**T5), tokens(eos_token_id=1, pad_token_id=0), None, Layout(True, 0, 1, 0)),
+        (MT5Config(**T5), tokens(eos_token_id=1, pad_token_id=3), None, Layout(True, 3, 1, 0)),
+        (T5Config(**T5, decoder_start_token_id=7), tokens(eos_token_id=1), None, Layout(True, 1, 1, 7)),
+        # named in generation_config.json alone
+        (T5Config(**T5), tokens(), {"eos_token_id": [4, 5], "pad_token_id": 2, "decoder_start_token_id": 9},
+         Layout(True, 2, 4, 9)),
+        # a list, whose first entry counts; the tokenizer's own goes first
+        (GPT2Config(vocab_size=50, eos_token_id=[8, 9], bos_token_id=None), tokens(), None, Layout(False, 8, 8)),
+        (GPT2Config(vocab_size=50, eos_token_id=[8, 9], bos_token_id=None), tokens(eos_token_id=9), None,
+         Layout(False, 9, 9)),
+        # T5Gemma keeps them in the configuration of its decoder
+        (T5GemmaConfig(encoder=GEMMA, decoder=GEMMA), tokens(), None, Layout(True, 0, 1, 2)),
+        (BartConfig(vocab_size=50), tokens(eos_token_id=2, pad_token_id=1), None, Layout(True, 1, 2, 2)),
+        # a padding token that was added without resizing the embeddings is never read
+        (T5Config(**T5), tokens(eos_token_id=1, pad_token_id=50), None, Layout(True, 1, 1, 1)),
+    ],
+)  # fmt: skip
+def test_they_are_found(config: Any, tokenizer: Any, generation: Any, expected: Layout) -> None:
+    generation = SimpleNamespace(**generation) if generation else None
+    assert layout_of(config, tokenizer, generation) == expected
+
+
+def test_what_is_missing_is_named() -> None:
+    with pytest.raises(UserError, match=r"has no end token: .*eos_token_id"):
+        layout_of(T5Config(**T5), tokens())
+    with pytest.raises(UserError, match=r"decoder_start_token_id is 99, and the embeddings have 50 rows"):
+        layout_of(T5Config(**T5, decoder_start_token_id=99), tokens(eos_token_id=1))
+
+
+def test_a_padding_token_without_a_row_trains(tiny_gpt2: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_gpt2, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "<new pad>"})
+    tokenizer.save_pretrained(folder)
+    loaded = load_checkpoint(checkpoint_spec(str(folder)), 32)
+    assert loaded.tokenizer.pad_token_id >= loaded.model.config.vocab_size
+    rows = [Example(0, "jump", "left", "all"), Example(1, "jump around and around", "left", "all")]
+    batch = collate(encode_examples(rows, "", loaded.tokenizer, loaded.layout), loaded.layout)
+    assert torch.isfinite(token_loss(loaded.model, batch))
+
+
+def test_a_start_token_in_generation_config_is_read_from_the_folder(tiny_t5: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_t5, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("decoder_start_token_id", None)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text(json.dumps({"decoder_start_token_id": 6, "eos_token_id": 1}))
+    assert load_checkpoint(checkpoint_spec(str(folder)), 32).layout.decoder_start_id == 6
+
+
+def test_a_tokenizer_that_needs_a_missing_package_is_one_line(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise ImportError("\nT5Tokenizer requires the SentencePiece library\nbut it was not found")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", missing)
+    with pytest.raises(UserError, match=r"needs a package that is not installed: .*SentencePiece") as error:
+        load_checkpoint(checkpoint_spec(str(tiny_t5)), 32)
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_tokenizer_is_one_line(tiny_t5: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_t5, folder)
+    (folder / "tokenizer.json").write_text('{"model": {}}')
+    with pytest.raises(UserError, match="tokenizer") as error:
+        load_checkpoint(checkpoint_spec(str(folder)), 32)
+    assert "\n" not in str(error.value)
+
+
+def test_layers_are_not_dropped_in_training(tmp_path: Path) -> None:
+    from transformers import BartForConditionalGeneration
+
+    torch.manual_seed(0)
+    config = BartConfig(
+        vocab_size=6176, d_model=16, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=16, decoder_ffn_dim=16,
+        encoder_attention_heads=2, decoder_attention_heads=2, max_position_embeddings=64, encoder_layerdrop=0.9,
+        decoder_layerdrop=0.9, dropout=0.0,
+    )  # fmt: skip
+    BartForConditionalGeneration(config).save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((NANO / "tokenizer" / name).read_bytes())
+    model = load_checkpoint(checkpoint_spec(str(tmp_path)), 32).model.train()
+    assert model.config.encoder_layerdrop == 0.9  # what is saved stays the checkpoint's own
+    ids = torch.tensor([[5, 6, 7]])
+    first = model(input_ids=ids, decoder_input_ids=ids).logits
+    assert all(torch.equal(model(input_ids=ids, decoder_input_ids=ids).logits, first) for _ in range(5))
