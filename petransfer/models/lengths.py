@@ -33,7 +33,7 @@ class VirtualTokens:
 
 
 def length_check(
-    config: Any, name: str, most: int, virtual: VirtualTokens | None = None
+    config: Any, name: str, most: int, virtual: VirtualTokens | None = None, vocabulary: int = 0
 ) -> Callable[[Encoded], BadRow | None]:
     """Return a function that says why an example is too long, or None if it is not.
 
@@ -42,11 +42,15 @@ def length_check(
         name: The checkpoint's name, for messages.
         most: The tokens that the user allows an input and a target; 0 for any number.
         virtual: The tokens of prompt and prefix tuning.
+        vocabulary: Rows of the model's embeddings; 0 where they are made to fit the tokenizer.
     """
     limit, together, virtual = positions(config), not config.is_encoder_decoder, virtual or VirtualTokens()
 
     def check(row: Encoded) -> BadRow | None:
         source, target = len(row.input_ids), len(row.target_ids)
+        highest = max((*row.input_ids, *row.target_ids))
+        if vocabulary and highest >= vocabulary:
+            return BadRow(f"a token of the tokenizer has no row in the embeddings of {name}", f"token {highest:,}")
         if most and max(source, target) > most:
             what, size = ("input", source) if source > most else ("target", target)
             return BadRow(f"the {what} has more tokens than the limit {most:,} (--max-length)", f"{size:,} tokens")

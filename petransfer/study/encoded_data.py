@@ -14,7 +14,7 @@ from petransfer.evaluation.metric_checks import declared
 from petransfer.models.architecture import configuration
 from petransfer.models.lengths import VirtualTokens, length_check
 from petransfer.models.loading import tokenizer_and_layout
-from petransfer.models.support import supported_class
+from petransfer.models.text_part import text_config
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.training.batches import used_examples
@@ -36,7 +36,6 @@ def encode_data(spec: RunSpec, data: SplitData, scored: tuple[str, ...]) -> tupl
             rows are chats.
     """
     config, _ = configuration(spec.checkpoint)
-    supported_class(config, spec.checkpoint.name)  # refuses what cannot generate before anything else is looked for
     tokenizer, layout = tokenizer_and_layout(spec.checkpoint, config)
     layout = chat_layout(tokenizer, layout, data.train[0].chat)
     _check_added_tokens(spec)
@@ -47,7 +46,13 @@ def encode_data(spec: RunSpec, data: SplitData, scored: tuple[str, ...]) -> tupl
         tokenizer,
         layout,
         parts=("train", *scored),
-        too_long=length_check(config, spec.checkpoint.name, int(source.get("max_length", 0)), _virtual_tokens(spec)),
+        too_long=length_check(
+            config,
+            spec.checkpoint.name,
+            int(source.get("max_length", 0)),
+            _virtual_tokens(spec),
+            0 if spec.checkpoint.tokenizer or spec.checkpoint.added_tokens else text_config(config).vocab_size,
+        ),
         skip_bad_rows=source.get("bad_rows") == "skip",
         used_in_training=lambda: used_examples(len(data.train), train.batch_size, train.steps, spec.seed),
     )

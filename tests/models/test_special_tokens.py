@@ -12,10 +12,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BartConfig, GPT2Config, MT5Config, T5Config, T5GemmaConfig
 
-from petransfer.data.encoding import encode_examples
+from petransfer.data.encoding import Encoded, encode_examples
 from petransfer.data.layout import Layout
 from petransfer.data.task import Example
 from petransfer.errors import UserError
+from petransfer.models.lengths import length_check
 from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import NANO, checkpoint_spec
 from petransfer.models.special_tokens import layout_of
@@ -124,3 +125,11 @@ def test_layers_are_not_dropped_in_training(tmp_path: Path) -> None:
     ids = torch.tensor([[5, 6, 7]])
     first = model(input_ids=ids, decoder_input_ids=ids).logits
     assert all(torch.equal(model(input_ids=ids, decoder_input_ids=ids).logits, first) for _ in range(5))
+
+
+def test_a_token_without_a_row_in_the_embeddings_is_a_bad_row() -> None:
+    check = length_check(GPT2Config(vocab_size=50, n_positions=64), "base", 0, vocabulary=50)
+    assert check(Encoded((3, 49), (1,))) is None
+    problem = check(Encoded((3, 50), (1,)))
+    assert problem is not None
+    assert "no row in the embeddings of base" in str(vars(problem) or problem)
