@@ -201,8 +201,9 @@ def assert_only_the_failure_is_kept(study: Path) -> None:
 def test_a_hub_id_without_a_network(refused: Refused, elsewhere: Path) -> None:
     error = refused(*run_of("some-owner/some-model"))
     assert "some-owner/some-model" in error
-    assert "name a folder or a checkpoint of the registry" in error
-    assert_only_the_failure_is_kept(elsewhere / "study")
+    assert "the hub cannot be reached" in error
+    assert "name a folder" in error
+    assert not (elsewhere / "study").exists()
 
 
 def test_a_local_folder_without_weights(refused: Refused, elsewhere: Path, tiny_t5: Path) -> None:
@@ -240,21 +241,22 @@ def test_an_output_folder_that_cannot_be_written_to(refused_at_once: Refused, el
     (elsewhere / "taken").write_text("a file")
     error = refused_at_once("run", "-r", "smoke", "--out", out)
     assert f"{out} cannot be written to" in error
-    assert "take another --out" in error
+    assert "--out" in error
 
 
 def test_an_output_folder_of_another_recipe(refused_at_once: Refused, elsewhere: Path) -> None:
     (elsewhere / "study").mkdir()
     (elsewhere / "study" / "recipe.yaml").write_text("name: other\n")
     error = refused_at_once("run", "-r", "smoke", "--out", "study")
-    assert "study belongs to the recipe 'other', not 'smoke'; take another --out" in error
+    assert "study belongs to the recipe 'other', not 'smoke'" in error
+    assert "--out" in error
 
 
 @pytest.mark.parametrize("content", [b"", b"[1", b"\xff", b"- a"])
 def test_an_output_folder_with_a_damaged_recipe(refused_at_once: Refused, elsewhere: Path, content: bytes) -> None:
     (elsewhere / "study").mkdir()
     (elsewhere / "study" / "recipe.yaml").write_bytes(content)
-    assert "cannot be read as a recipe; take another --out" in refused_at_once("run", "-r", "smoke", "--out", "study")
+    assert "cannot be read as a recipe" in refused_at_once("run", "-r", "smoke", "--out", "study")
     assert "recipe.yaml" in refused_at_once("status", "study")
 
 
@@ -262,7 +264,8 @@ def test_an_output_folder_with_other_files(refused_at_once: Refused, elsewhere: 
     (elsewhere / "study").mkdir()
     (elsewhere / "study" / "thesis.tex").write_text("precious")
     error = refused_at_once("run", "-r", "smoke", "--out", "study")
-    assert "study holds other files and no recipe.yaml; take another --out" in error
+    assert "study holds thesis.tex and no recipe.yaml" in error
+    assert "--out" in error
 
 
 def test_predict_on_a_folder_that_is_no_run(refused_at_once: Refused, elsewhere: Path) -> None:

@@ -222,7 +222,8 @@ def test_predict_puts_what_it_is_asked_into_the_template(
     (elsewhere / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked: list[Any] = []
     monkeypatch.setattr(
-        "petransfer.evaluation.predictor.encode_inputs", lambda texts, *_: asked.extend(texts) or [(1,)] * len(texts)
+        "petransfer.evaluation.predictor.encode_inputs",
+        lambda texts, *_, **__: asked.extend(texts) or [(1,)] * len(texts),
     )
     for template, text, expected in (
         ("sum: {document}", "d 7", "go: sum: d 7"),
