@@ -236,7 +236,7 @@ def test_predict_puts_what_it_is_asked_into_the_template(
         assert call(monkeypatch, "predict", str(run), text, "--max-new-tokens", "2") == 0
         assert asked[-1] == expected
     assert call(monkeypatch, "predict", str(run), "d 7") == 2
-    assert "no JSON object with title, document" in capsys.readouterr().err
+    assert "not a JSON object with title, document" in capsys.readouterr().err
 
 
 def test_a_run_s_id_follows_the_rows_not_their_place(

@@ -63,7 +63,8 @@ class ColumnChoice:
         Raises:
             BadRow: The row lacks a column, or a value is missing, empty or no text.
         """
-        category = NO_CATEGORY if self.category else "all"
+        # a row without the column, as of a tsv file with two columns, has had this category in every version
+        category = NO_CATEGORY if self.category and has_column(values, self.category) else "all"
         given = value_of(values, self.category) if self.category and has_value(values, self.category) else None
         if given is not None and not (isinstance(given, float) and math.isnan(given)):
             category = as_text(given, "category")
