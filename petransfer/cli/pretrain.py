@@ -24,27 +24,32 @@ from petransfer.study.launched_processes import this_place
 
 
 def pretrain(
-    recipe: Annotated[str, typer.Option("--recipe", "-r", help="A pretraining recipe's name or a yaml file.")] = "nano",
+    recipe: Annotated[
+        str, typer.Option("--recipe", "-r", help="Name of a pretraining recipe, or a YAML file.")
+    ] = "nano",
     corpora: Annotated[
         Path | None,
-        typer.Option("--corpora", help="The folder that holds the corpora's; the recipe's corpora_dir, or here."),
+        typer.Option(
+            "--corpora", help="Folder with the corpora; default corpora_dir of the recipe, or the current folder."
+        ),
     ] = None,
     sets: Sets = None,
     arms: Arms = None,
-    sizes: Annotated[str | None, typer.Option("--sizes", help="nano, micro, or both parted by a comma.")] = None,
+    sizes: Annotated[str | None, typer.Option("--sizes", help="Model sizes, comma-separated: nano, micro.")] = None,
     seeds: Seeds = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Where it goes; pretrained/<recipe> unless given.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Runs at once, each on its share of the cores.")] = 1,
-    threads: Annotated[int, typer.Option(min=0, max=MOST_THREADS, help="CPU threads a run; 0 chooses.")] = 0,
-    save_every: Annotated[float, typer.Option(min=0.0, help="Seconds between states to resume from.")] = 120.0,
+    out: Annotated[Path | None, typer.Option("--out", help="Output folder; default pretrained/<recipe>.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Runs at the same time, each on a share of the cores.")] = 1,
+    threads: Annotated[int, typer.Option(min=0, max=MOST_THREADS, help="CPU threads of each run; 0 chooses.")] = 0,
+    save_every: Annotated[float, typer.Option(min=0.0, help="Seconds between training states to resume from.")] = 120.0,
     compiled: Annotated[
-        bool | None, typer.Option("--compile/--no-compile", help="Compile the model first; pays on long runs.")
+        bool | None,
+        typer.Option("--compile/--no-compile", help="Compile the model before training; faster for long runs."),
     ] = None,
     cpu: Cpu = False,
-    dry: Annotated[bool, typer.Option("--plan", help="Show what would be trained, and stop.")] = False,
+    dry: Annotated[bool, typer.Option("--plan", help="Show what would be trained, without training.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Pretrain every arm of a recipe by span corruption; go on where an interruption left off."""
+    """Pretrain every arm of a recipe by span corruption. Finished runs are skipped; interrupted runs resume."""
     options = {
         "arms": arms.split(",") if arms else None,
         "sizes": sizes.split(",") if sizes else None,
@@ -52,7 +57,7 @@ def pretrain(
         "corpora_dir": corpora,
     }
     if this_place().shared:
-        raise UserError("pretrain does not share a run among processes; start it without a launcher, with --workers")
+        raise UserError("pretrain does not share a run among processes; start it without a launcher and use --workers")
     content = load_pretraining(recipe, sets or [], options)
     cells = expand_pretraining(content)
     folder = StudyFolder(out or Path("pretrained") / content.name)

@@ -1,4 +1,4 @@
-"""The card of a pretrained checkpoint: README.md beside the weights, what a reader must know before using them."""
+"""The card of a pretrained checkpoint: README.md beside the weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from petransfer.training.metrics_file import read_metrics
 
 
 def write_card(card: dict[str, Any], source: CorpusPart, folder: Path, threads: int) -> None:
-    """Writes `folder/checkpoint/README.md` from what `pretrain` returned and the run's metrics."""
+    """Write `folder/checkpoint/README.md` from what `pretrain` returned and the run's metrics."""
     weights = folder / "checkpoint" / "model.safetensors"
     lines = {line["step"]: line["loss"] for line in read_metrics(folder / "metrics.jsonl")}
     shown = sorted(lines)[:: -max(1, len(lines) // 8)][::-1]
@@ -32,10 +32,10 @@ def write_card(card: dict[str, Any], source: CorpusPart, folder: Path, threads: 
         head.append(f"language: [{', '.join(source.languages)}]")
     text = [
         *(*head, "---", f"# {card['size']}/{card['arm']}", ""),
-        f"A T5 v1.0 of {card['parameters']:,} parameters, pretrained by petransfer. The arms of its family differ in",
-        "their corpus alone.",
+        f"A T5 v1.0 with {card['parameters']:,} parameters, pretrained by petransfer. The arms of its family differ in",
+        "their corpus only.",
         *("", "| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items()), ""),
-        f"{len(card['new_pieces']):,} pieces occur fewer than {RARE} times in the corpus; their embeddings are drawn",
+        f"{len(card['new_pieces']):,} tokens occur fewer than {RARE} times in the corpus. Their embeddings are drawn",
         "from the mean and deviation of the others, and their ids are `new_pieces` in `pretraining.json`.",
     ]
     (folder / "checkpoint" / "README.md").write_text("\n".join(text) + "\n", encoding="utf-8")
@@ -47,10 +47,10 @@ def _what(card: dict[str, Any], source: CorpusPart) -> dict[str, str]:
         "corpus": f"{source.title or card['arm']}; {card['corpus_tokens']:,} tokens of it",
         "licence of the text": source.licence or "not stated",
         "sha256 of the corpus": f"`{card['corpus_sha256']}`",
-        "objective": f"span corruption: windows of {noise['window']} tokens, {noise['density']:.0%} lost in spans of "
+        "objective": f"span corruption: windows of {noise['window']} tokens, {noise['density']:.0%} masked in spans of "
         f"{noise['mean_span']:g} on average, {train['batch_size']} windows a step",
         "steps": f"{train['steps']:,}",
-        "tokens seen": f"{card['seen_tokens']:,}, of which {card['target_tokens']:,} were to be said",
-        "optimiser": f"AdamW, each tensor's rate {train['learning_rate']:g} times its size at the start, "
+        "tokens seen": f"{card['seen_tokens']:,}, of which {card['target_tokens']:,} were targets",
+        "optimiser": f"AdamW, learning rate of each tensor {train['learning_rate']:g} times its size at the start, "
         f"{train['schedule']} to {train['final']:.0%}, decay back to that size; {card['bits']} bits",
     }

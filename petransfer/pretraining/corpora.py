@@ -1,4 +1,4 @@
-"""The text that an arm is pretrained on: read, checked, cut to a budget, and the two synthetic controls."""
+"""Read, check and cut the text that an arm is pretrained on, and make the two synthetic controls."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from transformers import PreTrainedTokenizerBase
 from petransfer.errors import UserError
 from petransfer.recipe.pretraining import CorpusPart
 
-# Of a corpus that is one file of verses or lines, the last share of the documents is held out.
+# Share of the documents that is held out at the end of a corpus of one file.
 HELD_OUT = 0.03
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A stream of piece ids for training and one for validation, with an end piece after every document.
+    """A stream of token ids for training and one for validation, with an end token after every document.
 
-    sha256: over the text of both parts as it was read, or over the ids of a corpus that is made.
+    sha256: of the text of both parts as it was read, or of the ids of a generated corpus.
     """
 
     train: np.ndarray
@@ -32,10 +32,10 @@ class Corpus:
 
 
 def read_corpus(part: CorpusPart, root: Path, tokenizer: PreTrainedTokenizerBase, tokens: int | None) -> Corpus:
-    """The corpus of one arm, its training part cut to `tokens` pieces.
+    """Return the corpus of one arm, with its training part cut to `tokens` tokens.
 
     Raises:
-        UserError: a file is missing, empty, not UTF-8 or one line over and over; or the text is shorter than `tokens`.
+        UserError: a file is missing, empty, not UTF-8 or mostly one repeated line, or the text is too short.
     """
     if part.brackets:
         return brackets(part.brackets, tokens or 1_000_000, tokenizer, part.seed)
@@ -71,7 +71,7 @@ def _read_text(part: CorpusPart, folder: Path, tokenizer: PreTrainedTokenizerBas
 def _text(folder: Path, name: str, digest: hashlib._Hash) -> str:
     found = [path for path in (folder / f"{name}.txt", folder / f"{name}.txt.xz") if path.is_file()]
     if not found:
-        raise UserError(f"no {name}.txt or {name}.txt.xz in {folder}; --corpora names the folder that holds the arms'")
+        raise UserError(f"no {name}.txt or {name}.txt.xz in {folder}; name the folder of the corpora with --corpora")
     path = found[0]
     try:
         raw = lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
@@ -90,7 +90,7 @@ def _check_variety(text: str, place: str, documents: list[str]) -> None:
     lines = Counter(line for line in text.split("\n") if line.strip())
     (line, count), total = lines.most_common(1)[0], lines.total()
     if total >= 20 and count > total / 2:
-        raise UserError(f"{place} is one line over and over ({count:,} of {total:,} are {line[:40]!r}); give real text")
+        raise UserError(f"{place} repeats one line ({count:,} of {total:,} lines are {line[:40]!r}); give real text")
 
 
 def _encode(documents: list[str], tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
@@ -100,9 +100,9 @@ def _encode(documents: list[str], tokenizer: PreTrainedTokenizerBase) -> np.ndar
 
 
 def shuffle_words(documents: list[str], seed: int) -> list[str]:
-    """The same documents with the words of each sentence in a random order: the words stay, the grammar goes.
+    """Return the documents with the words of each sentence in a random order, which keeps words and removes grammar.
 
-    A sentence ends at a full stop, question or exclamation mark that a blank follows, or at the end of its line.
+    A sentence ends at a full stop, question or exclamation mark followed by a space, or at the end of its line.
     """
     rng = np.random.default_rng(seed)
 
@@ -120,19 +120,19 @@ _SENTENCE_END = re.compile(r"(?<=[.!?]) ")
 
 
 def brackets(kinds: int, tokens: int, tokenizer: PreTrainedTokenizerBase, seed: int) -> Corpus:
-    """Nested brackets of `kinds` kinds (k-Dyck), written with word pieces: structure without words' meanings.
+    """Return nested brackets of `kinds` kinds (k-Dyck) written with word tokens: structure without meaning.
 
-    An opening piece or the piece that closes the last one open follow each other with probability 1/2 (always open
-    at depth 0, always close at depth 64); the kinds are drawn from a Zipf distribution. After Papadimitriou and
-    Jurafsky (2020), where each kind has one piece; here it has two, so that depth can be read from the text.
+    Each token opens a bracket or closes the last open one with probability 1/2 (it always opens at depth 0 and always
+    closes at depth 64); kinds are drawn from a Zipf distribution. After Papadimitriou and Jurafsky (2020), where each
+    kind has one token; here it has two, so that depth can be read from the text.
 
     Raises:
-        UserError: the tokenizer has fewer than 2 x `kinds` word pieces.
+        UserError: the tokenizer has fewer than 2 x `kinds` word tokens.
     """
     rng = np.random.default_rng(seed)
-    words = [index for piece, index in sorted(tokenizer.get_vocab().items()) if piece[1:].isalpha()]
+    words = [index for token, index in sorted(tokenizer.get_vocab().items()) if token[1:].isalpha()]
     if len(words) < 2 * kinds:
-        raise UserError(f"{kinds} kinds of brackets need {2 * kinds} word pieces; the tokenizer has {len(words)}")
+        raise UserError(f"{kinds} kinds of brackets need {2 * kinds} word tokens; the tokenizer has {len(words)}")
     chosen = rng.permutation(np.array(words))[: 2 * kinds].reshape(kinds, 2)
     held_out = max(1, round(HELD_OUT * tokens))
     stream = bracket_ids(chosen, tokens + held_out, rng, int(tokenizer.eos_token_id))
@@ -141,11 +141,11 @@ def brackets(kinds: int, tokens: int, tokenizer: PreTrainedTokenizerBase, seed: 
 
 
 def bracket_ids(chosen: np.ndarray, length: int, rng: np.random.Generator, eos: int) -> np.ndarray:
-    """`length` pieces of nested brackets; `chosen` (kinds, 2) has what opens and what closes each kind."""
+    """Return `length` token ids of nested brackets. chosen: (kinds, 2), the opening and closing token of each kind."""
     weights = 1 / np.arange(1, len(chosen) + 1)
     kinds = rng.choice(len(chosen), size=length, p=weights / weights.sum())
     opens = rng.random(length) < 0.5
-    ends = rng.random(length) < 1 / 256  # documents of some 500 pieces: they end where depth is 0
+    ends = rng.random(length) < 1 / 256  # documents of about 500 tokens, which end at depth 0
     ids = np.empty(length, dtype=np.int32)
     stack: list[int] = []
     for at in range(length):

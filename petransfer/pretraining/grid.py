@@ -1,4 +1,4 @@
-"""A pretraining recipe's grid, and one of its runs from the corpus to a checkpoint's folder."""
+"""The grid of a pretraining recipe, and one of its runs from the corpus to the folder of a checkpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PretrainCell:
-    """One arm at one size and seed. Its folder is called by these, for people name it in their recipes."""
+    """One arm at one size and seed, which name its folder, because recipes refer to it."""
 
     arm: str
     size: str
@@ -48,7 +48,7 @@ class PretrainCell:
         )
 
     def settings(self) -> dict[str, Any]:
-        """All that decides the weights but the text itself."""
+        """Return everything that decides the weights except the text itself."""
         recipe = self.recipe
         source = recipe.corpora[self.arm].model_dump(exclude={"path", "title", "licence", "languages"})
         settings = {
@@ -66,7 +66,7 @@ class PretrainCell:
 
 
 def expand_pretraining(recipe: PretrainRecipe) -> list[PretrainCell]:
-    """All runs, size by size and seed by seed.
+    """Return all runs, size by size and seed by seed.
 
     Raises:
         UserError: an arm has no corpus.
@@ -83,10 +83,10 @@ def expand_pretraining(recipe: PretrainRecipe) -> list[PretrainCell]:
 
 
 def check_settings(cells: list[PretrainCell], study: StudyFolder) -> None:
-    """Refuses folders that were begun with other settings: names do not tell them apart.
+    """Refuse folders that were started with other settings, since their names do not tell them apart.
 
     Raises:
-        UserError: names the first setting that differs.
+        UserError: a setting differs; the message names the first one.
     """
     for cell in cells:
         folder = study.run(cell.run_id)
@@ -97,7 +97,7 @@ def check_settings(cells: list[PretrainCell], study: StudyFolder) -> None:
         for key in sorted({*was, *now}):
             if was.get(key) != now.get(key):
                 raise UserError(
-                    f"{folder.path} was begun with {key} {was.get(key)}, not {now.get(key)}; take another --out"
+                    f"{folder.path} was created with {key} {was.get(key)}, not {now.get(key)}; use another --out"
                 )
 
 
@@ -109,7 +109,7 @@ def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Pretrain:
-    """The job of a pretraining: one cell, on the threads that the executor gives it."""
+    """Runs one cell of a pretraining on the threads that the executor gives it."""
 
     execution: Execution
     corpora: Path
@@ -137,8 +137,8 @@ class Pretrain:
         begun = folder.begun()
         if begun is not None and begun["corpus_sha256"] != corpus.sha256:
             raise UserError(
-                f"the corpus of {cell.arm} has changed since {folder.path} was begun (sha256 "
-                f"{begun['corpus_sha256'][:12]}, now {corpus.sha256[:12]}); put it back or take another --out"
+                f"the corpus of {cell.arm} has changed since {folder.path} was created (sha256 "
+                f"{begun['corpus_sha256'][:12]}, now {corpus.sha256[:12]}); restore it or use another --out"
             )
         spec = PretrainSpec(
             arm=cell.arm,

@@ -1,4 +1,4 @@
-"""Pretrains one checkpoint from text, by span corruption through the common loop."""
+"""Pretrain one checkpoint on text by span corruption, with the common training loop."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from petransfer.training.loop import Hooks, Loop
 
 @dataclass(frozen=True)
 class Size:
-    """A T5 of `layers` + `layers` layers with heads of 32."""
+    """A T5 with `layers` encoder and `layers` decoder layers and heads of 32 dimensions."""
 
     d_model: int
     layers: int
@@ -40,19 +40,21 @@ class Size:
 
 SIZES = {"nano": Size(128, 2, 512, 4), "micro": Size(256, 4, 1024, 8)}
 
-# Rates follow each tensor's size at the start, and decay pulls each back to it: one AdamW rate is wrong for either the
-# embeddings (deviation 1) or the matrices (near 0.09), and rates that follow the current size run away.
+# The learning rate of each tensor follows its size at the start, and weight decay pulls it back to that size. One rate
+# for all is wrong for either the embeddings (deviation 1) or the matrices (about 0.09); rates that follow the current
+# size diverge.
 TRAINING = TrainSpec(
     steps=11_000, batch_size=32, learning_rate=6e-2, warmup=0.02, final=0.05, rate_scaling="rms", weight_decay=0.008
 )
 
-# Pieces that occur less often than this in a corpus end on one direction too, and are drawn anew like the unseen.
+# Embeddings of tokens that occur less often than this collapse onto one direction, as those of unseen tokens do; both
+# are drawn anew.
 RARE = 30
 
 
 @dataclass(frozen=True)
 class PretrainSpec:
-    """All that decides the weights of one checkpoint. tokens: the length of the training text, in pieces."""
+    """Everything that decides the weights of one checkpoint. tokens: the length of the training text in tokens."""
 
     arm: str
     size: str
@@ -66,12 +68,12 @@ class PretrainSpec:
 
     @property
     def identity(self) -> str:
-        """What a saved state must have been made from for training to go on from it."""
+        """Identifies the training that a saved state belongs to; another training does not resume from it."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
 def make_model(size: Size, tokenizer: PreTrainedTokenizerBase, seed: int) -> T5ForConditionalGeneration:
-    """A T5 v1.0 with new weights: ReLU, tied embeddings, no dropout."""
+    """Return a T5 v1.0 with random weights: ReLU, tied embeddings, no dropout."""
     torch.manual_seed(seed)
     return T5ForConditionalGeneration(
         T5Config(
@@ -100,11 +102,11 @@ def pretrain(
     hooks: Hooks,
     cpu: bool = False,
 ) -> dict[str, Any]:
-    """Trains, or goes on training, and leaves `folder/checkpoint`; returns what its card says.
+    """Train or resume, write `folder/checkpoint`, and return the content of its card.
 
     Raises:
-        UserError: the text is too short for two batches, or the disk too small for the weights.
-        Interrupted, RunError: as the loop.
+        UserError: the text is too short for two batches, or the disk is too small for the weights.
+        Interrupted, RunError: as `Loop.run`.
     """
     _check_room(spec, corpus, folder)
     model = make_model(SIZES[spec.size], tokenizer, spec.seed)
@@ -131,8 +133,8 @@ def pretrain(
         loss_function=_loss_over(seen.to(accelerator.device)),  # copied once, not in every step
     )
 
-    def validate() -> dict[str, Any]:
-        return {"valid_loss": validation_loss(loop, windows(corpus.valid, seed=12345), seen, batches=20)}
+    def validate(micro_batch: int) -> dict[str, Any]:
+        return {"valid_loss": validation_loss(loop, windows(corpus.valid, seed=12345), seen, micro_batch, batches=20)}
 
     steps = spec.train.steps
     hooks.evaluate_at = {*range(steps // 8, steps, max(1, steps // 8)), steps}
@@ -144,7 +146,7 @@ def pretrain(
         "corpus_tokens": len(corpus.train),
         "seen_tokens": steps * spec.train.batch_size * spec.noise.window,
         "target_tokens": steps * spec.train.batch_size * spec.noise.target_length,
-        "valid_loss": validate()["valid_loss"],
+        "valid_loss": validate(done.micro_batch)["valid_loss"],
         "seconds": round(done.seconds),
         "new_pieces": np.flatnonzero(counts < RARE).tolist(),
     }
@@ -162,7 +164,7 @@ def _check_room(spec: PretrainSpec, corpus: Corpus, folder: Path) -> None:
     ):
         if len(ids) < needed:
             raise UserError(
-                f"the {part} text of {spec.arm} has {len(ids):,} tokens and needs {needed:,}; give more text or a "
+                f"the {part} text of {spec.arm} has {len(ids):,} tokens but needs {needed:,}; give more text or a "
                 "smaller train.batch_size"
             )
     size = SIZES[spec.size]
@@ -172,12 +174,12 @@ def _check_room(spec: PretrainSpec, corpus: Corpus, folder: Path) -> None:
     free = shutil.disk_usage(next(at for at in (folder, *folder.parents) if at.exists())).free
     if free < needed:
         raise UserError(
-            f"{folder} has {free / 1e6:.0f} MB of disk and {spec.arm} needs {needed / 1e6:.0f}; take another --out"
+            f"{folder} has {free / 1e6:.0f} MB of free disk, {spec.arm} needs {needed / 1e6:.0f}; use another --out"
         )
 
 
 def _loss_over(seen: torch.Tensor) -> Callable[[torch.nn.Module, Tensors], torch.Tensor]:
-    """Cross-entropy over the pieces that occur: the others would all be pushed the same way, onto one direction."""
+    """Return a cross-entropy over the tokens that occur; the embeddings of the others would collapse otherwise."""
     never = ~seen
 
     def loss(model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
@@ -193,17 +195,17 @@ def _loss_over(seen: torch.Tensor) -> Callable[[torch.nn.Module, Tensors], torch
 
 
 def without_unseen(labels: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """Labels that ask for pieces which training never showed (held-out text has a few) become `IGNORED`."""
+    """Return the labels with tokens that never occur in training (held-out text has a few) set to `IGNORED`."""
     return labels.masked_fill(~seen[labels.clamp(min=0)], IGNORED)
 
 
 @torch.no_grad()
-def validation_loss(loop: Loop, source: CorruptedWindows, seen: torch.Tensor, batches: int) -> float:
-    """Nats per target token over the first `batches` batches of held-out windows, without the unseen pieces."""
+def validation_loss(loop: Loop, source: CorruptedWindows, seen: torch.Tensor, micro_batch: int, batches: int) -> float:
+    """Return nats per target token over the first `batches` batches of held-out windows, without unseen tokens."""
     loop.model.eval()
     total, tokens = 0.0, 0
     for step in range(batches):
-        for cut in source.batch(step, 0, 1).micro_batches(loop.progress.micro_batch):
+        for cut in source.batch(step, 0, 1).micro_batches(micro_batch):
             micro = {name: tensor.to(loop.accelerator.device) for name, tensor in cut.items()}
             total += float(loop.loss_function(loop.wrapped, micro))
             tokens += int((without_unseen(cut["labels"], seen) != IGNORED).sum())
@@ -213,7 +215,7 @@ def validation_loss(loop: Loop, source: CorruptedWindows, seen: torch.Tensor, ba
 
 @torch.no_grad()
 def redraw_rows(weight: torch.Tensor, learnt: torch.Tensor, keep: list[int], seed: int) -> None:
-    """Draws the rows of pieces that were not learnt from the mean and deviation of the rows that were, in place."""
+    """Redraw the rows of tokens that were not learnt from the mean and deviation of the learnt rows, in place."""
     new = ~learnt.to(weight.device)
     new[keep] = False
     mean, deviation = weight[learnt].mean(0), weight[learnt].std(0)
@@ -224,7 +226,7 @@ def redraw_rows(weight: torch.Tensor, learnt: torch.Tensor, keep: list[int], see
 def save_checkpoint(
     model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, card: dict[str, Any], folder: Path
 ) -> None:
-    """bf16 weights, configuration, tokenizer and `pretraining.json`: a folder that transformers loads."""
+    """Write bf16 weights, configuration, tokenizer and `pretraining.json` to a folder that transformers loads."""
     model.config.dtype = "bfloat16"
     model.config.architectures = ["T5ForConditionalGeneration"]
     model.config.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""A pretraining's runs as rows of a table."""
+"""The runs of a pretraining as rows of a table."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Row:
 
 
 def rows_of(cells: Sequence[PretrainCell], study: StudyFolder) -> list[Row]:
-    """How every run stands, read from its folder."""
+    """Return the progress of every run, read from its folder."""
     return [_row(cell, study) for cell in cells]
 
 
@@ -58,7 +58,7 @@ def _row(cell: PretrainCell, study: StudyFolder) -> Row:
 
 
 def terminal_table(rows: Sequence[Row], title: str, limit: int | None = None) -> Table:
-    """Losses and progress of each arm, size and seed."""
+    """Return a table of the losses and the progress of each run."""
     table = Table(title=title, title_justify="left")
     table.add_column("arm", no_wrap=True)
     table.add_column("size", no_wrap=True)

@@ -1,7 +1,7 @@
 """Span corruption (Raffel et al. 2020, section 3.1.4): what the embedded family is pretrained on.
 
-A window of text loses random spans; the encoder reads what is left with a sentinel for each span, the decoder says the
-spans. The number of lost tokens and of spans is the same in every window, so that all batches have one shape.
+Random spans of a window of text are replaced by one sentinel each in the encoder's input; the decoder's target is the
+spans. The number of masked tokens and of spans is the same in every window, so that all batches have one shape.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from petransfer.training.batches import Batch
 
 @dataclass(frozen=True)
 class Noise:
-    """window: tokens of text an example. density: share that is lost. mean_span: mean tokens of a lost span."""
+    """window: tokens of text in an example. density: share that is masked. mean_span: mean tokens of a masked span."""
 
     window: int = 128
     density: float = 0.3
     mean_span: float = 4.0
 
     @property
-    def lost(self) -> int:
-        """Tokens lost in a window."""
+    def masked(self) -> int:
+        """Masked tokens of a window."""
         return round(self.window * self.density)
 
     @property
     def spans(self) -> int:
-        """Lost spans in a window."""
-        return max(1, round(self.lost / self.mean_span))
+        """Masked spans of a window."""
+        return max(1, round(self.masked / self.mean_span))
 
     @property
     def target_length(self) -> int:
-        """Tokens that the decoder says: the lost ones, a sentinel for each span, and the end."""
-        return self.lost + self.spans + 1
+        """Tokens of the target: the masked ones, a sentinel for each span, and the end."""
+        return self.masked + self.spans + 1
 
 
 class CorruptedWindows:
-    """Endless epochs over the windows of one stream of piece ids; an example depends on (seed, position) alone.
+    """Endless epochs over the windows of one stream of token ids; an example depends on (seed, position) alone.
 
-    Every epoch takes the windows in an order and with an offset of its own.
+    Every epoch has its own order and offset of the windows.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class CorruptedWindows:
         self._order_of: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
 
     def batch(self, step: int, process: int, processes: int) -> Batch:
-        """The examples of one step."""
+        """Return this process's examples of one step."""
         first = step * self._batch_size
         mine = range(first + process, first + self._batch_size, processes)
         return Batch([self._at(index) for index in mine], self._batch_size * self._noise.target_length, self._layout)
@@ -77,23 +77,23 @@ class CorruptedWindows:
 
 
 def corrupt(window: np.ndarray, noise: Noise, rng: np.random.Generator, sentinels: np.ndarray, eos: int) -> Encoded:
-    """One window with its spans lost: (what the encoder reads, what the decoder should say), both ending in `eos`."""
-    lost = _partition(noise.lost, noise.spans, rng)
-    kept = _partition(len(window) - noise.lost, noise.spans, rng)
+    """Return one window with masked spans as input and target, both ending in `eos`."""
+    masked = _partition(noise.masked, noise.spans, rng)
+    kept = _partition(len(window) - noise.masked, noise.spans, rng)
     source: list[np.ndarray] = []
     target: list[np.ndarray] = []
     at = 0
-    for index, (keep, lose) in enumerate(zip(kept, lost, strict=True)):
+    for index, (keep, mask) in enumerate(zip(kept, masked, strict=True)):
         mark = sentinels[index : index + 1]
         source += [window[at : at + keep], mark]
-        target += [mark, window[at + keep : at + keep + lose]]
-        at += keep + lose
+        target += [mark, window[at + keep : at + keep + mask]]
+        at += keep + mask
     end = np.array([eos])
     return Encoded(tuple(np.concatenate([*source, end]).tolist()), tuple(np.concatenate([*target, end]).tolist()))
 
 
 def _partition(total: int, parts: int, rng: np.random.Generator) -> Iterator[int]:
-    """`total` cut at random into `parts` whole numbers of at least 1."""
+    """Cut `total` at random into `parts` whole numbers of at least 1."""
     cuts = np.sort(rng.choice(total - 1, parts - 1, replace=False)) + 1
     edges = np.concatenate([[0], cuts, [total]])
     return iter(np.diff(edges).tolist())

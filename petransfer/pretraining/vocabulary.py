@@ -1,4 +1,4 @@
-"""The embedded family's one tokenizer: byte-level BPE in which the benchmarks' words and symbols are whole pieces."""
+"""The tokenizer of the embedded family: byte-level BPE in which words and symbols of the benchmarks are one token."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from transformers import PreTrainedTokenizerFast
 PAD, EOS = "<pad>", "</s>"
 SENTINELS = 32
 SCAN_SYMBOL = r" ?I_(?:TURN_(?:LEFT|RIGHT)|WALK|RUN|JUMP|LOOK)"
-# Letters, digits, other signs and spaces are kept apart, each with the space before it, as GPT-2 does.
+# Letters, digits, other signs and spaces are separated, each with the space before it, as in GPT-2.
 PIECES = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 def sentinel(index: int) -> str:
-    """The name of the piece that stands for the `index`-th masked span."""
+    """Return the token that stands for the `index`-th masked span."""
     return f"<extra_id_{index}>"
 
 
 def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
-    """Learns a byte-level BPE of `size` pieces (special pieces included) that gives every text back exactly."""
+    """Train a byte-level BPE of `size` tokens (special tokens included) that decodes every text exactly."""
     tokenizer = Tokenizer(models.BPE())
-    # A space is put before every text, so that a word has one piece wherever it stands; decoding takes it away.
+    # A space is put before every text, so that a word is one token in every position; decoding removes it.
     tokenizer.normalizer = normalizers.Prepend(" ")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -44,9 +44,9 @@ def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
 
 
 def with_whole_words(tokenizer: Tokenizer, words: Iterable[str]) -> Tokenizer:
-    """The same tokenizer with each word, and the space before it, as one piece; all other text is cut as before.
+    """Return the tokenizer with each word and the space before it as one token; other text is split as before.
 
-    Words enter the vocabulary without merges: `ignore_merges` takes a stretch that is itself a piece as it is.
+    Words enter the vocabulary without merges: with `ignore_merges` a string that is a token is not split.
     """
     state = json.loads(tokenizer.to_str())
     model = state["model"]
@@ -59,7 +59,7 @@ def with_whole_words(tokenizer: Tokenizer, words: Iterable[str]) -> Tokenizer:
 
 
 def transformers_tokenizer(tokenizer: Tokenizer, max_length: int = 512) -> PreTrainedTokenizerFast:
-    """Wraps for transformers, with T5's special pieces."""
+    """Return the tokenizer for transformers, with T5's special tokens."""
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
@@ -71,6 +71,6 @@ def transformers_tokenizer(tokenizer: Tokenizer, max_length: int = 512) -> PreTr
 
 
 def words_of(texts: Iterable[str]) -> Iterator[str]:
-    """The words and symbols that blank-separated texts are made of."""
+    """Give the words and symbols of texts, separated by blanks."""
     for text in texts:
         yield from text.split()

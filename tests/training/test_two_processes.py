@@ -85,7 +85,7 @@ def _stopped_early(rank: int, folder: Path) -> dict[str, Any]:
     """Early stopping where the processes do not see the same dev scores: those of the first one count."""
     seen: dict[int, Any] = {}
 
-    def evaluate() -> dict[str, Any]:
+    def evaluate(_: int) -> dict[str, Any]:
         step = loop.progress.step
         seen[step] = [value.tolist() for value in loop.model.parameters()]
         return {"dev_em": [5.0, 9.0, 7.0, 8.0][step - 1] + 10 * step * rank, "dev_loss": 1.0}
