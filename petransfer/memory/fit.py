@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from petransfer.errors import UserError, unknown
 from petransfer.memory.cards import card_bytes
 from petransfer.models.registry import checkpoint_spec
+from petransfer.recipe.method_part import MethodPart, method_of
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import CheckpointSpec, MethodSpec, Optimizer
-from petransfer.recipe.schema import MethodPart, method_of
 
 if TYPE_CHECKING:
     from petransfer.memory.planner import Fit

@@ -10,7 +10,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from petransfer.errors import UserError
-from petransfer.models.registry import CheckpointSpec, is_embedded
+from petransfer.models.registry import is_embedded
+from petransfer.recipe.run_spec import CheckpointSpec
 
 # Seconds to wait for a connection to the hub.
 PATIENCE = 5.0

@@ -7,12 +7,12 @@ them becomes a `RequestedEffect`.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from petransfer.errors import UserError, unknown
-from petransfer.recipe.schema import EffectPart, Recipe, cuts, sides
+from petransfer.recipe.schema import EffectPart, Recipe
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,12 @@ def _requested(effect: str | EffectPart, recipe: Recipe) -> RequestedEffect:
 
 
 def _contrast(text: str, recipe: Recipe) -> RequestedEffect:
-    arms = sides(text, recipe.arms)
+    arms = _arms_of(text, recipe.arms)
     if arms:
         return RequestedEffect(text, "arms", *arms)
     labels = [method.label for method in recipe.methods]
     known: set[str] = set()
-    for left, right in cuts(text):
+    for left, right in _sides_of_dashes(text):
         both = [labels_matching(side, labels) for side in (left, right)]
         if all(len(found) == 1 for found in both) and both[0] != both[1]:
             return RequestedEffect(text, "methods", both[0][0], both[1][0], arms=tuple(recipe.arms))
@@ -109,7 +109,7 @@ def _possible(arms: Iterable[str], labels: Sequence[str]) -> list[str]:
 
 
 def _arms(text: str, recipe: Recipe) -> tuple[str, str]:
-    found = sides(text, recipe.arms)
+    found = _arms_of(text, recipe.arms)
     if not found:
         raise _no_contrast(text, recipe, [])
     return found
@@ -175,3 +175,15 @@ def _name_of(effect: str | EffectPart) -> str:
     if effect.kind:
         return f"{effect.kind} of {effect.of}"
     return f"scale of {effect.scale}" if effect.scale else f"retention of {effect.retention} under {effect.under}"
+
+
+def _arms_of(effect: str, arms: Container[str]) -> tuple[str, str] | None:
+    """Return the two arms of a contrast such as `english-scratch`, or None if they are not both in `arms`."""
+    return next(
+        (cut for cut in _sides_of_dashes(effect) if cut[0] != cut[1] and cut[0] in arms and cut[1] in arms), None
+    )
+
+
+def _sides_of_dashes(text: str) -> list[tuple[str, str]]:
+    """Return the two sides of each dash in turn, because names can contain dashes."""
+    return [(text[:at].strip(), text[at + 1 :].strip()) for at, sign in enumerate(text) if sign == "-"]

@@ -13,8 +13,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from petransfer.errors import UserError, unknown
 from petransfer.recipe.effect_requests import without_impossible_effects
+from petransfer.recipe.method_part import UNKNOWN_KEY, MethodPart
 from petransfer.recipe.pretraining import CorpusPart, NoisePart, PretrainRecipe, PretrainTrainPart
-from petransfer.recipe.schema import UNKNOWN_KEY, EffectPart, FamilyPart, MethodPart, Recipe, TaskPart, TrainPart
+from petransfer.recipe.schema import EffectPart, FamilyPart, Recipe, TaskPart, TrainPart
 from petransfer.recipe.values import LONGEST_NAME
 from petransfer.recipe.yaml_text import DEEPEST, parse_yaml
 

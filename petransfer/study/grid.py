@@ -13,9 +13,10 @@ from petransfer.errors import UserError, unknown
 from petransfer.evaluation.metric_checks import check_metrics
 from petransfer.models.registry import SEED, Arm, Family, own_family, place_of, registered_family, with_hashes
 from petransfer.recipe.effect_requests import labels_matching, requested_effects
+from petransfer.recipe.method_part import MethodPart, method_of
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import EarlyStopping, Options, RunSpec, TaskSpec, TrainSpec
-from petransfer.recipe.schema import FamilyPart, MethodPart, Recipe, TrainPart, check_judge, method_of
+from petransfer.recipe.schema import FamilyPart, Recipe, TrainPart, check_judge
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from petransfer.errors import UserError
 from petransfer.memory.advice import OptionNames, recipe_options
 from petransfer.recipe.effect_requests import without_impossible_effects
 from petransfer.recipe.loading import apply_override, load_either, load_with_dropped_effects, recipe_of_folder, validate
+from petransfer.recipe.method_part import method_of
 from petransfer.recipe.run_spec import RunSpec
-from petransfer.recipe.schema import Recipe, method_of
+from petransfer.recipe.schema import Recipe
 from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell, expand, resolve
 from petransfer.study.shard import parse_shard

@@ -21,9 +21,9 @@ from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.effect_requests import requested_effects
 from petransfer.recipe.loading import load_recipe, validate
+from petransfer.recipe.method_part import MethodPart, method_of
 from petransfer.recipe.methods import METHODS, Method
 from petransfer.recipe.run_spec import MethodSpec, RunSpec
-from petransfer.recipe.schema import MethodPart, method_of
 from petransfer.study.folders import RunFolder
 from petransfer.study.grid import expand
 from petransfer.study.settings import Settings
