@@ -92,12 +92,12 @@ def learning_curves(groups: Sequence[Group], study: StudyFolder, only: tuple[str
         return None
     styles = arm_styles(group.arm for group in groups)
     figure, all_axes = panel_grid(len(panels), sharey=True, sharex=True)
-    labels = {method for _, method in panels}
+    splits, labels = ({place[at] for place in panels} for at in (0, 1))
     for axes, ((split, method), members) in zip(all_axes, panels.items(), strict=True):
         for group in members:
             _draw_curves(axes, group.arm, curves[group.key], styles[group.arm])
         if len(panels) > 1:
-            axes.set_title(f"{split}\n{short_label(method, labels)}", fontsize=SMALL)
+            axes.set_title("\n".join([split] * (len(splits) > 1) + [short_label(method, labels)]), fontsize=SMALL)
     label_outside(all_axes, "optimiser steps", "dev exact match, %")
     all_axes[0].set_ylim(-2, 102)
     legend_below(figure, all_axes)
@@ -158,6 +158,8 @@ def by_arm(groups: Sequence[Group], width: float = TWO_COLUMNS, split: str | Non
 def _rows(groups: Sequence[Group]) -> list[tuple[str, Group | None]]:
     """Return the lines of a panel: a heading for each method where there are several, and the groups under it."""
     methods = list(dict.fromkeys(group.method for group in groups))
+    if len(groups) < 1.5 * len(methods):  # a heading for each group would be a line too many
+        return [(f"{short_label(group.method, methods)}, {group.arm}", group) for group in groups]
     found: list[tuple[str, Group | None]] = []
     for method in methods:
         if len(methods) > 1:
@@ -183,7 +185,7 @@ def _draw_rows(
         if group.paper and figures == "test":
             place = axes.get_yaxis_transform()
             text = f"paper {group.paper.mean:.1f}"
-            axes.text(1.0, at, text, transform=place, va="center", ha="right", fontsize=SMALL - 2, color=MUTED)
+            axes.text(1.01, at, text, transform=place, va="center", fontsize=SMALL - 2, color=MUTED)
     axes.set_yticks([at for at, row in enumerate(rows) if row[1]], [label for label, group in rows if group])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)

@@ -19,6 +19,7 @@ import pyarrow.parquet
 import pytest
 
 from petransfer.cli import main
+from petransfer.effects.wording import p_value
 from petransfer.recipe.loading import load_recipe
 from petransfer.report import plots
 from petransfer.report import run_groups as groups
@@ -63,9 +64,9 @@ def test_a_group_is_its_seeds(study: tuple[list[Cell], StudyFolder]) -> None:
     found = groups.groups_of(tables.rows_of(*study))
     assert groups.table_of(found) == [
         ("opposite_right", "english", "lora r16 new-embeddings 32-bit", "3", "61.0 (60.0 to 62.0)",
-         "61.0 (60.0 to 62.0)", "-4.950 (-4.950 to -4.950)"),
+         "61.0 (60.0 to 62.0)", "\u22124.950 (\u22124.950 to \u22124.950)"),
         ("opposite_right", "scratch", "full 32-bit", "2 of 3", "10.5 (10.0 to 11.0)", "10.5 (10.0 to 11.0)",
-         "-4.950 (-4.950 to -4.950)"),
+         "\u22124.950 (\u22124.950 to \u22124.950)"),
     ]  # fmt: skip
     assert r"2 of 3 & 10.5 (10.0 to 11.0)" in groups.latex(found, NONE)
     assert r"opposite\_right & english" in groups.latex(found, NONE)
@@ -74,7 +75,9 @@ def test_a_group_is_its_seeds(study: tuple[list[Cell], StudyFolder]) -> None:
 
 def test_a_curve_is_the_mean_of_its_seeds(study: tuple[list[Cell], StudyFolder]) -> None:
     cells, folder = study
-    (axes,) = plots.learning_curves(groups.groups_of(tables.rows_of(cells, folder)), folder).axes
+    figure = plots.learning_curves(groups.groups_of(tables.rows_of(cells, folder)), folder)
+    assert figure
+    (axes,) = figure.axes
     thick = [line for line in axes.lines if line.get_linewidth() > 1]
     assert [line.get_label() for line in thick] == ["english", "scratch"]
     assert len(axes.lines) == 2 + 6  # a run under way has a curve too
@@ -91,21 +94,23 @@ def test_every_arm_has_a_key_in_whatever_panel_it_stands(tmp_path: Path) -> None
         tmp_path / "made", recipe, lambda cell: 0.5, skip=lambda cell: cell.arm == "random" and "full" in cell.method
     )
     found = groups.groups_of(tables.rows_of(cells, folder))
-    *others, last = plots.learning_curves(found, folder).axes
-    assert len(others) == 3
-    assert not any(axes.get_legend() for axes in others)
-    drawn = [line.get_label() for line in last.lines]
-    assert "random" not in drawn
-    legend = last.get_legend()
+    figure = plots.learning_curves(found, folder)
+    assert figure
+    assert len(figure.axes) == 4
+    assert not any(axes.get_legend() for axes in figure.axes)
+    assert "random" not in [line.get_label() for line in figure.axes[-1].lines]
+    (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["english", "scratch", "random"]
     assert [line.get_color() for line in legend.get_lines()] == ["#0072B2", "#000000", "#7F7F7F"]
 
 
 def test_every_seed_is_in_the_picture(study: tuple[list[Cell], StudyFolder]) -> None:
-    test, log_prob = plots.by_arm(groups.groups_of(tables.rows_of(*study))).axes
-    dots = [list(line.get_ydata()) for line in test.lines if line.get_marker() == "o"]
+    figure = plots.by_arm(groups.groups_of(tables.rows_of(*study)))
+    assert figure
+    test, log_prob = figure.axes
+    dots = [list(line.get_xdata()) for line in test.lines if line.get_marker() == "o"]
     assert dots == [pytest.approx([60, 61, 62]), pytest.approx([10, 11])]
-    assert log_prob.get_ylabel() == "log p per token, nats"
+    assert log_prob.get_xlabel() == "log-probability per target token, nats"
 
 
 def test_what_quantised_weights_weigh_is_said(study: tuple[list[Cell], StudyFolder]) -> None:
@@ -142,8 +147,8 @@ def test_effects_stand_in_latex_too(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         cells = [part.strip() for part in line.removesuffix(r" \\").split(" & ")]
         assert cells[:3] == [one["name"], one["split"].replace("_", r"\_"), one["method"]]
         assert cells[3:6] == [
-            f"{one['difference']:+.1f} [{low:+.1f}, {high:+.1f}]",
-            f"{one['p_holm']:.3f}",
+            f"{one['difference']:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "$-$"),
+            p_value(one["p_holm"]),
             one["verdict"],
         ]
         assert (cells[6] != "") == (one["name"] == "english-scratch")
@@ -170,7 +175,8 @@ def test_a_report_made_again_is_the_same(
     said = capsys.readouterr()
     first = _hashes(folder)
     names = {"table.csv", "table.md", "table.tex", "effects.json", "report.html"}
-    pictures = {f"{name}.{kind}" for name in ("learning-curves", "by-arm", "effects") for kind in ("svg", "png")}
+    plotted = ("learning-curves", "by-arm", "by-arm-one-column", "effects", "effects-one-column")
+    pictures = {f"{name}.{kind}" for name in plotted for kind in ("svg", "png", "pdf")}
     assert set(first) == names | pictures | {"recipe.yaml"}
     for path in folder.rglob("*"):
         if path.is_file() and path.name in names | pictures:

@@ -16,3 +16,7 @@ for (const button of document.querySelectorAll("th button")) {
     body.append(...rows)
   })
 }
+// Paper has everything unfolded.
+addEventListener("beforeprint", () => {
+  for (const part of document.querySelectorAll("details:not([open])")) part.open = true
+})
