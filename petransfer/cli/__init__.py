@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import sys
 
@@ -50,6 +52,21 @@ def main() -> None:
     call(app, sys.argv[1:])
 
 
+def _print_on_any_terminal() -> None:
+    """Let terminals whose encoding lacks a character print `-` for a minus sign and `?` for others."""
+
+    def plain(error: UnicodeError) -> tuple[str, int]:
+        if not isinstance(error, UnicodeEncodeError):
+            raise error
+        text = error.object[error.start : error.end].replace("\u2212", "-")
+        return text.encode("ascii", "replace").decode(), error.end
+
+    codecs.register_error("petransfer", plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="petransfer")
+
+
 def call(application: typer.Typer, arguments: list[str]) -> None:
     """Run a Typer application and turn its errors into one line and an exit code.
 
@@ -57,6 +74,7 @@ def call(application: typer.Typer, arguments: list[str]) -> None:
     may stand anywhere among the arguments.
     """
     debug = "--debug" in arguments
+    _print_on_any_terminal()
     leads = this_place().leads
     show_log(verbose="--verbose" in arguments, quiet=not leads or "--quiet" in arguments)
     if not leads:

@@ -1,4 +1,4 @@
-"""Two studies side by side: the same cells and the same effects, with what parts them."""
+"""Two studies side by side: the cells and effects that both have, and their differences."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from petransfer.report.tables import Table, markdown, markdown_text, table_of_te
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two studies have in common. cells: B less A in each, adjusted for each other; effects: likewise.
+    """What two studies, A and B, have in common.
 
-    margin: points within which two sides count as equal: the smaller of the studies' own. judged_by: the metric.
-    by_note: what must be known of that, or nothing.
-    same_runs: cells and effects whose runs are the same in both studies, in whole or in part: one condition, in which
-    there is no difference to look for. one_sided: effects of which that is true of one arm, so that what parts them is
-    the other arm's cell.
-    paper_cells, paper_effects: what Orhan (2021) has beside each of them, by its family; paper_note: how to read that.
+    cells: B less A in each cell; the p values are adjusted for each other. effects: the same for effects.
+    margin: points within which two sides count as equal, the smaller of the studies' own. judged_by: the metric.
+    by_note: a sentence about the metric, or nothing. same_runs: cells and effects whose runs are the same in both
+    studies, in whole or in part; these are not compared. one_sided: effects of which one arm has the same runs in both
+    studies, so that their difference is that of the other arm's cell. paper_cells, paper_effects: what Orhan (2021) has
+    beside each of them, by its family. paper_note: how to read that.
     """
 
     names: tuple[str, str]
@@ -50,15 +50,16 @@ class Comparison:
 
 
 def metric_of(first: Recipe, second: Recipe) -> str:
-    """What two studies are compared by: the metric that both are judged by, or exact match, which all runs have."""
+    """Return the metric that both studies are judged by, or exact match, which all runs have."""
     return first.judged_by if first.judged_by == second.judged_by else EXACT_MATCH
 
 
 def compare(first: Runs, second: Runs, names: tuple[str, str]) -> Comparison:
-    """B less A, for every arm and split that both have runs of, and every effect that both can estimate.
+    """Compare every cell that both studies have finished runs of, and every effect that both can estimate: B less A.
 
-    Cells are matched by their method, or, where an arm has one method in each study and they differ, by the arm: those
-    are paired by seed where both have one checkpoint and the seeds of one study are among the other's.
+    Cells are matched by arm, split and method. Where an arm has one method in each study and the methods differ, they
+    are matched by arm and split; they are then paired by seed if both have the same checkpoint and the seeds of one
+    study are among the other's.
 
     Raises:
         UserError: the studies have no cell in common, or were tested on other examples.
@@ -92,7 +93,7 @@ def _by_note(first: Runs, second: Runs) -> str:
 
 
 def _paper_cell(families: Sequence[str], arm: str, task: str, split: str) -> dict[str, float]:
-    """Percent EM by the paper's family; both of ours may stand beside one."""
+    """Return the paper's percent exact match for a cell, by the paper's family."""
     found = {family_beside(family): beside(family, arm, task, split) for family in families}
     return {family: one.mean for family, one in found.items() if one}
 
@@ -113,7 +114,7 @@ def _paper_note(families: Sequence[str], task: str, cells: Sequence[Contrast]) -
 
 
 def _matched(first: Runs, second: Runs, arm: str, split: str) -> list[tuple[str, str]]:
-    """Pairs of methods, A's and B's, under which both have trained an arm."""
+    """Return pairs of methods, A's and B's, under which both studies have trained an arm."""
     ours, theirs = first.methods(arm, split), second.methods(arm, split)
     both = [(method, method) for method in ours if method in theirs]
     return both or ([(ours[0], theirs[0])] if len(ours) == len(theirs) == 1 else [])
@@ -138,9 +139,9 @@ def _cells(first: Runs, second: Runs) -> tuple[list[Contrast], list[str]]:
 
 
 def _pairs(first: Runs, second: Runs, arm: str, ours: str, theirs: str, split: str) -> bool:
-    """Whether two methods are compared seed by seed, as in one study: one checkpoint, and one side's seeds the other's.
+    """Whether two methods are paired by seed: the same checkpoint, and all seeds of one side are also the other's.
 
-    Where only some are common, pairs would leave out runs of both sides and decide less than all of them.
+    If only some seeds were common, pairs would leave out runs of both sides.
     """
     mine, other = first.asked(arm, ours, split), second.asked(arm, theirs, split)
     seeds = [
@@ -155,9 +156,9 @@ def _label(ours: str, theirs: str) -> str:
 
 
 def _shared(first: Runs, second: Runs, arm: str, ours: str, theirs: str, split: str) -> str:
-    """How many runs two groups have in common, in words; nothing where they have none.
+    """Say how many runs two groups have in common; nothing where they have none.
 
-    A run's id is a hash of all but its group's other seeds, so that groups with one run in common are of one condition.
+    A run's id is a hash of its whole condition, so groups with one run in common have the same condition.
     """
     mine, other = _ids(first, arm, ours, split), _ids(second, arm, theirs, split)
     common = len(mine & other)
@@ -172,7 +173,7 @@ def _ids(runs: Runs, arm: str, method: str, split: str) -> set[str]:
 
 
 def _effects(first: Runs, second: Runs) -> tuple[list[Two], list[str], list[str]]:
-    """The effects to compare, those whose runs are the same, and those of which one arm's are."""
+    """Return the effects to compare, those whose runs are the same, and those of which one arm's runs are the same."""
     ours = {(effect.left, effect.right) for effect in requested_effects(first.recipe) if effect.kind == "arms"}
     theirs = {(effect.left, effect.right) for effect in requested_effects(second.recipe) if effect.kind == "arms"}
     found: list[Two] = []
@@ -210,7 +211,7 @@ _EFFECT_COLUMNS = ("split", "effect", "method", "points in A", "points in B", "B
 
 
 def cell_columns(found: Comparison) -> tuple[str, ...]:
-    """The head of `cell_lines`; the paper's column stands where it has a figure."""
+    """Return the column names of `cell_lines`; the paper has a column where it has a figure."""
     criterion = CRITERIA[found.judged_by]
     sides = [f"{criterion.short}{criterion.unit} in {study}" for study in "AB"]
     columns = ("split", "arm", "method", *sides, "B less A", "p (Holm)", "verdict")
@@ -218,19 +219,19 @@ def cell_columns(found: Comparison) -> tuple[str, ...]:
 
 
 def effect_columns(found: Comparison) -> tuple[str, ...]:
-    """The head of `effect_lines`, likewise."""
+    """Return the column names of `effect_lines`; the paper has a column where it has a figure."""
     return (*_EFFECT_COLUMNS, "paper: points") if any(found.paper_effects) else _EFFECT_COLUMNS
 
 
 def _of_paper(figures: dict[str, str]) -> str:
-    """With the paper's family where there are two."""
+    """Format the paper's figures; each has its family in front where there are two."""
     if len(figures) == 1:
         return next(iter(figures.values()))
     return ", ".join(f"{family}: {figure}" for family, figure in figures.items())
 
 
 def cell_lines(found: Comparison) -> list[tuple[str, ...]]:
-    """One line a cell."""
+    """Return one line for each cell."""
     theirs = [{name: f"{em:.1f}" for name, em in paper.items()} for paper in found.paper_cells]
     return [
         (
@@ -249,7 +250,7 @@ def cell_lines(found: Comparison) -> list[tuple[str, ...]]:
 
 
 def effect_lines(found: Comparison) -> list[tuple[str, ...]]:
-    """One line an effect: both sides, and the difference of differences."""
+    """Return one line for each effect: both sides, and the difference of differences."""
     theirs = [{name: points(asdict(one)) for name, one in paper.items()} for paper in found.paper_effects]
     return [
         (
@@ -280,7 +281,7 @@ def _seeds(count: int, paired: bool) -> str:
 
 
 def head(found: Comparison) -> list[str]:
-    """Lines that say what is compared."""
+    """Return lines that say what is compared."""
     sides = zip("AB", found.names, found.families, strict=True)
     lines = [f"{letter}: {name}, family {family}" for letter, name, family in sides]
     if found.by_note:
@@ -301,7 +302,7 @@ def head(found: Comparison) -> list[str]:
 
 
 def as_json(found: Comparison) -> dict[str, Any]:
-    """For machines."""
+    """Return the comparison as JSON."""
     return asdict(found)
 
 

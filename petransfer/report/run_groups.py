@@ -1,4 +1,4 @@
-"""Runs that differ in their seed alone, as one group: what tables and plots show."""
+"""Groups of runs that differ in their seed only, and the tables that show them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Group:
 
     @property
     def done(self) -> tuple[Row, ...]:
-        """Those that have figures."""
+        """The finished runs."""
         return tuple(row for row in self.runs if row.status == "done")
 
     @property
@@ -59,7 +59,7 @@ class Group:
 
 
 def groups_of(rows: Sequence[Row], family: str | None = None) -> list[Group]:
-    """The groups in the order of the grid, with the paper's figures beside them where the family is given."""
+    """Return the groups in the order of the grid; with a family they have the paper's figures."""
     found: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         found.setdefault((row.cell.split, row.cell.arm, row.cell.method), []).append(row)
@@ -74,7 +74,7 @@ COLUMNS = ("split", "arm", "method", "seeds", "dev EM %", "test EM %", "log p/to
 
 
 def columns_of(groups: Sequence[Group]) -> tuple[str, ...]:
-    """The table's head; the paper's column stands where it has a figure for any group."""
+    """Return the column names; the paper has a column where it has a figure for any group."""
     return (*COLUMNS, "paper EM %") if _in_paper(groups) else COLUMNS
 
 
@@ -83,7 +83,7 @@ def _in_paper(groups: Sequence[Group]) -> bool:
 
 
 def table_of(groups: Sequence[Group]) -> list[tuple[str, ...]]:
-    """One line a group: means over seeds, and in brackets the lowest and the highest seed."""
+    """Return one line for each group: means over seeds, and in brackets the lowest and the highest seed."""
     with_paper = _in_paper(groups)
     return [
         (
@@ -130,7 +130,7 @@ def terminal_table(groups: Sequence[Group], title: str) -> rich.table.Table:
 
 
 def failed_note(groups: Sequence[Group]) -> str:
-    """How many runs failed, the first of them and its reason, or nothing where none did."""
+    """Say how many runs failed, and name the first one with its reason; nothing where none failed."""
     failed = [row for group in groups for row in group.runs if row.status == "failed"]
     if not failed:
         return ""
@@ -140,7 +140,7 @@ def failed_note(groups: Sequence[Group]) -> str:
 
 
 def paper_note(groups: Sequence[Group], family: str) -> str:
-    """Where the paper's figures are from and what parts them from ours, or nothing where there are none."""
+    """Say where the paper's figures are from and how they differ from ours; nothing where there are none."""
     inside = [group for group in groups if group.paper]
     if not inside:
         return ""
@@ -181,13 +181,13 @@ def markdown(groups: Sequence[Group], effects: dict[str, Any], family: str = "",
 
 
 def effect_columns(effects: dict[str, Any]) -> tuple[str, ...]:
-    """The head of `effects_table`."""
+    """Return the column names of `effects_table`."""
     points_of = f"points of {criterion_of(effects).short}"
     return ("effect", "split", "under", points_of, "p (Holm)", "verdict", "paper: points", "paper: p (Holm)")
 
 
 def effects_table(effects: dict[str, Any]) -> list[tuple[str, ...]]:
-    """One line an effect, as effects.json has them: ours, then the paper's, each with its interval."""
+    """Return one line for each contrast of effects.json: ours, then the paper's, each with its interval."""
     lines: list[tuple[str, ...]] = []
     for effect in effects["effects"]:
         paper = effect.get("paper")
@@ -207,7 +207,7 @@ def _verdict(effect: dict[str, Any]) -> str:
 
 
 def points(effect: dict[str, Any]) -> str:
-    """A difference with its interval."""
+    """Format a difference with its interval."""
     return f"{signed(effect['difference'])}{bounds(effect['interval'])}"
 
 

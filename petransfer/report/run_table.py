@@ -1,4 +1,4 @@
-"""A study's runs as rows: the terminal's table and table.csv."""
+"""A study's runs as rows of the terminal's table and of table.csv."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Row:
 
 
 def rows_of(cells: Sequence[Cell], study: StudyFolder) -> list[Row]:
-    """How every run of a grid stands, read from its folder."""
+    """Return the state and figures of every run of a grid, read from its folder."""
     begun = study.names()
     return [_row(cell, study) if cell.run_id in begun else Row(cell, "waiting") for cell in cells]
 
@@ -124,7 +124,7 @@ def of_interest(rows: Sequence[Row], limit: int | None) -> Sequence[Row]:
 
 
 def metrics_of(rows: Sequence[Row]) -> list[str]:
-    """The metrics beside exact match that some run has figures of."""
+    """Return the metrics, apart from exact match, that some run has figures of."""
     return [name for name in HEADINGS if any(name in row.scores for row in rows)]
 
 
@@ -159,7 +159,7 @@ def _reason(kind: str, said: dict[str, Any]) -> str:
 
 
 def generated_lines(rows: Sequence[Row]) -> list[str]:
-    """How far generation and one forward pass agree, of the runs whose test answers were all generated."""
+    """Say how often generation and one forward pass disagree, for runs whose test answers were all generated."""
     found = [row.generated for row in rows if row.generated]
     if not found:
         return []
@@ -172,7 +172,7 @@ def _generated(test: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def state_of(row: Row) -> str:
-    """How a run stands, in a few words."""
+    """Describe the state of a run in a few words."""
     if row.failure:
         return row.status
     if row.status == "done":
@@ -201,7 +201,7 @@ COLUMNS = (
 
 
 def write_csv(rows: Sequence[Row], path: Path, family: str) -> None:
-    """table.csv: one line a run, and the paper's mean over seeds for its arm and split where it has one.
+    """Write table.csv: one line for each run, with the paper's mean over seeds for its arm and split.
 
     A figure that is not finite is an empty cell.
     """
@@ -217,7 +217,7 @@ def write_csv(rows: Sequence[Row], path: Path, family: str) -> None:
 
 
 def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows for machines."""
+    """Return the rows as JSON."""
     return [
         {
             "run_id": row.cell.run_id,

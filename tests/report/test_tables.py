@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -64,3 +67,10 @@ def test_columns_that_say_nothing_are_not_shown() -> None:
 )
 def test_what_is_wrong_is_marked(target: str, generated: str, found: str) -> None:
     assert marked(target, generated) == found
+
+
+def test_a_terminal_without_a_minus_sign_prints_a_hyphen() -> None:
+    code = "from petransfer.cli import _print_on_any_terminal; _print_on_any_terminal(); print('\\u22121.0 \\u00e9')"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=True)
+    assert found.stdout == b"-1.0 ?" + os.linesep.encode()
