@@ -47,9 +47,13 @@ def load_tokenizer(checkpoint: CheckpointSpec) -> PreTrainedTokenizerBase:
     Raises:
         UserError: it is missing or damaged, or the package that it needs is not installed.
     """
-    languages = {"source_language": checkpoint.source_language, "target_language": checkpoint.target_language}
     if checkpoint.tokenizer and not checkpoint.tokenizer_source:
-        other = replace(checkpoint_spec(checkpoint.tokenizer), added_tokens=checkpoint.added_tokens, **languages)
+        other = replace(
+            checkpoint_spec(checkpoint.tokenizer),
+            added_tokens=checkpoint.added_tokens,
+            source_language=checkpoint.source_language,
+            target_language=checkpoint.target_language,
+        )
         return load_tokenizer(other)
     embedded = is_embedded(checkpoint.name) and not checkpoint.tokenizer
     place = checkpoint.tokenizer_source or (str(NANO / "tokenizer") if embedded else location(checkpoint))
@@ -68,7 +72,7 @@ def load_tokenizer(checkpoint: CheckpointSpec) -> PreTrainedTokenizerBase:
             "save_pretrained"
         ) from error
     add_tokens(tokenizer, checkpoint.added_tokens)
-    return with_languages(tokenizer, place, **languages)
+    return with_languages(tokenizer, place, checkpoint.source_language, checkpoint.target_language)
 
 
 def generation_config(checkpoint: CheckpointSpec) -> Any:

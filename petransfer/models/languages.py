@@ -36,7 +36,7 @@ def with_languages(
     if not hasattr(tokenizer, "src_lang"):
         if given:
             raise UserError(f"{name} marks no languages; leave source_language and target_language out")
-        return tokenizer  # type: ignore[no-any-return]
+        return tokenizer
     if len(given) == 1:
         raise UserError(f"{name}: give source_language and target_language together")
     if not given:
@@ -47,12 +47,12 @@ def with_languages(
                 name,
                 tokenizer.src_lang,
             )
-        return tokenizer  # type: ignore[no-any-return]
+        return tokenizer
     for key, language in (("source_language", source_language), ("target_language", target_language)):
         if language not in _codes(tokenizer):
             raise unknown(f"{key} of {name}", str(language), _codes(tokenizer))
     tokenizer.src_lang, tokenizer.tgt_lang = source_language, target_language
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
 def target_token(tokenizer: Any) -> int | None:

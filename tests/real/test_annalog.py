@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 
 from petransfer.models.loading import load_checkpoint
@@ -67,6 +68,9 @@ def test_full_fine_tuning_predicts_after_reload_what_it_predicted_before(
 ) -> None:
     run, found = trained(monkeypatch, annalog, pairs, "--method", "full", "--bits", "32", "--lr", "3e-4")
     assert found["dev"]["log_prob_per_token"] > -0.84
+    rows = pyarrow.parquet.read_table(run / "examples.parquet").to_pylist()
+    generated = {row["input"]: row["said"] for row in rows if row["said"] is not None}
+    assert generated
     capsys.readouterr()
-    assert call(monkeypatch, "eval", str(run)) == 0
-    assert call(monkeypatch, "predict", str(run), "c1ccc(C)cc1") == 0
+    assert call(monkeypatch, "predict", str(run), "--cpu", *generated) == 0
+    assert capsys.readouterr().out.splitlines() == list(generated.values())
