@@ -88,7 +88,7 @@ def loss(model: torch.nn.Module, loaded: Loaded, examples: Sequence[Encoded]) ->
 
 def main() -> None:
     """Measure, and write the figures with the command and the machine after each width."""
-    from petransfer.study.single_run import environment
+    from petransfer.study.environment import environment
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)

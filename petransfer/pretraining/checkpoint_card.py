@@ -10,7 +10,7 @@ import torch
 
 from petransfer.pretraining.pretrain import RARE
 from petransfer.recipe.pretraining import CorpusPart
-from petransfer.study.single_run import environment
+from petransfer.study.environment import environment
 from petransfer.training.metrics_file import read_metrics
 
 

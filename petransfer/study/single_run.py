@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +31,7 @@ from petransfer.models.quantization import check_optimizer, inventory, weight_co
 from petransfer.recipe.run_spec import Options, RunSpec
 from petransfer.study.checkpointing_choice import with_room
 from petransfer.study.encoded_data import encode_data, log_notes
+from petransfer.study.environment import environment
 from petransfer.study.folders import RunFolder
 from petransfer.study.grid import Cell
 from petransfer.study.launched_processes import splits_tensors
@@ -379,44 +377,3 @@ def _write_examples(
 
 
 _TEXTS = ("said", "input", "target")
-
-
-def environment(device: torch.device, threads: int) -> dict[str, Any]:
-    """Describe the software and hardware of a run: package versions, device, CPU and thread count.
-
-    A run id fixes a run's inputs. Its numbers are equal bit for bit only on one kind of CPU with one thread count.
-    """
-    packages = ("petransfer", "torch", "transformers", "peft", "bitsandbytes", "accelerate")
-    card = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {
-        "packages": {name: version for name in packages if (version := _version(name))},
-        "python": platform.python_version(),
-        "device": f"{device.type} ({card})",
-        "threads": threads or torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "cpu": cpu_model(),
-        "instruction_set": torch.backends.cpu.get_cpu_capability(),
-        "amx": torch.cpu._is_amx_tile_supported(),
-    }
-
-
-def cpu_model() -> str:
-    """Return the CPU's model name, with its family and model numbers where Linux gives them."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor()
-    fields = dict(line.split(":", 1) for line in text.split("\n\n", 1)[0].splitlines() if ":" in line)
-    named = {key.strip(): value.strip() for key, value in fields.items()}
-    numbers = [f"{key} {named[key]}" for key in ("cpu family", "model") if key in named]
-    return (
-        f"{named.get('model name', platform.processor())} ({', '.join(numbers)})" if numbers else platform.processor()
-    )
-
-
-def _version(package: str) -> str:
-    """Empty where it is not installed: bitsandbytes is not for every platform."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
