@@ -6,10 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from petransfer.data import SplitData
+from petransfer.data.chat import chat_layout
+from petransfer.data.encoded_examples import encode_split
 from petransfer.errors import UserError
 from petransfer.evaluation.exact_match import Evaluation
 from petransfer.evaluation.one_pass import Scored
 from petransfer.models.hashes import tokenizer_sha256
+from petransfer.models.lengths import length_check
 from petransfer.models.loading import Loaded
 from petransfer.models.quantization import inventory
 from petransfer.recipe.run_spec import Bits
@@ -22,7 +26,7 @@ from petransfer.sharing.examples_file import rows_of
 from petransfer.sharing.plain_check import differing_texts
 from petransfer.sharing.safe_reading import card_data
 from petransfer.sharing.scoring import evaluation
-from petransfer.sharing.task_data import data_of
+from petransfer.sharing.task_data import data_of, options_of
 from petransfer.study.provenance import examples_sha256
 
 PARTS = {"dev": "validation", "test": "test"}
@@ -176,7 +180,8 @@ def _in_words(shares: dict[str, float]) -> str:
 def _figures(bundle: Bundle, where: Where, model: Any, loaded: Loaded) -> Iterator[Check]:
     provenance, spec = bundle.provenance or {}, bundle.spec
     assert spec is not None
-    data = data_of(bundle, where.data_dir)
+    loaded = replace(loaded, layout=chat_layout(loaded.tokenizer, loaded.layout, bundle.chat()))
+    data = _usable(data_of(bundle, where.data_dir), bundle, loaded)
     for part, claim in provenance["claims"].items():
         examples = getattr(data, part)
         if examples_sha256(examples) != provenance.get("data_sha256", {}).get(part):
@@ -186,6 +191,18 @@ def _figures(bundle: Bundle, where: Where, model: Any, loaded: Loaded) -> Iterat
         yield _claimed(part, claim, found)
         if part == "test" and EXAMPLES in bundle.files:
             yield _example_by_example(rows_of(bundle.files[EXAMPLES]), found.scored)
+
+
+def _usable(data: SplitData, bundle: Bundle, loaded: Loaded) -> SplitData:
+    """Return the examples without those that the run left out because its tokenizer or model cannot use them."""
+    assert bundle.spec is not None
+    options = options_of(bundle)
+    if options.get("bad_rows") != "skip":
+        return data
+    most = int(options.get("max_length", 0))
+    too_long = length_check(loaded.model.config, bundle.spec.checkpoint.name, most)
+    prefix, tokenizer = bundle.spec.task.prefix, loaded.tokenizer
+    return encode_split(data, prefix, tokenizer, loaded.layout, too_long=too_long, skip_bad_rows=True).data
 
 
 def _claimed(part: str, claim: dict[str, Any], found: Evaluation) -> Check:

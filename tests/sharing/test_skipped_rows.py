@@ -1,0 +1,41 @@
+"""An adapter that was trained with rows left out is verified on the rows that were used."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from petransfer.cli import main
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["petransfer", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+def test_rows_that_were_left_out_are_left_out_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PETRANSFER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    targets = ["walk"] * 6 + ["</s> run"] * 2
+    Path("a.jsonl").write_text(
+        "".join(json.dumps({"input": f"in {n}", "target": t}) + "\n" for n, t in enumerate(targets))
+    )
+    Path("test.jsonl").write_text(
+        "".join(json.dumps({"input": f"on {n}", "target": t}) + "\n" for n, t in enumerate(targets))
+    )
+    arguments = ["a.jsonl", "--test", "test.jsonl", "--dev", "2", "--steps", "2", "--cpu", "--out", "out"]
+    assert call(monkeypatch, "train", "nano/english", *arguments, "--skip-bad-rows") == 0
+    (result,) = Path("out/runs").glob("*/result.json")
+    assert json.loads(result.read_text())["test"]["examples"] == 6
+    capsys.readouterr()
+    code = call(monkeypatch, "adapter", "verify", str(result.parent / "adapter"))
+    said = capsys.readouterr().out
+    assert code == 0, said
+    assert "as claimed (6 examples)" in " ".join(said.split())
