@@ -1,4 +1,4 @@
-"""`adapter card|pack|push|pull|verify|merge|info`: adapters that are handed on."""
+"""`adapter card|pack|push|pull|verify|merge|info`: share adapters."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from petransfer.sharing.bundle_files import CARD
 from petransfer.sharing.bundle_zip import SUFFIX
 from petransfer.sharing.card_metadata import Wishes
 
-app = typer.Typer(no_args_is_help=True, help="Hand adapters on so that others can use, check and trace them.")
+app = typer.Typer(no_args_is_help=True, help="Share adapters: describe, pack, push, pull, verify and merge them.")
 
 Source = Annotated[str, typer.Argument(help="A run's folder, an adapter's, a bundle, or owner/name on the hub.")]
-Revision = Annotated[str | None, typer.Option(help="The base's commit or branch, where it is to be another.")]
-Checkpoint = Annotated[str | None, typer.Option(help="The base, where its folder is here.")]
-Licence = Annotated[str | None, typer.Option("--licence", "--license", help="Where base and data do not settle it.")]
-Language = Annotated[str | None, typer.Option(help="Of the data: en, or en,de.")]
+Revision = Annotated[str | None, typer.Option(help="Another commit or branch of the base on the hub.")]
+Checkpoint = Annotated[str | None, typer.Option(help="The base model, if it is not found by its name.")]
+Licence = Annotated[str | None, typer.Option("--licence", "--license", help="If base and data do not determine it.")]
+Language = Annotated[str | None, typer.Option(help="Language of the data: en, or en,de.")]
 Tag = Annotated[list[str] | None, typer.Option("--tag", help="One more tag of the card. Repeatable.")]
-DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where the data are, if not here.")]
-Bits = Annotated[int | None, typer.Option(help="The base's width, 32, 16, 8 or 4, where it is to be another.")]
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="A folder with data files.")]
+Bits = Annotated[int | None, typer.Option(help="Another width of the base: 32, 16, 8 or 4.")]
 AnyBase = Annotated[bool, typer.Option("--any-base", help="Accept a base with other weights than were trained on.")]
-Cpu = Annotated[bool, typer.Option("--cpu", help="Use the CPU even where there is a GPU.")]
+Cpu = Annotated[bool, typer.Option("--cpu", help="Use the CPU even if there is a GPU.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
 @app.command("info")
 def info(source: Source, as_json: Json = False) -> None:
-    """Say what an adapter is, petransfer's or not. Nothing of it is loaded."""
+    """Describe an adapter, petransfer's or not, from its files. No model is loaded."""
     from petransfer.sharing.info import describe
 
     with opened(source) as bundle:
@@ -52,9 +52,11 @@ def card(
     licence: Licence = None,
     language: Language = None,
     tags: Tag = None,
-    out: Annotated[Path | None, typer.Option(help="The file; README.md beside the adapter; - prints it.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The file; by default README.md beside the adapter; - prints it.")
+    ] = None,
 ) -> None:
-    """Write the card that the hub shows: what it is, how to use it, how well it does, its limits."""
+    """Write the card that the hub shows: how to use the adapter, how well it does, its origin and its limits."""
     from petransfer.sharing.card import card as make
 
     with opened(source) as bundle:
@@ -71,13 +73,13 @@ def card(
 def pack(
     source: Source,
     out: Annotated[
-        Path | None, typer.Option(help=f"The file, ending in {SUFFIX}; named by the run unless given.")
+        Path | None, typer.Option(help=f"The file, ending in {SUFFIX}; by default named after the run.")
     ] = None,
     licence: Licence = None,
     language: Language = None,
     tags: Tag = None,
 ) -> None:
-    """Put an adapter, its card, provenance, recipe and results into one file, the same bytes every time."""
+    """Pack an adapter with its card, provenance, recipe and results into one file, the same bytes every time."""
     from petransfer.sharing.pack import pack as write
 
     with opened(source) as bundle:
@@ -97,7 +99,7 @@ def push(
     message: Annotated[str, typer.Option(help="Of the commit.")] = "Add an adapter by petransfer",
     as_json: Json = False,
 ) -> None:
-    """Put an adapter on the Hugging Face Hub in one commit, private unless --public."""
+    """Upload an adapter to the Hugging Face Hub in one commit, private unless --public."""
     from petransfer.sharing import hub
     from petransfer.sharing.pack import contents
 
@@ -106,16 +108,16 @@ def push(
         done = hub.push(name, contents(bundle, _wishes(licence, language, tags)), public, message)
     for note in done.notes:
         print(printable(note), file=sys.stderr)
-    who = "only you see it; --public would share it" if done.private else "everyone sees it"
+    who = "private; --public would share it" if done.private else "public"
     print(json.dumps(hub.as_json(done), indent=1) if as_json else f"{done.url} ({who})")
 
 
 @app.command("pull")
 def pull(
     source: Source,
-    out: Annotated[Path | None, typer.Option(help="The folder; named by the source unless given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder; by default named after the source.")] = None,
 ) -> None:
-    """Check an adapter from the hub, a bundle or a folder and put its files into a folder that plain peft loads."""
+    """Check an adapter from the hub or a bundle, and put its files into a folder that plain peft loads."""
     from petransfer.sharing import hub
 
     hub.quiet()
@@ -156,7 +158,7 @@ def verify(
 ) -> None:
     """Check files, base, tokenizer and width against the provenance, and measure the claimed figures again."""
     found = []
-    with opened(source) as bundle:  # what cannot be had is said before torch is loaded
+    with opened(source) as bundle:  # a wrong place is reported before torch is loaded
         from petransfer.models.library_output import silence_libraries
         from petransfer.sharing.base import Where
         from petransfer.sharing.verify import verify as check
@@ -170,10 +172,11 @@ def verify(
     if as_json:
         print(json.dumps([vars(one) for one in found], indent=1))
     if failed:
-        print(f"{source} is not what it says: {failed} of {len(found)} checks failed", file=sys.stderr)
+        print(f"{source} is not what it claims to be: {failed} of {len(found)} checks failed", file=sys.stderr)
         raise typer.Exit(1)
     print(
-        f"{source} is what it says{'' if evaluate else ', its figures apart, which were not measured'}", file=sys.stderr
+        f"{source} is what it claims to be{'' if evaluate else '; its figures were not measured again'}",
+        file=sys.stderr,
     )
 
 
@@ -188,8 +191,8 @@ def merge(
     cpu: Cpu = False,
     as_json: Json = False,
 ) -> None:
-    """Merge an adapter into its 16-bit base (32 where it was trained so), and say what that changed in the logits."""
-    with opened(source) as bundle:  # what cannot be had is said before torch is loaded
+    """Merge an adapter into its base at 16 bits (32 if it was trained so), and measure what changed."""
+    with opened(source) as bundle:  # a wrong place is reported before torch is loaded
         from petransfer.models.library_output import silence_libraries
         from petransfer.sharing.base import Where
         from petransfer.sharing.merge import merge as write

@@ -1,4 +1,4 @@
-"""An evaluation shared out among the processes of a run; each gets the whole of it."""
+"""Divide an evaluation among the processes of a run; each process gets the whole result."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from petransfer.training.distributed.fsdp import is_sharded
 def evaluate_together(
     model: torch.nn.Module, loaded: Loaded, examples: Sequence[Example], encoded: Sequence[Encoded], **options: Any
 ) -> Evaluation:
-    """What `evaluate` finds; every process scores, settles and audits each n-th example, and all put it together.
+    """Return what `evaluate` returns; each of n processes evaluates every n-th example, and the results are gathered.
 
-    Where the model's tensors are split, every layer waits for all processes, and how many passes generation takes is
-    not known before: all of them do the same whole evaluation. It takes as long as one process would, and longer by the
-    gathering, but needs no card that holds the model. They keep in step because the same cards round alike.
+    Where FSDP splits the model's tensors, every layer waits for all processes, and the number of generation steps is
+    not known in advance. There, all processes do the same whole evaluation. It takes at least as long as on one
+    process, but no GPU has to hold the model. The processes stay in step because equal GPUs round equally.
     """
     if not distributed.is_initialized() or distributed.get_world_size() == 1 or is_sharded(model):
         return evaluate(model, loaded, examples, encoded, **options)
@@ -41,7 +41,7 @@ def evaluate_together(
 
 
 def put_together(parts: Sequence[Evaluation]) -> Evaluation:
-    """The evaluation of all examples from those of every n-th, the first example in the first part."""
+    """Combine the evaluations of every n-th example; the first example is in the first part."""
     total = sum(len(part.scored) for part in parts)
     scored = tuple(parts[at % len(parts)].scored[at // len(parts)] for at in range(total))
     return Evaluation(

@@ -1,7 +1,7 @@
-"""Which label of a closed set a model would say: greedy decoding that may say nothing but labels, in one pass.
+"""Choose a label of a closed set by greedy decoding restricted to the labels, in one forward pass.
 
-All labels are read by the decoder at once. At each position the piece with the largest logit among those that some
-label goes on with is taken, so that whenever free greedy decoding says a label, it is this one.
+The decoder reads all labels at once. At each position, the token with the largest logit among the next tokens of the
+remaining labels is taken. Whenever unrestricted greedy decoding generates a label, it is this one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from petransfer.training.batches import IGNORED, collate
 from petransfer.training.distributed.fsdp import is_sharded
 from petransfer.training.out_of_memory import OutOfMemory, raising_out_of_memory
 
-# Logits that are held at once.
+# The most logits in memory at once.
 LOGITS = 1 << 26
 
 
@@ -25,43 +25,43 @@ LOGITS = 1 << 26
 def choose_labels(
     model: torch.nn.Module, loaded: Loaded, encoded: Sequence[Encoded], labels: Sequence[str]
 ) -> list[str]:
-    """The label for each input, in their order."""
+    """Return the label for each input, in their order."""
     was_training = model.training
     model.eval()
-    pieces = encode_targets(labels, loaded.tokenizer, loaded.layout)
+    tokens = encode_targets(labels, loaded.tokenizer, loaded.layout)
     order = sorted(range(len(encoded)), key=lambda at: -len(encoded[at].input_ids))
-    width = max(map(len, pieces)) + (0 if loaded.layout.encoder_decoder else len(encoded[order[0]].input_ids))
+    width = max(map(len, tokens)) + (0 if loaded.layout.encoder_decoder else len(encoded[order[0]].input_ids))
     vocabulary = int(loaded.model.config.vocab_size)  # what holds the embeddings may be wrapped
     at_once = max(1, LOGITS // (len(labels) * width * vocabulary))
-    said: dict[int, str] = {}
+    chosen_labels: dict[int, str] = {}
     start = 0
     while start < len(order):
         chosen = order[start : start + at_once]
         try:
             with raising_out_of_memory():
-                scores = _scores(model, loaded, [encoded[at].input_ids for at in chosen], pieces)
+                scores = _scores(model, loaded, [encoded[at].input_ids for at in chosen], tokens)
         except OutOfMemory:
             if at_once == 1 or is_sharded(model):
                 raise
             at_once = (at_once + 1) // 2
             continue
-        said |= {at: labels[_descend(row, pieces)] for at, row in zip(chosen, scores, strict=True)}
+        chosen_labels |= {at: labels[_descend(row, tokens)] for at, row in zip(chosen, scores, strict=True)}
         start += len(chosen)
     model.train(was_training)
-    return [said[at] for at in range(len(encoded))]
+    return [chosen_labels[at] for at in range(len(encoded))]
 
 
 def _scores(
-    model: torch.nn.Module, loaded: Loaded, inputs: Sequence[tuple[int, ...]], pieces: Sequence[tuple[int, ...]]
+    model: torch.nn.Module, loaded: Loaded, inputs: Sequence[tuple[int, ...]], tokens: Sequence[tuple[int, ...]]
 ) -> list[list[list[float]]]:
-    """For each input and label the logits of the label's own pieces, each given those before it."""
+    """Return, for each input and label, the logits of the label's own tokens, each given those before it."""
     device = next(model.parameters()).device
-    rows = [Encoded(source, target) for source in inputs for target in pieces]
+    rows = [Encoded(source, target) for source in inputs for target in tokens]
     batch = {name: tensor.to(device) for name, tensor in collate(rows, loaded.layout).items()}
     labels_bt = batch.pop("labels")
     if loaded.layout.encoder_decoder and not _adds_inputs(model):
-        # every input is read once, whatever the number of labels
-        count = len(pieces)
+        # The encoder reads every input once, whatever the number of labels.
+        count = len(tokens)
         ids, mask = batch.pop("input_ids")[::count], batch["attention_mask"]
         read = _encoder(model)(input_ids=ids, attention_mask=mask[::count], return_dict=True)
         read.last_hidden_state = read.last_hidden_state.repeat_interleave(count, 0)
@@ -69,11 +69,11 @@ def _scores(
     logits_btv = model(**batch, use_cache=False).logits
     wanted_bt = logits_btv.gather(-1, labels_bt.clamp(min=0).unsqueeze(-1)).squeeze(-1).float()
     found = [row[asked].tolist() for row, asked in zip(wanted_bt, labels_bt != IGNORED, strict=True)]
-    return [found[at : at + len(pieces)] for at in range(0, len(found), len(pieces))]
+    return [found[at : at + len(tokens)] for at in range(0, len(found), len(tokens))]
 
 
 def _adds_inputs(model: torch.nn.Module) -> bool:
-    """Whether virtual tokens are put before the input, which the encoder alone would read without them."""
+    """Return whether virtual tokens are put before the input; the encoder alone would read it without them."""
     config = getattr(model, "active_peft_config", None)
     return bool(config is not None and config.is_prompt_learning)
 
@@ -84,11 +84,11 @@ def _encoder(model: torch.nn.Module) -> Any:
     return base.get_encoder()
 
 
-def _descend(scores: Sequence[Sequence[float]], pieces: Sequence[tuple[int, ...]]) -> int:
-    """The label at the end of the way on which every piece is the best of those that labels go on with."""
-    left, position = list(range(len(pieces))), 0
+def _descend(scores: Sequence[Sequence[float]], tokens: Sequence[tuple[int, ...]]) -> int:
+    """Return the label that is reached by taking the best next token of the remaining labels at each position."""
+    left, position = list(range(len(tokens))), 0
     while len(left) > 1:
         best = max(left, key=lambda label: scores[label][position])
-        left = [label for label in left if pieces[label][position] == pieces[best][position]]
+        left = [label for label in left if tokens[label][position] == tokens[best][position]]
         position += 1
     return left[0]

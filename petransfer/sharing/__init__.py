@@ -1,1 +1,1 @@
-"""Adapters that others can trust: packed, pushed, described, checked and merged."""
+"""Share adapters: load, predict, evaluate, describe, pack, push, verify, merge and serve them."""

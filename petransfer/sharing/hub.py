@@ -1,4 +1,4 @@
-"""The Hugging Face Hub, through huggingface_hub: an adapter goes there in one commit and comes back file by file."""
+"""Upload adapters to the Hugging Face Hub in one commit, and download them file by file, with huggingface_hub."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PROXIES = ("https_proxy", "http_proxy", "all_proxy")
 
 @dataclass(frozen=True)
 class Pushed:
-    """Where an adapter went. commit: its one commit. private: only its owner sees it. notes: the hub's on the card."""
+    """Where an adapter was uploaded. commit: its one commit. private: only its owner sees it. notes: on the card."""
 
     url: str
     commit: str
@@ -32,14 +32,14 @@ class Pushed:
 
 
 def push(name: str, contents: Mapping[str, Path | bytes], public: bool, message: str) -> Pushed:
-    """Puts a bundle's files into `user/name` in one commit; a new repository is private unless `public`.
+    """Upload a bundle's files to `user/name` in one commit; a new repository is private unless `public`.
 
     Raises:
-        UserError: the name is none, the hub cannot be reached or refuses, or the repository is public already and
-            `public` was not said.
+        UserError: the name is not valid, the hub cannot be reached or refuses, or the repository is public already and
+            `public` is False.
     """
     if not _ID.fullmatch(name):
-        raise UserError(f"'{name}' is no place on the hub; write user/name")
+        raise UserError(f"'{name}' is not a valid repository id; write user/name")
     with _plain_errors(f"{name} was not pushed"):
         from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -48,7 +48,7 @@ def push(name: str, contents: Mapping[str, Path | bytes], public: bool, message:
         api.create_repo(name, private=not public, exist_ok=True)
         private = bool(api.model_info(name).private)
         if not private and not public:
-            raise UserError(f"{name} is public already; --public says that this adapter may be, too")
+            raise UserError(f"{name} is public already; --public confirms that the adapter may be public")
         if private and public:
             raise UserError(f"{name} is private already; make it public on the hub, or leave --public out")
         files = [
@@ -82,7 +82,7 @@ def holds_adapter(source: str) -> bool:
 
 
 def fetch(source: str, revision: str | None, target: Path) -> str:
-    """Brings the files of an adapter, and no others, from `owner/name[@revision]` to `target`; the commit they are of.
+    """Download the files of an adapter, and no others, from `owner/name[@revision]`; return their commit.
 
     Raises:
         UserError: there is no such repository or adapter, a file is too large, or the hub cannot be reached.
@@ -105,7 +105,7 @@ def _wanted(name: str, sizes: Mapping[str, int]) -> list[str]:
         raise UserError(f"{name} holds no adapter: it has no {CONFIG}")
     if WEIGHTS not in sizes:
         pickles = [path for path in sizes if path.endswith(".bin")]
-        why = f"only {pickles[0]}, a pickle, which runs code when opened" if pickles else f"no {WEIGHTS}"
+        why = f"only {pickles[0]}, a pickle, which runs code when it is opened" if pickles else f"no {WEIGHTS}"
         raise UserError(f"{name} is refused: it has {why}; adapters are safetensors only")
     wanted = [path for path in sizes if path in LIMITS]
     large = next((path for path in wanted if sizes[path] > LIMITS[path]), None)
@@ -115,7 +115,7 @@ def _wanted(name: str, sizes: Mapping[str, int]) -> list[str]:
 
 
 def refuse_offline() -> None:
-    """Says at once that there is no hub, where a client would try again and again.
+    """Report at once that the hub cannot be reached, where a client would try again and again.
 
     Raises:
         UserError: it is switched off or cannot be reached.
@@ -136,7 +136,7 @@ def refuse_offline() -> None:
 
 @contextlib.contextmanager
 def _plain_errors(what: str) -> Iterator[None]:
-    """Any error of the client's as one line, with no token in it."""
+    """Turn any error of the client into one line without a token in it."""
     try:
         yield
     except UserError:
@@ -156,7 +156,7 @@ def _advice(error: Exception) -> str:
 
 
 def without_tokens(text: str) -> str:
-    """The text with what is, or looks like, a token taken out."""
+    """Return the text with everything removed that is, or looks like, a token."""
     from huggingface_hub import get_token
 
     known = [token for token in (get_token(), os.environ.get("HF_TOKEN")) if token]
@@ -166,7 +166,7 @@ def without_tokens(text: str) -> str:
 
 
 def quiet() -> None:
-    """No progress bars and no hints of the client's in our own output."""
+    """Silence the progress bars and hints of the client."""
     import logging
 
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -177,5 +177,5 @@ def quiet() -> None:
 
 
 def as_json(pushed: Pushed) -> dict[str, Any]:
-    """For machines."""
+    """Return the fields that `--json` prints."""
     return {"url": pushed.url, "commit": pushed.commit, "private": pushed.private}

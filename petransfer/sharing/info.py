@@ -1,4 +1,4 @@
-"""What an adapter is, made by petransfer or not, from its own files alone."""
+"""Describe an adapter, petransfer's or not, from its own files alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from petransfer.sharing.safe_reading import card_data, read_text
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:
-    """Names and values, for people and as JSON."""
+    """Return names and values, for people and as JSON."""
     config = bundle.config
     dtypes = Counter(dtype for dtype, _ in bundle.tensors.values())
     targets = config.get("target_modules")

@@ -91,7 +91,7 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None) 
     base = base_of(bundle, where.checkpoint, where.revision, 32)
     loaded = base.load(where.device)
     refuse_other_base(base, loaded, where)
-    count = int(loaded.model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
+    count = int(loaded.model.get_input_embeddings().num_embeddings)
     model = attach(loaded, [bundle], 32)
     before = _logits(model, loaded, count)
     at_width = _logits_at_trained_width(bundle, where, trained, count) if trained < 16 else None

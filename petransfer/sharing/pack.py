@@ -1,4 +1,4 @@
-"""Packing: what goes into a bundle, with nothing of this machine in it, and the same bytes for the same run."""
+"""Pack a bundle: nothing that identifies this machine is in it, and the same run gives the same bytes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
 
 
 def contents(bundle: Bundle, wishes: Wishes) -> dict[str, Path | bytes]:
-    """The files of a bundle by name, the card among them, and the list of their sha256.
+    """Return the files of a bundle by name, the card and the list of sha256 included.
 
     Raises:
         UserError: the run is not done, its files are not those it saved, or one names a place of this machine.
@@ -39,7 +39,9 @@ def contents(bundle: Bundle, wishes: Wishes) -> dict[str, Path | bytes]:
     if bundle.provenance is None or "claims" not in bundle.provenance:
         raise UserError(f"{bundle.label} was not made by this petransfer: it has no provenance to pack; see info")
     if RESULT not in bundle.files:
-        raise UserError(f"{bundle.label} has no result.json: the run is not done; the command that began it goes on")
+        raise UserError(
+            f"{bundle.label} has no result.json: the run is not finished; repeat the command that started it"
+        )
     found: dict[str, Path | bytes] = {name: bundle.files[name] for name in (CONFIG, WEIGHTS, PROVENANCE, RESULT)}
     if RECIPE in bundle.files:
         found[RECIPE] = placeless(read_text(bundle.files[RECIPE]))
@@ -54,7 +56,7 @@ def contents(bundle: Bundle, wishes: Wishes) -> dict[str, Path | bytes]:
 
 
 def pack(bundle: Bundle, target: Path, wishes: Wishes) -> str:
-    """Writes the bundle's zip and returns its sha256.
+    """Write the bundle's zip file and return its sha256.
 
     Raises:
         UserError: as `contents`; or the target exists.
@@ -71,7 +73,7 @@ def pack(bundle: Bundle, target: Path, wishes: Wishes) -> str:
 
 
 def placeless(recipe: str) -> bytes:
-    """A recipe in which folders of this machine are names: `/home/me/t5` becomes `t5`."""
+    """Return a recipe in which folders of this machine are replaced by their names: `/home/me/t5` becomes `t5`."""
     content = read_yaml(recipe, RECIPE)
     content.pop("data_dir", None)
     return yaml.safe_dump(_placeless(content), sort_keys=False, allow_unicode=True).encode()
@@ -89,10 +91,10 @@ def _placeless(value: Any, key: str = "") -> Any:
 
 
 def refuse_private(name: str, text: str) -> None:
-    """Refuses a text that names a folder of this machine or holds a token.
+    """Refuse a text that names a folder of this machine or contains a token.
 
     Raises:
-        UserError: it does; what a token is, is not said.
+        UserError: it does. The message does not contain the token.
     """
     tokens = [os.environ.get(key, "") for key in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "PETRANSFER_SLOG_PASSWORD")]
     if _TOKEN.search(text) or any(len(token) >= 8 and token in text for token in tokens):

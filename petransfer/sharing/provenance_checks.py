@@ -1,4 +1,4 @@
-"""petransfer.json and result.json from someone unknown: every value of the type that it should have, or refused."""
+"""Validate petransfer.json and result.json from an unknown source: every value must have its type."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ class _Result(_Strict):
 
 
 def check_result(content: dict[str, Any]) -> None:
-    """Refuses a result.json that no run leaves.
+    """Refuse a result.json that no run writes.
 
     Raises:
-        UserError: a value that is read is not of its type.
+        UserError: a value does not have its type.
     """
     try:
         _Result.model_validate(content)
@@ -75,10 +75,10 @@ def check_result(content: dict[str, Any]) -> None:
 
 
 def spec_in(content: dict[str, Any]) -> RunSpec:
-    """The run's spec in a provenance that is sound: its id, over all that can change the numbers, is the claimed one.
+    """Return the run's spec in a valid provenance, whose id is the claimed one.
 
     Raises:
-        UserError: a value is not of its type, a place on a machine is named, or the id is another.
+        UserError: a value does not have its type, a place on a machine is named, or the id differs.
     """
     try:
         _Provenance.model_validate(content)
@@ -95,7 +95,7 @@ def spec_in(content: dict[str, Any]) -> RunSpec:
         ) from None
     if run_id != content["run_id"]:
         claimed = content["run_id"][:20]
-        raise UserError(f"{PROVENANCE} is refused: what it says of the run gives the id {run_id}, not {claimed!r}")
+        raise UserError(f"{PROVENANCE} is refused: its description of the run gives the id {run_id}, not {claimed!r}")
     if spec.checkpoint.source or spec.checkpoint.tokenizer_source or spec.task.source:
         raise UserError(f"{PROVENANCE} is refused: it names a place on a machine")
     return spec

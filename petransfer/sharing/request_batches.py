@@ -94,7 +94,9 @@ class RequestBatches:
 
     def _next(self) -> list[_Job]:
         """Take the first prompt that waits, and others of the same model and limit; the rest keep their order."""
-        first, chosen, left = self._jobs[0], [], deque[_Job]()
+        first = self._jobs[0]
+        chosen: list[_Job] = []
+        left: deque[_Job] = deque()
         for job in self._jobs:
             same = (job.model, job.max_tokens) == (first.model, first.max_tokens)
             (chosen if same and len(chosen) < self.batch else left).append(job)

@@ -1,4 +1,4 @@
-"""JSON, YAML and safetensors' headers from someone unknown: read strictly, refused in one line, never executed."""
+"""Read JSON, YAML and safetensors headers from an unknown source strictly; nothing is executed."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import yaml
 
 from petransfer.errors import UserError
 
-# Of YAML, which is read slowly.
+# Bounds for YAML, in characters and levels, because it is slow to read.
 LONGEST, DEEPEST = 200_000, 40
 
 Tensors = dict[str, tuple[str, tuple[int, ...]]]
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file.
+    """Return the object in a JSON file.
 
     Raises:
-        UserError: it is no JSON object, names a key twice, or holds what JSON has not (NaN, Infinity).
+        UserError: it is not a JSON object, has a key twice, or contains NaN or Infinity, which JSON lacks.
     """
     try:
         content = json.loads(
@@ -37,11 +37,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_yaml(text: str, name: str) -> dict[str, Any]:
-    """The mapping in a text.
+    """Return the mapping in a YAML text.
 
     Raises:
-        UserError: it is none, is long or deep, or has aliases, by which a few lines can stand for more than a memory
-            holds.
+        UserError: it is not a mapping, is too long or too deep, or has aliases, with which a few lines can stand for
+            more than fits into memory.
     """
     if len(text) > LONGEST:
         raise UserError(f"{name} has {len(text):,} characters; at most {LONGEST:,} are read")
@@ -64,7 +64,7 @@ def read_yaml(text: str, name: str) -> dict[str, Any]:
 
 
 def card_data(text: str) -> dict[str, Any]:
-    """The metadata at the head of a card; empty where it has none."""
+    """Return the metadata at the head of a card; empty where it has none."""
     if not text.startswith("---\n"):
         return {}
     head, mark, _ = text[4:].partition("\n---")
@@ -72,7 +72,7 @@ def card_data(text: str) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """A file's text.
+    """Return the text of a file.
 
     Raises:
         UserError: it is not UTF-8.
@@ -84,10 +84,10 @@ def read_text(path: Path) -> str:
 
 
 def read_header(path: Path) -> Tensors:
-    """Every tensor's dtype and shape, by name; no tensor is read.
+    """Return the dtype and shape of each tensor, by name; no tensor is read.
 
     Raises:
-        UserError: it is no safetensors file, is cut short, or says of itself what an adapter need not say.
+        UserError: it is not a safetensors file, is cut short, or carries long metadata, which adapters do not need.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -97,7 +97,9 @@ def read_header(path: Path) -> Tensors:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             tensors = {name: (str(part.get_dtype()), tuple(part.get_shape())) for name, part in parts.items()}
     except (SafetensorError, OSError, ValueError, OverflowError) as error:
-        raise UserError(f"{path.name} is no safetensors file or is damaged ({_first(error)}); get it again") from None
+        raise UserError(
+            f"{path.name} is not a safetensors file or is damaged ({_first(error)}); get it again"
+        ) from None
     if sum(map(len, (*metadata.keys(), *metadata.values()))) > 4096:
         raise UserError(f"{path.name} carries {len(metadata)} notes of its own; an adapter needs none")
     return tensors

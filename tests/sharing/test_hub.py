@@ -74,7 +74,7 @@ def test_what_is_public_stays_so_only_when_it_is_said(hub: Hub, packed: Path, he
     commits = len(hub.repositories["me/open"].commits)
     done = ask(hub.url, here, "push", str(packed), "me/open")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "me/open is public already; --public says" in done.stderr
+    assert "me/open is public already; --public confirms" in done.stderr
     assert len(hub.repositories["me/open"].commits) == commits
 
 

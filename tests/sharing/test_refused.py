@@ -269,7 +269,7 @@ MALFORMED: dict[str, Make] = {
 
 # What the line says of each, so that none is refused for another reason than its own.
 SAID = {
-    "is no bundle or is damaged": ("empty file", "no zip", "cut short", "cut in the middle"),
+    "is not a bundle or is damaged": ("empty file", "no zip", "cut short", "cut in the middle"),
     "is an absolute path": ("absolute path", "drive"),
     "leads out of the folder": (
         "parent", "parent deeper", "parent in Windows' way", "manifest of other names",
@@ -321,7 +321,7 @@ SAID = {
     "is not a list of rows": ("rows below zero",),
     "names a row twice": ("row twice",),
     "has no lora_magnitude_vector beside it": ("magnitudes that are missing",),
-    "is no safetensors file": (
+    "is not a safetensors file": (
         "weights a pickle", "weights empty", "header of a terabyte", "header no JSON", "tensor beyond the end",
         "tensors that overlap",
     ),
@@ -336,7 +336,7 @@ SAID = {
     "is empty": ("tensors that are empty",),
     "spec: Field required": ("provenance without a spec",),
     "not '000000000000'": ("provenance of another run",),
-    "what it says of the run gives the id": ("other training", "other task"),
+    "its description of the run gives the id": ("other training", "other task"),
     "unexpected keyword argument 'password'": ("field that there is not",),
     "claims.test.exact_match": ("claim that is none", "claim below zero"),
     "claims: Input should be": ("claims a list",),

@@ -36,7 +36,7 @@ def test_it_passes_on_the_bundle_the_run_and_the_folder_that_was_pulled(
     assert call("adapter", "verify", str(packed), "--cpu") == 0
     said = capsys.readouterr()
     assert "all 10 test examples have the outcome in examples.parquet" in said.out
-    assert "is what it says" in said.err
+    assert "is what it claims to be" in said.err
     claims = json.loads((run / "adapter" / "petransfer.json").read_text())["claims"]
     assert claims["test"]["exact_match"] > 0
 
