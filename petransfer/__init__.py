@@ -26,10 +26,12 @@ _PUBLIC = {
     "load_recipe": "petransfer.recipe.loading",
     "load_task": "petransfer.data",
     "run_one": "petransfer.study.single_run",
+    "train": "petransfer.api",
 }
 
 if TYPE_CHECKING:
     from petransfer.api import Study as Study
+    from petransfer.api import train as train
     from petransfer.data import Example as Example
     from petransfer.data import load_task as load_task
     from petransfer.errors import RunError as RunError
