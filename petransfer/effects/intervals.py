@@ -62,8 +62,8 @@ def drawn_means(
     Seeds: the log-odds of a sample's seeds are taken as normal. Their mean and deviation are drawn from their joint
     fiducial distribution (Student's t for the mean, chi squared for the variance), and each draw is turned into the
     mean share of right answers. Seeds of this project are skewed (one in six may generalise), and on such shapes a
-    bootstrap of six seeds covers the truth in 63 to 95 % of studies instead of 95 %; this interval covers it in 91 to
-    99 % (`python -m benchmarks.coverage`, results/bench/coverage-cpu.json).
+    bootstrap of six seeds covers the truth in 66 to 96 % of studies instead of 95 %; this interval covers it in 91 to
+    100 % (`python -m benchmarks.coverage`, results/bench/coverage-cpu.json).
 
     Examples: drawn with replacement within categories; what this changes in the mean over all seeds is added.
 
