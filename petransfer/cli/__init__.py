@@ -87,7 +87,9 @@ def call(application: typer.Typer, arguments: list[str]) -> None:
 
             traceback.print_exc()
         if leads:
-            print(f"error: {error}", file=sys.stderr)
+            from petransfer.report.tables import visible  # only here: start-up time
+
+            print(f"error: {visible(str(error))}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except _CANNOT_WRITE as error:
         if debug:

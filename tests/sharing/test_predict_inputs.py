@@ -67,3 +67,8 @@ def test_a_line_of_a_megabyte(
     assert "shorten it" in said
     monkeypatch.setattr(predictor, "SHORT", 2)
     assert len(lines_of(capsys, "to walk to walk")) == 1
+
+
+def test_an_error_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "predict", "no\x1b[31mwhere", "to walk")
+    assert "no\\x1b[31mwhere holds no finished adapter" in said
