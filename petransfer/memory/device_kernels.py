@@ -29,7 +29,7 @@ def multiply_8bit_as_on_cpu(model: torch.nn.Module) -> None:
 
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear8bitLt):
-            module.forward = functools.partial(_multiply_8bit, module)  # type: ignore[method-assign]
+            module.forward = functools.partial(_multiply_8bit, module)
 
 
 def _multiply_8bit(layer: Any, rows: torch.Tensor) -> torch.Tensor:
