@@ -1,4 +1,4 @@
-"""Whether a run needs its activations computed again on the card that it is trained on."""
+"""Decide whether a run needs gradient checkpointing on the card that it is trained on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from petransfer.training.execution import Execution
 
 
 def with_room(spec: RunSpec, execution: Execution, device: torch.device) -> Execution:
-    """The execution, with checkpointing where the device's card has no room without: the gradient is the same."""
+    """Return the execution with gradient checkpointing turned on where the run does not fit the card without it."""
     card = None if execution.checkpointing or splits_tensors() else card_of(device)
     if card is None:
         return execution

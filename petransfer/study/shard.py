@@ -1,4 +1,4 @@
-"""A grid cut into shards for job arrays: every job works out its own part, none asks another. Imports no torch."""
+"""Divide a grid into shards for job arrays: each job computes its own part by itself. Imports no torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Shard:
     count: int
 
     def of(self, cells: Sequence[CellType]) -> list[CellType]:
-        """Its cells in their order. The run ids, sorted, are dealt out in turn: parts differ by one run at most."""
+        """Return its cells in their order. The sorted run ids are assigned in turn, so parts differ by one run at most."""
         dealt = set(sorted(cell.run_id for cell in cells)[self.index - 1 :: self.count])
         return [cell for cell in cells if cell.run_id in dealt]
 
@@ -37,10 +37,10 @@ class Shard:
 
 
 def parse_shard(text: str) -> Shard:
-    """The shard that `2/8` stands for.
+    """Return the shard that a text such as `2/8` describes.
 
     Raises:
-        UserError: it is none.
+        UserError: The text does not describe a shard.
     """
     match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
     if not match:

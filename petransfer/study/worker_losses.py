@@ -1,4 +1,4 @@
-"""Workers that are killed while they carry runs out, and the runs that kill them. Imports no torch."""
+"""Count workers that were killed while they executed runs, and fail the runs that kill them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 from petransfer.errors import RunError
 from petransfer.study.folders import RunFolder
 
-# Workers lost one after the other while a run got no further, after which the run is taken to be what ends them.
+# After so many workers lost at the same step of a run, the run is assumed to be the cause and fails.
 LOST = 3
 
 
 def how_far(folder: RunFolder) -> str:
-    """The newest state of a run: a worker that is lost after a newer one has got it further."""
+    """Return the name of a run's newest state: a worker that wrote a newer one made progress before it was lost."""
     return max((state.name for state in (folder.path / "state").glob("step-*")), default="")
 
 
 @dataclass
 class Losses:
-    """What runs have lost.
+    """The number of workers that each run has lost.
 
-    note: how a run is marked as failed that has lost too many workers. idle: workers lost that held no run.
+    note: marks a run as failed that has lost too many workers. idle: workers lost that held no run.
     """
 
     note: Callable[[RunFolder, Exception], None]
@@ -30,7 +30,7 @@ class Losses:
     idle: int = 0
 
     def add(self, folder: RunFolder, how: str) -> bool:
-        """Counts a worker of the run; whether the run may be tried again. how: what became of the worker."""
+        """Count a lost worker of the run and return whether the run may be tried again. how: how the worker ended."""
         name, now = folder.path.name, how_far(folder)
         self.count[name] = self.count.get(name, 0) + 1 if self.at.get(name) == now else 1
         self.at[name] = now
