@@ -28,7 +28,7 @@ class Shard:
     count: int
 
     def of(self, cells: Sequence[CellType]) -> list[CellType]:
-        """Return its cells in their order. The sorted run ids are assigned in turn, so parts differ by one run at most."""
+        """Return its cells in their order. Sorted run ids are assigned in turn; parts differ by one run at most."""
         dealt = set(sorted(cell.run_id for cell in cells)[self.index - 1 :: self.count])
         return [cell for cell in cells if cell.run_id in dealt]
 
