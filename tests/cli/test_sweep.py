@@ -105,7 +105,7 @@ def test_a_sweep_chooses_on_dev_and_is_kept_with_the_study(
     rates = yaml.safe_load(said[said.index("learning_rate:") :])["learning_rate"]
     assert rates == content["learning_rate"]
     assert rates["lora"] == groups["english"]["chosen"]
-    assert "The rates were chosen at 3 steps; the study trains for 6 steps" in said
+    assert "rates were chosen at 3 steps; the study trains for 6 steps" in said
 
 
 def test_a_sweep_goes_on_and_is_widened(
