@@ -1,4 +1,4 @@
-"""Prepare the batches of a training; on a GPU the next batch is cut and pinned while the current one is computed."""
+"""Prepare the batches of a run. On a GPU a thread cuts and pins the next batch while the current one is computed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ Request = tuple[int, int, int]
 
 
 class BatchFeed:
-    """The batches of `steps` steps with their micro-batches.
+    """The batches of `steps` steps, each with its micro-batches.
 
-    ahead: whether a thread prepares the next batch meanwhile. A batch depends on its step alone, so it is the same.
+    ahead: whether a thread prepares the next batch during a step. This does not change any batch, because a batch
+    depends only on its step.
     """
 
     def __init__(self, source: BatchSource, steps: int, accelerator: Accelerator) -> None:
@@ -26,10 +27,10 @@ class BatchFeed:
         self._next: tuple[Request, Future[PreparedBatch]] | None = None
 
     def take(self, step: int, size: int, budget: int) -> PreparedBatch:
-        """Return the batch of a step, cut as `Batch.micro_batches` does."""
+        """Return the batch of a step and its micro-batches from `Batch.micro_batches(size, budget)`."""
         request = (step, size, budget)
         prepared, self._next = self._next, None
-        # after running out of memory the request is another; the source makes one batch at a time
+        # The request changes after running out of memory. Wait first: the source makes one batch at a time.
         if prepared and prepared[0] != request:
             wait([prepared[1]])
             prepared = None
@@ -41,12 +42,12 @@ class BatchFeed:
         return ready
 
     def wait(self) -> None:
-        """Wait until the thread is idle, before something that it uses, such as a tokenizer, is used elsewhere."""
+        """Wait until the thread is idle. Call this before using a tokenizer, or anything else that the thread uses."""
         if self._next is not None:
             wait([self._next[1]])
 
     def close(self) -> None:
-        """End the thread, if there is one; `take` starts another."""
+        """End the thread, if there is one; the next `take` starts a new one."""
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)
         self._thread = self._next = None

@@ -1,4 +1,4 @@
-"""Batches that depend on nothing but the seed and the step, cut into micro-batches of similar length."""
+"""Batches that depend only on the seed and the step, cut into micro-batches of similar length."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 class BatchSource(Protocol):
-    """Where the loop takes its batches from."""
+    """Source of the batches of the training loop."""
 
     def batch(self, step: int, process: int, processes: int) -> Batch:
         """Return this process's part of the batch of one optimiser step, counted from 0."""
@@ -31,7 +31,7 @@ class BatchSource(Protocol):
 class Batch:
     """One process's examples of one optimiser step.
 
-    target_tokens: the target tokens of the whole batch over all processes, by which the loss is divided.
+    target_tokens: number of target tokens of the whole batch over all processes; the loss is divided by it.
     """
 
     examples: Sequence[Encoded]
@@ -41,11 +41,12 @@ class Batch:
     def micro_batches(self, size: int, budget: int = 0) -> list[Tensors]:
         """Cut the batch into micro-batches of similar length, which saves padding.
 
-        Examples are sorted by the length of their targets first, because logits cost most.
+        Examples are sorted by target length before source length, because logits need most of the memory.
 
         Args:
-            size: the most examples of a micro-batch.
-            budget: the most tokens of a micro-batch, padding included, unless one example alone has more; 0 for any.
+            size: maximum number of examples in a micro-batch.
+            budget: maximum number of tokens in a micro-batch, padding included; 0 for no limit. An example with more
+                tokens gets a micro-batch of its own.
         """
         if budget:
             return [collate(cut, self.layout) for cut in _within(self.examples, size, budget, self.layout)]
@@ -54,7 +55,7 @@ class Batch:
 
 
 def _within(examples: Sequence[Encoded], size: int, budget: int, layout: Layout) -> Iterator[list[Encoded]]:
-    """Give groups of examples of similar length, each as large as `size` and `budget` allow."""
+    """Yield groups of examples of similar length, each as large as `size` and `budget` allow."""
     cut: list[Encoded] = []
     widths: tuple[int, ...] = ()
     for example in sorted(examples, key=lambda example: _lengths(example, layout)):
@@ -70,7 +71,7 @@ def _within(examples: Sequence[Encoded], size: int, budget: int, layout: Layout)
 
 
 def _lengths(example: Encoded, layout: Layout) -> tuple[int, ...]:
-    """Return the widths of an example's rows in the tensors of `collate`: target and source, or both as one."""
+    """Return the lengths of an example's rows in the tensors of `collate`: (target, source), or their joint length."""
     source, target = len(example.input_ids), len(example.target_ids)
     target += len(layout.decoder_prefix)
     return (target, source) if layout.encoder_decoder else (source + target - 1,)
@@ -98,7 +99,7 @@ class ShuffledExamples:
 
 
 def used_examples(count: int, batch_size: int, steps: int, seed: int) -> Iterable[int]:
-    """Return which of `count` examples the first `steps` steps train on, in rising order."""
+    """Return the indices of the examples that the first `steps` steps train on, in ascending order."""
     if steps * batch_size >= count:
         return range(count)
     return (int(at) for at in np.sort(_order(count, seed, 0)[: steps * batch_size]))
@@ -112,8 +113,8 @@ def collate(examples: Sequence[Encoded], layout: Layout) -> Tensors:
     """Make the padded tensors of one micro-batch.
 
     Encoder-decoder: input_ids and attention_mask (batch, source), decoder_input_ids and labels (batch, target).
-    Decoder-only: input_ids, attention_mask and labels (batch, source + target), labels already shifted, so that
-    `labels[:, t]` is what position t should predict; -100 where there is no label.
+    Decoder-only: input_ids, attention_mask and labels (batch, source + target). Labels are already shifted:
+    `labels[:, t]` is the token that position t should predict. Positions without a label have -100.
     """
     if layout.encoder_decoder:
         source = [example.input_ids for example in examples]

@@ -11,17 +11,17 @@ from petransfer.recipe.run_spec import EarlyStopping
 
 StopReason = Literal["", "no_improvement", "max_minutes", "max_steps"]
 
-# What an evaluation on the dev set gives: exact match in per cent, and nats per target token.
+# Names of the dev scores: exact match in percent, and loss in nats per target token.
 EXACT_MATCH, LOSS = "dev_em", "dev_loss"
 
 
 @dataclass
 class StoppingState:
-    """What early stopping remembers of the evaluations so far; it is saved with the training state.
+    """The state of early stopping after the evaluations so far; it is saved with the training state.
 
-    best_step: the step whose weights are the best so far, 0 before the first evaluation. best_exact_match, best_loss:
-    the dev scores of that step. level_exact_match, level_loss: the scores that the next evaluation has to improve on
-    by `min_delta`. stale: evaluations in a row without an improvement. stop_reason: empty while training goes on.
+    best_step: the step with the best weights so far, 0 before the first evaluation. best_exact_match, best_loss: the
+    dev scores of that step. level_exact_match, level_loss: the scores that the next evaluation must improve by
+    `min_delta`. stale: evaluations in a row without an improvement. stop_reason: empty while training continues.
     """
 
     best_step: int = 0
@@ -35,7 +35,7 @@ class StoppingState:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> StoppingState:
-        """Restore what `as_dict` returned; an empty mapping gives a new state."""
+        """Return the state that `as_dict` saved; an empty mapping gives a new state."""
         return cls(**content)
 
     def as_dict(self) -> dict[str, Any]:
@@ -44,17 +44,17 @@ class StoppingState:
 
 
 class EarlyStopper:
-    """Decides after each evaluation on the dev set whether it is the best one and whether training ends.
+    """Decides after each evaluation on the dev set whether the weights are the best so far and whether training ends.
 
-    The decision depends on the scores alone, so that a resumed run takes the same decisions as one never interrupted.
-    The exception is `max_minutes`, which depends on the machine's speed.
+    The decisions depend only on the scores, so a resumed run makes the same decisions as an uninterrupted run. The
+    exception is `max_minutes`, which depends on the machine's speed.
     """
 
     def __init__(self, settings: EarlyStopping, state: StoppingState) -> None:
         self.settings, self.state = settings, state
 
     def record(self, step: int, scores: Mapping[str, float]) -> bool:
-        """Take in the dev scores after `step` steps and return whether they are the best so far.
+        """Record the dev scores after `step` steps and return whether they are the best so far.
 
         Args:
             step: optimiser steps taken.
@@ -84,7 +84,7 @@ class EarlyStopper:
         return (-math.inf if exact_match is None else exact_match, lower_loss)
 
     def _improves(self, exact_match: float, loss: float) -> bool:
-        """Raise the level of each score that improved by `min_delta`, and return whether one did."""
+        """Update the level of each score that improved by `min_delta`, and return whether any score improved."""
         state, delta = self.state, self.settings.min_delta
         improved = False
         uses_exact_match = self.settings.metric == "exact_match"
@@ -92,7 +92,7 @@ class EarlyStopper:
             state.level_exact_match is None or _exceeds(exact_match - state.level_exact_match, delta)
         ):
             state.level_exact_match, improved = exact_match, True
-        # once every answer is right, a loss that still falls is no reason to train on
+        # Once every answer is right, a falling loss is no reason to continue training.
         counts_loss = not uses_exact_match or exact_match < 100
         if state.level_loss is None or _exceeds(state.level_loss - loss, state.level_loss * delta / 100):
             state.level_loss = _finite(loss)

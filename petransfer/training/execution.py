@@ -9,11 +9,11 @@ from petransfer.errors import UserError
 
 @dataclass(frozen=True)
 class Execution:
-    """How a run is executed on this machine; none of it is part of the run id.
+    """Settings for executing a run on this machine; they are not part of the run id.
 
-    micro_batch: examples per forward pass, 0 for the default. threads: CPU threads, 0 to leave the number as it is.
-    save_every: seconds between training states. log_every: steps between lines of metrics. compile: compile the loss
-    with torch.compile. checkpointing: gradient checkpointing, which recomputes the activations of a layer in the
+    micro_batch: examples per forward pass, 0 for the default. threads: CPU threads, 0 for the number that torch already
+    uses. save_every: seconds between training states. log_every: steps between lines of metrics. compile: compile the
+    loss with torch.compile. checkpointing: gradient checkpointing, which recomputes the activations of a layer in the
     backward pass and gives the same gradient.
     """
 
@@ -26,7 +26,7 @@ class Execution:
 
 
 def refuse_small_batch(batch_size: int, processes: int) -> None:
-    """Raises UserError where a batch has too few examples for each process to get one."""
+    """Raise UserError if a batch has fewer examples than there are processes."""
     if batch_size < processes:
         raise UserError(
             f"a batch of {batch_size} cannot be shared by {processes} processes; use --processes {batch_size} or fewer"

@@ -54,11 +54,12 @@ Result = TypeVar("Result")
 class Hooks:
     """Functions that the loop calls while it runs.
 
-    progress: called after every step with the steps taken, the mean loss that was last read, and the seconds trained.
-    should_stop: asked after every step whether to save the state and raise `Interrupted`.
-    evaluate_at: steps after which `evaluate` is called with the size of a micro-batch that is known to fit; what it
-        returns is added to the line of metrics.
-    log: called with every line of metrics, by the process that writes.
+    progress: called after every step with the number of steps, the last mean loss read from the device, and the
+        training time in seconds.
+    should_stop: called after every step; if it returns True, the loop saves the state and raises `Interrupted`.
+    evaluate_at: steps after which `evaluate` is called. Its argument is a micro-batch size that is known to fit; its
+        result is added to the line of metrics.
+    log: called with every line of metrics, only in the process that writes files.
     """
 
     progress: Callable[[int, float, float], None] = lambda step, loss, seconds: None
@@ -69,11 +70,12 @@ class Hooks:
 
 
 class Loop:
-    """Trains `model` for `spec.steps` steps or until early stopping ends it, saving and resuming in `folder`.
+    """Trains `model` for `spec.steps` steps or until early stopping, saving training states in `folder`.
 
-    The batch of a step never changes: running out of memory halves the micro-batch only. The loss is divided by the
-    target tokens of the whole batch over all processes, so the size of a micro-batch does not show in the gradient.
-    Processes share the batch, and the first one writes; `distributed.processes` says how they share the tensors.
+    A run resumes from the state in `folder`. The batch of a step never changes: running out of memory only halves the
+    micro-batch. The loss is divided by the target tokens of the whole batch over all processes, so the gradient does
+    not depend on the size of the micro-batches. Each process computes a part of the batch, and the first process writes
+    the files; see `distributed.processes` for how the processes share the tensors.
     """
 
     def __init__(
@@ -101,7 +103,7 @@ class Loop:
         self.fast_path = fast_path if fast_path and fast_path.usable else None
         self.metrics = MetricsFile(folder / "metrics.jsonl")
         self.progress = peek_progress(self.state_folder, identity) or self._new_progress()
-        if execution.checkpointing:  # of any part of the run
+        if execution.checkpointing:  # recorded even if only a part of the run uses gradient checkpointing
             self.progress.notes["checkpointing"] = True
         if self.progress.threads:  # rounding depends on the number of threads, so a resumed run keeps it
             torch.set_num_threads(self.progress.threads)
@@ -110,7 +112,7 @@ class Loop:
             load_state(self.state_folder, self.progress, model, self.optimizer)
         self.stopper = self._make_stopper()
         self.feed = BatchFeed(source, spec.steps, accelerator)
-        # reading a loss waits until the GPU has finished all work that was queued before
+        # Reading a loss from a GPU waits until all queued work is finished.
         self.reads_every_step = accelerator.device.type != "cuda"
         self._unread: list[tuple[int, torch.Tensor, torch.Tensor]] = []
         self._mean_loss = self._norm = math.nan
@@ -120,7 +122,7 @@ class Loop:
             self._check_processes()
         if accelerator.is_main_process:
             self.metrics.cut(self.progress.metrics_bytes)
-        # only for its mixed precision: gradients are summed by `processes`
+        # Accelerate provides only the mixed precision: `processes` sums the gradients.
         self.wrapped: torch.nn.Module = accelerator.prepare_model(model, evaluation_mode=True)
         self.loss_function = torch.compile(loss_function, dynamic=False) if execution.compile else loss_function
         self.checks = SelfChecks(model, self.processes)
@@ -132,11 +134,11 @@ class Loop:
 
     @property
     def finished(self) -> bool:
-        """Whether no step is left, because all were taken or because early stopping ended the run."""
+        """Whether training is complete: all steps are done, or early stopping ended the run."""
         return self.progress.step >= self.spec.steps or self._stopping_state.stop_reason != ""
 
     def run(self) -> Progress:
-        """Train to the end. With early stopping the model then has the weights of the best step.
+        """Train to the end. With early stopping the model has the weights of the best step afterwards.
 
         Raises:
             Interrupted: `should_stop` returned True; the state is saved.
@@ -164,7 +166,7 @@ class Loop:
                 raise Interrupted
 
     def note(self, step: int, loss: torch.Tensor, norm: torch.Tensor, seconds: float) -> None:
-        """Count a step that was taken, write its line of metrics and evaluate on dev where that is due.
+        """Record a finished step; write a line of metrics and evaluate on dev if they are due after this step.
 
         Args:
             step: the step, counted from 0.
@@ -189,7 +191,7 @@ class Loop:
         """Read the losses and gradient norms of the steps since the last call.
 
         Raises:
-            RunError: one is not finite, and so are the weights since then; no state with them was written.
+            RunError: a loss or norm is not finite, so the weights are not finite either; no such state was saved.
         """
         unread, self._unread = self._unread, []
         if not unread:
@@ -207,11 +209,11 @@ class Loop:
         self._mean_loss = self.progress.loss_sum / self.progress.loss_steps
 
     def save(self, *, stack: Sequence[str] = (), keep_earlier: bool = False) -> None:
-        """Write the training state as it is now; one process writes.
+        """Save the current training state; only one process writes.
 
         Args:
-            stack: names of the runs that were trained in one stack with this one.
-            keep_earlier: whether earlier states stay, to be removed once all runs of a stack have this one.
+            stack: names of the runs that are trained in one stack with this run.
+            keep_earlier: keep earlier states. The caller removes them once all runs of a stack have saved this step.
 
         Raises:
             RunError: a loss is not finite, or the state cannot be written.
@@ -237,10 +239,10 @@ class Loop:
         self.progress.out_of_memory += 1
 
     def take_step_within_memory(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Take one optimiser step as `take_step` does, with smaller micro-batches each time that memory runs out.
+        """Call `take_step`; each time that it runs out of memory, repeat it with smaller micro-batches.
 
         Raises:
-            RunError: memory runs out with a micro-batch of one example.
+            RunError: out of memory with a micro-batch of one example.
         """
         message = "out of memory with one example at a time; take fewer bits or a smaller model"
         return with_smaller_micro_batches(lambda: self.take_step(step), [self], message)
@@ -266,7 +268,7 @@ class Loop:
         return self.update(step, total, batch.target_tokens)
 
     def accumulate(self, batch: Batch, cuts: Sequence[Tensors]) -> torch.Tensor:
-        """Leave this process's gradient in the trained tensors and return its summed loss."""
+        """Add this process's gradient to `grad` of the trained tensors and return this process's summed loss."""
         if self.fast_path is None or self.loss_function is not token_loss:
             return self._run_micro_batches(batch, cuts, self.loss_function)
         with self.fast_path.step() as loss_function:
@@ -275,7 +277,7 @@ class Loop:
     def update(self, step: int, total: torch.Tensor, target_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Clip and apply the gradient; return the mean loss and the gradient's norm for `note`.
 
-        Both stay on the device, which need not have computed them yet.
+        Both results are tensors on the device; they are not read here, so that the CPU does not wait for a GPU.
 
         Args:
             step: the step, counted from 0.
@@ -297,14 +299,14 @@ class Loop:
             self.accelerator.backward(summed * (weight / batch.target_tokens))
             return summed.detach() * weight
 
-        examples = -(-self.spec.batch_size // self.accelerator.num_processes)  # the most that one process has
+        examples = -(-self.spec.batch_size // self.accelerator.num_processes)  # the maximum of any process
         return self.processes.run_micro_batches(cuts, run_one, -(-examples // self.progress.micro_batch))
 
     def _exchange(self, failed: bool) -> None:
-        """Sum the processes' gradients, and tell all of them what only one of them knows.
+        """Sum the gradients over all processes, and tell all of them whether one failed, must stop or must save.
 
         Raises:
-            OutOfMemory: in every process, if one of them failed.
+            OutOfMemory: in every process, if any process failed.
         """
         leads = self.accelerator.is_main_process
         own = [failed, self.hooks.should_stop(), leads and self._save_is_due(), leads and self._is_out_of_time()]
@@ -314,7 +316,7 @@ class Loop:
             raise OutOfMemory("out of memory in one of the processes")
 
     def _check_processes(self) -> None:
-        """Raise UserError if the batch has fewer examples than processes, or they do not see the same folder."""
+        """Raise UserError if there are more processes than examples in a batch, or if their folders differ."""
         processes = self.accelerator.num_processes
         refuse_small_batch(self.spec.batch_size, processes)
         step = self.progress.step
@@ -323,7 +325,7 @@ class Loop:
 
     def _new_progress(self) -> Progress:
         micro_batch = self.execution.micro_batch or self._default_micro_batch()
-        # processes that hold parts of the tensors make as many passes each, however long their examples are
+        # With sharded tensors all processes must run the same number of passes, whatever the lengths of their examples.
         unbounded = self.execution.micro_batch or self.processes.shards_tensors
         budget = 0 if unbounded else default_token_budget(self.accelerator.device)
         return Progress(micro_batch=micro_batch, threads=self.execution.threads, token_budget=budget)
@@ -349,7 +351,7 @@ class Loop:
         return done in self.hooks.evaluate_at or self._out_of_time
 
     def _log(self, step: int) -> None:
-        """Write a line of metrics where one is due, and call the hooks."""
+        """Write a line of metrics if one is due, and call the hooks."""
         done = step + 1
         scores = self._evaluate(done) if self._evaluation_is_due(done) else {}
         self.hooks.progress(done, self._mean_loss, self.progress.seconds)
@@ -369,12 +371,12 @@ class Loop:
         self.progress.loss_sum, self.progress.loss_steps = 0.0, 0
 
     def _evaluate(self, done: int) -> dict[str, Any]:
-        """Evaluate on dev; with early stopping keep the weights if they are the best, and decide whether to go on."""
+        """Evaluate on dev. With early stopping, save the best weights and decide whether training continues."""
         self.feed.wait()
         scores = self.hooks.evaluate(self.progress.micro_batch)
         if self.stopper is None:
             return scores
-        if self.processes.shared:  # all take the same decision, whatever the rounding of each
+        if self.processes.shared:  # all processes use the scores of one, so that rounding cannot split their decisions
             leads = self.accelerator.is_main_process
             scores = dict(
                 zip(scores, self.processes.agree([score if leads else 0.0 for score in scores.values()]), strict=True)
@@ -400,17 +402,17 @@ class Loop:
         return self.stopper is not None and self.stopper.is_out_of_time(self.progress.seconds)
 
     def _restore_best(self) -> None:
-        """With early stopping give the model the weights of its best step."""
+        """Load the weights of the best step into the model if early stopping is used."""
         best = self._stopping_state.best_step
         if best:
             load_best(self.state_folder, self.model, best)
 
 
 def with_smaller_micro_batches(attempt: Callable[[], Result], loops: Sequence[Loop], message: str) -> Result:
-    """Return what `attempt` returns; each time that it runs out of memory, halve the micro-batch of all loops.
+    """Return the result of `attempt`. Each time that it runs out of memory, halve all micro-batches and call it again.
 
     Raises:
-        RunError: with `message`, if memory runs out with a micro-batch of one example.
+        RunError: with `message`, if a micro-batch of one example is out of memory.
     """
     while True:
         try:
@@ -425,5 +427,5 @@ def with_smaller_micro_batches(attempt: Callable[[], Result], loops: Sequence[Lo
 
 
 def dropout_seed(seed: int, step: int, process: int) -> int:
-    """Return the seed of the dropout that a process draws in a step."""
+    """Return the dropout seed of a process for one step."""
     return (seed * 1_000_003 + step) * 1_009 + process

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from petransfer.training.batches import IGNORED, Tensors
 
-# Logits that would take more than so many bytes in fp32 are computed in chunks, each of about a quarter of it.
+# Logits that need more bytes than this in fp32 are computed in chunks; a chunk needs about a quarter of this size.
 WHOLE = 2**28
 
 # Architectures whose logits are the output of the head (a test checks each).
@@ -23,16 +23,16 @@ PLAIN_HEADS = frozenset(
 )
 # Architectures that add a buffer, `final_logits_bias`, to the output of the head.
 BIASED_HEADS = frozenset({"bart", "mbart", "marian", "pegasus"})
-# Architectures that limit the output of the head, u, to c * tanh(u / c) where their configuration names a c.
+# Architectures that limit the output u of the head to c * tanh(u / c) if their configuration has a value c.
 CAPPED_HEADS = frozenset({"gemma2", "gemma3_text", "t5gemma", "t5gemma2"})
 
 
 class Head(NamedTuple):
-    """The last step of a model, from hidden states to logits.
+    """The output head of a model, from hidden states to logits.
 
     model: the model without adapters.
-    layer: the linear layer that gives the logits.
-    capped_by: the configuration whose `final_logit_softcapping` limits the logits; None where they are not limited.
+    layer: the linear layer that computes the logits.
+    capped_by: the configuration whose `final_logit_softcapping` limits the logits; None if they are not limited.
     """
 
     model: Any
@@ -41,17 +41,17 @@ class Head(NamedTuple):
 
     @property
     def cap(self) -> float:
-        """The limit of the logits; 0 where there is none."""
+        """The limit of the logits; 0 for no limit."""
         return float(self.capped_by.final_logit_softcapping) if self.capped_by is not None else 0.0
 
     @property
     def bias(self) -> torch.Tensor | None:
-        """What is added to the product of hidden states and weights: (v,)."""
+        """The bias (v,) that is added to the product of hidden states and weights; None if there is none."""
         added = getattr(self.model, "final_logits_bias", None)
         return self.layer.bias if added is None else added[0].to(self.layer.weight.dtype)
 
     def chunk_rows(self) -> int:
-        """Return the rows of one chunk of logits."""
+        """Return the number of rows in one chunk of logits."""
         return max(1, WHOLE // (16 * self.layer.weight.shape[0]))
 
     def logits(self, hidden_nd: torch.Tensor) -> torch.Tensor:
@@ -75,13 +75,13 @@ def token_loss(model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
 
 
 def chunked_head(model: Any, positions: int) -> Head | None:
-    """Return the head where the logits of so many positions are to be computed in chunks, else None."""
+    """Return the head if the logits of `positions` positions must be computed in chunks, else None."""
     head = known_head(model)
     return head if head is not None and 4 * positions * head.layer.weight.shape[0] > WHOLE else None
 
 
 def known_head(model: Any) -> Head | None:
-    """Return how a model gets from hidden states to logits, None where that is not known."""
+    """Return the output head of a model, or None if the architecture is not a known one."""
     while hasattr(model, "module"):  # DistributedDataParallel and similar wrappers
         model = model.module
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -97,7 +97,7 @@ def known_head(model: Any) -> Head | None:
 
 
 def hidden_states(model: torch.nn.Module, head: Head, batch: Tensors) -> torch.Tensor:
-    """Return what goes into the head at every position of a batch: (batch * positions, d)."""
+    """Return the input of the head at every position of a batch: (batch * positions, d)."""
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     with without_head(head):
         hidden_btd: torch.Tensor = model(**inputs, use_cache=False).logits
@@ -106,7 +106,7 @@ def hidden_states(model: torch.nn.Module, head: Head, batch: Tensors) -> torch.T
 
 @contextlib.contextmanager
 def without_head(head: Head) -> Iterator[None]:
-    """Let the model return the input of its head in place of logits."""
+    """Make the model return the input of its head instead of logits while the context is open."""
     model, cap = head.model, head.cap
     head.layer.forward = lambda hidden: hidden  # type: ignore[method-assign, assignment]
     added = getattr(model, "final_logits_bias", None)
@@ -149,12 +149,12 @@ def head_cross_entropy(
 class HeadCrossEntropy(torch.autograd.Function):
     """Summed cross-entropy of softmax(hidden weight^T + bias), computed in blocks of rows.
 
-    The gradient is computed beside the loss, so that no block of logits is kept or computed twice. Only blocks of
-    logits are in memory: few enough rows fit a GPU's memory, fewer still a CPU's cache.
+    The gradient is computed together with the loss, so no block of logits is kept or computed twice. Only one block of
+    logits is in memory at a time; a small block even fits the cache of a CPU.
 
-    Arguments of `apply`: hidden (n, d); trained, the weight itself or, with `rows`, its rows of these ids (k, d);
-    weight (v, d); bias (v) or None; labels (n), `IGNORED` where no loss is taken; rows (k) or None; block, the number
-    of rows that are computed at once; cap, the c of logits limited to c * tanh(logits / c), 0 for no limit.
+    Arguments of `apply`: hidden (n, d); trained, the trained weight (v, d), or its rows with the ids `rows` (k, d);
+    weight (v, d); bias (v) or None; labels (n), `IGNORED` at positions without a loss; rows (k) or None; block, the
+    number of rows that are computed at once; cap, the c of logits limited to c * tanh(logits / c), 0 for no limit.
     """
 
     @staticmethod
@@ -195,20 +195,20 @@ class HeadCrossEntropy(torch.autograd.Function):
 def _block_loss(
     logits_nv: torch.Tensor, label_n1: torch.Tensor, cap: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the summed loss of a block, and the gradient of its logits as (n, v) still to be divided by (n, 1).
+    """Return the summed loss of a block, the undivided gradient of its logits (n, v), and the divisors (n, 1).
 
-    The logits are limited by `cap` already; the gradient is that of the unlimited ones. Overwrites the logits. The
-    division comes after the products with the gradient, which are smaller. Rows without a label are divided by
-    infinity.
+    The caller divides after its products with the gradient, because these are smaller than (n, v). The divisor of a row
+    without a label is infinity. The logits are already limited by `cap`; the gradient is with respect to the logits
+    before the limit. Overwrites the logits.
     """
     known_n1, wanted_n1 = label_n1 != IGNORED, label_n1.clamp(min=0)
-    slope_nv = 1 - (logits_nv / cap).square() if cap else None  # of the limited logits, by the unlimited ones
+    slope_nv = 1 - (logits_nv / cap).square() if cap else None  # derivative of the limited logits
     wanted_logit_n1 = logits_nv.gather(1, wanted_n1)
     largest_n1 = logits_nv.amax(1, keepdim=True)
     gradient_nv = logits_nv.sub_(largest_n1).exp_()
     sum_n1 = gradient_nv.sum(1, keepdim=True)
     loss = ((sum_n1.log() + largest_n1 - wanted_logit_n1) * known_n1).sum()
-    gradient_nv.scatter_add_(1, wanted_n1, -sum_n1)  # softmax less one at the label
+    gradient_nv.scatter_add_(1, wanted_n1, -sum_n1)  # softmax, minus 1 at the label
     if slope_nv is not None:
         gradient_nv.mul_(slope_nv)
     return loss, gradient_nv, sum_n1.masked_fill(~known_n1, torch.inf)
@@ -217,7 +217,7 @@ def _block_loss(
 def _add_weight_gradient(
     gradient_nv: torch.Tensor, hidden_nd: torch.Tensor, sum_n1: torch.Tensor, of_weight: Any, of_bias: Any, rows: Any
 ) -> None:
-    """Add a block's gradient to that of the weight (v, d), or of its `rows` alone, and to that of the bias (v)."""
+    """Add a block's gradient to the gradients of the weight (v, d) or its `rows` (k, d), and of the bias (v)."""
     if of_bias is not None:
         of_bias += (gradient_nv / sum_n1).sum(0)
     if of_weight is not None:

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line of JSON per logged step; a resumed run neither loses nor repeats a line."""
+"""metrics.jsonl: one line of JSON per logged step. Resuming a run neither loses nor repeats a line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class MetricsFile:
-    """Appends lines; `cut` removes the lines that were written after the last saved state."""
+    """Writes metrics.jsonl line by line; `cut` removes the lines that were written after the last saved state."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -35,7 +35,7 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return all whole lines; a last line that is still being written is left out."""
+    """Return all complete lines; an incomplete last line is left out."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]

@@ -12,7 +12,7 @@ from petransfer.training.state import trained_tensors
 
 
 def learning_rate_factor(spec: TrainSpec, step: int) -> float:
-    """Return the learning rate of a step as a share of the peak: a linear warm-up, then the schedule down to `final`.
+    """Return a step's learning rate as a fraction of the peak: linear warm-up, then the schedule down to `final`.
 
     Args:
         spec: the schedule.
@@ -29,10 +29,10 @@ def learning_rate_factor(spec: TrainSpec, step: int) -> float:
 
 
 def make_optimizer(model: torch.nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
-    """Make AdamW over the trained tensors.
+    """Make AdamW for the trained tensors.
 
-    Under `rate_scaling: rms` each tensor is a group whose learning rate and weight decay follow the tensor's size.
-    A group's `scale` multiplies the learning rate.
+    With `rate_scaling: rms` each tensor is a group of its own, and its learning rate and weight decay follow the
+    tensor's size. The `scale` of a group multiplies the learning rate.
     """
     groups = _scaled_groups(model, spec) if spec.rate_scaling == "rms" else _groups_by_factor(model, spec)
     if spec.optimizer == "adamw":
@@ -72,5 +72,5 @@ def _groups_by_factor(model: torch.nn.Module, spec: TrainSpec) -> list[dict[str,
 
 
 def _factor(parameter: torch.nn.Parameter) -> float:
-    """Return the method's factor on the learning rate of one tensor, 1 unless the method sets `rate_factor`."""
+    """Return the factor that the method applies to a tensor's learning rate; 1 unless it sets `rate_factor`."""
     return float(getattr(parameter, "rate_factor", 1.0))

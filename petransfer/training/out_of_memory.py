@@ -1,4 +1,4 @@
-"""Running out of memory: how it is recognised, and the defaults that make it rare."""
+"""Recognise out-of-memory errors, and choose default micro-batches that make them rare."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class OutOfMemory(MemoryError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that memory ran out; on the CPU torch raises a plain RuntimeError."""
+    """Return whether an error means that memory ran out. On the CPU torch raises a plain RuntimeError for this."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return "not enough memory" in str(error) or "out of memory" in str(error)
@@ -24,7 +24,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def raising_out_of_memory() -> Iterator[None]:
-    """Raise `OutOfMemory` in place of any error within that means that memory ran out."""
+    """Raise `OutOfMemory` instead of any other error that means that memory ran out while the context is open."""
     try:
         yield
     except OutOfMemory:
@@ -36,40 +36,40 @@ def raising_out_of_memory() -> Iterator[None]:
 
 
 def release_cached_memory() -> None:
-    """Give the GPU memory that torch caches back to the device."""
+    """Return the GPU memory that torch caches to the device."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-# Examples per pass on a CPU where no padding is computed: measured to be faster than fewer or more on SCAN and COGS.
+# Examples per pass on a CPU if padding is not computed. Smaller and larger values were slower on SCAN and COGS.
 PACKED_EXAMPLES = 32
 
-# Tokens of a forward pass, padding included, that keep a GPU busy: a matrix product of so many rows takes longer than
-# its launch, so fewer tokens would only save padding. Estimated for a model of t5-base's size, not timed.
+# Tokens of a forward pass, padding included, that keep a GPU busy: a matrix product with this many rows takes longer
+# than its launch. A smaller budget would only save padding. Estimated for a model of t5-base's size, not timed.
 GPU_TOKENS = 4096
 
 
 def default_token_budget(device: torch.device) -> int:
-    """Return the tokens of a micro-batch on a GPU; 0, for no such bound, on a CPU."""
+    """Return the maximum number of tokens in a micro-batch: `GPU_TOKENS` on a GPU, 0 (no limit) on a CPU."""
     return GPU_TOKENS if device.type == "cuda" else 0
 
 
 def default_micro_batch(batch_size: int, device: torch.device) -> int:
     """Return the examples of a micro-batch: the whole batch on a GPU (the token budget cuts it), at most 8 on a CPU.
 
-    On a CPU 8 similar lengths need less padding: 1.5 times as fast as 32 on SCAN, measured.
+    On a CPU, 8 examples of similar length need less padding than 32: 1.5 times as fast on SCAN, measured.
     """
     return batch_size if device.type == "cuda" else min(batch_size, 8)
 
 
 def enable_gradient_checkpointing(model: torch.nn.Module, **options: Any) -> None:
-    """Make every layer compute its activations again in the backward pass instead of keeping them.
+    """Enable gradient checkpointing: every layer recomputes its activations in the backward pass.
 
-    This is not the reentrant variant, which would silently train nothing under a frozen first layer. options: further
-    arguments of `torch.utils.checkpoint.checkpoint`.
+    Uses the non-reentrant variant, because the reentrant one silently trains nothing if the first layer is frozen.
+    options: further arguments of `torch.utils.checkpoint.checkpoint`.
 
     Raises:
-        UserError: the architecture or the method does not support it.
+        UserError: the architecture or the method does not support gradient checkpointing.
     """
     base: Any = model
     base = base.get_base_model() if hasattr(base, "get_base_model") else base

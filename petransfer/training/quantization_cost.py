@@ -1,4 +1,4 @@
-"""What quantising a checkpoint costs before it is trained: the loss of a few examples at 16 bits and as loaded."""
+"""Measure how much quantization changes the loss of a checkpoint on a few examples before training."""
 
 from __future__ import annotations
 
@@ -24,35 +24,36 @@ logger = logging.getLogger(__name__)
 
 EXAMPLES = 16
 # Relative change of the loss above which a warning is given. Measured before training (results/bench/): at most 1.5 %
-# on the embedded checkpoints, 5 to 10 % on small real ones, which train well all the same.
+# on the embedded checkpoints, 5 to 10 % on small real checkpoints, which nevertheless train well.
 WARN_ABOVE = 0.05
-# Relative change above which training is refused, where the loss also moved by REFUSE_NATS: the quantized model is
-# then not the checkpoint any more. The second bound spares a model whose loss is near zero.
+# Training is refused if the loss changed by more than both limits, because quantization then broke the checkpoint. The
+# first limit is relative, the second in nats. The second one prevents refusing a model whose loss is near zero.
 REFUSE_ABOVE, REFUSE_NATS = 0.5, 0.1
 
 
 @dataclass(frozen=True)
 class QuantisationCost:
-    """Nats a target token, over the same examples, before training."""
+    """Loss at 16 bits and as loaded, in nats per target token, over the same examples, before training."""
 
     loss_at_16_bits: float
     loss: float
 
     @property
     def change(self) -> float:
-        """Relative change of the loss; infinite where the loss at 16 bits is zero."""
+        """Relative change of the loss; infinite if the loss at 16 bits is zero."""
         return self.loss / self.loss_at_16_bits - 1 if self.loss_at_16_bits else math.inf
 
 
 def quantisation_cost(
     checkpoint: CheckpointSpec, seed: int, loaded: Loaded, examples: Sequence[Encoded]
 ) -> QuantisationCost:
-    """The loss of `examples` under the quantised model and under the checkpoint at 16 bits.
+    """Compute the loss of `examples` with the quantized model and with the checkpoint at 16 bits.
 
-    That one is put on the same device if there is room beside the quantised one, or else read from the disk as it goes.
+    The model at 16 bits is loaded on the same device if it fits beside the quantized model. Otherwise it is computed on
+    the CPU with weights read from disk.
 
     Raises:
-        RunError: not even that can be done in the memory that there is.
+        RunError: out of memory even with weights read from disk.
     """
     device = next(loaded.model.parameters()).device
     try:
@@ -71,7 +72,7 @@ def _loss_at_16_bits(
 ) -> float:
     weights = sum(weight_count(value) for value in loaded.model.parameters())
     fits = 2 * weights < 0.8 * _room(device)
-    if checkpoint.reinit != "none":  # drawn in fp32 on the host
+    if checkpoint.reinit != "none":  # random weights are drawn in fp32 in the host's memory
         fits = fits and 6 * weights < 0.8 * _room(torch.device("cpu"))
     if fits:
         with contextlib.suppress(OutOfMemory), raising_out_of_memory():
@@ -81,10 +82,10 @@ def _loss_at_16_bits(
 
 
 def check(cost: QuantisationCost, name: str) -> None:
-    """Warn where quantization changed the loss noticeably, and refuse where it broke the model.
+    """Warn if quantization changed the loss noticeably, and raise RunError if it broke the model.
 
     Args:
-        cost: what `quantisation_cost` measured.
+        cost: the result of `quantisation_cost`.
         name: the checkpoint's name, for the message.
 
     Raises:

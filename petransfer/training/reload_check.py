@@ -1,4 +1,4 @@
-"""Load a saved adapter or model from disk and check that it computes what the trained model computes."""
+"""Load a saved adapter or model from disk and check that its logits equal those of the trained model."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from petransfer.training.batches import IGNORED, Tensors, collate
 from petransfer.training.out_of_memory import OutOfMemory, raising_out_of_memory, release_cached_memory
 
 EXAMPLES = 4
-# Largest difference between two logits that counts as rounding, as a share of the largest logit. What was saved
-# wrongly moves logits by a multiple of that: a model without its position embeddings by more than a third.
+# Largest difference between two logits that counts as rounding, as a share of the largest logit, by bits. An error in
+# saving changes logits by a multiple of this: by more than a third if the position embeddings are missing.
 TOLERANCE = {32: 1e-3, 16: 5e-2, 8: 5e-2, 4: 5e-2}
 
 logger = logging.getLogger(__name__)
@@ -41,19 +41,19 @@ def check_reloaded(
     accelerator: Accelerator,
     load_base: Callable[[torch.device], PreTrainedModel],
 ) -> bool:
-    """Load what was saved into a fresh model and compare its logits with those of the trained model.
+    """Load the saved tensors into a new model and compare its logits with those of the trained model.
 
     Args:
         trained: the model after training.
         folder: the saved `adapter/`, or `model/` after full fine-tuning.
         method: how the model was trained.
-        examples: the first `EXAMPLES` of them are compared.
+        examples: examples to compare; only the first `EXAMPLES` are used.
         layout: how examples become tensors.
-        accelerator: its autocast is what the trained model computes under.
-        load_base: loads the base of an adapter anew on a device.
+        accelerator: provides the autocast that the trained model uses.
+        load_base: loads a new copy of the base of an adapter on a device.
 
     Returns:
-        False if there was not enough memory for a second model, so that nothing was compared.
+        True if the logits were compared; False if there was not enough memory for a second model.
 
     Raises:
         RunError: the logits differ by more than rounding; the message names the tensors that differ.
@@ -113,7 +113,7 @@ def _compare(
 
 
 def differing_tensors(trained: torch.nn.Module, fresh: torch.nn.Module, tolerance: float) -> list[str]:
-    """Return the names of the tensors that only one of two models has, or that differ by more than the tolerance."""
+    """Return the names of the tensors that only one model has or whose difference is larger than the tolerance."""
     left, right = _tensors(trained), _tensors(fresh)
     names = sorted(left.keys() ^ right.keys())
     for name in sorted(left.keys() & right.keys()):

@@ -1,4 +1,4 @@
-"""Checks that a run makes of itself in its first steps, so that training nothing is never silent."""
+"""Check in the first steps of a run that every trained tensor is really trained."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from petransfer.training.distributed.fsdp import local_part
 from petransfer.training.distributed.processes import SingleProcess
 from petransfer.training.state import trained_tensors
 
-# LoRA's A gets its first gradient in the second step, once B has left zero; the third leaves room for a skipped one.
+# LoRA's A has no gradient in the first step, because B is still zero. The third step allows for one skipped step.
 STEPS = 3
 
 
 class SelfChecks:
-    """After the first steps every trained tensor must have had a gradient and must have changed."""
+    """Checks that every trained tensor got a gradient and changed during the first `STEPS` steps."""
 
     def __init__(self, model: torch.nn.Module, processes: SingleProcess | None = None) -> None:
         self._parameters = trained_tensors(model)
@@ -25,7 +25,7 @@ class SelfChecks:
         self._without_gradient = set(self._parameters)
 
     def before_update(self, step: int) -> None:
-        """Note which tensors have a gradient other than zero."""
+        """Record which tensors have a nonzero gradient."""
         if step >= STEPS or not self._without_gradient:
             return
         gradients = {name: self._parameters[name].grad for name in sorted(self._without_gradient)}
@@ -35,10 +35,10 @@ class SelfChecks:
         self._without_gradient -= self._processes.anywhere(nonzero)
 
     def after_step(self, step: int) -> None:
-        """Check once, after the first steps of this process.
+        """Check all trained tensors once, after step `STEPS` of this process.
 
         Raises:
-            RunError: a trained tensor got no gradient or did not change; LoRA's B still being zero is one case.
+            RunError: a trained tensor got no gradient or did not change, for example LoRA's B is still zero.
         """
         if step != STEPS - 1:
             return

@@ -1,4 +1,4 @@
-"""The training state that a run resumes from, saved so that a kill at any moment leaves one whole state."""
+"""Save and load the training state that a run resumes from. Killing the process at any time leaves a complete state."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from petransfer.training.distributed.fsdp import copy_into, gather_tensors, shar
 
 @dataclass
 class Progress:
-    """How far a run has come, besides its tensors.
+    """The progress of a run: all parts of the training state that are not tensors.
 
     loss_sum, loss_steps: sum and number of the losses since the last line of metrics. metrics_bytes: length of
-    metrics.jsonl at this state; lines after it are removed on resume and written again. seconds: training time so far.
-    token_budget: of a micro-batch; 0 for none, as in states of older versions. early_stopping: the state of early
-    stopping as plain values, empty where it is not used.
+    metrics.jsonl when the state was saved; later lines are removed on resume and written again. seconds: training time
+    so far. token_budget: maximum number of tokens in a micro-batch; 0 for no limit, as in states of older versions.
+    early_stopping: the state of early stopping as plain values; empty if it is not used.
     """
 
     step: int = 0
@@ -42,7 +42,7 @@ class Progress:
 
 
 def trained_tensors(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """Return the parameters that training changes, by name, each tied tensor once."""
+    """Return the trained parameters by name; a tied tensor is listed once."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -55,19 +55,21 @@ def save_state(
     keep_others: bool = False,
     writes: bool = True,
 ) -> None:
-    """Write `folder/step-<n>` whole or not at all, then remove the earlier states.
+    """Write `folder/step-<n>` completely or not at all, then remove the earlier states.
+
+    All processes must call this function, because sharded tensors are gathered.
 
     Args:
         folder: the run's `state/`.
-        progress: how far the run has come.
-        model: its trained tensors are saved; tensors split among processes are gathered, so all processes must call.
+        progress: the progress of the run.
+        model: its trained tensors are saved.
         optimizer: its state is saved.
-        identity: what the run is; a state is only resumed by a run of the same identity.
-        keep_others: whether earlier states stay.
-        writes: whether this process is the one that writes.
+        identity: the run's identity; only a run with the same identity resumes from the state.
+        keep_others: keep the earlier states.
+        writes: whether this process writes the files.
 
     Raises:
-        RunError: the disk is full or not writable; the last good state stays as it was.
+        RunError: the disk is full or not writable; the last complete state is kept.
     """
     parameters = trained_tensors(model)
     moments, plain = _flatten(optimizer, {id(value): name for name, value in parameters.items()})
@@ -87,7 +89,7 @@ def save_state(
 
 @contextlib.contextmanager
 def _written_whole(target: Path) -> Iterator[Path]:
-    """Give a folder to write into, which then becomes `target` by a rename, or is removed if writing fails.
+    """Give a temporary folder to write into. It is renamed to `target` afterwards, or removed if writing fails.
 
     Raises:
         RunError: the disk is full or not writable.
@@ -114,9 +116,9 @@ def _written_whole(target: Path) -> Iterator[Path]:
 
 
 def save_best(folder: Path, model: torch.nn.Module, step: int, *, writes: bool = True) -> None:
-    """Write the trained tensors as `folder/best-<step>`, beside the best ones of earlier steps.
+    """Write the trained tensors to `folder/best-<step>` and keep the folders of earlier best steps.
 
-    The earlier ones are removed by `remove_other_bests` once a saved state refers to this one.
+    Call `remove_other_bests` to remove these once a saved state refers to this step.
 
     Raises:
         RunError: the disk is full or not writable.
@@ -128,12 +130,12 @@ def save_best(folder: Path, model: torch.nn.Module, step: int, *, writes: bool =
 
 
 def load_best(folder: Path, model: torch.nn.Module, step: int) -> None:
-    """Put the trained tensors that `save_best` wrote after `step` steps into the model."""
+    """Load the trained tensors that `save_best` wrote after `step` steps into the model."""
     _fill_trained(model, load_file(_best(folder, step) / "model.safetensors"), _best(folder, step))
 
 
 def remove_other_bests(folder: Path, step: int) -> None:
-    """Remove what `save_best` wrote at all steps other than `step`."""
+    """Remove the folders that `save_best` wrote at other steps."""
     for best in folder.glob("best-*"):
         if best != _best(folder, step):
             shutil.rmtree(best, ignore_errors=True)
@@ -147,13 +149,13 @@ def keep_only(folder: Path, step: int) -> None:
     """Remove the states of all other steps."""
     for state in folder.glob("step-*"):
         if state.name != f"step-{step:09d}":
-            doomed = folder / f".partial-{state.name}"  # renamed first: half a state never counts as whole
+            doomed = folder / f".partial-{state.name}"  # renamed first, so that a half-removed state is never resumed
             state.replace(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
 
 
 def peek_progress(folder: Path, identity: str) -> Progress | None:
-    """Return the progress of the newest whole state, or None where there is none of this identity."""
+    """Return the progress of the newest complete state, or None if there is no state with this identity."""
     for state in sorted(folder.glob("step-*"), reverse=True):
         try:
             meta = json.loads((state / "progress.json").read_text())
@@ -165,10 +167,10 @@ def peek_progress(folder: Path, identity: str) -> Progress | None:
 
 
 def load_state(folder: Path, progress: Progress, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put the tensors of the state that `progress` was read from into the model and the optimiser.
+    """Load the tensors of the state at `progress.step` into the model and the optimiser.
 
     Raises:
-        RunError: the state's tensors are not the ones that this model trains.
+        RunError: the state's tensors are not the tensors that this model trains.
     """
     state = folder / f"step-{progress.step:09d}"
     _fill_trained(model, load_file(state / "model.safetensors"), state)
@@ -177,10 +179,10 @@ def load_state(folder: Path, progress: Progress, model: torch.nn.Module, optimiz
 
 
 def _fill_trained(model: torch.nn.Module, saved: Mapping[str, torch.Tensor], place: Path) -> None:
-    """Copy saved tensors into the model's trained ones.
+    """Copy saved tensors into the trained tensors of the model.
 
     Raises:
-        RunError: they are not the same tensors.
+        RunError: the names of the tensors differ.
     """
     parameters = trained_tensors(model)
     if saved.keys() != parameters.keys():
@@ -193,7 +195,7 @@ def _fill_trained(model: torch.nn.Module, saved: Mapping[str, torch.Tensor], pla
 def _flatten(
     optimizer: torch.optim.Optimizer, names: Mapping[int, str]
 ) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, Any]]]:
-    """Return an optimiser's state as named tensors and plain values; pickle is never used."""
+    """Return an optimiser's state as named tensors and plain values, so that pickle is not needed."""
     tensors: dict[str, torch.Tensor] = {}
     plain: dict[str, dict[str, Any]] = {}
     for parameter, values in optimizer.state.items():
@@ -216,7 +218,7 @@ def _unflatten(
     for key, value in tensors.items():
         name, slot = key.rsplit("//", 1)
         parameter = parameters[name]
-        # AdamW keeps its step count on the CPU unless fused or capturable; moments live beside their parameter.
+        # AdamW keeps its step count on the CPU unless fused or capturable; moments are on their parameter's device.
         device = value.device if slot == "step" and not _fused(optimizer) else parameter.device
         optimizer.state[parameter][slot] = shard_like(parameter, value.to(device))
     for name, values in plain.items():

@@ -1,4 +1,4 @@
-"""The experiment trackers that a run can log to, and whether they are installed. Imports no torch."""
+"""Names of the supported experiment trackers, and a check that they are installed. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from petransfer.errors import UserError, unknown
 
-# Accelerate's name of a tracker: the module that it needs, and the package that has this module.
+# Accelerate's name of a tracker: (the module that it needs, the package that provides this module).
 TRACKERS = {
     "tensorboard": ("tensorboard", "petransfer[tensorboard]"),
     "wandb": ("wandb", "petransfer[wandb]"),
@@ -25,7 +25,7 @@ def check_trackers(names: Sequence[str]) -> tuple[str, ...]:
     """Return the names of trackers, each once, after checking that they can be used.
 
     Args:
-        names: as given to `--log-with`; several may stand in one, comma-separated.
+        names: values of `--log-with`; each can hold several comma-separated names.
 
     Raises:
         UserError: a tracker is unknown, or its package is not installed.

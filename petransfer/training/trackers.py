@@ -19,7 +19,7 @@ from petransfer.training.tracker_names import check_trackers
 
 logger = logging.getLogger(__name__)
 
-# What a tracker calls an entry of a line of metrics.jsonl.
+# Names of the metrics.jsonl entries in a tracker.
 NAMES = {
     "loss": "train/loss",
     "learning_rate": "train/learning_rate",
@@ -28,7 +28,7 @@ NAMES = {
     "dev_loss": "dev/loss",
 }
 PREDICTIONS = ("input", "target", "prediction")
-# Folder of a run that holds what a tracker writes to disk.
+# Subfolder of a run for the files of a tracker.
 FOLDER = "tracking"
 
 
@@ -42,7 +42,7 @@ class SamplePrediction:
 
 
 class RunTrackers:
-    """The trackers of one run. A tracker that fails is left out with a warning, and training goes on."""
+    """The trackers of one run. A tracker that fails is removed with a warning, and training continues."""
 
     def __init__(self, trackers: Sequence[GeneralTracker], batch_size: int, device: torch.device) -> None:
         self._trackers, self._batch_size, self._device = list(trackers), batch_size, device
@@ -76,7 +76,7 @@ class RunTrackers:
         for tracker in list(self._trackers):
             try:
                 call(tracker)
-            except Exception as error:  # a tracker's server may be gone; the run is worth more than its log
+            except Exception as error:  # a failing tracker, such as one whose server is down, must not end the run
                 logger.warning("%s failed and is not used any more: %s", tracker.name, _first_line(error))
                 self._trackers.remove(tracker)
 
@@ -90,7 +90,7 @@ def start_trackers(
         names: Accelerate's names of trackers, such as `tensorboard` and `wandb`.
         folder: the run's folder; TensorBoard's event files go to `tracking/` in it.
         spec: logged as the run's configuration.
-        device: whose memory is logged.
+        device: the device whose memory use is logged.
         resumed_at: the step that the run resumes from.
 
     Raises:
@@ -121,7 +121,7 @@ def _start(name: str, folder: Path, spec: RunSpec, resumed_at: int) -> GeneralTr
         else:
             tracker = kind(study, str(folder)) if kind.requires_logging_directory else kind(study)
         tracker.start()
-        if name != "wandb":  # it has its configuration already
+        if name != "wandb":  # wandb already has the configuration
             tracker.store_init_configuration(configuration)
     except Exception as error:
         raise UserError(f"--log-with {name}: cannot start ({_first_line(error)}); see its documentation") from error
@@ -130,7 +130,7 @@ def _start(name: str, folder: Path, spec: RunSpec, resumed_at: int) -> GeneralTr
 
 
 def _log_table(tracker: Any, rows: list[list[str]], step: int) -> None:
-    """Log predictions as a table where a tracker has tables, and as text in TensorBoard."""
+    """Log predictions as a table if the tracker supports tables, and as text in TensorBoard."""
     if hasattr(tracker, "log_table"):
         tracker.log_table("dev/predictions", columns=list(PREDICTIONS), data=rows, step=step)
     elif tracker.name == "tensorboard":
@@ -143,7 +143,7 @@ def _cell(text: str) -> str:
 
 
 def _flat(content: Any, prefix: str = "") -> dict[str, bool | int | float | str]:
-    """Return nested values under dotted names, as trackers take them."""
+    """Return nested values under dotted names, the form that trackers accept."""
     if isinstance(content, dict):
         return {key: value for name, part in content.items() for key, value in _flat(part, f"{prefix}{name}.").items()}
     plain = isinstance(content, bool | int | float | str)

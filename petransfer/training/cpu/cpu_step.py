@@ -1,9 +1,9 @@
-"""Compute the same loss and gradients on a CPU with less work; of a small model's step most is overhead.
+"""Compute the same loss and gradients on a CPU with less work, because most of a small model's step is overhead.
 
-Three things are saved. A LoRA pair is folded into its weight once a step, and its gradient is computed from that of the
-weight; below 32 bits the pair is computed beside the weight, and quantised weights are not unpacked at each use
-(`lora_pairs`). Embeddings of which peft trains some rows are put together once a step (`embedding_rows`). The head
-computes no padding, and its logits stay in the cache.
+Three changes save time. At 32 bits each LoRA pair is folded into its weight once a step, and the pair's gradient is
+computed from the gradient of the weight; below 32 bits the pair is computed beside the weight, and quantised weights
+are not dequantised at each use (`lora_pairs`). If peft trains some rows of the embeddings, the whole table is assembled
+once a step (`embedding_rows`). The head skips padding, and its logits stay in the cache.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from petransfer.training.cpu.packed_attention import can_skip_padding, has_dropo
 from petransfer.training.distributed.fsdp import is_sharded
 from petransfer.training.losses import PLAIN_HEADS, head_cross_entropy
 
-# Bytes of logits in one block, which then stay in a core's second-level cache.
+# Bytes of logits in one block, so that a block fits a core's second-level cache.
 BLOCK_BYTES = 2**20
 
 
 @dataclass(frozen=True)
 class LabelScores:
-    """What is read from the logits at the n positions that have a label. All tensors have the shape (n,).
+    """Scores at the n positions that have a label. All tensors have the shape (n,).
 
     at: the position in the flattened batch. wanted: the label's logit. log_prob: the label's log-probability in nats.
-    rival: the largest other logit. rival_id: the token of the rival where its logit is not below the label's, else 0.
-    largest: the largest absolute value of the logits.
+    rival: the largest logit of any other token. rival_id: the token with that logit if the logit is not below the
+    label's, else 0. largest: the largest absolute value of the logits.
     """
 
     at: torch.Tensor
@@ -51,9 +51,9 @@ class LabelScores:
 
 
 def _score_block(logits_nv: torch.Tensor, wanted_n1: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return the columns of `LabelScores` after `at` for a block of positions; overwrites the logits."""
+    """Return all fields of `LabelScores` except `at` for a block of positions; overwrites the logits."""
     wanted_n = logits_nv.gather(1, wanted_n1).squeeze(1)
-    # aminmax, and max with its index, take more than ten times as long on a CPU
+    # amin and amax: on a CPU, aminmax and max with an index take more than ten times as long.
     least_n = logits_nv.amin(1)
     rival_n = logits_nv.scatter_(1, wanted_n1, -torch.inf).amax(1)
     missed_m = (rival_n >= wanted_n).nonzero().squeeze(1)
@@ -67,17 +67,17 @@ def _score_block(logits_nv: torch.Tensor, wanted_n1: torch.Tensor) -> tuple[torc
 
 
 class CpuFastPath:
-    """A step of a model on a CPU with less work; `step` is open while the gradient of a batch is computed.
+    """A faster training step of a model on a CPU. Compute the gradient of a batch inside the context `step`.
 
     Args:
         model: the model with its method applied.
-        scoring: no dropout is drawn, so that padding can be skipped for models that train with dropout too. Only at 32
-            bits, because LLM.int8 scores with other numbers than it trains with.
+        scoring: the model only scores, without dropout, so padding can be skipped even if training uses dropout. Only
+            at 32 bits, because LLM.int8 computes different numbers in scoring and in training.
 
     Attributes:
-        usable: False where nothing can be saved, as on a GPU.
-        skips_padding: whether no padding is computed.
-        kept: bytes of the tensors that are held beside the model.
+        usable: False if there is no faster step, for example on a GPU.
+        skips_padding: whether padding is skipped.
+        kept: bytes of the tensors that are kept in addition to the model.
     """
 
     def __init__(self, model: torch.nn.Module, *, scoring: bool = False) -> None:
@@ -108,7 +108,7 @@ class CpuFastPath:
 
     @contextlib.contextmanager
     def step(self) -> Iterator[Callable[[torch.nn.Module, Tensors], torch.Tensor]]:
-        """Give the loss function to use; when the context closes, every trained tensor has its gradient."""
+        """Give the loss function to use. After the context closes, every trained tensor has its gradient."""
         patched: list[tuple[Any, Callable[..., torch.Tensor]]]
         patched = [(pair.layer, pair.forward) for pair in self._folded]
         patched += [(pair.layer, pair.forward) for pair in self._beside]
@@ -131,7 +131,7 @@ class CpuFastPath:
                 self._rows.clear()
 
     def score_labels(self, batch: Tensors) -> LabelScores:
-        """Score the labels of a batch while `step` is open, where padding is skipped; no logits are kept."""
+        """Score the labels of a batch without keeping logits. Requires an open `step` and `skips_padding`."""
         labels_n = batch["labels"].flatten()
         hidden_nd = unpadded_hidden(self._base, batch)
         labelled_n = (labels_n != IGNORED).nonzero().squeeze(1)
@@ -150,7 +150,7 @@ class CpuFastPath:
         return LabelScores(labelled_n, *(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def _loss(self, model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
-        """Return what `token_loss` returns: the cross-entropy in nats, summed over the micro-batch's target tokens."""
+        """Return the same as `token_loss`: the cross-entropy in nats, summed over the micro-batch's target tokens."""
         labels_n = batch["labels"].flatten()
         labelled_n = (labels_n != IGNORED).nonzero().squeeze(1)
         if self.skips_padding:
@@ -170,8 +170,8 @@ class CpuFastPath:
 def _dtype(model: Any) -> torch.dtype | None:
     """Return the dtype that a model on a CPU computes in, fp32 or bf16.
 
-    None where it is on another device, sharded, or of several dtypes; and where an adapter is one of several, is
-    switched off, or puts virtual tokens before the input.
+    Returns None if the model is on another device, is sharded, or has several dtypes. Also returns None if it has
+    several adapters, a disabled adapter, or an adapter that puts virtual tokens before the input.
     """
     if is_sharded(model) or any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values()):
         return None

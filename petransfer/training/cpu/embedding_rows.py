@@ -1,4 +1,4 @@
-"""Embeddings of which peft trains some rows, put together once a step instead of at each use, for a CPU."""
+"""Embeddings with some rows trained by peft, on a CPU: the table is assembled once a step instead of at each use."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from petransfer.training.cpu.lora_pairs import derived_tensor
 
 @dataclass(frozen=True)
 class TrainedRows:
-    """An embedding table of which some rows are trained.
+    """An embedding table with some trained rows.
 
     trained: (k, d), the trained rows. ids: (k,), their token ids. table: (v, d), the frozen table. whole: (v, d), the
-    table with the trained rows in it, between `fill` and `clear`. place: (v,), each token's row in `trained`, or -1.
+    table with the trained rows in it, valid between `fill` and `clear`. place: (v,), each token's row in `trained`, or
+    -1 if the token's row is frozen.
     """
 
     trained: torch.nn.Parameter
@@ -28,12 +29,12 @@ class TrainedRows:
 
     @torch.no_grad()
     def fill(self) -> None:
-        """Put the trained rows into `whole`."""
+        """Copy the trained rows into `whole`."""
         self.whole[self.ids] = self.trained.to(self.whole.dtype)
 
     @torch.no_grad()
     def clear(self) -> None:
-        """Restore `whole` for other models that share the table and train other rows of it."""
+        """Restore `whole`, because other models can share the table and train other rows of it."""
         self.whole[self.ids] = self.table[self.ids]
 
     def look_up(self, ids: torch.Tensor, *_: Any) -> torch.Tensor:
@@ -43,7 +44,7 @@ class TrainedRows:
 
 
 def trained_rows(wrappers: Sequence[Any]) -> TrainedRows | None:
-    """Return the trained rows of peft's wrappers of embeddings, None where they are not all of one plain table."""
+    """Return the trained rows of peft's embedding wrappers, or None unless all wrap the same plain table."""
     adapters = [wrapper.token_adapter for wrapper in wrappers]
     names = {tuple(adapter.active_adapters) for adapter in adapters}
     tables = {adapter.base_layer.weight.data_ptr() for adapter in adapters}
@@ -66,7 +67,7 @@ def trained_rows(wrappers: Sequence[Any]) -> TrainedRows | None:
 
 
 class _LookUp(torch.autograd.Function):
-    """Rows of `whole` (v, d) by token ids; the trained rows (k, d) get the gradient."""
+    """Look up rows of `whole` (v, d) by token ids; the gradient goes to the trained rows (k, d)."""
 
     @staticmethod
     def forward(ctx: Any, trained: Any, whole: Any, place: Any, ids: Any) -> Any:

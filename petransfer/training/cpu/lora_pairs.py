@@ -1,10 +1,10 @@
-"""LoRA pairs on frozen weights, for a CPU: folded into the weight once a step at 32 bits, computed beside it below.
+"""LoRA pairs (A and B) on a CPU: folded into the frozen weight once a step at 32 bits, computed beside it below.
 
 At 8 and 4 bits bitsandbytes dequantises each weight at each use on a CPU, forward and backward. For a small model the
 dequantised weights are kept, which gives the same numbers.
 
-Tensors derived from a frozen weight are made once for all models that share the weight, as the members of a stack do:
-only one of these takes a step at a time.
+Models that share a frozen weight, such as the members of a stack, also share the tensors derived from it. This is safe
+because only one of these models takes a step at a time.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from petransfer.models.bitsandbytes_import import import_problem
 
-# Largest number of bytes of dequantised weights that are kept for a quantised model.
+# Maximum bytes of dequantised weights to keep for a quantised model.
 MOST_KEPT = 2**28
 
 _DERIVED: MutableMapping[torch.Tensor, WeakValueDictionary[Any, torch.Tensor]] = WeakTensorKeyDictionary()
 
 
 def derived_tensor(kind: str, weight: torch.Tensor, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """Return the tensor of this kind that belongs to a frozen weight, made only if nobody holds it already."""
+    """Return the tensor of this kind derived from a frozen weight; `make` is called only if no live tensor exists."""
     made, key = _DERIVED.setdefault(weight, WeakValueDictionary()), (kind, weight.dtype)
     found = made.get(key)
     if found is None:
@@ -39,7 +39,7 @@ def derived_tensor(kind: str, weight: torch.Tensor, make: Callable[[], torch.Ten
 
 @dataclass(frozen=True)
 class Folded:
-    """A pair on an fp32 weight. folded: (out, in), the sum of weight and pair, with a gradient of its own."""
+    """A LoRA pair on an fp32 weight. folded: (out, in), the sum of weight and pair, with its own gradient."""
 
     layer: Any
     base: torch.Tensor
@@ -51,13 +51,13 @@ class Folded:
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Compute the folded weight, which is used until `unfold`."""
+        """Compute the folded weight; it is valid until `unfold`."""
         torch.addmm(self.base, self.up, self.down, alpha=self.scale, out=self.folded)
         self.folded.grad = None
 
     @torch.no_grad()
     def unfold(self) -> None:
-        """Compute the gradient of the pair from that of the folded weight."""
+        """Compute the pair's gradient from the gradient of the folded weight."""
         gradient, self.folded.grad = self.folded.grad, None
         if gradient is not None:
             _add_gradient(self.up, torch.mm(gradient, self.down.t()).mul_(self.scale))
@@ -71,7 +71,7 @@ class Folded:
 
 @dataclass(frozen=True)
 class Beside:
-    """A pair beside a bf16 weight (out, in), whose rounding would lose a folded pair. The pair is computed in bf16."""
+    """A LoRA pair computed in bf16 beside a bf16 weight (out, in). Folding would lose the pair to bf16 rounding."""
 
     layer: Any
     weight: torch.Tensor
@@ -94,7 +94,7 @@ class Beside:
 
 
 def pairs_of(model: torch.nn.Module, dtype: torch.dtype) -> tuple[list[Folded], list[Beside]]:
-    """Return the pairs of a model that computes in `dtype` for which the plain forward pass is slower."""
+    """Return the LoRA pairs that this module can compute faster than peft, for a model that computes in `dtype`."""
     if dtype == torch.float32:
         return [_folded(module) for module in model.modules() if _can_fold(module)], []
     layers: list[Any] = [module for module in model.modules() if _is_plain_lora(module) and _computes_in(module, dtype)]
@@ -103,7 +103,7 @@ def pairs_of(model: torch.nn.Module, dtype: torch.dtype) -> tuple[list[Folded], 
 
 
 def _lora_layers() -> Iterator[type]:
-    """Give the supported LoRA layers; bitsandbytes may be missing."""
+    """Yield the supported classes of LoRA layers. Those of bitsandbytes are left out if it is not installed."""
     yield LoraLinear
     if not import_problem():
         from peft.tuners.lora.bnb import Linear4bit, Linear8bitLt
@@ -135,7 +135,7 @@ def _can_fold(module: Any) -> bool:
 
 
 def _computes_in(module: Any, dtype: torch.dtype) -> bool:
-    """Return whether the layer computes in `dtype`, dequantising its weights to it, and its pair does too."""
+    """Return whether the layer and its pair compute in `dtype`; quantised weights must be dequantised to `dtype`."""
     base = module.get_base_layer()
     if module.cast_input_dtype_enabled:
         return False
@@ -167,7 +167,7 @@ def _beside(module: Any, dtype: torch.dtype) -> Beside:
 
 
 def _dequantised(base: Any) -> torch.Tensor:
-    # not `dequantize_module_weight`, which loses the scales of 8-bit weights that have been used before
+    # `dequantize_module_weight` would lose the scales of 8-bit weights that were used before.
     wide: torch.Tensor = dequantize_bnb_weight(base.weight, getattr(base, "state", None))
     return wide.detach()
 
@@ -182,7 +182,7 @@ def _add_gradient(parameter: torch.nn.Parameter, gradient: torch.Tensor) -> None
 
 
 class _Beside(torch.autograd.Function):
-    """inputs (..., in) times weight^T plus scale * inputs down^T up^T, computed in the dtype of the inputs."""
+    """Compute inputs weight^T + bias + scale * inputs down^T up^T in the dtype of the inputs (..., in)."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Any, weight: Any, bias: Any, down: Any, up: Any, scale: float) -> Any:

@@ -1,6 +1,6 @@
-"""T5's forward pass over real tokens only: padding exists inside the attention and nowhere else.
+"""T5's forward pass over real tokens only: padding is added only inside the attention.
 
-Modules are called as transformers calls them, so adapters act and dropout is drawn; only the masks, caches and padded
+Modules are called in the same way as in transformers, so adapters and dropout work. Only the masks, caches and padded
 rows around them are left out.
 """
 
@@ -19,7 +19,7 @@ from petransfer.training.batches import IGNORED, Tensors
 
 @dataclass(frozen=True)
 class TokenPositions:
-    """Where the n real tokens of a padded batch (rows, width) stand.
+    """Positions of the n real tokens of a padded batch (rows, width).
 
     index: (n,), the position of each token in the flattened batch.
     """
@@ -34,7 +34,7 @@ class TokenPositions:
         return cls(real_bt.flatten().nonzero().squeeze(1), *real_bt.shape)
 
     def pad(self, hidden_nd: torch.Tensor, heads: int) -> torch.Tensor:
-        """Turn (n, d) into (rows, heads, width, d / heads), with zeros where there is no token."""
+        """Reshape (n, d) to (rows, heads, width, d / heads), with zeros for padding."""
         if len(self.index) == self.rows * self.width:
             padded = hidden_nd
         else:
@@ -43,7 +43,7 @@ class TokenPositions:
         return padded.view(self.rows, self.width, heads, -1).transpose(1, 2)
 
     def unpad(self, padded_bhtd: torch.Tensor) -> torch.Tensor:
-        """Turn what `pad` returned back into (n, d)."""
+        """Reshape the result of `pad` back to (n, d)."""
         flat = padded_bhtd.transpose(1, 2).reshape(self.rows * self.width, -1)
         return flat if len(self.index) == len(flat) else flat.index_select(0, self.index)
 
@@ -54,7 +54,7 @@ def can_skip_padding(base: Any) -> bool:
 
 
 def has_dropout(base: Any) -> bool:
-    """Return whether training draws dropout, whose draws depend on the shape of the input and so on its padding."""
+    """Return whether the model trains with dropout. Dropout masks depend on the input's shape and so on its padding."""
     return any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in base.modules())
 
 
@@ -68,7 +68,7 @@ def unpadded_hidden(base: Any, batch: Tensors) -> torch.Tensor:
     padding_mask_b11s.masked_fill_(~real_bs[:, None, None], lowest)
     encoder_bias = _position_bias(base.encoder, source.width) + padding_mask_b11s
     encoded_nd = _run_stack(base.encoder, encoded_nd, source, encoder_bias, None, None)
-    # padding stands after the real target tokens, which therefore never attend to it
+    # Padding is after the real target tokens, so the causal mask already excludes it.
     causal_mask = encoded_nd.new_full((target.width, target.width), lowest).triu_(1)
     hidden_nd = _embed(base.decoder, batch["decoder_input_ids"], target)
     decoder_bias = _position_bias(base.decoder, target.width) + causal_mask
@@ -82,7 +82,7 @@ def _embed(stack: Any, ids_bt: torch.Tensor, positions: TokenPositions) -> torch
 
 
 def _position_bias(stack: Any, width: int) -> torch.Tensor:
-    """Return T5's bias of relative positions: (1, heads, width, width)."""
+    """Return T5's relative position bias: (1, heads, width, width)."""
     bias: torch.Tensor = stack.block[0].layer[0].SelfAttention.compute_bias(width, width)
     return bias
 
@@ -128,7 +128,7 @@ def _attend(
     key, value = (key_positions.pad(project(keys_md), heads) for project in (attention.k, attention.v))
     dropout = attention.dropout if attention.training else 0.0
     expanded = bias.expand(query_positions.rows, heads, query_positions.width, key_positions.width)
-    # in fp32: on a CPU the backward pass of small attentions then takes a fifth of its time in bf16
+    # In fp32 the backward pass of small attentions on a CPU takes a fifth of its time in bf16.
     query, key, value = query.float(), key.float(), value.float()
     attended = functional.scaled_dot_product_attention(
         query, key, value, expanded.float(), dropout_p=dropout, scale=1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-# Instructions that decide how fast narrow products are.
+# Instructions that determine the speed of matrix products at low precision.
 FLAGS = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512f", "avx2")
 
 

@@ -1,4 +1,4 @@
-"""Measure which bits and how many threads are fast on this CPU."""
+"""Measure which bits and which number of threads are fastest on this CPU."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Literal
 
 import torch
 
-# A product of a LoRA step: tokens of a batch, and the sides of a layer.
+# Sizes of a typical matrix product of a LoRA step: tokens of a batch, inputs and outputs of a layer.
 TOKENS, INPUTS, OUTPUTS = 4096, 256, 1024
 DTYPES: dict[Literal[16, 32], torch.dtype] = {32: torch.float32, 16: torch.bfloat16}
 
-# Fewer threads are recommended when they reach this share of the fastest rate.
+# Fewer threads are recommended if they reach this share of the fastest speed.
 NEARLY = 0.9
 
 
 @dataclass(frozen=True)
 class Speed:
-    """The rate of matrix products. flops: floating-point operations per second, the median of several products."""
+    """The speed of matrix products. flops: floating-point operations per second, the median of several products."""
 
     bits: Literal[16, 32]
     threads: int
@@ -29,9 +29,9 @@ class Speed:
 
 
 def measure_speeds(seconds: float = 2.0) -> list[Speed]:
-    """Measure matrix products at 32 and 16 bits with 1, 2, 4, ... threads, in about so many seconds.
+    """Measure matrix products at 32 and 16 bits with 1, 2, 4, ... threads, in about `seconds` seconds in total.
 
-    The process's number of threads is set back afterwards.
+    The number of threads of the process is restored afterwards.
     """
     counts = list(_powers_of_two(available_cores()))
     before = torch.get_num_threads()
@@ -44,12 +44,12 @@ def measure_speeds(seconds: float = 2.0) -> list[Speed]:
 
 
 def available_cores() -> int:
-    """Return the cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def recommended(speeds: Sequence[Speed]) -> Speed:
-    """Return the fastest bits, with the fewest threads that are nearly as fast as the fastest."""
+    """Return the fastest bits with the smallest number of threads that is nearly as fast (see `NEARLY`)."""
     best = max(speeds, key=lambda speed: speed.flops)
     nearly = [speed for speed in speeds if speed.bits == best.bits and speed.flops >= NEARLY * best.flops]
     return min(nearly, key=lambda speed: speed.threads)

@@ -1,4 +1,4 @@
-"""Collectives of the processes of one run: sums of values and of gradients."""
+"""Sum values and gradients over the processes of one run."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import distributed
 
-# Gradients are summed in chunks of so many bytes, so that they take little extra memory.
+# Gradients are summed in chunks of this many bytes, so that the sum needs little extra memory.
 CHUNK_BYTES = 2**25
 
 
 def agree(values: Sequence[float], device: torch.device) -> list[float]:
-    """Return the sum over all processes of each value; every process must give the same number of values."""
+    """Sum each value over all processes; every process must pass the same number of values."""
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
     distributed.all_reduce(tensor)
     found: list[float] = tensor.tolist()
@@ -20,14 +20,14 @@ def agree(values: Sequence[float], device: torch.device) -> list[float]:
 
 
 def sum_gradients(parameters: Sequence[torch.nn.Parameter], present: Sequence[float]) -> None:
-    """Give every process the sum of all processes' gradients, equal to the last bit.
+    """Sum the gradients over all processes in place; every process gets bitwise equal sums.
 
-    DistributedDataParallel is not used: it sums while a process still computes, so that a process which then runs out
-    of memory could not repeat the step with a smaller micro-batch.
+    DistributedDataParallel is not used, because it sums during the backward pass. A process that runs out of memory
+    could then not repeat the step with a smaller micro-batch.
 
     Args:
         parameters: the trained tensors, in the same order in every process.
-        present: how many processes have a gradient for each parameter; a missing gradient counts as zero.
+        present: the number of processes that have a gradient, for each parameter; a missing gradient counts as zero.
     """
     some = [parameter for parameter, count in zip(parameters, present, strict=True) if count]
     for parameter in some:

@@ -1,8 +1,8 @@
-"""FSDP2: a model whose tensors, gradients and optimiser state are sharded among the processes of a run.
+"""FSDP2: shard a model's tensors, gradients and optimiser state among the processes of a run.
 
-The user's `accelerate config` decides, through Accelerate's own plugin, which layers form a unit, whether the gathered
-tensors of a unit are kept until the backward pass, and whether shards lie in the host's memory. Tensors outside of all
-layers, mainly the embeddings and the head, form one more unit, which is gathered for a whole step.
+`accelerate config` and Accelerate's plugin decide which layers form a unit, whether the gathered tensors of a unit are
+kept until the backward pass, and whether shards are offloaded to the host's memory. Tensors outside of all layers,
+mainly the embeddings and the head, form one more unit (the root), which is gathered for a whole step.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from petransfer.training.out_of_memory import (
 
 
 def accelerator_without_fsdp(**options: Any) -> Accelerator:
-    """Make an Accelerator that leaves sharding to `shard_model`; its own needs the optimiser first, and a GPU."""
+    """Make an Accelerator without FSDP; its own FSDP needs an optimiser and a GPU, so `shard_model` shards instead."""
     with patch_environment(ACCELERATE_USE_FSDP="false"):
         return Accelerator(**options)
 
@@ -49,8 +49,9 @@ def is_sharded(model: torch.nn.Module) -> bool:
 def shard_model(model: torch.nn.Module, device: torch.device, narrow: bool) -> torch.nn.Module:
     """Shard the model's tensors among all processes, in place, and return a copy on the meta device for `gather_model`.
 
-    The values of the first process are used; those of the others may be on the meta device, where transformers leaves
-    them if one process alone reads the checkpoint. A GPU holds its shards and one whole unit at a time.
+    The values of the first process are used. The tensors of the other processes may be on the meta device, because
+    transformers leaves them there if only one process reads the checkpoint. A GPU holds its shards and one whole unit
+    at a time.
 
     Args:
         model: the model with its method applied.
@@ -58,13 +59,13 @@ def shard_model(model: torch.nn.Module, device: torch.device, narrow: bool) -> t
         narrow: whether units are gathered and computed in bf16; their gradients are summed in fp32.
 
     Raises:
-        UserError: the plugin asks for something that is not supported.
+        UserError: torch is too old, or the plugin has an unsupported setting.
     """
-    if not hasattr(FSDPModule, "reset_iter_state"):  # with it a process continues after running out of memory
+    if not hasattr(FSDPModule, "reset_iter_state"):  # needed to continue after running out of memory
         raise UserError(f"FSDP needs torch 2.13 or later, and this is {torch.__version__}; launch with --multi_gpu")
     if device.type == "cuda":
         gc.collect()  # units of an earlier run reference each other
-    # about T5's table of positions, which transformers does not change in place
+    # The warning is about T5's position table; it does not matter, because transformers does not change it in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     plugin = _plugin()
     if plugin.activation_checkpointing:
@@ -75,13 +76,13 @@ def shard_model(model: torch.nn.Module, device: torch.device, narrow: bool) -> t
     options: dict[str, Any] = {
         "mesh": init_device_mesh(device.type, (distributed.get_world_size(),)),
         "mp_policy": MixedPrecisionPolicy(torch.bfloat16, torch.float32) if narrow else MixedPrecisionPolicy(),
-        # on a CPU the shards lie in the host's memory anyway
+        # On a CPU the shards are in the host's memory in any case.
         "offload_policy": OffloadPolicy() if device.type == "cpu" else plugin.cpu_offload,
     }
     for module in reversed(list(model.modules())):  # inner modules first
         if module is model or is_unit(module):
             _share(module, device)
-            # None: the root keeps what it gathered until its backward pass, whatever the plugin sets for layers
+            # None: the root stays gathered until its backward pass, whatever the plugin sets for layers.
             keeps = None if module is model else plugin.reshard_after_forward
             unit: Any = fully_shard(module, reshard_after_forward=keeps, **options)
             unit.set_gradient_divide_factor(1.0)  # the loss is already divided by the tokens of all processes
@@ -93,7 +94,7 @@ def shard_model(model: torch.nn.Module, device: torch.device, narrow: bool) -> t
 
 
 def _plugin() -> FullyShardedDataParallelPlugin:
-    """Return the plugin as the launcher configured it; a unit is a layer unless configured otherwise."""
+    """Return the plugin with the launcher's settings; by default each layer is a unit."""
     told = "FSDP_AUTO_WRAP_POLICY" in os.environ
     plugin = FullyShardedDataParallelPlugin(auto_wrap_policy=None if told else "transformer_based_wrap")
     if plugin.ignored_modules:
@@ -114,7 +115,7 @@ def _policy(plugin: FullyShardedDataParallelPlugin, model: Any) -> Callable[[tor
 
 
 def _without_numbers(model: torch.nn.Module) -> torch.nn.Module:
-    """Return a copy whose parameters are on the meta device, tied like the originals."""
+    """Return a copy with all parameters on the meta device and the same tied tensors."""
     known: dict[int, Any] = {
         id(value): torch.nn.Parameter(value.detach().to("meta"), requires_grad=value.requires_grad)
         for value in model.parameters()
@@ -123,7 +124,7 @@ def _without_numbers(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def _share(module: torch.nn.Module, device: torch.device) -> None:
-    """Move tensors that no inner unit holds to the device, with the values of the first process."""
+    """Move the tensors of a unit, except those of inner units, to the device, with the values of the first process."""
     moved: dict[int, torch.Tensor] = {}
     for within in module.modules():
         for held in (within._parameters, within._buffers):
@@ -143,18 +144,18 @@ def _shared(value: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def local_part(value: torch.Tensor) -> torch.Tensor:
-    """Return this process's part of a tensor: all of it where it is not sharded."""
+    """Return this process's part of a tensor, or the whole tensor if it is not sharded."""
     return value.to_local() if isinstance(value, DTensor) else value
 
 
 def clip_gradients(parameters: Sequence[torch.nn.Parameter], most: float) -> torch.Tensor:
-    """Scale the gradients down to a norm of `most`, and return the norm that they had over all processes.
+    """Clip the gradients to a norm of at most `most`, and return their norm over all processes before clipping.
 
-    The norm stays on the device, which need not have computed it yet.
+    The norm is a tensor on the device; it is not read here, so that the CPU does not wait for a GPU.
     """
     gradients = [value.grad for value in parameters if value.grad is not None]
     norm = torch.nn.utils.get_total_norm([local_part(gradient) for gradient in gradients])
-    if any(isinstance(gradient, DTensor) for gradient in gradients):  # one message; DTensor would send one per tensor
+    if any(isinstance(gradient, DTensor) for gradient in gradients):  # one message; DTensor would need one per tensor
         square = norm.double().square()
         distributed.all_reduce(square)
         norm = square.sqrt().to(norm.dtype)
@@ -163,7 +164,7 @@ def clip_gradients(parameters: Sequence[torch.nn.Parameter], most: float) -> tor
 
 
 def gather_tensors(tensors: Mapping[str, torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:
-    """Return whole tensors, gathered on the host. All processes must call; only those that `keep` get tensors."""
+    """Gather whole tensors in the host's memory. All processes must call this; those without `keep` get no tensors."""
     found = {}
     for name, value in tensors.items():
         full = value.full_tensor().cpu() if isinstance(value, DTensor) else value
@@ -174,7 +175,7 @@ def gather_tensors(tensors: Mapping[str, torch.Tensor], keep: bool) -> dict[str,
 
 @torch.no_grad()
 def copy_into(tensor: torch.Tensor, value: torch.Tensor) -> None:
-    """Copy a whole value into a tensor, of which this process may hold a part."""
+    """Copy a whole value into a tensor, which may be sharded."""
     if isinstance(tensor, DTensor):
         mine = distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)
         local_part(tensor).copy_(local_part(mine))
@@ -183,7 +184,7 @@ def copy_into(tensor: torch.Tensor, value: torch.Tensor) -> None:
 
 
 def shard_like(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Return a value of a tensor's shape sharded like the tensor, and any other value unchanged."""
+    """Shard a value like a tensor of the same shape; return a value of another shape unchanged."""
     if not isinstance(tensor, DTensor) or value.shape != tensor.shape:
         return value
     found = torch.zeros_like(tensor, dtype=value.dtype, requires_grad=False)
@@ -192,20 +193,20 @@ def shard_like(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
 
 
 def gather_model(model: torch.nn.Module, empty_copy: torch.nn.Module, keep: bool) -> torch.nn.Module:
-    """Fill the empty copy with the model's values, in the host's memory of the processes that `keep` it."""
+    """Fill the empty copy with the model's values, in the host's memory of the processes with `keep`."""
     found = gather_tensors(dict(model.named_parameters()), keep)
     if keep:
         for name, value in empty_copy.named_parameters():
             filled = torch.nn.Parameter(found[name], requires_grad=value.requires_grad)
-            torch.utils.swap_tensors(value, filled)  # type: ignore[no-untyped-call] # wherever it is tied to
+            torch.utils.swap_tensors(value, filled)  # type: ignore[no-untyped-call] # also changes tied references
     return empty_copy
 
 
 @contextlib.contextmanager
 def with_root_gathered(model: torch.nn.Module) -> Iterator[None]:
-    """Keep the root unit gathered while parts of the model are called alone, as generation does with an encoder.
+    """Keep the root unit gathered while parts of the model are called directly, for example the encoder in generation.
 
-    Layers gather themselves. Every process must make the same calls, whatever it does with the results.
+    Layers gather themselves. Every process must make the same calls, even if it does not need the results.
     """
     if not isinstance(model, FSDPModule):
         yield
@@ -219,7 +220,7 @@ def with_root_gathered(model: torch.nn.Module) -> Iterator[None]:
 
 @dataclass
 class _Turns:
-    """Counts the collectives of a pass; the first `skip` of them are left out."""
+    """Counts the collectives of a pass; the first `skip` collectives are left out."""
 
     taken: int = 0
     skip: int = 0
@@ -231,7 +232,7 @@ class _Turns:
 
 @dataclass
 class _Collective:
-    """A collective of torch that can be left out."""
+    """A collective operation of torch that can be left out."""
 
     turns: _Turns
     function: Callable[..., Any]
@@ -244,11 +245,11 @@ class _Collective:
 
 
 class LockStep:
-    """Passes of which all processes make the same number: in every layer each process waits for all others.
+    """Runs the same number of passes in all processes, because in every layer each process waits for all others.
 
-    After a process ran out of memory the others still wait for the rest of its pass. It then runs passes with a single
-    example, leaving out the collectives that it had already taken part in, so that no process waits for ever and all
-    can retry with less memory.
+    When a process runs out of memory, the others still wait for the rest of its pass. That process then runs its
+    remaining passes with a single example, without the collectives that it has already completed. No process waits
+    forever, and all can retry with less memory.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -262,11 +263,11 @@ class LockStep:
     def add_up(
         self, cuts: Sequence[Tensors], count: int, run_one: Callable[[Tensors, float], torch.Tensor]
     ) -> torch.Tensor:
-        """Return the sum of the losses of `count` micro-batches; missing ones are replaced by one of weight 0.
+        """Return the sum of the losses of `count` micro-batches; an example with weight 0 replaces missing ones.
 
         Raises:
-            OutOfMemory: this process ran out of memory, and has let the others finish their passes.
-            RunError: it did so with a single example.
+            OutOfMemory: this process ran out of memory; the other processes could finish their passes.
+            RunError: this process ran out of memory with a single example.
         """
         stand_in = {name: tensor[:1] for name, tensor in cuts[0].items()}
         passes = [*((cut, 1.0) for cut in cuts), *[(stand_in, 0.0)] * (count - len(cuts))]
@@ -279,13 +280,13 @@ class LockStep:
                     totals.append(run_one(cut, weight))
             except OutOfMemory:
                 failed = True
-            if failed:  # here, after `except`, the tensors of the failed pass are free
+            if failed:  # after the `except` block, so that the tensors of the failed pass are freed
                 self._finish_passes(count - at, stand_in, run_one)
                 raise OutOfMemory("out of memory in one of the processes")
         return torch.stack(totals).sum()
 
     def _finish_passes(self, passes: int, stand_in: Tensors, run_one: Callable[[Tensors, float], torch.Tensor]) -> None:
-        """Take part in the collectives that the other processes still wait for, with one example of weight 0."""
+        """Take part in the remaining collectives of the other processes, with one example of weight 0."""
         self._model.reset_iter_state()
         release_cached_memory()
         self._turns.skip = self._turns.taken

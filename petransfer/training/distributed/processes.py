@@ -1,4 +1,4 @@
-"""How the processes of one run share its training steps: alone, each with all tensors, or each with a part of them."""
+"""Share the training steps of a run: one process, processes with all tensors each, or sharded tensors."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from petransfer.training.batches import Tensors
 from petransfer.training.distributed.collectives import agree, sum_gradients
 from petransfer.training.distributed.fsdp import LockStep, is_sharded
 
-# Runs one micro-batch forward and backward, its loss multiplied by a weight, and returns the weighted summed loss.
+# Runs the forward and backward pass of a micro-batch; multiplies its summed loss by a weight and returns the product.
 RunMicroBatch = Callable[[Tensors, float], torch.Tensor]
 
 
 class SingleProcess:
-    """A run in one process, which has nobody to agree with."""
+    """A run in one process, without any communication."""
 
     shared = False
     shards_tensors = False
@@ -33,8 +33,8 @@ class SingleProcess:
 
         Args:
             cuts: this process's micro-batches.
-            run_one: runs one of them.
-            passes: the largest number of micro-batches that any process has.
+            run_one: runs one micro-batch.
+            passes: maximum number of micro-batches of any process.
         """
         total = torch.zeros((), device=self.device)
         for cut in cuts:
@@ -42,14 +42,14 @@ class SingleProcess:
         return total
 
     def exchange(self, flags: Sequence[float], parameters: Sequence[torch.nn.Parameter]) -> list[float]:
-        """Return how many processes raised each flag. The first flag, if any process raised it, calls the step off.
+        """Return for each flag the number of processes that raised it, and sum the gradients of `parameters`.
 
-        Otherwise the gradients of `parameters` are afterwards those of the whole batch.
+        If any process raised the first flag, the step has failed and no gradients are summed.
         """
         return [float(flag) for flag in flags]
 
     def anywhere(self, found: dict[str, bool]) -> set[str]:
-        """Return the names whose value is true for the part of the tensor that any process holds."""
+        """Return the names whose value is true in at least one process."""
         return {name for name, value in found.items() if value}
 
 
@@ -70,7 +70,7 @@ class ReplicatedProcesses(SingleProcess):
 
 
 class ShardedProcesses(ReplicatedProcesses):
-    """Every process holds a part of every tensor (FSDP), whose gradients are summed during the backward pass."""
+    """Every process holds a part of every tensor (FSDP); gradients are summed during the backward pass."""
 
     shards_tensors = True
 
@@ -90,7 +90,7 @@ class ShardedProcesses(ReplicatedProcesses):
 
 
 def processes_of(model: torch.nn.Module, accelerator: Accelerator) -> SingleProcess:
-    """Return how the processes of `accelerator` share the training of `model`."""
+    """Return the object that shares the training of `model` among the processes of `accelerator`."""
     if is_sharded(model):
         return ShardedProcesses(accelerator.device, model)
     kind = SingleProcess if accelerator.num_processes == 1 else ReplicatedProcesses

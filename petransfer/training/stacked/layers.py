@@ -1,7 +1,8 @@
 """Several adapters on one frozen base: each row of a batch belongs to one member and goes through its adapter.
 
-Every member is a whole peft model of its own that shares its frozen tensors with the others, so that it is initialised,
-saved and evaluated as if it were alone. For training one more model, the trunk, computes all members' batches at once.
+Every member is a complete peft model that shares its frozen tensors with the other members. It is initialised, saved
+and evaluated like any other model. Only in training one additional model, the trunk, computes all members' batches at
+once.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from torch.nn import functional
 
 from petransfer.errors import RunError, UserError
 
-ADAPTER = "default"  # as peft calls an adapter that was given no name
+ADAPTER = "default"  # peft's default name of an adapter
 
 
 def share(model: Any) -> Any:
-    """Return a copy with modules of its own that shares the tensors, buffers and quantisation states of the model."""
+    """Return a copy with new modules that shares the tensors, buffers and quantisation states of the model."""
     memo: dict[int, Any] = {}
     for module in model.modules():
         held = [*module.parameters(recurse=False), *module.buffers(recurse=False), *vars(module).values()]
@@ -33,14 +34,14 @@ def share(model: Any) -> Any:
 
 
 def refuse_layer_drop(config: Any) -> None:
-    """Raise UserError for a model that skips whole layers at random, because it would skip them for all members."""
+    """Raise UserError for a model with layerdrop, because it would skip a random layer for all members at once."""
     for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
         if getattr(config, name, 0.0):
             raise UserError(f"a model with {name} above 0 cannot be stacked; use --stack off")
 
 
 class Stack:
-    """The members and their trunk. hidden_only: the trunk returns the input of the head in place of logits."""
+    """The members and their trunk. hidden_only: the trunk returns the input of the head instead of logits."""
 
     def __init__(self, trunk: Any, members: Sequence[Any], *, hidden_only: bool) -> None:
         refuse_layer_drop(trunk.config)
@@ -60,11 +61,11 @@ class Stack:
         del self.members[at]
 
     def run(self, batch: Mapping[str, torch.Tensor], widths: Sequence[Mapping[int, int]]) -> torch.Tensor:
-        """Return logits, or the input of the head: (members x rows, target, vocabulary or dimensions).
+        """Return logits (members x rows, target, v) or, with `hidden_only`, the input of the head (..., d).
 
         Args:
             batch: the members' rows, one member after the other, padded to one width.
-            widths: for each member, the width of its own tensors by the width to which they were padded.
+            widths: for each member, a mapping from the padded width to the width of the member's own tensors.
         """
         self.trunk.train()
         with self.dropout.own(widths):
@@ -73,7 +74,7 @@ class Stack:
 
 
 def _insert_layers(trunk: torch.nn.Module, bases: Sequence[torch.nn.Module]) -> list[Layer]:
-    """Put a stacked layer into the trunk wherever a member has an adapter or trained rows."""
+    """Put a stacked layer into the trunk at each layer where a member has an adapter or trained rows."""
     found: dict[tuple[int, ...], Layer] = {}
     names: list[str] = []
     for base in bases:
@@ -102,11 +103,11 @@ class Layer(torch.nn.Module):
     def __init__(self, base: torch.nn.Module, members: Sequence[torch.nn.Module]) -> None:
         super().__init__()
         self.base = base
-        self.members: list[Any] = list(members)  # a list: their parameters are not this module's
+        self.members: list[Any] = list(members)  # a plain list, so that their parameters are not registered
 
     @property
     def weight(self) -> Any:
-        """The weight of the base layer, whose dtype models look at."""
+        """The weight of the base layer; models read its dtype."""
         return self.base.weight
 
     def drop(self, at: int) -> None:
@@ -123,7 +124,10 @@ class SeparateModules(Layer):
 
 
 class StackedLora(Layer):
-    """Computes the frozen layer once for all rows, and all A and all B in a batched product each, ranks zero-padded."""
+    """Computes the frozen layer once for all rows, and all A and all B in one batched product each.
+
+    Smaller ranks are padded with zeros.
+    """
 
     def __init__(self, base: torch.nn.Module, members: Sequence[torch.nn.Module]) -> None:
         super().__init__(base, members)
@@ -157,7 +161,7 @@ class StackedLora(Layer):
 
 
 class MemberDropout:
-    """Keeps a random state for every member, so that its dropout equals that of a run of its own."""
+    """Keeps a random state for every member, so that its dropout is the same as in a separate run."""
 
     def __init__(self, count: int, device: torch.device) -> None:
         at = device.index or 0
@@ -177,7 +181,7 @@ class MemberDropout:
 
     @contextlib.contextmanager
     def own(self, widths: Sequence[Mapping[int, int]]) -> Iterator[None]:
-        """Within this context dropout draws for each member from its own state, in the shape of its own tensors."""
+        """Draw dropout for each member from its own state and in the shape of its own tensors within this context."""
         self._widths = widths
         drop, attend, rand = functional.dropout, functional.scaled_dot_product_attention, torch.rand
 
@@ -197,7 +201,7 @@ class MemberDropout:
             settings = {**options, "dropout_p": dropout_p}
             return self._each(lambda *parts: attend(*parts, **settings), inputs, (2,))
 
-        def uniform(*size: Any, **options: Any) -> torch.Tensor:  # BART-like models draw even where layerdrop is 0
+        def uniform(*size: Any, **options: Any) -> torch.Tensor:  # BART-like models call it even if layerdrop is 0
             drawn = [self._with(at, lambda: rand(*size, **options)) for at in range(len(self._states))]
             return drawn[0]
 
@@ -214,12 +218,12 @@ class MemberDropout:
         inputs: Sequence[tuple[torch.Tensor, tuple[int, ...]]],
         dims: tuple[int, ...],
     ) -> torch.Tensor:
-        """Apply `function` to every member's own rows without their padding, and join and pad the results.
+        """Apply `function` to every member's own rows without padding, then pad and join the results.
 
         Args:
             function: called once for each member.
-            inputs: tensors, each with the dimensions in which it is padded.
-            dims: the dimensions in which the result is padded.
+            inputs: tensors, each with its padded dimensions.
+            dims: the padded dimensions of the result.
         """
         count, first = len(self._states), inputs[0][0]
         if any(len(tensor) % count for tensor, _ in inputs):
@@ -247,9 +251,9 @@ class MemberDropout:
 
 @contextlib.contextmanager
 def _replaced(module: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Replace a function of torch while the trunk runs: architectures call dropout as a function, not as a layer.
+    """Replace a function of torch while the trunk runs, because architectures call dropout as a function, not a layer.
 
-    A torch function mode would do the same without replacing, but it slows down every operation of the pass.
+    A torch function mode would have the same effect, but it slows down every operation of the pass.
     """
     original = getattr(module, name)
     setattr(module, name, function)

@@ -1,6 +1,6 @@
 """Train several adapters on one frozen base together; on a GPU they share one forward and backward pass.
 
-Each adapter has a loop of its own with its own optimiser, metrics and states. On a CPU each also has its own passes.
+Each adapter has its own loop with its own optimiser, metrics and states. On a CPU each also has its own passes.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from petransfer.training.state import keep_only
 
 
 def joins(device: torch.device) -> bool:
-    """Return whether the members share a pass.
+    """Return whether the members share a forward and backward pass.
 
-    On a CPU the time goes into arithmetic, of which a shared pass saves none: folded LoRA pairs are weights of each
-    member's own, and one pass over eight times as many rows was measured to take as long as eight passes.
+    On a CPU arithmetic takes most of the time, and a shared pass does not save any: each member has its own folded LoRA
+    weights, and one pass over eight times as many rows was measured to take as long as eight passes.
     """
     return device.type != "cpu"
 
 
 def make_stack(trunk: torch.nn.Module, members: Sequence[torch.nn.Module]) -> Stack:
-    """Make a stack whose trunk ends before the head where the loss can compute the head itself."""
+    """Make a stack. Its trunk ends before the head if the loss can compute the head itself."""
     heads = [known_head(member) for member in members]
     return Stack(trunk, members, hidden_only=all(head is not None and not head.cap for head in heads))
 
@@ -40,12 +40,12 @@ def make_stack(trunk: torch.nn.Module, members: Sequence[torch.nn.Module]) -> St
 def accumulate(stack: Stack, micros: Sequence[Tensors], tokens: Sequence[int], layout: Layout) -> list[torch.Tensor]:
     """Add every member's gradient and return the members' summed losses.
 
-    The members' logits are computed one after the other, each in the shape that it has in a run of its own.
+    The members' logits are computed one member after the other, in the same shape as in a separate run.
 
     Args:
         stack: the members and their trunk.
         micros: one micro-batch for each member, all with the same number of rows.
-        tokens: target tokens of each member's whole batch, by which its loss is divided.
+        tokens: for each member, the target tokens of its whole batch; the loss is divided by them.
         layout: how examples become tensors.
     """
     joined, widths = join(micros, layout)
@@ -65,7 +65,7 @@ def accumulate(stack: Stack, micros: Sequence[Tensors], tokens: Sequence[int], l
 
 
 class _MemberOutput:
-    """A member as a model for the loss function: returns the trunk's output for it, after its own head if needed."""
+    """Acts as a model for the loss function: returns the trunk's output for one member, through its head if needed."""
 
     def __init__(self, member: Any, part: torch.Tensor, hidden_only: bool) -> None:
         self._part, self._head = part, None
@@ -83,7 +83,7 @@ class _MemberOutput:
 def join(micros: Sequence[Tensors], layout: Layout) -> tuple[Tensors, list[Mapping[int, int]]]:
     """Return the rows of all members, one member after the other, and each member's own widths by padded width.
 
-    Inputs and targets never get the same width, so that a tensor's shape tells which of the two it belongs to.
+    Inputs and targets never get the same padded width, so that the width of a tensor identifies it as one or the other.
     """
     fillers = {"attention_mask": 0, "labels": IGNORED}
     most = {name: max(micro[name].shape[1] for micro in micros) for name in micros[0]}
@@ -91,7 +91,7 @@ def join(micros: Sequence[Tensors], layout: Layout) -> tuple[Tensors, list[Mappi
         most["decoder_input_ids"] += 1
     joined = {}
     for name in micros[0]:
-        if name == "labels":  # each member's loss takes its own
+        if name == "labels":  # each member's loss uses the labels of its own micro-batch
             continue
         filler = fillers.get(name, layout.pad_id)
         rows = [functional.pad(micro[name], (0, most[name] - micro[name].shape[1]), value=filler) for micro in micros]
@@ -101,10 +101,10 @@ def join(micros: Sequence[Tensors], layout: Layout) -> tuple[Tensors, list[Mappi
 
 
 class StackedLoop:
-    """Trains the members of a stack, whose loops are at the same step, as their loops would one by one.
+    """Trains the members of a stack together, with the same result as if each loop ran separately.
 
-    names: the members' run ids, saved in every state. failed: called with a member that cannot continue, after the
-    states of the others have been saved.
+    All loops must be at the same step. names: the members' run ids, saved in every state. failed: called with the name
+    and the error of a member that cannot continue, after the states of the others have been saved.
     """
 
     def __init__(
@@ -123,11 +123,11 @@ class StackedLoop:
             loop.reads_every_step = True
 
     def run(self) -> list[str]:
-        """Train to the end and return the names of the members that reached it.
+        """Train to the end and return the names of the members that finished.
 
         Raises:
             Interrupted: `should_stop` returned True; the states are saved.
-            RunError: one example of each member at once is out of memory, or a state cannot be saved.
+            RunError: out of memory with one example of each member, or a state cannot be saved.
         """
         saved_at = started = time.monotonic()
         before = [loop.progress.seconds for loop in self.loops]
@@ -145,7 +145,7 @@ class StackedLoop:
                 saved_at = time.monotonic()
             if stop and self.loops:
                 raise Interrupted
-        if begun < steps:  # else the state exists already, with the names of the runs that were stacked then
+        if begun < steps:  # else the final state already exists, with the run ids of its stack
             self.save()
         return self.names
 
@@ -175,7 +175,7 @@ class StackedLoop:
             keep_only(loop.state_folder, loop.progress.step)
 
     def _remove_failed(self, errors: Sequence[Exception | None]) -> None:
-        """Continue without the members that have an error."""
+        """Remove the members that have an error, and continue with the others."""
         gone = [(self.names[at], error) for at, error in enumerate(errors) if error is not None]
         for at in reversed(range(len(errors))):
             if errors[at] is not None:
@@ -188,7 +188,7 @@ class StackedLoop:
             self.failed(name, error)
 
     def _gradients(self, seeds: Sequence[int], batches: Sequence[Batch]) -> list[torch.Tensor]:
-        """Leave each member's gradient in its own tensors and return the summed losses."""
+        """Compute each member's gradient into `grad` of its own tensors and return the summed losses."""
         totals = []
         for loop, seed, batch in zip(self.loops, seeds, batches, strict=True):
             torch.manual_seed(seed)
@@ -197,7 +197,7 @@ class StackedLoop:
         return totals
 
     def _joined_gradients(self, seeds: Sequence[int], batches: Sequence[Batch]) -> list[torch.Tensor]:
-        """Do what `_gradients` does in one pass."""
+        """Compute the same as `_gradients` in one shared pass."""
         self.stack.dropout.seed(seeds)
         device = self.loops[0].accelerator.device
         totals = [torch.zeros((), device=device) for _ in batches]
