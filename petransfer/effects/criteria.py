@@ -1,4 +1,4 @@
-"""The metrics that effects can be judged by: exact match, or a metric of which a run keeps one figure."""
+"""The metrics that effects can be judged by: exact match, or another metric with one value per run."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from petransfer.recipe.metrics import EXACT_MATCH, METRICS
 class Criterion:
     """A metric that effects are judged by, 0 to 100.
 
-    key: its figure among those of a run's test. word, short: what it is called in a sentence and in a table's head.
-    unit: what follows its figures. of_answers: it is a share of right answers, which have odds.
+    key: its name in the test scores of a run. word, short: its name in a sentence and in a table header. unit: the text
+    after a value. of_answers: whether it is a share of right answers, so that log-odds are defined.
     """
 
     key: str
@@ -25,12 +25,12 @@ class Criterion:
 
     @property
     def by_example(self) -> bool:
-        """Whether the outcome of every test example is kept."""
+        """Whether a run saves the outcome of every test example."""
         return self.key == EXACT_MATCH
 
     @property
     def note(self) -> str:
-        """A sentence about effects that are judged by it; empty for exact match."""
+        """A note on effects that are judged by this metric; empty for exact match."""
         if self.by_example:
             return ""
         left_out = "McNemar's test" if self.of_answers else "log-odds, McNemar's test"
@@ -62,5 +62,5 @@ CRITERIA = Criteria()
 
 
 def criterion_of(effects: Mapping[str, Any]) -> Criterion:
-    """Return the metric that an effects.json was judged by."""
+    """Return the metric that the effects of an effects.json were judged by."""
     return CRITERIA[effects.get("judged_by", EXACT_MATCH)]

@@ -15,20 +15,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Inches, of a journal's page with one and with two columns.
+# Widths in inches of one column and of a full two-column page in a journal.
 ONE_COLUMN, TWO_COLUMNS = 3.4, 7.0
 _ROW = 0.26
 SMALL = 8
 
 
 def new_figure(columns: int, rows: int = 1, *, size: tuple[float, float], **options: Any) -> tuple[Figure, list[Axes]]:
-    """Make a figure of panels without the frame's top and right line.
+    """Make a figure of panels without the top and right lines of their frames.
 
     Args:
-        columns: panels beside each other.
-        rows: panels above each other.
+        columns: number of columns of panels.
+        rows: number of rows of panels.
         size: width and height of the whole figure in inches.
-        options: for matplotlib's `subplots`, such as sharex.
+        options: options of matplotlib's `subplots`, such as sharex.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -43,19 +43,19 @@ def new_figure(columns: int, rows: int = 1, *, size: tuple[float, float], **opti
 
 
 def label_of(effect: dict[str, Any]) -> str:
-    """Name a contrast with a real minus sign between its sides."""
+    """Return the name of a contrast with a real minus sign between its sides."""
     if effect.get("arm") or not effect.get("left_name"):
         return str(effect["name"])
     return f"{effect['left_name']} {MINUS} {effect['right_name']}"
 
 
 def plot_forest(effects: Sequence[dict[str, Any]], word: str, width: float | None = None) -> Figure:
-    """Draw every effect with its interval, and the paper's beneath it as a hollow diamond.
+    """Draw every effect with its interval, and the paper's effect below it as a hollow diamond.
 
     Args:
         effects: with name, split, method, arm, difference, interval, margin, verdict and perhaps `paper`.
-        word: what the metric is called whose points are shown.
-        width: of the figure in inches; a page's width by default.
+        word: name of the metric.
+        width: of the figure in inches; the width of a page by default.
     """
     from matplotlib.patches import Patch
 
@@ -91,7 +91,7 @@ def plot_forest(effects: Sequence[dict[str, Any]], word: str, width: float | Non
 
 @dataclass(frozen=True)
 class _Row:
-    """A line of a forest plot: an effect, the paper's figures, both, or neither where it is a heading."""
+    """A line of a forest plot: an effect, the paper's figures, both, or neither for a heading."""
 
     label: str
     effect: dict[str, Any] | None = None
@@ -103,7 +103,7 @@ class _Row:
 
 
 def _rows(effects: Sequence[dict[str, Any]]) -> list[_Row]:
-    """Group effects under headings: by split and method, or by split and effect where the methods are more."""
+    """Group effects under headings: by split and method, or by split and effect if these are fewer than the methods."""
     methods = {effect["method"] for effect in effects if effect["method"]}
     names = {label_of(effect) for effect in effects}
     by_effect = len(methods) > len(names)
@@ -133,7 +133,7 @@ def _rows(effects: Sequence[dict[str, Any]]) -> list[_Row]:
 def draw_interval(
     axes: Axes, effect: dict[str, Any], at: float, colour: str, marker: str, *, hollow: bool, size: float = 5.5
 ) -> None:
-    """Draw a difference as a marker and its interval as a line, at a height."""
+    """Draw a difference as a marker and its interval as a line, at height `at`."""
     interval = effect["interval"]
     if interval:
         axes.plot([interval["low"], interval["high"]], [at, at], color=colour, linewidth=1.4, solid_capstyle="butt")
@@ -159,11 +159,11 @@ def _keys(effects: Sequence[dict[str, Any]]) -> list[Any]:
 
 
 def plot_ratios(ratios: Sequence[dict[str, Any]], width: float | None = None) -> Figure:
-    """Draw ratios with their intervals; 1 means that all of an effect is kept.
+    """Draw ratios with their intervals; a ratio of 1 means that the whole effect is retained.
 
     Args:
         ratios: with name, split, under, ratio and interval.
-        width: of the figure in inches; a page's width by default.
+        width: of the figure in inches; the width of a page by default.
     """
     figure, (axes,) = new_figure(1, size=(width or TWO_COLUMNS, 0.7 + 0.36 * len(ratios)))
     for at, one in enumerate(ratios):

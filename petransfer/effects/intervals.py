@@ -1,8 +1,8 @@
 """Confidence intervals over seeds and test examples, for one difference, a sum of differences, and a ratio.
 
-Terms: a sample is the matrix (seeds, examples) of scores of one arm under one method, each score between 0 and 1. A
-weighted sum of samples' means is written as two mappings with the same keys: the samples, and their weights. A sample
-that two effects share has one key, so it is drawn once.
+Terms: a sample is the matrix (seeds, examples) of the scores of one arm under one method, each score between 0 and 1. A
+weighted sum of samples' means is passed as two mappings with the same keys: the samples and their weights. If two
+effects share a sample, it has one key and is drawn only once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Weights = Mapping[str, float]
 
 CONFIDENCE = 0.95
 DRAWS = 2000
-# Nodes and weights that integrate over a normal distribution.
+# Nodes and weights of Gauss-Hermite quadrature over a normal distribution.
 _NODES, _RAW_WEIGHTS = np.polynomial.hermite_e.hermegauss(21)
 _NODE_WEIGHTS = _RAW_WEIGHTS / _RAW_WEIGHTS.sum()
 
@@ -38,18 +38,18 @@ class Interval:
 
     @property
     def holds_zero(self) -> bool:
-        """Whether zero lies inside."""
+        """Whether the interval includes zero."""
         return self.low <= 0 <= self.high
 
 
 def log_odds_of(shares: Scores, examples: int) -> Scores:
-    """Compute the log-odds of shares of right answers, with half an answer added to both sides.
+    """Compute the log-odds of shares of right answers, with half an answer added to the right and the wrong answers.
 
-    The half answers (Haldane 1956, Anscombe 1956) give a share of 0 or 1 finite log-odds.
+    The half answers (Haldane 1956, Anscombe 1956) make the log-odds of a share of 0 or 1 finite.
 
     Args:
         shares: between 0 and 1, any shape.
-        examples: how many answers each share is taken over.
+        examples: number of answers in each share.
     """
     return np.asarray(np.log((examples * shares + 0.5) / (examples * (1 - shares) + 0.5)), dtype=np.float64)
 
@@ -57,25 +57,25 @@ def log_odds_of(shares: Scores, examples: int) -> Scores:
 def drawn_means(
     samples: Samples, categories: NDArray[np.int64], examples: int, *, draws: int = DRAWS, seed: int = 0
 ) -> dict[str, Scores]:
-    """Draw values of each sample's true mean that its seeds and examples are compatible with.
+    """Draw values of each sample's true mean that are compatible with its seeds and examples.
 
-    Seeds: the log-odds of a sample's seeds are taken as normal. Their mean and deviation are drawn from their joint
-    fiducial distribution (Student's t for the mean, chi squared for the variance), and each draw is turned into the
-    mean share of right answers. Seeds of this project are skewed (one in six may generalise), and on such shapes a
-    bootstrap of six seeds covers the truth in 66 to 96 % of studies instead of 95 %; this interval covers it in 91 to
-    100 % (`python -m benchmarks.coverage`, results/bench/coverage-cpu.json).
+    Seeds: the log-odds of a sample's seeds are assumed to be normal. Their mean and deviation are drawn from their
+    joint fiducial distribution (Student's t for the mean, chi squared for the variance), and each draw is converted to
+    the mean share of right answers. The scores of seeds are often skewed (one in six may generalise). For such
+    distributions a bootstrap of six seeds covers the true value in 66 to 96 % of studies instead of 95 %; this interval
+    covers it in 91 to 100 % (`python -m benchmarks.coverage`, results/bench/coverage-cpu.json).
 
-    Examples: drawn with replacement within categories; what this changes in the mean over all seeds is added.
+    Examples: drawn with replacement within categories; the resulting change of the mean over all seeds is added.
 
     Args:
-        samples: by key, (seeds, examples) between 0 and 1; two seeds or more each, all on the same examples.
+        samples: by key, (seeds, examples) between 0 and 1; at least two seeds each, all on the same examples.
         categories: (columns,) the category of each column of the samples.
-        examples: how many test examples a seed's share is taken over.
-        draws: how many values to draw.
+        examples: number of test examples in a seed's share.
+        draws: number of values to draw.
         seed: of the random generator.
 
     Returns:
-        By key, (draws,) means between 0 and 1, apart from what the examples add.
+        By key, (draws,) means. Without the change from drawing examples they are between 0 and 1.
     """
     counts_bn, state = _example_counts(np.asarray(categories, np.int64).tobytes(), draws, seed)
     rng = np.random.default_rng()
@@ -86,7 +86,7 @@ def drawn_means(
 
 @functools.lru_cache(maxsize=4)  # all effects of a split share the draws; at COGS's 21,000 examples they take 84 MB
 def _example_counts(categories: bytes, draws: int, seed: int) -> tuple[NDArray[np.uint16], Mapping[str, Any]]:
-    """Return how often each example is drawn (draws, examples), and the state of the generator afterwards."""
+    """Return the number of times that each example is drawn (draws, examples), and the generator's state afterwards."""
     categories_n = np.frombuffer(categories, np.int64)
     rng = np.random.default_rng(seed)
     counts_bn = np.zeros((draws, len(categories_n)), np.uint16)
@@ -104,18 +104,18 @@ def _drawn(scores_sn: Scores, weights_bn: Scores, examples: int, rng: np.random.
 
 
 def drawn_seed_means(shares_s: Scores, examples: int, draws: int, rng: np.random.Generator) -> Scores:
-    """Draw values of the mean share over all seeds that there could be, from the shares of a few (see `drawn_means`).
+    """Draw values of the mean share over all possible seeds, given the shares of a few seeds (see `drawn_means`).
 
     Args:
         shares_s: (seeds,) shares of right answers, 0 to 1.
-        examples: how many answers each share is taken over.
-        draws: how many values to draw.
+        examples: number of answers in each share.
+        draws: number of values to draw.
         rng: the random generator.
 
     Returns:
         (draws,) means between 0 and 1.
     """
-    if np.ptp(shares_s) == 0:  # the same figure in all seeds leaves nothing to draw
+    if np.ptp(shares_s) == 0:  # equal shares of all seeds have no deviation to draw from
         return np.full(draws, shares_s.mean())
     odds_s = log_odds_of(shares_s, examples)
     free = len(odds_s) - 1
@@ -126,7 +126,7 @@ def drawn_seed_means(shares_s: Scores, examples: int, draws: int, rng: np.random
 
 
 def _stratified(draws: int, rng: np.random.Generator) -> Scores:
-    """Draw one number from each of `draws` equal parts of 0 to 1, in random order: steadier than plain draws."""
+    """Draw one number from each of `draws` equal parts of 0 to 1, in random order; less noisy than plain draws."""
     uniform_b: Scores = (rng.permutation(draws) + rng.random(draws)) / draws
     return uniform_b
 
@@ -140,9 +140,10 @@ def sum_interval(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Interval | None:
-    """Compute the 95 % interval of a weighted sum of samples' means, or None where a sample has a single seed.
+    """Compute the 95 % interval of a weighted sum of samples' means, or None if a sample has a single seed.
 
-    The interval is extended to the estimate itself where that lies outside, as with a single outlier among the seeds.
+    If the estimate is outside the interval, the interval is extended to include it. A single outlier among the seeds
+    can cause this.
     """
     if min(map(len, samples.values())) < 2:
         return None
@@ -151,7 +152,7 @@ def sum_interval(
 
 
 def interval_of_draws(drawn_b: Scores, estimate: float) -> Interval:
-    """Return the middle 95 % of draws, extended to the estimate."""
+    """Return the middle 95 % of the draws, extended to include the estimate."""
     low, high = np.quantile(drawn_b, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(min(float(low), estimate), max(float(high), estimate))
 
@@ -159,16 +160,16 @@ def interval_of_draws(drawn_b: Scores, estimate: float) -> Interval:
 def paired_interval(
     left: Scores, right: Scores, categories: NDArray[np.int64], *, draws: int = DRAWS, seed: int = 0
 ) -> Interval | None:
-    """Compute the 95 % interval of the mean difference of pairs of seeds, or None where there is a single pair.
+    """Compute the 95 % interval of the mean difference of pairs of seeds, or None if there is a single pair.
 
-    Differences of pairs have no log-odds: they are taken as normal, so Student's t. Examples are drawn as in
-    `drawn_means`.
+    Differences of pairs have no log-odds, so they are assumed to be normal and Student's t is used. Examples are drawn
+    as in `drawn_means`.
 
     Args:
         left: (seeds, examples).
         right: the same shape; row i of both sides has the same seed.
         categories: (examples,).
-        draws: how many values to draw.
+        draws: number of values to draw.
         seed: of the random generator.
     """
     difference_sn = left - right
@@ -190,9 +191,9 @@ def total_of(samples: Samples, weights: Weights) -> float:
 
 
 def degrees_of_freedom(samples: Samples, weights: Weights) -> float:
-    """Compute Welch's and Satterthwaite's degrees of freedom of a weighted sum of means over seeds.
+    """Compute the Welch-Satterthwaite degrees of freedom of a weighted sum of means over seeds.
 
-    Returns the sum of all samples' degrees of freedom where no seed differs from another.
+    Returns the sum of all samples' degrees of freedom if the seeds of each sample have equal means.
     """
     parts = [
         (weights[key] ** 2 * float(scores.mean(1).var(ddof=1)) / len(scores), len(scores) - 1)
@@ -211,7 +212,7 @@ def covariance(samples: Samples, first: Weights, second: Weights, categories: ND
         samples: by key, (seeds, examples).
         first: the weights of one sum.
         second: the weights of the other.
-        categories: (examples,) the categories that examples are drawn within.
+        categories: (examples,) the category of each example; examples are drawn within categories.
     """
     over_seeds = sum(first[key] * second[key] * scores.mean(1).var(ddof=1) / len(scores)
                      for key, scores in samples.items())  # fmt: skip
@@ -225,13 +226,14 @@ def covariance(samples: Samples, first: Weights, second: Weights, categories: ND
 
 
 def fieller_interval(samples: Samples, over: Weights, under: Weights, categories: NDArray[np.int64]) -> Interval | None:
-    """Compute Fieller's 95 % interval of the ratio of two weighted sums, or None where the set is unbounded.
+    """Compute Fieller's 95 % interval of the ratio of two weighted sums, or None if the confidence set is unbounded.
 
-    The set holds every ratio r for which `over - r * under` could be zero (Fieller 1954). It is bounded exactly where
-    the denominator differs from zero by the same test. Student's t has the smaller degrees of freedom of the two sums.
+    The set contains every ratio r for which a t test does not reject `over - r * under = 0` (Fieller 1954). It is
+    bounded exactly if the same test rejects a denominator of zero. Student's t has the smaller degrees of freedom of
+    the two sums.
 
     Args:
-        samples: by key, (seeds, examples); two seeds or more each.
+        samples: by key, (seeds, examples); at least two seeds each.
         over: weights of the numerator.
         under: weights of the denominator.
         categories: (examples,).

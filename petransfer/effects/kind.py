@@ -1,4 +1,4 @@
-"""What a kind of effect consists of. Each file in `effects/kinds/` declares one; other packages can declare more."""
+"""The parts of a kind of effect. Each file in `effects/kinds/` declares one kind; other packages can declare more."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The limits that a recipe declares for verdicts, in points or percent.
+    """The limits that a recipe declares for verdicts.
 
-    margin: two sides whose difference is certainly smaller are equivalent. smallest_effect: a smaller difference never
-    reads `holds` or `reversed`. learnt: a side below this dev exact match has not learnt the task.
+    margin: two sides are equivalent if their difference is certainly smaller than this, in points. smallest_effect: a
+    smaller difference, in points, never has the verdict `holds` or `reversed`. learnt: a side with a lower dev exact
+    match, in percent, has not learnt the task.
     """
 
     margin: float = MARGIN
@@ -31,15 +32,15 @@ class Thresholds:
 
     @classmethod
     def of(cls, recipe: Recipe) -> Thresholds:
-        """Take them from a recipe."""
+        """Return the thresholds of a recipe."""
         return cls(recipe.margin, recipe.smallest_effect, recipe.learnt)
 
 
 @dataclass(frozen=True)
 class Family:
-    """What an effect must know of the effects that are tested with it.
+    """The multiple testing of an effect together with the other effects of a study.
 
-    p_holm: its own p after Holm's adjustment, None where it is not tested. tests: how many are tested together.
+    p_holm: the effect's p after Holm's adjustment, None if it is not tested. tests: number of effects tested together.
     """
 
     p_holm: float | None
@@ -48,7 +49,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Missing:
-    """An effect that cannot be estimated, in a sentence that says why."""
+    """An effect that cannot be estimated. why: a sentence with the reason."""
 
     why: str
 
@@ -57,12 +58,13 @@ class Missing:
 class Kind:
     """A kind of effect: its data, its test, its sentence and its plot.
 
-    name: the name that requests in recipes use. key: the list in effects.json. heading: the title on the page.
-    requests: the values of `RequestedEffect.kind` that it answers. order: kinds are judged and shown in this order.
-    collect: yields what the effect is estimated from, or why it cannot be, on one split.
-    p_value: the p before adjustment, None where the item is not tested. judge: gives a dataclass for effects.json.
-    sentence: the effect and its verdict for people. details: what a careful reader also wants, or nothing.
-    plot: makes a figure from the list of effects, the criterion and a width in inches; None where there is nothing to
+    name: the name that requests in recipes use. key: the name of the list in effects.json. heading: the title on the
+    page. requests: the values of `RequestedEffect.kind` that this kind handles. order: kinds are judged and shown in
+    this order.
+    collect: yields on one split the data to estimate an effect from, or a `Missing` if it cannot be estimated.
+    p_value: returns the p before adjustment, None if the item is not tested. judge: returns a dataclass for
+    effects.json. sentence: returns the effect and its verdict as text. details: returns further figures, or ''.
+    plot: makes a figure from the list of effects, the criterion and a width in inches; None if there is nothing to
     draw.
     """
 
@@ -83,5 +85,5 @@ KINDS = Registry("kind of effect", Kind, "petransfer.effects.kinds", "petransfer
 
 
 def kinds_in_order() -> list[Kind]:
-    """Return every kind of effect, those of other packages included."""
+    """Return all kinds of effects, including those of other packages."""
     return sorted(KINDS.values(), key=lambda kind: (kind.order, kind.name))

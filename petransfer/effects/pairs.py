@@ -1,4 +1,4 @@
-"""Two groups of runs to compare, and two such pairs: what the kinds of effects are estimated from."""
+"""The data that effects are estimated from: two groups of runs to compare, or two pairs of such groups."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from petransfer.recipe.metrics import EXACT_MATCH
 class Contrast:
     """Two groups of runs on the same test examples.
 
-    left, right: exact match, (seeds, examples), 0 or 1; or (seeds, 1), each seed's share, where the outcome of each
-    example is not known, or its figure of another `metric` over 100: the interval is then over seeds alone.
+    left, right: (seeds, examples), exact match of each example, 0 or 1. If single outcomes are not known, (seeds, 1):
+    each seed's share of right answers, or its value of another `metric` divided by 100; the interval is then only over
+    seeds.
     log_prob_left, log_prob_right: (seeds,) the mean log-probability per target token of each run, or None.
     categories: (examples,) the category of each column. arm: the arm in which two methods are compared.
     paired: row i of both sides has the same seed. left_name, right_name: the two arms or methods.
-    examples: how many test examples there are, where they are not columns. left_out: runs without a partner.
-    dev: mean exact match (or the metric) of each side on dev, over 100, NaN where it is not known.
-    left_key, right_key: name each group of runs; equal keys mean the same runs. Empty: a group of its own.
+    examples: number of test examples if they are not columns. left_out: number of runs without a partner.
+    dev: mean exact match (or the metric) of each side on dev, divided by 100; NaN if it is not known.
+    left_key, right_key: identify the runs of each side; equal keys mean the same runs. An empty key is unique.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Contrast:
 
     @property
     def test_examples(self) -> int:
-        """How many examples a seed's score is the mean of."""
+        """The number of test examples in each seed's score."""
         return self.examples or self.left.shape[1]
 
     @property
@@ -62,12 +63,12 @@ class Contrast:
         return 100 * self.left.mean(1), 100 * self.right.mean(1)
 
     def learnt(self, least: float) -> bool:
-        """Whether both sides reach `least` % exact match on dev. True where dev or exact match is not known."""
+        """Return whether both sides reach `least` % exact match on dev. True if dev or exact match is not known."""
         return self.metric != EXACT_MATCH or not any(100 * side < least for side in self.dev)
 
     @functools.cached_property
     def interval(self) -> Interval | None:
-        """The 95 % interval of left less right in points; None where a side has a single seed."""
+        """The 95 % interval of left minus right in points; None if a side has a single seed."""
         if self.paired:
             found = paired_interval(self.left, self.right, self.categories)
         else:
@@ -77,13 +78,13 @@ class Contrast:
 
 
 def in_points(interval: Interval | None) -> Interval | None:
-    """Turn an interval of shares into one of points."""
+    """Convert an interval of shares to points."""
     return Interval(100 * interval.low, 100 * interval.high) if interval else None
 
 
 @dataclass(frozen=True)
 class Two:
-    """Two contrasts of the same arms on the same split, with the names that tell them apart."""
+    """Two contrasts of the same arms on the same split, `here` and `there`, with the family or method of each."""
 
     here: Contrast
     there: Contrast
@@ -92,18 +93,18 @@ class Two:
 
     @property
     def keys(self) -> tuple[str, str, str, str]:
-        """Keys of left and right here, left and right there; groups of the same runs have the same key."""
+        """Keys of the groups (left here, right here, left there, right there); equal keys mean the same runs."""
         named = (self.here.left_key, self.here.right_key, self.there.left_key, self.there.right_key)
         return tuple(key or f"group {at}" for at, key in enumerate(named))  # type: ignore[return-value]
 
     @property
     def samples(self) -> dict[str, Scores]:
-        """Every group once, by its key."""
+        """The scores of each distinct group by key."""
         groups = (self.here.left, self.here.right, self.there.left, self.there.right)
         return dict(zip(self.keys, groups, strict=True))
 
     def weights(self, *signs: float) -> dict[str, float]:
-        """Weights by key, from one for each of left and right here, left and right there."""
+        """Return weights by key. signs: the weights of left here, right here, left there and right there."""
         found: dict[str, float] = {}
         for key, sign in zip(self.keys, signs, strict=True):
             found[key] = found.get(key, 0.0) + sign
@@ -114,7 +115,7 @@ class Two:
 class Side:
     """One of the two effects that a scale effect or a retention compares, in percent and points.
 
-    name: the family or the method. dev: of left and right in percent, None where it is not known.
+    name: the family or the method. dev: dev scores of left and right in percent, None if they are not known.
     """
 
     name: str
@@ -138,13 +139,13 @@ def _side(name: str, contrast: Contrast) -> Side:
 
 
 def dev_of(contrast: Contrast) -> tuple[float, float] | None:
-    """Return what the sides reach on dev in percent, or None where it is not known."""
+    """Return the dev scores of both sides in percent, or None if one is not known."""
     left, right = contrast.dev
     return None if math.isnan(left) or math.isnan(right) else (100 * left, 100 * right)
 
 
 def compared(name: str, split: str, left: Scored, right: Scored, **names: Any) -> Contrast:
-    """Make a contrast of two groups of runs; paired by seed where `names` says so, of the seeds that both have.
+    """Make a contrast of two groups of runs. With `paired` in `names`, runs are paired by seed, over the common seeds.
 
     Raises:
         UserError: the groups were not tested on the same examples.
@@ -193,8 +194,8 @@ def _mean(values: np.ndarray) -> float:
 def arms_under(effect: RequestedEffect, split: str, method: str, runs: Runs) -> Contrast | Missing:
     """Return the contrast of an effect's two arms under a method.
 
-    The right arm is taken under the same method where it has it, or else under its only one: `scratch` is trained whole
-    whatever the method.
+    The right arm is taken under the same method, or under its only method if it lacks that one: `scratch` always trains
+    all weights.
     """
     partner = runs.partner(effect.right, method, split)
     left, right = runs.scored(effect.left, method, split), runs.scored(effect.right, partner, split)
@@ -206,7 +207,7 @@ def arms_under(effect: RequestedEffect, split: str, method: str, runs: Runs) -> 
 
 
 def other_study(effect: RequestedEffect, split: str, runs: Runs) -> Runs | Missing:
-    """Return the study that an effect refers to, scored alike: this one unless the effect names another."""
+    """Return the study that an effect refers to, by default this one, scored by the metric of this study."""
     if not effect.study:
         return runs
     other = runs_of(effect.study, runs.folder.path, runs.metric)

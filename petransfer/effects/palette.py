@@ -1,22 +1,22 @@
-"""Colours of plots: one for a file, and the page's variable that it becomes in light and in dark."""
+"""Colours of plots: the colour in a plot file, and the CSS variable that replaces it on a light or dark page."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 INK, MUTED, FAINT, RULE, PAPER = "#000000", "#7F7F7F", "#B0B0B0", "#D9D9D9", "#FFFFFF"
-# The colours of Okabe and Ito (2008) with a darker yellow, then five of Paul Tol's muted scheme (2021): people with
-# colour blindness can tell them apart. Controls are grey and black.
+# The colours of Okabe and Ito (2008) with a darker yellow, then five of Paul Tol's muted scheme (2021). People with
+# colour blindness can distinguish them. Controls are grey and black.
 SERIES = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#B2A300",
     "#332288", "#882255", "#117733", "#44AA99", "#AA4499",
 )  # fmt: skip
 CONTROLS = {"scratch": INK, "random": MUTED, "english-newemb": FAINT}
-# A series that repeats a colour has another marker and another line.
+# A series with a repeated colour has a different marker and line.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", ":", "-.")
 
-# A verdict is told by its shape as well as by its colour.
+# Marker shape and colour of each verdict, so that verdicts can be distinguished without colour.
 VERDICTS = {
     "holds": ("o", "#009E73"),
     "reversed": ("s", "#D55E00"),
@@ -38,6 +38,6 @@ VARIABLES = {
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
-    """Give every arm a colour, in the order in which they first come."""
+    """Return a colour for every arm, assigned in order of first occurrence."""
     own = [name for name in dict.fromkeys(names) if name not in CONTROLS]
     return {name: SERIES[at % len(SERIES)] for at, name in enumerate(own)} | CONTROLS

@@ -26,9 +26,9 @@ from petransfer.study.grid import Cell, expand
 class Scored:
     """The finished runs of one arm and method on one split, by seed.
 
-    scores: (seeds, examples) of exact match, or (seeds, 1) of another metric, each run's figure over 100.
+    scores: (seeds, examples) exact match, 0 or 1; or (seeds, 1) another metric, each run's value divided by 100.
     log_probs: (seeds,) mean log-probability per target token. index: (examples,) numbers of the test examples.
-    category: of each column of `scores`. dev: (seeds,) the same score on dev, NaN where a run has none.
+    category: of each column of `scores`. dev: (seeds,) the same metric on dev, NaN if a run has none.
     """
 
     seeds: tuple[int, ...]
@@ -42,16 +42,16 @@ class Scored:
 
     @property
     def key(self) -> str:
-        """Names these runs with these scores: groups with one key are one sample, which is drawn once."""
+        """An identifier of these runs and scores. Groups with the same key are one sample, which is drawn once."""
         digest = hashlib.sha256(np.ascontiguousarray(self.scores).tobytes()).hexdigest()[:12]
         return f"{' '.join(self.run_ids)} {digest}"
 
 
 @dataclass(frozen=True)
 class Runs:
-    """A study's grid with the scores of its run folders, each of which is read once.
+    """A study's grid with the scores of its run folders; each folder is read once.
 
-    metric: what runs are scored by.
+    metric: name of the metric that scores the runs.
     """
 
     recipe: Recipe
@@ -62,11 +62,11 @@ class Runs:
 
     @property
     def splits(self) -> list[str]:
-        """In the order of the grid."""
+        """The splits in the order of the grid."""
         return list(dict.fromkeys(cell.split for cell in self.cells))
 
     def methods(self, arm: str, split: str) -> list[str]:
-        """Return the methods that the grid trains an arm with on a split."""
+        """Return the methods of an arm on a split in the grid."""
         return list(dict.fromkeys(cell.method for cell in self.cells if cell.arm == arm and cell.split == split))
 
     def asked(self, arm: str, method: str, split: str) -> list[Cell]:
@@ -74,15 +74,15 @@ class Runs:
         return [cell for cell in self.cells if (cell.arm, cell.method, cell.split) == (arm, method, split)]
 
     def partner(self, arm: str, method: str, split: str) -> str:
-        """Return the method that `arm` is compared under: the same one, or its only one where it lacks that."""
+        """Return the method under which `arm` is compared: `method`, or the arm's only method if it lacks this one."""
         found = self.methods(arm, split)
         return method if method in found or len(found) != 1 else found[0]
 
     def scored(self, arm: str, method: str, split: str) -> Scored | None:
-        """Return the scores of a group's finished runs, or None where there are none.
+        """Return the scores of a group's finished runs, or None if there are no finished runs.
 
         Raises:
-            UserError: they were not tested on the same examples, or one has no figure of the metric.
+            UserError: the runs were not tested on the same examples, or a run has no value of the metric.
         """
         done = [cell for cell in self.asked(arm, method, split) if self.folder.run(cell.run_id).done]
         key = tuple(cell.run_id for cell in done)
@@ -91,7 +91,7 @@ class Runs:
         return self._kept.get(key)
 
     def why_none(self, arm: str, method: str, split: str) -> str:
-        """Say why a group has no finished run."""
+        """Return the reason why a group has no finished run."""
         folders = [self.folder.run(cell.run_id) for cell in self.asked(arm, method, split)]
         if not folders:
             return f"{arm} is not trained by {method}"
@@ -101,7 +101,7 @@ class Runs:
 
 
 def runs_of(study: str, beside: Path, metric: str = EXACT_MATCH) -> Runs | None:
-    """Return another study's runs from its folder or its name beside `beside`; None where there is no such study."""
+    """Return the runs of another study, or None if it does not exist. study: its folder, or a name next to `beside`."""
     for path in (Path(study).expanduser(), beside.parent / study):
         if (path / "recipe.yaml").is_file():
             recipe = load_recipe(str(path / "recipe.yaml"))
@@ -129,13 +129,13 @@ def _read(cells: Sequence[Cell], folder: StudyFolder, metric: str) -> Scored:
 
 
 def _dev(folder: StudyFolder, cell: Cell, metric: str) -> float:
-    """Return a run's dev figure of a metric, over 100; NaN where it has none."""
+    """Return a run's dev value of a metric divided by 100; NaN if there is none."""
     figure = _figure(folder.run(cell.run_id), "dev", metric)
     return math.nan if figure is None else figure / 100
 
 
 def _share(folder: StudyFolder, cell: Cell, metric: str) -> float:
-    """Return a run's test figure of a metric, over 100."""
+    """Return a run's test value of a metric divided by 100."""
     run = folder.run(cell.run_id)
     figure = _figure(run, "test", metric)
     if figure is None:
@@ -163,10 +163,10 @@ def _examples(folder: StudyFolder, run_id: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def examples_of(folder: StudyFolder, run_id: str) -> Iterator[Path]:
-    """Give the path of a finished run's test examples; errors while they are read become one line.
+    """Give the path of a finished run's test examples; errors in reading them become a one-line UserError.
 
     Raises:
-        UserError: the file is lost or damaged.
+        UserError: the file is missing or damaged.
     """
     import pyarrow
 

@@ -1,4 +1,4 @@
-"""What so many seeds can show at best, by counting: known before a study is run. Needs nothing but arithmetic."""
+"""Compute before a study runs whether its number of seeds can decide an effect. Uses only arithmetic."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import math
 from dataclasses import dataclass
 
 LEVEL = 0.05
-# The permutation test tries all deals of the seeds up to so many, and beyond them so many that are drawn at random.
+# Up to this number of permutations the test is exact; above it, the test draws this number at random.
 MOST_DEALS = 20_000
-# Where seeds are counted, no more than these are thought of.
+# Largest number of seeds that is tried.
 MOST_SEEDS = 1000
 
 
 def smallest_p(seeds_left: int, seeds_right: int, *, paired: bool = False) -> float:
-    """The smallest two-sided p that the permutation test can give with so many seeds: twice a tail of one deal.
+    """Return the smallest two-sided p that the permutation test can give: twice the tail of one permutation.
 
-    Where deals are drawn, the one that was seen counts as one more.
+    If permutations are drawn at random, the observed one is added to their number.
     """
     if min(seeds_left, seeds_right) < 2:
         return 1.0
@@ -24,29 +24,33 @@ def smallest_p(seeds_left: int, seeds_right: int, *, paired: bool = False) -> fl
 
 
 def fewest_seeds(tests: int, *, paired: bool = False) -> int:
-    """The seeds a group without which none of `tests` effects can reach p < 0.05 after Holm, however large it is.
+    """Return the smallest number of seeds per group with which one of `tests` effects can reach p < 0.05 after Holm.
 
-    Holm asks of the smallest p that it be below the level over the number of tests. MOST_SEEDS where no number is
-    enough, for drawn deals bound that p.
+    After Holm's adjustment the smallest p must be below 0.05 / `tests`. Returns MOST_SEEDS if no number of seeds is
+    enough, because random permutations limit the smallest p.
     """
     enough = (seeds for seeds in range(2, MOST_SEEDS) if smallest_p(seeds, seeds, paired=paired) * tests < LEVEL)
     return next(enough, MOST_SEEDS)
 
 
 def fewest_for_equivalence(*, paired: bool = False) -> int:
-    """The seeds a group, or pairs of them, below which two groups are not called equivalent: four, or six pairs.
+    """Return the minimum number of seeds per group, or of pairs, for the verdict `equivalent`: four, or six pairs.
 
-    With fewer the exact test cannot see a difference of any size, even alone, so that seeing none says nothing. Nor can
-    a bootstrap over seeds say more: of three it draws the lowest thrice with a chance of 1/27, more than the 2.5 % that
-    lie beyond an interval's end, so that the ends are single seeds. What is left is the t test's assumption that seeds
-    are normal, which they are not where one in a few generalises and the others do not.
+    With fewer seeds the exact test cannot detect a difference of any size, so a missing difference proves nothing. A
+    bootstrap over seeds does not help: with three seeds it draws the lowest seed three times with probability 1/27.
+    This is more than the 2.5 % beyond each end of the interval, so the ends are single seeds. A t test would assume
+    normal seeds, which is wrong if a few of them generalise and the others do not.
     """
     return fewest_seeds(1, paired=paired)
 
 
 @dataclass(frozen=True)
 class Demand:
-    """How many effects a study judges together, and the seeds that this needs. paired: contrasts of methods."""
+    """The number of effects that a study tests together, and the number of seeds that they need.
+
+    tests: all tested effects. seeds: seeds of the study. unpaired: effects between arms or families. paired: contrasts
+    of methods.
+    """
 
     tests: int
     seeds: int
@@ -55,14 +59,14 @@ class Demand:
 
     @property
     def needed(self) -> int:
-        """Seeds a group without which at least one kind of its effects can never be decided."""
+        """The smallest number of seeds per group with which all effects, unpaired and paired, can be decided."""
         kinds = [fewest_seeds(self.tests, paired=kind == "paired") for kind in ("unpaired", "paired")
                  if getattr(self, kind)]  # fmt: skip
         return max(kinds, default=0)
 
     @property
     def line(self) -> str:
-        """A line for people, or nothing where the seeds suffice or there are no effects."""
+        """A warning in one line; empty if the study has enough seeds or no effects."""
         if self.seeds >= self.needed:
             return ""
         least = min(1.0, smallest_p(self.seeds, self.seeds, paired=not self.unpaired) * self.tests)

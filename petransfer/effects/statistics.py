@@ -1,6 +1,6 @@
-"""Tests on seeds: permutation, Holm, equivalence, log-odds, McNemar, and the seeds that are needed.
+"""Tests over seeds: permutation, Holm, equivalence, log-odds, McNemar, and the number of seeds needed.
 
-SciPy and statsmodels do the tests. Intervals are in `intervals.py`.
+SciPy and statsmodels compute the tests. Intervals are in `intervals.py`.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from petransfer.effects.seed_counts import LEVEL, MOST_DEALS, MOST_SEEDS, fewest
 def permutation_p(left: Scores, right: Scores, *, paired: bool = False) -> float:
     """Compute the exact two-sided permutation p of the difference of means of the seeds' scores.
 
-    Null hypothesis: the seeds of both sides come from one distribution. The test does not only see unequal means: it
-    can reject where the spread differs and the means do not.
+    Null hypothesis: the seeds of both sides come from one distribution. The test can also reject if the means are equal
+    and only the spread differs.
 
-    Two-sided: the smaller tail is doubled, so that each direction has half of the level, which is what a verdict with
-    a direction needs. With groups of equal size this is the same as counting the deals whose absolute difference is at
-    least the one seen; with unequal groups it is not.
+    Two-sided: the smaller tail is doubled, so that each direction has half of the level, as a verdict with a direction
+    requires. For groups of equal size this is the same as counting the permutations whose absolute difference is at
+    least the observed one; for unequal groups it is not. If there are more than 20,000 permutations, 20,000 are drawn
+    at random.
 
     Args:
         left: (seeds,) scores.
         right: (seeds,) scores.
-        paired: row i of both sides has the same seed: all signs of the differences are tried, instead of all ways to
-            deal the seeds out to two groups of these sizes. Where there are more than 20,000 deals, so many are drawn
-            at random.
+        paired: row i of both sides has the same seed. The permutations are then all signs of the differences, instead
+            of all ways to split the seeds into two groups of these sizes.
 
     Returns:
-        The p value; 1 where a side has a single seed, which decides nothing.
+        The p value; 1 if a side has a single seed.
     """
     if paired and len(left) != len(right):
         raise ValueError(f"{len(left)} and {len(right)} seeds cannot be paired")
     if min(len(left), len(right)) < 2:
         return 1.0
     kind = "samples" if paired else "independent"
-    with warnings.catch_warnings():  # identical scores have no variance, which is no trouble here
+    with warnings.catch_warnings():  # SciPy warns about identical scores; the p is still right
         warnings.simplefilter("ignore")
         found = stats.permutation_test(
             (left, right),
@@ -60,12 +60,12 @@ def permutation_p(left: Scores, right: Scores, *, paired: bool = False) -> float
 
 
 def _mean_difference(left: Scores, right: Scores, axis: int) -> Scores:
-    difference: Scores = np.round(left.mean(axis) - right.mean(axis), 12)  # equal deals must compare as equal
+    difference: Scores = np.round(left.mean(axis) - right.mean(axis), 12)  # equal differences must compare as equal
     return difference
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Adjust p values for all being looked at (Holm 1979). None stays None and is not counted."""
+    """Adjust p values for multiple testing (Holm 1979). None stays None and is not counted."""
     tested = [value for value in p_values if value is not None]
     adjusted = iter(multipletests(tested, method="holm")[1] if tested else ())
     return [None if value is None else float(next(adjusted)) for value in p_values]
@@ -74,14 +74,14 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 def equivalence_p(left: Scores, right: Scores, margin: float, *, paired: bool = False) -> float | None:
     """Compute the p of two one-sided tests that the seeds' means differ by less than `margin`.
 
-    Welch's tests, or Student's of the differences where seeds are paired. None where seeds are too few.
+    Uses Welch's t, or Student's t of the differences if seeds are paired. Returns None if there are too few seeds.
     """
     if min(len(left), len(right)) < fewest_for_equivalence(paired=paired):
         return None
     flat = (left - right).var() == 0 if paired else left.var() == 0 and right.var() == 0
     if flat:
         return 0.0 if abs(float(left.mean() - right.mean())) < margin else 1.0
-    with warnings.catch_warnings():  # nearly identical figures lose precision; the p is then 0 or 1 all the same
+    with warnings.catch_warnings():  # nearly identical scores lose precision; the p is 0 or 1 in any case
         warnings.simplefilter("ignore")
         if paired:
             return float(ttost_paired(left, right, -margin, margin)[0])
@@ -91,11 +91,11 @@ def equivalence_p(left: Scores, right: Scores, margin: float, *, paired: bool = 
 def seeds_needed(
     left: Scores, right: Scores, tests: int, margin: float, power: float = 0.8, *, paired: bool = False
 ) -> int | None:
-    """Compute how many seeds a side are needed for a difference to show after Holm over `tests`; at most 1,000.
+    """Compute the seeds per side needed to detect a difference after Holm over `tests` effects; at most 1,000.
 
-    The difference is the one seen, but at least `margin`. The deviation is the pooled one of the seeds, or that of the
-    differences where they are paired. The permutation test's smallest p sets a floor. None where a side has a single
-    seed, which has no deviation.
+    The difference is the observed one, but at least `margin`. The deviation is the pooled deviation of the seeds, or
+    the deviation of the differences if seeds are paired. The result is at least the number of seeds with which the
+    permutation test can reach significance. Returns None if a side has a single seed, because it has no deviation.
     """
     if min(len(left), len(right)) < 2:
         return None
@@ -104,7 +104,7 @@ def seeds_needed(
     size = max(abs(float(left.mean() - right.mean())), margin) / max(math.sqrt(variance), 1e-9)
     test = TTestPower() if paired else TTestIndPower()
     for seeds in range(fewest_seeds(tests, paired=paired), MOST_SEEDS):
-        # statsmodels' power is NaN at some large effects, where it is all but 1
+        # `not ... <`: for some large effects the power is almost 1, but statsmodels returns NaN
         if not test.power(min(size, 4.0), seeds, alpha) < power:
             return seeds
     return MOST_SEEDS
@@ -112,7 +112,7 @@ def seeds_needed(
 
 @dataclass(frozen=True)
 class Odds:
-    """A difference of log-odds in nats: of means over seeds, with Welch's interval, and an exact p over seeds."""
+    """A difference of mean log-odds over seeds in nats, with Welch's interval and an exact p over seeds."""
 
     difference: float
     interval: Interval | None
@@ -120,12 +120,12 @@ class Odds:
 
 
 def log_odds(left: Scores, right: Scores, examples: int, *, paired: bool = False) -> Odds:
-    """Compare the log-odds of a right answer, which near 0 and 100 % show differences that points cannot.
+    """Compare the log-odds of a right answer. Near 0 and 100 % they show differences that are invisible in points.
 
     Args:
         left: (seeds,) shares of right answers, 0 to 1.
         right: (seeds,) likewise.
-        examples: how many answers each share is taken over.
+        examples: number of answers in each share.
         paired: row i of both sides has the same seed.
     """
     both = [log_odds_of(share, examples) for share in (left, right)]
@@ -137,7 +137,7 @@ def log_odds(left: Scores, right: Scores, examples: int, *, paired: bool = False
         or (paired and np.ptp(both[0] - both[1]) == 0)
     ):
         return Odds(difference, None, p)
-    with warnings.catch_warnings():  # nearly identical figures lose precision, which half an answer never needs
+    with warnings.catch_warnings():  # SciPy warns about nearly identical values; the precision is enough
         warnings.simplefilter("ignore")
         found = stats.ttest_rel(*both) if paired else stats.ttest_ind(*both, equal_var=False)
     interval = found.confidence_interval(0.95)
@@ -146,7 +146,7 @@ def log_odds(left: Scores, right: Scores, examples: int, *, paired: bool = False
 
 @dataclass(frozen=True)
 class PairOfRuns:
-    """McNemar's exact test of two runs on the same examples: how many only one of them has right, and p."""
+    """McNemar's exact test of two runs: number of examples that only one run answers correctly, and p."""
 
     only_left: int
     only_right: int
@@ -154,7 +154,7 @@ class PairOfRuns:
 
 
 def pair_of_runs(left: Scores, right: Scores) -> PairOfRuns:
-    """Compare one run with one other, example by example. The result is about these two runs, not about other seeds."""
+    """Compare two runs example by example. The result holds for these two runs only, not for other seeds."""
     only_left, only_right = int(((left == 1) & (right == 0)).sum()), int(((left == 0) & (right == 1)).sum())
     same = len(left) - only_left - only_right
     found = mcnemar([[same, only_left], [only_right, 0]], exact=True)
@@ -162,9 +162,9 @@ def pair_of_runs(left: Scores, right: Scores) -> PairOfRuns:
 
 
 def welch_p(seeds: Mapping[str, Scores], weights: Weights, against: float = 0.0) -> float | None:
-    """Compute the two-sided p that a weighted sum of means over seeds is `against`.
+    """Compute the two-sided p of the null hypothesis that a weighted sum of means over seeds equals `against`.
 
-    Welch's and Satterthwaite's t, for sums that no permutation tests exactly.
+    Uses the Welch-Satterthwaite t test, for sums without an exact permutation test.
 
     Args:
         seeds: by key, (seeds,) figures.
@@ -172,7 +172,7 @@ def welch_p(seeds: Mapping[str, Scores], weights: Weights, against: float = 0.0)
         against: the value under the null hypothesis.
 
     Returns:
-        The p value, or None where no seed differs from another.
+        The p value, or None if the seeds of each sample are equal.
     """
     error = math.sqrt(sum(weights[key] ** 2 * one.var(ddof=1) / len(one) for key, one in seeds.items()))
     if error == 0:

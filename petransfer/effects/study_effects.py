@@ -1,4 +1,4 @@
-"""From a study's run folders to its effects, and the file effects.json."""
+"""Compute a study's effects from its run folders, and write effects.json."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from petransfer.effects.kind import Kind, Thresholds
     from petransfer.effects.kinds.contrast import Effect
 
-# Raised when the same runs are judged differently, so that an effects.json of before is not reused.
+# Increase this when verdicts for the same runs change, so that an older effects.json is not reused.
 JUDGED_VERSION = 8
 
 
 @dataclass
 class Collected:
-    """What the recipe's effects are estimated from, by kind, and a sentence for each effect that cannot be."""
+    """The data to estimate the recipe's effects from, by kind, and a sentence for each effect without data."""
 
     items: list[tuple[Kind, Any]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -41,10 +41,10 @@ class Collected:
 def update_effects(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, *, anew: bool = False) -> dict[str, Any]:
     """Judge the recipe's effects on the finished runs, write effects.json, and return its content.
 
-    The content has a list for each kind of effect (`effects`, `scales`, `retentions`), `tests` (how many were tested
-    together), `judged_by` where that is not exact match, `notes` (what a reader must know), `sentences` (the notes and
+    The content has a list for each kind of effect (`effects`, `scales`, `retentions`), `tests` (the number of effects
+    tested together), `judged_by` if it is not exact match, `notes` (notes for the reader), `sentences` (the notes and
     one sentence for each effect) and `missing` (a sentence for each effect that cannot be estimated yet). An existing
-    file for the same runs is returned as it is unless `anew`: judging imports statsmodels, which takes seconds.
+    file for the same runs is returned unchanged unless `anew`, because importing statsmodels takes seconds.
     """
     done = sorted(cell.run_id for cell in cells if study.run(cell.run_id).done)
     if not recipe.effects or not done:
@@ -61,7 +61,7 @@ def update_effects(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, *,
 
 
 def _digest(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, done: list[str]) -> str:
-    """Return a hash of everything that the verdicts depend on."""
+    """Return a hash of all inputs of the verdicts."""
     failed = sorted((cell.run_id, study.run(cell.run_id).status()) for cell in cells if cell.run_id not in set(done))
     asked = [effect if isinstance(effect, str) else effect.model_dump() for effect in recipe.effects]
     limits = [recipe.margin, recipe.smallest_effect, recipe.learnt]
@@ -70,7 +70,7 @@ def _digest(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, done: lis
 
 
 def demand(recipe: Recipe, cells: Sequence[Cell]) -> Demand:
-    """Count the effects that the recipe's grid tests together; that decides how many seeds they need."""
+    """Count the effects that the recipe's grid tests together; their number determines the seeds that they need."""
     unpaired = paired = 0
     for split in dict.fromkeys(cell.split for cell in cells):
         trained = {(cell.arm, cell.method) for cell in cells if cell.split == split}
@@ -83,7 +83,7 @@ def demand(recipe: Recipe, cells: Sequence[Cell]) -> Demand:
 
 
 def collect(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> Collected:
-    """Collect what the recipe's effects are estimated from, on every split."""
+    """Collect the data to estimate the recipe's effects from, on every split."""
     from petransfer.effects.kind import KINDS, Missing, kinds_in_order
     from petransfer.effects.runs import Runs
 
@@ -128,7 +128,7 @@ def _judged(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> dict[s
 
 
 def one_pretraining_note(cells: Sequence[Cell]) -> str:
-    """Say which arms have a single pretrained checkpoint, so that seeds vary the fine-tuning alone; else nothing."""
+    """Return a note on arms with a single pretrained checkpoint, whose seeds only vary the fine-tuning; '' if none."""
     weights: dict[str, set[str]] = {}
     for cell in cells:
         checkpoint = cell.spec.checkpoint
@@ -145,9 +145,9 @@ def one_pretraining_note(cells: Sequence[Cell]) -> str:
 
 
 def _add_paper(effects: list[dict[str, Any]], recipe: Recipe, limits: Thresholds) -> None:
-    """Add the same contrasts in the paper to the effects, their p values adjusted for each other (Holm).
+    """Add the same contrasts of the paper to the effects, with their p values adjusted together (Holm).
 
-    The paper has exact match alone, so no other metric gets its figures.
+    The paper only has exact match, so nothing is added for other metrics.
     """
     from petransfer.effects.kinds.contrast import judge
     from petransfer.effects.pairs import Contrast

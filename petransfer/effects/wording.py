@@ -1,4 +1,4 @@
-"""How numbers read in sentences, tables and pages: a real minus sign, never a p of 0."""
+"""Format numbers for sentences, tables and pages: with a real minus sign, and never a p of 0."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def plain(value: float, digits: int = 1) -> str:
 
 
 def bounds(interval: Mapping[str, float] | None, digits: int = 1) -> str:
-    """Format a confidence interval in brackets after a blank; nothing where there is none."""
+    """Format a confidence interval in brackets after a blank; '' if there is no interval."""
     return f" [{signed(interval['low'], digits)}, {signed(interval['high'], digits)}]" if interval else ""
 
 
 def p_value(value: float | None) -> str:
-    """Format a p value with two or three decimals, never as 0; a dash where there was no test."""
+    """Format a p value with two or three decimals, never as 0; a dash if there was no test."""
     if value is None:
         return "\u2013"
     return "<0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
@@ -37,7 +37,7 @@ def p_text(value: float | None) -> str:
 
 
 def seeds_text(seeds: Sequence[int], paired: bool) -> str:
-    """Say how many seeds each side has."""
+    """Return a text with the number of seeds of each side."""
     left, right = seeds
     if paired:
         return f"{left} pair{'s' if left > 1 else ''} of seeds"
@@ -47,5 +47,5 @@ def seeds_text(seeds: Sequence[int], paired: bool) -> str:
 
 
 def capital(text: str) -> str:
-    """Begin with a capital letter."""
+    """Return the text with a capital first letter."""
     return text[:1].upper() + text[1:]

@@ -1,8 +1,8 @@
 """The contrast of two arms, or of two methods in one arm: is there a difference, and in which direction?
 
 The test is the exact permutation test over seeds of the difference of means. Its null hypothesis is that the seeds of
-both sides come from one distribution: it also rejects where only the spread differs. A verdict of `holds` or `reversed`
-therefore needs an interval of the difference of means without zero as well.
+both sides come from one distribution, so it can also reject if only the spread differs. Therefore the verdicts `holds`
+and `reversed` also require that the interval of the difference of means excludes zero.
 """
 
 from __future__ import annotations
@@ -39,21 +39,22 @@ if TYPE_CHECKING:
 
 Verdict = Literal["holds", "reversed", "equivalent", "inconclusive", "saturated", "not learnt"]
 
-# Both sides nearer than this to 0 or to 100 % leave a metric no room to differ.
+# If both sides are nearer than this to 0 or to 100 %, the metric cannot show a difference (points).
 ROOM = 1.0
-# Where a side is nearer than this to 0 or to 100 %, the log-odds must agree with the difference in points.
+# If a side is nearer than this to 0 or to 100 %, the log-odds must agree with the difference (points).
 NEAR_THE_ENDS = 5.0
 
 
 @dataclass(frozen=True)
 class Effect:
-    """A contrast as effects.json has it. Differences and intervals in points; log_prob in nats per target token.
+    """A contrast in the form of effects.json. Differences and intervals in points; log_prob in nats per target token.
 
-    p: exact, over seeds. p_holm: adjusted for all tested effects of the study; None where a side has not learnt the
-    task. smallest_p: the least that so many seeds can give; least_p_holm: the same after Holm. seeds_needed: a side,
-    where the verdict is inconclusive. equivalence_p: None where the seeds are too few. log_odds: where a side is near
-    0 or 100 % of right answers. mcnemar: where each side is one run. left_out: runs without a partner of the same seed.
-    dev: what either side reaches on dev. because: why the verdict is not `holds` or `reversed`.
+    p: exact, over seeds. p_holm: adjusted for all tested effects of the study; None if a side has not learnt the task.
+    smallest_p: the smallest possible p with this number of seeds. least_p_holm: the same after Holm. seeds_needed:
+    seeds per side, if the verdict is inconclusive. equivalence_p: None if there are too few seeds. log_odds: given if a
+    side is near 0 or 100 % of right answers. mcnemar: given if each side is one run. left_out: number of runs without a
+    partner of the same seed. dev: dev scores of both sides in percent. because: the reason if the verdict is not
+    `holds` or `reversed`.
     """
 
     name: str
@@ -89,7 +90,7 @@ class Effect:
 
 
 def collect(effect: RequestedEffect, split: str, runs: Runs) -> Iterator[Contrast | Missing]:
-    """Yield the contrast of two arms under every method of the left one, or of two methods in every arm."""
+    """Yield the contrast of two arms under every method of the left arm, or of two methods in every arm."""
     if effect.kind == "arms":
         for method in runs.methods(effect.left, split):
             yield arms_under(effect, split, method, runs)
@@ -118,12 +119,12 @@ def raw_p(contrast: Contrast) -> float:
 
 
 def tested_p(contrast: Contrast, thresholds: Thresholds) -> float | None:
-    """Compute the p, or None where a side has not learnt the task: such a contrast is not tested."""
+    """Compute the p, or None if a side has not learnt the task, because such a contrast is not tested."""
     return raw_p(contrast) if contrast.learnt(thresholds.learnt) else None
 
 
 def judge(contrasts: Sequence[Contrast], thresholds: Thresholds | None = None) -> list[Effect]:
-    """Judge contrasts as one family: their p values are adjusted for each other (Holm)."""
+    """Judge contrasts as one family: their p values are adjusted together (Holm)."""
     limits = thresholds or Thresholds()
     p_values = [tested_p(contrast, limits) for contrast in contrasts]
     adjusted = holm(p_values)
@@ -132,7 +133,7 @@ def judge(contrasts: Sequence[Contrast], thresholds: Thresholds | None = None) -
 
 
 def judge_one(contrast: Contrast, family: Family, thresholds: Thresholds) -> Effect:
-    """Estimate a contrast and come to a verdict."""
+    """Estimate a contrast and return it with its verdict."""
     paired = contrast.paired
     left, right = contrast.percent
     means = float(left.mean()), float(right.mean())
@@ -217,14 +218,14 @@ def _verdict(
 
 
 def within(interval: Interval | None, margin: float) -> bool:
-    """Whether the whole interval lies within the margin around zero; True where there is none."""
+    """Return whether the whole interval is within the margin around zero; True if there is no interval."""
     return interval is None or (-margin < interval.low and interval.high < margin)
 
 
 def _obstacle(
     contrast: Contrast, difference: float, p: float | None, odds: Odds | None, limits: Thresholds
 ) -> str | None:
-    """Return what forbids `holds` and `reversed`; '' where it is the p alone, None where nothing does."""
+    """Return why the verdict cannot be `holds` or `reversed`: '' if only because of the p, None if it can."""
     interval = contrast.interval
     if p is None or p >= LEVEL:
         return ""
@@ -233,7 +234,7 @@ def _obstacle(
     if interval is not None and interval.holds_zero:
         return "the permutation test tells the sides apart, but the interval of the difference of means includes zero"
     if odds and (odds.interval is None or odds.interval.holds_zero or odds.difference * difference < 0):
-        flat = odds.interval is None and odds.difference * difference > 0  # no seed differs from another
+        flat = odds.interval is None and odds.difference * difference > 0  # all seeds of a side are equal
         return None if flat else "near 0 or 100 % the log-odds must agree, and their interval includes zero"
     return None
 
@@ -250,12 +251,12 @@ def _end(mean: float) -> str:
 
 
 def no_room(left: float, right: float, room: float = ROOM) -> bool:
-    """Whether both means (in %) are so near to one end that the metric cannot tell them apart."""
+    """Return whether both means (in %) are so near to 0 or to 100 % that the metric cannot tell them apart."""
     return max(left, right) <= room or min(left, right) >= 100 - room
 
 
 def sentence(effect: dict[str, Any], criterion: Criterion) -> str:
-    """Say what was compared, what was seen and what follows."""
+    """Return a sentence with the compared sides, the difference and the verdict."""
     place = effect["arm"] or effect["method"]
     tested = f"{p_text(effect['p_holm'])} (Holm)" if effect["p_holm"] is not None else "not tested"
     seen = (
@@ -268,7 +269,7 @@ def sentence(effect: dict[str, Any], criterion: Criterion) -> str:
 
 
 def details(effect: dict[str, Any], criterion: Criterion) -> str:
-    """Give the figures behind the verdict: the least p, dev, log-odds, log-probability, single runs, the paper."""
+    """Return the figures behind the verdict: smallest p, dev, log-odds, log-probability, single runs, the paper."""
     parts = []
     if effect["p_holm"] is not None and effect["least_p_holm"] >= LEVEL:
         parts.append(f"So few seeds cannot give less than {p_text(effect['least_p_holm'])} (Holm).")

@@ -1,7 +1,7 @@
-"""Retention: an effect under one method, divided by the same effect under another. 1 means that all of it is kept.
+"""Retention: an effect under one method, divided by the same effect under another. At 1 the whole effect is retained.
 
-It is not tested. It is given only with its interval, and only where Fieller's set is bounded: elsewhere the effect in
-the denominator could be zero, and no ratio means anything.
+It is not tested. It is given only with its interval, and only if Fieller's set is bounded. Otherwise the effect in the
+denominator could be zero, and the ratio would be meaningless.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Retention:
-    """A ratio of two effects as effects.json has it. ratio and interval are None where `undefined` says why."""
+    """A ratio of two effects in the form of effects.json. If ratio and interval are None, `undefined` is the reason."""
 
     name: str
     split: str
@@ -38,7 +38,7 @@ class Retention:
 
 
 def collect(effect: RequestedEffect, split: str, runs: Runs) -> Iterator[Two | Missing]:
-    """Yield the effect under both methods."""
+    """Yield the pair of contrasts under both methods."""
     other = other_study(effect, split, runs)
     if isinstance(other, Missing):
         yield other
@@ -82,7 +82,7 @@ def _undefined(under: Side, over: Side, two: Two, limits: Thresholds) -> str | N
 
 
 def sentence(one: dict[str, Any], criterion: Criterion) -> str:
-    """Say both effects and the share that is kept, or why there is none."""
+    """Return a sentence with both effects and their ratio, or with the reason why there is no ratio."""
     under, over = one["under"], one["over"]
     about = f"Retention of {one['name']} on {one['split']}"
     sides = (
@@ -97,12 +97,12 @@ def sentence(one: dict[str, Any], criterion: Criterion) -> str:
 
 
 def details(one: dict[str, Any], criterion: Criterion) -> str:
-    """Nothing more is known of a ratio."""
+    """Return an empty text, because a ratio has no further figures."""
     return ""
 
 
 def plot(found: Sequence[dict[str, Any]], criterion: Criterion, width: float | None = None) -> Figure | None:
-    """Draw the share of each effect that is kept; ratios that are not defined are left out."""
+    """Draw the retained share of each effect; undefined ratios are left out."""
     defined = [one for one in found if one["ratio"] is not None]
     return plot_ratios(defined, width) if defined else None
 

@@ -1,4 +1,4 @@
-"""The scale effect: an effect in this study's family less the same effect in a smaller family."""
+"""The scale effect: an effect in this study's family minus the same effect in a smaller family."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ _SIGNS = (1.0, -1.0, -1.0, 1.0)
 
 @dataclass(frozen=True)
 class Scale:
-    """A difference of differences as effects.json has it, in percent and points.
+    """A difference of differences in the form of effects.json, in percent and points.
 
-    p: Welch's t over the groups of seeds, but no less than an exact test of either side could give with its seeds.
-    p_holm: adjusted for all tested effects of the study; None where a side has not learnt the task.
-    of_left, of_right: how much of the difference the left and the right arm's own changes give; they sum up to it.
+    p: Welch's t over the groups of seeds, but at least the smallest p of an exact test of either side with its seeds.
+    p_holm: adjusted for all tested effects of the study; None if a side has not learnt the task.
+    of_left, of_right: the parts of the difference that come from the left and from the right arm; their sum is the
+    difference.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Scale:
 
 
 def collect(effect: RequestedEffect, split: str, runs: Runs) -> Iterator[Two | Missing]:
-    """Yield the effect here and in the other study, under every method of the left arm."""
+    """Yield the contrasts in this and in the other study, under every method of the left arm."""
     other = other_study(effect, split, runs)
     if isinstance(other, Missing):
         yield other
@@ -68,31 +69,31 @@ def collect(effect: RequestedEffect, split: str, runs: Runs) -> Iterator[Two | M
 
 
 def _like(method: str, arm: str, split: str, other: Runs) -> str:
-    """Return the other study's method of this name, or its only one."""
+    """Return the other study's method with this name, or its only method."""
     theirs = other.methods(arm, split)
     return theirs[0] if method not in theirs and len(theirs) == 1 else method
 
 
 def scale_p(two: Two) -> float:
-    """Compute the p of a difference of differences before adjustment; 1 where a group has a single seed."""
+    """Compute the p of a difference of differences before adjustment; 1 if a group has a single seed."""
     here, there = two.here, two.there
     counts = [len(side) for side in (here.left, here.right, there.left, there.right)]
     if min(counts) < 2:
         return 1.0
     found = welch_p(_seed_means(two), two.weights(*_SIGNS))
-    if found is None:  # no seed differs from another
+    if found is None:  # the seeds of each group are equal
         found = 0.0 if _sum(two) else 1.0
     return max(found, smallest_p(*counts[:2]), smallest_p(*counts[2:]))
 
 
 def tested_p(two: Two, thresholds: Thresholds) -> float | None:
-    """Compute the p, or None where a side has not learnt the task."""
+    """Compute the p, or None if a side has not learnt the task."""
     learnt = two.here.learnt(thresholds.learnt) and two.there.learnt(thresholds.learnt)
     return scale_p(two) if learnt else None
 
 
 def judge(pairs: Sequence[Two], thresholds: Thresholds | None = None) -> list[Scale]:
-    """Judge differences of differences as one family: their p values are adjusted for each other (Holm)."""
+    """Judge differences of differences as one family: their p values are adjusted together (Holm)."""
     limits = thresholds or Thresholds()
     p_values = [tested_p(two, limits) for two in pairs]
     tests = sum(p is not None for p in p_values)
@@ -100,7 +101,7 @@ def judge(pairs: Sequence[Two], thresholds: Thresholds | None = None) -> list[Sc
 
 
 def judge_one(two: Two, family: Family, thresholds: Thresholds) -> Scale:
-    """Estimate a difference of differences and come to a verdict."""
+    """Estimate a difference of differences and return it with its verdict."""
     here, there = sides_of(two)
     interval = difference_of_differences(two)
     verdict, because = _verdict(two, here, there, interval, family.p_holm, thresholds)
@@ -123,7 +124,7 @@ def judge_one(two: Two, family: Family, thresholds: Thresholds) -> Scale:
 
 
 def difference_of_differences(two: Two) -> Interval | None:
-    """Compute its 95 % interval; the examples of the two sides are drawn apart where their numbers differ."""
+    """Compute the 95 % interval. Examples are drawn separately if the two sides have different numbers of them."""
     weights, samples = two.weights(*_SIGNS), two.samples
     if len(two.here.categories) == len(two.there.categories):
         return in_points(sum_interval(samples, weights, two.here.categories, two.here.test_examples))
@@ -157,7 +158,7 @@ def _verdict(
 
 
 def _equivalent(two: Two, margin: float) -> bool:
-    """Whether two one-sided tests by Welch's t show that the difference is smaller than the margin."""
+    """Return whether two one-sided Welch tests show that the difference is smaller than the margin."""
     seeds = _seed_means(two)
     if min(map(len, seeds.values())) < fewest_for_equivalence() or abs(_sum(two)) >= margin:
         return False
@@ -178,7 +179,7 @@ _CONCLUSIONS = {"holds": "The effect grows with scale", "reversed": "The effect 
 
 
 def sentence(scale: dict[str, Any], criterion: Criterion) -> str:
-    """Say both sides, their difference, and which arm's change makes it."""
+    """Return a sentence with both sides, their difference, and the part of each arm in it."""
     here, there = scale["here"], scale["there"]
     sides = " and ".join(
         f"{signed(side['difference'])} points{bounds(side['interval'])} in {side['name']} "
@@ -195,7 +196,7 @@ def sentence(scale: dict[str, Any], criterion: Criterion) -> str:
 
 
 def details(scale: dict[str, Any], criterion: Criterion) -> str:
-    """Say which degrees of freedom the p has."""
+    """Return a sentence about the test behind the p."""
     return "The p is Welch's t over the four groups of seeds, never below the least of an exact test of either side."
 
 

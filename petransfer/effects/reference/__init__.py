@@ -1,9 +1,9 @@
-"""The figures of Orhan (2021, arXiv:2109.15101), to stand beside ours where both speak of one split.
+"""The figures of Orhan (2021, arXiv:2109.15101), shown beside ours for the splits that both studies have.
 
-orhan2021.csv: counts of right answers by seed, of the released result files (github.com/eminorhan/parsing-transformers
-at commit 9887632, results/**), for the epochs that its scripts name. Arms and families are called as petransfer's
-registry calls them. All weights were trained, the last epoch was scored, and COGS was scored on the set of before its
-correction of 2022.
+orhan2021.csv: counts of right answers by seed, from the released result files
+(github.com/eminorhan/parsing-transformers at commit 9887632, results/**), for the numbers of epochs in its scripts.
+Arms and families have the names of petransfer's registry. All weights were trained, the last epoch was scored, and COGS
+was scored on the version before its correction in 2022.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FAMILIES = ("t5-base", "t5-3b", "opus-mt-de-fr")
 
 @dataclass(frozen=True)
 class Published:
-    """One arm of the paper on one split, or one category of it. shares: of right answers by seed, 0 to 1."""
+    """One arm of the paper on one split or one category of a split. shares: of right answers by seed, 0 to 1."""
 
     family: str
     arm: str
@@ -39,13 +39,13 @@ class Published:
 
     @property
     def mean(self) -> float:
-        """Percent EM over seeds."""
+        """Mean percent EM over seeds."""
         return 100 * sum(self.shares) / len(self.shares)
 
 
 @functools.cache
 def published() -> dict[tuple[str, str, str, str, str], Published]:
-    """All of the paper's cells by (family, arm, task, split, category); the category of a whole split is ''."""
+    """Return the paper's cells by (family, arm, task, split, category); the category of a whole split is ''."""
     text = (resources.files("petransfer.effects.reference") / "orhan2021.csv").read_text(encoding="utf-8")
     found = {}
     for row in csv.DictReader(text.splitlines()):
@@ -64,21 +64,21 @@ def published() -> dict[tuple[str, str, str, str, str], Published]:
 
 
 def family_beside(family: str) -> str:
-    """The paper's family that ours is put beside: itself, a T5 of 3B for the larger ones, or else T5-base."""
+    """Return the paper's family to compare ours with: the same family, T5-3B for 3B models and larger, else T5-base."""
     if family in FAMILIES:
         return family
     return "t5-3b" if family.endswith(("-3b", "-xl", "-11b", "-xxl")) else "t5-base"
 
 
 def beside(family: str, arm: str, task: str, split: str, category: str = "") -> Published | None:
-    """The paper's figure for an arm of our family on a split, or None where it has none."""
+    """Return the paper's figure for an arm of our family on a split, or None if there is none."""
     return published().get((family_beside(family), arm, task, split, category))
 
 
 def published_contrast(
     family: str, left: str, right: str, task: str, split: str, category: str = ""
 ) -> Contrast | None:
-    """Two arms of the paper as a contrast of per-seed figures, or None where it has not both."""
+    """Return the contrast of two arms of the paper with one figure per seed, or None if an arm is missing."""
     import numpy as np
 
     from petransfer.effects.pairs import Contrast
@@ -103,7 +103,7 @@ def published_contrast(
 
 
 def caveats(family: str, task: str, split: str, arms: Iterable[str]) -> list[str]:
-    """What a reader must know who compares with the paper's figures of these arms."""
+    """Return notes that readers need when they compare with the paper's figures of these arms."""
     beside_us = family_beside(family)
     found = ["its epochs were chosen on test accuracy, and its scratch arm's settings were not tuned"]
     if beside_us != family:
