@@ -1,1 +1,1 @@
-"""Tables of what a study's run folders say. Imports no torch."""
+"""Tables, plots and pages of a study's results, read from its run folders. Imports no torch."""

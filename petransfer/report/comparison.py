@@ -1,4 +1,4 @@
-"""Two studies side by side: the cells and effects that both have, and their differences."""
+"""Compare two studies: the cells and effects that both have, and their differences."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from petransfer.report.tables import Table, markdown, markdown_text, table_of_te
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two studies, A and B, have in common.
+    """The comparison of two studies, A and B.
 
-    cells: B less A in each cell; the p values are adjusted for each other. effects: the same for effects.
-    margin: points within which two sides count as equal, the smaller of the studies' own. judged_by: the metric.
-    by_note: a sentence about the metric, or nothing. same_runs: cells and effects whose runs are the same in both
-    studies, in whole or in part; these are not compared. one_sided: effects of which one arm has the same runs in both
-    studies, so that their difference is that of the other arm's cell. paper_cells, paper_effects: what Orhan (2021) has
-    beside each of them, by its family. paper_note: how to read that.
+    cells: B minus A in each common cell, with p values adjusted together. effects: the same for common effects.
+    margin: the equivalence margin in points, the smaller one of both studies. judged_by: the metric.
+    by_note: a note on the metric, or ''. same_runs: cells and effects with some or all runs in common; these are not
+    compared. one_sided: effects with the same runs of one arm in both studies; their difference comes from the cell of
+    the other arm only. paper_cells, paper_effects: for each cell and effect, the figures of Orhan (2021) by the paper's
+    family. paper_note: a note on these figures.
     """
 
     names: tuple[str, str]
@@ -50,16 +50,16 @@ class Comparison:
 
 
 def metric_of(first: Recipe, second: Recipe) -> str:
-    """Return the metric that both studies are judged by, or exact match, which all runs have."""
+    """Return the metric that both studies are judged by. If they differ, return exact match, which all runs have."""
     return first.judged_by if first.judged_by == second.judged_by else EXACT_MATCH
 
 
 def compare(first: Runs, second: Runs, names: tuple[str, str]) -> Comparison:
-    """Compare every cell that both studies have finished runs of, and every effect that both can estimate: B less A.
+    """Compare all cells with finished runs in both studies and all effects that both can estimate: B minus A.
 
-    Cells are matched by arm, split and method. Where an arm has one method in each study and the methods differ, they
-    are matched by arm and split; they are then paired by seed if both have the same checkpoint and the seeds of one
-    study are among the other's.
+    Cells are matched by arm, split and method. If an arm has one method in each study and the methods differ, its cells
+    are matched by arm and split. Such cells are paired by seed if both have the same checkpoint and the other study has
+    all seeds of one study.
 
     Raises:
         UserError: the studies have no cell in common, or were tested on other examples.
@@ -114,7 +114,7 @@ def _paper_note(families: Sequence[str], task: str, cells: Sequence[Contrast]) -
 
 
 def _matched(first: Runs, second: Runs, arm: str, split: str) -> list[tuple[str, str]]:
-    """Return pairs of methods, A's and B's, under which both studies have trained an arm."""
+    """Return the pairs of methods (A's, B's) to compare for an arm on a split."""
     ours, theirs = first.methods(arm, split), second.methods(arm, split)
     both = [(method, method) for method in ours if method in theirs]
     return both or ([(ours[0], theirs[0])] if len(ours) == len(theirs) == 1 else [])
@@ -139,9 +139,10 @@ def _cells(first: Runs, second: Runs) -> tuple[list[Contrast], list[str]]:
 
 
 def _pairs(first: Runs, second: Runs, arm: str, ours: str, theirs: str, split: str) -> bool:
-    """Whether two methods are paired by seed: the same checkpoint, and all seeds of one side are also the other's.
+    """Return whether two methods are paired by seed.
 
-    If only some seeds were common, pairs would leave out runs of both sides.
+    This requires the same checkpoint, and that one side has all seeds of the other. Otherwise pairing would leave out
+    runs of both sides.
     """
     mine, other = first.asked(arm, ours, split), second.asked(arm, theirs, split)
     seeds = [
@@ -156,9 +157,9 @@ def _label(ours: str, theirs: str) -> str:
 
 
 def _shared(first: Runs, second: Runs, arm: str, ours: str, theirs: str, split: str) -> str:
-    """Say how many runs two groups have in common; nothing where they have none.
+    """Return a text with the number of runs that two groups have in common; '' if there are none.
 
-    A run's id is a hash of its whole condition, so groups with one run in common have the same condition.
+    A run's id is a hash of all its settings, so groups with one common run have the same settings.
     """
     mine, other = _ids(first, arm, ours, split), _ids(second, arm, theirs, split)
     common = len(mine & other)
@@ -173,7 +174,7 @@ def _ids(runs: Runs, arm: str, method: str, split: str) -> set[str]:
 
 
 def _effects(first: Runs, second: Runs) -> tuple[list[Two], list[str], list[str]]:
-    """Return the effects to compare, those whose runs are the same, and those of which one arm's runs are the same."""
+    """Return the effects to compare, the names of effects with shared runs in both arms, and in one arm only."""
     ours = {(effect.left, effect.right) for effect in requested_effects(first.recipe) if effect.kind == "arms"}
     theirs = {(effect.left, effect.right) for effect in requested_effects(second.recipe) if effect.kind == "arms"}
     found: list[Two] = []
@@ -211,7 +212,7 @@ _EFFECT_COLUMNS = ("split", "effect", "method", "points in A", "points in B", "B
 
 
 def cell_columns(found: Comparison) -> tuple[str, ...]:
-    """Return the column names of `cell_lines`; the paper has a column where it has a figure."""
+    """Return the column names of `cell_lines`; there is a column for the paper if it has any figure."""
     criterion = CRITERIA[found.judged_by]
     sides = [f"{criterion.short}{criterion.unit} in {study}" for study in "AB"]
     columns = ("split", "arm", "method", *sides, "B less A", "p (Holm)", "verdict")
@@ -219,12 +220,12 @@ def cell_columns(found: Comparison) -> tuple[str, ...]:
 
 
 def effect_columns(found: Comparison) -> tuple[str, ...]:
-    """Return the column names of `effect_lines`; the paper has a column where it has a figure."""
+    """Return the column names of `effect_lines`; there is a column for the paper if it has any figure."""
     return (*_EFFECT_COLUMNS, "paper: points") if any(found.paper_effects) else _EFFECT_COLUMNS
 
 
 def _of_paper(figures: dict[str, str]) -> str:
-    """Format the paper's figures; each has its family in front where there are two."""
+    """Format the paper's figures; if there are two, each has its family in front."""
     if len(figures) == 1:
         return next(iter(figures.values()))
     return ", ".join(f"{family}: {figure}" for family, figure in figures.items())
@@ -250,7 +251,7 @@ def cell_lines(found: Comparison) -> list[tuple[str, ...]]:
 
 
 def effect_lines(found: Comparison) -> list[tuple[str, ...]]:
-    """Return one line for each effect: both sides, and the difference of differences."""
+    """Return one line for each effect, with both sides and the difference of differences."""
     theirs = [{name: points(asdict(one)) for name, one in paper.items()} for paper in found.paper_effects]
     return [
         (
@@ -281,7 +282,7 @@ def _seeds(count: int, paired: bool) -> str:
 
 
 def head(found: Comparison) -> list[str]:
-    """Return lines that say what is compared."""
+    """Return the lines that introduce the comparison: the two studies, the metric and notes."""
     sides = zip("AB", found.names, found.families, strict=True)
     lines = [f"{letter}: {name}, family {family}" for letter, name, family in sides]
     if found.by_note:
@@ -307,7 +308,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
 
 
 def as_html(found: Comparison) -> str:
-    """Write a page of its own, as self-contained as a study's."""
+    """Return the comparison as a self-contained HTML page."""
     title = f"{found.names[0]} and {found.names[1]}"
     tables = [table.condensed() for table in _tables(found)]
     return write_page(
@@ -316,13 +317,13 @@ def as_html(found: Comparison) -> str:
 
 
 def as_markdown(found: Comparison) -> str:
-    """Write the same tables as Markdown."""
+    """Return the comparison as Markdown, with the same tables as the page."""
     lines = "\n".join(f"- {markdown_text(line)}" for line in head(found))
     return "\n\n".join([lines, *map(markdown, _tables(found))]) + "\n"
 
 
 def _tables(found: Comparison) -> list[Table]:
-    """Return the tables that have rows."""
+    """Return the tables of cells and effects; a table without rows is left out."""
     cells = table_of_text(cell_columns(found), cell_lines(found), names=3, label="Cells", heading="The same cells")
     effects = table_of_text(
         effect_columns(found), effect_lines(found), names=3, label="Effects", heading="The same effects"

@@ -1,4 +1,4 @@
-"""The headline table: every claim that a study tests, by split and method, with its verdict."""
+"""The headline table: the verdict of every contrast that a study tests, by split and method."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of claims, or the heading of a split where `heading` is given."""
+    """A row of claims, or the heading of a split if `heading` is set."""
 
     name: str = ""
     cells: tuple[Claim | None, ...] = ()
@@ -30,7 +30,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Headline:
-    """The table's columns and rows, and how many effects came to which verdict."""
+    """The table's columns and rows. counted: a text with the number of effects for each verdict."""
 
     counted: str
     columns: tuple[str, ...]
@@ -38,9 +38,9 @@ class Headline:
 
 
 def headline(effects: dict[str, Any]) -> Headline | None:
-    """Lay the contrasts of effects.json out as a table, or return None where there are none.
+    """Make the headline table from the contrasts of effects.json, or return None if there are no contrasts.
 
-    The shorter of effects and methods (or arms, for contrasts of methods) become the columns.
+    The columns are the effects or the methods (for contrasts of methods, the arms), whichever list is shorter.
     """
     found = effects["effects"]
     if not found:
@@ -76,7 +76,7 @@ def _claim(effect: dict[str, Any]) -> Claim:
 
 
 def counted(effects: dict[str, Any]) -> str:
-    """Say how many effects came to which verdict, and how many were tested together."""
+    """Return a text with the number of effects for each verdict and the number of effects tested together."""
     found = Counter(one["verdict"] for one in effects["effects"])
     parts = [f"{count} {verdict}" for verdict, count in found.most_common()]
     parts += [f"{len(effects['missing'])} not estimated"] if effects.get("missing") else []

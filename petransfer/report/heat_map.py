@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Heat:
-    """Percent exact match by category (rows) and group (columns) on a split; None where a cell has no finished run.
+    """Percent exact match by category (rows) and group (columns) on a split; None for a cell without a finished run.
 
-    paper: what Orhan (2021) has for each cell. family: the paper's family; empty where it has none of the cells.
+    paper: the figure of Orhan (2021) for each cell. family: the paper's family; '' if the paper has none of the cells.
     """
 
     split: str
@@ -30,11 +30,11 @@ class Heat:
 
 
 def heat_map(heats: Sequence[Heat]) -> Figure:
-    """Draw a panel for each split: light is 0 %, dark is 100 %. The paper's figures are beneath ours."""
+    """Draw a panel for each split: light is 0 %, dark is 100 %. The paper's figures are below ours."""
     from matplotlib.colors import LinearSegmentedColormap
 
     heights = [len(heat.rows) * (1.4 if heat.family else 1) for heat in heats]
-    slanted = 0.05 * max(len(name) for heat in heats for name in heat.columns)  # inches that names of columns take
+    slanted = 0.05 * max(len(name) for heat in heats for name in heat.columns)  # inches for the names of the columns
     size = (2.6 + 0.75 * max(len(heat.columns) for heat in heats), (1 + slanted) * len(heats) + 0.26 * sum(heights))
     figure, panels = new_figure(1, len(heats), size=size, height_ratios=heights)
     shades = LinearSegmentedColormap.from_list("em", ["#F2F6FA", "#0072B2"])
@@ -56,7 +56,7 @@ def heat_map(heats: Sequence[Heat]) -> Figure:
 
 
 def _figures(axes: Axes, x: float, y: float, value: float, paper: float | None) -> None:
-    """Write our figure in the middle of a cell, or above the paper's."""
+    """Write our figure in the middle of a cell, or above the paper's figure if there is one."""
     ink = "white" if value > 55 else "black"
     at: dict[str, Any] = {"ha": "center", "va": "center", "color": ink}
     axes.text(x, y - (0 if paper is None else 0.17), f"{value:.0f}", fontsize=8, **at)

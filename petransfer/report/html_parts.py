@@ -1,4 +1,4 @@
-"""Parts of pages: figures with their captions, and answers in which what is wrong is marked."""
+"""Parts of pages: figures with their captions, and answers with marked errors."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shown:
-    """A figure as a page shows it."""
+    """A figure of a page: inline SVG and its caption."""
 
     svg: Markup
     caption: str = ""
 
 
 def shown(figure: Figure, name: str, alt: str, caption: str = "") -> Shown:
-    """Turn a figure into SVG inside the page.
+    """Convert a figure to SVG inside the page.
 
     Args:
-        figure: of matplotlib.
+        figure: a matplotlib figure.
         name: unique in the page.
-        alt: what the figure shows, in words.
+        alt: the alternative text.
         caption: the line below it.
     """
     return Shown(Markup(inline_svg(figure, name, alt)), caption)
@@ -36,7 +36,7 @@ def shown(figure: Figure, name: str, alt: str, caption: str = "") -> Shown:
 
 @dataclass(frozen=True)
 class Answer:
-    """An example with what a model generated for it; `marked` has the words marked that the target lacks there."""
+    """An example with the generated text. In `marked` the words that differ from the target are marked."""
 
     label: str
     input: str
@@ -45,7 +45,7 @@ class Answer:
 
 
 def marked(target: str, generated: str) -> Markup:
-    """Mark the words of a generated text that the target does not have at their place."""
+    """Return a generated text as HTML, with all words marked that differ from the target."""
     wanted, given = target.split(" "), generated.split(" ")
     parts = []
     for kind, _, _, start, end in difflib.SequenceMatcher(None, wanted, given, autojunk=False).get_opcodes():

@@ -1,4 +1,4 @@
-"""Pictures as part of a page: SVG whose colours follow the page's, in light and in dark, and an alternative text."""
+"""Inline SVG for a page: its colours follow the light or dark theme of the page, and it has an alternative text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def inline_svg(figure: Figure, name: str, alt: str) -> str:
-    """The figure as an `svg` element. name: unique in the page, put before its ids. alt: what it shows, in words."""
+    """Return the figure as an `svg` element. name: prefix of its ids, unique in the page. alt: the alternative text."""
     buffer = io.BytesIO()
     write_svg(figure, buffer)
     drawn = buffer.getvalue().decode("utf-8")

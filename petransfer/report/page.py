@@ -1,6 +1,6 @@
 """report.html of a study: one file that needs no network and has the same bytes for the same runs.
 
-The first screen has the verdicts and the forest plot. All details are folded below it.
+The first screen shows the verdicts and the forest plot. The details are in folded sections below.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from petransfer.study.grid import Cell
 
 @dataclass(frozen=True)
 class Findings:
-    """All that a page is made from."""
+    """All inputs of a page."""
 
     recipe: Recipe
     cells: Sequence[Cell]
@@ -42,7 +42,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class Section:
-    """A folded part of the page. effects: verdict, sentence and details. answers: by group."""
+    """A folded section of the page. effects: (verdict, sentence, details). answers: by group."""
 
     title: str
     text: str = ""
@@ -64,7 +64,7 @@ class AnswersOf:
 
 
 def page(findings: Findings) -> str:
-    """Write the page of a study. A section for which the study has no data is left out."""
+    """Return the page of a study. A section without data is left out."""
     effects, recipe = findings.effects, findings.recipe
     any_done = any(group.done for group in findings.groups)
     digest = effects.get("runs_sha256")
@@ -84,8 +84,8 @@ def page(findings: Findings) -> str:
 
 
 def repetition(findings: Findings) -> dict[str, Any]:
-    """Return what a reader needs to repeat a study: commands, checkpoints, machines, recipe and run ids."""
-    folder = findings.study.path.name  # a page says the same wherever its folder stands
+    """Return the data needed to repeat a study: commands, checkpoints, machines, recipe and run ids."""
+    folder = findings.study.path.name  # the name only, so that the page does not depend on the folder's location
     columns = ("arm", "checkpoint", "revision or sha256")
     return {
         "commands": f"petransfer run --recipe results/{folder}/recipe.yaml --out results/{folder}\n"
@@ -98,7 +98,7 @@ def repetition(findings: Findings) -> dict[str, Any]:
 
 
 def status_of(groups: Sequence[Group]) -> str:
-    """Say how many runs are finished and why the first of the failed ones failed."""
+    """Return a text with the number of finished runs and the reason of the first failed run."""
     rows = [row for group in groups for row in group.runs]
     done = sum(row.status == "done" for row in rows)
     if done == len(rows):
@@ -155,7 +155,7 @@ def _kind(kind: Kind, effects: dict[str, Any]) -> Section | None:
 
 def _kind_figures(kind: Kind, found: Sequence[dict[str, Any]], criterion: Criterion) -> list[Shown]:
     if kind.name == "contrast":
-        return []  # the forest plot stands at the top of the page
+        return []  # the forest plot is at the top of the page
     figure = kind.plot(found, criterion, ONE_COLUMN + 1)
     alt = " ".join(kind.sentence(one, criterion) for one in found)
     return [shown(figure, kind.name, alt)] if figure else []
@@ -211,7 +211,7 @@ def _categories(findings: Findings) -> Section | None:
 
 
 def _heat(heat: Heat) -> dict[str, Any]:
-    """Lay a heat map out for the page; the longer side becomes the rows."""
+    """Return a heat map as data for the page's template; the longer side becomes the rows."""
     cells = [
         [{"value": v, "paper": p} for v, p in zip(values, paper, strict=True)]
         for values, paper in zip(heat.values, heat.paper, strict=True)

@@ -1,4 +1,4 @@
-"""Data that the page reads from run folders: categories, wrong answers, machines, checkpoints."""
+"""Read the data of the page from run folders: categories, wrong answers, machines, checkpoints."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_ERRORS = 3
 
 
 def heats(groups: Sequence[Group], study: StudyFolder) -> list[Heat]:
-    """Return percent exact match over seeds by category and group, for every split with several categories."""
+    """Return the mean percent exact match over seeds by category and group, for every split with several categories."""
     found = []
     for split in dict.fromkeys(group.split for group in groups):
         members = [group for group in groups if group.split == split and group.done]
@@ -57,7 +57,7 @@ def _categories(group: Group, study: StudyFolder) -> dict[str, float]:
 
 
 def trained(effects: Sequence[dict[str, Any]], groups: Sequence[Group]) -> list[Trained]:
-    """Return the effects that were estimated under several methods, each with what the left arm trains."""
+    """Return the effects estimated under several methods, with the number of trained parameters of the left arm."""
     counts = {(group.split, group.arm, group.method): group.done[0].trained for group in groups if group.done}
     found = []
     for effect in effects:
@@ -83,7 +83,7 @@ class Error:
 
 
 def errors(groups: Sequence[Group], study: StudyFolder) -> list[Error]:
-    """Return the first wrong answers among the test examples that each group's first run generated."""
+    """Return the first wrong answers among the generated test answers of each group's first run."""
     return [error for group in groups for error in _errors(group, study)]
 
 
@@ -106,7 +106,7 @@ def _errors(group: Group, study: StudyFolder) -> Iterator[Error]:
 
 
 def environments(groups: Sequence[Group], study: StudyFolder) -> list[str]:
-    """Return a line for each kind of machine and set of versions, with how many runs it made."""
+    """Return a line for each kind of machine and set of versions, with its number of runs."""
     found: Counter[str] = Counter()
     for group in groups:
         for row in group.done:
@@ -130,6 +130,6 @@ def _with_reinit(name: str, reinit: str) -> str:
 
 
 def run_ids(groups: Sequence[Group]) -> str:
-    """Return the ids of all finished runs by group, as JSON; a repetition must give the same ids."""
+    """Return the ids of all finished runs by group as JSON; a repetition of the study must have the same ids."""
     lines = {f"{group.split}, {group.arm}, {group.method}": [row.cell.run_id for row in group.done] for group in groups}
     return json.dumps({name: ids for name, ids in lines.items() if ids}, indent=1)

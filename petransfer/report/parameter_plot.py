@@ -1,4 +1,4 @@
-"""The plot of trained parameters beside effects: does a method that trains more keep more of an effect?"""
+"""The plot of trained parameters beside effects: is an effect larger under a method that trains more parameters?"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ROW = 0.26
 
 @dataclass(frozen=True)
 class Trained:
-    """An effect under a method that trains so many parameters."""
+    """An effect under one method, with the number of parameters that the method trains."""
 
     name: str
     split: str
@@ -30,11 +30,11 @@ class Trained:
 
 
 def parameters_and_effect(points: Sequence[Trained], word: str) -> Figure:
-    """Draw the number of trained parameters of each method, and each effect under it, with the fewest on top.
+    """Draw each method's number of trained parameters beside its effects; the method with the fewest is on top.
 
     Args:
-        points: effects under several methods. Each effect has a colour and a marker.
-        word: what the metric is called whose points are shown.
+        points: effects under several methods. Each effect has its own colour and marker.
+        word: name of the metric.
     """
     from matplotlib.ticker import NullFormatter
 

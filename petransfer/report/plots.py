@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 Panels = dict[tuple[str, str], list[Group]]
 
-# Panels beside each other on a page with two columns; more go into further rows.
+# Maximum number of panels per row on a full two-column page.
 MOST_BESIDE = 4
 _ROW = 0.19
 
 
 def arm_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Give every arm a colour, a marker and a line; a colour that repeats has another marker and line."""
+    """Return a colour, a marker and a line for every arm; a repeated colour has a different marker and line."""
     found = list(dict.fromkeys(names))
     by_name = colours(found)
     return {
@@ -41,7 +41,7 @@ def arm_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def panels_of(groups: Sequence[Group]) -> Panels:
-    """Return the groups by split and method; `scratch`, which is trained whole, stands beside every method."""
+    """Return the groups by split and method; `scratch`, which trains all weights, is listed under every method."""
     methods = {group.method for group in groups if group.arm != "scratch"} or {group.method for group in groups}
     panels: Panels = {}
     for group in groups:
@@ -51,11 +51,11 @@ def panels_of(groups: Sequence[Group]) -> Panels:
 
 
 def panel_grid(count: int, **options: Any) -> tuple[Figure, list[Axes]]:
-    """Make so many panels of one size in rows; places without a panel stay empty.
+    """Make `count` panels of the same size in rows; places without a panel stay empty.
 
     Args:
-        count: how many panels.
-        options: for matplotlib's `subplots`.
+        count: number of panels.
+        options: options of matplotlib's `subplots`.
     """
     columns = min(count, MOST_BESIDE)
     rows = math.ceil(count / columns)
@@ -75,12 +75,12 @@ def legend_below(figure: Figure, all_axes: Sequence[Axes], columns: int = 6) -> 
 
 
 def learning_curves(groups: Sequence[Group], study: StudyFolder, only: tuple[str, str] | None = None) -> Figure | None:
-    """Draw exact match on dev over the steps: thin lines are seeds, thick ones their mean. None without any curve.
+    """Draw exact match on dev over the steps: a thin line is a seed, a thick line the mean. None if there is no curve.
 
     Args:
-        groups: of the study.
-        study: whose metrics.jsonl files are read.
-        only: one split and method; all of them by default.
+        groups: the groups of the study.
+        study: the study whose metrics.jsonl files are read.
+        only: draw only this split and method; all by default.
     """
     curves = {group.key: [curve for row in group.runs if (curve := _curve(study, row.cell.run_id))] for group in groups}
     panels = {
@@ -105,12 +105,12 @@ def learning_curves(groups: Sequence[Group], study: StudyFolder, only: tuple[str
 
 
 def label_outside(all_axes: Sequence[Axes], x: str, y: str) -> None:
-    """Label the axes of the lowest panels and of those at the left, as the others have the same."""
+    """Label only the x axes of the lowest panels and the y axes of the leftmost panels."""
     columns = min(len(all_axes), MOST_BESIDE)
     for at, axes in enumerate(all_axes):
         if at % columns == 0:
             axes.set_ylabel(y)
-        if at + columns >= len(all_axes):  # nothing below it
+        if at + columns >= len(all_axes):  # no panel below this one
             axes.set_xlabel(x)
             axes.tick_params(labelbottom=True)
 
@@ -128,9 +128,9 @@ def by_arm(groups: Sequence[Group], width: float = TWO_COLUMNS, split: str | Non
     All groups of a split share one axis, under a heading for each method. The paper's mean is written at the right.
 
     Args:
-        groups: of the study.
-        width: in inches; a figure of one column has exact match alone.
-        split: one split; all of them by default.
+        groups: the groups of the study.
+        width: in inches; a figure with the width of one column shows only exact match.
+        split: draw only this split; all by default.
     """
     done = [group for group in groups if group.done and split in (None, group.split)]
     if not done:
@@ -156,9 +156,9 @@ def by_arm(groups: Sequence[Group], width: float = TWO_COLUMNS, split: str | Non
 
 
 def _rows(groups: Sequence[Group]) -> list[tuple[str, Group | None]]:
-    """Return the lines of a panel: a heading for each method where there are several, and the groups under it."""
+    """Return the lines of a panel: the groups, under a heading for each method if there are several methods."""
     methods = list(dict.fromkeys(group.method for group in groups))
-    if len(groups) < 1.5 * len(methods):  # a heading for each group would be a line too many
+    if len(groups) < 1.5 * len(methods):  # too few groups per method for headings
         return [(f"{short_label(group.method, methods)}, {group.arm}", group) for group in groups]
     found: list[tuple[str, Group | None]] = []
     for method in methods:
@@ -194,7 +194,7 @@ def _draw_rows(
 
 
 def run_curves(study: StudyFolder, run_id: str, width: float = ONE_COLUMN) -> list[tuple[str, Figure]]:
-    """Draw the training loss, and the score on dev, of one run over its steps; what was not measured is left out."""
+    """Draw the training loss and the dev scores of one run over its steps; metrics without values are left out."""
     lines = read_metrics(study.run(run_id).path / "metrics.jsonl")
     found = []
     for key, label, colour in (("loss", "training loss, nats", SERIES[0]),
@@ -215,7 +215,7 @@ def run_curves(study: StudyFolder, run_id: str, width: float = ONE_COLUMN) -> li
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Save a figure as SVG and PDF, whose bytes depend on the figures alone, and as PNG. `path` has no suffix."""
+    """Save a figure as SVG, PDF and PNG. `path` has no suffix. The SVG and PDF bytes are the same for the same data."""
     import matplotlib as mpl
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -226,7 +226,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def write_svg(figure: Figure, target: Any) -> None:
-    """Write SVG to a path or a file, without a date and with text as text."""
+    """Write SVG to a path or a file, without a date; text stays text instead of outlines."""
     import matplotlib as mpl
 
     with mpl.rc_context({"svg.hashsalt": "petransfer", "svg.fonttype": "none"}):
@@ -239,7 +239,7 @@ def _curve(study: StudyFolder, run_id: str) -> list[tuple[int, float]]:
 
 
 def _mean(curves: Sequence[Sequence[tuple[int, float]]]) -> tuple[list[int], list[float]]:
-    """Average the seeds at every step that all of them measured."""
+    """Average the seeds at every step that all of them have."""
     steps = sorted(set.intersection(*({step for step, _ in curve} for curve in curves)))
     found = [dict(curve) for curve in curves]
     return steps, [fmean(curve[step] for curve in found) for step in steps]

@@ -1,4 +1,4 @@
-"""Groups of runs that differ in their seed only, and the tables that show them."""
+"""Groups of runs that differ only in their seed, and the tables that show them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from petransfer.report.tables import Table, table_of_text
 class Group:
     """The runs of one arm and method on one split, by seed. Figures in percent EM and nats per target token.
 
-    paper: what Orhan (2021) has for this arm and split, all weights trained, whatever the method here.
+    paper: the figures of Orhan (2021) for this arm and split; the paper always trains all weights.
     """
 
     arm: str
@@ -34,7 +34,7 @@ class Group:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What tells the group from others: split, arm and method."""
+        """The identifying (split, arm, method) of the group."""
         return self.split, self.arm, self.method
 
     @property
@@ -44,22 +44,22 @@ class Group:
 
     @property
     def dev(self) -> list[float]:
-        """Exact match in distribution, one figure a seed."""
+        """Exact match in distribution, one value per seed."""
         return [row.dev for row in self.done if row.dev is not None]
 
     @property
     def test(self) -> list[float]:
-        """Exact match out of distribution, one figure a seed."""
+        """Exact match out of distribution, one value per seed."""
         return [row.test for row in self.done if row.test is not None]
 
     @property
     def log_prob(self) -> list[float]:
-        """Mean log-probability per target token out of distribution, one figure a seed."""
+        """Mean log-probability per target token out of distribution, one value per seed."""
         return [row.log_prob for row in self.done if row.log_prob is not None]
 
 
 def groups_of(rows: Sequence[Row], family: str | None = None) -> list[Group]:
-    """Return the groups in the order of the grid; with a family they have the paper's figures."""
+    """Return the groups in the order of the grid. If a family is given, they have the paper's figures."""
     found: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         found.setdefault((row.cell.split, row.cell.arm, row.cell.method), []).append(row)
@@ -74,7 +74,7 @@ COLUMNS = ("split", "arm", "method", "seeds", "dev EM %", "test EM %", "log p/to
 
 
 def columns_of(groups: Sequence[Group]) -> tuple[str, ...]:
-    """Return the column names; the paper has a column where it has a figure for any group."""
+    """Return the column names; there is a column for the paper if it has a figure for any group."""
     return (*COLUMNS, "paper EM %") if _in_paper(groups) else COLUMNS
 
 
@@ -83,7 +83,7 @@ def _in_paper(groups: Sequence[Group]) -> bool:
 
 
 def table_of(groups: Sequence[Group]) -> list[tuple[str, ...]]:
-    """Return one line for each group: means over seeds, and in brackets the lowest and the highest seed."""
+    """Return one line for each group: means over seeds, with the lowest and the highest seed in brackets."""
     with_paper = _in_paper(groups)
     return [
         (
@@ -101,9 +101,10 @@ def table_of(groups: Sequence[Group]) -> list[tuple[str, ...]]:
 
 
 def metrics_table(groups: Sequence[Group]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """The metrics beside exact match that some run has test figures of: the head, and a line a group with runs done.
+    """Return the header and the lines of the table of test metrics other than exact match.
 
-    Means over seeds, 0 to 100, and in brackets the lowest and the highest seed. Nothing at all where no run has any.
+    There is one line for each group with finished runs: means over seeds, 0 to 100, with the lowest and the highest
+    seed in brackets. There are no lines if no run has such a metric.
     """
     done = [group for group in groups if group.done]
     measured = metrics_of([row for group in done for row in group.done])
@@ -120,7 +121,7 @@ def metrics_table(groups: Sequence[Group]) -> tuple[tuple[str, ...], list[tuple[
 
 
 def terminal_table(groups: Sequence[Group], title: str) -> rich.table.Table:
-    """The same lines for a terminal."""
+    """Return the table of groups for a terminal."""
     table = rich.table.Table(title=title, title_justify="left")
     for at, name in enumerate(columns_of(groups)):
         table.add_column(name, justify="right" if at > 2 else "left", no_wrap=True)
@@ -130,7 +131,7 @@ def terminal_table(groups: Sequence[Group], title: str) -> rich.table.Table:
 
 
 def failed_note(groups: Sequence[Group]) -> str:
-    """Say how many runs failed, and name the first one with its reason; nothing where none failed."""
+    """Return a text with the number of failed runs, and the first one with its reason; '' if none failed."""
     failed = [row for group in groups for row in group.runs if row.status == "failed"]
     if not failed:
         return ""
@@ -140,7 +141,7 @@ def failed_note(groups: Sequence[Group]) -> str:
 
 
 def paper_note(groups: Sequence[Group], family: str) -> str:
-    """Say where the paper's figures are from and how they differ from ours; nothing where there are none."""
+    """Return a note on the source of the paper's figures and their differences from ours; '' if there are none."""
     inside = [group for group in groups if group.paper]
     if not inside:
         return ""
@@ -150,25 +151,25 @@ def paper_note(groups: Sequence[Group], family: str) -> str:
 
 
 def results_table(groups: Sequence[Group]) -> Table:
-    """Return the table of groups: means over seeds, and in brackets the lowest and the highest seed."""
+    """Return the table of groups: means over seeds, with the lowest and the highest seed in brackets."""
     more = ("log p/token", "paper EM %", "seeds")
     return table_of_text(columns_of(groups), table_of(groups), names=3, more=more, label="Exact match by group")
 
 
 def effects_as_table(effects: dict[str, Any]) -> Table:
-    """Return the table of effects, ours and the paper's."""
+    """Return the table of our effects and the paper's effects."""
     more = ("paper: points", "paper: p (Holm)")
     return table_of_text(effect_columns(effects), effects_table(effects), names=3, more=more, label="Effects")
 
 
 def markdown(groups: Sequence[Group], effects: dict[str, Any], family: str = "", unswept: str = "") -> str:
-    """Write the groups, the effects with the paper's beside them, and a sentence for each effect as Markdown.
+    """Return the groups, the effects beside the paper's effects, and a sentence for each effect as Markdown.
 
     Args:
-        groups: of the study.
+        groups: the groups of the study.
         effects: the content of effects.json.
-        family: of the study's checkpoints, for the note on the paper's figures.
-        unswept: what is said about learning rates that no sweep has looked at.
+        family: the family of the study's checkpoints, for the note on the paper's figures.
+        unswept: a note on learning rates that were not swept, or ''.
     """
     parts = [tables.markdown(results_table(groups))]
     parts += [f"Of the runs, {tables.markdown_text(failed)}."] if (failed := failed_note(groups)) else []
@@ -187,7 +188,7 @@ def effect_columns(effects: dict[str, Any]) -> tuple[str, ...]:
 
 
 def effects_table(effects: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Return one line for each contrast of effects.json: ours, then the paper's, each with its interval."""
+    """Return one line for each contrast of effects.json: our difference, then the paper's, each with its interval."""
     lines: list[tuple[str, ...]] = []
     for effect in effects["effects"]:
         paper = effect.get("paper")
@@ -199,7 +200,7 @@ def effects_table(effects: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _verdict(effect: dict[str, Any]) -> str:
-    """Return the verdict, with what both sides reach on dev where one has not learnt the task."""
+    """Return the verdict; if a side has not learnt the task, with the dev scores of both sides."""
     dev = effect.get("dev")
     if effect["verdict"] != "not learnt" or not dev:
         return str(effect["verdict"])
@@ -212,7 +213,7 @@ def points(effect: dict[str, Any]) -> str:
 
 
 def latex(groups: Sequence[Group], effects: dict[str, Any]) -> str:
-    """Write the groups and the effects as LaTeX tables, with failed runs in a comment."""
+    """Return the groups and the effects as LaTeX tables, with failed runs in a comment."""
     parts = [tables.latex(results_table(groups))]
     parts += [f"% of the runs, {tables.visible(failed)}"] if (failed := failed_note(groups)) else []
     if effects["effects"]:

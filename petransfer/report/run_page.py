@@ -1,4 +1,4 @@
-"""report.html of a single run, such as `petransfer train` leaves: how it went, what the model says, what comes next."""
+"""report.html of a single run, for example of `petransfer train`: results, generated texts and next steps."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from petransfer.report.run_table import Row
 from petransfer.report.tables import Table, table_of_text, write_page
 
 MOST_SAMPLES = 8
-# More labels than this are no small closed set, so there is no confusion matrix.
+# Maximum number of labels in a confusion matrix; with more there is none.
 MOST_LABELS = 20
 
 
 def is_single_run(findings: Findings) -> bool:
-    """Whether the study is one finished run without effects."""
+    """Return whether the study is one finished run without effects."""
     rows = [row for group in findings.groups for row in group.runs]
     return len(rows) == 1 and rows[0].status == "done" and not findings.recipe.effects
 
 
 def run_page(findings: Findings) -> str:
-    """Write the page of a study that is a single finished run."""
+    """Return the page of a study with a single finished run."""
     (row,) = (row for group in findings.groups for row in group.runs)
     run = findings.study.run(row.cell.run_id)
     result = run.result() or {}
@@ -62,7 +62,7 @@ def run_page(findings: Findings) -> str:
 
 
 def _figures(row: Row, result: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the figures at the top of the page with their names."""
+    """Return the main results at the top of the page as (name, value)."""
     found = [("dev exact match", _percent(row.dev)), ("test exact match", _percent(row.test))]
     found += [(f"test {HEADINGS[name]}", f"{value:.1f}") for name, value in row.scores.items()]
     if row.log_prob is not None and math.isfinite(row.log_prob):
@@ -81,7 +81,7 @@ def _percent(value: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Write a duration in the units that people use: 42 s, 9 min 37 s, 2 h 5 min."""
+    """Format a duration with units, such as 42 s, 9 min 37 s or 2 h 5 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -100,7 +100,7 @@ def _notes(row: Row, result: dict[str, Any]) -> list[str]:
 
 
 def _splits(result: dict[str, Any]) -> Table | None:
-    """Return the table of rows and scores per split."""
+    """Return the table of example counts and scores per split."""
     lines = []
     if result.get("train_examples"):
         lines.append(("train", f"{result['train_examples']:,}", "", ""))
@@ -124,7 +124,7 @@ def _categories(result: dict[str, Any]) -> Table | None:
 
 
 def _texts(findings: Findings, row: Row) -> list[dict[str, Any]]:
-    """Return the test examples whose generated text was kept, with input and target."""
+    """Return the test examples with a saved generated text, with input and target."""
     import pyarrow.parquet
 
     wanted = ["category", "correct", "said", "input", "target"]
@@ -137,7 +137,7 @@ def _texts(findings: Findings, row: Row) -> list[dict[str, Any]]:
 
 
 def _samples(texts: list[dict[str, Any]]) -> list[Answer]:
-    """Return a few answers, wrong ones first, so that both kinds are seen where both exist."""
+    """Return a few answers, wrong answers first; right and wrong answers are both included if both exist."""
     wrong, right = ([one for one in texts if one["correct"] is which] for which in (False, True))
     few = [*wrong[: MOST_SAMPLES - 2], *right[:2]] if len(right) >= 2 else [*wrong, *right][:MOST_SAMPLES]
     few = few or texts[:MOST_SAMPLES]
@@ -162,7 +162,7 @@ class Confusion:
 
 
 def _confusion(texts: list[dict[str, Any]]) -> Confusion | None:
-    """Return the confusion matrix where the targets are a small closed set of labels."""
+    """Return the confusion matrix, or None unless the targets are a small closed set of labels."""
     targets = Counter(one["target"] for one in texts)
     labels = sorted(targets)
     if not 2 <= len(labels) <= MOST_LABELS or len(texts) < 3 * len(labels):

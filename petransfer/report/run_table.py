@@ -24,8 +24,8 @@ from petransfer.training.metrics_file import read_metrics
 class Row:
     """One run as a table shows it. Exact match in percent, log_prob in nats per target token.
 
-    disagreements: audited answers that one forward pass had otherwise. generated: where all test answers were, their
-    number, and that of those among them.
+    disagreements: number of audited answers for which one forward pass and generation disagree. generated: if all test
+    answers were generated, their number and the number of disagreements among them.
     """
 
     cell: Cell
@@ -53,7 +53,7 @@ def rows_of(cells: Sequence[Cell], study: StudyFolder) -> list[Row]:
 
 
 def counts(statuses: Sequence[Status]) -> str:
-    """How many runs stand how, in a line."""
+    """Return the number of runs for each status in one line."""
     kinds = collections.Counter(statuses)
     return f"{len(statuses)} runs: " + ", ".join(f"{kinds[kind]} {kind}" for kind in get_args(Status) if kinds[kind])
 
@@ -89,13 +89,13 @@ def _row(cell: Cell, study: StudyFolder) -> Row:
     return Row(cell, status, last["step"], last["loss"], dev, cell.spec.train.batch_size / pace, left)
 
 
-# What a table that is cut keeps first, and after how many rows it is cut where it is not a screen's height.
+# Order of priority of the rows in a shortened table, and the maximum number of rows if it is not the screen's height.
 _INTEREST: tuple[Status, ...] = ("running", "failed", "damaged", "interrupted", "done", "waiting")
 ROWS = 200
 
 
 def terminal_table(rows: Sequence[Row], title: str, limit: int | None = None) -> Table:
-    """Dev and test exact match per arm, method, split and seed."""
+    """Return the table of all metrics per arm, method, split and seed for a terminal. limit: maximum number of rows."""
     table = Table(title=title, title_justify="left")
     for name in ("arm", "method", "split"):
         table.add_column(name, no_wrap=True)
@@ -117,19 +117,19 @@ def terminal_table(rows: Sequence[Row], title: str, limit: int | None = None) ->
 
 
 def of_interest(rows: Sequence[Row], limit: int | None) -> Sequence[Row]:
-    """All rows, or where they are more than `limit` those that one wants to see first."""
+    """Return all rows, or the `limit` most important ones if there are more: running and failed runs first."""
     if limit is None or len(rows) <= limit:
         return rows
     return sorted(rows, key=lambda row: _INTEREST.index(row.status))[:limit]
 
 
 def metrics_of(rows: Sequence[Row]) -> list[str]:
-    """Return the metrics, apart from exact match, that some run has figures of."""
+    """Return the metrics other than exact match for which at least one run has a value."""
     return [name for name in HEADINGS if any(name in row.scores for row in rows)]
 
 
 def plain_line(row: Row) -> str:
-    """One run on one line, for an output that is not a terminal."""
+    """Return a run as one line of text, for output that is not a terminal."""
     cell = row.cell
     head = f"{cell.arm} | {cell.method} | {cell.split} | seed {cell.seed}"
     if row.status == "done":
@@ -139,7 +139,7 @@ def plain_line(row: Row) -> str:
 
 
 def weight_lines(rows: Sequence[Row]) -> list[str]:
-    """What quantised bases really weigh, a line for each arm and method: bytes, shares, what stayed wide and why."""
+    """Return a line for each arm and method with a quantised base: bytes, shares, unquantised layers and the reason."""
     lines: dict[tuple[str, str], str] = {}
     for row in rows:
         if row.weights and row.weights.get("wide"):
@@ -159,7 +159,10 @@ def _reason(kind: str, said: dict[str, Any]) -> str:
 
 
 def generated_lines(rows: Sequence[Row]) -> list[str]:
-    """Say how often generation and one forward pass disagree, for runs whose test answers were all generated."""
+    """Return a line that counts the disagreements between generation and one forward pass, over all generated answers.
+
+    Only runs whose test answers were all generated are counted. Returns no line if there is no such run.
+    """
     found = [row.generated for row in rows if row.generated]
     if not found:
         return []
@@ -203,7 +206,7 @@ COLUMNS = (
 def write_csv(rows: Sequence[Row], path: Path, family: str) -> None:
     """Write table.csv: one line for each run, with the paper's mean over seeds for its arm and split.
 
-    A figure that is not finite is an empty cell.
+    A value that is not finite becomes an empty cell.
     """
     measured = metrics_of(rows)
     lines = []
@@ -246,5 +249,5 @@ def _figure(value: float | None, digits: int) -> str:
 
 
 def _finite(value: float | None) -> float | None:
-    """What JSON and programs that read tables have a word for."""
+    """Return the value, or None if it is not finite, because JSON and table readers have no notation for it."""
     return value if value is not None and math.isfinite(value) else None

@@ -19,15 +19,15 @@ FILES = "report.html, table.csv, table.md, table.tex, plots/, effects.json"
 
 @dataclass(frozen=True)
 class StudyReport:
-    """What the report of a study shows.
+    """The content of a study's report.
 
     Attributes:
         path: The page, `report.html`.
-        groups: Runs that differ in their seed only, with means and intervals.
+        groups: Groups of runs that differ only in their seed, with means and intervals.
         effects: The content of effects.json.
-        swept: Groups of the sweep of learning rates, empty where there was none.
-        unswept: A sentence about arms and methods whose learning rate was not swept, or an empty one.
-        any_done: Whether a run of the study itself is finished; otherwise the report shows the sweep only.
+        swept: Groups of the sweep of learning rates, empty if there was no sweep.
+        unswept: A sentence about arms and methods whose learning rate was not swept, or ''.
+        any_done: Whether a run of the study itself is finished; otherwise the report shows only the sweep.
     """
 
     path: Path

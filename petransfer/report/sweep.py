@@ -1,4 +1,4 @@
-"""A sweep of learning rates as tables, plots and sentences, from sweep.json and the folders of its runs."""
+"""Show a sweep of learning rates as tables, plots and sentences, from sweep.json and the folders of its runs."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 Group = dict[str, Any]
 
-# So many learning rates have room below a panel.
+# Maximum number of tick labels (learning rates) below a panel.
 MOST_TICKS = 4
 
 
 def groups_of(cells: Sequence[Cell], study: StudyFolder) -> list[Group]:
-    """What sweep.json says of the arms and methods of the study's grid, with how the study trains them now."""
+    """Return the groups of sweep.json that are in the study's grid, with the study's own learning rate and steps."""
     own = {(cell.arm, cell.method): cell.spec.train for cell in cells}
     found = []
     for one in (read_sweep(study) or {}).get("groups", ()):
@@ -40,7 +40,7 @@ def groups_of(cells: Sequence[Cell], study: StudyFolder) -> list[Group]:
 
 
 def unswept(cells: Sequence[Cell], groups: Sequence[Group]) -> str:
-    """Name the arms and methods of the study's grid that no sweep has looked at; nothing where there are none."""
+    """Return a note on the arms and methods of the study's grid that were not swept; '' if all were swept."""
     known = {(one["arm"], one["method"]) for one in groups}
     others = [f"{arm}, {method}" for arm, method in _places(cells) if (arm, method) not in known]
     if others and not groups:
@@ -53,14 +53,14 @@ def _places(cells: Sequence[Cell]) -> dict[tuple[str, str], None]:
 
 
 def standing(study: StudyFolder) -> str:
-    """How the runs of a study's sweep stand, in a line; nothing where there are none."""
+    """Return the number of sweep runs for each status in one line; '' if there is no sweep."""
     folder = sweep_folder(study)
     found = [folder.run(name).status() for name in sorted(folder.names())]
     return f"sweep: {counts(found)}" if found else ""
 
 
 def plain_line(row: Row) -> str:
-    """One run on one line."""
+    """Return a run of a sweep as one line of text."""
     cell = row.cell
     head = f"{cell.arm} | {cell.method} | {cell.split} | rate {cell.spec.train.learning_rate:g} | seed {cell.seed}"
     return f"{head} | dev EM {row.dev:.1f} %" if row.status == "done" else f"{head} | {state_of(row)}"
@@ -70,7 +70,7 @@ COLUMNS = ("arm", "method", "dev EM % (loss) by learning rate", "chosen", "study
 
 
 def lines_of(groups: Sequence[Group]) -> list[tuple[str, ...]]:
-    """One line an arm and method; the loss is in nats per target token, both are means over splits and seeds."""
+    """Return one line for each arm and method: mean scores and losses (nats per target token) over splits and seeds."""
     return [
         (
             one["arm"],
@@ -92,7 +92,7 @@ def _seen(one: dict[str, Any]) -> str:
 
 
 def terminal_table(groups: Sequence[Group], title: str) -> Table:
-    """The lines for a terminal."""
+    """Return the table of `lines_of` for a terminal."""
     shown = Table(title=f"{title}: sweep", title_justify="left")
     for at, name in enumerate(COLUMNS):
         shown.add_column(name, justify="right" if at > 2 else "left", no_wrap=at != 2)
@@ -102,13 +102,13 @@ def terminal_table(groups: Sequence[Group], title: str) -> Table:
 
 
 def snippet(content: dict[str, Any]) -> str:
-    """The chosen rates as a recipe's `train` takes them."""
+    """Return the chosen learning rates as YAML for the `train` part of a recipe."""
     rates = {"learning_rate": content["learning_rate"]}
     return yaml.safe_dump(rates, sort_keys=False, allow_unicode=True, width=10_000, default_flow_style=None).strip()
 
 
 def sentences(groups: Sequence[Group]) -> list[str]:
-    """What must be known beside the rates: at how many steps they were chosen, and where that is not the last word."""
+    """Return notes on the chosen learning rates: the number of steps of the sweep, and cases in which to be careful."""
     said = []
     shorter = [one for one in groups if one["steps"] < one["own_steps"]]
     if shorter:
@@ -139,7 +139,7 @@ def _steps(groups: Sequence[Group], key: str) -> str:
 
 
 def by_method(groups: Sequence[Group]) -> dict[str, list[Group]]:
-    """A panel a method."""
+    """Return the groups by method; each method has its own panel."""
     found: dict[str, list[Group]] = {}
     for one in groups:
         found.setdefault(one["method"], []).append(one)
@@ -152,8 +152,8 @@ def plot(groups: Sequence[Group], only: str | None = None) -> Figure:
     A dot is a run, a line goes through an arm's means over seeds and splits, a ring marks the chosen learning rate.
 
     Args:
-        groups: of sweep.json.
-        only: one method; all of them by default.
+        groups: the groups of sweep.json.
+        only: draw only this method; all by default.
     """
     panels = {method: members for method, members in by_method(groups).items() if only in (None, method)}
     drawn, all_axes = panel_grid(len(panels), sharey=True)
@@ -188,7 +188,7 @@ def _draw(axes: Axes, members: Sequence[Group], styles: dict[str, dict[str, Any]
 
 
 def alt(method: str, members: Sequence[Group]) -> str:
-    """What a panel shows, in words."""
+    """Return the alternative text of a panel."""
     best = [
         f"{one['arm']} {rate['dev_em']:.1f} % at {rate['rate']:g}"
         for one in members
@@ -199,7 +199,7 @@ def alt(method: str, members: Sequence[Group]) -> str:
 
 
 def caption(method: str, members: Sequence[Group]) -> str:
-    """On what, and after how many steps."""
+    """Return the caption of a panel: the metric, the number of steps and the meaning of the marks."""
     return (
         f"{method}: exact match on dev after {_steps(members, 'steps')}; a dot is a run, lines go through means over "
         "seeds and splits, a ring marks the rate that is chosen."

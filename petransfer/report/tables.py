@@ -1,4 +1,4 @@
-"""Tables of text cells, written as HTML, Markdown, LaTeX and CSV. Every format escapes what its cells hold."""
+"""Tables of text cells, written as HTML, Markdown, LaTeX and CSV. Every format escapes the text of the cells."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table. number: aligned to the right. more: hidden on the page until a reader asks for it."""
+    """A column of a table. number: aligned to the right. more: hidden on the page until the reader shows it."""
 
     name: str
     number: bool = False
@@ -28,7 +28,7 @@ class Column:
 
     @property
     def classes(self) -> Markup:
-        """The HTML attribute `class`, or nothing."""
+        """The HTML attribute `class`, or '' if there is no class."""
         names = ["number"] * self.number + ["more"] * self.more
         return Markup(' class="{}"').format(" ".join(names)) if names else Markup("")
 
@@ -45,7 +45,7 @@ class Table:
 
     @property
     def has_more(self) -> bool:
-        """Whether a column is hidden until a reader asks for it."""
+        """Whether the table has a column that is hidden until the reader shows it."""
         return any(column.more for column in self.columns)
 
     @property
@@ -56,13 +56,13 @@ class Table:
         return DataFrame(list(self.rows), columns=[column.name for column in self.columns], dtype=object)
 
     def without_empty_columns(self) -> Table:
-        """Drop the columns without any entry."""
+        """Return the table without empty columns."""
         used = [at for at in range(len(self.columns)) if any(row[at] for row in self.rows)]
         columns, rows = [self.columns[at] for at in used], [[row[at] for at in used] for row in self.rows]
         return replace(self, columns=tuple(columns), rows=tuple(map(tuple, rows)))
 
     def condensed(self, *, first: str = "") -> Table:
-        """Drop empty columns; name what all rows share once, in the caption; put the column `first` first."""
+        """Return a shorter table: without empty columns, values common to all rows in the caption, `first` in front."""
         used = [at for at in range(len(self.columns)) if any(row[at] for row in self.rows)]
         shared = [at for at in used if self._is_shared(at)]
         kept = [at for at in used if at not in shared or len(shared) == len(used)]
@@ -90,31 +90,31 @@ def table_of_text(
     label: str = "table",
     heading: str = "",
 ) -> Table:
-    """Make a table whose first `names` columns, and `verdict`, are text; the others are numbers."""
+    """Make a table. The first `names` columns and `verdict` are text; all other columns are numbers."""
     made = tuple(Column(name, at >= names and name != "verdict", name in more) for at, name in enumerate(columns))
     return Table(made, tuple(tuple(row) for row in rows), label, heading=heading)
 
 
 def markdown(table: Table) -> str:
-    """Write a table as Markdown; `|`, HTML and line breaks in cells are escaped."""
+    """Return a table as Markdown; `|`, HTML and line breaks in cells are escaped."""
     return templates().get_template("table.md.jinja").render(columns=table.columns, rows=table.rows).strip()
 
 
 def markdown_text(text: str) -> str:
-    """Escape a text for a line of Markdown: HTML, `|`, and characters that a terminal would obey."""
+    """Escape a text for a line of Markdown: HTML, `|` and control characters."""
     one_line = " ".join(visible(text).split())
     return html.escape(one_line, quote=False).replace("|", "\\|")
 
 
 def visible(text: str) -> str:
-    """Replace control characters by what they are called, so that neither a terminal nor a page obeys them."""
+    """Replace control characters by escapes such as \\x1b, so that they have no effect in a terminal or a page."""
     return "".join(
         letter if letter.isprintable() or letter in "\n\t" else f"\\x{ord(letter):02x}" for letter in str(text)
     )
 
 
 def latex(table: Table) -> str:
-    """Write a table as LaTeX with the rules of booktabs; special characters in cells are escaped."""
+    """Return a table as LaTeX with booktabs rules; special characters in cells are escaped."""
     kinds = "".join("r" if column.number else "l" for column in table.columns)
     style = (
         table.frame.map(visible).style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
@@ -122,12 +122,12 @@ def latex(table: Table) -> str:
     return style.to_latex(hrules=True, column_format=kinds).strip().replace("\u2212", "$-$")
 
 
-# What a spreadsheet takes for a formula when a cell begins with it.
+# First characters of a cell that a spreadsheet reads as a formula.
 _FORMULA = re.compile(r"^[=+\-@\t\r]")
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Write rows as CSV. Text that a spreadsheet would run as a formula gets an apostrophe in front."""
+    """Return rows as CSV. Text that a spreadsheet would run as a formula gets an apostrophe in front."""
     from pandas import DataFrame
 
     frame = DataFrame([[_inert(cell) for cell in row] for row in rows], columns=list(columns), dtype=object)
@@ -142,7 +142,7 @@ def _inert(cell: Any) -> Any:
 
 @functools.cache
 def templates() -> Environment:
-    """Return the templates of pages and tables. Everything in an HTML template is escaped unless it is Markup."""
+    """Return the templates of pages and tables. HTML templates escape all values except Markup."""
     from jinja2 import Environment, PackageLoader, select_autoescape
 
     made = Environment(
@@ -157,7 +157,7 @@ def templates() -> Environment:
 
 
 def write_page(template: str, title: str, **content: Any) -> str:
-    """Fill a template as one HTML file that needs nothing else."""
+    """Return a filled template as one self-contained HTML page."""
     folder = resources.files("petransfer.report") / "templates"
     parts = {name: Markup((folder / file).read_text(encoding="utf-8"))
              for name, file in (("css", "page.css"), ("script", "sort.js"))}  # fmt: skip
