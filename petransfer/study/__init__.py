@@ -1,1 +1,1 @@
-"""Studies: a recipe's grid of runs, carried out and kept on disk."""
+"""Studies: expand a recipe into a grid of runs, execute the runs, and store them in a folder."""

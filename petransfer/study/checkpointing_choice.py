@@ -1,4 +1,4 @@
-"""Decide whether a run needs gradient checkpointing on the card that it is trained on."""
+"""Decide whether a run needs gradient checkpointing to fit the memory of its GPU."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from petransfer.training.execution import Execution
 
 
 def with_room(spec: RunSpec, execution: Execution, device: torch.device) -> Execution:
-    """Return the execution with gradient checkpointing turned on where the run does not fit the card without it."""
+    """Return the execution with gradient checkpointing turned on if the run does not fit the GPU without it."""
     card = None if execution.checkpointing or splits_tensors() else card_of(device)
     if card is None:
         return execution
-    anyone = replace(spec, seed=0, train=replace(spec.train, steps=1, learning_rate=1.0))  # foreseen once for all
+    anyone = replace(spec, seed=0, train=replace(spec.train, steps=1, learning_rate=1.0))  # predict once for all
     return replace(execution, checkpointing=_needed(anyone, card))
 
 
 def card_of(device: torch.device) -> int | None:
-    """The bytes of a GPU; None of a CPU, whose memory is not planned."""
+    """Return the memory of a GPU in bytes; None for a CPU, whose memory is not planned."""
     return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else None
 
 

@@ -23,17 +23,17 @@ _log = logging.getLogger(__name__)
 
 
 def encode_data(spec: RunSpec, data: SplitData, scored: tuple[str, ...]) -> tuple[EncodedSplit, Layout]:
-    """Encode the training part and the parts that are scored, with the checkpoint's tokenizer.
+    """Encode the training examples and the evaluated parts with the checkpoint's tokenizer.
 
     Args:
-        scored: `dev`, or `dev` and `test`.
+        scored: The evaluated parts: `dev`, or `dev` and `test`.
 
     Returns:
-        The examples that can be used and their token ids, and how the model takes them.
+        The usable examples with their token ids, and the layout in which the model takes them.
 
     Raises:
-        UserError: Rows cannot be used and the recipe does not skip them, or the tokenizer has no chat template and the
-            rows are chats.
+        UserError: Some rows cannot be used and the recipe does not skip them, or the rows are chats and the tokenizer
+            has no chat template.
     """
     config, _ = configuration(spec.checkpoint)
     tokenizer, layout = tokenizer_and_layout(spec.checkpoint, config)
@@ -79,12 +79,12 @@ def _check_added_tokens(spec: RunSpec) -> None:
 
 
 def log_notes(encoded: EncodedSplit) -> None:
-    """Log what the user should know of the data."""
+    """Log facts about the data that the user should know."""
     for note in encoded.notes:
         _log.warning("%s", note)
 
 
 def _virtual_tokens(spec: RunSpec) -> VirtualTokens:
-    """Positions for virtual tokens where their number is in the recipe; one that is searched for is checked later."""
+    """Return the virtual tokens if the recipe gives their number; a number that is searched for is checked later."""
     place = METHODS.lookup(spec.method.name).virtual_tokens_before
     return VirtualTokens(**{place: spec.method.virtual_tokens}) if place else VirtualTokens()

@@ -1,4 +1,4 @@
-"""The software and hardware that a run was executed with, as its result.json records them."""
+"""The software and hardware of a run, as recorded in its result.json."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 def environment(device: torch.device, threads: int) -> dict[str, Any]:
     """Describe the software and hardware of a run: package versions, device, CPU and thread count.
 
-    A run id fixes a run's inputs. Its numbers are equal bit for bit only on one kind of CPU with one thread count.
+    A run id determines a run's inputs. Results are equal bit for bit only on one kind of CPU with one thread count.
     """
     packages = ("petransfer", "torch", "transformers", "peft", "bitsandbytes", "accelerate")
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
@@ -50,7 +50,7 @@ def cpu_model() -> str:
 
 
 def _version(package: str) -> str:
-    """Empty where it is not installed: bitsandbytes is not for every platform."""
+    """Return a package's version; empty if it is not installed; bitsandbytes does not support every platform."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -59,7 +59,7 @@ def _version(package: str) -> str:
 
 @functools.cache
 def git_commit(root: Path) -> str | None:
-    """Return the commit of a git checkout, with `-dirty` after it if files were changed; None for other folders."""
+    """Return the commit of a git checkout, with `-dirty` appended if files were changed; None for other folders."""
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]

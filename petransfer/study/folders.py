@@ -25,14 +25,14 @@ from petransfer.recipe.schema import Recipe
 
 Status = Literal["done", "failed", "running", "interrupted", "waiting", "damaged"]
 
-# Seconds for which a claim is tried: whoever only looks whether a run is claimed holds the lock for an instant.
+# Seconds for which a claim is tried. A process that only checks whether a run is claimed holds the lock very briefly.
 CLAIM_PATIENCE = 0.3
 _RUN_ID = re.compile(r"[0-9a-f]{12}")
 _LOCK, _OWNER = ".claim", ".claim-owner"
 
 
 class RunFolder:
-    """`runs/<run-id>/`. A run is done when DONE exists, which is written last, and its result can be read."""
+    """The folder `runs/<run-id>/`. A run is done if the file DONE, written last, exists and the result is readable."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -43,28 +43,28 @@ class RunFolder:
         return (self.path / "DONE").exists() and not self.damage()
 
     def damage(self) -> str:
-        """Return why the files of a finished run cannot be used, naming the file; empty where they can."""
+        """Return why the files of a finished run cannot be used, naming the file; empty if they can."""
         if not (self.path / "DONE").exists():
             return ""
         times = tuple(_modified(self.path / name) for name in ("result.json", "spec.json"))
         return _damage(self.path, times)
 
     def result(self) -> dict[str, Any] | None:
-        """Return result.json of a run that is done."""
+        """Return result.json of a finished run."""
         return read_json(self.path / "result.json") if self.done else None
 
     def begun(self) -> dict[str, Any] | None:
-        """Return spec.json of a run that is done or has a state to resume from."""
+        """Return spec.json of a run that is finished or has a training state to resume from."""
         under_way = self.done or any((self.path / "state").glob("step-*"))
         return read_json(self.path / "spec.json") if under_way else None
 
     def failure(self) -> str | None:
-        """Return why the last try failed, or how the run is damaged."""
+        """Return why the last attempt failed, or how the run is damaged."""
         content = read_json(self.path / "failed.json")
         return str(content.get("error")) if content else self.damage() or None
 
     def status(self) -> Status:
-        """Return how the run stands."""
+        """Return the status of the run."""
         if (self.path / "DONE").exists():
             return "damaged" if self.damage() else "done"
         if self._is_claimed():
@@ -74,18 +74,18 @@ class RunFolder:
         return "interrupted" if (self.path / "spec.json").exists() else "waiting"
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Write a file whole or not at all."""
+        """Write a JSON file atomically."""
         write_text(self.path / name, json.dumps(content, indent=1) + "\n")
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Mark the run as done, after everything else is on the disk, and remove what only a resume needs."""
+        """Mark the run as done after all other files are on the disk, and remove the files that only a resume needs."""
         self.write_json("result.json", result)
         self.write_json("DONE", {"run_id": self.path.name})
         shutil.rmtree(self.path / "state", ignore_errors=True)
         (self.path / "failed.json").unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Remove everything that the run has written, so that it starts again."""
+        """Remove every file that the run has written, so that it starts again."""
         (self.path / "DONE").unlink(missing_ok=True)
         for entry in list(self.path.iterdir()):
             if entry.name not in (_LOCK, _OWNER):
@@ -93,7 +93,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[bool]:
-        """Give whether this process may execute the run. The claim ends with the process, however it ends."""
+        """Yield whether this process may execute the run. The claim ends when the process ends, for whatever reason."""
         self.path.mkdir(parents=True, exist_ok=True)
         with _lock(self.path / _LOCK, CLAIM_PATIENCE) as held:
             if held:
@@ -101,7 +101,7 @@ class RunFolder:
             yield held
 
     def claimed_by(self, process: int) -> bool:
-        """Return whether the last claim was of this machine's process `process`."""
+        """Return whether the last process that claimed the run was `process` on this machine."""
         with contextlib.suppress(OSError):
             return (self.path / _OWNER).read_text(encoding="utf-8") == _this_process(process)
         return False
@@ -112,7 +112,7 @@ class RunFolder:
         try:
             with _lock(self.path / _LOCK, 0) as held:
                 return not held
-        except OSError:  # a folder that cannot be written to
+        except OSError:  # the folder is not writable
             return False
 
 
@@ -126,7 +126,7 @@ class StudyFolder:
         """Create the folder and write the resolved recipe into it.
 
         Raises:
-            UserError: It cannot be written to, holds other files, or belongs to another recipe.
+            UserError: The folder cannot be written to, holds other files, or belongs to another recipe.
         """
         kept = self.path / "recipe.yaml"
         if not kept.exists() and (other := self._foreign()):
@@ -141,7 +141,7 @@ class StudyFolder:
             raise cannot_write(self.path, error) from None
 
     def _foreign(self) -> str:
-        """Return the name of something in the folder that no study writes before its recipe; empty if there is none."""
+        """Return the name of an entry that no study writes before its recipe; empty if there is none."""
         try:
             names = sorted(path.name for path in self.path.iterdir())
         except FileNotFoundError:
@@ -151,20 +151,20 @@ class StudyFolder:
         return next((name for name in names if name not in _EARLY and not name.startswith(".stop-")), "")
 
     def refuse_other_than(self, name: str) -> None:
-        """Raise UserError where the folder belongs to a recipe of another name."""
+        """Raise UserError if the folder belongs to a recipe of another name."""
         kept = self.path / "recipe.yaml"
         if kept.exists() and (other := _name(kept)) != name:
             raise UserError(f"{self.path} belongs to the recipe '{other}', not '{name}'; use --out for another folder")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Wait until no other process writes what belongs to the whole study: recipe, table, effects."""
+        """Wait until no other process writes the files of the whole study: recipe, table and effects."""
         self.path.mkdir(parents=True, exist_ok=True)
         with _lock(self.path / ".lock", -1):
             yield
 
     def names(self) -> set[str]:
-        """Return the names of the folders of runs, by one look at the disk."""
+        """Return the names of the run folders, read with one directory listing."""
         try:
             return set(os.listdir(self.path / "runs"))
         except OSError:
@@ -175,8 +175,8 @@ class StudyFolder:
         return RunFolder(self.path / "runs" / run_id)
 
 
-# What a study's folder may hold before its recipe: a sweep comes first, and a killed command leaves its lock, a recipe
-# that was being written, or the folder of its runs.
+# Entries that a study's folder may hold before its recipe: a sweep can run first, and a killed command can leave its
+# lock, a partly written recipe, or the folder of its runs.
 _EARLY = (".lock", "sweep", "sweep.json", partial_name("sweep.json"), partial_name("recipe.yaml"), "runs")
 
 
@@ -187,7 +187,7 @@ def cannot_write(path: Path, error: OSError) -> UserError:
 
 @contextlib.contextmanager
 def _lock(path: Path, timeout: float) -> Iterator[bool]:
-    """Lock a file and give whether that succeeded. timeout: in seconds, -1 to wait for ever."""
+    """Lock a file and yield whether that succeeded. timeout: in seconds; -1 waits without limit."""
     import filelock  # takes 40 ms to import, which `plan` and `--help` need not spend
 
     lock = filelock.FileLock(path, timeout=timeout, thread_local=False, poll_interval=0.05)
@@ -215,7 +215,7 @@ def _name(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Return the mapping that a JSON file holds, None where there is none that can be read."""
+    """Return the object in a JSON file; None if the file does not exist or cannot be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -232,12 +232,12 @@ def _modified(path: Path) -> int:
 
 @functools.lru_cache(maxsize=65_536)
 def _damage(path: Path, times: tuple[int, ...]) -> str:
-    """Return why result.json or spec.json cannot be used. times: when they were written, so that changes are seen."""
+    """Return why result.json or spec.json cannot be used. times: their modification times, to notice changes."""
     result = read_json(path / "result.json")
     if result is None:
         there = (path / "result.json").exists()
         return f"{path / 'result.json'} {'is not valid JSON' if there else 'is missing'}"
-    by_id = bool(_RUN_ID.fullmatch(path.name))  # a run's own id; a folder may have another name
+    by_id = bool(_RUN_ID.fullmatch(path.name))  # a run folder named by its id; the folder may also have been renamed
     if by_id and str(result.get("run_id", path.name)) != path.name:
         return f"{path / 'result.json'} is of another run, {str(result['run_id'])[:40]!r}"
     for part in ("dev", "test"):
@@ -248,7 +248,7 @@ def _damage(path: Path, times: tuple[int, ...]) -> str:
     try:
         spec = RunSpec.from_dict(json.loads((path / "spec.json").read_text(encoding="utf-8")))
         same = spec.run_id == path.name
-    except Exception:  # whatever a damaged file makes of it
+    except Exception:  # a damaged file can raise any error
         same = False
     return "" if same else f"{path / 'spec.json'} does not describe this run"
 

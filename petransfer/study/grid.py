@@ -1,4 +1,4 @@
-"""A recipe's grid: every run that it asks for, each with its content-addressed id. Loads no checkpoint, no torch."""
+"""A recipe's grid: all of its runs, each with its content-addressed id. Loads no checkpoint and no torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from petransfer.recipe.schema import FamilyPart, Recipe, TrainPart, check_judge
 
 @dataclass(frozen=True)
 class Cell:
-    """A run with the names that tables call its parts by."""
+    """A run with the names that tables use for its arm, method, split and seed."""
 
     arm: str
     method: str
@@ -31,7 +31,7 @@ class Cell:
 
     @property
     def run_id(self) -> str:
-        """The id of its folder."""
+        """The run's id, which is also the name of its folder."""
         return self.spec.run_id
 
 
@@ -43,7 +43,7 @@ def family_of(recipe: Recipe, folder: Path = Path(), seed: int | None = None) ->
 
 
 def expand(recipe: Recipe) -> list[Cell]:
-    """All runs, seed by seed, so that a table's rows fill up together; runs that are the same stand once.
+    """Return all runs, ordered by seed so that the cells of a table fill up evenly. Equal runs are listed once.
 
     Raises:
         UserError: a task, its option, an arm, split, method, learning rate or effect is unknown.
@@ -55,7 +55,7 @@ def expand(recipe: Recipe) -> list[Cell]:
         if split not in task.splits:
             raise unknown(f"split of {recipe.task.name}", split, task.splits)
     for name in recipe.arms:
-        family.arm(name)  # an unknown arm is refused before anything else is looked at
+        family.arm(name)  # refuse an unknown arm before any other check
     _check_names(recipe, family)
     requested_effects(recipe)
     data = _data(recipe, task)
@@ -72,7 +72,7 @@ def expand(recipe: Recipe) -> list[Cell]:
 
 
 def task_of(recipe: Recipe) -> Task:
-    """The recipe's task."""
+    """Load the recipe's task."""
     return load_task(recipe.task.name, recipe.data_dir, **recipe.task.options)
 
 
@@ -93,13 +93,13 @@ def resolve(recipe: Recipe) -> Recipe:
 
 
 def notes(recipe: Recipe) -> list[str]:
-    """What a task has to say of the user's own data."""
+    """Return the task's remarks on the user's own data."""
     task = task_of(recipe)
     return task.notes() if isinstance(task, LinesTask) else []
 
 
 def _data(recipe: Recipe, task: Task) -> TaskSpec:
-    """The examples that all cells share; the split and the prefix are put in later."""
+    """Return the examples that all cells share; the split and the prefix are filled in later."""
     options: dict[str, Any] = dict(recipe.task.options)
     metrics: tuple[str, ...] = tuple(recipe.task.metrics)
     source: dict[str, str | int | float] = {}
@@ -111,18 +111,22 @@ def _data(recipe: Recipe, task: Task) -> TaskSpec:
 
 
 def _targets(task: Task) -> tuple[int, str]:
-    """How many different targets there are. Of a benchmark's nothing is known before it is read: more than a few."""
+    """Return the number of different targets and the place of the data.
+
+    Raises:
+        UserError: The task is a benchmark, whose targets are unknown before it is read, or the data cannot be read.
+    """
     if not isinstance(task, LinesTask):
         raise UserError(f"{task.name} has no closed set of targets; take exact_match in place of accuracy or macro_f1")
     try:
         return int(task.about()["targets"]), task.train
     except UserError:
-        if task.sha256:  # looked at before; a study can be read where its data is no longer
+        if task.sha256:  # checked before; a study can be read after its data was removed
             return 0, task.train
         raise
 
 
-# How an arm that is trained whole is trained where the recipe does not say it.
+# The method for arms with fully trained weights if the recipe has no such method.
 WHOLE = MethodPart(name="full", rate_scaling="rms", bits=32)
 
 
@@ -144,7 +148,7 @@ def _cell(recipe: Recipe, arm: Arm, method: MethodPart, data: TaskSpec, seed: in
 def _training(part: TrainPart, arm: str, method: MethodPart, examples: int) -> TrainSpec:
     batch_size = _of(part.batch_size, "batch_size", arm, method)
     steps = None if part.steps is None else int(_of(part.steps, "steps", arm, method))
-    if part.epochs is not None:  # the last batch of an epoch may be short of examples; here it takes the next epoch's
+    if part.epochs is not None:  # the last batch of an epoch is filled from the next epoch
         steps = math.ceil(_of(part.epochs, "epochs", arm, method) * examples / batch_size)
     assert steps is not None
     return TrainSpec(
@@ -163,7 +167,7 @@ def _training(part: TrainPart, arm: str, method: MethodPart, examples: int) -> T
 
 
 def _of(value: float | Mapping[str, float], key: str, arm: str, method: MethodPart) -> float:
-    """The number for this arm and method together, or else for the arm, or for the method."""
+    """Return the value for this arm and method together; otherwise the value for the arm, or for the method."""
     if isinstance(value, int | float):
         return value
     found = value.get(arm, value.get(method.name))
@@ -181,7 +185,7 @@ def _of(value: float | Mapping[str, float], key: str, arm: str, method: MethodPa
 
 
 def _speaks_of(pair: str, arm: str, label: str) -> bool:
-    """Whether `english 4-bit` means this arm under the method of this label: by any of its words."""
+    """Return whether a key such as `english 4-bit` names this arm with this method (by words of the method's label)."""
     words = pair.removeprefix(f"{arm} ")
     return words != pair and bool(labels_matching(words, [label]))
 

@@ -1,4 +1,4 @@
-"""Which of the processes that a launcher started together this one is, and what they share. Imports no torch."""
+"""The position of this process among those that a launcher started together, and what they share. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from petransfer.errors import UserError
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import RunSpec
 
-# As `accelerate launch`, torchrun and the common MPIs say it; the first that is set counts.
+# Variables set by `accelerate launch`, torchrun and the common MPIs; the first one that is set counts.
 _INDEX = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 _COUNT = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
-# Ways of Accelerate's that put an engine of their own in the place of model and optimiser.
+# Modes of Accelerate that replace the model and the optimiser by an engine of their own.
 _ENGINES = {"DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}
 
 
 @dataclass(frozen=True)
 class Place:
-    """Process `index` of `count`, counted from 0. Process 0 leads: it alone claims, writes and prints."""
+    """Process `index` of `count`, counted from 0. Process 0 leads: only it claims runs, writes files and prints."""
 
     index: int = 0
     count: int = 1
 
     @property
     def leads(self) -> bool:
-        """Whether this process is the one that speaks."""
+        """Whether this is the leading process."""
         return self.index == 0
 
     @property
     def shared(self) -> bool:
-        """Whether there are others."""
+        """Whether there are other processes."""
         return self.count > 1
 
 
 def splits_tensors() -> bool:
-    """Whether Accelerate's launcher was told FSDP: each process then holds a part of every tensor."""
+    """Return whether Accelerate's launcher was configured for FSDP, where each process holds a part of every tensor."""
     return _told("FSDP")
 
 
 def refuse_launch(specs: Iterable[RunSpec]) -> None:
-    """Raises UserError where Accelerate's launcher was told what the runs cannot be trained with."""
+    """Raise UserError if Accelerate's launcher was configured in a way that these runs cannot be trained with."""
     for name, said in _ENGINES.items():
         if _told(name):
             raise UserError(
@@ -65,7 +65,7 @@ def refuse_launch(specs: Iterable[RunSpec]) -> None:
 
 
 def _not_split(spec: RunSpec) -> str:
-    """Why a run's tensors cannot be split, empty where they can."""
+    """Return why a run's tensors cannot be split; empty if they can."""
     if spec.method.bits < 16:
         return "quantised weights cannot be split; take bits 16, or launch with --multi_gpu"
     if spec.train.optimizer != "adamw":
@@ -78,7 +78,7 @@ def _told(name: str) -> bool:
 
 
 def this_place() -> Place:
-    """Where the environment puts this process; alone where it says nothing."""
+    """Return the position of this process from the environment; a single process if the environment gives none."""
     index, count = (_first(names) for names in (_INDEX, _COUNT))
     return Place(index, count) if index is not None and count is not None and 0 <= index < count else Place()
 

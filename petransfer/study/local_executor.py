@@ -1,4 +1,4 @@
-"""Carries out the runs of a study or of a pretraining, in this process or in several, until done or told to stop."""
+"""Execute the runs of a study or a pretraining, in one or several processes, until all end or a stop is requested."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from petransfer.study.folders import RunFolder, StudyFolder
 from petransfer.study.stack_groups import parts
 from petransfer.study.worker_losses import LOST, Losses
 
-# Seconds that a worker has to save its state after its parent was killed.
+# Seconds in which a worker can save its training state after its parent was killed.
 ORPHAN_PATIENCE = 20.0
 
 
 class Named(Protocol):
-    """A cell of a grid: its run's folder is named by `run_id`."""
+    """A cell of a grid. Its `run_id` is the name of the run's folder."""
 
     @property
     def run_id(self) -> str: ...
 
 
 class Job(Protocol):
-    """Carries one run out, or goes on with it; raises Interrupted when told to stop. Is sent to worker processes."""
+    """Execute or resume one run. Raise Interrupted when a stop is requested. Jobs are sent to worker processes."""
 
     def __call__(
         self,
@@ -48,16 +48,16 @@ class Job(Protocol):
 
 
 class Flag(Protocol):
-    """Shared by processes without a lock: one that is killed while it holds a lock would stop all others."""
+    """A value shared by processes without a lock: a process killed while it holds a lock would block all others."""
 
     value: bool
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a study's call ended. `mistakes` are failures that the user can mend, in one line each.
+    """How a study's call ended. `mistakes` are failures that the user can correct, each in one line.
 
-    elsewhere: runs that another process had claimed and has not ended.
+    elsewhere: the number of unfinished runs that other processes have claimed.
     """
 
     interrupted: bool
@@ -75,10 +75,13 @@ def execute(
     tick: Callable[[], None],
     group: Callable[[Sequence[Any]], list[list[Any]]] | None = None,
 ) -> Outcome:
-    """Carries out what is not done; `tick` is called often, to show how things stand. A failure stops no other run.
+    """Execute the unfinished runs. A failed run stops no other run.
 
-    threads: CPU threads a worker, 0 for the cores shared out among several workers, or as they are for one. group:
-    cuts what is not done into stacks, of which a worker takes one at a time; the job must then know how to stack.
+    Args:
+        threads: CPU threads per worker; 0 divides the cores among several workers and leaves one worker's threads as
+            they are.
+        tick: Called often, to display progress.
+        group: Divides the unfinished runs into stacks; a worker takes one stack at a time. The job must support stacks.
     """
     pending = [cell for cell in cells if not study.run(cell.run_id).done]
     forget_failures(pending, study)
@@ -95,17 +98,17 @@ def execute(
 
 
 def forget_failures(pending: Sequence[Named], study: StudyFolder) -> None:
-    """Whatever failed in an earlier call has another turn."""
+    """Remove the failures of earlier calls, so that these runs are tried again."""
     for cell in pending:
         (study.run(cell.run_id).path / "failed.json").unlink(missing_ok=True)
 
 
 def outcome_of(pending: Sequence[Named], study: StudyFolder, interrupted: bool) -> Outcome:
-    """How things stand with runs that were to be carried out."""
+    """Return the outcome of the runs that were to be executed."""
     left = [study.run(cell.run_id) for cell in pending]
     open_runs = [folder for folder in left if folder.status() not in ("done", "running")]
     failures = {folder.path.name: folder.failure() for folder in open_runs}
-    if not interrupted:  # a killed worker leaves no word
+    if not interrupted:  # a killed worker records no reason
         failures = {
             run_id: reason or f"not finished ({study.run(run_id).status()}); run the same command again to resume"
             for run_id, reason in failures.items()
@@ -148,7 +151,7 @@ def _keep(
     stopped: Callable[[], bool],
     tick: Callable[[], None],
 ) -> None:
-    """So many workers until all have ended by themselves; one that is killed is begun again."""
+    """Keep `workers` workers alive until all have ended by themselves; a killed worker is replaced."""
     losses = Losses(note_failure)
     processes = [begin() for _ in range(workers)]
     seen: set[int | None] = set()
@@ -169,7 +172,7 @@ def _keep(
 
 
 def _bear(process: BaseProcess, folders: Sequence[RunFolder], losses: Losses) -> bool:
-    """Counts the loss of a worker for the runs that it held; whether another may take its place."""
+    """Count a lost worker for the runs that it held; return whether another worker may replace it."""
     how = signal.Signals(-(process.exitcode or 0)).name
     held = [folder for folder in folders if folder.claimed_by(process.pid or 0) and not folder.done]
     for folder in held:
@@ -179,21 +182,21 @@ def _bear(process: BaseProcess, folders: Sequence[RunFolder], losses: Losses) ->
 
 
 def _worker(stacks: Sequence[Sequence[Named]], path: Path, job: Job, threads: int, stop: Flag) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent requests the stop
     orphaned = threading.Event()
     threading.Thread(target=_wait_for_parent, args=(orphaned,), daemon=True).start()
     _work(stacks, path, job, threads, lambda: stop.value or orphaned.is_set(), lambda: None)
 
 
 def _wait_for_parent(orphaned: threading.Event) -> None:
-    """Ask the worker to stop when its parent is gone, and end it where it does not do so in time."""
+    """Tell the worker to stop when its parent has ended, and end it if it does not stop in time."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
     parent.join()
     orphaned.set()
     time.sleep(ORPHAN_PATIENCE)
-    os._exit(1)  # states are written whole or not at all, so that a run resumes from the last one
+    os._exit(1)  # training states are written atomically, so a run resumes from the last one
 
 
 def _work(
@@ -204,7 +207,7 @@ def _work(
     stopped: Callable[[], bool],
     tick: Callable[[], None],
 ) -> None:
-    """Takes one stack after the other of runs that nobody has claimed."""
+    """Execute the stacks one after another, without the runs that other processes have claimed."""
     study = StudyFolder(path)
     for stack in stacks:
         if stopped():
@@ -220,7 +223,7 @@ def attempt_together(
     stopped: Callable[[], bool],
     tick: Callable[[], None],
 ) -> list[str]:
-    """Claims the runs of a stack, or one alone, and carries them out; gives the ids of those that others hold."""
+    """Claim and execute the runs of a stack, or a single run; return the ids of runs that other processes hold."""
     held: list[str] = []
     with contextlib.ExitStack() as claims:
         cells = [cell for cell in stack if _claimed(study.run(cell.run_id), claims, held)]
@@ -232,7 +235,7 @@ def attempt_together(
 
 
 def _claimed(folder: RunFolder, claims: contextlib.ExitStack, held: list[str]) -> bool:
-    if folder.failure():  # another worker's, or too many workers lost: for this call that was its turn
+    if folder.failure():  # it failed under another worker or lost too many workers; this call does not retry it
         return False
     if not claims.enter_context(folder.claim()):
         held.append(folder.path.name)
@@ -248,9 +251,9 @@ def attempt_stacks(
     stopped: Callable[[], bool],
     tick: Callable[[], None],
 ) -> None:
-    """Carries claimed runs out as one stack, or as several where they do not stand at one step.
+    """Execute claimed runs as one stack, or as several if their training states are at different steps.
 
-    What one run dies of is noted in its folder; what a whole stack dies of, in the folder of each of its runs.
+    The error of a single run is recorded in its folder. An error of a whole stack is recorded for each of its runs.
     """
     silence_libraries()
     for part in parts(cells, study):
@@ -273,19 +276,19 @@ def attempt_stacks(
 def attempt(
     cell: Named, folder: RunFolder, job: Job, threads: int, stopped: Callable[[], bool], tick: Callable[[], None]
 ) -> None:
-    """Carries one claimed run out; whatever it dies of is noted in its folder."""
+    """Execute one claimed run. Any error is recorded in its folder."""
     silence_libraries()
     (folder.path / "failed.json").unlink(missing_ok=True)
     try:
         job(cell, folder, threads, lambda step, loss, seconds: tick(), stopped)
     except Interrupted:
         return
-    except Exception as error:  # whatever a run dies of, the others go on
+    except Exception as error:  # an error of one run must not stop the others
         note_failure(folder, error)
 
 
 def note_failure(folder: RunFolder, error: Exception) -> None:
-    """Writes failed.json; a mistake of the user's that stopped a run before its first state leaves nothing else."""
+    """Write failed.json. If a user's mistake stopped the run before its first state, remove all other files."""
     kind = "mistake" if isinstance(error, UserError) else "failure"
     with contextlib.suppress(OSError):
         if kind == "mistake" and not (folder.path / "state").exists():
@@ -295,7 +298,7 @@ def note_failure(folder: RunFolder, error: Exception) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, on one line."""
+    """Return an error's message in one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -307,7 +310,7 @@ def _is_mistake(folder: RunFolder) -> bool:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C (or SIGTERM) asks to stop after the current step; the second stops at once."""
+    """Yield whether a stop was requested: Ctrl-C or SIGTERM stops after the current step, a second one at once."""
     asked: list[int] = []
 
     def ask(number: int, _frame: object) -> None:
@@ -317,7 +320,7 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
 
     try:
         before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: whoever runs us handles signals
+    except ValueError:  # not the main thread: the caller handles signals
         yield lambda: False
         return
     try:

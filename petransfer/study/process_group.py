@@ -1,4 +1,4 @@
-"""One run after the other, each shared by all processes of a launch: the first leads, claims and writes."""
+"""Execute runs one after another, each shared by all processes of a launch. The leader claims runs and writes files."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from petransfer.study.local_executor import Job, Named, Outcome, note_failure, o
 
 logger = logging.getLogger(__name__)
 
-# While one process works alone the others wait for it, however long that takes; the launcher ends them if it dies.
+# While one process works alone the others wait for it without limit; the launcher ends them if that process dies.
 FOREVER = timedelta(days=30)
 
-# Seconds in which all processes of a run must have met an error for it to be the run's; else they have parted for good.
+# If all processes meet an error within so many seconds, the run failed; otherwise they have lost step and must end.
 PATIENCE = 60.0
 
-# As it calls many processes before it is asked for an engine; that FSDP is wanted does not show yet.
+# How Accelerate classifies several processes before an engine is chosen; a request for FSDP does not show here yet.
 _PLAIN = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
 
 
 def execute_together(
     cells: Sequence[Named], study: StudyFolder, job: Job, threads: int, tick: Callable[[], None], cpu: bool
 ) -> Outcome:
-    """Carries out what is not done, every run by all processes. Returns in each of them; the leader's outcome counts.
+    """Execute the unfinished runs, each with all processes. Returns in every process; the leader's outcome counts.
 
     Raises:
-        UserError: the processes are launched in a way that was never tried.
+        UserError: The processes were launched in an untested way.
     """
     with stop_on_signals() as stopped:
         group = Group.join(cpu, stopped)
@@ -56,7 +56,7 @@ def execute_together(
 
 @dataclass
 class Group:
-    """The processes of a launch. `number` counts their runs, so that what is said of one is not taken for another."""
+    """The processes of a launch. `number` counts their runs, so that the messages of two runs are not confused."""
 
     place: Place
     stopped: Callable[[], bool]
@@ -65,7 +65,7 @@ class Group:
 
     @classmethod
     def join(cls, cpu: bool, stopped: Callable[[], bool]) -> Group:
-        """Waits for the other processes."""
+        """Join the group; waits for the other processes."""
         silence_libraries()
         state = PartialState(cpu=cpu, timeout=FOREVER)
         if state.distributed_type not in _PLAIN:
@@ -75,7 +75,7 @@ class Group:
         return cls(Place(state.process_index, state.num_processes), _or_orphaned(stopped), store)
 
     def share(self, value: Any) -> Any:
-        """The leader's value, in every process; the others wait for it."""
+        """Return the leader's value in every process; the other processes wait for it."""
         box = [value]
         try:
             distributed.broadcast_object_list(box, device=PartialState().device)
@@ -84,10 +84,10 @@ class Group:
         return box[0]
 
     def meet(self, error: Exception | None) -> Exception | None:
-        """Waits until all processes have ended the run; the error of one of them, or None.
+        """Wait until all processes have ended the run; return the error of one of them, or None.
 
-        Where one has an error and the others do not come, because they wait for it in the middle of a step, the
-        processes cannot find together again: all end.
+        If one process has an error while the others still wait for it in the middle of a step, the processes cannot get
+        back into step. All of them then end.
         """
         self.number += 1
         self.store.set(self._key(self.place.index), "" if error is None else one_line(error))
@@ -103,13 +103,13 @@ class Group:
         return error
 
     def leave(self) -> None:
-        """Says goodbye, after which no process waits for another."""
+        """Leave the group. No process waits for another afterwards."""
         distributed.barrier()
         distributed.destroy_process_group()
 
     def _part(self, error: Exception | None) -> NoReturn:
-        """Ends this process at once; what waits for it in a step ends with the launcher."""
-        if error is not None and not self.stopped():  # told to stop, it is not the one whose error it was
+        """End this process at once; the launcher ends the processes that wait for it in a step."""
+        if error is not None and not self.stopped():  # after a stop request the error is only a consequence of the stop
             where = f"process {self.place.index + 1} of {self.place.count}"
             logger.error(f"error: {one_line(error)} ({where}); run the same command again to resume")
         os._exit(130 if self.stopped() else 1)
@@ -119,7 +119,7 @@ class Group:
 
 
 def _lead(cells: Sequence[Named], study: StudyFolder, group: Group) -> Generator[tuple[Named, RunFolder], None, None]:
-    """The runs that are not done and that this launch could claim, each made known to the others."""
+    """Yield the unfinished runs that this launch could claim, and announce each to the other processes."""
     for position, cell in enumerate(cells):
         if group.stopped():
             break
@@ -153,6 +153,6 @@ def _attempt(cell: Named, folder: RunFolder, job: Job, threads: int, group: Grou
 
 
 def _or_orphaned(stopped: Callable[[], bool]) -> Callable[[], bool]:
-    """Also to stop when the launcher is gone: nobody else would end this process."""
+    """Return a function that also requests a stop when the launcher has ended, since nothing else would."""
     parent = os.getppid()
     return lambda: stopped() or os.getppid() != parent

@@ -1,4 +1,4 @@
-"""petransfer.json: what an adapter was made from, for whoever gets it to check. No path of this machine in it."""
+"""petransfer.json: the origin of an adapter, so that a recipient can check it. It contains no path of this machine."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ PARTS = ("train", "dev", "test")
 def provenance(
     spec: RunSpec, loaded: Loaded, data: SplitData, evaluations: dict[str, Evaluation], model: torch.nn.Module
 ) -> dict[str, Any]:
-    """What petransfer.json says, but for the hashes of the files beside it.
+    """Return the content of petransfer.json, except the hashes of the files beside it.
 
-    base: the hub commit, the sha256 of each file of weights, of the tokenizer's rules, and the bytes of the weights by
-    dtype as they were trained on. data_sha256: of each part's inputs and targets. claims: exact match in %.
+    base: the hub commit, the sha256 of each weight file and of the tokenizer's rules, and the bytes of the weights in
+    training, by dtype. data_sha256: of each part's inputs and targets. claims: exact match in %.
     """
     return {
         "run_id": spec.run_id,
@@ -49,14 +49,14 @@ def provenance(
 
 
 def seal(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """`content` with the sha256 of every file in the folder, whose adapter_config.json now names the base's commit."""
+    """Write the base's commit to adapter_config.json; return `content` with the sha256 of every file in the folder."""
     _pin_revision(folder / "adapter_config.json", content["base"]["commit"])
     files = {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
     return content | {"files": files}
 
 
 def examples_sha256(examples: Iterable[Example]) -> str:
-    """Over inputs and targets in order."""
+    """Return a sha256 over inputs and targets, in order."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(json.dumps([example.input, example.target]).encode() + b"\n")
@@ -64,7 +64,7 @@ def examples_sha256(examples: Iterable[Example]) -> str:
 
 
 def _pin_revision(config: Path, commit: str | None) -> None:
-    """Says in adapter_config.json at which commit of the hub the base was: peft leaves that out."""
+    """Write the base's commit on the hub to adapter_config.json, because peft leaves it out."""
     if commit is None or not config.is_file():
         return
     content = json.loads(config.read_text(encoding="utf-8"))

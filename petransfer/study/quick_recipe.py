@@ -1,4 +1,4 @@
-"""The recipe that `train` stands for: a model, data and a few settings, with defaults for everything else."""
+"""Build the recipe of `train` from a model, data and a few settings, with defaults for everything else."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from petransfer.recipe.methods import METHODS
 from petransfer.recipe.schema import ArmPart, FamilyPart, Recipe
 from petransfer.study.grid import resolve, task_of
 
-# By default training ends when the dev set no longer improves, and after so many epochs at the latest, within these
-# bounds of steps: a few rows must be seen many times, and a part of very many rows is enough.
+# By default training ends when the dev set no longer improves, and after so many epochs at the latest. These bounds
+# on the number of steps apply too: few rows must be repeated often, and a part of very many rows is enough.
 EPOCHS, FEWEST_STEPS, MOST_STEPS = 20, 2_000, 20_000
-# Training is evaluated on dev so many times at most, and not more often than every so many steps.
+# The largest number of evaluations on dev during training, and the smallest number of steps between two of them.
 EVALUATIONS, EVALUATE_EVERY = 40, 50
 PATIENCE = 6
 BATCH = 16
 
-# LoRA's peak learning rates, as the papers of the model families and users of LoRA settled on them. The embedded
-# family's is that of the shipped recipes, found on dev sets. Other methods multiply it by a factor of their own.
+# LoRA's peak learning rates, from the papers of the model families and common LoRA practice. The embedded family's
+# is that of the shipped recipes and was found on dev sets. Other methods multiply it by a factor of their own.
 NANO, T5, SEQ2SEQ, DECODER = 2e-3, 1e-3, 5e-4, 2e-4
 _T5_TYPES = frozenset({"t5", "mt5", "longt5", "umt5"})
-# These were trained on many tasks at once; the beginning of the input names the task.
+# Models that were trained on many tasks at once; the beginning of the input names the task.
 _PREFIXED = re.compile(r"(google-t5/)?t5-(small|base|large|3b|11b)(@.*)?")
 PREFIX = "answer: "
 
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """Everything that `train` can be asked for; None leaves a value to the defaults.
+    """All settings of `train`; None selects the default.
 
     Attributes:
         method: The PEFT method, or `full` for all weights.
-        rank, bits: Of the method.
+        rank, bits: Rank and weight bits of the method.
         steps: A fixed number of optimiser steps; turns early stopping off unless `early_stopping` is given.
-        epochs: The same as a number of passes over the training rows.
-        max_steps: The largest number of steps, where early stopping decides when training ends.
+        epochs: Like `steps`, as a number of passes over the training rows.
+        max_steps: The largest number of steps, if early stopping decides when training ends.
         early_stopping: The patience, in evaluations on dev without an improvement; 0 turns early stopping off.
         max_minutes: The longest training time in minutes.
-        learning_rate, batch_size: Of the optimiser; the batch is in examples.
+        learning_rate, batch_size: The optimiser's peak learning rate, and examples per batch.
         max_length: Refuse rows with more tokens.
         prefix: Text in front of every input.
         seeds: One training for each seed.
@@ -54,7 +54,7 @@ class TrainRequest:
         template: Makes the input from several columns, such as `summarize: {document}`.
         metrics: The metrics that the test set is scored with beside exact match.
         skip_bad_rows: Leave unusable rows out and list them.
-        add_tokens: Characters to add to the tokenizer where it lacks them: `newline`, `tab`, `braces`, or themselves.
+        add_tokens: Characters to add to the tokenizer if it lacks them: `newline`, `tab`, `braces`, or the characters.
         options: Other options of the task `lines`, such as `delimiter`.
     """
 
@@ -125,7 +125,7 @@ def recipe_for(model: str, data: str, request: TrainRequest, overrides: list[str
     metrics = list(dict.fromkeys([*(recipe.task.metrics or ()), *request.metrics]))
     content["task"] |= {"options": recipe.task.options, "metrics": metrics}
     _fill(content, recipe, model, request)
-    for override in overrides:  # what is given explicitly takes precedence over defaults
+    for override in overrides:  # explicit values take precedence over defaults
         apply_override(content, override)
     return content
 
@@ -164,7 +164,7 @@ def _checkpoint(model: str, request: TrainRequest) -> str | dict[str, Any]:
 
 
 def _fill(content: dict[str, Any], recipe: Recipe, model: str, request: TrainRequest) -> None:
-    """Fill in learning rate and prefix by the model's family, and the length of the training by the number of rows."""
+    """Fill in learning rate and prefix from the model's family, and the training length from the number of rows."""
     from petransfer.models.architecture import configuration  # imports transformers
 
     spec = checkpoint_spec(model)
@@ -180,7 +180,7 @@ def _fill(content: dict[str, Any], recipe: Recipe, model: str, request: TrainReq
 
 
 def _length(request: TrainRequest, rows: int, batch: int) -> dict[str, Any]:
-    """Return how long training lasts, as keys of a recipe's `train`."""
+    """Return the length of the training as keys of a recipe's `train`."""
     length: dict[str, Any]
     if request.epochs is not None:
         length, most = {"epochs": request.epochs}, math.ceil(request.epochs * rows / batch)

@@ -1,4 +1,4 @@
-"""A study on a Ray cluster: a run or a stack is a task, begun again elsewhere when its worker is lost."""
+"""Execute a study on a Ray cluster: each run or stack is a task, which restarts elsewhere if its worker is lost."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from petransfer.study.local_executor import (
 from petransfer.study.resource_demands import Demands, together
 from petransfer.study.worker_losses import Losses
 
-# Seconds for which a run that a lost worker may still hold is asked for again, and between two askings.
+# Seconds during which a run that a lost worker may still hold is tried again, and seconds between two attempts.
 HELD, AGAIN = 90.0, 2.0
 
-# At least so many tasks wait in Ray's queue, so that a cluster that can grow sees what for.
+# The smallest number of tasks in Ray's queue, so that an autoscaling cluster sees the demand.
 QUEUE = 100
 
 
 def connect(address: str | None) -> Any:
-    """Ray, connected to the cluster at `address` (`auto`: the one of this machine), or to one of its own if None.
+    """Return Ray, connected to the cluster at `address` (`auto`: the one of this machine), or to a new one if None.
 
     Raises:
         UserError: Ray is not installed, or there is no cluster.
@@ -58,7 +58,7 @@ def connect(address: str | None) -> Any:
 
 
 def smallest_card(ray: Any) -> int | None:
-    """The bytes of the smallest card among the cluster's nodes, None where no node has one."""
+    """Return the memory of the smallest GPU in the cluster in bytes; None if no node has a GPU."""
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
     look = ray.remote(num_cpus=0, num_gpus=0.01)(_look_at_card)
     strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
@@ -78,12 +78,15 @@ def execute_on_ray(
     ray: Any,
     group: Callable[[Sequence[Any]], list[list[Any]]] | None = None,
 ) -> Outcome:
-    """Carries out what is not done. demands: by run id. most: tasks at once, 0 for as many as there is room for.
+    """Execute the unfinished runs.
 
-    group: cuts what is not done into stacks, each of which is a task; the job must then know how to stack.
+    Args:
+        demands: Resources of each run, by run id.
+        most: The largest number of tasks at once; 0 for as many as fit.
+        group: Divides the unfinished runs into stacks, each of which is a task. The job must support stacks.
 
     Raises:
-        UserError: no node has so many cores as a run is to have threads.
+        UserError: No node has as many cores as the threads of a run.
     """
     most_cores = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
     if threads > most_cores:
@@ -101,7 +104,7 @@ def execute_on_ray(
 
 @dataclass(eq=False)
 class _Try:
-    """The runs of a task on their way. refused: when one was first found held by another process."""
+    """The runs of a submitted or waiting task. refused: when one was first found held by another process."""
 
     cells: Sequence[Named]
     refused: float | None = None
@@ -122,7 +125,7 @@ class _Driver:
     def run(
         self, stacks: Sequence[Sequence[Named]], most: int, tick: Callable[[], None], stopped: Callable[[], bool]
     ) -> None:
-        """Keeps the cluster busy until nothing is left, or until told to stop."""
+        """Submit tasks until no run is left, or until a stop is requested."""
         waiting = [_Try(cells) for cells in stacks]
         waiting.reverse()
         while waiting or self.under_way:
@@ -146,9 +149,9 @@ class _Driver:
 
     def _submit(self, one: _Try) -> Any:
         wanted = together([self.demands[cell.run_id] for cell in one.cells])
-        # more than any node has would wait for ever
+        # a task that asks for more than any node has would wait without limit
         most = max(node["Resources"].get("memory", 0) for node in self.ray.nodes() if node["Alive"])
-        # Retries are ours: Ray would count a worker's loss as much after hours of work as after none.
+        # We count retries ourselves: Ray counts a lost worker in the same way after hours of progress as after none.
         task = self.ray.remote(
             num_cpus=wanted.cpus, num_gpus=wanted.gpus, memory=min(wanted.memory, int(most)), max_retries=0
         )(_carry_out)
@@ -156,7 +159,7 @@ class _Driver:
         return task.remote(one.cells, places, self.job, self.threads)
 
     def _end(self, task: Any, one: _Try) -> _Try | None:
-        """What became of a task; those of its runs that are to be tried again."""
+        """Handle a finished task; return its runs that are to be tried again."""
         try:
             held = self.ray.get(task)
         except self.ray.exceptions.RayTaskError as error:
@@ -187,9 +190,9 @@ class _Driver:
 
 
 def _carry_out(cells: Sequence[Named], places: tuple[Path, Path, Path], job: Job, threads: int) -> list[str]:
-    """The task: a run or a stack in a process of a node. Gives the ids of runs that another process held.
+    """Execute a run or a stack in a process of a node. Return the ids of runs that another process held.
 
-    places: the folder from which the recipe's relative names start, the study's folder, the file that tells to stop.
+    places: the folder that the recipe's relative paths refer to, the study's folder, the file that requests a stop.
     """
     here, path, stop = places
     if here.is_dir():
@@ -206,7 +209,7 @@ def _look_at_card() -> int | None:
 
 
 def _seldom(ask: Callable[[], bool], seconds: float = 1.0) -> Callable[[], bool]:
-    """`ask`, asked at most once in so many seconds: the disk may be far away."""
+    """Return a function that calls `ask` at most once in `seconds`, because the disk may be remote."""
     last, said = 0.0, False
 
     def asked() -> bool:
@@ -220,7 +223,7 @@ def _seldom(ask: Callable[[], bool], seconds: float = 1.0) -> Callable[[], bool]
 
 @contextlib.contextmanager
 def _stop_file(study: StudyFolder) -> Iterator[Path]:
-    """A file that tells this call's workers to stop, wherever they are, by being there."""
+    """Yield the path of a file whose existence requests a stop from this call's workers on all machines."""
     path = study.path / f".stop-{uuid.uuid4().hex[:8]}"
     try:
         yield path

@@ -1,4 +1,4 @@
-"""What a trained model is scored on: dev as it goes, then dev and test, by all processes where the model is split."""
+"""Score a model on dev during training, and on dev and test afterwards; by all processes if the model is sharded."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from petransfer.training.out_of_memory import OutOfMemory, raising_out_of_memory
 if TYPE_CHECKING:
     from petransfer.study.single_run import Base, Prepared
 
-# A learning curve has at most so many points, on at most so many dev examples.
+# The largest numbers of points and of dev examples of a learning curve.
 CURVE_POINTS, CURVE_EXAMPLES = 10, 200
-# Early stopping decides on at most so many dev examples.
+# The largest number of dev examples for early stopping.
 STOPPING_EXAMPLES = 500
 
 
@@ -45,10 +45,10 @@ def dev_curve(
 ) -> Callable[[int], dict[str, Any]]:
     """Return a function that scores the model on evenly spread dev examples, by one forward pass.
 
-    Its argument is the number of examples in a pass of a model whose tensors are sharded; any other model is scored in
-    passes of its own choice.
+    Its argument is the number of examples per forward pass for a model whose tensors are sharded; the pass size of any
+    other model is chosen automatically.
 
-    It returns what metrics.jsonl has as `dev_em`, exact match in per cent, and `dev_loss`, nats per target token.
+    It returns `dev_em`, exact match in per cent, and `dev_loss`, in nats per target token, as in metrics.jsonl.
 
     Args:
         model: the model under training.
@@ -77,12 +77,13 @@ def dev_curve(
 def judged(
     prepared: Prepared, base: Base, at_once: int, leads: bool
 ) -> tuple[dict[str, Evaluation], dict[str, Measured]]:
-    """Exact match of the parts that are scored, and what the recipe's metrics ask for beside it.
+    """Return exact match on the evaluated parts, and the recipe's other metrics.
 
-    The leading process measures the latter; where the model is split all do, and `at_once` examples are known to fit.
+    The leading process computes the other metrics. If the model is sharded, all processes do, with `at_once` examples
+    per pass, which are known to fit.
 
     Raises:
-        RunError: a process that others wait for ran out of memory.
+        RunError: A process that other processes wait for ran out of memory.
     """
     model, loaded, parts, task = prepared.model, prepared.loaded, prepared.parts, prepared.spec.task
     data = base.data

@@ -46,10 +46,10 @@ class PreparedStudy:
 
 
 def check_processes(grid: StudyGrid, scheduling: Scheduling, processes: int) -> None:
-    """Check that every batch of the waiting runs can be shared by so many processes.
+    """Check that every batch of the waiting runs can be shared by `processes` processes.
 
     Raises:
-        UserError: It cannot, or `scheduling` does not go with several processes.
+        UserError: A batch cannot be shared, or `scheduling` cannot be combined with several processes.
     """
     scheduling.check(processes)
     for cell in grid.waiting if processes > 1 else ():
@@ -59,8 +59,8 @@ def check_processes(grid: StudyGrid, scheduling: Scheduling, processes: int) -> 
 def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -> PreparedStudy:
     """Check what can be checked before anything is written: the launch, memory, method sizes, the cluster.
 
-    Messages for the user go to the log: what is particular about their data, which runs cannot be stacked, which need
-    gradient checkpointing. Every process but the leading one checks the launch only.
+    Messages for the user go to the log: remarks on their data, which runs cannot be stacked, which need
+    gradient checkpointing. All processes except the leading one check only the launch.
 
     Raises:
         UserError: A run cannot be executed as asked.
@@ -71,7 +71,7 @@ def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -
     place = this_place()
     if not place.leads:
         return PreparedStudy(grid, settings, scheduling)
-    if scheduling.executor == "local":  # the nodes of a cluster have networks and caches of their own
+    if scheduling.executor == "local":  # the nodes of a cluster have their own networks and caches
         refuse_unreachable(cell.spec.checkpoint for cell in grid.waiting)
     alone = not place.shared and scheduling.executor == "local"
     card = None if settings.cpu or scheduling.executor == "ray" else this_card()
@@ -79,7 +79,7 @@ def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -
     group = scheduling.grouping(checkpointing, lambda: card) if alone else None
     _log_notes(grid, scheduling)
     if card and not settings.force and not splits_tensors():
-        # with `auto`, stacks are made to fit
+        # with `auto`, stacks are made small enough to fit
         stacks = group(grid.waiting) if group and scheduling.stack_size else ()
         _refuse_what_does_not_fit(grid, checkpointing, card, stacks)
     if settings.cpu and scheduling.executor == "local" and not settings.force:
@@ -92,7 +92,7 @@ def execute_study(prepared: PreparedStudy, tick: Callable[[], None] = lambda: No
     """Execute the waiting runs of a prepared study whose folder exists.
 
     Args:
-        tick: Called several times a second while runs are under way.
+        tick: Called several times a second while runs are being executed.
 
     Returns:
         How the runs ended. A failed run stops no other.
@@ -127,7 +127,7 @@ def _log_notes(grid: StudyGrid, scheduling: Scheduling) -> None:
 def _refuse_what_does_not_fit(
     grid: StudyGrid, checkpointing: bool, card: int, stacks: Sequence[Sequence[Cell]]
 ) -> None:
-    """Refuse what does not fit the card; log what fits with gradient checkpointing only, which each run turns on."""
+    """Refuse runs that do not fit the GPU. Log those that need gradient checkpointing, which each run turns on."""
     for place in predict_memory([cell.spec for cell in grid.waiting], card, checkpointing, stack_sizes(stacks)):
         line = place.line(grid.options_for(place.spec))
         if place.fit and not place.fit.fits:
@@ -137,7 +137,7 @@ def _refuse_what_does_not_fit(
 
 
 def stack_sizes(stacks: Sequence[Sequence[Cell]]) -> dict[str, int]:
-    """Return for each run id how many runs its stack has."""
+    """Return the number of runs in its stack for each run id."""
     return {cell.run_id: len(stack) for stack in stacks for cell in stack}
 
 
@@ -163,10 +163,10 @@ def _execute_on_ray(prepared: PreparedStudy, cells: Sequence[Cell], job: FineTun
 
 
 def _demands(grid: StudyGrid, settings: Settings, card: int | None, threads: int) -> dict[str, Demands]:
-    """Return by run id what each run asks of a node.
+    """Return the resources that each run requests from a node, by run id.
 
     Raises:
-        UserError: A run does not fit the cluster's cards.
+        UserError: A run does not fit the cluster's GPUs.
     """
     from petransfer.study.resource_demands import demands_of
 
@@ -183,7 +183,7 @@ def _demands(grid: StudyGrid, settings: Settings, card: int | None, threads: int
 
 
 def _default_workers(grid: StudyGrid, cpu: bool) -> int:
-    """A small embedded model fills one core; any other model has the machine to itself."""
+    """Return the number of workers: one per core for small embedded models, one worker for any other model."""
     import torch
 
     embedded = all(is_embedded(cell.spec.checkpoint.name) for cell in grid.cells)

@@ -1,4 +1,4 @@
-"""Which runs of a study are executed at the same time, where, and which are trained together as a stack. No torch."""
+"""Which runs of a study are executed at the same time, where, and which are trained as a stack. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ GroupRuns = Callable[[Sequence[Cell]], list[list[Cell]]]
 
 @dataclass(frozen=True)
 class Scheduling:
-    """Where and how many runs are executed at once.
+    """How many runs are executed at once, and where.
 
     Attributes:
-        workers: Runs at once, each in a process of its own; 0 chooses.
+        workers: Runs at once, each in its own process; 0 selects the number automatically.
         executor: `local` for this machine, `ray` for a Ray cluster.
         address: The address of the Ray cluster; `auto` finds the one of this machine.
         stack: How many runs may be trained together on one base: a number, `auto` or `off`.
@@ -58,7 +58,7 @@ class Scheduling:
         """The number given as `stack`; 0 for `auto` and `off`.
 
         Raises:
-            UserError: It is neither a whole number from 1 on, nor `auto`, nor `off`.
+            UserError: It is none of a whole number of at least 1, `auto` and `off`.
         """
         if self.stack in ("auto", "off"):
             return 0
@@ -67,13 +67,13 @@ class Scheduling:
         return int(self.stack)
 
     def grouping(self, checkpointing: bool, card_bytes: Callable[[], int | None], cards: int = 1) -> GroupRuns | None:
-        """Return the function that groups runs into stacks, or None where each run is trained alone.
+        """Return the function that groups runs into stacks, or None if each run is trained alone.
 
         Args:
             checkpointing: Whether gradient checkpointing is on.
-            card_bytes: Returns the memory of the smallest card that a stack may get, None on a CPU. It is called only
-                when the answer is needed.
-            cards: How many cards there are. Stacks are made small enough to use all of them.
+            card_bytes: Returns the memory of the smallest GPU that a stack may get, None on a CPU. It is called only if
+                the value is needed.
+            cards: The number of GPUs. Stacks are made small enough to use all of them.
 
         Raises:
             UserError: A stack size was given together with gradient checkpointing.
@@ -97,7 +97,7 @@ class Scheduling:
 
 
 def describe_stacks(stacks: Sequence[Sequence[Cell]]) -> str:
-    """Say in one line how many runs are trained together."""
+    """Return a line that tells how many runs are trained together."""
     counts = Counter(len(stack) for stack in stacks)
     alone = counts.pop(1, 0)
     if not counts:

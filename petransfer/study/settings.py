@@ -1,4 +1,4 @@
-"""How the runs of a study are executed on this machine. Nothing here is part of a run's id. Imports no torch."""
+"""How the runs of a study are executed on this machine. No setting here is part of a run's id. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ class Settings:
     """How one run is executed.
 
     Attributes:
-        execution: Micro-batch, threads, gradient checkpointing, and how often states and metrics are written.
+        execution: Micro-batch, threads, gradient checkpointing, and how often training states and metrics are written.
         data_dir: A folder with the official files of a benchmark.
-        cpu: Use the CPU even where there is a GPU.
+        cpu: Use the CPU even if there is a GPU.
         force: Ignore failed memory and quantisation checks.
-        by_generation: Score the test set by generating every answer instead of by one forward pass.
-        dev_only: Leave the test set alone and save no weights, as a sweep of learning rates does.
+        by_generation: Score the test set by generating every text instead of by one forward pass.
+        dev_only: Skip the test set and save no weights, as a sweep of learning rates does.
         log_with: Names of experiment trackers that each run is logged to, such as `tensorboard`.
     """
 

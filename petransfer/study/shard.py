@@ -1,4 +1,4 @@
-"""Divide a grid into shards for job arrays: each job computes its own part by itself. Imports no torch."""
+"""Divide a grid into shards for job arrays: each job computes its own shard independently. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ CellType = TypeVar("CellType", bound=Named)
 
 @dataclass(frozen=True)
 class Shard:
-    """Part `index` of `count`, counted from 1."""
+    """Shard `index` of `count`, counted from 1."""
 
     index: int
     count: int
 
     def of(self, cells: Sequence[CellType]) -> list[CellType]:
-        """Return its cells in their order. Sorted run ids are assigned in turn; parts differ by one run at most."""
+        """Return the shard's cells in their order. Sorted run ids are assigned in turn; sizes differ by at most one."""
         dealt = set(sorted(cell.run_id for cell in cells)[self.index - 1 :: self.count])
         return [cell for cell in cells if cell.run_id in dealt]
 

@@ -1,4 +1,4 @@
-"""One run from its spec to its folder: load, train, evaluate, save."""
+"""Execute one run: load, train, evaluate, and save to its folder."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from petransfer.training.trackers import RunTrackers, SamplePrediction, start_tr
 
 @dataclass(frozen=True)
 class FineTune:
-    """The job of a study: one cell's run, on the threads that the executor gives it."""
+    """The job of a study: execute the run of one cell, on the threads that the executor assigns."""
 
     settings: Settings
 
@@ -75,7 +75,7 @@ class FineTune:
         should_stop: Callable[[], bool],
         failed: Callable[[RunFolder, Exception], None],
     ) -> None:
-        """The runs of several cells as one stack."""
+        """Execute the runs of several cells as one stack."""
         from petransfer.study.stacked_run import run_stack
 
         specs = [cell.spec for cell in cells]
@@ -92,20 +92,21 @@ def run_one(
     progress: Callable[[int, float, float], None] = lambda step, loss, seconds: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Carries a run out, or goes on with it, and returns what its result.json says.
+    """Execute or resume a run and return the content of its result.json.
 
-    Of several processes that share it the first one writes, and returns the result.
+    If several processes share the run, the first one writes, and only it returns the result.
 
     Raises:
-        Interrupted: `should_stop` said so; the state is saved.
-        RunError: training failed. UserError: the spec asks for what cannot be had.
+        Interrupted: `should_stop` returned True; the training state is saved.
+        RunError: Training failed.
+        UserError: The spec needs something that is not available.
     """
     base = open_base(spec, settings)
     execution = with_room(spec, settings.execution, base.accelerator.device)
     prepared = prepare(spec, folder, base)
     with contextlib.closing(prepared.trackers):
         loop = make_loop(prepared, base, execution, progress, should_stop)
-        if not loop.finished:  # what is trained from here on is trained alone
+        if not loop.finished:  # the remaining steps are trained without a stack
             loop.progress.notes.pop("stack", None)
         loop.run()
         loop.save()
@@ -114,9 +115,9 @@ def run_one(
 
 @dataclass
 class Base:
-    """What runs that share a frozen base hold in common.
+    """The data and model that runs on one frozen base share.
 
-    cost: what quantising did, once that was asked for.
+    cost: the measured cost of quantisation; None until it is measured.
     """
 
     settings: Settings
@@ -130,7 +131,7 @@ class Base:
     _anew: dict[torch.device, PreTrainedModel] = field(default_factory=dict)
 
     def load_anew(self, device: torch.device) -> PreTrainedModel:
-        """Load the base from disk again; runs of a stack share its tensors, each with modules of its own."""
+        """Load the base from disk again. The runs of a stack share its tensors, each with its own modules."""
         if device not in self._anew:
             method = self.spec.method
             self._anew[device] = load_checkpoint(
@@ -144,7 +145,7 @@ class Base:
         return model
 
     def encoded_for(self, spec: RunSpec) -> EncodedSplit:
-        """The examples as token ids for one of the runs; encoded anew where its prefix or its steps differ."""
+        """Return the token ids of the examples for one run; encode them again if its prefix or its steps differ."""
         lazy = isinstance(self.encoded.parts["train"], LazilyEncoded)
         mine, other = ((each.task.prefix, (each.train, each.seed) if lazy else None) for each in (self.spec, spec))
         return self.encoded if mine == other else encode_data(spec, self.data, self.settings.scored_parts)[0]
@@ -152,7 +153,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that is ready to be trained. hollow: the model without numbers, where processes hold parts of them."""
+    """A run that is ready to be trained. hollow: the model without values, if processes hold parts of its tensors."""
 
     spec: RunSpec
     folder: RunFolder
@@ -164,7 +165,7 @@ class Prepared:
 
 
 def open_base(spec: RunSpec, settings: Settings) -> Base:
-    """Reads the data and loads the checkpoint."""
+    """Read the data and load the checkpoint."""
     started = time.monotonic()
     check_trackers(settings.log_with)
     check_optimizer(spec.train.optimizer)
@@ -177,17 +178,17 @@ def open_base(spec: RunSpec, settings: Settings) -> Base:
     encoded, layout = encode_data(spec, data, settings.scored_parts)
     accelerator = accelerator_for(mixed_precision(spec.method), settings.cpu)
     bits, wide = weights_bits(spec.method), spec.method.keep_wide
-    # a card need not hold what is going to be split
+    # a model that will be split need not fit on one GPU
     device = None if splits_tensors() else accelerator.device
     loaded = load_checkpoint(spec.checkpoint, bits, seed=spec.seed, device=device, keep_wide=wide)
-    loaded = replace(loaded, layout=replace(loaded.layout, eos_id=layout.eos_id))  # an answer in a chat ends otherwise
+    loaded = replace(loaded, layout=replace(loaded.layout, eos_id=layout.eos_id))  # chats can have another end token
     if accelerator.is_main_process:
         log_notes(encoded)
     return Base(settings, accelerator, encoded.data, loaded, started, spec, encoded)
 
 
 def prepare(spec: RunSpec, folder: RunFolder, base: Base, model: PreTrainedModel | None = None) -> Prepared:
-    """The examples as pieces and the method applied. model: in place of the base's own, with the same tensors."""
+    """Encode the examples and apply the method. model: replaces the base's own model and has the same tensors."""
     loaded = replace(base.loaded, model=model or base.loaded.model)
     encoded = base.encoded_for(spec)
     _check_lengths(spec, loaded, encoded)
@@ -197,7 +198,7 @@ def prepare(spec: RunSpec, folder: RunFolder, base: Base, model: PreTrainedModel
         folder.write_json("spec.json", spec.as_dict())
     if base.cost is None:
         base.cost = _quantisation_cost(spec, loaded, parts["dev"], base.settings.force)
-    # new pieces that training does not meet would learn nothing but not to be said
+    # Tokens that never occur in the training data would only learn to be suppressed.
     loaded = replace(loaded, new_tokens=tuple(piece for piece in loaded.new_tokens if piece in token_ids))
     applied = apply_method(loaded, spec.method, spec.seed)
     resumed = peek_progress(folder.path / "state", spec.canonical_json())
@@ -216,7 +217,7 @@ def make_loop(
     progress: Callable[[int, float, float], None],
     should_stop: Callable[[], bool],
 ) -> Loop:
-    """Make the training loop of a run. It starts at the run's last saved state."""
+    """Make the training loop of a run. It starts at the run's last saved training state."""
     spec, loaded, parts = prepared.spec, prepared.loaded, prepared.parts
     most = STOPPING_EXAMPLES if spec.train.early_stopping else CURVE_EXAMPLES
     curve = dev_curve(prepared.model, loaded, base.data.dev, parts["dev"], most)
@@ -234,9 +235,9 @@ def make_loop(
 
 
 def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> dict[str, Any]:
-    """Evaluates a trained run, saves it and marks it as done. One that is scored on dev alone leaves figures alone.
+    """Evaluate a trained run, save it and mark it as done. With `dev_only`, only scores are saved.
 
-    at_once: examples a pass, where the model is split.
+    at_once: examples per forward pass, if the model is split.
     """
     spec, folder, loaded, model = prepared.spec, prepared.folder, prepared.loaded, prepared.model
     data, accelerator, writes = base.data, base.accelerator, base.accelerator.is_main_process
@@ -277,11 +278,11 @@ def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> 
 
 
 def accelerator_for(precision: str, cpu: bool) -> Accelerator:
-    """An Accelerator of its own for a run: Accelerate remembers the first one's precision and refuses another."""
+    """Return a new Accelerator for a run: Accelerate remembers the first one's precision and refuses another."""
     AcceleratorState._reset_state()
-    # the batch is the recipe's: a launcher's number of accumulation steps would divide the loss by it
+    # the recipe sets the batch: a launcher's number of accumulation steps would divide the loss by it
     whole = GradientAccumulationPlugin(num_steps=1)
-    if splits_tensors():  # what is split computes in its own precision
+    if splits_tensors():  # a split model computes in its own precision
         return accelerator_without_fsdp(mixed_precision="no", cpu=cpu, gradient_accumulation_plugin=whole)
     return Accelerator(mixed_precision=precision, cpu=cpu, gradient_accumulation_plugin=whole)
 
@@ -299,24 +300,24 @@ def _log_result(
     trackers.log_result(scores, generated[:SAMPLES], step)
 
 
-# Sample predictions that a tracker is given.
+# The number of sample predictions that a tracker receives.
 SAMPLES = 3
 
 
 def _stopping(done: Progress) -> dict[str, Any]:
-    """Return why early stopping ended the run and at which step the model was the best, where it was used."""
+    """Return why early stopping ended the run and the step of the best model; empty without early stopping."""
     return {name: done.early_stopping[name] for name in ("stop_reason", "best_step") if done.early_stopping}
 
 
 def _shared(accelerator: Accelerator, done: Progress) -> dict[str, Any]:
-    """Whether several processes shared the run, or several runs a pass: rounding depends on it."""
+    """Return how many processes shared the run and how many runs were stacked, because rounding depends on both."""
     counts = {"processes": accelerator.num_processes, "stacked": len(done.notes.get("stack", ()))}
     shared: dict[str, Any] = {name: count for name, count in counts.items() if count > 1}
     return shared | ({"split": "fsdp2"} if splits_tensors() else {})
 
 
 def _check_lengths(spec: RunSpec, loaded: Loaded, encoded: EncodedSplit) -> None:
-    """Check the lengths again where the number of virtual tokens is found by the number of parameters.
+    """Check the lengths again if the number of virtual tokens follows from a number of parameters.
 
     Raises:
         UserError: An example has no positions left for them.
@@ -357,10 +358,9 @@ def _save_weights(model: torch.nn.Module, spec: RunSpec, folder: RunFolder, made
 def _write_examples(
     evaluation: Evaluation, examples: Sequence[Example] | None, answers: Sequence[str] | None, path: Path
 ) -> None:
-    """One row an example; those that were generated too have their text, what it should be, and the input.
+    """Write one row per example. Rows of generated examples include the generated text, the target and the input.
 
-    examples: None where no text may be written. answers: what the model said to all of them, where a metric asked for
-    that.
+    examples: None if no text may be written. answers: the predictions for all examples, if a metric needed them.
     """
     names = ["index", "category", "correct", "margin", "log_prob", "tokens", "tokens_correct"]
     names += ["said"] if examples is not None else []

@@ -1,4 +1,4 @@
-"""Which runs of a study may be trained as one stack, and which of them stand where they can go on as one. No torch."""
+"""Which runs may be trained as one stack, and which of them can resume as one. Imports no torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CellType = TypeVar("CellType", bound=Stackable)
 
 
 def stacks_of(cells: Sequence[CellType], most: Mapping[str, int] | int) -> list[list[CellType]]:
-    """The cells in stacks of at most so many, in the order of their first cells. most: for all, or by run id."""
+    """Group cells into stacks, in the order of their first cells. most: the largest stack, for all or by run id."""
     stacks: list[list[CellType]] = []
     filling: dict[RunSpec, list[CellType]] = {}
     for cell in cells:
@@ -43,17 +43,17 @@ def stacks_of(cells: Sequence[CellType], most: Mapping[str, int] | int) -> list[
 
 @dataclass(frozen=True)
 class _Stand:
-    """A state: its step, and which runs were stacked when it was written."""
+    """A training state: its step, and the runs that were stacked when it was written."""
 
     step: int
     names: tuple[str, ...]
 
 
 def parts(cells: Sequence[CellType], study: StudyFolder) -> list[list[CellType]]:
-    """The cells of a stack by where they can go on together, those that were stacked before as they were then.
+    """Divide the cells of a stack into groups that can resume together; earlier stacks are kept together.
 
-    All states of a moment are written before earlier ones are removed, so a state counts where every run that was
-    stacked then is done, has its own of that moment, or got further without this one.
+    All states of a step are written before earlier ones are removed. A state is therefore usable if every run that was
+    stacked then is done, has its own state of that step, or has a state of a later step.
     """
     stands = {cell.run_id: _stands(cell.spec, study.run(cell.run_id)) for cell in cells}
     found: dict[_Stand | None, list[CellType]] = {}
@@ -63,7 +63,7 @@ def parts(cells: Sequence[CellType], study: StudyFolder) -> list[list[CellType]]
 
 
 def common_start(specs: Sequence[RunSpec], folders: Sequence[RunFolder]) -> int:
-    """The newest step of which all runs have a state, 0 where there is none."""
+    """Return the newest step of which all runs have a training state; 0 if there is none."""
     steps = [{stand.step for stand in _stands(spec, folder)} for spec, folder in zip(specs, folders, strict=True)]
     return max(set.intersection(*steps), default=0)
 
@@ -77,7 +77,7 @@ def _usable(name: str, stands: Mapping[str, Sequence[_Stand]], study: StudyFolde
 
 
 def _stands(spec: RunSpec, folder: RunFolder) -> list[_Stand]:
-    """A run's whole states, the newest first."""
+    """Return the complete training states of a run, newest first."""
     found = []
     for state in sorted((folder.path / "state").glob("step-*"), reverse=True):
         try:

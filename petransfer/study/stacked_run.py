@@ -1,4 +1,4 @@
-"""Several runs from their specs to their folders, trained as one stack on one loaded base."""
+"""Train several runs as one stack on one loaded base, and save each to its own folder."""
 
 from __future__ import annotations
 
@@ -23,16 +23,18 @@ def run_stack(
     should_stop: Callable[[], bool] = lambda: False,
     failed: Callable[[RunFolder, Exception], None] = lambda folder, error: None,
 ) -> None:
-    """Carries the runs out, or goes on with them where all of them stand; the folders are those of single runs.
+    """Execute the runs, or resume them from their newest common step. The folders are those of single runs.
 
-    The base is loaded once. Every adapter is evaluated by itself over it, so that its scores do not depend on what was
-    stacked with it, nor on which of the others were done before an interruption.
+    The base is loaded once. Every adapter is evaluated alone on it, so that its scores depend neither on the other runs
+    of the stack nor on which of them were done before an interruption.
 
-    failed: is told of each run that cannot go on; the others do.
+    Args:
+        failed: Called for each run that cannot continue; the others continue.
 
     Raises:
-        Interrupted: `should_stop` said so; the states are saved.
-        RunError: none of them can go on. UserError: the specs ask for what cannot be had.
+        Interrupted: `should_stop` returned True; the training states are saved.
+        RunError: None of the runs can continue.
+        UserError: The specs need something that is not available.
     """
     start = common_start(specs, folders)
     for folder in folders:
@@ -62,7 +64,7 @@ def run_stack(
     for name in trained:
         try:
             finish(by_name[name], base, done[name])
-        except Exception as error:  # whatever one dies of, the others are saved
+        except Exception as error:  # an error of one run must not stop the others from being saved
             failed(by_name[name].folder, error)
     for run in ready:
         run.trackers.close()

@@ -1,4 +1,4 @@
-"""The grid of a study: its resolved recipe, its runs, the folder that holds them. Loads no checkpoint and no torch."""
+"""The grid of a study: its resolved recipe, its runs and its folder. Loads no checkpoint and no torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell, expand, resolve
 from petransfer.study.shard import parse_shard
 
-# A metric is written to metrics.jsonl at most every so many steps, and at least so many times in a run.
+# The largest number of steps between two lines of metrics.jsonl, and the smallest number of lines in a run.
 LOG_EVERY, LOGGED_POINTS = 50, 20
 
 
@@ -28,11 +28,11 @@ class StudyGrid:
     """A resolved recipe with its runs and its folder.
 
     Attributes:
-        recipe: The recipe with everything filled in that depends on the user's data.
+        recipe: The recipe, including the values that depend on the user's data.
         cells: All runs of the grid.
         folder: The study's folder, which need not exist yet.
-        selected: The runs that were asked for: all of them, or those of one shard.
-        dropped_effects: Effects of the recipe that need arms which were not chosen.
+        selected: The selected runs: all of them, or those of one shard.
+        dropped_effects: Effects of the recipe that are dropped because their arms were not selected.
     """
 
     recipe: Recipe
@@ -49,7 +49,7 @@ class StudyGrid:
 
     @property
     def damaged(self) -> dict[str, str]:
-        """The selected runs that are finished and whose files cannot be used: by run id, what is wrong."""
+        """The selected finished runs whose files cannot be used: run id and reason."""
         found = {cell.run_id: self.folder.run(cell.run_id).damage() for cell in self.selected}
         return {run_id: damage for run_id, damage in found.items() if damage}
 
@@ -65,7 +65,7 @@ class StudyGrid:
 
     @property
     def dropped_line(self) -> str:
-        """A sentence about the dropped effects; empty where there are none."""
+        """A sentence about the dropped effects; empty if there are none."""
         if not self.dropped_effects:
             return ""
         arms = ", ".join(self.recipe.arms)
@@ -78,7 +78,7 @@ class StudyGrid:
         return max(1, min(LOG_EVERY, steps // LOGGED_POINTS))
 
     def options_for(self, spec: RunSpec) -> OptionNames:
-        """Return the command line options that change what a run of this recipe needs of memory."""
+        """Return the command line options that change the memory that a run of this recipe needs."""
         return recipe_options([method_of(part) for part in self.recipe.methods], spec)
 
 
@@ -131,7 +131,7 @@ def load_grid(
         shard: Part of the runs, such as `2/8`.
 
     Raises:
-        UserError: The recipe cannot be read, or it says something that a recipe cannot say.
+        UserError: The recipe cannot be read or is not valid.
     """
     given = {key: value for key, value in (options or {}).items() if value is not None}
     if isinstance(recipe, Mapping):

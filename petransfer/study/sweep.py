@@ -1,6 +1,6 @@
-"""A sweep of learning rates: each arm and method at several, scored on dev alone, and the one that is best there.
+"""A sweep of learning rates: train each arm and method at several, score on dev alone, and choose the best.
 
-Its runs lie in `<study>/sweep/`, what they say in `<study>/sweep.json`. Imports no torch.
+The runs are in `<study>/sweep/`, their results in `<study>/sweep.json`. Imports no torch.
 """
 
 from __future__ import annotations
@@ -24,15 +24,18 @@ Group = tuple[str, str]
 
 
 def sweep_cells(cells: Sequence[Cell], rates: Sequence[float], factors: Sequence[float], steps: int) -> list[Cell]:
-    """Every cell at each of `rates`, or else at each of `factors` times its own. steps: 0 leaves the recipe's.
+    """Return every cell at each learning rate of `rates`, or at each of `factors` times the cell's own learning rate.
+
+    Args:
+        steps: Steps of each run; 0 leaves the recipe's.
 
     Raises:
-        UserError: a rate is none that a recipe may have.
+        UserError: A learning rate is out of bounds.
     """
     found: dict[str, Cell] = {}
     for cell in cells:
         train = cell.spec.train
-        # six digits, so that 3 x 0.1 and 0.3 are one rate and one run
+        # six digits, so that 3 x 0.1 and 0.3 are one learning rate and one run
         for rate in rates or [float(f"{factor * train.learning_rate:.6g}") for factor in factors]:
             if not 0 < rate < 10:
                 raise UserError(f"the rate {rate:g} for {cell.arm}, {cell.method}: rates lie between 0 and 10")
@@ -43,15 +46,15 @@ def sweep_cells(cells: Sequence[Cell], rates: Sequence[float], factors: Sequence
 
 
 def sweep_folder(study: StudyFolder) -> StudyFolder:
-    """Where the runs of a study's sweep lie."""
+    """Return the folder of a study's sweep."""
     return StudyFolder(study.path / "sweep")
 
 
 def open_sweep(recipe: Recipe, study: StudyFolder) -> None:
-    """Makes the folder, and keeps the resolved recipe in it where no run has kept one.
+    """Create the folder, and write the resolved recipe into it unless an earlier run has written one.
 
     Raises:
-        UserError: it cannot be written to, or belongs to another recipe.
+        UserError: The folder cannot be written to, or belongs to another recipe.
     """
     study.refuse_other_than(recipe.name)
     other = (read_sweep(study) or {}).get("study", recipe.name)
@@ -66,15 +69,15 @@ def open_sweep(recipe: Recipe, study: StudyFolder) -> None:
 
 
 def read_sweep(study: StudyFolder) -> dict[str, Any] | None:
-    """sweep.json, None where there was no sweep."""
+    """Return the content of sweep.json; None if there was no sweep."""
     return read_json(study.path / "sweep.json")
 
 
 def update_sweep(recipe: Recipe, own: Sequence[Cell], asked: Sequence[Cell], study: StudyFolder) -> dict[str, Any]:
-    """Writes sweep.json and returns it. own: the study's cells, asked: the sweep's.
+    """Write sweep.json and return its content. own: the study's cells. asked: the sweep's cells.
 
-    Runs of earlier sweeps count where they differ from what is asked in their rate alone and have all its splits and
-    seeds, so that a range is widened by asking for what it lacks. What was said of other arms and methods stays.
+    Runs of earlier sweeps count if they differ from the present ones only in their learning rate and cover all splits
+    and seeds, so that a range can be extended by sweeping missing values. Results of other arms and methods are kept.
     """
     folder = sweep_folder(study)
     members: dict[Group, list[Cell]] = {}
@@ -110,10 +113,10 @@ def _but_rate(spec: RunSpec) -> str:
 
 
 def _group(members: Sequence[Cell], own: TrainSpec, folder: StudyFolder) -> dict[str, Any]:
-    """One arm and method: what was seen at each rate, rising, and which is best. own: how the study trains it.
+    """Return the results of one arm and method: scores at each learning rate, ascending, and the best learning rate.
 
-    edge: where the chosen rate lies in the range: `lowest`, `highest`, `only` or None; at an edge a better one may lie
-    beyond. chosen: None while runs are waited for, or where all failed.
+    own: how the study trains it. edge: where the chosen learning rate lies in the range: `lowest`, `highest`, `only` or
+    None; at an edge a better one may lie beyond. chosen: None while runs are unfinished, or if all failed.
     """
     pairs = {(cell.split, cell.seed) for cell in members}
     by_rate: dict[float, list[Cell]] = {}
@@ -138,7 +141,7 @@ def _group(members: Sequence[Cell], own: TrainSpec, folder: StudyFolder) -> dict
 
 
 def _rate(rate: float, cells: Iterable[Cell], folder: StudyFolder) -> dict[str, Any]:
-    """Percent EM and the loss in nats per target piece, both on dev: of every run, and their means where all ended."""
+    """Return exact match in % and loss in nats per target token, both on dev: of each run, and means if all ended."""
     runs = [_run(cell, folder) for cell in sorted(cells, key=lambda cell: (cell.split, cell.seed))]
     means = {name: _mean([run[name] for run in runs]) for name in ("dev_em", "dev_loss")}
     return {"rate": rate, **means, "runs": runs}
@@ -166,7 +169,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _best(rates: Sequence[dict[str, Any]]) -> float | None:
-    """By the highest dev EM, then the lowest dev loss, then the lowest rate; a rate at which a run failed is none."""
+    """Return the best learning rate without failed runs: highest dev EM, then lowest dev loss, then lowest value."""
     if any(run["status"] not in ("done", "failed") for one in rates for run in one["runs"]):
         return None
     whole = [one for one in rates if one["dev_em"] is not None]
@@ -175,9 +178,9 @@ def _best(rates: Sequence[dict[str, Any]]) -> float | None:
 
 
 def learning_rates(groups: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """A recipe's `learning_rate`: what most arms of a method take, and the others by arm and method.
+    """Return a recipe's `learning_rate`: the most frequent value of each method, and other values by arm and method.
 
-    A group that nothing was chosen for keeps its own.
+    A group without a chosen learning rate keeps its own.
     """
     taken = [(one, one["chosen"] or one["own_rate"]) for one in groups]
     found: dict[str, float] = {}

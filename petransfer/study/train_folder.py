@@ -1,4 +1,4 @@
-"""Choose the folder of a training: the one of an earlier training with the same settings, or a new one."""
+"""Choose the folder of a training: that of an earlier training with the same settings, or a new one."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _COMPARED = ("name", "task", "family", "arms", "methods", "train", "data_dir")
 
 
 def choose_folder(recipe: Recipe, out: Path | None) -> tuple[Path, str]:
-    """Return the folder for a training, and a sentence about the choice where the usual folder is taken.
+    """Return the folder for a training, and a sentence that explains the choice; empty if the usual folder is taken.
 
     A folder is reused when its finished and interrupted runs belong to the same recipe, with the same or fewer seeds.
-    Otherwise the next free one of `results/NAME-2`, `results/NAME-3`, ... is chosen, unless `out` was given.
+    Otherwise the first free folder of `results/NAME-2`, `results/NAME-3`, ... is chosen, unless `out` was given.
 
     Raises:
         UserError: `out` holds runs of a recipe with other settings.
@@ -38,7 +38,7 @@ def choose_folder(recipe: Recipe, out: Path | None) -> tuple[Path, str]:
 
 
 def differences(folder: Path, recipe: Recipe) -> list[str]:
-    """Return how the recipe of a folder with runs differs from another, one phrase a key; empty where it may be used.
+    """Return how a folder's recipe differs from `recipe`, one phrase per key; empty if the folder may be used.
 
     Raises:
         UserError: The folder's recipe cannot be read.

@@ -1,4 +1,4 @@
-"""From a model and data to a study of one arm: what `petransfer train` and `petransfer.train` do before training."""
+"""Make a study of one arm from a model and data: what `petransfer train` and `petransfer.train` do before training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from petransfer.study.train_folder import choose_folder
 if TYPE_CHECKING:
     from petransfer.memory.planner import Fit
 
-# With fewer rows than this in dev or test, one row more or less moves the score by more than 5 points.
+# With fewer rows than this in dev or test, one row changes the score by more than 5 points.
 FEW_ROWS = 20
 
 
@@ -32,7 +32,7 @@ class TrainStudy:
     Attributes:
         recipe: The recipe as plain values, with paths as the user wrote them.
         grid: Its runs, one for each seed, and their folder.
-        note: Why the usual folder was not taken; empty where it was.
+        note: Why the usual folder was not taken; empty if it was.
     """
 
     recipe: dict[str, Any]
@@ -67,7 +67,7 @@ def rows_of_parts(grid: StudyGrid) -> dict[str, int]:
 
 
 def small_data_note(rows: dict[str, int]) -> str:
-    """Return a sentence about dev or test sets that are too small for reliable scores; empty where they are not."""
+    """Return a sentence about dev or test sets that are too small for reliable scores; empty if there are none."""
     small = [
         f"{rows[part]} {part} row{'s' if rows[part] != 1 else ''}" for part in ("dev", "test") if rows[part] < FEW_ROWS
     ]
@@ -81,10 +81,10 @@ def small_data_note(rows: dict[str, int]) -> str:
 
 
 def memory_of(grid: StudyGrid, card: int | None, checkpointing: bool) -> Fit:
-    """Return what training the first run takes of memory.
+    """Return the memory that training the first run needs.
 
     Raises:
-        UserError: The checkpoint is quantised already, or cannot be found.
+        UserError: The checkpoint is already quantised, or cannot be found.
     """
     from petransfer.memory.planner import plan  # imports torch
     from petransfer.models.architecture import configuration
@@ -98,7 +98,7 @@ def memory_of(grid: StudyGrid, card: int | None, checkpointing: bool) -> Fit:
 
 
 def refuse_too_large(grid: StudyGrid, fit: Fit, force: bool) -> None:
-    """Raise UserError where a training does not fit the card, or the memory of the CPU, unless `force`."""
+    """Raise UserError if a training does not fit the memory of the GPU, or of the CPU, unless `force` is set."""
     if fit.fits or force or splits_tensors():
         return
     name = grid.cells[0].spec.checkpoint.name

@@ -1,4 +1,4 @@
-"""What to tell a user at the end of a training: scores, why it stopped, sample predictions, what to try next."""
+"""The summary at the end of a training: scores, why it stopped, sample predictions and advice."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from petransfer.study.study import StudyGrid
 from petransfer.training.metrics_file import read_metrics
 
 SAMPLES = 3
-# Below this exact match in per cent on dev a training is said not to have learnt its task.
+# Below this exact match on dev, in per cent, a training is reported as not having learnt its task.
 LEARNT = 80.0
 
 
@@ -27,16 +27,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class TrainSummary:
-    """The end of one training.
+    """The results of one training.
 
     Attributes:
         cell, folder: The run.
         dev, test: Exact match in per cent.
         steps: Optimiser steps taken.
-        best_step: The step whose weights were kept; the last one without early stopping.
+        best_step: The step of the saved weights; the last step without early stopping.
         stop_reason: `no_improvement`, `max_steps`, `max_minutes`, or empty without early stopping.
         still_improving: Whether the last evaluation on dev was the best one.
-        samples: Test rows with generated texts.
+        samples: Test rows with their generated texts.
     """
 
     cell: Cell
@@ -69,7 +69,7 @@ class TrainSummary:
 
     @property
     def advice(self) -> str:
-        """What to try where the model has not learnt its task; empty where it has."""
+        """What to try if the model has not learnt its task; empty if it has."""
         if self.dev >= LEARNT and not (self.still_improving and self.stop_reason == "max_steps"):
             return ""
         train, method = self.cell.spec.train, self.cell.spec.method
@@ -88,7 +88,7 @@ class TrainSummary:
 
 
 def summaries(grid: StudyGrid) -> list[TrainSummary]:
-    """Return the end of each finished training of a study, the best one on dev first."""
+    """Return the summary of each finished training of a study, the best one on dev first."""
     done = [cell for cell in grid.cells if grid.folder.run(cell.run_id).done]
     found = [summary for cell in done if (summary := _summary(cell, grid.folder.run(cell.run_id)))]
     return sorted(found, key=lambda one: -one.dev)
@@ -113,7 +113,7 @@ def _summary(cell: Cell, folder: RunFolder) -> TrainSummary | None:
 
 
 def _still_improving(curve: list[dict[str, Any]]) -> bool:
-    """Whether the last evaluation on dev is better than all before, by exact match, then by loss."""
+    """Return whether the last evaluation on dev is better than all earlier ones, by exact match, then by loss."""
     if len(curve) < 2:
         return False
     *before, last = [(line["dev_em"], -line.get("dev_loss", line["loss"])) for line in curve]
@@ -121,7 +121,7 @@ def _still_improving(curve: list[dict[str, Any]]) -> bool:
 
 
 def _samples(folder: RunFolder) -> tuple[Sample, ...]:
-    """Return test rows whose generated text was kept, evenly spread."""
+    """Return evenly spaced test rows whose generated text was saved."""
     import pyarrow.parquet  # takes time to import
 
     path = folder.path / "examples.parquet"

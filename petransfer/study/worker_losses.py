@@ -1,4 +1,4 @@
-"""Count workers that were killed while they executed runs, and fail the runs that kill them. Imports no torch."""
+"""Count workers that were killed while executing runs, and fail the runs that caused it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from petransfer.errors import RunError
 from petransfer.study.folders import RunFolder
 
-# After so many workers lost at the same step of a run, the run is assumed to be the cause and fails.
+# If so many workers are lost at the same step of a run, the run is assumed to be the cause and fails.
 LOST = 3
 
 
 def how_far(folder: RunFolder) -> str:
-    """Return the name of a run's newest state: a worker that wrote a newer one made progress before it was lost."""
+    """Return the name of a run's newest training state; a newer one means that the lost worker had made progress."""
     return max((state.name for state in (folder.path / "state").glob("step-*")), default="")
 
 
@@ -21,7 +21,7 @@ def how_far(folder: RunFolder) -> str:
 class Losses:
     """The number of workers that each run has lost.
 
-    note: marks a run as failed that has lost too many workers. idle: workers lost that held no run.
+    note: marks a run as failed after too many lost workers. idle: number of lost workers that held no run.
     """
 
     note: Callable[[RunFolder, Exception], None]
