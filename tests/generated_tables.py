@@ -25,7 +25,7 @@ CLAIMS = (
     ("another language helps: Hungarian", "hungarian-scratch"),
     ("code helps", "code-scratch"),
     ("code without names and comments helps", "code_anon-scratch"),
-    ("protein, less English with new embeddings", "protein-english-newemb"),
+    ("protein, minus English with new embeddings", "protein-english-newemb"),
 )
 
 

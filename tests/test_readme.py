@@ -51,3 +51,9 @@ def test_ci_runs_the_test_command() -> None:
     assert found == command
     for tool in ("ruff check", "ruff format --check", "mypy", "pytest"):
         assert tool in command
+
+
+def test_the_map_of_the_contributing_guide_names_files_that_exist() -> None:
+    named = re.findall(r"`(petransfer/[\w/]+(?:\.py)?/?)`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    assert len(named) >= 10
+    assert not [name for name in named if not (ROOT / name).exists()]

@@ -19,15 +19,20 @@ from petransfer.sharing.card_metadata import Wishes
 
 app = typer.Typer(no_args_is_help=True, help="Share adapters: describe, pack, push, pull, verify and merge them.")
 
-Source = Annotated[str, typer.Argument(help="A run's folder, an adapter's, a bundle, or owner/name on the hub.")]
+Source = Annotated[
+    str, typer.Argument(help="A run folder, an adapter folder, a bundle file, or owner/name on the hub.")
+]
 Revision = Annotated[str | None, typer.Option(help="Another commit or branch of the base on the hub.")]
 Checkpoint = Annotated[str | None, typer.Option(help="The base model, if it is not found by its name.")]
-Licence = Annotated[str | None, typer.Option("--licence", "--license", help="If base and data do not determine it.")]
+Licence = Annotated[
+    str | None,
+    typer.Option("--licence", "--license", help="The licence. Needed only if it does not follow from base and data."),
+]
 Language = Annotated[str | None, typer.Option(help="Language of the data: en, or en,de.")]
 Tag = Annotated[list[str] | None, typer.Option("--tag", help="One more tag of the card. Repeatable.")]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="A folder with data files.")]
-Bits = Annotated[int | None, typer.Option(help="Another width of the base: 32, 16, 8 or 4.")]
-AnyBase = Annotated[bool, typer.Option("--any-base", help="Accept a base with other weights than were trained on.")]
+Bits = Annotated[int | None, typer.Option(help="Other bits for the base than in training: 32, 16, 8 or 4.")]
+AnyBase = Annotated[bool, typer.Option("--any-base", help="Accept a base whose weights differ from those in training.")]
 Cpu = Annotated[bool, typer.Option("--cpu", help="Use the CPU even if there is a GPU.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
@@ -53,7 +58,7 @@ def card(
     language: Language = None,
     tags: Tag = None,
     out: Annotated[
-        Path | None, typer.Option(help="The file; by default README.md beside the adapter; - prints it.")
+        Path | None, typer.Option(help="The output file. Default: README.md beside the adapter. - prints it.")
     ] = None,
 ) -> None:
     """Write the card that the hub shows: how to use the adapter, how well it does, its origin and its limits."""
@@ -79,7 +84,10 @@ def pack(
     language: Language = None,
     tags: Tag = None,
 ) -> None:
-    """Pack an adapter with its card, provenance, recipe and results into one file, the same bytes every time."""
+    """Pack an adapter with its card, provenance, recipe and results into one file.
+
+    Packing the same run again gives the same bytes.
+    """
     from petransfer.sharing.pack import pack as write
 
     with opened(source) as bundle:
@@ -96,7 +104,7 @@ def push(
     licence: Licence = None,
     language: Language = None,
     tags: Tag = None,
-    message: Annotated[str, typer.Option(help="Of the commit.")] = "Add an adapter by petransfer",
+    message: Annotated[str, typer.Option(help="The commit message.")] = "Add an adapter by petransfer",
     as_json: Json = False,
 ) -> None:
     """Upload an adapter to the Hugging Face Hub in one commit, private unless --public."""
@@ -148,7 +156,7 @@ def verify(
     bits: Bits = None,
     data_dir: DataDir = None,
     evaluate: Annotated[
-        bool, typer.Option("--evaluate/--no-evaluate", help="Measure the claimed figures again.")
+        bool, typer.Option("--evaluate/--no-evaluate", help="Evaluate again to check the claimed scores.")
     ] = True,
     plain: Annotated[
         bool, typer.Option("--plain", help="Also compare the texts with those of plain transformers and peft.")
@@ -156,7 +164,7 @@ def verify(
     cpu: Cpu = False,
     as_json: Json = False,
 ) -> None:
-    """Check files, base, tokenizer and width against the provenance, and measure the claimed figures again."""
+    """Check files, base, tokenizer and bits against the provenance, and evaluate again to check the claimed scores."""
     found = []
     with opened(source) as bundle:  # a wrong place is reported before torch is loaded
         from petransfer.models.library_output import silence_libraries
@@ -191,7 +199,7 @@ def merge(
     cpu: Cpu = False,
     as_json: Json = False,
 ) -> None:
-    """Merge an adapter into its base at 16 bits (32 if it was trained so), and measure what changed."""
+    """Merge an adapter into its base at 16 bits (32 if it was trained at 32), and measure what changed."""
     with opened(source) as bundle:  # a wrong place is reported before torch is loaded
         from petransfer.models.library_output import silence_libraries
         from petransfer.sharing.base import Where

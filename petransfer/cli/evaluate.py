@@ -28,23 +28,27 @@ def evaluate(
         typer.Argument(help="Folders of runs, studies, adapters or models, bundles, nano/ARM, hub ids."),
     ],
     data: Annotated[
-        str | None, typer.Option(help="A file of rows, or a benchmark as scan/add_jump; by default its own task.")
+        str | None,
+        typer.Option(help="A file of rows, or a benchmark such as scan/add_jump. Default: the adapter's own task."),
     ] = None,
     part: Annotated[
         Literal["dev", "test"] | None,
-        typer.Option(help="Which examples: test by default. For a file, by default all rows."),
+        typer.Option(help="Which part to score. Default: test; for a data file, all rows."),
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Also score the base, and each adapter merged into it.")] = False,
     run: Annotated[str | None, typer.Option(help="The run's id, for a study with several runs.")] = None,
     by_generation: Annotated[
-        bool, typer.Option("--by-generation", help="Generate every text, and count those.")
+        bool, typer.Option("--by-generation", help="Generate a text for every example, and score these texts.")
     ] = False,
-    weights: Annotated[str | None, typer.Option(help="Also their weighted sum, such as 0.5,0.5.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Also score a weighted sum of the adapters; one weight for each, such as 0.5,0.5."),
+    ] = None,
     combination: Annotated[str, typer.Option(help="How peft combines them: linear, cat, svd, ties, ...")] = "linear",
     checkpoint: Annotated[str | None, typer.Option(help="The base model, if it is not found by its name.")] = None,
     revision: Annotated[str | None, typer.Option(help="Another commit or branch of the base on the hub.")] = None,
     any_base: Annotated[
-        bool, typer.Option("--any-base", help="Accept a base with other weights than were trained on.")
+        bool, typer.Option("--any-base", help="Accept a base whose weights differ from those in training.")
     ] = False,
     data_dir: Annotated[Path | None, typer.Option("--data-dir", help="A folder with data files.")] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even if there is a GPU.")] = False,
@@ -52,7 +56,7 @@ def evaluate(
 ) -> None:
     """Score adapters, whole models and base checkpoints side by side on the same examples.
 
-    The base of the adapters is loaded once. Rows that an adapter was trained on are counted and scored apart.
+    The base of the adapters is loaded once. Rows that an adapter was trained on are counted and scored separately.
     """
     from petransfer.sharing.sources import opened_source
 

@@ -28,13 +28,14 @@ COLOURS = ("blue", "cyan", "green", "yellow", "magenta", "red", "white")
 
 
 def fit(
-    checkpoint: Annotated[str, typer.Argument(help="A hub id, a folder, or an embedded checkpoint: nano/<arm>.")],
+    checkpoint: Annotated[str, typer.Argument(help="A hub id, a folder, or one shipped with petransfer: nano/<arm>.")],
     bits: Annotated[int, typer.Option(help="Bits of the base's weights: 32, 16, 8 or 4.")] = 16,
     method: Annotated[str, typer.Option(help=f"Training method: {', '.join(METHODS)}.")] = "lora",
     rank: Annotated[int, typer.Option(min=1, help="Rank, for LoRA and its variants.")] = 16,
     virtual_tokens: Annotated[int, typer.Option(min=1, help="Virtual tokens, for prompt and prefix tuning.")] = 20,
     match_parameters: Annotated[
-        int | None, typer.Option(min=1, help="Choose the rank or the virtual tokens that train about so many numbers.")
+        int | None,
+        typer.Option(min=1, help="Choose the rank or number of virtual tokens that trains about this many parameters."),
     ] = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", "--batch", min=1, help="Examples per optimiser step.")

@@ -29,7 +29,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 MOST_THREADS = 512
 
 Workers = Annotated[int, typer.Option(min=0, help="Runs at the same time, one process each; 0 chooses.")]
-Processes = Annotated[int, typer.Option(min=1, help="Processes that share the batches of every run.")]
+Processes = Annotated[int, typer.Option(min=1, help="Processes per run. Each batch is divided among them.")]
 Executor = Annotated[str, typer.Option(help="local: this machine. ray: a Ray cluster.")]
 Address = Annotated[str | None, typer.Option(help="Address of a Ray cluster; auto finds one on this machine.")]
 Threads = Annotated[int, typer.Option(min=0, max=MOST_THREADS, help="CPU threads of a process; 0 chooses.")]
@@ -48,7 +48,7 @@ LogWith = Annotated[
     list[str] | None,
     typer.Option("--log-with", help="Log to trackers: tensorboard, wandb, mlflow, trackio, ... Comma-separated."),
 ]
-Cpu = Annotated[bool, typer.Option("--cpu", help="Use the CPU even where there is a GPU.")]
+Cpu = Annotated[bool, typer.Option("--cpu", help="Use the CPU even if there is a GPU.")]
 Force = Annotated[bool, typer.Option("--force", help="Ignore failed memory and quantisation checks.")]
 
 

@@ -28,7 +28,7 @@ def predict(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="ADAPTER", help="A run's, study's, adapter's or model's folder, a bundle, nano/ARM or a hub id."
+            metavar="ADAPTER", help="A folder of a run, study, adapter or model; a bundle file; nano/ARM; or a hub id."
         ),
     ],
     text: Annotated[
@@ -39,11 +39,13 @@ def predict(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest generated text, in tokens.")] = 512,
     checkpoint: Annotated[str | None, typer.Option(help="The base model, if it is not found by its name.")] = None,
     others: Annotated[list[str] | None, typer.Option("--with", help="One more adapter. Repeatable.")] = None,
-    weights: Annotated[str | None, typer.Option(help="Also the adapters' weighted sum, such as 0.5,0.5.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Also use a weighted sum of the adapters; one weight for each, such as 0.5,0.5.")
+    ] = None,
     combination: Annotated[str, typer.Option(help="How peft combines them: linear, cat, svd, ties, ...")] = "linear",
     revision: Annotated[str | None, typer.Option(help="Another commit or branch of the base on the hub.")] = None,
     any_base: Annotated[
-        bool, typer.Option("--any-base", help="Accept a base with other weights than were trained on.")
+        bool, typer.Option("--any-base", help="Accept a base whose weights differ from those in training.")
     ] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even if there is a GPU.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines with input and output.")] = False,

@@ -58,8 +58,8 @@ def report(study: Annotated[Path, typer.Argument(help="A folder such as results/
 @app.command("compare")
 def compare(
     first: Annotated[Path, typer.Argument(help="A study's folder, A.")],
-    second: Annotated[Path, typer.Argument(help="Another, B.")],
-    out: Annotated[Path | None, typer.Option(help="A file to write too: .html or .md.")] = None,
+    second: Annotated[Path, typer.Argument(help="The folder of another study, B.")],
+    out: Annotated[Path | None, typer.Option(help="Also write the comparison to this file: .html or .md.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Put two studies side by side: the same cells and effects, and B less A with intervals and verdicts."""

@@ -96,14 +96,17 @@ def run(
     stack: opt.Stack = "auto",
     by_generation: Annotated[
         bool,
-        typer.Option("--by-generation", help="Score the test set by generating every answer; count the differences."),
+        typer.Option(
+            "--by-generation",
+            help="Generate every answer of the test set, and report how often the one-pass score differs.",
+        ),
     ] = False,
     save_every: opt.SaveEvery = 60.0,
     checkpointing: opt.Checkpointing = False,
     log_with: opt.LogWith = None,
     cpu: opt.Cpu = False,
     force: opt.Force = False,
-    repair: Annotated[bool, typer.Option("--repair", help="Run finished runs again whose files are damaged.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Run finished runs with damaged files again.")] = False,
     as_json: opt.Json = False,
 ) -> None:
     """Run every experiment of a recipe. Finished runs are skipped; interrupted runs resume."""
@@ -205,7 +208,7 @@ def plan(
     data_dir: opt.DataDir = None,
     shard: opt.ShardName = None,
     card: Annotated[
-        str | None, typer.Option(help="A card's memory, such as 12GB; this machine's unless given.")
+        str | None, typer.Option(help="Memory or name of a card, such as 12GB. Default: this machine's card.")
     ] = None,
     stack: opt.Stack = "auto",
     checkpointing: opt.Checkpointing = False,

@@ -27,19 +27,20 @@ def serve(
         typer.Argument(help="Folders of runs, studies, adapters or models, bundles, nano/ARM, hub ids."),
     ],
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8000,
-    host: Annotated[str, typer.Option(help="The address. Anything else than this machine is open to others.")] = (
-        "127.0.0.1"
-    ),
-    batch_size: Annotated[int, typer.Option(min=1, help="The most prompts that are generated at once.")] = 64,
+    host: Annotated[
+        str,
+        typer.Option(help="The address. By default only this machine can connect; others can with any other address."),
+    ] = ("127.0.0.1"),
+    batch_size: Annotated[int, typer.Option(min=1, help="The largest number of prompts in one batch.")] = 64,
     run: Annotated[str | None, typer.Option(help="The run's id, for a study with several runs.")] = None,
     checkpoint: Annotated[str | None, typer.Option(help="The base model, if it is not found by its name.")] = None,
     revision: Annotated[str | None, typer.Option(help="Another commit or branch of the base on the hub.")] = None,
     any_base: Annotated[
-        bool, typer.Option("--any-base", help="Accept a base with other weights than were trained on.")
+        bool, typer.Option("--any-base", help="Accept a base whose weights differ from those in training.")
     ] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even if there is a GPU.")] = False,
 ) -> None:
-    """Serve adapters on one base, or whole models, by OpenAI's completions API: POST /v1/completions.
+    """Serve adapters on one base, or whole models, through an API like OpenAI's: POST /v1/completions.
 
     Texts are generated greedily, as `predict` does. Ctrl-C stops it after the requests in progress.
     """

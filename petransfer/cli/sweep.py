@@ -27,9 +27,9 @@ from petransfer.training.execution import Execution
 def sweep(
     recipe: opt.RecipeArgument = None,
     recipe_option: opt.RecipeName = None,
-    rates: Annotated[str | None, typer.Option(help="Rates, as 1e-3,2e-3,4e-3, the same for all.")] = None,
+    rates: Annotated[str | None, typer.Option(help="Learning rates for all arms and methods: 1e-3,2e-3,4e-3.")] = None,
     factors: Annotated[
-        str | None, typer.Option(help="Factors of the recipe's own rates, in place of --rates; 0.5,1,2.")
+        str | None, typer.Option(help="Multiples of the recipe's learning rates, instead of --rates. Default: 0.5,1,2.")
     ] = None,
     steps: Annotated[int, typer.Option(min=0, help="Optimiser steps a run; 0 takes the recipe's.")] = 0,
     seeds: opt.Seeds = "0",
@@ -53,7 +53,10 @@ def sweep(
     dry: Annotated[bool, typer.Option("--plan", help="Show what would be trained, and stop.")] = False,
     as_json: opt.Json = False,
 ) -> None:
-    """Find each arm's and method's learning rate on dev, and say it as the recipe takes it. No test set is touched."""
+    """Find the best learning rate of each arm and method on dev, and print it in the recipe's format.
+
+    The test set is not used.
+    """
     whole = grid_from_options(
         opt.recipe_name(recipe, recipe_option), sets, family, None, None, out, data_dir
     )  # as `run` takes it

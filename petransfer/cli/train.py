@@ -43,7 +43,8 @@ def train(
         typer.Option(
             min=0,
             rich_help_panel=_LENGTH,
-            help="Stop after so many evaluations on dev without an improvement, and keep the best weights; default 6, "
+            help="Stop after this many evaluations on dev without an improvement, and keep the best "
+            "weights; default 6, "
             "0 turns it off.",
         ),
     ] = None,
@@ -52,18 +53,18 @@ def train(
         typer.Option(
             min=1,
             rich_help_panel=_LENGTH,
-            help="Stop at this step at the latest; default 20 epochs, 2,000 to 20,000 steps.",
+            help="The last step; default 20 epochs, but at least 2,000 and at most 20,000 steps.",
         ),
     ] = None,
     max_minutes: Annotated[
-        float | None, typer.Option(min=0.0, rich_help_panel=_LENGTH, help="Stop after so many minutes.")
+        float | None, typer.Option(min=0.0, rich_help_panel=_LENGTH, help="Stop after this many minutes.")
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, rich_help_panel=_LENGTH, help="Train exactly so many optimiser steps."),
+        typer.Option(min=1, rich_help_panel=_LENGTH, help="Train exactly this many optimiser steps."),
     ] = None,
     epochs: Annotated[
-        float | None, typer.Option(min=0.0, rich_help_panel=_LENGTH, help="Train exactly so many epochs.")
+        float | None, typer.Option(min=0.0, rich_help_panel=_LENGTH, help="Train exactly this many epochs.")
     ] = None,
     learning_rate: Annotated[
         float | None,
@@ -109,7 +110,7 @@ def train(
         str | None,
         typer.Option(
             rich_help_panel=_DATA,
-            help="Characters that the tokenizer lacks, as new tokens, comma-separated: newline,tab,braces,<",
+            help="Add tokens for characters that the tokenizer lacks, for example newline,tab,braces.",
         ),
     ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds, as 0,1,2 or 0-5: one training for each.")] = "0",

@@ -232,8 +232,8 @@ PAGED: Advice = (Change("optimizer", "paged-adamw-8bit"),)
 
 
 def _changes(fits: Callable[[Demand], bool], demand: Demand) -> list[Advice]:
+    """Return the changes that could help, those first that cost a user least."""
     found: list[Advice] = []
-    """Return the changes that could help, in the order in which users give up least."""
     fewer = demand.members // 2
     if fewer:
         while fewer > 1 and not fits(replace(demand, members=fewer)):
