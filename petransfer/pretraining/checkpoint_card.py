@@ -15,7 +15,7 @@ from petransfer.training.metrics_file import read_metrics
 
 
 def write_card(card: dict[str, Any], source: CorpusPart, folder: Path, threads: int) -> None:
-    """Write `folder/checkpoint/README.md` from what `pretrain` returned and the run's metrics."""
+    """Write `folder/checkpoint/README.md` from the result of `pretrain` and the run's metrics."""
     weights = folder / "checkpoint" / "model.safetensors"
     lines = {line["step"]: line["loss"] for line in read_metrics(folder / "metrics.jsonl")}
     shown = sorted(lines)[:: -max(1, len(lines) // 8)][::-1]

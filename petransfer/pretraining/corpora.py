@@ -1,4 +1,4 @@
-"""Read, check and cut the text that an arm is pretrained on, and make the two synthetic controls."""
+"""Read, check and cut the pretraining text of an arm, and make the two synthetic controls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from petransfer.errors import UserError
 from petransfer.recipe.pretraining import CorpusPart
 
-# Share of the documents that is held out at the end of a corpus of one file.
+# Share of the documents at the end of a one-file corpus that is held out for validation.
 HELD_OUT = 0.03
 
 
@@ -23,7 +23,7 @@ HELD_OUT = 0.03
 class Corpus:
     """A stream of token ids for training and one for validation, with an end token after every document.
 
-    sha256: of the text of both parts as it was read, or of the ids of a generated corpus.
+    sha256: hash of the text of both files, or of the token ids of a generated corpus.
     """
 
     train: np.ndarray
@@ -100,7 +100,7 @@ def _encode(documents: list[str], tokenizer: PreTrainedTokenizerBase) -> np.ndar
 
 
 def shuffle_words(documents: list[str], seed: int) -> list[str]:
-    """Return the documents with the words of each sentence in a random order, which keeps words and removes grammar.
+    """Return the documents with the words of each sentence in random order, to keep the words and remove the grammar.
 
     A sentence ends at a full stop, question or exclamation mark followed by a space, or at the end of its line.
     """
@@ -122,9 +122,9 @@ _SENTENCE_END = re.compile(r"(?<=[.!?]) ")
 def brackets(kinds: int, tokens: int, tokenizer: PreTrainedTokenizerBase, seed: int) -> Corpus:
     """Return nested brackets of `kinds` kinds (k-Dyck) written with word tokens: structure without meaning.
 
-    Each token opens a bracket or closes the last open one with probability 1/2 (it always opens at depth 0 and always
-    closes at depth 64); kinds are drawn from a Zipf distribution. After Papadimitriou and Jurafsky (2020), where each
-    kind has one token; here it has two, so that depth can be read from the text.
+    Each token opens a bracket or closes the last open bracket with probability 1/2 (it always opens at depth 0 and
+    always closes at depth 64). Kinds are drawn from a Zipf distribution. The corpus follows Papadimitriou and Jurafsky
+    (2020), but each kind has two tokens instead of one, so that the text shows the depth.
 
     Raises:
         UserError: the tokenizer has fewer than 2 x `kinds` word tokens.
@@ -141,7 +141,7 @@ def brackets(kinds: int, tokens: int, tokenizer: PreTrainedTokenizerBase, seed: 
 
 
 def bracket_ids(chosen: np.ndarray, length: int, rng: np.random.Generator, eos: int) -> np.ndarray:
-    """Return `length` token ids of nested brackets. chosen: (kinds, 2), the opening and closing token of each kind."""
+    """Return `length` token ids of nested brackets. chosen: (kinds, 2), the opening and closing token id per kind."""
     weights = 1 / np.arange(1, len(chosen) + 1)
     kinds = rng.choice(len(chosen), size=length, p=weights / weights.sum())
     opens = rng.random(length) < 0.5

@@ -1,4 +1,4 @@
-"""The grid of a pretraining recipe, and one of its runs from the corpus to the folder of a checkpoint."""
+"""Expand a pretraining recipe to a grid of runs, and pretrain one checkpoint from a corpus."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PretrainCell:
-    """One arm at one size and seed, which name its folder, because recipes refer to it."""
+    """One arm at one size and seed. They form the name of its folder, because recipes refer to the folder."""
 
     arm: str
     size: str
@@ -30,12 +30,12 @@ class PretrainCell:
 
     @property
     def run_id(self) -> str:
-        """The name of its folder."""
+        """The name of the run's folder."""
         return f"{self.arm}-{self.size}-{self.seed}"
 
     @property
     def train(self) -> TrainSpec:
-        """The optimisation, the same for every arm."""
+        """The training settings, which are the same for every arm."""
         part = self.recipe.train
         return TrainSpec(
             steps=part.steps,
@@ -48,7 +48,7 @@ class PretrainCell:
         )
 
     def settings(self) -> dict[str, Any]:
-        """Return everything that decides the weights except the text itself."""
+        """Return all settings that determine the weights, except the text itself."""
         recipe = self.recipe
         source = recipe.corpora[self.arm].model_dump(exclude={"path", "title", "licence", "languages"})
         settings = {
@@ -83,10 +83,10 @@ def expand_pretraining(recipe: PretrainRecipe) -> list[PretrainCell]:
 
 
 def check_settings(cells: list[PretrainCell], study: StudyFolder) -> None:
-    """Refuse folders that were started with other settings, since their names do not tell them apart.
+    """Raise UserError if a run's folder was created with other settings; the name of a folder does not show these.
 
     Raises:
-        UserError: a setting differs; the message names the first one.
+        UserError: a setting differs; the message names the first such setting.
     """
     for cell in cells:
         folder = study.run(cell.run_id)
@@ -109,7 +109,7 @@ def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Pretrain:
-    """Runs one cell of a pretraining on the threads that the executor gives it."""
+    """Runs one cell of a pretraining with the threads assigned by the executor."""
 
     execution: Execution
     corpora: Path

@@ -40,21 +40,21 @@ class Size:
 
 SIZES = {"nano": Size(128, 2, 512, 4), "micro": Size(256, 4, 1024, 8)}
 
-# The learning rate of each tensor follows its size at the start, and weight decay pulls it back to that size. One rate
-# for all is wrong for either the embeddings (deviation 1) or the matrices (about 0.09); rates that follow the current
-# size diverge.
+# The learning rate of each tensor follows the tensor's initial size, and weight decay pulls the tensor back to this
+# size. A common learning rate is wrong for either the embeddings (deviation 1) or the matrices (about 0.09). Training
+# diverges if the learning rates follow the current size.
 TRAINING = TrainSpec(
     steps=11_000, batch_size=32, learning_rate=6e-2, warmup=0.02, final=0.05, rate_scaling="rms", weight_decay=0.008
 )
 
-# Embeddings of tokens that occur less often than this collapse onto one direction, as those of unseen tokens do; both
-# are drawn anew.
+# Embeddings of unseen tokens and of tokens that occur less often than this collapse onto one direction. Both are
+# redrawn after training.
 RARE = 30
 
 
 @dataclass(frozen=True)
 class PretrainSpec:
-    """Everything that decides the weights of one checkpoint. tokens: the length of the training text in tokens."""
+    """All settings that determine the weights of a checkpoint. tokens: the length of the training text in tokens."""
 
     arm: str
     size: str
@@ -68,7 +68,7 @@ class PretrainSpec:
 
     @property
     def identity(self) -> str:
-        """Identifies the training that a saved state belongs to; another training does not resume from it."""
+        """An identifier of this training. Only a training with the same identity resumes from a saved state."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
@@ -106,7 +106,7 @@ def pretrain(
 
     Raises:
         UserError: the text is too short for two batches, or the disk is too small for the weights.
-        Interrupted, RunError: as `Loop.run`.
+        Interrupted, RunError: see `Loop.run`.
     """
     _check_room(spec, corpus, folder)
     model = make_model(SIZES[spec.size], tokenizer, spec.seed)
@@ -179,7 +179,7 @@ def _check_room(spec: PretrainSpec, corpus: Corpus, folder: Path) -> None:
 
 
 def _loss_over(seen: torch.Tensor) -> Callable[[torch.nn.Module, Tensors], torch.Tensor]:
-    """Return a cross-entropy over the tokens that occur; the embeddings of the others would collapse otherwise."""
+    """Return a cross-entropy over the tokens that occur in training; otherwise the other embeddings would collapse."""
     never = ~seen
 
     def loss(model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
@@ -195,13 +195,13 @@ def _loss_over(seen: torch.Tensor) -> Callable[[torch.nn.Module, Tensors], torch
 
 
 def without_unseen(labels: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """Return the labels with tokens that never occur in training (held-out text has a few) set to `IGNORED`."""
+    """Return the labels with unseen tokens set to `IGNORED`. Held-out text has a few tokens that training does not."""
     return labels.masked_fill(~seen[labels.clamp(min=0)], IGNORED)
 
 
 @torch.no_grad()
 def validation_loss(loop: Loop, source: CorruptedWindows, seen: torch.Tensor, micro_batch: int, batches: int) -> float:
-    """Return nats per target token over the first `batches` batches of held-out windows, without unseen tokens."""
+    """Return the loss in nats per target token over the first `batches` held-out batches, without unseen tokens."""
     loop.model.eval()
     total, tokens = 0.0, 0
     for step in range(batches):
@@ -215,7 +215,14 @@ def validation_loss(loop: Loop, source: CorruptedWindows, seen: torch.Tensor, mi
 
 @torch.no_grad()
 def redraw_rows(weight: torch.Tensor, learnt: torch.Tensor, keep: list[int], seed: int) -> None:
-    """Redraw the rows of tokens that were not learnt from the mean and deviation of the learnt rows, in place."""
+    """Redraw all rows that were not learnt, in place, with the mean and deviation of the learnt rows.
+
+    Args:
+        weight: (tokens, d), the embeddings.
+        learnt: (tokens,), whether a token's row was learnt.
+        keep: token ids whose rows are not redrawn.
+        seed: of the random generator.
+    """
     new = ~learnt.to(weight.device)
     new[keep] = False
     mean, deviation = weight[learnt].mean(0), weight[learnt].std(0)
@@ -226,14 +233,14 @@ def redraw_rows(weight: torch.Tensor, learnt: torch.Tensor, keep: list[int], see
 def save_checkpoint(
     model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, card: dict[str, Any], folder: Path
 ) -> None:
-    """Write bf16 weights, configuration, tokenizer and `pretraining.json` to a folder that transformers loads."""
+    """Write bf16 weights, configuration, tokenizer and `pretraining.json` to a folder that transformers can load."""
     model.config.dtype = "bfloat16"
     model.config.architectures = ["T5ForConditionalGeneration"]
     model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     weights = {
         name: value.detach().to("cpu", torch.bfloat16).contiguous()
-        for name, value in model.named_parameters()  # tied tensors once, under `shared`
+        for name, value in model.named_parameters()  # tied tensors are saved once, as `shared`
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "pretraining.json").write_text(json.dumps(card, indent=1) + "\n")

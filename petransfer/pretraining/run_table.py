@@ -76,7 +76,7 @@ def terminal_table(rows: Sequence[Row], title: str, limit: int | None = None) ->
 
 
 def plain_line(row: Row) -> str:
-    """One run on one line, for an output that is not a terminal."""
+    """Return a run as one line of text, for output that is not a terminal."""
     head = f"{row.cell.arm} | {row.cell.size} | seed {row.cell.seed}"
     if row.status == "done":
         return f"{head} | {row.tokens:,} tokens seen | validation loss {_figure(row.valid_loss)}"
@@ -85,7 +85,7 @@ def plain_line(row: Row) -> str:
 
 
 def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows for machines."""
+    """Return the rows as JSON."""
     plain = []
     for row in rows:
         content = asdict(row)

@@ -1,7 +1,7 @@
-"""Span corruption (Raffel et al. 2020, section 3.1.4): what the embedded family is pretrained on.
+"""Span corruption (Raffel et al. 2020, section 3.1.4): the pretraining objective of the embedded family.
 
-Random spans of a window of text are replaced by one sentinel each in the encoder's input; the decoder's target is the
-spans. The number of masked tokens and of spans is the same in every window, so that all batches have one shape.
+In the encoder's input each of several random spans of a window of text is replaced by a sentinel; the decoder's target
+is the spans. Every window has the same number of masked tokens and of spans, so that all batches have one shape.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from petransfer.training.batches import Batch
 
 @dataclass(frozen=True)
 class Noise:
-    """window: tokens of text in an example. density: share that is masked. mean_span: mean tokens of a masked span."""
+    """Settings of span corruption.
+
+    window: tokens of text in an example. density: masked share of the tokens. mean_span: mean tokens of a masked span.
+    """
 
     window: int = 128
     density: float = 0.3
@@ -25,22 +28,22 @@ class Noise:
 
     @property
     def masked(self) -> int:
-        """Masked tokens of a window."""
+        """Number of masked tokens in a window."""
         return round(self.window * self.density)
 
     @property
     def spans(self) -> int:
-        """Masked spans of a window."""
+        """Number of masked spans in a window."""
         return max(1, round(self.masked / self.mean_span))
 
     @property
     def target_length(self) -> int:
-        """Tokens of the target: the masked ones, a sentinel for each span, and the end."""
+        """Number of target tokens: the masked tokens, a sentinel for each span, and the end token."""
         return self.masked + self.spans + 1
 
 
 class CorruptedWindows:
-    """Endless epochs over the windows of one stream of token ids; an example depends on (seed, position) alone.
+    """Endless epochs over the windows of one stream of token ids; an example depends only on (seed, position).
 
     Every epoch has its own order and offset of the windows.
     """
@@ -77,7 +80,7 @@ class CorruptedWindows:
 
 
 def corrupt(window: np.ndarray, noise: Noise, rng: np.random.Generator, sentinels: np.ndarray, eos: int) -> Encoded:
-    """Return one window with masked spans as input and target, both ending in `eos`."""
+    """Return the input and the target of one window with masked spans; both end with `eos`."""
     masked = _partition(noise.masked, noise.spans, rng)
     kept = _partition(len(window) - noise.masked, noise.spans, rng)
     source: list[np.ndarray] = []

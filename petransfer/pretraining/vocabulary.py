@@ -1,4 +1,4 @@
-"""The tokenizer of the embedded family: byte-level BPE in which words and symbols of the benchmarks are one token."""
+"""The tokenizer of the embedded family: byte-level BPE in which each word and symbol of the benchmarks is one token."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 PAD, EOS = "<pad>", "</s>"
 SENTINELS = 32
 SCAN_SYMBOL = r" ?I_(?:TURN_(?:LEFT|RIGHT)|WALK|RUN|JUMP|LOOK)"
-# Letters, digits, other signs and spaces are separated, each with the space before it, as in GPT-2.
+# Text is split into letters, digits, other signs and spaces, each with the space before it, as in GPT-2.
 PIECES = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
@@ -23,7 +23,7 @@ def sentinel(index: int) -> str:
 def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
     """Train a byte-level BPE of `size` tokens (special tokens included) that decodes every text exactly."""
     tokenizer = Tokenizer(models.BPE())
-    # A space is put before every text, so that a word is one token in every position; decoding removes it.
+    # A space is put before every text, so that a word is one token in every position; decoding removes this space.
     tokenizer.normalizer = normalizers.Prepend(" ")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -44,9 +44,9 @@ def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
 
 
 def with_whole_words(tokenizer: Tokenizer, words: Iterable[str]) -> Tokenizer:
-    """Return the tokenizer with each word and the space before it as one token; other text is split as before.
+    """Return the tokenizer with each word and the space before it as one token; other text is tokenized as before.
 
-    Words enter the vocabulary without merges: with `ignore_merges` a string that is a token is not split.
+    The words are added to the vocabulary without merges: `ignore_merges` keeps a string whole if it is a token.
     """
     state = json.loads(tokenizer.to_str())
     model = state["model"]
@@ -71,6 +71,6 @@ def transformers_tokenizer(tokenizer: Tokenizer, max_length: int = 512) -> PreTr
 
 
 def words_of(texts: Iterable[str]) -> Iterator[str]:
-    """Give the words and symbols of texts, separated by blanks."""
+    """Yield the words and symbols of texts, which are separated by blanks."""
     for text in texts:
         yield from text.split()
