@@ -1,4 +1,4 @@
-"""Changes that would make a training fit, and the options by which each verb is asked for them. Imports no torch."""
+"""Changes that would make a training fit in memory, and the command-line options for them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Change:
 
 TURNED_ON = "with gradient checkpointing, which is then turned on"
 
-# Changes that are made together.
+# Changes to be made together.
 Advice = tuple[Change, ...]
-# For each key of a change, the option that asks for it. A verb cannot make changes without one.
+# The command-line option for each key of a change. A command does not support a change without an option.
 OptionNames = Mapping[str, str]
 
 FIT_OPTIONS: OptionNames = {
@@ -40,7 +40,7 @@ def recipe_options(methods: Sequence[MethodSpec], spec: RunSpec) -> OptionNames:
 
     Args:
         methods: The recipe's methods.
-        spec: The run. A model that is trained from scratch trains all weights, whatever method the recipe names.
+        spec: The run. A model trained from scratch trains all weights, whatever method the recipe names.
     """
     anew = spec.checkpoint.reinit == "all" and spec.method.name == "full"
     if anew or spec.method not in methods:
@@ -50,12 +50,12 @@ def recipe_options(methods: Sequence[MethodSpec], spec: RunSpec) -> OptionNames:
 
 
 def as_options(advice: Sequence[Advice], options: OptionNames) -> list[str]:
-    """Return each piece of advice as options, without what the verb cannot be asked for."""
+    """Return each advice as options; an advice with a change that has no option is left out."""
     possible = [changes for changes in advice if all(change.key in options for change in changes)]
     return [" ".join(options[change.key].format(change.value) for change in changes) for changes in possible]
 
 
 def suggestion(advice: Sequence[Advice], options: OptionNames) -> str:
-    """Return what follows `does not fit` in a message: options that would make it fit, or nothing."""
+    """Return the part of a message after `does not fit`: options that would make it fit, or ''."""
     found = as_options(advice, options)
     return f"; it would with {', or '.join(found)}" if found else ""

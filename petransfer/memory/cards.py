@@ -11,7 +11,8 @@ from petransfer.errors import UserError
 
 GB, GIB = 10**9, 2**30
 
-# Makers of cards call a GiB a GB. Of a card that is sold in several sizes, the smallest; "RTX 5060 Ti 16GB" says which.
+# Memory in GiB, which makers of cards call GB. For a card that is sold in several sizes this is the smallest size;
+# users can give the size, as in "RTX 5060 Ti 16GB".
 CARDS_GIB = {
     "gtx 1080 ti": 11, "rtx 2060": 6, "rtx 2070": 8, "rtx 2080": 8, "rtx 2080 ti": 11,
     "rtx 3050": 6, "rtx 3060": 12, "rtx 3060 ti": 8, "rtx 3070": 8, "rtx 3070 ti": 8, "rtx 3080": 10,
@@ -36,7 +37,7 @@ def card_bytes(text: str) -> int:
             such as `RTX 5060 Ti 16GB`.
 
     Raises:
-        UserError: It is neither, or no card has that size.
+        UserError: The text is neither a size nor a known name, or no card has that size.
     """
     given = text.strip().lower()
     size = re.fullmatch(_SIZE, given)
@@ -54,7 +55,7 @@ def card_bytes(text: str) -> int:
 
 
 def _name_of(text: str) -> str:
-    """`NVIDIA GeForce RTX3060` as `rtx 3060`."""
+    """Return the short name of a card, such as `rtx 3060` for `NVIDIA GeForce RTX3060`."""
     plain = re.sub(r"\b(nvidia|geforce|tesla|laptop|gpu|sxm\d?|pcie)\b", " ", text.replace("-", " ").replace("_", " "))
     plain = re.sub(r"\b(rtx|gtx)(\d)", r"\1 \2", plain)
     plain = re.sub(r"(\d)(ti|super)\b", r"\1 \2", plain)
@@ -73,7 +74,7 @@ def gigabytes(size: float, digits: int = 1) -> str:
 
 
 def this_card() -> int | None:
-    """Return the bytes of this machine's first NVIDIA card, None where there is none. Asks the driver, not torch."""
+    """Return the bytes of this machine's first NVIDIA card, or None if there is none. Uses the driver, not torch."""
     if not shutil.which("nvidia-smi"):
         return None
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]

@@ -1,7 +1,7 @@
-"""Make operations on the meta device keep the tensors that a real device's kernels keep.
+"""Make operations on the meta device keep the same tensors for the backward pass as the kernels of a real device.
 
-The meta device computes attention and dropout by general formulas. A card has fused kernels for both, which keep less,
-and bitsandbytes multiplies 8-bit weights on a CPU by another function than on the meta device.
+The meta device computes attention and dropout with general formulas. A card has fused kernels for both, which keep
+fewer tensors. bitsandbytes multiplies 8-bit weights on a CPU with another function than on the meta device.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch.overrides import TorchFunctionMode
 
 
 class CardKernels(TorchFunctionMode):
-    """While active, attention and dropout keep what CUDA's fused kernels keep for the backward pass."""
+    """While active, attention and dropout keep the same tensors for the backward pass as CUDA's fused kernels."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # by name: stacked training puts a function of its own in the place of torch's dropout
+        # Compare names, because stacked training replaces torch's dropout by its own function.
         replaced = _ON_A_CARD.get(getattr(func, "__name__", ""))
         return (replaced or func)(*args, **(kwargs or {}))
 
 
 def multiply_8bit_as_on_cpu(model: torch.nn.Module) -> None:
-    """Let a model's LLM.int8 layers multiply as they do on a CPU, by weights that are widened for each product."""
+    """Make a model's LLM.int8 layers multiply as on a CPU, where the weights are dequantised for each product."""
     import bitsandbytes as bnb
 
     for module in model.modules():
@@ -48,7 +48,7 @@ def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace
 
 
 class _Dropout(torch.autograd.Function):
-    """The mask takes one byte an element."""
+    """Dropout that keeps only its mask, one byte per element."""
 
     @staticmethod
     def forward(ctx: Any, input: Any) -> Any:
@@ -70,7 +70,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """Memory-efficient attention: keeps its inputs, its output and one fp32 number a row, and never the scores."""
+    """Memory-efficient attention: keeps its inputs, its output and one fp32 number per row, but not the scores."""
     result: torch.Tensor = _Attention.apply(query, key, value, attn_mask)  # type: ignore[no-untyped-call]
     return result
 

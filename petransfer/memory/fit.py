@@ -36,7 +36,7 @@ def fit(
 ) -> Fit:
     """Predict the memory of fine-tuning a checkpoint, and find the largest micro-batch that fits a card.
 
-    Nothing is downloaded for a checkpoint of the registry, and no weights are read for any.
+    Nothing is downloaded for a checkpoint of the registry. Weights are not read for any checkpoint.
 
     Args:
         checkpoint: A hub id, a folder, or an embedded checkpoint such as `nano/english`.
@@ -45,13 +45,14 @@ def fit(
         card: A card's memory as a size (`"12GB"`), a name (`"RTX 3060"`) or bytes; None predicts without a limit.
         rank: The rank, for methods that have one.
         virtual_tokens: The number of virtual tokens, for prompt and prefix tuning.
-        match_parameters: Choose the rank or the number of virtual tokens so that about so many numbers are trained.
+        match_parameters: Choose the rank or the number of virtual tokens so that about this many parameters are
+            trained.
         batch_size: Examples in an optimiser step.
         lengths: Tokens of the longest input and of the longest target.
         optimizer: `adamw`, `adamw-8bit` or `paged-adamw-8bit`.
-        stack: How many adapters are trained at once, each on a batch of its own.
-        gradient_checkpointing: Compute activations again in the backward pass. On a card it is also turned on, and
-            reported, when one example fits only so.
+        stack: Number of adapters that are trained at once, each on its own batch.
+        gradient_checkpointing: Recompute activations in the backward pass. On a card it is turned on automatically, and
+            reported, if one example does not fit without it.
         device: `cuda`, or `cpu` for training without a card.
 
     Returns:
@@ -85,7 +86,7 @@ def fit(
 
 
 def _checked_configuration(spec: CheckpointSpec, demand: Demand) -> tuple[Any, bool]:
-    """Return the checkpoint's configuration and whether its head is its own; refuse what cannot be trained."""
+    """Return the checkpoint's configuration and whether its head is untied; raise UserError if it cannot be trained."""
     from petransfer.models.architecture import configuration
     from petransfer.training.stacked.layers import refuse_layer_drop
 
@@ -109,10 +110,10 @@ def _check(
 
 
 def _method(name: str, bits: int, sizes: dict[str, int | None]) -> MethodSpec:
-    """Return the method with the sizes that it takes.
+    """Return the method with the sizes that it supports.
 
     Raises:
-        UserError: There is no such method, or it does not support these bits or a chosen size.
+        UserError: There is no such method, or it does not support these bits or a given size.
     """
     if bits not in (4, 8, 16, 32):
         raise UserError(f"--bits {bits}: take 4, 8, 16 or 32")

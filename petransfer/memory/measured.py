@@ -1,4 +1,4 @@
-"""Take three real training steps and measure the most memory that PyTorch's allocator gave out."""
+"""Run three real training steps and measure the peak of the memory that PyTorch's allocator gives out."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Measured:
 
     Attributes:
         weights: The base's weights, by dtype.
-        fixed: Weights, what the method adds, and the optimiser's state.
-        peak: All tensors at the moment when they are most.
-        loop: The peak of the faster step that the training loop takes on a CPU; None where it takes the plain one or
-            was not asked for.
-        kept: Bytes that the faster step keeps beside the model, such as wide copies of quantised weights.
+        fixed: Weights, the tensors that the method adds, and the optimiser's state.
+        peak: All tensors at the moment of their largest sum.
+        loop: The peak of the faster step that the training loop uses on a CPU; None if it was not measured or if the
+            loop uses the plain step.
+        kept: Bytes that the faster step keeps in addition to the model, such as dequantised copies of weights.
     """
 
     weights: dict[str, int]
@@ -44,12 +44,12 @@ class Measured:
 
 
 class Trial:
-    """A loaded model with a method and an optimiser, to take training steps with on made-up tokens.
+    """A loaded model with a method and an optimiser, for training steps on made-up tokens.
 
-    Memory does not depend on which tokens they are.
+    The memory does not depend on the values of the tokens.
 
     Args:
-        loaded: The model, on the demand's device, in the bits of the demand's method.
+        loaded: The model, on the demand's device and with the bits of the demand's method.
         demand: The method, the batch and the optimiser.
     """
 
@@ -61,18 +61,18 @@ class Trial:
         self.optimizer = make_optimizer(self.model, TrainSpec(STEPS, demand.batch, 1e-5, optimizer=demand.optimizer))
 
     def batch(self, count: int) -> Tensors:
-        """Return a batch of `count` examples of the longest input and target."""
+        """Return a batch of `count` examples, all with the longest input and target."""
         made = meta_batch(replace(self.demand, batch=count), self.layout)
         batch = {name: torch.full(it.shape, 1, dtype=torch.long, device=self.device) for name, it in made.items()}
-        batch["attention_mask"][0, -1] = 0  # as in any batch of several lengths
+        batch["attention_mask"][0, -1] = 0  # a batch of several lengths has padding too
         return batch
 
     def checkpoint(self) -> None:
-        """Turn gradient checkpointing on."""
+        """Turn on gradient checkpointing."""
         enable_gradient_checkpointing(self.model)
 
     def step(self, batch: Tensors, lean: CpuFastPath | None = None) -> None:
-        """Take an optimiser step. lean: the faster step of a CPU."""
+        """Take an optimiser step. lean: the faster step on a CPU; None for the plain step."""
         with lean.step() if lean else contextlib.nullcontext(token_loss) as loss:
             for _ in range(2 if self.demand.accumulates else 1):
                 torch.autograd.backward(loss(self.model, batch))
@@ -81,14 +81,14 @@ class Trial:
 
 
 def load_for(checkpoint: CheckpointSpec, demand: Demand) -> Loaded:
-    """Load a checkpoint on the device and in the bits that a demand asks for."""
+    """Load a checkpoint on the device and with the bits of a demand."""
     method = demand.method
     device = torch.device(demand.device)
     return load_checkpoint(checkpoint, weights_bits(method), device=device, keep_wide=method.keep_wide)
 
 
 def measure(checkpoint: CheckpointSpec, demand: Demand, with_loop: bool = False) -> Measured:
-    """Take three steps on made-up tokens. with_loop: also the training loop's own step, where that is another one."""
+    """Measure the memory of three steps on made-up tokens. with_loop: also measure the training loop's faster step."""
     trial = Trial(load_for(checkpoint, demand), demand)
     batch, model = trial.batch(demand.batch), trial.model
     for _ in range(STEPS - 1):
@@ -108,7 +108,7 @@ def measure(checkpoint: CheckpointSpec, demand: Demand, with_loop: bool = False)
 
 
 def peak_of(step: Callable[[], None], fixed: int, device: torch.device) -> int:
-    """Return the most bytes that are allocated at once while `step` runs. fixed: bytes that were allocated before."""
+    """Return the peak of the allocated bytes while `step` runs. fixed: bytes allocated before the step."""
     return _peak_on_card(step) if device.type == "cuda" else fixed + _peak_on_cpu(step)
 
 
@@ -145,5 +145,5 @@ def _peak_on_cpu(step: Any) -> int:
 
 
 def capability() -> tuple[int, int]:
-    """Return the compute capability of this machine's card, or that of an RTX 30 where there is none."""
+    """Return the compute capability of this machine's card, or of an RTX 30 if there is no card."""
     return torch.cuda.get_device_capability() if torch.cuda.is_available() else (8, 6)

@@ -1,4 +1,4 @@
-"""Decide whether a training fits a device, with how many examples at once, and what would make it fit."""
+"""Decide whether a training fits a device, find the largest micro-batch, and suggest changes that would make it fit."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from petransfer.memory.simulation import Demand, Memory, simulate
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import CheckpointSpec, Optimizer
 
-# What a process holds on a card outside PyTorch's allocator (the CUDA context with its kernels), and the share of the
-# allocator's memory that is lost to fragmentation. Both are assumed on the safe side, not measured.
+# Bytes of a process on a card outside PyTorch's allocator (the CUDA context with its kernels), and the share of the
+# allocator's memory that is lost to fragmentation. Both are cautious assumptions, not measurements.
 CONTEXT, FRAGMENTS = 600 * 2**20, 0.04
 
-# What a process holds on a CPU beside tensors, once torch and transformers are imported.
+# Bytes of a process on a CPU without tensors, after importing torch and transformers.
 CPU_PROCESS = 10**9
 
 
 @dataclass(frozen=True)
 class Fit:
-    """The memory that a training needs, and whether a device has it.
+    """The memory that a training needs, and whether it fits a device.
 
     Attributes:
         batch: Examples in an optimiser step.
-        demand: The forward and backward pass, with the largest number of examples that fits, or with one if none does.
+        demand: The forward and backward pass with the largest micro-batch that fits, or with one example if none fits.
         memory: Bytes of that pass, part by part.
-        card: Bytes of the device, None where none was named.
-        fits: Whether at least one example at once fits.
-        turned_on: It fits only with gradient checkpointing, which was not asked for and which training turns on.
-        advice: Changes, each of which would make it fit.
+        card: Bytes of the device, None if no device was given.
+        fits: Whether at least a micro-batch of one example fits.
+        turned_on: Whether it fits only with gradient checkpointing, which was not requested and which training turns
+            on automatically.
+        advice: Alternative changes; each of them would make it fit.
     """
 
     batch: int
@@ -46,7 +47,7 @@ class Fit:
 
     @property
     def needed(self) -> int:
-        """Bytes of the device that it takes."""
+        """Bytes of the device that the training needs."""
         return on_device(self.memory.peak, self.demand)
 
     @property
@@ -56,11 +57,11 @@ class Fit:
 
     @property
     def suggestions(self) -> list[str]:
-        """Options of `petransfer fit` under which it would fit."""
+        """Options of `petransfer fit` with which the training would fit."""
         return as_options(self.advice, FIT_OPTIONS)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything as plain values, as `petransfer fit --json` prints it."""
+        """Return all values as plain JSON values, as `petransfer fit --json` prints them."""
         return {
             "memory": asdict(self.memory) | {"peak": self.memory.peak, "on_card": self.needed},
             "card": self.card,
@@ -79,12 +80,12 @@ class Fit:
 
 
 def on_card(peak: int) -> int:
-    """Return the bytes of a card that so many bytes of tensors take."""
+    """Return the bytes of a card needed for `peak` bytes of tensors."""
     return int(peak / (1 - FRAGMENTS)) + CONTEXT
 
 
 def on_device(peak: int, demand: Demand) -> int:
-    """Return the bytes of the demand's device that so many bytes of tensors take."""
+    """Return the bytes of the demand's device needed for `peak` bytes of tensors."""
     return on_card(peak) if demand.device == "cuda" else peak + CPU_PROCESS
 
 
@@ -96,18 +97,18 @@ def plan(
     card: int | None,
     new_tokens: tuple[int, ...] = (),
 ) -> Fit:
-    """Predict what a training needs, and find the largest micro-batch that fits.
+    """Predict the memory of a training, and find the largest micro-batch that fits.
 
     Args:
         config: The checkpoint's configuration.
         checkpoint: The checkpoint.
-        demand: The training; its batch is that of an optimiser step, and the largest micro-batch tried.
-        own_head: The output head is not tied to the embeddings.
-        card: Bytes of the device; None finds no micro-batch.
-        new_tokens: The tokens whose embeddings `embeddings: new` trains.
+        demand: The training; its batch is the batch of an optimiser step, which is also the largest micro-batch tried.
+        own_head: Whether the output head has its own weights, not tied to the embeddings.
+        card: Bytes of the device; None to predict without searching for a micro-batch.
+        new_tokens: The tokens whose embeddings are trained with `embeddings: new`.
 
     Raises:
-        UserError: The architecture cannot be trained so.
+        UserError: The architecture cannot be trained with these settings.
     """
 
     @functools.cache
@@ -131,21 +132,21 @@ def plan(
 
 
 def _fits(of: Callable[[Demand], Memory], demand: Demand, card: int) -> bool:
-    """Return whether a demand fits as it is, or with the gradient checkpointing that training turns on."""
+    """Return whether a demand fits as given, or with the gradient checkpointing that training turns on."""
     try:
         if on_device(of(demand).peak, demand) <= card:
             return True
         again = _with_checkpointing(of, demand)
-    except UserError:  # it cannot be trained so
+    except UserError:  # not trainable with these settings
         return False
     return again is not None and on_card(again[1].peak) <= card
 
 
 def needs_checkpointing(config: Any, checkpoint: CheckpointSpec, demand: Demand, own_head: bool, card: int) -> bool:
-    """Return whether one example fits a card at most with gradient checkpointing, and the architecture supports it.
+    """Return whether one example does not fit a card without gradient checkpointing and the architecture supports it.
 
     Raises:
-        UserError: The architecture cannot be trained so.
+        UserError: The architecture cannot be trained with these settings.
     """
 
     def of(changed: Demand) -> Memory:
@@ -156,21 +157,21 @@ def needs_checkpointing(config: Any, checkpoint: CheckpointSpec, demand: Demand,
 
 
 def _with_checkpointing(of: Callable[[Demand], Memory], demand: Demand) -> tuple[Demand, Memory] | None:
-    """Return the demand with gradient checkpointing, which training turns on by itself on a card; None if it cannot."""
+    """Return the demand with gradient checkpointing and its memory, or None if training cannot turn it on."""
     if demand.checkpointing or demand.device == "cpu" or demand.members > 1:
         return None
     again = replace(demand, checkpointing=True)
     try:
         return again, of(again)
-    except UserError:  # neither prefix tuning nor every architecture can
+    except UserError:  # prefix tuning and some architectures do not support it
         return None
 
 
 def largest_stack(config: Any, checkpoint: CheckpointSpec, demand: Demand, own_head: bool, card: int, most: int) -> int:
-    """Return how many runs fit a card as one stack, each with its whole batch; 1 where not even two do.
+    """Return the number of runs that fit a card as one stack, each with its whole batch; 1 if two do not fit.
 
     Raises:
-        UserError: The architecture cannot be trained so.
+        UserError: The architecture cannot be trained with these settings.
     """
 
     def peak(members: int) -> int:
@@ -188,9 +189,9 @@ def largest_stack(config: Any, checkpoint: CheckpointSpec, demand: Demand, own_h
 
 
 def _largest(of: Callable[[Demand], Memory], demand: Demand, memory: Memory, card: int) -> int:
-    """Return the largest micro-batch below the whole batch that fits; 0 when not even one example does.
+    """Return the largest micro-batch below the whole batch that fits; 0 if even one example does not fit.
 
-    Memory rises almost evenly with the micro-batch, so a guess from two points is corrected from there.
+    Memory is almost linear in the micro-batch, so the search starts from a guess by two points.
     """
     if demand.batch == 1:
         return 0
@@ -216,13 +217,16 @@ def _largest(of: Callable[[Demand], Memory], demand: Demand, memory: Memory, car
 
 
 def _advice(fits: Callable[[Demand], bool], demand: Demand) -> list[Advice]:
-    """Return changes under which one example fits: single ones, else all together. demand: of one example."""
+    """Return changes with which one example fits: single changes, or all of them together if no single one is enough.
+
+    demand: the demand for one example.
+    """
     changes = _changes(fits, demand)
     found = [advice for advice in changes if fits(_changed(demand, advice))]
     if found:
         enough = [advice for advice in found if not any(set(other) < set(advice) for other in found)]
         return [advice for advice in enough if advice != PAGED or EIGHT_BIT not in enough]
-    last = {change.key: change for advice in changes for change in advice}  # of each key the one that needs least
+    last = {change.key: change for advice in changes for change in advice}  # the last change per key needs least
     together = tuple(last.values())
     return [together] if together and fits(_changed(demand, together)) else []
 
@@ -239,7 +243,7 @@ def _changes(fits: Callable[[Demand], bool], demand: Demand) -> list[Advice]:
         while fewer > 1 and not fits(replace(demand, members=fewer)):
             fewer //= 2
         found.append((Change("stack", fewer),))
-    elif not demand.checkpointing and demand.device == "cpu":  # on a card it was tried before
+    elif not demand.checkpointing and demand.device == "cpu":  # on a card it was already tried
         found.append((Change("checkpointing"),))
     optimizers: tuple[Optimizer, ...] = ("adamw", "adamw-8bit", "paged-adamw-8bit")
     found += [(Change("optimizer", name),) for name in optimizers[optimizers.index(demand.optimizer) + 1 :]]

@@ -1,7 +1,7 @@
-"""Predict the memory of a training step by running it on the meta device, where tensors have shapes and no numbers.
+"""Predict the memory of a training step by running it on the meta device, where tensors have a shape but no values.
 
-Model, method and loss are the real ones. Every tensor that PyTorch would allocate is counted after each operation, so
-the prediction works for every architecture that loads and needs no weights.
+Model, method and loss are the real ones. Every tensor that PyTorch would allocate is counted after each operation. The
+prediction needs no weights and works for every architecture that can be loaded.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ from petransfer.training.state import trained_tensors
 Device = Literal["cuda", "cpu"]
 
 
-# cuBLAS takes a workspace from PyTorch's allocator for each thread that multiplies: of the forward and of the backward
-# pass. Its size follows the card's compute capability (aten/src/ATen/cuda/CublasHandlePool.cpp).
+# cuBLAS allocates a workspace from PyTorch's allocator for each thread that multiplies: one thread for the forward pass
+# and one for the backward pass. Its size depends on the compute capability (aten/src/ATen/cuda/CublasHandlePool.cpp).
 CUBLAS_THREADS = 2
 CUBLAS_BYTES, CUBLAS_BYTES_HOPPER = 8_519_680, 32 * 2**20
 
 
 @dataclass(frozen=True)
 class Demand:
-    """The training step whose memory is asked for.
+    """The training step whose memory is to be predicted.
 
     Attributes:
         method: The training method with its bits.
         batch: Examples in a forward and backward pass.
         input_length: Tokens of the longest input.
         target_length: Tokens of the longest target.
-        device: Where it is trained.
-        optimizer: Which AdamW.
-        checkpointing: Activations are computed again in the backward pass.
-        accumulates: Gradients of passes before it are held, as when a batch is cut into micro-batches.
-        members: Adapters that are trained as one stack, each on a batch of its own.
-        capability: The card's compute capability, such as (8, 6); it decides cuBLAS's workspace.
+        device: The device of the training.
+        optimizer: The variant of AdamW.
+        checkpointing: Gradient checkpointing: activations are recomputed in the backward pass.
+        accumulates: Gradients of earlier passes are held, because the batch is cut into micro-batches.
+        members: Number of adapters that are trained as one stack, each on its own batch.
+        capability: The card's compute capability, such as (8, 6); it determines cuBLAS's workspace.
     """
 
     method: MethodSpec
@@ -79,17 +79,17 @@ class Demand:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a training step at the moment when their sum is largest.
+    """Bytes of a training step at the moment of their largest sum.
 
     Attributes:
         weights: The base's weights by dtype, as the loader holds them.
-        trained: What the method adds to the model.
+        trained: Tensors that the method adds to the model.
         gradients: Gradients of the trained tensors.
         optimizer: The optimiser's state.
-        activations: What the forward pass keeps for the backward pass.
+        activations: Tensors that the forward pass keeps for the backward pass.
         logits: All tensors as wide as the vocabulary.
         workspace: Everything else, such as cuBLAS's workspaces and tensors of the backward pass.
-        trained_parameters: How many numbers are trained. This one is a count, not bytes.
+        trained_parameters: The number of trained parameters (a count, not bytes).
     """
 
     weights: dict[str, int]
@@ -103,7 +103,7 @@ class Memory:
 
     @property
     def fixed(self) -> int:
-        """Bytes that do not depend on the batch: weights, what the method adds, and the optimiser's state."""
+        """Bytes that do not depend on the batch: weights, tensors of the method, and the optimiser's state."""
         return sum(self.weights.values()) + self.trained + self.optimizer
 
     @property
@@ -115,18 +115,18 @@ class Memory:
 def simulate(config: Any, name: str, demand: Demand, own_head: bool, new_tokens: tuple[int, ...] = ()) -> Memory:
     """Predict the memory of a training step.
 
-    Full fine-tuning at 16 bits is predicted as at 32 bits: its weights are fp32, and its activations are counted as if
-    they were too.
+    Full fine-tuning at 16 bits is predicted like 32 bits: its weights are in fp32, and its activations are counted as
+    fp32 too.
 
     Args:
         config: The checkpoint's configuration.
         name: The checkpoint's name, for messages.
         demand: The training step.
-        own_head: The output head is not tied to the embeddings.
-        new_tokens: The tokens whose embeddings `embeddings: new` trains.
+        own_head: Whether the output head has its own weights, not tied to the embeddings.
+        new_tokens: The tokens whose embeddings are trained with `embeddings: new`.
 
     Raises:
-        UserError: The architecture cannot generate text or cannot be trained so.
+        UserError: The architecture cannot generate text or cannot be trained with these settings.
     """
     loaded = meta_model(config, name, demand.method, own_head, new_tokens)
     if demand.device == "cpu" and weights_bits(demand.method) == 8:
@@ -163,7 +163,7 @@ def simulate(config: Any, name: str, demand: Demand, own_head: bool, new_tokens:
 
 
 def _count_gradients(tracker: Tracker, trained: Sequence[torch.nn.Parameter], accumulates: bool) -> None:
-    """Count the gradients that are there already, and those that the backward pass leaves, as gradients."""
+    """Count the gradients of earlier passes (if `accumulates`) and of this pass under the tag `gradients`."""
     for value in trained:
         if accumulates:
             value.grad = torch.empty_like(value, device="meta")
@@ -173,7 +173,7 @@ def _count_gradients(tracker: Tracker, trained: Sequence[torch.nn.Parameter], ac
 
 
 def _with_method(loaded: Loaded, demand: Demand) -> list[torch.nn.Module]:
-    """Return the model with the method applied, once for each member of a stack."""
+    """Return one model with the method applied for each member of a stack."""
     bases = [loaded.model] if demand.members == 1 else [share(loaded.model) for _ in range(demand.members)]
     with torch.device("meta"):
         models = [apply_method(replace(loaded, model=base), demand.method, 0) for base in bases]
@@ -185,7 +185,10 @@ def _with_method(loaded: Loaded, demand: Demand) -> list[torch.nn.Module]:
 
 
 def _recomputed_on(device: Device) -> dict[str, Any]:
-    """Return checkpoint's option for recomputing on a card: the backward pass itself suspends torch function modes."""
+    """Return the option of `torch.utils.checkpoint` that activates `CardKernels` while activations are recomputed.
+
+    It is needed because the backward pass suspends torch function modes.
+    """
     return {"context_fn": lambda: (contextlib.nullcontext(), CardKernels())} if device == "cuda" else {}
 
 
@@ -215,7 +218,7 @@ def _run_pass(
 
 @dataclass
 class _Phase:
-    """Decides what a new tensor counts as. vocabulary: the width of logits. backward: the backward pass has begun."""
+    """Chooses the tag of a new tensor. vocabulary: the width of logits. backward: the backward pass has begun."""
 
     vocabulary: int
     backward: bool = False
@@ -228,7 +231,7 @@ class _Phase:
 
 
 def meta_model(config: Any, name: str, method: MethodSpec, own_head: bool, new_tokens: tuple[int, ...] = ()) -> Loaded:
-    """Return the model as `load_checkpoint` would make it, on the meta device and without its tokenizer."""
+    """Return the same model as `load_checkpoint`, but on the meta device and without a tokenizer."""
     auto = supported_class(config, name)
     bits = weights_bits(method)
     with torch.device("meta"):
@@ -248,7 +251,7 @@ def _quantize(model: PreTrainedModel, bits: Bits, keep_wide: Sequence[str]) -> N
     replace_with_bnb_linear(model, [*get_keys_to_not_convert(model), *keep_wide], quantization_config(bits))
     import bitsandbytes as bnb
 
-    # bitsandbytes keeps its first map for all later calls, which must not be one without numbers
+    # bitsandbytes caches its first map for all later calls, so the map must not be made on the meta device.
     bnb.functional.name2qmap.setdefault("dynamic", bnb.functional.create_dynamic_map())
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt):
@@ -257,15 +260,15 @@ def _quantize(model: PreTrainedModel, bits: Bits, keep_wide: Sequence[str]) -> N
             module.weight = kind(wide, requires_grad=False, **module.weight.__dict__)._quantize("meta")
             if module.bias is not None:
                 module.bias = torch.nn.Parameter(module.bias.to(torch.bfloat16), requires_grad=False)
-            if bits == 8:  # whether activations have outliers depends on their values
+            if bits == 8:  # finding outliers needs the values of the activations
                 module.state.threshold = 0.0
 
 
 def _held_moments(trained: Sequence[torch.Tensor], demand: Demand) -> list[torch.Tensor]:
-    """Return the optimiser's state that the device holds at once.
+    """Return the part of the optimiser's state that is on the device at the same time.
 
-    bitsandbytes pages the moments of tensors with 100,000 numbers or more. The driver then keeps on the card only the
-    pages of the tensor that is being updated.
+    bitsandbytes pages the moments of tensors with 100,000 numbers or more. For these the driver keeps only the pages of
+    the tensor that is being updated on the card.
     """
     found = [_moments(value, demand.optimizer) for value in trained]
     if demand.optimizer == "paged-adamw-8bit" and demand.device == "cuda":
@@ -277,8 +280,8 @@ def _held_moments(trained: Sequence[torch.Tensor], demand: Demand) -> list[torch
 
 
 def _moments(value: torch.Tensor, optimizer: Optimizer) -> list[torch.Tensor]:
-    """Return AdamW's two moments of a tensor: in its own dtype, or in 8 bits with a scale for every 256 numbers."""
-    if optimizer == "adamw" or value.numel() < 4096:  # bitsandbytes keeps small tensors wide
+    """Return AdamW's two moments of a tensor: in the tensor's dtype, or in 8 bits with one scale per 256 numbers."""
+    if optimizer == "adamw" or value.numel() < 4096:  # bitsandbytes does not quantize the moments of small tensors
         return [torch.empty_like(value, device="meta") for _ in range(2)]
     codes = [torch.empty(value.shape, dtype=torch.uint8, device="meta") for _ in range(2)]
     scales = [torch.empty(math.ceil(value.numel() / 256), device="meta") for _ in range(2)]
@@ -288,8 +291,8 @@ def _moments(value: torch.Tensor, optimizer: Optimizer) -> list[torch.Tensor]:
 def _update_workspace(trained: Sequence[torch.Tensor], demand: Demand) -> int:
     """Return the bytes that the optimiser needs while it updates its largest tensor.
 
-    AdamW is fused and needs none. In 8 bits it is one kernel on a GPU. On a CPU bitsandbytes makes the moments, the
-    gradient, the weight and the update in fp32: five tensors, measured.
+    Plain AdamW is fused and needs no extra bytes. 8-bit AdamW is one kernel on a GPU. On a CPU bitsandbytes makes fp32
+    copies of the two moments, the gradient, the weight and the update: five tensors, measured.
     """
     if demand.optimizer == "adamw" or demand.device == "cuda":
         return 0
@@ -297,7 +300,7 @@ def _update_workspace(trained: Sequence[torch.Tensor], demand: Demand) -> int:
 
 
 def meta_batch(demand: Demand, layout: Layout) -> Tensors:
-    """Return a micro-batch of the longest examples, shaped as `collate` makes it, on the meta device."""
+    """Return a micro-batch of the longest examples on the meta device, in the shape of the result of `collate`."""
     if layout.encoder_decoder:
         source = torch.ones(demand.batch, demand.input_length, dtype=torch.long, device="meta")
         target = torch.ones(demand.batch, demand.target_length, dtype=torch.long, device="meta")

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from petransfer.memory.planner import Fit
     from petransfer.memory.simulation import Demand
 
-# Characters of a token in SCAN's and COGS's targets; in prose a token of T5's has about 4.
+# Characters per token in the targets of SCAN and COGS. In prose a T5 token has about 4 characters.
 CHARACTERS_PER_TOKEN = 1.6
 
-# By the planner, MOST_STACKED stacked runs of the embedded family on SCAN, COGS or SLOG take 3 to 5 GB in batches of up
-# to 32. On a card of ROOMY bytes or more it is not asked, which saves importing torch.
+# The planner predicts 3 to 5 GB for MOST_STACKED stacked runs of the embedded family on SCAN, COGS or SLOG with batches
+# of up to 32. On a card with ROOMY bytes or more the planner is not called for these, which saves importing torch.
 ROOMY, USUAL_BATCH, USUAL_CHARACTERS = 8 * GB, 32, 4000
 
 _DRAWN = {"none": "", "embeddings": " (new embeddings)", "body": " (random body)", "all": " (from scratch)"}
@@ -32,13 +32,13 @@ _DRAWN = {"none": "", "embeddings": " (new embeddings)", "body": " (random body)
 
 @dataclass(frozen=True)
 class PredictedRun:
-    """The predicted memory of a training that occurs in a grid, for all its seeds, alone or in a stack.
+    """The predicted memory of one training of a grid, common to all its seeds, alone or in a stack.
 
     Attributes:
-        name: Checkpoint, method and bits, for people.
+        name: Checkpoint, method and bits as text.
         spec: One of its runs.
-        fit: The prediction, None where none could be made.
-        problem: Why none could be made.
+        fit: The prediction, None if it failed.
+        problem: The reason why the prediction failed, or ''.
     """
 
     name: str
@@ -47,7 +47,7 @@ class PredictedRun:
     problem: str = ""
 
     def line(self, options: OptionNames) -> str:
-        """Return the prediction in one line. options: how the verb that was called names its options."""
+        """Return the prediction in one line. options: the option names of the command that was called."""
         if self.fit is None:
             return f"{self.name}: {self.problem}"
         size = gigabytes(self.fit.needed)
@@ -72,14 +72,15 @@ def predict_memory(
 ) -> list[PredictedRun]:
     """Predict the memory of each checkpoint, method and batch of a grid.
 
-    A usual run of an embedded checkpoint is left out: it fits everywhere. torch is imported only for what is left.
+    Usual runs of embedded checkpoints are left out, because they fit everywhere. torch is imported only if other runs
+    remain.
 
     Args:
         specs: The runs.
         limit: Bytes of the card, or of the machine's memory on a CPU.
-        checkpointing: Activations are computed again in the backward pass.
-        stacked: How many runs the stack of a run has, by run id, for runs that are trained in one.
-        device: Where the runs are trained.
+        checkpointing: Gradient checkpointing: activations are recomputed in the backward pass.
+        stacked: By run id, the number of runs in the run's stack; runs that are not stacked can be left out.
+        device: The device of the training.
     """
     found: dict[tuple[object, ...], PredictedRun] = {}
     for spec in specs:
@@ -110,14 +111,14 @@ def _predicted(
 
 
 def refuse_too_large_for_cpu(specs: Sequence[RunSpec], options: Callable[[RunSpec], OptionNames]) -> None:
-    """Refuse runs of which not even one example at once fits this machine's memory.
+    """Raise UserError for a run that does not fit this machine's memory even with a micro-batch of one example.
 
     Args:
         specs: The runs that are to be trained on the CPU.
-        options: Returns how the verb that was called names its options for a run.
+        options: Returns the option names of the command that was called, for a run.
 
     Raises:
-        UserError: One does not fit.
+        UserError: A run does not fit.
     """
     for found in predict_memory(specs, host_bytes(), device="cpu"):
         if found.fit is not None and not found.fit.fits:
@@ -125,7 +126,7 @@ def refuse_too_large_for_cpu(specs: Sequence[RunSpec], options: Callable[[RunSpe
 
 
 def _architecture(spec: RunSpec) -> tuple[Any, bool]:
-    """Return the configuration of a run's checkpoint, and whether its output head is its own.
+    """Return the configuration of a run's checkpoint, and whether its output head is not tied to the embeddings.
 
     Raises:
         UserError: The configuration cannot be found.
@@ -138,7 +139,7 @@ def _architecture(spec: RunSpec) -> tuple[Any, bool]:
 
 
 def needs_checkpointing(spec: RunSpec, card: int) -> bool:
-    """Return whether a run by itself fits a card only with gradient checkpointing, if at all."""
+    """Return whether a run that is not stacked needs gradient checkpointing on a card, and supports it."""
     from petransfer.memory import planner
 
     if _surely_fits(spec, card, 1):
@@ -151,7 +152,7 @@ def needs_checkpointing(spec: RunSpec, card: int) -> bool:
 
 
 def _surely_fits(spec: RunSpec, card: int, members: int) -> bool:
-    """Return whether the planner, which imports torch, need not be asked."""
+    """Return whether a run is known to fit without the planner, which imports torch."""
     if not is_embedded(spec.checkpoint.name) or sum(_longest(spec)) > USUAL_CHARACTERS:
         return False
     return members == 1 or (card >= ROOMY and members <= MOST_STACKED and spec.train.batch_size <= USUAL_BATCH)
@@ -163,9 +164,9 @@ def _longest(spec: RunSpec) -> tuple[int, int]:
 
 
 def host_memory(spec: RunSpec, checkpointing: bool = False) -> int:
-    """Return the bytes of tensors of a run on a CPU, or twice its weights if that is more, which reading them takes.
+    """Return the bytes that a run needs on a CPU: its tensors, but at least twice its weights, needed to read them.
 
-    0 where nothing can be predicted, and for embedded checkpoints, which are small.
+    Returns 0 if no prediction is possible, and for embedded checkpoints, which are small.
     """
     from petransfer.memory.planner import plan
     from petransfer.training.out_of_memory import PACKED_EXAMPLES
@@ -183,7 +184,7 @@ def host_memory(spec: RunSpec, checkpointing: bool = False) -> int:
 
 
 def largest_stacks(specs: Sequence[RunSpec], card: int) -> dict[str, int]:
-    """Return for each run id how many such runs fit a card as one stack; 1 where nothing can be predicted."""
+    """Return by run id the number of such runs that fit a card as one stack; 1 if no prediction is possible."""
     counts: dict[RunSpec, list[RunSpec]] = {}
     found: dict[str, int] = {}
     for spec in specs:
@@ -221,14 +222,14 @@ def method_title(method: MethodSpec) -> str:
 
 
 def check_matched_sizes(specs: Sequence[RunSpec], data_dir: Path | None = None) -> None:
-    """Check that every checkpoint can meet its method's `match_parameters`.
+    """Check that every checkpoint can reach the `match_parameters` of its method.
 
     Raises:
-        UserError: One cannot.
+        UserError: A checkpoint cannot reach it.
     """
     wanted: dict[tuple[object, ...], RunSpec] = {}
     for spec in specs:
-        if spec.method.match_parameters:  # which rows of the embeddings are trained follows from the task
+        if spec.method.match_parameters:  # the task determines the trained rows of the embeddings
             task = spec.task if spec.method.embeddings == "new" else None
             wanted.setdefault((spec.checkpoint, spec.method, task), spec)
     if not wanted:
@@ -245,9 +246,10 @@ def check_matched_sizes(specs: Sequence[RunSpec], data_dir: Path | None = None) 
 
 
 def trained_new_tokens(spec: RunSpec, config: Any, data_dir: Path | None = None) -> tuple[int, ...]:
-    """Return the tokens whose embeddings a run trains under `embeddings: new`.
+    """Return the tokens whose embeddings a run trains with `embeddings: new`.
 
-    Those are the tokens that pretraining never saw and that occur in the run's training data. config: the checkpoint's.
+    These are the tokens that do not occur in the pretraining text but occur in the run's training data. config: the
+    configuration of the checkpoint.
     """
     from petransfer.data.encoded_examples import encode_part
     from petransfer.models.checkpoint_files import new_tokens
@@ -266,7 +268,7 @@ def trained_new_tokens(spec: RunSpec, config: Any, data_dir: Path | None = None)
 
 
 def demand_of(spec: RunSpec, checkpointing: bool, device: Literal["cuda", "cpu"] = "cuda") -> Demand:
-    """Return the training step of a run that needs most memory: a batch of its longest inputs and targets."""
+    """Return the training step of a run that needs the most memory: a batch of its longest inputs and targets."""
     from petransfer.memory.simulation import Demand
 
     source, target = (int(count / CHARACTERS_PER_TOKEN) + 2 for count in _longest(spec))

@@ -1,4 +1,4 @@
-"""Count the bytes of live tensors while code runs on the meta device, where nothing is computed or stored."""
+"""Count the bytes of live tensors while code runs on the meta device, which computes and stores no values."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# CUDA's caching allocator hands out multiples of 512 (c10/cuda/CUDACachingAllocator), the CPU's of 64.
+# Sizes are multiples of 512 bytes in CUDA's caching allocator (c10/cuda/CUDACachingAllocator), of 64 on a CPU.
 BLOCK = {"cuda": 512, "cpu": 64}
 
 
 class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts every storage that an operation makes, under a tag, until nothing refers to it.
+    """Counts the storage of every new tensor under a tag until it is freed.
 
-    Reading a value (is any token padding?) gives False, because meta tensors have none.
+    Reading a value, for example to find padding, gives False, because meta tensors have no values.
 
     Args:
-        device: The device that is simulated; it decides how sizes are rounded up.
+        device: The simulated device; it determines how sizes are rounded up.
         tag: Returns the tag of a new tensor.
 
     Attributes:
@@ -85,7 +85,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _inner_bytes(func: Any, args: Any) -> int:
-    """Return the bytes that a bitsandbytes operation needs inside: the layer's weight in the dtype it computes in."""
+    """Return the temporary bytes of a bitsandbytes operation: the layer's weight in the dtype of the computation."""
     if "bitsandbytes.gemm_4bit" in str(func):
         return int(math.prod(args[2]) * args[0].element_size())
     return 0
