@@ -28,7 +28,7 @@ JUDGED_VERSION = 8
 
 @dataclass
 class Collected:
-    """The data to estimate the recipe's effects from, by kind, and a sentence for each effect without data."""
+    """The data to estimate the recipe's effects from, by kind, and a sentence for each effect that lacks data."""
 
     items: list[tuple[Kind, Any]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)

@@ -236,7 +236,7 @@ PAGED: Advice = (Change("optimizer", "paged-adamw-8bit"),)
 
 
 def _changes(fits: Callable[[Demand], bool], demand: Demand) -> list[Advice]:
-    """Return the changes that could help, those first that cost a user least."""
+    """Return the changes that could reduce the memory, with the least costly changes for the user first."""
     found: list[Advice] = []
     fewer = demand.members // 2
     if fewer:

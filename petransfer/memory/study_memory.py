@@ -248,7 +248,7 @@ def check_matched_sizes(specs: Sequence[RunSpec], data_dir: Path | None = None) 
 def trained_new_tokens(spec: RunSpec, config: Any, data_dir: Path | None = None) -> tuple[int, ...]:
     """Return the tokens whose embeddings a run trains with `embeddings: new`.
 
-    These are the tokens that do not occur in the pretraining text but occur in the run's training data. config: the
+    These are the tokens that occur in the run's training data but were not trained in pretraining. config: the
     configuration of the checkpoint.
     """
     from petransfer.data.encoded_examples import encode_part

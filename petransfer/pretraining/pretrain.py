@@ -195,7 +195,7 @@ def _loss_over(seen: torch.Tensor) -> Callable[[torch.nn.Module, Tensors], torch
 
 
 def without_unseen(labels: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """Return the labels with unseen tokens set to `IGNORED`. Held-out text has a few tokens that training does not."""
+    """Return the labels with unseen tokens set to `IGNORED`. Held-out text contains a few unseen tokens."""
     return labels.masked_fill(~seen[labels.clamp(min=0)], IGNORED)
 
 

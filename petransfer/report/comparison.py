@@ -58,8 +58,8 @@ def compare(first: Runs, second: Runs, names: tuple[str, str]) -> Comparison:
     """Compare all cells with finished runs in both studies and all effects that both can estimate: B minus A.
 
     Cells are matched by arm, split and method. If an arm has one method in each study and the methods differ, its cells
-    are matched by arm and split. Such cells are paired by seed if both have the same checkpoint and the other study has
-    all seeds of one study.
+    are matched by arm and split. Such cells are paired by seed if both have the same checkpoint and one study has all
+    seeds of the other.
 
     Raises:
         UserError: the studies have no cell in common, or were tested on other examples.

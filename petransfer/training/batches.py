@@ -29,7 +29,7 @@ class BatchSource(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """One process's examples of one optimiser step.
+    """The examples of one process for one optimiser step.
 
     target_tokens: number of target tokens of the whole batch over all processes; the loss is divided by it.
     """

@@ -44,7 +44,7 @@ class StoppingState:
 
 
 class EarlyStopper:
-    """Decides after each evaluation on the dev set whether the weights are the best so far and whether training ends.
+    """Decides after each evaluation on the dev set whether the weights are the best so far and whether training stops.
 
     The decisions depend only on the scores, so a resumed run makes the same decisions as an uninterrupted run. The
     exception is `max_minutes`, which depends on the machine's speed.
@@ -58,7 +58,7 @@ class EarlyStopper:
 
         Args:
             step: optimiser steps taken.
-            scores: `dev_em` in per cent and `dev_loss` in nats per target token.
+            scores: `dev_em` in percent and `dev_loss` in nats per target token.
         """
         state = self.state
         exact_match, loss = scores[EXACT_MATCH], scores[LOSS]

@@ -142,7 +142,7 @@ class Loop:
 
         Raises:
             Interrupted: `should_stop` returned True; the state is saved.
-            RunError: a loss or gradient is not finite, a self-check failed, or one example alone is out of memory.
+            RunError: a loss or gradient is not finite, a self-check failed, or one example does not fit in memory.
         """
         with contextlib.closing(self.feed):
             self._train()

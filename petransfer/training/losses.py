@@ -81,7 +81,7 @@ def chunked_head(model: Any, positions: int) -> Head | None:
 
 
 def known_head(model: Any) -> Head | None:
-    """Return the output head of a model, or None if the architecture is not a known one."""
+    """Return the output head of a model, or None if its architecture is unknown."""
     while hasattr(model, "module"):  # DistributedDataParallel and similar wrappers
         model = model.module
     base = model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -1,4 +1,4 @@
-"""Share the training steps of a run: one process, processes with all tensors each, or sharded tensors."""
+"""Share the training steps of a run among its processes: one process, replicated tensors, or sharded tensors."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class _MemberOutput:
 def join(micros: Sequence[Tensors], layout: Layout) -> tuple[Tensors, list[Mapping[int, int]]]:
     """Return the rows of all members, one member after the other, and each member's own widths by padded width.
 
-    Inputs and targets never get the same padded width, so that the width of a tensor identifies it as one or the other.
+    Inputs and targets never get the same padded width, so that a tensor's width shows to which of them it belongs.
     """
     fillers = {"attention_mask": 0, "labels": IGNORED}
     most = {name: max(micro[name].shape[1] for micro in micros) for name in micros[0]}
