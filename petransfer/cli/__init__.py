@@ -9,17 +9,17 @@ import sys
 
 import typer
 
-import petransfer.models.library_output  # noqa: F401 - before a library says what a user can do nothing about
+import petransfer.models.library_output  # noqa: F401 - silence the libraries before they are imported
 from petransfer import __version__
 from petransfer.cli.lazy_verbs import Verbs
 from petransfer.cli.log_output import show_log
 from petransfer.errors import RunError, UserError
 from petransfer.study.launched_processes import this_place
 
-# What a folder that is read-only, full or not a folder raises: nothing that a traceback would explain.
+# Errors of read-only, full or wrong folders, which a traceback would not explain.
 _CANNOT_WRITE = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 
-# The verbs whose work the processes of one launch share; any other is the first one's alone.
+# The verbs whose work is shared by the processes of one launch; only the first process runs any other verb.
 SHARED = ("run", "sweep", "train")
 
 app = typer.Typer(
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def _print_on_any_terminal() -> None:
-    """Let terminals whose encoding lacks a character print `-` for a minus sign and `?` for others."""
+    """Print `-` for a minus sign and `?` for other characters that the terminal's encoding lacks."""
 
     def plain(error: UnicodeError) -> tuple[str, int]:
         if not isinstance(error, UnicodeEncodeError):
@@ -71,14 +71,14 @@ def call(application: typer.Typer, arguments: list[str]) -> None:
     """Run a Typer application and turn its errors into one line and an exit code.
 
     The exit code is 2 for a user's mistake, 1 for a failed run, 130 after Ctrl-C. `--debug`, `--verbose` and `--quiet`
-    may stand anywhere among the arguments.
+    are accepted at any position among the arguments.
     """
     debug = "--debug" in arguments
     _print_on_any_terminal()
     leads = this_place().leads
     show_log(verbose="--verbose" in arguments, quiet=not leads or "--quiet" in arguments)
     if not leads:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lasts
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - stays open until the process ends
     try:
         application([argument for argument in arguments if argument not in ("--debug", "--verbose", "--quiet")])
     except (UserError, RunError) as error:
@@ -87,7 +87,7 @@ def call(application: typer.Typer, arguments: list[str]) -> None:
 
             traceback.print_exc()
         if leads:
-            from petransfer.report.tables import visible  # only here: start-up time
+            from petransfer.report.tables import visible  # imported here to keep start-up fast
 
             print(f"error: {visible(str(error))}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)

@@ -166,7 +166,7 @@ def verify(
 ) -> None:
     """Check files, base, tokenizer and bits against the provenance, and evaluate again to check the claimed scores."""
     found = []
-    with opened(source) as bundle:  # a wrong place is reported before torch is loaded
+    with opened(source) as bundle:  # report a wrong path before torch is loaded
         from petransfer.models.library_output import silence_libraries
         from petransfer.sharing.base import Where
         from petransfer.sharing.verify import verify as check
@@ -200,7 +200,7 @@ def merge(
     as_json: Json = False,
 ) -> None:
     """Merge an adapter into its base at 16 bits (32 if it was trained at 32), and measure what changed."""
-    with opened(source) as bundle:  # a wrong place is reported before torch is loaded
+    with opened(source) as bundle:  # report a wrong path before torch is loaded
         from petransfer.models.library_output import silence_libraries
         from petransfer.sharing.base import Where
         from petransfer.sharing.merge import merge as write

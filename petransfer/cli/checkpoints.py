@@ -1,4 +1,4 @@
-"""`petransfer checkpoints`: list the families of checkpoints, show one, or copy an embedded checkpoint."""
+"""`petransfer checkpoints`: list the families of checkpoints, show a family, or copy an embedded checkpoint."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ _FORMS = {"parameters": "{:,}", "tokens_seen": "{:,}", "validation_loss": "{:.3f
 
 
 def _rows(family: Family) -> list[dict[str, str | int | float | None]]:
-    """Return one row per pretrained arm, then one per control arm with the checkpoint that it is made from."""
+    """Return one row per pretrained arm, then one per control arm with the checkpoint that it is derived from."""
     cards, entries = embedded_arms(), registry().families[family.name].arms
     rows: list[dict[str, str | int | float | None]] = []
     for arm in family.arm_names:

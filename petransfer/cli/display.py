@@ -15,12 +15,12 @@ from rich.text import Text
 
 from petransfer.cli.options import count
 
-# Seconds between two lines about a running run, where the output is not a terminal.
+# Seconds between two lines about a running run, if the output is not a terminal.
 LINE_EVERY = 30.0
 
 
 class ShownRow(Protocol):
-    """A run as it stands."""
+    """The status and progress of a run."""
 
     @property
     def status(self) -> str: ...
@@ -36,13 +36,13 @@ class ShownRow(Protocol):
 
 @dataclass(frozen=True)
 class View:
-    """What is shown of some runs.
+    """How to display the runs of a study.
 
     Attributes:
         title: The name of the study.
-        read: Reads the rows as they stand.
-        line: Describes a row in one line, for an output that is not a terminal.
-        label: Names the parts of a run, such as its arm and seed. Parts in which runs do not differ are not shown.
+        read: Returns the current rows.
+        line: Describes a row in one line, for output that is not a terminal.
+        label: Names the attributes of a run, such as its arm and seed. Attributes equal in all runs are not shown.
         score: Returns the latest score on dev as text, or an empty one.
     """
 
@@ -54,7 +54,7 @@ class View:
 
 
 def study_label(row: Any) -> dict[str, str]:
-    """Name the parts of a run of a study or of its sweep."""
+    """Return the attributes of a run of a study or of its sweep."""
     cell, rate = row.cell, row.cell.spec.train.learning_rate
     return {
         "arm": cell.arm,
@@ -66,12 +66,12 @@ def study_label(row: Any) -> dict[str, str]:
 
 
 def study_score(row: Any) -> str:
-    """Return exact match on dev as the learning curve has it."""
+    """Return the latest exact match on dev from the learning curve."""
     return "" if row.dev_so_far is None else f"dev {row.dev_so_far:.0f} %"
 
 
 class Display:
-    """A context whose value is called often, and shows how runs stand at most once a second."""
+    """A context manager whose value is called often; it displays the runs at most once a second."""
 
     def __init__(self, view: View, quiet: bool, console: Console | None = None) -> None:
         self.view, self.quiet = view, quiet
@@ -100,7 +100,7 @@ class Display:
             self.live.stop()
 
     def tick(self) -> None:
-        """Show how the runs stand."""
+        """Display the progress of the runs."""
         now = time.monotonic()
         if now < self.next:
             return
@@ -110,25 +110,25 @@ class Display:
             self.live.update(Group(*(Text(line, no_wrap=True) for line in lines)), refresh=True)
         else:
             self._print(rows, now)
-        # reading ten thousand runs takes a second; at most a twentieth of the time is spent on it
+        # reading ten thousand runs takes a second; limit it to a twentieth of the time
         self.next = now + max(1.0, 20 * (time.monotonic() - now))
 
     def _print(self, rows: Sequence[ShownRow], now: float) -> None:
-        """Print a line for every run that ended, and now and then one for each running run."""
+        """Print a line for every run that ended, and from time to time one for each running run."""
         ended = [row for row in rows if row.status in ("done", "failed") and row.cell.run_id not in self.ended]
         running = [row for row in rows if row.status == "running"] if now >= self.next_line else []
         if running:
             self.next_line = now + LINE_EVERY
         for row in [*ended, *running]:
             reason = getattr(row, "failure", None)
-            new = reason if reason not in self.reasons else ""  # many runs may fail for one reason
+            new = reason if reason not in self.reasons else ""  # many runs may fail for the same reason
             self.reasons.add(reason)
             print(self.view.line(row) + (f": {new}" if new else ""), file=sys.stderr, flush=True)
         self.ended |= {row.cell.run_id for row in ended}
 
 
 def progress_lines(view: View, rows: Sequence[ShownRow], width: int, most: int) -> list[str]:
-    """Return a line about all runs, where there are several, and one for each running run, of `width` at most."""
+    """Return a summary line if there are several runs, and a line per running run, each of `width` or less."""
     running = [row for row in rows if row.status == "running"]
     names = _names(view, rows)
     lines = []
@@ -148,7 +148,7 @@ def progress_line(row: ShownRow, name: str, score: str, width: int) -> str:
 
     Args:
         row: The run.
-        name: Its name, which is cut where there is no room.
+        name: Its name, which is cut if it does not fit.
         score: Its latest score on dev.
         width: The width of the line in characters.
     """
@@ -173,7 +173,7 @@ def _remaining(seconds: float | None) -> str:
 
 
 def _names(view: View, rows: Sequence[ShownRow]) -> dict[str, str]:
-    """Name each run by the parts in which the runs differ."""
+    """Name each run by the attributes in which the runs differ."""
     labels = {row.cell.run_id: view.label(row) for row in rows}
     values: dict[str, set[str]] = {}
     for label in labels.values():
@@ -190,7 +190,7 @@ def _cut(text: str, width: int) -> str:
 
 
 def report_outcome(outcome: Any, runs: int) -> int:
-    """Print how a call ended that was not complete, and return the exit code."""
+    """Report an incomplete outcome of a call, and return the exit code."""
     for reason, number in Counter(outcome.failures.values()).items():
         print(f"error{f' ({number:,} runs)' if number > 1 else ''}: {reason}", file=sys.stderr)
     if outcome.interrupted:

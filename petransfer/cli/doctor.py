@@ -1,4 +1,4 @@
-"""`petransfer doctor`: report what this machine has and which parts of petransfer work on it."""
+"""`petransfer doctor`: report the machine's hardware and software and which parts of petransfer work on it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for 
     for name, check in checks.items():
         try:
             found[name] = check()
-        except Exception as error:  # whatever is broken is reported
+        except Exception as error:  # report every failure, whatever its type
             found[name] = f"PROBLEM: {' '.join(str(error).split())[:160] or type(error).__name__}"
     if as_json:
         print(json.dumps(found, indent=1))
@@ -71,7 +71,7 @@ def _cpu() -> str:
 
 
 def _fast() -> str:
-    """Which bits and threads are fast, measured on matrix products as large as those of a LoRA step."""
+    """Return the fastest bits and thread count, measured on matrix products of the size of a LoRA step."""
     from petransfer.training.cpu.speed import measure_speeds, recommended
 
     speeds = measure_speeds()

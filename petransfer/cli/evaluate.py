@@ -18,7 +18,7 @@ from petransfer.errors import UserError
 if TYPE_CHECKING:
     from petransfer.sharing.scoring import Scores
 
-# A message names at most so many rows.
+# The largest number of rows that a message names.
 LISTED = 10
 
 
@@ -92,7 +92,7 @@ def _show(rows: list[Scores], by_generation: bool) -> None:
 
 
 def _cells(row: Scores) -> dict[str, str]:
-    """Return the figures of one line of the table by their headings; figures that nobody asked for are left out."""
+    """Return the figures of one line of the table by their headings, without figures that were not requested."""
     found = {"EM %": f"{row.exact_match:.1f}", "log p/token": f"{row.log_prob_per_token:.3f}"}
     if row.claimed is not None:
         found["claimed EM %"] = f"{row.claimed:.1f}"
@@ -125,7 +125,7 @@ def _unseen(row: Scores) -> str:
 
 
 def combination_of(weights: str | None, kind: str) -> Any:
-    """Return the combination that `--weights` asks for.
+    """Return the combination that `--weights` describes.
 
     Raises:
         UserError: the weights are not numbers.

@@ -1,4 +1,4 @@
-"""Commands that `--help` shows as examples, by verb."""
+"""Example commands in the `--help` of each verb."""
 
 from __future__ import annotations
 
@@ -39,6 +39,6 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 
 
 def epilog(command: str) -> str:
-    """Return the examples of a command as the last lines of its help; empty where it has none."""
+    """Return the examples of a command as the last lines of its help; empty if it has none."""
     lines = EXAMPLES.get(command, ())
     return "\n\n".join((f"Example{'s' if len(lines) > 1 else ''}:", *lines)) if lines else ""

@@ -107,13 +107,13 @@ def _measured(checkpoint: str, found: Fit) -> Measured:
 
 
 def show(name: str, found: Fit, measured: Measured | None = None, options: OptionNames = FIT_OPTIONS) -> None:
-    """Print what a training needs, part by part, and whether it fits.
+    """Print the memory that a training needs, part by part, and whether it fits.
 
     Args:
         name: The checkpoint.
         found: The prediction.
-        measured: What three real steps took, to be printed beside it.
-        options: How the verb that was called names its options, for advice.
+        measured: The measured memory of three real steps, printed beside the prediction.
+        options: Option names of the calling verb, for advice.
     """
     demand, memory = found.demand, found.memory
     where = "a card" if demand.device == "cuda" else "the CPU"
@@ -145,7 +145,7 @@ def _gigabytes(size: int) -> str:
 
 
 def _table(found: Fit, measured: Measured | None, unit: str, text: Callable[[int], str]) -> Table:
-    """The parts of the memory, one a row, with a second column for measured sizes."""
+    """Return the parts of the memory, one per row, with a second column for measured sizes."""
     memory = found.memory
     table = Table(min_width=44)
     table.add_column("part")
@@ -169,7 +169,7 @@ def _table(found: Fit, measured: Measured | None, unit: str, text: Callable[[int
 
 
 def _about_the_loop(name: str, predicted: int, measured: Measured | None, text: Callable[[int], str]) -> str:
-    """A sentence on the faster step of a CPU: the prediction is of the plain step."""
+    """Return a sentence about the memory of the faster step on a CPU; the prediction is for the plain step."""
     if measured is None:
         how = f"`petransfer fit {name} --measure --cpu` measures it"
         return f"this is the plain step; training on a CPU may need less: {how}"
@@ -195,7 +195,7 @@ def _verdict(found: Fit, options: OptionNames) -> list[str]:
 
 
 def _bar(found: Fit, width: int) -> Text:
-    """A bar in which each part has its share of the card, or of the peak where no card was named."""
+    """Return a bar that shows each part's share of the GPU's memory, or of the peak if no GPU was named."""
     memory = found.memory
     sizes = {"weights": sum(memory.weights.values())} | {part: getattr(memory, part) for part in PARTS}
     whole = max(found.card or 0, found.needed if found.demand.device == "cuda" else memory.peak)
@@ -209,10 +209,10 @@ def _bar(found: Fit, width: int) -> Text:
 
 
 def two(text: str) -> tuple[int, int]:
-    """Return the two whole numbers of `64,128`.
+    """Return the two whole numbers of a text such as `64,128`.
 
     Raises:
-        UserError: They are not two whole numbers of at least 1.
+        UserError: The text is not two whole numbers of at least 1.
     """
     try:
         first, second = (int(part) for part in text.split(","))

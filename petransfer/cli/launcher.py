@@ -1,4 +1,4 @@
-"""`--processes N`: this command again, N times, by Accelerate's own launcher and configuration."""
+"""`--processes N`: start this command N times with Accelerate's launcher and configuration."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 from petransfer.errors import UserError
 
-# What a launch of Accelerate's may be configured as that says by itself how processes are started.
+# Types of an Accelerate configuration that determine by themselves how processes are started.
 _OWN_LAUNCH = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "XLA")
 
 
 def launch(processes: int) -> int:
-    """Starts this command line in `processes` processes and waits for them; the exit code, as of one process.
+    """Start this command line in `processes` processes, wait for them, and return one exit code for all.
 
     Raises:
         UserError: Accelerate's configuration does not allow it.
@@ -25,7 +25,7 @@ def launch(processes: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     for name in ("torch.distributed.elastic", "torch.distributed.run", "accelerate"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # the leading process has said what was wrong
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # the leading process has already reported the error
     warnings.filterwarnings("ignore", module="accelerate|torch")
     arguments = [*_options(processes), "--module", "petransfer", *_without_processes(sys.argv[1:])]
     try:
@@ -40,15 +40,15 @@ def launch(processes: int) -> int:
 
 
 def _options(processes: int) -> list[str]:
-    """What the user's `accelerate config` leaves open; several machines, the port and the rest are taken from it."""
+    """Return the launcher's options that the user's `accelerate config` does not set, such as a free port."""
     kept = _configuration()
     options = ["--num_processes", str(processes)]
     if kept is None or not any(name in str(kept.distributed_type) for name in _OWN_LAUNCH):
-        options.append("--multi_gpu")  # the launcher of several processes, on a CPU too
+        options.append("--multi_gpu")  # the launcher for several processes, also on a CPU
     if kept is None:
         options += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     if getattr(kept, "main_process_port", None) is None:
-        options += ["--main_process_port", "0"]  # any that is free, so that two launches do not meet
+        options += ["--main_process_port", "0"]  # any free port, so that two launches do not collide
     return options
 
 
@@ -74,7 +74,7 @@ def _without_processes(arguments: list[str]) -> list[str]:
 
 
 def _code(codes: list[int]) -> int:
-    """One exit code for all: the processes' own, which they agree on, before that of those that were ended."""
+    """Return one exit code for all: the most frequent one of processes that exited by themselves, otherwise 1."""
     own = [code for code in codes if code > 0]
     if own:
         return max(own, key=own.count)

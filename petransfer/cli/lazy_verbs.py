@@ -1,4 +1,4 @@
-"""The verbs and their modules. The module of a verb is imported when it is called: --help imports none."""
+"""The verbs and their modules. A verb's module is imported when the verb is called; --help imports none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from petransfer.cli.examples import epilog
 
-# Each verb with its module and the function, or the group of verbs, in it.
+# For each verb, its module and the function or Typer application in it.
 VERBS = {
     "train": "train:train",
     "predict": "predict:predict",
@@ -33,7 +33,7 @@ VERBS = {
 
 
 class Verbs(TyperGroup):
-    """The group of VERBS. They are listed without importing their modules; a module is imported to call its verb."""
+    """The group of all verbs. Listing the verbs imports no module; calling a verb imports its module."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -46,7 +46,7 @@ class Verbs(TyperGroup):
 
 
 class _Listed(TyperCommand):
-    """A verb in the list of verbs, whose help is read when it is shown."""
+    """A verb in the list of verbs. Its help is read when it is shown."""
 
     def __getattribute__(self, name: str) -> Any:
         if name in ("help", "short_help"):
@@ -75,7 +75,7 @@ def _first_paragraph(text: str) -> str:
 
 
 def imported(verb: str) -> TyperCommand | TyperGroup:
-    """Return a verb of VERBS as a command, from its module, with its examples."""
+    """Import a verb's module and return the verb as a command, with its examples."""
     module, name = VERBS[verb].split(":")
     found = getattr(importlib.import_module(f"petransfer.cli.{module}"), name)
     if isinstance(found, typer.Typer):
@@ -93,7 +93,7 @@ def imported(verb: str) -> TyperCommand | TyperGroup:
 
 
 def _hide_types_of_flags(command: Any) -> None:
-    """Keep the help from writing `<bool>` behind an option that takes no value."""
+    """Remove `<bool>` from the help of options that take no value."""
     for parameter in command.params:
         if getattr(parameter, "is_flag", False):
             parameter.metavar = ""

@@ -7,7 +7,7 @@ import sys
 
 
 class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes to what `sys.stderr` is at the moment of writing."""
+    """A handler that writes to the current value of `sys.stderr`."""
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)

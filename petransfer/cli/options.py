@@ -1,4 +1,4 @@
-"""Options that several verbs take: what a grid is, where it is written, and how it is executed."""
+"""Options that several verbs share: the grid, the output folder, and how runs are executed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DataDir = Annotated[Path | None, typer.Option("--data-dir", help="A folder with 
 ShardName = Annotated[str | None, typer.Option("--shard", help="Part of the runs, such as 2/8, for job arrays.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
-# More threads than any machine has cores; thousands of them end the process with a segmentation fault.
+# No machine has more cores than this; thousands of threads end the process with a segmentation fault.
 MOST_THREADS = 512
 
 Workers = Annotated[int, typer.Option(min=0, help="Runs at the same time, one process each; 0 chooses.")]
@@ -53,10 +53,10 @@ Force = Annotated[bool, typer.Option("--force", help="Ignore failed memory and q
 
 
 def recipe_name(argument: str | None, option: str | None) -> str:
-    """Return the recipe that was named as an argument or as an option.
+    """Return the recipe's name, which can be given as an argument or as an option.
 
     Raises:
-        UserError: Both were given, and they differ.
+        UserError: Both are given and differ.
     """
     if argument and option and argument != option:
         raise UserError(f"two recipes were given, {argument} and --recipe {option}; give one of them")
@@ -64,10 +64,10 @@ def recipe_name(argument: str | None, option: str | None) -> str:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Read seeds.
+    """Parse a list of seeds and ranges.
 
     Raises:
-        UserError: The text holds something else, or nothing.
+        UserError: The text is empty or is not such a list.
 
     >>> parse_seeds("0-2,7")
     [0, 1, 2, 7]
@@ -97,7 +97,7 @@ def count(number: int, noun: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time in the unit that suits it.
+    """Return a duration in a suitable unit.
 
     >>> duration(4.2), duration(75), duration(4000)
     ('4 s', '1 min 15 s', '1 h 7 min')

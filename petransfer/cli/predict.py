@@ -72,14 +72,14 @@ def predict(
 
 
 def _opened(stack: contextlib.ExitStack, places: list[str], run: str | None) -> list[Source]:
-    """Open every place before torch is imported, so that a wrong name is reported at once."""
+    """Open every source before torch is imported, so that a wrong name is reported at once."""
     from petransfer.sharing.sources import opened_source
 
     return [stack.enter_context(opened_source(place, None if at else run)) for at, place in enumerate(places)]
 
 
 def _predictors(sources: list[Source], where: Where, combination: Any) -> Callable[[], Iterator[tuple[str, Predictor]]]:
-    """Return a function that yields each label and predictor; each is used before the next is taken."""
+    """Return a function that yields each label and predictor; use each before taking the next."""
     from petransfer.models.library_output import silence_libraries
     from petransfer.sharing.combined_adapters import put_together
     from petransfer.sharing.whole_models import whole_predictor
@@ -96,7 +96,7 @@ def _predictors(sources: list[Source], where: Where, combination: Any) -> Callab
 
 
 def _print(line: str, label: str | None, generated: str, as_json: bool) -> None:
-    """Print one line for one generated text; --json tells line breaks from backslashes."""
+    """Print one generated text as one line. With --json, line breaks and backslashes remain distinguishable."""
     if as_json:
         named = {} if label is None else {"adapter": label}
         print(json.dumps({"input": line, **named, "output": generated}, ensure_ascii=False), flush=True)

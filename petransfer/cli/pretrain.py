@@ -1,4 +1,4 @@
-"""`pretrain`: a family of checkpoints that differ in their corpus alone."""
+"""`pretrain`: pretrain a family of checkpoints that differ only in their corpus."""
 
 from __future__ import annotations
 
@@ -97,5 +97,5 @@ def pretrain(
 
 
 def _label(row: tables.Row) -> dict[str, str]:
-    """Name the parts of a run, as `View` wants it."""
+    """Return the attributes of a run, for `View`."""
     return {"arm": row.cell.arm, "size": row.cell.size, "seed": f"seed {row.cell.seed}"}

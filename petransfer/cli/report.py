@@ -1,4 +1,4 @@
-"""`report`: a study's page, tables, pictures and verdicts, made anew from its run folders; and two studies compared."""
+"""`report`: rebuild a study's page, tables, plots and verdicts from its run folders; or compare two studies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from petransfer.study.study import open_grid
 
 
 class _StudyOrVerb(TyperGroup):
-    """`report FOLDER` is `report study FOLDER`."""
+    """A group in which `report FOLDER` means `report study FOLDER`."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         known = args and args[0] in self.commands

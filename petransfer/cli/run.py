@@ -1,4 +1,4 @@
-"""`run`, `plan` and `status`: run a recipe's grid, show it beforehand, show how it stands."""
+"""`run`, `plan` and `status`: execute a recipe's grid, show it beforehand, and show its progress."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class Kind:
 
     Attributes:
         open_folder: Creates the folder.
-        print_end: Prints the results; its argument says whether as JSON.
-        line: Makes the line of a run, where the output is not a terminal.
+        print_end: Prints the results; its argument selects JSON.
+        line: Formats a run in one line, for output that is not a terminal.
     """
 
     open_folder: Callable[[], None]
@@ -122,7 +122,7 @@ def run(
 
 
 def check_and_launch(grid: StudyGrid, scheduling: Scheduling, processes: int) -> None:
-    """Check the options. Where several processes are to share runs, start them, wait for them, and exit."""
+    """Check the options. If several processes are to share runs, start them, wait for them, and exit."""
     place = this_place()
     check_processes(grid, scheduling, max(processes, place.count))
     if processes > 1 and not place.shared:
@@ -130,14 +130,14 @@ def check_and_launch(grid: StudyGrid, scheduling: Scheduling, processes: int) ->
 
 
 def own_runs(grid: StudyGrid) -> Kind:
-    """A study's own runs, which end in its table and effects."""
+    """Return the kind of a study's own runs, which end in its table and effects."""
     return Kind(lambda: grid.folder.open(grid.recipe), lambda as_json: _print_end(grid, as_json))
 
 
 def run_grid(grid: StudyGrid, kind: Kind, settings: Settings, scheduling: Scheduling, as_json: bool) -> None:
-    """Execute the runs of a grid that are not finished, print the results, and exit with a code if something failed.
+    """Execute the unfinished runs of a grid, print the results, and exit with a nonzero code if a run failed.
 
-    Of several processes that share the runs, only the leading one prints and writes the study's files.
+    If several processes share the runs, only the leading one prints and writes the study's files.
     """
     prepared = prepare_study(grid, settings, scheduling)
     place = this_place()
@@ -219,7 +219,7 @@ def plan(
     study = grid_from_options(opt.recipe_name(recipe, recipe_option), sets, family, seeds, arms, out, data_dir, shard)
     rows = tables.rows_of(study.selected, study.folder)
     room = card_bytes(card) if card is not None else this_card()
-    for row in () if as_json else rows:  # what is foreseen takes its time
+    for row in () if as_json else rows:  # print the runs first, because predicting the memory takes time
         print(f"{row.cell.run_id}  {tables.plain_line(row)} | {row.cell.spec.train.steps} steps", flush=True)
     group = scheduling.grouping(checkpointing, lambda: room)
     stacks = group(study.waiting) if group else []
@@ -243,7 +243,7 @@ def plan(
 
 
 def failure_lines(rows: Sequence[tables.Row]) -> list[str]:
-    """Return each reason for which runs failed, once, with the first of them."""
+    """Return each reason for failed runs once, with the first run that it applies to."""
     runs: dict[str, list[str]] = {}
     for row in rows:
         if row.failure:

@@ -65,10 +65,10 @@ def serve(
 
 
 def models_of(sources: list[Source], where: Where) -> dict[str, Model]:
-    """Load what is served: the adapters on one base, which is loaded once, and each whole model.
+    """Load the models to serve: the adapters on one base, which is loaded once, and each whole model.
 
     Raises:
-        UserError: the adapters have different bases, or something cannot be loaded.
+        UserError: The adapters have different bases, or a model cannot be loaded.
     """
     from petransfer.sharing.combined_adapters import put_together
     from petransfer.sharing.request_batches import Model
@@ -89,10 +89,10 @@ def models_of(sources: list[Source], where: Where) -> dict[str, Model]:
 
 
 def _names(labels: list[str]) -> list[str]:
-    """Return the last part of each place as its model's name, or the whole place where two would be the same.
+    """Return a model name for each source: the last part of its path, or the whole path if two would be the same.
 
     Raises:
-        UserError: a place is named twice.
+        UserError: A source is named twice.
     """
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice:

@@ -59,11 +59,11 @@ def sweep(
     """
     whole = grid_from_options(
         opt.recipe_name(recipe, recipe_option), sets, family, None, None, out, data_dir
-    )  # as `run` takes it
+    )  # the full grid, as `run` expands it
     part = grid_from_options(opt.recipe_name(recipe, recipe_option), sets, family, seeds, arms, out, data_dir)
     cells = sweep_cells(part.cells, _numbers("--rates", rates), _factors(rates, factors), steps)
     mine = parse_shard(shard).of(cells) if shard else cells
-    plain = part.recipe.model_copy(update={"effects": []})  # nothing is judged
+    plain = part.recipe.model_copy(update={"effects": []})  # a sweep judges no effects
     study = StudyGrid(plain, cells, sweep_folder(part.folder), mine)
     if dry:
         _plan(study)
@@ -93,7 +93,10 @@ def _numbers(option: str, text: str | None) -> list[float]:
 
 
 def _kind(study: StudyGrid, recipe: Recipe, own: list[Cell], folder: StudyFolder) -> Kind:
-    """A sweep's runs, which end in sweep.json, a table and a piece of recipe. recipe, own: of the study itself."""
+    """Return the kind of a sweep's runs, which end in sweep.json, a table and a recipe excerpt.
+
+    recipe, own: the recipe and the cells of the study itself.
+    """
 
     def end(as_json: bool) -> None:
         content = update_sweep(study.recipe, own, study.cells, folder)

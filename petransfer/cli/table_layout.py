@@ -1,4 +1,4 @@
-"""Make a table fit the width of a terminal: wrap cells, or write each row as lines of its own."""
+"""Fit a table into the width of a terminal: wrap cells, or write each row as several lines."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-# A column is not made narrower than its longest word, up to so many characters; longer words are cut across lines.
+# The largest minimum width of a column in characters. Longer words are broken across lines.
 LONGEST_WORD = 12
-# What a file or a pipe gets, where nobody looks at the width.
+# The width for files and pipes, which have no terminal width.
 UNLIMITED = 200
 
 
 def print_table(table: Table) -> None:
-    """Print a table as wide as the terminal; a file or a pipe gets it at its full width."""
+    """Print a table in the width of the terminal, or at full width to a file or a pipe."""
     print_fitting(table, Console(width=None if sys.stdout.isatty() else UNLIMITED))
 
 
 def print_fitting(table: Table, console: Console) -> None:
-    """Print a table in the width of a console. No column is hidden: cells wrap, or rows become lines."""
+    """Print a table in the width of a console. No column is hidden: cells are wrapped, or rows become several lines."""
     cells = [[_plain(cell) for cell in column.cells] for column in table.columns]
     heads = [_plain(column.header) for column in table.columns]
     natural = [max(map(_width, [head, *column])) for head, column in zip(heads, cells, strict=True)]
@@ -29,7 +29,7 @@ def print_fitting(table: Table, console: Console) -> None:
         min(LONGEST_WORD, max(_longest_word(text) for text in [head, *column]))
         for head, column in zip(heads, cells, strict=True)
     ]
-    room = console.width - 3 * len(heads) - 1  # a border and two blanks for each column
+    room = console.width - 3 * len(heads) - 1  # a border and two spaces for each column
     if sum(natural) <= room:
         console.print(table)
     elif sum(least) <= room:
@@ -41,7 +41,7 @@ def print_fitting(table: Table, console: Console) -> None:
 
 
 def _shared_out(natural: list[int], least: list[int], room: int) -> list[int]:
-    """Make the widest columns narrower until all fit."""
+    """Reduce the widest columns until all columns fit."""
     widths = list(natural)
     while sum(widths) > room:
         at = max((at for at in range(len(widths)) if widths[at] > least[at]), key=widths.__getitem__)

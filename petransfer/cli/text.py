@@ -1,4 +1,4 @@
-"""Text from outside as lines: inputs read from a file or from standard input, and strings made safe to print."""
+"""Read input lines from a file or standard input, and make strings safe to print."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def one_line(text: str) -> str:
 
 
 def input_lines(file: Path | None) -> Iterator[str]:
-    """Yield every line of a UTF-8 file, or of standard input, without its line break and a byte order mark.
+    """Yield every line of a UTF-8 file or of standard input, without its line break and without a byte order mark.
 
     Raises:
-        UserError: there is no such file, or a line is not UTF-8.
+        UserError: The file does not exist, or a line is not UTF-8.
     """
     if file is None:
         if sys.stdin.isatty():

@@ -1,4 +1,4 @@
-"""`train`: the short way from a model and data to an adapter, by an ordinary recipe."""
+"""`train`: train an adapter directly from a model and data, with an ordinary recipe."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def train(
 
 
 def describe(training: TrainStudy) -> list[str]:
-    """Say in a few lines what is trained, on what, for how long, and where it is saved."""
+    """Describe in a few lines the model, the data, the length of the training and the output folder."""
     grid, rows = training.grid, training.rows
     spec = grid.cells[0].spec
     train, method = spec.train, grid.cells[0].method
@@ -202,10 +202,10 @@ def print_summaries(training: TrainStudy, cpu: bool) -> None:
 
 
 def next_commands(best: TrainSummary, training: TrainStudy) -> list[str]:
-    """Return the commands that one needs after a training, with paths that exist."""
+    """Return the usual next commands after a training, with existing paths."""
     study = training.grid.folder.path
     alone = sum(training.grid.folder.run(name).done for name in training.grid.folder.names()) == 1
-    run = shlex.quote(str(study if alone else best.folder.path))  # a study stands for its only finished run
+    run = shlex.quote(str(study if alone else best.folder.path))  # a study's folder can replace its only run
     text = best.samples[0].input if best.samples else "TEXT"
     kind = "adapter" if (best.folder.path / "adapter").is_dir() else "model"
     example = shlex.quote(text if len(text) <= 40 and text.isprintable() else "TEXT")
@@ -223,6 +223,6 @@ def next_commands(best: TrainSummary, training: TrainStudy) -> list[str]:
 
 
 def _short(text: str, most: int = 60) -> str:
-    """Return a text in one line of at most `most` characters, in quotes."""
+    """Return a text in quotes on one line of at most `most` characters."""
     one_line = " ".join(text.split())
     return repr(one_line if len(one_line) <= most else f"{one_line[: most - 3]}...")
