@@ -1,7 +1,7 @@
-"""Characters that a tokenizer lacks, such as line breaks and braces for T5, as tokens of their own.
+"""Add characters that a tokenizer lacks, such as line breaks and braces for T5, as tokens of their own.
 
-A checkpoint often has more embedding rows than its tokenizer has tokens (T5 has 28 more). The added tokens take these
-rows, so that no tensor changes its size; the rows are drawn anew and must be trained.
+A checkpoint often has more embedding rows than its tokenizer has tokens (T5 has 28 more). The added tokens use these
+spare rows, so that no tensor changes its size; the rows are initialized at random and must be trained.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from petransfer.errors import UserError
 
 
 def add_tokens(tokenizer: PreTrainedTokenizerBase, added: Sequence[str]) -> tuple[int, ...]:
-    """Add each character that does not come back from its token ids as a token; return the new token ids.
+    """Add a token for each character that encoding and decoding does not reproduce; return the new token ids.
 
-    A SentencePiece tokenizer then puts its mark for a blank only where there is one: after an added token it would
-    else invent a blank.
+    A SentencePiece tokenizer is also set to write its mark for a space only where the text has a space; otherwise it
+    would insert a space after each added token.
     """
     lacking = [sign for sign in added if _changes(tokenizer, f"a{sign}a")]
     if not lacking:
@@ -33,7 +33,7 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, added: Sequence[str]) -> tupl
 
 
 def draw_embeddings(model: PreTrainedModel, ids: Sequence[int], name: str, seed: int) -> None:
-    """Draw the embedding rows of added tokens, and those of an untied head, with the mean and deviation of the others.
+    """Draw the embedding rows of added tokens, also of an untied head, with the mean and deviation of the other rows.
 
     Raises:
         UserError: The model has too few rows.

@@ -17,7 +17,7 @@ from petransfer.recipe.run_spec import CheckpointSpec
 
 
 def configuration(checkpoint: CheckpointSpec) -> tuple[Any, bool]:
-    """Return a checkpoint's configuration, and whether its head has weights of its own, not those of the embeddings.
+    """Return a checkpoint's configuration, and whether its head has its own weights, not tied to the embeddings.
 
     A registered checkpoint needs no network: its entry in the registry has the fields that determine shapes.
 
@@ -52,12 +52,12 @@ def _configuration(checkpoint: CheckpointSpec) -> tuple[Any, bool]:
 
 
 def has_own_head(content: dict[str, Any], place: str) -> bool:
-    """Return whether a checkpoint has a head of its own, not tied to its embeddings.
+    """Return whether a checkpoint has its own head, not tied to its embeddings.
 
     Args:
-        content: its config.json. transformers 5 writes the second of the two keys for a T5.
-        place: its folder or hub id. For an mT5 transformers 5 writes "tied" whatever is true; the file of the weights
-            of a local one tells.
+        content: its config.json. For T5, transformers 5 writes the second of the two keys.
+        place: its folder or hub id. For mT5, transformers 5 always writes "tied", so for a local checkpoint the weight
+            file decides.
     """
     if content.get("tie_word_embeddings") is False or content.get("scale_decoder_outputs") is False:
         return True

@@ -1,7 +1,7 @@
-"""Import peft where bitsandbytes is installed but broken. Import this module before peft.
+"""Let peft be imported even if bitsandbytes is installed but broken. Import this module before peft.
 
-peft imports bitsandbytes wherever it is installed. A broken installation, one without its CUDA library for example,
-would fail at 32 and 16 bits too, which do not need it.
+peft imports bitsandbytes whenever it is installed. A broken installation, for example one without its CUDA library,
+would otherwise fail at 32 and 16 bits too, which do not need it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ def _first_problem() -> str:
 
 
 def import_problem() -> str:
-    """Return why bitsandbytes cannot be imported, "" where it can."""
+    """Return why bitsandbytes cannot be imported; empty if it can."""
     hidden = "bitsandbytes" in sys.modules and sys.modules["bitsandbytes"] is None
     return _first_problem() or ("import of bitsandbytes halted" if hidden else "")
 
 
 def import_peft() -> None:
-    """Import peft; where bitsandbytes is broken, let peft find that it is not installed, which peft remembers."""
+    """Import peft. If bitsandbytes is broken, make peft treat it as not installed; peft remembers this."""
     if not _first_problem():
         return
     before = sys.modules.pop("bitsandbytes", None)

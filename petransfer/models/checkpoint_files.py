@@ -1,4 +1,4 @@
-"""Where the files of a checkpoint and its tokenizer are, and errors about them in one line."""
+"""Locate the files of a checkpoint and its tokenizer, and report errors about them in one line."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ def location(checkpoint: CheckpointSpec) -> str:
 
 
 def revision(checkpoint: CheckpointSpec) -> str | None:
-    """Return the revision of a checkpoint on the hub, None for a local or embedded one."""
+    """Return the revision of a checkpoint on the hub; None for a local or embedded one."""
     return None if checkpoint.source or is_embedded(checkpoint.name) else checkpoint.weights
 
 
 def hub_commit(checkpoint: CheckpointSpec) -> str | None:
-    """Return the commit on the hub that a checkpoint's revision now refers to; all its files are then read from it."""
+    """Return the commit that a checkpoint's revision on the hub now refers to; all files are read from this commit."""
     asked = revision(checkpoint)
     return extract_commit_hash(cached_file(checkpoint.name, CONFIG_NAME, revision=asked), None) if asked else None
 
 
 def load_tokenizer(checkpoint: CheckpointSpec) -> PreTrainedTokenizerBase:
-    """Load a checkpoint's tokenizer, with the characters that are added to it.
+    """Load a checkpoint's tokenizer, including the characters that are added to it.
 
     Raises:
-        UserError: it is missing or damaged, or the package that it needs is not installed.
+        UserError: The tokenizer is missing or damaged, or the package that it needs is not installed.
     """
     if checkpoint.tokenizer and not checkpoint.tokenizer_source:
         other = replace(
@@ -76,14 +76,14 @@ def load_tokenizer(checkpoint: CheckpointSpec) -> PreTrainedTokenizerBase:
 
 
 def generation_config(checkpoint: CheckpointSpec) -> Any:
-    """Return a checkpoint's generation configuration, None where it has none."""
+    """Return a checkpoint's generation configuration; None if it has none."""
     with contextlib.suppress(OSError, ValueError):
         return GenerationConfig.from_pretrained(location(checkpoint), revision=revision(checkpoint))
     return None
 
 
 def new_tokens(checkpoint: CheckpointSpec, vocabulary: int) -> tuple[int, ...]:
-    """Return the token ids, out of `vocabulary`, whose embeddings pretraining never trained; see `Loaded`."""
+    """Return the token ids, out of `vocabulary`, whose embeddings pretraining did not train; see `Loaded`."""
     if checkpoint.reinit in {"embeddings", "all"}:
         return tuple(range(vocabulary))
     card = Path(location(checkpoint)) / "pretraining.json"  # written by `petransfer pretrain`
@@ -92,7 +92,7 @@ def new_tokens(checkpoint: CheckpointSpec, vocabulary: int) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def one_line_errors(checkpoint: CheckpointSpec) -> Iterator[None]:
-    """Turn errors of transformers, safetensors and the file system into a UserError of one line."""
+    """Convert errors of transformers, safetensors and the file system into a UserError of one line."""
     name = checkpoint.source or checkpoint.name
     try:
         yield
@@ -110,7 +110,7 @@ def one_line_errors(checkpoint: CheckpointSpec) -> Iterator[None]:
 
 
 def first_line(error: Exception, limit: int = 200) -> str:
-    """Return the first line of an error's text, cut to `limit` characters, or its type where it has no text."""
+    """Return the first line of an error's message, cut to `limit` characters, or its type if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:limit]
 
 

@@ -1,4 +1,4 @@
-"""Models of the control arms, of which some or all weights are random."""
+"""Models of the control arms, whose weights are partly or completely random."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from petransfer.models.file_backed import FileBackedTensors, copy_parameter
 from petransfer.models.saving import save_model
 from petransfer.recipe.run_spec import Reinit
 
-# Size of each file in which a model with random weights is written; so much of it is in memory at once.
+# The size of each file when a model with random weights is written; so many bytes are in memory at once.
 SHARD = "128MB"
 
 
 def randomly_initialized(auto: Any, config: Any, own_head: bool) -> PreTrainedModel:
-    """Return a model in fp32 whose weights the model's own initialization drew.
+    """Return a model in fp32 with weights from the model's own initialization.
 
     transformers ties the head of every new T5 to its embeddings, whatever the configuration says, but does not do so
     for T5 checkpoints. The untied head of T5 v1.1, mT5 and similar models is therefore drawn here, with the standard
-    deviation from which T5 starts embeddings and heads.
+    deviation of T5's initial embeddings and heads.
 
     Args:
         auto: the transformers auto class.
@@ -41,7 +41,7 @@ def randomly_initialized(auto: Any, config: Any, own_head: bool) -> PreTrainedMo
 def partly_random(
     new: PreTrainedModel, pretrained: Callable[[], PreTrainedModel], reinit: Reinit, dtype: torch.dtype
 ) -> PreTrainedModel:
-    """Return `new` in `dtype` with the pretrained weights that `reinit` does not make random.
+    """Return `new` in `dtype`, with pretrained values for all weights that `reinit` does not select.
 
     Args:
         new: the model with random weights in fp32.
@@ -62,13 +62,13 @@ def write_partly_random(
     reinit: Reinit,
     seed: int,
 ) -> None:
-    """Write to `folder` what `partly_random` gives in bf16, bit for bit, without holding the model in memory.
+    """Write the result of `partly_random` in bf16 to `folder`, bit for bit, without holding the model in memory.
 
     Args:
         folder: where to write the model.
         new: makes the model with random weights in fp32.
         pretrained: loads the checkpoint with its weights left on disk; its argument is a folder for offloaded weights.
-        reinit: what is random; see `partly_random`.
+        reinit: which weights are random; see `partly_random`.
         seed: of the random weights.
     """
     with tempfile.TemporaryDirectory(dir=folder) as parts:

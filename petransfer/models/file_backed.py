@@ -1,4 +1,4 @@
-"""Models whose weights are in files, so that a model larger than the memory can be initialized and changed."""
+"""Models with weights in files, so that models larger than the memory can be initialized and changed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 from accelerate.utils import align_module_device
 from torch.overrides import TorchFunctionMode
 
-# A tensor of at least so many bytes gets a file.
+# A tensor of at least this many bytes gets a file.
 LEAST = 2**20
 
 
 class FileBackedTensors(TorchFunctionMode):
-    """A context in which large empty tensors, such as layers make for their weights, are mapped from files in a folder.
+    """A context in which large empty tensors, such as the weights of new layers, are mapped from files in a folder.
 
-    Random numbers drawn into them are the same as in memory. A file is deleted with its tensor.
+    Random numbers drawn into them are the same as in memory. A file is deleted together with its tensor.
 
     Raises:
         OSError: the disk is full.
@@ -42,17 +42,17 @@ class FileBackedTensors(TorchFunctionMode):
         """Return an uninitialized tensor in a file of its own."""
         handle, name = tempfile.mkstemp(dir=self._folder)
         try:
-            if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and a signal when it is written to
+            if hasattr(os, "posix_fallocate"):  # otherwise a write to a full disk raises a signal
                 os.posix_fallocate(handle, 0, shape.numel() * dtype.itemsize)
             return torch.from_file(name, shared=True, size=shape.numel(), dtype=dtype).view(shape)
         finally:
             os.close(handle)
-            with contextlib.suppress(OSError):  # some systems keep what is mapped, until the folder goes
+            with contextlib.suppress(OSError):  # some systems cannot delete a mapped file until the folder is removed
                 Path(name).unlink()
 
     @torch.no_grad()
     def narrow(self, model: torch.nn.Module, dtype: torch.dtype) -> None:
-        """Do `model.to(dtype)`, one tensor at a time."""
+        """Apply `model.to(dtype)`, one tensor at a time."""
         for value in (*model.parameters(), *model.buffers()):
             if value.is_floating_point():
                 large = value.nbytes >= LEAST
@@ -62,7 +62,7 @@ class FileBackedTensors(TorchFunctionMode):
 
 @torch.no_grad()
 def copy_parameter(source: torch.nn.Module, name: str, target: torch.Tensor) -> None:
-    """Copy the parameter called `name` from `source`, which may keep it on disk, into `target`."""
+    """Copy the parameter called `name` from `source`, where it may be offloaded to disk, into `target`."""
     owner, _, leaf = name.rpartition(".")
     module = source.get_submodule(owner)
     with align_module_device(module):

@@ -17,7 +17,7 @@ _WHOLE = ("model.safetensors", "pytorch_model.bin")
 
 
 def weight_hashes(checkpoint: CheckpointSpec, commit: str | None) -> dict[str, str]:
-    """Return the sha256 of each weight file by its name; empty where the weights are in no file known to petransfer.
+    """Return the sha256 of each weight file by name; empty if petransfer knows no files of the weights.
 
     Args:
         checkpoint: a hub checkpoint's files are read from the cache that it was loaded from.
@@ -36,7 +36,7 @@ def weight_hashes(checkpoint: CheckpointSpec, commit: str | None) -> dict[str, s
 
 
 def is_on_hub(checkpoint: CheckpointSpec) -> bool:
-    """Return whether a checkpoint is loaded from the hub: it is neither embedded nor a folder."""
+    """Return whether a checkpoint is loaded from the hub, that is, neither embedded nor a folder."""
     return not (is_embedded(checkpoint.name) or checkpoint.source)
 
 
@@ -51,9 +51,9 @@ def _file(checkpoint: CheckpointSpec, commit: str | None, name: str) -> Path | N
 
 
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a sha256 over everything that determines which tokens a text becomes.
+    """Return a sha256 over everything that determines the tokenization of a text.
 
-    Padding and truncation, which an earlier call may have set, are left out.
+    Padding and truncation settings, which an earlier call may have changed, are left out.
     """
     content: dict[str, Any] = {
         "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},

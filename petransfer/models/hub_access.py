@@ -1,4 +1,4 @@
-"""Find out at once that the hub cannot be reached, instead of after the retries of every request."""
+"""Detect at once that the hub cannot be reached, instead of after the retries of every request."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HTTP_PROXY"
 
 @functools.cache
 def hub_is_reachable() -> bool:
-    """Return whether a connection to the hub can be opened. Behind a proxy the answer is yes: the proxy decides."""
+    """Return whether a connection to the hub can be opened; always True behind a proxy, which decides for itself."""
     from huggingface_hub import constants  # takes time to import
 
     if constants.HF_HUB_OFFLINE:
@@ -37,7 +37,7 @@ def hub_is_reachable() -> bool:
 
 
 def use_cache_if_unreachable() -> bool:
-    """Let huggingface_hub use its cache alone, in this process and its workers, where the hub cannot be reached.
+    """Restrict huggingface_hub to its cache, in this process and its workers, if the hub cannot be reached.
 
     Returns:
         Whether the hub can be reached.
@@ -46,14 +46,14 @@ def use_cache_if_unreachable() -> bool:
         return True
     from huggingface_hub import constants
 
-    # read by every request; the variable is for worker processes, which import the library later
+    # every request reads the constant; the variable is for worker processes, which import the library later
     constants.HF_HUB_OFFLINE = True
     os.environ["HF_HUB_OFFLINE"] = "1"
     return False
 
 
 def refuse_unreachable(checkpoints: Iterable[CheckpointSpec]) -> None:
-    """Refuse checkpoints that are neither in a folder nor in the cache where the hub cannot be reached.
+    """Refuse checkpoints that are neither in a folder nor in the cache if the hub cannot be reached.
 
     Raises:
         UserError: One of them cannot be loaded.

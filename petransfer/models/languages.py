@@ -1,4 +1,4 @@
-"""The languages of multilingual tokenizers: mBART, M2M100 and NLLB mark inputs and targets with a token for each."""
+"""The languages of multilingual tokenizers: mBART, M2M100 and NLLB mark inputs and targets with a language token."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from petransfer.errors import UserError, unknown
 
 _log = logging.getLogger(__name__)
 
-# The tokenizer of the first mBART checkpoints, whose decoder starts from the target language itself.
+# The tokenizer of the first mBART checkpoints, whose decoder starts with the token of the target language.
 STARTS_FROM_LANGUAGE = "MBartTokenizer"
 # The languages of mBART (`en_XX`) and NLLB (`eng_Latn`).
 _LANGUAGE = re.compile("[a-z]{2,3}_[A-Z][A-Za-z]+")
@@ -24,13 +24,13 @@ def with_languages(
     """Return a tokenizer that marks inputs and targets with their languages.
 
     Args:
-        tokenizer: it is changed in place.
+        tokenizer: the tokenizer, which is changed in place.
         name: the checkpoint's name, for messages.
-        source_language: of inputs, as the tokenizer calls it (`en_XX`, `en`, `eng_Latn`).
-        target_language: of targets.
+        source_language: language of the inputs, as the tokenizer names it (`en_XX`, `en`, `eng_Latn`).
+        target_language: language of the targets.
 
     Raises:
-        UserError: the tokenizer knows no languages, or not this one, or only one of the two is given.
+        UserError: the tokenizer has no languages or not this one, or only one of the two languages is given.
     """
     given = [language for language in (source_language, target_language) if language]
     if not hasattr(tokenizer, "src_lang"):
@@ -56,7 +56,7 @@ def with_languages(
 
 
 def target_token(tokenizer: Any) -> int | None:
-    """Return the token of the target language that `with_languages` set, None where none was set."""
+    """Return the token of the target language that `with_languages` set; None if none was set."""
     language = getattr(tokenizer, "tgt_lang", None) if hasattr(tokenizer, "src_lang") else None
     return _codes(tokenizer).get(language) if language else None
 

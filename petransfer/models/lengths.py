@@ -1,4 +1,4 @@
-"""Check the lengths of inputs and targets: what is longer than a model's positions is refused, never cut."""
+"""Check the lengths of inputs and targets: examples longer than a model's positions are refused, never cut."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from petransfer.data.bad_rows import BadRow
 from petransfer.data.encoding import Encoded
 from petransfer.models.text_part import text_config
 
-# These architectures have relative positions without a limit, whatever their configuration says.
+# These architectures have relative positions without a limit, whatever their configurations contain.
 RELATIVE = frozenset({"t5", "mt5", "umt5", "longt5", "bloom"})
-# Generation may continue for so many tokens beyond the longest target.
+# Positions that are reserved for generation beyond the longest target, in tokens.
 ROOM = 8
 
 
 def positions(config: Any) -> int | None:
-    """Return how many positions a model has, None where their number is not limited."""
+    """Return the number of a model's positions; None if it is not limited."""
     if config.model_type in RELATIVE:
         return None
     found = getattr(text_config(config), "max_position_embeddings", None)
@@ -26,7 +26,7 @@ def positions(config: Any) -> int | None:
 
 @dataclass(frozen=True)
 class VirtualTokens:
-    """Virtual tokens that take positions of a model: before the input, and before what the decoder generates."""
+    """Numbers of virtual tokens that take positions: before the input, and before the text of the decoder."""
 
     input: int = 0
     target: int = 0
@@ -35,14 +35,14 @@ class VirtualTokens:
 def length_check(
     config: Any, name: str, most: int, virtual: VirtualTokens | None = None, vocabulary: int = 0
 ) -> Callable[[Encoded], BadRow | None]:
-    """Return a function that says why an example is too long, or None if it is not.
+    """Return a function that returns the reason why an example is too long, or None if it is not.
 
     Args:
         config: The checkpoint's configuration.
         name: The checkpoint's name, for messages.
-        most: The tokens that the user allows an input and a target; 0 for any number.
+        most: The largest number of tokens of an input or a target that the user allows; 0 for no limit.
         virtual: The tokens of prompt and prefix tuning.
-        vocabulary: Rows of the model's embeddings; 0 where they are made to fit the tokenizer.
+        vocabulary: Rows of the model's embeddings; 0 if the rows are made to fit the tokenizer.
     """
     limit, together, virtual = positions(config), not config.is_encoder_decoder, virtual or VirtualTokens()
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import warnings
 
-# On CPUs with avx512_bf16 bitsandbytes warns at import that it lacks a kernel, which petransfer does not use.
+# On CPUs with avx512_bf16, bitsandbytes warns at import about a missing kernel that petransfer does not use.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def silence_libraries() -> None:
-    """Silence warnings and progress bars of libraries that a user can do nothing about. Errors are still shown."""
+    """Silence progress bars and warnings of libraries that a user can do nothing about. Errors are still shown."""
     import transformers
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    for name in ("accelerate", "bitsandbytes.autograd._functions"):  # the second warns at every 8-bit product
+    for name in ("accelerate", "bitsandbytes.autograd._functions"):  # the second one warns at every 8-bit product
         logging.getLogger(name).setLevel(logging.ERROR)

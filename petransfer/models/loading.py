@@ -1,4 +1,4 @@
-"""Load checkpoints at the number of bits asked for, with parts of them made random for the control arms."""
+"""Load checkpoints with 32, 16, 8 or 4 bits per weight, with some of their weights made random for the control arms."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ DTYPES: dict[int, torch.dtype] = {32: torch.float32, 16: torch.bfloat16}
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model with what is needed to feed it.
+    """A model with its tokenizer and the layout of its examples.
 
-    commit: the hub commit that the weights came from; None where they came from a folder.
-    new_tokens: ids of tokens that pretraining never saw, so that their embeddings are untrained. All tokens of a
-        checkpoint with its own tokenizer count as seen, unless `petransfer pretrain` made it and counted them.
+    commit: the hub commit of the weights; None if they come from a folder.
+    new_tokens: ids of tokens that did not occur in pretraining, so that their embeddings are untrained. All tokens of a
+        checkpoint with its own tokenizer count as trained, unless `petransfer pretrain` made it and counted them.
     """
 
     model: PreTrainedModel
@@ -63,7 +63,7 @@ def load(
     device: torch.device | str | None = None,
     keep_wide: Sequence[str] = (),
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a pretrained model and its tokenizer at 32, 16, 8 or 4 bits a weight.
+    """Load a pretrained model and its tokenizer with 32, 16, 8 or 4 bits per weight.
 
     At 8 and 4 bits every linear layer except the output head is quantized with bitsandbytes, T5's `wo` included, which
     plain transformers leaves at 16 bits. The model is a transformers model: train it with `peft.get_peft_model` and
@@ -73,7 +73,7 @@ def load(
         checkpoint: a hub id (`google/flan-t5-large`, `owner/name@revision`), a folder that `save_pretrained` wrote, or
             an embedded checkpoint (`nano/english`).
         bits: 32 (float32), 16 (bfloat16), 8 (LLM.int8) or 4 (NF4 with double quantization).
-        device: where to put the model; the GPU where there is one, else the CPU.
+        device: where to put the model; by default the GPU if there is one, otherwise the CPU.
         keep_wide: layers whose names end in one of these stay at 16 bits.
 
     Returns:
@@ -107,13 +107,13 @@ def load_checkpoint(
 ) -> Loaded:
     """Load a checkpoint's model and tokenizer.
 
-    The model's own initialization draws what `checkpoint.reinit` makes random, from `seed`: `embeddings` the input
-    embeddings and an untied head, `body` everything else, `all` everything. Layers are never dropped in training.
+    `checkpoint.reinit` selects the weights that the model's own initialization draws from `seed`: `embeddings` (the
+    input embeddings and an untied head), `body` (everything else) or `all`. Layer drop is turned off.
 
     Args:
         checkpoint: what to load.
         bits: width of the weights.
-        seed: of random weights.
+        seed: seed of random weights.
         device: where to put the model. None leaves it in the host's memory or, where transformers lets one process
             read the file for all, without weights.
         keep_wide: layers whose names end in one of these are not quantized.
@@ -144,12 +144,12 @@ def load_checkpoint(
 
 
 def load_on_disk(checkpoint: CheckpointSpec, folder: str, seed: int = 0) -> Loaded:
-    """Load a checkpoint at 16 bits with its weights left on disk; each layer reads its own when it runs.
+    """Load a checkpoint at 16 bits with its weights left on disk; each layer reads its weights when it runs.
 
     Args:
         checkpoint: what to load.
-        folder: for weights that cannot be read where they are, and random ones, which are those of `load_checkpoint`.
-        seed: of random weights.
+        folder: for weights that cannot be read in place, and for random weights, equal to those of `load_checkpoint`.
+        seed: seed of random weights.
     """
     place, asked = location(checkpoint), revision(checkpoint)
     with one_line_errors(checkpoint):
@@ -166,7 +166,7 @@ def load_on_disk(checkpoint: CheckpointSpec, folder: str, seed: int = 0) -> Load
 
 
 def tokenizer_and_layout(checkpoint: CheckpointSpec, config: Any) -> tuple[PreTrainedTokenizerBase, Layout]:
-    """Return a checkpoint's tokenizer and how its model takes its examples, without loading the model."""
+    """Return a checkpoint's tokenizer and the layout of its examples, without loading the model."""
     with one_line_errors(checkpoint):
         tokenizer = load_tokenizer(checkpoint)
     return tokenizer, layout_of(config, tokenizer, generation_config(checkpoint))
@@ -184,10 +184,10 @@ def _model(
     if bits in DTYPES:
         model = _unquantized(auto, config, checkpoint, DTYPES[bits], seed)
         return model if device is None else model.to(device)
-    assert device is not None  # bitsandbytes quantizes on the device where it computes
+    assert device is not None  # bitsandbytes quantizes on the device that computes
     check_quantizable(config, checkpoint.name, bits, device)
     with tempfile.TemporaryDirectory() as folder:
-        if checkpoint.reinit != "none":  # a model with random weights is quantized from a folder like any other
+        if checkpoint.reinit != "none":  # write random weights to a folder, to quantize them like others
             _write_random(folder, auto, config, checkpoint, seed)
             place, asked = folder, None
         model = _quantized(auto, place, asked, bits, device, keep_wide)
@@ -250,14 +250,14 @@ def _on_disk(auto: Any, place: str, asked: str | None, folder: str) -> PreTraine
 
 
 def _set_vocabulary(config: Any, size: int) -> None:
-    """Give a configuration, and its text decoder's, embeddings of `size` rows."""
+    """Set the embeddings of a configuration, and of its text decoder, to `size` rows."""
     for part in (config, text_config(config)):
         if hasattr(part, "vocab_size"):
             part.vocab_size = size
 
 
 def _never_drop_layers(model: torch.nn.Module) -> None:
-    """Turn layer drop off: in a step in which a layer is dropped, its adapter would get no gradient."""
+    """Turn layer drop off, because the adapter of a dropped layer would get no gradient in that step."""
     for module in model.modules():
         if getattr(module, "layerdrop", 0.0):
             module.layerdrop = 0.0  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Quantize models to 8 and 4 bits with bitsandbytes: which layers, which not and why, and the bytes that result.
+"""Quantize models to 8 and 4 bits with bitsandbytes: which layers are quantized, why others are not, and the bytes.
 
 LLM.int8: Dettmers et al. 2022. NF4 with double quantization: Dettmers et al. 2023 (QLoRA).
 """
@@ -30,13 +30,13 @@ REASONS = {
     "other inputs": "part of an image or audio encoder, through which no text passes",
     "other": "no layer of a kind that bitsandbytes quantises",
 }
-# Of the same measurement: no reason of its own, but what plain transformers does, as whom an adapter is loaded.
+# From the same measurement. Plain transformers, which loads the adapters too, leaves the head unquantized.
 HEAD_AT_8 = "transformers keeps it so; it would add less than 0.05 % of loss at 8 bits"
 
 
 @dataclass(frozen=True)
 class Wide:
-    """A tensor of a quantized model that was not quantized. bytes: of its storage. reason: a key of REASONS."""
+    """A tensor of a quantized model that was not quantized. bytes: size of its storage. reason: a key of REASONS."""
 
     name: str
     bytes: int
@@ -46,10 +46,10 @@ class Wide:
 
 @dataclass(frozen=True)
 class Inventory:
-    """The memory of a model's weights; a tensor that two modules share is counted once.
+    """The memory of a model's weights. A tensor that two modules share is counted once.
 
     bytes: by dtype. 4-bit weights are `nf4`; the scales of quantized weights are `scales`.
-    parameters: number of weights, as many as without quantization.
+    parameters: number of weights, counted as without quantization.
     wide: the tensors that were not quantized; empty at 16 and 32 bits.
     """
 
@@ -68,7 +68,7 @@ class Inventory:
         return {name: round(100 * size / self.total, 2) for name, size in self.bytes.items()}
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the entry of result.json; unquantized tensors are grouped by reason, with the sum of their bytes."""
+        """Return the entry of result.json; unquantized tensors are grouped by reason, with their total bytes."""
         reasons = REASONS | ({"head": HEAD_AT_8} if "int8" in self.bytes else {})
         wide: dict[str, dict[str, Any]] = {}
         for tensor in self.wide:
@@ -96,12 +96,12 @@ def quantization_config(bits: Bits) -> BitsAndBytesConfig:
 
 
 def require_bitsandbytes(bits: Bits) -> None:
-    """Raise UserError where bitsandbytes is missing or does not work."""
+    """Raise UserError if bitsandbytes is missing or does not work."""
     _require_bitsandbytes(f"bits: {bits}", "bits: 16")
 
 
 def check_optimizer(optimizer: Optimizer) -> None:
-    """Raise UserError where an 8-bit optimizer is asked for and bitsandbytes is missing or does not work."""
+    """Raise UserError if an 8-bit optimizer is requested and bitsandbytes is missing or does not work."""
     if optimizer != "adamw":
         _require_bitsandbytes(f"optimizer: {optimizer}", "optimizer: adamw")
 
@@ -116,7 +116,7 @@ def _require_bitsandbytes(what: str, instead: str) -> None:
 
 
 def check_quantizable(config: Any, name: str, bits: Bits, device: torch.device) -> None:
-    """Refuse, before anything is loaded, what cannot be quantized here.
+    """Refuse, before anything is loaded, a quantization that is not possible here.
 
     Raises:
         UserError: bitsandbytes does not work here, or the GPU does not support bf16.
@@ -127,7 +127,7 @@ def check_quantizable(config: Any, name: str, bits: Bits, device: torch.device) 
         raise UserError(f"bits: {bits} computes in bf16, which {card} does not support; use bits: 32")
 
 
-# The largest share of a quantized model that may be layers that should have been quantized and were not.
+# The largest share of bytes in layers that should have been quantized and were not.
 MOST_LEFT = 0.1
 
 
@@ -155,9 +155,9 @@ def refuse_poorly_quantized(model: PreTrainedModel, name: str, bits: Bits, keep_
 
 @contextlib.contextmanager
 def left_unquantized(cls: type, names: Sequence[str] = ()) -> Iterator[None]:
-    """While models of `cls` are loaded, quantize all layers but the head and those whose names end in `names`.
+    """While models of `cls` are loaded, quantize all layers except the head and those whose names end in `names`.
 
-    transformers by itself also leaves T5's `wo` unquantized, which only fp16 needs.
+    By default, transformers also leaves T5's `wo` unquantized, which only fp16 needs.
     """
     owners = [owner for owner in cls.__mro__ if "_keep_in_fp32_modules" in vars(owner)] or [cls]
     before = [vars(owner).get("_keep_in_fp32_modules") for owner in owners]
@@ -182,16 +182,16 @@ def keep_default_packing(model: torch.nn.Module) -> None:
 
 
 def weight_count(value: torch.Tensor) -> int:
-    """Return how many weights a tensor holds. bitsandbytes packs two 4-bit weights into each byte."""
+    """Return the number of weights in a tensor. bitsandbytes packs two 4-bit weights into each byte."""
     state = getattr(value, "quant_state", None)
     return int(value.numel() if state is None else state.shape.numel())
 
 
 def inventory(model: torch.nn.Module, keep_wide: Sequence[str] = ()) -> Inventory:
-    """Count the bytes of a model's weights, the scales of quantization included and adapters excluded.
+    """Count the bytes of a model's weights, including the scales of quantization and excluding adapters.
 
     Args:
-        model: quantized or not.
+        model: a quantized or unquantized model.
         keep_wide: endings of the names of layers that the recipe leaves unquantized.
     """
     found: Counter[str] = Counter()
@@ -229,7 +229,7 @@ def _scales(model: torch.nn.Module) -> dict[int, list[torch.Tensor]]:
             inner = [state.state2.absmax, state.state2.code, state.offset] if state.nested else []
             found[id(weight)] = [state.absmax, state.code, *inner]
         elif weight is not None and hasattr(weight, "SCB") and weight.dtype == torch.int8 and hasattr(module, "state"):
-            # bitsandbytes moves them from the weight to the layer at the first forward pass
+            # bitsandbytes moves the scales from the weight to the layer at the first forward pass
             found[id(weight)] = [module.state.SCB if weight.SCB is None else weight.SCB]
     return found
 

@@ -1,4 +1,4 @@
-"""The registered families of checkpoints, their arms, and the control arms that every family has. No torch here."""
+"""The registered families of checkpoints, their arms, and the control arms of every family. Imports no torch."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from petransfer.recipe.yaml_text import LOADER
 
 NANO = Path(str(resources.files("petransfer.models"))) / "nano"
 
-# Embedded checkpoints, which are installed with petransfer, are named `nano/<arm>`.
+# Embedded checkpoints, which are installed with petransfer, have names of the form `nano/<arm>`.
 _EMBEDDED = "nano/"
 
 
 def is_embedded(name: str) -> bool:
-    """Whether a checkpoint's name is that of an embedded checkpoint, such as `nano/english`."""
+    """Return whether a checkpoint's name is that of an embedded checkpoint, such as `nano/english`."""
     return name.startswith(_EMBEDDED)
 
 
 def embedded_arm(name: str) -> str:
-    """The arm of an embedded checkpoint's name: `english` for `nano/english`. Other names are returned unchanged."""
+    """Return the arm of an embedded checkpoint: `english` for `nano/english`. Other names are returned unchanged."""
     return name.removeprefix(_EMBEDDED)
 
 
@@ -60,12 +60,12 @@ class ArmEntry(Strict):
     """An arm's entry in the registry.
 
     architecture: name of its configuration in the registry.
-    parameters: counted from that configuration; tied tensors count once.
+    parameters: counted from that configuration; tied tensors are counted once.
     initialised_from: `random` or another checkpoint.
     contamination: other languages or domains in its pretraining text.
-    tokenizer: another checkpoint's, where its own cannot write the benchmarks' words; its embeddings are then random.
-    prefix: where it differs from the family's.
-    verified: its configuration was compared with the one on the hub.
+    tokenizer: another checkpoint's, if its own cannot represent the benchmarks' words; its embeddings are then random.
+    prefix: the arm's prefix if it differs from the family's.
+    verified: whether its configuration was compared with the one on the hub.
     note: anything else that a user should know.
     """
 
@@ -83,7 +83,7 @@ class ArmEntry(Strict):
 
 
 class FamilyEntry(Strict):
-    """A family in the registry. base: the arm whose architecture and tokenizer the control arms have."""
+    """A family in the registry. base: the arm whose architecture and tokenizer the control arms use."""
 
     base: str
     prefix: str
@@ -109,7 +109,7 @@ class RegistryFile(Strict):
 
 @dataclass(frozen=True)
 class Arm:
-    """One pretraining condition of a family, as a run's spec needs it. prefix: is put before every input."""
+    """One pretraining condition of a family, as needed in a run's spec. prefix: text before every input."""
 
     name: str
     checkpoint: CheckpointSpec
@@ -119,7 +119,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Family:
-    """Checkpoints of one architecture and size. prefixes: of the arms whose prefix differs from the family's."""
+    """Checkpoints of one architecture and size. prefixes: of arms whose prefix differs from the family's."""
 
     name: str
     base: str
@@ -129,7 +129,7 @@ class Family:
 
     @property
     def arm_names(self) -> tuple[str, ...]:
-        """Return the pretrained arms, then the control arms that this family can have."""
+        """The pretrained arms, then the control arms that this family can have."""
         controls = [name for name, control in CONTROLS.items() if (control.arm or self.base) in self.arms]
         return (*self.arms, *controls)
 
@@ -164,7 +164,7 @@ def registered_family(name: str) -> Family:
     """Return the registered family called `name`.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such family.
     """
     if name not in registry().families:
         raise unknown("family", name, registry().families)
@@ -187,11 +187,11 @@ def own_family(part: FamilyPart, folder: Path, seed: int = 0) -> Family:
 
     Args:
         part: the recipe's description.
-        folder: where relative folders are looked for.
+        folder: the folder that relative paths refer to.
         seed: replaces `{seed}` in the names of checkpoints.
 
     Raises:
-        UserError: a checkpoint does not exist, an arm has a control's name, or the base is no arm.
+        UserError: a checkpoint does not exist, an arm has the name of a control arm, or the base is not an arm.
     """
     taken = next((arm for arm in part.arms if arm in CONTROLS), None)
     if taken:
@@ -220,7 +220,7 @@ def place_of(arm: str | ArmPart) -> str:
 
 
 def with_hashes(part: FamilyPart, seeds: Sequence[int], folder: Path = Path()) -> FamilyPart:
-    """Return the family with the hash of each local folder written down, by seed where `{seed}` is in its name."""
+    """Return the family with the hash of each local folder added, by seed if its name contains `{seed}`."""
     arms: dict[str, str | ArmPart] = {}
     for name, given in part.arms.items():
         entry = ArmPart(checkpoint=given) if isinstance(given, str) else given
@@ -239,7 +239,7 @@ _CHARACTERS = {"newline": "\n", "tab": "\t", "braces": "{}"}
 
 
 def _characters(names: Sequence[str]) -> tuple[str, ...]:
-    """The characters that are named by a word or written out, each once."""
+    """Return the characters, each given as itself or by a word such as `newline`, without duplicates."""
     return tuple(dict.fromkeys(sign for name in names for sign in _CHARACTERS.get(name, name)))
 
 
@@ -267,7 +267,7 @@ def _own(where: str, entry: ArmPart, folder: Path, seed: int) -> CheckpointSpec:
 
 
 def _tokenizer_place(tokenizer: str, folder: Path) -> tuple[str, str | None]:
-    """A tokenizer's name in a spec, and its folder where it is a local one."""
+    """Return a tokenizer's name for a spec, and its folder if it is local."""
     local = folder / Path(tokenizer).expanduser()
     if not is_embedded(tokenizer) and (tokenizer.startswith((".", "/", "~")) or local.is_dir()):
         files = [local / name for name in _TOKENIZER if (local / name).is_file()]
@@ -275,7 +275,7 @@ def _tokenizer_place(tokenizer: str, folder: Path) -> tuple[str, str | None]:
             raise UserError(f"{local} holds no tokenizer; name a folder that a tokenizer's save_pretrained wrote")
         digest = hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in files)).hexdigest()
         return f"{local.resolve().name}@{digest[:16]}", str(local.resolve())
-    checkpoint_spec(tokenizer)  # refuses what is no hub id
+    checkpoint_spec(tokenizer)  # refuses names that are not hub ids
     return tokenizer, None
 
 
@@ -286,7 +286,7 @@ def checkpoint_spec(checkpoint: str, folder: Path = Path()) -> CheckpointSpec:
     """Return the spec of a checkpoint: `nano/<arm>`, a local folder, or a hub id with or without `@revision`.
 
     Raises:
-        UserError: the folder or the embedded arm does not exist, or the name is no hub id.
+        UserError: the folder or the embedded arm does not exist, or the name is not a hub id.
     """
     if is_embedded(checkpoint):
         return CheckpointSpec(checkpoint, _embedded_sha256(checkpoint))
@@ -343,13 +343,13 @@ def _folder_sha256(folder: Path) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file; the file is read once a process unless it changes."""
+    """Return the sha256 of a file. The file is read once per process unless it changes."""
     stat = path.stat()
     return _file_sha256(path, stat.st_mtime_ns, stat.st_size).hex()
 
 
 @functools.cache
 def _file_sha256(path: Path, modified_ns: int, size: int) -> bytes:
-    """Read once a process unless the file changes: weights are large."""
+    """Return the sha256 of a file, cached by modification time and size because weight files are large."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()

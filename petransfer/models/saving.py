@@ -7,11 +7,11 @@ from typing import Any
 
 
 def save_model(model: Any, folder: str | Path, **options: Any) -> None:
-    """Write a model as transformers' `save_pretrained` does, and leave out no tensor.
+    """Write a model as transformers' `save_pretrained` does, without leaving out any tensor.
 
-    `MarianMTModel.save_pretrained` leaves out the position embeddings because Marian computes them. A checkpoint that
-    has learned ones would then be reloaded with other positions. With the tensors in the file, plain transformers
-    loads them.
+    `MarianMTModel.save_pretrained` leaves out the position embeddings because Marian computes them. A checkpoint with
+    learned position embeddings would then be reloaded with other ones. If the tensors are in the file, plain
+    transformers loads them.
 
     Args:
         model: a transformers model.

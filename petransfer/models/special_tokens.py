@@ -1,4 +1,4 @@
-"""Find a model's start, end and padding tokens in all the places where checkpoints keep them."""
+"""Find a model's start, end and padding tokens in all files where checkpoints store them."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from petransfer.errors import UserError
 from petransfer.models.languages import STARTS_FROM_LANGUAGE, target_token
 from petransfer.models.text_part import text_config
 
-# Decoders of these families start from the padding token.
+# The decoders of these families start with the padding token.
 STARTS_FROM_PAD = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers", "pegasus", "pegasus_x"})
 
 
 def layout_of(config: Any, tokenizer: PreTrainedTokenizerBase, generation: Any = None) -> Layout:
-    """Return how a model takes its examples: as one sequence or two, and with which special tokens.
+    """Return the layout of a model's examples: one sequence or two, and their special tokens.
 
-    The tokens are looked for in the tokenizer, in config.json, in the configuration of its text decoder and in
-    generation_config.json. A list of tokens stands for its first entry, null for none. A padding token without a row
+    The tokens are looked up in the tokenizer, in config.json, in the configuration of its text decoder and in
+    generation_config.json. From a list of tokens the first one is used; null means none. A padding token without a row
     in the embeddings is not used, because padded positions are never read.
 
     Args:
         config: the checkpoint's configuration.
         tokenizer: its tokenizer.
-        generation: its generation configuration, where it has one.
+        generation: its generation configuration, if it has one.
 
     Raises:
         UserError: no end token is found, or the decoder's start token has no row in the embeddings.
@@ -50,7 +50,7 @@ def layout_of(config: Any, tokenizer: PreTrainedTokenizerBase, generation: Any =
 
 
 def _start(config: Any, text: Any, tokenizer: Any, generation: Any, pad: int, rows: int | None) -> int:
-    """Return the token from which the decoder starts."""
+    """Return the token with which the decoder starts."""
     named = _found("decoder_start_token_id", (config, text, generation), None)
     if named and rows and named[0] >= rows:
         raise UserError(
@@ -66,7 +66,7 @@ def _start(config: Any, text: Any, tokenizer: Any, generation: Any, pad: int, ro
 
 
 def _found(name: str, places: Sequence[Any], rows: int | None) -> list[int]:
-    """Return all values of a special token, in the order of the places, without those that have no row of `rows`."""
+    """Return all values of a special token, in the order of the places, without those that have no embedding row."""
     values: list[int] = []
     for place in places:
         value = getattr(place, name, None)

@@ -15,16 +15,16 @@ from transformers.models.auto.modeling_auto import (
 
 from petransfer.errors import UserError
 
-# Architectures that transformers (5.23) loads but computes wrongly, and why. Correcting umT5 here alone would give
-# adapters that are wrong for everyone who loads them with plain transformers and peft.
+# Architectures that transformers (5.23) loads but computes wrongly, with the reason. If umT5 were corrected only here,
+# its adapters would be wrong for everyone who loads them with plain transformers and peft.
 COMPUTED_WRONGLY = {"umt5": "transformers scales umT5's logits as if its head were tied to its embeddings; use mT5"}
 
 
 def supported_class(config: Any, name: str) -> Any:
     """Return the transformers auto class that loads a checkpoint for text-to-text training.
 
-    This is the only place that decides whether an architecture is supported. Models that also read images are
-    supported with text alone.
+    This is the only function that decides whether an architecture is supported. Models that also read images are
+    supported for text only.
 
     Args:
         config: the checkpoint's configuration.
@@ -32,7 +32,7 @@ def supported_class(config: Any, name: str) -> Any:
 
     Raises:
         UserError: the model is encoder-only or of an unknown kind, transformers computes it wrongly, or its weights
-            are quantized already.
+            are already quantized.
     """
     kind = config.model_type
     if kind in COMPUTED_WRONGLY:
@@ -62,7 +62,7 @@ def refuse_already_quantized(config: Any, name: str) -> None:
     """Refuse a checkpoint whose weights are stored quantized.
 
     Raises:
-        UserError: they are.
+        UserError: the weights are stored quantized.
     """
     own = getattr(config, "quantization_config", None)
     if own is not None:

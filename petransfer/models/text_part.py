@@ -1,4 +1,4 @@
-"""The part of a model that a text passes through. Models such as Gemma 3 or Qwen-VL also have an image encoder."""
+"""Find the parts of a model that process text. Models such as Gemma 3 or Qwen-VL also have an image encoder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-# Parts of module and parameter names in transformers that belong to images, audio or video.
+# Parts of module and parameter names in transformers that indicate images, audio or video.
 _OTHER_INPUTS = re.compile(
     r"(^|\.)(vision|visual|image|img|audio|speech|video|mm_|multi_?modal|connector|embed_(vision|audio)|eoi_embedding)"
 )
@@ -29,7 +29,7 @@ def has_other_inputs(model: torch.nn.Module) -> bool:
 
 
 def text_linear_layers(model: Any) -> list[str]:
-    """Return the names of all linear layers that a text passes through, the output head excepted."""
+    """Return the names of all linear layers that process text, except the output head."""
     from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()
