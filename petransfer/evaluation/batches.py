@@ -1,4 +1,4 @@
-"""Batches that shrink when memory runs out, and how far rounding can move logits."""
+"""Batches that are halved when memory runs out, and the effect of rounding on logits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from petransfer.data.encoding import Encoded
 from petransfer.training.out_of_memory import OutOfMemory, raising_out_of_memory
 
-# A difference of two logits below so many units of rounding of the largest logit is a near-tie.
+# Two logits are a near-tie if they differ by less than so many rounding units of the largest logit.
 NOISE_UNITS = 16.0
 
 T = TypeVar("T")
@@ -25,14 +25,14 @@ def in_batches(
 ) -> list[T]:
     """Call a function on batches of examples and return its results in the order of `encoded`.
 
-    The longest examples come first, so that a lack of memory shows at once.
+    The longest examples come first, so that running out of memory shows at once.
 
     Args:
-        batch_size: the most examples of a batch.
+        batch_size: the largest number of examples in a batch.
         function: takes the indices of a batch and returns one result for each.
-        halves: halve the batch when memory runs out. It must not be halved where other processes take part in the same
-            forward pass, because they would not know.
-        tokens: the most tokens of inputs and targets in a batch of several examples.
+        halves: halve the batch when memory runs out. This must be off if other processes take part in the same
+            forward pass, because they would not know of the smaller batch.
+        tokens: the largest number of input and target tokens in a batch of several examples.
     """
     order = sorted(range(len(encoded)), key=lambda at: -(len(encoded[at].input_ids) + len(encoded[at].target_ids)))
     given: dict[int, T] = {}
@@ -55,18 +55,18 @@ def in_batches(
 
 
 def noise_of(raw_btv: torch.Tensor, asked_bt: torch.Tensor, compute: torch.dtype) -> torch.Tensor:
-    """Return, for each example of a batch, the difference of logits within which rounding may decide: (b,)."""
+    """Return, for each example of a batch, the difference of logits below which rounding may decide: (b,)."""
     coarsest = raw_btv.dtype if raw_btv.dtype != torch.float32 else compute
     return noise_at(raw_btv.float().abs().amax(-1).masked_fill(~asked_bt, 0.0).amax(-1), coarsest)
 
 
 def noise_at(largest: torch.Tensor, compute: torch.dtype) -> torch.Tensor:
-    """Return the same where the size of the largest logit is known."""
+    """Return the difference of logits below which rounding may decide, given the size of the largest logit."""
     return NOISE_UNITS * torch.finfo(compute).eps * largest
 
 
 def compute_dtype(model: torch.nn.Module) -> torch.dtype:
-    """Return the coarsest floating dtype among the weights, whose rounding decides how exact logits are."""
+    """Return the coarsest floating dtype among the weights; its rounding limits the precision of the logits."""
     kinds = {value.dtype for value in model.parameters() if value.is_floating_point()}
     quantised = any(not value.is_floating_point() for value in model.parameters())
     return torch.bfloat16 if quantised or torch.bfloat16 in kinds else torch.float32

@@ -20,11 +20,11 @@ from petransfer.training.distributed.fsdp import is_sharded
 def evaluate_together(
     model: torch.nn.Module, loaded: Loaded, examples: Sequence[Example], encoded: Sequence[Encoded], **options: Any
 ) -> Evaluation:
-    """Return what `evaluate` returns; each of n processes evaluates every n-th example, and the results are gathered.
+    """Return the result of `evaluate`; each of n processes evaluates every n-th example, and the results are gathered.
 
-    Where FSDP splits the model's tensors, every layer waits for all processes, and the number of generation steps is
-    not known in advance. There, all processes do the same whole evaluation. It takes at least as long as on one
-    process, but no GPU has to hold the model. The processes stay in step because equal GPUs round equally.
+    If FSDP splits the model's tensors, every layer waits for all processes, and the number of generation steps is not
+    known in advance. All processes then do the same complete evaluation. It takes at least as long as on one process,
+    but no GPU has to hold the model. The processes stay in step because equal GPUs round equally.
     """
     if not distributed.is_initialized() or distributed.get_world_size() == 1 or is_sharded(model):
         return evaluate(model, loaded, examples, encoded, **options)

@@ -1,4 +1,4 @@
-"""Exact match from one forward pass per example; generation decides the near-ties and audits a random sample.
+"""Exact match from one forward pass per example; near-ties and a random sample for the audit are generated.
 
 See `petransfer.evaluation.one_pass` for why one pass is exact.
 """
@@ -26,14 +26,14 @@ AUDITED = 32
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The outcomes in the order of the examples, and what the audit by generation found.
+    """The outcomes in the order of the examples, and the result of the audit by generation.
 
-    near_ties: examples that one pass cannot decide; generation did.
-    audited: examples, near-ties apart, that were generated as well.
+    near_ties: number of examples that one pass cannot decide; they were generated.
+    audited: number of other examples that were generated as well.
     disagreements: audited examples on which generation and the forward pass differ, in string or in meaning. The number
-        should be 0; a larger one points to an error.
-    meant: what was found about the meaning of texts that are not the target's string, for tasks with such a judgement.
-    by_generation: every example was audited, and the generated text decides.
+        should be 0; a larger number indicates an error.
+    meant: the meaning of texts that differ from the target's string, for tasks that judge meaning.
+    by_generation: every example was generated, and the generated text decides.
     """
 
     scored: tuple[Scored, ...]
@@ -45,7 +45,7 @@ class Evaluation:
 
     @property
     def exact_match(self) -> float:
-        """The share of examples whose generated text is the target, from 0 to 1."""
+        """The share of examples with a generated text equal to the target, from 0 to 1."""
         return sum(row.correct for row in self.scored) / len(self.scored)
 
 
@@ -59,22 +59,23 @@ def exact_match(
 ) -> float:
     """Compute exact match with one forward pass per example.
 
-    The result is the share of inputs for which greedy decoding generates exactly the target, whatever generation
-    defaults the model brings along. It is not an estimate: near-ties, whose order depends on rounding, are generated.
+    The result is the share of inputs for which greedy decoding generates exactly the target, independent of the model's
+    own generation defaults. It is not an estimate: near-ties, whose order depends on rounding, are generated.
 
     Args:
         model: any transformers encoder-decoder or decoder-only model, with or without a peft adapter, on any device.
             A decoder-only model reads the input, a line break, then the target.
         tokenizer: its tokenizer.
-        inputs: texts, with their prefix where the model expects one.
+        inputs: texts, with their prefix if the model expects one.
         targets: what the model should generate, one for each input.
-        batch_size: examples of one forward pass; halved when memory runs out.
+        batch_size: examples of one forward pass; it is halved when memory runs out.
 
     Returns:
         A share from 0 to 1.
 
     Raises:
-        UserError: there are no examples, not as many targets as inputs, or the tokenizer cannot represent a target.
+        UserError: there are no examples, the numbers of inputs and targets differ, or the tokenizer cannot represent
+            a target.
 
     Example:
         >>> import petransfer
@@ -108,10 +109,10 @@ def evaluate(
     """Score every example with one forward pass, decide near-ties by generation, and audit a random sample.
 
     Args:
-        audited: size of the random sample, near-ties apart.
-        seed: of the draw of that sample.
-        semantics: also judge texts that differ from the target's string by their meaning.
-        by_generation: audit every example and count the generated text, whatever the forward pass says.
+        audited: size of the random sample, in addition to the near-ties.
+        seed: seed of the random sample.
+        semantics: judges the meaning of texts that differ from the target's string; None for exact match only.
+        by_generation: generate every example and count the generated text, whatever the forward pass predicts.
     """
     was_training = model.training
     model.eval()
@@ -135,7 +136,7 @@ def evaluate(
 
 
 def _to_generate(scored: Sequence[Scored], audited: int, seed: int) -> tuple[list[int], list[int]]:
-    """Return the indices of the near-ties, and of `audited` random others."""
+    """Return the indices of the near-ties, and those of `audited` random other examples."""
     ties = [at for at, row in enumerate(scored) if row.near_tie]
     others = [at for at, row in enumerate(scored) if not row.near_tie]
     drawn = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))[:audited].tolist()
@@ -154,7 +155,7 @@ def _as_generated(row: Scored, target: str, generated: Generation, semantics: Se
 
 
 def _disagree(row: Scored, target: str, generated: Generation, semantics: Semantics | None) -> bool:
-    """Return whether the generated text contradicts what was found without generating it."""
+    """Return whether the generated text contradicts the outcome of the forward pass."""
     if row.correct != (generated.text == target):
         return True
     return semantics is not None and row.semantic_correct != _means_the_same(target, generated, semantics)
@@ -169,7 +170,7 @@ def _judge_meaning(
     semantics: Semantics,
     batch_size: int,
 ) -> Meant:
-    """Fill in `semantic_correct`: True where the string matches, and what `meanings` finds elsewhere."""
+    """Fill in `semantic_correct`: True if the string matches, otherwise the judgement of `meanings`."""
     missed = [at for at, row in enumerate(scored) if not row.correct]
     of = [examples[at] for at in missed]
     meant = meanings(model, loaded, of, [encoded[at] for at in missed], semantics, batch_size)
@@ -179,9 +180,9 @@ def _judge_meaning(
 
 
 def summary(evaluation: Evaluation) -> dict[str, object]:
-    """Return what result.json says about one part: exact match in %, also by category, and the audit.
+    """Return the entry of result.json for one part: exact match in %, also by category, and the audit.
 
-    Where the task judges meaning, `semantic_exact_match` stands beside each `exact_match`.
+    If the task judges meaning, there is a `semantic_exact_match` beside each `exact_match`.
     """
     groups: dict[str, list[Scored]] = {}
     for row in evaluation.scored:

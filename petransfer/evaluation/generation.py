@@ -1,4 +1,4 @@
-"""Greedy generation: the most likely token at each step, whatever generation defaults the base model brings along."""
+"""Greedy generation: the most likely token at each step, independent of the base model's generation defaults."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from petransfer.data.encoding import Layout, decode
 from petransfer.models.lengths import VirtualTokens, positions
 from petransfer.models.loading import Loaded
 
-# The most numbers of one head's attention matrices in a batch: longer inputs are generated in smaller batches.
+# The largest size of one head's attention matrices in a batch, in numbers; longer inputs get smaller batches.
 ATTENTION = 2**24
 
 
@@ -34,8 +34,8 @@ def generate(
 
     Args:
         inputs: token ids of each input.
-        max_new_tokens: where a text is cut. It must cover the longest expected text.
-        batch_size: inputs of one call of the model's `generate`.
+        max_new_tokens: the length limit of a text in tokens. It must cover the longest expected text.
+        batch_size: inputs per call of the model's `generate`.
     """
     found = generations(model, loaded, inputs, [max_new_tokens] * len(inputs), batch_size)
     return [one.text for one in found]
@@ -49,13 +49,13 @@ def generations(
     limits: Sequence[int],
     batch_size: int = 64,
 ) -> list[Generation]:
-    """Return the greedily generated texts, in the order of `inputs`, and whether each ended by itself.
+    """Return the greedily generated texts, in the order of `inputs`, and whether each ended with the end token.
 
     Args:
         inputs: token ids of each input.
-        limits: tokens for each input after which its text may be cut. A text may be longer, because a batch is
-            generated up to the largest limit in it.
-        batch_size: inputs of one call of the model's `generate`.
+        limits: the number of tokens for each input after which its text may be cut. A text may be longer, because a
+            batch is generated up to the largest limit in it.
+        batch_size: inputs per call of the model's `generate`.
     """
     was_training = model.training
     model.eval()
@@ -85,7 +85,7 @@ def generations(
 
 
 def _decoder_inputs(layout: Layout, rows: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """Return what the decoder reads before it generates, where that is more than the start token."""
+    """Return the tokens that the decoder reads before it generates, if these are more than the start token."""
     if not layout.decoder_prefix:
         return {}
     given = torch.tensor([[layout.decoder_start_id, *layout.decoder_prefix]], device=device)
@@ -106,11 +106,11 @@ def greedy_config(layout: Layout, max_new_tokens: int) -> GenerationConfig:
 
 @contextlib.contextmanager
 def own_defaults_set_aside(model: torch.nn.Module) -> Iterator[None]:
-    """Replace the model's own generation defaults by empty ones while the context lasts.
+    """Replace the model's own generation defaults by empty ones inside the context.
 
-    transformers fills each field that the configuration of a call leaves at None from the model's
-    generation_config.json: minimum lengths, penalties, forced and suppressed tokens, biases, beams, stop strings, ...
-    With any of them, the generated text is no longer the most likely token at each step.
+    transformers fills each field that a call's configuration leaves at None from the model's generation_config.json:
+    minimum lengths, penalties, forced and suppressed tokens, biases, beams, stop strings, ... With any of them, the
+    generated text no longer consists of the most likely token at each step.
     """
     owner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     own = owner.generation_config
@@ -122,9 +122,9 @@ def own_defaults_set_aside(model: torch.nn.Module) -> Iterator[None]:
 
 
 def room(model: torch.nn.Module, loaded: Loaded, input_tokens: int) -> int | None:
-    """Return how many tokens can be generated after an input of `input_tokens` tokens.
+    """Return the number of tokens that can be generated after an input of `input_tokens` tokens.
 
-    The result is 0 or less where the input is too long, and None where the model has no limit.
+    The result is 0 or less if the input is too long, and None if the model has no limit.
     """
     most = positions(loaded.model.config)
     if most is None:
@@ -140,10 +140,10 @@ def room(model: torch.nn.Module, loaded: Loaded, input_tokens: int) -> int | Non
 
 
 def _cache(model: torch.nn.Module, loaded: Loaded) -> dict[str, Any]:
-    """Return a cache that grows with the decoder's layers, for models that transformers makes one too small for.
+    """Return a cache that grows with the decoder's layers, for models for which transformers makes it too small.
 
-    transformers makes a cache of as many layers as the encoder has, so `generate` fails where the decoder has more.
-    With prefix tuning peft makes the cache.
+    transformers makes a cache with as many layers as the encoder has, so `generate` fails if the decoder has more.
+    With prefix tuning, peft makes the cache.
     """
     config = loaded.model.config
     layers = getattr(config, "num_decoder_layers", None) or getattr(config, "decoder_layers", None) or 0
@@ -161,7 +161,7 @@ def _pads_wrongly(model: torch.nn.Module, loaded: Loaded) -> bool:
 
 
 def _batches(order: Sequence[int], size: int, lengths: Sequence[int], equal_lengths: bool) -> Iterator[list[int]]:
-    """Yield the indices of each batch, in `order`, which is by length.
+    """Yield the indices of each batch. `order` is sorted by length.
 
     With `equal_lengths`, the inputs of one batch have the same length.
     """

@@ -17,7 +17,7 @@ from petransfer.training.batches import IGNORED, collate
 from petransfer.training.distributed.fsdp import is_sharded
 from petransfer.training.out_of_memory import OutOfMemory, raising_out_of_memory
 
-# The most logits in memory at once.
+# The largest number of logits in memory at once.
 LOGITS = 1 << 26
 
 
@@ -25,13 +25,13 @@ LOGITS = 1 << 26
 def choose_labels(
     model: torch.nn.Module, loaded: Loaded, encoded: Sequence[Encoded], labels: Sequence[str]
 ) -> list[str]:
-    """Return the label for each input, in their order."""
+    """Return the chosen label for each input, in the order of the inputs."""
     was_training = model.training
     model.eval()
     tokens = encode_targets(labels, loaded.tokenizer, loaded.layout)
     order = sorted(range(len(encoded)), key=lambda at: -len(encoded[at].input_ids))
     width = max(map(len, tokens)) + (0 if loaded.layout.encoder_decoder else len(encoded[order[0]].input_ids))
-    vocabulary = int(loaded.model.config.vocab_size)  # what holds the embeddings may be wrapped
+    vocabulary = int(loaded.model.config.vocab_size)  # from the configuration, because the embeddings may be wrapped
     at_once = max(1, LOGITS // (len(labels) * width * vocabulary))
     chosen_labels: dict[int, str] = {}
     start = 0
@@ -54,13 +54,13 @@ def choose_labels(
 def _scores(
     model: torch.nn.Module, loaded: Loaded, inputs: Sequence[tuple[int, ...]], tokens: Sequence[tuple[int, ...]]
 ) -> list[list[list[float]]]:
-    """Return, for each input and label, the logits of the label's own tokens, each given those before it."""
+    """Return, for each input and label, the logits of the label's tokens, each given the tokens before it."""
     device = next(model.parameters()).device
     rows = [Encoded(source, target) for source in inputs for target in tokens]
     batch = {name: tensor.to(device) for name, tensor in collate(rows, loaded.layout).items()}
     labels_bt = batch.pop("labels")
     if loaded.layout.encoder_decoder and not _adds_inputs(model):
-        # The encoder reads every input once, whatever the number of labels.
+        # The encoder reads every input once, independent of the number of labels.
         count = len(tokens)
         ids, mask = batch.pop("input_ids")[::count], batch["attention_mask"]
         read = _encoder(model)(input_ids=ids, attention_mask=mask[::count], return_dict=True)
@@ -73,7 +73,7 @@ def _scores(
 
 
 def _adds_inputs(model: torch.nn.Module) -> bool:
-    """Return whether virtual tokens are put before the input; the encoder alone would read it without them."""
+    """Return whether virtual tokens are added before the input; a call of the encoder alone would leave them out."""
     config = getattr(model, "active_peft_config", None)
     return bool(config is not None and config.is_prompt_learning)
 
@@ -85,7 +85,7 @@ def _encoder(model: torch.nn.Module) -> Any:
 
 
 def _descend(scores: Sequence[Sequence[float]], tokens: Sequence[tuple[int, ...]]) -> int:
-    """Return the label that is reached by taking the best next token of the remaining labels at each position."""
+    """Return the index of the label reached by taking the best next token of the remaining labels at each step."""
     left, position = list(range(len(tokens))), 0
     while len(left) > 1:
         best = max(left, key=lambda label: scores[label][position])

@@ -1,4 +1,4 @@
-"""Refuse, before anything is trained, metrics that could not be measured. Imports no torch."""
+"""Refuse metrics that cannot be measured, before any training. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from petransfer.errors import UserError
 from petransfer.recipe.metrics import EXACT_MATCH, METRICS, Metric
 
-# All labels are scored for every example. More different targets than this are no closed set of labels.
+# All labels are scored for every example. With more different targets than this, the labels are not a closed set.
 LABELS = 200
 
 
 def declared(names: Sequence[str]) -> list[Metric]:
-    """Return what the named metrics declare; exact match, which needs no metric, is left out.
+    """Return the declarations of the named metrics, without exact match, which needs none.
 
     Raises:
         UserError: a name is unknown.
@@ -22,13 +22,13 @@ def declared(names: Sequence[str]) -> list[Metric]:
 
 
 def check_metrics(names: Sequence[str], labels: Callable[[], tuple[int, str]]) -> None:
-    """Refuse metrics that could not be measured.
+    """Refuse metrics that cannot be measured.
 
     Args:
-        labels: returns the number of different targets and where they are; called only if labels are scored.
+        labels: returns the number of different targets and the place of the data; called only if labels are scored.
 
     Raises:
-        UserError: a name is unknown, a library is not installed, or there are too many targets to score each.
+        UserError: a name is unknown, a library is not installed, or there are too many targets to score each of them.
     """
     metrics = declared(names)
     for metric in metrics:

@@ -1,8 +1,8 @@
 """Score each example with one teacher-forced forward pass: correct or not, margin and log-probability.
 
-Greedy decoding generates the target exactly when, at every position including the end token, the target's token has the
-largest logit given the target's prefix. Two cases remain open after one pass: near-ties, whose margin is
-within rounding, and a first wrong token that still spells the next characters of the target.
+Greedy decoding generates the target exactly if, at every position including the end token, the target's token has the
+largest logit given the target's prefix. One pass leaves two cases open: near-ties, whose margin is within rounding,
+and a first wrong token that may still spell the next characters of the target.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from petransfer.training.cpu.cpu_step import CpuFastPath
 from petransfer.training.distributed.fsdp import is_sharded
 from petransfer.training.losses import Head, chunked_head, hidden_states
 
-# Tokens of a forward pass on a CPU where no padding is computed. With so few, the sequences of one pass have similar
-# lengths. Measured: as fast as larger passes on SCAN, and three times as fast as 256 examples on a part of COGS.
+# Tokens of a forward pass on a CPU where no padding is computed. Such small passes hold sequences of similar lengths.
+# Measured: as fast as larger passes on SCAN, and three times as fast as 256 examples on a part of COGS.
 PACKED_TOKENS = 1024
 
 
@@ -32,10 +32,10 @@ class Scored:
     """The outcome of one test example.
 
     margin: the smallest difference, over the positions, between the target token's logit and the largest other logit;
-        negative where the model would generate something else.
+        negative if the model would generate another token.
     log_prob: summed over the target, in nats.
     tokens: target tokens, the end token included.
-    near_tie: the margin is within the noise, or the first wrong token may spell the same string.
+    near_tie: the margin is within rounding, or the first wrong token may spell the same string.
     said: the generated text of near-ties and audited examples; None for the others.
     semantic_correct: whether the generated text means the same as the target; None for tasks without such a judgement.
     """
@@ -79,7 +79,7 @@ def _score_batch(
     batch = {name: tensor.to(device) for name, tensor in collate(encoded, loaded.layout).items()}
     asked_bt = batch["labels"] != IGNORED
     figures = _packed_figures(lean, batch) if lean else _padded_figures(model, batch)
-    # read from a card once a batch, not once a number
+    # copy from the GPU once per batch, not once per number
     asked_bt, wanted_bt, log_prob_bt, rival_bt, rival_id_bt, noise_b = (value.cpu() for value in (asked_bt, *figures))
     lead_bt = wanted_bt - rival_bt
     margin_b = lead_bt.masked_fill(~asked_bt, torch.inf).amin(-1)
@@ -91,7 +91,7 @@ def _score_batch(
     rows = []
     for at, example in enumerate(examples):
         near, correct = bool(near_b[at]), bool(correct_b[at])
-        # A miss beyond the noise is final, however many near-ties stand beside it, unless it spells the same string.
+        # A miss beyond rounding is final, even beside near-ties, unless its token may spell the same string.
         if not correct and not near:
             first = int(first_miss_b[at])
             generated = [*encoded[at].target_ids[: first - int(offset_b[at])], int(rival_id_bt[at, first])]
@@ -115,8 +115,8 @@ def _padded_figures(model: torch.nn.Module, batch: Tensors) -> tuple[torch.Tenso
     """Run a padded batch through the model.
 
     Returns:
-        (b, t) each: the target token's logit, its log-probability, the largest other logit and the token of that;
-        (b,): the noise of the logits.
+        (b, t) each: the target token's logit, its log-probability, the largest other logit and the id of its token;
+        (b,): the difference of logits below which rounding may decide.
     """
     labels_bt = batch["labels"]
     head = chunked_head(model, labels_bt.numel())
@@ -133,7 +133,7 @@ def _padded_figures(model: torch.nn.Module, batch: Tensors) -> tuple[torch.Tenso
 
 
 def _chunked_figures(model: torch.nn.Module, head: Head, batch: Tensors) -> tuple[torch.Tensor, ...]:
-    """Return what `_padded_figures` returns, without holding the logits of a large vocabulary for all positions."""
+    """Return the results of `_padded_figures` without holding the logits of a large vocabulary for all positions."""
     labels_bt = batch["labels"]
     hidden_nd = hidden_states(model, head, batch)
     columns: list[tuple[torch.Tensor, ...]] = []
@@ -154,7 +154,7 @@ def _chunked_figures(model: torch.nn.Module, head: Head, batch: Tensors) -> tupl
 
 
 def _packed_figures(lean: CpuFastPath, batch: Tensors) -> tuple[torch.Tensor, ...]:
-    """Return what `_padded_figures` returns, without computing padding and without keeping the logits."""
+    """Return the results of `_padded_figures` without computing padding and without keeping the logits."""
     shape = batch["labels"].shape
     found = lean.score_labels(batch)
 
@@ -167,7 +167,7 @@ def _packed_figures(lean: CpuFastPath, batch: Tensors) -> tuple[torch.Tensor, ..
 
 
 def may_spell(generated: list[int], target: str, loaded: Loaded) -> bool:
-    """Return whether a beginning that differs from the target's own tokens can still become the target's string."""
+    """Return whether a text that starts with other tokens than the target's can still become the target's string."""
     if generated[-1] == loaded.layout.eos_id:
         return decode([generated[:-1]], loaded.tokenizer)[0] == target
     text = decode([generated], loaded.tokenizer)[0].rstrip("\ufffd")

@@ -1,4 +1,4 @@
-"""Predict texts with a loaded model, with the prefix and the template that it was trained with."""
+"""Generate texts with a loaded model, with the prefix and the template that it was trained with."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from petransfer.evaluation.generation import Generation, generations, room
 from petransfer.models.lengths import positions
 from petransfer.models.loading import Loaded
 
-# Inputs of so many tokens or fewer are never refused for their size.
+# Inputs of at most so many tokens are never refused for their size.
 SHORT = 4096
 # Matrices of (heads, tokens, tokens) in fp32 that one attention layer holds at once: position bias, scores, softmax.
 ATTENTION_COPIES = 3
@@ -30,10 +30,10 @@ ATTENTION_COPIES = 3
 class Predictor:
     """A model that generates greedily.
 
-    model: with its adapter, if any. loaded: the base, its tokenizer and layout. prefix: goes before every input.
-    template: makes an input of a row's columns; empty where inputs are plain texts.
-    chat: how an input is written as a chat, of which it is the user's message or the JSON list of the messages:
-        `template` or `plain`; empty for plain texts.
+    model: with its adapter, if any. loaded: the base, its tokenizer and layout. prefix: text before every input.
+    template: builds an input from a row's columns; empty if inputs are plain texts.
+    chat: how an input, which is the user's message or a JSON list of messages, is written as a chat: `template` or
+        `plain`; empty for plain texts.
     """
 
     model: torch.nn.Module
@@ -50,16 +50,16 @@ class Predictor:
         """Return the generated texts, in order.
 
         Args:
-            texts: inputs. Where the template names several columns, each is a JSON object with them.
-            max_new_tokens: the longest generated text in tokens; less where the model has fewer positions.
+            texts: inputs. If the template names several columns, each is a JSON object with them.
+            max_new_tokens: the longest generated text in tokens; fewer if the model has fewer positions.
 
         Raises:
-            UserError: a text is not such an object, or has as many tokens as the model has positions.
+            UserError: a text is not such an object, or has as many tokens as the model has positions or more.
         """
         return [one.text for one in self.generations(texts, max_new_tokens)]
 
     def generations(self, texts: Sequence[str], max_new_tokens: int = 512) -> list[Generation]:
-        """Return the generated texts and whether each ended by itself; see `__call__`."""
+        """Return the generated texts and whether each ended with the end token; see `__call__`."""
         if not texts:
             return []
         for at, text in enumerate(texts, start=1):
@@ -92,10 +92,10 @@ class Predictor:
         return min(most, left)
 
     def _refuse_too_large(self, text: str, tokens: int) -> None:
-        """Refuse an input whose attention does not fit into memory; a model with few positions never gets so far.
+        """Refuse an input whose attention does not fit into memory. Models with few positions refuse it earlier.
 
         Raises:
-            UserError: it does not fit.
+            UserError: the attention does not fit.
         """
         if tokens <= SHORT:
             return
@@ -124,10 +124,10 @@ class Predictor:
 
 
 def _refuse_surrogates(text: str, number: int) -> None:
-    """Refuse a text that is not valid Unicode, as an argument is whose bytes are not UTF-8.
+    """Refuse a text that is not valid Unicode, such as a command line argument that is not UTF-8.
 
     Raises:
-        UserError: it is not.
+        UserError: the text is not valid Unicode.
     """
     try:
         text.encode("utf-8")

@@ -1,4 +1,4 @@
-"""Measure the metrics that a recipe asks for beside exact match, on one part of a task."""
+"""Compute the metrics of a recipe other than exact match, on one part of a task."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from petransfer.models.loading import Loaded
 from petransfer.recipe.metrics import Metric
 from petransfer.recipe.run_spec import TaskSpec
 
-# Generated texts are cut at so many times the length of the longest target.
+# Generated texts may be this many times as long as the longest target.
 SLACK = 1.5
 
 
 @dataclass(frozen=True)
 class Measured:
-    """scores: figures by name, 0 to 100. answers: the prediction for each example; None where none was needed."""
+    """The measured figures by name, 0 to 100. answers: the prediction for each example; None if not needed."""
 
     scores: dict[str, float]
     answers: list[str] | None = None
@@ -38,12 +38,12 @@ def measure(
     part: str,
     encoded: Sequence[Encoded],
 ) -> Measured:
-    """Measure the metrics of a task on one part.
+    """Compute the metrics of a task on one part.
 
-    Where metrics of labels and of texts are asked for, `answers` are the generated texts.
+    If both label and text metrics are requested, `answers` are the generated texts.
 
     Raises:
-        UserError: a metric of another package returns something else than its figures.
+        UserError: a metric of another package does not return its declared figures.
     """
     metrics = declared(task.metrics)
     targets = [example.target for example in getattr(data, part)] if metrics else []
@@ -73,7 +73,7 @@ def _scored(metrics: Sequence[Metric], predictions: Sequence[str], targets: Sequ
 
 
 def _longest_answer(model: torch.nn.Module, loaded: Loaded, encoded: Sequence[Encoded]) -> int:
-    """Return the length limit of generated texts in tokens, no more than the model has positions for."""
+    """Return the length limit of generated texts in tokens, at most as many as the model has positions for."""
     wanted = int(SLACK * max(len(row.target_ids) for row in encoded)) + 8
     left = room(model, loaded, max(len(row.input_ids) for row in encoded))
     return wanted if left is None else min(wanted, left)

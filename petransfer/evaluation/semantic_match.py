@@ -1,7 +1,7 @@
-"""Semantic exact match: find generated texts that differ from the target's string but mean the same.
+"""Semantic exact match: find generated texts that differ from the target's string but have the same meaning.
 
-One forward pass shows how far greedy decoding follows the target and which token it generates there instead. After that
-token most texts can no longer mean the same as the target; only the others are generated.
+One forward pass shows the first position at which greedy decoding leaves the target, and the token generated there.
+After that token most texts can no longer mean the same as the target; only the others are generated.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from petransfer.models.loading import Loaded
 from petransfer.training.batches import IGNORED, collate
 from petransfer.training.distributed.fsdp import is_sharded
 
-# Texts are generated up to each of these numbers of tokens in turn. Most of them can be excluded after few tokens.
+# Texts are generated up to these numbers of tokens in turn, because most can be excluded after a few tokens.
 STAGES = (16, 64, sys.maxsize)
 
 
 @dataclass(frozen=True)
 class Meant:
-    """What was found about the texts that are not the target's string.
+    """The result for texts that differ from the target's string.
 
     same: for each of them, whether it means the same as its target.
     generated: how many of them were generated.
@@ -77,9 +77,9 @@ def meanings(
 def beginnings(
     model: torch.nn.Module, loaded: Loaded, encoded: Sequence[Encoded], batch_size: int
 ) -> list[tuple[int, ...] | None]:
-    """Return how each greedy text begins: the target's tokens up to the first miss, and the token generated there.
+    """Return the start of each greedy text: the target's tokens up to the first miss, and the token generated there.
 
-    An entry is None where the beginning is not certain: a margin before the miss is within rounding, or there is none.
+    An entry is None if the start is uncertain: there is no miss, or a margin before it is within rounding.
     """
 
     def one(chosen: list[int]) -> list[tuple[int, ...] | None]:

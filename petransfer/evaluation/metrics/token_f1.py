@@ -1,4 +1,4 @@
-"""Token F1 (Rajpurkar et al. 2016): how many words a predicted text shares with the target."""
+"""Token F1 (Rajpurkar et al. 2016): the overlap of words between a generated text and the target."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from petransfer.recipe.metrics import Metric
 def score(predictions: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
     """Return the mean over the examples of the F1 of words, in percent.
 
-    Words are separated by whitespace and counted as often as they occur; case and punctuation count.
+    Words are separated by whitespace and counted as often as they occur; case and punctuation matter.
     """
     pairs = zip(predictions, targets, strict=True)
     return {"token_f1": 100 * sum(_f1(one.split(), target.split()) for one, target in pairs) / len(targets)}
