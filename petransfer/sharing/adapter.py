@@ -28,8 +28,8 @@ from petransfer.sharing.whole_models import whole_predictor
 class Adapter:
     """A trained adapter on its base model. `Adapter.load` makes one.
 
-    Fully fine-tuned models, merged models and base checkpoints can be loaded too; they predict and evaluate, but have
-    no adapter to push, merge or verify.
+    Fully fine-tuned models, merged models and base checkpoints can be loaded too. They predict and evaluate, but there
+    is no adapter to push, merge or verify.
 
     Example:
         >>> import petransfer
@@ -57,21 +57,21 @@ class Adapter:
         device: str | None = None,
         any_base: bool = False,
     ) -> Adapter:
-        """Open an adapter. Its files are checked now; its base model is loaded when it is first needed.
+        """Open an adapter. Its files are checked immediately; its base model is loaded when it is first needed.
 
         Args:
             place: a run's folder, the folder of a study with one finished run, an adapter's own folder, a bundle
                 (`.petransfer.zip`), a model's folder, `nano/<arm>`, or a hub id `owner/name[@revision]`. The adapter
                 may be petransfer's or plain peft's.
-            run: the beginning of the id of a run, for a study with several.
-            checkpoint: the base model, where it is not found by the name that the adapter gives.
-            revision: a commit or branch of the base, where it should differ from the one that the adapter names.
+            run: the first characters of a run's id, for a study with several runs.
+            checkpoint: the base model, if it cannot be found by the name in the adapter.
+            revision: a commit or branch of the base that replaces the one in the adapter.
             data_dir: a folder with data files, for `evaluate` and `verify`.
-            device: such as `cpu` or `cuda:1`; a GPU is used if there is one.
-            any_base: accept a base with other weights than the adapter was trained on.
+            device: a device such as `cpu` or `cuda:1`; by default the GPU if there is one.
+            any_base: accept a base with weights other than those that the adapter was trained on.
 
         Raises:
-            UserError: there is no adapter, or it is refused: a file is damaged, missing, or asks for code to be run.
+            UserError: there is no adapter, or it is refused: a file is damaged or missing, or would run code.
         """
         place_on = None if data_dir is None else Path(data_dir).expanduser()
         files = contextlib.ExitStack()
@@ -83,7 +83,7 @@ class Adapter:
             files.close()
             raise
         adapter = cls(source, Where(checkpoint, revision, place_on, device, any_base))
-        weakref.finalize(adapter, files.close)  # what came from a zip or the hub lies in a temporary folder
+        weakref.finalize(adapter, files.close)  # files from a zip or the hub are in a temporary folder
         return adapter
 
     def __repr__(self) -> str:
@@ -91,7 +91,7 @@ class Adapter:
 
     @property
     def label(self) -> str:
-        """The place that it was loaded from."""
+        """The place that the adapter was loaded from."""
         return self._source.label
 
     @property
@@ -104,7 +104,8 @@ class Adapter:
         """The loaded model with its tokenizer, prefix and template.
 
         Raises:
-            UserError: the base cannot be found, does not fit, or has other weights than the adapter was trained on.
+            UserError: the base cannot be found, does not fit into memory, or has other weights than the adapter was
+                trained on.
         """
         if self._source.kind != "adapter":
             return whole_predictor(self._source, self._where)
@@ -112,11 +113,11 @@ class Adapter:
         return predictor
 
     def predict(self, texts: Iterable[str], max_new_tokens: int = 512) -> list[str]:
-        """Generate a text for each input, greedily.
+        """Generate a text greedily for each input.
 
         Args:
-            texts: the inputs, without the prefix, which is added. For an adapter whose template names several columns,
-                each input is a JSON object with them.
+            texts: the inputs without the prefix, which is added automatically. If the adapter's template names several
+                columns, each input is a JSON object with them.
             max_new_tokens: the longest generated text, in tokens.
 
         Returns:
@@ -134,16 +135,16 @@ class Adapter:
     ) -> Scores:
         """Compute exact match on a file, on pairs, on a benchmark, or on the adapter's own task.
 
-        Rows of a file that the adapter was trained on are counted, and scored apart from the others.
+        Rows of a file that the adapter was trained on are counted, and scored separately from the others.
 
         Args:
             data: a file of rows, pairs of input and target, a benchmark's `task/split` such as `scan/add_jump`, or
                 None for the adapter's own task.
-            part: `dev` or `test`. None is `test`, or all rows of a file.
-            by_generation: generate every text and count those, rather than one forward pass per example.
+            part: `dev` or `test`. None means `test`, or all rows of a file.
+            by_generation: generate every text and score it, rather than one forward pass per example.
 
         Raises:
-            UserError: the data or the base cannot be had, or the tokenizer cannot represent a target.
+            UserError: the data or the base is not available, or the tokenizer cannot represent a target.
         """
         asked = str(data) if isinstance(data, Path) else data
         (scores,) = side_by_side([self._source], self._where, Request(asked, part, by_generation))
@@ -163,13 +164,13 @@ class Adapter:
 
         Args:
             repo: `user/name`. A new repository is private unless `public`.
-            licence: where the licences of base and data do not determine it.
-            language: of the data, such as `en`.
-            tags: more tags of the card.
-            message: of the commit.
+            licence: the adapter's licence, if those of base and data do not determine it.
+            language: the language of the data, such as `en`.
+            tags: further tags of the card.
+            message: the message of the commit.
 
         Raises:
-            UserError: the hub cannot be reached or refuses, or a file names a folder of this machine or holds a token.
+            UserError: the hub cannot be reached or refuses, or a file names a folder of this machine or has a token.
         """
         files = contents(self._source.adapter(), Wishes(licence, tuple(language), tuple(tags)))
         return hub.push(repo, files, public, message)
@@ -178,30 +179,30 @@ class Adapter:
         """Merge the adapter into its base's weights and save the model to a new folder.
 
         Args:
-            folder: plain transformers loads it, and so does `Adapter.load`.
-            bits: of the saved weights, 32 or 16; 16 unless the adapter was trained on a 32-bit base.
+            folder: the new folder, which plain transformers and `Adapter.load` can load.
+            bits: bits of the saved weights, 32 or 16; by default 16 unless the adapter was trained on a 32-bit base.
 
         Returns:
-            How far the logits moved.
+            The change of the logits and related figures.
 
         Raises:
             UserError: the folder exists, or the method cannot be merged.
-            RunError: the merged model computes something else; nothing is saved.
+            RunError: the merged model computes other logits; nothing is saved.
         """
         return merge(self._source.adapter(), Path(folder), self._where, bits)
 
     def verify(self, *, evaluate: bool = True, plain: bool = False, bits: Bits | None = None) -> list[Check]:
-        """Check files, base, tokenizer and width against the provenance, and measure the claimed figures again.
+        """Check files, base, tokenizer and bits against the provenance, and evaluate again to check the claimed scores.
 
         Args:
-            evaluate: measure the figures, which needs the data and takes most of the time.
+            evaluate: evaluate again, which needs the data and takes most of the time.
             plain: also compare the texts with those of plain transformers and peft.
-            bits: another width of the base.
+            bits: load the base with other bits than in training.
 
         Returns:
             One entry for each check, with `what`, `passed` and `line`.
 
         Raises:
-            UserError: petransfer did not make the adapter, or its base or data cannot be had.
+            UserError: petransfer did not make the adapter, or its base or data are not available.
         """
         return list(verify(self._source.adapter(), self._where, bits, evaluate, plain))

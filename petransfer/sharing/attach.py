@@ -1,4 +1,4 @@
-"""Put adapters from bundles on their base, which is loaded once. Every adapter is checked before it is applied."""
+"""Attach adapters from bundles to their base, which is loaded once. Every adapter is checked before it is applied."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-import petransfer.models.bitsandbytes_import  # noqa: F401 - before peft
+import petransfer.models.bitsandbytes_import  # noqa: F401 - must precede peft
 
 # isort: split
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -21,15 +21,15 @@ from petransfer.sharing.bundle import Bundle, checked
 from petransfer.sharing.size_checks import check_sizes
 
 COMBINED = "combined"
-# peft's name of the first adapter on a base. peft would take a bare number for the number of a layer.
+# peft's name of the first adapter on a base. peft would treat a bare number as the number of a layer.
 FIRST = "adapter0"
 COMBINATIONS = ("linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "magnitude_prune")
-# Combinations that keep only a share of each adapter's weights, and that share.
+# Combination kinds that keep only a share of each adapter's weights, and that share.
 _SPARSE, DENSITY = ("ties", "dare", "magnitude"), 0.5
 
 
 def attach(loaded: Loaded, bundles: Sequence[Bundle], bits: Bits) -> PeftModel:
-    """Return the base with all adapters on it, named `adapter0`, `adapter1`, ...; the first one is active.
+    """Return the base with all adapters attached as `adapter0`, `adapter1`, ...; the first one is active.
 
     Raises:
         UserError: an adapter is refused, or its tensors do not fit the base.
@@ -62,7 +62,7 @@ def _name(at: int) -> str:
 
 
 def _load_tensors(model: PeftModel, bundle: Bundle, name: str, own_embeddings: frozenset[str]) -> None:
-    """Load the tensors if each has its place and each place its tensor."""
+    """Load the tensors, if tensors and places match one to one."""
     places = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     expected = {key: tuple(value.shape) for key, value in places.items()}
     found = {key: shape for key, (_, shape) in bundle.tensors.items() if key not in own_embeddings}
@@ -86,7 +86,7 @@ def _unfit(bundle: Bundle, why: str) -> UserError:
 
 
 def combine(model: PeftModel, weights: Sequence[float], kind: str) -> None:
-    """Make the weighted combination of all adapters the active one, by peft's own function.
+    """Activate a weighted combination of all adapters, made by peft's own function.
 
     Raises:
         UserError: peft cannot combine them.
@@ -96,7 +96,7 @@ def combine(model: PeftModel, weights: Sequence[float], kind: str) -> None:
         raise UserError("these adapters train rows of the embeddings, which peft leaves out of a combination")
     names = [_name(at) for at in range(len(weights))]
     sparse = {"density": DENSITY} if kind.startswith(_SPARSE) else {}
-    torch.manual_seed(0)  # the dare combinations draw at random
+    torch.manual_seed(0)  # the dare combinations draw random numbers
     try:
         model.add_weighted_adapter(names, list(weights), COMBINED, combination_type=kind, **sparse)
     except (ValueError, TypeError, AttributeError, NotImplementedError) as error:

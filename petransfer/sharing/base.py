@@ -24,13 +24,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Where:
-    """Where things are on this machine.
+    """Paths and devices on this machine.
 
-    checkpoint: the base model, where it is not found by the name that the adapter gives.
-    revision: a commit or branch of the base on the hub, where it should differ from the adapter's.
+    checkpoint: the base model, if it cannot be found by the name in the adapter.
+    revision: a commit or branch of the base on the hub that replaces the one in the adapter.
     data_dir: a folder with data files.
-    device: None takes a GPU if there is one.
-    any_base: accept a base with other weights than the adapter was trained on.
+    device: None selects the GPU if there is one.
+    any_base: accept a base with weights other than those that the adapter was trained on.
     """
 
     checkpoint: str | None = None
@@ -44,8 +44,8 @@ class Where:
 class Base:
     """The base model of an adapter.
 
-    commit: the hub commit that the adapter was trained at, if any.
-    trained_on: what petransfer.json recorded about the base; empty where there is no such file.
+    commit: the hub commit used in training, if any.
+    trained_on: the record of the base in petransfer.json; empty if there is no such file.
     """
 
     checkpoint: CheckpointSpec
@@ -56,7 +56,7 @@ class Base:
     trained_on: dict[str, Any] = field(default_factory=dict)
 
     def load(self, device: torch.device | str | None = None) -> Loaded:
-        """Load the base on `device`; None takes a GPU if there is one."""
+        """Load the base on `device`; None selects the GPU if there is one."""
         device = device or default_device()
         return load_checkpoint(self.checkpoint, self.bits, seed=self.seed, device=device, keep_wide=self.keep_wide)
 
@@ -67,12 +67,12 @@ def default_device() -> str:
 
 
 def base_of(bundle: Bundle, checkpoint: str | None, revision: str | None, bits: Bits | None = None) -> Base:
-    """Return the base that a bundle names, at the commit that it was trained at.
+    """Return the base that a bundle names, at the commit used in training.
 
     Args:
-        checkpoint: another place of the base.
-        revision: another revision of it.
-        bits: another width.
+        checkpoint: replaces the place of the base.
+        revision: replaces the revision of the base.
+        bits: replaces the bits of the base.
 
     Raises:
         UserError: the base cannot be found without `checkpoint`, or an argument does not fit it.
@@ -98,7 +98,7 @@ def _name_of(bundle: Bundle) -> str:
 
 
 def _placed(bundle: Bundle, checkpoint: str | None) -> CheckpointSpec:
-    """Find the base on this machine: the given one, the one in the run's own spec.json, or by its name."""
+    """Find the base on this machine: the given one, the one in the run's spec.json, or the one with its name."""
     if bundle.spec is None:
         return checkpoint_spec(checkpoint) if checkpoint is not None else _named_by_config(bundle)
     made = bundle.spec.checkpoint
@@ -132,16 +132,16 @@ def _named_by_config(bundle: Bundle) -> CheckpointSpec:
 
 
 def as_trained_from(base: CheckpointSpec, made: CheckpointSpec) -> CheckpointSpec:
-    """Return `base` with the same parts re-initialised, and the same tokenizer, as in the run that trained."""
+    """Return `base` with the same re-initialised parts and the same tokenizer as in the training run."""
     kept = ("reinit", "tokenizer", "tokenizer_source", "added_tokens", "source_language", "target_language")
     return replace(base, **{name: getattr(made, name) for name in kept})
 
 
 def refuse_other_base(base: Base, loaded: Loaded, where: Where) -> None:
-    """Refuse a base that is not the one that the adapter was trained on.
+    """Refuse a base other than the one that the adapter was trained on.
 
-    On another base an adapter gives empty or meaningless texts without any error. A hub commit identifies the weights;
-    those of a folder are compared by sha256. A changed tokenizer is logged as a warning.
+    With another base, an adapter generates empty or meaningless texts without any error. A hub commit identifies the
+    weights; the weights in a folder are compared by sha256. A changed tokenizer is logged as a warning.
 
     Raises:
         UserError: the weights or the commit differ, and neither `--revision` nor `--any-base` allows it.
@@ -162,7 +162,7 @@ def refuse_other_base(base: Base, loaded: Loaded, where: Where) -> None:
 
 
 def differing_weights(base: Base, loaded: Loaded) -> str | None:
-    """Return which weights file differs from the recorded one; None where all agree or none were recorded."""
+    """Return the name of a weight file that differs from the recorded one; None if all agree or none were recorded."""
     expected = base.trained_on.get("weights_sha256") or {}
     if not expected:
         return None

@@ -40,13 +40,13 @@ _HUB = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 class Bundle:
     """The files of one adapter, or of the whole model of a run.
 
-    label: how messages name it.
-    files: their places by their names in a bundle.
+    label: the adapter's name in messages.
+    files: paths of the files, by their names in a bundle.
     config, tensors: adapter_config.json, and dtype and shape of each tensor; empty for a whole model.
-    provenance, spec: None where petransfer did not make the adapter.
-    manifest: the sha256 of each file; None where the adapter is not packed.
-    here: the run's own folder, where this machine has it.
-    commit: of the hub.
+    provenance, spec: None if petransfer did not make the adapter.
+    manifest: the sha256 of each file; None if the adapter is not packed.
+    here: the run's own folder, if it is on this machine.
+    commit: the hub commit.
     """
 
     label: str
@@ -61,7 +61,7 @@ class Bundle:
 
     @property
     def weights(self) -> Path:
-        """The place of adapter_model.safetensors."""
+        """The path of adapter_model.safetensors."""
         return self.files[WEIGHTS]
 
     @property
@@ -74,11 +74,11 @@ class Bundle:
         return read_json(self.files[RESULT]) if RESULT in self.files else None
 
     def template(self) -> str:
-        """Return the template that makes an input of a row's columns; empty where inputs are plain texts."""
+        """Return the template that builds an input from a row's columns; empty if inputs are plain texts."""
         return str(self.spec.task.options.get("template", "")) if self.spec else ""
 
     def chat(self) -> str:
-        """Return how inputs are written as chats, `template` or `plain`; empty where inputs are plain texts."""
+        """Return how inputs are written as chats, `template` or `plain`; empty if inputs are plain texts."""
         return str(self.spec.task.options.get("chat", "")) if self.spec else ""
 
 
@@ -86,10 +86,10 @@ class Bundle:
 def opened(source: str, revision: str | None = None, run: str | None = None) -> Iterator[Bundle]:
     """Open the adapter in a folder, a zip file, or a hub repository `owner/name[@revision]`.
 
-    Files from a zip or from the hub lie in a temporary folder, which is removed when the context ends.
+    Files from a zip or from the hub are in a temporary folder, which is removed when the context ends.
 
     Args:
-        run: the beginning of the id of a run, for a study's folder with several adapters.
+        run: the first characters of a run's id, for a study's folder with several adapters.
 
     Raises:
         UserError: there is no adapter, or it is refused.
@@ -119,7 +119,7 @@ def of_folder(folder: Path, label: str | None = None, commit: str | None = None)
     """Return the adapter in a folder, or in the folder of its run.
 
     Raises:
-        UserError: there is none, a file is not what its name says, or the files do not agree.
+        UserError: there is no adapter, a file does not have the type of its name, or the files do not agree.
     """
     label = label or str(folder)
     if (folder / "model").is_dir() and not (folder / "adapter").is_dir():
@@ -140,10 +140,10 @@ def of_folder(folder: Path, label: str | None = None, commit: str | None = None)
 
 
 def of_whole_model(folder: Path, label: str | None = None) -> Bundle:
-    """Return what the run of a whole model, its model/ folder, or a merged model says about data and figures.
+    """Return the bundle of a whole model: a run's folder, its model/ folder, or a merged model.
 
     Raises:
-        UserError: it was not made by petransfer, or is damaged.
+        UserError: the model was not made by petransfer, or is damaged.
     """
     files, here = _files(folder, "model")
     if PROVENANCE not in files:
@@ -156,7 +156,7 @@ def checked(bundle: Bundle) -> Bundle:
     """Return the bundle if its configuration, tensors and hashes agree.
 
     Raises:
-        UserError: they do not.
+        UserError: they do not agree.
     """
     checks.check(bundle.config, bundle.tensors)
     other = other_base(bundle)
@@ -169,7 +169,7 @@ def checked(bundle: Bundle) -> Bundle:
 
 
 def other_base(bundle: Bundle) -> str | None:
-    """Return how the base in adapter_config.json, which plain peft loads, differs from the one of the run."""
+    """Return how the base in adapter_config.json, which plain peft loads, differs from the run's; None if equal."""
     named, made = bundle.config.get("base_model_name_or_path"), bundle.spec and bundle.spec.checkpoint.name
     if made is None or named is None or named == made:
         return None
@@ -177,7 +177,7 @@ def other_base(bundle: Bundle) -> str | None:
 
 
 def differences(bundle: Bundle) -> dict[str, str]:
-    """Return, for each file that is not the one that was packed or saved, how it differs."""
+    """Return the files that differ from the packed or saved ones, each with a description of the difference."""
     found: dict[str, str] = {}
     kept = {name: path for name, path in bundle.files.items() if name != MANIFEST}
     if bundle.manifest is not None:
@@ -202,7 +202,9 @@ def _difference(name: str, path: Path | None, expected: str | None, done: str) -
 
 
 def _files(folder: Path, kind: str) -> tuple[dict[str, Path], Path | None]:
-    """Return the files of a bundle, which lie in one folder, or in a run's folder and its adapter/ or model/."""
+    """Return the files of a bundle and the run's folder. The files are in one folder, or in a run's folder and its
+    adapter/ or model/.
+    """
     inner = folder / kind if (folder / kind).is_dir() else folder
     here = next((one for one in (folder, inner.parent) if (one / "spec.json").is_file()), None)
     files: dict[str, Path] = {}
@@ -219,7 +221,7 @@ def _files(folder: Path, kind: str) -> tuple[dict[str, Path], Path | None]:
 
 
 def nothing_found(label: str) -> UserError:
-    """Return the error for a place that holds nothing that can be opened."""
+    """Return the error for a place that contains nothing that can be opened."""
     return UserError(
         f"{label} holds no finished adapter or model; name a folder like results/<study>/runs/<run-id>, a study's "
         "folder, a bundle, a checkpoint, or owner/name on the hub"

@@ -8,7 +8,7 @@ EXAMPLES, MANIFEST = "examples.parquet", "manifest.json"
 
 MIB = 2**20
 
-# Every file that an adapter may hold and its largest size in bytes. A file of any other name is refused.
+# Every file that an adapter may contain and its largest size in bytes. A file of any other name is refused.
 LIMITS: dict[str, int] = {
     MANIFEST: MIB,
     CONFIG: 16 * MIB,
@@ -22,7 +22,7 @@ LIMITS: dict[str, int] = {
 
 
 def wrong_name(name: str) -> str | None:
-    """Return why an adapter may not hold a file of this name; None where it may."""
+    """Return why an adapter may not contain a file of this name; None if it may."""
     if name in LIMITS:
         return None
     if name.startswith(("/", "\\")) or name[1:2] == ":":

@@ -1,4 +1,4 @@
-"""A bundle's zip file: written with the same bytes everywhere, and read as if an attacker had made it."""
+"""Write a bundle's zip file with reproducible bytes, and read it as if an attacker had made it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from petransfer.errors import UserError
 from petransfer.sharing.bundle_files import LIMITS, MIB, wrong_name
 
 SUFFIX = ".petransfer.zip"
-# Text is often compressed to a tenth of its size. A hundredth is a decompression bomb.
+# Text usually compresses to about a tenth of its size. A hundredth indicates a decompression bomb.
 RATIO = 100
 _BLOCK = MIB
 _LOCAL_HEADER = 30
 
 
 def write_zip(path: Path, contents: Mapping[str, Path | bytes]) -> None:
-    """Write `path` whole or not at all. Members are stored, sorted and dated 1980: equal contents give equal bytes."""
+    """Write `path` atomically. Members are stored, sorted and dated 1980, so that equal contents give equal bytes."""
     with replacing(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(contents):
             info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
@@ -36,10 +36,10 @@ def write_zip(path: Path, contents: Mapping[str, Path | bytes]) -> None:
 
 
 def read_zip(path: Path, target: Path) -> list[str]:
-    """Unpack a bundle into the empty folder `target`. Every member is checked before the first is written.
+    """Unpack a bundle into the empty folder `target`. All members are checked before the first one is written.
 
     Raises:
-        UserError: it is not a zip file, is damaged, or has a member that bundles do not have.
+        UserError: the file is not a zip file, is damaged, or has a member that bundles do not have.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -89,7 +89,7 @@ def _wrong_size(member: zipfile.ZipInfo) -> str | None:
 
 
 def _check_places(path: Path, archive: zipfile.ZipFile, members: list[zipfile.ZipInfo]) -> None:
-    """Refuse members that share bytes, and anything hidden before the first member."""
+    """Refuse members that share bytes, and data hidden before the first member."""
     end = 0
     for member in sorted(members, key=lambda one: one.header_offset):
         if member.header_offset < end:
@@ -102,7 +102,7 @@ def _check_places(path: Path, archive: zipfile.ZipFile, members: list[zipfile.Zi
 
 
 def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
-    """Copy block by block, never more than was announced; zipfile checks the CRC at the end."""
+    """Copy block by block, at most as many bytes as announced; zipfile checks the CRC at the end."""
     written = 0
     with archive.open(member) as source, target.open("xb") as file:
         while block := source.read(_BLOCK):

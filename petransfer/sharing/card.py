@@ -1,6 +1,6 @@
-"""The card of an adapter: README.md with the hub's metadata, how to use it, what it was made from, and its limits.
+"""The card of an adapter: README.md with the hub's metadata, usage, origin and limits.
 
-The text is in `card_template.md`. Whatever comes from a file is escaped before it is put in.
+The text is in `card_template.md`. All text from files is escaped before it is inserted.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from petransfer.sharing.card_metadata import Licences, Wishes, entry_of, metadat
 from petransfer.sharing.safe_reading import read_json
 from petransfer.sharing.usage_code import base_in_words, usage
 
-# More categories than this are not listed, and at most so many sentences about effects.
+# The largest number of categories for which they are listed, and of sentences about effects.
 CATEGORIES, SENTENCES = 30, 12
 
 _REINIT = {
@@ -36,7 +36,7 @@ def card(bundle: Bundle, wishes: Wishes = Wishes()) -> str:
     """Return the text of README.md.
 
     Raises:
-        UserError: the adapter was not made by petransfer, or the hub would refuse a wish.
+        UserError: the adapter was not made by petransfer, or the hub would refuse one of the wishes.
     """
     from huggingface_hub import ModelCard
 
@@ -68,7 +68,7 @@ def card(bundle: Bundle, wishes: Wishes = Wishes()) -> str:
 
 
 def title(spec: RunSpec) -> str:
-    """Return what the adapter is called."""
+    """Return the adapter's title."""
     where = f"{task_title(spec.task.name)} {spec.task.split}"
     return f"{_kind(spec)} on {spec.checkpoint.name}, {where}, seed {spec.seed}"
 
@@ -80,7 +80,7 @@ def _kind(spec: RunSpec) -> str:
 
 @dataclass(frozen=True)
 class _Study:
-    """The study of a run. seeds: dev and test EM of the runs that differ in their seed alone."""
+    """The study of a run. seeds: dev and test EM of the runs that differ only in their seed."""
 
     name: str
     seeds: dict[int, tuple[float, float]]
@@ -99,7 +99,7 @@ def _study(bundle: Bundle) -> _Study | None:
             if _but_seed(spec) == _but_seed(bundle.spec):
                 result = read_json(path.parent / RESULT)
                 seeds[spec.seed] = float(result["dev"]["exact_match"]), float(result["test"]["exact_match"])
-        except (KeyError, TypeError, ValueError, UserError):  # a neighbour's damage is no fault of this run
+        except (KeyError, TypeError, ValueError, UserError):  # skip other runs that are damaged
             continue
     effects = read_json(study / "effects.json") if (study / "effects.json").is_file() else {}
     name = str(recipe.get("name", study.name))

@@ -1,4 +1,4 @@
-"""The metadata at the head of a card, as the hub reads them: base, data, licence, language, tags and results."""
+"""The metadata at the head of a card, as the hub reads it: base, data, licence, language, tags and results."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ SPLITS = {"dev": "validation", "test": "test"}
 
 @dataclass(frozen=True)
 class Wishes:
-    """What only the person who shares knows.
+    """Metadata that only the person who shares the adapter knows.
 
-    licence: where those of base and data do not determine it. language: of the data. tags: more of them.
+    licence: used if those of base and data do not determine it. language: of the data. tags: further tags.
     """
 
     licence: str | None = None
@@ -36,7 +36,7 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Licences:
-    """The licences of the base, of the data, and of the adapter; None where one is not known."""
+    """The licences of the base, of the data, and of the adapter; None if unknown."""
 
     base: str | None
     data: str | None
@@ -46,10 +46,10 @@ class Licences:
 def metadata(
     bundle: Bundle, spec: RunSpec, result: Mapping[str, Any], title: str, wishes: Wishes
 ) -> tuple[ModelCardData, Licences]:
-    """Return the metadata, and the licences that they follow from.
+    """Return the metadata, and the licences that it is based on.
 
     Raises:
-        UserError: the hub would refuse them, for example a tag that is not text.
+        UserError: the hub would refuse the metadata, for example a tag that is not text.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -91,13 +91,13 @@ def metadata(
 
 
 def entry_of(checkpoint: CheckpointSpec) -> ArmEntry | None:
-    """Return the registry's entry of a checkpoint; None where it has none."""
+    """Return the registry's entry of a checkpoint; None if it has none."""
     arms = (arm for family in registry().families.values() for arm in family.arms.values())
     return next((arm for arm in arms if arm.checkpoint == checkpoint.name), None)
 
 
 def is_hub_name(checkpoint: CheckpointSpec) -> bool:
-    """Return whether a checkpoint's name is a hub id; a folder's and an embedded one's weights are a sha256."""
+    """Return whether a checkpoint's name is a hub id: weights of folders and embedded checkpoints are a sha256."""
     return not is_embedded(checkpoint.name) and len(checkpoint.weights) != 64
 
 
@@ -113,16 +113,16 @@ def _datasets(bundle: Bundle, spec: RunSpec) -> list[str]:
 
 
 def recipe_of(bundle: Bundle) -> dict[str, Any]:
-    """Return the recipe of the study; empty where it is not in the bundle."""
+    """Return the recipe of the study; empty if it is not in the bundle."""
     return read_yaml(read_text(bundle.files[RECIPE]), RECIPE) if RECIPE in bundle.files else {}
 
 
 def licences_of(bundle: Bundle, spec: RunSpec, wishes: Wishes) -> Licences:
-    """Return the licences of base and data, and the adapter's, which follows from them or is wished."""
+    """Return the licences of base and data, and the adapter's, which is derived from them or given in `wishes`."""
     entry = entry_of(spec.checkpoint)
     base = NAMES.get(entry.licence, entry.licence) if entry else _licence_on_hub(spec, bundle)
     if spec.checkpoint.reinit == "all":
-        base = "cc0-1.0"  # nothing of the checkpoint is in it but its shape
+        base = "cc0-1.0"  # the adapter contains nothing of the checkpoint but its shape
     info = task_info(spec.task.name)
     data = info.licence if info else None
     return Licences(base, data, wishes.licence or derived(base, data))

@@ -17,7 +17,7 @@ from petransfer.sharing.bundle import Bundle
 
 @dataclass(frozen=True)
 class Combination:
-    """A weighted sum of adapters. kind: peft's name for the way of combining."""
+    """A weighted sum of adapters. kind: peft's name of the combination method."""
 
     weights: tuple[float, ...]
     kind: str = "linear"
@@ -25,7 +25,7 @@ class Combination:
 
 @dataclass(frozen=True)
 class Adapters:
-    """Adapters on their base. labels: by peft's name of each, in order, the combination last."""
+    """Adapters on their base. labels: by peft's name of each adapter, in order, with the combination last."""
 
     model: Any
     loaded: Loaded
@@ -34,7 +34,7 @@ class Adapters:
     labels: Mapping[str, str]
 
     def each(self) -> Iterator[tuple[str, str, Predictor]]:
-        """Yield name, label and predictor of each adapter, which is the active one until the next is taken."""
+        """Yield name, label and predictor of each adapter. An adapter is active until the next one is taken."""
         for name, label in self.labels.items():
             self.model.set_adapter(name)
             yield name, label, self.predictor(name)
@@ -49,13 +49,13 @@ class Adapters:
 def put_together(
     bundles: Sequence[Bundle], where: Where, combination: Combination | None = None, bits: Bits | None = None
 ) -> Adapters:
-    """Load the base once and put all adapters on it.
+    """Load the base once and attach all adapters to it.
 
     Args:
-        bits: another width of the base than the adapters were trained on.
+        bits: load the base with other bits than in training.
 
     Raises:
-        UserError: the adapters have different bases, one does not fit, or the base is not the one they were trained on.
+        UserError: the adapters have different bases, one does not fit, or the base is not the one used in training.
     """
     if combination:
         _check(bundles, combination)
@@ -83,10 +83,10 @@ def _check(bundles: Sequence[Bundle], combination: Combination) -> None:
 
 
 def refuse_different_bases(bundles: Sequence[Bundle]) -> None:
-    """Refuse adapters that were not trained on the same base in the same width: they cannot share one.
+    """Refuse adapters that were not trained on the same base with the same bits: they cannot share one.
 
     Raises:
-        UserError: two of them were not.
+        UserError: two of them were trained on different bases or bits.
     """
     first, *others = bundles
     for bundle in others:

@@ -1,4 +1,4 @@
-"""examples.parquet: the outcome of each test example, read with bounds and without its texts."""
+"""examples.parquet: the outcome of each test example, read with a size limit and without its texts."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import pyarrow.parquet
 from petransfer.errors import UserError
 from petransfer.sharing.bundle_files import EXAMPLES
 
-# Columns that hold no text of the data.
+# Columns without text of the data.
 FIGURES = ("index", "category", "correct", "margin", "log_prob", "tokens", "tokens_correct", "semantic_correct")
-# The most rows that are read. A few hundred kilobytes of parquet can stand for billions of equal rows.
+# The largest number of rows. A few hundred kilobytes of parquet can contain billions of equal rows.
 ROWS = 5_000_000
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pyarrow.Table:
-    """Read the table if its metadata announce no more than ROWS rows.
+    """Read the table if its metadata announces at most ROWS rows.
 
     Raises:
-        UserError: it cannot be read, or has more rows.
+        UserError: the file cannot be read, or has more rows.
     """
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
@@ -37,10 +37,10 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pyarrow.Tabl
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """Return index, correct and log_prob of each row.
+    """Return the index, correct and log_prob of each row.
 
     Raises:
-        UserError: the file cannot be read, or a value has another type than a run writes.
+        UserError: the file cannot be read, or a value does not have the type that a run writes.
     """
     kinds = {"index": pyarrow.int64(), "correct": pyarrow.bool_(), "log_prob": pyarrow.float64()}
     table = read_table(path, list(kinds))
@@ -52,7 +52,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def without_texts(path: Path) -> bytes:
-    """Return the file without inputs, targets and generated texts: who shares an adapter shares no data by it.
+    """Return the file without inputs, targets and generated texts, so that sharing an adapter shares no data.
 
     Raises:
         UserError: the file cannot be read.

@@ -21,7 +21,7 @@ FORBIDDEN = (
     "eva_config",
     "corda_config",
 )
-# The types of the keys that are read, where they are set.
+# The types of the keys that are read, if they are set.
 TYPES: dict[str, type | tuple[type, ...]] = {
     "auto_mapping": dict,
     "base_model_name_or_path": str,
@@ -45,27 +45,27 @@ DTYPES = ("F32", "F16", "BF16")
 # Initialisations that do not read the base's weights.
 STARTS = (True, False, "gaussian", "orthogonal")
 MOST_RANK, MOST_TENSORS, LONGEST = 65_536, 200_000, 512
-# A pattern with n repeats can take the n-th power of the length of a name.
+# Matching a pattern with n repeats can take time that grows with the n-th power of the length of a name.
 MOST_REPEATS = 4
 _NAME = re.compile(r"[\w.-]{1,512}")
-# Keys that say how large a part of the adapter is; peft allocates it before it reads a tensor.
+# Keys that determine the adapter's size; peft allocates the memory before it reads a tensor.
 SIZES = ("num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads", "encoder_hidden_size")
-# peft's names of the tasks whose models generate.
+# peft's names of tasks with generating models.
 TASKS = ("SEQ_2_SEQ_LM", "CAUSAL_LM", "FEATURE_EXTRACTION")
 
-# What architectures call their embeddings and their head.
+# Names of embeddings and heads in the various architectures.
 EMBEDDINGS = ("shared", "embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out", "tok_embeddings")
 
 _PREFIX = "base_model.model."
-# What peft calls an empty list of layers.
+# peft's representation of an empty list of layers.
 _NONE = "dummy-target-modules"
 
 
 def check(config: Mapping[str, Any], tensors: Tensors) -> None:
-    """Refuse a configuration that asks for more than an adapter, and tensors that it does not describe.
+    """Refuse a configuration that requests more than an adapter, and tensors that it does not describe.
 
     Raises:
-        UserError: what is refused, in one line.
+        UserError: the configuration or a tensor is refused; the message gives the reason in one line.
     """
     _check_config(config)
     _check_patterns(config)
@@ -122,7 +122,7 @@ def _check_lora(config: Mapping[str, Any], tensors: Tensors) -> None:
         if not name.startswith(_PREFIX):
             raise _refused(f"the tensor {_short(name)} lies outside the base ({_PREFIX}...)")
         if name.removesuffix(".weight").rsplit(".", 1)[-1] in EMBEDDINGS and len(shape) == 2:
-            continue  # peft saves embeddings that were resized; they are compared with those of the base
+            continue  # peft saves resized embeddings; they are compared with those of the base
         module, check_shape = _part(name, config)
         if check_shape is None:
             raise _refused(f"the tensor {_short(name)} is no part of the adapter that adapter_config.json describes")
@@ -171,7 +171,7 @@ def _check_lora_config(config: Mapping[str, Any]) -> None:
 
 
 def _check_patterns(config: Mapping[str, Any]) -> None:
-    """Check everything that peft matches the names of layers with, for every method."""
+    """Check all patterns that peft matches with the names of layers, for every method."""
     texts = [config.get(key) for key in ("target_modules", "exclude_modules", "layers_pattern", "feedforward_modules")]
     patterns = [one for one in texts if isinstance(one, str)]
     listed = config.get("layers_pattern")
@@ -180,13 +180,13 @@ def _check_patterns(config: Mapping[str, Any]) -> None:
         patterns += list(config.get(key) or {})
     for text in patterns:
         _check_pattern(text)
-    for name in config.get("modules_to_save") or []:  # peft puts these names into a pattern
+    for name in config.get("modules_to_save") or []:  # peft inserts these names into a pattern
         if not _NAME.fullmatch(name):
             raise _refused(f"modules_to_save holds {_short(name)}, which is not the name of a layer")
 
 
 def _check_pattern(text: Any) -> None:
-    """Refuse a pattern whose search could take days; the names of layers need no such pattern."""
+    """Refuse a pattern whose search could take days; names of layers need no such pattern."""
     if not isinstance(text, str):
         raise _refused(f"a pattern is {text!r:.40}, not text")
     repeats = len(re.findall(r"(?<!\\)[*+{]", text))
@@ -199,7 +199,7 @@ def _check_pattern(text: Any) -> None:
 
 
 def _part(name: str, config: Mapping[str, Any]) -> tuple[str, Callable[[tuple[int, ...]], str | None] | None]:
-    """Return the module of a tensor and a check of its shape; None for a tensor that the method does not have."""
+    """Return the module of a tensor and a check of its shape; None if the method has no such tensor."""
     ranks = {config["r"], *(config.get("rank_pattern") or {}).values()}
 
     def ranked(axis: int) -> Callable[[tuple[int, ...]], str | None]:
@@ -241,7 +241,7 @@ def _part(name: str, config: Mapping[str, Any]) -> tuple[str, Callable[[tuple[in
 
 
 def _target_of(module: str, targets: Any) -> str | None:
-    """Return which of the targets names a module; a pattern is left to peft."""
+    """Return the target that matches a module's name; matching a pattern is left to peft."""
     if isinstance(targets, str):
         return targets
     return next((one for one in targets if module == one or module.endswith(f".{one}")), None)

@@ -23,7 +23,7 @@ _PROXIES = ("https_proxy", "http_proxy", "all_proxy")
 
 @dataclass(frozen=True)
 class Pushed:
-    """Where an adapter was uploaded. commit: its one commit. private: only its owner sees it. notes: on the card."""
+    """An uploaded adapter. commit: its single commit. private: only its owner sees it. notes: remarks on the card."""
 
     url: str
     commit: str
@@ -35,8 +35,8 @@ def push(name: str, contents: Mapping[str, Path | bytes], public: bool, message:
     """Upload a bundle's files to `user/name` in one commit; a new repository is private unless `public`.
 
     Raises:
-        UserError: the name is not valid, the hub cannot be reached or refuses, or the repository is public already and
-            `public` is False.
+        UserError: the name is not valid, the hub cannot be reached or refuses the upload, or the repository is already
+            public and `public` is False.
     """
     if not _ID.fullmatch(name):
         raise UserError(f"'{name}' is not a valid repository id; write user/name")
@@ -65,7 +65,7 @@ def push(name: str, contents: Mapping[str, Path | bytes], public: bool, message:
 def holds_adapter(source: str) -> bool:
     """Return whether a repository `owner/name[@revision]` holds an adapter rather than a whole model.
 
-    A model that is in the cache is recognised without the hub.
+    A model in the cache is recognised without the hub.
 
     Raises:
         UserError: there is no such repository, or the hub cannot be reached.
@@ -82,7 +82,7 @@ def holds_adapter(source: str) -> bool:
 
 
 def fetch(source: str, revision: str | None, target: Path) -> str:
-    """Download the files of an adapter, and no others, from `owner/name[@revision]`; return their commit.
+    """Download only the files of an adapter from `owner/name[@revision]`; return their commit.
 
     Raises:
         UserError: there is no such repository or adapter, a file is too large, or the hub cannot be reached.
@@ -115,10 +115,10 @@ def _wanted(name: str, sizes: Mapping[str, int]) -> list[str]:
 
 
 def refuse_offline() -> None:
-    """Report at once that the hub cannot be reached, where a client would try again and again.
+    """Report at once that the hub cannot be reached, instead of after many retries of a client.
 
     Raises:
-        UserError: it is switched off or cannot be reached.
+        UserError: the hub is switched off or cannot be reached.
     """
     from huggingface_hub import constants
 
@@ -136,12 +136,12 @@ def refuse_offline() -> None:
 
 @contextlib.contextmanager
 def _plain_errors(what: str) -> Iterator[None]:
-    """Turn any error of the client into one line without a token in it."""
+    """Convert any error of the client into one line without tokens."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # of the client, its HTTP library and the server there are dozens
+    except Exception as error:  # the client, its HTTP library and the server raise dozens of types
         raise UserError(f"{what}: {without_tokens(_first(error))}{_advice(error)}") from None
 
 
@@ -156,7 +156,7 @@ def _advice(error: Exception) -> str:
 
 
 def without_tokens(text: str) -> str:
-    """Return the text with everything removed that is, or looks like, a token."""
+    """Return the text without anything that is, or looks like, an access token."""
     from huggingface_hub import get_token
 
     known = [token for token in (get_token(), os.environ.get("HF_TOKEN")) if token]
@@ -166,7 +166,7 @@ def without_tokens(text: str) -> str:
 
 
 def quiet() -> None:
-    """Silence the progress bars and hints of the client."""
+    """Silence the client's progress bars and hints."""
     import logging
 
     from huggingface_hub.utils.tqdm import disable_progress_bars

@@ -1,4 +1,4 @@
-"""Describe an adapter, petransfer's or not, from its own files alone."""
+"""Describe an adapter, made by petransfer or not, from its own files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from petransfer.sharing.safe_reading import card_data, read_text
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:
-    """Return names and values, for people and as JSON."""
+    """Return the description as names and values, for display and for JSON."""
     config = bundle.config
     dtypes = Counter(dtype for dtype, _ in bundle.tensors.values())
     targets = config.get("target_modules")

@@ -1,20 +1,20 @@
-"""Determine the licence under which an adapter may be shared, from those of its base and its data."""
+"""Determine the licence under which an adapter may be shared, from the licences of its base and its data."""
 
 from __future__ import annotations
 
-# The hub's names, from the most to the least permissive: of two, the later one applies to a work made of both.
+# The hub's names, from the most to the least permissive; a work made of two takes the later one.
 ORDER = (
     "cc0-1.0", "unlicense", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "apache-2.0", "cc-by-4.0", "cc-by-sa-4.0",
     "gpl-3.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0",
 )  # fmt: skip
-# Works made from these must have the very same licence, so that two of them cannot be combined.
+# Derived works must have the very same licence, so two different ones cannot be combined.
 SAME = frozenset({"cc-by-sa-4.0", "gpl-3.0", "cc-by-nc-sa-4.0"})
-# The hub's names of the licences that the registry of checkpoints names.
+# The hub's names for licence names in the registry of checkpoints.
 NAMES = {"Apache-2.0": "apache-2.0", "MIT": "mit", "BigCode OpenRAIL-M v1": "bigcode-openrail-m"}
 
 
 def derived(base: str | None, data: str | None) -> str | None:
-    """Return the licence of a work made of a base and data with these licences; None where that is not known.
+    """Return the licence of a work made of a base and data with these licences; None if unknown.
 
     >>> derived("apache-2.0", "mit")
     'apache-2.0'

@@ -27,25 +27,25 @@ from petransfer.sharing.combined_adapters import put_together
 from petransfer.sharing.task_data import data_of
 
 # The largest change of the logits when an adapter is added to the 32-bit weights, and when the model is written and
-# read: the root mean square of the differences over that of the logits. Rounding the merged weights to 16 bits is
-# neither of them: its effect depends on the checkpoint (0.5 to 7 % were seen), and the figure is reported.
+# read: the root mean square of the differences, divided by that of the logits. Rounding the merged weights to 16 bits
+# is not limited: its effect depends on the checkpoint (0.5 to 7 % were measured) and is reported.
 LIMIT = 1e-3
 ROWS, TOKENS = 16, 24
-# Exact match on dev is measured on at most so many examples.
+# The largest number of examples on which exact match on dev is computed.
 DEV_EXAMPLES = 200
 
 
 @dataclass(frozen=True)
 class Merged:
-    """What merging changed.
+    """The effects of merging.
 
-    moved: the change of the logits, as a share of their size, against the 32-bit base with the adapter.
+    moved: the relative change of the logits, compared with the 32-bit base with the adapter.
     largest: the largest change of one logit. agree: the share of positions with the same most likely token, in %.
-    bits: of the saved model.
-    trained_bits: of the base that the adapter was trained on. moved_from_trained, agree_with_trained: the same figures
-        against the adapter on a base of that width; None where the base was not quantised.
-    dev: exact match of the saved model on dev, in %, where the adapter's data are on this machine. dev_claimed: what
-        the adapter was saved with.
+    bits: bits of the saved model.
+    trained_bits: bits of the base in training. moved_from_trained, agree_with_trained: the same figures, compared with
+        the adapter on a base of those bits; None if the base was not quantised.
+    dev: exact match of the saved model on dev, in %, if the adapter's data are on this machine. dev_claimed: the
+        adapter's claimed exact match on dev.
     """
 
     moved: float
@@ -70,12 +70,12 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None) 
     """Write the merged model and its tokenizer to `target`, and compare its logits with those of the adapter.
 
     Args:
-        target: a new folder. plain transformers loads it, and so do `predict` and `eval`.
-        bits: of the saved weights, 32 or 16; 16 unless the adapter was trained on a 32-bit base.
+        target: a new folder, which plain transformers, `predict` and `eval` can load.
+        bits: bits of the saved weights, 32 or 16; by default 16 unless the adapter was trained on a 32-bit base.
 
     Raises:
-        UserError: the width cannot be merged into, the target exists, or the adapter or its base is refused.
-        RunError: the merged model computes something else; nothing is left on the disk.
+        UserError: merging with these bits is not possible, the target exists, or the adapter or its base is refused.
+        RunError: the merged model computes other logits; nothing is left on the disk.
     """
     _refuse_inputs(bundle)
     trained: Bits = bundle.spec.method.bits if bundle.spec else 16
@@ -118,10 +118,10 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None) 
 
 
 def _refuse_inputs(bundle: Bundle) -> None:
-    """Refuse methods whose trained tensors are no part of any weight.
+    """Refuse methods whose trained tensors are not part of any weight.
 
     Raises:
-        UserError: it is one of them.
+        UserError: the adapter's method is one of them.
     """
     kind = bundle.config.get("peft_type")
     for method in METHODS.of_package():
@@ -142,7 +142,7 @@ def _read(folder: Path, loaded: Loaded, bits: Bits) -> torch.nn.Module:
 
 @torch.inference_mode()
 def _logits(model: torch.nn.Module, loaded: Loaded, count: int) -> torch.Tensor:
-    """Return the logits of tokens drawn at random from `count`, the same at every call: (ROWS, TOKENS, count), fp32."""
+    """Return the logits of random tokens with ids below `count`, equal at every call: (ROWS, TOKENS, count), fp32."""
     drawn = torch.Generator().manual_seed(0)
     device = next(model.parameters()).device
     ids_bt, target_bt = (torch.randint(3, count, (ROWS, TOKENS), generator=drawn).to(device) for _ in range(2))
@@ -186,10 +186,10 @@ def _change(before: torch.Tensor, after: torch.Tensor) -> _Change:
 
 
 def _refuse_changed(change: _Change, step: str) -> None:
-    """Refuse a merged model whose logits were changed by a step that should not change them.
+    """Refuse a merged model if a step changed logits that it should not change.
 
     Raises:
-        RunError: they moved by more than LIMIT, or are not finite.
+        RunError: the logits changed by more than LIMIT, or are not finite.
     """
     if not change.moved <= LIMIT:
         raise RunError(
@@ -199,7 +199,7 @@ def _refuse_changed(change: _Change, step: str) -> None:
 
 
 def _dev_exact_match(bundle: Bundle, model: torch.nn.Module, loaded: Loaded, where: Where) -> float | None:
-    """Return exact match on dev in %; None where the data are not on this machine."""
+    """Return exact match on dev in %; None if the data are not on this machine."""
     if bundle.spec is None:
         return None
     try:
@@ -215,7 +215,7 @@ def _dev_exact_match(bundle: Bundle, model: torch.nn.Module, loaded: Loaded, whe
 
 
 def _write_provenance(folder: Path, bundle: Bundle, merged: Merged) -> None:
-    """Keep the prefix, the template and the origin of the merged model beside it."""
+    """Write the prefix, the template and the origin of the merged model to its folder."""
     if bundle.provenance is None:
         return
     kept: dict[str, Any] = {

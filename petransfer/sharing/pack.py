@@ -1,4 +1,4 @@
-"""Pack a bundle: nothing that identifies this machine is in it, and the same run gives the same bytes."""
+"""Pack a bundle: it contains nothing that identifies this machine, and the same run gives the same bytes."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
 
 
 def contents(bundle: Bundle, wishes: Wishes) -> dict[str, Path | bytes]:
-    """Return the files of a bundle by name, the card and the list of sha256 included.
+    """Return the files of a bundle by name, including the card and the list of sha256.
 
     Raises:
-        UserError: the run is not done, its files are not those it saved, or one names a place of this machine.
+        UserError: the run is not done, its files differ from the saved ones, or a file names a path of this machine.
     """
     checked(bundle)
     if bundle.provenance is None or "claims" not in bundle.provenance:
@@ -59,7 +59,7 @@ def pack(bundle: Bundle, target: Path, wishes: Wishes) -> str:
     """Write the bundle's zip file and return its sha256.
 
     Raises:
-        UserError: as `contents`; or the target exists.
+        UserError: as for `contents`, or the target exists.
     """
     if not target.name.endswith(archive.SUFFIX):
         raise UserError(f"{target} does not end in {archive.SUFFIX}; call it so")
@@ -73,7 +73,7 @@ def pack(bundle: Bundle, target: Path, wishes: Wishes) -> str:
 
 
 def placeless(recipe: str) -> bytes:
-    """Return a recipe in which folders of this machine are replaced by their names: `/home/me/t5` becomes `t5`."""
+    """Return a recipe with this machine's folders replaced by their names: `/home/me/t5` becomes `t5`."""
     content = read_yaml(recipe, RECIPE)
     content.pop("data_dir", None)
     return yaml.safe_dump(_placeless(content), sort_keys=False, allow_unicode=True).encode()
@@ -94,7 +94,7 @@ def refuse_private(name: str, text: str) -> None:
     """Refuse a text that names a folder of this machine or contains a token.
 
     Raises:
-        UserError: it does. The message does not contain the token.
+        UserError: the text names such a folder or contains a token. The message does not contain the token.
     """
     tokens = [os.environ.get(key, "") for key in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "PETRANSFER_SLOG_PASSWORD")]
     if _TOKEN.search(text) or any(len(token) >= 8 and token in text for token in tokens):

@@ -1,4 +1,4 @@
-"""Compare petransfer's texts with those of plain transformers and peft, loaded as the card's code loads them."""
+"""Compare petransfer's texts with those of plain transformers and peft, loaded with the card's code."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import petransfer.models.bitsandbytes_import  # noqa: F401 - before peft
+import petransfer.models.bitsandbytes_import  # noqa: F401 - must precede peft
 
 # isort: split
 from peft import PeftModel
@@ -21,18 +21,18 @@ from petransfer.models.registry import embedded_folder, is_embedded
 from petransfer.sharing.base import Base
 from petransfer.sharing.bundle import Bundle
 
-# Texts that are compared, and the most tokens of each.
+# The number of texts that are compared, and the largest number of tokens of each.
 TEXTS, TOKENS = 50, 64
 
 
 def differing_texts(bundle: Bundle, base: Base, ours: Any, loaded: Loaded, inputs: list[str]) -> tuple[int, int]:
-    """Return for how many inputs plain transformers and peft generate another text, and the number of inputs.
+    """Return the number of inputs for which plain transformers and peft generate another text, and of all inputs.
 
     Args:
         ours: petransfer's model with the adapter, on the base `loaded`.
 
     Raises:
-        UserError: plain transformers cannot make the base.
+        UserError: plain transformers cannot load the base.
     """
     checkpoint = base.checkpoint
     if checkpoint.reinit != "none" or checkpoint.tokenizer:

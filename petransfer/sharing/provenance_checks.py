@@ -33,7 +33,7 @@ class _Base(_Strict):
 class _Provenance(_Strict):
     run_id: str
     spec: dict[str, Any]
-    base: _Base | None = None  # an older petransfer left it out
+    base: _Base | None = None  # missing in files of older versions
     encoder_decoder: bool = True
     data_sha256: dict[Literal["train", "dev", "test"], Sha256] = {}
     claims: dict[Literal["dev", "test"], _Claim] = {}
@@ -63,10 +63,10 @@ class _Result(_Strict):
 
 
 def check_result(content: dict[str, Any]) -> None:
-    """Refuse a result.json that no run writes.
+    """Refuse a result.json with values that no run writes.
 
     Raises:
-        UserError: a value does not have its type.
+        UserError: a value has the wrong type.
     """
     try:
         _Result.model_validate(content)
@@ -75,10 +75,10 @@ def check_result(content: dict[str, Any]) -> None:
 
 
 def spec_in(content: dict[str, Any]) -> RunSpec:
-    """Return the run's spec in a valid provenance, whose id is the claimed one.
+    """Return the run's spec from petransfer.json, after checking it and its id.
 
     Raises:
-        UserError: a value does not have its type, a place on a machine is named, or the id differs.
+        UserError: a value has the wrong type, the spec names a path on a machine, or the id differs.
     """
     try:
         _Provenance.model_validate(content)

@@ -12,17 +12,17 @@ from petransfer.errors import RunError, UserError
 from petransfer.evaluation.generation import Generation
 from petransfer.evaluation.predictor import Predictor
 
-# Prompts of one batch, and prompts that wait at most before further ones are refused.
+# The largest number of prompts in a batch, and of waiting prompts; further ones are refused.
 BATCH, WAITING = 64, 4096
 
 
 class Busy(Exception):
-    """Too many prompts are waiting."""
+    """Raised when too many prompts are waiting."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """An adapter or model that is served. activate: is called before the predictor is used."""
+    """A served adapter or model. activate: called before the predictor is used."""
 
     predictor: Predictor
     activate: Callable[[], None] = field(default=lambda: None)
@@ -37,12 +37,12 @@ class _Job:
 
 
 class RequestBatches:
-    """Generates for one prompt after the other, and for waiting prompts of the same kind together.
+    """Generate texts for one prompt after another; waiting prompts of the same kind are generated together.
 
     Args:
-        models: what can be asked, by name.
-        batch: the most prompts of a batch.
-        waiting: the most prompts that wait.
+        models: the served models, by name.
+        batch: the largest number of prompts in a batch.
+        waiting: the largest number of waiting prompts.
     """
 
     def __init__(self, models: Mapping[str, Model], batch: int = BATCH, waiting: int = WAITING) -> None:
@@ -52,7 +52,7 @@ class RequestBatches:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="generate")
 
     async def generate(self, model: str, prompts: Sequence[str], max_tokens: int) -> list[Generation]:
-        """Wait for the generated texts of some prompts.
+        """Wait for the generated texts of the given prompts.
 
         Raises:
             Busy: too many prompts are waiting.
@@ -80,7 +80,7 @@ class RequestBatches:
                 jobs = self._next()
                 found = await loop.run_in_executor(self._thread, self._answers, jobs)
                 for job, one in zip(jobs, found, strict=True):
-                    if job.result.done():  # whoever asked is gone
+                    if job.result.done():  # the client has disconnected
                         continue
                     if isinstance(one, Generation):
                         job.result.set_result(one)
@@ -89,11 +89,11 @@ class RequestBatches:
             self._arrived.clear()
 
     def close(self) -> None:
-        """Stop after the batch that is being generated."""
+        """Stop after the current batch."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _next(self) -> list[_Job]:
-        """Take the first prompt that waits, and others of the same model and limit; the rest keep their order."""
+        """Take the first waiting prompt, and others of the same model and limit; the rest keep their order."""
         first = self._jobs[0]
         chosen: list[_Job] = []
         left: deque[_Job] = deque()
@@ -104,7 +104,7 @@ class RequestBatches:
         return chosen
 
     def _answers(self, jobs: Sequence[_Job]) -> list[Generation | Exception]:
-        """Generate for a batch; where it fails, each prompt is tried alone, so that one cannot fail the others."""
+        """Generate for a batch. If it fails, each prompt is tried alone, so that one cannot make the others fail."""
         model = self.models[jobs[0].model]
         try:
             model.activate()

@@ -1,4 +1,4 @@
-"""Find the folder of one run, where a user names its study's folder."""
+"""Find the folder of one run if a user names its study's folder."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 
 from petransfer.errors import UserError
 
-# A message names at most so many runs.
+# The largest number of runs that a message names.
 LISTED = 8
 
 
 def run_folder(folder: Path, run: str | None = None) -> Path:
-    """Return the folder of the one finished run in a study's folder; any other folder is returned as it is.
+    """Return the folder of the only finished run in a study's folder; any other folder is returned unchanged.
 
     Args:
-        run: the beginning of the run's id, for a study with several finished runs.
+        run: the first characters of the run's id, for a study with several finished runs.
 
     Raises:
         UserError: no finished run has this id, or there are several.
@@ -44,10 +44,10 @@ def is_whole_model(folder: Path) -> bool:
 
 
 def weights_folder(folder: Path) -> Path:
-    """Return the adapter/ or model/ folder of a run's folder, or the folder itself where it is one.
+    """Return the adapter/ or model/ folder of a run's folder, or the folder itself if it is one of these.
 
     Raises:
-        UserError: it holds neither.
+        UserError: the folder contains neither.
     """
     for candidate in (folder / "adapter", folder / "model", folder):
         if (candidate / "petransfer.json").is_file():
@@ -60,7 +60,7 @@ def _is_finished(path: Path) -> bool:
 
 
 def _described(path: Path) -> str:
-    """Return a run's id with what tells it from its neighbours."""
+    """Return a run's id with the attributes that distinguish it from the other runs."""
     try:
         spec = json.loads((path / "spec.json").read_text(encoding="utf-8"))
         return f"{path.name} ({spec['checkpoint']['name']}, {spec['method']['name']}, seed {spec['seed']})"

@@ -11,7 +11,7 @@ import yaml
 
 from petransfer.errors import UserError
 
-# Bounds for YAML, in characters and levels, because it is slow to read.
+# Limits for YAML, in characters and levels, because reading it is slow.
 LONGEST, DEEPEST = 200_000, 40
 
 Tensors = dict[str, tuple[str, tuple[int, ...]]]
@@ -21,7 +21,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file.
 
     Raises:
-        UserError: it is not a JSON object, has a key twice, or contains NaN or Infinity, which JSON lacks.
+        UserError: the file is not a JSON object, has a key twice, or contains NaN or Infinity, which JSON lacks.
     """
     try:
         content = json.loads(
@@ -40,8 +40,8 @@ def read_yaml(text: str, name: str) -> dict[str, Any]:
     """Return the mapping in a YAML text.
 
     Raises:
-        UserError: it is not a mapping, is too long or too deep, or has aliases, with which a few lines can stand for
-            more than fits into memory.
+        UserError: the text is not a mapping, is too long or too deep, or has aliases, with which a few lines can expand
+            to more than fits into memory.
     """
     if len(text) > LONGEST:
         raise UserError(f"{name} has {len(text):,} characters; at most {LONGEST:,} are read")
@@ -64,7 +64,7 @@ def read_yaml(text: str, name: str) -> dict[str, Any]:
 
 
 def card_data(text: str) -> dict[str, Any]:
-    """Return the metadata at the head of a card; empty where it has none."""
+    """Return the metadata at the head of a card; empty if it has none."""
     if not text.startswith("---\n"):
         return {}
     head, mark, _ = text[4:].partition("\n---")
@@ -75,7 +75,7 @@ def read_text(path: Path) -> str:
     """Return the text of a file.
 
     Raises:
-        UserError: it is not UTF-8.
+        UserError: the file is not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8")
@@ -84,10 +84,10 @@ def read_text(path: Path) -> str:
 
 
 def read_header(path: Path) -> Tensors:
-    """Return the dtype and shape of each tensor, by name; no tensor is read.
+    """Return the dtype and shape of each tensor, by name. No tensor is read.
 
     Raises:
-        UserError: it is not a safetensors file, is cut short, or carries long metadata, which adapters do not need.
+        UserError: the file is not a safetensors file, is cut short, or has long metadata, which adapters do not need.
     """
     from safetensors import SafetensorError, safe_open
 

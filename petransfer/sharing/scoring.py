@@ -28,12 +28,12 @@ Ready = tuple[str, Bundle | None, Predictor]
 
 @dataclass(frozen=True)
 class Scores:
-    """How one adapter or model does on some examples. Shares are percentages.
+    """The scores of one adapter or model on some examples. Shares are percentages.
 
-    claimed: the exact match that it was saved with, where these are the examples of that claim.
-    same: the share of examples on which it is right where the first one is right, and wrong where that is wrong.
-    generated: how many texts were generated. disagreements: how many of them contradict the forward pass.
-    seen_rows: the positions, from 0, of the examples that it was trained on; None where that is not known or the
+    claimed: the exact match recorded in the adapter, if it was measured on the same examples.
+    same: the share of examples on which it and the first source are both right or both wrong.
+    generated: the number of generated texts. disagreements: how many of them contradict the forward pass.
+    seen_rows: the positions, from 0, of the examples that it was trained on; None if that is unknown or the
         examples are a held-out part of its own task. seen, unseen: exact match on those examples, and on the others.
     """
 
@@ -70,13 +70,13 @@ def predictors(
 ) -> Iterator[Ready]:
     """Yield label, bundle and predictor of each source; use each before the next is taken.
 
-    The adapters share one base, which is loaded once. Each whole model is loaded when its turn comes.
+    The adapters share one base, which is loaded once. Whole models are loaded one at a time.
 
     Args:
-        with_base: also the base before its adapters, and each adapter merged into it after them.
+        with_base: also yield the base before its adapters, and each adapter merged into it after them.
 
     Raises:
-        UserError: the adapters have different bases, or something cannot be loaded.
+        UserError: the adapters have different bases, or a source cannot be loaded.
     """
     bundles = [source.adapter() for source in sources if source.kind == "adapter"]
     other = next((source for source in sources if source.kind != "adapter"), None)
@@ -120,7 +120,7 @@ def _merged(bundles: Sequence[Bundle], where: Where) -> Iterator[Ready]:
             target = Path(folder) / "merged"
             try:
                 merge(bundle, target, where)
-            except (UserError, RunError):  # prompts and prefixes are part of no weight
+            except (UserError, RunError):  # prompts and prefixes cannot be merged into weights
                 continue
             with opened_source(str(target)) as source:
                 prefix = bundle.spec.task.prefix if bundle.spec else ""
@@ -131,10 +131,10 @@ def _merged(bundles: Sequence[Bundle], where: Where) -> Iterator[Ready]:
 def side_by_side(
     sources: Sequence[Source], where: Where, request: Request, combination: Combination | None = None
 ) -> list[Scores]:
-    """Score all sources on the same examples, those of the first one unless the request names others.
+    """Score all sources on the same examples: those of the first source unless the request names others.
 
     Raises:
-        UserError: the data, or something that is scored, cannot be had.
+        UserError: the data or a source is not available.
     """
     first = next((source for source in sources if source.bundle), sources[0])
     data = test_data(first.bundle, first.label, request.data, request.part, where.data_dir)
@@ -164,12 +164,12 @@ def _scores(
         )
         seen = None if data.own else trained_on(bundle, data.examples, where.data_dir)
         rows.append(scores if seen is None else _apart(scores, seen, found.scored))
-        del predictor  # before the next whole model is loaded
+        del predictor  # free its memory before the next whole model is loaded
     return rows
 
 
 def _apart(scores: Scores, seen: tuple[int, ...], scored: Sequence[Scored]) -> Scores:
-    """Add the exact match on the examples that were trained on, and on the others."""
+    """Add the exact match on the examples used in training, and on the others."""
     known = set(seen)
     trained = [row.correct for at, row in enumerate(scored) if at in known]
     others = [row.correct for at, row in enumerate(scored) if at not in known]
@@ -194,7 +194,7 @@ def evaluation(
 
 
 def _claim(bundle: Bundle | None, first: Bundle | None, part: str) -> float | None:
-    """Return the claimed exact match where the adapter has the task of the first one."""
+    """Return the claimed exact match if the adapter has the same task as the first one."""
     if not bundle or not bundle.spec or not first or not first.spec or not bundle.provenance:
         return None
     if (bundle.spec.task.name, bundle.spec.task.split) != (first.spec.task.name, first.spec.task.split):

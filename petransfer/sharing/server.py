@@ -23,11 +23,11 @@ from petransfer.errors import RunError, UserError
 from petransfer.evaluation.generation import Generation
 from petransfer.sharing.request_batches import Busy, Model, RequestBatches
 
-# The largest request in bytes, the most prompts in it, and the most tokens that may be generated for one.
+# The largest request in bytes, number of prompts in it, and number of generated tokens for one prompt.
 BODY, PROMPTS, TOKENS = 2**20, 128, 4096
-# Tokens where a request does not say how many, as OpenAI's endpoint has it for chat models: enough for most tasks.
+# The default number of generated tokens, as in OpenAI's endpoint for chat models; enough for most tasks.
 DEFAULT_TOKENS = 512
-# Options of OpenAI's endpoint, and the only values for which greedy decoding of one text is right.
+# Options of OpenAI's endpoint, with the only values that agree with greedy decoding of one text.
 _ONLY: dict[str, tuple[Any, ...]] = {
     "n": (1, None), "best_of": (1, None), "stream": (False, None), "echo": (False, None), "logprobs": (None,),
     "temperature": (0, None), "suffix": (None, ""), "stop": (None, []), "logit_bias": (None, {}),
@@ -35,7 +35,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 
 
 class BadRequest(Exception):
-    """A request that is refused. parameter: which part of it."""
+    """Raised for a request that is refused. parameter: the wrong part of the request."""
 
     def __init__(self, message: str, parameter: str | None = None, status: int = 400) -> None:
         super().__init__(message)
@@ -46,9 +46,9 @@ def application(batches: RequestBatches, hosts: Sequence[str] = ("*",)) -> Starl
     """Return the ASGI application.
 
     Args:
-        batches: what generates.
-        hosts: the values of the Host header that are answered. They keep web pages that a user visits from asking a
-            server on the same machine.
+        batches: generates the texts.
+        hosts: the accepted values of the Host header. They keep web pages that a user visits from sending requests
+            to a server on the same machine.
     """
 
     @contextlib.asynccontextmanager
@@ -96,7 +96,7 @@ async def _asked(request: Request, models: Mapping[str, Model]) -> tuple[str, li
     """Return the model, the prompts and the token limit of a request.
 
     Raises:
-        BadRequest: a part of it is wrong.
+        BadRequest: a part of the request is wrong.
     """
     body = bytearray()
     async for part in request.stream():
@@ -168,10 +168,10 @@ def _error(message: str, status: int, parameter: str | None, headers: Mapping[st
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket bound to an address; port 0 takes a free one.
+    """Return a socket bound to an address; port 0 selects a free one.
 
     Raises:
-        UserError: the port is in use, or the address is not this machine's.
+        UserError: the port is in use, or the address does not belong to this machine.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]

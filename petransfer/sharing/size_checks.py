@@ -1,6 +1,7 @@
-"""Bound everything that an adapter's configuration would allocate by the adapter's own file and by its base.
+"""Limit the memory that an adapter's configuration requests by the sizes of the adapter's file and its base.
 
-peft allocates what adapter_config.json asks for before any tensor is read. A few kilobytes could ask for terabytes.
+peft allocates the memory requested in adapter_config.json before any tensor is read. A few kilobytes could request
+terabytes.
 """
 
 from __future__ import annotations
@@ -16,15 +17,14 @@ from peft.utils.other import get_pattern_key
 from petransfer.errors import UserError
 from petransfer.sharing.bundle import Bundle
 
-# So many numbers (256 MB in fp32) are always allowed, however small the base is.
+# So many numbers (256 MB in fp32) are always allowed, even for a small base.
 ALLOWANCE = 2**26
-# A LoRA that needs at most so many parameters more than its file holds is left to the comparison of its tensors, which
-# names the one that is missing.
+# Up to so many missing parameters of a LoRA are left to the comparison of its tensors, which names the missing one.
 SLACK = 2**22
 
 
 def check_sizes(bundle: Bundle, base: torch.nn.Module) -> frozenset[str]:
-    """Refuse an adapter that asks for more memory than its own tensors and its base justify.
+    """Refuse an adapter that requests more memory than its own tensors and its base justify.
 
     Returns:
         The names of the adapter's tensors that replace the embeddings of the base, which peft saves when the
@@ -52,7 +52,7 @@ def check_sizes(bundle: Bundle, base: torch.nn.Module) -> frozenset[str]:
 
 
 def _check_token_rows(bundle: Bundle, count: int) -> None:
-    """Refuse trained rows of the embeddings that the base does not have."""
+    """Refuse trained embedding rows that the base does not have."""
     asked = bundle.config.get("trainable_token_indices") or []
     rows = [row for one in (asked.values() if isinstance(asked, dict) else [asked]) for row in one]
     if rows and max(rows) >= count:
@@ -60,7 +60,11 @@ def _check_token_rows(bundle: Bundle, count: int) -> None:
 
 
 def _own_embeddings(bundle: Bundle, base: Any) -> frozenset[str]:
-    """Return the tensors that are a whole embedding or head of the base, of the size that the base has."""
+    """Return the tensors that replace a whole embedding or head of the base.
+
+    Raises:
+        UserError: a tensor does not have the size of the base's embeddings.
+    """
     ends = {id(end.weight) for end in (base.get_input_embeddings(), base.get_output_embeddings()) if end is not None}
     places = {
         f"base_model.model.{name}": tuple(value.shape)
@@ -105,7 +109,7 @@ def _check_vera(bundle: Bundle, base: Any) -> None:
 
 
 def _check_lora(bundle: Bundle, base: Any) -> None:
-    """Refuse a LoRA whose ranks, on all layers that it would adapt, need more parameters than its file holds."""
+    """Refuse a LoRA whose ranks, on all layers that it adapts, need more parameters than its file contains."""
     ranks: dict[str, int] = bundle.config.get("rank_pattern") or {}
     wanted = 0
     for name, shape in _targets(bundle, base):
@@ -118,7 +122,7 @@ def _check_lora(bundle: Bundle, base: Any) -> None:
 
 
 def _targets(bundle: Bundle, base: Any) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield the name and the (out, in) sizes of each layer that the adapter would be put on."""
+    """Yield the name and the (out, in) sizes of each layer that the adapter would adapt."""
     config, targets = _Attributes(bundle.config), bundle.config.get("target_modules")
     every = targets is None or (isinstance(targets, str) and targets.lower() == "all-linear")
     for name, module in base.named_modules():

@@ -1,6 +1,6 @@
-"""Find what a user names: an adapter, a whole model or a base checkpoint; local, in a bundle, or on the hub.
+"""Find a source by name: an adapter, a whole model or a base checkpoint; local, in a bundle, or on the hub.
 
-Nothing here imports torch, so that a wrong name is reported at once.
+This module imports no torch, so that a wrong name is reported at once.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Kind = Literal["adapter", "model", "checkpoint"]
 
 @dataclass(frozen=True)
 class Source:
-    """One thing that can predict.
+    """An adapter or model that can predict.
 
     kind: `adapter`; `model`, a fully fine-tuned or merged model that petransfer wrote; `checkpoint`, any other model.
-    bundle: of an adapter or a model. folder: of a model. checkpoint: of a checkpoint.
+    bundle: of an adapter or a model. folder: of a model. checkpoint: of a base checkpoint.
     """
 
     label: str
@@ -39,7 +39,7 @@ class Source:
         """Return the bundle of an adapter.
 
         Raises:
-            UserError: this is a whole model or a base checkpoint.
+            UserError: the source is a whole model or a base checkpoint.
         """
         if self.kind != "adapter" or self.bundle is None:
             raise UserError(f"{self.label} is a whole model, not an adapter; this needs an adapter")
@@ -48,14 +48,14 @@ class Source:
 
 @contextlib.contextmanager
 def opened_source(place: str, run: str | None = None) -> Iterator[Source]:
-    """Open whatever a user names; files from a zip or from the hub are kept until the context ends.
+    """Open a source by name; files from a zip or from the hub are kept until the context ends.
 
     Args:
         place: a run's or a study's folder, an adapter's or a model's folder, a bundle, `nano/<arm>`, or a hub id.
-        run: the beginning of the id of a run, for a study with several.
+        run: the first characters of a run's id, for a study with several runs.
 
     Raises:
-        UserError: there is nothing of the kind, or it is refused.
+        UserError: there is no such source, or it is refused.
     """
     path = Path(place).expanduser()
     if is_embedded(place):

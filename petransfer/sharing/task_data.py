@@ -1,4 +1,4 @@
-"""The examples that an adapter is evaluated on, and which of them it was trained on."""
+"""The examples that an adapter is evaluated on, and which of them were used in its training."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from petransfer.sharing.bundle_files import RECIPE
 from petransfer.sharing.safe_reading import read_json, read_text, read_yaml
 
 Pairs = Sequence[tuple[str, str]]
-# How a file is read, which an adapter remembers for further files.
+# Options for reading a file, which an adapter stores for further files.
 _COLUMNS = ("input", "target", "category", "template", "messages", "chat")
 
 
 @dataclass(frozen=True)
 class TestData:
-    """Examples to evaluate on. own: they are a part of the adapter's own task, so that its claims hold for them."""
+    """Examples to evaluate on. own: whether they are part of the adapter's own task, so that its claims apply."""
 
     name: str
     examples: Sequence[Example]
@@ -39,13 +39,13 @@ def test_data(
     """Return the examples that a user names.
 
     Args:
-        bundle: the adapter whose own task is meant where `data` is None, and whose columns a file is read with.
+        bundle: the adapter that provides its own task if `data` is None, and the columns with which a file is read.
         data: a file, a benchmark's `task/split`, pairs of input and target, or None for the adapter's own task.
-        part: `dev` or `test`; None is all rows of a file and `test` elsewhere. For a file, a part means those of its
-            rows that are in this part of the adapter's own data.
+        part: `dev` or `test`; None means all rows of a file, otherwise `test`. For a file, a part means the rows
+            that are in this part of the adapter's own data.
 
     Raises:
-        UserError: the data cannot be had, or the part is empty.
+        UserError: the data are not available, or the part is empty.
     """
     if data is None:
         if bundle is None or bundle.spec is None:
@@ -89,10 +89,10 @@ def _rows_of_file(bundle: Bundle | None, data: str, data_dir: Path | None) -> li
 
 
 def options_of(bundle: Bundle) -> dict[str, Any]:
-    """Return the options of an adapter's own task, with the places of its data on this machine.
+    """Return the options of an adapter's own task, with the paths of its data on this machine.
 
     Raises:
-        UserError: the data are the sharer's own, and nothing names them.
+        UserError: the data belong to the sharer, and no path is given for them.
     """
     assert bundle.spec is not None
     task = bundle.spec.task
@@ -112,7 +112,7 @@ def data_of(bundle: Bundle, data_dir: Path | None) -> SplitData:
     """Return the examples that an adapter was trained and tested on.
 
     Raises:
-        UserError: they are the sharer's own, and not on this machine.
+        UserError: the data belong to the sharer, and are not on this machine.
     """
     assert bundle.spec is not None
     task = bundle.spec.task
@@ -130,11 +130,11 @@ def row_hashes(rows: Iterable[Example]) -> frozenset[bytes]:
 
 
 def trained_on(bundle: Bundle | None, rows: Sequence[Example], data_dir: Path | None) -> tuple[int, ...] | None:
-    """Return the indices in `rows` of the examples that an adapter was trained on; None where that is not known."""
+    """Return the indices in `rows` of the examples used in an adapter's training; None if these are unknown."""
     if bundle is None or bundle.spec is None:
         return None
     try:
         known = row_hashes(data_of(bundle, data_dir).train)
-    except UserError:  # the rows of somebody else are not here, or have changed
+    except UserError:  # the training data are not on this machine, or have changed
         return None
     return tuple(at for at, row in enumerate(rows) if row_hash(row) in known)

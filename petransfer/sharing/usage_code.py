@@ -1,6 +1,6 @@
-"""The part of a card that shows how to use the adapter: with plain transformers and peft, and with petransfer.
+"""The section of a card that shows how to use the adapter: with plain transformers and peft, and with petransfer.
 
-A test runs the first.
+A test runs the code for plain transformers and peft.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ petransfer adapter verify adapter.petransfer.zip
 petransfer predict adapter.petransfer.zip "an input"
 ```"""
 
-# Quantised as petransfer quantises: transformers would keep some layers of T5 in 32 bits.
+# Quantise the same layers as petransfer does: transformers would keep some layers of T5 in 32 bits.
 _SAME_LAYERS = """\
 from transformers import AutoConfig
 
@@ -46,7 +46,7 @@ base.generation_config = GenerationConfig(  # the base's own penalties, minimum 
     eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
 """
 
-# Some tokenizers end an input as if nothing came after it.
+# Some tokenizers append an end token to the input; it is removed because the generated text follows.
 _OPEN_ENDED = """\
 if inputs["input_ids"][0, -1] == tokenizer.eos_token_id:
     inputs = {name: value[:, :-1] for name, value in inputs.items()}
@@ -54,7 +54,7 @@ if inputs["input_ids"][0, -1] == tokenizer.eos_token_id:
 
 
 def base_in_words(spec: RunSpec) -> str:
-    """Return what the base is and where it is found, in Markdown."""
+    """Return what the base is and where it can be found, in Markdown."""
     name = spec.checkpoint.name
     if is_embedded(name):
         return f"`{name}`, which ships with petransfer and is not on the hub"
@@ -64,7 +64,7 @@ def base_in_words(spec: RunSpec) -> str:
 
 
 def usage(spec: RunSpec, provenance: dict[str, Any]) -> str:
-    """Return the whole part, in Markdown."""
+    """Return the whole section, in Markdown."""
     commit = provenance.get("base", {}).get("commit")
     if spec.checkpoint.reinit != "none" or spec.checkpoint.tokenizer:
         random = f"Plain transformers cannot make its base: some weights were drawn at random from seed {spec.seed}."
@@ -85,7 +85,7 @@ def usage(spec: RunSpec, provenance: dict[str, Any]) -> str:
 
 
 def _base(spec: RunSpec) -> tuple[str, str]:
-    """Return how to get the base, and the name by which plain transformers loads it."""
+    """Return the code that loads the base, and the base's name in plain transformers."""
     name = spec.checkpoint.name
     after = "`adapter` is the unpacked bundle or this repository:"
     if is_embedded(name):

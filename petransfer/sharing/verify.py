@@ -1,4 +1,4 @@
-"""Check that an adapter is what its bundle says: files, base, tokenizer, width, data, and the claimed figures."""
+"""Check an adapter against its bundle: files, base, tokenizer, bits, data, and the claimed scores."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PARTS = {"dev": "validation", "test": "test"}
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was checked. line: what was found, and by how much it differs."""
+    """The outcome of one check. line: the result in one line, with the size of a difference."""
 
     what: str
     passed: bool
@@ -44,15 +44,15 @@ class Check:
 def verify(
     bundle: Bundle, where: Where, bits: Bits | None = None, evaluated: bool = True, plain: bool = False
 ) -> Iterator[Check]:
-    """Yield each check when it is done; stop where the rest would mean nothing.
+    """Yield each check when it is done; stop if the remaining checks would be meaningless.
 
     Args:
-        bits: another width of the base.
-        evaluated: measure the claimed figures again, which needs the data and takes most of the time.
+        bits: load the base with other bits than in training.
+        evaluated: evaluate again to check the claimed scores, which needs the data and takes most of the time.
         plain: also compare the texts with those of plain transformers and peft.
 
     Raises:
-        UserError: there is nothing to check against, or the base or the data cannot be had.
+        UserError: there is nothing to check against, or the base or the data are not available.
     """
     if bundle.provenance is None or bundle.spec is None:
         raise UserError(f"{bundle.label} was not made by petransfer: there is no provenance to verify; see info")
@@ -77,7 +77,7 @@ def verify(
 
 
 def _attached(loaded: Loaded, bundle: Bundle, bits: Bits) -> Any:
-    """Attach the adapter even where hashes differ: that was reported, and now the effect on the figures is measured."""
+    """Attach the adapter even if hashes differ: that was reported, and the effect on the scores is measured next."""
     return attach(loaded, [replace(bundle, provenance=None, manifest=None)], bits)
 
 
@@ -100,7 +100,7 @@ def _claims(bundle: Bundle) -> dict[str, float]:
 
 
 def _card(bundle: Bundle) -> Iterator[Check]:
-    """Compare what the card claims with what the provenance claims."""
+    """Compare the claims in the card with those in the provenance."""
     if bundle.card is None:
         return
     sha = ((bundle.provenance or {}).get("files") or {}).get(WEIGHTS, "")
@@ -124,7 +124,7 @@ def _figures_of_card(metadata: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def _saved_figures(bundle: Bundle) -> Iterator[Check]:
-    """Compare result.json and examples.parquet with the claims, without measuring anything."""
+    """Compare result.json and examples.parquet with the claims, without evaluating anything."""
     claims, result = _claims(bundle), bundle.result() or {}
     for part, claim in claims.items():
         measured = result.get(part, {}).get("exact_match", claim)
@@ -194,7 +194,7 @@ def _figures(bundle: Bundle, where: Where, model: Any, loaded: Loaded) -> Iterat
 
 
 def _usable(data: SplitData, bundle: Bundle, loaded: Loaded) -> SplitData:
-    """Return the examples without those that the run left out because its tokenizer or model cannot use them."""
+    """Return the examples without those that the run left out because its tokenizer or model cannot process them."""
     assert bundle.spec is not None
     options = options_of(bundle)
     if options.get("bad_rows") != "skip":
@@ -206,7 +206,7 @@ def _usable(data: SplitData, bundle: Bundle, loaded: Loaded) -> SplitData:
 
 
 def _claimed(part: str, claim: dict[str, Any], found: Evaluation) -> Check:
-    """Compare a claim with the measured figure; it may differ by as many examples as there are near-ties."""
+    """Compare a claim with the measured score; they may differ by as many examples as there are near-ties."""
     now, claimed, size = 100 * found.exact_match, float(claim["exact_match"]), len(found.scored)
     apart = round(abs(now - claimed) * size / 100, 6)
     if apart < 0.5:
@@ -233,7 +233,7 @@ def _example_by_example(kept: Sequence[dict[str, Any]], scored: Sequence[Scored]
 
 
 def _plain(bundle: Bundle, where: Where, base: Base, model: Any, loaded: Loaded) -> Check:
-    """Count the texts that plain transformers and peft generate otherwise; at 8 and 4 bits a few may differ."""
+    """Count the texts that plain transformers and peft generate differently; at 8 and 4 bits a few may differ."""
     assert bundle.spec is not None
     inputs = [bundle.spec.task.prefix + example.input for example in data_of(bundle, where.data_dir).test]
     different, total = differing_texts(bundle, base, model, loaded, inputs)

@@ -25,10 +25,10 @@ def whole_predictor(source: Source, where: Where, prefix: str = "", template: st
     """Load a whole model or a base checkpoint.
 
     Args:
-        prefix, template: for a checkpoint, which has none of its own.
+        prefix, template: for a base checkpoint, which does not define them.
 
     Raises:
-        UserError: it, or its tokenizer, cannot be loaded.
+        UserError: the model or its tokenizer cannot be loaded.
     """
     device = where.device or default_device()
     if where.revision and not (source.checkpoint and is_hub_id(source.label)):
@@ -46,7 +46,7 @@ def whole_predictor(source: Source, where: Where, prefix: str = "", template: st
 
 
 def _load_whole(folder: Path, bundle: Bundle, checkpoint: str | None, device: str) -> Loaded:
-    """Load the model that a run or a merge saved; a run does not save the tokenizer, so it comes from the base."""
+    """Load the model that a run or a merge saved. A run saves no tokenizer, so that of the base is loaded."""
     assert bundle.spec is not None
     weights = folder / "model" if (folder / "model").is_dir() else folder
     try:
