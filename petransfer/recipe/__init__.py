@@ -1,1 +1,1 @@
-"""What a user asks for: recipes, their schema and overrides, and the specs of runs. Imports no torch."""
+"""The user's request: recipes, their schema and overrides, and the specs of runs. Imports no torch."""

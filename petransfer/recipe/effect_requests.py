@@ -1,7 +1,7 @@
 """The effects that a recipe requests: contrasts of arms or methods, scale across families, retention under a method.
 
-A recipe writes an effect as `english-scratch` (two arms), as `lora-full` (two methods) or as a mapping. Here each of
-them becomes a `RequestedEffect`.
+A recipe writes an effect as `english-scratch` (two arms), as `lora-full` (two methods) or as a mapping. This module
+converts each of them to a `RequestedEffect`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class RequestedEffect:
         left, right: two arms; or the labels of two methods, which are compared in each of `arms`.
         under, over: the labels of the methods of a retention. With `study`, `over` is a label of that study.
         study: another study that the effect needs, as the recipe writes it.
-        options: of a kind that another package adds.
+        options: options of a kind that another package adds.
     """
 
     name: str
@@ -43,7 +43,7 @@ def requested_effects(recipe: Recipe) -> list[RequestedEffect]:
     """Return the effects of a recipe.
 
     Raises:
-        UserError: an effect names something that is not in the recipe, or a name that fits several methods.
+        UserError: an effect names something that is not in the recipe, or a name matches several methods.
     """
     return [_requested(effect, recipe) for effect in recipe.effects]
 
@@ -103,7 +103,7 @@ def _no_contrast(text: str, recipe: Recipe, labels: Sequence[str]) -> UserError:
 
 
 def _possible(arms: Iterable[str], labels: Sequence[str]) -> list[str]:
-    """Return all contrasts that could have been meant, to suggest the nearest one."""
+    """Return all possible contrasts, to suggest the nearest one."""
     words = [short_label(label, labels) for label in labels]
     return [f"{left}-{right}" for names in (list(arms), words) for left in names for right in names if left != right]
 
@@ -127,7 +127,7 @@ def _method(text: str, labels: Sequence[str], key: str) -> str:
 def labels_matching(text: str, labels: Iterable[str]) -> list[str]:
     """Return the labels that contain every word of `text`, such as `lora 4-bit` for `lora r16 4-bit`.
 
-    A whole label only matches itself.
+    A complete label only matches itself.
     """
     labels = list(dict.fromkeys(labels))
     if text in labels:
@@ -137,7 +137,7 @@ def labels_matching(text: str, labels: Iterable[str]) -> list[str]:
 
 
 def short_label(label: str, labels: Iterable[str]) -> str:
-    """Return the first word of a label that no other label has, or the whole label where there is none."""
+    """Return the first word of a label that no other label has, or the complete label if there is none."""
     others = list(dict.fromkeys(labels))
     return next((word for word in label.split() if len(labels_matching(word, others)) == 1), label)
 
@@ -185,5 +185,5 @@ def _arms_of(effect: str, arms: Container[str]) -> tuple[str, str] | None:
 
 
 def _sides_of_dashes(text: str) -> list[tuple[str, str]]:
-    """Return the two sides of each dash in turn, because names can contain dashes."""
+    """Return the two sides for each dash as the separator, because names can contain dashes."""
     return [(text[:at].strip(), text[at + 1 :].strip()) for at, sign in enumerate(text) if sign == "-"]

@@ -1,4 +1,4 @@
-"""Check patterns of layer names before anything is matched with them."""
+"""Check patterns of layer names before they are used for matching."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ LONGEST_PATTERN, MOST_QUANTIFIERS = 512, 4
 
 
 def check_pattern(pattern: str) -> None:
-    """Refuse a regular expression that is broken, or that could take hours to match.
+    """Refuse a regular expression that is invalid, or that could take hours to match.
 
-    Names of layers need no repeated groups, such as `(a+)+`, whose matching time grows exponentially.
+    Names of layers need no nested repeats, such as `(a+)+`, whose matching time grows exponentially.
 
     Raises:
         ValueError: the pattern is refused; the message says why.

@@ -21,7 +21,7 @@ from petransfer.recipe.yaml_text import DEEPEST, parse_yaml
 
 
 def shipped_folder() -> Path:
-    """Return the folder of the shipped recipes: in the installed package, or beside it in a checkout."""
+    """Return the folder of the shipped recipes: in the installed package, or next to it in a checkout."""
     inside = Path(str(resources.files("petransfer"))) / "_recipes"
     return inside if inside.is_dir() else inside.parent.parent / "recipes"
 
@@ -54,7 +54,7 @@ def find_recipe(name: str) -> Path:
 
 
 def recipe_of_folder(name: str | Path) -> Path | None:
-    """Return the recipe.yaml of a study's folder, or None where `name` is no such folder."""
+    """Return the recipe.yaml of a study's folder, or None if `name` is no such folder."""
     path = Path(name).expanduser() / "recipe.yaml"
     try:
         return path if path.is_file() else None
@@ -67,12 +67,12 @@ def load_recipe(name: str, overrides: Sequence[str] = (), options: dict[str, Any
 
     Args:
         name: a shipped recipe's name or a file.
-        overrides: changes of the form `a.b=c`, applied in their order.
-        options: keys of the recipe with new values, applied last. Where they choose arms, effects that need other arms
-            are dropped.
+        overrides: changes of the form `a.b=c`, applied in order.
+        options: new values of the recipe's keys, applied last. If they choose arms, effects that need other arms are
+            dropped.
 
     Raises:
-        UserError: the recipe cannot be found or read, is empty, or has a mistake.
+        UserError: the recipe cannot be found or read, is empty, or is not valid.
     """
     return load_with_dropped_effects(name, overrides, options)[0]
 
@@ -80,7 +80,7 @@ def load_recipe(name: str, overrides: Sequence[str] = (), options: dict[str, Any
 def load_with_dropped_effects(
     name: str, overrides: Sequence[str] = (), options: dict[str, Any] | None = None
 ) -> tuple[Recipe, list[str]]:
-    """Return what `load_recipe` returns, and the names of the effects that were dropped."""
+    """Return the result of `load_recipe`, and the names of the dropped effects."""
     path, content = _read(name, overrides, options)
     if content.get("kind") == "pretrain":
         raise UserError(f"{name} is a pretraining recipe; run it with: petransfer pretrain --recipe {name}")
@@ -94,7 +94,7 @@ def load_pretraining(name: str, overrides: Sequence[str] = (), options: dict[str
     """Return a pretraining recipe; the arguments are those of `load_recipe`.
 
     Raises:
-        UserError: as for `load_recipe`; or the recipe is a study's.
+        UserError: as for `load_recipe`, or the recipe is a study's.
     """
     path, content = _read(name, overrides, options)
     if content.get("kind") != "pretrain":
@@ -139,14 +139,14 @@ def _read(
 
 
 def validate(content: dict[str, Any], where: str) -> Recipe:
-    """Return the recipe that plain values describe.
+    """Validate plain values and return the recipe that they describe.
 
     Args:
-        content: keys and values as YAML gives them.
-        where: what error messages call the recipe, such as its file.
+        content: keys and values, as read from YAML.
+        where: the recipe's name in error messages, such as its file.
 
     Raises:
-        UserError: the recipe has a mistake. The message names the first one, its place and the nearest known key.
+        UserError: the recipe is not valid. The message names the first error, its place and the nearest known key.
     """
     try:
         return Recipe.model_validate(content)
@@ -155,7 +155,7 @@ def validate(content: dict[str, Any], where: str) -> Recipe:
 
 
 def recipe_yaml(recipe: Recipe | PretrainRecipe) -> str:
-    """Return a recipe as YAML, as a study's folder keeps it."""
+    """Return a recipe as YAML, as it is stored in a study's folder."""
     content = recipe.model_dump(mode="json", exclude_none=True)
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
@@ -164,7 +164,7 @@ def apply_override(content: dict[str, Any], override: str) -> None:
     """Apply an override of the form `a.b=c` to a recipe's plain values, in place.
 
     Raises:
-        UserError: the override has another form, or the recipe has no such place.
+        UserError: the override has another form, or the recipe has no such key.
     """
     _set(content, *_parse(override))
 
@@ -182,12 +182,12 @@ def _parse(override: str) -> tuple[list[str], Any]:
         if _takes_text(keys, text):
             return keys, text
         raise UserError(f"--set {override:.120}: the value {error}") from None
-    # YAML reads `summarize: {document}` as a mapping; where the recipe has a text, it is a text
+    # YAML reads `summarize: {document}` as a mapping; if the recipe's key holds a text, keep it as text
     return keys, text if isinstance(value, dict | list) and _takes_text(keys, text, value) else value
 
 
 def _takes_text(keys: Sequence[str], text: str, value: Any = None) -> bool:
-    """Return whether the recipe's key holds a text: not the value that YAML reads, nor a part with keys of its own."""
+    """Return whether the recipe's key holds a text, not the value that YAML reads or a part with its own keys."""
     kind: Any = Recipe
     for key in keys:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -212,7 +212,7 @@ def _fits(kind: Any, value: Any) -> bool:
 
 
 def _number(value: Any) -> Any:
-    """Return the number of a text such as 1e-3, which YAML 1.1 reads as a text."""
+    """Return the number in a text such as 1e-3, which YAML 1.1 reads as text."""
     if isinstance(value, str):
         try:
             return float(value)
@@ -228,7 +228,7 @@ def _set(content: Any, keys: list[str], value: Any) -> None:
         try:
             if isinstance(at, list):
                 index = int(key)
-                at[index]  # raises IndexError: an override does not add to a list
+                at[index]  # raises IndexError: an override cannot append to a list
                 if last:
                     at[index] = value
                 at = at[index]
@@ -245,7 +245,7 @@ def _set(content: Any, keys: list[str], value: Any) -> None:
 def _message(error: ValidationError, content: dict[str, Any], model: type[BaseModel]) -> str:
     placed = [(_place(mistake, content), mistake) for mistake in error.errors()]
     start = placed[0][0]
-    # A value of several possible types fails once for each type; the deepest error is about the type that was meant.
+    # A value with several allowed types fails once for each type; the deepest error belongs to the intended type.
     alike = (pair for pair in placed if pair[0][: len(start)] == start)
     place, first = max(alike, key=lambda pair: (len(pair[0]), pair[1]["type"] == "value_error"))
     shown_place = ".".join(map(_shown_key, place))
@@ -262,7 +262,7 @@ def _message(error: ValidationError, content: dict[str, Any], model: type[BaseMo
 
 
 def _shown(value: Any) -> str:
-    """Return a wrong value for an error message, shortened."""
+    """Return an invalid value for an error message, shortened."""
     try:
         text = repr(value)
     except ValueError:  # Python refuses to print numbers of thousands of digits
@@ -276,7 +276,7 @@ def _shown_key(key: str) -> str:
 
 
 def _place(mistake: Any, content: Any) -> list[str]:
-    """Return the keys and indices that lead to a mistake, without the type names that pydantic puts between them."""
+    """Return the keys and indices that lead to an error, without the type names that pydantic inserts."""
     place = []
     for part in mistake["loc"]:
         if isinstance(content, dict | list) and (

@@ -13,19 +13,19 @@ from petransfer.recipe.methods import COMMON_KEYS, METHODS, Method
 from petransfer.recipe.run_spec import Bits, Embeddings, MethodSpec, Options, OptionValue, RateScaling
 from petransfer.recipe.values import Name, Real, Strict, Whole
 
-# The type that pydantic reports for an unknown key of a method.
+# The error type that pydantic reports for an unknown key of a method.
 UNKNOWN_KEY = "unknown_key"
 
 
 class MethodPart(Strict):
     """A training method. Its file in petransfer/methods declares which of the keys it accepts, and further options.
 
-    alpha: twice the rank by default. layers: numbers of the layers that are adapted, in encoder and decoder alike; all
-    by default. rate_ratio: LoRA+'s learning rate of B over that of A. match_parameters: choose the rank, or number of
-    virtual tokens, that trains nearly so many parameters of each checkpoint.
+    alpha: twice the rank by default. layers: numbers of the adapted layers, the same in encoder and decoder; all by
+    default. rate_ratio: LoRA+'s ratio of the learning rates of B and A. match_parameters: the approximate number of
+    trained parameters per checkpoint, from which the rank or the number of virtual tokens is computed.
     """
 
-    model_config = ConfigDict(extra="allow")  # options that only one method has
+    model_config = ConfigDict(extra="allow")  # options of a single method
 
     name: Name
     rank: Annotated[Whole, Field(ge=1, le=4096)] = 16
@@ -43,18 +43,18 @@ class MethodPart(Strict):
 
     @property
     def declared(self) -> Method:
-        """What the method's file declares."""
+        """The declaration in the method's file."""
         return METHODS.lookup(self.name)
 
     @property
     def options(self) -> dict[str, OptionValue]:
-        """The options that only this method has, with the defaults of those that are not set."""
+        """The options that only this method has, with defaults for those that are not set."""
         given = self.model_extra or {}
         return {key: given.get(key, option.default) for key, option in self.declared.options.items()}
 
     @property
     def label(self) -> str:
-        """The name in tables: a word for every setting that differs from the default."""
+        """The name in tables: the method, and a word for every setting that differs from the default."""
         wide = f" but {' '.join(self.keep_wide)}" if self.keep_wide else ""
         return " ".join([self.name, *self._words(), f"{self.bits}-bit"]) + wide
 
@@ -88,7 +88,7 @@ class MethodPart(Strict):
             if key not in declared.options:
                 known = sorted(type(self).model_fields.keys() | declared.options.keys())
                 raise PydanticCustomError(UNKNOWN_KEY, "unknown key", {"key": key, "known": known})
-            # the dictionary of extra values is the model's own: a whole number becomes the option's type
+            # the dictionary of extra values belongs to the model: whole numbers are converted to the option's type
             (self.model_extra or {})[key] = declared.options[key].checked(key, value)
         return self
 
@@ -114,7 +114,7 @@ class MethodPart(Strict):
 
     @model_validator(mode="after")
     def _only_its_own_keys(self) -> MethodPart:
-        """`full` ignores the keys of other methods, so that changing the name alone turns any method into it."""
+        """Check the keys. `full` ignores the keys of other methods, so that any method's name can be changed to it."""
         declared = self.declared
         if declared.trains_all_weights:
             return self
@@ -131,7 +131,7 @@ class MethodPart(Strict):
 
 
 def method_of(part: MethodPart) -> MethodSpec:
-    """Return what a recipe's method asks of a run."""
+    """Return the method of a run's spec."""
     declared = part.declared
     given: dict[str, Any] = {"options": Options(part.options)}
     if not declared.trains_all_weights:

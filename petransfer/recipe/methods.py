@@ -1,7 +1,7 @@
-"""What a training method declares about itself, and the registry of all methods. Imports no torch.
+"""The declaration of a training method, and the registry of all methods. Imports no torch.
 
-Each file in `petransfer/methods/` declares one method by assigning a `Method`; other packages declare theirs by entry
-points of the group `petransfer.methods`.
+Each file in `petransfer/methods/` declares one method by assigning a `Method`; other packages declare theirs with
+entry points of the group `petransfer.methods`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from petransfer.registries import Registry
 
 Size = Literal["rank", "virtual_tokens", ""]
 
-# Keys of a recipe's method that every method accepts.
+# Keys that every method accepts in a recipe.
 COMMON_KEYS = frozenset({"name", "bits", "keep_wide", "rate_scaling"})
-# Keys of methods that are applied to chosen layers, of LoRA and its variants, and of methods with virtual tokens.
+# Keys of methods on selected layers, of LoRA and its variants, and of methods with virtual tokens.
 LAYER_KEYS = frozenset({"targets", "layers"})
 LORA_KEYS = LAYER_KEYS | {"rank", "alpha", "dropout", "embeddings", "match_parameters"}
 VIRTUAL_TOKEN_KEYS = frozenset({"virtual_tokens", "match_parameters"})
 
-# Why FSDP cannot train methods that hold 32-bit tensors inside the base's own layers.
+# Why FSDP cannot train methods with 32-bit tensors inside the base's own layers.
 NO_FSDP_AT_16_BITS = "it holds 32-bit tensors in 16-bit layers, which FSDP cannot split; use bits: 32"
 
 
@@ -31,11 +31,11 @@ class Option:
     """A key of a recipe's method that only this method has.
 
     Args:
-        default: the value where a recipe does not set the key. Its type is the type of the option.
+        default: the value if a recipe does not set the key. Its type is the type of the option.
         meaning: one sentence for the documentation.
         minimum: the smallest value allowed, for numbers.
         maximum: the largest value allowed, for numbers.
-        choices: the only values allowed, where there are only a few.
+        choices: the only values allowed, if there are only a few.
     """
 
     default: OptionValue
@@ -45,10 +45,10 @@ class Option:
     choices: tuple[OptionValue, ...] = ()
 
     def checked(self, name: str, value: Any) -> OptionValue:
-        """Return a recipe's value in the option's type.
+        """Convert a recipe's value to the option's type.
 
         Raises:
-            ValueError: it has another type or is out of bounds.
+            ValueError: the value has another type or is out of bounds.
         """
         kind = type(self.default)
         if kind is float and type(value) is int:
@@ -70,23 +70,23 @@ class Method:
     """A training method: which weights are trained, and how they are saved.
 
     Args:
-        name: what a recipe calls it.
-        title: what a reader calls it.
+        name: the name in recipes.
+        title: the name in texts for readers.
         source: the paper, as `Author et al. year`.
         apply: `(loaded, method, seed)` -> the model in which only the method's tensors require gradients, held in fp32.
         learning_rate_factor: its default learning rate as a multiple of LoRA's, on pretrained models.
         nano_learning_rate_factor: the same on the embedded family.
-        keys: keys of a recipe's method that it accepts, beside those that all accept.
+        keys: the recipe keys that it accepts, beside those that all methods accept.
         options: keys that only this method has.
-        size: the key that decides how many parameters are trained, which `match_parameters` then chooses.
-        peft_type: what peft calls its adapters, empty where it saves a whole model.
+        size: the key that determines the number of trained parameters; `match_parameters` computes its value.
+        peft_type: peft's name for its adapters; empty if it saves a whole model.
         save: `(model, folder, base)`; None saves the active adapter with peft.
         trains_all_weights: the method trains the base itself, which is loaded in fp32 and saved as a whole model.
-        virtual_tokens_before: what its virtual tokens are put before: the `input` of the model, or the `target` (the
-            keys and values of the decoder's own attention).
-        unsupported_bits: bits of the base at which it cannot be used, each with the reason.
-        not_merged: why its adapter cannot be merged into the base's weights; empty where it can.
-        not_stacked: why several adapters cannot be trained on one base at once; empty where they can.
+        virtual_tokens_before: the place of its virtual tokens: before the `input` of the model, or before the `target`
+            (the keys and values of the decoder's own attention).
+        unsupported_bits: bits of the base that it does not support, each with the reason.
+        not_merged: why its adapter cannot be merged into the base's weights; empty if it can.
+        not_stacked: why several adapters cannot be trained on one base at once; empty if they can.
         not_split: bits at which FSDP cannot split its tensors, each with the reason.
     """
 

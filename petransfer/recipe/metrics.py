@@ -1,7 +1,7 @@
-"""What a metric declares about itself, and the registry of all metrics beside exact match. Imports no torch.
+"""The declaration of a metric, and the registry of all metrics except exact match. Imports no torch.
 
-Each file in `petransfer/evaluation/metrics/` declares one metric by assigning a `Metric`; other packages declare theirs
-by entry points of the group `petransfer.metrics`.
+Each file in `petransfer/evaluation/metrics/` declares one metric by assigning a `Metric`; other packages declare
+theirs with entry points of the group `petransfer.metrics`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from petransfer.registries import Registry
 
 Score = Callable[[Sequence[str], Sequence[str]], Mapping[str, float]]
 
-# Measured for every run, whatever a recipe asks for. It needs no generated text, and is no entry of METRICS.
+# Measured for every run, whatever a recipe requests. It needs no generated text, and has no entry in METRICS.
 EXACT_MATCH = "exact_match"
 
 
@@ -24,14 +24,14 @@ class Metric:
     """A metric that compares generated texts, or chosen labels, with the targets.
 
     Args:
-        name: what a recipe calls it.
+        name: the name in recipes.
         headings: the figures that `score` returns, each with its heading in tables; `%` in it if it is a percentage.
         score: `(predictions, targets)` -> the figures, from 0 to 100; both have the same length, which is not 0.
-        judged_by: the figure that effects are judged by; the first one unless given.
-        of_labels: the predictions are the best of the closed set of labels, rather than generated texts.
-        share_of_answers: the figure is a share of correct answers, which has odds.
-        module: a module that `score` imports; a recipe is refused where it is not installed.
-        package: what `pip install` calls that module's package.
+        judged_by: the figure that effects are judged by; by default the first one.
+        of_labels: predictions are chosen from the closed set of labels, rather than generated.
+        share_of_answers: the figure is a share of correct predictions, so that odds can be computed.
+        module: a module that `score` imports; a recipe is refused if it is not installed.
+        package: the package of that module for `pip install`.
     """
 
     name: str
@@ -54,7 +54,7 @@ METRICS: Registry[Metric] = Registry("metric", Metric, "petransfer.evaluation.me
 
 
 class Headings(Mapping[str, str]):
-    """The headings of all figures of all metrics in tables, read from METRICS when they are first needed."""
+    """The table headings of all figures of all metrics, read from METRICS when they are first needed."""
 
     def __getitem__(self, figure: str) -> str:
         return self._all()[figure]
@@ -69,7 +69,7 @@ class Headings(Mapping[str, str]):
     def _all() -> dict[str, str]:
         found: dict[str, str] = {}
         for name in METRICS:
-            with contextlib.suppress(UserError):  # a broken package is an error where its metric is used
+            with contextlib.suppress(UserError):  # a broken package raises an error only if its metric is used
                 found |= METRICS[name].headings
         return found
 
@@ -81,6 +81,6 @@ def check_metric_name(name: str) -> str:
     """Return the name of a metric.
 
     Raises:
-        UserError: there is no such metric; the nearest name is given.
+        UserError: there is no such metric; the message suggests the nearest name.
     """
     return name if name == EXACT_MATCH else METRICS.lookup(name).name

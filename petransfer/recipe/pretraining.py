@@ -11,11 +11,11 @@ from petransfer.recipe.values import Count, FolderName, Names, Real, Seeds, Stri
 
 
 class CorpusPart(Strict):
-    """The text of one arm: files in a folder, or nested brackets that are generated.
+    """The text of one arm: files in a folder, or generated nested brackets.
 
     path: a folder inside the corpora's folder. files: `[train, valid]`, or one file whose end is held out. documents:
-    what separates them. shuffle_words: within each document. brackets: the number of kinds, in place of text. seed: of
-    generated or shuffled text. title, licence, languages: for the checkpoint's card.
+    the separator of documents. shuffle_words: shuffle words within each document. brackets: the number of kinds of
+    generated brackets. seed: of generated or shuffled text. title, licence, languages: for the checkpoint's card.
     """
 
     path: str = ""
@@ -36,7 +36,7 @@ class CorpusPart(Strict):
 
 
 class NoisePart(Strict):
-    """Span corruption. window: tokens per example. density: share of tokens that is replaced. mean_span: its length."""
+    """Span corruption. window: tokens per example. density: share of tokens to replace. mean_span: mean span length."""
 
     window: Annotated[Whole, Field(ge=8, le=4096)] = 128
     density: Annotated[Real, Field(gt=0, lt=0.9)] = 0.3
@@ -44,7 +44,7 @@ class NoisePart(Strict):
 
 
 class PretrainTrainPart(Strict):
-    """The optimisation. Each tensor's learning rate is `learning_rate` times its root mean square at the start."""
+    """The optimisation. Each tensor's learning rate is `learning_rate` times the tensor's initial root mean square."""
 
     steps: Count
     batch_size: Count = 32
@@ -58,7 +58,7 @@ class PretrainRecipe(Strict):
     """A family of checkpoints: every arm at every size and seed, with one tokenizer and the same training.
 
     tokens: the length to which each corpus is cut, so that every arm has the same amount of text; None keeps all of it.
-    bits: of the computation; the weights are trained in fp32.
+    bits: bits of the computation; the weights are trained in fp32.
     """
 
     kind: Literal["pretrain"]

@@ -17,7 +17,7 @@ RateScaling = Literal["none", "rms"]
 Optimizer = Literal["adamw", "adamw-8bit", "paged-adamw-8bit"]
 StoppingMetric = Literal["exact_match", "loss"]
 
-# Fields that were added later, as (part, name, default). At its default a field is left out of the run id.
+# Fields that were added later, as (part, name, default). A field with its default is left out of the run id.
 ADDED_LATER: tuple[tuple[str, str, object], ...] = (
     ("checkpoint", "added_tokens", []),
     ("checkpoint", "source_language", None),
@@ -33,10 +33,10 @@ ADDED_LATER: tuple[tuple[str, str, object], ...] = (
     ("task", "metrics", []),
 )
 
-# Fields that only say where a file is on this machine; no number depends on them.
+# Fields that only locate a file on this machine; they do not affect any result.
 LOCAL_FIELDS = (("checkpoint", "source"), ("checkpoint", "tokenizer_source"), ("task", "source"))
 
-# Increased when a change of the code changes the numbers of all runs.
+# Increased when a change of the code changes the results of all runs.
 NUMBERS_VERSION = 2
 
 
@@ -44,7 +44,7 @@ OptionValue = str | int | float
 
 
 class Options(Mapping[str, OptionValue]):
-    """Named options that cannot be changed and can be hashed; their JSON form is a sorted list of [name, value]."""
+    """Immutable, hashable named options; their JSON form is a sorted list of [name, value]."""
 
     def __init__(self, values: Mapping[str, OptionValue] | Iterable[tuple[str, OptionValue]] = ()) -> None:
         self._values = dict(sorted(dict(values).items()))
@@ -70,7 +70,7 @@ class Options(Mapping[str, OptionValue]):
     @classmethod
     def __get_pydantic_core_schema__(cls, source: object, handler: object) -> Any:
         """Let pydantic read options from a mapping or from pairs."""
-        from pydantic_core import core_schema  # only who validates a run's spec needs pydantic
+        from pydantic_core import core_schema  # imported here because only the validation of a spec needs pydantic
 
         return core_schema.no_info_plain_validator_function(cls)
 
@@ -81,11 +81,11 @@ class CheckpointSpec:
 
     name: a hub id, a local folder's name, or `nano/<arm>`.
     weights: the version: a hub revision, or a sha256 of the files.
-    reinit: which weights are drawn anew.
-    tokenizer: another checkpoint whose tokenizer is used; the embeddings are then drawn anew. A local one is named by
-        its folder and a sha256: `name@sha256`.
-    added_tokens: characters that are added to the tokenizer where it lacks them.
-    source_language, target_language: of inputs and targets, as a multilingual checkpoint's tokenizer calls them.
+    reinit: the weights that are drawn at random.
+    tokenizer: another checkpoint whose tokenizer is used; the embeddings are then drawn at random. A local one is named
+        by its folder and a sha256: `name@sha256`.
+    added_tokens: characters that are added to the tokenizer if it lacks them.
+    source_language, target_language: languages of inputs and targets, as named by a multilingual tokenizer.
     source, tokenizer_source: the folders of a local checkpoint and tokenizer on this machine; not part of the run id.
     """
 
@@ -102,10 +102,10 @@ class CheckpointSpec:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """Which examples a run is trained and tested on.
+    """The examples that a run is trained and tested on.
 
-    options: of the task. metrics: what is measured beside exact match. source: options that only say where the examples
-    are on this machine; they are not part of the run id, because a hash of the examples is among `options`.
+    options: options of the task. metrics: the metrics beside exact match. source: options that only locate the examples
+    on this machine; they are not part of the run id, because a hash of the examples is among `options`.
     """
 
     name: str
@@ -121,17 +121,17 @@ class TaskSpec:
 
     @property
     def arguments(self) -> Options:
-        """All options with which the task is loaded on this machine."""
+        """All options for loading the task on this machine."""
         return self.options | self.source
 
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """What is trained and how. Fields that do not belong to a method keep their defaults.
+    """What is trained and how. Fields that do not apply to a method keep their defaults.
 
-    keep_wide: endings of the names of layers that are not quantised at 8 and 4 bits, beside the output head.
-    match_parameters: the number of parameters to train, given in place of a rank or number of virtual tokens. The size
-        is then computed from it and the checkpoint's configuration; an `alpha` of 0 means twice the rank.
+    keep_wide: endings of the names of layers that stay unquantised at 8 and 4 bits, beside the output head.
+    match_parameters: the number of parameters to train, instead of a rank or number of virtual tokens, which is then
+        computed from it and the checkpoint's configuration; an `alpha` of 0 means twice the rank.
     options: options that only this method has.
     """
 
@@ -156,15 +156,15 @@ class MethodSpec:
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """When a run ends before its last step, judged on the dev set alone.
+    """The conditions that end a run before its last step, evaluated on the dev set alone.
 
     patience: evaluations in a row without an improvement, after which training stops.
     min_delta: the smallest change that counts as an improvement, in percentage points of exact match or in per cent of
         the loss.
     every: optimiser steps between two evaluations on the dev set.
-    max_minutes: training time after which training stops; 0 for no limit. Only a limit on steps is repeatable.
-    metric: what decides which state is the best one. With `exact_match` the loss decides between equal scores, and a
-        falling loss counts as an improvement until exact match reaches 100 %.
+    max_minutes: training time after which training stops; 0 for no limit. Runs with a time limit are not repeatable.
+    metric: the metric that determines the best state. With `exact_match`, equal scores are compared by their loss, and
+        a lower loss counts as an improvement until exact match reaches 100 %.
     """
 
     patience: int = 5
@@ -182,13 +182,12 @@ class TrainSpec:
     """The optimisation of one run: AdamW on `batch_size` examples per step.
 
     optimizer: `adamw-8bit` stores AdamW's two moments with 8 bits per number (Dettmers et al. 2022);
-        `paged-adamw-8bit` also lets the GPU's driver move them to the host when the card is full.
-    warmup: share of the steps during which the learning rate rises. final: the last learning rate as a share of the
+        `paged-adamw-8bit` also lets the GPU's driver move them to the host when the GPU's memory is full.
+    warmup: share of the steps during which the learning rate increases. final: the last learning rate as a share of the
         highest.
     early_stopping: ends the run before `steps` steps when the dev set no longer improves; None trains all steps.
-    rate_scaling: with `rms`, each tensor's learning rate is `learning_rate` times the root mean square of the tensor
-        at the start, and its weight decay is divided by the same number. Small and large tensors then change in
-        proportion.
+    rate_scaling: with `rms`, each tensor's learning rate is `learning_rate` times the tensor's root mean square at the
+        start, and its weight decay is divided by the same number. Small and large tensors then change in proportion.
     """
 
     steps: int
@@ -228,8 +227,8 @@ class RunSpec:
     def canonical_json(self) -> str:
         """Return JSON with sorted keys, no blanks and floats in their shortest form.
 
-        Fields that only say where a file is are left out. So are fields that were added later and have their default:
-        specs that were written before them keep their run ids.
+        Fields that only locate a file are left out. Fields that were added later are left out at their defaults,
+        so that older specs keep their run ids.
         """
         content = self.as_dict()
         without_local_fields(content)
@@ -239,13 +238,13 @@ class RunSpec:
         return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain JSON values, which `from_dict` reads."""
+        """Return plain JSON values, for `from_dict`."""
         plain: dict[str, Any] = json.loads(json.dumps(self, default=_plain))
         return plain
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> RunSpec:
-        """Return the spec of plain values that `as_dict` returned, in this version or an earlier one."""
+        """Return the spec from plain values of `as_dict`, written by this version or an earlier one."""
         task = {**content["task"], "metrics": tuple(content["task"].get("metrics", ()))}
         checkpoint = {**content["checkpoint"], "added_tokens": tuple(content["checkpoint"].get("added_tokens", ()))}
         method = {**content["method"]}
@@ -267,7 +266,7 @@ class RunSpec:
 
 
 def without_local_fields(content: dict[str, Any]) -> dict[str, Any]:
-    """Remove from a spec's plain values, in place, the fields that only say where a file is on this machine."""
+    """Remove, in place, the fields that only locate a file on this machine from a spec's plain values."""
     for part, name in LOCAL_FIELDS:
         del content[part][name]
     return content

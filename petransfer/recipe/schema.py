@@ -1,4 +1,4 @@
-"""The schema of studies' recipes. An unknown key is an error that names the nearest known one."""
+"""The schema of studies' recipes. An unknown key is an error, and the message suggests the nearest known key."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ from petransfer.recipe.values import (
 class TaskPart(Strict):
     """The task that models are trained and tested on.
 
-    splits: all of the task's by default. prefix: text before every input, in place of the family's; for all arms, or by
-    arm. options: of the task. metrics: beside exact match.
+    splits: by default all of the task's. prefix: text before every input, instead of the family's; for all arms, or
+    by arm. options: options of the task. metrics: the metrics beside exact match.
     """
 
     name: Name
@@ -59,14 +59,14 @@ class TaskPart(Strict):
 
 
 class ArmPart(Strict):
-    """One of the user's own checkpoints, with settings beside its name.
+    """One of the user's own checkpoints with its settings.
 
-    checkpoint: a hub id or a folder. `{seed}` in it stands for the run's seed, so that each seed is trained from a
-    pretraining of its own. sha256: the hash of a folder's files, by seed where the folder depends on the seed. A study
-    records it when it begins, so that it can be read where the folder no longer exists. revision: of a hub id.
-    tokenizer: another hub id or folder whose tokenizer is used; the embeddings are then drawn anew. reinit: what else
-    is drawn anew. prefix, source_language, target_language: in place of the family's. added_tokens: characters that
-    are added to the tokenizer where it lacks them: `newline`, `tab`, `braces`, or the characters themselves.
+    checkpoint: a hub id or a folder. `{seed}` is replaced by the run's seed, so that each seed is trained from its own
+    pretraining. sha256: the hash of a folder's files, by seed if the folder depends on the seed. A study records it at
+    the start, so that it can be read after the folder was removed. revision: the revision of a hub id. tokenizer:
+    another hub id or folder whose tokenizer is used; the embeddings are then drawn at random. reinit: further weights
+    that are drawn at random. prefix, source_language, target_language: replace the family's. added_tokens: characters
+    that are added to the tokenizer if it lacks them: `newline`, `tab`, `braces`, or the characters themselves.
     """
 
     checkpoint: str
@@ -83,9 +83,10 @@ class ArmPart(Strict):
 class FamilyPart(Strict):
     """The user's own checkpoints, one per arm: hub ids (`owner/name@revision`) or folders.
 
-    base: the arm whose architecture the controls `scratch` and `random` have; `english` or else the first by default.
-    source_language, target_language: of inputs and targets, as the tokenizers of mBART, M2M100 and NLLB call them
-        (`en_XX`, `en`, `eng_Latn`).
+    base: the arm that provides the architecture of the controls `scratch` and `random`; by default `english`, or the
+        first arm if there is no `english`.
+    source_language, target_language: languages of inputs and targets, as the tokenizers of mBART, M2M100 and NLLB name
+        them (`en_XX`, `en`, `eng_Latn`).
     """
 
     name: Name
@@ -105,11 +106,11 @@ Steps = Count
 
 
 class EarlyStoppingPart(Strict):
-    """When a run ends before its last step, judged on the dev set; a whole number in its place is the patience.
+    """The conditions that end a run before its last step, evaluated on dev; a whole number instead is the patience.
 
     patience: evaluations in a row without an improvement, after which training stops. min_delta: the smallest change
     that counts, in percentage points of exact match or in per cent of the loss. every: steps between evaluations.
-    max_minutes: training time after which training stops. metric: what decides which state is the best one.
+    max_minutes: training time after which training stops. metric: the metric that determines the best state.
     """
 
     patience: Count = 5
@@ -125,7 +126,7 @@ class EarlyStoppingPart(Strict):
 
 
 class TrainPart(Strict):
-    """The optimisation, for a number of steps or of epochs of the split's training examples.
+    """The optimisation, for a number of steps or of epochs over the split's training examples.
 
     `learning_rate`, `steps`, `epochs` and `batch_size` are one number, or one per method, arm, or arm and method
     together (`english lora`, the method by any words of its label). The most specific entry counts: arm and method
@@ -142,7 +143,7 @@ class TrainPart(Strict):
     weight_decay: Annotated[Real, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[Real, Field(ge=0)] = 1.0
     optimizer: Optimizer = "adamw"
-    # left out of a saved recipe where it is not used, so that older recipes keep their text
+    # left out of a saved recipe if unused, so that older recipes keep their text
     early_stopping: Annotated[EarlyStoppingPart | None, Field(exclude_if=lambda value: value is None)] = None
 
     @model_validator(mode="after")
@@ -156,12 +157,12 @@ Effect = Annotated[str, Field(max_length=3 * LONGEST_NAME)]
 
 
 class EffectPart(Strict):
-    """An effect that needs more than two names: exactly one of `contrast`, `scale`, `retention` and `kind`.
+    """An effect as a mapping, with exactly one of `contrast`, `scale`, `retention` and `kind`.
 
-    contrast: two arms or two methods. Methods are compared in each of `arms`, by default in all.
+    contrast: two arms or two methods. Methods are compared in each of `arms`, by default in all arms.
     scale: two arms. Their effect in `study`, the study of a smaller family, is subtracted from their effect here.
     retention: two arms. Their effect under the method `under` is divided by their effect under `over`, which is read
-    from `study` if that is given. A study is a folder, or the name of one beside this study's.
+    from `study` if it is given. A study is a folder, or the name of a folder next to this study's.
     kind: the name of a kind of effect that another package adds (entry points `petransfer.effects`). It is estimated
     for the two arms that `of` names, with the kind's own `options`.
     """
@@ -203,7 +204,7 @@ class EffectPart(Strict):
 
 
 def _check_study(name: str) -> None:
-    """Refuse what is neither the name of a study nor a folder that holds one.
+    """Refuse a text that is neither the name of a study nor a folder with a study.
 
     A folder that does not exist is accepted: its study may be run later.
     """
@@ -215,21 +216,21 @@ def _check_study(name: str) -> None:
         raise ValueError(f"{name:.60} is not a study's folder: it has no recipe.yaml")
 
 
-# Points within which two arms count as equal unless a recipe says otherwise.
+# Two arms are equal if they differ by at most so many points, unless a recipe sets another margin.
 MARGIN = 5.0
-# Points below which a difference never reads `holds` or `reversed` unless a recipe says otherwise.
+# A difference of fewer points is never judged `holds` or `reversed`, unless a recipe sets another limit.
 SMALLEST_EFFECT = 1.0
-# Percent of dev exact match below which a side has not learnt the task unless a recipe says otherwise.
+# A side with less exact match on dev, in per cent, has not learnt the task, unless a recipe sets another limit.
 LEARNT = 90.0
 
 
 class Recipe(Strict):
     """A study: the grid of arms, methods, splits and seeds, and how each run is trained.
 
-    margin: points within which the two sides of an effect count as equal. smallest_effect: a difference of fewer points
-    is never called `holds` or `reversed`. learnt: percentage of dev exact match below which a side has not learnt the
-    task; effects of such a side are not judged. judge_by: the metric of the effects; by default exact match, or the
-    first of `task.metrics` where these do not contain it. These four change no run, only the verdicts.
+    margin: points within which two sides of an effect count as equal. smallest_effect: a difference of fewer points
+    is never judged `holds` or `reversed`. learnt: percentage of dev exact match below which a side has not learnt the
+    task; effects with such a side are not judged. judge_by: the metric of the effects; by default exact match, or the
+    first of `task.metrics` if these do not contain it. These four settings change no run, only the verdicts.
     """
 
     name: FolderName
@@ -252,20 +253,20 @@ class Recipe(Strict):
 
     @property
     def family_name(self) -> str:
-        """What the recipe calls its family of checkpoints."""
+        """The name of the recipe's family of checkpoints."""
         return self.family if isinstance(self.family, str) else self.family.name
 
     @property
     def judged_by(self) -> str:
-        """The metric that effects are taken on."""
+        """The metric that effects are computed on."""
         metrics = self.task.metrics
         return self.judge_by or (metrics[0] if metrics and EXACT_MATCH not in metrics else EXACT_MATCH)
 
     @field_validator("judge_by")
     @classmethod
     def _is_measured(cls, value: str | None, info: ValidationInfo) -> str | None:
-        task = info.data.get("task")  # there is none where it has a mistake of its own
-        if task is not None and (task.metrics or task.name != "lines"):  # else the data decide what is measured
+        task = info.data.get("task")  # missing if the task itself is not valid
+        if task is not None and (task.metrics or task.name != "lines"):  # otherwise the data determine the metrics
             try:
                 check_judge(value, task.metrics)
             except UserError as error:

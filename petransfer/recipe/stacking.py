@@ -1,4 +1,4 @@
-"""Which runs can be trained as one stack: several adapters on one frozen base. Imports no torch."""
+"""Decide which runs can be trained as one stack: several adapters on one frozen base. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ MOST_STACKED = 16
 
 
 def stack_key(spec: RunSpec) -> RunSpec | None:
-    """Return a spec that is equal for all runs that can be in one stack; None for a run that is never stacked.
+    """Return a spec that is equal for all runs of one stack; None for a run that is never stacked.
 
-    Runs of one stack may differ in seed, rank, alpha and the optimiser's settings. Where weights of the base are drawn
-    from the seed, each seed has another base. A run is never stacked if its method's file says why, or if it has early
-    stopping and so ends at a step of its own.
+    Runs of one stack may differ in seed, rank, alpha and the optimiser's settings. If base weights are drawn from
+    the seed, each seed has another base. A run is never stacked if its method declares a reason, or if it has early
+    stopping, because it then ends at its own step.
     """
     if METHODS.lookup(spec.method.name).not_stacked or spec.train.early_stopping:
         return None

@@ -1,4 +1,4 @@
-"""The kinds of values that recipes hold, with bounds that no sensible recipe reaches."""
+"""The types of values in recipes, with limits that no sensible recipe reaches."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 LARGEST_NUMBER, LARGEST_SEED = 2**63 - 1, 2**32 - 1
-# Runs of one study: so many are planned within seconds.
+# The largest number of runs in a study; these can be planned within seconds.
 MOST_RUNS = 20_000
 LONGEST_NAME, LONGEST_LIST = 200, 1000
-# What can be the name of a folder on every system.
+# Names that are valid folder names on every system.
 FOLDER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
 class Strict(BaseModel):
-    """A part of a recipe: no unknown keys, no silent conversions, no change after validation."""
+    """A part of a recipe without unknown keys, silent conversions, or changes after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _only_a_number(value: Any) -> Any:
-    """Refuse yes and no, which Python takes for 1 and 0, and numbers too large to print or to compute with."""
+    """Refuse booleans, which Python accepts as 1 and 0, and numbers too large to print or to compute with."""
     if isinstance(value, bool):
         raise ValueError("give a number, not yes or no")
     if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
@@ -47,7 +47,7 @@ Values = TypeVar("Values", bound=list[Any])
 
 
 def _unique(values: Values) -> Values:
-    """Refuse a list that holds something twice: it would ask for the same runs again."""
+    """Refuse a list with duplicates, which would request the same runs twice."""
     seen: set[str] = set()
     for value in values:
         if repr(value) in seen:

@@ -1,4 +1,4 @@
-"""Read YAML that may be hostile or damaged: bounded in size and depth, aliases counted in full, no key twice."""
+"""Read YAML that may be hostile or damaged, with limits on size and depth, expanded aliases and no duplicate keys."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ MOST_CHARACTERS, MOST_VALUES, DEEPEST = 5_000_000, 200_000, 40
 
 
 def parse_yaml(text: str) -> Any:
-    """Return the value that a YAML text describes.
+    """Parse a YAML text and return its value.
 
     Raises:
-        UserError: the text is not YAML; or it is too long, nested too deeply, repeats a key, contains itself, or stands
-            for too many values. The message has no subject: the caller says which file.
+        UserError: the text is not YAML; or it is too long, nested too deeply, repeats a key, contains itself, or has
+            too many values with its aliases expanded. The message has no subject: the caller adds the file.
     """
     if len(text) > MOST_CHARACTERS:
         raise UserError(f"has {len(text):,} characters; at most {MOST_CHARACTERS:,} are allowed")
@@ -29,13 +29,13 @@ def parse_yaml(text: str) -> Any:
         return yaml.load(text, LOADER)
     except yaml.YAMLError as error:
         raise UserError(f"is not YAML: {_one_line(error)}") from None
-    except (ValueError, OverflowError, TypeError, RecursionError) as error:  # dates and numbers that do not exist
+    except (ValueError, OverflowError, TypeError, RecursionError) as error:  # invalid dates and numbers
         raise UserError(f"holds a value that cannot be read: {_one_line(error)}") from None
 
 
 @dataclass
 class _Collection:
-    """A list or mapping that the parser is inside of. values: how many values it stands for, aliases in full."""
+    """A list or mapping that is being parsed. values: the number of its values, with aliases expanded."""
 
     anchor: str | None
     is_mapping: bool
@@ -45,7 +45,7 @@ class _Collection:
 
 
 def _check_structure(text: str) -> None:
-    """Read the text event by event, without building anything."""
+    """Check the text event by event, without building any value."""
     stack: list[_Collection] = []
     sizes: dict[str, int] = {}
     for event in yaml.parse(text, LOADER):
@@ -73,7 +73,7 @@ def _check_structure(text: str) -> None:
 
 
 def _add(stack: list[_Collection], values: int) -> None:
-    """Count the values of a finished node in the collection around it."""
+    """Add the values of a finished node to the count of the enclosing collection."""
     if not stack:
         return
     outer = stack[-1]
