@@ -10,7 +10,7 @@ import torch
 from petransfer.data.encoding import Encoded
 from petransfer.training.out_of_memory import OutOfMemory, raising_out_of_memory
 
-# Two logits are a near-tie if they differ by less than so many rounding units of the largest logit.
+# Two logits are a near-tie if they differ by less than this many rounding units of the largest logit.
 NOISE_UNITS = 16.0
 
 T = TypeVar("T")

@@ -20,7 +20,7 @@ from petransfer.evaluation.generation import Generation, generations, room
 from petransfer.models.lengths import positions
 from petransfer.models.loading import Loaded
 
-# Inputs of at most so many tokens are never refused for their size.
+# Inputs of at most this many tokens are never refused for their size.
 SHORT = 4096
 # Matrices of (heads, tokens, tokens) in fp32 that one attention layer holds at once: position bias, scores, softmax.
 ATTENTION_COPIES = 3

@@ -13,7 +13,7 @@ from petransfer.models.file_backed import FileBackedTensors, copy_parameter
 from petransfer.models.saving import save_model
 from petransfer.recipe.run_spec import Reinit
 
-# The size of each file when a model with random weights is written; so many bytes are in memory at once.
+# The size of each file when a model with random weights is written; this many bytes are in memory at once.
 SHARD = "128MB"
 
 

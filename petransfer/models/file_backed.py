@@ -62,7 +62,7 @@ class FileBackedTensors(TorchFunctionMode):
 
 @torch.no_grad()
 def copy_parameter(source: torch.nn.Module, name: str, target: torch.Tensor) -> None:
-    """Copy the parameter called `name` from `source`, where it may be offloaded to disk, into `target`."""
+    """Copy the parameter called `name` from `source`, which may keep it on disk, into `target`."""
     owner, _, leaf = name.rpartition(".")
     module = source.get_submodule(owner)
     with align_module_device(module):

@@ -114,8 +114,8 @@ def load_checkpoint(
         checkpoint: what to load.
         bits: width of the weights.
         seed: seed of random weights.
-        device: where to put the model. None leaves it in the host's memory or, where transformers lets one process
-            read the file for all, without weights.
+        device: where to put the model. None leaves it in the host's memory, or without weights if transformers lets one
+            process read the file for all processes.
         keep_wide: layers whose names end in one of these are not quantized.
 
     Raises:

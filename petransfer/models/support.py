@@ -1,4 +1,4 @@
-"""Decide which architectures petransfer trains. `fit`, `plan`, `run` and `train` all ask this module."""
+"""Decide which architectures petransfer trains. `fit`, `plan`, `run` and `train` all use this module."""
 
 from __future__ import annotations
 

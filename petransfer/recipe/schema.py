@@ -216,7 +216,7 @@ def _check_study(name: str) -> None:
         raise ValueError(f"{name:.60} is not a study's folder: it has no recipe.yaml")
 
 
-# Two arms are equal if they differ by at most so many points, unless a recipe sets another margin.
+# Two arms are equal if they differ by at most this many points, unless a recipe sets another margin.
 MARGIN = 5.0
 # A difference of fewer points is never judged `holds` or `reversed`, unless a recipe sets another limit.
 SMALLEST_EFFECT = 1.0

@@ -17,9 +17,9 @@ from peft.utils.other import get_pattern_key
 from petransfer.errors import UserError
 from petransfer.sharing.bundle import Bundle
 
-# So many numbers (256 MB in fp32) are always allowed, even for a small base.
+# This many numbers (256 MB in fp32) are always allowed, even for a small base.
 ALLOWANCE = 2**26
-# Up to so many missing parameters of a LoRA are left to the comparison of its tensors, which names the missing one.
+# If a LoRA lacks at most this many parameters, the comparison of its tensors reports which tensor is missing.
 SLACK = 2**22
 
 

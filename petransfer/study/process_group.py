@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 # While one process works alone the others wait for it without limit; the launcher ends them if that process dies.
 FOREVER = timedelta(days=30)
 
-# If all processes meet an error within so many seconds, the run failed; otherwise they have lost step and must end.
+# If all processes report within this many seconds, an error fails the run; otherwise they are out of step and must end.
 PATIENCE = 60.0
 
 # How Accelerate classifies several processes before an engine is chosen; a request for FSDP does not show here yet.

@@ -34,7 +34,7 @@ class PreparedStudy:
     """A study whose checks have passed.
 
     Attributes:
-        group: Groups runs into stacks; None where each run is trained alone.
+        group: Groups runs into stacks; None if each run is trained alone.
         ray: The connection to a Ray cluster; None on this machine.
     """
 

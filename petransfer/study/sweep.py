@@ -115,8 +115,8 @@ def _but_rate(spec: RunSpec) -> str:
 def _group(members: Sequence[Cell], own: TrainSpec, folder: StudyFolder) -> dict[str, Any]:
     """Return the results of one arm and method: scores at each learning rate, ascending, and the best learning rate.
 
-    own: how the study trains it. edge: where the chosen learning rate lies in the range: `lowest`, `highest`, `only` or
-    None; at an edge a better one may lie beyond. chosen: None while runs are unfinished, or if all failed.
+    own: the study's training settings. edge: the place of the chosen learning rate in the range: `lowest`, `highest`,
+    `only` or None; at an edge, values beyond it may be better. chosen: None while runs are unfinished or if all failed.
     """
     pairs = {(cell.split, cell.seed) for cell in members}
     by_rate: dict[float, list[Cell]] = {}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from petransfer.errors import RunError
 from petransfer.study.folders import RunFolder
 
-# If so many workers are lost at the same step of a run, the run is assumed to be the cause and fails.
+# If this many workers are lost at the same step of a run, the run is assumed to be the cause and fails.
 LOST = 3
 
 
