@@ -17,6 +17,7 @@ from benchmarks.gpu.stages import STAGES, Stage
 
 WHOLE = 480  # seconds of all stages together
 LEAST = 10.0  # seconds below which a stage is not started
+DYING = 10.0  # seconds that a killed process is waited for
 LOG_BYTES = 2**20  # of each stage's output, the last part is kept
 
 
@@ -88,7 +89,8 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
     """Kill the process and its children; the stage started a session of its own, so nobody else is in the group."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):  # a process inside a driver call may not die
+        process.wait(DYING)
 
 
 def _shorten(log: Path, before: int) -> None:

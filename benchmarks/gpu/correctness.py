@@ -28,6 +28,11 @@ class _Recorder:
     def __init__(self, records: Records) -> None:
         self._records = records
 
+    def pytest_collectreport(self, report: Any) -> None:
+        """Called by pytest after it has imported a file; a missing package is an error of that file alone."""
+        if report.outcome == "failed":
+            self._records.add(test=report.nodeid, outcome="not collected", error=report.longreprtext[-600:])
+
     def pytest_runtest_logreport(self, report: Any) -> None:
         """Called by pytest after the set-up, the call and the tear-down of every test."""
         if report.when != "call" and not (report.when == "setup" and report.outcome != "passed"):
@@ -44,8 +49,11 @@ def run(records: Records, task: Task) -> None:
         "gpu",
         "-p",
         "no:cacheprovider",
-        "-n",
-        "0",
+        "-o",
+        "addopts=",  # those of pyproject.toml need pytest-xdist
+        "-q",
+        "--strict-markers",
+        "--continue-on-collection-errors",
         "--rootdir",
         str(ROOT),
         "-c",

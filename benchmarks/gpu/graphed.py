@@ -169,10 +169,12 @@ class StaticStep:
 def pad_widths(batch: Tensors, multiple: int) -> Tensors:
     """Pad every tensor of a micro-batch on the right to a width that is a multiple of `multiple`.
 
-    Padding is 0 (attention_mask 0, token id 0, which is masked or ignored), and `IGNORED` for labels.
+    A tensor that has such a width already is returned itself, so that it stays in pinned memory. Padding is 0
+    (attention_mask 0, token id 0, which is masked or ignored), and `IGNORED` for labels.
     """
     padded = {}
     for name, value in batch.items():
         missing = -value.shape[1] % multiple
-        padded[name] = functional.pad(value, (0, missing), value=IGNORED if name == "labels" else 0)
+        filler = IGNORED if name == "labels" else 0
+        padded[name] = functional.pad(value, (0, missing), value=filler) if missing else value
     return padded

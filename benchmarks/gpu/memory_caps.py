@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -86,7 +88,8 @@ class _planner:
 
     def _ask(self, cell: Cell) -> Future[Fit]:
         if self._pool is not None:
-            return self._pool.submit(predict, cell)
+            with _hidden_card():  # submitting starts a process
+                return self._pool.submit(predict, cell)
         done: Future[Fit] = Future()
         done.set_result(predict(cell))
         return done
@@ -94,6 +97,19 @@ class _planner:
     def __exit__(self, *_: object) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _hidden_card() -> Iterator[None]:
+    """Hide the card from processes that are started meanwhile; their share of it would count as this process's."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    try:
+        yield
+    finally:
+        os.environ.pop("CUDA_VISIBLE_DEVICES")
+        if before is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
 def _measure_shape(

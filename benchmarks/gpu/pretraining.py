@@ -6,6 +6,7 @@ each, made with the embedded tokenizer) stands beside the package, those arms ar
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
 import time
@@ -64,8 +65,8 @@ class Windows:
         noise, rows = self._noise, BATCH
         first = rng.integers(0, self._count * noise.window, rows)
         window_bw = self._ids[first[:, None] + np.arange(noise.window)].astype(np.int64)
-        kept_bs = _partitions(noise.window - noise.lost, noise.spans, rows, rng)
-        lost_bs = _partitions(noise.lost, noise.spans, rows, rng)
+        kept_bs = _partitions(noise.window - noise.masked, noise.spans, rows, rng)
+        lost_bs = _partitions(noise.masked, noise.spans, rows, rng)
         source = _with_marks(window_bw, kept_bs, lost_bs, self._marks, self._eos, before=False)
         target = _with_marks(window_bw, kept_bs, lost_bs, self._marks, self._eos, before=True)
         read = np.concatenate([np.full((rows, 1), self._start), target[:, :-1]], axis=1)
@@ -129,6 +130,7 @@ def run(records: Records, task: Task) -> None:
             runs = [Run(arms[0], size, seed, TRAINING, tokenizer, marks, device, bits) for seed in range(seeds)]
             records.add(what="throughput", size=size, seeds=seeds, bits=bits, **_throughput(runs, steps, device))
             del runs
+            gc.collect()  # a step and its graphs refer to each other; graphs must not die during a later capture
     if arms[0].name != "made-up":
         _pretrain(records, task, arms, tokenizer, marks, device)
 

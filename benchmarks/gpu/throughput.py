@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.graphed import Options, StaticStep
+from benchmarks.gpu.graphed import Options, StaticStep, pad_widths
 from benchmarks.gpu.random_models import random_model
 from benchmarks.gpu.records import Records
 from benchmarks.gpu.stacked_step import StackedStep
@@ -30,7 +30,7 @@ from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import MethodSpec, TrainSpec
 from petransfer.study.single_run import accelerator_for
-from petransfer.training.batches import Batch, ShuffledExamples
+from petransfer.training.batches import Batch, ShuffledExamples, Tensors
 from petransfer.training.execution import Execution
 from petransfer.training.loop import Hooks, Loop
 from petransfer.training.losses import token_loss
@@ -99,6 +99,7 @@ def run(records: Records, task: Task) -> None:
     """Time every variant on the small embedded model and on t5-base's shape, the most telling ones first."""
     silence_libraries()
     device = torch.device("cuda" if torch.cuda.is_available() and not task.rehearse else "cpu")
+    compiled: list[Callable[[], None]] = []
     for make in (_nano, _t5_base):
         workload = make(device, task.rehearse)
         chosen = VARIANTS[:2] if task.rehearse and make is _t5_base else VARIANTS
@@ -106,20 +107,31 @@ def run(records: Records, task: Task) -> None:
         work = _flops(workload)
         shared = {"checkpoint": workload.name, "bits": 16, "batch": workload.train.batch_size, "steps": workload.steps}
         records.add(what="machine", **shared, matmul_flops_per_second=round(rate), flops_per_example=round(work))
+        add = functools.partial(_add, records, task, workload, shared, work / rate)
         for variant in chosen:
-            if task.seconds_left < 8:
-                return
-            found = _timed(variant, workload, task)
-            if "examples_per_second" in found:
-                found["share_of_matmul_rate"] = round(found["examples_per_second"] * work / rate, 4)
-            runs = workload.members if variant.stacked else 1
-            records.add(what="training", variant=variant.name, runs=runs, **shared, **found)
+            add(variant)
         for row in _trainers(workload, task) if chosen is VARIANTS else ():
             records.add(what="training", runs=1, **shared, **row)
         if chosen is VARIANTS and task.seconds_left > 10:
             records.add(what="profile", **shared, shares=_profile(workload))
-        del workload
-        gc.collect()
+        if chosen is VARIANTS:
+            compiled.append(functools.partial(add, COMPILED))
+    for measure in compiled:  # last, because compiling every shape takes longer than all others together
+        measure()
+
+
+def _add(
+    records: Records, task: Task, workload: Workload, shared: dict[str, Any], seconds: float, variant: Variant
+) -> None:
+    """Time a variant and record it. seconds: of an example at the measured matrix-product rate."""
+    if task.seconds_left < 8:
+        return
+    found = _timed(variant, workload, task)
+    gc.collect()  # a step and its graphs refer to each other; graphs must not die during a later capture
+    if "examples_per_second" in found:
+        found["share_of_matmul_rate"] = round(found["examples_per_second"] * seconds, 4)
+    runs = workload.members if variant.stacked else 1
+    records.add(what="training", variant=variant.name, runs=runs, **shared, **found)
 
 
 def _nano(device: torch.device, rehearse: bool) -> Workload:
@@ -132,6 +144,11 @@ def _t5_base(device: torch.device, rehearse: bool) -> Workload:
     """t5-base's shape with random weights, fed with the embedded tokenizer's ids, which its vocabulary contains."""
     name = "google-t5/t5-small" if rehearse else "google-t5/t5-base"
     loaded = random_model(name, LORA, device, 1 if rehearse else None)
+    for module in loaded.model.modules():  # as in the embedded model; a stack's own dropout cannot be replayed
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0
     small = load_checkpoint(checkpoint_spec("nano/english"), 16)
     examples = encode_examples(_rows(rehearse), "", small.tokenizer, small.layout)
     loaded = replace(loaded, tokenizer=small.tokenizer)
@@ -204,7 +221,7 @@ def _static(workload: Workload, folder: Path, options: Options, loss: Any = toke
         loss = torch.zeros(())
         for step in range(first, first + count):
             batch = source.batch(step, 0, 1)
-            loss = steps.step(step, batch, _pinned(batch, workload.device))
+            loss = steps.step(step, batch, _pinned(batch, workload.device, options.multiple))
         return float(loss)
 
     return take
@@ -215,11 +232,12 @@ def _compiled(workload: Workload, folder: Path) -> Callable[[int, int], float]:
     return _static(workload, folder, Options(multiple=32, compile=workload.backend))
 
 
-def _pinned(batch: Batch, device: torch.device) -> list[Any]:
-    cuts = batch.micro_batches(len(batch.examples))
-    return (
-        [{name: value.pin_memory() for name, value in cut.items()} for cut in cuts] if device.type == "cuda" else cuts
-    )
+def _pinned(batch: Batch, device: torch.device, multiple: int) -> list[Tensors]:
+    """The micro-batches, padded; on a card in pinned memory."""
+    cuts = [pad_widths(cut, multiple) for cut in batch.micro_batches(len(batch.examples))]
+    if device.type != "cuda":
+        return cuts
+    return [{name: value.pin_memory() for name, value in cut.items()} for cut in cuts]
 
 
 def _stacked(workload: Workload, folder: Path) -> Callable[[int, int], float]:
@@ -272,8 +290,8 @@ VARIANTS = (
     Variant("petransfer, stacked", _stacked, stacked=True),
     Variant("petransfer, stacked, CUDA graphs", functools.partial(_stacked_static, options=Options()), stacked=True),
     Variant("petransfer, CUDA graphs, Liger's loss", functools.partial(_static, options=Options(), loss=liger_loss)),
-    Variant("petransfer, CUDA graphs, compile", _compiled),
 )
+COMPILED = Variant("petransfer, CUDA graphs, compile", _compiled)
 
 
 def _trainers(workload: Workload, task: Task) -> Iterator[dict[str, Any]]:

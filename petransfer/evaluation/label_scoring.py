@@ -67,8 +67,9 @@ def _scores(
         read.last_hidden_state = read.last_hidden_state.repeat_interleave(count, 0)
         batch["encoder_outputs"] = read
     logits_btv = model(**batch, use_cache=False).logits
-    wanted_bt = logits_btv.gather(-1, labels_bt.clamp(min=0).unsqueeze(-1)).squeeze(-1).float()
-    found = [row[asked].tolist() for row, asked in zip(wanted_bt, labels_bt != IGNORED, strict=True)]
+    wanted_bt = logits_btv.gather(-1, labels_bt.clamp(min=0).unsqueeze(-1)).squeeze(-1).float().cpu()
+    asked_bt = (labels_bt != IGNORED).cpu()  # read from a card once a batch, not once a row
+    found = [row[asked].tolist() for row, asked in zip(wanted_bt, asked_bt, strict=True)]
     return [found[at : at + len(tokens)] for at in range(0, len(found), len(tokens))]
 
 

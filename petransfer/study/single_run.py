@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -167,6 +168,8 @@ class Prepared:
 def open_base(spec: RunSpec, settings: Settings) -> Base:
     """Read the data and load the checkpoint."""
     started = time.monotonic()
+    if torch.cuda.is_available():
+        gc.collect()  # the model of an earlier run refers to itself where Accelerate replaced its forward
     check_trackers(settings.log_with)
     check_optimizer(spec.train.optimizer)
     if settings.execution.threads:

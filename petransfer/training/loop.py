@@ -283,12 +283,23 @@ class Loop:
             step: the step, counted from 0.
             total: this process's summed loss.
             target_tokens: target tokens of the batch over all processes.
+
+        Raises:
+            RunError: the optimiser ran out of memory. A smaller micro-batch would not help, and a second attempt would
+                update some of the weights twice.
         """
         loss = self.accelerator.reduce(total, "sum").double() / target_tokens
         norm = clip_gradients(self._parameters(), self.spec.max_grad_norm or math.inf)
         self.checks.before_update(step)
         set_learning_rate(self.optimizer, self._learning_rate(step))
-        self.optimizer.step()
+        try:
+            with raising_out_of_memory():
+                self.optimizer.step()
+        except OutOfMemory as error:
+            raise RunError(
+                "out of memory for the optimiser's state; use optimizer: adamw-8bit or paged-adamw-8bit, or a smaller "
+                "model"
+            ) from error
         self.optimizer.zero_grad(set_to_none=True)
         return loss, norm
 

@@ -15,11 +15,21 @@ class OutOfMemory(MemoryError):
     """Memory ran out, on a GPU or on the CPU."""
 
 
+# Parts of the messages of plain RuntimeErrors: of torch on Windows and on Linux, of CUDA, and of cuBLAS and cuDNN.
+_MESSAGES = (
+    "not enough memory",
+    "can't allocate memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means that memory ran out. On the CPU torch raises a plain RuntimeError for this."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return "not enough memory" in str(error) or "out of memory" in str(error)
+    return any(message in str(error) for message in _MESSAGES)
 
 
 @contextlib.contextmanager

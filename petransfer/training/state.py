@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
 
 from petransfer.errors import RunError
 from petransfer.training.distributed.fsdp import copy_into, gather_tensors, shard_like
@@ -202,10 +203,20 @@ def _flatten(
         name = names[id(parameter)]
         for key, value in values.items():
             if isinstance(value, torch.Tensor):
-                tensors[f"{name}//{key}"] = value.detach().clone(memory_format=torch.contiguous_format)  # may be shared
+                tensors[f"{name}//{key}"] = _copy(value)  # may be shared
             else:
                 plain.setdefault(name, {})[key] = value
     return tensors, plain
+
+
+def _copy(value: torch.Tensor) -> torch.Tensor:
+    """Copy a tensor into the host's memory: a card may have no room for a second optimiser state.
+
+    A sharded tensor is copied where it is, because the processes gather it on their devices.
+    """
+    if isinstance(value, DTensor) or value.device.type == "cpu":
+        return value.detach().clone(memory_format=torch.contiguous_format)
+    return value.detach().to("cpu", copy=True)
 
 
 def _unflatten(
@@ -220,9 +231,17 @@ def _unflatten(
         parameter = parameters[name]
         # AdamW keeps its step count on the CPU unless fused or capturable; moments are on their parameter's device.
         device = value.device if slot == "step" and not _fused(optimizer) else parameter.device
-        optimizer.state[parameter][slot] = shard_like(parameter, value.to(device))
+        paged = getattr(optimizer, "is_paged", False) and slot in ("state1", "state2")
+        held = _in_pages(optimizer, parameter, value) if paged else shard_like(parameter, value.to(device))
+        optimizer.state[parameter][slot] = held
     for name, values in plain.items():
         optimizer.state[parameters[name]].update(values)
+
+
+def _in_pages(optimizer: Any, parameter: torch.nn.Parameter, moment: torch.Tensor) -> torch.Tensor:
+    """Copy a moment into the memory in which bitsandbytes' paged optimiser would hold it."""
+    buffer: torch.Tensor = optimizer.get_state_buffer(parameter, dtype=moment.dtype)
+    return buffer.copy_(moment)
 
 
 def _fused(optimizer: torch.optim.Optimizer) -> bool:

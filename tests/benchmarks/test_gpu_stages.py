@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu import __main__ as runner
-from benchmarks.gpu.memory_caps import largest_near
+from benchmarks.gpu.memory_caps import _hidden_card, largest_near
 from benchmarks.gpu.records import LIMIT, Records
 from benchmarks.gpu.stages import STAGES, Stage, Task, run_here
 from petransfer.models import registry
@@ -124,6 +124,16 @@ def test_the_largest_micro_batch_is_found_near_the_guess(largest: int, guess: in
     if largest:
         assert found >= min(largest, 64) * 3 // 4
     assert len(tried) <= 30
+
+
+@pytest.mark.parametrize("before", [None, "0"])
+def test_the_card_is_hidden_from_processes_of_the_planner(before: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if before is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
+    with _hidden_card():
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == before
 
 
 def _script(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

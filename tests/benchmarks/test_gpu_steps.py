@@ -128,3 +128,11 @@ def _by_mark(tokens: list[int], first: int) -> dict[int, list[int]]:
         else:
             found[list(found)[-1]].append(token)
     return found
+
+
+def test_tensors_of_the_right_width_are_not_copied_out_of_pinned_memory() -> None:
+    batch = {"input_ids": torch.ones(2, 16, dtype=torch.long), "labels": torch.ones(2, 5, dtype=torch.long)}
+    padded = pad_widths(batch, 16)
+    assert padded["input_ids"] is batch["input_ids"]
+    assert padded["labels"][:, 5:].eq(IGNORED).all()
+    assert padded["labels"].shape == (2, 16)

@@ -27,7 +27,7 @@ from petransfer.training.metrics_file import MetricsFile, read_metrics
 from petransfer.training.optimizer import learning_rate_factor, make_optimizer
 from petransfer.training.out_of_memory import is_out_of_memory
 from petransfer.training.self_checks import SelfChecks
-from petransfer.training.state import trained_tensors
+from petransfer.training.state import Progress, load_state, save_state, trained_tensors
 from tests.conftest import LORA
 
 SPEC = TrainSpec(steps=100, batch_size=8, learning_rate=1e-3, warmup=0.1)
@@ -97,6 +97,10 @@ def test_training_nothing_is_an_error() -> None:
 def test_memory_errors_are_told_from_others() -> None:
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"))
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    with pytest.raises(RuntimeError) as found:
+        torch.empty(2**55)
+    assert is_out_of_memory(found.value)
     assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
 
 
@@ -186,6 +190,44 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_its_weights_are_saved
     with pytest.raises(RunError, match=r"the gradient's norm is (nan|inf) at step 8"):
         loop.run()
     assert [path.name for path in (tmp_path / "state").glob("*")] == ["step-000000007"]
+
+
+def test_an_optimizer_out_of_memory_ends_the_run_without_a_second_attempt(tiny_t5: Path, tmp_path: Path) -> None:
+    loop, calls = make_loop(tiny_t5, tmp_path), []
+
+    def fails(*_: Any) -> None:
+        calls.append(loop.progress.micro_batch)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    loop.optimizer.step = fails  # type: ignore[method-assign, assignment]
+    with pytest.raises(RunError, match="out of memory for the optimiser's state; use optimizer: adamw-8bit"):
+        loop.run()
+    assert len(calls) == 1
+
+
+def test_a_paged_optimizers_moments_are_loaded_into_its_pages(tmp_path: Path) -> None:
+    class Paged(torch.optim.AdamW):
+        is_paged = True
+
+        def get_state_buffer(self, parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+            self.pages = [*getattr(self, "pages", []), torch.zeros_like(parameter, dtype=dtype)]
+            return self.pages[-1]
+
+    model = torch.nn.Linear(3, 2)
+    first = Paged(model.parameters())
+    for at, value in enumerate(model.parameters()):
+        moment = torch.full(value.shape, at + 1, dtype=torch.uint8)
+        first.state[value] = {"step": 4, "state1": moment, "state2": moment, "absmax1": torch.ones(1)}
+    save_state(tmp_path, Progress(step=4), model, first, "")
+    second = Paged(model.parameters())
+    load_state(tmp_path, Progress(step=4), model, second)
+    for at, value in enumerate(model.parameters()):
+        found = second.state[value]
+        assert found["step"] == 4
+        assert found["state1"].tolist() == torch.full(value.shape, at + 1).tolist()
+        assert any(found["state2"] is page for page in second.pages)
+        assert all(found["absmax1"] is not page for page in second.pages)
+    assert len(second.pages) == 4
 
 
 @pytest.mark.gpu

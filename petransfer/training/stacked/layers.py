@@ -189,7 +189,8 @@ class MemberDropout:
             if not training or p == 0:
                 return drop(input, p, training, inplace)
             dims = (1,) if input.dim() == 3 else (2, 3) if input.dim() == 4 else ()
-            return self._each(lambda part: drop(part, p), [(input, dims)], dims)
+            # CUDA's kernel draws in another order for rows with gaps between them, as a narrowed tensor has
+            return self._each(lambda part: drop(part.contiguous(), p), [(input, dims)], dims)
 
         def attention(
             query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, **options: Any
