@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from petransfer.cli.options import count
+from petransfer.report.run_table import remaining
 
 # Seconds between two lines about a running run, if the output is not a terminal.
 LINE_EVERY = 30.0
@@ -155,21 +156,13 @@ def progress_line(row: ShownRow, name: str, score: str, width: int) -> str:
     steps = int(getattr(row.cell, "spec", row.cell).train.steps)
     if row.loss is None:
         return _cut(f"{name} starting".strip(), width)
-    left = _remaining(row.seconds_left)
+    left = remaining(row.seconds_left)
     tail = " ".join(filter(None, (f"{row.step:,}/{steps:,}", f"loss {row.loss:.3f}", score, left)))
     room = width - len(tail) - 3
     name = _cut(name, max(0, room - 8))
     bar = max(4, min(40, room - len(name) - bool(name)))
     full = round(bar * min(1.0, row.step / steps))
     return _cut(f"{name}{' ' if name else ''}[{'#' * full}{'.' * (bar - full)}] {tail}", width)
-
-
-def _remaining(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    if seconds < 90:
-        return f"{seconds:.0f} s left"
-    return f"{seconds / 60:.0f} min left" if seconds < 5400 else f"{seconds / 3600:.1f} h left"
 
 
 def _names(view: View, rows: Sequence[ShownRow]) -> dict[str, str]:
@@ -198,8 +191,10 @@ def report_outcome(outcome: Any, runs: int) -> int:
         return 130
     if outcome.failures:
         failed = f"{len(outcome.failures):,} of {runs:,} runs failed"
-        print(f"{failed}; run the same command again to retry", file=sys.stderr)
-        return 2 if len(outcome.mistakes) == len(set(outcome.failures.values())) else 1
+        only_mistakes = len(outcome.mistakes) == len(set(outcome.failures.values()))
+        todo = "correct the command and run it again" if only_mistakes else "run the same command again to retry"
+        print(f"{failed}; {todo}", file=sys.stderr)
+        return 2 if only_mistakes else 1
     if outcome.elsewhere:
         print(f"another process is executing {outcome.elsewhere:,} of {runs:,} runs", file=sys.stderr)
         return 1

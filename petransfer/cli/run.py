@@ -160,7 +160,8 @@ def run_grid(grid: StudyGrid, kind: Kind, settings: Settings, scheduling: Schedu
     if not place.shared and not grid.waiting:
         kind.print_end(as_json)
         _exit_if_damaged(grid)
-        logger.info(f"all {opt.count(done_before, 'run')} finished before; nothing to do")
+        finished = "the run" if done_before == 1 else f"all {done_before:,} runs"
+        logger.info(f"{finished} finished before; nothing to do")
         return
     view = View(
         grid.recipe.name, lambda: tables.rows_of(grid.selected, grid.folder), kind.line, study_label, study_score
@@ -286,7 +287,7 @@ def status(
     swept: list[sweep.Group] = []
     if isinstance(recipe, PretrainRecipe):
         pretrained = pretraining.rows_of(expand_pretraining(recipe), folder)
-        lines = [f"{len(pretrained)} runs: {sum(row.status == 'done' for row in pretrained)} done"]
+        lines = [f"{opt.count(len(pretrained), 'run')}: {sum(row.status == 'done' for row in pretrained)} done"]
         shown, table = pretraining.as_json(pretrained), pretraining.terminal_table(pretrained, recipe.name)
     else:
         cells = grid_of(recipe, study).cells

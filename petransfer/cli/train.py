@@ -12,7 +12,7 @@ import typer
 import yaml
 
 from petransfer.cli.fit import show
-from petransfer.cli.options import Checkpointing, Cpu, Force, Json, LogWith, parse_seeds
+from petransfer.cli.options import Checkpointing, Cpu, Force, Json, LogWith, count, parse_seeds
 from petransfer.cli.run import own_runs, run_grid
 from petransfer.memory.advice import TRAIN_OPTIONS
 from petransfer.memory.cards import this_card
@@ -169,7 +169,7 @@ def describe(training: TrainStudy) -> list[str]:
     train, method = spec.train, grid.cells[0].method
     epochs = train.steps * train.batch_size / max(1, rows["train"])
     stopping = train.early_stopping
-    length = f"{train.steps:,} steps of {train.batch_size} examples, {epochs:.3g} epochs"
+    length = f"{train.steps:,} steps of {count(train.batch_size, 'example')}, {_epochs(epochs)} epochs"
     if stopping:
         length = f"at most {length}; stops when {stopping.patience} evaluations on dev show no improvement"
     lines = [
@@ -180,6 +180,11 @@ def describe(training: TrainStudy) -> list[str]:
     ]
     note = small_data_note(rows)
     return [*lines, note] if note else lines
+
+
+def _epochs(number: float) -> str:
+    """Return a number of epochs with three digits, and never as a power of ten."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def print_summaries(training: TrainStudy, cpu: bool) -> None:

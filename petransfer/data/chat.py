@@ -28,10 +28,13 @@ def chat_layout(tokenizer: PreTrainedTokenizerBase, layout: Layout, chat: str) -
         return layout
     plain = "or write the messages as plain text with --set task.options.chat=plain"
     if layout.encoder_decoder:
-        raise UserError(f"chats with a template need a decoder-only model; take one that was tuned on chats, {plain}")
+        raise UserError(
+            "the data are chats, and an encoder-decoder model has no chat template; use a decoder-only checkpoint that "
+            f"was tuned on chats (often named -instruct or -chat), {plain}"
+        )
     if not tokenizer.chat_template:
         raise UserError(
-            f"the data are chats and the tokenizer ({tokenizer.name_or_path}) has no chat template; take a checkpoint "
+            f"the data are chats and the tokenizer ({tokenizer.name_or_path}) has no chat template; use a checkpoint "
             f"that was tuned on chats (often named -instruct or -chat), {plain}"
         )
     return dataclasses.replace(layout, eos_id=_end_of_turn(tokenizer, layout.eos_id))

@@ -5,9 +5,6 @@ from __future__ import annotations
 import logging
 import warnings
 
-# On CPUs with avx512_bf16, bitsandbytes warns at import about a missing kernel that petransfer does not use.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-
 
 def silence_libraries() -> None:
     """Silence progress bars and warnings of libraries that a user can do nothing about. Errors are still shown."""

@@ -174,6 +174,19 @@ def _generated(test: dict[str, Any]) -> tuple[int, int] | None:
     return (test["examples"], test["disagreements"]) if test.get("by_generation") else None
 
 
+def remaining(seconds: float | None) -> str:
+    """Return the time that is left, in the unit that suits it.
+
+    >>> remaining(20.4), remaining(130), remaining(7200)
+    ('20 s left', '2 min left', '2.0 h left')
+    """
+    if seconds is None:
+        return ""
+    if seconds < 90:
+        return f"{seconds:.0f} s left"
+    return f"{seconds / 60:.0f} min left" if seconds < 5400 else f"{seconds / 3600:.1f} h left"
+
+
 def state_of(row: Row) -> str:
     """Describe the state of a run in a few words."""
     if row.failure:
@@ -182,7 +195,7 @@ def state_of(row: Row) -> str:
         return "done" if not row.disagreements else f"done, {row.disagreements} audit disagreements"
     if row.loss is None:
         return row.status
-    left = f", {row.seconds_left / 60:.0f} min left" if row.seconds_left and row.status == "running" else ""
+    left = f", {remaining(row.seconds_left)}" if row.seconds_left and row.status == "running" else ""
     steps = f"{row.step}/{row.cell.spec.train.steps}"
     dev = "" if row.dev_so_far is None else f", dev EM {row.dev_so_far:.0f} %"
     return f"{row.status} {steps}, loss {row.loss:.3f}{dev}, {row.examples_per_second:.0f} ex/s{left}"

@@ -76,7 +76,7 @@ def holds_adapter(source: str) -> bool:
     if isinstance(try_to_load_from_cache(name, "config.json", revision=at or None), str):
         return isinstance(try_to_load_from_cache(name, CONFIG, revision=at or None), str)
     with _plain_errors(f"{source} could not be found"):
-        refuse_offline()
+        refuse_offline(source)
         names = {entry.path for entry in HfApi().list_repo_tree(name, revision=at or None)}
         return CONFIG in names or "config.json" not in names
 
@@ -91,7 +91,7 @@ def fetch(source: str, revision: str | None, target: Path) -> str:
     with _plain_errors(f"{source} could not be fetched"):
         from huggingface_hub import HfApi, hf_hub_download
 
-        refuse_offline()
+        refuse_offline(source)
         api = HfApi()
         commit = str(api.model_info(name, revision=revision or at or None).sha)
         sizes = {entry.path: getattr(entry, "size", 0) for entry in api.list_repo_tree(name, revision=commit)}
@@ -114,8 +114,11 @@ def _wanted(name: str, sizes: Mapping[str, int]) -> list[str]:
     return wanted
 
 
-def refuse_offline() -> None:
+def refuse_offline(source: str = "") -> None:
     """Report at once that the hub cannot be reached, instead of after many retries of a client.
+
+    Args:
+        source: What is to be downloaded, if it could also be the name of a folder or bundle on this machine.
 
     Raises:
         UserError: the hub is switched off or cannot be reached.
@@ -131,7 +134,10 @@ def refuse_offline() -> None:
     try:
         socket.create_connection((place.hostname or "", port), timeout=SECONDS).close()
     except OSError as error:
-        raise UserError(f"the hub at {place.hostname} cannot be reached ({error}); use a folder or a bundle") from None
+        missing = f"there is no folder or file {source}, and " if source else ""
+        raise UserError(
+            f"{missing}the hub at {place.hostname} cannot be reached ({error}); use a folder or a bundle"
+        ) from None
 
 
 @contextlib.contextmanager

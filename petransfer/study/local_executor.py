@@ -8,9 +8,11 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
+import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -136,7 +138,8 @@ def _spawn(
 
         def begin() -> BaseProcess:
             process = context.Process(target=_worker, args=(list(stacks), path, job, threads, stop))
-            process.start()
+            with _main_module_hidden():
+                process.start()
             return process
 
         folders = [StudyFolder(path).run(cell.run_id) for stack in stacks for cell in stack]
@@ -328,6 +331,21 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """Keep multiprocessing from importing the user's script in each worker.
+
+    Workers need nothing from the script. Without this, a script without `if __name__ == "__main__":` would start
+    the study again in every worker, and fail.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 @contextlib.contextmanager

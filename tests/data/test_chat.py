@@ -150,8 +150,8 @@ def test_a_chat_that_cannot_be_used_is_a_bad_row(messages: Any, reason: str) -> 
 
 def test_a_tokenizer_without_a_template_and_an_encoder_decoder_are_refused_with_a_choice() -> None:
     for tokenizer, layout, said in (
-        (byte_level(None), LAYOUT, "has no chat template; take a checkpoint that was tuned on chats"),
-        (byte_level(), Layout(True, 0, 0), "chats with a template need a decoder-only model"),
+        (byte_level(None), LAYOUT, "has no chat template; use a checkpoint that was tuned on chats"),
+        (byte_level(), Layout(True, 0, 0), "an encoder-decoder model has no chat template"),
     ):
         with pytest.raises(UserError, match=said) as error:
             chat_layout(tokenizer, layout, "template")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -44,6 +45,30 @@ def test_what_failed_has_another_turn_in_the_next_call(workers: int, tmp_path: P
     for _ in range(2):
         execute(cells, study, job, workers=workers, threads=1, tick=lambda: None)
     assert _marks(job.marks) == {"a": 2, "b": 1}
+
+
+def test_a_script_without_a_main_guard_starts_each_run_once(tmp_path: Path) -> None:
+    (tmp_path / "marks").mkdir()
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from petransfer.study.folders import StudyFolder\n"
+        "from petransfer.study.local_executor import execute\n"
+        "from tests.study.jobs import Job, Named\n"
+        f"here = Path({str(tmp_path)!r})\n"
+        "cells = [Named('a'), Named('b')]\n"
+        "outcome = execute(cells, StudyFolder(here / 'study'), Job(here / 'marks'), 2, 1, lambda: None)\n"
+        "print(outcome.failures)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "{}\n", "")
+    assert _marks(tmp_path / "marks") == {"a": 1, "b": 1}
 
 
 @pytest.mark.parametrize("instant", [0.0, 6.0])
