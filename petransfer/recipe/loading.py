@@ -122,7 +122,9 @@ def _read(
     path = find_recipe(name)
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"the recipe {path} is not UTF-8 at byte {error.start + 1}; save it as UTF-8") from None
+    except OSError as error:
         raise UserError(f"the recipe {path} cannot be read: {error}") from None
     except UserError as error:
         raise UserError(f"the recipe {path} {error}") from None

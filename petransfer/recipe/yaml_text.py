@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,13 +15,20 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 MOST_CHARACTERS, MOST_VALUES, DEEPEST = 5_000_000, 200_000, 40
 
+_TAG = "tag:yaml.org,2002:"
+# Other tags make sets, which have no order, bytes, or Python objects.
+_PLAIN_TAGS = {f"{_TAG}{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq")}
+# YAML 1.1 reads 1:30 as 90, in sixties, and 010 as 8, in octal.
+_SURPRISING = re.compile(r"[-+]?(?:0[0-7_]*[0-7]|[1-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?)")
+
 
 def parse_yaml(text: str) -> Any:
     """Parse a YAML text and return its value.
 
     Raises:
-        UserError: the text is not YAML; or it is too long, nested too deeply, repeats a key, contains itself, or has
-            too many values with its aliases expanded. The message has no subject: the caller adds the file.
+        UserError: the text is not YAML; or it is too long, nested too deeply, repeats a key, contains itself, has too
+            many values with its aliases expanded, or has a tag or a number that YAML reads in an unexpected way. The
+            message has no subject: the caller adds the file.
     """
     if len(text) > MOST_CHARACTERS:
         raise UserError(f"has {len(text):,} characters; at most {MOST_CHARACTERS:,} are allowed")
@@ -28,7 +36,7 @@ def parse_yaml(text: str) -> Any:
         _check_structure(text)
         return yaml.load(text, LOADER)
     except yaml.YAMLError as error:
-        raise UserError(f"is not YAML: {_one_line(error)}") from None
+        raise UserError(f"is not YAML: {_one_line(error)}{_tab_advice(error, text)}") from None
     except (ValueError, OverflowError, TypeError, RecursionError) as error:  # invalid dates and numbers
         raise UserError(f"holds a value that cannot be read: {_one_line(error)}") from None
 
@@ -49,6 +57,7 @@ def _check_structure(text: str) -> None:
     stack: list[_Collection] = []
     sizes: dict[str, int] = {}
     for event in yaml.parse(text, LOADER):
+        _refuse_unexpected(event)
         if isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
             stack.append(_Collection(event.anchor, isinstance(event, yaml.MappingStartEvent)))
             if len(stack) > DEEPEST:
@@ -72,6 +81,32 @@ def _check_structure(text: str) -> None:
             _add(stack, 1)
 
 
+def _refuse_unexpected(event: Any) -> None:
+    """Refuse a tag other than those of plain values, and a number that stands for another one than it seems to."""
+    if getattr(event, "tag", None):
+        _refuse_tag(event)
+    elif isinstance(event, yaml.ScalarEvent) and event.implicit[0]:
+        _refuse_surprising(event)
+
+
+def _refuse_tag(event: Any) -> None:
+    """Refuse a tag other than those of plain values."""
+    if event.tag not in {None, "!", *_PLAIN_TAGS}:
+        name, line = event.tag.replace(_TAG, "!!"), event.start_mark.line + 1
+        raise UserError(f"has the tag {name:.60} in line {line}; write plain values without tags")
+
+
+def _refuse_surprising(event: Any) -> None:
+    """Refuse a number in sixties or in octal, which stands for another number than it seems to."""
+    text = event.value[:100]
+    if _SURPRISING.fullmatch(text):
+        read, line = yaml.safe_load(text), event.start_mark.line + 1
+        raise UserError(
+            f"has {text:.60} in line {line}, which YAML reads as the number {read}; write {read}, or put it in "
+            "quotes if it is text"
+        )
+
+
 def _add(stack: list[_Collection], values: int) -> None:
     """Add the values of a finished node to the count of the enclosing collection."""
     if not stack:
@@ -91,4 +126,12 @@ def _note_key(mapping: _Collection, event: Any) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
+    return " ".join(str(error).replace('in "<unicode string>", ', "in ").split())[:160]
+
+
+def _tab_advice(error: yaml.YAMLError, text: str) -> str:
+    """Return advice where the line of the error is indented with a tab; otherwise nothing."""
+    mark = getattr(error, "problem_mark", None)
+    lines = text.split("\n")
+    line = lines[mark.line] if mark and mark.line < len(lines) else ""
+    return "; indent with spaces instead of tabs" if "\t" in line[: len(line) - len(line.lstrip())] else ""

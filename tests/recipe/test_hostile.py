@@ -56,7 +56,15 @@ TEXTS = {
     "a long number": (f"seeds: [{'9' * 5000}]", "cannot be read"),
     "a long hexadecimal number": (f"name: 0x{'f' * 5000}", "thousands of digits"),
     "an impossible date": ("name: 2026-99-99", "cannot be read"),
-    "a python object": ("name: !!python/object/apply:os.system [ls]", "not YAML"),
+    "a python object": ("name: !!python/object/apply:os.system [ls]", "has the tag !!python/object/apply:os.system"),
+    "a python name": ("name: !!python/name:os.system", "has the tag !!python/name:os.system in line 1"),
+    "a set, which has no order": ("arms: !!set {english, scratch}", "has the tag !!set in line 1"),
+    "bytes": ("name: !!binary aGVsbG8=", "has the tag !!binary"),
+    "a range that is a number in sixties": (
+        "name: a\nseeds: [1:30]",
+        "1:30 in line 2, which YAML reads as the number 90",
+    ),
+    "an octal number": ("seeds: [010]", "010 in line 1, which YAML reads as the number 8"),
     "a null character": ('name: "a\\0b"', "name"),
     "a list": ("- 1\n- 2", "not a mapping"),
     "a number as key": ("1: 2\nname: a", ""),
@@ -173,6 +181,12 @@ def test_a_recipe_name_longer_than_any_file_name_is_refused(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "5,000 characters" in refused(["plan", "--recipe", "a" * 5000], capsys, monkeypatch)
+
+
+def test_quoted_text_and_plain_numbers_are_read() -> None:
+    assert parse_yaml("a: '1:30'\nb: \"010\"\nc: [0, 1e3, 0.5, 10, -1]\nd: !!str 10\n") == {
+        "a": "1:30", "b": "010", "c": [0, "1e3", 0.5, 10, -1], "d": "10",
+    }  # fmt: skip
 
 
 def test_aliases_of_a_sensible_size_are_read() -> None:
