@@ -146,8 +146,13 @@ class RowBuilder:
             if not size:
                 name = sources.get(part, sources["train"]).name
                 left_out = f"; {self._bad.note()}" if self._bad else ""
+                total = sum(sizes.values())
+                if not total and not self._bad:
+                    raise UserError(f"{name} has no rows; name a file with rows")
+                alike = total > 2 and len(set(self._hashes)) < 3
+                why = ", and rows with the same input stay in one part" if alike else ""
                 raise UserError(
-                    f"{name} leaves no {part} rows (of {sum(sizes.values())} in all); give more rows, or name files"
+                    f"{name} leaves no {part} rows (of {total} in all{why}); give more rows, or name files"
                     f"{left_out}{self._hidden_advice()}"
                 )
 

@@ -84,7 +84,7 @@ def missing_column(name: str, required: Required, found: Sequence[str]) -> UserE
         found: The columns that are there.
     """
     column, option = next((column, option) for column, option in required.items() if not has_column(found, column))
-    exist = ", ".join(str(each)[:30] for each in list(found)[:20]) or "no columns"
+    exist = ", ".join(_shown(str(each)[:30]) for each in list(found)[:20]) or "no columns"
     value = "'{COLUMN}'" if option == "template" else "COLUMN"
     flag = f"{_FLAGS[option]} {value}, or " if option in _FLAGS else ""
     return UserError(
@@ -92,16 +92,23 @@ def missing_column(name: str, required: Required, found: Sequence[str]) -> UserE
     )
 
 
+def _shown(name: str) -> str:
+    """Return a column's name, in quotes where it begins or ends with blanks."""
+    return name if name == name.strip() else f"'{name}'"
+
+
 def as_text(value: Any, name: str) -> str:
     """Return a cell as text: text as it is, numbers and truth values as JSON writes them.
 
     Raises:
-        BadRow: The value is missing (None or NaN), or a list or dictionary.
+        BadRow: The value is missing (None or NaN), infinite, or a list or dictionary.
     """
     if isinstance(value, str):
         return value
     if value is None or (isinstance(value, float) and math.isnan(value)):
         raise BadRow(f"the {name} is missing" if value is None else f"the {name} is missing (NaN)")
+    if isinstance(value, float) and math.isinf(value):
+        raise BadRow(f"the {name} is infinite, which no JSON number is; write it as text")
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):

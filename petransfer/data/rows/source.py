@@ -24,6 +24,7 @@ _SUFFIXES = {
     ".arrow": "arrow",
     ".ipc": "arrow",
 }
+_POINTER = b"version https://git-lfs.github.com/spec/"
 _SPREADSHEET = "a spreadsheet; save the sheet as CSV (UTF-8)"
 _ARCHIVE = "an archive; unpack it and name the file"
 _UNSUPPORTED = {
@@ -95,10 +96,24 @@ def find_source(
     if path is not None and path.is_dir():
         return Source(name, "dataset", path, split, config)
     if path is not None:
+        _refuse_pointer(path, name)
         return Source(name, form or _format(path, name), path, "", "", *text)
     if form not in ("", "dataset") or name.startswith((".", "/", "~")) or _is_file_name(name):
         raise UserError(f"no file {name}; supported are {SUPPORTED}, folders that `datasets` loads, and hub ids")
     return Source(name, "dataset", None, split, config)
+
+
+def _refuse_pointer(path: Path, name: str) -> None:
+    """Refuse the few lines that Git LFS leaves in place of a file that it has not downloaded."""
+    if not path.is_file():  # such as a named pipe, whose first bytes can be read once only
+        return
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(_POINTER))
+    except OSError:  # the reader of the rows says why
+        return
+    if head == _POINTER:
+        raise UserError(f"{name} is a Git LFS pointer, not the file itself; download the file with `git lfs pull`")
 
 
 def zip_member(archive: zipfile.ZipFile, name: str) -> str:
