@@ -215,12 +215,22 @@ def _name(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Return the object in a JSON file; None if the file does not exist or cannot be read."""
+    """Return the object in a JSON file; None if the file does not exist or cannot be read.
+
+    Only regular files are opened: reading a named pipe would wait forever.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = json.loads(path.read_text(encoding="utf-8"), parse_int=_integer) if path.is_file() else None
+    except (OSError, ValueError, OverflowError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def _integer(text: str) -> int:
+    """Return a whole number that a float can hold; larger ones raise OverflowError."""
+    number = int(text)
+    float(number)
+    return number
 
 
 def _modified(path: Path) -> int:
@@ -236,21 +246,44 @@ def _damage(path: Path, times: tuple[int, ...]) -> str:
     result = read_json(path / "result.json")
     if result is None:
         there = (path / "result.json").exists()
-        return f"{path / 'result.json'} {'is not valid JSON' if there else 'is missing'}"
+        return f"{path / 'result.json'} {'is not a readable JSON object' if there else 'is missing'}"
     by_id = bool(_RUN_ID.fullmatch(path.name))  # a run folder named by its id; the folder may also have been renamed
     if by_id and str(result.get("run_id", path.name)) != path.name:
         return f"{path / 'result.json'} is of another run, {str(result['run_id'])[:40]!r}"
     for part in ("dev", "test"):
         if part in result and not _is_score(result[part]):
             return f"{path / 'result.json'} has no exact match from 0 to 100 for {part}"
+    if "dev" in result and (name := _wrong_figure(result)):
+        return f"{path / 'result.json'} has no usable figure {name}"
     if not by_id or not times[1]:
         return ""
     try:
-        spec = RunSpec.from_dict(json.loads((path / "spec.json").read_text(encoding="utf-8")))
+        spec = RunSpec.from_dict(read_json(path / "spec.json") or {})
         same = spec.run_id == path.name
     except Exception:  # a damaged file can raise any error
         same = False
     return "" if same else f"{path / 'spec.json'} does not describe this run"
+
+
+def _wrong_figure(result: dict[str, Any]) -> str:
+    """Return the name of a figure that tables and pages of a study read and that is not a number; empty if none is."""
+    needed = {name: result.get(name) for name in ("steps", "trained_parameters")}
+    needed["dev.disagreements"] = result["dev"].get("disagreements")
+    optional = {name: result.get(name) for name in ("parameters", "seconds", "out_of_memory", "train_examples")}
+    for part in ("dev", "test"):
+        scores = result.get(part, {})
+        optional |= {f"{part}.{name}": value for name, value in scores.items() if name != "categories"}
+        categories = scores.get("categories") or {}
+        if not isinstance(categories, dict) or not all(map(_is_score, categories.values())):
+            return f"{part}.categories"
+        needed |= {f"{part}.categories.{name:.40}.examples": one.get("examples") for name, one in categories.items()}
+    optional = {name: value for name, value in optional.items() if value is not None}
+    return next((name for name, value in (needed | optional).items() if not _is_figure(name, value)), "")
+
+
+def _is_figure(name: str, value: Any) -> bool:
+    """Return whether a value is a number; scores may be infinite or not a number, counts and durations may not."""
+    return isinstance(value, int | float) and (math.isfinite(value) or name.startswith(("dev.", "test.")))
 
 
 def _is_score(content: Any) -> bool:

@@ -100,6 +100,12 @@ def _finished(tmp_path: Path) -> tuple[StudyGrid, RunFolder]:
     return grid, folder
 
 
+def _replace(path: Path, make: Callable[[Path], None]) -> None:
+    """Put a named pipe or a folder in place of a file; it is not of the time at which the file was written."""
+    path.unlink()
+    make(path)
+
+
 def _change(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
         content = json.loads((folder / name).read_text())
@@ -117,6 +123,14 @@ def _change(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Pat
         ("result.json", lambda folder: (folder / "result.json").write_bytes(b"\xff\xfe\x00")),
         ("result.json", lambda folder: (folder / "result.json").write_text("[" * 100_000)),
         ("result.json", lambda folder: (folder / "result.json").unlink()),
+        ("result.json", lambda folder: _replace(folder / "result.json", os.mkfifo)),
+        ("result.json", lambda folder: _replace(folder / "result.json", os.mkdir)),
+        ("result.json", _change("result.json", lambda content: content.update(seconds=10**400))),
+        ("result.json", _change("result.json", lambda content: content.pop("steps"))),
+        ("result.json", _change("result.json", lambda content: content.update(seconds="long"))),
+        ("result.json", _change("result.json", lambda content: content["test"].update(examples=[1]))),
+        ("result.json", _change("result.json", lambda content: content["test"].update(categories={"a": 1}))),
+        ("spec.json", lambda folder: _replace(folder / "spec.json", os.mkfifo)),
         ("result.json", _change("result.json", lambda content: content.update(test=5))),
         ("result.json", _change("result.json", lambda content: content["test"].update(exact_match="50"))),
         ("result.json", _change("result.json", lambda content: content["test"].update(exact_match=1000))),
