@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from petransfer.errors import UserError
+
 
 class MetricsFile:
     """Writes metrics.jsonl line by line; `cut` removes the lines that were written after the last saved state."""
@@ -35,8 +37,28 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return all complete lines; an incomplete last line is left out."""
+    """Return all complete lines; an incomplete last line is left out.
+
+    Raises:
+        UserError: The file is damaged.
+    """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    if not path.is_file():
+        raise UserError(f"{path} is not a file; remove it, or restore the run's metrics.jsonl")
+    return [_parsed(line, f"{path}:{number}") for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1)]
+
+
+def _parsed(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        content = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict) or not _is_line(content):
+        raise UserError(f"{place} is damaged: it is not a JSON object of a step's figures; remove the line or the file")
+    return content
+
+
+def _is_line(content: dict[str, Any]) -> bool:
+    needed = all(isinstance(content.get(name), int | float) for name in ("step", "loss", "seconds"))
+    return needed and content["step"] >= 1 and all(isinstance(one, int | float | None) for one in content.values())

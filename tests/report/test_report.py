@@ -265,6 +265,22 @@ def test_examples_that_are_lost_or_damaged_are_said_in_a_line(
     assert f"{run / 'examples.parquet'} {said}, though the run is done; delete {run} and repeat the run" in line
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"\x80\xff\n", b"[1]\n", b'{"step": 1}\n', b'{"step": 0, "loss": 1, "seconds": 1}\n', b"[" * 100_000 + b"\n"],
+)
+def test_damaged_metrics_are_said_in_a_line(
+    study: tuple[list[Cell], StudyFolder], content: bytes,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    cells, folder = study
+    path = folder.run(cells[0].run_id).path / "metrics.jsonl"
+    path.write_bytes(content)
+    assert _report(folder.path, monkeypatch) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"{path}:1 is damaged" in line
+
+
 def test_the_page_alone_says_so_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -106,9 +106,9 @@ def test_memory_errors_are_told_from_others() -> None:
 
 def test_metrics_are_cut_back_and_a_half_written_line_is_left_out(tmp_path: Path) -> None:
     metrics = MetricsFile(tmp_path / "metrics.jsonl")
-    metrics.append({"step": 1})
+    metrics.append({"step": 1, "loss": 1.0, "seconds": 0.1})
     length = metrics.size()
-    metrics.append({"step": 2})
+    metrics.append({"step": 2, "loss": 1.0, "seconds": 0.2})
     metrics.path.open("a").write('{"step": 3')
     assert [line["step"] for line in read_metrics(metrics.path)] == [1, 2]
     metrics.cut(length)
