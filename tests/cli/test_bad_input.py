@@ -145,7 +145,9 @@ def test_fp16_is_refused_with_the_reason(refused_at_once: Refused, override: str
     [
         (b"name: [1", "is not YAML"),
         (b"name: \x00", "is not YAML"),
-        (b"name: '\xff'", "cannot be read"),
+        (b"name: '\xff'", "is not UTF-8 at byte 8; save it as UTF-8"),
+        ("name: mine\n".encode("utf-16"), "is not UTF-8 at byte 1"),
+        (b"train:\n\tsteps: 1\n", "line 2, column 1; indent with spaces instead of tabs"),
         (b"", "is empty; `petransfer recipes cp lora-scan my.yaml`"),
         (b"# only a comment\n", "is empty"),
         (b"- a\n- b\n", "is not a mapping of keys to values"),
