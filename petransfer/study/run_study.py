@@ -71,8 +71,6 @@ def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -
     place = this_place()
     if not place.leads:
         return PreparedStudy(grid, settings, scheduling)
-    if scheduling.executor == "local":  # the nodes of a cluster have their own networks and caches
-        refuse_unreachable(cell.spec.checkpoint for cell in grid.waiting)
     alone = not place.shared and scheduling.executor == "local"
     card = None if settings.cpu or scheduling.executor == "ray" else this_card()
     checkpointing = settings.execution.checkpointing
@@ -84,6 +82,8 @@ def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -
         _refuse_what_does_not_fit(grid, checkpointing, card, stacks)
     if settings.cpu and scheduling.executor == "local" and not settings.force:
         refuse_too_large_for_cpu([cell.spec for cell in grid.waiting], grid.options_for)
+    if scheduling.executor == "local":  # the nodes of a cluster have their own networks and caches
+        refuse_unreachable(cell.spec.checkpoint for cell in grid.waiting)
     check_matched_sizes([cell.spec for cell in grid.waiting], grid.recipe.data_dir)
     return PreparedStudy(grid, settings, scheduling, group, _connect(grid, scheduling))
 

@@ -128,5 +128,5 @@ def test_a_card_of_no_size(
         main()
     error = capsys.readouterr().err.strip()
     assert ended.value.code == 2, error
-    assert error.startswith(f"error: --card {size}" if size else 'error: --card "": write a size')
+    assert error.startswith(f"error: --card {size}" if size else "error: --card '': write a size")
     assert len(error.splitlines()) == 1

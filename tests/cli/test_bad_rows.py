@@ -83,7 +83,7 @@ def test_bad_rows_are_left_out_and_listed(monkeypatch: pytest.MonkeyPatch, capsy
         (["nano/english", "a.tsv", "--epochs", "0"], "train.epochs"),
         (["nano/english", "a.tsv", "--bits", "0"], "methods.0.bits"),
         (["nano/english", "a.tsv", "--method", "full", "--rank", "8"], "rank does not belong to full"),
-        (["nano/english", "a.tsv", "--set", "task.metrics=[bluu]"], "task.metrics.0"),
+        (["nano/english", "a.tsv", "--set", "task.metrics=[bluu]"], "task.metrics"),
         (["nano/english", "a.tsv", "--set", "task.options.inptu=x"], "did you mean 'input'?"),
         (["nano/english", "a.tsv", "--dev", "0"], "dev of lines is 0"),
     ],

@@ -23,7 +23,7 @@ methods:
 seeds: [0, 1, 2, 3]
 train: {{steps: 4, batch_size: 8, learning_rate: 2.0e-3}}
 """
-DORA = "dora is not stacked: its norms are taken over base and adapter together"
+DORA = "dora is not stacked: its norms are computed over base and adapter together"
 
 
 @pytest.fixture

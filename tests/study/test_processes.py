@@ -119,8 +119,8 @@ def test_what_can_be_split_is_not_refused(tiny_spec: Callable[..., RunSpec], mon
     [
         (("--executor", "slurm"), "slurm"),
         (("--address", "auto"), "--executor ray"),
-        (("--executor", "ray", "--processes", "2"), "leave --processes out"),
-        (("--workers", "2", "--processes", "2"), "take one of them"),
+        (("--executor", "ray", "--processes", "2"), "remove --processes"),
+        (("--workers", "2", "--processes", "2"), "use only one of them"),
         (("--shard", "3/2"), "--shard 3/2"),
     ],
 )
