@@ -126,7 +126,7 @@ def finish(
     run.finish(
         {
             "steps": 100,
-            "dev": measured | {"exact_match": 90.0 + cell.seed},
+            "dev": measured | {"exact_match": min(100.0, 90.0 + cell.seed)},
             "test": measured | scores,
             "trained_parameters": 1_700_000 if cell.spec.method.name == "full" else 90_000,
             "environment": {"packages": {"petransfer": "0"}, "python": "3", "device": "cpu", "threads": 1, "cores": 2},
