@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from petransfer.cli.options import count
-from petransfer.report.run_table import remaining
+from petransfer.study.durations import remaining
 
 # Seconds between two lines about a running run, if the output is not a terminal.
 LINE_EVERY = 30.0

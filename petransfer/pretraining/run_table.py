@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from petransfer.pretraining.grid import PretrainCell
-from petransfer.report.run_table import remaining
+from petransfer.study.durations import remaining
 from petransfer.study.folders import Status, StudyFolder
 from petransfer.training.metrics_file import read_metrics
 

@@ -15,6 +15,7 @@ from petransfer.atomic_files import write_text
 from petransfer.effects.reference import beside
 from petransfer.recipe.metrics import HEADINGS
 from petransfer.report.tables import csv_text
+from petransfer.study.durations import remaining
 from petransfer.study.folders import Status, StudyFolder
 from petransfer.study.grid import Cell
 from petransfer.training.metrics_file import read_metrics
@@ -172,19 +173,6 @@ def generated_lines(rows: Sequence[Row]) -> list[str]:
 
 def _generated(test: dict[str, Any]) -> tuple[int, int] | None:
     return (test["examples"], test["disagreements"]) if test.get("by_generation") else None
-
-
-def remaining(seconds: float | None) -> str:
-    """Return the time that is left, in the unit that suits it.
-
-    >>> remaining(20.4), remaining(130), remaining(7200)
-    ('20 s left', '2 min left', '2.0 h left')
-    """
-    if seconds is None:
-        return ""
-    if seconds < 90:
-        return f"{seconds:.0f} s left"
-    return f"{seconds / 60:.0f} min left" if seconds < 5400 else f"{seconds / 3600:.1f} h left"
 
 
 def state_of(row: Row) -> str:
