@@ -25,7 +25,7 @@ SIZES = ((2, 60, 60), (8, 40, 120))
 
 
 def rows(checkpoints: list[str], layers: int | None, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Return one row per cell: predicted and measured bytes and their ratio, for all memory and for what is fixed."""
+    """Return one row per cell: predicted and measured bytes, in all and of the fixed part, with their ratios."""
     found = []
     device = "cuda" if torch.cuda.is_available() else "cpu"
     where = torch.cuda.get_device_name() if device == "cuda" else "cpu"

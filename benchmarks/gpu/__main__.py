@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_all(stages: Sequence[Stage], out: Path, seconds: float, rehearse: bool) -> int:
-    """Run each stage in a process of its own.
+    """Run each stage in a separate process.
 
     Args:
         stages: The stages, in the order in which they run.

@@ -50,7 +50,7 @@ def run(records: Records, task: Task) -> None:
         "-p",
         "no:cacheprovider",
         "-o",
-        "addopts=",  # those of pyproject.toml need pytest-xdist
+        "addopts=",  # the options in pyproject.toml need pytest-xdist
         "-q",
         "--strict-markers",
         "--continue-on-collection-errors",

@@ -65,7 +65,7 @@ class Workload:
     backend: str
 
     def model(self, seed: int = 0) -> torch.nn.Module:
-        """A LoRA of its own on the shared base."""
+        """Separate LoRA matrices on the shared base."""
         return apply_method(replace(self.loaded, model=share(self.loaded.model)), LORA, seed).to(self.device).train()
 
     def source(self, seed: int = 0) -> ShuffledExamples:
