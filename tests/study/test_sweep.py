@@ -44,7 +44,8 @@ def swept(
         if found and not run.done:
             run.path.mkdir(parents=True)
             run.write_json("spec.json", cell.spec.as_dict())
-            run.finish({"dev": {"exact_match": found[0], "log_prob_per_token": found[1]}})
+            dev = {"exact_match": found[0], "log_prob_per_token": found[1], "disagreements": 0}
+            run.finish({"dev": dev, "steps": 100, "trained_parameters": 1000})
     content = update_sweep(recipe, own, cells, study)
     assert content == json.loads((path / "sweep.json").read_text())
     return content
