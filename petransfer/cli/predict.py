@@ -36,6 +36,9 @@ def predict(
     ] = None,
     file: Annotated[Path | None, typer.Option(help="A file with one input per line.")] = None,
     run: Annotated[str | None, typer.Option(help="The run's id, for a study with several runs.")] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Write each input as a chat, even if the model was not trained on chats.")
+    ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest generated text, in tokens.")] = 512,
     checkpoint: Annotated[str | None, typer.Option(help="The base model, if it is not found by its name.")] = None,
     others: Annotated[list[str] | None, typer.Option("--with", help="One more adapter. Repeatable.")] = None,
@@ -52,7 +55,8 @@ def predict(
 ) -> None:
     """Generate a text for each input, with adapters on one base, whole models or base checkpoints.
 
-    Prints one line for each input line; a blank input gives a blank line.
+    Prints one line for each input line; a blank input gives a blank line. An input of a model that was trained on
+    chats is the user's message, or a JSON list of messages.
     """
     lines = iter(text) if text else input_lines(file)
     at_once = 1 if not text and file is None and sys.stdin.isatty() else BATCH
@@ -62,9 +66,10 @@ def predict(
 
         where = Where(checkpoint, revision, None, "cpu" if cpu else None, any_base)
         each = _predictors(sources, where, combination_of(weights, combination))
+        for_chats = _for_chats if chat else (lambda label, predictor: predictor)
         for batch in iter(lambda: list(islice(lines, at_once)), []):
             asked = [line for line in batch if line.strip()]
-            texts = {label: iter(predictor(asked, max_new_tokens)) for label, predictor in each()}
+            texts = {label: iter(for_chats(label, one)(asked, max_new_tokens)) for label, one in each()}
             for line in batch:
                 for label, generated in texts.items():
                     answer = next(generated) if line.strip() else ""
@@ -93,6 +98,18 @@ def _predictors(sources: list[Source], where: Where, combination: Any) -> Callab
         raise UserError(f"{other.label} is a whole model, and --with and --weights take adapters; `eval` takes both")
     ready = [(source.label, whole_predictor(source, where)) for source in sources]
     return lambda: iter(ready)
+
+
+def _for_chats(label: str, predictor: Predictor) -> Predictor:
+    """Return a predictor that writes its inputs as chats.
+
+    Raises:
+        UserError: the model has no chat template.
+    """
+    found = predictor.for_chats(by_default=True)
+    if found is None:
+        raise UserError(f"--chat: the tokenizer of {label} has no chat template; leave --chat out")
+    return found
 
 
 def _print(line: str, label: str | None, generated: str, as_json: bool) -> None:

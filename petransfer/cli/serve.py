@@ -1,4 +1,4 @@
-"""`serve`: answer OpenAI's completions requests with adapters on one base, or with whole models."""
+"""`serve`: answer OpenAI's requests for completions and chats with adapters on one base, or with whole models."""
 
 from __future__ import annotations
 
@@ -40,9 +40,10 @@ def serve(
     ] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even if there is a GPU.")] = False,
 ) -> None:
-    """Serve adapters on one base, or whole models, through an API like OpenAI's: POST /v1/completions.
+    """Serve adapters on one base, or whole models, through an API like OpenAI's, for completions and chats.
 
-    Texts are generated greedily, as `predict` does. Ctrl-C stops it after the requests in progress.
+    POST /v1/completions and POST /v1/chat/completions answer whole or, with "stream": true, in parts. Texts are
+    generated greedily, as `predict` does. Ctrl-C stops it after the requests in progress.
     """
     if importlib.util.find_spec("uvicorn") is None or importlib.util.find_spec("starlette") is None:
         raise UserError('serve needs uvicorn and starlette, which are not installed: pip install "petransfer[serve]"')
@@ -81,10 +82,13 @@ def models_of(sources: list[Source], where: Where) -> dict[str, Model]:
     found: dict[str, Model] = {}
     for name, source in zip(names, sources, strict=True):
         if source.kind != "adapter" or together is None:
-            found[name] = Model(whole_predictor(source, where))
+            predictor = whole_predictor(source, where)
+            found[name] = Model(predictor, chat=predictor.for_chats(by_default=source.kind == "checkpoint"))
             continue
         adapter = next(adapters)
-        found[name] = Model(together.predictor(adapter), functools.partial(together.model.set_adapter, adapter))
+        predictor = together.predictor(adapter)
+        activate = functools.partial(together.model.set_adapter, adapter)
+        found[name] = Model(predictor, activate, predictor.for_chats())
     return found
 
 

@@ -12,6 +12,7 @@ import torch
 from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig
 
 from petransfer.data.encoding import Layout, decode
+from petransfer.evaluation.text_stream import OnText, TextStream
 from petransfer.models.lengths import VirtualTokens, positions
 from petransfer.models.loading import Loaded
 
@@ -21,10 +22,16 @@ ATTENTION = 2**24
 
 @dataclass(frozen=True)
 class Generation:
-    """One generated text. ended: the model generated the end token itself; otherwise the text was cut at its limit."""
+    """One generated text.
+
+    ended: the model generated the end token itself; otherwise the text was cut at its limit.
+    input_tokens, tokens: the numbers of tokens of the input and of the text, which the end token does not belong to.
+    """
 
     text: str
     ended: bool
+    input_tokens: int
+    tokens: int
 
 
 def generate(
@@ -48,6 +55,7 @@ def generations(
     inputs: Sequence[tuple[int, ...]],
     limits: Sequence[int],
     batch_size: int = 64,
+    on_text: OnText | None = None,
 ) -> list[Generation]:
     """Return the greedily generated texts, in the order of `inputs`, and whether each ended with the end token.
 
@@ -56,6 +64,7 @@ def generations(
         limits: the number of tokens for each input after which its text may be cut. A text may be longer, because a
             batch is generated up to the largest limit in it.
         batch_size: inputs per call of the model's `generate`.
+        on_text: called after each token with the text so far.
     """
     was_training = model.training
     model.eval()
@@ -73,13 +82,20 @@ def generations(
                 generation_config=greedy_config(layout, max(limits[at] for at in chosen)),
                 **_decoder_inputs(layout, len(chosen), device),
                 **_cache(model, loaded),
+                **(
+                    {}
+                    if on_text is None
+                    else {"streamer": TextStream(chosen, loaded.tokenizer, layout.eos_id, on_text)}
+                ),
             )
             # Only the given tokens are skipped: the start token of some decoders, such as BART's, is the end token.
             given = 1 + len(layout.decoder_prefix) if layout.encoder_decoder else ids.shape[1]
             new = out[:, given:].tolist()
-            texts = decode([_until_end(row, layout.eos_id) for row in new], loaded.tokenizer)
+            cut = [_until_end(row, layout.eos_id) for row in new]
+            texts = decode(cut, loaded.tokenizer)
             ended = [layout.eos_id in row for row in new]
-            found |= zip(chosen, map(Generation, texts, ended), strict=True)
+            read = [lengths[at] for at in chosen]
+            found |= zip(chosen, map(Generation, texts, ended, read, map(len, cut)), strict=True)
     model.train(was_training)
     return [found[at] for at in range(len(inputs))]
 

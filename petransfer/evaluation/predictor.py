@@ -17,6 +17,7 @@ from petransfer.data.task import Example
 from petransfer.data.templates import fields_of, render
 from petransfer.errors import UserError
 from petransfer.evaluation.generation import Generation, generations, room
+from petransfer.evaluation.text_stream import OnText
 from petransfer.models.lengths import positions
 from petransfer.models.loading import Loaded
 
@@ -46,6 +47,18 @@ class Predictor:
         layout = chat_layout(self.loaded.tokenizer, self.loaded.layout, self.chat)
         object.__setattr__(self, "loaded", replace(self.loaded, layout=layout))
 
+    def for_chats(self, by_default: bool = False) -> Predictor | None:
+        """Return a predictor whose inputs are JSON lists of messages; None if the model does not take chats.
+
+        Args:
+            by_default: use the tokenizer's chat template, if it has one, for a model that was not trained on chats
+                by petransfer.
+        """
+        if self.chat:
+            return self
+        has_template = bool(self.loaded.tokenizer.chat_template) and not self.loaded.layout.encoder_decoder
+        return replace(self, chat="template") if by_default and has_template else None
+
     def __call__(self, texts: Sequence[str], max_new_tokens: int = 512) -> list[str]:
         """Return the generated texts, in order.
 
@@ -58,8 +71,14 @@ class Predictor:
         """
         return [one.text for one in self.generations(texts, max_new_tokens)]
 
-    def generations(self, texts: Sequence[str], max_new_tokens: int = 512) -> list[Generation]:
-        """Return the generated texts and whether each ended with the end token; see `__call__`."""
+    def generations(
+        self, texts: Sequence[str], max_new_tokens: int = 512, on_text: OnText | None = None
+    ) -> list[Generation]:
+        """Return the generated texts and whether each ended with the end token; see `__call__`.
+
+        Args:
+            on_text: called after each generated token with the index of the input and the text so far.
+        """
         if not texts:
             return []
         for at, text in enumerate(texts, start=1):
@@ -75,7 +94,13 @@ class Predictor:
             by_limit.setdefault(self._limit(texts[at], len(row), max_new_tokens), []).append(at)
         generated: dict[int, Generation] = {}
         for limit, chosen in by_limit.items():
-            found = generations(self.model, self.loaded, [rows[at] for at in chosen], [limit] * len(chosen))
+            found = generations(
+                self.model,
+                self.loaded,
+                [rows[at] for at in chosen],
+                [limit] * len(chosen),
+                on_text=_renumbered(on_text, chosen),
+            )
             generated |= zip(chosen, found, strict=True)
         return [generated[at] for at in range(len(rows))]
 
@@ -121,6 +146,13 @@ class Predictor:
         raise UserError(
             f"the input {text[:40]!r} is not a JSON object with {', '.join(columns)}, the columns of the template"
         )
+
+
+def _renumbered(on_text: OnText | None, chosen: Sequence[int]) -> OnText | None:
+    """Return a function for the inputs at some positions, which are numbered from 0 there."""
+    if on_text is None:
+        return None
+    return lambda at, text: on_text(chosen[at], text)
 
 
 def _refuse_surrogates(text: str, number: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from petransfer.errors import RunError, UserError
 from petransfer.evaluation.generation import Generation
 from petransfer.evaluation.predictor import Predictor
+from petransfer.evaluation.text_stream import OnText
 
 # The largest number of prompts in a batch, and of waiting prompts; further ones are refused.
 BATCH, WAITING = 64, 4096
@@ -22,18 +24,38 @@ class Busy(Exception):
 
 @dataclass(frozen=True)
 class Model:
-    """A served adapter or model. activate: called before the predictor is used."""
+    """A served adapter or model.
+
+    activate: called before a predictor is used.
+    chat: predicts from a JSON list of messages; None if the model takes plain texts only.
+    """
 
     predictor: Predictor
     activate: Callable[[], None] = field(default=lambda: None)
+    chat: Predictor | None = None
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of one request. is_chat: each prompt is a JSON list of messages, for `Model.chat`."""
+
+    model: str
+    texts: Sequence[str]
+    max_tokens: int
+    is_chat: bool = False
+
+    @property
+    def kind(self) -> tuple[str, int, bool]:
+        """Prompts of the same kind can be generated in one batch."""
+        return self.model, self.max_tokens, self.is_chat
 
 
 @dataclass(frozen=True)
 class _Job:
-    model: str
+    request: Prompts
     prompt: str
-    max_tokens: int
     result: asyncio.Future[Generation]
+    on_text: Callable[[str], None] | None
 
 
 class RequestBatches:
@@ -51,18 +73,26 @@ class RequestBatches:
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="generate")
 
-    async def generate(self, model: str, prompts: Sequence[str], max_tokens: int) -> list[Generation]:
+    async def generate(self, request: Prompts, on_text: OnText | None = None) -> list[Generation]:
         """Wait for the generated texts of the given prompts.
+
+        Args:
+            on_text: called in the event loop after each generated token, with the index of the prompt and its text so
+                far.
 
         Raises:
             Busy: too many prompts are waiting.
             UserError: a prompt is refused.
             RunError: generation failed.
         """
-        if len(self._jobs) + len(prompts) > self.waiting:
+        if len(self._jobs) + len(request.texts) > self.waiting:
             raise Busy
         loop = asyncio.get_running_loop()
-        jobs = [_Job(model, prompt, max_tokens, loop.create_future()) for prompt in prompts]
+
+        def listener(at: int) -> Callable[[str], None] | None:
+            return None if on_text is None else lambda text: _call_soon(loop, on_text, at, text)
+
+        jobs = [_Job(request, text, loop.create_future(), listener(at)) for at, text in enumerate(request.texts)]
         self._jobs.extend(jobs)
         self._arrived.set()
         found = await asyncio.gather(*(job.result for job in jobs), return_exceptions=True)
@@ -78,6 +108,8 @@ class RequestBatches:
             await self._arrived.wait()
             while self._jobs:
                 jobs = self._next()
+                if not jobs:
+                    continue
                 found = await loop.run_in_executor(self._thread, self._answers, jobs)
                 for job, one in zip(jobs, found, strict=True):
                     if job.result.done():  # the client has disconnected
@@ -93,24 +125,42 @@ class RequestBatches:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _next(self) -> list[_Job]:
-        """Take the first waiting prompt, and others of the same model and limit; the rest keep their order."""
-        first = self._jobs[0]
-        chosen: list[_Job] = []
-        left: deque[_Job] = deque()
-        for job in self._jobs:
-            same = (job.model, job.max_tokens) == (first.model, first.max_tokens)
-            (chosen if same and len(chosen) < self.batch else left).append(job)
-        self._jobs = left
+        """Take the first waiting prompt, and others of its kind; the rest keep their order.
+
+        Prompts of clients that have disconnected are dropped, so there may be none.
+        """
+        waiting = [job for job in self._jobs if not job.result.done()]
+        chosen = [job for job in waiting if job.request.kind == waiting[0].request.kind][: self.batch]
+        taken = set(map(id, chosen))
+        self._jobs = deque(job for job in waiting if id(job) not in taken)
         return chosen
 
     def _answers(self, jobs: Sequence[_Job]) -> list[Generation | Exception]:
         """Generate for a batch. If it fails, each prompt is tried alone, so that one cannot make the others fail."""
-        model = self.models[jobs[0].model]
+        request = jobs[0].request
+        model = self.models[request.model]
+        predictor = model.chat if request.is_chat and model.chat else model.predictor
+        listened = any(job.on_text for job in jobs)
         try:
             model.activate()
-            return [*model.predictor.generations([job.prompt for job in jobs], jobs[0].max_tokens)]
+            prompts = [job.prompt for job in jobs]
+            return [*predictor.generations(prompts, request.max_tokens, _to_jobs(jobs) if listened else None)]
         except Exception as error:
             if len(jobs) > 1:
                 return [answer for job in jobs for answer in self._answers([job])]
             reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
             return [error if isinstance(error, UserError) else RunError(f"generation failed: {reason}")]
+
+
+def _to_jobs(jobs: Sequence[_Job]) -> OnText:
+    def on_text(at: int, text: str) -> None:
+        listener = jobs[at].on_text
+        if listener is not None:
+            listener(text)
+
+    return on_text
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, on_text: OnText, at: int, text: str) -> None:
+    with contextlib.suppress(RuntimeError):  # the server has stopped
+        loop.call_soon_threadsafe(on_text, at, text)

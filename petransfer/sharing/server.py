@@ -1,4 +1,4 @@
-"""An HTTP server with OpenAI's completions endpoint, for adapters on one base and for whole models."""
+"""An HTTP server with OpenAI's endpoints for completions and chats, for adapters on one base and for whole models."""
 
 from __future__ import annotations
 
@@ -6,40 +6,23 @@ import asyncio
 import contextlib
 import json
 import socket
-import time
-import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from petransfer.errors import RunError, UserError
-from petransfer.evaluation.generation import Generation
-from petransfer.sharing.request_batches import Busy, Model, RequestBatches
-
-# The largest request in bytes, number of prompts in it, and number of generated tokens for one prompt.
-BODY, PROMPTS, TOKENS = 2**20, 128, 4096
-# The default number of generated tokens, as in OpenAI's endpoint for chat models; enough for most tasks.
-DEFAULT_TOKENS = 512
-# Options of OpenAI's endpoint, with the only values that agree with greedy decoding of one text.
-_ONLY: dict[str, tuple[Any, ...]] = {
-    "n": (1, None), "best_of": (1, None), "stream": (False, None), "echo": (False, None), "logprobs": (None,),
-    "temperature": (0, None), "suffix": (None, ""), "stop": (None, []), "logit_bias": (None, {}),
-}  # fmt: skip
-
-
-class BadRequest(Exception):
-    """Raised for a request that is refused. parameter: the wrong part of the request."""
-
-    def __init__(self, message: str, parameter: str | None = None, status: int = 400) -> None:
-        super().__init__(message)
-        self.parameter, self.status = parameter, status
+from petransfer.sharing.openai_answers import Answer, error_content
+from petransfer.sharing.openai_requests import Asked, BadRequest, read_request
+from petransfer.sharing.request_batches import Busy, RequestBatches
+from petransfer.sharing.text_parts import generated_parts
 
 
 def application(batches: RequestBatches, hosts: Sequence[str] = ("*",)) -> Starlette:
@@ -60,111 +43,95 @@ def application(batches: RequestBatches, hosts: Sequence[str] = ("*",)) -> Starl
             worker.cancel()
             batches.close()
 
-    async def models(request: Request) -> JSONResponse:
+    async def models(request: Request) -> Response:
         listed = [{"id": name, "object": "model", "created": 0, "owned_by": "petransfer"} for name in batches.models]
         return JSONResponse({"object": "list", "data": listed})
 
-    async def health(request: Request) -> JSONResponse:
+    async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
-    async def completions(request: Request) -> JSONResponse:
-        try:
-            asked = await _asked(request, batches.models)
-            found = await batches.generate(*asked)
-            return JSONResponse(_completion(batches.models[asked[0]], asked[0], asked[1], found))
-        except BadRequest as error:
-            return _error(str(error), error.status, error.parameter)
-        except UserError as error:
-            return _error(str(error), 400, "prompt")
-        except Busy:
-            return _error("too many prompts are waiting; try again later", 503, None, {"Retry-After": "1"})
-        except RunError as error:
-            return _error(str(error), 500, None)
+    async def completions(request: Request) -> Response:
+        return await _answer(request, batches, is_chat=False)
+
+    async def chat_completions(request: Request) -> Response:
+        return await _answer(request, batches, is_chat=True)
 
     return Starlette(
         routes=[
             Route("/v1/completions", completions, methods=["POST"]),
+            Route("/v1/chat/completions", chat_completions, methods=["POST"]),
             Route("/v1/models", models),
             Route("/health", health),
         ],
+        exception_handlers={HTTPException: _http_error},
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))],
         lifespan=lifespan,
     )
 
 
-async def _asked(request: Request, models: Mapping[str, Model]) -> tuple[str, list[str], int]:
-    """Return the model, the prompts and the token limit of a request.
-
-    Raises:
-        BadRequest: a part of the request is wrong.
-    """
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > BODY:
-            raise BadRequest(f"the request is larger than {BODY:,} bytes; send fewer prompts", status=413)
+async def _answer(request: Request, batches: RequestBatches, is_chat: bool) -> Response:
     try:
-        content = json.loads(body)
-    except (ValueError, RecursionError):
-        raise BadRequest("the request is not JSON") from None
-    if not isinstance(content, dict):
-        raise BadRequest("the request is not a JSON object")
-    for name, allowed in _ONLY.items():
-        if content.get(name) not in allowed:
-            only = json.dumps(allowed[0])
-            raise BadRequest(f"{name} must be {only} or absent: texts are generated greedily, one for a prompt", name)
-    return _model(content, models), _prompts(content), _max_tokens(content)
+        asked = await read_request(request, batches.models, is_chat)
+        if not asked.stream:
+            return JSONResponse(Answer(asked).whole(await batches.generate(asked.prompts)))
+        lines = _event_lines(batches, asked)
+        first = await anext(lines)  # an error up to here still sets the status
+        return StreamingResponse(_joined(first, lines), media_type="text/event-stream")
+    except (BadRequest, UserError, RunError, Busy) as error:
+        return _error(error, "messages" if is_chat else "prompt")
 
 
-def _model(content: Mapping[str, Any], models: Mapping[str, Model]) -> str:
-    name = content.get("model")
-    if name is None and len(models) == 1:
-        return next(iter(models))
-    if not isinstance(name, str) or name not in models:
-        known = ", ".join(models)
-        raise BadRequest(f"there is no model {name!r:.80}; this server has: {known}", "model", 404)
-    return name
+async def _event_lines(batches: RequestBatches, asked: Asked) -> AsyncIterator[str]:
+    """Yield the server-sent events of an answer. The first one comes when the first text has begun."""
+    answer = Answer(asked)
+    waiting = answer.first_part()
+    async with contextlib.aclosing(generated_parts(batches, asked.prompts)) as parts:
+        async for at, text, found in parts:
+            if waiting is not None:
+                yield _event(waiting)
+                waiting = None
+            if text:
+                yield _event(answer.part(at, text))
+            if isinstance(found, list):
+                for index, one in enumerate(found):
+                    yield _event(answer.last_part(index, one))
+                if asked.include_usage:
+                    yield _event(answer.usage_part(found))
+    yield "data: [DONE]\n\n"
 
 
-def _prompts(content: Mapping[str, Any]) -> list[str]:
-    prompt = content.get("prompt")
-    prompts = [prompt] if isinstance(prompt, str) else prompt
-    if not isinstance(prompts, list) or not prompts or not all(isinstance(one, str) for one in prompts):
-        raise BadRequest("prompt must be a text or a list of texts", "prompt")
-    if len(prompts) > PROMPTS:
-        raise BadRequest(f"prompt has {len(prompts):,} texts; at most {PROMPTS} are allowed in one request", "prompt")
-    return prompts
+async def _joined(first: str, lines: AsyncIterator[str]) -> AsyncIterator[str]:
+    """Yield all events; an error after the first one is an event too."""
+    yield first
+    try:
+        async for line in lines:
+            yield line
+    except (UserError, RunError) as error:
+        yield _event(error_content(str(error), 500, None))
 
 
-def _max_tokens(content: Mapping[str, Any]) -> int:
-    limit = content.get("max_tokens")
-    limit = DEFAULT_TOKENS if limit is None else limit
-    if type(limit) is not int or not 0 < limit <= TOKENS:
-        raise BadRequest(f"max_tokens must be a whole number from 1 to {TOKENS:,}", "max_tokens")
-    return limit
+def _event(content: dict[str, Any]) -> str:
+    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
 
-def _completion(model: Model, name: str, prompts: Sequence[str], found: Sequence[Generation]) -> dict[str, Any]:
-    tokenizer = model.predictor.loaded.tokenizer
-    read = sum(map(len, tokenizer(list(prompts), verbose=False)["input_ids"]))
-    written = sum(map(len, tokenizer([one.text for one in found], add_special_tokens=False)["input_ids"]))
-    return {
-        "id": f"cmpl-{uuid.uuid4().hex}",
-        "object": "text_completion",
-        "created": int(time.time()),
-        "model": name,
-        "choices": [
-            {"index": at, "text": one.text, "logprobs": None, "finish_reason": "stop" if one.ended else "length"}
-            for at, one in enumerate(found)
-        ],
-        "usage": {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written},
-    }
+def _error(error: BadRequest | UserError | RunError | Busy, prompt: str) -> JSONResponse:
+    headers = None
+    message, status, parameter = str(error), 500, None
+    if isinstance(error, BadRequest):
+        status, parameter = error.status, error.parameter
+    elif isinstance(error, UserError):
+        status, parameter = 400, prompt
+    elif isinstance(error, Busy):
+        message, status, headers = "too many prompts are waiting; try again later", 503, {"Retry-After": "1"}
+    return JSONResponse(error_content(message, status, parameter), status, headers=headers)
 
 
-def _error(message: str, status: int, parameter: str | None, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    kind = "server_error" if status >= 500 else "invalid_request_error"
-    content = {"error": {"message": message, "type": kind, "param": parameter, "code": None}}
-    return JSONResponse(content, status, headers=headers)
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Answer an unknown address or a wrong method as any other error."""
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail}; this server has POST /v1/completions, "
+    message += "POST /v1/chat/completions, GET /v1/models and GET /health"
+    return JSONResponse(error_content(message, error.status_code, None), error.status_code, headers=error.headers)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from petransfer.cli import main
 from petransfer.data import Example, LinesTask, load_task
@@ -19,11 +17,8 @@ from petransfer.data.encoded_examples import encode_split
 from petransfer.data.encoding import Layout, encode_examples
 from petransfer.errors import UserError
 from petransfer.evaluation import predictor
+from tests.chat_models import CHATML, byte_level
 
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 STRICT = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system messages here') }}{% endif %}" + CHATML
 CHAT = [
     {"role": "system", "content": "Be brief."},
@@ -40,19 +35,6 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PETRANSFER_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def byte_level(template: str | None = CHATML) -> PreTrainedTokenizerFast:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {sign: at for at, sign in enumerate(["<|end|>", "<|im_start|>", "<|im_end|>", *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|end|>", extra_special_tokens=["<|im_start|>", "<|im_end|>"]
-    )
-    fast.chat_template = template
-    return fast
 
 
 def lines(rows: list[dict[str, Any]], **options: Any) -> LinesTask:

@@ -18,8 +18,9 @@ import pytest
 import petransfer
 from petransfer.cli.serve import models_of
 from petransfer.sharing.base import Where
+from petransfer.sharing.openai_requests import BODY
 from petransfer.sharing.request_batches import RequestBatches
-from petransfer.sharing.server import BODY, application, listen, server
+from petransfer.sharing.server import application, listen, server
 from petransfer.sharing.sources import opened_source
 from tests.sharing.conftest import ROWS, refused
 
@@ -101,7 +102,8 @@ def test_bad_requests_are_refused_in_one_line(capsys: pytest.CaptureFixture[str]
         ({"prompt": "a", "max_tokens": 0}, 400, "max_tokens must be a whole number"),
         ({"prompt": "a", "max_tokens": 10**9}, 400, "max_tokens must be a whole number"),
         ({"prompt": "a", "temperature": 0.7}, 400, "temperature must be 0 or absent"),
-        ({"prompt": "a", "stream": True}, 400, "stream must be false or absent"),
+        ({"prompt": "a", "stream": 1}, 400, "stream must be true or false"),
+        ({"prompt": "\ud800", "stream": True}, 400, "is not UTF-8"),
         ({"prompt": "\ud800"}, 400, "is not UTF-8"),
         (b"x" * (BODY + 1), 413, "larger than"),
     ]
@@ -110,6 +112,8 @@ def test_bad_requests_are_refused_in_one_line(capsys: pytest.CaptureFixture[str]
             code, answer = post(place, content)
             assert (code, said in answer["error"]["message"]) == (status, True), (content, answer)
             assert "\n" not in answer["error"]["message"]
+        code, answer = post(place, {"prompt": "a"}, "/v1/embeddings")
+        assert (code, "POST /v1/chat/completions" in answer["error"]["message"]) == (404, True)
         code, answer = post(place, {"prompt": ["a"] * 5, "max_tokens": 1})
         assert (code, answer["error"]["type"]) == (503, "server_error")
         assert post(place, {"prompt": "a", "max_tokens": 1}, Host="evil.example")[0] == 400

@@ -1,0 +1,46 @@
+"""Pass on the text of each row of a batch while `generate` is still writing it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
+
+from petransfer.data.encoding import decode
+
+OnText = Callable[[int, str], None]
+"""Called with the index of an input and the text that has been generated for it so far."""
+
+
+class TextStream(BaseStreamer):  # type: ignore[misc]  # transformers exports it without types
+    """The `streamer` of a call of `generate`.
+
+    Args:
+        indices: the index of the input in each row of the batch.
+        end_id: the end token; nothing is passed on after it.
+    """
+
+    def __init__(
+        self, indices: Sequence[int], tokenizer: PreTrainedTokenizerBase, end_id: int, on_text: OnText
+    ) -> None:
+        self._indices, self._tokenizer, self._end_id, self._on_text = indices, tokenizer, end_id, on_text
+        self._rows: list[list[int]] = [[] for _ in indices]
+        self._ended = [False] * len(indices)
+        self._reads_prompt = True  # `generate` first passes the tokens that it was given
+
+    def put(self, value: torch.Tensor) -> None:
+        """Receive the next token of each row, (b,)."""
+        if self._reads_prompt:
+            self._reads_prompt = False
+            return
+        for row, token in enumerate(value.tolist()):
+            self._ended[row] = self._ended[row] or token == self._end_id
+            if not self._ended[row]:
+                self._rows[row].append(token)
+                (text,) = decode([self._rows[row]], self._tokenizer)
+                self._on_text(self._indices[row], text)
+
+    def end(self) -> None:
+        """Do nothing: `generations` returns the whole texts."""

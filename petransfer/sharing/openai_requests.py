@@ -1,0 +1,140 @@
+"""Read the requests of OpenAI's endpoints for completions and for chats; wrong requests are refused in one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+
+from petransfer.data.bad_rows import BadRow
+from petransfer.data.rows.chat_rows import read_messages
+from petransfer.sharing.request_batches import Model, Prompts
+
+# The largest request in bytes, number of prompts in it, and number of generated tokens for one prompt.
+BODY, PROMPTS, TOKENS = 2**20, 128, 4096
+# The default number of generated tokens; enough for most tasks.
+DEFAULT_TOKENS = 512
+# Options of OpenAI's endpoints, with the only values that agree with greedy decoding of one text.
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "n": (1, None), "best_of": (1, None), "echo": (False, None), "temperature": (0, None), "top_p": (1, None),
+    "suffix": (None, ""), "stop": (None, []), "logit_bias": (None, {}), "presence_penalty": (0, None),
+    "frequency_penalty": (0, None), "tools": (None, []), "functions": (None, []),
+    "response_format": (None, {"type": "text"}),
+}  # fmt: skip
+
+
+class BadRequest(Exception):
+    """Raised for a request that is refused. parameter: the wrong part of the request."""
+
+    def __init__(self, message: str, parameter: str | None = None, status: int = 400) -> None:
+        super().__init__(message)
+        self.parameter, self.status = parameter, status
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request that can be answered.
+
+    is_chat: whether the answer has the form of a chat. The prompts can be plain texts all the same.
+    stream: whether the answer is sent in parts. include_usage: whether the last part counts the tokens.
+    """
+
+    prompts: Prompts
+    is_chat: bool
+    stream: bool = False
+    include_usage: bool = False
+
+
+async def read_request(request: Request, models: Mapping[str, Model], is_chat: bool) -> Asked:
+    """Read a request.
+
+    Raises:
+        BadRequest: a part of the request is wrong.
+    """
+    content = await _content(request)
+    for name, allowed in _ONLY.items():
+        if content.get(name) not in allowed:
+            only = json.dumps(allowed[0])
+            raise BadRequest(f"{name} must be {only} or absent: texts are generated greedily, one for a prompt", name)
+    if content.get("logprobs") not in ((None, False) if is_chat else (None,)):
+        raise BadRequest("logprobs must be absent: this server does not return them", "logprobs")
+    name = _model(content, models)
+    texts, by_template = _messages(content, models[name]) if is_chat else (_prompts(content), False)
+    stream = content.get("stream") or False
+    options = content.get("stream_options") or {}
+    if not isinstance(stream, bool) or not isinstance(options, dict):
+        raise BadRequest("stream must be true or false, and stream_options an object", "stream")
+    prompts = Prompts(name, texts, _max_tokens(content), by_template)
+    return Asked(prompts, is_chat, stream, options.get("include_usage") is True)
+
+
+async def _content(request: Request) -> dict[str, Any]:
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > BODY:
+            raise BadRequest(f"the request is larger than {BODY:,} bytes; send fewer prompts", status=413)
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        raise BadRequest("the request is not JSON") from None
+    if not isinstance(content, dict):
+        raise BadRequest("the request is not a JSON object")
+    return content
+
+
+def _model(content: Mapping[str, Any], models: Mapping[str, Model]) -> str:
+    name = content.get("model")
+    if name is None and len(models) == 1:
+        return next(iter(models))
+    if not isinstance(name, str) or name not in models:
+        known = ", ".join(models)
+        raise BadRequest(f"there is no model {name!r:.80}; this server has: {known}", "model", 404)
+    return name
+
+
+def _prompts(content: Mapping[str, Any]) -> list[str]:
+    prompt = content.get("prompt")
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, list) or not prompts or not all(isinstance(one, str) for one in prompts):
+        raise BadRequest("prompt must be a text or a list of texts", "prompt")
+    if len(prompts) > PROMPTS:
+        raise BadRequest(f"prompt has {len(prompts):,} texts; at most {PROMPTS} are allowed in one request", "prompt")
+    return prompts
+
+
+def _messages(content: Mapping[str, Any], model: Model) -> tuple[list[str], bool]:
+    """Return the one prompt of a chat, and whether it is a JSON list of messages.
+
+    A model without chats takes one message of the user, which is its input.
+    """
+    value = content.get("messages")
+    if isinstance(value, str):
+        raise BadRequest("messages must be a list of objects with role and content", "messages")
+    try:
+        messages = read_messages(value)
+    except BadRow as problem:
+        raise BadRequest(f"messages: {problem}", "messages") from None
+    last = messages[-1]["role"]
+    if last not in ("user", "tool"):
+        raise BadRequest(f"the last message must be of the user or a tool, and it is of the {last}", "messages")
+    if model.chat is not None:
+        return [json.dumps(messages, ensure_ascii=False)], True
+    if len(messages) > 1:
+        raise BadRequest(
+            f"this model was not trained on chats; send one message of the user, not {len(messages)} messages",
+            "messages",
+        )
+    return [messages[0]["content"]], False
+
+
+def _max_tokens(content: Mapping[str, Any]) -> int:
+    name = "max_tokens" if content.get("max_completion_tokens") is None else "max_completion_tokens"
+    limit = content.get(name)
+    limit = DEFAULT_TOKENS if limit is None else limit
+    if type(limit) is not int or not 0 < limit <= TOKENS:
+        raise BadRequest(f"{name} must be a whole number from 1 to {TOKENS:,}", name)
+    return limit

@@ -1,0 +1,48 @@
+"""Yield the texts of a request in parts, as they are generated."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+from petransfer.evaluation.generation import Generation
+from petransfer.sharing.request_batches import Prompts, RequestBatches
+
+Part = tuple[int, str, list[Generation] | None]
+"""The index of a prompt, the next piece of its text, and in the last part the whole texts."""
+
+
+async def generated_parts(batches: RequestBatches, prompts: Prompts) -> AsyncGenerator[Part, None]:
+    """Yield parts whose texts, joined for each prompt, are the generated texts. The last part has all of them.
+
+    Raises:
+        Busy: too many prompts are waiting.
+        UserError: a prompt is refused.
+        RunError: generation failed.
+    """
+    queue: asyncio.Queue[tuple[int, str] | None] = asyncio.Queue()
+    task = asyncio.create_task(batches.generate(prompts, lambda at, text: queue.put_nowait((at, text))))
+    task.add_done_callback(lambda _: queue.put_nowait(None))
+    sent = [""] * len(prompts.texts)
+    try:
+        while (event := await queue.get()) is not None:
+            at, text = event
+            if (more := _new(text, sent[at])) is not None:
+                sent[at] += more
+                yield at, more, None
+        found = await task
+        for at, one in enumerate(found):
+            if one.text != sent[at] and one.text.startswith(sent[at]):
+                yield at, one.text.removeprefix(sent[at]), None
+        yield 0, "", found
+    finally:
+        task.cancel()
+
+
+def _new(text: str, sent: str) -> str | None:
+    """Return what a text so far adds to the part that was sent; None if it is not certain yet.
+
+    Blanks at the end, and characters whose bytes are not complete, can still change with the next token.
+    """
+    certain = text.rstrip("\ufffd").rstrip()
+    return certain.removeprefix(sent) if certain.startswith(sent) and certain != sent else None

@@ -1,0 +1,162 @@
+"""`serve`: chats, and answers in parts, are what `predict` answers; wrong chats are refused in one line."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import petransfer
+from petransfer.evaluation.predictor import Predictor
+from tests.chat_models import chat_llama
+from tests.sharing.conftest import call, refused
+from tests.sharing.test_serve import post, serving
+
+CHAT = "/v1/chat/completions"
+TOKENS = 12
+MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+
+
+def events(place: str, content: Any, path: str) -> list[dict[str, Any]]:
+    """Return the parts of a streamed answer; the last event must be [DONE]."""
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(place + path, json.dumps(content | {"stream": True}).encode(), headers)
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        assert answer.headers["Content-Type"].startswith("text/event-stream")
+        lines = [line for line in answer.read().decode().split("\n\n") if line]
+    assert all(line.startswith("data: ") for line in lines)
+    assert lines[-1] == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return chat_llama(tmp_path_factory.mktemp("chat") / "tiny-chat")
+
+
+@pytest.fixture(scope="module")
+def chat_server(chat_model: Path) -> Iterator[str]:
+    with serving(str(chat_model)) as place:
+        yield place
+
+
+@pytest.fixture(scope="module")
+def chat_predictor(chat_model: Path) -> Predictor:
+    return replace(petransfer.Adapter.load(chat_model, device="cpu").predictor, chat="template")
+
+
+def test_a_chat_is_answered_as_predict_answers(chat_server: str, chat_predictor: Predictor) -> None:
+    (expected,) = chat_predictor.generations([json.dumps(MESSAGES)], TOKENS)
+    code, answer = post(chat_server, {"messages": MESSAGES, "max_completion_tokens": TOKENS}, CHAT)
+    assert (code, answer["object"]) == (200, "chat.completion")
+    assert answer["choices"][0]["message"] == {"role": "assistant", "content": expected.text}
+    prompt = chat_predictor.loaded.tokenizer.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
+    read = len(chat_predictor.loaded.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    assert answer["usage"]["prompt_tokens"] == read
+    assert answer["usage"]["total_tokens"] == read + answer["usage"]["completion_tokens"]
+
+
+def test_a_streamed_chat_has_the_same_text_in_parts(chat_server: str) -> None:
+    asked = {"messages": MESSAGES, "max_tokens": TOKENS}
+    whole = post(chat_server, asked, CHAT)[1]
+    parts = events(chat_server, asked | {"stream_options": {"include_usage": True}}, CHAT)
+    assert {part["object"] for part in parts} == {"chat.completion.chunk"}
+    assert len({part["id"] for part in parts}) == 1
+    *texts, counts = parts
+    assert texts[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert len(texts) > 3  # not all at once
+    joined = "".join(part["choices"][0]["delta"].get("content", "") for part in texts)
+    assert joined == whole["choices"][0]["message"]["content"]
+    assert texts[-1]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
+    assert (counts["choices"], counts["usage"]) == ([], whole["usage"])
+
+
+def test_200_concurrent_requests_of_four_kinds_are_answered_alike(chat_server: str) -> None:
+    plain = {"prompt": ["to walk", "to run"], "max_tokens": TOKENS}
+    chat = {"messages": MESSAGES, "max_tokens": TOKENS}
+
+    def ask(at: int) -> list[str]:
+        if at % 4 == 0:
+            return [one["text"] for one in post(chat_server, plain)[1]["choices"]]
+        if at % 4 == 1:
+            return [one["message"]["content"] for one in post(chat_server, chat, CHAT)[1]["choices"]]
+        found = ["", ""]
+        for part in events(chat_server, plain if at % 4 == 2 else chat, "/v1/completions" if at % 4 == 2 else CHAT):
+            for choice in part["choices"]:
+                found[choice["index"]] += choice["text"] if at % 4 == 2 else choice["delta"].get("content", "")
+        return found if at % 4 == 2 else found[:1]
+
+    alone = [ask(at) for at in range(4)]
+    assert alone[:2] == alone[2:]
+    with ThreadPoolExecutor(200) as pool:
+        found = list(pool.map(ask, range(200)))
+    assert found == alone * 50
+
+
+def test_bad_chats_are_refused_in_one_line(chat_server: str) -> None:
+    cases: list[tuple[Any, str]] = [
+        ({}, "the messages are missing"),
+        ({"messages": []}, "the list of messages is empty"),
+        ({"messages": "Hi"}, "messages must be a list"),
+        ({"messages": [{"role": "wizard", "content": "Hi"}]}, "unknown role 'wizard'"),
+        ({"messages": [{"role": "user", "content": ""}]}, "a message of the user is empty"),
+        ({"messages": [*MESSAGES, {"role": "assistant", "content": "Hello"}]}, "the last message must be of the user"),
+        ({"messages": MESSAGES, "tools": [{"type": "function"}]}, "tools must be null or absent"),
+        ({"messages": MESSAGES, "logprobs": True}, "logprobs must be absent"),
+        ({"messages": MESSAGES, "stream": True, "n": 2}, "n must be 1 or absent"),
+        ({"messages": [{"role": "user", "content": "a" * 600}], "stream": True}, "the model has 512 positions"),
+    ]
+    for content, expected in cases:
+        code, answer = post(chat_server, content, CHAT)
+        assert (code, answer["error"]["type"]) == (400, "invalid_request_error"), content
+        assert expected in answer["error"]["message"]
+        assert "\n" not in answer["error"]["message"]
+
+
+def test_a_model_of_plain_texts_answers_one_message_as_its_input(run: Path) -> None:
+    text = "to walk 1"
+    expected = petransfer.Adapter.load(run, device="cpu").predict([text], TOKENS)
+    with serving(str(run)) as place:
+        code, answer = post(place, {"messages": [{"role": "user", "content": text}], "max_tokens": TOKENS}, CHAT)
+        assert (code, answer["choices"][0]["message"]["content"]) == (200, expected[0])
+        code, answer = post(place, {"messages": MESSAGES}, CHAT)
+        assert (code, "was not trained on chats" in answer["error"]["message"]) == (400, True)
+        parts = events(place, {"prompt": [text, "must run 2"], "max_tokens": TOKENS}, "/v1/completions")
+        whole = post(place, {"prompt": [text, "must run 2"], "max_tokens": TOKENS})[1]
+    for at, choice in enumerate(whole["choices"]):
+        own = [part["choices"][0] for part in parts if part["choices"][0]["index"] == at]
+        assert "".join(one["text"] for one in own) == choice["text"]
+        assert own[-1]["finish_reason"] == choice["finish_reason"]
+
+
+def test_the_openai_client_works(chat_server: str) -> None:
+    openai = pytest.importorskip("openai")
+    client = openai.OpenAI(base_url=f"{chat_server}/v1", api_key="none")
+    name = client.models.list().data[0].id
+    chat = client.chat.completions.create(model=name, messages=MESSAGES, max_tokens=TOKENS)
+    parts = client.chat.completions.create(model=name, messages=MESSAGES, max_tokens=TOKENS, stream=True)
+    joined = "".join(part.choices[0].delta.content or "" for part in parts)
+    assert joined == chat.choices[0].message.content
+    text = client.completions.create(model=name, prompt="to walk", max_tokens=TOKENS)
+    assert text.usage.completion_tokens <= TOKENS
+    with pytest.raises(openai.BadRequestError, match="n must be 1"):
+        client.chat.completions.create(model=name, messages=MESSAGES, n=2)
+    with pytest.raises(openai.NotFoundError, match="there is no model"):
+        client.chat.completions.create(model="gpt", messages=MESSAGES)
+
+
+def test_predict_writes_chats_if_asked(
+    chat_model: Path, chat_predictor: Predictor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("predict", str(chat_model), "Hi", "--chat", "--cpu", "--json", "--max-new-tokens", "8") == 0
+    (expected,) = chat_predictor(["Hi"], 8)
+    assert json.loads(capsys.readouterr().out)["output"] == expected
+    assert "has no chat template; leave --chat out" in refused(
+        capsys, "predict", "nano/english", "Hi", "--chat", "--cpu"
+    )
