@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -116,7 +117,8 @@ def _judged(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> dict[s
         content[kind.key].append(effect)
         lines.append(kind.sentence(json.loads(json.dumps(effect)), criterion))
     _add_paper(content["effects"], recipe, limits)
-    notes = [note for note in (criterion.note, one_pretraining_note(cells)) if note]
+    possible = (criterion.note, one_pretraining_note(cells), several_cpus_note(cells, study))
+    notes = [note for note in possible if note]
     return {
         **({} if recipe.judged_by == EXACT_MATCH else {"judged_by": recipe.judged_by}),
         "tests": tests,
@@ -141,6 +143,24 @@ def one_pretraining_note(cells: Sequence[Cell]) -> str:
     return (
         f"{arms} {', '.join(single)} has one pretrained checkpoint, and seeds vary the fine-tuning only: an effect of "
         "what an arm was pretrained on cannot be told from the luck of that one pretraining."
+    )
+
+
+def several_cpus_note(cells: Sequence[Cell], study: StudyFolder) -> str:
+    """Return a note on finished runs that were made on different kinds of CPU; '' if all were made on one kind.
+
+    Old results do not name their CPU. They only count as another kind if a newer result does name one.
+    """
+    results = [study.run(cell.run_id).result() for cell in cells]
+    environments = [found.get("environment") or {} for found in results if found]
+    runs = Counter(str(one.get("cpu") or "") for one in environments if str(one.get("device", "cpu")).startswith("cpu"))
+    if len(runs) < 2:
+        return ""
+    kinds = sorted((-count, cpu or "not recorded") for cpu, count in runs.items())
+    counts = "; ".join(f"{cpu}: {-count} run{'s' * (count < -1)}" for count, cpu in kinds)
+    return (
+        f"The runs were made on different CPUs ({counts}). The same run can give other scores on another CPU, so a "
+        "difference between arms may partly come from the CPU."
     )
 
 

@@ -114,7 +114,8 @@ def environments(groups: Sequence[Group], study: StudyFolder) -> list[str]:
             if made:
                 versions = ", ".join(f"{name} {version}" for name, version in made["packages"].items())
                 threads = "1 thread" if made["threads"] == 1 else f"{made['threads']} threads"
-                found[f"{made['device']}, {threads} a run, Python {made['python']}, {versions}"] += 1
+                device = f"{made['device']}, {made['cpu']}" if made.get("cpu") else made["device"]
+                found[f"{device}, {threads} a run, Python {made['python']}, {versions}"] += 1
     return [f"{count} run{'s' if count > 1 else ''}: {line}" for line, count in sorted(found.items())]
 
 

@@ -74,6 +74,30 @@ def test_one_pretraining_an_arm_is_said(tmp_path: Path) -> None:
     assert "scratch" not in note
 
 
+@pytest.mark.parametrize(
+    ("cpus", "said"),
+    [
+        ([], []),
+        (["A"], ["not recorded: 23 runs", "A: 1 run)"]),
+        (["A"] * 24, []),
+        (["A"] * 23 + ["B"], ["A: 23 runs; B: 1 run)"]),
+    ],
+)
+def test_runs_of_different_cpus_are_said(tmp_path: Path, cpus: list[str], said: list[str]) -> None:
+    task = {"name": "scan", "splits": ["add_jump"]}
+    recipe = recipe_of(task=task, arms=["english", "scratch"], effects=["english-scratch"])
+    cells, folder = make(tmp_path, recipe)
+    assert len(cells) == 24
+    for cell, cpu in zip(cells, cpus, strict=False):
+        path = folder.run(cell.run_id).path / "result.json"
+        result = json.loads(path.read_text())
+        result["environment"]["cpu"] = cpu
+        path.write_text(json.dumps(result))
+    notes = [note for note in update_effects(recipe, cells, folder)["notes"] if "CPU" in note]
+    assert len(notes) == bool(said)
+    assert all(part in notes[0] for part in said)
+
+
 def test_the_declared_family_is_counted_before_a_run() -> None:
     recipe = recipe_of()
     found = demand(recipe, expand(recipe))
