@@ -93,18 +93,68 @@ class RunFolder:
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[bool]:
-        """Yield whether this process may execute the run. The claim ends when the process ends, for whatever reason."""
+        """Yield whether this process may execute the run. The claim ends when the process ends, for whatever reason.
+
+        `.claim-owner` has one line for the process that holds the run, after one for each process that was killed
+        while it held the run: its name, and the training state that it started from.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         with _lock(self.path / _LOCK, CLAIM_PATIENCE) as held:
-            if held:
-                (self.path / _OWNER).write_text(_this_process(os.getpid()), encoding="utf-8")
-            yield held
+            if not held:
+                yield False
+                return
+            self._write_owners([*self._owners(), (_this_process(os.getpid()), self._newest_state())])
+            try:
+                yield True
+            finally:
+                with contextlib.suppress(OSError):
+                    self._write_owners(self._killed_owners())
 
     def claimed_by(self, process: int) -> bool:
-        """Return whether the last process that claimed the run was `process` on this machine."""
-        with contextlib.suppress(OSError):
-            return (self.path / _OWNER).read_text(encoding="utf-8") == _this_process(process)
-        return False
+        """Return whether a process of this machine holds the run, or held it when it was killed."""
+        return any(owner == _this_process(process) for owner, _ in self._owners())
+
+    def losses(self) -> int:
+        """Return how many workers in sequence were killed at the newest training state. For the holder of the claim."""
+        lost = [state for _, state in self._killed_owners()]
+        # a worker was killed at the state from which the next one started
+        killed_at = [*lost[1:], self._newest_state()] if lost else []
+        return next((back for back, state in enumerate(reversed(killed_at)) if state != killed_at[-1]), len(killed_at))
+
+    def killed(self) -> int:
+        """Return how many workers were killed while they held the run; one that holds it now is counted too."""
+        return len(self._killed_owners())
+
+    def add_loss(self) -> None:
+        """Count a worker that was killed before it could claim the run. For the holder of the claim."""
+        *killed, holder = self._owners()
+        self._write_owners([*killed, ("a worker that had not begun", self._newest_state()), holder])
+
+    def forget_losses(self) -> None:
+        """Forget the workers that earlier calls lost, unless another process holds the run."""
+        if (self.path / _OWNER).exists():
+            with _lock(self.path / _LOCK, CLAIM_PATIENCE) as held:
+                if held:
+                    self._write_owners([])
+
+    def _newest_state(self) -> str:
+        return max((state.name for state in (self.path / "state").glob("step-*")), default="")
+
+    def _owners(self) -> list[tuple[str, str]]:
+        """Return the processes in `.claim-owner`, each with the training state that it started from."""
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            lines = (self.path / _OWNER).read_text(encoding="utf-8").splitlines()
+            return [(owner, state) for owner, _, state in (line.partition("\t") for line in lines)]
+        return []
+
+    def _killed_owners(self) -> list[tuple[str, str]]:
+        return [one for one in self._owners() if one[0] != _this_process(os.getpid())]
+
+    def _write_owners(self, owners: list[tuple[str, str]]) -> None:
+        if owners:
+            write_text(self.path / _OWNER, "".join(f"{owner}\t{state}\n" for owner, state in owners))
+        else:
+            (self.path / _OWNER).unlink(missing_ok=True)
 
     def _is_claimed(self) -> bool:
         if not (self.path / _LOCK).exists():

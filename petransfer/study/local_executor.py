@@ -11,7 +11,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,11 +18,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
 
-from petransfer.errors import Interrupted, UserError
+from petransfer.errors import Interrupted
 from petransfer.models.library_output import silence_libraries
 from petransfer.study.folders import RunFolder, StudyFolder
 from petransfer.study.stack_groups import parts
-from petransfer.study.worker_losses import LOST, Losses
+from petransfer.study.worker_losses import LOST, may_be_tried, note_failure, note_lost_worker
 
 # Seconds in which a worker can save its training state after its parent was killed.
 ORPHAN_PATIENCE = 20.0
@@ -100,9 +99,11 @@ def execute(
 
 
 def forget_failures(pending: Sequence[Named], study: StudyFolder) -> None:
-    """Remove the failures of earlier calls, so that these runs are tried again."""
+    """Remove the failures and lost workers of earlier calls, so that these runs are tried again."""
     for cell in pending:
-        (study.run(cell.run_id).path / "failed.json").unlink(missing_ok=True)
+        folder = study.run(cell.run_id)
+        (folder.path / "failed.json").unlink(missing_ok=True)
+        folder.forget_losses()
 
 
 def outcome_of(pending: Sequence[Named], study: StudyFolder, interrupted: bool) -> Outcome:
@@ -155,9 +156,9 @@ def _keep(
     tick: Callable[[], None],
 ) -> None:
     """Keep `workers` workers alive until all have ended by themselves; a killed worker is replaced."""
-    losses = Losses(note_failure)
     processes = [begin() for _ in range(workers)]
     seen: set[int | None] = set()
+    idle = 0  # lost workers that held no run
     while True:
         if stopped():
             stop.value = True
@@ -165,7 +166,9 @@ def _keep(
             killed = (process.exitcode or 0) < 0 and process.pid not in seen
             if killed and not stop.value:
                 seen.add(process.pid)
-                processes[at] = begin() if _bear(process, folders, losses) else process
+                idle += not _note_loss(process, folders)
+                if idle < LOST:
+                    processes[at] = begin()
         if not any(process.is_alive() for process in processes):
             break
         tick()
@@ -174,14 +177,13 @@ def _keep(
         process.join()
 
 
-def _bear(process: BaseProcess, folders: Sequence[RunFolder], losses: Losses) -> bool:
-    """Count a lost worker for the runs that it held; return whether another worker may replace it."""
+def _note_loss(process: BaseProcess, folders: Sequence[RunFolder]) -> bool:
+    """Handle a killed worker; return whether it held a run."""
     how = signal.Signals(-(process.exitcode or 0)).name
     held = [folder for folder in folders if folder.claimed_by(process.pid or 0) and not folder.done]
     for folder in held:
-        losses.add(folder, how)
-    losses.idle += not held
-    return losses.idle < LOST
+        note_lost_worker(folder, how)
+    return bool(held)
 
 
 def _worker(stacks: Sequence[Sequence[Named]], path: Path, job: Job, threads: int, stop: Flag) -> None:
@@ -243,7 +245,8 @@ def _claimed(folder: RunFolder, claims: contextlib.ExitStack, held: list[str]) -
     if not claims.enter_context(folder.claim()):
         held.append(folder.path.name)
         return False
-    return not folder.done
+    # it may have ended, failed or lost another worker while this process waited for the claim
+    return not folder.done and not folder.failure() and may_be_tried(folder)
 
 
 def attempt_stacks(
@@ -288,21 +291,6 @@ def attempt(
         return
     except Exception as error:  # an error of one run must not stop the others
         note_failure(folder, error)
-
-
-def note_failure(folder: RunFolder, error: Exception) -> None:
-    """Write failed.json. If a user's mistake stopped the run before its first state, remove all other files."""
-    kind = "mistake" if isinstance(error, UserError) else "failure"
-    with contextlib.suppress(OSError):
-        if kind == "mistake" and not (folder.path / "state").exists():
-            folder.clear()
-        said = "".join(traceback.format_exception(error))
-        folder.write_json("failed.json", {"error": one_line(error), "kind": kind, "traceback": said})
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error's message in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _is_mistake(folder: RunFolder) -> bool:

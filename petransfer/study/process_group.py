@@ -20,7 +20,8 @@ from petransfer.errors import Interrupted, RunError, UserError
 from petransfer.models.library_output import silence_libraries
 from petransfer.study.folders import RunFolder, StudyFolder
 from petransfer.study.launched_processes import Place
-from petransfer.study.local_executor import Job, Named, Outcome, note_failure, one_line, outcome_of, stop_on_signals
+from petransfer.study.local_executor import Job, Named, Outcome, outcome_of, stop_on_signals
+from petransfer.study.worker_losses import note_failure, one_line
 
 logger = logging.getLogger(__name__)
 

@@ -20,12 +20,11 @@ from petransfer.study.local_executor import (
     Outcome,
     attempt_together,
     forget_failures,
-    note_failure,
     outcome_of,
     stop_on_signals,
 )
 from petransfer.study.resource_demands import Demands, together
-from petransfer.study.worker_losses import Losses
+from petransfer.study.worker_losses import note_failure, note_lost_worker
 
 # Seconds during which a run that a lost worker may still hold is tried again, and seconds between two attempts.
 HELD, AGAIN = 90.0, 2.0
@@ -104,11 +103,16 @@ def execute_on_ray(
 
 @dataclass(eq=False)
 class _Try:
-    """The runs of a submitted or waiting task. refused: when one was first found held by another process."""
+    """The runs of a submitted or waiting task.
+
+    refused: when one was first found held by another process. killed: how many workers the runs had lost when the task
+    was submitted.
+    """
 
     cells: Sequence[Named]
     refused: float | None = None
     not_before: float = 0.0
+    killed: int = 0
 
 
 @dataclass
@@ -119,7 +123,6 @@ class _Driver:
     demands: Mapping[str, Demands]
     threads: int
     stop: Path
-    losses: Losses = field(default_factory=lambda: Losses(note_failure))
     under_way: dict[Any, _Try] = field(default_factory=dict)
 
     def run(
@@ -156,6 +159,7 @@ class _Driver:
             num_cpus=wanted.cpus, num_gpus=wanted.gpus, memory=min(wanted.memory, int(most)), max_retries=0
         )(_carry_out)
         places = (Path.cwd(), self.study.path.resolve(), self.stop.resolve())
+        one.killed = self._killed(one)
         return task.remote(one.cells, places, self.job, self.threads)
 
     def _end(self, task: Any, one: _Try) -> _Try | None:
@@ -168,16 +172,19 @@ class _Driver:
                 self._note(self.study.run(cell.run_id), cause)
             return None
         except self.ray.exceptions.RayError as error:
-            how = type(error).__name__
-            left = [
-                cell for cell in one.cells if self._open(cell) and self.losses.add(self.study.run(cell.run_id), how)
-            ]
+            # a worker can also be lost before it claims a run
+            how, began = type(error).__name__, self._killed(one) > one.killed
+            opened = [cell for cell in one.cells if self._open(cell)]
+            left = [cell for cell in opened if note_lost_worker(self.study.run(cell.run_id), how, began)]
             return _Try(left, one.refused) if left else None
         left = [cell for cell in one.cells if cell.run_id in held and self._open(cell)]
         since = one.refused or time.monotonic()
         if not left or time.monotonic() - since >= HELD:
             return None
         return _Try(left, since, time.monotonic() + AGAIN)
+
+    def _killed(self, one: _Try) -> int:
+        return sum(self.study.run(cell.run_id).killed() for cell in one.cells)
 
     def _open(self, cell: Named) -> bool:
         folder = self.study.run(cell.run_id)

@@ -1,42 +1,50 @@
-"""Count workers that were killed while executing runs, and fail the runs that caused it. Imports no torch."""
+"""Mark runs as failed: after an error, or after too many workers were killed while executing them. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import contextlib
+import traceback
 
-from petransfer.errors import RunError
+from petransfer.errors import RunError, UserError
 from petransfer.study.folders import RunFolder
 
 # If this many workers are lost at the same step of a run, the run is assumed to be the cause and fails.
 LOST = 3
 
 
-def how_far(folder: RunFolder) -> str:
-    """Return the name of a run's newest training state; a newer one means that the lost worker had made progress."""
-    return max((state.name for state in (folder.path / "state").glob("step-*")), default="")
+def may_be_tried(folder: RunFolder, how: str = "") -> bool:
+    """Return whether a run that this process has claimed may be executed; mark it as failed if it lost LOST workers.
 
-
-@dataclass
-class Losses:
-    """The number of workers that each run has lost.
-
-    note: marks a run as failed after too many lost workers. idle: number of lost workers that held no run.
+    how: how the last worker ended, if that is known.
     """
+    if folder.losses() < LOST:
+        return True
+    by = f" ({how})" if how else ""
+    note_failure(folder, RunError(f"{LOST} workers were lost at the same step{by}; is memory short?"))
+    return False
 
-    note: Callable[[RunFolder, Exception], None]
-    count: dict[str, int] = field(default_factory=dict)
-    at: dict[str, str] = field(default_factory=dict)
-    idle: int = 0
 
-    def add(self, folder: RunFolder, how: str) -> bool:
-        """Count a lost worker of the run and return whether the run may be tried again. how: how the worker ended."""
-        name, now = folder.path.name, how_far(folder)
-        self.count[name] = self.count.get(name, 0) + 1 if self.at.get(name) == now else 1
-        self.at[name] = now
-        if self.count[name] < LOST:
-            return True
-        with folder.claim() as claimed:
-            if claimed and not folder.done:
-                self.note(folder, RunError(f"{LOST} workers were lost at the same step ({how}); is memory short?"))
-        return False
+def note_lost_worker(folder: RunFolder, how: str, began: bool = True) -> bool:
+    """Return whether a run whose worker was killed may be tried again.
+
+    how: how the worker ended. began: whether it had claimed the run.
+    """
+    with folder.claim() as claimed:
+        if claimed and not began:
+            folder.add_loss()
+        return not claimed or folder.done or may_be_tried(folder, how)
+
+
+def note_failure(folder: RunFolder, error: Exception) -> None:
+    """Write failed.json. If a user's mistake stopped the run before its first state, remove all other files."""
+    kind = "mistake" if isinstance(error, UserError) else "failure"
+    with contextlib.suppress(OSError):
+        if kind == "mistake" and not (folder.path / "state").exists():
+            folder.clear()
+        said = "".join(traceback.format_exception(error))
+        folder.write_json("failed.json", {"error": one_line(error), "kind": kind, "traceback": said})
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message in one line."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -195,7 +195,7 @@ def run_of(checkpoint: str | Path) -> list[str]:
 def assert_only_the_failure_is_kept(study: Path) -> None:
     """A run that never began leaves a word on why, and nothing that looks like the start of a run."""
     (folder,) = (study / "runs").iterdir()
-    assert {path.name for path in folder.iterdir()} == {".claim", ".claim-owner", "failed.json"}
+    assert {path.name for path in folder.iterdir()} == {".claim", "failed.json"}
     assert json.loads((folder / "failed.json").read_text())["kind"] == "mistake"
     assert {path.name for path in study.iterdir()} <= {".lock", "recipe.yaml", "runs", "table.csv"}
 

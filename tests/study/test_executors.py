@@ -28,10 +28,8 @@ def test_a_killed_worker_is_begun_again(tmp_path: Path) -> None:
     cells = [Named(f"run{at}", does) for at, does in enumerate(kinds)]
     outcome = execute(cells, study, job, workers=2, threads=1, tick=lambda: None)
     marks = _marks(job.marks)
-    # on a busy machine the other worker may take it up before a loss is written down
-    assert 3 <= marks.pop("run0") <= 20
-    # a failure is not tried by the other worker too
-    assert marks == {"run1": 2, "run2": 4, "run3": 1, "run4": 1, "run5": 1}
+    # neither a run that lost three workers nor a failure is tried by the other worker too, on a busy machine either
+    assert marks == {"run0": 3, "run1": 2, "run2": 4, "run3": 1, "run4": 1, "run5": 1}
     assert [study.run(cell.run_id).status() for cell in cells] == ["failed", "done", "done", "failed", "done", "done"]
     assert "3 workers were lost at the same step (SIGKILL)" in outcome.failures["run0"]
     assert outcome.failures["run3"] == "the user's"
@@ -72,8 +70,8 @@ def test_a_script_without_a_main_guard_starts_each_run_once(tmp_path: Path) -> N
     assert _marks(tmp_path / "marks") == {"a": 1, "b": 1}
 
 
-@pytest.mark.parametrize("instant", [0.0, 6.0])
-def test_workers_of_a_killed_command_stop(instant: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("begun", [False, True])
+def test_workers_of_a_killed_command_stop(begun: bool, tmp_path: Path) -> None:
     """Whether they have begun or are starting: nobody else would end them."""
     (tmp_path / "marks").mkdir()
     code = (
@@ -87,16 +85,17 @@ def test_workers_of_a_killed_command_stop(instant: float, tmp_path: Path) -> Non
     root = Path(__file__).parents[2]
     with subprocess.Popen([sys.executable, "command.py"], cwd=tmp_path, env={"PYTHONPATH": str(root)}) as command:
         _until(lambda: len(psutil.Process(command.pid).children()) >= 2)
-        time.sleep(instant)
+        if begun:
+            _until(lambda: len(_marks(tmp_path / "marks")) == 2)
         workers = psutil.Process(command.pid).children(recursive=True)
         command.kill()
         command.wait()
-    _, left = psutil.wait_procs(workers, timeout=30)
+    _, left = psutil.wait_procs(workers, timeout=120)
     assert not left
 
 
 def _until(true: Callable[[], bool]) -> None:
-    for _ in range(600):
+    for _ in range(2400):
         if true():
             return
         time.sleep(0.05)

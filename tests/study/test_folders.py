@@ -176,3 +176,36 @@ def test_a_claim_is_of_one_process_and_ends_with_it(tmp_path: Path) -> None:
         assert folder.status() == "waiting"
         with folder.claim() as held:
             assert held
+            assert folder.losses() == 1
+    assert folder.claimed_by(other.pid)  # it held the run when it was killed
+    folder.forget_losses()
+    assert not folder.claimed_by(other.pid)
+    with folder.claim():
+        assert folder.losses() == 0
+
+
+@pytest.mark.parametrize(
+    ("started_at", "now", "losses"),
+    [
+        ([], "", 0),
+        (["", "", ""], "", 3),
+        (["", "", ""], "step-1", 1),
+        (["", "step-1", "step-1"], "step-1", 3),
+        (["", "step-1", "step-1"], "step-2", 1),
+        (["", "step-1", "step-2", "step-2"], "step-2", 3),
+    ],
+)
+def test_workers_lost_at_the_newest_state_are_counted(
+    started_at: list[str], now: str, losses: int, tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path)
+    lines = [f"machine {number}\t{state}\n" for number, state in enumerate(started_at)]
+    (tmp_path / ".claim-owner").write_text("".join(lines))
+    for state in {*started_at, now} - {""}:
+        (tmp_path / "state" / state).mkdir(parents=True)
+    with folder.claim() as held:
+        assert held
+        assert folder.losses() == losses
+        folder.add_loss()
+        assert folder.losses() == losses + 1
+    assert folder.killed() == len(started_at) + 1
