@@ -14,7 +14,7 @@ import torch
 from benchmarks.shapes import write_random
 from benchmarks.sides import hardware
 from petransfer.memory.measured import capability, measure
-from petransfer.memory.simulation import Demand, simulate
+from petransfer.memory.step_memory import Demand, simulate
 from petransfer.models.architecture import configuration
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import Bits, MethodSpec

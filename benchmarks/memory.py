@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from petransfer.memory.simulation import Demand
+    from petransfer.memory.step_memory import Demand
 
 Side = Literal["petransfer", "usual"]
 SIDES: tuple[Side, ...] = ("petransfer", "usual")
@@ -36,7 +36,7 @@ class Cell:
 
     def demand(self, device: str) -> Demand:
         """As the planner takes it."""
-        from petransfer.memory.simulation import Demand
+        from petransfer.memory.step_memory import Demand
         from petransfer.recipe.run_spec import MethodSpec
 
         method = MethodSpec("lora", bits=self.bits, rank=16, alpha=32.0)  # type: ignore[arg-type]

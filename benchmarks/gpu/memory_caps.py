@@ -20,7 +20,7 @@ from benchmarks.gpu.stages import Task
 from benchmarks.sides import clock
 from petransfer.memory.measured import Trial, capability
 from petransfer.memory.planner import CONTEXT, Fit, plan
-from petransfer.memory.simulation import Demand, simulate
+from petransfer.memory.step_memory import Demand, simulate
 from petransfer.models.library_output import silence_libraries
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import MethodSpec

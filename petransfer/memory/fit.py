@@ -13,7 +13,7 @@ from petransfer.recipe.run_spec import CheckpointSpec, MethodSpec, Optimizer
 
 if TYPE_CHECKING:
     from petransfer.memory.planner import Fit
-    from petransfer.memory.simulation import Demand
+    from petransfer.memory.step_memory import Demand
 
 OPTIMIZERS: tuple[Optimizer, ...] = ("adamw", "adamw-8bit", "paged-adamw-8bit")
 
@@ -76,7 +76,7 @@ def fit(
     limit = card_bytes(card) if isinstance(card, str) else card
 
     from petransfer.memory.planner import plan
-    from petransfer.memory.simulation import Demand
+    from petransfer.memory.step_memory import Demand
     from petransfer.models.library_output import silence_libraries
 
     silence_libraries()

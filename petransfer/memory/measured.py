@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from petransfer.memory.simulation import Demand, meta_batch
+from petransfer.memory.step_memory import Demand, meta_batch
 from petransfer.methods import apply_method, mixed_precision, weights_bits
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.quantization import check_optimizer, inventory

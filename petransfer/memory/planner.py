@@ -10,7 +10,7 @@ from typing import Any
 from petransfer.errors import UserError
 from petransfer.memory.advice import FIT_OPTIONS, Advice, Change, as_options
 from petransfer.memory.cards import gigabytes
-from petransfer.memory.simulation import Demand, Memory, simulate
+from petransfer.memory.step_memory import Demand, Memory, simulate
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import CheckpointSpec, Optimizer
 

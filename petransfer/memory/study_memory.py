@@ -18,7 +18,7 @@ from petransfer.recipe.stacking import MOST_STACKED, stack_key
 
 if TYPE_CHECKING:
     from petransfer.memory.planner import Fit
-    from petransfer.memory.simulation import Demand
+    from petransfer.memory.step_memory import Demand
 
 # Characters per token in the targets of SCAN and COGS. In prose a T5 token has about 4 characters.
 CHARACTERS_PER_TOKEN = 1.6
@@ -234,7 +234,7 @@ def check_matched_sizes(specs: Sequence[RunSpec], data_dir: Path | None = None) 
             wanted.setdefault((spec.checkpoint, spec.method, task), spec)
     if not wanted:
         return
-    from petransfer.memory.simulation import meta_model
+    from petransfer.memory.step_memory import meta_model
     from petransfer.methods import with_size
     from petransfer.models.architecture import configuration
 
@@ -269,7 +269,7 @@ def trained_new_tokens(spec: RunSpec, config: Any, data_dir: Path | None = None)
 
 def demand_of(spec: RunSpec, checkpointing: bool, device: Literal["cuda", "cpu"] = "cuda") -> Demand:
     """Return the training step of a run that needs the most memory: a batch of its longest inputs and targets."""
-    from petransfer.memory.simulation import Demand
+    from petransfer.memory.step_memory import Demand
 
     source, target = (int(count / CHARACTERS_PER_TOKEN) + 2 for count in _longest(spec))
     source += len(spec.task.prefix) // 4

@@ -10,9 +10,9 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 import yaml
 
@@ -27,6 +27,16 @@ Status = Literal["done", "failed", "running", "interrupted", "waiting", "damaged
 
 # Seconds for which a claim is tried. A process that only checks whether a run is claimed holds the lock very briefly.
 CLAIM_PATIENCE = 0.3
+
+
+class Named(Protocol):
+    """A cell of a grid. Its `run_id` is the name of the run's folder."""
+
+    @property
+    def run_id(self) -> str: ...
+
+
+CellType = TypeVar("CellType", bound=Named)
 _RUN_ID = re.compile(r"[0-9a-f]{12}")
 _LOCK, _OWNER = ".claim", ".claim-owner"
 
@@ -171,6 +181,10 @@ class StudyFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def unfinished(self, cells: Iterable[CellType]) -> list[CellType]:
+        """Return the cells whose run has no usable result: the runs that an executor starts or resumes."""
+        return [cell for cell in cells if not self.run(cell.run_id).done]
 
     def open(self, recipe: Recipe | PretrainRecipe) -> None:
         """Create the folder and write the resolved recipe into it.

@@ -20,19 +20,12 @@ from typing import Any, Protocol
 
 from petransfer.errors import Interrupted
 from petransfer.models.library_output import silence_libraries
-from petransfer.study.folders import RunFolder, StudyFolder
+from petransfer.study.folders import Named, RunFolder, StudyFolder
 from petransfer.study.stack_groups import parts
 from petransfer.study.worker_losses import LOST, may_be_tried, note_failure, note_lost_worker
 
 # Seconds in which a worker can save its training state after its parent was killed.
 ORPHAN_PATIENCE = 20.0
-
-
-class Named(Protocol):
-    """A cell of a grid. Its `run_id` is the name of the run's folder."""
-
-    @property
-    def run_id(self) -> str: ...
 
 
 class Job(Protocol):
@@ -84,7 +77,7 @@ def execute(
         tick: Called often, to display progress.
         group: Divides the unfinished runs into stacks; a worker takes one stack at a time. The job must support stacks.
     """
-    pending = [cell for cell in cells if not study.run(cell.run_id).done]
+    pending = study.unfinished(cells)
     forget_failures(pending, study)
     stacks = group(pending) if group else [[cell] for cell in pending]
     workers = max(1, min(workers, len(stacks)))
@@ -94,7 +87,7 @@ def execute(
         elif pending:
             _spawn(stacks, study.path, job, workers, threads, stopped, tick)
         tick()
-        interrupted = stopped() and any(not study.run(cell.run_id).done for cell in pending)
+        interrupted = stopped() and bool(study.unfinished(pending))
     return outcome_of(pending, study, interrupted)
 
 

@@ -18,9 +18,9 @@ from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
 from petransfer.errors import Interrupted, RunError, UserError
 from petransfer.models.library_output import silence_libraries
-from petransfer.study.folders import RunFolder, StudyFolder
+from petransfer.study.folders import Named, RunFolder, StudyFolder
 from petransfer.study.launched_processes import Place
-from petransfer.study.local_executor import Job, Named, Outcome, outcome_of, stop_on_signals
+from petransfer.study.local_executor import Job, Outcome, outcome_of, stop_on_signals
 from petransfer.study.worker_losses import note_failure, one_line
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def execute_together(
                 _attempt(cell, folder, job, threads, group, tick)
         tick()
         group.leave()
-        pending = [cell for cell in cells if not study.run(cell.run_id).done]
+        pending = study.unfinished(cells)
         return outcome_of(pending, study, interrupted=stopped() and bool(pending))
 
 

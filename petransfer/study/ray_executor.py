@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from petransfer.errors import UserError
-from petransfer.study.folders import RunFolder, StudyFolder
+from petransfer.study.folders import Named, RunFolder, StudyFolder
 from petransfer.study.local_executor import (
     Job,
-    Named,
     Outcome,
     attempt_together,
     forget_failures,
@@ -90,14 +89,14 @@ def execute_on_ray(
     most_cores = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
     if threads > most_cores:
         raise UserError(f"--threads {threads}: no node of the cluster has more than {most_cores:.0f} cores")
-    pending = [cell for cell in cells if not study.run(cell.run_id).done]
+    pending = study.unfinished(cells)
     forget_failures(pending, study)
     stacks = group(pending) if group else [[cell] for cell in pending]
     with stop_on_signals() as stopped, _stop_file(study) as stop:
         driver = _Driver(ray, study, job, demands, threads, stop)
         driver.run(stacks, most, tick, stopped)
         tick()
-        interrupted = stopped() and any(not study.run(cell.run_id).done for cell in pending)
+        interrupted = stopped() and bool(study.unfinished(pending))
     return outcome_of(pending, study, interrupted)
 
 

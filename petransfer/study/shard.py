@@ -5,19 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
 from petransfer.errors import UserError
-
-
-class Named(Protocol):
-    """A cell of a grid."""
-
-    @property
-    def run_id(self) -> str: ...
-
-
-CellType = TypeVar("CellType", bound=Named)
+from petransfer.study.folders import CellType
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from transformers import AutoModelForSeq2SeqLM, BartConfig
 from petransfer.errors import UserError
 from petransfer.memory.measured import peak_of
 from petransfer.memory.planner import largest_stack, on_card
-from petransfer.memory.simulation import Demand, simulate
+from petransfer.memory.step_memory import Demand, simulate
 from petransfer.methods import apply_method
 from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec

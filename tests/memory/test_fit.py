@@ -20,7 +20,7 @@ from petransfer.memory.advice import FIT_OPTIONS, TRAIN_OPTIONS, Advice, Change,
 from petransfer.memory.cards import card_bytes
 from petransfer.memory.measured import capability, measure
 from petransfer.memory.planner import CONTEXT, PAGED, needs_checkpointing, on_card, plan
-from petransfer.memory.simulation import Demand, simulate
+from petransfer.memory.step_memory import Demand, simulate
 from petransfer.memory.study_memory import demand_of
 from petransfer.models.architecture import configuration
 from petransfer.models.control_arms import randomly_initialized

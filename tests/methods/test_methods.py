@@ -20,7 +20,7 @@ from petransfer.errors import Interrupted, UserError
 from petransfer.evaluation.exact_match import evaluate
 from petransfer.evaluation.generation import generate
 from petransfer.evaluation.label_scoring import _scores
-from petransfer.memory.simulation import Demand, simulate
+from petransfer.memory.step_memory import Demand, simulate
 from petransfer.methods import apply_method, save_method
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec

@@ -16,7 +16,7 @@ from petransfer.data.encoding import encode_examples
 from petransfer.data.task import Example
 from petransfer.errors import UserError
 from petransfer.evaluation.exact_match import score
-from petransfer.memory.simulation import Demand, simulate
+from petransfer.memory.step_memory import Demand, simulate
 from petransfer.methods import apply_method, save_method
 from petransfer.models.architecture import configuration
 from petransfer.models.control_arms import randomly_initialized
