@@ -19,7 +19,7 @@ from petransfer.report import run_table
 from petransfer.report.run_table import Row
 from petransfer.study.grid import expand
 from tests.cli.calls import call
-from tests.report.made import make, recipe_of
+from tests.report.made import draw_nothing, make, recipe_of
 
 WIDTHS = (60, 80, 120)
 
@@ -96,12 +96,19 @@ def test_a_table_wraps_or_becomes_lines(width: int, columns: int) -> None:
     assert all(f"value{row}{at}" in text for row in range(2) for at in range(columns))
 
 
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study of three arms and three methods."""
+    return make(tmp_path_factory.mktemp("study") / "made", recipe_of(seeds=[0, 1, 2]), examples=4)[1].path
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_tables_of_verbs_hide_no_column(
-    width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    width: int, study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(table_layout, "UNLIMITED", width)
-    out = make(tmp_path / "made", recipe_of(), examples=4)[1].path
+    draw_nothing(monkeypatch)
+    out = study
     assert call(monkeypatch, "status", str(out), "--json") == 0
     runs = json.loads(capsys.readouterr().out)["runs"]
     words = {run["arm"] for run in runs} | {str(round(run["test_em"], 1)) for run in runs}

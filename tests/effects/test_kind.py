@@ -21,7 +21,7 @@ from petransfer.errors import UserError
 from petransfer.recipe.effect_requests import RequestedEffect
 from petransfer.report.study_report import write_report
 from petransfer.study.study import open_grid
-from tests.report.made import make, recipe_of
+from tests.report.made import draw_nothing, make, recipe_of
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ def test_a_kind_of_another_package_is_collected_judged_and_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(KINDS, "_built_in", {**dict(KINDS), "times": TIMES})
+    draw_nothing(monkeypatch)
     recipe = recipe_of(effects=["english-scratch", EFFECT], seeds=[0, 1])
     make(tmp_path, recipe)
     report = write_report(open_grid(tmp_path))

@@ -81,7 +81,12 @@ def browse(tmp_path: Path, html: str, *options: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "width", "dark"), [("desktop", 1280, False), ("telephone", 390, False), ("dark", 1280, True)]
+    ("name", "width", "dark"),
+    [
+        pytest.param("desktop", 1280, False, marks=pytest.mark.slow),  # as wide as dark, as light as telephone
+        ("telephone", 390, False),
+        ("dark", 1280, True),
+    ],
 )
 def test_a_page_fits_the_screen_and_follows_its_scheme(
     name: str, width: int, dark: bool, shown: str, tmp_path: Path, artefacts: Path

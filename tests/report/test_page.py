@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -19,10 +20,12 @@ from petransfer.report import page_data as gather
 from petransfer.report import run_groups as groups
 from petransfer.report import run_table as tables
 from petransfer.report.heat_map import heat_map
+from petransfer.report.study_report import write_report
 from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell
+from petransfer.study.study import open_grid
 from petransfer.study.sweep import open_sweep
-from tests.report.made import level_of, make, recipe_of, sweep
+from tests.report.made import draw_nothing, level_of, make, recipe_of, sweep
 
 VOID = {"meta", "br", "img", "hr", "link", "input", "path", "use", "wbr"}
 
@@ -73,9 +76,25 @@ def reported(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
 
 @pytest.fixture
 def told(reported: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
-    """The page alone, with its own pictures: files of them, which take half of the time, are looked at elsewhere."""
+    """The page without its pictures, which are looked at elsewhere."""
+    draw_nothing(monkeypatch)
+    return reported
+
+
+@pytest.fixture
+def shown(reported: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
+    """The page with its own pictures, without their files."""
     monkeypatch.setattr("petransfer.report.plot_files.save_all", lambda *given: None)
     return reported
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study with something for every section, and its report. Tests that change it copy it."""
+    _, folder = make(tmp_path_factory.mktemp("full") / "made", recipe_of())
+    sweep(folder, recipe_of())
+    write_report(open_grid(folder.path))
+    return folder.path
 
 
 def sections(text: str) -> list[str]:
@@ -96,10 +115,8 @@ EVERYTHING = [
 ]  # fmt: skip
 
 
-def test_a_full_study_has_every_section(tmp_path: Path, reported: Callable[[Path], str]) -> None:
-    _, folder = make(tmp_path / "made", recipe_of())
-    sweep(folder, recipe_of())
-    text = reported(folder.path)
+def test_a_full_study_has_every_section(full: Path) -> None:
+    text = (full / "report.html").read_text(encoding="utf-8")
     assert sections(text) == EVERYTHING
     page = Checked(text)
     assert len(page.ids) == len(set(page.ids))
@@ -118,20 +135,23 @@ def test_a_full_study_has_every_section(tmp_path: Path, reported: Callable[[Path
     assert "The paper (t5-base, all weights): +93.6 points" in text
     assert "not defined: by Fieller" in text
     assert re.search(r"9[23] % \[.*\] of the effect is kept", text)
-    names = {path.stem for path in (folder.path / "plots").glob("*.png")}
-    assert names == {path.stem for path in (folder.path / "plots").glob("*.svg")}
-    assert names == {path.stem for path in (folder.path / "plots").glob("*.pdf")}
+    names = {path.stem for path in (full / "plots").glob("*.png")}
+    assert names == {path.stem for path in (full / "plots").glob("*.svg")}
+    assert names == {path.stem for path in (full / "plots").glob("*.pdf")}
     wide = {"learning-curves", "by-arm", "effects", "retention", "by-category", "learning-rates", "parameters"}
     assert names == wide | {f"{name}-one-column" for name in ("by-arm", "effects", "retention")}
-    no_figure_is_missing(folder.path)
+    no_figure_is_missing(full)
 
 
-def test_the_same_runs_give_the_same_bytes(tmp_path: Path, reported: Callable[[Path], str]) -> None:
-    one, other = (make(tmp_path / name / "made", recipe_of())[1].path for name in "ab")
-    assert reported(one) == reported(other)
-    first = {path.name: path.read_bytes() for path in (one / "plots").iterdir()}
-    reported(one)
-    assert first == {path.name: path.read_bytes() for path in (one / "plots").iterdir()}
+def test_the_same_runs_give_the_same_bytes(full: Path, tmp_path: Path, reported: Callable[[Path], str]) -> None:
+    other = shutil.copytree(full, tmp_path / "made")
+    for path in other.glob("plots/*"):
+        path.unlink()
+    reported(other)
+    files = [path for path in sorted(full.rglob("*")) if path.is_file() and "runs" not in path.parts]
+    assert len(files) > 30
+    for path in files:
+        assert (other / path.relative_to(full)).read_bytes() == path.read_bytes(), path
 
 
 def test_what_has_no_data_is_left_out(tmp_path: Path, reported: Callable[[Path], str]) -> None:
@@ -177,23 +197,23 @@ def test_other_metrics_stand_in_a_table_a_split(tmp_path: Path, told: Callable[[
     no_figure_is_missing(folder.path)
 
 
-def test_effects_on_another_metric_are_said_to_be_so(tmp_path: Path, told: Callable[[Path], str]) -> None:
+def test_effects_on_another_metric_are_said_to_be_so(tmp_path: Path, shown: Callable[[Path], str]) -> None:
     """Its name stands wherever exact match's would; the picture and the tables go by it."""
     task = {"name": "scan", "splits": ["add_jump", "right"], "metrics": ["chrf"]}
     methods = [{"name": "lora", "bits": 32}, {"name": "full", "bits": 32, "rate_scaling": "rms"}]
     retention = {"retention": "english-scratch", "under": "lora"}
     recipe = recipe_of(task=task, methods=methods, effects=["english-scratch", retention])
     _, folder = make(tmp_path / "made", recipe, scores=chrf_and_rouge)
-    text = told(folder.path)
+    text = shown(folder.path)
     Checked(text)
-    shown = text[text.index("<h2>Verdicts</h2>") : text.index("<h2>Exact match</h2>")].replace("\u00a0", " ")
-    assert ">Effects are judged by test chrF, of which a run keeps one figure: intervals are over seeds " in shown
-    assert "72.5 against 52.5, p 0.009 (Holm), 6 seeds a side. Holds." in shown
-    assert "Differences in test chrF with 95 % intervals over seeds alone." in shown
-    assert ">difference in test chrF, points<" in shown
-    assert '<th scope="col" class="number"><button type="button">points of chrF</button></th>' in shown
-    assert "exact match" not in shown.lower()
-    assert "Orhan" not in shown
+    part = text[text.index("<h2>Verdicts</h2>") : text.index("<h2>Exact match</h2>")].replace("\u00a0", " ")
+    assert ">Effects are judged by test chrF, of which a run keeps one figure: intervals are over seeds " in part
+    assert "72.5 against 52.5, p 0.009 (Holm), 6 seeds a side. Holds." in part
+    assert "Differences in test chrF with 95 % intervals over seeds alone." in part
+    assert ">difference in test chrF, points<" in part
+    assert '<th scope="col" class="number"><button type="button">points of chrF</button></th>' in part
+    assert "exact match" not in part.lower()
+    assert "Orhan" not in part
     assert "points of chrF" in (folder.path / "table.md").read_text()
     assert "- Effects are judged by test chrF" in (folder.path / "table.md").read_text()
     assert "points of chrF" in (folder.path / "table.tex").read_text()
@@ -216,13 +236,20 @@ def test_a_study_without_other_metrics_says_nothing_of_them(tmp_path: Path, told
     assert "Other metrics" not in told(folder.path)
 
 
-def test_pictures_whose_data_are_gone_go_too(tmp_path: Path, reported: Callable[[Path], str]) -> None:
-    _, folder = make(tmp_path / "made", recipe_of())
-    sweep(folder, recipe_of())
-    reported(folder.path)
-    (folder.path / "sweep.json").unlink()
-    assert "Learning rates" not in reported(folder.path)
-    assert not (folder.path / "plots" / "learning-rates.svg").exists()
+def test_pictures_whose_data_are_gone_go_too(
+    full: Path, tmp_path: Path, reported: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[str] = []
+    monkeypatch.setattr("petransfer.report.plots.save", lambda figure, path: saved.append(path.name))
+    monkeypatch.setattr("petransfer.report.html_parts.inline_svg", lambda *given: "")
+    folder = shutil.copytree(full, tmp_path / "made")
+    assert len(list(folder.glob("plots/learning-rates.*"))) == 3
+    (folder / "sweep.json").unlink()
+    assert "Learning rates" not in reported(folder)
+    assert not list(folder.glob("plots/learning-rates.*"))
+    assert "by-arm" in saved
+    assert "learning-rates" not in saved
+    assert (folder / "plots" / "by-arm.svg").exists()
 
 
 def test_a_sweep_is_shown_by_method_and_says_what_it_rests_on(tmp_path: Path, told: Callable[[Path], str]) -> None:

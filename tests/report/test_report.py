@@ -27,7 +27,7 @@ from petransfer.report import run_table as tables
 from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell, expand
 from tests.report import made
-from tests.report.made import METHODS, make, recipe_of
+from tests.report.made import METHODS, draw_nothing, make, recipe_of
 
 
 @pytest.fixture
@@ -192,6 +192,7 @@ def test_a_report_made_again_is_the_same(
 def test_what_was_written_into_effects_json_is_not_believed(
     study: tuple[list[Cell], StudyFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    draw_nothing(monkeypatch)
     folder = study[1].path
     assert _report(folder, monkeypatch) == 0
     first = _hashes(folder)
