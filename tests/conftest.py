@@ -15,8 +15,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # tests run beside each other; more threads than cores make all of them slower
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from petransfer.models.registry import NANO, checkpoint_spec
+from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import MethodSpec, RunSpec, TaskSpec, TrainSpec
+from tests.tiny_models import keep, make_tiny_t5
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -36,31 +37,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
-def _keep(folder: Path, make: Callable[[int], Any]) -> Path:
-    """A model with random weights for the embedded family's tokenizer, saved with it."""
-    import torch
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(NANO / "tokenizer")
-    torch.manual_seed(99)
-    make(len(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="session")
 def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A T5 of one layer each way and 32 dimensions."""
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    def make(pieces: int) -> Any:
-        config = T5Config(
-            vocab_size=pieces, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, dropout_rate=0.1,
-            decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
-        )  # fmt: skip
-        return T5ForConditionalGeneration(config)
-
-    return _keep(tmp_path_factory.mktemp("tiny-t5"), make)
+    return make_tiny_t5(tmp_path_factory.mktemp("tiny-t5"))
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +55,7 @@ def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )  # fmt: skip
         return GPT2LMHeadModel(config)
 
-    return _keep(tmp_path_factory.mktemp("tiny-gpt2"), make)
+    return keep(tmp_path_factory.mktemp("tiny-gpt2"), make)
 
 
 LORA = MethodSpec("lora", bits=32, rank=4, alpha=8.0)

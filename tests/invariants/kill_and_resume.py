@@ -10,10 +10,12 @@ first files. The tests call this with few kills. The long versions take some min
     python -m tests.invariants.kill_and_resume --kills 20 --what stack    # the only process, two runs at once
     python -m tests.invariants.kill_and_resume --kills 20 --what launcher # the process that started those
     python -m tests.invariants.kill_and_resume --kills 20 --what sweep    # a sweep of learning rates
+    python -m tests.invariants.kill_and_resume --kills 20 --what pretrain # a pretraining of four checkpoints
     python -m tests.invariants.kill_and_resume --kills 20 --what ray-worker|ray-driver|ray-head
 
-A study that is done before there were enough kills is begun anew in another folder. --json prints a line of JSON for a
-record, --out adds it to the list in a file.
+A study that is done before there were enough kills is begun anew in another folder. --forked starts each command by a
+fork of a process that has imported everything (run, sweep, stack, pretrain): kills in the first second then strike a
+command that already reads and writes. --json prints a line of JSON for a record, --out adds it to the list in a file.
 """
 
 from __future__ import annotations
@@ -38,18 +40,35 @@ import psutil
 import pyarrow.parquet
 from safetensors.torch import load_file
 
+from tests.invariants.forked_command import ForkedCommand
+from tests.tiny_models import make_tiny_t5
+
+Process = subprocess.Popen[bytes] | ForkedCommand
+
 RECIPE = """
 name: killed
 task: {{name: lines, options: {{train: {rows}, dev: 6, test: 6}}}}
+family: {{name: tiny, arms: {{english: {base}}}}}
 arms: [english, scratch]
 methods:
   - {{name: lora, rank: 4, bits: 32}}
 seeds: [0, 1]
 train: {{steps: {steps}, batch_size: 8, learning_rate: {{lora: 2.0e-3, scratch: 2.0e-2}}}}
 """
+PRETRAINING = """
+kind: pretrain
+name: killed
+arms: [brackets]
+seeds: [0, 1, 2, 3]
+tokens: 4000
+noise: {{window: 32}}
+train: {{steps: {steps}, batch_size: 4}}
+corpora:
+  brackets: {{brackets: 8}}
+"""
 RUNS = 4
 # Share of the kills that strike a command in its first seconds.
-EARLY_SHARE, EARLY_SECONDS = 0.25, 4.0
+EARLY_SHARE, EARLY_SECONDS, EARLY_SECONDS_FORKED = 0.25, 4.0, 1.0
 TIMES = {"once": 1, "twice": 2, "thrice": 3, "four times": 4}
 VERBS = ("walk", "run", "look", "jump", "turn", "see")
 ROWS = [f"{verb} {word}\t{' '.join([verb.upper()] * count)}\n" for verb in VERBS for word, count in TIMES.items()]
@@ -102,6 +121,7 @@ WAYS = {
     "run": Way(("--workers", "1"), _itself),
     "sweep": Way(("--workers", "1", "--factors", "1"), _itself, verb="sweep"),
     "stack": Way(("--workers", "1", "--stack", "2"), _itself),
+    "pretrain": Way(("--workers", "1", "--no-compile"), _itself, verb="pretrain"),
     "worker": Way(("--workers", "2"), _workers),
     "driver": Way(("--workers", "2"), _itself),
     "process": Way(("--processes", "2"), _sharing),
@@ -146,7 +166,7 @@ def command(recipe: Path, out: Path, options: list[str], verb: str = "run") -> l
     return [sys.executable, "-m", "petransfer", verb, "--recipe", str(recipe), "--out", str(out), *fixed, *options]
 
 
-def main(kills: int, seed: int = 0, what: str = "run", steps: int = 0) -> dict[str, Any]:
+def main(kills: int, seed: int = 0, what: str = "run", steps: int = 0, forked: bool = False) -> dict[str, Any]:
     """Runs, kills and compares, in as many rounds as it takes.
 
     The record: the kills that struck a study under way, in how many rounds of RUNS runs of so many steps, and seconds.
@@ -160,14 +180,18 @@ def main(kills: int, seed: int = 0, what: str = "run", steps: int = 0) -> dict[s
         folder = Path(name)
         recipe = folder / "recipe.yaml"
         (folder / "rows.tsv").write_text("".join(ROWS))
-        recipe.write_text(RECIPE.format(rows=folder / "rows.tsv", steps=steps))
-        alone = list(way.options) if {"--processes", "--stack", "--factors"} & {*way.options} else ["--workers", "1"]
-        subprocess.run(command(recipe, folder / "whole", alone, way.verb), check=True, capture_output=True)
+        text = PRETRAINING if way.verb == "pretrain" else RECIPE
+        base = make_tiny_t5(folder / "base")
+        recipe.write_text(text.format(rows=folder / "rows.tsv", base=base, steps=steps))
+        same = {"--processes", "--stack", "--factors", "--no-compile"} & {*way.options}
+        alone = list(way.options) if same else ["--workers", "1"]
+        code, said = to_its_end(command(recipe, folder / "whole", alone, way.verb), forked)
+        assert code == 0, said
 
         def one_round(left: int) -> int:
             cut = folder / "cut"
-            struck = strike(left, way, cluster, recipe, cut, rng)
-            end(way, cluster, recipe, cut)
+            struck = strike(left, way, cluster, recipe, cut, rng, forked)
+            end(way, cluster, recipe, cut, forked)
             compare(folder / "whole", cut)
             shutil.rmtree(cut)
             return struck
@@ -176,7 +200,7 @@ def main(kills: int, seed: int = 0, what: str = "run", steps: int = 0) -> dict[s
     seconds = round(time.monotonic() - started)
     return {
         "what": what, "kills": sum(rounds), "rounds": len(rounds), "runs": RUNS, "steps": steps, "seed": seed,
-        "seconds": seconds,
+        "seconds": seconds, "forked": forked,
     }  # fmt: skip
 
 
@@ -196,19 +220,24 @@ def until(kills: int, one_round: Callable[[int], int]) -> list[int]:
     return rounds
 
 
-def end(way: Way, cluster: Cluster, recipe: Path, out: Path) -> None:
+def end(way: Way, cluster: Cluster, recipe: Path, out: Path, forked: bool = False) -> None:
     """Carries the study to its end."""
     for _ in range(10):  # what a killed process started may hold its runs a while longer
-        ended = subprocess.run(
-            command(recipe, out, [*way.options, *cluster.options()], way.verb),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if ended.returncode == 0:
-            break
+        code, said = to_its_end(command(recipe, out, [*way.options, *cluster.options()], way.verb), forked)
+        if code == 0:
+            return
         time.sleep(3)
-    assert ended.returncode == 0, ended.stderr[-2000:]
+    raise AssertionError(said)
+
+
+def to_its_end(line: list[str], forked: bool) -> tuple[int, str]:
+    """Run a command; return its exit code and the end of what it printed."""
+    if forked:
+        with tempfile.TemporaryDirectory() as folder:
+            forked_command = ForkedCommand(line[3:], Path(folder), Path(folder) / "output.log")
+            return forked_command.wait(), forked_command.said()
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr[-2000:]
 
 
 class _Stopping:
@@ -216,14 +245,16 @@ class _Stopping:
         self.close = cluster.stop
 
 
-def strike(kills: int, way: Way, cluster: Cluster, recipe: Path, out: Path, rng: random.Random) -> int:
+def strike(
+    kills: int, way: Way, cluster: Cluster, recipe: Path, out: Path, rng: random.Random, forked: bool = False
+) -> int:
     """Kills until there were enough kills or all runs are done; whoever ended is started again."""
     struck = 0
     while struck < kills and not finished(out):
         line = command(recipe, out, [*way.options, *cluster.options()], way.verb)
-        with _started(line) as driver:
+        with _started(line, recipe.parent if forked else None) as driver:
             if way.victims is _itself and rng.random() < EARLY_SHARE:
-                struck += _kill_early(driver, rng)
+                struck += _kill_early(driver, rng.uniform(0, EARLY_SECONDS_FORKED if forked else EARLY_SECONDS))
             while struck < kills and driver.poll() is None:
                 struck += _kill_one(driver, way, out, rng)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -231,9 +262,9 @@ def strike(kills: int, way: Way, cluster: Cluster, recipe: Path, out: Path, rng:
     return struck
 
 
-def _kill_early(driver: subprocess.Popen[bytes], rng: random.Random) -> int:
-    """Kill a command in its first seconds, whatever it has done by then; return whether it was still there."""
-    time.sleep(rng.uniform(0, EARLY_SECONDS))
+def _kill_early(driver: Process, seconds: float) -> int:
+    """Kill a command after so many seconds, whatever it has done by then; return whether it was still there."""
+    time.sleep(seconds)
     if driver.poll() is not None:
         return 0
     driver.kill()
@@ -242,8 +273,13 @@ def _kill_early(driver: subprocess.Popen[bytes], rng: random.Random) -> int:
 
 
 @contextlib.contextmanager
-def _started(line: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    driver = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+def _started(line: list[str], folder: Path | None = None) -> Iterator[Process]:
+    """Start a command; with a folder for its output, by a fork."""
+    driver: Process
+    if folder is None:
+        driver = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    else:
+        driver = ForkedCommand(line[3:], folder, folder / "output.log")  # without `python -m petransfer`
     try:
         yield driver
     finally:
@@ -252,7 +288,7 @@ def _started(line: list[str]) -> Iterator[subprocess.Popen[bytes]]:
             driver.wait()
 
 
-def _kill_one(driver: subprocess.Popen[bytes], way: Way, out: Path, rng: random.Random) -> int:
+def _kill_one(driver: Process, way: Way, out: Path, rng: random.Random) -> int:
     """Waits until the study gets further, and a random while longer, and kills; whether there was one to kill."""
     before = _traces(out)
     while driver.poll() is None and _traces(out) == before:
@@ -324,10 +360,12 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--what", choices=[*WAYS], default="run")
     parser.add_argument("--steps", type=int, default=0, help="of every run; 0 takes as many as suit the kills")
+    parser.add_argument("--forked", action="store_true", help="start commands by a fork, without imports")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    record = {**main(arguments.kills, arguments.seed, arguments.what, arguments.steps), **machine()}
+    made = main(arguments.kills, arguments.seed, arguments.what, arguments.steps, arguments.forked)
+    record = {**made, **machine()}
     if arguments.out:
         before = json.loads(arguments.out.read_text()) if arguments.out.exists() else []
         arguments.out.write_text(json.dumps([*before, record], indent=1) + "\n")
