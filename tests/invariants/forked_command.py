@@ -24,7 +24,7 @@ class ForkedCommand:
         self.arguments, self.log = list(arguments), log
         self._process = _CONTEXT.Process(target=_run, args=(self.arguments, str(folder), str(log)))
         self._process.start()
-        self.pid = self._process.pid
+        self.pid = self._process.pid or 0
 
     def poll(self) -> int | None:
         """Return the exit code, None while the command runs."""

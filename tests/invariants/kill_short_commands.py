@@ -27,9 +27,9 @@ from tests.tiny_models import make_tiny_t5
 # Each command with the place that it writes, relative to a fresh copy of a finished study.
 COMMANDS = {
     "report": (["report", "study"], "study"),
-    "pack": (["adapter", "pack", "study/runs/{run}", "--out", "packed.zip"], "packed.zip"),
-    "push": (["adapter", "push", "bundle.zip", "me/mine"], "hub"),
-    "pull": (["adapter", "pull", "bundle.zip", "--out", "pulled"], "pulled"),
+    "pack": (["adapter", "pack", "study/runs/{run}", "--out", "packed.petransfer.zip"], "packed.petransfer.zip"),
+    "push": (["adapter", "push", "bundle.petransfer.zip", "me/mine"], "hub"),
+    "pull": (["adapter", "pull", "bundle.petransfer.zip", "--out", "pulled"], "pulled"),
     "merge": (["adapter", "merge", "study/runs/{run}", "merged"], "merged"),
     "recipes cp": (["recipes", "cp", "lora-scan", "copied.yaml"], "copied.yaml"),
     "checkpoints cp": (["checkpoints", "cp", "nano/english", "copied"], "copied"),
@@ -129,7 +129,7 @@ def main(kills: int, names: list[str], seed: int = 0) -> list[dict[str, Any]]:
         (folder / "recipe.yaml").write_text(recipe)
         for words in (
             ["run", "--recipe", "recipe.yaml", "--out", "study", "--workers", "1", "--threads", "1", "--cpu"],
-            ["adapter", "pack", "study", "--out", "bundle.zip"],
+            ["adapter", "pack", "study", "--out", "bundle.petransfer.zip"],
         ):
             done = petransfer(folder, *words)
             assert done.wait() == 0, done.said()
