@@ -241,7 +241,8 @@ def train(
         progress: Called several times a second during training.
         **settings: Fields of `petransfer.study.quick_recipe.TrainRequest`: method, rank, bits, steps, epochs,
             max_steps, early_stopping, max_minutes, learning_rate, batch_size, max_length, prefix, seeds, dev, test,
-            input_column, target_column, template, metrics, skip_bad_rows.
+            input_column, target_column, template, metrics, skip_bad_rows, add_tokens, source_language,
+            target_language.
 
     Returns:
         The adapter; of several seeds the one that is best on dev.

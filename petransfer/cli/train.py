@@ -113,6 +113,14 @@ def train(
             help="Add tokens for characters that the tokenizer lacks, for example newline,tab,braces.",
         ),
     ] = None,
+    source_language: Annotated[
+        str | None,
+        typer.Option(rich_help_panel=_DATA, help="Language of the inputs, for mBART, M2M100 and NLLB: eng_Latn."),
+    ] = None,
+    target_language: Annotated[
+        str | None,
+        typer.Option(rich_help_panel=_DATA, help="Language of the targets, named as the tokenizer names it."),
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds, as 0,1,2 or 0-5: one training for each.")] = "0",
     out: Annotated[Path | None, typer.Option(help="The folder; default results/<data>-<model>.")] = None,
     sets: Annotated[
@@ -134,7 +142,7 @@ def train(
         method, rank, bits, steps, epochs, max_steps, early_stopping, max_minutes, learning_rate, batch_size,
         max_length, prefix, tuple(parse_seeds(seeds)), dev, test, input_column, target_column, template,
         tuple(metric or ()), skip_bad_rows, tuple((add_tokens or "").split(",")) if add_tokens else (),
-        {"quoting": quoting},
+        source_language, target_language, {"quoting": quoting},
     )  # fmt: skip
     training = train_study(model, data, request, sets or [], out, card is not None)
     grid = training.grid

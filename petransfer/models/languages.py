@@ -35,15 +35,18 @@ def with_languages(
     given = [language for language in (source_language, target_language) if language]
     if not hasattr(tokenizer, "src_lang"):
         if given:
-            raise UserError(f"{name} marks no languages; leave source_language and target_language out")
+            raise UserError(
+                f"{name} marks no languages; remove source_language and target_language "
+                "(--source-language, --target-language)"
+            )
         return tokenizer
     if len(given) == 1:
         raise UserError(f"{name}: give source_language and target_language together")
     if not given:
         if _codes(tokenizer):
             _log.warning(
-                "%s marks languages and none is given: inputs are marked as %s and targets are not marked. Set "
-                "source_language and target_language in the recipe's family",
+                "%s marks languages and none is given: inputs are marked as %s and targets are not marked. Give "
+                "--source-language and --target-language, or source_language and target_language in the recipe's family",
                 name,
                 tokenizer.src_lang,
             )

@@ -55,6 +55,7 @@ class TrainRequest:
         metrics: The metrics that the test set is scored with beside exact match.
         skip_bad_rows: Leave unusable rows out and list them.
         add_tokens: Characters to add to the tokenizer if it lacks them: `newline`, `tab`, `braces`, or the characters.
+        source_language, target_language: Languages of inputs and targets, as a multilingual tokenizer names them.
         options: Other options of the task `lines`, such as `delimiter`.
     """
 
@@ -79,6 +80,8 @@ class TrainRequest:
     metrics: tuple[str, ...] = ()
     skip_bad_rows: bool = False
     add_tokens: tuple[str, ...] = ()
+    source_language: str | None = None
+    target_language: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -160,7 +163,14 @@ def _method(request: TrainRequest, embedded: bool, on_card: bool) -> dict[str, A
 
 
 def _checkpoint(model: str, request: TrainRequest) -> str | dict[str, Any]:
-    return {"checkpoint": model, "added_tokens": list(request.add_tokens)} if request.add_tokens else model
+    """Return the arm of the recipe: the model, with the settings that were asked for."""
+    settings = {
+        "added_tokens": list(request.add_tokens),
+        "source_language": request.source_language,
+        "target_language": request.target_language,
+    }
+    given = {name: value for name, value in settings.items() if value}
+    return {"checkpoint": model, **given} if given else model
 
 
 def _fill(content: dict[str, Any], recipe: Recipe, model: str, request: TrainRequest) -> None:

@@ -26,11 +26,11 @@ from tests.tiny_models import make_tiny_t5
 
 # Each command with the place that it writes, relative to a fresh copy of a finished study.
 COMMANDS = {
-    "report": (["report", "study"], "study"),
-    "pack": (["adapter", "pack", "study/runs/{run}", "--out", "packed.petransfer.zip"], "packed.petransfer.zip"),
+    "report": (["report", "finished"], "finished"),
+    "pack": (["adapter", "pack", "finished/runs/{run}", "--out", "packed.petransfer.zip"], "packed.petransfer.zip"),
     "push": (["adapter", "push", "bundle.petransfer.zip", "me/mine"], "hub"),
     "pull": (["adapter", "pull", "bundle.petransfer.zip", "--out", "pulled"], "pulled"),
-    "merge": (["adapter", "merge", "study/runs/{run}", "merged"], "merged"),
+    "merge": (["adapter", "merge", "finished/runs/{run}", "merged"], "merged"),
     "recipes cp": (["recipes", "cp", "lora-scan", "copied.yaml"], "copied.yaml"),
     "checkpoints cp": (["checkpoints", "cp", "nano/english", "copied"], "copied"),
 }
@@ -60,7 +60,7 @@ def contents(place: Path, hub: Hub) -> dict[str, bytes]:
 def try_command(original: Path, name: str, kills: int, rng: random.Random, hub: Hub) -> dict[str, Any]:
     """Kill one command until `kills` struck while it ran, each in a fresh copy of `original`, and compare."""
     words, place = COMMANDS[name]
-    run = sorted(path.parent.name for path in original.glob("study/runs/*/adapter"))[0]
+    run = sorted(path.parent.name for path in original.glob("finished/runs/*/adapter"))[0]
     arguments = [word.format(run=run) for word in words]
     with tempfile.TemporaryDirectory() as scratch:
         whole = Path(scratch) / "whole"
@@ -128,8 +128,8 @@ def main(kills: int, names: list[str], seed: int = 0) -> list[dict[str, Any]]:
         recipe = recipe.replace("[english, scratch]", "[english]").replace("seeds: [0, 1]", "seeds: [0]")
         (folder / "recipe.yaml").write_text(recipe)
         for words in (
-            ["run", "--recipe", "recipe.yaml", "--out", "study", "--workers", "1", "--threads", "1", "--cpu"],
-            ["adapter", "pack", "study", "--out", "bundle.petransfer.zip"],
+            ["run", "--recipe", "recipe.yaml", "--out", "finished", "--workers", "1", "--threads", "1", "--cpu"],
+            ["adapter", "pack", "finished", "--out", "bundle.petransfer.zip"],
         ):
             done = petransfer(folder, *words)
             assert done.wait() == 0, done.said()

@@ -37,7 +37,8 @@ SMALL: dict[str, tuple[str, dict[str, Any], str]] = {
     "bart": ("bart", BART, "BART"),
     "mbart": ("mbart", BART, "mBART"),
     "pegasus": ("pegasus", BART, "Pegasus"),
-    "m2m_100": ("m2m_100", BART, "M2M100, NLLB"),
+    "m2m_100": ("m2m_100", BART, "M2M100"),
+    "nllb": ("m2m_100", BART, "NLLB"),
     "gpt2": ("gpt2", {"n_embd": 64, "n_layer": 1, "n_head": 4, "n_positions": 128}, "GPT-2"),
     "llama": ("llama", GROUPED, "Llama"),
     "mistral": ("mistral", GROUPED, "Mistral"),
@@ -85,8 +86,8 @@ TOKENIZERS = {
     **dict.fromkeys(("llama", "smollm3"), "llama3"),
     **dict.fromkeys(("gpt2", "phi", "starcoder2", "gpt_neox"), "gpt2"),
     **dict.fromkeys(("bart", "opt", "bloom"), "bart"),
-    **{name: name for name in ("byt5", "marian", "pegasus")},
-    **dict.fromkeys(("mbart", "m2m_100"), "mbart"),
+    **{name: name for name in ("byt5", "marian", "mbart", "nllb", "pegasus")},
+    "m2m_100": "m2m100",
 }
 
 WIDTHS: tuple[Bits, ...] = (32, 16, 8, 4)

@@ -29,7 +29,7 @@ from petransfer.recipe.run_spec import Bits, MethodSpec
 from petransfer.training.batches import collate
 from petransfer.training.losses import token_loss
 from tests.models.architectures import REFUSED, SMALL, TOKENIZERS, TRIED
-from tests.models.tokenizers import save_tokenizer
+from tests.models.tokenizers import rows_needed, save_tokenizer
 
 EXAMPLES = [
     Example(at, f"jump {word}", word, "all") for at, word in enumerate(("left", "right", "twice", "thrice", "around"))
@@ -54,7 +54,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 def _save(name: str, folder: Path) -> None:
     kind, fields, *_ = SMALL[name]
     tokenizer = save_tokenizer(TOKENIZERS[name], folder)
-    size = max(tokenizer.get_vocab().values()) + 1
+    size = rows_needed(tokenizer)
     ends = {
         "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id,
         "bos_token_id": tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id,

@@ -1,4 +1,4 @@
-"""Languages of mBART and NLLB: in inputs, before targets, in training, scoring and generation alike."""
+"""Languages of mBART, M2M100 and NLLB: in inputs, before targets, in training, scoring and generation alike."""
 
 from __future__ import annotations
 
@@ -21,9 +21,12 @@ from petransfer.models.registry import checkpoint_spec, own_family
 from petransfer.recipe.run_spec import CheckpointSpec, RunSpec
 from petransfer.recipe.schema import ArmPart, FamilyPart
 from petransfer.training.batches import IGNORED, collate
-from tests.models.tokenizers import save_tokenizer
+from petransfer.sharing.adapter import Adapter
+from tests.cli.calls import call
+from tests.models.tokenizers import rows_needed, save_tokenizer
 
-LANGUAGES = {"mbart": ("de_DE", "fr_XX"), "nllb": ("eng_Latn", "deu_Latn")}
+LANGUAGES = {"mbart": ("de_DE", "fr_XX"), "m2m100": ("de", "fr"), "nllb": ("eng_Latn", "deu_Latn")}
+TOKENS = {"de": "__de__", "fr": "__fr__"}
 EXAMPLES = [Example(at, f"jump {word}", word, "all") for at, word in enumerate(("left", "twice", "around"))]
 
 
@@ -35,7 +38,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         made[kind] = tmp_path_factory.mktemp(kind)
         tokenizer = save_tokenizer(kind, made[kind])
         config = MBartConfig(
-            vocab_size=max(tokenizer.get_vocab().values()) + 1, d_model=32, encoder_layers=1, decoder_layers=1,
+            vocab_size=rows_needed(tokenizer), d_model=32, encoder_layers=1, decoder_layers=1,
             encoder_ffn_dim=32, decoder_ffn_dim=32, encoder_attention_heads=2, decoder_attention_heads=2,
             max_position_embeddings=64, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
             decoder_start_token_id=tokenizer.eos_token_id, forced_eos_token_id=None,
@@ -55,7 +58,9 @@ def spec_of(kind: str, folders: dict[str, Path]) -> CheckpointSpec:
 @pytest.mark.parametrize("kind", LANGUAGES)
 def test_inputs_are_marked_and_the_decoder_is_given_the_target_language(kind: str, folders: dict[str, Path]) -> None:
     loaded = load_checkpoint(spec_of(kind, folders), 32)
-    source, target = (loaded.tokenizer.convert_tokens_to_ids(language) for language in LANGUAGES[kind])
+    source, target = (
+        loaded.tokenizer.convert_tokens_to_ids(TOKENS.get(language, language)) for language in LANGUAGES[kind]
+    )
     encoded = encode_examples(EXAMPLES, "", loaded.tokenizer, loaded.layout)
     assert all(row.input_ids[0] == source for row in encoded)
     batch = collate(encoded, loaded.layout)
@@ -113,3 +118,29 @@ def test_recipes_name_them_and_runs_remember_them(folders: dict[str, Path], tiny
     assert RunSpec.from_dict(marked.as_dict()) == marked
     assert marked.run_id != plain.run_id
     assert "language" not in plain.canonical_json()
+
+
+@pytest.mark.parametrize("kind", LANGUAGES)
+def test_train_takes_the_languages_and_the_adapter_remembers_them(
+    kind: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pairs.tsv").write_text("".join(f"jump {word}\t{word}\n" for word in ("left", "twice", "around") * 4))
+    source, target = LANGUAGES[kind]
+    arguments = ("--source-language", source, "--target-language", target, "--steps", "2", "--cpu", "--out", "out")
+    assert call(monkeypatch, "train", str(folders[kind]), "pairs.tsv", *arguments) == 0
+    (run,) = (tmp_path / "out" / "runs").iterdir()
+    adapter = Adapter.load(run)
+    assert len(adapter.predict(["jump left"], max_new_tokens=3)) == 1
+    tokenizer = adapter.predictor.loaded.tokenizer
+    assert (tokenizer.src_lang, tokenizer.tgt_lang) == (source, target)  # type: ignore[attr-defined]
+
+
+def test_train_refuses_languages_that_a_model_does_not_mark(
+    tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pairs.tsv").write_text("a\tb\n" * 20)
+    arguments = ("--source-language", "en", "--target-language", "de", "--steps", "2", "--cpu", "--plan")
+    assert call(monkeypatch, "train", str(tiny_t5), "pairs.tsv", *arguments) == 2
+    assert "--source-language" in capsys.readouterr().err

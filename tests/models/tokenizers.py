@@ -1,6 +1,6 @@
 """Small tokenizers of the kind that each family really has, trained on a few sentences.
 
-SentencePiece unigram models for T5, mT5, Pegasus, Marian, mBART and NLLB; SentencePiece-like BPE with byte
+SentencePiece models for T5, mT5, Pegasus, Marian, mBART, M2M100 and NLLB; SentencePiece-like BPE with byte
 fallback for Gemma, Mistral and Phi-3; byte-level BPE for GPT-2, BART, Llama 3, Qwen and others; bytes for ByT5.
 """
 
@@ -22,6 +22,12 @@ def save_tokenizer(kind: str, folder: Path) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     _WRITERS[kind](folder)
     return AutoTokenizer.from_pretrained(folder)
+
+
+def rows_needed(tokenizer: Any) -> int:
+    """Return the number of rows of embeddings that a tokenizer needs; M2M100's languages are not in its vocabulary."""
+    languages = getattr(tokenizer, "lang_token_to_id", None) or {}
+    return 1 + max(*tokenizer.get_vocab().values(), *languages.values())
 
 
 def _sentencepiece(path: Path, **options: Any) -> Any:
@@ -78,6 +84,16 @@ def _languages(kind: str, name: str) -> Any:
     return write
 
 
+def _m2m100(folder: Path) -> None:
+    """A vocabulary beside the SentencePiece model; languages are written as `en` and marked by the token `__en__`."""
+    model = _sentencepiece(folder / "sentencepiece.bpe.model", model_type="bpe")
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    pieces = [model.id_to_piece(at) for at in range(model.get_piece_size())]
+    vocabulary = {piece: at for at, piece in enumerate([*special, *(p for p in pieces if p not in special)])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    _config(folder, "M2M100Tokenizer")
+
+
 def _byte_level(**special: str) -> Any:
     """Byte-level BPE as in tokenizer.json of GPT-2, BART, Llama 3 and Qwen."""
 
@@ -128,6 +144,7 @@ _WRITERS: dict[str, Any] = {
     "pegasus": _pegasus,
     "marian": _marian,
     "mbart": _languages("MBart50Tokenizer", "sentencepiece.bpe.model"),
+    "m2m100": _m2m100,
     "nllb": _languages("NllbTokenizer", "sentencepiece.bpe.model"),
     "gpt2": _byte_level(bos_token="<|endoftext|>", eos_token="<|endoftext|>", unk_token="<|endoftext|>"),
     "bart": _byte_level(bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>"),
