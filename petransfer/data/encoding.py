@@ -154,7 +154,10 @@ def lost_characters(text: str, back: str) -> list[str]:
 
 
 def _target_rows(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    rows: list[list[int]] = tokenizer(text_target=list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    # M2M100's tokenizer fails on targets without a language; its inputs and targets share one vocabulary
+    as_inputs = hasattr(tokenizer, "lang_code_to_token") and tokenizer.tgt_lang is None
+    given = {"text" if as_inputs else "text_target": list(texts)}
+    rows: list[list[int]] = tokenizer(**given, add_special_tokens=False, verbose=False)["input_ids"]
     return rows
 
 

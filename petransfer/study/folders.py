@@ -27,6 +27,8 @@ Status = Literal["done", "failed", "running", "interrupted", "waiting", "damaged
 
 # Seconds for which a claim is tried. A process that only checks whether a run is claimed holds the lock very briefly.
 CLAIM_PATIENCE = 0.3
+# More rows than any test set has; a few hundred kilobytes of parquet can announce billions of equal rows.
+_MOST_EXAMPLES = 5_000_000
 
 
 class Named(Protocol):
@@ -56,7 +58,7 @@ class RunFolder:
         """Return why the files of a finished run cannot be used, naming the file; empty if they can."""
         if not (self.path / "DONE").exists():
             return ""
-        times = tuple(_modified(self.path / name) for name in ("result.json", "spec.json"))
+        times = tuple(_modified(self.path / name) for name in ("result.json", "spec.json", "examples.parquet"))
         return _damage(self.path, times)
 
     def result(self) -> dict[str, Any] | None:
@@ -306,7 +308,7 @@ def _modified(path: Path) -> int:
 
 @functools.lru_cache(maxsize=65_536)
 def _damage(path: Path, times: tuple[int, ...]) -> str:
-    """Return why result.json or spec.json cannot be used. times: their modification times, to notice changes."""
+    """Return why the files of a finished run cannot be used. times: their modification times, to notice changes."""
     result = read_json(path / "result.json")
     if result is None:
         there = (path / "result.json").exists()
@@ -319,14 +321,38 @@ def _damage(path: Path, times: tuple[int, ...]) -> str:
             return f"{path / 'result.json'} has no exact match from 0 to 100 for {part}"
     if "dev" in result and (name := _wrong_figure(result)):
         return f"{path / 'result.json'} has no usable figure {name}"
-    if not by_id or not times[1]:
+    if "test" in result and "dev" in result and (problem := _contradiction(path / "examples.parquet", result["test"])):
+        return problem
+    if not by_id or ("dev" not in result and not times[1]):
         return ""
+    if not times[1]:
+        return f"{path / 'spec.json'} is missing"
     try:
         spec = RunSpec.from_dict(read_json(path / "spec.json") or {})
         same = spec.run_id == path.name
     except Exception:  # a damaged file can raise any error
         same = False
     return "" if same else f"{path / 'spec.json'} does not describe this run"
+
+
+def _contradiction(path: Path, scores: dict[str, Any]) -> str:
+    """Return why the outcomes of the test examples do not agree with their exact match; empty if they do."""
+    import pyarrow  # imported here to keep the start of commands that read no run fast
+    import pyarrow.parquet
+
+    if not path.is_file():
+        return f"{path} is {'not a file' if path.exists() else 'missing'}"
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            if file.metadata.num_rows > _MOST_EXAMPLES:
+                return f"{path} has {file.metadata.num_rows:,} rows; at most {_MOST_EXAMPLES:,} are read"
+            correct = file.read(columns=["correct"])["correct"].to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
+        return f"{path} cannot be read ({type(error).__name__})"
+    share = 100 * sum(map(bool, correct)) / max(1, len(correct))
+    if abs(share - scores["exact_match"]) < 0.01:
+        return ""
+    return f"{path} has an exact match of {share:.2f} %, and result.json has {scores['exact_match']:.2f} %"
 
 
 def _wrong_figure(result: dict[str, Any]) -> str:

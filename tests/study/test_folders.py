@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from petransfer.atomic_files import replacing, write_text
@@ -95,9 +97,14 @@ def _finished(tmp_path: Path) -> tuple[StudyGrid, RunFolder]:
     folder = grid.folder.run(cell.run_id)
     folder.path.mkdir(parents=True)
     folder.write_json("spec.json", cell.spec.as_dict())
+    _write_examples(folder.path, [True, False])
     scores = {"exact_match": 50.0, "disagreements": 0}
     folder.finish({"run_id": cell.run_id, "steps": 1, "trained_parameters": 1, "dev": scores, "test": scores})
     return grid, folder
+
+
+def _write_examples(folder: Path, correct: list[bool]) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"correct": correct}), folder / "examples.parquet")
 
 
 def _replace(path: Path, make: Callable[[Path], None]) -> None:
@@ -138,6 +145,12 @@ def _change(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Pat
         ("result.json", _change("result.json", lambda content: content.update(run_id="f" * 12))),
         ("spec.json", _change("spec.json", lambda content: content.update(seed=7))),
         ("spec.json", lambda folder: (folder / "spec.json").write_text("{}")),
+        ("spec.json", lambda folder: (folder / "spec.json").unlink()),
+        ("examples.parquet", lambda folder: (folder / "examples.parquet").unlink()),
+        ("examples.parquet", lambda folder: (folder / "examples.parquet").write_bytes(b"PAR1\0")),
+        ("examples.parquet", lambda folder: _write_examples(folder, [True, True])),
+        ("examples.parquet", lambda folder: _write_examples(folder, [])),
+        ("examples.parquet", lambda folder: _replace(folder / "examples.parquet", os.mkfifo)),
     ],
 )
 def test_a_damaged_run_is_named_and_repaired(name: str, damage: Callable[[Path], Any], tmp_path: Path) -> None:
