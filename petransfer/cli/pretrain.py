@@ -73,6 +73,7 @@ def pretrain(
             print_table(tables.terminal_table(read(), content.name))
 
     if dry:
+        folder.check(content.name)
         end()
         return
     folder.open(content)

@@ -218,6 +218,7 @@ def plan(
     """Show the grid: its runs, their steps and what is done. Nothing is loaded or downloaded."""
     scheduling = Scheduling(stack=stack)
     study = grid_from_options(opt.recipe_name(recipe, recipe_option), sets, family, seeds, arms, out, data_dir, shard)
+    study.folder.check(study.recipe.name)
     rows = tables.rows_of(study.selected, study.folder)
     room = card_bytes(card) if card is not None else this_card()
     for row in () if as_json else rows:  # print the runs first, because predicting the memory takes time

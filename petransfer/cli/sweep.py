@@ -66,6 +66,7 @@ def sweep(
     plain = part.recipe.model_copy(update={"effects": []})  # a sweep judges no effects
     study = StudyGrid(plain, cells, sweep_folder(part.folder), mine)
     if dry:
+        part.folder.check(part.recipe.name)
         _plan(study)
         return
     scheduling = Scheduling(workers, executor, address, stack)

@@ -147,6 +147,8 @@ def train(
     training = train_study(model, data, request, sets or [], out, card is not None)
     grid = training.grid
     fit = memory_of(grid, card, checkpointing)
+    if plan:
+        grid.folder.check(grid.recipe.name)
     if plan and as_json:
         print(json.dumps({"recipe": training.recipe, "rows": training.rows, "folder": str(grid.folder.path)}, indent=1))
         return

@@ -46,7 +46,7 @@ def with_languages(
         if _codes(tokenizer):
             _log.warning(
                 "%s marks languages and none is given: inputs are marked as %s and targets are not marked. Give "
-                "--source-language and --target-language, or source_language and target_language in the recipe's family",
+                "--source-language and --target-language, or source_language and target_language in the recipe",
                 name,
                 tokenizer.src_lang,
             )

@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -194,17 +195,34 @@ class StudyFolder:
         Raises:
             UserError: The folder cannot be written to, holds other files, or belongs to another recipe.
         """
-        kept = self.path / "recipe.yaml"
-        if not kept.exists() and (other := self._foreign()):
-            raise UserError(f"{self.path} holds {other} and no recipe.yaml; use --out for another folder")
+        self._refuse_in_use(recipe.name)  # before a lock is left in it
         try:
-            self.refuse_other_than(recipe.name)  # before a lock is left in it
             with self.locked():
                 self.refuse_other_than(recipe.name)
-                write_text(kept, recipe_yaml(recipe))
+                write_text(self.path / "recipe.yaml", recipe_yaml(recipe))
                 (self.path / "runs").mkdir(exist_ok=True)
         except OSError as error:
             raise cannot_write(self.path, error) from None
+
+    def check(self, name: str) -> None:
+        """Refuse what `open` would refuse for the recipe of this name, and leave nothing on the disk.
+
+        Raises:
+            UserError: As `open`.
+        """
+        self._refuse_in_use(name)
+        place = next(one for one in (self.path, *self.path.absolute().parents) if os.path.lexists(one))
+        try:
+            with tempfile.TemporaryFile(dir=place):  # a file without a name
+                pass
+        except OSError as error:
+            raise cannot_write(self.path, error) from None
+
+    def _refuse_in_use(self, name: str) -> None:
+        """Raise UserError if the folder holds other files, or a study of another recipe."""
+        if not (self.path / "recipe.yaml").exists() and (other := self._foreign()):
+            raise UserError(f"{self.path} holds {other} and no recipe.yaml; use --out for another folder")
+        self.refuse_other_than(name)
 
     def _foreign(self) -> str:
         """Return the name of an entry that no study writes before its recipe; empty if there is none."""

@@ -238,18 +238,31 @@ def test_a_changed_checkpoint_is_another_run(refused: Refused, elsewhere: Path, 
     assert len(list((elsewhere / "study" / "runs").iterdir())) == 2
 
 
-@pytest.mark.parametrize("out", ["taken", "taken/below"])
-def test_an_output_folder_that_cannot_be_written_to(refused_at_once: Refused, elsewhere: Path, out: str) -> None:
+@pytest.mark.parametrize("verb", [("run",), ("plan",), ("sweep", "--plan")])
+@pytest.mark.parametrize("out", ["taken", "taken/below", "/proc/none"])
+def test_an_output_folder_that_cannot_be_written_to(
+    refused_at_once: Refused, elsewhere: Path, verb: tuple[str, ...], out: str
+) -> None:
     (elsewhere / "taken").write_text("a file")
-    error = refused_at_once("run", "-r", "smoke", "--out", out)
+    error = refused_at_once(*verb, "-r", "smoke", "--out", out)
     assert f"{out} cannot be written to" in error
     assert "--out" in error
+    assert [path.name for path in elsewhere.iterdir()] == ["taken"]
+
+
+def test_a_plan_of_train_refuses_an_output_that_is_a_file(refused: Refused, elsewhere: Path) -> None:
+    (elsewhere / "taken").write_text("a file")
+    (elsewhere / "d.tsv").write_text("".join(f"a {at}\tb {at}\n" for at in range(20)))
+    assert "taken cannot be written to" in refused(
+        "train", "nano/english", "d.tsv", "--plan", "--cpu", "--out", "taken"
+    )
 
 
 def test_an_output_folder_of_another_recipe(refused_at_once: Refused, elsewhere: Path) -> None:
     (elsewhere / "study").mkdir()
     (elsewhere / "study" / "recipe.yaml").write_text("name: other\n")
-    error = refused_at_once("run", "-r", "smoke", "--out", "study")
+    error = refused_at_once("plan", "-r", "smoke", "--out", "study")
+    assert error == refused_at_once("run", "-r", "smoke", "--out", "study")
     assert "study belongs to the recipe 'other', not 'smoke'" in error
     assert "--out" in error
 
@@ -265,7 +278,8 @@ def test_an_output_folder_with_a_damaged_recipe(refused_at_once: Refused, elsewh
 def test_an_output_folder_with_other_files(refused_at_once: Refused, elsewhere: Path) -> None:
     (elsewhere / "study").mkdir()
     (elsewhere / "study" / "thesis.tex").write_text("precious")
-    error = refused_at_once("run", "-r", "smoke", "--out", "study")
+    error = refused_at_once("plan", "-r", "smoke", "--out", "study")
+    assert error == refused_at_once("run", "-r", "smoke", "--out", "study")
     assert "study holds thesis.tex and no recipe.yaml" in error
     assert "--out" in error
 

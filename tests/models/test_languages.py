@@ -20,8 +20,8 @@ from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec, own_family
 from petransfer.recipe.run_spec import CheckpointSpec, RunSpec
 from petransfer.recipe.schema import ArmPart, FamilyPart
-from petransfer.training.batches import IGNORED, collate
 from petransfer.sharing.adapter import Adapter
+from petransfer.training.batches import IGNORED, collate
 from tests.cli.calls import call
 from tests.models.tokenizers import rows_needed, save_tokenizer
 
