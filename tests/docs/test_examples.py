@@ -1,14 +1,16 @@
-"""The notebooks of examples/ are those of the scripts, and run from top to bottom."""
+"""The notebooks of examples/ are those of the scripts, and run from top to bottom in little computing time."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+MOST_SECONDS = 40  # of CPU time for one notebook, so that the three take less than two minutes
 sys.path.insert(0, str(ROOT / "examples"))
 
 nbformat = pytest.importorskip("nbformat")
@@ -26,7 +28,18 @@ def test_the_notebook_runs(script: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     notebook = nbformat.read(script.with_suffix(".ipynb"), as_version=4)
     client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
+    resource = pytest.importorskip("resource")
+    before = _seconds_of_children(resource)
     client.execute()
+    used = _seconds_of_children(resource) - before
+    print(f"{script.stem}: {used:.1f} s of CPU time")
+    assert used < MOST_SECONDS
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert outputs
     assert not [output for output in outputs if output["output_type"] == "error"]
+
+
+def _seconds_of_children(resource: Any) -> float:
+    """Return the CPU time of all child processes that have ended, such as a notebook's kernel."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return float(used.ru_utime + used.ru_stime)
