@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,28 @@ from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import MethodSpec, RunSpec, TaskSpec, TrainSpec
 from tests.tiny_models import keep, make_tiny_t5
 
+# Files with tests or fixtures of ten seconds and more run first: no worker is left alone with one of them at the end.
+LONGEST = (
+    "tests/invariants/",
+    "tests/study/test_on_ray.py",
+    "tests/docs/",
+    "tests/report/test_page.py",
+    "tests/training/test_two_processes.py",
+    "tests/cli/test_run.py",
+    "tests/memory/",
+    "tests/data/test_memory.py",
+    "tests/real/",
+)
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests marked gpu are skipped where there is none, and slow ones unless `-m` says what to run.
 
-    With PETRANSFER_GPU_TESTS=cpu the ones in tests/gpu run on the CPU.
+    With PETRANSFER_GPU_TESTS=cpu the ones in tests/gpu run on the CPU. The longest tests come first.
     """
     import torch
 
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
     if not config.getoption("-m"):
         for item in items:
             if item.get_closest_marker("slow"):
@@ -35,6 +49,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """Leave out fsync, which protects files from a power failure only: tests write thousands of small files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -62,14 +84,25 @@ LORA = MethodSpec("lora", bits=32, rank=4, alpha=8.0)
 FULL = MethodSpec("full", bits=32)
 
 
+@pytest.fixture(scope="session")
+def tiny_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with two hundred rows of SCAN: to encode and score all of SCAN takes most of a short run's time."""
+    from petransfer.data import load_task
+
+    rows = load_task("scan").load("jump_around_right").train[::67]
+    path = tmp_path_factory.mktemp("tiny-rows") / "rows.tsv"
+    path.write_text("".join(f"{row.input}\t{row.target}\n" for row in rows))
+    return path
+
+
 @pytest.fixture
-def tiny_spec(tiny_t5: Path) -> Callable[..., RunSpec]:
+def tiny_spec(tiny_t5: Path, tiny_rows: Path) -> Callable[..., RunSpec]:
     """Makes specs on the tiny T5; keyword arguments replace fields."""
 
     def make(method: MethodSpec = LORA, steps: int = 8, **changes: object) -> RunSpec:
         spec = RunSpec(
             checkpoint=checkpoint_spec(str(tiny_t5)),
-            task=TaskSpec("scan", "jump_around_right", options=(("dev_size", 20),)),
+            task=TaskSpec("lines", "held-out", options=(("dev", 20), ("test", 40), ("train", str(tiny_rows)))),
             method=method,
             train=TrainSpec(steps=steps, batch_size=8, learning_rate=2e-3),
             seed=0,

@@ -15,13 +15,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM
 
-from petransfer.data import SplitData, load_task
+from petransfer.data import load_task
 from petransfer.data.encoding import encode_examples
 from petransfer.errors import Interrupted, RunError
 from petransfer.evaluation.exact_match import score
 from petransfer.models.loading import load_checkpoint
 from petransfer.recipe.run_spec import MethodSpec, Optimizer, RunSpec
-from petransfer.study import single_run as study_run
 from petransfer.study.folders import RunFolder
 from petransfer.study.settings import Settings
 from petransfer.study.single_run import run_one
@@ -33,18 +32,6 @@ from tests.conftest import FULL, LORA
 
 SETTINGS = Settings(Execution(threads=1, log_every=2, save_every=0.0), cpu=True)
 Make = Callable[..., RunSpec]
-
-
-@pytest.fixture(autouse=True)
-def _few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A part of SCAN: most of the time would go into encoding rows of which eight steps see few."""
-    whole = study_run._task_data
-
-    def few(*given: Any) -> SplitData:
-        data = whole(*given)
-        return replace(data, train=data.train[::40], test=data.test[:80])
-
-    monkeypatch.setattr(study_run, "_task_data", few)
 
 
 def _run(spec: RunSpec, folder: Path, stop_at: set[int] | None = None) -> dict[str, Any] | None:
@@ -171,16 +158,16 @@ def test_plain_peft_gives_the_same_logits(embeddings: str, tiny_spec: Make, tiny
 
 
 def _log_probs(model: torch.nn.Module, spec: RunSpec) -> list[float]:
-    """Of the first test examples, by a model that knows nothing of the run but its adapter."""
+    """Of the test examples, by a model that knows nothing of the run but its adapter."""
     loaded = load_checkpoint(spec.checkpoint, 32)
-    examples = load_task("scan").load(spec.task.split).test[:40]
+    examples = load_task(spec.task.name, **dict(spec.task.options)).load(spec.task.split).test
     encoded = encode_examples(examples, "", loaded.tokenizer, loaded.layout)
-    return [row.log_prob for row in score(model, loaded, examples, encoded, 40)]
+    return [row.log_prob for row in score(model, loaded, examples, encoded, len(examples))]
 
 
 def _kept_log_probs(run: Path) -> list[float]:
     """Of the same examples, by the model as it stood in memory when training had ended."""
-    kept = pyarrow.parquet.read_table(run / "examples.parquet")["log_prob"].to_pylist()[:40]
+    kept = pyarrow.parquet.read_table(run / "examples.parquet")["log_prob"].to_pylist()
     return [float(value) for value in kept]
 
 

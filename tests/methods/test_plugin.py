@@ -30,7 +30,7 @@ from petransfer.study.folders import RunFolder
 
 def recipe(**method):
     return validate({
-        "name": "plugin", "task": {"name": "scan", "splits": ["right"], "options": {"dev_size": 8}}, "arms": ["mine"],
+        "name": "plugin", "task": {"name": "lines", "options": {"train": sys.argv[2]}}, "arms": ["mine"],
         "family": {"name": "tiny", "arms": {"mine": sys.argv[1]}}, "methods": [{"name": "loha", "bits": 32, **method}],
         "train": {"steps": 2, "batch_size": 4, "learning_rate": 1e-3},
     }, "here")
@@ -63,7 +63,9 @@ print("plugin works")
 """
 
 
-def test_a_method_of_another_package_is_trained_saved_and_loaded(tmp_path: Path, tiny_t5: Path) -> None:
+def test_a_method_of_another_package_is_trained_saved_and_loaded(
+    tmp_path: Path, tiny_t5: Path, tiny_rows: Path
+) -> None:
     (tmp_path / "their_method.py").write_text(METHOD)
     installed = tmp_path / "their_method-1.0.dist-info"
     installed.mkdir()
@@ -71,6 +73,10 @@ def test_a_method_of_another_package_is_trained_saved_and_loaded(tmp_path: Path,
     (installed / "entry_points.txt").write_text("[petransfer.methods]\nloha = their_method:METHOD\n")
     # a process of its own, started in the folder, so that the package is installed from the start
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tiny_t5)], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-c", SCRIPT, str(tiny_t5), str(tiny_rows)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.stdout.endswith("plugin works\n"), done.stderr[-3000:]

@@ -136,10 +136,11 @@ def test_a_run_interrupted_anywhere_ends_bit_for_bit_as_one_never_interrupted(
     assert result is not None
     assert result["stop_reason"] == "no_improvement"
     assert result["best_step"] < result["steps"] < 12
-    for stop_at in range(1, result["steps"] + 1):
+    best, last = result["best_step"], result["steps"]
+    for stop_at in (1, best, best + 1, last):
         folder = tmp_path / str(stop_at)
         assert _run(spec, folder, stop_at).result() is None
-        if stop_at % 2:  # a kill just after a better state was written, before a state referred to it
+        if stop_at in (1, best + 1):  # a kill just after a better state was written, before a state referred to it
             (folder / "state" / f"best-{99:09d}").mkdir()
         resumed = _run(spec, folder)
         again = resumed.result()

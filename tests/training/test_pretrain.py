@@ -7,7 +7,7 @@ import json
 import lzma
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -76,41 +76,24 @@ def tokenizer() -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(NANO / "tokenizer")
 
 
+SENTENCE = "the cat sat on a mat and saw two dogs run over there with some old hats"
+
+
 @pytest.fixture
 def corpora(tmp_path: Path) -> Path:
     """Two arms' text, in the two ways it may lie on the disk."""
+    return _write_corpora(tmp_path)
+
+
+def _write_corpora(folder: Path) -> Path:
     rng = np.random.default_rng(0)
-    words = list(
-        filter(
-            None,
-            [
-                "the",
-                "cat",
-                "sat",
-                "on",
-                "a",
-                "mat",
-                "and",
-                "saw",
-                "two",
-                "dogs",
-                "run",
-                "over",
-                "there",
-                "with",
-                "some",
-                "old",
-                "hats",
-            ],
-        )
-    )
     for part, documents in (("train", 60), ("valid", 20)):
-        texts = ["\n".join(" ".join(rng.choice(words, 12)) for _ in range(8)) for _ in range(documents)]
+        texts = ["\n".join(" ".join(rng.choice(SENTENCE.split(), 12)) for _ in range(8)) for _ in range(documents)]
         for arm in ("plain", "packed"):
-            (tmp_path / arm).mkdir(exist_ok=True)
-        (tmp_path / "plain" / f"{part}.txt").write_text("\n\n".join(texts))
-        (tmp_path / "packed" / f"{part}.txt.xz").write_bytes(lzma.compress("\n".join(texts).encode()))
-    return tmp_path
+            (folder / arm).mkdir(exist_ok=True)
+        (folder / "plain" / f"{part}.txt").write_text("\n\n".join(texts))
+        (folder / "packed" / f"{part}.txt.xz").write_bytes(lzma.compress("\n".join(texts).encode()))
+    return folder
 
 
 def _recipe(**changes: object) -> PretrainRecipe:
@@ -120,17 +103,27 @@ def _recipe(**changes: object) -> PretrainRecipe:
         "arms": ["plain", "packed"],
         "tokens": 2000,
         "noise": {"window": 32},
-        "train": {"steps": 64, "batch_size": 8},
+        "train": {"steps": 32, "batch_size": 8},
         "corpora": {"plain": {"path": "plain"}, "packed": {"path": "packed", "documents": "line"}},
     }
     return PretrainRecipe.model_validate(content | changes)
 
 
-@pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def tiny() -> Iterator[None]:
     """A size that trains in seconds, and few pieces that are called rare."""
-    monkeypatch.setitem(module.SIZES, "nano", Size(32, 1, 64, 1))
-    monkeypatch.setattr(module, "RARE", 5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(module.SIZES, "nano", Size(32, 1, 64, 1))
+        patch.setattr(module, "RARE", 5)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny: None) -> Path:
+    """The run of the plain arm, which was not interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    _carry_out(folder / "run", _write_corpora(folder), _recipe(), set())
+    return folder / "run"
 
 
 def _carry_out(folder: Path, corpora: Path, recipe: PretrainRecipe, stop_at: set[int], arm: str = "plain") -> None:
@@ -147,32 +140,32 @@ def _carry_out(folder: Path, corpora: Path, recipe: PretrainRecipe, stop_at: set
     job(PretrainCell(arm, "nano", 0, recipe), RunFolder(folder), 1, progress, should_stop)
 
 
-def test_pretraining_learns_and_an_interruption_changes_nothing(tmp_path: Path, corpora: Path, tiny: None) -> None:
-    _carry_out(tmp_path / "whole", corpora, _recipe(), set())
-    stops = {7, 31}
+def test_pretraining_learns_and_an_interruption_changes_nothing(whole: Path, tmp_path: Path, corpora: Path) -> None:
+    stops = {7, 19}
     for _ in range(2):
         with pytest.raises(Interrupted):
             _carry_out(tmp_path / "cut", corpora, _recipe(), stops)
     _carry_out(tmp_path / "cut", corpora, _recipe(), stops)
-    whole, cut = (load_file(tmp_path / name / "checkpoint" / "model.safetensors") for name in ("whole", "cut"))
-    assert [name for name in whole if not torch.equal(whole[name], cut[name])] == []
-    assert whole["shared.weight"].dtype == torch.bfloat16
-    card = json.loads((tmp_path / "whole" / "checkpoint" / "pretraining.json").read_text())
-    lines = [[json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()] for name in ("whole", "cut")]
+    left, right = (_weights(run) for run in (whole, tmp_path / "cut"))
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []
+    assert left["shared.weight"].dtype == torch.bfloat16
+    card = json.loads((whole / "checkpoint" / "pretraining.json").read_text())
+    lines = [[json.loads(line) for line in (run / "metrics.jsonl").open()] for run in (whole, tmp_path / "cut")]
     assert [{**line, "seconds": 0} for line in lines[0]] == [{**line, "seconds": 0} for line in lines[1]]
     losses = [line["valid_loss"] for line in lines[0] if "valid_loss" in line]
     assert len(losses) == 8
     assert losses[-1] < losses[0] - 0.1
     assert card["valid_loss"] == pytest.approx(losses[-1])
-    assert card["seen_tokens"] == 64 * 8 * 32
+    assert card["seen_tokens"] == 32 * 8 * 32
     assert card["corpus_tokens"] == 2000
 
 
-def test_what_is_left_is_a_checkpoint_like_any_other(
-    tmp_path: Path, corpora: Path, tiny: None, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    _carry_out(tmp_path / "run", corpora, _recipe(), set())
-    folder = tmp_path / "run" / "checkpoint"
+def _weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoint" / "model.safetensors")
+
+
+def test_what_is_left_is_a_checkpoint_like_any_other(whole: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    folder = whole / "checkpoint"
     loaded = load_checkpoint(checkpoint_spec(str(folder)), 32)
     new = loaded.new_tokens
     assert tokenizer.convert_tokens_to_ids("Ġcat") not in new
@@ -181,32 +174,28 @@ def test_what_is_left_is_a_checkpoint_like_any_other(
     card = (folder / "README.md").read_text()
     assert hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() in card
     assert "2,000 tokens" in card
-    assert not (tmp_path / "run" / "state").exists()
+    assert not (whole / "state").exists()
 
 
 def test_pieces_that_only_the_held_out_text_has_do_not_spoil_its_loss(
-    tmp_path: Path, corpora: Path, tiny: None
+    whole: Path, tmp_path: Path, corpora: Path
 ) -> None:
-    _carry_out(tmp_path / "plain", corpora, _recipe(), set())
     valid = corpora / "plain" / "valid.txt"
     valid.write_text(valid.read_text().replace("hats", "zebra"))
     _carry_out(tmp_path / "other", corpora, _recipe(), set())
-    losses = [json.loads((tmp_path / name / "result.json").read_text())["valid_loss"] for name in ("plain", "other")]
+    losses = [json.loads((run / "result.json").read_text())["valid_loss"] for run in (whole, tmp_path / "other")]
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], abs=0.3)
 
 
-def test_two_arms_differ_in_nothing_but_their_text(tmp_path: Path, corpora: Path, tiny: None) -> None:
-    for arm in ("plain", "packed"):
-        _carry_out(tmp_path / arm / "run", corpora, _recipe(), set(), arm)
-    cards = [
-        json.loads((tmp_path / arm / "run" / "checkpoint" / "pretraining.json").read_text())
-        for arm in ("plain", "packed")
-    ]
+def test_two_arms_differ_in_nothing_but_their_text(whole: Path, tmp_path: Path, corpora: Path) -> None:
+    _carry_out(tmp_path / "other" / "run", corpora, _recipe(), set(), "packed")
+    folders = [run / "checkpoint" for run in (whole, tmp_path / "other" / "run")]
+    cards = [json.loads((folder / "pretraining.json").read_text()) for folder in folders]
     assert {key for key in cards[0] if cards[0][key] != cards[1][key]} <= {
         "arm", "corpus_sha256", "valid_loss", "seconds", "new_pieces"
     }  # fmt: skip
-    configs = [(tmp_path / arm / "run" / "checkpoint" / "config.json").read_text() for arm in ("plain", "packed")]
+    configs = [(folder / "config.json").read_text() for folder in folders]
     assert configs[0] == configs[1]
 
 
@@ -227,22 +216,22 @@ def test_other_settings_are_refused_in_the_same_folder(tmp_path: Path, corpora: 
     with pytest.raises(Interrupted):
         _carry_out(study.run("plain-nano-0").path, corpora, recipe, {5})
     check_settings(expand_pretraining(recipe), study)
-    other = _recipe(arms=["plain"], train={"steps": 65, "batch_size": 8})
-    with pytest.raises(UserError, match=r"was created with train.steps 64, not 65.*--out"):
+    other = _recipe(arms=["plain"], train={"steps": 33, "batch_size": 8})
+    with pytest.raises(UserError, match=r"was created with train.steps 32, not 33.*--out"):
         check_settings(expand_pretraining(other), study)
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
-    tmp_path: Path, corpora: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
+    whole: Path, tmp_path: Path, corpora: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = module._loss_over
+    plain = module._loss_over
 
     def broken(seen: torch.Tensor) -> Callable[..., torch.Tensor]:
-        loss, calls = whole(seen), iter(range(10_000))
+        loss, calls = plain(seen), iter(range(10_000))
 
         def call(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
             value = loss(model, batch)
-            return value * float("nan") if next(calls) >= 40 else value
+            return value * float("nan") if next(calls) >= 20 else value
 
         return call
 
@@ -252,8 +241,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
             _carry_out(tmp_path / "run", corpora, _recipe(), set())
     assert list((tmp_path / "run" / "state").glob("step-*"))
     _carry_out(tmp_path / "run", corpora, _recipe(), set())
-    _carry_out(tmp_path / "whole", corpora, _recipe(), set())
-    left, right = (load_file(tmp_path / name / "checkpoint" / "model.safetensors") for name in ("run", "whole"))
+    left, right = (_weights(run) for run in (tmp_path / "run", whole))
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
