@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -13,6 +15,7 @@ import pyarrow.parquet
 import pytest
 from safetensors.torch import load_file
 
+from tests.cli.calls import call
 from tests.invariants.kill_and_resume import ROWS
 
 # Without dropout, which every process draws for itself. After so few steps nothing but rounding stands between them.
@@ -29,29 +32,44 @@ RUN = ["petransfer", "run", "--threads", "1", "--micro-batch", "4", "--cpu"]
 LAUNCHER = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
 LAUNCHER += ["--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]
 WAYS = {
-    "one": [*RUN, "--workers", "1"],
     "processes": [*RUN, "--processes", "2"],
     # what the launcher has to say of accumulation is not the recipe's
     "launcher": [*LAUNCHER, "--gradient_accumulation_steps", "4", "-m", *RUN],
 }
 
 
+# each start of processes imports torch in all of them, so the launcher's two are started by hand
+MANY = ["processes", pytest.param("launcher", marks=pytest.mark.slow)]
+
+
+def _carried_out(folder: Path, way: str) -> tuple[Path, str]:
+    """The study, carried out in this way, with what that printed."""
+    given = ["--recipe", str(folder / "recipe.yaml"), "--out", str(folder / way)]
+    free = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    done = subprocess.run(
+        [sys.executable, "-m", *WAYS[way], *given], capture_output=True, text=True, check=False, env=free
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / way, done.stdout
+
+
 @pytest.fixture(scope="module")
-def studies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]]:
-    """The study, carried out in every way, with what that printed."""
+def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The study in one process, which is this one, with what that printed."""
     folder = tmp_path_factory.mktemp("shared")
     (folder / "rows.tsv").write_text("".join(ROWS))
     (folder / "recipe.yaml").write_text(RECIPE.format(rows=folder / "rows.tsv"))
-    free = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    found = {}
-    for name, words in WAYS.items():
-        given = ["--recipe", str(folder / "recipe.yaml"), "--out", str(folder / name)]
-        done = subprocess.run(
-            [sys.executable, "-m", *words, *given], capture_output=True, text=True, check=False, env=free
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        found[name] = folder / name, done.stdout
-    return found
+    said = io.StringIO()
+    words = [*RUN[1:], "--workers", "1", "--recipe", str(folder / "recipe.yaml"), "--out", str(folder / "one")]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        assert call(patch, *words) == 0
+    return folder / "one", said.getvalue()
+
+
+@pytest.fixture(scope="module", params=MANY)
+def many(request: pytest.FixtureRequest, one: tuple[Path, str]) -> tuple[Path, str]:
+    """The same study in two processes, with what that printed."""
+    return _carried_out(one[0].parent, request.param)
 
 
 def _run(study: Path) -> Path:
@@ -59,36 +77,34 @@ def _run(study: Path) -> Path:
     return run
 
 
-def _lines(study: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (_run(study) / "metrics.jsonl").read_text().splitlines()]
+def _lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("way", ["processes", "launcher"])
-def test_the_numbers_are_those_of_one_process(studies: dict[str, tuple[Path, str]], way: str) -> None:
-    one, many = studies["one"][0], studies[way][0]
-    assert _run(one).name == _run(many).name
-    alone, shared = _lines(one), _lines(many)
+def test_the_numbers_are_those_of_one_process(one: tuple[Path, str], many: tuple[Path, str]) -> None:
+    runs = [_run(study) for study, _ in (one, many)]
+    assert runs[0].name == runs[1].name
+    alone, shared = (_lines(run) for run in runs)
     assert len(alone) == len(shared) == 12
     for left, right in zip(alone, shared, strict=True):
         assert left.keys() == right.keys()
         assert right["loss"] == pytest.approx(left["loss"], rel=1e-4)
         assert right["grad_norm"] == pytest.approx(left["grad_norm"], rel=1e-3)
         assert right["learning_rate"] == left["learning_rate"]
-    weights = [load_file(_run(study) / "adapter" / "adapter_model.safetensors") for study in (one, many)]
+    weights = [load_file(run / "adapter" / "adapter_model.safetensors") for run in runs]
     assert weights[0].keys() == weights[1].keys()
     for name, value in weights[0].items():
         assert float((value - weights[1][name]).abs().max()) < 1e-4, name
-    tables = [pyarrow.parquet.read_table(_run(study) / "examples.parquet").to_pydict() for study in (one, many)]
+    tables = [pyarrow.parquet.read_table(run / "examples.parquet").to_pydict() for run in runs]
     for column in ("index", "category", "correct", "tokens", "tokens_correct"):
         assert tables[0][column] == tables[1][column]
     assert tables[1]["log_prob"] == pytest.approx(tables[0]["log_prob"], abs=1e-2)
 
 
-@pytest.mark.parametrize("way", ["processes", "launcher"])
-def test_one_process_writes_and_speaks(studies: dict[str, tuple[Path, str]], way: str) -> None:
-    (one, said), (many, said_by_many) = studies["one"], studies[way]
-    assert {path.relative_to(one) for path in one.rglob("*")} == {path.relative_to(many) for path in many.rglob("*")}
-    assert said_by_many.count("shared") == said.count("shared") == 1
-    result = json.loads((_run(many) / "result.json").read_text())
+def test_one_process_writes_and_speaks(one: tuple[Path, str], many: tuple[Path, str]) -> None:
+    files = [{path.relative_to(study) for path in study.rglob("*")} for study, _ in (one, many)]
+    assert files[0] == files[1]
+    assert many[1].count("shared") == one[1].count("shared") == 1
+    result = json.loads((_run(many[0]) / "result.json").read_text())
     assert result["environment"]["processes"] == 2
     assert result["test"]["examples"] == 6
