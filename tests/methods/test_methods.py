@@ -36,7 +36,7 @@ from petransfer.training.loop import Hooks, Loop
 from petransfer.training.losses import token_loss
 from petransfer.training.optimizer import learning_rate_factor, make_optimizer
 from petransfer.training.state import trained_tensors
-from tests.conftest import _keep
+from tests.tiny_models import keep
 
 
 def small(method: Method) -> MethodSpec:
@@ -62,7 +62,7 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )  # fmt: skip
         return LlamaForCausalLM(config)
 
-    return _keep(tmp_path_factory.mktemp("tiny-llama"), make)
+    return keep(tmp_path_factory.mktemp("tiny-llama"), make)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def deep_decoder_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )  # fmt: skip
         return T5ForConditionalGeneration(config)
 
-    return _keep(tmp_path_factory.mktemp("deep-decoder-t5"), make)
+    return keep(tmp_path_factory.mktemp("deep-decoder-t5"), make)
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from petransfer.training.batches import collate
 from petransfer.training.execution import Execution
 from petransfer.training.losses import token_loss
 from petransfer.training.state import trained_tensors
-from tests.conftest import _keep
+from tests.tiny_models import keep
 
 TABLE = Path(__file__).parents[2] / "docs" / "how-to" / "choose-a-method.md"
 SIZED = [name for name, form in METHODS.items() if form.size]
@@ -190,7 +190,7 @@ def wide_bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         return LlamaForCausalLM(config)
 
     makers = {"t5": t5, "llama": llama}
-    return {name: _keep(tmp_path_factory.mktemp(f"wide-{name}"), make) for name, make in makers.items()}
+    return {name: keep(tmp_path_factory.mktemp(f"wide-{name}"), make) for name, make in makers.items()}
 
 
 @pytest.mark.parametrize("base", ["t5", "llama"])
