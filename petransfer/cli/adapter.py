@@ -1,4 +1,4 @@
-"""`adapter card|pack|push|pull|verify|merge|info`: share adapters."""
+"""`adapter card|pack|push|pull|verify|merge|compare|info`: share and export adapters."""
 
 from __future__ import annotations
 
@@ -195,6 +195,13 @@ def merge(
     checkpoint: Checkpoint = None,
     revision: Revision = None,
     bits: Bits = None,
+    separate_head: Annotated[
+        bool,
+        typer.Option(
+            "--separate-head",
+            help="For T5 in llama.cpp: save the output head as a tensor of its own. Other models are not changed.",
+        ),
+    ] = False,
     any_base: AnyBase = False,
     cpu: Cpu = False,
     as_json: Json = False,
@@ -206,7 +213,8 @@ def merge(
         from petransfer.sharing.merge import merge as write
 
         silence_libraries()
-        done = write(bundle, out, Where(checkpoint, revision, None, _device(cpu), any_base), _bits(bits))
+        where = Where(checkpoint, revision, None, _device(cpu), any_base)
+        done = write(bundle, out, where, _bits(bits), separate_head)
     if as_json:
         print(json.dumps(vars(done), indent=1))
         return
@@ -218,6 +226,40 @@ def merge(
     if done.dev is not None:
         claimed = "" if done.dev_claimed is None else f"; the adapter was saved with {done.dev_claimed:.1f} %"
         print(f"exact match on dev: {done.dev:.1f} %{claimed}")
+
+
+@app.command("compare")
+def compare(
+    merged: Annotated[str, typer.Argument(help="The folder that `adapter merge` wrote.")],
+    file: Annotated[Path, typer.Argument(help="The GGUF file that was converted from it.")],
+    data: Annotated[str, typer.Option(help="A file of rows, or a benchmark such as scan/add_jump.")],
+    rows: Annotated[int, typer.Option(min=1, help="The largest number of rows.")] = 50,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Compare the loss of a merged model with that of its GGUF file in llama.cpp, on the CPU."""
+    from petransfer.sharing.sources import opened_source
+
+    with opened_source(merged) as source:
+        from petransfer.models.library_output import silence_libraries
+        from petransfer.sharing.base import Where
+        from petransfer.sharing.gguf_comparison import compare_gguf
+        from petransfer.sharing.task_data import test_data
+        from petransfer.sharing.whole_models import whole_predictor
+
+        silence_libraries()
+        if source.kind == "adapter":
+            raise UserError(f"{merged} is an adapter; merge it first: petransfer adapter merge {merged} FOLDER")
+        examples = test_data(source.bundle, source.label, data, None, data_dir).examples
+        found = compare_gguf(whole_predictor(source, Where(device="cpu")), list(examples)[:rows], file)
+    if as_json:
+        print(json.dumps(vars(found), indent=1))
+        return
+    print(
+        f"loss per target token on {found.rows:,} rows: {found.loss:.4f} in {merged}, {found.gguf_loss:.4f} in {file}"
+    )
+    print(f"the most likely token is the same at {found.agree:.1f} % of the target tokens")
+    print(f"the input has the same tokens in {found.same_tokens:.1f} % of the rows")
 
 
 def _change(moved: float, agree: float) -> str:

@@ -30,6 +30,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "adapter push": ("petransfer adapter push results/pairs-english user/name",),
     "adapter pull": ("petransfer adapter pull user/name",),
     "adapter merge": ("petransfer adapter merge results/pairs-english merged",),
+    "adapter compare": ("petransfer adapter compare merged merged.gguf --data test.csv",),
     "adapter verify": ("petransfer adapter verify user/name",),
     "pretrain": ("petransfer pretrain --recipe nano --arms english,code",),
     "doctor": ("petransfer doctor",),

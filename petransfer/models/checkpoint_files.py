@@ -7,7 +7,6 @@ import errno
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +46,7 @@ def load_tokenizer(checkpoint: CheckpointSpec) -> PreTrainedTokenizerBase:
     Raises:
         UserError: The tokenizer is missing or damaged, or the package that it needs is not installed.
     """
-    if checkpoint.tokenizer and not checkpoint.tokenizer_source:
-        other = replace(
-            checkpoint_spec(checkpoint.tokenizer),
-            added_tokens=checkpoint.added_tokens,
-            source_language=checkpoint.source_language,
-            target_language=checkpoint.target_language,
-        )
-        return load_tokenizer(other)
-    embedded = is_embedded(checkpoint.name) and not checkpoint.tokenizer
-    place = checkpoint.tokenizer_source or (str(NANO / "tokenizer") if embedded else location(checkpoint))
-    asked = None if checkpoint.tokenizer_source else revision(checkpoint)
+    place, asked = _tokenizer_location(checkpoint)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, revision=asked)
     except ImportError as error:
@@ -73,6 +62,25 @@ def load_tokenizer(checkpoint: CheckpointSpec) -> PreTrainedTokenizerBase:
         ) from error
     add_tokens(tokenizer, checkpoint.added_tokens)
     return with_languages(tokenizer, place, checkpoint.source_language, checkpoint.target_language)
+
+
+def tokenizer_file(checkpoint: CheckpointSpec, name: str) -> Path | None:
+    """Return the path of a file of a checkpoint's tokenizer, on this machine or in the hub's cache; None without it."""
+    place, asked = _tokenizer_location(checkpoint)
+    found = cached_file(
+        place, name, revision=asked, _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )  # fmt: skip
+    return Path(found) if found else None
+
+
+def _tokenizer_location(checkpoint: CheckpointSpec) -> tuple[str, str | None]:
+    """Return the folder or hub id of a checkpoint's tokenizer, and its revision on the hub."""
+    if checkpoint.tokenizer and not checkpoint.tokenizer_source:
+        return _tokenizer_location(checkpoint_spec(checkpoint.tokenizer))
+    embedded = is_embedded(checkpoint.name) and not checkpoint.tokenizer
+    place = checkpoint.tokenizer_source or (str(NANO / "tokenizer") if embedded else location(checkpoint))
+    return place, None if checkpoint.tokenizer_source else revision(checkpoint)
 
 
 def generation_config(checkpoint: CheckpointSpec) -> Any:

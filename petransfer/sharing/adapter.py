@@ -175,12 +175,13 @@ class Adapter:
         files = contents(self._source.adapter(), Wishes(licence, tuple(language), tuple(tags)))
         return hub.push(repo, files, public, message)
 
-    def merge(self, folder: str | Path, *, bits: Bits | None = None) -> Merged:
+    def merge(self, folder: str | Path, *, bits: Bits | None = None, separate_head: bool = False) -> Merged:
         """Merge the adapter into its base's weights and save the model to a new folder.
 
         Args:
             folder: the new folder, which plain transformers and `Adapter.load` can load.
             bits: bits of the saved weights, 32 or 16; by default 16 unless the adapter was trained on a 32-bit base.
+            separate_head: for T5 in llama.cpp, save the output head as a tensor of its own.
 
         Returns:
             The change of the logits and related figures.
@@ -189,7 +190,7 @@ class Adapter:
             UserError: the folder exists, or the method cannot be merged.
             RunError: the merged model computes other logits; nothing is saved.
         """
-        return merge(self._source.adapter(), Path(folder), self._where, bits)
+        return merge(self._source.adapter(), Path(folder), self._where, bits, separate_head)
 
     def verify(self, *, evaluate: bool = True, plain: bool = False, bits: Bits | None = None) -> list[Check]:
         """Check files, base, tokenizer and bits against the provenance, and evaluate again to check the claimed scores.

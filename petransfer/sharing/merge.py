@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from dataclasses import dataclass, replace
@@ -24,7 +25,8 @@ from petransfer.sharing.base import Where, base_of, refuse_other_base
 from petransfer.sharing.bundle import Bundle
 from petransfer.sharing.bundle_files import PROVENANCE
 from petransfer.sharing.combined_adapters import put_together
-from petransfer.sharing.task_data import data_of
+from petransfer.sharing.export_files import copy_sentencepiece_files, separate_output_head
+from petransfer.sharing.task_data import columns_of, data_of
 
 # The largest change of the logits when an adapter is added to the 32-bit weights, and when the model is written and
 # read: the root mean square of the differences, divided by that of the logits. Rounding the merged weights to 16 bits
@@ -66,12 +68,14 @@ class _Change:
     agree: float
 
 
-def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None) -> Merged:
+def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None, separate_head: bool = False) -> Merged:
     """Write the merged model and its tokenizer to `target`, and compare its logits with those of the adapter.
 
     Args:
         target: a new folder, which plain transformers, `predict` and `eval` can load.
         bits: bits of the saved weights, 32 or 16; by default 16 unless the adapter was trained on a 32-bit base.
+        separate_head: give a T5 that shares its output head with its embeddings a head of its own; see
+            `petransfer.sharing.export_files.separate_output_head`.
 
     Raises:
         UserError: merging with these bits is not possible, the target exists, or the adapter or its base is refused.
@@ -103,10 +107,13 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None) 
     shutil.rmtree(partial, ignore_errors=True)
     try:
         _refuse_changed(_change(before, _logits(whole, loaded, count)), "merging the adapter")
+        if separate_head:
+            separate_output_head(whole)
         rounded = whole.to(DTYPES[width])
         held = _logits(rounded, loaded, count)
         save_model(rounded, partial)
         loaded.tokenizer.save_pretrained(partial)
+        copy_sentencepiece_files(base.checkpoint, partial)
         saved = _read(partial, loaded, width)
         _refuse_changed(_change(held, _logits(saved, loaded, count)), "writing and reading it")
         merged = _measured(bundle, saved, loaded, width, count, before, at_width, where)
@@ -221,5 +228,8 @@ def _write_provenance(folder: Path, bundle: Bundle, merged: Merged) -> None:
     kept: dict[str, Any] = {
         key: bundle.provenance[key] for key in ("run_id", "spec", "base") if key in bundle.provenance
     }
-    content = kept | {"merged": {"bits": merged.bits, "adapter_sha256": (bundle.provenance.get("files") or {})}}
+    origin: dict[str, Any] = {"bits": merged.bits, "adapter_sha256": bundle.provenance.get("files") or {}}
+    with contextlib.suppress(UserError):  # an adapter without its recipe
+        origin["columns"] = columns_of(bundle)
+    content = kept | {"merged": origin}
     (folder / PROVENANCE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -82,10 +82,25 @@ def test_data(
 
 
 def _rows_of_file(bundle: Bundle | None, data: str, data_dir: Path | None) -> list[Example]:
-    remembered = options_of(bundle) if bundle and bundle.spec and bundle.spec.task.name == "lines" else {}
-    columns = {key: remembered[key] for key in _COLUMNS if key in remembered}
+    columns = columns_of(bundle) if bundle else {}
     split = load_task("lines", data_dir, train=data, dev=1, test=1, **columns).load("held-out")
     return sorted((*split.train, *split.dev, *split.test), key=lambda row: row.index)
+
+
+def columns_of(bundle: Bundle) -> dict[str, Any]:
+    """Return the options with which a file is read as an adapter's own rows are; a merged model records them.
+
+    Raises:
+        UserError: an adapter has no recipe.
+    """
+    if bundle.spec is None or bundle.spec.task.name != "lines":
+        return {}
+    merged = (bundle.provenance or {}).get("merged")
+    stated = merged.get("columns") if isinstance(merged, dict) else None
+    options = dict(bundle.spec.task.options) if merged else options_of(bundle)
+    if isinstance(stated, dict):
+        options |= stated
+    return {key: options[key] for key in _COLUMNS if key in options}
 
 
 def options_of(bundle: Bundle) -> dict[str, Any]:

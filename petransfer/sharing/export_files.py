@@ -1,0 +1,40 @@
+"""Make a saved model complete for llama.cpp's converter: its tokenizer's own files, and T5's output head."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from petransfer.models.checkpoint_files import tokenizer_file
+from petransfer.recipe.run_spec import CheckpointSpec
+
+# SentencePiece models. transformers 5 writes only tokenizer.json, and llama.cpp's converter reads one of these.
+_SENTENCEPIECE = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
+
+
+def copy_sentencepiece_files(checkpoint: CheckpointSpec, folder: Path) -> None:
+    """Copy the SentencePiece files of a checkpoint's tokenizer to the folder of a saved model, if it has any."""
+    for name in _SENTENCEPIECE:
+        found = tokenizer_file(checkpoint, name)
+        if found is not None and not (folder / name).exists():
+            shutil.copyfile(found, folder / name)
+
+
+@torch.no_grad()
+def separate_output_head(model: Any) -> bool:
+    """Give a T5 that shares its output head with the embeddings a head of its own, in place; return whether it did.
+
+    Such a model multiplies the decoder's states by d_model ** -0.5. llama.cpp does not, so that its logits are too
+    large by a factor of d_model ** 0.5: the most likely token is right, and all probabilities are wrong. The new head
+    contains the factor, so that transformers and llama.cpp compute the same logits.
+    """
+    config = model.config
+    if not getattr(config, "scale_decoder_outputs", False) or not hasattr(model, "lm_head"):
+        return False
+    weight = model.get_input_embeddings().weight
+    model.lm_head.weight = torch.nn.Parameter(weight.detach().clone() * config.d_model**-0.5, requires_grad=False)
+    config.scale_decoder_outputs = config.tie_word_embeddings = False
+    return True

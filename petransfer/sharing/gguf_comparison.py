@@ -1,0 +1,82 @@
+"""Compare a GGUF file with the model that it was converted from, on a few rows."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from petransfer.data.encoding import Encoded, encode_examples, input_text
+from petransfer.data.task import Example
+from petransfer.evaluation.predictor import Predictor
+from petransfer.sharing.llama_cpp_model import LlamaCppModel
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The differences between a model and its GGUF file.
+
+    rows: the number of compared rows. loss, gguf_loss: nats per target token, by petransfer and by llama.cpp.
+    same_tokens: the share of rows whose input has the same tokens in both tokenizers, in %.
+    agree: the share of target tokens at which both models have the same most likely token, in %.
+    """
+
+    rows: int
+    loss: float
+    gguf_loss: float
+    same_tokens: float
+    agree: float
+
+
+def compare_gguf(predictor: Predictor, examples: Sequence[Example], file: Path) -> Comparison:
+    """Compute the loss of a model and of its GGUF file on some examples.
+
+    Raises:
+        UserError: llama-cpp-python is not installed, the file cannot be loaded, or an example cannot be used.
+    """
+    loaded = predictor.loaded
+    encoded = encode_examples(examples, predictor.prefix, loaded.tokenizer, loaded.layout)
+    longest = max(len(one.input_ids) + len(one.target_ids) for one in encoded)
+    losses, gguf_losses, agree, same = [], [], [], []
+    with contextlib.closing(LlamaCppModel(file, max(32, longest))) as other:
+        for example, one in zip(examples, encoded, strict=True):
+            target_t = torch.tensor(one.target_ids)
+            ours_tv = _target_logits(predictor, one)
+            theirs_tv = other.target_logits(one.input_ids, one.target_ids)[:, : ours_tv.shape[1]]
+            losses.append(torch.nn.functional.cross_entropy(ours_tv, target_t, reduction="none"))
+            gguf_losses.append(torch.nn.functional.cross_entropy(theirs_tv, target_t, reduction="none"))
+            agree.append(ours_tv.argmax(1) == theirs_tv.argmax(1))
+            same.append(other.tokenize(*_input_of(predictor, example)) == list(one.input_ids))
+    return Comparison(
+        rows=len(encoded),
+        loss=float(torch.cat(losses).mean()),
+        gguf_loss=float(torch.cat(gguf_losses).mean()),
+        same_tokens=100 * sum(same) / len(same),
+        agree=100 * float(torch.cat(agree).float().mean()),
+    )
+
+
+def _input_of(predictor: Predictor, example: Example) -> tuple[str, bool]:
+    """Return the text that a program must pass to the model, and whether its tokenizer adds special tokens."""
+    text = input_text(example, predictor.prefix, predictor.loaded.tokenizer)
+    if example.chat == "template":
+        return text, False
+    return (text if predictor.loaded.layout.encoder_decoder else text + "\n"), True
+
+
+@torch.inference_mode()
+def _target_logits(predictor: Predictor, one: Encoded) -> torch.Tensor:
+    """Return the logits of the target's tokens, (target tokens, vocabulary), in fp32 on the CPU."""
+    layout, device = predictor.loaded.layout, next(predictor.model.parameters()).device
+    count = len(one.target_ids)
+    if layout.encoder_decoder:
+        read = [layout.decoder_start_id, *layout.decoder_prefix, *one.target_ids[:-1]]
+        batch = {"input_ids": one.input_ids, "decoder_input_ids": read}
+    else:
+        batch = {"input_ids": [*one.input_ids, *one.target_ids[:-1]]}
+    tensors = {name: torch.tensor([ids], device=device) for name, ids in batch.items()}
+    logits_tv: torch.Tensor = predictor.model(**tensors, use_cache=False).logits[0, -count:]
+    return logits_tv.float().cpu()
