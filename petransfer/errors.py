@@ -27,5 +27,5 @@ def unknown(what: str, given: str, known: Iterable[str]) -> UserError:
     names = sorted(known)
     given = given if len(given) <= 80 else f"{given[:77]}..."
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
-    hint = f": did you mean '{near[0]}'?" if near else ":"
+    hint = f": did you mean '{near[0]}'?" if near else ""
     return UserError(f"unknown {what} '{given}'{hint} (known: {', '.join(names)})")

@@ -14,6 +14,7 @@ import yaml
 from petransfer.cli.fit import show
 from petransfer.cli.options import Checkpointing, Cpu, Force, Json, LogWith, count, parse_seeds
 from petransfer.cli.run import own_runs, run_grid
+from petransfer.data.rows.chat_rows import readable_input
 from petransfer.memory.advice import TRAIN_OPTIONS
 from petransfer.memory.cards import this_card
 from petransfer.recipe.methods import METHODS
@@ -211,7 +212,8 @@ def print_summaries(training: TrainStudy, cpu: bool) -> None:
     best = found[0]
     for sample in best.samples:
         mark = "right" if sample.correct else "wrong"
-        print(f"  {_short(sample.input)} -> {_short(sample.prediction)} ({mark}; target {_short(sample.target)})")
+        read = readable_input(sample.input, only_last=True)
+        print(f"  {_short(read)} -> {_short(sample.prediction)} ({mark}; target {_short(sample.target)})")
     for line in next_commands(best, training):
         print(line)
 
@@ -221,7 +223,7 @@ def next_commands(best: TrainSummary, training: TrainStudy) -> list[str]:
     study = training.grid.folder.path
     alone = sum(training.grid.folder.run(name).done for name in training.grid.folder.names()) == 1
     run = shlex.quote(str(study if alone else best.folder.path))  # a study's folder can replace its only run
-    text = best.samples[0].input if best.samples else "TEXT"
+    text = readable_input(best.samples[0].input) if best.samples else "TEXT"
     kind = "adapter" if (best.folder.path / "adapter").is_dir() else "model"
     example = shlex.quote(text if len(text) <= 40 and text.isprintable() else "TEXT")
     lines = [

@@ -8,9 +8,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
+from petransfer.data.hub_network import use_cache_if_unreachable
 from petransfer.errors import UserError
 from petransfer.models.checkpoint_files import first_line, location, revision
-from petransfer.models.hub_access import use_cache_if_unreachable
 from petransfer.models.registry import is_embedded, registry
 from petransfer.models.support import supported_class
 from petransfer.recipe.run_spec import CheckpointSpec

@@ -1,55 +1,14 @@
-"""Detect at once that the hub cannot be reached, instead of after the retries of every request."""
+"""Refuse checkpoints that are neither on this machine nor can be loaded from the hub."""
 
 from __future__ import annotations
 
-import functools
-import os
-import socket
 from collections.abc import Iterable
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from petransfer.data.hub_network import use_cache_if_unreachable
 from petransfer.errors import UserError
 from petransfer.models.registry import is_embedded
 from petransfer.recipe.run_spec import CheckpointSpec
-
-# Seconds to wait for a connection to the hub.
-PATIENCE = 5.0
-_PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy")
-
-
-@functools.cache
-def hub_is_reachable() -> bool:
-    """Return whether a connection to the hub can be opened; always True behind a proxy, which decides for itself."""
-    from huggingface_hub import constants  # takes time to import
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    if any(os.environ.get(name) for name in _PROXIES):
-        return True
-    address = urlsplit(constants.ENDPOINT)
-    try:
-        port = address.port or (80 if address.scheme == "http" else 443)
-        socket.create_connection((address.hostname or "", port), timeout=PATIENCE).close()
-    except OSError:
-        return False
-    return True
-
-
-def use_cache_if_unreachable() -> bool:
-    """Restrict huggingface_hub to its cache, in this process and its workers, if the hub cannot be reached.
-
-    Returns:
-        Whether the hub can be reached.
-    """
-    if hub_is_reachable():
-        return True
-    from huggingface_hub import constants
-
-    # every request reads the constant; the variable is for worker processes, which import the library later
-    constants.HF_HUB_OFFLINE = True
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    return False
 
 
 def refuse_unreachable(checkpoints: Iterable[CheckpointSpec]) -> None:

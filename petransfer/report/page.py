@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from petransfer.data.rows.chat_rows import readable_input
 from petransfer.effects.criteria import Criterion, criterion_of
 from petransfer.effects.drawing import ONE_COLUMN, label_of
 from petransfer.effects.kind import Kind, kinds_in_order
@@ -269,7 +270,9 @@ def _errors(findings: Findings) -> Section | None:
         group = error.group
         name = f"{group.split}, {group.arm}, {group.method}, seed {error.seed}"
         answers = by_group.setdefault(name, AnswersOf(name)).rows
-        answers.append(Answer(error.category, error.input, error.target, marked(error.target, error.generated)))
+        answers.append(
+            Answer(error.category, readable_input(error.input), error.target, marked(error.target, error.generated))
+        )
     text = (
         "The first wrong answers among test examples that were drawn at random. Words that the expected answer does "
         "not have at their place are marked."

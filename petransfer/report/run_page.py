@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from petransfer.data.rows.chat_rows import readable_input
 from petransfer.effects.runs import examples_of
 from petransfer.recipe.metrics import HEADINGS
 from petransfer.report import plots
@@ -144,7 +145,7 @@ def _samples(texts: list[dict[str, Any]]) -> list[Answer]:
     return [
         Answer(
             "right" if one["correct"] else "wrong",
-            one["input"] or "",
+            readable_input(one["input"] or ""),
             one["target"],
             marked(one["target"], one["said"]),
         )

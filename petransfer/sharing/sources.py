@@ -58,6 +58,8 @@ def opened_source(place: str, run: str | None = None) -> Iterator[Source]:
         UserError: there is no such source, or it is refused.
     """
     path = Path(place).expanduser()
+    if run is not None and not path.is_dir():
+        raise UserError(f"--run {run}: {place} is not the folder of a study; leave --run out")
     if is_embedded(place):
         yield Source(place, "checkpoint", checkpoint=checkpoint_spec(place))
     elif path.is_dir():

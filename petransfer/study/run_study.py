@@ -14,6 +14,7 @@ from petransfer.memory.study_memory import check_matched_sizes, predict_memory, 
 from petransfer.models.hub_access import refuse_unreachable
 from petransfer.models.registry import is_embedded
 from petransfer.recipe.stacking import reasons_not_stacked
+from petransfer.study.chat_checks import refuse_chats
 from petransfer.study.grid import Cell, notes
 from petransfer.study.launched_processes import refuse_launch, splits_tensors, this_place
 from petransfer.study.scheduling import GroupRuns, Scheduling
@@ -75,6 +76,8 @@ def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -
     card = None if settings.cpu or scheduling.executor == "ray" else this_card()
     checkpointing = settings.execution.checkpointing
     group = scheduling.grouping(checkpointing, lambda: card) if alone else None
+    if scheduling.executor == "local":
+        refuse_chats(grid)
     _log_notes(grid, scheduling)
     if card and not settings.force and not splits_tensors():
         # with `auto`, stacks are made small enough to fit

@@ -23,6 +23,7 @@ from petransfer.atomic_files import replacing
 from petransfer.data import TASKS, Example, SplitData, load_task
 from petransfer.data.encoded_examples import EncodedSplit, LazilyEncoded
 from petransfer.data.encoding import Encoded
+from petransfer.data.rows.chat_rows import readable_input
 from petransfer.errors import UserError
 from petransfer.evaluation.exact_match import Evaluation, summary
 from petransfer.methods import apply_method, mixed_precision, save_method, virtual_tokens, weights_bits
@@ -296,7 +297,7 @@ def _log_result(
     """Log the scores of a finished run, and three dev examples with the text that was generated for them."""
     scores = {f"final/{part}_exact_match": 100 * found.exact_match for part, found in evaluations.items()}
     generated = [
-        SamplePrediction(example.input, example.target, row.said)
+        SamplePrediction(readable_input(example.input), example.target, row.said)
         for example, row in zip(examples, evaluations["dev"].scored, strict=False)
         if row.said is not None
     ]

@@ -11,6 +11,7 @@ from petransfer.memory.advice import TRAIN_OPTIONS, suggestion
 from petransfer.memory.cards import host_bytes
 from petransfer.memory.study_memory import demand_of, trained_new_tokens
 from petransfer.recipe.loading import validate
+from petransfer.study.chat_checks import refuse_chats
 from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import task_of
 from petransfer.study.launched_processes import splits_tensors
@@ -57,7 +58,9 @@ def train_study(
     recipe = with_absolute_paths(validate(content, "the recipe that this command stands for"))
     folder, note = choose_folder(recipe, out)
     grid = grid_of(recipe, folder)
-    return TrainStudy(content, StudyGrid(grid.recipe, grid.cells, StudyFolder(folder), grid.cells), note)
+    found = StudyGrid(grid.recipe, grid.cells, StudyFolder(folder), grid.cells)
+    refuse_chats(found)
+    return TrainStudy(content, found, note)
 
 
 def rows_of_parts(grid: StudyGrid) -> dict[str, int]:

@@ -15,6 +15,7 @@ from petransfer.data import Example, LinesTask, load_task
 from petransfer.data.chat import chat_layout, render_chat
 from petransfer.data.encoded_examples import encode_split
 from petransfer.data.encoding import Layout, encode_examples
+from petransfer.data.rows.chat_rows import readable_input
 from petransfer.errors import UserError
 from petransfer.evaluation import predictor
 from tests.chat_models import CHATML, byte_level
@@ -149,6 +150,15 @@ def test_messages_that_the_template_refuses_are_bad_rows() -> None:
         encode_split(data, "", tokenizer, chat_layout(tokenizer, LAYOUT, "template"))
 
 
+def test_chats_are_shown_as_a_person_reads_them() -> None:
+    (first, second, *_) = [row.input for row in every(lines(chats()))]
+    assert readable_input(first) == "system: Be brief.\nuser: Hi 0"
+    assert readable_input(second, only_last=True) == "And 1+1? (after 3 messages)"
+    assert readable_input(json.dumps([{"role": "user", "content": "Hi"}])) == "Hi"
+    for text in ("to walk", '[{"role": broken', '[{"role": "wizard", "content": "x"}]', "[1]"):
+        assert readable_input(text) == text
+
+
 def test_a_prefix_stands_before_the_last_message_of_the_user() -> None:
     text = render_chat(json.dumps(CHAT[:4]), "Q: ", byte_level(), "template")
     assert "<|im_start|>user\nQ: And 1+1?<|im_end|>" in text
@@ -179,7 +189,9 @@ def test_chats_are_trained_on_scored_and_predicted(
     rows = [[{"role": "user", "content": f"walk {n}"}, {"role": "assistant", "content": "jump"}] for n in range(12)]
     Path("chats.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
     assert call(monkeypatch, "train", str(folder), *arguments) == 2
-    assert "has no chat template" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "has no chat template" in said.err
+    assert (said.err.count("\n"), said.out, Path("out").exists()) == (1, "", False)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = PLAIN_WORDS
     tokenizer.save_pretrained(folder)
@@ -188,7 +200,10 @@ def test_chats_are_trained_on_scored_and_predicted(
     assert json.loads(result.read_text())["test"]["examples"] == 1
     spec = json.loads((result.parent / "spec.json").read_text())
     assert "template" in json.dumps(spec["task"]["options"])
-    capsys.readouterr()
+    said = capsys.readouterr()
+    assert "'walk " in said.out
+    assert "the first row is 'walk " in said.err
+    assert '{"role"' not in said.out + said.err
     asked: list[str] = []
     was = predictor.encode_inputs
     monkeypatch.setattr(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
+from petransfer.data import hub_network, load_task
 from petransfer.errors import UserError
 from petransfer.models import hub_access
 from petransfer.models.architecture import configuration
@@ -26,12 +27,12 @@ def unreachable(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    for name in hub_access._PROXIES:
+    for name in hub_network._PROXIES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(socket, "create_connection", fail)
-    hub_access.hub_is_reachable.cache_clear()
+    hub_network.hub_is_reachable.cache_clear()
     yield tried
-    hub_access.hub_is_reachable.cache_clear()
+    hub_network.hub_is_reachable.cache_clear()
 
 
 def test_one_connection_is_tried_and_the_checkpoint_is_named(unreachable: list[Any]) -> None:
@@ -48,3 +49,9 @@ def test_what_is_on_the_disk_asks_for_no_network(unreachable: list[Any], tiny_t5
     hub_access.refuse_unreachable([checkpoint_spec("nano/english"), checkpoint_spec(str(tiny_t5))])
     configuration(checkpoint_spec(str(tiny_t5)))
     assert not unreachable
+
+
+def test_a_dataset_of_the_hub_is_refused_at_once(unreachable: list[Any]) -> None:
+    with pytest.raises(UserError, match=r"some/rows is not on this machine.*hub cannot be reached"):
+        load_task("lines", None, train="some/rows").load("held-out")
+    assert unreachable == [("huggingface.co", 443)]

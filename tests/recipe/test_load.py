@@ -92,7 +92,7 @@ def test_effects_are_taken_on_a_metric_which_changes_no_run(
     ("sets", "said"),
     [
         (["judge_by=chrff"], "judge_by: unknown metric among task.metrics 'chrff': did you mean 'chrf'?"),
-        (["judge_by=bleu"], r"'bleu': \(known: chrf, exact_match\)"),
+        (["judge_by=bleu"], r"'bleu' \(known: chrf, exact_match\)"),
         (["judge_bi=chrf"], "unknown key 'judge_bi': did you mean 'judge_by'"),
         (["judge_by=chrf", "task.metrics=[chrff]"], r"task\.metrics"),
     ],

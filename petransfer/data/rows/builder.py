@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from petransfer.data.bad_rows import BadRow, BadRows, visible
+from petransfer.data.rows.chat_rows import readable_input
 from petransfer.data.rows.columns import ColumnChoice, RowTexts, choose_columns, has_value, read_records, reading_notes
 from petransfer.data.rows.held_out import overlaps, partition
 from petransfer.data.rows.options import RowOptions
@@ -169,7 +170,8 @@ class RowBuilder:
     def _notes(self) -> Iterator[str]:
         yield from dict.fromkeys(self._read_as)
         if self._first:
-            yield f"the first row is {visible(self._first.input)} -> {visible(self._first.target)}"
+            first = readable_input(self._first.input, only_last=True)
+            yield f"the first row is {visible(first)} -> {visible(self._first.target)}"
         if self._bad:
             yield self._bad.note()
         for names in _alike(self._targets) if len(self._targets) <= 2 * LABELS else ():

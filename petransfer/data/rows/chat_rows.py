@@ -54,6 +54,26 @@ def read_messages(value: Any) -> list[Message]:
     return [_message(each) for each in value]
 
 
+def readable_input(text: str, only_last: bool = False) -> str:
+    """Return an input as a person reads it: a chat as lines `role: content`, any other text as it is.
+
+    Args:
+        only_last: Return only the last message of a chat, and the number of messages before it.
+    """
+    if not text.startswith('[{"role": '):
+        return text
+    try:
+        messages = read_messages(text)
+    except BadRow:
+        return text
+    *before, last = messages
+    if not before and last["role"] == "user":
+        return str(last["content"])
+    if only_last:
+        return f"{last['content']} (after {len(before)} message{'' if len(before) == 1 else 's'})"
+    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+
+
 def _message(value: Any) -> Message:
     if not isinstance(value, Mapping):
         raise BadRow("a message is no object with role and content")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from petransfer.data.bad_rows import BadRow
+from petransfer.data.hub_network import use_cache_if_unreachable
 from petransfer.data.rows.records import Record
 from petransfer.data.rows.source import Source
 from petransfer.errors import UserError
@@ -80,6 +81,9 @@ def open_dataset(source: Source) -> dict[str, Any]:
     import datasets
 
     datasets.disable_progress_bars()
+    unreachable = source.path is None and not use_cache_if_unreachable()
+    if unreachable:  # `datasets` copied the setting when it was imported
+        datasets.config.HF_HUB_OFFLINE = True
     name, _, revision = source.name.partition("@")
     try:
         if source.path is not None and any((source.path / file).is_file() for file in _SAVED_BY_DATASETS):
@@ -88,6 +92,11 @@ def open_dataset(source: Source) -> dict[str, Any]:
             place = str(source.path) if source.path else name
             found = datasets.load_dataset(place, source.config or None, revision=revision or None)
     except Exception as error:  # whatever a loader, a hub or a cache may raise
+        if unreachable:
+            raise UserError(
+                f"{name} is not on this machine and the hub cannot be reached; check the network, or name a file or a "
+                "folder"
+            ) from None
         raise UserError(
             f"`datasets` cannot load {source.name} ({_reason(error)[:160]}); name a file, a folder or a hub id"
         ) from None
