@@ -74,6 +74,10 @@ def train(
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", "--batch", min=1, help="Examples in an optimiser step; default 16.")
     ] = None,
+    packing: Annotated[
+        bool,
+        typer.Option("--packing", help="Put several short examples into one row; decoder-only models only."),
+    ] = False,
     input_column: Annotated[
         str | None, typer.Option(rich_help_panel=_DATA, help="The column with the inputs; default input.")
     ] = None,
@@ -141,7 +145,7 @@ def train(
     card = None if cpu else this_card()
     request = TrainRequest(
         method, rank, bits, steps, epochs, max_steps, early_stopping, max_minutes, learning_rate, batch_size,
-        max_length, prefix, tuple(parse_seeds(seeds)), dev, test, input_column, target_column, template,
+        packing, max_length, prefix, tuple(parse_seeds(seeds)), dev, test, input_column, target_column, template,
         tuple(metric or ()), skip_bad_rows, tuple((add_tokens or "").split(",")) if add_tokens else (),
         source_language, target_language, {"quoting": quoting},
     )  # fmt: skip

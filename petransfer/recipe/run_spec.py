@@ -24,6 +24,7 @@ ADDED_LATER: tuple[tuple[str, str, object], ...] = (
     ("checkpoint", "target_language", None),
     ("train", "optimizer", "adamw"),
     ("train", "early_stopping", None),
+    ("train", "packing", False),
     ("method", "keep_wide", []),
     ("method", "layers", []),
     ("method", "virtual_tokens", 0),
@@ -186,6 +187,7 @@ class TrainSpec:
     warmup: share of the steps during which the learning rate increases. final: the last learning rate as a share of the
         highest.
     early_stopping: ends the run before `steps` steps when the dev set no longer improves; None trains all steps.
+    packing: put several examples of a decoder-only model into one row; each attends to its own tokens only.
     rate_scaling: with `rms`, each tensor's learning rate is `learning_rate` times the tensor's root mean square at the
         start, and its weight decay is divided by the same number. Small and large tensors then change in proportion.
     """
@@ -202,6 +204,7 @@ class TrainSpec:
     betas: tuple[float, float] = (0.9, 0.999)
     optimizer: Optimizer = "adamw"
     early_stopping: EarlyStopping | None = None
+    packing: bool = False
 
     def __post_init__(self) -> None:
         _convert_to_float(self)

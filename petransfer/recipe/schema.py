@@ -130,7 +130,8 @@ class TrainPart(Strict):
 
     `learning_rate`, `steps`, `epochs` and `batch_size` are one number, or one per method, arm, or arm and method
     together (`english lora`, the method by any words of its label). The most specific entry counts: arm and method
-    together before the arm alone, the arm before the method.
+    together before the arm alone, the arm before the method. `packing` puts several examples of a decoder-only model
+    into one row, which saves padding; each example attends to its own tokens only.
     """
 
     steps: Steps | dict[str, Steps] | None = None
@@ -145,6 +146,7 @@ class TrainPart(Strict):
     optimizer: Optimizer = "adamw"
     # left out of a saved recipe if unused, so that older recipes keep their text
     early_stopping: Annotated[EarlyStoppingPart | None, Field(exclude_if=lambda value: value is None)] = None
+    packing: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> TrainPart:

@@ -16,10 +16,10 @@ def stack_key(spec: RunSpec) -> RunSpec | None:
     """Return a spec that is equal for all runs of one stack; None for a run that is never stacked.
 
     Runs of one stack may differ in seed, rank, alpha and the optimiser's settings. If base weights are drawn from
-    the seed, each seed has another base. A run is never stacked if its method declares a reason, or if it has early
-    stopping, because it then ends at its own step.
+    the seed, each seed has another base. A run is never stacked if its method declares a reason, if it has early
+    stopping, because it then ends at its own step, or if it has packing.
     """
-    if METHODS.lookup(spec.method.name).not_stacked or spec.train.early_stopping:
+    if METHODS.lookup(spec.method.name).not_stacked or spec.train.early_stopping or spec.train.packing:
         return None
     return replace(
         spec,
@@ -36,4 +36,6 @@ def reasons_not_stacked(specs: Iterable[RunSpec]) -> list[str]:
     reasons = [f"{name} is not stacked: {reason}" for name in names if (reason := METHODS.lookup(name).not_stacked)]
     if any(spec.train.early_stopping for spec in specs):
         reasons.append("runs with early_stopping are not stacked: each of them ends at a step of its own")
+    if any(spec.train.packing for spec in specs):
+        reasons.append("runs with packing are not stacked: a stack pads the examples of its runs to one length")
     return reasons

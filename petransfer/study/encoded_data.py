@@ -18,6 +18,7 @@ from petransfer.models.text_part import text_config
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.training.batches import used_examples
+from petransfer.training.packing import refuse_packing
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ def encode_data(spec: RunSpec, data: SplitData, scored: tuple[str, ...]) -> tupl
             has no chat template.
     """
     config, _ = configuration(spec.checkpoint)
+    refuse_packing(spec, config)
     tokenizer, layout = tokenizer_and_layout(spec.checkpoint, config)
     layout = chat_layout(tokenizer, layout, data.train[0].chat)
     _check_added_tokens(spec)

@@ -163,6 +163,7 @@ def _training(part: TrainPart, arm: str, method: MethodPart, examples: int) -> T
         max_grad_norm=float(part.max_grad_norm),
         optimizer=part.optimizer,
         early_stopping=EarlyStopping(**part.early_stopping.model_dump()) if part.early_stopping else None,
+        packing=part.packing,
     )
 
 

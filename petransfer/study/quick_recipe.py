@@ -46,6 +46,7 @@ class TrainRequest:
         early_stopping: The patience, in evaluations on dev without an improvement; 0 turns early stopping off.
         max_minutes: The longest training time in minutes.
         learning_rate, batch_size: The optimiser's peak learning rate, and examples per batch.
+        packing: Put several examples of a decoder-only model into one row.
         max_length: Refuse rows with more tokens.
         prefix: Text in front of every input.
         seeds: One training for each seed.
@@ -69,6 +70,7 @@ class TrainRequest:
     max_minutes: float | None = None
     learning_rate: float | None = None
     batch_size: int | None = None
+    packing: bool = False
     max_length: int | None = None
     prefix: str | None = None
     seeds: tuple[int, ...] = (0,)
@@ -187,6 +189,8 @@ def _fill(content: dict[str, Any], recipe: Recipe, model: str, request: TrainReq
     if rate is None:
         rate = default_rate(request.method, config, is_embedded(spec.name))
     content["train"] = {**_length(request, rows, batch), "batch_size": batch, "learning_rate": rate}
+    if request.packing:
+        content["train"]["packing"] = True
 
 
 def _length(request: TrainRequest, rows: int, batch: int) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from petransfer.memory.study_memory import check_matched_sizes, predict_memory, 
 from petransfer.models.hub_access import refuse_unreachable
 from petransfer.models.registry import is_embedded
 from petransfer.recipe.stacking import reasons_not_stacked
-from petransfer.study.chat_checks import refuse_chats
 from petransfer.study.grid import Cell, notes
 from petransfer.study.launched_processes import refuse_launch, splits_tensors, this_place
+from petransfer.study.model_checks import refuse_unusable_models
 from petransfer.study.scheduling import GroupRuns, Scheduling
 from petransfer.study.settings import Settings
 from petransfer.study.study import StudyGrid
@@ -77,7 +77,7 @@ def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -
     checkpointing = settings.execution.checkpointing
     group = scheduling.grouping(checkpointing, lambda: card) if alone else None
     if scheduling.executor == "local":
-        refuse_chats(grid)
+        refuse_unusable_models(grid)
     _log_notes(grid, scheduling)
     if card and not settings.force and not splits_tensors():
         # with `auto`, stacks are made small enough to fit

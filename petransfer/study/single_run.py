@@ -44,6 +44,7 @@ from petransfer.training.batches import ShuffledExamples
 from petransfer.training.distributed.fsdp import accelerator_without_fsdp, gather_model, shard_model
 from petransfer.training.execution import Execution
 from petransfer.training.loop import Hooks, Loop
+from petransfer.training.packing import check_packing, collate_packed
 from petransfer.training.quantization_cost import check, quantisation_cost
 from petransfer.training.reload_check import check_reloaded
 from petransfer.training.stacked.layers import share
@@ -225,9 +226,12 @@ def make_loop(
     spec, loaded, parts = prepared.spec, prepared.loaded, prepared.parts
     most = STOPPING_EXAMPLES if spec.train.early_stopping else CURVE_EXAMPLES
     curve = dev_curve(prepared.model, loaded, base.data.dev, parts["dev"], most)
+    packed = collate_packed if spec.train.packing else None
+    if packed and prepared.hollow is None:
+        check_packing(prepared.model, parts["train"], loaded.layout)
     return Loop(
         prepared.model,
-        ShuffledExamples(parts["train"], spec.train.batch_size, spec.seed, loaded.layout),
+        ShuffledExamples(parts["train"], spec.train.batch_size, spec.seed, loaded.layout, packed),
         spec.train,
         base.accelerator,
         prepared.folder.path,

@@ -11,10 +11,10 @@ from petransfer.memory.advice import TRAIN_OPTIONS, suggestion
 from petransfer.memory.cards import host_bytes
 from petransfer.memory.study_memory import demand_of, trained_new_tokens
 from petransfer.recipe.loading import validate
-from petransfer.study.chat_checks import refuse_chats
 from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import task_of
 from petransfer.study.launched_processes import splits_tensors
+from petransfer.study.model_checks import refuse_unusable_models
 from petransfer.study.quick_recipe import TrainRequest, recipe_for, with_absolute_paths
 from petransfer.study.study import StudyGrid, grid_of
 from petransfer.study.train_folder import choose_folder
@@ -59,7 +59,7 @@ def train_study(
     folder, note = choose_folder(recipe, out)
     grid = grid_of(recipe, folder)
     found = StudyGrid(grid.recipe, grid.cells, StudyFolder(folder), grid.cells)
-    refuse_chats(found)
+    refuse_unusable_models(found)
     return TrainStudy(content, found, note)
 
 

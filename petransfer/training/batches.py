@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,7 @@ IGNORED = -100
 
 
 Tensors = dict[str, torch.Tensor]
+Collate = Callable[[Sequence[Encoded]], Tensors]
 
 
 class BatchSource(Protocol):
@@ -32,11 +33,13 @@ class Batch:
     """The examples of one process for one optimiser step.
 
     target_tokens: number of target tokens of the whole batch over all processes; the loss is divided by it.
+    collate: makes the tensors of the examples of one micro-batch; by default `collate`, with padding.
     """
 
     examples: Sequence[Encoded]
     target_tokens: int
     layout: Layout
+    collate: Collate | None = None
 
     def micro_batches(self, size: int, budget: int = 0) -> list[Tensors]:
         """Cut the batch into micro-batches of similar length, which saves padding.
@@ -48,10 +51,11 @@ class Batch:
             budget: maximum number of tokens in a micro-batch, padding included; 0 for no limit. An example with more
                 tokens gets a micro-batch of its own.
         """
+        make = self.collate or (lambda cut: collate(cut, self.layout))
         if budget:
-            return [collate(cut, self.layout) for cut in _within(self.examples, size, budget, self.layout)]
+            return [make(cut) for cut in _within(self.examples, size, budget, self.layout)]
         ordered = sorted(self.examples, key=lambda example: (len(example.target_ids), len(example.input_ids)))
-        return [collate(ordered[start : start + size], self.layout) for start in range(0, len(ordered), size)]
+        return [make(ordered[start : start + size]) for start in range(0, len(ordered), size)]
 
 
 def _within(examples: Sequence[Encoded], size: int, budget: int, layout: Layout) -> Iterator[list[Encoded]]:
@@ -80,14 +84,22 @@ def _lengths(example: Encoded, layout: Layout) -> tuple[int, ...]:
 class ShuffledExamples:
     """Endless epochs over the training examples; the order of an epoch is drawn from (seed, epoch)."""
 
-    def __init__(self, examples: Sequence[Encoded], batch_size: int, seed: int, layout: Layout) -> None:
+    def __init__(
+        self,
+        examples: Sequence[Encoded],
+        batch_size: int,
+        seed: int,
+        layout: Layout,
+        collate: Collate | None = None,
+    ) -> None:
         self._examples, self._batch_size, self._seed, self._layout = examples, batch_size, seed, layout
+        self._collate = collate
 
     def batch(self, step: int, process: int, processes: int) -> Batch:
         first = step * self._batch_size
         chosen = take(self._examples, [self._at(position) for position in range(first, first + self._batch_size)])
         tokens = sum(len(example.target_ids) for example in chosen)
-        return Batch(chosen[process::processes], tokens, self._layout)
+        return Batch(chosen[process::processes], tokens, self._layout, self._collate)
 
     def _at(self, position: int) -> int:
         epoch, offset = divmod(position, len(self._examples))
