@@ -10,7 +10,7 @@ from tests.invariants.kill_and_resume import WAYS, main, until
 
 
 def test_killed_runs_go_on_as_if_nothing_had_happened() -> None:
-    assert main(kills=2, seed=1, steps=20)["kills"] == 2
+    assert main(kills=2, seed=1, steps=20, forked=True)["kills"] == 2
 
 
 def test_a_round_that_ends_early_is_followed_by_others() -> None:
