@@ -6,12 +6,12 @@ import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow.parquet
 import pytest
 
+from benchmarks.startup import of_children
 from petransfer.memory.study_memory import largest_stacks
 from petransfer.recipe.loading import load_recipe, shipped_recipes
 from petransfer.study.folders import StudyFolder
@@ -66,7 +66,7 @@ def test_run_again_it_says_that_all_is_done_without_loading_torch(
     code = "import sys; sys.argv = sys.argv[1:]\nfrom petransfer.cli import main\n"
     code += "try: main()\nexcept SystemExit: pass\n"
     arguments = ["petransfer", "run", "--recipe", "smoke", "--out", str(study)]
-    started = time.monotonic()
+    seconds = of_children()
     done = subprocess.run(
         [sys.executable, "-c", code + "assert 'torch' not in sys.modules", *arguments],
         capture_output=True,
@@ -74,7 +74,7 @@ def test_run_again_it_says_that_all_is_done_without_loading_torch(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - started < 10
+    assert of_children() - seconds < 5  # of a processor
     assert "all 2 runs finished before" in done.stderr
     assert "english" in done.stdout
     assert sorted((path, path.stat().st_mtime_ns) for path in study.glob("runs/*/*")) == before
@@ -141,16 +141,18 @@ def test_one_failed_run_stops_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A rate of 9 without clipping makes the loss infinite in the arm that has it, and only there."""
-    out = tmp_path / "out"
-    sets = ["--set", "train.learning_rate.scratch=9", "--set", "train.max_grad_norm=0", "--set", "train.steps=40"]
+    out, recipe = tmp_path / "out", tmp_path / "recipe.yaml"
+    (tmp_path / "rows.tsv").write_text("".join(ROWS))
+    text = STACKED.format(rows=tmp_path / "rows.tsv").replace("seeds: [0, 1, 2]", "seeds: [0]")
+    recipe.write_text(text.replace("2.0e-3}", "{lora: 2.0e-3, scratch: 9}, max_grad_norm: 0}"))
     monkeypatch.setattr(
         "petransfer.training.loop.learning_rate_factor", lambda spec, step: 1e30 if spec.learning_rate == 9 else 1.0
     )
-    arguments = ["run", "--recipe", "smoke", "--out", str(out), "--workers", "1", "--cpu", *sets]
+    arguments = ["run", "--recipe", str(recipe), "--out", str(out), "--workers", "1", "--cpu"]
     assert call(monkeypatch, *arguments, "--arms", "scratch,english") == 1
-    text = capsys.readouterr()
-    assert "1 of 2 runs failed" in text.err
-    assert re.search(r"error: the (loss|gradient's norm) is", text.err)
+    said = capsys.readouterr().err
+    assert "1 of 2 runs failed" in said
+    assert re.search(r"error: the (loss|gradient's norm) is", said)
     assert len(list(out.glob("runs/*/DONE"))) == 1
 
 
