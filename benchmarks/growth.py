@@ -24,8 +24,8 @@ from petransfer.models.registry import checkpoint_spec
 from petransfer.models.support import supported_class
 from petransfer.pretraining.pretrain import SIZES, make_model
 from petransfer.recipe.run_spec import MethodSpec, TrainSpec
-from petransfer.study.single_run import accelerator_for
 from petransfer.training.batches import ShuffledExamples
+from petransfer.training.distributed import Process
 from petransfer.training.execution import Execution
 from petransfer.training.loop import Hooks, Loop
 
@@ -102,7 +102,7 @@ class _Side:
         model = apply_method(self.loaded, replace(LORA, bits=bits), 0).to(device)
         self.loop = Loop(
             model, ShuffledExamples(self.encoded, batch, 0, self.layout),
-            TrainSpec(10**6, batch, 1e-3), accelerator_for("no", device.type == "cpu"), folder,
+            TrainSpec(10**6, batch, 1e-3), Process(device), folder,
             identity="", seed=0, execution=Execution(), hooks=Hooks(),
         )  # fmt: skip
         self.steps = 0

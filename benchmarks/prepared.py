@@ -8,20 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from petransfer.data import SplitData, load_task
 from petransfer.data.encoded_examples import encode_part
 from petransfer.data.encoding import Encoded, Layout
 from petransfer.errors import unknown
-from petransfer.methods import apply_method, mixed_precision, weights_bits
+from petransfer.methods import apply_method, computes_narrower, weights_bits
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.loading import load_recipe
 from petransfer.recipe.run_spec import Bits, RunSpec
 from petransfer.study.grid import expand
-from petransfer.study.single_run import accelerator_for
 from petransfer.training.batches import ShuffledExamples
+from petransfer.training.distributed import Process
 from petransfer.training.execution import Execution
 from petransfer.training.loop import Hooks, Loop
 
@@ -46,18 +45,14 @@ class Prepared:
         """Return the training batches."""
         return ShuffledExamples(self.parts["train"], self.spec.train.batch_size, self.spec.seed, layout)
 
-    def accelerator(self) -> Accelerator:
-        """Return a new Accelerator for the device and the method's precision."""
-        return accelerator_for(mixed_precision(self.spec.method), self.device.type == "cpu")
-
     def loop(self, folder: Path) -> Loop:
         """Return petransfer's training loop on a new model."""
         model, loaded = self.model()
         spec, source = self.spec, self.source(loaded.layout)
         execution = Execution(threads=torch.get_num_threads())
         return Loop(
-            model, source, spec.train, self.accelerator(), folder, identity=spec.canonical_json(), seed=spec.seed,
-            execution=execution, hooks=Hooks(),
+            model, source, spec.train, Process(self.device), folder, identity=spec.canonical_json(), seed=spec.seed,
+            execution=execution, hooks=Hooks(), autocast=computes_narrower(spec.method),
         )  # fmt: skip
 
 

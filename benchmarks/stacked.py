@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from benchmarks.profile import shares
 from benchmarks.sides import clock, hardware
@@ -25,8 +24,8 @@ from petransfer.methods import apply_method
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import Bits, MethodSpec, TrainSpec
-from petransfer.study.single_run import accelerator_for
 from petransfer.training.batches import ShuffledExamples
+from petransfer.training.distributed import Process
 from petransfer.training.execution import Execution
 from petransfer.training.loop import Hooks, Loop
 from petransfer.training.stacked.layers import share
@@ -101,7 +100,7 @@ class _Bench:
         self.setting, self.folder, self.device = setting, folder, device
         self.method = MethodSpec("lora", setting.bits, setting.rank, 2.0 * setting.rank)
         self.train = TrainSpec(10**6, setting.batch, 1e-3)
-        self.accelerator, self.loops = self._accelerator(), list[Loop]()
+        self.loops = list[Loop]()
         spec = checkpoint_spec(setting.checkpoint)
         self.loaded: Loaded = load_checkpoint(spec, setting.bits, device=device)
         examples = load_task("scan").load(setting.split).train[:4000]
@@ -111,21 +110,7 @@ class _Bench:
     def trainer(self) -> Callable[[], float]:
         """Return a turn of Seq2SeqTrainer on one run: examples per second over a block of batches grouped by length."""
         plain = Plain(self._model(0), self.loaded, self._source(0), self.method, self.train, self.device)
-        turn = trainer_turn(plain, self.folder, BLOCK, grouped_by_length)
-        self._renew_accelerators()
-
-        def run() -> float:
-            rate = turn()
-            self._renew_accelerators()
-            return rate
-
-        return run
-
-    def _renew_accelerators(self) -> None:
-        """Make new accelerators: creating a Trainer resets the state that all accelerators share."""
-        accelerator = self._accelerator()
-        for loop in self.loops:
-            loop.accelerator = accelerator
+        return trainer_turn(plain, self.folder, BLOCK, grouped_by_length)
 
     def seconds(self, run: Callable[[], None]) -> float:
         """Return the seconds that a function takes."""
@@ -155,9 +140,6 @@ class _Bench:
 
         return run
 
-    def _accelerator(self) -> Accelerator:
-        return accelerator_for("no", self.device.type == "cpu")
-
     def _model(self, seed: int) -> Any:
         loaded = replace(self.loaded, model=share(self.loaded.model))
         return apply_method(loaded, self.method, seed).to(self.device).train()
@@ -168,7 +150,7 @@ class _Bench:
     def _loop(self, seed: int) -> Loop:
         execution = Execution(micro_batch=self.setting.micro_batch, threads=self.setting.threads)
         loop = Loop(
-            self._model(seed), self._source(seed), self.train, self.accelerator, self.folder / str(len(self.loops)),
+            self._model(seed), self._source(seed), self.train, Process(self.device), self.folder / str(len(self.loops)),
             identity="", seed=seed, execution=execution, hooks=Hooks(),
         )  # fmt: skip
         self.loops.append(loop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -117,6 +118,36 @@ def test_no_circle_of_imports() -> None:
 def test_no_torch_is_loaded_by(name: str) -> None:
     code = f"import sys, {name}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+# Features with an interface of their own: the modules that other folders may import, and names that belong inside.
+FEATURES = {
+    "training.distributed": ({"training.distributed"}, "FSDPModule|DTensor|fully_shard|is_sharded"),
+    "training.stacked": ({"training.stacked"}, "StackedLora|MemberDropout"),
+    "training.cpu": (
+        {"training.cpu.cpu_step", "training.cpu.processor", "training.cpu.speed"},
+        "pairs_of|unpadded_hidden|trained_rows",
+    ),
+}
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_a_feature_is_used_through_its_interface_alone(feature: str) -> None:
+    interface, inner_names = FEATURES[feature]
+    for name, path in modules().items():
+        if name.startswith(f"petransfer.{feature}"):
+            continue
+        for target in imports(path, at_import=False):
+            module = target.removeprefix("petransfer.").rpartition(".")[0]
+            assert not module.startswith(feature) or module in interface, f"{name} imports {target}"
+        found = re.search(rf"\b(?:{inner_names})\b", path.read_text(encoding="utf-8"))
+        assert not found, f"{name} names {found[0]}, which belongs to {feature}"
+
+
+def test_no_library_is_asked_to_forget_its_state() -> None:
+    """Two runs in one process, and a user's own Accelerator beside them, must not need it."""
+    for name, path in modules().items():
+        assert "_reset_state" not in path.read_text(encoding="utf-8"), name
 
 
 def test_every_package_is_installed() -> None:

@@ -29,8 +29,8 @@ from petransfer.models.library_output import silence_libraries
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import MethodSpec, TrainSpec
-from petransfer.study.single_run import accelerator_for
 from petransfer.training.batches import Batch, ShuffledExamples, Tensors
+from petransfer.training.distributed import Process
 from petransfer.training.execution import Execution
 from petransfer.training.loop import Hooks, Loop
 from petransfer.training.losses import token_loss
@@ -75,7 +75,7 @@ class Workload:
     def loop(self, folder: Path, seed: int = 0, **changes: Any) -> Loop:
         """The training loop of a run."""
         return Loop(
-            self.model(seed), self.source(seed), self.train, accelerator_for("no", self.device.type == "cpu"), folder,
+            self.model(seed), self.source(seed), self.train, Process(self.device), folder,
             identity="", seed=seed, execution=Execution(**changes), hooks=Hooks(),
         )  # fmt: skip
 

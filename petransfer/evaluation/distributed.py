@@ -14,7 +14,7 @@ from petransfer.evaluation.exact_match import AUDITED, Evaluation, evaluate
 from petransfer.evaluation.one_pass import Scored
 from petransfer.evaluation.semantic_match import Meant
 from petransfer.models.loading import Loaded
-from petransfer.training.distributed.fsdp import is_sharded
+from petransfer.training.distributed import needs_all_processes
 
 
 def evaluate_together(
@@ -26,7 +26,7 @@ def evaluate_together(
     known in advance. All processes then do the same complete evaluation. It takes at least as long as on one process,
     but no GPU has to hold the model. The processes stay in step because equal GPUs round equally.
     """
-    if not distributed.is_initialized() or distributed.get_world_size() == 1 or is_sharded(model):
+    if not distributed.is_initialized() or distributed.get_world_size() == 1 or needs_all_processes(model):
         return evaluate(model, loaded, examples, encoded, **options)
     count, index = distributed.get_world_size(), distributed.get_rank()
     own = Evaluation((), 0, 0, 0)

@@ -14,7 +14,7 @@ import torch
 from petransfer.data.encoding import Encoded, encode_targets
 from petransfer.models.loading import Loaded
 from petransfer.training.batches import IGNORED, collate
-from petransfer.training.distributed.fsdp import is_sharded
+from petransfer.training.distributed import needs_all_processes
 from petransfer.training.out_of_memory import OutOfMemory, raising_out_of_memory
 
 # The largest number of logits in memory at once.
@@ -41,7 +41,7 @@ def choose_labels(
             with raising_out_of_memory():
                 scores = _scores(model, loaded, [encoded[at].input_ids for at in chosen], tokens)
         except OutOfMemory:
-            if at_once == 1 or is_sharded(model):
+            if at_once == 1 or needs_all_processes(model):
                 raise
             at_once = (at_once + 1) // 2
             continue

@@ -19,7 +19,7 @@ from petransfer.evaluation.batches import compute_dtype, in_batches, noise_at, n
 from petransfer.models.loading import Loaded
 from petransfer.training.batches import IGNORED, Tensors, collate
 from petransfer.training.cpu.cpu_step import CpuFastPath
-from petransfer.training.distributed.fsdp import is_sharded
+from petransfer.training.distributed import needs_all_processes
 from petransfer.training.losses import Head, chunked_head, hidden_states
 
 # Tokens of a forward pass on a CPU where no padding is computed. Such small passes hold sequences of similar lengths.
@@ -65,7 +65,7 @@ def score(
 
     with lean.step() if lean else contextlib.nullcontext():
         tokens = PACKED_TOKENS if lean else None
-        return in_batches(encoded, batch_size, one, halves=not is_sharded(model), tokens=tokens)
+        return in_batches(encoded, batch_size, one, halves=not needs_all_processes(model), tokens=tokens)
 
 
 def _score_batch(

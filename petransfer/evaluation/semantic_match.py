@@ -19,7 +19,7 @@ from petransfer.evaluation.batches import compute_dtype, in_batches, noise_of
 from petransfer.evaluation.generation import generations
 from petransfer.models.loading import Loaded
 from petransfer.training.batches import IGNORED, collate
-from petransfer.training.distributed.fsdp import is_sharded
+from petransfer.training.distributed import needs_all_processes
 
 # Texts are generated up to these numbers of tokens in turn, because most can be excluded after a few tokens.
 STAGES = (16, 64, sys.maxsize)
@@ -85,7 +85,7 @@ def beginnings(
     def one(chosen: list[int]) -> list[tuple[int, ...] | None]:
         return _beginnings_of_batch(model, loaded, [encoded[at] for at in chosen])
 
-    return in_batches(encoded, batch_size, one, halves=not is_sharded(model))
+    return in_batches(encoded, batch_size, one, halves=not needs_all_processes(model))
 
 
 @torch.inference_mode()

@@ -88,7 +88,7 @@ def fit(
 def _checked_configuration(spec: CheckpointSpec, demand: Demand) -> tuple[Any, bool]:
     """Return the checkpoint's configuration and whether its head is untied; raise UserError if it cannot be trained."""
     from petransfer.models.architecture import configuration
-    from petransfer.training.stacked.layers import refuse_layer_drop
+    from petransfer.training.stacked import refuse_layer_drop
 
     config, own_head = configuration(spec)
     if demand.members > 1:

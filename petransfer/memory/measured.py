@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from petransfer.memory.step_memory import Demand, meta_batch
-from petransfer.methods import apply_method, mixed_precision, weights_bits
+from petransfer.methods import apply_method, computes_narrower, weights_bits
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.quantization import check_optimizer, inventory
 from petransfer.recipe.run_spec import CheckpointSpec, TrainSpec
@@ -98,7 +98,7 @@ def measure(checkpoint: CheckpointSpec, demand: Demand, with_loop: bool = False)
     added = trained if demand.method.name != "full" else 0
     fixed = sum(trial.weights.values()) + added + states
     found = Measured(trial.weights, fixed, peak_of(lambda: trial.step(batch), fixed, trial.device))
-    if not with_loop or trial.device.type != "cpu" or mixed_precision(demand.method) != "no":
+    if not with_loop or trial.device.type != "cpu" or computes_narrower(demand.method):
         return found
     lean = CpuFastPath(model)
     if not lean.usable:

@@ -27,8 +27,7 @@ from petransfer.recipe.run_spec import Bits, MethodSpec, Optimizer
 from petransfer.training.batches import IGNORED, Tensors
 from petransfer.training.losses import token_loss
 from petransfer.training.out_of_memory import enable_gradient_checkpointing
-from petransfer.training.stacked import stacked_loop as stacked
-from petransfer.training.stacked.layers import share
+from petransfer.training.stacked import accumulate, joins, make_stack, share
 from petransfer.training.state import trained_tensors
 
 Device = Literal["cuda", "cpu"]
@@ -196,7 +195,7 @@ def _run_pass(
     loaded: Loaded, models: Sequence[torch.nn.Module], phase: _Phase, batch: Tensors, device: torch.device
 ) -> None:
     """Run the forward and the backward pass."""
-    if len(models) == 1 or not stacked.joins(device):
+    if len(models) == 1 or not joins(device):
         for model in models:
             phase.backward = False
             loss = token_loss(model, batch)
@@ -204,7 +203,7 @@ def _run_pass(
             torch.autograd.backward(loss)
         return
     with torch.device("meta"):
-        stack = stacked.make_stack(loaded.model, models)
+        stack = make_stack(loaded.model, models)
     forward = stack.run
 
     def run(joined: Any, widths: Any) -> torch.Tensor:
@@ -213,7 +212,7 @@ def _run_pass(
         return given
 
     stack.run = run  # type: ignore[method-assign, assignment]
-    stacked.accumulate(stack, [batch] * len(models), [1] * len(models), loaded.layout)
+    accumulate(stack, [batch] * len(models), [1] * len(models), loaded.layout)
 
 
 @dataclass

@@ -202,7 +202,7 @@ def largest_stacks(specs: Sequence[RunSpec], card: int) -> dict[str, int]:
 
 def _room(spec: RunSpec, card: int, most: int) -> int:
     from petransfer.memory.planner import largest_stack
-    from petransfer.training.stacked.layers import refuse_layer_drop
+    from petransfer.training.stacked import refuse_layer_drop
 
     try:
         config, own_head = _architecture(spec)

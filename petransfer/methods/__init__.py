@@ -70,6 +70,6 @@ def weights_bits(method: MethodSpec) -> Bits:
     return 32 if METHODS.lookup(method.name).trains_all_weights else method.bits
 
 
-def mixed_precision(method: MethodSpec) -> str:
-    """Return Accelerate's name for the precision of the forward pass."""
-    return "bf16" if METHODS.lookup(method.name).trains_all_weights and method.bits == 16 else "no"
+def computes_narrower(method: MethodSpec) -> bool:
+    """Return whether the forward pass is computed in bf16 although the weights are in fp32."""
+    return METHODS.lookup(method.name).trains_all_weights and method.bits == 16

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration
@@ -24,6 +23,7 @@ from petransfer.pretraining.span_corruption import CorruptedWindows, Noise
 from petransfer.pretraining.vocabulary import SENTINELS, sentinel
 from petransfer.recipe.run_spec import Bits, TrainSpec
 from petransfer.training.batches import IGNORED, Tensors
+from petransfer.training.distributed import this_process
 from petransfer.training.execution import Execution
 from petransfer.training.loop import Hooks, Loop
 
@@ -119,18 +119,19 @@ def pretrain(
     counts = np.bincount(corpus.train, minlength=len(tokenizer))
     counts[sentinels[: spec.noise.spans]] = len(corpus.train) // spec.noise.window
     seen = torch.from_numpy(counts > 0)
-    accelerator = Accelerator(mixed_precision="bf16" if spec.bits == 16 else "no", cpu=cpu)
+    process = this_process(cpu)
     loop = Loop(
-        model.to(accelerator.device),
+        model.to(process.device),
         windows(corpus.train, spec.seed),
         spec.train,
-        accelerator,
+        process,
         folder,
         identity=spec.identity,
         seed=spec.seed,
         execution=execution,
         hooks=hooks,
-        loss_function=_loss_over(seen.to(accelerator.device)),  # copied once, not in every step
+        loss_function=_loss_over(seen.to(process.device)),  # copied once, not in every step
+        autocast=spec.bits == 16,
     )
 
     def validate(micro_batch: int) -> dict[str, Any]:
@@ -206,8 +207,8 @@ def validation_loss(loop: Loop, source: CorruptedWindows, seen: torch.Tensor, mi
     total, tokens = 0.0, 0
     for step in range(batches):
         for cut in source.batch(step, 0, 1).micro_batches(micro_batch):
-            micro = {name: tensor.to(loop.accelerator.device) for name, tensor in cut.items()}
-            total += float(loop.loss_function(loop.wrapped, micro))
+            micro = {name: tensor.to(loop.process.device) for name, tensor in cut.items()}
+            total += float(loop.loss_function(loop.model, micro))
             tokens += int((without_unseen(cut["labels"], seen) != IGNORED).sum())
     loop.model.train()
     return total / tokens

@@ -16,7 +16,7 @@ from petransfer.evaluation.one_pass import score
 from petransfer.evaluation.run_metrics import Measured, measure
 from petransfer.models.loading import Loaded
 from petransfer.recipe.run_spec import TrainSpec
-from petransfer.training.distributed.fsdp import is_sharded, with_root_gathered
+from petransfer.training.distributed import needs_all_processes, with_root_gathered
 from petransfer.training.early_stopping import EXACT_MATCH, LOSS
 from petransfer.training.out_of_memory import OutOfMemory, raising_out_of_memory
 
@@ -61,7 +61,7 @@ def dev_curve(
 
     def measure(micro_batch: int) -> dict[str, Any]:
         model.eval()
-        size = micro_batch if is_sharded(model) else len(chosen)
+        size = micro_batch if needs_all_processes(model) else len(chosen)
         with with_root_gathered(model):
             scored = score(model, loaded, [examples[at] for at in chosen], [encoded[at] for at in chosen], size)
         model.train()
@@ -87,7 +87,7 @@ def judged(
     """
     model, loaded, parts, task = prepared.model, prepared.loaded, prepared.parts, prepared.spec.task
     data = base.data
-    options: dict[str, Any] = {"batch_size": at_once} if is_sharded(model) else {}
+    options: dict[str, Any] = {"batch_size": at_once} if needs_all_processes(model) else {}
     options["semantics"] = TASKS.lookup(task.name).semantics
     try:
         with raising_out_of_memory(), with_root_gathered(model):
@@ -102,10 +102,10 @@ def judged(
                 )
                 for part in base.settings.scored_parts
             }
-            judges = [*evaluations] if leads or is_sharded(model) else []
+            judges = [*evaluations] if leads or needs_all_processes(model) else []
             measured = {part: measure(model, loaded, task, data, part, parts[part]) for part in judges}
     except OutOfMemory as error:
-        if is_sharded(model):
+        if needs_all_processes(model):
             raise RunError(
                 "out of memory in the evaluation; run the same command again with a smaller --micro-batch"
             ) from error

@@ -14,9 +14,6 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import GradientAccumulationPlugin
 from transformers import PreTrainedModel
 
 from petransfer.atomic_files import replacing
@@ -26,7 +23,7 @@ from petransfer.data.encoding import Encoded
 from petransfer.data.rows.chat_rows import readable_input
 from petransfer.errors import UserError
 from petransfer.evaluation.exact_match import Evaluation, summary
-from petransfer.methods import apply_method, mixed_precision, save_method, virtual_tokens, weights_bits
+from petransfer.methods import apply_method, computes_narrower, save_method, virtual_tokens, weights_bits
 from petransfer.models.lengths import length_check
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.quantization import check_optimizer, inventory, weight_count
@@ -41,13 +38,13 @@ from petransfer.study.provenance import provenance, seal
 from petransfer.study.run_scoring import CURVE_EXAMPLES, STOPPING_EXAMPLES, dev_curve, evaluation_steps, judged
 from petransfer.study.settings import Settings
 from petransfer.training.batches import ShuffledExamples
-from petransfer.training.distributed.fsdp import accelerator_without_fsdp, gather_model, shard_model
+from petransfer.training.distributed import Process, gather_model, shard_model, this_process
 from petransfer.training.execution import Execution
 from petransfer.training.loop import Hooks, Loop
 from petransfer.training.packing import check_packing, collate_packed
 from petransfer.training.quantization_cost import check, quantisation_cost
 from petransfer.training.reload_check import check_reloaded
-from petransfer.training.stacked.layers import share
+from petransfer.training.stacked import share
 from petransfer.training.state import Progress, peek_progress, trained_tensors
 from petransfer.training.tracker_names import check_trackers
 from petransfer.training.trackers import RunTrackers, SamplePrediction, start_trackers
@@ -105,7 +102,7 @@ def run_one(
         UserError: The spec needs something that is not available.
     """
     base = open_base(spec, settings)
-    execution = with_room(spec, settings.execution, base.accelerator.device)
+    execution = with_room(spec, settings.execution, base.process.device)
     prepared = prepare(spec, folder, base)
     with contextlib.closing(prepared.trackers):
         loop = make_loop(prepared, base, execution, progress, should_stop)
@@ -124,7 +121,7 @@ class Base:
     """
 
     settings: Settings
-    accelerator: Accelerator
+    process: Process
     data: SplitData
     loaded: Loaded
     started: float
@@ -166,12 +163,17 @@ class Prepared:
     trackers: RunTrackers
     hollow: torch.nn.Module | None = None
 
+    @property
+    def autocast(self) -> bool:
+        """Whether the loop computes the forward pass in bf16; a model in parts has its own computing precision."""
+        return self.hollow is None and computes_narrower(self.spec.method)
+
 
 def open_base(spec: RunSpec, settings: Settings) -> Base:
     """Read the data and load the checkpoint."""
     started = time.monotonic()
     if torch.cuda.is_available():
-        gc.collect()  # the model of an earlier run refers to itself where Accelerate replaced its forward
+        gc.collect()  # the model of an earlier run refers to itself where its forward pass was replaced
     check_trackers(settings.log_with)
     check_optimizer(spec.train.optimizer)
     if settings.execution.threads:
@@ -181,15 +183,15 @@ def open_base(spec: RunSpec, settings: Settings) -> Base:
     if spec.train.early_stopping and not data.dev:
         raise UserError("train.early_stopping needs a dev set, and this data has none; give one with --dev")
     encoded, layout = encode_data(spec, data, settings.scored_parts)
-    accelerator = accelerator_for(mixed_precision(spec.method), settings.cpu)
+    process = this_process(settings.cpu)
     bits, wide = weights_bits(spec.method), spec.method.keep_wide
     # a model that will be split need not fit on one GPU
-    device = None if splits_tensors() else accelerator.device
+    device = None if splits_tensors() else process.device
     loaded = load_checkpoint(spec.checkpoint, bits, seed=spec.seed, device=device, keep_wide=wide)
     loaded = replace(loaded, layout=replace(loaded.layout, eos_id=layout.eos_id))  # chats can have another end token
-    if accelerator.is_main_process:
+    if process.leads:
         log_notes(encoded)
-    return Base(settings, accelerator, encoded.data, loaded, started, spec, encoded)
+    return Base(settings, process, encoded.data, loaded, started, spec, encoded)
 
 
 def prepare(spec: RunSpec, folder: RunFolder, base: Base, model: PreTrainedModel | None = None) -> Prepared:
@@ -198,7 +200,7 @@ def prepare(spec: RunSpec, folder: RunFolder, base: Base, model: PreTrainedModel
     encoded = base.encoded_for(spec)
     _check_lengths(spec, loaded, encoded)
     parts, token_ids = encoded.parts, encoded.token_ids
-    if base.accelerator.is_main_process:
+    if base.process.leads:
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.write_json("spec.json", spec.as_dict())
     if base.cost is None:
@@ -207,12 +209,12 @@ def prepare(spec: RunSpec, folder: RunFolder, base: Base, model: PreTrainedModel
     loaded = replace(loaded, new_tokens=tuple(piece for piece in loaded.new_tokens if piece in token_ids))
     applied = apply_method(loaded, spec.method, spec.seed)
     resumed = peek_progress(folder.path / "state", spec.canonical_json())
-    names = base.settings.log_with if base.accelerator.is_main_process else ()
-    trackers = start_trackers(names, folder.path, spec, base.accelerator.device, resumed.step if resumed else 0)
+    names = base.settings.log_with if base.process.leads else ()
+    trackers = start_trackers(names, folder.path, spec, base.process.device, resumed.step if resumed else 0)
     if splits_tensors():
-        hollow = shard_model(applied, base.accelerator.device, mixed_precision(spec.method) == "bf16")
+        hollow = shard_model(applied, base.process.device, computes_narrower(spec.method))
         return Prepared(spec, folder, loaded, parts, applied, trackers, hollow)
-    return Prepared(spec, folder, loaded, parts, applied.to(base.accelerator.device), trackers)
+    return Prepared(spec, folder, loaded, parts, applied.to(base.process.device), trackers)
 
 
 def make_loop(
@@ -233,12 +235,13 @@ def make_loop(
         prepared.model,
         ShuffledExamples(parts["train"], spec.train.batch_size, spec.seed, loaded.layout, packed),
         spec.train,
-        base.accelerator,
+        base.process,
         prepared.folder.path,
         identity=spec.canonical_json(),
         seed=spec.seed,
         execution=execution,
         hooks=Hooks(progress, should_stop, evaluation_steps(spec.train), curve, prepared.trackers.log),
+        autocast=prepared.autocast,
     )
 
 
@@ -248,7 +251,7 @@ def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> 
     at_once: examples per forward pass, if the model is split.
     """
     spec, folder, loaded, model = prepared.spec, prepared.folder, prepared.loaded, prepared.model
-    data, accelerator, writes = base.data, base.accelerator, base.accelerator.is_main_process
+    data, process, writes = base.data, base.process, base.process.leads
     evaluations, measured = judged(prepared, base, at_once or done.micro_batch, writes)
     if prepared.hollow is not None:
         model = gather_model(model, prepared.hollow, writes)
@@ -258,7 +261,7 @@ def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> 
     if "test" in evaluations:
         saved = _save_weights(model, spec, folder, provenance(spec, loaded, data, evaluations, model))
         reloads = check_reloaded(
-            model, saved, spec.method, prepared.parts["dev"], loaded.layout, accelerator, base.load_anew
+            model, saved, spec.method, prepared.parts["dev"], loaded.layout, prepared.autocast, base.load_anew
         )
         shown = None if TASKS.lookup(spec.task.name).text_is_private else data.test
         _write_examples(evaluations["test"], shown, measured["test"].answers, folder.path / "examples.parquet")
@@ -277,22 +280,12 @@ def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> 
         "checkpointing": bool(done.notes.get("checkpointing")),
         "train_seconds": round(done.seconds, 1),
         "seconds": round(time.monotonic() - base.started, 1),
-        "environment": environment(accelerator.device, done.threads) | _shared(accelerator, done),
+        "environment": environment(process.device, done.threads) | _shared(process, done),
     }
     folder.finish(result)
     private = TASKS.lookup(spec.task.name).text_is_private
     _log_result(prepared.trackers, evaluations, () if private else data.dev, done.step)
     return result
-
-
-def accelerator_for(precision: str, cpu: bool) -> Accelerator:
-    """Return a new Accelerator for a run: Accelerate remembers the first one's precision and refuses another."""
-    AcceleratorState._reset_state()
-    # the recipe sets the batch: a launcher's number of accumulation steps would divide the loss by it
-    whole = GradientAccumulationPlugin(num_steps=1)
-    if splits_tensors():  # a split model computes in its own precision
-        return accelerator_without_fsdp(mixed_precision="no", cpu=cpu, gradient_accumulation_plugin=whole)
-    return Accelerator(mixed_precision=precision, cpu=cpu, gradient_accumulation_plugin=whole)
 
 
 def _log_result(
@@ -317,9 +310,9 @@ def _stopping(done: Progress) -> dict[str, Any]:
     return {name: done.early_stopping[name] for name in ("stop_reason", "best_step") if done.early_stopping}
 
 
-def _shared(accelerator: Accelerator, done: Progress) -> dict[str, Any]:
+def _shared(process: Process, done: Progress) -> dict[str, Any]:
     """Return how many processes shared the run and how many runs were stacked, because rounding depends on both."""
-    counts = {"processes": accelerator.num_processes, "stacked": len(done.notes.get("stack", ()))}
+    counts = {"processes": process.count, "stacked": len(done.notes.get("stack", ()))}
     shared: dict[str, Any] = {name: count for name, count in counts.items() if count > 1}
     return shared | ({"split": "fsdp2"} if splits_tensors() else {})
 

@@ -10,8 +10,7 @@ from petransfer.study.folders import RunFolder
 from petransfer.study.settings import Settings
 from petransfer.study.single_run import Prepared, finish, make_loop, open_base, prepare
 from petransfer.study.stack_groups import common_start
-from petransfer.training.stacked.layers import refuse_layer_drop, share
-from petransfer.training.stacked.stacked_loop import StackedLoop, make_stack
+from petransfer.training.stacked import StackedLoop, make_stack, refuse_layer_drop, share
 from petransfer.training.state import keep_only
 
 

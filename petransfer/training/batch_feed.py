@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-from accelerate import Accelerator
-
 from petransfer.training.batches import Batch, BatchSource, Tensors
+from petransfer.training.distributed import Process
 
 PreparedBatch = tuple[Batch, list[Tensors]]
 Request = tuple[int, int, int]
@@ -19,10 +18,10 @@ class BatchFeed:
     depends only on its step.
     """
 
-    def __init__(self, source: BatchSource, steps: int, accelerator: Accelerator) -> None:
+    def __init__(self, source: BatchSource, steps: int, process: Process) -> None:
         self._source, self._steps = source, steps
-        self._share = accelerator.process_index, accelerator.num_processes
-        self.ahead = self._pinned = accelerator.device.type == "cuda"
+        self._share = process.index, process.count
+        self.ahead = self._pinned = process.device.type == "cuda"
         self._thread: ThreadPoolExecutor | None = None
         self._next: tuple[Request, Future[PreparedBatch]] | None = None
 

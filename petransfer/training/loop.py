@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
 
 from petransfer.errors import Interrupted, RunError, UserError
 from petransfer.recipe.run_spec import TrainSpec
+from petransfer.training.autocast import autocast_forward
 from petransfer.training.batch_feed import BatchFeed
 from petransfer.training.batches import Batch, BatchSource, Tensors
 from petransfer.training.cpu.cpu_step import CpuFastPath
-from petransfer.training.distributed.fsdp import clip_gradients
-from petransfer.training.distributed.processes import processes_of
+from petransfer.training.distributed import Process, clip_gradients, processes_of
 from petransfer.training.early_stopping import EarlyStopper, StoppingState
 from petransfer.training.execution import Execution, refuse_small_batch
 from petransfer.training.losses import token_loss
@@ -75,7 +74,8 @@ class Loop:
     A run resumes from the state in `folder`. The batch of a step never changes: running out of memory only halves the
     micro-batch. The loss is divided by the target tokens of the whole batch over all processes, so the gradient does
     not depend on the size of the micro-batches. Each process computes a part of the batch, and the first process writes
-    the files; see `distributed.processes` for how the processes share the tensors.
+    the files; see `distributed.processes` for how the processes share the tensors. autocast: the weights are in fp32,
+    and the forward pass is computed in bf16.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Loop:
         model: torch.nn.Module,
         source: BatchSource,
         spec: TrainSpec,
-        accelerator: Accelerator,
+        process: Process,
         folder: Path,
         *,
         identity: str,
@@ -91,14 +91,17 @@ class Loop:
         execution: Execution,
         hooks: Hooks,
         loss_function: LossFunction = token_loss,
+        autocast: bool = False,
     ) -> None:
-        self.spec, self.source, self.accelerator, self.folder = spec, source, accelerator, folder
+        self.spec, self.source, self.process, self.folder = spec, source, process, folder
         self.identity, self.seed, self.execution, self.hooks = identity, seed, execution, hooks
         self.model = model
         if execution.checkpointing:
             enable_gradient_checkpointing(model)
-        self.processes = processes_of(model, accelerator)
-        plain = loss_function is token_loss and not execution.compile and accelerator.mixed_precision == "no"
+        if autocast:
+            autocast_forward(model, process.device)
+        self.processes = processes_of(model, process)
+        plain = loss_function is token_loss and not execution.compile and not autocast
         fast_path = CpuFastPath(model) if plain else None
         self.fast_path = fast_path if fast_path and fast_path.usable else None
         self.metrics = MetricsFile(folder / "metrics.jsonl")
@@ -111,19 +114,17 @@ class Loop:
         if self.progress.step:
             load_state(self.state_folder, self.progress, model, self.optimizer)
         self.stopper = self._make_stopper()
-        self.feed = BatchFeed(source, spec.steps, accelerator)
         # Reading a loss from a GPU waits until all queued work is finished.
-        self.reads_every_step = accelerator.device.type != "cuda"
+        self.reads_every_step = process.device.type != "cuda"
+        self.feed = BatchFeed(source, spec.steps, process)
         self._unread: list[tuple[int, torch.Tensor, torch.Tensor]] = []
         self._mean_loss = self._norm = math.nan
         self._stop_requested = self._save_requested = self._out_of_time = False
         self._saved_at = time.monotonic()
-        if accelerator.num_processes > 1:
+        if process.count > 1:
             self._check_processes()
-        if accelerator.is_main_process:
+        if process.leads:
             self.metrics.cut(self.progress.metrics_bytes)
-        # Accelerate provides only the mixed precision: `processes` sums the gradients.
-        self.wrapped: torch.nn.Module = accelerator.prepare_model(model, evaluation_mode=True)
         self.loss_function = torch.compile(loss_function, dynamic=False) if execution.compile else loss_function
         self.checks = SelfChecks(model, self.processes)
 
@@ -219,7 +220,7 @@ class Loop:
             RunError: a loss is not finite, or the state cannot be written.
         """
         self.read_losses()
-        writes = self.accelerator.is_main_process
+        writes = self.process.leads
         if writes:
             self.progress.metrics_bytes = self.metrics.size()
         if stack:
@@ -254,7 +255,7 @@ class Loop:
             OutOfMemory: in every process, if one of them ran out of memory; no weight has changed.
         """
         batch, cuts = self.feed.take(step, self.progress.micro_batch, self.progress.token_budget)
-        torch.manual_seed(dropout_seed(self.seed, step, self.accelerator.process_index))
+        torch.manual_seed(dropout_seed(self.seed, step, self.process.index))
         failed = False
         try:
             with raising_out_of_memory():
@@ -262,7 +263,7 @@ class Loop:
         except OutOfMemory:
             if not self.processes.shared:
                 raise
-            failed, total = True, torch.zeros((), device=self.accelerator.device)
+            failed, total = True, torch.zeros((), device=self.process.device)
         if self.processes.shared:
             self._exchange(failed)
         return self.update(step, total, batch.target_tokens)
@@ -288,7 +289,7 @@ class Loop:
             RunError: the optimiser ran out of memory. A smaller micro-batch would not help, and a second attempt would
                 update some of the weights twice.
         """
-        loss = self.accelerator.reduce(total, "sum").double() / target_tokens
+        loss = self.processes.sum(total).double() / target_tokens
         norm = clip_gradients(self._parameters(), self.spec.max_grad_norm or math.inf)
         self.checks.before_update(step)
         set_learning_rate(self.optimizer, self._learning_rate(step))
@@ -305,12 +306,12 @@ class Loop:
 
     def _run_micro_batches(self, batch: Batch, cuts: Sequence[Tensors], loss_function: LossFunction) -> torch.Tensor:
         def run_one(cut: Tensors, weight: float) -> torch.Tensor:
-            micro = {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in cut.items()}
-            summed = loss_function(self.wrapped, micro)
-            self.accelerator.backward(summed * (weight / batch.target_tokens))
+            micro = {name: tensor.to(self.process.device, non_blocking=True) for name, tensor in cut.items()}
+            summed = loss_function(self.model, micro)
+            torch.autograd.backward(summed * (weight / batch.target_tokens))
             return summed.detach() * weight
 
-        examples = -(-self.spec.batch_size // self.accelerator.num_processes)  # the maximum of any process
+        examples = -(-self.spec.batch_size // self.process.count)  # the maximum of any process
         return self.processes.run_micro_batches(cuts, run_one, -(-examples // self.progress.micro_batch))
 
     def _exchange(self, failed: bool) -> None:
@@ -319,7 +320,7 @@ class Loop:
         Raises:
             OutOfMemory: in every process, if any process failed.
         """
-        leads = self.accelerator.is_main_process
+        leads = self.process.leads
         own = [failed, self.hooks.should_stop(), leads and self._save_is_due(), leads and self._is_out_of_time()]
         any_failed, stop, save, out_of_time = self.processes.exchange(own, self._parameters())
         self._stop_requested, self._save_requested, self._out_of_time = stop > 0, save > 0, out_of_time > 0
@@ -328,7 +329,7 @@ class Loop:
 
     def _check_processes(self) -> None:
         """Raise UserError if there are more processes than examples in a batch, or if their folders differ."""
-        processes = self.accelerator.num_processes
+        processes = self.process.count
         refuse_small_batch(self.spec.batch_size, processes)
         step = self.progress.step
         if self.processes.agree([step]) != [step * processes]:
@@ -338,13 +339,13 @@ class Loop:
         micro_batch = self.execution.micro_batch or self._default_micro_batch()
         # With sharded tensors all processes must run the same number of passes, whatever the lengths of their examples.
         unbounded = self.execution.micro_batch or self.processes.shards_tensors
-        budget = 0 if unbounded else default_token_budget(self.accelerator.device)
+        budget = 0 if unbounded else default_token_budget(self.process.device)
         return Progress(micro_batch=micro_batch, threads=self.execution.threads, token_budget=budget)
 
     def _default_micro_batch(self) -> int:
         if self.fast_path is not None and self.fast_path.skips_padding:
             return min(self.spec.batch_size, PACKED_EXAMPLES)
-        return default_micro_batch(self.spec.batch_size, self.accelerator.device)
+        return default_micro_batch(self.spec.batch_size, self.process.device)
 
     def _parameters(self) -> list[torch.nn.Parameter]:
         return [value for group in self.optimizer.param_groups for value in group["params"]]
@@ -376,7 +377,7 @@ class Loop:
             **scores,
             "seconds": round(self.progress.seconds, 3),
         }
-        if self.accelerator.is_main_process:
+        if self.process.leads:
             self.metrics.append(line)
             self.hooks.log(line)
         self.progress.loss_sum, self.progress.loss_steps = 0.0, 0
@@ -388,12 +389,12 @@ class Loop:
         if self.stopper is None:
             return scores
         if self.processes.shared:  # all processes use the scores of one, so that rounding cannot split their decisions
-            leads = self.accelerator.is_main_process
+            leads = self.process.leads
             scores = dict(
                 zip(scores, self.processes.agree([score if leads else 0.0 for score in scores.values()]), strict=True)
             )
         if self.stopper.record(done, scores):
-            save_best(self.state_folder, self.model, done, writes=self.accelerator.is_main_process)
+            save_best(self.state_folder, self.model, done, writes=self.process.leads)
         state = self.stopper.state
         if not state.stop_reason:
             state.stop_reason = "max_minutes" if self._out_of_time else "max_steps" if done == self.spec.steps else ""

@@ -13,7 +13,6 @@ import torch
 import petransfer.models.bitsandbytes_import  # noqa: F401 - before peft
 
 # isort: split
-from accelerate import Accelerator
 from peft import PeftModel
 from transformers import PreTrainedModel
 
@@ -38,7 +37,7 @@ def check_reloaded(
     method: MethodSpec,
     examples: Sequence[Encoded],
     layout: Layout,
-    accelerator: Accelerator,
+    autocast: bool,
     load_base: Callable[[torch.device], PreTrainedModel],
 ) -> bool:
     """Load the saved tensors into a new model and compare its logits with those of the trained model.
@@ -49,7 +48,7 @@ def check_reloaded(
         method: how the model was trained.
         examples: examples to compare; only the first `EXAMPLES` are used.
         layout: how examples become tensors.
-        accelerator: provides the autocast that the trained model uses.
+        autocast: whether the forward pass of the trained model is computed in bf16.
         load_base: loads a new copy of the base of an adapter on a device.
 
     Returns:
@@ -60,14 +59,14 @@ def check_reloaded(
     """
     device = next(trained.parameters()).device
     batch = collate(examples[:EXAMPLES], layout)
-    expected = _logits(trained, batch, accelerator)
+    expected = _logits(trained, batch, autocast)
     for place in dict.fromkeys((device, torch.device("cpu"))):
         if place.type == "cpu" and _bytes(trained) > 0.8 * psutil.virtual_memory().available:
             continue
         try:
             with raising_out_of_memory():
                 fresh = _load(trained, folder, method, place, load_base)
-                _compare(trained, fresh, expected, _logits(fresh, batch, accelerator), folder, TOLERANCE[method.bits])
+                _compare(trained, fresh, expected, _logits(fresh, batch, autocast), folder, TOLERANCE[method.bits])
                 return True
         except OutOfMemory:
             release_cached_memory()
@@ -86,12 +85,12 @@ def _load(
 
 
 @torch.no_grad()
-def _logits(model: Any, batch: Tensors, accelerator: Accelerator) -> torch.Tensor:
+def _logits(model: Any, batch: Tensors, autocast: bool) -> torch.Tensor:
     """Return the logits at the positions that have a label: (positions, vocabulary), on the CPU."""
     training, device = model.training, next(model.parameters()).device
     model.eval()
     inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
-    with accelerator.autocast():
+    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
         logits_btv: torch.Tensor = model(**inputs, use_cache=False).logits.float().cpu()
     model.train(training)
     return logits_btv[batch["labels"] != IGNORED]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from petransfer.errors import RunError
-from petransfer.training.distributed.fsdp import local_part
-from petransfer.training.distributed.processes import SingleProcess
+from petransfer.training.distributed import SingleProcess, local_part
 from petransfer.training.state import trained_tensors
 
 # LoRA's A has no gradient in the first step, because B is still zero. The third step allows for one skipped step.

@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch.distributed.tensor import DTensor
 
 from petransfer.errors import RunError
-from petransfer.training.distributed.fsdp import copy_into, gather_tensors, shard_like
+from petransfer.training.distributed import copy_into, gather_tensors, is_part, shard_like
 
 
 @dataclass
@@ -214,7 +213,7 @@ def _copy(value: torch.Tensor) -> torch.Tensor:
 
     A sharded tensor is copied where it is, because the processes gather it on their devices.
     """
-    if isinstance(value, DTensor) or value.device.type == "cpu":
+    if is_part(value) or value.device.type == "cpu":
         return value.detach().clone(memory_format=torch.contiguous_format)
     return value.detach().to("cpu", copy=True)
 

@@ -20,8 +20,8 @@ from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.pretraining.span_corruption import Noise
 from petransfer.recipe.run_spec import MethodSpec, TrainSpec
-from petransfer.study.single_run import accelerator_for
 from petransfer.training.batches import IGNORED, ShuffledExamples
+from petransfer.training.distributed import this_process
 from petransfer.training.execution import Execution
 from petransfer.training.loop import Hooks, Loop
 from petransfer.training.stacked.layers import share
@@ -50,7 +50,7 @@ def _member(base: Loaded, seed: int) -> torch.nn.Module:
 
 def _of_the_loop(model: torch.nn.Module, source: ShuffledExamples, folder: Path) -> list[float]:
     loop = Loop(
-        model, source, TRAIN, accelerator_for("no", True), folder,
+        model, source, TRAIN, this_process(True), folder,
         identity="", seed=0, execution=Execution(threads=1), hooks=Hooks(),
     )  # fmt: skip
     loop.model.train()

@@ -18,12 +18,12 @@ from petransfer.data import Example, load_task
 from petransfer.data.encoding import Encoded, encode_examples
 from petransfer.errors import Interrupted
 from petransfer.evaluation.exact_match import evaluate
-from petransfer.methods import apply_method, mixed_precision, weights_bits
+from petransfer.methods import apply_method, computes_narrower, weights_bits
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import Bits, MethodSpec, TrainSpec
-from petransfer.study.single_run import accelerator_for
 from petransfer.training.batches import ShuffledExamples
+from petransfer.training.distributed import Process
 from petransfer.training.execution import Execution
 from petransfer.training.loop import Hooks, Loop
 from petransfer.training.stacked.layers import share
@@ -70,9 +70,9 @@ def make_loop(
     examples = changes.pop("examples", None) or encoded(loaded, some_rows())
     return Loop(
         model, ShuffledExamples(examples, train.batch_size, seed, loaded.layout), train,
-        accelerator_for(mixed_precision(spec), device.type == "cpu"), folder,
+        Process(device), folder,
         identity="", seed=seed, execution=Execution(log_every=1, **changes.pop("execution", {})),
-        hooks=changes.pop("hooks", Hooks()),
+        hooks=changes.pop("hooks", Hooks()), autocast=computes_narrower(spec),
     )  # fmt: skip
 
 

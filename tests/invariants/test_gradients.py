@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from petransfer.data import load_task
 from petransfer.data.encoding import encode_examples
@@ -16,6 +15,7 @@ from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import TrainSpec
 from petransfer.training.batches import ShuffledExamples, collate
+from petransfer.training.distributed import this_process
 from petransfer.training.execution import Execution
 from petransfer.training.loop import Hooks, Loop
 from tests.conftest import FULL, LORA
@@ -34,7 +34,7 @@ def _gradients(
     model = apply_method(loaded, method, 0)  # type: ignore[attr-defined]
     source = ShuffledExamples(examples, SPEC.batch_size, 0, loaded.layout)
     loop = Loop(
-        model, source, SPEC, Accelerator(cpu=True), state, identity="x", seed=0,
+        model, source, SPEC, this_process(cpu=True), state, identity="x", seed=0,
         execution=Execution(micro_batch=micro_batch), hooks=Hooks(),
     )  # fmt: skip
     found: dict[str, torch.Tensor] = {}
@@ -80,7 +80,7 @@ def test_the_loss_is_the_mean_over_the_batch_s_target_tokens(tiny_t5: Path, tmp_
     padded = collate(source.batch(0, 0, 1).examples, loaded.layout)
     expected = model(**padded).loss  # transformers' own mean over the labels that count
     loop = Loop(
-        model, source, SPEC, Accelerator(cpu=True), tmp_path, identity="x", seed=0,
+        model, source, SPEC, this_process(cpu=True), tmp_path, identity="x", seed=0,
         execution=Execution(micro_batch=5), hooks=Hooks(),
     )  # fmt: skip
     loss, _ = loop.take_step(0)
@@ -108,7 +108,7 @@ def test_running_out_of_memory_halves_the_micro_batch_only(
             module.p = 0.0
     model = apply_method(loaded, LORA, 0)
     loop = Loop(
-        model, ShuffledExamples(examples, 24, 0, loaded.layout), SPEC, Accelerator(cpu=True), tmp_path / "small",
+        model, ShuffledExamples(examples, 24, 0, loaded.layout), SPEC, this_process(cpu=True), tmp_path / "small",
         identity="x", seed=0, execution=Execution(micro_batch=24), hooks=Hooks(),
     )  # fmt: skip
     plain = loop.loss_function

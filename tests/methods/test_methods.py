@@ -29,8 +29,9 @@ from petransfer.recipe.run_spec import MethodSpec, RunSpec, TrainSpec
 from petransfer.sharing.adapter import Adapter
 from petransfer.study.folders import RunFolder
 from petransfer.study.settings import Settings
-from petransfer.study.single_run import accelerator_for, run_one
+from petransfer.study.single_run import run_one
 from petransfer.training.batches import ShuffledExamples, collate
+from petransfer.training.distributed import this_process
 from petransfer.training.execution import Execution
 from petransfer.training.loop import Hooks, Loop
 from petransfer.training.losses import token_loss
@@ -216,7 +217,7 @@ def test_an_interrupted_training_ends_bit_for_bit_where_the_other_does(
             model,
             ShuffledExamples(ROWS, 2, 0, loaded.layout),
             TrainSpec(6, 2, 1e-2),
-            accelerator_for("no", True),
+            this_process(True),
             folder,
             identity="one",
             seed=0,

@@ -6,11 +6,11 @@ import threading
 from typing import Any
 
 import pytest
-from accelerate import Accelerator
 
 from petransfer.data.encoding import Encoded, Layout
 from petransfer.training.batch_feed import BatchFeed
 from petransfer.training.batches import Batch
+from petransfer.training.distributed import this_process
 
 LAYOUT = Layout(encoder_decoder=True, pad_id=0, eos_id=1)
 
@@ -42,7 +42,7 @@ def _taken(feed: BatchFeed, sizes: list[int]) -> list[list[list[int]]]:
 
 
 def _feed(source: Any, ahead: bool, steps: int = 6) -> BatchFeed:
-    feed = BatchFeed(source, steps, Accelerator(cpu=True))
+    feed = BatchFeed(source, steps, this_process(cpu=True))
     feed.ahead = ahead
     return feed
 

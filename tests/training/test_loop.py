@@ -18,8 +18,8 @@ from petransfer.methods import apply_method
 from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import TrainSpec
-from petransfer.study.single_run import accelerator_for
 from petransfer.training.batches import ShuffledExamples
+from petransfer.training.distributed import this_process
 from petransfer.training.execution import Execution
 from petransfer.training.loop import Hooks, Loop
 from petransfer.training.losses import token_loss
@@ -117,15 +117,15 @@ def test_metrics_are_cut_back_and_a_half_written_line_is_left_out(tmp_path: Path
 
 def make_loop(checkpoint: Path, folder: Path, cpu: bool = True, save_every: float = 0.0, **options: Any) -> Loop:
     """Eight steps on the tiny T5, a line of metrics after every fourth."""
-    accelerator = accelerator_for("no", cpu)
-    loaded = load_checkpoint(checkpoint_spec(str(checkpoint)), 32, device=accelerator.device)
+    process = this_process(cpu)
+    loaded = load_checkpoint(checkpoint_spec(str(checkpoint)), 32, device=process.device)
     examples = encode_examples(load_task("scan").load("length").train[:60], "", loaded.tokenizer, loaded.layout)
     early_stopping = options.pop("early_stopping", None)
     spec = TrainSpec(steps=8, batch_size=8, learning_rate=2e-3, early_stopping=early_stopping)
     hooks = options.pop("hooks", Hooks())
     return Loop(
-        apply_method(loaded, LORA, 0).to(accelerator.device), ShuffledExamples(examples, 8, 0, loaded.layout), spec,
-        accelerator, folder, identity="x", seed=0, execution=Execution(log_every=4, save_every=save_every),
+        apply_method(loaded, LORA, 0).to(process.device), ShuffledExamples(examples, 8, 0, loaded.layout), spec,
+        process, folder, identity="x", seed=0, execution=Execution(log_every=4, save_every=save_every),
         hooks=hooks, **options,
     )  # fmt: skip
 

@@ -16,6 +16,7 @@ from petransfer.data.encoding import Encoded, Layout
 from petransfer.errors import Interrupted, UserError
 from petransfer.recipe.run_spec import EarlyStopping, TrainSpec
 from petransfer.training.batches import ShuffledExamples
+from petransfer.training.distributed import this_process
 from petransfer.training.distributed.collectives import CHUNK_BYTES, agree, sum_gradients
 from petransfer.training.early_stopping import EarlyStopper, StoppingState
 from petransfer.training.execution import Execution
@@ -43,12 +44,11 @@ def squares(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def _loop(folder: Path, loss: Any, batch_size: int = 8, **hooks: Any) -> Loop:
-    from accelerate import Accelerator
 
     layout = Layout(encoder_decoder=True, pad_id=0, eos_id=9)
     spec = TrainSpec(**{**vars(SPEC), "batch_size": batch_size})
     return Loop(
-        Small(), ShuffledExamples(EXAMPLES, batch_size, 0, layout), spec, Accelerator(cpu=True), folder,
+        Small(), ShuffledExamples(EXAMPLES, batch_size, 0, layout), spec, this_process(cpu=True), folder,
         identity="small", seed=0, execution=Execution(micro_batch=4, log_every=1), hooks=Hooks(**hooks),
         loss_function=loss,
     )  # fmt: skip

@@ -26,7 +26,7 @@ from petransfer.training.batches import IGNORED, Tensors
 from petransfer.training.cpu.embedding_rows import trained_rows
 from petransfer.training.cpu.lora_pairs import pairs_of
 from petransfer.training.cpu.packed_attention import can_skip_padding, has_dropout, unpadded_hidden
-from petransfer.training.distributed.fsdp import is_sharded
+from petransfer.training.distributed import needs_all_processes
 from petransfer.training.losses import PLAIN_HEADS, head_cross_entropy
 
 # Bytes of logits in one block, so that a block fits a core's second-level cache.
@@ -173,7 +173,9 @@ def _dtype(model: Any) -> torch.dtype | None:
     Returns None if the model is on another device, is sharded, or has several dtypes. Also returns None if it has
     several adapters, a disabled adapter, or an adapter that puts virtual tokens before the input.
     """
-    if is_sharded(model) or any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values()):
+    if needs_all_processes(model) or any(
+        config.is_prompt_learning for config in getattr(model, "peft_config", {}).values()
+    ):
         return None
     if any(value.device.type != "cpu" for value in model.parameters()):
         return None

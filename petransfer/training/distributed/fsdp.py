@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import FullyShardedDataParallelPlugin, patch_environment
+from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
@@ -35,14 +34,11 @@ from petransfer.training.out_of_memory import (
 )
 
 
-def accelerator_without_fsdp(**options: Any) -> Accelerator:
-    """Make an Accelerator without FSDP; its own FSDP needs an optimiser and a GPU, so `shard_model` shards instead."""
-    with patch_environment(ACCELERATE_USE_FSDP="false"):
-        return Accelerator(**options)
+def needs_all_processes(model: torch.nn.Module) -> bool:
+    """Return whether every forward pass needs all processes, because each holds a part of every tensor.
 
-
-def is_sharded(model: torch.nn.Module) -> bool:
-    """Return whether `shard_model` has sharded the model."""
+    All processes must then run the same number of passes, so that none may choose its batch size alone.
+    """
     return isinstance(model, FSDPModule)
 
 
@@ -141,6 +137,11 @@ def _shared(value: torch.Tensor, device: torch.device) -> torch.Tensor:
     if not isinstance(value, torch.nn.Parameter):
         return there
     return torch.nn.Parameter(there, requires_grad=value.requires_grad)
+
+
+def is_part(value: torch.Tensor) -> bool:
+    """Return whether this process holds only a part of a tensor."""
+    return isinstance(value, DTensor)
 
 
 def local_part(value: torch.Tensor) -> torch.Tensor:

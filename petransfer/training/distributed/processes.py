@@ -3,16 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+from torch import distributed
 
+from petransfer.errors import UserError
 from petransfer.training.batches import Tensors
 from petransfer.training.distributed.collectives import agree, sum_gradients
-from petransfer.training.distributed.fsdp import LockStep, is_sharded
+from petransfer.training.distributed.fsdp import LockStep, needs_all_processes
 
 # Runs the forward and backward pass of a micro-batch; multiplies its summed loss by a weight and returns the product.
 RunMicroBatch = Callable[[Tensors, float], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Process:
+    """Process `index` of the `count` processes of a run, counted from 0, and its device."""
+
+    device: torch.device
+    index: int = 0
+    count: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes the files."""
+        return self.index == 0
+
+
+def this_process(cpu: bool) -> Process:
+    """Return this process as Accelerate's launcher started it; without a launcher it is the only one.
+
+    Raises:
+        UserError: `cpu` is true, but the program already used a GPU. Accelerate keeps the first device of a program.
+    """
+    state = PartialState(cpu=cpu or bool(parse_flag_from_env("ACCELERATE_USE_CPU")))
+    if cpu and state.device.type != "cpu":
+        raise UserError(f"this program already trains on {state.device}; use the CPU in a new Python process")
+    return Process(state.device, state.process_index, state.num_processes)
 
 
 class SingleProcess:
@@ -27,6 +57,10 @@ class SingleProcess:
     def agree(self, values: Sequence[float]) -> list[float]:
         """Return the sum over all processes of each value."""
         return [float(value) for value in values]
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """Return the sum over all processes of a tensor, without waiting for a GPU."""
+        return value
 
     def run_micro_batches(self, cuts: Sequence[Tensors], run_one: RunMicroBatch, passes: int) -> torch.Tensor:
         """Run all micro-batches of this process and return the sum of their losses.
@@ -61,6 +95,11 @@ class ReplicatedProcesses(SingleProcess):
     def agree(self, values: Sequence[float]) -> list[float]:
         return agree(values, self.device)
 
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        value = value.clone()
+        distributed.all_reduce(value)
+        return value
+
     def exchange(self, flags: Sequence[float], parameters: Sequence[torch.nn.Parameter]) -> list[float]:
         present = [value.grad is not None for value in parameters]
         told = agree([*flags, *present], self.device)
@@ -89,9 +128,8 @@ class ShardedProcesses(ReplicatedProcesses):
         return {name for name, count in zip(found, counts, strict=True) if count}
 
 
-def processes_of(model: torch.nn.Module, accelerator: Accelerator) -> SingleProcess:
-    """Return the object that shares the training of `model` among the processes of `accelerator`."""
-    if is_sharded(model):
-        return ShardedProcesses(accelerator.device, model)
-    kind = SingleProcess if accelerator.num_processes == 1 else ReplicatedProcesses
-    return kind(accelerator.device)
+def processes_of(model: torch.nn.Module, process: Process) -> SingleProcess:
+    """Return the object that shares the training of `model` among the processes of a run."""
+    if needs_all_processes(model):
+        return ShardedProcesses(process.device, model)
+    return (SingleProcess if process.count == 1 else ReplicatedProcesses)(process.device)

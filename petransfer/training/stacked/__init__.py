@@ -1,0 +1,6 @@
+"""Train several adapters on one base as one stack. The rest of the package imports from here alone."""
+
+from petransfer.training.stacked.layers import refuse_layer_drop, share
+from petransfer.training.stacked.stacked_loop import StackedLoop, accumulate, joins, make_stack
+
+__all__ = ["StackedLoop", "accumulate", "joins", "make_stack", "refuse_layer_drop", "share"]

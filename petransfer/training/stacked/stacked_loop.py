@@ -118,9 +118,7 @@ class StackedLoop:
     ) -> None:
         self.stack, self.loops, self.names, self.layout = stack, list(loops), list(names), layout
         self.should_stop, self.failed = should_stop, failed
-        self._joined = joins(self.loops[0].accelerator.device)
-        for loop in self.loops:  # a member whose loss is not finite leaves before the next step
-            loop.reads_every_step = True
+        self._joined = joins(self.loops[0].process.device)
 
     def run(self) -> list[str]:
         """Train to the end and return the names of the members that finished.
@@ -162,6 +160,7 @@ class StackedLoop:
         for loop, batch, total, so_far in zip(self.loops, batches, totals, seconds, strict=True):
             try:
                 loop.note(step, *loop.update(step, total, batch.target_tokens), so_far)
+                loop.read_losses()  # a member whose loss is not finite leaves before the next step
                 errors.append(None)
             except RunError as error:
                 errors.append(error)
@@ -199,7 +198,7 @@ class StackedLoop:
     def _joined_gradients(self, seeds: Sequence[int], batches: Sequence[Batch]) -> list[torch.Tensor]:
         """Compute the same as `_gradients` in one shared pass."""
         self.stack.dropout.seed(seeds)
-        device = self.loops[0].accelerator.device
+        device = self.loops[0].process.device
         totals = [torch.zeros((), device=device) for _ in batches]
         size = self.loops[0].progress.micro_batch
         tokens = [batch.target_tokens for batch in batches]

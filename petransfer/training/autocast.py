@@ -1,0 +1,15 @@
+"""Compute a model's forward pass in bf16 while its weights stay in fp32."""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+from accelerate.utils import convert_outputs_to_fp32
+
+
+def autocast_forward(model: Any, device: torch.device) -> None:
+    """Replace the model's forward pass by one that computes in bf16 and returns fp32, in training and in evaluation."""
+    narrow = torch.autocast(device.type, torch.bfloat16)(type(model).forward)
+    model.forward = MethodType(convert_outputs_to_fp32(narrow), model)
