@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from petransfer.cli.text import printable
 from petransfer.errors import UserError, unknown
+from petransfer.report.tables import visible
 from petransfer.sharing.bundle import Bundle, checked, opened
 from petransfer.sharing.bundle_files import CARD
 from petransfer.sharing.bundle_zip import SUFFIX
@@ -48,7 +48,7 @@ def info(source: Source, as_json: Json = False) -> None:
         print(json.dumps(found, indent=1))
         return
     for name, value in found.items():
-        print(f"{name:<20} {printable(str(value))}")
+        print(f"{name:<20} {visible(str(value), keep='')}")
 
 
 @app.command("card")
@@ -115,7 +115,7 @@ def push(
     with opened(source) as bundle:
         done = hub.push(name, contents(bundle, _wishes(licence, language, tags)), public, message)
     for note in done.notes:
-        print(printable(note), file=sys.stderr)
+        print(visible(note, keep=""), file=sys.stderr)
     who = "private; --public would share it" if done.private else "public"
     print(json.dumps(hub.as_json(done), indent=1) if as_json else f"{done.url} ({who})")
 
@@ -175,7 +175,7 @@ def verify(
         for one in check(bundle, Where(checkpoint, revision, data_dir, _device(cpu)), _bits(bits), evaluate, plain):
             found.append(one)
             if not as_json:
-                print(f"{'ok  ' if one.passed else 'FAIL'} {one.what:<10} {printable(one.line)}", flush=True)
+                print(f"{'ok  ' if one.passed else 'FAIL'} {one.what:<10} {visible(one.line, keep='')}", flush=True)
     failed = sum(not one.passed for one in found)
     if as_json:
         print(json.dumps([vars(one) for one in found], indent=1))

@@ -12,8 +12,8 @@ import typer
 from rich.table import Table
 
 from petransfer.cli.table_layout import print_table
-from petransfer.cli.text import printable
 from petransfer.errors import UserError
+from petransfer.report.tables import visible
 
 if TYPE_CHECKING:
     from petransfer.sharing.scoring import Scores
@@ -80,14 +80,14 @@ def evaluate(
 
 def _show(rows: list[Scores], by_generation: bool) -> None:
     how = ", by generation" if by_generation else ""
-    table = Table(title=printable(f"{rows[0].task}, {rows[0].examples:,} examples{how}"))
+    table = Table(title=visible(f"{rows[0].task}, {rows[0].examples:,} examples{how}", keep=""))
     table.add_column("adapter", overflow="fold", min_width=12)
     cells = [_cells(row) for row in rows]
     for name in dict.fromkeys(name for row in cells for name in row):
         table.add_column(name, justify="right", min_width=5)
     names = [column.header for column in table.columns[1:]]
     for row, values in zip(rows, cells, strict=True):
-        table.add_row(printable(row.label), *(values.get(str(name), "") for name in names))
+        table.add_row(visible(row.label, keep=""), *(values.get(str(name), "") for name in names))
     print_table(table)
 
 
@@ -102,7 +102,7 @@ def _cells(row: Scores) -> dict[str, str]:
 
 
 def _warn(row: Scores) -> None:
-    label = printable(row.label)
+    label = visible(row.label, keep="")
     if row.disagreements:
         print(
             f"{label}: {row.disagreements} of {row.generated:,} generated texts contradict the forward pass; there "

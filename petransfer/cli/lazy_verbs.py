@@ -80,6 +80,7 @@ def imported(verb: str) -> TyperCommand | TyperGroup:
     found = getattr(importlib.import_module(f"petransfer.cli.{module}"), name)
     if isinstance(found, typer.Typer):
         group = typer.main.get_group(found)
+        _hide_types_of_flags(group)
         for command in group.commands.values():
             command.epilog = epilog(f"{verb} {command.name}") or None
             _hide_types_of_flags(command)
@@ -93,7 +94,7 @@ def imported(verb: str) -> TyperCommand | TyperGroup:
 
 
 def _hide_types_of_flags(command: Any) -> None:
-    """Remove `<bool>` from the help of options that take no value."""
-    for parameter in command.params:
+    """Remove `<bool>` from the help of options that take no value, `--help` among them."""
+    for parameter in command.get_params(typer.Context(command)):
         if getattr(parameter, "is_flag", False):
             parameter.metavar = ""

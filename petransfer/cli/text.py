@@ -1,4 +1,4 @@
-"""Read input lines from a file or standard input, and make strings safe to print."""
+"""Read input lines from a file or standard input, and print generated texts."""
 
 from __future__ import annotations
 
@@ -10,11 +10,6 @@ from typing import BinaryIO
 from petransfer.errors import UserError
 
 _BOM = b"\xef\xbb\xbf"
-
-
-def printable(text: str) -> str:
-    """Return the text with every control character replaced, so that it cannot move a terminal's cursor."""
-    return "".join(sign if sign.isprintable() else "\ufffd" for sign in text)
 
 
 def one_line(text: str) -> str:

@@ -106,11 +106,9 @@ def markdown_text(text: str) -> str:
     return html.escape(one_line, quote=False).replace("|", "\\|")
 
 
-def visible(text: str) -> str:
-    """Replace control characters by escapes such as \\x1b, so that they have no effect in a terminal or a page."""
-    return "".join(
-        letter if letter.isprintable() or letter in "\n\t" else f"\\x{ord(letter):02x}" for letter in str(text)
-    )
+def visible(text: str, keep: str = "\n\t") -> str:
+    """Replace control characters, except those to keep, by escapes such as \\x1b: a terminal would obey them."""
+    return "".join(sign if sign.isprintable() or sign in keep else f"\\x{ord(sign):02x}" for sign in str(text))
 
 
 def latex(table: Table) -> str:

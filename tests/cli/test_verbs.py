@@ -9,7 +9,9 @@ import sys
 import pytest
 import typer
 from typer.core import TyperGroup
+from typer.testing import CliRunner
 
+from petransfer.cli import app
 from petransfer.cli.examples import EXAMPLES
 from petransfer.cli.lazy_verbs import VERBS, Verbs, imported, summary
 
@@ -50,3 +52,10 @@ def test_help_imports_no_verb_and_nothing_that_takes_long_to_import() -> None:
     assert done.stdout.splitlines()[-1] == str(cheap)
     shown = " ".join(done.stdout.replace("│", " ").split())
     assert all(" ".join(summary(verb).split()[:4]) in shown for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", ["", "adapter", "run"])
+def test_help_names_no_type_for_options_without_a_value(verb: str) -> None:
+    page = CliRunner().invoke(app, [*verb.split(), "--help"]).output
+    assert "--help" in page
+    assert "<bool>" not in page
