@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Protocol, TypeVar
 
-from petransfer.errors import UserError, unknown
+from petransfer.errors import UserError, reason_of, unknown
 
 _log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class Registry(Mapping[str, Entry]):
         try:
             entry = point.load()
         except Exception as error:  # a package of somebody else's can fail in any way
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = reason_of(f"{type(error).__name__}: {error}")
             raise UserError(
                 f"{where} cannot be imported from {point.value} ({reason:.200}); repair or remove it"
             ) from error

@@ -19,6 +19,7 @@ from typing import Annotated
 import typer
 
 from petransfer import __version__
+from petransfer.errors import reason_of
 from petransfer.training.cpu.processor import processor
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "typer")
@@ -48,7 +49,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for 
         try:
             found[name] = check()
         except Exception as error:  # report every failure, whatever its type
-            found[name] = f"PROBLEM: {' '.join(str(error).split())[:160] or type(error).__name__}"
+            found[name] = f"PROBLEM: {reason_of(error, 160)}"
     if as_json:
         print(json.dumps(found, indent=1))
         return

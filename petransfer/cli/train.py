@@ -15,6 +15,7 @@ from petransfer.cli.fit import show
 from petransfer.cli.options import Checkpointing, Cpu, Force, Json, LogWith, count, parse_seeds
 from petransfer.cli.run import own_runs, run_grid
 from petransfer.data.rows.chat_rows import readable_input
+from petransfer.errors import shortened
 from petransfer.memory.advice import TRAIN_OPTIONS
 from petransfer.memory.cards import this_card
 from petransfer.recipe.methods import METHODS
@@ -245,5 +246,4 @@ def next_commands(best: TrainSummary, training: TrainStudy) -> list[str]:
 
 def _short(text: str, most: int = 60) -> str:
     """Return a text in quotes on one line of at most `most` characters."""
-    one_line = " ".join(text.split())
-    return repr(one_line if len(one_line) <= most else f"{one_line[: most - 3]}...")
+    return repr(shortened(" ".join(text.split()), most))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar
 
-from petransfer.errors import UserError
+from petransfer.errors import UserError, reason_of
 
 BASE_URL = "https://raw.githubusercontent.com"
 TIMEOUT_SECONDS = 30.0
@@ -126,9 +126,9 @@ def _raw_lines(path: Path) -> Iterator[bytes]:
         with lzma.open(path, "rb") if path.suffix == ".xz" else path.open("rb") as file:
             yield from file
     except (lzma.LZMAError, EOFError) as error:
-        raise UserError(f"{path} cannot be unpacked ({reason(error)}): replace it, or delete it") from None
+        raise UserError(f"{path} cannot be unpacked ({reason_of(error)}): replace it, or delete it") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({reason(error)})") from None
+        raise UserError(f"{path} cannot be read ({reason_of(error)})") from None
 
 
 def _download(source: Source, target: Path, data_dir: Path | None) -> None:
@@ -150,7 +150,7 @@ def _download(source: Source, target: Path, data_dir: Path | None) -> None:
             part.unlink(missing_ok=True)
     except (OSError, http.client.HTTPException) as error:
         raise UserError(
-            f"{source.place} is missing and cannot be downloaded ({reason(error)}): get {source.path} of "
+            f"{source.place} is missing and cannot be downloaded ({reason_of(error)}): get {source.path} of "
             f"{source.repository} at commit {source.commit[:7]} from {source.url}, {_by_hand(source, data_dir)}"
         ) from None
 
@@ -188,8 +188,3 @@ def _by_hand(source: Source, data_dir: Path | None) -> str:
 def difference(got: str, expected: str) -> str:
     """Return how a file's sha256 differs from the published one."""
     return f"its sha256 is {got[:12]}..., expected {expected[:12]}..."
-
-
-def reason(error: Exception) -> str:
-    """Return the message of an error on one line."""
-    return " ".join(str(error).split()) or type(error).__name__

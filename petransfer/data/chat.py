@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from petransfer.data.bad_rows import BadRow
 from petransfer.data.layout import Layout
 from petransfer.data.rows.chat_rows import read_messages
-from petransfer.errors import UserError
+from petransfer.errors import UserError, reason_of
 
 
 def chat_layout(tokenizer: PreTrainedTokenizerBase, layout: Layout, chat: str) -> Layout:
@@ -57,7 +57,7 @@ def render_chat(text: str, prefix: str, tokenizer: PreTrainedTokenizerBase, chat
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     except Exception as error:  # a template can fail in any way
-        raise BadRow("the chat template refuses the messages", " ".join(str(error).split())[:80]) from None
+        raise BadRow("the chat template refuses the messages", reason_of(error, 80)) from None
 
 
 def messages_of(text: str) -> list[dict[str, Any]]:
@@ -84,7 +84,7 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase, eos_id: int) -> int:
     try:
         tail = str(tokenizer.apply_chat_template(messages, tokenize=False)).rpartition("ANSWER")[2]
     except Exception as error:
-        reason = " ".join(str(error).split())[:80]
+        reason = reason_of(error, 80)
         raise UserError(f"the chat template of {tokenizer.name_or_path} cannot be used ({reason})") from None
     ids = tokenizer(tail, add_special_tokens=False, verbose=False)["input_ids"]
     special = {

@@ -8,8 +8,8 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from petransfer.data.benchmark_files import REPLACE, difference, reason
-from petransfer.errors import UserError
+from petransfer.data.benchmark_files import REPLACE, difference
+from petransfer.errors import UserError, reason_of
 
 
 def open_member(path: Path, member: str, sha256: str, password: str, asked: str) -> list[bytes]:
@@ -28,7 +28,7 @@ def open_member(path: Path, member: str, sha256: str, password: str, asked: str)
     try:
         packed = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({reason(error)})") from None
+        raise UserError(f"{path} cannot be read ({reason_of(error)})") from None
     found = hashlib.sha256(packed).hexdigest()
     if found != sha256:
         raise UserError(f"{path} is not the published file: {difference(found, sha256)}; {REPLACE}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from petransfer.errors import shortened
+
 LONGEST_PATTERN, MOST_QUANTIFIERS = 512, 4
 
 
@@ -15,7 +17,7 @@ def check_pattern(pattern: str) -> None:
     Raises:
         ValueError: the pattern is refused; the message says why.
     """
-    shown = f"'{pattern[:60]}'" if len(pattern) <= 60 else f"'{pattern[:60]}...'"
+    shown = f"'{shortened(pattern, 60)}'"
     if not pattern:
         raise ValueError("the pattern is empty; name layers, or use all-linear")
     if len(pattern) > LONGEST_PATTERN:

@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from petransfer.errors import UserError, unknown
+from petransfer.errors import UserError, shortened, unknown
 from petransfer.recipe.effect_requests import without_impossible_effects
 from petransfer.recipe.method_part import UNKNOWN_KEY, MethodPart
 from petransfer.recipe.pretraining import CorpusPart, NoisePart, PretrainRecipe, PretrainTrainPart
@@ -269,12 +269,11 @@ def _shown(value: Any) -> str:
         text = repr(value)
     except ValueError:  # Python refuses to print numbers of thousands of digits
         return "a number of thousands of digits"
-    return text if len(text) <= 100 else f"{text[:97]}..."
+    return shortened(text, 100)
 
 
 def _shown_key(key: str) -> str:
-    text = key if key.isprintable() else ascii(key)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return shortened(key if key.isprintable() else ascii(key), 60)
 
 
 def _place(mistake: Any, content: Any) -> list[str]:

@@ -13,7 +13,7 @@ import petransfer.models.bitsandbytes_import  # noqa: F401 - must precede peft
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
-from petransfer.errors import UserError
+from petransfer.errors import UserError, reason_of
 from petransfer.methods.shared.compute_dtype import compute_as_in_training
 from petransfer.models.loading import Loaded
 from petransfer.recipe.run_spec import Bits
@@ -49,7 +49,7 @@ def attach(loaded: Loaded, bundles: Sequence[Bundle], bits: Bits) -> PeftModel:
             else:
                 model = get_peft_model(model, config, adapter_name=FIRST)
         except (ValueError, KeyError, TypeError, RuntimeError, NotImplementedError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+            reason = reason_of(error, 160)
             raise UserError(f"{bundle.label} cannot be put on {loaded.model.config.model_type}: {reason}") from error
         _load_tensors(model, bundle, _name(at), own_embeddings[at])
     compute_as_in_training(model, bits)
@@ -100,6 +100,6 @@ def combine(model: PeftModel, weights: Sequence[float], kind: str) -> None:
     try:
         model.add_weighted_adapter(names, list(weights), COMBINED, combination_type=kind, **sparse)
     except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
-        raise UserError(f"peft cannot combine them: {str(error).splitlines()[0][:160]}") from error
+        raise UserError(f"peft cannot combine them: {reason_of(error, 160)}") from error
     model.set_adapter(COMBINED)
     model.eval()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petransfer.data import task_info, task_title
-from petransfer.errors import UserError
+from petransfer.errors import UserError, reason_of
 from petransfer.models.registry import ArmEntry, is_embedded, registry
 from petransfer.recipe.run_spec import CheckpointSpec, RunSpec
 from petransfer.sharing.bundle import Bundle
@@ -86,7 +86,7 @@ def metadata(
         )
         data.to_yaml()
     except ValueError as error:
-        raise UserError(f"the card's metadata are refused ({str(error).splitlines()[0][:160]})") from None
+        raise UserError(f"the card's metadata are refused ({reason_of(error, 160)})") from None
     return data, licences
 
 

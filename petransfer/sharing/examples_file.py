@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from petransfer.errors import UserError
+from petransfer.errors import UserError, reason_of
 from petransfer.sharing.bundle_files import EXAMPLES
 
 # Columns without text of the data.
@@ -32,7 +32,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pyarrow.Tabl
                 raise UserError(f"{EXAMPLES} has {count:,} rows; at most {ROWS:,} are read")
             return file.read(columns=None if columns is None else list(columns))
     except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
+        reason = reason_of(error, 100)
         raise UserError(f"{EXAMPLES} cannot be read ({reason}); get it again") from None
 
 

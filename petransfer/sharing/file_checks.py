@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from petransfer.errors import UserError
+from petransfer.errors import UserError, shortened
 from petransfer.recipe.methods import METHODS
 from petransfer.sharing.safe_reading import Tensors
 
@@ -271,4 +271,4 @@ def _refused(why: str) -> UserError:
 
 
 def _short(name: str) -> str:
-    return repr(name if len(name) <= 100 else name[:97] + "...")
+    return repr(shortened(name, 100))

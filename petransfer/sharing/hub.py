@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from petransfer.errors import UserError
+from petransfer.errors import UserError, reason_of
 from petransfer.sharing.bundle_files import CONFIG, LIMITS, WEIGHTS
 
 SECONDS = 3.0
@@ -58,7 +58,7 @@ def push(name: str, contents: Mapping[str, Path | bytes], public: bool, message:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             done = api.create_commit(name, files, commit_message=message)
-        said = [" ".join(str(one.message).split()) for one in caught if "README.md" in str(one.message)]
+        said = [reason_of(one.message) for one in caught if "README.md" in str(one.message)]
         return Pushed(str(done.commit_url), str(done.oid), private, tuple(said))
 
 

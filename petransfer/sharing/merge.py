@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from petransfer.data.chat import chat_layout
 from petransfer.data.encoding import encode_examples
-from petransfer.errors import RunError, UserError
+from petransfer.errors import RunError, UserError, reason_of
 from petransfer.evaluation.exact_match import evaluate
 from petransfer.models.loading import DTYPES, Loaded
 from petransfer.models.saving import save_model
@@ -102,7 +102,7 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None, 
     try:
         whole = model.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError, AttributeError) as error:
-        raise UserError(f"{bundle.label} cannot be merged: {str(error).splitlines()[0][:160]}") from error
+        raise UserError(f"{bundle.label} cannot be merged: {reason_of(error, 160)}") from error
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

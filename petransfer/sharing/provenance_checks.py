@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from petransfer.errors import UserError
+from petransfer.errors import UserError, reason_of
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.sharing.bundle_files import PROVENANCE
 
@@ -91,7 +91,7 @@ def spec_in(content: dict[str, Any]) -> RunSpec:
         raise UserError(f"{PROVENANCE} is damaged ({_where(error)}); get the adapter again") from None
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{PROVENANCE} is damaged ({type(error).__name__}: {_line(error)}); get the adapter again"
+            f"{PROVENANCE} is damaged ({type(error).__name__}: {reason_of(error, 80)}); get the adapter again"
         ) from None
     if run_id != content["run_id"]:
         claimed = content["run_id"][:20]
@@ -104,8 +104,4 @@ def spec_in(content: dict[str, Any]) -> RunSpec:
 def _where(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_context=False)[0]
     place = ".".join(map(str, first["loc"]))
-    return f"{_line(place)}: {_line(first['msg'])}"
-
-
-def _line(said: object) -> str:
-    return " ".join(str(said).split())[:80]
+    return f"{reason_of(place or "the file", 80)}: {reason_of(first['msg'], 80)}"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from petransfer.errors import RunError, UserError
+from petransfer.errors import RunError, UserError, reason_of
 from petransfer.evaluation.generation import Generation
 from petransfer.evaluation.predictor import Predictor
 from petransfer.evaluation.text_stream import OnText
@@ -148,7 +148,7 @@ class RequestBatches:
         except Exception as error:
             if len(jobs) > 1:
                 return [answer for job in jobs for answer in self._answers([job])]
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+            reason = reason_of(error, 160)
             return [error if isinstance(error, UserError) else RunError(f"generation failed: {reason}")]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from petransfer.data.encoding import Layout
-from petransfer.errors import UserError
+from petransfer.errors import UserError, reason_of
 from petransfer.evaluation.predictor import Predictor
 from petransfer.models.loading import Loaded, load_checkpoint, tokenizer_and_layout
 from petransfer.models.registry import checkpoint_spec, is_embedded
@@ -55,7 +55,7 @@ def _load_whole(folder: Path, bundle: Bundle, checkpoint: str | None, device: st
         dtype = "auto" if _is_merged(bundle) else "float32"
         model = auto.from_pretrained(weights, dtype=dtype).to(device).eval()
     except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        reason = reason_of(error, 160)
         raise UserError(f"the model in {weights} cannot be loaded ({reason}); train or merge it again") from error
     if (weights / "tokenizer_config.json").is_file():
         tokenizer = AutoTokenizer.from_pretrained(weights)

@@ -16,12 +16,12 @@ from accelerate.utils import DistributedType
 from torch import distributed
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
-from petransfer.errors import Interrupted, RunError, UserError
+from petransfer.errors import Interrupted, RunError, UserError, reason_of
 from petransfer.models.library_output import silence_libraries
 from petransfer.study.folders import Named, RunFolder, StudyFolder
 from petransfer.study.launched_processes import Place
 from petransfer.study.local_executor import Job, Outcome, outcome_of, stop_on_signals
-from petransfer.study.worker_losses import note_failure, one_line
+from petransfer.study.worker_losses import note_failure
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class Group:
         back into step. All of them then end.
         """
         self.number += 1
-        self.store.set(self._key(self.place.index), "" if error is None else one_line(error))
+        self.store.set(self._key(self.place.index), "" if error is None else reason_of(error))
         since = time.monotonic()
         while not self.store.check([self._key(index) for index in range(self.place.count)]):
             parted = (error is not None or self.stopped()) and time.monotonic() - since > PATIENCE
@@ -112,7 +112,7 @@ class Group:
         """End this process at once; the launcher ends the processes that wait for it in a step."""
         if error is not None and not self.stopped():  # after a stop request the error is only a consequence of the stop
             where = f"process {self.place.index + 1} of {self.place.count}"
-            logger.error(f"error: {one_line(error)} ({where}); run the same command again to resume")
+            logger.error(f"error: {reason_of(error)} ({where}); run the same command again to resume")
         os._exit(130 if self.stopped() else 1)
 
     def _key(self, index: int) -> str:

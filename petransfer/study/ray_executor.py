@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from petransfer.errors import UserError
+from petransfer.errors import UserError, reason_of
 from petransfer.study.folders import Named, RunFolder, StudyFolder
 from petransfer.study.local_executor import (
     Job,
@@ -48,7 +48,7 @@ def connect(address: str | None) -> Any:
     try:
         ray.init(address=address or "local", **quietly)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        said = " ".join(str(error).split())[:200]
+        said = reason_of(error, 200)
         raise UserError(
             f"no Ray cluster at --address {address}: {said}; start one with `ray start --head`, or leave --address out"
         ) from None

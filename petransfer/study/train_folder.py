@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from petransfer.errors import UserError
+from petransfer.errors import UserError, shortened
 from petransfer.recipe.loading import load_recipe
 from petransfer.recipe.schema import Recipe
 from petransfer.study.folders import StudyFolder
@@ -70,5 +70,4 @@ def _unlike(old: Any, new: Any, place: str = "") -> Iterator[tuple[str, Any, Any
 
 
 def _short(value: Any) -> str:
-    text = "not set" if value is None else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return shortened("not set" if value is None else str(value), 60)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import traceback
 
-from petransfer.errors import RunError, UserError
+from petransfer.errors import RunError, UserError, reason_of
 from petransfer.study.folders import RunFolder
 
 # If this many workers are lost at the same step of a run, the run is assumed to be the cause and fails.
@@ -42,9 +42,4 @@ def note_failure(folder: RunFolder, error: Exception) -> None:
         if kind == "mistake" and not (folder.path / "state").exists():
             folder.clear()
         said = "".join(traceback.format_exception(error))
-        folder.write_json("failed.json", {"error": one_line(error), "kind": kind, "traceback": said})
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error's message in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+        folder.write_json("failed.json", {"error": reason_of(error), "kind": kind, "traceback": said})

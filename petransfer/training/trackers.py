@@ -13,7 +13,7 @@ import psutil
 import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
-from petransfer.errors import UserError
+from petransfer.errors import UserError, reason_of
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.training.tracker_names import check_trackers
 
@@ -77,7 +77,7 @@ class RunTrackers:
             try:
                 call(tracker)
             except Exception as error:  # a failing tracker, such as one whose server is down, must not end the run
-                logger.warning("%s failed and is not used any more: %s", tracker.name, _first_line(error))
+                logger.warning("%s failed and is not used any more: %s", tracker.name, reason_of(error, 200))
                 self._trackers.remove(tracker)
 
 
@@ -124,7 +124,7 @@ def _start(name: str, folder: Path, spec: RunSpec, resumed_at: int) -> GeneralTr
         if name != "wandb":  # wandb already has the configuration
             tracker.store_init_configuration(configuration)
     except Exception as error:
-        raise UserError(f"--log-with {name}: cannot start ({_first_line(error)}); see its documentation") from error
+        raise UserError(f"--log-with {name}: cannot start ({reason_of(error, 200)}); see its documentation") from error
     started: GeneralTracker = tracker
     return started
 
@@ -154,7 +154,3 @@ def _memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return int(psutil.Process().memory_info().rss)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0][:200]

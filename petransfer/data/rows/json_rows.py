@@ -11,7 +11,7 @@ from petransfer.data.bad_rows import BadRow
 from petransfer.data.rows.records import Record
 from petransfer.data.rows.source import Source
 from petransfer.data.rows.text_lines import open_text, read_lines
-from petransfer.errors import UserError
+from petransfer.errors import UserError, reason_of
 
 _CHUNK_CHARACTERS = 1 << 20
 _LIST = re.compile(r"\s*\[\s*([{\]]|$)")
@@ -39,7 +39,7 @@ def read_json(source: Source) -> Iterator[Record]:
                 value = _DECODER.decode(line.text)
             except (ValueError, RecursionError) as error:
                 detail = re.sub(r": line 1 column (\d+) \(char \d+\)", r" at character \1", str(error))
-                yield Record(line.number, {}, BadRow("not valid JSON", " ".join(detail.split())[:80]))
+                yield Record(line.number, {}, BadRow("not valid JSON", reason_of(detail, 80)))
             else:
                 yield _record(line.number, value)
 
@@ -64,7 +64,7 @@ def _items(file: IO[str], name: str) -> Iterator[Any]:
         except (ValueError, RecursionError) as error:
             more = file.read(_CHUNK_CHARACTERS)
             if not more:
-                reason = " ".join(str(error).split())[:80]
+                reason = reason_of(error, 80)
                 raise UserError(f"{name}: item {count + 1} of the list is not valid JSON ({reason})") from None
             text += more
             continue

@@ -10,7 +10,7 @@ from petransfer.data.bad_rows import BadRow
 from petransfer.data.hub_network import use_cache_if_unreachable
 from petransfer.data.rows.records import Record
 from petransfer.data.rows.source import Source
-from petransfer.errors import UserError
+from petransfer.errors import UserError, reason_of
 
 _BATCH = 1000
 _SAVED_BY_DATASETS = ("dataset_dict.json", "state.json")
@@ -98,7 +98,7 @@ def open_dataset(source: Source) -> dict[str, Any]:
                 "folder"
             ) from None
         raise UserError(
-            f"`datasets` cannot load {source.name} ({_reason(error)[:160]}); name a file, a folder or a hub id"
+            f"`datasets` cannot load {source.name} ({reason_of(error, 160)}); name a file, a folder or a hub id"
         ) from None
     return dict(found) if isinstance(found, dict) else {"train": found}
 
@@ -147,7 +147,7 @@ def _refused(form: str, source: Source) -> Iterator[None]:
     try:
         yield
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{source.name} cannot be read as {form} ({_reason(error)}); write it again") from None
+        raise UserError(f"{source.name} cannot be read as {form} ({reason_of(error)}); write it again") from None
 
 
 def _sliced(batch: Any) -> Iterator[dict[str, Any]]:
@@ -180,7 +180,3 @@ def _tops(names: list[str], columns: tuple[str, ...]) -> list[str]:
 
 def _numbered(rows: Iterator[dict[str, Any]]) -> Iterator[Record]:
     return (Record(number, row) for number, row in enumerate(rows, start=1))
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

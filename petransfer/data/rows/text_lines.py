@@ -17,7 +17,7 @@ from typing import IO, cast
 
 from petransfer.data.bad_rows import BadRow
 from petransfer.data.rows.source import Source, zip_member
-from petransfer.errors import UserError
+from petransfer.errors import UserError, reason_of
 
 _SAMPLE_BYTES = 1 << 16
 _BYTE_ORDER_MARKS = (
@@ -83,7 +83,7 @@ def open_text(source: Source) -> Iterator[IO[str]]:
             "--set task.options.encoding=NAME"
         ) from None
     except (OSError, lzma.LZMAError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise UserError(f"{source.path} cannot be read ({_reason(error)})") from None
+        raise UserError(f"{source.path} cannot be read ({reason_of(error)})") from None
 
 
 @contextlib.contextmanager
@@ -145,7 +145,3 @@ def _checked(number: int, text: str) -> Line:
             problem = BadRow("not UTF-8", f"at byte {error.start}; save the file as UTF-8")
             return Line(number, raw.decode("utf-8", "replace"), problem)
     return Line(number, text)
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -7,7 +7,7 @@ import warnings
 import torch
 from peft import PeftConfig, get_peft_model
 
-from petransfer.errors import UserError
+from petransfer.errors import UserError, reason_of
 from petransfer.methods.shared.compute_dtype import compute_as_in_training
 from petransfer.models.loading import Loaded
 from petransfer.recipe.methods import METHODS
@@ -35,7 +35,7 @@ def attach_adapter(loaded: Loaded, method: MethodSpec, config: PeftConfig, seed:
             model: torch.nn.Module = get_peft_model(loaded.model, config)
     except (ValueError, TypeError, NotImplementedError) as error:
         where = getattr(config, "target_modules", None) or loaded.model.config.model_type
-        reason = str(error).splitlines()[0][:160]
-        raise UserError(f"{METHODS.lookup(method.name).title} cannot be put on {where!r:.120}: {reason}") from error
+        title, reason = METHODS.lookup(method.name).title, reason_of(error, 160)
+        raise UserError(f"{title} cannot be put on {where!r:.120}: {reason}") from error
     compute_as_in_training(model, method.bits)
     return model
