@@ -20,6 +20,7 @@ from petransfer.evaluation.one_pass import Scored, score
 from petransfer.evaluation.semantic_match import Meant, meanings
 from petransfer.models.loading import Loaded
 from petransfer.models.special_tokens import layout_of
+from petransfer.models.wrappers import base_model_of
 
 AUDITED = 32
 
@@ -87,7 +88,7 @@ def exact_match(
         raise UserError(f"exact_match got {len(inputs):,} inputs and {len(targets):,} targets; give one for each input")
     if not inputs:
         raise UserError("exact_match got no examples; give at least one input and its target")
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    base = base_model_of(model)
     loaded = Loaded(base, tokenizer, layout_of(base.config, tokenizer, base.generation_config), None, ())
     rows = [Example(at, *pair, "all") for at, pair in enumerate(zip(inputs, targets, strict=True))]
     encoded = encode_examples(rows, "", tokenizer, loaded.layout)

@@ -15,6 +15,7 @@ from petransfer.data.encoding import Layout, decode
 from petransfer.evaluation.text_stream import OnText, TextStream
 from petransfer.models.lengths import VirtualTokens, positions
 from petransfer.models.loading import Loaded
+from petransfer.models.wrappers import base_model_of, evaluating
 
 # The largest size of one head's attention matrices in a batch, in numbers; longer inputs get smaller batches.
 ATTENTION = 2**24
@@ -66,14 +67,12 @@ def generations(
         batch_size: inputs per call of the model's `generate`.
         on_text: called after each token with the text so far.
     """
-    was_training = model.training
-    model.eval()
     layout = loaded.layout
     device = next(model.parameters()).device
     order = sorted(range(len(inputs)), key=lambda at: len(inputs[at]))
     found: dict[int, Generation] = {}
     lengths = [len(row) for row in inputs]
-    with own_defaults_set_aside(model):
+    with evaluating(model), own_defaults_set_aside(model):
         for chosen in _batches(order, batch_size, lengths, equal_lengths=_pads_wrongly(model, loaded)):
             ids, mask = _padded([inputs[at] for at in chosen], layout.pad_id, left=not layout.encoder_decoder)
             out = model.generate(  # type: ignore[operator]
@@ -96,7 +95,6 @@ def generations(
             ended = [layout.eos_id in row for row in new]
             read = [lengths[at] for at in chosen]
             found |= zip(chosen, map(Generation, texts, ended, read, map(len, cut)), strict=True)
-    model.train(was_training)
     return [found[at] for at in range(len(inputs))]
 
 
@@ -128,7 +126,7 @@ def own_defaults_set_aside(model: torch.nn.Module) -> Iterator[None]:
     minimum lengths, penalties, forced and suppressed tokens, biases, beams, stop strings, ... With any of them, the
     generated text no longer consists of the most likely token at each step.
     """
-    owner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    owner = base_model_of(model)
     own = owner.generation_config
     owner.generation_config = GenerationConfig()
     try:

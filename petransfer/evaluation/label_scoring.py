@@ -7,12 +7,12 @@ remaining labels is taken. Whenever unrestricted greedy decoding generates a lab
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from petransfer.data.encoding import Encoded, encode_targets
 from petransfer.models.loading import Loaded
+from petransfer.models.wrappers import base_model_of, evaluating
 from petransfer.training.batches import IGNORED, collate
 from petransfer.training.distributed import needs_all_processes
 from petransfer.training.out_of_memory import OutOfMemory, raising_out_of_memory
@@ -26,8 +26,6 @@ def choose_labels(
     model: torch.nn.Module, loaded: Loaded, encoded: Sequence[Encoded], labels: Sequence[str]
 ) -> list[str]:
     """Return the chosen label for each input, in the order of the inputs."""
-    was_training = model.training
-    model.eval()
     tokens = encode_targets(labels, loaded.tokenizer, loaded.layout)
     order = sorted(range(len(encoded)), key=lambda at: -len(encoded[at].input_ids))
     width = max(map(len, tokens)) + (0 if loaded.layout.encoder_decoder else len(encoded[order[0]].input_ids))
@@ -38,7 +36,7 @@ def choose_labels(
     while start < len(order):
         chosen = order[start : start + at_once]
         try:
-            with raising_out_of_memory():
+            with evaluating(model), raising_out_of_memory():
                 scores = _scores(model, loaded, [encoded[at].input_ids for at in chosen], tokens)
         except OutOfMemory:
             if at_once == 1 or needs_all_processes(model):
@@ -47,7 +45,6 @@ def choose_labels(
             continue
         chosen_labels |= {at: labels[_descend(row, tokens)] for at, row in zip(chosen, scores, strict=True)}
         start += len(chosen)
-    model.train(was_training)
     return [chosen_labels[at] for at in range(len(encoded))]
 
 
@@ -63,7 +60,7 @@ def _scores(
         # The encoder reads every input once, independent of the number of labels.
         count = len(tokens)
         ids, mask = batch.pop("input_ids")[::count], batch["attention_mask"]
-        read = _encoder(model)(input_ids=ids, attention_mask=mask[::count], return_dict=True)
+        read = base_model_of(model).get_encoder()(input_ids=ids, attention_mask=mask[::count], return_dict=True)
         read.last_hidden_state = read.last_hidden_state.repeat_interleave(count, 0)
         batch["encoder_outputs"] = read
     logits_btv = model(**batch, use_cache=False).logits
@@ -77,12 +74,6 @@ def _adds_inputs(model: torch.nn.Module) -> bool:
     """Return whether virtual tokens are added before the input; a call of the encoder alone would leave them out."""
     config = getattr(model, "active_peft_config", None)
     return bool(config is not None and config.is_prompt_learning)
-
-
-def _encoder(model: torch.nn.Module) -> Any:
-    base: Any = model
-    base = base.get_base_model() if hasattr(base, "get_base_model") else base
-    return base.get_encoder()
 
 
 def _descend(scores: Sequence[Sequence[float]], tokens: Sequence[tuple[int, ...]]) -> int:

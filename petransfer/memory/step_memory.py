@@ -23,6 +23,7 @@ from petransfer.models.control_arms import randomly_initialized
 from petransfer.models.loading import DTYPES, Loaded
 from petransfer.models.quantization import inventory, quantization_config, refuse_poorly_quantized, require_bitsandbytes
 from petransfer.models.support import supported_class
+from petransfer.models.wrappers import base_model_of
 from petransfer.recipe.run_spec import Bits, MethodSpec, Optimizer
 from petransfer.training.batches import IGNORED, Tensors
 from petransfer.training.losses import token_loss
@@ -315,7 +316,4 @@ def meta_batch(demand: Demand, layout: Layout) -> Tensors:
 
 
 def _vocabulary(model: torch.nn.Module) -> int:
-    base: Any = model
-    base = base.get_base_model() if hasattr(base, "get_base_model") else base
-    assert isinstance(base, PreTrainedModel)
-    return int(base.get_output_embeddings().weight.shape[0])
+    return int(base_model_of(model).get_output_embeddings().weight.shape[0])

@@ -17,6 +17,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from petransfer.errors import UserError
 from petransfer.models.bitsandbytes_import import import_problem
 from petransfer.models.text_part import is_text
+from petransfer.models.wrappers import base_model_of
 from petransfer.recipe.run_spec import Bits, Optimizer
 
 REASONS = {
@@ -235,8 +236,7 @@ def _scales(model: torch.nn.Module) -> dict[int, list[torch.Tensor]]:
 
 
 def _head(model: torch.nn.Module) -> torch.Tensor | None:
-    base: Any = model
-    base = base.get_base_model() if hasattr(base, "get_base_model") else base
+    base = base_model_of(model)
     head = base.get_output_embeddings() if isinstance(base, PreTrainedModel) else None
     return None if head is None else head.weight
 

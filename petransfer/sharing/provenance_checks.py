@@ -104,4 +104,4 @@ def spec_in(content: dict[str, Any]) -> RunSpec:
 def _where(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_context=False)[0]
     place = ".".join(map(str, first["loc"]))
-    return f"{reason_of(place or "the file", 80)}: {reason_of(first['msg'], 80)}"
+    return f"{reason_of(place or 'the file', 80)}: {reason_of(first['msg'], 80)}"

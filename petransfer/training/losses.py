@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
+from petransfer.models.wrappers import base_model_of
 from petransfer.training.batches import IGNORED, Tensors
 
 # Logits that need more bytes than this in fp32 are computed in chunks; a chunk needs about a quarter of this size.
@@ -84,7 +85,7 @@ def known_head(model: Any) -> Head | None:
     """Return the output head of a model, or None if its architecture is unknown."""
     while hasattr(model, "module"):  # DistributedDataParallel and similar wrappers
         model = model.module
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_model_of(model)
     config = getattr(base, "config", None)
     kind = getattr(config, "model_type", None)
     if kind not in PLAIN_HEADS | BIASED_HEADS | CAPPED_HEADS:

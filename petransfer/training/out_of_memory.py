@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from petransfer.errors import UserError
+from petransfer.models.wrappers import base_model_of
 
 
 class OutOfMemory(MemoryError):
@@ -81,8 +82,7 @@ def enable_gradient_checkpointing(model: torch.nn.Module, **options: Any) -> Non
     Raises:
         UserError: the architecture or the method does not support gradient checkpointing.
     """
-    base: Any = model
-    base = base.get_base_model() if hasattr(base, "get_base_model") else base
+    base = base_model_of(model)
     if _has_prefix(model):
         raise UserError("prefix tuning does not work with gradient checkpointing; remove --checkpointing")
     if not getattr(base, "supports_gradient_checkpointing", False):

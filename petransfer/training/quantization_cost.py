@@ -15,6 +15,7 @@ from petransfer.data.encoding import Encoded
 from petransfer.errors import RunError
 from petransfer.models.loading import Loaded, load_checkpoint, load_on_disk
 from petransfer.models.quantization import weight_count
+from petransfer.models.wrappers import evaluating
 from petransfer.recipe.run_spec import CheckpointSpec
 from petransfer.training.batches import collate
 from petransfer.training.losses import token_loss
@@ -108,14 +109,12 @@ def check(cost: QuantisationCost, name: str) -> None:
 
 @torch.no_grad()
 def _loss(loaded: Loaded, examples: Sequence[Encoded], device: torch.device) -> float:
-    training = loaded.model.training
-    loaded.model.eval()
     total, tokens = 0.0, 0
-    for example in examples[:EXAMPLES]:
-        batch = {name: tensor.to(device) for name, tensor in collate([example], loaded.layout).items()}
-        total += float(token_loss(loaded.model, batch))
-        tokens += len(example.target_ids)
-    loaded.model.train(training)
+    with evaluating(loaded.model):
+        for example in examples[:EXAMPLES]:
+            batch = {name: tensor.to(device) for name, tensor in collate([example], loaded.layout).items()}
+            total += float(token_loss(loaded.model, batch))
+            tokens += len(example.target_ids)
     return total / tokens
 
 

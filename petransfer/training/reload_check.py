@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from petransfer.data.encoding import Encoded, Layout
 from petransfer.errors import RunError
 from petransfer.methods.shared.compute_dtype import compute_as_in_training
+from petransfer.models.wrappers import evaluating
 from petransfer.recipe.run_spec import MethodSpec
 from petransfer.training.batches import IGNORED, Tensors, collate
 from petransfer.training.out_of_memory import OutOfMemory, raising_out_of_memory, release_cached_memory
@@ -87,12 +88,10 @@ def _load(
 @torch.no_grad()
 def _logits(model: Any, batch: Tensors, autocast: bool) -> torch.Tensor:
     """Return the logits at the positions that have a label: (positions, vocabulary), on the CPU."""
-    training, device = model.training, next(model.parameters()).device
-    model.eval()
+    device = next(model.parameters()).device
     inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
-    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+    with evaluating(model), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
         logits_btv: torch.Tensor = model(**inputs, use_cache=False).logits.float().cpu()
-    model.train(training)
     return logits_btv[batch["labels"] != IGNORED]
 
 

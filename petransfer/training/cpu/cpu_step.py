@@ -22,6 +22,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.utils import TrainableTokensWrapper
 
+from petransfer.models.wrappers import base_model_of
 from petransfer.training.batches import IGNORED, Tensors
 from petransfer.training.cpu.embedding_rows import trained_rows
 from petransfer.training.cpu.lora_pairs import pairs_of
@@ -81,9 +82,7 @@ class CpuFastPath:
     """
 
     def __init__(self, model: torch.nn.Module, *, scoring: bool = False) -> None:
-        base: Any = model
-        base = base.get_base_model() if hasattr(base, "get_base_model") else base
-        self._base = base
+        self._base = base = base_model_of(model)
         self._head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
         self.skips_padding, self.kept = False, 0
         dtype = _dtype(model)

@@ -25,6 +25,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, OffloadPoli
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from petransfer.errors import RunError, UserError
+from petransfer.models.wrappers import base_model_of
 from petransfer.training.batches import Tensors
 from petransfer.training.out_of_memory import (
     OutOfMemory,
@@ -101,7 +102,7 @@ def _plugin() -> FullyShardedDataParallelPlugin:
 
 
 def _policy(plugin: FullyShardedDataParallelPlugin, model: Any) -> Callable[[torch.nn.Module], bool]:
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_model_of(model)
     try:
         plugin.set_auto_wrap_policy(base)
         found: Callable[[torch.nn.Module], bool] | None = fsdp2_prepare_auto_wrap_policy(plugin, base)
