@@ -22,7 +22,6 @@ from petransfer.evaluation.generation import generations
 from petransfer.models.loading import Loaded
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.sharing.adapter import Adapter
-from petransfer.sharing.run_folders import weights_folder
 
 # Kinds of operations of petransfer's side, by words in their names; the first that matches counts.
 PARTS: dict[str, tuple[str, ...]] = {
@@ -63,7 +62,7 @@ def trained_before(folder: Path, data_dir: Path | None, device: torch.device) ->
         UserError: The folder is not that of a finished run, or the data cannot be found.
     """
     predictor = Adapter.load(folder, device=str(device)).predictor
-    said = weights_folder(folder).parent / "spec.json"
+    said = folder / "spec.json"
     if not said.is_file():
         raise UserError(f"{folder} has no spec.json; name a run's folder like results/<study>/runs/<run-id>")
     spec = RunSpec.from_dict(json.loads(said.read_text(encoding="utf-8")))

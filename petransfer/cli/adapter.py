@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from petransfer.atomic_files import replacing
 from petransfer.errors import UserError, unknown
 from petransfer.report.tables import visible
 from petransfer.sharing.bundle import Bundle, checked, opened
@@ -132,19 +133,16 @@ def pull(
     target = out or Path(source.split("@")[0].rstrip("/").split("/")[-1].removesuffix(SUFFIX))
     if target.exists():
         raise UserError(f"{target} exists; delete it or take another --out")
-    partial = target.with_name(f".{target.name}.partial")
     with opened(source) as bundle:
         checked(bundle)
-        shutil.rmtree(partial, ignore_errors=True)
         try:
-            partial.mkdir(parents=True)
-            for name, path in bundle.files.items():
-                shutil.copyfile(path, partial / name)
-            partial.rename(target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(target) as partial:
+                partial.mkdir()
+                for name, path in bundle.files.items():
+                    shutil.copyfile(path, partial / name)
         except OSError as error:
             raise UserError(f"{target} cannot be written ({error.strerror}); take another --out") from None
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     print(target)
 
 

@@ -20,7 +20,6 @@ from petransfer.data.encoding import Layout
 from petransfer.errors import UserError
 from petransfer.pretraining.corpora import Corpus
 from petransfer.pretraining.span_corruption import CorruptedWindows, Noise
-from petransfer.pretraining.vocabulary import SENTINELS, sentinel
 from petransfer.recipe.run_spec import Bits, TrainSpec
 from petransfer.training.batches import IGNORED, Tensors
 from petransfer.training.distributed import this_process
@@ -38,6 +37,8 @@ class Size:
     heads: int
 
 
+# Tokens `<extra_id_0>`, `<extra_id_1>`, ... of the embedded tokenizer, which stand for the masked spans.
+SENTINELS = 32
 SIZES = {"nano": Size(128, 2, 512, 4), "micro": Size(256, 4, 1024, 8)}
 
 # The learning rate of each tensor follows the tensor's initial size, and weight decay pulls the tensor back to this
@@ -110,7 +111,7 @@ def pretrain(
     """
     _check_room(spec, corpus, folder)
     model = make_model(SIZES[spec.size], tokenizer, spec.seed)
-    sentinels = [tokenizer.convert_tokens_to_ids(sentinel(index)) for index in range(SENTINELS)]
+    sentinels = [tokenizer.convert_tokens_to_ids(f"<extra_id_{index}>") for index in range(SENTINELS)]
     layout = Layout(True, model.config.pad_token_id, model.config.eos_token_id, model.config.decoder_start_token_id)
 
     def windows(ids: np.ndarray, seed: int) -> CorruptedWindows:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from petransfer.atomic_files import replacing
 from petransfer.data.chat import chat_layout
 from petransfer.data.encoding import encode_examples
 from petransfer.errors import RunError, UserError, reason_of
@@ -103,9 +103,7 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None, 
         whole = model.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError, AttributeError) as error:
         raise UserError(f"{bundle.label} cannot be merged: {reason_of(error, 160)}") from error
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with replacing(target) as partial:
         _refuse_changed(_change(before, _logits(whole, loaded, count)), "merging the adapter")
         if separate_head:
             separate_output_head(whole)
@@ -118,9 +116,6 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None, 
         _refuse_changed(_change(held, _logits(saved, loaded, count)), "writing and reading it")
         merged = _measured(bundle, saved, loaded, width, count, before, at_width, where)
         _write_provenance(partial, bundle, merged)
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return merged
 
 

@@ -43,18 +43,6 @@ def is_whole_model(folder: Path) -> bool:
     return (folder / "petransfer.json").is_file() or (folder / "model").is_dir()
 
 
-def weights_folder(folder: Path) -> Path:
-    """Return the adapter/ or model/ folder of a run's folder, or the folder itself if it is one of these.
-
-    Raises:
-        UserError: the folder contains neither.
-    """
-    for candidate in (folder / "adapter", folder / "model", folder):
-        if (candidate / "petransfer.json").is_file():
-            return candidate
-    raise UserError(f"{folder} holds no finished adapter or model; name a folder like results/<study>/runs/<run-id>")
-
-
 def _is_finished(path: Path) -> bool:
     return (path / "DONE").is_file() and ((path / "adapter").is_dir() or (path / "model").is_dir())
 
