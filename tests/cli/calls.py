@@ -15,3 +15,14 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     with pytest.raises(SystemExit) as stop:
         main()
     return int(stop.value.code or 0)
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The error of `petransfer ARGUMENTS`, which must be one line with exit code 2."""
+    code = call(monkeypatch, *arguments)
+    written = capsys.readouterr().err
+    assert code == 2, written
+    errors = [line for line in written.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, written
+    assert "Traceback" not in written
+    return errors[0]

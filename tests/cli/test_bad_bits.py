@@ -14,6 +14,7 @@ import torch
 
 from petransfer.cli import main
 from petransfer.errors import UserError
+from tests.cli import calls
 
 Refused = Callable[[Path, int], str]
 
@@ -40,15 +41,7 @@ def refused(
         (tmp_path / "narrow.yaml").write_text(json.dumps(recipe))
         run = ["run", "-r", str(tmp_path / "narrow.yaml"), "--out", str(tmp_path / "out"), "--cpu"]
         fit = ["fit", str(folder), "--bits", str(bits), "--cpu", "--measure", "--batch", "1"]
-        monkeypatch.setattr(sys, "argv", ["petransfer", *(run if request.param == "run" else fit)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        written = capsys.readouterr().err
-        assert ended.value.code == 2, written
-        errors = [line for line in written.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1, written
-        assert "Traceback" not in written
-        return errors[0]
+        return calls.refused(monkeypatch, capsys, *(run if request.param == "run" else fit))
 
     return call
 

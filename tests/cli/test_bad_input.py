@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import sys
@@ -16,6 +17,7 @@ from petransfer.cli import main
 from petransfer.cli.text import input_lines
 from petransfer.data.encoding import Layout, encode_targets
 from petransfer.errors import UserError
+from tests.cli import calls
 
 Refused = Callable[..., str]
 
@@ -34,18 +36,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
     """Runs a command that has to end with exit code 2 and one line of error, which it gives back."""
 
-    def call(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["petransfer", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        written = capsys.readouterr().err
-        assert ended.value.code == 2, written
-        errors = [line for line in written.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1, written
-        assert "Traceback" not in written
-        return errors[0]
-
-    return call
+    return functools.partial(calls.refused, monkeypatch, capsys)
 
 
 @pytest.fixture

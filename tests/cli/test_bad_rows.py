@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from petransfer.cli import main
+from tests.cli import calls
 
 Refused = Callable[..., str]
 
@@ -29,13 +30,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     """Runs `train ARGUMENTS`, which has to end with exit code 2 and one line of error, and to leave no run."""
 
     def call(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["petransfer", "train", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        written = capsys.readouterr().err
-        assert ended.value.code == 2, written
-        (error,) = [line for line in written.splitlines() if line.startswith("error: ")]
-        assert "Traceback" not in written
+        error = calls.refused(monkeypatch, capsys, "train", *arguments)
         assert not list(elsewhere.glob("results/*/runs/*/DONE"))
         assert not list(elsewhere.glob("results/*/runs/*/*/step-*"))
         return error

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from petransfer.cli import main
 from petransfer.data import Example, SplitData
 from petransfer.recipe.loading import load_recipe
 from petransfer.study import single_run as study_run
+from tests.cli import calls
 from tests.invariants.kill_and_resume import ROWS
 
 RECIPE = """
@@ -48,13 +48,7 @@ class Sealed(Sequence[Example]):
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch) -> Call:
-    def call(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["petransfer", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        return int(stop.value.code or 0)
-
-    return call
+    return functools.partial(calls.call, monkeypatch)
 
 
 @pytest.fixture

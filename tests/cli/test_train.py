@@ -15,16 +15,10 @@ import yaml
 from petransfer.data import load_task
 from tests.cli.calls import call
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
 PAIRS = [("walk", "gehen"), ("run", "rennen"), ("see", "sehen"), ("hear", "hören"), ("say", "sagen")]
 TEN = [(f"{how} {word}", f"{there} {wort}") for word, wort in PAIRS for how, there in (("to", "zu"), ("must", "muss"))]
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder with a cache of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PETRANSFER_CACHE", str(tmp_path / "cache"))
-    return tmp_path
 
 
 def write(path: Path, rows: Any = TEN) -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from petransfer.cli import main
 from petransfer.data import Example, LinesTask, load_task
 from petransfer.data.chat import chat_layout, render_chat
 from petransfer.data.encoded_examples import encode_split
@@ -19,6 +17,9 @@ from petransfer.data.rows.chat_rows import readable_input
 from petransfer.errors import UserError
 from petransfer.evaluation import predictor
 from tests.chat_models import CHATML, byte_level
+from tests.cli.calls import call
+
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 STRICT = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system messages here') }}{% endif %}" + CHATML
 CHAT = [
@@ -29,13 +30,6 @@ CHAT = [
     {"role": "assistant", "content": "2"},
 ]
 LAYOUT = Layout(encoder_decoder=False, pad_id=0, eos_id=0)
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("PETRANSFER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def lines(rows: list[dict[str, Any]], **options: Any) -> LinesTask:
@@ -169,13 +163,6 @@ PLAIN_WORDS = (
     "{% for message in messages %}{{ message['role'] }} {{ message['content'] }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}assistant {% endif %}"
 )
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["petransfer", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
 
 
 def test_chats_are_trained_on_scored_and_predicted(

@@ -23,15 +23,10 @@ from petransfer.data.task import Example, SplitData
 from petransfer.data.templates import fields_of, render
 from petransfer.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
 ROWS = [(f"say word {n}", f"word number {n}", "odd" if n % 2 else "even") for n in range(1, 31)]
 NAMES = ("input", "target", "category")
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("PETRANSFER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def lines(train: str, **options: Any) -> LinesTask:

@@ -24,14 +24,9 @@ from petransfer.data import LinesTask, load_task
 from petransfer.data.bad_rows import visible
 from petransfer.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
 PAIRS = [(f"walk, run number {n}", f'say "cours"; {n}') for n in range(30)]
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("PETRANSFER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def lines(train: str, **options: Any) -> LinesTask:

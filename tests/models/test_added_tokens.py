@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration, T5Tokenizer
 
-from petransfer.cli import main
 from petransfer.models.added_tokens import add_tokens
 from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import CheckpointSpec
+from tests.cli.calls import call
 
 ADDED = ("\n", "\t", "{", "}", "<")
 
@@ -71,13 +70,6 @@ def test_their_rows_are_new_and_differ(base: Path) -> None:
     assert torch.equal(rows[: ids[0]], old[: ids[0]])
     similar = torch.nn.functional.cosine_similarity(rows[ids][:, None], rows[ids][None], dim=-1)
     assert (similar - torch.eye(5)).max() < 0.9
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["petransfer", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
 
 
 def test_an_adapter_learns_and_predicts_them(

@@ -13,17 +13,9 @@ from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec
 from tests.cli.calls import call
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("elsewhere")]
 
 STEPS = "40"
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder with a cache of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PETRANSFER_CACHE", str(tmp_path / "cache"))
-    return tmp_path
 
 
 def result(study: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 
-from petransfer.cli import main
 from petransfer.data import SplitData
 from petransfer.recipe.loading import load_recipe, shipped_recipes
 from petransfer.study import single_run as study_run
@@ -20,16 +18,10 @@ from petransfer.study.grid import expand
 from petransfer.study.settings import Settings
 from petransfer.study.single_run import run_one
 from petransfer.training.execution import Execution
+from tests.cli.calls import call
 
 OFFICIAL = Path(__file__).parents[3] / "shared" / "data"
 RECIPES = ("lora-scan-t5-base", "lora-cogs-t5-base", "qlora-scan-t5-3b", "orhan-base", "orhan-3b", "orhan-marian")
-
-
-def _call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["petransfer", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -41,7 +33,7 @@ def _read(name: str) -> dict[str, Any]:
 def test_its_plan_has_a_run_for_each_cell_and_seeds_enough(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _call(monkeypatch, "plan", "--recipe", name, "--json") == 0
+    assert call(monkeypatch, "plan", "--recipe", name, "--json") == 0
     plan = json.loads(capsys.readouterr().out)
     recipe = _read(name)
     trained_whole = "scratch" in recipe["arms"]

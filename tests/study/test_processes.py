@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from petransfer.cli import main
 from petransfer.errors import UserError
 from petransfer.recipe.run_spec import MethodSpec, RunSpec, TrainSpec
 from petransfer.study.launched_processes import Place, refuse_launch, this_place
+from tests.cli.calls import call
 
 NAMES = ("RANK", "WORLD_SIZE", "PMI_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")
 
@@ -45,24 +44,17 @@ def test_the_environment_says_which_one_it_is(
     assert this_place().shared == (place.count > 1)
 
 
-def _call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["petransfer", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
-
-
 def test_a_verb_that_is_not_shared_is_the_first_process_s_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    assert _call(monkeypatch, "predict", "nowhere", "text") == 0
+    assert call(monkeypatch, "predict", "nowhere", "text") == 0
     assert capsys.readouterr() == ("", "")
     monkeypatch.setenv("RANK", "0")
-    assert _call(monkeypatch, "predict", "nowhere", "text") == 2
+    assert call(monkeypatch, "predict", "nowhere", "text") == 2
     assert "nowhere" in capsys.readouterr().err
-    assert _call(monkeypatch, "pretrain", "--recipe", "pretrain-nano") == 2
+    assert call(monkeypatch, "pretrain", "--recipe", "pretrain-nano") == 2
     assert "pretrain does not share a run among processes" in capsys.readouterr().err
 
 
@@ -71,7 +63,7 @@ def test_engines_are_refused_before_anything_is_begun(
     name: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    assert _call(monkeypatch, "run", "--recipe", "smoke", "--out", str(tmp_path / "out")) == 2
+    assert call(monkeypatch, "run", "--recipe", "smoke", "--out", str(tmp_path / "out")) == 2
     error = capsys.readouterr().err
     assert said in error
     assert "take FSDP" in error
@@ -127,5 +119,5 @@ def test_what_can_be_split_is_not_refused(tiny_spec: Callable[..., RunSpec], mon
 def test_ways_that_do_not_go_together(
     options: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _call(monkeypatch, "run", "--recipe", "smoke", *options) == 2
+    assert call(monkeypatch, "run", "--recipe", "smoke", *options) == 2
     assert said in capsys.readouterr().err
