@@ -68,9 +68,9 @@ def _possible(text: str, size: int) -> int:
     return size
 
 
-def gigabytes(size: float, digits: int = 1) -> str:
+def gigabytes(size: float) -> str:
     """Return bytes as text in GB, such as `12.9 GB`; whole numbers have no decimals."""
-    return f"{size / GB:.{digits}f}".removesuffix("." + "0" * digits) + " GB"
+    return f"{size / GB:.1f}".removesuffix(".0") + " GB"
 
 
 def this_card() -> int | None:

@@ -182,12 +182,11 @@ def _registered(entry: ArmEntry) -> CheckpointSpec:
 SEED = "{seed}"
 
 
-def own_family(part: FamilyPart, folder: Path, seed: int = 0) -> Family:
+def own_family(part: FamilyPart, seed: int = 0) -> Family:
     """Return the family of a user's own checkpoints.
 
     Args:
         part: the recipe's description.
-        folder: the folder that relative paths refer to.
         seed: replaces `{seed}` in the names of checkpoints.
 
     Raises:
@@ -201,7 +200,7 @@ def own_family(part: FamilyPart, folder: Path, seed: int = 0) -> Family:
     entries = {arm: ArmPart(checkpoint=arm_) if isinstance(arm_, str) else arm_ for arm, arm_ in part.arms.items()}
     specs = {
         arm: replace(
-            _own(f"family {part.name}, arm {arm}", entry, folder, seed),
+            _own(f"family {part.name}, arm {arm}", entry, seed),
             source_language=entry.source_language or part.source_language,
             target_language=entry.target_language or part.target_language,
         )
@@ -219,12 +218,12 @@ def place_of(arm: str | ArmPart) -> str:
     return arm if isinstance(arm, str) else arm.checkpoint
 
 
-def with_hashes(part: FamilyPart, seeds: Sequence[int], folder: Path = Path()) -> FamilyPart:
+def with_hashes(part: FamilyPart, seeds: Sequence[int]) -> FamilyPart:
     """Return the family with the hash of each local folder added, by seed if its name contains `{seed}`."""
     arms: dict[str, str | ArmPart] = {}
     for name, given in part.arms.items():
         entry = ArmPart(checkpoint=given) if isinstance(given, str) else given
-        specs = {seed: _own(name, entry, folder, seed) for seed in (seeds if SEED in entry.checkpoint else [0])}
+        specs = {seed: _own(name, entry, seed) for seed in (seeds if SEED in entry.checkpoint else [0])}
         if all(spec.source is None for spec in specs.values()):
             arms[name] = given
             continue
@@ -243,14 +242,14 @@ def _characters(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(sign for name in names for sign in _CHARACTERS.get(name, name)))
 
 
-def _own(where: str, entry: ArmPart, folder: Path, seed: int) -> CheckpointSpec:
+def _own(where: str, entry: ArmPart, seed: int) -> CheckpointSpec:
     place = entry.checkpoint.replace(SEED, str(seed))
     recorded = entry.sha256.get(seed) if isinstance(entry.sha256, dict) else entry.sha256
-    local = folder / Path(place).expanduser()
+    local = Path(place).expanduser()
     if recorded is not None and not local.exists():
         spec = CheckpointSpec(local.resolve().name, recorded, source=str(local.resolve()))
     else:
-        spec = checkpoint_spec(place, folder)
+        spec = checkpoint_spec(place)
     if entry.revision is not None:
         if spec.source or is_embedded(spec.name) or "@" in entry.checkpoint:
             raise UserError(f"{where}: a revision belongs to a hub id that has none yet, not to {entry.checkpoint}")
@@ -260,15 +259,15 @@ def _own(where: str, entry: ArmPart, folder: Path, seed: int) -> CheckpointSpec:
         return replace(spec, reinit=entry.reinit)
     if entry.reinit == "body":
         raise UserError(f"{where}: another tokenizer needs new embeddings; take reinit: embeddings or all")
-    name, source = _tokenizer_place(entry.tokenizer, folder)
+    name, source = _tokenizer_place(entry.tokenizer)
     return replace(
         spec, reinit="all" if entry.reinit == "all" else "embeddings", tokenizer=name, tokenizer_source=source
     )
 
 
-def _tokenizer_place(tokenizer: str, folder: Path) -> tuple[str, str | None]:
+def _tokenizer_place(tokenizer: str) -> tuple[str, str | None]:
     """Return a tokenizer's name for a spec, and its folder if it is local."""
-    local = folder / Path(tokenizer).expanduser()
+    local = Path(tokenizer).expanduser()
     if not is_embedded(tokenizer) and (tokenizer.startswith((".", "/", "~")) or local.is_dir()):
         files = [local / name for name in _TOKENIZER if (local / name).is_file()]
         if not files:
@@ -282,7 +281,7 @@ def _tokenizer_place(tokenizer: str, folder: Path) -> tuple[str, str | None]:
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "sentencepiece.bpe.model", "vocab.json")
 
 
-def checkpoint_spec(checkpoint: str, folder: Path = Path()) -> CheckpointSpec:
+def checkpoint_spec(checkpoint: str) -> CheckpointSpec:
     """Return the spec of a checkpoint: `nano/<arm>`, a local folder, or a hub id with or without `@revision`.
 
     Raises:
@@ -290,7 +289,7 @@ def checkpoint_spec(checkpoint: str, folder: Path = Path()) -> CheckpointSpec:
     """
     if is_embedded(checkpoint):
         return CheckpointSpec(checkpoint, _embedded_sha256(checkpoint))
-    local = folder / Path(checkpoint).expanduser()
+    local = Path(checkpoint).expanduser()
     if checkpoint.startswith((".", "/", "~")) or local.is_dir():
         if not (local / "config.json").is_file():
             raise UserError(

@@ -66,11 +66,11 @@ def panel_grid(count: int, **options: Any) -> tuple[Figure, list[Axes]]:
     return figure, axes[:count]
 
 
-def legend_below(figure: Figure, all_axes: Sequence[Axes], columns: int = 6) -> None:
+def legend_below(figure: Figure, all_axes: Sequence[Axes]) -> None:
     """Draw one legend for all panels, below them."""
     keys = {name: line for axes in all_axes for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
     width = figure.get_size_inches()[0]
-    beside = max(2, min(columns, int(width / 1.1)))
+    beside = max(2, min(6, int(width / 1.1)))
     figure.legend(keys.values(), keys.keys(), loc="outside lower center", ncols=beside, frameon=False, fontsize=SMALL)
 
 
@@ -193,7 +193,7 @@ def _draw_rows(
     axes.margins(x=0.08 if figures == "log_prob" else 0.14)
 
 
-def run_curves(study: StudyFolder, run_id: str, width: float = ONE_COLUMN) -> list[tuple[str, Figure]]:
+def run_curves(study: StudyFolder, run_id: str) -> list[tuple[str, Figure]]:
     """Draw the training loss and the dev scores of one run over its steps; metrics without values are left out."""
     lines = read_metrics(study.run(run_id).path / "metrics.jsonl")
     found = []
@@ -203,7 +203,7 @@ def run_curves(study: StudyFolder, run_id: str, width: float = ONE_COLUMN) -> li
         points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
         if len(points) < 2:
             continue
-        figure, (axes,) = new_figure(1, size=(width, 2.3))
+        figure, (axes,) = new_figure(1, size=(ONE_COLUMN, 2.3))
         axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.4, marker="o", markersize=2.5)
         axes.set(xlabel="optimiser steps", ylabel=label)
         if key == "dev_em":

@@ -83,7 +83,7 @@ class Bundle:
 
 
 @contextlib.contextmanager
-def opened(source: str, revision: str | None = None, run: str | None = None) -> Iterator[Bundle]:
+def opened(source: str, run: str | None = None) -> Iterator[Bundle]:
     """Open the adapter in a folder, a zip file, or a hub repository `owner/name[@revision]`.
 
     Files from a zip or from the hub are in a temporary folder, which is removed when the context ends.
@@ -104,7 +104,7 @@ def opened(source: str, revision: str | None = None, run: str | None = None) -> 
             read_zip(path, folder)
             yield of_folder(folder, path.name)
         elif is_hub_id(source):
-            commit = fetch(source, revision, folder)
+            commit = fetch(source, folder)
             yield of_folder(folder, source, commit)
         else:
             raise nothing_found(source)

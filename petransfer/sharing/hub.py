@@ -81,7 +81,7 @@ def holds_adapter(source: str) -> bool:
         return CONFIG in names or "config.json" not in names
 
 
-def fetch(source: str, revision: str | None, target: Path) -> str:
+def fetch(source: str, target: Path) -> str:
     """Download only the files of an adapter from `owner/name[@revision]`; return their commit.
 
     Raises:
@@ -93,7 +93,7 @@ def fetch(source: str, revision: str | None, target: Path) -> str:
 
         refuse_offline(source)
         api = HfApi()
-        commit = str(api.model_info(name, revision=revision or at or None).sha)
+        commit = str(api.model_info(name, revision=at or None).sha)
         sizes = {entry.path: getattr(entry, "size", 0) for entry in api.list_repo_tree(name, revision=commit)}
         for path in _wanted(name, sizes):
             hf_hub_download(name, path, revision=commit, local_dir=target)

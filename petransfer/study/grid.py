@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from petransfer.data import LinesTask, Task, load_task
@@ -35,10 +34,10 @@ class Cell:
         return self.spec.run_id
 
 
-def family_of(recipe: Recipe, folder: Path = Path(), seed: int | None = None) -> Family:
+def family_of(recipe: Recipe, seed: int | None = None) -> Family:
     """Return the family that a recipe names or describes, with the checkpoints of one seed (the recipe's first)."""
     if isinstance(recipe.family, FamilyPart):
-        return own_family(recipe.family, folder, recipe.seeds[0] if seed is None else seed)
+        return own_family(recipe.family, recipe.seeds[0] if seed is None else seed)
     return registered_family(recipe.family)
 
 

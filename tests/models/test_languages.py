@@ -110,7 +110,7 @@ def test_recipes_name_them_and_runs_remember_them(folders: dict[str, Path], tiny
         name="mine", arms={"one": place, "two": ArmPart(checkpoint=place, target_language="cs_CZ")},
         source_language="de_DE", target_language="fr_XX",
     )  # fmt: skip
-    family = own_family(part, Path())
+    family = own_family(part)
     assert family.arms["one"].target_language == "fr_XX"
     assert (family.arms["two"].source_language, family.arms["two"].target_language) == ("de_DE", "cs_CZ")
     plain = tiny_spec()
