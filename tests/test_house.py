@@ -47,24 +47,13 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imports(path: Path, at_import: bool) -> Iterator[str]:
-    """Yield the names that a file imports from petransfer; only those that run when the file is imported, if asked."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in _at_import(tree) if at_import else ast.walk(tree):
+def imports(path: Path) -> Iterator[str]:
+    """Yield the names that a file imports from petransfer, inside functions and for types too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "petransfer":
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "petransfer")
-
-
-def _at_import(node: ast.AST) -> Iterator[ast.AST]:
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            continue
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-            continue
-        yield child
-        yield from _at_import(child)
 
 
 def floor_of(name: str) -> int | None:
@@ -83,7 +72,7 @@ def test_no_import_goes_up(name: str) -> None:
     here = floor_of(name)
     if here is None:
         pytest.skip("the package's own files import any floor")
-    for target in imports(modules()[name], at_import=False):
+    for target in imports(modules()[name]):
         there, folder, other = floor_of(target), name.split(".")[1], [*target.split("."), ""][1]
         if there is None or folder == other or (folder, other) in BESIDE:
             continue
@@ -91,11 +80,12 @@ def test_no_import_goes_up(name: str) -> None:
 
 
 def test_no_circle_of_imports() -> None:
+    """Imports inside functions and for types count too, so that the files have one order for a reader."""
     known = modules()
     graph: dict[str, set[str]] = {}
     for name, path in known.items():
         targets = set()
-        for target in imports(path, at_import=True):
+        for target in imports(path):
             module = target if target in known else target.rpartition(".")[0]
             if module in known and module != name:
                 targets.add(module)
@@ -137,7 +127,7 @@ def test_a_feature_is_used_through_its_interface_alone(feature: str) -> None:
     for name, path in modules().items():
         if name.startswith(f"petransfer.{feature}"):
             continue
-        for target in imports(path, at_import=False):
+        for target in imports(path):
             module = target.removeprefix("petransfer.").rpartition(".")[0]
             assert not module.startswith(feature) or module in interface, f"{name} imports {target}"
         found = re.search(rf"\b(?:{inner_names})\b", path.read_text(encoding="utf-8"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -16,12 +16,10 @@ from petransfer.evaluation.one_pass import score
 from petransfer.evaluation.run_metrics import Measured, measure
 from petransfer.models.loading import Loaded
 from petransfer.recipe.run_spec import TrainSpec
+from petransfer.study.prepared_run import Base, Prepared
 from petransfer.training.distributed import needs_all_processes, with_root_gathered
 from petransfer.training.early_stopping import EXACT_MATCH, LOSS
 from petransfer.training.out_of_memory import OutOfMemory, raising_out_of_memory
-
-if TYPE_CHECKING:
-    from petransfer.study.single_run import Base, Prepared
 
 # The largest numbers of points and of dev examples of a learning curve.
 CURVE_POINTS, CURVE_EXAMPLES = 10, 200

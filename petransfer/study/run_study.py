@@ -23,9 +23,9 @@ from petransfer.study.study import StudyGrid
 from petransfer.training.execution import refuse_small_batch
 
 if TYPE_CHECKING:
+    from petransfer.study.fine_tune import FineTune
     from petransfer.study.local_executor import Outcome
     from petransfer.study.resource_demands import Demands
-    from petransfer.study.single_run import FineTune
 
 logger = logging.getLogger(__name__)
 
@@ -100,8 +100,8 @@ def execute_study(prepared: PreparedStudy, tick: Callable[[], None] = lambda: No
     Returns:
         How the runs ended. A failed run stops no other.
     """
+    from petransfer.study.fine_tune import FineTune
     from petransfer.study.local_executor import execute
-    from petransfer.study.single_run import FineTune
 
     grid, settings, scheduling = prepared.grid, prepared.settings, prepared.scheduling
     damaged = grid.damaged

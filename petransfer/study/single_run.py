@@ -7,7 +7,7 @@ import functools
 import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from petransfer.atomic_files import replacing
 from petransfer.data import TASKS, Example, SplitData, load_task
-from petransfer.data.encoded_examples import EncodedSplit, LazilyEncoded
+from petransfer.data.encoded_examples import EncodedSplit
 from petransfer.data.encoding import Encoded
 from petransfer.data.rows.chat_rows import readable_input
 from petransfer.errors import UserError
@@ -32,8 +32,8 @@ from petransfer.study.checkpointing_choice import with_room
 from petransfer.study.encoded_data import encode_data, log_notes
 from petransfer.study.environment import environment
 from petransfer.study.folders import RunFolder
-from petransfer.study.grid import Cell
 from petransfer.study.launched_processes import splits_tensors
+from petransfer.study.prepared_run import Base, Prepared
 from petransfer.study.provenance import provenance, seal
 from petransfer.study.run_scoring import CURVE_EXAMPLES, STOPPING_EXAMPLES, dev_curve, evaluation_steps, judged
 from petransfer.study.settings import Settings
@@ -44,45 +44,9 @@ from petransfer.training.loop import Hooks, Loop
 from petransfer.training.packing import check_packing, collate_packed
 from petransfer.training.quantization_cost import check, quantisation_cost
 from petransfer.training.reload_check import check_reloaded
-from petransfer.training.stacked import share
 from petransfer.training.state import Progress, peek_progress, trained_tensors
 from petransfer.training.tracker_names import check_trackers
 from petransfer.training.trackers import RunTrackers, SamplePrediction, start_trackers
-
-
-@dataclass(frozen=True)
-class FineTune:
-    """The job of a study: execute the run of one cell, on the threads that the executor assigns."""
-
-    settings: Settings
-
-    def __call__(
-        self,
-        cell: Cell,
-        folder: RunFolder,
-        threads: int,
-        progress: Callable[[int, float, float], None],
-        should_stop: Callable[[], bool],
-    ) -> object:
-        return run_one(cell.spec, folder, self._on(threads), progress, should_stop)
-
-    def stacked(
-        self,
-        cells: Sequence[Cell],
-        folders: Sequence[RunFolder],
-        threads: int,
-        progress: Callable[[int, float, float], None],
-        should_stop: Callable[[], bool],
-        failed: Callable[[RunFolder, Exception], None],
-    ) -> None:
-        """Execute the runs of several cells as one stack."""
-        from petransfer.study.stacked_run import run_stack
-
-        specs = [cell.spec for cell in cells]
-        run_stack(specs, folders, self._on(threads), progress, should_stop, failed)
-
-    def _on(self, threads: int) -> Settings:
-        return replace(self.settings, execution=replace(self.settings.execution, threads=threads))
 
 
 def run_one(
@@ -111,62 +75,6 @@ def run_one(
         loop.run()
         loop.save()
         return finish(prepared, base, loop.progress, settings.execution.micro_batch)
-
-
-@dataclass
-class Base:
-    """The data and model that runs on one frozen base share.
-
-    cost: the measured cost of quantisation; None until it is measured.
-    """
-
-    settings: Settings
-    process: Process
-    data: SplitData
-    loaded: Loaded
-    started: float
-    spec: RunSpec
-    encoded: EncodedSplit
-    cost: dict[str, Any] | None = None
-    _anew: dict[torch.device, PreTrainedModel] = field(default_factory=dict)
-
-    def load_anew(self, device: torch.device) -> PreTrainedModel:
-        """Load the base from disk again. The runs of a stack share its tensors, each with its own modules."""
-        if device not in self._anew:
-            method = self.spec.method
-            self._anew[device] = load_checkpoint(
-                self.spec.checkpoint,
-                weights_bits(method),
-                seed=self.spec.seed,
-                device=device,
-                keep_wide=method.keep_wide,
-            ).model
-        model: PreTrainedModel = share(self._anew[device])
-        return model
-
-    def encoded_for(self, spec: RunSpec) -> EncodedSplit:
-        """Return the token ids of the examples for one run; encode them again if its prefix or its steps differ."""
-        lazy = isinstance(self.encoded.parts["train"], LazilyEncoded)
-        mine, other = ((each.task.prefix, (each.train, each.seed) if lazy else None) for each in (self.spec, spec))
-        return self.encoded if mine == other else encode_data(spec, self.data, self.settings.scored_parts)[0]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A run that is ready to be trained. hollow: the model without values, if processes hold parts of its tensors."""
-
-    spec: RunSpec
-    folder: RunFolder
-    loaded: Loaded
-    parts: dict[str, Sequence[Encoded]]
-    model: torch.nn.Module
-    trackers: RunTrackers
-    hollow: torch.nn.Module | None = None
-
-    @property
-    def autocast(self) -> bool:
-        """Whether the loop computes the forward pass in bf16; a model in parts has its own computing precision."""
-        return self.hollow is None and computes_narrower(self.spec.method)
 
 
 def open_base(spec: RunSpec, settings: Settings) -> Base:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from petransfer.errors import UserError
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.study.folders import RunFolder
+from petransfer.study.prepared_run import Prepared
 from petransfer.study.settings import Settings
-from petransfer.study.single_run import Prepared, finish, make_loop, open_base, prepare
+from petransfer.study.single_run import finish, make_loop, open_base, prepare
 from petransfer.study.stack_groups import common_start
 from petransfer.training.stacked import StackedLoop, make_stack, refuse_layer_drop, share
 from petransfer.training.state import keep_only

@@ -15,11 +15,12 @@ import torch
 from safetensors.torch import load_file
 
 from petransfer.recipe.run_spec import RunSpec
+from petransfer.study.fine_tune import FineTune
 from petransfer.study.folders import RunFolder, StudyFolder
 from petransfer.study.grid import Cell
 from petransfer.study.local_executor import attempt_stacks
 from petransfer.study.settings import Settings
-from petransfer.study.single_run import FineTune, run_one
+from petransfer.study.single_run import run_one
 from petransfer.study.stacked_run import run_stack
 from petransfer.training.execution import Execution
 from petransfer.training.metrics_file import read_metrics
