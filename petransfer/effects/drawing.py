@@ -25,8 +25,6 @@ def new_figure(columns: int, rows: int = 1, *, size: tuple[float, float], **opti
     """Make a figure of panels without the top and right lines of their frames.
 
     Args:
-        columns: number of columns of panels.
-        rows: number of rows of panels.
         size: width and height of the whole figure in inches.
         options: options of matplotlib's `subplots`, such as sharex.
     """

@@ -71,8 +71,6 @@ def drawn_means(
         samples: by key, (seeds, examples) between 0 and 1; at least two seeds each, all on the same examples.
         categories: (columns,) the category of each column of the samples.
         examples: number of test examples in a seed's share.
-        draws: number of values to draw.
-        seed: of the random generator.
 
     Returns:
         By key, (draws,) means. Without the change from drawing examples they are between 0 and 1.
@@ -109,8 +107,6 @@ def drawn_seed_means(shares_s: Scores, examples: int, draws: int, rng: np.random
     Args:
         shares_s: (seeds,) shares of right answers, 0 to 1.
         examples: number of answers in each share.
-        draws: number of values to draw.
-        rng: the random generator.
 
     Returns:
         (draws,) means between 0 and 1.
@@ -169,8 +165,6 @@ def paired_interval(
         left: (seeds, examples).
         right: the same shape; row i of both sides has the same seed.
         categories: (examples,).
-        draws: number of values to draw.
-        seed: of the random generator.
     """
     difference_sn = left - right
     if len(difference_sn) < 2:

@@ -100,8 +100,6 @@ def plan(
     """Predict the memory of a training, and find the largest micro-batch that fits.
 
     Args:
-        config: The checkpoint's configuration.
-        checkpoint: The checkpoint.
         demand: The training; its batch is the batch of an optimiser step, which is also the largest micro-batch tried.
         own_head: Whether the output head has its own weights, not tied to the embeddings.
         card: Bytes of the device; None to predict without searching for a micro-batch.

@@ -119,9 +119,6 @@ def simulate(config: Any, name: str, demand: Demand, own_head: bool, new_tokens:
     fp32 too.
 
     Args:
-        config: The checkpoint's configuration.
-        name: The checkpoint's name, for messages.
-        demand: The training step.
         own_head: Whether the output head has its own weights, not tied to the embeddings.
         new_tokens: The tokens whose embeddings are trained with `embeddings: new`.
 

@@ -76,11 +76,9 @@ def predict_memory(
     remain.
 
     Args:
-        specs: The runs.
         limit: Bytes of the card, or of the machine's memory on a CPU.
         checkpointing: Gradient checkpointing: activations are recomputed in the backward pass.
         stacked: By run id, the number of runs in the run's stack; runs that are not stacked can be left out.
-        device: The device of the training.
     """
     found: dict[tuple[object, ...], PredictedRun] = {}
     for spec in specs:
@@ -114,7 +112,6 @@ def refuse_too_large_for_cpu(specs: Sequence[RunSpec], options: Callable[[RunSpe
     """Raise UserError for a run that does not fit this machine's memory even with a micro-batch of one example.
 
     Args:
-        specs: The runs that are to be trained on the CPU.
         options: Returns the option names of the command that was called, for a run.
 
     Raises:

@@ -25,8 +25,6 @@ def randomly_initialized(auto: Any, config: Any, own_head: bool) -> PreTrainedMo
     deviation of T5's initial embeddings and heads.
 
     Args:
-        auto: the transformers auto class.
-        config: the model's configuration.
         own_head: the head is not tied to the embeddings.
     """
     model: PreTrainedModel = auto.from_config(config, dtype=torch.float32)
@@ -65,11 +63,9 @@ def write_partly_random(
     """Write the result of `partly_random` in bf16 to `folder`, bit for bit, without holding the model in memory.
 
     Args:
-        folder: where to write the model.
         new: makes the model with random weights in fp32.
         pretrained: loads the checkpoint with its weights left on disk; its argument is a folder for offloaded weights.
         reinit: which weights are random; see `partly_random`.
-        seed: of the random weights.
     """
     with tempfile.TemporaryDirectory(dir=folder) as parts:
         files = FileBackedTensors(parts)

@@ -25,7 +25,6 @@ def with_languages(
 
     Args:
         tokenizer: the tokenizer, which is changed in place.
-        name: the checkpoint's name, for messages.
         source_language: language of the inputs, as the tokenizer names it (`en_XX`, `en`, `eng_Latn`).
         target_language: language of the targets.
 

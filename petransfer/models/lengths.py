@@ -38,8 +38,6 @@ def length_check(
     """Return a function that returns the reason why an example is too long, or None if it is not.
 
     Args:
-        config: The checkpoint's configuration.
-        name: The checkpoint's name, for messages.
         most: The largest number of tokens of an input or a target that the user allows; 0 for no limit.
         virtual: The tokens of prompt and prefix tuning.
         vocabulary: Rows of the model's embeddings; 0 if the rows are made to fit the tokenizer.

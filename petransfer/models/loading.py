@@ -111,9 +111,7 @@ def load_checkpoint(
     input embeddings and an untied head), `body` (everything else) or `all`. Layer drop is turned off.
 
     Args:
-        checkpoint: what to load.
         bits: width of the weights.
-        seed: seed of random weights.
         device: where to put the model. None leaves it in the host's memory, or without weights if transformers lets one
             process read the file for all processes.
         keep_wide: layers whose names end in one of these are not quantized.
@@ -147,9 +145,7 @@ def load_on_disk(checkpoint: CheckpointSpec, folder: str, seed: int = 0) -> Load
     """Load a checkpoint at 16 bits with its weights left on disk; each layer reads its weights when it runs.
 
     Args:
-        checkpoint: what to load.
         folder: for weights that cannot be read in place, and for random weights, equal to those of `load_checkpoint`.
-        seed: seed of random weights.
     """
     place, asked = location(checkpoint), revision(checkpoint)
     with one_line_errors(checkpoint):

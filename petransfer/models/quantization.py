@@ -192,7 +192,6 @@ def inventory(model: torch.nn.Module, keep_wide: Sequence[str] = ()) -> Inventor
     """Count the bytes of a model's weights, including the scales of quantization and excluding adapters.
 
     Args:
-        model: a quantized or unquantized model.
         keep_wide: endings of the names of layers that the recipe leaves unquantized.
     """
     found: Counter[str] = Counter()

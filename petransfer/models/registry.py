@@ -186,7 +186,6 @@ def own_family(part: FamilyPart, seed: int = 0) -> Family:
     """Return the family of a user's own checkpoints.
 
     Args:
-        part: the recipe's description.
         seed: replaces `{seed}` in the names of checkpoints.
 
     Raises:

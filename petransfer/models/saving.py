@@ -14,8 +14,6 @@ def save_model(model: Any, folder: str | Path, **options: Any) -> None:
     transformers loads them.
 
     Args:
-        model: a transformers model.
-        folder: where to write it.
         options: passed to `save_pretrained`.
     """
     left_out = getattr(model, "_keys_to_ignore_on_save", None)

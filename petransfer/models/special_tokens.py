@@ -23,11 +23,6 @@ def layout_of(config: Any, tokenizer: PreTrainedTokenizerBase, generation: Any =
     generation_config.json. From a list of tokens the first one is used; null means none. A padding token without a row
     in the embeddings is not used, because padded positions are never read.
 
-    Args:
-        config: the checkpoint's configuration.
-        tokenizer: its tokenizer.
-        generation: its generation configuration, if it has one.
-
     Raises:
         UserError: no end token is found, or the decoder's start token has no row in the embeddings.
     """

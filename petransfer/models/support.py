@@ -26,10 +26,6 @@ def supported_class(config: Any, name: str) -> Any:
     This is the only function that decides whether an architecture is supported. Models that also read images are
     supported for text only.
 
-    Args:
-        config: the checkpoint's configuration.
-        name: the checkpoint's name, for messages.
-
     Raises:
         UserError: the model is encoder-only or of an unknown kind, transformers computes it wrongly, or its weights
             are already quantized.

@@ -223,7 +223,6 @@ def redraw_rows(weight: torch.Tensor, learnt: torch.Tensor, keep: list[int], see
         weight: (tokens, d), the embeddings.
         learnt: (tokens,), whether a token's row was learnt.
         keep: token ids whose rows are not redrawn.
-        seed: of the random generator.
     """
     new = ~learnt.to(weight.device)
     new[keep] = False

@@ -26,10 +26,8 @@ def shown(figure: Figure, name: str, alt: str, caption: str = "") -> Shown:
     """Convert a figure to SVG inside the page.
 
     Args:
-        figure: a matplotlib figure.
         name: unique in the page.
         alt: the alternative text.
-        caption: the line below it.
     """
     return Shown(Markup(inline_svg(figure, name, alt)), caption)
 

@@ -34,7 +34,6 @@ def parameters_and_effect(points: Sequence[Trained], word: str) -> Figure:
 
     Args:
         points: effects under several methods. Each effect has its own colour and marker.
-        word: name of the metric.
     """
     from matplotlib.ticker import NullFormatter
 

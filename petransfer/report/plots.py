@@ -54,7 +54,6 @@ def panel_grid(count: int, **options: Any) -> tuple[Figure, list[Axes]]:
     """Make `count` panels of the same size in rows; places without a panel stay empty.
 
     Args:
-        count: number of panels.
         options: options of matplotlib's `subplots`.
     """
     columns = min(count, MOST_BESIDE)
@@ -78,8 +77,6 @@ def learning_curves(groups: Sequence[Group], study: StudyFolder, only: tuple[str
     """Draw exact match on dev over the steps: a thin line is a seed, a thick line the mean. None if there is no curve.
 
     Args:
-        groups: the groups of the study.
-        study: the study whose metrics.jsonl files are read.
         only: draw only this split and method; all by default.
     """
     curves = {group.key: [curve for row in group.runs if (curve := _curve(study, row.cell.run_id))] for group in groups}
@@ -128,7 +125,6 @@ def by_arm(groups: Sequence[Group], width: float = TWO_COLUMNS, split: str | Non
     All groups of a split share one axis, under a heading for each method. The paper's mean is written at the right.
 
     Args:
-        groups: the groups of the study.
         width: in inches; a figure with the width of one column shows only exact match.
         split: draw only this split; all by default.
     """

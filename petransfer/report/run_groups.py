@@ -166,8 +166,6 @@ def markdown(groups: Sequence[Group], effects: dict[str, Any], family: str = "",
     """Return the groups, the effects beside the paper's effects, and a sentence for each effect as Markdown.
 
     Args:
-        groups: the groups of the study.
-        effects: the content of effects.json.
         family: the family of the study's checkpoints, for the note on the paper's figures.
         unswept: a note on learning rates that were not swept, or ''.
     """

@@ -152,7 +152,6 @@ def plot(groups: Sequence[Group], only: str | None = None) -> Figure:
     A dot is a run, a line goes through an arm's means over seeds and splits, a ring marks the chosen learning rate.
 
     Args:
-        groups: the groups of sweep.json.
         only: draw only this method; all by default.
     """
     panels = {method: members for method, members in by_method(groups).items() if only in (None, method)}

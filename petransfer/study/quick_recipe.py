@@ -217,7 +217,6 @@ def default_rate(method: str, config: Any, nano: bool) -> float:
     """Return the default peak learning rate of a method on a model family.
 
     Args:
-        config: The checkpoint's configuration.
         nano: Whether the checkpoint is one of the embedded family.
 
     Raises:

@@ -49,10 +49,6 @@ def dev_curve(
     It returns `dev_em`, exact match in per cent, and `dev_loss`, in nats per target token, as in metrics.jsonl.
 
     Args:
-        model: the model under training.
-        loaded: the base model with its tokenizer.
-        examples: the dev examples.
-        encoded: the same as token ids.
         most: the largest number of dev examples to score.
     """
     chosen = range(0, len(examples), -(-len(examples) // most))

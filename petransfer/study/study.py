@@ -87,8 +87,6 @@ def grid_of(recipe: Recipe, out: Path | None = None, shard: str | None = None) -
 
     Args:
         recipe: The recipe, as `resolve` returns it.
-        out: The study's folder; `results/<name of the recipe>` by default.
-        shard: Part of the runs, such as `2/8`.
 
     Raises:
         UserError: The recipe names something unknown, or `shard` is not a shard.

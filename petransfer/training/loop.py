@@ -173,7 +173,6 @@ class Loop:
             step: the step, counted from 0.
             loss: mean loss per target token, on the device.
             norm: the gradient's norm before clipping, on the device.
-            seconds: training time so far.
 
         Raises:
             RunError: a self-check failed, or a loss or norm is not finite.
@@ -281,8 +280,6 @@ class Loop:
         Both results are tensors on the device; they are not read here, so that the CPU does not wait for a GPU.
 
         Args:
-            step: the step, counted from 0.
-            total: this process's summed loss.
             target_tokens: target tokens of the batch over all processes.
 
         Raises:

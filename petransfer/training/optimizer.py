@@ -15,7 +15,6 @@ def learning_rate_factor(spec: TrainSpec, step: int) -> float:
     """Return a step's learning rate as a fraction of the peak: linear warm-up, then the schedule down to `final`.
 
     Args:
-        spec: the schedule.
         step: the step, counted from 0.
     """
     warmup_steps = max(1, round(spec.warmup * spec.steps))

@@ -85,10 +85,6 @@ def _loss_at_16_bits(
 def check(cost: QuantisationCost, name: str) -> None:
     """Warn if quantization changed the loss noticeably, and raise RunError if it broke the model.
 
-    Args:
-        cost: the result of `quantisation_cost`.
-        name: the checkpoint's name, for the message.
-
     Raises:
         RunError: the loss is not finite, or changed by more than REFUSE_ABOVE and REFUSE_NATS.
     """

@@ -44,11 +44,8 @@ def check_reloaded(
     """Load the saved tensors into a new model and compare its logits with those of the trained model.
 
     Args:
-        trained: the model after training.
         folder: the saved `adapter/`, or `model/` after full fine-tuning.
-        method: how the model was trained.
         examples: examples to compare; only the first `EXAMPLES` are used.
-        layout: how examples become tensors.
         autocast: whether the forward pass of the trained model is computed in bf16.
         load_base: loads a new copy of the base of an adapter on a device.
 

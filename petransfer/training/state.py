@@ -60,12 +60,7 @@ def save_state(
     All processes must call this function, because sharded tensors are gathered.
 
     Args:
-        folder: the run's `state/`.
-        progress: the progress of the run.
-        model: its trained tensors are saved.
-        optimizer: its state is saved.
         identity: the run's identity; only a run with the same identity resumes from the state.
-        keep_others: keep the earlier states.
         writes: whether this process writes the files.
 
     Raises:

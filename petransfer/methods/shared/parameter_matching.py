@@ -29,8 +29,6 @@ def with_matched_size(
 
     Args:
         loaded: the model whose configuration decides the count.
-        method: the method, without a size of its own.
-        apply: the function of the method's file.
 
     Raises:
         UserError: no size comes near.

@@ -13,7 +13,6 @@ def save_adapter(model: torch.nn.Module, folder: Path, base: str) -> None:
     """Write adapter_config.json and adapter_model.safetensors, without any path of this machine.
 
     Args:
-        model: a peft model.
         folder: where the two files are written; made if it does not exist.
         base: the name of the base, for adapter_config.json.
     """

@@ -15,7 +15,6 @@ def target_layers(loaded: Loaded, method: MethodSpec, default: Iterable[str] | N
     """Return the layers that a method is applied to, in the form that peft's `target_modules` takes.
 
     Args:
-        loaded: the model.
         method: its `targets` and, where only some are adapted, the numbers of its `layers`.
         default: endings of layer names that `all-linear` stands for; None for all linear layers but the head.
 

@@ -71,7 +71,6 @@ class CpuFastPath:
     """A faster training step of a model on a CPU. Compute the gradient of a batch inside the context `step`.
 
     Args:
-        model: the model with its method applied.
         scoring: the model only scores, without dropout, so padding can be skipped even if training uses dropout. Only
             at 32 bits, because LLM.int8 computes different numbers in scoring and in training.
 

@@ -51,8 +51,6 @@ def shard_model(model: torch.nn.Module, device: torch.device, narrow: bool) -> t
     at a time.
 
     Args:
-        model: the model with its method applied.
-        device: this process's device.
         narrow: whether units are gathered and computed in bf16; their gradients are summed in fp32.
 
     Raises:

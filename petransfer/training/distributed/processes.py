@@ -66,8 +66,6 @@ class SingleProcess:
         """Run all micro-batches of this process and return the sum of their losses.
 
         Args:
-            cuts: this process's micro-batches.
-            run_one: runs one micro-batch.
             passes: maximum number of micro-batches of any process.
         """
         total = torch.zeros((), device=self.device)

@@ -43,10 +43,8 @@ def accumulate(stack: Stack, micros: Sequence[Tensors], tokens: Sequence[int], l
     The members' logits are computed one member after the other, in the same shape as in a separate run.
 
     Args:
-        stack: the members and their trunk.
         micros: one micro-batch for each member, all with the same number of rows.
         tokens: for each member, the target tokens of its whole batch; the loss is divided by them.
-        layout: how examples become tensors.
     """
     joined, widths = join(micros, layout)
     given = stack.run(joined, widths)
