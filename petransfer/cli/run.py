@@ -29,6 +29,7 @@ from petransfer.recipe.pretraining import PretrainRecipe
 from petransfer.recipe.stacking import reasons_not_stacked
 from petransfer.report import run_table as tables
 from petransfer.report import sweep
+from petransfer.study.durations import duration
 from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell
 from petransfer.study.launched_processes import this_place
@@ -173,7 +174,7 @@ def run_grid(grid: StudyGrid, kind: Kind, settings: Settings, scheduling: Schedu
     if code:
         raise typer.Exit(code)
     _exit_if_damaged(grid)
-    took = opt.duration(time.monotonic() - started)
+    took = duration(time.monotonic() - started)
     logger.info(f"{opt.count(len(grid.selected), 'run')} done in {took}; see {grid.folder.path}")
 
 

@@ -15,6 +15,7 @@ from petransfer.report.html_parts import Answer, marked, shown
 from petransfer.report.page import Findings, repetition, status_of
 from petransfer.report.run_table import Row
 from petransfer.report.tables import Table, table_of_text, write_page
+from petransfer.study.durations import duration
 
 MOST_SAMPLES = 8
 # Maximum number of labels in a confusion matrix; with more there is none.
@@ -79,16 +80,6 @@ def _figures(row: Row, result: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.1f} %"
-
-
-def duration(seconds: float) -> str:
-    """Format a duration with units, such as 42 s, 9 min 37 s or 2 h 5 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def _notes(row: Row, result: dict[str, Any]) -> list[str]:

@@ -10,8 +10,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from petransfer.report.run_page import duration
 from petransfer.report.study_report import write_report
+from petransfer.study.durations import duration
 from petransfer.study.folders import RunFolder
 from petransfer.study.study import open_grid
 from tests.report.made import make, recipe_of
