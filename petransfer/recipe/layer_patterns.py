@@ -22,7 +22,7 @@ def check_pattern(pattern: str) -> None:
         raise ValueError("the pattern is empty; name layers, or use all-linear")
     if len(pattern) > LONGEST_PATTERN:
         raise ValueError(f"the pattern {shown} has {len(pattern):,} characters; at most {LONGEST_PATTERN} are allowed")
-    if re.search(r"\)[*+{]", pattern) or len(re.findall(r"(?<!\\)[*+{]", pattern)) > MOST_QUANTIFIERS:
+    if re.search(r"\)[?]?[*+{]", pattern) or len(re.findall(r"(?<!\\)[*+{]", pattern)) > MOST_QUANTIFIERS:
         raise ValueError(
             f"the pattern {shown} repeats a group or has more than {MOST_QUANTIFIERS} of * + {{, which can take hours "
             "to match; list the names of the layers instead"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from petransfer.atomic_files import replacing
-from petransfer.errors import UserError
+from petransfer.errors import UserError, reason_of
 from petransfer.sharing.bundle_files import LIMITS, MIB, wrong_name
 
 SUFFIX = ".petransfer.zip"
@@ -49,7 +49,7 @@ def read_zip(path: Path, target: Path) -> list[str]:
                 _unpack(archive, member, target / member.filename)
             return [member.filename for member in members]
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"{path} is not a bundle or is damaged ({_first(error)}); get it again") from None
+        raise UserError(f"{path} is not a bundle or is damaged ({reason_of(error, 120)}); get it again") from None
 
 
 def _check(path: Path, archive: zipfile.ZipFile, members: list[zipfile.ZipInfo]) -> None:
@@ -112,7 +112,3 @@ def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> 
             file.write(block)
     if written != member.file_size:
         raise UserError(f"{member.filename} is shorter than its bundle says; get it again")
-
-
-def _first(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]

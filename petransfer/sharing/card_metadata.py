@@ -136,5 +136,8 @@ def _licence_on_hub(spec: RunSpec, bundle: Bundle) -> str | None:
         return None
     commit = (bundle.provenance or {}).get("base", {}).get("commit")
     found = try_to_load_from_cache(spec.checkpoint.name, "README.md", revision=commit or spec.checkpoint.weights)
-    stated = card_data(read_text(Path(found))).get("license") if isinstance(found, str) else None
+    try:
+        stated = card_data(read_text(Path(found))).get("license") if isinstance(found, str) else None
+    except UserError:  # someone else's card that petransfer cannot read names no licence
+        return None
     return stated if isinstance(stated, str) else None

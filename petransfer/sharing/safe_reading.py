@@ -7,12 +7,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-import yaml
+from petransfer.errors import UserError, reason_of
+from petransfer.recipe.yaml_text import parse_yaml
 
-from petransfer.errors import UserError
-
-# Limits for YAML, in characters and levels, because reading it is slow.
-LONGEST, DEEPEST = 200_000, 40
+# The largest number of characters of a YAML text: cards and recipes are short, and reading YAML is slow.
+LONGEST = 200_000
 
 Tensors = dict[str, tuple[str, tuple[int, ...]]]
 
@@ -30,7 +29,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except RecursionError:
         raise UserError(f"{path.name} is nested too deeply; get the adapter again") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path.name} is damaged ({_first(error)}); get the adapter again") from None
+        raise UserError(f"{path.name} is damaged ({reason_of(error, 120)}); get the adapter again") from None
     if not isinstance(content, dict):
         raise UserError(f"{path.name} holds no object; get the adapter again")
     return content
@@ -40,24 +39,14 @@ def read_yaml(text: str, name: str) -> dict[str, Any]:
     """Return the mapping in a YAML text.
 
     Raises:
-        UserError: the text is not a mapping, is too long or too deep, or has aliases, with which a few lines can expand
-            to more than fits into memory.
+        UserError: the text is not a mapping, is too long, or is refused by `parse_yaml`.
     """
     if len(text) > LONGEST:
         raise UserError(f"{name} has {len(text):,} characters; at most {LONGEST:,} are read")
     try:
-        depth = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if isinstance(event, yaml.AliasEvent):
-                raise UserError(f"{name} has aliases, which are not read")
-            if depth > DEEPEST:
-                raise UserError(f"{name} is nested too deeply; get the adapter again")
-        content = yaml.safe_load(text)
-    except RecursionError:
-        raise UserError(f"{name} is nested too deeply; get the adapter again") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{name} is damaged ({_first(error)}); get the adapter again") from None
+        content = parse_yaml(text)
+    except UserError as error:
+        raise UserError(f"{name} {error}; get the adapter again") from None
     if not isinstance(content, dict):
         raise UserError(f"{name} holds no mapping; get the adapter again")
     return content
@@ -80,7 +69,9 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path.name} cannot be read as UTF-8 ({_first(error)}); get the adapter again") from None
+        raise UserError(
+            f"{path.name} cannot be read as UTF-8 ({reason_of(error, 120)}); get the adapter again"
+        ) from None
 
 
 def read_header(path: Path) -> Tensors:
@@ -98,7 +89,7 @@ def read_header(path: Path) -> Tensors:
             tensors = {name: (str(part.get_dtype()), tuple(part.get_shape())) for name, part in parts.items()}
     except (SafetensorError, OSError, ValueError, OverflowError) as error:
         raise UserError(
-            f"{path.name} is not a safetensors file or is damaged ({_first(error)}); get it again"
+            f"{path.name} is not a safetensors file or is damaged ({reason_of(error, 120)}); get it again"
         ) from None
     if sum(map(len, (*metadata.keys(), *metadata.values()))) > 4096:
         raise UserError(f"{path.name} carries {len(metadata)} notes of its own; an adapter needs none")
@@ -121,7 +112,3 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{text[:20]} is no number that can be held")
     return number
-
-
-def _first(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
