@@ -9,9 +9,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
 from petransfer.data.hub_network import use_cache_if_unreachable
-from petransfer.errors import UserError
-from petransfer.models.checkpoint_files import first_line, location, revision
-from petransfer.models.registry import is_embedded, registry
+from petransfer.errors import UserError, reason_of
+from petransfer.models.checkpoint_files import location, revision
+from petransfer.models.registry import is_embedded, registered_arm, registry
 from petransfer.models.support import supported_class
 from petransfer.recipe.run_spec import CheckpointSpec
 
@@ -31,12 +31,11 @@ def configuration(checkpoint: CheckpointSpec) -> tuple[Any, bool]:
 
 
 def _configuration(checkpoint: CheckpointSpec) -> tuple[Any, bool]:
-    entry = _registered(checkpoint.name)
+    entry = registered_arm(checkpoint.name)
     if entry is not None and not is_embedded(checkpoint.name) and checkpoint.source is None:
-        fields = dict(registry().architectures[entry])
-        if checkpoint.tokenizer:
-            other = _registered(checkpoint.tokenizer)
-            fields["vocab_size"] = registry().architectures[other]["vocab_size"] if other else fields["vocab_size"]
+        fields = dict(registry().architectures[entry.architecture])
+        if checkpoint.tokenizer and (other := registered_arm(checkpoint.tokenizer)):
+            fields["vocab_size"] = registry().architectures[other.architecture]["vocab_size"]
         own_head = fields.get("tie_word_embeddings") is False
         return AutoConfig.for_model(fields.pop("model_type"), **fields), own_head
     place, asked = location(checkpoint), revision(checkpoint)
@@ -47,7 +46,7 @@ def _configuration(checkpoint: CheckpointSpec) -> tuple[Any, bool]:
         return AutoConfig.from_pretrained(place, revision=asked), has_own_head(content, place)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"no configuration for {place} ({first_line(error, 160)}); name a folder or a checkpoint of the registry"
+            f"no configuration for {place} ({reason_of(error, 160)}); name a folder or a checkpoint of the registry"
         ) from None
 
 
@@ -69,8 +68,3 @@ def has_own_head(content: dict[str, Any], place: str) -> bool:
             return {"lm_head.weight", "shared.weight"} <= set(file.keys())
     except SafetensorError as error:
         raise UserError(f"the weights in {place} are damaged ({error}); get the checkpoint again") from error
-
-
-def _registered(name: str) -> str | None:
-    arms = (entry for family in registry().families.values() for entry in family.arms.values())
-    return next((entry.architecture for entry in arms if entry.checkpoint.split("@")[0] == name), None)

@@ -10,13 +10,15 @@ import functools
 import importlib
 import sys
 
+from petransfer.errors import reason_of
+
 
 @functools.cache
 def _first_problem() -> str:
     try:
         importlib.import_module("bitsandbytes")
     except Exception as error:  # a broken CUDA setup raises all kinds of errors
-        return next(iter(str(error).strip().splitlines()), type(error).__name__)[:120]
+        return reason_of(error, 120)
     return ""
 
 

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from petransfer.errors import UserError
+from petransfer.errors import UserError, reason_of
 from petransfer.models.added_tokens import add_tokens
 from petransfer.models.languages import with_languages
 from petransfer.models.registry import NANO, checkpoint_spec, embedded_folder, is_embedded
@@ -51,13 +51,13 @@ def load_tokenizer(checkpoint: CheckpointSpec) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, revision=asked)
     except ImportError as error:
         raise UserError(
-            f"the tokenizer of {place} needs a package that is not installed: {first_line(error)}"
+            f"the tokenizer of {place} needs a package that is not installed: {reason_of(error, 200)}"
         ) from error
     except OSError:
         raise
     except Exception as error:  # the tokenizers library raises Exception itself for a damaged file
         raise UserError(
-            f"the tokenizer of {place} cannot be loaded ({first_line(error)}); save it again with the tokenizer's "
+            f"the tokenizer of {place} cannot be loaded ({reason_of(error, 200)}); save it again with the tokenizer's "
             "save_pretrained"
         ) from error
     add_tokens(tokenizer, checkpoint.added_tokens)
@@ -117,13 +117,8 @@ def one_line_errors(checkpoint: CheckpointSpec) -> Iterator[None]:
         raise _not_found(checkpoint, error) from error
 
 
-def first_line(error: Exception, limit: int = 200) -> str:
-    """Return the first line of an error's message, cut to `limit` characters, or its type if the message is empty."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:limit]
-
-
 def _not_found(checkpoint: CheckpointSpec, error: Exception) -> UserError:
-    first = first_line(error)
+    first = reason_of(error, 200)
     if is_embedded(checkpoint.name):
         return UserError(f"the embedded checkpoint {checkpoint.name} is damaged ({first}); install petransfer again")
     if checkpoint.source:

@@ -155,6 +155,12 @@ def registry() -> RegistryFile:
     return RegistryFile.model_validate(yaml.load(text, LOADER))
 
 
+def registered_arm(checkpoint: str) -> ArmEntry | None:
+    """Return the first arm in the registry with this checkpoint, named without a revision; None if there is none."""
+    arms = (entry for family in registry().families.values() for entry in family.arms.values())
+    return next((entry for entry in arms if entry.checkpoint.partition("@")[0] == checkpoint), None)
+
+
 def family_names() -> tuple[str, ...]:
     """Return the names of the registered families."""
     return tuple(registry().families)

@@ -12,7 +12,7 @@ from petransfer.effects.kinds.contrast import Effect, judge
 from petransfer.effects.kinds.scale import Scale
 from petransfer.effects.kinds.scale import judge as judge_scales
 from petransfer.effects.pairs import Contrast, Two, compared
-from petransfer.effects.reference import CITATION, beside, caveats, family_beside, published_contrast
+from petransfer.effects.reference import beside, family_beside, paper_note, published_contrast
 from petransfer.effects.runs import Runs
 from petransfer.effects.wording import p_value
 from petransfer.errors import UserError
@@ -73,7 +73,8 @@ def compare(first: Runs, second: Runs, names: tuple[str, str]) -> Comparison:
     task, exact = first.recipe.task.name, first.metric == EXACT_MATCH
     paper_cells = [_paper_cell(families, cell.name, task, cell.split) if exact else {} for cell in cells]
     paper_effects = [_paper_effect(families, two.here, task) if exact else {} for two in effects]
-    note = _paper_note(families, task, cells) if any([*paper_cells, *paper_effects]) else ""
+    arms, splits = {cell.name for cell in cells}, dict.fromkeys(cell.split for cell in cells)
+    note = paper_note(families, task, splits, arms) if any([*paper_cells, *paper_effects]) else ""
     limits = Thresholds(
         margin,
         max(first.recipe.smallest_effect, second.recipe.smallest_effect),
@@ -103,14 +104,6 @@ def _paper_effect(families: Sequence[str], effect: Contrast, task: str) -> dict[
     names = (effect.left_name, effect.right_name)
     found = {family: published_contrast(family, *names, task, effect.split) for family in theirs}
     return {family: judge([contrast])[0] for family, contrast in found.items() if contrast}
-
-
-def _paper_note(families: Sequence[str], task: str, cells: Sequence[Contrast]) -> str:
-    arms, splits = {cell.name for cell in cells}, dict.fromkeys(cell.split for cell in cells)
-    said = dict.fromkeys(line for split in splits for family in dict.fromkeys(families)
-                         for line in caveats(family, task, split, arms))  # fmt: skip
-    theirs = " and ".join(dict.fromkeys(map(family_beside, families)))
-    return f"paper: {CITATION}, {theirs}, all weights trained; {'; '.join(said)}."
 
 
 def _matched(first: Runs, second: Runs, arm: str, split: str) -> list[tuple[str, str]]:

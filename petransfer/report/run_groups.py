@@ -10,8 +10,9 @@ from typing import Any
 
 import rich.table
 
+from petransfer.effects import reference
 from petransfer.effects.criteria import criterion_of
-from petransfer.effects.reference import CITATION, Published, beside, caveats, family_beside
+from petransfer.effects.reference import Published, beside
 from petransfer.effects.wording import bounds, p_value, plain, signed
 from petransfer.recipe.metrics import HEADINGS
 from petransfer.report import tables
@@ -146,8 +147,7 @@ def paper_note(groups: Sequence[Group], family: str) -> str:
     if not inside:
         return ""
     task = inside[0].runs[0].cell.spec.task.name
-    said = caveats(family, task, inside[0].split, [group.arm for group in inside])
-    return f"paper: {CITATION}, {family_beside(family)}, all weights trained; {'; '.join(said)}."
+    return reference.paper_note([family], task, [inside[0].split], {group.arm for group in inside})
 
 
 def results_table(groups: Sequence[Group]) -> Table:

@@ -13,11 +13,12 @@ from typing import Any
 
 from petransfer.data import task_title
 from petransfer.errors import UserError
+from petransfer.models.registry import registered_arm
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.report.tables import markdown_text
 from petransfer.sharing.bundle import Bundle
 from petransfer.sharing.bundle_files import RESULT, WEIGHTS
-from petransfer.sharing.card_metadata import Licences, Wishes, entry_of, metadata, recipe_of
+from petransfer.sharing.card_metadata import Licences, Wishes, metadata, recipe_of
 from petransfer.sharing.safe_reading import read_json
 from petransfer.sharing.usage_code import base_in_words, usage
 
@@ -146,7 +147,7 @@ def _made(bundle: Bundle, spec: RunSpec, result: Mapping[str, Any]) -> dict[str,
 
 
 def _limits(spec: RunSpec, result: Mapping[str, Any], study: _Study | None, licences: Licences) -> list[str]:
-    entry = entry_of(spec.checkpoint)
+    entry = registered_arm(spec.checkpoint.name)
     seeds = len({*(study.seeds if study else ()), spec.seed})
     lines = [
         f"It was trained on one task ({task_title(spec.task.name)}, {spec.task.split}) and tested on no other; its "

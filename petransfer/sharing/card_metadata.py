@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from petransfer.data import task_info, task_title
 from petransfer.errors import UserError, reason_of
-from petransfer.models.registry import ArmEntry, is_embedded, registry
+from petransfer.models.registry import is_embedded, registered_arm
 from petransfer.recipe.run_spec import CheckpointSpec, RunSpec
 from petransfer.sharing.bundle import Bundle
 from petransfer.sharing.bundle_files import RECIPE
@@ -90,12 +90,6 @@ def metadata(
     return data, licences
 
 
-def entry_of(checkpoint: CheckpointSpec) -> ArmEntry | None:
-    """Return the registry's entry of a checkpoint; None if it has none."""
-    arms = (arm for family in registry().families.values() for arm in family.arms.values())
-    return next((arm for arm in arms if arm.checkpoint == checkpoint.name), None)
-
-
 def is_hub_name(checkpoint: CheckpointSpec) -> bool:
     """Return whether a checkpoint's name is a hub id: weights of folders and embedded checkpoints are a sha256."""
     return not is_embedded(checkpoint.name) and len(checkpoint.weights) != 64
@@ -119,7 +113,7 @@ def recipe_of(bundle: Bundle) -> dict[str, Any]:
 
 def licences_of(bundle: Bundle, spec: RunSpec, wishes: Wishes) -> Licences:
     """Return the licences of base and data, and the adapter's, which is derived from them or given in `wishes`."""
-    entry = entry_of(spec.checkpoint)
+    entry = registered_arm(spec.checkpoint.name)
     base = NAMES.get(entry.licence, entry.licence) if entry else _licence_on_hub(spec, bundle)
     if spec.checkpoint.reinit == "all":
         base = "cc0-1.0"  # the adapter contains nothing of the checkpoint but its shape

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import functools
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING
@@ -102,7 +102,15 @@ def published_contrast(
     )
 
 
-def caveats(family: str, task: str, split: str, arms: Iterable[str]) -> list[str]:
+def paper_note(families: Iterable[str], task: str, splits: Iterable[str], arms: Collection[str]) -> str:
+    """Return a note on the source of the paper's figures for these arms, and on their differences from ours."""
+    names, splits = list(dict.fromkeys(families)), list(splits)
+    said = dict.fromkeys(line for split in splits for family in names for line in caveats(family, task, split, arms))
+    theirs = " and ".join(dict.fromkeys(map(family_beside, names)))
+    return f"paper: {CITATION}, {theirs}, all weights trained; {'; '.join(said)}."
+
+
+def caveats(family: str, task: str, split: str, arms: Collection[str]) -> list[str]:
     """Return notes that readers need when they compare with the paper's figures of these arms."""
     beside_us = family_beside(family)
     found = ["its epochs were chosen on test accuracy, and its scratch arm's settings were not tuned"]
