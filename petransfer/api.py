@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petransfer.errors import RunError, unknown
+from petransfer.plurals import count
 from petransfer.study.run_study import check_processes, execute_study, prepare_study
 from petransfer.study.scheduling import Scheduling
 from petransfer.study.settings import Settings
@@ -88,8 +89,8 @@ class Study:
         return self.grid.folder.path
 
     def __repr__(self) -> str:
-        runs = len(self.grid.selected)
-        return f"Study({self.grid.recipe.name!r}, {runs} runs, {runs - len(self.grid.waiting)} done, {self.folder})"
+        runs, waiting = len(self.grid.selected), len(self.grid.waiting)
+        return f"Study({self.grid.recipe.name!r}, {count(runs, 'run')}, {runs - waiting} done, {self.folder})"
 
     def plan(self) -> DataFrame:
         """List the runs of the grid. Nothing is loaded or downloaded.
@@ -131,6 +132,7 @@ class Study:
         gradient_checkpointing: bool = False,
         log_with: Sequence[str] = (),
         repair: bool = False,
+        dev_only: bool = False,
         progress: Callable[[], None] = lambda: None,
     ) -> DataFrame:
         """Run every experiment of the study. Finished runs are skipped; interrupted runs resume.
@@ -149,6 +151,7 @@ class Study:
             gradient_checkpointing: Recompute activations in the backward pass, which saves memory.
             log_with: Experiment trackers to log each run to: `tensorboard`, `wandb`, `mlflow`, `trackio` and others.
             repair: Run finished runs again whose files are damaged.
+            dev_only: Skip the test set and save no adapters, as a sweep does.
             progress: Called several times a second while runs are under way; `plan()` then shows how they stand.
 
         Returns:
@@ -160,7 +163,9 @@ class Study:
         """
         execution = Execution(micro_batch, threads, save_every, self.grid.log_every, False, gradient_checkpointing)
         trackers = check_trackers(log_with)
-        settings = Settings(execution, cpu=cpu, force=force, by_generation=by_generation, log_with=trackers)
+        settings = Settings(
+            execution, cpu=cpu, force=force, by_generation=by_generation, dev_only=dev_only, log_with=trackers
+        )
         scheduling = Scheduling(workers, executor, address, str(stack))
         check_processes(self.grid, scheduling, 1)
         if repair:
@@ -170,7 +175,8 @@ class Study:
         if self.grid.waiting:
             outcome = execute_study(prepared, progress)
             _raise_for(outcome, len(self.grid.selected))
-        write_results(self.grid)
+        if not dev_only:
+            write_results(self.grid)
         for damage in self.grid.damaged.values():
             raise RunError(f"a finished run is damaged: {damage}; run the study again with repair=True")
         return self.results()
@@ -242,10 +248,11 @@ def train(
         **settings: Fields of `petransfer.study.quick_recipe.TrainRequest`: method, rank, bits, steps, epochs,
             max_steps, early_stopping, max_minutes, learning_rate, batch_size, max_length, prefix, seeds, dev, test,
             input_column, target_column, template, metrics, skip_bad_rows, add_tokens, source_language,
-            target_language.
+            target_language, folds.
 
     Returns:
-        The adapter; of several seeds the one that is best on dev.
+        The adapter; of several seeds the one that is best on dev. With `folds` it is trained on all rows; the scores of
+        the folds are in the file folds.json in its study's folder.
 
     Raises:
         UserError: The model, the data or a setting is not valid, or the model does not fit the card.
@@ -261,6 +268,7 @@ def train(
     """
     from petransfer.memory.cards import this_card
     from petransfer.sharing.adapter import Adapter
+    from petransfer.study.cross_validation import cross_validation
     from petransfer.study.quick_recipe import TrainRequest
     from petransfer.study.train_study import memory_of, refuse_too_large, train_study
     from petransfer.study.train_summary import summaries
@@ -272,13 +280,27 @@ def train(
     card = None if cpu else this_card()
     request = TrainRequest(**settings)
     place = None if out is None else Path(out)
-    training = train_study(str(model), str(data), request, list(as_overrides(overrides or {})), place, card is not None)
+    asked = (str(model), str(data), request, list(as_overrides(overrides or {})), place, card is not None)
+    found = cross_validation(*asked) if request.folds is not None else None
+    training = found.folds[0] if found else train_study(*asked)
     if training.note:
         logger.info(training.note)
     if card is not None:
         refuse_too_large(training.grid, memory_of(training.grid, card, gradient_checkpointing), force)
-    study = Study.of_grid(training.grid)
-    study.run(cpu=cpu, force=force, gradient_checkpointing=gradient_checkpointing, progress=progress)
+
+    def run(grid: StudyGrid, dev_only: bool = False) -> None:
+        Study.of_grid(grid).run(
+            cpu=cpu,
+            force=force,
+            gradient_checkpointing=gradient_checkpointing,
+            dev_only=dev_only,
+            progress=progress,
+        )
+
+    if found:
+        scores = found.run(lambda grid: run(grid, dev_only=True), logger.info)
+        training = found.last_training(scores)
+    run(training.grid)
     best = summaries(training.grid)[0]
     return Adapter.load(best.folder.path, device="cpu" if cpu else None)
 
@@ -304,6 +326,6 @@ def _raise_for(outcome: Any, runs: int) -> None:
         raise RunError("stopped; run the study again to resume it")
     if outcome.failures:
         first_id, first = next(iter(outcome.failures.items()))
-        raise RunError(f"{len(outcome.failures)} of {runs} runs failed; run {first_id}: {first}")
+        raise RunError(f"{len(outcome.failures)} of {count(runs, 'run')} failed; run {first_id}: {first}")
     if outcome.elsewhere:
-        raise RunError(f"another process is executing {outcome.elsewhere:,} of {runs:,} runs")
+        raise RunError(f"another process is executing {outcome.elsewhere:,} of {count(runs, 'run')}")

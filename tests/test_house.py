@@ -28,7 +28,7 @@ FLOORS = (
     {"data"},
     {"recipe"},
     {"registries"},
-    {"errors", "atomic_files"},
+    {"errors", "atomic_files", "plurals"},
 )
 # Folders of one floor that may be imported by a folder beside them, with the reason.
 BESIDE = {

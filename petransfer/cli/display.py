@@ -13,7 +13,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from petransfer.cli.options import count
+from petransfer.plurals import count
 from petransfer.study.durations import remaining
 
 # Seconds between two lines about a running run, if the output is not a terminal.
@@ -190,12 +190,12 @@ def report_outcome(outcome: Any, runs: int) -> int:
         print("stopped; run the same command again to resume", file=sys.stderr)
         return 130
     if outcome.failures:
-        failed = f"{len(outcome.failures):,} of {runs:,} runs failed"
+        failed = f"{len(outcome.failures):,} of {count(runs, 'run')} failed"
         only_mistakes = len(outcome.mistakes) == len(set(outcome.failures.values()))
         todo = "correct the command and run it again" if only_mistakes else "run the same command again to retry"
         print(f"{failed}; {todo}", file=sys.stderr)
         return 2 if only_mistakes else 1
     if outcome.elsewhere:
-        print(f"another process is executing {outcome.elsewhere:,} of {runs:,} runs", file=sys.stderr)
+        print(f"another process is executing {outcome.elsewhere:,} of {count(runs, 'run')}", file=sys.stderr)
         return 1
     return 0

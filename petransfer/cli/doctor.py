@@ -20,6 +20,7 @@ import typer
 
 from petransfer import __version__
 from petransfer.errors import reason_of
+from petransfer.plurals import count
 from petransfer.training.cpu.processor import processor
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "typer")
@@ -68,7 +69,7 @@ def _own_version() -> str:
 def _cpu() -> str:
     from petransfer.training.cpu.speed import available_cores
 
-    return f"{processor()}; {available_cores()} cores"
+    return f"{processor()}; {count(available_cores(), 'core')}"
 
 
 def _fast() -> str:
@@ -79,14 +80,14 @@ def _fast() -> str:
     best = recommended(speeds)
     most = {bits: max(speed.flops for speed in speeds if speed.bits == bits) for bits in (32, 16)}
     rates = ", ".join(f"{bits} bits {rate / 1e12:.2g} TFLOP/s" for bits, rate in most.items())
-    return f"bits {best.bits} with {best.threads} thread{'s' if best.threads > 1 else ''} ({rates})"
+    return f"bits {best.bits} with {count(best.threads, 'thread')} ({rates})"
 
 
 def _devices() -> str:
     import torch
 
     if not torch.cuda.is_available():
-        return f"CPU only, {os.cpu_count()} cores"
+        return f"CPU only, {count(os.cpu_count() or 1, 'core')}"
     cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return ", ".join(f"{card.name} ({card.total_memory / 1e9:.0f} GB)" for card in cards)
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from petransfer.cli.table_layout import print_table
 from petransfer.errors import UserError
+from petransfer.plurals import count
 from petransfer.report.tables import visible
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ def evaluate(
 
 def _show(rows: list[Scores], by_generation: bool) -> None:
     how = ", by generation" if by_generation else ""
-    table = Table(title=visible(f"{rows[0].task}, {rows[0].examples:,} examples{how}", keep=""))
+    title = f"{rows[0].task}, {count(rows[0].examples, 'example')}{how}"
+    table = Table(title=visible(title, keep=""))
     table.add_column("adapter", overflow="fold", min_width=12)
     cells = [_cells(row) for row in rows]
     for name in dict.fromkeys(name for row in cells for name in row):
@@ -89,6 +91,21 @@ def _show(rows: list[Scores], by_generation: bool) -> None:
     for row, values in zip(rows, cells, strict=True):
         table.add_row(visible(row.label, keep=""), *(values.get(str(name), "") for name in names))
     print_table(table)
+    for line in explanations(rows):
+        print(line)
+
+
+def explanations(rows: list[Scores]) -> list[str]:
+    """Explain the columns of the table whose headings do not say what they hold."""
+    lines = ["EM: exact match on the examples. log p/token: mean log-probability of a target token, in nats."]
+    if len(rows) > 1:
+        lines.append(
+            f"same as first %: examples that are right or wrong in both this row and {visible(rows[0].label, keep='')}."
+        )
+    lines.append("generated: examples whose text was generated to check the scores; the others took one forward pass.")
+    if any(row.claimed is not None for row in rows):
+        lines.append("claimed EM %: the exact match that was recorded when the adapter was trained.")
+    return lines
 
 
 def _cells(row: Scores) -> dict[str, str]:

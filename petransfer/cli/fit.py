@@ -17,6 +17,7 @@ from petransfer.errors import UserError
 from petransfer.memory.advice import FIT_OPTIONS, TURNED_ON, OptionNames, suggestion
 from petransfer.memory.cards import GB, card_bytes, gigabytes, this_card
 from petransfer.memory.study_memory import method_title
+from petransfer.plurals import count
 from petransfer.recipe.methods import METHODS
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def show(name: str, found: Fit, measured: Measured | None = None, options: Optio
     stack = f", {demand.members} stacked" if demand.members > 1 else ""
     print(
         f"{name}, {method_title(demand.method)}, {demand.method.bits} bits{stack}, on {where}: {demand.batch} at once "
-        f"of {demand.input_length} and {demand.target_length} tokens"
+        f"of {demand.input_length} and {count(demand.target_length, 'token')}"
     )
     console = Console(width=None if sys.stdout.isatty() else 120)
     unit, text = ("MB", _megabytes) if memory.peak < GB else ("GB", _gigabytes)

@@ -16,6 +16,7 @@ from petransfer.cli.display import Display, View, report_outcome
 from petransfer.cli.options import MOST_THREADS, Arms, Cpu, Json, Seeds, Sets, parse_seeds
 from petransfer.cli.table_layout import print_table
 from petransfer.errors import UserError
+from petransfer.plurals import count
 from petransfer.pretraining import run_table as tables
 from petransfer.pretraining.grid import check_settings, expand_pretraining
 from petransfer.recipe.loading import load_pretraining
@@ -94,7 +95,7 @@ def pretrain(
     if code:
         raise typer.Exit(code)
     minutes = (time.monotonic() - started) / 60
-    print(f"{len(cells)} checkpoints done in {minutes:.1f} minutes; see {folder.path}/runs", file=sys.stderr)
+    print(f"{count(len(cells), 'checkpoint')} done in {minutes:.1f} minutes; see {folder.path}/runs", file=sys.stderr)
 
 
 def _label(row: tables.Row) -> dict[str, str]:

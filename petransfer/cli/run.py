@@ -22,6 +22,7 @@ from petransfer.errors import UserError
 from petransfer.memory.advice import as_options
 from petransfer.memory.cards import card_bytes, this_card
 from petransfer.memory.study_memory import PredictedRun, predict_memory
+from petransfer.plurals import count
 from petransfer.pretraining import run_table as pretraining
 from petransfer.pretraining.grid import expand_pretraining
 from petransfer.recipe.loading import load_either
@@ -156,7 +157,7 @@ def run_grid(grid: StudyGrid, kind: Kind, settings: Settings, scheduling: Schedu
     if settings.by_generation and done_before:
         again = f"petransfer eval {grid.folder.path}/runs/RUN --by-generation"
         logger.info(
-            f"{opt.count(done_before, 'finished run')} will not be scored again; to score one by generation: {again}"
+            f"{count(done_before, 'finished run')} will not be scored again; to score one by generation: {again}"
         )
     if not place.shared and not grid.waiting:
         kind.print_end(as_json)
@@ -175,7 +176,7 @@ def run_grid(grid: StudyGrid, kind: Kind, settings: Settings, scheduling: Schedu
         raise typer.Exit(code)
     _exit_if_damaged(grid)
     took = duration(time.monotonic() - started)
-    logger.info(f"{opt.count(len(grid.selected), 'run')} done in {took}; see {grid.folder.path}")
+    logger.info(f"{count(len(grid.selected), 'run')} done in {took}; see {grid.folder.path}")
 
 
 def _exit_if_damaged(grid: StudyGrid) -> None:
@@ -223,7 +224,7 @@ def plan(
     rows = tables.rows_of(study.selected, study.folder)
     room = card_bytes(card) if card is not None else this_card()
     for row in () if as_json else rows:  # print the runs first, because predicting the memory takes time
-        print(f"{row.cell.run_id}  {tables.plain_line(row)} | {row.cell.spec.train.steps} steps", flush=True)
+        print(f"{row.cell.run_id}  {tables.plain_line(row)} | {count(row.cell.spec.train.steps, 'step')}", flush=True)
     group = scheduling.grouping(checkpointing, lambda: room)
     stacks = group(study.waiting) if group else []
     places = (
@@ -241,8 +242,8 @@ def plan(
     for line in (study.dropped_line, demand(study.recipe, study.cells).line):
         if line:
             print(line)
-    whole = f" of {len(study.cells)}" if shard else ""
-    print(f"{len(rows)}{whole} runs, {done} done, {left} steps to go; folder {study.folder.path}")
+    runs = f"{len(rows)} of {count(len(study.cells), 'run')}" if shard else count(len(rows), "run")
+    print(f"{runs}, {done} done, {count(left, 'step')} to go; folder {study.folder.path}")
 
 
 def failure_lines(rows: Sequence[tables.Row]) -> list[str]:
@@ -289,7 +290,7 @@ def status(
     swept: list[sweep.Group] = []
     if isinstance(recipe, PretrainRecipe):
         pretrained = pretraining.rows_of(expand_pretraining(recipe), folder)
-        lines = [f"{opt.count(len(pretrained), 'run')}: {sum(row.status == 'done' for row in pretrained)} done"]
+        lines = [f"{count(len(pretrained), 'run')}: {sum(row.status == 'done' for row in pretrained)} done"]
         shown, table = pretraining.as_json(pretrained), pretraining.terminal_table(pretrained, recipe.name)
     else:
         cells = grid_of(recipe, study).cells

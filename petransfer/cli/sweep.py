@@ -11,6 +11,7 @@ import petransfer.cli.options as opt
 from petransfer.cli.run import Kind, check_and_launch, grid_from_options, run_grid
 from petransfer.cli.table_layout import print_table
 from petransfer.errors import UserError
+from petransfer.plurals import count
 from petransfer.recipe.schema import Recipe
 from petransfer.report import run_table as tables
 from petransfer.report import sweep as shown
@@ -121,7 +122,7 @@ def _print_end(content: dict[str, Any], title: str) -> None:
 def _plan(study: StudyGrid) -> None:
     rows = tables.rows_of(study.selected, study.folder)
     for row in rows:
-        print(f"{row.cell.run_id}  {shown.plain_line(row)} | {row.cell.spec.train.steps} steps")
+        print(f"{row.cell.run_id}  {shown.plain_line(row)} | {count(row.cell.spec.train.steps, 'step')}")
     left = sum(row.cell.spec.train.steps for row in rows if row.status != "done")
     done = sum(row.status == "done" for row in rows)
-    print(f"{len(rows)} runs, {done} done, {left} steps to go; folder {study.folder.path}")
+    print(f"{count(len(rows), 'run')}, {done} done, {count(left, 'step')} to go; folder {study.folder.path}")

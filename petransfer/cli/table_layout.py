@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import sys
 import textwrap
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-# The largest minimum width of a column in characters. Longer words are broken across lines.
-LONGEST_WORD = 12
+# The largest minimum width of a column in characters. Only longer words, such as hashes and URLs, are broken anywhere.
+LONGEST_WORD = 24
+# Where a line may end: after white space, and after a hyphen between two letters.
+_BREAK = re.compile(r"(?<=\s)(?=\S)|(?<=[^\W\d_]-)(?=[^\W\d_])")
 # The width for files and pipes, which have no terminal width.
 UNLIMITED = 200
 
@@ -35,9 +39,33 @@ def print_fitting(table: Table, console: Console) -> None:
     elif sum(least) <= room:
         for column, width in zip(table.columns, _shared_out(natural, least, room), strict=True):
             column.width, column.no_wrap, column.overflow = width, False, "fold"
+            column.header = _wrapped(column.header, width)
+            column._cells[:] = [_wrapped(cell, width) for cell in column.cells]
         console.print(table)
     else:
         _print_rows(table, heads, cells, console)
+
+
+def _wrapped(cell: RenderableType, width: int) -> RenderableType:
+    """Return a cell's text with line ends at white space and hyphens, so that rich breaks no word that fits."""
+    if not isinstance(cell, str | Text):
+        return cell
+    text = Text.from_markup(cell) if isinstance(cell, str) else cell
+    lines = [line for each in text.split("\n") for line in each.divide(_line_ends(each.plain, width))]
+    for line in lines:
+        line.rstrip()
+    return Text("\n").join(lines)
+
+
+def _line_ends(text: str, width: int) -> list[int]:
+    """Return the positions at which a text is divided into lines of at most `width` characters."""
+    starts = [0, *(found.start() for found in _BREAK.finditer(text)), len(text)]
+    ends, begin = [], 0
+    for start, end in itertools.pairwise(starts):
+        if len(text[begin:end].rstrip()) > width and start > begin:
+            ends.append(start)
+            begin = start
+    return ends
 
 
 def _shared_out(natural: list[int], least: list[int], room: int) -> list[int]:
@@ -74,4 +102,4 @@ def _width(text: str) -> int:
 
 
 def _longest_word(text: str) -> int:
-    return max(map(len, text.split()), default=1)
+    return max((len(word.rstrip()) for word in _BREAK.split(text)), default=1)

@@ -6,27 +6,35 @@ import json
 import logging
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 import yaml
 
 from petransfer.cli.fit import show
-from petransfer.cli.options import Checkpointing, Cpu, Force, Json, LogWith, count, parse_seeds
+from petransfer.cli.options import Checkpointing, Cpu, Force, Json, LogWith, SaveEvery, parse_seeds
 from petransfer.cli.run import own_runs, run_grid
+from petransfer.cli.train_folds import describe_folds, train_folds
 from petransfer.data.rows.chat_rows import readable_input
 from petransfer.errors import shortened
 from petransfer.memory.advice import TRAIN_OPTIONS
 from petransfer.memory.cards import this_card
+from petransfer.plurals import count
 from petransfer.recipe.methods import METHODS
+from petransfer.study.cross_validation import CrossValidation, cross_validation
 from petransfer.study.grid import notes
 from petransfer.study.quick_recipe import TrainRequest
 from petransfer.study.scheduling import Scheduling
 from petransfer.study.settings import Settings
+from petransfer.study.train_estimate import as_json as estimate_json
+from petransfer.study.train_estimate import estimate_lines
 from petransfer.study.train_study import TrainStudy, memory_of, refuse_too_large, small_data_note, train_study
 from petransfer.study.train_summary import TrainSummary, summaries
 from petransfer.training.execution import Execution
 from petransfer.training.tracker_names import check_trackers
+
+if TYPE_CHECKING:
+    from petransfer.memory.planner import Fit
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +120,14 @@ def train(
         str | None,
         typer.Option(rich_help_panel=_DATA, help="csv: quotes enclose cells. none: quotes are text. Default: detect."),
     ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=_DATA,
+            help="Score every row once: train so many times, each time without another part of the rows; then train on "
+            "all rows for the median of the best steps.",
+        ),
+    ] = None,
     add_tokens: Annotated[
         str | None,
         typer.Option(
@@ -133,8 +149,9 @@ def train(
         list[str] | None, typer.Option("--set", help="Set any key of the recipe: --set train.warmup=0.1. Repeatable.")
     ] = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Show the recipe, the data and the memory; train nothing.")
+        bool, typer.Option("--plan", help="Show the recipe, rows, tokens, time and memory; train nothing.")
     ] = False,
+    save_every: SaveEvery = 60.0,
     checkpointing: Checkpointing = False,
     log_with: LogWith = None,
     cpu: Cpu = False,
@@ -148,22 +165,18 @@ def train(
         method, rank, bits, steps, epochs, max_steps, early_stopping, max_minutes, learning_rate, batch_size,
         packing, max_length, prefix, tuple(parse_seeds(seeds)), dev, test, input_column, target_column, template,
         tuple(metric or ()), skip_bad_rows, tuple((add_tokens or "").split(",")) if add_tokens else (),
-        source_language, target_language, {"quoting": quoting},
+        source_language, target_language, folds, {"quoting": quoting},
     )  # fmt: skip
-    training = train_study(model, data, request, sets or [], out, card is not None)
+    found = cross_validation(model, data, request, sets or [], out, card is not None) if folds is not None else None
+    training = found.folds[0] if found else train_study(model, data, request, sets or [], out, card is not None)
     grid = training.grid
     fit = memory_of(grid, card, checkpointing)
     if plan:
-        grid.folder.check(grid.recipe.name)
+        _show_plan(training, found, fit, cpu, as_json)
     if plan and as_json:
-        print(json.dumps({"recipe": training.recipe, "rows": training.rows, "folder": str(grid.folder.path)}, indent=1))
         return
-    if plan:
-        print(yaml.safe_dump(training.recipe, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110))
-        show(grid.cells[0].spec.checkpoint.name, fit, options=TRAIN_OPTIONS)
-    if not as_json:
-        for line in describe(training):
-            print(line)
+    if not (plan or as_json):
+        print("\n".join(describe(training, found)))
     if training.note:
         logger.info(training.note)
     refuse_too_large(grid, fit, force)
@@ -171,36 +184,60 @@ def train(
         for line in notes(grid.recipe):
             logger.info(line)
         return
-    execution = Execution(log_every=grid.log_every, checkpointing=checkpointing)
+    execution = Execution(save_every=save_every, log_every=grid.log_every, checkpointing=checkpointing)
     settings = Settings(execution, cpu=cpu, force=force, log_with=trackers)
-    run_grid(grid, own_runs(grid), settings, Scheduling(), as_json)
+    if found:
+        training = train_folds(found, settings, as_json)
+    else:
+        run_grid(grid, own_runs(grid), settings, Scheduling(), as_json)
     if not as_json:
         print_summaries(training, cpu)
 
 
-def describe(training: TrainStudy) -> list[str]:
-    """Describe in a few lines the model, the data, the length of the training and the output folder."""
+def _show_plan(training: TrainStudy, folds: CrossValidation | None, fit: Fit, cpu: bool, as_json: bool) -> None:
+    """Print the recipe, the data, and the memory and time that the training needs."""
+    grid, rows = training.grid, training.rows
+    grid.folder.check(grid.recipe.name)
+    if as_json:
+        about = {"recipe": training.recipe, "rows": rows, "folder": str(grid.folder.path)}
+        print(json.dumps(about | estimate_json(grid.cells[0], rows, fit, cpu), indent=1))
+        return
+    print(yaml.safe_dump(training.recipe, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110))
+    show(grid.cells[0].spec.checkpoint.name, fit, options=TRAIN_OPTIONS)
+    print("\n".join([*describe(training, folds), *estimate_lines(grid.cells[0], rows, fit, cpu)]))
+
+
+def describe(training: TrainStudy, folds: CrossValidation | None = None) -> list[str]:
+    """Describe in a few lines the model, the data, the length of the training and the output folder.
+
+    Args:
+        training: The training.
+        folds: The cross-validation that it belongs to.
+    """
     grid, rows = training.grid, training.rows
     spec = grid.cells[0].spec
     train, method = spec.train, grid.cells[0].method
     epochs = train.steps * train.batch_size / max(1, rows["train"])
     stopping = train.early_stopping
-    length = f"{train.steps:,} steps of {count(train.batch_size, 'example')}, {_epochs(epochs)} epochs"
+    length = f"{count(train.steps, 'step')} of {count(train.batch_size, 'example')}, {_epochs(epochs)}"
     if stopping:
-        length = f"at most {length}; stops when {stopping.patience} evaluations on dev show no improvement"
+        patience = count(stopping.patience, "evaluation")
+        length = f"at most {length}; stops after {patience} on dev without an improvement"
+    data = f"data: {rows['train']:,} training, {rows['dev']:,} dev and {count(rows['test'], 'test row')}"
     lines = [
-        f"data: {rows['train']:,} training, {rows['dev']:,} dev and {rows['test']:,} test rows",
+        describe_folds(folds) if folds else data,
         f"model: {spec.checkpoint.name}, {method}, learning rate {train.learning_rate:g}",
         f"length: {length}",
-        f"folder: {grid.folder.path}",
+        f"folder: {folds.folder if folds else grid.folder.path}",
     ]
-    note = small_data_note(rows)
+    note = "" if folds else small_data_note(rows)
     return [*lines, note] if note else lines
 
 
 def _epochs(number: float) -> str:
     """Return a number of epochs with three digits, and never as a power of ten."""
-    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+    shown = f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+    return f"{shown} {'epoch' if shown == '1' else 'epochs'}"
 
 
 def print_summaries(training: TrainStudy, cpu: bool) -> None:

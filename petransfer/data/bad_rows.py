@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from petransfer.plurals import count
+
 _REASONS_SHOWN = 5
 _SHOWN_AS = str.maketrans({"\n": "⏎", "\r": "␍", "\t": "⇥", "\xa0": "⍽"})
 
@@ -66,7 +68,7 @@ class BadRows:
 
     def note(self) -> str:
         """The note where such rows are left out."""
-        return f"{self.count:,} bad row{'s' if self.count > 1 else ''} left out: {self.summary()}"
+        return f"{count(self.count, 'bad row')} left out: {self.summary()}"
 
 
 def visible(text: str, most: int = 60) -> str:

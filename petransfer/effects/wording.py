@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from petransfer.plurals import count
+
 MINUS = "\u2212"
 
 
@@ -40,12 +42,17 @@ def seeds_text(seeds: Sequence[int], paired: bool) -> str:
     """Return a text with the number of seeds of each side."""
     left, right = seeds
     if paired:
-        return f"{left} pair{'s' if left > 1 else ''} of seeds"
+        return f"{count(left, 'pair')} of seeds"
     if left == right:
-        return f"{left} seed{'s' if left > 1 else ''} a side"
+        return f"{count(left, 'seed')} a side"
     return f"{left} and {right} seeds"
 
 
 def capital(text: str) -> str:
     """Return the text with a capital first letter."""
     return text[:1].upper() + text[1:]
+
+
+def unpaired(runs: int) -> str:
+    """Return a clause about runs that cannot be compared because the other side lacks their seed."""
+    return f"{count(runs, 'run')} {'has' if runs == 1 else 'have'} no partner of the same seed"

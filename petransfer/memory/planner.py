@@ -11,6 +11,7 @@ from petransfer.errors import UserError
 from petransfer.memory.advice import FIT_OPTIONS, Advice, Change, as_options
 from petransfer.memory.cards import gigabytes
 from petransfer.memory.step_memory import Demand, Memory, simulate
+from petransfer.plurals import count
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import CheckpointSpec, Optimizer
 
@@ -72,11 +73,14 @@ class Fit:
             "advice": self.suggestions,
         }
 
+    def __repr__(self) -> str:
+        return f"<Fit: {self}; {count(self.memory.trained_parameters, 'trained parameter')}>"
+
     def __str__(self) -> str:
         of = f" of {gigabytes(self.card)}" if self.card else ""
         if not self.fits:
             return f"does not fit: one example needs {gigabytes(self.needed)}{of}"
-        return f"{self.micro_batch} of {self.batch} examples at once need {gigabytes(self.needed)}{of}"
+        return f"{self.micro_batch} of {count(self.batch, 'example')} at once: {gigabytes(self.needed)}{of}"
 
 
 def on_card(peak: int) -> int:

@@ -13,6 +13,7 @@ from petransfer.errors import UserError
 from petransfer.memory.advice import TURNED_ON, OptionNames, suggestion
 from petransfer.memory.cards import GB, gigabytes, host_bytes
 from petransfer.models.registry import is_embedded
+from petransfer.plurals import count
 from petransfer.recipe.run_spec import MethodSpec, RunSpec
 from petransfer.recipe.stacking import MOST_STACKED, stack_key
 
@@ -51,8 +52,8 @@ class PredictedRun:
         if self.fit is None:
             return f"{self.name}: {self.problem}"
         size = gigabytes(self.fit.needed)
-        count = self.fit.demand.batch
-        part = "" if count == self.fit.batch else f", {count} example{'s' if count > 1 else ''} at once"
+        at_once = self.fit.demand.batch
+        part = "" if at_once == self.fit.batch else f", {count(at_once, 'example')} at once"
         if self.fit.fits:
             again = f", {TURNED_ON}" if self.fit.turned_on else ""
             return f"{self.name}: {size} of {gigabytes(self.fit.card or 0)}{part}{again}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
+from collections.abc import Iterator
 
 
 def silence_libraries() -> None:
@@ -15,3 +17,17 @@ def silence_libraries() -> None:
     transformers.logging.disable_progress_bar()
     for name in ("accelerate", "bitsandbytes.autograd._functions"):  # the second one warns at every 8-bit product
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Turn the progress bars of transformers off for a while, and leave the user's own setting as it was."""
+    import transformers
+
+    enabled = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            transformers.logging.enable_progress_bar()

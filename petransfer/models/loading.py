@@ -24,6 +24,7 @@ from petransfer.models.checkpoint_files import (
     revision,
 )
 from petransfer.models.control_arms import partly_random, randomly_initialized, write_partly_random
+from petransfer.models.library_output import without_progress_bars
 from petransfer.models.quantization import (
     check_quantizable,
     keep_default_packing,
@@ -93,7 +94,8 @@ def load(
     if bits not in (32, 16, 8, 4):
         raise UserError(f"bits={bits!r} is not a width that petransfer loads; use 32, 16, 8 or 4")
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    loaded = load_checkpoint(checkpoint_spec(checkpoint), bits, device=place, keep_wide=keep_wide)
+    with without_progress_bars():
+        loaded = load_checkpoint(checkpoint_spec(checkpoint), bits, device=place, keep_wide=keep_wide)
     return loaded.model.eval(), loaded.tokenizer
 
 

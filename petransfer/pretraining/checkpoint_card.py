@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from petransfer.plurals import count
 from petransfer.pretraining.pretrain import RARE
 from petransfer.recipe.pretraining import CorpusPart
 from petransfer.study.environment import environment
@@ -24,7 +25,7 @@ def write_card(card: dict[str, Any], source: CorpusPart, folder: Path, threads: 
         **_what(card, source),
         "training loss, nats a target token": "; ".join(f"{lines[step]:.2f} at {step:,}" for step in shown),
         "validation loss at the end": f"{card['valid_loss']:.3f}",
-        "spent": f"{card['seconds'] / 60:.0f} minutes on {made_on['device']}, {made_on['threads']} threads",
+        "spent": f"{card['seconds'] / 60:.0f} minutes on {made_on['device']}, {count(made_on['threads'], 'thread')}",
         "sha256 of the weights": f"`{hashlib.sha256(weights.read_bytes()).hexdigest()}`",
     }
     head = ["---", "license: mit", "library_name: transformers"]

@@ -166,6 +166,8 @@ class EarlyStopping:
     max_minutes: training time after which training stops; 0 for no limit. Runs with a time limit are not repeatable.
     metric: the metric that determines the best state. With `exact_match`, equal scores are compared by their loss, and
         a lower loss counts as an improvement until exact match reaches 100 %.
+    cooldown: evaluations for which training continues once `patience` has run out, while the learning rate falls
+        linearly to zero; 0 stops at once. A training whose exact match has reached 100 % always stops at once.
     """
 
     patience: int = 5
@@ -173,6 +175,7 @@ class EarlyStopping:
     every: int = 100
     max_minutes: float = 0.0
     metric: StoppingMetric = "exact_match"
+    cooldown: int = 0
 
     def __post_init__(self) -> None:
         _convert_to_float(self)
@@ -238,6 +241,9 @@ class RunSpec:
         for part, name, default in ADDED_LATER:
             if content[part][name] == default:
                 del content[part][name]
+        stopping = content["train"].get("early_stopping", {})
+        if not stopping.get("cooldown", 0):
+            stopping.pop("cooldown", None)
         return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
     def as_dict(self) -> dict[str, Any]:

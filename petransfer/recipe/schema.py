@@ -111,6 +111,7 @@ class EarlyStoppingPart(Strict):
     patience: evaluations in a row without an improvement, after which training stops. min_delta: the smallest change
     that counts, in percentage points of exact match or in per cent of the loss. every: steps between evaluations.
     max_minutes: training time after which training stops. metric: the metric that determines the best state.
+    cooldown: evaluations for which training continues after that, while the learning rate falls to zero.
     """
 
     patience: Count = 5
@@ -118,6 +119,7 @@ class EarlyStoppingPart(Strict):
     every: Count = 100
     max_minutes: Annotated[Real, Field(ge=0)] = 0.0
     metric: StoppingMetric = "exact_match"
+    cooldown: Annotated[Whole, Field(ge=0, exclude_if=lambda value: value == 0)] = 0
 
     @model_validator(mode="before")
     @classmethod

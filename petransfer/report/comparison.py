@@ -14,8 +14,9 @@ from petransfer.effects.kinds.scale import judge as judge_scales
 from petransfer.effects.pairs import Contrast, Two, compared
 from petransfer.effects.reference import beside, family_beside, paper_note, published_contrast
 from petransfer.effects.runs import Runs
-from petransfer.effects.wording import p_value
+from petransfer.effects.wording import p_value, unpaired
 from petransfer.errors import UserError
+from petransfer.plurals import count
 from petransfer.recipe.effect_requests import requested_effects
 from petransfer.recipe.metrics import EXACT_MATCH
 from petransfer.recipe.schema import Recipe
@@ -270,8 +271,8 @@ _EFFECT = {"holds": "larger in B", "reversed": "smaller in B"} | {
 }
 
 
-def _seeds(count: int, paired: bool) -> str:
-    return f"{count} {'pair' if paired else 'seed'}{'s' if count > 1 else ''}"
+def _seeds(number: int, paired: bool) -> str:
+    return count(number, "pair" if paired else "seed")
 
 
 def head(found: Comparison) -> list[str]:
@@ -287,11 +288,7 @@ def head(found: Comparison) -> list[str]:
     if found.one_sided:
         effects = "; ".join(found.one_sided)
         lines.append(f"one arm's runs are the same in both, so that B less A is the other's, a cell below: {effects}")
-    lines += [
-        f"{one.name} on {one.split}: {one.left_out} runs have no partner of the same seed"
-        for one in found.cells
-        if one.left_out
-    ]
+    lines += [f"{one.name} on {one.split}: {unpaired(one.left_out)}" for one in found.cells if one.left_out]
     return [*lines, found.paper_note] if found.paper_note else lines
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from petransfer.effects.drawing import label_of
 from petransfer.effects.wording import bounds, signed
+from petransfer.plurals import count
 from petransfer.recipe.effect_requests import short_label
 
 
@@ -83,4 +84,4 @@ def counted(effects: dict[str, Any]) -> str:
     tests = effects.get("tests", 0)
     together = f" {tests} were tested together; their p values are adjusted (Holm)." if tests > 1 else ""
     total = len(effects["effects"])
-    return f"{total} effect{'s' if total > 1 else ''}: {', '.join(parts)}.{together}"
+    return f"{count(total, 'effect')}: {', '.join(parts)}.{together}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from petransfer.effects.reference import beside
+from petransfer.plurals import count
 from petransfer.recipe.effect_requests import short_label
 from petransfer.report.heat_map import Heat
 from petransfer.report.parameter_plot import Trained
@@ -113,10 +114,10 @@ def environments(groups: Sequence[Group], study: StudyFolder) -> list[str]:
             made = (study.run(row.cell.run_id).result() or {}).get("environment")
             if made:
                 versions = ", ".join(f"{name} {version}" for name, version in made["packages"].items())
-                threads = "1 thread" if made["threads"] == 1 else f"{made['threads']} threads"
+                threads = count(made["threads"], "thread")
                 device = f"{made['device']}, {made['cpu']}" if made.get("cpu") else made["device"]
                 found[f"{device}, {threads} a run, Python {made['python']}, {versions}"] += 1
-    return [f"{count} run{'s' if count > 1 else ''}: {line}" for line, count in sorted(found.items())]
+    return [f"{count(number, 'run')}: {line}" for line, number in sorted(found.items())]
 
 
 def checkpoints(groups: Sequence[Group]) -> list[tuple[str, str, str]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from petransfer.data.rows.chat_rows import readable_input
 from petransfer.effects.runs import examples_of
+from petransfer.plurals import count
 from petransfer.recipe.metrics import HEADINGS
 from petransfer.report import plots
 from petransfer.report.html_parts import Answer, marked, shown
@@ -53,7 +54,7 @@ def run_page(findings: Findings) -> str:
             for at, (label, figure) in enumerate(plots.run_curves(findings.study, row.cell.run_id))
         ],
         samples=samples,
-        samples_text=f"{len(texts)} test examples were drawn at random and generated; {wrong} are wrong. "
+        samples_text=f"{count(len(texts), 'test example')} drawn at random and generated; wrong: {wrong}. "
         "Words that the expected answer does not have at their place are marked.",
         confusion=_confusion(texts),
         tables=[table for table in (_splits(result), _categories(result)) if table],
@@ -85,7 +86,7 @@ def _percent(value: float | None) -> str:
 def _notes(row: Row, result: dict[str, Any]) -> list[str]:
     notes = []
     if row.disagreements:
-        notes.append(f"Generation and the one-pass scores disagree on {row.disagreements} audited examples.")
+        notes.append(f"Generation and the one-pass scores disagree on {count(row.disagreements, 'audited example')}.")
     if result.get("out_of_memory"):
         notes.append(f"Memory ran out {result['out_of_memory']} times; the micro-batch was made smaller each time.")
     return notes

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from petransfer.atomic_files import write_text
 from petransfer.effects.reference import beside
+from petransfer.plurals import count
 from petransfer.recipe.metrics import HEADINGS
 from petransfer.report.tables import csv_text
 from petransfer.study.durations import remaining
@@ -56,7 +57,8 @@ def rows_of(cells: Sequence[Cell], study: StudyFolder) -> list[Row]:
 def counts(statuses: Sequence[Status]) -> str:
     """Return the number of runs for each status in one line."""
     kinds = collections.Counter(statuses)
-    return f"{len(statuses)} runs: " + ", ".join(f"{kinds[kind]} {kind}" for kind in get_args(Status) if kinds[kind])
+    parts = [f"{kinds[kind]} {kind}" for kind in get_args(Status) if kinds[kind]]
+    return f"{count(len(statuses), 'run')}: {', '.join(parts)}"
 
 
 def _row(cell: Cell, study: StudyFolder) -> Row:
@@ -168,7 +170,8 @@ def generated_lines(rows: Sequence[Row]) -> list[str]:
     if not found:
         return []
     answers, apart = map(sum, zip(*found, strict=True))
-    return [f"by generation: {len(found)} runs, {answers:,} test answers; one forward pass disagrees on {apart}"]
+    size = f"{count(len(found), 'run')}, {count(answers, 'test answer')}"
+    return [f"by generation: {size}; one forward pass disagrees on {apart}"]
 
 
 def _generated(test: dict[str, Any]) -> tuple[int, int] | None:

@@ -18,7 +18,7 @@ from petransfer.recipe.run_spec import RunSpec
 from petransfer.report.tables import markdown_text
 from petransfer.sharing.bundle import Bundle
 from petransfer.sharing.bundle_files import RESULT, WEIGHTS
-from petransfer.sharing.card_metadata import Licences, Wishes, metadata, recipe_of
+from petransfer.sharing.card_metadata import Licences, Wishes, metadata, recipe_of, trained_on_all
 from petransfer.sharing.safe_reading import read_json
 from petransfer.sharing.usage_code import base_in_words, usage
 
@@ -63,7 +63,7 @@ def card(bundle: Bundle, wishes: Wishes = Wishes()) -> str:
         usage=usage(spec, bundle.provenance),
         made=[(markdown_text(name), markdown_text(value)) for name, value in _made(bundle, spec, result).items()],
         sentences=[markdown_text(one) for one in study.sentences[:SENTENCES]] if study else [],
-        limits=[markdown_text(line) for line in _limits(spec, result, study, licences)],
+        limits=[markdown_text(line) for line in [*_claims(bundle), *_limits(spec, result, study, licences)]],
     )
     return str(made).rstrip("\n") + "\n"
 
@@ -146,6 +146,11 @@ def _made(bundle: Bundle, spec: RunSpec, result: Mapping[str, Any]) -> dict[str,
     }
 
 
+def _claims(bundle: Bundle) -> list[str]:
+    unseen = "Its scores are on rows that it was trained on; they do not show how good it is on new rows."
+    return [unseen] if trained_on_all(bundle) else []
+
+
 def _limits(spec: RunSpec, result: Mapping[str, Any], study: _Study | None, licences: Licences) -> list[str]:
     entry = registered_arm(spec.checkpoint.name)
     seeds = len({*(study.seeds if study else ()), spec.seed})
@@ -162,5 +167,8 @@ def _limits(spec: RunSpec, result: Mapping[str, Any], study: _Study | None, lice
         lines.append(f"{result['test']['disagreements']} audited texts contradict the figure above.")
     known = f"of the base {licences.base or 'not known'}, of the data {licences.data or 'not known'}"
     whole = licences.adapter
-    made = f"so of the adapter {whole}" if whole else "whoever shares the adapter must settle its licence"
+    if whole and licences.data is None:
+        made = f"so of the adapter {whole}, if the data's licence permits it (--licence states another)"
+    else:
+        made = f"so of the adapter {whole}" if whole else "whoever shares the adapter must settle its licence"
     return [*lines, f"Licence: {known}; {made}."]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petransfer.data import task_info, task_title
+from petransfer.data.rows.folds import ALL
 from petransfer.errors import UserError, reason_of
 from petransfer.models.registry import is_embedded, registered_arm
 from petransfer.recipe.run_spec import CheckpointSpec, RunSpec
@@ -68,7 +69,7 @@ def metadata(
             metric_name="Exact match, %",
             metric_value=result[part]["exact_match"],
         )
-        for part, split in SPLITS.items()
+        for part, split in ({} if trained_on_all(bundle) else SPLITS).items()
     ]
     try:
         data = ModelCardData(
@@ -106,20 +107,29 @@ def _datasets(bundle: Bundle, spec: RunSpec) -> list[str]:
     return [name] if slash and owner not in ("", ".", "..", "~") and "/" not in rest and "." not in rest else []
 
 
+def trained_on_all(bundle: Bundle) -> bool:
+    """Return whether every row of the data was trained on, after cross-validation, so that no score is a claim."""
+    return ((recipe_of(bundle).get("task") or {}).get("options") or {}).get("fold") == ALL
+
+
 def recipe_of(bundle: Bundle) -> dict[str, Any]:
     """Return the recipe of the study; empty if it is not in the bundle."""
     return read_yaml(read_text(bundle.files[RECIPE]), RECIPE) if RECIPE in bundle.files else {}
 
 
 def licences_of(bundle: Bundle, spec: RunSpec, wishes: Wishes) -> Licences:
-    """Return the licences of base and data, and the adapter's, which is derived from them or given in `wishes`."""
+    """Return the licences of base and data, and the adapter's, which is derived from them or given in `wishes`.
+
+    Without a wish, an adapter for the sharer's own files has the licence of its base: only the sharer knows theirs.
+    """
     entry = registered_arm(spec.checkpoint.name)
     base = NAMES.get(entry.licence, entry.licence) if entry else _licence_on_hub(spec, bundle)
     if spec.checkpoint.reinit == "all":
         base = "cc0-1.0"  # the adapter contains nothing of the checkpoint but its shape
     info = task_info(spec.task.name)
     data = info.licence if info else None
-    return Licences(base, data, wishes.licence or derived(base, data))
+    own_files = info is not None and not info.published and not _datasets(bundle, spec)
+    return Licences(base, data, wishes.licence or (base if own_files else derived(base, data)))
 
 
 def _licence_on_hub(spec: RunSpec, bundle: Bundle) -> str | None:

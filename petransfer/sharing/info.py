@@ -20,6 +20,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     targets = config.get("target_modules")
     rows = config.get("trainable_token_indices")
     card = card_data(read_text(bundle.files[CARD])) if CARD in bundle.files else {}
+    stored, trained = sum(prod(shape) for _, shape in bundle.tensors.values()), _trained(bundle)
     found: dict[str, Any] = {
         "adapter": bundle.label,
         "hub commit": bundle.commit,
@@ -31,13 +32,23 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "targets": ", ".join(map(str, targets)) if isinstance(targets, list) else targets,
         "rows of embeddings": _rows(rows) if rows else None,
         "tensors": len(bundle.tensors),
-        "parameters": sum(prod(shape) for _, shape in bundle.tensors.values()),
+        "parameters": trained or stored,
+        "stored parameters": stored if trained not in (None, stored) else None,
         "dtypes": ", ".join(f"{dtype} ({count})" for dtype, count in sorted(dtypes.items())),
         "megabytes": round(bundle.weights.stat().st_size / 1e6, 2),
         "licence": card.get("license"),
         "sound": _sound(bundle),
     }
     return {name: value for name, value in (found | _made(bundle)).items() if value is not None}
+
+
+def _trained(bundle: Bundle) -> int | None:
+    """Return the number of trained parameters, which some methods do not store as such; None if it is not recorded.
+
+    PiSSA is saved as a LoRA of twice the rank, and VeRA with its frozen projections.
+    """
+    found = (bundle.result() or {}).get("trained_parameters")
+    return found if isinstance(found, int) else None
 
 
 def _rows(rows: Any) -> int | str:

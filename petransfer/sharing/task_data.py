@@ -11,6 +11,7 @@ from typing import Any
 
 from petransfer.data import Example, SplitData, load_task, task_info
 from petransfer.errors import UserError
+from petransfer.plurals import count
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.sharing.bundle import Bundle
 from petransfer.sharing.bundle_files import RECIPE
@@ -60,7 +61,7 @@ def test_data(
         rows = [Example(at, source, target, "all", chat) for at, (source, target) in enumerate(data)]
         if not rows:
             raise UserError("there are no rows to evaluate on; give at least one pair of input and target")
-        return TestData(f"{len(rows):,} pairs", rows)
+        return TestData(count(len(rows), "pair"), rows)
     name, _, split_name = data.partition("/")
     benchmark = task_info(name)
     if split_name and benchmark and benchmark.published:

@@ -16,6 +16,7 @@ from petransfer.models.hashes import tokenizer_sha256
 from petransfer.models.lengths import length_check
 from petransfer.models.loading import Loaded
 from petransfer.models.quantization import inventory
+from petransfer.plurals import count
 from petransfer.recipe.run_spec import Bits
 from petransfer.sharing import file_checks as checks
 from petransfer.sharing.attach import attach
@@ -210,7 +211,7 @@ def _claimed(part: str, claim: dict[str, Any], found: Evaluation) -> Check:
     now, claimed, size = 100 * found.exact_match, float(claim["exact_match"]), len(found.scored)
     apart = round(abs(now - claimed) * size / 100, 6)
     if apart < 0.5:
-        return Check("claim", True, f"{now:.2f} % EM on {part}, as claimed ({size:,} examples)")
+        return Check("claim", True, f"{now:.2f} % EM on {part}, as claimed ({count(size, 'example')})")
     about = f"{now:.2f} % EM on {part}; claimed are {claimed:.2f} %, {apart:.0f} of {size:,} examples"
     if apart <= found.near_ties:
         return Check("claim", True, f"{about}, within the {found.near_ties} near-ties")

@@ -261,7 +261,7 @@ class StudyFolder:
 
 # Entries that a study's folder may hold before its recipe: a sweep can run first, and a killed command can leave its
 # lock, a partly written recipe, or the folder of its runs.
-_EARLY = (".lock", "sweep", "sweep.json", partial_name("sweep.json"), partial_name("recipe.yaml"), "runs")
+_EARLY = (".lock", "sweep", "sweep.json", partial_name("sweep.json"), partial_name("recipe.yaml"), "runs", "folds")
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:

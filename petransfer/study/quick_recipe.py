@@ -55,6 +55,7 @@ class TrainRequest:
         template: Makes the input from several columns, such as `summarize: {document}`.
         metrics: The metrics that the test set is scored with beside exact match.
         skip_bad_rows: Leave unusable rows out and list them.
+        folds: Cross-validate with so many folds, then train on all rows.
         add_tokens: Characters to add to the tokenizer if it lacks them: `newline`, `tab`, `braces`, or the characters.
         source_language, target_language: Languages of inputs and targets, as a multilingual tokenizer names them.
         options: Other options of the task `lines`, such as `delimiter`.
@@ -84,6 +85,7 @@ class TrainRequest:
     add_tokens: tuple[str, ...] = ()
     source_language: str | None = None
     target_language: str | None = None
+    folds: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from petransfer.errors import UserError, unknown
 from petransfer.memory.study_memory import largest_stacks
+from petransfer.plurals import count
 from petransfer.study.grid import Cell
 from petransfer.study.stack_groups import stacks_of
 
@@ -102,5 +103,5 @@ def describe_stacks(stacks: Sequence[Sequence[Cell]]) -> str:
     alone = counts.pop(1, 0)
     if not counts:
         return "no runs are stacked"
-    sizes = ", ".join(f"{many} of {size} runs" for size, many in sorted(counts.items(), reverse=True))
-    return f"stacks: {sizes}" + (f"; {alone} runs are trained alone" if alone else "")
+    sizes = ", ".join(f"{many} of {count(size, 'run')}" for size, many in sorted(counts.items(), reverse=True))
+    return f"stacks: {sizes}" + (f"; trained alone: {count(alone, 'run')}" if alone else "")

@@ -10,6 +10,7 @@ from petransfer.errors import UserError
 from petransfer.memory.advice import TRAIN_OPTIONS, suggestion
 from petransfer.memory.cards import host_bytes
 from petransfer.memory.study_memory import demand_of, trained_new_tokens
+from petransfer.plurals import count
 from petransfer.recipe.loading import validate
 from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import task_of
@@ -71,15 +72,13 @@ def rows_of_parts(grid: StudyGrid) -> dict[str, int]:
 
 def small_data_note(rows: dict[str, int]) -> str:
     """Return a sentence about dev or test sets that are too small for reliable scores; empty if there are none."""
-    small = [
-        f"{rows[part]} {part} row{'s' if rows[part] != 1 else ''}" for part in ("dev", "test") if rows[part] < FEW_ROWS
-    ]
+    small = [count(rows[part], f"{part} row") for part in ("dev", "test") if rows[part] < FEW_ROWS]
     if not small:
         return ""
     least = min(rows[part] for part in ("dev", "test"))
     return (
         f"only {' and '.join(small)}: one row more or less changes a score by {100 / max(1, least):.0f} points. "
-        "More data, or a larger --dev and --test, gives reliable scores."
+        "More data, or a larger --dev and --test, gives reliable scores; --folds 5 scores every row once."
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from petransfer.data.rows.folds import ALL
+from petransfer.plurals import count
 from petransfer.study.folders import RunFolder
 from petransfer.study.grid import Cell
 from petransfer.study.study import StudyGrid
@@ -13,6 +15,11 @@ from petransfer.training.metrics_file import read_metrics
 SAMPLES = 3
 # Below this exact match on dev, in per cent, a training is reported as not having learnt its task.
 LEARNT = 80.0
+_REASONS = {
+    "exact_match": "exact match on dev was still rising when training ended",
+    "loss": "no dev row is right yet, but the dev loss was still falling when training ended",
+    "": "the dev score is low",
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,8 @@ class TrainSummary:
         steps: Optimiser steps taken.
         best_step: The step of the saved weights; the last step without early stopping.
         stop_reason: `no_improvement`, `max_steps`, `max_minutes`, or empty without early stopping.
-        still_improving: Whether the last evaluation on dev was the best one.
+        still_improving: The dev score that was still improving when training ended: `exact_match`, `loss` while exact
+            match was 0, or empty.
         samples: Test rows with their generated texts.
     """
 
@@ -46,12 +54,19 @@ class TrainSummary:
     steps: int
     best_step: int
     stop_reason: str
-    still_improving: bool
+    still_improving: str
     samples: tuple[Sample, ...]
+
+    @property
+    def trained_on_all(self) -> bool:
+        """Whether all rows were trained on, so that the scores say nothing about new rows."""
+        return self.cell.spec.task.source.get("fold") == ALL
 
     @property
     def scores(self) -> str:
         """The scores in one line."""
+        if self.trained_on_all:
+            return f"exact match: {self.dev:.1f} % on rows that it was trained on; for new rows see the folds' scores"
         return f"exact match: {self.dev:.1f} % on dev, {self.test:.1f} % on test"
 
     @property
@@ -60,17 +75,19 @@ class TrainSummary:
         best = f"the best step was {self.best_step:,}, whose weights are saved"
         stopping = self.cell.spec.train.early_stopping
         if self.stop_reason == "no_improvement" and stopping:
-            return f"stopped at step {self.steps:,}: no improvement in {stopping.patience} evaluations on dev; {best}"
+            patience = count(stopping.patience, "evaluation")
+            return f"stopped at step {self.steps:,}: no improvement in {patience} on dev; {best}"
         if self.stop_reason == "max_minutes" and stopping:
-            return f"stopped at step {self.steps:,} after {stopping.max_minutes:g} minutes; {best}"
+            return f"stopped at step {self.steps:,} after {stopping.max_minutes:g} min; {best}"
         if self.stop_reason:
             return f"stopped at the largest number of steps, {self.steps:,}; {best}"
-        return f"trained {self.steps:,} steps, as asked"
+        return f"trained {count(self.steps, 'step')}, as asked"
 
     @property
     def advice(self) -> str:
         """What to try if the model has not learnt its task; empty if it has."""
-        if self.dev >= LEARNT and not (self.still_improving and self.stop_reason == "max_steps"):
+        ended_early = bool(self.still_improving) and self.stop_reason == "max_steps"
+        if self.trained_on_all or (self.dev >= LEARNT and not ended_early):
             return ""
         train, method = self.cell.spec.train, self.cell.spec.method
         tries = []
@@ -83,8 +100,7 @@ class TrainSummary:
             if method.rank:
                 tries.append(f"--rank {4 * method.rank}")
             tries.append(f"--learning-rate {float(f'{3 * train.learning_rate:.1g}'):g}")
-        reason = "dev was still improving when training ended" if self.still_improving else "the dev score is low"
-        return f"{reason}; try: {', or '.join(tries)}"
+        return f"{_REASONS[self.still_improving]}; try: {', or '.join(tries)}"
 
 
 def summaries(grid: StudyGrid) -> list[TrainSummary]:
@@ -112,12 +128,20 @@ def _summary(cell: Cell, folder: RunFolder) -> TrainSummary | None:
     )
 
 
-def _still_improving(curve: list[dict[str, Any]]) -> bool:
-    """Return whether the last evaluation on dev is better than all earlier ones, by exact match, then by loss."""
+def _still_improving(curve: list[dict[str, Any]]) -> str:
+    """Return which dev score was still improving at the end; a falling loss counts only while exact match is 0.
+
+    Exact match counts as rising if the last fifth of the evaluations has a higher one than those before.
+    """
     if len(curve) < 2:
-        return False
-    *before, last = [(line["dev_em"], -line.get("dev_loss", line["loss"])) for line in curve]
-    return last[0] < 100 and last > max(before)
+        return ""
+    exact = [line["dev_em"] for line in curve]
+    losses = [line.get("dev_loss", line["loss"]) for line in curve]
+    recent = max(1, len(curve) // 5)
+    if max(exact) == 0:
+        return "loss" if losses[-1] < min(losses[:-1]) else ""
+    rising = max(exact[:-recent]) < max(exact[-recent:]) and max(exact) < 100
+    return "exact_match" if rising else ""
 
 
 def _samples(folder: RunFolder) -> tuple[Sample, ...]:

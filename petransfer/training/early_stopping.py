@@ -21,7 +21,8 @@ class StoppingState:
 
     best_step: the step with the best weights so far, 0 before the first evaluation. best_exact_match, best_loss: the
     dev scores of that step. level_exact_match, level_loss: the scores that the next evaluation must improve by
-    `min_delta`. stale: evaluations in a row without an improvement. stop_reason: empty while training continues.
+    `min_delta`. stale: evaluations in a row without an improvement. cooldown_from: the step at which the cooldown
+    began; 0 if it did not. stop_reason: empty while training continues.
     """
 
     best_step: int = 0
@@ -31,6 +32,7 @@ class StoppingState:
     level_loss: float | None = None
     evaluations: int = 0
     stale: int = 0
+    cooldown_from: int = 0
     stop_reason: StopReason = ""
 
     @classmethod
@@ -69,9 +71,37 @@ class EarlyStopper:
             is_best = True
         state.evaluations += 1
         state.stale = 0 if self._improves(exact_match, loss) else state.stale + 1
-        if state.stale >= self.settings.patience:
-            state.stop_reason = "no_improvement"
+        self._begin_or_end(step)
         return is_best
+
+    def _begin_or_end(self, step: int) -> None:
+        """Begin the cooldown when patience has run out, and stop after it; stop at once if nothing can be gained."""
+        state = self.state
+        if state.cooldown_from:
+            if step >= state.cooldown_from + self.cooldown_steps:
+                state.stop_reason = "no_improvement"
+        elif state.stale >= self.settings.patience:
+            if self.cooldown_steps and (state.best_exact_match or 0) < 100:
+                state.cooldown_from = step
+            else:
+                state.stop_reason = "no_improvement"
+
+    @property
+    def cooldown_steps(self) -> int:
+        """The steps of the cooldown."""
+        return self.settings.cooldown * self.settings.every
+
+    def cooldown_factor(self, step: int, last: int) -> float:
+        """Return the factor of a step's learning rate: 1 before the cooldown, then falling linearly to zero.
+
+        Args:
+            step: the step, counted from 0.
+            last: the largest number of steps, at which the cooldown ends if it would last longer.
+        """
+        begin = self.state.cooldown_from
+        if not begin or step <= begin:
+            return 1.0
+        return max(0.0, 1 - (step - begin) / min(self.cooldown_steps, last - begin))
 
     def is_out_of_time(self, seconds: float) -> bool:
         """Return whether `seconds` of training are more than the time limit."""

@@ -348,7 +348,8 @@ class Loop:
         return [value for group in self.optimizer.param_groups for value in group["params"]]
 
     def _learning_rate(self, step: int) -> float:
-        return self.spec.learning_rate * learning_rate_factor(self.spec, step)
+        cooldown = self.stopper.cooldown_factor(step, self.spec.steps) if self.stopper else 1.0
+        return self.spec.learning_rate * learning_rate_factor(self.spec, step) * cooldown
 
     def _save_is_due(self) -> bool:
         return time.monotonic() - self._saved_at >= self.execution.save_every

@@ -54,3 +54,12 @@ def test_a_long_row_of_an_embedded_checkpoint_is_predicted(monkeypatch: pytest.M
     with pytest.raises(petransfer.UserError) as error:
         study_memory.refuse_too_large_for_cpu([spec], lambda spec: {})
     assert all(part in str(error.value) for part in ("nano/", "does not fit", "16 GB", "--force"))
+
+
+def test_the_repr_is_one_readable_line() -> None:
+    found = petransfer.fit("nano/english", bits=32, batch_size=8, card="12GB")
+    shown = repr(found)
+    assert "8 of 8 examples at once" in shown
+    assert "of 12 GB" in shown
+    assert f"{found.memory.trained_parameters:,} trained parameters" in shown
+    assert len(shown) < 100

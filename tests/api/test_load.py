@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
 
 import petransfer
@@ -74,3 +75,12 @@ def test_it_trains_in_transformers_trainer(bits: Bits, tmp_path: Path) -> None:
 def test_a_width_that_does_not_exist_is_refused() -> None:
     with pytest.raises(petransfer.UserError, match="32, 16, 8 or 4"):
         petransfer.load("nano/english", bits=5)  # type: ignore[arg-type]
+
+
+def test_loading_shows_no_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    """The user's own setting of transformers' progress bars stays."""
+    transformers.logging.enable_progress_bar()
+    petransfer.load("nano/english", bits=32, device="cpu")
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "")
+    assert transformers.logging.is_progress_bar_enabled()

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 from datetime import date
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks.everyday_tasks import TASKS, smiles_rows
+from benchmarks.everyday import SETTINGS, compare, table
+from benchmarks.everyday_tasks import REAL_TASKS, SMILES_ROWS, TASKS, rows_of, smiles_rows
+
+RESULTS = Path(__file__).parents[2] / "results" / "bench"
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -27,3 +32,34 @@ def test_targets_are_right() -> None:
             assert int(target.split()[0]) == 60 * int(text.split()[0])
     for text, target in smiles_rows(50):
         assert text != target
+    assert len(dict(rows_of("smiles"))) == SMILES_ROWS, "all inputs differ"
+
+
+def _run(dev: float, test: float) -> dict[str, Any]:
+    return {"dev": dev, "test": test, "steps": 9, "best_step": 5, "stop_reason": "max_steps", "seconds": 1.0}
+
+
+def test_the_best_of_the_sweep_is_chosen_on_dev() -> None:
+    runs = {"default": _run(80, 60), "full": _run(90, 50), "lora-x3": _run(70, 99)}
+    assert compare({"runs": runs}) == {"best": "full", "share_of_best": {"dev": 88.9, "test": 120.0}}
+    assert compare({"runs": {"default": _run(80, 60), "full": _run(80, 70)}})["best"] == "default"
+    assert compare({"runs": {"default": _run(0, 0), "full": _run(0, 0)}})["share_of_best"]["dev"] is None
+
+
+def test_the_table_has_one_row_a_task() -> None:
+    runs = {"default": _run(80, 60), "full": _run(90, 50)}
+    content = {"tasks": {"dates": {"rows": 500, "runs": runs, **compare({"runs": runs})}}}
+    assert table(content).splitlines()[2] == (
+        "| dates | 500 | 80.0, 60.0 | 9 (5) | largest number of steps | 1 | 1 | full: 90.0, 50.0 | 89 % | 120 % |"
+    )
+
+
+def test_the_table_in_the_results_is_that_of_the_file() -> None:
+    content = json.loads((RESULTS / "everyday-cpu.json").read_text())
+    assert "benchmarks.everyday" in content["command"]
+    assert content["machine"]["processor"]
+    for name, task in content["tasks"].items():
+        assert task["rows"] == (SMILES_ROWS if name in REAL_TASKS else TASKS[name].rows)
+        assert set(task["runs"]) <= set(SETTINGS)
+        assert compare(task) == {key: task[key] for key in ("best", "share_of_best")}
+    assert table(content) in (RESULTS / "README.md").read_text(encoding="utf-8")

@@ -103,6 +103,28 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
+def test_no_word_is_broken(width: int) -> None:
+    """Lines end at white space and hyphens; a table that is too wide for its longest words becomes lines."""
+    table = Table("method", "split", "seed", "dev EM %", "test EM %", "log p/token", "state")
+    table.add_row("lora r16 new-embeddings 32-bit", "held-out", "0", "99.0", "98.5", "-1e-05", "[red]interrupted[/red]")
+    out = io.StringIO()
+    print_fitting(table, Console(file=out, width=width))
+    words = [word.strip("│┃") for word in out.getvalue().split()]
+    for word in ("embeddings", "32-bit", "interrupted", "-1e-05"):
+        assert any(found.endswith((word, f"{word};")) for found in words), word
+    assert all(part in out.getvalue() for part in ("lora", "r16", "new-", "log", "p/token"))
+
+
+def test_a_word_longer_than_its_column_is_folded() -> None:
+    table = Table("file", "size")
+    table.add_row("x" * 70, "1")
+    out = io.StringIO()
+    print_fitting(table, Console(file=out, width=60))
+    assert "".join(out.getvalue().split()).replace("│", "").count("x") == 70
+    assert max(map(len, out.getvalue().splitlines())) <= 60
+
+
+@pytest.mark.parametrize("width", WIDTHS)
 def test_the_tables_of_verbs_hide_no_column(
     width: int, study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

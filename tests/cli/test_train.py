@@ -37,7 +37,7 @@ def test_ten_lines_one_command_an_adapter(
     write(elsewhere / "pairs.tsv")
     assert call(monkeypatch, "train", "nano/english", "pairs.tsv", "--steps", "120", "--cpu") == 0
     said = capsys.readouterr()
-    assert "data: 8 training, 1 dev and 1 test rows" in said.out
+    assert "data: 8 training, 1 dev and 1 test row\n" in said.out
     assert "only 1 dev row and 1 test row" in said.out  # the scores mean little
     assert "length: 120 steps of 8 examples, 120 epochs" in said.out
     assert "the first row is 'to walk' -> 'zu gehen'" in said.err
@@ -85,7 +85,11 @@ def test_plan_shows_the_recipe_and_trains_nothing(
     write(elsewhere / "pairs.tsv")
     arguments = ["train", "google/flan-t5-xl", "pairs.tsv", "--bits", "4", "--epochs", "2", "--rank", "8", "--plan"]
     assert call(monkeypatch, *arguments, "--seeds", "0-1", "--set", "train.warmup=0.1") == 0
-    recipe = yaml.safe_load(capsys.readouterr().out.split("\n\n")[0])
+    said = capsys.readouterr().out
+    assert "data: 8 training, 1 dev and 1 test row\n" in said
+    assert "tokens: about " in said, "no network: the tokenizer is not here"
+    assert "estimated from the model's size and the machine's speed" in said
+    recipe = yaml.safe_load(said.split("\n\n")[0])
     assert recipe["methods"] == [{"name": "lora", "bits": 4, "rank": 8}]
     assert recipe["family"]["arms"] == {"flan-t5-xl": "google/flan-t5-xl"}
     assert recipe["train"] == {"epochs": 2.0, "batch_size": 8, "learning_rate": 1e-3, "warmup": 0.1}
@@ -114,10 +118,35 @@ def test_defaults_follow_the_model_s_family(
 ) -> None:  # fmt: skip
     write(elsewhere / "pairs.tsv")
     monkeypatch.setattr("petransfer.cli.train.memory_of", lambda *_: None)
+    monkeypatch.setattr("petransfer.cli.train.estimate_json", lambda *_: {})
     assert call(monkeypatch, "train", model, "pairs.tsv", "--method", method, "--plan", "--json") == 0
     recipe = json.loads(capsys.readouterr().out)["recipe"]
     assert recipe["train"]["learning_rate"] == rate
     assert recipe["task"]["prefix"] == prefix
+
+
+def test_plan_counts_tokens_and_measures_the_time_of_a_step(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from petransfer.models.checkpoint_files import load_tokenizer
+    from petransfer.models.registry import checkpoint_spec
+
+    write(elsewhere / "pairs.tsv")
+    arguments = ["train", "nano/english", "pairs.tsv", "--plan", "--cpu", "--steps", "200"]
+    assert call(monkeypatch, *arguments, "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    tokenizer = load_tokenizer(checkpoint_spec("nano/english"))
+    data = load_task("lines", None, train="pairs.tsv").load("held-out")
+    sizes = [len(tokenizer(row.input)["input_ids"]) for row in data.train]
+    assert plan["tokens"]["inputs"] == pytest.approx(sum(sizes) / len(sizes))
+    assert plan["tokens"]["longest"][0] == max(sizes)
+    assert plan["seconds"]["measured"]
+    assert 200 * plan["seconds"]["step"] <= plan["seconds"]["most"]
+    assert call(monkeypatch, *arguments) == 0
+    said = capsys.readouterr().out
+    assert "a step, measured)" in said
+    assert f"at most {max(sizes)} and " in said
+    assert not (elsewhere / "results").exists()
 
 
 def test_every_method_has_a_rate_of_its_own() -> None:

@@ -11,6 +11,8 @@ first files. The tests call this with few kills. The long versions take some min
     python -m tests.invariants.kill_and_resume --kills 20 --what launcher # the process that started those
     python -m tests.invariants.kill_and_resume --kills 20 --what sweep    # a sweep of learning rates
     python -m tests.invariants.kill_and_resume --kills 20 --what pretrain # a pretraining of four checkpoints
+    python -m tests.invariants.kill_and_resume --kills 20 --what train    # petransfer train, which stops early
+    python -m tests.invariants.kill_and_resume --kills 20 --what early|early-process|early-stack  # a study that does
     python -m tests.invariants.kill_and_resume --kills 20 --what ray-worker|ray-driver|ray-head
 
 A study that is done before there were enough kills is begun anew in another folder. --forked starts each command by a
@@ -38,6 +40,7 @@ from typing import Any
 
 import psutil
 import pyarrow.parquet
+import yaml
 from safetensors.torch import load_file
 
 from tests.invariants.forked_command import ForkedCommand
@@ -66,6 +69,8 @@ train: {{steps: {steps}, batch_size: 4}}
 corpora:
   brackets: {{brackets: 8}}
 """
+# Early stopping by the loss, which falls and rises at the learning rates above, with a cooldown.
+EARLY = {"patience": 2, "every": 4, "cooldown": 2, "metric": "loss"}
 RUNS = 4
 # Share of the kills that strike a command in its first seconds.
 EARLY_SHARE, EARLY_SECONDS, EARLY_SECONDS_FORKED = 0.25, 4.0, 1.0
@@ -79,6 +84,7 @@ class Way:
     """How the study is carried out, and who is killed. victims: of the started process and this script's children.
 
     steps: for each kill, so that there is something left to strike. verb: of the command line.
+    early: whether the runs stop early.
     """
 
     options: tuple[str, ...]
@@ -86,6 +92,7 @@ class Way:
     ray: bool = False
     steps: int = 10
     verb: str = "run"
+    early: bool = False
 
 
 def _itself(process: psutil.Process) -> list[psutil.Process]:
@@ -126,6 +133,10 @@ WAYS = {
     "driver": Way(("--workers", "2"), _itself),
     "process": Way(("--processes", "2"), _sharing),
     "launcher": Way(("--processes", "2"), _itself),
+    "train": Way((), _itself, verb="train", early=True),
+    "early": Way(("--workers", "1"), _itself, early=True),
+    "early-process": Way(("--processes", "2"), _sharing, early=True),
+    "early-stack": Way(("--workers", "1", "--stack", "2"), _itself, early=True),
     "ray-worker": Way(("--executor", "ray"), _ray_workers, ray=True),
     "ray-driver": Way(("--executor", "ray"), _itself, ray=True),
     "ray-head": Way(("--executor", "ray"), _ray_head, ray=True, steps=40),  # its workers go on a while
@@ -162,8 +173,26 @@ class Cluster:
 
 def command(recipe: Path, out: Path, options: list[str], verb: str = "run") -> list[str]:
     """Return the command that runs the study, with one thread a process and a training state after every step."""
+    if verb == "train":
+        return _train_command(recipe, out)
     fixed = ["--threads", "1", "--save-every", "0", "--cpu"]
     return [sys.executable, "-m", "petransfer", verb, "--recipe", str(recipe), "--out", str(out), *fixed, *options]
+
+
+def _train_command(recipe: Path, out: Path) -> list[str]:
+    """Return the command that trains on the recipe's rows with its number of steps and four seeds."""
+    train = yaml.safe_load(recipe.read_text())["train"]
+    stopping = [f"--set=train.early_stopping.{key}={value}" for key, value in train["early_stopping"].items()]
+    fixed = ["--dev", "6", "--test", "6", "--seeds", "0-3", "--rank", "4", "--save-every", "0", "--cpu"]
+    line = [
+        sys.executable,
+        "-m",
+        "petransfer",
+        "train",
+        str(recipe.with_name("base")),
+        str(recipe.with_name("rows.tsv")),
+    ]
+    return [*line, "--out", str(out), "--max-steps", str(train["steps"]), *fixed, *stopping]
 
 
 def main(kills: int, seed: int = 0, what: str = "run", steps: int = 0, forked: bool = False) -> dict[str, Any]:
@@ -182,7 +211,9 @@ def main(kills: int, seed: int = 0, what: str = "run", steps: int = 0, forked: b
         (folder / "rows.tsv").write_text("".join(ROWS))
         text = PRETRAINING if way.verb == "pretrain" else RECIPE
         base = make_tiny_t5(folder / "base")
-        recipe.write_text(text.format(rows=folder / "rows.tsv", base=base, steps=steps))
+        content = yaml.safe_load(text.format(rows=folder / "rows.tsv", base=base, steps=steps))
+        content["train"] |= {"early_stopping": EARLY} if way.early else {}
+        recipe.write_text(yaml.safe_dump(content, sort_keys=False))
         same = {"--processes", "--stack", "--factors", "--no-compile"} & {*way.options}
         alone = list(way.options) if same else ["--workers", "1"]
         code, said = to_its_end(command(recipe, folder / "whole", alone, way.verb), forked)
@@ -327,7 +358,8 @@ def compare(whole: Path, cut: Path) -> None:
             assert left.keys() == right.keys()
             assert all(bool((left[key] == right[key]).all()) for key in left), weights
         results = [json.loads((folder / "result.json").read_text()) for folder in (run, other)]
-        numbers = [{part: result.get(part) for part in ("dev", "test", "steps")} for result in results]
+        parts = ("dev", "test", "steps", "best_step", "stop_reason")
+        numbers = [{part: result.get(part) for part in parts} for result in results]
         assert numbers[0] == numbers[1]
         lines = [
             [{**json.loads(line), "seconds": 0} for line in (folder / "metrics.jsonl").read_text().splitlines()]

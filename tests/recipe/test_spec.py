@@ -204,3 +204,7 @@ def test_early_stopping_is_part_of_the_run_id_only_where_it_is_used() -> None:
     assert early.run_id != plain.run_id
     assert RunSpec.from_dict(early.as_dict()) == early
     assert RunSpec.from_dict(plain.as_dict()) == plain
+    assert early.run_id == "c01ac79c9374", "a cooldown of 0, which was added later, does not change the id"
+    cooled = replace(plain, train=replace(train, early_stopping=EarlyStopping(patience=3, cooldown=2)))
+    assert cooled.run_id != early.run_id
+    assert RunSpec.from_dict(cooled.as_dict()) == cooled

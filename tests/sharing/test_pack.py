@@ -18,6 +18,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 
 from petransfer.data import TASKS
 from petransfer.errors import UserError
+from petransfer.models.registry import registry
 from petransfer.sharing.bundle import opened
 from petransfer.sharing.card import card
 from petransfer.sharing.card_metadata import Wishes
@@ -83,6 +84,8 @@ def test_the_hub_s_client_takes_the_card(packed: Path) -> None:
     kinds = [data.get(key) for key in ("library_name", "pipeline_tag")]
     assert kinds == ["peft", "text-generation"]
     assert data.base_model is None, "an embedded base is on no hub"
+    assert data.license == registry().families["nano"].arms["english"].licence.lower(), "that of the base"
+    assert "of the data not known; so of the adapter" in text
     assert "`nano/english`, which ships with petransfer and is not on the hub" in text
     result = json.loads(contents(packed)["result.json"])
     figures = {one.dataset_split: one.metric_value for one in data.eval_results or []}

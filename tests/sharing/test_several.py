@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from petransfer.sharing.attach import FIRST
 from petransfer.sharing.base import Base, Where
 from petransfer.sharing.bundle import opened
 from petransfer.sharing.combined_adapters import Combination, put_together
+from petransfer.sharing.info import describe
 from tests.sharing.conftest import ROWS, call, contents, refused, write
 
 FROZEN = ("--set", "methods=[{name: lora, rank: 4, bits: 32}]")
@@ -226,3 +228,14 @@ def _in(folder: Path, name: str, content: bytes) -> Path:
 
 def test_the_first_adapter_s_name_is_no_layer_s() -> None:
     assert not FIRST.isdigit(), "peft would drop the tensors of the layer of that number"
+
+
+@pytest.mark.parametrize("method", ["pissa", "vera"])
+def test_info_counts_the_parameters_that_were_trained(method: str, trained: Callable[..., Path]) -> None:
+    """PiSSA is saved as a LoRA of twice the rank and VeRA with frozen tensors, so their files hold more numbers."""
+    run = trained("nano/english", "--method", method, "--steps", "2")
+    with opened(str(run)) as bundle:
+        found, result = describe(bundle), bundle.result() or {}
+        stored = sum(prod(shape) for _, shape in bundle.tensors.values())
+    assert found["parameters"] == result["trained_parameters"]
+    assert found["stored parameters"] == stored > found["parameters"]

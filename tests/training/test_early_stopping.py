@@ -23,6 +23,7 @@ from petransfer.training.early_stopping import EarlyStopper, StoppingState
 from petransfer.training.execution import Execution
 from petransfer.training.loop import Hooks, Loop
 from petransfer.training.metrics_file import read_metrics
+from petransfer.training.optimizer import learning_rate_factor
 from petransfer.training.state import trained_tensors
 from tests.training.test_loop import make_loop
 
@@ -60,6 +61,39 @@ def test_an_improvement_smaller_than_min_delta_does_not_count_but_is_kept() -> N
     scores = [(50, 1.0), (50.4, 1.0), (50.8, 1.0), (51.2, 1.0)]
     assert _record(_stopper(patience=2, min_delta=1.0), *scores).state.best_step == 30
     assert _record(_stopper(patience=2, min_delta=0.0), *scores).state.stop_reason == ""
+
+
+def test_a_cooldown_follows_the_last_improvement() -> None:
+    """Patience of 2 runs out at step 30; the cooldown lasts two evaluations of 10 steps, whatever dev says in it."""
+    stopper = _stopper(patience=2, every=10, cooldown=2)
+    state = _record(stopper, (50, 1.0), (50, 1.0), (50, 1.0)).state
+    assert (state.stop_reason, state.cooldown_from, state.stale) == ("", 30, 2)
+    factors = [stopper.cooldown_factor(step, 100) for step in (0, 29, 30, 35, 40, 49, 50)]
+    assert factors == pytest.approx([1, 1, 1, 0.75, 0.5, 0.05, 0])
+    assert stopper.cooldown_factor(35, 40) == 0.5, "it ends at the last step"
+    stopper.record(40, {"dev_em": 60, "dev_loss": 0.9})
+    assert state.stop_reason == ""
+    stopper.record(50, {"dev_em": 55, "dev_loss": 0.9})
+    assert (state.stop_reason, state.best_step) == ("no_improvement", 40)
+
+
+def test_no_cooldown_where_nothing_can_be_gained() -> None:
+    state = _record(_stopper(patience=1, every=10, cooldown=2), (100, 1.0), (100, 0.5)).state
+    assert (state.stop_reason, state.cooldown_from) == ("no_improvement", 0)
+
+
+def test_the_learning_rate_falls_to_zero_in_the_cooldown(tiny_t5: Path, tmp_path: Path) -> None:
+    scores = {2: 9.0, 4: 5.0, 6: 5.0, 8: 5.0}
+    hooks = Hooks(evaluate_at=set(scores))
+    stopping = EarlyStopping(patience=1, every=2, cooldown=2)
+    loop = make_loop(tiny_t5, tmp_path, hooks=hooks, early_stopping=stopping)
+    hooks.evaluate = lambda _: {"dev_em": scores[loop.progress.step], "dev_loss": 1.0}
+    assert loop.run().early_stopping["stop_reason"] == "no_improvement"
+    rates = {line["step"]: line["learning_rate"] for line in read_metrics(tmp_path / "metrics.jsonl")}
+    plain = [loop.spec.learning_rate * learning_rate_factor(loop.spec, step) for step in range(8)]
+    assert rates[4] == pytest.approx(plain[3])
+    assert rates[6] == pytest.approx(plain[5] * 0.75)
+    assert rates[8] == pytest.approx(plain[7] * 0.25)
 
 
 def test_by_loss_alone_exact_match_does_not_count() -> None:
@@ -130,14 +164,14 @@ def _run(spec: RunSpec, folder: Path, stop_at: int = 0) -> RunFolder:
 def test_a_run_interrupted_anywhere_ends_bit_for_bit_as_one_never_interrupted(
     tiny_spec: Callable[..., RunSpec], tmp_path: Path
 ) -> None:
-    spec = _spec(tiny_spec, patience=2, every=1, metric="loss")
+    spec = _spec(tiny_spec, patience=2, every=1, metric="loss", cooldown=2)
     whole = _run(spec, tmp_path / "whole")
     result = whole.result()
     assert result is not None
     assert result["stop_reason"] == "no_improvement"
-    assert result["best_step"] < result["steps"] < 12
     best, last = result["best_step"], result["steps"]
-    for stop_at in (1, best, best + 1, last):
+    assert best <= last <= 12
+    for stop_at in sorted({1, 3, last - 1, min(best + 1, last), last}):
         folder = tmp_path / str(stop_at)
         assert _run(spec, folder, stop_at).result() is None
         if stop_at in (1, best + 1):  # a kill just after a better state was written, before a state referred to it

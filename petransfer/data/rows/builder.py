@@ -14,7 +14,8 @@ from typing import Any
 from petransfer.data.bad_rows import BadRow, BadRows, visible
 from petransfer.data.rows.chat_rows import readable_input
 from petransfer.data.rows.columns import ColumnChoice, RowTexts, choose_columns, has_value, read_records, reading_notes
-from petransfer.data.rows.held_out import overlaps, partition
+from petransfer.data.rows.folds import fold_codes, scored_positions
+from petransfer.data.rows.held_out import MOST_DEV, overlaps, partition
 from petransfer.data.rows.options import RowOptions
 from petransfer.data.rows.records import Record, as_text, value_of
 from petransfer.data.rows.source import Source
@@ -22,6 +23,7 @@ from petransfer.data.rows.stored_rows import RowWriter
 from petransfer.data.rows.tables import HIDDEN_LABEL
 from petransfer.data.task import PARTS
 from petransfer.errors import UserError
+from petransfer.plurals import count
 
 _log = logging.getLogger(__name__)
 _OTHER = len(PARTS)
@@ -68,7 +70,7 @@ class RowBuilder:
                     self._read(part, sources[part], writer)
         if self._bad and self._options.bad_rows == "refuse":
             raise UserError(self._bad.refusal(self._rows, self._options.train) + self._hidden_advice())
-        codes = partition(self._parts, self._hashes, cuts, self._options.seed)
+        codes = self._codes(cuts)
         sizes = self._write_positions(codes)
         self._check_parts(sizes, sources)
         self._check_categories()
@@ -84,6 +86,11 @@ class RowBuilder:
             "chat": self._chat,
             "notes": [*self._notes(), *overlaps(codes, self._hashes)],
         }
+
+    def _codes(self, cuts: Mapping[str, float]) -> Any:
+        if self._options.fold:
+            return fold_codes(self._parts, self._hashes, self._options.fold, self._options.train)
+        return partition(self._parts, self._hashes, cuts, self._options.seed)
 
     def _read(self, part: str, source: Source, writer: RowWriter) -> None:
         columns = choose_columns(self._options, source)
@@ -136,7 +143,7 @@ class RowBuilder:
 
         sizes = {}
         for code, part in enumerate(PARTS):
-            positions = np.flatnonzero(codes == code).astype(np.uint32)
+            positions = scored_positions(codes, code, self._options.fold, MOST_DEV).astype(np.uint32)
             self._digest.update(positions.tobytes())
             np.save(self._folder / f"{part}.npy", positions)
             sizes[part] = len(positions)
@@ -144,7 +151,7 @@ class RowBuilder:
 
     def _check_parts(self, sizes: Mapping[str, int], sources: Mapping[str, Source]) -> None:
         for part, size in sizes.items():
-            if not size:
+            if not size and not (self._options.fold and part == "test"):
                 name = sources.get(part, sources["train"]).name
                 left_out = f"; {self._bad.note()}" if self._bad else ""
                 total = sum(sizes.values())
@@ -164,7 +171,7 @@ class RowBuilder:
                 "--set task.options.category=COLUMN"
             )
         for names in _alike(self._categories):
-            found = " and ".join(f"{visible(name)} ({self._categories[name]} rows)" for name in names)
+            found = " and ".join(f"{visible(name)} ({count(self._categories[name], 'row')})" for name in names)
             raise UserError(f"the categories {found} differ in case or blanks alone; write them alike")
 
     def _notes(self) -> Iterator[str]:
@@ -175,7 +182,7 @@ class RowBuilder:
         if self._bad:
             yield self._bad.note()
         for names in _alike(self._targets) if len(self._targets) <= 2 * LABELS else ():
-            found = " and ".join(f"{visible(name)} ({self._targets[name]} rows)" for name in names)
+            found = " and ".join(f"{visible(name)} ({count(self._targets[name], 'row')})" for name in names)
             yield f"warning: the targets {found} differ in case or blanks alone; is one of them a typing error?"
 
     def _hidden_advice(self) -> str:

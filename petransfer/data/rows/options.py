@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from petransfer.data.rows.delimited import QUOTING
+from petransfer.data.rows.folds import check_fold
 from petransfer.data.rows.source import FORMATS
 from petransfer.data.templates import fields_of
 from petransfer.errors import UserError, unknown
@@ -31,6 +32,8 @@ class RowOptions:
         messages: The column with chat messages; `messages` and `conversations` are found without it.
         chat: `auto` reads chats from rows with messages; `template` also makes a chat of each input and target;
             `plain` writes chats as `role: content` lines, for models without a chat template.
+        fold: `2/5` makes the second of five folds of the training rows the dev set; `all` trains on every row, and
+            scores some of them. Test is empty, unless it has a file of its own.
         split_column: A column that says `train`, `dev` or `test`; other rows are left out.
         seed: Of the draw of the rows that are held out. Rows with one input are always drawn together.
         bad_rows: `skip` leaves out rows that cannot be used and counts them; `refuse` stops at the end of the file.
@@ -50,6 +53,7 @@ class RowOptions:
     category: str = "category"
     template: str = ""
     split_column: str = ""
+    fold: str = ""
     seed: int = 0
     bad_rows: str = "refuse"
     max_length: int = 0
@@ -78,6 +82,7 @@ class RowOptions:
                 raise UserError(f"{key} of lines is {value!r}: give a whole number from 0 up")
         for part in ("dev", "test"):
             object.__setattr__(self, part, _share(getattr(self, part), part))
+        check_fold(self.fold, self.dev, self.split_column)
         self._name_columns()
 
     def _name_columns(self) -> None:

@@ -43,7 +43,7 @@ class Source:
     """Where rows come from.
 
     Args:
-        name: As the user wrote it, for messages.
+        name: As the user wrote it, for messages; a path below the current folder is relative to it.
         format: One of `FORMATS`.
         path: The file or folder; None for a hub id.
         split, config: Of a dataset.
@@ -94,13 +94,20 @@ def find_source(
     places = [folder / name, Path(name).expanduser()] if folder else [Path(name).expanduser()]
     path = next((place for place in places if place.exists()), None)
     if path is not None and path.is_dir():
-        return Source(name, "dataset", path, split, config)
+        return Source(shown_path(name), "dataset", path, split, config)
     if path is not None:
+        name = shown_path(name)
         _refuse_pointer(path, name)
         return Source(name, form or _format(path, name), path, "", "", *text)
     if form not in ("", "dataset") or name.startswith((".", "/", "~")) or _is_file_name(name):
         raise UserError(f"no file {name}; supported are {SUPPORTED}, folders that `datasets` loads, and hub ids")
     return Source(name, "dataset", None, split, config)
+
+
+def shown_path(name: str) -> str:
+    """Return a path for messages: relative to the current folder if it is below that folder, otherwise as it is."""
+    here = Path.cwd()
+    return str(Path(name).relative_to(here)) if Path(name).is_relative_to(here) and Path(name) != here else name
 
 
 def _refuse_pointer(path: Path, name: str) -> None:

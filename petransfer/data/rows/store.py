@@ -116,6 +116,11 @@ def find_sources(options: RowOptions) -> tuple[dict[str, Source], dict[str, floa
             sources[part] = find_source(asked, options.data_dir, options.format, "train", options.config, text)
         elif not options.split_column:
             cuts[part] = 0
+    if options.fold:
+        sources.pop("dev", None)
+        if "test" in cuts and options.test != "":
+            raise UserError("with folds, test must be a file: every other row is in a fold")
+        cuts = {}
     return sources, cuts
 
 

@@ -29,7 +29,7 @@ from petransfer.effects.statistics import (
     permutation_p,
     seeds_needed,
 )
-from petransfer.effects.wording import bounds, capital, p_text, plain, seeds_text, signed
+from petransfer.effects.wording import bounds, capital, p_text, plain, seeds_text, signed, unpaired
 from petransfer.recipe.effect_requests import RequestedEffect
 
 if TYPE_CHECKING:
@@ -274,7 +274,7 @@ def details(effect: dict[str, Any], criterion: Criterion) -> str:
     if effect["p_holm"] is not None and effect["least_p_holm"] >= LEVEL:
         parts.append(f"So few seeds cannot give less than {p_text(effect['least_p_holm'])} (Holm).")
     if effect["left_out"]:
-        parts.append(f"{effect['left_out']} runs have no partner of the same seed.")
+        parts.append(f"{unpaired(effect['left_out'])}.")
     if effect["dev"]:
         parts.append(f"On dev: {plain(effect['dev'][0])} and {plain(effect['dev'][1])}{criterion.unit}.")
     odds = effect["log_odds"]

@@ -37,7 +37,7 @@ def measure_speeds(seconds: float = 2.0) -> list[Speed]:
     before = torch.get_num_threads()
     try:
         return [
-            _measured(bits, threads, seconds / (len(counts) * len(DTYPES))) for threads in counts for bits in DTYPES
+            measure_speed(bits, threads, seconds / (len(counts) * len(DTYPES))) for threads in counts for bits in DTYPES
         ]
     finally:
         torch.set_num_threads(before)
@@ -63,7 +63,8 @@ def _powers_of_two(most: int) -> Iterator[int]:
     yield most
 
 
-def _measured(bits: Literal[16, 32], threads: int, seconds: float) -> Speed:
+def measure_speed(bits: Literal[16, 32], threads: int, seconds: float) -> Speed:
+    """Measure matrix products at one width and number of threads, which the process keeps, for about `seconds`."""
     torch.set_num_threads(threads)
     rows = torch.randn(TOKENS, INPUTS).to(DTYPES[bits])
     weight = torch.randn(OUTPUTS, INPUTS).to(DTYPES[bits])

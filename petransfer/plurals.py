@@ -1,0 +1,15 @@
+"""Numbers with their nouns, in the singular or in the plural."""
+
+from __future__ import annotations
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    >>> count(1, "run"), count(1200, "run")
+    ('1 run', '1,200 runs')
+    >>> count(2, "process")
+    '2 processes'
+    """
+    ending = "" if number == 1 else "es" if noun.endswith(("s", "ch", "x")) else "s"
+    return f"{number:,} {noun}{ending}"

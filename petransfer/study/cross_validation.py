@@ -1,0 +1,170 @@
+"""Cross-validation of `train`: one training for each fold of the rows, then one on all rows."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from petransfer.atomic_files import write_text
+from petransfer.data.rows.folds import ALL
+from petransfer.errors import RunError, UserError
+from petransfer.plurals import count
+from petransfer.study.folders import StudyFolder
+from petransfer.study.quick_recipe import TrainRequest
+from petransfer.study.study import StudyGrid
+from petransfer.study.train_folder import differences
+from petransfer.study.train_study import TrainStudy, train_study
+
+MOST_FOLDS = 100
+
+
+@dataclass(frozen=True)
+class FoldScore:
+    """The result of the training that one fold was held out of.
+
+    Attributes:
+        fold: The number of the fold, from 1.
+        rows: The rows in the fold, which were the dev set.
+        exact_match: Exact match on them in per cent.
+        steps: The step of the best weights.
+    """
+
+    fold: int
+    rows: int
+    exact_match: float
+    steps: int
+
+    def line(self, folds: int) -> str:
+        """Return the result in one line. folds: the number of folds."""
+        size = count(self.rows, "row")
+        return f"fold {self.fold} of {folds}: exact match {self.exact_match:.1f} % on {size}, best step {self.steps:,}"
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """The trainings of a cross-validation, ready to start.
+
+    Attributes:
+        model, data, request, overrides, on_card: What `train` was asked for.
+        folder: The folder of the last training, on all rows; the folds are in `folds/1`, `folds/2`, ...
+        folds: One training for each fold.
+    """
+
+    model: str
+    data: str
+    request: TrainRequest
+    overrides: list[str]
+    on_card: bool
+    folder: Path
+    folds: tuple[TrainStudy, ...]
+
+    def run(self, run: Callable[[StudyGrid], None], show: Callable[[str], None]) -> tuple[FoldScore, ...]:
+        """Train each fold; finished ones are skipped.
+
+        Args:
+            run: Executes a study without its test set, and raises an error if a run is not finished.
+            show: Called with a line about each fold.
+        """
+        found = []
+        for number, training in enumerate(self.folds, 1):
+            run(training.grid)
+            found.append(_score(number, training))
+            show(found[-1].line(len(self.folds)))
+        show(summary(found))
+        return tuple(found)
+
+    def last_training(self, scores: tuple[FoldScore, ...]) -> TrainStudy:
+        """Return the training on all rows, for the median of the folds' best steps, and save the scores beside it."""
+        whole = replace(
+            self.request,
+            folds=None,
+            steps=median_steps(scores),
+            epochs=None,
+            max_steps=None,
+            max_minutes=None,
+            early_stopping=None,
+            options={**self.request.options, "fold": ALL},
+        )
+        training = train_study(self.model, self.data, whole, self.overrides, self.folder, self.on_card)
+        training.grid.folder.open(training.grid.recipe)
+        write_text(self.folder / "folds.json", json.dumps(as_json(scores), indent=1) + "\n")
+        return training
+
+
+def cross_validation(
+    model: str, data: str, request: TrainRequest, overrides: list[str], out: Path | None, on_card: bool
+) -> CrossValidation:
+    """Make the trainings of all folds and choose their folder. Nothing is written.
+
+    Raises:
+        UserError: The model, the data or the request is not valid, or `out` holds a training with other settings.
+    """
+    folds = check_folds(request)
+
+    def training(number: int, folder: Path | None) -> TrainStudy:
+        part = replace(request, folds=None, options={**request.options, "fold": f"{number}/{folds}"})
+        return train_study(model, data, part, overrides, folder, on_card)
+
+    first = training(1, None)
+    usual = Path("results") / f"{first.grid.recipe.name}-{folds}-folds"
+    named = itertools.chain([usual], (usual.with_name(f"{usual.name}-{number}") for number in itertools.count(2)))
+    base = out or next(folder for folder in named if not differences(folder / "folds" / "1", first.grid.recipe))
+    StudyFolder(base).check(first.grid.recipe.name)
+    trainings = (training(number, base / "folds" / str(number)) for number in range(1, folds + 1))
+    return CrossValidation(model, data, request, overrides, on_card, base, tuple(trainings))
+
+
+def check_folds(request: TrainRequest) -> int:
+    """Return the number of folds.
+
+    Raises:
+        UserError: It is not valid, or does not go with other settings.
+    """
+    folds = request.folds
+    if not isinstance(folds, int) or isinstance(folds, bool) or not 2 <= folds <= MOST_FOLDS:
+        raise UserError(f"--folds {folds}: give a number from 2 to {MOST_FOLDS}, such as 5")
+    if request.dev is not None:
+        raise UserError("--folds and --dev: each fold is the dev set once; leave --dev out")
+    if len(request.seeds) > 1:
+        raise UserError("--folds takes one seed; give one with --seeds")
+    return folds
+
+
+def median_steps(scores: tuple[FoldScore, ...]) -> int:
+    """Return the median of the folds' best steps, rounded down."""
+    return max(1, int(statistics.median(one.steps for one in scores)))
+
+
+def summary(scores: list[FoldScore]) -> str:
+    """Return the mean and the spread of the folds' scores in one line."""
+    values = [one.exact_match for one in scores]
+    spread = statistics.stdev(values)
+    return (
+        f"{len(values)} folds: exact match {statistics.mean(values):.1f} % on average, standard deviation {spread:.1f} "
+        f"points; best steps {min(one.steps for one in scores):,} to {max(one.steps for one in scores):,}"
+    )
+
+
+def as_json(scores: tuple[FoldScore, ...]) -> dict[str, Any]:
+    """Return the scores as the content of folds.json."""
+    values = [one.exact_match for one in scores]
+    return {
+        "folds": [vars(one) for one in scores],
+        "exact_match": round(statistics.mean(values), 4),
+        "standard_deviation": round(statistics.stdev(values), 4),
+        "steps": median_steps(scores),
+    }
+
+
+def _score(number: int, training: TrainStudy) -> FoldScore:
+    (cell,) = training.grid.cells
+    result = training.grid.folder.run(cell.run_id).result()
+    if result is None:
+        raise RunError(f"fold {number} is not finished; run the same command again to resume")
+    steps = int(result.get("best_step") or result["steps"])
+    return FoldScore(number, training.rows["dev"], float(result["dev"]["exact_match"]), steps)

@@ -1,0 +1,200 @@
+"""The tokens and the expected time of a training, for `train --plan`."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from petransfer.data import load_task
+from petransfer.errors import RunError, UserError
+from petransfer.models.registry import is_embedded
+from petransfer.recipe.run_spec import EarlyStopping, RunSpec, TrainSpec
+from petransfer.study.durations import duration
+from petransfer.study.grid import Cell
+
+if TYPE_CHECKING:
+    from petransfer.memory.planner import Fit
+
+# The training rows whose tokens are counted, evenly spaced, and the steps of a measurement, of which the first two
+# are not timed.
+SAMPLED_ROWS, MEASURED_STEPS = 500, 6
+# Characters of English text per token, where the tokenizer is not on this machine.
+CHARACTERS = 4.0
+# The share of a machine's matrix-product rate that a training step reaches (results/bench/train-cpu.json).
+REACHED = 0.4
+# Bytes of a weight by dtype; quantised weights include their constants.
+_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "nf4": 0.5}
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The lengths of the training rows.
+
+    Attributes:
+        inputs, targets: Mean tokens of a row.
+        longest: Tokens of the longest input and target of the rows that were counted.
+        counted: Whether the tokenizer counted them; if it is not on this machine, they follow from the characters.
+    """
+
+    inputs: float
+    targets: float
+    longest: tuple[int, int]
+    counted: bool
+
+    def line(self, rows: int) -> str:
+        """Describe the tokens in one line. rows: the number of training rows."""
+        how = "" if self.counted else "about "
+        total = rows * (self.inputs + self.targets)
+        return (
+            f"tokens: {how}{self.inputs:.1f} of an input and {self.targets:.1f} of a target on average, at most "
+            f"{self.longest[0]} and {self.longest[1]}; {how}{total:,.0f} in an epoch"
+        )
+
+
+@dataclass(frozen=True)
+class Time:
+    """The expected time of a training.
+
+    Attributes:
+        step: Seconds of one optimiser step.
+        evaluations: Seconds of all evaluations on dev.
+        measured: Whether steps were timed; otherwise it follows from the model's size and the machine's speed.
+    """
+
+    step: float
+    evaluations: float
+    measured: bool
+
+    def line(self, train: TrainSpec) -> str:
+        """Describe the time in one line."""
+        total = train.steps * self.step + self.evaluations
+        most = "at most " if train.early_stopping else ""
+        shown = f"{1000 * self.step:,.0f} ms" if self.step < 10 else f"{self.step:,.0f} s"
+        if self.measured:
+            return f"time: {most}{duration(total)} on this machine ({shown} a step, measured)"
+        return (
+            f"time: {most}about {duration(total)} on this machine ({shown} a step, estimated from the model's size and "
+            "the machine's speed)"
+        )
+
+
+def tokens_of(spec: RunSpec) -> Tokens:
+    """Count the tokens of evenly spaced training rows."""
+    rows = load_task(spec.task.name, None, **spec.task.arguments).load(spec.task.split).train
+    chosen = [rows[at] for at in range(0, len(rows), -(-len(rows) // SAMPLED_ROWS))]
+    texts = [[spec.task.prefix + row.input for row in chosen], [row.target for row in chosen]]
+    if is_here(spec):
+        from petransfer.models.checkpoint_files import load_tokenizer
+
+        tokenizer = load_tokenizer(spec.checkpoint)
+        sizes = [[len(ids) for ids in tokenizer(part)["input_ids"]] for part in texts]
+    else:
+        sizes = [[max(1, round(len(text) / CHARACTERS)) for text in part] for part in texts]
+    source, target = sizes
+    return Tokens(statistics.mean(source), statistics.mean(target), (max(source), max(target)), is_here(spec))
+
+
+def is_here(spec: RunSpec) -> bool:
+    """Return whether the checkpoint's files are on this machine: embedded ones and folders."""
+    return is_embedded(spec.checkpoint.name) or Path(spec.checkpoint.source or spec.checkpoint.name).is_dir()
+
+
+def time_of(cell: Cell, tokens: Tokens, dev_rows: int, fit: Fit, cpu: bool) -> Time:
+    """Time a few training steps if the checkpoint is on this machine; otherwise estimate the time of a step.
+
+    Args:
+        cell: The run.
+        tokens: The lengths of its rows.
+        dev_rows: Rows of the dev set.
+        fit: The prediction of its memory, which has the model's size.
+        cpu: Whether to train on the CPU even if there is a GPU.
+    """
+    from petransfer.study.run_scoring import CURVE_EXAMPLES, STOPPING_EXAMPLES, evaluation_steps
+
+    spec, measured = cell.spec, is_here(cell.spec)
+    step = _measured_step(spec, cpu) if measured else _estimated_step(spec, tokens, fit, cpu)
+    scored = min(dev_rows, STOPPING_EXAMPLES if spec.train.early_stopping else CURVE_EXAMPLES)
+    forward = step / spec.train.batch_size / 3  # a training step is a forward and a backward pass
+    return Time(step, len(evaluation_steps(spec.train)) * scored * forward, measured)
+
+
+def _measured_step(spec: RunSpec, cpu: bool) -> float:
+    """Return the median seconds of the last steps of a short training in a temporary folder."""
+    from petransfer.study.folders import RunFolder
+    from petransfer.study.settings import Settings
+    from petransfer.study.single_run import make_loop, open_base, prepare
+
+    stopping = EarlyStopping(every=MEASURED_STEPS)  # evaluates once, after the last step
+    short = replace(spec, train=replace(spec.train, steps=MEASURED_STEPS, early_stopping=stopping))
+    settings, ends = Settings(cpu=cpu, force=True), list[float]()
+    with tempfile.TemporaryDirectory() as folder:
+        base = open_base(short, settings)
+        prepared = prepare(short, RunFolder(Path(folder)), base)
+        make_loop(
+            prepared, base, settings.execution, lambda step, loss, seconds: ends.append(seconds), lambda: False
+        ).run()
+    return statistics.median(after - before for before, after in itertools.pairwise(ends[1:]))
+
+
+def _estimated_step(spec: RunSpec, tokens: Tokens, fit: Fit, cpu: bool) -> float:
+    """Return the seconds of a step from its floating-point operations and the machine's matrix-product rate."""
+    parameters = sum(size / _BYTES.get(dtype, 2.0) for dtype, size in fit.memory.weights.items())
+    full = spec.method.name == "full"
+    # 2 operations for each weight and token in the forward pass, 2 for the gradient of the activations, and 2 for that
+    # of the weights. Of an encoder-decoder, half of the weights see the input and half the target.
+    tokens_seen = spec.train.batch_size * (tokens.inputs + tokens.targets) / 2
+    return (6 if full else 4) * parameters * tokens_seen / (REACHED * _product_rate(cpu or fit.demand.device == "cpu"))
+
+
+def _product_rate(cpu: bool) -> float:
+    """Measure the operations per second of matrix products on the device."""
+    import torch
+
+    from petransfer.training.cpu.speed import measure_speed
+
+    if cpu:
+        return measure_speed(32, torch.get_num_threads(), 0.3).flops
+    left = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16)
+    torch.matmul(left, left)
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(20):
+        torch.matmul(left, left)
+    torch.cuda.synchronize()
+    return 20 * 2 * 4096**3 / (time.perf_counter() - began)
+
+
+def estimate_lines(cell: Cell, rows: dict[str, int], fit: Fit, cpu: bool) -> list[str]:
+    """Return a line about the tokens and one about the time.
+
+    Args:
+        cell: The run.
+        rows: The rows in train and dev.
+        fit: The prediction of its memory.
+        cpu: Whether to train on the CPU even if there is a GPU.
+    """
+    tokens = tokens_of(cell.spec)
+    lines = [tokens.line(rows["train"])]
+    try:
+        return [*lines, time_of(cell, tokens, rows["dev"], fit, cpu).line(cell.spec.train)]
+    except (UserError, RunError) as problem:  # the training would fail for the same reason
+        return [*lines, f"time: not known ({problem})"]
+
+
+def as_json(cell: Cell, rows: dict[str, int], fit: Fit, cpu: bool) -> dict[str, Any]:
+    """Return the same as plain JSON values: tokens, seconds of a step and of the whole training."""
+    tokens = tokens_of(cell.spec)
+    found = time_of(cell, tokens, rows["dev"], fit, cpu)
+    return {
+        "tokens": vars(tokens),
+        "seconds": {
+            "step": found.step,
+            "most": cell.spec.train.steps * found.step + found.evaluations,
+            "measured": found.measured,
+        },
+    }

@@ -1,0 +1,151 @@
+"""`train --folds`: every row is scored once, and the adapter is trained on all rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+import petransfer as pt
+from petransfer.data import load_task
+from petransfer.errors import RunError, UserError
+from petransfer.study.cross_validation import FoldScore, check_folds, median_steps, summary
+from petransfer.study.quick_recipe import TrainRequest
+from petransfer.study.train_study import small_data_note
+from tests.cli.calls import call
+
+WORDS = ["walk", "run", "see", "say", "hear", "go", "come", "sing", "sleep", "eat"]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """Ten inputs, one of them twice."""
+    path = tmp_path / "verbs.tsv"
+    path.write_text("".join(f"to {word}\t{word}s\n" for word in [*WORDS, WORDS[0]]))
+    return path
+
+
+def _inputs(rows: Path, part: str, fold: str, **options: Any) -> list[str]:
+    return [
+        example.input
+        for example in getattr(load_task("lines", train=str(rows), fold=fold, **options).load("held-out"), part)
+    ]
+
+
+def test_every_row_is_in_the_dev_set_of_one_fold(rows: Path) -> None:
+    folds = [_inputs(rows, "dev", f"{number}/3") for number in (1, 2, 3)]
+    assert sorted(text for fold in folds for text in fold) == sorted([f"to {word}" for word in [*WORDS, WORDS[0]]])
+    assert {len(set(fold)) for fold in folds} == {3, 4}
+    assert sum("to walk" in fold for fold in folds) == 1, "rows with one input are in one fold"
+    for number, fold in enumerate(folds, 1):
+        assert sorted([*fold, *_inputs(rows, "train", f"{number}/3")]) == sorted(text for one in folds for text in one)
+        assert _inputs(rows, "test", f"{number}/3") == []
+
+
+def test_all_rows_are_trained_on_at_the_end(rows: Path) -> None:
+    assert len(_inputs(rows, "train", "all")) == 11
+    assert _inputs(rows, "dev", "all") == _inputs(rows, "test", "all") == _inputs(rows, "train", "all")
+
+
+def test_a_test_file_stays_the_test_set(rows: Path, tmp_path: Path) -> None:
+    (tmp_path / "test.tsv").write_text("to jump\tjumps\n")
+    for fold in ("1/3", "all"):
+        assert _inputs(rows, "test", fold, test=str(tmp_path / "test.tsv")) == ["to jump"]
+
+
+@pytest.mark.parametrize("fold", ["0/5", "6/5", "1/1", "2", "some", "1/5/5", "-1/5"])
+def test_a_fold_that_does_not_exist_is_refused(fold: str, rows: Path) -> None:
+    with pytest.raises(UserError, match="fold of lines"):
+        load_task("lines", train=str(rows), fold=fold)
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        ({"folds": 1}, ("--folds 1", "from 2 to 100")),
+        ({"folds": 0}, ("--folds 0", "from 2")),
+        ({"folds": -5}, ("--folds -5", "from 2")),
+        ({"folds": 2.5}, ("--folds 2.5", "from 2")),
+        ({"folds": 101}, ("--folds 101", "to 100")),
+        ({"folds": 5, "dev": "0.1"}, ("--folds", "--dev")),
+        ({"folds": 5, "seeds": (0, 1)}, ("--folds", "one seed")),
+    ],
+)
+def test_bad_values_are_named(settings: dict[str, Any], parts: tuple[str, ...]) -> None:
+    with pytest.raises(UserError) as error:
+        check_folds(TrainRequest(**settings))
+    assert all(part in str(error.value) for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("--folds", "11"), ("verbs.tsv", "10 different inputs", "11 folds", "--folds")),
+        (("--folds", "1"), ("--folds 1",)),
+        (("--folds", "3", "--test", "0.2"), ("folds", "test", "file")),
+        (("--folds", "3", "--dev", "0.2"), ("--folds", "--dev")),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(
+    arguments: tuple[str, ...],
+    parts: tuple[str, ...],
+    rows: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(rows.parent)
+    assert call(monkeypatch, "train", "nano/english", "verbs.tsv", *arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.err.count("\n") == 1
+    assert all(part in shown.err for part in parts)
+    assert not (rows.parent / "results").exists()
+
+
+def test_mean_spread_and_median() -> None:
+    scores = (FoldScore(1, 10, 80.0, 300), FoldScore(2, 10, 90.0, 100), FoldScore(3, 10, 100.0, 250))
+    assert "90.0 % on average, standard deviation 10.0 points" in summary(list(scores))
+    assert "100 to 300" in summary(list(scores))
+    assert median_steps(scores) == 250
+
+
+def test_small_data_names_folds() -> None:
+    assert "--folds 5" in small_data_note({"train": 10, "dev": 1, "test": 1})
+    assert small_data_note({"train": 160, "dev": 20, "test": 20}) == ""
+
+
+def test_an_interrupted_cross_validation_ends_as_one_never_interrupted(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first call stops after the first fold; the second one resumes and repeats nothing."""
+
+    def train(out: Path) -> None:
+        pt.train("nano/english", rows, folds=2, steps=2, out=out, cpu=True)
+
+    train(tmp_path / "whole")
+    real, done = pt.Study.run, []
+
+    def once(self: pt.Study, **options: Any) -> Any:
+        if done:
+            raise RunError("stopped")
+        done.append(real(self, **options))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pt.Study, "run", once)
+        with pytest.raises(RunError, match="stopped"):
+            train(tmp_path / "again")
+    (first,) = (tmp_path / "again" / "folds" / "1" / "runs").iterdir()
+    before = (first / "result.json").read_bytes()
+    train(tmp_path / "again")
+    assert (first / "result.json").read_bytes() == before
+    whole, again = (json.loads((tmp_path / name / "folds.json").read_text()) for name in ("whole", "again"))
+    assert whole == again
+    assert [one["rows"] for one in whole["folds"]] in ([5, 6], [6, 5])
+    assert whole["steps"] == 2
+    left, right = (
+        load_file(next((tmp_path / name / "runs").iterdir()) / "adapter" / "adapter_model.safetensors")
+        for name in ("whole", "again")
+    )
+    assert all((left[name] == right[name]).all() for name in left)
