@@ -23,6 +23,7 @@ from petransfer.models.checkpoint_files import (
     one_line_errors,
     revision,
 )
+from petransfer.models.complete_weights import load_complete
 from petransfer.models.control_arms import partly_random, randomly_initialized, write_partly_random
 from petransfer.models.library_output import without_progress_bars
 from petransfer.models.quantization import (
@@ -195,8 +196,7 @@ def _model(
 
 def _unquantized(auto: Any, config: Any, checkpoint: CheckpointSpec, dtype: torch.dtype, seed: int) -> PreTrainedModel:
     def pretrained() -> PreTrainedModel:
-        model: PreTrainedModel = auto.from_pretrained(location(checkpoint), revision=revision(checkpoint), dtype=dtype)
-        return model
+        return load_complete(auto, location(checkpoint), revision=revision(checkpoint), dtype=dtype)
 
     if checkpoint.reinit == "none":
         return pretrained()
@@ -226,7 +226,8 @@ def _quantized(
     """Read and quantize the weights tensor by tensor, so that the host never holds the unquantized model."""
     config = AutoConfig.from_pretrained(place, revision=asked)
     with left_unquantized(auto._model_mapping[type(config)], keep_wide):
-        model: PreTrainedModel = auto.from_pretrained(
+        model = load_complete(
+            auto,
             place,
             revision=asked,
             quantization_config=quantization_config(bits),
@@ -241,10 +242,8 @@ def _quantized(
 
 
 def _on_disk(auto: Any, place: str, asked: str | None, folder: str) -> PreTrainedModel:
-    model: PreTrainedModel = auto.from_pretrained(
-        place, revision=asked, dtype=torch.bfloat16, device_map={"": "disk"}, offload_folder=folder
-    )
-    return model
+    options = {"dtype": torch.bfloat16, "device_map": {"": "disk"}, "offload_folder": folder}
+    return load_complete(auto, place, revision=asked, **options)
 
 
 def _set_vocabulary(config: Any, size: int) -> None:

@@ -65,12 +65,13 @@ def _load_tensors(model: PeftModel, bundle: Bundle, name: str, own_embeddings: f
     """Load the tensors, if tensors and places match one to one."""
     places = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     expected = {key: tuple(value.shape) for key, value in places.items()}
-    found = {key: shape for key, (_, shape) in bundle.tensors.items() if key not in own_embeddings}
+    # embeddings that `modules_to_save` names have a place in the adapter; others replace those of the base
+    found = {key: shape for key, (_, shape) in bundle.tensors.items() if key in expected or key not in own_embeddings}
     extra, missing = sorted(found.keys() - expected.keys()), sorted(expected.keys() - found.keys())
     if extra:
-        raise _unfit(bundle, f"{len(extra)} tensors have no place, such as {extra[0]}")
+        raise _unfit(bundle, f"{len(extra)} of its tensors have no place in it, such as {extra[0]}")
     if missing:
-        raise _unfit(bundle, f"{len(missing)} tensors are missing, such as {missing[0]}")
+        raise _unfit(bundle, f"{len(missing)} of its tensors are missing, such as {missing[0]}")
     other = next((key for key in expected if found[key] != expected[key]), None)
     if other:
         raise _unfit(bundle, f"{other} is {list(found[other])}, and the base takes {list(expected[other])}")

@@ -45,6 +45,7 @@ class Base:
     """The base model of an adapter.
 
     commit: the hub commit used in training, if any.
+    named_by_adapter: whether the adapter's configuration alone names the base.
     trained_on: the record of the base in petransfer.json; empty if there is no such file.
     """
 
@@ -54,11 +55,22 @@ class Base:
     keep_wide: tuple[str, ...]
     commit: str | None
     trained_on: dict[str, Any] = field(default_factory=dict)
+    named_by_adapter: bool = False
 
     def load(self, device: torch.device | str | None = None) -> Loaded:
-        """Load the base on `device`; None selects the GPU if there is one."""
+        """Load the base on `device`; None selects the GPU if there is one.
+
+        Raises:
+            UserError: the base cannot be loaded.
+        """
         device = device or default_device()
-        return load_checkpoint(self.checkpoint, self.bits, seed=self.seed, device=device, keep_wide=self.keep_wide)
+        try:
+            return load_checkpoint(self.checkpoint, self.bits, seed=self.seed, device=device, keep_wide=self.keep_wide)
+        except UserError as error:
+            if not self.named_by_adapter:
+                raise
+            advice = "if the base that the adapter names lies elsewhere, give --checkpoint"
+            raise UserError(f"{error}; {advice}") from error
 
 
 def default_device() -> str:
@@ -90,7 +102,7 @@ def base_of(bundle: Bundle, checkpoint: str | None, revision: str | None, bits: 
         found = replace(found, weights=str(stated))
     own: Bits = weights_bits(spec.method) if spec else (16 if torch.cuda.is_available() else 32)
     wide = spec.method.keep_wide if spec else ()
-    return Base(found, bits or own, spec.seed if spec else 0, wide, commit, recorded)
+    return Base(found, bits or own, spec.seed if spec else 0, wide, commit, recorded, spec is None and not checkpoint)
 
 
 def _name_of(bundle: Bundle) -> str:

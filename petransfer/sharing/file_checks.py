@@ -120,7 +120,8 @@ def _check_lora(config: Mapping[str, Any], tensors: Tensors) -> None:
     for name, (_, shape) in tensors.items():
         if not name.startswith(_PREFIX):
             raise _refused(f"the tensor {_short(name)} lies outside the base ({_PREFIX}...)")
-        if name.removesuffix(".weight").rsplit(".", 1)[-1] in EMBEDDINGS and len(shape) == 2:
+        module = name.removesuffix(".weight").removesuffix(".base_layer")
+        if name.endswith(".weight") and module.rsplit(".", 1)[-1] in EMBEDDINGS and len(shape) == 2:
             continue  # peft saves resized embeddings; they are compared with those of the base
         module, check_shape = _part(name, config)
         if check_shape is None:

@@ -16,6 +16,7 @@ from petransfer.data.chat import chat_layout
 from petransfer.data.encoding import encode_examples
 from petransfer.errors import RunError, UserError, reason_of
 from petransfer.evaluation.exact_match import evaluate
+from petransfer.models.complete_weights import load_complete
 from petransfer.models.loading import DTYPES, Loaded
 from petransfer.models.saving import save_model
 from petransfer.recipe.methods import METHODS
@@ -99,6 +100,7 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None, 
     model = attach(loaded, [bundle], 32)
     before = _logits(model, loaded, count)
     at_width = _logits_at_trained_width(bundle, where, trained, count) if trained < 16 else None
+    _untie_adapted_head(loaded.model)
     try:
         whole = model.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError, AttributeError) as error:
@@ -107,7 +109,8 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None, 
         _refuse_changed(_change(before, _logits(whole, loaded, count)), "merging the adapter")
         if separate_head:
             separate_output_head(whole)
-        rounded = whole.to(DTYPES[width])
+        rounded = _rounded(whole, DTYPES[width])
+        _say_untied(rounded)
         held = _logits(rounded, loaded, count)
         save_model(rounded, partial)
         loaded.tokenizer.save_pretrained(partial)
@@ -136,9 +139,40 @@ def _logits_at_trained_width(bundle: Bundle, where: Where, bits: Bits, count: in
     return _logits(adapters.model, adapters.loaded, count)
 
 
+def _untie_adapted_head(base: Any) -> None:
+    """Give the head weights of its own if an adapter changes it or the embeddings that it shares them with.
+
+    Merging would otherwise change both by what the adapter adds to one of them.
+    """
+    ends = [base.get_input_embeddings(), base.get_output_embeddings()]
+    plain = [getattr(end, "base_layer", end) for end in ends]
+    adapted = any(end is not inner for end, inner in zip(ends, plain, strict=True))
+    if adapted and None not in plain and plain[0].weight is plain[1].weight:
+        plain[1].weight = torch.nn.Parameter(plain[1].weight.detach().clone(), requires_grad=False)
+
+
+def _say_untied(model: Any) -> None:
+    """Let config.json say that the head has weights of its own; T5's key for this also changes how it computes."""
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    config = model.config.get_text_config(decoder=True)
+    untied = None not in ends and ends[0].weight is not ends[1].weight
+    if untied and config.tie_word_embeddings and not hasattr(config, "scale_decoder_outputs"):
+        model.config.tie_word_embeddings = config.tie_word_embeddings = False
+
+
+def _rounded(model: Any, dtype: torch.dtype) -> Any:
+    """Round the tensors that a file holds, in place; others, such as rotary frequencies, are computed in fp32."""
+    for module in model.modules():
+        buffers = [name for name in module._buffers if name not in module._non_persistent_buffers_set]
+        for tensor in (*module._parameters.values(), *(module._buffers[name] for name in buffers)):
+            if tensor is not None and tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)
+    return model
+
+
 def _read(folder: Path, loaded: Loaded, bits: Bits) -> torch.nn.Module:
     auto = AutoModelForSeq2SeqLM if loaded.layout.encoder_decoder else AutoModelForCausalLM
-    model: torch.nn.Module = auto.from_pretrained(folder, dtype=DTYPES[bits])
+    model: torch.nn.Module = load_complete(auto, str(folder), dtype=DTYPES[bits])
     return model.to(loaded.model.device).eval()
 
 

@@ -66,11 +66,12 @@ def _own_embeddings(bundle: Bundle, base: Any) -> frozenset[str]:
         UserError: a tensor does not have the size of the base's embeddings.
     """
     ends = {id(end.weight) for end in (base.get_input_embeddings(), base.get_output_embeddings()) if end is not None}
-    places = {
-        f"base_model.model.{name}": tuple(value.shape)
-        for name, value in base.named_parameters(remove_duplicate=False)
-        if id(value) in ends
+    names = {
+        name: tuple(value.shape) for name, value in base.named_parameters(remove_duplicate=False) if id(value) in ends
     }
+    # a LoRA on the embeddings or the head wraps them, and peft saves the wrapped weights too
+    wrapped = {f"{name.removesuffix('weight')}base_layer.weight": shape for name, shape in names.items()}
+    places = {f"base_model.model.{name}": shape for name, shape in (names | wrapped).items()}
     found = frozenset(places) & bundle.tensors.keys()
     for name in sorted(found):
         shape = bundle.tensors[name][1]

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from petransfer.data.encoding import Layout
 from petransfer.errors import UserError, reason_of
 from petransfer.evaluation.predictor import Predictor
+from petransfer.models.complete_weights import load_complete
 from petransfer.models.loading import Loaded, load_checkpoint, tokenizer_and_layout
 from petransfer.models.registry import checkpoint_spec, is_embedded
 from petransfer.models.special_tokens import layout_of
@@ -53,7 +54,7 @@ def _load_whole(folder: Path, bundle: Bundle, checkpoint: str | None, device: st
         config = AutoConfig.from_pretrained(weights)
         auto = supported_class(config, bundle.label)
         dtype = "auto" if _is_merged(bundle) else "float32"
-        model = auto.from_pretrained(weights, dtype=dtype).to(device).eval()
+        model = load_complete(auto, str(weights), dtype=dtype).to(device).eval()
     except (OSError, ValueError) as error:
         reason = reason_of(error, 160)
         raise UserError(f"the model in {weights} cannot be loaded ({reason}); train or merge it again") from error

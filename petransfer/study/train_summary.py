@@ -45,6 +45,7 @@ class TrainSummary:
         still_improving: The dev score that was still improving when training ended: `exact_match`, `loss` while exact
             match was 0, or empty.
         samples: Test rows with their generated texts.
+        diverged: Whether the training loss at the end is much higher than at the start.
     """
 
     cell: Cell
@@ -56,6 +57,7 @@ class TrainSummary:
     stop_reason: str
     still_improving: str
     samples: tuple[Sample, ...]
+    diverged: bool = False
 
     @property
     def trained_on_all(self) -> bool:
@@ -90,6 +92,8 @@ class TrainSummary:
         if self.trained_on_all or (self.dev >= LEARNT and not ended_early):
             return ""
         train, method = self.cell.spec.train, self.cell.spec.method
+        if self.diverged:
+            return f"the loss rose during training; try: --learning-rate {train.learning_rate / 10:.1g}"
         tries = []
         if self.still_improving:
             option = "--max-steps" if train.early_stopping else "--steps"
@@ -114,7 +118,8 @@ def _summary(cell: Cell, folder: RunFolder) -> TrainSummary | None:
     result = folder.result()
     if result is None:
         return None
-    curve = [line for line in read_metrics(folder.path / "metrics.jsonl") if "dev_em" in line]
+    lines = read_metrics(folder.path / "metrics.jsonl")
+    curve = [line for line in lines if "dev_em" in line]
     return TrainSummary(
         cell,
         folder,
@@ -125,6 +130,7 @@ def _summary(cell: Cell, folder: RunFolder) -> TrainSummary | None:
         str(result.get("stop_reason") or ""),
         _still_improving(curve),
         _samples(folder),
+        len(lines) > 1 and lines[-1]["loss"] > 1.5 * lines[0]["loss"],
     )
 
 

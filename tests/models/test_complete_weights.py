@@ -1,0 +1,93 @@
+"""Checkpoints whose files lack weights, hold others, or name them in another way, as some do on the hub."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from petransfer.errors import UserError
+from petransfer.models.loading import load
+from petransfer.recipe.run_spec import Bits
+from tests.tiny_models import keep
+
+Tensors = dict[str, torch.Tensor]
+
+
+def _v1_1(model_type: str) -> Callable[[int], Any]:
+    """A T5 of version 1.1 or a LongT5: gated, and its head is not tied to the embeddings."""
+
+    def make(tokens: int) -> Any:
+        from transformers import AutoConfig, AutoModelForSeq2SeqLM
+
+        other = {"local_radius": 16} if model_type == "longt5" else {}
+        config = AutoConfig.for_model(
+            model_type, vocab_size=tokens, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, pad_token_id=0,
+            eos_token_id=1, decoder_start_token_id=0, feed_forward_proj="gated-gelu", tie_word_embeddings=False,
+            **other,
+        )  # fmt: skip
+        return AutoModelForSeq2SeqLM.from_config(config)
+
+    return make
+
+
+def _changed(folder: Path, change: Callable[[Tensors], Any]) -> Path:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture
+def copied(tiny_t5: Path, tmp_path: Path) -> Path:
+    """A T5 to be changed."""
+    return Path(shutil.copytree(tiny_t5, tmp_path / "base"))
+
+
+@pytest.mark.parametrize("bits", [32, 16, 8, 4])
+def test_a_checkpoint_without_some_weights_is_refused(bits: Bits, copied: Path) -> None:
+    query = "encoder.block.0.layer.0.SelfAttention.q.weight"
+    _changed(copied, lambda weights: (weights.pop(query), weights.pop(query.replace(".q.", ".k."))))
+    with pytest.raises(
+        UserError, match=r"SelfAttention\.k\.weight and 1 other tensors .*get the checkpoint again"
+    ) as error:
+        load(str(copied), bits, device="cpu")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+def test_a_checkpoint_with_weights_of_other_shapes_is_refused(bits: Bits, copied: Path) -> None:
+    name = "decoder.block.0.layer.2.DenseReluDense.wi.weight"
+    _changed(copied, lambda weights: weights.update({name: torch.zeros(48, 32)}))
+    with pytest.raises(UserError, match=r"wi\.weight .* shape \(48, 32\).* \(64, 32\)") as error:
+        load(str(copied), bits, device="cpu")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "embeddings"), [("t5", "shared"), ("longt5", "shared"), ("t5", "decoder.embed_tokens")]
+)
+def test_embeddings_and_head_are_those_of_the_file(model_type: str, embeddings: str, tmp_path: Path) -> None:
+    """The hub's T5 v1.1 and LongT5 hold `shared` and a head; MADLAD-400 holds the decoder's embeddings and a head."""
+    folder = keep(tmp_path / "base", _v1_1(model_type))
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("scale_decoder_outputs", None)
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    rows = load_file(folder / "model.safetensors")["shared.weight"]
+    head = torch.randn(rows.shape, generator=torch.Generator().manual_seed(1))
+
+    def as_on_the_hub(weights: Tensors) -> None:
+        for name in [name for name in weights if "embed_tokens" in name or name in ("shared.weight", "lm_head.weight")]:
+            weights.pop(name)
+        weights |= {f"{embeddings}.weight": rows.clone(), "lm_head.weight": head}
+
+    model: Any = load(str(_changed(folder, as_on_the_hub)), 32, device="cpu")[0]
+    assert torch.equal(model.encoder.embed_tokens.weight, rows)
+    assert torch.equal(model.decoder.embed_tokens.weight, rows)
+    assert torch.equal(model.lm_head.weight, head)

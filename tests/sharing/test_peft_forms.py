@@ -1,0 +1,84 @@
+"""Adapters that plain peft writes for a decoder with rotary positions: used and merged with the same outputs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+from petransfer.errors import UserError
+from petransfer.sharing.adapter import Adapter
+from tests.tiny_models import keep
+
+FORMS: dict[str, dict[str, Any]] = {
+    "attention": {"target_modules": ["q_proj", "v_proj"]},
+    "embeddings and head beside it": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+    "embeddings beside it": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "head": {"target_modules": ["lm_head"]},
+}
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "own head"])
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen2 of one layer."""
+
+    def make(tokens: int) -> Any:
+        config = Qwen2Config(
+            vocab_size=tokens, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=1, max_position_embeddings=128, pad_token_id=0, eos_token_id=1, bos_token_id=1,
+            tie_word_embeddings=request.param,
+        )  # fmt: skip
+        return Qwen2ForCausalLM(config)
+
+    return keep(tmp_path_factory.mktemp("qwen2"), make)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("form", FORMS)
+def test_an_adapter_of_plain_peft_is_used_and_merged(form: str, base: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    made = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base),
+        LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=False, **FORMS[form]),
+    )
+    for name, value in made.named_parameters():
+        if "modules_to_save" in name:
+            value.data += 0.02 * torch.randn(value.shape)
+    made.save_pretrained(tmp_path / "adapter")
+
+    adapter = Adapter.load(tmp_path / "adapter", checkpoint=str(base), device="cpu")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    ids = tokenizer("walk twice and look\n", return_tensors="pt", add_special_tokens=False)["input_ids"]
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter").eval()
+    with torch.inference_mode():
+        wanted = plain(ids).logits
+        model: Any = adapter.predictor.model
+        assert torch.allclose(model(ids).logits, wanted, atol=1e-4)
+
+    merged = adapter.merge(tmp_path / "merged", bits=32)
+    assert merged.moved < 1e-3
+    with torch.inference_mode():
+        alone = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+        assert torch.allclose(alone(ids).logits, wanted, atol=1e-3)
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    has_own_head = alone.get_input_embeddings().weight is not alone.get_output_embeddings().weight
+    assert config["tie_word_embeddings"] is not has_own_head
+
+    rounded = adapter.merge(tmp_path / "rounded", bits=16)
+    assert rounded.moved < 0.02
+
+
+def test_a_base_that_only_the_adapter_names_and_that_is_gone(base: Path, tmp_path: Path) -> None:
+    made = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(task_type="CAUSAL_LM", r=4))
+    made.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    for name in ("output/checkpoint-31", "/gone/base"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": name}))
+        with pytest.raises(UserError, match=r"base.*--checkpoint"):
+            Adapter.load(tmp_path, device="cpu").predict(["walk"])
+    assert len(Adapter.load(tmp_path, checkpoint=str(base), device="cpu").predict(["walk"], max_new_tokens=2)) == 1
