@@ -17,11 +17,15 @@ def one_line(text: str) -> str:
     return text.replace("\r", "\\r").replace("\n", "\\n")
 
 
+# Longer than any input of a model. A device such as /dev/zero is one line without end.
+LONGEST_LINE = 16_000_000
+
+
 def input_lines(file: Path | None) -> Iterator[str]:
     """Yield every line of a UTF-8 file or of standard input, without its line break and without a byte order mark.
 
     Raises:
-        UserError: The file does not exist, or a line is not UTF-8.
+        UserError: The file does not exist, or a line is not UTF-8 or longer than LONGEST_LINE.
     """
     if file is None:
         if sys.stdin.isatty():
@@ -36,7 +40,9 @@ def input_lines(file: Path | None) -> Iterator[str]:
 
 
 def _decoded(lines: BinaryIO, name: str) -> Iterator[str]:
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE + 1), b""), start=1):
+        if len(line) > LONGEST_LINE:
+            raise UserError(f"line {number} of {name} has more than {LONGEST_LINE:,} bytes; give one input per line")
         start = len(_BOM) if number == 1 and line.startswith(_BOM) else 0
         try:
             text = line[start:].decode("utf-8")

@@ -14,16 +14,22 @@ def fields_of(template: str, column: str = "input") -> tuple[str, ...]:
     """Return the columns that a template names, or `column` where there is no template.
 
     Raises:
-        UserError: The template names no column, or its braces do not match.
+        UserError: The template names no column or formats one, or its braces do not match.
     """
     if not template:
         return (column,)
     try:
-        found = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        parts = [
+            (name, form, change) for _, name, form, change in string.Formatter().parse(template) if name is not None
+        ]
     except ValueError as error:
         raise UserError(
             f"the template {template!r} is broken ({error}); write columns in braces: {{document}}"
         ) from None
+    found = [str(name) for name, _, _ in parts]
+    formatted = next((name for name, form, change in parts if form or change), None)
+    if formatted:
+        raise UserError(f"the template {template!r} formats {formatted!r}; write only the column's name in braces")
     if not found or not all(found):
         raise UserError(f"the template {template!r} names no column; write columns in braces: {{document}}")
     return tuple(dict.fromkeys(found))

@@ -69,9 +69,9 @@ def _load_tensors(model: PeftModel, bundle: Bundle, name: str, own_embeddings: f
     found = {key: shape for key, (_, shape) in bundle.tensors.items() if key in expected or key not in own_embeddings}
     extra, missing = sorted(found.keys() - expected.keys()), sorted(expected.keys() - found.keys())
     if extra:
-        raise _unfit(bundle, f"{len(extra)} of its tensors have no place in it, such as {extra[0]}")
+        raise _unfit(bundle, f"tensors have no place, such as {extra[0]} ({len(extra):,} in all)")
     if missing:
-        raise _unfit(bundle, f"{len(missing)} of its tensors are missing, such as {missing[0]}")
+        raise _unfit(bundle, f"tensors are missing, such as {missing[0]} ({len(missing):,} in all)")
     other = next((key for key in expected if found[key] != expected[key]), None)
     if other:
         raise _unfit(bundle, f"{other} is {list(found[other])}, and the base takes {list(expected[other])}")

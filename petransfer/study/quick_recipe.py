@@ -89,6 +89,9 @@ class TrainRequest:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for part, value in (("--dev", self.dev), ("--test", self.test)):
+            if isinstance(value, str) and not value.strip():
+                raise UserError(f"{part} is empty: give a share such as 0.1, a number of rows, or a file")
         if self.steps is not None and self.epochs is not None:
             raise UserError("--steps and --epochs both set the length of the training; give one of them")
         if self.max_steps is not None and (self.steps is not None or self.epochs is not None):

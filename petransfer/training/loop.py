@@ -200,9 +200,13 @@ class Loop:
         for (step, _, _), loss, norm in zip(unread, values[::2], values[1::2], strict=True):
             for name, value in (("loss", loss), ("gradient's norm", norm)):
                 if not math.isfinite(value):
-                    raise RunError(
-                        f"the {name} is {value} at step {step + 1}; lower the learning rate or take bits: 32"
+                    broken = None if step else _not_finite(self.model)
+                    advice = (
+                        f"{broken} of the base holds NaN or infinity; get the checkpoint again"
+                        if broken
+                        else "lower the learning rate or take bits: 32"
                     )
+                    raise RunError(f"the {name} is {value} at step {step + 1}; {advice}")
             self.progress.loss_sum += loss
             self.progress.loss_steps += 1
             self._norm = norm
@@ -439,3 +443,9 @@ def with_smaller_micro_batches(attempt: Callable[[], Result], loops: Sequence[Lo
 def dropout_seed(seed: int, step: int, process: int) -> int:
     """Return the dropout seed of a process for one step."""
     return (seed * 1_000_003 + step) * 1_009 + process
+
+
+def _not_finite(model: torch.nn.Module) -> str | None:
+    """Return the name of a frozen tensor that holds NaN or infinity; None if there is none."""
+    frozen = ((name, value) for name, value in model.named_parameters() if not value.requires_grad)
+    return next((name for name, value in frozen if value.is_floating_point() and not value.isfinite().all()), None)

@@ -288,6 +288,8 @@ def test_predict_reads_no_other_encoding(elsewhere: Path) -> None:
         list(input_lines(elsewhere / "inputs.txt"))
     with pytest.raises(UserError, match=r"none\.txt cannot be read"):
         list(input_lines(elsewhere / "none.txt"))
+    with pytest.raises(UserError, match=r"line 1 of /dev/zero has more than 16,000,000 bytes; give one input per line"):
+        list(input_lines(Path("/dev/zero")))
 
 
 def test_status_on_a_folder_that_is_no_study(refused_at_once: Refused, elsewhere: Path) -> None:

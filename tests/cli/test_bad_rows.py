@@ -81,6 +81,16 @@ def test_bad_rows_are_left_out_and_listed(monkeypatch: pytest.MonkeyPatch, capsy
         (["nano/english", "a.tsv", "--set", "task.metrics=[bluu]"], "task.metrics"),
         (["nano/english", "a.tsv", "--set", "task.options.inptu=x"], "did you mean 'input'?"),
         (["nano/english", "a.tsv", "--dev", "0"], "dev of lines is 0"),
+        (["nano/english", "a.tsv", "--dev", ""], "--dev is empty: give a share"),
+        (["nano/english", "a.tsv", "--test", "10%"], "test of lines is 10%: give a share"),
+        (["nano/english", "a.tsv", "--dev", "nan"], "dev of lines is nan: give a share"),
+        (["nano/english", "a.tsv", "--dev", "inf"], "dev of lines is inf: give a share"),
+        (["nano/english", "a.tsv", "--dev", "1e9"], "leaves no train rows"),
+        (
+            ["nano/english", "a.tsv", "--template", "{input:>999999999}"],
+            "formats 'input'; write only the column's name",
+        ),
+        (["nano/english", "a.tsv", "--template", "{input!r}"], "formats 'input'"),
     ],
 )
 def test_a_mistake_in_the_command(refused: Refused, arguments: list[str], said: str) -> None:

@@ -158,6 +158,14 @@ class _Diverging:
         return token_loss(model, batch) * (torch.nan if self.passes >= 5 else 1)
 
 
+def test_a_base_with_weights_that_are_not_finite_is_named(tiny_t5: Path, tmp_path: Path) -> None:
+    loop = make_loop(tiny_t5, tmp_path)
+    frozen = next(value for name, value in loop.model.named_parameters() if ".layer_norm." in name)
+    frozen.requires_grad_(False).data.fill_(torch.nan)
+    with pytest.raises(RunError, match=r"the loss is nan at step 1; .*layer_norm\.weight of the base holds NaN"):
+        loop.run()
+
+
 @pytest.mark.parametrize("seldom", [False, True])
 @pytest.mark.parametrize(("save_every", "saved"), [(0.0, ["step-000000004"]), (60.0, [])])
 def test_a_run_that_diverges_says_where_and_saves_nothing_of_it(

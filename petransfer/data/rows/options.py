@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,11 +110,12 @@ class RowOptions:
 
 def _share(value: str | float, part: str) -> str | float:
     """A share of the rows, a number of rows, or the name of a file or split."""
-    if isinstance(value, str):
-        try:
-            value = float(value) if "." in value else int(value)
-        except ValueError:
+    number: float = math.nan
+    try:
+        number = float(value)
+    except ValueError:
+        if isinstance(value, str) and not re.fullmatch(r"[\d.]+ ?%", value):
             return value
-    if isinstance(value, bool) or not (0 < value < 1 or (value >= 1 and value == int(value))):
-        raise UserError(f"{part} of lines is {value}: give a share such as 0.1, a number of rows, or a file")
-    return value if value < 1 else int(value)
+    if isinstance(value, bool) or not (0 < number < 1 or (1 <= number < math.inf and number == int(number))):
+        raise UserError(f"{part} of lines is {value!s:.40}: give a share such as 0.1, a number of rows, or a file")
+    return number if number < 1 else int(number)
