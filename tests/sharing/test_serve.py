@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 
 import petransfer
 from petransfer.cli.serve import models_of
@@ -30,6 +31,13 @@ TOKENS = 8
 @contextmanager
 def serving(*places: str, waiting: int = 4096) -> Iterator[str]:
     """A server in a thread; its address."""
+    with started(*places, waiting=waiting) as (place, _):
+        yield place
+
+
+@contextmanager
+def started(*places: str, waiting: int = 4096) -> Iterator[tuple[str, uvicorn.Server]]:
+    """A server in a thread; its address and itself."""
     sources = [opened_source(place) for place in places]
     models = models_of([source.__enter__() for source in sources], Where(device="cpu"))
     opened = listen("127.0.0.1", 0)
@@ -39,10 +47,10 @@ def serving(*places: str, waiting: int = 4096) -> Iterator[str]:
     while not running.started:
         time.sleep(0.01)
     try:
-        yield f"http://127.0.0.1:{opened.getsockname()[1]}"
+        yield f"http://127.0.0.1:{opened.getsockname()[1]}", running
     finally:
         running.should_exit = True
-        thread.join(timeout=60)
+        thread.join(timeout=300)
         assert not thread.is_alive()
 
 
@@ -51,7 +59,7 @@ def post(place: str, content: Any, path: str = "/v1/completions", **headers: str
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
     request = urllib.request.Request(place + path, body, {"Content-Type": "application/json", **headers})
     try:
-        with urllib.request.urlopen(request, timeout=120) as answer:
+        with urllib.request.urlopen(request, timeout=600) as answer:
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as error:
         text = error.read()
@@ -80,10 +88,11 @@ def test_200_concurrent_requests_are_answered_as_predict_does(run: Path, trained
 
 def test_requests_in_progress_are_answered_before_it_stops() -> None:
     with ThreadPoolExecutor(8) as pool:
-        with serving("nano/english") as place:
+        with started("nano/english") as (place, running):
             asked = {"prompt": [f"to walk {at}" for at in range(16)], "max_tokens": 32}
             waiting = [pool.submit(post, place, asked) for _ in range(8)]
-            time.sleep(0.3)
+            while len(running.server_state.tasks) < 8 and not any(one.done() for one in waiting):
+                time.sleep(0.01)
         answers = [one.result() for one in waiting]
     assert [status for status, _ in answers] == [200] * 8
     assert all(len(answer["choices"]) == 16 for _, answer in answers)

@@ -61,9 +61,9 @@ def test_a_small_bundle_of_any_method(case: str, here: Path, capsys: pytest.Capt
     config, tensors, said = CASES[case]
     files = {"adapter_config.json": json.dumps(COMMON | config).encode(), "adapter_model.safetensors": save(tensors)}
     write(here / "x.petransfer.zip", files)
-    before = time.monotonic()
+    before = time.process_time()
     assert said in refused(capsys, "predict", "x.petransfer.zip", "to walk", "--cpu")
-    assert time.monotonic() - before < 30
+    assert time.process_time() - before < 30
 
 
 def test_a_rank_for_layers_without_tensors(packed: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
