@@ -7,10 +7,17 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from petransfer.memory.planner import on_card
+from petransfer.memory.step_memory import simulate
+from petransfer.memory.study_memory import demand_of
+from petransfer.models.architecture import configuration
+from petransfer.recipe.loading import load_recipe
+from petransfer.study.grid import expand
 from tests.cli.calls import call
 
 RECIPE = """
@@ -56,17 +63,20 @@ def test_plan_says_how_runs_would_be_stacked(
 def test_a_stack_that_does_not_fit_the_card_is_refused(
     recipe: str, tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(
-        "petransfer.study.run_study.this_card", lambda: 653 * 2**20
-    )  # one example of each of 8 runs, not of 16
-    words = ("run", "--recipe", recipe, "--out", str(tmp_path / "out"), "--seeds", "0-15", "--stack", "16")
+    spec = expand(load_recipe(recipe))[0].spec
+    one = replace(demand_of(spec, False), batch=1, accumulates=True)
+    config, own_head = configuration(spec.checkpoint)
+    two, four = (simulate(config, "t5", replace(one, members=count), own_head).peak for count in (2, 4))
+    # it has room for one example of each of two runs, not of four
+    monkeypatch.setattr("petransfer.study.run_study.this_card", lambda: on_card((two + four) // 2))
+    words = ("run", "--recipe", recipe, "--out", str(tmp_path / "out"), "--stack", "4")
     assert call(monkeypatch, *words) == 2
     notes, error = capsys.readouterr().err.strip().splitlines()[-2:]
     assert notes == DORA
-    assert error.startswith(f"error: {tiny_t5.name}, rslora r4, 32 bits, 16 stacked: ")
+    assert error.startswith(f"error: {tiny_t5.name}, rslora r4, 32 bits, 4 stacked: ")
     assert "does not fit" in error
     assert "it would with" in error
-    assert "--stack 8" in error
+    assert "--stack 2" in error
     assert error.endswith("; --force tries all the same")
 
 

@@ -8,19 +8,22 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 HELD_OUT = ("--dev", "100", "--test", "100")  # or else the larger evaluation would be measured too
 CODE = """
-import resource, sys
+import json, resource, sys, time
 from petransfer.cli import main
-sys.argv = ["petransfer", *sys.argv[1:]]
-try:
-    main()
-except SystemExit as stop:
-    assert not stop.code
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+for line in json.loads(sys.argv.pop()):
+    started = time.monotonic()
+    sys.argv = ["petransfer", *line]
+    try:
+        main()
+    except SystemExit as stop:
+        assert not stop.code
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print("peak", peak, time.monotonic() - started, file=sys.stderr)
 """
 
 
@@ -35,29 +38,24 @@ def write_rows(path: Path, rows: int) -> None:
             file.write(json.dumps(content | {"category": ("odd", "even")[n % 2]}) + "\n")
 
 
-def peak_megabytes(rows: int, folder: Path, steps: int = 20) -> tuple[float, float]:
-    """Peak resident memory in MB (10^6) and seconds of `petransfer train` on so many rows, in a process of its own."""
-    path = folder / f"rows-{rows}.jsonl"
-    write_rows(path, rows)
+def peak_megabytes(counts: Sequence[int], folder: Path, steps: int = 20) -> list[tuple[float, float]]:
+    """Peak resident memory in MB (10^6) and seconds of `petransfer train` on so many rows.
+
+    All in one process of its own, in ascending order, because the peak of a process never falls.
+    """
+    commands = []
+    for rows in sorted(counts):
+        path = folder / f"rows-{rows}.jsonl"
+        write_rows(path, rows)
+        length = ["--steps", str(steps), "--cpu", *HELD_OUT]
+        commands.append(["train", "nano/english", str(path), *length, "--out", str(folder / f"out-{rows}")])
     environment = os.environ | {"PETRANSFER_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    arguments = [
-        "train",
-        "nano/english",
-        str(path),
-        "--steps",
-        str(steps),
-        "--cpu",
-        *HELD_OUT,
-        "--out",
-        str(folder / f"out-{rows}"),
-    ]
-    started = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", CODE, *arguments], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", CODE, json.dumps(commands)], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    peak = next(line for line in done.stderr.splitlines() if line.startswith("peak "))
-    return int(peak.split()[1]) * 1024 / 1e6, time.monotonic() - started
+    peaks = [line.split()[1:] for line in done.stderr.splitlines() if line.startswith("peak ")]
+    return [(int(peak) * 1024 / 1e6, float(seconds)) for peak, seconds in peaks]
 
 
 def main() -> None:
@@ -66,11 +64,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     rows = parser.parse_args().rows
     with tempfile.TemporaryDirectory() as folder:
-        found = {}
-        for count in (1000, rows):
-            found[count], seconds = peak_megabytes(count, Path(folder))
-            print(f"{count:,} rows: peak {found[count]:,.0f} MB, {seconds:.0f} s", flush=True)
-        print(f"difference {found[rows] - found[1000]:,.0f} MB")
+        found = peak_megabytes((1000, rows), Path(folder))
+    for count, (peak, seconds) in zip((1000, rows), found, strict=True):
+        print(f"{count:,} rows: peak {peak:,.0f} MB, {seconds:.0f} s")
+    print(f"difference {found[1][0] - found[0][0]:,.0f} MB")
 
 
 if __name__ == "__main__":

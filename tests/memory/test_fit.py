@@ -31,16 +31,17 @@ from petransfer.study.settings import Settings
 from petransfer.study.single_run import run_one
 from petransfer.training.execution import Execution
 
-T5 = {"d_model": 128, "d_kv": 32, "d_ff": 512, "num_layers": 3, "num_heads": 4, "decoder_start_token_id": 0}
+LAYERS = 2  # of the encoder and of the decoder; a prediction takes as long as a model has layers
+T5 = {"d_model": 128, "d_kv": 32, "d_ff": 512, "num_layers": LAYERS, "num_heads": 4, "decoder_start_token_id": 0}
 GATED = T5 | {"feed_forward_proj": "gated-gelu"}
 SMALL = {
     "t5": lambda: (AutoModelForSeq2SeqLM, T5Config(vocab_size=8000, **T5), False),
     "t5-v1.1": lambda: (AutoModelForSeq2SeqLM, T5Config(vocab_size=8000, tie_word_embeddings=False, **GATED), True),
-    "gpt2": lambda: (AutoModelForCausalLM, GPT2Config(vocab_size=8000, n_embd=128, n_layer=3, n_head=4), False),
+    "gpt2": lambda: (AutoModelForCausalLM, GPT2Config(vocab_size=8000, n_embd=128, n_layer=LAYERS, n_head=4), False),
     "llama": lambda: (
         AutoModelForCausalLM,
         LlamaConfig(
-            vocab_size=8000, hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
+            vocab_size=8000, hidden_size=128, intermediate_size=256, num_hidden_layers=LAYERS, num_attention_heads=4,
             num_key_value_heads=2, tie_word_embeddings=False,
         ),
         True,
@@ -102,7 +103,7 @@ def test_the_loops_own_step_is_measured_with_what_it_keeps(folders: dict[str, Pa
     """On a CPU the loop keeps quantised weights wide beside the model, and takes less than the plain step even so."""
     found = measure(checkpoint_spec(str(folders["t5"])), Demand(lora(4), *SHORT, device="cpu"), with_loop=True)
     attention, feed = 4 * 128 * 128, 2 * 128 * 512
-    assert found.kept == 2 * 3 * (3 * attention + 2 * feed)  # bf16
+    assert found.kept == 2 * LAYERS * (3 * attention + 2 * feed)  # bf16
     assert found.loop is not None
     assert found.fixed + found.kept < found.loop < found.peak
 
@@ -135,10 +136,10 @@ def test_the_parts_are_what_arithmetic_says() -> None:
     demand = Demand(lora(16), 2, 10, 10, device="cpu")
     memory = simulate(config, "t5", demand, False)
     attention, feed = 4 * 128 * 128, 2 * 128 * 512
-    linear = 3 * (attention + feed) + 3 * (2 * attention + feed)
-    norms, biases = 128 * (3 * 2 + 3 * 3 + 2), 2 * 32 * 4
+    linear = LAYERS * (attention + feed) + LAYERS * (2 * attention + feed)
+    norms, biases = 128 * (LAYERS * 2 + LAYERS * 3 + 2), 2 * 32 * 4
     assert memory.weights == {"bfloat16": 2 * (8000 * 128 + linear + norms + biases)}
-    adapters = 8 * (9 * 4 * (128 + 128) + 6 * 2 * (128 + 512))
+    adapters = 8 * LAYERS * (3 * 4 * (128 + 128) + 2 * 2 * (128 + 512))
     assert memory.trained_parameters == adapters
     assert memory.trained == 4 * adapters
     assert memory.optimizer == 8 * adapters
@@ -170,9 +171,9 @@ def test_the_largest_micro_batch_is_the_largest() -> None:
 
 
 def test_advice_is_what_fits() -> None:
-    config = T5Config(vocab_size=500, d_model=1024, d_kv=64, d_ff=4096, num_layers=6, num_heads=16)
+    config = T5Config(vocab_size=500, d_model=1024, d_kv=64, d_ff=4096, num_layers=LAYERS, num_heads=16)
     spec = checkpoint_spec("owner/name")
-    found = plan(config, spec, Demand(FULL, 4, 30, 30), False, 3 * 2**29)
+    found = plan(config, spec, Demand(FULL, 4, 30, 30), False, CONTEXT + 5 * 2**26)
     assert not found.fits
     assert as_options(found.advice, FIT_OPTIONS) == ["--method lora"]  # and so with fewer bits, too
     assert plan(config, spec, Demand(FULL, 4, 30, 30), False, 2**29).advice == ()
@@ -287,11 +288,12 @@ def _fit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(stop.value.code or 0)
 
 
+@pytest.mark.parametrize("batch", [("--batch", "2"), pytest.param((), marks=pytest.mark.slow)], ids=["2", "default"])
 def test_t5_11b_fits_twelve_gigabytes_in_four_bits(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    batch: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With 32 examples a step, which is what one gets without saying: only if activations are computed again."""
-    assert _fit(monkeypatch, "google-t5/t5-11b", "--bits", "4", "--card", "12GB", "--json") == 0
+    """Only if activations are computed again. Without --batch a step has 32 examples, and the search takes longer."""
+    assert _fit(monkeypatch, "google-t5/t5-11b", "--bits", "4", "--card", "12GB", "--json", *batch) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["checkpointing"]
     parameters = 11_307_321_344
