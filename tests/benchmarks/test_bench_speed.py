@@ -36,6 +36,7 @@ def test_a_step_beside_trainer_has_the_same_gradient(monkeypatch: pytest.MonkeyP
     assert _bench(monkeypatch, "train", "--recipe", "smoke", "--arm", "englsh") == 2
 
 
+@pytest.mark.slow
 def test_a_decoder_is_timed_beside_trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_gpt2: Path) -> None:
     out = tmp_path / "out.json"
     small = ("--recipe", "smoke", "--checkpoint", str(tiny_gpt2), "--batch", "4", "--steps", "1", "--repeats", "1")
@@ -50,6 +51,7 @@ def test_a_decoder_learns_the_target_alone() -> None:
     assert fields == {"input_ids": [5, 6, 7, 8, 1], "attention_mask": [1] * 5, "labels": [-100, -100, -100, 8, 1]}
 
 
+@pytest.mark.slow
 def test_in_a_turn_all_sides_train_on_the_same_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the one that groups by length pads less, over the turn as a whole."""
     steps, size = 8, 4
@@ -98,6 +100,7 @@ def test_scoring_beside_generate_agrees(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert row["profile"]["products"] > row["profile"]["passes over logits"] > 0
 
 
+@pytest.mark.slow
 def test_a_run_that_was_trained_before_is_scored_beside_generate(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
