@@ -48,15 +48,19 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("state", STATES)
-def test_only_what_needs_bitsandbytes_fails_without_it(state: str, tiny_t5: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "state", ["missing", "cannot be set up", pytest.param("cannot be linked", marks=pytest.mark.slow)]
+)
+def test_only_what_needs_bitsandbytes_fails_without_it(
+    state: str, tiny_t5: Path, tiny_rows: Path, tmp_path: Path
+) -> None:
     file, content, said = STATES[state]
     (tmp_path / "first" / file).parent.mkdir(parents=True)
     (tmp_path / "first" / file).write_text(content)
     (tmp_path / "commands.py").write_text(MAIN)
     recipe: dict[str, Any] = {
         "name": "plain",
-        "task": {"name": "scan", "splits": ["jump_around_right"]},
+        "task": {"name": "lines", "options": {"train": str(tiny_rows)}},
         "family": {"name": "mine", "arms": {"english": str(tiny_t5)}},
         "arms": ["english"],
         "methods": [{"name": "lora", "rank": 4, "bits": 32}],

@@ -38,7 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_family_is_pretrained_and_a_study_runs_on_it(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, tiny_rows: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(monkeypatch, "pretrain", "--recipe", "two.yaml", "--no-compile", "--cpu", "--threads", "1") == 0
     assert "2 checkpoints done" in capsys.readouterr().err
@@ -57,7 +57,7 @@ def test_a_family_is_pretrained_and_a_study_runs_on_it(
 
     (folder / "study.yaml").write_text(
         "name: study\n"
-        "task: {name: scan, splits: [jump_around_right], options: {dev_size: 20}}\n"
+        f"task: {{name: lines, options: {{train: {tiny_rows}}}}}\n"
         "family: {name: two, arms: {letters: pretrained/two/runs/letters-nano-0/checkpoint}}\n"
         "arms: [letters]\n"
         "methods: [{name: lora, rank: 2, embeddings: new, bits: 32}]\n"

@@ -14,6 +14,7 @@ import yaml
 
 from petransfer.data import load_task
 from tests.cli.calls import call
+from tests.report.made import draw_nothing
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -323,6 +324,7 @@ def test_a_family_of_one_s_own_with_controls_effects_and_report(
     assert [effect["name"] for effect in effects] == ["one-two", "one-scratch", "two-random", "three-four"]
     assert all(effect["verdict"] for effect in effects)
     capsys.readouterr()
+    draw_nothing(monkeypatch)
     assert call(monkeypatch, "report", str(study)) == 0
     assert call(monkeypatch, "predict", str(run_of(study, pieces)), "in 3", "--max-new-tokens", "4") == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import asdict
 
@@ -23,6 +24,7 @@ def contrast(family: str, left: str, split: str, task: str = "scan") -> Contrast
     return found
 
 
+@functools.cache
 def alone(family: str, left: str, split: str) -> Effect:
     return judge([contrast(family, left, split)])[0]
 
