@@ -14,6 +14,7 @@ from rich.table import Table
 from petransfer.cli.table_layout import print_table
 from petransfer.errors import UserError
 from petransfer.plurals import count
+from petransfer.recipe.metrics import HEADINGS
 from petransfer.report.tables import visible
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ def evaluate(
     part: Annotated[
         Literal["dev", "test"] | None,
         typer.Option(help="Which part to score. Default: test; for a data file, all rows."),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="A metric beside exact match, such as rouge; default: those of the training. Repeatable."),
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Also score the base, and each adapter merged into it.")] = False,
     run: Annotated[str | None, typer.Option(help="The run's id, for a study with several runs.")] = None,
@@ -69,7 +74,7 @@ def evaluate(
 
         silence_libraries()
         where = Where(checkpoint, revision, data_dir, "cpu" if cpu else None, any_base)
-        request = Request(data, part, by_generation, base)
+        request = Request(data, part, by_generation, base, tuple(metric or ()))
         rows = side_by_side(sources, where, request, combination_of(weights, combination))
     if as_json:
         print(json.dumps([vars(row) for row in rows], indent=1))
@@ -84,7 +89,7 @@ def _show(rows: list[Scores], by_generation: bool) -> None:
     title = f"{rows[0].task}, {count(rows[0].examples, 'example')}{how}"
     table = Table(title=visible(title, keep=""))
     table.add_column("adapter", overflow="fold", min_width=12)
-    cells = [_cells(row) for row in rows]
+    cells = [_cells(row, len(rows) > 1) for row in rows]
     for name in dict.fromkeys(name for row in cells for name in row):
         table.add_column(name, justify="right", min_width=5)
     names = [column.header for column in table.columns[1:]]
@@ -103,19 +108,23 @@ def explanations(rows: list[Scores]) -> list[str]:
             f"same as first %: examples that are right or wrong in both this row and {visible(rows[0].label, keep='')}."
         )
     lines.append("generated: examples whose text was generated to check the scores; the others took one forward pass.")
+    if any(row.seen_rows for row in rows):
+        lines.append("seen EM %, unseen EM %: exact match on the rows that it was trained on, and on the others.")
     if any(row.claimed is not None for row in rows):
         lines.append("claimed EM %: the exact match that was recorded when the adapter was trained.")
     return lines
 
 
-def _cells(row: Scores) -> dict[str, str]:
+def _cells(row: Scores, several: bool) -> dict[str, str]:
     """Return the figures of one line of the table by their headings, without figures that were not requested."""
     found = {"EM %": f"{row.exact_match:.1f}", "log p/token": f"{row.log_prob_per_token:.3f}"}
+    found |= {HEADINGS.get(name, name): f"{value:.1f}" for name, value in row.metrics.items()}
     if row.claimed is not None:
         found["claimed EM %"] = f"{row.claimed:.1f}"
     if row.seen_rows:
         found |= {"seen EM %": f"{row.seen:.1f}", "unseen EM %": "" if row.unseen is None else f"{row.unseen:.1f}"}
-    return found | {"same as first %": f"{row.same:.1f}", "generated": f"{row.generated:,}"}
+    same = {"same as first %": f"{row.same:.1f}"} if several else {}
+    return found | same | {"generated": f"{row.generated:,}"}
 
 
 def _warn(row: Scores) -> None:

@@ -38,19 +38,36 @@ def measure(
     part: str,
     encoded: Sequence[Encoded],
 ) -> Measured:
-    """Compute the metrics of a task on one part.
+    """Compute the metrics of a task on one part; see `measure_rows`."""
+    targets = [example.target for example in getattr(data, part)]
+    return measure_rows(model, loaded, task.metrics, targets, data.labels, encoded)
+
+
+def measure_rows(
+    model: torch.nn.Module,
+    loaded: Loaded,
+    names: Sequence[str],
+    targets: Sequence[str],
+    labels: Sequence[str],
+    encoded: Sequence[Encoded],
+) -> Measured:
+    """Compute metrics on some rows.
 
     If both label and text metrics are requested, `answers` are the generated texts.
+
+    Args:
+        names: the metrics; exact match is left out.
+        labels: the closed set of targets, for metrics of labels.
+        encoded: the rows as token ids.
 
     Raises:
         UserError: a metric of another package does not return its declared figures.
     """
-    metrics = declared(task.metrics)
-    targets = [example.target for example in getattr(data, part)] if metrics else []
+    metrics = declared(names)
     scores: dict[str, float] = {}
     answers = None
     if any(metric.of_labels for metric in metrics):
-        answers = choose_labels(model, loaded, encoded, data.labels)
+        answers = choose_labels(model, loaded, encoded, labels)
         scores |= _scored([metric for metric in metrics if metric.of_labels], answers, targets)
     if any(not metric.of_labels for metric in metrics):
         limit = _longest_answer(model, loaded, encoded)

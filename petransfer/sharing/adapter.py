@@ -131,9 +131,14 @@ class Adapter:
         return self.predictor(list(texts), max_new_tokens)
 
     def evaluate(
-        self, data: str | Path | Pairs | None = None, *, part: str | None = None, by_generation: bool = False
+        self,
+        data: str | Path | Pairs | None = None,
+        *,
+        part: str | None = None,
+        by_generation: bool = False,
+        metrics: Sequence[str] = (),
     ) -> Scores:
-        """Compute exact match on a file, on pairs, on a benchmark, or on the adapter's own task.
+        """Compute exact match, and other metrics, on a file, on pairs, on a benchmark, or on the adapter's own task.
 
         Rows of a file that the adapter was trained on are counted, and scored separately from the others.
 
@@ -142,12 +147,15 @@ class Adapter:
                 None for the adapter's own task.
             part: `dev` or `test`. None means `test`, or all rows of a file.
             by_generation: generate every text and score it, rather than one forward pass per example.
+            metrics: metrics such as `rouge`, in addition to those of the adapter's own task.
 
         Raises:
             UserError: the data or the base is not available, or the tokenizer cannot represent a target.
         """
         asked = str(data) if isinstance(data, Path) else data
-        (scores,) = side_by_side([self._source], self._where, Request(asked, part, by_generation))
+        (scores,) = side_by_side(
+            [self._source], self._where, Request(asked, part, by_generation, metrics=tuple(metrics))
+        )
         return scores
 
     def push(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from petransfer.data import Example
 from petransfer.data.encoding import encode_examples
 from petransfer.errors import RunError, UserError
 from petransfer.evaluation.exact_match import Evaluation, evaluate
+from petransfer.evaluation.metric_checks import check_metrics
 from petransfer.evaluation.one_pass import Scored
 from petransfer.evaluation.predictor import Predictor
+from petransfer.evaluation.run_metrics import measure_rows
 from petransfer.models.loading import Loaded
 from petransfer.sharing.base import Where, base_of
 from petransfer.sharing.bundle import Bundle
@@ -22,6 +25,8 @@ from petransfer.sharing.merge import merge
 from petransfer.sharing.sources import Source, opened_source
 from petransfer.sharing.task_data import Pairs, TestData, test_data, trained_on
 from petransfer.sharing.whole_models import whole_predictor
+
+logger = logging.getLogger(__name__)
 
 Ready = tuple[str, Bundle | None, Predictor]
 
@@ -35,6 +40,7 @@ class Scores:
     generated: the number of generated texts. disagreements: how many of them contradict the forward pass.
     seen_rows: the positions, from 0, of the examples that it was trained on; None if that is unknown or the
         examples are a held-out part of its own task. seen, unseen: exact match on those examples, and on the others.
+    metrics: other figures by name, such as `rouge_l`.
     """
 
     label: str
@@ -49,6 +55,7 @@ class Scores:
     seen_rows: tuple[int, ...] | None = None
     seen: float | None = None
     unseen: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,12 +64,14 @@ class Request:
 
     by_generation: see `petransfer.evaluation.exact_match.evaluate`.
     with_base: also score the base, and each adapter merged into it.
+    metrics: metrics beside exact match, in addition to those of the first adapter's own task.
     """
 
     data: str | Pairs | None = None
     part: str | None = None
     by_generation: bool = False
     with_base: bool = False
+    metrics: tuple[str, ...] = ()
 
 
 def predictors(
@@ -138,17 +147,45 @@ def side_by_side(
     """
     first = next((source for source in sources if source.bundle), sources[0])
     data = test_data(first.bundle, first.label, request.data, request.part, where.data_dir)
+    labels = data.labels or tuple(sorted({example.target for example in data.examples}))
+    metrics = _metrics(first.bundle, request.metrics, (len(labels), data.name))
     ready = predictors(sources, where, combination, request.with_base)
-    return _scores(ready, first.bundle, where, request, data)
+    return _scores(ready, first.bundle, where, request, replace(data, labels=labels), metrics)
+
+
+def _metrics(bundle: Bundle | None, requested: Sequence[str], labels: tuple[int, str]) -> list[str]:
+    """Return the requested metrics and those of an adapter's own task that can be computed on the data.
+
+    Raises:
+        UserError: a requested metric is unknown or cannot be computed.
+    """
+    check_metrics(requested, lambda: labels)
+    own = bundle.spec.task.metrics if bundle and bundle.spec else ()
+    found = []
+    for name in own:
+        try:
+            check_metrics([name], lambda: labels)
+            found.append(name)
+        except UserError as problem:
+            logger.info("%s is left out: %s", name, problem)
+    return list(dict.fromkeys([*found, *requested]))
 
 
 def _scores(
-    ready: Iterable[Ready], first: Bundle | None, where: Where, request: Request, data: TestData
+    ready: Iterable[Ready],
+    first: Bundle | None,
+    where: Where,
+    request: Request,
+    data: TestData,
+    metrics: Sequence[str],
 ) -> list[Scores]:
     rows: list[Scores] = []
     right: list[bool] = []
     for label, bundle, predictor in ready:
-        found = evaluation(predictor.model, predictor.loaded, predictor.prefix, data.examples, request.by_generation)
+        model, loaded = predictor.model, predictor.loaded
+        encoded = encode_examples(data.examples, predictor.prefix, loaded.tokenizer, loaded.layout)
+        found = evaluate(model, loaded, data.examples, encoded, by_generation=request.by_generation)
+        targets = [example.target for example in data.examples]
         now = [row.correct for row in found.scored]
         right = right or now
         scores = Scores(
@@ -161,10 +198,11 @@ def _scores(
             same=_percent([one == other for one, other in zip(right, now, strict=True)]),
             generated=found.near_ties + found.audited,
             disagreements=found.disagreements,
+            metrics=measure_rows(model, loaded, metrics, targets, data.labels, encoded).scores,
         )
         seen = None if data.own else trained_on(bundle, data.examples, where.data_dir)
         rows.append(scores if seen is None else _apart(scores, seen, found.scored))
-        del predictor  # free its memory before the next whole model is loaded
+        del predictor, model, loaded  # free its memory before the next whole model is loaded
     return rows
 
 

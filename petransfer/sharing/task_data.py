@@ -53,9 +53,8 @@ def test_data(
             raise UserError(f"{label} does not record what it was trained on; name a file with --data")
         task = bundle.spec.task
         split = data_of(bundle, data_dir)
-        return TestData(
-            f"{task.name} {task.split}, {part or 'test'}", getattr(split, part or "test"), split.labels, True
-        )
+        name = "rows held out of its own data" if task.name == "lines" else f"{task.name} {task.split}"
+        return TestData(f"{name}, {part or 'test'}", getattr(split, part or "test"), split.labels, True)
     if not isinstance(data, str):
         chat = bundle.chat() if bundle else ""
         rows = [Example(at, source, target, "all", chat) for at, (source, target) in enumerate(data)]
@@ -84,8 +83,8 @@ def test_data(
 
 def _rows_of_file(bundle: Bundle | None, data: str, data_dir: Path | None) -> list[Example]:
     columns = columns_of(bundle) if bundle else {}
-    split = load_task("lines", data_dir, train=data, dev=1, test=1, **columns).load("held-out")
-    return sorted((*split.train, *split.dev, *split.test), key=lambda row: row.index)
+    split = load_task("lines", data_dir, train=data, dev=data, test=data, **columns).load("held-out")
+    return sorted(split.test, key=lambda row: row.index)
 
 
 def columns_of(bundle: Bundle) -> dict[str, Any]:

@@ -1,0 +1,47 @@
+"""`eval` shows the metrics that were asked for, beside exact match, for the base, the adapter and the merged model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import petransfer
+from tests.sharing.conftest import ROWS, call, refused
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> str:
+    """A file of four rows."""
+    path = tmp_path / "few.tsv"
+    path.write_text("".join(f"{source}\t{target}\n" for source, target in ROWS[:4]), encoding="utf-8")
+    return str(path)
+
+
+def test_metrics_stand_beside_exact_match(run: Path, few: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("eval", str(run), "--data", few, "--metric", "token_f1", "--base", "--cpu")
+    assert call(*arguments, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["label"].partition(":")[0] for row in rows] == ["base", str(run), "merged"]
+    texts = [source for source, _ in ROWS[:4]]
+    found = petransfer.Adapter.load(run, device="cpu").predict(texts, 16)
+    right = 100 * sum(text == target for text, (_, target) in zip(found, ROWS, strict=False)) / 4
+    assert rows[1]["metrics"]["token_f1"] == rows[1]["exact_match"] == right  # each target is one word
+    assert call(*arguments) == 0
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("EM %", "token F1 %", "base: nano/english", "merged: "))
+
+
+def test_a_file_of_one_row_is_scored(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "one.tsv"
+    path.write_text("to laugh\tlachen\n", encoding="utf-8")
+    assert call("eval", str(run), "--data", str(path), "--cpu") == 0
+    said = capsys.readouterr()
+    assert "one.tsv, 1 example\n" in "\n".join(line.strip() for line in said.out.splitlines()) + "\n"
+    assert "same as first" not in said.out  # there is one adapter
+
+
+def test_metrics_that_cannot_be_computed_are_refused(run: Path, few: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("eval", str(run), "--data", few, "--cpu", "--metric")
+    assert "did you mean 'token_f1'" in refused(capsys, *arguments, "token_f")
