@@ -70,6 +70,9 @@ def test_labels_have_a_confusion_matrix(run: RunFolder) -> None:
         "log_prob": [-1.0] * count, "tokens": [1] * count, "said": [b for _, b in pairs], "input": ["x"] * count,
         "target": [a for a, _ in pairs],
     }  # fmt: skip
+    result = run.result() or {}
+    result["test"]["exact_match"] = 75.0
+    run.write_json("result.json", result)
     pyarrow.parquet.write_table(pyarrow.table(table), run.path / "examples.parquet")
     text = text_of(run)
     assert "of 12 test examples" in text
