@@ -191,7 +191,7 @@ def train(
     else:
         run_grid(grid, own_runs(grid), settings, Scheduling(), as_json)
     if not as_json:
-        print_summaries(training, cpu)
+        print_summaries(training)
 
 
 def _show_plan(training: TrainStudy, folds: CrossValidation | None, fit: Fit, cpu: bool, as_json: bool) -> None:
@@ -240,7 +240,7 @@ def _epochs(number: float) -> str:
     return f"{shown} {'epoch' if shown == '1' else 'epochs'}"
 
 
-def print_summaries(training: TrainStudy, cpu: bool) -> None:
+def print_summaries(training: TrainStudy) -> None:
     """Print the scores, the reason for stopping, sample predictions and the next commands."""
     found = summaries(training.grid)
     for one in found:

@@ -90,7 +90,7 @@ class RowBuilder:
     def _codes(self, cuts: Mapping[str, float]) -> Any:
         if self._options.fold:
             return fold_codes(self._parts, self._hashes, self._options.fold, self._options.train)
-        return partition(self._parts, self._hashes, cuts, self._options.seed)
+        return partition(self._parts, self._hashes, cuts)
 
     def _read(self, part: str, source: Source, writer: RowWriter) -> None:
         columns = choose_columns(self._options, source)

@@ -70,14 +70,12 @@ class ColumnChoice:
             category = as_text(given, "category")
             category = category if category.strip() else NO_CATEGORY
         if self.messages:
-            for prompt, answer, first in chat_turns(_present(values, self.messages, "messages")):
+            for prompt, answer, first in chat_turns(_present(values, self.messages)):
                 yield RowTexts(prompt, answer, category, first)
             return
-        texts = {
-            name: as_text(_present(values, name, name), name if self.template else "input") for name in self.inputs
-        }
+        texts = {name: as_text(_present(values, name), name if self.template else "input") for name in self.inputs}
         source = render(self.template, texts) if self.template else texts[self.inputs[0]]
-        target = as_text(_present(values, self.target, "target"), "target")
+        target = as_text(_present(values, self.target), "target")
         for name, text in (("input", source), ("target", target)):
             if not text.strip():
                 raise BadRow(f"the {name} is empty")
@@ -155,7 +153,7 @@ def read_records(options: RowOptions, source: Source, columns: ColumnChoice) -> 
     return read(source, required_columns(options), options.columns_are_named, columns.all)
 
 
-def _present(values: Mapping[str, Any], column: str, role: str) -> Any:
+def _present(values: Mapping[str, Any], column: str) -> Any:
     try:
         return value_of(values, column)
     except KeyError:

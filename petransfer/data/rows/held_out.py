@@ -10,16 +10,15 @@ from typing import Any
 SHARE, MOST_DEV, MOST_TEST = 0.1, 200, 1000
 
 
-def partition(parts: array[int], hashes: array[int], cuts: Mapping[str, float], seed: int) -> Any:
+def partition(parts: array[int], hashes: array[int], cuts: Mapping[str, float]) -> Any:
     """Return the part of every row as an array: 0 train, 1 dev, 2 test.
 
-    The rows with the smallest hashes of (seed, input) are drawn, so that rows with one input are in one part.
+    The rows with the smallest hashes are drawn, so that rows with one input are in one part.
 
     Args:
         parts: The part whose file each row was read from.
         hashes: 8 bytes of the hash of each row's input, under a key that follows from the seed.
         cuts: For each part that is cut from the training rows, the share or number of rows; 0 for the default.
-        seed: Of the draw; the hashes have it already.
     """
     import numpy as np
 
