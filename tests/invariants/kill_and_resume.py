@@ -320,10 +320,15 @@ def _started(line: list[str], folder: Path | None = None) -> Iterator[Process]:
 
 
 def _kill_one(driver: Process, way: Way, out: Path, rng: random.Random) -> int:
-    """Waits until the study gets further, and a random while longer, and kills; whether there was one to kill."""
-    before = _traces(out)
-    while driver.poll() is None and _traces(out) == before:
-        time.sleep(0.01)
+    """Waits until the study gets further, and a random while longer, and kills; whether there was one to kill.
+
+    To get further a random number of times, however slow the machine is, leads into the first files of a run, into its
+    first steps and into later ones.
+    """
+    for _ in range(rng.choice((1, 8, 24))):
+        before = _traces(out)
+        while driver.poll() is None and _traces(out) == before:
+            time.sleep(0.01)
     time.sleep(rng.uniform(0, 1.0))
     if driver.poll() is not None:
         return 0
