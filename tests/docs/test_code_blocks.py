@@ -1,4 +1,4 @@
-"""Every code block of the documentation is executed, or says why it is not: `<!-- not run: reason -->` above it.
+"""Every code block of the documentation is executed, or has `<!-- not run by tests: reason -->` above it.
 
 Commands that are not run are parsed all the same, so that an option that was renamed is noticed. Blocks of one page run
 in one folder, from top to bottom. Blocks in the language `text` are no code: outputs, data and folders.
@@ -30,7 +30,7 @@ LONG = {
     "share-an-adapter", "trackers", "your-own-study",
 }  # fmt: skip
 BLOCK = re.compile(
-    r"(?:^<!-- not run: (?P<why>.+?) -->\n)?(?:^<!-- [\w-]+ -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$",
+    r"(?:^<!-- not run by tests: (?P<why>.+?) -->\n)?(?:^<!-- [\w-]+ -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$",
     re.M | re.S,
 )
 # What a fragment of a recipe is put into to be validated.
