@@ -215,7 +215,7 @@ def test_a_run_that_another_process_carries_out_is_left_to_it(
         (out / "recipe.yaml").write_text("name: smoke\n")
         assert call(monkeypatch, "run", "--recipe", "smoke", "--arms", "english", "--out", str(out), "--cpu") == 1
     written = capsys.readouterr().err
-    assert "another process is executing 1 of 1 runs" in written
+    assert "another process is executing 1 of 1 run" in written
     assert "failed" not in written
     assert not (out / "runs" / cell.run_id / "spec.json").exists()
 

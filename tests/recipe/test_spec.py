@@ -58,6 +58,7 @@ CHANGES: dict[str, Any] = {
     "train.betas": (0.9, 0.98),
     "seed": 8,
     "train.optimizer": "adamw-8bit",
+    "train.packing": True,
     "train.early_stopping": EarlyStopping(patience=4),
     "version": 99,
 }
