@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 # Widths in inches of one column and of a full two-column page in a journal.
 ONE_COLUMN, TWO_COLUMNS = 3.4, 7.0
 _ROW = 0.26
+_WIDE = 5.0  # inches; a narrower figure has the width of about one column
 SMALL = 8
 
 
@@ -43,8 +45,18 @@ def new_figure(columns: int, rows: int = 1, *, size: tuple[float, float], **opti
 def label_of(effect: dict[str, Any]) -> str:
     """Return the name of a contrast with a real minus sign between its sides."""
     if effect.get("arm") or not effect.get("left_name"):
-        return str(effect["name"])
+        return str(effect["name"]).replace(" - ", f" {MINUS} ")
     return f"{effect['left_name']} {MINUS} {effect['right_name']}"
+
+
+def difference_in(word: str, width: float) -> str:
+    """Return the label of an axis of differences, on two lines in a figure of one column's width (in inches)."""
+    return f"difference in test{chr(10) if width < _WIDE else ' '}{word}, points"
+
+
+def wrapped(label: str, width: float) -> str:
+    """Break the label of a row into lines, so that most of the figure's width (in inches) is left to the data."""
+    return textwrap.fill(label, 44 if width >= _WIDE else 24, break_long_words=False, break_on_hyphens=False)
 
 
 def plot_forest(effects: Sequence[dict[str, Any]], word: str, width: float | None = None) -> Figure:
@@ -60,9 +72,12 @@ def plot_forest(effects: Sequence[dict[str, Any]], word: str, width: float | Non
     width = width or TWO_COLUMNS
     rows = _rows(effects)
     keys = _keys(effects)
-    beside = 2 if width < 5 else 4
+    beside = 2 if width < _WIDE else 4
     legend_rows = math.ceil((len(keys) + 1) / beside)
-    figure, (axes,) = new_figure(1, size=(width, 0.55 + 0.2 * legend_rows + _ROW * len(rows)))
+    labels = [row.label if row.is_heading else wrapped(row.label, width) for row in rows]
+    lines = max((label.count("\n") for label in labels), default=0)
+    height = 0.55 + 0.2 * legend_rows + 0.15 * (width < _WIDE) + (_ROW + 0.11 * lines) * len(rows)
+    figure, (axes,) = new_figure(1, size=(width, height))
     for at, row in enumerate(rows):
         if row.is_heading:
             place = axes.get_yaxis_transform()
@@ -78,9 +93,9 @@ def plot_forest(effects: Sequence[dict[str, Any]], word: str, width: float | Non
     axes.axvspan(-margin, margin, color=RULE, alpha=0.35, linewidth=0, zorder=0)
     axes.axvline(0, color=INK, linewidth=0.8)
     shown = [at for at, row in enumerate(rows) if not row.is_heading]
-    axes.set_yticks(shown, [rows[at].label for at in shown])
+    axes.set_yticks(shown, [labels[at] for at in shown])
     axes.tick_params(axis="y", length=0)
-    axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=f"difference in test {word}, points")
+    axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=difference_in(word, width))
     axes.spines["left"].set_visible(False)
     keys.append(Patch(color=RULE, alpha=0.5, label=f"within {margin:g} points"))
     figure.legend(handles=keys, loc="outside lower center", ncols=beside, frameon=False, fontsize=SMALL - 1)
@@ -169,10 +184,16 @@ def plot_ratios(ratios: Sequence[dict[str, Any]], width: float | None = None) ->
         axes.plot([one["ratio"]], [at], "o", color=INK, markersize=5.5)
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.axvline(1, color=MUTED, linewidth=0.8, linestyle="--")
-    methods = {one["under"]["name"] for one in ratios}
-    names = [f"{one['name']}, {one['split']}\n{short_label(one['under']['name'], methods)}" for one in ratios]
-    axes.set_yticks(range(len(ratios)), names)
+    axes.set_yticks(range(len(ratios)), _ratio_names(ratios))
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.set(ylim=(len(ratios) - 0.5, -0.5), xlabel="share of the effect that is kept")
     return figure
+
+
+def _ratio_names(ratios: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the labels of ratios: effect, split and method, without the parts that all ratios share."""
+    methods = {one["under"]["name"] for one in ratios}
+    parts = [(one["name"], one["split"], short_label(one["under"]["name"], methods)) for one in ratios]
+    differing = [at for at in range(3) if len({part[at] for part in parts}) > 1] or [0]
+    return ["\n".join(part[at] for at in differing) for part in parts]

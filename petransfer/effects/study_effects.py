@@ -141,8 +141,9 @@ def one_pretraining_note(cells: Sequence[Cell]) -> str:
         return ""
     arms = "The arm" if len(single) == 1 else "Each of the arms"
     return (
-        f"{arms} {', '.join(single)} has one pretrained checkpoint, and seeds vary the fine-tuning only: an effect of "
-        "what an arm was pretrained on cannot be told from the luck of that one pretraining."
+        f"{arms} {', '.join(single)} has only one pretrained checkpoint. The seeds change the fine-tuning, not the "
+        "pretraining. A difference between arms can therefore come from the pretraining data or from chance in that "
+        "one pretraining."
     )
 
 

@@ -173,7 +173,7 @@ def _results(findings: Findings) -> Section:
     swept = sweep.groups_of(findings.cells, findings.study)
     notes = [note[:1].upper() + note[1:], "" if swept else sweep.unswept(findings.cells, swept)]
     text = (
-        "Means over seeds, and in brackets the lowest and the highest seed. In the plot a dot is a seed, a bar a mean."
+        "Means over seeds; the lowest and the highest seed in brackets. In the plot, a dot is a seed and a bar a mean."
     )
     return Section(
         "Exact match", text, figures=drawn, tables=[results_table(groups).condensed(first="arm")], notes=notes
@@ -196,7 +196,7 @@ def _metrics(groups: Sequence[Group]) -> Section | None:
         columns, lines = metrics_table([group for group in groups if group.split == split])
         if lines:
             tables.append(table_of_text(columns, lines, names=2, label=f"Other metrics on {split}", heading=split))
-    text = "On test, 0 to 100: means over seeds, and in brackets the lowest and the highest seed."
+    text = "On test, from 0 to 100: means over seeds; the lowest and the highest seed in brackets."
     return Section("Other metrics", text, tables=tables) if tables else None
 
 
@@ -212,16 +212,13 @@ def _categories(findings: Findings) -> Section | None:
 
 
 def _heat(heat: Heat) -> dict[str, Any]:
-    """Return a heat map as data for the page's template; the longer side becomes the rows."""
-    cells = [
-        [{"value": v, "paper": p} for v, p in zip(values, paper, strict=True)]
-        for values, paper in zip(heat.values, heat.paper, strict=True)
+    """Return a heat map as data for the page's template."""
+    heat = heat.upright()
+    lines = [
+        {"name": name, "cells": [{"value": v, "paper": p} for v, p in zip(values, paper, strict=True)]}
+        for name, values, paper in zip(heat.rows, heat.values, heat.paper, strict=True)
     ]
-    rows, columns = heat.rows, heat.columns
-    if len(columns) > len(rows):
-        rows, columns, cells = columns, rows, [list(line) for line in zip(*cells, strict=True)]
-    lines = [{"name": name, "cells": line} for name, line in zip(rows, cells, strict=True)]
-    return {"split": heat.split, "columns": columns, "lines": lines}
+    return {"split": heat.split, "columns": heat.columns, "lines": lines}
 
 
 def _curves(findings: Findings) -> Section | None:
@@ -233,7 +230,7 @@ def _curves(findings: Findings) -> Section | None:
             names = ", ".join(dict.fromkeys(group.arm for group in members))
             alt = f"Dev exact match over optimiser steps on {split}, {method}, for {names}"
             drawn.append(shown(figure, f"curves{at}", alt, f"{split}, {method}"))
-    text = "Exact match on dev during training: thin lines are seeds, thick ones their mean."
+    text = "Exact match on dev during training. A thin line is a seed, a thick line the mean of the seeds."
     return Section("Learning curves", text, figures=drawn) if drawn else None
 
 
@@ -245,7 +242,10 @@ def _learning_rates(findings: Findings, unfolded: bool = False) -> Section | Non
         shown(sweep.plot(groups, method), f"rates{at}", sweep.alt(method, members), sweep.caption(method, members))
         for at, (method, members) in enumerate(sweep.by_method(groups).items())
     ]
-    text = "Each arm and method at several learning rates, compared on dev, never on test."
+    text = (
+        "Each arm and method was trained at several learning rates and scored on dev, never on test. A dot is a run. "
+        "Lines go through the means over seeds and splits. A ring marks the chosen learning rate."
+    )
     notes = [*sweep.sentences(groups), sweep.unswept(findings.cells, groups)]
     table = table_of_text(sweep.COLUMNS, sweep.lines_of(groups), names=3, label="Learning rates")
     return Section("Learning rates", text, figures=drawn, tables=[table], notes=notes, open=unfolded)
@@ -260,7 +260,7 @@ def _parameters(findings: Findings) -> Section | None:
         for one in points
     )
     caption = "Parameters that the pretrained arm trains, and the effect with its 95 % interval."
-    figure = parameters_and_effect(points, criterion_of(findings.effects).word)
+    figure = parameters_and_effect(points, criterion_of(findings.effects).word, ONE_COLUMN + 1.3)
     return Section("Trained parameters and effect", figures=[shown(figure, "trained", alt, caption)])
 
 
@@ -274,7 +274,7 @@ def _errors(findings: Findings) -> Section | None:
             Answer(error.category, readable_input(error.input), error.target, marked(error.target, error.generated))
         )
     text = (
-        "The first wrong answers among test examples that were drawn at random. Words that the expected answer does "
-        "not have at their place are marked."
+        "The first wrong answers among test examples that were drawn at random. Words that differ from the expected "
+        "answer are marked."
     )
     return Section("Wrong answers", text, answers=list(by_group.values())) if by_group else None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from petransfer.effects.drawing import SMALL, TWO_COLUMNS, draw_interval, new_figure
+from petransfer.effects.drawing import SMALL, TWO_COLUMNS, difference_in, draw_interval, label_of, new_figure
 from petransfer.effects.palette import INK, MARKERS, RULE, SERIES, colours
 from petransfer.recipe.effect_requests import short_label
 
@@ -29,11 +29,13 @@ class Trained:
     effect: dict[str, Any]
 
 
-def parameters_and_effect(points: Sequence[Trained], word: str) -> Figure:
+def parameters_and_effect(points: Sequence[Trained], word: str, width: float = TWO_COLUMNS) -> Figure:
     """Draw each method's number of trained parameters beside its effects; the method with the fewest is on top.
 
     Args:
         points: effects under several methods. Each effect has its own colour and marker.
+        word: name of the metric.
+        width: of the figure in inches.
     """
     from matplotlib.ticker import NullFormatter
 
@@ -41,14 +43,15 @@ def parameters_and_effect(points: Sequence[Trained], word: str) -> Figure:
     for one in points:
         counts.setdefault(one.method, []).append(one.parameters)
     rows = sorted(counts, key=lambda method: (fmean(counts[method]), method))
-    names = list(dict.fromkeys((point.name, point.split) for point in points))
+    names = list(dict.fromkeys((label_of(point.effect), point.split) for point in points))
     splits = {split for _, split in names}
     labels = {pair: f"{pair[0]}, {pair[1]}" if len(splits) > 1 else pair[0] for pair in names}
     found = colours(list(labels.values()))
     height = max(_ROW, 0.14 * len(names))
+    beside = 3 if width > 5 else 2
     figure, (left, right) = new_figure(
         2,
-        size=(TWO_COLUMNS, 0.7 + 0.2 * math.ceil(len(names) / 3) + height * len(rows)),
+        size=(width, 0.7 + 0.2 * math.ceil(len(names) / beside) + height * len(rows)),
         sharey=True,
         width_ratios=(1, 2),
     )
@@ -58,7 +61,7 @@ def parameters_and_effect(points: Sequence[Trained], word: str) -> Figure:
     for at, (name, split) in enumerate(names):
         colour, marker = found[labels[name, split]], MARKERS[(at + at // len(SERIES)) % len(MARKERS)]
         for one in points:
-            if (one.name, one.split) == (name, split):
+            if (label_of(one.effect), one.split) == (name, split):
                 place = rows.index(one.method) + 0.7 * ((at + 0.5) / len(names) - 0.5)
                 draw_interval(right, one.effect, place, colour, marker, hollow=False)
         right.plot([], [], color=colour, marker=marker, label=labels[name, split])
@@ -68,9 +71,9 @@ def parameters_and_effect(points: Sequence[Trained], word: str) -> Figure:
     ends = 10.0 ** math.floor(min(decades)), 10.0 ** math.ceil(max(decades))
     left.set(xscale="log", xlabel="trained parameters", xlim=ends, ylim=(len(rows) - 0.4, -0.6))
     left.xaxis.set_minor_formatter(NullFormatter())
-    right.set(xlabel=f"difference in test {word}, points")
+    right.set_xlabel(difference_in(word, width))
     for axes in (left, right):
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=SMALL)
+    figure.legend(loc="outside lower center", ncols=beside, frameon=False, fontsize=SMALL)
     return figure

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from petransfer.effects.drawing import ONE_COLUMN, SMALL, TWO_COLUMNS, new_figure
+from petransfer.effects.drawing import ONE_COLUMN, SMALL, TWO_COLUMNS, new_figure, wrapped
 from petransfer.effects.palette import LINES, MARKERS, MUTED, RULE, SERIES, colours
 from petransfer.recipe.effect_requests import short_label
 from petransfer.report.run_groups import Group
@@ -94,7 +94,8 @@ def learning_curves(groups: Sequence[Group], study: StudyFolder, only: tuple[str
         for group in members:
             _draw_curves(axes, group.arm, curves[group.key], styles[group.arm])
         if len(panels) > 1:
-            axes.set_title("\n".join([split] * (len(splits) > 1) + [short_label(method, labels)]), fontsize=SMALL)
+            title = [split] * (len(splits) > 1) + [wrapped(short_label(method, labels), ONE_COLUMN)]
+            axes.set_title("\n".join(title), fontsize=SMALL)
     label_outside(all_axes, "optimiser steps", "dev exact match, %")
     all_axes[0].set_ylim(-2, 102)
     legend_below(figure, all_axes)
@@ -134,18 +135,20 @@ def by_arm(groups: Sequence[Group], width: float = TWO_COLUMNS, split: str | Non
     splits = list(dict.fromkeys(group.split for group in done))
     rows = {name: _rows([group for group in done if group.split == name]) for name in splits}
     shown = ("test", "log_prob")[: 1 if width < 5 else 2]
+    tallest = max(wrapped(label, width).count("\n") for found in rows.values() for label, group in found if group)
+    row = _ROW + 0.12 * tallest
     figure, cells = new_figure(
-        len(shown), len(splits), size=(width, 0.55 * len(splits) + 0.2 + _ROW * sum(map(len, rows.values()))),
+        len(shown), len(splits), size=(width, 0.55 * len(splits) + 0.2 + row * sum(map(len, rows.values()))),
         sharey="row", sharex="col", height_ratios=[len(rows[name]) + 1 for name in splits],
     )  # fmt: skip
     styles = arm_styles(group.arm for group in groups)
     for at, name in enumerate(splits):
         for column, figures in enumerate(shown):
             axes = cells[at * len(shown) + column]
-            _draw_rows(axes, rows[name], figures, styles, first=column == 0)
+            _draw_rows(axes, rows[name], figures, styles, column == 0, width)
             if len(splits) > 1 and column == 0:
                 axes.set_title(name, fontsize=SMALL, loc="left", weight="bold")
-    labels = {"test": "test exact match, %", "log_prob": "log-probability per target token, nats"}
+    labels = {"test": "test exact match, %", "log_prob": "log-probability\nper target token, nats"}
     for axes, figures in zip(cells[-len(shown) :], shown, strict=True):
         axes.set_xlabel(labels[figures])
     return figure
@@ -165,7 +168,12 @@ def _rows(groups: Sequence[Group]) -> list[tuple[str, Group | None]]:
 
 
 def _draw_rows(
-    axes: Axes, rows: Sequence[tuple[str, Group | None]], figures: str, styles: dict[str, Any], first: bool
+    axes: Axes,
+    rows: Sequence[tuple[str, Group | None]],
+    figures: str,
+    styles: dict[str, Any],
+    first: bool,
+    width: float,
 ) -> None:
     for at, (label, group) in enumerate(rows):
         if group is None:
@@ -181,8 +189,9 @@ def _draw_rows(
         if group.paper and figures == "test":
             place = axes.get_yaxis_transform()
             text = f"paper {group.paper.mean:.1f}"
-            axes.text(1.01, at, text, transform=place, va="center", fontsize=SMALL - 2, color=MUTED)
-    axes.set_yticks([at for at, row in enumerate(rows) if row[1]], [label for label, group in rows if group])
+            axes.text(1.01, at, text, transform=place, va="center", fontsize=SMALL - 1, color=MUTED)
+    shown = [wrapped(label, width) for label, group in rows if group]
+    axes.set_yticks([at for at, row in enumerate(rows) if row[1]], shown)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)

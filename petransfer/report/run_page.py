@@ -55,7 +55,7 @@ def run_page(findings: Findings) -> str:
         ],
         samples=samples,
         samples_text=f"{count(len(texts), 'test example')} drawn at random and generated; wrong: {wrong}. "
-        "Words that the expected answer does not have at their place are marked.",
+        "Words that differ from the expected answer are marked.",
         confusion=_confusion(texts),
         tables=[table for table in (_splits(result), _categories(result)) if table],
         adapter_text=what.get(adapter, "The adapter was not kept."),

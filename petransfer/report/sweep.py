@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from rich.table import Table
 
-from petransfer.effects.drawing import SMALL
+from petransfer.effects.drawing import ONE_COLUMN, SMALL, wrapped
 from petransfer.effects.palette import INK
 from petransfer.recipe.effect_requests import short_label
 from petransfer.report.plots import arm_styles, label_outside, legend_below, panel_grid
@@ -160,7 +160,7 @@ def plot(groups: Sequence[Group], only: str | None = None) -> Figure:
     for (method, members), axes in zip(panels.items(), all_axes, strict=True):
         _draw(axes, members, styles)
         if len(panels) > 1:
-            axes.set_title(short_label(method, panels), fontsize=SMALL)
+            axes.set_title(wrapped(short_label(method, panels), ONE_COLUMN), fontsize=SMALL)
     label_outside(all_axes, "learning rate", "dev exact match, %")
     legend_below(drawn, all_axes)
     return drawn
@@ -198,8 +198,5 @@ def alt(method: str, members: Sequence[Group]) -> str:
 
 
 def caption(method: str, members: Sequence[Group]) -> str:
-    """Return the caption of a panel: the metric, the number of steps and the meaning of the marks."""
-    return (
-        f"{method}: exact match on dev after {_steps(members, 'steps')}; a dot is a run, lines go through means over "
-        "seeds and splits, a ring marks the rate that is chosen."
-    )
+    """Return the caption of a panel: the method and the number of steps."""
+    return f"{method}, after {_steps(members, 'steps')}"

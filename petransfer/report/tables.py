@@ -151,7 +151,13 @@ def templates() -> Environment:
         keep_trailing_newline=True,
     )
     made.filters["cell"] = markdown_text
+    made.filters["breakable"] = breakable
     return made
+
+
+def breakable(text: Any) -> Markup:
+    """Return a text as HTML that may be broken into lines after an underscore, as in `prim_to_subj_proper`."""
+    return Markup("_<wbr>").join(str(text).split("_"))
 
 
 def write_page(template: str, title: str, **content: Any) -> str:

@@ -230,7 +230,7 @@ def test_effects_are_kept_and_not_judged_twice(recipe: Recipe, tmp_path: Path, m
             finish(study, cell, 20)
     first = update_effects(recipe, cells, study)
     assert len(first["effects"]) == 4
-    assert all("one seed decides nothing" in line for line in first["sentences"][1:])
+    assert all("one seed a side is too few" in line for line in first["sentences"][1:])
     assert json.loads((tmp_path / "effects.json").read_text()) == first
     with monkeypatch.context() as patch:
         patch.setattr("petransfer.effects.study_effects._judged", lambda *_: pytest.fail("judged again"))

@@ -261,7 +261,7 @@ def test_a_sweep_is_shown_by_method_and_says_what_it_rests_on(tmp_path: Path, to
         "The learning rates were chosen at 50 steps; the study trains for 100 steps, where others may be best." in shown
     )
     for method in ("lora r16 32-bit", "lora r16 4-bit", "full 32-bit"):
-        assert f"<figcaption>{method}: exact match on dev after 50 steps;" in shown
+        assert f"<figcaption>{method}, after 50 steps</figcaption>" in shown
     assert "lora r16 4-bit; chosen: english 26.0 % at 0.004, german 26.0 % at 0.004" in shown
     assert "a better learning rate may lie beyond: english, lora r16 32-bit (highest learning rate);" in shown
     assert "with another learning rate than the chosen one: english, lora r16 32-bit; english, lora r16 4-bit;" in shown
@@ -320,7 +320,7 @@ def is_4_bit_german(cell: Cell) -> bool:
     ("skip", "level", "said"),
     [
         (lambda cell: cell.seed > 1, level_of, "Inconclusive"),
-        (lambda cell: cell.seed > 0, level_of, "one seed decides nothing"),
+        (lambda cell: cell.seed > 0, level_of, "one seed a side is too few"),
         (lambda cell: cell.seed > 0, level_of, "McNemar"),
         (lambda cell: cell.arm == "scratch", level_of, "no run of scratch (full 32-bit) is done: 6 waiting"),
         (is_4_bit_german, level_of, "no run of german (lora r16 4-bit) is done: 6 waiting"),

@@ -214,7 +214,7 @@ def _verdict(
     if obstacle:
         return "inconclusive", obstacle
     unit = "pairs of seeds" if contrast.paired else "seeds a side"
-    return "inconclusive", f"about {needed} {unit} are needed" if needed else "one seed decides nothing"
+    return "inconclusive", f"about {needed} {unit} are needed" if needed else "one seed a side is too few"
 
 
 def within(interval: Interval | None, margin: float) -> bool:
@@ -283,7 +283,7 @@ def details(effect: dict[str, Any], criterion: Criterion) -> str:
     if effect["log_prob_difference"] is not None:
         nats = signed(effect["log_prob_difference"], 3)
         p = p_text(effect["log_prob_p"])
-        parts.append(f"Log-probability per target token: {nats} nats ({p}, unadjusted); it decides nothing.")
+        parts.append(f"Log-probability per target token: {nats} nats ({p}, unadjusted; not part of the verdict).")
     pair = effect["mcnemar"]
     if pair:
         only = f"{pair['only_left']} examples are right only in the first, {pair['only_right']} only in the second"
