@@ -34,7 +34,10 @@ def shown(figure: Figure, name: str, alt: str, caption: str = "") -> Shown:
 
 @dataclass(frozen=True)
 class Answer:
-    """An example with the generated text. In `marked` the words that differ from the target are marked."""
+    """An example with the generated text. In `marked` the words that differ from the target are marked.
+
+    label: a remark on the example, such as its category; '' for none.
+    """
 
     label: str
     input: str

@@ -269,10 +269,9 @@ def _errors(findings: Findings) -> Section | None:
     for error in gather.errors(findings.groups, findings.study):
         group = error.group
         name = f"{group.split}, {group.arm}, {group.method}, seed {error.seed}"
+        label = f"category {error.category}" if error.category not in ("", "all") else ""
         answers = by_group.setdefault(name, AnswersOf(name)).rows
-        answers.append(
-            Answer(error.category, readable_input(error.input), error.target, marked(error.target, error.generated))
-        )
+        answers.append(Answer(label, readable_input(error.input), error.target, marked(error.target, error.generated)))
     text = (
         "The first wrong answers among test examples that were drawn at random. Words that differ from the expected "
         "answer are marked."

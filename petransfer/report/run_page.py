@@ -59,7 +59,7 @@ def run_page(findings: Findings) -> str:
         confusion=_confusion(texts),
         tables=[table for table in (_splits(result), _categories(result)) if table],
         adapter_text=what.get(adapter, "The adapter was not kept."),
-        next_steps=_next_steps(place),
+        next_steps=_next_steps(place, whole=adapter == "model"),
         **repetition(findings),
     )
 
@@ -173,12 +173,8 @@ def _confusion(texts: list[dict[str, Any]]) -> Confusion | None:
     return Confusion(text, columns, rows)
 
 
-def _next_steps(place: str) -> str:
-    return "\n".join(
-        (
-            f'petransfer predict {place} "an input"',
-            f"petransfer eval {place} --data test.csv",
-            f"petransfer adapter merge {place} merged",
-            f"petransfer adapter push {place} user/name",
-        )
-    )
+def _next_steps(place: str, whole: bool) -> str:
+    """Return the next commands for a run's folder. whole: all weights were saved, so there is no adapter to share."""
+    use = [f'petransfer predict {place} "an input"', f"petransfer eval {place} --data test.csv"]
+    share = [f"petransfer adapter merge {place} merged", f"petransfer adapter push {place} user/name"]
+    return "\n".join(use if whole else [*use, *share])

@@ -176,6 +176,7 @@ def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> 
     result = {
         "run_id": spec.run_id,
         **{part: summary(evaluation) | measured[part].scores for part, evaluation in evaluations.items()},
+        "train_examples": len(data.train),
         "parameters": sum(map(weight_count, loaded.model.parameters())),
         "trained_parameters": sum(value.numel() for value in trained_tensors(model).values()),
         "weights": inventory(model, spec.method.keep_wide).as_dict() | (base.cost or {}),
