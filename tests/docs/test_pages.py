@@ -1,0 +1,63 @@
+"""What the pages say of the program: error messages that exist, extensions that are found, words that are defined."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from petransfer.data.task_registry import TASKS, RegisteredTask
+from petransfer.effects.kind import KINDS, Kind
+from petransfer.recipe.methods import METHODS, Method
+from petransfer.recipe.metrics import METRICS, Metric
+from petransfer.registries import Registry
+from tests.docs.test_code_blocks import ROOT, blocks_of
+
+DOCS = ROOT / "docs"
+JOINT = re.compile(r'"\s*\n\s*f?"')  # between the lines of one text in the source
+
+
+@pytest.mark.parametrize("page", ["troubleshooting", "chat-data"])
+def test_every_error_message_still_exists(page: str) -> None:
+    source = JOINT.sub("", "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "petransfer").rglob("*.py")))
+    table = (DOCS / "how-to" / f"{page}.md").read_text(encoding="utf-8").split("| message contains |")[1]
+    messages = re.findall(r"^\| `([^`]+)` \|", table, re.M)
+    assert len(messages) >= (10 if page == "troubleshooting" else 3)
+    assert not [message for message in messages if message not in source]
+
+
+def test_the_glossary_defines_the_words_of_a_study() -> None:
+    words = re.findall(r"^\| ([\w ()-]+?) \|", (DOCS / "reference" / "glossary.md").read_text(encoding="utf-8"), re.M)
+    assert {"arm", "effect", "verdict", "split", "seed", "retention"} <= set(words)
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert not [page for page in DOCS.rglob("*.md") if f" {page.relative_to(DOCS).as_posix()}\n" not in navigation]
+
+
+def test_the_package_of_the_extension_page_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's files and entry points, installed as pip does it: every registry finds its entry by name."""
+    page = DOCS / "how-to" / "extend.md"
+    (points,) = (tomllib.loads(block.text) for block in blocks_of(page) if block.language == "toml")
+    files = re.findall(r"^`(my_\w+)\.py`", page.read_text(encoding="utf-8"), re.M)
+    python = [block.text for block in blocks_of(page) if block.language == "python"]
+    for name, text in zip(files, python, strict=True):
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    installed = tmp_path / "my_package-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+    sections = points["project"]["entry-points"].items()
+    lines = [f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in of.items()) for group, of in sections]
+    (installed / "entry_points.txt").write_text("".join(lines))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registries = [(METRICS, Metric), (TASKS, RegisteredTask), (METHODS, Method), (KINDS, Kind)]
+    for (registry, kind), (group, entries) in zip(registries, sections, strict=True):
+        (name,) = entries
+        assert registry.group == group
+        found = Registry(registry.noun, kind, registry.package, group).lookup(name)
+        assert found.name == name
