@@ -128,13 +128,13 @@ def _summary(cell: Cell, folder: RunFolder) -> TrainSummary | None:
         int(result["steps"]),
         int(result.get("best_step") or result["steps"]),
         str(result.get("stop_reason") or ""),
-        _still_improving(curve),
+        improving_score(curve),
         _samples(folder),
         len(lines) > 1 and lines[-1]["loss"] > 1.5 * lines[0]["loss"],
     )
 
 
-def _still_improving(curve: list[dict[str, Any]]) -> str:
+def improving_score(curve: list[dict[str, Any]]) -> str:
     """Return which dev score was still improving at the end; a falling loss counts only while exact match is 0.
 
     Exact match counts as rising if the last fifth of the evaluations has a higher one than those before.

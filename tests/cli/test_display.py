@@ -13,10 +13,12 @@ from rich.table import Table
 
 from petransfer.cli import table_layout
 from petransfer.cli.display import Display, View, progress_line, progress_lines, study_label, study_score
+from petransfer.cli.evaluate import explanations
 from petransfer.cli.table_layout import print_fitting
 from petransfer.recipe.loading import load_recipe
 from petransfer.report import run_table
 from petransfer.report.run_table import Row
+from petransfer.sharing.scoring import Scores
 from petransfer.study.grid import expand
 from tests.cli.calls import call
 from tests.report.made import draw_nothing, make, recipe_of
@@ -147,3 +149,15 @@ def test_the_tables_of_verbs_hide_no_column(
     assert max(map(len, text.splitlines())) <= width
     assert "english" in text
     assert "nano" in text
+
+
+def test_eval_explains_its_columns() -> None:
+    one = Scores("first", "lines", 1, 50.0, -1.0, None, 100.0, 1, 0)
+    (about, generated) = explanations([one])
+    assert "EM: exact match" in about
+    assert "log p/token" in about
+    assert generated.startswith("generated: ")
+    several = "\n".join(explanations([replace(one, claimed=50.0), replace(one, label="second")]))
+    for column in ("EM", "log p/token", "same as first %", "generated", "claimed EM %"):
+        assert f"{column}: " in several
+    assert "this row and first" in several

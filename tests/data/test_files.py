@@ -22,6 +22,7 @@ from petransfer.data import benchmark_files as files
 from petransfer.data import load_task
 from petransfer.data import tsv_benchmark as tabular
 from petransfer.data.benchmark_files import Source, cache_dir, find, locate, read_rows
+from petransfer.data.rows.source import find_source
 from petransfer.data.tasks import cogs, scan
 from petransfer.errors import UserError
 
@@ -329,3 +330,15 @@ def test_importing_the_tasks_is_light() -> None:
     code = f"import sys, petransfer.data; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_messages_name_a_file_relative_to_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = tmp_path / "here" / "data" / "rows.csv"
+    inside.parent.mkdir(parents=True)
+    inside.write_text("input,target\na,b\n")
+    monkeypatch.chdir(tmp_path / "here")
+    assert find_source(str(inside), None).name == "data/rows.csv"
+    assert find_source(str(inside), None).path == inside
+    (tmp_path / "rows.csv").write_text("input,target\na,b\n")
+    assert find_source(str(tmp_path / "rows.csv"), None).name == str(tmp_path / "rows.csv")
+    assert find_source("data/rows.csv", None).name == "data/rows.csv"

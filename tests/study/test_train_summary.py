@@ -1,0 +1,50 @@
+"""The sentences at the end of `train`: which dev score was still rising, and what to try."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from petransfer.study.folders import RunFolder
+from petransfer.study.quick_recipe import TrainRequest
+from petransfer.study.train_study import train_study
+from petransfer.study.train_summary import TrainSummary, improving_score
+
+
+def curve(exact: list[float], losses: list[float]) -> list[dict[str, float]]:
+    return [{"dev_em": em, "dev_loss": loss, "loss": 9.0} for em, loss in zip(exact, losses, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("exact", "losses", "score"),
+    [
+        ([10, 20, 30], [3, 2, 1], "exact_match"),
+        ([10, 30, 30], [3, 2, 1], ""),  # only the loss falls
+        ([30, 30, 20], [3, 2, 1], ""),
+        ([0, 0, 0], [3, 2, 1], "loss"),
+        ([0, 0, 0], [3, 1, 2], ""),
+        ([50, 60, 100], [3, 2, 1], ""),  # nothing is left to gain
+        ([*range(9), 20, 19], [1.0] * 11, "exact_match"),  # one of the last fifth is the best
+        ([10], [1], ""),
+    ],
+)
+def test_only_a_score_that_rose_at_the_end_is_called_improving(
+    exact: list[float], losses: list[float], score: str
+) -> None:
+    assert improving_score(curve(exact, losses)) == score
+
+
+def test_the_advice_names_the_score_and_what_to_try(tmp_path: Path) -> None:
+    (tmp_path / "rows.tsv").write_text("".join(f"say {at}\t{at}\n" for at in range(20)))
+    study = train_study("nano/english", str(tmp_path / "rows.tsv"), TrainRequest(), [], tmp_path / "out", False)
+    cell = study.grid.cells[0]
+    stopped = TrainSummary(cell, RunFolder(tmp_path), 50.0, 40.0, 2000, 650, "max_steps", "exact_match", ())
+    assert "exact match on dev was still rising" in stopped.advice
+    assert "--max-steps 4000" in stopped.advice
+    flat = replace(stopped, still_improving="")
+    assert "the dev score is low" in flat.advice
+    assert "--max-steps" not in flat.advice
+    assert "dev loss was still falling" in replace(stopped, dev=0.0, still_improving="loss").advice
+    assert replace(flat, dev=95.0).advice == ""
