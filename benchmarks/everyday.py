@@ -112,26 +112,26 @@ REASONS = {
     "max_minutes": "time limit",
 }
 HEAD = (
-    "| task | rows | default: dev, test % | steps (best) | stopped by | processor s | runs of the sweep | "
+    "| task | rows | default: dev, test % | steps (best) | stopped by | processor s | also tried | "
     "best: dev, test % | default's share on dev | on test |"
 )
 
 
 def table(content: dict[str, Any]) -> str:
-    """Return the tasks as a Markdown table; a task that was not swept, because dev was at 100 %, says so."""
-    lines = [HEAD, "| --- | ---: | ---: | ---: | --- | ---: | ---: | --- | ---: | ---: |"]
+    """Return the tasks as a Markdown table, with the settings that were tried beside the default."""
+    lines = [HEAD, "| --- | ---: | ---: | ---: | --- | ---: | --- | --- | ---: | ---: |"]
     for name, task in content["tasks"].items():
         default, best = task["runs"]["default"], task["runs"][task["best"]]
-        swept = len(task["runs"]) - 1
+        others = [setting for setting in task["runs"] if setting != "default"]
         found = "default" if task["best"] == "default" else f"{task['best']}: {best['dev']:.1f}, {best['test']:.1f}"
-        if not swept and default["dev"] < 100:
+        if not set(others) & set(SWEEP) and default["dev"] < 100:
             found, shares = "not swept yet", ["", ""]
         else:
             shares = [f"{task['share_of_best'][part]:.0f} %" for part in ("dev", "test")]
         cells = [
             name, f"{task['rows']:,}", f"{default['dev']:.1f}, {default['test']:.1f}",
             f"{default['steps']:,} ({default['best_step']:,})", REASONS[default["stop_reason"]],
-            f"{default['seconds']:.0f}", f"{swept}", found, *shares,
+            f"{default['seconds']:.0f}", ", ".join(others), found, *shares,
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -50,7 +50,7 @@ def test_the_table_has_one_row_a_task() -> None:
     runs = {"default": _run(80, 60), "full": _run(90, 50)}
     content = {"tasks": {"dates": {"rows": 500, "runs": runs, **compare({"runs": runs})}}}
     assert table(content).splitlines()[2] == (
-        "| dates | 500 | 80.0, 60.0 | 9 (5) | largest number of steps | 1 | 1 | full: 90.0, 50.0 | 89 % | 120 % |"
+        "| dates | 500 | 80.0, 60.0 | 9 (5) | largest number of steps | 1 | full | full: 90.0, 50.0 | 89 % | 120 % |"
     )
 
 
