@@ -95,7 +95,8 @@ def call(application: typer.Typer, arguments: list[str]) -> None:
         if debug:
             raise
         if leads:
-            print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+            place = error.filename or "a file"
+            print(f"error: {place} cannot be used ({error.strerror}); take another folder or file", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         if leads:

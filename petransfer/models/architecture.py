@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -44,7 +45,7 @@ def _configuration(checkpoint: CheckpointSpec) -> tuple[Any, bool]:
     try:
         content, _ = PreTrainedConfig.get_config_dict(place, revision=asked)
         return AutoConfig.from_pretrained(place, revision=asked), has_own_head(content, place)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise UserError(
             f"no configuration for {place} ({reason_of(error, 160)}); name a folder or a checkpoint of the registry"
         ) from None

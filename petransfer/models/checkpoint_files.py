@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME, cached_file
@@ -85,7 +86,7 @@ def _tokenizer_location(checkpoint: CheckpointSpec) -> tuple[str, str | None]:
 
 def generation_config(checkpoint: CheckpointSpec) -> Any:
     """Return a checkpoint's generation configuration; None if it has none."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, TypeError, StrictDataclassError):
         return GenerationConfig.from_pretrained(location(checkpoint), revision=revision(checkpoint))
     return None
 
@@ -113,7 +114,7 @@ def one_line_errors(checkpoint: CheckpointSpec) -> Iterator[None]:
         if isinstance(error, OSError):
             raise _not_found(checkpoint, error) from error
         raise UserError(f"the weights in {name} are damaged ({error}); get the checkpoint again") from error
-    except (ValueError, KeyError, ImportError) as error:
+    except (ValueError, KeyError, ImportError, StrictDataclassError) as error:
         raise _not_found(checkpoint, error) from error
 
 

@@ -66,7 +66,8 @@ def _found(name: str, places: Sequence[Any], rows: int | None) -> list[int]:
     for place in places:
         value = getattr(place, name, None)
         values += value if isinstance(value, list) else [] if value is None else [value]
-    return [int(value) for value in values if value is not None and value >= 0 and (not rows or value < rows)]
+    numbers = [value for value in values if isinstance(value, int) and not isinstance(value, bool)]
+    return [value for value in numbers if value >= 0 and (not rows or value < rows)]
 
 
 def _name(config: Any) -> str:

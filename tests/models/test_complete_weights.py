@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from petransfer.errors import UserError
+from petransfer.models.architecture import configuration
 from petransfer.models.loading import load
+from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import Bits
 from tests.tiny_models import keep
 
@@ -91,3 +93,32 @@ def test_embeddings_and_head_are_those_of_the_file(model_type: str, embeddings: 
     assert torch.equal(model.encoder.embed_tokens.weight, rows)
     assert torch.equal(model.decoder.embed_tokens.weight, rows)
     assert torch.equal(model.lm_head.weight, head)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"vocab_size": "x"},
+        {"vocab_size": 0},
+        {"d_model": -1},
+        {"num_heads": 0},
+        {"d_kv": 0},
+        {"num_layers": 1.5},
+        {"d_ff": None},
+        {"pad_token_id": "x"},
+    ],
+)
+def test_a_configuration_with_impossible_sizes_is_one_line(wrong: dict[str, Any], copied: Path) -> None:
+    path = copied / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+    for read in (lambda: load(str(copied), 32, device="cpu"), lambda: configuration(checkpoint_spec(str(copied)))):
+        with pytest.raises(UserError) as error:
+            read()
+        assert next(iter(wrong)) in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_generation_defaults_of_other_types_are_ignored(copied: Path) -> None:
+    content = {"max_length": "x", "eos_token_id": "y", "bos_token_id": True, "num_beams": [4]}
+    (copied / "generation_config.json").write_text(json.dumps(content))
+    load(str(copied), 32, device="cpu")
