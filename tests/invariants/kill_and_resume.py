@@ -63,7 +63,7 @@ kind: pretrain
 name: killed
 arms: [brackets]
 seeds: [0, 1, 2, 3]
-tokens: 4000
+tokens: 6000
 noise: {{window: 32}}
 train: {{steps: {steps}, batch_size: 4}}
 corpora:
