@@ -175,9 +175,9 @@ def test_the_seed_orders_the_examples(tiny_spec: Make, tmp_path: Path, monkeypat
     seeds: list[int] = []
 
     class Spy(ShuffledExamples):
-        def __init__(self, examples: Any, batch_size: int, seed: int, layout: Any) -> None:
+        def __init__(self, examples: Any, batch_size: int, seed: int, *others: Any) -> None:
             seeds.append(seed)
-            super().__init__(examples, batch_size, seed, layout)
+            super().__init__(examples, batch_size, seed, *others)
 
     monkeypatch.setattr("petransfer.study.single_run.ShuffledExamples", Spy)
     for seed in (3, 4):
