@@ -262,7 +262,7 @@ def test_layers_that_are_left_out_at_random_are_refused() -> None:
 
 @pytest.mark.parametrize("joined", [True, False])
 def test_the_planner_foresees_a_stack(joined: bool, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("petransfer.training.stacked.stacked_loop.joins", lambda device: joined)
+    monkeypatch.setattr("petransfer.memory.step_memory.joins", lambda device: joined)
     spec = checkpoint_spec(str(tiny_t5))
     demand = Demand(replace(LORA, dropout=0.1), 4, 12, 20, "cpu", members=3)
     foreseen = simulate(*_plain(tiny_t5), demand, False).peak
