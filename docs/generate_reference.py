@@ -33,7 +33,7 @@ def command_line_page() -> str:
     lines = [
         "# Command line",
         "",
-        "Every verb prints its options with `--help`. `--debug` shows the traceback of an error.",
+        "Every command prints its options with `--help`. `--debug` shows the traceback of an error.",
         "",
     ]
     for verb in VERBS:

@@ -138,16 +138,16 @@ class Study:
         """Run every experiment of the study. Finished runs are skipped; interrupted runs resume.
 
         Args:
-            workers: Runs at once, each in a process of its own; 0 chooses.
+            workers: Number of runs at the same time, one process per run. 0: chosen automatically.
             stack: How many runs may be trained together on one base: a number, `auto` or `off`.
             executor: `local` for this machine, `ray` for a Ray cluster.
             address: The address of the Ray cluster.
             cpu: Use the CPU even where there is a GPU.
             force: Ignore failed memory and quantisation checks.
             by_generation: Score the test set by generating every answer.
-            micro_batch: Examples in a forward pass; 0 chooses.
-            threads: CPU threads of a process; 0 chooses.
-            save_every: Seconds between two training states to resume from.
+            micro_batch: Examples in one forward pass. 0: chosen automatically.
+            threads: CPU threads of each process. 0: chosen automatically.
+            save_every: Seconds between two saves of the training state, from which an interrupted run resumes.
             gradient_checkpointing: Recompute activations in the backward pass, which saves memory.
             log_with: Experiment trackers to log each run to: `tensorboard`, `wandb`, `mlflow`, `trackio` and others.
             repair: Run finished runs again whose files are damaged.

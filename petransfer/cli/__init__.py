@@ -28,16 +28,19 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Parameter-efficient fine-tuning of T5-family and decoder-only models, and what pretraining transfers.",
+    help="Parameter-efficient fine-tuning of T5-family and decoder-only models, and "
+    "studies of what pretraining contributes.",
 )
 
 
 @app.callback(invoke_without_command=True)
 def _top(
     version: bool = typer.Option(False, "--version", help="Print the version and stop."),
-    verbose: bool = typer.Option(False, "--verbose", help="Print more details to stderr. Accepted by every verb."),
-    quiet: bool = typer.Option(False, "--quiet", help="Print only warnings and errors to stderr. Every verb."),
-    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error. Accepted by every verb."),
+    verbose: bool = typer.Option(False, "--verbose", help="Print more details to stderr. Works with every command."),
+    quiet: bool = typer.Option(
+        False, "--quiet", help="Print only warnings and errors to stderr. Works with every command."
+    ),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error. Works with every command."),
 ) -> None:
     if version:
         print(__version__)

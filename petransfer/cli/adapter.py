@@ -18,7 +18,7 @@ from petransfer.sharing.bundle_files import CARD
 from petransfer.sharing.bundle_zip import SUFFIX
 from petransfer.sharing.card_metadata import Wishes
 
-app = typer.Typer(no_args_is_help=True, help="Share adapters: describe, pack, push, pull, verify and merge them.")
+app = typer.Typer(no_args_is_help=True, help="Describe, pack, push, pull, verify and merge adapters.")
 
 Source = Annotated[
     str, typer.Argument(help="A run folder, an adapter folder, a bundle file, or owner/name on the hub.")
@@ -27,12 +27,18 @@ Revision = Annotated[str | None, typer.Option(help="Another commit or branch of 
 Checkpoint = Annotated[str | None, typer.Option(help="The base model, if it is not found by its name.")]
 Licence = Annotated[
     str | None,
-    typer.Option("--licence", "--license", help="The licence. Needed only if it does not follow from base and data."),
+    typer.Option(
+        "--licence",
+        "--license",
+        help="The licence. Needed only if it cannot be derived from those of the base and the data.",
+    ),
 ]
 Language = Annotated[str | None, typer.Option(help="Language of the data: en, or en,de.")]
-Tag = Annotated[list[str] | None, typer.Option("--tag", help="One more tag of the card. Repeatable.")]
+Tag = Annotated[list[str] | None, typer.Option("--tag", help="One more tag of the card. Can be given several times.")]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="A folder with data files.")]
-Bits = Annotated[int | None, typer.Option(help="Other bits for the base than in training: 32, 16, 8 or 4.")]
+Bits = Annotated[
+    int | None, typer.Option(help="Load the base with this number of bits: 32, 16, 8 or 4. Default: as in training.")
+]
 AnyBase = Annotated[bool, typer.Option("--any-base", help="Accept a base whose weights differ from those in training.")]
 Cpu = Annotated[bool, typer.Option("--cpu", help="Use the CPU even if there is a GPU.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
@@ -40,7 +46,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 @app.command("info")
 def info(source: Source, as_json: Json = False) -> None:
-    """Describe an adapter, petransfer's or not, from its files. No model is loaded."""
+    """Describe an adapter from its files. It need not be trained by petransfer. No model is loaded."""
     from petransfer.sharing.info import describe
 
     with opened(source) as bundle:
@@ -59,7 +65,11 @@ def card(
     language: Language = None,
     tags: Tag = None,
     out: Annotated[
-        Path | None, typer.Option(help="The output file. Default: README.md beside the adapter. - prints it.")
+        Path | None,
+        typer.Option(
+            help="The output file, or - to print the card. Default: README.md in the adapter's folder. If SOURCE is "
+            "not a folder, the card is printed."
+        ),
     ] = None,
 ) -> None:
     """Write the card that the hub shows: how to use the adapter, how well it does, its origin and its limits."""
@@ -101,7 +111,7 @@ def pack(
 def push(
     source: Source,
     name: Annotated[str, typer.Argument(help="user/name on the hub.")],
-    public: Annotated[bool, typer.Option("--public", help="Let everyone see it.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Let everyone see the adapter.")] = False,
     licence: Licence = None,
     language: Language = None,
     tags: Tag = None,
@@ -157,7 +167,10 @@ def verify(
         bool, typer.Option("--evaluate/--no-evaluate", help="Evaluate again to check the claimed scores.")
     ] = True,
     plain: Annotated[
-        bool, typer.Option("--plain", help="Also compare the texts with those of plain transformers and peft.")
+        bool,
+        typer.Option(
+            "--plain", help="Also generate texts with plain transformers and peft, and compare them with petransfer's."
+        ),
     ] = False,
     cpu: Cpu = False,
     as_json: Json = False,
@@ -229,7 +242,7 @@ def merge(
 @app.command("compare")
 def compare(
     merged: Annotated[str, typer.Argument(help="The folder that `adapter merge` wrote.")],
-    file: Annotated[Path, typer.Argument(help="The GGUF file that was converted from it.")],
+    file: Annotated[Path, typer.Argument(help="The GGUF file that was converted from this folder.")],
     data: Annotated[str, typer.Option(help="A file of rows, or a benchmark such as scan/add_jump.")],
     rows: Annotated[int, typer.Option(min=1, help="The largest number of rows.")] = 50,
     data_dir: DataDir = None,

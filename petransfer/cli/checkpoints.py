@@ -32,7 +32,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 @app.command("ls")
 def ls(as_json: Json = False) -> None:
-    """List the families, their arms, and what the embedded ones were pretrained on."""
+    """List the checkpoint families and their arms (kinds of pretraining).
+
+    For checkpoints that ship with petransfer, the pretraining tokens and loss are shown too.
+    """
     rows = [row for name in family_names() for row in _rows(registered_family(name))]
     if as_json:
         print(json.dumps(rows, indent=1))
@@ -51,7 +54,7 @@ def ls(as_json: Json = False) -> None:
 
 @app.command("show")
 def show(name: Annotated[str, typer.Argument(help="The name of a family.")]) -> None:
-    """Print the registry's entry of a family: origins, licences, contamination, prefixes."""
+    """Print what is known about a family: origins, licences, contamination, prefixes."""
     families = registry().families
     if name not in families:
         raise unknown("family", name, families)
@@ -63,7 +66,7 @@ def cp(
     name: Annotated[str, typer.Argument(help="nano/<arm>.")],
     target: Annotated[Path, typer.Argument(help="The folder to create.")],
 ) -> None:
-    """Copy an embedded checkpoint with its tokenizer into a folder that plain transformers loads."""
+    """Copy a shipped checkpoint with its tokenizer into a folder that plain transformers loads."""
     if not is_embedded(name):
         raise UserError(f"{name} is not embedded; only nano/<arm> can be copied")
     if target.exists():

@@ -29,8 +29,9 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "data
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False) -> None:
     """Report versions, devices, the CPU's speed, bitsandbytes, bf16, the hub and the disk.
 
-    Measuring the CPU takes about two seconds. The exit code is 0 even when something does not work; such lines begin
-    with PROBLEM.
+    Measuring the CPU takes about two seconds.
+
+    A line that begins with PROBLEM reports what does not work. The exit code is 0 even then.
     """
     checks: dict[str, Callable[[], str]] = {
         "python": platform.python_version,

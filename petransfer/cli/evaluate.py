@@ -39,7 +39,10 @@ def evaluate(
     ] = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option(help="A metric beside exact match, such as rouge; default: those of the training. Repeatable."),
+        typer.Option(
+            help="A metric beside exact match, such as rouge. Can be given several times. Default: the metrics of the "
+            "training."
+        ),
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Also score the base, and each adapter merged into it.")] = False,
     run: Annotated[str | None, typer.Option(help="The run's id, for a study with several runs.")] = None,
@@ -48,9 +51,11 @@ def evaluate(
     ] = False,
     weights: Annotated[
         str | None,
-        typer.Option(help="Also score a weighted sum of the adapters; one weight for each, such as 0.5,0.5."),
+        typer.Option(help="Also score a weighted sum of the adapters, with one weight per adapter, such as 0.5,0.5."),
     ] = None,
-    combination: Annotated[str, typer.Option(help="How peft combines them: linear, cat, svd, ties, ...")] = "linear",
+    combination: Annotated[
+        str, typer.Option(help="How --weights combines the adapters, in peft's words: linear, cat, svd, ties, ...")
+    ] = "linear",
     checkpoint: Annotated[str | None, typer.Option(help="The base model, if it is not found by its name.")] = None,
     revision: Annotated[str | None, typer.Option(help="Another commit or branch of the base on the hub.")] = None,
     any_base: Annotated[
@@ -60,7 +65,7 @@ def evaluate(
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even if there is a GPU.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
-    """Score adapters, whole models and base checkpoints side by side on the same examples.
+    """Score adapters, fully fine-tuned or merged models, and base models side by side on the same examples.
 
     The base of the adapters is loaded once. Rows that an adapter was trained on are counted and scored separately.
     """

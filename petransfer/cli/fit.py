@@ -47,7 +47,9 @@ def fit(
         typer.Option(help="A card's memory or name: 12GB or 'RTX 3060'. Default: this machine's card, if any."),
     ] = None,
     optimizer: Annotated[str, typer.Option(help="adamw, adamw-8bit or paged-adamw-8bit.")] = "adamw",
-    stack: Annotated[int, typer.Option(min=1, help="Adapters trained at once, each on a batch of its own.")] = 1,
+    stack: Annotated[
+        int, typer.Option(min=1, help="Number of adapters trained at the same time, each on its own batch.")
+    ] = 1,
     checkpointing: Annotated[
         bool,
         typer.Option(
@@ -55,7 +57,12 @@ def fit(
         ),
     ] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Predict training on the CPU instead of a card.")] = False,
-    measure: Annotated[bool, typer.Option("--measure", help="Train three steps here and compare.")] = False,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure", help="Also train three steps on this machine and compare the memory with the prediction."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Predict the memory of fine-tuning, part by part, and the largest micro-batch that fits a card.

@@ -1,4 +1,4 @@
-"""Options that several verbs share: the grid, the output folder, and how runs are executed."""
+"""Options that several commands share: the grid, the output folder, and how runs are executed."""
 
 from __future__ import annotations
 
@@ -13,31 +13,60 @@ from petransfer.recipe.values import MOST_RUNS
 RecipeArgument = Annotated[
     str | None, typer.Argument(metavar="[RECIPE]", help="A shipped recipe's name, a YAML file or a study's folder.")
 ]
-RecipeName = Annotated[str | None, typer.Option("--recipe", "-r", help="The recipe as an option; default lora-scan.")]
-Sets = Annotated[
-    list[str] | None, typer.Option("--set", help="Set a key of the recipe: --set train.steps=500. Repeatable.")
+RecipeName = Annotated[
+    str | None, typer.Option("--recipe", "-r", help="Same as the argument RECIPE. Default: lora-scan.")
 ]
-FamilyName = Annotated[str | None, typer.Option("--family", help="A registered family of checkpoints.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Set a key of the recipe: --set train.steps=500. Can be given several times."),
+]
+FamilyName = Annotated[
+    str | None,
+    typer.Option(
+        "--family",
+        help="A checkpoint family (comparable checkpoints, one per arm); `petransfer checkpoints ls` lists them.",
+    ),
+]
 Seeds = Annotated[str | None, typer.Option("--seeds", help="Seeds, as 0,1,2 or 0-5.")]
-Arms = Annotated[str | None, typer.Option("--arms", help="Arms, comma-separated.")]
+Arms = Annotated[
+    str | None,
+    typer.Option(
+        "--arms", help="Arms (kinds of pretraining), comma-separated: english,code. Default: all of the recipe."
+    ),
+]
 Out = Annotated[Path | None, typer.Option("--out", help="The study's folder; default results/<recipe>.")]
-DataDir = Annotated[Path | None, typer.Option("--data-dir", help="A folder with official data files.")]
-ShardName = Annotated[str | None, typer.Option("--shard", help="Part of the runs, such as 2/8, for job arrays.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option("--data-dir", help="A folder with the benchmark's original files, as its authors published them."),
+]
+ShardName = Annotated[
+    str | None,
+    typer.Option("--shard", help="Execute only one part of the runs, such as 2/8 (part 2 of 8), for job arrays."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 # No machine has more cores than this; thousands of threads end the process with a segmentation fault.
 MOST_THREADS = 512
 
-Workers = Annotated[int, typer.Option(min=0, help="Runs at the same time, one process each; 0 chooses.")]
+Workers = Annotated[
+    int, typer.Option(min=0, help="Number of runs at the same time, one process per run. 0: chosen automatically.")
+]
 Processes = Annotated[int, typer.Option(min=1, help="Processes per run. Each batch is divided among them.")]
 Executor = Annotated[str, typer.Option(help="local: this machine. ray: a Ray cluster.")]
 Address = Annotated[str | None, typer.Option(help="Address of a Ray cluster; auto finds one on this machine.")]
-Threads = Annotated[int, typer.Option(min=0, max=MOST_THREADS, help="CPU threads of a process; 0 chooses.")]
+Threads = Annotated[
+    int, typer.Option(min=0, max=MOST_THREADS, help="CPU threads of each process. 0: chosen automatically.")
+]
 MicroBatch = Annotated[
-    int, typer.Option("--micro-batch-size", "--micro-batch", min=0, help="Examples in a forward pass; 0 chooses.")
+    int,
+    typer.Option(
+        "--micro-batch-size", "--micro-batch", min=0, help="Examples in one forward pass. 0: chosen automatically."
+    ),
 ]
 Stack = Annotated[str, typer.Option(help="Runs trained together on one base: a number, auto or off.")]
-SaveEvery = Annotated[float, typer.Option(min=0.0, help="Seconds between two training states to resume from.")]
+SaveEvery = Annotated[
+    float, typer.Option(min=0.0, help="Seconds between two saves of the training state, from which a run resumes.")
+]
 Checkpointing = Annotated[
     bool,
     typer.Option(

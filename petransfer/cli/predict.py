@@ -32,7 +32,8 @@ def predict(
         ),
     ],
     text: Annotated[
-        list[str] | None, typer.Argument(help="Inputs. Without any, --file or standard input is read, one per line.")
+        list[str] | None,
+        typer.Argument(help="Inputs. If none is given, --file or standard input is read, one input per line."),
     ] = None,
     file: Annotated[Path | None, typer.Option(help="A file with one input per line.")] = None,
     run: Annotated[str | None, typer.Option(help="The run's id, for a study with several runs.")] = None,
@@ -41,11 +42,16 @@ def predict(
     ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest generated text, in tokens.")] = 512,
     checkpoint: Annotated[str | None, typer.Option(help="The base model, if it is not found by its name.")] = None,
-    others: Annotated[list[str] | None, typer.Option("--with", help="One more adapter. Repeatable.")] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Also use a weighted sum of the adapters; one weight for each, such as 0.5,0.5.")
+    others: Annotated[
+        list[str] | None, typer.Option("--with", help="One more adapter. Can be given several times.")
     ] = None,
-    combination: Annotated[str, typer.Option(help="How peft combines them: linear, cat, svd, ties, ...")] = "linear",
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Also use a weighted sum of the adapters, with one weight per adapter, such as 0.5,0.5."),
+    ] = None,
+    combination: Annotated[
+        str, typer.Option(help="How --weights combines the adapters, in peft's words: linear, cat, svd, ties, ...")
+    ] = "linear",
     revision: Annotated[str | None, typer.Option(help="Another commit or branch of the base on the hub.")] = None,
     any_base: Annotated[
         bool, typer.Option("--any-base", help="Accept a base whose weights differ from those in training.")
@@ -53,10 +59,11 @@ def predict(
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even if there is a GPU.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines with input and output.")] = False,
 ) -> None:
-    """Generate a text for each input, with adapters on one base, whole models or base checkpoints.
+    """Generate a text for each input with adapters on one base model, with fine-tuned or merged models, or base models.
 
-    Prints one line for each input line; a blank input gives a blank line. An input of a model that was trained on
-    chats is the user's message, or a JSON list of messages.
+    Prints one line for each input line; a blank input gives a blank line.
+
+    For a model trained on chats, each input is the user's message or a JSON list of messages.
     """
     lines = iter(text) if text else input_lines(file)
     at_once = 1 if not text and file is None and sys.stdin.isatty() else BATCH

@@ -40,8 +40,12 @@ def pretrain(
     seeds: Seeds = None,
     out: Annotated[Path | None, typer.Option("--out", help="Output folder; default pretrained/<recipe>.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Runs at the same time, each on a share of the cores.")] = 1,
-    threads: Annotated[int, typer.Option(min=0, max=MOST_THREADS, help="CPU threads of each run; 0 chooses.")] = 0,
-    save_every: Annotated[float, typer.Option(min=0.0, help="Seconds between training states to resume from.")] = 120.0,
+    threads: Annotated[
+        int, typer.Option(min=0, max=MOST_THREADS, help="CPU threads of each run. 0: chosen automatically.")
+    ] = 0,
+    save_every: Annotated[
+        float, typer.Option(min=0.0, help="Seconds between two saves of the training state, from which a run resumes.")
+    ] = 120.0,
     compiled: Annotated[
         bool | None,
         typer.Option("--compile/--no-compile", help="Compile the model before training; faster for long runs."),

@@ -36,7 +36,10 @@ app = typer.Typer(
 
 @app.command("study")
 def report(study: Annotated[Path, typer.Argument(help="A folder such as results/lora-scan.")]) -> None:
-    """Write a study's page (html), tables (csv, md, tex), plots (svg, png) and effects, and print them."""
+    """Write a study's page (html), tables (csv, md, tex), plots (svg, png) and effects.
+
+    Prints the table and the effects.
+    """
     grid = open_grid(study)
     found = write_report(grid)
     name = grid.recipe.name
@@ -62,7 +65,7 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="Also write the comparison to this file: .html or .md.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
-    """Put two studies side by side: the same cells and effects, and B less A with intervals and verdicts."""
+    """Compare studies A and B: scores and effects that both have, and the differences B minus A with verdicts."""
     from petransfer.effects.runs import Runs
     from petransfer.report import comparison as side_by_side
 

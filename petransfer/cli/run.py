@@ -108,7 +108,9 @@ def run(
     log_with: opt.LogWith = None,
     cpu: opt.Cpu = False,
     force: opt.Force = False,
-    repair: Annotated[bool, typer.Option("--repair", help="Run finished runs with damaged files again.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Delete and repeat the finished runs whose files are damaged.")
+    ] = False,
     as_json: opt.Json = False,
 ) -> None:
     """Run every experiment of a recipe. Finished runs are skipped; interrupted runs resume."""
@@ -211,7 +213,7 @@ def plan(
     data_dir: opt.DataDir = None,
     shard: opt.ShardName = None,
     card: Annotated[
-        str | None, typer.Option(help="Memory or name of a card, such as 12GB. Default: this machine's card.")
+        str | None, typer.Option(help="Memory or name of a card, such as 12GB. Default: the card of this machine.")
     ] = None,
     stack: opt.Stack = "auto",
     checkpointing: opt.Checkpointing = False,
@@ -282,7 +284,7 @@ def status(
     study: Annotated[Path, typer.Argument(help="A folder such as results/lora-scan or pretrained/nano.")],
     as_json: opt.Json = False,
 ) -> None:
-    """Show how a study's or a pretraining's runs stand."""
+    """Show the progress of the runs of a study or of a pretraining."""
     kept = study / "recipe.yaml"
     if not kept.is_file():
         raise UserError(f"{study} is not a study's folder: it has no recipe.yaml")

@@ -26,10 +26,12 @@ def serve(
         list[str],
         typer.Argument(help="Folders of runs, studies, adapters or models, bundles, nano/ARM, hub ids."),
     ],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0: any free port.")] = 8000,
     host: Annotated[
         str,
-        typer.Option(help="The address. By default only this machine can connect; others can with any other address."),
+        typer.Option(
+            help="The address to listen on. By default, only this machine can connect; with 0.0.0.0, others can too."
+        ),
     ] = ("127.0.0.1"),
     batch_size: Annotated[int, typer.Option(min=1, help="The largest number of prompts in one batch.")] = 64,
     run: Annotated[str | None, typer.Option(help="The run's id, for a study with several runs.")] = None,
@@ -40,10 +42,12 @@ def serve(
     ] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even if there is a GPU.")] = False,
 ) -> None:
-    """Serve adapters on one base, or whole models, through an API like OpenAI's, for completions and chats.
+    """Serve adapters on one base model, fine-tuned or merged models, and base models through an API like OpenAI's.
 
-    POST /v1/completions and POST /v1/chat/completions answer whole or, with "stream": true, in parts. Texts are
-    generated greedily, as `predict` does. Ctrl-C stops it after the requests in progress.
+    POST /v1/completions and POST /v1/chat/completions return the whole answer at once, or stream it if the
+    request has "stream": true. Texts are generated greedily, as by `predict`.
+
+    Ctrl-C stops the server after the requests in progress.
     """
     if importlib.util.find_spec("uvicorn") is None or importlib.util.find_spec("starlette") is None:
         raise UserError('serve needs uvicorn and starlette, which are not installed: pip install "petransfer[serve]"')

@@ -32,7 +32,7 @@ def sweep(
     factors: Annotated[
         str | None, typer.Option(help="Multiples of the recipe's learning rates, instead of --rates. Default: 0.5,1,2.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=0, help="Optimiser steps a run; 0 takes the recipe's.")] = 0,
+    steps: Annotated[int, typer.Option(min=0, help="Optimiser steps of each run. 0: as many as the recipe says.")] = 0,
     seeds: opt.Seeds = "0",
     sets: opt.Sets = None,
     family: opt.FamilyName = None,
@@ -90,7 +90,7 @@ def _numbers(option: str, text: str | None) -> list[float]:
     except ValueError:
         found = [0.0]
     if not all(0 < value < float("inf") for value in found):
-        raise UserError(f"{option} {text}: write numbers above 0, parted by commas, as 0.5,1,2")
+        raise UserError(f"{option} {text}: write numbers above 0, separated by commas, such as 0.5,1,2")
     return found
 
 

@@ -54,8 +54,7 @@ def train(
             min=0,
             rich_help_panel=_LENGTH,
             help="Stop after this many evaluations on dev without an improvement, and keep the best "
-            "weights; default 6, "
-            "0 turns it off.",
+            "weights. 0: never stop early. Default: 6.",
         ),
     ] = None,
     max_steps: Annotated[
@@ -63,7 +62,8 @@ def train(
         typer.Option(
             min=1,
             rich_help_panel=_LENGTH,
-            help="The last step; default 20 epochs, but at least 2,000 and at most 20,000 steps.",
+            help="The largest number of steps if early stopping does not end training before. Default: as many as 20 "
+            "epochs need, but at least 2,000 and at most 20,000.",
         ),
     ] = None,
     max_minutes: Annotated[
@@ -99,7 +99,9 @@ def train(
     ] = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option(rich_help_panel=_DATA, help="Another metric for the test set, such as rouge. Repeatable."),
+        typer.Option(
+            rich_help_panel=_DATA, help="One more metric for the test set, such as rouge. Can be given several times."
+        ),
     ] = None,
     max_length: Annotated[
         int | None, typer.Option(min=1, rich_help_panel=_DATA, help="Refuse rows with more tokens. Nothing is cut.")
@@ -118,14 +120,17 @@ def train(
     ] = False,
     quoting: Annotated[
         str | None,
-        typer.Option(rich_help_panel=_DATA, help="csv: quotes enclose cells. none: quotes are text. Default: detect."),
+        typer.Option(
+            rich_help_panel=_DATA,
+            help="How to read quotes. 'csv': they enclose cells. 'none': they are ordinary text. Default: detected.",
+        ),
     ] = None,
     folds: Annotated[
         int | None,
         typer.Option(
             rich_help_panel=_DATA,
-            help="Score every row once: train so many times, each time without another part of the rows; then train on "
-            "all rows for the median of the best steps.",
+            help="Cross-validate with this number of folds: every row is scored by a model that was not trained on it. "
+            "Then train on all rows for the median of the best steps.",
         ),
     ] = None,
     add_tokens: Annotated[
@@ -137,7 +142,10 @@ def train(
     ] = None,
     source_language: Annotated[
         str | None,
-        typer.Option(rich_help_panel=_DATA, help="Language of the inputs, for mBART, M2M100 and NLLB: eng_Latn."),
+        typer.Option(
+            rich_help_panel=_DATA,
+            help="Language of the inputs, as the tokenizer names it: en_XX (mBART), en (M2M100), eng_Latn (NLLB).",
+        ),
     ] = None,
     target_language: Annotated[
         str | None,
@@ -146,7 +154,12 @@ def train(
     seeds: Annotated[str, typer.Option(help="Seeds, as 0,1,2 or 0-5: one training for each.")] = "0",
     out: Annotated[Path | None, typer.Option(help="The folder; default results/<data>-<model>.")] = None,
     sets: Annotated[
-        list[str] | None, typer.Option("--set", help="Set any key of the recipe: --set train.warmup=0.1. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Change a setting without an option of its own: --set train.warmup=0.1 (--plan shows all settings). "
+            "Can be given several times.",
+        ),
     ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Show the recipe, rows, tokens, time and memory; train nothing.")
@@ -158,7 +171,7 @@ def train(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Train a model on your own data until it stops improving, score it on rows held out, and save the adapter."""
+    """Train a model on your own data until it stops improving, score it on held-out rows, and save the adapter."""
     trackers = check_trackers(log_with or [])
     card = None if cpu else this_card()
     request = TrainRequest(

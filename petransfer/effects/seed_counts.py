@@ -13,9 +13,9 @@ MOST_SEEDS = 1000
 
 
 def smallest_p(seeds_left: int, seeds_right: int, *, paired: bool = False) -> float:
-    """Return the smallest two-sided p that the permutation test can give: twice the tail of one permutation.
+    """Return the smallest two-sided p that the permutation test can give: 2 / (number of permutations).
 
-    If permutations are drawn at random, the observed one is added to their number.
+    If the permutations are a random sample, the observed assignment counts as one more permutation.
     """
     if min(seeds_left, seeds_right) < 2:
         return 1.0

@@ -112,7 +112,10 @@ def seeds_needed(
 
 @dataclass(frozen=True)
 class Odds:
-    """A difference of mean log-odds over seeds in nats, with Welch's interval and an exact p over seeds."""
+    """The difference of two sides' mean log-odds, in nats; each mean is over seeds.
+
+    interval: Welch's 95 % confidence interval. p: the p value of the permutation test.
+    """
 
     difference: float
     interval: Interval | None
@@ -120,11 +123,13 @@ class Odds:
 
 
 def log_odds(left: Scores, right: Scores, examples: int, *, paired: bool = False) -> Odds:
-    """Compare the log-odds of a right answer. Near 0 and 100 % they show differences that are invisible in points.
+    """Compare the log-odds of a correct answer.
+
+    Near 0 % and 100 %, log-odds show differences that percentage points hide.
 
     Args:
-        left: (seeds,) shares of right answers, 0 to 1.
-        right: (seeds,) likewise.
+        left: array of shape (seeds,): each seed's share of correct answers, from 0 to 1.
+        right: the same for the other side.
         examples: number of answers in each share.
         paired: row i of both sides has the same seed.
     """

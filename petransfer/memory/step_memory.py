@@ -288,8 +288,9 @@ def _moments(value: torch.Tensor, optimizer: Optimizer) -> list[torch.Tensor]:
 def _update_workspace(trained: Sequence[torch.Tensor], demand: Demand) -> int:
     """Return the bytes that the optimiser needs while it updates its largest tensor.
 
-    Plain AdamW is fused and needs no extra bytes. 8-bit AdamW is one kernel on a GPU. On a CPU bitsandbytes makes fp32
-    copies of the two moments, the gradient, the weight and the update: five tensors, measured.
+    Plain AdamW is fused and needs no extra bytes. 8-bit AdamW on a GPU is a single kernel and needs none
+    either. On a CPU bitsandbytes makes fp32 copies of the two moments, the gradient, the weight and the update: five
+    tensors, measured.
     """
     if demand.optimizer == "adamw" or demand.device == "cuda":
         return 0

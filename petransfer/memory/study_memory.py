@@ -244,7 +244,7 @@ def check_matched_sizes(specs: Sequence[RunSpec], data_dir: Path | None = None) 
 
 
 def trained_new_tokens(spec: RunSpec, config: Any, data_dir: Path | None = None) -> tuple[int, ...]:
-    """Return the tokens whose embeddings a run trains with `embeddings: new`.
+    """Return the tokens whose embeddings are trained if the method has the setting `embeddings: new`.
 
     These are the tokens that occur in the run's training data but were not trained in pretraining. config: the
     configuration of the checkpoint.

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 
 def silence_libraries() -> None:
-    """Silence progress bars and warnings of libraries that a user can do nothing about. Errors are still shown."""
+    """Silence libraries' progress bars and warnings that a user cannot act on. Errors are still shown."""
     import transformers
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

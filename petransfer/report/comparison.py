@@ -56,14 +56,16 @@ def metric_of(first: Recipe, second: Recipe) -> str:
 
 
 def compare(first: Runs, second: Runs, names: tuple[str, str]) -> Comparison:
-    """Compare all cells with finished runs in both studies and all effects that both can estimate: B minus A.
+    """Return the differences, second study minus first study, of their cells and effects.
+
+    They cover all cells that have finished runs in both studies, and all effects that both studies can estimate.
 
     Cells are matched by arm, split and method. If an arm has one method in each study and the methods differ, its cells
-    are matched by arm and split. Such cells are paired by seed if both have the same checkpoint and one study has all
-    seeds of the other.
+    are matched by arm and split. Two matched cells are paired by seed if they have the same checkpoint and the seeds of
+    one cell include those of the other.
 
     Raises:
-        UserError: the studies have no cell in common, or were tested on other examples.
+        UserError: the studies have no cell in common, or their test examples differ.
     """
     cells, same = _cells(first, second)
     if not cells and not same:
@@ -202,14 +204,14 @@ def _contrast(runs: Runs, left: str, right: str, method: str, split: str) -> Con
     return compared(f"{left}-{right}", split, both[0], both[1], **names)
 
 
-_EFFECT_COLUMNS = ("split", "effect", "method", "points in A", "points in B", "B less A", "p (Holm)", "verdict")
+_EFFECT_COLUMNS = ("split", "effect", "method", "points in A", "points in B", "B minus A", "p (Holm)", "verdict")
 
 
 def cell_columns(found: Comparison) -> tuple[str, ...]:
     """Return the column names of `cell_lines`; there is a column for the paper if it has any figure."""
     criterion = CRITERIA[found.judged_by]
     sides = [f"{criterion.short}{criterion.unit} in {study}" for study in "AB"]
-    columns = ("split", "arm", "method", *sides, "B less A", "p (Holm)", "verdict")
+    columns = ("split", "arm", "method", *sides, "B minus A", "p (Holm)", "verdict")
     return (*columns, "paper: EM %") if any(found.paper_cells) else columns
 
 
@@ -287,7 +289,7 @@ def head(found: Comparison) -> list[str]:
         lines.append(f"the same runs in both, not compared: {'; '.join(found.same_runs)}")
     if found.one_sided:
         effects = "; ".join(found.one_sided)
-        lines.append(f"one arm's runs are the same in both, so that B less A is the other's, a cell below: {effects}")
+        lines.append(f"one arm's runs are the same in both, so that B minus A is the other's, a cell below: {effects}")
     lines += [f"{one.name} on {one.split}: {unpaired(one.left_out)}" for one in found.cells if one.left_out]
     return [*lines, found.paper_note] if found.paper_note else lines
 

@@ -37,7 +37,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pyarrow.Tabl
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """Return the index, correct and log_prob of each row.
+    """Return the columns `index`, `correct` and `log_prob` of each row.
 
     Raises:
         UserError: the file cannot be read, or a value does not have the type that a run writes.

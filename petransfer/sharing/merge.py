@@ -42,11 +42,11 @@ DEV_EXAMPLES = 200
 class Merged:
     """The effects of merging.
 
-    moved: the relative change of the logits, compared with the 32-bit base with the adapter.
+    moved: the relative change of the logits against those of the adapter on its 32-bit base.
     largest: the largest change of one logit. agree: the share of positions with the same most likely token, in %.
     bits: bits of the saved model.
-    trained_bits: bits of the base in training. moved_from_trained, agree_with_trained: the same figures, compared with
-        the adapter on a base of those bits; None if the base was not quantised.
+    trained_bits: bits of the base in training. moved_from_trained, agree_with_trained: as `moved` and `agree`, but
+        compared with the adapter on a base of `trained_bits`. None if the base was not quantised in training.
     dev: exact match of the saved model on dev, in %, if the adapter's data are on this machine. dev_claimed: the
         adapter's claimed exact match on dev.
     """

@@ -29,7 +29,7 @@ def run_folder(folder: Path, run: str | None = None) -> Path:
     if len(found) == 1:
         return found[0]
     if not saved:
-        raise UserError(f"{folder} holds no finished run; `petransfer status {folder}` shows how its runs stand")
+        raise UserError(f"{folder} holds no finished run; `petransfer status {folder}` shows the progress of its runs")
     which = "finished runs" if run is None else f"finished runs whose id begins with {run}"
     listed = ", ".join(_described(path) for path in (found or saved)[:LISTED])
     more = f", and {len(found or saved) - LISTED} more" if len(found or saved) > LISTED else ""

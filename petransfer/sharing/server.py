@@ -29,9 +29,9 @@ def application(batches: RequestBatches, hosts: Sequence[str] = ("*",)) -> Starl
     """Return the ASGI application.
 
     Args:
-        batches: generates the texts.
-        hosts: the accepted values of the Host header. They keep web pages that a user visits from sending requests
-            to a server on the same machine.
+        batches: the object that collects requests into batches and generates the texts.
+        hosts: the accepted values of the Host header. Other values are rejected. Otherwise a web page in
+            the user's browser could send requests to a server on the same machine.
     """
 
     @contextlib.asynccontextmanager

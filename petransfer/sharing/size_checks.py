@@ -143,7 +143,7 @@ def _shape(module: Any) -> tuple[int, int] | None:
 
 
 class _Attributes:
-    """A configuration as peft's matching function reads it: keys that are not set are None."""
+    """An adapter's configuration as an object, for peft's `check_target_module_exists`. A missing key is None."""
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.__dict__.update(values)

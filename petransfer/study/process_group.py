@@ -120,7 +120,10 @@ class Group:
 
 
 def _lead(cells: Sequence[Named], study: StudyFolder, group: Group) -> Generator[tuple[Named, RunFolder], None, None]:
-    """Yield the unfinished runs that this launch could claim, and announce each to the other processes."""
+    """Yield each unfinished run that this group of processes has locked for itself.
+
+    Each is announced to the other processes of the group.
+    """
     for position, cell in enumerate(cells):
         if group.stopped():
             break

@@ -1,4 +1,6 @@
-"""A sweep of learning rates: train each arm and method at several, score on dev alone, and choose the best.
+"""A learning-rate sweep.
+
+Train each arm and method at several learning rates, score them on dev only, and choose the best learning rate.
 
 The runs are in `<study>/sweep/`, their results in `<study>/sweep.json`. Imports no torch.
 """

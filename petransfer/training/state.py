@@ -206,7 +206,7 @@ def _flatten(
 def _copy(value: torch.Tensor) -> torch.Tensor:
     """Copy a tensor into the host's memory: a card may have no room for a second optimiser state.
 
-    A sharded tensor is copied where it is, because the processes gather it on their devices.
+    The copy of a sharded tensor stays on its device, where all processes gather it later.
     """
     if is_part(value) or value.device.type == "cpu":
         return value.detach().clone(memory_format=torch.contiguous_format)

@@ -175,8 +175,8 @@ def test_no_run_fails_silently(
     ("options", "said"),
     [
         (["--rates", "1e-3", "--factors", "2"], "--rates and --factors say the same thing; give one of them"),
-        (["--rates", "1e-3,x"], "--rates 1e-3,x: write numbers above 0, parted by commas, as 0.5,1,2"),
-        (["--factors", "0"], "--factors 0: write numbers above 0, parted by commas, as 0.5,1,2"),
+        (["--rates", "1e-3,x"], "--rates 1e-3,x: write numbers above 0, separated by commas, such as 0.5,1,2"),
+        (["--factors", "0"], "--factors 0: write numbers above 0, separated by commas, such as 0.5,1,2"),
         (["--rates", "20"], "the rate 20 for english, lora r4 32-bit: rates lie between 0 and 10"),
     ],
 )

@@ -64,7 +64,7 @@ def test_it_is_written_as_a_page_or_as_text(tmp_path: Path, call: Call, capsys: 
     for suffix in ("html", "md"):
         assert call("compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / f"c.{suffix}") == 0
         text = (tmp_path / f"c.{suffix}").read_text()
-        assert "B less A" in text
+        assert "B minus A" in text
         assert "english-scratch" in text
         assert "http" not in text
     said = capsys.readouterr().out

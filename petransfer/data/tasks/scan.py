@@ -74,7 +74,7 @@ def _refuse(clause: str) -> tuple[str, ...]:
 
 
 def _clauses() -> Iterator[str]:
-    """Yield the 102 commands without a connective."""
+    """Yield the 102 SCAN commands that contain neither `and` nor `after`."""
     directed = [f"{manner}{turn}" for manner in ("", "opposite ", "around ") for turn in _TURNS]
     phrases = [*_PRIMITIVES, *(f"{verb} {how}" for verb in _VERBS for how in directed)]
     return (phrase + ending for phrase in phrases for ending in ("", " twice", " thrice"))

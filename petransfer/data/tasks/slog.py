@@ -83,7 +83,10 @@ class SlogTask(TabularTask):
     longest_row = (136, 275)
 
     def read(self, part: str) -> tuple[Example, ...]:
-        """Return the examples of one part; those of `gen` exist in memory only."""
+        """Return the examples of one part.
+
+        The part `gen` is decrypted in memory, because its archive has a password. Its text is never written to a file.
+        """
         if part != "gen":
             return super().read(part)
         source = self.sources["gen"]

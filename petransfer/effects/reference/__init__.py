@@ -71,14 +71,14 @@ def family_beside(family: str) -> str:
 
 
 def beside(family: str, arm: str, task: str, split: str, category: str = "") -> Published | None:
-    """Return the paper's figure for an arm of our family on a split, or None if there is none."""
+    """Return the paper's score of an arm on a split, from the paper's family that is nearest to `family`, else None."""
     return published().get((family_beside(family), arm, task, split, category))
 
 
 def published_contrast(
     family: str, left: str, right: str, task: str, split: str, category: str = ""
 ) -> Contrast | None:
-    """Return the contrast of two arms of the paper with one figure per seed, or None if an arm is missing."""
+    """Return the contrast of two arms of the paper with one score per seed, or None if an arm is missing."""
     import numpy as np
 
     from petransfer.effects.pairs import Contrast
