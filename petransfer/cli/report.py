@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
-from petransfer.cli.table_layout import print_table
+from petransfer.cli.table_layout import print_meanings, print_table
 from petransfer.errors import UserError
 from petransfer.report import run_groups as groups
 from petransfer.report import sweep
@@ -48,7 +48,9 @@ def report(study: Annotated[Path, typer.Argument(help="A folder such as results/
         lines = [*sweep.sentences(found.swept), found.unswept]
         end = f"no run of the study itself is finished; see {study}: report.html, plots/, sweep.json"
     else:
-        print_table(groups.terminal_table(found.groups, name))
+        table = groups.terminal_table(found.groups, name)
+        print_table(table)
+        print_meanings(table)
         failed = groups.failed_note(found.groups)
         effects = found.effects
         lines = [f"of the runs, {failed}" if failed else "", found.unswept, *effects["sentences"], *effects["missing"]]

@@ -16,7 +16,7 @@ import petransfer.cli.options as opt
 from petransfer.api import write_results
 from petransfer.cli.display import Display, View, report_outcome, study_label, study_score
 from petransfer.cli.launcher import launch
-from petransfer.cli.table_layout import print_table
+from petransfer.cli.table_layout import print_meanings, print_table
 from petransfer.effects.study_effects import demand
 from petransfer.errors import UserError
 from petransfer.memory.advice import as_options
@@ -196,7 +196,9 @@ def _print_end(grid: StudyGrid, as_json: bool) -> None:
         return
     selected = {cell.run_id for cell in grid.selected}
     shown = [row for row in rows if row.cell.run_id in selected]
-    print_table(tables.terminal_table(shown, grid.recipe.name, tables.ROWS))
+    table = tables.terminal_table(shown, grid.recipe.name, tables.ROWS)
+    print_table(table)
+    print_meanings(table)
     lines = [*tables.weight_lines(rows), *tables.generated_lines(rows)]
     for line in [*lines, *effects["sentences"], *effects["missing"]]:
         print(line)

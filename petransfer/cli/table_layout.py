@@ -19,6 +19,23 @@ _BREAK = re.compile(r"(?<=\s)(?=\S)|(?<=[^\W\d_]-)(?=[^\W\d_])")
 UNLIMITED = 200
 
 
+# What the headings of tables of runs stand for. A heading is recognised by the words before the colon.
+_MEANINGS = (
+    "arm: the pretrained model, or a control.",
+    "EM: exact match, the share of generated texts that are equal to the target.",
+    "log p/token: mean log-probability of a target token, in nats.",
+)
+
+
+def print_meanings(table: Table) -> None:
+    """Print what the abbreviations in a table's headings mean, one line for each."""
+    heads = [_plain(column.header) for column in table.columns]
+    for line in _MEANINGS:
+        word = line.partition(":")[0]
+        if any(word in (head, *head.split()) for head in heads):
+            print(line)
+
+
 def print_table(table: Table) -> None:
     """Print a table in the width of the terminal, or at full width to a file or a pipe."""
     print_fitting(table, Console(width=None if sys.stdout.isatty() else UNLIMITED))

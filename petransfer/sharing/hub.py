@@ -43,7 +43,7 @@ def push(name: str, contents: Mapping[str, Path | bytes], public: bool, message:
     with _plain_errors(f"{name} was not pushed"):
         from huggingface_hub import CommitOperationAdd, HfApi
 
-        refuse_offline()
+        refuse_offline(advice="`petransfer adapter pack` writes a file that can be shared without it")
         api = HfApi()
         api.create_repo(name, private=not public, exist_ok=True)
         private = bool(api.model_info(name).private)
@@ -114,11 +114,12 @@ def _wanted(name: str, sizes: Mapping[str, int]) -> list[str]:
     return wanted
 
 
-def refuse_offline(source: str = "") -> None:
+def refuse_offline(source: str = "", advice: str = "use a folder or a bundle") -> None:
     """Report at once that the hub cannot be reached, instead of after many retries of a client.
 
     Args:
         source: What is to be downloaded, if it could also be the name of a folder or bundle on this machine.
+        advice: What to do without the hub.
 
     Raises:
         UserError: the hub is switched off or cannot be reached.
@@ -126,7 +127,7 @@ def refuse_offline(source: str = "") -> None:
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        raise UserError("this needs the hub, and HF_HUB_OFFLINE is set; use a folder or a bundle, or unset it")
+        raise UserError(f"this needs the hub, and HF_HUB_OFFLINE is set; {advice}, or unset it")
     if any(os.environ.get(name) or os.environ.get(name.upper()) for name in _PROXIES):
         return
     place = urlsplit(constants.ENDPOINT)
@@ -135,9 +136,7 @@ def refuse_offline(source: str = "") -> None:
         socket.create_connection((place.hostname or "", port), timeout=SECONDS).close()
     except OSError as error:
         missing = f"there is no folder or file {source}, and " if source else ""
-        raise UserError(
-            f"{missing}the hub at {place.hostname} cannot be reached ({error}); use a folder or a bundle"
-        ) from None
+        raise UserError(f"{missing}the hub at {place.hostname} cannot be reached ({error}); {advice}") from None
 
 
 @contextlib.contextmanager
