@@ -27,7 +27,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def command_line_page() -> str:
-    """Return the page of all verbs with their options."""
+    """Return the page of all commands with their options."""
     from petransfer.cli.lazy_verbs import VERBS, imported
 
     lines = [

@@ -33,13 +33,13 @@ class Study:
 
     Args:
         recipe: The name of a shipped recipe, a YAML file, the folder of an existing study, or a recipe as a dict.
-        seeds: The seeds of the runs, in place of the recipe's.
-        arms: The arms (pretraining conditions), in place of the recipe's.
-        family: The family of checkpoints, in place of the recipe's.
+        seeds: The seeds of the runs, in place of the seeds in the recipe.
+        arms: The arms (kinds of pretraining), in place of the arms in the recipe.
+        family: The family of checkpoints (one checkpoint per arm), in place of the family in the recipe.
         out: The study's folder; `results/<name of the recipe>` by default.
-        data_dir: A folder with the official files of a benchmark.
-        shard: Part of the runs, such as `2/8`.
-        **overrides: Any other key of the recipe; nested dicts change single keys: `train={"steps": 500}`.
+        data_dir: A folder with the benchmark's original files, as its authors published them.
+        shard: One part of the runs, such as `2/8` (part 2 of 8).
+        **overrides: Any other key of the recipe. Nested dicts change single keys: `train={"steps": 500}`.
 
     Raises:
         UserError: The recipe is unknown or not valid.
@@ -96,7 +96,7 @@ class Study:
         """List the runs of the grid. Nothing is loaded or downloaded.
 
         Returns:
-            One row a run: run_id, arm, method, split, seed, steps and status (`waiting`, `running`, `interrupted`,
+            One row per run: run_id, arm, method, split, seed, steps and status (`waiting`, `running`, `interrupted`,
             `failed` or `done`).
         """
         from pandas import DataFrame
@@ -150,15 +150,15 @@ class Study:
             save_every: Seconds between two saves of the training state, from which an interrupted run resumes.
             gradient_checkpointing: Recompute activations in the backward pass, which saves memory.
             log_with: Experiment trackers to log each run to: `tensorboard`, `wandb`, `mlflow`, `trackio` and others.
-            repair: Run finished runs again whose files are damaged.
+            repair: Delete and repeat the finished runs whose files are damaged.
             dev_only: Skip the test set and save no adapters, as a sweep does.
-            progress: Called several times a second while runs are under way; `plan()` then shows how they stand.
+            progress: Called several times a second while runs are under way; `plan()` then shows their progress.
 
         Returns:
             The results, as `results()` returns them.
 
         Raises:
-            UserError: A run cannot be executed as asked.
+            UserError: A run cannot be executed with these arguments.
             RunError: Runs failed or were interrupted. The other runs are finished, and calling `run` again resumes.
         """
         execution = Execution(micro_batch, threads, save_every, self.grid.log_every, False, gradient_checkpointing)
@@ -185,7 +185,7 @@ class Study:
         """Read the results of the study's runs.
 
         Returns:
-            One row a run: run_id, arm, method, split, seed, status, dev and test exact match in percent, the mean
+            One row per run: run_id, arm, method, split, seed, status, dev and test exact match in percent, the mean
             log-probability of a test target's token in nats, trained parameters, the other metrics in percent.
         """
         from pandas import DataFrame
@@ -198,7 +198,7 @@ class Study:
         """Estimate the effects that the recipe declares, from the runs that are finished.
 
         Returns:
-            One row for each effect and split: its difference with its interval in points, its p-value, its verdict.
+            One row for each effect and split, with difference and interval in percentage points, p-value and verdict.
         """
         from pandas import DataFrame
 
@@ -251,8 +251,8 @@ def train(
             target_language, folds.
 
     Returns:
-        The adapter; of several seeds the one that is best on dev. With `folds` it is trained on all rows; the scores of
-        the folds are in the file folds.json in its study's folder.
+        The adapter. With several seeds, it is the adapter that is best on dev. With `folds`, it is trained on all rows,
+        and the file folds.json in the study's folder has the scores of the folds.
 
     Raises:
         UserError: The model, the data or a setting is not valid, or the model does not fit the card.

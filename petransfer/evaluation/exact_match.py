@@ -29,8 +29,8 @@ AUDITED = 32
 class Evaluation:
     """The outcomes in the order of the examples, and the result of the audit by generation.
 
-    near_ties: number of examples that one pass cannot decide; they were generated.
-    audited: number of other examples that were generated as well.
+    near_ties: number of examples that one pass cannot decide; their texts were generated.
+    audited: number of other examples whose texts were generated as well.
     disagreements: audited examples on which generation and the forward pass differ, in string or in meaning. The number
         should be 0; a larger number indicates an error.
     meant: the meaning of texts that differ from the target's string, for tasks that judge meaning.

@@ -51,8 +51,8 @@ def fit(
         lengths: Tokens of the longest input and of the longest target.
         optimizer: `adamw`, `adamw-8bit` or `paged-adamw-8bit`.
         stack: Number of adapters that are trained at once, each on its own batch.
-        gradient_checkpointing: Recompute activations in the backward pass. On a card it is turned on automatically, and
-            reported, if one example does not fit without it.
+        gradient_checkpointing: Recompute activations in the backward pass. On a card, it is turned on automatically if
+            one example does not fit without it; the result says so.
         device: `cuda`, or `cpu` for training without a card.
 
     Returns:

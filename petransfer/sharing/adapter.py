@@ -68,7 +68,7 @@ class Adapter:
             revision: a commit or branch of the base that replaces the one in the adapter.
             data_dir: a folder with data files, for `evaluate` and `verify`.
             device: a device such as `cpu` or `cuda:1`; by default the GPU if there is one.
-            any_base: accept a base with weights other than those that the adapter was trained on.
+            any_base: accept a base whose weights differ from those in training.
 
         Raises:
             UserError: there is no adapter, or it is refused: a file is damaged or missing, or would run code.
@@ -146,7 +146,7 @@ class Adapter:
             data: a file of rows, pairs of input and target, a benchmark's `task/split` such as `scan/add_jump`, or
                 None for the adapter's own task.
             part: `dev` or `test`. None means `test`, or all rows of a file.
-            by_generation: generate every text and score it, rather than one forward pass per example.
+            by_generation: generate every text and score it, in place of one forward pass per example.
             metrics: metrics such as `rouge`, in addition to those of the adapter's own task.
 
         Raises:
@@ -172,7 +172,7 @@ class Adapter:
 
         Args:
             repo: `user/name`. A new repository is private unless `public`.
-            licence: the adapter's licence, if those of base and data do not determine it.
+            licence: the adapter's licence, if it cannot be derived from those of the base and the data.
             language: the language of the data, such as `en`.
             tags: further tags of the card.
             message: the message of the commit.
@@ -205,8 +205,8 @@ class Adapter:
 
         Args:
             evaluate: evaluate again, which needs the data and takes most of the time.
-            plain: also compare the texts with those of plain transformers and peft.
-            bits: load the base with other bits than in training.
+            plain: also generate texts with plain transformers and peft, and compare them with petransfer's.
+            bits: load the base with this number of bits; by default as in training.
 
         Returns:
             One entry for each check, with `what`, `passed` and `line`.

@@ -30,7 +30,7 @@ class Where:
     revision: a commit or branch of the base on the hub that replaces the one in the adapter.
     data_dir: a folder with data files.
     device: None selects the GPU if there is one.
-    any_base: accept a base with weights other than those that the adapter was trained on.
+    any_base: accept a base whose weights differ from those in training.
     """
 
     checkpoint: str | None = None

@@ -126,7 +126,7 @@ def load_grid(
         sets: Overrides such as `train.steps=500`.
         options: Values for keys at the recipe's top level; None leaves a key as it is.
         out: The study's folder; `results/<name of the recipe>` by default.
-        shard: Part of the runs, such as `2/8`.
+        shard: One part of the runs, such as `2/8` (part 2 of 8).
 
     Raises:
         UserError: The recipe cannot be read or is not valid.

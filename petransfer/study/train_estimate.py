@@ -100,7 +100,7 @@ def tokens_of(spec: RunSpec) -> Tokens:
 
 
 def is_here(spec: RunSpec) -> bool:
-    """Return whether the checkpoint's files are on this machine: embedded ones and folders."""
+    """Return whether the checkpoint's files are on this machine: those of an embedded checkpoint or a folder."""
     return is_embedded(spec.checkpoint.name) or Path(spec.checkpoint.source or spec.checkpoint.name).is_dir()
 
 
