@@ -419,7 +419,13 @@ class Loop:
         """Load the weights of the best step into the model if early stopping is used."""
         best = self._stopping_state.best_step
         if best:
+            self._wait_for_others()  # one process writes the best weights
             load_best(self.state_folder, self.model, best)
+            self._wait_for_others()  # and removes them when the run is done
+
+    def _wait_for_others(self) -> None:
+        if self.processes.shared:
+            self.processes.agree([0.0])
 
 
 def with_smaller_micro_batches(attempt: Callable[[], Result], loops: Sequence[Loop], message: str) -> Result:
