@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
 
 from petransfer.recipe.loading import load_recipe
 from petransfer.study.folders import StudyFolder
@@ -31,10 +35,15 @@ def write_study(recipe: Path, folder: Path) -> None:
     content = load_recipe(str(recipe))
     study = StudyFolder(folder)
     study.open(content)
+    right = [True, False] * 5
+    pyarrow.parquet.write_table(pyarrow.table({"index": range(10), "correct": right}), folder / "examples.parquet")
     scores = {"exact_match": 50.0, "log_prob_per_token": -0.5, "examples": 10, "disagreements": 0}
     for cell in expand(content)[:-1]:
         run = study.run(cell.run_id).path
         run.mkdir()
         result = {"run_id": cell.run_id, "steps": 100, "trained_parameters": 9, "dev": scores, "test": scores}
         (run / "result.json").write_text(json.dumps(result | {"weights": {"dtypes": {}}}))
+        (run / "spec.json").write_text(json.dumps(cell.spec.as_dict()))
+        shutil.copyfile(folder / "examples.parquet", run / "examples.parquet")
         (run / "DONE").write_text("{}")
+    (folder / "examples.parquet").unlink()

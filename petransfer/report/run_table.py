@@ -57,7 +57,7 @@ def rows_of(cells: Sequence[Cell], study: StudyFolder) -> list[Row]:
 def counts(statuses: Sequence[Status]) -> str:
     """Return the number of runs for each status in one line."""
     kinds = collections.Counter(statuses)
-    parts = [f"{kinds[kind]} {kind}" for kind in get_args(Status) if kinds[kind]]
+    parts = [f"{kinds[kind]:,} {kind}" for kind in get_args(Status) if kinds[kind]]
     return f"{count(len(statuses), 'run')}: {', '.join(parts)}"
 
 

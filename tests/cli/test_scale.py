@@ -18,7 +18,7 @@ from petransfer.study.shard import Shard
 SEEDS = 2500
 RUNS = OF_A_SEED * SEEDS
 # Seconds of a processor: `python -m benchmarks startup` measures half as much at most (results/bench/startup-cpu.json).
-BOUND = 8.0
+BOUND = 16.0
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def _call(*arguments: str) -> tuple[str, float]:
 
 def test_a_plan_of_ten_thousand_runs(recipe: Path, tmp_path: Path) -> None:
     said, seconds = _call("plan", "--recipe", str(recipe), "--out", str(tmp_path))
-    assert f"{RUNS} runs, 0 done" in said
+    assert f"{RUNS:,} runs, 0 done" in said
     assert len({line.split()[0] for line in said.splitlines()[:RUNS]}) == RUNS
     assert seconds < BOUND
 
@@ -54,5 +54,5 @@ def test_the_status_of_ten_thousand_runs_that_are_done(recipe: Path, tmp_path: P
     study = tmp_path / "thousands"
     write_study(recipe, study)
     said, seconds = _call("status", str(study))
-    assert f"{RUNS} runs: {RUNS - 1} done, 1 waiting" in said
+    assert f"{RUNS:,} runs: {RUNS - 1:,} done, 1 waiting" in said
     assert seconds < BOUND

@@ -46,7 +46,7 @@ def test_plan_says_how_runs_would_be_stacked(
     words = ("plan", "--recipe", recipe, "--out", str(tmp_path / "out"), "--card", "1GB")
     assert call(monkeypatch, *words) == 0
     said = capsys.readouterr().out.splitlines()
-    assert "stacks: 1 of 4 runs; 4 runs are trained alone" in said
+    assert "stacks: 1 of 4 runs; trained alone: 4 runs" in said
     assert DORA in said
     stacked = rf"{tiny_t5.name}, rslora r4, 32 bits, 4 stacked: 0\.\d GB of 1"
     assert any(re.match(stacked, line) for line in said), said
