@@ -59,7 +59,7 @@ def predict(
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even if there is a GPU.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines with input and output.")] = False,
 ) -> None:
-    """Generate a text for each input with adapters on one base model, with fine-tuned or merged models, or base models.
+    """Generate a text for each input, with adapters that share a base model or with fine-tuned, merged or base models.
 
     Prints one line for each input line; a blank input gives a blank line.
 

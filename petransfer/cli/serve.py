@@ -42,7 +42,7 @@ def serve(
     ] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even if there is a GPU.")] = False,
 ) -> None:
-    """Serve adapters on one base model, fine-tuned or merged models, and base models through an API like OpenAI's.
+    """Serve models by an API like OpenAI's: adapters that share a base model, and fine-tuned, merged or base models.
 
     POST /v1/completions and POST /v1/chat/completions return the whole answer at once, or stream it if the
     request has "stream": true. Texts are generated greedily, as by `predict`.

@@ -88,7 +88,7 @@ def encode_examples(
 def encode_checked(
     examples: Sequence[Example], prefix: str, tokenizer: PreTrainedTokenizerBase, layout: Layout
 ) -> list[Encoded | BadRow]:
-    """Return examples as token ids, and in the place of those that cannot be used the reason."""
+    """Return each example as token ids, or the reason in its place if it cannot be used."""
     found: list[Encoded | BadRow] = []
     inputs: list[str] = []
     problems: dict[int, BadRow] = {}

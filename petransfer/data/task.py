@@ -67,7 +67,7 @@ class Task(Protocol):
         ...
 
     def longest(self, split: str) -> tuple[int, int]:
-        """Return the characters of the longest training input and target, if possible without reading any file."""
+        """Return the characters in the longest training input and target, if possible without reading any file."""
         ...
 
     def load(self, split: str) -> SplitData:

@@ -60,7 +60,7 @@ class TabularTask:
         return self.training_rows
 
     def longest(self, split: str) -> tuple[int, int]:
-        """Return the characters of the longest training input and target, which all splits share."""
+        """Return the characters in the longest training input and target. All splits share one training set."""
         return self.longest_row
 
     def load(self, split: str) -> SplitData:

@@ -22,15 +22,16 @@ from petransfer.recipe.metrics import EXACT_MATCH
 class Contrast:
     """Two groups of runs on the same test examples.
 
-    left, right: (seeds, examples), exact match of each example, 0 or 1. If single outcomes are not known, (seeds, 1):
-    each seed's share of right answers, or its value of another `metric` divided by 100; the interval is then only over
-    seeds.
+    left, right: (seeds, examples), exact match of each example, 0 or 1. If the outcome of each example is not
+    known, the shape is (seeds, 1) and holds each seed's share of right answers, or its value of another `metric`
+    divided by 100. The interval then covers only the variation between seeds.
     log_prob_left, log_prob_right: (seeds,) the mean log-probability per target token of each run, or None.
     categories: (examples,) the category of each column. arm: the arm in which two methods are compared.
     paired: row i of both sides has the same seed. left_name, right_name: the two arms or methods.
-    examples: number of test examples if they are not columns. left_out: number of runs without a partner.
+    examples: number of test examples where the shape is (seeds, 1), else 0. left_out: number of runs without a partner.
     dev: mean exact match (or the metric) of each side on dev, divided by 100; NaN if it is not known.
-    left_key, right_key: identify the runs of each side; equal keys mean the same runs. An empty key is unique.
+    left_key, right_key: identify the runs of each side; equal keys mean the same runs.
+    Runs with an empty key are never the same as others.
     """
 
     name: str

@@ -163,7 +163,9 @@ def _examples(folder: StudyFolder, run_id: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def examples_of(folder: StudyFolder, run_id: str) -> Iterator[Path]:
-    """Give the path of a finished run's test examples; errors in reading them become a one-line UserError.
+    """Give the path of a finished run's test examples, as a context manager.
+
+    If reading them in the `with` block fails, a one-line UserError is raised.
 
     Raises:
         UserError: the file is missing or damaged.

@@ -18,7 +18,7 @@ class TextStream(BaseStreamer):  # type: ignore[misc]  # transformers exports it
     """The `streamer` of a call of `generate`.
 
     Args:
-        indices: the index of the input in each row of the batch.
+        indices: for each row of the batch, the number of the input that it belongs to.
         end_id: the end token; nothing is passed on after it.
     """
 

@@ -47,7 +47,7 @@ def raising_out_of_memory() -> Iterator[None]:
 
 
 def release_cached_memory() -> None:
-    """Return the GPU memory that torch caches to the device."""
+    """Free the GPU memory that torch holds in its cache."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

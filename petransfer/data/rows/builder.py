@@ -208,7 +208,7 @@ def _alike(counts: Mapping[str, int]) -> list[list[str]]:
 
 
 def _hash(texts: RowTexts, seed: int) -> int:
-    """8 bytes of the hash of the text that rows are grouped by, under a key that follows from the seed."""
+    """Return an 8-byte hash of the text that rows are grouped by. The hash is keyed with the seed."""
     try:
         grouped_by, *_ = [text.encode() for text in (texts.grouped_by, texts.input, texts.target, texts.category)]
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Chats in rows: messages with roles, of which every answer of the assistant becomes an example."""
+"""Rows that hold chats: lists of messages with roles. Every answer of the assistant becomes an example."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class ColumnChoice:
         inputs: One column, or those that the template names.
         template: Empty where there is one input column.
         target, category, split: Empty where there is no such column.
-        messages: The column of a chat; empty for inputs and targets.
+        messages: The column that holds chats. Empty if the rows have inputs and targets instead.
         chat: Whether an example's input is a JSON list of messages.
     """
 

@@ -33,7 +33,7 @@ def fold_codes(parts: array[int], hashes: array[int], fold: str, name: str) -> A
 
     Args:
         parts: The part that each row was read for.
-        hashes: 8 bytes of the hash of each row's input.
+        hashes: an 8-byte hash of each row's input.
         fold: `2/5` for the second of five folds; `all` leaves all rows in the training set.
         name: The name of the data, for messages.
 

@@ -17,7 +17,7 @@ def partition(parts: array[int], hashes: array[int], cuts: Mapping[str, float]) 
 
     Args:
         parts: The part whose file each row was read from.
-        hashes: 8 bytes of the hash of each row's input, under a key that follows from the seed.
+        hashes: an 8-byte hash of each row's input, keyed with the seed.
         cuts: For each part that is cut from the training rows, the share or number of rows; 0 for the default.
     """
     import numpy as np

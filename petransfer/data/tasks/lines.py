@@ -71,7 +71,7 @@ class LinesTask(RowOptions):
         return int(self.about()["sizes"]["train"])
 
     def longest(self, split: str) -> tuple[int, int]:
-        """Return the characters of the longest training input and target."""
+        """Return the characters in the longest training input and target."""
         source, target = self.about()["longest"]
         return source, target
 

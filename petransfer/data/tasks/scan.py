@@ -250,7 +250,7 @@ class ScanTask:
         return PUBLISHED[split, "train"].rows - self.dev_size
 
     def longest(self, split: str) -> tuple[int, int]:
-        """Return the characters of the longest command and actions; the targets of split `length` are shorter."""
+        """Return the characters in the longest command and actions; the targets of split `length` are shorter."""
         return 59, 479
 
     def load(self, split: str) -> SplitData:

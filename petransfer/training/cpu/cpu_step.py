@@ -1,9 +1,12 @@
 """Compute the same loss and gradients on a CPU with less work, because most of a small model's step is overhead.
 
-Three changes save time. At 32 bits each LoRA pair is folded into its weight once a step, and the pair's gradient is
-computed from the gradient of the weight; below 32 bits the pair is computed beside the weight, and quantised weights
-are not dequantised at each use (`lora_pairs`). If peft trains some rows of the embeddings, the whole table is assembled
-once a step (`embedding_rows`). The head skips padding, and its logits stay in the cache.
+Three changes save time (see `lora_pairs` and `embedding_rows`):
+
+- At 32 bits each LoRA pair is added into its weight once a step, and the pair's gradient is computed from the gradient
+  of that weight. Below 32 bits the pair's output is computed separately and added. The dequantised weights of a small
+  model are kept, so that they are not dequantised at each use.
+- If peft trains some rows of the embeddings, the whole table is assembled once a step.
+- The head skips padding and computes the logits in blocks that fit a core's second-level cache.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def _powers_of_two(most: int) -> Iterator[int]:
 
 
 def measure_speed(bits: Literal[16, 32], threads: int, seconds: float) -> Speed:
-    """Measure matrix products at one width and number of threads, which the process keeps, for about `seconds`."""
+    """Time matrix products for about `seconds` with these bits and threads. The process keeps the threads."""
     torch.set_num_threads(threads)
     rows = torch.randn(TOKENS, INPUTS).to(DTYPES[bits])
     weight = torch.randn(OUTPUTS, INPUTS).to(DTYPES[bits])

@@ -55,7 +55,7 @@ class SingleProcess:
         self.device = device
 
     def agree(self, values: Sequence[float]) -> list[float]:
-        """Return the sum over all processes of each value."""
+        """Sum each value over all processes and return the sums."""
         return [float(value) for value in values]
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
