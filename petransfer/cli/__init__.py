@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import io
 import os
 import sys
@@ -18,6 +19,7 @@ from petransfer.study.launched_processes import this_place
 
 # Errors of read-only, full or wrong folders, which a traceback would not explain.
 _CANNOT_WRITE = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
+_CANNOT_WRITE_ERRNO = {errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP}
 
 # The verbs whose work is shared by the processes of one launch; only the first process runs any other verb.
 SHARED = ("run", "sweep", "train")
@@ -94,8 +96,12 @@ def call(application: typer.Typer, arguments: list[str]) -> None:
 
             print(f"error: {visible(str(error))}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
-    except _CANNOT_WRITE as error:
-        if debug:
+    except BrokenPipeError:  # `petransfer ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        known = isinstance(error, _CANNOT_WRITE) or error.errno in _CANNOT_WRITE_ERRNO
+        if debug or not known:
             raise
         if leads:
             place = error.filename or "a file"
@@ -105,6 +111,3 @@ def call(application: typer.Typer, arguments: list[str]) -> None:
         if leads:
             print("stopped", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # `petransfer ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)

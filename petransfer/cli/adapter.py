@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -10,13 +11,16 @@ from typing import Annotated, Any
 
 import typer
 
-from petransfer.atomic_files import replacing
+from petransfer.atomic_files import replacing, write_text
 from petransfer.errors import UserError, unknown
 from petransfer.report.tables import visible
 from petransfer.sharing.bundle import Bundle, checked, opened
 from petransfer.sharing.bundle_files import CARD
 from petransfer.sharing.bundle_zip import SUFFIX
 from petransfer.sharing.card_metadata import Wishes
+
+_LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
+_LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,59}")
 
 app = typer.Typer(no_args_is_help=True, help="Describe, pack, push, pull, verify and merge adapters.")
 
@@ -81,7 +85,7 @@ def card(
         if str(out) == "-" or (out is None and not Path(source).is_dir()):
             print(text, end="")
             return
-    target.write_text(text, encoding="utf-8")
+    write_text(target, text)
     print(target)
 
 
@@ -278,7 +282,13 @@ def _change(moved: float, agree: float) -> str:
 
 
 def _wishes(licence: str | None, language: str | None, tags: list[str] | None) -> Wishes:
-    return Wishes(licence, tuple(language.split(",")) if language else (), tuple(tags or ()))
+    languages = tuple(part.strip() for part in language.split(",")) if language else ()
+    for code in languages:
+        if not _LANGUAGE.fullmatch(code):
+            raise UserError(f"--language: '{code:.20}' is no language code; give codes such as en,de,pt-BR")
+    if licence is not None and not _LICENCE.fullmatch(licence):
+        raise UserError(f"--licence: '{licence:.20}' is no licence's identifier; give one such as mit or cc-by-4.0")
+    return Wishes(licence, languages, tuple(tags or ()))
 
 
 def _name(bundle: Bundle) -> str:

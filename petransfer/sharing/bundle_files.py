@@ -33,4 +33,7 @@ def wrong_name(name: str) -> str | None:
         return "may be a pickle, which runs code when it is opened; adapters are safetensors only"
     if name.lower().endswith(".py"):
         return "is code; adapters contain none"
-    return "is no file of a bundle"
+    return (
+        "is no file of a bundle; if another program packed it, pack with `petransfer adapter pack`, or unpack it and "
+        "name the folder"
+    )

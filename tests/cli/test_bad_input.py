@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -13,7 +15,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+import petransfer.cli
 from petransfer.cli import main
+from petransfer.cli.adapter import _wishes
 from petransfer.cli.text import input_lines
 from petransfer.data.encoding import Layout, encode_targets
 from petransfer.errors import UserError
@@ -353,3 +357,42 @@ def test_a_damaged_provenance_is_named(
         main()
     assert stop.value.code == 2
     assert "petransfer.json is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC])
+def test_a_folder_that_cannot_be_written_to_is_one_line(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number), "there/file")
+
+    with pytest.raises(SystemExit) as stop:
+        petransfer.cli.call(fail, [])
+    assert stop.value.code == 2
+    written = capsys.readouterr().err
+    assert written == f"error: there/file cannot be used ({os.strerror(number)}); take another folder or file\n"
+
+
+def test_other_errors_of_the_system_are_not_hidden() -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    with pytest.raises(OSError, match="Invalid argument"):
+        petransfer.cli.call(fail, [])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--language", "en,,de"), "--language: '' is no language code"),
+        (("--language", "English text"), "--language: 'English text' is no language code"),
+        (("--licence", "mit\nor not"), "is no licence's identifier"),
+        (("--licence", "a" * 200), "is no licence's identifier"),
+    ],
+)
+def test_languages_and_licences_of_a_card_are_checked(options: tuple[str, str], said: str) -> None:
+    named = dict(zip(options[::2], options[1::2], strict=True))
+    with pytest.raises(UserError, match=said):
+        _wishes(named.get("--licence"), named.get("--language"), None)
+
+
+def test_languages_of_a_card_may_have_blanks_between_them() -> None:
+    assert _wishes("cc-by-4.0", "en, pt-BR", None).language == ("en", "pt-BR")

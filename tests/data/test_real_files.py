@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -247,6 +248,47 @@ def test_a_spreadsheet_with_the_name_of_a_csv_file_is_named_as_such(elsewhere: P
     with zipfile.ZipFile("a.csv", "w") as archive:
         archive.writestr("[Content_Types].xml", "<x/>")
     with pytest.raises(UserError, match=r"a\.csv is an Office file"):
+        lines("a.csv").load("held-out")
+
+
+def test_a_zip_with_a_password_is_named_as_such(elsewhere: Path) -> None:
+    with zipfile.ZipFile("a.csv.zip", "w") as archive:
+        archive.writestr("a.csv", table())
+    content = bytearray((elsewhere / "a.csv.zip").read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # set "encrypted" in both headers
+        content[content.index(signature) + flags] |= 1
+    (elsewhere / "a.csv.zip").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.csv\.zip has a password; unpack it"):
+        lines("a.csv.zip").load("held-out")
+
+
+@pytest.mark.parametrize("form", ["feather", "parquet", "csv"])
+def test_two_columns_of_one_name_are_refused(form: str, elsewhere: Path) -> None:
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a", "b"])] * 3, names=["input", "target", "input"])
+    if form == "csv":
+        (elsewhere / "a.csv").write_text("input,target,input\na,b,c\n")
+    else:
+        write = pyarrow.feather.write_feather if form == "feather" else pyarrow.parquet.write_table
+        write(table, elsewhere / f"a.{form}")
+    with pytest.raises(UserError, match=rf"a\.{form}.*two columns are named 'input'"):
+        lines(f"a.{form}").load("held-out")
+
+
+def test_columns_without_a_name_are_left_out(elsewhere: Path) -> None:
+    rows = "".join(f'{one},"{other}",,\n' for one, other in enumerate(["a", "b"] * 15))
+    (elsewhere / "a.csv").write_text("input,target,,\n" + rows)
+    assert lines("a.csv").load("held-out").train[0].target in ("a", "b")
+
+
+def test_a_pipe_is_refused_because_it_can_be_read_once_only(elsewhere: Path) -> None:
+    os.mkfifo(elsewhere / "a.csv")
+    with pytest.raises(UserError, match=r"a\.csv is a pipe or a device.*save its rows in a file"):
+        lines("a.csv").load("held-out")
+
+
+def test_mixed_line_ends_are_named(elsewhere: Path) -> None:
+    (elsewhere / "a.csv").write_bytes(b"input,target\n" + b"a,b\n" * 30 + b"c,d\r" * 3)
+    with pytest.raises(UserError, match=r"carriage return.*one kind of line end"):
         lines("a.csv").load("held-out")
 
 

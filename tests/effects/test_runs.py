@@ -70,7 +70,7 @@ def test_one_pretraining_an_arm_is_said(tmp_path: Path) -> None:
     recipe = recipe_of()
     cells, folder = make(tmp_path, recipe)
     (note,) = update_effects(recipe, cells, folder)["notes"]
-    assert note.startswith("Each of the arms english, german has one pretrained checkpoint")
+    assert note.startswith("Each of the arms english, german has only one pretrained checkpoint")
     assert "scratch" not in note
 
 

@@ -139,7 +139,11 @@ def _quoted_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
                     f"{source.name}:{start}: a quote that opens in this row is not closed within {LINES_PER_ROW:,} "
                     "lines; close it, double it where it is text, or use --set task.options.quoting=none"
                 ) from None
-            yield start, None, BadRow("not csv", str(error))
+            mixed = "new-line character" in str(error)
+            why = (
+                "a carriage return (CR) inside a line; save the file with one kind of line end" if mixed else str(error)
+            )
+            yield start, None, BadRow("not csv", why)
             again.extendleft(reversed(taken[1:]))
             reader = csv.reader(texts(), strict=True, delimiter=dialect.delimiter)
             continue
@@ -175,6 +179,6 @@ def _split(first: str, delimiter: str, quoted: bool) -> list[str]:
 
 
 def _refuse_twins(source: Source, line: int, names: list[str]) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted({name for name in names if name.strip() and names.count(name) > 1})
     if twice:
         raise UserError(f"{source.name}:{line}: two columns are named '{twice[0]}'; rename one of them")

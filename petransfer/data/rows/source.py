@@ -97,6 +97,8 @@ def find_source(
         return Source(shown_path(name), "dataset", path, split, config)
     if path is not None:
         name = shown_path(name)
+        if not path.is_file():
+            raise UserError(f"{name} is a pipe or a device, which can be read only once; save its rows in a file first")
         _refuse_pointer(path, name)
         return Source(name, form or _format(path, name), path, "", "", *text)
     if form not in ("", "dataset") or name.startswith((".", "/", "~")) or _is_file_name(name):
@@ -112,8 +114,6 @@ def shown_path(name: str) -> str:
 
 def _refuse_pointer(path: Path, name: str) -> None:
     """Refuse the few lines that Git LFS leaves in place of a file that it has not downloaded."""
-    if not path.is_file():  # such as a named pipe, whose first bytes can be read once only
-        return
     try:
         with path.open("rb") as file:
             head = file.read(len(_POINTER))
@@ -127,7 +127,7 @@ def zip_member(archive: zipfile.ZipFile, name: str) -> str:
     """Return the only file in a zip.
 
     Raises:
-        UserError: The zip holds no file or several, or is a spreadsheet.
+        UserError: The zip holds no file or several, is a spreadsheet, or has a password.
     """
     members = [m for m in archive.namelist() if not m.endswith("/") and not m.startswith("__MACOSX/")]
     if "[Content_Types].xml" in members:
@@ -135,6 +135,8 @@ def zip_member(archive: zipfile.ZipFile, name: str) -> str:
     if len(members) != 1:
         found = ", ".join(members[:5]) or "none"
         raise UserError(f"{name} must hold one file, and holds {len(members)} ({found}); unpack it and name the file")
+    if archive.getinfo(members[0]).flag_bits & 1:
+        raise UserError(f"{name} has a password; unpack it and name the file")
     return members[0]
 
 

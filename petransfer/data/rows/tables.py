@@ -21,7 +21,7 @@ def parquet_columns(source: Source) -> list[str]:
     import pyarrow.parquet
 
     with _refused("parquet", source), pyarrow.parquet.ParquetFile(source.path) as file:
-        return _names(file.schema_arrow)
+        return _no_twins(_names(file.schema_arrow), source)
     raise AssertionError
 
 
@@ -38,7 +38,7 @@ def read_parquet(source: Source, columns: tuple[str, ...]) -> Iterator[Record]:
 def arrow_columns(source: Source) -> list[str]:
     """The columns of an arrow (feather) file, fields of a struct as `outer.inner`."""
     with _refused("arrow", source), _open_arrow(source) as reader:
-        return _names(reader.schema)
+        return _no_twins(_names(reader.schema), source)
     raise AssertionError
 
 
@@ -162,6 +162,13 @@ def _names(schema: Any, before: str = "") -> list[str]:
     for field in schema:
         name = f"{before}{field.name}"
         names += _names(field.type, f"{name}.") if pyarrow.types.is_struct(field.type) else [name]
+    return names
+
+
+def _no_twins(names: list[str], source: Source) -> list[str]:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{source.name}: two columns are named '{twice}'; rename one of them")
     return names
 
 

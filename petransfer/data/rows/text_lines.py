@@ -82,7 +82,7 @@ def open_text(source: Source) -> Iterator[IO[str]]:
             f"{source.name} is not {error.encoding} ({error.reason}); save it as UTF-8, or name its encoding with "
             "--set task.options.encoding=NAME"
         ) from None
-    except (OSError, lzma.LZMAError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+    except (OSError, NotImplementedError, lzma.LZMAError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(f"{source.path} cannot be read ({reason_of(error)})") from None
 
 
