@@ -177,7 +177,7 @@ def memory(
     from benchmarks.memory import SIDES, Cell, loading, measure, theoretical
     from benchmarks.shapes import write_random
     from petransfer.cli.fit import two
-    from petransfer.models.library_output import silence_libraries
+    from petransfer.models.quiet_libraries import silence_libraries
 
     silence_libraries()
     source, target = two(lengths)
@@ -210,7 +210,7 @@ def fit(
 ) -> None:
     """What `petransfer fit` foresees, beside what three real steps take."""
     from benchmarks.foresight import rows
-    from petransfer.models.library_output import silence_libraries
+    from petransfer.models.quiet_libraries import silence_libraries
 
     silence_libraries()
     found = rows(checkpoints.split(","), layers, lambda line: print(line, file=sys.stderr))
@@ -234,7 +234,7 @@ def quantise(
 ) -> None:
     """What 8 and 4 bits cost in loss, with the head quantised as well, and with chosen layers wide."""
     from benchmarks.quantising import rows
-    from petransfer.models.library_output import silence_libraries
+    from petransfer.models.quiet_libraries import silence_libraries
     from petransfer.models.registry import checkpoint_spec
 
     silence_libraries()
@@ -262,7 +262,7 @@ def stacked(
     out: Out = None,
 ) -> None:
     """Training K adapters as one stack, beside the same K runs one after another, by petransfer and by Trainer."""
-    from petransfer.models.library_output import silence_libraries
+    from petransfer.models.quiet_libraries import silence_libraries
 
     width = _width(bits)
     if not all(re.fullmatch(r"[1-9][0-9]?", part) for part in counts.split(",")):
@@ -305,7 +305,7 @@ def growth(
 ) -> None:
     """What a LoRA step and scoring take as model and texts grow."""
     from benchmarks.growth import points, rows
-    from petransfer.models.library_output import silence_libraries
+    from petransfer.models.quiet_libraries import silence_libraries
 
     if not all(re.fullmatch(r"[1-9][0-9]{0,3}", part) for part in lengths.split(",")):
         raise UserError(f"--lengths {lengths}: write whole numbers from 1 to 9999 such as 16,32,64")
@@ -339,7 +339,7 @@ def _prepared(
 ) -> Iterator[Prepared]:
     """Each recipe's first cell of the arm, made when it is asked for. changes: batch, checkpoint and bits."""
     from benchmarks.prepared import Changes, prepare
-    from petransfer.models.library_output import silence_libraries
+    from petransfer.models.quiet_libraries import silence_libraries
 
     silence_libraries()
     batch, checkpoint, bits = changes

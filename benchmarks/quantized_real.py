@@ -23,8 +23,8 @@ import torch
 from petransfer.data.encoding import Encoded, encode_examples
 from petransfer.data.task import Example
 from petransfer.methods import apply_method
-from petransfer.models.library_output import silence_libraries
 from petransfer.models.loading import Loaded, load_checkpoint
+from petransfer.models.quiet_libraries import silence_libraries
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import Bits, MethodSpec
 from petransfer.training.batches import collate

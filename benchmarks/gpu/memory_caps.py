@@ -21,7 +21,7 @@ from benchmarks.sides import clock
 from petransfer.memory.measured import Trial, capability
 from petransfer.memory.planner import CONTEXT, Fit, plan
 from petransfer.memory.step_memory import Demand, simulate
-from petransfer.models.library_output import silence_libraries
+from petransfer.models.quiet_libraries import silence_libraries
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import MethodSpec
 from petransfer.training.out_of_memory import is_out_of_memory

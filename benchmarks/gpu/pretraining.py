@@ -26,8 +26,8 @@ from benchmarks.gpu.records import Records
 from benchmarks.gpu.stages import Task
 from benchmarks.sides import clock
 from petransfer.data.encoding import Layout
-from petransfer.models.library_output import silence_libraries
 from petransfer.models.loading import load_checkpoint
+from petransfer.models.quiet_libraries import silence_libraries
 from petransfer.models.registry import checkpoint_spec
 from petransfer.pretraining.pretrain import RARE, SIZES, TRAINING, make_model, redraw_rows
 from petransfer.pretraining.span_corruption import Noise

@@ -11,7 +11,7 @@ from benchmarks.gpu.records import Records
 from benchmarks.gpu.stages import Task
 from benchmarks.prepared import Changes, prepare
 from benchmarks.scoring import row, trained_here
-from petransfer.models.library_output import silence_libraries
+from petransfer.models.quiet_libraries import silence_libraries
 
 # A family of one arm: the lean copy of the repository lacks the other embedded checkpoints.
 RECIPE = """

@@ -25,8 +25,8 @@ from benchmarks.training import BLOCK, Plain, grouped_by_length, in_turn, traine
 from petransfer.data import load_task
 from petransfer.data.encoding import Encoded, encode_examples
 from petransfer.methods import apply_method
-from petransfer.models.library_output import silence_libraries
 from petransfer.models.loading import Loaded, load_checkpoint
+from petransfer.models.quiet_libraries import silence_libraries
 from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import MethodSpec, TrainSpec
 from petransfer.training.batches import Batch, ShuffledExamples, Tensors

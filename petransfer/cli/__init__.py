@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-import petransfer.models.library_output  # noqa: F401 - silence the libraries before they are imported
+import petransfer.models.quiet_libraries  # noqa: F401 - silence the libraries before they are imported
 from petransfer import __version__
 from petransfer.cli.lazy_verbs import Verbs
 from petransfer.cli.log_output import show_log

@@ -34,7 +34,7 @@ Licence = Annotated[
     typer.Option(
         "--licence",
         "--license",
-        help="The licence. Needed only if it cannot be derived from those of the base and the data.",
+        help="The adapter's licence. Needed only if the licences of the base and the data do not determine it.",
     ),
 ]
 Language = Annotated[str | None, typer.Option(help="Language of the data: en, or en,de.")]
@@ -182,7 +182,7 @@ def verify(
     """Check files, base, tokenizer and bits against the provenance, and evaluate again to check the claimed scores."""
     found = []
     with opened(source) as bundle:  # report a wrong path before torch is loaded
-        from petransfer.models.library_output import silence_libraries
+        from petransfer.models.quiet_libraries import silence_libraries
         from petransfer.sharing.base import Where
         from petransfer.sharing.verify import verify as check
 
@@ -214,7 +214,7 @@ def merge(
         bool,
         typer.Option(
             "--separate-head",
-            help="For T5 in llama.cpp: save the output head as a tensor of its own. Other models are not changed.",
+            help="Save T5's output head as a separate tensor, as llama.cpp needs it. Other models do not change.",
         ),
     ] = False,
     any_base: AnyBase = False,
@@ -223,7 +223,7 @@ def merge(
 ) -> None:
     """Merge an adapter into its base at 16 bits (32 if it was trained at 32), and measure what changed."""
     with opened(source) as bundle:  # report a wrong path before torch is loaded
-        from petransfer.models.library_output import silence_libraries
+        from petransfer.models.quiet_libraries import silence_libraries
         from petransfer.sharing.base import Where
         from petransfer.sharing.merge import merge as write
 
@@ -256,7 +256,7 @@ def compare(
     from petransfer.sharing.sources import opened_source
 
     with opened_source(merged) as source:
-        from petransfer.models.library_output import silence_libraries
+        from petransfer.models.quiet_libraries import silence_libraries
         from petransfer.sharing.base import Where
         from petransfer.sharing.gguf_comparison import compare_gguf
         from petransfer.sharing.task_data import test_data

@@ -54,7 +54,7 @@ def ls(as_json: Json = False) -> None:
 
 @app.command("show")
 def show(name: Annotated[str, typer.Argument(help="The name of a family.")]) -> None:
-    """Print what is known about a family: origins, licences, contamination, prefixes."""
+    """Print facts about a family of checkpoints: origins, licences, contamination, prefixes."""
     families = registry().families
     if name not in families:
         raise unknown("family", name, families)

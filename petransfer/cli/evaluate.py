@@ -73,7 +73,7 @@ def evaluate(
 
     with contextlib.ExitStack() as stack:
         sources = [stack.enter_context(opened_source(one, None if at else run)) for at, one in enumerate(adapters)]
-        from petransfer.models.library_output import silence_libraries
+        from petransfer.models.quiet_libraries import silence_libraries
         from petransfer.sharing.base import Where
         from petransfer.sharing.scoring import Request, side_by_side
 

@@ -92,7 +92,7 @@ def _opened(stack: contextlib.ExitStack, places: list[str], run: str | None) -> 
 
 def _predictors(sources: list[Source], where: Where, combination: Any) -> Callable[[], Iterator[tuple[str, Predictor]]]:
     """Return a function that yields each label and predictor; use each before taking the next."""
-    from petransfer.models.library_output import silence_libraries
+    from petransfer.models.quiet_libraries import silence_libraries
     from petransfer.sharing.combined_adapters import put_together
     from petransfer.sharing.whole_models import whole_predictor
 

@@ -55,7 +55,7 @@ def serve(
         from petransfer.sharing.sources import opened_source
 
         sources = [stack.enter_context(opened_source(one, None if at else run)) for at, one in enumerate(adapters)]
-        from petransfer.models.library_output import silence_libraries
+        from petransfer.models.quiet_libraries import silence_libraries
         from petransfer.sharing.base import Where
         from petransfer.sharing.request_batches import RequestBatches
         from petransfer.sharing.server import application, listen, server

@@ -157,7 +157,7 @@ def train(
         list[str] | None,
         typer.Option(
             "--set",
-            help="Change a setting without an option of its own: --set train.warmup=0.1 (--plan shows all settings). "
+            help="Change a setting that has no option: --set train.warmup=0.1 (--plan shows all settings). "
             "Can be given several times.",
         ),
     ] = None,

@@ -77,7 +77,7 @@ def fit(
 
     from petransfer.memory.planner import plan
     from petransfer.memory.step_memory import Demand
-    from petransfer.models.library_output import silence_libraries
+    from petransfer.models.quiet_libraries import silence_libraries
 
     silence_libraries()
     demand = Demand(chosen, batch_size, *lengths, device, optimizer, gradient_checkpointing, members=stack)

@@ -130,7 +130,7 @@ def _architecture(spec: RunSpec) -> tuple[Any, bool]:
         UserError: The configuration cannot be found.
     """
     from petransfer.models.architecture import configuration
-    from petransfer.models.library_output import silence_libraries
+    from petransfer.models.quiet_libraries import silence_libraries
 
     silence_libraries()
     return configuration(spec.checkpoint)

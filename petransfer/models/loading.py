@@ -25,7 +25,6 @@ from petransfer.models.checkpoint_files import (
 )
 from petransfer.models.complete_weights import load_complete
 from petransfer.models.control_arms import partly_random, randomly_initialized, write_partly_random
-from petransfer.models.library_output import without_progress_bars
 from petransfer.models.quantization import (
     check_quantizable,
     keep_default_packing,
@@ -33,6 +32,7 @@ from petransfer.models.quantization import (
     quantization_config,
     refuse_poorly_quantized,
 )
+from petransfer.models.quiet_libraries import without_progress_bars
 from petransfer.models.registry import checkpoint_spec
 from petransfer.models.special_tokens import layout_of
 from petransfer.models.support import supported_class

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from petransfer.errors import Interrupted
-from petransfer.models.library_output import silence_libraries
+from petransfer.models.quiet_libraries import silence_libraries
 from petransfer.study.folders import Named, RunFolder, StudyFolder
 from petransfer.study.stack_groups import parts
 from petransfer.study.worker_losses import LOST, may_be_tried, note_failure, note_lost_worker

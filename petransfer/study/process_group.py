@@ -17,7 +17,7 @@ from torch import distributed
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
 from petransfer.errors import Interrupted, RunError, UserError, reason_of
-from petransfer.models.library_output import silence_libraries
+from petransfer.models.quiet_libraries import silence_libraries
 from petransfer.study.folders import Named, RunFolder, StudyFolder
 from petransfer.study.launched_processes import Place
 from petransfer.study.local_executor import Job, Outcome, outcome_of, stop_on_signals

@@ -90,7 +90,7 @@ def memory_of(grid: StudyGrid, card: int | None, checkpointing: bool) -> Fit:
     """
     from petransfer.memory.planner import plan  # imports torch
     from petransfer.models.architecture import configuration
-    from petransfer.models.library_output import silence_libraries
+    from petransfer.models.quiet_libraries import silence_libraries
 
     silence_libraries()
     spec = grid.cells[0].spec
