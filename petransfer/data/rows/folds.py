@@ -57,7 +57,7 @@ def fold_codes(parts: array[int], hashes: array[int], fold: str, name: str) -> A
 def scored_positions(codes: Any, code: int, fold: str, most: int) -> Any:
     """Return the positions of the rows of a part.
 
-    Where all rows are trained on, dev, and test if it has no file of its own, are an evenly spaced sample of them.
+    If all rows are trained on, dev is an evenly spaced sample of them; so is test if it has no file.
 
     Args:
         codes: The part of every row.

@@ -35,7 +35,7 @@ class RowOptions:
         chat: `auto` reads chats from rows with messages; `template` also makes a chat of each input and target;
             `plain` writes chats as `role: content` lines, for models without a chat template.
         fold: `2/5` makes the second of five folds of the training rows the dev set; `all` trains on every row, and
-            scores some of them. Test is empty, unless it has a file of its own.
+            scores some of them. Test is empty if it has no file.
         split_column: A column that says `train`, `dev` or `test`; other rows are left out.
         seed: Of the draw of the rows that are held out. Rows with one input are always drawn together.
         bad_rows: `skip` leaves out rows that cannot be used and counts them; `refuse` stops at the end of the file.
