@@ -11,10 +11,11 @@ from petransfer.recipe.metrics import EXACT_MATCH, METRICS
 
 @dataclass(frozen=True)
 class Criterion:
-    """A metric that effects are judged by, 0 to 100.
+    """A metric that effects are judged by. Its values are between 0 and 100.
 
-    key: its name in the test scores of a run. word, short: its name in a sentence and in a table header. unit: the text
-    after a value. of_answers: whether it is a share of right answers, so that log-odds are defined.
+    key: the metric's name in the scores of a run's result.json. word, short: its name in a sentence and in a table
+    header. unit: the text that is printed after a value, such as ` %`. of_answers: whether the metric is a share of
+    correct answers, so that log-odds are defined.
     """
 
     key: str
@@ -30,7 +31,7 @@ class Criterion:
 
     @property
     def note(self) -> str:
-        """A note on effects that are judged by this metric; empty for exact match."""
+        """A note on the statistics that are left out when effects are judged by this metric; '' for exact match."""
         if self.by_example:
             return ""
         left_out = "McNemar's test" if self.of_answers else "log-odds, McNemar's test"
@@ -41,7 +42,7 @@ class Criterion:
 
 
 class Criteria(Mapping[str, Criterion]):
-    """The criterion of every metric that a recipe may name, exact match first."""
+    """A mapping from each metric name that a recipe may use to its `Criterion`. Exact match comes first."""
 
     def __getitem__(self, name: str) -> Criterion:
         if name == EXACT_MATCH:
@@ -62,5 +63,5 @@ CRITERIA = Criteria()
 
 
 def criterion_of(effects: Mapping[str, Any]) -> Criterion:
-    """Return the metric that the effects of an effects.json were judged by."""
+    """Return the criterion that a study's effects were judged by. effects: the content of effects.json."""
     return CRITERIA[effects.get("judged_by", EXACT_MATCH)]

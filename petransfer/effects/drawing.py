@@ -1,4 +1,4 @@
-"""Figures and the plots that several kinds of effects share: forest plots and ratios."""
+"""Draw the plots that several kinds of effects share: forest plots and plots of retention ratios."""
 
 from __future__ import annotations
 
@@ -19,16 +19,21 @@ if TYPE_CHECKING:
 # Widths in inches of one column and of a full two-column page in a journal.
 ONE_COLUMN, TWO_COLUMNS = 3.4, 7.0
 _ROW = 0.26
-_WIDE = 5.0  # inches; a narrower figure has the width of about one column
+_WIDE = 5.0  # inches; a narrower figure is laid out for one column of a journal
 SMALL = 8
 
 
 def new_figure(columns: int, rows: int = 1, *, size: tuple[float, float], **options: Any) -> tuple[Figure, list[Axes]]:
-    """Make a figure of panels without the top and right lines of their frames.
+    """Make a figure with a grid of empty panels. The frames of the panels have no top and no right line.
 
     Args:
+        columns: number of panels in a row.
+        rows: number of rows of panels.
         size: width and height of the whole figure in inches.
         options: options of matplotlib's `subplots`, such as sharex.
+
+    Returns:
+        The figure and its panels, row by row.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -43,27 +48,33 @@ def new_figure(columns: int, rows: int = 1, *, size: tuple[float, float], **opti
 
 
 def label_of(effect: dict[str, Any]) -> str:
-    """Return the name of a contrast with a real minus sign between its sides."""
+    """Return the label of a contrast: its two arms or methods with a real minus sign (U+2212) between them."""
     if effect.get("arm") or not effect.get("left_name"):
         return str(effect["name"]).replace(" - ", f" {MINUS} ")
     return f"{effect['left_name']} {MINUS} {effect['right_name']}"
 
 
 def difference_in(word: str, width: float) -> str:
-    """Return the label of an axis of differences, on two lines in a figure of one column's width (in inches)."""
+    """Return the label of an axis that shows differences. In a narrow figure the label has two lines.
+
+    Args:
+        word: name of the metric.
+        width: of the figure in inches.
+    """
     return f"difference in test{chr(10) if width < _WIDE else ' '}{word}, points"
 
 
 def wrapped(label: str, width: float) -> str:
-    """Break the label of a row into lines, so that most of the figure's width (in inches) is left to the data."""
+    """Break the label of a row into short lines, so that the data get most of the figure's width (in inches)."""
     return textwrap.fill(label, 44 if width >= _WIDE else 24, break_long_words=False, break_on_hyphens=False)
 
 
 def plot_forest(effects: Sequence[dict[str, Any]], word: str, width: float | None = None) -> Figure:
-    """Draw every effect with its interval, and the paper's effect below it as a hollow diamond.
+    """Draw a forest plot: each effect with its interval, and below it Orhan's (2021) effect as a hollow diamond.
 
     Args:
-        effects: with name, split, method, arm, difference, interval, margin, verdict and perhaps `paper`.
+        effects: entries of effects.json. Each has the keys name, split, method, arm, difference, interval, margin and
+            verdict. If the paper has the same effect, the key `paper` has its values.
         word: name of the metric.
         width: of the figure in inches; the width of a page by default.
     """
@@ -104,7 +115,7 @@ def plot_forest(effects: Sequence[dict[str, Any]], word: str, width: float | Non
 
 @dataclass(frozen=True)
 class _Row:
-    """A line of a forest plot: an effect, the paper's figures, both, or neither for a heading."""
+    """A line of a forest plot. It shows our effect, the paper's effect or both; a heading has neither."""
 
     label: str
     effect: dict[str, Any] | None = None
@@ -116,7 +127,11 @@ class _Row:
 
 
 def _rows(effects: Sequence[dict[str, Any]]) -> list[_Row]:
-    """Group effects under headings: by split and method, or by split and effect if these are fewer than the methods."""
+    """Return the lines of a forest plot, grouped under headings.
+
+    A group has the effects of one split and one method. If there are more methods than effects, a group has one split
+    and one effect instead, and its lines are the methods.
+    """
     methods = {effect["method"] for effect in effects if effect["method"]}
     names = {label_of(effect) for effect in effects}
     by_effect = len(methods) > len(names)
@@ -135,7 +150,7 @@ def _rows(effects: Sequence[dict[str, Any]]) -> list[_Row]:
     for (split, second), members in groups.items():
         if len(groups) > 1 or by_effect:
             rows.append(_Row(" \u00b7 ".join([split] * (len(splits) > 1) + [second] * (len(seconds) > 1 or by_effect))))
-        if by_effect:  # the paper's figures are the same under every method
+        if by_effect:  # the paper has one method only, so its effect is drawn once for the whole group
             rows += [_Row(short(one), one) for one in members]
             rows += [_Row("Orhan (2021)", None, members[0]["paper"])] if members[0].get("paper") else []
         else:
@@ -172,10 +187,10 @@ def _keys(effects: Sequence[dict[str, Any]]) -> list[Any]:
 
 
 def plot_ratios(ratios: Sequence[dict[str, Any]], width: float | None = None) -> Figure:
-    """Draw ratios with their intervals; a ratio of 1 means that the whole effect is retained.
+    """Draw retention ratios with their intervals. A ratio of 1 means that the whole effect is retained.
 
     Args:
-        ratios: with name, split, under, ratio and interval.
+        ratios: retentions of effects.json. Each has the keys name, split, under, ratio and interval.
         width: of the figure in inches; the width of a page by default.
     """
     figure, (axes,) = new_figure(1, size=(width or TWO_COLUMNS, 0.7 + 0.36 * len(ratios)))

@@ -2,7 +2,7 @@
 
 Terms: a sample is the matrix (seeds, examples) of the scores of one arm under one method, each score between 0 and 1. A
 weighted sum of samples' means is passed as two mappings with the same keys: the samples and their weights. If two
-effects share a sample, it has one key and is drawn only once.
+effects use the same sample, the sample has one key, and values of its mean are drawn only once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Weights = Mapping[str, float]
 
 CONFIDENCE = 0.95
 DRAWS = 2000
-# Nodes and weights of Gauss-Hermite quadrature over a normal distribution.
+# Nodes and weights of Gauss-Hermite quadrature, for the mean of a function over a standard normal distribution.
 _NODES, _RAW_WEIGHTS = np.polynomial.hermite_e.hermegauss(21)
 _NODE_WEIGHTS = _RAW_WEIGHTS / _RAW_WEIGHTS.sum()
 
@@ -43,9 +43,10 @@ class Interval:
 
 
 def log_odds_of(shares: Scores, examples: int) -> Scores:
-    """Compute the log-odds of shares of right answers, with half an answer added to the right and the wrong answers.
+    """Compute the log-odds of shares of correct answers.
 
-    The half answers (Haldane 1956, Anscombe 1956) make the log-odds of a share of 0 or 1 finite.
+    Half an answer is added to the number of correct answers and to the number of wrong answers (Haldane 1956, Anscombe
+    1956). Without these halves, the log-odds of a share of 0 or 1 would be infinite.
 
     Args:
         shares: between 0 and 1, any shape.
@@ -57,23 +58,28 @@ def log_odds_of(shares: Scores, examples: int) -> Scores:
 def drawn_means(
     samples: Samples, categories: NDArray[np.int64], examples: int, *, draws: int = DRAWS, seed: int = 0
 ) -> dict[str, Scores]:
-    """Draw values of each sample's true mean that are compatible with its seeds and examples.
+    """Draw plausible values of each sample's true mean, given its few seeds and its test examples.
 
-    Seeds: the log-odds of a sample's seeds are assumed to be normal. Their mean and deviation are drawn from their
-    joint fiducial distribution (Student's t for the mean, chi squared for the variance), and each draw is converted to
-    the mean share of right answers. The scores of seeds are often skewed (one in six may generalise). For such
-    distributions a bootstrap of six seeds covers the true value in 66 to 96 % of studies instead of 95 %; this interval
-    covers it in 91 to 100 % (`python -m benchmarks.coverage`, results/bench/coverage-cpu.json).
+    Seeds: the log-odds of a sample's seeds are assumed to be normal. Their mean and standard deviation are drawn from
+    their joint fiducial distribution (Student's t for the mean, chi squared for the variance). Each draw is converted
+    to the mean share of correct answers. The scores of seeds are often skewed: only one seed in six may generalise. For
+    such scores, the 95 % interval of a bootstrap of six seeds contains the true value in 66 to 96 % of studies. The
+    interval of these draws contains it in 91 to 100 % (`python -m benchmarks.coverage`,
+    results/bench/coverage-cpu.json).
 
-    Examples: drawn with replacement within categories; the resulting change of the mean over all seeds is added.
+    Examples: test examples are drawn with replacement within each category. This changes the mean over all seeds; the
+    change is added to each draw.
 
     Args:
-        samples: by key, (seeds, examples) between 0 and 1; at least two seeds each, all on the same examples.
+        samples: by key, scores (seeds, examples) between 0 and 1. Each sample has at least two seeds, and all samples
+            have the same examples.
         categories: (columns,) the category of each column of the samples.
-        examples: number of test examples in a seed's share.
+        examples: number of test examples behind each seed's mean score.
+        draws: number of values to draw.
+        seed: of the random number generator.
 
     Returns:
-        By key, (draws,) means. Without the change from drawing examples they are between 0 and 1.
+        By key, (draws,) means. Because the change from drawing examples is added, a mean can be below 0 or above 1.
     """
     counts_bn, state = _example_counts(np.asarray(categories, np.int64).tobytes(), draws, seed)
     rng = np.random.default_rng()
@@ -84,7 +90,10 @@ def drawn_means(
 
 @functools.lru_cache(maxsize=4)  # all effects of a split share the draws; at COGS's 21,000 examples they take 84 MB
 def _example_counts(categories: bytes, draws: int, seed: int) -> tuple[NDArray[np.uint16], Mapping[str, Any]]:
-    """Return the number of times that each example is drawn (draws, examples), and the generator's state afterwards."""
+    """Return how often each example is drawn, as (draws, examples), and the random generator's state afterwards.
+
+    The categories are passed as bytes, because the cache needs a hashable argument.
+    """
     categories_n = np.frombuffer(categories, np.int64)
     rng = np.random.default_rng(seed)
     counts_bn = np.zeros((draws, len(categories_n)), np.uint16)
@@ -102,16 +111,20 @@ def _drawn(scores_sn: Scores, weights_bn: Scores, examples: int, rng: np.random.
 
 
 def drawn_seed_means(shares_s: Scores, examples: int, draws: int, rng: np.random.Generator) -> Scores:
-    """Draw values of the mean share over all possible seeds, given the shares of a few seeds (see `drawn_means`).
+    """Draw plausible values of the mean share of correct answers over all possible seeds, given the shares of a few.
+
+    `drawn_means` explains the method.
 
     Args:
-        shares_s: (seeds,) shares of right answers, 0 to 1.
+        shares_s: (seeds,) shares of correct answers, 0 to 1.
         examples: number of answers in each share.
+        draws: number of values to draw.
+        rng: the random number generator.
 
     Returns:
         (draws,) means between 0 and 1.
     """
-    if np.ptp(shares_s) == 0:  # equal shares of all seeds have no deviation to draw from
+    if np.ptp(shares_s) == 0:  # all seeds have the same share, so the standard deviation is zero
         return np.full(draws, shares_s.mean())
     odds_s = log_odds_of(shares_s, examples)
     free = len(odds_s) - 1
@@ -122,7 +135,10 @@ def drawn_seed_means(shares_s: Scores, examples: int, draws: int, rng: np.random
 
 
 def _stratified(draws: int, rng: np.random.Generator) -> Scores:
-    """Draw one number from each of `draws` equal parts of 0 to 1, in random order; less noisy than plain draws."""
+    """Draw numbers between 0 and 1: one from each of `draws` intervals of equal width, in random order.
+
+    The quantiles of such numbers vary less than the quantiles of independent random numbers.
+    """
     uniform_b: Scores = (rng.permutation(draws) + rng.random(draws)) / draws
     return uniform_b
 
@@ -138,8 +154,8 @@ def sum_interval(
 ) -> Interval | None:
     """Compute the 95 % interval of a weighted sum of samples' means, or None if a sample has a single seed.
 
-    If the estimate is outside the interval, the interval is extended to include it. A single outlier among the seeds
-    can cause this.
+    If the weighted sum of the given scores is outside the interval, the interval is extended to include the sum. A
+    single outlier among the seeds can cause this. The arguments are explained in `drawn_means`.
     """
     if min(map(len, samples.values())) < 2:
         return None
@@ -156,15 +172,17 @@ def interval_of_draws(drawn_b: Scores, estimate: float) -> Interval:
 def paired_interval(
     left: Scores, right: Scores, categories: NDArray[np.int64], *, draws: int = DRAWS, seed: int = 0
 ) -> Interval | None:
-    """Compute the 95 % interval of the mean difference of pairs of seeds, or None if there is a single pair.
+    """Compute the 95 % interval of the mean of `left - right` over pairs of seeds, or None if there is a single pair.
 
-    Differences of pairs have no log-odds, so they are assumed to be normal and Student's t is used. Examples are drawn
+    The differences are assumed to be normal, so Student's t is used; a difference has no log-odds. Examples are drawn
     as in `drawn_means`.
 
     Args:
-        left: (seeds, examples).
-        right: the same shape; row i of both sides has the same seed.
-        categories: (examples,).
+        left: (seeds, examples) scores between 0 and 1.
+        right: scores of the same shape. Row i of `right` has the same seed as row i of `left`.
+        categories: (examples,) the category of each example.
+        draws: number of draws behind the interval.
+        seed: of the random number generator.
     """
     difference_sn = left - right
     if len(difference_sn) < 2:
@@ -187,7 +205,7 @@ def total_of(samples: Samples, weights: Weights) -> float:
 def degrees_of_freedom(samples: Samples, weights: Weights) -> float:
     """Compute the Welch-Satterthwaite degrees of freedom of a weighted sum of means over seeds.
 
-    Returns the sum of all samples' degrees of freedom if the seeds of each sample have equal means.
+    If no sample varies between its seeds, the formula is undefined. Then the samples' degrees of freedom are added.
     """
     parts = [
         (weights[key] ** 2 * float(scores.mean(1).var(ddof=1)) / len(scores), len(scores) - 1)
@@ -200,13 +218,15 @@ def degrees_of_freedom(samples: Samples, weights: Weights) -> float:
 
 
 def covariance(samples: Samples, first: Weights, second: Weights, categories: NDArray[np.int64]) -> float:
-    """Compute the covariance of two weighted sums of the samples' means, over seeds and over examples.
+    """Compute the covariance of two weighted sums of the samples' means.
+
+    The covariance from the variation between seeds and the covariance from the variation between examples are added.
 
     Args:
         samples: by key, (seeds, examples).
-        first: the weights of one sum.
-        second: the weights of the other.
-        categories: (examples,) the category of each example; examples are drawn within categories.
+        first: the weights of the first sum.
+        second: the weights of the second sum.
+        categories: (examples,) the category of each example. Only the variation within categories counts.
     """
     over_seeds = sum(first[key] * second[key] * scores.mean(1).var(ddof=1) / len(scores)
                      for key, scores in samples.items())  # fmt: skip
@@ -222,15 +242,15 @@ def covariance(samples: Samples, first: Weights, second: Weights, categories: ND
 def fieller_interval(samples: Samples, over: Weights, under: Weights, categories: NDArray[np.int64]) -> Interval | None:
     """Compute Fieller's 95 % interval of the ratio of two weighted sums, or None if the confidence set is unbounded.
 
-    The set contains every ratio r for which a t test does not reject `over - r * under = 0` (Fieller 1954). It is
-    bounded exactly if the same test rejects a denominator of zero. Student's t has the smaller degrees of freedom of
-    the two sums.
+    The confidence set contains every ratio r for which a t test does not reject `over - r * under = 0` (Fieller 1954).
+    The set is bounded if and only if the same test rejects that the denominator is zero. The t test uses the smaller
+    degrees of freedom of the two sums.
 
     Args:
-        samples: by key, (seeds, examples); at least two seeds each.
+        samples: by key, (seeds, examples). If a sample has a single seed, None is returned.
         over: weights of the numerator.
         under: weights of the denominator.
-        categories: (examples,).
+        categories: (examples,) the category of each example.
     """
     if min(map(len, samples.values())) < 2:
         return None

@@ -1,4 +1,7 @@
-"""The parts of a kind of effect. Each file in `effects/kinds/` declares one kind; other packages can declare more."""
+"""The class and the registry of the kinds of effects, such as contrast, scale and retention.
+
+Each file in `effects/kinds/` declares one kind; other packages can declare more.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,9 @@ if TYPE_CHECKING:
 class Thresholds:
     """The limits that a recipe declares for verdicts.
 
-    margin: two sides are equivalent if their difference is certainly smaller than this, in points. smallest_effect: a
-    smaller difference, in points, never has the verdict `holds` or `reversed`. learnt: a side with a lower dev exact
-    match, in percent, has not learnt the task.
+    margin: in percentage points; the verdict is `equivalent` if the tests show that the difference is smaller.
+    smallest_effect: in percentage points; a smaller difference never has the verdict `holds` or `reversed`.
+    learnt: in percent; an arm whose exact match on dev is lower has not learnt the task.
     """
 
     margin: float = MARGIN
@@ -38,9 +41,10 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Family:
-    """The multiple testing of an effect together with the other effects of a study.
+    """The result of testing an effect together with the other effects of a study.
 
-    p_holm: the effect's p after Holm's adjustment, None if it is not tested. tests: number of effects tested together.
+    p_holm: the effect's p value after Holm's adjustment; None if the effect is not tested. tests: number of effects
+    that are tested together.
     """
 
     p_holm: float | None
@@ -58,14 +62,16 @@ class Missing:
 class Kind:
     """A kind of effect: its data, its test, its sentence and its plot.
 
-    name: the name that requests in recipes use. key: the name of the list in effects.json. heading: the title on the
-    page. requests: the values of `RequestedEffect.kind` that this kind handles. order: kinds are judged and shown in
-    this order.
-    collect: yields on one split the data to estimate an effect from, or a `Missing` if it cannot be estimated.
-    p_value: returns the p before adjustment, None if the item is not tested. judge: returns a dataclass for
-    effects.json. sentence: returns the effect and its verdict as text. details: returns further figures, or ''.
-    plot: makes a figure from the list of effects, the criterion and a width in inches; None if there is nothing to
-    draw.
+    name: the kind's name in the registry. key: the key of the list of these effects in effects.json. heading: the title
+    of their section on a report's page. requests: the values of `RequestedEffect.kind` that this kind handles.
+    order: kinds with a smaller number are judged and shown first.
+    collect: takes a requested effect, a split and the study's runs. It yields the data of each effect to estimate, or
+    `Missing` if an effect cannot be estimated.
+    p_value: takes the data of one effect and returns its p value before adjustment; None if the effect is not tested.
+    judge: returns the estimated effect with its verdict, as a dataclass that is written to effects.json.
+    sentence: returns the effect and its verdict as text. details: returns further numbers as text, '' if there are
+    none. plot: draws the list of effects; takes the list, the criterion and a width in inches. It returns None if there
+    is nothing to draw.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The data that effects are estimated from: two groups of runs to compare, or two pairs of such groups."""
+"""The data from which effects are estimated: a contrast of two groups of runs, or two contrasts."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ from petransfer.recipe.metrics import EXACT_MATCH
 
 @dataclass(frozen=True)
 class Contrast:
-    """Two groups of runs on the same test examples.
+    """Two groups of runs to compare, left and right, on the same test examples.
 
-    left, right: (seeds, examples), exact match of each example, 0 or 1. If the outcome of each example is not
-    known, the shape is (seeds, 1) and holds each seed's share of right answers, or its value of another `metric`
-    divided by 100. The interval then covers only the variation between seeds.
+    left, right: (seeds, examples) the exact match of each example, 0 or 1. If the outcomes of single examples are not
+    known, the shape is (seeds, 1): each seed's share of correct answers, or its value of another `metric` divided by
+    100. The interval then covers only the variation between seeds.
     log_prob_left, log_prob_right: (seeds,) the mean log-probability per target token of each run, or None.
-    categories: (examples,) the category of each column. arm: the arm in which two methods are compared.
-    paired: row i of both sides has the same seed. left_name, right_name: the two arms or methods.
-    examples: number of test examples where the shape is (seeds, 1), else 0. left_out: number of runs without a partner.
-    dev: mean exact match (or the metric) of each side on dev, divided by 100; NaN if it is not known.
-    left_key, right_key: identify the runs of each side; equal keys mean the same runs.
-    Runs with an empty key are never the same as others.
+    categories: (columns,) the category of each column of `left` and `right`.
+    left_name, right_name: the two arms or methods. method: the method, if two arms are compared. arm: the arm, if two
+    methods are compared. paired: whether row i of `left` and row i of `right` have the same seed.
+    examples: number of test examples; 0 means one example per column. left_out: number of runs that are not used,
+    because the other group has no run of the same seed.
+    dev: mean exact match (or the other metric) of each group on dev, divided by 100; NaN if it is not known.
+    left_key, right_key: identify the runs of each group. Groups with equal keys are the same runs, unless the key is
+    empty.
     """
 
     name: str
@@ -55,21 +57,24 @@ class Contrast:
 
     @property
     def test_examples(self) -> int:
-        """The number of test examples in each seed's score."""
+        """The number of test examples behind each seed's score."""
         return self.examples or self.left.shape[1]
 
     @property
     def percent(self) -> tuple[Scores, Scores]:
-        """Each seed's score in percent, left and right: (seeds,) each."""
+        """The scores of the seeds in percent: an array (seeds,) for left and one for right."""
         return 100 * self.left.mean(1), 100 * self.right.mean(1)
 
     def learnt(self, least: float) -> bool:
-        """Return whether both sides reach `least` % exact match on dev. True if dev or exact match is not known."""
+        """Return whether both groups reach `least` % exact match on dev.
+
+        A group without a dev score counts as reaching it. True if the metric is not exact match.
+        """
         return self.metric != EXACT_MATCH or not any(100 * side < least for side in self.dev)
 
     @functools.cached_property
     def interval(self) -> Interval | None:
-        """The 95 % interval of left minus right in points; None if a side has a single seed."""
+        """The 95 % interval of left minus right in percentage points; None if a group has a single seed."""
         if self.paired:
             found = paired_interval(self.left, self.right, self.categories)
         else:
@@ -79,13 +84,16 @@ class Contrast:
 
 
 def in_points(interval: Interval | None) -> Interval | None:
-    """Convert an interval of shares to points."""
+    """Convert an interval of shares (0 to 1) to percentage points. None stays None."""
     return Interval(100 * interval.low, 100 * interval.high) if interval else None
 
 
 @dataclass(frozen=True)
 class Two:
-    """Two contrasts of the same arms on the same split, `here` and `there`, with the family or method of each."""
+    """Two contrasts of the same arms on the same split: in two families or under two methods.
+
+    here_name, there_name: the family or the method of `here` and of `there`.
+    """
 
     here: Contrast
     there: Contrast
@@ -100,12 +108,15 @@ class Two:
 
     @property
     def samples(self) -> dict[str, Scores]:
-        """The scores of each distinct group by key."""
+        """The scores of the groups by key. A group that occurs twice has one entry."""
         groups = (self.here.left, self.here.right, self.there.left, self.there.right)
         return dict(zip(self.keys, groups, strict=True))
 
     def weights(self, *signs: float) -> dict[str, float]:
-        """Return weights by key. signs: the weights of left here, right here, left there and right there."""
+        """Return the weights of the groups by key. If a group occurs twice, its two weights are added.
+
+        signs: the weights of left here, right here, left there and right there.
+        """
         found: dict[str, float] = {}
         for key, sign in zip(self.keys, signs, strict=True):
             found[key] = found.get(key, 0.0) + sign
@@ -114,9 +125,11 @@ class Two:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two effects that a scale effect or a retention compares, in percent and points.
+    """One of the two effects that a scale effect or a retention compares.
 
-    name: the family or the method. dev: dev scores of left and right in percent, None if they are not known.
+    name: the family or the method. left, right: mean scores in percent. difference, interval: left minus right in
+    percentage points. seeds: numbers of seeds of left and right. dev: dev scores of left and right in percent; None if
+    they are not known.
     """
 
     name: str
@@ -129,7 +142,7 @@ class Side:
 
 
 def sides_of(two: Two) -> tuple[Side, Side]:
-    """Return both effects with their intervals."""
+    """Return the effects of `two.here` and `two.there` with their intervals."""
     return _side(two.here_name, two.here), _side(two.there_name, two.there)
 
 
@@ -140,13 +153,21 @@ def _side(name: str, contrast: Contrast) -> Side:
 
 
 def dev_of(contrast: Contrast) -> tuple[float, float] | None:
-    """Return the dev scores of both sides in percent, or None if one is not known."""
+    """Return the dev scores of the left and the right group in percent, or None if one of them is not known."""
     left, right = contrast.dev
     return None if math.isnan(left) or math.isnan(right) else (100 * left, 100 * right)
 
 
 def compared(name: str, split: str, left: Scored, right: Scored, **names: Any) -> Contrast:
-    """Make a contrast of two groups of runs. With `paired` in `names`, runs are paired by seed, over the common seeds.
+    """Make a contrast of two groups of runs.
+
+    Args:
+        name: of the effect, such as `english-scratch`.
+        split: that all runs were tested on.
+        left: the first group.
+        right: the second group, which is subtracted from the first.
+        names: further fields of `Contrast`. With `paired=True`, runs of the same seed form a pair, and a run whose seed
+            the other group lacks is not used.
 
     Raises:
         UserError: the groups were not tested on the same examples.
@@ -193,10 +214,10 @@ def _mean(values: np.ndarray) -> float:
 
 
 def arms_under(effect: RequestedEffect, split: str, method: str, runs: Runs) -> Contrast | Missing:
-    """Return the contrast of an effect's two arms under a method.
+    """Return the contrast of an effect's two arms under a method, or `Missing` if an arm has no finished run.
 
-    The right arm is taken under the same method, or under its only method if it lacks that one: `scratch` always trains
-    all weights.
+    If the study does not train the right arm by `method` and only by one other method, the right arm's runs are those
+    of the other method. This is the case of `scratch`, which always trains all weights.
     """
     partner = runs.partner(effect.right, method, split)
     left, right = runs.scored(effect.left, method, split), runs.scored(effect.right, partner, split)
@@ -208,7 +229,11 @@ def arms_under(effect: RequestedEffect, split: str, method: str, runs: Runs) -> 
 
 
 def other_study(effect: RequestedEffect, split: str, runs: Runs) -> Runs | Missing:
-    """Return the study that an effect refers to, by default this one, scored by the metric of this study."""
+    """Return the runs of the study that `effect.study` names, or `runs` if the effect names no study.
+
+    The other study is scored by the metric of `runs`. Returns `Missing` if there is no such study, or if it did not
+    measure the metric.
+    """
     if not effect.study:
         return runs
     other = runs_of(effect.study, runs.folder.path, runs.metric)

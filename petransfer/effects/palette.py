@@ -1,18 +1,18 @@
-"""Colours of plots: the colour in a plot file, and the CSS variable that replaces it on a light or dark page."""
+"""Colours of plots. In an HTML page, a CSS variable replaces each colour, so that plots suit light and dark themes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 INK, MUTED, FAINT, RULE, PAPER = "#000000", "#7F7F7F", "#B0B0B0", "#D9D9D9", "#FFFFFF"
-# The colours of Okabe and Ito (2008) with a darker yellow, then five of Paul Tol's muted scheme (2021). People with
-# colour blindness can distinguish them. Controls are grey and black.
+# The colours of Okabe and Ito (2008) with a darker yellow, then five colours of Paul Tol's muted scheme (2021). People
+# with colour blindness can distinguish them. Control arms are grey and black.
 SERIES = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#B2A300",
     "#332288", "#882255", "#117733", "#44AA99", "#AA4499",
 )  # fmt: skip
 CONTROLS = {"scratch": INK, "random": MUTED, "english-newemb": FAINT}
-# A series with a repeated colour has a different marker and line.
+# If a plot has more series than colours, two series with the same colour differ in their marker and line style.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", ":", "-.")
 
@@ -38,6 +38,6 @@ VARIABLES = {
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
-    """Return a colour for every arm, assigned in order of first occurrence."""
+    """Return a colour for each arm name, and for the control arms. Colours are assigned in the order of the names."""
     own = [name for name in dict.fromkeys(names) if name not in CONTROLS]
     return {name: SERIES[at % len(SERIES)] for at, name in enumerate(own)} | CONTROLS

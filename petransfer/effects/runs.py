@@ -1,4 +1,4 @@
-"""The runs of a study as groups of scores, read from its run folders."""
+"""Read the scores of a study's runs from its run folders, in groups of one arm, method and split."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ from petransfer.study.grid import Cell, expand
 
 @dataclass(frozen=True)
 class Scored:
-    """The finished runs of one arm and method on one split, by seed.
+    """The scores of the finished runs of one arm and method on one split, one run per seed.
 
-    scores: (seeds, examples) exact match, 0 or 1; or (seeds, 1) another metric, each run's value divided by 100.
-    log_probs: (seeds,) mean log-probability per target token. index: (examples,) numbers of the test examples.
-    category: of each column of `scores`. dev: (seeds,) the same metric on dev, NaN if a run has none.
+    scores: (seeds, examples) exact match, 0 or 1; or (seeds, 1) each run's value of another metric, divided by 100.
+    log_probs: (seeds,) mean log-probability per target token. index: (examples,) row numbers of the test examples.
+    category: (columns,) the category of each column of `scores`. dev: (seeds,) each run's value of the metric on dev,
+    divided by 100; NaN if the run has none.
     """
 
     seeds: tuple[int, ...]
@@ -42,16 +43,16 @@ class Scored:
 
     @property
     def key(self) -> str:
-        """An identifier of these runs and scores. Groups with the same key are one sample, which is drawn once."""
+        """An identifier of these runs and scores. The statistics treat groups with the same key as one sample."""
         digest = hashlib.sha256(np.ascontiguousarray(self.scores).tobytes()).hexdigest()[:12]
         return f"{' '.join(self.run_ids)} {digest}"
 
 
 @dataclass(frozen=True)
 class Runs:
-    """A study's grid with the scores of its run folders; each folder is read once.
+    """A study's grid and the scores of its runs. Scores are kept in memory, so that files are read once.
 
-    metric: name of the metric that scores the runs.
+    metric: name of the metric whose values are the scores.
     """
 
     recipe: Recipe
@@ -66,23 +67,27 @@ class Runs:
         return list(dict.fromkeys(cell.split for cell in self.cells))
 
     def methods(self, arm: str, split: str) -> list[str]:
-        """Return the methods of an arm on a split in the grid."""
+        """Return the methods by which the study trains an arm on a split, in the order of the grid."""
         return list(dict.fromkeys(cell.method for cell in self.cells if cell.arm == arm and cell.split == split))
 
     def asked(self, arm: str, method: str, split: str) -> list[Cell]:
-        """Return the cells of a group, finished or not."""
+        """Return the study's cells of an arm, method and split. Their runs may be finished or not."""
         return [cell for cell in self.cells if (cell.arm, cell.method, cell.split) == (arm, method, split)]
 
     def partner(self, arm: str, method: str, split: str) -> str:
-        """Return the method under which `arm` is compared: `method`, or the arm's only method if it lacks this one."""
+        """Return the method under which `arm` is compared.
+
+        This is `method`. If the study trains the arm on this split by one other method only, it is that other method.
+        """
         found = self.methods(arm, split)
         return method if method in found or len(found) != 1 else found[0]
 
     def scored(self, arm: str, method: str, split: str) -> Scored | None:
-        """Return the scores of a group's finished runs, or None if there are no finished runs.
+        """Return the scores of the finished runs of an arm, method and split, or None if no run is finished.
 
         Raises:
-            UserError: the runs were not tested on the same examples, or a run has no value of the metric.
+            UserError: the runs were not tested on the same examples, a run has no value of the metric, or the file of
+                its test examples is missing or damaged.
         """
         done = [cell for cell in self.asked(arm, method, split) if self.folder.run(cell.run_id).done]
         key = tuple(cell.run_id for cell in done)
@@ -91,7 +96,7 @@ class Runs:
         return self._kept.get(key)
 
     def why_none(self, arm: str, method: str, split: str) -> str:
-        """Return the reason why a group has no finished run."""
+        """Return the reason why an arm and method have no finished run on a split."""
         folders = [self.folder.run(cell.run_id) for cell in self.asked(arm, method, split)]
         if not folders:
             return f"{arm} is not trained by {method}"
@@ -101,7 +106,13 @@ class Runs:
 
 
 def runs_of(study: str, beside: Path, metric: str = EXACT_MATCH) -> Runs | None:
-    """Return the runs of another study, or None if it does not exist. study: its folder, or a name next to `beside`."""
+    """Return the runs of another study, or None if there is no such study.
+
+    Args:
+        study: the folder of the other study; or only the folder's name, if it is next to the folder `beside`.
+        beside: the folder of this study.
+        metric: name of the metric whose values are the scores.
+    """
     for path in (Path(study).expanduser(), beside.parent / study):
         if (path / "recipe.yaml").is_file():
             recipe = load_recipe(str(path / "recipe.yaml"))
@@ -129,13 +140,13 @@ def _read(cells: Sequence[Cell], folder: StudyFolder, metric: str) -> Scored:
 
 
 def _dev(folder: StudyFolder, cell: Cell, metric: str) -> float:
-    """Return a run's dev value of a metric divided by 100; NaN if there is none."""
+    """Return a run's value of a metric on dev, divided by 100; NaN if the run has none."""
     figure = _figure(folder.run(cell.run_id), "dev", metric)
     return math.nan if figure is None else figure / 100
 
 
 def _share(folder: StudyFolder, cell: Cell, metric: str) -> float:
-    """Return a run's test value of a metric divided by 100."""
+    """Return a run's value of a metric on the test set, divided by 100."""
     run = folder.run(cell.run_id)
     figure = _figure(run, "test", metric)
     if figure is None:
@@ -147,7 +158,7 @@ def _share(folder: StudyFolder, cell: Cell, metric: str) -> float:
 
 
 def _figure(run: RunFolder, part: str, metric: str) -> float | None:
-    """Read a metric on `dev` or `test` from a run's result.json."""
+    """Return a run's value of a metric on `dev` or `test` from its result.json, 0 to 100; None if it is not there."""
     figure = (run.result() or {}).get(part, {}).get(CRITERIA[metric].key)
     return None if figure is None else float(figure)
 
@@ -163,9 +174,9 @@ def _examples(folder: StudyFolder, run_id: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def examples_of(folder: StudyFolder, run_id: str) -> Iterator[Path]:
-    """Give the path of a finished run's test examples, as a context manager.
+    """Yield the path of a finished run's examples.parquet, which has one row per test example.
 
-    If reading them in the `with` block fails, a one-line UserError is raised.
+    The `with` block reads the file. If reading fails, the error is replaced by a `UserError` that says what to do.
 
     Raises:
         UserError: the file is missing or damaged.

@@ -1,4 +1,4 @@
-"""Compute before a study runs whether its number of seeds can decide an effect. Uses only arithmetic."""
+"""Compute, before a study runs, whether its number of seeds is enough to judge its effects. Imports no SciPy."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 
 LEVEL = 0.05
-# Up to this number of permutations the test is exact; above it, the test draws this number at random.
+# If there are at most this many permutations, the test uses all of them. Otherwise it draws this many at random.
 MOST_DEALS = 20_000
-# Largest number of seeds that is tried.
+# Searches for a sufficient number of seeds stop at this number.
 MOST_SEEDS = 1000
 
 
@@ -26,8 +26,9 @@ def smallest_p(seeds_left: int, seeds_right: int, *, paired: bool = False) -> fl
 def fewest_seeds(tests: int, *, paired: bool = False) -> int:
     """Return the smallest number of seeds per group with which one of `tests` effects can reach p < 0.05 after Holm.
 
-    After Holm's adjustment the smallest p must be below 0.05 / `tests`. Returns MOST_SEEDS if no number of seeds is
-    enough, because random permutations limit the smallest p.
+    For this, the smallest p before Holm's adjustment must be below 0.05 / `tests`. Returns `MOST_SEEDS` if no number of
+    seeds is enough: the test draws at most `MOST_DEALS` permutations, so its p cannot become smaller than about
+    2 / `MOST_DEALS`.
     """
     enough = (seeds for seeds in range(2, MOST_SEEDS) if smallest_p(seeds, seeds, paired=paired) * tests < LEVEL)
     return next(enough, MOST_SEEDS)
@@ -36,10 +37,11 @@ def fewest_seeds(tests: int, *, paired: bool = False) -> int:
 def fewest_for_equivalence(*, paired: bool = False) -> int:
     """Return the minimum number of seeds per group, or of pairs, for the verdict `equivalent`: four, or six pairs.
 
-    With fewer seeds the exact test cannot detect a difference of any size, so a missing difference proves nothing. A
-    bootstrap over seeds does not help: with three seeds it draws the lowest seed three times with probability 1/27.
-    This is more than the 2.5 % beyond each end of the interval, so the ends are single seeds. A t test would assume
-    normal seeds, which is wrong if a few of them generalise and the others do not.
+    With fewer seeds, the exact test cannot detect a difference of any size. Therefore it proves nothing that the test
+    detects no difference. A bootstrap over seeds does not help. With three seeds, it draws the lowest seed three times
+    with probability 1/27 (3.7 %). The 95 % interval leaves out only 2.5 % at each end, so each end is the score of a
+    single seed. A t test would assume that the seeds' scores are normal. That is wrong if a few seeds generalise and
+    the others do not.
     """
     return fewest_seeds(1, paired=paired)
 
@@ -48,8 +50,9 @@ def fewest_for_equivalence(*, paired: bool = False) -> int:
 class Demand:
     """The number of effects that a study tests together, and the number of seeds that they need.
 
-    tests: all tested effects. seeds: seeds of the study. unpaired: effects between arms or families. paired: contrasts
-    of methods.
+    tests: number of tested effects, unpaired and paired. seeds: number of seeds of the study. unpaired: number of
+    effects between arms or families, whose runs are not paired by seed. paired: number of contrasts of methods, whose
+    runs are paired by seed.
     """
 
     tests: int
@@ -59,14 +62,14 @@ class Demand:
 
     @property
     def needed(self) -> int:
-        """The smallest number of seeds per group with which all effects, unpaired and paired, can be decided."""
+        """The smallest number of seeds per group with which all effects can reach p < 0.05 after Holm; 0 if none."""
         kinds = [fewest_seeds(self.tests, paired=kind == "paired") for kind in ("unpaired", "paired")
                  if getattr(self, kind)]  # fmt: skip
         return max(kinds, default=0)
 
     @property
     def line(self) -> str:
-        """A warning in one line; empty if the study has enough seeds or no effects."""
+        """A warning that the study has too few seeds, in one line; '' if it has enough seeds or no effects."""
         if self.seeds >= self.needed:
             return ""
         least = min(1.0, smallest_p(self.seeds, self.seeds, paired=not self.unpaired) * self.tests)

@@ -22,31 +22,34 @@ from petransfer.effects.seed_counts import LEVEL, MOST_DEALS, MOST_SEEDS, fewest
 
 
 def permutation_p(left: Scores, right: Scores, *, paired: bool = False) -> float:
-    """Compute the exact two-sided permutation p of the difference of means of the seeds' scores.
+    """Compute the two-sided p value of the exact permutation test for the difference of two groups' mean scores.
 
-    Null hypothesis: the seeds of both sides come from one distribution. The test can also reject if the means are equal
-    and only the spread differs.
+    Null hypothesis: the seeds of both groups come from one distribution. The test can also reject if the means are
+    equal and only the spread differs.
 
-    Two-sided: the smaller tail is doubled, so that each direction has half of the level, as a verdict with a direction
-    requires. For groups of equal size this is the same as counting the permutations whose absolute difference is at
-    least the observed one; for unequal groups it is not. If there are more than 20,000 permutations, 20,000 are drawn
-    at random.
+    Two-sided: the p value is twice the smaller tail. Each direction then has half of the significance level, which a
+    verdict with a direction requires. The alternative is to count the permutations whose absolute difference is at
+    least as large as the observed difference. The two agree for groups of equal size, but not for unequal groups. If
+    there are more than 20,000 permutations, 20,000 are drawn at random.
 
     Args:
-        left: (seeds,) scores.
-        right: (seeds,) scores.
-        paired: row i of both sides has the same seed. The permutations are then all signs of the differences, instead
-            of all ways to split the seeds into two groups of these sizes.
+        left: (seeds,) scores of the first group.
+        right: (seeds,) scores of the second group.
+        paired: whether `left[i]` and `right[i]` have the same seed. If so, the permutations are all choices of signs of
+            the differences. If not, they are all ways to split the seeds into two groups of these sizes.
 
     Returns:
-        The p value; 1 if a side has a single seed.
+        The p value; 1 if a group has a single seed.
+
+    Raises:
+        ValueError: the groups are paired but differ in size.
     """
     if paired and len(left) != len(right):
         raise ValueError(f"{len(left)} and {len(right)} seeds cannot be paired")
     if min(len(left), len(right)) < 2:
         return 1.0
     kind = "samples" if paired else "independent"
-    with warnings.catch_warnings():  # SciPy warns about identical scores; the p is still right
+    with warnings.catch_warnings():  # SciPy warns about identical scores; the p value is still correct
         warnings.simplefilter("ignore")
         found = stats.permutation_test(
             (left, right),
@@ -60,28 +63,30 @@ def permutation_p(left: Scores, right: Scores, *, paired: bool = False) -> float
 
 
 def _mean_difference(left: Scores, right: Scores, axis: int) -> Scores:
-    difference: Scores = np.round(left.mean(axis) - right.mean(axis), 12)  # equal differences must compare as equal
+    # Rounding makes differences compare as equal if only floating-point errors distinguish them.
+    difference: Scores = np.round(left.mean(axis) - right.mean(axis), 12)
     return difference
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Adjust p values for multiple testing (Holm 1979). None stays None and is not counted."""
+    """Adjust p values for multiple testing (Holm 1979). None stands for an effect that is not tested; it stays None."""
     tested = [value for value in p_values if value is not None]
     adjusted = iter(multipletests(tested, method="holm")[1] if tested else ())
     return [None if value is None else float(next(adjusted)) for value in p_values]
 
 
 def equivalence_p(left: Scores, right: Scores, margin: float, *, paired: bool = False) -> float | None:
-    """Compute the p of two one-sided tests that the seeds' means differ by less than `margin`.
+    """Compute the p value of an equivalence test (TOST, two one-sided t tests) of two groups' mean scores.
 
-    Uses Welch's t, or Student's t of the differences if seeds are paired. Returns None if there are too few seeds.
+    A small p value shows that the means differ by less than `margin`, which has the unit of the scores. The test uses
+    Welch's t, or Student's t of the differences if seeds are paired. Returns None if there are too few seeds.
     """
     if min(len(left), len(right)) < fewest_for_equivalence(paired=paired):
         return None
     flat = (left - right).var() == 0 if paired else left.var() == 0 and right.var() == 0
     if flat:
         return 0.0 if abs(float(left.mean() - right.mean())) < margin else 1.0
-    with warnings.catch_warnings():  # nearly identical scores lose precision; the p is 0 or 1 in any case
+    with warnings.catch_warnings():  # SciPy warns that nearly identical scores lose precision; the p is then 0 or 1
         warnings.simplefilter("ignore")
         if paired:
             return float(ttost_paired(left, right, -margin, margin)[0])
@@ -91,11 +96,22 @@ def equivalence_p(left: Scores, right: Scores, margin: float, *, paired: bool = 
 def seeds_needed(
     left: Scores, right: Scores, tests: int, margin: float, power: float = 0.8, *, paired: bool = False
 ) -> int | None:
-    """Compute the seeds per side needed to detect a difference after Holm over `tests` effects; at most 1,000.
+    """Compute how many seeds per group are needed to detect the difference of two groups' means; at most 1,000.
 
-    The difference is the observed one, but at least `margin`. The deviation is the pooled deviation of the seeds, or
-    the deviation of the differences if seeds are paired. The result is at least the number of seeds with which the
-    permutation test can reach significance. Returns None if a side has a single seed, because it has no deviation.
+    The computation assumes the observed difference, but at least `margin`. The significance level is 0.05 / `tests`
+    (Holm). The standard deviation is pooled over the seeds of both groups; if seeds are paired, it is that of their
+    differences. The result is at least the number of seeds with which the permutation test can reach significance.
+
+    Args:
+        left: (seeds,) scores of the first group.
+        right: (seeds,) scores of the second group.
+        tests: number of effects that are tested together.
+        margin: the smallest difference to plan for, in the unit of the scores.
+        power: the probability with which the difference is to be detected.
+        paired: whether `left[i]` and `right[i]` have the same seed.
+
+    Returns:
+        The number of seeds, or None if a group has a single seed and thus no standard deviation.
     """
     if min(len(left), len(right)) < 2:
         return None
@@ -112,9 +128,10 @@ def seeds_needed(
 
 @dataclass(frozen=True)
 class Odds:
-    """The difference of two sides' mean log-odds, in nats; each mean is over seeds.
+    """The difference of two groups' mean log-odds, in nats; each mean is over seeds.
 
-    interval: Welch's 95 % confidence interval. p: the p value of the permutation test.
+    interval: the 95 % confidence interval by Welch's t, or by Student's t of the differences if seeds are paired. None
+    if a group has a single seed, or if nothing varies between seeds. p: the p value of the permutation test.
     """
 
     difference: float
@@ -123,15 +140,15 @@ class Odds:
 
 
 def log_odds(left: Scores, right: Scores, examples: int, *, paired: bool = False) -> Odds:
-    """Compare the log-odds of a correct answer.
+    """Compare the log-odds of a correct answer between two groups of seeds.
 
     Near 0 % and 100 %, log-odds show differences that percentage points hide.
 
     Args:
-        left: array of shape (seeds,): each seed's share of correct answers, from 0 to 1.
-        right: the same for the other side.
+        left: (seeds,) the share of correct answers of each seed of the first group, from 0 to 1.
+        right: (seeds,) the shares of the second group.
         examples: number of answers in each share.
-        paired: row i of both sides has the same seed.
+        paired: whether `left[i]` and `right[i]` have the same seed.
     """
     both = [log_odds_of(share, examples) for share in (left, right)]
     difference = float(both[0].mean() - both[1].mean())
@@ -151,7 +168,10 @@ def log_odds(left: Scores, right: Scores, examples: int, *, paired: bool = False
 
 @dataclass(frozen=True)
 class PairOfRuns:
-    """McNemar's exact test of two runs: number of examples that only one run answers correctly, and p."""
+    """The result of McNemar's exact test on two runs.
+
+    only_left, only_right: number of examples that only the left run or only the right run answers correctly.
+    """
 
     only_left: int
     only_right: int
@@ -159,7 +179,10 @@ class PairOfRuns:
 
 
 def pair_of_runs(left: Scores, right: Scores) -> PairOfRuns:
-    """Compare two runs example by example. The result holds for these two runs only, not for other seeds."""
+    """Compare two runs example by example (McNemar's exact test).
+
+    The result holds for these two runs only, not for other seeds. left, right: (examples,) exact match, 0 or 1.
+    """
     only_left, only_right = int(((left == 1) & (right == 0)).sum()), int(((left == 0) & (right == 1)).sum())
     same = len(left) - only_left - only_right
     found = mcnemar([[same, only_left], [only_right, 0]], exact=True)
@@ -167,17 +190,17 @@ def pair_of_runs(left: Scores, right: Scores) -> PairOfRuns:
 
 
 def welch_p(seeds: Mapping[str, Scores], weights: Weights, against: float = 0.0) -> float | None:
-    """Compute the two-sided p of the null hypothesis that a weighted sum of means over seeds equals `against`.
+    """Compute the two-sided p value of the null hypothesis that a weighted sum of groups' means equals `against`.
 
-    Uses the Welch-Satterthwaite t test, for sums without an exact permutation test.
+    Uses the Welch-Satterthwaite t test. It is meant for sums that have no exact permutation test.
 
     Args:
-        seeds: by key, (seeds,) figures.
-        weights: by the same keys.
+        seeds: by key, (seeds,) the scores of a group of at least two seeds.
+        weights: by the same keys, the weight of each group's mean.
         against: the value under the null hypothesis.
 
     Returns:
-        The p value, or None if the seeds of each sample are equal.
+        The p value, or None if no group varies between its seeds.
     """
     error = math.sqrt(sum(weights[key] ** 2 * one.var(ddof=1) / len(one) for key, one in seeds.items()))
     if error == 0:

@@ -29,13 +29,16 @@ JUDGED_VERSION = 8
 
 @dataclass
 class Collected:
-    """The data to estimate the recipe's effects from, by kind, and a sentence for each effect that lacks data."""
+    """The data from which the recipe's effects are estimated.
+
+    items: the kind and the data of each effect. missing: a sentence for each effect that cannot be estimated.
+    """
 
     items: list[tuple[Kind, Any]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
     def of(self, name: str) -> list[Any]:
-        """Return the items of one kind."""
+        """Return the data of all effects of the kind with this name."""
         return [item for kind, item in self.items if kind.name == name]
 
 
@@ -44,8 +47,11 @@ def update_effects(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, *,
 
     The content has a list for each kind of effect (`effects`, `scales`, `retentions`), `tests` (the number of effects
     tested together), `judged_by` if it is not exact match, `notes` (notes for the reader), `sentences` (the notes and
-    one sentence for each effect) and `missing` (a sentence for each effect that cannot be estimated yet). An existing
-    file for the same runs is returned unchanged unless `anew`, because importing statsmodels takes seconds.
+    one sentence for each effect) and `missing` (a sentence for each effect that cannot be estimated yet).
+
+    If effects.json was already made from the same runs, its content is returned without computing it again, because
+    importing statsmodels takes seconds. `anew` forces the computation. Nothing is written if the recipe has no effects
+    or no run is finished.
     """
     done = sorted(cell.run_id for cell in cells if study.run(cell.run_id).done)
     if not recipe.effects or not done:
@@ -71,7 +77,7 @@ def _digest(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, done: lis
 
 
 def demand(recipe: Recipe, cells: Sequence[Cell]) -> Demand:
-    """Count the effects that the recipe's grid tests together; their number determines the seeds that they need."""
+    """Count the effects that a study tests together. The more effects it tests, the more seeds it needs (Holm)."""
     unpaired = paired = 0
     for split in dict.fromkeys(cell.split for cell in cells):
         trained = {(cell.arm, cell.method) for cell in cells if cell.split == split}
@@ -84,7 +90,7 @@ def demand(recipe: Recipe, cells: Sequence[Cell]) -> Demand:
 
 
 def collect(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> Collected:
-    """Collect the data to estimate the recipe's effects from, on every split."""
+    """Collect the data from which the recipe's effects are estimated, on every split."""
     from petransfer.effects.kind import KINDS, Missing, kinds_in_order
     from petransfer.effects.runs import Runs
 
@@ -130,7 +136,10 @@ def _judged(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> dict[s
 
 
 def one_pretraining_note(cells: Sequence[Cell]) -> str:
-    """Return a note on arms with a single pretrained checkpoint, whose seeds only vary the fine-tuning; '' if none."""
+    """Return a note on the arms that have only one pretrained checkpoint; '' if there are no such arms.
+
+    The seeds of such an arm vary only the fine-tuning, not the pretraining.
+    """
     weights: dict[str, set[str]] = {}
     for cell in cells:
         checkpoint = cell.spec.checkpoint
@@ -148,9 +157,10 @@ def one_pretraining_note(cells: Sequence[Cell]) -> str:
 
 
 def several_cpus_note(cells: Sequence[Cell], study: StudyFolder) -> str:
-    """Return a note on finished runs that were made on different kinds of CPU; '' if all were made on one kind.
+    """Return a note if the finished runs were made on different models of CPU; '' if all were made on one model.
 
-    Old results do not name their CPU. They only count as another kind if a newer result does name one.
+    The results of older versions do not name the CPU. If other results name it, the runs without a name count as made
+    on one more CPU model.
     """
     results = [study.run(cell.run_id).result() for cell in cells]
     environments = [found.get("environment") or {} for found in results if found]
@@ -166,9 +176,10 @@ def several_cpus_note(cells: Sequence[Cell], study: StudyFolder) -> str:
 
 
 def _add_paper(effects: list[dict[str, Any]], recipe: Recipe, limits: Thresholds) -> None:
-    """Add the same contrasts of the paper to the effects, with their p values adjusted together (Holm).
+    """Add to each effect the entry `paper`: the same contrast in Orhan (2021), or None if the paper does not have it.
 
-    The paper only has exact match, so nothing is added for other metrics.
+    The p values of the paper's contrasts are adjusted together (Holm). The paper reports exact match only, so `paper`
+    is None for other metrics.
     """
     from petransfer.effects.kinds.contrast import judge
     from petransfer.effects.pairs import Contrast
@@ -194,7 +205,7 @@ def _published(effect: Effect) -> dict[str, Any]:
 
 
 def _elsewhere(recipe: Recipe, study: StudyFolder) -> list[list[str]]:
-    """Return the finished runs of the other studies that effects refer to."""
+    """Return the ids of the finished runs of each other study that the recipe's effects refer to."""
     names = {effect.study for effect in requested_effects(recipe) if effect.study}
     if not names:
         return []

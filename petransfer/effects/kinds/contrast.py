@@ -1,8 +1,8 @@
 """The contrast of two arms, or of two methods in one arm: is there a difference, and in which direction?
 
-The test is the exact permutation test over seeds of the difference of means. Its null hypothesis is that the seeds of
-both sides come from one distribution, so it can also reject if only the spread differs. Therefore the verdicts `holds`
-and `reversed` also require that the interval of the difference of means excludes zero.
+The test is the exact permutation test of the difference of means over seeds. Its null hypothesis is that the seeds of
+both sides come from one distribution, so the test can also reject if only the spread differs. Therefore the verdicts
+`holds` and `reversed` also require that the interval of the difference of means excludes zero.
 """
 
 from __future__ import annotations
@@ -39,22 +39,27 @@ if TYPE_CHECKING:
 
 Verdict = Literal["holds", "reversed", "equivalent", "inconclusive", "saturated", "not learnt"]
 
-# If both sides are nearer than this to 0 or to 100 %, the metric cannot show a difference (points).
+# In percentage points. If both sides are within this distance of 0 %, or both of 100 %, the metric cannot show a
+# difference.
 ROOM = 1.0
-# If a side is nearer than this to 0 or to 100 %, the log-odds must agree with the difference (points).
+# In percentage points. If a side is within this distance of 0 % or 100 %, the verdicts `holds` and `reversed` also
+# require that the log-odds have a difference of the same sign, and that its interval excludes zero.
 NEAR_THE_ENDS = 5.0
 
 
 @dataclass(frozen=True)
 class Effect:
-    """A contrast in the form of effects.json. Differences and intervals in points; log_prob in nats per target token.
+    """A contrast in the form of effects.json: the difference of two sides (arms or methods) with its verdict.
 
-    p: exact, over seeds. p_holm: adjusted for all tested effects of the study; None if a side has not learnt the task.
-    smallest_p: the smallest possible p with this number of seeds. least_p_holm: the same after Holm. seeds_needed:
-    seeds per side, if the verdict is inconclusive. equivalence_p: None if there are too few seeds. log_odds: given if a
-    side is near 0 or 100 % of right answers. mcnemar: given if each side is one run. left_out: number of runs without a
-    partner of the same seed. dev: dev scores of both sides in percent. because: the reason if the verdict is not
-    `holds` or `reversed`.
+    left, right: mean scores of the two sides in percent. left_seeds, right_seeds: the score of each seed in percent.
+    difference, interval, margin and smallest_effect are in percentage points; log_prob_difference is in nats per target
+    token. p: of the exact permutation test over seeds. p_holm: `p`, adjusted for all tested effects of the study; None
+    if a side has not learnt the task. smallest_p: the smallest p value that is possible with this number of seeds.
+    least_p_holm: `smallest_p` after Holm's adjustment. equivalence_p: None if there are too few seeds. seeds_needed:
+    number of seeds per side that would be needed; None if the verdict is not `inconclusive`. log_odds: given if a side
+    is near 0 % or 100 % and the metric is a share of correct answers. mcnemar: given if each side is a single run.
+    left_out: number of runs that are not used, because the other side has no run of the same seed. dev: dev scores of
+    both sides in percent. because: the reason, if the verdict is not `holds` or `reversed`.
     """
 
     name: str
@@ -90,13 +95,17 @@ class Effect:
 
 
 def collect(effect: RequestedEffect, split: str, runs: Runs) -> Iterator[Contrast | Missing]:
-    """Yield the contrast of two arms under every method of the left arm, or of two methods in every arm."""
+    """Yield the contrast of two arms under each method of the left arm, or of two methods in each arm.
+
+    Yields `Missing` for a contrast that cannot be estimated.
+    """
     if effect.kind == "arms":
         for method in runs.methods(effect.left, split):
             yield arms_under(effect, split, method, runs)
         return
     for arm in effect.arms:
-        if {effect.left, effect.right} <= set(runs.methods(arm, split)):  # scratch may have a method of its own
+        # `scratch` may be trained by another method than the other arms, and then has no contrast of these methods.
+        if {effect.left, effect.right} <= set(runs.methods(arm, split)):
             yield _methods_in(arm, effect, split, runs)
 
 
@@ -114,17 +123,20 @@ def _methods_in(arm: str, effect: RequestedEffect, split: str, runs: Runs) -> Co
 
 
 def raw_p(contrast: Contrast) -> float:
-    """Compute the exact permutation p over seeds, before it is adjusted for other effects."""
+    """Compute the p value of the exact permutation test over seeds, before Holm's adjustment."""
     return permutation_p(contrast.left.mean(1), contrast.right.mean(1), paired=contrast.paired)
 
 
 def tested_p(contrast: Contrast, thresholds: Thresholds) -> float | None:
-    """Compute the p, or None if a side has not learnt the task, because such a contrast is not tested."""
+    """Compute the p value of a contrast before Holm's adjustment.
+
+    Returns None if a side has not learnt the task, because such a contrast is not tested.
+    """
     return raw_p(contrast) if contrast.learnt(thresholds.learnt) else None
 
 
 def judge(contrasts: Sequence[Contrast], thresholds: Thresholds | None = None) -> list[Effect]:
-    """Judge contrasts as one family: their p values are adjusted together (Holm)."""
+    """Return the effects of contrasts with their verdicts. Their p values are adjusted together (Holm)."""
     limits = thresholds or Thresholds()
     p_values = [tested_p(contrast, limits) for contrast in contrasts]
     adjusted = holm(p_values)
@@ -196,7 +208,7 @@ def _verdict(
     needed: int | None,
     limits: Thresholds,
 ) -> tuple[Verdict, str]:
-    """Return the verdict and, unless it is `holds` or `reversed`, the reason."""
+    """Return the verdict and the reason for it. The reason is '' for `holds` and `reversed`."""
     left, right = means
     word = CRITERIA[contrast.metric].word
     if not contrast.learnt(limits.learnt):
@@ -225,7 +237,10 @@ def within(interval: Interval | None, margin: float) -> bool:
 def _obstacle(
     contrast: Contrast, difference: float, p: float | None, odds: Odds | None, limits: Thresholds
 ) -> str | None:
-    """Return why the verdict cannot be `holds` or `reversed`: '' if only because of the p, None if it can."""
+    """Return the reason why the verdict cannot be `holds` or `reversed`, or None if it can.
+
+    The reason is '' if the p value is too large or the contrast is not tested.
+    """
     interval = contrast.interval
     if p is None or p >= LEVEL:
         return ""
@@ -234,7 +249,8 @@ def _obstacle(
     if interval is not None and interval.holds_zero:
         return "the permutation test tells the sides apart, but the interval of the difference of means includes zero"
     if odds and (odds.interval is None or odds.interval.holds_zero or odds.difference * difference < 0):
-        flat = odds.interval is None and odds.difference * difference > 0  # all seeds of a side are equal
+        # Without variation between seeds the log-odds have no interval. Then the same sign is enough.
+        flat = odds.interval is None and odds.difference * difference > 0
         return None if flat else "near 0 or 100 % the log-odds must agree, and their interval includes zero"
     return None
 
@@ -251,7 +267,10 @@ def _end(mean: float) -> str:
 
 
 def no_room(left: float, right: float, room: float = ROOM) -> bool:
-    """Return whether both means (in %) are so near to 0 or to 100 % that the metric cannot tell them apart."""
+    """Return whether both means (in percent) are so near to 0 %, or both so near to 100 %, that no difference can show.
+
+    room: the largest distance that counts as near, in percentage points.
+    """
     return max(left, right) <= room or min(left, right) >= 100 - room
 
 
@@ -269,7 +288,7 @@ def sentence(effect: dict[str, Any], criterion: Criterion) -> str:
 
 
 def details(effect: dict[str, Any], criterion: Criterion) -> str:
-    """Return the figures behind the verdict: smallest p, dev, log-odds, log-probability, single runs, the paper."""
+    """Return sentences with the numbers behind the verdict, and with the paper's effect if the paper has it."""
     parts = []
     if effect["p_holm"] is not None and effect["least_p_holm"] >= LEVEL:
         parts.append(f"So few seeds cannot give less than {p_text(effect['least_p_holm'])} (Holm).")
@@ -302,7 +321,7 @@ def _paper(effect: dict[str, Any]) -> list[str]:
 
 
 def plot(effects: Sequence[dict[str, Any]], criterion: Criterion, width: float | None = None) -> Figure | None:
-    """Draw the forest plot: every contrast with its interval."""
+    """Draw a forest plot of the contrasts with their intervals; None if there are no contrasts."""
     return plot_forest(effects, criterion.word, width) if effects else None
 
 

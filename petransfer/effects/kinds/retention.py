@@ -1,7 +1,8 @@
-"""Retention: an effect under one method, divided by the same effect under another. At 1 the whole effect is retained.
+"""Retention: an effect under one method, divided by the same effect under another method.
 
-It is not tested. It is given only with its interval, and only if Fieller's set is bounded. Otherwise the effect in the
-denominator could be zero, and the ratio would be meaningless.
+A retention of 1 means that the whole effect is retained. Retention has no test and no verdict. It is given only if its
+confidence set by Fieller's method is a bounded interval. Otherwise the effect in the denominator could be zero, and the
+ratio would be meaningless.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Retention:
-    """A ratio of two effects in the form of effects.json. If ratio and interval are None, `undefined` is the reason."""
+    """A retention in the form of effects.json: the effect `under` divided by the effect `over`.
+
+    undefined: the reason why `ratio` and `interval` are None; None if they are given.
+    """
 
     name: str
     split: str
@@ -38,7 +42,10 @@ class Retention:
 
 
 def collect(effect: RequestedEffect, split: str, runs: Runs) -> Iterator[Two | Missing]:
-    """Yield the pair of contrasts under both methods."""
+    """Yield the effect's contrast under the method `effect.under` together with the contrast under `effect.over`.
+
+    Yields `Missing` if one of the two contrasts cannot be estimated.
+    """
     other = other_study(effect, split, runs)
     if isinstance(other, Missing):
         yield other
@@ -54,7 +61,7 @@ def collect(effect: RequestedEffect, split: str, runs: Runs) -> Iterator[Two | M
 
 
 def retention(two: Two, thresholds: Thresholds | None = None) -> Retention:
-    """Divide the effect `here` by the effect `there`, with Fieller's interval."""
+    """Divide the effect `two.here` by the effect `two.there`, and compute Fieller's 95 % interval of the ratio."""
     under, over = sides_of(two)
     undefined = _undefined(under, over, two, thresholds or Thresholds())
     interval = None
@@ -97,7 +104,7 @@ def sentence(one: dict[str, Any], criterion: Criterion) -> str:
 
 
 def details(one: dict[str, Any], criterion: Criterion) -> str:
-    """Return an empty text, because a ratio has no further figures."""
+    """Return '', because a retention has no numbers besides those in its sentence."""
     return ""
 
 

@@ -28,12 +28,13 @@ _SIGNS = (1.0, -1.0, -1.0, 1.0)
 
 @dataclass(frozen=True)
 class Scale:
-    """A difference of differences in the form of effects.json, in percent and points.
+    """A scale effect in the form of effects.json: the effect in the family `here` minus the effect in `there`.
 
-    p: Welch's t over the groups of seeds, but at least the smallest p of an exact test of either side with its seeds.
-    p_holm: adjusted for all tested effects of the study; None if a side has not learnt the task.
-    of_left, of_right: the parts of the difference that come from the left and from the right arm; their sum is the
-    difference.
+    difference, interval, of_left, of_right and margin are in percentage points. of_left, of_right: the parts of the
+    difference that come from the left and from the right arm; their sum is the difference.
+    p: the p value of Welch's t test over the four groups of seeds. It is never smaller than the smallest p value that
+    an exact test of `here` or of `there` can give with its seeds. p_holm: `p`, adjusted for all tested effects of the
+    study; None if an arm has not learnt the task. because: the reason, if the verdict is not `holds` or `reversed`.
     """
 
     name: str
@@ -53,7 +54,10 @@ class Scale:
 
 
 def collect(effect: RequestedEffect, split: str, runs: Runs) -> Iterator[Two | Missing]:
-    """Yield the contrasts in this and in the other study, under every method of the left arm."""
+    """Yield the contrast in this study together with the contrast in the other study, for each method of the left arm.
+
+    Yields `Missing` if one of the two contrasts cannot be estimated.
+    """
     other = other_study(effect, split, runs)
     if isinstance(other, Missing):
         yield other
@@ -69,31 +73,31 @@ def collect(effect: RequestedEffect, split: str, runs: Runs) -> Iterator[Two | M
 
 
 def _like(method: str, arm: str, split: str, other: Runs) -> str:
-    """Return the other study's method with this name, or its only method."""
+    """Return `method`; or, if the other study trains the arm by one method only, that method."""
     theirs = other.methods(arm, split)
     return theirs[0] if method not in theirs and len(theirs) == 1 else method
 
 
 def scale_p(two: Two) -> float:
-    """Compute the p of a difference of differences before adjustment; 1 if a group has a single seed."""
+    """Compute the p value of a scale effect before Holm's adjustment; 1 if a group has a single seed."""
     here, there = two.here, two.there
     counts = [len(side) for side in (here.left, here.right, there.left, there.right)]
     if min(counts) < 2:
         return 1.0
     found = welch_p(_seed_means(two), two.weights(*_SIGNS))
-    if found is None:  # the seeds of each group are equal
+    if found is None:  # within each group, all seeds have the same score
         found = 0.0 if _sum(two) else 1.0
     return max(found, smallest_p(*counts[:2]), smallest_p(*counts[2:]))
 
 
 def tested_p(two: Two, thresholds: Thresholds) -> float | None:
-    """Compute the p, or None if a side has not learnt the task."""
+    """Compute the p value of a scale effect before Holm's adjustment, or None if an arm has not learnt the task."""
     learnt = two.here.learnt(thresholds.learnt) and two.there.learnt(thresholds.learnt)
     return scale_p(two) if learnt else None
 
 
 def judge(pairs: Sequence[Two], thresholds: Thresholds | None = None) -> list[Scale]:
-    """Judge differences of differences as one family: their p values are adjusted together (Holm)."""
+    """Return scale effects with their verdicts. Their p values are adjusted together (Holm)."""
     limits = thresholds or Thresholds()
     p_values = [tested_p(two, limits) for two in pairs]
     tests = sum(p is not None for p in p_values)
@@ -101,7 +105,7 @@ def judge(pairs: Sequence[Two], thresholds: Thresholds | None = None) -> list[Sc
 
 
 def judge_one(two: Two, family: Family, thresholds: Thresholds) -> Scale:
-    """Estimate a difference of differences and return it with its verdict."""
+    """Estimate a scale effect and return it with its verdict."""
     here, there = sides_of(two)
     interval = difference_of_differences(two)
     verdict, because = _verdict(two, here, there, interval, family.p_holm, thresholds)
@@ -124,7 +128,10 @@ def judge_one(two: Two, family: Family, thresholds: Thresholds) -> Scale:
 
 
 def difference_of_differences(two: Two) -> Interval | None:
-    """Compute the 95 % interval. Examples are drawn separately if the two sides have different numbers of them."""
+    """Compute the 95 % interval of a scale effect, in percentage points; None if a group has a single seed.
+
+    If the two contrasts have different numbers of test examples, the examples of each contrast are drawn separately.
+    """
     weights, samples = two.weights(*_SIGNS), two.samples
     if len(two.here.categories) == len(two.there.categories):
         return in_points(sum_interval(samples, weights, two.here.categories, two.here.test_examples))
@@ -158,7 +165,7 @@ def _verdict(
 
 
 def _equivalent(two: Two, margin: float) -> bool:
-    """Return whether two one-sided Welch tests show that the difference is smaller than the margin."""
+    """Return whether two one-sided Welch tests show that the scale effect is smaller than the margin, in points."""
     seeds = _seed_means(two)
     if min(map(len, seeds.values())) < fewest_for_equivalence() or abs(_sum(two)) >= margin:
         return False
@@ -179,7 +186,7 @@ _CONCLUSIONS = {"holds": "The effect grows with scale", "reversed": "The effect 
 
 
 def sentence(scale: dict[str, Any], criterion: Criterion) -> str:
-    """Return a sentence with both sides, their difference, and the part of each arm in it."""
+    """Return a text with both effects, their difference, and the part of the difference that comes from each arm."""
     here, there = scale["here"], scale["there"]
     sides = " and ".join(
         f"{signed(side['difference'])} points{bounds(side['interval'])} in {side['name']} "
@@ -196,12 +203,12 @@ def sentence(scale: dict[str, Any], criterion: Criterion) -> str:
 
 
 def details(scale: dict[str, Any], criterion: Criterion) -> str:
-    """Return a sentence about the test behind the p."""
+    """Return a sentence about the test that gives the p value."""
     return "The p is Welch's t over the four groups of seeds, never below the least of an exact test of either side."
 
 
 def plot(scales: Sequence[dict[str, Any]], criterion: Criterion, width: float | None = None) -> Figure | None:
-    """Draw the differences of differences as a forest plot."""
+    """Draw the scale effects as a forest plot."""
     rows = [scale | {"arm": "", "left_name": ""} for scale in scales]
     return plot_forest(rows, criterion.word, width) if rows else None
 

@@ -1,9 +1,9 @@
-"""The figures of Orhan (2021, arXiv:2109.15101), shown beside ours for the splits that both studies have.
+"""The scores of Orhan (2021, arXiv:2109.15101). Reports show them next to our scores on the same splits.
 
-orhan2021.csv: counts of right answers by seed, from the released result files
-(github.com/eminorhan/parsing-transformers at commit 9887632, results/**), for the numbers of epochs in its scripts.
-Arms and families have the names of petransfer's registry. All weights were trained, the last epoch was scored, and COGS
-was scored on the version before its correction in 2022.
+orhan2021.csv has the number of correct answers of each seed. The numbers come from the paper's released result files
+(github.com/eminorhan/parsing-transformers at commit 9887632, results/**), for the numbers of epochs that the paper's
+scripts set. Arms and families have the names that petransfer's registry uses. The paper trained all weights, scored the
+last epoch, and used COGS as it was before its correction in 2022.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ FAMILIES = ("t5-base", "t5-3b", "opus-mt-de-fr")
 
 @dataclass(frozen=True)
 class Published:
-    """One arm of the paper on one split or one category of a split. shares: of right answers by seed, 0 to 1."""
+    """The paper's scores of one arm on one split, or on one category of a split.
+
+    category: '' for the whole split. examples: number of test examples. shares: each seed's share of correct answers,
+    from 0 to 1.
+    """
 
     family: str
     arm: str
@@ -39,13 +43,13 @@ class Published:
 
     @property
     def mean(self) -> float:
-        """Mean percent EM over seeds."""
+        """The mean exact match over seeds, in percent."""
         return 100 * sum(self.shares) / len(self.shares)
 
 
 @functools.cache
 def published() -> dict[tuple[str, str, str, str, str], Published]:
-    """Return the paper's cells by (family, arm, task, split, category); the category of a whole split is ''."""
+    """Return the paper's scores by (family, arm, task, split, category); the category of a whole split is ''."""
     text = (resources.files("petransfer.effects.reference") / "orhan2021.csv").read_text(encoding="utf-8")
     found = {}
     for row in csv.DictReader(text.splitlines()):
@@ -64,21 +68,30 @@ def published() -> dict[tuple[str, str, str, str, str], Published]:
 
 
 def family_beside(family: str) -> str:
-    """Return the paper's family to compare ours with: the same family, T5-3B for 3B models and larger, else T5-base."""
+    """Return the family of the paper that is compared with `family`.
+
+    This is the same family if the paper has it, `t5-3b` for models of 3B parameters or more, and `t5-base` otherwise.
+    """
     if family in FAMILIES:
         return family
     return "t5-3b" if family.endswith(("-3b", "-xl", "-11b", "-xxl")) else "t5-base"
 
 
 def beside(family: str, arm: str, task: str, split: str, category: str = "") -> Published | None:
-    """Return the paper's score of an arm on a split, from the paper's family that is nearest to `family`, else None."""
+    """Return the paper's scores of an arm on a split, or None if the paper has none.
+
+    They are those of the paper's family that is compared with `family` (see `family_beside`).
+    """
     return published().get((family_beside(family), arm, task, split, category))
 
 
 def published_contrast(
     family: str, left: str, right: str, task: str, split: str, category: str = ""
 ) -> Contrast | None:
-    """Return the contrast of two arms of the paper with one score per seed, or None if an arm is missing."""
+    """Return the contrast of two arms of the paper, with one score per seed. None if the paper lacks one of the arms.
+
+    family: a family of the paper.
+    """
     import numpy as np
 
     from petransfer.effects.pairs import Contrast
@@ -103,7 +116,14 @@ def published_contrast(
 
 
 def paper_note(families: Iterable[str], task: str, splits: Iterable[str], arms: Collection[str]) -> str:
-    """Return a note on the source of the paper's figures for these arms, and on their differences from ours."""
+    """Return a note on the paper's scores: their source, and how the paper's experiments differ from ours.
+
+    Args:
+        families: our families, next to which the paper's scores are shown.
+        task: name of the task.
+        splits: the splits for which the paper's scores are shown.
+        arms: the arms for which the paper's scores are shown.
+    """
     names, splits = list(dict.fromkeys(families)), list(splits)
     said = dict.fromkeys(line for split in splits for family in names for line in caveats(family, task, split, arms))
     theirs = " and ".join(dict.fromkeys(map(family_beside, names)))
@@ -111,7 +131,10 @@ def paper_note(families: Iterable[str], task: str, splits: Iterable[str], arms: 
 
 
 def caveats(family: str, task: str, split: str, arms: Collection[str]) -> list[str]:
-    """Return notes that readers need when they compare with the paper's figures of these arms."""
+    """Return one note for each difference between the paper's experiments and ours that affects a comparison of scores.
+
+    family: our family. arms: the arms for which the paper's scores are shown.
+    """
     beside_us = family_beside(family)
     found = ["its epochs were chosen on test accuracy, and its scratch arm's settings were not tuned"]
     if beside_us != family:
