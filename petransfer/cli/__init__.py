@@ -1,4 +1,7 @@
-"""The command line: verbs that parse, call and print. No torch is imported before a verb needs it."""
+"""The command line: each verb (subcommand) parses its options, calls the library and prints the results.
+
+torch is imported only by the verbs that need it.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,12 @@ from petransfer.cli.log_output import show_log
 from petransfer.errors import RunError, UserError
 from petransfer.study.launched_processes import this_place
 
-# Errors of read-only, full or wrong folders, which a traceback would not explain.
+# Errors about folders that are read-only, full or wrong. A one-line message explains them better than a traceback.
 _CANNOT_WRITE = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 _CANNOT_WRITE_ERRNO = {errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP}
 
-# The verbs whose work is shared by the processes of one launch; only the first process runs any other verb.
+# The verbs that several processes can execute together, if a launcher such as `accelerate launch` starts petransfer.
+# Of any other verb, only the first process executes the command; the other processes exit.
 SHARED = ("run", "sweep", "train")
 
 app = typer.Typer(
@@ -37,7 +41,7 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def _top(
-    version: bool = typer.Option(False, "--version", help="Print the version and stop."),
+    version: bool = typer.Option(False, "--version", help="Print the version."),
     verbose: bool = typer.Option(False, "--verbose", help="Print more details to stderr. Works with every command."),
     quiet: bool = typer.Option(
         False, "--quiet", help="Print only warnings and errors to stderr. Works with every command."
@@ -50,7 +54,7 @@ def _top(
 
 
 def main() -> None:
-    """Run the command line of `petransfer`: the entry point of the installed script."""
+    """Run the command line. This is the entry point of the installed script `petransfer`."""
     leads = this_place().leads
     if not leads and sys.argv[1:2] not in [[verb] for verb in SHARED]:
         sys.exit(0)
@@ -58,7 +62,7 @@ def main() -> None:
 
 
 def _print_on_any_terminal() -> None:
-    """Print `-` for a minus sign and `?` for other characters that the terminal's encoding lacks."""
+    """Replace characters that the terminal's encoding lacks: a minus sign by `-`, any other character by `?`."""
 
     def plain(error: UnicodeError) -> tuple[str, int]:
         if not isinstance(error, UnicodeEncodeError):
@@ -73,7 +77,7 @@ def _print_on_any_terminal() -> None:
 
 
 def call(application: typer.Typer, arguments: list[str]) -> None:
-    """Run a Typer application and turn its errors into one line and an exit code.
+    """Run a Typer application. An error is printed as one line and ends the process with an exit code.
 
     The exit code is 2 for a user's mistake, 1 for a failed run, 130 after Ctrl-C. `--debug`, `--verbose` and `--quiet`
     are accepted at any position among the arguments.
@@ -83,7 +87,7 @@ def call(application: typer.Typer, arguments: list[str]) -> None:
     leads = this_place().leads
     show_log(verbose="--verbose" in arguments, quiet=not leads or "--quiet" in arguments)
     if not leads:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - stays open until the process ends
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the process ends
     try:
         application([argument for argument in arguments if argument not in ("--debug", "--verbose", "--quiet")])
     except (UserError, RunError) as error:
@@ -96,7 +100,7 @@ def call(application: typer.Typer, arguments: list[str]) -> None:
 
             print(f"error: {visible(str(error))}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
-    except BrokenPipeError:  # `petransfer ... | head`
+    except BrokenPipeError:  # the reader of the output has ended, as in `petransfer ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:

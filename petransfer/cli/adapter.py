@@ -1,4 +1,4 @@
-"""`adapter card|pack|push|pull|verify|merge|compare|info`: share and export adapters."""
+"""The verbs `adapter info`, `card`, `pack`, `push`, `pull`, `verify`, `merge` and `compare`."""
 
 from __future__ import annotations
 
@@ -22,35 +22,48 @@ from petransfer.sharing.card_metadata import Wishes
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
 _LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,59}")
 
-app = typer.Typer(no_args_is_help=True, help="Describe, pack, push, pull, verify and merge adapters.")
+app = typer.Typer(no_args_is_help=True, help="Describe, pack, upload, download, verify and merge adapters.")
 
 Source = Annotated[
-    str, typer.Argument(help="A run folder, an adapter folder, a bundle file, or owner/name on the hub.")
+    str, typer.Argument(help="A run folder, an adapter folder, a bundle file, or a hub id (owner/name).")
 ]
-Revision = Annotated[str | None, typer.Option(help="Another commit or branch of the base on the hub.")]
-Checkpoint = Annotated[str | None, typer.Option(help="The base model, if it is not found by its name.")]
+Revision = Annotated[
+    str | None, typer.Option(help="Commit or branch of the base model on the hub. Default: as in training.")
+]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(help="Folder or hub id of the base model, if the name that the adapter records is not found."),
+]
 Licence = Annotated[
     str | None,
     typer.Option(
         "--licence",
         "--license",
-        help="The adapter's licence. Needed only if the licences of the base and the data do not determine it.",
+        help="Licence of the adapter. Needed only if it does not follow from the licences of the base and the data.",
     ),
 ]
-Language = Annotated[str | None, typer.Option(help="Language of the data: en, or en,de.")]
-Tag = Annotated[list[str] | None, typer.Option("--tag", help="One more tag of the card. Can be given several times.")]
-DataDir = Annotated[Path | None, typer.Option("--data-dir", help="A folder with data files.")]
-Bits = Annotated[
-    int | None, typer.Option(help="Load the base with this number of bits: 32, 16, 8 or 4. Default: as in training.")
+Language = Annotated[str | None, typer.Option(help="Language or languages of the data, such as en or en,de.")]
+Tag = Annotated[list[str] | None, typer.Option("--tag", help="One more tag for the card. Can be given several times.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir", help="Folder with the benchmark's original files, or with the data files of the adapter's task."
+    ),
 ]
-AnyBase = Annotated[bool, typer.Option("--any-base", help="Accept a base whose weights differ from those in training.")]
+Bits = Annotated[
+    int | None,
+    typer.Option(help="Load the base model with this number of bits: 32, 16, 8 or 4. Default: as in training."),
+]
+AnyBase = Annotated[
+    bool, typer.Option("--any-base", help="Accept a base model whose weights differ from those in training.")
+]
 Cpu = Annotated[bool, typer.Option("--cpu", help="Use the CPU even if there is a GPU.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
 @app.command("info")
 def info(source: Source, as_json: Json = False) -> None:
-    """Describe an adapter from its files. It need not be trained by petransfer. No model is loaded."""
+    """Describe an adapter from its files, without loading a model. Any peft adapter works."""
     from petransfer.sharing.info import describe
 
     with opened(source) as bundle:
@@ -71,12 +84,12 @@ def card(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The output file, or - to print the card. Default: README.md in the adapter's folder. If SOURCE is "
-            "not a folder, the card is printed."
+            help="Output file; '-' prints the card. Default: README.md in the adapter's folder. If SOURCE is not a "
+            "folder, the default is to print the card."
         ),
     ] = None,
 ) -> None:
-    """Write the card that the hub shows: how to use the adapter, how well it does, its origin and its limits."""
+    """Write the model card that the hub shows: how to use the adapter, its scores, its origin and its limits."""
     from petransfer.sharing.card import card as make
 
     with opened(source) as bundle:
@@ -93,15 +106,15 @@ def card(
 def pack(
     source: Source,
     out: Annotated[
-        Path | None, typer.Option(help=f"The file, ending in {SUFFIX}; by default named after the run.")
+        Path | None, typer.Option(help=f"Output file; its name ends in {SUFFIX}. Default: a name made from the run.")
     ] = None,
     licence: Licence = None,
     language: Language = None,
     tags: Tag = None,
 ) -> None:
-    """Pack an adapter with its card, provenance, recipe and results into one file.
+    """Pack an adapter with its model card, provenance, recipe and results into one bundle file.
 
-    Packing the same run again gives the same bytes.
+    Packing the same run again gives a file with the same bytes.
     """
     from petransfer.sharing.pack import pack as write
 
@@ -114,15 +127,15 @@ def pack(
 @app.command("push")
 def push(
     source: Source,
-    name: Annotated[str, typer.Argument(help="user/name on the hub.")],
-    public: Annotated[bool, typer.Option("--public", help="Let everyone see the adapter.")] = False,
+    name: Annotated[str, typer.Argument(help="Repository on the hub, as user/name.")],
+    public: Annotated[bool, typer.Option("--public", help="Make a public repository, which everyone can see.")] = False,
     licence: Licence = None,
     language: Language = None,
     tags: Tag = None,
-    message: Annotated[str, typer.Option(help="The commit message.")] = "Add an adapter by petransfer",
+    message: Annotated[str, typer.Option(help="Message of the commit.")] = "Add an adapter by petransfer",
     as_json: Json = False,
 ) -> None:
-    """Upload an adapter to the Hugging Face Hub in one commit, private unless --public."""
+    """Upload an adapter to the Hugging Face Hub in one commit. The repository is private unless --public is given."""
     from petransfer.sharing import hub
     from petransfer.sharing.pack import contents
 
@@ -138,9 +151,9 @@ def push(
 @app.command("pull")
 def pull(
     source: Source,
-    out: Annotated[Path | None, typer.Option(help="The folder; by default named after the source.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder. Default: a folder with the source's name.")] = None,
 ) -> None:
-    """Check an adapter from the hub or a bundle, and put its files into a folder that plain peft loads."""
+    """Check an adapter from the hub or from a bundle file, and copy it into a folder that plain peft can load."""
     from petransfer.sharing import hub
 
     hub.quiet()
@@ -168,18 +181,23 @@ def verify(
     bits: Bits = None,
     data_dir: DataDir = None,
     evaluate: Annotated[
-        bool, typer.Option("--evaluate/--no-evaluate", help="Evaluate again to check the claimed scores.")
+        bool,
+        typer.Option("--evaluate/--no-evaluate", help="Whether to evaluate the adapter again and compare the scores."),
     ] = True,
     plain: Annotated[
         bool,
         typer.Option(
-            "--plain", help="Also generate texts with plain transformers and peft, and compare them with petransfer's."
+            "--plain",
+            help="Also generate texts with plain transformers and peft, and compare them with petransfer's texts.",
         ),
     ] = False,
     cpu: Cpu = False,
     as_json: Json = False,
 ) -> None:
-    """Check files, base, tokenizer and bits against the provenance, and evaluate again to check the claimed scores."""
+    """Check an adapter's files, base model, tokenizer, bits and scores against the records that come with it.
+
+    The scores are checked by evaluating the adapter again.
+    """
     found = []
     with opened(source) as bundle:  # report a wrong path before torch is loaded
         from petransfer.models.quiet_libraries import silence_libraries
@@ -206,7 +224,7 @@ def verify(
 @app.command("merge")
 def merge(
     source: Source,
-    out: Annotated[Path, typer.Argument(help="The folder for the merged model.")],
+    out: Annotated[Path, typer.Argument(help="Folder to create for the merged model.")],
     checkpoint: Checkpoint = None,
     revision: Revision = None,
     bits: Bits = None,
@@ -214,14 +232,17 @@ def merge(
         bool,
         typer.Option(
             "--separate-head",
-            help="Save T5's output head as a separate tensor, as llama.cpp needs it. Other models do not change.",
+            help="Save T5's output head as a separate tensor, which llama.cpp needs. No effect on other models.",
         ),
     ] = False,
     any_base: AnyBase = False,
     cpu: Cpu = False,
     as_json: Json = False,
 ) -> None:
-    """Merge an adapter into its base at 16 bits (32 if it was trained at 32), and measure what changed."""
+    """Merge an adapter into its base model, save the merged model, and measure how far its logits have changed.
+
+    The merged model has 16 bits, or 32 bits if the adapter was trained with 32.
+    """
     with opened(source) as bundle:  # report a wrong path before torch is loaded
         from petransfer.models.quiet_libraries import silence_libraries
         from petransfer.sharing.base import Where
@@ -245,14 +266,16 @@ def merge(
 
 @app.command("compare")
 def compare(
-    merged: Annotated[str, typer.Argument(help="The folder that `adapter merge` wrote.")],
-    file: Annotated[Path, typer.Argument(help="The GGUF file that was converted from this folder.")],
-    data: Annotated[str, typer.Option(help="A file of rows, or a benchmark such as scan/add_jump.")],
-    rows: Annotated[int, typer.Option(min=1, help="The largest number of rows.")] = 50,
+    merged: Annotated[str, typer.Argument(help="Folder that `adapter merge` wrote.")],
+    file: Annotated[Path, typer.Argument(help="GGUF file that was converted from this folder.")],
+    data: Annotated[
+        str, typer.Option(help="Data to compare on: a file of rows, or a benchmark such as scan/add_jump.")
+    ],
+    rows: Annotated[int, typer.Option(min=1, help="Largest number of rows to use.")] = 50,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Compare the loss of a merged model with that of its GGUF file in llama.cpp, on the CPU."""
+    """Compare the loss of a merged model with the loss of its GGUF file in llama.cpp, on the CPU."""
     from petransfer.sharing.sources import opened_source
 
     with opened_source(merged) as source:

@@ -1,4 +1,4 @@
-"""`petransfer checkpoints`: list the families of checkpoints, show a family, or copy an embedded checkpoint."""
+"""The verbs `checkpoints ls`, `checkpoints show` and `checkpoints cp`."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from petransfer.models.registry import (
     registry,
 )
 
-app = typer.Typer(no_args_is_help=True, help="List, show and copy checkpoints.")
+app = typer.Typer(no_args_is_help=True, help="List and describe checkpoint families, and copy the shipped checkpoints.")
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
 @app.command("ls")
 def ls(as_json: Json = False) -> None:
     """List the checkpoint families and their arms (kinds of pretraining).
 
-    For checkpoints that ship with petransfer, the pretraining tokens and loss are shown too.
+    For checkpoints that ship with petransfer, the number of pretraining tokens and the validation loss are shown too.
     """
     rows = [row for name in family_names() for row in _rows(registered_family(name))]
     if as_json:
@@ -53,8 +53,8 @@ def ls(as_json: Json = False) -> None:
 
 
 @app.command("show")
-def show(name: Annotated[str, typer.Argument(help="The name of a family.")]) -> None:
-    """Print facts about a family of checkpoints: origins, licences, contamination, prefixes."""
+def show(name: Annotated[str, typer.Argument(help="Name of a checkpoint family, such as t5-base.")]) -> None:
+    """Print what is known about a checkpoint family: its checkpoints, licences, pretraining data and input prefixes."""
     families = registry().families
     if name not in families:
         raise unknown("family", name, families)
@@ -63,10 +63,10 @@ def show(name: Annotated[str, typer.Argument(help="The name of a family.")]) -> 
 
 @app.command("cp")
 def cp(
-    name: Annotated[str, typer.Argument(help="nano/<arm>.")],
-    target: Annotated[Path, typer.Argument(help="The folder to create.")],
+    name: Annotated[str, typer.Argument(help="Name of a shipped checkpoint, such as nano/english.")],
+    target: Annotated[Path, typer.Argument(help="Folder to create.")],
 ) -> None:
-    """Copy a shipped checkpoint with its tokenizer into a folder that plain transformers loads."""
+    """Copy a shipped checkpoint and its tokenizer into a folder that plain transformers can load."""
     if not is_embedded(name):
         raise UserError(f"{name} is not embedded; only nano/<arm> can be copied")
     if target.exists():
@@ -81,7 +81,10 @@ _FORMS = {"parameters": "{:,}", "tokens_seen": "{:,}", "validation_loss": "{:.3f
 
 
 def _rows(family: Family) -> list[dict[str, str | int | float | None]]:
-    """Return one row per pretrained arm, then one per control arm with the checkpoint that it is derived from."""
+    """Return the table rows of a family: one per pretrained arm, then one per control arm.
+
+    The row of a control arm names the pretrained checkpoint whose weights are re-initialised.
+    """
     cards, entries = embedded_arms(), registry().families[family.name].arms
     rows: list[dict[str, str | int | float | None]] = []
     for arm in family.arm_names:

@@ -1,4 +1,4 @@
-"""Progress of runs: one line for each running run on a terminal, plain lines elsewhere."""
+"""Show the progress of runs: progress bars that are updated on a terminal, plain lines in other outputs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,20 @@ from rich.text import Text
 from petransfer.plurals import count
 from petransfer.study.durations import remaining
 
-# Seconds between two lines about a running run, if the output is not a terminal.
+# If the output is not a terminal: seconds between two lines about the same running run.
 LINE_EVERY = 30.0
 
 
 class ShownRow(Protocol):
-    """The status and progress of a run."""
+    """The status and progress of a run.
+
+    Attributes:
+        status: Such as `waiting`, `running`, `done` or `failed`.
+        cell: The run's place in the grid, with its specification.
+        step: The last optimiser step so far.
+        loss: The latest training loss; None before the first logged step.
+        seconds_left: Estimated remaining time; None if it is not known yet.
+    """
 
     @property
     def status(self) -> str: ...
@@ -41,10 +49,11 @@ class View:
 
     Attributes:
         title: The name of the study.
-        read: Returns the current rows.
-        line: Describes a row in one line, for output that is not a terminal.
-        label: Names the attributes of a run, such as its arm and seed. Attributes equal in all runs are not shown.
-        score: Returns the latest score on dev as text, or an empty one.
+        read: Returns the current state of all runs, one `ShownRow` per run.
+        line: Describes a run in one line, for output that is not a terminal.
+        label: Returns the attributes of a run as texts, such as its arm and seed. Attributes that are equal in all runs
+            are not shown.
+        score: Returns the latest score on dev as text; empty if there is none.
     """
 
     title: str
@@ -55,7 +64,7 @@ class View:
 
 
 def study_label(row: Any) -> dict[str, str]:
-    """Return the attributes of a run of a study or of its sweep."""
+    """Return the attributes of a run of a study or of its sweep, for `View.label`."""
     cell, rate = row.cell, row.cell.spec.train.learning_rate
     return {
         "arm": cell.arm,
@@ -67,12 +76,15 @@ def study_label(row: Any) -> dict[str, str]:
 
 
 def study_score(row: Any) -> str:
-    """Return the latest exact match on dev from the learning curve."""
+    """Return the latest exact match on dev as text, such as `dev 87 %`; empty before the first evaluation."""
     return "" if row.dev_so_far is None else f"dev {row.dev_so_far:.0f} %"
 
 
 class Display:
-    """A context manager whose value is called often; it displays the runs at most once a second."""
+    """A context manager that displays the progress of runs.
+
+    Its value is a function. Call the function often; it updates the display at most once a second.
+    """
 
     def __init__(self, view: View, quiet: bool, console: Console | None = None) -> None:
         self.view, self.quiet = view, quiet
@@ -111,11 +123,11 @@ class Display:
             self.live.update(Group(*(Text(line, no_wrap=True) for line in lines)), refresh=True)
         else:
             self._print(rows, now)
-        # reading ten thousand runs takes a second; limit it to a twentieth of the time
+        # reading the state of ten thousand runs takes a second; use at most a twentieth of the time for it
         self.next = now + max(1.0, 20 * (time.monotonic() - now))
 
     def _print(self, rows: Sequence[ShownRow], now: float) -> None:
-        """Print a line for every run that ended, and from time to time one for each running run."""
+        """Print a line for every run that has just ended, and every `LINE_EVERY` seconds one for every running run."""
         ended = [row for row in rows if row.status in ("done", "failed") and row.cell.run_id not in self.ended]
         running = [row for row in rows if row.status == "running"] if now >= self.next_line else []
         if running:
@@ -129,7 +141,10 @@ class Display:
 
 
 def progress_lines(view: View, rows: Sequence[ShownRow], width: int, most: int) -> list[str]:
-    """Return a summary line if there are several runs, and a line per running run, each of `width` or less."""
+    """Return at most `most` lines: a summary if there are several runs, and one line per running run.
+
+    Each line has at most `width` characters.
+    """
     running = [row for row in rows if row.status == "running"]
     names = _names(view, rows)
     lines = []
@@ -149,8 +164,8 @@ def progress_line(row: ShownRow, name: str, score: str, width: int) -> str:
 
     Args:
         row: The run.
-        name: Its name, which is cut if it does not fit.
-        score: Its latest score on dev.
+        name: The run's name. It is cut if it does not fit.
+        score: The run's latest score on dev.
         width: The width of the line in characters.
     """
     steps = int(getattr(row.cell, "spec", row.cell).train.steps)
@@ -166,7 +181,7 @@ def progress_line(row: ShownRow, name: str, score: str, width: int) -> str:
 
 
 def _names(view: View, rows: Sequence[ShownRow]) -> dict[str, str]:
-    """Name each run by the attributes in which the runs differ."""
+    """Return a name for each run id, made of the attributes in which the runs differ."""
     labels = {row.cell.run_id: view.label(row) for row in rows}
     values: dict[str, set[str]] = {}
     for label in labels.values():
@@ -183,7 +198,12 @@ def _cut(text: str, width: int) -> str:
 
 
 def report_outcome(outcome: Any, runs: int) -> int:
-    """Report an incomplete outcome of a call, and return the exit code."""
+    """Print why runs failed or were not executed, and return the exit code of the command.
+
+    Args:
+        outcome: The outcome that an executor returned.
+        runs: The number of runs that the command was to execute.
+    """
     for reason, number in Counter(outcome.failures.values()).items():
         print(f"error{f' ({number:,} runs)' if number > 1 else ''}: {reason}", file=sys.stderr)
     if outcome.interrupted:

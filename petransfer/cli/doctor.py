@@ -1,4 +1,4 @@
-"""`petransfer doctor`: report the machine's hardware and software and which parts of petransfer work on it."""
+"""The verb `doctor`: report the machine's hardware and software, and which parts of petransfer work on it."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from petransfer.training.cpu.processor import processor
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "typer")
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False) -> None:
-    """Report versions, devices, the CPU's speed, bitsandbytes, bf16, the hub and the disk.
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False) -> None:
+    """Check the machine: versions, devices, CPU speed, bitsandbytes, bf16, access to the hub, and free disk space.
 
-    Measuring the CPU takes about two seconds.
+    The CPU's speed is measured for about two seconds.
 
-    A line that begins with PROBLEM reports what does not work. The exit code is 0 even then.
+    A line with PROBLEM names something that does not work. The exit code is 0 even if there are problems.
     """
     checks: dict[str, Callable[[], str]] = {
         "python": platform.python_version,
@@ -74,7 +74,7 @@ def _cpu() -> str:
 
 
 def _fast() -> str:
-    """Return the fastest bits and thread count, measured on matrix products of the size of a LoRA step."""
+    """Return the bits and the thread count that are fastest, measured on matrix products as large as those of LoRA."""
     from petransfer.training.cpu.speed import measure_speeds, recommended
 
     speeds = measure_speeds()

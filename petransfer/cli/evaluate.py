@@ -1,4 +1,4 @@
-"""`eval`: score adapters, whole models and base checkpoints side by side on the same examples."""
+"""The verb `eval`: score adapters, whole models and base checkpoints side by side on the same examples."""
 
 from __future__ import annotations
 
@@ -20,54 +20,82 @@ from petransfer.report.tables import visible
 if TYPE_CHECKING:
     from petransfer.sharing.scoring import Scores
 
-# The largest number of rows that a message names.
+# The largest number of row numbers that a message lists.
 LISTED = 10
 
 
 def evaluate(
     adapters: Annotated[
         list[str],
-        typer.Argument(help="Folders of runs, studies, adapters or models, bundles, nano/ARM, hub ids."),
+        typer.Argument(
+            help="Adapters or models: folders of runs, studies, adapters or models; bundle files; nano/ARM; or hub ids."
+        ),
     ],
     data: Annotated[
         str | None,
-        typer.Option(help="A file of rows, or a benchmark such as scan/add_jump. Default: the adapter's own task."),
+        typer.Option(
+            help="Data to score on: a file of rows, or a benchmark such as scan/add_jump. "
+            "Default: the task that the adapter was trained on."
+        ),
     ] = None,
     part: Annotated[
         Literal["dev", "test"] | None,
-        typer.Option(help="Which part to score. Default: test; for a data file, all rows."),
+        typer.Option(help="Which part of the data to score on. Default: test; of a file given with --data, all rows."),
     ] = None,
     metric: Annotated[
         list[str] | None,
         typer.Option(
-            help="A metric beside exact match, such as rouge. Can be given several times. Default: the metrics of the "
-            "training."
+            help="One more metric, such as rouge. Can be given several times. Exact match and the metrics of the "
+            "training are always computed."
         ),
     ] = None,
-    base: Annotated[bool, typer.Option("--base", help="Also score the base, and each adapter merged into it.")] = False,
-    run: Annotated[str | None, typer.Option(help="The run's id, for a study with several runs.")] = None,
+    base: Annotated[
+        bool,
+        typer.Option("--base", help="Also score the base model alone, and each adapter merged into the base model."),
+    ] = False,
+    run: Annotated[
+        str | None, typer.Option(help="Id of the run to use, if the first source is a study with several runs.")
+    ] = None,
     by_generation: Annotated[
-        bool, typer.Option("--by-generation", help="Generate a text for every example, and score these texts.")
+        bool,
+        typer.Option(
+            "--by-generation", help="Score by generating a text for every example, instead of by one forward pass."
+        ),
     ] = False,
     weights: Annotated[
         str | None,
-        typer.Option(help="Also score a weighted sum of the adapters, with one weight per adapter, such as 0.5,0.5."),
+        typer.Option(help="Also score a weighted sum of the adapters. Give one weight per adapter, such as 0.5,0.5."),
     ] = None,
     combination: Annotated[
-        str, typer.Option(help="How --weights combines the adapters, in peft's words: linear, cat, svd, ties, ...")
+        str,
+        typer.Option(
+            help="How --weights combines the adapters: linear, cat, svd, ties or another combination type of peft."
+        ),
     ] = "linear",
-    checkpoint: Annotated[str | None, typer.Option(help="The base model, if it is not found by its name.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Another commit or branch of the base on the hub.")] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(help="Folder or hub id of the base model, if the name that the adapter records is not found."),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Commit or branch of the base model on the hub. Default: as in training.")
+    ] = None,
     any_base: Annotated[
-        bool, typer.Option("--any-base", help="Accept a base whose weights differ from those in training.")
+        bool, typer.Option("--any-base", help="Accept a base model whose weights differ from those in training.")
     ] = False,
-    data_dir: Annotated[Path | None, typer.Option("--data-dir", help="A folder with data files.")] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--data-dir",
+            help="Folder with the benchmark's original files, or with the data files of the adapter's task.",
+        ),
+    ] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even if there is a GPU.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Score adapters, fully fine-tuned or merged models, and base models side by side on the same examples.
 
-    The base of the adapters is loaded once. Rows that an adapter was trained on are counted and scored separately.
+    All adapters must have the same base model, which is loaded once.
+    Rows that an adapter was trained on are counted and scored separately.
     """
     from petransfer.sharing.sources import opened_source
 
@@ -106,7 +134,7 @@ def _show(rows: list[Scores], by_generation: bool) -> None:
 
 
 def explanations(rows: list[Scores]) -> list[str]:
-    """Explain the columns of the table whose headings do not say what they hold."""
+    """Return lines that explain the columns of the table whose headings are not clear by themselves."""
     lines = ["EM: exact match on the examples. log p/token: mean log-probability of a target token, in nats."]
     if len(rows) > 1:
         lines.append(
@@ -121,7 +149,10 @@ def explanations(rows: list[Scores]) -> list[str]:
 
 
 def _cells(row: Scores, several: bool) -> dict[str, str]:
-    """Return the figures of one line of the table by their headings, without figures that were not requested."""
+    """Return the cells of one row of the table, by column heading.
+
+    several: whether the table has several rows. If so, the row is also compared with the first one.
+    """
     found = {"EM %": f"{row.exact_match:.1f}", "log p/token": f"{row.log_prob_per_token:.3f}"}
     found |= {HEADINGS.get(name, name): f"{value:.1f}" for name, value in row.metrics.items()}
     if row.claimed is not None:
@@ -156,7 +187,11 @@ def _unseen(row: Scores) -> str:
 
 
 def combination_of(weights: str | None, kind: str) -> Any:
-    """Return the combination that `--weights` describes.
+    """Return the `Combination` of adapters that `--weights` describes; None if `weights` is None.
+
+    Args:
+        weights: comma-separated numbers, one per adapter.
+        kind: peft's name of the combination, such as `linear`.
 
     Raises:
         UserError: the weights are not numbers.

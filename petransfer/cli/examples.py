@@ -19,7 +19,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "plan": ("petransfer plan lora-scan", "petransfer plan lora-cogs --family t5-base --card 12GB"),
     "status": ("petransfer status results/lora-scan",),
-    "fit": ("petransfer fit google-t5/t5-3b --bits 4 --card 12GB",),
+    "fit": (
+        "petransfer fit google-t5/t5-3b --bits 4 --card 12GB",
+        'petransfer fit google-t5/t5-11b --bits 4 --card "RTX 3060"',
+        "petransfer fit google/flan-t5-large --method full --card 24GB",
+    ),
     "report": ("petransfer report results/lora-scan", "petransfer report compare results/a results/b"),
     "predict": (
         'petransfer predict results/pairs-english "to walk"',
@@ -34,12 +38,14 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "adapter verify": ("petransfer adapter verify user/name",),
     "pretrain": ("petransfer pretrain --recipe nano --arms english,code",),
     "doctor": ("petransfer doctor",),
+    "recipes": ("petransfer recipes cp lora-scan my.yaml",),
+    "recipes show": ("petransfer recipes show lora-scan",),
     "recipes cp": ("petransfer recipes cp lora-scan my.yaml",),
     "checkpoints ls": ("petransfer checkpoints ls",),
 }
 
 
 def epilog(command: str) -> str:
-    """Return the examples of a command as the last lines of its help; empty if it has none."""
+    """Return the examples of a command, which are the last lines of its help. Empty if there are no examples."""
     lines = EXAMPLES.get(command, ())
     return "\n\n".join((f"Example{'s' if len(lines) > 1 else ''}:", *lines)) if lines else ""

@@ -1,4 +1,4 @@
-"""`petransfer fit`: predict the memory of a training before anything is downloaded."""
+"""The verb `fit`: predict the memory that a training needs, before anything is downloaded."""
 
 from __future__ import annotations
 
@@ -29,51 +29,57 @@ COLOURS = ("blue", "cyan", "green", "yellow", "magenta", "red", "white")
 
 
 def fit(
-    checkpoint: Annotated[str, typer.Argument(help="A hub id, a folder, or one shipped with petransfer: nano/<arm>.")],
-    bits: Annotated[int, typer.Option(help="Bits of the base's weights: 32, 16, 8 or 4.")] = 16,
+    checkpoint: Annotated[
+        str, typer.Argument(help="A hub id, a folder, or a checkpoint shipped with petransfer, such as nano/english.")
+    ],
+    bits: Annotated[int, typer.Option(help="Bits of the base model's weights: 32, 16, 8 or 4.")] = 16,
     method: Annotated[str, typer.Option(help=f"Training method: {', '.join(METHODS)}.")] = "lora",
     rank: Annotated[int, typer.Option(min=1, help="Rank, for LoRA and its variants.")] = 16,
-    virtual_tokens: Annotated[int, typer.Option(min=1, help="Virtual tokens, for prompt and prefix tuning.")] = 20,
+    virtual_tokens: Annotated[
+        int, typer.Option(min=1, help="Number of virtual tokens, for prompt and prefix tuning.")
+    ] = 20,
     match_parameters: Annotated[
         int | None,
-        typer.Option(min=1, help="Choose the rank or number of virtual tokens that trains about this many parameters."),
+        typer.Option(
+            min=1, help="Train about this many parameters: choose the rank or the number of virtual tokens accordingly."
+        ),
     ] = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", "--batch", min=1, help="Examples per optimiser step.")
     ] = 32,
-    lengths: Annotated[str, typer.Option(help="Tokens of the longest input and target.")] = "64,128",
+    lengths: Annotated[str, typer.Option(help="Tokens of the longest input and of the longest target.")] = "64,128",
     card: Annotated[
         str | None,
-        typer.Option(help="A card's memory or name: 12GB or 'RTX 3060'. Default: this machine's card, if any."),
+        typer.Option(
+            help="Memory or name of a card, such as 12GB or 'RTX 3060'. Default: the card of this machine, if any."
+        ),
     ] = None,
-    optimizer: Annotated[str, typer.Option(help="adamw, adamw-8bit or paged-adamw-8bit.")] = "adamw",
+    optimizer: Annotated[str, typer.Option(help="Optimiser: adamw, adamw-8bit or paged-adamw-8bit.")] = "adamw",
     stack: Annotated[
         int, typer.Option(min=1, help="Number of adapters trained at the same time, each on its own batch.")
     ] = 1,
     checkpointing: Annotated[
         bool,
         typer.Option(
-            "--gradient-checkpointing", "--checkpointing", help="Compute activations again in the backward pass."
+            "--gradient-checkpointing",
+            "--checkpointing",
+            help="Save memory: recompute activations in the backward pass.",
         ),
     ] = False,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Predict training on the CPU instead of a card.")] = False,
+    cpu: Annotated[
+        bool, typer.Option("--cpu", help="Predict the memory of training on the CPU instead of a card.")
+    ] = False,
     measure: Annotated[
         bool,
         typer.Option(
-            "--measure", help="Also train three steps on this machine and compare the memory with the prediction."
+            "--measure", help="Also train three steps on this machine, and compare their memory with the prediction."
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Predict the memory of fine-tuning, part by part, and the largest micro-batch that fits a card.
+    """Predict the memory that fine-tuning needs, and the largest micro-batch that fits a card.
 
-    Sizes are in GB of 10^9 bytes. The exit code is 1 when the training does not fit.
-
-    Examples:
-
-        petransfer fit google-t5/t5-11b --bits 4 --card "RTX 3060"
-
-        petransfer fit google/flan-t5-large --method full --card 24GB
+    1 GB is 10^9 bytes. The exit code is 1 if the training does not fit.
     """
     if stack > 1 and measure:
         raise UserError(f"--stack {stack} does not go with --measure; leave one of them out")
@@ -120,8 +126,8 @@ def show(name: str, found: Fit, measured: Measured | None = None, options: Optio
     Args:
         name: The checkpoint.
         found: The prediction.
-        measured: The measured memory of three real steps, printed beside the prediction.
-        options: Option names of the calling verb, for advice.
+        measured: The measured memory of three real steps, to print next to the prediction. None: no measurement.
+        options: The option names of the verb that calls this function, for the advice.
     """
     demand, memory = found.demand, found.memory
     where = "a card" if demand.device == "cuda" else "the CPU"
@@ -153,7 +159,7 @@ def _gigabytes(size: int) -> str:
 
 
 def _table(found: Fit, measured: Measured | None, unit: str, text: Callable[[int], str]) -> Table:
-    """Return the parts of the memory, one per row, with a second column for measured sizes."""
+    """Return a table of the parts of the memory, one per row, with a column for measured sizes if there are any."""
     memory = found.memory
     table = Table(min_width=44)
     table.add_column("part")
@@ -177,7 +183,7 @@ def _table(found: Fit, measured: Measured | None, unit: str, text: Callable[[int
 
 
 def _about_the_loop(name: str, predicted: int, measured: Measured | None, text: Callable[[int], str]) -> str:
-    """Return a sentence about the memory of the faster step on a CPU; the prediction is for the plain step."""
+    """Return a sentence about the memory of the CPU's faster training step. The prediction is for the plain step."""
     if measured is None:
         how = f"`petransfer fit {name} --measure --cpu` measures it"
         return f"this is the plain step; training on a CPU may need less: {how}"
@@ -203,7 +209,7 @@ def _verdict(found: Fit, options: OptionNames) -> list[str]:
 
 
 def _bar(found: Fit, width: int) -> Text:
-    """Return a bar that shows each part's share of the GPU's memory, or of the peak if no GPU was named."""
+    """Return a bar that shows each part's share of the card's memory, or of the predicted peak if no card is known."""
     memory = found.memory
     sizes = {"weights": sum(memory.weights.values())} | {part: getattr(memory, part) for part in PARTS}
     whole = max(found.card or 0, found.needed if found.demand.device == "cuda" else memory.peak)

@@ -1,4 +1,4 @@
-"""`--processes N`: start this command N times with Accelerate's launcher and configuration."""
+"""`--processes N`: start this command in N processes with Accelerate's launcher and the user's `accelerate config`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 from petransfer.errors import UserError
 
-# Types of an Accelerate configuration that determine by themselves how processes are started.
+# Values of `distributed_type` in an Accelerate configuration that already determine how processes are started.
 _OWN_LAUNCH = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "XLA")
 
 
 def launch(processes: int) -> int:
-    """Start this command line in `processes` processes, wait for them, and return one exit code for all.
+    """Start this command line in `processes` processes, wait for them, and return one exit code for all of them.
 
     Raises:
-        UserError: Accelerate's configuration does not allow it.
+        UserError: Accelerate cannot start the processes, for example because of its configuration.
     """
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -40,7 +40,7 @@ def launch(processes: int) -> int:
 
 
 def _options(processes: int) -> list[str]:
-    """Return the launcher's options that the user's `accelerate config` does not set, such as a free port."""
+    """Return options for Accelerate's launcher. Settings of the user's `accelerate config` are not overridden."""
     kept = _configuration()
     options = ["--num_processes", str(processes)]
     if kept is None or not any(name in str(kept.distributed_type) for name in _OWN_LAUNCH):
@@ -48,7 +48,7 @@ def _options(processes: int) -> list[str]:
     if kept is None:
         options += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     if getattr(kept, "main_process_port", None) is None:
-        options += ["--main_process_port", "0"]  # any free port, so that two launches do not collide
+        options += ["--main_process_port", "0"]  # any free port, so that two commands can run at the same time
     return options
 
 
@@ -74,7 +74,10 @@ def _without_processes(arguments: list[str]) -> list[str]:
 
 
 def _code(codes: list[int]) -> int:
-    """Return one exit code for all: the most frequent one of processes that exited by themselves, otherwise 1."""
+    """Return one exit code for several processes.
+
+    It is the most frequent nonzero code of the processes that exited by themselves. If all were killed, it is 1.
+    """
     own = [code for code in codes if code > 0]
     if own:
         return max(own, key=own.count)

@@ -1,4 +1,4 @@
-"""Show the log of petransfer on stderr, as plain lines."""
+"""Print petransfer's log messages to stderr, as plain lines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 
 class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """A handler that writes to the current value of `sys.stderr`."""
+    """A logging handler that writes to the current value of `sys.stderr`, also after `sys.stderr` was replaced."""
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
@@ -18,7 +18,7 @@ class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
 
 
 def show_log(verbose: bool = False, quiet: bool = False) -> None:
-    """Show log lines on stderr: notes by default, only warnings if `quiet`, details too if `verbose`."""
+    """Print log messages to stderr, from level INFO on; from WARNING on if `quiet`, from DEBUG on if `verbose`."""
     logger = logging.getLogger("petransfer")
     for handler in list(logger.handlers):
         if isinstance(handler, _StderrHandler):

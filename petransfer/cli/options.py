@@ -1,4 +1,4 @@
-"""Options that several commands share: the grid, the output folder, and how runs are executed."""
+"""Options that several commands share: they choose the runs, the output folder, and how the runs are executed."""
 
 from __future__ import annotations
 
@@ -11,61 +11,76 @@ from petransfer.errors import UserError
 from petransfer.recipe.values import MOST_RUNS
 
 RecipeArgument = Annotated[
-    str | None, typer.Argument(metavar="[RECIPE]", help="A shipped recipe's name, a YAML file or a study's folder.")
+    str | None, typer.Argument(metavar="[RECIPE]", help="Name of a shipped recipe, a YAML file or a study's folder.")
 ]
 RecipeName = Annotated[
     str | None, typer.Option("--recipe", "-r", help="Same as the argument RECIPE. Default: lora-scan.")
 ]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Set a key of the recipe: --set train.steps=500. Can be given several times."),
+    typer.Option(
+        "--set", help="Change a setting of the recipe, such as --set train.steps=500. Can be given several times."
+    ),
 ]
 FamilyName = Annotated[
     str | None,
     typer.Option(
         "--family",
-        help="A checkpoint family (comparable checkpoints, one per arm); `petransfer checkpoints ls` lists them.",
+        help="Name of a checkpoint family: comparable checkpoints, one per arm. `petransfer checkpoints ls` lists the "
+        "families. Default: as in the recipe.",
     ),
 ]
-Seeds = Annotated[str | None, typer.Option("--seeds", help="Seeds, as 0,1,2 or 0-5.")]
+Seeds = Annotated[str | None, typer.Option("--seeds", help="Seeds, such as 0,1,2 or 0-5.")]
 Arms = Annotated[
     str | None,
     typer.Option(
-        "--arms", help="Arms (kinds of pretraining), comma-separated: english,code. Default: all of the recipe."
+        "--arms",
+        help="Arms (kinds of pretraining) to run, separated by commas: english,code. Default: all arms of the recipe.",
     ),
 ]
-Out = Annotated[Path | None, typer.Option("--out", help="The study's folder; default results/<recipe>.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder of the study. Default: results/<recipe>.")]
 DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", help="A folder with the benchmark's original files, as its authors published them."),
 ]
 ShardName = Annotated[
     str | None,
-    typer.Option("--shard", help="Execute only one part of the runs, such as 2/8 (part 2 of 8), for job arrays."),
+    typer.Option("--shard", help="Execute only one part of the runs, for job arrays: 2/8 is part 2 of 8."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
-# No machine has more cores than this; thousands of threads end the process with a segmentation fault.
+# More than the cores of any machine. Thousands of threads would end the process with a segmentation fault.
 MOST_THREADS = 512
 
 Workers = Annotated[
     int, typer.Option(min=0, help="Number of runs at the same time, one process per run. 0: chosen automatically.")
 ]
-Processes = Annotated[int, typer.Option(min=1, help="Processes per run. Each batch is divided among them.")]
-Executor = Annotated[str, typer.Option(help="local: this machine. ray: a Ray cluster.")]
-Address = Annotated[str | None, typer.Option(help="Address of a Ray cluster; auto finds one on this machine.")]
+Processes = Annotated[
+    int, typer.Option(min=1, help="Number of processes per run. They divide each batch among themselves.")
+]
+Executor = Annotated[str, typer.Option(help="Where runs are executed. local: on this machine. ray: on a Ray cluster.")]
+Address = Annotated[
+    str | None, typer.Option(help="Address of the Ray cluster. auto: a cluster that runs on this machine.")
+]
 Threads = Annotated[
     int, typer.Option(min=0, max=MOST_THREADS, help="CPU threads of each process. 0: chosen automatically.")
 ]
 MicroBatch = Annotated[
     int,
     typer.Option(
-        "--micro-batch-size", "--micro-batch", min=0, help="Examples in one forward pass. 0: chosen automatically."
+        "--micro-batch-size",
+        "--micro-batch",
+        min=0,
+        help="Number of examples in one forward pass. 0: chosen automatically.",
     ),
 ]
-Stack = Annotated[str, typer.Option(help="Runs trained together on one base: a number, auto or off.")]
+Stack = Annotated[
+    str,
+    typer.Option(help="How many runs may share one base model: a number, off, or auto (as many as fit on the GPU)."),
+]
 SaveEvery = Annotated[
-    float, typer.Option(min=0.0, help="Seconds between two saves of the training state, from which a run resumes.")
+    float,
+    typer.Option(min=0.0, help="Seconds between two saves of the training state. An interrupted run resumes from it."),
 ]
 Checkpointing = Annotated[
     bool,
@@ -75,17 +90,19 @@ Checkpointing = Annotated[
 ]
 LogWith = Annotated[
     list[str] | None,
-    typer.Option("--log-with", help="Log to trackers: tensorboard, wandb, mlflow, trackio, ... Comma-separated."),
+    typer.Option(
+        "--log-with", help="Trackers to log to, separated by commas: tensorboard, wandb, mlflow, trackio, ..."
+    ),
 ]
 Cpu = Annotated[bool, typer.Option("--cpu", help="Use the CPU even if there is a GPU.")]
-Force = Annotated[bool, typer.Option("--force", help="Ignore failed memory and quantisation checks.")]
+Force = Annotated[bool, typer.Option("--force", help="Train even if the memory check or the quantisation check fails.")]
 
 
 def recipe_name(argument: str | None, option: str | None) -> str:
-    """Return the recipe's name, which can be given as an argument or as an option.
+    """Return the recipe's name, which can be given as an argument or with `--recipe`. The default is `lora-scan`.
 
     Raises:
-        UserError: Both are given and differ.
+        UserError: `argument` and `option` are both given and differ.
     """
     if argument and option and argument != option:
         raise UserError(f"two recipes were given, {argument} and --recipe {option}; give one of them")
@@ -93,10 +110,10 @@ def recipe_name(argument: str | None, option: str | None) -> str:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Parse a list of seeds and ranges.
+    """Return the seeds of a comma-separated list of numbers and ranges.
 
     Raises:
-        UserError: The text is empty or is not such a list.
+        UserError: The text is not such a list, contains no seed, or has more than `MOST_RUNS` seeds.
 
     >>> parse_seeds("0-2,7")
     [0, 1, 2, 7]

@@ -1,4 +1,4 @@
-"""`predict`: generate a text for each input, with adapters, whole models or base checkpoints."""
+"""The verb `predict`: generate a text for each input, with adapters, whole models or base checkpoints."""
 
 from __future__ import annotations
 
@@ -33,35 +33,48 @@ def predict(
     ],
     text: Annotated[
         list[str] | None,
-        typer.Argument(help="Inputs. If none is given, --file or standard input is read, one input per line."),
+        typer.Argument(help="Inputs. If none is given, the inputs are the lines of --file or of standard input."),
     ] = None,
     file: Annotated[Path | None, typer.Option(help="A file with one input per line.")] = None,
-    run: Annotated[str | None, typer.Option(help="The run's id, for a study with several runs.")] = None,
+    run: Annotated[
+        str | None, typer.Option(help="Id of the run to use, if ADAPTER is a study with several runs.")
+    ] = None,
     chat: Annotated[
-        bool, typer.Option("--chat", help="Write each input as a chat, even if the model was not trained on chats.")
+        bool, typer.Option("--chat", help="Treat each input as a chat, even if the model was not trained on chats.")
     ] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest generated text, in tokens.")] = 512,
-    checkpoint: Annotated[str | None, typer.Option(help="The base model, if it is not found by its name.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Largest number of tokens in a generated text.")] = 512,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(help="Folder or hub id of the base model, if the name that the adapter records is not found."),
+    ] = None,
     others: Annotated[
-        list[str] | None, typer.Option("--with", help="One more adapter. Can be given several times.")
+        list[str] | None,
+        typer.Option("--with", help="One more adapter to generate texts with. Can be given several times."),
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(help="Also use a weighted sum of the adapters, with one weight per adapter, such as 0.5,0.5."),
+        typer.Option(
+            help="Also generate with a weighted sum of the adapters. Give one weight per adapter, such as 0.5,0.5."
+        ),
     ] = None,
     combination: Annotated[
-        str, typer.Option(help="How --weights combines the adapters, in peft's words: linear, cat, svd, ties, ...")
+        str,
+        typer.Option(
+            help="How --weights combines the adapters: linear, cat, svd, ties or another combination type of peft."
+        ),
     ] = "linear",
-    revision: Annotated[str | None, typer.Option(help="Another commit or branch of the base on the hub.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Commit or branch of the base model on the hub. Default: as in training.")
+    ] = None,
     any_base: Annotated[
-        bool, typer.Option("--any-base", help="Accept a base whose weights differ from those in training.")
+        bool, typer.Option("--any-base", help="Accept a base model whose weights differ from those in training.")
     ] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even if there is a GPU.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines with input and output.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON per text, with its input.")] = False,
 ) -> None:
-    """Generate a text for each input, with adapters that share a base model or with fine-tuned, merged or base models.
+    """Generate a text for each input, with adapters that share a base model, or with fine-tuned, merged or base models.
 
-    Prints one line for each input line; a blank input gives a blank line.
+    One line is printed for each input; for a blank input the line is blank.
 
     For a model trained on chats, each input is the user's message or a JSON list of messages.
     """
@@ -84,14 +97,26 @@ def predict(
 
 
 def _opened(stack: contextlib.ExitStack, places: list[str], run: str | None) -> list[Source]:
-    """Open every source before torch is imported, so that a wrong name is reported at once."""
+    """Return the opened sources. torch is not imported yet, so that a wrong name is reported at once.
+
+    Args:
+        stack: Closes the sources when it is closed.
+        places: Names of the sources.
+        run: The run's id, for the first source.
+    """
     from petransfer.sharing.sources import opened_source
 
     return [stack.enter_context(opened_source(place, None if at else run)) for at, place in enumerate(places)]
 
 
 def _predictors(sources: list[Source], where: Where, combination: Any) -> Callable[[], Iterator[tuple[str, Predictor]]]:
-    """Return a function that yields each label and predictor; use each before taking the next."""
+    """Return a function that yields the label and the predictor of each source.
+
+    Adapters share one base model, so use each predictor before you take the next one.
+
+    Raises:
+        UserError: whole models are mixed with adapters or with `--weights`, or a source cannot be loaded.
+    """
     from petransfer.models.quiet_libraries import silence_libraries
     from petransfer.sharing.combined_adapters import put_together
     from petransfer.sharing.whole_models import whole_predictor
@@ -120,7 +145,7 @@ def _for_chats(label: str, predictor: Predictor) -> Predictor:
 
 
 def _print(line: str, label: str | None, generated: str, as_json: bool) -> None:
-    """Print one generated text as one line. With --json, line breaks and backslashes remain distinguishable."""
+    """Print one generated text as one line: as JSON with its input, or as text with line breaks written as `\\n`."""
     if as_json:
         named = {} if label is None else {"adapter": label}
         print(json.dumps({"input": line, **named, "output": generated}, ensure_ascii=False), flush=True)

@@ -1,4 +1,4 @@
-"""`pretrain`: pretrain a family of checkpoints that differ only in their corpus."""
+"""The verb `pretrain`: pretrain a family of checkpoints that differ only in their corpus."""
 
 from __future__ import annotations
 
@@ -31,30 +31,45 @@ def pretrain(
     corpora: Annotated[
         Path | None,
         typer.Option(
-            "--corpora", help="Folder with the corpora; default corpora_dir of the recipe, or the current folder."
+            "--corpora",
+            help="Folder with the corpora. Default: `corpora_dir` of the recipe, or else the current folder.",
         ),
     ] = None,
     sets: Sets = None,
     arms: Arms = None,
-    sizes: Annotated[str | None, typer.Option("--sizes", help="Model sizes, comma-separated: nano, micro.")] = None,
+    sizes: Annotated[
+        str | None,
+        typer.Option("--sizes", help="Model sizes, separated by commas: nano,micro. Default: as in the recipe."),
+    ] = None,
     seeds: Seeds = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Output folder; default pretrained/<recipe>.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Runs at the same time, each on a share of the cores.")] = 1,
+    out: Annotated[Path | None, typer.Option("--out", help="Output folder. Default: pretrained/<recipe>.")] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Number of runs at the same time. They divide the cores among themselves.")
+    ] = 1,
     threads: Annotated[
         int, typer.Option(min=0, max=MOST_THREADS, help="CPU threads of each run. 0: chosen automatically.")
     ] = 0,
     save_every: Annotated[
-        float, typer.Option(min=0.0, help="Seconds between two saves of the training state, from which a run resumes.")
+        float,
+        typer.Option(
+            min=0.0, help="Seconds between two saves of the training state. An interrupted run resumes from it."
+        ),
     ] = 120.0,
     compiled: Annotated[
         bool | None,
-        typer.Option("--compile/--no-compile", help="Compile the model before training; faster for long runs."),
+        typer.Option(
+            "--compile/--no-compile",
+            help="Whether to compile the model, so that long runs are faster. Default: yes if there is a compiler.",
+        ),
     ] = None,
     cpu: Cpu = False,
-    dry: Annotated[bool, typer.Option("--plan", help="Show what would be trained, without training.")] = False,
+    dry: Annotated[bool, typer.Option("--plan", help="Show what would be trained, and stop before training.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Pretrain every arm of a recipe by span corruption. Finished runs are skipped; interrupted runs resume."""
+    """Pretrain a checkpoint for each arm (kind of pretraining, such as english) of a recipe, by span corruption.
+
+    Each arm gets one checkpoint per size and seed. Finished runs are skipped; interrupted runs resume.
+    """
     options = {
         "arms": arms.split(",") if arms else None,
         "sizes": sizes.split(",") if sizes else None,
@@ -103,5 +118,5 @@ def pretrain(
 
 
 def _label(row: tables.Row) -> dict[str, str]:
-    """Return the attributes of a run, for `View`."""
+    """Return the attributes of a run, for `View.label`."""
     return {"arm": row.cell.arm, "size": row.cell.size, "seed": f"seed {row.cell.seed}"}

@@ -13,9 +13,9 @@ from petransfer.recipe.pretraining import PretrainRecipe
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="List, print and copy the shipped recipes.\n\nExample: petransfer recipes cp lora-scan my.yaml",
+    help="List, print and copy the shipped recipes.",
 )
-Name = Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")]
+Name = Annotated[str, typer.Argument(help="Name of a shipped recipe, or a YAML file.")]
 
 
 @app.command("ls")
@@ -29,19 +29,13 @@ def ls() -> None:
 
 @app.command("show")
 def show(name: Name) -> None:
-    """Print a recipe.
-
-    Example: petransfer recipes show lora-scan
-    """
+    """Print a recipe."""
     print(_text(find_recipe(name)), end="")
 
 
 @app.command("cp")
-def cp(name: Name, target: Annotated[Path, typer.Argument(help="The new file.")]) -> None:
-    """Copy a recipe to a file of your own, to edit.
-
-    Example: petransfer recipes cp lora-scan my.yaml
-    """
+def cp(name: Name, target: Annotated[Path, typer.Argument(help="File to create.")]) -> None:
+    """Copy a recipe to a new file, which you can edit."""
     if target.exists():
         raise UserError(f"{target} exists; name another file")
     text = _text(find_recipe(name))

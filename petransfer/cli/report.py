@@ -1,4 +1,4 @@
-"""`report`: rebuild a study's page, tables, plots and verdicts from its run folders; or compare two studies."""
+"""The verbs `report study` and `report compare`: write a study's report from its run folders; compare two studies."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class _StudyOrVerb(TyperGroup):
 app = typer.Typer(
     cls=_StudyOrVerb,
     no_args_is_help=True,
-    help="Write a study's page, tables, plots and effects: petransfer report STUDY. Or compare two studies.",
+    help="Write the report of a study: petransfer report STUDY. Or compare two studies: petransfer report compare A B.",
 )
 
 
 @app.command("study")
-def report(study: Annotated[Path, typer.Argument(help="A folder such as results/lora-scan.")]) -> None:
-    """Write a study's page (html), tables (csv, md, tex), plots (svg, png) and effects.
+def report(study: Annotated[Path, typer.Argument(help="Folder of the study, such as results/lora-scan.")]) -> None:
+    """Write the report of a study: page (html), tables (csv, md, tex), plots (svg, png) and effects.
 
-    Prints the table and the effects.
+    The table and the effects are also printed.
     """
     grid = open_grid(study)
     found = write_report(grid)
@@ -62,12 +62,14 @@ def report(study: Annotated[Path, typer.Argument(help="A folder such as results/
 
 @app.command("compare")
 def compare(
-    first: Annotated[Path, typer.Argument(help="A study's folder, A.")],
-    second: Annotated[Path, typer.Argument(help="The folder of another study, B.")],
-    out: Annotated[Path | None, typer.Option(help="Also write the comparison to this file: .html or .md.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    first: Annotated[Path, typer.Argument(help="Folder of study A.")],
+    second: Annotated[Path, typer.Argument(help="Folder of study B.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the comparison to this file, whose name ends in .html or .md.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Compare studies A and B: scores and effects that both have, and the differences B minus A with verdicts."""
+    """Compare two studies, A and B, in the scores and effects that both have. Differences are B minus A."""
     from petransfer.effects.runs import Runs
     from petransfer.report import comparison as side_by_side
 

@@ -1,4 +1,4 @@
-"""`run`, `plan` and `status`: execute a recipe's grid, show it beforehand, and show its progress."""
+"""The verbs `run`, `plan` and `status`: execute the runs of a recipe, list them beforehand, and show their progress."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Kind:
-    """What differs between running a study and running its sweep.
+    """The functions that differ between running a study and running its sweep.
 
     Attributes:
-        open_folder: Creates the folder.
-        print_end: Prints the results; its argument selects JSON.
+        open_folder: Creates the study's folder and writes the recipe into it.
+        print_end: Prints the results, as JSON if its argument is True.
         line: Formats a run in one line, for output that is not a terminal.
     """
 
@@ -69,7 +69,7 @@ def grid_from_options(
     data: Path | None,
     shard: str | None = None,
 ) -> StudyGrid:
-    """Load the recipe that the options describe, resolve it and expand its grid."""
+    """Load a recipe, apply the command's options to it, and return the grid of its runs."""
     options: dict[str, Any] = {
         "family": family,
         "seeds": opt.parse_seeds(seeds) if seeds else None,
@@ -100,7 +100,8 @@ def run(
         bool,
         typer.Option(
             "--by-generation",
-            help="Generate every answer of the test set, and report how often the one-pass score differs.",
+            help="Score the test set by generating a text for every example. Also report for how many examples the "
+            "score from one forward pass differs.",
         ),
     ] = False,
     save_every: opt.SaveEvery = 60.0,
@@ -109,7 +110,7 @@ def run(
     cpu: opt.Cpu = False,
     force: opt.Force = False,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Delete and repeat the finished runs whose files are damaged.")
+        bool, typer.Option("--repair", help="Delete and repeat finished runs whose files are damaged.")
     ] = False,
     as_json: opt.Json = False,
 ) -> None:
@@ -126,7 +127,7 @@ def run(
 
 
 def check_and_launch(grid: StudyGrid, scheduling: Scheduling, processes: int) -> None:
-    """Check the options. If several processes are to share runs, start them, wait for them, and exit."""
+    """Check the options. If `processes` is above 1, start these processes, wait for them, and exit."""
     place = this_place()
     check_processes(grid, scheduling, max(processes, place.count))
     if processes > 1 and not place.shared:
@@ -134,14 +135,17 @@ def check_and_launch(grid: StudyGrid, scheduling: Scheduling, processes: int) ->
 
 
 def own_runs(grid: StudyGrid) -> Kind:
-    """Return the kind of a study's own runs, which end in its table and effects."""
+    """Return the `Kind` of a study's own runs. At the end it prints the study's table and effects."""
     return Kind(lambda: grid.folder.open(grid.recipe), lambda as_json: _print_end(grid, as_json))
 
 
 def run_grid(grid: StudyGrid, kind: Kind, settings: Settings, scheduling: Scheduling, as_json: bool) -> None:
-    """Execute the unfinished runs of a grid, print the results, and exit with a nonzero code if a run failed.
+    """Execute the unfinished runs of a grid and print the results.
 
-    If several processes share the runs, only the leading one prints and writes the study's files.
+    If several processes share the runs, only the leading process prints and writes the study's files.
+
+    Raises:
+        typer.Exit: A run failed or is damaged (nonzero code), or this process is not the leading one (code 0).
     """
     prepared = prepare_study(grid, settings, scheduling)
     place = this_place()
@@ -215,19 +219,20 @@ def plan(
     data_dir: opt.DataDir = None,
     shard: opt.ShardName = None,
     card: Annotated[
-        str | None, typer.Option(help="Memory or name of a card, such as 12GB. Default: the card of this machine.")
+        str | None,
+        typer.Option(help="Memory or name of a card, such as 12GB. Default: the card of this machine, if any."),
     ] = None,
     stack: opt.Stack = "auto",
     checkpointing: opt.Checkpointing = False,
     as_json: opt.Json = False,
 ) -> None:
-    """Show the grid: its runs, their steps and what is done. Nothing is loaded or downloaded."""
+    """List the runs of a recipe with their optimiser steps and progress. No model is loaded or downloaded."""
     scheduling = Scheduling(stack=stack)
     study = grid_from_options(opt.recipe_name(recipe, recipe_option), sets, family, seeds, arms, out, data_dir, shard)
     study.folder.check(study.recipe.name)
     rows = tables.rows_of(study.selected, study.folder)
     room = card_bytes(card) if card is not None else this_card()
-    for row in () if as_json else rows:  # print the runs first, because predicting the memory takes time
+    for row in () if as_json else rows:  # print the runs first, because the prediction of the memory takes time
         print(f"{row.cell.run_id}  {tables.plain_line(row)} | {count(row.cell.spec.train.steps, 'step')}", flush=True)
     group = scheduling.grouping(checkpointing, lambda: room)
     stacks = group(study.waiting) if group else []
@@ -251,7 +256,7 @@ def plan(
 
 
 def failure_lines(rows: Sequence[tables.Row]) -> list[str]:
-    """Return each reason for failed runs once, with the first run that it applies to."""
+    """Return one line per reason for failed runs, with the first run that failed for this reason."""
     runs: dict[str, list[str]] = {}
     for row in rows:
         if row.failure:
@@ -283,7 +288,9 @@ def _plan_as_json(
 
 
 def status(
-    study: Annotated[Path, typer.Argument(help="A folder such as results/lora-scan or pretrained/nano.")],
+    study: Annotated[
+        Path, typer.Argument(help="Folder of the study or pretraining, such as results/lora-scan or pretrained/nano.")
+    ],
     as_json: opt.Json = False,
 ) -> None:
     """Show the progress of the runs of a study or of a pretraining."""

@@ -1,4 +1,4 @@
-"""`serve`: answer OpenAI's requests for completions and chats with adapters on one base, or with whole models."""
+"""The verb `serve`: an HTTP server with OpenAI's API for completions and chats, for adapters and whole models."""
 
 from __future__ import annotations
 
@@ -24,30 +24,41 @@ _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 def serve(
     adapters: Annotated[
         list[str],
-        typer.Argument(help="Folders of runs, studies, adapters or models, bundles, nano/ARM, hub ids."),
+        typer.Argument(
+            help="Adapters or models: folders of runs, studies, adapters or models; bundle files; nano/ARM; or hub ids."
+        ),
     ],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0: any free port.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on. 0: any free port.")] = 8000,
     host: Annotated[
         str,
         typer.Option(
-            help="The address to listen on. By default, only this machine can connect; with 0.0.0.0, others can too."
+            help="Address to listen on. By default, only programs on this machine can connect; with 0.0.0.0, other "
+            "machines can connect too."
         ),
     ] = ("127.0.0.1"),
-    batch_size: Annotated[int, typer.Option(min=1, help="The largest number of prompts in one batch.")] = 64,
-    run: Annotated[str | None, typer.Option(help="The run's id, for a study with several runs.")] = None,
-    checkpoint: Annotated[str | None, typer.Option(help="The base model, if it is not found by its name.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Another commit or branch of the base on the hub.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Largest number of prompts in one batch.")] = 64,
+    run: Annotated[
+        str | None, typer.Option(help="Id of the run to use, if the first source is a study with several runs.")
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(help="Folder or hub id of the base model, if the name that the adapter records is not found."),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Commit or branch of the base model on the hub. Default: as in training.")
+    ] = None,
     any_base: Annotated[
-        bool, typer.Option("--any-base", help="Accept a base whose weights differ from those in training.")
+        bool, typer.Option("--any-base", help="Accept a base model whose weights differ from those in training.")
     ] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even if there is a GPU.")] = False,
 ) -> None:
-    """Serve models by an API like OpenAI's: adapters that share a base model, and fine-tuned, merged or base models.
+    """Serve adapters that share a base model, and fine-tuned, merged or base models, with an HTTP API like OpenAI's.
 
-    POST /v1/completions and POST /v1/chat/completions return the whole answer at once, or stream it if the
-    request has "stream": true. Texts are generated greedily, as by `predict`.
+    POST /v1/completions and POST /v1/chat/completions return the whole answer at once.
+    With "stream": true in the request, they return it in parts.
+    Texts are generated greedily, as `predict` does.
 
-    Ctrl-C stops the server after the requests in progress.
+    Ctrl-C stops the server after it has answered the requests in progress.
     """
     if importlib.util.find_spec("uvicorn") is None or importlib.util.find_spec("starlette") is None:
         raise UserError('serve needs uvicorn and starlette, which are not installed: pip install "petransfer[serve]"')
@@ -70,7 +81,7 @@ def serve(
 
 
 def models_of(sources: list[Source], where: Where) -> dict[str, Model]:
-    """Load the models to serve: the adapters on one base, which is loaded once, and each whole model.
+    """Load the models to serve, and return them by name. All adapters share one base model, which is loaded once.
 
     Raises:
         UserError: The adapters have different bases, or a model cannot be loaded.
@@ -97,10 +108,10 @@ def models_of(sources: list[Source], where: Where) -> dict[str, Model]:
 
 
 def _names(labels: list[str]) -> list[str]:
-    """Return a model name for each source: the last part of its path, or the whole path if two would be the same.
+    """Return a model name for each source: the last part of its path, or the whole path if two last parts are equal.
 
     Raises:
-        UserError: A source is named twice.
+        UserError: Two sources are the same.
     """
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice:

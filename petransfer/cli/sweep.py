@@ -1,4 +1,4 @@
-"""`sweep`: every arm and method of a recipe at several learning rates, scored on dev alone."""
+"""The verb `sweep`: train each arm and method of a recipe at several learning rates, and score them on dev only."""
 
 from __future__ import annotations
 
@@ -28,11 +28,14 @@ from petransfer.training.execution import Execution
 def sweep(
     recipe: opt.RecipeArgument = None,
     recipe_option: opt.RecipeName = None,
-    rates: Annotated[str | None, typer.Option(help="Learning rates for all arms and methods: 1e-3,2e-3,4e-3.")] = None,
-    factors: Annotated[
-        str | None, typer.Option(help="Multiples of the recipe's learning rates, instead of --rates. Default: 0.5,1,2.")
+    rates: Annotated[
+        str | None, typer.Option(help="Learning rates to try for all arms and methods, such as 1e-3,2e-3,4e-3.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=0, help="Optimiser steps of each run. 0: as many as the recipe says.")] = 0,
+    factors: Annotated[
+        str | None,
+        typer.Option(help="Try these multiples of the recipe's learning rates, instead of --rates. Default: 0.5,1,2."),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=0, help="Optimiser steps of each run. 0: as in the recipe.")] = 0,
     seeds: opt.Seeds = "0",
     sets: opt.Sets = None,
     family: opt.FamilyName = None,
@@ -51,20 +54,21 @@ def sweep(
     checkpointing: opt.Checkpointing = False,
     cpu: opt.Cpu = False,
     force: opt.Force = False,
-    dry: Annotated[bool, typer.Option("--plan", help="Show what would be trained, and stop.")] = False,
+    dry: Annotated[bool, typer.Option("--plan", help="Show what would be trained, and stop before training.")] = False,
     as_json: opt.Json = False,
 ) -> None:
-    """Find the best learning rate of each arm and method on dev, and print it in the recipe's format.
+    """Find the best learning rate for each arm (kind of pretraining) and method of a recipe.
 
-    The test set is not used.
+    Each arm and method is trained at several learning rates and scored on the dev rows; the test set is not used.
+    The best learning rates are printed in the format of a recipe.
     """
     whole = grid_from_options(
         opt.recipe_name(recipe, recipe_option), sets, family, None, None, out, data_dir
-    )  # the full grid, as `run` expands it
+    )  # all runs that `run` would execute
     part = grid_from_options(opt.recipe_name(recipe, recipe_option), sets, family, seeds, arms, out, data_dir)
     cells = sweep_cells(part.cells, _numbers("--rates", rates), _factors(rates, factors), steps)
     mine = parse_shard(shard).of(cells) if shard else cells
-    plain = part.recipe.model_copy(update={"effects": []})  # a sweep judges no effects
+    plain = part.recipe.model_copy(update={"effects": []})  # a sweep computes no effects
     study = StudyGrid(plain, cells, sweep_folder(part.folder), mine)
     if dry:
         part.folder.check(part.recipe.name)
@@ -95,9 +99,13 @@ def _numbers(option: str, text: str | None) -> list[float]:
 
 
 def _kind(study: StudyGrid, recipe: Recipe, own: list[Cell], folder: StudyFolder) -> Kind:
-    """Return the kind of a sweep's runs, which end in sweep.json, a table and a recipe excerpt.
+    """Return the `Kind` of a sweep's runs. At the end it writes sweep.json and prints a table and a part of a recipe.
 
-    recipe, own: the recipe and the cells of the study itself.
+    Args:
+        study: The grid of the sweep's runs.
+        recipe: The recipe of the study that the sweep is for.
+        own: The cells of that study.
+        folder: The folder of that study.
     """
 
     def end(as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""Fit a table into the width of a terminal: wrap cells, or write each row as several lines."""
+"""Print tables that fit the width of a terminal: wrap their cells, or print each row as several lines."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-# The largest minimum width of a column in characters. Only longer words, such as hashes and URLs, are broken anywhere.
+# A word of at most this many characters is never broken. Longer words, such as hashes and URLs, may be broken anywhere.
 LONGEST_WORD = 24
-# Where a line may end: after white space, and after a hyphen between two letters.
+# A line may be broken here: after white space, and after a hyphen between two letters.
 _BREAK = re.compile(r"(?<=\s)(?=\S)|(?<=[^\W\d_]-)(?=[^\W\d_])")
-# The width for files and pipes, which have no terminal width.
+# The width in characters for files and pipes, which have no width of their own.
 UNLIMITED = 200
 
 
-# What the headings of tables of runs stand for. A heading is recognised by the words before the colon.
+# What headings in tables of runs mean. The words before the colon are the heading or a part of it.
 _MEANINGS = (
     "arm: the pretrained model, or a control.",
     "EM: exact match, the share of generated texts that are equal to the target.",
@@ -28,7 +28,7 @@ _MEANINGS = (
 
 
 def print_meanings(table: Table) -> None:
-    """Print what the abbreviations in a table's headings mean, one line for each."""
+    """Print one line for each abbreviation in a table's headings, with its meaning."""
     heads = [_plain(column.header) for column in table.columns]
     for line in _MEANINGS:
         word = line.partition(":")[0]
@@ -37,12 +37,15 @@ def print_meanings(table: Table) -> None:
 
 
 def print_table(table: Table) -> None:
-    """Print a table in the width of the terminal, or at full width to a file or a pipe."""
+    """Print a table. It fits the width of the terminal; in a file or a pipe it has up to 200 characters."""
     print_fitting(table, Console(width=None if sys.stdout.isatty() else UNLIMITED))
 
 
 def print_fitting(table: Table, console: Console) -> None:
-    """Print a table in the width of a console. No column is hidden: cells are wrapped, or rows become several lines."""
+    """Print a table that fits the width of a console.
+
+    All columns are shown. If they do not fit, cells are wrapped; if that is not enough, a row becomes several lines.
+    """
     cells = [[_plain(cell) for cell in column.cells] for column in table.columns]
     heads = [_plain(column.header) for column in table.columns]
     natural = [max(map(_width, [head, *column])) for head, column in zip(heads, cells, strict=True)]
@@ -64,7 +67,7 @@ def print_fitting(table: Table, console: Console) -> None:
 
 
 def _wrapped(cell: RenderableType, width: int) -> RenderableType:
-    """Return a cell's text with line ends at white space and hyphens, so that rich breaks no word that fits."""
+    """Return a cell's text with line breaks at white space and hyphens, so that rich does not break words."""
     if not isinstance(cell, str | Text):
         return cell
     text = Text.from_markup(cell) if isinstance(cell, str) else cell
@@ -75,7 +78,10 @@ def _wrapped(cell: RenderableType, width: int) -> RenderableType:
 
 
 def _line_ends(text: str, width: int) -> list[int]:
-    """Return the positions at which a text is divided into lines of at most `width` characters."""
+    """Return the positions at which to break a text into lines of at most `width` characters.
+
+    A line is longer if a single word is longer.
+    """
     starts = [0, *(found.start() for found in _BREAK.finditer(text)), len(text)]
     ends, begin = [], 0
     for start, end in itertools.pairwise(starts):
@@ -86,7 +92,13 @@ def _line_ends(text: str, width: int) -> list[int]:
 
 
 def _shared_out(natural: list[int], least: list[int], room: int) -> list[int]:
-    """Reduce the widest columns until all columns fit."""
+    """Return column widths whose sum is at most `room`: the widest column is reduced by 1 until all columns fit.
+
+    Args:
+        natural: The widths that the columns have without wrapping.
+        least: The smallest width that each column may get.
+        room: The width for all columns together, in characters.
+    """
     widths = list(natural)
     while sum(widths) > room:
         at = max((at for at in range(len(widths)) if widths[at] > least[at]), key=widths.__getitem__)

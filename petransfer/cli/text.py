@@ -13,11 +13,12 @@ _BOM = b"\xef\xbb\xbf"
 
 
 def one_line(text: str) -> str:
-    """Return a generated text as one line of output: line breaks become `\\n` and `\\r`."""
+    """Return a generated text as one line of output: its line breaks are written as `\\n` and `\\r`."""
     return text.replace("\r", "\\r").replace("\n", "\\n")
 
 
-# Longer than any input of a model. A device such as /dev/zero is one line without end.
+# The largest length of a line in bytes: far more than any model reads. The limit is for files such as /dev/zero, which
+# are one endless line.
 LONGEST_LINE = 16_000_000
 
 
@@ -25,7 +26,7 @@ def input_lines(file: Path | None) -> Iterator[str]:
     """Yield every line of a UTF-8 file or of standard input, without its line break and without a byte order mark.
 
     Raises:
-        UserError: The file does not exist, or a line is not UTF-8 or longer than LONGEST_LINE.
+        UserError: The file cannot be read, or a line is not UTF-8 or is longer than `LONGEST_LINE`.
     """
     if file is None:
         if sys.stdin.isatty():

@@ -1,4 +1,4 @@
-"""`train`: train an adapter directly from a model and data, with an ordinary recipe."""
+"""`train`: train an adapter on the user's data. The options are turned into an ordinary recipe, which is then run."""
 
 from __future__ import annotations
 
@@ -43,18 +43,25 @@ _DATA = "Data"
 
 
 def train(
-    model: Annotated[str, typer.Argument(help="A hub id, a folder, or nano/<arm>.")],
-    data: Annotated[str, typer.Argument(help="A file (tsv, csv, json, jsonl, parquet), a folder or a hub id.")],
-    method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")] = "lora",
-    rank: Annotated[int | None, typer.Option(min=1, help="The rank of LoRA and similar methods; default 16.")] = None,
-    bits: Annotated[int | None, typer.Option(help="32, 16, 8 or 4; default 16 on a GPU, 32 on a CPU.")] = None,
+    model: Annotated[
+        str, typer.Argument(help="A hub id, a folder, or a checkpoint shipped with petransfer, such as nano/english.")
+    ],
+    data: Annotated[
+        str, typer.Argument(help="Your data: a file (tsv, csv, json, jsonl, parquet), a folder or a hub id.")
+    ],
+    method: Annotated[str, typer.Option(help=f"Training method: {', '.join(METHODS)}.")] = "lora",
+    rank: Annotated[int | None, typer.Option(min=1, help="Rank, for LoRA and its variants. Default: 16.")] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(help="Bits of the base model's weights: 32, 16, 8 or 4. Default: 16 on a GPU, 32 on a CPU."),
+    ] = None,
     early_stopping: Annotated[
         int | None,
         typer.Option(
             min=0,
             rich_help_panel=_LENGTH,
-            help="Stop after this many evaluations on dev without an improvement, and keep the best "
-            "weights. 0: never stop early. Default: 6.",
+            help="Stop after this many evaluations on the dev rows without an improvement, and keep the "
+            "best weights. 0: never stop early. Default: 6.",
         ),
     ] = None,
     max_steps: Annotated[
@@ -62,67 +69,97 @@ def train(
         typer.Option(
             min=1,
             rich_help_panel=_LENGTH,
-            help="The largest number of steps if early stopping does not end training before. Default: as many as 20 "
-            "epochs need, but at least 2,000 and at most 20,000.",
+            help="Stop after this many optimiser steps, if early stopping has not ended training before. Default: the "
+            "steps of 20 epochs, but at least 2,000 and at most 20,000.",
         ),
     ] = None,
     max_minutes: Annotated[
-        float | None, typer.Option(min=0.0, rich_help_panel=_LENGTH, help="Stop after this many minutes.")
+        float | None, typer.Option(min=0.0, rich_help_panel=_LENGTH, help="Stop after this many minutes of training.")
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, rich_help_panel=_LENGTH, help="Train exactly this many optimiser steps."),
+        typer.Option(
+            min=1,
+            rich_help_panel=_LENGTH,
+            help="Train for this many optimiser steps. Early stopping is then off, unless --early-stopping is given.",
+        ),
     ] = None,
     epochs: Annotated[
-        float | None, typer.Option(min=0.0, rich_help_panel=_LENGTH, help="Train exactly this many epochs.")
+        float | None,
+        typer.Option(
+            min=0.0,
+            rich_help_panel=_LENGTH,
+            help="Train for this many epochs. Early stopping is then off, unless --early-stopping is given.",
+        ),
     ] = None,
     learning_rate: Annotated[
         float | None,
-        typer.Option("--learning-rate", "--lr", help="Peak learning rate; default by model family and method."),
+        typer.Option(
+            "--learning-rate", "--lr", help="Peak learning rate. Default: depends on the model family and the method."
+        ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", "--batch", min=1, help="Examples in an optimiser step; default 16.")
+        int | None, typer.Option("--batch-size", "--batch", min=1, help="Examples per optimiser step. Default: 16.")
     ] = None,
     packing: Annotated[
         bool,
-        typer.Option("--packing", help="Put several short examples into one row; decoder-only models only."),
+        typer.Option("--packing", help="Put several short examples into one row of a batch. For decoder-only models."),
     ] = False,
     input_column: Annotated[
-        str | None, typer.Option(rich_help_panel=_DATA, help="The column with the inputs; default input.")
+        str | None, typer.Option(rich_help_panel=_DATA, help="Name of the column with the inputs. Default: input.")
     ] = None,
     target_column: Annotated[
-        str | None, typer.Option(rich_help_panel=_DATA, help="The column with the targets; default target.")
+        str | None, typer.Option(rich_help_panel=_DATA, help="Name of the column with the targets. Default: target.")
     ] = None,
     template: Annotated[
         str | None,
-        typer.Option(rich_help_panel=_DATA, help="Make the input from columns: 'summarize: {document}'."),
+        typer.Option(rich_help_panel=_DATA, help="Build each input from columns, as in 'summarize: {document}'."),
     ] = None,
     metric: Annotated[
         list[str] | None,
         typer.Option(
-            rich_help_panel=_DATA, help="One more metric for the test set, such as rouge. Can be given several times."
+            rich_help_panel=_DATA, help="One more metric for the test rows, such as rouge. Can be given several times."
         ),
     ] = None,
     max_length: Annotated[
-        int | None, typer.Option(min=1, rich_help_panel=_DATA, help="Refuse rows with more tokens. Nothing is cut.")
+        int | None,
+        typer.Option(
+            min=1,
+            rich_help_panel=_DATA,
+            help="Largest number of tokens of an input or a target. Longer rows are refused, not shortened.",
+        ),
     ] = None,
     prefix: Annotated[
-        str | None, typer.Option(rich_help_panel=_DATA, help="Text before every input; default by model family.")
+        str | None,
+        typer.Option(
+            rich_help_panel=_DATA, help="Text to put before every input. Default: depends on the model family."
+        ),
     ] = None,
     dev: Annotated[
-        str | None, typer.Option(rich_help_panel=_DATA, help="A file, a share (0.1) or a number of rows; default 0.1.")
+        str | None,
+        typer.Option(
+            rich_help_panel=_DATA,
+            help="Rows for choosing the best step: a file, a share of the rows, or a number of rows. "
+            "Default: 0.1, a tenth of the rows.",
+        ),
     ] = None,
     test: Annotated[
-        str | None, typer.Option(rich_help_panel=_DATA, help="A file, a share (0.1) or a number of rows; default 0.1.")
+        str | None,
+        typer.Option(
+            rich_help_panel=_DATA,
+            help="Rows for the final score: a file, a share of the rows, or a number of rows. "
+            "Default: 0.1, a tenth of the rows.",
+        ),
     ] = None,
     skip_bad_rows: Annotated[
-        bool, typer.Option("--skip-bad-rows", rich_help_panel=_DATA, help="Leave unusable rows out and list them.")
+        bool, typer.Option("--skip-bad-rows", rich_help_panel=_DATA, help="Leave out unusable rows and list them.")
     ] = False,
     quoting: Annotated[
         str | None,
         typer.Option(
             rich_help_panel=_DATA,
-            help="How to read quotes. 'csv': they enclose cells. 'none': they are ordinary text. Default: detected.",
+            help="How to read quotation marks. 'csv': they enclose cells. 'none': they are ordinary text. Default: "
+            "detected from the file.",
         ),
     ] = None,
     folds: Annotated[
@@ -130,39 +167,41 @@ def train(
         typer.Option(
             rich_help_panel=_DATA,
             help="Cross-validate with this number of folds: every row is scored by a model that was not trained on it. "
-            "Then train on all rows. The number of steps is the median of the folds' best steps.",
+            "Then train on all rows; the number of steps is the median of the folds' best steps.",
         ),
     ] = None,
     add_tokens: Annotated[
         str | None,
         typer.Option(
             rich_help_panel=_DATA,
-            help="Add tokens for characters that the tokenizer lacks, for example newline,tab,braces.",
+            help="Add tokens for characters that the tokenizer lacks: newline, tab, braces, or the characters "
+            "themselves, separated by commas.",
         ),
     ] = None,
     source_language: Annotated[
         str | None,
         typer.Option(
             rich_help_panel=_DATA,
-            help="Language of the inputs, as the tokenizer names it: en_XX (mBART), en (M2M100), eng_Latn (NLLB).",
+            help="Language of the inputs, as a code of the tokenizer: en_XX (mBART), en (M2M100), eng_Latn (NLLB).",
         ),
     ] = None,
     target_language: Annotated[
         str | None,
-        typer.Option(rich_help_panel=_DATA, help="Language of the targets, named as the tokenizer names it."),
+        typer.Option(rich_help_panel=_DATA, help="Language of the targets, as a code of the tokenizer."),
     ] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds, as 0,1,2 or 0-5: one training for each.")] = "0",
-    out: Annotated[Path | None, typer.Option(help="The folder; default results/<data>-<model>.")] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds, such as 0,1,2 or 0-5. The model is trained once per seed.")] = "0",
+    out: Annotated[Path | None, typer.Option(help="Output folder. Default: results/<data>-<model>.")] = None,
     sets: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
-            help="Change a setting that has no option: --set train.warmup=0.1 (--plan shows all settings). "
+            help="Change a setting that has no option of its own, such as --set train.warmup=0.1. --plan shows all "
+            "settings. "
             "Can be given several times.",
         ),
     ] = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Show the recipe, rows, tokens, time and memory; train nothing.")
+        bool, typer.Option("--plan", help="Show the settings, rows, tokens, time and memory, and stop before training.")
     ] = False,
     save_every: SaveEvery = 60.0,
     checkpointing: Checkpointing = False,
@@ -208,7 +247,7 @@ def train(
 
 
 def _show_plan(training: TrainStudy, folds: CrossValidation | None, fit: Fit, cpu: bool, as_json: bool) -> None:
-    """Print the recipe, the data, and the memory and time that the training needs."""
+    """Print the recipe, a summary of the data, and the memory and time that the training needs."""
     grid, rows = training.grid, training.rows
     grid.folder.check(grid.recipe.name)
     if as_json:
@@ -225,7 +264,7 @@ def describe(training: TrainStudy, folds: CrossValidation | None = None) -> list
 
     Args:
         training: The training.
-        folds: The cross-validation that it belongs to.
+        folds: The cross-validation whose first fold this training is; None if there is no cross-validation.
     """
     grid, rows = training.grid, training.rows
     spec = grid.cells[0].spec
@@ -248,13 +287,13 @@ def describe(training: TrainStudy, folds: CrossValidation | None = None) -> list
 
 
 def _epochs(number: float) -> str:
-    """Return a number of epochs with three digits, and never as a power of ten."""
+    """Return a number of epochs as text, with three significant digits and without exponent: `26.7 epochs`."""
     shown = f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
     return f"{shown} {'epoch' if shown == '1' else 'epochs'}"
 
 
 def print_summaries(training: TrainStudy) -> None:
-    """Print the scores, the reason for stopping, sample predictions and the next commands."""
+    """Print the scores, why training ended, sample predictions, and commands that usually come next."""
     found = summaries(training.grid)
     for one in found:
         head = f"seed {one.cell.seed}: " if len(found) > 1 else ""
@@ -274,10 +313,12 @@ def print_summaries(training: TrainStudy) -> None:
 
 
 def next_commands(best: TrainSummary, training: TrainStudy) -> list[str]:
-    """Return the usual next commands after a training, with existing paths."""
+    """Return lines with the commands that usually follow a training; their paths are those of this training."""
     study = training.grid.folder.path
     alone = sum(training.grid.folder.run(name).done for name in training.grid.folder.names()) == 1
-    run = shlex.quote(str(study if alone else best.folder.path))  # a study's folder can replace its only run
+    run = shlex.quote(
+        str(study if alone else best.folder.path)
+    )  # the commands accept a study's folder in place of its only run
     text = readable_input(best.samples[0].input) if best.samples else "TEXT"
     kind = "adapter" if (best.folder.path / "adapter").is_dir() else "model"
     example = shlex.quote(text if len(text) <= 40 and text.isprintable() else "TEXT")
@@ -295,5 +336,5 @@ def next_commands(best: TrainSummary, training: TrainStudy) -> list[str]:
 
 
 def _short(text: str, most: int = 60) -> str:
-    """Return a text in quotes on one line of at most `most` characters."""
+    """Return a text in quotes on one line, shortened to about `most` characters."""
     return repr(shortened(" ".join(text.split()), most))
