@@ -26,14 +26,18 @@ from petransfer.report.tables import Table, markdown, markdown_text, table_of_te
 
 @dataclass(frozen=True)
 class Comparison:
-    """The comparison of two studies, A and B.
+    """The comparison of two studies, A and B. A cell is an arm and method on a split.
 
-    cells: B minus A in each common cell, with p values adjusted together. effects: the same for common effects.
-    margin: the equivalence margin in points, the smaller one of both studies. judged_by: the metric.
-    by_note: a note on the metric, or ''. same_runs: cells and effects with some or all runs in common; these are not
-    compared. one_sided: effects with the same runs of one arm in both studies; their difference comes from the cell of
-    the other arm only. paper_cells, paper_effects: for each cell and effect, the figures of Orhan (2021) by the paper's
-    family. paper_note: a note on these figures.
+    names, families: the names of A and B, and the families of their checkpoints.
+    cells: the differences B minus A of the cells that both studies have. Their p values are adjusted together (Holm).
+    effects: the differences B minus A of the effects that both studies have, with p values adjusted in the same way.
+    margin: the equivalence margin in percentage points: the smaller of the two studies' margins. judged_by: the name of
+    the metric. by_note: a note on the metric, or ''.
+    same_runs: cells and effects that are not compared, because A and B contain some or all of the same runs for them.
+    one_sided: effects that are not compared, because A and B contain the same runs of one arm. The difference B minus A
+    of the other arm is then already in `cells`.
+    paper_cells, paper_effects: for each entry of `cells` and `effects`, the scores or the effects of Orhan (2021), by
+    the paper's family. paper_note: a note on these numbers, or ''.
     """
 
     names: tuple[str, str]
@@ -56,13 +60,19 @@ def metric_of(first: Recipe, second: Recipe) -> str:
 
 
 def compare(first: Runs, second: Runs, names: tuple[str, str]) -> Comparison:
-    """Return the differences, second study minus first study, of their cells and effects.
+    """Return the differences between two studies' cells and effects: the second study minus the first.
 
-    They cover all cells that have finished runs in both studies, and all effects that both studies can estimate.
+    A cell is an arm and method on a split. The result covers all cells with finished runs in both studies, and all
+    effects that both studies can estimate.
 
     Cells are matched by arm, split and method. If an arm has one method in each study and the methods differ, its cells
-    are matched by arm and split. Two matched cells are paired by seed if they have the same checkpoint and the seeds of
-    one cell include those of the other.
+    are matched by arm and split only. The runs of two cells with different methods are paired by seed if the cells have
+    the same checkpoint and the seeds of one cell include those of the other.
+
+    Args:
+        first: study A.
+        second: study B.
+        names: the names of A and B.
 
     Raises:
         UserError: the studies have no cell in common, or their test examples differ.
@@ -97,7 +107,7 @@ def _by_note(first: Runs, second: Runs) -> str:
 
 
 def _paper_cell(families: Sequence[str], arm: str, task: str, split: str) -> dict[str, float]:
-    """Return the paper's percent exact match for a cell, by the paper's family."""
+    """Return the paper's mean exact match for a cell, in percent, by the paper's family."""
     found = {family_beside(family): beside(family, arm, task, split) for family in families}
     return {family: one.mean for family, one in found.items() if one}
 
@@ -110,7 +120,7 @@ def _paper_effect(families: Sequence[str], effect: Contrast, task: str) -> dict[
 
 
 def _matched(first: Runs, second: Runs, arm: str, split: str) -> list[tuple[str, str]]:
-    """Return the pairs of methods (A's, B's) to compare for an arm on a split."""
+    """Return the pairs (method in A, method in B) to compare for an arm on a split."""
     ours, theirs = first.methods(arm, split), second.methods(arm, split)
     both = [(method, method) for method in ours if method in theirs]
     return both or ([(ours[0], theirs[0])] if len(ours) == len(theirs) == 1 else [])
@@ -135,10 +145,10 @@ def _cells(first: Runs, second: Runs) -> tuple[list[Contrast], list[str]]:
 
 
 def _pairs(first: Runs, second: Runs, arm: str, ours: str, theirs: str, split: str) -> bool:
-    """Return whether two methods are paired by seed.
+    """Return whether the runs of A's method `ours` and of B's method `theirs` are paired by seed.
 
-    This requires the same checkpoint, and that one side has all seeds of the other. Otherwise pairing would leave out
-    runs of both sides.
+    This requires the same checkpoint. It also requires that the seeds of one study include those of the other, because
+    pairing would otherwise leave out runs of both studies.
     """
     mine, other = first.asked(arm, ours, split), second.asked(arm, theirs, split)
     seeds = [
@@ -153,9 +163,9 @@ def _label(ours: str, theirs: str) -> str:
 
 
 def _shared(first: Runs, second: Runs, arm: str, ours: str, theirs: str, split: str) -> str:
-    """Return a text with the number of runs that two groups have in common; '' if there are none.
+    """Return a text with the number of runs that A and B have in common for an arm and split; '' if there are none.
 
-    A run's id is a hash of all its settings, so groups with one common run have the same settings.
+    A run's id is a hash of all its settings. So if one run is in both studies, the settings of the two cells are equal.
     """
     mine, other = _ids(first, arm, ours, split), _ids(second, arm, theirs, split)
     common = len(mine & other)
@@ -170,7 +180,11 @@ def _ids(runs: Runs, arm: str, method: str, split: str) -> set[str]:
 
 
 def _effects(first: Runs, second: Runs) -> tuple[list[Two], list[str], list[str]]:
-    """Return the effects to compare, the names of effects with shared runs in both arms, and in one arm only."""
+    """Return the effects to compare, and two lists of texts about effects that are not compared.
+
+    The first list has the effects for which A and B share runs of both arms. The second list has the effects for which
+    they share runs of one arm; each text ends with the name of the other arm.
+    """
     ours = {(effect.left, effect.right) for effect in requested_effects(first.recipe) if effect.kind == "arms"}
     theirs = {(effect.left, effect.right) for effect in requested_effects(second.recipe) if effect.kind == "arms"}
     found: list[Two] = []
@@ -208,7 +222,7 @@ _EFFECT_COLUMNS = ("split", "effect", "method", "points in A", "points in B", "B
 
 
 def cell_columns(found: Comparison) -> tuple[str, ...]:
-    """Return the column names of `cell_lines`; there is a column for the paper if it has any figure."""
+    """Return the column names of `cell_lines`. There is a column for the paper if it has a score for any cell."""
     criterion = CRITERIA[found.judged_by]
     sides = [f"{criterion.short}{criterion.unit} in {study}" for study in "AB"]
     columns = ("split", "arm", "method", *sides, "B minus A", "p (Holm)", "verdict")
@@ -216,19 +230,19 @@ def cell_columns(found: Comparison) -> tuple[str, ...]:
 
 
 def effect_columns(found: Comparison) -> tuple[str, ...]:
-    """Return the column names of `effect_lines`; there is a column for the paper if it has any figure."""
+    """Return the column names of `effect_lines`. There is a column for the paper if it has any of the effects."""
     return (*_EFFECT_COLUMNS, "paper: points") if any(found.paper_effects) else _EFFECT_COLUMNS
 
 
 def _of_paper(figures: dict[str, str]) -> str:
-    """Format the paper's figures; if there are two, each has its family in front."""
+    """Format the paper's numbers by family. If there are two families, each number has its family in front."""
     if len(figures) == 1:
         return next(iter(figures.values()))
     return ", ".join(f"{family}: {figure}" for family, figure in figures.items())
 
 
 def cell_lines(found: Comparison) -> list[tuple[str, ...]]:
-    """Return one line for each cell."""
+    """Return one line of text cells for each compared cell of the grid: its scores in A and B, and B minus A."""
     theirs = [{name: f"{em:.1f}" for name, em in paper.items()} for paper in found.paper_cells]
     return [
         (
@@ -247,7 +261,7 @@ def cell_lines(found: Comparison) -> list[tuple[str, ...]]:
 
 
 def effect_lines(found: Comparison) -> list[tuple[str, ...]]:
-    """Return one line for each effect, with both sides and the difference of differences."""
+    """Return one line for each effect: the effect in A, the effect in B, and B minus A."""
     theirs = [{name: points(asdict(one)) for name, one in paper.items()} for paper in found.paper_effects]
     return [
         (
@@ -295,7 +309,7 @@ def head(found: Comparison) -> list[str]:
 
 
 def as_json(found: Comparison) -> dict[str, Any]:
-    """Return the comparison as JSON."""
+    """Return the comparison as a dictionary that can be written as JSON."""
     return asdict(found)
 
 
@@ -309,7 +323,7 @@ def as_html(found: Comparison) -> str:
 
 
 def as_markdown(found: Comparison) -> str:
-    """Return the comparison as Markdown, with the same tables as the page."""
+    """Return the comparison as Markdown, with the same tables as the HTML page."""
     lines = "\n".join(f"- {markdown_text(line)}" for line in head(found))
     return "\n\n".join([lines, *map(markdown, _tables(found))]) + "\n"
 

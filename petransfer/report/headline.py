@@ -14,7 +14,7 @@ from petransfer.recipe.effect_requests import short_label
 
 @dataclass(frozen=True)
 class Claim:
-    """A cell: the verdict and the difference with its interval."""
+    """A cell of the table: the verdict of a contrast, and its difference and interval as text."""
 
     verdict: str
     points: str
@@ -22,7 +22,10 @@ class Claim:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of claims, or the heading of a split if `heading` is set."""
+    """A row of the table, or the heading above a split's rows if `heading` is set.
+
+    name: the effect or the method of the row. cells: None where the study has no such contrast.
+    """
 
     name: str = ""
     cells: tuple[Claim | None, ...] = ()
@@ -41,7 +44,8 @@ class Headline:
 def headline(effects: dict[str, Any]) -> Headline | None:
     """Make the headline table from the contrasts of effects.json, or return None if there are no contrasts.
 
-    The columns are the effects or the methods (for contrasts of methods, the arms), whichever list is shorter.
+    Effects are the rows and methods are the columns. If there are at least three methods and fewer effects than
+    methods, the methods are the rows. For contrasts of methods, arms take the place of methods.
     """
     found = effects["effects"]
     if not found:

@@ -1,4 +1,4 @@
-"""Exact match by category and group, as data and as a heat map."""
+"""Exact match by category, for each arm and method, as data and as a heat map."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Heat:
-    """Percent exact match by category (rows) and group (columns) on a split; None for a cell without a finished run.
+    """The exact match (in percent) of each category (rows), for each arm and method (columns), on a split.
 
-    paper: the figure of Orhan (2021) for each cell. family: the paper's family; '' if the paper has none of the cells.
+    values: None where the arm has no score for the category. paper: the exact match in Orhan (2021) for each cell, or
+    None. family: the paper's family; '' if the paper has none of the cells.
     """
 
     split: str
@@ -29,7 +30,10 @@ class Heat:
     family: str
 
     def upright(self) -> Heat:
-        """Return the same figures with the longer side as rows, so that they fit the width of a page."""
+        """Return the same numbers, with rows and columns exchanged if there are more columns than rows.
+
+        The table then fits the width of a page.
+        """
         if len(self.columns) <= len(self.rows):
             return self
         values, paper = (tuple(zip(*part, strict=True)) for part in (self.values, self.paper))
@@ -37,7 +41,7 @@ class Heat:
 
 
 def heat_map(heats: Sequence[Heat]) -> Figure:
-    """Draw a panel for each split: light is 0 %, dark is 100 %. The paper's figures are below ours."""
+    """Draw a heat map with a panel for each split. Light is 0 %, dark is 100 %; the paper's scores are below ours."""
     from matplotlib.colors import LinearSegmentedColormap
 
     heats = [heat.upright() for heat in heats]
@@ -67,8 +71,8 @@ def heat_map(heats: Sequence[Heat]) -> Figure:
 
 
 def _figures(axes: Axes, x: float, y: float, value: float, paper: float | None) -> None:
-    """Write our figure in the middle of a cell, or above the paper's figure if there is one."""
-    ink = "white" if value > 85 else "black"  # the darker ink has the better contrast on mid-blue
+    """Write our score in the middle of a cell. If the paper has a score, write ours above it."""
+    ink = "white" if value > 85 else "black"  # on medium blue, black text has a better contrast than white text
     at: dict[str, Any] = {"ha": "center", "va": "center", "color": ink}
     axes.text(x, y - (0 if paper is None else 0.17), f"{value:.0f}", fontsize=8, **at)
     if paper is not None:

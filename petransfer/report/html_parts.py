@@ -1,4 +1,4 @@
-"""Parts of pages: figures with their captions, and answers with marked errors."""
+"""Parts of HTML pages: plots with their captions, and generated texts whose errors are marked."""
 
 from __future__ import annotations
 
@@ -16,27 +16,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shown:
-    """A figure of a page: inline SVG and its caption."""
+    """A plot on an HTML page: inline SVG and its caption."""
 
     svg: Markup
     caption: str = ""
 
 
 def shown(figure: Figure, name: str, alt: str, caption: str = "") -> Shown:
-    """Convert a figure to SVG inside the page.
+    """Convert a matplotlib figure to SVG inside an HTML page.
 
     Args:
-        name: unique in the page.
-        alt: the alternative text.
+        figure: the plot.
+        name: a name that is unique on the page; the ids in the SVG begin with it.
+        alt: the alternative text for screen readers.
+        caption: the text below the plot; '' for none.
     """
     return Shown(Markup(inline_svg(figure, name, alt)), caption)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An example with the generated text. In `marked` the words that differ from the target are marked.
+    """A test example with its generated text.
 
-    label: a remark on the example, such as its category; '' for none.
+    label: a remark on the example, such as its category; '' for none. marked: the generated text as HTML, in which the
+    words that differ from the target are marked.
     """
 
     label: str
@@ -46,7 +49,7 @@ class Answer:
 
 
 def marked(target: str, generated: str) -> Markup:
-    """Return a generated text as HTML, with all words marked that differ from the target."""
+    """Return a generated text as HTML, in which all words that differ from the target are marked."""
     wanted, given = target.split(" "), generated.split(" ")
     parts = []
     for kind, _, _, start, end in difflib.SequenceMatcher(None, wanted, given, autojunk=False).get_opcodes():

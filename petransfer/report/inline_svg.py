@@ -1,4 +1,4 @@
-"""Inline SVG for a page: its colours follow the light or dark theme of the page, and it has an alternative text."""
+"""Convert plots to inline SVG. Its colours follow the light or dark theme of the page; it has an alternative text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def inline_svg(figure: Figure, name: str, alt: str) -> str:
-    """Return the figure as an `svg` element. name: prefix of its ids, unique in the page. alt: the alternative text."""
+    """Return a matplotlib figure as an `svg` element for an HTML page.
+
+    name: a prefix for the ids in the SVG, unique on the page. alt: the alternative text for screen readers.
+    """
     buffer = io.BytesIO()
     write_svg(figure, buffer)
     drawn = buffer.getvalue().decode("utf-8")

@@ -1,4 +1,4 @@
-"""report.html of a study: one file that needs no network and has the same bytes for the same runs.
+"""Write report.html of a study: one file that needs no network. The same runs give the same bytes.
 
 The first screen shows the verdicts and the forest plot. The details are in folded sections below.
 """
@@ -32,7 +32,7 @@ from petransfer.study.grid import Cell
 
 @dataclass(frozen=True)
 class Findings:
-    """All inputs of a page."""
+    """The inputs of a report's page. effects: the content of effects.json."""
 
     recipe: Recipe
     cells: Sequence[Cell]
@@ -43,7 +43,11 @@ class Findings:
 
 @dataclass(frozen=True)
 class Section:
-    """A folded section of the page. effects: (verdict, sentence, details). answers: by group."""
+    """A folded section of the page.
+
+    text: shown below the title. effects: a (verdict, sentence, details) for each effect. heats: heat maps as data for
+    the template. answers: an `AnswersOf` for each arm and method. open: whether the section is unfolded at first.
+    """
 
     title: str
     text: str = ""
@@ -58,14 +62,14 @@ class Section:
 
 @dataclass(frozen=True)
 class AnswersOf:
-    """The wrong answers of one group."""
+    """The wrong answers of one run. name: its split, arm, method and seed."""
 
     name: str
     rows: list[Answer] = field(default_factory=list)
 
 
 def page(findings: Findings) -> str:
-    """Return the page of a study. A section without data is left out."""
+    """Return the HTML page of a study. A section without data is left out."""
     effects, recipe = findings.effects, findings.recipe
     any_done = any(group.done for group in findings.groups)
     digest = effects.get("runs_sha256")
@@ -86,7 +90,7 @@ def page(findings: Findings) -> str:
 
 def repetition(findings: Findings) -> dict[str, Any]:
     """Return the data needed to repeat a study: commands, checkpoints, machines, recipe and run ids."""
-    folder = findings.study.path.name  # the name only, so that the page does not depend on the folder's location
+    folder = findings.study.path.name  # only the name, so that the page does not depend on where the folder is
     columns = ("arm", "checkpoint", "revision or sha256")
     return {
         "commands": f"petransfer run --recipe results/{folder}/recipe.yaml --out results/{folder}\n"
@@ -99,7 +103,7 @@ def repetition(findings: Findings) -> dict[str, Any]:
 
 
 def status_of(groups: Sequence[Group]) -> str:
-    """Return a text with the number of finished runs and the reason of the first failed run."""
+    """Return a text with the number of finished runs, and with the reason why the first failed run failed."""
     rows = [row for group in groups for row in group.runs]
     done = sum(row.status == "done" for row in rows)
     if done == len(rows):
@@ -143,7 +147,11 @@ def _forest(effects: dict[str, Any]) -> dict[str, Shown] | None:
 
 
 def _kind(kind: Kind, effects: dict[str, Any]) -> Section | None:
-    """Return the section of one kind of effect: every effect in a sentence, the plot, and a table of contrasts."""
+    """Return the section of one kind of effect, or None if the study has no such effects.
+
+    It has a sentence for each effect and the kind's plot. The section of contrasts has a table instead of the plot, and
+    a sentence for each effect that cannot be estimated.
+    """
     found, criterion = effects.get(kind.key, []), criterion_of(effects)
     missing = effects.get("missing", []) if kind.name == "contrast" else []
     if not found and not missing:

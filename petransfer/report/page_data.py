@@ -1,4 +1,4 @@
-"""Read the data of the page from run folders: categories, wrong answers, machines, checkpoints."""
+"""Read the data of a report's page from run folders: categories, wrong answers, machines, checkpoints."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ MOST_ERRORS = 3
 
 
 def heats(groups: Sequence[Group], study: StudyFolder) -> list[Heat]:
-    """Return the mean percent exact match over seeds by category and group, for every split with several categories."""
+    """Return exact match by category for each split that has several categories.
+
+    A value is the mean over the seeds of one arm and method, in percent.
+    """
     found = []
     for split in dict.fromkeys(group.split for group in groups):
         members = [group for group in groups if group.split == split and group.done]
@@ -58,7 +61,10 @@ def _categories(group: Group, study: StudyFolder) -> dict[str, float]:
 
 
 def trained(effects: Sequence[dict[str, Any]], groups: Sequence[Group]) -> list[Trained]:
-    """Return the effects estimated under several methods, with the number of trained parameters of the left arm."""
+    """Return the effects that are estimated under several methods, to plot them against the trained parameters.
+
+    The parameters are those that the method trains in the left arm.
+    """
     counts = {(group.split, group.arm, group.method): group.done[0].trained for group in groups if group.done}
     found = []
     for effect in effects:
@@ -73,7 +79,7 @@ def trained(effects: Sequence[dict[str, Any]], groups: Sequence[Group]) -> list[
 
 @dataclass(frozen=True)
 class Error:
-    """A wrong answer: the input, the expected text, and the generated one."""
+    """A wrong answer: the input, the expected text (`target`) and the generated text, with the run they come from."""
 
     group: Group
     seed: int
@@ -84,7 +90,10 @@ class Error:
 
 
 def errors(groups: Sequence[Group], study: StudyFolder) -> list[Error]:
-    """Return the first wrong answers among the generated test answers of each group's first run."""
+    """Return the first three wrong answers of the first finished run of each arm, method and split.
+
+    They are taken from the test examples for which a text was generated.
+    """
     return [error for group in groups for error in _errors(group, study)]
 
 
@@ -107,7 +116,7 @@ def _errors(group: Group, study: StudyFolder) -> Iterator[Error]:
 
 
 def environments(groups: Sequence[Group], study: StudyFolder) -> list[str]:
-    """Return a line for each kind of machine and set of versions, with its number of runs."""
+    """Return a line for each combination of device, threads and package versions, with its number of finished runs."""
     found: Counter[str] = Counter()
     for group in groups:
         for row in group.done:
@@ -121,7 +130,7 @@ def environments(groups: Sequence[Group], study: StudyFolder) -> list[str]:
 
 
 def checkpoints(groups: Sequence[Group]) -> list[tuple[str, str, str]]:
-    """Return (arm, checkpoint, revision or hash) of every arm."""
+    """Return (arm, checkpoint, first 12 characters of its revision or sha256) for every arm."""
     specs = {group.arm: group.runs[0].cell.spec.checkpoint for group in groups}
     return [(arm, _with_reinit(spec.name, spec.reinit), spec.weights[:12]) for arm, spec in specs.items()]
 
@@ -132,6 +141,9 @@ def _with_reinit(name: str, reinit: str) -> str:
 
 
 def run_ids(groups: Sequence[Group]) -> str:
-    """Return the ids of all finished runs by group as JSON; a repetition of the study must have the same ids."""
+    """Return the ids of the finished runs of each split, arm and method, as JSON.
+
+    If somebody repeats the study, the runs must have the same ids.
+    """
     lines = {f"{group.split}, {group.arm}, {group.method}": [row.cell.run_id for row in group.done] for group in groups}
     return json.dumps({name: ids for name, ids in lines.items() if ids}, indent=1)

@@ -1,4 +1,4 @@
-"""The plot of trained parameters beside effects: is an effect larger under a method that trains more parameters?"""
+"""A plot of trained parameters next to effects: is an effect larger under a method that trains more parameters?"""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ _ROW = 0.26
 
 @dataclass(frozen=True)
 class Trained:
-    """An effect under one method, with the number of parameters that the method trains."""
+    """An effect under one method, with the number of parameters that the method trains.
+
+    name, split, method: of the effect. effect: its entry in effects.json.
+    """
 
     name: str
     split: str
@@ -30,7 +33,9 @@ class Trained:
 
 
 def parameters_and_effect(points: Sequence[Trained], word: str, width: float = TWO_COLUMNS) -> Figure:
-    """Draw each method's number of trained parameters beside its effects; the method with the fewest is on top.
+    """Draw, in one row for each method, its number of trained parameters (left) and the effects under it (right).
+
+    The method with the fewest trained parameters is at the top.
 
     Args:
         points: effects under several methods. Each effect has its own colour and marker.

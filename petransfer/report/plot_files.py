@@ -1,4 +1,4 @@
-"""Write plots/: every plot that a study has data for, as SVG, as PDF, and as PNG with 300 dots per inch."""
+"""Write the folder plots/: each plot for which a study has data, as SVG, as PDF, and as PNG with 300 dots per inch."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from petransfer.study.grid import Cell
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# End of the names of plots with the width of one column; all others have the full width of a two-column page.
+# A plot whose file name ends like this has the width of one column. Other plots have the width of a two-column page.
 NARROW = "-one-column"
-_KINDS = {"contrast": "effects"}  # file names that differ from the name of the kind
+_KINDS = {"contrast": "effects"}  # by kind of effect: its file name, if it differs from the name of the kind
 _NAMES = ("learning-curves", "by-arm", "by-category", "learning-rates", "parameters")
 
 
 def save_all(groups: Sequence[Group], effects: dict[str, Any], cells: Sequence[Cell], study: StudyFolder) -> None:
-    """Write the plots, and remove plots of an earlier report that have no data any more."""
+    """Write all plots of a study. Remove the files of plots that an earlier report wrote and that now have no data."""
     figures = _figures(groups, effects, cells, study)
     kinds = [_KINDS.get(kind.name, kind.name) for kind in kinds_in_order()]
     for name in (*_NAMES, *kinds, *(f"{name}{NARROW}" for name in ("by-arm", *kinds))):

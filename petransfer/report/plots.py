@@ -1,4 +1,4 @@
-"""A study's plots of runs: learning curves, and exact match and log-probability with every seed shown."""
+"""Draw the runs of a study: learning curves, and exact match and log-probability of each seed."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ if TYPE_CHECKING:
 
 Panels = dict[tuple[str, str], list[Group]]
 
-# Maximum number of panels per row on a full two-column page.
+# Maximum number of panels side by side in a plot that is as wide as a two-column page.
 MOST_BESIDE = 4
 _ROW = 0.19
 
 
 def arm_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return a colour, a marker and a line for every arm; a repeated colour has a different marker and line."""
+    """Return matplotlib's color, marker and linestyle for every arm.
+
+    If there are more arms than colours, arms of the same colour differ in marker and line style.
+    """
     found = list(dict.fromkeys(names))
     by_name = colours(found)
     return {
@@ -41,7 +44,10 @@ def arm_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def panels_of(groups: Sequence[Group]) -> Panels:
-    """Return the groups by split and method; `scratch`, which trains all weights, is listed under every method."""
+    """Return the groups of each panel, by (split, method).
+
+    The arm `scratch` always trains all weights. It is in the panel of every method, for comparison.
+    """
     methods = {group.method for group in groups if group.arm != "scratch"} or {group.method for group in groups}
     panels: Panels = {}
     for group in groups:
@@ -51,10 +57,14 @@ def panels_of(groups: Sequence[Group]) -> Panels:
 
 
 def panel_grid(count: int, **options: Any) -> tuple[Figure, list[Axes]]:
-    """Make `count` panels of the same size in rows; places without a panel stay empty.
+    """Make a figure with `count` empty panels of the same size, in rows of at most four.
 
     Args:
+        count: number of panels. If the last row has fewer panels than the other rows, its end stays empty.
         options: options of matplotlib's `subplots`.
+
+    Returns:
+        The figure and its panels, row by row.
     """
     columns = min(count, MOST_BESIDE)
     rows = math.ceil(count / columns)
@@ -74,10 +84,14 @@ def legend_below(figure: Figure, all_axes: Sequence[Axes]) -> None:
 
 
 def learning_curves(groups: Sequence[Group], study: StudyFolder, only: tuple[str, str] | None = None) -> Figure | None:
-    """Draw exact match on dev over the steps: a thin line is a seed, a thick line the mean. None if there is no curve.
+    """Draw exact match on dev over the optimiser steps, with a panel for each split and method.
+
+    A thin line is a seed, a thick line the mean of an arm's seeds. Returns None if no run has a curve.
 
     Args:
-        only: draw only this split and method; all by default.
+        groups: the runs by arm, method and split.
+        study: the folder that has the runs.
+        only: draw only this (split, method); by default all are drawn.
     """
     curves = {group.key: [curve for row in group.runs if (curve := _curve(study, row.cell.run_id))] for group in groups}
     panels = {
@@ -121,13 +135,15 @@ def _draw_curves(axes: Axes, arm: str, curves: Sequence[Any], style: dict[str, A
 
 
 def by_arm(groups: Sequence[Group], width: float = TWO_COLUMNS, split: str | None = None) -> Figure | None:
-    """Draw test exact match and log-probability per target token: a dot is a seed, a bar the mean of a group.
+    """Draw test exact match and log-probability per target token, with a row for each arm and method.
 
-    All groups of a split share one axis, under a heading for each method. The paper's mean is written at the right.
+    A dot is a seed, a bar is the mean over seeds. The rows are under a heading for each split and each method. The
+    paper's mean is written at the right. Returns None if no run is finished.
 
     Args:
-        width: in inches; a figure with the width of one column shows only exact match.
-        split: draw only this split; all by default.
+        groups: the runs by arm, method and split.
+        width: of the figure in inches; below 5 inches, only exact match is drawn.
+        split: draw only this split; by default all are drawn.
     """
     done = [group for group in groups if group.done and split in (None, group.split)]
     if not done:
@@ -155,7 +171,10 @@ def by_arm(groups: Sequence[Group], width: float = TWO_COLUMNS, split: str | Non
 
 
 def _rows(groups: Sequence[Group]) -> list[tuple[str, Group | None]]:
-    """Return the lines of a panel: the groups, under a heading for each method if there are several methods."""
+    """Return the rows of a panel as (label, group). The group of a heading is None.
+
+    If there are several methods, each method has a heading.
+    """
     methods = list(dict.fromkeys(group.method for group in groups))
     if len(groups) < 1.5 * len(methods):  # too few groups per method for headings
         return [(f"{short_label(group.method, methods)}, {group.arm}", group) for group in groups]
@@ -199,7 +218,11 @@ def _draw_rows(
 
 
 def run_curves(study: StudyFolder, run_id: str) -> list[tuple[str, Figure]]:
-    """Draw the training loss and the dev scores of one run over its steps; metrics without values are left out."""
+    """Draw one figure for each of training loss, dev exact match and dev loss of a run, over its optimiser steps.
+
+    Returns:
+        (label, figure) for each of these metrics that has at least two values.
+    """
     lines = read_metrics(study.run(run_id).path / "metrics.jsonl")
     found = []
     for key, label, colour in (("loss", "training loss, nats", SERIES[0]),
@@ -220,7 +243,10 @@ def run_curves(study: StudyFolder, run_id: str) -> list[tuple[str, Figure]]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Save a figure as SVG, PDF and PNG. `path` has no suffix. The SVG and PDF bytes are the same for the same data."""
+    """Save a figure as SVG, PDF and PNG. The same data give the same bytes of the SVG and of the PDF.
+
+    path: of the files, without a suffix.
+    """
     import matplotlib as mpl
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -231,7 +257,10 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def write_svg(figure: Figure, target: Any) -> None:
-    """Write SVG to a path or a file, without a date; text stays text instead of outlines."""
+    """Write a figure as SVG without a date, so that the same data give the same bytes. Text is not drawn as outlines.
+
+    target: a path or a binary file.
+    """
     import matplotlib as mpl
 
     with mpl.rc_context({"svg.hashsalt": "petransfer", "svg.fonttype": "none"}):
@@ -244,7 +273,7 @@ def _curve(study: StudyFolder, run_id: str) -> list[tuple[int, float]]:
 
 
 def _mean(curves: Sequence[Sequence[tuple[int, float]]]) -> tuple[list[int], list[float]]:
-    """Average the seeds at every step that all of them have."""
+    """Return the steps that the curves of all seeds have, and the mean over seeds at each of these steps."""
     steps = sorted(set.intersection(*({step for step, _ in curve} for curve in curves)))
     found = [dict(curve) for curve in curves]
     return steps, [fmean(curve[step] for curve in found) for step in steps]

@@ -1,4 +1,4 @@
-"""Groups of runs that differ only in their seed, and the tables that show them."""
+"""Group the runs that differ only in their seed, and show the groups and the effects in tables."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from petransfer.report.tables import Table, table_of_text
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one arm and method on one split, by seed. Figures in percent EM and nats per target token.
+    """The runs of one arm and method on one split, one run per seed.
 
-    paper: the figures of Orhan (2021) for this arm and split; the paper always trains all weights.
+    paper: the scores of Orhan (2021) for this arm and split, or None. The paper always trains all weights.
     """
 
     arm: str
@@ -35,7 +35,7 @@ class Group:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """The identifying (split, arm, method) of the group."""
+        """The tuple (split, arm, method), which identifies the group."""
         return self.split, self.arm, self.method
 
     @property
@@ -45,22 +45,25 @@ class Group:
 
     @property
     def dev(self) -> list[float]:
-        """Exact match in distribution, one value per seed."""
+        """Exact match on dev in percent, one value per finished run."""
         return [row.dev for row in self.done if row.dev is not None]
 
     @property
     def test(self) -> list[float]:
-        """Exact match out of distribution, one value per seed."""
+        """Exact match on the test set in percent, one value per finished run."""
         return [row.test for row in self.done if row.test is not None]
 
     @property
     def log_prob(self) -> list[float]:
-        """Mean log-probability per target token out of distribution, one value per seed."""
+        """Mean log-probability per target token on the test set in nats, one value per finished run."""
         return [row.log_prob for row in self.done if row.log_prob is not None]
 
 
 def groups_of(rows: Sequence[Row], family: str | None = None) -> list[Group]:
-    """Return the groups in the order of the grid. If a family is given, they have the paper's figures."""
+    """Group the rows by split, arm and method, in the order of the grid.
+
+    family: the family of the study's checkpoints. It selects the paper's scores, which are left out if it is None.
+    """
     found: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         found.setdefault((row.cell.split, row.cell.arm, row.cell.method), []).append(row)
@@ -75,7 +78,7 @@ COLUMNS = ("split", "arm", "method", "seeds", "dev EM %", "test EM %", "log p/to
 
 
 def columns_of(groups: Sequence[Group]) -> tuple[str, ...]:
-    """Return the column names; there is a column for the paper if it has a figure for any group."""
+    """Return the column names of `table_of`. There is a column for the paper if it has scores for any group."""
     return (*COLUMNS, "paper EM %") if _in_paper(groups) else COLUMNS
 
 
@@ -132,7 +135,7 @@ def terminal_table(groups: Sequence[Group], title: str) -> rich.table.Table:
 
 
 def failed_note(groups: Sequence[Group]) -> str:
-    """Return a text with the number of failed runs, and the first one with its reason; '' if none failed."""
+    """Return a text with the number of failed runs and with the first failed run and its error; '' if none failed."""
     failed = [row for group in groups for row in group.runs if row.status == "failed"]
     if not failed:
         return ""
@@ -142,7 +145,10 @@ def failed_note(groups: Sequence[Group]) -> str:
 
 
 def paper_note(groups: Sequence[Group], family: str) -> str:
-    """Return a note on the source of the paper's figures and their differences from ours; '' if there are none."""
+    """Return a note on the paper's scores: their source, and how the paper's experiments differ from ours.
+
+    Returns '' if the paper has no scores for any group. family: the family of the study's checkpoints.
+    """
     inside = [group for group in groups if group.paper]
     if not inside:
         return ""
@@ -163,10 +169,12 @@ def effects_as_table(effects: dict[str, Any]) -> Table:
 
 
 def markdown(groups: Sequence[Group], effects: dict[str, Any], family: str = "", unswept: str = "") -> str:
-    """Return the groups, the effects beside the paper's effects, and a sentence for each effect as Markdown.
+    """Return the report's tables as Markdown: the groups, our effects with the paper's, and a sentence for each effect.
 
     Args:
-        family: the family of the study's checkpoints, for the note on the paper's figures.
+        groups: the groups of runs.
+        effects: the content of effects.json.
+        family: the family of the study's checkpoints, for the note on the paper's scores.
         unswept: a note on learning rates that were not swept, or ''.
     """
     parts = [tables.markdown(results_table(groups))]
@@ -186,7 +194,7 @@ def effect_columns(effects: dict[str, Any]) -> tuple[str, ...]:
 
 
 def effects_table(effects: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Return one line for each contrast of effects.json: our difference, then the paper's, each with its interval."""
+    """Return one line for each contrast of effects.json: our difference and the paper's, with their intervals."""
     lines: list[tuple[str, ...]] = []
     for effect in effects["effects"]:
         paper = effect.get("paper")
@@ -198,7 +206,7 @@ def effects_table(effects: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _verdict(effect: dict[str, Any]) -> str:
-    """Return the verdict; if a side has not learnt the task, with the dev scores of both sides."""
+    """Return the verdict as text. If it is `not learnt`, the dev scores of both sides in percent are added."""
     dev = effect.get("dev")
     if effect["verdict"] != "not learnt" or not dev:
         return str(effect["verdict"])
@@ -206,7 +214,7 @@ def _verdict(effect: dict[str, Any]) -> str:
 
 
 def points(effect: dict[str, Any]) -> str:
-    """Format a difference with its interval."""
+    """Format the difference and the interval of an effect, such as `+3.1 [-1.2, +12.2]`."""
     return f"{signed(effect['difference'])}{bounds(effect['interval'])}"
 
 

@@ -19,7 +19,7 @@ from petransfer.report.tables import Table, table_of_text, write_page
 from petransfer.study.durations import duration
 
 MOST_SAMPLES = 8
-# Maximum number of labels in a confusion matrix; with more there is none.
+# If there are more labels than this, the page has no confusion matrix.
 MOST_LABELS = 20
 
 
@@ -30,7 +30,7 @@ def is_single_run(findings: Findings) -> bool:
 
 
 def run_page(findings: Findings) -> str:
-    """Return the page of a study with a single finished run."""
+    """Return the HTML page of a study that consists of one finished run."""
     (row,) = (row for group in findings.groups for row in group.runs)
     run = findings.study.run(row.cell.run_id)
     result = run.result() or {}
@@ -65,7 +65,7 @@ def run_page(findings: Findings) -> str:
 
 
 def _figures(row: Row, result: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the main results at the top of the page as (name, value)."""
+    """Return the main results for the top of the page, as pairs (name, formatted value)."""
     found = [("dev exact match", _percent(row.dev)), ("test exact match", _percent(row.test))]
     found += [(f"test {HEADINGS[name]}", f"{value:.1f}") for name, value in row.scores.items()]
     if row.log_prob is not None and math.isfinite(row.log_prob):
@@ -93,7 +93,7 @@ def _notes(row: Row, result: dict[str, Any]) -> list[str]:
 
 
 def _splits(result: dict[str, Any]) -> Table | None:
-    """Return the table of example counts and scores per split."""
+    """Return a table of the number of examples and the scores of train, dev and test."""
     lines = []
     if result.get("train_examples"):
         lines.append(("train", f"{result['train_examples']:,}", "", ""))
@@ -117,7 +117,7 @@ def _categories(result: dict[str, Any]) -> Table | None:
 
 
 def _texts(findings: Findings, row: Row) -> list[dict[str, Any]]:
-    """Return the test examples with a saved generated text, with input and target."""
+    """Return the rows of the test examples whose generated text was saved. Empty if the run saved no texts."""
     import pyarrow.parquet
 
     wanted = ["category", "correct", "said", "input", "target"]
@@ -130,7 +130,7 @@ def _texts(findings: Findings, row: Row) -> list[dict[str, Any]]:
 
 
 def _samples(texts: list[dict[str, Any]]) -> list[Answer]:
-    """Return a few answers, wrong answers first; right and wrong answers are both included if both exist."""
+    """Return at most eight answers, wrong ones first. If there are at least two correct answers, two are included."""
     wrong, right = ([one for one in texts if one["correct"] is which] for which in (False, True))
     few = [*wrong[: MOST_SAMPLES - 2], *right[:2]] if len(right) >= 2 else [*wrong, *right][:MOST_SAMPLES]
     few = few or texts[:MOST_SAMPLES]
@@ -147,7 +147,7 @@ def _samples(texts: list[dict[str, Any]]) -> list[Answer]:
 
 @dataclass(frozen=True)
 class Confusion:
-    """Counts of generated labels by expected label."""
+    """A confusion matrix. labels: of the columns. rows: for each expected label, the counts of the generated labels."""
 
     text: str
     labels: list[str]
@@ -155,7 +155,10 @@ class Confusion:
 
 
 def _confusion(texts: list[dict[str, Any]]) -> Confusion | None:
-    """Return the confusion matrix, or None unless the targets are a small closed set of labels."""
+    """Return the confusion matrix of generated and expected labels, or None if the targets are not labels.
+
+    Targets count as labels if there are 2 to 20 different targets and at least three times as many examples.
+    """
     targets = Counter(one["target"] for one in texts)
     labels = sorted(targets)
     if not 2 <= len(labels) <= MOST_LABELS or len(texts) < 3 * len(labels):
@@ -174,7 +177,10 @@ def _confusion(texts: list[dict[str, Any]]) -> Confusion | None:
 
 
 def _next_steps(place: str, whole: bool) -> str:
-    """Return the next commands for a run's folder. whole: all weights were saved, so there is no adapter to share."""
+    """Return commands with which the user can go on: generate texts, evaluate, and share the adapter.
+
+    place: the folder of the adapter or model. whole: whether all weights were saved; then there is no adapter to share.
+    """
     use = [f'petransfer predict {place} "an input"', f"petransfer eval {place} --data test.csv"]
     share = [f"petransfer adapter merge {place} merged", f"petransfer adapter push {place} user/name"]
     return "\n".join(use if whole else [*use, *share])

@@ -1,4 +1,4 @@
-"""A study's runs as rows of the terminal's table and of table.csv."""
+"""Show the runs of a study, one run per row, in the terminal and in table.csv."""
 
 from __future__ import annotations
 
@@ -24,10 +24,16 @@ from petransfer.training.metrics_file import read_metrics
 
 @dataclass(frozen=True)
 class Row:
-    """One run as a table shows it. Exact match in percent, log_prob in nats per target token.
+    """The state and scores of one run, as tables show them. A value is None if it is not known.
 
-    disagreements: number of audited answers for which one forward pass and generation disagree. generated: if all test
-    answers were generated, their number and the number of disagreements among them.
+    step, loss, dev_so_far, examples_per_second, seconds_left: progress of a run that is not finished; `dev_so_far` is
+    its latest exact match on dev in percent.
+    dev, test: exact match in percent. log_prob: mean log-probability per target token on the test set, in nats.
+    scores: the other test metrics by name, 0 to 100. trained: number of trained parameters. weights: bytes and dtypes
+    of the loaded weights.
+    disagreements: number of audited examples for which one forward pass and generation disagree. generated: if texts
+    were generated for all test examples, the number of these examples and the number of disagreements among them.
+    failure: the error of a failed run.
     """
 
     cell: Cell
@@ -49,7 +55,7 @@ class Row:
 
 
 def rows_of(cells: Sequence[Cell], study: StudyFolder) -> list[Row]:
-    """Return the state and figures of every run of a grid, read from its folder."""
+    """Return the state and scores of every run of a grid, read from the run folders."""
     begun = study.names()
     return [_row(cell, study) if cell.run_id in begun else Row(cell, "waiting") for cell in cells]
 
@@ -66,7 +72,7 @@ def _row(cell: Cell, study: StudyFolder) -> Row:
     status = folder.status()
     result = folder.result()
     if result:
-        test = result.get("test", {})  # a sweep's run has none
+        test = result.get("test", {})  # the runs of a learning-rate sweep have no test scores
         return Row(
             cell,
             status,
@@ -92,13 +98,14 @@ def _row(cell: Cell, study: StudyFolder) -> Row:
     return Row(cell, status, last["step"], last["loss"], dev, cell.spec.train.batch_size / pace, left)
 
 
-# Order of priority of the rows in a shortened table, and the maximum number of rows if it is not the screen's height.
+# A shortened table shows rows with these states first.
 _INTEREST: tuple[Status, ...] = ("running", "failed", "damaged", "interrupted", "done", "waiting")
+# Maximum number of rows of a table that is printed once; a table that is redrawn fits the height of the screen.
 ROWS = 200
 
 
 def terminal_table(rows: Sequence[Row], title: str, limit: int | None = None) -> Table:
-    """Return the table of all metrics per arm, method, split and seed for a terminal. limit: maximum number of rows."""
+    """Return a table for the terminal with the scores and the state of each run. limit: maximum number of rows."""
     table = Table(title=title, title_justify="left")
     for name in ("arm", "method", "split"):
         table.add_column(name, no_wrap=True)
@@ -120,7 +127,7 @@ def terminal_table(rows: Sequence[Row], title: str, limit: int | None = None) ->
 
 
 def of_interest(rows: Sequence[Row], limit: int | None) -> Sequence[Row]:
-    """Return all rows, or the `limit` most important ones if there are more: running and failed runs first."""
+    """Return all rows, or the `limit` most important rows if there are more. Running and failed runs come first."""
     if limit is None or len(rows) <= limit:
         return rows
     return sorted(rows, key=lambda row: _INTEREST.index(row.status))[:limit]
@@ -132,7 +139,7 @@ def metrics_of(rows: Sequence[Row]) -> list[str]:
 
 
 def plain_line(row: Row) -> str:
-    """Return a run as one line of text, for output that is not a terminal."""
+    """Return a run as one line of text, for output that does not go to a terminal."""
     cell = row.cell
     head = f"{cell.arm} | {cell.method} | {cell.split} | seed {cell.seed}"
     if row.status == "done":
@@ -142,7 +149,11 @@ def plain_line(row: Row) -> str:
 
 
 def weight_lines(rows: Sequence[Row]) -> list[str]:
-    """Return a line for each arm and method with a quantised base: bytes, shares, unquantised layers and the reason."""
+    """Return a line about the loaded weights for each arm and method whose base model is quantised.
+
+    It has the size in MB, the share of each dtype, and the layers that are not quantised with the reason. If it was
+    measured, the loss before training at 16 bits and at the method's bits follows.
+    """
     lines: dict[tuple[str, str], str] = {}
     for row in rows:
         if row.weights and row.weights.get("wide"):
@@ -162,9 +173,9 @@ def _reason(kind: str, said: dict[str, Any]) -> str:
 
 
 def generated_lines(rows: Sequence[Row]) -> list[str]:
-    """Return a line that counts the disagreements between generation and one forward pass, over all generated answers.
+    """Return a line with the number of test examples for which generation and one forward pass disagree.
 
-    Only runs whose test answers were all generated are counted. Returns no line if there is no such run.
+    It counts only runs that generated a text for every test example. The list is empty if there is no such run.
     """
     found = [row.generated for row in rows if row.generated]
     if not found:
@@ -208,9 +219,10 @@ COLUMNS = (
 
 
 def write_csv(rows: Sequence[Row], path: Path, family: str) -> None:
-    """Write table.csv: one line for each run, with the paper's mean over seeds for its arm and split.
+    """Write table.csv: one line for each run.
 
-    A value that is not finite becomes an empty cell.
+    The column `paper_em` has the paper's mean exact match for the run's arm and split. A value that is not finite
+    becomes an empty cell. family: the family of the study's checkpoints.
     """
     measured = metrics_of(rows)
     lines = []
@@ -224,7 +236,7 @@ def write_csv(rows: Sequence[Row], path: Path, family: str) -> None:
 
 
 def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return the rows as JSON."""
+    """Return the rows as dictionaries that can be written as JSON."""
     return [
         {
             "run_id": row.cell.run_id,
@@ -253,5 +265,5 @@ def _figure(value: float | None, digits: int) -> str:
 
 
 def _finite(value: float | None) -> float | None:
-    """Return the value, or None if it is not finite, because JSON and table readers have no notation for it."""
+    """Return the value, or None if it is NaN or infinite, because JSON cannot express such a value."""
     return value if value is not None and math.isfinite(value) else None

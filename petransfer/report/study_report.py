@@ -23,9 +23,9 @@ class StudyReport:
 
     Attributes:
         path: The page, `report.html`.
-        groups: Groups of runs that differ only in their seed, with means and intervals.
+        groups: The runs of the study, grouped by split, arm and method.
         effects: The content of effects.json.
-        swept: Groups of the sweep of learning rates, empty if there was no sweep.
+        swept: The results of the learning-rate sweep by arm and method; empty if there was no sweep.
         unswept: A sentence about arms and methods whose learning rate was not swept, or ''.
         any_done: Whether a run of the study itself is finished; otherwise the report shows only the sweep.
     """

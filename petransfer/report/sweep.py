@@ -1,4 +1,4 @@
-"""Show a sweep of learning rates as tables, plots and sentences, from sweep.json and the folders of its runs."""
+"""Show a learning-rate sweep as tables, plots and sentences. The data are in sweep.json and the sweep's run folders."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ MOST_TICKS = 4
 
 
 def groups_of(cells: Sequence[Cell], study: StudyFolder) -> list[Group]:
-    """Return the groups of sweep.json that are in the study's grid, with the study's own learning rate and steps."""
+    """Return the groups of sweep.json (one for each arm and method) that the study's grid also has.
+
+    Each group gets the study's own learning rate (`own_rate`) and number of steps (`own_steps`).
+    """
     own = {(cell.arm, cell.method): cell.spec.train for cell in cells}
     found = []
     for one in (read_sweep(study) or {}).get("groups", ()):
@@ -40,7 +43,7 @@ def groups_of(cells: Sequence[Cell], study: StudyFolder) -> list[Group]:
 
 
 def unswept(cells: Sequence[Cell], groups: Sequence[Group]) -> str:
-    """Return a note on the arms and methods of the study's grid that were not swept; '' if all were swept."""
+    """Return a note on the arms and methods of the study that the sweep leaves out; '' if it leaves out none."""
     known = {(one["arm"], one["method"]) for one in groups}
     others = [f"{arm}, {method}" for arm, method in _places(cells) if (arm, method) not in known]
     if len(others) == 1 and not groups:
@@ -55,7 +58,7 @@ def _places(cells: Sequence[Cell]) -> dict[tuple[str, str], None]:
 
 
 def standing(study: StudyFolder) -> str:
-    """Return the number of sweep runs for each status in one line; '' if there is no sweep."""
+    """Return the progress of a sweep in one line: the number of its runs with each status. '' if there is no sweep."""
     folder = sweep_folder(study)
     found = [folder.run(name).status() for name in sorted(folder.names())]
     return f"sweep: {counts(found)}" if found else ""
@@ -72,7 +75,10 @@ COLUMNS = ("arm", "method", "dev EM % (loss) by learning rate", "chosen", "study
 
 
 def lines_of(groups: Sequence[Group]) -> list[tuple[str, ...]]:
-    """Return one line for each arm and method: mean scores and losses (nats per target token) over splits and seeds."""
+    """Return one line of text cells for each arm and method, with its dev scores at each learning rate.
+
+    Exact match (percent) and loss (nats per target token) are means over splits and seeds.
+    """
     return [
         (
             one["arm"],
@@ -110,7 +116,10 @@ def snippet(content: dict[str, Any]) -> str:
 
 
 def sentences(groups: Sequence[Group]) -> list[str]:
-    """Return notes on the chosen learning rates: the number of steps of the sweep, and cases in which to be careful."""
+    """Return notes that warn about the chosen learning rates.
+
+    For example, the sweep trained for fewer steps than the study, or the best learning rate is the largest tried.
+    """
     said = []
     shorter = [one for one in groups if one["steps"] < one["own_steps"]]
     if shorter:
@@ -141,7 +150,7 @@ def _steps(groups: Sequence[Group], key: str) -> str:
 
 
 def by_method(groups: Sequence[Group]) -> dict[str, list[Group]]:
-    """Return the groups by method; each method has its own panel."""
+    """Return the groups of each method; the plot has a panel for each method."""
     found: dict[str, list[Group]] = {}
     for one in groups:
         found.setdefault(one["method"], []).append(one)
@@ -149,12 +158,13 @@ def by_method(groups: Sequence[Group]) -> dict[str, list[Group]]:
 
 
 def plot(groups: Sequence[Group], only: str | None = None) -> Figure:
-    """Draw dev exact match over the learning rate, a panel for each method.
+    """Draw dev exact match over the learning rate, with a panel for each method.
 
-    A dot is a run, a line goes through an arm's means over seeds and splits, a ring marks the chosen learning rate.
+    A dot is a run. A line goes through an arm's means over seeds and splits. A ring marks the chosen learning rate.
 
     Args:
-        only: draw only this method; all by default.
+        groups: the groups of the sweep.
+        only: draw only this method; by default all are drawn.
     """
     panels = {method: members for method, members in by_method(groups).items() if only in (None, method)}
     drawn, all_axes = panel_grid(len(panels), sharey=True)
@@ -189,7 +199,7 @@ def _draw(axes: Axes, members: Sequence[Group], styles: dict[str, dict[str, Any]
 
 
 def alt(method: str, members: Sequence[Group]) -> str:
-    """Return the alternative text of a panel."""
+    """Return the alternative text of a method's plot. members: the groups of the method."""
     best = [
         f"{one['arm']} {rate['dev_em']:.1f} % at {rate['rate']:g}"
         for one in members
@@ -200,5 +210,5 @@ def alt(method: str, members: Sequence[Group]) -> str:
 
 
 def caption(method: str, members: Sequence[Group]) -> str:
-    """Return the caption of a panel: the method and the number of steps."""
+    """Return the caption of a method's plot: the method and the number of steps. members: the groups of the method."""
     return f"{method}, after {_steps(members, 'steps')}"

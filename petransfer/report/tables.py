@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table. number: aligned to the right. more: hidden on the page until the reader shows it."""
+    """A column of a table.
+
+    number: whether the column has numbers, which are aligned to the right. more: whether an HTML page hides the column
+    until the reader asks for it.
+    """
 
     name: str
     number: bool = False
@@ -35,7 +39,11 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under named columns. label: for screen readers. caption: above it. heading: its section."""
+    """Rows of text under named columns.
+
+    label: the name of the table for screen readers. caption: a text above the table. heading: the heading above the
+    table on an HTML page.
+    """
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -45,12 +53,12 @@ class Table:
 
     @property
     def has_more(self) -> bool:
-        """Whether the table has a column that is hidden until the reader shows it."""
+        """Whether the table has a column that an HTML page hides until the reader asks for it."""
         return any(column.more for column in self.columns)
 
     @property
     def frame(self) -> DataFrame:
-        """The table as a data frame of text."""
+        """The table as a pandas DataFrame of strings."""
         from pandas import DataFrame
 
         return DataFrame(list(self.rows), columns=[column.name for column in self.columns], dtype=object)
@@ -62,7 +70,11 @@ class Table:
         return replace(self, columns=tuple(columns), rows=tuple(map(tuple, rows)))
 
     def condensed(self, *, first: str = "") -> Table:
-        """Return a shorter table: without empty columns, values common to all rows in the caption, `first` in front."""
+        """Return the table with fewer columns.
+
+        Empty columns are removed. A text column with the same value in all rows is removed, and the caption has its
+        value. The column `first` becomes the first column.
+        """
         used = [at for at in range(len(self.columns)) if any(row[at] for row in self.rows)]
         shared = [at for at in used if self._is_shared(at)]
         kept = [at for at in used if at not in shared or len(shared) == len(used)]
@@ -90,7 +102,10 @@ def table_of_text(
     label: str = "table",
     heading: str = "",
 ) -> Table:
-    """Make a table. The first `names` columns and `verdict` are text; all other columns are numbers."""
+    """Make a table from text cells. The first `names` columns and the column `verdict` are text, all others numbers.
+
+    more: the columns that an HTML page hides until the reader asks for them.
+    """
     made = tuple(Column(name, at >= names and name != "verdict", name in more) for at, name in enumerate(columns))
     return Table(made, tuple(tuple(row) for row in rows), label, heading=heading)
 
@@ -107,7 +122,10 @@ def markdown_text(text: str) -> str:
 
 
 def visible(text: str, keep: str = "\n\t") -> str:
-    """Replace control characters, except those to keep, by escapes such as \\x1b: a terminal would obey them."""
+    """Replace control characters by escapes such as \\x1b, because a terminal would execute them.
+
+    keep: control characters that are not replaced.
+    """
     return "".join(sign if sign.isprintable() or sign in keep else f"\\x{ord(sign):02x}" for sign in str(text))
 
 
@@ -125,7 +143,7 @@ _FORMULA = re.compile(r"^[=+\-@\t\r]")
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return rows as CSV. Text that a spreadsheet would run as a formula gets an apostrophe in front."""
+    """Return rows as CSV. An apostrophe is put before text that a spreadsheet would execute as a formula."""
     from pandas import DataFrame
 
     frame = DataFrame([[_inert(cell) for cell in row] for row in rows], columns=list(columns), dtype=object)
@@ -140,7 +158,7 @@ def _inert(cell: Any) -> Any:
 
 @functools.cache
 def templates() -> Environment:
-    """Return the templates of pages and tables. HTML templates escape all values except Markup."""
+    """Return the jinja environment with the templates of pages and tables. HTML templates escape all but `Markup`."""
     from jinja2 import Environment, PackageLoader, select_autoescape
 
     made = Environment(
@@ -156,7 +174,7 @@ def templates() -> Environment:
 
 
 def breakable(text: Any) -> Markup:
-    """Return a text as HTML that may be broken into lines after an underscore, as in `prim_to_subj_proper`."""
+    """Return a text as HTML in which a browser may break lines after an underscore, as in `prim_to_subj_proper`."""
     return Markup("_<wbr>").join(str(text).split("_"))
 
 
