@@ -1,4 +1,4 @@
-"""Prepare the batches of a run. On a GPU a thread cuts and pins the next batch while the current one is computed."""
+"""Prepare the batches of a run. On a GPU, a thread prepares the next batch while the GPU computes the current step."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Request = tuple[int, int, int]
 
 
 class BatchFeed:
-    """The batches of `steps` steps, each with its micro-batches.
+    """Gives the training loop the batch of each step, cut into micro-batches.
 
-    ahead: whether a thread prepares the next batch during a step. This does not change any batch, because a batch
-    depends only on its step.
+    steps: number of steps of the run. ahead: whether a thread prepares the next batch during a step. This does not
+    change any batch, because a batch depends only on its step.
     """
 
     def __init__(self, source: BatchSource, steps: int, process: Process) -> None:
@@ -26,10 +26,11 @@ class BatchFeed:
         self._next: tuple[Request, Future[PreparedBatch]] | None = None
 
     def take(self, step: int, size: int, budget: int) -> PreparedBatch:
-        """Return the batch of a step and its micro-batches from `Batch.micro_batches(size, budget)`."""
+        """Return the batch of a step, and the micro-batches into which `Batch.micro_batches(size, budget)` cuts it."""
         request = (step, size, budget)
         prepared, self._next = self._next, None
-        # The request changes after running out of memory. Wait first: the source makes one batch at a time.
+        # After running out of memory the micro-batches are smaller, so what the thread prepared cannot be used. Wait
+        # until the thread has finished, because the source can make only one batch at a time.
         if prepared and prepared[0] != request:
             wait([prepared[1]])
             prepared = None
@@ -41,12 +42,12 @@ class BatchFeed:
         return ready
 
     def wait(self) -> None:
-        """Wait until the thread is idle. Call this before using a tokenizer, or anything else that the thread uses."""
+        """Wait until the thread is idle. Call this before using an object that the thread uses, such as a tokenizer."""
         if self._next is not None:
             wait([self._next[1]])
 
     def close(self) -> None:
-        """End the thread, if there is one; the next `take` starts a new one."""
+        """End the thread if there is one. The next call of `take` starts a new thread."""
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)
         self._thread = self._next = None

@@ -1,4 +1,4 @@
-"""Batches that depend only on the seed and the step, cut into micro-batches of similar length."""
+"""Make training batches that depend only on the seed and the step, and cut them into micro-batches."""
 
 from __future__ import annotations
 
@@ -24,16 +24,24 @@ class BatchSource(Protocol):
     """Source of the batches of the training loop."""
 
     def batch(self, step: int, process: int, processes: int) -> Batch:
-        """Return this process's part of the batch of one optimiser step, counted from 0."""
+        """Return this process's part of the batch of one optimiser step.
+
+        Args:
+            step: the optimiser step, counted from 0.
+            process: the index of this process, counted from 0.
+            processes: the number of processes.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The examples of one process for one optimiser step.
+    """The examples that one process trains on in one optimiser step.
 
-    target_tokens: number of target tokens of the whole batch over all processes; the loss is divided by it.
-    collate: makes the tensors of the examples of one micro-batch; by default `collate`, with padding.
+    target_tokens: number of target tokens in the whole batch, including the parts of the other processes. The loss is
+        divided by this number.
+    collate: function that makes the tensors of a micro-batch from its examples; None for the padding function
+        `collate` of this module.
     """
 
     examples: Sequence[Encoded]
@@ -42,9 +50,10 @@ class Batch:
     collate: Collate | None = None
 
     def micro_batches(self, size: int, budget: int = 0) -> list[Tensors]:
-        """Cut the batch into micro-batches of similar length, which saves padding.
+        """Cut the batch into micro-batches of examples of similar length, which saves padding.
 
-        Examples are sorted by target length before source length, because logits need most of the memory.
+        Examples are sorted by target length first and by source length second, because the logits of the targets need
+        most of the memory. With a budget, the examples of a decoder-only model are sorted by their joint length.
 
         Args:
             size: maximum number of examples in a micro-batch.
@@ -59,7 +68,7 @@ class Batch:
 
 
 def _within(examples: Sequence[Encoded], size: int, budget: int, layout: Layout) -> Iterator[list[Encoded]]:
-    """Yield groups of examples of similar length, each as large as `size` and `budget` allow."""
+    """Yield groups of examples of similar length. Each group is as large as `size` and `budget` allow."""
     cut: list[Encoded] = []
     widths: tuple[int, ...] = ()
     for example in sorted(examples, key=lambda example: _lengths(example, layout)):
@@ -75,14 +84,20 @@ def _within(examples: Sequence[Encoded], size: int, budget: int, layout: Layout)
 
 
 def _lengths(example: Encoded, layout: Layout) -> tuple[int, ...]:
-    """Return the lengths of an example's rows in the tensors of `collate`: (target, source), or their joint length."""
+    """Return an example's numbers of tokens in the tensors of `collate`.
+
+    Encoder-decoder: (target, source). Decoder-only: one number, because the tensors hold source and target joined.
+    """
     source, target = len(example.input_ids), len(example.target_ids)
     target += len(layout.decoder_prefix)
     return (target, source) if layout.encoder_decoder else (source + target - 1,)
 
 
 class ShuffledExamples:
-    """Endless epochs over the training examples; the order of an epoch is drawn from (seed, epoch)."""
+    """A `BatchSource` that repeats the training examples without end, in a new random order in each epoch.
+
+    The order depends only on the seed and the epoch.
+    """
 
     def __init__(
         self,
@@ -105,7 +120,7 @@ class ShuffledExamples:
         epoch, offset = divmod(position, len(self._examples))
         return int(self._order(epoch)[offset])
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019 - a source lives as long as its run
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - the cache keeps the source alive, which a run does anyway
     def _order(self, epoch: int) -> np.ndarray:
         return _order(len(self._examples), self._seed, epoch)
 

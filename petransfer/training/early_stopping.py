@@ -1,4 +1,4 @@
-"""Early stopping: end training when the dev set no longer improves, and keep the best weights."""
+"""Early stopping: end training when the scores on dev no longer improve, and keep the best weights."""
 
 from __future__ import annotations
 
@@ -19,10 +19,17 @@ EXACT_MATCH, LOSS = "dev_em", "dev_loss"
 class StoppingState:
     """The state of early stopping after the evaluations so far; it is saved with the training state.
 
-    best_step: the step with the best weights so far, 0 before the first evaluation. best_exact_match, best_loss: the
-    dev scores of that step. level_exact_match, level_loss: the scores that the next evaluation must improve by
-    `min_delta`. stale: evaluations in a row without an improvement. cooldown_from: the step at which the cooldown
-    began; 0 if it did not. stop_reason: empty while training continues.
+    Attributes:
+        best_step: the step with the best weights so far; 0 before the first evaluation.
+        best_exact_match: exact match on dev at `best_step`, in percent.
+        best_loss: loss on dev at `best_step`, in nats per target token.
+        level_exact_match: an exact match that is higher than this by `min_delta` counts as an improvement.
+        level_loss: a loss that is lower than this by `min_delta` counts as an improvement.
+        evaluations: number of evaluations on dev so far.
+        stale: number of evaluations since the last improvement.
+        cooldown_from: the step at which the cooldown began; 0 if it has not begun. In the cooldown, the last part of
+            training, the learning rate falls to zero.
+        stop_reason: why training ends; empty while training continues.
     """
 
     best_step: int = 0
@@ -41,7 +48,7 @@ class StoppingState:
         return cls(**content)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return the state as plain JSON values."""
         return asdict(self)
 
 
@@ -59,7 +66,7 @@ class EarlyStopper:
         """Record the dev scores after `step` steps and return whether they are the best so far.
 
         Args:
-            step: optimiser steps taken.
+            step: number of optimiser steps taken so far.
             scores: `dev_em` in percent and `dev_loss` in nats per target token.
         """
         state = self.state
@@ -75,7 +82,10 @@ class EarlyStopper:
         return is_best
 
     def _begin_or_end(self, step: int) -> None:
-        """Begin the cooldown when patience has run out, and stop after it; stop at once if nothing can be gained."""
+        """Begin the cooldown after `patience` evaluations in a row without an improvement, and stop at its end.
+
+        Stop without a cooldown if the settings have none, or if exact match has reached 100 %.
+        """
         state = self.state
         if state.cooldown_from:
             if step >= state.cooldown_from + self.cooldown_steps:
@@ -88,15 +98,15 @@ class EarlyStopper:
 
     @property
     def cooldown_steps(self) -> int:
-        """The steps of the cooldown."""
+        """The number of optimiser steps of the cooldown."""
         return self.settings.cooldown * self.settings.every
 
     def cooldown_factor(self, step: int, last: int) -> float:
-        """Return the factor of a step's learning rate: 1 before the cooldown, then falling linearly to zero.
+        """Return the factor by which a step's learning rate is multiplied: 1 before the cooldown, then falling to 0.
 
         Args:
             step: the step, counted from 0.
-            last: the largest number of steps, at which the cooldown ends if it would last longer.
+            last: the maximum number of steps of the run. The cooldown always ends by then.
         """
         begin = self.state.cooldown_from
         if not begin or step <= begin:
@@ -104,7 +114,7 @@ class EarlyStopper:
         return max(0.0, 1 - (step - begin) / min(self.cooldown_steps, last - begin))
 
     def is_out_of_time(self, seconds: float) -> bool:
-        """Return whether `seconds` of training are more than the time limit."""
+        """Return whether a training time of `seconds` has reached the time limit; False if there is no limit."""
         return 0 < self.settings.max_minutes <= seconds / 60
 
     def _rank(self, exact_match: float | None, loss: float | None) -> tuple[float, ...]:
@@ -114,7 +124,7 @@ class EarlyStopper:
         return (-math.inf if exact_match is None else exact_match, lower_loss)
 
     def _improves(self, exact_match: float, loss: float) -> bool:
-        """Update the level of each score that improved by `min_delta`, and return whether any score improved."""
+        """Return whether a score improved by `min_delta`, and update the level of each score that did."""
         state, delta = self.state, self.settings.min_delta
         improved = False
         uses_exact_match = self.settings.metric == "exact_match"

@@ -1,4 +1,4 @@
-"""How a run is executed on a machine. Imports no torch, so that the command line starts at once."""
+"""Settings for executing a run on a machine. Imports no torch, so that the command line starts quickly."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from petransfer.errors import UserError
 class Execution:
     """Settings for executing a run on this machine; they are not part of the run id.
 
-    micro_batch: examples per forward pass, 0 for the default. threads: CPU threads, 0 for the number that torch already
-    uses. save_every: seconds between training states. log_every: steps between lines of metrics. compile: compile the
-    loss with torch.compile. checkpointing: gradient checkpointing, which recomputes the activations of a layer in the
-    backward pass and gives the same gradient.
+    Attributes:
+        micro_batch: examples per forward pass; 0 for the default.
+        threads: CPU threads; 0 for the number that torch already uses.
+        save_every: seconds between two saves of the training state.
+        log_every: steps between two lines of metrics.jsonl.
+        compile: whether the loss is compiled with `torch.compile`.
+        checkpointing: whether gradient checkpointing is used. It recomputes the activations of a layer in the backward
+            pass and gives the same gradient.
     """
 
     micro_batch: int = 0

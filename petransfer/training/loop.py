@@ -1,4 +1,4 @@
-"""The one training loop: fine-tuning and pretraining, adapters and full fine-tuning, one process and many."""
+"""The training loop for fine-tuning and pretraining, adapters and full fine-tuning, one process and several."""
 
 from __future__ import annotations
 
@@ -53,12 +53,13 @@ Result = TypeVar("Result")
 class Hooks:
     """Functions that the loop calls while it runs.
 
-    progress: called after every step with the number of steps, the last mean loss read from the device, and the
-        training time in seconds.
+    progress: called after every step with the number of steps taken, the mean loss that was last read from the device,
+        and the training time in seconds.
     should_stop: called after every step; if it returns True, the loop saves the state and raises `Interrupted`.
-    evaluate_at: steps after which `evaluate` is called. Its argument is a micro-batch size that is known to fit; its
-        result is added to the line of metrics.
-    log: called with every line of metrics, only in the process that writes files.
+    evaluate_at: numbers of steps after which `evaluate` is called.
+    evaluate: called with a micro-batch size that is known to fit in memory; returns the scores on dev, which are added
+        to the line of metrics.
+    log: called with every line of metrics, but only in the process that writes the files.
     """
 
     progress: Callable[[int, float, float], None] = lambda step, loss, seconds: None
@@ -69,13 +70,17 @@ class Hooks:
 
 
 class Loop:
-    """Trains `model` for `spec.steps` steps or until early stopping, saving training states in `folder`.
+    """Trains `model` for `spec.steps` steps or until early stopping, and saves training states in `folder`.
 
     A run resumes from the state in `folder`. The batch of a step never changes: running out of memory only halves the
-    micro-batch. The loss is divided by the target tokens of the whole batch over all processes, so the gradient does
-    not depend on the size of the micro-batches. Each process computes a part of the batch, and the first process writes
-    the files; see `distributed.processes` for how the processes share the tensors. autocast: the weights are in fp32,
-    and the forward pass is computed in bf16.
+    micro-batch. The loss is divided by the number of target tokens in the whole batch, over all processes. So the
+    gradient does not depend on the size of the micro-batches. Each process computes a part of the batch, and the first
+    process writes the files; see `distributed.processes` for how the processes share the tensors.
+
+    Args:
+        identity: text that identifies the run. The loop resumes only from a state that was saved with the same text.
+        seed: the seed of dropout.
+        autocast: whether the forward pass is computed in bf16 although the weights are in fp32.
     """
 
     def __init__(
@@ -108,13 +113,13 @@ class Loop:
         self.progress = peek_progress(self.state_folder, identity) or self._new_progress()
         if execution.checkpointing:  # recorded even if only a part of the run uses gradient checkpointing
             self.progress.notes["checkpointing"] = True
-        if self.progress.threads:  # rounding depends on the number of threads, so a resumed run keeps it
+        if self.progress.threads:  # a resumed run keeps its number of threads, because rounding depends on it
             torch.set_num_threads(self.progress.threads)
         self.optimizer = make_optimizer(model, spec)
         if self.progress.step:
             load_state(self.state_folder, self.progress, model, self.optimizer)
         self.stopper = self._make_stopper()
-        # Reading a loss from a GPU waits until all queued work is finished.
+        # Reading a loss from a GPU waits until the GPU has finished all queued work, so it is not done every step.
         self.reads_every_step = process.device.type != "cuda"
         self.feed = BatchFeed(source, spec.steps, process)
         self._unread: list[tuple[int, torch.Tensor, torch.Tensor]] = []
@@ -139,7 +144,7 @@ class Loop:
         return self.progress.step >= self.spec.steps or self._stopping_state.stop_reason != ""
 
     def run(self) -> Progress:
-        """Train to the end. With early stopping the model has the weights of the best step afterwards.
+        """Train to the end and return the progress. With early stopping, the model then has its best weights.
 
         Raises:
             Interrupted: `should_stop` returned True; the state is saved.
@@ -167,12 +172,13 @@ class Loop:
                 raise Interrupted
 
     def note(self, step: int, loss: torch.Tensor, norm: torch.Tensor, seconds: float) -> None:
-        """Record a finished step; write a line of metrics and evaluate on dev if they are due after this step.
+        """Record a finished step. Evaluate on dev and write a line of metrics if this is due after the step.
 
         Args:
             step: the step, counted from 0.
-            loss: mean loss per target token, on the device.
-            norm: the gradient's norm before clipping, on the device.
+            loss: mean loss in nats per target token, as a tensor on the device.
+            norm: the gradient's norm before clipping, as a tensor on the device.
+            seconds: training time of the run so far.
 
         Raises:
             RunError: a self-check failed, or a loss or norm is not finite.
@@ -188,10 +194,11 @@ class Loop:
         self._log(step)
 
     def read_losses(self) -> None:
-        """Read the losses and gradient norms of the steps since the last call.
+        """Read the losses and gradient norms of the steps since the last call from the device; update the mean loss.
 
         Raises:
-            RunError: a loss or norm is not finite, so the weights are not finite either; no such state was saved.
+            RunError: a loss or norm is not finite. The weights are then not finite either. They have not been saved,
+                because `save` calls this method first.
         """
         unread, self._unread = self._unread, []
         if not unread:
@@ -213,11 +220,12 @@ class Loop:
         self._mean_loss = self.progress.loss_sum / self.progress.loss_steps
 
     def save(self, *, stack: Sequence[str] = (), keep_earlier: bool = False) -> None:
-        """Save the current training state; only one process writes.
+        """Save the current training state. Only the first process writes files.
 
         Args:
-            stack: names of the runs that are trained in one stack with this run.
-            keep_earlier: keep earlier states. The caller removes them once all runs of a stack have saved this step.
+            stack: run ids of all runs in this run's stack; empty if the run is not stacked.
+            keep_earlier: whether the states of earlier steps are kept. The caller then removes them when all runs of
+                the stack have saved this step.
 
         Raises:
             RunError: a loss is not finite, or the state cannot be written.
@@ -243,19 +251,19 @@ class Loop:
         self.progress.out_of_memory += 1
 
     def take_step_within_memory(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Call `take_step`; each time that it runs out of memory, repeat it with smaller micro-batches.
+        """Return the result of `take_step`. Each time that memory runs out, halve the micro-batch and repeat the step.
 
         Raises:
-            RunError: out of memory with a micro-batch of one example.
+            RunError: memory ran out with a micro-batch of one example.
         """
         message = "out of memory with one example at a time; take fewer bits or a smaller model"
         return with_smaller_micro_batches(lambda: self.take_step(step), [self], message)
 
     def take_step(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Take one optimiser step; return the loss per target token and the gradient's norm before clipping.
+        """Take one optimiser step. Return the loss per target token and the gradient's norm before clipping.
 
         Raises:
-            OutOfMemory: in every process, if one of them ran out of memory; no weight has changed.
+            OutOfMemory: in every process, if any process ran out of memory. No weight has changed.
         """
         batch, cuts = self.feed.take(step, self.progress.micro_batch, self.progress.token_budget)
         torch.manual_seed(dropout_seed(self.seed, step, self.process.index))
@@ -272,7 +280,15 @@ class Loop:
         return self.update(step, total, batch.target_tokens)
 
     def accumulate(self, batch: Batch, cuts: Sequence[Tensors]) -> torch.Tensor:
-        """Add this process's gradient to `grad` of the trained tensors and return this process's summed loss."""
+        """Add the gradient of this process's part of a batch to `grad` of the trained tensors.
+
+        Args:
+            batch: this process's part of the batch.
+            cuts: the micro-batches of `batch`.
+
+        Returns:
+            The loss in nats, summed over the target tokens of `batch`.
+        """
         if self.fast_path is None or self.loss_function is not token_loss:
             return self._run_micro_batches(batch, cuts, self.loss_function)
         with self.fast_path.step() as loss_function:
@@ -284,7 +300,9 @@ class Loop:
         Both results are tensors on the device; they are not read here, so that the CPU does not wait for a GPU.
 
         Args:
-            target_tokens: target tokens of the batch over all processes.
+            step: the step, counted from 0.
+            total: the summed loss that `accumulate` returned in this process.
+            target_tokens: number of target tokens in the whole batch, over all processes.
 
         Raises:
             RunError: the optimiser ran out of memory. A smaller micro-batch would not help, and a second attempt would
@@ -312,11 +330,13 @@ class Loop:
             torch.autograd.backward(summed * (weight / batch.target_tokens))
             return summed.detach() * weight
 
-        examples = -(-self.spec.batch_size // self.process.count)  # the maximum of any process
+        examples = -(-self.spec.batch_size // self.process.count)  # the largest number of examples in a process
         return self.processes.run_micro_batches(cuts, run_one, -(-examples // self.progress.micro_batch))
 
     def _exchange(self, failed: bool) -> None:
-        """Sum the gradients over all processes, and tell all of them whether one failed, must stop or must save.
+        """Sum the gradients over all processes, and let them agree whether the step failed and whether to stop or save.
+
+        failed: whether this process ran out of memory.
 
         Raises:
             OutOfMemory: in every process, if any process failed.
@@ -329,7 +349,7 @@ class Loop:
             raise OutOfMemory("out of memory in one of the processes")
 
     def _check_processes(self) -> None:
-        """Raise UserError if there are more processes than examples in a batch, or if their folders differ."""
+        """Raise UserError if there are more processes than examples in a batch, or if they see different folders."""
         processes = self.process.count
         refuse_small_batch(self.spec.batch_size, processes)
         step = self.progress.step
@@ -338,7 +358,8 @@ class Loop:
 
     def _new_progress(self) -> Progress:
         micro_batch = self.execution.micro_batch or self._default_micro_batch()
-        # With sharded tensors all processes must run the same number of passes, whatever the lengths of their examples.
+        # A token budget would make the number of passes depend on the lengths of a process's examples. With sharded
+        # tensors all processes must run the same number of passes, so there is no budget.
         unbounded = self.execution.micro_batch or self.processes.shards_tensors
         budget = 0 if unbounded else default_token_budget(self.process.device)
         return Progress(micro_batch=micro_batch, threads=self.execution.threads, token_budget=budget)
@@ -365,7 +386,7 @@ class Loop:
         return done in self.hooks.evaluate_at or self._out_of_time
 
     def _log(self, step: int) -> None:
-        """Write a line of metrics if one is due, and call the hooks."""
+        """Evaluate on dev and write a line of metrics if they are due, and call the hooks."""
         done = step + 1
         scores = self._evaluate(done) if self._evaluation_is_due(done) else {}
         self.hooks.progress(done, self._mean_loss, self.progress.seconds)
@@ -385,12 +406,13 @@ class Loop:
         self.progress.loss_sum, self.progress.loss_steps = 0.0, 0
 
     def _evaluate(self, done: int) -> dict[str, Any]:
-        """Evaluate on dev. With early stopping, save the best weights and decide whether training continues."""
+        """Return the scores on dev. With early stopping, save the best weights and decide whether training stops."""
         self.feed.wait()
         scores = self.hooks.evaluate(self.progress.micro_batch)
         if self.stopper is None:
             return scores
-        if self.processes.shared:  # all processes use the scores of one, so that rounding cannot split their decisions
+        # All processes use the scores of the first process. Otherwise rounding could make them decide differently.
+        if self.processes.shared:
             leads = self.process.leads
             scores = dict(
                 zip(scores, self.processes.agree([score if leads else 0.0 for score in scores.values()]), strict=True)
@@ -419,9 +441,9 @@ class Loop:
         """Load the weights of the best step into the model if early stopping is used."""
         best = self._stopping_state.best_step
         if best:
-            self._wait_for_others()  # one process writes the best weights
+            self._wait_for_others()  # the first process must have written the best weights
             load_best(self.state_folder, self.model, best)
-            self._wait_for_others()  # and removes them when the run is done
+            self._wait_for_others()  # all must have loaded them, because the first process later removes the files
 
     def _wait_for_others(self) -> None:
         if self.processes.shared:
@@ -429,10 +451,15 @@ class Loop:
 
 
 def with_smaller_micro_batches(attempt: Callable[[], Result], loops: Sequence[Loop], message: str) -> Result:
-    """Return the result of `attempt`. Each time that it runs out of memory, halve all micro-batches and call it again.
+    """Return the result of `attempt`. Each time that memory runs out, halve the micro-batches and call it again.
+
+    Args:
+        attempt: the function to call, for example an optimiser step.
+        loops: the loops whose micro-batches are halved; all have the same micro-batch.
+        message: the text of the `RunError`.
 
     Raises:
-        RunError: with `message`, if a micro-batch of one example is out of memory.
+        RunError: memory ran out with micro-batches of one example.
     """
     while True:
         try:

@@ -15,7 +15,7 @@ from petransfer.training.batches import IGNORED, Tensors
 # Logits that need more bytes than this in fp32 are computed in chunks; a chunk needs about a quarter of this size.
 WHOLE = 2**28
 
-# Architectures whose logits are the output of the head (a test checks each).
+# Architectures whose logits are exactly the output of the head. A test checks each architecture.
 PLAIN_HEADS = frozenset(
     {
         *("t5", "mt5", "longt5", "gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma", "phi", "phi3", "starcoder2"),
@@ -52,16 +52,16 @@ class Head(NamedTuple):
         return self.layer.bias if added is None else added[0].to(self.layer.weight.dtype)
 
     def chunk_rows(self) -> int:
-        """Return the number of rows in one chunk of logits."""
+        """Return the number of token positions in one chunk of logits."""
         return max(1, WHOLE // (16 * self.layer.weight.shape[0]))
 
     def logits(self, hidden_nd: torch.Tensor) -> torch.Tensor:
-        """Return the logits of hidden states, (n, v) in fp32."""
+        """Return the logits (n, v) of hidden states (n, d), in fp32."""
         return _capped(functional.linear(hidden_nd, self.layer.weight, self.bias).float(), self.cap)
 
 
 def token_loss(model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
-    """Return the cross-entropy in nats, summed over the micro-batch's target tokens and computed in fp32."""
+    """Return the cross-entropy of a micro-batch in nats, summed over its target tokens and computed in fp32."""
     labels = batch["labels"].flatten()
     head = chunked_head(model, labels.numel())
     if head is None:
@@ -76,13 +76,16 @@ def token_loss(model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
 
 
 def chunked_head(model: Any, positions: int) -> Head | None:
-    """Return the head if the logits of `positions` positions must be computed in chunks, else None."""
+    """Return the model's output head if the logits of so many positions must be computed in chunks, else None.
+
+    Also returns None if the head is not supported (see `known_head`).
+    """
     head = known_head(model)
     return head if head is not None and 4 * positions * head.layer.weight.shape[0] > WHOLE else None
 
 
 def known_head(model: Any) -> Head | None:
-    """Return the output head of a model, or None if its architecture is unknown."""
+    """Return the output head of a model, or None if its architecture or its head is not supported."""
     while hasattr(model, "module"):  # DistributedDataParallel and similar wrappers
         model = model.module
     base = base_model_of(model)
@@ -148,14 +151,21 @@ def head_cross_entropy(
 
 
 class HeadCrossEntropy(torch.autograd.Function):
-    """Summed cross-entropy of softmax(hidden weight^T + bias), computed in blocks of rows.
+    """Summed cross-entropy of softmax(hidden weight^T + bias), computed in blocks of token positions.
 
     The gradient is computed together with the loss, so no block of logits is kept or computed twice. Only one block of
     logits is in memory at a time; a small block even fits the cache of a CPU.
 
-    Arguments of `apply`: hidden (n, d); trained, the trained weight (v, d), or its rows with the ids `rows` (k, d);
-    weight (v, d); bias (v) or None; labels (n), `IGNORED` at positions without a loss; rows (k) or None; block, the
-    number of rows that are computed at once; cap, the c of logits limited to c * tanh(logits / c), 0 for no limit.
+    Arguments of `apply`:
+
+    - hidden: (n, d), the input of the head at n positions.
+    - trained: the tensor that gets the gradient of the weight: the whole weight (v, d), or some of its rows (k, d).
+    - weight: (v, d), the weight that is used to compute the logits.
+    - bias: (v,), or None.
+    - labels: (n,), `IGNORED` at positions without a loss.
+    - rows: (k,), the ids of the rows of the weight that are in `trained`; None if `trained` is the whole weight.
+    - block: number of positions whose logits are computed at once.
+    - cap: the logits are limited to cap * tanh(logits / cap); 0 for no limit.
     """
 
     @staticmethod
@@ -196,14 +206,15 @@ class HeadCrossEntropy(torch.autograd.Function):
 def _block_loss(
     logits_nv: torch.Tensor, label_n1: torch.Tensor, cap: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the summed loss of a block, the undivided gradient of its logits (n, v), and the divisors (n, 1).
+    """Return the summed loss of a block, the gradient of its logits before a division (n, v), and the divisors (n, 1).
 
-    The caller divides after its products with the gradient, because these are smaller than (n, v). The divisor of a row
-    without a label is infinity. The logits are already limited by `cap`; the gradient is with respect to the logits
-    before the limit. Overwrites the logits.
+    The gradient of a row is the returned row divided by the row's divisor. The caller divides smaller tensors where it
+    can, such as products with the gradient, because this is faster. The divisor of a row without a label is infinity,
+    so the gradient of this row is zero. The logits are already limited by `cap`; the gradient is with respect to the
+    logits before the limit. This function overwrites `logits_nv`.
     """
     known_n1, wanted_n1 = label_n1 != IGNORED, label_n1.clamp(min=0)
-    slope_nv = 1 - (logits_nv / cap).square() if cap else None  # derivative of the limited logits
+    slope_nv = 1 - (logits_nv / cap).square() if cap else None  # derivative of cap * tanh(u / cap) with respect to u
     wanted_logit_n1 = logits_nv.gather(1, wanted_n1)
     largest_n1 = logits_nv.amax(1, keepdim=True)
     gradient_nv = logits_nv.sub_(largest_n1).exp_()
@@ -218,7 +229,11 @@ def _block_loss(
 def _add_weight_gradient(
     gradient_nv: torch.Tensor, hidden_nd: torch.Tensor, sum_n1: torch.Tensor, of_weight: Any, of_bias: Any, rows: Any
 ) -> None:
-    """Add a block's gradient to the gradients of the weight (v, d) or its `rows` (k, d), and of the bias (v)."""
+    """Add a block's gradient to `of_weight` and to `of_bias`, unless they are None.
+
+    of_weight: gradient of the weight (v, d), or of its rows with the ids `rows` (k, d). of_bias: gradient of the bias
+    (v,).
+    """
     if of_bias is not None:
         of_bias += (gradient_nv / sum_n1).sum(0)
     if of_weight is not None:

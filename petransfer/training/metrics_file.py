@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line of JSON per logged step. Resuming a run neither loses nor repeats a line."""
+"""Write and read metrics.jsonl: one line of JSON per logged step. Resuming a run neither loses nor repeats a line."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class MetricsFile:
         self.path = path
 
     def append(self, line: dict[str, Any]) -> None:
-        """Append one line."""
+        """Append one line of JSON to the file."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def size(self) -> int:
-        """Return the length of the file in bytes, after writing it to the disk."""
+        """Return the length of the file in bytes, after making sure that all of it is on the disk."""
         if not self.path.exists():
             return 0
         with self.path.open("rb") as file:
@@ -37,10 +37,10 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return all complete lines; an incomplete last line is left out.
+    """Return the lines of a metrics.jsonl file as dicts, without an incomplete last line; [] if there is no file.
 
     Raises:
-        UserError: The file is damaged.
+        UserError: A line is damaged, or `path` is not a file.
     """
     if not path.exists():
         return []

@@ -12,7 +12,7 @@ from petransfer.training.state import trained_tensors
 
 
 def learning_rate_factor(spec: TrainSpec, step: int) -> float:
-    """Return a step's learning rate as a fraction of the peak: linear warm-up, then the schedule down to `final`.
+    """Return a step's learning rate as a share of the highest, 0 to 1: linear warm-up, then `spec.schedule`.
 
     Args:
         step: the step, counted from 0.
@@ -28,15 +28,15 @@ def learning_rate_factor(spec: TrainSpec, step: int) -> float:
 
 
 def make_optimizer(model: torch.nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
-    """Make AdamW for the trained tensors.
+    """Make AdamW for the trained tensors. The learning rate of a parameter group is multiplied by the group's `scale`.
 
-    With `rate_scaling: rms` each tensor is a group of its own, and its learning rate and weight decay follow the
-    tensor's size. The `scale` of a group multiplies the learning rate.
+    With `rate_scaling: rms` each tensor is a group of its own. Its learning rate is multiplied by the root mean square
+    of its values, and its weight decay is divided by the same number.
     """
     groups = _scaled_groups(model, spec) if spec.rate_scaling == "rms" else _groups_by_factor(model, spec)
     if spec.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=spec.learning_rate, betas=spec.betas, fused=True)
-    from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit  # optional: not on every platform
+    from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit  # not available on every platform
 
     eight_bit = PagedAdamW8bit if spec.optimizer == "paged-adamw-8bit" and torch.cuda.is_available() else AdamW8bit
     optimizer: torch.optim.Optimizer = eight_bit(groups, lr=spec.learning_rate, betas=spec.betas)
@@ -44,7 +44,7 @@ def make_optimizer(model: torch.nn.Module, spec: TrainSpec) -> torch.optim.Optim
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Set the learning rate of all groups, each multiplied by its scale."""
+    """Set the learning rate of every parameter group to `learning_rate` times the group's `scale`."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["scale"]
 
@@ -71,5 +71,5 @@ def _groups_by_factor(model: torch.nn.Module, spec: TrainSpec) -> list[dict[str,
 
 
 def _factor(parameter: torch.nn.Parameter) -> float:
-    """Return the factor that the method applies to a tensor's learning rate; 1 unless it sets `rate_factor`."""
+    """Return the factor of a tensor's learning rate: its attribute `rate_factor`, 1 if the method has not set it."""
     return float(getattr(parameter, "rate_factor", 1.0))

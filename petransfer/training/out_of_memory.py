@@ -1,4 +1,4 @@
-"""Recognise out-of-memory errors, and choose default micro-batches that make them rare."""
+"""Recognise out-of-memory errors, and choose default micro-batches that rarely run out of memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class OutOfMemory(MemoryError):
     """Memory ran out, on a GPU or on the CPU."""
 
 
-# Parts of the messages of plain RuntimeErrors: of torch on Windows and on Linux, of CUDA, and of cuBLAS and cuDNN.
+# Parts of the messages of plain RuntimeErrors that mean that memory ran out. In this order, they come from torch on
+# Windows, torch on Linux, CUDA, cuBLAS and cuDNN.
 _MESSAGES = (
     "not enough memory",
     "can't allocate memory",
@@ -27,7 +28,7 @@ _MESSAGES = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that memory ran out. On the CPU torch raises a plain RuntimeError for this."""
+    """Return whether an error means that memory ran out. On a CPU, torch then raises a plain RuntimeError."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return any(message in str(error) for message in _MESSAGES)
@@ -35,7 +36,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def raising_out_of_memory() -> Iterator[None]:
-    """Raise `OutOfMemory` instead of any other error that means that memory ran out while the context is open."""
+    """While the context is open, replace every error that means that memory ran out by `OutOfMemory`."""
     try:
         yield
     except OutOfMemory:
@@ -52,11 +53,13 @@ def release_cached_memory() -> None:
         torch.cuda.empty_cache()
 
 
-# Examples per pass on a CPU if padding is not computed. Smaller and larger values were slower on SCAN and COGS.
+# Default micro-batch on a CPU, in examples, if the model skips padding. Smaller and larger values were slower on SCAN
+# and COGS.
 PACKED_EXAMPLES = 32
 
-# Tokens of a forward pass, padding included, that keep a GPU busy: a matrix product with this many rows takes longer
-# than its launch. A smaller budget would only save padding. Estimated for a model of t5-base's size, not timed.
+# Default maximum number of tokens in a micro-batch on a GPU, padding included. A matrix product with this many rows
+# takes longer than the start of its kernel, so it keeps the GPU busy. Smaller micro-batches would have less padding but
+# would not be faster. Estimated for a model of t5-base's size, not measured.
 GPU_TOKENS = 4096
 
 
@@ -66,9 +69,10 @@ def default_token_budget(device: torch.device) -> int:
 
 
 def default_micro_batch(batch_size: int, device: torch.device) -> int:
-    """Return the examples of a micro-batch: the whole batch on a GPU (the token budget cuts it), at most 8 on a CPU.
+    """Return the default number of examples in a micro-batch.
 
-    On a CPU, 8 examples of similar length need less padding than 32: 1.5 times as fast on SCAN, measured.
+    On a GPU it is the whole batch, because the token budget limits the micro-batch. On a CPU it is at most 8: a
+    micro-batch of 8 examples of similar length has less padding than one of 32, and SCAN trained 1.5 times as fast.
     """
     return batch_size if device.type == "cuda" else min(batch_size, 8)
 
@@ -76,8 +80,11 @@ def default_micro_batch(batch_size: int, device: torch.device) -> int:
 def enable_gradient_checkpointing(model: torch.nn.Module, **options: Any) -> None:
     """Enable gradient checkpointing: every layer recomputes its activations in the backward pass.
 
-    Uses the non-reentrant variant, because the reentrant one silently trains nothing if the first layer is frozen.
-    options: further arguments of `torch.utils.checkpoint.checkpoint`.
+    This uses the non-reentrant variant. The reentrant variant trains nothing, without an error, if the first layer is
+    frozen.
+
+    Args:
+        options: further arguments of `torch.utils.checkpoint.checkpoint`.
 
     Raises:
         UserError: the architecture or the method does not support gradient checkpointing.

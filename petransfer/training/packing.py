@@ -1,7 +1,7 @@
-"""Pack several examples of a decoder-only model into one row, each with attention to its own tokens only.
+"""Pack several training examples into one row, for decoder-only models. An example attends only to its own tokens.
 
-transformers finds the boundaries where the position ids begin again at 0, if there is no attention mask, and lets no
-token attend across one. So a packed row trains exactly what its examples train apart, without padding.
+If there is no attention mask, transformers takes each position id 0 as the start of a new example, and lets no token
+attend to another example. So packed examples give the same gradient as separate examples, and need less padding.
 """
 
 from __future__ import annotations
@@ -20,19 +20,21 @@ from petransfer.recipe.run_spec import RunSpec
 from petransfer.training.batches import IGNORED, Tensors, collate
 from petransfer.training.losses import token_loss
 
-# Rows have room for the longest example, and for at least this many tokens. The memory of attention grows with its
-# square.
+# A row has room for this many tokens, or for the longest example if that has more tokens. Longer rows would need much
+# more memory, because attention's memory grows with the square of a row's length.
 FEWEST_TOKENS = 512
-# The largest relative difference between the losses of packed and separate examples, which rounding explains.
+# The largest relative difference between the losses of packed and of separate examples that counts as rounding.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2}
 _ADVICE = "leave train.packing (--packing) out"
 
 
 def refuse_packing(spec: RunSpec, config: Any) -> None:
-    """Refuse a run with packing if its model or method cannot have it. No weights are needed.
+    """Refuse a run with packing if its model or its method does not support packing. The weights are not needed.
+
+    config: the configuration of the model.
 
     Raises:
-        UserError: The model is an encoder-decoder or takes no position ids, or the method adds virtual tokens.
+        UserError: The model is an encoder-decoder or has no input for position ids, or the method adds virtual tokens.
     """
     if not spec.train.packing:
         return
@@ -52,10 +54,10 @@ def refuse_packing(spec: RunSpec, config: Any) -> None:
 
 @torch.no_grad()
 def check_packing(model: torch.nn.Module, examples: Sequence[Encoded], layout: Layout) -> None:
-    """Compare the loss of a few packed examples with their loss apart.
+    """Check that a few examples have the same loss in a packed row as in separate rows.
 
     Raises:
-        UserError: The losses differ by more than rounding: the model looks across the boundaries.
+        UserError: The losses differ by more than rounding, so tokens of one example attend to another example.
     """
     few = sorted(examples[:64], key=lambda example: len(example.input_ids) + len(example.target_ids))[:3]
     device = next(model.parameters()).device
@@ -73,10 +75,11 @@ def check_packing(model: torch.nn.Module, examples: Sequence[Encoded], layout: L
 
 
 def collate_packed(examples: Sequence[Encoded]) -> Tensors:
-    """Make the tensors of one micro-batch with several examples in each row.
+    """Make the tensors of one micro-batch, with several examples in each row.
 
-    input_ids, position_ids and labels (rows, tokens). Labels are already shifted, as in `collate`. The rest of a row
-    is an example of its own, without labels.
+    Returns:
+        input_ids, position_ids and labels, each (rows, tokens). Labels are already shifted, as in `collate`. The
+        unused positions at the end of a row form one more example, which has no labels.
     """
     rows = _rows([len(one.input_ids) + len(one.target_ids) - 1 for one in examples])
     width = max(sum(len(examples[at].input_ids) + len(examples[at].target_ids) - 1 for at in row) for row in rows)
@@ -97,7 +100,10 @@ def collate_packed(examples: Sequence[Encoded]) -> Tensors:
 
 
 def _rows(lengths: Sequence[int]) -> list[list[int]]:
-    """Put examples into rows, the longest first, each into the first row with room; return their indices by row."""
+    """Distribute examples over rows. Return for each row the indices of its examples.
+
+    The longest example is placed first. Each example goes into the first row that has room for it.
+    """
     room = max(FEWEST_TOKENS, *lengths)
     rows: list[list[int]] = []
     left: list[int] = []

@@ -24,37 +24,45 @@ from petransfer.training.out_of_memory import OutOfMemory, raising_out_of_memory
 logger = logging.getLogger(__name__)
 
 EXAMPLES = 16
-# Relative change of the loss above which a warning is given. Measured before training (results/bench/): at most 1.5 %
-# on the embedded checkpoints, 5 to 10 % on small real checkpoints, which nevertheless train well.
+# Relative change of the loss above which a warning is given. The changes measured before training (results/bench/) are
+# at most 1.5 % on the embedded checkpoints, and 5 to 10 % on small real checkpoints, which nevertheless train well.
 WARN_ABOVE = 0.05
 # Training is refused if the loss changed by more than both limits, because quantization then broke the checkpoint. The
-# first limit is relative, the second in nats. The second one prevents refusing a model whose loss is near zero.
+# first limit is relative, the second in nats. A loss near zero can change by more than the first limit although the
+# checkpoint still works; the second limit prevents its refusal.
 REFUSE_ABOVE, REFUSE_NATS = 0.5, 0.1
 
 
 @dataclass(frozen=True)
 class QuantisationCost:
-    """Loss at 16 bits and as loaded, in nats per target token, over the same examples, before training."""
+    """The loss of a checkpoint before training, at 16 bits and quantized, in nats per target token.
+
+    Both losses are computed on the same examples.
+    """
 
     loss_at_16_bits: float
     loss: float
 
     @property
     def change(self) -> float:
-        """Relative change of the loss; infinite if the loss at 16 bits is zero."""
+        """Relative change of the loss, such as 0.05 for 5 % more; infinite if the loss at 16 bits is zero."""
         return self.loss / self.loss_at_16_bits - 1 if self.loss_at_16_bits else math.inf
 
 
 def quantisation_cost(
     checkpoint: CheckpointSpec, seed: int, loaded: Loaded, examples: Sequence[Encoded]
 ) -> QuantisationCost:
-    """Compute the loss of `examples` with the quantized model and with the checkpoint at 16 bits.
+    """Compute the loss of a few examples with the quantized model and with the checkpoint at 16 bits.
 
-    The model at 16 bits is loaded on the same device if it fits beside the quantized model. Otherwise it is computed on
-    the CPU with weights read from disk.
+    The checkpoint at 16 bits is loaded on the device of the quantized model if it fits there too. Otherwise its loss is
+    computed on the CPU with weights that are read from disk when they are needed.
+
+    Args:
+        loaded: the quantized model.
+        examples: only the first `EXAMPLES` are used.
 
     Raises:
-        RunError: out of memory even with weights read from disk.
+        RunError: memory ran out, even with weights that are read from disk.
     """
     device = next(loaded.model.parameters()).device
     try:
@@ -83,10 +91,13 @@ def _loss_at_16_bits(
 
 
 def check(cost: QuantisationCost, name: str) -> None:
-    """Warn if quantization changed the loss noticeably, and raise RunError if it broke the model.
+    """Warn if quantization changed the loss noticeably, and raise RunError if quantization broke the model.
+
+    Args:
+        name: the name of the checkpoint, for the message.
 
     Raises:
-        RunError: the loss is not finite, or changed by more than REFUSE_ABOVE and REFUSE_NATS.
+        RunError: the loss is not finite, or it changed by more than both `REFUSE_ABOVE` and `REFUSE_NATS`.
     """
     moved = f"quantizing {name} changed its loss on {EXAMPLES} dev examples from {cost.loss_at_16_bits:.3f} to "
     moved += f"{cost.loss:.3f} nats per target token"

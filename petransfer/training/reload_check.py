@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import torch
 
-import petransfer.models.bitsandbytes_import  # noqa: F401 - before peft
+import petransfer.models.bitsandbytes_import  # noqa: F401 - must be imported before peft
 
 # isort: split
 from peft import PeftModel
@@ -25,8 +25,9 @@ from petransfer.training.batches import IGNORED, Tensors, collate
 from petransfer.training.out_of_memory import OutOfMemory, raising_out_of_memory, release_cached_memory
 
 EXAMPLES = 4
-# Largest difference between two logits that counts as rounding, as a share of the largest logit, by bits. An error in
-# saving changes logits by a multiple of this: by more than a third if the position embeddings are missing.
+# For each number of bits, the largest difference between two logits that counts as rounding, as a share of the largest
+# logit. An error in saving changes logits much more: by more than a third of the largest logit if the position
+# embeddings are missing.
 TOLERANCE = {32: 1e-3, 16: 5e-2, 8: 5e-2, 4: 5e-2}
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def check_reloaded(
         folder: the saved `adapter/`, or `model/` after full fine-tuning.
         examples: examples to compare; only the first `EXAMPLES` are used.
         autocast: whether the forward pass of the trained model is computed in bf16.
-        load_base: loads a new copy of the base of an adapter on a device.
+        load_base: function that loads a new copy of the adapter's base on a device. Not called after full fine-tuning.
 
     Returns:
         True if the logits were compared; False if there was not enough memory for a second model.
@@ -108,7 +109,10 @@ def _compare(
 
 
 def differing_tensors(trained: torch.nn.Module, fresh: torch.nn.Module, tolerance: float) -> list[str]:
-    """Return the names of the tensors that only one model has or whose difference is larger than the tolerance."""
+    """Return the names of the tensors that only one model has, or whose difference is larger than the tolerance.
+
+    tolerance: the largest allowed difference, as a share of the largest absolute value of the trained tensor.
+    """
     left, right = _tensors(trained), _tensors(fresh)
     names = sorted(left.keys() ^ right.keys())
     for name in sorted(left.keys() & right.keys()):

@@ -8,7 +8,8 @@ from petransfer.errors import RunError
 from petransfer.training.distributed import SingleProcess, local_part
 from petransfer.training.state import trained_tensors
 
-# LoRA's A has no gradient in the first step, because B is still zero. The third step allows for one skipped step.
+# Two steps are needed: in the first step LoRA's B is still zero, so the gradient of A is zero too. The third step is
+# there in case one step changes nothing.
 STEPS = 3
 
 
@@ -24,7 +25,7 @@ class SelfChecks:
         self._without_gradient = set(self._parameters)
 
     def before_update(self, step: int) -> None:
-        """Record which tensors have a nonzero gradient."""
+        """Record which tensors have a nonzero gradient in this step. Call this before the optimiser changes them."""
         if step >= STEPS or not self._without_gradient:
             return
         gradients = {name: self._parameters[name].grad for name in sorted(self._without_gradient)}
@@ -34,7 +35,10 @@ class SelfChecks:
         self._without_gradient -= self._processes.anywhere(nonzero)
 
     def after_step(self, step: int) -> None:
-        """Check all trained tensors once, after step `STEPS` of this process.
+        """Check all trained tensors if this was the last of the first `STEPS` steps.
+
+        Args:
+            step: the step, counted from 0.
 
         Raises:
             RunError: a trained tensor got no gradient or did not change, for example LoRA's B is still zero.

@@ -1,4 +1,4 @@
-"""Save and load the training state that a run resumes from. Killing the process at any time leaves a complete state."""
+"""Save and load the training state that a run resumes from. If the process is killed, a complete state remains."""
 
 from __future__ import annotations
 
@@ -22,10 +22,20 @@ from petransfer.training.distributed import copy_into, gather_tensors, is_part, 
 class Progress:
     """The progress of a run: all parts of the training state that are not tensors.
 
-    loss_sum, loss_steps: sum and number of the losses since the last line of metrics. metrics_bytes: length of
-    metrics.jsonl when the state was saved; later lines are removed on resume and written again. seconds: training time
-    so far. token_budget: maximum number of tokens in a micro-batch; 0 for no limit, as in states of older versions.
-    early_stopping: the state of early stopping as plain values; empty if it is not used.
+    Attributes:
+        step: number of optimiser steps taken.
+        micro_batch: maximum number of examples in a micro-batch.
+        threads: CPU threads; 0 for the number that torch chooses.
+        metrics_bytes: length of metrics.jsonl when the state was saved. When the run resumes, later lines are removed
+            and written again.
+        loss_sum: sum of the losses since the last line of metrics.
+        loss_steps: number of the losses in `loss_sum`.
+        seconds: training time so far.
+        out_of_memory: how often memory ran out.
+        notes: other facts about the run, such as the run ids of its stack.
+        token_budget: maximum number of tokens in a micro-batch; 0 for no limit. States of older versions have no
+            budget.
+        early_stopping: the state of early stopping as plain values; empty if early stopping is not used.
     """
 
     step: int = 0
@@ -60,7 +70,8 @@ def save_state(
     All processes must call this function, because sharded tensors are gathered.
 
     Args:
-        identity: the run's identity; only a run with the same identity resumes from the state.
+        identity: text that identifies the run. Only a run with the same text resumes from the state.
+        keep_others: whether the earlier states are kept.
         writes: whether this process writes the files.
 
     Raises:
@@ -84,7 +95,7 @@ def save_state(
 
 @contextlib.contextmanager
 def _written_whole(target: Path) -> Iterator[Path]:
-    """Give a temporary folder to write into. It is renamed to `target` afterwards, or removed if writing fails.
+    """Yield a temporary folder to write into. It is renamed to `target` afterwards, or removed if writing fails.
 
     Raises:
         RunError: the disk is full or not writable.
@@ -105,7 +116,7 @@ def _written_whole(target: Path) -> Iterator[Path]:
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise RunError(f"cannot save the state in {folder}: {error.strerror}; the last good state is kept") from error
-    except Exception as error:  # safetensors reports a full disk as its own error
+    except Exception as error:  # safetensors raises an error of its own class if the disk is full
         shutil.rmtree(partial, ignore_errors=True)
         raise RunError(f"cannot save the state in {folder}: {error}; the last good state is kept") from error
 
@@ -113,7 +124,8 @@ def _written_whole(target: Path) -> Iterator[Path]:
 def save_best(folder: Path, model: torch.nn.Module, step: int, *, writes: bool = True) -> None:
     """Write the trained tensors to `folder/best-<step>` and keep the folders of earlier best steps.
 
-    Call `remove_other_bests` to remove these once a saved state refers to this step.
+    Call `remove_other_bests` when a training state that names this step has been saved. Before that, a resumed run may
+    need the folder of an earlier best step.
 
     Raises:
         RunError: the disk is full or not writable.
@@ -125,12 +137,12 @@ def save_best(folder: Path, model: torch.nn.Module, step: int, *, writes: bool =
 
 
 def load_best(folder: Path, model: torch.nn.Module, step: int) -> None:
-    """Load the trained tensors that `save_best` wrote after `step` steps into the model."""
+    """Load into the model the trained tensors that `save_best` wrote for this step."""
     _fill_trained(model, load_file(_best(folder, step) / "model.safetensors"), _best(folder, step))
 
 
 def remove_other_bests(folder: Path, step: int) -> None:
-    """Remove the folders that `save_best` wrote at other steps."""
+    """Remove the folders that `save_best` wrote for all other steps than `step`."""
     for best in folder.glob("best-*"):
         if best != _best(folder, step):
             shutil.rmtree(best, ignore_errors=True)
@@ -141,16 +153,17 @@ def _best(folder: Path, step: int) -> Path:
 
 
 def keep_only(folder: Path, step: int) -> None:
-    """Remove the states of all other steps."""
+    """Remove the saved states of all other steps than `step`."""
     for state in folder.glob("step-*"):
         if state.name != f"step-{step:09d}":
-            doomed = folder / f".partial-{state.name}"  # renamed first, so that a half-removed state is never resumed
+            # Rename the folder first, so that no run resumes from a state of which a part has been removed.
+            doomed = folder / f".partial-{state.name}"
             state.replace(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
 
 
 def peek_progress(folder: Path, identity: str) -> Progress | None:
-    """Return the progress of the newest complete state, or None if there is no state with this identity."""
+    """Return the progress in the newest state that was saved with this identity, or None if there is no such state."""
     for state in sorted(folder.glob("step-*"), reverse=True):
         try:
             meta = json.loads((state / "progress.json").read_text())
@@ -190,21 +203,24 @@ def _fill_trained(model: torch.nn.Module, saved: Mapping[str, torch.Tensor], pla
 def _flatten(
     optimizer: torch.optim.Optimizer, names: Mapping[int, str]
 ) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, Any]]]:
-    """Return an optimiser's state as named tensors and plain values, so that pickle is not needed."""
+    """Return an optimiser's state as named tensors and plain values, which can be saved without pickle.
+
+    names: the name of each trained parameter, by the parameter's `id`.
+    """
     tensors: dict[str, torch.Tensor] = {}
     plain: dict[str, dict[str, Any]] = {}
     for parameter, values in optimizer.state.items():
         name = names[id(parameter)]
         for key, value in values.items():
             if isinstance(value, torch.Tensor):
-                tensors[f"{name}//{key}"] = _copy(value)  # may be shared
+                tensors[f"{name}//{key}"] = _copy(value)  # safetensors refuses tensors that share memory
             else:
                 plain.setdefault(name, {})[key] = value
     return tensors, plain
 
 
 def _copy(value: torch.Tensor) -> torch.Tensor:
-    """Copy a tensor into the host's memory: a card may have no room for a second optimiser state.
+    """Copy a tensor into the host's memory, because a card may have no room for a second optimiser state.
 
     The copy of a sharded tensor stays on its device, where all processes gather it later.
     """
@@ -233,7 +249,7 @@ def _unflatten(
 
 
 def _in_pages(optimizer: Any, parameter: torch.nn.Parameter, moment: torch.Tensor) -> torch.Tensor:
-    """Copy a moment into the memory in which bitsandbytes' paged optimiser would hold it."""
+    """Copy a moment into a new tensor in the memory that bitsandbytes' paged optimiser uses for moments."""
     buffer: torch.Tensor = optimizer.get_state_buffer(parameter, dtype=moment.dtype)
     return buffer.copy_(moment)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from petransfer.errors import UserError, unknown
 
-# Accelerate's name of a tracker: (the module that it needs, the package that provides this module).
+# For each tracker, by its name in Accelerate: (the module that it needs, the package that provides this module).
 TRACKERS = {
     "tensorboard": ("tensorboard", "petransfer[tensorboard]"),
     "wandb": ("wandb", "petransfer[wandb]"),
@@ -22,7 +22,7 @@ TRACKERS = {
 
 
 def check_trackers(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of trackers, each once, after checking that they can be used.
+    """Return the names of the trackers without duplicates, after checking that each tracker is installed.
 
     Args:
         names: values of `--log-with`; each can hold several comma-separated names.

@@ -19,7 +19,7 @@ from petransfer.training.tracker_names import check_trackers
 
 logger = logging.getLogger(__name__)
 
-# Names of the metrics.jsonl entries in a tracker.
+# For each entry of metrics.jsonl, its name in a tracker.
 NAMES = {
     "loss": "train/loss",
     "learning_rate": "train/learning_rate",
@@ -28,7 +28,7 @@ NAMES = {
     "dev_loss": "dev/loss",
 }
 PREDICTIONS = ("input", "target", "prediction")
-# Subfolder of a run for the files of a tracker.
+# Subfolder of a run's folder for the files of a tracker.
 FOLDER = "tracking"
 
 
@@ -49,7 +49,7 @@ class RunTrackers:
         self._step, self._seconds = 0, 0.0
 
     def log(self, line: dict[str, Any]) -> None:
-        """Log a line of metrics.jsonl, with examples per second and memory in GB."""
+        """Log a line of metrics.jsonl, and also examples per second and memory in GB."""
         if not self._trackers:
             return
         values = {NAMES.get(name, name): value for name, value in line.items() if name not in ("step", "seconds")}
@@ -91,7 +91,7 @@ def start_trackers(
         folder: the run's folder; TensorBoard's event files go to `tracking/` in it.
         spec: logged as the run's configuration.
         device: the device whose memory use is logged.
-        resumed_at: the step that the run resumes from.
+        resumed_at: the step that the run resumes from; 0 for a new run.
 
     Raises:
         UserError: a tracker is unknown, not installed, or cannot start.
@@ -143,7 +143,7 @@ def _cell(text: str) -> str:
 
 
 def _flat(content: Any, prefix: str = "") -> dict[str, bool | int | float | str]:
-    """Return nested values under dotted names, the form that trackers accept."""
+    """Return nested values as one dict with dotted names, because trackers accept only such a dict."""
     if isinstance(content, dict):
         return {key: value for name, part in content.items() for key, value in _flat(part, f"{prefix}{name}.").items()}
     plain = isinstance(content, bool | int | float | str)

@@ -1,11 +1,12 @@
-"""Compute the same loss and gradients on a CPU with less work, because most of a small model's step is overhead.
+"""Compute the loss and the gradients of a training step on a CPU with less work than peft, but the same result.
 
-Three changes save time (see `lora_pairs` and `embedding_rows`):
+For a small model, overhead takes most of the time of a step. Three changes save time (see `lora_pairs` and
+`embedding_rows`):
 
-- At 32 bits each LoRA pair is added into its weight once a step, and the pair's gradient is computed from the gradient
-  of that weight. Below 32 bits the pair's output is computed separately and added. The dequantised weights of a small
-  model are kept, so that they are not dequantised at each use.
-- If peft trains some rows of the embeddings, the whole table is assembled once a step.
+- At 32 bits each LoRA pair (A and B) is added to its weight once a step, and the gradient of the pair is computed from
+  the gradient of that weight. Below 32 bits the pair's output is added to the output of the weight instead. The
+  quantised weights of a small model are dequantised only once and kept.
+- If peft trains only some rows of the embeddings, the whole table is assembled once a step, not at each use.
 - The head skips padding and computes the logits in blocks that fit a core's second-level cache.
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 
-import petransfer.models.bitsandbytes_import  # noqa: F401 - before peft
+import petransfer.models.bitsandbytes_import  # noqa: F401 - must be imported before peft
 
 # isort: split
 from peft.tuners.lora import Linear as LoraLinear
@@ -41,9 +42,13 @@ BLOCK_BYTES = 2**20
 class LabelScores:
     """Scores at the n positions that have a label. All tensors have the shape (n,).
 
-    at: the position in the flattened batch. wanted: the label's logit. log_prob: the label's log-probability in nats.
-    rival: the largest logit of any other token. rival_id: the token with that logit if the logit is not below the
-    label's, else 0. largest: the largest absolute value of the logits.
+    Attributes:
+        at: the position in the flattened batch.
+        wanted: the logit of the label.
+        log_prob: the log-probability of the label, in nats.
+        rival: the largest logit of all other tokens.
+        rival_id: the token with the logit `rival` if `rival` is not below `wanted`, else 0.
+        largest: the largest absolute value of the logits at the position.
     """
 
     at: torch.Tensor
@@ -55,7 +60,10 @@ class LabelScores:
 
 
 def _score_block(logits_nv: torch.Tensor, wanted_n1: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return all fields of `LabelScores` except `at` for a block of positions; overwrites the logits."""
+    """Return all fields of `LabelScores` except `at` for a block of positions. Overwrites the logits.
+
+    wanted_n1: the labels.
+    """
     wanted_n = logits_nv.gather(1, wanted_n1).squeeze(1)
     # amin and amax: on a CPU, aminmax and max with an index take more than ten times as long.
     least_n = logits_nv.amin(1)
@@ -74,8 +82,9 @@ class CpuFastPath:
     """A faster training step of a model on a CPU. Compute the gradient of a batch inside the context `step`.
 
     Args:
-        scoring: the model only scores, without dropout, so padding can be skipped even if training uses dropout. Only
-            at 32 bits, because LLM.int8 computes different numbers in scoring and in training.
+        scoring: whether the model only scores examples. It then runs without dropout, so padding can be skipped even if
+            training uses dropout. Supported only at 32 bits, because LLM.int8 computes different numbers in scoring
+            than in training.
 
     Attributes:
         usable: False if there is no faster step, for example on a GPU.
@@ -109,7 +118,10 @@ class CpuFastPath:
 
     @contextlib.contextmanager
     def step(self) -> Iterator[Callable[[torch.nn.Module, Tensors], torch.Tensor]]:
-        """Give the loss function to use. After the context closes, every trained tensor has its gradient."""
+        """Yield the loss function to use, and speed up the layers of the model while the context is open.
+
+        The gradients of the trained tensors are complete only after the context has closed.
+        """
         patched: list[tuple[Any, Callable[..., torch.Tensor]]]
         patched = [(pair.layer, pair.forward) for pair in self._folded]
         patched += [(pair.layer, pair.forward) for pair in self._beside]
@@ -132,7 +144,10 @@ class CpuFastPath:
                 self._rows.clear()
 
     def score_labels(self, batch: Tensors) -> LabelScores:
-        """Score the labels of a batch without keeping logits. Requires an open `step` and `skips_padding`."""
+        """Score the labels of a batch without keeping the logits.
+
+        Call this inside the context `step`, and only if `skips_padding` is true.
+        """
         labels_n = batch["labels"].flatten()
         hidden_nd = unpadded_hidden(self._base, batch)
         labelled_n = (labels_n != IGNORED).nonzero().squeeze(1)
@@ -172,7 +187,7 @@ def _dtype(model: Any) -> torch.dtype | None:
     """Return the dtype that a model on a CPU computes in, fp32 or bf16.
 
     Returns None if the model is on another device, is sharded, or has several dtypes. Also returns None if it has
-    several adapters, a disabled adapter, or an adapter that puts virtual tokens before the input.
+    several active adapters, a disabled adapter, or an adapter that puts virtual tokens before the input.
     """
     if needs_all_processes(model) or any(
         config.is_prompt_learning for config in getattr(model, "peft_config", {}).values()

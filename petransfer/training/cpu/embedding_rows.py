@@ -1,4 +1,4 @@
-"""Embeddings with some rows trained by peft, on a CPU: the table is assembled once a step instead of at each use."""
+"""Speed up embeddings on a CPU if peft trains only some rows: assemble the table once a step, not at each use."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TrainedRows:
 
     @torch.no_grad()
     def clear(self) -> None:
-        """Restore `whole`, because other models can share the table and train other rows of it."""
+        """Restore the frozen rows in `whole`, because other models can share `whole` and train other rows."""
         self.whole[self.ids] = self.table[self.ids]
 
     def look_up(self, ids: torch.Tensor, *_: Any) -> torch.Tensor:
@@ -44,7 +44,10 @@ class TrainedRows:
 
 
 def trained_rows(wrappers: Sequence[Any]) -> TrainedRows | None:
-    """Return the trained rows of peft's embedding wrappers, or None unless all wrap the same plain table."""
+    """Return the rows that peft's embedding wrappers train, or None if this module does not support the wrappers.
+
+    All wrappers must wrap the same plain table and have the same single active adapter.
+    """
     adapters = [wrapper.token_adapter for wrapper in wrappers]
     names = {tuple(adapter.active_adapters) for adapter in adapters}
     tables = {adapter.base_layer.weight.data_ptr() for adapter in adapters}

@@ -1,7 +1,10 @@
-"""LoRA pairs (A and B) on a CPU: folded into the frozen weight once a step at 32 bits, computed beside it below.
+"""Compute LoRA pairs (A and B) on a CPU faster than peft.
 
-At 8 and 4 bits bitsandbytes dequantises each weight at each use on a CPU, forward and backward. For a small model the
-dequantised weights are kept, which gives the same numbers.
+At 32 bits a pair is folded into its frozen weight, that is, added to it, once a step. At 16, 8 and 4 bits the output of
+the pair is added to the output of the frozen weight.
+
+At 8 and 4 bits on a CPU, bitsandbytes dequantises each weight at each use, in the forward and in the backward pass.
+This module keeps the dequantised weights of a small model, which gives the same numbers.
 
 Models that share a frozen weight, such as the members of a stack, also share the tensors derived from it. This is safe
 because only one of these models takes a step at a time.
@@ -22,14 +25,17 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from petransfer.models.bitsandbytes_import import import_problem
 
-# Maximum bytes of dequantised weights to keep for a quantised model.
+# Maximum bytes of dequantised weights to keep for a quantised model. The pairs of a larger model are left to peft.
 MOST_KEPT = 2**28
 
 _DERIVED: MutableMapping[torch.Tensor, WeakValueDictionary[Any, torch.Tensor]] = WeakTensorKeyDictionary()
 
 
 def derived_tensor(kind: str, weight: torch.Tensor, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """Return the tensor of this kind derived from a frozen weight; `make` is called only if no live tensor exists."""
+    """Return the tensor of this kind that is derived from a frozen weight.
+
+    `make` is called only if no model holds such a tensor yet; otherwise the existing tensor is returned.
+    """
     made, key = _DERIVED.setdefault(weight, WeakValueDictionary()), (kind, weight.dtype)
     found = made.get(key)
     if found is None:
@@ -39,7 +45,11 @@ def derived_tensor(kind: str, weight: torch.Tensor, make: Callable[[], torch.Ten
 
 @dataclass(frozen=True)
 class Folded:
-    """A LoRA pair on an fp32 weight. folded: (out, in), the sum of weight and pair, with its own gradient."""
+    """A LoRA pair that is folded into its fp32 weight, that is, added to it.
+
+    base: (out, in), the frozen weight. down: (rank, in), LoRA's A. up: (out, rank), LoRA's B. folded: (out, in),
+    base + scale * up down, which has a gradient of its own.
+    """
 
     layer: Any
     base: torch.Tensor
@@ -57,7 +67,7 @@ class Folded:
 
     @torch.no_grad()
     def unfold(self) -> None:
-        """Compute the pair's gradient from the gradient of the folded weight."""
+        """Compute the gradient of the pair from the gradient of the folded weight, and add it to `grad` of the pair."""
         gradient, self.folded.grad = self.folded.grad, None
         if gradient is not None:
             _add_gradient(self.up, torch.mm(gradient, self.down.t()).mul_(self.scale))
@@ -65,13 +75,17 @@ class Folded:
 
     @property
     def forward(self) -> Callable[..., torch.Tensor]:
-        """The forward pass that replaces the layer's own."""
+        """The function that replaces the forward pass of the layer."""
         return lambda inputs, *_: functional.linear(inputs, self.folded, self.bias)
 
 
 @dataclass(frozen=True)
 class Beside:
-    """A LoRA pair computed in bf16 beside a bf16 weight (out, in). Folding would lose the pair to bf16 rounding."""
+    """A LoRA pair whose output is added to the output of a bf16 weight (out, in).
+
+    The pair is not folded into the weight, because rounding to bf16 would lose most of it. down: (rank, in), LoRA's A.
+    up: (out, rank), LoRA's B.
+    """
 
     layer: Any
     weight: torch.Tensor
@@ -82,7 +96,7 @@ class Beside:
 
     @property
     def forward(self) -> Callable[..., torch.Tensor]:
-        """The forward pass that replaces the layer's own."""
+        """The function that replaces the forward pass of the layer."""
 
         def act(inputs: torch.Tensor, *_: Any) -> torch.Tensor:
             found: torch.Tensor = _Beside.apply(  # type: ignore[no-untyped-call]
@@ -103,7 +117,7 @@ def pairs_of(model: torch.nn.Module, dtype: torch.dtype) -> tuple[list[Folded], 
 
 
 def _lora_layers() -> Iterator[type]:
-    """Yield the supported classes of LoRA layers. Those of bitsandbytes are left out if it is not installed."""
+    """Yield the supported classes of LoRA layers. Classes for bitsandbytes layers need bitsandbytes to be installed."""
     yield LoraLinear
     if not import_problem():
         from peft.tuners.lora.bnb import Linear4bit, Linear8bitLt
@@ -115,7 +129,7 @@ _LORA_LAYERS = frozenset(_lora_layers())
 
 
 def _is_plain_lora(module: Any) -> bool:
-    """Return whether a layer is plain LoRA with one adapter and no dropout, on a frozen layer."""
+    """Return whether a module is a plain LoRA layer without dropout, on a frozen layer."""
     if type(module) not in _LORA_LAYERS or module.merged or module.disable_adapters or not module.active_adapters:
         return False
     name = module.active_adapters[0]
@@ -127,7 +141,10 @@ def _is_plain_lora(module: Any) -> bool:
 
 
 def _can_fold(module: Any) -> bool:
-    """Return whether the gradient of the folded weight costs about as much as the pair's own operations."""
+    """Return whether a module is a LoRA layer whose pair can be folded, and whether folding saves time.
+
+    Folding needs the gradient of the whole weight, so the weight must not be much larger than the pair.
+    """
     if not _is_plain_lora(module) or type(module.get_base_layer()) is not torch.nn.Linear:
         return False
     rank, wide = module.lora_A[module.active_adapters[0]].weight.shape
@@ -167,7 +184,7 @@ def _beside(module: Any, dtype: torch.dtype) -> Beside:
 
 
 def _dequantised(base: Any) -> torch.Tensor:
-    # `dequantize_module_weight` would lose the scales of 8-bit weights that were used before.
+    # peft's `dequantize_module_weight` would lose the scales of 8-bit weights that have been used in a forward pass.
     wide: torch.Tensor = dequantize_bnb_weight(base.weight, getattr(base, "state", None))
     return wide.detach()
 
@@ -182,7 +199,7 @@ def _add_gradient(parameter: torch.nn.Parameter, gradient: torch.Tensor) -> None
 
 
 class _Beside(torch.autograd.Function):
-    """Compute inputs weight^T + bias + scale * inputs down^T up^T in the dtype of the inputs (..., in)."""
+    """Compute inputs weight^T + bias + scale * inputs down^T up^T, in the dtype of the inputs (..., in)."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Any, weight: Any, bias: Any, down: Any, up: Any, scale: float) -> Any:

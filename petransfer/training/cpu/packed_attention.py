@@ -1,7 +1,7 @@
-"""T5's forward pass over real tokens only: padding is added only inside the attention.
+"""Compute T5's forward pass over real tokens only. Padding is added only inside the attention.
 
-Modules are called in the same way as in transformers, so adapters and dropout work. Only the masks, caches and padded
-rows around them are left out.
+The modules of the model are called in the same way as in transformers, so adapters and dropout work. Only the code
+around the modules differs: it has no caches and no padded rows, and makes its own masks.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class TokenPositions:
 
     @classmethod
     def of(cls, real_bt: torch.Tensor) -> TokenPositions:
-        """Return the positions of the tokens that a mask marks."""
+        """Return the positions of the real tokens, where the mask (rows, width) is true."""
         return cls(real_bt.flatten().nonzero().squeeze(1), *real_bt.shape)
 
     def pad(self, hidden_nd: torch.Tensor, heads: int) -> torch.Tensor:
@@ -54,7 +54,10 @@ def can_skip_padding(base: Any) -> bool:
 
 
 def has_dropout(base: Any) -> bool:
-    """Return whether the model trains with dropout. Dropout masks depend on the input's shape and so on its padding."""
+    """Return whether the model trains with dropout.
+
+    The dropout masks depend on the shape of the input, so without padding they would be different.
+    """
     return any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in base.modules())
 
 
@@ -90,7 +93,11 @@ def _position_bias(stack: Any, width: int) -> torch.Tensor:
 def _run_stack(
     stack: Any, hidden_nd: Any, positions: TokenPositions, bias: Any, encoded: Any, cross_mask: Any
 ) -> torch.Tensor:
-    """Run the encoder or the decoder. encoded: the encoder's output with its positions, for cross-attention."""
+    """Run the encoder or the decoder.
+
+    encoded: the encoder's output and its `TokenPositions`, for cross-attention; None in the encoder. cross_mask: the
+    mask of the cross-attention; None in the encoder.
+    """
     hidden_nd = stack.dropout(hidden_nd)
     for block in stack.block:
         arguments = (block, hidden_nd, positions, bias, encoded, cross_mask)

@@ -15,7 +15,7 @@ import torch
 TOKENS, INPUTS, OUTPUTS = 4096, 256, 1024
 DTYPES: dict[Literal[16, 32], torch.dtype] = {32: torch.float32, 16: torch.bfloat16}
 
-# Fewer threads are recommended if they reach this share of the fastest speed.
+# A smaller number of threads is recommended if it reaches this share of the highest speed.
 NEARLY = 0.9
 
 
@@ -49,7 +49,7 @@ def available_cores() -> int:
 
 
 def recommended(speeds: Sequence[Speed]) -> Speed:
-    """Return the fastest bits with the smallest number of threads that is nearly as fast (see `NEARLY`)."""
+    """Return the fastest bits with the smallest number of threads that reaches `NEARLY` of the highest speed."""
     best = max(speeds, key=lambda speed: speed.flops)
     nearly = [speed for speed in speeds if speed.bits == best.bits and speed.flops >= NEARLY * best.flops]
     return min(nearly, key=lambda speed: speed.threads)
@@ -64,11 +64,14 @@ def _powers_of_two(most: int) -> Iterator[int]:
 
 
 def measure_speed(bits: Literal[16, 32], threads: int, seconds: float) -> Speed:
-    """Time matrix products for about `seconds` with these bits and threads. The process keeps the threads."""
+    """Time matrix products for about `seconds` with these bits and threads.
+
+    The number of threads of the process is not restored afterwards.
+    """
     torch.set_num_threads(threads)
     rows = torch.randn(TOKENS, INPUTS).to(DTYPES[bits])
     weight = torch.randn(OUTPUTS, INPUTS).to(DTYPES[bits])
-    torch.nn.functional.linear(rows, weight)  # packs the weight and starts the threads
+    torch.nn.functional.linear(rows, weight)  # not timed, because it packs the weight and starts the threads
     taken, ends_at = list[float](), time.perf_counter() + seconds
     while not taken or time.perf_counter() < ends_at:
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""How the processes of a run share its batches and its tensors. The rest of the package imports from here alone."""
+"""Share a run's batches and tensors among its processes. The rest of petransfer imports only from this module."""
 
 from petransfer.training.distributed.fsdp import (
     clip_gradients,

@@ -12,7 +12,7 @@ CHUNK_BYTES = 2**25
 
 
 def agree(values: Sequence[float], device: torch.device) -> list[float]:
-    """Sum each value over all processes; every process must pass the same number of values."""
+    """Return the sum of each value over all processes. Every process must pass the same number of values."""
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
     distributed.all_reduce(tensor)
     found: list[float] = tensor.tolist()
@@ -27,7 +27,7 @@ def sum_gradients(parameters: Sequence[torch.nn.Parameter], present: Sequence[fl
 
     Args:
         parameters: the trained tensors, in the same order in every process.
-        present: the number of processes that have a gradient, for each parameter; a missing gradient counts as zero.
+        present: for each parameter, the number of processes that have a gradient; a missing gradient counts as zero.
     """
     some = [parameter for parameter, count in zip(parameters, present, strict=True) if count]
     for parameter in some:

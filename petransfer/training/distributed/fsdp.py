@@ -1,8 +1,9 @@
 """FSDP2: shard a model's tensors, gradients and optimiser state among the processes of a run.
 
-`accelerate config` and Accelerate's plugin decide which layers form a unit, whether the gathered tensors of a unit are
-kept until the backward pass, and whether shards are offloaded to the host's memory. Tensors outside of all layers,
-mainly the embeddings and the head, form one more unit (the root), which is gathered for a whole step.
+A unit is a part of the model whose tensors are gathered together, usually a layer. The settings of `accelerate config`
+decide which layers form a unit, whether the gathered tensors of a unit are kept until the backward pass, and whether
+shards are offloaded to the host's memory. Tensors outside of all layers, mainly the embeddings and the head, form one
+more unit, the root, which stays gathered for a whole step.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ from petransfer.training.out_of_memory import (
 
 
 def needs_all_processes(model: torch.nn.Module) -> bool:
-    """Return whether every forward pass needs all processes, because each holds a part of every tensor.
+    """Return whether every forward pass needs all processes, because each process holds only a part of every tensor.
 
-    All processes must then run the same number of passes, so that none may choose its batch size alone.
+    All processes must then run the same number of passes, so no process may choose the size of its micro-batches alone.
     """
     return isinstance(model, FSDPModule)
 
@@ -46,9 +47,9 @@ def needs_all_processes(model: torch.nn.Module) -> bool:
 def shard_model(model: torch.nn.Module, device: torch.device, narrow: bool) -> torch.nn.Module:
     """Shard the model's tensors among all processes, in place, and return a copy on the meta device for `gather_model`.
 
-    The values of the first process are used. The tensors of the other processes may be on the meta device, because
-    transformers leaves them there if only one process reads the checkpoint. A GPU holds its shards and one whole unit
-    at a time.
+    All processes get the values of the first process. The tensors of the other processes may be on the meta device,
+    because transformers leaves them there if only one process reads the checkpoint. A GPU holds its shards and one
+    whole unit at a time.
 
     Args:
         narrow: whether units are gathered and computed in bf16; their gradients are summed in fp32.
@@ -59,8 +60,8 @@ def shard_model(model: torch.nn.Module, device: torch.device, narrow: bool) -> t
     if not hasattr(FSDPModule, "reset_iter_state"):  # needed to continue after running out of memory
         raise UserError(f"FSDP needs torch 2.13 or later, and this is {torch.__version__}; launch with --multi_gpu")
     if device.type == "cuda":
-        gc.collect()  # units of an earlier run reference each other
-    # The warning is about T5's position table; it does not matter, because transformers does not change it in place.
+        gc.collect()  # free the units of an earlier run, which reference each other
+    # The warning is about T5's position table. It does not matter, because transformers does not change the table.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     plugin = _plugin()
     if plugin.activation_checkpointing:
@@ -71,13 +72,13 @@ def shard_model(model: torch.nn.Module, device: torch.device, narrow: bool) -> t
     options: dict[str, Any] = {
         "mesh": init_device_mesh(device.type, (distributed.get_world_size(),)),
         "mp_policy": MixedPrecisionPolicy(torch.bfloat16, torch.float32) if narrow else MixedPrecisionPolicy(),
-        # On a CPU the shards are in the host's memory in any case.
+        # On a CPU the shards are in the host's memory in any case, so there is nothing to offload.
         "offload_policy": OffloadPolicy() if device.type == "cpu" else plugin.cpu_offload,
     }
     for module in reversed(list(model.modules())):  # inner modules first
         if module is model or is_unit(module):
             _share(module, device)
-            # None: the root stays gathered until its backward pass, whatever the plugin sets for layers.
+            # With None the root stays gathered until its backward pass, whatever the plugin sets for layers.
             keeps = None if module is model else plugin.reshard_after_forward
             unit: Any = fully_shard(module, reshard_after_forward=keeps, **options)
             unit.set_gradient_divide_factor(1.0)  # the loss is already divided by the tokens of all processes
@@ -89,7 +90,11 @@ def shard_model(model: torch.nn.Module, device: torch.device, narrow: bool) -> t
 
 
 def _plugin() -> FullyShardedDataParallelPlugin:
-    """Return the plugin with the launcher's settings; by default each layer is a unit."""
+    """Return Accelerate's FSDP plugin with the settings of the launcher. By default each layer is a unit.
+
+    Raises:
+        UserError: the plugin has an unsupported setting.
+    """
     told = "FSDP_AUTO_WRAP_POLICY" in os.environ
     plugin = FullyShardedDataParallelPlugin(auto_wrap_policy=None if told else "transformer_based_wrap")
     if plugin.ignored_modules:
@@ -110,7 +115,7 @@ def _policy(plugin: FullyShardedDataParallelPlugin, model: Any) -> Callable[[tor
 
 
 def _without_numbers(model: torch.nn.Module) -> torch.nn.Module:
-    """Return a copy with all parameters on the meta device and the same tied tensors."""
+    """Return a copy of a model with all parameters on the meta device. Tied tensors stay tied."""
     known: dict[int, Any] = {
         id(value): torch.nn.Parameter(value.detach().to("meta"), requires_grad=value.requires_grad)
         for value in model.parameters()
@@ -119,7 +124,10 @@ def _without_numbers(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def _share(module: torch.nn.Module, device: torch.device) -> None:
-    """Move the tensors of a unit, except those of inner units, to the device, with the values of the first process."""
+    """Move the tensors of a unit to the device, and give all processes the values of the first process.
+
+    Tensors of inner units are left out, because they are already sharded.
+    """
     moved: dict[int, torch.Tensor] = {}
     for within in module.modules():
         for held in (within._parameters, within._buffers):
@@ -155,7 +163,7 @@ def clip_gradients(parameters: Sequence[torch.nn.Parameter], most: float) -> tor
     """
     gradients = [value.grad for value in parameters if value.grad is not None]
     norm = torch.nn.utils.get_total_norm([local_part(gradient) for gradient in gradients])
-    if any(isinstance(gradient, DTensor) for gradient in gradients):  # one message; DTensor would need one per tensor
+    if any(isinstance(gradient, DTensor) for gradient in gradients):  # one sum; DTensor would need one per tensor
         square = norm.double().square()
         distributed.all_reduce(square)
         norm = square.sqrt().to(norm.dtype)
@@ -164,7 +172,10 @@ def clip_gradients(parameters: Sequence[torch.nn.Parameter], most: float) -> tor
 
 
 def gather_tensors(tensors: Mapping[str, torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:
-    """Gather whole tensors in the host's memory. All processes must call this; those without `keep` get no tensors."""
+    """Return whole tensors in the host's memory, gathered from all processes. All processes must call this.
+
+    keep: whether this process needs the tensors; if not, the result is empty.
+    """
     found = {}
     for name, value in tensors.items():
         full = value.full_tensor().cpu() if isinstance(value, DTensor) else value
@@ -175,7 +186,7 @@ def gather_tensors(tensors: Mapping[str, torch.Tensor], keep: bool) -> dict[str,
 
 @torch.no_grad()
 def copy_into(tensor: torch.Tensor, value: torch.Tensor) -> None:
-    """Copy a whole value into a tensor, which may be sharded."""
+    """Copy a value into a tensor of the same shape. If the tensor is sharded, copy this process's part of the value."""
     if isinstance(tensor, DTensor):
         mine = distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)
         local_part(tensor).copy_(local_part(mine))
@@ -184,7 +195,7 @@ def copy_into(tensor: torch.Tensor, value: torch.Tensor) -> None:
 
 
 def shard_like(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Shard a value like a tensor of the same shape; return a value of another shape unchanged."""
+    """Return the value, sharded like the tensor if that is sharded and has the same shape."""
     if not isinstance(tensor, DTensor) or value.shape != tensor.shape:
         return value
     found = torch.zeros_like(tensor, dtype=value.dtype, requires_grad=False)
@@ -193,7 +204,10 @@ def shard_like(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
 
 
 def gather_model(model: torch.nn.Module, empty_copy: torch.nn.Module, keep: bool) -> torch.nn.Module:
-    """Fill the empty copy with the model's values, in the host's memory of the processes with `keep`."""
+    """Fill the copy that `shard_model` returned with the model's values in the host's memory, and return it.
+
+    All processes must call this. In processes without `keep`, the copy stays empty.
+    """
     found = gather_tensors(dict(model.named_parameters()), keep)
     if keep:
         for name, value in empty_copy.named_parameters():
@@ -204,9 +218,10 @@ def gather_model(model: torch.nn.Module, empty_copy: torch.nn.Module, keep: bool
 
 @contextlib.contextmanager
 def with_root_gathered(model: torch.nn.Module) -> Iterator[None]:
-    """Keep the root unit gathered while parts of the model are called directly, for example the encoder in generation.
+    """Keep the root unit gathered while the context is open.
 
-    Layers gather themselves. Every process must make the same calls, even if it does not need the results.
+    This is needed if a part of the model is called directly, for example the encoder in generation. The other units
+    gather their tensors themselves. Every process must make the same calls, even if it does not need the results.
     """
     if not isinstance(model, FSDPModule):
         yield
@@ -220,7 +235,7 @@ def with_root_gathered(model: torch.nn.Module) -> Iterator[None]:
 
 @dataclass
 class _Turns:
-    """Counts the collectives of a pass; the first `skip` collectives are left out."""
+    """Counts the collective operations of a pass, and decides which are run: the first `skip` are left out."""
 
     taken: int = 0
     skip: int = 0
@@ -232,7 +247,7 @@ class _Turns:
 
 @dataclass
 class _Collective:
-    """A collective operation of torch that can be left out."""
+    """A collective operation of torch that is run only if `turns` says so."""
 
     turns: _Turns
     function: Callable[..., Any]
@@ -247,9 +262,10 @@ class _Collective:
 class LockStep:
     """Runs the same number of passes in all processes, because in every layer each process waits for all others.
 
-    When a process runs out of memory, the others still wait for the rest of its pass. That process then runs its
-    remaining passes with a single example, without the collectives that it has already completed. No process waits
-    forever, and all can retry with less memory.
+    When a process runs out of memory, the other processes still wait for the rest of its pass. Therefore this process
+    repeats the pass with a single example, without the collective operations that it has already completed. It also
+    runs its remaining passes with a single example. So no process waits forever, and all processes can repeat the step
+    with less memory.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -263,10 +279,16 @@ class LockStep:
     def add_up(
         self, cuts: Sequence[Tensors], count: int, run_one: Callable[[Tensors, float], torch.Tensor]
     ) -> torch.Tensor:
-        """Return the sum of the losses of `count` micro-batches; an example with weight 0 replaces missing ones.
+        """Run `count` passes and return the sum of the losses of this process's micro-batches.
+
+        Args:
+            cuts: the micro-batches of this process.
+            count: the number of passes, the same in all processes. Passes for which this process has no micro-batch
+                run with one example of weight 0.
+            run_one: runs the forward and backward pass of a micro-batch, and returns its loss times a weight.
 
         Raises:
-            OutOfMemory: this process ran out of memory; the other processes could finish their passes.
+            OutOfMemory: this process ran out of memory, after it let the other processes finish their passes.
             RunError: this process ran out of memory with a single example.
         """
         stand_in = {name: tensor[:1] for name, tensor in cuts[0].items()}
@@ -286,7 +308,7 @@ class LockStep:
         return torch.stack(totals).sum()
 
     def _finish_passes(self, passes: int, stand_in: Tensors, run_one: Callable[[Tensors, float], torch.Tensor]) -> None:
-        """Take part in the remaining collectives of the other processes, with one example of weight 0."""
+        """Run the remaining passes with one example of weight 0, so that the other processes can finish theirs."""
         self._model.reset_iter_state()
         release_cached_memory()
         self._turns.skip = self._turns.taken

@@ -1,4 +1,8 @@
-"""Share the training steps of a run among its processes: one process, replicated tensors, or sharded tensors."""
+"""Share the training steps of a run among its processes. There is a class for each of three cases.
+
+The cases are a single process, several processes that all hold all tensors, and several processes that each hold a part
+of every tensor.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,12 @@ class Process:
 
 
 def this_process(cpu: bool) -> Process:
-    """Return this process as Accelerate's launcher started it; without a launcher it is the only one.
+    """Return this process with its device, its index and the number of processes, as Accelerate's launcher set them.
+
+    Without a launcher, this process is the only process of the run.
+
+    Args:
+        cpu: whether the CPU is used even if there is a GPU.
 
     Raises:
         UserError: `cpu` is true, but the program already used a GPU. Accelerate keeps the first device of a program.
@@ -46,7 +55,11 @@ def this_process(cpu: bool) -> Process:
 
 
 class SingleProcess:
-    """A run in one process, without any communication."""
+    """A run in one process, without any communication. The other two classes override what differs.
+
+    shared: whether several processes share the run. shards_tensors: whether each process holds only a part of every
+    tensor.
+    """
 
     shared = False
     shards_tensors = False
@@ -55,18 +68,20 @@ class SingleProcess:
         self.device = device
 
     def agree(self, values: Sequence[float]) -> list[float]:
-        """Sum each value over all processes and return the sums."""
+        """Return the sum of each value over all processes."""
         return [float(value) for value in values]
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
-        """Return the sum over all processes of a tensor, without waiting for a GPU."""
+        """Return the sum of a tensor over all processes, as a tensor; the CPU does not wait for a GPU."""
         return value
 
     def run_micro_batches(self, cuts: Sequence[Tensors], run_one: RunMicroBatch, passes: int) -> torch.Tensor:
         """Run all micro-batches of this process and return the sum of their losses.
 
         Args:
-            passes: maximum number of micro-batches of any process.
+            cuts: the micro-batches of this process.
+            run_one: see `RunMicroBatch`.
+            passes: the largest number of micro-batches that any process can have.
         """
         total = torch.zeros((), device=self.device)
         for cut in cuts:
@@ -74,9 +89,12 @@ class SingleProcess:
         return total
 
     def exchange(self, flags: Sequence[float], parameters: Sequence[torch.nn.Parameter]) -> list[float]:
-        """Return for each flag the number of processes that raised it, and sum the gradients of `parameters`.
+        """Sum the gradients of `parameters` over all processes. Return for each flag how many processes have set it.
 
-        If any process raised the first flag, the step has failed and no gradients are summed.
+        If any process has set the first flag, the step has failed and no gradients are summed.
+
+        Args:
+            flags: 1 for each flag that this process has set, else 0.
         """
         return [float(flag) for flag in flags]
 
@@ -107,7 +125,7 @@ class ReplicatedProcesses(SingleProcess):
 
 
 class ShardedProcesses(ReplicatedProcesses):
-    """Every process holds a part of every tensor (FSDP); gradients are summed during the backward pass."""
+    """Every process holds a part of every tensor (FSDP); the gradients are summed during the backward pass."""
 
     shards_tensors = True
 

@@ -1,4 +1,4 @@
-"""Train several adapters on one base as one stack. The rest of the package imports from here alone."""
+"""Train several adapters on one base as one stack. The rest of petransfer imports only from this module."""
 
 from petransfer.training.stacked.layers import refuse_layer_drop, share
 from petransfer.training.stacked.stacked_loop import StackedLoop, accumulate, joins, make_stack

@@ -1,8 +1,9 @@
-"""Several adapters on one frozen base: each row of a batch belongs to one member and goes through its adapter.
+"""Compute the batches of several adapters on one frozen base at once.
 
-Every member is a complete peft model that shares its frozen tensors with the other members. It is initialised, saved
-and evaluated like any other model. Only in training one additional model, the trunk, computes all members' batches at
-once.
+The adapters form a stack. A member of the stack is a complete peft model with one adapter; it shares the frozen tensors
+with the other members. It is initialised, saved and evaluated like any other model. Only in training, one additional
+model, the trunk, computes the batches of all members together. Each row of the joined batch belongs to one member and
+goes through the adapter of that member.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ ADAPTER = "default"  # peft's default name of an adapter
 
 
 def share(model: Any) -> Any:
-    """Return a copy with new modules that shares the tensors, buffers and quantisation states of the model."""
+    """Return a copy of a model. The modules are new; the parameters, buffers and quantisation states are shared."""
     memo: dict[int, Any] = {}
     for module in model.modules():
         held = [*module.parameters(recurse=False), *module.buffers(recurse=False), *vars(module).values()]
@@ -41,7 +42,10 @@ def refuse_layer_drop(config: Any) -> None:
 
 
 class Stack:
-    """The members and their trunk. hidden_only: the trunk returns the input of the head instead of logits."""
+    """The members and their trunk (see the module's docstring).
+
+    hidden_only: whether the trunk returns the input of the head instead of logits.
+    """
 
     def __init__(self, trunk: Any, members: Sequence[Any], *, hidden_only: bool) -> None:
         refuse_layer_drop(trunk.config)
@@ -54,18 +58,18 @@ class Stack:
         self.dropout = MemberDropout(len(self.members), next(trunk.parameters()).device)
 
     def drop(self, at: int) -> None:
-        """Remove member `at`."""
+        """Remove the member with the index `at`."""
         for layer in self._layers:
             layer.drop(at)
         self.dropout.drop(at)
         del self.members[at]
 
     def run(self, batch: Mapping[str, torch.Tensor], widths: Sequence[Mapping[int, int]]) -> torch.Tensor:
-        """Return logits (members x rows, target, v) or, with `hidden_only`, the input of the head (..., d).
+        """Return the logits (members x rows, target, v) or, with `hidden_only`, the input of the head (..., d).
 
         Args:
             batch: the members' rows, one member after the other, padded to one width.
-            widths: for each member, a mapping from the padded width to the width of the member's own tensors.
+            widths: for each member, a mapping from a padded width to the width of the member's own tensors, in tokens.
         """
         self.trunk.train()
         with self.dropout.own(widths):
@@ -74,7 +78,7 @@ class Stack:
 
 
 def _insert_layers(trunk: torch.nn.Module, bases: Sequence[torch.nn.Module]) -> list[Layer]:
-    """Put a stacked layer into the trunk at each layer where a member has an adapter or trained rows."""
+    """Replace each layer of the trunk for which a member has an adapter or trained rows. Return the new layers."""
     found: dict[tuple[int, ...], Layer] = {}
     names: list[str] = []
     for base in bases:
@@ -98,12 +102,12 @@ def _layer(base: torch.nn.Module, modules: Sequence[torch.nn.Module]) -> Layer:
 
 
 class Layer(torch.nn.Module):
-    """Replaces a layer of the base in the trunk."""
+    """A layer of the trunk that replaces a layer of the base and applies the members' adapters."""
 
     def __init__(self, base: torch.nn.Module, members: Sequence[torch.nn.Module]) -> None:
         super().__init__()
         self.base = base
-        self.members: list[Any] = list(members)  # a plain list, so that their parameters are not registered
+        self.members: list[Any] = list(members)  # a plain list, so that torch does not register their parameters
 
     @property
     def weight(self) -> Any:
@@ -111,12 +115,12 @@ class Layer(torch.nn.Module):
         return self.base.weight
 
     def drop(self, at: int) -> None:
-        """Remove member `at`."""
+        """Remove the member with the index `at`."""
         del self.members[at]
 
 
 class SeparateModules(Layer):
-    """Applies every member's own module to its own rows."""
+    """Applies the module of each member to the rows of that member."""
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         parts = rows.chunk(len(self.members))
@@ -124,9 +128,9 @@ class SeparateModules(Layer):
 
 
 class StackedLora(Layer):
-    """Computes the frozen layer once for all rows, and all A and all B in one batched product each.
+    """Computes the frozen layer once for all rows, and the LoRA pairs (A and B) of all members in two batched products.
 
-    Smaller ranks are padded with zeros.
+    If the members have different ranks, the smaller A and B are padded with zeros.
     """
 
     def __init__(self, base: torch.nn.Module, members: Sequence[torch.nn.Module]) -> None:
@@ -161,7 +165,7 @@ class StackedLora(Layer):
 
 
 class MemberDropout:
-    """Keeps a random state for every member, so that its dropout is the same as in a separate run."""
+    """Keeps a random state for every member, so that each member has the same dropout as in a separate run."""
 
     def __init__(self, count: int, device: torch.device) -> None:
         at = device.index or 0
@@ -170,18 +174,22 @@ class MemberDropout:
         self._widths: Sequence[Mapping[int, int]] = ()
 
     def drop(self, at: int) -> None:
-        """Remove member `at`."""
+        """Remove the member with the index `at`."""
         del self._states[at]
 
     def seed(self, seeds: Sequence[int]) -> None:
-        """Set each member's random state at the beginning of a step."""
+        """Set each member's random state from its seed, at the beginning of a step."""
         for at, seed in enumerate(seeds):
             torch.manual_seed(seed)
             self._states[at] = self._generator.get_state()
 
     @contextlib.contextmanager
     def own(self, widths: Sequence[Mapping[int, int]]) -> Iterator[None]:
-        """Draw dropout for each member from its own state and in the shape of its own tensors within this context."""
+        """While the context is open, draw the same dropout for each member as in a separate run.
+
+        The dropout is drawn from the member's random state, in the shape of the member's tensors before they were
+        padded. widths: see `Stack.run`.
+        """
         self._widths = widths
         drop, attend, rand = functional.dropout, functional.scaled_dot_product_attention, torch.rand
 
@@ -189,7 +197,7 @@ class MemberDropout:
             if not training or p == 0:
                 return drop(input, p, training, inplace)
             dims = (1,) if input.dim() == 3 else (2, 3) if input.dim() == 4 else ()
-            # CUDA's kernel draws in another order for rows with gaps between them, as a narrowed tensor has
+            # After `narrow` the tensor is not contiguous, and CUDA draws dropout in another order for such tensors.
             return self._each(lambda part: drop(part.contiguous(), p), [(input, dims)], dims)
 
         def attention(
@@ -202,7 +210,8 @@ class MemberDropout:
             settings = {**options, "dropout_p": dropout_p}
             return self._each(lambda *parts: attend(*parts, **settings), inputs, (2,))
 
-        def uniform(*size: Any, **options: Any) -> torch.Tensor:  # BART-like models call it even if layerdrop is 0
+        # BART-like models call `torch.rand` even if layerdrop is 0.
+        def uniform(*size: Any, **options: Any) -> torch.Tensor:
             drawn = [self._with(at, lambda: rand(*size, **options)) for at in range(len(self._states))]
             return drawn[0]
 
@@ -219,12 +228,15 @@ class MemberDropout:
         inputs: Sequence[tuple[torch.Tensor, tuple[int, ...]]],
         dims: tuple[int, ...],
     ) -> torch.Tensor:
-        """Apply `function` to every member's own rows without padding, then pad and join the results.
+        """Apply `function` to the rows of each member without padding, then pad and join the results.
 
         Args:
-            function: called once for each member.
-            inputs: tensors, each with its padded dimensions.
-            dims: the padded dimensions of the result.
+            function: called once for each member, with its part of each input.
+            inputs: pairs of a tensor and the dimensions in which this tensor is padded.
+            dims: the dimensions in which the result is padded.
+
+        Raises:
+            RunError: the rows of a tensor cannot be divided among the members.
         """
         count, first = len(self._states), inputs[0][0]
         if any(len(tensor) % count for tensor, _ in inputs):
@@ -252,9 +264,10 @@ class MemberDropout:
 
 @contextlib.contextmanager
 def _replaced(module: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Replace a function of torch while the trunk runs, because architectures call dropout as a function, not a layer.
+    """Replace a function of a torch module while the context is open.
 
-    A torch function mode would have the same effect, but it slows down every operation of the pass.
+    Replacing layers is not enough, because some architectures call dropout as a function. A torch function mode would
+    have the same effect, but it slows down every operation of the pass.
     """
     original = getattr(module, name)
     setattr(module, name, function)

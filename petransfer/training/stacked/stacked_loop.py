@@ -1,6 +1,7 @@
 """Train several adapters on one frozen base together; on a GPU they share one forward and backward pass.
 
-Each adapter has its own loop with its own optimiser, metrics and states. On a CPU each also has its own passes.
+Each adapter has its own loop with its own optimiser, metrics and training states. On a CPU, each adapter also has its
+own forward and backward passes. A member is one of the adapters, as a complete peft model.
 """
 
 from __future__ import annotations
@@ -23,28 +24,31 @@ from petransfer.training.state import keep_only
 
 
 def joins(device: torch.device) -> bool:
-    """Return whether the members share a forward and backward pass.
+    """Return whether the members of a stack share a forward and backward pass on this device.
 
-    On a CPU arithmetic takes most of the time, and a shared pass does not save any: each member has its own folded LoRA
-    weights, and one pass over eight times as many rows was measured to take as long as eight passes.
+    On a CPU they do not, because a shared pass would not be faster. There each member has its own folded LoRA weights,
+    and one pass over eight times as many rows was measured to take as long as eight passes.
     """
     return device.type != "cpu"
 
 
 def make_stack(trunk: torch.nn.Module, members: Sequence[torch.nn.Module]) -> Stack:
-    """Make a stack. Its trunk ends before the head if the loss can compute the head itself."""
+    """Make a stack. The trunk leaves out the head if the loss function can compute the head for every member."""
     heads = [known_head(member) for member in members]
     return Stack(trunk, members, hidden_only=all(head is not None and not head.cap for head in heads))
 
 
 def accumulate(stack: Stack, micros: Sequence[Tensors], tokens: Sequence[int], layout: Layout) -> list[torch.Tensor]:
-    """Add every member's gradient and return the members' summed losses.
+    """Add the gradients of one micro-batch per member to `grad` of the trained tensors.
 
-    The members' logits are computed one member after the other, in the same shape as in a separate run.
+    The logits are computed for one member after the other, in the same shape as in a separate run.
 
     Args:
         micros: one micro-batch for each member, all with the same number of rows.
-        tokens: for each member, the target tokens of its whole batch; the loss is divided by them.
+        tokens: for each member, the number of target tokens in its whole batch, by which the gradient is divided.
+
+    Returns:
+        For each member, the loss of its micro-batch in nats, summed over the target tokens.
     """
     joined, widths = join(micros, layout)
     given = stack.run(joined, widths)
@@ -63,7 +67,10 @@ def accumulate(stack: Stack, micros: Sequence[Tensors], tokens: Sequence[int], l
 
 
 class _MemberOutput:
-    """Acts as a model for the loss function: returns the trunk's output for one member, through its head if needed."""
+    """Stands in for one member's model in the loss function. A call returns the trunk's output for this member.
+
+    hidden_only: whether the trunk's output is the input of the head. Then the member's head is applied to it.
+    """
 
     def __init__(self, member: Any, part: torch.Tensor, hidden_only: bool) -> None:
         self._part, self._head = part, None
@@ -79,9 +86,14 @@ class _MemberOutput:
 
 
 def join(micros: Sequence[Tensors], layout: Layout) -> tuple[Tensors, list[Mapping[int, int]]]:
-    """Return the rows of all members, one member after the other, and each member's own widths by padded width.
+    """Join one micro-batch per member into one batch, one member after the other, all padded to one width.
 
-    Inputs and targets never get the same padded width, so that a tensor's width shows to which of them it belongs.
+    Inputs and targets are never padded to the same width. So the width of a tensor shows whether it belongs to the
+    inputs or to the targets.
+
+    Returns:
+        The batch without labels, and for each member a mapping from a padded width to the width of the member's own
+        tensors, in tokens.
     """
     fillers = {"attention_mask": 0, "labels": IGNORED}
     most = {name: max(micro[name].shape[1] for micro in micros) for name in micros[0]}
@@ -101,8 +113,12 @@ def join(micros: Sequence[Tensors], layout: Layout) -> tuple[Tensors, list[Mappi
 class StackedLoop:
     """Trains the members of a stack together, with the same result as if each loop ran separately.
 
-    All loops must be at the same step. names: the members' run ids, saved in every state. failed: called with the name
-    and the error of a member that cannot continue, after the states of the others have been saved.
+    Args:
+        loops: one loop per member, all at the same step.
+        names: the members' run ids, which are saved in every training state.
+        should_stop: called after every step; if it returns True, the states are saved and `Interrupted` is raised.
+        failed: called with the run id and the error of a member that cannot continue, after the states of the other
+            members have been saved.
     """
 
     def __init__(
@@ -123,7 +139,7 @@ class StackedLoop:
 
         Raises:
             Interrupted: `should_stop` returned True; the states are saved.
-            RunError: out of memory with one example of each member, or a state cannot be saved.
+            RunError: memory ran out with one example per member, or a state cannot be saved.
         """
         saved_at = started = time.monotonic()
         before = [loop.progress.seconds for loop in self.loops]
@@ -141,12 +157,15 @@ class StackedLoop:
                 saved_at = time.monotonic()
             if stop and self.loops:
                 raise Interrupted
-        if begun < steps:  # else the final state already exists, with the run ids of its stack
+        if begun < steps:  # otherwise the final states were saved before, with the run ids of their stack
             self.save()
         return self.names
 
     def step(self, step: int, seconds: Sequence[float]) -> list[Exception | None]:
-        """Take one optimiser step of every member; return for each member the error that ends it, or None."""
+        """Take one optimiser step of every member. Return for each member the error that ends its training, or None.
+
+        seconds: for each member, the training time so far.
+        """
         batches = [loop.source.batch(step, 0, 1) for loop in self.loops]
         compute = self._joined_gradients if self._joined else self._gradients
         totals = with_smaller_micro_batches(
@@ -158,21 +177,24 @@ class StackedLoop:
         for loop, batch, total, so_far in zip(self.loops, batches, totals, seconds, strict=True):
             try:
                 loop.note(step, *loop.update(step, total, batch.target_tokens), so_far)
-                loop.read_losses()  # a member whose loss is not finite leaves before the next step
+                loop.read_losses()  # so that a member whose loss is not finite is removed before the next step
                 errors.append(None)
             except RunError as error:
                 errors.append(error)
         return errors
 
     def save(self) -> None:
-        """Write the states of all members before removing any earlier state."""
+        """Save the states of all members, and only then remove their earlier states.
+
+        So there is always a step from which all members can resume, even if the process is killed.
+        """
         for loop in self.loops:
             loop.save(stack=self.names, keep_earlier=True)
         for loop in self.loops:
             keep_only(loop.state_folder, loop.progress.step)
 
     def _remove_failed(self, errors: Sequence[Exception | None]) -> None:
-        """Remove the members that have an error, and continue with the others."""
+        """Remove the members that have an error, save the others, and report the errors to `failed`."""
         gone = [(self.names[at], error) for at, error in enumerate(errors) if error is not None]
         for at in reversed(range(len(errors))):
             if errors[at] is not None:
@@ -185,7 +207,7 @@ class StackedLoop:
             self.failed(name, error)
 
     def _gradients(self, seeds: Sequence[int], batches: Sequence[Batch]) -> list[torch.Tensor]:
-        """Compute each member's gradient into `grad` of its own tensors and return the summed losses."""
+        """Add each member's gradient to `grad` of its trained tensors, and return each member's summed loss."""
         totals = []
         for loop, seed, batch in zip(self.loops, seeds, batches, strict=True):
             torch.manual_seed(seed)
@@ -194,7 +216,7 @@ class StackedLoop:
         return totals
 
     def _joined_gradients(self, seeds: Sequence[int], batches: Sequence[Batch]) -> list[torch.Tensor]:
-        """Compute the same as `_gradients` in one shared pass."""
+        """Compute the same gradients and losses as `_gradients`, with passes that all members share."""
         self.stack.dropout.seed(seeds)
         device = self.loops[0].process.device
         totals = [torch.zeros((), device=device) for _ in batches]
