@@ -26,10 +26,10 @@ from petransfer.sharing.whole_models import whole_predictor
 
 
 class Adapter:
-    """A trained adapter on its base model. `Adapter.load` makes one.
+    """A trained adapter on its base model. Open it with `Adapter.load`.
 
-    Fully fine-tuned models, merged models and base checkpoints can be loaded too. They predict and evaluate, but there
-    is no adapter to push, merge or verify.
+    Fully fine-tuned models, merged models and base checkpoints can be loaded too. `predict` and `evaluate` work with
+    them, but `push`, `merge` and `verify` raise UserError, because these three need an adapter.
 
     Example:
         >>> import petransfer
@@ -57,21 +57,21 @@ class Adapter:
         device: str | None = None,
         any_base: bool = False,
     ) -> Adapter:
-        """Open an adapter. Its files are checked immediately; its base model is loaded when it is first needed.
+        """Open an adapter and check its files. The base model is not loaded until a method needs it.
 
         Args:
             place: a run's folder, the folder of a study with one finished run, an adapter's own folder, a bundle
                 (`.petransfer.zip`), a model's folder, `nano/<arm>`, or a hub id `owner/name[@revision]`. The adapter
-                may be petransfer's or plain peft's.
-            run: the first characters of a run's id, for a study with several runs.
-            checkpoint: the base model, if it cannot be found by the name in the adapter.
-            revision: a commit or branch of the base that replaces the one in the adapter.
+                may have been trained with petransfer or with plain peft.
+            run: the first characters of the run's id; needed if `place` is a study with several finished runs.
+            checkpoint: the base model, if it cannot be found by the name that the adapter's files give.
+            revision: a commit or branch of the base, in place of the revision that the adapter's files give.
             data_dir: a folder with data files, for `evaluate` and `verify`.
             device: a device such as `cpu` or `cuda:1`; by default the GPU if there is one.
-            any_base: accept a base whose weights differ from those in training.
+            any_base: accept a base whose weights differ from the weights that were used in training.
 
         Raises:
-            UserError: there is no adapter, or it is refused: a file is damaged or missing, or would run code.
+            UserError: there is no adapter at `place`, or a file is damaged or missing or would run code.
         """
         place_on = None if data_dir is None else Path(data_dir).expanduser()
         files = contextlib.ExitStack()
@@ -83,7 +83,7 @@ class Adapter:
             files.close()
             raise
         adapter = cls(source, Where(checkpoint, revision, place_on, device, any_base))
-        weakref.finalize(adapter, files.close)  # files from a zip or the hub are in a temporary folder
+        weakref.finalize(adapter, files.close)  # removes the temporary folder of files from a zip or the hub
         return adapter
 
     def __repr__(self) -> str:
@@ -91,7 +91,7 @@ class Adapter:
 
     @property
     def label(self) -> str:
-        """The place that the adapter was loaded from."""
+        """The folder, file name or hub id that the adapter was loaded from."""
         return self._source.label
 
     @property
@@ -104,7 +104,7 @@ class Adapter:
         """The loaded model with its tokenizer, prefix and template.
 
         Raises:
-            UserError: the base cannot be found, does not fit into memory, or has other weights than the adapter was
+            UserError: the base cannot be found, does not fit into memory, or differs from the base that the adapter was
                 trained on.
         """
         if self._source.kind != "adapter":
@@ -117,8 +117,8 @@ class Adapter:
 
         Args:
             texts: the inputs without the prefix, which is added automatically. If the adapter's template names several
-                columns, each input is a JSON object with them.
-            max_new_tokens: the longest generated text, in tokens.
+                columns, each input is a JSON object whose keys are these columns.
+            max_new_tokens: the largest number of tokens of a generated text.
 
         Returns:
             One text for each input, in order.
@@ -140,14 +140,16 @@ class Adapter:
     ) -> Scores:
         """Compute exact match, and other metrics, on a file, on pairs, on a benchmark, or on the adapter's own task.
 
-        Rows of a file that the adapter was trained on are counted, and scored separately from the others.
+        If `data` is given, the result also has separate exact match for the examples used in training and for the
+        other examples.
 
         Args:
             data: a file of rows, pairs of input and target, a benchmark's `task/split` such as `scan/add_jump`, or
                 None for the adapter's own task.
-            part: `dev` or `test`. None means `test`, or all rows of a file.
-            by_generation: generate every text and score it, in place of one forward pass per example.
-            metrics: metrics such as `rouge`, in addition to those of the adapter's own task.
+            part: `dev` or `test`. None means all rows of a file, and `test` for a benchmark or the adapter's own task.
+                Pairs are always all used.
+            by_generation: generate a text for every example and score the texts, whatever the forward pass predicts.
+            metrics: names of metrics such as `rouge`, in addition to the metrics of the adapter's own task.
 
         Raises:
             UserError: the data or the base is not available, or the tokenizer cannot represent a target.
@@ -171,14 +173,15 @@ class Adapter:
         """Upload the adapter with its card, provenance and results to the Hugging Face Hub, in one commit.
 
         Args:
-            repo: `user/name`. A new repository is private unless `public`.
-            licence: the adapter's licence, if it cannot be derived from those of the base and the data.
-            language: the language of the data, such as `en`.
-            tags: further tags of the card.
-            message: the message of the commit.
+            repo: `user/name`. A new repository is private unless `public` is True.
+            licence: the adapter's licence. None derives it from the licences of the base and the data.
+            language: the languages of the data, such as `en`.
+            tags: additional tags for the card.
+            message: the commit message.
 
         Raises:
-            UserError: the hub cannot be reached or refuses, or a file names a folder of this machine or has a token.
+            UserError: the hub cannot be reached or refuses the upload, or a file contains an access token or the path
+                of a folder of this machine.
         """
         files = contents(self._source.adapter(), Wishes(licence, tuple(language), tuple(tags)))
         return hub.push(repo, files, public, message)
@@ -188,20 +191,20 @@ class Adapter:
 
         Args:
             folder: the new folder, which plain transformers and `Adapter.load` can load.
-            bits: bits of the saved weights, 32 or 16; by default 16 unless the adapter was trained on a 32-bit base.
-            separate_head: for T5 in llama.cpp, save the output head as a tensor of its own.
+            bits: bits of the saved weights, 32 or 16. None means 32 if the base had 32 bits in training, else 16.
+            separate_head: save T5's output head as a separate tensor, which llama.cpp needs.
 
         Returns:
-            The change of the logits and related figures.
+            How much merging changed the logits, and the saved model's exact match on dev.
 
         Raises:
             UserError: the folder exists, or the method cannot be merged.
-            RunError: the merged model computes other logits; nothing is saved.
+            RunError: merging or saving changed the logits too much; nothing is saved.
         """
         return merge(self._source.adapter(), Path(folder), self._where, bits, separate_head)
 
     def verify(self, *, evaluate: bool = True, plain: bool = False, bits: Bits | None = None) -> list[Check]:
-        """Check files, base, tokenizer and bits against the provenance, and evaluate again to check the claimed scores.
+        """Check the files, base, tokenizer and bits against petransfer.json, and evaluate again to check the scores.
 
         Args:
             evaluate: evaluate again, which needs the data and takes most of the time.
@@ -209,7 +212,7 @@ class Adapter:
             bits: load the base with this number of bits; by default as in training.
 
         Returns:
-            One entry for each check, with `what`, `passed` and `line`.
+            One entry per check: `what` was checked, whether it `passed`, and the result as one `line` of text.
 
         Raises:
             UserError: petransfer did not make the adapter, or its base or data are not available.

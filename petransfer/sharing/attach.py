@@ -21,10 +21,10 @@ from petransfer.sharing.bundle import Bundle, checked
 from petransfer.sharing.size_checks import check_sizes
 
 COMBINED = "combined"
-# peft's name of the first adapter on a base. peft would treat a bare number as the number of a layer.
+# The name of the first adapter on a base. It is not a bare number, because peft would take that for a layer's number.
 FIRST = "adapter0"
 COMBINATIONS = ("linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "magnitude_prune")
-# Combination kinds that keep only a share of each adapter's weights, and that share.
+# How the names begin of those combinations that use only a share of each adapter's weights, and the share (0 to 1).
 _SPARSE, DENSITY = ("ties", "dare", "magnitude"), 0.5
 
 
@@ -62,10 +62,15 @@ def _name(at: int) -> str:
 
 
 def _load_tensors(model: PeftModel, bundle: Bundle, name: str, own_embeddings: frozenset[str]) -> None:
-    """Load the tensors, if tensors and places match one to one."""
+    """Load a bundle's tensors into the adapter `name` of the model.
+
+    Raises:
+        UserError: the names or shapes of the tensors are not those of the adapter's parameters, or a tensor contains
+            NaN or infinity.
+    """
     places = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     expected = {key: tuple(value.shape) for key, value in places.items()}
-    # embeddings that `modules_to_save` names have a place in the adapter; others replace those of the base
+    # embeddings named in `modules_to_save` are parameters of the adapter; other embeddings replace the base's
     found = {key: shape for key, (_, shape) in bundle.tensors.items() if key in expected or key not in own_embeddings}
     extra, missing = sorted(found.keys() - expected.keys()), sorted(expected.keys() - found.keys())
     if extra:
@@ -87,10 +92,14 @@ def _unfit(bundle: Bundle, why: str) -> UserError:
 
 
 def combine(model: PeftModel, weights: Sequence[float], kind: str) -> None:
-    """Activate a weighted combination of all adapters, made by peft's own function.
+    """Combine all attached adapters with peft's `add_weighted_adapter`, and make the combination the active adapter.
+
+    Args:
+        weights: one weight per adapter, in the order in which the adapters were attached.
+        kind: one of COMBINATIONS.
 
     Raises:
-        UserError: peft cannot combine them.
+        UserError: peft cannot combine these adapters.
     """
     rows = [config.trainable_token_indices for config in model.peft_config.values() if hasattr(config, "r")]
     if any(rows):

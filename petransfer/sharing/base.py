@@ -1,4 +1,4 @@
-"""Find the base model of an adapter, and refuse a base with other weights than the adapter was trained on."""
+"""Find the base model of an adapter, and refuse a base that differs from the one that the adapter was trained on."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Where:
-    """Paths and devices on this machine.
+    """The user's settings for where an adapter's base and data are, and on which device the base is loaded.
 
-    checkpoint: the base model, if it cannot be found by the name in the adapter.
-    revision: a commit or branch of the base on the hub that replaces the one in the adapter.
+    checkpoint: the base model, if it cannot be found by the name that the adapter's files give.
+    revision: a commit or branch of the base on the hub, in place of the revision that the adapter's files give.
     data_dir: a folder with data files.
     device: None selects the GPU if there is one.
-    any_base: accept a base whose weights differ from those in training.
+    any_base: accept a base whose weights differ from the weights that were used in training.
     """
 
     checkpoint: str | None = None
@@ -42,11 +42,14 @@ class Where:
 
 @dataclass(frozen=True)
 class Base:
-    """The base model of an adapter.
+    """The base model of an adapter, and how to load it.
 
-    commit: the hub commit used in training, if any.
-    named_by_adapter: whether the adapter's configuration alone names the base.
+    bits: bits of the loaded weights.
+    seed: the seed of the base's random weights, if some are drawn at random.
+    keep_wide: layers whose names end in one of these are not quantised.
+    commit: the hub commit used in training; None if the base was not on the hub or the commit was not recorded.
     trained_on: the record of the base in petransfer.json; empty if there is no such file.
+    named_by_adapter: whether only adapter_config.json names the base, that is, neither petransfer.json nor the user.
     """
 
     checkpoint: CheckpointSpec
@@ -82,12 +85,13 @@ def base_of(bundle: Bundle, checkpoint: str | None, revision: str | None, bits: 
     """Return the base that a bundle names, at the commit used in training.
 
     Args:
-        checkpoint: replaces the place of the base.
-        revision: replaces the revision of the base.
-        bits: replaces the bits of the base.
+        checkpoint: the base's hub id or folder, in place of the name in the bundle.
+        revision: the base's revision on the hub, in place of the commit used in training.
+        bits: the base's number of bits, in place of the number used in training.
 
     Raises:
-        UserError: the base cannot be found without `checkpoint`, or an argument does not fit it.
+        UserError: the base cannot be found without `checkpoint`, or `revision` is given for a base that is not on the
+            hub.
     """
     spec = bundle.spec
     found = _placed(bundle, checkpoint)
@@ -110,7 +114,11 @@ def _name_of(bundle: Bundle) -> str:
 
 
 def _placed(bundle: Bundle, checkpoint: str | None) -> CheckpointSpec:
-    """Find the base on this machine: the given one, the one in the run's spec.json, or the one with its name."""
+    """Return the base's checkpoint: `checkpoint` if given, else the one in the run's folder, else that of the bundle.
+
+    Raises:
+        UserError: the bundle names no base, or a base that cannot be found by its name.
+    """
     if bundle.spec is None:
         return checkpoint_spec(checkpoint) if checkpoint is not None else _named_by_config(bundle)
     made = bundle.spec.checkpoint
@@ -144,7 +152,7 @@ def _named_by_config(bundle: Bundle) -> CheckpointSpec:
 
 
 def as_trained_from(base: CheckpointSpec, made: CheckpointSpec) -> CheckpointSpec:
-    """Return `base` with the same re-initialised parts and the same tokenizer as in the training run."""
+    """Return `base` with the re-initialised parts, tokenizer and languages of `made`, which was used in training."""
     kept = ("reinit", "tokenizer", "tokenizer_source", "added_tokens", "source_language", "target_language")
     return replace(base, **{name: getattr(made, name) for name in kept})
 
@@ -152,11 +160,12 @@ def as_trained_from(base: CheckpointSpec, made: CheckpointSpec) -> CheckpointSpe
 def refuse_other_base(base: Base, loaded: Loaded, where: Where) -> None:
     """Refuse a base other than the one that the adapter was trained on.
 
-    With another base, an adapter generates empty or meaningless texts without any error. A hub commit identifies the
-    weights; the weights in a folder are compared by sha256. A changed tokenizer is logged as a warning.
+    With another base, an adapter generates empty or meaningless texts without any error. Two bases are equal if they
+    have the same hub commit; otherwise the sha256 of their weights are compared. If the tokenizer differs, a warning is
+    logged.
 
     Raises:
-        UserError: the weights or the commit differ, and neither `--revision` nor `--any-base` allows it.
+        UserError: the weights or the commit differ, and neither `--revision` nor `--any-base` allows this.
     """
     name = base.checkpoint.name
     if where.revision is None and base.commit and loaded.commit and loaded.commit != base.commit:
@@ -174,7 +183,10 @@ def refuse_other_base(base: Base, loaded: Loaded, where: Where) -> None:
 
 
 def differing_weights(base: Base, loaded: Loaded) -> str | None:
-    """Return the name of a weight file that differs from the recorded one; None if all agree or none were recorded."""
+    """Return a text about the first weight file whose sha256 is not the one recorded in training.
+
+    None if all files have the recorded sha256, or if no sha256 was recorded.
+    """
     expected = base.trained_on.get("weights_sha256") or {}
     if not expected:
         return None

@@ -41,12 +41,14 @@ class Bundle:
     """The files of one adapter, or of the whole model of a run.
 
     label: the adapter's name in messages.
-    files: paths of the files, by their names in a bundle.
-    config, tensors: adapter_config.json, and dtype and shape of each tensor; empty for a whole model.
-    provenance, spec: None if petransfer did not make the adapter.
+    files: the path of each file, by the file's name in a bundle.
+    config: the content of adapter_config.json; empty for a whole model.
+    tensors: the dtype and the shape of each tensor, by name; empty for a whole model.
+    provenance: the content of petransfer.json; None if petransfer did not make the adapter.
+    spec: the run's spec in `provenance`; None if petransfer did not make the adapter.
     manifest: the sha256 of each file; None if the adapter is not packed.
-    here: the run's own folder, if it is on this machine.
-    commit: the hub commit.
+    here: the run's own folder; None if it is not on this machine.
+    commit: the commit on the hub; None if the files are not from the hub.
     """
 
     label: str
@@ -66,11 +68,11 @@ class Bundle:
 
     @property
     def card(self) -> str | None:
-        """The text of README.md."""
+        """The text of README.md; None if there is no such file."""
         return read_text(self.files[CARD]) if CARD in self.files else None
 
     def result(self) -> dict[str, Any] | None:
-        """Return the content of result.json."""
+        """Return the content of result.json; None if there is no such file."""
         return read_json(self.files[RESULT]) if RESULT in self.files else None
 
     def template(self) -> str:
@@ -78,7 +80,7 @@ class Bundle:
         return str(self.spec.task.options.get("template", "")) if self.spec else ""
 
     def chat(self) -> str:
-        """Return how inputs are written as chats, `template` or `plain`; empty if inputs are plain texts."""
+        """Return the recipe's option `chat`, `template` or `plain`; empty if the run was not trained on chats."""
         return str(self.spec.task.options.get("chat", "")) if self.spec else ""
 
 
@@ -89,10 +91,10 @@ def opened(source: str, run: str | None = None) -> Iterator[Bundle]:
     Files from a zip or from the hub are in a temporary folder, which is removed when the context ends.
 
     Args:
-        run: the first characters of a run's id, for a study's folder with several adapters.
+        run: the first characters of the run's id; needed if `source` is a study with several finished runs.
 
     Raises:
-        UserError: there is no adapter, or it is refused.
+        UserError: there is no adapter, or the adapter is refused.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -116,10 +118,10 @@ def is_hub_id(source: str) -> bool:
 
 
 def of_folder(folder: Path, label: str | None = None, commit: str | None = None) -> Bundle:
-    """Return the adapter in a folder, or in the folder of its run.
+    """Return the adapter in a folder: the adapter's own folder, or the folder of its run.
 
     Raises:
-        UserError: there is no adapter, a file does not have the type of its name, or the files do not agree.
+        UserError: there is no adapter, or one of its files is damaged, too large or not a regular file.
     """
     label = label or str(folder)
     if (folder / "model").is_dir() and not (folder / "adapter").is_dir():
@@ -153,10 +155,10 @@ def of_whole_model(folder: Path, label: str | None = None) -> Bundle:
 
 
 def checked(bundle: Bundle) -> Bundle:
-    """Return the bundle if its configuration, tensors and hashes agree.
+    """Return the bundle unchanged if its configuration fits its tensors and its files have the recorded sha256.
 
     Raises:
-        UserError: they do not agree.
+        UserError: the configuration does not fit the tensors, names another base than the run, or a file was changed.
     """
     checks.check(bundle.config, bundle.tensors)
     other = other_base(bundle)
@@ -169,7 +171,10 @@ def checked(bundle: Bundle) -> Bundle:
 
 
 def other_base(bundle: Bundle) -> str | None:
-    """Return how the base in adapter_config.json, which plain peft loads, differs from the run's; None if equal."""
+    """Return an error text if adapter_config.json names another base than petransfer.json; otherwise None.
+
+    Plain peft loads the base that adapter_config.json names, so the two names must be equal.
+    """
     named, made = bundle.config.get("base_model_name_or_path"), bundle.spec and bundle.spec.checkpoint.name
     if made is None or named is None or named == made:
         return None
@@ -177,7 +182,10 @@ def other_base(bundle: Bundle) -> str | None:
 
 
 def differences(bundle: Bundle) -> dict[str, str]:
-    """Return the files that differ from the packed or saved ones, each with a description of the difference."""
+    """Return an error text for each file that is missing, was added, or has another sha256 than recorded; by file name.
+
+    The manifest records the sha256 at packing; petransfer.json records the sha256 at the end of training.
+    """
     found: dict[str, str] = {}
     kept = {name: path for name, path in bundle.files.items() if name != MANIFEST}
     if bundle.manifest is not None:
@@ -202,8 +210,11 @@ def _difference(name: str, path: Path | None, expected: str | None, done: str) -
 
 
 def _files(folder: Path, kind: str) -> tuple[dict[str, Path], Path | None]:
-    """Return the files of a bundle and the run's folder. The files are in one folder, or in a run's folder and its
-    adapter/ or model/.
+    """Return the path of each file of a bundle by name, and the run's own folder (None if there is no spec.json).
+
+    Args:
+        folder: a folder with all files, or a run's folder.
+        kind: `adapter` or `model`, the folder in a run's folder that contains the weights.
     """
     inner = folder / kind if (folder / kind).is_dir() else folder
     here = next((one for one in (folder, inner.parent) if (one / "spec.json").is_file()), None)
@@ -221,7 +232,7 @@ def _files(folder: Path, kind: str) -> tuple[dict[str, Path], Path | None]:
 
 
 def nothing_found(label: str) -> UserError:
-    """Return the error for a place that contains nothing that can be opened."""
+    """Return the error for a place where there is neither an adapter nor a model."""
     return UserError(
         f"{label} holds no finished adapter or model; name a folder like results/<study>/runs/<run-id>, a study's "
         "folder, a bundle, a checkpoint, or owner/name on the hub"

@@ -1,4 +1,4 @@
-"""The files of a shared adapter: their names, the largest size of each, and why any other file is refused."""
+"""The files of a shared adapter: their names, the largest allowed size of each, and why any other file is refused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ EXAMPLES, MANIFEST = "examples.parquet", "manifest.json"
 
 MIB = 2**20
 
-# Every file that an adapter may contain and its largest size in bytes. A file of any other name is refused.
+# Every file that an adapter may contain, with the largest allowed size in bytes. Any other file is refused.
 LIMITS: dict[str, int] = {
     MANIFEST: MIB,
     CONFIG: 16 * MIB,
@@ -22,7 +22,7 @@ LIMITS: dict[str, int] = {
 
 
 def wrong_name(name: str) -> str | None:
-    """Return why an adapter may not contain a file of this name; None if it may."""
+    """Return the reason why an adapter may not contain a file of this name; None if such a file is allowed."""
     if name in LIMITS:
         return None
     if name.startswith(("/", "\\")) or name[1:2] == ":":

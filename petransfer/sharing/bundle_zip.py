@@ -1,4 +1,4 @@
-"""Write a bundle's zip file with reproducible bytes, and read it as if an attacker had made it."""
+"""Write a bundle's zip file with reproducible bytes, and unpack such a file safely, even if an attacker made it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,23 @@ from petransfer.errors import UserError, reason_of
 from petransfer.sharing.bundle_files import LIMITS, MIB, wrong_name
 
 SUFFIX = ".petransfer.zip"
-# Text usually compresses to about a tenth of its size. A hundredth indicates a decompression bomb.
+# The largest allowed ratio of a member's size to its compressed size. For text it is usually about 10. A much larger
+# ratio indicates a decompression bomb: a small file that fills the disk when it is unpacked.
 RATIO = 100
 _BLOCK = MIB
+# Bytes of the header before each member, without the member's name.
 _LOCAL_HEADER = 30
 
 
 def write_zip(path: Path, contents: Mapping[str, Path | bytes]) -> None:
-    """Write `path` atomically. Members are stored, sorted and dated 1980, so that equal contents give equal bytes."""
+    """Write a zip file atomically. Equal contents give equal bytes.
+
+    Members are not compressed. They are sorted by name, and all have the same date in 1980.
+
+    Args:
+        path: the zip file.
+        contents: the path or the bytes of each member, by name.
+    """
     with replacing(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(contents):
             info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
@@ -36,10 +45,12 @@ def write_zip(path: Path, contents: Mapping[str, Path | bytes]) -> None:
 
 
 def read_zip(path: Path, target: Path) -> list[str]:
-    """Unpack a bundle into the empty folder `target`. All members are checked before the first one is written.
+    """Unpack a bundle into the empty folder `target`, and return the names of its files.
+
+    All members are checked before the first one is written.
 
     Raises:
-        UserError: the file is not a zip file, is damaged, or has a member that bundles do not have.
+        UserError: the file is not a zip file, is damaged, or has a member that a bundle may not have.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -102,7 +113,11 @@ def _check_places(path: Path, archive: zipfile.ZipFile, members: list[zipfile.Zi
 
 
 def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
-    """Copy block by block, at most as many bytes as announced; zipfile checks the CRC at the end."""
+    """Copy one member to the file `target`, block by block. At the end, `zipfile` checks the CRC.
+
+    Raises:
+        UserError: the member has more or fewer bytes than the zip file's directory says.
+    """
     written = 0
     with archive.open(member) as source, target.open("xb") as file:
         while block := source.read(_BLOCK):

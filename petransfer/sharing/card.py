@@ -22,7 +22,7 @@ from petransfer.sharing.card_metadata import Licences, Wishes, metadata, recipe_
 from petransfer.sharing.safe_reading import read_json
 from petransfer.sharing.usage_code import base_in_words, usage
 
-# The largest number of categories for which they are listed, and of sentences about effects.
+# A card lists the categories if there are at most CATEGORIES, and the first SENTENCES sentences about effects.
 CATEGORIES, SENTENCES = 30, 12
 
 _REINIT = {
@@ -34,10 +34,10 @@ _REINIT = {
 
 
 def card(bundle: Bundle, wishes: Wishes = Wishes()) -> str:
-    """Return the text of README.md.
+    """Return the text of an adapter's card, README.md.
 
     Raises:
-        UserError: the adapter was not made by petransfer, or the hub would refuse one of the wishes.
+        UserError: the adapter was not made by petransfer, or the hub would refuse a value in `wishes`.
     """
     from huggingface_hub import ModelCard
 
@@ -69,7 +69,7 @@ def card(bundle: Bundle, wishes: Wishes = Wishes()) -> str:
 
 
 def title(spec: RunSpec) -> str:
-    """Return the adapter's title."""
+    """Return the title of an adapter's card: method, base, task, split and seed."""
     where = f"{task_title(spec.task.name)} {spec.task.split}"
     return f"{_kind(spec)} on {spec.checkpoint.name}, {where}, seed {spec.seed}"
 
@@ -81,7 +81,12 @@ def _kind(spec: RunSpec) -> str:
 
 @dataclass(frozen=True)
 class _Study:
-    """The study of a run. seeds: dev and test EM of the runs that differ only in their seed."""
+    """The study that an adapter's run belongs to.
+
+    seeds: exact match on dev and on test, in %, by seed. It has all runs that differ from the adapter's run only in the
+        seed.
+    sentences: statements about the study's effects.
+    """
 
     name: str
     seeds: dict[int, tuple[float, float]]
@@ -100,7 +105,7 @@ def _study(bundle: Bundle) -> _Study | None:
             if _but_seed(spec) == _but_seed(bundle.spec):
                 result = read_json(path.parent / RESULT)
                 seeds[spec.seed] = float(result["dev"]["exact_match"]), float(result["test"]["exact_match"])
-        except (KeyError, TypeError, ValueError, UserError):  # skip other runs that are damaged
+        except (KeyError, TypeError, ValueError, UserError):  # skip damaged runs
             continue
     effects = read_json(study / "effects.json") if (study / "effects.json").is_file() else {}
     name = str(recipe.get("name", study.name))

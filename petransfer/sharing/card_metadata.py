@@ -25,9 +25,10 @@ SPLITS = {"dev": "validation", "test": "test"}
 
 @dataclass(frozen=True)
 class Wishes:
-    """Metadata that only the person who shares the adapter knows.
+    """Metadata that the person who shares the adapter can set.
 
-    licence: used if those of base and data do not determine it. language: of the data. tags: further tags.
+    licence: the adapter's licence; None derives it from the licences of the base and the data.
+    language: the languages of the data; empty takes those of the benchmark. tags: additional tags.
     """
 
     licence: str | None = None
@@ -47,7 +48,7 @@ class Licences:
 def metadata(
     bundle: Bundle, spec: RunSpec, result: Mapping[str, Any], title: str, wishes: Wishes
 ) -> tuple[ModelCardData, Licences]:
-    """Return the metadata, and the licences that it is based on.
+    """Return the metadata of an adapter's card, and the licences of the base, the data and the adapter.
 
     Raises:
         UserError: the hub would refuse the metadata, for example a tag that is not text.
@@ -92,12 +93,15 @@ def metadata(
 
 
 def is_hub_name(checkpoint: CheckpointSpec) -> bool:
-    """Return whether a checkpoint's name is a hub id: weights of folders and embedded checkpoints are a sha256."""
+    """Return whether a checkpoint's name is a hub id, not a folder or an embedded checkpoint.
+
+    A folder is recognised by its `weights`, which are a sha256 of 64 digits instead of a hub revision.
+    """
     return not is_embedded(checkpoint.name) and len(checkpoint.weights) != 64
 
 
 def _datasets(bundle: Bundle, spec: RunSpec) -> list[str]:
-    """Return the hub ids of the data."""
+    """Return the hub ids of the data that the run was trained on; empty if the data are not on the hub."""
     info = task_info(spec.task.name)
     if info and info.published:
         return list(info.hub_datasets)
@@ -108,7 +112,10 @@ def _datasets(bundle: Bundle, spec: RunSpec) -> list[str]:
 
 
 def trained_on_all(bundle: Bundle) -> bool:
-    """Return whether every row of the data was trained on, after cross-validation, so that no score is a claim."""
+    """Return whether the adapter was trained on all rows of its data, as is done after cross-validation.
+
+    Its scores are then scores on training rows, and the metadata leave them out.
+    """
     return ((recipe_of(bundle).get("task") or {}).get("options") or {}).get("fold") == ALL
 
 
@@ -118,9 +125,10 @@ def recipe_of(bundle: Bundle) -> dict[str, Any]:
 
 
 def licences_of(bundle: Bundle, spec: RunSpec, wishes: Wishes) -> Licences:
-    """Return the licences of base and data, and the adapter's, which is derived from them or given in `wishes`.
+    """Return the licences of the base, of the data, and of the adapter.
 
-    Without a wish, an adapter for the sharer's own files has the licence of its base: only the sharer knows theirs.
+    The adapter's licence is the one in `wishes`; if there is none, it is derived from the other two. If the data are
+    the sharer's own files, whose licence only the sharer knows, the adapter gets the licence of its base.
     """
     entry = registered_arm(spec.checkpoint.name)
     base = NAMES.get(entry.licence, entry.licence) if entry else _licence_on_hub(spec, bundle)
@@ -133,7 +141,7 @@ def licences_of(bundle: Bundle, spec: RunSpec, wishes: Wishes) -> Licences:
 
 
 def _licence_on_hub(spec: RunSpec, bundle: Bundle) -> str | None:
-    """Return the licence in the base's own card, if the card is in the cache."""
+    """Return the licence that the base's own card on the hub names; None if the card is not in the local cache."""
     from huggingface_hub import try_to_load_from_cache
 
     if not is_hub_name(spec.checkpoint):
@@ -142,6 +150,6 @@ def _licence_on_hub(spec: RunSpec, bundle: Bundle) -> str | None:
     found = try_to_load_from_cache(spec.checkpoint.name, "README.md", revision=commit or spec.checkpoint.weights)
     try:
         stated = card_data(read_text(Path(found))).get("license") if isinstance(found, str) else None
-    except UserError:  # someone else's card that petransfer cannot read names no licence
+    except UserError:  # a card that petransfer cannot read counts as a card without a licence
         return None
     return stated if isinstance(stated, str) else None

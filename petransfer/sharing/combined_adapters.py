@@ -1,4 +1,4 @@
-"""Several adapters on one base, which is loaded once, and their weighted combination."""
+"""Attach several adapters to one base, which is loaded once, and combine the adapters with weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from petransfer.sharing.bundle import Bundle
 
 @dataclass(frozen=True)
 class Combination:
-    """A weighted sum of adapters. kind: peft's name of the combination method."""
+    """A weighted combination of adapters. weights: one per adapter. kind: peft's name of the combination method."""
 
     weights: tuple[float, ...]
     kind: str = "linear"
@@ -25,7 +25,12 @@ class Combination:
 
 @dataclass(frozen=True)
 class Adapters:
-    """Adapters on their base. labels: by peft's name of each adapter, in order, with the combination last."""
+    """Adapters that are attached to their base.
+
+    model: the peft model. loaded: the base and its tokenizer.
+    bundles: the bundle of each adapter, by the adapter's name in peft.
+    labels: the label of each adapter by the same name, in order; a combination comes last.
+    """
 
     model: Any
     loaded: Loaded
@@ -34,13 +39,16 @@ class Adapters:
     labels: Mapping[str, str]
 
     def each(self) -> Iterator[tuple[str, str, Predictor]]:
-        """Yield name, label and predictor of each adapter. An adapter is active until the next one is taken."""
+        """Yield the name, the label and the predictor of each adapter, and make this adapter the active one."""
         for name, label in self.labels.items():
             self.model.set_adapter(name)
             yield name, label, self.predictor(name)
 
     def predictor(self, name: str) -> Predictor:
-        """Return a predictor with the prefix and template of an adapter; the adapter is not activated."""
+        """Return a predictor with the prefix, the template and the chat format of an adapter, which is not activated.
+
+        A combination has those of the first adapter.
+        """
         bundle = self.bundles.get(name, self.bundles[FIRST])
         prefix = bundle.spec.task.prefix if bundle.spec else ""
         return Predictor(self.model, self.loaded, prefix, bundle.template(), bundle.chat())
@@ -52,10 +60,11 @@ def put_together(
     """Load the base once and attach all adapters to it.
 
     Args:
-        bits: load the base with other bits than in training.
+        bits: load the base with this number of bits; None means as in training.
 
     Raises:
-        UserError: the adapters have different bases, one does not fit, or the base is not the one used in training.
+        UserError: the adapters have different bases, an adapter does not fit its base, or the base is not the one used
+            in training.
     """
     if combination:
         _check(bundles, combination)
@@ -83,10 +92,10 @@ def _check(bundles: Sequence[Bundle], combination: Combination) -> None:
 
 
 def refuse_different_bases(bundles: Sequence[Bundle]) -> None:
-    """Refuse adapters that were not trained on the same base with the same bits: they cannot share one.
+    """Refuse adapters that were trained on different bases, or with different bits, and cannot share one base.
 
     Raises:
-        UserError: two of them were trained on different bases or bits.
+        UserError: two adapters were trained on different bases or with different bits.
     """
     first, *others = bundles
     for bundle in others:

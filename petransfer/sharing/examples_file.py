@@ -1,4 +1,4 @@
-"""examples.parquet: the outcome of each test example, read with a size limit and without its texts."""
+"""Read examples.parquet, which has the outcome of each test example, with a size limit; and remove its texts."""
 
 from __future__ import annotations
 
@@ -13,17 +13,22 @@ import pyarrow.parquet
 from petransfer.errors import UserError, reason_of
 from petransfer.sharing.bundle_files import EXAMPLES
 
-# Columns without text of the data.
+# The columns without inputs, targets and generated texts.
 FIGURES = ("index", "category", "correct", "margin", "log_prob", "tokens", "tokens_correct", "semantic_correct")
-# The largest number of rows. A few hundred kilobytes of parquet can contain billions of equal rows.
+# The largest number of rows that are read. A parquet file of a few hundred kilobytes can contain billions of equal
+# rows, which would fill the memory.
 ROWS = 5_000_000
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pyarrow.Table:
-    """Read the table if its metadata announces at most ROWS rows.
+    """Return the table in examples.parquet.
+
+    Args:
+        path: the file.
+        columns: the columns to read; None means all.
 
     Raises:
-        UserError: the file cannot be read, or has more rows.
+        UserError: the file cannot be read, or has more than ROWS rows according to its metadata.
     """
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
@@ -52,7 +57,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def without_texts(path: Path) -> bytes:
-    """Return the file without inputs, targets and generated texts, so that sharing an adapter shares no data.
+    """Return the file's bytes without inputs, targets and generated texts, so that sharing an adapter shares no data.
 
     Raises:
         UserError: the file cannot be read.

@@ -1,4 +1,4 @@
-"""Make a saved model complete for llama.cpp's converter: its tokenizer's own files, and T5's output head."""
+"""Prepare a saved model for llama.cpp's converter: copy its SentencePiece files, and separate T5's output head."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from petransfer.models.checkpoint_files import tokenizer_file
 from petransfer.recipe.run_spec import CheckpointSpec
 
-# SentencePiece models. transformers 5 writes only tokenizer.json, and llama.cpp's converter reads one of these.
+# Names of SentencePiece files. llama.cpp's converter needs one of them, but transformers 5 writes only tokenizer.json.
 _SENTENCEPIECE = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 
 
 def copy_sentencepiece_files(checkpoint: CheckpointSpec, folder: Path) -> None:
-    """Copy the SentencePiece files of a checkpoint's tokenizer to the folder of a saved model, if it has any."""
+    """Copy the SentencePiece files of a checkpoint's tokenizer, if it has any, to the folder of a saved model."""
     for name in _SENTENCEPIECE:
         found = tokenizer_file(checkpoint, name)
         if found is not None and not (folder / name).exists():
@@ -25,11 +25,14 @@ def copy_sentencepiece_files(checkpoint: CheckpointSpec, folder: Path) -> None:
 
 @torch.no_grad()
 def separate_output_head(model: Any) -> bool:
-    """Give a T5 that shares its output head with the embeddings a head of its own, in place; return whether it did.
+    """Replace T5's output head by a separate tensor if it is shared with the embeddings. The model is changed in place.
 
-    Such a model multiplies the decoder's states by d_model ** -0.5. llama.cpp does not, so that its logits are too
-    large by a factor of d_model ** 0.5: the most likely token is right, and all probabilities are wrong. The new head
-    contains the factor, so that transformers and llama.cpp compute the same logits.
+    A T5 with a shared head multiplies the decoder's states by d_model ** -0.5. llama.cpp does not, so that its logits
+    are too large by a factor of d_model ** 0.5: the most likely token is right, but all probabilities are wrong. The
+    new head contains the factor d_model ** -0.5, so that transformers and llama.cpp compute the same logits.
+
+    Returns:
+        Whether the head was replaced.
     """
     config = model.config
     if not getattr(config, "scale_decoder_outputs", False) or not hasattr(model, "lm_head"):

@@ -12,7 +12,8 @@ from petransfer.recipe.layer_patterns import check_pattern
 from petransfer.recipe.methods import METHODS
 from petransfer.sharing.safe_reading import Tensors
 
-# Keys that would import code, fetch a tokenizer, compute with the base's weights, or rebuild the base.
+# Keys of adapter_config.json that are refused, because they would import code, fetch a tokenizer, compute with the
+# base's weights, or rebuild the base.
 FORBIDDEN = (
     "target_parameters",
     "megatron_config",
@@ -22,7 +23,7 @@ FORBIDDEN = (
     "eva_config",
     "corda_config",
 )
-# The types of the keys that are read, if they are set.
+# The allowed types of the keys that are read. A key may also be missing or None.
 TYPES: dict[str, type | tuple[type, ...]] = {
     "auto_mapping": dict,
     "base_model_name_or_path": str,
@@ -43,25 +44,26 @@ TYPES: dict[str, type | tuple[type, ...]] = {
     "use_rslora": bool,
 }
 DTYPES = ("F32", "F16", "BF16")
-# Initialisations that do not read the base's weights.
+# The allowed values of init_lora_weights: initialisations that do not read the base's weights.
 STARTS = (True, False, "gaussian", "orthogonal")
 MOST_RANK, MOST_TENSORS = 65_536, 200_000
 _NAME = re.compile(r"[\w.-]{1,512}")
-# Keys that determine the adapter's size; peft allocates the memory before it reads a tensor.
+# Keys that determine the adapter's size. Their values are limited, because peft allocates the memory before it reads a
+# tensor.
 SIZES = ("num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads", "encoder_hidden_size")
-# peft's names of tasks with generating models.
+# The allowed values of task_type.
 TASKS = ("SEQ_2_SEQ_LM", "CAUSAL_LM", "FEATURE_EXTRACTION")
 
-# Names of embeddings and heads in the various architectures.
+# Names of embeddings and output heads in the supported architectures.
 EMBEDDINGS = ("shared", "embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out", "tok_embeddings")
 
 _PREFIX = "base_model.model."
-# peft's representation of an empty list of layers.
+# What peft writes as target_modules if no layer is adapted.
 _NONE = "dummy-target-modules"
 
 
 def check(config: Mapping[str, Any], tensors: Tensors) -> None:
-    """Refuse a configuration that requests more than an adapter, and tensors that it does not describe.
+    """Refuse a configuration that asks for more than an adapter needs, and tensors that it does not describe.
 
     Raises:
         UserError: the configuration or a tensor is refused; the message gives the reason in one line.
@@ -122,7 +124,7 @@ def _check_lora(config: Mapping[str, Any], tensors: Tensors) -> None:
             raise _refused(f"the tensor {_short(name)} lies outside the base ({_PREFIX}...)")
         module = name.removesuffix(".weight").removesuffix(".base_layer")
         if name.endswith(".weight") and module.rsplit(".", 1)[-1] in EMBEDDINGS and len(shape) == 2:
-            continue  # peft saves resized embeddings; they are compared with those of the base
+            continue  # peft saves resized embeddings; `check_sizes` compares them with the base's
         module, check_shape = _part(name, config)
         if check_shape is None:
             raise _refused(f"the tensor {_short(name)} is no part of the adapter that adapter_config.json describes")
@@ -171,7 +173,7 @@ def _check_lora_config(config: Mapping[str, Any]) -> None:
 
 
 def _check_patterns(config: Mapping[str, Any]) -> None:
-    """Check all patterns that peft matches with the names of layers, for every method."""
+    """Refuse patterns that could take hours to match. peft matches them with layer names, for every method."""
     texts = [config.get(key) for key in ("target_modules", "exclude_modules", "layers_pattern", "feedforward_modules")]
     patterns = [one for one in texts if isinstance(one, str) and one]
     listed = config.get("layers_pattern")
@@ -180,7 +182,7 @@ def _check_patterns(config: Mapping[str, Any]) -> None:
         patterns += list(config.get(key) or {})
     for text in patterns:
         _check_pattern(text)
-    for name in config.get("modules_to_save") or []:  # peft inserts these names into a pattern
+    for name in config.get("modules_to_save") or []:  # peft makes a pattern of each name
         if not _NAME.fullmatch(name):
             raise _refused(f"modules_to_save holds {_short(name)}, which is not the name of a layer")
 
@@ -195,7 +197,11 @@ def _check_pattern(text: Any) -> None:
 
 
 def _part(name: str, config: Mapping[str, Any]) -> tuple[str, Callable[[tuple[int, ...]], str | None] | None]:
-    """Return the module of a tensor and a check of its shape; None if the method has no such tensor."""
+    """Return the name of a tensor's module, and a function that checks the tensor's shape.
+
+    The function takes the shape and returns an error text, or None if the shape is right. If the configuration does not
+    describe such a tensor, None is returned in place of the function.
+    """
     ranks = {config["r"], *(config.get("rank_pattern") or {}).values()}
 
     def ranked(axis: int) -> Callable[[tuple[int, ...]], str | None]:
@@ -237,7 +243,10 @@ def _part(name: str, config: Mapping[str, Any]) -> tuple[str, Callable[[tuple[in
 
 
 def _target_of(module: str, targets: Any) -> str | None:
-    """Return the target that matches a module's name; matching a pattern is left to peft."""
+    """Return the entry of target_modules that matches a module's name; None if there is none.
+
+    If target_modules is a pattern, it is returned without matching: peft will match it.
+    """
     if isinstance(targets, str):
         return targets
     return next((one for one in targets if module == one or module.endswith(f".{one}")), None)

@@ -19,7 +19,8 @@ from petransfer.sharing.llama_cpp_model import LlamaCppModel
 class Comparison:
     """The differences between a model and its GGUF file.
 
-    rows: the number of compared rows. loss, gguf_loss: nats per target token, by petransfer and by llama.cpp.
+    rows: the number of compared rows.
+    loss, gguf_loss: mean loss in nats per target token, computed by petransfer and by llama.cpp.
     same_tokens: the share of rows whose input has the same tokens in both tokenizers, in %.
     agree: the share of target tokens at which both models have the same most likely token, in %.
     """
@@ -32,10 +33,10 @@ class Comparison:
 
 
 def compare_gguf(predictor: Predictor, examples: Sequence[Example], file: Path) -> Comparison:
-    """Compute the loss of a model and of its GGUF file on some examples.
+    """Compare the losses, the tokens and the predictions of a model and of its GGUF file on some examples.
 
     Raises:
-        UserError: llama-cpp-python is not installed, the file cannot be loaded, or an example cannot be used.
+        UserError: llama-cpp-python is not installed, the file cannot be loaded, or an example cannot be encoded.
     """
     loaded = predictor.loaded
     encoded = encode_examples(examples, predictor.prefix, loaded.tokenizer, loaded.layout)
@@ -60,7 +61,7 @@ def compare_gguf(predictor: Predictor, examples: Sequence[Example], file: Path) 
 
 
 def _input_of(predictor: Predictor, example: Example) -> tuple[str, bool]:
-    """Return the text that a program must pass to the model, and whether its tokenizer adds special tokens."""
+    """Return the text that llama.cpp must tokenize for an example, and whether it must add special tokens."""
     text = input_text(example, predictor.prefix, predictor.loaded.tokenizer)
     if example.chat == "template":
         return text, False
@@ -69,7 +70,7 @@ def _input_of(predictor: Predictor, example: Example) -> tuple[str, bool]:
 
 @torch.inference_mode()
 def _target_logits(predictor: Predictor, one: Encoded) -> torch.Tensor:
-    """Return the logits of the target's tokens, (target tokens, vocabulary), in fp32 on the CPU."""
+    """Return petransfer's logits for the target's tokens, of shape (target tokens, vocabulary), in fp32 on the CPU."""
     layout, device = predictor.loaded.layout, next(predictor.model.parameters()).device
     count = len(one.target_ids)
     if layout.encoder_decoder:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from petransfer.errors import UserError, reason_of
 from petransfer.sharing.bundle_files import CONFIG, LIMITS, WEIGHTS
 
+# The time limit in seconds for a connection to the hub.
 SECONDS = 3.0
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PROXIES = ("https_proxy", "http_proxy", "all_proxy")
@@ -23,7 +24,12 @@ _PROXIES = ("https_proxy", "http_proxy", "all_proxy")
 
 @dataclass(frozen=True)
 class Pushed:
-    """An uploaded adapter. commit: its single commit. private: only its owner sees it. notes: remarks on the card."""
+    """An uploaded adapter.
+
+    url, commit: the address and the sha of the upload's commit.
+    private: whether the repository is private.
+    notes: warnings about the card.
+    """
 
     url: str
     commit: str
@@ -32,11 +38,17 @@ class Pushed:
 
 
 def push(name: str, contents: Mapping[str, Path | bytes], public: bool, message: str) -> Pushed:
-    """Upload a bundle's files to `user/name` in one commit; a new repository is private unless `public`.
+    """Upload a bundle's files to the repository `name` in one commit.
+
+    Args:
+        name: `user/name`.
+        contents: the path or the bytes of each file, by the file's name in the repository.
+        public: whether the repository is public. A repository that exists must already be as `public` says.
+        message: the commit message.
 
     Raises:
-        UserError: the name is not valid, the hub cannot be reached or refuses the upload, or the repository is already
-            public and `public` is False.
+        UserError: the name is not valid, the hub cannot be reached or refuses the upload, or an existing repository is
+            private although `public` is True, or public although `public` is False.
     """
     if not _ID.fullmatch(name):
         raise UserError(f"'{name}' is not a valid repository id; write user/name")
@@ -63,9 +75,9 @@ def push(name: str, contents: Mapping[str, Path | bytes], public: bool, message:
 
 
 def holds_adapter(source: str) -> bool:
-    """Return whether a repository `owner/name[@revision]` holds an adapter rather than a whole model.
+    """Return whether a repository `owner/name[@revision]` contains an adapter, not a whole model.
 
-    A model in the cache is recognised without the hub.
+    The hub is not asked if the repository's config.json is in the local cache.
 
     Raises:
         UserError: there is no such repository, or the hub cannot be reached.
@@ -82,7 +94,9 @@ def holds_adapter(source: str) -> bool:
 
 
 def fetch(source: str, target: Path) -> str:
-    """Download only the files of an adapter from `owner/name[@revision]`; return their commit.
+    """Download an adapter's files from the repository `owner/name[@revision]` to `target`, and return their commit.
+
+    Other files of the repository are not downloaded.
 
     Raises:
         UserError: there is no such repository or adapter, a file is too large, or the hub cannot be reached.
@@ -115,11 +129,12 @@ def _wanted(name: str, sizes: Mapping[str, int]) -> list[str]:
 
 
 def refuse_offline(source: str = "", advice: str = "use a folder or a bundle") -> None:
-    """Report at once that the hub cannot be reached, instead of after many retries of a client.
+    """Raise UserError at once if the hub cannot be reached. huggingface_hub itself would first retry many times.
 
     Args:
-        source: What is to be downloaded, if it could also be the name of a folder or bundle on this machine.
-        advice: What to do without the hub.
+        source: the hub id to download. The message then says that there is also no folder or file of this name. Empty
+            if there is nothing to download.
+        advice: what the user can do without the hub, as a part of the message.
 
     Raises:
         UserError: the hub is switched off or cannot be reached.
@@ -141,12 +156,16 @@ def refuse_offline(source: str = "", advice: str = "use a folder or a bundle") -
 
 @contextlib.contextmanager
 def _plain_errors(what: str) -> Iterator[None]:
-    """Convert any error of the client into one line without tokens."""
+    """Convert any error of huggingface_hub into a UserError of one line, without access tokens.
+
+    Args:
+        what: the beginning of the message, which says what failed.
+    """
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # the client, its HTTP library and the server raise dozens of types
+    except Exception as error:  # huggingface_hub and its HTTP library raise dozens of types of errors
         raise UserError(f"{what}: {without_tokens(_first(error))}{_advice(error)}") from None
 
 
@@ -161,7 +180,7 @@ def _advice(error: Exception) -> str:
 
 
 def without_tokens(text: str) -> str:
-    """Return the text without anything that is, or looks like, an access token."""
+    """Return the text with `***` in place of everything that is, or looks like, an access token."""
     from huggingface_hub import get_token
 
     known = [token for token in (get_token(), os.environ.get("HF_TOKEN")) if token]
@@ -171,7 +190,7 @@ def without_tokens(text: str) -> str:
 
 
 def quiet() -> None:
-    """Silence the client's progress bars and hints."""
+    """Silence the progress bars and the warnings of huggingface_hub."""
     import logging
 
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -182,5 +201,5 @@ def quiet() -> None:
 
 
 def as_json(pushed: Pushed) -> dict[str, Any]:
-    """Return the fields that `--json` prints."""
+    """Return the fields of an uploaded adapter that `--json` prints."""
     return {"url": pushed.url, "commit": pushed.commit, "private": pushed.private}

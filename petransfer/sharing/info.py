@@ -1,4 +1,4 @@
-"""Describe an adapter, made by petransfer or not, from its own files."""
+"""Describe an adapter from its own files. The adapter can also be one that petransfer did not make."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from petransfer.sharing.safe_reading import card_data, read_text
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:
-    """Return the description as names and values, for display and for JSON."""
+    """Return the properties of an adapter by name, for display and for JSON. Unknown properties are left out."""
     config = bundle.config
     dtypes = Counter(dtype for dtype, _ in bundle.tensors.values())
     targets = config.get("target_modules")
@@ -43,9 +43,10 @@ def describe(bundle: Bundle) -> dict[str, Any]:
 
 
 def _trained(bundle: Bundle) -> int | None:
-    """Return the number of trained parameters, which some methods do not store as such; None if it is not recorded.
+    """Return the number of trained parameters that result.json records; None if there is no such record.
 
-    PiSSA is saved as a LoRA of twice the rank, and VeRA with its frozen projections.
+    The adapter's file can contain more parameters: PiSSA is saved as a LoRA of twice the rank, and VeRA is saved
+    together with its frozen projections.
     """
     found = (bundle.result() or {}).get("trained_parameters")
     return found if isinstance(found, int) else None

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-# The hub's names, from the most to the least permissive; a work made of two takes the later one.
+# The hub's names of licences, from the most to the least permissive. A work that is made from two sources gets the less
+# permissive of their licences.
 ORDER = (
     "cc0-1.0", "unlicense", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "apache-2.0", "cc-by-4.0", "cc-by-sa-4.0",
     "gpl-3.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0",
 )  # fmt: skip
-# Derived works must have the very same licence, so two different ones cannot be combined.
+# Licences that require derived works to have the same licence. Works under two different ones cannot be combined.
 SAME = frozenset({"cc-by-sa-4.0", "gpl-3.0", "cc-by-nc-sa-4.0"})
 # The hub's names for licence names in the registry of checkpoints.
 NAMES = {"Apache-2.0": "apache-2.0", "MIT": "mit", "BigCode OpenRAIL-M v1": "bigcode-openrail-m"}
 
 
 def derived(base: str | None, data: str | None) -> str | None:
-    """Return the licence of a work made of a base and data with these licences; None if unknown.
+    """Return the licence of an adapter whose base and data have these licences; None if it cannot be determined.
 
     >>> derived("apache-2.0", "mit")
     'apache-2.0'

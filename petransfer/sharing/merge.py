@@ -1,4 +1,4 @@
-"""Merge an adapter into its base's weights, save the result like any model, and measure what merging changed."""
+"""Merge an adapter into its base's weights, save the merged model, and measure how merging changed the logits."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ from petransfer.sharing.combined_adapters import put_together
 from petransfer.sharing.export_files import copy_sentencepiece_files, separate_output_head
 from petransfer.sharing.task_data import columns_of, data_of
 
-# The largest change of the logits when an adapter is added to the 32-bit weights, and when the model is written and
-# read: the root mean square of the differences, divided by that of the logits. Rounding the merged weights to 16 bits
-# is not limited: its effect depends on the checkpoint (0.5 to 7 % were measured) and is reported.
+# The largest relative change of the logits that is allowed for each of two steps: adding an adapter to the 32-bit
+# weights, and writing and reading the model. The change is the root mean square of the differences, divided by the root
+# mean square of the logits. Rounding the merged weights to 16 bits has no limit: the change depends on the checkpoint
+# (0.5 to 7 % were measured), and it is reported.
 LIMIT = 1e-3
+# The logits are compared on this many rows of this many random tokens.
 ROWS, TOKENS = 16, 24
 # The largest number of examples on which exact match on dev is computed.
 DEV_EXAMPLES = 200
@@ -40,15 +42,19 @@ DEV_EXAMPLES = 200
 
 @dataclass(frozen=True)
 class Merged:
-    """The effects of merging.
+    """How much merging changed the logits, and the saved model's exact match on dev.
 
-    moved: the relative change of the logits against those of the adapter on its 32-bit base.
-    largest: the largest change of one logit. agree: the share of positions with the same most likely token, in %.
+    moved: the relative change of the saved model's logits, compared with the adapter on its 32-bit base. It is the root
+        mean square of the differences divided by the root mean square of the logits; 0.01 is 1 %.
+    largest: the largest change of one logit.
+    agree: the share of positions at which the most likely token is the same, in %.
     bits: bits of the saved model.
-    trained_bits: bits of the base in training. moved_from_trained, agree_with_trained: as `moved` and `agree`, but
-        compared with the adapter on a base of `trained_bits`. None if the base was not quantised in training.
-    dev: exact match of the saved model on dev, in %, if the adapter's data are on this machine. dev_claimed: the
-        adapter's claimed exact match on dev.
+    trained_bits: bits of the base in training; None if unknown.
+    moved_from_trained, agree_with_trained: as `moved` and `agree`, but compared with the adapter on a base of
+        `trained_bits`. None if the base was not quantised in training.
+    dev: exact match of the saved model on at most DEV_EXAMPLES dev examples, in %; None if the adapter's data are not
+        on this machine.
+    dev_claimed: exact match on dev, in %, that petransfer.json records; None if there is no such record.
     """
 
     moved: float
@@ -74,13 +80,13 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None, 
 
     Args:
         target: a new folder, which plain transformers, `predict` and `eval` can load.
-        bits: bits of the saved weights, 32 or 16; by default 16 unless the adapter was trained on a 32-bit base.
-        separate_head: give a T5 that shares its output head with its embeddings a head of its own; see
-            `petransfer.sharing.export_files.separate_output_head`.
+        bits: bits of the saved weights, 32 or 16. None means 32 if the base had 32 bits in training, else 16.
+        separate_head: save T5's output head as a separate tensor, as
+            `petransfer.sharing.export_files.separate_output_head` explains.
 
     Raises:
         UserError: merging with these bits is not possible, the target exists, or the adapter or its base is refused.
-        RunError: the merged model computes other logits; nothing is left on the disk.
+        RunError: merging or saving changed the logits by more than LIMIT; nothing is left on the disk.
     """
     _refuse_inputs(bundle)
     trained: Bits = bundle.spec.method.bits if bundle.spec else 16
@@ -123,10 +129,10 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None, 
 
 
 def _refuse_inputs(bundle: Bundle) -> None:
-    """Refuse methods whose trained tensors are not part of any weight.
+    """Refuse an adapter of a method that can never be merged, such as prompt tuning, which changes no weight.
 
     Raises:
-        UserError: the adapter's method is one of them.
+        UserError: the adapter's method cannot be merged.
     """
     kind = bundle.config.get("peft_type")
     for method in METHODS.of_package():
@@ -140,9 +146,9 @@ def _logits_at_trained_width(bundle: Bundle, where: Where, bits: Bits, count: in
 
 
 def _untie_adapted_head(base: Any) -> None:
-    """Give the head weights of its own if an adapter changes it or the embeddings that it shares them with.
+    """Copy the output head's weights, in place, if they are also the embeddings and the adapter changes one of the two.
 
-    Merging would otherwise change both by what the adapter adds to one of them.
+    Without the copy, merging the adapter into the embeddings would also change the output head, and the reverse.
     """
     ends = [base.get_input_embeddings(), base.get_output_embeddings()]
     plain = [getattr(end, "base_layer", end) for end in ends]
@@ -152,7 +158,10 @@ def _untie_adapted_head(base: Any) -> None:
 
 
 def _say_untied(model: Any) -> None:
-    """Let config.json say that the head has weights of its own; T5's key for this also changes how it computes."""
+    """Set `tie_word_embeddings` to False in the configuration if the output head has separate weights.
+
+    T5's configuration is not changed, because there this key would also change how the logits are computed.
+    """
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
     config = model.config.get_text_config(decoder=True)
     untied = None not in ends and ends[0].weight is not ends[1].weight
@@ -161,7 +170,10 @@ def _say_untied(model: Any) -> None:
 
 
 def _rounded(model: Any, dtype: torch.dtype) -> Any:
-    """Round the tensors that a file holds, in place; others, such as rotary frequencies, are computed in fp32."""
+    """Convert a model's tensors to `dtype`, in place, and return the model.
+
+    Only tensors that are saved are converted. Others, such as rotary frequencies, stay in fp32.
+    """
     for module in model.modules():
         buffers = [name for name in module._buffers if name not in module._non_persistent_buffers_set]
         for tensor in (*module._parameters.values(), *(module._buffers[name] for name in buffers)):
@@ -178,7 +190,10 @@ def _read(folder: Path, loaded: Loaded, bits: Bits) -> torch.nn.Module:
 
 @torch.inference_mode()
 def _logits(model: torch.nn.Module, loaded: Loaded, count: int) -> torch.Tensor:
-    """Return the logits of random tokens with ids below `count`, equal at every call: (ROWS, TOKENS, count), fp32."""
+    """Return a model's logits for random tokens, of shape (ROWS, TOKENS, vocabulary), in fp32 on the CPU.
+
+    The random tokens have ids below `count` and are the same in every call.
+    """
     drawn = torch.Generator().manual_seed(0)
     device = next(model.parameters()).device
     ids_bt, target_bt = (torch.randint(3, count, (ROWS, TOKENS), generator=drawn).to(device) for _ in range(2))
@@ -222,7 +237,11 @@ def _change(before: torch.Tensor, after: torch.Tensor) -> _Change:
 
 
 def _refuse_changed(change: _Change, step: str) -> None:
-    """Refuse a merged model if a step changed logits that it should not change.
+    """Refuse a merged model if a step of merging changed the logits.
+
+    Args:
+        change: the change of the logits by the step.
+        step: the step, as the message names it.
 
     Raises:
         RunError: the logits changed by more than LIMIT, or are not finite.
@@ -235,7 +254,7 @@ def _refuse_changed(change: _Change, step: str) -> None:
 
 
 def _dev_exact_match(bundle: Bundle, model: torch.nn.Module, loaded: Loaded, where: Where) -> float | None:
-    """Return exact match on dev in %; None if the data are not on this machine."""
+    """Return exact match on at most DEV_EXAMPLES dev examples, in %; None if the data are not on this machine."""
     if bundle.spec is None:
         return None
     try:
@@ -251,14 +270,17 @@ def _dev_exact_match(bundle: Bundle, model: torch.nn.Module, loaded: Loaded, whe
 
 
 def _write_provenance(folder: Path, bundle: Bundle, merged: Merged) -> None:
-    """Write the prefix, the template and the origin of the merged model to its folder."""
+    """Write petransfer.json for the merged model, with its prefix, its template and the adapter that it was made from.
+
+    Nothing is written if petransfer did not make the adapter.
+    """
     if bundle.provenance is None:
         return
     kept: dict[str, Any] = {
         key: bundle.provenance[key] for key in ("run_id", "spec", "base") if key in bundle.provenance
     }
     origin: dict[str, Any] = {"bits": merged.bits, "adapter_sha256": bundle.provenance.get("files") or {}}
-    with contextlib.suppress(UserError):  # an adapter without its recipe
+    with contextlib.suppress(UserError):  # an adapter without a recipe has no columns
         origin["columns"] = columns_of(bundle)
     content = kept | {"merged": origin}
     (folder / PROVENANCE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Write answers in the form of OpenAI's endpoints: whole, in parts, and as errors."""
+"""Build answers in the JSON format of OpenAI's endpoints: complete answers, streamed parts of answers, and errors."""
 
 from __future__ import annotations
 
@@ -14,34 +14,37 @@ from petransfer.sharing.openai_requests import Asked
 
 @dataclass(frozen=True)
 class Answer:
-    """The frame of the answer to one request; all parts of an answer have the same id."""
+    """Builds the answer to one request, complete or in parts. All parts of an answer have the same `id`.
+
+    created: Unix time in seconds.
+    """
 
     asked: Asked
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
     def whole(self, found: Sequence[Generation]) -> dict[str, Any]:
-        """Return the answer with all texts and the numbers of tokens."""
+        """Return the complete answer: all generated texts and the numbers of tokens."""
         choices = [self._choice(at, one) for at, one in enumerate(found)]
         return self._frame("chat.completion", choices) | {"usage": usage(found)}
 
     def first_part(self) -> dict[str, Any] | None:
-        """Return the part that begins a chat's answer; other answers have none."""
+        """Return the first part of a streamed chat answer; None for a completion, which has no such part."""
         delta = {"role": "assistant", "content": ""}
         return self._frame("chat.completion.chunk", [_part(0, delta=delta)]) if self.asked.is_chat else None
 
     def part(self, at: int, text: str) -> dict[str, Any]:
-        """Return the next piece of a text."""
+        """Return a part of a streamed answer: the next piece of the generated text for prompt number `at`."""
         content = {"delta": {"content": text}} if self.asked.is_chat else {"text": text}
         return self._frame("chat.completion.chunk", [_part(at, **content)])
 
     def last_part(self, at: int, found: Generation) -> dict[str, Any]:
-        """Return the part that says why a text ended."""
+        """Return the part of a streamed answer that says why the text for prompt number `at` ended."""
         content: dict[str, Any] = {"delta": {}} if self.asked.is_chat else {"text": ""}
         return self._frame("chat.completion.chunk", [_part(at, **content) | {"finish_reason": _reason(found)}])
 
     def usage_part(self, found: Sequence[Generation]) -> dict[str, Any]:
-        """Return the part with the numbers of tokens."""
+        """Return the part of a streamed answer that gives the numbers of tokens."""
         return self._frame("chat.completion.chunk", []) | {"usage": usage(found)}
 
     def _choice(self, at: int, found: Generation) -> dict[str, Any]:
@@ -61,13 +64,18 @@ class Answer:
 
 
 def usage(found: Sequence[Generation]) -> dict[str, int]:
-    """Return the numbers of tokens that were read and generated."""
+    """Return the numbers of input tokens and of generated tokens, over all prompts of a request."""
     read, written = sum(one.input_tokens for one in found), sum(one.tokens for one in found)
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
 def error_content(message: str, status: int, parameter: str | None) -> dict[str, Any]:
-    """Return the JSON of an error."""
+    """Return an error in OpenAI's JSON format.
+
+    Args:
+        status: the HTTP status.
+        parameter: the wrong part of the request; None if the error does not belong to one part.
+    """
     kind = "server_error" if status >= 500 else "invalid_request_error"
     return {"error": {"message": message, "type": kind, "param": parameter, "code": None}}
 

@@ -1,4 +1,4 @@
-"""Read the requests of OpenAI's endpoints for completions and for chats; wrong requests are refused in one line."""
+"""Read requests to OpenAI's endpoints for completions and for chats, and refuse requests that are not valid."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from petransfer.data.bad_rows import BadRow
 from petransfer.data.rows.chat_rows import read_messages
 from petransfer.sharing.request_batches import Model, Prompts
 
-# The largest request in bytes, number of prompts in it, and number of generated tokens for one prompt.
+# The largest size of a request in bytes, number of prompts in a request, and number of generated tokens per prompt.
 BODY, PROMPTS, TOKENS = 2**20, 128, 4096
 # The default number of generated tokens; enough for most tasks.
 DEFAULT_TOKENS = 512
-# Options of OpenAI's endpoints, with the only values that agree with greedy decoding of one text.
+# Options of OpenAI's endpoints, each with its allowed values. Other values would ask for more than greedy decoding of
+# one text per prompt.
 _ONLY: dict[str, tuple[Any, ...]] = {
     "n": (1, None), "best_of": (1, None), "echo": (False, None), "temperature": (0, None), "top_p": (1, None),
     "suffix": (None, ""), "stop": (None, []), "logit_bias": (None, {}), "presence_penalty": (0, None),
@@ -27,7 +28,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 
 
 class BadRequest(Exception):
-    """Raised for a request that is refused. parameter: the wrong part of the request."""
+    """Raised for a request that is refused. parameter: the wrong part of the request. status: the HTTP status."""
 
     def __init__(self, message: str, parameter: str | None = None, status: int = 400) -> None:
         super().__init__(message)
@@ -36,10 +37,12 @@ class BadRequest(Exception):
 
 @dataclass(frozen=True)
 class Asked:
-    """A request that can be answered.
+    """A valid request.
 
-    is_chat: whether the answer has the form of a chat. The prompts can be plain texts all the same.
-    stream: whether the answer is sent in parts. include_usage: whether the last part counts the tokens.
+    is_chat: whether the answer has the format of a chat. The prompt of such a request is a plain text if the model does
+        not take chats.
+    stream: whether the answer is sent in parts.
+    include_usage: whether the last part of a streamed answer gives the numbers of tokens.
     """
 
     prompts: Prompts
@@ -49,7 +52,11 @@ class Asked:
 
 
 async def read_request(request: Request, models: Mapping[str, Model], is_chat: bool) -> Asked:
-    """Read a request.
+    """Read and check a request to one of the endpoints.
+
+    Args:
+        models: the served models, by name.
+        is_chat: whether the request was sent to the endpoint for chats.
 
     Raises:
         BadRequest: a part of the request is wrong.
@@ -107,9 +114,9 @@ def _prompts(content: Mapping[str, Any]) -> list[str]:
 
 
 def _messages(content: Mapping[str, Any], model: Model) -> tuple[list[str], bool]:
-    """Return the one prompt of a chat, and whether it is a JSON list of messages.
+    """Return a list with the prompt of a chat request, and whether the prompt is a JSON list of messages.
 
-    A model without chats takes one message of the user, which is its input.
+    If the model does not take chats, the request must contain a single message of the user. Its text is the prompt.
     """
     value = content.get("messages")
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Pack a bundle: it contains nothing that identifies this machine, and the same run gives the same bytes."""
+"""Pack an adapter into a bundle that names no folder of this machine. Packing a run twice gives the same bytes."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
 
 
 def contents(bundle: Bundle, wishes: Wishes) -> dict[str, Path | bytes]:
-    """Return the files of a bundle by name, including the card and the list of sha256.
+    """Return the path or the bytes of each file to share, by name, with a new card and a new manifest of all sha256.
 
     Raises:
-        UserError: the run is not done, its files differ from the saved ones, or a file names a path of this machine.
+        UserError: the run is not finished, its files were changed, or a file contains an access token or the path of a
+            folder of this machine.
     """
     checked(bundle)
     if bundle.provenance is None or "claims" not in bundle.provenance:
@@ -59,7 +60,7 @@ def pack(bundle: Bundle, target: Path, wishes: Wishes) -> str:
     """Write the bundle's zip file and return its sha256.
 
     Raises:
-        UserError: as for `contents`, or the target exists.
+        UserError: as for `contents`; or the target exists, cannot be written or has the wrong suffix.
     """
     if not target.name.endswith(archive.SUFFIX):
         raise UserError(f"{target} does not end in {archive.SUFFIX}; call it so")
@@ -73,7 +74,7 @@ def pack(bundle: Bundle, target: Path, wishes: Wishes) -> str:
 
 
 def placeless(recipe: str) -> bytes:
-    """Return a recipe with this machine's folders replaced by their names: `/home/me/t5` becomes `t5`."""
+    """Return a recipe as YAML in which each path is replaced by its last part: `/home/me/t5` becomes `t5`."""
     content = read_yaml(recipe, RECIPE)
     content.pop("data_dir", None)
     return yaml.safe_dump(_placeless(content), sort_keys=False, allow_unicode=True).encode()
@@ -91,10 +92,14 @@ def _placeless(value: Any, key: str = "") -> Any:
 
 
 def refuse_private(name: str, text: str) -> None:
-    """Refuse a text that names a folder of this machine or contains a token.
+    """Refuse a file whose text contains the path of a folder of this machine, an access token or a password.
+
+    Args:
+        name: the file's name.
+        text: the file's text.
 
     Raises:
-        UserError: the text names such a folder or contains a token. The message does not contain the token.
+        UserError: the text contains one of these. The message does not contain the token or password.
     """
     tokens = [os.environ.get(key, "") for key in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "PETRANSFER_SLOG_PASSWORD")]
     if _TOKEN.search(text) or any(len(token) >= 8 and token in text for token in tokens):

@@ -1,4 +1,4 @@
-"""Compare petransfer's texts with those of plain transformers and peft, loaded with the card's code."""
+"""Compare the texts that petransfer generates with those of plain transformers and peft, used as the card shows."""
 
 from __future__ import annotations
 
@@ -26,10 +26,15 @@ TEXTS, TOKENS = 50, 64
 
 
 def differing_texts(bundle: Bundle, base: Base, ours: Any, loaded: Loaded, inputs: list[str]) -> tuple[int, int]:
-    """Return the number of inputs for which plain transformers and peft generate another text, and of all inputs.
+    """Compare petransfer's texts with those of plain transformers and peft, for the first TEXTS inputs.
 
     Args:
+        base: the base, which plain transformers loads again.
         ours: petransfer's model with the adapter, on the base `loaded`.
+        inputs: input texts, which begin with the prefix.
+
+    Returns:
+        The number of inputs for which the two texts differ, and the number of compared inputs.
 
     Raises:
         UserError: plain transformers cannot load the base.

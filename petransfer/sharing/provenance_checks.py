@@ -1,4 +1,4 @@
-"""Validate petransfer.json and result.json from an unknown source: every value must have its type."""
+"""Validate petransfer.json and result.json from an unknown source: every value must have the expected type."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ class _Result(_Strict):
 
 
 def check_result(content: dict[str, Any]) -> None:
-    """Refuse a result.json with values that no run writes.
+    """Refuse the content of a result.json that no run can have written.
 
     Raises:
-        UserError: a value has the wrong type.
+        UserError: a value has the wrong type or is out of range.
     """
     try:
         _Result.model_validate(content)
@@ -75,10 +75,11 @@ def check_result(content: dict[str, Any]) -> None:
 
 
 def spec_in(content: dict[str, Any]) -> RunSpec:
-    """Return the run's spec from petransfer.json, after checking it and its id.
+    """Check the content of a petransfer.json, and return the run's spec in it.
 
     Raises:
-        UserError: a value has the wrong type, the spec names a path on a machine, or the id differs.
+        UserError: a value has the wrong type, the spec contains a path on some machine, or the recorded run id is not
+            the id computed from the spec.
     """
     try:
         _Provenance.model_validate(content)

@@ -14,7 +14,7 @@ from petransfer.evaluation.generation import Generation
 from petransfer.evaluation.predictor import Predictor
 from petransfer.evaluation.text_stream import OnText
 
-# The largest number of prompts in a batch, and of waiting prompts; further ones are refused.
+# The largest number of prompts in a batch, and of waiting prompts. If more prompts arrive, they are refused.
 BATCH, WAITING = 64, 4096
 
 
@@ -26,8 +26,9 @@ class Busy(Exception):
 class Model:
     """A served adapter or model.
 
-    activate: called before a predictor is used.
-    chat: predicts from a JSON list of messages; None if the model takes plain texts only.
+    predictor: generates from plain texts.
+    activate: a function that is called before a predictor is used, to make this adapter the active one.
+    chat: generates from JSON lists of messages; None if the model does not take chats.
     """
 
     predictor: Predictor
@@ -37,7 +38,12 @@ class Model:
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts of one request. is_chat: each prompt is a JSON list of messages, for `Model.chat`."""
+    """The prompts of one request.
+
+    model: the name of the served model.
+    max_tokens: the largest number of generated tokens per prompt.
+    is_chat: whether each prompt is a JSON list of messages, for `Model.chat`, and not a plain text.
+    """
 
     model: str
     texts: Sequence[str]
@@ -46,7 +52,7 @@ class Prompts:
 
     @property
     def kind(self) -> tuple[str, int, bool]:
-        """Prompts of the same kind can be generated in one batch."""
+        """What prompts must have in common to be generated in one batch."""
         return self.model, self.max_tokens, self.is_chat
 
 
@@ -59,7 +65,7 @@ class _Job:
 
 
 class RequestBatches:
-    """Generate texts for one prompt after another; waiting prompts of the same kind are generated together.
+    """A queue of prompts. Texts are generated for one batch of prompts at a time, while `run` is running.
 
     Args:
         models: the served models, by name.
@@ -74,15 +80,16 @@ class RequestBatches:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="generate")
 
     async def generate(self, request: Prompts, on_text: OnText | None = None) -> list[Generation]:
-        """Wait for the generated texts of the given prompts.
+        """Put the prompts of a request into the queue, and return their generated texts in order.
 
         Args:
-            on_text: called in the event loop after each generated token, with the index of the prompt and its text so
-                far.
+            request: the prompts.
+            on_text: a function that is called in the event loop after each generated token. It gets the index of the
+                prompt and the text that is generated so far.
 
         Raises:
             Busy: too many prompts are waiting.
-            UserError: a prompt is refused.
+            UserError: a prompt is refused, for example because it is too long.
             RunError: generation failed.
         """
         if len(self._jobs) + len(request.texts) > self.waiting:
@@ -102,7 +109,7 @@ class RequestBatches:
         return [one for one in found if isinstance(one, Generation)]
 
     async def run(self) -> None:
-        """Generate until the task is cancelled."""
+        """Generate texts for waiting prompts until the asyncio task of this call is cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             await self._arrived.wait()
@@ -121,13 +128,13 @@ class RequestBatches:
             self._arrived.clear()
 
     def close(self) -> None:
-        """Stop after the current batch."""
+        """Wait for the current batch, and stop the thread that generates."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _next(self) -> list[_Job]:
-        """Take the first waiting prompt, and others of its kind; the rest keep their order.
+        """Remove the next batch from the queue and return it: the first waiting prompt and others of the same kind.
 
-        Prompts of clients that have disconnected are dropped, so there may be none.
+        The remaining prompts keep their order. Prompts of disconnected clients are dropped, so the batch can be empty.
         """
         waiting = [job for job in self._jobs if not job.result.done()]
         chosen = [job for job in waiting if job.request.kind == waiting[0].request.kind][: self.batch]
@@ -136,7 +143,10 @@ class RequestBatches:
         return chosen
 
     def _answers(self, jobs: Sequence[_Job]) -> list[Generation | Exception]:
-        """Generate for a batch. If it fails, each prompt is tried alone, so that one cannot make the others fail."""
+        """Return the generated text, or the error, for each prompt of a batch.
+
+        If the batch fails, each prompt is tried alone, so that one bad prompt does not make the others fail.
+        """
         request = jobs[0].request
         model = self.models[request.model]
         predictor = model.chat if request.is_chat and model.chat else model.predictor

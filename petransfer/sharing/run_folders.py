@@ -1,4 +1,4 @@
-"""Find the folder of one run if a user names its study's folder."""
+"""Find the folder of one run in the folder of its study."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from petransfer.errors import UserError
 
-# The largest number of runs that a message names.
+# The largest number of runs that an error message lists.
 LISTED = 8
 
 
@@ -15,10 +15,12 @@ def run_folder(folder: Path, run: str | None = None) -> Path:
     """Return the folder of the only finished run in a study's folder; any other folder is returned unchanged.
 
     Args:
-        run: the first characters of the run's id, for a study with several finished runs.
+        folder: a study's folder, or any other folder.
+        run: the first characters of the run's id; needed if the study has several finished runs.
 
     Raises:
-        UserError: no finished run has this id, or there are several.
+        UserError: no finished run has such an id, several have one, or `run` is given for a folder that is not a
+            study's.
     """
     if not (folder / "runs").is_dir():
         if run is not None:
@@ -37,7 +39,7 @@ def run_folder(folder: Path, run: str | None = None) -> Path:
 
 
 def is_whole_model(folder: Path) -> bool:
-    """Return whether a run's folder, or the model/ folder in it, holds a fully fine-tuned or merged model."""
+    """Return whether a folder contains a fully fine-tuned or merged model, itself or in a folder model/ inside it."""
     if (folder / "adapter_config.json").is_file() or (folder / "adapter").is_dir():
         return False
     return (folder / "petransfer.json").is_file() or (folder / "model").is_dir()
@@ -48,7 +50,7 @@ def _is_finished(path: Path) -> bool:
 
 
 def _described(path: Path) -> str:
-    """Return a run's id with the attributes that distinguish it from the other runs."""
+    """Return a run's id with its checkpoint, method and seed; the id alone if spec.json cannot be read."""
     try:
         spec = json.loads((path / "spec.json").read_text(encoding="utf-8"))
         return f"{path.name} ({spec['checkpoint']['name']}, {spec['method']['name']}, seed {spec['seed']})"

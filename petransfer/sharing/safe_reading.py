@@ -1,4 +1,4 @@
-"""Read JSON, YAML and safetensors headers from an unknown source strictly; nothing is executed."""
+"""Read JSON, YAML and safetensors headers from an unknown source: errors are refused, and no code is executed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from petransfer.recipe.yaml_text import parse_yaml
 # The largest number of characters of a YAML text: cards and recipes are short, and reading YAML is slow.
 LONGEST = 200_000
 
+# The dtype (such as `F32`) and the shape of each tensor, by the tensor's name.
 Tensors = dict[str, tuple[str, tuple[int, ...]]]
 
 
@@ -20,7 +21,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file.
 
     Raises:
-        UserError: the file is not a JSON object, has a key twice, or contains NaN or Infinity, which JSON lacks.
+        UserError: the file is not a JSON object, has a key twice, or contains NaN or Infinity, which are not JSON.
     """
     try:
         content = json.loads(
@@ -37,6 +38,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_yaml(text: str, name: str) -> dict[str, Any]:
     """Return the mapping in a YAML text.
+
+    Args:
+        text: the YAML text.
+        name: what the text is called in messages, such as its file's name.
 
     Raises:
         UserError: the text is not a mapping, is too long, or is refused by `parse_yaml`.
@@ -75,10 +80,10 @@ def read_text(path: Path) -> str:
 
 
 def read_header(path: Path) -> Tensors:
-    """Return the dtype and shape of each tensor, by name. No tensor is read.
+    """Return the dtype and the shape of each tensor in a safetensors file, by name. The values are not read.
 
     Raises:
-        UserError: the file is not a safetensors file, is cut short, or has long metadata, which adapters do not need.
+        UserError: the file is not a safetensors file, is incomplete, or has long metadata, which adapters do not need.
     """
     from safetensors import SafetensorError, safe_open
 

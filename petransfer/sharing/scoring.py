@@ -28,19 +28,28 @@ from petransfer.sharing.whole_models import whole_predictor
 
 logger = logging.getLogger(__name__)
 
+# The label, the bundle and the predictor of something to score. The bundle is None for a base checkpoint, a combination
+# or a merged adapter.
 Ready = tuple[str, Bundle | None, Predictor]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of one adapter or model on some examples. Shares are percentages.
+    """The scores of one adapter or model on some examples.
 
-    claimed: the exact match recorded in the adapter, if it was measured on the same examples.
-    same: the share of examples on which it and the first source are both right or both wrong.
-    generated: the number of generated texts. disagreements: how many of them contradict the forward pass.
-    seen_rows: the positions, from 0, of the examples that it was trained on; None if that is unknown or the
-        examples are a held-out part of its own task. seen, unseen: exact match on those examples, and on the others.
-    metrics: other figures by name, such as `rouge_l`.
+    examples: the number of examples.
+    exact_match: in %.
+    log_prob_per_token: mean log-probability of the target tokens, in nats.
+    claimed: exact match, in %, that the adapter's petransfer.json records for these examples; None if there is no such
+        record.
+    same: percentage of examples on which this source and the first source are both right or both wrong.
+    generated: the number of generated texts.
+    disagreements: the number of generated texts that contradict the forward pass.
+    seen_rows: the positions, from 0, of the examples that were used in training. None if they are unknown, or if the
+        examples are a held-out part of the adapter's own task.
+    seen, unseen: exact match, in %, on the examples that were used in training, and on the other examples; None if
+        there are no such examples.
+    metrics: the scores of other metrics by name, such as `rouge_l`.
     """
 
     label: str
@@ -64,7 +73,7 @@ class Request:
 
     by_generation: see `petransfer.evaluation.exact_match.evaluate`.
     with_base: also score the base, and each adapter merged into it.
-    metrics: metrics beside exact match, in addition to those of the first adapter's own task.
+    metrics: metrics to compute in addition to exact match and to the metrics of the first adapter's own task.
     """
 
     data: str | Pairs | None = None
@@ -77,12 +86,16 @@ class Request:
 def predictors(
     sources: Sequence[Source], where: Where, combination: Combination | None = None, with_base: bool = False
 ) -> Iterator[Ready]:
-    """Yield label, bundle and predictor of each source; use each before the next is taken.
+    """Yield the label, the bundle and the predictor of each source. Use a predictor before you take the next one.
 
-    The adapters share one base, which is loaded once. Whole models are loaded one at a time.
+    The adapters share one base, which is loaded once; only one adapter is active at a time. Whole models are loaded one
+    at a time.
 
     Args:
-        with_base: also yield the base before its adapters, and each adapter merged into it after them.
+        sources: adapters, whole models and base checkpoints.
+        where: the places of bases and data on this machine.
+        combination: also yield this combination of all adapters.
+        with_base: also yield the base, as the first, and each adapter merged into its base, as the last.
 
     Raises:
         UserError: the adapters have different bases, or a source cannot be loaded.
@@ -140,7 +153,7 @@ def _merged(bundles: Sequence[Bundle], where: Where) -> Iterator[Ready]:
 def side_by_side(
     sources: Sequence[Source], where: Where, request: Request, combination: Combination | None = None
 ) -> list[Scores]:
-    """Score all sources on the same examples: those of the first source unless the request names others.
+    """Score all sources on the same examples: by default those of the first adapter's own task.
 
     Raises:
         UserError: the data or a source is not available.
@@ -154,7 +167,12 @@ def side_by_side(
 
 
 def _metrics(bundle: Bundle | None, requested: Sequence[str], labels: tuple[int, str]) -> list[str]:
-    """Return the requested metrics and those of an adapter's own task that can be computed on the data.
+    """Return all requested metrics, and those metrics of an adapter's own task that can be computed on the data.
+
+    Args:
+        bundle: the adapter; None for a base checkpoint.
+        requested: names of metrics.
+        labels: the number of different targets in the data, and the data's name.
 
     Raises:
         UserError: a requested metric is unknown or cannot be computed.
@@ -202,12 +220,17 @@ def _scores(
         )
         seen = None if data.own else trained_on(bundle, data.examples, where.data_dir)
         rows.append(scores if seen is None else _apart(scores, seen, found.scored))
-        del predictor, model, loaded  # free its memory before the next whole model is loaded
+        del predictor, model, loaded  # free this model's memory before the next whole model is loaded
     return rows
 
 
 def _apart(scores: Scores, seen: tuple[int, ...], scored: Sequence[Scored]) -> Scores:
-    """Add the exact match on the examples used in training, and on the others."""
+    """Return the scores with exact match also computed on the examples used in training, and on the other examples.
+
+    Args:
+        seen: the positions of the examples that were used in training.
+        scored: the outcome of each example.
+    """
     known = set(seen)
     trained = [row.correct for at, row in enumerate(scored) if at in known]
     others = [row.correct for at, row in enumerate(scored) if at not in known]
@@ -226,13 +249,16 @@ def _percent(values: Sequence[bool]) -> float:
 def evaluation(
     model: Any, loaded: Loaded, prefix: str, examples: Sequence[Example], by_generation: bool = False
 ) -> Evaluation:
-    """Return the exact match of the active adapter, or of a whole model."""
+    """Evaluate exact match of a model on some examples, with its active adapter if it has one."""
     encoded = encode_examples(examples, prefix, loaded.tokenizer, loaded.layout)
     return evaluate(model, loaded, examples, encoded, by_generation=by_generation)
 
 
 def _claim(bundle: Bundle | None, first: Bundle | None, part: str) -> float | None:
-    """Return the claimed exact match if the adapter has the same task as the first one."""
+    """Return the exact match on `part` that petransfer.json records for an adapter, in %.
+
+    None if there is no such record, or if the adapter's task is not the task of `first`, the first adapter.
+    """
     if not bundle or not bundle.spec or not first or not first.spec or not bundle.provenance:
         return None
     if (bundle.spec.task.name, bundle.spec.task.split) != (first.spec.task.name, first.spec.task.split):

@@ -75,14 +75,18 @@ async def _answer(request: Request, batches: RequestBatches, is_chat: bool) -> R
         if not asked.stream:
             return JSONResponse(Answer(asked).whole(await batches.generate(asked.prompts)))
         lines = _event_lines(batches, asked)
-        first = await anext(lines)  # an error up to here still sets the status
+        first = await anext(lines)  # an error up to here can still be sent as the HTTP status
         return StreamingResponse(_joined(first, lines), media_type="text/event-stream")
     except (BadRequest, UserError, RunError, Busy) as error:
         return _error(error, "messages" if is_chat else "prompt")
 
 
 async def _event_lines(batches: RequestBatches, asked: Asked) -> AsyncIterator[str]:
-    """Yield the server-sent events of an answer. The first one comes when the first text has begun."""
+    """Yield the server-sent events of a streamed answer, as text.
+
+    The first event is not sent before a first piece of text is generated. Until then, an error can still be sent as the
+    HTTP status.
+    """
     answer = Answer(asked)
     waiting = answer.first_part()
     async with contextlib.aclosing(generated_parts(batches, asked.prompts)) as parts:
@@ -101,7 +105,7 @@ async def _event_lines(batches: RequestBatches, asked: Asked) -> AsyncIterator[s
 
 
 async def _joined(first: str, lines: AsyncIterator[str]) -> AsyncIterator[str]:
-    """Yield all events; an error after the first one is an event too."""
+    """Yield the first event and all following events. If generation fails after the first, the last is an error."""
     yield first
     try:
         async for line in lines:
@@ -127,7 +131,7 @@ def _error(error: BadRequest | UserError | RunError | Busy, prompt: str) -> JSON
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """Answer an unknown address or a wrong method as any other error."""
+    """Return the JSON error for an unknown address or a wrong HTTP method."""
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail}; this server has POST /v1/completions, "
     message += "POST /v1/chat/completions, GET /v1/models and GET /health"
@@ -135,7 +139,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket bound to an address; port 0 selects a free one.
+    """Return a socket that listens on an address. Port 0 selects a free port.
 
     Raises:
         UserError: the port is in use, or the address does not belong to this machine.
@@ -145,7 +149,7 @@ def listen(host: str, port: int) -> socket.socket:
         opened = socket.socket(family, socket.SOCK_STREAM)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind((host, port))
-        # Bound sockets of two processes share a port without an error until one of them listens.
+        # Two processes can bind the same port without an error as long as neither of them listens. So listen here.
         opened.listen(1024)
     except (OSError, OverflowError) as error:
         raise UserError(f"port {port} on {host} cannot be used ({error}); choose another one with --port") from None

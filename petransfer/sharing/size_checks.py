@@ -1,7 +1,7 @@
-"""Limit the memory that an adapter's configuration requests by the sizes of the adapter's file and its base.
+"""Refuse an adapter whose configuration requests too much memory for the size of its file and of its base.
 
-peft allocates the memory requested in adapter_config.json before any tensor is read. A few kilobytes could request
-terabytes.
+peft allocates the memory that adapter_config.json requests before it reads any tensor. Without these checks, a file of
+a few kilobytes could request terabytes.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from peft.utils.other import get_pattern_key
 from petransfer.errors import UserError
 from petransfer.sharing.bundle import Bundle
 
-# This many numbers (256 MB in fp32) are always allowed, even for a small base.
+# An adapter may always have this many parameters (256 MB in fp32), even if its base is small.
 ALLOWANCE = 2**26
-# If a LoRA lacks at most this many parameters, the comparison of its tensors reports which tensor is missing.
+# A LoRA that lacks at most this many parameters is not refused here. A later check reports which tensors are missing.
 SLACK = 2**22
 
 
@@ -27,11 +27,11 @@ def check_sizes(bundle: Bundle, base: torch.nn.Module) -> frozenset[str]:
     """Refuse an adapter that requests more memory than its own tensors and its base justify.
 
     Returns:
-        The names of the adapter's tensors that replace the embeddings of the base, which peft saves when the
-        vocabulary was resized.
+        The names of the adapter's tensors that replace the embeddings or the output head of the base. peft saves such
+        tensors if the vocabulary was resized.
 
     Raises:
-        UserError: a size does not fit.
+        UserError: the adapter requests too much memory, or its tensors do not fit the base.
     """
     config = bundle.config
     rows = base.get_input_embeddings().num_embeddings  # type: ignore[operator]
@@ -52,7 +52,7 @@ def check_sizes(bundle: Bundle, base: torch.nn.Module) -> frozenset[str]:
 
 
 def _check_token_rows(bundle: Bundle, count: int) -> None:
-    """Refuse trained embedding rows that the base does not have."""
+    """Refuse an adapter that trains embedding rows which the base does not have. count: the base's embedding rows."""
     asked = bundle.config.get("trainable_token_indices") or []
     rows = [row for one in (asked.values() if isinstance(asked, dict) else [asked]) for row in one]
     if rows and max(rows) >= count:
@@ -60,16 +60,16 @@ def _check_token_rows(bundle: Bundle, count: int) -> None:
 
 
 def _own_embeddings(bundle: Bundle, base: Any) -> frozenset[str]:
-    """Return the tensors that replace a whole embedding or head of the base.
+    """Return the names of the adapter's tensors that replace the embeddings or the output head of the base.
 
     Raises:
-        UserError: a tensor does not have the size of the base's embeddings.
+        UserError: such a tensor does not have the shape of the base's tensor.
     """
     ends = {id(end.weight) for end in (base.get_input_embeddings(), base.get_output_embeddings()) if end is not None}
     names = {
         name: tuple(value.shape) for name, value in base.named_parameters(remove_duplicate=False) if id(value) in ends
     }
-    # a LoRA on the embeddings or the head wraps them, and peft saves the wrapped weights too
+    # if a LoRA adapts the embeddings or the head, peft wraps them and saves their own weights under this other name
     wrapped = {f"{name.removesuffix('weight')}base_layer.weight": shape for name, shape in names.items()}
     places = {f"base_model.model.{name}": shape for name, shape in (names | wrapped).items()}
     found = frozenset(places) & bundle.tensors.keys()
@@ -110,7 +110,7 @@ def _check_vera(bundle: Bundle, base: Any) -> None:
 
 
 def _check_lora(bundle: Bundle, base: Any) -> None:
-    """Refuse a LoRA whose ranks, on all layers that it adapts, need more parameters than its file contains."""
+    """Refuse a LoRA that would have far more parameters on this base than its file contains."""
     ranks: dict[str, int] = bundle.config.get("rank_pattern") or {}
     wanted = 0
     for name, shape in _targets(bundle, base):
@@ -123,7 +123,7 @@ def _check_lora(bundle: Bundle, base: Any) -> None:
 
 
 def _targets(bundle: Bundle, base: Any) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield the name and the (out, in) sizes of each layer that the adapter would adapt."""
+    """Yield the name, and the numbers of output and input features, of each layer that the adapter would adapt."""
     config, targets = _Attributes(bundle.config), bundle.config.get("target_modules")
     every = targets is None or (isinstance(targets, str) and targets.lower() == "all-linear")
     for name, module in base.named_modules():

@@ -1,6 +1,6 @@
-"""Find a source by name: an adapter, a whole model or a base checkpoint; local, in a bundle, or on the hub.
+"""Find an adapter, a whole model or a base checkpoint by name: on this machine, in a bundle, or on the hub.
 
-This module imports no torch, so that a wrong name is reported at once.
+This module does not import torch, which takes seconds, so that a wrong name is reported at once.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ Kind = Literal["adapter", "model", "checkpoint"]
 class Source:
     """An adapter or model that can predict.
 
-    kind: `adapter`; `model`, a fully fine-tuned or merged model that petransfer wrote; `checkpoint`, any other model.
-    bundle: of an adapter or a model. folder: of a model. checkpoint: of a base checkpoint.
+    kind: `adapter`, `model` (fully fine-tuned or merged by petransfer) or `checkpoint` (any other model).
+    bundle: the files of an adapter or a model; None for a checkpoint.
+    folder: the folder of a model; None for an adapter or a checkpoint.
+    checkpoint: the checkpoint; None for an adapter or a model.
     """
 
     label: str
@@ -48,14 +50,16 @@ class Source:
 
 @contextlib.contextmanager
 def opened_source(place: str, run: str | None = None) -> Iterator[Source]:
-    """Open a source by name; files from a zip or from the hub are kept until the context ends.
+    """Open an adapter, a whole model or a base checkpoint by name.
+
+    Files from a zip or from the hub are in a temporary folder, which is removed when the context ends.
 
     Args:
         place: a run's or a study's folder, an adapter's or a model's folder, a bundle, `nano/<arm>`, or a hub id.
-        run: the first characters of a run's id, for a study with several runs.
+        run: the first characters of the run's id; needed if `place` is a study with several finished runs.
 
     Raises:
-        UserError: there is no such source, or it is refused.
+        UserError: there is no adapter or model at `place`, or its files are refused.
     """
     path = Path(place).expanduser()
     if run is not None and not path.is_dir():

@@ -18,13 +18,18 @@ from petransfer.sharing.bundle_files import RECIPE
 from petransfer.sharing.safe_reading import read_json, read_text, read_yaml
 
 Pairs = Sequence[tuple[str, str]]
-# Options for reading a file, which an adapter stores for further files.
+# Options for reading the user's own files. Another file is read with the same options as the adapter's training data.
 _COLUMNS = ("input", "target", "category", "template", "messages", "chat")
 
 
 @dataclass(frozen=True)
 class TestData:
-    """Examples to evaluate on. own: whether they are part of the adapter's own task, so that its claims apply."""
+    """Examples to evaluate on.
+
+    name: what the examples are called in tables.
+    labels: all possible targets, if the task has a closed set of labels; otherwise empty.
+    own: whether the examples are from the adapter's own task. Its recorded scores are then for the same examples.
+    """
 
     name: str
     examples: Sequence[Example]
@@ -37,16 +42,20 @@ class TestData:
 def test_data(
     bundle: Bundle | None, label: str, data: str | Pairs | None, part: str | None, data_dir: Path | None
 ) -> TestData:
-    """Return the examples that a user names.
+    """Return the examples to evaluate on.
 
     Args:
-        bundle: the adapter that provides its own task if `data` is None, and the columns with which a file is read.
+        bundle: the adapter. Its own task is used if `data` is None, and a file is read with its columns. None for a
+            base checkpoint.
+        label: the name of the adapter or model in messages.
         data: a file, a benchmark's `task/split`, pairs of input and target, or None for the adapter's own task.
-        part: `dev` or `test`; None means all rows of a file, otherwise `test`. For a file, a part means the rows
-            that are in this part of the adapter's own data.
+        part: `dev` or `test`. None means all rows of a file, and `test` for a benchmark or the adapter's own task. With
+            a file, `dev` or `test` selects the rows that are also in this part of the adapter's own data. Pairs are
+            always all used.
+        data_dir: a folder with data files.
 
     Raises:
-        UserError: the data are not available, or the part is empty.
+        UserError: the data are not available, or there are no such examples.
     """
     if data is None:
         if bundle is None or bundle.spec is None:
@@ -88,10 +97,10 @@ def _rows_of_file(bundle: Bundle | None, data: str, data_dir: Path | None) -> li
 
 
 def columns_of(bundle: Bundle) -> dict[str, Any]:
-    """Return the options with which a file is read as an adapter's own rows are; a merged model records them.
+    """Return the options for reading a file in the same way as the adapter's own data; empty if it has no such options.
 
     Raises:
-        UserError: an adapter has no recipe.
+        UserError: the adapter was trained on the sharer's own files, and has no recipe with these options.
     """
     if bundle.spec is None or bundle.spec.task.name != "lines":
         return {}
@@ -107,7 +116,7 @@ def options_of(bundle: Bundle) -> dict[str, Any]:
     """Return the options of an adapter's own task, with the paths of its data on this machine.
 
     Raises:
-        UserError: the data belong to the sharer, and no path is given for them.
+        UserError: the adapter was trained on the sharer's own files, and has no recipe that names them.
     """
     assert bundle.spec is not None
     task = bundle.spec.task
@@ -124,10 +133,10 @@ def options_of(bundle: Bundle) -> dict[str, Any]:
 
 
 def data_of(bundle: Bundle, data_dir: Path | None) -> SplitData:
-    """Return the examples that an adapter was trained and tested on.
+    """Return the train, dev and test examples of an adapter's own task.
 
     Raises:
-        UserError: the data belong to the sharer, and are not on this machine.
+        UserError: the data are the sharer's own files, and are not on this machine.
     """
     assert bundle.spec is not None
     task = bundle.spec.task
@@ -135,17 +144,20 @@ def data_of(bundle: Bundle, data_dir: Path | None) -> SplitData:
 
 
 def row_hash(row: Example) -> bytes:
-    """Return a hash of the input and the target of an example."""
+    """Return a hash of an example's input and target: the first 16 bytes of their sha256."""
     return hashlib.sha256(json.dumps([row.input, row.target]).encode()).digest()[:16]
 
 
 def row_hashes(rows: Iterable[Example]) -> frozenset[bytes]:
-    """Return the hashes of examples."""
+    """Return the set of the examples' hashes, as `row_hash` computes them."""
     return frozenset(map(row_hash, rows))
 
 
 def trained_on(bundle: Bundle | None, rows: Sequence[Example], data_dir: Path | None) -> tuple[int, ...] | None:
-    """Return the indices in `rows` of the examples used in an adapter's training; None if these are unknown."""
+    """Return the positions, from 0, of those rows that were used in an adapter's training.
+
+    None if the adapter's training data are not known or not on this machine.
+    """
     if bundle is None or bundle.spec is None:
         return None
     try:

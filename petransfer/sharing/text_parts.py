@@ -1,4 +1,4 @@
-"""Yield the texts of a request in parts, as they are generated."""
+"""Yield the texts of a request in parts, while they are being generated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ Part = tuple[int, str, list[Generation] | None]
 
 
 async def generated_parts(batches: RequestBatches, prompts: Prompts) -> AsyncGenerator[Part, None]:
-    """Yield parts whose texts, joined for each prompt, are the generated texts. The last part has all of them.
+    """Generate a text for each prompt, and yield the texts in parts.
+
+    The parts of one prompt, joined, are the text of this prompt. The last part also has the list of all complete texts.
 
     Raises:
         Busy: too many prompts are waiting.
@@ -40,9 +42,13 @@ async def generated_parts(batches: RequestBatches, prompts: Prompts) -> AsyncGen
 
 
 def _new(text: str, sent: str) -> str | None:
-    """Return what a text so far adds to the part that was sent; None if it is not certain yet.
+    """Return the next piece of a text to send; None if there is nothing to send yet.
 
-    Blanks at the end, and characters whose bytes are not complete, can still change with the next token.
+    Spaces at the end, and characters whose bytes are not complete, are not sent: the next token can change them.
+
+    Args:
+        text: the text that is generated so far.
+        sent: the beginning of the text, which was sent already.
     """
     certain = text.rstrip("\ufffd").rstrip()
     return certain.removeprefix(sent) if certain.startswith(sent) and certain != sent else None

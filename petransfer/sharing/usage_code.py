@@ -54,7 +54,7 @@ if inputs["input_ids"][0, -1] == tokenizer.eos_token_id:
 
 
 def base_in_words(spec: RunSpec) -> str:
-    """Return what the base is and where it can be found, in Markdown."""
+    """Return a phrase in Markdown that names the base and says where it can be found."""
     name = spec.checkpoint.name
     if is_embedded(name):
         return f"`{name}`, which ships with petransfer and is not on the hub"
@@ -64,7 +64,7 @@ def base_in_words(spec: RunSpec) -> str:
 
 
 def usage(spec: RunSpec, provenance: dict[str, Any]) -> str:
-    """Return the whole section, in Markdown."""
+    """Return the card's section about how to use the adapter, in Markdown."""
     commit = provenance.get("base", {}).get("commit")
     if spec.checkpoint.reinit != "none" or spec.checkpoint.tokenizer:
         random = f"Plain transformers cannot make its base: some weights were drawn at random from seed {spec.seed}."
@@ -85,7 +85,7 @@ def usage(spec: RunSpec, provenance: dict[str, Any]) -> str:
 
 
 def _base(spec: RunSpec) -> tuple[str, str]:
-    """Return the code that loads the base, and the base's name in plain transformers."""
+    """Return the sentences that introduce the code, and the base's name or folder in the code."""
     name = spec.checkpoint.name
     after = "`adapter` is the unpacked bundle or this repository:"
     if is_embedded(name):

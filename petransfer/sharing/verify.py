@@ -1,4 +1,4 @@
-"""Check an adapter against its bundle: files, base, tokenizer, bits, data, and the claimed scores."""
+"""Check an adapter against its own records: files, base, tokenizer, bits, data, and the claimed scores."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ from petransfer.sharing.scoring import evaluation
 from petransfer.sharing.task_data import data_of, options_of
 from petransfer.study.provenance import examples_sha256
 
+# The parts of the data, each with its name in the card's metadata.
 PARTS = {"dev": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
 class Check:
-    """The outcome of one check. line: the result in one line, with the size of a difference."""
+    """The outcome of one check. what: a word for what was checked, such as `files`. line: the result in one line."""
 
     what: str
     passed: bool
@@ -45,15 +46,19 @@ class Check:
 def verify(
     bundle: Bundle, where: Where, bits: Bits | None = None, evaluated: bool = True, plain: bool = False
 ) -> Iterator[Check]:
-    """Yield each check when it is done; stop if the remaining checks would be meaningless.
+    """Check an adapter, and yield the outcome of each check as soon as it is done.
+
+    The checks stop if the base is wrong, because the remaining checks would be meaningless.
 
     Args:
-        bits: load the base with other bits than in training.
+        bundle: the adapter.
+        where: the places of the base and the data on this machine.
+        bits: load the base with this number of bits; None means as in training.
         evaluated: evaluate again to check the claimed scores, which needs the data and takes most of the time.
-        plain: also compare the texts with those of plain transformers and peft.
+        plain: also generate texts with plain transformers and peft, and compare them with petransfer's.
 
     Raises:
-        UserError: there is nothing to check against, or the base or the data are not available.
+        UserError: the adapter has no records to check against, or the base or the data are not available.
     """
     if bundle.provenance is None or bundle.spec is None:
         raise UserError(f"{bundle.label} was not made by petransfer: there is no provenance to verify; see info")
@@ -78,7 +83,10 @@ def verify(
 
 
 def _attached(loaded: Loaded, bundle: Bundle, bits: Bits) -> Any:
-    """Attach the adapter even if hashes differ: that was reported, and the effect on the scores is measured next."""
+    """Return the base with the adapter attached, even if a file does not have the recorded sha256.
+
+    The difference is already reported. Attaching the adapter shows whether the difference changes the scores.
+    """
     return attach(loaded, [replace(bundle, provenance=None, manifest=None)], bits)
 
 
@@ -95,13 +103,13 @@ def _files(bundle: Bundle) -> Iterator[Check]:
 
 
 def _claims(bundle: Bundle) -> dict[str, float]:
-    """Return the claimed exact match of each part, in %."""
+    """Return the exact match that petransfer.json records for each part of the data, in %."""
     claims = (bundle.provenance or {})["claims"]
     return {part: float(claims[part]["exact_match"]) for part in PARTS if part in claims}
 
 
 def _card(bundle: Bundle) -> Iterator[Check]:
-    """Compare the claims in the card with those in the provenance."""
+    """Compare the sha256 and the scores in the card with those in petransfer.json. Only differences are yielded."""
     if bundle.card is None:
         return
     sha = ((bundle.provenance or {}).get("files") or {}).get(WEIGHTS, "")
@@ -125,7 +133,10 @@ def _figures_of_card(metadata: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def _saved_figures(bundle: Bundle) -> Iterator[Check]:
-    """Compare result.json and examples.parquet with the claims, without evaluating anything."""
+    """Compare the scores in result.json and examples.parquet with those in petransfer.json. Nothing is evaluated.
+
+    Only differences are yielded.
+    """
     claims, result = _claims(bundle), bundle.result() or {}
     for part, claim in claims.items():
         measured = result.get(part, {}).get("exact_match", claim)
@@ -195,7 +206,7 @@ def _figures(bundle: Bundle, where: Where, model: Any, loaded: Loaded) -> Iterat
 
 
 def _usable(data: SplitData, bundle: Bundle, loaded: Loaded) -> SplitData:
-    """Return the examples without those that the run left out because its tokenizer or model cannot process them."""
+    """Return the data without the examples that the run left out because its model could not process them."""
     assert bundle.spec is not None
     options = options_of(bundle)
     if options.get("bad_rows") != "skip":
@@ -207,7 +218,11 @@ def _usable(data: SplitData, bundle: Bundle, loaded: Loaded) -> SplitData:
 
 
 def _claimed(part: str, claim: dict[str, Any], found: Evaluation) -> Check:
-    """Compare a claim with the measured score; they may differ by as many examples as there are near-ties."""
+    """Compare the recorded exact match with the one measured now.
+
+    A near-tie is an example whose outcome can change by rounding. The number of correct examples may therefore differ
+    by the number of near-ties.
+    """
     now, claimed, size = 100 * found.exact_match, float(claim["exact_match"]), len(found.scored)
     apart = round(abs(now - claimed) * size / 100, 6)
     if apart < 0.5:
@@ -234,7 +249,7 @@ def _example_by_example(kept: Sequence[dict[str, Any]], scored: Sequence[Scored]
 
 
 def _plain(bundle: Bundle, where: Where, base: Base, model: Any, loaded: Loaded) -> Check:
-    """Count the texts that plain transformers and peft generate differently; at 8 and 4 bits a few may differ."""
+    """Check that plain transformers and peft generate the same texts. At 8 and 4 bits, texts may differ."""
     assert bundle.spec is not None
     inputs = [bundle.spec.task.prefix + example.input for example in data_of(bundle, where.data_dir).test]
     different, total = differing_texts(bundle, base, model, loaded, inputs)

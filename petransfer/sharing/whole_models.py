@@ -23,10 +23,10 @@ from petransfer.sharing.sources import Source
 
 
 def whole_predictor(source: Source, where: Where, prefix: str = "", template: str = "") -> Predictor:
-    """Load a whole model or a base checkpoint.
+    """Load a whole model or a base checkpoint, and return its predictor.
 
     Args:
-        prefix, template: for a base checkpoint, which does not define them.
+        prefix, template: used for a base checkpoint only. A whole model has its own prefix and template.
 
     Raises:
         UserError: the model or its tokenizer cannot be loaded.
@@ -47,7 +47,7 @@ def whole_predictor(source: Source, where: Where, prefix: str = "", template: st
 
 
 def _load_whole(folder: Path, bundle: Bundle, checkpoint: str | None, device: str) -> Loaded:
-    """Load the model that a run or a merge saved. A run saves no tokenizer, so that of the base is loaded."""
+    """Load the model that a run or a merge saved. A run saves no tokenizer, so the base's tokenizer is loaded."""
     assert bundle.spec is not None
     weights = folder / "model" if (folder / "model").is_dir() else folder
     try:
