@@ -14,16 +14,17 @@ from petransfer.training.execution import Execution
 
 
 def with_room(spec: RunSpec, execution: Execution, device: torch.device) -> Execution:
-    """Return the execution with gradient checkpointing turned on if the run does not fit the GPU without it."""
+    """Return `execution`, with gradient checkpointing turned on if the run does not fit the GPU without it."""
     card = None if execution.checkpointing or splits_tensors() else card_of(device)
     if card is None:
         return execution
-    anyone = replace(spec, seed=0, train=replace(spec.train, steps=1, learning_rate=1.0))  # predict once for all
+    # Runs that differ only in these fields need the same memory, so that one prediction serves all of them.
+    anyone = replace(spec, seed=0, train=replace(spec.train, steps=1, learning_rate=1.0))
     return replace(execution, checkpointing=_needed(anyone, card))
 
 
 def card_of(device: torch.device) -> int | None:
-    """Return the memory of a GPU in bytes; None for a CPU, whose memory is not planned."""
+    """Return the memory of a GPU in bytes; None if the device is a CPU."""
     return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else None
 
 

@@ -1,4 +1,4 @@
-"""Cross-validation of `train`: one training for each fold of the rows, then one on all rows."""
+"""Cross-validation for `petransfer train`: train once per fold, with that fold as dev set, then once on all rows."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ MOST_FOLDS = 100
 
 @dataclass(frozen=True)
 class FoldScore:
-    """The result of the training that one fold was held out of.
+    """The score of one fold: the model is trained on all other folds, and this fold is the dev set.
 
     Attributes:
-        fold: The number of the fold, from 1.
-        rows: The rows in the fold, which were the dev set.
-        exact_match: Exact match on them in per cent.
-        steps: The step of the best weights.
+        fold: The number of the fold, counted from 1.
+        rows: The number of rows in the fold.
+        exact_match: Exact match on the fold's rows in per cent.
+        steps: The step with the best score; the last step without early stopping.
     """
 
     fold: int
@@ -40,7 +40,7 @@ class FoldScore:
     steps: int
 
     def line(self, folds: int) -> str:
-        """Return the result in one line. folds: the number of folds."""
+        """Return the score as one line of text. folds: the number of folds."""
         size = count(self.rows, "row")
         return f"fold {self.fold} of {folds}: exact match {self.exact_match:.1f} % on {size}, best step {self.steps:,}"
 
@@ -50,8 +50,9 @@ class CrossValidation:
     """The trainings of a cross-validation, ready to start.
 
     Attributes:
-        model, data, request, overrides, on_card: What `train` was asked for.
-        folder: The folder of the last training, on all rows; the folds are in `folds/1`, `folds/2`, ...
+        model, data, request, overrides, on_card: The arguments that `cross_validation` was called with.
+        folder: The folder of the last training, which is on all rows. It also contains the folders of the folds:
+            `folds/1`, `folds/2`, ...
         folds: One training for each fold.
     """
 
@@ -64,11 +65,12 @@ class CrossValidation:
     folds: tuple[TrainStudy, ...]
 
     def run(self, run: Callable[[StudyGrid], None], show: Callable[[str], None]) -> tuple[FoldScore, ...]:
-        """Train each fold; finished ones are skipped.
+        """Execute the training of each fold and return the folds' scores. Finished trainings are skipped.
 
         Args:
-            run: Executes a study without its test set, and raises an error if a run is not finished.
-            show: Called with a line about each fold.
+            run: A function that executes a study without scoring its test set. It must raise an error if a run does
+                not finish.
+            show: A function that displays a line of text. It is called after each fold, and with a summary at the end.
         """
         found = []
         for number, training in enumerate(self.folds, 1):
@@ -79,7 +81,10 @@ class CrossValidation:
         return tuple(found)
 
     def last_training(self, scores: tuple[FoldScore, ...]) -> TrainStudy:
-        """Return the training on all rows, for the median of the folds' best steps, and save the scores beside it."""
+        """Prepare the last training, which is on all rows, and write the folds' scores to `folds.json` in its folder.
+
+        The number of training steps is the median of the folds' best steps.
+        """
         whole = replace(
             self.request,
             folds=None,
@@ -99,7 +104,7 @@ class CrossValidation:
 def cross_validation(
     model: str, data: str, request: TrainRequest, overrides: list[str], out: Path | None, on_card: bool
 ) -> CrossValidation:
-    """Make the trainings of all folds and choose their folder. Nothing is written.
+    """Prepare the trainings of all folds and choose their folder. Nothing is written to the disk.
 
     Raises:
         UserError: The model, the data or the request is not valid, or `out` holds a training with other settings.
@@ -120,10 +125,11 @@ def cross_validation(
 
 
 def check_folds(request: TrainRequest) -> int:
-    """Return the number of folds.
+    """Return the number of folds that a request asks for.
 
     Raises:
-        UserError: It is not valid, or does not go with other settings.
+        UserError: The number is not a whole number from 2 to `MOST_FOLDS`, or the request also names a dev set or
+            several seeds.
     """
     folds = request.folds
     if not isinstance(folds, int) or isinstance(folds, bool) or not 2 <= folds <= MOST_FOLDS:
@@ -136,12 +142,12 @@ def check_folds(request: TrainRequest) -> int:
 
 
 def median_steps(scores: tuple[FoldScore, ...]) -> int:
-    """Return the median of the folds' best steps, rounded down."""
+    """Return the median of the folds' best steps, rounded down but at least 1."""
     return max(1, int(statistics.median(one.steps for one in scores)))
 
 
 def summary(scores: list[FoldScore]) -> str:
-    """Return the mean and the spread of the folds' scores in one line."""
+    """Return one line with the mean and the standard deviation of the folds' scores, and the range of best steps."""
     values = [one.exact_match for one in scores]
     spread = statistics.stdev(values)
     return (
@@ -151,7 +157,7 @@ def summary(scores: list[FoldScore]) -> str:
 
 
 def as_json(scores: tuple[FoldScore, ...]) -> dict[str, Any]:
-    """Return the scores as the content of folds.json."""
+    """Return the content of `folds.json`: the folds' scores, and their mean and standard deviation in per cent."""
     values = [one.exact_match for one in scores]
     return {
         "folds": [vars(one) for one in scores],

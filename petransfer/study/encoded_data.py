@@ -1,4 +1,4 @@
-"""A run's examples as token ids, all checked before its model is loaded."""
+"""Encode the examples of a run as token ids, and check all of them before the model is loaded."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ def encode_data(spec: RunSpec, data: SplitData, scored: tuple[str, ...]) -> tupl
     """Encode the training examples and the evaluated parts with the checkpoint's tokenizer.
 
     Args:
-        scored: The evaluated parts: `dev`, or `dev` and `test`.
+        scored: The names of the evaluated parts: `dev`, or `dev` and `test`.
 
     Returns:
-        The usable examples with their token ids, and the layout in which the model takes them.
+        The usable examples with their token ids, and the layout of the model's examples (one sequence or two, and the
+        special tokens).
 
     Raises:
-        UserError: Some rows cannot be used and the recipe does not skip them, or the rows are chats and the tokenizer
-            has no chat template.
+        UserError: Some rows cannot be used and the recipe does not skip them; the rows are chats and the tokenizer has
+            no chat template; the model does not support packing; or the method keeps added tokens frozen.
     """
     config, _ = configuration(spec.checkpoint)
     refuse_packing(spec, config)
@@ -81,12 +82,16 @@ def _check_added_tokens(spec: RunSpec) -> None:
 
 
 def log_notes(encoded: EncodedSplit) -> None:
-    """Log facts about the data that the user should know."""
+    """Log a warning for each note about the data, such as the number of rows that were left out."""
     for note in encoded.notes:
         _log.warning("%s", note)
 
 
 def _virtual_tokens(spec: RunSpec) -> VirtualTokens:
-    """Return the virtual tokens if the recipe gives their number; a number that is searched for is checked later."""
+    """Return the numbers of virtual tokens before the input and before the target, as the recipe gives them.
+
+    With `match_parameters`, the numbers are computed after the model is loaded, and `single_run` checks the lengths
+    again.
+    """
     place = METHODS.lookup(spec.method.name).virtual_tokens_before
     return VirtualTokens(**{place: spec.method.virtual_tokens}) if place else VirtualTokens()

@@ -18,7 +18,11 @@ ROOT = Path(__file__).parents[2]
 def environment(device: torch.device, threads: int) -> dict[str, Any]:
     """Describe the software and hardware of a run: package versions, device, CPU and thread count.
 
-    A run id determines a run's inputs. Results are equal bit for bit only on one kind of CPU with one thread count.
+    Two runs with the same id have the same inputs. On CPUs, their results are equal bit for bit only if the kind of CPU
+    and the number of threads are the same too.
+
+    Args:
+        threads: The number of CPU threads; 0 for the number that torch uses.
     """
     packages = ("petransfer", "torch", "transformers", "peft", "bitsandbytes", "accelerate")
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
@@ -36,7 +40,7 @@ def environment(device: torch.device, threads: int) -> dict[str, Any]:
 
 
 def cpu_model() -> str:
-    """Return the CPU's model name, with its family and model numbers where Linux gives them."""
+    """Return the name of the CPU; on Linux also its family number and model number."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -50,7 +54,7 @@ def cpu_model() -> str:
 
 
 def _version(package: str) -> str:
-    """Return a package's version; empty if it is not installed; bitsandbytes does not support every platform."""
+    """Return a package's version; empty if the package is not installed. Not every platform has bitsandbytes."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -59,7 +63,10 @@ def _version(package: str) -> str:
 
 @functools.cache
 def git_commit(root: Path) -> str | None:
-    """Return the commit of a git checkout, with `-dirty` appended if files were changed; None for other folders."""
+    """Return the commit of a git checkout, with `-dirty` appended if files were changed.
+
+    None if the folder is not a git checkout, or git does not work.
+    """
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]

@@ -1,4 +1,4 @@
-"""The job of a study: execute the run of one cell, or the runs of several cells as one stack."""
+"""The job that an executor calls for each run of a study, or for a stack (several runs that are trained together)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from petransfer.study.stacked_run import run_stack
 
 @dataclass(frozen=True)
 class FineTune:
-    """The job of a study: execute the run of one cell, on the threads that the executor assigns."""
+    """A callable that executes the run of one cell, with the number of CPU threads that the executor assigns."""
 
     settings: Settings
 
@@ -37,7 +37,7 @@ class FineTune:
         should_stop: Callable[[], bool],
         failed: Callable[[RunFolder, Exception], None],
     ) -> None:
-        """Execute the runs of several cells as one stack."""
+        """Execute the runs of several cells as one stack; see `run_stack`."""
         specs = [cell.spec for cell in cells]
         run_stack(specs, folders, self._on(threads), progress, should_stop, failed)
 

@@ -1,4 +1,4 @@
-"""The folders of a study and of its runs: which runs are done, claimed, failed or damaged. Imports no torch."""
+"""Read and write the folders of a study and of its runs, and claim a run for one process. Imports no torch."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ from petransfer.recipe.schema import Recipe
 
 Status = Literal["done", "failed", "running", "interrupted", "waiting", "damaged"]
 
-# Seconds for which a claim is tried. A process that only checks whether a run is claimed holds the lock very briefly.
+# Seconds for which a process keeps trying to claim a run. It does not give up at once, because a process that only
+# checks whether the run is claimed also holds the lock for a moment.
 CLAIM_PATIENCE = 0.3
-# More rows than any test set has; a few hundred kilobytes of parquet can announce billions of equal rows.
+# The largest number of rows that is read from examples.parquet. No test set has so many, but a damaged file of a few
+# hundred kilobytes can contain billions of equal rows.
 _MOST_EXAMPLES = 5_000_000
 
 
@@ -45,34 +47,40 @@ _LOCK, _OWNER = ".claim", ".claim-owner"
 
 
 class RunFolder:
-    """The folder `runs/<run-id>/`. A run is done if the file DONE, written last, exists and the result is readable."""
+    """The folder `runs/<run-id>/` of one run.
+
+    A run is done if the file DONE exists, which is written last, and if `damage` finds no fault in the other files.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @property
     def done(self) -> bool:
-        """Whether the run is finished and its result is not damaged."""
+        """Whether the run is finished and its files are not damaged."""
         return (self.path / "DONE").exists() and not self.damage()
 
     def damage(self) -> str:
-        """Return why the files of a finished run cannot be used, naming the file; empty if they can."""
+        """Return which file of a finished run cannot be used and why.
+
+        Empty if all files can be used, or if the run is not finished.
+        """
         if not (self.path / "DONE").exists():
             return ""
         times = tuple(_modified(self.path / name) for name in ("result.json", "spec.json", "examples.parquet"))
         return _damage(self.path, times)
 
     def result(self) -> dict[str, Any] | None:
-        """Return result.json of a finished run."""
+        """Return the content of result.json; None if the run is not done."""
         return read_json(self.path / "result.json") if self.done else None
 
     def begun(self) -> dict[str, Any] | None:
-        """Return spec.json of a run that is finished or has a training state to resume from."""
+        """Return the content of spec.json; None if the run is not done and has no training state to resume from."""
         under_way = self.done or any((self.path / "state").glob("step-*"))
         return read_json(self.path / "spec.json") if under_way else None
 
     def failure(self) -> str | None:
-        """Return why the last attempt failed, or how the run is damaged."""
+        """Return the error of the last attempt, or why the run's files are damaged; None if there is neither."""
         content = read_json(self.path / "failed.json")
         return str(content.get("error")) if content else self.damage() or None
 
@@ -91,14 +99,17 @@ class RunFolder:
         write_text(self.path / name, json.dumps(content, indent=1) + "\n")
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Mark the run as done after all other files are on the disk, and remove the files that only a resume needs."""
+        """Write the result, mark the run as done, and remove its training states.
+
+        All other files of the run must be on the disk before this call.
+        """
         self.write_json("result.json", result)
         self.write_json("DONE", {"run_id": self.path.name})
         shutil.rmtree(self.path / "state", ignore_errors=True)
         (self.path / "failed.json").unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Remove every file that the run has written, so that it starts again."""
+        """Remove every file that the run has written, so that the run can start from the beginning."""
         (self.path / "DONE").unlink(missing_ok=True)
         for entry in list(self.path.iterdir()):
             if entry.name not in (_LOCK, _OWNER):
@@ -106,10 +117,14 @@ class RunFolder:
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[bool]:
-        """Yield whether this process may execute the run. The claim ends when the process ends, for whatever reason.
+        """Claim the run for this process, and yield whether that succeeded.
 
-        `.claim-owner` has one line for the process that holds the run, after one for each process that was killed
-        while it held the run: its name, and the training state that it started from.
+        Only a process that holds the claim may execute the run. The claim ends with the context, or when the process
+        ends for any reason.
+
+        The file `.claim-owner` has a line for each process that was killed while it held the claim. The last line is
+        for the process that holds the claim now. A line has the name of the process and the training state from which
+        the process started.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with _lock(self.path / _LOCK, CLAIM_PATIENCE) as held:
@@ -124,27 +139,40 @@ class RunFolder:
                     self._write_owners(self._killed_owners())
 
     def claimed_by(self, process: int) -> bool:
-        """Return whether a process of this machine holds the run, or held it when it was killed."""
+        """Return whether a process of this machine holds the claim, or held the claim when the process was killed.
+
+        Args:
+            process: The process id.
+        """
         return any(owner == _this_process(process) for owner, _ in self._owners())
 
     def losses(self) -> int:
-        """Return how many workers in sequence were killed at the newest training state. For the holder of the claim."""
+        """Return how many workers of this run were killed since its newest training state was written.
+
+        Only the process that holds the claim may call this function.
+        """
         lost = [state for _, state in self._killed_owners()]
-        # a worker was killed at the state from which the next one started
+        # the state from which a worker started was the newest one when the worker before it was killed
         killed_at = [*lost[1:], self._newest_state()] if lost else []
         return next((back for back, state in enumerate(reversed(killed_at)) if state != killed_at[-1]), len(killed_at))
 
     def killed(self) -> int:
-        """Return how many workers were killed while they held the run; one that holds it now is counted too."""
+        """Return how many workers were killed while they held the claim.
+
+        If another process holds the claim now, that process is counted too.
+        """
         return len(self._killed_owners())
 
     def add_loss(self) -> None:
-        """Count a worker that was killed before it could claim the run. For the holder of the claim."""
+        """Record that a worker was killed before it could claim the run.
+
+        Only the process that holds the claim may call this function.
+        """
         *killed, holder = self._owners()
         self._write_owners([*killed, ("a worker that had not begun", self._newest_state()), holder])
 
     def forget_losses(self) -> None:
-        """Forget the workers that earlier calls lost, unless another process holds the run."""
+        """Delete the record of killed workers, unless another process holds the claim."""
         if (self.path / _OWNER).exists():
             with _lock(self.path / _LOCK, CLAIM_PATIENCE) as held:
                 if held:
@@ -154,7 +182,7 @@ class RunFolder:
         return max((state.name for state in (self.path / "state").glob("step-*")), default="")
 
     def _owners(self) -> list[tuple[str, str]]:
-        """Return the processes in `.claim-owner`, each with the training state that it started from."""
+        """Return each process in `.claim-owner` with the training state from which the process started."""
         with contextlib.suppress(OSError, UnicodeDecodeError):
             lines = (self.path / _OWNER).read_text(encoding="utf-8").splitlines()
             return [(owner, state) for owner, _, state in (line.partition("\t") for line in lines)]
@@ -180,22 +208,22 @@ class RunFolder:
 
 
 class StudyFolder:
-    """`results/<study>/`."""
+    """The folder `results/<study>/` of a study or a pretraining."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def unfinished(self, cells: Iterable[CellType]) -> list[CellType]:
-        """Return the cells whose run has no usable result: the runs that an executor starts or resumes."""
+        """Return the cells whose runs have no usable result. An executor starts or resumes these runs."""
         return [cell for cell in cells if not self.run(cell.run_id).done]
 
     def open(self, recipe: Recipe | PretrainRecipe) -> None:
         """Create the folder and write the resolved recipe into it.
 
         Raises:
-            UserError: The folder cannot be written to, holds other files, or belongs to another recipe.
+            UserError: The folder cannot be written to, holds other files, or belongs to a recipe of another name.
         """
-        self._refuse_in_use(recipe.name)  # before a lock is left in it
+        self._refuse_in_use(recipe.name)  # checked before the lock, because locking creates a file in the folder
         try:
             with self.locked():
                 self.refuse_other_than(recipe.name)
@@ -205,27 +233,27 @@ class StudyFolder:
             raise cannot_write(self.path, error) from None
 
     def check(self, name: str) -> None:
-        """Refuse what `open` would refuse for the recipe of this name, and leave nothing on the disk.
+        """Check that `open` would accept the folder for a recipe of this name. Nothing stays on the disk.
 
         Raises:
-            UserError: As `open`.
+            UserError: The folder cannot be written to, holds other files, or belongs to a recipe of another name.
         """
         self._refuse_in_use(name)
         place = next(one for one in (self.path, *self.path.absolute().parents) if os.path.lexists(one))
         try:
-            with tempfile.TemporaryFile(dir=place):  # a file without a name
+            with tempfile.TemporaryFile(dir=place):  # this file is deleted at once
                 pass
         except OSError as error:
             raise cannot_write(self.path, error) from None
 
     def _refuse_in_use(self, name: str) -> None:
-        """Raise UserError if the folder holds other files, or a study of another recipe."""
+        """Raise UserError if the folder holds files of something else, or a study with a recipe of another name."""
         if not (self.path / "recipe.yaml").exists() and (other := self._foreign()):
             raise UserError(f"{self.path} holds {other} and no recipe.yaml; use --out for another folder")
         self.refuse_other_than(name)
 
     def _foreign(self) -> str:
-        """Return the name of an entry that no study writes before its recipe; empty if there is none."""
+        """Return the name of an entry that petransfer never creates before recipe.yaml; empty if there is none."""
         try:
             names = sorted(path.name for path in self.path.iterdir())
         except FileNotFoundError:
@@ -242,7 +270,7 @@ class StudyFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Wait until no other process writes the files of the whole study: recipe, table and effects."""
+        """Lock the files of the whole study: recipe, table and effects. Wait while another process has locked them."""
         self.path.mkdir(parents=True, exist_ok=True)
         with _lock(self.path / ".lock", -1):
             yield
@@ -259,20 +287,20 @@ class StudyFolder:
         return RunFolder(self.path / "runs" / run_id)
 
 
-# Entries that a study's folder may hold before its recipe: a sweep can run first, and a killed command can leave its
-# lock, a partly written recipe, or the folder of its runs.
+# Entries that a study's folder may contain before recipe.yaml exists: a sweep can run before the study, and a command
+# that was killed can leave its lock, a partly written recipe, or the folder of the runs.
 _EARLY = (".lock", "sweep", "sweep.json", partial_name("sweep.json"), partial_name("recipe.yaml"), "runs", "folds")
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:
-    """Return an error for a study's folder that cannot be written to."""
+    """Return the UserError for a study's folder that cannot be written to."""
     return UserError(f"{path} cannot be written to ({error.strerror or error}); use --out for another folder")
 
 
 @contextlib.contextmanager
 def _lock(path: Path, timeout: float) -> Iterator[bool]:
     """Lock a file and yield whether that succeeded. timeout: in seconds; -1 waits without limit."""
-    import filelock  # takes 40 ms to import, which `plan` and `--help` need not spend
+    import filelock  # imported here because it takes 40 ms, and `plan` and `--help` do not need it
 
     lock = filelock.FileLock(path, timeout=timeout, thread_local=False, poll_interval=0.05)
     try:
@@ -299,7 +327,7 @@ def _name(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Return the object in a JSON file; None if the file does not exist or cannot be read.
+    """Return the object in a JSON file; None if the file does not exist, cannot be read, or contains no object.
 
     Only regular files are opened: reading a named pipe would wait forever.
     """
@@ -311,7 +339,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _integer(text: str) -> int:
-    """Return a whole number that a float can hold; larger ones raise OverflowError."""
+    """Return a whole number from its text. Raise OverflowError if the number is too large for a float."""
     number = int(text)
     float(number)
     return number
@@ -326,12 +354,17 @@ def _modified(path: Path) -> int:
 
 @functools.lru_cache(maxsize=65_536)
 def _damage(path: Path, times: tuple[int, ...]) -> str:
-    """Return why the files of a finished run cannot be used. times: their modification times, to notice changes."""
+    """Return which file of a finished run cannot be used and why; empty if all files can be used.
+
+    Args:
+        times: The modification time of each file, 0 for a missing file. The times are part of the cache's key, so that
+            a changed file is checked again.
+    """
     result = read_json(path / "result.json")
     if result is None:
         there = (path / "result.json").exists()
         return f"{path / 'result.json'} {'is not a readable JSON object' if there else 'is missing'}"
-    by_id = bool(_RUN_ID.fullmatch(path.name))  # a run folder named by its id; the folder may also have been renamed
+    by_id = bool(_RUN_ID.fullmatch(path.name))  # false if the user has renamed the folder
     if by_id and str(result.get("run_id", path.name)) != path.name:
         return f"{path / 'result.json'} is of another run, {str(result['run_id'])[:40]!r}"
     for part in ("dev", "test"):
@@ -354,8 +387,8 @@ def _damage(path: Path, times: tuple[int, ...]) -> str:
 
 
 def _contradiction(path: Path, scores: dict[str, Any]) -> str:
-    """Return why the outcomes of the test examples do not agree with their exact match; empty if they do."""
-    import pyarrow  # imported here to keep the start of commands that read no run fast
+    """Return why examples.parquet does not agree with the test set's exact match in result.json; empty if it does."""
+    import pyarrow  # imported here because it is slow to import, and many commands do not need it
     import pyarrow.parquet
 
     if not path.is_file():
@@ -374,7 +407,7 @@ def _contradiction(path: Path, scores: dict[str, Any]) -> str:
 
 
 def _wrong_figure(result: dict[str, Any]) -> str:
-    """Return the name of a figure that tables and pages of a study read and that is not a number; empty if none is."""
+    """Return the name of the first value in result.json that should be a number and is not; empty if there is none."""
     needed = {name: result.get(name) for name in ("steps", "trained_parameters")}
     needed["dev.disagreements"] = result["dev"].get("disagreements")
     optional = {name: result.get(name) for name in ("parameters", "seconds", "out_of_memory", "train_examples")}
@@ -390,7 +423,7 @@ def _wrong_figure(result: dict[str, Any]) -> str:
 
 
 def _is_figure(name: str, value: Any) -> bool:
-    """Return whether a value is a number; scores may be infinite or not a number, counts and durations may not."""
+    """Return whether a value is an int or a float. Scores may also be infinite or NaN; counts and durations may not."""
     return isinstance(value, int | float) and (math.isfinite(value) or name.startswith(("dev.", "test.")))
 
 

@@ -1,4 +1,4 @@
-"""A recipe's grid: all of its runs, each with its content-addressed id. Loads no checkpoint and no torch."""
+"""A recipe's grid: all its runs, each with its content-addressed id. Imports no torch and loads no checkpoint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from petransfer.recipe.schema import FamilyPart, Recipe, TrainPart, check_judge
 
 @dataclass(frozen=True)
 class Cell:
-    """A run with the names that tables use for its arm, method, split and seed."""
+    """One run of the grid, with the names that tables use for its arm, method, split and seed."""
 
     arm: str
     method: str
@@ -35,17 +35,24 @@ class Cell:
 
 
 def family_of(recipe: Recipe, seed: int | None = None) -> Family:
-    """Return the family that a recipe names or describes, with the checkpoints of one seed (the recipe's first)."""
+    """Return the family that a recipe names or describes.
+
+    Args:
+        seed: Replaces `{seed}` in the names of the user's own checkpoints; None takes the recipe's first seed.
+    """
     if isinstance(recipe.family, FamilyPart):
         return own_family(recipe.family, recipe.seeds[0] if seed is None else seed)
     return registered_family(recipe.family)
 
 
 def expand(recipe: Recipe) -> list[Cell]:
-    """Return all runs, ordered by seed so that the cells of a table fill up evenly. Equal runs are listed once.
+    """Return all runs of a recipe. Equal runs are listed once.
+
+    The runs are ordered by seed, so that each arm has a first result before any arm has its second.
 
     Raises:
-        UserError: a task, its option, an arm, split, method, learning rate or effect is unknown.
+        UserError: The recipe names an unknown task, task option, split, arm, method or effect, or it has no learning
+            rate, batch size or training length for an arm and method.
     """
     family = family_of(recipe)
     task = task_of(recipe)
@@ -71,12 +78,16 @@ def expand(recipe: Recipe) -> list[Cell]:
 
 
 def task_of(recipe: Recipe) -> Task:
-    """Load the recipe's task."""
+    """Return the recipe's task, made with the recipe's options and data folder."""
     return load_task(recipe.task.name, recipe.data_dir, **recipe.task.options)
 
 
 def resolve(recipe: Recipe) -> Recipe:
-    """Return the recipe with the hashes of the user's own data and checkpoints, and the metrics that suit the data."""
+    """Return the recipe with the values that depend on the user's own files.
+
+    These values are the hash of the data and the metrics that suit the data. If a family has one checkpoint for each
+    seed, the hashes of the checkpoints are added too.
+    """
     if isinstance(recipe.family, FamilyPart) and any(SEED in place_of(arm) for arm in recipe.family.arms.values()):
         recipe = recipe.model_copy(update={"family": with_hashes(recipe.family, recipe.seeds)})
     task = task_of(recipe)
@@ -92,13 +103,13 @@ def resolve(recipe: Recipe) -> Recipe:
 
 
 def notes(recipe: Recipe) -> list[str]:
-    """Return the task's remarks on the user's own data."""
+    """Return what users should know about their own data before training, one sentence each; empty for a benchmark."""
     task = task_of(recipe)
     return task.notes() if isinstance(task, LinesTask) else []
 
 
 def _data(recipe: Recipe, task: Task) -> TaskSpec:
-    """Return the examples that all cells share; the split and the prefix are filled in later."""
+    """Return the `TaskSpec` that all cells share, with an empty split and prefix, which are filled in later."""
     options: dict[str, Any] = dict(recipe.task.options)
     metrics: tuple[str, ...] = tuple(recipe.task.metrics)
     source: dict[str, str | int | float] = {}
@@ -110,22 +121,23 @@ def _data(recipe: Recipe, task: Task) -> TaskSpec:
 
 
 def _targets(task: Task) -> tuple[int, str]:
-    """Return the number of different targets and the place of the data.
+    """Return the number of different targets and the name of the training data.
 
     Raises:
-        UserError: The task is a benchmark, whose targets are unknown before it is read, or the data cannot be read.
+        UserError: The task is a benchmark, whose targets are not known before its files are read, or the user's data
+            cannot be read.
     """
     if not isinstance(task, LinesTask):
         raise UserError(f"{task.name} has no closed set of targets; take exact_match in place of accuracy or macro_f1")
     try:
         return int(task.about()["targets"]), task.train
     except UserError:
-        if task.sha256:  # checked before; a study can be read after its data was removed
+        if task.sha256:  # an earlier call has checked the data; a study can be opened after its data was removed
             return 0, task.train
         raise
 
 
-# The method for arms with fully trained weights if the recipe has no such method.
+# The method for an arm that trains all weights, such as `scratch`, if no method of the recipe trains all weights.
 WHOLE = MethodPart(name="full", rate_scaling="rms", bits=32)
 
 
@@ -167,7 +179,14 @@ def _training(part: TrainPart, arm: str, method: MethodPart, examples: int) -> T
 
 
 def _of(value: float | Mapping[str, float], key: str, arm: str, method: MethodPart) -> float:
-    """Return the value for this arm and method together; otherwise the value for the arm, or for the method."""
+    """Return the value of a training setting for an arm and a method.
+
+    The keys of a mapping can be an arm with a method (`english lora`), an arm, or a method. A key with both comes
+    first, then a key with the arm. If several keys with both match, the key with the most words is used.
+
+    Raises:
+        UserError: No key matches, or two keys with the same number of words match.
+    """
     if isinstance(value, int | float):
         return value
     found = value.get(arm, value.get(method.name))
@@ -185,7 +204,10 @@ def _of(value: float | Mapping[str, float], key: str, arm: str, method: MethodPa
 
 
 def _speaks_of(pair: str, arm: str, label: str) -> bool:
-    """Return whether a key such as `english 4-bit` names this arm with this method (by words of the method's label)."""
+    """Return whether a key such as `english 4-bit` names this arm and this method.
+
+    The words after the arm must match the method's label.
+    """
     words = pair.removeprefix(f"{arm} ")
     return words != pair and bool(labels_matching(words, [label]))
 

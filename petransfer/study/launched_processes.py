@@ -1,4 +1,4 @@
-"""The position of this process among those that a launcher started together, and what they share. Imports no torch."""
+"""Read which processes a launcher started together, and refuse runs that they cannot share. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from petransfer.errors import UserError
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import RunSpec
 
-# Variables set by `accelerate launch`, torchrun and the common MPIs; the first one that is set counts.
+# Environment variables that `accelerate launch`, torchrun and the common MPIs set. The first one that is set is used.
 _INDEX = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 _COUNT = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
-# Modes of Accelerate that replace the model and the optimiser by an engine of their own.
+# Modes of Accelerate that replace the model and the optimiser by their own.
 _ENGINES = {"DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}
 
 
@@ -32,7 +32,7 @@ class Place:
 
     @property
     def shared(self) -> bool:
-        """Whether there are other processes."""
+        """Whether the launcher started more than one process."""
         return self.count > 1
 
 
@@ -42,7 +42,7 @@ def splits_tensors() -> bool:
 
 
 def refuse_launch(specs: Iterable[RunSpec]) -> None:
-    """Raise UserError if Accelerate's launcher was configured in a way that these runs cannot be trained with."""
+    """Raise UserError if these runs cannot be trained with the configuration of Accelerate's launcher."""
     for name, said in _ENGINES.items():
         if _told(name):
             raise UserError(
@@ -65,7 +65,7 @@ def refuse_launch(specs: Iterable[RunSpec]) -> None:
 
 
 def _not_split(spec: RunSpec) -> str:
-    """Return why a run's tensors cannot be split; empty if they can."""
+    """Return why a run's tensors cannot be split among processes; empty if they can."""
     if spec.method.bits < 16:
         return "quantised weights cannot be split; take bits 16, or launch with --multi_gpu"
     if spec.train.optimizer != "adamw":
@@ -78,7 +78,7 @@ def _told(name: str) -> bool:
 
 
 def this_place() -> Place:
-    """Return the position of this process from the environment; a single process if the environment gives none."""
+    """Return the position of this process, read from environment variables; without a launcher, process 0 of 1."""
     index, count = (_first(names) for names in (_INDEX, _COUNT))
     return Place(index, count) if index is not None and count is not None and 0 <= index < count else Place()
 

@@ -1,4 +1,4 @@
-"""Execute the runs of a study or a pretraining, in one or several processes, until all end or a stop is requested."""
+"""Execute the runs of a study or a pretraining on this machine, in one or several processes."""
 
 from __future__ import annotations
 
@@ -24,12 +24,16 @@ from petransfer.study.folders import Named, RunFolder, StudyFolder
 from petransfer.study.stack_groups import parts
 from petransfer.study.worker_losses import LOST, may_be_tried, note_failure, note_lost_worker
 
-# Seconds in which a worker can save its training state after its parent was killed.
+# Seconds that a worker has for saving its training state after its parent process has ended.
 ORPHAN_PATIENCE = 20.0
 
 
 class Job(Protocol):
-    """Execute or resume one run. Raise Interrupted when a stop is requested. Jobs are sent to worker processes."""
+    """A function that executes or resumes one run, and raises Interrupted when a stop is requested.
+
+    It must be picklable, because it is sent to the worker processes. `progress` takes the step, the loss and the
+    training time in seconds.
+    """
 
     def __call__(
         self,
@@ -42,15 +46,18 @@ class Job(Protocol):
 
 
 class Flag(Protocol):
-    """A value shared by processes without a lock: a process killed while it holds a lock would block all others."""
+    """A boolean that processes share without a lock: a process killed while it holds a lock would block all others."""
 
     value: bool
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a study's call ended. `mistakes` are failures that the user can correct, each in one line.
+    """The result of executing the runs of a study.
 
+    interrupted: whether a stop was requested before all runs were finished.
+    failures: the errors of unfinished runs, by run id.
+    mistakes: those errors that the user can correct, one line each.
     elsewhere: the number of unfinished runs that other processes have claimed.
     """
 
@@ -69,13 +76,15 @@ def execute(
     tick: Callable[[], None],
     group: Callable[[Sequence[Any]], list[list[Any]]] | None = None,
 ) -> Outcome:
-    """Execute the unfinished runs. A failed run stops no other run.
+    """Execute the unfinished runs on this machine. When a run fails, the other runs continue.
 
     Args:
-        threads: CPU threads per worker; 0 divides the cores among several workers and leaves one worker's threads as
-            they are.
-        tick: Called often, to display progress.
-        group: Divides the unfinished runs into stacks; a worker takes one stack at a time. The job must support stacks.
+        workers: The largest number of worker processes. With one worker, the runs are executed in this process.
+        threads: CPU threads per worker. 0 divides the cores among several workers; a single worker then uses torch's
+            default.
+        tick: A function that displays progress. It is called often.
+        group: A function that divides the unfinished runs into stacks (runs that are trained together). A worker takes
+            one stack at a time. The job must have a method `stacked`.
     """
     pending = study.unfinished(cells)
     forget_failures(pending, study)
@@ -92,7 +101,7 @@ def execute(
 
 
 def forget_failures(pending: Sequence[Named], study: StudyFolder) -> None:
-    """Remove the failures and lost workers of earlier calls, so that these runs are tried again."""
+    """Delete the records of errors and killed workers of earlier calls, so that these runs are tried again."""
     for cell in pending:
         folder = study.run(cell.run_id)
         (folder.path / "failed.json").unlink(missing_ok=True)
@@ -100,11 +109,11 @@ def forget_failures(pending: Sequence[Named], study: StudyFolder) -> None:
 
 
 def outcome_of(pending: Sequence[Named], study: StudyFolder, interrupted: bool) -> Outcome:
-    """Return the outcome of the runs that were to be executed."""
+    """Return the outcome of `pending`, the runs that were to be executed."""
     left = [study.run(cell.run_id) for cell in pending]
     open_runs = [folder for folder in left if folder.status() not in ("done", "running")]
     failures = {folder.path.name: folder.failure() for folder in open_runs}
-    if not interrupted:  # a killed worker records no reason
+    if not interrupted:  # a worker that was killed has written no error
         failures = {
             run_id: reason or f"not finished ({study.run(run_id).status()}); run the same command again to resume"
             for run_id, reason in failures.items()
@@ -127,7 +136,7 @@ def _spawn(
     context = multiprocessing.get_context("spawn")
     stop: Flag = context.RawValue(ctypes.c_bool, False)
     threads = threads or max(1, (os.cpu_count() or 1) // workers)
-    # OpenMP reads its thread count when it starts; more threads than free cores are many times slower.
+    # OpenMP reads its number of threads only when a process starts. More threads than free cores are many times slower.
     with _environment({"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}):
 
         def begin() -> BaseProcess:
@@ -148,10 +157,16 @@ def _keep(
     stopped: Callable[[], bool],
     tick: Callable[[], None],
 ) -> None:
-    """Keep `workers` workers alive until all have ended by themselves; a killed worker is replaced."""
+    """Start `workers` workers and wait until all have ended by themselves. A worker that is killed is replaced.
+
+    After `LOST` workers were killed before they claimed a run, killed workers are no longer replaced.
+
+    Args:
+        begin: A function that starts a worker.
+    """
     processes = [begin() for _ in range(workers)]
     seen: set[int | None] = set()
-    idle = 0  # lost workers that held no run
+    idle = 0  # number of killed workers that had claimed no run
     while True:
         if stopped():
             stop.value = True
@@ -171,7 +186,7 @@ def _keep(
 
 
 def _note_loss(process: BaseProcess, folders: Sequence[RunFolder]) -> bool:
-    """Handle a killed worker; return whether it held a run."""
+    """Record a killed worker in the folder of each run that it had claimed. Return whether there was such a run."""
     how = signal.Signals(-(process.exitcode or 0)).name
     held = [folder for folder in folders if folder.claimed_by(process.pid or 0) and not folder.done]
     for folder in held:
@@ -180,14 +195,17 @@ def _note_loss(process: BaseProcess, folders: Sequence[RunFolder]) -> bool:
 
 
 def _worker(stacks: Sequence[Sequence[Named]], path: Path, job: Job, threads: int, stop: Flag) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent requests the stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C also reaches the parent, which then stops the workers
     orphaned = threading.Event()
     threading.Thread(target=_wait_for_parent, args=(orphaned,), daemon=True).start()
     _work(stacks, path, job, threads, lambda: stop.value or orphaned.is_set(), lambda: None)
 
 
 def _wait_for_parent(orphaned: threading.Event) -> None:
-    """Tell the worker to stop when its parent has ended, and end it if it does not stop in time."""
+    """Wait until the parent process ends, and then set `orphaned`, which requests a stop.
+
+    If this process is still running after `ORPHAN_PATIENCE` seconds, end it.
+    """
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -205,7 +223,7 @@ def _work(
     stopped: Callable[[], bool],
     tick: Callable[[], None],
 ) -> None:
-    """Execute the stacks one after another, without the runs that other processes have claimed."""
+    """Execute the stacks one after another. Runs that other processes have claimed are skipped."""
     study = StudyFolder(path)
     for stack in stacks:
         if stopped():
@@ -221,7 +239,10 @@ def attempt_together(
     stopped: Callable[[], bool],
     tick: Callable[[], None],
 ) -> list[str]:
-    """Claim and execute the runs of a stack, or a single run; return the ids of runs that other processes hold."""
+    """Claim and execute the runs of a stack, which can be a single run.
+
+    Return the ids of the runs that other processes have claimed. These runs are skipped.
+    """
     held: list[str] = []
     with contextlib.ExitStack() as claims:
         cells = [cell for cell in stack if _claimed(study.run(cell.run_id), claims, held)]
@@ -233,12 +254,12 @@ def attempt_together(
 
 
 def _claimed(folder: RunFolder, claims: contextlib.ExitStack, held: list[str]) -> bool:
-    if folder.failure():  # it failed under another worker or lost too many workers; this call does not retry it
+    if folder.failure():  # the run failed in another worker, or too many workers were killed; it is not tried again
         return False
     if not claims.enter_context(folder.claim()):
         held.append(folder.path.name)
         return False
-    # it may have ended, failed or lost another worker while this process waited for the claim
+    # while this process waited for the claim, the run may have finished or failed, or its worker may have been killed
     return not folder.done and not folder.failure() and may_be_tried(folder)
 
 
@@ -252,7 +273,8 @@ def attempt_stacks(
 ) -> None:
     """Execute claimed runs as one stack, or as several if their training states are at different steps.
 
-    The error of a single run is recorded in its folder. An error of a whole stack is recorded for each of its runs.
+    The error of a single run is written to the folder of that run. An error of a whole stack is written to the folders
+    of all its unfinished runs.
     """
     silence_libraries()
     for part in parts(cells, study):
@@ -275,7 +297,7 @@ def attempt_stacks(
 def attempt(
     cell: Named, folder: RunFolder, job: Job, threads: int, stopped: Callable[[], bool], tick: Callable[[], None]
 ) -> None:
-    """Execute one claimed run. Any error is recorded in its folder."""
+    """Execute one run that this process has claimed. Any error is written to the run's folder."""
     silence_libraries()
     (folder.path / "failed.json").unlink(missing_ok=True)
     try:
@@ -294,7 +316,11 @@ def _is_mistake(folder: RunFolder) -> bool:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Yield whether a stop was requested: Ctrl-C or SIGTERM stops after the current step, a second one at once."""
+    """Yield a function that returns whether a stop was requested by Ctrl-C or SIGTERM.
+
+    The first signal requests a stop after the current step. The second signal raises KeyboardInterrupt at once. Outside
+    the main thread, signals are not handled, and the yielded function returns False.
+    """
     asked: list[int] = []
 
     def ask(number: int, _frame: object) -> None:
@@ -304,7 +330,7 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
 
     try:
         before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: the caller handles signals
+    except ValueError:  # this is not the main thread, so the caller must handle signals
         yield lambda: False
         return
     try:

@@ -1,4 +1,4 @@
-"""Refuse runs whose model does not take chats or packed examples, before anything is written."""
+"""Refuse runs whose model does not support chats or packed examples, before anything is written."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from petransfer.study.study import StudyGrid
 
 
 def refuse_unusable_models(grid: StudyGrid) -> None:
-    """Refuse waiting runs on chats without a chat template, and with packing that is not possible.
+    """Refuse unfinished runs that need a chat template or packing, if their model does not have or support it.
 
     Only configurations and tokenizers are loaded.
 
     Raises:
-        UserError: A model cannot be used, or the hub cannot be reached.
+        UserError: A model has no chat template or does not support packing, or the hub cannot be reached.
     """
     specs = [cell.spec for cell in grid.waiting]
     on_chats = [spec for spec in specs if spec.task.options.get("chat") == "template"]
     packed = [spec for spec in specs if spec.train.packing]
     if not on_chats and not packed:
         return
-    from petransfer.data.chat import chat_layout  # imports transformers, and the next lines torch
+    from petransfer.data.chat import chat_layout  # these imports load transformers and torch, which is slow
     from petransfer.models.architecture import configuration
     from petransfer.models.loading import tokenizer_and_layout
     from petransfer.training.packing import refuse_packing

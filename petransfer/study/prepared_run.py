@@ -25,9 +25,10 @@ from petransfer.training.trackers import RunTrackers
 
 @dataclass
 class Base:
-    """The data and model that runs on one frozen base share.
+    """The data and the loaded checkpoint of a run, which other runs of its stack share.
 
-    cost: the measured cost of quantisation; None until it is measured.
+    started: when loading began, in seconds of `time.monotonic`. spec: the run for which the data was encoded.
+    cost: the measured cost of quantisation, as in result.json; None until it is measured.
     """
 
     settings: Settings
@@ -41,7 +42,10 @@ class Base:
     _anew: dict[torch.device, PreTrainedModel] = field(default_factory=dict)
 
     def load_anew(self, device: torch.device) -> PreTrainedModel:
-        """Load the base from disk again. The runs of a stack share its tensors, each with its own modules."""
+        """Return a model that is loaded from the disk again, independent of `self.loaded`.
+
+        The weights are read once for each device. Every call returns new modules, which share these weights.
+        """
         if device not in self._anew:
             method = self.spec.method
             self._anew[device] = load_checkpoint(
@@ -55,7 +59,11 @@ class Base:
         return model
 
     def encoded_for(self, spec: RunSpec) -> EncodedSplit:
-        """Return the token ids of the examples for one run; encode them again if its prefix or its steps differ."""
+        """Return the token ids of the examples for one run.
+
+        The examples are encoded again if the prefix is not that of `self.spec`. Training examples that are encoded on
+        demand are also encoded again if the training settings or the seed differ, because other rows are then used.
+        """
         lazy = isinstance(self.encoded.parts["train"], LazilyEncoded)
         mine, other = ((each.task.prefix, (each.train, each.seed) if lazy else None) for each in (self.spec, spec))
         return self.encoded if mine == other else encode_data(spec, self.data, self.settings.scored_parts)[0]
@@ -63,7 +71,12 @@ class Base:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that is ready to be trained. hollow: the model without values, if processes hold parts of its tensors."""
+    """A run that is ready to be trained.
+
+    parts: the token ids of the examples, for `train`, `dev` and, if it is evaluated, `test`.
+    model: the model with the method applied.
+    hollow: a copy of the model on the meta device, if FSDP splits the model's tensors among processes; otherwise None.
+    """
 
     spec: RunSpec
     folder: RunFolder
@@ -75,5 +88,5 @@ class Prepared:
 
     @property
     def autocast(self) -> bool:
-        """Whether the loop computes the forward pass in bf16; a model in parts has its own computing precision."""
+        """Whether the training loop uses autocast to bf16. A model that FSDP splits sets its compute dtype itself."""
         return self.hollow is None and computes_narrower(self.spec.method)

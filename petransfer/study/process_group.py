@@ -1,4 +1,7 @@
-"""Execute runs one after another, each shared by all processes of a launch. The leader claims runs and writes files."""
+"""Execute runs one after another, each with all processes that a launcher started together.
+
+The leader, process 0, claims the runs and writes the files.
+"""
 
 from __future__ import annotations
 
@@ -25,23 +28,28 @@ from petransfer.study.worker_losses import note_failure
 
 logger = logging.getLogger(__name__)
 
-# While one process works alone the others wait for it without limit; the launcher ends them if that process dies.
+# The longest wait for another process. It is practically unlimited, because one process can work alone for a long time.
+# If a process dies, the launcher ends the processes that wait for it.
 FOREVER = timedelta(days=30)
 
-# If all processes report within this many seconds, an error fails the run; otherwise they are out of step and must end.
+# Seconds that a process with an error waits for the others to end the run too. If all of them do, only this run fails.
+# Otherwise some of them are in the middle of a step, which cannot be completed, and all processes must end.
 PATIENCE = 60.0
 
-# How Accelerate classifies several processes before an engine is chosen; a request for FSDP does not show here yet.
+# The kinds of launch that are supported, as `PartialState` names them. A launch with FSDP has one of these names too.
 _PLAIN = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
 
 
 def execute_together(
     cells: Sequence[Named], study: StudyFolder, job: Job, threads: int, tick: Callable[[], None], cpu: bool
 ) -> Outcome:
-    """Execute the unfinished runs, each with all processes. Returns in every process; the leader's outcome counts.
+    """Execute the unfinished runs, each with all processes. Every process must call this function.
+
+    Returns:
+        How the runs ended. Use the value that the leader gets.
 
     Raises:
-        UserError: The processes were launched in an untested way.
+        UserError: Accelerate launched the processes in an untested way.
     """
     with stop_on_signals() as stopped:
         group = Group.join(cpu, stopped)
@@ -57,7 +65,11 @@ def execute_together(
 
 @dataclass
 class Group:
-    """The processes of a launch. `number` counts their runs, so that the messages of two runs are not confused."""
+    """The processes that a launcher started together.
+
+    stopped: returns whether a stop was requested. store: holds the messages of the processes to each other.
+    number: counts the runs; it is part of a message's key, so that messages of different runs are not confused.
+    """
 
     place: Place
     stopped: Callable[[], bool]
@@ -66,7 +78,11 @@ class Group:
 
     @classmethod
     def join(cls, cpu: bool, stopped: Callable[[], bool]) -> Group:
-        """Join the group; waits for the other processes."""
+        """Connect this process to the other processes, and wait until all have done so.
+
+        Raises:
+            UserError: Accelerate launched the processes in an untested way.
+        """
         silence_libraries()
         state = PartialState(cpu=cpu, timeout=FOREVER)
         if state.distributed_type not in _PLAIN:
@@ -76,7 +92,11 @@ class Group:
         return cls(Place(state.process_index, state.num_processes), _or_orphaned(stopped), store)
 
     def share(self, value: Any) -> Any:
-        """Return the leader's value in every process; the other processes wait for it."""
+        """Return the leader's value in every process. The other processes wait until the leader calls this function.
+
+        Raises:
+            RunError: A process has ended.
+        """
         box = [value]
         try:
             distributed.broadcast_object_list(box, device=PartialState().device)
@@ -85,10 +105,14 @@ class Group:
         return box[0]
 
     def meet(self, error: Exception | None) -> Exception | None:
-        """Wait until all processes have ended the run; return the error of one of them, or None.
+        """Wait until all processes have ended the run. Return an error of this or another process; None without errors.
 
-        If one process has an error while the others still wait for it in the middle of a step, the processes cannot get
-        back into step. All of them then end.
+        If the others have not ended the run `PATIENCE` seconds after an error or a stop request, they wait for this
+        process in the middle of a step that cannot be completed. This process then ends, and the launcher ends the
+        others.
+
+        Args:
+            error: The error of this process; None if the run ended without one.
         """
         self.number += 1
         self.store.set(self._key(self.place.index), "" if error is None else reason_of(error))
@@ -109,8 +133,8 @@ class Group:
         distributed.destroy_process_group()
 
     def _part(self, error: Exception | None) -> NoReturn:
-        """End this process at once; the launcher ends the processes that wait for it in a step."""
-        if error is not None and not self.stopped():  # after a stop request the error is only a consequence of the stop
+        """End this process at once. The launcher then ends the processes that wait for this one."""
+        if error is not None and not self.stopped():  # after a stop request, the stop itself causes the error
             where = f"process {self.place.index + 1} of {self.place.count}"
             logger.error(f"error: {reason_of(error)} ({where}); run the same command again to resume")
         os._exit(130 if self.stopped() else 1)
@@ -120,10 +144,7 @@ class Group:
 
 
 def _lead(cells: Sequence[Named], study: StudyFolder, group: Group) -> Generator[tuple[Named, RunFolder], None, None]:
-    """Yield each unfinished run that this group of processes has locked for itself.
-
-    Each is announced to the other processes of the group.
-    """
+    """Claim the unfinished runs one after another, announce each run to the other processes, and yield it."""
     for position, cell in enumerate(cells):
         if group.stopped():
             break
@@ -157,6 +178,9 @@ def _attempt(cell: Named, folder: RunFolder, job: Job, threads: int, group: Grou
 
 
 def _or_orphaned(stopped: Callable[[], bool]) -> Callable[[], bool]:
-    """Return a function that also requests a stop when the launcher has ended, since nothing else would."""
+    """Return a function like `stopped` that also requests a stop when the launcher has ended.
+
+    Otherwise nothing would stop this process then.
+    """
     parent = os.getppid()
     return lambda: stopped() or os.getppid() != parent

@@ -1,4 +1,4 @@
-"""petransfer.json: the origin of an adapter, so that a recipient can check it. It contains no path of this machine."""
+"""The content of petransfer.json: how an adapter was made, so that others can check it. It contains no local paths."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ PARTS = ("train", "dev", "test")
 def provenance(
     spec: RunSpec, loaded: Loaded, data: SplitData, evaluations: dict[str, Evaluation], model: torch.nn.Module
 ) -> dict[str, Any]:
-    """Return the content of petransfer.json, except the hashes of the files beside it.
+    """Return the content of petransfer.json, except the hashes of the adapter's files, which `seal` adds.
 
-    base: the hub commit, the sha256 of each weight file and of the tokenizer's rules, and the bytes of the weights in
-    training, by dtype. data_sha256: of each part's inputs and targets. claims: exact match in %.
+    The entry `base` describes the checkpoint: its commit on the hub, the sha256 of each weight file and of the
+    tokenizer's rules, and the bytes of the weights by dtype, as they were in training. `data_sha256` has a hash of the
+    inputs and targets of each part. `claims` has exact match in per cent for each part that was evaluated.
     """
     return {
         "run_id": spec.run_id,
@@ -49,14 +50,17 @@ def provenance(
 
 
 def seal(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """Write the base's commit to adapter_config.json; return `content` with the sha256 of every file in the folder."""
+    """Complete `content` for a saved adapter: return it with the sha256 of every file in the adapter's folder.
+
+    The commit of the base checkpoint is first written to adapter_config.json.
+    """
     _pin_revision(folder / "adapter_config.json", content["base"]["commit"])
     files = {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
     return content | {"files": files}
 
 
 def examples_sha256(examples: Iterable[Example]) -> str:
-    """Return a sha256 over inputs and targets, in order."""
+    """Return one sha256 of the inputs and targets of all examples, in their order."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(json.dumps([example.input, example.target]).encode() + b"\n")
@@ -64,7 +68,7 @@ def examples_sha256(examples: Iterable[Example]) -> str:
 
 
 def _pin_revision(config: Path, commit: str | None) -> None:
-    """Write the base's commit on the hub to adapter_config.json, because peft leaves it out."""
+    """Write the base checkpoint's commit on the hub to adapter_config.json, because peft leaves it out."""
     if commit is None or not config.is_file():
         return
     content = json.loads(config.read_text(encoding="utf-8"))

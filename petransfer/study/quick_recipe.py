@@ -1,4 +1,4 @@
-"""Build the recipe of `train` from a model, data and a few settings, with defaults for everything else."""
+"""Build the recipe of `petransfer train` from a model, data and a few settings, with defaults for everything else."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ from petransfer.recipe.methods import METHODS
 from petransfer.recipe.schema import ArmPart, FamilyPart, Recipe
 from petransfer.study.grid import resolve, task_of
 
-# By default training ends when the dev set no longer improves, and after so many epochs at the latest. These bounds
-# on the number of steps apply too: few rows must be repeated often, and a part of very many rows is enough.
+# By default, training ends when the dev score no longer improves, or after as many steps as EPOCHS epochs have. This
+# limit is at least FEWEST_STEPS, because few rows must be repeated often. It is at most MOST_STEPS, because a part of
+# very many rows is enough.
 EPOCHS, FEWEST_STEPS, MOST_STEPS = 20, 2_000, 20_000
 # The largest number of evaluations on dev during training, and the smallest number of steps between two of them.
 EVALUATIONS, EVALUATE_EVERY = 40, 50
 PATIENCE = 6
 BATCH = 16
 
-# LoRA's peak learning rates, from the papers of the model families and common LoRA practice. The embedded family's
-# is that of the shipped recipes and was found on dev sets. Other methods multiply it by a factor of their own.
+# LoRA's peak learning rate for each kind of model, from the papers of the model families and common LoRA practice. NANO
+# is for the embedded family; it is the value of the shipped recipes and was chosen on dev sets. For another method, the
+# value is multiplied by a factor that the method declares.
 NANO, T5, SEQ2SEQ, DECODER = 2e-3, 1e-3, 5e-4, 2e-4
 _T5_TYPES = frozenset({"t5", "mt5", "longt5", "umt5"})
-# Models that were trained on many tasks at once; the beginning of the input names the task.
+# The names of models that were trained on many tasks at once. A prefix in front of the input tells them the task.
 _PREFIXED = re.compile(r"(google-t5/)?t5-(small|base|large|3b|11b)(@.*)?")
 PREFIX = "answer: "
 
@@ -39,24 +41,26 @@ class TrainRequest:
 
     Attributes:
         method: The PEFT method, or `full` for all weights.
-        rank, bits: Rank and weight bits of the method.
+        rank: The rank of the method.
+        bits: Bits per weight of the base model: 32, 16, 8 or 4.
         steps: A fixed number of optimiser steps; turns early stopping off unless `early_stopping` is given.
         epochs: Like `steps`, as a number of passes over the training rows.
         max_steps: The largest number of steps, if early stopping decides when training ends.
         early_stopping: The patience, in evaluations on dev without an improvement; 0 turns early stopping off.
         max_minutes: The longest training time in minutes.
         learning_rate, batch_size: The optimiser's peak learning rate, and examples per batch.
-        packing: Put several examples of a decoder-only model into one row.
-        max_length: Refuse rows with more tokens.
+        packing: Put several training examples into one row; only for decoder-only models.
+        max_length: The largest number of tokens of an input or a target. Rows with more tokens are refused.
         prefix: Text in front of every input.
-        seeds: One training for each seed.
+        seeds: The seeds. There is one training for each seed.
         dev, test: A file, a share of the rows, or a number of rows.
-        input_column, target_column: The columns of the data that hold input and target.
-        template: Makes the input from several columns, such as `summarize: {document}`.
-        metrics: The metrics that the test set is scored with beside exact match.
+        input_column, target_column: The names of the columns with the inputs and the targets.
+        template: A text that makes the input from columns, such as `summarize: {document}`.
+        metrics: The metrics to compute in addition to exact match.
         skip_bad_rows: Leave unusable rows out and list them.
-        folds: Cross-validate with so many folds, then train on all rows.
-        add_tokens: Characters to add to the tokenizer if it lacks them: `newline`, `tab`, `braces`, or the characters.
+        folds: The number of folds of a cross-validation. The last training is then on all rows.
+        add_tokens: Characters to add to the tokenizer if it lacks them: `newline`, `tab`, `braces`, or the characters
+            themselves.
         source_language, target_language: Languages of inputs and targets, as a multilingual tokenizer names them.
         options: Other options of the task `lines`, such as `delimiter`.
     """
@@ -109,8 +113,9 @@ def recipe_for(model: str, data: str, request: TrainRequest, overrides: list[str
     """Return the recipe, as plain values, that trains `model` on `data`. The rows are read and checked.
 
     Args:
-        overrides: `a.b=c`, applied last.
-        on_card: Whether there is a GPU.
+        overrides: Values for keys of the recipe, such as `train.warmup=0.1`. They replace all other values.
+        on_card: Whether there is a GPU. The default is 16 bits per weight on a GPU, but 32 bits on a CPU and for
+            embedded checkpoints.
 
     Raises:
         UserError: The model or the data cannot be found or read, or the request is not valid.
@@ -170,7 +175,7 @@ def _method(request: TrainRequest, embedded: bool, on_card: bool) -> dict[str, A
 
 
 def _checkpoint(model: str, request: TrainRequest) -> str | dict[str, Any]:
-    """Return the arm of the recipe: the model, with the settings that were asked for."""
+    """Return the recipe's entry for the arm: the model's name, with tokenizer settings if the request has any."""
     settings = {
         "added_tokens": list(request.add_tokens),
         "source_language": request.source_language,
@@ -181,7 +186,10 @@ def _checkpoint(model: str, request: TrainRequest) -> str | dict[str, Any]:
 
 
 def _fill(content: dict[str, Any], recipe: Recipe, model: str, request: TrainRequest) -> None:
-    """Fill in learning rate and prefix from the model's family, and the training length from the number of rows."""
+    """Set the prefix and the training settings in `content`.
+
+    Values that the request does not give are defaults. They depend on the model and on the number of rows.
+    """
     from petransfer.models.architecture import configuration  # imports transformers
 
     spec = checkpoint_spec(model)
@@ -199,7 +207,11 @@ def _fill(content: dict[str, Any], recipe: Recipe, model: str, request: TrainReq
 
 
 def _length(request: TrainRequest, rows: int, batch: int) -> dict[str, Any]:
-    """Return the length of the training as keys of a recipe's `train`."""
+    """Return the keys of a recipe's `train` that set its length: steps or epochs, and early stopping.
+
+    Raises:
+        UserError: A time limit is given without early stopping.
+    """
     length: dict[str, Any]
     if request.epochs is not None:
         length, most = {"epochs": request.epochs}, math.ceil(request.epochs * rows / batch)
@@ -219,9 +231,10 @@ def _length(request: TrainRequest, rows: int, batch: int) -> dict[str, Any]:
 
 
 def default_rate(method: str, config: Any, nano: bool) -> float:
-    """Return the default peak learning rate of a method on a model family.
+    """Return the default peak learning rate of a method for a kind of model.
 
     Args:
+        config: The transformers configuration of the model.
         nano: Whether the checkpoint is one of the embedded family.
 
     Raises:
@@ -239,9 +252,9 @@ def _rows(recipe: Recipe) -> int:
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
-    """Return the recipe with absolute paths of its files and folders, so that it can be run from any folder.
+    """Return the recipe with absolute paths, so that it can be run from any folder.
 
-    The ids of its runs stay the same.
+    The paths are those of data files and of checkpoints in local folders. The ids of the runs stay the same.
     """
     options = dict(recipe.task.options)
     for part in ("train", "dev", "test"):
@@ -267,5 +280,5 @@ def _with_absolute_path(entry: str | ArmPart) -> str | ArmPart:
 
 
 def _word(text: str) -> str:
-    """Return the text with only letters, digits, dots, dashes and underscores."""
+    """Replace all characters except letters, digits, dots, dashes and underscores by dashes; `mine` if none is left."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._") or "mine"

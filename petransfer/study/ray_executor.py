@@ -1,4 +1,4 @@
-"""Execute a study on a Ray cluster: each run or stack is a task, which restarts elsewhere if its worker is lost."""
+"""Execute a study on a Ray cluster: each run or stack is a Ray task, which is submitted again if its worker is lost."""
 
 from __future__ import annotations
 
@@ -25,18 +25,23 @@ from petransfer.study.local_executor import (
 from petransfer.study.resource_demands import Demands, together
 from petransfer.study.worker_losses import note_failure, note_lost_worker
 
-# Seconds during which a run that a lost worker may still hold is tried again, and seconds between two attempts.
+# A worker that Ray has lost may still hold the claims of its runs for a while. Such runs are tried again for HELD
+# seconds, with AGAIN seconds between two attempts.
 HELD, AGAIN = 90.0, 2.0
 
-# The smallest number of tasks in Ray's queue, so that an autoscaling cluster sees the demand.
+# At least this many tasks are submitted at once, if there are so many, so that an autoscaling cluster sees the demand.
 QUEUE = 100
 
 
 def connect(address: str | None) -> Any:
-    """Return Ray, connected to the cluster at `address` (`auto`: the one of this machine), or to a new one if None.
+    """Return the module `ray`, connected to a cluster.
+
+    Args:
+        address: The address of the cluster; `auto` for the cluster to which this machine belongs; None to start a new
+            cluster on this machine.
 
     Raises:
-        UserError: Ray is not installed, or there is no cluster.
+        UserError: Ray is not installed, or there is no cluster at the address.
     """
     try:
         import ray
@@ -76,15 +81,19 @@ def execute_on_ray(
     ray: Any,
     group: Callable[[Sequence[Any]], list[list[Any]]] | None = None,
 ) -> Outcome:
-    """Execute the unfinished runs.
+    """Execute the unfinished runs on a Ray cluster.
 
     Args:
-        demands: Resources of each run, by run id.
-        most: The largest number of tasks at once; 0 for as many as fit.
-        group: Divides the unfinished runs into stacks, each of which is a task. The job must support stacks.
+        demands: The resources that each run requests, by run id.
+        most: The largest number of tasks at once; 0 for as many as fit on the cluster.
+        threads: CPU threads of each task.
+        tick: A function that displays progress. It is called often.
+        ray: The module `ray`, as `connect` returns it.
+        group: A function that divides the unfinished runs into stacks. Each stack is one task. The job must have a
+            method `stacked`.
 
     Raises:
-        UserError: No node has as many cores as the threads of a run.
+        UserError: No node has `threads` cores.
     """
     most_cores = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
     if threads > most_cores:
@@ -102,10 +111,11 @@ def execute_on_ray(
 
 @dataclass(eq=False)
 class _Try:
-    """The runs of a submitted or waiting task.
+    """The runs of one task, before and after it is submitted. Times are in seconds of `time.monotonic`.
 
-    refused: when one was first found held by another process. killed: how many workers the runs had lost when the task
-    was submitted.
+    refused: the time at which one of the runs was first found claimed by another process; None if none was.
+    not_before: the earliest time for submitting the task.
+    killed: how many workers had been killed while they held these runs, when the task was submitted.
     """
 
     cells: Sequence[Named]
@@ -127,7 +137,7 @@ class _Driver:
     def run(
         self, stacks: Sequence[Sequence[Named]], most: int, tick: Callable[[], None], stopped: Callable[[], bool]
     ) -> None:
-        """Submit tasks until no run is left, or until a stop is requested."""
+        """Submit the stacks as tasks and wait for all tasks. After a stop request, no further task is submitted."""
         waiting = [_Try(cells) for cells in stacks]
         waiting.reverse()
         while waiting or self.under_way:
@@ -151,9 +161,10 @@ class _Driver:
 
     def _submit(self, one: _Try) -> Any:
         wanted = together([self.demands[cell.run_id] for cell in one.cells])
-        # a task that asks for more than any node has would wait without limit
+        # a task that requests more memory than any node has would wait forever
         most = max(node["Resources"].get("memory", 0) for node in self.ray.nodes() if node["Alive"])
-        # We count retries ourselves: Ray counts a lost worker in the same way after hours of progress as after none.
+        # Ray's own retries are off, because Ray counts every lost worker, even after hours of progress. The module
+        # `worker_losses` counts only the workers that were lost without progress.
         task = self.ray.remote(
             num_cpus=wanted.cpus, num_gpus=wanted.gpus, memory=min(wanted.memory, int(most)), max_retries=0
         )(_carry_out)
@@ -162,7 +173,7 @@ class _Driver:
         return task.remote(one.cells, places, self.job, self.threads)
 
     def _end(self, task: Any, one: _Try) -> _Try | None:
-        """Handle a finished task; return its runs that are to be tried again."""
+        """Handle a task that has ended. Return those of its runs that must be tried again; None if there are none."""
         try:
             held = self.ray.get(task)
         except self.ray.exceptions.RayTaskError as error:
@@ -196,9 +207,14 @@ class _Driver:
 
 
 def _carry_out(cells: Sequence[Named], places: tuple[Path, Path, Path], job: Job, threads: int) -> list[str]:
-    """Execute a run or a stack in a process of a node. Return the ids of runs that another process held.
+    """Execute the runs of one task on a node of the cluster. Return the ids of runs that other processes have claimed.
 
-    places: the folder that the recipe's relative paths refer to, the study's folder, the file that requests a stop.
+    Args:
+        places: The folder that the recipe's relative paths refer to, the study's folder, and the path of the file that
+            requests a stop.
+
+    Raises:
+        UserError: The node does not see the study's folder.
     """
     here, path, stop = places
     if here.is_dir():
@@ -215,7 +231,10 @@ def _look_at_card() -> int | None:
 
 
 def _seldom(ask: Callable[[], bool], seconds: float = 1.0) -> Callable[[], bool]:
-    """Return a function that calls `ask` at most once in `seconds`, because the disk may be remote."""
+    """Return a function that returns the last answer of `ask`, and calls `ask` at most once every `seconds`.
+
+    `ask` may read a remote disk, which is slow. After its first True, `ask` is not called again.
+    """
     last, said = 0.0, False
 
     def asked() -> bool:
@@ -229,7 +248,7 @@ def _seldom(ask: Callable[[], bool], seconds: float = 1.0) -> Callable[[], bool]
 
 @contextlib.contextmanager
 def _stop_file(study: StudyFolder) -> Iterator[Path]:
-    """Yield the path of a file whose existence requests a stop from this call's workers on all machines."""
+    """Yield the path of a stop file. As soon as this file exists, the workers of this call stop, on all machines."""
     path = study.path / f".stop-{uuid.uuid4().hex[:8]}"
     try:
         yield path

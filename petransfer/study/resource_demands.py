@@ -1,4 +1,7 @@
-"""The resources that a run requests from a cluster's nodes, by the planner's prediction. Imports no torch by itself."""
+"""The cores, GPU share and memory that a run requests from a cluster, as the memory planner predicts them.
+
+Imports torch only when a prediction needs it.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,9 @@ from petransfer.memory.advice import RECIPE_OPTIONS, OptionNames
 from petransfer.memory.study_memory import host_memory, predict_memory
 from petransfer.recipe.run_spec import RunSpec
 
-# Memory of a process after all imports and before a checkpoint is loaded, on the host and on a GPU. The embedded
-# checkpoints and their training need little beside it. On a CPU, including data and scores, workers of the recipe
-# bits-scan needed 2.9 GB at most, as counted by the system (VmHWM).
+# Bytes that a process needs after all imports, before a checkpoint is loaded: PROCESS on the host, ON_CARD on a GPU.
+# Embedded checkpoints and their training need little more. ON_CPU also includes data and scores: with the recipe
+# bits-scan, workers on a CPU needed 2.9 GB at most, as counted by the system (VmHWM).
 PROCESS = 2 * 2**30
 ON_CARD = 2 * 2**30
 ON_CPU = 3 * 2**30
@@ -21,7 +24,10 @@ ON_CPU = 3 * 2**30
 
 @dataclass(frozen=True)
 class Demands:
-    """Cores, a share of one GPU, and bytes of the host's memory; 0 if nothing is requested."""
+    """The resources of one task; 0 where nothing is requested.
+
+    cpus: cores. gpus: a share of one GPU, from 0 to 1. memory: bytes of the host's memory.
+    """
 
     cpus: int = 1
     gpus: float = 0.0
@@ -36,14 +42,17 @@ def demands_of(
     force: bool = False,
     words: OptionNames = RECIPE_OPTIONS,
 ) -> Demands:
-    """Return the resources of a run.
+    """Return the resources that a run requests.
 
     Args:
         card: Memory of the smallest GPU that the run may get, in bytes; None on a CPU.
-        words: Option names for messages.
+        threads: CPU threads of the run; 0 requests one core.
+        checkpointing: Whether gradient checkpointing is on.
+        force: Whether to request a GPU even if the run does not fit it.
+        words: The names of options, for error messages.
 
     Raises:
-        UserError: The run does not fit such a GPU, and `force` is not set.
+        UserError: The run does not fit a GPU with `card` bytes, and `force` is not set.
     """
     cpus = max(1, threads)
     if card is None:
@@ -61,13 +70,19 @@ def demands_of(
 
 
 def together(members: Sequence[Demands]) -> Demands:
-    """Return the resources of a stack: one process, with no more than the sum of its runs."""
+    """Return the resources of a stack, whose runs are trained in one process.
+
+    The memory is the sum over the runs, but the memory of the process itself is counted only once.
+    """
     gpus = sum(one.gpus for one in members)
     memory = sum(one.memory for one in members) - (len(members) - 1) * PROCESS
     return Demands(max(one.cpus for one in members), 1.0 if gpus > 0.5 else gpus, max(0, memory))
 
 
 def _share(needed: int, card: int) -> float:
-    """Return the share of one GPU, rounded up to hundredths. A share above one half counts as the whole GPU."""
+    """Return `needed` bytes as a share of one GPU with `card` bytes, rounded up to hundredths.
+
+    A share above one half counts as the whole GPU.
+    """
     share = math.ceil(100 * needed / card) / 100
     return 1.0 if share > 0.5 else max(share, 0.01)

@@ -1,4 +1,7 @@
-"""Score a model on dev during training, and on dev and test afterwards; by all processes if the model is sharded."""
+"""Score a model on dev during training, and on dev and test after training.
+
+If the model is sharded, all processes take part.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from petransfer.training.distributed import needs_all_processes, with_root_gathe
 from petransfer.training.early_stopping import EXACT_MATCH, LOSS
 from petransfer.training.out_of_memory import OutOfMemory, raising_out_of_memory
 
-# The largest numbers of points and of dev examples of a learning curve.
+# The largest number of points on a learning curve, and of dev examples that are scored for each point.
 CURVE_POINTS, CURVE_EXAMPLES = 10, 200
 # The largest number of dev examples for early stopping.
 STOPPING_EXAMPLES = 500
@@ -41,15 +44,18 @@ def dev_curve(
     encoded: Sequence[Encoded],
     most: int = CURVE_EXAMPLES,
 ) -> Callable[[int], dict[str, Any]]:
-    """Return a function that scores the model on evenly spread dev examples, by one forward pass.
+    """Return a function that scores the model on evenly spaced dev examples, with one forward pass per example.
 
-    Its argument is the number of examples per forward pass for a model whose tensors are sharded; the pass size of any
-    other model is chosen automatically.
+    The argument of that function is the number of examples per batch if the model is sharded. For any other model, the
+    argument is ignored and the batch size is chosen automatically.
 
-    It returns `dev_em`, exact match in per cent, and `dev_loss`, in nats per target token, as in metrics.jsonl.
+    The function returns `dev_em`, exact match in per cent, and `dev_loss`, in nats per target token. These are also the
+    names in metrics.jsonl.
 
     Args:
-        most: the largest number of dev examples to score.
+        examples: The dev examples.
+        encoded: The token ids of the dev examples.
+        most: The largest number of dev examples to score.
     """
     chosen = range(0, len(examples), -(-len(examples) // most))
 
@@ -71,13 +77,17 @@ def dev_curve(
 def judged(
     prepared: Prepared, base: Base, at_once: int, leads: bool
 ) -> tuple[dict[str, Evaluation], dict[str, Measured]]:
-    """Return exact match on the evaluated parts, and the recipe's other metrics.
+    """Evaluate a trained model: return exact match and the recipe's other metrics, by part (`dev`, `test`).
 
-    The leading process computes the other metrics. If the model is sharded, all processes do, with `at_once` examples
-    per pass, which are known to fit.
+    All processes compute exact match. Only the leading process computes the other metrics, unless the model is sharded.
+
+    Args:
+        at_once: Examples per forward pass for exact match if the model is sharded. The number must be known to fit.
+        leads: Whether this is the leading process.
 
     Raises:
-        RunError: A process that other processes wait for ran out of memory.
+        RunError: The model is sharded and the evaluation ran out of memory.
+        OutOfMemory: Another model ran out of memory.
     """
     model, loaded, parts, task = prepared.model, prepared.loaded, prepared.parts, prepared.spec.task
     data = base.data

@@ -35,8 +35,8 @@ class PreparedStudy:
     """A study whose checks have passed.
 
     Attributes:
-        group: Groups runs into stacks; None if each run is trained alone.
-        ray: The connection to a Ray cluster; None on this machine.
+        group: A function that groups runs into stacks; None if each run is trained alone.
+        ray: The module `ray`, connected to a cluster; None if the runs are executed on this machine.
     """
 
     grid: StudyGrid
@@ -47,10 +47,11 @@ class PreparedStudy:
 
 
 def check_processes(grid: StudyGrid, scheduling: Scheduling, processes: int) -> None:
-    """Check that every batch of the waiting runs can be shared by `processes` processes.
+    """Check that the batches of all unfinished runs can be divided among `processes` processes.
 
     Raises:
-        UserError: A batch cannot be shared, or `scheduling` cannot be combined with several processes.
+        UserError: A batch has fewer examples than there are processes, or `scheduling` cannot be combined with several
+            processes.
     """
     scheduling.check(processes)
     for cell in grid.waiting if processes > 1 else ():
@@ -58,13 +59,13 @@ def check_processes(grid: StudyGrid, scheduling: Scheduling, processes: int) -> 
 
 
 def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -> PreparedStudy:
-    """Check what can be checked before anything is written: the launch, memory, method sizes, the cluster.
+    """Check a study before anything is written: the launcher, the models, the memory, the hub and the cluster.
 
-    Messages for the user go to the log: remarks on their data, which runs cannot be stacked, which need
-    gradient checkpointing. All processes except the leading one check only the launch.
+    The log then has remarks on the user's data, reasons why runs are not stacked, and the runs that need gradient
+    checkpointing. Only the leading process makes all checks; the others check only the launcher's configuration.
 
     Raises:
-        UserError: A run cannot be executed as asked.
+        UserError: A run cannot be executed with these settings.
     """
     refuse_launch(cell.spec for cell in grid.selected)
     data_dir = grid.recipe.data_dir
@@ -80,25 +81,27 @@ def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -
         refuse_unusable_models(grid)
     _log_notes(grid, scheduling)
     if card and not settings.force and not splits_tensors():
-        # with `auto`, stacks are made small enough to fit
+        # Only stacks of a size that the user gave are checked. Stacks of `auto` are made small enough to fit.
         stacks = group(grid.waiting) if group and scheduling.stack_size else ()
         _refuse_what_does_not_fit(grid, checkpointing, card, stacks)
     if settings.cpu and scheduling.executor == "local" and not settings.force:
         refuse_too_large_for_cpu([cell.spec for cell in grid.waiting], grid.options_for)
-    if scheduling.executor == "local":  # the nodes of a cluster have their own networks and caches
+    if scheduling.executor == "local":  # the nodes of a cluster have networks and caches of their own
         refuse_unreachable(cell.spec.checkpoint for cell in grid.waiting)
     check_matched_sizes([cell.spec for cell in grid.waiting], grid.recipe.data_dir)
     return PreparedStudy(grid, settings, scheduling, group, _connect(grid, scheduling))
 
 
 def execute_study(prepared: PreparedStudy, tick: Callable[[], None] = lambda: None) -> Outcome:
-    """Execute the waiting runs of a prepared study whose folder exists.
+    """Execute the unfinished runs of a prepared study. The study's folder must exist.
+
+    Damaged runs are not executed.
 
     Args:
-        tick: Called several times a second while runs are being executed.
+        tick: A function that is called several times a second while runs are being executed.
 
     Returns:
-        How the runs ended. A failed run stops no other.
+        How the runs ended. When a run fails, the other runs continue.
     """
     from petransfer.study.fine_tune import FineTune
     from petransfer.study.local_executor import execute
@@ -130,7 +133,7 @@ def _log_notes(grid: StudyGrid, scheduling: Scheduling) -> None:
 def _refuse_what_does_not_fit(
     grid: StudyGrid, checkpointing: bool, card: int, stacks: Sequence[Sequence[Cell]]
 ) -> None:
-    """Refuse runs that do not fit the GPU. Log those that need gradient checkpointing, which each run turns on."""
+    """Raise UserError if a run does not fit the GPU. Log the runs for which gradient checkpointing is turned on."""
     for place in predict_memory([cell.spec for cell in grid.waiting], card, checkpointing, stack_sizes(stacks)):
         line = place.line(grid.options_for(place.spec))
         if place.fit and not place.fit.fits:
@@ -140,7 +143,7 @@ def _refuse_what_does_not_fit(
 
 
 def stack_sizes(stacks: Sequence[Sequence[Cell]]) -> dict[str, int]:
-    """Return the number of runs in its stack for each run id."""
+    """Return, for each run id, the number of runs in the stack of that run."""
     return {cell.run_id: len(stack) for stack in stacks for cell in stack}
 
 
@@ -186,7 +189,7 @@ def _demands(grid: StudyGrid, settings: Settings, card: int | None, threads: int
 
 
 def _default_workers(grid: StudyGrid, cpu: bool) -> int:
-    """Return the number of workers: one per core for small embedded models, one worker for any other model."""
+    """Return the default number of workers: one per core for embedded checkpoints on a CPU, otherwise one."""
     import torch
 
     embedded = all(is_embedded(cell.spec.checkpoint.name) for cell in grid.cells)

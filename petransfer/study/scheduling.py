@@ -1,4 +1,4 @@
-"""Which runs of a study are executed at the same time, where, and which are trained as a stack. Imports no torch."""
+"""Settings for executing a study: how many runs at once, where, and which of them as one stack. Imports no torch."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ class Scheduling:
     """How many runs are executed at once, and where.
 
     Attributes:
-        workers: Runs at once, each in its own process; 0 selects the number automatically.
+        workers: The number of runs at once, each in its own process; 0 selects the number automatically.
         executor: `local` for this machine, `ray` for a Ray cluster.
-        address: The address of the Ray cluster; `auto` finds the one of this machine.
-        stack: How many runs may be trained together on one base: a number, `auto` or `off`.
+        address: The address of the Ray cluster; `auto` finds the cluster to which this machine belongs.
+        stack: How many runs may be trained together on one base: a number, `auto` (as many as fit the GPU; 1 on a CPU)
+            or `off`.
     """
 
     workers: int = 0
@@ -38,7 +39,7 @@ class Scheduling:
         """Check that the options can be combined.
 
         Args:
-            processes: How many processes share every run.
+            processes: The number of processes that share each run.
 
         Raises:
             UserError: Two options exclude each other, or the executor is unknown.
@@ -59,7 +60,7 @@ class Scheduling:
         """The number given as `stack`; 0 for `auto` and `off`.
 
         Raises:
-            UserError: It is none of a whole number of at least 1, `auto` and `off`.
+            UserError: `stack` is not a whole number from 1 to 9999, `auto` or `off`.
         """
         if self.stack in ("auto", "off"):
             return 0
@@ -72,12 +73,12 @@ class Scheduling:
 
         Args:
             checkpointing: Whether gradient checkpointing is on.
-            card_bytes: Returns the memory of the smallest GPU that a stack may get, None on a CPU. It is called only if
-                the value is needed.
-            cards: The number of GPUs. Stacks are made small enough to use all of them.
+            card_bytes: A function that returns the memory of the smallest GPU that a stack may get, in bytes; None on a
+                CPU. It is called only if the value is needed.
+            cards: The number of GPUs. With `auto`, stacks are made small enough that each GPU gets one.
 
         Raises:
-            UserError: A stack size was given together with gradient checkpointing.
+            UserError: A stack size above 1 was given together with gradient checkpointing.
         """
         size = self.stack_size
         if size > 1 and checkpointing:
@@ -87,7 +88,7 @@ class Scheduling:
         if size:
             return lambda cells: stacks_of(cells, size)
         room = None if checkpointing or self.stack == "off" else card_bytes()
-        if room is None:  # stacking gains little on a CPU: see benchmarks' stacked-cpu.json
+        if room is None:  # stacking gains little on a CPU: see results/bench/stacked-cpu.json
             return None
 
         def group(cells: Sequence[Cell]) -> list[list[Cell]]:

@@ -14,12 +14,12 @@ class Settings:
 
     Attributes:
         execution: Micro-batch, threads, gradient checkpointing, and how often training states and metrics are written.
-        data_dir: A folder with the official files of a benchmark.
+        data_dir: A folder with a benchmark's original files, as its authors published them.
         cpu: Use the CPU even if there is a GPU.
         force: Ignore failed memory and quantisation checks.
-        by_generation: Score the test set by generating every text instead of by one forward pass.
-        dev_only: Skip the test set and save no weights, as a sweep of learning rates does.
-        log_with: Names of experiment trackers that each run is logged to, such as `tensorboard`.
+        by_generation: Score the test set by generating every text instead of by one forward pass per example.
+        dev_only: Do not score the test set and save no weights, as in a learning-rate sweep.
+        log_with: Names of the experiment trackers to which each run is logged, such as `tensorboard`.
     """
 
     execution: Execution = field(default_factory=Execution)

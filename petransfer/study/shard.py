@@ -18,7 +18,10 @@ class Shard:
     count: int
 
     def of(self, cells: Sequence[CellType]) -> list[CellType]:
-        """Return the shard's cells in their order. Sorted run ids are assigned in turn; sizes differ by at most one."""
+        """Return the cells of this shard, in the order of `cells`.
+
+        The sorted run ids are assigned to the shards in turn. The sizes of the shards therefore differ by at most one.
+        """
         dealt = set(sorted(cell.run_id for cell in cells)[self.index - 1 :: self.count])
         return [cell for cell in cells if cell.run_id in dealt]
 

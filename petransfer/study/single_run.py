@@ -58,19 +58,24 @@ def run_one(
 ) -> dict[str, Any]:
     """Execute or resume a run and return the content of its result.json.
 
-    If several processes share the run, the first one writes, and only it returns the result.
+    If several processes share the run, only the leading process writes files and returns the content. The others return
+    an empty dictionary.
+
+    Args:
+        progress: Called after every step with the number of steps, the loss and the training time in seconds.
+        should_stop: Called after every step. If it returns True, the run is interrupted.
 
     Raises:
         Interrupted: `should_stop` returned True; the training state is saved.
         RunError: Training failed.
-        UserError: The spec needs something that is not available.
+        UserError: The run cannot be executed as its spec and the settings say.
     """
     base = open_base(spec, settings)
     execution = with_room(spec, settings.execution, base.process.device)
     prepared = prepare(spec, folder, base)
     with contextlib.closing(prepared.trackers):
         loop = make_loop(prepared, base, execution, progress, should_stop)
-        if not loop.finished:  # the remaining steps are trained without a stack
+        if not loop.finished:  # the training state may be from a stack, but the remaining steps are trained without it
             loop.progress.notes.pop("stack", None)
         loop.run()
         loop.save()
@@ -78,10 +83,14 @@ def run_one(
 
 
 def open_base(spec: RunSpec, settings: Settings) -> Base:
-    """Read the data and load the checkpoint."""
+    """Read and encode the data of a run, and load its checkpoint.
+
+    Raises:
+        UserError: The data or the checkpoint cannot be used with the run's settings.
+    """
     started = time.monotonic()
     if torch.cuda.is_available():
-        gc.collect()  # the model of an earlier run refers to itself where its forward pass was replaced
+        gc.collect()  # frees the model of an earlier run, which refers to itself if its forward method was replaced
     check_trackers(settings.log_with)
     check_optimizer(spec.train.optimizer)
     if settings.execution.threads:
@@ -93,7 +102,7 @@ def open_base(spec: RunSpec, settings: Settings) -> Base:
     encoded, layout = encode_data(spec, data, settings.scored_parts)
     process = this_process(settings.cpu)
     bits, wide = weights_bits(spec.method), spec.method.keep_wide
-    # a model that will be split need not fit on one GPU
+    # With FSDP, the model is not loaded on one GPU, because it may not fit there.
     device = None if splits_tensors() else process.device
     loaded = load_checkpoint(spec.checkpoint, bits, seed=spec.seed, device=device, keep_wide=wide)
     loaded = replace(loaded, layout=replace(loaded.layout, eos_id=layout.eos_id))  # chats can have another end token
@@ -103,7 +112,16 @@ def open_base(spec: RunSpec, settings: Settings) -> Base:
 
 
 def prepare(spec: RunSpec, folder: RunFolder, base: Base, model: PreTrainedModel | None = None) -> Prepared:
-    """Encode the examples and apply the method. model: replaces the base's own model and has the same tensors."""
+    """Prepare a run for training: write spec.json, check lengths and quantisation, and apply the method to the model.
+
+    Args:
+        model: The model to use in place of `base.loaded.model`. It has modules of its own, which share the tensors of
+            that model. None uses `base.loaded.model` itself.
+
+    Raises:
+        UserError: An example is too long for the model.
+        RunError: Quantisation changes the model's loss too much.
+    """
     loaded = replace(base.loaded, model=model or base.loaded.model)
     encoded = base.encoded_for(spec)
     _check_lengths(spec, loaded, encoded)
@@ -113,7 +131,7 @@ def prepare(spec: RunSpec, folder: RunFolder, base: Base, model: PreTrainedModel
         folder.write_json("spec.json", spec.as_dict())
     if base.cost is None:
         base.cost = _quantisation_cost(spec, loaded, parts["dev"], base.settings.force)
-    # Tokens that never occur in the training data would only learn to be suppressed.
+    # Only new tokens that occur in the training data are trained. The others would only learn to be suppressed.
     loaded = replace(loaded, new_tokens=tuple(piece for piece in loaded.new_tokens if piece in token_ids))
     applied = apply_method(loaded, spec.method, spec.seed)
     resumed = peek_progress(folder.path / "state", spec.canonical_json())
@@ -132,7 +150,7 @@ def make_loop(
     progress: Callable[[int, float, float], None],
     should_stop: Callable[[], bool],
 ) -> Loop:
-    """Make the training loop of a run. It starts at the run's last saved training state."""
+    """Make the training loop of a run. The loop resumes from the run's newest training state, if there is one."""
     spec, loaded, parts = prepared.spec, prepared.loaded, prepared.parts
     most = STOPPING_EXAMPLES if spec.train.early_stopping else CURVE_EXAMPLES
     curve = dev_curve(prepared.model, loaded, base.data.dev, parts["dev"], most)
@@ -154,9 +172,14 @@ def make_loop(
 
 
 def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> dict[str, Any]:
-    """Evaluate a trained run, save it and mark it as done. With `dev_only`, only scores are saved.
+    """Evaluate a trained run, save its results and mark it as done. Return the content of result.json.
 
-    at_once: examples per forward pass, if the model is split.
+    With the setting `dev_only`, the test set is not scored and no weights are saved. Processes other than the leading
+    one save nothing and return an empty dictionary.
+
+    Args:
+        done: The progress of the run at the end of training.
+        at_once: Examples per forward pass in the evaluation if the model is sharded; 0 for the micro-batch of training.
     """
     spec, folder, loaded, model = prepared.spec, prepared.folder, prepared.loaded, prepared.model
     data, process, writes = base.data, base.process, base.process.leads
@@ -200,7 +223,7 @@ def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> 
 def _log_result(
     trackers: RunTrackers, evaluations: Mapping[str, Evaluation], examples: Sequence[Example], step: int
 ) -> None:
-    """Log the scores of a finished run, and three dev examples with the text that was generated for them."""
+    """Log the scores of a finished run to its trackers, and up to `SAMPLES` dev examples with their generated texts."""
     scores = {f"final/{part}_exact_match": 100 * found.exact_match for part, found in evaluations.items()}
     generated = [
         SamplePrediction(readable_input(example.input), example.target, row.said)
@@ -220,17 +243,22 @@ def _stopping(done: Progress) -> dict[str, Any]:
 
 
 def _shared(process: Process, done: Progress) -> dict[str, Any]:
-    """Return how many processes shared the run and how many runs were stacked, because rounding depends on both."""
+    """Return how many processes shared the run and how many runs were stacked, because rounding depends on both.
+
+    Numbers that are not above 1 are left out.
+    """
     counts = {"processes": process.count, "stacked": len(done.notes.get("stack", ()))}
     shared: dict[str, Any] = {name: count for name, count in counts.items() if count > 1}
     return shared | ({"split": "fsdp2"} if splits_tensors() else {})
 
 
 def _check_lengths(spec: RunSpec, loaded: Loaded, encoded: EncodedSplit) -> None:
-    """Check the lengths again if the number of virtual tokens follows from a number of parameters.
+    """Check the lengths of the examples again if the number of virtual tokens is computed from `match_parameters`.
+
+    That number is known only after the model is loaded.
 
     Raises:
-        UserError: An example has no positions left for them.
+        UserError: An example has so many tokens that the model has no positions left for the virtual tokens.
     """
     if not spec.method.match_parameters:
         return
@@ -257,7 +285,13 @@ def _task_data(name: str, split: str, options: Options, data_dir: Path | None) -
 
 
 def _save_weights(model: torch.nn.Module, spec: RunSpec, folder: RunFolder, made_from: dict[str, Any]) -> Path:
-    """Save `adapter/`, or `model/` after full fine-tuning, whole or not at all, and return its folder."""
+    """Save the trained weights to `adapter/`, or to `model/` after full fine-tuning, and return that folder.
+
+    The folder is complete as soon as it exists.
+
+    Args:
+        made_from: The content of petransfer.json, as `provenance` returns it.
+    """
     target = folder.path / ("model" if spec.method.name == "full" else "adapter")
     with replacing(target) as partial:
         save_method(spec.method.name, model, partial, spec.checkpoint.name)
@@ -268,9 +302,13 @@ def _save_weights(model: torch.nn.Module, spec: RunSpec, folder: RunFolder, made
 def _write_examples(
     evaluation: Evaluation, examples: Sequence[Example] | None, answers: Sequence[str] | None, path: Path
 ) -> None:
-    """Write one row per example. Rows of generated examples include the generated text, the target and the input.
+    """Write examples.parquet, with one row per example.
 
-    examples: None if no text may be written. answers: the predictions for all examples, if a metric needed them.
+    If a text was generated for an example, the row also has the generated text, the target and the input.
+
+    Args:
+        examples: The examples with their texts; None if no text may be written.
+        answers: The prediction for each example; None if no metric needed predictions.
     """
     names = ["index", "category", "correct", "margin", "log_prob", "tokens", "tokens_correct"]
     names += ["said"] if examples is not None else []

@@ -1,4 +1,4 @@
-"""Which runs may be trained as one stack, and which of them can resume as one. Imports no torch."""
+"""Group runs into stacks, and find the runs of a stack that can resume together. Imports no torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ CellType = TypeVar("CellType", bound=Stackable)
 
 
 def stacks_of(cells: Sequence[CellType], most: Mapping[str, int] | int) -> list[list[CellType]]:
-    """Group cells into stacks, in the order of their first cells. most: the largest stack, for all or by run id."""
+    """Group cells into stacks, in the order of the stacks' first cells.
+
+    Args:
+        most: The largest number of runs in a stack: one number for all stacks, or a number for each run id.
+    """
     stacks: list[list[CellType]] = []
     filling: dict[RunSpec, list[CellType]] = {}
     for cell in cells:
@@ -43,17 +47,18 @@ def stacks_of(cells: Sequence[CellType], most: Mapping[str, int] | int) -> list[
 
 @dataclass(frozen=True)
 class _Stand:
-    """A training state: its step, and the runs that were stacked when it was written."""
+    """A training state: its step, and the ids of the runs that were in the stack when the state was written."""
 
     step: int
     names: tuple[str, ...]
 
 
 def parts(cells: Sequence[CellType], study: StudyFolder) -> list[list[CellType]]:
-    """Divide the cells of a stack into groups that can resume together; earlier stacks are kept together.
+    """Divide the cells of a stack into groups that can resume together from the same step.
 
-    All states of a step are written before earlier ones are removed. A state is therefore usable if every run that was
-    stacked then is done, has its own state of that step, or has a state of a later step.
+    Runs of a group were in the same stack before. A stack writes the training states of all its runs at a step before
+    it removes any earlier state. A state can therefore be used if each other run of its stack is done, has a state of
+    the same step, or has a state of a later step.
     """
     stands = {cell.run_id: _stands(cell.spec, study.run(cell.run_id)) for cell in cells}
     found: dict[_Stand | None, list[CellType]] = {}
@@ -63,7 +68,7 @@ def parts(cells: Sequence[CellType], study: StudyFolder) -> list[list[CellType]]
 
 
 def common_start(specs: Sequence[RunSpec], folders: Sequence[RunFolder]) -> int:
-    """Return the newest step of which all runs have a training state; 0 if there is none."""
+    """Return the newest step for which all runs have a training state; 0 if there is no such step."""
     steps = [{stand.step for stand in _stands(spec, folder)} for spec, folder in zip(specs, folders, strict=True)]
     return max(set.intersection(*steps), default=0)
 

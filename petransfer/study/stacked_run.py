@@ -23,18 +23,22 @@ def run_stack(
     should_stop: Callable[[], bool] = lambda: False,
     failed: Callable[[RunFolder, Exception], None] = lambda folder, error: None,
 ) -> None:
-    """Execute the runs, or resume them from their newest common step. The folders are those of single runs.
+    """Execute several runs as one stack, or resume them from the newest step for which all have a training state.
 
-    The base is loaded once. Every adapter is evaluated alone on it, so that its scores depend neither on the other runs
-    of the stack nor on which of them were done before an interruption.
+    The base checkpoint is loaded once. Each adapter is evaluated alone on the base. Its scores therefore depend neither
+    on the other runs of the stack, nor on which of these runs were finished before an interruption.
 
     Args:
-        failed: Called for each run that cannot continue; the others continue.
+        folders: The folder of each run, in the order of `specs`. Each folder gets the same files as the folder of a run
+            that is trained alone.
+        progress: Called with the number of steps, the loss and the training time in seconds.
+        should_stop: If it returns True, all runs are interrupted.
+        failed: Called with the folder and the error of each run that cannot continue. The other runs continue.
 
     Raises:
         Interrupted: `should_stop` returned True; the training states are saved.
-        RunError: None of the runs can continue.
-        UserError: The specs need something that is not available.
+        RunError: Out of memory with one example of each run, or a training state cannot be saved.
+        UserError: The data or the checkpoint cannot be used, or the model cannot be stacked.
     """
     start = common_start(specs, folders)
     for folder in folders:

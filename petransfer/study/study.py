@@ -1,4 +1,4 @@
-"""The grid of a study: its resolved recipe, its runs and its folder. Loads no checkpoint and no torch."""
+"""The grid of a study: its resolved recipe, its runs and its folder. Imports no torch and loads no checkpoint."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell, expand, resolve
 from petransfer.study.shard import parse_shard
 
-# The largest number of steps between two lines of metrics.jsonl, and the smallest number of lines in a run.
+# The largest number of steps between two lines of a run's metrics.jsonl, and the smallest number of its lines.
 LOG_EVERY, LOGGED_POINTS = 50, 20
 
 
@@ -28,11 +28,11 @@ class StudyGrid:
     """A resolved recipe with its runs and its folder.
 
     Attributes:
-        recipe: The recipe, including the values that depend on the user's data.
+        recipe: The recipe, including the values that depend on the user's data (see `resolve`).
         cells: All runs of the grid.
         folder: The study's folder, which need not exist yet.
-        selected: The selected runs: all of them, or those of one shard.
-        dropped_effects: Effects of the recipe that are dropped because their arms were not selected.
+        selected: The runs to execute: all runs, or the runs of one shard.
+        dropped_effects: Effects of the recipe that are left out because one of their arms was not selected.
     """
 
     recipe: Recipe
@@ -49,12 +49,12 @@ class StudyGrid:
 
     @property
     def damaged(self) -> dict[str, str]:
-        """The selected finished runs whose files cannot be used: run id and reason."""
+        """The selected finished runs whose files cannot be used: the reason for each run id."""
         found = {cell.run_id: self.folder.run(cell.run_id).damage() for cell in self.selected}
         return {run_id: damage for run_id, damage in found.items() if damage}
 
     def repair(self) -> list[str]:
-        """Remove the files of damaged runs, so that they are executed again, and return the ids of these runs."""
+        """Remove the files of damaged runs and return the ids of these runs. The runs can then be executed again."""
         damaged = list(self.damaged)
         for run_id in damaged:
             folder = self.folder.run(run_id)
@@ -73,23 +73,25 @@ class StudyGrid:
 
     @property
     def log_every(self) -> int:
-        """Steps between two lines of metrics, for the shortest run of the grid."""
+        """The number of steps between two lines of metrics.jsonl, for all runs. It suits the shortest run."""
         steps = min(cell.spec.train.steps for cell in self.cells)
         return max(1, min(LOG_EVERY, steps // LOGGED_POINTS))
 
     def options_for(self, spec: RunSpec) -> OptionNames:
-        """Return the command line options that change the memory that a run of this recipe needs."""
+        """Return the command line options with which a user can change how much memory a run needs."""
         return recipe_options([method_of(part) for part in self.recipe.methods], spec)
 
 
 def grid_of(recipe: Recipe, out: Path | None = None, shard: str | None = None) -> StudyGrid:
-    """Expand a resolved recipe.
+    """Return the grid of a resolved recipe.
 
     Args:
         recipe: The recipe, as `resolve` returns it.
+        out: The study's folder; `results/<name of the recipe>` by default.
+        shard: One part of the runs, such as `2/8` (part 2 of 8); None selects all runs.
 
     Raises:
-        UserError: The recipe names something unknown, or `shard` is not a shard.
+        UserError: The recipe names something unknown, or `shard` is not valid.
     """
     part = parse_shard(shard) if shard else None
     cells = expand(recipe)
@@ -98,10 +100,10 @@ def grid_of(recipe: Recipe, out: Path | None = None, shard: str | None = None) -
 
 
 def open_grid(folder: Path) -> StudyGrid:
-    """Open an existing study's folder.
+    """Return the grid of an existing study's folder.
 
     Raises:
-        UserError: The folder holds no study, or a pretraining.
+        UserError: The folder has no recipe.yaml, or it is the folder of a pretraining.
     """
     kept = folder / "recipe.yaml"
     if not kept.is_file():
@@ -119,7 +121,7 @@ def load_grid(
     out: Path | None = None,
     shard: str | None = None,
 ) -> StudyGrid:
-    """Load a recipe, apply overrides, and expand it.
+    """Load a recipe, apply overrides to it, and return its grid.
 
     Args:
         recipe: The name of a shipped recipe, a YAML file, the folder of a study, or the recipe's content.
@@ -153,7 +155,7 @@ def _validated(
 
 
 def as_overrides(values: Mapping[str, Any], place: str = "") -> Iterator[str]:
-    """Turn nested values into overrides.
+    """Yield an override for each value in a nested mapping. place: the key of the mapping itself, with a final dot.
 
     >>> list(as_overrides({"train": {"steps": 500}, "judge_by": "accuracy"}))
     ['train.steps=500', 'judge_by="accuracy"']

@@ -26,18 +26,20 @@ Group = tuple[str, str]
 
 
 def sweep_cells(cells: Sequence[Cell], rates: Sequence[float], factors: Sequence[float], steps: int) -> list[Cell]:
-    """Return every cell at each learning rate of `rates`, or at each of `factors` times the cell's own learning rate.
+    """Return each cell once for every learning rate of the sweep. Equal runs are listed once.
 
     Args:
-        steps: Steps of each run; 0 leaves the recipe's.
+        rates: The learning rates; empty to use `factors`.
+        factors: Factors by which the cell's own learning rate is multiplied.
+        steps: The number of steps of each run; 0 for the recipe's number.
 
     Raises:
-        UserError: A learning rate is out of bounds.
+        UserError: A learning rate is not between 0 and 10.
     """
     found: dict[str, Cell] = {}
     for cell in cells:
         train = cell.spec.train
-        # six digits, so that 3 x 0.1 and 0.3 are one learning rate and one run
+        # rounded to six digits, so that 3 x 0.1 and 0.3 are one learning rate and one run
         for rate in rates or [float(f"{factor * train.learning_rate:.6g}") for factor in factors]:
             if not 0 < rate < 10:
                 raise UserError(f"the rate {rate:g} for {cell.arm}, {cell.method}: rates lie between 0 and 10")
@@ -53,10 +55,10 @@ def sweep_folder(study: StudyFolder) -> StudyFolder:
 
 
 def open_sweep(recipe: Recipe, study: StudyFolder) -> None:
-    """Create the folder, and write the resolved recipe into it unless an earlier run has written one.
+    """Create the folders of a study and of its sweep, and write the study's recipe.yaml if it does not exist.
 
     Raises:
-        UserError: The folder cannot be written to, or belongs to another recipe.
+        UserError: The study's folder cannot be written to, or belongs to a recipe of another name.
     """
     study.refuse_other_than(recipe.name)
     other = (read_sweep(study) or {}).get("study", recipe.name)
@@ -76,10 +78,15 @@ def read_sweep(study: StudyFolder) -> dict[str, Any] | None:
 
 
 def update_sweep(recipe: Recipe, own: Sequence[Cell], asked: Sequence[Cell], study: StudyFolder) -> dict[str, Any]:
-    """Write sweep.json and return its content. own: the study's cells. asked: the sweep's cells.
+    """Write sweep.json and return its content.
 
-    Runs of earlier sweeps count if they differ from the present ones only in their learning rate and cover all splits
-    and seeds, so that a range can be extended by sweeping missing values. Results of other arms and methods are kept.
+    Finished runs of earlier sweeps are included if they differ from a run of this sweep only in the learning rate. A
+    user can therefore extend a range by sweeping only the missing values. A learning rate counts only if it has runs
+    for all splits and seeds. The results of arms and methods that are not in this sweep stay in the file.
+
+    Args:
+        own: The study's cells.
+        asked: The cells of this sweep.
     """
     folder = sweep_folder(study)
     members: dict[Group, list[Cell]] = {}
@@ -117,8 +124,12 @@ def _but_rate(spec: RunSpec) -> str:
 def _group(members: Sequence[Cell], own: TrainSpec, folder: StudyFolder) -> dict[str, Any]:
     """Return the results of one arm and method: scores at each learning rate, ascending, and the best learning rate.
 
-    own: the study's training settings. edge: the place of the chosen learning rate in the range: `lowest`, `highest`,
-    `only` or None; at an edge, values beyond it may be better. chosen: None while runs are unfinished or if all failed.
+    The entry `chosen` is the best learning rate. It is None while runs are unfinished, or if every learning rate has a
+    failed run. The entry `edge` is `lowest` or `highest` if `chosen` is at an end of the range, so that values outside
+    the range may be better. It is `only` if there is just one learning rate; otherwise None.
+
+    Args:
+        own: The training settings of the study, as opposed to those of the sweep.
     """
     pairs = {(cell.split, cell.seed) for cell in members}
     by_rate: dict[float, list[Cell]] = {}
@@ -143,7 +154,10 @@ def _group(members: Sequence[Cell], own: TrainSpec, folder: StudyFolder) -> dict
 
 
 def _rate(rate: float, cells: Iterable[Cell], folder: StudyFolder) -> dict[str, Any]:
-    """Return exact match in % and loss in nats per target token, both on dev: of each run, and means if all ended."""
+    """Return the dev scores of the runs at one learning rate, and the means over these runs.
+
+    The scores are exact match in per cent and the loss in nats per target token. A mean is None if a run has no score.
+    """
     runs = [_run(cell, folder) for cell in sorted(cells, key=lambda cell: (cell.split, cell.seed))]
     means = {name: _mean([run[name] for run in runs]) for name in ("dev_em", "dev_loss")}
     return {"rate": rate, **means, "runs": runs}
@@ -171,7 +185,11 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _best(rates: Sequence[dict[str, Any]]) -> float | None:
-    """Return the best learning rate without failed runs: highest dev EM, then lowest dev loss, then lowest value."""
+    """Return the learning rate with the highest dev exact match. Ties are decided by the dev loss, then by the value.
+
+    The lower loss and the lower value win. Learning rates with a failed run are left out. None while runs are
+    unfinished, or if every learning rate has a failed run.
+    """
     if any(run["status"] not in ("done", "failed") for one in rates for run in one["runs"]):
         return None
     whole = [one for one in rates if one["dev_em"] is not None]
@@ -180,9 +198,13 @@ def _best(rates: Sequence[dict[str, Any]]) -> float | None:
 
 
 def learning_rates(groups: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Return a recipe's `learning_rate`: the most frequent value of each method, and other values by arm and method.
+    """Return the value of the recipe's key `train.learning_rate` that a sweep found.
 
-    A group without a chosen learning rate keeps its own.
+    It has the most frequent learning rate of each method, and an entry of its own for each arm with another value. If
+    no learning rate was chosen for an arm and method, the study's learning rate is used.
+
+    Args:
+        groups: The groups of sweep.json, as `_group` returns them.
     """
     taken = [(one, one["chosen"] or one["own_rate"]) for one in groups]
     found: dict[str, float] = {}

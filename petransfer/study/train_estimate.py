@@ -1,4 +1,4 @@
-"""The tokens and the expected time of a training, for `train --plan`."""
+"""Count the tokens and predict the time of a training, for `petransfer train --plan`."""
 
 from __future__ import annotations
 
@@ -20,25 +20,27 @@ from petransfer.study.grid import Cell
 if TYPE_CHECKING:
     from petransfer.memory.planner import Fit
 
-# The training rows whose tokens are counted, evenly spaced, and the steps of a measurement, of which the first two
-# are not timed.
+# The largest number of training rows whose tokens are counted, and the number of training steps of a time measurement.
+# The first two of these steps are not timed.
 SAMPLED_ROWS, MEASURED_STEPS = 500, 6
-# Characters of English text per token, where the tokenizer is not on this machine.
+# Characters per token of English text. Used if the tokenizer is not on this machine.
 CHARACTERS = 4.0
-# The share of a machine's matrix-product rate that a training step reaches (results/bench/train-cpu.json).
+# The speed of a training step as a share of the machine's speed in matrix products, both in operations per second
+# (measured in results/bench/train-cpu.json).
 REACHED = 0.4
-# Bytes of a weight by dtype; quantised weights include their constants.
+# Bytes of one weight by dtype.
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "nf4": 0.5}
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The lengths of the training rows.
+    """The numbers of tokens of the training rows, from a sample of the rows.
 
     Attributes:
-        inputs, targets: Mean tokens of a row.
-        longest: Tokens of the longest input and target of the rows that were counted.
-        counted: Whether the tokenizer counted them; if it is not on this machine, they follow from the characters.
+        inputs, targets: The mean number of tokens of an input and of a target.
+        longest: The largest number of tokens of an input and of a target.
+        counted: True if the tokenizer counted the tokens. False if their number was estimated from the number of
+            characters, because the tokenizer is not on this machine.
     """
 
     inputs: float
@@ -63,7 +65,8 @@ class Time:
     Attributes:
         step: Seconds of one optimiser step.
         evaluations: Seconds of all evaluations on dev.
-        measured: Whether steps were timed; otherwise it follows from the model's size and the machine's speed.
+        measured: True if training steps were timed. False if the time was estimated from the model's size and the
+            machine's speed.
     """
 
     step: float
@@ -84,7 +87,7 @@ class Time:
 
 
 def tokens_of(spec: RunSpec) -> Tokens:
-    """Count the tokens of evenly spaced training rows."""
+    """Return the numbers of tokens of evenly spaced training rows, counted or estimated from the characters."""
     rows = load_task(spec.task.name, None, **spec.task.arguments).load(spec.task.split).train
     chosen = [rows[at] for at in range(0, len(rows), -(-len(rows) // SAMPLED_ROWS))]
     texts = [[spec.task.prefix + row.input for row in chosen], [row.target for row in chosen]]
@@ -100,18 +103,20 @@ def tokens_of(spec: RunSpec) -> Tokens:
 
 
 def is_here(spec: RunSpec) -> bool:
-    """Return whether the checkpoint's files are on this machine: those of an embedded checkpoint or a folder."""
+    """Return whether the run's checkpoint is an embedded one or a local folder, so that nothing is downloaded."""
     return is_embedded(spec.checkpoint.name) or Path(spec.checkpoint.source or spec.checkpoint.name).is_dir()
 
 
 def time_of(cell: Cell, tokens: Tokens, dev_rows: int, fit: Fit, cpu: bool) -> Time:
-    """Time a few training steps if the checkpoint is on this machine; otherwise estimate the time of a step.
+    """Return the expected time of a run.
+
+    A few training steps are timed if `is_here`; otherwise the time of a step is estimated.
 
     Args:
         cell: The run.
-        tokens: The lengths of its rows.
-        dev_rows: Rows of the dev set.
-        fit: The prediction of its memory, which has the model's size.
+        tokens: The numbers of tokens of the run's training rows.
+        dev_rows: The number of rows in the dev set.
+        fit: The run's memory prediction, which contains the size of the model.
         cpu: Whether to train on the CPU even if there is a GPU.
     """
     from petransfer.study.run_scoring import CURVE_EXAMPLES, STOPPING_EXAMPLES, evaluation_steps
@@ -119,12 +124,12 @@ def time_of(cell: Cell, tokens: Tokens, dev_rows: int, fit: Fit, cpu: bool) -> T
     spec, measured = cell.spec, is_here(cell.spec)
     step = _measured_step(spec, cpu) if measured else _estimated_step(spec, tokens, fit, cpu)
     scored = min(dev_rows, STOPPING_EXAMPLES if spec.train.early_stopping else CURVE_EXAMPLES)
-    forward = step / spec.train.batch_size / 3  # a training step is a forward and a backward pass
+    forward = step / spec.train.batch_size / 3  # the backward pass takes about twice as long as the forward pass
     return Time(step, len(evaluation_steps(spec.train)) * scored * forward, measured)
 
 
 def _measured_step(spec: RunSpec, cpu: bool) -> float:
-    """Return the median seconds of the last steps of a short training in a temporary folder."""
+    """Train a few steps in a temporary folder and return the median duration of a step in seconds."""
     from petransfer.study.folders import RunFolder
     from petransfer.study.settings import Settings
     from petransfer.study.single_run import make_loop, open_base, prepare
@@ -142,17 +147,18 @@ def _measured_step(spec: RunSpec, cpu: bool) -> float:
 
 
 def _estimated_step(spec: RunSpec, tokens: Tokens, fit: Fit, cpu: bool) -> float:
-    """Return the seconds of a step from its floating-point operations and the machine's matrix-product rate."""
+    """Return the duration of a training step in seconds, estimated from its floating-point operations."""
     parameters = sum(size / _BYTES.get(dtype, 2.0) for dtype, size in fit.memory.weights.items())
     full = spec.method.name == "full"
-    # 2 operations for each weight and token in the forward pass, 2 for the gradient of the activations, and 2 for that
-    # of the weights. Of an encoder-decoder, half of the weights see the input and half the target.
+    # For each weight and token there are 2 operations in the forward pass and 2 for the gradient of the activations.
+    # Full fine-tuning has 2 more for the gradient of the weight. In an encoder-decoder model, half of the weights
+    # process the input and half of them the target.
     tokens_seen = spec.train.batch_size * (tokens.inputs + tokens.targets) / 2
     return (6 if full else 4) * parameters * tokens_seen / (REACHED * _product_rate(cpu or fit.demand.device == "cpu"))
 
 
 def _product_rate(cpu: bool) -> float:
-    """Measure the operations per second of matrix products on the device."""
+    """Measure how many floating-point operations per second the device reaches in matrix products."""
     import torch
 
     from petransfer.training.cpu.speed import measure_speed
@@ -170,12 +176,12 @@ def _product_rate(cpu: bool) -> float:
 
 
 def estimate_lines(cell: Cell, rows: dict[str, int], fit: Fit, cpu: bool) -> list[str]:
-    """Return a line about the tokens and one about the time.
+    """Return two lines about a training: its tokens and its expected time.
 
     Args:
         cell: The run.
-        rows: The rows in train and dev.
-        fit: The prediction of its memory.
+        rows: The number of rows in `train` and `dev`.
+        fit: The run's memory prediction.
         cpu: Whether to train on the CPU even if there is a GPU.
     """
     tokens = tokens_of(cell.spec)
@@ -187,7 +193,7 @@ def estimate_lines(cell: Cell, rows: dict[str, int], fit: Fit, cpu: bool) -> lis
 
 
 def as_json(cell: Cell, rows: dict[str, int], fit: Fit, cpu: bool) -> dict[str, Any]:
-    """Return the same as plain JSON values: tokens, seconds of a step and of the whole training."""
+    """Return what `estimate_lines` says as JSON values: the tokens, and the seconds of a step and of the training."""
     tokens = tokens_of(cell.spec)
     found = time_of(cell, tokens, rows["dev"], fit, cpu)
     return {

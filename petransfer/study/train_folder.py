@@ -17,10 +17,11 @@ _COMPARED = ("name", "task", "family", "arms", "methods", "train", "data_dir")
 
 
 def choose_folder(recipe: Recipe, out: Path | None) -> tuple[Path, str]:
-    """Return the folder for a training, and a sentence that explains the choice; empty if the usual folder is taken.
+    """Return the folder for a training, and a sentence that explains the choice.
 
-    A folder is reused when its finished and interrupted runs belong to the same recipe, with the same or fewer seeds.
-    Otherwise the first free folder of `results/NAME-2`, `results/NAME-3`, ... is chosen, unless `out` was given.
+    The usual folder is `out`, or `results/NAME` if `out` is None. It is used if it has no finished, interrupted or
+    running runs, or if these runs belong to the same recipe with the same or fewer seeds. The sentence is then empty.
+    Otherwise the first of `results/NAME-2`, `results/NAME-3`, ... that can be used in this way is returned.
 
     Raises:
         UserError: `out` holds runs of a recipe with other settings.
@@ -58,7 +59,11 @@ _WORTH_KEEPING = ("done", "interrupted", "running")
 
 
 def _unlike(old: Any, new: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield the keys in which two nested values differ, with both values."""
+    """Yield each key at which two nested values differ, with the old and the new value.
+
+    Args:
+        place: The key of the two nested values themselves; empty at the top level.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:
             yield from _unlike(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))

@@ -33,8 +33,8 @@ class TrainStudy:
 
     Attributes:
         recipe: The recipe as plain values, with paths as the user wrote them.
-        grid: Its runs, one for each seed, and their folder.
-        note: Why the usual folder was not taken; empty if it was.
+        grid: The runs of the training, one for each seed, and their folder.
+        note: Why the usual folder is not used; empty if it is used.
     """
 
     recipe: dict[str, Any]
@@ -83,7 +83,11 @@ def small_data_note(rows: dict[str, int]) -> str:
 
 
 def memory_of(grid: StudyGrid, card: int | None, checkpointing: bool) -> Fit:
-    """Return the memory that training the first run needs.
+    """Return the memory that the training of the first run needs.
+
+    Args:
+        card: The memory of the GPU in bytes; None to train on the CPU.
+        checkpointing: Whether gradient checkpointing is on.
 
     Raises:
         UserError: The checkpoint is already quantised, or cannot be found.

@@ -37,15 +37,15 @@ class TrainSummary:
     """The results of one training.
 
     Attributes:
-        cell, folder: The run.
+        cell, folder: The run and its folder.
         dev, test: Exact match in per cent.
         steps: Optimiser steps taken.
         best_step: The step of the saved weights; the last step without early stopping.
         stop_reason: `no_improvement`, `max_steps`, `max_minutes`, or empty without early stopping.
-        still_improving: The dev score that was still improving when training ended: `exact_match`, `loss` while exact
-            match was 0, or empty.
+        still_improving: The dev score that was still improving when training ended: `exact_match`, or `loss` if exact
+            match was always 0; empty if neither was improving.
         samples: Test rows with their generated texts.
-        diverged: Whether the training loss at the end is much higher than at the start.
+        diverged: Whether the training loss at the end is more than 1.5 times as high as at the start.
     """
 
     cell: Cell
@@ -61,7 +61,7 @@ class TrainSummary:
 
     @property
     def trained_on_all(self) -> bool:
-        """Whether all rows were trained on, so that the scores say nothing about new rows."""
+        """Whether the model was trained on all rows. Its scores then say nothing about new rows."""
         return self.cell.spec.task.source.get("fold") == ALL
 
     @property
@@ -135,9 +135,13 @@ def _summary(cell: Cell, folder: RunFolder) -> TrainSummary | None:
 
 
 def improving_score(curve: list[dict[str, Any]]) -> str:
-    """Return which dev score was still improving at the end; a falling loss counts only while exact match is 0.
+    """Return which dev score was still improving when training ended: `exact_match`, `loss`, or an empty text.
 
-    Exact match counts as rising if the last fifth of the evaluations has a higher one than those before.
+    Exact match was improving if the last fifth of the evaluations has a higher value than all earlier evaluations. The
+    loss is considered only if exact match was always 0. It was improving if the last value is the lowest.
+
+    Args:
+        curve: The lines of metrics.jsonl that have dev scores.
     """
     if len(curve) < 2:
         return ""
@@ -151,8 +155,8 @@ def improving_score(curve: list[dict[str, Any]]) -> str:
 
 
 def _samples(folder: RunFolder) -> tuple[Sample, ...]:
-    """Return evenly spaced test rows whose generated text was saved."""
-    import pyarrow.parquet  # takes time to import
+    """Return up to `SAMPLES` test rows, evenly spaced among the rows whose generated text was saved."""
+    import pyarrow.parquet  # imported here because it is slow to import
 
     path = folder.path / "examples.parquet"
     names = {"said", "input", "target", "correct"}

@@ -8,14 +8,18 @@ import traceback
 from petransfer.errors import RunError, UserError, reason_of
 from petransfer.study.folders import RunFolder
 
-# If this many workers are lost at the same step of a run, the run is assumed to be the cause and fails.
+# If this many workers are killed while a run has the same newest training state, the run is assumed to be the cause and
+# is marked as failed.
 LOST = 3
 
 
 def may_be_tried(folder: RunFolder, how: str = "") -> bool:
-    """Return whether a run that this process has claimed may be executed; mark it as failed if it lost LOST workers.
+    """Return whether a run that this process has claimed may be executed.
 
-    how: how the last worker ended, if that is known.
+    If `LOST` workers were killed since the run's newest training state, mark the run as failed and return False.
+
+    Args:
+        how: How the last worker ended, such as `SIGKILL`; empty if that is not known.
     """
     if folder.losses() < LOST:
         return True
@@ -25,9 +29,11 @@ def may_be_tried(folder: RunFolder, how: str = "") -> bool:
 
 
 def note_lost_worker(folder: RunFolder, how: str, began: bool = True) -> bool:
-    """Return whether a run whose worker was killed may be tried again.
+    """Record that the worker of a run was killed. Return whether the run may be tried again.
 
-    how: how the worker ended. began: whether it had claimed the run.
+    Args:
+        how: How the worker ended, such as `SIGKILL`.
+        began: Whether the worker had claimed the run.
     """
     with folder.claim() as claimed:
         if claimed and not began:
@@ -36,7 +42,10 @@ def note_lost_worker(folder: RunFolder, how: str, began: bool = True) -> bool:
 
 
 def note_failure(folder: RunFolder, error: Exception) -> None:
-    """Write failed.json. If a user's mistake stopped the run before its first state, remove all other files."""
+    """Write the error of a run to failed.json.
+
+    If the error is a user's mistake and the run has no training state, the other files of the run are removed.
+    """
     kind = "mistake" if isinstance(error, UserError) else "failure"
     with contextlib.suppress(OSError):
         if kind == "mistake" and not (folder.path / "state").exists():
