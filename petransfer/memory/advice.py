@@ -11,7 +11,7 @@ from petransfer.recipe.run_spec import MethodSpec, RunSpec
 
 @dataclass(frozen=True)
 class Change:
-    """One changed setting: gradient checkpointing (without a value), stack size, optimiser, method or bits."""
+    """One setting to change and its new value. `checkpointing` turns on gradient checkpointing and has no value."""
 
     key: Literal["checkpointing", "stack", "optimizer", "method", "bits"]
     value: str | int = ""
@@ -19,9 +19,9 @@ class Change:
 
 TURNED_ON = "with gradient checkpointing, which is then turned on"
 
-# Changes to be made together.
+# One piece of advice: changes that must be made together.
 Advice = tuple[Change, ...]
-# The command-line option for each key of a change. A command does not support a change without an option.
+# The command-line option for each key of a change. If a key is missing, the command does not support this change.
 OptionNames = Mapping[str, str]
 
 FIT_OPTIONS: OptionNames = {
@@ -36,11 +36,12 @@ RECIPE_OPTIONS: OptionNames = {key: TRAIN_OPTIONS[key] for key in ("checkpointin
 
 
 def recipe_options(methods: Sequence[MethodSpec], spec: RunSpec) -> OptionNames:
-    """Return the options of `run`, `plan` and `sweep` for a run.
+    """Return the options with which `run`, `plan` and `sweep` change the settings of a run.
 
     Args:
         methods: The recipe's methods.
-        spec: The run. A model trained from scratch trains all weights, whatever method the recipe names.
+        spec: The run. A model trained from scratch trains all weights, whatever method the recipe names, so there is no
+            option to change its method or bits.
     """
     anew = spec.checkpoint.reinit == "all" and spec.method.name == "full"
     if anew or spec.method not in methods:
@@ -50,12 +51,12 @@ def recipe_options(methods: Sequence[MethodSpec], spec: RunSpec) -> OptionNames:
 
 
 def as_options(advice: Sequence[Advice], options: OptionNames) -> list[str]:
-    """Return each advice as options; an advice with a change that has no option is left out."""
+    """Return each advice as command-line options. An advice with a change that has no option is left out."""
     possible = [changes for changes in advice if all(change.key in options for change in changes)]
     return [" ".join(options[change.key].format(change.value) for change in changes) for changes in possible]
 
 
 def suggestion(advice: Sequence[Advice], options: OptionNames) -> str:
-    """Return the part of a message after `does not fit`: options that would make it fit, or ''."""
+    """Return the text that follows `does not fit` in a message: options that would make it fit, or '' if none would."""
     found = as_options(advice, options)
     return f"; it would with {', or '.join(found)}" if found else ""

@@ -11,8 +11,8 @@ from petransfer.errors import UserError
 
 GB, GIB = 10**9, 2**30
 
-# Memory in GiB, which makers of cards call GB. For a card that is sold in several sizes this is the smallest size;
-# users can give the size, as in "RTX 5060 Ti 16GB".
+# Memory in GiB, which makers of cards call GB. If a card is sold in several sizes, this is the smallest size. Users can
+# give another size, as in "RTX 5060 Ti 16GB".
 CARDS_GIB = {
     "gtx 1080 ti": 11, "rtx 2060": 6, "rtx 2070": 8, "rtx 2080": 8, "rtx 2080 ti": 11,
     "rtx 3050": 6, "rtx 3060": 12, "rtx 3060 ti": 8, "rtx 3070": 8, "rtx 3070 ti": 8, "rtx 3080": 10,
@@ -74,7 +74,7 @@ def gigabytes(size: float) -> str:
 
 
 def this_card() -> int | None:
-    """Return the bytes of this machine's first NVIDIA card, or None if there is none. Uses the driver, not torch."""
+    """Return the memory of this machine's first NVIDIA card in bytes, or None if there is no card. Imports no torch."""
     if not shutil.which("nvidia-smi"):
         return None
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
@@ -84,7 +84,7 @@ def this_card() -> int | None:
 
 
 def host_bytes() -> int:
-    """Return the bytes of this machine's memory."""
+    """Return this machine's main memory in bytes."""
     import psutil
 
     return int(psutil.virtual_memory().total)

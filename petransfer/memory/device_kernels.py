@@ -1,7 +1,8 @@
 """Make operations on the meta device keep the same tensors for the backward pass as the kernels of a real device.
 
-The meta device computes attention and dropout with general formulas. A card has fused kernels for both, which keep
-fewer tensors. bitsandbytes multiplies 8-bit weights on a CPU with another function than on the meta device.
+Otherwise the predicted memory would be wrong. The meta device computes attention and dropout with general formulas. A
+card has fused kernels for both, which keep fewer tensors. bitsandbytes multiplies 8-bit weights on a CPU with another
+function than on the meta device.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace
 
 
 class _Dropout(torch.autograd.Function):
-    """Dropout that keeps only its mask, one byte per element."""
+    """Simulated dropout that keeps only its mask for the backward pass, one byte per element."""
 
     @staticmethod
     def forward(ctx: Any, input: Any) -> Any:
@@ -70,7 +71,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """Memory-efficient attention: keeps its inputs, its output and one fp32 number per row, but not the scores."""
+    """Simulate memory-efficient attention, which keeps its inputs, its output and one fp32 number per row of scores."""
     result: torch.Tensor = _Attention.apply(query, key, value, attn_mask)  # type: ignore[no-untyped-call]
     return result
 

@@ -36,12 +36,13 @@ def fit(
 ) -> Fit:
     """Predict the memory of fine-tuning a checkpoint, and find the largest micro-batch that fits a card.
 
-    Nothing is downloaded for a checkpoint of the registry. Weights are not read for any checkpoint.
+    Nothing is downloaded for a checkpoint of petransfer's registry. Of other checkpoints on the hub, only the
+    configuration is downloaded. Weights are never loaded.
 
     Args:
         checkpoint: A hub id, a folder, or an embedded checkpoint such as `nano/english`.
         bits: Bits of the base's weights: 32, 16, 8 or 4.
-        method: The training method, such as `lora` or `full`.
+        method: The method, such as `lora` or `full`.
         card: A card's memory as a size (`"12GB"`), a name (`"RTX 3060"`) or bytes; None predicts without a limit.
         rank: The rank, for methods that have one.
         virtual_tokens: The number of virtual tokens, for prompt and prefix tuning.
@@ -51,12 +52,12 @@ def fit(
         lengths: Tokens of the longest input and of the longest target.
         optimizer: `adamw`, `adamw-8bit` or `paged-adamw-8bit`.
         stack: Number of adapters that are trained at once, each on its own batch.
-        gradient_checkpointing: Recompute activations in the backward pass. On a card, it is turned on automatically if
-            one example does not fit without it; the result says so.
+        gradient_checkpointing: Recompute activations in the backward pass. On a card, gradient checkpointing is turned
+            on automatically if one example does not fit without it; `turned_on` of the result is then true.
         device: `cuda`, or `cpu` for training without a card.
 
     Returns:
-        A `Fit`: `fits`, `micro_batch`, `needed` (bytes), `memory` (bytes by part), `suggestions`.
+        A `Fit` with the attributes `fits`, `micro_batch`, `needed` (bytes), `memory` (bytes by part) and `suggestions`.
 
     Raises:
         UserError: The checkpoint, the method, the card or their combination is not supported.
@@ -110,7 +111,7 @@ def _check(
 
 
 def _method(name: str, bits: int, sizes: dict[str, int | None]) -> MethodSpec:
-    """Return the method with the sizes that it supports.
+    """Return the settings of a method, with the one of the given sizes that the method uses.
 
     Raises:
         UserError: There is no such method, or it does not support these bits or a given size.

@@ -1,4 +1,4 @@
-"""Run three real training steps and measure the peak of the memory that PyTorch's allocator gives out."""
+"""Run three real training steps and measure the largest amount of memory that PyTorch allocates at one time."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Measured:
     """Measured bytes of a training step.
 
     Attributes:
-        weights: The base's weights, by dtype.
-        fixed: Weights, the tensors that the method adds, and the optimiser's state.
-        peak: All tensors at the moment of their largest sum.
-        loop: The peak of the faster step that the training loop uses on a CPU; None if it was not measured or if the
-            loop uses the plain step.
+        weights: Bytes of the base's weights, by dtype.
+        fixed: Bytes of the weights, the tensors that the method adds, and the optimiser's state together.
+        peak: Bytes of all tensors at the moment when their sum is largest.
+        loop: As `peak`, but for the faster step that the training loop uses on a CPU (see `CpuFastPath`). None if this
+            step was not measured, or if the loop uses the plain step.
         kept: Bytes that the faster step keeps in addition to the model, such as dequantised copies of weights.
     """
 
@@ -64,7 +64,7 @@ class Trial:
         """Return a batch of `count` examples, all with the longest input and target."""
         made = meta_batch(replace(self.demand, batch=count), self.layout)
         batch = {name: torch.full(it.shape, 1, dtype=torch.long, device=self.device) for name, it in made.items()}
-        batch["attention_mask"][0, -1] = 0  # a batch of several lengths has padding too
+        batch["attention_mask"][0, -1] = 0  # one padding token, because real batches have padding too
         return batch
 
     def checkpoint(self) -> None:
@@ -72,7 +72,7 @@ class Trial:
         enable_gradient_checkpointing(self.model)
 
     def step(self, batch: Tensors, lean: CpuFastPath | None = None) -> None:
-        """Take an optimiser step. lean: the faster step on a CPU; None for the plain step."""
+        """Take an optimiser step. lean: the faster step of the training loop on a CPU; None for the plain step."""
         with lean.step() if lean else contextlib.nullcontext(token_loss) as loss:
             for _ in range(2 if self.demand.accumulates else 1):
                 torch.autograd.backward(loss(self.model, batch))
@@ -81,14 +81,17 @@ class Trial:
 
 
 def load_for(checkpoint: CheckpointSpec, demand: Demand) -> Loaded:
-    """Load a checkpoint on the device and with the bits of a demand."""
+    """Load a checkpoint on the device of a demand, with the bits of the demand's method."""
     method = demand.method
     device = torch.device(demand.device)
     return load_checkpoint(checkpoint, weights_bits(method), device=device, keep_wide=method.keep_wide)
 
 
 def measure(checkpoint: CheckpointSpec, demand: Demand, with_loop: bool = False) -> Measured:
-    """Measure the memory of three steps on made-up tokens. with_loop: also measure the training loop's faster step."""
+    """Measure the memory of three training steps on made-up tokens.
+
+    with_loop: on a CPU, also measure the faster step that the training loop uses.
+    """
     trial = Trial(load_for(checkpoint, demand), demand)
     batch, model = trial.batch(demand.batch), trial.model
     for _ in range(STEPS - 1):
@@ -108,7 +111,10 @@ def measure(checkpoint: CheckpointSpec, demand: Demand, with_loop: bool = False)
 
 
 def peak_of(step: Callable[[], None], fixed: int, device: torch.device) -> int:
-    """Return the peak of the allocated bytes while `step` runs. fixed: bytes allocated before the step."""
+    """Return the largest number of bytes allocated at one time while `step` runs.
+
+    fixed: bytes allocated before the step.
+    """
     return _peak_on_card(step) if device.type == "cuda" else fixed + _peak_on_cpu(step)
 
 
@@ -145,5 +151,5 @@ def _peak_on_cpu(step: Any) -> int:
 
 
 def capability() -> tuple[int, int]:
-    """Return the compute capability of this machine's card, or of an RTX 30 if there is no card."""
+    """Return the compute capability of this machine's card, or that of the RTX 30 cards if there is no card."""
     return torch.cuda.get_device_capability() if torch.cuda.is_available() else (8, 6)

@@ -15,8 +15,8 @@ from petransfer.plurals import count
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import CheckpointSpec, Optimizer
 
-# Bytes of a process on a card outside PyTorch's allocator (the CUDA context with its kernels), and the share of the
-# allocator's memory that is lost to fragmentation. Both are cautious assumptions, not measurements.
+# CONTEXT: bytes that a process needs on a card outside PyTorch's allocator, for the CUDA context and its kernels.
+# FRAGMENTS: share of the allocator's memory that is lost to fragmentation. Both are cautious assumptions, not measured.
 CONTEXT, FRAGMENTS = 600 * 2**20, 0.04
 
 # Bytes of a process on a CPU without tensors, after importing torch and transformers.
@@ -30,12 +30,12 @@ class Fit:
     Attributes:
         batch: Examples in an optimiser step.
         demand: The forward and backward pass with the largest micro-batch that fits, or with one example if none fits.
-        memory: Bytes of that pass, part by part.
-        card: Bytes of the device, None if no device was given.
+        memory: Bytes that this pass needs, part by part.
+        card: Memory of the device in bytes; None if no device was given.
         fits: Whether at least a micro-batch of one example fits.
-        turned_on: Whether it fits only with gradient checkpointing, which was not requested and which training turns
-            on automatically.
-        advice: Alternative changes; each of them would make it fit.
+        turned_on: Whether the training fits only with gradient checkpointing, which was not requested. Training turns
+            it on automatically.
+        advice: Alternatives; each of them would make the training fit.
     """
 
     batch: int
@@ -48,7 +48,7 @@ class Fit:
 
     @property
     def needed(self) -> int:
-        """Bytes of the device that the training needs."""
+        """Memory of the device that the training needs, in bytes."""
         return on_device(self.memory.peak, self.demand)
 
     @property
@@ -58,7 +58,7 @@ class Fit:
 
     @property
     def suggestions(self) -> list[str]:
-        """Options of `petransfer fit` with which the training would fit."""
+        """Alternative options of `petransfer fit` with which the training would fit."""
         return as_options(self.advice, FIT_OPTIONS)
 
     def as_dict(self) -> dict[str, Any]:
@@ -84,12 +84,12 @@ class Fit:
 
 
 def on_card(peak: int) -> int:
-    """Return the bytes of a card needed for `peak` bytes of tensors."""
+    """Return the bytes that a process needs on a card if its tensors need `peak` bytes."""
     return int(peak / (1 - FRAGMENTS)) + CONTEXT
 
 
 def on_device(peak: int, demand: Demand) -> int:
-    """Return the bytes of the demand's device needed for `peak` bytes of tensors."""
+    """Return the bytes that a process needs on the demand's device if its tensors need `peak` bytes."""
     return on_card(peak) if demand.device == "cuda" else peak + CPU_PROCESS
 
 
@@ -104,9 +104,10 @@ def plan(
     """Predict the memory of a training, and find the largest micro-batch that fits.
 
     Args:
-        demand: The training; its batch is the batch of an optimiser step, which is also the largest micro-batch tried.
+        config: The configuration of the checkpoint.
+        demand: The training. Its batch is the batch of an optimiser step, which is also the largest micro-batch tried.
         own_head: Whether the output head has its own weights, not tied to the embeddings.
-        card: Bytes of the device; None to predict without searching for a micro-batch.
+        card: Memory of the device in bytes; None to predict without searching for a micro-batch.
         new_tokens: The tokens whose embeddings are trained with `embeddings: new`.
 
     Raises:
@@ -134,7 +135,7 @@ def plan(
 
 
 def _fits(of: Callable[[Demand], Memory], demand: Demand, card: int) -> bool:
-    """Return whether a demand fits as given, or with the gradient checkpointing that training turns on."""
+    """Return whether a demand fits as given, or with gradient checkpointing if training turns it on automatically."""
     try:
         if on_device(of(demand).peak, demand) <= card:
             return True
@@ -145,7 +146,13 @@ def _fits(of: Callable[[Demand], Memory], demand: Demand, card: int) -> bool:
 
 
 def needs_checkpointing(config: Any, checkpoint: CheckpointSpec, demand: Demand, own_head: bool, card: int) -> bool:
-    """Return whether one example does not fit a card without gradient checkpointing and the architecture supports it.
+    """Return whether a training needs gradient checkpointing, because without it one example does not fit the card.
+
+    False if training cannot turn gradient checkpointing on. Whether one example fits with it is not checked.
+
+    Args:
+        demand: The training; its batch is the batch of an optimiser step.
+        card: Memory of the card in bytes.
 
     Raises:
         UserError: The architecture cannot be trained with these settings.
@@ -170,7 +177,12 @@ def _with_checkpointing(of: Callable[[Demand], Memory], demand: Demand) -> tuple
 
 
 def largest_stack(config: Any, checkpoint: CheckpointSpec, demand: Demand, own_head: bool, card: int, most: int) -> int:
-    """Return the number of runs that fit a card as one stack, each with its whole batch; 1 if two do not fit.
+    """Return the largest number of runs that fit a card as one stack, each with its whole batch; 1 if two do not fit.
+
+    Args:
+        demand: One run of the stack.
+        card: Memory of the card in bytes.
+        most: The largest number of runs to try.
 
     Raises:
         UserError: The architecture cannot be trained with these settings.
@@ -191,9 +203,13 @@ def largest_stack(config: Any, checkpoint: CheckpointSpec, demand: Demand, own_h
 
 
 def _largest(of: Callable[[Demand], Memory], demand: Demand, memory: Memory, card: int) -> int:
-    """Return the largest micro-batch below the whole batch that fits; 0 if even one example does not fit.
+    """Return the largest micro-batch, smaller than the whole batch, that fits; 0 if even one example does not fit.
 
-    Memory is almost linear in the micro-batch, so the search starts from a guess by two points.
+    Memory is almost linear in the micro-batch. So the search starts from a linear interpolation between one example and
+    the whole batch.
+
+    Args:
+        memory: The memory of the whole batch.
     """
     if demand.batch == 1:
         return 0
@@ -219,16 +235,19 @@ def _largest(of: Callable[[Demand], Memory], demand: Demand, memory: Memory, car
 
 
 def _advice(fits: Callable[[Demand], bool], demand: Demand) -> list[Advice]:
-    """Return changes with which one example fits: single changes, or all of them together if no single one is enough.
+    """Return alternatives with which one example fits. If no single change is enough, try all changes together.
 
-    demand: the demand for one example.
+    Args:
+        fits: Returns whether a demand fits.
+        demand: The demand for one example.
     """
     changes = _changes(fits, demand)
     found = [advice for advice in changes if fits(_changed(demand, advice))]
     if found:
         enough = [advice for advice in found if not any(set(other) < set(advice) for other in found)]
         return [advice for advice in enough if advice != PAGED or EIGHT_BIT not in enough]
-    last = {change.key: change for advice in changes for change in advice}  # the last change per key needs least
+    # The last change of each key needs the least memory.
+    last = {change.key: change for advice in changes for change in advice}
     together = tuple(last.values())
     return [together] if together and fits(_changed(demand, together)) else []
 
@@ -238,14 +257,14 @@ PAGED: Advice = (Change("optimizer", "paged-adamw-8bit"),)
 
 
 def _changes(fits: Callable[[Demand], bool], demand: Demand) -> list[Advice]:
-    """Return the changes that could reduce the memory, with the least costly changes for the user first."""
+    """Return the changes that could reduce the memory. Changes that cost the user least come first."""
     found: list[Advice] = []
     fewer = demand.members // 2
     if fewer:
         while fewer > 1 and not fits(replace(demand, members=fewer)):
             fewer //= 2
         found.append((Change("stack", fewer),))
-    elif not demand.checkpointing and demand.device == "cpu":  # on a card it was already tried
+    elif not demand.checkpointing and demand.device == "cpu":  # on a card, `plan` has already tried this
         found.append((Change("checkpointing"),))
     optimizers: tuple[Optimizer, ...] = ("adamw", "adamw-8bit", "paged-adamw-8bit")
     found += [(Change("optimizer", name),) for name in optimizers[optimizers.index(demand.optimizer) + 1 :]]

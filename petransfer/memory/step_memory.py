@@ -1,7 +1,7 @@
 """Predict the memory of a training step by running it on the meta device, where tensors have a shape but no values.
 
-Model, method and loss are the real ones. Every tensor that PyTorch would allocate is counted after each operation. The
-prediction needs no weights and works for every architecture that can be loaded.
+The model, the method and the loss are the same as in training. After each operation, every tensor that PyTorch would
+allocate is counted. The prediction needs no weights and works for every architecture that can be loaded.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class Demand:
     """The training step whose memory is to be predicted.
 
     Attributes:
-        method: The training method with its bits.
+        method: The method with its bits.
         batch: Examples in a forward and backward pass.
         input_length: Tokens of the longest input.
         target_length: Tokens of the longest target.
         device: The device of the training.
         optimizer: The variant of AdamW.
-        checkpointing: Gradient checkpointing: activations are recomputed in the backward pass.
-        accumulates: Gradients of earlier passes are held, because the batch is cut into micro-batches.
+        checkpointing: Whether gradient checkpointing is used: activations are recomputed in the backward pass.
+        accumulates: Whether the gradients of earlier passes are held, because the batch is cut into micro-batches.
         members: Number of adapters that are trained as one stack, each on its own batch.
         capability: The card's compute capability, such as (8, 6); it determines cuBLAS's workspace.
     """
@@ -70,7 +70,7 @@ class Demand:
 
     @property
     def workspaces(self) -> int:
-        """Bytes of cuBLAS's workspaces; 0 on a CPU."""
+        """Bytes of cuBLAS's workspaces on the card; 0 on a CPU."""
         if self.device == "cpu":
             return 0
         large = self.capability == (9, 0) or self.capability[0] == 10
@@ -79,15 +79,15 @@ class Demand:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a training step at the moment of their largest sum.
+    """Bytes that a training step needs, part by part, at the moment when their sum is largest.
 
     Attributes:
-        weights: The base's weights by dtype, as the loader holds them.
+        weights: The base's weights, by the dtype in which they are held.
         trained: Tensors that the method adds to the model.
         gradients: Gradients of the trained tensors.
         optimizer: The optimiser's state.
         activations: Tensors that the forward pass keeps for the backward pass.
-        logits: All tensors as wide as the vocabulary.
+        logits: All tensors whose last dimension is the vocabulary.
         workspace: Everything else, such as cuBLAS's workspaces and tensors of the backward pass.
         trained_parameters: The number of trained parameters (a count, not bytes).
     """
@@ -115,10 +115,12 @@ class Memory:
 def simulate(config: Any, name: str, demand: Demand, own_head: bool, new_tokens: tuple[int, ...] = ()) -> Memory:
     """Predict the memory of a training step.
 
-    Full fine-tuning at 16 bits is predicted like 32 bits: its weights are in fp32, and its activations are counted as
-    fp32 too.
+    The prediction for full fine-tuning at 16 bits is the same as at 32 bits: the weights are in fp32, and the
+    activations are counted as fp32 too.
 
     Args:
+        config: The configuration of the checkpoint.
+        name: The name of the checkpoint, for messages.
         own_head: Whether the output head has its own weights, not tied to the embeddings.
         new_tokens: The tokens whose embeddings are trained with `embeddings: new`.
 
@@ -170,7 +172,7 @@ def _count_gradients(tracker: Tracker, trained: Sequence[torch.nn.Parameter], ac
 
 
 def _with_method(loaded: Loaded, demand: Demand) -> list[torch.nn.Module]:
-    """Return one model with the method applied for each member of a stack."""
+    """For each member of the stack, return a model to which the method has been applied."""
     bases = [loaded.model] if demand.members == 1 else [share(loaded.model) for _ in range(demand.members)]
     with torch.device("meta"):
         models = [apply_method(replace(loaded, model=base), demand.method, 0) for base in bases]
@@ -192,7 +194,7 @@ def _recomputed_on(device: Device) -> dict[str, Any]:
 def _run_pass(
     loaded: Loaded, models: Sequence[torch.nn.Module], phase: _Phase, batch: Tensors, device: torch.device
 ) -> None:
-    """Run the forward and the backward pass."""
+    """Run the forward and the backward pass of all models, in the same way as training does."""
     if len(models) == 1 or not joins(device):
         for model in models:
             phase.backward = False
@@ -215,13 +217,19 @@ def _run_pass(
 
 @dataclass
 class _Phase:
-    """Chooses the tag of a new tensor. vocabulary: the width of logits. backward: the backward pass has begun."""
+    """Chooses the tag of a new tensor.
+
+    vocabulary: the number of tokens of the vocabulary. backward: whether the backward pass has begun.
+    """
 
     vocabulary: int
     backward: bool = False
 
     def tag(self, tensor: torch.Tensor) -> str:
-        """Return the tag: logits by their width; otherwise activations, or workspace during the backward pass."""
+        """Return `logits` if the tensor's last dimension is the vocabulary, else `activations` or `workspace`.
+
+        Tensors of the backward pass that are not logits belong to the workspace.
+        """
         if tensor.dim() > 1 and tensor.shape[-1] == self.vocabulary:
             return "logits"
         return "workspace" if self.backward else "activations"
@@ -248,7 +256,7 @@ def _quantize(model: PreTrainedModel, bits: Bits, keep_wide: Sequence[str]) -> N
     replace_with_bnb_linear(model, [*get_keys_to_not_convert(model), *keep_wide], quantization_config(bits))
     import bitsandbytes as bnb
 
-    # bitsandbytes caches its first map for all later calls, so the map must not be made on the meta device.
+    # bitsandbytes caches its first quantisation map for all later calls, so it must not be made on the meta device.
     bnb.functional.name2qmap.setdefault("dynamic", bnb.functional.create_dynamic_map())
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt):
@@ -257,27 +265,27 @@ def _quantize(model: PreTrainedModel, bits: Bits, keep_wide: Sequence[str]) -> N
             module.weight = kind(wide, requires_grad=False, **module.weight.__dict__)._quantize("meta")
             if module.bias is not None:
                 module.bias = torch.nn.Parameter(module.bias.to(torch.bfloat16), requires_grad=False)
-            if bits == 8:  # finding outliers needs the values of the activations
+            if bits == 8:  # 0 turns off the search for outliers, which needs the values of the activations
                 module.state.threshold = 0.0
 
 
 def _held_moments(trained: Sequence[torch.Tensor], demand: Demand) -> list[torch.Tensor]:
-    """Return the part of the optimiser's state that is on the device at the same time.
+    """Return the tensors of the optimiser's state that are on the device at the same time.
 
-    bitsandbytes pages the moments of tensors with 100,000 numbers or more. For these the driver keeps only the pages of
-    the tensor that is being updated on the card.
+    The paged optimiser of bitsandbytes keeps moments in the host's memory if their tensor has 100,000 numbers or more.
+    Of these moments, the card holds only those of the tensor that is being updated.
     """
     found = [_moments(value, demand.optimizer) for value in trained]
     if demand.optimizer == "paged-adamw-8bit" and demand.device == "cuda":
         paged = [at for at, value in enumerate(trained) if value.numel() >= 100_000]
         largest = max(paged, key=lambda at: trained[at].numel(), default=None)
         for at in paged:
-            found[at] = found[at] if at == largest else found[at][2:]  # the scales have no pages
+            found[at] = found[at] if at == largest else found[at][2:]  # the scales always stay on the card
     return [moment for moments in found for moment in moments]
 
 
 def _moments(value: torch.Tensor, optimizer: Optimizer) -> list[torch.Tensor]:
-    """Return AdamW's two moments of a tensor: in the tensor's dtype, or in 8 bits with one scale per 256 numbers."""
+    """Return AdamW's two moments for a tensor: in the tensor's dtype, or in 8 bits with one scale per 256 numbers."""
     if optimizer == "adamw" or value.numel() < 4096:  # bitsandbytes does not quantize the moments of small tensors
         return [torch.empty_like(value, device="meta") for _ in range(2)]
     codes = [torch.empty(value.shape, dtype=torch.uint8, device="meta") for _ in range(2)]
@@ -288,9 +296,9 @@ def _moments(value: torch.Tensor, optimizer: Optimizer) -> list[torch.Tensor]:
 def _update_workspace(trained: Sequence[torch.Tensor], demand: Demand) -> int:
     """Return the bytes that the optimiser needs while it updates its largest tensor.
 
-    Plain AdamW is fused and needs no extra bytes. 8-bit AdamW on a GPU is a single kernel and needs none
-    either. On a CPU bitsandbytes makes fp32 copies of the two moments, the gradient, the weight and the update: five
-    tensors, measured.
+    Plain AdamW is fused and needs no extra bytes. 8-bit AdamW on a GPU is a single kernel and needs none either. On a
+    CPU, bitsandbytes makes fp32 copies of five tensors: the two moments, the gradient, the weight and the update. This
+    was measured.
     """
     if demand.optimizer == "adamw" or demand.device == "cuda":
         return 0
@@ -298,7 +306,7 @@ def _update_workspace(trained: Sequence[torch.Tensor], demand: Demand) -> int:
 
 
 def meta_batch(demand: Demand, layout: Layout) -> Tensors:
-    """Return a micro-batch of the longest examples on the meta device, in the shape of the result of `collate`."""
+    """Return a micro-batch of the longest examples on the meta device, with the tensors that `collate` makes."""
     if layout.encoder_decoder:
         source = torch.ones(demand.batch, demand.input_length, dtype=torch.long, device="meta")
         target = torch.ones(demand.batch, demand.target_length, dtype=torch.long, device="meta")

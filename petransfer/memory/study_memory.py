@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from petransfer.memory.planner import Fit
     from petransfer.memory.step_memory import Demand
 
-# Characters per token in the targets of SCAN and COGS. In prose a T5 token has about 4 characters.
+# Characters per token in the targets of SCAN and COGS. In prose a T5 token has about 4 characters, so the number of
+# tokens of a prose text is overestimated.
 CHARACTERS_PER_TOKEN = 1.6
 
-# The planner predicts 3 to 5 GB for MOST_STACKED stacked runs of the embedded family on SCAN, COGS or SLOG with batches
-# of up to 32. On a card with ROOMY bytes or more the planner is not called for these, which saves importing torch.
+# For MOST_STACKED stacked runs of the embedded family on SCAN, COGS or SLOG with batches of up to 32, the planner
+# predicts 3 to 5 GB. On a card with at least ROOMY bytes such runs surely fit, so the planner is not called for them.
+# This saves importing torch.
 ROOMY, USUAL_BATCH, USUAL_CHARACTERS = 8 * GB, 32, 4000
 
 _DRAWN = {"none": "", "embeddings": " (new embeddings)", "body": " (random body)", "all": " (from scratch)"}
@@ -33,12 +35,12 @@ _DRAWN = {"none": "", "embeddings": " (new embeddings)", "body": " (random body)
 
 @dataclass(frozen=True)
 class PredictedRun:
-    """The predicted memory of one training of a grid, common to all its seeds, alone or in a stack.
+    """The predicted memory of those runs of a grid that need the same memory, for example all seeds of one method.
 
     Attributes:
-        name: Checkpoint, method and bits as text.
-        spec: One of its runs.
-        fit: The prediction, None if it failed.
+        name: Checkpoint, method, bits and size of the stack as text.
+        spec: One of these runs.
+        fit: The prediction; None if it failed.
         problem: The reason why the prediction failed, or ''.
     """
 
@@ -48,7 +50,7 @@ class PredictedRun:
     problem: str = ""
 
     def line(self, options: OptionNames) -> str:
-        """Return the prediction in one line. options: the option names of the command that was called."""
+        """Return the prediction as one line of text. options: the option names of the command that was called."""
         if self.fit is None:
             return f"{self.name}: {self.problem}"
         size = gigabytes(self.fit.needed)
@@ -78,8 +80,8 @@ def predict_memory(
 
     Args:
         limit: Bytes of the card, or of the machine's memory on a CPU.
-        checkpointing: Gradient checkpointing: activations are recomputed in the backward pass.
-        stacked: By run id, the number of runs in the run's stack; runs that are not stacked can be left out.
+        checkpointing: Whether gradient checkpointing is used: activations are recomputed in the backward pass.
+        stacked: For each run id, the number of runs in the stack of this run. Runs without a stack can be left out.
     """
     found: dict[tuple[object, ...], PredictedRun] = {}
     for spec in specs:
@@ -113,7 +115,7 @@ def refuse_too_large_for_cpu(specs: Sequence[RunSpec], options: Callable[[RunSpe
     """Raise UserError for a run that does not fit this machine's memory even with a micro-batch of one example.
 
     Args:
-        options: Returns the option names of the command that was called, for a run.
+        options: Takes a run and returns the option names with which the called command changes that run's settings.
 
     Raises:
         UserError: A run does not fit.
@@ -137,7 +139,10 @@ def _architecture(spec: RunSpec) -> tuple[Any, bool]:
 
 
 def needs_checkpointing(spec: RunSpec, card: int) -> bool:
-    """Return whether a run that is not stacked needs gradient checkpointing on a card, and supports it."""
+    """Return whether a run that is not stacked needs gradient checkpointing on a card and supports it.
+
+    Also returns False if no prediction is possible. card: memory of the card in bytes.
+    """
     from petransfer.memory import planner
 
     if _surely_fits(spec, card, 1):
@@ -150,21 +155,25 @@ def needs_checkpointing(spec: RunSpec, card: int) -> bool:
 
 
 def _surely_fits(spec: RunSpec, card: int, members: int) -> bool:
-    """Return whether a run is known to fit without the planner, which imports torch."""
+    """Return whether a run surely fits. If so, the planner is not needed, which would import torch.
+
+    card: memory of the card in bytes. members: number of runs in the stack.
+    """
     if not is_embedded(spec.checkpoint.name) or sum(_longest(spec)) > USUAL_CHARACTERS:
         return False
     return members == 1 or (card >= ROOMY and members <= MOST_STACKED and spec.train.batch_size <= USUAL_BATCH)
 
 
 def _longest(spec: RunSpec) -> tuple[int, int]:
-    """Return the characters of the longest training input and target of a run's task."""
+    """Return the lengths of the longest training input and the longest target of a run's task, in characters."""
     return load_task(spec.task.name, None, **spec.task.arguments).longest(spec.task.split)
 
 
 def host_memory(spec: RunSpec, checkpointing: bool = False) -> int:
-    """Return the bytes that a run needs on a CPU: its tensors, but at least twice its weights, needed to read them.
+    """Return the bytes that a run needs on a CPU.
 
-    Returns 0 if no prediction is possible, and for embedded checkpoints, which are small.
+    This is the memory of its tensors, but at least twice the memory of its weights, because reading the weights needs
+    that much. Returns 0 if no prediction is possible, and for embedded checkpoints, which are small.
     """
     from petransfer.memory.planner import plan
     from petransfer.training.out_of_memory import PACKED_EXAMPLES
@@ -182,7 +191,10 @@ def host_memory(spec: RunSpec, checkpointing: bool = False) -> int:
 
 
 def largest_stacks(specs: Sequence[RunSpec], card: int) -> dict[str, int]:
-    """Return by run id the number of such runs that fit a card as one stack; 1 if no prediction is possible."""
+    """Return for each run id how many runs of the same kind fit a card as one stack.
+
+    The number is 1 if the run cannot be stacked, or if no prediction is possible. card: memory of the card in bytes.
+    """
     counts: dict[RunSpec, list[RunSpec]] = {}
     found: dict[str, int] = {}
     for spec in specs:
@@ -211,7 +223,7 @@ def _room(spec: RunSpec, card: int, most: int) -> int:
 
 
 def method_title(method: MethodSpec) -> str:
-    """Return a method and its size in words, such as `LoRA r16`."""
+    """Return the name of a method and its size as text, such as `LoRA r16`."""
     if method.name == "full":
         return "all weights"
     size = f" r{method.rank}" if method.rank else f" of {method.virtual_tokens} tokens" if method.virtual_tokens else ""
@@ -220,10 +232,10 @@ def method_title(method: MethodSpec) -> str:
 
 
 def check_matched_sizes(specs: Sequence[RunSpec], data_dir: Path | None = None) -> None:
-    """Check that every checkpoint can reach the `match_parameters` of its method.
+    """Check that each run can have the number of trained parameters that its method's `match_parameters` asks for.
 
     Raises:
-        UserError: A checkpoint cannot reach it.
+        UserError: A run cannot have this number.
     """
     wanted: dict[tuple[object, ...], RunSpec] = {}
     for spec in specs:

@@ -12,22 +12,24 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# Sizes are multiples of 512 bytes in CUDA's caching allocator (c10/cuda/CUDACachingAllocator), of 64 on a CPU.
+# The allocator rounds each size up to a multiple of so many bytes. On a GPU it is CUDA's caching allocator
+# (c10/cuda/CUDACachingAllocator).
 BLOCK = {"cuda": 512, "cpu": 64}
 
 
 class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the storage of every new tensor under a tag until it is freed.
 
-    Reading a value, for example to find padding, gives False, because meta tensors have no values.
+    If code reads the value of a tensor, for example to find padding, the result is False, because meta tensors have no
+    values.
 
     Args:
         device: The simulated device; it determines how sizes are rounded up.
         tag: Returns the tag of a new tensor.
 
     Attributes:
-        live: Bytes by tag now.
-        peak: Bytes by tag when their sum was largest.
+        live: Bytes that are allocated now, by tag.
+        peak: Bytes that were allocated when their sum was largest, by tag.
     """
 
     def __init__(self, device: str, tag: Callable[[torch.Tensor], str]) -> None:
@@ -53,7 +55,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def count(self, tensor: torch.Tensor, tag: str) -> None:
-        """Count the tensor's storage, once."""
+        """Count the tensor's storage, unless it has already been counted."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._known:
@@ -72,7 +74,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known[key] = (tag, size)
 
     def add(self, tag: str, size: int) -> None:
-        """Count bytes that belong to no tensor."""
+        """Add `size` bytes to a tag, or subtract them if `size` is negative, and update `peak`."""
         self.live[tag] += size
         self._sum += size
         if self._sum > self._largest:
@@ -85,7 +87,10 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _inner_bytes(func: Any, args: Any) -> int:
-    """Return the temporary bytes of a bitsandbytes operation: the layer's weight in the dtype of the computation."""
+    """Return the bytes that an operation needs temporarily; 0 for most operations.
+
+    The 4-bit product of bitsandbytes needs the layer's weight in the dtype of the computation.
+    """
     if "bitsandbytes.gemm_4bit" in str(func):
         return int(math.prod(args[2]) * args[0].element_size())
     return 0
