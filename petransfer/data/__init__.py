@@ -1,4 +1,4 @@
-"""Benchmarks and the user's own files: tasks by name, their splits, and examples as token ids."""
+"""Tasks: benchmarks and the user's own data. Load a task by name, read its splits, and encode its examples."""
 
 from petransfer.data.task import Example, SplitData, Task, cut_dev
 from petransfer.data.task_registry import TASKS, RegisteredTask, load_task, task_info, task_splits, task_title

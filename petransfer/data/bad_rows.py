@@ -1,4 +1,4 @@
-"""Counts rows that cannot be used by their reason, and words the error or the note about them."""
+"""Count the rows of the data that cannot be used, by reason, and write the error message or the note about them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ _SHOWN_AS = str.maketrans({"\n": "⏎", "\r": "␍", "\t": "⇥", "\xa0": "⍽"}
 
 
 class BadRow(ValueError):
-    """A row that cannot be used.
+    """The error for a row that cannot be used.
 
     Args:
-        reason: The kind of the fault, by which bad rows are counted.
-        detail: What is special to this row.
+        reason: The kind of fault. Rows with the same reason are counted together.
+        detail: What is wrong in this row only, such as the character that is lost; may be empty.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -22,9 +22,9 @@ class BadRow(ValueError):
 
 
 class BadRows:
-    """The rows that cannot be used, of one or several files.
+    """Counts of the rows that cannot be used, from one or several files.
 
-    For each reason the number of rows and the first row with its detail are kept.
+    For each reason, this object stores the number of rows, and the place and the detail of the first row.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,12 @@ class BadRows:
         self._first: dict[str, str] = {}
 
     def add(self, place: str, problem: BadRow) -> None:
-        """Count a row. place: its file and line."""
+        """Count a row that cannot be used.
+
+        Args:
+            place: The file and the line of the row, for messages.
+            problem: Why the row cannot be used.
+        """
         self.count += 1
         self._numbers[problem.reason] = self._numbers.get(problem.reason, 0) + 1
         self._first.setdefault(problem.reason, f"{place}: {problem}")
@@ -42,15 +47,15 @@ class BadRows:
         return self.count > 0
 
     def has(self, reason: str) -> bool:
-        """Whether any row was counted for this reason."""
+        """Return whether any row was counted for this reason."""
         return reason in self._numbers
 
     def is_new(self, problem: BadRow) -> bool:
-        """Whether this is the first row with such a fault, so that its place will be shown."""
+        """Return whether no row was counted yet for the reason of `problem`. Only the first row's place is shown."""
         return problem.reason not in self._numbers
 
     def summary(self) -> str:
-        """The reasons on one line, the most frequent first, each with its number of rows and its first row."""
+        """Return the most frequent reasons on one line, each with its first row and the number of further rows."""
         order = sorted(self._numbers, key=lambda reason: -self._numbers[reason])
         shown = []
         for reason in order[:_REASONS_SHOWN]:
@@ -60,19 +65,26 @@ class BadRows:
         return "; ".join([*shown, f"and {others} other reasons"] if others else shown)
 
     def refusal(self, rows: int, name: str) -> str:
-        """The error where such rows are refused. rows: how many there are in all; name: of the data."""
+        """Return the error message for data with bad rows that the user does not skip.
+
+        Args:
+            rows: The number of all rows, good and bad.
+            name: The name of the data.
+        """
         return (
             f"{self.count:,} of {rows:,} rows of {name} cannot be used: {self.summary()}; correct them, or leave such "
             "rows out with --skip-bad-rows"
         )
 
     def note(self) -> str:
-        """The note where such rows are left out."""
+        """Return the note that tells the user how many bad rows were skipped, and why."""
         return f"{count(self.count, 'bad row')} left out: {self.summary()}"
 
 
 def visible(text: str, most: int = 60) -> str:
-    """A text in quotes for a message: line breaks, tabs and blanks at its ends are visible, and a long middle is cut.
+    """Return a text in quotes for a message, with visible line breaks, tabs and blanks at its ends.
+
+    If the text is longer than `most` characters, its middle is replaced by three dots.
 
     >>> visible("two words ")
     "'two words␣'"

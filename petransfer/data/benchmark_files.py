@@ -1,6 +1,6 @@
-"""Find the text files of a benchmark: in the user's folder, in the cache, or at a fixed commit on GitHub.
+"""Find the files of a benchmark in the user's folder or in the cache, or download them from a fixed commit on GitHub.
 
-The sha256 of every file is checked, and rows are read as a stream.
+The sha256 of every file is checked. Rows are read one at a time.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True)
 class Source:
-    """One text file of a public repository at one commit.
+    """One file of a public repository at one commit.
 
     Args:
         repository: `owner/name` on GitHub.
-        commit: All 40 digits, since GitHub's server of raw files does not promise to accept fewer.
-        path: Inside the repository.
-        place: The path below a user's data folder.
-        sha256: Of the unpacked file with `\\n` line ends.
+        commit: The hash of the commit. Give all 40 digits: GitHub's server for raw files may not accept fewer.
+        path: The path of the file in the repository.
+        place: The path of the file below the user's data folder.
+        sha256: The hash of the file's content. For a text file: unpacked and with `\\n` line ends.
     """
 
     repository: str
@@ -57,7 +57,7 @@ def cache_dir() -> Path:
 
 
 def find(data_dir: Path, names: Iterable[str]) -> Path | None:
-    """Return the first of `names` that is a file below `data_dir`, plain or compressed as `.xz`, or None.
+    """Return the path of the first of `names` that exists below `data_dir`, plain or as `.xz`; None if none exists.
 
     Raises:
         UserError: `data_dir` is not a folder.
@@ -72,12 +72,17 @@ def find(data_dir: Path, names: Iterable[str]) -> Path | None:
 
 
 def locate(source: Source, data_dir: Path | None, names: Iterable[str]) -> Path:
-    """Return the path of a file: one of `names` below `data_dir`, else in the cache, else downloaded into the cache.
+    """Return the path of a file in `data_dir` or in the cache. If it is in neither, download it into the cache.
 
-    Only a download is checked here; `read_rows` checks other files while it reads them.
+    Here, the sha256 is checked only after a download. `read_rows` checks it again while it reads a file.
+
+    Args:
+        source: The published file.
+        data_dir: The user's data folder; None if there is none.
+        names: The paths below `data_dir` that the file may have; the first one that exists is used.
 
     Raises:
-        UserError: The file is nowhere and cannot be downloaded, or the download is not the published file.
+        UserError: `data_dir` is not a folder, the download failed, or the downloaded file is not the published one.
     """
     found = find(data_dir, names) if data_dir else None
     if found:
@@ -89,15 +94,17 @@ def locate(source: Source, data_dir: Path | None, names: Iterable[str]) -> Path:
 
 
 def read_rows(path: Path, parse: Callable[[str], Row], sha256: str | None = None) -> Iterator[Row]:
-    """Read the rows of a plain or `.xz` text file as a stream, one row a line.
+    """Yield the rows of a text file, plain or `.xz`. Each line is one row.
 
     Args:
         path: The file.
-        parse: Makes a row of a line without its end, or raises a ValueError that says what is wrong with it.
-        sha256: The hash that the file must have, with line ends read as `\\n`; it is compared after the last row.
+        parse: Converts a line, without its line end, to a row. It raises a ValueError if the line is wrong.
+        sha256: The expected hash of the unpacked file with `\\n` line ends, compared after the last row. None: the hash
+            is not checked.
 
     Raises:
-        UserError: The file cannot be read or unpacked, a line is broken (named by its number), or the hash differs.
+        UserError: The file cannot be read or unpacked, a line is wrong (the message has its number), or the hash
+            differs.
     """
     yield from rows_of(_raw_lines(path), path, parse, sha256)
 
@@ -105,7 +112,7 @@ def read_rows(path: Path, parse: Callable[[str], Row], sha256: str | None = None
 def rows_of(
     lines: Iterable[bytes], path: Path, parse: Callable[[str], Row], sha256: str | None = None
 ) -> Iterator[Row]:
-    """Make rows of lines that are in memory, as `read_rows` does; errors name `path`."""
+    """Yield the rows of lines that are already in memory; see `read_rows`. `path` is only used in error messages."""
     digest = hashlib.sha256()
     for number, raw in enumerate(lines, start=1):
         line = raw.removesuffix(b"\n").removesuffix(b"\r")
@@ -132,8 +139,8 @@ def _raw_lines(path: Path) -> Iterator[bytes]:
 
 
 def _download(source: Source, target: Path, data_dir: Path | None) -> None:
-    """Download to a temporary name beside `target` and rename it when its hash is right."""
-    # not `tempfile`, whose files only their owner may read: a cache can be shared by a group
+    """Download a file to `target`: under a temporary name first, which is renamed if the sha256 is correct."""
+    # `tempfile` is not used: only the owner can read its files, but several users can share a cache
     part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -156,8 +163,8 @@ def _download(source: Source, target: Path, data_dir: Path | None) -> None:
 
 
 def _receive(source: Source, file: IO[bytes]) -> str:
-    """Copy the file at the source's address into `file` with a progress bar on stderr; return its sha256."""
-    # rich is needed for nothing else here, and importing petransfer.data must stay cheap
+    """Download the content of `source` into `file`, with a progress bar on stderr, and return its sha256."""
+    # imported here, because importing petransfer.data must stay fast
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
@@ -173,7 +180,7 @@ def _receive(source: Source, file: IO[bytes]) -> str:
             digest.update(chunk)
             count += len(chunk)
             bar.update(task, completed=count)
-    # reading in chunks raises no error where the connection breaks
+    # reading in chunks raises no error if the connection breaks
     if length and count != int(length):
         raise ConnectionError(f"the connection broke after {count:,} of {int(length):,} bytes")
     return digest.hexdigest()
@@ -186,5 +193,5 @@ def _by_hand(source: Source, data_dir: Path | None) -> str:
 
 
 def difference(got: str, expected: str) -> str:
-    """Return how a file's sha256 differs from the published one."""
+    """Return the part of an error message that shows a file's sha256 and the expected one."""
     return f"its sha256 is {got[:12]}..., expected {expected[:12]}..."

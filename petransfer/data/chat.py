@@ -1,4 +1,4 @@
-"""Chats as text: by the tokenizer's chat template, or plainly as `role: content` lines."""
+"""Convert chats to text: with the tokenizer's chat template, or as plain `role: content` lines."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from petransfer.errors import UserError, reason_of
 
 
 def chat_layout(tokenizer: PreTrainedTokenizerBase, layout: Layout, chat: str) -> Layout:
-    """Return the layout for chats: by a template, an answer ends with the template's own token for the end of a turn.
+    """Return the layout for chats. With a chat template, targets end with the template's end-of-turn token.
 
     Args:
-        chat: The `chat` of the examples; for texts and plain chats the layout stays as it is.
+        tokenizer: The model's tokenizer.
+        layout: The model's layout for texts.
+        chat: The `chat` of the examples. Unless it is `template`, `layout` is returned unchanged.
 
     Raises:
-        UserError: The model is an encoder-decoder, or its tokenizer has no chat template.
+        UserError: `chat` is `template`, but the model is an encoder-decoder, or its tokenizer has no chat template or
+            one that fails.
     """
     if chat != "template":
         return layout
@@ -44,28 +47,29 @@ def render_chat(text: str, prefix: str, tokenizer: PreTrainedTokenizerBase, chat
     """Return the prompt of a chat as text, up to where the assistant's answer begins.
 
     Args:
-        text: The JSON list of the messages before the answer; any other text is the user's one message.
-        prefix: Stands before the last message of the user.
-        chat: `template` or `plain`.
+        text: The JSON list of the messages before the answer. Any other text counts as one message of the user.
+        prefix: A text that is inserted at the beginning of the user's last message.
+        tokenizer: The tokenizer, whose chat template is used.
+        chat: `template` for the chat template, `plain` for `role: content` lines.
 
     Raises:
-        BadRow: The template refuses the messages, as some do where roles do not alternate.
+        BadRow: The template raises an error. Some templates do so if the roles do not alternate.
     """
     messages = _with_prefix(messages_of(text), prefix)
     if chat == "plain":
         return "".join(f"{message['role']}: {message['content']}\n" for message in messages) + "assistant:"
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except Exception as error:  # a template can fail in any way
+    except Exception as error:  # a template can raise any error
         raise BadRow("the chat template refuses the messages", reason_of(error, 80)) from None
 
 
 def messages_of(text: str) -> list[dict[str, Any]]:
-    """Read the messages of a prompt: a JSON list of messages, or else the text is one message of the user."""
+    """Return the messages of a prompt. A text that is not a JSON list of messages is one message of the user."""
     if text.lstrip().startswith("["):
         try:
             return read_messages(json.loads(text))
-        except ValueError:  # a text that begins with a bracket
+        except ValueError:  # not a list of messages, but a text that begins with a bracket
             pass
     return [{"role": "user", "content": text}]
 
@@ -79,7 +83,7 @@ def _with_prefix(messages: Sequence[Mapping[str, Any]], prefix: str) -> list[dic
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase, eos_id: int) -> int:
-    """The first special token that the template writes after an answer; the usual end token where there is none."""
+    """Return the first special token that the chat template writes after an answer; `eos_id` if it writes none."""
     messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "ANSWER"}]
     try:
         tail = str(tokenizer.apply_chat_template(messages, tokenize=False)).rpartition("ANSWER")[2]

@@ -1,4 +1,4 @@
-"""The parts of a split as token ids: all examples are checked in one pass, before a model is loaded."""
+"""Encode the parts of a split as token ids, and check the examples in the same pass, before a model is loaded."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from petransfer.data.encoding import (
 from petransfer.data.task import PARTS, Example, SplitData
 from petransfer.errors import UserError
 
-# So many examples are kept as token ids; more are encoded again each time they are used.
+# If a part on disk has more examples than this, its token ids are not kept: they are encoded at every access.
 KEPT = 20_000
 _CHUNK = 1000
-# Of so many inputs of a part it is checked whether the tokenizer keeps all their characters.
+# About so many inputs of each part are checked for characters that the tokenizer loses.
 _INPUTS_CHECKED = 2000
 
 TooLong = Callable[[Encoded], BadRow | None]
@@ -35,7 +35,7 @@ TooLong = Callable[[Encoded], BadRow | None]
 
 
 class LazilyEncoded(Sequence[Encoded]):
-    """The token ids of examples that stay on the disk, encoded when they are asked for."""
+    """The token ids of examples that stay on disk. An example is encoded each time it is accessed."""
 
     def __init__(
         self, examples: Sequence[Example], prefix: str, tokenizer: PreTrainedTokenizerBase, layout: Layout
@@ -53,12 +53,12 @@ class LazilyEncoded(Sequence[Encoded]):
         return self.take(range(*at.indices(len(self)))) if isinstance(at, slice) else self.take([at])[0]
 
     def take(self, positions: Iterable[int]) -> list[Encoded]:
-        """Encode several examples at once, which a tokenizer does faster."""
+        """Return the token ids of several examples. Encoding them in one call is faster than one by one."""
         return encode_examples([self.examples[at] for at in positions], self._prefix, self._tokenizer, self._layout)
 
 
 def take(encoded: Sequence[Encoded], positions: Sequence[int]) -> list[Encoded]:
-    """Return the examples at these positions."""
+    """Return the token ids of the examples at these positions."""
     if isinstance(encoded, LazilyEncoded):
         return encoded.take(positions)
     return [encoded[at] for at in positions]
@@ -66,15 +66,15 @@ def take(encoded: Sequence[Encoded], positions: Sequence[int]) -> list[Encoded]:
 
 @dataclass
 class EncodedPart:
-    """One part as token ids.
+    """One part of a split (train, dev or test) as token ids.
 
     Args:
         examples: The examples that can be used.
-        encoded: Their token ids, in memory or encoded when they are asked for.
-        token_ids: The token ids that occur in the examples that were looked at.
-        bad: Position and reason of each example that cannot be used.
-        changed_inputs: How many inputs lose a character, by character; of the first inputs.
-        inputs_checked: How many inputs were looked at for that.
+        encoded: The token ids of `examples`, either in memory or encoded at every access.
+        token_ids: All token ids that occur in the checked examples.
+        bad: The position and the reason of each example that cannot be used.
+        changed_inputs: For each character that the tokenizer loses, the number of inputs that lose it.
+        inputs_checked: The number of inputs that were checked for lost characters.
     """
 
     examples: Sequence[Example]
@@ -91,9 +91,9 @@ class EncodedSplit:
 
     Args:
         data: The examples that can be used.
-        parts: Their token ids by part.
-        token_ids: The token ids that occur in the training examples.
-        notes: What the user should know: rows that were left out, inputs that the tokenizer changes.
+        parts: The token ids of these examples, by part.
+        token_ids: All token ids that occur in the checked training examples.
+        notes: Messages for the user about skipped rows, and about characters of inputs that the tokenizer loses.
     """
 
     data: SplitData
@@ -113,19 +113,22 @@ def encode_split(
     skip_bad_rows: bool = False,
     used_in_training: Callable[[], Iterable[int]] | None = None,
 ) -> EncodedSplit:
-    """Encode parts of a split and find every example that cannot be used.
+    """Encode parts of a split, and find the examples that cannot be used.
 
     Args:
-        prefix: Stands before every input.
-        parts: The parts that are used.
-        too_long: Says why an example is too long for the model.
-        skip_bad_rows: Whether to leave such examples out.
-        used_in_training: The positions of the training examples that training uses. Where there are too many examples
-            to keep, only these are checked, unless bad rows are skipped. None: all.
+        data: The examples of the split.
+        prefix: The text before every input.
+        tokenizer: The model's tokenizer.
+        layout: The model's layout.
+        parts: The parts to encode.
+        too_long: Returns why an example is too long for the model, or None if it is not.
+        skip_bad_rows: Leave out the examples that cannot be used, instead of raising an error.
+        used_in_training: Returns the positions of the training examples that training will use. If the training part
+            is too large to keep and bad rows are not skipped, only these examples are checked. None: all are checked.
 
     Raises:
-        UserError: Examples cannot be used and must not be left out; the error counts them by reason. Or a part has no
-            other examples.
+        UserError: Some examples cannot be used and `skip_bad_rows` is False (the message counts them by reason), or a
+            part has no example that can be used.
     """
     found: dict[str, EncodedPart] = {}
     bad = BadRows()
@@ -156,10 +159,15 @@ def encode_part(
     too_long: TooLong = lambda encoded: None,
     used: Callable[[], Iterable[int]] | None = None,
 ) -> EncodedPart:
-    """Encode one part; examples that cannot be used are listed and left out.
+    """Encode one part of a split. Examples that cannot be used are left out and listed in the result's `bad`.
 
     Args:
-        used: The positions that are looked at where the examples are too many to be kept; None: all.
+        examples: The examples of the part.
+        prefix: The text before every input.
+        tokenizer: The model's tokenizer.
+        layout: The model's layout.
+        too_long: Returns why an example is too long for the model, or None if it is not.
+        used: Returns the positions of the examples to check if the part is too large to keep. None: all are checked.
     """
     keep = len(examples) <= KEPT or isinstance(examples, tuple | list)
     positions = range(len(examples)) if keep or used is None else used()
@@ -185,7 +193,7 @@ def encode_part(
 def _without(examples: Sequence[Example], positions: Sequence[int]) -> Sequence[Example]:
     if not positions:
         return examples
-    if hasattr(examples, "without"):  # they stay on the disk
+    if hasattr(examples, "without"):  # `StoredRows`, which stay on disk
         rows: Sequence[Example] = examples.without(positions)
         return rows
     left_out = set(positions)
@@ -193,7 +201,10 @@ def _without(examples: Sequence[Example], positions: Sequence[int]) -> Sequence[
 
 
 def _lost_in_inputs(examples: Sequence[Example], prefix: str, tokenizer: PreTrainedTokenizerBase) -> Iterable[str]:
-    """For each input, the characters that do not come back from its token ids; line breaks and tabs count."""
+    """Yield, for each input, every character that is lost when the input is encoded and decoded.
+
+    Line breaks and tabs count as characters, other blanks do not. Chats are not checked.
+    """
     if examples[0].chat:
         return
     texts = [input_text(example, prefix, tokenizer) for example in examples]

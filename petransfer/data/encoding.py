@@ -1,4 +1,4 @@
-"""Texts to token ids and back; targets that do not come back from their token ids are refused."""
+"""Encode texts as token ids, and decode them. A target is refused if decoding does not reproduce it exactly."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ADVICE = "take a checkpoint whose tokenizer has them, write them otherwise, or l
 
 @dataclass(frozen=True)
 class Encoded:
-    """One example as token ids; both sequences end as the model family wants, `target_ids` with the end token."""
+    """The token ids of one example, with the special tokens that the model needs. `target_ids` ends with `eos_id`."""
 
     input_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
@@ -40,10 +40,13 @@ class Encoded:
 def encode_inputs(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, layout: Layout, is_rendered: bool = False
 ) -> list[tuple[int, ...]]:
-    """Return the token ids of inputs, prefix included. A decoder-only input ends in a line break before the target.
+    """Return the token ids of inputs. For a decoder-only model, a line break is added to separate input and target.
 
     Args:
-        is_rendered: Whether a chat template has written the texts, so that all special tokens are in them.
+        texts: The inputs, each with its prefix.
+        tokenizer: The model's tokenizer.
+        layout: The model's layout.
+        is_rendered: Whether a chat template wrote the texts. They then contain all special tokens; nothing is added.
     """
     if is_rendered:
         rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
@@ -56,10 +59,10 @@ def encode_inputs(
 
 
 def encode_targets(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, layout: Layout) -> list[tuple[int, ...]]:
-    """Return the token ids of targets, each with the end token.
+    """Return the token ids of each target, including the end token.
 
     Raises:
-        UserError: A target does not come back from its token ids; the error names the lost characters.
+        UserError: Decoding does not reproduce a target; the message names the lost characters.
     """
     rows = _target_rows(texts, tokenizer)
     for text, row, back in zip(texts, rows, decode(rows, tokenizer), strict=True):
@@ -73,11 +76,11 @@ def encode_targets(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, lay
 def encode_examples(
     examples: Sequence[Example], prefix: str, tokenizer: PreTrainedTokenizerBase, layout: Layout
 ) -> list[Encoded]:
-    """Return examples as token ids, with the prefix before each input.
+    """Return the token ids of examples, with `prefix` before each input.
 
     Raises:
-        UserError: A target does not come back from its token ids.
-        BadRow: The chat template refuses the messages of an example.
+        UserError: Decoding does not reproduce a target.
+        BadRow: The chat template raises an error for the messages of an example.
     """
     inputs = [input_text(example, prefix, tokenizer) for example in examples]
     sources = encode_inputs(inputs, tokenizer, layout, _is_rendered(examples))
@@ -88,7 +91,7 @@ def encode_examples(
 def encode_checked(
     examples: Sequence[Example], prefix: str, tokenizer: PreTrainedTokenizerBase, layout: Layout
 ) -> list[Encoded | BadRow]:
-    """Return each example as token ids, or the reason in its place if it cannot be used."""
+    """Return the token ids of each example, or a `BadRow` with the reason if the example cannot be used."""
     found: list[Encoded | BadRow] = []
     inputs: list[str] = []
     problems: dict[int, BadRow] = {}
@@ -108,16 +111,16 @@ def encode_checked(
 
 
 def input_text(example: Example, prefix: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the text that the model reads for an example.
+    """Return an example's input as the model reads it: with `prefix`, and with a chat converted to text.
 
     Raises:
-        BadRow: The chat template refuses its messages.
+        BadRow: The chat template raises an error for the example's messages.
     """
     return render_chat(example.input, prefix, tokenizer, example.chat) if example.chat else prefix + example.input
 
 
 def decode(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return the texts of token ids, without special tokens and with blanks as they are."""
+    """Decode rows of token ids to texts. Special tokens are left out, and blanks are not changed."""
     return [
         str(tokenizer.decode(list(row), skip_special_tokens=True, clean_up_tokenization_spaces=False)) for row in rows
     ]
@@ -128,8 +131,9 @@ def target_problem(text: str, row: Sequence[int], back: str, tokenizer: PreTrain
 
     Args:
         text: The target.
-        row: Its token ids, without the end token.
-        back: The text that the token ids stand for.
+        row: The token ids of the target, without the end token.
+        back: The text that decoding `row` gives.
+        tokenizer: The model's tokenizer.
     """
     has_unknown = tokenizer.unk_token_id is not None and tokenizer.unk_token_id in row
     if back == text and not has_unknown:
@@ -149,12 +153,13 @@ def target_problem(text: str, row: Sequence[int], back: str, tokenizer: PreTrain
 
 
 def lost_characters(text: str, back: str) -> list[str]:
-    """Return the characters of a text, blanks aside, that do not come back from its token ids."""
+    """Return the characters of `text` that are missing from `back`, the decoded text. Blanks are ignored."""
     return sorted({sign for sign in text if sign not in back and not sign.isspace()})
 
 
 def _target_rows(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    # M2M100's tokenizer fails on targets without a language; its inputs and targets share one vocabulary
+    # M2M100's tokenizer cannot encode targets if no language is set. They are then encoded as inputs, which have the
+    # same vocabulary.
     as_inputs = hasattr(tokenizer, "lang_code_to_token") and tokenizer.tgt_lang is None
     given = {"text" if as_inputs else "text_target": list(texts)}
     rows: list[list[int]] = tokenizer(**given, add_special_tokens=False, verbose=False)["input_ids"]

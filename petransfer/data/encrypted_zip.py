@@ -1,4 +1,4 @@
-"""Read a file from a password-protected zip in memory; nothing is written to disk."""
+"""Read a file from a password-protected zip archive. It is unpacked in memory; nothing is written to disk."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from petransfer.errors import UserError, reason_of
 
 
 def open_member(path: Path, member: str, sha256: str, password: str, asked: str) -> list[bytes]:
-    """Return the lines of one file in a zip.
+    """Return the lines of one file in a password-protected zip archive.
 
     Args:
-        path: The zip.
-        member: The name of the file in it.
-        sha256: The hash that the zip must have.
-        password: Of the zip.
-        asked: How the user gave the password, for the error.
+        path: The archive.
+        member: The name of the file in the archive.
+        sha256: The expected hash of the archive.
+        password: The password of the archive.
+        asked: Where the user gave the password, such as `$PETRANSFER_SLOG_PASSWORD`; for the error message.
 
     Raises:
-        UserError: The zip cannot be read, is not the published one, or the password is wrong.
+        UserError: The archive cannot be read, is not the published one, or the password is wrong.
     """
     try:
         packed = path.read_bytes()
@@ -35,6 +35,6 @@ def open_member(path: Path, member: str, sha256: str, password: str, asked: str)
     with zipfile.ZipFile(io.BytesIO(packed)) as archive:
         try:
             return list(io.BytesIO(archive.read(member, pwd=password.encode())))
-        # one wrong password in 256 passes the check at the beginning, and the bytes then cannot be unpacked
+        # zip's password check accepts one of 256 wrong passwords; the error then comes later, while unpacking
         except (RuntimeError, zipfile.BadZipFile, zlib.error):
             raise UserError(f"the password in {asked} does not open {path}: read it where the file is from") from None

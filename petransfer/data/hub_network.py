@@ -1,4 +1,4 @@
-"""Detect at once that the hub cannot be reached, instead of after the retries of every request."""
+"""Check once whether the hub can be reached. Otherwise every request would be retried several times before it fails."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HTTP_PROXY"
 
 @functools.cache
 def hub_is_reachable() -> bool:
-    """Return whether a connection to the hub can be opened; always True behind a proxy, which decides for itself."""
-    from huggingface_hub import constants  # takes time to import
+    """Return whether the hub can be reached: False if HF_HUB_OFFLINE is set, True (untested) if there is a proxy."""
+    from huggingface_hub import constants  # imported here because it takes time
 
     if constants.HF_HUB_OFFLINE:
         return False
@@ -31,7 +31,7 @@ def hub_is_reachable() -> bool:
 
 
 def use_cache_if_unreachable() -> bool:
-    """Restrict huggingface_hub to its cache, in this process and its workers, if the hub cannot be reached.
+    """If the hub cannot be reached, restrict huggingface_hub to its cache, in this process and in its workers.
 
     Returns:
         Whether the hub can be reached.
@@ -40,7 +40,8 @@ def use_cache_if_unreachable() -> bool:
         return True
     from huggingface_hub import constants
 
-    # every request reads the constant; the variable is for worker processes, which import the library later
+    # Every request reads the constant. The environment variable is for worker processes, which import the library
+    # later.
     constants.HF_HUB_OFFLINE = True
     os.environ["HF_HUB_OFFLINE"] = "1"
     return False

@@ -1,4 +1,4 @@
-"""How a model family takes its examples."""
+"""The layout of a model's examples: one or two token sequences, and their special tokens."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Layout:
-    """How a model family takes its examples.
+    """The form in which a model reads an example: one or two token sequences, and their special tokens.
 
     Args:
-        encoder_decoder: Whether input and target are two sequences; otherwise the target follows the input in one.
-        pad_id: Token id that fills up a batch.
+        encoder_decoder: Whether input and target are two sequences. If False, they are one sequence, in which the
+            target follows the input.
+        pad_id: Token id of padding.
         eos_id: Token id that ends a target.
         decoder_start_id: Token id that the decoder reads before the first target token (encoder-decoder only).
-        decoder_prefix: Token ids that the decoder reads after that one, such as a target language. They are given in
-            training, scoring and generation alike, and are no part of a target.
+        decoder_prefix: Token ids that the decoder reads after `decoder_start_id`, such as the token of the target
+            language. They are used in training, scoring and generation, and do not belong to the target.
     """
 
     encoder_decoder: bool

@@ -1,7 +1,7 @@
 """Compare the meaning of two logical forms of ReCOGS: semantic exact match of Wu et al. (2023, arXiv:2303.13716).
 
-A form is a set of conjuncts, separated by `;` or `AND`, over variables that are numbers. Two forms have the same
-meaning if a one-to-one renaming of the variables makes their sets equal; order and names carry no meaning.
+A logical form is a set of conjuncts such as `agent ( 2 , 1 )`, separated by `;` or `AND`. The numbers are variables.
+Two forms have the same meaning if a one-to-one renaming of the variables makes their sets of conjuncts equal.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Semantics:
     """How to compare the meaning of a prediction with that of the target.
 
     Args:
-        same: Whether (target, prediction) have the same meaning.
-        may_become: Whether (target, beginning of a prediction) can still have the same meaning after some continuation;
-            False only where no continuation can.
+        same: A function of (target, prediction). It returns whether the two have the same meaning.
+        may_become: A function of (target, beginning of a prediction). It returns False only if no continuation of the
+            beginning can have the meaning of the target.
     """
 
     same: Callable[[str, str], bool]
@@ -34,7 +34,7 @@ class Semantics:
 
 
 def conjuncts(form: str) -> frozenset[Conjunct] | None:
-    """Return the conjuncts of a form without blanks and repetitions, or None if a part of it is no conjunct.
+    """Return the set of conjuncts of a logical form, without blanks; None if a part of the form is not a conjunct.
 
     >>> sorted(conjuncts("* dog ( 1 ) ; run ( 2 ) AND agent ( 2 , 1 )"))
     [('*dog', ('1',)), ('agent', ('2', '1')), ('run', ('2',))]
@@ -46,10 +46,11 @@ def conjuncts(form: str) -> frozenset[Conjunct] | None:
 
 
 def same_meaning(target: str, answer: str) -> bool:
-    """Whether two forms are equal except for the order of conjuncts, repetitions and the names of variables.
+    """Return whether two logical forms are equal, apart from order, repeated conjuncts and the names of variables.
 
-    The authors also accept a prediction with two variables for one variable of the target; this function does not.
-    Other forms, such as the lambda terms of single verbs, are compared as sets of strings.
+    Wu et al. also accept a prediction that has two variables in place of one variable of the target; this function
+    does not. Forms with other parts than conjuncts, such as the lambda terms of single verbs, are compared as sets of
+    strings.
     """
     wanted, said = conjuncts(target), conjuncts(answer)
     if wanted is None or said is None:
@@ -58,10 +59,11 @@ def same_meaning(target: str, answer: str) -> bool:
 
 
 def may_become(target: str, beginning: str) -> bool:
-    """Whether a prediction that begins so can still have the meaning of the target.
+    """Return whether a prediction that begins with `beginning` can still have the meaning of the target.
 
-    Each of its predicates must be in the target, at most as often as there, and it must not have more variables. The
-    last predicate may be incomplete.
+    It cannot if `beginning` has more variables than the target, or has a predicate more often than the target, or
+    contains something that is not a conjunct. The last conjunct of `beginning` may be incomplete. If the target itself
+    contains something that is not a conjunct, the result is True.
     """
     wanted = conjuncts(target)
     if wanted is None:
@@ -94,7 +96,7 @@ def _variables(form: Iterable[Conjunct]) -> set[str]:
 
 
 def _shape(form: Iterable[Conjunct]) -> Counter[tuple[str, int]]:
-    """Count the predicates, by name and number of variables."""
+    """Count the conjuncts of a form by predicate and number of variables."""
     return Counter((name, len(variables)) for name, variables in form)
 
 
@@ -103,16 +105,20 @@ Colours = Mapping[Node, int]
 
 
 def _isomorphic(one: frozenset[Conjunct], other: frozenset[Conjunct]) -> bool:
-    """Whether a one-to-one renaming of the variables turns `one` into `other`."""
+    """Return whether a one-to-one renaming of the variables turns the form `one` into the form `other`."""
     joined = [(name, tuple((side, v) for v in vs)) for side, form in enumerate((one, other)) for name, vs in form]
     return _match(joined, dict.fromkeys({node for _, nodes in joined for node in nodes}, 0))
 
 
 def _match(joined: list[tuple[str, tuple[Node, ...]]], colours: Colours) -> bool:
-    """Match the variables of both forms by colour refinement, with a search where colours leave a choice.
+    """Return whether the variables of two forms can be matched one to one, by colour refinement and search.
 
-    Only variables of the same colour can be matched. Where a colour has several variables on each side, the first one
-    is matched with each candidate in turn.
+    Only variables of the same colour can be matched. If a colour has several variables in each form, the first variable
+    of one form is tried with each variable of the other form.
+
+    Args:
+        joined: The conjuncts of both forms. Each variable is written as (0 or 1 for its form, name).
+        colours: A number for each variable. Variables with different numbers cannot be matched.
     """
     colours = _refine(joined, colours)
     classes: dict[int, tuple[list[Node], list[Node]]] = defaultdict(lambda: ([], []))
@@ -132,7 +138,11 @@ def _match(joined: list[tuple[str, tuple[Node, ...]]], colours: Colours) -> bool
 
 
 def _refine(joined: list[tuple[str, tuple[Node, ...]]], colours: Colours) -> Colours:
-    """Recolour each variable by its conjuncts, its place in them and the colours beside it, until nothing changes."""
+    """Return refined colours: variables keep the same colour only if they occur in conjuncts of the same kind.
+
+    The new colour of a variable depends on its old colour, on the predicates of its conjuncts, on its position in them,
+    and on the colours of the other variables in them. This is repeated until no colour is split any more.
+    """
     while True:
         seen: dict[Node, list[tuple[str, int, tuple[int, ...]]]] = defaultdict(list)
         for name, nodes in joined:

@@ -16,11 +16,11 @@ class Example:
 
     Args:
         index: The number of the example in the official file or in the task's documented order, counted from 0.
-        input: The text that the model reads; of a chat, the JSON list of the messages before the answer.
+        input: The text that the model reads. For a chat: the JSON list of the messages before the answer.
         target: The text that the model should generate.
-        category: Groups examples inside a split; results are also given per category.
-        chat: How a chat is written: `template` by the tokenizer's chat template, `plain` as `role: content` lines;
-            empty where the input is a text.
+        category: The group that the example belongs to inside its split. Results are also given per category.
+        chat: How a chat is converted to text: `template` for the tokenizer's chat template, `plain` for
+            `role: content` lines. Empty if the input is not a chat.
     """
 
     index: int
@@ -34,19 +34,24 @@ PARTS = ("train", "dev", "test")
 
 
 def row_name(part: str, index: int) -> str:
-    """Return the name of an example of train, dev or test in errors. index: the example's own."""
+    """Return the name of an example for error messages, such as `train row 1`.
+
+    Args:
+        part: `train`, `dev` or `test`.
+        index: The `index` of the example, counted from 0. The name counts from 1.
+    """
     return f"{part} row {index + 1}"
 
 
 @dataclass(frozen=True)
 class SplitData:
-    """The three parts of a split, in memory or on the disk. Nothing may be chosen by looking at `test`.
+    """The examples of a split in three parts, in memory or on disk. `test` must not be used to choose any setting.
 
     Args:
-        train, dev, test: The examples.
-        labels: All targets that occur, where the task knows them.
-        row_name: Returns the name of an example in errors, from its part and index: of the user's own files, the file
-            and line.
+        train, dev, test: The examples of each part.
+        labels: All different targets; empty if the task does not know them.
+        row_name: A function of (part, index). It returns the name of an example for error messages. For the user's own
+            files, this is the file and the line.
     """
 
     train: Sequence[Example]
@@ -57,7 +62,7 @@ class SplitData:
 
 
 class Task(Protocol):
-    """A benchmark or the user's own data. The seed of a run never changes which examples a part has."""
+    """A benchmark or the user's own data. The seed of a run never changes which examples belong to a part."""
 
     name: str
     splits: tuple[str, ...]
@@ -67,7 +72,10 @@ class Task(Protocol):
         ...
 
     def longest(self, split: str) -> tuple[int, int]:
-        """Return the characters in the longest training input and target, if possible without reading any file."""
+        """Return the lengths in characters of the longest training input and the longest training target.
+
+        If possible, no file is read.
+        """
         ...
 
     def load(self, split: str) -> SplitData:
@@ -80,15 +88,16 @@ class Task(Protocol):
 
 
 def cut_dev(rows: Sequence[Example], size: int, salt: str) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """Move `size` examples from the training rows to a dev part; return (train, dev) in the order of `rows`.
+    """Move `size` examples from the training rows to a dev part; return (train, dev), both in the order of `rows`.
 
-    Only inputs that occur once in `rows` are drawn, so that dev and train share no input, and a command that SCAN
+    Only rows whose input occurs once in `rows` can be moved. So dev and train share no input, and a command that SCAN
     repeats many times (such as `jump` alone) stays in train.
 
     Args:
         rows: The training rows.
-        size: The number of dev examples; at most half of the rows that can be drawn.
-        salt: Decides the draw. The seed of a run does not, so that all runs of a study have the same dev examples.
+        size: The number of dev examples. At most half of the rows that can be moved are moved.
+        salt: A text that determines which rows are drawn. The draw does not depend on the seed of a run, so all runs of
+            a study have the same dev examples.
     """
     counts = Counter(row.input for row in rows)
     single = [position for position, row in enumerate(rows) if counts[row.input] == 1]

@@ -1,7 +1,7 @@
-"""The registry of tasks: every task's file declares the task and its metadata in one `RegisteredTask`.
+"""The registry of tasks. The file of a task declares the task and its metadata in one `RegisteredTask`.
 
-Built-in tasks are the files of `petransfer/data/tasks`. Another package adds its own by an entry point of the group
-`petransfer.tasks` whose name is the task's name and whose value is `module:object`.
+The files of the built-in tasks are in `petransfer/data/tasks`. Another package adds a task by an entry point in the
+group `petransfer.tasks`. The name of the entry point is the name of the task, and its value is `module:object`.
 """
 
 from __future__ import annotations
@@ -19,21 +19,23 @@ from petransfer.registries import Registry
 
 @dataclass(frozen=True)
 class RegisteredTask:
-    """A task: how to make it, and its metadata.
+    """The metadata of a task, and the function that makes the task.
 
     Args:
-        name: What a recipe calls the task.
-        factory: Makes the task from the keyword `data_dir` and the task's own options. It must not read any file.
-        title: The name in tables and cards.
-        licence: The licence of the data, as the Hugging Face hub names it; None where it is not known.
-        languages: ISO 639-1 codes of the inputs.
+        name: The name of the task in recipes.
+        factory: Makes the task. Its keyword arguments are `data_dir` and the options of the task. It must not read any
+            file.
+        title: The name of the task in tables and model cards.
+        licence: The licence of the data, as the Hugging Face hub names it; None if it is not known.
+        languages: ISO 639-1 codes of the languages of the inputs.
         hub_datasets: Ids of the same data on the Hugging Face hub.
-        citation: Authors, year and where it was published.
+        citation: The publication: authors, year, title and source.
         category_titles: A title for each category, for tables.
         category_groups: The group of each category, for tables.
-        semantics: How to compare the meaning of a prediction and its target, where that differs from equal strings.
+        semantics: How to compare the meaning of a prediction with that of its target. None: only equal strings have the
+            same meaning.
         text_is_private: Whether inputs and targets must never be written to a file.
-        published: False where the rows are the user's own files.
+        published: False if the rows come from the user's own files.
     """
 
     name: str
@@ -54,25 +56,25 @@ TASKS: Registry[RegisteredTask] = Registry("task", RegisteredTask, "petransfer.d
 
 
 def task_info(name: str) -> RegisteredTask | None:
-    """Return a task's metadata, or None where no installed package has the task.
+    """Return the metadata of a task, or None if no installed package has the task.
 
-    A card or a report can describe the run of a task that another machine has.
+    A task can be missing when a model card or a report describes a run from another machine.
     """
     return TASKS.get(name)
 
 
 def task_title(name: str) -> str:
-    """Return the title of a task; the name itself where no installed package has the task."""
+    """Return the title of a task, or `name` if no installed package has the task."""
     info = task_info(name)
     return info.title if info else name
 
 
 def load_task(name: str, data_dir: Path | str | None = None, /, **options: object) -> Task:
-    """Make a task by its name, without reading any file; the task's `load` reads its files.
+    """Return the task called `name`. This reads no file; the task's method `load` reads its files.
 
     Args:
         name: A name in the registry, such as `scan` or `lines`.
-        data_dir: Where the task looks for its files first.
+        data_dir: The folder in which the task looks for its files first.
         **options: The options of the task's class (scan: `dev_size`; cogs: `version`; lines: `train`, `dev`, ...).
 
     Raises:

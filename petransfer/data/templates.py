@@ -1,4 +1,4 @@
-"""Templates that make one input of several columns, such as `"summarize: {document}"`."""
+"""Templates that make an input from one or more columns, such as `"summarize: {document}"`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from petransfer.errors import UserError
 
 @functools.lru_cache(maxsize=64)
 def fields_of(template: str, column: str = "input") -> tuple[str, ...]:
-    """Return the columns that a template names, or `column` where there is no template.
+    """Return the names of the columns in a template, each once. If the template is empty, return only `column`.
 
     Raises:
-        UserError: The template names no column or formats one, or its braces do not match.
+        UserError: The template has no column, has a format (`{name:>5}` or `{name!r}`), or has a brace too many.
     """
     if not template:
         return (column,)
@@ -36,6 +36,6 @@ def fields_of(template: str, column: str = "input") -> tuple[str, ...]:
 
 
 def render(template: str, values: Mapping[str, str]) -> str:
-    """Replace every `{column}` of a template by its value; braces inside values stay as they are."""
+    """Return a template in which every `{column}` is replaced by its value. Braces inside values are not changed."""
     parts = string.Formatter().parse(template)
     return "".join(text + (values[name] if name is not None else "") for text, name, _, _ in parts)

@@ -1,6 +1,6 @@
-"""Benchmarks whose parts are tab-separated files with one example a line: sentence, logical form, type.
+"""Benchmarks in tab-separated files. Each line is one example: sentence, logical form, type.
 
-The rows keep the order of the files.
+The examples keep the order of the lines.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SPLITS: tuple[str, ...] = ("gen", "test")
 
 
 def parse_row(line: str) -> tuple[str, str, str]:
-    """Return (sentence, logical form, type) of one tab-separated line.
+    """Split one tab-separated line into (sentence, logical form, type).
 
     Raises:
         ValueError: The line does not have three columns, or one of them is empty.
@@ -35,16 +35,18 @@ def parse_row(line: str) -> tuple[str, str, str]:
 
 @dataclass(frozen=True)
 class TabularTask:
-    """A benchmark with the splits `gen` and `test`; each has the test set of its name.
+    """A benchmark with the splits `gen` and `test`, which differ only in their test set.
 
-    Both splits have the same training and dev rows. `gen` is the generalization set, `test` has the distribution of the
-    training rows. The category of an example is the third column of its file.
+    The test set of split `gen` is the generalization set. The test set of split `test` has the distribution of the
+    training rows. The category of an example is the third column of its line.
 
     Args:
-        data_dir: The folder in which files are looked for, plain or `.xz`, before the cache and the download.
-        sources: The published files by part (train, dev, test, gen).
-        folders: The folders below `data_dir` that may hold a file.
-        training_rows, longest_row: Of the training file, so that a study can be planned without it.
+        data_dir: The folder that is searched for files, plain or `.xz`, before the cache and the download.
+        sources: The published file of each part (train, dev, test, gen).
+        folders: The folders below `data_dir` that may contain the files.
+        training_rows: The number of training rows. It is stored here, so that a study can be planned without the file.
+        longest_row: The lengths in characters of the longest training input and the longest training target, stored
+            for the same reason.
     """
 
     data_dir: Path | None = None
@@ -56,11 +58,14 @@ class TabularTask:
     longest_row: ClassVar[tuple[int, int]]
 
     def train_size(self, split: str) -> int:
-        """Return the rows of the training file, which all splits share."""
+        """Return the number of training rows. All splits share one training set."""
         return self.training_rows
 
     def longest(self, split: str) -> tuple[int, int]:
-        """Return the characters in the longest training input and target. All splits share one training set."""
+        """Return the lengths in characters of the longest training input and the longest training target.
+
+        All splits share one training set.
+        """
         return self.longest_row
 
     def load(self, split: str) -> SplitData:
@@ -74,12 +79,12 @@ class TabularTask:
         return SplitData(train=self.read("train"), dev=self.read("dev"), test=self.read(split))
 
     def read(self, part: str) -> tuple[Example, ...]:
-        """Return the examples of one part."""
+        """Return the examples of one part: `train`, `dev`, `test` or `gen`."""
         source = self.sources[part]
         rows = read_rows(self.locate(source), parse_row, source.sha256)
         return tuple(Example(index, *row) for index, row in enumerate(rows))
 
     def locate(self, source: Source) -> Path:
-        """Return the path of a file, which is downloaded if it is nowhere."""
+        """Return the path of a file in `data_dir` or in the cache. If it is in neither, download it."""
         name = Path(source.place).name
         return locate(source, self.data_dir, [f"{folder}{name}" for folder in (*self.folders, "")])

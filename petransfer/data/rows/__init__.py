@@ -1,1 +1,1 @@
-"""Rows of the user's own files: reading them, checking them, keeping them on the disk."""
+"""Read the rows of the user's own files, check them, and store them on disk."""

@@ -1,4 +1,4 @@
-"""One pass over the user's files: every row is checked, written to the disk, and drawn for a part."""
+"""Read the user's files in one pass: check every row, write it to disk, and assign it to train, dev or test."""
 
 from __future__ import annotations
 
@@ -32,18 +32,20 @@ _PART_NAMES = {
     **dict.fromkeys(("dev", "val", "valid", "validation", "eval"), 1),
     **dict.fromkeys(("test", "testing"), 2),
 }
-# Targets are a closed set if there are at most so many, each seen so often in the training rows on average.
+# The targets count as a closed set of labels if there are at most LABELS different targets and at least ROWS_PER_LABEL
+# training rows per different target.
 LABELS, ROWS_PER_LABEL = 50, 5
-# More are not counted, nor may so many categories be told apart.
+# Different targets are counted up to COUNTED. More different categories than CATEGORIES are an error.
 COUNTED, CATEGORIES = 5000, 1000
 
 
 class RowBuilder:
-    """Reads the sources of all parts, writes their rows and positions into a folder, and sums up what it saw."""
+    """Reads the rows of all parts, writes them and the positions of each part into a folder, and summarises them."""
 
     def __init__(self, options: RowOptions, folder: Path) -> None:
         self._options, self._folder = options, folder
-        self._parts, self._hashes = array("B"), array("Q")  # of the texts that rows are grouped by, 8 bytes each
+        # for each row: the number of its part, and an 8-byte hash of the text by which rows are grouped
+        self._parts, self._hashes = array("B"), array("Q")
         self._digest = hashlib.sha256()
         self._targets: Counter[str] = Counter()
         self._categories: Counter[str] = Counter()
@@ -55,14 +57,16 @@ class RowBuilder:
         self._chat = False
 
     def build(self, sources: Mapping[str, Source], cuts: Mapping[str, float]) -> dict[str, Any]:
-        """Write `rows.arrow` and the positions of each part; return what is known of the rows, for `about.json`.
+        """Write `rows.arrow` and the positions of each part, and return the summary of the rows for `about.json`.
 
         Args:
-            sources: The file or dataset of each part that has one.
-            cuts: The share or number of training rows for each part that is cut from them; 0 for the default.
+            sources: The file or dataset of each part that has its own.
+            cuts: For each part that is cut from the training rows, the share (below 1) or the number of these rows; 0:
+                the default.
 
         Raises:
-            UserError: Rows cannot be used and must not be left out, or a part has no rows.
+            UserError: Rows cannot be used and the option `bad_rows` is `refuse`, a part has no rows, or the categories
+                cannot be used.
         """
         with RowWriter(self._folder / "rows.arrow") as writer:
             for part in PARTS:
@@ -194,13 +198,13 @@ def _name_another(part: str) -> str:
 
 
 def _is_hidden(values: Mapping[str, Any], columns: ColumnChoice) -> bool:
-    """Whether the target is the number -1, which public test sets have in place of a label."""
+    """Return whether the target is the number -1, which some public test sets contain instead of the label."""
     target = value_of(values, columns.target) if columns.target and has_value(values, columns.target) else None
     return not isinstance(target, bool | str) and target == -1
 
 
 def _alike(counts: Mapping[str, int]) -> list[list[str]]:
-    """Groups of names that differ in case or blanks alone."""
+    """Return the groups of names that differ only in case or blanks."""
     groups: dict[str, list[str]] = {}
     for name in sorted(counts):
         groups.setdefault(" ".join(name.split()).casefold(), []).append(name)
@@ -208,7 +212,11 @@ def _alike(counts: Mapping[str, int]) -> list[list[str]]:
 
 
 def _hash(texts: RowTexts, seed: int) -> int:
-    """Return an 8-byte hash of the text that rows are grouped by. The hash is keyed with the seed."""
+    """Return an 8-byte hash, keyed with the seed, of the text by which rows are grouped.
+
+    Raises:
+        BadRow: A text contains half of a surrogate pair.
+    """
     try:
         grouped_by, *_ = [text.encode() for text in (texts.grouped_by, texts.input, texts.target, texts.category)]
     except UnicodeEncodeError:

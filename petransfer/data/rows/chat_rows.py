@@ -1,4 +1,4 @@
-"""Rows that hold chats: lists of messages with roles. Every answer of the assistant becomes an example."""
+"""Rows that contain chats: lists of messages with roles. Every answer of the assistant becomes an example."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from petransfer.data.bad_rows import BadRow
 
 ROLES = ("system", "user", "assistant", "tool")
 COLUMNS = ("messages", "conversations")
-# What other collections of chats call the keys and the roles.
+# The keys for role and content, and further names of the roles, that chat datasets use.
 _KEYS = (("role", "content"), ("from", "value"))
 _OTHER_NAMES = {"human": "user", "gpt": "assistant", "function": "tool", "observation": "tool", "developer": "system"}
 Message = dict[str, Any]
 
 
 def chat_turns(value: Any) -> Iterator[tuple[str, str, str]]:
-    """Split a chat into (prompt, answer, first user message), one for each answer of the assistant.
+    """Yield (prompt, answer, first message of the user) for each answer of the assistant in a chat.
 
-    The prompt is the JSON list of all messages before the answer. An answer that only calls tools is part of later
-    prompts and is no example of its own.
+    The prompt is the JSON list of all messages before the answer. A message of the assistant that only calls tools is
+    part of later prompts, but is not yielded as an answer.
 
     Raises:
-        BadRow: The value is no list of messages, a role is unknown, or the assistant never answers in words.
+        BadRow: The value is not a list of messages, a role is unknown, the chat begins with the assistant, or no
+            message of the assistant contains text.
     """
     messages = read_messages(value)
     first = next((message["content"] for message in messages if message["role"] == "user"), "")
@@ -37,10 +38,12 @@ def chat_turns(value: Any) -> Iterator[tuple[str, str, str]]:
 
 
 def read_messages(value: Any) -> list[Message]:
-    """Read a list of messages, or its JSON text; blanks around an assistant's answer are removed.
+    """Return the messages in a list or in its JSON text, with the keys `role` and `content`.
+
+    Blanks around the assistant's answers are removed.
 
     Raises:
-        BadRow: It is no list of messages, or a role is unknown.
+        BadRow: The value is not a list of messages, a message is empty, or a role is unknown.
     """
     if isinstance(value, str):
         try:
@@ -55,7 +58,7 @@ def read_messages(value: Any) -> list[Message]:
 
 
 def readable_input(text: str, only_last: bool = False) -> str:
-    """Return an input as a person reads it: a chat as lines `role: content`, any other text as it is.
+    """Return an input for display: a chat as `role: content` lines, any other text unchanged.
 
     Args:
         only_last: Return only the last message of a chat, and the number of messages before it.
@@ -83,7 +86,7 @@ def _message(value: Any) -> Message:
     if role not in ROLES:
         raise BadRow(f"unknown role '{role[:20]}' in a message (known: {', '.join(ROLES)})")
     content = _content(value.get(content_key))
-    # a table gives every message the keys of all; those without a value are left out
+    # in a parquet or arrow file, every message has the keys of all messages; keys without a value are left out
     others = {k: v for k, v in value.items() if k not in (role_key, content_key) and v is not None}
     calls_tools = role == "assistant" and bool(others.get("tool_calls"))
     if not content.strip() and not calls_tools:
@@ -92,7 +95,11 @@ def _message(value: Any) -> Message:
 
 
 def _content(value: Any) -> str:
-    """The text of a message; of content in parts, all parts must be text."""
+    """Return the text of a message. If the content is a list of parts, their texts are joined.
+
+    Raises:
+        BadRow: The content is not text, or one of its parts is not text.
+    """
     if value is None:
         return ""
     if isinstance(value, str):

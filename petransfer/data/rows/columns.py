@@ -1,4 +1,4 @@
-"""Which columns of the user's data make the input, the target and the category, and how a row becomes texts."""
+"""Choose the columns of the user's data for input, target and category, and convert rows to texts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,14 @@ NO_CATEGORY = "(none)"
 
 @dataclass(frozen=True, slots=True)
 class RowTexts:
-    """The texts of one example. grouped_by: examples with one such text are held out together."""
+    """The texts of one example.
+
+    Args:
+        input: The text that the model reads.
+        target: The text that the model should generate.
+        category: The category of the example.
+        grouped_by: Examples with the same `grouped_by` stay in the same part when dev and test are drawn.
+    """
 
     input: str
     target: str
@@ -33,13 +40,13 @@ class RowTexts:
 
 @dataclass(frozen=True)
 class ColumnChoice:
-    """The columns that are used.
+    """The columns of the user's data that are read.
 
     Args:
-        inputs: One column, or those that the template names.
-        template: Empty where there is one input column.
-        target, category, split: Empty where there is no such column.
-        messages: The column that holds chats. Empty if the rows have inputs and targets instead.
+        inputs: The input column, or the columns in the template.
+        template: The template that makes the input from `inputs`. Empty if the input is one column.
+        target, category, split: The names of these columns. Empty if there is no such column.
+        messages: The column that contains chats. Empty if the rows have inputs and targets instead.
         chat: Whether an example's input is a JSON list of messages.
     """
 
@@ -53,17 +60,18 @@ class ColumnChoice:
 
     @property
     def all(self) -> tuple[str, ...]:
-        """All columns that are read."""
+        """The names of all columns that are read."""
         text = (self.messages,) if self.messages else (*self.inputs, self.target)
         return tuple(name for name in (*text, self.category, self.split) if name)
 
     def texts(self, values: Mapping[str, Any]) -> Iterator[RowTexts]:
-        """The examples of a row: one, or one for each answer in a chat.
+        """Yield the texts of a row's examples: one example, or one for each answer of the assistant in a chat.
 
         Raises:
-            BadRow: The row lacks a column, or a value is missing, empty or no text.
+            BadRow: The row lacks a column, or a value is missing, empty or not text.
         """
-        # a row without the column, as of a tsv file with two columns, has had this category in every version
+        # The category of rows without such a column, as in a tsv file with two columns, must stay `all`: the hash of
+        # the rows contains it.
         category = NO_CATEGORY if self.category and has_column(values, self.category) else "all"
         given = value_of(values, self.category) if self.category and has_value(values, self.category) else None
         if given is not None and not (isinstance(given, float) and math.isnan(given)):
@@ -84,7 +92,7 @@ class ColumnChoice:
 
 
 def has_value(values: Mapping[str, Any], column: str) -> bool:
-    """Whether a row has the column."""
+    """Return whether a row has the column."""
     try:
         value_of(values, column)
     except KeyError:
@@ -93,10 +101,10 @@ def has_value(values: Mapping[str, Any], column: str) -> bool:
 
 
 def choose_columns(options: RowOptions, source: Source) -> ColumnChoice:
-    """Choose the columns by the user's options and the names in the data.
+    """Choose the columns of a source by the user's options and by the column names in the data.
 
-    Where the user named no column and there are no columns `input` and `target`, a chat (`messages` or
-    `conversations`) or `prompt` and `completion` are taken.
+    If the user named no column, and the data has neither `input` nor `target`, then a column with chats (`messages` or
+    `conversations`) is chosen, or else the columns `prompt` and `completion`.
 
     Raises:
         UserError: A column is missing; the error lists the columns that exist.
@@ -122,7 +130,7 @@ def choose_columns(options: RowOptions, source: Source) -> ColumnChoice:
 
 
 def required_columns(options: RowOptions) -> Required:
-    """The columns that must be there, each with the option that names it."""
+    """Return the columns that the data must have, each with the name of the option that sets it."""
     if options.messages:
         required = {options.messages: "messages"}
     else:
@@ -136,7 +144,7 @@ def required_columns(options: RowOptions) -> Required:
 
 
 def reading_notes(options: RowOptions, source: Source, columns: ColumnChoice) -> list[str]:
-    """What the user should know of how a source is read: its delimiter and quotes, and columns that were chosen."""
+    """Return messages for the user on how a source is read: unusual delimiters or quotes, and automatic columns."""
     found = []
     if source.format in ("csv", "tsv"):
         dialect = detect(source, required_columns(options), options.columns_are_named)
@@ -149,7 +157,7 @@ def reading_notes(options: RowOptions, source: Source, columns: ColumnChoice) ->
 
 
 def read_records(options: RowOptions, source: Source, columns: ColumnChoice) -> Iterator[Record]:
-    """The rows of a source, with the columns that are used."""
+    """Return an iterator over the rows of a source. Columns that are not in `columns` may be missing."""
     return read(source, required_columns(options), options.columns_are_named, columns.all)
 
 

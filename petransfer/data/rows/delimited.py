@@ -1,4 +1,4 @@
-"""Rows of csv and tsv files: which delimiter and quotes a file has, and its rows one by one."""
+"""Read csv and tsv files: detect the delimiter, the quotes and the column names, and yield the rows."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ from petransfer.errors import UserError
 QUOTING = ("auto", "csv", "none")
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|", "colon": ":"}
 POSITIONAL = ("input", "target", "category")
-# So many lines of one csv row are kept, to be read again where its quote turns out to be the mistake.
+# The largest number of lines in one csv row. They are kept in memory while the row is read, because they are read again
+# if the row turns out to be invalid, for example because a quote is never closed.
 LINES_PER_ROW = 10_000
 _BY_PLACE = f"expected 2 or {len(POSITIONAL)} tab-separated columns ({', '.join(POSITIONAL)})"
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a file is written.
+    """The delimiter, the quotes and the column names of a csv or tsv file.
 
     Args:
-        delimiter: One character between columns.
-        quoted: Whether quotes enclose cells, as in csv; otherwise a quote is text.
-        columns: The names in the first row; None where the first row is data and columns go by their place.
+        delimiter: The character between two columns.
+        quoted: Whether quotes enclose cells, as in csv. If False, a quote is an ordinary character.
+        columns: The names in the first row. None if the file has no header; its columns are then named `POSITIONAL`, in
+            this order.
     """
 
     delimiter: str
@@ -38,11 +40,12 @@ class Dialect:
 
 
 def detect(source: Source, required: Required, named: bool) -> Dialect:
-    """Find the delimiter, the quotes and the columns from the first row that is not blank.
+    """Detect the delimiter, the quotes and the column names of a file from its first line that is not blank.
 
     Args:
-        required: The columns that the user needs; the delimiter that gives them is taken.
-        named: Whether the user named columns; otherwise a tsv file may lack a header.
+        source: The csv or tsv file.
+        required: The columns that the file must have. The delimiter that gives these columns is chosen.
+        named: Whether the user named any column. If not, a tsv file may have no header.
     """
     first = next((line.text for line in read_lines(source) if line.text.strip()), "")
     csv_like = source.format == "csv"
@@ -59,7 +62,7 @@ def detect(source: Source, required: Required, named: bool) -> Dialect:
 
 
 def unusual(source: Source, dialect: Dialect) -> list[str]:
-    """What the user should know of how a file was found to be written, where that is unusual for its name."""
+    """Return messages for the user if the delimiter or the quotes of a file are unusual for its format."""
     usual_delimiter, usual_quoting = (",", True) if source.format == "csv" else ("\t", False)
     found = []
     if dialect.delimiter != usual_delimiter:
@@ -72,10 +75,10 @@ def unusual(source: Source, dialect: Dialect) -> list[str]:
 
 
 def read_delimited(source: Source, dialect: Dialect) -> Iterator[Record]:
-    """Read the rows in their order; blank lines are passed over.
+    """Yield the rows of a file in order. Blank lines are skipped.
 
     Raises:
-        UserError: A column has the name of another, or a quote is never closed.
+        UserError: Two columns have the same name, or a quote is not closed within `LINES_PER_ROW` lines.
     """
     columns = dialect.columns
     header_read = columns is None
@@ -106,10 +109,10 @@ def _plain_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
 
 
 def _quoted_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
-    """Rows by the csv module, which joins the lines of a quoted cell with line breaks.
+    """Yield the rows of a file in which quotes enclose cells, read with the csv module.
 
-    After a row that it cannot read, reading continues with the line after the row's first: a quote that is not closed
-    takes all that follows into its row.
+    A quoted cell can contain line breaks, so the csv module reads on after a quote that is never closed, and all lines
+    after it become part of the row. Therefore, after an invalid row, reading continues with the row's second line.
     """
     csv.field_size_limit(sys.maxsize)
     rest, again = read_lines(source), deque[Line]()
@@ -154,7 +157,7 @@ def _quoted_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
 
 
 def _character(name: str) -> str:
-    """A delimiter that the user named, by its word or as it is."""
+    """Return the delimiter that the user gave, either as a word (`comma`) or as the character itself."""
     found = DELIMITERS.get(name, name)
     if len(found) != 1:
         raise UserError(f"delimiter of lines is {name!r}; give one character, or {', '.join(DELIMITERS)}")
@@ -162,7 +165,10 @@ def _character(name: str) -> str:
 
 
 def _is_quoted(first: str, delimiter: str, csv_like: bool, quoting: str) -> bool:
-    """Whether quotes enclose cells: always in csv, in tsv where all cells of the first row are enclosed."""
+    """Return whether quotes enclose cells in a file.
+
+    If the user gave no `quoting`, they do in a csv file, and in a tsv file if all cells of the first row are quoted.
+    """
     if quoting in ("csv", "none"):
         return quoting == "csv"
     cells = first.split(delimiter)

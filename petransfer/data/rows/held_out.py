@@ -1,4 +1,4 @@
-"""Draw the rows that are held out for dev and test; 8 bytes a row are in memory."""
+"""Choose the training rows that are held out for dev and test. Only an 8-byte hash of each row is in memory."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ from array import array
 from collections.abc import Mapping
 from typing import Any
 
-# The share of the training rows that is held out where no file is named, and the most rows of it.
+# If the user names no file for a part: the share of the training rows that is held out for it, and the largest number
+# of rows for dev and for test.
 SHARE, MOST_DEV, MOST_TEST = 0.1, 200, 1000
 
 
 def partition(parts: array[int], hashes: array[int], cuts: Mapping[str, float]) -> Any:
     """Return the part of every row as an array: 0 train, 1 dev, 2 test.
 
-    The rows with the smallest hashes are drawn, so that rows with one input are in one part.
+    The training rows with the smallest hashes become test rows, and those with the next larger hashes dev rows. Rows
+    with the same input have the same hash and therefore stay in one part.
 
     Args:
-        parts: The part whose file each row was read from.
-        hashes: an 8-byte hash of each row's input, keyed with the seed.
-        cuts: For each part that is cut from the training rows, the share or number of rows; 0 for the default.
+        parts: The part of each row before the draw.
+        hashes: An 8-byte hash of each row's input, keyed with the seed.
+        cuts: For each part that is cut from the training rows, the share (below 1) or the number of these rows; 0: the
+            default.
     """
     import numpy as np
 
@@ -45,7 +48,7 @@ def _count(cut: float | None, rows: int, most: int) -> int:
 
 
 def _end(values: Any, ordered: Any, wanted: int) -> int:
-    """`wanted`, or a little more, so that rows with one hash stay together."""
+    """Return how many rows of `ordered` to take: `wanted`, or a few more, so that rows with one hash stay together."""
     end = min(wanted, len(ordered))
     while 0 < end < len(ordered) and values[ordered[end]] == values[ordered[end - 1]]:
         end += 1

@@ -1,4 +1,4 @@
-"""Rows of JSON files: one object a line, or one list of objects, read as a stream."""
+"""Read the rows of JSON files one at a time. A file has one object per line, or is one list of objects."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NOT_AN_OBJECT = 'not a JSON object; write one a line, as {"input": ..., "target
 
 
 def read_json(source: Source) -> Iterator[Record]:
-    """Read the objects of a file in their order; blank lines are passed over.
+    """Yield the objects of a JSON file in order. Blank lines are skipped.
 
     Raises:
         UserError: The file is a list that is not valid JSON.
@@ -49,7 +49,7 @@ def _record(number: int, value: Any) -> Record:
 
 
 def _items(file: IO[str], name: str) -> Iterator[Any]:
-    """The items of one JSON list, of which no more than a chunk and an item is in memory."""
+    """Yield the items of a JSON list. Only one chunk of the file and one item are in memory at a time."""
     text = file.read(_CHUNK_CHARACTERS).lstrip()[1:]
     count = 0
     while True:
@@ -59,7 +59,7 @@ def _items(file: IO[str], name: str) -> Iterator[Any]:
         try:
             value, end = _DECODER.raw_decode(text)
             ended = text[end:].lstrip()[:1]
-            if not ended:  # a number may go on in the next chunk
+            if not ended:  # a number can continue in the next chunk
                 raise ValueError("the list is not closed")
         except (ValueError, RecursionError) as error:
             more = file.read(_CHUNK_CHARACTERS)

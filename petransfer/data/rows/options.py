@@ -19,31 +19,35 @@ _CHOICES = {"bad_rows": ("refuse", "skip"), "quoting": QUOTING, "chat": CHAT}
 
 @dataclass(frozen=True)
 class RowOptions:
-    """The options of the task `lines`.
+    """The options of the task `lines`, which reads the user's own data.
 
     Args:
-        data_dir: Where relative names are looked for first.
-        train: A file (tsv, csv, json, jsonl, parquet, arrow; text files also compressed), a folder, or a hub id
+        data_dir: The folder in which relative file names are looked for first.
+        train: A file (tsv, csv, json, jsonl, parquet, arrow; text files may be compressed), or a folder or a hub id
             (`owner/name@revision`) that `datasets` loads.
-        dev, test: Another file; a share of the training rows (0.1); a number of rows (500); or a split of the dataset.
-            Where they are left out: the dataset's own splits, or a tenth of the training rows.
-        input, target, category: Columns; `translation.en` is the key `en` of a column `translation`. A tsv file
-            without a header has them in this order; the category may be absent.
-        input_column, target_column: Other names of the options `input` and `target`.
-        template: Makes the input of several columns, `"summarize: {document}"`.
-        messages: The column with chat messages; `messages` and `conversations` are found without it.
-        chat: `auto` reads chats from rows with messages; `template` also makes a chat of each input and target;
-            `plain` writes chats as `role: content` lines, for models without a chat template.
-        fold: `2/5` makes the second of five folds of the training rows the dev set; `all` trains on every row, and
-            scores some of them. Test is empty if it has no file.
-        split_column: A column that says `train`, `dev` or `test`; other rows are left out.
-        seed: Of the draw of the rows that are held out. Rows with one input are always drawn together.
-        bad_rows: `skip` leaves out rows that cannot be used and counts them; `refuse` stops at the end of the file.
-        max_length: Rows with more input or target tokens cannot be used; 0 leaves that to the model. Nothing is cut.
-        sha256: What the hash of the rows must be.
-        config: A dataset's configuration.
-        format, encoding, delimiter, quoting: Where they cannot be detected. quoting: `csv` (quotes enclose cells),
-            `none` (quotes are text) or `auto`.
+        dev, test: A file, a share of the training rows (0.1), a number of training rows (500), or a split of the
+            dataset. Empty: the dataset's own split, or else a tenth of the training rows (at most 200 for dev and
+            1,000 for test).
+        input, target, category: Names of columns. `translation.en` is the key `en` inside the column `translation`. In
+            a tsv file without a header, the columns are in this order, and the category may be missing.
+        input_column, target_column: Other names for the options `input` and `target`.
+        template: A text with columns in braces that makes the input, such as `"summarize: {document}"`.
+        messages: The column with chat messages. The columns `messages` and `conversations` are also found without it.
+        chat: `auto`: only rows with messages are chats, written with the tokenizer's chat template. `template`: pairs
+            of input and target also become chats. `plain`: like `template`, but chats are written as `role: content`
+            lines, for models without a chat template.
+        fold: `2/5`: the second of five folds of the training rows is the dev set, and without a test file there is no
+            test set. `all`: all training rows are trained on, and a sample of them is dev (and test, without a file).
+        split_column: A column that contains `train`, `dev` or `test`. Rows with other values are left out.
+        seed: The seed of the draw of dev and test rows. Rows with the same input always stay in the same part.
+        bad_rows: `skip` leaves out rows that cannot be used and counts them. `refuse` raises an error after all rows
+            were read.
+        max_length: Rows with more input tokens or more target tokens cannot be used. Nothing is cut. 0: only the
+            model's own limit applies.
+        sha256: The expected hash of the rows; empty: not checked.
+        config: The name of a configuration of the dataset.
+        format, encoding, delimiter, quoting: How files are read if this is not detected correctly. quoting is `csv`
+            (quotes enclose cells), `none` (quotes are ordinary characters) or `auto`.
     """
 
     data_dir: Path | None = None
@@ -103,13 +107,13 @@ class RowOptions:
 
     @property
     def columns_are_named(self) -> bool:
-        """Whether the user named any column of his own."""
+        """Whether the user set any option that names a column."""
         defaults = (self.input, self.target, self.category) == ("input", "target", "category")
         return bool(self.template or self.messages or self.split_column) or not defaults
 
 
 def _share(value: str | float, part: str) -> str | float:
-    """A share of the rows, a number of rows, or the name of a file or split."""
+    """Return the value of `dev` or `test` as a share of the rows, a number of rows, or the name of a file or split."""
     number: float = math.nan
     try:
         number = float(value)

@@ -1,4 +1,4 @@
-"""Reads the user's rows as a stream, whatever their format."""
+"""Read the user's rows one at a time, in any supported format."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ _ROWS_LOOKED_AT = 100
 
 
 def column_names(source: Source, required: Required, named: bool) -> list[str] | None:
-    """The columns of a file or dataset; None where a tsv file has no header, so that columns go by their place.
+    """Return the column names of a file or dataset; None for a tsv file without a header.
 
-    In JSON, where each row has keys of its own, they are those of the first rows.
+    In JSON, each row has its own keys. The result is then the keys of the first 100 rows.
+
+    Args:
+        source: The file or dataset.
+        required: The columns that the data must have. They help to detect the delimiter of a csv file.
+        named: Whether the user named any column. If not, a tsv file may have no header.
 
     Raises:
         UserError: The file cannot be read.
@@ -37,12 +42,13 @@ def column_names(source: Source, required: Required, named: bool) -> list[str] |
 
 
 def read(source: Source, required: Required, named: bool, wanted: Sequence[str]) -> Iterator[Record]:
-    """Read the rows in their order; blank lines are passed over.
+    """Return an iterator over the rows of a file or dataset, in order. Blank lines are skipped.
 
     Args:
-        required: The columns that must be there, by which the delimiter of a csv file is found.
-        named: Whether the user named columns; otherwise a tsv file may lack a header.
-        wanted: All columns that are used; a table's other columns are not read.
+        source: The file or dataset.
+        required: The columns that the data must have. They help to detect the delimiter of a csv file.
+        named: Whether the user named any column. If not, a tsv file may have no header.
+        wanted: All columns that are used. Other columns of parquet and arrow files and of datasets are not read.
 
     Raises:
         UserError: The file cannot be read.

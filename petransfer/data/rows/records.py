@@ -1,4 +1,4 @@
-"""One row of the user's data, the columns in it, and why a row cannot be used."""
+"""One row of the user's data, and the values of its columns."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from petransfer.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row as it stands in the file.
+    """One row of a file, before its values are checked.
 
     Args:
-        line: The line where it begins, or its number among the rows of a file without lines; counted from 1.
-        values: By column.
-        problem: Why it could not be read; None for a good row.
+        line: The line where the row begins; in a file without lines, the number of the row. Counted from 1.
+        values: The value of each column.
+        problem: Why the row could not be read; None for a good row.
     """
 
     line: int
@@ -26,15 +26,16 @@ class Record:
     problem: BadRow | None = None
 
 
-# The columns that must be there, each with the task option that names it.
+# The columns that the data must have, each with the task option that sets it.
 Required = Mapping[str, str]
 _FLAGS = {"input_column": "--input-column", "target_column": "--target-column", "template": "--template"}
 
 
 def value_of(values: Mapping[str, Any], column: str) -> Any:
-    """Return a column's value; `translation.en` also means the key `en` of a column `translation`.
+    """Return the value of a column in a row.
 
-    A number in the name is a place in a list: `answers.text.0`.
+    The name `translation.en` also means the key `en` inside the column `translation`. A number in the name is a
+    position in a list, as in `answers.text.0`. If an outer value is None, so is the result.
 
     Raises:
         KeyError: The row has no such column.
@@ -55,19 +56,23 @@ def value_of(values: Mapping[str, Any], column: str) -> Any:
 
 
 def has_column(names: Iterable[str], column: str) -> bool:
-    """Whether columns with these (perhaps dotted) names hold `column`, or a part of it that only rows can tell."""
+    """Return whether data with the columns `names` can have the column `column`.
+
+    A dotted name such as `answers.text.0` also counts as present if `names` has only `answers`: whether a row has the
+    rest is then not known before the row is read.
+    """
     known = set(names)
     parts = column.split(".")
     if column in known:
         return True
     tops = [".".join(parts[:count]) for count in range(1, len(parts))]
     inside = [top for top in tops if top in known]
-    # a list of unknown length or a struct whose keys are not listed may hold the rest
+    # the rest may be in a list of unknown length, or in a struct whose keys are not listed
     return bool(inside) and not any(name.startswith(f"{inside[-1]}.") for name in known)
 
 
 def dotted_names(values: Mapping[str, Any]) -> list[str]:
-    """The columns of a row: the keys of a dictionary inside it are named `outer.inner`."""
+    """Return the column names of a row. The keys of a dictionary in a column are named `column.key`."""
     names: list[str] = []
     for name, value in values.items():
         inner = [f"{name}.{key}" for key in dotted_names(value)] if isinstance(value, Mapping) else []
@@ -76,12 +81,12 @@ def dotted_names(values: Mapping[str, Any]) -> list[str]:
 
 
 def missing_column(name: str, required: Required, found: Sequence[str]) -> UserError:
-    """An error for the first column that is missing; it lists the columns that exist.
+    """Return the error for the first column that is missing. The message lists the columns that exist.
 
     Args:
-        name: The file or dataset.
-        required: The columns that must be there.
-        found: The columns that are there.
+        name: The name of the file or dataset.
+        required: The columns that the data must have.
+        found: The columns that the data has.
     """
     column, option = next((column, option) for column, option in required.items() if not has_column(found, column))
     exist = ", ".join(_shown(str(each)[:30]) for each in list(found)[:20]) or "no columns"
@@ -93,12 +98,12 @@ def missing_column(name: str, required: Required, found: Sequence[str]) -> UserE
 
 
 def _shown(name: str) -> str:
-    """Return a column's name, in quotes where it begins or ends with blanks."""
+    """Return a column's name, in quotes if it begins or ends with blanks."""
     return name if name == name.strip() else f"'{name}'"
 
 
 def as_text(value: Any, name: str) -> str:
-    """Return a cell as text: text as it is, numbers and truth values as JSON writes them.
+    """Return a value as text. Numbers and booleans are written as in JSON; `name` is only used in error messages.
 
     Raises:
         BadRow: The value is missing (None or NaN), infinite, or a list or dictionary.

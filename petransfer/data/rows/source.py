@@ -1,4 +1,4 @@
-"""What the name of the user's data stands for: a file and its format, a folder, or a dataset on the hub."""
+"""Find the user's data by its name: a file and its format, a folder, or a dataset on the hub."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ _UNSUPPORTED = {
 
 @dataclass(frozen=True)
 class Source:
-    """Where rows come from.
+    """A file, a folder or a dataset on the hub, from which rows are read.
 
     Args:
-        name: As the user wrote it, for messages; a path below the current folder is relative to it.
+        name: The name for messages: as the user wrote it, but relative to the current folder if the path is below it.
         format: One of `FORMATS`.
         path: The file or folder; None for a hub id.
-        split, config: Of a dataset.
-        encoding, delimiter, quoting: As the user named them; empty to detect them.
+        split, config: The split and the configuration of a dataset.
+        encoding, delimiter, quoting: The values that the user gave; empty: they are detected.
     """
 
     name: str
@@ -60,7 +60,9 @@ class Source:
     quoting: str = ""
 
     def state(self) -> tuple[int, ...]:
-        """Return numbers that change when the file changes: inode, size and time of modification.
+        """Return the inode, size and modification time of every file; they change when a file changes.
+
+        The result is empty for a dataset on the hub.
 
         Raises:
             UserError: The file cannot be read.
@@ -82,11 +84,15 @@ def find_source(
     config: str = "",
     text: tuple[str, str, str] = ("", "", ""),
 ) -> Source:
-    """Find what a name in a recipe stands for: a file in `folder` or here, a folder, or a dataset's hub id.
+    """Return the source with this name: a file, a folder or a dataset on the hub.
 
     Args:
-        form: The format, where the user named it.
-        text: Encoding, delimiter and quoting, where the user named them.
+        name: A path or a hub id, as in a recipe.
+        folder: The folder in which paths are looked for before the current folder; None if there is none.
+        form: The format; empty: it is detected from the name.
+        split: The split of a dataset.
+        config: The configuration of a dataset.
+        text: Encoding, delimiter and quoting of a text file; an empty one is detected.
 
     Raises:
         UserError: There is no such file, or its format is not supported.
@@ -113,21 +119,21 @@ def shown_path(name: str) -> str:
 
 
 def _refuse_pointer(path: Path, name: str) -> None:
-    """Refuse the few lines that Git LFS leaves in place of a file that it has not downloaded."""
+    """Raise UserError if a file is a Git LFS pointer: a short text in place of a file that was not downloaded."""
     try:
         with path.open("rb") as file:
             head = file.read(len(_POINTER))
-    except OSError:  # the reader of the rows says why
+    except OSError:  # the function that reads the rows reports this error
         return
     if head == _POINTER:
         raise UserError(f"{name} is a Git LFS pointer, not the file itself; download the file with `git lfs pull`")
 
 
 def zip_member(archive: zipfile.ZipFile, name: str) -> str:
-    """Return the only file in a zip.
+    """Return the name of the only file in a zip archive.
 
     Raises:
-        UserError: The zip holds no file or several, is a spreadsheet, or has a password.
+        UserError: The archive has no file or several files, is an Office file, or has a password.
     """
     members = [m for m in archive.namelist() if not m.endswith("/") and not m.startswith("__MACOSX/")]
     if "[Content_Types].xml" in members:
@@ -157,11 +163,11 @@ def _format(path: Path, name: str) -> str:
 
 
 def _suffix(path: Path) -> str:
-    """The last suffix in small letters, before that of a compressed file."""
+    """Return the suffix of a path in lower case, without that of the compression: `.csv` for `data.csv.gz`."""
     return Path(path.stem).suffix.lower() if path.suffix.lower() in COMPRESSED else path.suffix.lower()
 
 
 def _is_file_name(name: str) -> bool:
-    """Whether a name that does not exist was meant as a file: it ends like one."""
+    """Return whether a name has the suffix of a file. It decides whether a missing name was meant as a file."""
     suffix = _suffix(Path(name.partition("@")[0]))
     return suffix in _SUFFIXES or suffix in _UNSUPPORTED or Path(name).suffix.lower() in COMPRESSED

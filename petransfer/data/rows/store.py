@@ -1,4 +1,4 @@
-"""The user's rows on the disk, made once for each state of the files and kept in the cache."""
+"""Store the user's rows in the cache on disk, and read them from there as long as the files do not change."""
 
 from __future__ import annotations
 
@@ -21,13 +21,20 @@ from petransfer.data.rows.tables import open_dataset
 from petransfer.data.task import PARTS, SplitData, row_name
 from petransfer.errors import UserError
 
-_LAYOUT = 4  # raised when the files of a store change, or what is read into them
+_LAYOUT = 4  # increase it when the format or the content of a store changes; older stores are then not used
 _SPLITS_OF_PART = {"dev": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
 @dataclass(frozen=True)
 class Store:
-    """A folder with the rows, the positions of each part's, and what is known of them (`about`)."""
+    """The user's rows, stored in a folder of the cache.
+
+    Args:
+        folder: The folder with rows.arrow, about.json and a file with the positions of each part.
+        about: The content of about.json: the summary of the rows from `RowBuilder.build`.
+        sources: The file or dataset of each part that has its own.
+        chat: The option `chat`.
+    """
 
     folder: Path
     about: dict[str, Any]
@@ -35,7 +42,7 @@ class Store:
     chat: str = "auto"
 
     def load(self) -> SplitData:
-        """The three parts; their rows stay on the disk."""
+        """Return the examples of the three parts. They stay on disk until they are accessed."""
         import numpy as np
 
         rows = self.folder / "rows.arrow"
@@ -52,7 +59,7 @@ class Store:
 
 
 def prepared(options: RowOptions) -> Store:
-    """Return the store of the user's rows, made now or taken from the cache while the files are as they were.
+    """Return the store of the user's rows. It is made now, or taken from the cache if the files have not changed.
 
     Raises:
         UserError: A file is missing, a row cannot be used, a part is empty, or a file changed while it was read.
@@ -63,7 +70,7 @@ def prepared(options: RowOptions) -> Store:
 
 
 def given_options(options: RowOptions) -> dict[str, Any]:
-    """The options that differ from their defaults, but for `data_dir`."""
+    """Return the options that differ from their defaults, without `data_dir`."""
     defaults = {field.name: field.default for field in fields(RowOptions) if field.name != "data_dir"}
     return {key: getattr(options, key) for key, value in defaults.items() if getattr(options, key) != value}
 
@@ -75,7 +82,8 @@ def _store(options: RowOptions, sources: Any, cuts: Any, states: Any) -> Store:
     asked = _short_hash([_LAYOUT, places, unlike])
     folder = cache_dir() / "lines" / f"{asked}-{_short_hash(states)}"
     kept = _about(folder)
-    # a hub's state is not known beforehand: what is kept will do where it is what the recipe pins
+    # Whether a dataset on the hub has changed is not known before it is loaded. So its store in the cache is only used
+    # if it has the hash that the recipe asks for.
     unsure = any(source.path is None for _, source in sources) and (not kept or kept["sha256"] != options.sha256)
     if kept is None or unsure:
         _make(options, dict(sources), dict(cuts), dict(states), folder, asked)
@@ -98,7 +106,12 @@ def _short_hash(content: Any) -> str:
 
 
 def find_sources(options: RowOptions) -> tuple[dict[str, Source], dict[str, float]]:
-    """Return the parts that have rows of their own, and the share or number of those cut from the training rows."""
+    """Return the file or dataset of each part, and the size of each part that is cut from the training rows.
+
+    Returns:
+        A dict with the source of each part that has its own. A dict with the share (below 1) or the number of training
+        rows for each part that is cut from them; 0 means the default.
+    """
     text = (options.encoding, options.delimiter, "" if options.quoting == "auto" else options.quoting)
     train = find_source(options.train, options.data_dir, options.format, "train", options.config, text)
     sources, cuts = {"train": train}, {}
@@ -132,7 +145,19 @@ def _make(
     folder: Path,
     asked: str,
 ) -> None:
-    """Write a store under a name of its own and rename it; stores of the same files' former states are removed."""
+    """Write a store under a temporary name and rename it to `folder`. Stores of older states of the files are removed.
+
+    Args:
+        options: The options of the task.
+        sources: The file or dataset of each part that has its own.
+        cuts: The share or the number of rows of each part that is cut from the training rows.
+        states: The state of each source before it is read; see `Source.state`.
+        folder: The folder of the store.
+        asked: A hash of the options and file names. The names of all stores of these files begin with it.
+
+    Raises:
+        UserError: A row cannot be used, a file changed while it was read, or the store cannot be written.
+    """
     partial = folder.with_name(f".{asked}.{secrets.token_hex(8)}.part")
     try:
         partial.mkdir(parents=True)
@@ -145,7 +170,7 @@ def _make(
             shutil.rmtree(old, ignore_errors=True)
         os.replace(partial, folder)
     except OSError as error:
-        if (folder / "about.json").is_file():  # another process was quicker
+        if (folder / "about.json").is_file():  # another process has just written the same store
             return
         raise UserError(
             f"the rows of {options.train} cannot be kept in {folder.parent} ({error.strerror}); set PETRANSFER_CACHE"

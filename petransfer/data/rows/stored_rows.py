@@ -9,13 +9,13 @@ from typing import Any, overload
 
 from petransfer.data.task import Example
 
-# Rows that are written and read together. One row at random should cost little, so that there are not many.
+# The number of rows that are written and read together. It is small, so that reading one random row is fast.
 ROWS_PER_BATCH = 64
 _COLUMNS = ("index", "line", "input", "target", "category")
 
 
 class RowWriter:
-    """Write rows into an Arrow file in small batches."""
+    """A context manager that writes rows into an Arrow file in small batches."""
 
     def __init__(self, path: Path) -> None:
         import pyarrow
@@ -27,7 +27,15 @@ class RowWriter:
         self._pending: list[tuple[int, int, str, str, str]] = []
 
     def add(self, index: int, line: int, source: str, target: str, category: str) -> None:
-        """Add a row. index: its number among the examples of its file, from 0; line: where it begins in the file."""
+        """Add a row.
+
+        Args:
+            index: The number of the example in its file, counted from 0.
+            line: The line where the row begins in the file, counted from 1.
+            source: The input.
+            target: The target.
+            category: The category.
+        """
         self._pending.append((index, line, source, target, category))
         if len(self._pending) == ROWS_PER_BATCH:
             self._flush()
@@ -54,7 +62,7 @@ class RowWriter:
 class StoredRows(Sequence[Example]):
     """The rows of one part, read from the file when they are needed.
 
-    The file is not memory-mapped, since mapped pages that were read count as memory of the process.
+    The file is not memory-mapped, because mapped pages that were read would count as memory of the process.
     """
 
     def __init__(self, path: Path, positions: Any, chat: str = "") -> None:
@@ -85,12 +93,12 @@ class StoredRows(Sequence[Example]):
         return Example(index, source, target, category, self._chat)
 
     def line_of(self, index: int) -> int | None:
-        """Return the line of the row with this index, or None if there is none; all rows are searched."""
+        """Return the line of the row with this index, or None if there is no such row. This searches all rows."""
         found = (row for at in range(len(self)) if (row := self._row(at))[0] == index)
         return next((int(row[1]) for row in found), None)
 
     def without(self, positions: Sequence[int]) -> StoredRows:
-        """The rows but for those at these positions."""
+        """Return the rows without those at these positions."""
         import numpy as np
 
         return StoredRows(self._path, np.delete(self._positions, np.asarray(positions, dtype=np.int64)), self._chat)

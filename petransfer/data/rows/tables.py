@@ -1,4 +1,4 @@
-"""Rows of parquet and arrow files, and of datasets that the library `datasets` loads."""
+"""Read the rows of parquet and arrow files, and of datasets that the library `datasets` loads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SAVED_BY_DATASETS = ("dataset_dict.json", "state.json")
 
 
 def parquet_columns(source: Source) -> list[str]:
-    """The columns of a parquet file, fields of a struct as `outer.inner`."""
+    """Return the column names of a parquet file. Fields of a struct are named `outer.inner`."""
     import pyarrow.parquet
 
     with _refused("parquet", source), pyarrow.parquet.ParquetFile(source.path) as file:
@@ -26,7 +26,7 @@ def parquet_columns(source: Source) -> list[str]:
 
 
 def read_parquet(source: Source, columns: tuple[str, ...]) -> Iterator[Record]:
-    """Read rows of a parquet file; of the columns, only those that the named (perhaps dotted) columns need."""
+    """Yield the rows of a parquet file. Only the columns in `columns` are read; `outer.inner` reads all of `outer`."""
     import pyarrow.parquet
 
     with _refused("parquet", source), pyarrow.parquet.ParquetFile(source.path) as file:
@@ -36,14 +36,14 @@ def read_parquet(source: Source, columns: tuple[str, ...]) -> Iterator[Record]:
 
 
 def arrow_columns(source: Source) -> list[str]:
-    """The columns of an arrow (feather) file, fields of a struct as `outer.inner`."""
+    """Return the column names of an arrow (feather) file. Fields of a struct are named `outer.inner`."""
     with _refused("arrow", source), _open_arrow(source) as reader:
         return _no_twins(_names(reader.schema), source)
     raise AssertionError
 
 
 def read_arrow(source: Source, columns: tuple[str, ...]) -> Iterator[Record]:
-    """Read rows of an arrow file, in the file or the stream format; feather is the file format."""
+    """Yield the rows of an arrow file, in Arrow's file format (also called feather) or in its stream format."""
     with _refused("arrow", source), _open_arrow(source) as reader:
         wanted = _tops(reader.schema.names, columns)
         count = getattr(reader, "num_record_batches", None)
@@ -52,12 +52,12 @@ def read_arrow(source: Source, columns: tuple[str, ...]) -> Iterator[Record]:
 
 
 def dataset_columns(source: Source) -> list[str]:
-    """The columns of a dataset's split, fields of a struct as `outer.inner`."""
+    """Return the column names of a dataset's split. Fields of a struct are named `outer.inner`."""
     return _feature_names(_split(source).features)
 
 
 def read_dataset(source: Source, columns: tuple[str, ...]) -> Iterator[Record]:
-    """Read rows of a dataset's split. A class is a number in a dataset; its name is the text that is trained on."""
+    """Yield the rows of a dataset's split. Class labels, which are numbers in datasets, are replaced by their names."""
     part = _split(source)
     wanted = _tops(part.column_names, columns)
     names = {name: feature.names for name, feature in part.features.items() if hasattr(feature, "int2str")}
@@ -73,7 +73,7 @@ def read_dataset(source: Source, columns: tuple[str, ...]) -> Iterator[Record]:
 
 
 def open_dataset(source: Source) -> dict[str, Any]:
-    """The splits of a dataset by name; its rows stay on the disk.
+    """Return the splits of a dataset by name. The rows stay on disk.
 
     Raises:
         UserError: `datasets` cannot load it.
@@ -82,7 +82,7 @@ def open_dataset(source: Source) -> dict[str, Any]:
 
     datasets.disable_progress_bars()
     unreachable = source.path is None and not use_cache_if_unreachable()
-    if unreachable:  # `datasets` copied the setting when it was imported
+    if unreachable:  # `datasets` has copied the setting at its import, so the copy must be changed too
         datasets.config.HF_HUB_OFFLINE = True
     name, _, revision = source.name.partition("@")
     try:
@@ -91,7 +91,7 @@ def open_dataset(source: Source) -> dict[str, Any]:
         else:
             place = str(source.path) if source.path else name
             found = datasets.load_dataset(place, source.config or None, revision=revision or None)
-    except Exception as error:  # whatever a loader, a hub or a cache may raise
+    except Exception as error:  # a loader, the hub or the cache can raise any error
         if unreachable:
             raise UserError(
                 f"{name} is not on this machine and the hub cannot be reached; check the network, or name a file or a "
@@ -111,10 +111,10 @@ def _split(source: Source) -> Any:
 
 
 def _label(value: Any, names: list[str] | None) -> Any:
-    """The name of a class.
+    """Return the name of a class label; a value that is not a label is returned unchanged.
 
     Raises:
-        BadRow: The label is hidden, as in the test sets of public competitions.
+        BadRow: The label is hidden (-1), as in the test sets of public competitions, or has no name.
     """
     if not names or not isinstance(value, int):
         return value
@@ -181,7 +181,7 @@ def _feature_names(features: Any, before: str = "") -> list[str]:
 
 
 def _tops(names: list[str], columns: tuple[str, ...]) -> list[str]:
-    """The columns of a table that hold the named ones."""
+    """Return the columns in `names` that contain one of `columns`: `outer` contains `outer.inner`."""
     return [name for name in names if any(column == name or column.startswith(f"{name}.") for column in columns)]
 
 

@@ -1,4 +1,4 @@
-"""Lines of a text file: compressed or not, in UTF-8, UTF-16 or a named encoding, with any kind of line end."""
+"""Read the lines of a text file: plain or compressed, in UTF-8, UTF-16 or another encoding, with any line ends."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from petransfer.errors import UserError, reason_of
 _SAMPLE_BYTES = 1 << 16
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark is its beginning
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # must come before UTF-16: this mark begins with the mark of UTF-16
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
@@ -31,12 +31,12 @@ _BYTE_ORDER_MARKS = (
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line without its end.
+    """One line of a text file.
 
     Args:
-        number: Counted from 1.
-        text: Where the bytes are not UTF-8, with replacement characters.
-        problem: Why it is not text; None for a good line.
+        number: The number of the line, counted from 1.
+        text: The line without its line end. Bytes that are not UTF-8 are shown as replacement characters.
+        problem: Why the line is not valid text; None for a good line.
     """
 
     number: int
@@ -45,7 +45,7 @@ class Line:
 
 
 def read_lines(source: Source) -> Iterator[Line]:
-    """Read the source's file line by line, blank lines included.
+    """Yield the lines of the source's file, including blank lines.
 
     Raises:
         UserError: The file cannot be read, unpacked or decoded.
@@ -58,12 +58,13 @@ def read_lines(source: Source) -> Iterator[Line]:
 
 @contextlib.contextmanager
 def open_text(source: Source) -> Iterator[IO[str]]:
-    """Open the source's file as text without its byte order mark; lines end as the file's first lines do.
+    """Open the source's file as text, without its byte order mark.
 
-    In UTF-8, bytes that are not UTF-8 become lone surrogates, so that `read_lines` can name their line.
+    The kind of line end is detected from the beginning of the file. In a UTF-8 file, invalid bytes become lone
+    surrogates, so that `read_lines` can report the line.
 
     Raises:
-        UserError: The file cannot be read, unpacked or decoded; also while it is read.
+        UserError: The file cannot be read, unpacked or decoded. This error can also occur later, while lines are read.
     """
     assert source.path is not None
     try:
@@ -88,14 +89,14 @@ def open_text(source: Source) -> Iterator[IO[str]]:
 
 @contextlib.contextmanager
 def _open_bytes(path: Path, name: str) -> Iterator[IO[bytes]]:
-    """Open a file, unpacked if it is compressed; its first bytes tell, whatever its name."""
+    """Open a file for reading bytes, and unpack it if its first bytes show that it is compressed."""
     with path.open("rb") as file:
         head = file.read(6)
     if head.startswith(b"PK\x03\x04"):
         with zipfile.ZipFile(path) as archive, archive.open(zip_member(archive, name)) as member:
             yield member
     elif head.startswith(b"\x28\xb5\x2f\xfd"):
-        import pyarrow  # the only compression that Python 3.11 lacks
+        import pyarrow  # Python 3.11 has no module for zstd
 
         with pyarrow.input_stream(str(path), compression="zstd") as stream:
             yield io.BufferedReader(stream)
@@ -114,10 +115,16 @@ def _open_bytes(path: Path, name: str) -> Iterator[IO[bytes]]:
 
 
 def _encoding(sample: bytes, named: str) -> tuple[str, int]:
-    """The encoding, and the length of the byte order mark in bytes; UTF-16 without a mark is told by its zero bytes.
+    """Return the encoding of a file, and the length of its byte order mark in bytes.
+
+    UTF-16 without a byte order mark is recognised by its many zero bytes.
+
+    Args:
+        sample: The first bytes of the file.
+        named: The encoding that the user gave; empty: it is detected.
 
     Raises:
-        UserError: Python knows no encoding of the name that the user gave.
+        UserError: Python does not know the encoding `named`.
     """
     mark, marked = next((pair for pair in _BYTE_ORDER_MARKS if sample.startswith(pair[0])), (b"", ""))
     if named:

@@ -1,1 +1,1 @@
-"""The built-in tasks: one file each, with its metadata, registered when it is imported."""
+"""The built-in tasks. Each file declares a task and its metadata; importing the file registers the task."""

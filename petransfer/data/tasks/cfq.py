@@ -1,8 +1,8 @@
 """CFQ's splits of maximum compound divergence (Keysers et al. 2020, arXiv:1912.09713): questions to SPARQL queries.
 
-The files are those of the official release (`dataset.json` of 4 GB with all questions, and the row numbers of each
-split) or the small ones of its copy on the Hugging Face hub, which has no dev rows. They are read from a folder and
-never downloaded. Rows are sorted by question and query, so that both give the same examples.
+Files are read from a folder and never downloaded. They come from the official release (`dataset.json` with all
+questions, 4 GB, and a file with row numbers for each split) or from the copy on the Hugging Face hub. The files of the
+copy are smaller, but it has no dev rows. Rows are sorted by question and query, so both give the same examples.
 """
 
 from __future__ import annotations
@@ -36,15 +36,17 @@ _WHERE_FROM = "unpack cfq1.1.tar.gz of github.com/google-research/google-researc
 
 @dataclass(frozen=True)
 class CfqTask:
-    """CFQ-MCD: 95,743 training, 11,968 dev and 11,968 test rows a split; a category is the kind of the question.
+    """CFQ-MCD, with 95,743 training, 11,968 dev and 11,968 test rows per split. Categories are `yes-no` and `list`.
 
     Args:
-        data_dir: A folder with `cfq/dataset.json` and `cfq/splits/mcd1.json`, also compressed as `.xz`; or with
-            `cfq/mcd1/train-00000-of-00001.parquet` and `test-00000-of-00001.parquet`. `cfq/` may be left out.
-        dev: `cut` takes `dev_size` training rows for dev; `published` takes the published dev rows, which are like the
-            test rows: a setting that is chosen on them was not chosen blind.
-        dev_size: The number of training rows that become dev rows.
-        braces: `square` writes `[` and `]` in place of braces, which tokenizers such as T5's lack.
+        data_dir: A folder with `cfq/dataset.json` and `cfq/splits/mcd1.json`, which may be compressed as `.xz`; or a
+            folder with `cfq/mcd1/train-00000-of-00001.parquet` and `test-00000-of-00001.parquet`. `cfq/` may be left
+            out.
+        dev: `cut` makes dev rows of `dev_size` training rows. `published` uses the published dev rows. These have the
+            distribution of the test rows, so they tell something about the test set before it is used.
+        dev_size: The number of training rows that become dev rows with `cut`.
+        braces: `keep` leaves braces in queries. `square` replaces them by `[` and `]`, because tokenizers such as T5's
+            have no braces.
     """
 
     data_dir: Path | None = None
@@ -62,11 +64,11 @@ class CfqTask:
             raise UserError(f"dev_size of cfq is {self.dev_size!r}: give a whole number from 1 to 20,000")
 
     def train_size(self, split: str) -> int:
-        """Return the published number of training rows, less the dev rows that are cut from them."""
+        """Return the published number of training rows, minus the dev rows that are cut from them."""
         return ROWS["train"] - (self.dev_size if self.dev == "cut" else 0)
 
     def longest(self, split: str) -> tuple[int, int]:
-        """Return the characters of the longest training question and query; the files are read for it."""
+        """Return the lengths in characters of the longest training question and query. This reads the files."""
         train = self.load(split).train
         return max(len(row.input) for row in train), max(len(row.target) for row in train)
 
@@ -109,7 +111,12 @@ class CfqTask:
 
 @functools.lru_cache(maxsize=2)
 def _read_release(dataset: Path, numbers: Path) -> dict[str, list[Pair]]:
-    """The rows of all three parts of a split. Of `dataset`, only the split's rows are kept in memory."""
+    """Return (question, query) of all rows of a split, by part. No other rows are kept in memory.
+
+    Args:
+        dataset: The path of `dataset.json`.
+        numbers: The path of the split's file with row numbers.
+    """
     try:
         with open_text(Source(numbers.name, "jsonl", numbers)) as file:
             content = json.load(file)
@@ -133,7 +140,7 @@ def _read_table(path: Path) -> list[Pair]:
 
 
 def _pair(record: Record, question: str, query: str, path: Path) -> Pair:
-    """A question and its query on one line."""
+    """Return the question and the query of a row, with the query on one line."""
     try:
         return record.values[question], " ".join(str(record.values[query]).split())
     except KeyError as error:
@@ -141,7 +148,7 @@ def _pair(record: Record, question: str, query: str, path: Path) -> Pair:
 
 
 def _kind(query: str) -> str:
-    """`yes-no` for a query that counts, `list` for one that selects entities."""
+    """Return the category of a query: `yes-no` if it counts, `list` if it selects entities."""
     return "yes-no" if query.lower().startswith("select count") else "list"
 
 

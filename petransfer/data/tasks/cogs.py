@@ -13,7 +13,7 @@ from petransfer.data.task_registry import RegisteredTask
 from petransfer.data.tsv_benchmark import TabularTask
 from petransfer.errors import unknown
 
-# the cases of the generalisation set as its files name them, each with a title for tables
+# the title, for tables, of each case of the generalization set; the keys are the names in the official files
 CATEGORY_TITLE: dict[str, str] = {
     "subj_to_obj_common": "Subject → Object (common noun)",
     "subj_to_obj_proper": "Subject → Object (proper noun)",
@@ -61,7 +61,7 @@ FILES: dict[str, Source] = {
         "gen.tsv", "410369d993e7cf3af9bb75835a77b1a332b56e60985a8bf1e7d75c30e91d4828", "2021", "cogs/gen_2021.tsv"
     ),
 }
-# the correction of September 2022 changed 51 rows of obj_pp_to_subj_pp; results published before it used the other set
+# a correction in September 2022 changed 51 rows of obj_pp_to_subj_pp; earlier publications used the uncorrected set
 _GEN_FILE = {"2022": "gen", "2021": "gen_2021"}
 
 
@@ -69,13 +69,15 @@ _GEN_FILE = {"2022": "gen", "2021": "gen_2021"}
 class CogsTask(TabularTask):
     """COGS: 24,155 training and 3,000 dev rows, which both splits share.
 
-    Split `gen` is the generalization set with the 21 cases of `CATEGORY_GROUP` (1,000 rows each). Split `test` has
-    3,000 rows like the training rows. The category is the third column of the official file.
+    The test set of split `gen` is the generalization set with the 21 cases of `CATEGORY_GROUP` (1,000 rows each). The
+    test set of split `test` has 3,000 rows with the distribution of the training rows. The category is the third column
+    of the official file.
 
     Args:
-        data_dir: A folder with `cogs/gen.tsv` or with `gen.tsv` itself, or a checkout of the official repository;
-            plain or `.xz`. Missing files are read from the cache or downloaded.
-        version: "2022" takes the corrected generalization set, "2021" the one before (`gen_2021.tsv` in a folder).
+        data_dir: A folder with `cogs/gen.tsv`, a folder with `gen.tsv`, or a checkout of the official repository. Files
+            may be compressed as `.xz`. Missing files are read from the cache or downloaded.
+        version: "2022" uses the corrected generalization set. "2021" uses the set before the correction, which is
+            called `gen_2021.tsv` in `data_dir`.
     """
 
     version: str = "2022"
@@ -92,7 +94,7 @@ class CogsTask(TabularTask):
             raise unknown("version of cogs", self.version, _GEN_FILE)
 
     def read(self, part: str) -> tuple[Example, ...]:
-        """Return the examples of one part; `gen` is that of the version."""
+        """Return the examples of one part. For `gen`, the file of `self.version` is read."""
         return super().read(_GEN_FILE[self.version] if part == "gen" else part)
 
 

@@ -1,4 +1,4 @@
-"""The user's own examples: files or a dataset with an input and a target, or a chat, in every row."""
+"""The user's own examples, from files or a dataset. Each row has an input and a target, or it has a chat."""
 
 from __future__ import annotations
 
@@ -21,27 +21,34 @@ class LinesTask(RowOptions):
     splits = SPLITS
 
     def identity(self) -> dict[str, Any]:
-        """Return the part of the options that a run's id depends on: the rows themselves, whatever file they are in."""
+        """Return what a run's id depends on: the hash of the rows, and options that change what is trained on.
+
+        The names of the files are not included.
+        """
         content: dict[str, Any] = {"sha256": self.sha256 or self.about()["sha256"]}
         content |= {"template": self.template} if self.template else {}
         content |= {"chat": chat} if (chat := self._chat()) else {}
-        # rows that are too long are left out, so that another limit trains on other rows
+        # with `skip`, too long rows are left out, so another limit gives other training rows
         content |= {"max_length": self.max_length} if self.max_length and self.bad_rows == "skip" else {}
         return content
 
     def _chat(self) -> str:
-        """How chats are written; empty where the rows are no chats."""
+        """Return how chats are converted to text (`template` or `plain`); empty if the rows are not chats."""
         if self.chat != "auto":
             return self.chat
         try:
             return "template" if self.about()["chat"] else ""
         except UserError:
-            if self.sha256:  # a study can be read where its data is no longer; its recipe names `chat`
+            # The data of a saved study may be gone. Its recipe has `sha256`, and would have `chat` if it had chats.
+            if self.sha256:
                 return ""
             raise
 
     def place(self) -> dict[str, Any]:
-        """Return the other options that were given: where the rows are on this machine and how they are read."""
+        """Return the options that the user set, except `sha256`, `template` and `chat`.
+
+        They say where the rows are on this machine and how they are read.
+        """
         from petransfer.data.rows.store import given_options
 
         given = {key: value for key, value in given_options(self).items() if key not in ("sha256", "template", "chat")}
@@ -51,7 +58,7 @@ class LinesTask(RowOptions):
         return given
 
     def about(self) -> dict[str, Any]:
-        """Return what is known of the rows: sizes, labels, notes, the longest; see `petransfer.data.rows.builder`.
+        """Return the summary of the rows, such as sizes, labels and notes; see `RowBuilder.build` for its keys.
 
         Raises:
             UserError: A row cannot be used, or the rows are not those of `sha256`.
@@ -71,20 +78,20 @@ class LinesTask(RowOptions):
         return int(self.about()["sizes"]["train"])
 
     def longest(self, split: str) -> tuple[int, int]:
-        """Return the characters in the longest training input and target."""
+        """Return the lengths in characters of the longest input and the longest target."""
         source, target = self.about()["longest"]
         return source, target
 
     def suggested_metrics(self) -> tuple[str, ...]:
-        """Suggest accuracy and macro F1 for a small closed set of targets, exact match alone for other targets."""
+        """Return metrics that suit the data: exact match, and accuracy and macro F1 if the targets are a few labels."""
         return ("exact_match", "accuracy", "macro_f1") if self.about()["closed"] else ("exact_match",)
 
     def notes(self) -> list[str]:
-        """Return what the user should know of the data before training."""
+        """Return messages for the user about the data, to be shown before training."""
         return list(self.about()["notes"])
 
     def load(self, split: str) -> SplitData:
-        """Return the rows, which stay on the disk until they are asked for.
+        """Return the examples. They stay on disk until they are accessed.
 
         Raises:
             UserError: A file is missing, broken, or changed while it was read; or the rows are not those of `sha256`.

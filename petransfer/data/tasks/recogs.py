@@ -1,6 +1,6 @@
 """COGS with other logical forms (Wu, Manning & Potts 2023, arXiv:2303.13716): ReCOGS, and the forms without variables.
 
-The sentences of test and generalisation sets and the 21 cases are those of COGS.
+The test and generalization sets have the same sentences and the same 21 cases as in COGS.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from petransfer.data.task_registry import RegisteredTask
 from petransfer.data.tasks.cogs import CATEGORY_GROUP, CATEGORY_TITLE
 from petransfer.data.tsv_benchmark import TabularTask
 
-# the published files were seen at this commit; its other digits are not known to us
+# the published files have this commit; we only know its first digits
 _COMMIT = "1b6eca8"
 _VARIABLE_FREE_COMMIT = "836173aa370fa9d6ce4d9b2dd30a9d6d1147d2ef"
 
@@ -53,13 +53,13 @@ VARIABLE_FREE: dict[str, Source] = _sources(
 class RecogsTask(TabularTask):
     """ReCOGS with positional indices: 27,227 training rows.
 
-    They are the rows of COGS; some are joined, have modifiers before the verb or have added words, so that no case is
-    hard because of its length or its indices alone. Logical forms are also scored by meaning
-    (`petransfer.data.logical_forms`), as its authors do.
+    The training rows come from COGS. Some of them are joined, have modifiers before the verb, or have added words, so
+    that no generalization case is hard only because of its length or its indices. Predictions are also scored by
+    meaning (`petransfer.data.logical_forms`), as in the paper.
 
     Args:
-        data_dir: A folder with `recogs_positional_index/gen.tsv` or with `gen.tsv` itself, or a checkout of the
-            official repository; plain or `.xz`. Missing files are read from the cache or downloaded.
+        data_dir: A folder with `recogs_positional_index/gen.tsv`, a folder with `gen.tsv`, or a checkout of the
+            official repository. Files may be compressed as `.xz`. Missing files are read from the cache or downloaded.
     """
 
     name = "recogs"
@@ -73,11 +73,12 @@ class RecogsTask(TabularTask):
 class CogsVariableFreeTask(TabularTask):
     """COGS with the nested logical forms of Qiu et al. (2022, arXiv:2112.07610): 24,155 training rows.
 
-    These forms have no variables and are much shorter. ReCOGS's authors found that they lose a part of COGS's meaning.
+    These forms have no variables and are much shorter. According to Wu et al., a part of the meaning of COGS's forms
+    is lost in them.
 
     Args:
-        data_dir: A folder with `cogs_variable_free/gen.tsv` or with `gen.tsv` itself, or a checkout of ReCOGS's
-            repository; plain or `.xz`. Missing files are read from the cache or downloaded.
+        data_dir: A folder with `cogs_variable_free/gen.tsv`, a folder with `gen.tsv`, or a checkout of ReCOGS's
+            repository. Files may be compressed as `.xz`. Missing files are read from the cache or downloaded.
     """
 
     name = "cogs-variable-free"

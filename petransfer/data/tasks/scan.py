@@ -1,9 +1,10 @@
 """SCAN (Lake & Baroni 2018, arXiv:1711.00350): commands to action sequences, generated from the paper's grammar.
 
-Only the random split `simple` needs its published files; a rule defines every other split.
+The random split `simple` is read from its published files. Every other split is defined by a rule and generated.
 
-Rows are sorted by command (by code point), whether they were read or generated. `Example.index` counts in that order,
-from 0 in the training rows and again from 0 in the test rows; it is not the order of the official files.
+Rows are sorted by command (by code point), both when they are read and when they are generated. `Example.index` is the
+position in this order, counted from 0 separately in the training rows and in the test rows. It is not the position in
+the official files.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ _PRIMITIVES = ("walk", "look", "run", "jump")
 
 
 def interpret(command: str) -> str:
-    """Return the actions of a command, by the interpretation function of Lake & Baroni (2018).
+    """Return the actions of a command, according to the interpretation function of Lake & Baroni (2018).
 
     >>> interpret("walk after turn opposite left")
     'I_TURN_LEFT I_TURN_LEFT I_WALK'
 
     Raises:
-        UserError: The command is not one of the 20,910 that the grammar makes.
+        UserError: The command is not one of the 20,910 commands of the grammar.
     """
     try:
         if " and " in command:
@@ -51,12 +52,16 @@ def interpret(command: str) -> str:
 
 @functools.cache
 def _clause_actions(clause: str) -> tuple[str, ...]:
-    """Return the actions of a clause without connective; a KeyError names the word that the grammar does not allow."""
+    """Return the actions of a clause, that is, a command without `and` and `after`.
+
+    Raises:
+        KeyError: The grammar does not allow the clause; the error names the wrong word or the clause.
+    """
     verb, *rest = clause.split(" ")
     times = _TIMES[rest.pop()] if rest and rest[-1] in _TIMES else 1
     match rest:
         case []:
-            # `turn` is no action without a direction
+            # `turn` without a direction is not a command
             actions = _VERBS[verb] if verb != "turn" else _refuse(clause)
         case [direction]:
             actions = _TURNS[direction] + _VERBS[verb]
@@ -93,14 +98,18 @@ Rule = Callable[[str, str], str | None]
 
 
 def _add_primitive(primitive: str) -> Rule:
-    """Train on the primitive alone; test every command that combines it with other words."""
+    """Return the rule that tests every command in which `primitive` occurs together with other words.
+
+    All other commands are training rows, also `primitive` alone.
+    """
     return lambda command, _: "test" if primitive in command and command != primitive else "train"
 
 
 def _template(template: str, verbs: Iterable[str]) -> Rule:
-    """Test the commands in which one of `verbs` fills the template.
+    """Return the rule that tests the commands in which one of `verbs` is followed by `template`.
 
-    Rows with `turn` in the template are in no part: they are not tested, and training on them would teach the template.
+    Commands in which `turn` is followed by `template` are in no part: they are not tested, and training on them would
+    teach the template. All other commands are training rows.
     """
     tested = tuple(f"{verb} {template}" for verb in verbs)
 
@@ -125,16 +134,16 @@ _RULES: dict[str, Rule] = {
     "opposite_right": _template("opposite right", _PRIMITIVES),
     "right": _template("right", _PRIMITIVES),
 }
-# the bare primitive is repeated until it makes up a tenth of the training rows
+# how often the primitive alone is repeated in the training rows, so that it makes up a tenth of them
 _REPEATS = {("add_jump", "jump"): 1_467, ("add_turn_left", "turn left"): 2_189}
 SPLITS: tuple[str, ...] = (*_RULES, "simple")
 
 
 def generate(split: str) -> dict[str, list[ScanRow]]:
-    """Generate the "train" and "test" rows of any split except `simple`, sorted by command.
+    """Return the "train" and "test" rows of any split except `simple`, generated and sorted by command.
 
     Raises:
-        RunError: A part has another number of rows than the published one.
+        RunError: The number of rows of a part differs from the published number.
     """
     rule = _RULES[split]
     parts: dict[str, list[ScanRow]] = {"train": [], "test": []}
@@ -151,7 +160,7 @@ def generate(split: str) -> dict[str, list[ScanRow]]:
 
 @dataclass(frozen=True)
 class Published:
-    """The number of rows of a published part, and their `rows_sha256`."""
+    """The number of rows of a published part, and the `rows_sha256` of these rows."""
 
     rows: int
     sha256: str
@@ -200,10 +209,10 @@ SIMPLE: dict[str, Source] = {
 
 
 def parse_row(line: str) -> ScanRow:
-    """(command, actions) of one line `IN: <command> OUT: <actions>`.
+    """Split a line `IN: <command> OUT: <actions>` into (command, actions).
 
     Raises:
-        ValueError: the line has another form, or its command or actions are empty.
+        ValueError: The line has another form, or its command or its actions are empty.
     """
     command, *rest = line.removeprefix("IN: ").split(" OUT: ")
     if not line.startswith("IN: ") or len(rest) != 1:
@@ -214,12 +223,12 @@ def parse_row(line: str) -> ScanRow:
 
 
 def format_row(row: ScanRow) -> str:
-    """Return the line of the official files for a row, without its end."""
+    """Return a row as a line of the official files, without the line end."""
     return f"IN: {row[0]} OUT: {row[1]}"
 
 
 def rows_sha256(rows: Iterable[ScanRow]) -> str:
-    """Return a sha256 of rows that does not depend on their order: of the sorted lines, joined by `\\n`, in UTF-8."""
+    """Return the sha256 of the sorted lines of rows, joined by `\\n`, in UTF-8. It does not depend on their order."""
     return hashlib.sha256("\n".join(sorted(map(format_row, rows))).encode()).hexdigest()
 
 
@@ -227,12 +236,12 @@ def rows_sha256(rows: Iterable[ScanRow]) -> str:
 class ScanTask:
     """SCAN and its eight splits. Dev examples are cut from the training rows.
 
-    The category of an example is the connective of its command: `simple` (none), `and`, or `after`.
+    The category of an example is `and` or `after` if its command contains this word, otherwise `simple`.
 
     Args:
-        data_dir: A folder with `scan/<split>/train.txt` and `test.txt`, or with the `<split>` folders themselves, or a
-            checkout of the official repository; plain or `.xz`. Missing parts are generated (`simple`: read from the
-            cache, or downloaded), with the same rows in the same order.
+        data_dir: A folder with `scan/<split>/train.txt` and `test.txt`, a folder with the `<split>` folders themselves,
+            or a checkout of the official repository. Files may be compressed as `.xz`. Missing parts are generated,
+            with the same rows in the same order; missing parts of `simple` are read from the cache or downloaded.
         dev_size: The number of training rows that become dev rows.
     """
 
@@ -246,11 +255,14 @@ class ScanTask:
             raise UserError(f"dev_size of scan is {self.dev_size!r}: give a whole number from 1 to 4,000")
 
     def train_size(self, split: str) -> int:
-        """Return the published number of training rows less the dev rows."""
+        """Return the published number of training rows minus the dev rows."""
         return PUBLISHED[split, "train"].rows - self.dev_size
 
     def longest(self, split: str) -> tuple[int, int]:
-        """Return the characters in the longest command and actions; the targets of split `length` are shorter."""
+        """Return the lengths in characters of SCAN's longest command and longest actions.
+
+        These are upper limits for split `length`, in which the training targets are shorter.
+        """
         return 59, 479
 
     def load(self, split: str) -> SplitData:
@@ -270,7 +282,7 @@ class ScanTask:
         return tuple(Example(index, *row, category=connective(row[0])) for index, row in enumerate(rows))
 
     def _file(self, split: str, part: str) -> Path | None:
-        """Return the official file of a part, or None if the part is generated."""
+        """Return the path of a part's official file, or None if the part is to be generated."""
         layouts = (f"{split}/{part}.txt", _UPSTREAM[split].format(part=part))
         names = [f"{folder}{layout}" for folder in ("scan/", "") for layout in layouts]
         if split == "simple":
@@ -279,7 +291,11 @@ class ScanTask:
 
 
 def _read(path: Path, split: str, part: str) -> list[ScanRow]:
-    """Return the rows of an official file, sorted by command."""
+    """Return the rows of an official file, sorted by command.
+
+    Raises:
+        UserError: The file cannot be read, or its rows are not the published ones.
+    """
     rows = sorted(read_rows(path, parse_row))
     expected = PUBLISHED[split, part]
     if rows_sha256(rows) != expected.sha256:
@@ -292,7 +308,7 @@ def _read(path: Path, split: str, part: str) -> list[ScanRow]:
 
 
 def connective(command: str) -> str:
-    """Return `and` or `after`, or `simple` for a command without connective."""
+    """Return `and` or `after` if the command contains this word, otherwise `simple`."""
     return next((word for word in ("and", "after") if f" {word} " in command), "simple")
 
 

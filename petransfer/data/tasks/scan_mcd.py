@@ -1,7 +1,8 @@
 """SCAN's splits of maximum compound divergence (Keysers et al. 2020, arXiv:1912.09713): mcd1, mcd2 and mcd3.
 
-Train and test have the same words in equal shares, and combinations of them that differ as much as possible. The
-published dev rows have the distribution of the test rows: settings that are chosen on them are chosen on test.
+Training and test rows contain the same words equally often, but they combine these words as differently as possible.
+The published dev rows have the distribution of the test rows, so they tell something about the test set before it is
+used.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from petransfer.errors import UserError, unknown
 SPLITS: tuple[str, ...] = ("mcd1", "mcd2", "mcd3")
 DEV: tuple[str, ...] = ("cut", "published")
 
-# computed from the rows of SCAN that the index files of the release of CFQ and SCAN-MCD name
+# computed from the rows of SCAN that are listed in the index files of the release of CFQ and SCAN-MCD
 PUBLISHED: dict[tuple[str, str], Published] = {
     ("mcd1", "train"): Published(8_365, "f579c2758dd00a6a0d321848407796afafd57f270b772eebfa05041057e29721"),
     ("mcd1", "dev"): Published(1_046, "f9b8d0ddd9c5aacdaba72f5c00b5d9730e37f7eb591ac99fd512d2e32bd91959"),
@@ -32,7 +33,7 @@ PUBLISHED: dict[tuple[str, str], Published] = {
     ("mcd3", "test"): Published(1_045, "044b9f1a2b465d6df9cdca1410455d8b1d532ad2643e2493c177eaa458dfa3c0"),
 }
 
-# the rows as text, from the index files, in a public repository: `<command>  <actions>`
+# a public repository with the rows that the index files list, as text: `<command>  <actions>`
 _REPOSITORY = "ayushchakravarthy/language_compositionality"
 _COMMIT = "44b6001d8d526caf0a60b7d40dd46e1e5c17b713"
 FILES: dict[tuple[str, str], Source] = {
@@ -52,10 +53,10 @@ FILES: dict[tuple[str, str], Source] = {
 
 
 def parse_row(line: str) -> ScanRow:
-    """(command, actions) of a line `IN: <command> OUT: <actions>` or `<command>  <actions>`.
+    """Split a line `IN: <command> OUT: <actions>` or `<command>  <actions>` into (command, actions).
 
     Raises:
-        ValueError: the line has another form.
+        ValueError: The line has another form.
     """
     if line.startswith("IN: "):
         return parse_scan_row(line)
@@ -67,13 +68,15 @@ def parse_row(line: str) -> ScanRow:
 
 @dataclass(frozen=True)
 class ScanMcdTask:
-    """SCAN-MCD: 8,365 training rows and 1,045 test rows a split; a category is the connective of the command.
+    """SCAN-MCD, with 8,365 training rows and 1,045 test rows per split.
+
+    The category of an example is `and` or `after` if its command contains this word, otherwise `simple`.
 
     Args:
-        data_dir: A folder with `scan_mcd/<split>/train.txt`, `dev.txt` and `test.txt`, or with the `<split>` folders
-            themselves; plain or `.xz`. Missing files are read from the cache or downloaded.
-        dev: "cut" takes `dev_size` training rows for dev, as the other splits of SCAN do. "published" trains on all
-            rows and takes the 1,046 published dev rows, which are like the test rows.
+        data_dir: A folder with `scan_mcd/<split>/train.txt`, `dev.txt` and `test.txt`, or a folder with the `<split>`
+            folders themselves. Files may be compressed as `.xz`. Missing files are read from the cache or downloaded.
+        dev: "cut" makes dev rows of `dev_size` training rows, as in the other splits of SCAN. "published" trains on all
+            training rows and uses the 1,046 published dev rows, which have the distribution of the test rows.
         dev_size: The number of training rows that become dev rows with "cut".
     """
 
@@ -90,11 +93,11 @@ class ScanMcdTask:
             raise UserError(f"dev_size of scan-mcd is {self.dev_size!r}: give a whole number from 1 to 4,000")
 
     def train_size(self, split: str) -> int:
-        """Return the published number of training rows, less the dev rows if they are cut from them."""
+        """Return the published number of training rows, minus the dev rows if these are cut from them."""
         return PUBLISHED[split, "train"].rows - (self.dev_size if self.dev == "cut" else 0)
 
     def longest(self, split: str) -> tuple[int, int]:
-        """Return the characters of the longest command and the longest actions of any training file."""
+        """Return the lengths in characters of the longest command and the longest actions of any training file."""
         return 59, 479
 
     def load(self, split: str) -> SplitData:
@@ -129,7 +132,7 @@ TASK = RegisteredTask(
     "scan-mcd",
     ScanMcdTask,
     title="SCAN-MCD",
-    licence="cc-by-4.0",  # of the splits, which binds more than the licence of the rows
+    licence="cc-by-4.0",  # the licence of the splits, which is stricter than that of the rows
     languages=("en",),
     hub_datasets=("scan",),
     citation="Keysers et al. (2020), Measuring Compositional Generalization, arXiv:1912.09713",

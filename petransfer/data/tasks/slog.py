@@ -1,7 +1,7 @@
 """SLOG (Li et al. 2023, arXiv:2310.15040): English sentences to logical forms, 17 cases of structural generalization.
 
-Its authors protect the generalization sets with a password, so that no language model is trained on them. They are
-decrypted in memory, and their text is never written to a file.
+The authors protect the generalization sets with a password, so that no language model is trained on these sets. Here,
+the sets are decrypted in memory, and their text is never written to a file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from petransfer.errors import UserError
 PASSWORD_VARIABLE = "PETRANSFER_SLOG_PASSWORD"
 _COMMIT = "1c55df85006d58b842520c79dcb8e1b43df2836f"
 
-# the cases as the generalisation set names them, each with a title for tables; groups as in the paper's section 2.2
+# the title, for tables, of each case of the generalization set; the groups below are those of the paper's section 2.2
 CATEGORY_TITLE: dict[str, str] = {
     "PP_3": "PP modifiers, shallower (depth 3)",
     "PP_5-12": "PP modifiers, deeper (depth 5 to 12)",
@@ -56,7 +56,7 @@ FILES: dict[str, Source] = {
     "train": _source("varfree_LF/train.tsv", "0afc442d1cfca446a3c356c58e979df631d19f863b62edd2c4d6cc70a34e0778"),
     "dev": _source("varfree_LF/dev.tsv", "8677b6b92f9649e74f9e99c2affc9a8a0c4810a612dd32fcd1b45448ca3647f9"),
     "test": _source("varfree_LF/test.tsv", "2f2942a345507ef6af5885ccde48f08bf32a1dd2ba0e19da371d4bbd40b90644"),
-    # the hash of the packed archive, which is what lies on disk
+    # the hash of the archive, because the archive is not unpacked on disk
     "gen": _source("generalization_sets.zip", "99a13618b033b9f5721107f4c163d035d92a2fee340b217a5a1f6abc63842647"),
 }
 GEN_MEMBER = "generalization_sets/gen_varfreeLF.tsv"
@@ -66,12 +66,14 @@ GEN_MEMBER = "generalization_sets/gen_varfreeLF.tsv"
 class SlogTask(TabularTask):
     """SLOG with logical forms without variables: 32,755 training and 4,046 dev rows, which both splits share.
 
-    Split `gen` has the 17 cases of `CATEGORY_GROUP` (1,000 rows each); its archive needs the password in
-    `$PETRANSFER_SLOG_PASSWORD`. Split `test` has 4,046 rows like the training rows and needs no password.
+    The test set of split `gen` has the 17 cases of `CATEGORY_GROUP` (1,000 rows each). Its archive needs the password
+    in `$PETRANSFER_SLOG_PASSWORD`. The test set of split `test` has 4,046 rows with the distribution of the training
+    rows, and needs no password.
 
     Args:
         data_dir: A folder with `slog/varfree_LF/train.tsv` and `slog/generalization_sets.zip`, or a checkout of the
-            official repository; plain or `.xz`. Missing files are read from the cache or downloaded.
+            official repository. The tsv files may be compressed as `.xz`. Missing files are read from the cache or
+            downloaded.
     """
 
     name = "slog"
