@@ -1,4 +1,4 @@
-"""The card of a pretrained checkpoint: README.md beside the weights."""
+"""Write the card of a pretrained checkpoint: README.md in the folder of the weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from petransfer.training.metrics_file import read_metrics
 
 
 def write_card(card: dict[str, Any], source: CorpusPart, folder: Path, threads: int) -> None:
-    """Write `folder/checkpoint/README.md` from the result of `pretrain` and the run's metrics."""
+    """Write `folder/checkpoint/README.md`.
+
+    Args:
+        card: the result of `pretrain`.
+        source: the arm's corpus in the recipe.
+        folder: the run's folder, with the checkpoint and metrics.jsonl.
+        threads: the number of CPU threads used.
+    """
     weights = folder / "checkpoint" / "model.safetensors"
     lines = {line["step"]: line["loss"] for line in read_metrics(folder / "metrics.jsonl")}
     shown = sorted(lines)[:: -max(1, len(lines) // 8)][::-1]

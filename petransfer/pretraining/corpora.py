@@ -1,4 +1,4 @@
-"""Read, check and cut the pretraining text of an arm, and make the two synthetic controls."""
+"""Read, check and cut the pretraining text of an arm, and make two controls: shuffled words and nested brackets."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from transformers import PreTrainedTokenizerBase
 from petransfer.errors import UserError
 from petransfer.recipe.pretraining import CorpusPart
 
-# Share of the documents at the end of a one-file corpus that is held out for validation.
+# The last documents of a one-file corpus are held out for validation: this share of all documents, from 0 to 1.
 HELD_OUT = 0.03
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A stream of token ids for training and one for validation, with an end token after every document.
+    """The training text and the validation text of one arm as token ids, with an end token after every document.
 
-    sha256: hash of the text of both files, or of the token ids of a generated corpus.
+    train, valid: arrays of shape (tokens,).
+    sha256: the hash of the text files, or of the token ids if the corpus is generated.
     """
 
     train: np.ndarray
@@ -32,10 +33,16 @@ class Corpus:
 
 
 def read_corpus(part: CorpusPart, root: Path, tokenizer: PreTrainedTokenizerBase, tokens: int | None) -> Corpus:
-    """Return the corpus of one arm, with its training part cut to `tokens` tokens.
+    """Return the corpus of one arm.
+
+    Args:
+        part: the corpus in the recipe.
+        root: the folder that contains the folders of all corpora.
+        tokenizer: the tokenizer of the family.
+        tokens: the training text is cut to this number of tokens. None keeps the whole text.
 
     Raises:
-        UserError: a file is missing, empty, not UTF-8 or mostly one repeated line, or the text is too short.
+        UserError: a file is missing, empty, not UTF-8 or mostly one repeated line, or has fewer than `tokens` tokens.
     """
     if part.brackets:
         return brackets(part.brackets, tokens or 1_000_000, tokenizer, part.seed)
@@ -100,9 +107,10 @@ def _encode(documents: list[str], tokenizer: PreTrainedTokenizerBase) -> np.ndar
 
 
 def shuffle_words(documents: list[str], seed: int) -> list[str]:
-    """Return the documents with the words of each sentence in random order, to keep the words and remove the grammar.
+    """Return the documents with the words of each sentence in random order. This removes the grammar.
 
-    A sentence ends at a full stop, question or exclamation mark followed by a space, or at the end of its line.
+    A sentence ends at the end of a line, or at a full stop, question mark or exclamation mark that is followed by a
+    space.
     """
     rng = np.random.default_rng(seed)
 
@@ -120,11 +128,18 @@ _SENTENCE_END = re.compile(r"(?<=[.!?]) ")
 
 
 def brackets(kinds: int, tokens: int, tokenizer: PreTrainedTokenizerBase, seed: int) -> Corpus:
-    """Return nested brackets of `kinds` kinds (k-Dyck) written with word tokens: structure without meaning.
+    """Return a corpus of nested brackets (a k-Dyck language), which has structure but no meaning.
 
-    Each token opens a bracket or closes the last open bracket with probability 1/2 (it always opens at depth 0 and
-    always closes at depth 64). Kinds are drawn from a Zipf distribution. The corpus follows Papadimitriou and Jurafsky
-    (2020), but each kind has two tokens instead of one, so that the text shows the depth.
+    Words of the tokenizer serve as brackets. Each token opens a new bracket or closes the last open one, both with
+    probability 1/2; at depth 0 it always opens one, and at depth 64 it always closes one. The kinds of brackets follow
+    a Zipf distribution. Papadimitriou and Jurafsky (2020) use one token for each kind. Here each kind has an opening
+    and a closing token, so that the text shows the depth.
+
+    Args:
+        kinds: the number of kinds of brackets.
+        tokens: the number of tokens for training. Tokens for validation are added.
+        tokenizer: the tokenizer of the family.
+        seed: the seed of the random text.
 
     Raises:
         UserError: the tokenizer has fewer than 2 x `kinds` word tokens.
@@ -141,11 +156,18 @@ def brackets(kinds: int, tokens: int, tokenizer: PreTrainedTokenizerBase, seed: 
 
 
 def bracket_ids(chosen: np.ndarray, length: int, rng: np.random.Generator, eos: int) -> np.ndarray:
-    """Return `length` token ids of nested brackets. chosen: (kinds, 2), the opening and closing token id per kind."""
+    """Return `length` token ids of nested brackets.
+
+    Args:
+        chosen: the opening and the closing token id of each kind, of shape (kinds, 2).
+        length: the number of tokens.
+        rng: the source of random numbers.
+        eos: the id of the end token, which ends a document.
+    """
     weights = 1 / np.arange(1, len(chosen) + 1)
     kinds = rng.choice(len(chosen), size=length, p=weights / weights.sum())
     opens = rng.random(length) < 0.5
-    ends = rng.random(length) < 1 / 256  # documents of about 500 tokens, which end at depth 0
+    ends = rng.random(length) < 1 / 256  # a document ends at depth 0, after about 500 tokens on average
     ids = np.empty(length, dtype=np.int32)
     stack: list[int] = []
     for at in range(length):

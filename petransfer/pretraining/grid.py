@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PretrainCell:
-    """One arm at one size and seed. They form the name of its folder, because recipes refer to the folder."""
+    """One run of a pretraining recipe: an arm at one size and with one seed.
+
+    The run's folder is named after arm, size and seed, because recipes refer to this folder.
+    """
 
     arm: str
     size: str
@@ -66,7 +69,7 @@ class PretrainCell:
 
 
 def expand_pretraining(recipe: PretrainRecipe) -> list[PretrainCell]:
-    """Return all runs, size by size and seed by seed.
+    """Return all runs of a pretraining recipe, sorted by size, then by seed, then by arm.
 
     Raises:
         UserError: an arm has no corpus.
@@ -83,10 +86,12 @@ def expand_pretraining(recipe: PretrainRecipe) -> list[PretrainCell]:
 
 
 def check_settings(cells: list[PretrainCell], study: StudyFolder) -> None:
-    """Raise UserError if a run's folder was created with other settings; the name of a folder does not show these.
+    """Refuse to continue runs whose folders were created with other settings.
+
+    The name of a folder does not show the settings, so they are compared with those in the folder.
 
     Raises:
-        UserError: a setting differs; the message names the first such setting.
+        UserError: a setting differs. The message names the first setting that differs.
     """
     for cell in cells:
         folder = study.run(cell.run_id)
@@ -109,7 +114,12 @@ def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Pretrain:
-    """Runs one cell of a pretraining with the threads assigned by the executor."""
+    """A function that pretrains the checkpoint of one `PretrainCell`, with the threads that the executor assigns.
+
+    execution: how the training loop runs, such as the size of micro-batches.
+    corpora: the folder that contains the folders of all corpora.
+    cpu: whether to use the CPU even if there is a GPU.
+    """
 
     execution: Execution
     corpora: Path

@@ -1,4 +1,4 @@
-"""Pretrain one checkpoint on text by span corruption, with the common training loop."""
+"""Pretrain one checkpoint on text by span corruption, with the same training loop as fine-tuning."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from petransfer.training.loop import Hooks, Loop
 
 @dataclass(frozen=True)
 class Size:
-    """A T5 with `layers` encoder and `layers` decoder layers and heads of 32 dimensions."""
+    """The size of a T5. layers: layers of the encoder, and also of the decoder. heads: attention heads, 32 wide."""
 
     d_model: int
     layers: int
@@ -37,25 +37,29 @@ class Size:
     heads: int
 
 
-# Tokens `<extra_id_0>`, `<extra_id_1>`, ... of the embedded tokenizer, which stand for the masked spans.
+# The number of sentinels of the embedded tokenizer: the tokens `<extra_id_0>`, `<extra_id_1>`, ... mark masked spans.
 SENTINELS = 32
 SIZES = {"nano": Size(128, 2, 512, 4), "micro": Size(256, 4, 1024, 8)}
 
-# The learning rate of each tensor follows the tensor's initial size, and weight decay pulls the tensor back to this
-# size. A common learning rate is wrong for either the embeddings (deviation 1) or the matrices (about 0.09). Training
-# diverges if the learning rates follow the current size.
+# The learning rate of each tensor is proportional to the tensor's root mean square at the start, and weight decay pulls
+# the tensor back to this size. One learning rate for all tensors would be wrong either for the embeddings (standard
+# deviation 1) or for the matrices (about 0.09). If the learning rates follow the current size, training diverges.
 TRAINING = TrainSpec(
     steps=11_000, batch_size=32, learning_rate=6e-2, warmup=0.02, final=0.05, rate_scaling="rms", weight_decay=0.008
 )
 
-# Embeddings of unseen tokens and of tokens that occur less often than this collapse onto one direction. Both are
-# redrawn after training.
+# If tokens occur in the training text fewer times than this, or never, their embeddings get nearly the same direction
+# in training. After training, these embeddings are replaced by random ones.
 RARE = 30
 
 
 @dataclass(frozen=True)
 class PretrainSpec:
-    """All settings that determine the weights of a checkpoint. tokens: the length of the training text in tokens."""
+    """All settings that determine the weights of a checkpoint.
+
+    tokens: the length of the training text in tokens.
+    bits: bits of the computation; the weights are trained in fp32.
+    """
 
     arm: str
     size: str
@@ -69,12 +73,12 @@ class PretrainSpec:
 
     @property
     def identity(self) -> str:
-        """An identifier of this training. Only a training with the same identity resumes from a saved state."""
+        """A hash of all settings. A saved training state is only used by a training with the same hash."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
 def make_model(size: Size, tokenizer: PreTrainedTokenizerBase, seed: int) -> T5ForConditionalGeneration:
-    """Return a T5 v1.0 with random weights: ReLU, tied embeddings, no dropout."""
+    """Return a T5 v1.0 (ReLU, tied embeddings) without dropout, with random weights."""
     torch.manual_seed(seed)
     return T5ForConditionalGeneration(
         T5Config(
@@ -103,10 +107,14 @@ def pretrain(
     hooks: Hooks,
     cpu: bool = False,
 ) -> dict[str, Any]:
-    """Train or resume, write `folder/checkpoint`, and return the content of its card.
+    """Pretrain a checkpoint, or resume its training, and write it to `folder/checkpoint`.
+
+    Returns:
+        The numbers and settings for the checkpoint's card.
 
     Raises:
-        UserError: the text is too short for two batches, or the disk is too small for the weights.
+        UserError: the training text is shorter than two batches, the validation text is too short, or the disk has too
+            little free space.
         Interrupted, RunError: see `Loop.run`.
     """
     _check_room(spec, corpus, folder)
@@ -131,7 +139,7 @@ def pretrain(
         seed=spec.seed,
         execution=execution,
         hooks=hooks,
-        loss_function=_loss_over(seen.to(process.device)),  # copied once, not in every step
+        loss_function=_loss_over(seen.to(process.device)),  # copied to the device once, not in every step
         autocast=spec.bits == 16,
     )
 
@@ -170,9 +178,10 @@ def _check_room(spec: PretrainSpec, corpus: Corpus, folder: Path) -> None:
                 "smaller train.batch_size"
             )
     size = SIZES[spec.size]
-    layer = 6 * size.d_model * 32 * size.heads + 2 * size.d_model * size.d_ff  # an encoder's layer has 2/3 of that
+    layer = 6 * size.d_model * 32 * size.heads + 2 * size.d_model * size.d_ff  # of the decoder; in the encoder 2/3
     parameters = 2 * size.layers * layer + size.d_model * 10_000
-    needed = parameters * (2 * 3 * 4 + 2)  # two states of weights and moments in fp32, and the checkpoint in bf16
+    # bytes: two training states, each with the weights and two moments in fp32, and the checkpoint in bf16
+    needed = parameters * (2 * 3 * 4 + 2)
     free = shutil.disk_usage(next(at for at in (folder, *folder.parents) if at.exists())).free
     if free < needed:
         raise UserError(
@@ -181,7 +190,14 @@ def _check_room(spec: PretrainSpec, corpus: Corpus, folder: Path) -> None:
 
 
 def _loss_over(seen: torch.Tensor) -> Callable[[torch.nn.Module, Tensors], torch.Tensor]:
-    """Return a cross-entropy over the tokens that occur in training; otherwise the other embeddings would collapse."""
+    """Return a loss function: cross-entropy over the tokens that occur in the training text, summed over the targets.
+
+    Tokens that never occur would only learn to be suppressed, and their embeddings would get nearly the same direction.
+    So these tokens are left out.
+
+    Args:
+        seen: whether a token occurs in the training text, of shape (vocabulary,).
+    """
     never = ~seen
 
     def loss(model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
@@ -197,13 +213,30 @@ def _loss_over(seen: torch.Tensor) -> Callable[[torch.nn.Module, Tensors], torch
 
 
 def without_unseen(labels: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """Return the labels with unseen tokens set to `IGNORED`. Held-out text contains a few unseen tokens."""
+    """Return the labels with `IGNORED` in place of tokens that do not occur in the training text.
+
+    The validation text contains a few such tokens.
+
+    Args:
+        labels: token ids, of any shape.
+        seen: whether a token occurs in the training text, of shape (vocabulary,).
+    """
     return labels.masked_fill(~seen[labels.clamp(min=0)], IGNORED)
 
 
 @torch.no_grad()
 def validation_loss(loop: Loop, source: CorruptedWindows, seen: torch.Tensor, micro_batch: int, batches: int) -> float:
-    """Return the loss in nats per target token over the first `batches` held-out batches, without unseen tokens."""
+    """Return the mean loss on the first `batches` batches of the validation text, in nats per target token.
+
+    Target tokens that do not occur in the training text are left out.
+
+    Args:
+        loop: the training loop, with the model and the loss function.
+        source: the validation text.
+        seen: whether a token occurs in the training text, of shape (vocabulary,).
+        micro_batch: the largest number of examples in a forward pass.
+        batches: the number of batches.
+    """
     loop.model.eval()
     total, tokens = 0.0, 0
     for step in range(batches):
@@ -217,12 +250,15 @@ def validation_loss(loop: Loop, source: CorruptedWindows, seen: torch.Tensor, mi
 
 @torch.no_grad()
 def redraw_rows(weight: torch.Tensor, learnt: torch.Tensor, keep: list[int], seed: int) -> None:
-    """Redraw all rows that were not learnt, in place, with the mean and deviation of the learnt rows.
+    """Replace the embeddings of tokens that were not learnt by random ones, in place.
+
+    The random embeddings have the mean and the standard deviation of the learnt embeddings in each dimension.
 
     Args:
-        weight: (tokens, d), the embeddings.
-        learnt: (tokens,), whether a token's row was learnt.
-        keep: token ids whose rows are not redrawn.
+        weight: the embeddings, of shape (vocabulary, d_model).
+        learnt: whether a token's embedding was learnt, of shape (vocabulary,).
+        keep: ids of tokens whose embeddings are not replaced.
+        seed: the seed of the random numbers.
     """
     new = ~learnt.to(weight.device)
     new[keep] = False
@@ -241,7 +277,7 @@ def save_checkpoint(
     tokenizer.save_pretrained(folder)
     weights = {
         name: value.detach().to("cpu", torch.bfloat16).contiguous()
-        for name, value in model.named_parameters()  # tied tensors are saved once, as `shared`
+        for name, value in model.named_parameters()  # the tied embeddings are saved once, as `shared`
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "pretraining.json").write_text(json.dumps(card, indent=1) + "\n")

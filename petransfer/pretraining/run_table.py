@@ -1,4 +1,4 @@
-"""The runs of a pretraining as rows of a table."""
+"""Show the progress of the runs of a pretraining recipe as a table, as lines of text, or as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from petransfer.training.metrics_file import read_metrics
 
 @dataclass(frozen=True)
 class Row:
-    """One arm at one size and seed. tokens: text tokens seen. Losses in nats per target token."""
+    """The progress of one run.
+
+    step: optimiser steps done. tokens: tokens of text seen so far.
+    loss, valid_loss: in nats per target token; None before the first measurement.
+    seconds_left: estimated training time to the last step.
+    failure: the reason why the run failed; None if it did not fail.
+    """
 
     cell: PretrainCell
     status: Status
@@ -59,7 +65,7 @@ def _row(cell: PretrainCell, study: StudyFolder) -> Row:
 
 
 def terminal_table(rows: Sequence[Row], title: str, limit: int | None = None) -> Table:
-    """Return a table of the losses and the progress of each run."""
+    """Return a table of the losses and the progress of each run. limit: the largest number of rows; None shows all."""
     table = Table(title=title, title_justify="left")
     table.add_column("arm", no_wrap=True)
     table.add_column("size", no_wrap=True)
@@ -86,7 +92,7 @@ def plain_line(row: Row) -> str:
 
 
 def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return the rows as JSON."""
+    """Return the rows as plain values that can be written as JSON."""
     plain = []
     for row in rows:
         content = asdict(row)

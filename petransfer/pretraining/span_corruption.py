@@ -1,7 +1,8 @@
 """Span corruption (Raffel et al. 2020, section 3.1.4): the pretraining objective of the embedded family.
 
-In the encoder's input each of several random spans of a window of text is replaced by a sentinel; the decoder's target
-is the spans. Every window has the same number of masked tokens and of spans, so that all batches have one shape.
+An example is a window of text in which random spans of tokens are masked. In the encoder's input, a sentinel token
+replaces each masked span. The decoder's target is the masked spans, each after its sentinel. Every window has the same
+number of masked tokens and the same number of spans, so that all batches have one shape.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from petransfer.training.batches import Batch
 class Noise:
     """Settings of span corruption.
 
-    window: tokens of text in an example. density: masked share of the tokens. mean_span: mean tokens of a masked span.
+    window: tokens of text in an example.
+    density: share of these tokens that is masked, from 0 to 1.
+    mean_span: mean number of tokens of a masked span.
     """
 
     window: int = 128
@@ -38,14 +41,15 @@ class Noise:
 
     @property
     def target_length(self) -> int:
-        """Number of target tokens: the masked tokens, a sentinel for each span, and the end token."""
+        """Number of target tokens in a window: the masked tokens, a sentinel for each span, and the end token."""
         return self.masked + self.spans + 1
 
 
 class CorruptedWindows:
-    """Endless epochs over the windows of one stream of token ids; an example depends only on (seed, position).
+    """The batches of a pretraining: windows of one text with masked spans, for any number of epochs.
 
-    Every epoch has its own order and offset of the windows.
+    Every epoch has its own order of the windows, and its own offset of the first window. An example depends only on the
+    seed and on its number, counted over all steps.
     """
 
     def __init__(
@@ -57,7 +61,7 @@ class CorruptedWindows:
         self._order_of: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
 
     def batch(self, step: int, process: int, processes: int) -> Batch:
-        """Return this process's examples of one step."""
+        """Return the examples of one step that belong to process number `process` of `processes` processes."""
         first = step * self._batch_size
         mine = range(first + process, first + self._batch_size, processes)
         return Batch([self._at(index) for index in mine], self._batch_size * self._noise.target_length, self._layout)
@@ -80,7 +84,15 @@ class CorruptedWindows:
 
 
 def corrupt(window: np.ndarray, noise: Noise, rng: np.random.Generator, sentinels: np.ndarray, eos: int) -> Encoded:
-    """Return the input and the target of one window with masked spans; both end with `eos`."""
+    """Mask random spans of one window, and return the input and the target. Both end with the token `eos`.
+
+    Args:
+        window: token ids of text, of shape (noise.window,).
+        noise: the number and the size of the masked spans.
+        rng: the source of random numbers.
+        sentinels: ids of the sentinel tokens; at least `noise.spans`.
+        eos: the id of the end token.
+    """
     masked = _partition(noise.masked, noise.spans, rng)
     kept = _partition(len(window) - noise.masked, noise.spans, rng)
     source: list[np.ndarray] = []
@@ -96,7 +108,7 @@ def corrupt(window: np.ndarray, noise: Noise, rng: np.random.Generator, sentinel
 
 
 def _partition(total: int, parts: int, rng: np.random.Generator) -> Iterator[int]:
-    """Cut `total` at random into `parts` whole numbers of at least 1."""
+    """Return `parts` random whole numbers of at least 1 whose sum is `total`."""
     cuts = np.sort(rng.choice(total - 1, parts - 1, replace=False)) + 1
     edges = np.concatenate([[0], cuts, [total]])
     return iter(np.diff(edges).tolist())

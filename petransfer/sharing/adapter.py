@@ -140,14 +140,14 @@ class Adapter:
     ) -> Scores:
         """Compute exact match, and other metrics, on a file, on pairs, on a benchmark, or on the adapter's own task.
 
-        If `data` is given, the result also has separate exact match for the examples used in training and for the
-        other examples.
+        If `data` is given, the result also gives exact match separately for the examples that were used in training and
+        for the other examples.
 
         Args:
             data: a file of rows, pairs of input and target, a benchmark's `task/split` such as `scan/add_jump`, or
                 None for the adapter's own task.
             part: `dev` or `test`. None means all rows of a file, and `test` for a benchmark or the adapter's own task.
-                Pairs are always all used.
+                If `data` are pairs, `part` is ignored.
             by_generation: generate a text for every example and score the texts, whatever the forward pass predicts.
             metrics: names of metrics such as `rouge`, in addition to the metrics of the adapter's own task.
 

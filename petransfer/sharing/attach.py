@@ -24,7 +24,8 @@ COMBINED = "combined"
 # The name of the first adapter on a base. It is not a bare number, because peft would take that for a layer's number.
 FIRST = "adapter0"
 COMBINATIONS = ("linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "magnitude_prune")
-# How the names begin of those combinations that use only a share of each adapter's weights, and the share (0 to 1).
+# Combinations whose names begin with one of these words use only a part of each adapter's weights. DENSITY is the size
+# of this part, from 0 to 1.
 _SPARSE, DENSITY = ("ties", "dare", "magnitude"), 0.5
 
 

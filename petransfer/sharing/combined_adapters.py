@@ -45,9 +45,9 @@ class Adapters:
             yield name, label, self.predictor(name)
 
     def predictor(self, name: str) -> Predictor:
-        """Return a predictor with the prefix, the template and the chat format of an adapter, which is not activated.
+        """Return a predictor with the prefix, the template and the chat format of an adapter.
 
-        A combination has those of the first adapter.
+        The adapter is not activated. A combination uses the prefix, template and chat format of the first adapter.
         """
         bundle = self.bundles.get(name, self.bundles[FIRST])
         prefix = bundle.spec.task.prefix if bundle.spec else ""

@@ -8,7 +8,8 @@ ORDER = (
     "cc0-1.0", "unlicense", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "apache-2.0", "cc-by-4.0", "cc-by-sa-4.0",
     "gpl-3.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0",
 )  # fmt: skip
-# Licences that require derived works to have the same licence. Works under two different ones cannot be combined.
+# Licences that require derived works to have the same licence. If base and data have two different ones of these
+# licences, they cannot be combined.
 SAME = frozenset({"cc-by-sa-4.0", "gpl-3.0", "cc-by-nc-sa-4.0"})
 # The hub's names for licence names in the registry of checkpoints.
 NAMES = {"Apache-2.0": "apache-2.0", "MIT": "mit", "BigCode OpenRAIL-M v1": "bigcode-openrail-m"}

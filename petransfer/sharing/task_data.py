@@ -50,8 +50,8 @@ def test_data(
         label: the name of the adapter or model in messages.
         data: a file, a benchmark's `task/split`, pairs of input and target, or None for the adapter's own task.
         part: `dev` or `test`. None means all rows of a file, and `test` for a benchmark or the adapter's own task. With
-            a file, `dev` or `test` selects the rows that are also in this part of the adapter's own data. Pairs are
-            always all used.
+            a file, `dev` or `test` selects the rows that are also in this part of the adapter's own data. If `data` are
+            pairs, `part` is ignored.
         data_dir: a folder with data files.
 
     Raises:

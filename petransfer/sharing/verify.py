@@ -36,7 +36,7 @@ PARTS = {"dev": "validation", "test": "test"}
 
 @dataclass(frozen=True)
 class Check:
-    """The outcome of one check. what: a word for what was checked, such as `files`. line: the result in one line."""
+    """The outcome of one check. what: the subject of the check, such as `files`. line: the result in one line."""
 
     what: str
     passed: bool
