@@ -1,9 +1,10 @@
 # %% [markdown]
 # # Fine-tune on your csv
 #
-# From a csv file with two columns to a model that answers. This uses a checkpoint of 1.7M parameters that ships with
-# petransfer, so that it runs on a CPU in less than a minute. With a GPU, replace `nano/english` by a checkpoint such as
-# `google/flan-t5-large`, leave out `method="full"`, and add `bits=4`: this trains a LoRA adapter.
+# This example trains a model on a csv file with two columns, and then asks the model questions. The model is a
+# checkpoint of 1.7M parameters that ships with petransfer, so the example runs on a CPU in less than a minute. If you
+# have a GPU, replace `nano/english` by a checkpoint such as `google/flan-t5-large`, leave out `method="full"`, and add
+# `bits=4`. This trains a LoRA adapter.
 
 # %%
 import csv
@@ -14,7 +15,8 @@ import petransfer as pt
 # %% [markdown]
 # ## The data
 #
-# A toy task: repeat a verb as often as the adverb says. Each of the 192 rows has two columns, `input` and `target`.
+# The toy task is to repeat a verb as often as the adverb says. Each of the 192 rows has two columns, `input` and
+# `target`.
 
 # %%
 random.seed(0)
@@ -35,8 +37,8 @@ with open("commands.csv", "w", newline="") as file:
 # %% [markdown]
 # ## Train
 #
-# `train` holds out a tenth of the rows for dev and a tenth for test, trains, and scores the result. So small a model
-# learns this task fastest if all of its weights are trained, hence `method="full"`.
+# `train` sets aside a tenth of the rows for dev and a tenth for test, trains on the other rows, and scores the result.
+# Such a small model learns this task fastest if all its weights are trained. This is what `method="full"` does.
 
 # %%
 model = pt.train("nano/english", "commands.csv", method="full", steps=120, batch_size=16, out="results/commands")
@@ -50,8 +52,8 @@ for question, answer in zip(questions, model.predict(questions), strict=True):
     print(f"{question!r} -> {answer!r}")
 
 # %% [markdown]
-# `evaluate` scores a file. It knows which rows were used for training and scores the other rows separately. Only their
-# score shows how well the model answers new inputs.
+# `evaluate` scores the rows of a file. It knows which rows were used for training, and gives them a separate score.
+# Only the score of the other rows shows how well the model answers new inputs.
 
 # %%
 scores = model.evaluate("commands.csv")

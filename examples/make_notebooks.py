@@ -1,4 +1,7 @@
-"""Write each example script of this folder as a notebook: `# %%` starts a cell, `# %% [markdown]` a text cell."""
+"""Write each example script of this folder as a notebook.
+
+In a script, the line `# %%` starts a cell with code, and the line `# %% [markdown]` starts a cell with text.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 # %% [markdown]
-# # Share an adapter, and check one
+# # Share an adapter and check it
 #
-# An adapter travels as a bundle: one file with the adapter, its model card, what it was made from, and checksums.
+# An adapter is shared as a bundle. A bundle is one file that contains the adapter, its model card, its provenance
+# (the base, the data and the settings that it was trained with) and checksums.
 
 # %%
 import subprocess
@@ -13,7 +14,7 @@ import petransfer as pt
 # %% [markdown]
 # ## Make an adapter
 #
-# The toy task: repeat a verb as often as the adverb says.
+# The toy task is to repeat a verb as often as the adverb says.
 
 # %%
 verbs = ["walk", "run", "look", "jump", "sing", "read", "write", "sleep"]
@@ -32,8 +33,9 @@ subprocess.run(["petransfer", "adapter", "pack", "results/share-example", "--out
 # %% [markdown]
 # ## Verify it
 #
-# Whoever receives the bundle can check it. `verify` compares files, base, tokenizer and data with those that the bundle
-# names, and repeats the evaluation.
+# A user who receives the bundle can check it with `verify`. It checks that the files are unchanged, and that the base,
+# the tokenizer and the data on this machine are the same as in training. Then it evaluates the adapter again and
+# compares the scores with those in the bundle.
 
 # %%
 for check in pt.Adapter.load("share.petransfer.zip").verify():
@@ -42,8 +44,8 @@ for check in pt.Adapter.load("share.petransfer.zip").verify():
 # %% [markdown]
 # ## Load it with plain peft
 #
-# The receiver does not need petransfer. The embedded base is first copied to a folder that transformers loads; this is
-# not necessary for a checkpoint of the hub.
+# A user who receives the adapter does not need petransfer to load it. The base `nano/english` ships inside petransfer,
+# so the first command copies it to a folder from which transformers can load it. A base from the hub needs no copy.
 
 # %%
 subprocess.run(["petransfer", "checkpoints", "cp", "nano/english", "base"], check=True)
@@ -61,8 +63,8 @@ print(tokenizer.decode(output[0], skip_special_tokens=True))
 # %% [markdown]
 # ## Merge it into the base
 #
-# The result is an ordinary model without an adapter. `agree` is the share of tokens, in percent, that both models
-# predict alike.
+# The result is an ordinary model without an adapter. `agree` is the share of positions, in percent, at which the merged
+# model and the adapter predict the same token. `moved` is the relative change of the logits.
 
 # %%
 merged = adapter.merge("merged")

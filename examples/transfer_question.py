@@ -1,9 +1,10 @@
 # %% [markdown]
 # # Ask the transfer question
 #
-# Does pretraining on English help a model to generalise? A study trains every arm with several seeds and gives a
-# verdict on each effect. This one runs on a CPU in less than a minute. It is too small to decide anything and only
-# shows the way. `petransfer run --recipe lora-scan` asks the question properly.
+# Does pretraining on English help a model to generalise? A study compares arms, that is, kinds of pretraining. It
+# trains every arm with several seeds. An effect is the difference between the scores of two arms, and the study gives a
+# verdict on each effect. The study of this example runs on a CPU in less than a minute. It is too small to answer the
+# question and only shows how a study works. `petransfer run --recipe lora-scan` runs a larger study.
 
 # %%
 from itertools import product
@@ -14,8 +15,8 @@ import petransfer as pt
 # %% [markdown]
 # ## The data
 #
-# The task is to repeat the first verb as often as the adverb says. No training row has `jump` with `twice` or `thrice`;
-# every test row has.
+# The task is to repeat the first verb as often as the adverb says. The first verb `jump` together with `twice` or
+# `thrice` never occurs in the training rows, but in every test row.
 
 # %%
 verbs = ["walk", "run", "look", "jump", "sing", "read", "write", "sleep"]
@@ -31,9 +32,9 @@ for name, lines in rows.items():
 # %% [markdown]
 # ## The study
 #
-# Two arms: a small T5 pretrained on English, and the same architecture trained from scratch. All weights are trained,
-# because a small model learns little from an adapter in so few steps. To ask the question under LoRA, use
-# `{"name": "lora", "rank": 16, "bits": 32}` as the method and many more steps.
+# The study has two arms: a small T5 pretrained on English, and the same architecture trained from scratch. All weights
+# are trained, because an adapter on a small model learns little in so few steps. To ask the question for LoRA, use
+# `{"name": "lora", "rank": 16, "bits": 32}` as the method, and many more steps.
 
 # %%
 recipe = {
@@ -52,7 +53,7 @@ print(study.plan()[["arm", "method", "seed", "steps"]].to_string())
 # %% [markdown]
 # ## Run it
 #
-# Finished runs are kept. Running the cell again resumes what was interrupted.
+# If you run this cell again, finished runs are skipped and interrupted runs resume.
 
 # %%
 results = study.run(workers=1)
@@ -61,9 +62,9 @@ print(results[["arm", "seed", "dev_em", "test_em", "trained_parameters"]].to_str
 # %% [markdown]
 # ## What may be concluded
 #
-# `not learnt` means that an arm did not learn the training distribution (at least 90 % exact match on dev). Its test
-# score then says nothing about generalisation. Two seeds per arm could not give the verdict `holds` either, because no
-# difference can reach a p value below 0.33.
+# The verdict `not learnt` means that an arm stayed below 90 % exact match on dev, so it did not learn the task. The
+# test score of such an arm says nothing about generalisation. The verdict `holds` is impossible with two seeds per arm,
+# because no difference can then have a p value below 0.33.
 
 # %%
 effects = study.effects()
@@ -72,7 +73,7 @@ print(effects[["name", "split", "difference", "verdict", "because"]].to_string()
 # %% [markdown]
 # ## Read the report
 #
-# One HTML file with all tables and plots. It needs no network.
+# The report is one HTML file with all tables and plots. It can be read without a network connection.
 
 # %%
 print(study.report())
