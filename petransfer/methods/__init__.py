@@ -1,8 +1,8 @@
-"""Training methods: one file each, which declares everything about the method. Importing this package loads no torch.
+"""Training methods. The file of a method declares everything about it. Importing this package does not import torch.
 
-To add a method, write a file that assigns a `petransfer.recipe.methods.Method`, here or in another package with an
-entry point of the group `petransfer.methods`. Import torch, peft and `petransfer.methods.shared` inside its functions:
-recipes are validated by these files, and must not wait for torch.
+To add a method, write a file that assigns a `petransfer.recipe.methods.Method` to a name. Put it into this package, or
+into another package that has an entry point in the group `petransfer.methods`. Import torch, peft and
+`petransfer.methods.shared` only inside functions: the file is also imported to validate recipes, which must be fast.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def apply_method(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """Return the model in which only the method's tensors are trained.
+    """Apply a training method, and return the model in which only the method's tensors are trained.
 
     Args:
         loaded: the base; its model is changed in place.
-        method: where it names `match_parameters`, the size is found first.
-        seed: what new tensors are drawn from.
+        method: the method; if it sets `match_parameters`, its rank or number of virtual tokens is computed first.
+        seed: the seed of the random values in new tensors.
 
     Raises:
         UserError: the method cannot be applied to this model.
@@ -36,9 +36,13 @@ def apply_method(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Modu
 
 
 def save_method(name: str, model: torch.nn.Module, folder: Path, base: str) -> None:
-    """Save what the method called `name` has trained into `folder`.
+    """Save the adapter (or, for `full`, the whole model) that was trained by a method.
 
-    base: the base's name, for adapter_config.json.
+    Args:
+        name: the name of the method.
+        model: the trained model, as `apply_method` returned it.
+        folder: the folder that the files are written to.
+        base: the name of the base, for adapter_config.json.
     """
     from petransfer.methods.shared.saving import save_adapter
 
@@ -47,10 +51,12 @@ def save_method(name: str, model: torch.nn.Module, folder: Path, base: str) -> N
 
 
 def with_size(loaded: Loaded, method: MethodSpec) -> MethodSpec:
-    """Return the method with the rank or number of virtual tokens that `match_parameters` asks for.
+    """Return the method with the rank or number of virtual tokens for which it trains about `match_parameters`.
+
+    A method without `match_parameters` is returned unchanged.
 
     Raises:
-        UserError: no size trains nearly as many parameters.
+        UserError: no rank or number of virtual tokens gives nearly this number of trained parameters.
     """
     from petransfer.methods.shared.parameter_matching import with_matched_size
 
@@ -58,7 +64,7 @@ def with_size(loaded: Loaded, method: MethodSpec) -> MethodSpec:
 
 
 def virtual_tokens(loaded: Loaded, method: MethodSpec) -> VirtualTokens:
-    """Return how many positions a method's virtual tokens take before the input and before the target."""
+    """Return how many virtual tokens a method puts before the input and before the target; they take positions."""
     from petransfer.models.lengths import VirtualTokens
 
     place = METHODS.lookup(method.name).virtual_tokens_before
@@ -66,7 +72,7 @@ def virtual_tokens(loaded: Loaded, method: MethodSpec) -> VirtualTokens:
 
 
 def weights_bits(method: MethodSpec) -> Bits:
-    """Return the bits in which the base is loaded: 32 where all its weights are trained."""
+    """Return the bits per weight of the base: 32 if the method trains all weights, otherwise the method's `bits`."""
     return 32 if METHODS.lookup(method.name).trains_all_weights else method.bits
 
 

@@ -1,4 +1,4 @@
-"""BitFit (Ben Zaken et al. 2022): train the biases only. In an architecture without biases, such as T5, the norms."""
+"""BitFit (Ben Zaken et al. 2022): train only the biases, or only the norms in architectures without them (T5)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """Return the model with everything but its biases frozen.
+    """Return the model with only its biases trained; if it has none, with only its norms trained.
 
-    peft saves the biases as a LoRA adapter that is on no layer and trains biases.
+    For peft, the biases are a LoRA adapter without target layers and with `bias="all"`, so plain peft can load them.
 
     Raises:
         UserError: the model has neither biases nor norms.
@@ -42,7 +42,7 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
 
 
 def _is_bias(name: str) -> bool:
-    """Return whether a parameter is a bias that a text passes through."""
+    """Return whether a parameter is a bias in the part of the model that processes text."""
     from petransfer.models.text_part import is_text
 
     return name.endswith(".bias") and is_text(name)

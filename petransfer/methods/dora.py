@@ -1,6 +1,6 @@
-"""DoRA (Liu et al. 2024): LoRA on the direction of each column of the weights, and a trained size for each column.
+"""DoRA (Liu et al. 2024): LoRA changes the direction of each column of the weights; each column's norm is trained too.
 
-Its norms are computed in fp32.
+The norms are computed in fp32.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Full fine-tuning: train every weight, held in fp32."""
+"""Full fine-tuning: train every weight of the model, in fp32."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 
     from petransfer.models.loading import Loaded
 
-# Computed position tables, which Marian and Pegasus hold as parameters and use without a gradient.
+# The ending of the class name of position tables in Marian and Pegasus. These tables are parameters, but they are
+# computed, not trained.
 COMPUTED_TABLES = "SinusoidalPositionalEmbedding"
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """Return the model itself, with every learned weight trained that a text passes through."""
+    """Return the model itself, with all weights trained except parts for images or audio and computed tables."""
     from petransfer.models.text_part import is_text
 
     model: torch.nn.Module = loaded.model.requires_grad_(True)
@@ -31,7 +32,7 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
 
 
 def save(model: torch.nn.Module, folder: Path, base: str) -> None:
-    """Write the whole model, as transformers saves it."""
+    """Save the whole model, as transformers does."""
     from petransfer.models.saving import save_model
 
     save_model(model, folder)

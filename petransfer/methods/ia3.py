@@ -1,4 +1,4 @@
-"""(IA)3 (Liu et al. 2022): trained vectors that scale keys, values and the input of the last layer of each MLP."""
+"""(IA)3 (Liu et al. 2022): train vectors that scale keys, values and the input of the last layer of each MLP."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """Return the model with frozen weights and vectors of ones, on the layers that peft knows for its architecture.
+    """Return the model with frozen weights and trained scaling vectors, which start as ones.
+
+    If the method's `targets` is `all-linear`, the vectors are on the layers that peft lists for the architecture.
 
     Raises:
-        UserError: peft does not know the architecture, and the method names no targets.
+        UserError: `targets` is `all-linear`, but peft does not list layers for the architecture.
     """
     from peft import IA3Config
     from peft.utils import constants
@@ -29,7 +31,7 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
     known = constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
     feedforward = constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING
     kind = str(loaded.model.config.model_type)
-    kind = "t5" if kind == "mt5" else kind  # for mT5 peft would scale only one of the two halves of each MLP
+    kind = "t5" if kind == "mt5" else kind  # peft's list for mT5 would scale only one of the two halves of each MLP
     if method.targets == "all-linear" and kind not in known:
         raise UserError(f"ia3: the keys and values of {kind} are not known to peft; name these layers in targets")
     chosen = target_layers(loaded, method, known.get(kind))
@@ -48,7 +50,7 @@ METHOD = Method(
     title="(IA)3",
     source="Liu et al. 2022",
     apply=apply,
-    # few numbers that all inputs share hardly move at LoRA's learning rate; as in peft's examples
+    # as in peft's examples; at LoRA's learning rate, these few numbers would hardly change
     learning_rate_factor=8,
     nano_learning_rate_factor=50,
     keys=LAYER_KEYS,

@@ -1,4 +1,4 @@
-"""Norm tuning (Zhao et al. 2023): train the scales, and biases where they exist, of LayerNorm and RMSNorm only."""
+"""Norm tuning (Zhao et al. 2023): train only the scales and biases of LayerNorm and RMSNorm layers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
     """Return the model with frozen weights and trained copies of its norms.
 
-    peft knows the norms of few architectures, and not T5's; here they are all layers whose class name contains "norm".
+    A layer counts as a norm if the name of its class contains "norm". peft has its own list of norms, but only for a
+    few architectures, and not for T5.
 
     Raises:
-        UserError: the model has none.
+        UserError: the model has no norms with weights.
     """
     from peft import LNTuningConfig
 

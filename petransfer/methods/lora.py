@@ -19,12 +19,16 @@ if TYPE_CHECKING:
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int, **switches: Any) -> torch.nn.Module:
-    """Return the model with frozen weights and LoRA matrices drawn from `seed`.
+    """Return the model with frozen weights and trained LoRA matrices.
 
-    switches: further arguments of peft's `LoraConfig`, for variants of LoRA.
+    Args:
+        loaded: the base; its model is changed in place.
+        method: the method, with its rank, alpha, dropout, targets and embeddings.
+        seed: the seed of the random values in the matrices.
+        **switches: other arguments of peft's `LoraConfig`, for variants of LoRA.
 
     Raises:
-        UserError: the targets name no layer, or embeddings cannot be trained on this model.
+        UserError: the targets match no layer, or the embeddings of this model cannot be trained with LoRA.
     """
     from petransfer.methods.shared.attach import attach_adapter
 
@@ -32,7 +36,7 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int, **switches: Any) -> tor
 
 
 def lora_config(loaded: Loaded, method: MethodSpec, **switches: Any) -> LoraConfig:
-    """Return peft's configuration of the method."""
+    """Return the `LoraConfig` of peft for a method. `switches` are other arguments of `LoraConfig`."""
     from peft import LoraConfig
 
     from petransfer.methods.shared.attach import task_type
@@ -50,7 +54,13 @@ def lora_config(loaded: Loaded, method: MethodSpec, **switches: Any) -> LoraConf
 
 
 def _trained_embeddings(loaded: Loaded, method: MethodSpec) -> dict[str, list[int]] | None:
-    """Return the rows of the input embeddings that are trained. peft also trains layers that are tied to them."""
+    """Return the trained rows of the input embeddings, for peft's `trainable_token_indices`; None if there are none.
+
+    If the output head is tied to the embeddings, peft trains these rows in the head too.
+
+    Raises:
+        UserError: the model is an encoder-decoder whose head is not tied to the embeddings.
+    """
     if method.embeddings == "frozen":
         return None
     embeddings = loaded.model.get_input_embeddings()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """Return the model as `lora.apply` does; `rate_factor` of each matrix B tells the optimiser its learning rate."""
+    """Return the model with LoRA. The optimiser multiplies the learning rate of each matrix B by its `rate_factor`."""
     model = lora.apply(loaded, method, seed)
     for name, value in model.named_parameters():
         if ".lora_B." in name or ".lora_embedding_B." in name:

@@ -1,6 +1,7 @@
 """OFT (Qiu et al. 2023): rotate the inputs of each layer by a trained block-diagonal orthogonal matrix.
 
-A rotation keeps the angles between the weights' rows, which the paper credits for staying close to the base.
+A rotation does not change the angles between the rows of the weights. According to the paper, this keeps the model
+close to the base.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ if TYPE_CHECKING:
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """Return the model with frozen weights and rotations that start as the identity.
+    """Return the model with frozen weights and trained rotations, which start as the identity.
 
-    Where a layer's inputs cannot be divided into blocks of `block_size`, peft takes the nearest size that divides them.
+    If a layer's number of inputs is not a multiple of `block_size`, peft uses the nearest block size that divides it.
 
     Raises:
-        UserError: the targets name no layer.
+        UserError: the targets match no layer.
     """
     from peft import OFTConfig
 
@@ -32,14 +33,14 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
 
     config = OFTConfig(
         task_type=task_type(loaded),
-        r=0,  # peft takes either the number of blocks or their size
+        r=0,  # the number of blocks; 0 because the size of the blocks is given instead
         oft_block_size=int(method.options["block_size"]),
         module_dropout=method.dropout,
         target_modules=target_layers(loaded, method),
         use_cayley_neumann=bool(method.options["series_terms"]),
         num_cayley_neumann_terms=int(method.options["series_terms"]) or 5,
     )
-    with warnings.catch_warnings():  # peft says in a warning which block sizes it has changed
+    with warnings.catch_warnings():  # peft warns about each block size that it changes
         warnings.simplefilter("ignore", UserWarning)
         return attach_adapter(loaded, method, config, seed)
 

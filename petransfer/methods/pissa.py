@@ -1,7 +1,8 @@
-"""PiSSA (Meng et al. 2024): LoRA that starts from the largest singular values of the weights it is applied to.
+"""PiSSA (Meng et al. 2024): LoRA whose matrices start from the largest singular values of the weights.
 
-The base is not changed: a second, frozen adapter subtracts the start. This is what PiSSA's changed base computes, but
-without rounding the base again, and it also works on quantised bases. It is saved as a plain LoRA of twice the rank.
+The paper subtracts the start values, that is, the product of the matrices, from the base. Here the base is not changed;
+a second, frozen adapter subtracts the start values. The result is the same, but the base is not rounded again, and it
+may be quantised. The two adapters are saved as one plain LoRA of twice the rank.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ if TYPE_CHECKING:
 
     from petransfer.models.loading import Loaded
 
-# peft's names of the trained adapter and of the frozen one that subtracts its start.
+# Names of the two adapters in peft: the trained adapter, and the frozen adapter that subtracts its start values.
 TRAINED, START = "default", "start"
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """Return the model with frozen weights and LoRA matrices that start as the largest singular values.
+    """Return the model with frozen weights and LoRA matrices that start from the weights' largest singular values.
 
     Raises:
-        UserError: the targets name no layer, or the rank is larger than a weight's smaller side.
+        UserError: the targets match no layer, or the rank is larger than the smaller dimension of a weight.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -51,7 +52,11 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
 
 
 def _start_from_base(name: str, module: Any, rank: int) -> None:
-    """Set both adapters of a layer to its largest singular values, with opposite signs."""
+    """Set both adapters of a layer to the `rank` largest singular values of its weight, with opposite signs.
+
+    Raises:
+        UserError: the rank is larger than the smaller dimension of the weight.
+    """
     import torch
     from transformers.pytorch_utils import Conv1D
 
@@ -75,10 +80,10 @@ def _start_from_base(name: str, module: Any, rank: int) -> None:
 
 
 def _dequantized(base: Any) -> torch.Tensor:
-    """Return a layer's weight, computed from its codes where it is quantised.
+    """Return the weight of a layer, dequantised if it is quantised.
 
-    peft's function looks for the scales of 8-bit weights in one of the two places where bitsandbytes keeps them: the
-    first forward pass moves them from the weight to the layer's state.
+    For 8-bit weights, peft's function is not used: it looks for the scales in only one of two places. bitsandbytes
+    moves the scales from the weight to the layer's state in the first forward pass.
     """
     from peft.utils.integrations import dequantize_module_weight
 
@@ -93,7 +98,7 @@ def _dequantized(base: Any) -> torch.Tensor:
 
 
 def save(model: torch.nn.Module, folder: Path, base: str) -> None:
-    """Write a plain LoRA of twice the rank, whose second half subtracts the start."""
+    """Save the two adapters as one plain LoRA of twice the rank, whose second half subtracts the start values."""
     import torch
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors.torch import save_file

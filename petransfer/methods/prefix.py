@@ -1,4 +1,4 @@
-"""Prefix tuning (Li and Liang 2021): trained keys and values of virtual tokens in every layer of the decoder."""
+"""Prefix tuning (Li and Liang 2021): train keys and values of virtual tokens in every layer of the decoder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """Return the model with frozen weights and a prefix for the decoder's own attention; peft has none for encoders."""
+    """Return the model with frozen weights and a trained prefix in the decoder's self-attention.
+
+    peft does not support prefixes in encoders.
+
+    Raises:
+        UserError: prefix tuning is not available for the architecture.
+    """
     from peft import PrefixTuningConfig
 
     from petransfer.methods.shared.attach import attach_adapter, task_type
@@ -27,7 +33,14 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
 
 
 def _decoder_shape(config: Any) -> dict[str, int]:
-    """Return the decoder's layers and width; peft would take the encoder's layers, and d_model for the heads' width."""
+    """Return the decoder's numbers of layers and heads and the total width of the heads, as arguments for peft.
+
+    Without them, peft would use the encoder's number of layers, and `d_model` as the width. Empty for decoder-only
+    models.
+
+    Raises:
+        UserError: prefix tuning is not available for the architecture.
+    """
     if not config.is_encoder_decoder:
         return {}
     if not hasattr(config, "d_model"):

@@ -1,4 +1,4 @@
-"""Prompt tuning (Lester et al. 2021): trained virtual tokens before the input, which start as random real tokens."""
+"""Prompt tuning (Lester et al. 2021): train virtual tokens before the input, which start as random real tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """Return the model with frozen weights and virtual tokens before the input of the encoder, or of the decoder."""
+    """Return the model with frozen weights and trained virtual tokens before the input.
+
+    They are in the encoder of an encoder-decoder model, and in the decoder of a decoder-only model.
+    """
     from peft import PromptTuningConfig
 
     from petransfer.methods.shared.attach import attach_adapter, task_type
@@ -23,7 +26,7 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
     config = PromptTuningConfig(
         task_type=task_type(loaded),
         num_virtual_tokens=method.virtual_tokens,
-        num_transformer_submodules=1,  # peft would also hold virtual tokens for the decoder, and never use them
+        num_transformer_submodules=1,  # with 2, peft would store virtual tokens for the decoder and never use them
         prompt_tuning_init="RANDOM" if on_meta else "SAMPLE_VOCAB",
     )
     return attach_adapter(loaded, method, config, seed)

@@ -1,4 +1,4 @@
-"""rsLoRA (Kalajdzievski 2023): LoRA that is scaled by alpha over the square root of the rank."""
+"""rsLoRA (Kalajdzievski 2023): LoRA with the scale alpha / sqrt(rank) instead of alpha / rank."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ METHOD = Method(
     title="rank-stabilised LoRA",
     source="Kalajdzievski 2023",
     apply=functools.partial(lora.apply, use_rslora=True),
-    # its scale is four times LoRA's at rank 16; on the embedded family as swept on dev sets
+    # at rank 16, its scale is four times LoRA's, so a quarter of the learning rate has the same effect; the factor for
+    # the embedded family is the result of a sweep on dev sets
     learning_rate_factor=0.25,
     nano_learning_rate_factor=0.5,
     keys=LORA_KEYS,

@@ -1,4 +1,4 @@
-"""VeRA (Kopiczko et al. 2024): two trained vectors per layer around random matrices that all layers share."""
+"""VeRA (Kopiczko et al. 2024): train two vectors per layer, which scale random matrices that all layers share."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """Return the model with frozen weights; the shared matrices are drawn from `seed` and saved with the adapter.
+    """Return the model with frozen weights and trained vectors.
+
+    The shared random matrices depend on `seed` and are saved with the adapter.
 
     Raises:
-        UserError: the targets name no layer.
+        UserError: the targets match no layer.
     """
     from peft import VeraConfig
 

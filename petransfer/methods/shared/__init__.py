@@ -1,1 +1,1 @@
-"""What several methods share. Each module here may import torch and peft; the method files import them when applied."""
+"""Functions for several methods. They may import torch and peft, so the methods' files import them inside functions."""

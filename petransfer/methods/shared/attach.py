@@ -13,24 +13,30 @@ from petransfer.models.loading import Loaded
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import MethodSpec
 
-# What peft itself writes into an adapter_config.json for an adapter that is on no layer.
+# The value of `target_modules` in adapter_config.json by which peft marks an adapter without target layers.
 NO_LAYER = "dummy-target-modules"
 
 
 def task_type(loaded: Loaded) -> str:
-    """Return peft's name for an encoder-decoder or a decoder-only model."""
+    """Return peft's task type: `SEQ_2_SEQ_LM` for an encoder-decoder model, `CAUSAL_LM` for a decoder-only model."""
     return "SEQ_2_SEQ_LM" if loaded.layout.encoder_decoder else "CAUSAL_LM"
 
 
 def attach_adapter(loaded: Loaded, method: MethodSpec, config: PeftConfig, seed: int) -> torch.nn.Module:
-    """Return the model with frozen weights and a new adapter, drawn from `seed` and held in fp32.
+    """Return the model with frozen weights and a new adapter, whose tensors are in fp32.
+
+    Args:
+        loaded: the base; its model is changed in place.
+        method: the training method.
+        config: the adapter's configuration for peft.
+        seed: the seed of the random values in the adapter.
 
     Raises:
         UserError: peft cannot apply the method to this model.
     """
     torch.manual_seed(seed)
     try:
-        with warnings.catch_warnings():  # peft warns about norms and Conv1D layers, which it then handles correctly
+        with warnings.catch_warnings():  # peft warns about norms and Conv1D layers, but handles them correctly
             warnings.simplefilter("ignore", UserWarning)
             model: torch.nn.Module = get_peft_model(loaded.model, config)
     except (ValueError, TypeError, NotImplementedError) as error:

@@ -1,6 +1,6 @@
-"""Hold trained tensors in fp32 and compute with them in the base's dtype, as mixed-precision training does.
+"""Keep trained tensors in fp32, but compute with them in the base's dtype, as in mixed-precision training.
 
-peft would convert the input of every adapter to fp32, and keep that copy for the backward pass.
+This saves memory: peft itself converts the input of every adapter to fp32 and keeps the copy for the backward pass.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from torch.nn import functional
 
 
 def compute_as_in_training(model: Any, bits: int) -> None:
-    """Make a peft model compute as petransfer trains it: in the base's dtype, with logits for real tokens only.
+    """Make a peft model compute as in petransfer's training: in the base's dtype, and with logits for real tokens only.
+
+    Call it again after another adapter was added.
 
     Args:
-        model: the peft model; changed in place. Safe to call again after another adapter was added.
-        bits: of the base.
+        model: the peft model; it is changed in place.
+        bits: the bits per weight of the base. With 32, the dtype is not changed.
     """
     kind = str(model.active_peft_config.peft_type.value)
     if kind == "PROMPT_TUNING" and not getattr(model.config, "is_encoder_decoder", False):
@@ -37,22 +39,22 @@ def compute_as_in_training(model: Any, bits: int) -> None:
 
 
 def _without_virtual_tokens(model: Any, _: Any, output: Any) -> Any:
-    """peft returns logits for a decoder's virtual tokens too, which no label belongs to."""
+    """Remove the logits of the virtual tokens from a decoder-only model's output, because no label belongs to them."""
     output.logits = output.logits[:, model.active_peft_config.num_virtual_tokens :]
     return output
 
 
 class _InputDtypeLinear(torch.nn.Linear):
-    """A linear layer whose weight is held in fp32 and converted to the dtype of the input."""
+    """A linear layer that keeps its weight in fp32 and converts it to the dtype of the input in each forward pass."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return functional.linear(input, self.weight.to(input.dtype))
 
 
 def _use_input_dtype(module: BaseTunerLayer) -> None:
-    """Replace LoRA's matrices by layers that compute in the dtype of their input, with the same parameters.
+    """Make the matrices of a LoRA layer compute in the dtype of their input. Their parameters stay the same.
 
-    DoRA's norms, and the vectors of other methods, are computed in fp32 as peft does it.
+    Layers of DoRA and of other methods are not changed; peft computes them in fp32.
     """
     if not isinstance(module, LoraLayer) or len(module.lora_magnitude_vector):
         return
@@ -66,9 +68,15 @@ def _use_input_dtype(module: BaseTunerLayer) -> None:
 
 
 def hold_in_fp32(module: torch.nn.Module, names: Iterable[str], dtype: torch.dtype = torch.bfloat16) -> None:
-    """Hold some of a module's own parameters in fp32 and let its forward pass see them in `dtype`.
+    """Keep some parameters of a module in fp32, but use them in `dtype` in the module's forward pass.
 
-    During the forward pass an attribute of the same name hides each parameter, as `torch.nn.utils.weight_norm` does it.
+    During the forward pass, each parameter is hidden by an attribute with the same name, which is a copy in `dtype`.
+    `torch.nn.utils.weight_norm` works in the same way.
+
+    Args:
+        module: the module; it is changed in place.
+        names: names of parameters of the module itself, not of its submodules. Names that do not exist are ignored.
+        dtype: the dtype of the computation.
     """
     held = [name for name in names if module._parameters.get(name) is not None]
     for name in held:

@@ -1,7 +1,7 @@
-"""Choose the rank, or number of virtual tokens, that trains nearly a given number of parameters.
+"""Choose the rank, or the number of virtual tokens, for which a method trains nearly a given number of parameters.
 
-The size is not part of a run's id, because it follows from `match_parameters` and the checkpoint's configuration, which
-are. The parameters are counted by applying the method itself on the meta device.
+Here, both are called the size. A run's id does not contain the size, because it contains `match_parameters` and the
+checkpoint, which determine the size. Parameters are counted by applying the method to a model on the meta device.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from petransfer.models.loading import Loaded
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import MethodSpec
 
-# The count that is found may differ by this share of the one asked for.
+# The largest allowed difference from the requested number of parameters, as a share of this number.
 TOLERANCE = 0.1
 LARGEST_SIZE = 65_536
 
@@ -25,13 +25,17 @@ LARGEST_SIZE = 65_536
 def with_matched_size(
     loaded: Loaded, method: MethodSpec, apply: Callable[[Loaded, MethodSpec, int], torch.nn.Module]
 ) -> MethodSpec:
-    """Return the method with the size that trains nearly `match_parameters`; unchanged where that is not set.
+    """Return the method with the size for which it trains nearly `match_parameters` parameters.
+
+    A method without `match_parameters` is returned unchanged.
 
     Args:
-        loaded: the model whose configuration decides the count.
+        loaded: the model whose configuration determines the number of parameters; it is not changed.
+        method: the method.
+        apply: the method's function, which applies it to a model.
 
     Raises:
-        UserError: no size comes near.
+        UserError: no size gives nearly this number of parameters, or the method has no size.
     """
     wanted, declared = method.match_parameters, METHODS.lookup(method.name)
     key = declared.size

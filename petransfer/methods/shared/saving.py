@@ -10,10 +10,11 @@ from peft import PeftModel
 
 
 def save_adapter(model: torch.nn.Module, folder: Path, base: str) -> None:
-    """Write adapter_config.json and adapter_model.safetensors, without any path of this machine.
+    """Write adapter_config.json and adapter_model.safetensors. They contain no path of this machine.
 
     Args:
-        folder: where the two files are written; made if it does not exist.
+        model: the peft model.
+        folder: the folder for the two files; it is created if it does not exist.
         base: the name of the base, for adapter_config.json.
     """
     assert isinstance(model, PeftModel)
@@ -22,7 +23,13 @@ def save_adapter(model: torch.nn.Module, folder: Path, base: str) -> None:
 
 
 def finish_config(folder: Path, base: str, **changes: object) -> None:
-    """Write the base's name, and `changes`, into the adapter_config.json that peft wrote; remove peft's empty card."""
+    """Complete the adapter_config.json that peft wrote, and remove the empty model card that peft wrote.
+
+    Args:
+        folder: the folder with adapter_config.json.
+        base: the name of the base; it replaces the path of the base.
+        **changes: other keys to set in adapter_config.json.
+    """
     path = folder / "adapter_config.json"
     config = {**json.loads(path.read_text()), **changes, "base_model_name_or_path": base}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -1,4 +1,4 @@
-"""Which linear layers of a model a method is applied to."""
+"""Choose the linear layers of a model that a method is applied to."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from petransfer.recipe.run_spec import MethodSpec
 
 
 def target_layers(loaded: Loaded, method: MethodSpec, default: Iterable[str] | None = None) -> str | list[str]:
-    """Return the layers that a method is applied to, in the form that peft's `target_modules` takes.
+    """Return the layers that a method is applied to, as a value for peft's `target_modules`.
 
     Args:
-        method: its `targets` and, where only some are adapted, the numbers of its `layers`.
-        default: endings of layer names that `all-linear` stands for; None for all linear layers but the head.
+        loaded: the model.
+        method: the method; its `targets` and `layers` (numbers of layers, empty for all) select the linear layers.
+        default: the endings of layer names that `all-linear` stands for. None: it stands for all linear layers except
+            the output head.
 
     Returns:
-        `all-linear`, a pattern or endings of names; or whole names where the method names `layers`, or the model also
-        has layers for images or audio, which a method on texts leaves alone.
+        `all-linear`, a regular expression, or a list of endings of layer names. A list of whole layer names if the
+        method sets `layers`, or if the model also has layers for images or audio, which no method adapts.
 
     Raises:
-        UserError: the model has no layer of such a number, or none of the targets is in these layers.
+        UserError: the model has no layer with one of the numbers in `layers`, or `targets` matches no layer.
     """
     asked = method.targets if isinstance(method.targets, str) else list(method.targets)
     if asked == "all-linear" and default is not None:
@@ -49,7 +51,7 @@ def target_layers(loaded: Loaded, method: MethodSpec, default: Iterable[str] | N
 
 
 def _layer_number(name: str) -> int | None:
-    """Return the first number in a module's name (3 in `encoder.block.3.layer.0.SelfAttention.q`)."""
+    """Return the first number in a module's name (3 in `encoder.block.3.layer.0.SelfAttention.q`), or None."""
     found = re.search(r"\.(\d+)\.", name)
     return int(found.group(1)) if found else None
 
