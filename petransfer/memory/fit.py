@@ -34,7 +34,7 @@ def fit(
     gradient_checkpointing: bool = False,
     device: Literal["cuda", "cpu"] = "cuda",
 ) -> Fit:
-    """Predict the memory of fine-tuning a checkpoint, and find the largest micro-batch that fits a card.
+    """Predict how much memory fine-tuning a checkpoint needs, and find the largest micro-batch that fits a card.
 
     Nothing is downloaded for a checkpoint of petransfer's registry. Of other checkpoints on the hub, only the
     configuration is downloaded. Weights are never loaded.

@@ -138,7 +138,7 @@ def _peak_on_card(step: Any) -> int:
 
 
 def _peak_on_cpu(step: Any) -> int:
-    """Return the largest sum of allocated minus freed bytes during the step, as the profiler records them."""
+    """Return the largest number of bytes that the step has allocated and not yet freed, from torch's profiler."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()
     seen: Any = profile.profiler

@@ -19,6 +19,8 @@ EXACT_MATCH, LOSS = "dev_em", "dev_loss"
 class StoppingState:
     """The state of early stopping after the evaluations so far; it is saved with the training state.
 
+    Scores are None before the first evaluation. A loss that is not finite is also None.
+
     Attributes:
         best_step: the step with the best weights so far; 0 before the first evaluation.
         best_exact_match: exact match on dev at `best_step`, in percent.

@@ -30,8 +30,8 @@ def learning_rate_factor(spec: TrainSpec, step: int) -> float:
 def make_optimizer(model: torch.nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
     """Make AdamW for the trained tensors. The learning rate of a parameter group is multiplied by the group's `scale`.
 
-    With `rate_scaling: rms` each tensor is a group of its own. Its learning rate is multiplied by the root mean square
-    of its values, and its weight decay is divided by the same number.
+    With `rate_scaling: rms` each tensor is a group of its own. The tensor's learning rate is multiplied by the root
+    mean square of its values at the start, and its weight decay is divided by the same number.
     """
     groups = _scaled_groups(model, spec) if spec.rate_scaling == "rms" else _groups_by_factor(model, spec)
     if spec.optimizer == "adamw":

@@ -28,7 +28,10 @@ _MESSAGES = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that memory ran out. On a CPU, torch then raises a plain RuntimeError."""
+    """Return whether an error means that memory ran out.
+
+    On a CPU, torch raises a plain RuntimeError if memory runs out.
+    """
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return any(message in str(error) for message in _MESSAGES)
@@ -36,7 +39,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def raising_out_of_memory() -> Iterator[None]:
-    """While the context is open, replace every error that means that memory ran out by `OutOfMemory`."""
+    """While the context is open, convert every out-of-memory error of torch or Python into `OutOfMemory`."""
     try:
         yield
     except OutOfMemory:
@@ -72,7 +75,8 @@ def default_micro_batch(batch_size: int, device: torch.device) -> int:
     """Return the default number of examples in a micro-batch.
 
     On a GPU it is the whole batch, because the token budget limits the micro-batch. On a CPU it is at most 8: a
-    micro-batch of 8 examples of similar length has less padding than one of 32, and SCAN trained 1.5 times as fast.
+    micro-batch of 8 examples of similar length has less padding than one of 32. This was measured to make training on
+    SCAN 1.5 times as fast.
     """
     return batch_size if device.type == "cuda" else min(batch_size, 8)
 

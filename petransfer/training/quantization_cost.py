@@ -28,8 +28,8 @@ EXAMPLES = 16
 # at most 1.5 % on the embedded checkpoints, and 5 to 10 % on small real checkpoints, which nevertheless train well.
 WARN_ABOVE = 0.05
 # Training is refused if the loss changed by more than both limits, because quantization then broke the checkpoint. The
-# first limit is relative, the second in nats. A loss near zero can change by more than the first limit although the
-# checkpoint still works; the second limit prevents its refusal.
+# first limit is relative, the second in nats. The second limit is needed because a loss near zero can change by more
+# than the first limit although the checkpoint still works.
 REFUSE_ABOVE, REFUSE_NATS = 0.5, 0.1
 
 

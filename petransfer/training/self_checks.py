@@ -1,4 +1,4 @@
-"""Check in the first steps of a run that every trained tensor is really trained."""
+"""Check in the first steps of a run that every trained tensor gets a gradient and changes."""
 
 from __future__ import annotations
 

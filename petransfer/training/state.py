@@ -142,7 +142,7 @@ def load_best(folder: Path, model: torch.nn.Module, step: int) -> None:
 
 
 def remove_other_bests(folder: Path, step: int) -> None:
-    """Remove the folders that `save_best` wrote for all other steps than `step`."""
+    """Remove the folders that `save_best` wrote, except that of `step`."""
     for best in folder.glob("best-*"):
         if best != _best(folder, step):
             shutil.rmtree(best, ignore_errors=True)
@@ -153,7 +153,7 @@ def _best(folder: Path, step: int) -> Path:
 
 
 def keep_only(folder: Path, step: int) -> None:
-    """Remove the saved states of all other steps than `step`."""
+    """Remove the saved states of all steps except `step`."""
     for state in folder.glob("step-*"):
         if state.name != f"step-{step:09d}":
             # Rename the folder first, so that no run resumes from a state of which a part has been removed.
@@ -213,7 +213,7 @@ def _flatten(
         name = names[id(parameter)]
         for key, value in values.items():
             if isinstance(value, torch.Tensor):
-                tensors[f"{name}//{key}"] = _copy(value)  # safetensors refuses tensors that share memory
+                tensors[f"{name}//{key}"] = _copy(value)  # a copy, because safetensors refuses shared memory
             else:
                 plain.setdefault(name, {})[key] = value
     return tensors, plain

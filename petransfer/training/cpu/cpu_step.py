@@ -4,7 +4,7 @@ For a small model, overhead takes most of the time of a step. Three changes save
 `embedding_rows`):
 
 - At 32 bits each LoRA pair (A and B) is added to its weight once a step, and the gradient of the pair is computed from
-  the gradient of that weight. Below 32 bits the pair's output is added to the output of the weight instead. The
+  the gradient of that weight. Below 32 bits the pair's output is added to the output of the frozen layer instead. The
   quantised weights of a small model are dequantised only once and kept.
 - If peft trains only some rows of the embeddings, the whole table is assembled once a step, not at each use.
 - The head skips padding and computes the logits in blocks that fit a core's second-level cache.
@@ -65,7 +65,7 @@ def _score_block(logits_nv: torch.Tensor, wanted_n1: torch.Tensor) -> tuple[torc
     wanted_n1: the labels.
     """
     wanted_n = logits_nv.gather(1, wanted_n1).squeeze(1)
-    # amin and amax: on a CPU, aminmax and max with an index take more than ten times as long.
+    # Use amin and amax, because on a CPU aminmax and max with an index take more than ten times as long.
     least_n = logits_nv.amin(1)
     rival_n = logits_nv.scatter_(1, wanted_n1, -torch.inf).amax(1)
     missed_m = (rival_n >= wanted_n).nonzero().squeeze(1)

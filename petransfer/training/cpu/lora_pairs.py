@@ -1,7 +1,7 @@
 """Compute LoRA pairs (A and B) on a CPU faster than peft.
 
 At 32 bits a pair is folded into its frozen weight, that is, added to it, once a step. At 16, 8 and 4 bits the output of
-the pair is added to the output of the frozen weight.
+the pair is added to the output of the frozen layer.
 
 At 8 and 4 bits on a CPU, bitsandbytes dequantises each weight at each use, in the forward and in the backward pass.
 This module keeps the dequantised weights of a small model, which gives the same numbers.
@@ -81,10 +81,10 @@ class Folded:
 
 @dataclass(frozen=True)
 class Beside:
-    """A LoRA pair whose output is added to the output of a bf16 weight (out, in).
+    """A LoRA pair whose output is added to the output of a frozen layer with a bf16 weight (out, in).
 
-    The pair is not folded into the weight, because rounding to bf16 would lose most of it. down: (rank, in), LoRA's A.
-    up: (out, rank), LoRA's B.
+    The pair is not folded into the weight, because rounding to bf16 would lose most of the pair. down: (rank, in),
+    LoRA's A. up: (out, rank), LoRA's B.
     """
 
     layer: Any

@@ -61,7 +61,7 @@ def shard_model(model: torch.nn.Module, device: torch.device, narrow: bool) -> t
         raise UserError(f"FSDP needs torch 2.13 or later, and this is {torch.__version__}; launch with --multi_gpu")
     if device.type == "cuda":
         gc.collect()  # free the units of an earlier run, which reference each other
-    # The warning is about T5's position table. It does not matter, because transformers does not change the table.
+    # The warning is about T5's position table. It does not matter, because transformers never changes it in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     plugin = _plugin()
     if plugin.activation_checkpointing:
