@@ -1,4 +1,4 @@
-"""Batches that are halved when memory runs out, and the effect of rounding on logits."""
+"""Evaluate examples in batches, which are halved when memory runs out, and compute how far rounding can move logits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from petransfer.data.encoding import Encoded
 from petransfer.training.out_of_memory import OutOfMemory, raising_out_of_memory
 
-# Two logits are a near-tie if they differ by less than this many rounding units of the largest logit.
+# Two logits are a near-tie if they differ by at most this many times the rounding error of the largest logit.
 NOISE_UNITS = 16.0
 
 T = TypeVar("T")
@@ -28,11 +28,15 @@ def in_batches(
     The longest examples come first, so that running out of memory shows at once.
 
     Args:
+        encoded: the token ids of the examples.
         batch_size: the largest number of examples in a batch.
-        function: takes the indices of a batch and returns one result for each.
-        halves: halve the batch when memory runs out. This must be off if other processes take part in the same
-            forward pass, because they would not know of the smaller batch.
-        tokens: the largest number of input and target tokens in a batch of several examples.
+        function: takes the indices of the examples in a batch and returns one result for each index.
+        halves: whether to halve the batch when memory runs out. This must be off if other processes take part in the
+            same forward pass, because they would not know of the smaller batch.
+        tokens: the largest number of input and target tokens in a batch of several examples; None for no limit.
+
+    Raises:
+        OutOfMemory: one example does not fit, or a batch does not fit and `halves` is off.
     """
     order = sorted(range(len(encoded)), key=lambda at: -(len(encoded[at].input_ids) + len(encoded[at].target_ids)))
     given: dict[int, T] = {}
@@ -55,18 +59,32 @@ def in_batches(
 
 
 def noise_of(raw_btv: torch.Tensor, asked_bt: torch.Tensor, compute: torch.dtype) -> torch.Tensor:
-    """Return, for each example of a batch, the difference of logits below which rounding may decide: (b,)."""
+    """Return, for each example of a batch, how far rounding can move the difference of two logits: shape (b,).
+
+    Args:
+        raw_btv: the logits in the dtype in which the model returns them.
+        asked_bt: True at the positions that have a label.
+        compute: the coarsest dtype of the model's computations, as `compute_dtype` returns it.
+    """
     coarsest = raw_btv.dtype if raw_btv.dtype != torch.float32 else compute
     return noise_at(raw_btv.float().abs().amax(-1).masked_fill(~asked_bt, 0.0).amax(-1), coarsest)
 
 
 def noise_at(largest: torch.Tensor, compute: torch.dtype) -> torch.Tensor:
-    """Return the difference of logits below which rounding may decide, given the size of the largest logit."""
+    """Return how far rounding can move the difference of two logits.
+
+    Args:
+        largest: the largest absolute value of the logits; any shape, which the result also has.
+        compute: the coarsest dtype of the computation.
+    """
     return NOISE_UNITS * torch.finfo(compute).eps * largest
 
 
 def compute_dtype(model: torch.nn.Module) -> torch.dtype:
-    """Return the coarsest floating dtype among the weights; its rounding limits the precision of the logits."""
+    """Return the dtype whose rounding limits the precision of a model's logits.
+
+    It is bfloat16 if some weights are bfloat16 or quantised, otherwise float32.
+    """
     kinds = {value.dtype for value in model.parameters() if value.is_floating_point()}
     quantised = any(not value.is_floating_point() for value in model.parameters())
     return torch.bfloat16 if quantised or torch.bfloat16 in kinds else torch.float32

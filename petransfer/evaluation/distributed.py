@@ -20,11 +20,16 @@ from petransfer.training.distributed import needs_all_processes
 def evaluate_together(
     model: torch.nn.Module, loaded: Loaded, examples: Sequence[Example], encoded: Sequence[Encoded], **options: Any
 ) -> Evaluation:
-    """Return the result of `evaluate`; each of n processes evaluates every n-th example, and the results are gathered.
+    """Return the result of `evaluate` on all examples, in every process.
+
+    Each of n processes evaluates every n-th example, and the results are gathered.
 
     If FSDP splits the model's tensors, every layer waits for all processes, and the number of generation steps is not
     known in advance. All processes then do the same complete evaluation. It takes at least as long as on one process,
-    but no GPU has to hold the model. The processes stay in step because equal GPUs round equally.
+    but no GPU has to hold the whole model. The processes stay in step, because GPUs of one kind round in the same way.
+
+    Args:
+        options: keyword arguments of `evaluate`.
     """
     if not distributed.is_initialized() or distributed.get_world_size() == 1 or needs_all_processes(model):
         return evaluate(model, loaded, examples, encoded, **options)
@@ -41,7 +46,12 @@ def evaluate_together(
 
 
 def put_together(parts: Sequence[Evaluation]) -> Evaluation:
-    """Combine the evaluations of every n-th example; the first example is in the first part."""
+    """Combine the evaluations of n processes, each of which evaluated every n-th example.
+
+    Args:
+        parts: the evaluations in the order of the processes. The first example is in the first evaluation, the second
+            example in the second one, and so on.
+    """
     total = sum(len(part.scored) for part in parts)
     scored = tuple(parts[at % len(parts)].scored[at // len(parts)] for at in range(total))
     return Evaluation(

@@ -1,6 +1,7 @@
-"""Exact match from one forward pass per example; near-ties and a random sample for the audit are generated.
+"""Compute exact match with one forward pass per example.
 
-See `petransfer.evaluation.one_pass` for why one pass is exact.
+Texts are generated only for near-ties, and for a random sample of the other examples, which checks the result. See
+`petransfer.evaluation.one_pass` for why one forward pass gives the exact result.
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ AUDITED = 32
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The outcomes in the order of the examples, and the result of the audit by generation.
+    """The outcome of each example, and the result of the audit, which compares some outcomes with generated texts.
 
-    near_ties: number of examples that one pass cannot decide; their texts were generated.
+    scored: the outcomes, in the order of the examples.
+    near_ties: number of examples that one forward pass cannot decide; their texts were generated.
     audited: number of other examples whose texts were generated as well.
-    disagreements: audited examples on which generation and the forward pass differ, in string or in meaning. The number
-        should be 0; a larger number indicates an error.
-    meant: the meaning of texts that differ from the target's string, for tasks that judge meaning.
-    by_generation: every example was generated, and the generated text decides.
+    disagreements: number of audited examples whose generated text contradicts the forward pass, in string or in
+        meaning. It should be 0; a larger number indicates an error.
+    meant: the judgement of the texts that differ from the target's string; None for tasks that do not judge meaning.
+    by_generation: whether a text was generated for every example, and the generated texts decide the outcomes.
     """
 
     scored: tuple[Scored, ...]
@@ -46,7 +48,7 @@ class Evaluation:
 
     @property
     def exact_match(self) -> float:
-        """The share of examples with a generated text equal to the target, from 0 to 1."""
+        """The share of examples whose greedily generated text equals the target, from 0 to 1."""
         return sum(row.correct for row in self.scored) / len(self.scored)
 
 
@@ -61,15 +63,16 @@ def exact_match(
     """Compute exact match with one forward pass per example.
 
     The result is the share of inputs for which greedy decoding generates exactly the target, independent of the model's
-    own generation defaults. It is not an estimate: near-ties, whose order depends on rounding, are generated.
+    own generation defaults. It is not an estimate: texts are generated for near-ties, where rounding may decide which
+    token has the largest logit.
 
     Args:
         model: any transformers encoder-decoder or decoder-only model, with or without a peft adapter, on any device.
             A decoder-only model reads the input, a line break, then the target.
-        tokenizer: its tokenizer.
+        tokenizer: the model's tokenizer.
         inputs: texts, with their prefix if the model expects one.
-        targets: what the model should generate, one for each input.
-        batch_size: examples of one forward pass; it is halved when memory runs out.
+        targets: the texts that the model should generate, one for each input.
+        batch_size: examples per forward pass; it is halved when memory runs out.
 
     Returns:
         A share from 0 to 1.
@@ -110,10 +113,13 @@ def evaluate(
     """Score every example with one forward pass, decide near-ties by generation, and audit a random sample.
 
     Args:
-        audited: size of the random sample, in addition to the near-ties.
+        examples: the examples with their targets as text.
+        encoded: the token ids of the examples.
+        batch_size: examples per forward pass; it is halved when memory runs out.
+        audited: number of examples in the random sample, which contains no near-ties.
         seed: seed of the random sample.
         semantics: judges the meaning of texts that differ from the target's string; None for exact match only.
-        by_generation: generate every example and count the generated text, whatever the forward pass predicts.
+        by_generation: whether to generate a text for every example. The generated texts then decide the outcomes.
     """
     was_training = model.training
     model.eval()
@@ -137,7 +143,7 @@ def evaluate(
 
 
 def _to_generate(scored: Sequence[Scored], audited: int, seed: int) -> tuple[list[int], list[int]]:
-    """Return the indices of the near-ties, and those of `audited` random other examples."""
+    """Return the indices of the near-ties, and the indices of `audited` other examples, drawn at random."""
     ties = [at for at, row in enumerate(scored) if row.near_tie]
     others = [at for at, row in enumerate(scored) if not row.near_tie]
     drawn = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))[:audited].tolist()
@@ -149,7 +155,7 @@ def _means_the_same(target: str, generated: Generation, semantics: Semantics) ->
 
 
 def _as_generated(row: Scored, target: str, generated: Generation, semantics: Semantics | None) -> Scored:
-    """Return the outcome decided by the generated text alone."""
+    """Return the outcome of an example as its generated text decides it, whatever the forward pass says."""
     correct = generated.text == target
     meant = correct or _means_the_same(target, generated, semantics) if semantics else None
     return replace(row, correct=correct, semantic_correct=meant)
@@ -171,7 +177,10 @@ def _judge_meaning(
     semantics: Semantics,
     batch_size: int,
 ) -> Meant:
-    """Fill in `semantic_correct`: True if the string matches, otherwise the judgement of `meanings`."""
+    """Set `semantic_correct` of all outcomes in `scored`, in place, and return the judgement of `meanings`.
+
+    `semantic_correct` is True if the string equals the target; otherwise `meanings` decides.
+    """
     missed = [at for at, row in enumerate(scored) if not row.correct]
     of = [examples[at] for at in missed]
     meant = meanings(model, loaded, of, [encoded[at] for at in missed], semantics, batch_size)
@@ -181,9 +190,10 @@ def _judge_meaning(
 
 
 def summary(evaluation: Evaluation) -> dict[str, object]:
-    """Return the entry of result.json for one part: exact match in %, also by category, and the audit.
+    """Return the entry of result.json for one part: the scores, the scores of each category, and the audit's result.
 
-    If the task judges meaning, there is a `semantic_exact_match` beside each `exact_match`.
+    Exact match and token accuracy are in per cent, and the log-probability per token is in nats. If the task judges
+    meaning, there is also `semantic_exact_match` in per cent.
     """
     groups: dict[str, list[Scored]] = {}
     for row in evaluation.scored:
@@ -204,7 +214,7 @@ def summary(evaluation: Evaluation) -> dict[str, object]:
 
 
 def _percentages(rows: Sequence[Scored]) -> dict[str, float]:
-    """Return the percentages of correct rows, and the number of rows."""
+    """Return exact match and, if it was judged, semantic exact match in per cent, and the number of examples."""
     found = {"exact_match": 100 * sum(row.correct for row in rows) / len(rows)}
     if all(row.semantic_correct is not None for row in rows):
         found["semantic_exact_match"] = 100 * sum(bool(row.semantic_correct) for row in rows) / len(rows)

@@ -17,7 +17,8 @@ from petransfer.models.lengths import VirtualTokens, positions
 from petransfer.models.loading import Loaded
 from petransfer.models.wrappers import base_model_of, evaluating
 
-# The largest size of one head's attention matrices in a batch, in numbers; longer inputs get smaller batches.
+# The largest number of attention weights of one head in a batch: examples x tokens x tokens. Longer inputs therefore
+# get smaller batches.
 ATTENTION = 2**24
 
 
@@ -25,8 +26,9 @@ ATTENTION = 2**24
 class Generation:
     """One generated text.
 
-    ended: the model generated the end token itself; otherwise the text was cut at its limit.
-    input_tokens, tokens: the numbers of tokens of the input and of the text, which the end token does not belong to.
+    ended: whether the model generated the end token. If not, the text was cut at its length limit.
+    input_tokens: number of tokens of the input.
+    tokens: number of tokens of the generated text, without the end token.
     """
 
     text: str
@@ -65,7 +67,7 @@ def generations(
         limits: the number of tokens for each input after which its text may be cut. A text may be longer, because a
             batch is generated up to the largest limit in it.
         batch_size: inputs per call of the model's `generate`.
-        on_text: called after each token with the text so far.
+        on_text: called after each generated token with the index of the input and the text so far.
     """
     layout = loaded.layout
     device = next(model.parameters()).device
@@ -87,7 +89,8 @@ def generations(
                     else {"streamer": TextStream(chosen, loaded.tokenizer, layout.eos_id, on_text)}
                 ),
             )
-            # Only the given tokens are skipped: the start token of some decoders, such as BART's, is the end token.
+            # The given tokens are skipped by their number, because some decoders, such as BART's, start with the end
+            # token.
             given = 1 + len(layout.decoder_prefix) if layout.encoder_decoder else ids.shape[1]
             new = out[:, given:].tolist()
             cut = [_until_end(row, layout.eos_id) for row in new]
@@ -99,7 +102,10 @@ def generations(
 
 
 def _decoder_inputs(layout: Layout, rows: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """Return the tokens that the decoder reads before it generates, if these are more than the start token."""
+    """Return the argument of `generate` with the tokens that the decoder reads before it generates: shape (rows, t).
+
+    Empty if these tokens are only the start token, which `generate` adds itself.
+    """
     if not layout.decoder_prefix:
         return {}
     given = torch.tensor([[layout.decoder_start_id, *layout.decoder_prefix]], device=device)
@@ -122,9 +128,10 @@ def greedy_config(layout: Layout, max_new_tokens: int) -> GenerationConfig:
 def own_defaults_set_aside(model: torch.nn.Module) -> Iterator[None]:
     """Replace the model's own generation defaults by empty ones inside the context.
 
-    transformers fills each field that a call's configuration leaves at None from the model's generation_config.json:
-    minimum lengths, penalties, forced and suppressed tokens, biases, beams, stop strings, ... With any of them, the
-    generated text no longer consists of the most likely token at each step.
+    If a field is None in the configuration of a call, transformers takes the field from the model's
+    generation_config.json. Such fields are minimum lengths, penalties, forced and suppressed tokens, biases, beams,
+    stop strings, and others. With any of these fields, the generated text no longer consists of the most likely token
+    at each step.
     """
     owner = base_model_of(model)
     own = owner.generation_config
@@ -154,10 +161,11 @@ def room(model: torch.nn.Module, loaded: Loaded, input_tokens: int) -> int | Non
 
 
 def _cache(model: torch.nn.Module, loaded: Loaded) -> dict[str, Any]:
-    """Return a cache that grows with the decoder's layers, for models for which transformers makes it too small.
+    """Return an empty cache as an argument of `generate`, for models for which transformers makes too small a cache.
 
-    transformers makes a cache with as many layers as the encoder has, so `generate` fails if the decoder has more.
-    With prefix tuning, peft makes the cache.
+    transformers makes a cache with as many layers as the encoder has, so `generate` fails if the decoder has more
+    layers. The cache that is returned here gets a new layer whenever the decoder needs one. No argument is returned for
+    other models, or with prefix tuning, where peft makes the cache.
     """
     config = loaded.model.config
     layers = getattr(config, "num_decoder_layers", None) or getattr(config, "decoder_layers", None) or 0
@@ -169,15 +177,23 @@ def _cache(model: torch.nn.Module, loaded: Loaded) -> dict[str, Any]:
 
 
 def _pads_wrongly(model: torch.nn.Module, loaded: Loaded) -> bool:
-    """Return whether peft would put virtual tokens before a decoder's padding and count both as positions."""
+    """Return whether padding would change the generated text, so that all inputs of a batch must have the same length.
+
+    This is so for prompt and prefix tuning of a decoder-only model. peft puts the virtual tokens before the padding and
+    counts the padding as positions, so that the input gets wrong positions.
+    """
     config = getattr(model, "active_peft_config", None)
     return bool(config is not None and config.is_prompt_learning and not loaded.layout.encoder_decoder)
 
 
 def _batches(order: Sequence[int], size: int, lengths: Sequence[int], equal_lengths: bool) -> Iterator[list[int]]:
-    """Yield the indices of each batch. `order` is sorted by length.
+    """Yield the indices of the inputs of each batch.
 
-    With `equal_lengths`, the inputs of one batch have the same length.
+    Args:
+        order: the indices of all inputs, sorted by length.
+        size: the largest number of inputs in a batch.
+        lengths: the number of tokens of each input.
+        equal_lengths: whether the inputs of one batch must have the same length.
     """
     for _, group in itertools.groupby(order, key=lambda at: lengths[at] if equal_lengths else 0):
         indices = list(group)
@@ -190,7 +206,7 @@ def _batches(order: Sequence[int], size: int, lengths: Sequence[int], equal_leng
 
 
 def _padded(rows: Sequence[tuple[int, ...]], pad: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return token ids and attention mask, (b, t) each, padded on the left or on the right."""
+    """Return token ids and attention mask, both of shape (b, t), padded on the left or on the right."""
     width = max(map(len, rows))
     ids_bt, mask_bt = torch.full((len(rows), width), pad), torch.zeros((len(rows), width), dtype=torch.long)
     for at, row in enumerate(rows):

@@ -1,7 +1,8 @@
 """Choose a label of a closed set by greedy decoding restricted to the labels, in one forward pass.
 
-The decoder reads all labels at once. At each position, the token with the largest logit among the next tokens of the
-remaining labels is taken. Whenever unrestricted greedy decoding generates a label, it is this one.
+One forward pass gives the logits of the tokens of all labels. At each position, the token with the largest logit among
+the next tokens of the remaining labels is taken, and labels with another token are dropped. If unrestricted greedy
+decoding generates one of the labels, the same label is chosen.
 """
 
 from __future__ import annotations
@@ -25,7 +26,15 @@ LOGITS = 1 << 26
 def choose_labels(
     model: torch.nn.Module, loaded: Loaded, encoded: Sequence[Encoded], labels: Sequence[str]
 ) -> list[str]:
-    """Return the chosen label for each input, in the order of the inputs."""
+    """Return the chosen label for each input, in the order of the inputs.
+
+    Args:
+        encoded: the token ids of the examples; their targets are ignored.
+        labels: all labels as texts.
+
+    Raises:
+        OutOfMemory: one input with all labels does not fit, or a batch does not fit and the model is sharded.
+    """
     tokens = encode_targets(labels, loaded.tokenizer, loaded.layout)
     order = sorted(range(len(encoded)), key=lambda at: -len(encoded[at].input_ids))
     width = max(map(len, tokens)) + (0 if loaded.layout.encoder_decoder else len(encoded[order[0]].input_ids))
@@ -57,7 +66,7 @@ def _scores(
     batch = {name: tensor.to(device) for name, tensor in collate(rows, loaded.layout).items()}
     labels_bt = batch.pop("labels")
     if loaded.layout.encoder_decoder and not _adds_inputs(model):
-        # The encoder reads every input once, independent of the number of labels.
+        # The encoder reads each input once, not once for each label.
         count = len(tokens)
         ids, mask = batch.pop("input_ids")[::count], batch["attention_mask"]
         read = base_model_of(model).get_encoder()(input_ids=ids, attention_mask=mask[::count], return_dict=True)
@@ -65,19 +74,26 @@ def _scores(
         batch["encoder_outputs"] = read
     logits_btv = model(**batch, use_cache=False).logits
     wanted_bt = logits_btv.gather(-1, labels_bt.clamp(min=0).unsqueeze(-1)).squeeze(-1).float().cpu()
-    asked_bt = (labels_bt != IGNORED).cpu()  # read from a card once a batch, not once a row
+    asked_bt = (labels_bt != IGNORED).cpu()  # copied from the GPU once per batch, not once per row
     found = [row[asked].tolist() for row, asked in zip(wanted_bt, asked_bt, strict=True)]
     return [found[at : at + len(tokens)] for at in range(0, len(found), len(tokens))]
 
 
 def _adds_inputs(model: torch.nn.Module) -> bool:
-    """Return whether virtual tokens are added before the input; a call of the encoder alone would leave them out."""
+    """Return whether peft adds virtual tokens before the input. A call of the encoder alone would leave them out."""
     config = getattr(model, "active_peft_config", None)
     return bool(config is not None and config.is_prompt_learning)
 
 
 def _descend(scores: Sequence[Sequence[float]], tokens: Sequence[tuple[int, ...]]) -> int:
-    """Return the index of the label reached by taking the best next token of the remaining labels at each step."""
+    """Return the index of the label that is chosen for one input.
+
+    At each position, the token with the largest logit is taken, and labels with another token are dropped.
+
+    Args:
+        scores: for each label, the logit of each of its tokens.
+        tokens: the token ids of each label.
+    """
     left, position = list(range(len(tokens))), 0
     while len(left) > 1:
         best = max(left, key=lambda label: scores[label][position])

@@ -1,4 +1,4 @@
-"""Refuse metrics that cannot be measured, before any training. Imports no torch."""
+"""Refuse metrics that cannot be computed, before any training. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from petransfer.errors import UserError
 from petransfer.recipe.metrics import EXACT_MATCH, METRICS, Metric
 
-# All labels are scored for every example. With more different targets than this, the labels are not a closed set.
+# The largest number of different targets that count as a closed set of labels. Each label is scored for every example,
+# so that more labels would take too long.
 LABELS = 200
 
 
 def declared(names: Sequence[str]) -> list[Metric]:
-    """Return the declarations of the named metrics, without exact match, which needs none.
+    """Return the `Metric` of each name. Exact match is left out, because it has no `Metric`.
 
     Raises:
         UserError: a name is unknown.
@@ -22,13 +23,15 @@ def declared(names: Sequence[str]) -> list[Metric]:
 
 
 def check_metrics(names: Sequence[str], labels: Callable[[], tuple[int, str]]) -> None:
-    """Refuse metrics that cannot be measured.
+    """Raise UserError if one of the metrics cannot be computed.
 
     Args:
-        labels: returns the number of different targets and the place of the data; called only if labels are scored.
+        labels: a function that returns the number of different targets and the name of the training data. It is called
+            only if a metric scores labels.
 
     Raises:
-        UserError: a name is unknown, a library is not installed, or there are too many targets to score each of them.
+        UserError: a name is unknown, a library that a metric needs is not installed, or there are too many different
+            targets to score each of them.
     """
     metrics = declared(names)
     for metric in metrics:

@@ -1,8 +1,9 @@
 """Score each example with one teacher-forced forward pass: correct or not, margin and log-probability.
 
-Greedy decoding generates the target exactly if, at every position including the end token, the target's token has the
-largest logit given the target's prefix. One pass leaves two cases open: near-ties, whose margin is within rounding,
-and a first wrong token that may still spell the next characters of the target.
+Greedy decoding generates exactly the target's tokens if, at every position including the end token, the target's token
+has the largest logit given the target's tokens before it. One forward pass cannot decide two cases. The first case is a
+near-tie: two logits are so close that rounding may decide which is larger. The second case is a first wrong token that
+spells the next characters of the target: other tokens may then still give the same string.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from petransfer.training.cpu.cpu_step import CpuFastPath
 from petransfer.training.distributed import needs_all_processes
 from petransfer.training.losses import Head, chunked_head, hidden_states
 
-# Tokens of a forward pass on a CPU where no padding is computed. Such small passes hold sequences of similar lengths.
-# Measured: as fast as larger passes on SCAN, and three times as fast as 256 examples on a part of COGS.
+# The largest number of tokens in a forward pass on a CPU that skips padding. Such a small pass has sequences of similar
+# lengths. It was measured as fast as larger passes on SCAN, and three times as fast as passes of 256 examples on a part
+# of COGS.
 PACKED_TOKENS = 1024
 
 
@@ -33,11 +35,13 @@ class Scored:
 
     margin: the smallest difference, over the positions, between the target token's logit and the largest other logit;
         negative if the model would generate another token.
-    log_prob: summed over the target, in nats.
-    tokens: target tokens, the end token included.
-    near_tie: the margin is within rounding, or the first wrong token may spell the same string.
-    said: the generated text of near-ties and audited examples; None for the others.
-    semantic_correct: whether the generated text means the same as the target; None for tasks without such a judgement.
+    log_prob: the log-probability of the target, that is, the sum over its tokens, in nats.
+    tokens: number of target tokens, including the end token.
+    tokens_correct: number of target tokens that have the largest logit at their position.
+    near_tie: whether the forward pass cannot decide if the example is correct. Either rounding may decide, or the text
+        may spell the target although a token is wrong.
+    said: the generated text of near-ties and audited examples; None for the other examples.
+    semantic_correct: whether the generated text means the same as the target; None for tasks that do not judge meaning.
     """
 
     index: int
@@ -56,7 +60,12 @@ class Scored:
 def score(
     model: torch.nn.Module, loaded: Loaded, examples: Sequence[Example], encoded: Sequence[Encoded], batch_size: int
 ) -> list[Scored]:
-    """Score every example with one forward pass, `batch_size` examples at a time."""
+    """Score every example with one forward pass, at most `batch_size` examples at a time.
+
+    Args:
+        examples: the examples with their targets as text.
+        encoded: the token ids of the examples.
+    """
     found = CpuFastPath(model, scoring=True)
     lean = found if found.usable and found.skips_padding else None
 
@@ -91,7 +100,8 @@ def _score_batch(
     rows = []
     for at, example in enumerate(examples):
         near, correct = bool(near_b[at]), bool(correct_b[at])
-        # A miss beyond rounding is final, even beside near-ties, unless its token may spell the same string.
+        # A token that is wrong by more than rounding makes the example wrong, even if other tokens are near-ties. The
+        # only exception is a first wrong token that may spell the target.
         if not correct and not near:
             first = int(first_miss_b[at])
             generated = [*encoded[at].target_ids[: first - int(offset_b[at])], int(rival_id_bt[at, first])]
@@ -112,11 +122,12 @@ def _score_batch(
 
 
 def _padded_figures(model: torch.nn.Module, batch: Tensors) -> tuple[torch.Tensor, ...]:
-    """Run a padded batch through the model.
+    """Compute the numbers that decide the outcomes of a padded batch.
 
     Returns:
-        (b, t) each: the target token's logit, its log-probability, the largest other logit and the id of its token;
-        (b,): the difference of logits below which rounding may decide.
+        Four tensors of shape (b, t): the logit of the target's token, the log-probability of that token, the largest
+        logit of any other token, and the id of this other token. One tensor of shape (b,): how far rounding can move
+        the difference of two logits.
     """
     labels_bt = batch["labels"]
     head = chunked_head(model, labels_bt.numel())
@@ -133,7 +144,7 @@ def _padded_figures(model: torch.nn.Module, batch: Tensors) -> tuple[torch.Tenso
 
 
 def _chunked_figures(model: torch.nn.Module, head: Head, batch: Tensors) -> tuple[torch.Tensor, ...]:
-    """Return the results of `_padded_figures` without holding the logits of a large vocabulary for all positions."""
+    """Return the results of `_padded_figures`, with the logits of only some positions in memory at a time."""
     labels_bt = batch["labels"]
     hidden_nd = hidden_states(model, head, batch)
     columns: list[tuple[torch.Tensor, ...]] = []
@@ -154,7 +165,7 @@ def _chunked_figures(model: torch.nn.Module, head: Head, batch: Tensors) -> tupl
 
 
 def _packed_figures(lean: CpuFastPath, batch: Tensors) -> tuple[torch.Tensor, ...]:
-    """Return the results of `_padded_figures` without computing padding and without keeping the logits."""
+    """Return the results of `_padded_figures`, computed on a CPU without padding and without keeping the logits."""
     shape = batch["labels"].shape
     found = lean.score_labels(batch)
 
@@ -167,7 +178,11 @@ def _packed_figures(lean: CpuFastPath, batch: Tensors) -> tuple[torch.Tensor, ..
 
 
 def may_spell(generated: list[int], target: str, loaded: Loaded) -> bool:
-    """Return whether a text that starts with other tokens than the target's can still become the target's string."""
+    """Return whether a text can still become the target's string although its last token is not the target's token.
+
+    Args:
+        generated: the first tokens of the text: those of the target up to the first wrong token, and the wrong token.
+    """
     if generated[-1] == loaded.layout.eos_id:
         return decode([generated[:-1]], loaded.tokenizer)[0] == target
     text = decode([generated], loaded.tokenizer)[0].rstrip("\ufffd")

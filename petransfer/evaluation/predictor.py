@@ -29,12 +29,14 @@ ATTENTION_COPIES = 3
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model that generates greedily.
+    """A loaded model that generates a text for each input, by greedy decoding.
 
-    model: with its adapter, if any. loaded: the base, its tokenizer and layout. prefix: text before every input.
-    template: builds an input from a row's columns; empty if inputs are plain texts.
-    chat: how an input, which is the user's message or a JSON list of messages, is written as a chat: `template` or
-        `plain`; empty for plain texts.
+    model: the model, with its adapter if it has one.
+    loaded: the base model with its tokenizer and layout.
+    prefix: text in front of every input.
+    template: a text that makes an input from a row's columns; empty if inputs are plain texts.
+    chat: how an input is written as a chat: `template` (by the tokenizer's chat template) or `plain` (as lines
+        `role: content`). An input is then the user's message or a JSON list of messages. Empty for plain texts.
     """
 
     model: torch.nn.Module
@@ -51,8 +53,8 @@ class Predictor:
         """Return a predictor whose inputs are JSON lists of messages; None if the model does not take chats.
 
         Args:
-            by_default: use the tokenizer's chat template, if it has one, for a model that was not trained on chats
-                by petransfer.
+            by_default: whether to use the tokenizer's chat template, if it has one, even if petransfer did not train
+                the model on chats.
         """
         if self.chat:
             return self
@@ -63,11 +65,12 @@ class Predictor:
         """Return the generated texts, in order.
 
         Args:
-            texts: inputs. If the template names several columns, each is a JSON object with them.
-            max_new_tokens: the longest generated text in tokens; fewer if the model has fewer positions.
+            texts: the inputs. If the template names several columns, each input is a JSON object with these columns.
+            max_new_tokens: the largest number of tokens of a generated text. The limit is lower if the model does not
+                have so many positions left after the input.
 
         Raises:
-            UserError: a text is not such an object, or has as many tokens as the model has positions or more.
+            UserError: an input is not such a JSON object, is not valid Unicode, or has too many tokens.
         """
         return [one.text for one in self.generations(texts, max_new_tokens)]
 
@@ -89,7 +92,7 @@ class Predictor:
         except BadRow as problem:
             raise UserError(f"an input cannot be used: {problem}") from None
         rows = encode_inputs(inputs, self.loaded.tokenizer, self.loaded.layout, is_rendered=self.chat == "template")
-        by_limit: dict[int, list[int]] = {}  # a batch is generated up to the largest limit in it
+        by_limit: dict[int, list[int]] = {}  # because a batch is generated up to the largest limit in it
         for at, row in enumerate(rows):
             by_limit.setdefault(self._limit(texts[at], len(row), max_new_tokens), []).append(at)
         generated: dict[int, Generation] = {}
@@ -117,10 +120,10 @@ class Predictor:
         return min(most, left)
 
     def _refuse_too_large(self, text: str, tokens: int) -> None:
-        """Refuse an input whose attention does not fit into memory. Models with few positions refuse it earlier.
+        """Refuse an input whose attention does not fit into memory, for models without a limit of positions.
 
         Raises:
-            UserError: the attention does not fit.
+            UserError: the attention does not fit into the free memory.
         """
         if tokens <= SHORT:
             return
@@ -149,7 +152,7 @@ class Predictor:
 
 
 def _renumbered(on_text: OnText | None, chosen: Sequence[int]) -> OnText | None:
-    """Return a function for the inputs at some positions, which are numbered from 0 there."""
+    """Return a function like `on_text` whose first argument is an index into `chosen`, not the index of an input."""
     if on_text is None:
         return None
     return lambda at, text: on_text(chosen[at], text)

@@ -18,13 +18,17 @@ from petransfer.models.loading import Loaded
 from petransfer.recipe.metrics import Metric
 from petransfer.recipe.run_spec import TaskSpec
 
-# Generated texts may be this many times as long as the longest target.
+# Generated texts may have this many times as many tokens as the longest target.
 SLACK = 1.5
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The measured figures by name, 0 to 100. answers: the prediction for each example; None if not needed."""
+    """The scores of metrics on some examples.
+
+    scores: each score by its name, 0 to 100.
+    answers: the predicted label or text for each example; None if no metric needed predictions.
+    """
 
     scores: dict[str, float]
     answers: list[str] | None = None
@@ -38,7 +42,7 @@ def measure(
     part: str,
     encoded: Sequence[Encoded],
 ) -> Measured:
-    """Compute the metrics of a task on one part; see `measure_rows`."""
+    """Compute the metrics that `task` names, except exact match, on one part (`dev` or `test`); see `measure_rows`."""
     targets = [example.target for example in getattr(data, part)]
     return measure_rows(model, loaded, task.metrics, targets, data.labels, encoded)
 
@@ -51,17 +55,19 @@ def measure_rows(
     labels: Sequence[str],
     encoded: Sequence[Encoded],
 ) -> Measured:
-    """Compute metrics on some rows.
+    """Compute metrics on some examples.
 
-    If both label and text metrics are requested, `answers` are the generated texts.
+    For label metrics, each prediction is one of the labels. For text metrics, it is a generated text. If both kinds are
+    requested, `answers` are the generated texts.
 
     Args:
-        names: the metrics; exact match is left out.
-        labels: the closed set of targets, for metrics of labels.
-        encoded: the rows as token ids.
+        names: the names of the metrics; exact match is left out.
+        targets: the target of each example.
+        labels: the closed set of targets, for label metrics.
+        encoded: the token ids of each example.
 
     Raises:
-        UserError: a metric of another package does not return its declared figures.
+        UserError: a metric does not return a finite number for each score that it declares.
     """
     metrics = declared(names)
     scores: dict[str, float] = {}
@@ -90,7 +96,7 @@ def _scored(metrics: Sequence[Metric], predictions: Sequence[str], targets: Sequ
 
 
 def _longest_answer(model: torch.nn.Module, loaded: Loaded, encoded: Sequence[Encoded]) -> int:
-    """Return the length limit of generated texts in tokens, at most as many as the model has positions for."""
+    """Return the length limit of generated texts in tokens, from the longest target and the model's positions."""
     wanted = int(SLACK * max(len(row.target_ids) for row in encoded)) + 8
     left = room(model, loaded, max(len(row.input_ids) for row in encoded))
     return wanted if left is None else min(wanted, left)

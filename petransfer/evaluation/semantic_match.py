@@ -1,7 +1,8 @@
 """Semantic exact match: find generated texts that differ from the target's string but have the same meaning.
 
-One forward pass shows the first position at which greedy decoding leaves the target, and the token generated there.
-After that token most texts can no longer mean the same as the target; only the others are generated.
+One forward pass shows the first position at which the greedily generated text differs from the target, and the token
+generated there. With that token, most texts can no longer mean the same as the target. Only the other texts are
+generated.
 """
 
 from __future__ import annotations
@@ -21,18 +22,19 @@ from petransfer.models.loading import Loaded
 from petransfer.training.batches import IGNORED, collate
 from petransfer.training.distributed import needs_all_processes
 
-# Texts are generated up to these numbers of tokens in turn, because most can be excluded after a few tokens.
+# Texts are first generated up to 16 tokens. Those that may still mean the same as the target are generated again, up to
+# the next number of tokens. Most texts can be excluded after a few tokens.
 STAGES = (16, 64, sys.maxsize)
 
 
 @dataclass(frozen=True)
 class Meant:
-    """The result for texts that differ from the target's string.
+    """The judgement of the texts that differ from the target's string.
 
-    same: for each of them, whether it means the same as its target.
-    generated: how many of them were generated.
-    unfinished: how many of those could still have meant the same when they were cut at twice the length of the target.
-        They count as wrong.
+    same: for each text, whether it means the same as its target.
+    generated: number of texts that were generated for this judgement.
+    unfinished: number of generated texts that were cut at about twice the length of the target, and could have meant
+        the same as the target after more tokens. They count as wrong.
     """
 
     same: tuple[bool, ...]
@@ -48,10 +50,13 @@ def meanings(
     semantics: Semantics,
     batch_size: int,
 ) -> Meant:
-    """Judge whether the greedy text for each example means the same as its target.
+    """Judge whether the greedily generated text for each example means the same as the example's target.
 
     Args:
-        examples: examples whose greedy text is not the target's string.
+        examples: examples whose greedily generated text is not the target's string.
+        encoded: the token ids of the examples.
+        semantics: compares the meanings.
+        batch_size: examples per forward pass; it is halved when memory runs out.
     """
     begun = beginnings(model, loaded, encoded, batch_size)
     texts = decode([ids or () for ids in begun], loaded.tokenizer)
@@ -77,9 +82,9 @@ def meanings(
 def beginnings(
     model: torch.nn.Module, loaded: Loaded, encoded: Sequence[Encoded], batch_size: int
 ) -> list[tuple[int, ...] | None]:
-    """Return the start of each greedy text: the target's tokens up to the first miss, and the token generated there.
+    """Return the first tokens of each greedily generated text, up to and including the first wrong token.
 
-    An entry is None if the start is uncertain: there is no miss, or a margin before it is within rounding.
+    An entry is None if these tokens are uncertain: no token is wrong, or rounding may decide one of them.
     """
 
     def one(chosen: list[int]) -> list[tuple[int, ...] | None]:

@@ -1,4 +1,4 @@
-"""Pass on the text of each row of a batch while `generate` is still writing it."""
+"""Report the text of each input of a batch while `generate` is still generating it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ OnText = Callable[[int, str], None]
 
 
 class TextStream(BaseStreamer):  # type: ignore[misc]  # transformers exports it without types
-    """The `streamer` of a call of `generate`.
+    """A `streamer` for `generate` that calls `on_text` after each generated token.
 
     Args:
-        indices: for each row of the batch, the number of the input that it belongs to.
-        end_id: the end token; nothing is passed on after it.
+        indices: for each row of the batch, the index of its input. `on_text` is called with this index.
+        end_id: the id of the end token. After this token, `on_text` is not called again for the row.
     """
 
     def __init__(
@@ -28,10 +28,10 @@ class TextStream(BaseStreamer):  # type: ignore[misc]  # transformers exports it
         self._indices, self._tokenizer, self._end_id, self._on_text = indices, tokenizer, end_id, on_text
         self._rows: list[list[int]] = [[] for _ in indices]
         self._ended = [False] * len(indices)
-        self._reads_prompt = True  # `generate` first passes the tokens that it was given
+        self._reads_prompt = True  # the first call of `put` has the tokens that `generate` was given
 
     def put(self, value: torch.Tensor) -> None:
-        """Receive the next token of each row, (b,)."""
+        """Receive the next token id of each row: shape (b,)."""
         if self._reads_prompt:
             self._reads_prompt = False
             return

@@ -8,7 +8,7 @@ from petransfer.recipe.metrics import Metric
 
 
 def score(predictions: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
-    """Return the percentage of examples with the right label."""
+    """Return the percentage of examples whose predicted label is the target."""
     return {"accuracy": 100 * sum(map(str.__eq__, predictions, targets)) / len(targets)}
 
 

@@ -1,4 +1,4 @@
-"""BLEU (Papineni et al. 2002) as sacrebleu computes it with its own settings (Post 2018)."""
+"""BLEU (Papineni et al. 2002) as sacrebleu (Post 2018) computes it with its default settings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from petransfer.recipe.metrics import Metric
 
 
 def score(predictions: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
-    """Return the corpus score, 0 to 100."""
+    """Return the BLEU score of all predictions together (corpus BLEU), 0 to 100."""
     import sacrebleu
 
     return {"bleu": float(sacrebleu.corpus_bleu(list(predictions), [list(targets)]).score)}

@@ -1,4 +1,4 @@
-"""chrF (Popovic 2015) as sacrebleu computes it with its own settings (Post 2018)."""
+"""chrF (Popovic 2015) as sacrebleu (Post 2018) computes it with its default settings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from petransfer.recipe.metrics import Metric
 
 
 def score(predictions: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
-    """Return the corpus score, 0 to 100."""
+    """Return the chrF score of all predictions together, 0 to 100."""
     import sacrebleu
 
     return {"chrf": float(sacrebleu.corpus_chrf(list(predictions), [list(targets)]).score)}

@@ -10,7 +10,7 @@ HEADINGS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 
 
 def score(predictions: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
-    """Return the mean F1 score of each variant, 0 to 100."""
+    """Return the F1 score of each ROUGE variant, 0 to 100, averaged over the examples."""
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(list(HEADINGS), use_stemmer=False)

@@ -9,9 +9,9 @@ from petransfer.recipe.metrics import Metric
 
 
 def score(predictions: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
-    """Return the mean over the examples of the F1 of words, in percent.
+    """Return the F1 score of the predicted words, in per cent, averaged over the examples.
 
-    Words are separated by whitespace and counted as often as they occur; case and punctuation matter.
+    Words are separated by whitespace. A word that occurs twice counts twice. Case and punctuation matter.
     """
     pairs = zip(predictions, targets, strict=True)
     return {"token_f1": 100 * sum(_f1(one.split(), target.split()) for one, target in pairs) / len(targets)}
