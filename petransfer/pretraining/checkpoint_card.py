@@ -16,7 +16,7 @@ from petransfer.training.metrics_file import read_metrics
 
 
 def write_card(card: dict[str, Any], source: CorpusPart, folder: Path, threads: int) -> None:
-    """Write `folder/checkpoint/README.md`.
+    """Write the card of a pretrained checkpoint to `folder/checkpoint/README.md`.
 
     Args:
         card: the result of `pretrain`.

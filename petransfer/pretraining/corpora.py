@@ -39,7 +39,8 @@ def read_corpus(part: CorpusPart, root: Path, tokenizer: PreTrainedTokenizerBase
         part: the corpus in the recipe.
         root: the folder that contains the folders of all corpora.
         tokenizer: the tokenizer of the family.
-        tokens: the training text is cut to this number of tokens. None keeps the whole text.
+        tokens: the training text is cut to this number of tokens. None keeps the whole text; generated brackets then
+            have 1,000,000 tokens.
 
     Raises:
         UserError: a file is missing, empty, not UTF-8 or mostly one repeated line, or has fewer than `tokens` tokens.

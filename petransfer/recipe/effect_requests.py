@@ -23,8 +23,9 @@ class RequestedEffect:
         name: the effect as the recipe writes it.
         kind: `arms` or `methods` for a contrast, `scale`, `retention`, or a kind that another package adds.
         left, right: two arms; or the labels of two methods, which are compared in each of `arms`.
-        under, over: the labels of the methods of a retention. With `study`, `over` is a label of that study.
-        study: another study that the effect needs, as the recipe writes it.
+        under, over: the labels of the two methods of a retention, which is the effect under the method `under` divided
+            by the effect under the method `over`. If `study` is set, `over` is a label of a method in that study.
+        study: another study that the effect needs, as the recipe writes it; empty if there is none.
         options: options of a kind that another package adds.
     """
 
@@ -43,7 +44,7 @@ def requested_effects(recipe: Recipe) -> list[RequestedEffect]:
     """Return the effects of a recipe.
 
     Raises:
-        UserError: an effect names something that is not in the recipe, or a name matches several methods.
+        UserError: an effect names an arm or a method that is not in the recipe, or a name matches several methods.
     """
     return [_requested(effect, recipe) for effect in recipe.effects]
 
@@ -103,7 +104,7 @@ def _no_contrast(text: str, recipe: Recipe, labels: Sequence[str]) -> UserError:
 
 
 def _possible(arms: Iterable[str], labels: Sequence[str]) -> list[str]:
-    """Return all possible contrasts, to suggest the nearest one."""
+    """Return all contrasts that are possible with these arms and methods, to suggest the nearest one in a message."""
     words = [short_label(label, labels) for label in labels]
     return [f"{left}-{right}" for names in (list(arms), words) for left in names for right in names if left != right]
 
@@ -137,13 +138,16 @@ def labels_matching(text: str, labels: Iterable[str]) -> list[str]:
 
 
 def short_label(label: str, labels: Iterable[str]) -> str:
-    """Return the first word of a label that no other label has, or the complete label if there is none."""
+    """Return the first word of a label that no other label has, or the complete label if there is no such word."""
     others = list(dict.fromkeys(labels))
     return next((word for word in label.split() if len(labels_matching(word, others)) == 1), label)
 
 
 def without_impossible_effects(recipe: Recipe) -> tuple[Recipe, list[str]]:
-    """Return the recipe without the effects whose arms it does not have, and the names of these effects."""
+    """Return the recipe without the effects that need arms which are not in the recipe, and the names of these effects.
+
+    A contrast of methods is kept for those of its arms that are in the recipe.
+    """
     kept: list[str | EffectPart] = []
     dropped = []
     for effect in recipe.effects:
@@ -185,5 +189,8 @@ def _arms_of(effect: str, arms: Container[str]) -> tuple[str, str] | None:
 
 
 def _sides_of_dashes(text: str) -> list[tuple[str, str]]:
-    """Return the two sides for each dash as the separator, because names can contain dashes."""
+    """Return, for each dash in a text, the text before it and the text after it.
+
+    Names can contain dashes, so every dash may be the one between two names.
+    """
     return [(text[:at].strip(), text[at + 1 :].strip()) for at, sign in enumerate(text) if sign == "-"]

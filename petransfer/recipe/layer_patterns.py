@@ -12,7 +12,7 @@ LONGEST_PATTERN, MOST_QUANTIFIERS = 512, 4
 def check_pattern(pattern: str) -> None:
     """Refuse a regular expression that is invalid, or that could take hours to match.
 
-    Names of layers need no nested repeats, such as `(a+)+`, whose matching time grows exponentially.
+    With nested repeats, such as `(a+)+`, the matching time grows exponentially. Patterns of layer names need none.
 
     Raises:
         ValueError: the pattern is refused; the message says why.

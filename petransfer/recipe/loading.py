@@ -21,7 +21,7 @@ from petransfer.recipe.yaml_text import DEEPEST, parse_yaml
 
 
 def shipped_folder() -> Path:
-    """Return the folder of the shipped recipes: in the installed package, or next to it in a checkout."""
+    """Return the folder of the shipped recipes, in the installed package or in a clone of petransfer's repository."""
     inside = Path(str(resources.files("petransfer"))) / "_recipes"
     return inside if inside.is_dir() else inside.parent.parent / "recipes"
 
@@ -54,7 +54,7 @@ def find_recipe(name: str) -> Path:
 
 
 def recipe_of_folder(name: str | Path) -> Path | None:
-    """Return the recipe.yaml of a study's folder, or None if `name` is no such folder."""
+    """Return the path of recipe.yaml in a study's folder; None if `name` is not the folder of a study."""
     path = Path(name).expanduser() / "recipe.yaml"
     try:
         return path if path.is_file() else None
@@ -68,8 +68,8 @@ def load_recipe(name: str, overrides: Sequence[str] = (), options: dict[str, Any
     Args:
         name: a shipped recipe's name or a file.
         overrides: changes of the form `a.b=c`, applied in order.
-        options: new values of the recipe's keys, applied last. If they choose arms, effects that need other arms are
-            dropped.
+        options: new values of the recipe's top-level keys, applied last. A value of None changes nothing. If `arms` is
+            given, effects that need other arms are dropped.
 
     Raises:
         UserError: the recipe cannot be found or read, is empty, or is not valid.
@@ -80,7 +80,7 @@ def load_recipe(name: str, overrides: Sequence[str] = (), options: dict[str, Any
 def load_with_dropped_effects(
     name: str, overrides: Sequence[str] = (), options: dict[str, Any] | None = None
 ) -> tuple[Recipe, list[str]]:
-    """Return the result of `load_recipe`, and the names of the dropped effects."""
+    """Return a study's recipe as `load_recipe` does, and the names of the dropped effects."""
     path, content = _read(name, overrides, options)
     if content.get("kind") == "pretrain":
         raise UserError(f"{name} is a pretraining recipe; run it with: petransfer pretrain --recipe {name}")
@@ -91,10 +91,10 @@ def load_with_dropped_effects(
 
 
 def load_pretraining(name: str, overrides: Sequence[str] = (), options: dict[str, Any] | None = None) -> PretrainRecipe:
-    """Return a pretraining recipe; the arguments are those of `load_recipe`.
+    """Return a pretraining recipe. The arguments have the same meaning as in `load_recipe`.
 
     Raises:
-        UserError: as for `load_recipe`, or the recipe is a study's.
+        UserError: as for `load_recipe`, or the recipe is not a pretraining recipe.
     """
     path, content = _read(name, overrides, options)
     if content.get("kind") != "pretrain":
@@ -110,7 +110,7 @@ def _validate_pretraining(content: dict[str, Any], where: str) -> PretrainRecipe
 
 
 def load_either(name: str) -> Recipe | PretrainRecipe:
-    """Return a study's or a pretraining recipe."""
+    """Return the recipe of a study or of a pretraining, given by its name or its file."""
     path, content = _read(name)
     kind = _validate_pretraining if content.get("kind") == "pretrain" else validate
     return kind(content, str(path))
@@ -148,7 +148,8 @@ def validate(content: dict[str, Any], where: str) -> Recipe:
         where: the recipe's name in error messages, such as its file.
 
     Raises:
-        UserError: the recipe is not valid. The message names the first error, its place and the nearest known key.
+        UserError: the recipe is not valid. The message names the first error and its key, and suggests the nearest
+            known key for an unknown one.
     """
     try:
         return Recipe.model_validate(content)
@@ -166,7 +167,7 @@ def apply_override(content: dict[str, Any], override: str) -> None:
     """Apply an override of the form `a.b=c` to a recipe's plain values, in place.
 
     Raises:
-        UserError: the override has another form, or the recipe has no such key.
+        UserError: the override does not have this form, or the recipe has no such key.
     """
     _set(content, *_parse(override))
 
@@ -184,12 +185,22 @@ def _parse(override: str) -> tuple[list[str], Any]:
         if _takes_text(keys, text):
             return keys, text
         raise UserError(f"--set {override:.120}: the value {error}") from None
-    # YAML reads `summarize: {document}` as a mapping; if the recipe's key holds a text, keep it as text
+    # YAML reads `summarize: {document}` as a mapping; it stays a text if the recipe's key takes a text
     return keys, text if isinstance(value, dict | list) and _takes_text(keys, text, value) else value
 
 
 def _takes_text(keys: Sequence[str], text: str, value: Any = None) -> bool:
-    """Return whether the recipe's key holds a text, not the value that YAML reads or a part with its own keys."""
+    """Return whether an override's text is itself the value of the recipe's key, not the value that YAML reads from it.
+
+    Args:
+        keys: the path of the key in the recipe.
+        text: the override's text after `=`.
+        value: the value that YAML reads from the text; None if the text is not YAML.
+
+    Returns:
+        True if the schema allows the text and does not allow `value` for this key. False if the key is unknown or has
+        keys of its own.
+    """
     kind: Any = Recipe
     for key in keys:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -214,7 +225,10 @@ def _fits(kind: Any, value: Any) -> bool:
 
 
 def _number(value: Any) -> Any:
-    """Return the number in a text such as 1e-3, which YAML 1.1 reads as text."""
+    """Return the number if a value is the text of a number, such as 1e-3, which YAML 1.1 reads as text.
+
+    Any other value is returned unchanged.
+    """
     if isinstance(value, str):
         try:
             return float(value)
@@ -247,7 +261,8 @@ def _set(content: Any, keys: list[str], value: Any) -> None:
 def _message(error: ValidationError, content: dict[str, Any], model: type[BaseModel]) -> str:
     placed = [(_place(mistake, content), mistake) for mistake in error.errors()]
     start = placed[0][0]
-    # A value with several allowed types fails once for each type; the deepest error belongs to the intended type.
+    # If a key allows several types, pydantic reports one error per type. The error whose place has the most keys is for
+    # the type that the user meant.
     alike = (pair for pair in placed if pair[0][: len(start)] == start)
     place, first = max(alike, key=lambda pair: (len(pair[0]), pair[1]["type"] == "value_error"))
     shown_place = ".".join(map(_shown_key, place))
@@ -264,7 +279,7 @@ def _message(error: ValidationError, content: dict[str, Any], model: type[BaseMo
 
 
 def _shown(value: Any) -> str:
-    """Return an invalid value for an error message, shortened."""
+    """Return the text of an invalid value for an error message, shortened to 100 characters."""
     try:
         text = repr(value)
     except ValueError:  # Python refuses to print numbers of thousands of digits

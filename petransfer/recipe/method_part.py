@@ -18,14 +18,16 @@ UNKNOWN_KEY = "unknown_key"
 
 
 class MethodPart(Strict):
-    """A training method. Its file in petransfer/methods declares which of the keys it accepts, and further options.
+    """A training method. A method accepts some of these keys, and may have options of its own.
 
-    alpha: twice the rank by default. layers: numbers of the adapted layers, the same in encoder and decoder; all by
-    default. rate_ratio: LoRA+'s ratio of the learning rates of B and A. match_parameters: the approximate number of
-    trained parameters per checkpoint, from which the rank or the number of virtual tokens is computed.
+    The method's file in petransfer/methods declares both. alpha: twice the rank by default. layers: numbers of the
+    adapted layers, from 0, the same in encoder and decoder; all by default. rate_ratio: for LoRA+, the learning rate of
+    B divided by the learning rate of A. match_parameters: the approximate number of parameters to train; the rank or
+    the number of virtual tokens is computed from it for each checkpoint. keep_wide: layers whose names end in one of
+    these are not quantised.
     """
 
-    model_config = ConfigDict(extra="allow")  # options of a single method
+    model_config = ConfigDict(extra="allow")  # further keys can be options that only one method has
 
     name: Name
     rank: Annotated[Whole, Field(ge=1, le=4096)] = 16
@@ -43,18 +45,18 @@ class MethodPart(Strict):
 
     @property
     def declared(self) -> Method:
-        """The declaration in the method's file."""
+        """The `Method` that the method's file declares."""
         return METHODS.lookup(self.name)
 
     @property
     def options(self) -> dict[str, OptionValue]:
-        """The options that only this method has, with defaults for those that are not set."""
+        """The value of each option that only this method has. Options that the recipe does not set have defaults."""
         given = self.model_extra or {}
         return {key: given.get(key, option.default) for key, option in self.declared.options.items()}
 
     @property
     def label(self) -> str:
-        """The name in tables: the method, and a word for every setting that differs from the default."""
+        """The name in tables: the method, its size, a word for every setting that is not the default, and the bits."""
         wide = f" but {' '.join(self.keep_wide)}" if self.keep_wide else ""
         return " ".join([self.name, *self._words(), f"{self.bits}-bit"]) + wide
 
@@ -88,7 +90,7 @@ class MethodPart(Strict):
             if key not in declared.options:
                 known = sorted(type(self).model_fields.keys() | declared.options.keys())
                 raise PydanticCustomError(UNKNOWN_KEY, "unknown key", {"key": key, "known": known})
-            # the dictionary of extra values belongs to the model: whole numbers are converted to the option's type
+            # store the value with the option's type: a whole number becomes a float if the option is a float
             (self.model_extra or {})[key] = declared.options[key].checked(key, value)
         return self
 
@@ -114,7 +116,10 @@ class MethodPart(Strict):
 
     @model_validator(mode="after")
     def _only_its_own_keys(self) -> MethodPart:
-        """Check the keys. `full` ignores the keys of other methods, so that any method's name can be changed to it."""
+        """Refuse keys that this method does not accept.
+
+        `full` ignores the keys of other methods, so that a user can change any method in a recipe to `full`.
+        """
         declared = self.declared
         if declared.trains_all_weights:
             return self
@@ -131,7 +136,7 @@ class MethodPart(Strict):
 
 
 def method_of(part: MethodPart) -> MethodSpec:
-    """Return the method of a run's spec."""
+    """Return a recipe's method as the method in a run's spec. Keys that the method does not accept get defaults."""
     declared = part.declared
     given: dict[str, Any] = {"options": Options(part.options)}
     if not declared.trains_all_weights:

@@ -17,7 +17,7 @@ Size = Literal["rank", "virtual_tokens", ""]
 
 # Keys that every method accepts in a recipe.
 COMMON_KEYS = frozenset({"name", "bits", "keep_wide", "rate_scaling"})
-# Keys of methods on selected layers, of LoRA and its variants, and of methods with virtual tokens.
+# Keys that are accepted by methods for selected layers, by LoRA and its variants, and by methods with virtual tokens.
 LAYER_KEYS = frozenset({"targets", "layers"})
 LORA_KEYS = LAYER_KEYS | {"rank", "alpha", "dropout", "embeddings", "match_parameters"}
 VIRTUAL_TOKEN_KEYS = frozenset({"virtual_tokens", "match_parameters"})
@@ -28,14 +28,14 @@ NO_FSDP_AT_16_BITS = "it holds 32-bit tensors in 16-bit layers, which FSDP canno
 
 @dataclass(frozen=True)
 class Option:
-    """A key of a recipe's method that only this method has.
+    """An option that only one method has. A recipe sets it as a key of the method.
 
     Args:
         default: the value if a recipe does not set the key. Its type is the type of the option.
         meaning: one sentence for the documentation.
-        minimum: the smallest value allowed, for numbers.
-        maximum: the largest value allowed, for numbers.
-        choices: the only values allowed, if there are only a few.
+        minimum: the smallest allowed value of a number; None for no limit.
+        maximum: the largest allowed value of a number; None for no limit.
+        choices: the allowed values; empty if they are not a fixed list.
     """
 
     default: OptionValue
@@ -48,7 +48,7 @@ class Option:
         """Convert a recipe's value to the option's type.
 
         Raises:
-            ValueError: the value has another type or is out of bounds.
+            ValueError: the value has the wrong type, is too small or too large, or is not among the choices.
         """
         kind = type(self.default)
         if kind is float and type(value) is int:
@@ -71,23 +71,26 @@ class Method:
 
     Args:
         name: the name in recipes.
-        title: the name in texts for readers.
+        title: the name in texts for readers, such as `LoRA`.
         source: the paper, as `Author et al. year`.
-        apply: `(loaded, method, seed)` -> the model in which only the method's tensors require gradients, held in fp32.
-        learning_rate_factor: its default learning rate as a multiple of LoRA's, on pretrained models.
-        nano_learning_rate_factor: the same on the embedded family.
-        keys: the recipe keys that it accepts, beside those that all methods accept.
-        options: keys that only this method has.
-        size: the key that determines the number of trained parameters; `match_parameters` computes its value.
-        peft_type: peft's name for its adapters; empty if it saves a whole model.
-        save: `(model, folder, base)`; None saves the active adapter with peft.
-        trains_all_weights: the method trains the base itself, which is loaded in fp32 and saved as a whole model.
-        virtual_tokens_before: the place of its virtual tokens: before the `input` of the model, or before the `target`
-            (the keys and values of the decoder's own attention).
-        unsupported_bits: bits of the base that it does not support, each with the reason.
-        not_merged: why its adapter cannot be merged into the base's weights; empty if it can.
-        not_stacked: why several adapters cannot be trained on one base at once; empty if they can.
-        not_split: bits at which FSDP cannot split its tensors, each with the reason.
+        apply: a function of `(loaded, method, seed)` that returns the model to train. In this model, only the tensors
+            that the method trains require gradients, and these tensors are in fp32.
+        learning_rate_factor: the method's default learning rate divided by LoRA's, for pretrained models.
+        nano_learning_rate_factor: the same for the embedded family `nano`.
+        keys: the recipe keys that the method accepts, in addition to COMMON_KEYS.
+        options: the options that only this method has, by their keys in a recipe.
+        size: the key that determines the number of trained parameters. If a recipe sets `match_parameters`, the value
+            of this key is computed. Empty if there is no such key.
+        peft_type: peft's name for the method's adapters; empty if the method saves a whole model.
+        save: a function of `(model, folder, base)` that saves the adapter; None saves the active adapter with peft.
+        trains_all_weights: whether the method trains the base itself, which is then loaded in fp32 and saved as a whole
+            model.
+        virtual_tokens_before: the place of the method's virtual tokens. `input`: before the model's input. `target`:
+            before the keys and values of the decoder's self-attention. Empty if there are none.
+        unsupported_bits: bits of the base that the method does not support, each with the reason.
+        not_merged: why an adapter cannot be merged into the base's weights; empty if it can.
+        not_stacked: why several adapters cannot be trained at once on one base; empty if they can.
+        not_split: bits of the base at which FSDP cannot split the model's tensors, each with the reason.
     """
 
     name: str
@@ -109,7 +112,7 @@ class Method:
     not_split: Mapping[int, str] = field(default_factory=dict)
 
     def does_not_take(self, key: str) -> str:
-        """Return the error message for a key that belongs to other methods."""
+        """Return the error message for a key that this method does not accept."""
         takes = ", ".join(sorted(self.keys | self.options.keys())) or "nothing but bits"
         return f"{key} does not belong to {self.name}, which takes {takes}"
 

@@ -15,7 +15,7 @@ from petransfer.registries import Registry
 
 Score = Callable[[Sequence[str], Sequence[str]], Mapping[str, float]]
 
-# Measured for every run, whatever a recipe requests. It needs no generated text, and has no entry in METRICS.
+# Exact match is measured for every run, whatever a recipe requests. It needs no generated text, and is not in METRICS.
 EXACT_MATCH = "exact_match"
 
 
@@ -25,13 +25,16 @@ class Metric:
 
     Args:
         name: the name in recipes.
-        headings: the figures that `score` returns, each with its heading in tables; `%` in it if it is a percentage.
-        score: `(predictions, targets)` -> the figures, from 0 to 100; both have the same length, which is not 0.
-        judged_by: the figure that effects are judged by; by default the first one.
-        of_labels: predictions are chosen from the closed set of labels, rather than generated.
-        share_of_answers: the figure is a share of correct predictions, so that odds can be computed.
-        module: a module that `score` imports; a recipe is refused if it is not installed.
-        package: the package of that module for `pip install`.
+        headings: the names of the scores that `score` returns, each with its heading in tables. The heading of a
+            percentage contains `%`.
+        score: a function of `(predictions, targets)` that returns scores from 0 to 100 by name. The two arguments have
+            the same length, at least 1.
+        judged_by: the name of the score that effects are computed on; empty means the first one in `headings`.
+        of_labels: whether predictions are chosen from a closed set of labels instead of generated.
+        share_of_answers: whether the score that effects are computed on is the share of correct predictions, so that
+            log-odds can be computed from it.
+        module: a module that `score` imports. A recipe with this metric is refused if the module is not installed.
+        package: the name of this module's package for `pip install`.
     """
 
     name: str
@@ -45,7 +48,7 @@ class Metric:
 
     @property
     def figure(self) -> str:
-        """The figure that effects are judged by."""
+        """The name of the score that effects are computed on."""
         return self.judged_by or next(iter(self.headings))
 
 
@@ -54,7 +57,10 @@ METRICS: Registry[Metric] = Registry("metric", Metric, "petransfer.evaluation.me
 
 
 class Headings(Mapping[str, str]):
-    """The table headings of all figures of all metrics, read from METRICS when they are first needed."""
+    """The heading in tables of each score of every metric, by the score's name.
+
+    The metrics are not loaded before a heading is looked up.
+    """
 
     def __getitem__(self, figure: str) -> str:
         return self._all()[figure]
@@ -69,7 +75,7 @@ class Headings(Mapping[str, str]):
     def _all() -> dict[str, str]:
         found: dict[str, str] = {}
         for name in METRICS:
-            with contextlib.suppress(UserError):  # a broken package raises an error only if its metric is used
+            with contextlib.suppress(UserError):  # a metric of a broken package is an error only where it is used
                 found |= METRICS[name].headings
         return found
 
@@ -78,7 +84,7 @@ HEADINGS = Headings()
 
 
 def check_metric_name(name: str) -> str:
-    """Return the name of a metric.
+    """Return `name` unchanged if a metric has this name.
 
     Raises:
         UserError: there is no such metric; the message suggests the nearest name.

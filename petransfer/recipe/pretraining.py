@@ -1,4 +1,4 @@
-"""The schema of pretraining recipes, whose arms differ only in their corpus."""
+"""The schema of pretraining recipes. The arms of such a recipe differ only in their corpus."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from petransfer.recipe.values import Count, FolderName, Names, Real, Seeds, Stri
 class CorpusPart(Strict):
     """The text of one arm: files in a folder, or generated nested brackets.
 
-    path: a folder inside the corpora's folder. files: `[train, valid]`, or one file whose end is held out. documents:
-    the separator of documents. shuffle_words: shuffle words within each document. brackets: the number of kinds of
-    generated brackets. seed: of generated or shuffled text. title, licence, languages: for the checkpoint's card.
+    path: the arm's folder inside the folder of all corpora. files: names without `.txt` of the files for training and
+    for validation, or of one file whose last documents are held out for validation. documents: what separates two
+    documents: a blank line, or the end of a line. shuffle_words: put the words of each sentence in random order.
+    brackets: the number of kinds of generated brackets; 0 reads files. seed: the seed for generated or shuffled text.
+    title, licence, languages: the text's description for the checkpoint's card.
     """
 
     path: str = ""
@@ -36,7 +38,10 @@ class CorpusPart(Strict):
 
 
 class NoisePart(Strict):
-    """Span corruption. window: tokens per example. density: share of tokens to replace. mean_span: mean span length."""
+    """Span corruption. window: tokens of text in an example. density: share of these tokens to mask, from 0 to 1.
+
+    mean_span: mean number of tokens of a masked span.
+    """
 
     window: Annotated[Whole, Field(ge=8, le=4096)] = 128
     density: Annotated[Real, Field(gt=0, lt=0.9)] = 0.3
@@ -44,7 +49,12 @@ class NoisePart(Strict):
 
 
 class PretrainTrainPart(Strict):
-    """The optimisation. Each tensor's learning rate is `learning_rate` times the tensor's initial root mean square."""
+    """The settings of the optimiser. steps: optimiser steps. batch_size: examples per step.
+
+    learning_rate: the learning rate of each tensor is this number times the tensor's root mean square at the start.
+    warmup: share of the steps during which the learning rate rises. final: the last learning rate divided by the
+    highest.
+    """
 
     steps: Count
     batch_size: Count = 32
@@ -55,10 +65,11 @@ class PretrainTrainPart(Strict):
 
 
 class PretrainRecipe(Strict):
-    """A family of checkpoints: every arm at every size and seed, with one tokenizer and the same training.
+    """The pretraining of a family of checkpoints: every arm at every size and seed, with one tokenizer.
 
-    tokens: the length to which each corpus is cut, so that every arm has the same amount of text; None keeps all of it.
-    bits: bits of the computation; the weights are trained in fp32.
+    tokens: each corpus is cut to this number of tokens, so that every arm has the same amount of text; without it, the
+    whole text is used. bits: bits of the computation; the weights are trained in fp32. corpora: the text of each arm.
+    corpora_dir: the folder that contains the folders of all corpora.
     """
 
     kind: Literal["pretrain"]

@@ -17,7 +17,8 @@ RateScaling = Literal["none", "rms"]
 Optimizer = Literal["adamw", "adamw-8bit", "paged-adamw-8bit"]
 StoppingMetric = Literal["exact_match", "loss"]
 
-# Fields that were added later, as (part, name, default). A field with its default is left out of the run id.
+# Fields that were added later, as (part, name, default). If such a field has its default, it is left out of the run id,
+# so that older runs keep their ids.
 ADDED_LATER: tuple[tuple[str, str, object], ...] = (
     ("checkpoint", "added_tokens", []),
     ("checkpoint", "source_language", None),
@@ -45,7 +46,7 @@ OptionValue = str | int | float
 
 
 class Options(Mapping[str, OptionValue]):
-    """Immutable, hashable named options; their JSON form is a sorted list of [name, value]."""
+    """An immutable, hashable mapping of options. In JSON, it is a list of [name, value], sorted by name."""
 
     def __init__(self, values: Mapping[str, OptionValue] | Iterable[tuple[str, OptionValue]] = ()) -> None:
         self._values = dict(sorted(dict(values).items()))
@@ -81,13 +82,13 @@ class CheckpointSpec:
     """The checkpoint that a run starts from.
 
     name: a hub id, a local folder's name, or `nano/<arm>`.
-    weights: the version: a hub revision, or a sha256 of the files.
-    reinit: the weights that are drawn at random.
-    tokenizer: another checkpoint whose tokenizer is used; the embeddings are then drawn at random. A local one is named
-        by its folder and a sha256: `name@sha256`.
+    weights: the version of the weights: a hub revision, or a sha256 of the files.
+    reinit: the weights that are drawn at random: `none`, `embeddings`, `body` (all but the embeddings) or `all`.
+    tokenizer: another checkpoint whose tokenizer is used; the embeddings are then drawn at random. A checkpoint in a
+        local folder is written as `name@sha256`, with the folder's name and a sha256.
     added_tokens: characters that are added to the tokenizer if it lacks them.
     source_language, target_language: languages of inputs and targets, as named by a multilingual tokenizer.
-    source, tokenizer_source: the folders of a local checkpoint and tokenizer on this machine; not part of the run id.
+    source, tokenizer_source: the folders of a local checkpoint and of a local tokenizer; not part of the run id.
     """
 
     name: str
@@ -105,8 +106,11 @@ class CheckpointSpec:
 class TaskSpec:
     """The examples that a run is trained and tested on.
 
-    options: options of the task. metrics: the metrics beside exact match. source: options that only locate the examples
-    on this machine; they are not part of the run id, because a hash of the examples is among `options`.
+    prefix: text before every input.
+    options: options of the task.
+    metrics: the metrics in addition to exact match.
+    source: options that only locate the examples on this machine. They are not part of the run id, because `options`
+        contains a hash of the examples.
     """
 
     name: str
@@ -122,7 +126,7 @@ class TaskSpec:
 
     @property
     def arguments(self) -> Options:
-        """All options for loading the task on this machine."""
+        """All options that are needed to load the task on this machine: `options` and `source`."""
         return self.options | self.source
 
 
@@ -130,9 +134,10 @@ class TaskSpec:
 class MethodSpec:
     """What is trained and how. Fields that do not apply to a method keep their defaults.
 
-    keep_wide: endings of the names of layers that stay unquantised at 8 and 4 bits, beside the output head.
-    match_parameters: the number of parameters to train, instead of a rank or number of virtual tokens, which is then
-        computed from it and the checkpoint's configuration; an `alpha` of 0 means twice the rank.
+    keep_wide: layers whose names end in one of these are not quantised at 8 and 4 bits, nor is the output head.
+    match_parameters: the approximate number of parameters to train; 0 if the recipe gives the rank or the number of
+        virtual tokens. If it is not 0, the rank or the number of virtual tokens is computed from this number and the
+        checkpoint's configuration, and an `alpha` of 0 means twice the rank.
     options: options that only this method has.
     """
 
@@ -157,17 +162,17 @@ class MethodSpec:
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """The conditions that end a run before its last step, evaluated on the dev set alone.
+    """The conditions that end a run before its last step. Only the dev set is used.
 
-    patience: evaluations in a row without an improvement, after which training stops.
+    patience: training stops after this number of evaluations in a row without an improvement.
     min_delta: the smallest change that counts as an improvement, in percentage points of exact match or in per cent of
         the loss.
     every: optimiser steps between two evaluations on the dev set.
-    max_minutes: training time after which training stops; 0 for no limit. Runs with a time limit are not repeatable.
-    metric: the metric that determines the best state. With `exact_match`, equal scores are compared by their loss, and
-        a lower loss counts as an improvement until exact match reaches 100 %.
-    cooldown: evaluations for which training continues once `patience` has run out, while the learning rate falls
-        linearly to zero; 0 stops at once. A training whose exact match has reached 100 % always stops at once.
+    max_minutes: training stops after this time; 0 for no limit. Runs with a time limit are not repeatable.
+    metric: the metric that determines the best state. With `exact_match`, the loss decides between states with equal
+        exact match, and a lower loss also counts as an improvement until exact match reaches 100 %.
+    cooldown: when `patience` has run out, training continues for this number of evaluations, while the learning rate
+        falls linearly to zero. With 0, or if exact match has reached 100 %, training stops without these evaluations.
     """
 
     patience: int = 5
@@ -185,14 +190,16 @@ class EarlyStopping:
 class TrainSpec:
     """The optimisation of one run: AdamW on `batch_size` examples per step.
 
-    optimizer: `adamw-8bit` stores AdamW's two moments with 8 bits per number (Dettmers et al. 2022);
-        `paged-adamw-8bit` also lets the GPU's driver move them to the host when the GPU's memory is full.
-    warmup: share of the steps during which the learning rate increases. final: the last learning rate as a share of the
-        highest.
-    early_stopping: ends the run before `steps` steps when the dev set no longer improves; None trains all steps.
-    packing: put several examples of a decoder-only model into one row; each attends to its own tokens only.
+    optimizer: `adamw-8bit` stores AdamW's two moments with 8 bits per number (Dettmers et al. 2022). With
+        `paged-adamw-8bit`, the GPU's driver also moves the moments to the host's memory when the GPU's memory is full.
+    warmup: share of the steps during which the learning rate increases.
+    final: the last learning rate divided by the highest.
+    early_stopping: ends the run before `steps` steps if dev scores no longer improve; None trains all steps.
+    packing: whether several examples of a decoder-only model are put into one row. Each example attends to its own
+        tokens only.
     rate_scaling: with `rms`, each tensor's learning rate is `learning_rate` times the tensor's root mean square at the
-        start, and its weight decay is divided by the same number. Small and large tensors then change in proportion.
+        start, and its weight decay is divided by the same root mean square. The change of every tensor is then
+        proportional to its size.
     """
 
     steps: int
@@ -227,14 +234,14 @@ class RunSpec:
 
     @functools.cached_property
     def run_id(self) -> str:
-        """The first 12 hexadecimal digits of the sha256 of the canonical JSON."""
+        """The first 12 hexadecimal digits of the sha256 of `canonical_json`."""
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()[:12]
 
     def canonical_json(self) -> str:
-        """Return JSON with sorted keys, no blanks and floats in their shortest form.
+        """Return the spec as JSON with sorted keys, no spaces and floats in their shortest form.
 
-        Fields that only locate a file are left out. Fields that were added later are left out at their defaults,
-        so that older specs keep their run ids.
+        Fields that only locate a file are left out. A field that was added later is left out if it has its default, so
+        that older specs keep their run ids.
         """
         content = self.as_dict()
         without_local_fields(content)
@@ -247,13 +254,13 @@ class RunSpec:
         return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain JSON values, for `from_dict`."""
+        """Return the spec as plain JSON values, which `from_dict` reads."""
         plain: dict[str, Any] = json.loads(json.dumps(self, default=_plain))
         return plain
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> RunSpec:
-        """Return the spec from plain values of `as_dict`, written by this version or an earlier one."""
+        """Return the spec from the values that `as_dict` returned, in this version of petransfer or an earlier one."""
         task = {**content["task"], "metrics": tuple(content["task"].get("metrics", ()))}
         checkpoint = {**content["checkpoint"], "added_tokens": tuple(content["checkpoint"].get("added_tokens", ()))}
         method = {**content["method"]}
@@ -275,14 +282,14 @@ class RunSpec:
 
 
 def without_local_fields(content: dict[str, Any]) -> dict[str, Any]:
-    """Remove, in place, the fields that only locate a file on this machine from a spec's plain values."""
+    """Remove LOCAL_FIELDS from the values that `RunSpec.as_dict` returned, in place, and return the values."""
     for part, name in LOCAL_FIELDS:
         del content[part][name]
     return content
 
 
 def _plain(spec: Any) -> Any:
-    """Return a spec's fields as a dictionary. This is five times as fast as `asdict`, which copies."""
+    """Return a spec's fields as a dictionary. This is five times as fast as `asdict`, which copies every value."""
     if isinstance(spec, Options):
         return list(spec.items())
     return {name: getattr(spec, name) for name in spec.__dataclass_fields__}

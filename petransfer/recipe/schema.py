@@ -39,8 +39,9 @@ from petransfer.recipe.values import (
 class TaskPart(Strict):
     """The task that models are trained and tested on.
 
-    splits: by default all of the task's. prefix: text before every input, instead of the family's; for all arms, or
-    by arm. options: options of the task. metrics: the metrics beside exact match.
+    splits: the task's splits to use; all by default. prefix: text before every input, instead of the family's prefix;
+    one text for all arms, or a mapping with a text for each arm. options: options of the task. metrics: the metrics in
+    addition to exact match.
     """
 
     name: Name
@@ -61,12 +62,13 @@ class TaskPart(Strict):
 class ArmPart(Strict):
     """One of the user's own checkpoints with its settings.
 
-    checkpoint: a hub id or a folder. `{seed}` is replaced by the run's seed, so that each seed is trained from its own
-    pretraining. sha256: the hash of a folder's files, by seed if the folder depends on the seed. A study records it at
-    the start, so that it can be read after the folder was removed. revision: the revision of a hub id. tokenizer:
-    another hub id or folder whose tokenizer is used; the embeddings are then drawn at random. reinit: further weights
-    that are drawn at random. prefix, source_language, target_language: replace the family's. added_tokens: characters
-    that are added to the tokenizer if it lacks them: `newline`, `tab`, `braces`, or the characters themselves.
+    checkpoint: a hub id or a folder. `{seed}` is replaced by the run's seed, so that each seed can start from a
+    checkpoint of its own. sha256: the hash of a folder's files; one hash per seed if the folder depends on the seed. A
+    study records this hash when it starts, so that the study can still be read after the folder was removed. revision:
+    the revision of a hub id. tokenizer: another hub id or folder whose tokenizer is used; the embeddings are then drawn
+    at random. reinit: other weights that are drawn at random: `embeddings`, `body` (all but the embeddings) or `all`.
+    prefix, source_language, target_language: used for this arm instead of the family's. added_tokens: characters that
+    are added to the tokenizer if it lacks them: `newline`, `tab`, `braces`, or the characters themselves.
     """
 
     checkpoint: str
@@ -106,12 +108,13 @@ Steps = Count
 
 
 class EarlyStoppingPart(Strict):
-    """The conditions that end a run before its last step, evaluated on dev; a whole number instead is the patience.
+    """The conditions that end a run before its last step. Only the dev set is used.
 
-    patience: evaluations in a row without an improvement, after which training stops. min_delta: the smallest change
-    that counts, in percentage points of exact match or in per cent of the loss. every: steps between evaluations.
-    max_minutes: training time after which training stops. metric: the metric that determines the best state.
-    cooldown: evaluations for which training continues after that, while the learning rate falls to zero.
+    A whole number in place of these keys sets `patience`. patience: training stops after this number of evaluations in
+    a row without an improvement. min_delta: the smallest change that counts as an improvement, in percentage points of
+    exact match or in per cent of the loss. every: steps between two evaluations. max_minutes: training stops after this
+    time; 0 for no limit. metric: the metric that determines the best state. cooldown: when `patience` has run out,
+    training continues for this number of evaluations, while the learning rate falls to zero.
     """
 
     patience: Count = 5
@@ -128,12 +131,14 @@ class EarlyStoppingPart(Strict):
 
 
 class TrainPart(Strict):
-    """The optimisation, for a number of steps or of epochs over the split's training examples.
+    """How each run is trained. The length is a number of steps, or of epochs over the split's training examples.
 
-    `learning_rate`, `steps`, `epochs` and `batch_size` are one number, or one per method, arm, or arm and method
-    together (`english lora`, the method by any words of its label). The most specific entry counts: arm and method
-    together before the arm alone, the arm before the method. `packing` puts several examples of a decoder-only model
-    into one row, which saves padding; each example attends to its own tokens only.
+    `learning_rate`, `steps`, `epochs` and `batch_size` are each one number for all runs, or a mapping with numbers for
+    methods (`lora`), arms (`english`), or an arm with a method (`english lora`). A method is named by any words of its
+    label. If several entries fit a run, an arm with a method comes before an arm, and an arm before a method. `warmup`:
+    share of the steps during which the learning rate increases. `final`: the last learning rate divided by the highest.
+    `packing` puts several examples of a decoder-only model into one row, which saves padding; each example attends to
+    its own tokens only.
     """
 
     steps: Steps | dict[str, Steps] | None = None
@@ -146,7 +151,7 @@ class TrainPart(Strict):
     weight_decay: Annotated[Real, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[Real, Field(ge=0)] = 1.0
     optimizer: Optimizer = "adamw"
-    # left out of a saved recipe if unused, so that older recipes keep their text
+    # left out of a saved recipe if not set, so that the saved text of older recipes stays the same
     early_stopping: Annotated[EarlyStoppingPart | None, Field(exclude_if=lambda value: value is None)] = None
     packing: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
 
@@ -163,12 +168,13 @@ Effect = Annotated[str, Field(max_length=3 * LONGEST_NAME)]
 class EffectPart(Strict):
     """An effect as a mapping, with exactly one of `contrast`, `scale`, `retention` and `kind`.
 
-    contrast: two arms or two methods. Methods are compared in each of `arms`, by default in all arms.
-    scale: two arms. Their effect in `study`, the study of a smaller family, is subtracted from their effect here.
-    retention: two arms. Their effect under the method `under` is divided by their effect under `over`, which is read
-    from `study` if it is given. A study is a folder, or the name of a folder next to this study's.
-    kind: the name of a kind of effect that another package adds (entry points `petransfer.effects`). It is estimated
-    for the two arms that `of` names, with the kind's own `options`.
+    contrast: two arms or two methods, such as `english-scratch`. Two methods are compared in each of `arms`, by default
+    in all arms. scale: two arms. Their effect in `study`, the study of a smaller family, is subtracted from their
+    effect in this study. retention: two arms. Their effect under the method `under` is divided by their effect under
+    the method `over`; if `study` is given, the effect under `over` is read from that study. study: a study's folder, or
+    the name of a folder next to this study's folder. kind: the name of a kind of effect that another package adds
+    (entry points `petransfer.effects`). This effect is estimated for the two arms in `of`, with the kind's own
+    `options`.
     """
 
     contrast: Name | None = None
@@ -210,7 +216,7 @@ class EffectPart(Strict):
 def _check_study(name: str) -> None:
     """Refuse a text that is neither the name of a study nor a folder with a study.
 
-    A folder that does not exist is accepted: its study may be run later.
+    A folder that does not exist is accepted, because its study may be run later.
     """
     path = Path(name).expanduser()
     is_name = len(path.parts) == 1 and "/" not in name
@@ -220,21 +226,25 @@ def _check_study(name: str) -> None:
         raise ValueError(f"{name:.60} is not a study's folder: it has no recipe.yaml")
 
 
-# Two arms are equal if they differ by at most this many points, unless a recipe sets another margin.
+# Two arms count as equal if they differ by at most this many percentage points, unless a recipe sets another margin.
 MARGIN = 5.0
-# A difference of fewer points is never judged `holds` or `reversed`, unless a recipe sets another limit.
+# A difference below this many percentage points is never judged `holds` or `reversed`, unless a recipe sets another
+# limit.
 SMALLEST_EFFECT = 1.0
-# A side with less exact match on dev, in per cent, has not learnt the task, unless a recipe sets another limit.
+# If one side of an effect has less exact match on dev than this, in %, that side has not learnt the task, unless a
+# recipe sets another limit.
 LEARNT = 90.0
 
 
 class Recipe(Strict):
     """A study: the grid of arms, methods, splits and seeds, and how each run is trained.
 
-    margin: points within which two sides of an effect count as equal. smallest_effect: a difference of fewer points
-    is never judged `holds` or `reversed`. learnt: percentage of dev exact match below which a side has not learnt the
-    task; effects with such a side are not judged. judge_by: the metric of the effects; by default exact match, or the
-    first of `task.metrics` if these do not contain it. These four settings change no run, only the verdicts.
+    margin: two sides of an effect count as equal if they differ by at most this many percentage points.
+    smallest_effect: a difference below this many percentage points is never judged `holds` or `reversed`. learnt: if
+    one side of an effect has less exact match on dev than this, in %, it has not learnt the task, and the effect is not
+    judged. judge_by: the metric that effects are computed on. By default this is exact match; if `task.metrics` is set
+    and does not contain `exact_match`, it is the first of `task.metrics`. These four settings change no run, only the
+    verdicts. data_dir: a folder with the benchmark's original files.
     """
 
     name: FolderName
@@ -246,7 +256,7 @@ class Recipe(Strict):
     seeds: Seeds = [0]
     train: TrainPart
     effects: Annotated[list[Effect | EffectPart], Field(max_length=LONGEST_LIST)] = []
-    # left out of a saved recipe at its default, so that older recipes keep their text
+    # left out of a saved recipe at its default, so that the saved text of older recipes stays the same
     margin: Annotated[Real, Field(gt=0, le=100, exclude_if=lambda value: value == MARGIN)] = MARGIN
     smallest_effect: Annotated[Real, Field(ge=0, le=100, exclude_if=lambda value: value == SMALLEST_EFFECT)] = (
         SMALLEST_EFFECT
@@ -270,7 +280,7 @@ class Recipe(Strict):
     @classmethod
     def _is_measured(cls, value: str | None, info: ValidationInfo) -> str | None:
         task = info.data.get("task")  # missing if the task itself is not valid
-        if task is not None and (task.metrics or task.name != "lines"):  # otherwise the data determine the metrics
+        if task is not None and (task.metrics or task.name != "lines"):  # metrics of the user's files are not known yet
             try:
                 check_judge(value, task.metrics)
             except UserError as error:
@@ -300,7 +310,11 @@ class Recipe(Strict):
 
 
 def check_judge(judge_by: str | None, metrics: Sequence[str]) -> None:
-    """Raise UserError if `judge_by` is not one of the metrics."""
+    """Check the metric that effects are computed on. None is always allowed.
+
+    Raises:
+        UserError: `judge_by` is neither exact match nor one of `metrics`.
+    """
     if judge_by is not None and judge_by not in {EXACT_MATCH, *metrics}:
         raise unknown("metric among task.metrics", judge_by, {EXACT_MATCH, *metrics})
 

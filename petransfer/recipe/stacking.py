@@ -8,16 +8,18 @@ from dataclasses import replace
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import RunSpec, TrainSpec
 
-# The largest stack by default. Larger ones gain little speed, and all runs of a stack end together.
+# The default for the largest number of runs in a stack. Larger stacks gain little speed, and a run has no result before
+# its whole stack has finished.
 MOST_STACKED = 16
 
 
 def stack_key(spec: RunSpec) -> RunSpec | None:
-    """Return a spec that is equal for all runs of one stack; None for a run that is never stacked.
+    """Return a key that is equal for all runs that can be trained in one stack; None for a run that is never stacked.
 
-    Runs of one stack may differ in seed, rank, alpha and the optimiser's settings. If base weights are drawn from
-    the seed, each seed has another base. A run is never stacked if its method declares a reason, if it has early
-    stopping, because it then ends at its own step, or if it has packing.
+    Runs of one stack may differ in rank, alpha and the optimiser's settings. They may also differ in the seed, unless
+    weights of the base are drawn at random, because each seed then has a different base. A run is never stacked if its
+    method declares a reason (`Method.not_stacked`), if it has packing, or if it has early stopping, because the runs of
+    a stack end at the same step.
     """
     if METHODS.lookup(spec.method.name).not_stacked or spec.train.early_stopping or spec.train.packing:
         return None
@@ -30,7 +32,7 @@ def stack_key(spec: RunSpec) -> RunSpec | None:
 
 
 def reasons_not_stacked(specs: Iterable[RunSpec]) -> list[str]:
-    """Return one line for each reason why some of the runs are never stacked."""
+    """Return the reasons why some of the runs are never stacked, one line per reason."""
     specs = list(specs)
     names = dict.fromkeys(spec.method.name for spec in specs)
     reasons = [f"{name} is not stacked: {reason}" for name in names if (reason := METHODS.lookup(name).not_stacked)]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 LARGEST_NUMBER, LARGEST_SEED = 2**63 - 1, 2**32 - 1
-# The largest number of runs in a study; these can be planned within seconds.
+# The largest number of runs in a study. So many runs can still be planned within seconds.
 MOST_RUNS = 20_000
 LONGEST_NAME, LONGEST_LIST = 200, 1000
 # Names that are valid folder names on every system.
@@ -15,7 +15,7 @@ FOLDER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
 class Strict(BaseModel):
-    """A part of a recipe without unknown keys, silent conversions, or changes after validation."""
+    """The base class of all parts of a recipe. It refuses unknown keys, infinity, NaN, and changes after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

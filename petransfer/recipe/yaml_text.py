@@ -1,4 +1,4 @@
-"""Read YAML that may be hostile or damaged, with limits on size and depth, expanded aliases and no duplicate keys."""
+"""Read YAML that may be hostile or damaged. Size, depth and number of values are limited; repeated keys are refused."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import yaml
 
 from petransfer.errors import UserError
 
-# The C parser is seven times as fast, which recipes with ten thousand seeds need.
+# The parser in C is seven times as fast as the one in Python. Recipes with ten thousand seeds need this speed.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 MOST_CHARACTERS, MOST_VALUES, DEEPEST = 5_000_000, 200_000, 40
 
 _TAG = "tag:yaml.org,2002:"
-# Other tags make sets, which have no order, bytes, or Python objects.
+# The tags of plain values. Other tags would make bytes, Python objects, or sets, which have no order.
 _PLAIN_TAGS = {f"{_TAG}{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq")}
-# YAML 1.1 reads 1:30 as 90, in sixties, and 010 as 8, in octal.
+# Numbers that YAML 1.1 reads in an unexpected way: 1:30 as 90 (base 60), and 010 as 8 (octal).
 _SURPRISING = re.compile(r"[-+]?(?:0[0-7_]*[0-7]|[1-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?)")
 
 
@@ -26,9 +26,10 @@ def parse_yaml(text: str) -> Any:
     """Parse a YAML text and return its value.
 
     Raises:
-        UserError: the text is not YAML; or it is too long, nested too deeply, repeats a key, contains itself, has too
-            many values with its aliases expanded, or has a tag or a number that YAML reads in an unexpected way. The
-            message has no subject: the caller adds the file.
+        UserError: the text is not YAML, is too long or nested too deeply, repeats a key, has an alias inside the value
+            that the alias stands for, has too many values once its aliases are expanded, has a tag that plain values do
+            not need, or has a number that YAML reads in an unexpected way. The message begins with a verb; the caller
+            puts the file's name in front of it.
     """
     if len(text) > MOST_CHARACTERS:
         raise UserError(f"has {len(text):,} characters; at most {MOST_CHARACTERS:,} are allowed")
@@ -43,7 +44,12 @@ def parse_yaml(text: str) -> Any:
 
 @dataclass
 class _Collection:
-    """A list or mapping that is being parsed. values: the number of its values, with aliases expanded."""
+    """A list or mapping that is being parsed.
+
+    values: the number of values in it, with aliases expanded.
+    keys: the keys of a mapping so far.
+    expects_key: whether the next value in a mapping is a key.
+    """
 
     anchor: str | None
     is_mapping: bool
@@ -53,7 +59,11 @@ class _Collection:
 
 
 def _check_structure(text: str) -> None:
-    """Check the text event by event, without building any value."""
+    """Check a YAML text for everything that `parse_yaml` refuses. The text is parsed, but no value is built.
+
+    Raises:
+        UserError: the text is refused.
+    """
     stack: list[_Collection] = []
     sizes: dict[str, int] = {}
     for event in yaml.parse(text, LOADER):
@@ -82,7 +92,7 @@ def _check_structure(text: str) -> None:
 
 
 def _refuse_unexpected(event: Any) -> None:
-    """Refuse a tag other than those of plain values, and a number that stands for another one than it seems to."""
+    """Refuse tags other than those of plain values, and numbers that YAML reads in an unexpected way."""
     if getattr(event, "tag", None):
         _refuse_tag(event)
     elif isinstance(event, yaml.ScalarEvent) and event.implicit[0]:
@@ -97,7 +107,7 @@ def _refuse_tag(event: Any) -> None:
 
 
 def _refuse_surprising(event: Any) -> None:
-    """Refuse a number in sixties or in octal, which stands for another number than it seems to."""
+    """Refuse a number that YAML reads in base 60 or in octal, because the user probably means another number."""
     text = event.value[:100]
     if _SURPRISING.fullmatch(text):
         read, line = yaml.safe_load(text), event.start_mark.line + 1
@@ -130,7 +140,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _tab_advice(error: yaml.YAMLError, text: str) -> str:
-    """Return advice where the line of the error is indented with a tab; otherwise nothing."""
+    """Return advice for the message if the line of the error is indented with a tab; otherwise an empty text."""
     mark = getattr(error, "problem_mark", None)
     lines = text.split("\n")
     line = lines[mark.line] if mark and mark.line < len(lines) else ""
