@@ -1,7 +1,7 @@
-"""mkdocs hook: the reference pages that are made from the code, so that they cannot disagree with it.
+"""mkdocs hook: make some reference pages from the code, so that they always agree with it.
 
-The command line's page comes from the Typer application, the recipe's from the pydantic schema, the API's from the
-public names of the package.
+The page on the command line comes from the Typer application, the page on recipes from the pydantic schema, and the
+page on the API from the public names of the package.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _option(parameter: Any) -> str:
 
 
 def recipe_page() -> str:
-    """Return the page of everything that a recipe may contain, from its schema."""
+    """Return the page of all keys that a recipe may contain, from the schema."""
     from petransfer.recipe.schema import Recipe
 
     schema = Recipe.model_json_schema()
@@ -119,17 +119,22 @@ def _type(field: dict[str, Any]) -> str:
 
 
 def api_page() -> str:
-    """Return the page of the public API, one mkdocstrings entry a name."""
+    """Return the page of the public API, with one mkdocstrings entry per name."""
     from petransfer import _PUBLIC
 
-    lines = ["# Python API", "", "All names are imported from `petransfer`, lazily: importing it loads no torch.", ""]
+    lines = [
+        "# Python API",
+        "",
+        "Import all names from `petransfer`. torch is imported only when a name that needs it is used.",
+        "",
+    ]
     for name, module in sorted(_PUBLIC.items(), key=lambda entry: entry[0].lower()):
         lines += [f"::: {module}.{name}", ""]
     return "\n".join(lines) + "\n"
 
 
 def support_page() -> str:
-    """Return the page of supported architectures, made from the table that the tests run over."""
+    """Return the page of supported architectures, made from the table of architectures in the tests."""
     sys.path.insert(0, str(ROOT))
     from tests.models.architectures import support
 
@@ -137,8 +142,8 @@ def support_page() -> str:
         [
             "# Supported models",
             "",
-            "A test loads a small checkpoint of each architecture in each width, trains LoRA, evaluates, saves,",
-            "and reads the adapter with plain peft. The numbers are the bits of the frozen weights.",
+            "The numbers are the bits of the frozen weights. For each `yes`, a test loads a small checkpoint,",
+            "trains LoRA, evaluates, saves the adapter, and loads it with plain peft.",
             "",
             support(),
             "",
