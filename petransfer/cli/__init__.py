@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def _print_on_any_terminal() -> None:
-    """Replace characters that the terminal's encoding lacks: a minus sign by `-`, any other character by `?`."""
+    """Make stdout and stderr replace characters that their encoding lacks: a minus sign by `-`, others by `?`."""
 
     def plain(error: UnicodeError) -> tuple[str, int]:
         if not isinstance(error, UnicodeEncodeError):
