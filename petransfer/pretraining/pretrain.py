@@ -29,7 +29,11 @@ from petransfer.training.loop import Hooks, Loop
 
 @dataclass(frozen=True)
 class Size:
-    """The size of a T5. layers: layers of the encoder, and also of the decoder. heads: attention heads, 32 wide."""
+    """The size of a T5.
+
+    layers: the number of layers of the encoder, and also of the decoder.
+    heads: the number of attention heads of a layer. Each head has 32 dimensions.
+    """
 
     d_model: int
     layers: int
@@ -178,7 +182,8 @@ def _check_room(spec: PretrainSpec, corpus: Corpus, folder: Path) -> None:
                 "smaller train.batch_size"
             )
     size = SIZES[spec.size]
-    layer = 6 * size.d_model * 32 * size.heads + 2 * size.d_model * size.d_ff  # of the decoder; in the encoder 2/3
+    # parameters of a layer: attention has 4 matrices in the encoder and 8 in the decoder, so 6 on average
+    layer = 6 * size.d_model * 32 * size.heads + 2 * size.d_model * size.d_ff
     parameters = 2 * size.layers * layer + size.d_model * 10_000
     # bytes: two training states, each with the weights and two moments in fp32, and the checkpoint in bf16
     needed = parameters * (2 * 3 * 4 + 2)

@@ -191,6 +191,6 @@ def _arms_of(effect: str, arms: Container[str]) -> tuple[str, str] | None:
 def _sides_of_dashes(text: str) -> list[tuple[str, str]]:
     """Return, for each dash in a text, the text before it and the text after it.
 
-    Names can contain dashes, so every dash may be the one between two names.
+    Names can contain dashes, so any dash of the text can be the one that separates two names.
     """
     return [(text[:at].strip(), text[at + 1 :].strip()) for at, sign in enumerate(text) if sign == "-"]

@@ -52,7 +52,7 @@ class Prompts:
 
     @property
     def kind(self) -> tuple[str, int, bool]:
-        """What prompts must have in common to be generated in one batch."""
+        """The model, token limit and chat format. Only prompts with equal `kind` are generated in one batch."""
         return self.model, self.max_tokens, self.is_chat
 
 

@@ -1,4 +1,4 @@
-"""Read JSON, YAML and safetensors headers from an unknown source: errors are refused, and no code is executed."""
+"""Read JSON, YAML and safetensors headers from an unknown source. Damaged content is refused; no code is executed."""
 
 from __future__ import annotations
 

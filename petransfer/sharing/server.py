@@ -26,7 +26,7 @@ from petransfer.sharing.text_parts import generated_parts
 
 
 def application(batches: RequestBatches, hosts: Sequence[str] = ("*",)) -> Starlette:
-    """Return the ASGI application.
+    """Return the server as an ASGI application.
 
     Args:
         batches: the object that collects requests into batches and generates the texts.
