@@ -1,4 +1,4 @@
-"""BitFit (Ben Zaken et al. 2022): train only the biases, or only the norms in architectures without them (T5)."""
+"""BitFit (Ben Zaken et al. 2022): train only the biases. If the model has no biases (T5), train only its norms."""
 
 from __future__ import annotations
 

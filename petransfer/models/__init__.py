@@ -2,5 +2,5 @@
 
 import logging
 
-# On CPUs with avx512_bf16 bitsandbytes warns at import that it lacks a kernel, which petransfer does not use.
+# On CPUs with avx512_bf16, bitsandbytes warns at import about a missing kernel. petransfer does not use this kernel.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

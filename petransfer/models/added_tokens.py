@@ -1,7 +1,7 @@
-"""Add characters that a tokenizer lacks, such as line breaks and braces for T5, as tokens of their own.
+"""Add tokens for characters that a tokenizer lacks, such as line breaks and braces for T5.
 
 A checkpoint often has more embedding rows than its tokenizer has tokens (T5 has 28 more). The added tokens use these
-spare rows, so that no tensor changes its size; the rows are initialized at random and must be trained.
+spare rows, so that no tensor changes its size. The rows are initialized at random and must be trained.
 """
 
 from __future__ import annotations
@@ -16,10 +16,14 @@ from petransfer.errors import UserError
 
 
 def add_tokens(tokenizer: PreTrainedTokenizerBase, added: Sequence[str]) -> tuple[int, ...]:
-    """Add a token for each character that encoding and decoding does not reproduce; return the new token ids.
+    """Add a token for each character that encoding and decoding does not reproduce, and return the new token ids.
 
-    A SentencePiece tokenizer is also set to write its mark for a space only where the text has a space; otherwise it
-    would insert a space after each added token.
+    A SentencePiece tokenizer is also changed so that it writes its mark for a space only if the text has a space there.
+    Otherwise it would insert a space after each added token.
+
+    Args:
+        tokenizer: the tokenizer; it is changed in place.
+        added: the characters. Those that the tokenizer already reproduces are not added.
     """
     lacking = [sign for sign in added if _changes(tokenizer, f"a{sign}a")]
     if not lacking:
@@ -33,10 +37,18 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, added: Sequence[str]) -> tupl
 
 
 def draw_embeddings(model: PreTrainedModel, ids: Sequence[int], name: str, seed: int) -> None:
-    """Draw the embedding rows of added tokens, also of an untied head, with the mean and deviation of the other rows.
+    """Set the embedding rows of added tokens to random values with the mean and deviation of the other rows.
+
+    If the output head is not tied to the embeddings, its rows are set too.
+
+    Args:
+        model: the model; it is changed in place.
+        ids: the ids of the added tokens.
+        name: the name of the checkpoint, for the error message.
+        seed: the seed of the random values.
 
     Raises:
-        UserError: The model has too few rows.
+        UserError: The model has too few embedding rows.
     """
     rows = model.get_input_embeddings().num_embeddings
     if not ids:

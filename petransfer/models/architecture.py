@@ -18,9 +18,9 @@ from petransfer.recipe.run_spec import CheckpointSpec
 
 
 def configuration(checkpoint: CheckpointSpec) -> tuple[Any, bool]:
-    """Return a checkpoint's configuration, and whether its head has its own weights, not tied to the embeddings.
+    """Return a checkpoint's configuration, and whether its output head has its own weights, not tied to the embeddings.
 
-    A registered checkpoint needs no network: its entry in the registry has the fields that determine shapes.
+    A registered checkpoint needs no network, because the registry has the fields that determine the shapes.
 
     Raises:
         UserError: petransfer cannot train this architecture, or the checkpoint is in no registry, folder or cache and
@@ -52,12 +52,16 @@ def _configuration(checkpoint: CheckpointSpec) -> tuple[Any, bool]:
 
 
 def has_own_head(content: dict[str, Any], place: str) -> bool:
-    """Return whether a checkpoint has its own head, not tied to its embeddings.
+    """Return whether the output head of a checkpoint has its own weights, not tied to the embeddings.
 
     Args:
-        content: its config.json. For T5, transformers 5 writes the second of the two keys.
-        place: its folder or hub id. For mT5, transformers 5 always writes "tied", so for a local checkpoint the weight
-            file decides.
+        content: the content of config.json. Either `tie_word_embeddings` or `scale_decoder_outputs` is False if the
+            head has its own weights. For T5, transformers 5 writes the second key.
+        place: the folder or hub id of the checkpoint. config.json is wrong for mT5, because transformers 5 always
+            writes that the head is tied. For an mT5 in a folder, the weight file is therefore checked.
+
+    Raises:
+        UserError: the weight file is damaged.
     """
     if content.get("tie_word_embeddings") is False or content.get("scale_decoder_outputs") is False:
         return True

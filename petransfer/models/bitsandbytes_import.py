@@ -1,7 +1,7 @@
 """Let peft be imported even if bitsandbytes is installed but broken. Import this module before peft.
 
-peft imports bitsandbytes whenever it is installed. A broken installation, for example one without its CUDA library,
-would otherwise fail at 32 and 16 bits too, which do not need it.
+peft imports bitsandbytes whenever it is installed. Without this module, a broken installation of bitsandbytes (for
+example one without its CUDA library) would also make runs at 32 and 16 bits fail, which do not need bitsandbytes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def import_problem() -> str:
 
 
 def import_peft() -> None:
-    """Import peft. If bitsandbytes is broken, make peft treat it as not installed; peft remembers this."""
+    """If bitsandbytes is broken, import peft so that peft treats bitsandbytes as not installed, now and later."""
     if not _first_problem():
         return
     before = sys.modules.pop("bitsandbytes", None)

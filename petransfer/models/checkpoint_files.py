@@ -36,7 +36,7 @@ def revision(checkpoint: CheckpointSpec) -> str | None:
 
 
 def hub_commit(checkpoint: CheckpointSpec) -> str | None:
-    """Return the commit that a checkpoint's revision on the hub now refers to; all files are read from this commit."""
+    """Return the commit that a checkpoint's revision on the hub refers to now; None for a local or embedded one."""
     asked = revision(checkpoint)
     return extract_commit_hash(cached_file(checkpoint.name, CONFIG_NAME, revision=asked), None) if asked else None
 
@@ -66,7 +66,7 @@ def load_tokenizer(checkpoint: CheckpointSpec) -> PreTrainedTokenizerBase:
 
 
 def tokenizer_file(checkpoint: CheckpointSpec, name: str) -> Path | None:
-    """Return the path of a file of a checkpoint's tokenizer, on this machine or in the hub's cache; None without it."""
+    """Return the path of a file of a checkpoint's tokenizer, downloaded if needed; None if there is no such file."""
     place, asked = _tokenizer_location(checkpoint)
     found = cached_file(
         place, name, revision=asked, _raise_exceptions_for_missing_entries=False,
@@ -92,7 +92,12 @@ def generation_config(checkpoint: CheckpointSpec) -> Any:
 
 
 def new_tokens(checkpoint: CheckpointSpec, vocabulary: int) -> tuple[int, ...]:
-    """Return the token ids, out of `vocabulary`, whose embeddings pretraining did not train; see `Loaded`."""
+    """Return the ids of the tokens whose embeddings were not trained in pretraining; see `Loaded.new_tokens`.
+
+    Args:
+        checkpoint: the checkpoint.
+        vocabulary: the number of rows of its embeddings.
+    """
     if checkpoint.reinit in {"embeddings", "all"}:
         return tuple(range(vocabulary))
     card = Path(location(checkpoint)) / "pretraining.json"  # written by `petransfer pretrain`
@@ -101,7 +106,7 @@ def new_tokens(checkpoint: CheckpointSpec, vocabulary: int) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def one_line_errors(checkpoint: CheckpointSpec) -> Iterator[None]:
-    """Convert errors of transformers, safetensors and the file system into a UserError of one line."""
+    """Inside the context, convert errors of transformers, safetensors and the file system into a one-line UserError."""
     name = checkpoint.source or checkpoint.name
     try:
         yield

@@ -1,7 +1,7 @@
 """Load a model from its files, and refuse files that do not hold all of its weights.
 
-transformers draws missing weights at random and logs a table. A model with random layers generates meaningless texts,
-and an adapter that is trained on it fits no other copy of the base.
+transformers itself sets missing weights to random values and only logs a table. A model with random layers generates
+meaningless texts, and an adapter that is trained on it fits no other copy of the base.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from petransfer.errors import UserError
 
 
 def load_complete(auto: Any, place: str, **options: Any) -> PreTrainedModel:
-    """Load a model with `auto.from_pretrained`.
+    """Load a model with `auto.from_pretrained`, and check that its files contain all weights in the right shapes.
 
     Args:
         auto: an auto class of transformers, such as `AutoModelForSeq2SeqLM`.
-        place: a folder or hub id.
-        **options: of `from_pretrained`.
+        place: the folder or hub id of the checkpoint.
+        **options: other arguments of `from_pretrained`.
 
     Raises:
-        UserError: weights are missing, or have another shape than config.json says.
+        UserError: a weight is missing, or its shape is not the shape that follows from config.json.
     """
     model, found = auto.from_pretrained(place, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     for name, stored, wanted in [*sorted(found["mismatched_keys"], key=str), *_quantized_mismatches(model)]:
@@ -46,7 +46,7 @@ def load_complete(auto: Any, place: str, **options: Any) -> PreTrainedModel:
 
 
 def _quantized_mismatches(model: torch.nn.Module) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    """Yield linear layers whose quantized weights have another shape; transformers does not compare these."""
+    """Yield (name, shape, expected shape) of quantized weights with a wrong shape. transformers does not check them."""
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and type(module) is not torch.nn.Linear:
             state = getattr(module.weight, "quant_state", None)

@@ -1,4 +1,4 @@
-"""Models of the control arms, whose weights are partly or completely random."""
+"""Make the models of the control arms, whose weights are partly or completely random."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from petransfer.models.file_backed import FileBackedTensors, copy_parameter
 from petransfer.models.saving import save_model
 from petransfer.recipe.run_spec import Reinit
 
-# The size of each file when a model with random weights is written; this many bytes are in memory at once.
+# The largest size of each file when a model with random weights is written. One file at a time is held in memory.
 SHARD = "128MB"
 
 
 def randomly_initialized(auto: Any, config: Any, own_head: bool) -> PreTrainedModel:
-    """Return a model in fp32 with weights from the model's own initialization.
+    """Return a model in fp32 with random weights from the model's own initialization.
 
-    transformers ties the head of every new T5 to its embeddings, whatever the configuration says, but does not do so
-    for T5 checkpoints. The untied head of T5 v1.1, mT5 and similar models is therefore drawn here, with the standard
-    deviation of T5's initial embeddings and heads.
+    transformers ties the output head of every new T5 to its embeddings, even if the configuration says otherwise.
+    Therefore the untied head of T5 v1.1, mT5 and similar models is initialized here, with the standard deviation of
+    T5's initial embeddings and heads.
 
     Args:
-        own_head: the head is not tied to the embeddings.
+        auto: the auto class of transformers that makes the model.
+        config: the model's configuration.
+        own_head: whether the head is not tied to the embeddings.
     """
     model: PreTrainedModel = auto.from_config(config, dtype=torch.float32)
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
@@ -44,8 +46,9 @@ def partly_random(
     Args:
         new: the model with random weights in fp32.
         pretrained: loads the checkpoint.
-        reinit: `embeddings` (the input embeddings and an untied head are random), `body` (all but those) or `all`.
-        dtype: of the result.
+        reinit: which weights are random: `embeddings` (the input embeddings and an untied head), `body` (all other
+            weights) or `all`.
+        dtype: the dtype of the result.
     """
     model = new.to(dtype)
     if reinit != "all":
@@ -63,9 +66,11 @@ def write_partly_random(
     """Write the result of `partly_random` in bf16 to `folder`, bit for bit, without holding the model in memory.
 
     Args:
+        folder: the folder that the model is written to.
         new: makes the model with random weights in fp32.
         pretrained: loads the checkpoint with its weights left on disk; its argument is a folder for offloaded weights.
         reinit: which weights are random; see `partly_random`.
+        seed: the seed of the random weights.
     """
     with tempfile.TemporaryDirectory(dir=folder) as parts:
         files = FileBackedTensors(parts)
@@ -80,7 +85,13 @@ def write_partly_random(
 
 @torch.no_grad()
 def copy_pretrained(source: PreTrainedModel, target: PreTrainedModel, embeddings: bool) -> None:
-    """Copy the input embeddings and an untied head (embeddings=True), or everything else (embeddings=False)."""
+    """Copy weights from `source` to `target`: the input embeddings and an untied head, or all other weights.
+
+    Args:
+        source: the pretrained model; its weights may be on disk.
+        target: the model that is changed.
+        embeddings: True copies the input embeddings and an untied head; False copies all other weights.
+    """
     ends = {
         id(end.weight) for end in (target.get_input_embeddings(), target.get_output_embeddings()) if end is not None
     }

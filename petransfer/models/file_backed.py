@@ -1,4 +1,4 @@
-"""Models with weights in files, so that models larger than the memory can be initialized and changed."""
+"""Keep the weights of a model in files, so that models larger than the memory can be initialized and changed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ import torch
 from accelerate.utils import align_module_device
 from torch.overrides import TorchFunctionMode
 
-# A tensor of at least this many bytes gets a file.
+# A tensor of at least this many bytes is kept in a file.
 LEAST = 2**20
 
 
 class FileBackedTensors(TorchFunctionMode):
     """A context in which large empty tensors, such as the weights of new layers, are mapped from files in a folder.
 
-    Random numbers drawn into them are the same as in memory. A file is deleted together with its tensor.
+    Their random initial values are the same as for tensors in memory. The disk space is freed when a tensor is deleted.
+
+    Args:
+        folder: the folder for the files.
 
     Raises:
         OSError: the disk is full.
@@ -42,7 +45,7 @@ class FileBackedTensors(TorchFunctionMode):
         """Return an uninitialized tensor in a file of its own."""
         handle, name = tempfile.mkstemp(dir=self._folder)
         try:
-            if hasattr(os, "posix_fallocate"):  # otherwise a write to a full disk raises a signal
+            if hasattr(os, "posix_fallocate"):  # otherwise a full disk would kill the process at a later write
                 os.posix_fallocate(handle, 0, shape.numel() * dtype.itemsize)
             return torch.from_file(name, shared=True, size=shape.numel(), dtype=dtype).view(shape)
         finally:
@@ -52,7 +55,7 @@ class FileBackedTensors(TorchFunctionMode):
 
     @torch.no_grad()
     def narrow(self, model: torch.nn.Module, dtype: torch.dtype) -> None:
-        """Apply `model.to(dtype)`, one tensor at a time."""
+        """Convert the tensors of a model to `dtype` in place, like `model.to(dtype)`, with large results in files."""
         for value in (*model.parameters(), *model.buffers()):
             if value.is_floating_point():
                 large = value.nbytes >= LEAST
@@ -62,7 +65,7 @@ class FileBackedTensors(TorchFunctionMode):
 
 @torch.no_grad()
 def copy_parameter(source: torch.nn.Module, name: str, target: torch.Tensor) -> None:
-    """Copy the parameter called `name` from `source`, which may keep it on disk, into `target`."""
+    """Copy the parameter called `name` from the model `source`, whose weights may be on disk, into `target`."""
     owner, _, leaf = name.rpartition(".")
     module = source.get_submodule(owner)
     with align_module_device(module):

@@ -17,11 +17,11 @@ _WHOLE = ("model.safetensors", "pytorch_model.bin")
 
 
 def weight_hashes(checkpoint: CheckpointSpec, commit: str | None) -> dict[str, str]:
-    """Return the sha256 of each weight file by name; empty if petransfer knows no files of the weights.
+    """Return the sha256 of each weight file of a checkpoint, by file name; empty if no weight file is found.
 
     Args:
-        checkpoint: a hub checkpoint's files are read from the cache that it was loaded from.
-        commit: its commit on the hub.
+        checkpoint: the checkpoint. The files of a hub checkpoint are read from the hub's cache on this machine.
+        commit: the commit of a hub checkpoint. None: the revision in `checkpoint`.
     """
     for name in _WHOLE:
         whole = _file(checkpoint, commit, name)

@@ -12,10 +12,10 @@ from petransfer.recipe.run_spec import CheckpointSpec
 
 
 def refuse_unreachable(checkpoints: Iterable[CheckpointSpec]) -> None:
-    """Refuse checkpoints that are neither in a folder nor in the cache if the hub cannot be reached.
+    """Check, if the hub cannot be reached, that every checkpoint is in a folder or in the hub's cache.
 
     Raises:
-        UserError: One of them cannot be loaded.
+        UserError: The hub cannot be reached, and a checkpoint is neither in a folder nor in the cache.
     """
     on_hub = dict.fromkeys(checkpoint for checkpoint in checkpoints if _is_on_hub(checkpoint))
     if not on_hub or use_cache_if_unreachable():

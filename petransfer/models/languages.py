@@ -14,7 +14,7 @@ _log = logging.getLogger(__name__)
 
 # The tokenizer of the first mBART checkpoints, whose decoder starts with the token of the target language.
 STARTS_FROM_LANGUAGE = "MBartTokenizer"
-# The languages of mBART (`en_XX`) and NLLB (`eng_Latn`).
+# The pattern of the language codes of mBART (`en_XX`) and NLLB (`eng_Latn`).
 _LANGUAGE = re.compile("[a-z]{2,3}_[A-Z][A-Za-z]+")
 
 
@@ -25,11 +25,12 @@ def with_languages(
 
     Args:
         tokenizer: the tokenizer, which is changed in place.
+        name: the name of the checkpoint, for messages.
         source_language: language of the inputs, as the tokenizer names it (`en_XX`, `en`, `eng_Latn`).
         target_language: language of the targets.
 
     Raises:
-        UserError: the tokenizer has no languages or not this one, or only one of the two languages is given.
+        UserError: the tokenizer has no languages, does not have one of the two, or only one of the two is given.
     """
     given = [language for language in (source_language, target_language) if language]
     if not hasattr(tokenizer, "src_lang"):
@@ -58,13 +59,13 @@ def with_languages(
 
 
 def target_token(tokenizer: Any) -> int | None:
-    """Return the token of the target language that `with_languages` set; None if none was set."""
+    """Return the token id of the target language that `with_languages` set; None if no language was set."""
     language = getattr(tokenizer, "tgt_lang", None) if hasattr(tokenizer, "src_lang") else None
     return _codes(tokenizer).get(language) if language else None
 
 
 def _codes(tokenizer: Any) -> dict[str, int]:
-    """Return the token of each language."""
+    """Return the token id of each language of a tokenizer."""
     names = getattr(tokenizer, "lang_code_to_token", None)  # M2M100 writes the language `en` as the token `__en__`
     if names:
         return {language: tokenizer.convert_tokens_to_ids(token) for language, token in names.items()}

@@ -12,12 +12,12 @@ from petransfer.models.text_part import text_config
 
 # These architectures have relative positions without a limit, whatever their configurations contain.
 RELATIVE = frozenset({"t5", "mt5", "umt5", "longt5", "bloom"})
-# Positions that are reserved for generation beyond the longest target, in tokens.
+# The number of positions that are reserved, so that a generated text can be a little longer than the longest target.
 ROOM = 8
 
 
 def positions(config: Any) -> int | None:
-    """Return the number of a model's positions; None if it is not limited."""
+    """Return the largest number of tokens that a model has positions for; None if there is no limit."""
     if config.model_type in RELATIVE:
         return None
     found = getattr(text_config(config), "max_position_embeddings", None)
@@ -35,12 +35,15 @@ class VirtualTokens:
 def length_check(
     config: Any, name: str, most: int, virtual: VirtualTokens | None = None, vocabulary: int = 0
 ) -> Callable[[Encoded], BadRow | None]:
-    """Return a function that returns the reason why an example is too long, or None if it is not.
+    """Return a function that checks an example. It returns why the example is too long, or None if it is not.
 
     Args:
-        most: The largest number of tokens of an input or a target that the user allows; 0 for no limit.
-        virtual: The tokens of prompt and prefix tuning.
-        vocabulary: Rows of the model's embeddings; 0 if the rows are made to fit the tokenizer.
+        config: The model's configuration.
+        name: The name of the checkpoint, for messages.
+        most: The largest number of tokens of an input or a target that the user allows; 0: no limit.
+        virtual: The numbers of virtual tokens in prompt and prefix tuning; None: there are none.
+        vocabulary: The number of rows of the model's embeddings, to check that every token has a row. 0: this is not
+            checked, because the embeddings are made to fit the tokenizer.
     """
     limit, together, virtual = positions(config), not config.is_encoder_decoder, virtual or VirtualTokens()
 

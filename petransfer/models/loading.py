@@ -46,9 +46,14 @@ DTYPES: dict[int, torch.dtype] = {32: torch.float32, 16: torch.bfloat16}
 class Loaded:
     """A model with its tokenizer and the layout of its examples.
 
-    commit: the hub commit of the weights; None if they come from a folder.
-    new_tokens: ids of tokens that did not occur in pretraining, so that their embeddings are untrained. All tokens of a
-        checkpoint with its own tokenizer count as trained, unless `petransfer pretrain` made it and counted them.
+    Args:
+        model: the model.
+        tokenizer: the tokenizer.
+        layout: the layout of the model's examples.
+        commit: the hub commit of the weights; None if they come from a folder.
+        new_tokens: the ids of tokens whose embeddings were not trained in pretraining: added tokens; all tokens if the
+            embeddings are random; and the tokens that did not occur in the pretraining text, if `petransfer pretrain`
+            made the checkpoint. All other tokens count as trained.
     """
 
     model: PreTrainedModel
@@ -114,9 +119,11 @@ def load_checkpoint(
     input embeddings and an untied head), `body` (everything else) or `all`. Layer drop is turned off.
 
     Args:
-        bits: width of the weights.
-        device: where to put the model. None leaves it in the host's memory, or without weights if transformers lets one
-            process read the file for all processes.
+        checkpoint: the checkpoint.
+        bits: bits per weight: 32, 16, 8 or 4.
+        seed: the seed of random weights.
+        device: where to put the model. None: the model stays in the host's memory. If transformers lets one process
+            read the weights for all processes, the models of the other processes have no weights yet.
         keep_wide: layers whose names end in one of these are not quantized.
 
     Raises:
@@ -148,7 +155,9 @@ def load_on_disk(checkpoint: CheckpointSpec, folder: str, seed: int = 0) -> Load
     """Load a checkpoint at 16 bits with its weights left on disk; each layer reads its weights when it runs.
 
     Args:
-        folder: for weights that cannot be read in place, and for random weights, equal to those of `load_checkpoint`.
+        checkpoint: the checkpoint.
+        folder: the folder for weights that cannot be read from the checkpoint's own files, and for random weights.
+        seed: the seed of random weights, which are equal to those of `load_checkpoint` with this seed.
     """
     place, asked = location(checkpoint), revision(checkpoint)
     with one_line_errors(checkpoint):
@@ -186,7 +195,7 @@ def _model(
     assert device is not None  # bitsandbytes quantizes on the device that computes
     check_quantizable(config, checkpoint.name, bits, device)
     with tempfile.TemporaryDirectory() as folder:
-        if checkpoint.reinit != "none":  # write random weights to a folder, to quantize them like others
+        if checkpoint.reinit != "none":  # write random weights to a folder, to quantize them like pretrained weights
             _write_random(folder, auto, config, checkpoint, seed)
             place, asked = folder, None
         model = _quantized(auto, place, asked, bits, device, keep_wide)
@@ -223,7 +232,7 @@ def _has_own_head(checkpoint: CheckpointSpec) -> bool:
 def _quantized(
     auto: Any, place: str, asked: str | None, bits: Bits, device: torch.device, keep_wide: Sequence[str]
 ) -> PreTrainedModel:
-    """Read and quantize the weights tensor by tensor, so that the host never holds the unquantized model."""
+    """Load a model and quantize it tensor by tensor, so that the host's memory never has to hold it unquantized."""
     config = AutoConfig.from_pretrained(place, revision=asked)
     with left_unquantized(auto._model_mapping[type(config)], keep_wide):
         model = load_complete(
@@ -247,7 +256,7 @@ def _on_disk(auto: Any, place: str, asked: str | None, folder: str) -> PreTraine
 
 
 def _set_vocabulary(config: Any, size: int) -> None:
-    """Set the embeddings of a configuration, and of its text decoder, to `size` rows."""
+    """Set the vocabulary size in a configuration, and in that of its text decoder, to `size` tokens."""
     for part in (config, text_config(config)):
         if hasattr(part, "vocab_size"):
             part.vocab_size = size

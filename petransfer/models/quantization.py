@@ -1,4 +1,4 @@
-"""Quantize models to 8 and 4 bits with bitsandbytes: which layers are quantized, why others are not, and the bytes.
+"""Quantize models to 8 and 4 bits with bitsandbytes, count their bytes, and list the layers that are not quantized.
 
 LLM.int8: Dettmers et al. 2022. NF4 with double quantization: Dettmers et al. 2023 (QLoRA).
 """
@@ -23,7 +23,7 @@ from petransfer.recipe.run_spec import Bits, Optimizer
 REASONS = {
     "embeddings": "rows are looked up, not multiplied",
     "tied head": "its weight is the embeddings'",
-    # `python -m benchmarks quantise` on the six embedded arms: results/bench/quantise-cpu.json
+    # measured on the six embedded arms with `python -m benchmarks quantise`; see results/bench/quantise-cpu.json
     "head": "alone it would add 0.3 to 0.8 % of loss at 4 bits, where all other layers cost 0.0 to 1.2 %",
     "norm": "one number a channel",
     "bias": "one number a channel",
@@ -31,13 +31,21 @@ REASONS = {
     "other inputs": "part of an image or audio encoder, through which no text passes",
     "other": "no layer of a kind that bitsandbytes quantises",
 }
-# From the same measurement. Plain transformers, which loads the adapters too, leaves the head unquantized.
+# The reason for the head at 8 bits, from the same measurement. The head is left unquantized because plain transformers,
+# which must also be able to load the adapters, does so.
 HEAD_AT_8 = "transformers keeps it so; it would add less than 0.05 % of loss at 8 bits"
 
 
 @dataclass(frozen=True)
 class Wide:
-    """A tensor of a quantized model that was not quantized. bytes: size of its storage. reason: a key of REASONS."""
+    """A tensor of a quantized model that was not quantized itself.
+
+    Args:
+        name: the name of the tensor.
+        bytes: the size of its storage in bytes.
+        dtype: its dtype, such as `bfloat16`.
+        reason: why it was not quantized, as a key of `REASONS`.
+    """
 
     name: str
     bytes: int
@@ -49,9 +57,11 @@ class Wide:
 class Inventory:
     """The memory of a model's weights. A tensor that two modules share is counted once.
 
-    bytes: by dtype. 4-bit weights are `nf4`; the scales of quantized weights are `scales`.
-    parameters: number of weights, counted as without quantization.
-    wide: the tensors that were not quantized; empty at 16 and 32 bits.
+    Args:
+        bytes: the bytes of each dtype. 4-bit weights are under `nf4`, and the scales of quantized weights under
+            `scales`.
+        parameters: the number of weights. Each 4-bit weight counts as one, although two are packed into a byte.
+        wide: the tensors that were not quantized; empty at 16 and 32 bits.
     """
 
     bytes: dict[str, int]
@@ -60,16 +70,16 @@ class Inventory:
 
     @property
     def total(self) -> int:
-        """Bytes of all weights."""
+        """The bytes of all weights together."""
         return sum(self.bytes.values())
 
     @property
     def share(self) -> dict[str, float]:
-        """Percentage of the bytes, by dtype."""
+        """The percentage of all bytes that each dtype takes."""
         return {name: round(100 * size / self.total, 2) for name, size in self.bytes.items()}
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the entry of result.json; unquantized tensors are grouped by reason, with their total bytes."""
+        """Return the inventory as an entry for result.json. Unquantized tensors are grouped by reason."""
         reasons = REASONS | ({"head": HEAD_AT_8} if "int8" in self.bytes else {})
         wide: dict[str, dict[str, Any]] = {}
         for tensor in self.wide:
@@ -80,10 +90,10 @@ class Inventory:
 
 
 def quantization_config(bits: Bits) -> BitsAndBytesConfig:
-    """Return transformers' settings: LLM.int8 with its default threshold, or NF4 with double quantization in bf16.
+    """Return the settings for transformers: LLM.int8 at 8 bits, NF4 with double quantization at 4 bits.
 
-    4-bit weights are stored in bf16 elements, four weights in each. T5 casts the input of `wo` to the dtype in which
-    `wo` is stored: with the default storage, uint8, it would round every activation to a whole number.
+    4-bit weights are stored in tensors of bf16, four weights in each element. The default is tensors of uint8, but T5
+    casts the input of `wo` to the dtype in which `wo` is stored. It would round every activation to a whole number.
     """
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
@@ -117,10 +127,16 @@ def _require_bitsandbytes(what: str, instead: str) -> None:
 
 
 def check_quantizable(config: Any, name: str, bits: Bits, device: torch.device) -> None:
-    """Refuse, before anything is loaded, a quantization that is not possible here.
+    """Check, before anything is loaded, that quantization is possible on this machine.
+
+    Args:
+        config: the model's configuration; not used.
+        name: the name of the checkpoint; not used.
+        bits: 8 or 4.
+        device: the device that the model will be on.
 
     Raises:
-        UserError: bitsandbytes does not work here, or the GPU does not support bf16.
+        UserError: bitsandbytes does not work on this machine, or the GPU does not support bf16.
     """
     require_bitsandbytes(bits)
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -128,15 +144,15 @@ def check_quantizable(config: Any, name: str, bits: Bits, device: torch.device) 
         raise UserError(f"bits: {bits} computes in bf16, which {card} does not support; use bits: 32")
 
 
-# The largest share of bytes in layers that should have been quantized and were not.
+# The largest accepted share of a model's bytes in layers that should have been quantized, but were not.
 MOST_LEFT = 0.1
 
 
 def refuse_poorly_quantized(model: PreTrainedModel, name: str, bits: Bits, keep_wide: Sequence[str]) -> None:
-    """Refuse a model that bitsandbytes cannot quantize, such as a mixture whose experts are one tensor.
+    """Check that a loaded model was really quantized. A mixture of experts with all experts in one tensor is not.
 
     Raises:
-        UserError: no layer was quantized, or too many bytes stayed at 16 bits for no reason.
+        UserError: no layer was quantized, or more than `MOST_LEFT` of the bytes are in layers that should have been.
     """
     found = inventory(model, keep_wide)
     if not {"int8", "nf4"} & set(found.bytes):
@@ -156,9 +172,13 @@ def refuse_poorly_quantized(model: PreTrainedModel, name: str, bits: Bits, keep_
 
 @contextlib.contextmanager
 def left_unquantized(cls: type, names: Sequence[str] = ()) -> Iterator[None]:
-    """While models of `cls` are loaded, quantize all layers except the head and those whose names end in `names`.
+    """Inside the context, models of `cls` are loaded with all layers quantized except the head and `names`.
 
-    By default, transformers also leaves T5's `wo` unquantized, which only fp16 needs.
+    Without it, transformers also leaves T5's `wo` unquantized. Only computation in fp16 needs this.
+
+    Args:
+        cls: a model class of transformers.
+        names: endings of the names of layers that are not quantized.
     """
     owners = [owner for owner in cls.__mro__ if "_keep_in_fp32_modules" in vars(owner)] or [cls]
     before = [vars(owner).get("_keep_in_fp32_modules") for owner in owners]
@@ -172,10 +192,10 @@ def left_unquantized(cls: type, names: Sequence[str] = ()) -> Iterator[None]:
 
 
 def keep_default_packing(model: torch.nn.Module) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights at the first evaluation on a CPU with avx512_bf16.
+    """Prevent bitsandbytes from repacking 4-bit weights at the first evaluation on a CPU with avx512_bf16.
 
-    Its repacking reads each bf16 element of the storage as one byte, fails on layers narrower than 64, rounds
-    the scales to bf16 permanently, and has no gradient.
+    The repacking reads each bf16 element of the storage as one byte, fails on layers narrower than 64, rounds the
+    scales to bf16 permanently, and has no gradient.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -192,6 +212,7 @@ def inventory(model: torch.nn.Module, keep_wide: Sequence[str] = ()) -> Inventor
     """Count the bytes of a model's weights, including the scales of quantization and excluding adapters.
 
     Args:
+        model: the model, with or without adapters.
         keep_wide: endings of the names of layers that the recipe leaves unquantized.
     """
     found: Counter[str] = Counter()
@@ -219,7 +240,7 @@ def inventory(model: torch.nn.Module, keep_wide: Sequence[str] = ()) -> Inventor
 
 
 def _scales(model: torch.nn.Module) -> dict[int, list[torch.Tensor]]:
-    """Return the scales and code tables of each quantized weight, by the weight's id. Layers share code tables."""
+    """Return the scales and code tables of each quantized weight, by the weight's `id`. Layers share code tables."""
     found: dict[int, list[torch.Tensor]] = {}
     module: Any
     for module in model.modules():
@@ -241,7 +262,7 @@ def _head(model: torch.nn.Module) -> torch.Tensor | None:
 
 
 def _without_adapters(name: str) -> str:
-    """Return a tensor's name in the model without adapters."""
+    """Return the name that a tensor of a peft model has in the model without adapters."""
     parts = name.removeprefix("base_model.model.").split(".")
     return ".".join(part for part in parts if part not in _AROUND)
 

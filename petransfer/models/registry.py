@@ -1,4 +1,4 @@
-"""The registered families of checkpoints, their arms, and the control arms of every family. Imports no torch."""
+"""The registered families of checkpoints, their arms, and the control arms. Importing this module loads no torch."""
 
 from __future__ import annotations
 
@@ -42,7 +42,13 @@ Trained = Literal["method", "all"]
 
 @dataclass(frozen=True)
 class Control:
-    """A control arm: which weights of `arm` (None: the family's base) are random, and whether all are trained."""
+    """A control arm, which is made from another arm.
+
+    Args:
+        reinit: the weights that are random: `embeddings`, `body` or `all`.
+        arm: the arm that the control arm is made from. None: the base of the family.
+        trained: `all` if all weights are trained; `method` if the method decides.
+    """
 
     reinit: Reinit
     arm: str | None = None
@@ -57,16 +63,21 @@ CONTROLS: dict[str, Control] = {
 
 
 class ArmEntry(Strict):
-    """An arm's entry in the registry.
+    """The entry of an arm in the registry.
 
-    architecture: name of its configuration in the registry.
-    parameters: counted from that configuration; tied tensors are counted once.
-    initialised_from: `random` or another checkpoint.
-    contamination: other languages or domains in its pretraining text.
-    tokenizer: another checkpoint's, if its own cannot represent the benchmarks' words; its embeddings are then random.
-    prefix: the arm's prefix if it differs from the family's.
-    verified: whether its configuration was compared with the one on the hub.
-    note: anything else that a user should know.
+    Args:
+        checkpoint: the hub id, with or without `@revision`, or the name of an embedded checkpoint.
+        architecture: the name of the checkpoint's configuration in the registry.
+        parameters: the number of parameters that follows from this configuration. Tied tensors are counted once.
+        languages: the languages of the pretraining text.
+        licence: the licence of the checkpoint.
+        initialised_from: where pretraining started: `random` or the name of another checkpoint.
+        contamination: other languages or domains in the pretraining text.
+        verified: whether the configuration was compared with the one on the hub.
+        tokenizer: another checkpoint whose tokenizer is used, because the arm's own tokenizer cannot represent the
+            words of the benchmarks. The embeddings are then random. None: the arm's own tokenizer.
+        prefix: the text before every input, if it differs from that of the family. None: the family's prefix.
+        note: anything else that a user should know.
     """
 
     checkpoint: str
@@ -83,7 +94,13 @@ class ArmEntry(Strict):
 
 
 class FamilyEntry(Strict):
-    """A family in the registry. base: the arm whose architecture and tokenizer the control arms use."""
+    """The entry of a family in the registry.
+
+    Args:
+        base: the arm whose architecture and tokenizer the control arms use.
+        prefix: the text before every input.
+        arms: the entries of the arms, by name.
+    """
 
     base: str
     prefix: str
@@ -91,7 +108,12 @@ class FamilyEntry(Strict):
 
 
 class RegistryFile(Strict):
-    """The content of registry.yaml. architectures: `model_type` and the configuration fields that determine shapes."""
+    """The content of registry.yaml.
+
+    Args:
+        architectures: for each architecture, `model_type` and the configuration fields that determine shapes.
+        families: the entries of the families, by name.
+    """
 
     architectures: dict[str, dict[str, Any]]
     families: dict[str, FamilyEntry]
@@ -109,7 +131,14 @@ class RegistryFile(Strict):
 
 @dataclass(frozen=True)
 class Arm:
-    """One pretraining condition of a family, as needed in a run's spec. prefix: text before every input."""
+    """One arm of a family, with everything that a run's spec needs.
+
+    Args:
+        name: the name of the arm.
+        checkpoint: the checkpoint.
+        trained: `all` if all weights are trained; `method` if the method decides.
+        prefix: the text before every input.
+    """
 
     name: str
     checkpoint: CheckpointSpec
@@ -119,7 +148,15 @@ class Arm:
 
 @dataclass(frozen=True)
 class Family:
-    """Checkpoints of one architecture and size. prefixes: of arms whose prefix differs from the family's."""
+    """A family: checkpoints of one architecture and size, one per arm.
+
+    Args:
+        name: the name of the family.
+        base: the arm whose architecture and tokenizer the control arms use.
+        prefix: the text before every input.
+        arms: the checkpoint of each pretrained arm.
+        prefixes: the prefix of each arm whose prefix differs from that of the family.
+    """
 
     name: str
     base: str
@@ -192,7 +229,8 @@ def own_family(part: FamilyPart, seed: int = 0) -> Family:
     """Return the family of a user's own checkpoints.
 
     Args:
-        seed: replaces `{seed}` in the names of checkpoints.
+        part: the family as the recipe describes it.
+        seed: the number that replaces `{seed}` in the names of checkpoints.
 
     Raises:
         UserError: a checkpoint does not exist, an arm has the name of a control arm, or the base is not an arm.
@@ -224,7 +262,10 @@ def place_of(arm: str | ArmPart) -> str:
 
 
 def with_hashes(part: FamilyPart, seeds: Sequence[int]) -> FamilyPart:
-    """Return the family with the hash of each local folder added, by seed if its name contains `{seed}`."""
+    """Return the family with the sha256 of each arm's local folder added.
+
+    If the name of a folder contains `{seed}`, the arm gets one sha256 for each of `seeds`.
+    """
     arms: dict[str, str | ArmPart] = {}
     for name, given in part.arms.items():
         entry = ArmPart(checkpoint=given) if isinstance(given, str) else given

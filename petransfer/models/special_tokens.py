@@ -19,9 +19,9 @@ STARTS_FROM_PAD = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers
 def layout_of(config: Any, tokenizer: PreTrainedTokenizerBase, generation: Any = None) -> Layout:
     """Return the layout of a model's examples: one sequence or two, and their special tokens.
 
-    The tokens are looked up in the tokenizer, in config.json, in the configuration of its text decoder and in
-    generation_config.json. From a list of tokens the first one is used; null means none. A padding token without a row
-    in the embeddings is not used, because padded positions are never read.
+    The tokens are looked up in the tokenizer, in config.json, in the configuration of the text decoder, and in
+    generation_config.json. If a file has a list of tokens, the first one is used. A padding token without a row in the
+    embeddings is replaced by the end token; this is safe, because padded positions are never read.
 
     Raises:
         UserError: no end token is found, or the decoder's start token has no row in the embeddings.
@@ -45,7 +45,11 @@ def layout_of(config: Any, tokenizer: PreTrainedTokenizerBase, generation: Any =
 
 
 def _start(config: Any, text: Any, tokenizer: Any, generation: Any, pad: int, rows: int | None) -> int:
-    """Return the token with which the decoder starts."""
+    """Return the id of the token with which the decoder starts.
+
+    Raises:
+        UserError: the token has no row in the embeddings.
+    """
     named = _found("decoder_start_token_id", (config, text, generation), None)
     if named and rows and named[0] >= rows:
         raise UserError(
@@ -61,7 +65,13 @@ def _start(config: Any, text: Any, tokenizer: Any, generation: Any, pad: int, ro
 
 
 def _found(name: str, places: Sequence[Any], rows: int | None) -> list[int]:
-    """Return all values of a special token, in the order of the places, without those that have no embedding row."""
+    """Return all values of a special token, in the order of `places`, without values that have no embedding row.
+
+    Args:
+        name: the key, such as `eos_token_id`.
+        places: a tokenizer and configurations.
+        rows: the number of embedding rows; None: it is not checked.
+    """
     values: list[int] = []
     for place in places:
         value = getattr(place, name, None)

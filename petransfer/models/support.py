@@ -16,8 +16,8 @@ from transformers.models.auto.modeling_auto import (
 from petransfer.errors import UserError
 from petransfer.models.text_part import text_config
 
-# Architectures that transformers (5.23) loads but computes wrongly, with the reason. If umT5 were corrected only here,
-# its adapters would be wrong for everyone who loads them with plain transformers and peft.
+# Architectures that transformers (5.23) loads but computes wrongly, with the reason. petransfer does not correct umT5,
+# because the adapters would then be wrong for everyone who loads them with plain transformers and peft.
 COMPUTED_WRONGLY = {"umt5": "transformers scales umT5's logits as if its head were tied to its embeddings; use mT5"}
 
 

@@ -1,4 +1,4 @@
-"""The model inside peft's wrapper, and a model's evaluation mode."""
+"""Get the model inside peft's wrapper, and switch a model to evaluation mode for a while."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def base_model_of(model: Any) -> Any:
 
 @contextlib.contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Turn dropout off inside the context, and restore the model's mode afterwards, also after an error."""
+    """Turn dropout off inside the context. Afterwards, also after an error, restore the mode of the model."""
     training = model.training
     model.eval()
     try:
