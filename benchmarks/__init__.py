@@ -1,1 +1,1 @@
-"""Side-by-side measurements against what a user would otherwise pick."""
+"""Measurements that compare petransfer with the tools that a user would otherwise pick."""

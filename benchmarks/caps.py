@@ -1,4 +1,7 @@
-"""The largest micro-batch that trains in so much of a GPU's memory, each cap in a process of its own."""
+"""Find the largest micro-batch that trains if a process may use only a part of a GPU's memory (the cap).
+
+Each cap is measured in a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,11 @@ from petransfer.memory.cards import card_bytes, gigabytes
 
 
 def sizes(text: str | None) -> list[int]:
-    """Return the bytes of sizes such as `6GB,12GB`.
+    """Convert a list of sizes such as `6GB,12GB` to bytes; [] if `text` is None.
 
     Raises:
-        UserError: One of them is not a size, there is no GPU, or it has less.
+        UserError: A part of the text is not a size, there is no GPU, or a size is not smaller than the GPU's memory and
+            larger than that of a CUDA context.
     """
     if text is None:
         return []
@@ -41,18 +45,21 @@ def sizes(text: str | None) -> list[int]:
 
 
 def row(cell: Cell, cap: int) -> dict[str, Any]:
-    """Measure the largest micro-batch, up to the cell's batch, that trains in `cap` bytes of the card.
+    """Measure the largest micro-batch, up to the cell's batch, that trains in `cap` bytes of the GPU's memory.
 
     Returns:
         `cap`, `checkpointing`, `micro_batch`, `foreseen` (the micro-batch that `fit` predicts), `device`, and `peak`:
-        the most bytes that were allocated, None where not even one example can be trained.
+        the largest number of allocated bytes, or None if not even one example can be trained.
     """
     found: dict[str, Any] = in_a_new_process("benchmarks.caps", str(cap), json.dumps(asdict(cell)))
     return found
 
 
 def most(trains: Callable[[int], bool], limit: int) -> int:
-    """Return the largest number up to `limit` that trains, when all smaller ones do too; 0 when none does."""
+    """Return the largest number from 1 to `limit` for which `trains` returns True; 0 if there is none.
+
+    If a number trains, all smaller numbers are assumed to train too.
+    """
     good, bad = 0, limit + 1
     while bad - good > 1:
         at = (good + bad) // 2 if bad <= limit else min(max(1, 2 * good), limit)
@@ -73,7 +80,7 @@ def _here(cell: Cell, cap: int) -> dict[str, Any]:
     config, own_head = configuration(spec)
     foreseen = plan(config, spec, demand, own_head, cap)
     total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction((cap - CONTEXT) / total)  # the context lies outside of the allocator
+    torch.cuda.set_per_process_memory_fraction((cap - CONTEXT) / total)  # PyTorch does not count the CUDA context
     peaks: dict[int, int] = {}
     trial: list[Trial] = []
 

@@ -1,4 +1,4 @@
-"""`bench`: side-by-side measurements on this machine."""
+"""The command line of the benchmarks: compare petransfer with other tools on this machine."""
 
 from __future__ import annotations
 
@@ -40,7 +40,11 @@ Width = Annotated[int | None, typer.Option("--bits", help="32, 16, 8 or 4, in pl
 
 
 def _can_be_added_to(out: Path | None) -> Path | None:
-    """Before anything is measured, so that no figures are lost."""
+    """Check that results can be added to a file, before anything is measured, so that no results are lost.
+
+    Raises:
+        UserError: the file's folder cannot be made, or the file has other content than a list of results.
+    """
     if out is not None:
         _before(out)
         try:
@@ -51,10 +55,10 @@ def _can_be_added_to(out: Path | None) -> Path | None:
 
 
 def _before(out: Path) -> list[Any]:
-    """The figures that a file has.
+    """Return the results that a JSON file already has; [] if there is no such file.
 
     Raises:
-        UserError: it holds something else.
+        UserError: the file cannot be read as JSON, or its content is not a list.
     """
     try:
         before = json.loads(out.read_text(encoding="utf-8")) if out.exists() else []
@@ -82,7 +86,7 @@ def train(
     data_dir: DataDir = None,
     out: Out = None,
 ) -> None:
-    """Examples a second of a fine-tuning step, beside Seq2SeqTrainer with peft, in turn."""
+    """Compare the training speed of petransfer with that of Seq2SeqTrainer and peft, in examples per second."""
     prepared = _prepared(recipes, arm, (batch, checkpoint, bits), data_dir, _device(cpu, threads))
 
     from benchmarks.training import row
@@ -115,7 +119,7 @@ def evaluate(
     data_dir: DataDir = None,
     out: Out = None,
 ) -> None:
-    """Test examples a second by one forward pass, beside `generate`, in turn; and whether they agree."""
+    """Compare the speed of scoring by one forward pass with that of `generate`, and count their disagreements."""
     if run and (checkpoint or bits):
         raise UserError("--run says the checkpoint and the bits itself; leave out --checkpoint and --bits")
     device = _device(cpu, threads)
@@ -144,7 +148,7 @@ def startup(
     repeats: Annotated[int, typer.Option(min=1, help="Turns.")] = 5,
     out: Out = None,
 ) -> None:
-    """Seconds that the command line takes to answer."""
+    """Measure how many seconds commands of the command line take."""
     from benchmarks.startup import rows
 
     found = rows(repeats)
@@ -172,7 +176,10 @@ def memory(
     out: Out = None,
     scratch: Annotated[Path | None, typer.Option(help="Where the random weights are kept for the while.")] = None,
 ) -> None:
-    """Weights and peak of a LoRA step, beside peft's prepare_model_for_kbit_training; or what trains under a cap."""
+    """Compare the memory of a LoRA step with that of peft's prepare_model_for_kbit_training.
+
+    With --cap, find the largest micro-batch that trains in a part of a GPU's memory instead.
+    """
     from benchmarks.caps import row, sizes
     from benchmarks.memory import SIDES, Cell, loading, measure, theoretical
     from benchmarks.shapes import write_random
@@ -208,7 +215,7 @@ def fit(
     layers: Annotated[int | None, typer.Option(min=1, help="Layers a side, where not all of them.")] = 2,
     out: Out = None,
 ) -> None:
-    """What `petransfer fit` foresees, beside what three real steps take."""
+    """Compare the memory that `petransfer fit` predicts with the memory that three real steps take."""
     from benchmarks.foresight import rows
     from petransfer.models.quiet_libraries import silence_libraries
 
@@ -232,7 +239,11 @@ def quantise(
     layers: Annotated[str, typer.Option(help="Endings of layers to keep wide in turn, comma-separated.")] = "wo",
     out: Out = None,
 ) -> None:
-    """What 8 and 4 bits cost in loss, with the head quantised as well, and with chosen layers wide."""
+    """Measure how much the loss rises at 8 and 4 bits.
+
+    The loss is measured as petransfer quantises the model, with the head quantised too, and with chosen layers left at
+    16 bits.
+    """
     from benchmarks.quantising import rows
     from petransfer.models.quiet_libraries import silence_libraries
     from petransfer.models.registry import checkpoint_spec
@@ -261,7 +272,7 @@ def stacked(
     cpu: Cpu = False,
     out: Out = None,
 ) -> None:
-    """Training K adapters as one stack, beside the same K runs one after another, by petransfer and by Trainer."""
+    """Compare training K adapters as one stack with K runs one after another, by petransfer and by Trainer."""
     from petransfer.models.quiet_libraries import silence_libraries
 
     width = _width(bits)
@@ -303,7 +314,7 @@ def growth(
     cpu: Cpu = False,
     out: Out = None,
 ) -> None:
-    """What a LoRA step and scoring take as model and texts grow."""
+    """Measure the time of a LoRA step and of scoring for several model sizes and text lengths."""
     from benchmarks.growth import points, rows
     from petransfer.models.quiet_libraries import silence_libraries
 
@@ -325,7 +336,7 @@ def growth(
 
 
 def _device(cpu: bool, threads: int) -> torch.device:
-    """What is measured on, with so many threads; 0 leaves them."""
+    """Return the device to measure on, and set the number of CPU threads; 0 keeps the present number."""
     import torch
 
     from benchmarks.sides import device_of
@@ -337,7 +348,10 @@ def _device(cpu: bool, threads: int) -> torch.device:
 def _prepared(
     recipes: str, arm: str, changes: tuple[int, str | None, int | None], data_dir: Path | None, device: torch.device
 ) -> Iterator[Prepared]:
-    """Each recipe's first cell of the arm, made when it is asked for. changes: batch, checkpoint and bits."""
+    """Return an iterator over the arm's first cell in each recipe. A cell is prepared when the iterator reaches it.
+
+    changes: the batch size, the checkpoint and the bits in place of the recipe's; 0 or None keeps the recipe's value.
+    """
     from benchmarks.prepared import Changes, prepare
     from petransfer.models.quiet_libraries import silence_libraries
 
@@ -348,7 +362,7 @@ def _prepared(
 
 
 def _table(*columns: str, left: Sequence[str] = ()) -> Table:
-    """A table whose columns are figures, but for those of `left`."""
+    """Return an empty table. The columns named in `left` have text, all others have numbers, aligned to the right."""
     table = Table()
     for name in columns:
         table.add_column(name, justify="left" if name in left else "right")
@@ -356,7 +370,7 @@ def _table(*columns: str, left: Sequence[str] = ()) -> Table:
 
 
 def _add(found: list[dict[str, Any]], out: Path | None) -> None:
-    """Adds rows to a JSON file, if one is named."""
+    """Add rows to the JSON file `out`. Nothing happens if it is None."""
     if out is not None:
         out.write_text(json.dumps(_before(out) + found, indent=1) + "\n")
 

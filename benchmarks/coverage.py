@@ -1,11 +1,13 @@
-"""How often 95 % intervals of a difference of means over seeds cover the truth, on seeds shaped as in results/.
+"""Measure how often 95 % intervals of a difference of means over seeds contain the true difference.
 
     python -m benchmarks.coverage --out results/bench/coverage-cpu.json
 
-Each arm of the shipped SCAN studies gives three populations: log-odds of its seeds taken as normal, a beta distribution
-with its mean and variance, and its own seeds drawn with replacement. Studies of six seeds a side are drawn from them
-and from scratch's, and each kind of interval is asked whether it holds the true difference. A second part counts false
-verdicts: two arms with equal means, one of them heavy-tailed.
+The simulated scores resemble those in results/. Each arm of the shipped SCAN studies gives three populations of scores:
+one with normal log-odds, one with a beta distribution, and the arm's own seeds. The parameters of the first two are
+estimated from the arm's seeds. A simulated study draws six seeds of an arm and six seeds of `scratch` at random. For
+each kind of interval, the script counts the studies whose interval contains the true difference.
+
+A second part counts false verdicts for two arms with equal means, one of which has a heavy-tailed distribution.
 """
 
 from __future__ import annotations
@@ -29,13 +31,16 @@ from petransfer.effects.statistics import permutation_p
 Array = NDArray[np.float64]
 Draw = Callable[[tuple[int, int]], Array]
 
-EXAMPLES = 4476  # of SCAN's opposite_right
+EXAMPLES = 4476  # test examples of SCAN's split opposite_right
 STUDIES, SEEDS, DRAWS = 400, 6, 600
 SOURCE = ("lora-transfer-nano",)
 
 
 def shipped_arms(root: Path) -> dict[str, Array]:
-    """Read the test exact match of each arm and method with six seeds or more that differ, as shares."""
+    """Read the test exact match of each seed, as a share from 0 to 1, for each arm and method.
+
+    Arms and methods with fewer than six seeds, or with almost the same score for all seeds, are left out.
+    """
     found: dict[str, list[float]] = {}
     for study in SOURCE:
         with (root / study / "table.csv").open(encoding="utf-8") as file:
@@ -48,7 +53,15 @@ def shipped_arms(root: Path) -> dict[str, Array]:
 
 
 def populations(shares: Array, rng: np.random.Generator) -> dict[str, tuple[Draw, float]]:
-    """Return ways to draw seeds that are shaped as these are, each with its true mean."""
+    """Return functions that draw random scores like the given ones, each with the true mean of the scores it draws.
+
+    Args:
+        shares: (seeds,) the scores of an arm's seeds, as shares from 0 to 1.
+        rng: the random number generator that the functions use.
+
+    Returns:
+        By name, a function from a shape to an array of shares, and its true mean.
+    """
     odds = log_odds_of(shares, EXAMPLES)
     centre, spread = float(odds.mean()), float(odds.std(ddof=1))
     mean, variance = float(shares.mean()), float(shares.var(ddof=1))
@@ -70,7 +83,10 @@ def _bootstrap(side_s: Array, rng: np.random.Generator) -> Array:
 
 
 def percentile(left: Array, right: Array, rng: np.random.Generator) -> tuple[float, float]:
-    """The interval of before: a bootstrap of stretched deviations, at percentiles of Student's t (Hesterberg 2015)."""
+    """Compute the interval that petransfer used before: a percentile bootstrap with two corrections (Hesterberg 2015).
+
+    Deviations from the mean are stretched, and the percentiles are those that match Student's t.
+    """
     stretch = np.sqrt(SEEDS / (SEEDS - 1))
     drawn = [side.mean() + stretch * (_bootstrap(side, rng).mean(1) - side.mean()) for side in (left, right)]
     tail = float(stats.norm.cdf(stats.t.ppf(0.025, _welch(left, right)[1])))
@@ -79,7 +95,7 @@ def percentile(left: Array, right: Array, rng: np.random.Generator) -> tuple[flo
 
 
 def welch(left: Array, right: Array, rng: np.random.Generator) -> tuple[float, float]:
-    """Welch's t interval."""
+    """Compute Welch's t interval."""
     error, free = _welch(left, right)
     half = float(stats.t.ppf(0.975, free)) * error
     return float(left.mean() - right.mean()) - half, float(left.mean() - right.mean()) + half
@@ -94,7 +110,7 @@ def _welch(left: Array, right: Array) -> tuple[float, float]:
 
 
 def bca(left: Array, right: Array, rng: np.random.Generator) -> tuple[float, float]:
-    """The bias-corrected and accelerated bootstrap (Efron 1987), by SciPy."""
+    """Compute the interval of the bias-corrected and accelerated bootstrap (Efron 1987) with SciPy."""
     if left.std() == right.std() == 0:
         return welch(left, right, rng)
     found = stats.bootstrap(
@@ -104,7 +120,7 @@ def bca(left: Array, right: Array, rng: np.random.Generator) -> tuple[float, flo
 
 
 def studentised(left: Array, right: Array, rng: np.random.Generator) -> tuple[float, float]:
-    """The bootstrap of Welch's t."""
+    """Compute the interval of the studentised bootstrap, which resamples the statistic of Welch's t test."""
     drawn = [_bootstrap(side, rng) for side in (left, right)]
     errors = np.sqrt(sum(side.var(1, ddof=1) / SEEDS for side in drawn))
     difference = float(left.mean() - right.mean())
@@ -116,7 +132,7 @@ def studentised(left: Array, right: Array, rng: np.random.Generator) -> tuple[fl
 
 
 def log_odds(left: Array, right: Array, rng: np.random.Generator) -> tuple[float, float]:
-    """The interval in use: draws of means from normal log-odds."""
+    """Compute the interval that petransfer uses: quantiles of means that `drawn_seed_means` draws."""
     drawn = [drawn_seed_means(side, EXAMPLES, DRAWS, rng) for side in (left, right)]
     low, high = np.quantile(drawn[0] - drawn[1], [0.025, 0.975])
     return float(low), float(high)
@@ -126,7 +142,10 @@ INTERVALS = {"percentile": percentile, "welch": welch, "bca": bca, "studentised"
 
 
 def coverage(root: Path) -> list[dict[str, Any]]:
-    """Return coverage and median width of each interval, for each arm and population."""
+    """Return the coverage and the median width of each kind of interval, for each arm and population.
+
+    The coverage is a share from 0 to 1, the width is in percentage points. root: the folder with the shipped studies.
+    """
     rng = np.random.default_rng(0)
     arms = shipped_arms(root)
     scratch = populations(arms["scratch, full"], rng)
@@ -150,7 +169,11 @@ def coverage(root: Path) -> list[dict[str, Any]]:
 
 
 def false_verdicts() -> list[dict[str, Any]]:
-    """Return how often equal means are told apart at p < 0.05: by the permutation test, and with an interval too."""
+    """Return the shares of simulated studies that find a difference between two arms although their means are equal.
+
+    They are counted for the permutation test alone (p < 0.05), and for the permutation test together with an interval
+    that excludes zero.
+    """
     rng = np.random.default_rng(1)
     found = []
     for spread in (1.0, 2.0, 3.0):
@@ -172,7 +195,7 @@ def false_verdicts() -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Run the simulation and write its figures."""
+    """Run the simulation and write its results as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("results/bench/coverage-cpu.json"))
     parser.add_argument("--results", type=Path, default=Path("results"))

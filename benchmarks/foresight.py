@@ -1,4 +1,7 @@
-"""Compare the planner's predictions with the allocator, over checkpoint shapes, bits, methods and batches."""
+"""Compare the memory that the planner predicts with the memory that PyTorch's allocator gives out in real steps.
+
+The comparison covers several checkpoint shapes, methods, bits and batch sizes.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,20 @@ from petransfer.models.registry import checkpoint_spec
 from petransfer.recipe.run_spec import Bits, MethodSpec
 
 METHODS: tuple[tuple[str, Bits], ...] = (("lora", 4), ("lora", 8), ("lora", 16), ("full", 32))
-# (examples at once, tokens of the input, tokens of the target), about SCAN's and COGS's
+# (examples in a batch, tokens of each input, tokens of each target): about the lengths of SCAN and of COGS
 SIZES = ((2, 60, 60), (8, 40, 120))
 
 
 def rows(checkpoints: list[str], layers: int | None, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Return one row per cell: predicted and measured bytes, in all and of the fixed part, with their ratios."""
+    """Return one row for each checkpoint, method and batch size: predicted and measured bytes, and their ratios.
+
+    A row compares the peak, and the fixed part (weights, adapter and optimiser state).
+
+    Args:
+        checkpoints: hub ids of registered checkpoints. Only their shapes are used; the weights are random.
+        layers: number of layers of the encoder and of the decoder; None for as many as the checkpoint has.
+        say: is called with one line of text after each measurement.
+    """
     found = []
     device = "cuda" if torch.cuda.is_available() else "cpu"
     where = torch.cuda.get_device_name() if device == "cuda" else "cpu"

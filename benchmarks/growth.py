@@ -1,4 +1,7 @@
-"""Measure the cost of a LoRA step and of scoring as model and texts grow, on T5 shapes with random weights."""
+"""Measure how the time of a LoRA step and of scoring grows with the model and the texts.
+
+The models are T5 shapes with random weights.
+"""
 
 from __future__ import annotations
 
@@ -31,21 +34,25 @@ from petransfer.training.loop import Hooks, Loop
 
 LORA = MethodSpec("lora", rank=16, alpha=32.0)
 
-# Floating-point operations per token of a frozen and of a trained weight, and passes over attention's products. A step
-# computes the forward pass, the gradient of each layer's input and, for trained weights, the gradient of the weights.
+# Floating-point operations per token for a frozen weight and for a trained weight, and a factor for the cost of
+# attention's matrix products in a forward pass. A training step computes the forward pass, the gradient of each layer's
+# input and, for trained weights, the gradient of the weights.
 WORK = {"training": (4, 6, 3), "scoring": (2, 2, 1)}
 
 
 @dataclass(frozen=True)
 class Point:
-    """One measurement. size: a key of SIZES or a T5 of the registry. length: tokens of each input and each target."""
+    """A model size and a text length to measure.
+
+    size: a key of `SIZES` or a T5 of the registry. length: tokens of each input and of each target.
+    """
 
     size: str
     length: int
 
 
 def points(sizes: Sequence[str], lengths: Sequence[int], at_size: str, at_length: int) -> list[Point]:
-    """Return every length at one size, then every size at one length."""
+    """Return the points to measure: all lengths at the size `at_size`, then all sizes at the length `at_length`."""
     found = [Point(at_size, length) for length in lengths] + [Point(size, at_length) for size in sizes]
     return list(dict.fromkeys(found))
 
@@ -53,7 +60,16 @@ def points(sizes: Sequence[str], lengths: Sequence[int], at_size: str, at_length
 def rows(
     chosen: Sequence[Point], batch: int, repeats: int, device: torch.device, bits: Literal[16, 32] = 32
 ) -> list[dict[str, Any]]:
-    """Measure the seconds per batch at each point, the points taking turns, and count the operations of a batch.
+    """Measure the seconds per batch at each point, and count the floating-point operations of a batch.
+
+    The points take turns, so that a slow minute of the machine affects all of them.
+
+    Args:
+        chosen: the points.
+        batch: examples in a batch.
+        repeats: measurements of each point; the median counts.
+        device: the device to measure on.
+        bits: 32 for fp32, 16 for bf16.
 
     Raises:
         UserError: A size is not that of a T5.
@@ -67,7 +83,7 @@ def rows(
         turns: dict[tuple[Point, str], Callable[[], float]] = {}
         for point, side in sides.items():
             turns |= {(point, "training"): side.train, (point, "scoring"): side.score}
-        for turn in turns.values():  # AdamW's state is made in the first step
+        for turn in turns.values():  # not measured, because the first step also makes AdamW's state
             turn()
         before = matmul_rate(device, bits)
         found = alternating(turns, repeats)
@@ -78,7 +94,7 @@ def rows(
 
 
 class _Side:
-    """One shape with a LoRA of rank 16, and one batch of made-up tokens, of one length so that nothing is padded."""
+    """A model with LoRA of rank 16, and one batch of random tokens. All texts have one length, so nothing is padded."""
 
     def __init__(
         self,
@@ -108,7 +124,7 @@ class _Side:
         self.steps = 0
 
     def train(self) -> float:
-        """Seconds of one optimiser step."""
+        """Take one optimiser step and return its seconds."""
         self.loop.model.train()
         started = clock(self.device)
         self.loop.take_step(self.steps)
@@ -116,14 +132,17 @@ class _Side:
         return clock(self.device) - started
 
     def score(self) -> float:
-        """Seconds of scoring one batch with one forward pass."""
+        """Score one batch with one forward pass and return the seconds."""
         self.loop.model.eval()
         started = clock(self.device)
         score(self.loop.model, self.loaded, self.examples, self.encoded, self.batch)
         return clock(self.device) - started
 
     def flops(self, what: str) -> float:
-        """Return the floating-point operations of an example: linear layers, and the two products of each attention."""
+        """Return the floating-point operations of an example.
+
+        They are those of the linear layers and of the two matrix products of each attention. what: a key of `WORK`.
+        """
         frozen, trained, passes = WORK[what]
         length, config = self.point.length, self.config
         attentions = config.num_layers + 2 * config.num_decoder_layers

@@ -1,6 +1,7 @@
-"""Weights and peak of a LoRA step beside the usual path: transformers, bitsandbytes, `prepare_model_for_kbit_training`.
+"""Compare the memory of a LoRA step by petransfer with that of the usual path.
 
-Every side is measured in a process of its own.
+The usual path is transformers with bitsandbytes and peft's `prepare_model_for_kbit_training`. Each side is measured in
+a process of its own.
 """
 
 from __future__ import annotations
@@ -19,13 +20,18 @@ if TYPE_CHECKING:
 
 Side = Literal["petransfer", "usual"]
 SIDES: tuple[Side, ...] = ("petransfer", "usual")
-# NF4 with double quantisation: 4 bits, 8 for each 64 weights, 32 for each 256 of those (Dettmers et al. 2023).
+# NF4 with double quantisation (Dettmers et al. 2023): 4 bits per weight, a scale of 8 bits for each 64 weights, and a
+# scale of 32 bits for each 256 of these scales.
 BITS_A_WEIGHT = {4: 4 + 8 / 64 + 32 / (64 * 256), 8: 8.0, 16: 16.0, 32: 32.0}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What is measured: LoRA of rank 16 on all linear layers, one forward and backward pass and an AdamW step."""
+    """A training step to measure: LoRA of rank 16 on all linear layers, one forward and backward pass, and AdamW.
+
+    folder: of the checkpoint. batch: examples in the step. input_length, target_length: in tokens. checkpointing:
+    whether gradient checkpointing is on.
+    """
 
     folder: str
     bits: int
@@ -35,7 +41,7 @@ class Cell:
     checkpointing: bool
 
     def demand(self, device: str) -> Demand:
-        """As the planner takes it."""
+        """Return the step as a `Demand`, which is what the planner needs. device: `cpu` or `cuda`."""
         from petransfer.memory.step_memory import Demand
         from petransfer.recipe.run_spec import MethodSpec
 
@@ -46,9 +52,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Taken:
-    """Bytes. weights: of the base with its scales. peak: at most, in a step.
+    """The measured memory of one side, in bytes.
 
-    host: at most, of the process's own memory (None where the system does not say), without files mapped into it.
+    weights: the base's weights with their quantisation scales. peak: the maximum in a step. host: the maximum of the
+    process's own memory, without the files that are mapped into it; None if the system does not report it. device: the
+    name of the GPU or the kind of CPU.
     """
 
     side: Side
@@ -59,14 +67,14 @@ class Taken:
 
 
 def measure(cell: Cell, side: Side) -> Taken:
-    """In a new process, so that nothing of another measurement is left in this one."""
+    """Measure one side in a new process, so that other measurements do not affect it."""
     return Taken(**_of(side, cell))
 
 
 def loading(cell: Cell) -> int | None:
-    """Bytes: by how much the host's own memory grew at most while petransfer loaded the base, which on a CPU is there.
+    """Return by how many bytes the process's own memory grows at most while petransfer loads the base.
 
-    None where the system does not say.
+    On a CPU, the weights themselves are part of this memory. None if the system does not report it.
     """
     found: int | None = _of("loading", cell)
     return found
@@ -77,7 +85,11 @@ def _of(what: str, cell: Cell) -> Any:
 
 
 def in_a_new_process(module: str, what: str, content: str) -> Any:
-    """The JSON that `python -m module what content` prints last."""
+    """Run `python -m module what content` and return the JSON in the last line that it prints.
+
+    Raises:
+        RuntimeError: the process fails.
+    """
     command = [sys.executable, "-m", module, what, content]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -86,7 +98,7 @@ def in_a_new_process(module: str, what: str, content: str) -> Any:
 
 
 def theoretical(parameters: int, bits: int) -> int:
-    """The bytes of so many weights, all of them quantised."""
+    """Return the bytes that a number of weights take if all of them have the given bits."""
     return int(parameters * BITS_A_WEIGHT[bits] / 8)
 
 
@@ -116,14 +128,20 @@ def _load_here(cell: Cell) -> int | None:
 
 
 def own_memory() -> int | None:
-    """Bytes of this process's memory, without files that are mapped into it."""
+    """Return the bytes of this process's own memory, without the files that are mapped into it.
+
+    None if the system does not report them.
+    """
     status = Path("/proc/self/status")
     lines = [line for line in status.read_text().splitlines() if line.startswith("RssAnon")] if status.exists() else []
     return int(lines[0].split()[1]) * 1024 if lines else None
 
 
 class HostMemory:
-    """Looks at the process's own memory fifty times a second."""
+    """A context manager that measures the process's own memory 50 times a second while the `with` block runs.
+
+    most: the maximum in bytes; None if the system does not report it.
+    """
 
     def __init__(self) -> None:
         self.most: int | None = None
@@ -154,7 +172,7 @@ def _ours(cell: Cell, device: str) -> tuple[int, int]:
 
 
 def _usual(cell: Cell, device: str) -> tuple[int, int]:
-    """As peft's documentation has it."""
+    """Train by the usual path, as peft's documentation describes it. Return the bytes of the weights and the peak."""
     import torch
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, BitsAndBytesConfig

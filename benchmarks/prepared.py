@@ -1,4 +1,4 @@
-"""Prepare the first cell of a recipe's arm for benchmarks: its data as token ids, and models made anew."""
+"""Prepare one cell of a recipe's grid for benchmarks: encode its data, and make a new model for each measurement."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ from petransfer.training.loop import Hooks, Loop
 
 @dataclass(frozen=True)
 class Prepared:
-    """A cell that is ready to be trained. spec: with the user's changes. parts: `train` and `test` as token ids."""
+    """A cell that is ready to be trained.
+
+    spec: the cell's spec with the user's changes. parts: the examples of `train` and `test` as token ids.
+    """
 
     spec: RunSpec
     data: SplitData
@@ -35,7 +38,7 @@ class Prepared:
     device: torch.device
 
     def model(self) -> tuple[Any, Loaded]:
-        """Return a new model to train; every call gives the same weights."""
+        """Return a new model to train, and the base that it was made from. Every call gives the same weights."""
         loaded = _load(self.spec, self.device)
         met = {piece for row in self.parts["train"] for piece in (*row.input_ids, *row.target_ids)}
         loaded = replace(loaded, new_tokens=tuple(piece for piece in loaded.new_tokens if piece in met))
@@ -58,7 +61,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Changes:
-    """Changes to a recipe's cell; None, or a batch of 0, keeps the recipe's."""
+    """Changes to a cell of a recipe. None, or 0 for `batch`, keeps the recipe's value."""
 
     batch: int = 0
     checkpoint: str | None = None
@@ -75,7 +78,7 @@ class Changes:
 
 
 def prepare(recipe: str, arm: str, changes: Changes, data_dir: Path | None, device: torch.device) -> Prepared:
-    """Prepare the recipe's first split and method of an arm.
+    """Prepare an arm's first cell in the grid of a recipe, that is, its first split and method.
 
     Raises:
         UserError: There is no such recipe, arm or checkpoint, or the data cannot be found.

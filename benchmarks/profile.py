@@ -1,4 +1,4 @@
-"""Profile some work: the share of its time by kind of operation."""
+"""Profile a function: which share of its time each kind of operation takes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from torch.autograd import DeviceType
 
 
 def shares(run: Callable[[], object], parts: Mapping[str, Sequence[str]], device: torch.device) -> dict[str, float]:
-    """Return each part's percentage of the operations' own time on the device, the largest first.
+    """Run a function and return the percentage of the device's time for each kind of operation, the largest first.
 
-    parts: words that occur in the names of a part's operations. The first match counts; the rest is `other`.
+    Args:
+        run: the function.
+        parts: by kind of operation, words that occur in the names of such operations. If several kinds match an
+            operation, the first one counts. An operation without a match counts as `other`.
+        device: the device whose time is measured.
     """
     on_card = device.type == "cuda"
     kinds = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if on_card else [])]
@@ -22,7 +26,7 @@ def shares(run: Callable[[], object], parts: Mapping[str, Sequence[str]], device
     sums: dict[str, float] = {}
     for event in seen.key_averages():
         if event.device_type != DeviceType.CPU:
-            continue  # a kernel's time is also counted for the operation that launched it
+            continue  # this is a kernel; its time is already counted for the operation that launched it
         own = event.self_device_time_total if on_card else event.self_cpu_time_total
         part = next((part for part, words in parts.items() if any(word in event.key for word in words)), "other")
         sums[part] = sums.get(part, 0.0) + own

@@ -1,6 +1,7 @@
 """Measure how much quantisation raises a checkpoint's loss on plain text, with chosen layers left at 16 bits or not.
 
-The loss is that of T5's pretraining (span corruption), or a decoder's loss over the second half of each window.
+For an encoder-decoder, the loss is that of T5's pretraining (span corruption). For a decoder-only model, it is the loss
+of the second half of each window of text, given the first half.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement. loss: nats per target token. change: relative to 16 bits. bytes: of all weights."""
+    """One measurement.
+
+    wide: the layers that stay at 16 bits. loss: in nats per target token. change: of the loss, relative to the loss at
+    16 bits. bytes: of all weights.
+    """
 
     bits: int
     wide: str
@@ -38,7 +43,16 @@ class Row:
 
 
 def rows(checkpoint: CheckpointSpec, text: Path, windows: int, layers: Sequence[str] = ("wo",)) -> Iterator[Row]:
-    """Measure 16 bits, then 8 and 4: as petransfer loads them, with the head quantised too, and with `layers` wide.
+    """Measure the loss of a checkpoint at 16 bits, then at 8 bits and at 4 bits.
+
+    At 8 and at 4 bits there are several measurements: as petransfer loads the checkpoint, with the output head
+    quantised too, and with each of `layers` left at 16 bits.
+
+    Args:
+        checkpoint: the checkpoint.
+        text: a file of plain text.
+        windows: number of windows of 128 tokens that are taken from the text.
+        layers: the ends of the names of the layers that stay at 16 bits, one after the other.
 
     Raises:
         UserError: The text is too short or not UTF-8, or the tokenizer has no sentinels to mark lost spans with.
@@ -58,7 +72,7 @@ def rows(checkpoint: CheckpointSpec, text: Path, windows: int, layers: Sequence[
 
 
 def quantise_head(model: Any, bits: Bits) -> None:
-    """Replace the output head by a quantised copy; embeddings that it shared stay as they are."""
+    """Replace the output head by a quantised copy. Embeddings that shared their weights with the head do not change."""
     import bitsandbytes as bnb
 
     head = model.get_output_embeddings()
@@ -88,7 +102,8 @@ def _examples(loaded: Loaded, text: Path, windows: int) -> list[Encoded]:
         raise UserError(f"{text} cannot be read as UTF-8 text ({error}); name a plain text file") from error
     tokenizer: Any = loaded.tokenizer
     needed = windows * NOISE.window
-    # the tokenizer is spared what is not needed: no piece is longer than 16 characters on the whole of a text
+    # Only the beginning of the text is tokenised. It is long enough, because a token has fewer than 16 characters on
+    # average.
     ids = np.array(tokenizer(content[: 16 * needed], add_special_tokens=False, verbose=False)["input_ids"])
     if len(ids) < needed:
         raise UserError(f"{text} has {len(ids):,} tokens and {windows} windows need {needed:,}; fewer --windows")
@@ -105,7 +120,7 @@ def _examples(loaded: Loaded, text: Path, windows: int) -> list[Encoded]:
 
 @torch.no_grad()
 def _loss(loaded: Loaded, examples: Sequence[Encoded]) -> float:
-    """Return the mean loss over the target tokens that occurred in pretraining."""
+    """Return the loss in nats per target token. Target tokens that did not occur in pretraining are left out."""
     loaded.model.eval()
     new = torch.tensor(loaded.new_tokens, dtype=torch.long)
     total, tokens = 0.0, 0

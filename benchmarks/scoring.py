@@ -1,4 +1,4 @@
-"""Compare exact match by one forward pass with `generate`, on the same model and examples."""
+"""Compare the speed and the results of exact match by one forward pass with those of `generate`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from petransfer.models.loading import Loaded
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.sharing.adapter import Adapter
 
-# Kinds of operations of petransfer's side, by words in their names; the first that matches counts.
+# Kinds of operations in petransfer's scoring, each with words that occur in their names. The first match counts.
 PARTS: dict[str, tuple[str, ...]] = {
     "attention": ("scaled_dot_product",),
     "products": ("aten::mm", "aten::addmm", "aten::bmm", "bitsandbytes"),
@@ -33,7 +33,10 @@ PARTS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model, with its test examples as texts and as token ids. run_id: of a finished run, if it is one."""
+    """A trained model, with its test examples as texts and as token ids.
+
+    run_id: the id of the finished run from which the model was loaded; None if it was trained for this benchmark.
+    """
 
     spec: RunSpec
     model: torch.nn.Module
@@ -44,14 +47,14 @@ class Trained:
 
 
 def trained_here(prepared: Prepared, steps: int) -> Trained:
-    """Train a recipe's cell for so many steps, which are also the length of its schedule."""
+    """Train a cell of a recipe for `steps` optimiser steps, with a learning-rate schedule of the same length."""
     short = replace(prepared, spec=replace(prepared.spec, train=replace(prepared.spec.train, steps=steps)))
     with tempfile.TemporaryDirectory() as folder:
         loop = short.loop(Path(folder))
         loop.model.train()
         for step in range(steps):
             loop.take_step(step)
-    _, loaded = prepared.model()  # the tokenizer and the layout of a twin; its weights are not used
+    _, loaded = prepared.model()  # only for the tokenizer and the layout; its weights are not used
     return Trained(short.spec, loop.model.eval(), loaded, prepared.data.test, prepared.parts["test"])
 
 
@@ -74,16 +77,22 @@ def trained_before(folder: Path, data_dir: Path | None, device: torch.device) ->
 
 @dataclass
 class _Right:
-    """Which examples each side counts as correct."""
+    """For each side, by its name: whether it counts each example as correct."""
 
     by: dict[str, list[bool]] = field(default_factory=dict)
 
 
 def row(trained: Trained, examples: int, repeats: int) -> dict[str, Any]:
-    """Measure the examples per second of each side on random test rows, and profile petransfer's side.
+    """Measure how many test examples per second petransfer and `generate` score, and profile petransfer's scoring.
 
-    `generate` is transformers' greedy generation with its cache, over batches of 64 sorted by length. It stops when a
-    whole batch has ended, or at the longest target. petransfer's side includes the generation of near-ties.
+    `generate` is transformers' greedy generation with its cache, on batches of 64 examples sorted by length. It stops
+    when all texts of a batch have ended, or at the length of the longest target. petransfer's time includes the
+    generation of texts for near-ties.
+
+    Args:
+        trained: the model and its test examples.
+        examples: number of test examples, drawn at random.
+        repeats: number of measurements of each side; the median counts.
     """
     spec, device = trained.spec, _device(trained)
     drawn = torch.randperm(len(trained.examples), generator=torch.Generator().manual_seed(0))[:examples].tolist()
@@ -118,7 +127,10 @@ def row(trained: Trained, examples: int, repeats: int) -> dict[str, Any]:
 def _sides(
     trained: Trained, rows: Sequence[Example], encoded: Sequence[Encoded], limit: int, right: _Right
 ) -> dict[str, Callable[[], float]]:
-    """Return each side as a function that gives examples per second and notes in `right` what is correct."""
+    """Return a function for each side. It scores all examples and returns how many it scored per second.
+
+    It also writes into `right` whether each example is correct. limit: maximum length of generated texts in tokens.
+    """
     model, loaded, device = trained.model, trained.loaded, _device(trained)
 
     def ours() -> float:

@@ -1,4 +1,7 @@
-"""Write checkpoints of a real size with random weights: memory does not depend on the values."""
+"""Write checkpoints with the shape of real ones and random weights, to measure memory.
+
+The memory of training does not depend on the values of the weights.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,13 @@ SHARD = 2 * 2**30
 
 
 def write_random(name: str, folder: Path, layers: int | None = None, shard: int = SHARD) -> int:
-    """Write a checkpoint of a registered one's shape to `folder`, in bf16 and in shards; return its parameter count.
+    """Write a checkpoint with random weights in bf16 to `folder`, and return its number of parameters.
 
-    layers: how many layers an encoder and a decoder get; None gives as many as the real one has.
+    Args:
+        name: a registered checkpoint, whose shape is used.
+        folder: the folder to write to.
+        layers: number of layers of the encoder and of the decoder; None for as many as the real checkpoint has.
+        shard: maximum size of a weight file in bytes.
     """
     config, own_head = configuration(checkpoint_spec(name))
     if layers:
@@ -39,7 +46,7 @@ def write_random(name: str, folder: Path, layers: int | None = None, shard: int 
     _write_shards(model, folder, shard)
     config.architectures, config.dtype = [type(model).__name__], "bfloat16"
     config.save_pretrained(folder)
-    # a measured step uses made-up tokens, so the tokenizer is never used
+    # The measured steps use made-up token ids. This tokenizer only completes the checkpoint and is never used.
     tokens = {f"p{at}": at for at in range(8)} | {"<pad>": 8, "</s>": 9}
     tokenizer = Tokenizer(models.WordLevel(tokens, unk_token="p0"))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>").save_pretrained(folder)
@@ -51,14 +58,14 @@ def _write_shards(model: Any, folder: Path, limit: int) -> None:
     shards: list[dict[str, torch.Tensor]] = [{}]
     names: dict[str, str] = {}
     size = total = 0
-    for name, value in model.named_parameters():  # a tied tensor once
+    for name, value in model.named_parameters():  # lists a tied tensor only once
         need = 2 * value.numel()
         if shards[-1] and size + need > limit:
             _flush(shards[-1], folder, len(shards))
             shards[-1].clear()
             shards.append({})
             size = 0
-        # one row of noise, repeated: making billions of numbers would take longer than all that is measured
+        # One row of random numbers is repeated. Drawing billions of numbers would take longer than the measurements.
         row = torch.randn(value.shape[-1], generator=generator) / value.shape[-1] ** 0.5
         shards[-1][name] = row.to(torch.bfloat16).expand(value.shape).contiguous()
         names[name] = _file(len(shards))

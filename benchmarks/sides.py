@@ -1,4 +1,4 @@
-"""Helpers of side-by-side timings: alternating turns, medians, and the machine's matrix-product rate."""
+"""Helpers to compare the speed of several sides: taking turns, medians, and the machine's speed of matrix products."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Side = TypeVar("Side", bound=Hashable)
 
 
 def device_of(cpu: bool) -> torch.device:
-    """Return the GPU where there is one, unless the CPU is asked for.
+    """Return the GPU if there is one and `cpu` is False, otherwise the CPU.
 
     Raises:
         UserError: There are several GPUs; Trainer would use all of them.
@@ -31,9 +31,9 @@ def device_of(cpu: bool) -> torch.device:
 
 
 def clock(device: torch.device) -> float:
-    """Return a time in seconds after the device has finished its work.
+    """Wait until the device has finished its work, and return the present time in seconds.
 
-    On a CPU with one thread it is this process's CPU time, which other processes hardly change.
+    On a CPU with one thread, this is the CPU time of this process, which other processes hardly change.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -42,7 +42,11 @@ def clock(device: torch.device) -> float:
 
 
 def alternating(sides: Mapping[Side, Callable[[], float]], repeats: int) -> dict[Side, list[float]]:
-    """Call the sides in alternating order, so that slow minutes affect all of them; return their results."""
+    """Call each side `repeats` times, and return the results by side.
+
+    The sides take turns, so that a slow minute of the machine affects all of them. Every second turn has the reverse
+    order.
+    """
     found: dict[Side, list[float]] = {name: [] for name in sides}
     for turn in range(repeats):
         names = list(sides)
@@ -52,14 +56,15 @@ def alternating(sides: Mapping[Side, Callable[[], float]], repeats: int) -> dict
 
 
 def medians(found: Mapping[Side, list[float]]) -> dict[Side, float]:
-    """Return the median of each side."""
+    """Return the median of each side's results."""
     return {name: statistics.median(values) for name, values in found.items()}
 
 
 def matmul_rate(device: torch.device, bits: int = 32, repeats: int = 7) -> float:
-    """Return the floating-point operations per second of a square matrix product, the median of several.
+    """Return the floating-point operations per second of a product of square matrices, as the median of `repeats`.
 
-    It is computed in fp32 at 32 bits, else in bf16: with this process's threads, or on a GPU with a size that fills it.
+    The product is computed in fp32 if `bits` is 32, otherwise in bf16. On a CPU it uses this process's threads. On a
+    GPU the matrices are large enough to keep the whole GPU busy.
     """
     size, dtype = 8192 if device.type == "cuda" else 1024, torch.float32 if bits == 32 else torch.bfloat16
     one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
@@ -75,9 +80,15 @@ def matmul_rate(device: torch.device, bits: int = 32, repeats: int = 7) -> float
 def linear_flops(
     model: torch.nn.Module, layout: Layout, source: float, target: float, frozen: int, trained: int
 ) -> float:
-    """Return the floating-point operations of the linear layers for an example of `source` and `target` tokens.
+    """Return the floating-point operations of the linear layers for one example.
 
-    frozen, trained: operations per token of a frozen and of a trained weight; the forward pass alone takes 2.
+    Args:
+        model: the model.
+        layout: tells whether the model is an encoder-decoder.
+        source: tokens of the input.
+        target: tokens of the target.
+        frozen: operations per token for each frozen weight; the forward pass alone takes 2.
+        trained: operations per token for each trained weight.
     """
     total = 0.0
     for name, module in model.named_modules():
@@ -93,7 +104,10 @@ def linear_flops(
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """Describe the machine and its load: how many processes ran or waited to run, on average over a minute."""
+    """Describe the machine: processor, threads, GPU, and the load.
+
+    The load is the number of processes that ran or waited to run, on average over the last minute.
+    """
     on_gpu = device.type == "cuda"
     return {
         "processor": processor(),

@@ -1,6 +1,7 @@
-"""Compare the training throughput of K runs as one stack with the same K runs one after another, in one process.
+"""Compare the training speed of K runs as one stack with that of the same K runs one after another, in one process.
 
-Seq2SeqTrainer with peft also trains one run; K runs one after another have its rate.
+Seq2SeqTrainer with peft is measured on a single run, because K runs one after another have the same examples per
+second.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from petransfer.training.loop import Hooks, Loop
 from petransfer.training.stacked.layers import share
 from petransfer.training.stacked.stacked_loop import StackedLoop, make_stack
 
-# Kinds of operations of a step, by words in their names; the first that matches counts.
+# Kinds of operations in a step, each with words that occur in their names. The first match counts.
 PARTS: dict[str, tuple[str, ...]] = {
     "attention": ("scaled_dot_product", "_softmax"),
     "batched products": ("aten::bmm", "aten::baddbmm"),
@@ -45,7 +46,12 @@ PARTS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained: LoRA on SCAN. steps: timed steps of each run in each round."""
+    """The training to measure: LoRA on SCAN.
+
+    batch: examples in an optimiser step of one run. micro_batch: examples of one run in a forward pass; 0: chosen
+    automatically. threads: CPU threads; 0 keeps the present number. rounds: timed rounds. steps: timed steps of each
+    run in each round.
+    """
 
     checkpoint: str = "nano/english"
     bits: Bits = 32
@@ -61,7 +67,11 @@ class Setting:
 def measure(
     setting: Setting, counts: Sequence[int], device: torch.device, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Measure the examples per second of each way for each K: medians over rounds in which the ways take turns."""
+    """Measure the examples per second of K runs one after another and of K runs as a stack, for each K in `counts`.
+
+    The results are medians over rounds. In each round, the ways of training take turns. say: is called with one line of
+    text after each round.
+    """
     if setting.threads:
         torch.set_num_threads(setting.threads)
     with tempfile.TemporaryDirectory() as folder:
@@ -75,7 +85,7 @@ def measure(
                     "single": functools.partial(bench.one_by_one, count),
                     "stacked": stacks[count],
                 }
-                for way in sorted(ways, reverse=bool(turn % 2)):  # neither way always has the warmer machine
+                for way in sorted(ways, reverse=bool(turn % 2)):  # so that no way is always the first
                     taken = bench.seconds(ways[way])
                     if turn:  # the first round warms up
                         times.setdefault((way, count), []).append(taken)
@@ -94,7 +104,7 @@ def measure(
 
 
 class _Bench:
-    """One loaded base, and training loops on it that differ in their seed."""
+    """One loaded base, and training loops on it that differ only in their seed."""
 
     def __init__(self, setting: Setting, most: int, folder: Path, device: torch.device) -> None:
         self.setting, self.folder, self.device = setting, folder, device
@@ -108,25 +118,28 @@ class _Bench:
         self.singles = [self._loop(seed) for seed in range(most)]
 
     def trainer(self) -> Callable[[], float]:
-        """Return a turn of Seq2SeqTrainer on one run: examples per second over a block of batches grouped by length."""
+        """Return a function that trains one run with Seq2SeqTrainer and returns the examples per second.
+
+        It trains on `BLOCK` batches, grouped by length.
+        """
         plain = Plain(self._model(0), self.loaded, self._source(0), self.method, self.train, self.device)
         return trainer_turn(plain, self.folder, BLOCK, grouped_by_length)
 
     def seconds(self, run: Callable[[], None]) -> float:
-        """Return the seconds that a function takes."""
+        """Call a function and return the seconds that it takes."""
         started = clock(self.device)
         run()
         return clock(self.device) - started
 
     def one_by_one(self, count: int) -> None:
-        """Train so many runs, one after the other."""
+        """Train `count` runs one after another, each for the setting's number of steps."""
         for loop in self.singles[:count]:
             for _ in range(self.setting.steps):
                 step = loop.progress.step
                 loop.note(step, *loop.take_step_within_memory(step), 0.0)
 
     def stack(self, count: int) -> Callable[[], None]:
-        """Return a function that trains so many runs as one stack."""
+        """Return a function that trains `count` runs as one stack for the setting's number of steps."""
         loops = [self._loop(seed) for seed in range(count)]
         stack = make_stack(share(self.loaded.model), [loop.model for loop in loops])
         names = [str(at) for at in range(count)]

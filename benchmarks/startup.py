@@ -1,6 +1,7 @@
-"""Measure how long the command line takes to answer, beside importing torch, transformers and peft.
+"""Measure how long commands of the command line take, compared with importing torch, transformers and peft.
 
-Measured are small commands, and `plan` and `status` of ten thousand runs. This file imports none of those libraries.
+It measures small commands, and `plan` and `status` of a study of ten thousand runs. This module itself imports none of
+the three libraries.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ COMMANDS = {
 
 
 def rows(repeats: int, seeds: int = 2500) -> list[dict[str, Any]]:
-    """Measure the seconds of each command in a process of its own, the commands taking turns.
+    """Measure the seconds that each command takes in a process of its own. The commands take turns.
 
     Args:
-        repeats: Turns.
-        seeds: Seeds of the study with many runs.
+        repeats: Measurements of each command.
+        seeds: Number of seeds of the study with many runs; it has `OF_A_SEED` runs per seed.
 
     Returns:
         One row per command: `median` and `least` wall time, and `processor`, the median CPU time of the process, which
@@ -77,6 +78,6 @@ def _once(arguments: tuple[str, ...], folder: str) -> tuple[float, float]:
 
 
 def of_children() -> float:
-    """Return the CPU seconds of the processes that this one started and that have ended."""
+    """Return the CPU seconds of all ended child processes of this process."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime

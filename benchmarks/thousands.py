@@ -13,7 +13,7 @@ from petransfer.recipe.loading import load_recipe
 from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import expand
 
-# Runs per seed: two splits of two arms.
+# Runs per seed: two arms on two splits.
 OF_A_SEED = 4
 
 

@@ -1,4 +1,4 @@
-"""Training beside transformers' Trainer with peft, as a careful user would set it up."""
+"""Compare petransfer's training speed with transformers' Trainer and peft, set up as a careful user would do it."""
 
 from __future__ import annotations
 
@@ -30,17 +30,23 @@ from petransfer.recipe.run_spec import MethodSpec, TrainSpec
 from petransfer.training.batches import IGNORED, ShuffledExamples, collate
 from petransfer.training.losses import token_loss
 
-# Steps before the clock starts: AdamW's state is created in the first.
+# Steps that are not timed at the beginning of a turn, because the first step creates AdamW's state.
 WARM = 2
 
-# Batches that `group_by_length` sorts together when there are two hundred or more.
+# Number of batches that `group_by_length` sorts together if the data have at least two hundred batches.
 BLOCK = 50
 
 Order = Callable[[Sequence[Sequence[Encoded]]], Sequence[Encoded]]
 
 
 def row(prepared: Prepared, steps: int, repeats: int) -> dict[str, Any]:
-    """Measure the examples per second of each side, and the difference of their gradients on one batch."""
+    """Measure the examples per second of petransfer and of Trainer, and check petransfer's gradient on one batch.
+
+    Args:
+        prepared: the cell to train.
+        steps: timed steps in a turn.
+        repeats: turns of each side; the median counts.
+    """
     bits = prepared.spec.method.bits
     with tempfile.TemporaryDirectory() as folder:
         sides = turns(prepared, Path(folder), steps)
@@ -69,11 +75,11 @@ def row(prepared: Prepared, steps: int, repeats: int) -> dict[str, Any]:
 
 
 def turns(prepared: Prepared, folder: Path, steps: int) -> dict[str, Callable[[], float]]:
-    """Return a turn of each side, which gives examples per second over so many steps.
+    """Return a function for each side that trains for `steps` timed steps and returns the examples per second.
 
-    In a turn all sides train on the same examples. (Grouping by length puts the longest examples of a block first; with
-    fewer steps than a block only those would be timed.) A block has `BLOCK` steps; fewer steps leave more padding than
-    users of grouping have.
+    In a turn, all sides train on the same examples. Otherwise, grouping by length would put the longest examples of a
+    block first, and only these would be timed if a turn is shorter than a block. If `steps` is smaller than `BLOCK`,
+    grouping leaves more padding here than it does for a user, because it sorts fewer batches together.
     """
     return {
         "petransfer": _ours(prepared, folder, steps),
@@ -101,7 +107,7 @@ def _ours(prepared: Prepared, folder: Path, steps: int) -> Callable[[], float]:
 
 
 class _Clock(TrainerCallback):  # type: ignore[misc]
-    """Measures the seconds of the steps after the first WARM."""
+    """A callback that notes when the timed steps begin and end. The first `WARM` steps are not timed."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.started, self.ended = device, 0.0, 0.0
@@ -117,7 +123,7 @@ class _Clock(TrainerCallback):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Plain:
-    """What Trainer trains: a model with its adapter, on batches from a source."""
+    """The inputs of a training by Trainer: a model with its adapter, the source of its batches, and settings."""
 
     model: torch.nn.Module
     loaded: Loaded
@@ -135,10 +141,16 @@ def _trainer(prepared: Prepared, folder: Path, steps: int, ordered: Order) -> Ca
 
 
 def trainer_turn(plain: Plain, folder: Path, steps: int, ordered: Order) -> Callable[[], float]:
-    """Return a turn of transformers' Trainer: examples a second over so many steps, on other batches each turn.
+    """Return a function that trains with transformers' Trainer and returns the examples per second.
 
-    Encoder-decoders are trained with Seq2SeqTrainer. Decoders get the input and the target as one text, with a loss on
-    the target alone, as supervised fine-tuning does. ordered: the timed batches' examples in the order of training.
+    Each call of the function trains on new batches. Encoder-decoders are trained with Seq2SeqTrainer. Decoder-only
+    models get the input and the target as one text, with a loss on the target only, as in supervised fine-tuning.
+
+    Args:
+        plain: the model, the batches and the settings.
+        folder: for Trainer's files.
+        steps: timed steps of each call.
+        ordered: a function that puts the examples of the timed batches into the order of training.
     """
     train, on_cpu = plain.train, plain.device.type == "cpu"
     settings = Seq2SeqTrainingArguments(
@@ -162,7 +174,7 @@ def trainer_turn(plain: Plain, folder: Path, steps: int, ordered: Order) -> Call
         trainer = trainer_class(
             model=plain.model, args=settings, train_dataset=rows, data_collator=collator, callbacks=[taken]
         )
-        trainer.remove_callback(PrinterCallback)  # it prints a line
+        trainer.remove_callback(PrinterCallback)  # it would print a line in every turn
         trainer.train()
         return train.batch_size * steps / (taken.ended - taken.started)
 
@@ -170,12 +182,12 @@ def trainer_turn(plain: Plain, folder: Path, steps: int, ordered: Order) -> Call
 
 
 def in_turn(batches: Sequence[Sequence[Encoded]]) -> list[Encoded]:
-    """Return the examples in the order of the batches."""
+    """Return the examples of the batches in the order of the batches, without sorting."""
     return list(itertools.chain.from_iterable(batches))
 
 
 def grouped_by_length(batches: Sequence[Sequence[Encoded]]) -> list[Encoded]:
-    """Return the examples in the order of `group_by_length`: by input length, the longest of each block first."""
+    """Return the examples in the order of Trainer's `group_by_length`: in each block, the longest inputs come first."""
     rows = in_turn(batches)
     lengths = [len(row.input_ids) for row in rows]
     drawn = torch.Generator().manual_seed(0)
@@ -183,17 +195,18 @@ def grouped_by_length(batches: Sequence[Sequence[Encoded]]) -> list[Encoded]:
 
 
 def _collator(plain: Plain) -> DataCollatorForSeq2Seq:
-    """Pads inputs with the tokenizer's padding token, and labels with -100."""
+    """Return a collator that pads inputs with the tokenizer's padding token, and labels with -100."""
     tokenizer = plain.loaded.tokenizer
     if tokenizer.pad_token is None:
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.pad_token = tokenizer.eos_token
-    model = plain.model if plain.loaded.layout.encoder_decoder else None  # makes decoder_input_ids of labels
+    # With a model, the collator also makes the decoder_input_ids from the labels.
+    model = plain.model if plain.loaded.layout.encoder_decoder else None
     return DataCollatorForSeq2Seq(tokenizer, model=model)
 
 
 def _fields(row: Encoded, encoder_decoder: bool) -> dict[str, list[int]]:
-    """An example as Trainer takes it; a model shifts the labels itself."""
+    """Return an example in the form that Trainer needs. Labels are not shifted, because the model shifts them."""
     source, target = list(row.input_ids), list(row.target_ids)
     if encoder_decoder:
         return {"input_ids": source, "attention_mask": [1] * len(source), "labels": target}
@@ -202,7 +215,11 @@ def _fields(row: Encoded, encoder_decoder: bool) -> dict[str, list[int]]:
 
 
 def gradient_difference(prepared: Prepared) -> float:
-    """Return the largest difference of a gradient on one batch after two steps, relative to its largest entry."""
+    """Return the largest difference between two gradients of the same batch, after two optimiser steps.
+
+    One gradient comes from petransfer's micro-batches, the other from the whole padded batch. The difference is
+    relative to the largest entry of a tensor's gradient.
+    """
     with tempfile.TemporaryDirectory() as folder:
         loop = prepared.loop(Path(folder))
         loop.model.train()
@@ -224,7 +241,7 @@ def _apart(one: torch.Tensor, other: Any) -> float:
 
 
 def _work(prepared: Prepared) -> float:
-    """Return the floating-point operations of the linear layers for a mean example without padding.
+    """Return the floating-point operations of the linear layers for an example of mean length, without padding.
 
     Per token and weight: 2 for the forward pass, 2 for the gradient of the input, and 2 more if the weight is trained.
     """

@@ -1,4 +1,4 @@
-"""Run the stages one after another, each in its own process: python -m benchmarks.gpu --help."""
+"""Run the GPU measurements (stages) one after another, each in its own process: python -m benchmarks.gpu --help."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from benchmarks.gpu.stages import STAGES, Stage
 
 WHOLE = 480  # seconds of all stages together
 LEAST = 10.0  # seconds below which a stage is not started
-DYING = 10.0  # seconds that a killed process is waited for
-LOG_BYTES = 2**20  # of each stage's output, the last part is kept
+DYING = 10.0  # seconds to wait until a killed process has ended
+LOG_BYTES = 2**20  # bytes of each stage's output that are kept, from its end
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the stages that were asked for; return 0 when all of them ended by themselves without an error."""
+    """Run the stages that the arguments name, and return the exit code.
+
+    It is 0 if all stages ended within their time and without an error, otherwise 1.
+    """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--stages", default=",".join(STAGES), help="letters, comma-separated; default: all")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "first-light")), help="folder")
@@ -46,7 +49,7 @@ def run_all(stages: Sequence[Stage], out: Path, seconds: float, rehearse: bool) 
         rehearse: Use the CPU and tiny sizes.
 
     Returns:
-        0 when every stage ended without an error, else 1.
+        0 if every stage ended within its time and without an error, otherwise 1.
     """
     out.mkdir(parents=True, exist_ok=True)
     ends_at = time.monotonic() + seconds
@@ -62,7 +65,10 @@ def run_all(stages: Sequence[Stage], out: Path, seconds: float, rehearse: bool) 
 
 
 def _run(stage: Stage, out: Path, limit: float, rehearse: bool) -> str:
-    """Run one stage; kill it and all processes that it started when its time is over."""
+    """Run one stage for at most `limit` seconds, and return its outcome as text: `done` or the reason of a failure.
+
+    At the end, the stage and all processes that it started are killed.
+    """
     command = [sys.executable, "-m", "benchmarks.gpu.stages", stage.letter, "--out", str(out), "--seconds", str(limit)]
     log = out / "log.txt"
     before = log.stat().st_size if log.exists() else 0
@@ -86,15 +92,15 @@ def _run(stage: Stage, out: Path, limit: float, rehearse: bool) -> str:
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill the process and its children; the stage started a session of its own, so nobody else is in the group."""
+    """Kill a stage's process and its children. They are a process group of their own, so no other process is killed."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    with contextlib.suppress(subprocess.TimeoutExpired):  # a process inside a driver call may not die
+    with contextlib.suppress(subprocess.TimeoutExpired):  # a process that is inside a GPU driver call may not end
         process.wait(DYING)
 
 
 def _shorten(log: Path, before: int) -> None:
-    """Keep the last part of what a stage wrote behind the first `before` bytes."""
+    """Shorten the log to its first `before` bytes, which other stages wrote, and the end of this stage's output."""
     content = log.read_bytes()
     if len(content) - before > LOG_BYTES:
         log.write_bytes(content[:before] + b"[...]\n" + content[-LOG_BYTES:])

@@ -1,4 +1,4 @@
-"""Stage a: the tests marked `gpu`, each recorded the moment it has ended."""
+"""Stage a: run the tests marked `gpu`, and record the result of each test as soon as it has ended."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.gpu.records import Records
 from benchmarks.gpu.stages import Task
 
 ROOT = Path(__file__).parents[2]
-# The most telling ones first.
+# The test files, the most informative ones first.
 FILES = (
     "tests/gpu/test_cuda.py",
     "tests/memory/test_fit.py",
@@ -23,18 +23,18 @@ FILES = (
 
 
 class _Recorder:
-    """A pytest plugin that records each test's outcome, seconds and last line of its error."""
+    """A pytest plugin that records the outcome, the seconds and the error message of each test."""
 
     def __init__(self, records: Records) -> None:
         self._records = records
 
     def pytest_collectreport(self, report: Any) -> None:
-        """Called by pytest after it has imported a file; a missing package is an error of that file alone."""
+        """Record a file that pytest could not import, for example because a package is missing. Called by pytest."""
         if report.outcome == "failed":
             self._records.add(test=report.nodeid, outcome="not collected", error=report.longreprtext[-600:])
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        """Called by pytest after the set-up, the call and the tear-down of every test."""
+        """Record the result of a test. Called by pytest after the set-up, the call and the tear-down of every test."""
         if report.when != "call" and not (report.when == "setup" and report.outcome != "passed"):
             return
         crash = getattr(report.longrepr, "reprcrash", None)
@@ -43,7 +43,7 @@ class _Recorder:
 
 
 def run(records: Records, task: Task) -> None:
-    """Run the tests; in a rehearsal two of them, on the CPU."""
+    """Run the tests marked `gpu`. A rehearsal runs only two of them, on the CPU."""
     chosen = [
         "-m",
         "gpu",

@@ -1,6 +1,8 @@
-"""Training steps on batches of few shapes, so that CUDA graphs can replay them: one launch in place of a thousand.
+"""Training steps that are replayed as CUDA graphs.
 
-On a CPU the same functions are called directly, which is how the tests compare them with the training loop.
+A graph launches about a thousand kernels at once and needs inputs of a fixed shape. Therefore batches are padded to a
+few shapes, with one graph for each shape. On a CPU the same functions are called directly; the tests compare them with
+the training loop in this way.
 """
 
 from __future__ import annotations
@@ -21,16 +23,17 @@ from petransfer.training.state import trained_tensors
 
 LossFunction = Callable[[torch.nn.Module, Tensors], torch.Tensor]
 
-# The first calls run as usual: they create cuBLAS handles, autograd buffers and the optimiser's state.
+# Number of calls before a function is captured. They create cuBLAS handles, autograd buffers and the optimiser's state,
+# which a graph must not create.
 WARM_CALLS = 2
 
 
 class Graphs:
-    """The stream and the memory that the CUDA graphs of one step share. They run one after the other.
+    """The stream and the memory that the CUDA graphs of one step share. The graphs run one after another.
 
     Args:
-        device: The device; on a CPU every function is called as it is.
-        replay: Capture and replay on a card; False calls every function as it is there too.
+        device: The device of the step. On a CPU, functions are called directly.
+        replay: Whether functions are captured and replayed on a GPU. If False, they are called directly there too.
     """
 
     def __init__(self, device: torch.device, replay: bool) -> None:
@@ -39,12 +42,19 @@ class Graphs:
         self.pool: Any = torch.cuda.graph_pool_handle() if on_card else None
 
     def of(self, function: Callable[[], None]) -> Callable[[], None]:
-        """Return what replays `function`, which must read and write fixed tensors and never wait for the card."""
+        """Return a function that replays `function` as a CUDA graph.
+
+        `function` must read and write the same tensors in every call, and must never wait for the GPU.
+        """
         return function if self.stream is None else _Replayed(function, self.stream, self.pool)
 
 
 class _Replayed:
-    """A function that runs as usual in its first calls, is captured in the next one and replayed from then on."""
+    """A function that becomes a CUDA graph.
+
+    The first `WARM_CALLS` calls run the function directly. The next call captures it as a graph. This call and all
+    later calls replay the graph.
+    """
 
     def __init__(self, function: Callable[[], None], stream: torch.cuda.Stream, pool: Any) -> None:
         self._function, self._stream, self._pool = function, stream, pool
@@ -61,7 +71,7 @@ class _Replayed:
             return
         if self._graph is None:
             self._graph = torch.cuda.CUDAGraph()
-            # other threads may allocate pinned memory meanwhile
+            # `thread_local` allows other threads to allocate pinned memory during the capture.
             with torch.cuda.graph(self._graph, self._pool, self._stream, capture_error_mode="thread_local"):
                 self._function()
         self._graph.replay()
@@ -69,12 +79,12 @@ class _Replayed:
 
 @dataclass(frozen=True)
 class Options:
-    """How a step is computed.
+    """The way in which a step is computed.
 
     Attributes:
-        multiple: Widths of inputs and targets are padded up to a multiple of this, so that few shapes occur.
-        replay: Replay the step as a CUDA graph.
-        compile: Compile the forward and backward pass with this backend of torch.compile, such as `inductor`.
+        multiple: Inputs and targets are padded to a width that is a multiple of this, so that few shapes occur.
+        replay: Whether the step is replayed as a CUDA graph.
+        compile: The backend of torch.compile for the forward and backward pass, such as `inductor`; '' for none.
     """
 
     multiple: int = 16
@@ -85,14 +95,15 @@ class Options:
 class StaticStep:
     """Optimiser steps of one model on batches that are padded to few shapes.
 
-    The losses and weights are those of the training loop, up to rounding and to dropout, which draws by shape.
+    The losses and weights equal those of the training loop, except for rounding and for dropout, whose random numbers
+    depend on the padded shape.
 
     Args:
         model: The model with its trained tensors on `device`.
         spec: Learning rate, schedule, clipping and AdamW's settings. Only `optimizer: adamw` can be replayed.
-        device: Where the model is.
-        options: How the step is computed.
-        loss_function: The summed loss of a micro-batch in nats.
+        device: The device of the model.
+        options: The way in which the step is computed.
+        loss_function: Computes the summed loss of a micro-batch in nats.
     """
 
     def __init__(
@@ -111,7 +122,8 @@ class StaticStep:
         self._scales = [float(group["scale"]) for group in self.optimizer.param_groups]
         self._rates = torch.zeros(len(self._scales), device=device)
         self._base_rates = torch.tensor([spec.learning_rate * scale for scale in self._scales], device=device)
-        for at, group in enumerate(self.optimizer.param_groups):  # read from the card when the graph is replayed
+        # The learning rate is a tensor on the device, so that a replayed graph reads its present value.
+        for at, group in enumerate(self.optimizer.param_groups):
             group["lr"] = self._rates[at]
             group["capturable"] = device.type == "cuda"
         self.loss_function = loss_function
@@ -125,12 +137,12 @@ class StaticStep:
         self._update = self._graphs.of(self._clip_and_update)
 
     def step(self, step: int, batch: Batch, cuts: Sequence[Tensors]) -> torch.Tensor:
-        """Take one optimiser step; return the loss per target token, a tensor on the device.
+        """Take one optimiser step and return the loss per target token in nats, as a tensor on the device.
 
         Args:
-            step: The step's number, from 0, for the learning rate.
-            batch: The whole batch, for its number of target tokens.
-            cuts: The batch as micro-batches, as `Batch.micro_batches` cuts it.
+            step: The step's number, from 0. It determines the learning rate.
+            batch: The whole batch, from which the number of target tokens is taken.
+            cuts: The micro-batches of the batch, as `Batch.micro_batches` makes them.
         """
         self.total.zero_()
         self._weight.fill_(1 / batch.target_tokens)
@@ -145,7 +157,7 @@ class StaticStep:
         return self.total / batch.target_tokens
 
     def _pass_of(self, batch: Tensors) -> tuple[Tensors, Callable[[], None]]:
-        """The fixed input tensors of a shape, and the forward and backward pass that reads them."""
+        """Return the fixed input tensors for the batch's shape, and the forward and backward pass that reads them."""
         key = tuple(size for value in batch.values() for size in value.shape)
         if key not in self._passes:
             held = {name: value.to(self.device, copy=True) for name, value in batch.items()}
@@ -169,8 +181,8 @@ class StaticStep:
 def pad_widths(batch: Tensors, multiple: int) -> Tensors:
     """Pad every tensor of a micro-batch on the right to a width that is a multiple of `multiple`.
 
-    A tensor that has such a width already is returned itself, so that it stays in pinned memory. Padding is 0
-    (attention_mask 0, token id 0, which is masked or ignored), and `IGNORED` for labels.
+    A tensor that already has such a width is returned unchanged, so that it stays in pinned memory. Labels are padded
+    with `IGNORED`, all other tensors with 0.
     """
     padded = {}
     for name, value in batch.items():

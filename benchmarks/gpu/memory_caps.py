@@ -1,4 +1,4 @@
-"""Stage b: QLoRA of large T5 shapes while PyTorch may use only a part of the card, beside what the planner predicts."""
+"""Stage b: train large T5 shapes with QLoRA in a part of the GPU's memory. Compare with the planner's prediction."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from petransfer.training.out_of_memory import is_out_of_memory
 
 QLORA = MethodSpec("lora", bits=4, rank=16, alpha=32.0)
 LENGTHS = (64, 128)  # tokens of each input and each target
-MOST = 128  # examples in a batch
+MOST = 128  # examples in a batch, and therefore the largest possible micro-batch
 
-# The claims come first: t5-11b in 12 GB, t5-3b in 6 GB.
+# (checkpoint, caps in gigabytes). The first cap of each checkpoint is the one that petransfer claims to be enough.
 CELLS = (
     ("google-t5/t5-11b", (12, 16, 24, 8)),
     ("google-t5/t5-3b", (6, 8, 12, 16, 24)),
@@ -40,7 +40,11 @@ REHEARSAL = (("google-t5/t5-small", (1, 2)),)
 
 @dataclass(frozen=True)
 class Cell:
-    """A checkpoint's shape, a cap in bytes, and the device with its compute capability."""
+    """One measurement: a checkpoint's shape under a cap.
+
+    name: the checkpoint. cap: bytes of the GPU that may be used. layers: number of layers of the encoder and of the
+    decoder; None for as many as the checkpoint has. batch: examples in a batch. capability: CUDA compute capability.
+    """
 
     name: str
     cap: int
@@ -51,12 +55,12 @@ class Cell:
 
     @property
     def demand(self) -> Demand:
-        """The training that is predicted and measured."""
+        """The training step to predict and to measure, as the planner needs it."""
         return Demand(QLORA, self.batch, *LENGTHS, device=self.device, capability=self.capability)  # type: ignore[arg-type]
 
 
 def run(records: Records, task: Task) -> None:
-    """Measure every cell; write one record for each."""
+    """Measure all checkpoints under all their caps, and write a record for each measurement."""
     silence_libraries()
     device = torch.device("cuda" if torch.cuda.is_available() and not task.rehearse else "cpu")
     names, batch, layers = (REHEARSAL, 2, 1) if task.rehearse else (CELLS, MOST, None)
@@ -66,19 +70,22 @@ def run(records: Records, task: Task) -> None:
     }
     everyone = [cell for group in cells.values() for cell in group]
     with _planner(task.rehearse) as ask:
-        plans = {cell: ask(cell) for cell in everyone}  # predicted in other processes while the model is made
+        plans = {cell: ask(cell) for cell in everyone}  # other processes predict while this one makes the model
         for name, group in cells.items():
             _measure_shape(records, name, layers, group, plans, device)
 
 
 def predict(cell: Cell) -> Fit:
-    """Ask the planner for the largest micro-batch under the cell's cap."""
+    """Return the planner's prediction: the largest micro-batch that fits under the cell's cap."""
     config, own_head = shape_of(cell.name, cell.layers)
     return plan(config, checkpoint_spec(cell.name), cell.demand, own_head, cell.cap)
 
 
 class _planner:
-    """A context that gives a function from a cell to a future; predictions run in processes of their own."""
+    """A context manager that gives a function. The function takes a cell and returns the prediction as a future.
+
+    Predictions run in other processes, or in this process if `here` is True.
+    """
 
     def __init__(self, here: bool) -> None:
         self._pool = None if here else ProcessPoolExecutor(9, get_context("spawn"))
@@ -88,7 +95,7 @@ class _planner:
 
     def _ask(self, cell: Cell) -> Future[Fit]:
         if self._pool is not None:
-            with _hidden_card():  # submitting starts a process
+            with _hidden_card():  # `submit` starts a process
                 return self._pool.submit(predict, cell)
         done: Future[Fit] = Future()
         done.set_result(predict(cell))
@@ -101,7 +108,10 @@ class _planner:
 
 @contextlib.contextmanager
 def _hidden_card() -> Iterator[None]:
-    """Hide the card from processes that are started meanwhile; their share of it would count as this process's."""
+    """Hide the GPU from processes that start in the `with` block.
+
+    Otherwise the GPU memory that they take would be counted as memory of this process.
+    """
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     try:
@@ -120,14 +130,15 @@ def _measure_shape(
     plans: dict[Cell, Future[Fit]],
     device: torch.device,
 ) -> None:
-    """Make the model once and train it under each cap in turn."""
+    """Make the model once, train it under each cap one after another, and write the records."""
     started = clock(device)
     loaded = random_model(name, QLORA, device, layers)
     trial = Trial(loaded, cells[0].demand)
     weights = sum(trial.weights.values())
     records.add(what="model", checkpoint=name, bits=4, weights=weights, seconds=round(clock(device) - started, 1))
     checkpointing = False
-    for cell in sorted(cells, key=lambda cell: plans[cell].result().demand.checkpointing):  # it cannot be turned off
+    # Gradient checkpointing cannot be turned off again, so the cells that need none come first.
+    for cell in sorted(cells, key=lambda cell: plans[cell].result().demand.checkpointing):
         fit = plans[cell].result()
         if fit.demand.checkpointing and not checkpointing:
             trial.checkpoint()
@@ -141,7 +152,7 @@ def _measure_shape(
 
 
 def _under_cap(cell: Cell, fit: Fit, demand: Demand, trial: Trial, device: torch.device) -> dict[str, Any]:
-    """The largest micro-batch that trains under a cap, its peak and its speed, beside the prediction."""
+    """Measure the largest micro-batch that trains under a cap, its peak and its speed, and add the prediction."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         total = torch.cuda.get_device_properties(device).total_memory
@@ -173,7 +184,10 @@ def _under_cap(cell: Cell, fit: Fit, demand: Demand, trial: Trial, device: torch
 
 
 def _trains(trial: Trial, device: torch.device, steps: dict[int, dict[str, Any]], count: int) -> bool:
-    """Take two steps with `count` examples at once and note the second one's peak and seconds; False without memory."""
+    """Take two steps with `count` examples in a micro-batch. Return False if memory runs out.
+
+    The seconds and the peak of the second step are written to `steps`.
+    """
     try:
         batch = trial.batch(count)
         trial.step(batch)
@@ -200,10 +214,10 @@ def _trains(trial: Trial, device: torch.device, steps: dict[int, dict[str, Any]]
 
 
 def largest_near(trains: Callable[[int], bool], guess: int, limit: int) -> int:
-    """Return the largest count up to `limit` that trains, starting from a guess; 0 when not even one does.
+    """Return the largest count up to `limit` for which `trains` returns True, beginning at a guess; 0 if there is none.
 
-    Beyond the guess it looks in steps of an eighth, so that a good guess costs two or three trials; the result may then
-    be up to an eighth too small.
+    While counts fail, they are reduced by a quarter. Then they grow by an eighth until one fails. So a good guess needs
+    only two or three trials, but the result may be up to an eighth too small.
     """
     good = min(guess, limit)
     while good and not trains(good):

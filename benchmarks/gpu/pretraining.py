@@ -1,7 +1,8 @@
 """Stage e: span-corruption pretraining of several seeds in one process, each step replayed as a CUDA graph.
 
-Throughput is measured on made-up tokens. Where a folder `corpora/` with `<arm>.npy` files (one stream of token ids
-each, made with the embedded tokenizer) stands beside the package, those arms are pretrained and their checkpoints kept.
+Throughput is measured on made-up tokens. If the current folder has a folder `corpora/` with files `<arm>.npy`, the
+throughput is measured on the first file instead. Then these arms are pretrained and their weights saved. Each file is
+one stream of token ids, made with the embedded tokenizer.
 """
 
 from __future__ import annotations
@@ -36,22 +37,23 @@ from petransfer.training.batches import IGNORED, Batch, Tensors
 
 CORPORA = Path("corpora")
 BATCH = 32  # windows in a step
-RESULT_BYTES = 15 * 2**20  # of the checkpoints that are brought back, in one file
+RESULT_BYTES = 15 * 2**20  # maximum size of the file with all pretrained weights
 
 
 class Windows:
-    """Batches of corrupted windows as tensors, made for a whole batch at once.
+    """Batches of windows with span corruption, as tensors. All windows of a batch are made at once.
 
-    The law is that of `petransfer.pretraining.span_corruption`: each window loses the same number of tokens, in spans
-    whose lengths are a random partition. The random numbers are others, so the weights are not those of a CPU's run.
+    The distribution is that of `petransfer.pretraining.span_corruption`: each window loses the same number of tokens,
+    in spans of random lengths. The random numbers are different, so the weights differ from those that
+    `petransfer pretrain` gives.
 
     Args:
         ids: One stream of token ids, (tokens,).
-        noise: Window length, share of lost tokens and mean span.
-        seed: Of the order of the windows and of the spans.
-        marks: The sentinel tokens, at least as many as a window has spans.
-        eos: The token that ends inputs and targets.
-        start: The token that the decoder starts with.
+        noise: Window length, share of lost tokens and mean length of a span.
+        seed: Of the random choice of windows and spans.
+        marks: The ids of the sentinel tokens, at least as many as a window has spans.
+        eos: The id of the token that ends inputs and targets.
+        start: The id of the token that the decoder starts with.
     """
 
     def __init__(self, ids: np.ndarray, noise: Noise, seed: int, marks: Sequence[int], eos: int, start: int) -> None:
@@ -79,7 +81,7 @@ class Windows:
 
 
 def _partitions(total: int, parts: int, rows: int, rng: np.random.Generator) -> np.ndarray:
-    """Return (rows, parts) whole numbers of at least 1 that sum to `total` in each row."""
+    """Return random whole numbers of shape (rows, parts). Each is at least 1, and each row sums to `total`."""
     cuts = np.sort(np.argsort(rng.random((rows, total - 1)), axis=1)[:, : parts - 1], axis=1) + 1
     edges = np.concatenate([np.zeros((rows, 1), int), cuts, np.full((rows, 1), total)], axis=1)
     return np.diff(edges, axis=1)
@@ -88,11 +90,15 @@ def _partitions(total: int, parts: int, rows: int, rng: np.random.Generator) -> 
 def _with_marks(
     window_bw: np.ndarray, kept_bs: np.ndarray, lost_bs: np.ndarray, marks: np.ndarray, eos: int, before: bool
 ) -> np.ndarray:
-    """The kept tokens of each window with a mark behind each stretch, or the lost ones with a mark before each span."""
+    """Return the inputs or the targets of a batch of windows, with a sentinel token (mark) for each lost span.
+
+    Inputs (`before` is False) have the kept tokens of a window, with a mark after each stretch of them. Targets
+    (`before` is True) have the lost tokens, with a mark before each span. kept_bs, lost_bs: (rows, spans) lengths.
+    """
     rows, width = window_bw.shape
     stretch_b2s = np.stack([kept_bs, lost_bs], axis=2).reshape(rows, -1)  # kept, lost, kept, lost, ...
     ends = np.cumsum(stretch_b2s, axis=1)
-    which_bw = (np.arange(width)[None, :, None] >= ends[:, None, :]).sum(2)  # the stretch of each token
+    which_bw = (np.arange(width)[None, :, None] >= ends[:, None, :]).sum(2)  # the number of each token's stretch
     wanted_bw = (which_bw % 2 == 1) if before else (which_bw % 2 == 0)
     spans = len(marks)
     own = lost_bs if before else kept_bs
@@ -109,14 +115,14 @@ def _with_marks(
 
 @dataclass(frozen=True)
 class Arm:
-    """A stream of token ids with the name of what it was made of."""
+    """The corpus of a pretraining arm as one stream of token ids, (tokens,)."""
 
     name: str
     ids: np.ndarray
 
 
 def run(records: Records, task: Task) -> None:
-    """Measure tokens per second for several numbers of seeds; then pretrain the corpora that are there."""
+    """Measure tokens per second for several numbers of seeds. Then pretrain the arms whose corpora are available."""
     silence_libraries()
     device = torch.device("cuda" if torch.cuda.is_available() and not task.rehearse else "cpu")
     tokenizer: Any = load_checkpoint(checkpoint_spec("nano/english"), 32).tokenizer
@@ -130,13 +136,15 @@ def run(records: Records, task: Task) -> None:
             runs = [Run(arms[0], size, seed, TRAINING, tokenizer, marks, device, bits) for seed in range(seeds)]
             records.add(what="throughput", size=size, seeds=seeds, bits=bits, **_throughput(runs, steps, device))
             del runs
-            gc.collect()  # a step and its graphs refer to each other; graphs must not die during a later capture
+            # A step and its graphs refer to each other. They must not be deleted during a later capture, so delete them
+            # now.
+            gc.collect()
     if arms[0].name != "made-up":
         _pretrain(records, task, arms, tokenizer, marks, device)
 
 
 class Run:
-    """The pretraining of one seed: its model, its batches and its steps."""
+    """The pretraining of one arm with one seed: its model, its batches and its steps."""
 
     def __init__(
         self,
@@ -162,12 +170,16 @@ class Run:
         self.tokens = BATCH * self.noise.target_length
 
     def step(self, at: int, batch: Tensors) -> torch.Tensor:
-        """Take step `at`; return the loss per target token, on the device."""
+        """Take step number `at`, and return the loss per target token in nats, as a tensor on the device."""
         return self.steps.step(at, Batch((), self.tokens, self.layout), [batch])
 
 
 def _loss_over(seen: torch.Tensor, device: torch.device, bits: int) -> Any:
-    """The summed cross-entropy over the tokens that occur in the corpus; bf16 products with fp32 weights at 16 bits."""
+    """Return a function that computes the summed cross-entropy of a batch in nats.
+
+    seen: (vocabulary,) whether a token occurs in the corpus; the others get a probability of 0. bits: at 16, matrix
+    products are computed in bf16, but the weights stay in fp32.
+    """
     never_v = ~seen
 
     def loss(model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
@@ -181,7 +193,10 @@ def _loss_over(seen: torch.Tensor, device: torch.device, bits: int) -> Any:
 
 
 def _ahead(runs: Sequence[Run], first: int, count: int) -> Iterator[list[Tensors]]:
-    """The batches of every run, step by step; threads make the next steps meanwhile, in pinned memory on a card."""
+    """Yield the batches of all runs for each step. Threads make the batches of the next 16 steps in advance.
+
+    On a GPU, the batches are in pinned memory.
+    """
 
     def make(step: int) -> list[Tensors]:
         return [_pinned(run.source.batch(step), run.device) for run in runs]
@@ -199,7 +214,7 @@ def _pinned(batch: Tensors, device: torch.device) -> Tensors:
 
 
 def _throughput(runs: Sequence[Run], steps: int, device: torch.device) -> dict[str, Any]:
-    """Text tokens per second of all runs together, whose steps follow one another."""
+    """Measure how many tokens of text per second all runs train on together. The runs take their steps in turn."""
     started = clock(device)
     warm = 1 if device.type == "cpu" else 5
     for step, batches in enumerate(_ahead(runs, 0, warm)):
@@ -223,7 +238,7 @@ def _throughput(runs: Sequence[Run], steps: int, device: torch.device) -> dict[s
 
 
 def _made_up(vocabulary: int, eos: int) -> np.ndarray:
-    """Token ids whose frequencies fall as those of words do, and the token that ends a document."""
+    """Return random token ids with frequencies like those of words (Zipf). Every 500th token ends a document."""
     rng = np.random.default_rng(0)
     weights = 1 / np.arange(1, vocabulary - 100)
     ids = (rng.choice(len(weights), 400_000, p=weights / weights.sum()) + 100).astype(np.uint16)
@@ -239,7 +254,7 @@ def _corpora() -> list[Arm]:
 def _pretrain(
     records: Records, task: Task, arms: Sequence[Arm], tokenizer: Any, marks: Sequence[int], device: torch.device
 ) -> None:
-    """Pretrain the nano size of every arm and seed that the time allows; keep the weights as bf16 in one file."""
+    """Pretrain the size nano for as many arms and seeds as the time allows. Save all weights in bf16 in one file."""
     steps, kept, size = 8000, {}, 0
     for seed, arm in itertools.product(range(1, 3), arms):
         started = time.monotonic()

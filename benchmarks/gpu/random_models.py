@@ -1,4 +1,4 @@
-"""Models of a registered checkpoint's shape with random weights, made on the device: nothing is read or downloaded."""
+"""Make models with the shape of a registered checkpoint and random weights. No weights are read or downloaded."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def random_model(name: str, method: MethodSpec, device: torch.device, layers: in
     """Return a checkpoint's architecture with random weights in the method's bits, on `device`, without a tokenizer.
 
     Args:
-        name: A hub id of the registry, such as `google-t5/t5-3b`; only its shape is taken.
-        method: Its bits decide how the weights are held; linear layers are quantised one at a time on the device.
-        device: Where the model is made. Its memory never holds more than one layer in bf16 beside the result.
-        layers: How many layers an encoder and a decoder get, when not all of them.
+        name: A hub id of the registry, such as `google-t5/t5-3b`; only its shape is used.
+        method: Its bits determine how the weights are stored. Linear layers are quantised one at a time on the device.
+        device: The device on which the model is made. It needs memory for the result and one layer in bf16.
+        layers: Number of layers of the encoder and of the decoder; None for as many as the checkpoint has.
     """
     config, own_head = shape_of(name, layers)
     loaded = meta_model(config, name, method, own_head)
@@ -38,14 +38,17 @@ def random_model(name: str, method: MethodSpec, device: torch.device, layers: in
         if hasattr(module, "quant_state"):
             module.quant_state = module.weight.quant_state
         if type(module).__name__ == "Linear8bitLt":
-            module.state.threshold = 6.0  # as transformers sets it; the planner's model has 0
+            module.state.threshold = 6.0  # the value that transformers sets; the planner's model has 0
     keep_default_packing(loaded.model)
     layout = Layout(bool(config.is_encoder_decoder), 0, 1, 0)
     return Loaded(loaded.model, loaded.tokenizer, layout, None, ())
 
 
 def shape_of(name: str, layers: int | None = None) -> tuple[Any, bool]:
-    """Return a registered checkpoint's configuration, with fewer layers if asked, and whether it has its own head."""
+    """Return a registered checkpoint's configuration, and whether its output head is separate from its embeddings.
+
+    layers: number of layers of the encoder and of the decoder; None for as many as the checkpoint has.
+    """
     config, own_head = configuration(checkpoint_spec(name))
     if layers:
         for field in ("num_layers", "num_decoder_layers", "num_hidden_layers", "n_layer"):
@@ -63,7 +66,10 @@ def _made(
     device: torch.device,
     generator: torch.Generator,
 ) -> torch.nn.Parameter:
-    """A parameter with random numbers in place of one on the meta device; a tied one stays tied."""
+    """Return a parameter with random numbers that replaces a parameter on the meta device.
+
+    Tied parameters stay tied. made: the parameters that were made so far, by the id of the parameter they replace.
+    """
     if id(value) not in made:
         kind = type(value)
         if kind.__name__ in ("Params4bit", "Int8Params"):
@@ -80,6 +86,6 @@ def _made(
 
 
 def _settings_of(value: Any) -> dict[str, Any]:
-    """How a quantised parameter was asked for, without what quantising left in it."""
+    """Return the arguments with which a quantised parameter was made, without the state that quantising added."""
     names = ("blocksize", "compress_statistics", "quant_type", "quant_storage", "has_fp16_weights")
     return {"requires_grad": False} | {name: getattr(value, name) for name in names if hasattr(value, name)}

@@ -1,4 +1,4 @@
-"""The JSON file of a stage, rewritten after every record, so that a stage that is cut off keeps what it measured."""
+"""The JSON file with the results of a stage. It is rewritten after every record, so a killed stage loses no records."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-LIMIT = 16 * 2**20  # bytes of a file that is brought back
+LIMIT = 16 * 2**20  # maximum size of the file in bytes
 
 
 class Records:
@@ -15,7 +15,7 @@ class Records:
 
     Args:
         path: The file. It holds `{"about": {...}, "records": [...]}`.
-        about: What all records share, such as the card and the library versions.
+        about: Facts that hold for all records, such as the GPU and the library versions.
     """
 
     def __init__(self, path: Path, about: dict[str, Any]) -> None:
@@ -40,7 +40,7 @@ class Records:
 
 
 def machine() -> dict[str, Any]:
-    """Return the names and versions of the card, its driver, the processor and the libraries."""
+    """Return the names and versions of the GPU, its driver, the processor and the libraries."""
     import platform
     import shutil
     import subprocess

@@ -1,4 +1,4 @@
-"""Stage d: exact match by one forward pass beside `generate`, on a model that was trained on the card before."""
+"""Stage d: compare exact match by one forward pass with `generate`, on a model that was just trained on the GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.prepared import Changes, prepare
 from benchmarks.scoring import row, trained_here
 from petransfer.models.quiet_libraries import silence_libraries
 
-# A family of one arm: the lean copy of the repository lacks the other embedded checkpoints.
+# The family has one arm only, because the copy of the repository that `pack.sh` makes has no other embedded checkpoint.
 RECIPE = """
 name: scoring-on-a-card
 task: {name: scan, splits: [around_right]}
@@ -27,7 +27,7 @@ train: {steps: 400, batch_size: 32, learning_rate: 3.0e-3}
 
 
 def run(records: Records, task: Task) -> None:
-    """Train the embedded English model on SCAN for some seconds, then score its test examples both ways."""
+    """Train the embedded English model on SCAN for some seconds, and score its test examples in both ways."""
     silence_libraries()
     device = torch.device("cuda" if torch.cuda.is_available() and not task.rehearse else "cpu")
     with tempfile.TemporaryDirectory() as folder:

@@ -18,16 +18,16 @@ from petransfer.training.state import trained_tensors
 
 
 class StackedStep:
-    """Optimiser steps of the members of a stack on micro-batches of one common shape.
+    """Optimiser steps of all members of a stack, on micro-batches that are padded to one common shape.
 
-    The members must share the output head, as LoRA's do, and the base must draw no dropout: a member's own dropout
-    cannot be replayed.
+    A member is a model with its own adapter. The members must share the output head, as they do with LoRA. The base
+    must not use dropout, because each member has its own dropout, which cannot be replayed.
 
     Args:
         stack: The members and their common base, made with `hidden_only=True`.
         spec: Learning rate, schedule and AdamW's settings, the same for all members.
-        device: Where the stack is.
-        options: How the step is computed.
+        device: The device of the stack.
+        options: The way in which the step is computed.
     """
 
     def __init__(self, stack: Stack, spec: TrainSpec, device: torch.device, options: Options = Options()) -> None:
@@ -48,7 +48,12 @@ class StackedStep:
         self._update = self._graphs.of(self._clip_and_update)
 
     def step(self, step: int, batches: Sequence[Batch]) -> torch.Tensor:
-        """Take one optimiser step of every member; return the losses per target token, (members,), on the device."""
+        """Take one optimiser step of every member, and return the losses per target token, (members,), in nats.
+
+        Args:
+            step: The step's number, from 0. It determines the learning rate.
+            batches: The batch of each member.
+        """
         self.totals.zero_()
         tokens = torch.tensor([batch.target_tokens for batch in batches], dtype=torch.float32)
         self._weights.copy_(1 / tokens, non_blocking=True)
@@ -95,7 +100,7 @@ class StackedStep:
 
 
 def _joined(cuts: Sequence[Tensors], multiple: int) -> Tensors:
-    """The members' rows one member after the other, all padded to one width."""
+    """Concatenate the members' micro-batches along the batch dimension, all padded to one width."""
     joined = {}
     for name in cuts[0]:
         widest = max(cut[name].shape[1] for cut in cuts)

@@ -1,4 +1,4 @@
-"""The stages in order of worth, and the process that runs one of them."""
+"""The list of the stages, the most important first, and the command that runs one of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from benchmarks.gpu.records import Records, machine
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage. seconds: its time limit. module: the file whose `run(records, task)` does the work."""
+    """A group of measurements that run in one process.
+
+    module: the module whose `run(records, task)` does the work. seconds: the time limit. about: a description.
+    """
 
     letter: str
     module: str
@@ -35,11 +38,11 @@ STAGES = {
 
 @dataclass(frozen=True)
 class Task:
-    """What a stage is told.
+    """The arguments of a stage.
 
     Attributes:
-        out: The folder for results, for a stage that brings back more than its JSON file.
-        rehearse: Use the CPU and tiny sizes, to see that every line runs.
+        out: The folder for results, in which a stage can write other files than its JSON file.
+        rehearse: Whether to use the CPU and tiny sizes, only to check that the code runs.
         ends_at: The value of `time.monotonic()` at which the stage is stopped.
     """
 
@@ -54,7 +57,7 @@ class Task:
 
 
 def run_here(stage: Stage, task: Task) -> None:
-    """Run a stage in this process; its records go to `<out>/<letter>.json`."""
+    """Run a stage in this process, and write its records to `<out>/<letter>.json`."""
     records = Records(task.out / f"{stage.letter}.json", machine() | {"stage": stage.about, "rehearsal": task.rehearse})
     importlib.import_module(stage.module).run(records, task)
 

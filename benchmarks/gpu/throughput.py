@@ -1,4 +1,4 @@
-"""Stage c: examples per second of a LoRA step, each fast path in turn, beside Seq2SeqTrainer with peft."""
+"""Stage c: compare the training speed of LoRA by each of several fast paths, and by Seq2SeqTrainer with peft."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ LORA = MethodSpec("lora", bits=16, rank=16, alpha=32.0)
 
 @dataclass(frozen=True)
 class Workload:
-    """What every variant trains: the same base, examples, batches and steps.
+    """The training that is timed with every variant: the base, the examples, the batches and the number of steps.
 
     Attributes:
-        name: The checkpoint, or the registered one whose shape is taken.
+        name: The checkpoint, or the registered checkpoint whose shape the base has.
         loaded: The base on the device.
         examples: The training examples as token ids.
         train: Batch size, learning rate and schedule.
-        device: Where it is trained.
-        steps: Optimiser steps that are timed.
-        members: Runs of a stack.
-        backend: The backend of torch.compile; without a card one that needs no compiler.
+        device: The device of the training.
+        steps: Number of optimiser steps that are timed.
+        members: Number of runs in a stack.
+        backend: The backend of torch.compile. A rehearsal uses one that needs no compiler.
     """
 
     name: str
@@ -65,15 +65,15 @@ class Workload:
     backend: str
 
     def model(self, seed: int = 0) -> torch.nn.Module:
-        """Separate LoRA matrices on the shared base."""
+        """Return a model with its own LoRA matrices on the shared base."""
         return apply_method(replace(self.loaded, model=share(self.loaded.model)), LORA, seed).to(self.device).train()
 
     def source(self, seed: int = 0) -> ShuffledExamples:
-        """The batches of a run."""
+        """Return the batches of a run."""
         return ShuffledExamples(self.examples, self.train.batch_size, seed, self.loaded.layout)
 
     def loop(self, folder: Path, seed: int = 0, **changes: Any) -> Loop:
-        """The training loop of a run."""
+        """Return the training loop of a run. changes: arguments of `Execution`."""
         return Loop(
             self.model(seed), self.source(seed), self.train, Process(self.device), folder,
             identity="", seed=seed, execution=Execution(**changes), hooks=Hooks(),
@@ -85,9 +85,10 @@ class Variant:
     """One way to train.
 
     Attributes:
-        name: What it is called in the records.
-        make: Gives a function that takes `count` steps from step `first` on and returns the last loss.
-        stacked: It trains all members of a stack at once.
+        name: The variant's name in the records.
+        make: Returns a function `take(first, count)`. It takes `count` optimiser steps, the first of which has the
+            number `first`, and returns the loss of the last step.
+        stacked: Whether the variant trains all members of a stack at once.
     """
 
     name: str
@@ -96,7 +97,7 @@ class Variant:
 
 
 def run(records: Records, task: Task) -> None:
-    """Time every variant on the small embedded model and on t5-base's shape, the most telling ones first."""
+    """Time every variant on the embedded nano model and on a model of t5-base's shape, and record the results."""
     silence_libraries()
     device = torch.device("cuda" if torch.cuda.is_available() and not task.rehearse else "cpu")
     compiled: list[Callable[[], None]] = []
@@ -116,18 +117,22 @@ def run(records: Records, task: Task) -> None:
             records.add(what="profile", **shared, shares=_profile(workload))
         if chosen is VARIANTS:
             compiled.append(functools.partial(add, COMPILED))
-    for measure in compiled:  # last, because compiling every shape takes longer than all others together
+    for measure in compiled:  # last, because compiling all shapes takes longer than all other variants together
         measure()
 
 
 def _add(
     records: Records, task: Task, workload: Workload, shared: dict[str, Any], seconds: float, variant: Variant
 ) -> None:
-    """Time a variant and record it. seconds: of an example at the measured matrix-product rate."""
+    """Time a variant and record the result.
+
+    seconds: the time that an example would take if all its operations ran at the measured speed of matrix products.
+    """
     if task.seconds_left < 8:
         return
     found = _timed(variant, workload, task)
-    gc.collect()  # a step and its graphs refer to each other; graphs must not die during a later capture
+    # A step and its graphs refer to each other. They must not be deleted during a later capture, so delete them now.
+    gc.collect()
     if "examples_per_second" in found:
         found["share_of_matmul_rate"] = round(found["examples_per_second"] * seconds, 4)
     runs = workload.members if variant.stacked else 1
@@ -141,10 +146,14 @@ def _nano(device: torch.device, rehearse: bool) -> Workload:
 
 
 def _t5_base(device: torch.device, rehearse: bool) -> Workload:
-    """t5-base's shape with random weights, fed with the embedded tokenizer's ids, which its vocabulary contains."""
+    """Return the workload on a model of t5-base's shape with random weights.
+
+    The examples are encoded by the embedded tokenizer. All its ids are valid for t5-base, whose vocabulary is larger.
+    """
     name = "google-t5/t5-small" if rehearse else "google-t5/t5-base"
     loaded = random_model(name, LORA, device, 1 if rehearse else None)
-    for module in loaded.model.modules():  # as in the embedded model; a stack's own dropout cannot be replayed
+    # Like the embedded model, this one must have no dropout, because the dropout of a stack cannot be replayed.
+    for module in loaded.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
         elif isinstance(getattr(module, "dropout", None), float):
@@ -156,7 +165,7 @@ def _t5_base(device: torch.device, rehearse: bool) -> Workload:
 
 
 def _sizes(steps: int, rehearse: bool) -> tuple[int, int, str]:
-    """Timed steps, members of a stack, and the backend of torch.compile."""
+    """Return the number of timed steps, the number of members of a stack, and the backend of torch.compile."""
     return (1, 2, "eager") if rehearse else (steps, 8, "inductor")
 
 
@@ -169,7 +178,10 @@ def _train(rehearse: bool) -> TrainSpec:
 
 
 def _timed(variant: Variant, workload: Workload, task: Task) -> dict[str, Any]:
-    """Examples per second; the first steps warm up. A variant that fails is recorded with its error."""
+    """Measure the examples per second of a variant. The first steps are not timed.
+
+    If the variant fails, its error is returned instead.
+    """
     with tempfile.TemporaryDirectory() as folder:
         try:
             started = clock(workload.device)
@@ -187,7 +199,7 @@ def _timed(variant: Variant, workload: Workload, task: Task) -> dict[str, Any]:
                 last = take(done, workload.steps)
                 seconds.append(clock(workload.device) - before)
                 done += workload.steps
-        except Exception as error:  # the others are still to be measured
+        except Exception as error:  # one failing variant must not stop the others
             return {"error": f"{type(error).__name__}: {str(error)[:300]}"}
     examples = (workload.members if variant.stacked else 1) * workload.steps * workload.train.batch_size
     return {
@@ -213,7 +225,10 @@ def _eager(workload: Workload, folder: Path, **changes: Any) -> Callable[[int, i
 
 
 def _static(workload: Workload, folder: Path, options: Options, loss: Any = token_loss) -> Callable[[int, int], float]:
-    """Batches padded to few shapes; cut on the way as the loop cuts them on a card."""
+    """Return the steps of a variant that pads batches to few shapes.
+
+    The batches are padded and pinned while the steps are timed, as in the training loop on a GPU.
+    """
     source = workload.source()
     steps = StaticStep(workload.model(), workload.train, workload.device, options, loss)
 
@@ -228,12 +243,12 @@ def _static(workload: Workload, folder: Path, options: Options, loss: Any = toke
 
 
 def _compiled(workload: Workload, folder: Path) -> Callable[[int, int], float]:
-    """With wider steps between shapes, each of which is compiled."""
+    """Return the steps of the compiled variant. It pads to multiples of 32, because every shape is compiled."""
     return _static(workload, folder, Options(multiple=32, compile=workload.backend))
 
 
 def _pinned(batch: Batch, device: torch.device, multiple: int) -> list[Tensors]:
-    """The micro-batches, padded; on a card in pinned memory."""
+    """Return the micro-batches of a batch, padded, and in pinned memory if the device is a GPU."""
     cuts = [pad_widths(cut, multiple) for cut in batch.micro_batches(len(batch.examples))]
     if device.type != "cuda":
         return cuts
@@ -271,7 +286,10 @@ def _stacked_static(workload: Workload, folder: Path, options: Options) -> Calla
 
 
 def liger_loss(model: Any, batch: Any) -> torch.Tensor:
-    """Compute the summed cross-entropy in nats by Liger's kernel, without the logits; needs liger-kernel and a card."""
+    """Compute the summed cross-entropy in nats with Liger's kernel, which does not store the logits.
+
+    Needs the package liger-kernel and a GPU.
+    """
     from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
 
     from petransfer.training.losses import hidden_states, known_head
@@ -295,7 +313,7 @@ COMPILED = Variant("petransfer, CUDA graphs, compile", _compiled)
 
 
 def _trainers(workload: Workload, task: Task) -> Iterator[dict[str, Any]]:
-    """Seq2SeqTrainer with peft in bf16, on random batches and grouped by length."""
+    """Yield the results of Seq2SeqTrainer with peft in bf16: on random batches, then on batches grouped by length."""
     orders = {"Seq2SeqTrainer": in_turn, "Seq2SeqTrainer, grouped by length": grouped_by_length}
     for name, ordered in orders.items():
         if task.seconds_left < 6:
@@ -307,14 +325,14 @@ def _trainers(workload: Workload, task: Task) -> Iterator[dict[str, Any]]:
             try:
                 turn = trainer_turn(plain, Path(folder), 2 if task.rehearse else BLOCK, ordered)
                 rates = [turn() for _ in range(1 if task.rehearse else 2)]
-            except Exception as error:  # the others are still to be measured
+            except Exception as error:  # one failing measurement must not stop the other
                 yield {"variant": name, "error": f"{type(error).__name__}: {str(error)[:300]}"}
             else:
                 yield {"variant": name, "examples_per_second": round(statistics.median(rates), 2)}
 
 
 def _profile(workload: Workload) -> dict[str, float]:
-    """Shares of the card's time of three eager steps, by kind of operation."""
+    """Return the percentage of the device's time that each kind of operation takes in three steps of the loop."""
     with tempfile.TemporaryDirectory() as folder:
         take = _eager(workload, Path(folder))
         take(0, 3)
@@ -322,7 +340,7 @@ def _profile(workload: Workload) -> dict[str, float]:
 
 
 def _flops(workload: Workload) -> float:
-    """Floating-point operations of the linear layers for a mean example, forward and backward, without padding."""
+    """Return the floating-point operations of a training step's linear layers for an example of mean length."""
     rows = workload.examples
     source = sum(len(row.input_ids) for row in rows) / len(rows)
     target = sum(len(row.target_ids) for row in rows) / len(rows)
