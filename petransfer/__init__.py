@@ -1,6 +1,6 @@
-"""petransfer: parameter-efficient fine-tuning of T5-family and decoder-only models, and what pretraining transfers.
+"""petransfer: parameter-efficient fine-tuning of T5-family and decoder-only models, and studies of pretraining effects.
 
-The public API is imported on first use, so that importing petransfer loads no torch.
+The names of the public API are imported when they are first used, so that importing petransfer does not import torch.
 """
 
 from __future__ import annotations

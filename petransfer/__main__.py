@@ -1,4 +1,4 @@
-"""`python -m petransfer` is `petransfer`."""
+"""Run the command line with `python -m petransfer`, which does the same as `petransfer`."""
 
 from petransfer.cli import main
 

@@ -1,6 +1,6 @@
-"""The public API of studies and training: what the command line's `run`, `report` and `train` do, as Python calls.
+"""The public Python API for studies and training. It does what the commands `run`, `report` and `train` do.
 
-Loading this module loads no torch; running a study or a training does.
+Importing this module does not import torch.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Study:
 
     @classmethod
     def of_grid(cls, grid: StudyGrid) -> Study:
-        """Make a study of a grid that is expanded already."""
+        """Return a study with a grid that `load_grid` has made."""
         study = cls.__new__(cls)
         study.grid = grid
         return study
@@ -139,12 +139,12 @@ class Study:
 
         Args:
             workers: Number of runs at the same time, one process per run. 0: chosen automatically.
-            stack: How many runs may be trained together on one base: a number, `auto` or `off`.
+            stack: How many runs may be trained together on one copy of the base: a number, `auto` or `off`.
             executor: `local` for this machine, `ray` for a Ray cluster.
             address: The address of the Ray cluster.
-            cpu: Use the CPU even where there is a GPU.
+            cpu: Use the CPU even if there is a GPU.
             force: Ignore failed memory and quantisation checks.
-            by_generation: Score the test set by generating every answer.
+            by_generation: Score the test set by generating every answer, instead of by one forward pass per example.
             micro_batch: Examples in one forward pass. 0: chosen automatically.
             threads: CPU threads of each process. 0: chosen automatically.
             save_every: Seconds between two saves of the training state, from which an interrupted run resumes.
@@ -152,7 +152,8 @@ class Study:
             log_with: Experiment trackers to log each run to: `tensorboard`, `wandb`, `mlflow`, `trackio` and others.
             repair: Delete and repeat the finished runs whose files are damaged.
             dev_only: Skip the test set and save no adapters, as a sweep does.
-            progress: Called several times a second while runs are under way; `plan()` then shows their progress.
+            progress: A function that is called several times a second during the runs. It can call `plan()` to see the
+                status of each run.
 
         Returns:
             The results, as `results()` returns them.
@@ -185,8 +186,9 @@ class Study:
         """Read the results of the study's runs.
 
         Returns:
-            One row per run: run_id, arm, method, split, seed, status, dev and test exact match in percent, the mean
-            log-probability of a test target's token in nats, trained parameters, the other metrics in percent.
+            One row per run: run_id, arm, method, split, seed, status, exact match on dev and test in percent, the mean
+            log-probability per token of the test targets in nats, the number of trained parameters, and other metrics
+            in percent.
         """
         from pandas import DataFrame
 
@@ -238,13 +240,13 @@ def train(
     Args:
         model: A hub id, a folder, or an embedded checkpoint such as `nano/english`.
         data: A file (tsv, csv, json, jsonl, parquet), a folder or a hub id of a dataset.
-        out: The folder; by default `results/<data>-<model>`, or the next free one where that holds a training with
-            other settings.
+        out: The folder for the results. By default, it is `results/<data>-<model>`. If that folder has a training with
+            other settings, a number is added to the name.
         overrides: Any other key of the recipe, such as `{"train": {"warmup": 0.1}}`.
-        cpu: Use the CPU even where there is a GPU.
+        cpu: Use the CPU even if there is a GPU.
         force: Ignore failed memory and quantisation checks.
         gradient_checkpointing: Recompute activations in the backward pass, which saves memory.
-        progress: Called several times a second during training.
+        progress: A function that is called several times a second during training.
         **settings: Fields of `petransfer.study.quick_recipe.TrainRequest`: method, rank, bits, steps, epochs,
             max_steps, early_stopping, max_minutes, learning_rate, batch_size, max_length, prefix, seeds, dev, test,
             input_column, target_column, template, metrics, skip_bad_rows, add_tokens, source_language,
@@ -314,14 +316,14 @@ def write_results(grid: StudyGrid) -> dict[str, Any]:
     from petransfer.effects.study_effects import update_effects
     from petransfer.report import run_table
 
-    with grid.folder.locked():  # another shard may end at this moment
+    with grid.folder.locked():  # another shard may write these files at the same moment
         rows = run_table.rows_of(grid.cells, grid.folder)
         run_table.write_csv(rows, grid.folder.path / "table.csv", grid.recipe.family_name)
         return update_effects(grid.recipe, grid.cells, grid.folder)
 
 
 def _raise_for(outcome: Any, runs: int) -> None:
-    """Raise an error for an outcome that is not complete."""
+    """Raise RunError if some runs failed or were interrupted, or if another process is executing them."""
     if outcome.interrupted:
         raise RunError("stopped; run the study again to resume it")
     if outcome.failures:

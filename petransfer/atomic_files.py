@@ -1,4 +1,4 @@
-"""Write files and folders whole or not at all: into a temporary neighbour, which is renamed when it is complete."""
+"""Write files and folders completely or not at all: under a temporary name, which is renamed when they are complete."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def partial_name(name: str) -> str:
-    """Return the name of the temporary neighbour of a file or folder.
+    """Return the temporary name under which a file or folder is written, in the same folder.
 
     >>> partial_name("recipe.yaml")
     '.recipe.yaml.partial'
@@ -20,9 +20,10 @@ def partial_name(name: str) -> str:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a path to write a file or folder to, and rename it to `path` at the end.
+    """Yield a temporary path to which a file or folder can be written, and rename it to `path` at the end.
 
-    What stood at `path` is replaced; a folder is removed first. After an error nothing is changed.
+    An existing file or folder at `path` is replaced. If the code inside the context raises an error, `path` is not
+    changed and the temporary file or folder is removed.
     """
     partial = path.with_name(partial_name(path.name))
     _remove(partial)
@@ -41,7 +42,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file completely or not at all."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
 

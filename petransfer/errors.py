@@ -1,4 +1,4 @@
-"""The ways petransfer says no: a user's mistake (exit code 2), a failed run (exit code 1), a run told to stop."""
+"""petransfer's exceptions: for a user's mistake (exit code 2), a failed run (exit code 1), and an interrupted run."""
 
 from __future__ import annotations
 
@@ -7,24 +7,27 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake that the user can mend. The message is one line: what, where, what to do."""
+    """A mistake that the user can correct. The message is one line: what is wrong, where, and what to do."""
 
 
 class RunError(Exception):
-    """A run that could not be carried out, through no mistake in the recipe."""
+    """A run failed, although the recipe has no mistake."""
 
 
 class Interrupted(Exception):
-    """The run was asked to stop; its state is saved and it can go on from there."""
+    """A run was asked to stop. Its training state was saved, so the run can be resumed."""
 
 
 def reason_of(error: object, most: int | None = None) -> str:
-    """Return the message of an error in one line of at most `most` characters; its type if it has no message."""
+    """Return an error's message, or its type if the message is empty, on one line of at most `most` characters.
+
+    If `most` is None, the length is not limited.
+    """
     return (" ".join(str(error).split()) or type(error).__name__)[:most]
 
 
 def shortened(text: str, most: int) -> str:
-    """Return a text of at most `most` characters; the end of a longer one is replaced by three dots.
+    """Return a text of at most `most` characters. The end of a longer text is replaced by three dots.
 
     >>> shortened("around_right", 9)
     'around...'
@@ -33,7 +36,12 @@ def shortened(text: str, most: int) -> str:
 
 
 def unknown(what: str, given: str, known: Iterable[str]) -> UserError:
-    """An error for a name that is not among `known`, with the nearest one.
+    """Return the error for a name that is not among `known`. Its message suggests the most similar known name.
+
+    Args:
+        what: what the name stands for, such as `split`.
+        given: the name that the user gave.
+        known: the names that are allowed.
 
     >>> str(unknown("split", "add_jmp", ["add_jump", "right"]))
     "unknown split 'add_jmp': did you mean 'add_jump'? (known: add_jump, right)"

@@ -1,10 +1,10 @@
-"""Numbers with their nouns, in the singular or in the plural."""
+"""Write numbers together with nouns in the singular or plural."""
 
 from __future__ import annotations
 
 
 def count(number: int, noun: str) -> str:
-    """Return a number with its noun.
+    """Return a number followed by a noun, in the plural unless the number is 1.
 
     >>> count(1, "run"), count(1200, "run")
     ('1 run', '1,200 runs')

@@ -1,7 +1,7 @@
 """Find methods, tasks and metrics by name: in a folder of petransfer, and in other installed packages.
 
-A file inside petransfer adds an entry by assigning it to a module-level name. Another package adds one by an entry
-point whose name is the entry's name and whose value is `module:object`:
+A file inside petransfer adds an entry by assigning it to a module-level name. Another package adds an entry by an entry
+point. The name of the entry point is the name of the entry, and its value is `module:object`:
 
     [project.entry-points."petransfer.methods"]
     my-method = "my_package.my_method:METHOD"
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 class Named(Protocol):
-    """What an entry needs: the name that a recipe calls it by."""
+    """The interface of an entry. `name` is the entry's name in recipes."""
 
     @property
     def name(self) -> str: ...
@@ -33,17 +33,18 @@ Entry = TypeVar("Entry", bound=Named)
 
 
 class Registry(Mapping[str, Entry]):
-    """Entries of one kind by name. Nothing is imported before the first lookup.
+    """Entries of one kind, such as methods, by name. Nothing is imported before the first lookup.
 
-    The names of other packages' entries are listed without importing them, so a broken package only fails where its
-    entry is used. A built-in entry takes precedence over another package's entry of the same name.
+    The names of entries in other packages are listed without importing these packages. So a broken package causes an
+    error only when its entry is used. If a built-in entry and an entry of another package have the same name, the
+    built-in entry is used.
 
     Args:
-        noun: what error messages call an entry, such as `method`.
+        noun: the word for an entry in error messages, such as `method`.
         kind: the class of the entries.
-        package: the package whose modules declare the built-in entries. Its subpackages, and modules that begin with
-            `_`, are not searched. All modules that are searched are imported, so they must be cheap to import.
-        group: the entry point group of other packages, such as `petransfer.methods`.
+        package: the package whose modules declare the built-in entries. All its modules are imported, so they must be
+            fast to import. Subpackages, and modules whose names begin with `_`, are not searched.
+        group: the group of the entry points in other packages, such as `petransfer.methods`.
     """
 
     def __init__(self, noun: str, kind: type[Entry], package: str, group: str) -> None:
@@ -74,11 +75,11 @@ class Registry(Mapping[str, Entry]):
         return {}
 
     def __getitem__(self, name: str) -> Entry:
-        """Return an entry.
+        """Return the entry called `name`.
 
         Raises:
-            KeyError: there is none of this name; use `lookup` for a message that a user can read.
-            UserError: another package declares it and cannot be imported, or declares something else.
+            KeyError: there is no such entry. `lookup` raises an error with a message for the user instead.
+            UserError: the entry is in another package, which cannot be imported or declares something else.
         """
         if name in self._built_in:
             return self._built_in[name]
@@ -97,14 +98,15 @@ class Registry(Mapping[str, Entry]):
         return len(self._built_in) + len(self._installed)
 
     def of_package(self) -> list[Entry]:
-        """Return the built-in entries. Unlike `values`, it imports no other package."""
+        """Return the built-in entries. Unlike `values`, this does not import the packages of the other entries."""
         return list(self._built_in.values())
 
     def lookup(self, name: str) -> Entry:
-        """Return an entry by the name that a user gave.
+        """Return the entry with a name that a user gave.
 
         Raises:
-            UserError: the name is unknown (the message has the nearest known one), or its package is broken.
+            UserError: the name is unknown (the message suggests the most similar known name), or the entry is in
+                another package, which cannot be imported or declares something else.
         """
         if name not in self:
             raise unknown(self.noun, name, self)
@@ -114,7 +116,7 @@ class Registry(Mapping[str, Entry]):
         where = f"{self.noun} '{point.name}' of the installed package {_origin(point)}"
         try:
             entry = point.load()
-        except Exception as error:  # a package of somebody else's can fail in any way
+        except Exception as error:  # another package can raise any error
             reason = reason_of(f"{type(error).__name__}: {error}")
             raise UserError(
                 f"{where} cannot be imported from {point.value} ({reason:.200}); repair or remove it"
