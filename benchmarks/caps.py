@@ -20,8 +20,8 @@ def sizes(text: str | None) -> list[int]:
     """Convert a list of sizes such as `6GB,12GB` to bytes; [] if `text` is None.
 
     Raises:
-        UserError: A part of the text is not a size, there is no GPU, or a size is not smaller than the GPU's memory and
-            larger than that of a CUDA context.
+        UserError: A part of the text is not a size, there is no GPU, or a size is not between the memory of a CUDA
+            context and the memory of the GPU.
     """
     if text is None:
         return []

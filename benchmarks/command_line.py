@@ -148,7 +148,7 @@ def startup(
     repeats: Annotated[int, typer.Option(min=1, help="Turns.")] = 5,
     out: Out = None,
 ) -> None:
-    """Measure how many seconds commands of the command line take."""
+    """Measure how many seconds the commands of petransfer take."""
     from benchmarks.startup import rows
 
     found = rows(repeats)

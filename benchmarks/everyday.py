@@ -91,8 +91,8 @@ def train_once(model: str, data: Path, out: Path, **options: Any) -> dict[str, A
 def compare(task: dict[str, Any]) -> dict[str, Any]:
     """Return the best setting of a task, and the default's scores in percent of the best setting's scores.
 
-    The best setting has the highest exact match on dev. If several settings have the same, the default counts as the
-    best, or else the first one. Returns {} if the default was not trained yet.
+    The best setting has the highest exact match on dev. If several settings have the highest, the best setting is the
+    default or else the first of them. Returns {} if the default was not trained yet.
     """
     runs = task["runs"]
     if "default" not in runs:

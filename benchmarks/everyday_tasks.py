@@ -174,7 +174,9 @@ def rows_of(name: str) -> list[Row]:
 
 
 def smiles_rows(count: int, seed: int = 0) -> Iterator[Row]:
-    """Yield rows of two molecules in SMILES notation. The target is the input with the next halogen of F, Cl and Br.
+    """Yield rows of two molecules in SMILES notation.
+
+    The input has one of the halogens F and Cl. The target is the same molecule with the next halogen: Cl or Br.
 
     Args:
         count: the number of rows; at most 326, the number of different molecules.

@@ -67,7 +67,7 @@ class Taken:
 
 
 def measure(cell: Cell, side: Side) -> Taken:
-    """Measure one side in a new process, so that other measurements do not affect it."""
+    """Measure one side (`petransfer` or `usual`) in a new process, so that other measurements do not affect it."""
     return Taken(**_of(side, cell))
 
 

@@ -55,7 +55,7 @@ def rows(checkpoint: CheckpointSpec, text: Path, windows: int, layers: Sequence[
         layers: the ends of the names of the layers that stay at 16 bits, one after the other.
 
     Raises:
-        UserError: The text is too short or not UTF-8, or the tokenizer has no sentinels to mark lost spans with.
+        UserError: The text is too short or not UTF-8, or the tokenizer has no sentinel tokens for lost spans.
     """
     reference = load_checkpoint(checkpoint, 16)
     examples = _examples(reference, text, windows)

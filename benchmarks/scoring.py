@@ -127,9 +127,10 @@ def row(trained: Trained, examples: int, repeats: int) -> dict[str, Any]:
 def _sides(
     trained: Trained, rows: Sequence[Example], encoded: Sequence[Encoded], limit: int, right: _Right
 ) -> dict[str, Callable[[], float]]:
-    """Return a function for each side. It scores all examples and returns how many it scored per second.
+    """Return two functions, `petransfer` and `generate`, that score all examples and return examples per second.
 
-    It also writes into `right` whether each example is correct. limit: maximum length of generated texts in tokens.
+    Each function also writes into `right` which examples are correct. limit: maximum length of generated texts in
+    tokens.
     """
     model, loaded, device = trained.model, trained.loaded, _device(trained)
 

@@ -1,4 +1,4 @@
-"""Helpers to compare the speed of several sides: taking turns, medians, and the machine's speed of matrix products."""
+"""Helpers to compare the speed of several tools (sides): taking turns, medians, and the speed of matrix products."""
 
 from __future__ import annotations
 

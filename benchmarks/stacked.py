@@ -1,7 +1,6 @@
 """Compare the training speed of K runs as one stack with that of the same K runs one after another, in one process.
 
-Seq2SeqTrainer with peft is measured on a single run, because K runs one after another have the same examples per
-second.
+Seq2SeqTrainer with peft is measured on a single run, because K runs one after another train at the same speed.
 """
 
 from __future__ import annotations

@@ -75,11 +75,12 @@ def row(prepared: Prepared, steps: int, repeats: int) -> dict[str, Any]:
 
 
 def turns(prepared: Prepared, folder: Path, steps: int) -> dict[str, Callable[[], float]]:
-    """Return a function for each side that trains for `steps` timed steps and returns the examples per second.
+    """Return functions that train for `steps` timed steps and return the examples per second, one for each side.
 
-    In a turn, all sides train on the same examples. Otherwise, grouping by length would put the longest examples of a
-    block first, and only these would be timed if a turn is shorter than a block. If `steps` is smaller than `BLOCK`,
-    grouping leaves more padding here than it does for a user, because it sorts fewer batches together.
+    The sides are petransfer, Trainer, and Trainer with grouping by length. In a turn, all of them train on the same
+    examples. Otherwise, grouping by length would put the longest examples of a block first, and only these would be
+    timed if a turn is shorter than a block. If `steps` is smaller than `BLOCK`, grouping leaves more padding here than
+    it does for a user, because it sorts fewer batches together.
     """
     return {
         "petransfer": _ours(prepared, folder, steps),

@@ -177,8 +177,8 @@ class Run:
 def _loss_over(seen: torch.Tensor, device: torch.device, bits: int) -> Any:
     """Return a function that computes the summed cross-entropy of a batch in nats.
 
-    seen: (vocabulary,) whether a token occurs in the corpus; the others get a probability of 0. bits: at 16, matrix
-    products are computed in bf16, but the weights stay in fp32.
+    seen: (vocabulary,) whether a token occurs in the corpus; all other tokens get a probability of 0. bits: at 16,
+    matrix products are computed in bf16, but the weights stay in fp32.
     """
     never_v = ~seen
 

@@ -86,8 +86,8 @@ class Variant:
 
     Attributes:
         name: The variant's name in the records.
-        make: Returns a function `take(first, count)`. It takes `count` optimiser steps, the first of which has the
-            number `first`, and returns the loss of the last step.
+        make: Returns a function `take(first, count)`, which takes `count` optimiser steps, beginning with step number
+            `first`, and returns the loss of the last step.
         stacked: Whether the variant trains all members of a stack at once.
     """
 

@@ -26,7 +26,7 @@ class Criterion:
 
     @property
     def by_example(self) -> bool:
-        """Whether a run saves the outcome of every test example."""
+        """Whether a run saves the value of this metric for each test example. True for exact match only."""
         return self.key == EXACT_MATCH
 
     @property

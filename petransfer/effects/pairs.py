@@ -90,9 +90,9 @@ def in_points(interval: Interval | None) -> Interval | None:
 
 @dataclass(frozen=True)
 class Two:
-    """Two contrasts of the same arms on the same split: in two families or under two methods.
+    """Two contrasts of the same arms on the same split: in two families, under two methods, or in two studies.
 
-    here_name, there_name: the family or the method of `here` and of `there`.
+    here_name, there_name: the family, the method or the study of `here` and of `there`.
     """
 
     here: Contrast
@@ -127,7 +127,7 @@ class Two:
 class Side:
     """One of the two effects that a scale effect or a retention compares.
 
-    name: the family or the method. left, right: mean scores in percent. difference, interval: left minus right in
+    name: the family, method or study. left, right: mean scores in percent. difference, interval: left minus right in
     percentage points. seeds: numbers of seeds of left and right. dev: dev scores of left and right in percent; None if
     they are not known.
     """

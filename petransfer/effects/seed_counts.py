@@ -15,7 +15,8 @@ MOST_SEEDS = 1000
 def smallest_p(seeds_left: int, seeds_right: int, *, paired: bool = False) -> float:
     """Return the smallest two-sided p that the permutation test can give: 2 / (number of permutations).
 
-    If the permutations are a random sample, the observed assignment counts as one more permutation.
+    If the permutations are a random sample, the observed assignment of seeds to groups counts as one more permutation.
+    Returns 1 if a group has a single seed.
     """
     if min(seeds_left, seeds_right) < 2:
         return 1.0
@@ -37,11 +38,11 @@ def fewest_seeds(tests: int, *, paired: bool = False) -> int:
 def fewest_for_equivalence(*, paired: bool = False) -> int:
     """Return the minimum number of seeds per group, or of pairs, for the verdict `equivalent`: four, or six pairs.
 
-    With fewer seeds, the exact test cannot detect a difference of any size. Therefore it proves nothing that the test
-    detects no difference. A bootstrap over seeds does not help. With three seeds, it draws the lowest seed three times
-    with probability 1/27 (3.7 %). The 95 % interval leaves out only 2.5 % at each end, so each end is the score of a
-    single seed. A t test would assume that the seeds' scores are normal. That is wrong if a few seeds generalise and
-    the others do not.
+    With fewer seeds, the exact test cannot detect a difference of any size. So if the test detects no difference, that
+    proves nothing. A bootstrap over seeds does not help. With three seeds, it draws the lowest seed three times with
+    probability 1/27 (3.7 %). The 95 % interval leaves out only 2.5 % at each end, so each end is the score of a single
+    seed. A t test would assume that the seeds' scores are normal. That is wrong if a few seeds generalise and the
+    others do not.
     """
     return fewest_seeds(1, paired=paired)
 
@@ -62,7 +63,10 @@ class Demand:
 
     @property
     def needed(self) -> int:
-        """The smallest number of seeds per group with which all effects can reach p < 0.05 after Holm; 0 if none."""
+        """The smallest number of seeds per group with which every effect can reach p < 0.05 after Holm.
+
+        0 if the study has no effects.
+        """
         kinds = [fewest_seeds(self.tests, paired=kind == "paired") for kind in ("unpaired", "paired")
                  if getattr(self, kind)]  # fmt: skip
         return max(kinds, default=0)

@@ -28,9 +28,10 @@ def permutation_p(left: Scores, right: Scores, *, paired: bool = False) -> float
     equal and only the spread differs.
 
     Two-sided: the p value is twice the smaller tail. Each direction then has half of the significance level, which a
-    verdict with a direction requires. The alternative is to count the permutations whose absolute difference is at
-    least as large as the observed difference. The two agree for groups of equal size, but not for unequal groups. If
-    there are more than 20,000 permutations, 20,000 are drawn at random.
+    verdict with a direction requires. Another definition counts the permutations whose absolute difference is at least
+    as large as the observed difference. The two definitions agree for groups of equal size, but not for other groups.
+
+    If there are more than 20,000 permutations, 20,000 are drawn at random.
 
     Args:
         left: (seeds,) scores of the first group.

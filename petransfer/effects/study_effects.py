@@ -43,7 +43,7 @@ class Collected:
 
 
 def update_effects(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, *, anew: bool = False) -> dict[str, Any]:
-    """Judge the recipe's effects on the finished runs, write effects.json, and return its content.
+    """Judge the recipe's effects from the finished runs, write effects.json, and return its content.
 
     The content has a list for each kind of effect (`effects`, `scales`, `retentions`), `tests` (the number of effects
     tested together), `judged_by` if it is not exact match, `notes` (notes for the reader), `sentences` (the notes and

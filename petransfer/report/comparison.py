@@ -33,9 +33,9 @@ class Comparison:
     effects: the differences B minus A of the effects that both studies have, with p values adjusted in the same way.
     margin: the equivalence margin in percentage points: the smaller of the two studies' margins. judged_by: the name of
     the metric. by_note: a note on the metric, or ''.
-    same_runs: cells and effects that are not compared, because A and B contain some or all of the same runs for them.
-    one_sided: effects that are not compared, because A and B contain the same runs of one arm. The difference B minus A
-    of the other arm is then already in `cells`.
+    same_runs: cells and effects that are not compared, because some or all of their runs are in both A and B.
+    one_sided: effects that are not compared, because the runs of one of their arms are in both A and B. The difference
+    B minus A of the other arm is in `cells`.
     paper_cells, paper_effects: for each entry of `cells` and `effects`, the scores or the effects of Orhan (2021), by
     the paper's family. paper_note: a note on these numbers, or ''.
     """

@@ -1,4 +1,4 @@
-"""Convert plots to inline SVG. Its colours follow the light or dark theme of the page; it has an alternative text."""
+"""Convert plots to SVG inside an HTML page, with colours that follow the light or dark theme of the page."""
 
 from __future__ import annotations
 

@@ -149,8 +149,8 @@ def _forest(effects: dict[str, Any]) -> dict[str, Shown] | None:
 def _kind(kind: Kind, effects: dict[str, Any]) -> Section | None:
     """Return the section of one kind of effect, or None if the study has no such effects.
 
-    It has a sentence for each effect and the kind's plot. The section of contrasts has a table instead of the plot, and
-    a sentence for each effect that cannot be estimated.
+    The section has the kind's plot and a sentence for each effect. The section of contrasts has a table instead of the
+    plot, and a sentence for each effect that cannot be estimated.
     """
     found, criterion = effects.get(kind.key, []), criterion_of(effects)
     missing = effects.get("missing", []) if kind.name == "contrast" else []

@@ -151,8 +151,8 @@ def plain_line(row: Row) -> str:
 def weight_lines(rows: Sequence[Row]) -> list[str]:
     """Return a line about the loaded weights for each arm and method whose base model is quantised.
 
-    It has the size in MB, the share of each dtype, and the layers that are not quantised with the reason. If it was
-    measured, the loss before training at 16 bits and at the method's bits follows.
+    The line has the size in MB, the share of each dtype, and the layers that are not quantised, with the reason. The
+    loss before training at 16 bits and at the method's bits follows if it was measured.
     """
     lines: dict[tuple[str, str], str] = {}
     for row in rows:
@@ -175,7 +175,7 @@ def _reason(kind: str, said: dict[str, Any]) -> str:
 def generated_lines(rows: Sequence[Row]) -> list[str]:
     """Return a line with the number of test examples for which generation and one forward pass disagree.
 
-    It counts only runs that generated a text for every test example. The list is empty if there is no such run.
+    Only runs that generated a text for every test example are counted. The list is empty if there is no such run.
     """
     found = [row.generated for row in rows if row.generated]
     if not found:

@@ -43,7 +43,7 @@ def groups_of(cells: Sequence[Cell], study: StudyFolder) -> list[Group]:
 
 
 def unswept(cells: Sequence[Cell], groups: Sequence[Group]) -> str:
-    """Return a note on the arms and methods of the study that the sweep leaves out; '' if it leaves out none."""
+    """Return a note on the study's arms and methods whose learning rate was not swept; '' if all were swept."""
     known = {(one["arm"], one["method"]) for one in groups}
     others = [f"{arm}, {method}" for arm, method in _places(cells) if (arm, method) not in known]
     if len(others) == 1 and not groups:
@@ -110,7 +110,7 @@ def terminal_table(groups: Sequence[Group], title: str) -> Table:
 
 
 def snippet(content: dict[str, Any]) -> str:
-    """Return the chosen learning rates as YAML for the `train` part of a recipe."""
+    """Return the chosen learning rates as YAML for the `train` part of a recipe. content: the content of sweep.json."""
     rates = {"learning_rate": content["learning_rate"]}
     return yaml.safe_dump(rates, sort_keys=False, allow_unicode=True, width=10_000, default_flow_style=None).strip()
 

@@ -136,7 +136,7 @@ def tested_p(contrast: Contrast, thresholds: Thresholds) -> float | None:
 
 
 def judge(contrasts: Sequence[Contrast], thresholds: Thresholds | None = None) -> list[Effect]:
-    """Return the effects of contrasts with their verdicts. Their p values are adjusted together (Holm)."""
+    """Return the effect of each contrast with its verdict. All p values are adjusted together (Holm)."""
     limits = thresholds or Thresholds()
     p_values = [tested_p(contrast, limits) for contrast in contrasts]
     adjusted = holm(p_values)
@@ -267,7 +267,7 @@ def _end(mean: float) -> str:
 
 
 def no_room(left: float, right: float, room: float = ROOM) -> bool:
-    """Return whether both means (in percent) are so near to 0 %, or both so near to 100 %, that no difference can show.
+    """Return whether both means (in percent) are near 0 %, or both near 100 %, where the metric shows no difference.
 
     room: the largest distance that counts as near, in percentage points.
     """

@@ -73,7 +73,7 @@ def collect(effect: RequestedEffect, split: str, runs: Runs) -> Iterator[Two | M
 
 
 def _like(method: str, arm: str, split: str, other: Runs) -> str:
-    """Return `method`; or, if the other study trains the arm by one method only, that method."""
+    """Return the method to use in the other study: `method`, or the arm's only method there."""
     theirs = other.methods(arm, split)
     return theirs[0] if method not in theirs and len(theirs) == 1 else method
 
@@ -97,7 +97,7 @@ def tested_p(two: Two, thresholds: Thresholds) -> float | None:
 
 
 def judge(pairs: Sequence[Two], thresholds: Thresholds | None = None) -> list[Scale]:
-    """Return scale effects with their verdicts. Their p values are adjusted together (Holm)."""
+    """Return the scale effect of each pair of contrasts with its verdict. All p values are adjusted together (Holm)."""
     limits = thresholds or Thresholds()
     p_values = [tested_p(two, limits) for two in pairs]
     tests = sum(p is not None for p in p_values)

@@ -80,7 +80,7 @@ def family_beside(family: str) -> str:
 def beside(family: str, arm: str, task: str, split: str, category: str = "") -> Published | None:
     """Return the paper's scores of an arm on a split, or None if the paper has none.
 
-    They are those of the paper's family that is compared with `family` (see `family_beside`).
+    The scores are those of the paper's family that is compared with `family` (see `family_beside`).
     """
     return published().get((family_beside(family), arm, task, split, category))
 
