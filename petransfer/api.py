@@ -152,8 +152,8 @@ class Study:
             log_with: Experiment trackers to log each run to: `tensorboard`, `wandb`, `mlflow`, `trackio` and others.
             repair: Delete and repeat the finished runs whose files are damaged.
             dev_only: Skip the test set and save no adapters, as a sweep does.
-            progress: A function that is called several times a second during the runs. It can call `plan()` to see the
-                status of each run.
+            progress: A function that is called several times a second during the runs. It can call the study's `plan()`
+                to get the status of each run.
 
         Returns:
             The results, as `results()` returns them.

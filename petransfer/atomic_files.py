@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def partial_name(name: str) -> str:
-    """Return the temporary name under which a file or folder is written, in the same folder.
+    """Return the temporary name of a file or folder that is being written.
 
     >>> partial_name("recipe.yaml")
     '.recipe.yaml.partial'

@@ -7,15 +7,15 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake that the user can correct. The message is one line: what is wrong, where, and what to do."""
+    """Raised for a mistake that the user can correct. The message is one line: what is wrong, where, what to do."""
 
 
 class RunError(Exception):
-    """A run failed, although the recipe has no mistake."""
+    """Raised if a run failed although its recipe has no mistake."""
 
 
 class Interrupted(Exception):
-    """A run was asked to stop. Its training state was saved, so the run can be resumed."""
+    """Raised if a run was asked to stop. Its training state was saved, so that the run can be resumed."""
 
 
 def reason_of(error: object, most: int | None = None) -> str:

@@ -1,7 +1,7 @@
 """Find methods, tasks and metrics by name: in a folder of petransfer, and in other installed packages.
 
-A file inside petransfer adds an entry by assigning it to a module-level name. Another package adds an entry by an entry
-point. The name of the entry point is the name of the entry, and its value is `module:object`:
+A file inside petransfer adds an entry by assigning it to a module-level name. Another package declares an entry point.
+The name of the entry point is the name of the entry, and its value is `module:object`:
 
     [project.entry-points."petransfer.methods"]
     my-method = "my_package.my_method:METHOD"
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 class Named(Protocol):
-    """The interface of an entry. `name` is the entry's name in recipes."""
+    """The interface of an entry of a registry. `name` is the entry's name in recipes."""
 
     @property
     def name(self) -> str: ...

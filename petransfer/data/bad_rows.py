@@ -51,7 +51,7 @@ class BadRows:
         return reason in self._numbers
 
     def is_new(self, problem: BadRow) -> bool:
-        """Return whether no row was counted yet for the reason of `problem`. Only the first row's place is shown."""
+        """Return whether the reason of `problem` was not counted yet. `summary` shows the place of such a row only."""
         return problem.reason not in self._numbers
 
     def summary(self) -> str:

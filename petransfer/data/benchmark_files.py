@@ -36,7 +36,7 @@ class Source:
         commit: The hash of the commit. Give all 40 digits: GitHub's server for raw files may not accept fewer.
         path: The path of the file in the repository.
         place: The path of the file below the user's data folder.
-        sha256: The hash of the file's content. For a text file: unpacked and with `\\n` line ends.
+        sha256: The hash of the file's content. A text file is hashed unpacked and with `\\n` line ends.
     """
 
     repository: str
@@ -139,7 +139,7 @@ def _raw_lines(path: Path) -> Iterator[bytes]:
 
 
 def _download(source: Source, target: Path, data_dir: Path | None) -> None:
-    """Download a file to `target`: under a temporary name first, which is renamed if the sha256 is correct."""
+    """Download a file under a temporary name, check its sha256, and rename it to `target`."""
     # `tempfile` is not used: only the owner can read its files, but several users can share a cache
     part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
     try:

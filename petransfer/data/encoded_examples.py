@@ -24,7 +24,7 @@ from petransfer.data.encoding import (
 from petransfer.data.task import PARTS, Example, SplitData
 from petransfer.errors import UserError
 
-# If a part on disk has more examples than this, its token ids are not kept: they are encoded at every access.
+# If a part on disk has more examples than this, its token ids are not kept in memory. They are encoded at every access.
 KEPT = 20_000
 _CHUNK = 1000
 # About so many inputs of each part are checked for characters that the tokenizer loses.
@@ -123,8 +123,8 @@ def encode_split(
         parts: The parts to encode.
         too_long: Returns why an example is too long for the model, or None if it is not.
         skip_bad_rows: Leave out the examples that cannot be used, instead of raising an error.
-        used_in_training: Returns the positions of the training examples that training will use. If the training part
-            is too large to keep and bad rows are not skipped, only these examples are checked. None: all are checked.
+        used_in_training: Returns the positions of the training examples that training will use. Only these are checked
+            if the training part is too large for memory and bad rows are not skipped. None: all are checked.
 
     Raises:
         UserError: Some examples cannot be used and `skip_bad_rows` is False (the message counts them by reason), or a
@@ -167,7 +167,7 @@ def encode_part(
         tokenizer: The model's tokenizer.
         layout: The model's layout.
         too_long: Returns why an example is too long for the model, or None if it is not.
-        used: Returns the positions of the examples to check if the part is too large to keep. None: all are checked.
+        used: Returns the positions of the examples to check if the part is too large for memory. None: all are checked.
     """
     keep = len(examples) <= KEPT or isinstance(examples, tuple | list)
     positions = range(len(examples)) if keep or used is None else used()

@@ -31,7 +31,7 @@ ADVICE = "take a checkpoint whose tokenizer has them, write them otherwise, or l
 
 @dataclass(frozen=True)
 class Encoded:
-    """The token ids of one example, with the special tokens that the model needs. `target_ids` ends with `eos_id`."""
+    """The token ids of one example, with the model's special tokens. `target_ids` ends with the end token."""
 
     input_ids: tuple[int, ...]
     target_ids: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Check once whether the hub can be reached. Otherwise every request would be retried several times before it fails."""
+"""Check once whether the hub can be reached, because each request to an unreachable hub fails only after retries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HTTP_PROXY"
 
 @functools.cache
 def hub_is_reachable() -> bool:
-    """Return whether the hub can be reached: False if HF_HUB_OFFLINE is set, True (untested) if there is a proxy."""
+    """Return whether a connection to the hub can be opened.
+
+    The result is False if `HF_HUB_OFFLINE` is set. It is True, without a test, if a proxy is set.
+    """
     from huggingface_hub import constants  # imported here because it takes time
 
     if constants.HF_HUB_OFFLINE:

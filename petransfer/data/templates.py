@@ -14,7 +14,7 @@ def fields_of(template: str, column: str = "input") -> tuple[str, ...]:
     """Return the names of the columns in a template, each once. If the template is empty, return only `column`.
 
     Raises:
-        UserError: The template has no column, has a format (`{name:>5}` or `{name!r}`), or has a brace too many.
+        UserError: The template has no column, has a format (`{name:>5}` or `{name!r}`), or has braces without a match.
     """
     if not template:
         return (column,)

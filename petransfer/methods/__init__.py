@@ -51,7 +51,7 @@ def save_method(name: str, model: torch.nn.Module, folder: Path, base: str) -> N
 
 
 def with_size(loaded: Loaded, method: MethodSpec) -> MethodSpec:
-    """Return the method with the rank or number of virtual tokens for which it trains about `match_parameters`.
+    """Return the method with the rank or number of virtual tokens that trains about `match_parameters` parameters.
 
     A method without `match_parameters` is returned unchanged.
 
@@ -64,7 +64,7 @@ def with_size(loaded: Loaded, method: MethodSpec) -> MethodSpec:
 
 
 def virtual_tokens(loaded: Loaded, method: MethodSpec) -> VirtualTokens:
-    """Return how many virtual tokens a method puts before the input and before the target; they take positions."""
+    """Return how many virtual tokens a method puts before the input and before the target of the model."""
     from petransfer.models.lengths import VirtualTokens
 
     place = METHODS.lookup(method.name).virtual_tokens_before

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """Return the model with LoRA. The optimiser multiplies the learning rate of each matrix B by its `rate_factor`."""
+    """Return the model with LoRA. Each matrix B gets the attribute `rate_factor`, which scales its learning rate."""
     model = lora.apply(loaded, method, seed)
     for name, value in model.named_parameters():
         if ".lora_B." in name or ".lora_embedding_B." in name:

@@ -82,8 +82,8 @@ def _start_from_base(name: str, module: Any, rank: int) -> None:
 def _dequantized(base: Any) -> torch.Tensor:
     """Return the weight of a layer, dequantised if it is quantised.
 
-    For 8-bit weights, peft's function is not used: it looks for the scales in only one of two places. bitsandbytes
-    moves the scales from the weight to the layer's state in the first forward pass.
+    bitsandbytes moves the scales of an 8-bit weight to the state of the layer in the first forward pass. Both places
+    are checked here, because peft's function checks only one of them.
     """
     from peft.utils.integrations import dequantize_module_weight
 

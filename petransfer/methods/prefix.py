@@ -35,8 +35,8 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
 def _decoder_shape(config: Any) -> dict[str, int]:
     """Return the decoder's numbers of layers and heads and the total width of the heads, as arguments for peft.
 
-    Without them, peft would use the encoder's number of layers, and `d_model` as the width. Empty for decoder-only
-    models.
+    Without these arguments, peft would use the encoder's number of layers, and `d_model` as the width. The result is
+    empty for decoder-only models.
 
     Raises:
         UserError: prefix tuning is not available for the architecture.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
     """Return the model with frozen weights and trained virtual tokens before the input.
 
-    They are in the encoder of an encoder-decoder model, and in the decoder of a decoder-only model.
+    In an encoder-decoder model, the virtual tokens are read by the encoder.
     """
     from peft import PromptTuningConfig
 

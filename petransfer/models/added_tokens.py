@@ -37,7 +37,7 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, added: Sequence[str]) -> tupl
 
 
 def draw_embeddings(model: PreTrainedModel, ids: Sequence[int], name: str, seed: int) -> None:
-    """Set the embedding rows of added tokens to random values with the mean and deviation of the other rows.
+    """Set the embedding rows of added tokens to random values with the mean and standard deviation of the other rows.
 
     If the output head is not tied to the embeddings, its rows are set too.
 

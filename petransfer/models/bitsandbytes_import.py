@@ -29,7 +29,7 @@ def import_problem() -> str:
 
 
 def import_peft() -> None:
-    """If bitsandbytes is broken, import peft so that peft treats bitsandbytes as not installed, now and later."""
+    """If bitsandbytes is broken, import peft in such a way that peft treats bitsandbytes as not installed."""
     if not _first_problem():
         return
     before = sys.modules.pop("bitsandbytes", None)

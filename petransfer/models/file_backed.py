@@ -17,9 +17,9 @@ LEAST = 2**20
 
 
 class FileBackedTensors(TorchFunctionMode):
-    """A context in which large empty tensors, such as the weights of new layers, are mapped from files in a folder.
+    """A context in which large new tensors, such as the weights of new layers, are stored in files of a folder.
 
-    Their random initial values are the same as for tensors in memory. The disk space is freed when a tensor is deleted.
+    Random initial values are the same as for tensors in memory. When a tensor is deleted, its disk space is freed.
 
     Args:
         folder: the folder for the files.

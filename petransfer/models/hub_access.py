@@ -12,7 +12,7 @@ from petransfer.recipe.run_spec import CheckpointSpec
 
 
 def refuse_unreachable(checkpoints: Iterable[CheckpointSpec]) -> None:
-    """Check, if the hub cannot be reached, that every checkpoint is in a folder or in the hub's cache.
+    """If the hub cannot be reached, check that every checkpoint is in a folder or in the hub's cache.
 
     Raises:
         UserError: The hub cannot be reached, and a checkpoint is neither in a folder nor in the cache.

@@ -26,7 +26,7 @@ def positions(config: Any) -> int | None:
 
 @dataclass(frozen=True)
 class VirtualTokens:
-    """Numbers of virtual tokens that take positions: before the input, and before the text of the decoder."""
+    """Numbers of virtual tokens, which also take positions: `input` before the input, `target` before the target."""
 
     input: int = 0
     target: int = 0

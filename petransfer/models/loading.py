@@ -115,8 +115,9 @@ def load_checkpoint(
 ) -> Loaded:
     """Load a checkpoint's model and tokenizer.
 
-    `checkpoint.reinit` selects the weights that the model's own initialization draws from `seed`: `embeddings` (the
-    input embeddings and an untied head), `body` (everything else) or `all`. Layer drop is turned off.
+    `checkpoint.reinit` selects the weights that are random: `none`, `embeddings` (the input embeddings and an untied
+    head), `body` (everything else) or `all`. Random weights come from the model's own initialization. Layer drop is
+    turned off.
 
     Args:
         checkpoint: the checkpoint.

@@ -92,8 +92,9 @@ class Inventory:
 def quantization_config(bits: Bits) -> BitsAndBytesConfig:
     """Return the settings for transformers: LLM.int8 at 8 bits, NF4 with double quantization at 4 bits.
 
-    4-bit weights are stored in tensors of bf16, four weights in each element. The default is tensors of uint8, but T5
-    casts the input of `wo` to the dtype in which `wo` is stored. It would round every activation to a whole number.
+    4-bit weights are stored in tensors of bf16, four weights in each element. The default would be tensors of uint8.
+    But T5 casts the input of `wo` to the dtype in which `wo` is stored, so uint8 would round every activation to a
+    whole number.
     """
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
@@ -149,10 +150,12 @@ MOST_LEFT = 0.1
 
 
 def refuse_poorly_quantized(model: PreTrainedModel, name: str, bits: Bits, keep_wide: Sequence[str]) -> None:
-    """Check that a loaded model was really quantized. A mixture of experts with all experts in one tensor is not.
+    """Check that a loaded model was really quantized.
+
+    bitsandbytes cannot quantize some models, such as a mixture of experts with all experts in one tensor.
 
     Raises:
-        UserError: no layer was quantized, or more than `MOST_LEFT` of the bytes are in layers that should have been.
+        UserError: no layer was quantized, or more than `MOST_LEFT` of the bytes stayed at 16 bits for no known reason.
     """
     found = inventory(model, keep_wide)
     if not {"int8", "nf4"} & set(found.bytes):
@@ -174,7 +177,7 @@ def refuse_poorly_quantized(model: PreTrainedModel, name: str, bits: Bits, keep_
 def left_unquantized(cls: type, names: Sequence[str] = ()) -> Iterator[None]:
     """Inside the context, models of `cls` are loaded with all layers quantized except the head and `names`.
 
-    Without it, transformers also leaves T5's `wo` unquantized. Only computation in fp16 needs this.
+    Outside the context, transformers also leaves T5's `wo` unquantized, which only computation in fp16 needs.
 
     Args:
         cls: a model class of transformers.
@@ -203,7 +206,7 @@ def keep_default_packing(model: torch.nn.Module) -> None:
 
 
 def weight_count(value: torch.Tensor) -> int:
-    """Return the number of weights in a tensor. bitsandbytes packs two 4-bit weights into each byte."""
+    """Return the number of weights in a tensor. A 4-bit weight counts as one, although two are packed into a byte."""
     state = getattr(value, "quant_state", None)
     return int(value.numel() if state is None else state.shape.numel())
 

@@ -47,7 +47,7 @@ class Control:
     Args:
         reinit: the weights that are random: `embeddings`, `body` or `all`.
         arm: the arm that the control arm is made from. None: the base of the family.
-        trained: `all` if all weights are trained; `method` if the method decides.
+        trained: `all` if all weights are trained; `method` if the training method determines which are trained.
     """
 
     reinit: Reinit
@@ -136,7 +136,7 @@ class Arm:
     Args:
         name: the name of the arm.
         checkpoint: the checkpoint.
-        trained: `all` if all weights are trained; `method` if the method decides.
+        trained: `all` if all weights are trained; `method` if the training method determines which are trained.
         prefix: the text before every input.
     """
 
@@ -193,7 +193,7 @@ def registry() -> RegistryFile:
 
 
 def registered_arm(checkpoint: str) -> ArmEntry | None:
-    """Return the first arm in the registry with this checkpoint, named without a revision; None if there is none."""
+    """Return the first arm in the registry with this checkpoint (a name without revision); None if there is none."""
     arms = (entry for family in registry().families.values() for entry in family.arms.values())
     return next((entry for entry in arms if entry.checkpoint.partition("@")[0] == checkpoint), None)
 
@@ -284,7 +284,7 @@ _CHARACTERS = {"newline": "\n", "tab": "\t", "braces": "{}"}
 
 
 def _characters(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the characters, each given as itself or by a word such as `newline`, without duplicates."""
+    """Return the characters in `names` without duplicates. A name is a word such as `newline`, or the characters."""
     return tuple(dict.fromkeys(sign for name in names for sign in _CHARACTERS.get(name, name)))
 
 

@@ -40,7 +40,7 @@ COUNTED, CATEGORIES = 5000, 1000
 
 
 class RowBuilder:
-    """Reads the rows of all parts, writes them and the positions of each part into a folder, and summarises them."""
+    """Reads the rows of all parts, writes them and the row positions of each part, and summarises the rows."""
 
     def __init__(self, options: RowOptions, folder: Path) -> None:
         self._options, self._folder = options, folder
@@ -57,7 +57,7 @@ class RowBuilder:
         self._chat = False
 
     def build(self, sources: Mapping[str, Source], cuts: Mapping[str, float]) -> dict[str, Any]:
-        """Write `rows.arrow` and the positions of each part, and return the summary of the rows for `about.json`.
+        """Write `rows.arrow` and the row positions of each part, and return the summary of the rows for `about.json`.
 
         Args:
             sources: The file or dataset of each part that has its own.

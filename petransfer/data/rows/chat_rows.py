@@ -22,6 +22,9 @@ def chat_turns(value: Any) -> Iterator[tuple[str, str, str]]:
     The prompt is the JSON list of all messages before the answer. A message of the assistant that only calls tools is
     part of later prompts, but is not yielded as an answer.
 
+    Args:
+        value: A list of messages, or the JSON text of such a list.
+
     Raises:
         BadRow: The value is not a list of messages, a role is unknown, the chat begins with the assistant, or no
             message of the assistant contains text.
@@ -38,9 +41,12 @@ def chat_turns(value: Any) -> Iterator[tuple[str, str, str]]:
 
 
 def read_messages(value: Any) -> list[Message]:
-    """Return the messages in a list or in its JSON text, with the keys `role` and `content`.
+    """Return the messages of a chat, each with the keys `role` and `content`.
 
     Blanks around the assistant's answers are removed.
+
+    Args:
+        value: A list of messages, or the JSON text of such a list. The keys may also be `from` and `value`.
 
     Raises:
         BadRow: The value is not a list of messages, a message is empty, or a role is unknown.

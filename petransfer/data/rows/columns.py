@@ -144,7 +144,7 @@ def required_columns(options: RowOptions) -> Required:
 
 
 def reading_notes(options: RowOptions, source: Source, columns: ColumnChoice) -> list[str]:
-    """Return messages for the user on how a source is read: unusual delimiters or quotes, and automatic columns."""
+    """Return notes for the user: an unusual delimiter or unusual quotes, and columns that were chosen automatically."""
     found = []
     if source.format in ("csv", "tsv"):
         dialect = detect(source, required_columns(options), options.columns_are_named)

@@ -30,8 +30,8 @@ class Dialect:
     Args:
         delimiter: The character between two columns.
         quoted: Whether quotes enclose cells, as in csv. If False, a quote is an ordinary character.
-        columns: The names in the first row. None if the file has no header; its columns are then named `POSITIONAL`, in
-            this order.
+        columns: The names in the first row. None if the file has no header; its columns then have the names in
+            `POSITIONAL`, in this order.
     """
 
     delimiter: str
@@ -167,7 +167,14 @@ def _character(name: str) -> str:
 def _is_quoted(first: str, delimiter: str, csv_like: bool, quoting: str) -> bool:
     """Return whether quotes enclose cells in a file.
 
-    If the user gave no `quoting`, they do in a csv file, and in a tsv file if all cells of the first row are quoted.
+    If the user did not set `quoting`, the result is True for every csv file, and for a tsv file in which all cells of
+    the first row are in quotes.
+
+    Args:
+        first: The first line of the file that is not blank.
+        delimiter: The character between two columns.
+        csv_like: Whether the format is csv, not tsv.
+        quoting: `csv`, `none`, or empty if the user did not set it.
     """
     if quoting in ("csv", "none"):
         return quoting == "csv"

@@ -32,12 +32,13 @@ class RowOptions:
             a tsv file without a header, the columns are in this order, and the category may be missing.
         input_column, target_column: Other names for the options `input` and `target`.
         template: A text with columns in braces that makes the input, such as `"summarize: {document}"`.
-        messages: The column with chat messages. The columns `messages` and `conversations` are also found without it.
+        messages: The column with chat messages. Columns named `messages` or `conversations` need no option.
         chat: `auto`: only rows with messages are chats, written with the tokenizer's chat template. `template`: pairs
             of input and target also become chats. `plain`: like `template`, but chats are written as `role: content`
             lines, for models without a chat template.
-        fold: `2/5`: the second of five folds of the training rows is the dev set, and without a test file there is no
-            test set. `all`: all training rows are trained on, and a sample of them is dev (and test, without a file).
+        fold: `2/5`: the second of five folds of the training rows is the dev set, and there is no test set unless a
+            test file is given. `all`: all training rows are trained on. A sample of them is the dev set, and also the
+            test set unless a test file is given.
         split_column: A column that contains `train`, `dev` or `test`. Rows with other values are left out.
         seed: The seed of the draw of dev and test rows. Rows with the same input always stay in the same part.
         bad_rows: `skip` leaves out rows that cannot be used and counts them. `refuse` raises an error after all rows
@@ -46,8 +47,8 @@ class RowOptions:
             model's own limit applies.
         sha256: The expected hash of the rows; empty: not checked.
         config: The name of a configuration of the dataset.
-        format, encoding, delimiter, quoting: How files are read if this is not detected correctly. quoting is `csv`
-            (quotes enclose cells), `none` (quotes are ordinary characters) or `auto`.
+        format, encoding, delimiter, quoting: The format of the files, if it is not detected correctly. `quoting` is
+            `csv` (quotes enclose cells), `none` (quotes are ordinary characters) or `auto`.
     """
 
     data_dir: Path | None = None

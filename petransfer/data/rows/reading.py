@@ -16,7 +16,7 @@ _ROWS_LOOKED_AT = 100
 def column_names(source: Source, required: Required, named: bool) -> list[str] | None:
     """Return the column names of a file or dataset; None for a tsv file without a header.
 
-    In JSON, each row has its own keys. The result is then the keys of the first 100 rows.
+    For JSON files, the result has the keys of the first 100 rows, because each row has its own keys.
 
     Args:
         source: The file or dataset.

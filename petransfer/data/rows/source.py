@@ -43,7 +43,7 @@ class Source:
     """A file, a folder or a dataset on the hub, from which rows are read.
 
     Args:
-        name: The name for messages: as the user wrote it, but relative to the current folder if the path is below it.
+        name: The name for messages, as the user wrote it. A path below the current folder is made relative.
         format: One of `FORMATS`.
         path: The file or folder; None for a hub id.
         split, config: The split and the configuration of a dataset.
@@ -168,6 +168,6 @@ def _suffix(path: Path) -> str:
 
 
 def _is_file_name(name: str) -> bool:
-    """Return whether a name has the suffix of a file. It decides whether a missing name was meant as a file."""
+    """Return whether a name ends in the suffix of a file format, so that the user meant a file and not a hub id."""
     suffix = _suffix(Path(name.partition("@")[0]))
     return suffix in _SUFFIXES or suffix in _UNSUPPORTED or Path(name).suffix.lower() in COMPRESSED

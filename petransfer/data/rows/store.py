@@ -30,7 +30,7 @@ class Store:
     """The user's rows, stored in a folder of the cache.
 
     Args:
-        folder: The folder with rows.arrow, about.json and a file with the positions of each part.
+        folder: The folder with rows.arrow, about.json and, for each part, a file with the positions of its rows.
         about: The content of about.json: the summary of the rows from `RowBuilder.build`.
         sources: The file or dataset of each part that has its own.
         chat: The option `chat`.

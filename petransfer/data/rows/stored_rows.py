@@ -70,7 +70,7 @@ class StoredRows(Sequence[Example]):
 
         Args:
             path: The Arrow file.
-            positions: The numbers of the part's rows in the file, as a numpy array.
+            positions: The positions of the part's rows in the file, counted from 0, as a numpy array.
             chat: The `chat` of every example.
         """
         import pyarrow

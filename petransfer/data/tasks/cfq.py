@@ -2,7 +2,8 @@
 
 Files are read from a folder and never downloaded. They come from the official release (`dataset.json` with all
 questions, 4 GB, and a file with row numbers for each split) or from the copy on the Hugging Face hub. The files of the
-copy are smaller, but it has no dev rows. Rows are sorted by question and query, so both give the same examples.
+copy are smaller, but the copy has no dev rows. Rows are sorted by question and query, so both sources give the same
+examples.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class CfqTask:
         data_dir: A folder with `cfq/dataset.json` and `cfq/splits/mcd1.json`, which may be compressed as `.xz`; or a
             folder with `cfq/mcd1/train-00000-of-00001.parquet` and `test-00000-of-00001.parquet`. `cfq/` may be left
             out.
-        dev: `cut` makes dev rows of `dev_size` training rows. `published` uses the published dev rows. These have the
-            distribution of the test rows, so they tell something about the test set before it is used.
+        dev: `cut` turns `dev_size` training rows into dev rows. `published` uses the published dev rows. These have the
+            distribution of the test rows, so choosing settings on them is almost like choosing settings on test rows.
         dev_size: The number of training rows that become dev rows with `cut`.
         braces: `keep` leaves braces in queries. `square` replaces them by `[` and `]`, because tokenizers such as T5's
             have no braces.

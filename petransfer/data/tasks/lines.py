@@ -39,7 +39,7 @@ class LinesTask(RowOptions):
         try:
             return "template" if self.about()["chat"] else ""
         except UserError:
-            # The data of a saved study may be gone. Its recipe has `sha256`, and would have `chat` if it had chats.
+            # The data of a saved study may be missing. Its recipe has `sha256`, and also `chat` if the rows are chats.
             if self.sha256:
                 return ""
             raise

@@ -1,8 +1,8 @@
 """SCAN's splits of maximum compound divergence (Keysers et al. 2020, arXiv:1912.09713): mcd1, mcd2 and mcd3.
 
 Training and test rows contain the same words equally often, but they combine these words as differently as possible.
-The published dev rows have the distribution of the test rows, so they tell something about the test set before it is
-used.
+The published dev rows have the distribution of the test rows, so choosing settings on them is almost like choosing
+settings on test rows.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class ScanMcdTask:
     Args:
         data_dir: A folder with `scan_mcd/<split>/train.txt`, `dev.txt` and `test.txt`, or a folder with the `<split>`
             folders themselves. Files may be compressed as `.xz`. Missing files are read from the cache or downloaded.
-        dev: "cut" makes dev rows of `dev_size` training rows, as in the other splits of SCAN. "published" trains on all
-            training rows and uses the 1,046 published dev rows, which have the distribution of the test rows.
+        dev: "cut" turns `dev_size` training rows into dev rows, as in the other splits of SCAN. "published" trains on
+            all training rows and uses the 1,046 published dev rows, which have the distribution of the test rows.
         dev_size: The number of training rows that become dev rows with "cut".
     """
 

@@ -1,1 +1,1 @@
-"""Functions for several methods. They may import torch and peft, so the methods' files import them inside functions."""
+"""Functions that several methods use. These modules import torch and peft, so import them only inside functions."""

@@ -19,7 +19,7 @@ from torch.nn import functional
 def compute_as_in_training(model: Any, bits: int) -> None:
     """Make a peft model compute as in petransfer's training: in the base's dtype, and with logits for real tokens only.
 
-    Call it again after another adapter was added.
+    Call this function again after adding another adapter.
 
     Args:
         model: the peft model; it is changed in place.

@@ -25,7 +25,7 @@ LARGEST_SIZE = 65_536
 def with_matched_size(
     loaded: Loaded, method: MethodSpec, apply: Callable[[Loaded, MethodSpec, int], torch.nn.Module]
 ) -> MethodSpec:
-    """Return the method with the size for which it trains nearly `match_parameters` parameters.
+    """Return the method with the rank or number of virtual tokens that trains nearly `match_parameters` parameters.
 
     A method without `match_parameters` is returned unchanged.
 
@@ -35,7 +35,7 @@ def with_matched_size(
         apply: the method's function, which applies it to a model.
 
     Raises:
-        UserError: no size gives nearly this number of parameters, or the method has no size.
+        UserError: no rank or number of virtual tokens gives nearly this number, or the method has neither of the two.
     """
     wanted, declared = method.match_parameters, METHODS.lookup(method.name)
     key = declared.size

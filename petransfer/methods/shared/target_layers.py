@@ -22,7 +22,7 @@ def target_layers(loaded: Loaded, method: MethodSpec, default: Iterable[str] | N
 
     Returns:
         `all-linear`, a regular expression, or a list of endings of layer names. A list of whole layer names if the
-        method sets `layers`, or if the model also has layers for images or audio, which no method adapts.
+            method sets `layers`, or if the model also has layers for images or audio, which petransfer never adapts.
 
     Raises:
         UserError: the model has no layer with one of the numbers in `layers`, or `targets` matches no layer.
