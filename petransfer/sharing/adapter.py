@@ -66,12 +66,13 @@ class Adapter:
             run: the first characters of the run's id; needed if `place` is a study with several finished runs.
             checkpoint: the base model, if it cannot be found by the name that the adapter's files give.
             revision: a commit or branch of the base, in place of the revision that the adapter's files give.
-            data_dir: a folder with data files, for `evaluate` and `verify`.
+            data_dir: a folder with data files, of a benchmark or the user's own, for `evaluate` and `verify`.
             device: a device such as `cpu` or `cuda:1`; by default the GPU if there is one.
             any_base: accept a base whose weights differ from the weights that were used in training.
 
         Raises:
-            UserError: there is no adapter at `place`, or a file is damaged or missing or would run code.
+            UserError: there is no adapter at `place`, or a file is missing, is damaged, or could run code when it is
+                loaded.
         """
         place_on = None if data_dir is None else Path(data_dir).expanduser()
         files = contextlib.ExitStack()
@@ -116,8 +117,9 @@ class Adapter:
         """Generate a text greedily for each input.
 
         Args:
-            texts: the inputs without the prefix, which is added automatically. If the adapter's template names several
-                columns, each input is a JSON object whose keys are these columns.
+            texts: the inputs. Leave out the task's prefix, such as `translate: `, which is added automatically. If the
+                adapter was trained with a template that joins several columns to one input, each input is a JSON object
+                whose keys are these columns.
             max_new_tokens: the largest number of tokens of a generated text.
 
         Returns:
@@ -148,7 +150,8 @@ class Adapter:
                 None for the adapter's own task.
             part: `dev` or `test`. None means all rows of a file, and `test` for a benchmark or the adapter's own task.
                 If `data` are pairs, `part` is ignored.
-            by_generation: generate a text for every example and score the texts, whatever the forward pass predicts.
+            by_generation: generate a text for every example and score these texts, in place of the predictions of one
+                forward pass per example.
             metrics: names of metrics such as `rouge`, in addition to the metrics of the adapter's own task.
 
         Raises:

@@ -33,7 +33,7 @@ def attach(loaded: Loaded, bundles: Sequence[Bundle], bits: Bits) -> PeftModel:
     """Return the base with all adapters attached as `adapter0`, `adapter1`, ...; the first one is active.
 
     Raises:
-        UserError: an adapter is refused, or its tensors do not fit the base.
+        UserError: an adapter's files fail a check, or its tensors do not fit the base.
     """
     model: Any = loaded.model
     own_embeddings = [check_sizes(bundle, model) for bundle in map(checked, bundles)]
@@ -64,6 +64,9 @@ def _name(at: int) -> str:
 
 def _load_tensors(model: PeftModel, bundle: Bundle, name: str, own_embeddings: frozenset[str]) -> None:
     """Load a bundle's tensors into the adapter `name` of the model.
+
+    Args:
+        own_embeddings: the names of the bundle's tensors that replace the embeddings or the output head of the base.
 
     Raises:
         UserError: the names or shapes of the tensors are not those of the adapter's parameters, or a tensor contains

@@ -28,7 +28,7 @@ class Where:
 
     checkpoint: the base model, if it cannot be found by the name that the adapter's files give.
     revision: a commit or branch of the base on the hub, in place of the revision that the adapter's files give.
-    data_dir: a folder with data files.
+    data_dir: a folder with data files, of a benchmark or the user's own.
     device: None selects the GPU if there is one.
     any_base: accept a base whose weights differ from the weights that were used in training.
     """
@@ -46,7 +46,7 @@ class Base:
 
     bits: bits of the loaded weights.
     seed: the seed of the base's random weights, if some are drawn at random.
-    keep_wide: layers whose names end in one of these are not quantised.
+    keep_wide: endings of layer names. Layers with such a name are not quantised.
     commit: the hub commit used in training; None if the base was not on the hub or the commit was not recorded.
     trained_on: the record of the base in petransfer.json; empty if there is no such file.
     named_by_adapter: whether only adapter_config.json names the base, that is, neither petransfer.json nor the user.
@@ -114,7 +114,10 @@ def _name_of(bundle: Bundle) -> str:
 
 
 def _placed(bundle: Bundle, checkpoint: str | None) -> CheckpointSpec:
-    """Return the base's checkpoint: `checkpoint` if given, else the one in the run's folder, else that of the bundle.
+    """Return the base's checkpoint: `checkpoint` if given, else the checkpoint that the run or the bundle names.
+
+    If spec.json in the run's folder is on this machine, it is preferred to the bundle: only spec.json has the path of a
+    base that is a local folder.
 
     Raises:
         UserError: the bundle names no base, or a base that cannot be found by its name.
@@ -165,7 +168,8 @@ def refuse_other_base(base: Base, loaded: Loaded, where: Where) -> None:
     logged.
 
     Raises:
-        UserError: the weights or the commit differ, and neither `--revision` nor `--any-base` allows this.
+        UserError: the commits differ and `where.revision` is None; or the weights differ, `where.revision` is None and
+            `where.any_base` is False.
     """
     name = base.checkpoint.name
     if where.revision is None and base.commit and loaded.commit and loaded.commit != base.commit:

@@ -94,7 +94,7 @@ def opened(source: str, run: str | None = None) -> Iterator[Bundle]:
         run: the first characters of the run's id; needed if `source` is a study with several finished runs.
 
     Raises:
-        UserError: there is no adapter, or the adapter is refused.
+        UserError: there is no adapter, or the adapter's files fail a check.
     """
     path = Path(source).expanduser()
     if path.is_dir():

@@ -1,4 +1,4 @@
-"""The files of a shared adapter: their names, the largest allowed size of each, and why any other file is refused."""
+"""The files that a shared adapter may contain: their names, and the largest allowed size of each file."""
 
 from __future__ import annotations
 

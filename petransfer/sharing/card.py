@@ -83,7 +83,7 @@ def _kind(spec: RunSpec) -> str:
 class _Study:
     """The study that an adapter's run belongs to.
 
-    seeds: exact match on dev and on test, in %, by seed. It has all runs that differ from the adapter's run only in the
+    seeds: exact match on dev and on test, in %, by seed, of the runs that differ from the adapter's run only in the
         seed.
     sentences: statements about the study's effects.
     """

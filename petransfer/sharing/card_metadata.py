@@ -28,7 +28,7 @@ class Wishes:
     """Metadata that the person who shares the adapter can set.
 
     licence: the adapter's licence; None derives it from the licences of the base and the data.
-    language: the languages of the data; empty takes those of the benchmark. tags: additional tags.
+    language: the languages of the data; if empty, the languages of the benchmark are used. tags: additional tags.
     """
 
     licence: str | None = None
@@ -95,7 +95,8 @@ def metadata(
 def is_hub_name(checkpoint: CheckpointSpec) -> bool:
     """Return whether a checkpoint's name is a hub id, not a folder or an embedded checkpoint.
 
-    A folder is recognised by its `weights`, which are a sha256 of 64 digits instead of a hub revision.
+    If the checkpoint is a folder, `checkpoint.weights` is a sha256 of 64 digits. If it is on the hub, `weights` is a
+    revision, which is shorter.
     """
     return not is_embedded(checkpoint.name) and len(checkpoint.weights) != 64
 
@@ -114,7 +115,7 @@ def _datasets(bundle: Bundle, spec: RunSpec) -> list[str]:
 def trained_on_all(bundle: Bundle) -> bool:
     """Return whether the adapter was trained on all rows of its data, as is done after cross-validation.
 
-    Its scores are then scores on training rows, and the metadata leave them out.
+    The metadata of such an adapter contain no scores, because its scores were computed on training rows.
     """
     return ((recipe_of(bundle).get("task") or {}).get("options") or {}).get("fold") == ALL
 
@@ -128,12 +129,12 @@ def licences_of(bundle: Bundle, spec: RunSpec, wishes: Wishes) -> Licences:
     """Return the licences of the base, of the data, and of the adapter.
 
     The adapter's licence is the one in `wishes`; if there is none, it is derived from the other two. If the data are
-    the sharer's own files, whose licence only the sharer knows, the adapter gets the licence of its base.
+    files of the person who shares the adapter, and no licence is given, the adapter gets the licence of its base.
     """
     entry = registered_arm(spec.checkpoint.name)
     base = NAMES.get(entry.licence, entry.licence) if entry else _licence_on_hub(spec, bundle)
     if spec.checkpoint.reinit == "all":
-        base = "cc0-1.0"  # the adapter contains nothing of the checkpoint but its shape
+        base = "cc0-1.0"  # all weights are random, so the adapter contains nothing that the checkpoint learnt
     info = task_info(spec.task.name)
     data = info.licence if info else None
     own_files = info is not None and not info.published and not _datasets(bundle, spec)

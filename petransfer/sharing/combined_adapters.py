@@ -29,7 +29,7 @@ class Adapters:
 
     model: the peft model. loaded: the base and its tokenizer.
     bundles: the bundle of each adapter, by the adapter's name in peft.
-    labels: the label of each adapter by the same name, in order; a combination comes last.
+    labels: the label of each adapter, by the adapter's name in peft; the last entry is the combination if there is one.
     """
 
     model: Any
@@ -47,7 +47,8 @@ class Adapters:
     def predictor(self, name: str) -> Predictor:
         """Return a predictor with the prefix, the template and the chat format of an adapter.
 
-        The adapter is not activated. A combination uses the prefix, template and chat format of the first adapter.
+        This does not make the adapter the active one; call `model.set_adapter` for that. A combination uses the prefix,
+        template and chat format of the first adapter.
         """
         bundle = self.bundles.get(name, self.bundles[FIRST])
         prefix = bundle.spec.task.prefix if bundle.spec else ""
@@ -92,7 +93,7 @@ def _check(bundles: Sequence[Bundle], combination: Combination) -> None:
 
 
 def refuse_different_bases(bundles: Sequence[Bundle]) -> None:
-    """Refuse adapters that were trained on different bases, or with different bits, and cannot share one base.
+    """Refuse adapters that cannot share one base, because they were trained on different bases or with different bits.
 
     Raises:
         UserError: two adapters were trained on different bases or with different bits.

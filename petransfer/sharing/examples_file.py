@@ -1,4 +1,4 @@
-"""Read examples.parquet, which has the outcome of each test example, with a size limit; and remove its texts."""
+"""Read examples.parquet, a run's file with the outcome of each test example, and remove the texts from it."""
 
 from __future__ import annotations
 

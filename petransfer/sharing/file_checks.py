@@ -63,7 +63,7 @@ _NONE = "dummy-target-modules"
 
 
 def check(config: Mapping[str, Any], tensors: Tensors) -> None:
-    """Refuse a configuration that asks for more than an adapter needs, and tensors that it does not describe.
+    """Refuse a configuration with unsafe or wrong values, and tensors that the configuration does not describe.
 
     Raises:
         UserError: the configuration or a tensor is refused; the message gives the reason in one line.

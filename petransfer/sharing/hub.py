@@ -43,7 +43,8 @@ def push(name: str, contents: Mapping[str, Path | bytes], public: bool, message:
     Args:
         name: `user/name`.
         contents: the path or the bytes of each file, by the file's name in the repository.
-        public: whether the repository is public. A repository that exists must already be as `public` says.
+        public: whether the repository is public. An existing repository is never changed from private to public, or
+            from public to private.
         message: the commit message.
 
     Raises:

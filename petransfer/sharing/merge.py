@@ -47,7 +47,8 @@ class Merged:
     moved: the relative change of the saved model's logits, compared with the adapter on its 32-bit base. It is the root
         mean square of the differences divided by the root mean square of the logits; 0.01 is 1 %.
     largest: the largest change of one logit.
-    agree: the share of positions at which the most likely token is the same, in %.
+    agree: the share of positions at which the saved model and the adapter on its 32-bit base have the same most likely
+        token, in %.
     bits: bits of the saved model.
     trained_bits: bits of the base in training; None if unknown.
     moved_from_trained, agree_with_trained: as `moved` and `agree`, but compared with the adapter on a base of
@@ -85,7 +86,8 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None, 
             `petransfer.sharing.export_files.separate_output_head` explains.
 
     Raises:
-        UserError: merging with these bits is not possible, the target exists, or the adapter or its base is refused.
+        UserError: merging with these bits is not possible, the target exists, the method cannot be merged, or the
+            adapter or its base fails a check.
         RunError: merging or saving changed the logits by more than LIMIT; nothing is left on the disk.
     """
     _refuse_inputs(bundle)

@@ -34,12 +34,12 @@ class Answer:
         return self._frame("chat.completion.chunk", [_part(0, delta=delta)]) if self.asked.is_chat else None
 
     def part(self, at: int, text: str) -> dict[str, Any]:
-        """Return a part of a streamed answer: the next piece of the generated text for prompt number `at`."""
+        """Return a part of a streamed answer: the next piece of the text for prompt number `at` (from 0)."""
         content = {"delta": {"content": text}} if self.asked.is_chat else {"text": text}
         return self._frame("chat.completion.chunk", [_part(at, **content)])
 
     def last_part(self, at: int, found: Generation) -> dict[str, Any]:
-        """Return the part of a streamed answer that says why the text for prompt number `at` ended."""
+        """Return the part of a streamed answer that says why the text for prompt number `at` (from 0) ended."""
         content: dict[str, Any] = {"delta": {}} if self.asked.is_chat else {"text": ""}
         return self._frame("chat.completion.chunk", [_part(at, **content) | {"finish_reason": _reason(found)}])
 

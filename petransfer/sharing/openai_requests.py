@@ -28,7 +28,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 
 
 class BadRequest(Exception):
-    """Raised for a request that is refused. parameter: the wrong part of the request. status: the HTTP status."""
+    """Raised for a request that is refused. parameter: the name of the wrong part. status: the HTTP status."""
 
     def __init__(self, message: str, parameter: str | None = None, status: int = 400) -> None:
         super().__init__(message)
@@ -39,8 +39,8 @@ class BadRequest(Exception):
 class Asked:
     """A valid request.
 
-    is_chat: whether the answer has the format of a chat. The prompt of such a request is a plain text if the model does
-        not take chats.
+    is_chat: whether the answer has the format of a chat. The prompt of a chat request is a plain text, not a list of
+        messages, if the model was not trained on chats.
     stream: whether the answer is sent in parts.
     include_usage: whether the last part of a streamed answer gives the numbers of tokens.
     """

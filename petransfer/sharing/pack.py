@@ -30,7 +30,9 @@ _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
 
 
 def contents(bundle: Bundle, wishes: Wishes) -> dict[str, Path | bytes]:
-    """Return the path or the bytes of each file to share, by name, with a new card and a new manifest of all sha256.
+    """Return the path or the bytes of each file to share, by name.
+
+    The card and the manifest, which has the sha256 of each file, are written anew.
 
     Raises:
         UserError: the run is not finished, its files were changed, or a file contains an access token or the path of a

@@ -1,4 +1,4 @@
-"""Compare the texts that petransfer generates with those of plain transformers and peft, used as the card shows."""
+"""Compare the texts that petransfer generates with the texts that plain transformers and peft generate."""
 
 from __future__ import annotations
 

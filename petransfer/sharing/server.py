@@ -30,8 +30,8 @@ def application(batches: RequestBatches, hosts: Sequence[str] = ("*",)) -> Starl
 
     Args:
         batches: the object that collects requests into batches and generates the texts.
-        hosts: the accepted values of the Host header. Other values are rejected. Otherwise a web page in
-            the user's browser could send requests to a server on the same machine.
+        hosts: the accepted values of the Host header; `*` accepts all. Requests with other values are rejected, because
+            a web page in the user's browser could otherwise send requests to a server on the same machine.
     """
 
     @contextlib.asynccontextmanager
@@ -75,7 +75,7 @@ async def _answer(request: Request, batches: RequestBatches, is_chat: bool) -> R
         if not asked.stream:
             return JSONResponse(Answer(asked).whole(await batches.generate(asked.prompts)))
         lines = _event_lines(batches, asked)
-        first = await anext(lines)  # an error up to here can still be sent as the HTTP status
+        first = await anext(lines)  # an error up to here is answered with an HTTP error status
         return StreamingResponse(_joined(first, lines), media_type="text/event-stream")
     except (BadRequest, UserError, RunError, Busy) as error:
         return _error(error, "messages" if is_chat else "prompt")
@@ -84,8 +84,8 @@ async def _answer(request: Request, batches: RequestBatches, is_chat: bool) -> R
 async def _event_lines(batches: RequestBatches, asked: Asked) -> AsyncIterator[str]:
     """Yield the server-sent events of a streamed answer, as text.
 
-    The first event is not sent before a first piece of text is generated. Until then, an error can still be sent as the
-    HTTP status.
+    The first event is yielded only after some text is generated. Until then nothing has been sent, so an error can
+    still be answered with an HTTP error status.
     """
     answer = Answer(asked)
     waiting = answer.first_part()
@@ -105,7 +105,7 @@ async def _event_lines(batches: RequestBatches, asked: Asked) -> AsyncIterator[s
 
 
 async def _joined(first: str, lines: AsyncIterator[str]) -> AsyncIterator[str]:
-    """Yield the first event and all following events. If generation fails after the first, the last is an error."""
+    """Yield the first event and all following events. If generation fails, the last event is an error message."""
     yield first
     try:
         async for line in lines:

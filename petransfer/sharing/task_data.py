@@ -52,7 +52,7 @@ def test_data(
         part: `dev` or `test`. None means all rows of a file, and `test` for a benchmark or the adapter's own task. With
             a file, `dev` or `test` selects the rows that are also in this part of the adapter's own data. If `data` are
             pairs, `part` is ignored.
-        data_dir: a folder with data files.
+        data_dir: a folder with data files, of a benchmark or the user's own.
 
     Raises:
         UserError: the data are not available, or there are no such examples.
@@ -100,7 +100,7 @@ def columns_of(bundle: Bundle) -> dict[str, Any]:
     """Return the options for reading a file in the same way as the adapter's own data; empty if it has no such options.
 
     Raises:
-        UserError: the adapter was trained on the sharer's own files, and has no recipe with these options.
+        UserError: the adapter was trained on a user's own files, and has no recipe with these options.
     """
     if bundle.spec is None or bundle.spec.task.name != "lines":
         return {}
@@ -116,7 +116,7 @@ def options_of(bundle: Bundle) -> dict[str, Any]:
     """Return the options of an adapter's own task, with the paths of its data on this machine.
 
     Raises:
-        UserError: the adapter was trained on the sharer's own files, and has no recipe that names them.
+        UserError: the adapter was trained on a user's own files, and has no recipe that names the files.
     """
     assert bundle.spec is not None
     task = bundle.spec.task
@@ -136,7 +136,7 @@ def data_of(bundle: Bundle, data_dir: Path | None) -> SplitData:
     """Return the train, dev and test examples of an adapter's own task.
 
     Raises:
-        UserError: the data are the sharer's own files, and are not on this machine.
+        UserError: the data are a user's own files, and these files are not on this machine.
     """
     assert bundle.spec is not None
     task = bundle.spec.task

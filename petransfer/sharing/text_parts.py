@@ -19,7 +19,7 @@ async def generated_parts(batches: RequestBatches, prompts: Prompts) -> AsyncGen
 
     Raises:
         Busy: too many prompts are waiting.
-        UserError: a prompt is refused.
+        UserError: a prompt is refused, for example because it is too long.
         RunError: generation failed.
     """
     queue: asyncio.Queue[tuple[int, str] | None] = asyncio.Queue()
