@@ -78,7 +78,7 @@ class Study:
 
     @classmethod
     def of_grid(cls, grid: StudyGrid) -> Study:
-        """Return a study with a grid that `load_grid` has made."""
+        """Return the study of a grid of runs, as `load_grid` returns it."""
         study = cls.__new__(cls)
         study.grid = grid
         return study
@@ -139,7 +139,7 @@ class Study:
 
         Args:
             workers: Number of runs at the same time, one process per run. 0: chosen automatically.
-            stack: How many runs may be trained together on one copy of the base: a number, `auto` or `off`.
+            stack: How many runs may be trained together on one copy of the base model: a number, `auto` or `off`.
             executor: `local` for this machine, `ray` for a Ray cluster.
             address: The address of the Ray cluster.
             cpu: Use the CPU even if there is a GPU.
@@ -151,7 +151,7 @@ class Study:
             gradient_checkpointing: Recompute activations in the backward pass, which saves memory.
             log_with: Experiment trackers to log each run to: `tensorboard`, `wandb`, `mlflow`, `trackio` and others.
             repair: Delete and repeat the finished runs whose files are damaged.
-            dev_only: Skip the test set and save no adapters, as a sweep does.
+            dev_only: Skip the test set and save no adapters, as a learning-rate sweep does.
             progress: A function that is called several times a second during the runs. It can call the study's `plan()`
                 to get the status of each run.
 
@@ -197,7 +197,7 @@ class Study:
         return DataFrame(run_table.as_json(run_table.rows_of(self.grid.selected, self.grid.folder)))
 
     def effects(self) -> DataFrame:
-        """Estimate the effects that the recipe declares, from the runs that are finished.
+        """Estimate the effects (differences between arms or methods) that the recipe requests, from the finished runs.
 
         Returns:
             One row for each effect and split, with difference and interval in percentage points, p-value and verdict.
@@ -253,8 +253,8 @@ def train(
             target_language, folds.
 
     Returns:
-        The adapter. With several seeds, it is the adapter that is best on dev. With `folds`, it is trained on all rows,
-        and the file folds.json in the study's folder has the scores of the folds.
+        The adapter. With several seeds, it is the adapter that is best on dev. With `folds` (cross-validation), it is
+        trained on all rows, and the file folds.json in the study's folder has the scores of the folds.
 
     Raises:
         UserError: The model, the data or a setting is not valid, or the model does not fit the card.

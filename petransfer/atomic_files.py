@@ -1,4 +1,4 @@
-"""Write files and folders completely or not at all: under a temporary name, which is renamed when they are complete."""
+"""Write files and folders completely or not at all: write under a temporary name, and rename at the end."""
 
 from __future__ import annotations
 

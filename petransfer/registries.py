@@ -79,7 +79,8 @@ class Registry(Mapping[str, Entry]):
 
         Raises:
             KeyError: there is no such entry. `lookup` raises an error with a message for the user instead.
-            UserError: the entry is in another package, which cannot be imported or declares something else.
+            UserError: the entry is in another package, and this package cannot be imported, or its object is not an
+                entry with this name.
         """
         if name in self._built_in:
             return self._built_in[name]
@@ -106,7 +107,7 @@ class Registry(Mapping[str, Entry]):
 
         Raises:
             UserError: the name is unknown (the message suggests the most similar known name), or the entry is in
-                another package, which cannot be imported or declares something else.
+                another package, and this package cannot be imported, or its object is not an entry with this name.
         """
         if name not in self:
             raise unknown(self.noun, name, self)
