@@ -13,9 +13,9 @@ from petransfer.recipe.metrics import EXACT_MATCH, METRICS
 class Criterion:
     """A metric that effects are judged by. Its values are between 0 and 100.
 
-    key: the metric's name in the scores of a run's result.json. word, short: its name in a sentence and in a table
-    header. unit: the text that is printed after a value, such as ` %`. of_answers: whether the metric is a share of
-    correct answers, so that log-odds are defined.
+    key: the metric's name in the scores of a run's result.json. word: its name in a sentence. short: its name in a
+    table header. unit: the text that is printed after a value, such as ` %`. of_answers: whether the metric is a share
+    of correct answers, so that log-odds are defined.
     """
 
     key: str

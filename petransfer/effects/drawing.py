@@ -55,26 +55,29 @@ def label_of(effect: dict[str, Any]) -> str:
 
 
 def difference_in(word: str, width: float) -> str:
-    """Return the label of an axis that shows differences. In a narrow figure the label has two lines.
+    """Return the label of an axis that shows differences.
 
     Args:
         word: name of the metric.
-        width: of the figure in inches.
+        width: of the figure in inches. If it is below 5 inches, the label has two lines.
     """
     return f"difference in test{chr(10) if width < _WIDE else ' '}{word}, points"
 
 
 def wrapped(label: str, width: float) -> str:
-    """Break the label of a row into short lines, so that the data get most of the figure's width (in inches)."""
+    """Break the label of a row into short lines, so that most of the figure's width is left for the data.
+
+    width: of the figure in inches.
+    """
     return textwrap.fill(label, 44 if width >= _WIDE else 24, break_long_words=False, break_on_hyphens=False)
 
 
 def plot_forest(effects: Sequence[dict[str, Any]], word: str, width: float | None = None) -> Figure:
-    """Draw a forest plot: each effect with its interval, and below it Orhan's (2021) effect as a hollow diamond.
+    """Draw a forest plot: each effect with its interval. Orhan's (2021) effect is below it, as a hollow diamond.
 
     Args:
         effects: entries of effects.json. Each has the keys name, split, method, arm, difference, interval, margin and
-            verdict. If the paper has the same effect, the key `paper` has its values.
+            verdict. If Orhan (2021) has the same effect, the key `paper` has that effect with its interval.
         word: name of the metric.
         width: of the figure in inches; the width of a page by default.
     """
@@ -115,7 +118,7 @@ def plot_forest(effects: Sequence[dict[str, Any]], word: str, width: float | Non
 
 @dataclass(frozen=True)
 class _Row:
-    """A line of a forest plot. It shows our effect, the paper's effect or both; a heading has neither."""
+    """A line of a forest plot. It shows our effect, Orhan's (2021) effect or both; a heading shows neither."""
 
     label: str
     effect: dict[str, Any] | None = None
@@ -150,7 +153,7 @@ def _rows(effects: Sequence[dict[str, Any]]) -> list[_Row]:
     for (split, second), members in groups.items():
         if len(groups) > 1 or by_effect:
             rows.append(_Row(" \u00b7 ".join([split] * (len(splits) > 1) + [second] * (len(seconds) > 1 or by_effect))))
-        if by_effect:  # the paper has one method only, so its effect is drawn once for the whole group
+        if by_effect:  # Orhan (2021) has one method only, so that effect is drawn once for the whole group
             rows += [_Row(short(one), one) for one in members]
             rows += [_Row("Orhan (2021)", None, members[0]["paper"])] if members[0].get("paper") else []
         else:
@@ -161,7 +164,7 @@ def _rows(effects: Sequence[dict[str, Any]]) -> list[_Row]:
 def draw_interval(
     axes: Axes, effect: dict[str, Any], at: float, colour: str, marker: str, *, hollow: bool, size: float = 5.5
 ) -> None:
-    """Draw a difference as a marker and its interval as a line, at height `at`."""
+    """Draw an effect's difference as a marker and its interval as a line, at the vertical position `at`."""
     interval = effect["interval"]
     if interval:
         axes.plot([interval["low"], interval["high"]], [at, at], color=colour, linewidth=1.4, solid_capstyle="butt")

@@ -1,8 +1,8 @@
-"""Confidence intervals over seeds and test examples, for one difference, a sum of differences, and a ratio.
+"""Confidence intervals over seeds and test examples, for a difference, a weighted sum of means, and a ratio.
 
 Terms: a sample is the matrix (seeds, examples) of the scores of one arm under one method, each score between 0 and 1. A
-weighted sum of samples' means is passed as two mappings with the same keys: the samples and their weights. If two
-effects use the same sample, the sample has one key, and values of its mean are drawn only once.
+weighted sum of samples' means is passed as two mappings with the same keys: the samples and their weights. If both
+effects of a comparison use the same sample, the sample has one key, and values of its mean are drawn only once.
 """
 
 from __future__ import annotations
@@ -58,17 +58,17 @@ def log_odds_of(shares: Scores, examples: int) -> Scores:
 def drawn_means(
     samples: Samples, categories: NDArray[np.int64], examples: int, *, draws: int = DRAWS, seed: int = 0
 ) -> dict[str, Scores]:
-    """Draw plausible values of each sample's true mean, given its few seeds and its test examples.
+    """Draw plausible values of each sample's true mean, given its scores on a few seeds and test examples.
 
     Seeds: the log-odds of a sample's seeds are assumed to be normal. Their mean and standard deviation are drawn from
     their joint fiducial distribution (Student's t for the mean, chi squared for the variance). Each draw is converted
     to the mean share of correct answers. The scores of seeds are often skewed: only one seed in six may generalise. For
-    such scores, the 95 % interval of a bootstrap of six seeds contains the true value in 66 to 96 % of studies. The
-    interval of these draws contains it in 91 to 100 % (`python -m benchmarks.coverage`,
+    such scores, the 95 % interval of a bootstrap of six seeds contains the true value in 66 to 96 % of simulated
+    studies. The interval of these draws contains it in 91 to 100 % of them (`python -m benchmarks.coverage`,
     results/bench/coverage-cpu.json).
 
-    Examples: test examples are drawn with replacement within each category. This changes the mean over all seeds; the
-    change is added to each draw.
+    Examples: test examples are drawn with replacement within each category. Each such drawing changes the sample's
+    mean; the change is added to one of the drawn means.
 
     Args:
         samples: by key, scores (seeds, examples) between 0 and 1. Each sample has at least two seeds, and all samples
@@ -111,9 +111,9 @@ def _drawn(scores_sn: Scores, weights_bn: Scores, examples: int, rng: np.random.
 
 
 def drawn_seed_means(shares_s: Scores, examples: int, draws: int, rng: np.random.Generator) -> Scores:
-    """Draw plausible values of the mean share of correct answers over all possible seeds, given the shares of a few.
+    """Draw plausible values of the mean share of correct answers over all possible seeds.
 
-    `drawn_means` explains the method.
+    The values are drawn from the shares of a few seeds; `drawn_means` explains the method.
 
     Args:
         shares_s: (seeds,) shares of correct answers, 0 to 1.
@@ -155,7 +155,7 @@ def sum_interval(
     """Compute the 95 % interval of a weighted sum of samples' means, or None if a sample has a single seed.
 
     If the weighted sum of the given scores is outside the interval, the interval is extended to include the sum. A
-    single outlier among the seeds can cause this. The arguments are explained in `drawn_means`.
+    single outlier among the seeds can make this necessary. The arguments are explained in `drawn_means`.
     """
     if min(map(len, samples.values())) < 2:
         return None
@@ -174,8 +174,8 @@ def paired_interval(
 ) -> Interval | None:
     """Compute the 95 % interval of the mean of `left - right` over pairs of seeds, or None if there is a single pair.
 
-    The differences are assumed to be normal, so Student's t is used; a difference has no log-odds. Examples are drawn
-    as in `drawn_means`.
+    The differences are assumed to be normal, so Student's t is used. Log-odds are not used, because a difference has
+    none. Examples are drawn as in `drawn_means`.
 
     Args:
         left: (seeds, examples) scores between 0 and 1.

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 class Thresholds:
     """The limits that a recipe declares for verdicts.
 
-    margin: in percentage points; the verdict is `equivalent` if the tests show that the difference is smaller.
+    margin: in percentage points; the verdict is `equivalent` if the tests show a difference smaller than the margin.
     smallest_effect: in percentage points; a smaller difference never has the verdict `holds` or `reversed`.
-    learnt: in percent; an arm whose exact match on dev is lower has not learnt the task.
+    learnt: in percent; an arm with a lower exact match on dev counts as not having learnt the task.
     """
 
     margin: float = MARGIN
@@ -68,10 +68,12 @@ class Kind:
     collect: takes a requested effect, a split and the study's runs. It yields the data of each effect to estimate, or
     `Missing` if an effect cannot be estimated.
     p_value: takes the data of one effect and returns its p value before adjustment; None if the effect is not tested.
-    judge: returns the estimated effect with its verdict, as a dataclass that is written to effects.json.
-    sentence: returns the effect and its verdict as text. details: returns further numbers as text, '' if there are
-    none. plot: draws the list of effects; takes the list, the criterion and a width in inches. It returns None if there
-    is nothing to draw.
+    judge: takes the data of one effect, its `Family` and the thresholds. It returns the effect with its estimate and
+    its verdict, as a dataclass whose fields are written to effects.json.
+    sentence: takes an effect as in effects.json and the criterion, and returns the effect and its verdict as text.
+    details: takes the same arguments as `sentence`, and returns further numbers as text, '' if there are none.
+    plot: takes the list of these effects in effects.json, the criterion and a width in inches. It returns a figure, or
+    None if there is nothing to draw.
     """
 
     name: str
@@ -91,5 +93,5 @@ KINDS = Registry("kind of effect", Kind, "petransfer.effects.kinds", "petransfer
 
 
 def kinds_in_order() -> list[Kind]:
-    """Return all kinds of effects, including those of other packages."""
+    """Return all kinds of effects, including the kinds of other packages, sorted by `order`."""
     return sorted(KINDS.values(), key=lambda kind: (kind.order, kind.name))

@@ -32,8 +32,8 @@ class Contrast:
     examples: number of test examples; 0 means one example per column. left_out: number of runs that are not used,
     because the other group has no run of the same seed.
     dev: mean exact match (or the other metric) of each group on dev, divided by 100; NaN if it is not known.
-    left_key, right_key: identify the runs of each group. Groups with equal keys are the same runs, unless the key is
-    empty.
+    left_key, right_key: identify the runs of each group. Groups with equal keys are the same runs. An empty key means
+    that the runs are not identified.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Contrast:
     def learnt(self, least: float) -> bool:
         """Return whether both groups reach `least` % exact match on dev.
 
-        A group without a dev score counts as reaching it. True if the metric is not exact match.
+        A group without a dev score counts as reaching it. The result is always True if the metric is not exact match.
         """
         return self.metric != EXACT_MATCH or not any(100 * side < least for side in self.dev)
 
@@ -127,9 +127,9 @@ class Two:
 class Side:
     """One of the two effects that a scale effect or a retention compares.
 
-    name: the family, method or study. left, right: mean scores in percent. difference, interval: left minus right in
-    percentage points. seeds: numbers of seeds of left and right. dev: dev scores of left and right in percent; None if
-    they are not known.
+    name: the family, method or study in which the effect was measured. left, right: mean scores in percent. difference,
+    interval: left minus right in percentage points. seeds: numbers of seeds of left and right. dev: dev scores of left
+    and right in percent; None if they are not known.
     """
 
     name: str
@@ -216,8 +216,8 @@ def _mean(values: np.ndarray) -> float:
 def arms_under(effect: RequestedEffect, split: str, method: str, runs: Runs) -> Contrast | Missing:
     """Return the contrast of an effect's two arms under a method, or `Missing` if an arm has no finished run.
 
-    If the study does not train the right arm by `method` and only by one other method, the right arm's runs are those
-    of the other method. This is the case of `scratch`, which always trains all weights.
+    If the study trains the right arm by one method only, its runs under that method are used, even if it is not
+    `method`. For example, `scratch` always trains all weights.
     """
     partner = runs.partner(effect.right, method, split)
     left, right = runs.scored(effect.left, method, split), runs.scored(effect.right, partner, split)
@@ -231,8 +231,8 @@ def arms_under(effect: RequestedEffect, split: str, method: str, runs: Runs) -> 
 def other_study(effect: RequestedEffect, split: str, runs: Runs) -> Runs | Missing:
     """Return the runs of the study that `effect.study` names, or `runs` if the effect names no study.
 
-    The other study is scored by the metric of `runs`. Returns `Missing` if there is no such study, or if it did not
-    measure the metric.
+    The scores of the other study are its values of the metric of `runs`. Returns `Missing` if there is no such study,
+    or if the other study did not measure the metric.
     """
     if not effect.study:
         return runs

@@ -29,7 +29,7 @@ class Scored:
     scores: (seeds, examples) exact match, 0 or 1; or (seeds, 1) each run's value of another metric, divided by 100.
     log_probs: (seeds,) mean log-probability per target token. index: (examples,) row numbers of the test examples.
     category: (columns,) the category of each column of `scores`. dev: (seeds,) each run's value of the metric on dev,
-    divided by 100; NaN if the run has none.
+    divided by 100; NaN if the run has no such value.
     """
 
     seeds: tuple[int, ...]
@@ -77,7 +77,8 @@ class Runs:
     def partner(self, arm: str, method: str, split: str) -> str:
         """Return the method under which `arm` is compared.
 
-        This is `method`. If the study trains the arm on this split by one other method only, it is that other method.
+        If the study trains the arm on this split by one method only, the result is that method. Otherwise it is
+        `method`.
         """
         found = self.methods(arm, split)
         return method if method in found or len(found) != 1 else found[0]
@@ -86,8 +87,8 @@ class Runs:
         """Return the scores of the finished runs of an arm, method and split, or None if no run is finished.
 
         Raises:
-            UserError: the runs were not tested on the same examples, a run has no value of the metric, or the file of
-                its test examples is missing or damaged.
+            UserError: the runs were not tested on the same examples, a run has no test value of the metric, or the
+                examples.parquet of a run is missing or damaged.
         """
         done = [cell for cell in self.asked(arm, method, split) if self.folder.run(cell.run_id).done]
         key = tuple(cell.run_id for cell in done)
@@ -176,7 +177,8 @@ def _examples(folder: StudyFolder, run_id: str) -> dict[str, Any]:
 def examples_of(folder: StudyFolder, run_id: str) -> Iterator[Path]:
     """Yield the path of a finished run's examples.parquet, which has one row per test example.
 
-    The `with` block reads the file. If reading fails, the error is replaced by a `UserError` that says what to do.
+    Read the file inside the `with` block. If this fails, a `UserError` that says what to do replaces the original
+    error.
 
     Raises:
         UserError: the file is missing or damaged.

@@ -39,10 +39,10 @@ def fewest_for_equivalence(*, paired: bool = False) -> int:
     """Return the minimum number of seeds per group, or of pairs, for the verdict `equivalent`: four, or six pairs.
 
     With fewer seeds, the exact test cannot detect a difference of any size. So if the test detects no difference, that
-    proves nothing. A bootstrap over seeds does not help. With three seeds, it draws the lowest seed three times with
-    probability 1/27 (3.7 %). The 95 % interval leaves out only 2.5 % at each end, so each end is the score of a single
-    seed. A t test would assume that the seeds' scores are normal. That is wrong if a few seeds generalise and the
-    others do not.
+    proves nothing. A bootstrap over seeds does not help. With three seeds, a bootstrap sample consists of the lowest
+    seed alone with probability 1/27 (3.7 %). The 95 % interval leaves out only 2.5 % at each end, so each end of the
+    interval is the score of a single seed. A t test would assume that the seeds' scores are normal. That is wrong if a
+    few seeds generalise and the others do not.
     """
     return fewest_seeds(1, paired=paired)
 
@@ -51,9 +51,9 @@ def fewest_for_equivalence(*, paired: bool = False) -> int:
 class Demand:
     """The number of effects that a study tests together, and the number of seeds that they need.
 
-    tests: number of tested effects, unpaired and paired. seeds: number of seeds of the study. unpaired: number of
-    effects between arms or families, whose runs are not paired by seed. paired: number of contrasts of methods, whose
-    runs are paired by seed.
+    tests: number of all tested effects (`unpaired` + `paired`). seeds: number of seeds of the study. unpaired: number
+    of effects between arms or families, whose runs are not paired by seed. paired: number of contrasts of methods,
+    whose runs are paired by seed.
     """
 
     tests: int

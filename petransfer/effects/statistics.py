@@ -29,7 +29,8 @@ def permutation_p(left: Scores, right: Scores, *, paired: bool = False) -> float
 
     Two-sided: the p value is twice the smaller tail. Each direction then has half of the significance level, which a
     verdict with a direction requires. Another definition counts the permutations whose absolute difference is at least
-    as large as the observed difference. The two definitions agree for groups of equal size, but not for other groups.
+    as large as the observed absolute difference. The two definitions agree for groups of equal size, but not for other
+    groups.
 
     If there are more than 20,000 permutations, 20,000 are drawn at random.
 
@@ -100,8 +101,9 @@ def seeds_needed(
     """Compute how many seeds per group are needed to detect the difference of two groups' means; at most 1,000.
 
     The computation assumes the observed difference, but at least `margin`. The significance level is 0.05 / `tests`
-    (Holm). The standard deviation is pooled over the seeds of both groups; if seeds are paired, it is that of their
-    differences. The result is at least the number of seeds with which the permutation test can reach significance.
+    (Holm). The standard deviation is pooled over both groups; if seeds are paired, it is the standard deviation of the
+    differences. The result is never below the number of seeds that the permutation test needs to be able to reach
+    significance.
 
     Args:
         left: (seeds,) scores of the first group.

@@ -46,8 +46,9 @@ def update_effects(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, *,
     """Judge the recipe's effects from the finished runs, write effects.json, and return its content.
 
     The content has a list for each kind of effect (`effects`, `scales`, `retentions`), `tests` (the number of effects
-    tested together), `judged_by` if it is not exact match, `notes` (notes for the reader), `sentences` (the notes and
-    one sentence for each effect) and `missing` (a sentence for each effect that cannot be estimated yet).
+    tested together), `judged_by` (the metric, given only if it is not exact match), `notes` (notes for the reader),
+    `sentences` (the notes and one sentence for each effect) and `missing` (a sentence for each effect that cannot be
+    estimated yet).
 
     If effects.json was already made from the same runs, its content is returned without computing it again, because
     importing statsmodels takes seconds. `anew` forces the computation. Nothing is written if the recipe has no effects
@@ -68,7 +69,7 @@ def update_effects(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, *,
 
 
 def _digest(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, done: list[str]) -> str:
-    """Return a hash of all inputs of the verdicts."""
+    """Return a hash of everything that the verdicts depend on: requested effects, thresholds, metric, and runs."""
     failed = sorted((cell.run_id, study.run(cell.run_id).status()) for cell in cells if cell.run_id not in set(done))
     asked = [effect if isinstance(effect, str) else effect.model_dump() for effect in recipe.effects]
     limits = [recipe.margin, recipe.smallest_effect, recipe.learnt]
@@ -159,8 +160,8 @@ def one_pretraining_note(cells: Sequence[Cell]) -> str:
 def several_cpus_note(cells: Sequence[Cell], study: StudyFolder) -> str:
     """Return a note if the finished runs were made on different models of CPU; '' if all were made on one model.
 
-    The results of older versions do not name the CPU. If other results name it, the runs without a name count as made
-    on one more CPU model.
+    Runs on a GPU are ignored. Older versions of petransfer did not record the CPU. If some results name a CPU and
+    others do not, the runs without a CPU name count as made on one more model.
     """
     results = [study.run(cell.run_id).result() for cell in cells]
     environments = [found.get("environment") or {} for found in results if found]

@@ -22,7 +22,7 @@ def plain(value: float, digits: int = 1) -> str:
 
 
 def bounds(interval: Mapping[str, float] | None, digits: int = 1) -> str:
-    """Format a confidence interval as a space and `[low, high]`; '' if there is no interval."""
+    """Format a confidence interval as `[low, high]` with a space in front; '' if there is no interval."""
     return f" [{signed(interval['low'], digits)}, {signed(interval['high'], digits)}]" if interval else ""
 
 

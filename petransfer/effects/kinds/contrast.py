@@ -42,8 +42,9 @@ Verdict = Literal["holds", "reversed", "equivalent", "inconclusive", "saturated"
 # In percentage points. If both sides are within this distance of 0 %, or both of 100 %, the metric cannot show a
 # difference.
 ROOM = 1.0
-# In percentage points. If a side is within this distance of 0 % or 100 %, the verdicts `holds` and `reversed` also
-# require that the log-odds have a difference of the same sign, and that its interval excludes zero.
+# In percentage points. If a side is within this distance (or the margin, if that is larger) of 0 % or 100 %, the
+# verdicts `holds` and `reversed` also require two things: the difference of the log-odds has the same sign as the
+# difference of the scores, and its interval excludes zero.
 NEAR_THE_ENDS = 5.0
 
 
@@ -53,13 +54,14 @@ class Effect:
 
     left, right: mean scores of the two sides in percent. left_seeds, right_seeds: the score of each seed in percent.
     difference, interval, margin and smallest_effect are in percentage points; log_prob_difference is in nats per target
-    token. p: of the exact permutation test over seeds. p_holm: `p`, adjusted for all tested effects of the study; None
-    if a side has not learnt the task. smallest_p: the smallest p value that is possible with this number of seeds.
-    least_p_holm: `smallest_p` after Holm's adjustment. equivalence_p: None if there are too few seeds. seeds_needed:
-    number of seeds per side that would be needed; None if the verdict is not `inconclusive`. log_odds: given if a side
-    is near 0 % or 100 % and the metric is a share of correct answers. mcnemar: given if each side is a single run.
-    left_out: number of runs that are not used, because the other side has no run of the same seed. dev: dev scores of
-    both sides in percent. because: the reason, if the verdict is not `holds` or `reversed`.
+    token. p: the p value of the exact permutation test over seeds. p_holm: `p`, adjusted for all tested effects of the
+    study; None if a side has not learnt the task. smallest_p: the smallest p value that is possible with this number of
+    seeds. least_p_holm: `smallest_p` after Holm's adjustment. equivalence_p: the p value of the equivalence test; None
+    if there are too few seeds. seeds_needed: number of seeds per side that would be needed to detect the difference;
+    None if the verdict is not `inconclusive`. log_odds: None unless a side is near 0 % or 100 % and the metric is a
+    share of correct answers. mcnemar: None unless each side is a single run. left_out: number of runs that are not
+    used, because the other side has no run of the same seed. dev: dev scores of both sides in percent. because: the
+    reason for the verdict; '' for `holds` and `reversed`.
     """
 
     name: str
@@ -104,7 +106,7 @@ def collect(effect: RequestedEffect, split: str, runs: Runs) -> Iterator[Contras
             yield arms_under(effect, split, method, runs)
         return
     for arm in effect.arms:
-        # `scratch` may be trained by another method than the other arms, and then has no contrast of these methods.
+        # Skip an arm that the study does not train by both methods. For example, `scratch` always trains all weights.
         if {effect.left, effect.right} <= set(runs.methods(arm, split)):
             yield _methods_in(arm, effect, split, runs)
 
@@ -230,7 +232,10 @@ def _verdict(
 
 
 def within(interval: Interval | None, margin: float) -> bool:
-    """Return whether the whole interval is within the margin around zero; True if there is no interval."""
+    """Return whether the whole interval is within the margin around zero; True if there is no interval.
+
+    There is no interval if a side has a single seed. The equivalence test then has too few seeds to succeed.
+    """
     return interval is None or (-margin < interval.low and interval.high < margin)
 
 
@@ -239,7 +244,7 @@ def _obstacle(
 ) -> str | None:
     """Return the reason why the verdict cannot be `holds` or `reversed`, or None if it can.
 
-    The reason is '' if the p value is too large or the contrast is not tested.
+    The reason is '' if the p value is too large or the contrast is not tested. `_verdict` then finds another reason.
     """
     interval = contrast.interval
     if p is None or p >= LEVEL:
@@ -249,7 +254,8 @@ def _obstacle(
     if interval is not None and interval.holds_zero:
         return "the permutation test tells the sides apart, but the interval of the difference of means includes zero"
     if odds and (odds.interval is None or odds.interval.holds_zero or odds.difference * difference < 0):
-        # Without variation between seeds the log-odds have no interval. Then the same sign is enough.
+        # If nothing varies between seeds, the log-odds have no interval. Then it is enough that both differences have
+        # the same sign.
         flat = odds.interval is None and odds.difference * difference > 0
         return None if flat else "near 0 or 100 % the log-odds must agree, and their interval includes zero"
     return None
@@ -267,7 +273,7 @@ def _end(mean: float) -> str:
 
 
 def no_room(left: float, right: float, room: float = ROOM) -> bool:
-    """Return whether both means (in percent) are near 0 %, or both near 100 %, where the metric shows no difference.
+    """Return whether both means (in percent) are near 0 %, or both near 100 %. The metric then shows no difference.
 
     room: the largest distance that counts as near, in percentage points.
     """
@@ -288,7 +294,7 @@ def sentence(effect: dict[str, Any], criterion: Criterion) -> str:
 
 
 def details(effect: dict[str, Any], criterion: Criterion) -> str:
-    """Return sentences with the numbers behind the verdict, and with the paper's effect if the paper has it."""
+    """Return sentences with further numbers of an effect, and with the paper's effect if the paper has it."""
     parts = []
     if effect["p_holm"] is not None and effect["least_p_holm"] >= LEVEL:
         parts.append(f"So few seeds cannot give less than {p_text(effect['least_p_holm'])} (Holm).")

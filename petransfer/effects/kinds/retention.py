@@ -1,8 +1,8 @@
-"""Retention: an effect under one method, divided by the same effect under another method.
+"""Retention: an effect (a difference between two arms) under one method, divided by the same effect under another.
 
-A retention of 1 means that the whole effect is retained. Retention has no test and no verdict. It is given only if its
-confidence set by Fieller's method is a bounded interval. Otherwise the effect in the denominator could be zero, and the
-ratio would be meaningless.
+A retention of 1 means that the whole effect is retained. Retention has no test and no verdict. The ratio is given only
+if its confidence set by Fieller's method is a bounded interval. Otherwise the effect in the denominator could be zero,
+and the ratio would be meaningless.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def sentence(one: dict[str, Any], criterion: Criterion) -> str:
 
 
 def details(one: dict[str, Any], criterion: Criterion) -> str:
-    """Return '', because a retention has no numbers besides those in its sentence."""
+    """Return '', because the sentence has all numbers of a retention."""
     return ""
 
 

@@ -32,9 +32,10 @@ class Scale:
 
     difference, interval, of_left, of_right and margin are in percentage points. of_left, of_right: the parts of the
     difference that come from the left and from the right arm; their sum is the difference.
-    p: the p value of Welch's t test over the four groups of seeds. It is never smaller than the smallest p value that
-    an exact test of `here` or of `there` can give with its seeds. p_holm: `p`, adjusted for all tested effects of the
-    study; None if an arm has not learnt the task. because: the reason, if the verdict is not `holds` or `reversed`.
+    p: the p value of Welch's t test over the four groups of seeds. An exact test of `here` alone, or of `there` alone,
+    has a smallest possible p value, given by its number of seeds. `p` is never smaller than either of these two.
+    p_holm: `p`, adjusted for all tested effects of the study; None if an arm has not learnt the task. because: the
+    reason for the verdict; '' for `holds` and `reversed`.
     """
 
     name: str
@@ -73,7 +74,7 @@ def collect(effect: RequestedEffect, split: str, runs: Runs) -> Iterator[Two | M
 
 
 def _like(method: str, arm: str, split: str, other: Runs) -> str:
-    """Return the method to use in the other study: `method`, or the arm's only method there."""
+    """Return the method to use in the other study: the only method of `arm` there, or `method` if there are several."""
     theirs = other.methods(arm, split)
     return theirs[0] if method not in theirs and len(theirs) == 1 else method
 
@@ -165,7 +166,10 @@ def _verdict(
 
 
 def _equivalent(two: Two, margin: float) -> bool:
-    """Return whether two one-sided Welch tests show that the scale effect is smaller than the margin, in points."""
+    """Return whether two one-sided Welch tests show that the scale effect is smaller than the margin.
+
+    margin: in percentage points.
+    """
     seeds = _seed_means(two)
     if min(map(len, seeds.values())) < fewest_for_equivalence() or abs(_sum(two)) >= margin:
         return False

@@ -1,9 +1,10 @@
 """The scores of Orhan (2021, arXiv:2109.15101). Reports show them next to our scores on the same splits.
 
 orhan2021.csv has the number of correct answers of each seed. The numbers come from the paper's released result files
-(github.com/eminorhan/parsing-transformers at commit 9887632, results/**), for the numbers of epochs that the paper's
-scripts set. Arms and families have the names that petransfer's registry uses. The paper trained all weights, scored the
-last epoch, and used COGS as it was before its correction in 2022.
+(github.com/eminorhan/parsing-transformers at commit 9887632, results/**). The paper's scripts set the number of epochs
+of each experiment; only results with this number are used. Arms and families have the names that petransfer's registry
+uses. The paper trained all weights, scored the models after the last epoch, and used COGS as it was before its
+correction in 2022.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ def published() -> dict[tuple[str, str, str, str, str], Published]:
 def family_beside(family: str) -> str:
     """Return the family of the paper that is compared with `family`.
 
-    This is the same family if the paper has it, `t5-3b` for models of 3B parameters or more, and `t5-base` otherwise.
+    This is `family` itself if the paper has it. Otherwise it is `t5-3b` for models of 3B parameters or more, and
+    `t5-base` for smaller models.
     """
     if family in FAMILIES:
         return family
@@ -119,7 +121,7 @@ def paper_note(families: Iterable[str], task: str, splits: Iterable[str], arms: 
     """Return a note on the paper's scores: their source, and how the paper's experiments differ from ours.
 
     Args:
-        families: our families, next to which the paper's scores are shown.
+        families: our families. The paper's scores are shown next to the scores of these families.
         task: name of the task.
         splits: the splits for which the paper's scores are shown.
         arms: the arms for which the paper's scores are shown.
@@ -133,7 +135,7 @@ def paper_note(families: Iterable[str], task: str, splits: Iterable[str], arms: 
 def caveats(family: str, task: str, split: str, arms: Collection[str]) -> list[str]:
     """Return one note for each difference between the paper's experiments and ours that affects a comparison of scores.
 
-    family: our family. arms: the arms for which the paper's scores are shown.
+    family: the family of our models. arms: the arms for which the paper's scores are shown.
     """
     beside_us = family_beside(family)
     found = ["its epochs were chosen on test accuracy, and its scratch arm's settings were not tuned"]
