@@ -51,7 +51,10 @@ class BadRows:
         return reason in self._numbers
 
     def is_new(self, problem: BadRow) -> bool:
-        """Return whether the reason of `problem` was not counted yet. `summary` shows the place of such a row only."""
+        """Return whether no row was counted yet for the reason of `problem`.
+
+        `summary` shows only the place of each reason's first row, so callers need not compute the places of later rows.
+        """
         return problem.reason not in self._numbers
 
     def summary(self) -> str:
@@ -65,7 +68,7 @@ class BadRows:
         return "; ".join([*shown, f"and {others} other reasons"] if others else shown)
 
     def refusal(self, rows: int, name: str) -> str:
-        """Return the error message for data with bad rows that the user does not skip.
+        """Return the error message for data that has bad rows, if the user did not choose to skip them.
 
         Args:
             rows: The number of all rows, good and bad.
@@ -82,7 +85,7 @@ class BadRows:
 
 
 def visible(text: str, most: int = 60) -> str:
-    """Return a text in quotes for a message, with visible line breaks, tabs and blanks at its ends.
+    """Return a text in quotes for a message. Line breaks, tabs, and blanks at both ends are made visible.
 
     If the text is longer than `most` characters, its middle is replaced by three dots.
 

@@ -112,7 +112,10 @@ def read_rows(path: Path, parse: Callable[[str], Row], sha256: str | None = None
 def rows_of(
     lines: Iterable[bytes], path: Path, parse: Callable[[str], Row], sha256: str | None = None
 ) -> Iterator[Row]:
-    """Yield the rows of lines that are already in memory; see `read_rows`. `path` is only used in error messages."""
+    """Convert lines that are already in memory to rows, and yield the rows; see `read_rows`.
+
+    `path` is only used in error messages.
+    """
     digest = hashlib.sha256()
     for number, raw in enumerate(lines, start=1):
         line = raw.removesuffix(b"\n").removesuffix(b"\r")

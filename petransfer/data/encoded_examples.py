@@ -27,7 +27,7 @@ from petransfer.errors import UserError
 # If a part on disk has more examples than this, its token ids are not kept in memory. They are encoded at every access.
 KEPT = 20_000
 _CHUNK = 1000
-# About so many inputs of each part are checked for characters that the tokenizer loses.
+# About this many inputs of each part are checked for characters that the tokenizer loses.
 _INPUTS_CHECKED = 2000
 
 TooLong = Callable[[Encoded], BadRow | None]
@@ -71,7 +71,7 @@ class EncodedPart:
     Args:
         examples: The examples that can be used.
         encoded: The token ids of `examples`, either in memory or encoded at every access.
-        token_ids: All token ids that occur in the checked examples.
+        token_ids: All token ids that occur in the examples that were checked; see `encode_part`.
         bad: The position and the reason of each example that cannot be used.
         changed_inputs: For each character that the tokenizer loses, the number of inputs that lose it.
         inputs_checked: The number of inputs that were checked for lost characters.
@@ -92,7 +92,7 @@ class EncodedSplit:
     Args:
         data: The examples that can be used.
         parts: The token ids of these examples, by part.
-        token_ids: All token ids that occur in the checked training examples.
+        token_ids: All token ids that occur in the training examples that were checked; see `encode_split`.
         notes: Messages for the user about skipped rows, and about characters of inputs that the tokenizer loses.
     """
 
@@ -124,7 +124,7 @@ def encode_split(
         too_long: Returns why an example is too long for the model, or None if it is not.
         skip_bad_rows: Leave out the examples that cannot be used, instead of raising an error.
         used_in_training: Returns the positions of the training examples that training will use. Only these are checked
-            if the training part is too large for memory and bad rows are not skipped. None: all are checked.
+            if the training part is too large for memory and bad rows are not skipped. None: every example is checked.
 
     Raises:
         UserError: Some examples cannot be used and `skip_bad_rows` is False (the message counts them by reason), or a
@@ -167,7 +167,8 @@ def encode_part(
         tokenizer: The model's tokenizer.
         layout: The model's layout.
         too_long: Returns why an example is too long for the model, or None if it is not.
-        used: Returns the positions of the examples to check if the part is too large for memory. None: all are checked.
+        used: Returns the positions of the examples to check if the part is too large for memory. None: every example is
+            checked.
     """
     keep = len(examples) <= KEPT or isinstance(examples, tuple | list)
     positions = range(len(examples)) if keep or used is None else used()
@@ -203,7 +204,7 @@ def _without(examples: Sequence[Example], positions: Sequence[int]) -> Sequence[
 def _lost_in_inputs(examples: Sequence[Example], prefix: str, tokenizer: PreTrainedTokenizerBase) -> Iterable[str]:
     """Yield, for each input, every character that is lost when the input is encoded and decoded.
 
-    Line breaks and tabs count as characters, other blanks do not. Chats are not checked.
+    Lost line breaks and tabs are yielded, but other lost blanks are not. Chats are not checked.
     """
     if examples[0].chat:
         return

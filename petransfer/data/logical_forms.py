@@ -34,7 +34,7 @@ class Semantics:
 
 
 def conjuncts(form: str) -> frozenset[Conjunct] | None:
-    """Return the set of conjuncts of a logical form, without blanks; None if a part of the form is not a conjunct.
+    """Return the set of conjuncts of a logical form, with blanks removed. None if it has parts that are not conjuncts.
 
     >>> sorted(conjuncts("* dog ( 1 ) ; run ( 2 ) AND agent ( 2 , 1 )"))
     [('*dog', ('1',)), ('agent', ('2', '1')), ('run', ('2',))]
@@ -111,7 +111,7 @@ def _isomorphic(one: frozenset[Conjunct], other: frozenset[Conjunct]) -> bool:
 
 
 def _match(joined: list[tuple[str, tuple[Node, ...]]], colours: Colours) -> bool:
-    """Return whether the variables of two forms can be matched one to one, by colour refinement and search.
+    """Return whether a one-to-one matching of the variables makes two forms equal, by colour refinement and search.
 
     Only variables of the same colour can be matched. If a colour has several variables in each form, the first variable
     of one form is tried with each variable of the other form.
@@ -138,10 +138,11 @@ def _match(joined: list[tuple[str, tuple[Node, ...]]], colours: Colours) -> bool
 
 
 def _refine(joined: list[tuple[str, tuple[Node, ...]]], colours: Colours) -> Colours:
-    """Return refined colours: variables keep the same colour only if they occur in conjuncts of the same kind.
+    """Return refined colours: two variables have the same colour only if they occur in conjuncts of the same kinds.
 
-    The new colour of a variable depends on its old colour, on the predicates of its conjuncts, on its position in them,
-    and on the colours of the other variables in them. This is repeated until no colour is split any more.
+    The new colour of a variable depends on its old colour, on the predicates of its conjuncts, on its position in these
+    conjuncts, and on the colours of the other variables there. Refinement is repeated until the number of colours no
+    longer grows.
     """
     while True:
         seen: dict[Node, list[tuple[str, int, tuple[int, ...]]]] = defaultdict(list)

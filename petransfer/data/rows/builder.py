@@ -65,8 +65,8 @@ class RowBuilder:
                 the default.
 
         Raises:
-            UserError: Rows cannot be used and the option `bad_rows` is `refuse`, a part has no rows, or the categories
-                cannot be used.
+            UserError: Rows cannot be used and the option `bad_rows` is `refuse`, a part has no rows, there are more
+                than `CATEGORIES` categories, or two categories differ only in case or blanks.
         """
         with RowWriter(self._folder / "rows.arrow") as writer:
             for part in PARTS:

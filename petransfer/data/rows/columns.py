@@ -157,7 +157,7 @@ def reading_notes(options: RowOptions, source: Source, columns: ColumnChoice) ->
 
 
 def read_records(options: RowOptions, source: Source, columns: ColumnChoice) -> Iterator[Record]:
-    """Return an iterator over the rows of a source. Columns that are not in `columns` may be missing."""
+    """Return an iterator over the rows of a source. The rows may lack columns that are not in `columns`."""
     return read(source, required_columns(options), options.columns_are_named, columns.all)
 
 

@@ -111,8 +111,8 @@ def _plain_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
 def _quoted_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
     """Yield the rows of a file in which quotes enclose cells, read with the csv module.
 
-    A quoted cell can contain line breaks, so the csv module reads on after a quote that is never closed, and all lines
-    after it become part of the row. Therefore, after an invalid row, reading continues with the row's second line.
+    A quoted cell can contain line breaks. So if a quote is never closed, the csv module reads all following lines as
+    part of the same row. Therefore, after such an invalid row, reading continues with the second line of the row.
     """
     csv.field_size_limit(sys.maxsize)
     rest, again = read_lines(source), deque[Line]()
@@ -157,7 +157,7 @@ def _quoted_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
 
 
 def _character(name: str) -> str:
-    """Return the delimiter that the user gave, either as a word (`comma`) or as the character itself."""
+    """Return the character of a delimiter. The user gave it as a word (`comma`) or as the character itself."""
     found = DELIMITERS.get(name, name)
     if len(found) != 1:
         raise UserError(f"delimiter of lines is {name!r}; give one character, or {', '.join(DELIMITERS)}")

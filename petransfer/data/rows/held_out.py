@@ -48,7 +48,7 @@ def _count(cut: float | None, rows: int, most: int) -> int:
 
 
 def _end(values: Any, ordered: Any, wanted: int) -> int:
-    """Return how many rows of `ordered` to take: `wanted`, or a few more, so that rows with one hash stay together."""
+    """Return how many rows of `ordered` to take: `wanted`, or a few more to keep rows with the same hash together."""
     end = min(wanted, len(ordered))
     while 0 < end < len(ordered) and values[ordered[end]] == values[ordered[end - 1]]:
         end += 1

@@ -92,7 +92,7 @@ def find_source(
         form: The format; empty: it is detected from the name.
         split: The split of a dataset.
         config: The configuration of a dataset.
-        text: Encoding, delimiter and quoting of a text file; an empty one is detected.
+        text: Encoding, delimiter and quoting of a text file. A value that is empty is detected from the file.
 
     Raises:
         UserError: There is no such file, or its format is not supported.

@@ -109,8 +109,8 @@ def find_sources(options: RowOptions) -> tuple[dict[str, Source], dict[str, floa
     """Return the file or dataset of each part, and the size of each part that is cut from the training rows.
 
     Returns:
-        A dict with the source of each part that has its own. A dict with the share (below 1) or the number of training
-        rows for each part that is cut from them; 0 means the default.
+        Two dicts. The first has the source of each part that has its own. The second has, for each part that is cut
+        from the training rows, the share (below 1) or the number of these rows; 0 means the default.
     """
     text = (options.encoding, options.delimiter, "" if options.quoting == "auto" else options.quoting)
     train = find_source(options.train, options.data_dir, options.format, "train", options.config, text)

@@ -98,7 +98,7 @@ class StoredRows(Sequence[Example]):
         return next((int(row[1]) for row in found), None)
 
     def without(self, positions: Sequence[int]) -> StoredRows:
-        """Return the rows without those at these positions."""
+        """Return a copy without the rows at these positions."""
         import numpy as np
 
         return StoredRows(self._path, np.delete(self._positions, np.asarray(positions, dtype=np.int64)), self._chat)

@@ -98,17 +98,17 @@ Rule = Callable[[str, str], str | None]
 
 
 def _add_primitive(primitive: str) -> Rule:
-    """Return the rule that tests every command in which `primitive` occurs together with other words.
+    """Return the rule by which every command with `primitive` and other words is a test row.
 
-    All other commands are training rows, also `primitive` alone.
+    All other commands are training rows, also the command that consists of `primitive` alone.
     """
     return lambda command, _: "test" if primitive in command and command != primitive else "train"
 
 
 def _template(template: str, verbs: Iterable[str]) -> Rule:
-    """Return the rule that tests the commands in which one of `verbs` is followed by `template`.
+    """Return the rule by which the commands in which one of `verbs` is followed by `template` are test rows.
 
-    Commands in which `turn` is followed by `template` are in no part: they are not tested, and training on them would
+    Commands in which `turn` is followed by `template` are in no part: they are no test rows, and training on them would
     teach the template. All other commands are training rows.
     """
     tested = tuple(f"{verb} {template}" for verb in verbs)
