@@ -1,4 +1,4 @@
-"""Read, check and cut the pretraining text of an arm, and make two controls: shuffled words and nested brackets."""
+"""Read, check and shorten the pretraining text of an arm, and make control texts: shuffled words, nested brackets."""
 
 from __future__ import annotations
 
@@ -131,10 +131,10 @@ _SENTENCE_END = re.compile(r"(?<=[.!?]) ")
 def brackets(kinds: int, tokens: int, tokenizer: PreTrainedTokenizerBase, seed: int) -> Corpus:
     """Return a corpus of nested brackets (a k-Dyck language), which has structure but no meaning.
 
-    Words of the tokenizer serve as brackets. Each token opens a new bracket or closes the last open one, both with
-    probability 1/2; at depth 0 it always opens one, and at depth 64 it always closes one. The kinds of brackets follow
-    a Zipf distribution. Papadimitriou and Jurafsky (2020) use one token for each kind. Here each kind has an opening
-    and a closing token, so that the text shows the depth.
+    Words of the tokenizer serve as brackets. Each token opens a new bracket or closes the last open bracket, both with
+    probability 1/2. If no bracket is open, the token opens a bracket or ends the document; if 64 are open, it closes
+    one. The kinds of brackets follow a Zipf distribution. Papadimitriou and Jurafsky (2020) use the same token to open
+    and to close a bracket. Here each kind has an opening and a closing token, so that a model can tell the two apart.
 
     Args:
         kinds: the number of kinds of brackets.

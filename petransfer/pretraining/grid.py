@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class PretrainCell:
     """One run of a pretraining recipe: an arm at one size and with one seed.
 
-    The run's folder is named after arm, size and seed, because recipes refer to this folder.
+    The run's folder is named after arm, size and seed, so that recipes can refer to the pretrained checkpoint in it.
     """
 
     arm: str
@@ -88,7 +88,7 @@ def expand_pretraining(recipe: PretrainRecipe) -> list[PretrainCell]:
 def check_settings(cells: list[PretrainCell], study: StudyFolder) -> None:
     """Refuse to continue runs whose folders were created with other settings.
 
-    The name of a folder does not show the settings, so they are compared with those in the folder.
+    The name of a folder does not show the settings, so the settings are compared with those saved in the folder.
 
     Raises:
         UserError: a setting differs. The message names the first setting that differs.

@@ -195,10 +195,10 @@ def _check_room(spec: PretrainSpec, corpus: Corpus, folder: Path) -> None:
 
 
 def _loss_over(seen: torch.Tensor) -> Callable[[torch.nn.Module, Tensors], torch.Tensor]:
-    """Return a loss function: cross-entropy over the tokens that occur in the training text, summed over the targets.
+    """Return a loss function: the cross-entropy, summed over the target tokens.
 
-    Tokens that never occur would only learn to be suppressed, and their embeddings would get nearly the same direction.
-    So these tokens are left out.
+    Tokens that never occur in the training text are left out of the softmax. Otherwise they would only learn to be
+    suppressed, and their embeddings would get nearly the same direction.
 
     Args:
         seen: whether a token occurs in the training text, of shape (vocabulary,).
@@ -255,14 +255,14 @@ def validation_loss(loop: Loop, source: CorruptedWindows, seen: torch.Tensor, mi
 
 @torch.no_grad()
 def redraw_rows(weight: torch.Tensor, learnt: torch.Tensor, keep: list[int], seed: int) -> None:
-    """Replace the embeddings of tokens that were not learnt by random ones, in place.
+    """Overwrite with random values the embeddings that were not learnt, in place.
 
-    The random embeddings have the mean and the standard deviation of the learnt embeddings in each dimension.
+    In each dimension, the random values have the mean and the standard deviation of the learnt embeddings.
 
     Args:
         weight: the embeddings, of shape (vocabulary, d_model).
         learnt: whether a token's embedding was learnt, of shape (vocabulary,).
-        keep: ids of tokens whose embeddings are not replaced.
+        keep: ids of tokens whose embeddings are never overwritten.
         seed: the seed of the random numbers.
     """
     new = ~learnt.to(weight.device)

@@ -18,7 +18,7 @@ from petransfer.training.metrics_file import read_metrics
 class Row:
     """The progress of one run.
 
-    step: optimiser steps done. tokens: tokens of text seen so far.
+    step: optimiser steps done. tokens: number of tokens of text that the model was trained on so far.
     loss, valid_loss: in nats per target token; None before the first measurement.
     seconds_left: estimated training time to the last step.
     failure: the reason why the run failed; None if it did not fail.

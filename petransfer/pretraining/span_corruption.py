@@ -21,7 +21,7 @@ class Noise:
     """Settings of span corruption.
 
     window: tokens of text in an example.
-    density: share of these tokens that is masked, from 0 to 1.
+    density: share of the window's tokens that is masked, from 0 to 1.
     mean_span: mean number of tokens of a masked span.
     """
 
@@ -48,8 +48,8 @@ class Noise:
 class CorruptedWindows:
     """The batches of a pretraining: windows of one text with masked spans, for any number of epochs.
 
-    Every epoch has its own order of the windows, and its own offset of the first window. An example depends only on the
-    seed and on its number, counted over all steps.
+    Every epoch has its own random order of the windows, and its own random position in the text at which the first
+    window begins. An example depends only on the text, the seed and the example's number, counted over all steps.
     """
 
     def __init__(
