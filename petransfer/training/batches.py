@@ -140,7 +140,7 @@ def collate(examples: Sequence[Encoded], layout: Layout) -> Tensors:
     """Make the padded tensors of one micro-batch.
 
     Encoder-decoder: input_ids and attention_mask (batch, source), decoder_input_ids and labels (batch, target).
-    Decoder-only: input_ids, attention_mask and labels (batch, source + target). Labels are already shifted:
+    Decoder-only: input_ids, attention_mask and labels (batch, source + target - 1). Labels are already shifted:
     `labels[:, t]` is the token that position t should predict. Positions without a label have -100.
     """
     if layout.encoder_decoder:

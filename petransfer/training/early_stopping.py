@@ -25,8 +25,8 @@ class StoppingState:
         best_step: the step with the best weights so far; 0 before the first evaluation.
         best_exact_match: exact match on dev at `best_step`, in percent.
         best_loss: loss on dev at `best_step`, in nats per target token.
-        level_exact_match: an exact match that is higher than this by `min_delta` counts as an improvement.
-        level_loss: a loss that is lower than this by `min_delta` counts as an improvement.
+        level_exact_match: an improvement is an exact match at least `min_delta` percentage points higher than this.
+        level_loss: an improvement is a loss at least `min_delta` per cent lower than this.
         evaluations: number of evaluations on dev so far.
         stale: number of evaluations since the last improvement.
         cooldown_from: the step at which the cooldown began; 0 if it has not begun. In the cooldown, the last part of
@@ -84,7 +84,7 @@ class EarlyStopper:
         return is_best
 
     def _begin_or_end(self, step: int) -> None:
-        """Begin the cooldown after `patience` evaluations in a row without an improvement, and stop at its end.
+        """Begin the cooldown after `patience` evaluations in a row without an improvement. Stop after the cooldown.
 
         Stop without a cooldown if the settings have none, or if exact match has reached 100 %.
         """
@@ -126,7 +126,7 @@ class EarlyStopper:
         return (-math.inf if exact_match is None else exact_match, lower_loss)
 
     def _improves(self, exact_match: float, loss: float) -> bool:
-        """Return whether a score improved by `min_delta`, and update the level of each score that did."""
+        """Return whether a score improved, compared with its level, and update the level of each improved score."""
         state, delta = self.state, self.settings.min_delta
         improved = False
         uses_exact_match = self.settings.metric == "exact_match"

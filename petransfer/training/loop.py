@@ -223,7 +223,8 @@ class Loop:
         """Save the current training state. Only the first process writes files.
 
         Args:
-            stack: run ids of all runs in this run's stack; empty if the run is not stacked.
+            stack: run ids of all runs that are trained together with this run, its own included; empty if this run is
+                trained alone.
             keep_earlier: whether the states of earlier steps are kept. The caller then removes them when all runs of
                 the stack have saved this step.
 
@@ -334,7 +335,7 @@ class Loop:
         return self.processes.run_micro_batches(cuts, run_one, -(-examples // self.progress.micro_batch))
 
     def _exchange(self, failed: bool) -> None:
-        """Sum the gradients over all processes, and let them agree whether the step failed and whether to stop or save.
+        """Sum the gradients over all processes, and make all processes agree whether to repeat the step, stop or save.
 
         failed: whether this process ran out of memory.
 
@@ -349,7 +350,7 @@ class Loop:
             raise OutOfMemory("out of memory in one of the processes")
 
     def _check_processes(self) -> None:
-        """Raise UserError if there are more processes than examples in a batch, or if they see different folders."""
+        """Raise UserError if there are more processes than examples in a batch, or if `folder` is not shared by all."""
         processes = self.process.count
         refuse_small_batch(self.spec.batch_size, processes)
         step = self.progress.step

@@ -76,7 +76,7 @@ def token_loss(model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
 
 
 def chunked_head(model: Any, positions: int) -> Head | None:
-    """Return the model's output head if the logits of so many positions must be computed in chunks, else None.
+    """Return the model's output head if the logits at `positions` positions must be computed in chunks, else None.
 
     Also returns None if the head is not supported (see `known_head`).
     """

@@ -12,7 +12,7 @@ from petransfer.training.state import trained_tensors
 
 
 def learning_rate_factor(spec: TrainSpec, step: int) -> float:
-    """Return a step's learning rate as a share of the highest, 0 to 1: linear warm-up, then `spec.schedule`.
+    """Return a step's learning rate divided by the highest one, from 0 to 1: linear warm-up, then `spec.schedule`.
 
     Args:
         step: the step, counted from 0.

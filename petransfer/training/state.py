@@ -220,7 +220,7 @@ def _flatten(
 
 
 def _copy(value: torch.Tensor) -> torch.Tensor:
-    """Copy a tensor into the host's memory, because a card may have no room for a second optimiser state.
+    """Copy a tensor into the host's memory, because a GPU may have no room for a second optimiser state.
 
     The copy of a sharded tensor stays on its device, where all processes gather it later.
     """
@@ -249,7 +249,7 @@ def _unflatten(
 
 
 def _in_pages(optimizer: Any, parameter: torch.nn.Parameter, moment: torch.Tensor) -> torch.Tensor:
-    """Copy a moment into a new tensor in the memory that bitsandbytes' paged optimiser uses for moments."""
+    """Copy a moment of AdamW into a new tensor in the memory that bitsandbytes' paged optimiser uses for moments."""
     buffer: torch.Tensor = optimizer.get_state_buffer(parameter, dtype=moment.dtype)
     return buffer.copy_(moment)
 

@@ -62,7 +62,7 @@ class LabelScores:
 def _score_block(logits_nv: torch.Tensor, wanted_n1: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Return all fields of `LabelScores` except `at` for a block of positions. Overwrites the logits.
 
-    wanted_n1: the labels.
+    wanted_n1: the token id of the label at each position.
     """
     wanted_n = logits_nv.gather(1, wanted_n1).squeeze(1)
     # Use amin and amax, because on a CPU aminmax and max with an index take more than ten times as long.

@@ -49,7 +49,10 @@ def available_cores() -> int:
 
 
 def recommended(speeds: Sequence[Speed]) -> Speed:
-    """Return the fastest bits with the smallest number of threads that reaches `NEARLY` of the highest speed."""
+    """Return the fewest threads that are nearly as fast as the fastest measurement, with the same number of bits.
+
+    Nearly as fast means at least `NEARLY` times the highest speed.
+    """
     best = max(speeds, key=lambda speed: speed.flops)
     nearly = [speed for speed in speeds if speed.bits == best.bits and speed.flops >= NEARLY * best.flops]
     return min(nearly, key=lambda speed: speed.threads)

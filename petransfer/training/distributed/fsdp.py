@@ -55,7 +55,7 @@ def shard_model(model: torch.nn.Module, device: torch.device, narrow: bool) -> t
         narrow: whether units are gathered and computed in bf16; their gradients are summed in fp32.
 
     Raises:
-        UserError: torch is too old, or the plugin has an unsupported setting.
+        UserError: torch is too old, or Accelerate's FSDP plugin has an unsupported setting.
     """
     if not hasattr(FSDPModule, "reset_iter_state"):  # needed to continue after running out of memory
         raise UserError(f"FSDP needs torch 2.13 or later, and this is {torch.__version__}; launch with --multi_gpu")
@@ -163,7 +163,7 @@ def clip_gradients(parameters: Sequence[torch.nn.Parameter], most: float) -> tor
     """
     gradients = [value.grad for value in parameters if value.grad is not None]
     norm = torch.nn.utils.get_total_norm([local_part(gradient) for gradient in gradients])
-    if any(isinstance(gradient, DTensor) for gradient in gradients):  # one sum; DTensor would need one per tensor
+    if any(isinstance(gradient, DTensor) for gradient in gradients):  # one sum over processes for all tensors
         square = norm.double().square()
         distributed.all_reduce(square)
         norm = square.sqrt().to(norm.dtype)
@@ -220,8 +220,9 @@ def gather_model(model: torch.nn.Module, empty_copy: torch.nn.Module, keep: bool
 def with_root_gathered(model: torch.nn.Module) -> Iterator[None]:
     """Keep the root unit gathered while the context is open.
 
-    This is needed if a part of the model is called directly, for example the encoder in generation. The other units
-    gather their tensors themselves. Every process must make the same calls, even if it does not need the results.
+    The root unit has the tensors outside of all layers, mainly the embeddings and the head. Use this context if a
+    part of the model is called directly, for example the encoder in generation. The layers gather their tensors
+    themselves. Every process must make the same calls, even if it does not need the results.
     """
     if not isinstance(model, FSDPModule):
         yield
@@ -235,7 +236,7 @@ def with_root_gathered(model: torch.nn.Module) -> Iterator[None]:
 
 @dataclass
 class _Turns:
-    """Counts the collective operations of a pass, and decides which are run: the first `skip` are left out."""
+    """Counts the collective operations of a pass, and leaves out the first `skip` of them."""
 
     taken: int = 0
     skip: int = 0
@@ -247,7 +248,7 @@ class _Turns:
 
 @dataclass
 class _Collective:
-    """A collective operation of torch that is run only if `turns` says so."""
+    """A collective operation of torch, which is left out if `turns` is still skipping."""
 
     turns: _Turns
     function: Callable[..., Any]

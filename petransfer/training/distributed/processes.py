@@ -33,7 +33,7 @@ class Process:
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes the files."""
+        """Whether this process writes the files of the run. Only the first process does."""
         return self.index == 0
 
 
@@ -55,7 +55,7 @@ def this_process(cpu: bool) -> Process:
 
 
 class SingleProcess:
-    """A run in one process, without any communication. The other two classes override what differs.
+    """A run in one process, without any communication. The classes for several processes inherit from this class.
 
     shared: whether several processes share the run. shards_tensors: whether each process holds only a part of every
     tensor.

@@ -264,7 +264,7 @@ class MemberDropout:
 
 @contextlib.contextmanager
 def _replaced(module: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Replace a function of a torch module while the context is open.
+    """Replace a function of a Python module, such as `torch.nn.functional.dropout`, while the context is open.
 
     Replacing layers is not enough, because some architectures call dropout as a function. A torch function mode would
     have the same effect, but it slows down every operation of the pass.

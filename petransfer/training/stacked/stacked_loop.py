@@ -194,7 +194,7 @@ class StackedLoop:
             keep_only(loop.state_folder, loop.progress.step)
 
     def _remove_failed(self, errors: Sequence[Exception | None]) -> None:
-        """Remove the members that have an error, save the others, and report the errors to `failed`."""
+        """Remove the members that have an error, save the states of the others, and report the errors to `failed`."""
         gone = [(self.names[at], error) for at, error in enumerate(errors) if error is not None]
         for at in reversed(range(len(errors))):
             if errors[at] is not None:
