@@ -29,15 +29,18 @@ class Comparison:
     """The comparison of two studies, A and B. A cell is an arm and method on a split.
 
     names, families: the names of A and B, and the families of their checkpoints.
-    cells: the differences B minus A of the cells that both studies have. Their p values are adjusted together (Holm).
-    effects: the differences B minus A of the effects that both studies have, with p values adjusted in the same way.
+    cells: for each cell that both studies have, the difference of its scores, B minus A. The p values are adjusted
+    together (Holm).
+    effects: for each effect that both studies have, the effect in B minus the effect in A. The p values are adjusted
+    together (Holm).
     margin: the equivalence margin in percentage points: the smaller of the two studies' margins. judged_by: the name of
     the metric. by_note: a note on the metric, or ''.
     same_runs: cells and effects that are not compared, because some or all of their runs are in both A and B.
     one_sided: effects that are not compared, because the runs of one of their arms are in both A and B. The difference
     B minus A of the other arm is in `cells`.
-    paper_cells, paper_effects: for each entry of `cells` and `effects`, the scores or the effects of Orhan (2021), by
-    the paper's family. paper_note: a note on these numbers, or ''.
+    paper_cells: for each entry of `cells`, the mean exact match in Orhan (2021) in percent, by the paper's family.
+    paper_effects: for each entry of `effects`, the effect in Orhan (2021), by the paper's family.
+    paper_note: a note on `paper_cells` and `paper_effects`, or ''.
     """
 
     names: tuple[str, str]
@@ -55,7 +58,10 @@ class Comparison:
 
 
 def metric_of(first: Recipe, second: Recipe) -> str:
-    """Return the metric that both studies are judged by. If they differ, return exact match, which all runs have."""
+    """Return the metric that both studies are judged by, or exact match if they are judged by different metrics.
+
+    All runs have a value of exact match.
+    """
     return first.judged_by if first.judged_by == second.judged_by else EXACT_MATCH
 
 
@@ -107,7 +113,7 @@ def _by_note(first: Runs, second: Runs) -> str:
 
 
 def _paper_cell(families: Sequence[str], arm: str, task: str, split: str) -> dict[str, float]:
-    """Return the paper's mean exact match for a cell, in percent, by the paper's family."""
+    """Map each family of the paper that has a cell's arm and split to its mean exact match there, in percent."""
     found = {family_beside(family): beside(family, arm, task, split) for family in families}
     return {family: one.mean for family, one in found.items() if one}
 
@@ -222,7 +228,7 @@ _EFFECT_COLUMNS = ("split", "effect", "method", "points in A", "points in B", "B
 
 
 def cell_columns(found: Comparison) -> tuple[str, ...]:
-    """Return the column names of `cell_lines`. There is a column for the paper if it has a score for any cell."""
+    """Return the column names of `cell_lines`. The paper has a column if it has a score for any cell."""
     criterion = CRITERIA[found.judged_by]
     sides = [f"{criterion.short}{criterion.unit} in {study}" for study in "AB"]
     columns = ("split", "arm", "method", *sides, "B minus A", "p (Holm)", "verdict")
@@ -230,12 +236,12 @@ def cell_columns(found: Comparison) -> tuple[str, ...]:
 
 
 def effect_columns(found: Comparison) -> tuple[str, ...]:
-    """Return the column names of `effect_lines`. There is a column for the paper if it has any of the effects."""
+    """Return the column names of `effect_lines`. The paper has a column if it has any of the effects."""
     return (*_EFFECT_COLUMNS, "paper: points") if any(found.paper_effects) else _EFFECT_COLUMNS
 
 
 def _of_paper(figures: dict[str, str]) -> str:
-    """Format the paper's numbers by family. If there are two families, each number has its family in front."""
+    """Format the paper's number for each family. If there are two families, each number follows its family's name."""
     if len(figures) == 1:
         return next(iter(figures.values()))
     return ", ".join(f"{family}: {figure}" for family, figure in figures.items())
@@ -261,7 +267,7 @@ def cell_lines(found: Comparison) -> list[tuple[str, ...]]:
 
 
 def effect_lines(found: Comparison) -> list[tuple[str, ...]]:
-    """Return one line for each effect: the effect in A, the effect in B, and B minus A."""
+    """Return one line of text cells for each effect: the effect in A, the effect in B, and B minus A."""
     theirs = [{name: points(asdict(one)) for name, one in paper.items()} for paper in found.paper_effects]
     return [
         (

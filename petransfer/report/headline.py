@@ -14,7 +14,7 @@ from petransfer.recipe.effect_requests import short_label
 
 @dataclass(frozen=True)
 class Claim:
-    """A cell of the table: the verdict of a contrast, and its difference and interval as text."""
+    """A cell of the headline table: the verdict of a contrast, and its difference and interval as text."""
 
     verdict: str
     points: str
@@ -22,9 +22,9 @@ class Claim:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the table, or the heading above a split's rows if `heading` is set.
+    """A row of the headline table, or the heading above a split's rows if `heading` is not ''.
 
-    name: the effect or the method of the row. cells: None where the study has no such contrast.
+    name: the effect or the method of the row. cells: one for each column; None where the study has no such contrast.
     """
 
     name: str = ""
@@ -34,7 +34,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Headline:
-    """The table's columns and rows. counted: a text with the number of effects for each verdict."""
+    """The columns and rows of the headline table. counted: a text with the number of effects for each verdict."""
 
     counted: str
     columns: tuple[str, ...]
@@ -45,7 +45,8 @@ def headline(effects: dict[str, Any]) -> Headline | None:
     """Make the headline table from the contrasts of effects.json, or return None if there are no contrasts.
 
     Effects are the rows and methods are the columns. If there are at least three methods and fewer effects than
-    methods, the methods are the rows. For contrasts of methods, arms take the place of methods.
+    methods, the methods are the rows and the effects are the columns. A contrast of two methods is listed under its arm
+    instead of a method.
     """
     found = effects["effects"]
     if not found:

@@ -63,7 +63,8 @@ def _categories(group: Group, study: StudyFolder) -> dict[str, float]:
 def trained(effects: Sequence[dict[str, Any]], groups: Sequence[Group]) -> list[Trained]:
     """Return the effects that are estimated under several methods, to plot them against the trained parameters.
 
-    The parameters are those that the method trains in the left arm.
+    The number of parameters is that of the left arm. An effect is left out if this number is equal under all its
+    methods.
     """
     counts = {(group.split, group.arm, group.method): group.done[0].trained for group in groups if group.done}
     found = []
@@ -90,9 +91,9 @@ class Error:
 
 
 def errors(groups: Sequence[Group], study: StudyFolder) -> list[Error]:
-    """Return the first three wrong answers of the first finished run of each arm, method and split.
+    """Return at most three wrong answers of each arm, method and split: the first ones of its first finished run.
 
-    They are taken from the test examples for which a text was generated.
+    Only test examples with a generated text are considered.
     """
     return [error for group in groups for error in _errors(group, study)]
 

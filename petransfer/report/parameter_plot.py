@@ -22,7 +22,8 @@ _ROW = 0.26
 class Trained:
     """An effect under one method, with the number of parameters that the method trains.
 
-    name, split, method: of the effect. effect: its entry in effects.json.
+    name, split, method: the effect's name, split and method. parameters: number of parameters that the method trains.
+    effect: its entry in effects.json.
     """
 
     name: str
@@ -33,7 +34,7 @@ class Trained:
 
 
 def parameters_and_effect(points: Sequence[Trained], word: str, width: float = TWO_COLUMNS) -> Figure:
-    """Draw, in one row for each method, its number of trained parameters (left) and the effects under it (right).
+    """Draw a row for each method: its number of trained parameters on the left, and the method's effects on the right.
 
     The method with the fewest trained parameters is at the top.
 

@@ -44,7 +44,7 @@ def arm_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def panels_of(groups: Sequence[Group]) -> Panels:
-    """Return the groups of each panel, by (split, method).
+    """Return the groups that each panel shows. The key of a panel is (split, method).
 
     The arm `scratch` always trains all weights. It is in the panel of every method, for comparison.
     """
@@ -60,7 +60,8 @@ def panel_grid(count: int, **options: Any) -> tuple[Figure, list[Axes]]:
     """Make a figure with `count` empty panels of the same size, in rows of at most four.
 
     Args:
-        count: number of panels. If the last row has fewer panels than the other rows, its end stays empty.
+        count: number of panels. If the last row has fewer panels than the other rows, the end of the last row stays
+            empty.
         options: options of matplotlib's `subplots`.
 
     Returns:
@@ -137,8 +138,8 @@ def _draw_curves(axes: Axes, arm: str, curves: Sequence[Any], style: dict[str, A
 def by_arm(groups: Sequence[Group], width: float = TWO_COLUMNS, split: str | None = None) -> Figure | None:
     """Draw test exact match and log-probability per target token, with a row for each arm and method.
 
-    A dot is a seed, a bar is the mean over seeds. The rows are under a heading for each split and each method. The
-    paper's mean is written at the right. Returns None if no run is finished.
+    A dot is a seed, a bar is the mean over seeds. If there are several splits or methods, headings name them. The
+    paper's mean exact match is written at the right. Returns None if no run is finished.
 
     Args:
         groups: the runs by arm, method and split.
@@ -173,7 +174,8 @@ def by_arm(groups: Sequence[Group], width: float = TWO_COLUMNS, split: str | Non
 def _rows(groups: Sequence[Group]) -> list[tuple[str, Group | None]]:
     """Return the rows of a panel as (label, group). The group of a heading is None.
 
-    If there are several methods, each method has a heading.
+    If there are several methods, each method has a heading. If there are fewer than 1.5 groups per method on average,
+    there are no headings, and each label names the method and the arm.
     """
     methods = list(dict.fromkeys(group.method for group in groups))
     if len(groups) < 1.5 * len(methods):  # too few groups per method for headings
@@ -218,7 +220,7 @@ def _draw_rows(
 
 
 def run_curves(study: StudyFolder, run_id: str) -> list[tuple[str, Figure]]:
-    """Draw one figure for each of training loss, dev exact match and dev loss of a run, over its optimiser steps.
+    """Draw a run's training loss, dev exact match and dev loss over the optimiser steps, one figure for each.
 
     Returns:
         (label, figure) for each of these metrics that has at least two values.
@@ -245,7 +247,7 @@ def run_curves(study: StudyFolder, run_id: str) -> list[tuple[str, Figure]]:
 def save(figure: Figure, path: Path) -> None:
     """Save a figure as SVG, PDF and PNG. The same data give the same bytes of the SVG and of the PDF.
 
-    path: of the files, without a suffix.
+    path: the path of the files, without a suffix.
     """
     import matplotlib as mpl
 
@@ -257,9 +259,9 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def write_svg(figure: Figure, target: Any) -> None:
-    """Write a figure as SVG without a date, so that the same data give the same bytes. Text is not drawn as outlines.
+    """Write a figure as SVG without a date, so that the same data give the same bytes.
 
-    target: a path or a binary file.
+    Text is stored as text, not as outlines. target: a path or a binary file.
     """
     import matplotlib as mpl
 

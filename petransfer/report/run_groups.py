@@ -62,7 +62,8 @@ class Group:
 def groups_of(rows: Sequence[Row], family: str | None = None) -> list[Group]:
     """Group the rows by split, arm and method, in the order of the grid.
 
-    family: the family of the study's checkpoints. It selects the paper's scores, which are left out if it is None.
+    family: the family of the study's checkpoints. It selects the paper's scores that are shown for comparison. None
+    leaves the paper's scores out.
     """
     found: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
@@ -78,7 +79,7 @@ COLUMNS = ("split", "arm", "method", "seeds", "dev EM %", "test EM %", "log p/to
 
 
 def columns_of(groups: Sequence[Group]) -> tuple[str, ...]:
-    """Return the column names of `table_of`. There is a column for the paper if it has scores for any group."""
+    """Return the column names of `table_of`. The paper has a column if it has scores for any group."""
     return (*COLUMNS, "paper EM %") if _in_paper(groups) else COLUMNS
 
 
@@ -87,7 +88,7 @@ def _in_paper(groups: Sequence[Group]) -> bool:
 
 
 def table_of(groups: Sequence[Group]) -> list[tuple[str, ...]]:
-    """Return one line for each group: means over seeds, with the lowest and the highest seed in brackets."""
+    """Return one line for each group: means over seeds, with the lowest and the highest value of a seed in brackets."""
     with_paper = _in_paper(groups)
     return [
         (
@@ -107,8 +108,8 @@ def table_of(groups: Sequence[Group]) -> list[tuple[str, ...]]:
 def metrics_table(groups: Sequence[Group]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return the header and the lines of the table of test metrics other than exact match.
 
-    There is one line for each group with finished runs: means over seeds, 0 to 100, with the lowest and the highest
-    seed in brackets. There are no lines if no run has such a metric.
+    There is one line for each group with finished runs. It has means over seeds, from 0 to 100, with the lowest and the
+    highest value of a seed in brackets. There are no lines if no run has such a metric.
     """
     done = [group for group in groups if group.done]
     measured = metrics_of([row for group in done for row in group.done])
@@ -157,7 +158,7 @@ def paper_note(groups: Sequence[Group], family: str) -> str:
 
 
 def results_table(groups: Sequence[Group]) -> Table:
-    """Return the table of groups: means over seeds, with the lowest and the highest seed in brackets."""
+    """Return the table of groups: means over seeds, with the lowest and the highest value of a seed in brackets."""
     more = ("log p/token", "paper EM %", "seeds")
     return table_of_text(columns_of(groups), table_of(groups), names=3, more=more, label="Exact match by group")
 
@@ -206,7 +207,7 @@ def effects_table(effects: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _verdict(effect: dict[str, Any]) -> str:
-    """Return the verdict as text. If it is `not learnt`, the dev scores of both sides in percent are added."""
+    """Return the verdict of a contrast as text. After `not learnt`, the dev scores of both sides follow, in percent."""
     dev = effect.get("dev")
     if effect["verdict"] != "not learnt" or not dev:
         return str(effect["verdict"])
@@ -219,7 +220,7 @@ def points(effect: dict[str, Any]) -> str:
 
 
 def latex(groups: Sequence[Group], effects: dict[str, Any]) -> str:
-    """Return the groups and the effects as LaTeX tables, with failed runs in a comment."""
+    """Return the groups and the effects as LaTeX tables, with a LaTeX comment on failed runs."""
     parts = [tables.latex(results_table(groups))]
     parts += [f"% of the runs, {tables.visible(failed)}"] if (failed := failed_note(groups)) else []
     if effects["effects"]:

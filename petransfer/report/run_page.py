@@ -93,7 +93,7 @@ def _notes(row: Row, result: dict[str, Any]) -> list[str]:
 
 
 def _splits(result: dict[str, Any]) -> Table | None:
-    """Return a table of the number of examples and the scores of train, dev and test."""
+    """Return a table with the number of examples of train, dev and test, and the scores of dev and test."""
     lines = []
     if result.get("train_examples"):
         lines.append(("train", f"{result['train_examples']:,}", "", ""))
@@ -130,7 +130,10 @@ def _texts(findings: Findings, row: Row) -> list[dict[str, Any]]:
 
 
 def _samples(texts: list[dict[str, Any]]) -> list[Answer]:
-    """Return at most eight answers, wrong ones first. If there are at least two correct answers, two are included."""
+    """Return at most eight answers, wrong answers first.
+
+    If there are at least two correct answers, two of them are included.
+    """
     wrong, right = ([one for one in texts if one["correct"] is which] for which in (False, True))
     few = [*wrong[: MOST_SAMPLES - 2], *right[:2]] if len(right) >= 2 else [*wrong, *right][:MOST_SAMPLES]
     few = few or texts[:MOST_SAMPLES]
@@ -147,7 +150,10 @@ def _samples(texts: list[dict[str, Any]]) -> list[Answer]:
 
 @dataclass(frozen=True)
 class Confusion:
-    """A confusion matrix. labels: of the columns. rows: for each expected label, the counts of the generated labels."""
+    """A confusion matrix.
+
+    labels: the names of the columns. rows: for each expected label, the counts of the generated labels.
+    """
 
     text: str
     labels: list[str]
@@ -157,7 +163,7 @@ class Confusion:
 def _confusion(texts: list[dict[str, Any]]) -> Confusion | None:
     """Return the confusion matrix of generated and expected labels, or None if the targets are not labels.
 
-    Targets count as labels if there are 2 to 20 different targets and at least three times as many examples.
+    Targets count as labels if there are 2 to 20 different targets and at least three times as many examples as targets.
     """
     targets = Counter(one["target"] for one in texts)
     labels = sorted(targets)
@@ -177,7 +183,7 @@ def _confusion(texts: list[dict[str, Any]]) -> Confusion | None:
 
 
 def _next_steps(place: str, whole: bool) -> str:
-    """Return commands with which the user can go on: generate texts, evaluate, and share the adapter.
+    """Return commands for the user's next steps: generate texts, evaluate, and share the adapter.
 
     place: the folder of the adapter or model. whole: whether all weights were saved; then there is no adapter to share.
     """

@@ -27,7 +27,7 @@ class Row:
     """The state and scores of one run, as tables show them. A value is None if it is not known.
 
     step, loss, dev_so_far, examples_per_second, seconds_left: progress of a run that is not finished; `dev_so_far` is
-    its latest exact match on dev in percent.
+    the run's latest exact match on dev in percent.
     dev, test: exact match in percent. log_prob: mean log-probability per target token on the test set, in nats.
     scores: the other test metrics by name, 0 to 100. trained: number of trained parameters. weights: bytes and dtypes
     of the loaded weights.
@@ -151,8 +151,8 @@ def plain_line(row: Row) -> str:
 def weight_lines(rows: Sequence[Row]) -> list[str]:
     """Return a line about the loaded weights for each arm and method whose base model is quantised.
 
-    The line has the size in MB, the share of each dtype, and the layers that are not quantised, with the reason. The
-    loss before training at 16 bits and at the method's bits follows if it was measured.
+    The line has the size in MB, the share of each dtype, and the layers that are not quantised, with the reason. If the
+    model's loss before training was measured at 16 bits and at the method's bits, both values follow.
     """
     lines: dict[tuple[str, str], str] = {}
     for row in rows:

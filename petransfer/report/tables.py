@@ -72,8 +72,10 @@ class Table:
     def condensed(self, *, first: str = "") -> Table:
         """Return the table with fewer columns.
 
-        Empty columns are removed. A text column with the same value in all rows is removed, and the caption has its
-        value. The column `first` becomes the first column.
+        Empty columns are removed. A text column with the same value in all rows is removed, and the caption gets its
+        name and value. The columns `verdict`, `arm` and `effect` are kept even then.
+
+        first: the name of the column that is moved to the front.
         """
         used = [at for at in range(len(self.columns)) if any(row[at] for row in self.rows)]
         shared = [at for at in used if self._is_shared(at)]
@@ -158,7 +160,10 @@ def _inert(cell: Any) -> Any:
 
 @functools.cache
 def templates() -> Environment:
-    """Return the jinja environment with the templates of pages and tables. HTML templates escape all but `Markup`."""
+    """Return the jinja environment with the templates of pages and tables.
+
+    HTML templates escape all values except `Markup`.
+    """
     from jinja2 import Environment, PackageLoader, select_autoescape
 
     made = Environment(
