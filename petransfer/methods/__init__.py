@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def apply_method(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """Apply a training method, and return the model in which only the method's tensors are trained.
+    """Apply a training method, and return the model in which only the method's tensors are trainable.
 
     Args:
-        loaded: the base; its model is changed in place.
+        loaded: the base model and its tokenizer; the model is changed in place.
         method: the method; if it sets `match_parameters`, its rank or number of virtual tokens is computed first.
         seed: the seed of the random values in new tensors.
 
@@ -42,7 +42,7 @@ def save_method(name: str, model: torch.nn.Module, folder: Path, base: str) -> N
         name: the name of the method.
         model: the trained model, as `apply_method` returned it.
         folder: the folder that the files are written to.
-        base: the name of the base, for adapter_config.json.
+        base: the name of the base model, for adapter_config.json.
     """
     from petransfer.methods.shared.saving import save_adapter
 
@@ -72,10 +72,10 @@ def virtual_tokens(loaded: Loaded, method: MethodSpec) -> VirtualTokens:
 
 
 def weights_bits(method: MethodSpec) -> Bits:
-    """Return the bits per weight of the base: 32 if the method trains all weights, otherwise the method's `bits`."""
+    """Return the bits per weight of the base model: 32 if the method trains all weights, otherwise `method.bits`."""
     return 32 if METHODS.lookup(method.name).trains_all_weights else method.bits
 
 
 def computes_narrower(method: MethodSpec) -> bool:
-    """Return whether the forward pass is computed in bf16 although the weights are in fp32."""
+    """Return whether the forward pass is in bf16 although the weights are in fp32: full fine-tuning with 16 bits."""
     return METHODS.lookup(method.name).trains_all_weights and method.bits == 16

@@ -1,4 +1,4 @@
-"""BitFit (Ben Zaken et al. 2022): train only the biases. If the model has no biases (T5), train only its norms."""
+"""BitFit (Ben Zaken et al. 2022): train only the biases; if the model has none (T5), only its norm layers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """Return the model with only its biases trained; if it has none, with only its norms trained.
+    """Return the model in which only the biases are trainable; if it has no biases, only the norm layers.
 
-    For peft, the biases are a LoRA adapter without target layers and with `bias="all"`, so plain peft can load them.
+    The biases are put into a LoRA adapter without target layers and with `bias="all"`, so plain peft can load them.
 
     Raises:
-        UserError: the model has neither biases nor norms.
+        UserError: the model has neither biases nor norm layers.
     """
     from peft import LoraConfig
 

@@ -19,7 +19,7 @@ COMPUTED_TABLES = "SinusoidalPositionalEmbedding"
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """Return the model itself with all weights trained, except computed position tables and image or audio parts."""
+    """Return the model with all weights trainable, except computed position tables and image or audio parts."""
     from petransfer.models.text_part import is_text
 
     model: torch.nn.Module = loaded.model.requires_grad_(True)

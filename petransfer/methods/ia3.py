@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """Return the model with frozen weights and trained scaling vectors, which start as ones.
+    """Return the model with frozen weights and trainable scaling vectors, whose start values are 1.
 
     If the method's `targets` is `all-linear`, the vectors are on the layers that peft lists for the architecture.
 

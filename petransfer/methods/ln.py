@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """Return the model with frozen weights and trained copies of its norms.
+    """Return the model with frozen weights and trainable copies of its norm layers.
 
-    A layer counts as a norm if the name of its class contains "norm". peft has its own list of norms, but only for a
-    few architectures, and not for T5.
+    A layer counts as a norm layer if the name of its class contains "norm". peft has its own list of norm layers, but
+    only for a few architectures, and not for T5.
 
     Raises:
-        UserError: the model has no norms with weights.
+        UserError: the model has no norm layers with weights.
     """
     from peft import LNTuningConfig
 

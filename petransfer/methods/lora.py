@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int, **switches: Any) -> torch.nn.Module:
-    """Return the model with frozen weights and trained LoRA matrices.
+    """Return the model with frozen weights and trainable LoRA matrices.
 
     Args:
-        loaded: the base; its model is changed in place.
+        loaded: the base model and its tokenizer; the model is changed in place.
         method: the method, with its rank, alpha, dropout, targets and embeddings.
         seed: the seed of the random values in the matrices.
-        **switches: other arguments of peft's `LoraConfig`, for variants of LoRA.
+        **switches: further arguments of peft's `LoraConfig`, for variants of LoRA.
 
     Raises:
         UserError: the targets match no layer, or the embeddings of this model cannot be trained with LoRA.
@@ -36,7 +36,7 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int, **switches: Any) -> tor
 
 
 def lora_config(loaded: Loaded, method: MethodSpec, **switches: Any) -> LoraConfig:
-    """Return the `LoraConfig` of peft for a method. `switches` are other arguments of `LoraConfig`."""
+    """Return the `LoraConfig` of peft for a method. `switches` are further arguments of `LoraConfig`."""
     from peft import LoraConfig
 
     from petransfer.methods.shared.attach import task_type
@@ -54,7 +54,7 @@ def lora_config(loaded: Loaded, method: MethodSpec, **switches: Any) -> LoraConf
 
 
 def _trained_embeddings(loaded: Loaded, method: MethodSpec) -> dict[str, list[int]] | None:
-    """Return the trained rows of the input embeddings, for peft's `trainable_token_indices`; None if there are none.
+    """Return the input embedding rows to train, for peft's `trainable_token_indices`; None if there are none.
 
     If the output head is tied to the embeddings, peft trains these rows in the head too.
 

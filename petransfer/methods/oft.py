@@ -1,7 +1,7 @@
 """OFT (Qiu et al. 2023): rotate the inputs of each layer by a trained block-diagonal orthogonal matrix.
 
 A rotation does not change the angles between the rows of the weights. According to the paper, this keeps the model
-close to the base.
+close to the base model.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """Return the model with frozen weights and trained rotations, which start as the identity.
+    """Return the model with frozen weights and trainable rotations, which start as the identity.
 
-    If a layer's number of inputs is no multiple of `block_size`, peft uses the nearest size that divides this number.
+    If a layer's number of inputs is not a multiple of `block_size`, peft uses the nearest size
+    that divides this number.
 
     Raises:
         UserError: the targets match no layer.

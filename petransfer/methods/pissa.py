@@ -1,7 +1,7 @@
 """PiSSA (Meng et al. 2024): LoRA whose matrices start from the largest singular values of the weights.
 
-The paper subtracts the start values, that is, the product of the matrices, from the base. Here the base is not changed;
-a second, frozen adapter subtracts the start values. The result is the same, but the base is not rounded again, and it
+The paper subtracts the product of the start matrices from the base model's weights. Here these weights are not changed;
+a second, frozen adapter subtracts the product. The result is the same, but the weights are not rounded again, and they
 may be quantised. The two adapters are saved as one plain LoRA of twice the rank.
 """
 
@@ -25,7 +25,7 @@ TRAINED, START = "default", "start"
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """Return the model with frozen weights and LoRA matrices that start from the weights' largest singular values.
+    """Return the model with frozen weights and trainable LoRA matrices that start from the largest singular values.
 
     Raises:
         UserError: the targets match no layer, or the rank is larger than the smaller dimension of a weight.
@@ -52,7 +52,9 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
 
 
 def _start_from_base(name: str, module: Any, rank: int) -> None:
-    """Set both adapters of a layer to the `rank` largest singular values of its weight, with opposite signs.
+    """Set both adapters of a layer to the `rank` largest singular values and vectors of its weight.
+
+    The frozen adapter gets the opposite sign, so that the two adapters cancel each other at the start.
 
     Raises:
         UserError: the rank is larger than the smaller dimension of the weight.

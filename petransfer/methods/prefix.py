@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """Return the model with frozen weights and a trained prefix in the decoder's self-attention.
+    """Return the model with frozen weights and a trainable prefix in the decoder's self-attention.
 
     peft does not support prefixes in encoders.
 

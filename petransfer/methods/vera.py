@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """Return the model with frozen weights and trained vectors.
+    """Return the model with frozen weights and trainable vectors.
 
     The shared random matrices depend on `seed` and are saved with the adapter.
 

@@ -23,10 +23,10 @@ def task_type(loaded: Loaded) -> str:
 
 
 def attach_adapter(loaded: Loaded, method: MethodSpec, config: PeftConfig, seed: int) -> torch.nn.Module:
-    """Return the model with frozen weights and a new adapter, whose tensors are in fp32.
+    """Return the model with frozen weights and a new, trainable adapter, whose tensors are in fp32.
 
     Args:
-        loaded: the base; its model is changed in place.
+        loaded: the base model and its tokenizer; the model is changed in place.
         method: the training method.
         config: the adapter's configuration for peft.
         seed: the seed of the random values in the adapter.
@@ -36,7 +36,7 @@ def attach_adapter(loaded: Loaded, method: MethodSpec, config: PeftConfig, seed:
     """
     torch.manual_seed(seed)
     try:
-        with warnings.catch_warnings():  # peft warns about norms and Conv1D layers, but handles them correctly
+        with warnings.catch_warnings():  # peft warns about norm and Conv1D layers, but handles them correctly
             warnings.simplefilter("ignore", UserWarning)
             model: torch.nn.Module = get_peft_model(loaded.model, config)
     except (ValueError, TypeError, NotImplementedError) as error:

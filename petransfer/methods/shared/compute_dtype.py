@@ -1,4 +1,4 @@
-"""Keep trained tensors in fp32, but compute with them in the base's dtype, as in mixed-precision training.
+"""Keep trained tensors in fp32, but compute with them in the base model's dtype, as in mixed-precision training.
 
 This saves memory: peft itself converts the input of every adapter to fp32 and keeps the copy for the backward pass.
 """
@@ -17,13 +17,13 @@ from torch.nn import functional
 
 
 def compute_as_in_training(model: Any, bits: int) -> None:
-    """Make a peft model compute as in petransfer's training: in the base's dtype, and with logits for real tokens only.
+    """Make a peft model compute as in training: in the base model's dtype, and with logits for real tokens only.
 
     Call this function again after adding another adapter.
 
     Args:
         model: the peft model; it is changed in place.
-        bits: the bits per weight of the base. With 32, the dtype is not changed.
+        bits: the bits per weight of the base model. With 32, the dtype is not changed.
     """
     kind = str(model.active_peft_config.peft_type.value)
     if kind == "PROMPT_TUNING" and not getattr(model.config, "is_encoder_decoder", False):

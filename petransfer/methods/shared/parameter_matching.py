@@ -1,7 +1,8 @@
 """Choose the rank, or the number of virtual tokens, for which a method trains nearly a given number of parameters.
 
-Here, both are called the size. A run's id does not contain the size, because it contains `match_parameters` and the
-checkpoint, which determine the size. Parameters are counted by applying the method to a model on the meta device.
+Here, the rank and the number of virtual tokens are both called the size. A run's id is not computed from the size, but
+from `match_parameters` and the checkpoint, which determine the size. Parameters are counted by applying the method to a
+model on the meta device.
 """
 
 from __future__ import annotations

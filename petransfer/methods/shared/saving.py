@@ -15,7 +15,7 @@ def save_adapter(model: torch.nn.Module, folder: Path, base: str) -> None:
     Args:
         model: the peft model.
         folder: the folder for the two files; it is created if it does not exist.
-        base: the name of the base, for adapter_config.json.
+        base: the name of the base model, for adapter_config.json.
     """
     assert isinstance(model, PeftModel)
     model.save_pretrained(str(folder), save_embedding_layers=False)
@@ -27,7 +27,7 @@ def finish_config(folder: Path, base: str, **changes: object) -> None:
 
     Args:
         folder: the folder with adapter_config.json.
-        base: the name of the base; it replaces the path of the base.
+        base: the name of the base model; it replaces the path that peft wrote.
         **changes: other keys to set in adapter_config.json.
     """
     path = folder / "adapter_config.json"
