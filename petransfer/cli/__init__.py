@@ -25,7 +25,7 @@ _CANNOT_WRITE = (PermissionError, NotADirectoryError, IsADirectoryError, FileExi
 _CANNOT_WRITE_ERRNO = {errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP}
 
 # The verbs that several processes can execute together, if a launcher such as `accelerate launch` starts petransfer.
-# Of any other verb, only the first process executes the command; the other processes exit.
+# Any other verb is executed by the first process only; the other processes exit.
 SHARED = ("run", "sweep", "train")
 
 app = typer.Typer(

@@ -83,7 +83,7 @@ def study_score(row: Any) -> str:
 class Display:
     """A context manager that displays the progress of runs.
 
-    Its value is a function. Call the function often; it updates the display at most once a second.
+    `with Display(...) as tick` gives a function. Call it often; it updates the display at most once a second.
     """
 
     def __init__(self, view: View, quiet: bool, console: Console | None = None) -> None:
@@ -127,7 +127,7 @@ class Display:
         self.next = now + max(1.0, 20 * (time.monotonic() - now))
 
     def _print(self, rows: Sequence[ShownRow], now: float) -> None:
-        """Print a line for every run that has just ended, and every `LINE_EVERY` seconds one for every running run."""
+        """Print a line for each run that has just ended. Every `LINE_EVERY` seconds, also print each running run."""
         ended = [row for row in rows if row.status in ("done", "failed") and row.cell.run_id not in self.ended]
         running = [row for row in rows if row.status == "running"] if now >= self.next_line else []
         if running:

@@ -74,7 +74,7 @@ def _cpu() -> str:
 
 
 def _fast() -> str:
-    """Return the bits and the thread count that are fastest, measured on matrix products as in a LoRA step."""
+    """Measure matrix products as in a LoRA step. Return a text that names the fastest bits and number of threads."""
     from petransfer.training.cpu.speed import measure_speeds, recommended
 
     speeds = measure_speeds()

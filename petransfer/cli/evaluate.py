@@ -134,7 +134,7 @@ def _show(rows: list[Scores], by_generation: bool) -> None:
 
 
 def explanations(rows: list[Scores]) -> list[str]:
-    """Return lines that explain the columns of the table whose headings are not clear by themselves."""
+    """Return lines that explain those columns of the table of scores whose headings are not clear by themselves."""
     lines = ["EM: exact match on the examples. log p/token: mean log-probability of a target token, in nats."]
     if len(rows) > 1:
         lines.append(
@@ -149,9 +149,9 @@ def explanations(rows: list[Scores]) -> list[str]:
 
 
 def _cells(row: Scores, several: bool) -> dict[str, str]:
-    """Return the cells of one row of the table, by column heading.
+    """Return the cells of one row of the table of scores, by column heading.
 
-    several: whether the table has several rows. If so, the row is also compared with the first one.
+    several: whether the table has several rows. If so, a cell also compares this row with the first row.
     """
     found = {"EM %": f"{row.exact_match:.1f}", "log p/token": f"{row.log_prob_per_token:.3f}"}
     found |= {HEADINGS.get(name, name): f"{value:.1f}" for name, value in row.metrics.items()}

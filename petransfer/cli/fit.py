@@ -183,7 +183,10 @@ def _table(found: Fit, measured: Measured | None, unit: str, text: Callable[[int
 
 
 def _about_the_loop(name: str, predicted: int, measured: Measured | None, text: Callable[[int], str]) -> str:
-    """Return a sentence about the memory of the CPU's faster training step. The prediction is for the plain step."""
+    """Return a sentence that compares the predicted memory with that of the faster training step on a CPU.
+
+    The prediction is for a training step of plain transformers and peft. The faster step may need less memory.
+    """
     if measured is None:
         how = f"`petransfer fit {name} --measure --cpu` measures it"
         return f"this is the plain step; training on a CPU may need less: {how}"

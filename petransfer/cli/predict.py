@@ -100,7 +100,7 @@ def _opened(stack: contextlib.ExitStack, places: list[str], run: str | None) -> 
     """Return the opened sources. torch is not imported yet, so that a wrong name is reported at once.
 
     Args:
-        stack: Closes the sources when it is closed.
+        stack: The sources are closed when this exit stack is closed.
         places: Names of the sources.
         run: The run's id, for the first source.
     """
@@ -133,7 +133,7 @@ def _predictors(sources: list[Source], where: Where, combination: Any) -> Callab
 
 
 def _for_chats(label: str, predictor: Predictor) -> Predictor:
-    """Return a predictor that writes its inputs as chats.
+    """Return a predictor that writes each input as a chat, with the model's chat template.
 
     Raises:
         UserError: the model has no chat template.

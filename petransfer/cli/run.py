@@ -127,7 +127,7 @@ def run(
 
 
 def check_and_launch(grid: StudyGrid, scheduling: Scheduling, processes: int) -> None:
-    """Check the options. If `processes` is above 1, start these processes, wait for them, and exit."""
+    """Check the options. If `processes` is above 1, run this command in that many processes, and exit when they end."""
     place = this_place()
     check_processes(grid, scheduling, max(processes, place.count))
     if processes > 1 and not place.shared:

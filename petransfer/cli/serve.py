@@ -108,7 +108,9 @@ def models_of(sources: list[Source], where: Where) -> dict[str, Model]:
 
 
 def _names(labels: list[str]) -> list[str]:
-    """Return a model name for each source: the last part of its path, or the whole path if two last parts are equal.
+    """Return a model name for each label: the last part of the path, or all of it if several paths end in this part.
+
+    A name that begins with `nano/` is not shortened.
 
     Raises:
         UserError: Two sources are the same.

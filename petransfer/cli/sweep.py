@@ -99,7 +99,7 @@ def _numbers(option: str, text: str | None) -> list[float]:
 
 
 def _kind(study: StudyGrid, recipe: Recipe, own: list[Cell], folder: StudyFolder) -> Kind:
-    """Return the `Kind` of a sweep's runs. At the end it writes sweep.json and prints a table and a part of a recipe.
+    """Return the `Kind` of a sweep's runs. At the end it writes sweep.json and prints a table and the best rates.
 
     Args:
         study: The grid of the sweep's runs.
