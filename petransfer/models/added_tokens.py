@@ -16,10 +16,10 @@ from petransfer.errors import UserError
 
 
 def add_tokens(tokenizer: PreTrainedTokenizerBase, added: Sequence[str]) -> tuple[int, ...]:
-    """Add a token for each character that encoding and decoding does not reproduce, and return the new token ids.
+    """Add a token for each character that encoding and decoding do not reproduce, and return the new token ids.
 
-    A SentencePiece tokenizer is also changed so that it writes its mark for a space only if the text has a space there.
-    Otherwise it would insert a space after each added token.
+    A SentencePiece tokenizer is also changed: it writes its mark for a space only where the text has a space. Without
+    this change, it would insert a space after each added token.
 
     Args:
         tokenizer: the tokenizer; it is changed in place.

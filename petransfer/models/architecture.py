@@ -56,7 +56,7 @@ def has_own_head(content: dict[str, Any], place: str) -> bool:
 
     Args:
         content: the content of config.json. Either `tie_word_embeddings` or `scale_decoder_outputs` is False if the
-            head has its own weights. For T5, transformers 5 writes the second key.
+            head has its own weights. For T5, transformers 5 writes `scale_decoder_outputs`.
         place: the folder or hub id of the checkpoint. config.json is wrong for mT5, because transformers 5 always
             writes that the head is tied. For an mT5 in a folder, the weight file is therefore checked.
 

@@ -42,7 +42,7 @@ def hub_commit(checkpoint: CheckpointSpec) -> str | None:
 
 
 def load_tokenizer(checkpoint: CheckpointSpec) -> PreTrainedTokenizerBase:
-    """Load a checkpoint's tokenizer, including the characters that are added to it.
+    """Load a checkpoint's tokenizer, and add tokens for the characters in `checkpoint.added_tokens`.
 
     Raises:
         UserError: The tokenizer is missing or damaged, or the package that it needs is not installed.

@@ -1,7 +1,7 @@
 """Load a model from its files, and refuse files that do not hold all of its weights.
 
 transformers itself sets missing weights to random values and only logs a table. A model with random layers generates
-meaningless texts, and an adapter that is trained on it fits no other copy of the base.
+meaningless texts, and an adapter that is trained on it fits no other copy of the base model.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ def load_complete(auto: Any, place: str, **options: Any) -> PreTrainedModel:
 
 
 def _quantized_mismatches(model: torch.nn.Module) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    """Yield (name, shape, expected shape) of quantized weights with a wrong shape. transformers does not check them."""
+    """Yield (name, shape, expected shape) of quantized weights with a wrong shape.
+
+    transformers does not check the shapes of quantized weights.
+    """
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and type(module) is not torch.nn.Linear:
             state = getattr(module.weight, "quant_state", None)

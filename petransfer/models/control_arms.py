@@ -1,4 +1,4 @@
-"""Make the models of the control arms, whose weights are partly or completely random."""
+"""Make the models of the control arms: comparison models whose weights are partly or completely random."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHARD = "128MB"
 
 
 def randomly_initialized(auto: Any, config: Any, own_head: bool) -> PreTrainedModel:
-    """Return a model in fp32 with random weights from the model's own initialization.
+    """Return a model in fp32 with random weights, drawn as transformers initializes this architecture.
 
     transformers ties the output head of every new T5 to its embeddings, even if the configuration says otherwise.
     Therefore the untied head of T5 v1.1, mT5 and similar models is initialized here, with the standard deviation of
@@ -63,7 +63,9 @@ def write_partly_random(
     reinit: Reinit,
     seed: int,
 ) -> None:
-    """Write the result of `partly_random` in bf16 to `folder`, bit for bit, without holding the model in memory.
+    """Write the model that `partly_random` would return in bf16 to `folder`, without holding the model in memory.
+
+    The written weights have exactly the same bits as those that `partly_random` returns.
 
     Args:
         folder: the folder that the model is written to.

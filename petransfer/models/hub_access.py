@@ -1,4 +1,4 @@
-"""Refuse checkpoints that are neither on this machine nor can be loaded from the hub."""
+"""Refuse checkpoints that are not on this machine and cannot be loaded from the hub."""
 
 from __future__ import annotations
 

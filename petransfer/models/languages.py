@@ -30,7 +30,7 @@ def with_languages(
         target_language: language of the targets.
 
     Raises:
-        UserError: the tokenizer has no languages, does not have one of the two, or only one of the two is given.
+        UserError: the tokenizer has no languages, or lacks one of the two languages, or only one language is given.
     """
     given = [language for language in (source_language, target_language) if language]
     if not hasattr(tokenizer, "src_lang"):

@@ -1,4 +1,4 @@
-"""Check the lengths of inputs and targets: examples longer than a model's positions are refused, never cut."""
+"""Check the lengths of inputs and targets: examples that are too long for the model are refused, never cut."""
 
 from __future__ import annotations
 

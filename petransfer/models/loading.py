@@ -116,15 +116,15 @@ def load_checkpoint(
     """Load a checkpoint's model and tokenizer.
 
     `checkpoint.reinit` selects the weights that are random: `none`, `embeddings` (the input embeddings and an untied
-    head), `body` (everything else) or `all`. Random weights come from the model's own initialization. Layer drop is
-    turned off.
+    head), `body` (everything else) or `all`. Random weights are drawn as transformers initializes the
+    architecture. Layer drop (skipping random layers in training) is turned off.
 
     Args:
         checkpoint: the checkpoint.
         bits: bits per weight: 32, 16, 8 or 4.
         seed: the seed of random weights.
         device: where to put the model. None: the model stays in the host's memory. If transformers lets one process
-            read the weights for all processes, the models of the other processes have no weights yet.
+            read the weights for all processes, the models in the other processes are still without weights.
         keep_wide: layers whose names end in one of these are not quantized.
 
     Raises:
@@ -233,7 +233,7 @@ def _has_own_head(checkpoint: CheckpointSpec) -> bool:
 def _quantized(
     auto: Any, place: str, asked: str | None, bits: Bits, device: torch.device, keep_wide: Sequence[str]
 ) -> PreTrainedModel:
-    """Load a model and quantize it tensor by tensor, so that the host's memory never has to hold it unquantized."""
+    """Load a model and quantize it tensor by tensor, so that the host's memory never holds all unquantized weights."""
     config = AutoConfig.from_pretrained(place, revision=asked)
     with left_unquantized(auto._model_mapping[type(config)], keep_wide):
         model = load_complete(
@@ -257,7 +257,7 @@ def _on_disk(auto: Any, place: str, asked: str | None, folder: str) -> PreTraine
 
 
 def _set_vocabulary(config: Any, size: int) -> None:
-    """Set the vocabulary size in a configuration, and in that of its text decoder, to `size` tokens."""
+    """Set the vocabulary size to `size` tokens in a configuration and in the part for its text decoder."""
     for part in (config, text_config(config)):
         if hasattr(part, "vocab_size"):
             part.vocab_size = size

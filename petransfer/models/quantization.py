@@ -92,9 +92,9 @@ class Inventory:
 def quantization_config(bits: Bits) -> BitsAndBytesConfig:
     """Return the settings for transformers: LLM.int8 at 8 bits, NF4 with double quantization at 4 bits.
 
-    4-bit weights are stored in tensors of bf16, four weights in each element. The default would be tensors of uint8.
-    But T5 casts the input of `wo` to the dtype in which `wo` is stored, so uint8 would round every activation to a
-    whole number.
+    4-bit weights are stored in tensors of bf16, four weights in each element. The default of bitsandbytes is tensors
+    of uint8. But T5 casts the input of `wo` to the dtype in which `wo` is stored, so uint8 would round every activation
+    to a whole number.
     """
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
@@ -177,7 +177,7 @@ def refuse_poorly_quantized(model: PreTrainedModel, name: str, bits: Bits, keep_
 def left_unquantized(cls: type, names: Sequence[str] = ()) -> Iterator[None]:
     """Inside the context, models of `cls` are loaded with all layers quantized except the head and `names`.
 
-    Outside the context, transformers also leaves T5's `wo` unquantized, which only computation in fp16 needs.
+    Outside the context, transformers also leaves T5's `wo` unquantized. This is needed only for computation in fp16.
 
     Args:
         cls: a model class of transformers.

@@ -46,7 +46,7 @@ class Control:
 
     Args:
         reinit: the weights that are random: `embeddings`, `body` or `all`.
-        arm: the arm that the control arm is made from. None: the base of the family.
+        arm: the arm that the control arm is made from. None: the family's base arm.
         trained: `all` if all weights are trained; `method` if the training method determines which are trained.
     """
 
@@ -131,7 +131,7 @@ class RegistryFile(Strict):
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm of a family, with everything that a run's spec needs.
+    """One arm of a family, with everything that a run's `RunSpec` needs from it.
 
     Args:
         name: the name of the arm.
@@ -233,7 +233,7 @@ def own_family(part: FamilyPart, seed: int = 0) -> Family:
         seed: the number that replaces `{seed}` in the names of checkpoints.
 
     Raises:
-        UserError: a checkpoint does not exist, an arm has the name of a control arm, or the base is not an arm.
+        UserError: a checkpoint does not exist, an arm has the name of a control arm, or `base` is not an arm.
     """
     taken = next((arm for arm in part.arms if arm in CONTROLS), None)
     if taken:
@@ -284,7 +284,10 @@ _CHARACTERS = {"newline": "\n", "tab": "\t", "braces": "{}"}
 
 
 def _characters(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the characters in `names` without duplicates. A name is a word such as `newline`, or the characters."""
+    """Return the characters that `names` stand for, without duplicates.
+
+    A name is a word such as `newline`, or a text of the characters themselves.
+    """
     return tuple(dict.fromkeys(sign for name in names for sign in _CHARACTERS.get(name, name)))
 
 
@@ -312,7 +315,7 @@ def _own(where: str, entry: ArmPart, seed: int) -> CheckpointSpec:
 
 
 def _tokenizer_place(tokenizer: str) -> tuple[str, str | None]:
-    """Return a tokenizer's name for a spec, and its folder if it is local."""
+    """Return a tokenizer's name for a `CheckpointSpec`, and its folder if it is local."""
     local = Path(tokenizer).expanduser()
     if not is_embedded(tokenizer) and (tokenizer.startswith((".", "/", "~")) or local.is_dir()):
         files = [local / name for name in _TOKENIZER if (local / name).is_file()]

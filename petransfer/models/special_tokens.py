@@ -70,7 +70,7 @@ def _found(name: str, places: Sequence[Any], rows: int | None) -> list[int]:
     Args:
         name: the key, such as `eos_token_id`.
         places: a tokenizer and configurations.
-        rows: the number of embedding rows; None: it is not checked.
+        rows: the number of embedding rows; None: values are not compared with it.
     """
     values: list[int] = []
     for place in places:
