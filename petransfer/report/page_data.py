@@ -63,8 +63,8 @@ def _categories(group: Group, study: StudyFolder) -> dict[str, float]:
 def trained(effects: Sequence[dict[str, Any]], groups: Sequence[Group]) -> list[Trained]:
     """Return the effects that are estimated under several methods, to plot them against the trained parameters.
 
-    The number of parameters is that of the left arm. An effect is left out if this number is equal under all its
-    methods.
+    The number of trained parameters is that of the left arm's runs. An effect is left out if this number is equal under
+    all its methods.
     """
     counts = {(group.split, group.arm, group.method): group.done[0].trained for group in groups if group.done}
     found = []

@@ -31,7 +31,7 @@ class FoldScore:
         fold: The number of the fold, counted from 1.
         rows: The number of rows in the fold.
         exact_match: Exact match on the fold's rows in per cent.
-        steps: The step with the best score; the last step without early stopping.
+        steps: The step with the best score. If there is no early stopping, the last step.
     """
 
     fold: int

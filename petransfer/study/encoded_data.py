@@ -30,12 +30,13 @@ def encode_data(spec: RunSpec, data: SplitData, scored: tuple[str, ...]) -> tupl
         scored: The names of the evaluated parts: `dev`, or `dev` and `test`.
 
     Returns:
-        The usable examples with their token ids, and the layout of the model's examples (one sequence or two, and the
-        special tokens).
+        The usable examples with their token ids, and the layout of the model's examples (whether an example is one
+        sequence of tokens or two, and the special tokens).
 
     Raises:
         UserError: Some rows cannot be used and the recipe does not skip them; the rows are chats and the tokenizer has
-            no chat template; the model does not support packing; or the method keeps added tokens frozen.
+            no chat template; the model does not support packing; or tokens were added and the method does not train
+            their embeddings.
     """
     config, _ = configuration(spec.checkpoint)
     refuse_packing(spec, config)

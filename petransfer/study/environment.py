@@ -54,7 +54,7 @@ def cpu_model() -> str:
 
 
 def _version(package: str) -> str:
-    """Return a package's version; empty if the package is not installed. Not every platform has bitsandbytes."""
+    """Return a package's version; empty if the package is not installed, such as bitsandbytes on some platforms."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -80,7 +80,7 @@ class RunFolder:
         return read_json(self.path / "spec.json") if under_way else None
 
     def failure(self) -> str | None:
-        """Return the error of the last attempt, or why the run's files are damaged; None if there is neither."""
+        """Return the error of the last attempt, or why the run's files are damaged; None if neither is the case."""
         content = read_json(self.path / "failed.json")
         return str(content.get("error")) if content else self.damage() or None
 
@@ -233,7 +233,7 @@ class StudyFolder:
             raise cannot_write(self.path, error) from None
 
     def check(self, name: str) -> None:
-        """Check that `open` would accept the folder for a recipe of this name. Nothing stays on the disk.
+        """Check that `open` would accept the folder for a recipe of this name. No file stays on the disk.
 
         Raises:
             UserError: The folder cannot be written to, holds other files, or belongs to a recipe of another name.

@@ -48,7 +48,7 @@ def family_of(recipe: Recipe, seed: int | None = None) -> Family:
 def expand(recipe: Recipe) -> list[Cell]:
     """Return all runs of a recipe. Equal runs are listed once.
 
-    The runs are ordered by seed, so that each arm has a first result before any arm has its second.
+    The runs are ordered by seed, so that every arm has its first result before any arm has a second result.
 
     Raises:
         UserError: The recipe names an unknown task, task option, split, arm, method or effect, or it has no learning
@@ -83,10 +83,10 @@ def task_of(recipe: Recipe) -> Task:
 
 
 def resolve(recipe: Recipe) -> Recipe:
-    """Return the recipe with the values that depend on the user's own files.
+    """Return the recipe, completed with values that are computed from the user's own files.
 
-    These values are the hash of the data and the metrics that suit the data. If a family has one checkpoint for each
-    seed, the hashes of the checkpoints are added too.
+    These values are the hash of the data and the metrics that suit the data. If the family has one checkpoint for each
+    seed, the hashes of the checkpoints are added too. A recipe of a benchmark gets no other values.
     """
     if isinstance(recipe.family, FamilyPart) and any(SEED in place_of(arm) for arm in recipe.family.arms.values()):
         recipe = recipe.model_copy(update={"family": with_hashes(recipe.family, recipe.seeds)})
@@ -181,8 +181,9 @@ def _training(part: TrainPart, arm: str, method: MethodPart, examples: int) -> T
 def _of(value: float | Mapping[str, float], key: str, arm: str, method: MethodPart) -> float:
     """Return the value of a training setting for an arm and a method.
 
-    The keys of a mapping can be an arm with a method (`english lora`), an arm, or a method. A key with both comes
-    first, then a key with the arm. If several keys with both match, the key with the most words is used.
+    The keys of a mapping can be an arm with a method (`english lora`), an arm, or a method. A key with an arm and a
+    method takes precedence over a key with the arm alone, and that key over a key with the method alone. If several
+    keys with an arm and a method match, the key with the most words is used.
 
     Raises:
         UserError: No key matches, or two keys with the same number of words match.

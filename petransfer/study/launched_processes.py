@@ -1,4 +1,7 @@
-"""Read which processes a launcher started together, and refuse runs that they cannot share. Imports no torch."""
+"""Read which processes a launcher started together, and refuse runs that these processes cannot share.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 

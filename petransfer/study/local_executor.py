@@ -57,7 +57,7 @@ class Outcome:
 
     interrupted: whether a stop was requested before all runs were finished.
     failures: the errors of unfinished runs, by run id.
-    mistakes: those errors that the user can correct, one line each.
+    mistakes: the errors in `failures` that the user can correct, one line each.
     elsewhere: the number of unfinished runs that other processes have claimed.
     """
 
@@ -80,8 +80,8 @@ def execute(
 
     Args:
         workers: The largest number of worker processes. With one worker, the runs are executed in this process.
-        threads: CPU threads per worker. 0 divides the cores among several workers; a single worker then uses torch's
-            default.
+        threads: CPU threads per worker. With 0, several workers divide the cores among them, and a single worker uses
+            torch's default.
         tick: A function that displays progress. It is called often.
         group: A function that divides the unfinished runs into stacks (runs that are trained together). A worker takes
             one stack at a time. The job must have a method `stacked`.
@@ -101,7 +101,7 @@ def execute(
 
 
 def forget_failures(pending: Sequence[Named], study: StudyFolder) -> None:
-    """Delete the records of errors and killed workers of earlier calls, so that these runs are tried again."""
+    """Delete the records of errors and killed workers in the folders of `pending`, so that its runs are tried again."""
     for cell in pending:
         folder = study.run(cell.run_id)
         (folder.path / "failed.json").unlink(missing_ok=True)
@@ -271,7 +271,7 @@ def attempt_stacks(
     stopped: Callable[[], bool],
     tick: Callable[[], None],
 ) -> None:
-    """Execute claimed runs as one stack, or as several if their training states are at different steps.
+    """Execute claimed runs as one stack, or as several stacks if their training states are at different steps.
 
     The error of a single run is written to the folder of that run. An error of a whole stack is written to the folders
     of all its unfinished runs.

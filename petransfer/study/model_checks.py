@@ -7,7 +7,7 @@ from petransfer.study.study import StudyGrid
 
 
 def refuse_unusable_models(grid: StudyGrid) -> None:
-    """Refuse unfinished runs that need a chat template or packing, if their model does not have or support it.
+    """Refuse unfinished runs on chats or with packing, if their model has no chat template or does not support packing.
 
     Only configurations and tokenizers are loaded.
 

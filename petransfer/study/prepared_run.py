@@ -75,7 +75,7 @@ class Prepared:
 
     parts: the token ids of the examples, for `train`, `dev` and, if it is evaluated, `test`.
     model: the model with the method applied.
-    hollow: a copy of the model on the meta device, if FSDP splits the model's tensors among processes; otherwise None.
+    hollow: if FSDP splits the model's tensors among processes, a copy of the model on the meta device; otherwise None.
     """
 
     spec: RunSpec

@@ -46,7 +46,7 @@ def execute_together(
     """Execute the unfinished runs, each with all processes. Every process must call this function.
 
     Returns:
-        How the runs ended. Use the value that the leader gets.
+        How the runs ended. The values of the processes can differ; use the leader's value.
 
     Raises:
         UserError: Accelerate launched the processes in an untested way.
@@ -105,14 +105,17 @@ class Group:
         return box[0]
 
     def meet(self, error: Exception | None) -> Exception | None:
-        """Wait until all processes have ended the run. Return an error of this or another process; None without errors.
+        """Wait until all processes have ended the run, and return an error of this or another process.
 
         If the others have not ended the run `PATIENCE` seconds after an error or a stop request, they wait for this
         process in the middle of a step that cannot be completed. This process then ends, and the launcher ends the
-        others.
+        others. If this process has an error and a stop was requested, it does not wait `PATIENCE` seconds.
 
         Args:
-            error: The error of this process; None if the run ended without one.
+            error: The error of this process; None if the run ended without an error.
+
+        Returns:
+            `error`, or the error of another process if `error` is None; None if no process has an error.
         """
         self.number += 1
         self.store.set(self._key(self.place.index), "" if error is None else reason_of(error))
@@ -128,7 +131,7 @@ class Group:
         return error
 
     def leave(self) -> None:
-        """Leave the group. No process waits for another afterwards."""
+        """Wait until all processes have called this function, then leave the group."""
         distributed.barrier()
         distributed.destroy_process_group()
 
@@ -180,7 +183,7 @@ def _attempt(cell: Named, folder: RunFolder, job: Job, threads: int, group: Grou
 def _or_orphaned(stopped: Callable[[], bool]) -> Callable[[], bool]:
     """Return a function like `stopped` that also requests a stop when the launcher has ended.
 
-    Otherwise nothing would stop this process then.
+    Without this, the process would continue to run after the launcher has ended.
     """
     parent = os.getppid()
     return lambda: stopped() or os.getppid() != parent

@@ -188,7 +188,7 @@ def _checkpoint(model: str, request: TrainRequest) -> str | dict[str, Any]:
 def _fill(content: dict[str, Any], recipe: Recipe, model: str, request: TrainRequest) -> None:
     """Set the prefix and the training settings in `content`.
 
-    Values that the request does not give are defaults. They depend on the model and on the number of rows.
+    Values that the request does not give get defaults, which depend on the model and on the number of rows.
     """
     from petransfer.models.architecture import configuration  # imports transformers
 
@@ -280,5 +280,8 @@ def _with_absolute_path(entry: str | ArmPart) -> str | ArmPart:
 
 
 def _word(text: str) -> str:
-    """Replace all characters except letters, digits, dots, dashes and underscores by dashes; `mine` if none is left."""
+    """Return a text as a part of a file name, with letters, digits, dots, dashes and underscores only.
+
+    Other characters become dashes. Dots, dashes and underscores at both ends are removed. `mine` if nothing is left.
+    """
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._") or "mine"

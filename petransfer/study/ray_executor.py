@@ -115,7 +115,7 @@ class _Try:
 
     refused: the time at which one of the runs was first found claimed by another process; None if none was.
     not_before: the earliest time for submitting the task.
-    killed: how many workers had been killed while they held these runs, when the task was submitted.
+    killed: how many workers were killed while they held these runs, counted when the task was submitted.
     """
 
     cells: Sequence[Named]
@@ -248,7 +248,10 @@ def _seldom(ask: Callable[[], bool], seconds: float = 1.0) -> Callable[[], bool]
 
 @contextlib.contextmanager
 def _stop_file(study: StudyFolder) -> Iterator[Path]:
-    """Yield the path of a stop file. As soon as this file exists, the workers of this call stop, on all machines."""
+    """Yield the path of a stop file. As soon as this file exists, the workers of the current call stop.
+
+    This works on all machines, because they share the study's folder.
+    """
     path = study.path / f".stop-{uuid.uuid4().hex[:8]}"
     try:
         yield path

@@ -82,12 +82,13 @@ def judged(
     All processes compute exact match. Only the leading process computes the other metrics, unless the model is sharded.
 
     Args:
-        at_once: Examples per forward pass for exact match if the model is sharded. The number must be known to fit.
+        at_once: Examples per forward pass for exact match if the model is sharded. This number must be known to fit
+            into memory.
         leads: Whether this is the leading process.
 
     Raises:
         RunError: The model is sharded and the evaluation ran out of memory.
-        OutOfMemory: Another model ran out of memory.
+        OutOfMemory: The model is not sharded and the evaluation ran out of memory.
     """
     model, loaded, parts, task = prepared.model, prepared.loaded, prepared.parts, prepared.spec.task
     data = base.data

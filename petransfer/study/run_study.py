@@ -61,8 +61,8 @@ def check_processes(grid: StudyGrid, scheduling: Scheduling, processes: int) -> 
 def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -> PreparedStudy:
     """Check a study before anything is written: the launcher, the models, the memory, the hub and the cluster.
 
-    The log then has remarks on the user's data, reasons why runs are not stacked, and the runs that need gradient
-    checkpointing. Only the leading process makes all checks; the others check only the launcher's configuration.
+    Remarks on the user's data, reasons why runs are not stacked, and the runs that need gradient checkpointing are
+    logged. Only the leading process makes all checks; the other processes check only the launcher's configuration.
 
     Raises:
         UserError: A run cannot be executed with these settings.

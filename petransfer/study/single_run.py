@@ -115,8 +115,8 @@ def prepare(spec: RunSpec, folder: RunFolder, base: Base, model: PreTrainedModel
     """Prepare a run for training: write spec.json, check lengths and quantisation, and apply the method to the model.
 
     Args:
-        model: The model to use in place of `base.loaded.model`. It has modules of its own, which share the tensors of
-            that model. None uses `base.loaded.model` itself.
+        model: The model to use in place of `base.loaded.model`. Its modules are new, but share the tensors of
+            `base.loaded.model`. None uses `base.loaded.model` itself.
 
     Raises:
         UserError: An example is too long for the model.
@@ -238,14 +238,14 @@ SAMPLES = 3
 
 
 def _stopping(done: Progress) -> dict[str, Any]:
-    """Return why early stopping ended the run and the step of the best model; empty without early stopping."""
+    """Return why early stopping ended the run and the step of the best model; empty if there was no early stopping."""
     return {name: done.early_stopping[name] for name in ("stop_reason", "best_step") if done.early_stopping}
 
 
 def _shared(process: Process, done: Progress) -> dict[str, Any]:
-    """Return how many processes shared the run and how many runs were stacked, because rounding depends on both.
+    """Return how many processes shared the run, how many runs were stacked, and whether FSDP split the tensors.
 
-    Numbers that are not above 1 are left out.
+    Rounding depends on all three. Numbers that are not above 1 are left out; `split` is given only with FSDP.
     """
     counts = {"processes": process.count, "stacked": len(done.notes.get("stack", ()))}
     shared: dict[str, Any] = {name: count for name, count in counts.items() if count > 1}

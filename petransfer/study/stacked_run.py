@@ -37,7 +37,7 @@ def run_stack(
 
     Raises:
         Interrupted: `should_stop` returned True; the training states are saved.
-        RunError: Out of memory with one example of each run, or a training state cannot be saved.
+        RunError: Memory ran out even with one example of each run, or a training state cannot be saved.
         UserError: The data or the checkpoint cannot be used, or the model cannot be stacked.
     """
     start = common_start(specs, folders)

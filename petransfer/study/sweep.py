@@ -185,10 +185,11 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _best(rates: Sequence[dict[str, Any]]) -> float | None:
-    """Return the learning rate with the highest dev exact match. Ties are decided by the dev loss, then by the value.
+    """Return the learning rate with the highest dev exact match.
 
-    The lower loss and the lower value win. Learning rates with a failed run are left out. None while runs are
-    unfinished, or if every learning rate has a failed run.
+    If several learning rates have it, the one with the lowest dev loss is returned. If they also have the same loss, it
+    is the lowest learning rate. Learning rates with a failed run are left out. None while runs are unfinished, or if
+    every learning rate has a failed run.
     """
     if any(run["status"] not in ("done", "failed") for one in rates for run in one["runs"]):
         return None
@@ -200,8 +201,8 @@ def _best(rates: Sequence[dict[str, Any]]) -> float | None:
 def learning_rates(groups: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Return the value of the recipe's key `train.learning_rate` that a sweep found.
 
-    It has the most frequent learning rate of each method, and an entry of its own for each arm with another value. If
-    no learning rate was chosen for an arm and method, the study's learning rate is used.
+    The mapping has the most frequent learning rate of each method, and an additional entry for each arm and method with
+    another value. If no learning rate was chosen for an arm and method, the study's learning rate is used.
 
     Args:
         groups: The groups of sweep.json, as `_group` returns them.

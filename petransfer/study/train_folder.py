@@ -21,7 +21,8 @@ def choose_folder(recipe: Recipe, out: Path | None) -> tuple[Path, str]:
 
     The usual folder is `out`, or `results/NAME` if `out` is None. It is used if it has no finished, interrupted or
     running runs, or if these runs belong to the same recipe with the same or fewer seeds. The sentence is then empty.
-    Otherwise the first of `results/NAME-2`, `results/NAME-3`, ... that can be used in this way is returned.
+    Otherwise, if `out` is None, the first of `results/NAME-2`, `results/NAME-3`, ... that can be used in this way is
+    returned.
 
     Raises:
         UserError: `out` holds runs of a recipe with other settings.

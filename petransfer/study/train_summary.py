@@ -40,8 +40,8 @@ class TrainSummary:
         cell, folder: The run and its folder.
         dev, test: Exact match in per cent.
         steps: Optimiser steps taken.
-        best_step: The step of the saved weights; the last step without early stopping.
-        stop_reason: `no_improvement`, `max_steps`, `max_minutes`, or empty without early stopping.
+        best_step: The step of the saved weights. If there is no early stopping, the last step.
+        stop_reason: `no_improvement`, `max_steps` or `max_minutes`; empty if there is no early stopping.
         still_improving: The dev score that was still improving when training ended: `exact_match`, or `loss` if exact
             match was always 0; empty if neither was improving.
         samples: Test rows with their generated texts.
