@@ -46,7 +46,7 @@ class Base:
 
     bits: bits of the loaded weights.
     seed: the seed of the base's random weights, if some are drawn at random.
-    keep_wide: endings of layer names. Layers with such a name are not quantised.
+    keep_wide: endings of layer names. Layers whose names have one of these endings are not quantised.
     commit: the hub commit used in training; None if the base was not on the hub or the commit was not recorded.
     trained_on: the record of the base in petransfer.json; empty if there is no such file.
     named_by_adapter: whether only adapter_config.json names the base, that is, neither petransfer.json nor the user.

@@ -45,7 +45,7 @@ class Bundle:
     config: the content of adapter_config.json; empty for a whole model.
     tensors: the dtype and the shape of each tensor, by name; empty for a whole model.
     provenance: the content of petransfer.json; None if petransfer did not make the adapter.
-    spec: the run's spec in `provenance`; None if petransfer did not make the adapter.
+    spec: the specification of the run, from `provenance`; None if petransfer did not make the adapter.
     manifest: the sha256 of each file; None if the adapter is not packed.
     here: the run's own folder; None if it is not on this machine.
     commit: the commit on the hub; None if the files are not from the hub.

@@ -148,9 +148,10 @@ def _logits_at_trained_width(bundle: Bundle, where: Where, bits: Bits, count: in
 
 
 def _untie_adapted_head(base: Any) -> None:
-    """Copy the output head's weights, in place, if they are also the embeddings and the adapter changes one of the two.
+    """Give the output head its own copy of its weights if they are also the embeddings and the adapter changes either.
 
-    Without the copy, merging the adapter into the embeddings would also change the output head, and the reverse.
+    Without the copy, merging into the embeddings would also change the output head, and merging into the output head
+    would also change the embeddings.
     """
     ends = [base.get_input_embeddings(), base.get_output_embeddings()]
     plain = [getattr(end, "base_layer", end) for end in ends]
@@ -239,7 +240,7 @@ def _change(before: torch.Tensor, after: torch.Tensor) -> _Change:
 
 
 def _refuse_changed(change: _Change, step: str) -> None:
-    """Refuse a merged model if a step of merging changed the logits.
+    """Refuse a merged model if a step of merging changed the logits too much.
 
     Args:
         change: the change of the logits by the step.

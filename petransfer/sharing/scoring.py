@@ -95,7 +95,7 @@ def predictors(
         sources: adapters, whole models and base checkpoints.
         where: the places of bases and data on this machine.
         combination: also yield this combination of all adapters.
-        with_base: also yield the base, as the first, and each adapter merged into its base, as the last.
+        with_base: also yield the base, which comes first, and each adapter merged into its base, which come last.
 
     Raises:
         UserError: the adapters have different bases, or a source cannot be loaded.

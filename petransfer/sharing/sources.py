@@ -59,7 +59,7 @@ def opened_source(place: str, run: str | None = None) -> Iterator[Source]:
         run: the first characters of the run's id; needed if `place` is a study with several finished runs.
 
     Raises:
-        UserError: there is no adapter or model at `place`, or its files are refused.
+        UserError: there is no adapter or model at `place`, or its files fail a check.
     """
     path = Path(place).expanduser()
     if run is not None and not path.is_dir():

@@ -28,7 +28,7 @@ class TestData:
 
     name: what the examples are called in tables.
     labels: all possible targets, if the task has a closed set of labels; otherwise empty.
-    own: whether the examples are from the adapter's own task. Its recorded scores are then for the same examples.
+    own: whether the examples are from the adapter's own task. The adapter's recorded scores then belong to them.
     """
 
     name: str
@@ -45,8 +45,8 @@ def test_data(
     """Return the examples to evaluate on.
 
     Args:
-        bundle: the adapter. Its own task is used if `data` is None, and a file is read with its columns. None for a
-            base checkpoint.
+        bundle: the adapter; None for a base checkpoint. If `data` is None, the adapter's own task is used. If `data` is
+            a file, it is read with the same column names as the adapter's training data.
         label: the name of the adapter or model in messages.
         data: a file, a benchmark's `task/split`, pairs of input and target, or None for the adapter's own task.
         part: `dev` or `test`. None means all rows of a file, and `test` for a benchmark or the adapter's own task. With

@@ -85,7 +85,7 @@ def verify(
 def _attached(loaded: Loaded, bundle: Bundle, bits: Bits) -> Any:
     """Return the base with the adapter attached, even if a file does not have the recorded sha256.
 
-    The difference is already reported. Attaching the adapter shows whether the difference changes the scores.
+    An earlier check has reported such a difference. Evaluating the adapter shows whether it changes the scores.
     """
     return attach(loaded, [replace(bundle, provenance=None, manifest=None)], bits)
 

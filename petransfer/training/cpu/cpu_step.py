@@ -7,7 +7,7 @@ For a small model, overhead takes most of the time of a step. Three changes save
   the gradient of that weight. Below 32 bits the pair's output is added to the output of the frozen layer instead. The
   quantised weights of a small model are dequantised only once and kept.
 - If peft trains only some rows of the embeddings, the whole table is assembled once a step, not at each use.
-- The head skips padding and computes the logits in blocks that fit a core's second-level cache.
+- The output head skips padding and computes the logits in blocks that fit a core's second-level cache.
 """
 
 from __future__ import annotations

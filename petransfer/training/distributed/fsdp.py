@@ -195,7 +195,7 @@ def copy_into(tensor: torch.Tensor, value: torch.Tensor) -> None:
 
 
 def shard_like(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Return the value, sharded like the tensor if that is sharded and has the same shape."""
+    """Return the value. If the tensor is sharded and has the same shape, the returned value is sharded like it."""
     if not isinstance(tensor, DTensor) or value.shape != tensor.shape:
         return value
     found = torch.zeros_like(tensor, dtype=value.dtype, requires_grad=False)

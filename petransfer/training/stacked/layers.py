@@ -35,14 +35,14 @@ def share(model: Any) -> Any:
 
 
 def refuse_layer_drop(config: Any) -> None:
-    """Raise UserError for a model with layerdrop, because it would skip a random layer for all members at once."""
+    """Raise UserError for a model with layerdrop, because every skipped layer would be skipped for all members."""
     for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
         if getattr(config, name, 0.0):
             raise UserError(f"a model with {name} above 0 cannot be stacked; use --stack off")
 
 
 class Stack:
-    """The members and their trunk (see the module's docstring).
+    """Several members, which are peft models with one adapter each, and the trunk, which computes all their batches.
 
     hidden_only: whether the trunk returns the input of the head instead of logits.
     """

@@ -33,7 +33,10 @@ def joins(device: torch.device) -> bool:
 
 
 def make_stack(trunk: torch.nn.Module, members: Sequence[torch.nn.Module]) -> Stack:
-    """Make a stack. The trunk leaves out the head if the loss function can compute the head for every member."""
+    """Make a stack of members. The trunk is the model that computes their batches together.
+
+    The trunk leaves out the output head if the loss function can compute the head for every member.
+    """
     heads = [known_head(member) for member in members]
     return Stack(trunk, members, hidden_only=all(head is not None and not head.cap for head in heads))
 
