@@ -20,11 +20,20 @@ from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell
 
 if TYPE_CHECKING:
-    from petransfer.effects.kind import Kind, Thresholds
+    from petransfer.effects.kind import Family, Kind, Thresholds
     from petransfer.effects.kinds.contrast import Effect
 
 # Increase this when verdicts for the same runs change, so that an older effects.json is not reused.
 JUDGED_VERSION = 8
+
+
+@dataclass(frozen=True)
+class Item:
+    """The data to estimate one effect from, with its kind and the family in which its p value is adjusted."""
+
+    kind: Kind
+    data: Any
+    family: str = ""
 
 
 @dataclass
@@ -34,12 +43,12 @@ class Collected:
     items: the kind and the data of each effect. missing: a sentence for each effect that cannot be estimated.
     """
 
-    items: list[tuple[Kind, Any]] = field(default_factory=list)
+    items: list[Item] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
     def of(self, name: str) -> list[Any]:
         """Return the data of all effects of the kind with this name."""
-        return [item for kind, item in self.items if kind.name == name]
+        return [item.data for item in self.items if item.kind.name == name]
 
 
 def update_effects(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, *, anew: bool = False) -> dict[str, Any]:
@@ -78,16 +87,26 @@ def _digest(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, done: lis
 
 
 def demand(recipe: Recipe, cells: Sequence[Cell]) -> Demand:
-    """Count the effects that a study tests together. The more effects it tests, the more seeds it needs (Holm)."""
-    unpaired = paired = 0
+    """Count the effects that a study tests together. The more effects it tests, the more seeds it needs (Holm).
+
+    If a recipe names several families of effects, the family that needs the most seeds is returned.
+    """
+    unpaired: Counter[str] = Counter()
+    paired: Counter[str] = Counter()
+    effects = requested_effects(recipe)
     for split in dict.fromkeys(cell.split for cell in cells):
         trained = {(cell.arm, cell.method) for cell in cells if cell.split == split}
-        for effect in requested_effects(recipe):
+        for effect in effects:
             if effect.kind == "methods":
-                paired += sum({(arm, effect.left), (arm, effect.right)} <= trained for arm in effect.arms)
+                both = sum({(arm, effect.left), (arm, effect.right)} <= trained for arm in effect.arms)
+                (paired if effect.paired else unpaired)[effect.family] += both
             elif effect.kind in ("arms", "scale"):
-                unpaired += sum(arm == effect.left for arm, _ in trained)
-    return Demand(unpaired + paired, len(recipe.seeds), unpaired, paired)
+                unpaired[effect.family] += sum(arm == effect.left for arm, _ in trained)
+    found = [
+        Demand(unpaired[family] + paired[family], len(recipe.seeds), unpaired[family], paired[family])
+        for family in dict.fromkeys(effect.family for effect in effects)
+    ]
+    return max(found, key=lambda one: one.needed, default=Demand(0, len(recipe.seeds), 0, 0))
 
 
 def collect(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> Collected:
@@ -100,40 +119,55 @@ def collect(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> Collec
     for split in runs.splits:
         for effect in requested_effects(recipe):
             kind = kinds.get(effect.kind) or KINDS.lookup(effect.kind)
-            for item in kind.collect(effect, split, runs):
-                if isinstance(item, Missing):
-                    found.missing.append(item.why)
+            for data in kind.collect(effect, split, runs):
+                if isinstance(data, Missing):
+                    found.missing.append(data.why)
                 else:
-                    found.items.append((kind, item))
-    found.items.sort(key=lambda pair: (pair[0].order, pair[0].name))
+                    found.items.append(Item(kind, data, effect.family))
+    found.items.sort(key=lambda item: (item.kind.order, item.kind.name))
     return found
 
 
 def _judged(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> dict[str, Any]:
-    from petransfer.effects.kind import Family, Thresholds, kinds_in_order
-    from petransfer.effects.statistics import holm
+    from petransfer.effects.kind import Thresholds, kinds_in_order
 
     found, limits = collect(recipe, cells, study), Thresholds.of(recipe)
     criterion = CRITERIA[recipe.judged_by]
-    p_values = [kind.p_value(item, limits) for kind, item in found.items]
-    tests = sum(p is not None for p in p_values)
+    families = _families(found.items, limits)
     content: dict[str, list[Any]] = {kind.key: [] for kind in kinds_in_order()}
     lines = []
-    for (kind, item), p in zip(found.items, holm(p_values), strict=True):
-        effect = asdict(kind.judge(item, Family(p, tests), limits))
-        content[kind.key].append(effect)
-        lines.append(kind.sentence(json.loads(json.dumps(effect)), criterion))
+    for item, family in zip(found.items, families, strict=True):
+        effect = asdict(item.kind.judge(item.data, family, limits))
+        content[item.kind.key].append(effect | ({"family": item.family} if item.family else {}))
+        lines.append(item.kind.sentence(json.loads(json.dumps(effect)), criterion))
+    tests = {item.family: family.tests for item, family in zip(found.items, families, strict=True)}
     _add_paper(content["effects"], recipe, limits)
     possible = (criterion.note, one_pretraining_note(cells), several_cpus_note(cells, study))
     notes = [note for note in possible if note]
     return {
         **({} if recipe.judged_by == EXACT_MATCH else {"judged_by": recipe.judged_by}),
-        "tests": tests,
+        "tests": sum(tests.values()),
+        **({"families": tests} if any(tests) else {}),
         **content,
         "notes": notes,
         "missing": found.missing,
         "sentences": [*notes, *lines],
     }
+
+
+def _families(items: Sequence[Item], limits: Thresholds) -> list[Family]:
+    """Return the adjusted p of each item and the number of tests in the item's family."""
+    from petransfer.effects.kind import Family
+    from petransfer.effects.statistics import holm
+
+    p_values = [item.kind.p_value(item.data, limits) for item in items]
+    found: dict[int, Family] = {}
+    for name in dict.fromkeys(item.family for item in items):
+        members = [at for at, item in enumerate(items) if item.family == name]
+        tests = sum(p_values[at] is not None for at in members)
+        adjusted = holm([p_values[at] for at in members])
+        found |= {at: Family(p, tests) for at, p in zip(members, adjusted, strict=True)}
+    return [found[at] for at in range(len(items))]
 
 
 def one_pretraining_note(cells: Sequence[Cell]) -> str:

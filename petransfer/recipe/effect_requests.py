@@ -27,6 +27,8 @@ class RequestedEffect:
             by the effect under the method `over`. If `study` is set, `over` is a label of a method in that study.
         study: another study that the effect needs, as the recipe writes it; empty if there is none.
         options: options of a kind that another package adds.
+        paired: whether two methods are compared by seed, or as two independent groups of seeds.
+        family: the name of the effects whose p values are adjusted together; empty for the study's main family.
     """
 
     name: str
@@ -38,6 +40,8 @@ class RequestedEffect:
     over: str = ""
     study: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    paired: bool = True
+    family: str = ""
 
 
 def requested_effects(recipe: Recipe) -> list[RequestedEffect]:
@@ -46,7 +50,9 @@ def requested_effects(recipe: Recipe) -> list[RequestedEffect]:
     Raises:
         UserError: an effect names an arm or a method that is not in the recipe, or a name matches several methods.
     """
-    return [_requested(effect, recipe) for effect in recipe.effects]
+    found = [_requested(effect, recipe) for effect in recipe.effects]
+    families = [effect.family if isinstance(effect, EffectPart) else "" for effect in recipe.effects]
+    return [replace(effect, family=family) for effect, family in zip(found, families, strict=True)]
 
 
 def _requested(effect: str | EffectPart, recipe: Recipe) -> RequestedEffect:
@@ -54,12 +60,13 @@ def _requested(effect: str | EffectPart, recipe: Recipe) -> RequestedEffect:
         return _contrast(effect, recipe)
     if effect.contrast:
         found = _contrast(effect.contrast, recipe)
-        if effect.arms and found.kind != "methods":
-            raise UserError(f"effects: '{effect.contrast}' compares arms; `arms` belongs to a contrast of methods")
+        for key, given in (("arms", bool(effect.arms)), ("paired", not effect.paired)):
+            if given and found.kind != "methods":
+                raise UserError(f"effects: '{effect.contrast}' compares arms; `{key}` belongs to a contrast of methods")
         for arm in effect.arms:
             if arm not in recipe.arms:
                 raise unknown(f"arm in the effect '{effect.contrast}'", arm, recipe.arms)
-        return replace(found, arms=tuple(effect.arms) or found.arms)
+        return replace(found, arms=tuple(effect.arms) or found.arms, paired=effect.paired)
     pair = _arms(effect.scale or effect.retention or effect.of or "", recipe)
     if effect.kind:
         return RequestedEffect(effect.of or "", effect.kind, *pair, study=effect.study or "", options=effect.options)

@@ -174,7 +174,9 @@ class EffectPart(Strict):
     the method `over`; if `study` is given, the effect under `over` is read from that study. study: a study's folder, or
     the name of a folder next to this study's folder. kind: the name of a kind of effect that another package adds
     (entry points `petransfer.effects`). This effect is estimated for the two arms in `of`, with the kind's own
-    `options`.
+    `options`. paired: if true, two methods are compared seed by seed; if false, as two independent groups of seeds.
+    family: a name. The p values of effects with the same family are adjusted together (Holm). By default all effects of
+    a study are one family.
     """
 
     contrast: Name | None = None
@@ -187,6 +189,8 @@ class EffectPart(Strict):
     kind: Annotated[Name | None, Field(exclude_if=lambda value: value is None)] = None
     of: Annotated[Name | None, Field(exclude_if=lambda value: value is None)] = None
     options: Annotated[dict[str, str | Whole | Real], Field(exclude_if=lambda value: not value)] = {}
+    paired: Annotated[bool, Field(exclude_if=lambda value: value)] = True
+    family: Annotated[Name, Field(exclude_if=lambda value: not value)] = ""
 
     @model_validator(mode="after")
     def _one_kind_with_its_keys(self) -> EffectPart:
@@ -194,13 +198,13 @@ class EffectPart(Strict):
         if len(given) != 1:
             raise ValueError("give exactly one of contrast, scale, retention and kind")
         allowed = {
-            "contrast": {"arms"},
+            "contrast": {"arms", "paired"},
             "scale": {"study"},
             "retention": {"under", "over", "study"},
             "kind": {"of", "options", "study"},
         }[given[0]]
-        for key in ("arms", "under", "over", "study", "of", "options"):
-            if getattr(self, key) and key not in allowed:
+        for key in ("arms", "under", "over", "study", "of", "options", "paired"):
+            if getattr(self, key) != type(self).model_fields[key].default and key not in allowed:
                 raise ValueError(f"{key} does not belong to {given[0]}, which takes {', '.join(sorted(allowed))}")
         if self.study:
             _check_study(self.study)

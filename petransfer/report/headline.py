@@ -86,7 +86,12 @@ def counted(effects: dict[str, Any]) -> str:
     found = Counter(one["verdict"] for one in effects["effects"])
     parts = [f"{count} {verdict}" for verdict, count in found.most_common()]
     parts += [f"{len(effects['missing'])} not estimated"] if effects.get("missing") else []
-    tests = effects.get("tests", 0)
-    together = f" {tests} were tested together; their p values are adjusted (Holm)." if tests > 1 else ""
+    tests = effects.get("families") or {"": effects.get("tests", 0)}
+    if len(tests) > 1:
+        sizes = " and ".join(str(size) for size in tests.values())
+        together = f" Families of {sizes} were tested; p values are adjusted (Holm) within each family."
+    else:
+        size = next(iter(tests.values()))
+        together = f" {size} were tested together; their p values are adjusted (Holm)." if size > 1 else ""
     total = len(effects["effects"])
     return f"{count(total, 'effect')}: {', '.join(parts)}.{together}"

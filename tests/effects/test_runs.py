@@ -105,3 +105,43 @@ def test_the_declared_family_is_counted_before_a_run() -> None:
     assert (found.unpaired, found.paired, found.tests) == (12, 4, 16)
     assert found.seeds == 6
     assert "16 effects are judged together (Holm): that takes 10 seeds, and 6" in found.line
+
+
+UNPAIRED = {"contrast": "4-bit - lora 32-bit", "paired": False, "family": "methods"}
+
+
+def test_methods_can_be_compared_as_independent_groups_of_seeds(tmp_path: Path) -> None:
+    recipe = recipe_of(effects=[UNPAIRED])
+    cells, folder = make(tmp_path, recipe, skip=lambda cell: cell.seed == 5 and "4-bit" in cell.method)
+    for one in collect(recipe, cells, folder).of("contrast"):
+        assert not one.paired
+        assert (len(one.left), len(one.right), one.left_out) == (5, 6, 0)
+
+
+def test_each_family_of_effects_is_adjusted_by_itself(tmp_path: Path) -> None:
+    arms = ["english-scratch", "german-scratch"]
+    cells, folder = make(tmp_path / "one", recipe_of(effects=[*arms, UNPAIRED]))
+    found = update_effects(recipe_of(effects=[*arms, UNPAIRED]), cells, folder)
+    alone = update_effects(recipe_of(effects=arms), *make(tmp_path / "two", recipe_of(effects=arms)))
+    assert alone["tests"] == 12
+    assert found["families"] == {"": 12, "methods": 4}
+    assert found["tests"] == 16
+    assert "families" not in alone
+    main = [one for one in found["effects"] if "family" not in one]
+    assert [one["p_holm"] for one in main] == [one["p_holm"] for one in alone["effects"]]
+    second = [one for one in found["effects"] if one.get("family") == "methods"]
+    # the smallest of four p values is multiplied by four, whatever the main family contains
+    smallest = min(second, key=lambda one: one["p"])
+    assert smallest["p_holm"] == pytest.approx(min(1.0, 4 * smallest["p"]))
+    assert all(one["least_p_holm"] == pytest.approx(4 * one["smallest_p"]) for one in second)
+
+
+def test_the_seeds_that_a_study_needs_are_those_of_its_largest_family() -> None:
+    arms = ["english-scratch", "german-scratch"]
+    recipe = recipe_of(effects=[*arms, UNPAIRED])
+    found = demand(recipe, expand(recipe))
+    assert (found.unpaired, found.paired, found.tests) == (12, 0, 12)
+    paired = recipe_of(effects=[*arms, UNPAIRED | {"paired": True}])
+    found = demand(paired, expand(paired))
+    assert (found.unpaired, found.paired, found.tests) == (0, 4, 4)  # pairs need more seeds: 2 / 2 ** n
+    assert found.needed == 8

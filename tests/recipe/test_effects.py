@@ -77,6 +77,8 @@ def test_what_needs_more_than_two_names_is_a_mapping() -> None:
         ({"contrst": "4-bit-full"}, "unknown key 'effects.0.contrst': did you mean 'contrast'"),
         ({"contrast": "4-bit-full", "arms": ["englsh"]}, "'englsh': did you mean 'english'"),
         ({"contrast": "english-scratch", "arms": ["english"]}, "belongs to a contrast of methods"),
+        ({"contrast": "english-scratch", "paired": False}, "`paired` belongs to a contrast of methods"),
+        ({"retention": "english-scratch", "under": "4-bit", "paired": False}, "paired does not belong to retention"),
         ({"retention": "english-scratch"}, "retention needs under"),
         ({"retention": "english-scratch", "under": "lora"}, "'lora' could be any of"),
         ({"retention": "english-scratch", "under": "4-bits"}, "unknown method in effects (under) '4-bits'"),

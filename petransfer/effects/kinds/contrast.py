@@ -115,7 +115,7 @@ def _methods_in(arm: str, effect: RequestedEffect, split: str, runs: Runs) -> Co
     left, right = (runs.scored(arm, method, split) for method in (effect.left, effect.right))
     if left and right:
         names = {"method": "", "arm": arm, "left_name": effect.left, "right_name": effect.right}
-        contrast = compared(effect.name, split, left, right, paired=True, **names)
+        contrast = compared(effect.name, split, left, right, paired=effect.paired, **names)
         if len(contrast.left):
             return contrast
         why = "no seed was run under both"
