@@ -194,7 +194,7 @@ def _model(
         model = _unquantized(auto, config, checkpoint, DTYPES[bits], seed)
         return model if device is None else model.to(device)
     assert device is not None  # bitsandbytes quantizes on the device that computes
-    check_quantizable(config, checkpoint.name, bits, device)
+    check_quantizable(bits, device)
     with tempfile.TemporaryDirectory() as folder:
         if checkpoint.reinit != "none":  # write random weights to a folder, to quantize them like pretrained weights
             _write_random(folder, auto, config, checkpoint, seed)

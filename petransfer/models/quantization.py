@@ -127,12 +127,10 @@ def _require_bitsandbytes(what: str, instead: str) -> None:
         )
 
 
-def check_quantizable(config: Any, name: str, bits: Bits, device: torch.device) -> None:
+def check_quantizable(bits: Bits, device: torch.device) -> None:
     """Check, before anything is loaded, that quantization is possible on this machine.
 
     Args:
-        config: the model's configuration; not used.
-        name: the name of the checkpoint; not used.
         bits: 8 or 4.
         device: the device that the model will be on.
 

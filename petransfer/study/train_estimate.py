@@ -148,7 +148,8 @@ def _measured_step(spec: RunSpec, cpu: bool) -> float:
 
 def _estimated_step(spec: RunSpec, tokens: Tokens, fit: Fit, cpu: bool) -> float:
     """Return the duration of a training step in seconds, estimated from its floating-point operations."""
-    parameters = sum(size / _BYTES.get(dtype, 2.0) for dtype, size in fit.memory.weights.items())
+    # the entry `scales` holds constants of the quantisation, which are no weights
+    parameters = sum(size / _BYTES.get(dtype, 2.0) for dtype, size in fit.memory.weights.items() if dtype != "scales")
     full = spec.method.name == "full"
     # For each weight and token there are 2 operations in the forward pass and 2 for the gradient of the activations.
     # Full fine-tuning has 2 more for the gradient of the weight. In an encoder-decoder model, half of the weights

@@ -24,7 +24,7 @@ def may_be_tried(folder: RunFolder, how: str = "") -> bool:
     if folder.losses() < LOST:
         return True
     by = f" ({how})" if how else ""
-    note_failure(folder, RunError(f"{LOST} workers were lost at the same step{by}; is memory short?"))
+    note_failure(folder, RunError(f"{LOST} workers were killed at the same training state{by}; is memory short?"))
     return False
 
 

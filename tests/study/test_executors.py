@@ -31,7 +31,7 @@ def test_a_killed_worker_is_begun_again(tmp_path: Path) -> None:
     # neither a run that lost three workers nor a failure is tried by the other worker too, on a busy machine either
     assert marks == {"run0": 3, "run1": 2, "run2": 4, "run3": 1, "run4": 1, "run5": 1}
     assert [study.run(cell.run_id).status() for cell in cells] == ["failed", "done", "done", "failed", "done", "done"]
-    assert "3 workers were lost at the same step (SIGKILL)" in outcome.failures["run0"]
+    assert "3 workers were killed at the same training state (SIGKILL)" in outcome.failures["run0"]
     assert outcome.failures["run3"] == "the user's"
     assert not outcome.interrupted
 

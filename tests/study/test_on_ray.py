@@ -62,7 +62,7 @@ def test_all_runs_end_and_a_lost_worker_is_made_good(
     assert [study.run(cell.run_id).status() for cell in cells] == ["done"] * 4 + ["failed"] * 2
     assert outcome.failures["run4"] == "the user's"
     assert outcome.mistakes == ("the user's",)
-    assert "3 workers were lost at the same step" in outcome.failures["run5"]
+    assert "3 workers were killed at the same training state" in outcome.failures["run5"]
     assert not list(study.path.glob(".stop-*"))
 
 

@@ -13,8 +13,7 @@ from petransfer.data.task_registry import RegisteredTask
 from petransfer.data.tasks.cogs import CATEGORY_GROUP, CATEGORY_TITLE
 from petransfer.data.tsv_benchmark import TabularTask
 
-# the commit of the published files, of which we only know the first digits
-_COMMIT = "1b6eca8"
+_COMMIT = "1b6eca8ff4dca5fd2fb284a7d470998af5083beb"
 _VARIABLE_FREE_COMMIT = "836173aa370fa9d6ce4d9b2dd30a9d6d1147d2ef"
 
 
