@@ -36,7 +36,7 @@ def in_batches(
         tokens: the largest number of input and target tokens in a batch of several examples; None for no limit.
 
     Raises:
-        OutOfMemory: one example does not fit, or a batch does not fit and `halves` is off.
+        OutOfMemory: memory is too small for one example; or it is too small for a batch, and `halves` is off.
     """
     order = sorted(range(len(encoded)), key=lambda at: -(len(encoded[at].input_ids) + len(encoded[at].target_ids)))
     given: dict[int, T] = {}

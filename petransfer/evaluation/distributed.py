@@ -26,7 +26,8 @@ def evaluate_together(
 
     If FSDP splits the model's tensors, every layer waits for all processes, and the number of generation steps is not
     known in advance. All processes then do the same complete evaluation. It takes at least as long as on one process,
-    but no GPU has to hold the whole model. The processes stay in step, because GPUs of one kind round in the same way.
+    but no GPU has to hold the whole model. All processes take the same number of generation steps, because GPUs of one
+    kind round in the same way.
 
     Args:
         options: keyword arguments of `evaluate`.

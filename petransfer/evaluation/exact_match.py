@@ -36,7 +36,7 @@ class Evaluation:
     disagreements: number of audited examples whose generated text contradicts the forward pass, in string or in
         meaning. It should be 0; a larger number indicates an error.
     meant: the judgement of the texts that differ from the target's string; None for tasks that do not judge meaning.
-    by_generation: whether a text was generated for every example, and the generated texts decide the outcomes.
+    by_generation: whether texts were generated for all examples and decide the outcomes in place of the forward pass.
     """
 
     scored: tuple[Scored, ...]
@@ -155,7 +155,7 @@ def _means_the_same(target: str, generated: Generation, semantics: Semantics) ->
 
 
 def _as_generated(row: Scored, target: str, generated: Generation, semantics: Semantics | None) -> Scored:
-    """Return the outcome of an example as its generated text decides it, whatever the forward pass says."""
+    """Return the outcome of an example, decided by its generated text alone and not by the forward pass."""
     correct = generated.text == target
     meant = correct or _means_the_same(target, generated, semantics) if semantics else None
     return replace(row, correct=correct, semantic_correct=meant)
@@ -177,9 +177,9 @@ def _judge_meaning(
     semantics: Semantics,
     batch_size: int,
 ) -> Meant:
-    """Set `semantic_correct` of all outcomes in `scored`, in place, and return the judgement of `meanings`.
+    """Set `semantic_correct` of all outcomes in `scored`, in place, and return the result of `meanings`.
 
-    `semantic_correct` is True if the string equals the target; otherwise `meanings` decides.
+    `semantic_correct` is True if the text equals the target's string; otherwise `meanings` decides.
     """
     missed = [at for at, row in enumerate(scored) if not row.correct]
     of = [examples[at] for at in missed]
@@ -190,7 +190,7 @@ def _judge_meaning(
 
 
 def summary(evaluation: Evaluation) -> dict[str, object]:
-    """Return the entry of result.json for one part: the scores, the scores of each category, and the audit's result.
+    """Return the entry of result.json for dev or for test: the scores, those of each category, and the audit's result.
 
     Exact match and token accuracy are in per cent, and the log-probability per token is in nats. If the task judges
     meaning, there is also `semantic_exact_match` in per cent.

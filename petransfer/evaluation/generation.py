@@ -145,7 +145,7 @@ def own_defaults_set_aside(model: torch.nn.Module) -> Iterator[None]:
 def room(model: torch.nn.Module, loaded: Loaded, input_tokens: int) -> int | None:
     """Return the number of tokens that can be generated after an input of `input_tokens` tokens.
 
-    The result is 0 or less if the input is too long, and None if the model has no limit.
+    The result is 0 or less if the input is too long. It is None if the model's number of positions is not limited.
     """
     most = positions(loaded.model.config)
     if most is None:

@@ -33,7 +33,8 @@ def choose_labels(
         labels: all labels as texts.
 
     Raises:
-        OutOfMemory: one input with all labels does not fit, or a batch does not fit and the model is sharded.
+        OutOfMemory: memory is too small for one input with all labels; or it is too small for a batch, and the model is
+            sharded.
     """
     tokens = encode_targets(labels, loaded.tokenizer, loaded.layout)
     order = sorted(range(len(encoded)), key=lambda at: -len(encoded[at].input_ids))

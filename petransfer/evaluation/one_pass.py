@@ -23,7 +23,7 @@ from petransfer.training.cpu.cpu_step import CpuFastPath
 from petransfer.training.distributed import needs_all_processes
 from petransfer.training.losses import Head, chunked_head, hidden_states
 
-# The largest number of tokens in a forward pass on a CPU that skips padding. Such a small pass has sequences of similar
+# The largest number of tokens in a forward pass without padding on a CPU. Such a small pass has sequences of similar
 # lengths. It was measured as fast as larger passes on SCAN, and three times as fast as passes of 256 examples on a part
 # of COGS.
 PACKED_TOKENS = 1024
@@ -100,8 +100,8 @@ def _score_batch(
     rows = []
     for at, example in enumerate(examples):
         near, correct = bool(near_b[at]), bool(correct_b[at])
-        # A token that is wrong by more than rounding makes the example wrong, even if other tokens are near-ties. The
-        # only exception is a first wrong token that may spell the target.
+        # If rounding cannot explain that a token is wrong, the example is wrong, even if other tokens are near-ties.
+        # The only exception is a first wrong token that may spell the target.
         if not correct and not near:
             first = int(first_miss_b[at])
             generated = [*encoded[at].target_ids[: first - int(offset_b[at])], int(rival_id_bt[at, first])]

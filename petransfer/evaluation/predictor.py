@@ -70,7 +70,7 @@ class Predictor:
                 have so many positions left after the input.
 
         Raises:
-            UserError: an input is not such a JSON object, is not valid Unicode, or has too many tokens.
+            UserError: an input is not valid Unicode, has too many tokens, or is not the JSON that the model expects.
         """
         return [one.text for one in self.generations(texts, max_new_tokens)]
 

@@ -55,7 +55,7 @@ def meanings(
     Args:
         examples: examples whose greedily generated text is not the target's string.
         encoded: the token ids of the examples.
-        semantics: compares the meanings.
+        semantics: compares the meanings of two texts.
         batch_size: examples per forward pass; it is halved when memory runs out.
     """
     begun = beginnings(model, loaded, encoded, batch_size)
