@@ -74,7 +74,7 @@ def error_content(message: str, status: int, parameter: str | None) -> dict[str,
 
     Args:
         status: the HTTP status.
-        parameter: the wrong part of the request; None if the error does not belong to one part.
+        parameter: the name of the wrong part of the request; None if the error does not belong to one part.
     """
     kind = "server_error" if status >= 500 else "invalid_request_error"
     return {"error": {"message": message, "type": kind, "param": parameter, "code": None}}

@@ -42,7 +42,7 @@ class Scores:
     log_prob_per_token: mean log-probability of the target tokens, in nats.
     claimed: exact match, in %, that the adapter's petransfer.json records for these examples; None if there is no such
         record.
-    same: percentage of examples on which this source and the first source are both right or both wrong.
+    same: percentage of examples on which this adapter and the first one are both right or both wrong.
     generated: the number of generated texts.
     disagreements: the number of generated texts that contradict the forward pass.
     seen_rows: the positions, from 0, of the examples that were used in training. None if they are unknown, or if the

@@ -62,7 +62,7 @@ def has_dropout(base: Any) -> bool:
 
 
 def unpadded_hidden(base: Any, batch: Tensors) -> torch.Tensor:
-    """Return the input of the head at the positions that have a label, row by row: (n, d)."""
+    """Return the input of the output head at the positions that have a label, row by row: (n, d)."""
     real_bs = batch["attention_mask"].bool()
     source, target = TokenPositions.of(real_bs), TokenPositions.of(batch["labels"] != IGNORED)
     encoded_nd = _embed(base.encoder, batch["input_ids"], source)

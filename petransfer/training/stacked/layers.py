@@ -44,7 +44,7 @@ def refuse_layer_drop(config: Any) -> None:
 class Stack:
     """Several members, which are peft models with one adapter each, and the trunk, which computes all their batches.
 
-    hidden_only: whether the trunk returns the input of the head instead of logits.
+    hidden_only: whether the trunk returns the input of the output head instead of logits.
     """
 
     def __init__(self, trunk: Any, members: Sequence[Any], *, hidden_only: bool) -> None:

@@ -138,7 +138,7 @@ class StackedLoop:
         self._joined = joins(self.loops[0].process.device)
 
     def run(self) -> list[str]:
-        """Train to the end and return the names of the members that finished.
+        """Train to the end and return the run ids of the members that finished.
 
         Raises:
             Interrupted: `should_stop` returned True; the states are saved.
