@@ -1,7 +1,8 @@
-"""The effects that a recipe requests: contrasts of arms or methods, scale across families, retention under a method.
+"""The effects that a recipe requests, converted to `RequestedEffect` objects.
 
-A recipe writes an effect as `english-scratch` (two arms), as `lora-full` (two methods) or as a mapping. This module
-converts each of them to a `RequestedEffect`.
+A recipe writes an effect as `english-scratch` (two arms), as `lora-full` (two methods) or as a mapping. A contrast is
+the difference between two arms or two methods. `scale` compares a contrast with that of a smaller family. `retention`
+is the share of a contrast that remains under another method.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def _no_contrast(text: str, recipe: Recipe, labels: Sequence[str]) -> UserError:
 
 
 def _possible(arms: Iterable[str], labels: Sequence[str]) -> list[str]:
-    """Return all contrasts that are possible with these arms and methods, to suggest the nearest one in a message."""
+    """Return all contrasts that are possible with these arms and methods; a message suggests the most similar one."""
     words = [short_label(label, labels) for label in labels]
     return [f"{left}-{right}" for names in (list(arms), words) for left in names for right in names if left != right]
 
@@ -153,7 +154,7 @@ def short_label(label: str, labels: Iterable[str]) -> str:
 def without_impossible_effects(recipe: Recipe) -> tuple[Recipe, list[str]]:
     """Return the recipe without the effects that need arms which are not in the recipe, and the names of these effects.
 
-    A contrast of methods is kept for those of its arms that are in the recipe.
+    If a contrast of methods lists arms, only the arms that are in the recipe are kept in the list.
     """
     kept: list[str | EffectPart] = []
     dropped = []

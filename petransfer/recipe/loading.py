@@ -185,12 +185,12 @@ def _parse(override: str) -> tuple[list[str], Any]:
         if _takes_text(keys, text):
             return keys, text
         raise UserError(f"--set {override:.120}: the value {error}") from None
-    # YAML reads `summarize: {document}` as a mapping; it stays a text if the recipe's key takes a text
+    # YAML reads `summarize: {document}` as a mapping; the text is used instead if the recipe's key takes a text
     return keys, text if isinstance(value, dict | list) and _takes_text(keys, text, value) else value
 
 
 def _takes_text(keys: Sequence[str], text: str, value: Any = None) -> bool:
-    """Return whether an override's text is itself the value of the recipe's key, not the value that YAML reads from it.
+    """Return whether the text of an override is used unchanged, instead of the value that YAML reads from it.
 
     Args:
         keys: the path of the key in the recipe.

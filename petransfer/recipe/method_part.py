@@ -18,13 +18,16 @@ UNKNOWN_KEY = "unknown_key"
 
 
 class MethodPart(Strict):
-    """A training method. A method accepts some of these keys, and may have options of its own.
+    """A training method. Each method accepts only some of these keys, and may have options of its own.
 
-    The method's file in petransfer/methods declares both. alpha: twice the rank by default. layers: numbers of the
-    adapted layers, from 0, the same in encoder and decoder; all by default. rate_ratio: for LoRA+, the learning rate of
-    B divided by the learning rate of A. match_parameters: the approximate number of parameters to train; the rank or
-    the number of virtual tokens is computed from it for each checkpoint. keep_wide: layers whose names end in one of
-    these are not quantised.
+    The method's file in petransfer/methods declares the accepted keys and the options.
+
+    alpha: LoRA's alpha; twice the rank by default.
+    layers: numbers of the adapted layers, counted from 0; the same in encoder and decoder; all by default.
+    rate_ratio: for LoRA+, the learning rate of LoRA's matrices B divided by that of its matrices A.
+    match_parameters: the approximate number of parameters to train; the rank or the number of virtual tokens is
+        computed from it for each checkpoint.
+    keep_wide: layers whose names end in one of these are not quantised.
     """
 
     model_config = ConfigDict(extra="allow")  # further keys can be options that only one method has

@@ -22,7 +22,7 @@ LAYER_KEYS = frozenset({"targets", "layers"})
 LORA_KEYS = LAYER_KEYS | {"rank", "alpha", "dropout", "embeddings", "match_parameters"}
 VIRTUAL_TOKEN_KEYS = frozenset({"virtual_tokens", "match_parameters"})
 
-# Why FSDP cannot train methods with 32-bit tensors inside the base's own layers.
+# Why FSDP cannot train methods with 32-bit tensors inside the base model's own layers.
 NO_FSDP_AT_16_BITS = "it holds 32-bit tensors in 16-bit layers, which FSDP cannot split; use bits: 32"
 
 
@@ -32,7 +32,7 @@ class Option:
 
     Args:
         default: the value if a recipe does not set the key. Its type is the type of the option.
-        meaning: one sentence for the documentation.
+        meaning: one sentence that says what the option does; it is shown in the documentation.
         minimum: the smallest allowed value of a number; None for no limit.
         maximum: the largest allowed value of a number; None for no limit.
         choices: the allowed values; empty if they are not a fixed list.
@@ -76,21 +76,21 @@ class Method:
         apply: a function of `(loaded, method, seed)` that returns the model to train. In this model, only the tensors
             that the method trains require gradients, and these tensors are in fp32.
         learning_rate_factor: the method's default learning rate divided by LoRA's, for pretrained models.
-        nano_learning_rate_factor: the same for the embedded family `nano`.
+        nano_learning_rate_factor: the value of `learning_rate_factor` for the embedded family `nano`.
         keys: the recipe keys that the method accepts, in addition to COMMON_KEYS.
         options: the options that only this method has, by their keys in a recipe.
         size: the key that determines the number of trained parameters. If a recipe sets `match_parameters`, the value
             of this key is computed. Empty if there is no such key.
         peft_type: peft's name for the method's adapters; empty if the method saves a whole model.
         save: a function of `(model, folder, base)` that saves the adapter; None saves the active adapter with peft.
-        trains_all_weights: whether the method trains the base itself, which is then loaded in fp32 and saved as a whole
-            model.
+        trains_all_weights: whether the method trains the base model itself, which is then loaded in fp32 and saved
+            as a whole.
         virtual_tokens_before: the place of the method's virtual tokens. `input`: before the model's input. `target`:
             before the keys and values of the decoder's self-attention. Empty if there are none.
-        unsupported_bits: bits of the base that the method does not support, each with the reason.
-        not_merged: why an adapter cannot be merged into the base's weights; empty if it can.
-        not_stacked: why several adapters cannot be trained at once on one base; empty if they can.
-        not_split: bits of the base at which FSDP cannot split the model's tensors, each with the reason.
+        unsupported_bits: bits of the base model that the method does not support, each with the reason.
+        not_merged: why an adapter cannot be merged into the base model's weights; empty if it can.
+        not_stacked: why several adapters cannot be trained at once on one base model; empty if they can.
+        not_split: bits of the base model at which FSDP cannot split the model's tensors, each with the reason.
     """
 
     name: str

@@ -11,12 +11,15 @@ from petransfer.recipe.values import Count, FolderName, Names, Real, Seeds, Stri
 
 
 class CorpusPart(Strict):
-    """The text of one arm: files in a folder, or generated nested brackets.
+    """The pretraining text (corpus) of one arm: files in a folder, or generated nested brackets.
 
-    path: the arm's folder inside the folder of all corpora. files: names without `.txt` of the files for training and
-    for validation, or of one file whose last documents are held out for validation. documents: what separates two
-    documents: a blank line, or the end of a line. shuffle_words: put the words of each sentence in random order.
-    brackets: the number of kinds of generated brackets; 0 reads files. seed: the seed for generated or shuffled text.
+    path: the arm's folder inside the folder of all corpora.
+    files: names without `.txt` of the files for training and for validation; or the name of one file, whose last
+        documents are held out for validation.
+    documents: what separates two documents: a blank line, or the end of a line.
+    shuffle_words: put the words of each sentence in random order.
+    brackets: the number of kinds of generated brackets; 0: the text is read from files.
+    seed: the seed for generated or shuffled text.
     title, licence, languages: the text's description for the checkpoint's card.
     """
 
@@ -38,8 +41,10 @@ class CorpusPart(Strict):
 
 
 class NoisePart(Strict):
-    """Span corruption. window: tokens of text in an example. density: share of these tokens to mask, from 0 to 1.
+    """The settings of span corruption: spans of a text are masked, and the model learns to generate them.
 
+    window: tokens of text in an example.
+    density: share of these tokens to mask, from 0 to 1.
     mean_span: mean number of tokens of a masked span.
     """
 
@@ -49,11 +54,13 @@ class NoisePart(Strict):
 
 
 class PretrainTrainPart(Strict):
-    """The settings of the optimiser. steps: optimiser steps. batch_size: examples per step.
+    """The settings of the optimiser.
 
+    steps: optimiser steps.
+    batch_size: examples per step.
     learning_rate: the learning rate of each tensor is this number times the tensor's root mean square at the start.
-    warmup: share of the steps during which the learning rate rises. final: the last learning rate divided by the
-    highest.
+    warmup: share of the steps during which the learning rate increases.
+    final: the last learning rate divided by the highest.
     """
 
     steps: Count
@@ -67,8 +74,10 @@ class PretrainTrainPart(Strict):
 class PretrainRecipe(Strict):
     """The pretraining of a family of checkpoints: every arm at every size and seed, with one tokenizer.
 
-    tokens: each corpus is cut to this number of tokens, so that every arm has the same amount of text; without it, the
-    whole text is used. bits: bits of the computation; the weights are trained in fp32. corpora: the text of each arm.
+    tokens: each corpus is cut to this number of tokens, so that every arm has the same amount of text; without this
+        key, the whole text is used.
+    bits: bits of the computation; the weights are trained in fp32.
+    corpora: the text of each arm.
     corpora_dir: the folder that contains the folders of all corpora.
     """
 

@@ -71,7 +71,7 @@ class Options(Mapping[str, OptionValue]):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: object, handler: object) -> Any:
-        """Let pydantic read options from a mapping or from pairs."""
+        """Let pydantic read options from a mapping or from a list of (name, value) pairs."""
         from pydantic_core import core_schema  # imported here because only the validation of a spec needs pydantic
 
         return core_schema.no_info_plain_validator_function(cls)

@@ -39,9 +39,11 @@ from petransfer.recipe.values import (
 class TaskPart(Strict):
     """The task that models are trained and tested on.
 
-    splits: the task's splits to use; all by default. prefix: text before every input, instead of the family's prefix;
-    one text for all arms, or a mapping with a text for each arm. options: options of the task. metrics: the metrics in
-    addition to exact match.
+    splits: the task's splits to use; all by default.
+    prefix: text before every input, instead of the family's prefix; one text for all arms, or a mapping with a text for
+        each arm.
+    options: options of the task.
+    metrics: the metrics in addition to exact match.
     """
 
     name: Name
@@ -63,12 +65,15 @@ class ArmPart(Strict):
     """One of the user's own checkpoints with its settings.
 
     checkpoint: a hub id or a folder. `{seed}` is replaced by the run's seed, so that each seed can start from a
-    checkpoint of its own. sha256: the hash of a folder's files; one hash per seed if the folder depends on the seed. A
-    study records this hash when it starts, so that the study can still be read after the folder was removed. revision:
-    the revision of a hub id. tokenizer: another hub id or folder whose tokenizer is used; the embeddings are then drawn
-    at random. reinit: other weights that are drawn at random: `embeddings`, `body` (all but the embeddings) or `all`.
-    prefix, source_language, target_language: used for this arm instead of the family's. added_tokens: characters that
-    are added to the tokenizer if it lacks them: `newline`, `tab`, `braces`, or the characters themselves.
+        checkpoint of its own.
+    sha256: the hash of a folder's files; one hash per seed if the folder depends on the seed. A study records this hash
+        when it starts, so that the study can still be read after the folder was removed.
+    revision: the revision of a hub id.
+    tokenizer: another hub id or folder whose tokenizer is used; the embeddings are then drawn at random.
+    reinit: the weights that are drawn at random: `none`, `embeddings`, `body` (all but the embeddings) or `all`.
+    prefix, source_language, target_language: values for this arm that replace those of the family.
+    added_tokens: characters that are added to the tokenizer if it lacks them: `newline`, `tab`, `braces`, or the
+        characters themselves.
     """
 
     checkpoint: str
@@ -110,11 +115,16 @@ Steps = Count
 class EarlyStoppingPart(Strict):
     """The conditions that end a run before its last step. Only the dev set is used.
 
-    A whole number in place of these keys sets `patience`. patience: training stops after this number of evaluations in
-    a row without an improvement. min_delta: the smallest change that counts as an improvement, in percentage points of
-    exact match or in per cent of the loss. every: steps between two evaluations. max_minutes: training stops after this
-    time; 0 for no limit. metric: the metric that determines the best state. cooldown: when `patience` has run out,
-    training continues for this number of evaluations, while the learning rate falls to zero.
+    A whole number in place of these keys sets `patience`.
+
+    patience: training stops after this number of evaluations in a row without an improvement.
+    min_delta: the smallest change that counts as an improvement, in percentage points of exact match or in per cent of
+        the loss.
+    every: optimiser steps between two evaluations.
+    max_minutes: training stops after this time; 0 for no limit.
+    metric: the metric that determines the best state.
+    cooldown: when `patience` has run out, training continues for this number of evaluations, while the learning rate
+        falls to zero.
     """
 
     patience: Count = 5
@@ -135,10 +145,12 @@ class TrainPart(Strict):
 
     `learning_rate`, `steps`, `epochs` and `batch_size` are each one number for all runs, or a mapping with numbers for
     methods (`lora`), arms (`english`), or an arm with a method (`english lora`). A method is named by any words of its
-    label. If several entries fit a run, an arm with a method comes before an arm, and an arm before a method. `warmup`:
-    share of the steps during which the learning rate increases. `final`: the last learning rate divided by the highest.
-    `packing` puts several examples of a decoder-only model into one row, which saves padding; each example attends to
-    its own tokens only.
+    label. If several entries fit a run, an arm with a method comes before an arm, and an arm before a method.
+
+    warmup: share of the steps during which the learning rate increases.
+    final: the last learning rate divided by the highest.
+    packing: whether several examples of a decoder-only model are put into one row, which saves padding. Each example
+        attends to its own tokens only.
     """
 
     steps: Steps | dict[str, Steps] | None = None
@@ -169,14 +181,17 @@ class EffectPart(Strict):
     """An effect as a mapping, with exactly one of `contrast`, `scale`, `retention` and `kind`.
 
     contrast: two arms or two methods, such as `english-scratch`. Two methods are compared in each of `arms`, by default
-    in all arms. scale: two arms. Their effect in `study`, the study of a smaller family, is subtracted from their
-    effect in this study. retention: two arms. Their effect under the method `under` is divided by their effect under
-    the method `over`; if `study` is given, the effect under `over` is read from that study. study: a study's folder, or
-    the name of a folder next to this study's folder. kind: the name of a kind of effect that another package adds
-    (entry points `petransfer.effects`). This effect is estimated for the two arms in `of`, with the kind's own
-    `options`. paired: if true, two methods are compared seed by seed; if false, as two independent groups of seeds.
+        in all arms.
+    scale: two arms. The difference between them in `study`, the study of a smaller family, is subtracted from the
+        difference in this study.
+    retention: two arms. The difference between them under the method `under` is divided by the difference under the
+        method `over` (default: `full`). If `study` is given, the difference under `over` is read from that study.
+    study: a study's folder, or the name of a folder next to this study's folder.
+    kind: the name of a kind of effect that another package adds (entry points `petransfer.effects`). This effect is
+        estimated for the two arms in `of`, with the kind's own `options`.
+    paired: whether two methods are compared seed by seed. If False, their seeds count as two independent groups.
     family: a name. The p values of effects with the same family are adjusted together (Holm). By default all effects of
-    a study are one family.
+        a study are one family.
     """
 
     contrast: Name | None = None
@@ -235,20 +250,25 @@ MARGIN = 5.0
 # A difference below this many percentage points is never judged `holds` or `reversed`, unless a recipe sets another
 # limit.
 SMALLEST_EFFECT = 1.0
-# If one side of an effect has less exact match on dev than this, in %, that side has not learnt the task, unless a
-# recipe sets another limit.
+# If one of the two compared arms has less exact match on dev than this, in %, that arm has not learnt the task, unless
+# a recipe sets another limit.
 LEARNT = 90.0
 
 
 class Recipe(Strict):
     """A study: the grid of arms, methods, splits and seeds, and how each run is trained.
 
-    margin: two sides of an effect count as equal if they differ by at most this many percentage points.
-    smallest_effect: a difference below this many percentage points is never judged `holds` or `reversed`. learnt: if
-    one side of an effect has less exact match on dev than this, in %, it has not learnt the task, and the effect is not
-    judged. judge_by: the metric that effects are computed on. By default this is exact match; if `task.metrics` is set
-    and does not contain `exact_match`, it is the first of `task.metrics`. These four settings change no run, only the
-    verdicts. data_dir: a folder with the benchmark's original files.
+    data_dir: a folder with the benchmark's original files.
+
+    The following settings change no run, only how effects are computed and judged. An effect compares two arms or two
+    methods.
+
+    margin: the two count as equal if they differ by at most this many percentage points.
+    smallest_effect: a difference below this many percentage points is never judged `holds` or `reversed`.
+    learnt: if one of the two has less exact match on dev than this, in %, it has not learnt the task, and the effect is
+        not judged.
+    judge_by: the metric that effects are computed on. The default is exact match; if `task.metrics` is set and does not
+        contain `exact_match`, the default is the first of `task.metrics`.
     """
 
     name: FolderName

@@ -1,4 +1,4 @@
-"""Decide which runs can be trained as one stack: several adapters on one frozen base. Imports no torch."""
+"""Decide which runs can be trained as one stack: several adapters on one frozen base model. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def stack_key(spec: RunSpec) -> RunSpec | None:
     """Return a key that is equal for all runs that can be trained in one stack; None for a run that is never stacked.
 
     Runs of one stack may differ in rank, alpha and the optimiser's settings. They may also differ in the seed, unless
-    weights of the base are drawn at random, because each seed then has a different base. A run is never stacked if its
-    method declares a reason (`Method.not_stacked`), if it has packing, or if it has early stopping, because the runs of
-    a stack end at the same step.
+    weights of the base model are drawn at random, because each seed then has a different base model. A run is
+    never stacked if its method declares a reason (`Method.not_stacked`) or if it has packing. A run with early stopping
+    is not stacked either, because all runs of a stack end at the same step.
     """
     if METHODS.lookup(spec.method.name).not_stacked or spec.train.early_stopping or spec.train.packing:
         return None

@@ -47,7 +47,7 @@ class _Collection:
     """A list or mapping that is being parsed.
 
     values: the number of values in it, with aliases expanded.
-    keys: the keys of a mapping so far.
+    keys: the keys that were read so far; empty for a list.
     expects_key: whether the next value in a mapping is a key.
     """
 
