@@ -51,12 +51,12 @@ def recipe_options(methods: Sequence[MethodSpec], spec: RunSpec) -> OptionNames:
 
 
 def as_options(advice: Sequence[Advice], options: OptionNames) -> list[str]:
-    """Return each advice as command-line options. An advice with a change that has no option is left out."""
+    """Return the options for each piece of advice. Advice is left out if one of its changes has no option."""
     possible = [changes for changes in advice if all(change.key in options for change in changes)]
     return [" ".join(options[change.key].format(change.value) for change in changes) for changes in possible]
 
 
 def suggestion(advice: Sequence[Advice], options: OptionNames) -> str:
-    """Return the text that follows `does not fit` in a message: options that would make it fit, or '' if none would."""
+    """Return the end of a message `... does not fit`: options with which the training would fit; '' if none do."""
     found = as_options(advice, options)
     return f"; it would with {', or '.join(found)}" if found else ""

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class CardKernels(TorchFunctionMode):
-    """While active, attention and dropout keep the same tensors for the backward pass as CUDA's fused kernels."""
+    """A context in which attention and dropout keep the same tensors for the backward pass as CUDA's fused kernels."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # Compare names, because stacked training replaces torch's dropout by its own function.
@@ -71,7 +71,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """Simulate memory-efficient attention, which keeps its inputs, its output and one fp32 number per row of scores."""
+    """Simulate memory-efficient attention, which keeps inputs, output and one fp32 number per query and head."""
     result: torch.Tensor = _Attention.apply(query, key, value, attn_mask)  # type: ignore[no-untyped-call]
     return result
 

@@ -41,7 +41,7 @@ def fit(
 
     Args:
         checkpoint: A hub id, a folder, or an embedded checkpoint such as `nano/english`.
-        bits: Bits of the base's weights: 32, 16, 8 or 4.
+        bits: Bits per weight of the base model: 32, 16, 8 or 4.
         method: The method, such as `lora` or `full`.
         card: A card's memory as a size (`"12GB"`), a name (`"RTX 3060"`) or bytes; None predicts without a limit.
         rank: The rank, for methods that have one.
@@ -111,7 +111,12 @@ def _check(
 
 
 def _method(name: str, bits: int, sizes: dict[str, int | None]) -> MethodSpec:
-    """Return the settings of a method, with the one of the given sizes that the method uses.
+    """Return the settings of a method.
+
+    Args:
+        name: The method.
+        bits: Bits per weight of the base model.
+        sizes: The rank, the number of virtual tokens and `match_parameters`; only the one that applies is used.
 
     Raises:
         UserError: There is no such method, or it does not support these bits or a given size.

@@ -28,7 +28,7 @@ class Measured:
     """Measured bytes of a training step.
 
     Attributes:
-        weights: Bytes of the base's weights, by dtype.
+        weights: Bytes of the base model's weights, by dtype.
         fixed: Bytes of the weights, the tensors that the method adds, and the optimiser's state together.
         peak: Bytes of all tensors at the moment when their sum is largest.
         loop: As `peak`, but for the faster step that the training loop uses on a CPU (see `CpuFastPath`). None if this
@@ -44,12 +44,12 @@ class Measured:
 
 
 class Trial:
-    """A loaded model with a method and an optimiser, for training steps on made-up tokens.
+    """A loaded model with a method and an optimiser, for training steps on a batch of placeholder tokens.
 
-    The memory does not depend on the values of the tokens.
+    Every token has the id 1, because the memory does not depend on the ids.
 
     Args:
-        loaded: The model, on the demand's device and with the bits of the demand's method.
+        loaded: The model, on the device of `demand` and with the bits of its method.
         demand: The method, the batch and the optimiser.
     """
 
@@ -72,7 +72,12 @@ class Trial:
         enable_gradient_checkpointing(self.model)
 
     def step(self, batch: Tensors, lean: CpuFastPath | None = None) -> None:
-        """Take an optimiser step. lean: the faster step of the training loop on a CPU; None for the plain step."""
+        """Take an optimiser step.
+
+        Args:
+            batch: The batch.
+            lean: The faster step that the training loop uses on a CPU; None for the plain step.
+        """
         with lean.step() if lean else contextlib.nullcontext(token_loss) as loss:
             for _ in range(2 if self.demand.accumulates else 1):
                 torch.autograd.backward(loss(self.model, batch))
@@ -81,16 +86,19 @@ class Trial:
 
 
 def load_for(checkpoint: CheckpointSpec, demand: Demand) -> Loaded:
-    """Load a checkpoint on the device of a demand, with the bits of the demand's method."""
+    """Load a checkpoint on the device of `demand`, with the bits of its method."""
     method = demand.method
     device = torch.device(demand.device)
     return load_checkpoint(checkpoint, weights_bits(method), device=device, keep_wide=method.keep_wide)
 
 
 def measure(checkpoint: CheckpointSpec, demand: Demand, with_loop: bool = False) -> Measured:
-    """Measure the memory of three training steps on made-up tokens.
+    """Run three training steps on placeholder tokens, and measure the memory of the last one.
 
-    with_loop: on a CPU, also measure the faster step that the training loop uses.
+    Args:
+        checkpoint: The checkpoint to load.
+        demand: The method, the batch and the optimiser.
+        with_loop: On a CPU, also measure the faster step that the training loop uses.
     """
     trial = Trial(load_for(checkpoint, demand), demand)
     batch, model = trial.batch(demand.batch), trial.model
@@ -113,7 +121,10 @@ def measure(checkpoint: CheckpointSpec, demand: Demand, with_loop: bool = False)
 def peak_of(step: Callable[[], None], fixed: int, device: torch.device) -> int:
     """Return the largest number of bytes allocated at one time while `step` runs.
 
-    fixed: bytes allocated before the step.
+    Args:
+        step: The training step.
+        fixed: Bytes that were allocated before the step.
+        device: The device of the step.
     """
     return _peak_on_card(step) if device.type == "cuda" else fixed + _peak_on_cpu(step)
 

@@ -29,13 +29,13 @@ class Fit:
 
     Attributes:
         batch: Examples in an optimiser step.
-        demand: The forward and backward pass with the largest micro-batch that fits, or with one example if none fits.
-        memory: Bytes that this pass needs, part by part.
+        demand: The training step with the largest micro-batch that fits, or with one example if none fits.
+        memory: Bytes that this step needs, part by part.
         card: Memory of the device in bytes; None if no device was given.
         fits: Whether at least a micro-batch of one example fits.
         turned_on: Whether the training fits only with gradient checkpointing, which was not requested. Training turns
             it on automatically.
-        advice: Alternatives; each of them would make the training fit.
+        advice: Changes of the settings. Each entry alone would make the training fit; empty if it fits.
     """
 
     batch: int
@@ -84,12 +84,15 @@ class Fit:
 
 
 def on_card(peak: int) -> int:
-    """Return the bytes that a process needs on a card if its tensors need `peak` bytes."""
+    """Return the bytes that a process needs on a card if its tensors need `peak` bytes.
+
+    The CUDA context and the fragmentation of the memory are added.
+    """
     return int(peak / (1 - FRAGMENTS)) + CONTEXT
 
 
 def on_device(peak: int, demand: Demand) -> int:
-    """Return the bytes that a process needs on the demand's device if its tensors need `peak` bytes."""
+    """Return the bytes that a process needs on the device of `demand` if its tensors need `peak` bytes."""
     return on_card(peak) if demand.device == "cuda" else peak + CPU_PROCESS
 
 
@@ -135,7 +138,15 @@ def plan(
 
 
 def _fits(of: Callable[[Demand], Memory], demand: Demand, card: int) -> bool:
-    """Return whether a demand fits as given, or with gradient checkpointing if training turns it on automatically."""
+    """Return whether a training step fits the device as it is, or else with gradient checkpointing.
+
+    Training turns gradient checkpointing on automatically if it supports it.
+
+    Args:
+        of: Returns the memory of a training step.
+        demand: The training step.
+        card: Memory of the device in bytes.
+    """
     try:
         if on_device(of(demand).peak, demand) <= card:
             return True
@@ -148,7 +159,8 @@ def _fits(of: Callable[[Demand], Memory], demand: Demand, card: int) -> bool:
 def needs_checkpointing(config: Any, checkpoint: CheckpointSpec, demand: Demand, own_head: bool, card: int) -> bool:
     """Return whether a training needs gradient checkpointing, because without it one example does not fit the card.
 
-    False if training cannot turn gradient checkpointing on. Whether one example fits with it is not checked.
+    Returns False if training cannot turn gradient checkpointing on. It is not checked whether one example fits with
+    gradient checkpointing.
 
     Args:
         demand: The training; its batch is the batch of an optimiser step.
@@ -166,7 +178,7 @@ def needs_checkpointing(config: Any, checkpoint: CheckpointSpec, demand: Demand,
 
 
 def _with_checkpointing(of: Callable[[Demand], Memory], demand: Demand) -> tuple[Demand, Memory] | None:
-    """Return the demand with gradient checkpointing and its memory, or None if training cannot turn it on."""
+    """Return a training step with gradient checkpointing turned on, and its memory; None if this is not possible."""
     if demand.checkpointing or demand.device == "cpu" or demand.members > 1:
         return None
     again = replace(demand, checkpointing=True)
@@ -235,11 +247,11 @@ def _largest(of: Callable[[Demand], Memory], demand: Demand, memory: Memory, car
 
 
 def _advice(fits: Callable[[Demand], bool], demand: Demand) -> list[Advice]:
-    """Return alternatives with which one example fits. If no single change is enough, try all changes together.
+    """Return changes of the settings with which one example fits. If no single one is enough, try all changes together.
 
     Args:
-        fits: Returns whether a demand fits.
-        demand: The demand for one example.
+        fits: Returns whether a training step fits.
+        demand: The training step with one example.
     """
     changes = _changes(fits, demand)
     found = [advice for advice in changes if fits(_changed(demand, advice))]
@@ -257,7 +269,7 @@ PAGED: Advice = (Change("optimizer", "paged-adamw-8bit"),)
 
 
 def _changes(fits: Callable[[Demand], bool], demand: Demand) -> list[Advice]:
-    """Return the changes that could reduce the memory. Changes that cost the user least come first."""
+    """Return the changes of the settings that could reduce the memory. Changes that cost the user least come first."""
     found: list[Advice] = []
     fewer = demand.members // 2
     if fewer:

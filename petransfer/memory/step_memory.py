@@ -82,7 +82,7 @@ class Memory:
     """Bytes that a training step needs, part by part, at the moment when their sum is largest.
 
     Attributes:
-        weights: The base's weights, by the dtype in which they are held.
+        weights: The base model's weights, by the dtype in which they are held.
         trained: Tensors that the method adds to the model.
         gradients: Gradients of the trained tensors.
         optimizer: The optimiser's state.
@@ -186,7 +186,8 @@ def _with_method(loaded: Loaded, demand: Demand) -> list[torch.nn.Module]:
 def _recomputed_on(device: Device) -> dict[str, Any]:
     """Return the option of `torch.utils.checkpoint` that activates `CardKernels` while activations are recomputed.
 
-    It is needed because the backward pass suspends torch function modes.
+    The option is needed because the backward pass suspends a `TorchFunctionMode`, such as `CardKernels`. On a CPU, the
+    result is empty.
     """
     return {"context_fn": lambda: (contextlib.nullcontext(), CardKernels())} if device == "cuda" else {}
 
@@ -219,7 +220,8 @@ def _run_pass(
 class _Phase:
     """Chooses the tag of a new tensor.
 
-    vocabulary: the number of tokens of the vocabulary. backward: whether the backward pass has begun.
+    vocabulary: the number of tokens of the vocabulary.
+    backward: whether the backward pass has begun.
     """
 
     vocabulary: int

@@ -50,7 +50,11 @@ class PredictedRun:
     problem: str = ""
 
     def line(self, options: OptionNames) -> str:
-        """Return the prediction as one line of text. options: the option names of the command that was called."""
+        """Return the prediction as one line of text.
+
+        Args:
+            options: The option names of the command that was called.
+        """
         if self.fit is None:
             return f"{self.name}: {self.problem}"
         size = gigabytes(self.fit.needed)
@@ -75,10 +79,11 @@ def predict_memory(
 ) -> list[PredictedRun]:
     """Predict the memory of each checkpoint, method and batch of a grid.
 
-    Usual runs of embedded checkpoints are left out, because they fit everywhere. torch is imported only if other runs
-    remain.
+    Runs of embedded checkpoints on examples of usual length are left out, because they fit every card and machine.
+    torch is imported only if other runs remain.
 
     Args:
+        specs: The runs of the grid.
         limit: Bytes of the card, or of the machine's memory on a CPU.
         checkpointing: Whether gradient checkpointing is used: activations are recomputed in the backward pass.
         stacked: For each run id, the number of runs in the stack of this run. Runs without a stack can be left out.
@@ -141,7 +146,11 @@ def _architecture(spec: RunSpec) -> tuple[Any, bool]:
 def needs_checkpointing(spec: RunSpec, card: int) -> bool:
     """Return whether a run that is not stacked needs gradient checkpointing on a card and supports it.
 
-    Also returns False if no prediction is possible. card: memory of the card in bytes.
+    The result is also False if no prediction is possible.
+
+    Args:
+        spec: The run.
+        card: Memory of the card in bytes.
     """
     from petransfer.memory import planner
 
@@ -155,9 +164,12 @@ def needs_checkpointing(spec: RunSpec, card: int) -> bool:
 
 
 def _surely_fits(spec: RunSpec, card: int, members: int) -> bool:
-    """Return whether a run surely fits. If so, the planner is not needed, which would import torch.
+    """Return whether a run surely fits. If so, the planner, which would import torch, is not needed.
 
-    card: memory of the card in bytes. members: number of runs in the stack.
+    Args:
+        spec: The run.
+        card: Memory of the card in bytes.
+        members: Number of runs in the stack.
     """
     if not is_embedded(spec.checkpoint.name) or sum(_longest(spec)) > USUAL_CHARACTERS:
         return False
@@ -191,9 +203,13 @@ def host_memory(spec: RunSpec, checkpointing: bool = False) -> int:
 
 
 def largest_stacks(specs: Sequence[RunSpec], card: int) -> dict[str, int]:
-    """Return for each run id how many runs of the same kind fit a card as one stack.
+    """Return, for each run id, how many of the runs that can be stacked with this run fit a card as one stack.
 
-    The number is 1 if the run cannot be stacked, or if no prediction is possible. card: memory of the card in bytes.
+    The number is 1 if the run cannot be stacked, or if no prediction is possible.
+
+    Args:
+        specs: The runs.
+        card: Memory of the card in bytes.
     """
     counts: dict[RunSpec, list[RunSpec]] = {}
     found: dict[str, int] = {}
@@ -258,8 +274,12 @@ def check_matched_sizes(specs: Sequence[RunSpec], data_dir: Path | None = None) 
 def trained_new_tokens(spec: RunSpec, config: Any, data_dir: Path | None = None) -> tuple[int, ...]:
     """Return the tokens whose embeddings are trained if the method has the setting `embeddings: new`.
 
-    These are the tokens that occur in the run's training data but were not trained in pretraining. config: the
-    configuration of the checkpoint.
+    These are the tokens that occur in the run's training data but were not trained in pretraining.
+
+    Args:
+        spec: The run.
+        config: The configuration of the checkpoint.
+        data_dir: A folder with the benchmark's original files; None if there is none.
     """
     from petransfer.data.encoded_examples import encode_part
     from petransfer.models.checkpoint_files import new_tokens
