@@ -59,7 +59,7 @@ def difference_in(word: str, width: float) -> str:
 
     Args:
         word: name of the metric.
-        width: of the figure in inches. If it is below 5 inches, the label has two lines.
+        width: the figure's width in inches. If it is below 5 inches, the label has two lines.
     """
     return f"difference in test{chr(10) if width < _WIDE else ' '}{word}, points"
 
@@ -67,7 +67,7 @@ def difference_in(word: str, width: float) -> str:
 def wrapped(label: str, width: float) -> str:
     """Break the label of a row into short lines, so that most of the figure's width is left for the data.
 
-    width: of the figure in inches.
+    width: the figure's width in inches.
     """
     return textwrap.fill(label, 44 if width >= _WIDE else 24, break_long_words=False, break_on_hyphens=False)
 
@@ -79,7 +79,7 @@ def plot_forest(effects: Sequence[dict[str, Any]], word: str, width: float | Non
         effects: entries of effects.json. Each has the keys name, split, method, arm, difference, interval, margin and
             verdict. If Orhan (2021) has the same effect, the key `paper` has that effect with its interval.
         word: name of the metric.
-        width: of the figure in inches; the width of a page by default.
+        width: the figure's width in inches; the width of a page by default.
     """
     from matplotlib.patches import Patch
 
@@ -194,7 +194,7 @@ def plot_ratios(ratios: Sequence[dict[str, Any]], width: float | None = None) ->
 
     Args:
         ratios: retentions of effects.json. Each has the keys name, split, under, ratio and interval.
-        width: of the figure in inches; the width of a page by default.
+        width: the figure's width in inches; the width of a page by default.
     """
     figure, (axes,) = new_figure(1, size=(width or TWO_COLUMNS, 0.7 + 0.36 * len(ratios)))
     for at, one in enumerate(ratios):

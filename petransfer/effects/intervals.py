@@ -76,7 +76,7 @@ def drawn_means(
         categories: (columns,) the category of each column of the samples.
         examples: number of test examples behind each seed's mean score.
         draws: number of values to draw.
-        seed: of the random number generator.
+        seed: the seed of the random number generator.
 
     Returns:
         By key, (draws,) means. Because the change from drawing examples is added, a mean can be below 0 or above 1.
@@ -182,7 +182,7 @@ def paired_interval(
         right: scores of the same shape. Row i of `right` has the same seed as row i of `left`.
         categories: (examples,) the category of each example.
         draws: number of draws behind the interval.
-        seed: of the random number generator.
+        seed: the seed of the random number generator.
     """
     difference_sn = left - right
     if len(difference_sn) < 2:

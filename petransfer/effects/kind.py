@@ -41,7 +41,9 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Family:
-    """The result of testing an effect together with the other effects of a study.
+    """The result of testing an effect together with the other effects of its family.
+
+    By default all effects of a study are one family; a recipe can divide them into several.
 
     p_holm: the effect's p value after Holm's adjustment; None if the effect is not tested. tests: number of effects
     that are tested together.

@@ -162,8 +162,8 @@ def compared(name: str, split: str, left: Scored, right: Scored, **names: Any) -
     """Make a contrast of two groups of runs.
 
     Args:
-        name: of the effect, such as `english-scratch`.
-        split: that all runs were tested on.
+        name: the name of the effect, such as `english-scratch`.
+        split: the split that all runs were tested on.
         left: the first group.
         right: the second group, which is subtracted from the first.
         names: further fields of `Contrast`. With `paired=True`, runs of the same seed form a pair, and a run whose seed

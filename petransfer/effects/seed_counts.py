@@ -25,7 +25,7 @@ def smallest_p(seeds_left: int, seeds_right: int, *, paired: bool = False) -> fl
 
 
 def fewest_seeds(tests: int, *, paired: bool = False) -> int:
-    """Return the smallest number of seeds per group with which one of `tests` effects can reach p < 0.05 after Holm.
+    """Return the smallest number of seeds per group with which any of `tests` effects can have p < 0.05 (Holm).
 
     For this, the smallest p before Holm's adjustment must be below 0.05 / `tests`. Returns `MOST_SEEDS` if no number of
     seeds is enough: the test draws at most `MOST_DEALS` permutations, so its p cannot become smaller than about
@@ -49,10 +49,10 @@ def fewest_for_equivalence(*, paired: bool = False) -> int:
 
 @dataclass(frozen=True)
 class Demand:
-    """The number of effects that a study tests together, and the number of seeds that they need.
+    """The number of effects that a study tests together, and the number of seeds that these effects need.
 
     tests: number of all tested effects (`unpaired` + `paired`). seeds: number of seeds of the study. unpaired: number
-    of effects between arms or families, whose runs are not paired by seed. paired: number of contrasts of methods,
+    of effects whose runs are not paired by seed, such as those between arms. paired: number of contrasts of methods
     whose runs are paired by seed.
     """
 

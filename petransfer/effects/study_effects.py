@@ -29,7 +29,10 @@ JUDGED_VERSION = 8
 
 @dataclass(frozen=True)
 class Item:
-    """The data to estimate one effect from, with its kind and the family in which its p value is adjusted."""
+    """The data from which one effect is estimated.
+
+    family: the name of the family of effects in which the p value is adjusted; '' for the study's main family.
+    """
 
     kind: Kind
     data: Any
@@ -54,10 +57,10 @@ class Collected:
 def update_effects(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, *, anew: bool = False) -> dict[str, Any]:
     """Judge the recipe's effects from the finished runs, write effects.json, and return its content.
 
-    The content has a list for each kind of effect (`effects`, `scales`, `retentions`), `tests` (the number of effects
-    tested together), `judged_by` (the metric, given only if it is not exact match), `notes` (notes for the reader),
-    `sentences` (the notes and one sentence for each effect) and `missing` (a sentence for each effect that cannot be
-    estimated yet).
+    The content has a list for each kind of effect (`effects`, `scales`, `retentions`), `tests` (the number of tested
+    effects), `families` (that number for each family of effects, given only if the recipe names families), `judged_by`
+    (the metric, given only if it is not exact match), `notes` (notes for the reader), `sentences` (the notes and one
+    sentence for each effect) and `missing` (a sentence for each effect that cannot be estimated yet).
 
     If effects.json was already made from the same runs, its content is returned without computing it again, because
     importing statsmodels takes seconds. `anew` forces the computation. Nothing is written if the recipe has no effects
@@ -89,7 +92,8 @@ def _digest(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, done: lis
 def demand(recipe: Recipe, cells: Sequence[Cell]) -> Demand:
     """Count the effects that a study tests together. The more effects it tests, the more seeds it needs (Holm).
 
-    If a recipe names several families of effects, the family that needs the most seeds is returned.
+    Effects are tested together if they are in the same family of effects. If the recipe names several families, the
+    result is that of the family which needs the most seeds.
     """
     unpaired: Counter[str] = Counter()
     paired: Counter[str] = Counter()
@@ -156,7 +160,7 @@ def _judged(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> dict[s
 
 
 def _families(items: Sequence[Item], limits: Thresholds) -> list[Family]:
-    """Return the adjusted p of each item and the number of tests in the item's family."""
+    """Return, for each item, the adjusted p value and the number of tests in the item's family of effects."""
     from petransfer.effects.kind import Family
     from petransfer.effects.statistics import holm
 

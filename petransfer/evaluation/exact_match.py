@@ -190,7 +190,7 @@ def _judge_meaning(
 
 
 def summary(evaluation: Evaluation) -> dict[str, object]:
-    """Return the entry of result.json for dev or for test: the scores, those of each category, and the audit's result.
+    """Return the entry of result.json for dev or for test: scores, scores of each category, and the audit's result.
 
     Exact match and token accuracy are in per cent, and the log-probability per token is in nats. If the task judges
     meaning, there is also `semantic_exact_match` in per cent.

@@ -41,7 +41,7 @@ def parameters_and_effect(points: Sequence[Trained], word: str, width: float = T
     Args:
         points: effects under several methods. Each effect has its own colour and marker.
         word: name of the metric.
-        width: of the figure in inches.
+        width: the figure's width in inches.
     """
     from matplotlib.ticker import NullFormatter
 

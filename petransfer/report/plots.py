@@ -143,7 +143,7 @@ def by_arm(groups: Sequence[Group], width: float = TWO_COLUMNS, split: str | Non
 
     Args:
         groups: the runs by arm, method and split.
-        width: of the figure in inches; below 5 inches, only exact match is drawn.
+        width: the figure's width in inches; below 5 inches, only exact match is drawn.
         split: draw only this split; by default all are drawn.
     """
     done = [group for group in groups if group.done and split in (None, group.split)]

@@ -54,14 +54,14 @@ class Effect:
 
     left, right: mean scores of the two sides in percent. left_seeds, right_seeds: the score of each seed in percent.
     difference, interval, margin and smallest_effect are in percentage points; log_prob_difference is in nats per target
-    token. p: the p value of the exact permutation test over seeds. p_holm: `p`, adjusted for all tested effects of the
-    study; None if a side has not learnt the task. smallest_p: the smallest p value that is possible with this number of
-    seeds. least_p_holm: `smallest_p` after Holm's adjustment. equivalence_p: the p value of the equivalence test; None
-    if there are too few seeds. seeds_needed: number of seeds per side that would be needed to detect the difference;
-    None if the verdict is not `inconclusive`. log_odds: None unless the metric is a share of correct answers and a side
-    is near 0 % or 100 %. mcnemar: None unless each side is a single run. left_out: number of runs that are not used,
-    because the other side has no run of the same seed. dev: dev scores of both sides in percent. because: the reason
-    for the verdict; '' for `holds` and `reversed`.
+    token. p: the p value of the exact permutation test over seeds. p_holm: `p` after Holm's adjustment within the
+    family of effects that are tested together; None if a side has not learnt the task. smallest_p: the smallest p value
+    that is possible with this number of seeds. least_p_holm: `smallest_p` after Holm's adjustment. equivalence_p: the p
+    value of the equivalence test; None if there are too few seeds. seeds_needed: number of seeds per side that would be
+    needed to detect the difference; None if the verdict is not `inconclusive`. log_odds: None unless the metric is a
+    share of correct answers and a side is near 0 % or 100 %. mcnemar: None unless each side is a single run. left_out:
+    number of runs that are not used, because the other side has no run of the same seed. dev: dev scores of both sides
+    in percent. because: the reason for the verdict; '' for `holds` and `reversed`.
     """
 
     name: str

@@ -34,8 +34,8 @@ class Scale:
     difference that come from the left and from the right arm; their sum is the difference.
     p: the p value of Welch's t test over the four groups of seeds. An exact test of `here` alone, or of `there` alone,
     has a smallest possible p value, given by its number of seeds. `p` is never smaller than either of these two.
-    p_holm: `p`, adjusted for all tested effects of the study; None if an arm has not learnt the task. because: the
-    reason for the verdict; '' for `holds` and `reversed`.
+    p_holm: `p` after Holm's adjustment within the family of effects that are tested together; None if an arm has not
+    learnt the task. because: the reason for the verdict; '' for `holds` and `reversed`.
     """
 
     name: str
