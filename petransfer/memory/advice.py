@@ -57,6 +57,9 @@ def as_options(advice: Sequence[Advice], options: OptionNames) -> list[str]:
 
 
 def suggestion(advice: Sequence[Advice], options: OptionNames) -> str:
-    """Return the end of a message `... does not fit`: options with which the training would fit; '' if none do."""
+    """Return the text that follows `does not fit` in an error message.
+
+    It names the options with which the training would fit; it is empty if there are none.
+    """
     found = as_options(advice, options)
     return f"; it would with {', or '.join(found)}" if found else ""

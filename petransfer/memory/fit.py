@@ -87,7 +87,11 @@ def fit(
 
 
 def _checked_configuration(spec: CheckpointSpec, demand: Demand) -> tuple[Any, bool]:
-    """Return the checkpoint's configuration and whether its head is untied; raise UserError if it cannot be trained."""
+    """Return the checkpoint's configuration and whether its head is untied.
+
+    Raises:
+        UserError: The checkpoint cannot be trained with the settings in `demand`.
+    """
     from petransfer.models.architecture import configuration
     from petransfer.training.stacked import refuse_layer_drop
 

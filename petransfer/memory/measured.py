@@ -61,7 +61,7 @@ class Trial:
         self.optimizer = make_optimizer(self.model, TrainSpec(STEPS, demand.batch, 1e-5, optimizer=demand.optimizer))
 
     def batch(self, count: int) -> Tensors:
-        """Return a batch of `count` examples, all with the longest input and target."""
+        """Return a batch of `count` examples, each as long as the longest input and target."""
         made = meta_batch(replace(self.demand, batch=count), self.layout)
         batch = {name: torch.full(it.shape, 1, dtype=torch.long, device=self.device) for name, it in made.items()}
         batch["attention_mask"][0, -1] = 0  # one padding token, because real batches have padding too

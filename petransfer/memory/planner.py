@@ -247,7 +247,9 @@ def _largest(of: Callable[[Demand], Memory], demand: Demand, memory: Memory, car
 
 
 def _advice(fits: Callable[[Demand], bool], demand: Demand) -> list[Advice]:
-    """Return changes of the settings with which one example fits. If no single one is enough, try all changes together.
+    """Return changes of the settings with which one example fits.
+
+    If no single change is enough, all changes together are tried.
 
     Args:
         fits: Returns whether a training step fits.

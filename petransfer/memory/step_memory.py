@@ -274,8 +274,8 @@ def _quantize(model: PreTrainedModel, bits: Bits, keep_wide: Sequence[str]) -> N
 def _held_moments(trained: Sequence[torch.Tensor], demand: Demand) -> list[torch.Tensor]:
     """Return the tensors of the optimiser's state that are on the device at the same time.
 
-    The paged optimiser of bitsandbytes keeps moments in the host's memory if their tensor has 100,000 numbers or more.
-    Of these moments, the card holds only those of the tensor that is being updated.
+    The paged optimiser of bitsandbytes keeps AdamW's moments in the host's memory if their tensor has 100,000 numbers
+    or more. Of these moments, the card holds only those of the tensor that is being updated.
     """
     found = [_moments(value, demand.optimizer) for value in trained]
     if demand.optimizer == "paged-adamw-8bit" and demand.device == "cuda":

@@ -79,8 +79,8 @@ def predict_memory(
 ) -> list[PredictedRun]:
     """Predict the memory of each checkpoint, method and batch of a grid.
 
-    Runs of embedded checkpoints on examples of usual length are left out, because they fit every card and machine.
-    torch is imported only if other runs remain.
+    Runs of embedded checkpoints are left out, because they fit every card and machine, unless their examples are very
+    long. torch is imported only if other runs remain.
 
     Args:
         specs: The runs of the grid.

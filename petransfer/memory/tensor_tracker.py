@@ -89,7 +89,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _inner_bytes(func: Any, args: Any) -> int:
     """Return the bytes that an operation needs temporarily; 0 for most operations.
 
-    The 4-bit product of bitsandbytes needs the layer's weight in the dtype of the computation.
+    For example, bitsandbytes multiplies by a temporary copy of a 4-bit weight in the dtype of the computation.
     """
     if "bitsandbytes.gemm_4bit" in str(func):
         return int(math.prod(args[2]) * args[0].element_size())

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
     """Return the model with frozen weights and trainable rotations, which start as the identity.
 
-    If a layer's number of inputs is not a multiple of `block_size`, peft uses the nearest size
-    that divides this number.
+    If a layer's number of inputs is not a multiple of `block_size`, peft uses the nearest size that
+    divides this number.
 
     Raises:
         UserError: the targets match no layer.

@@ -28,8 +28,8 @@ class RequestedEffect:
             by the effect under the method `over`. If `study` is set, `over` is a label of a method in that study.
         study: another study that the effect needs, as the recipe writes it; empty if there is none.
         options: options of a kind that another package adds.
-        paired: whether two methods are compared by seed, or as two independent groups of seeds.
-        family: the name of the effects whose p values are adjusted together; empty for the study's main family.
+        paired: whether two methods are compared seed by seed. If False, their seeds count as two independent groups.
+        family: the name of the group of effects whose p values are adjusted together; empty for the study's main group.
     """
 
     name: str
@@ -134,9 +134,9 @@ def _method(text: str, labels: Sequence[str], key: str) -> str:
 
 
 def labels_matching(text: str, labels: Iterable[str]) -> list[str]:
-    """Return the labels that contain every word of `text`, such as `lora 4-bit` for `lora r16 4-bit`.
+    """Return the labels that contain every word of `text`. If `text` is itself a label, return only this label.
 
-    A complete label only matches itself.
+    For example, the text `lora 4-bit` matches the label `lora r16 4-bit`.
     """
     labels = list(dict.fromkeys(labels))
     if text in labels:

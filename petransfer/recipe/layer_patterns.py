@@ -12,7 +12,8 @@ LONGEST_PATTERN, MOST_QUANTIFIERS = 512, 4
 def check_pattern(pattern: str) -> None:
     """Refuse a regular expression that is invalid, or that could take hours to match.
 
-    With nested repeats, such as `(a+)+`, the matching time grows exponentially. Patterns of layer names need none.
+    With nested repeats, such as `(a+)+`, the matching time grows exponentially. Patterns of layer names need no nested
+    repeats.
 
     Raises:
         ValueError: the pattern is refused; the message says why.

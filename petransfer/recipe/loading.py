@@ -292,7 +292,7 @@ def _shown_key(key: str) -> str:
 
 
 def _place(mistake: Any, content: Any) -> list[str]:
-    """Return the keys and indices that lead to an error, without the type names that pydantic inserts."""
+    """Return the keys and indices of the faulty value in a recipe, without the type names that pydantic inserts."""
     place = []
     for part in mistake["loc"]:
         if isinstance(content, dict | list) and (

@@ -53,7 +53,7 @@ class MethodPart(Strict):
 
     @property
     def options(self) -> dict[str, OptionValue]:
-        """The value of each option that only this method has. Options that the recipe does not set have defaults."""
+        """The value of each option that only this method has; the default if the recipe does not set it."""
         given = self.model_extra or {}
         return {key: given.get(key, option.default) for key, option in self.declared.options.items()}
 
@@ -139,7 +139,7 @@ class MethodPart(Strict):
 
 
 def method_of(part: MethodPart) -> MethodSpec:
-    """Return a recipe's method as the method in a run's spec. Keys that the method does not accept get defaults."""
+    """Return the `MethodSpec` of a recipe's method. Keys that the method does not accept get defaults."""
     declared = part.declared
     given: dict[str, Any] = {"options": Options(part.options)}
     if not declared.trains_all_weights:

@@ -134,7 +134,8 @@ class TaskSpec:
 class MethodSpec:
     """What is trained and how. Fields that do not apply to a method keep their defaults.
 
-    keep_wide: layers whose names end in one of these are not quantised at 8 and 4 bits, nor is the output head.
+    keep_wide: layers whose names end in one of these are not quantised at 8 and 4 bits. The output head is not
+        quantised either.
     match_parameters: the approximate number of parameters to train; 0 if the recipe gives the rank or the number of
         virtual tokens. If it is not 0, the rank or the number of virtual tokens is computed from this number and the
         checkpoint's configuration, and an `alpha` of 0 means twice the rank.

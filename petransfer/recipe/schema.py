@@ -190,8 +190,8 @@ class EffectPart(Strict):
     kind: the name of a kind of effect that another package adds (entry points `petransfer.effects`). This effect is
         estimated for the two arms in `of`, with the kind's own `options`.
     paired: whether two methods are compared seed by seed. If False, their seeds count as two independent groups.
-    family: a name. The p values of effects with the same family are adjusted together (Holm). By default all effects of
-        a study are one family.
+    family: a name for a group of effects, whose p values are adjusted together (Holm). By default, all effects of a
+        study are one group.
     """
 
     contrast: Name | None = None
@@ -263,10 +263,10 @@ class Recipe(Strict):
     The following settings change no run, only how effects are computed and judged. An effect compares two arms or two
     methods.
 
-    margin: the two count as equal if they differ by at most this many percentage points.
+    margin: the two arms or methods count as equal if they differ by at most this many percentage points.
     smallest_effect: a difference below this many percentage points is never judged `holds` or `reversed`.
-    learnt: if one of the two has less exact match on dev than this, in %, it has not learnt the task, and the effect is
-        not judged.
+    learnt: an arm or method with less exact match on dev than this, in %, has not learnt the task. Its effects get the
+        verdict `not learnt`.
     judge_by: the metric that effects are computed on. The default is exact match; if `task.metrics` is set and does not
         contain `exact_match`, the default is the first of `task.metrics`.
     """

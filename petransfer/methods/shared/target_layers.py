@@ -17,8 +17,8 @@ def target_layers(loaded: Loaded, method: MethodSpec, default: Iterable[str] | N
     Args:
         loaded: the model.
         method: the method; its `targets` and `layers` (numbers of layers, empty for all) select the linear layers.
-        default: the endings of layer names that `all-linear` stands for. None: it stands for all linear layers except
-            the output head.
+        default: the endings of layer names that `all-linear` stands for. None: `all-linear` stands for all linear
+            layers except the output head.
 
     Returns:
         `all-linear`, a regular expression, or a list of endings of layer names. A list of whole layer names if the
