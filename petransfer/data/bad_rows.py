@@ -13,7 +13,7 @@ class BadRow(ValueError):
 
     Args:
         reason: The kind of fault. Rows with the same reason are counted together.
-        detail: What is wrong in this row only, such as the character that is lost; may be empty.
+        detail: What is wrong in this row only, such as the character that the tokenizer loses; may be empty.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:

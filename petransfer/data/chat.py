@@ -16,16 +16,16 @@ from petransfer.errors import UserError, reason_of
 
 
 def chat_layout(tokenizer: PreTrainedTokenizerBase, layout: Layout, chat: str) -> Layout:
-    """Return the layout for chats. With a chat template, targets end with the template's end-of-turn token.
+    """Return the layout for examples that are chats. With a chat template, targets end with its end-of-turn token.
 
     Args:
         tokenizer: The model's tokenizer.
         layout: The model's layout for texts.
-        chat: The `chat` of the examples. Unless it is `template`, `layout` is returned unchanged.
+        chat: The field `chat` of the examples. Unless it is `template`, `layout` is returned unchanged.
 
     Raises:
-        UserError: `chat` is `template`, but the model is an encoder-decoder, or its tokenizer has no chat template or
-            one that fails.
+        UserError: `chat` is `template`, but the model is an encoder-decoder, or the chat template of its tokenizer is
+            missing or raises an error.
     """
     if chat != "template":
         return layout

@@ -41,12 +41,13 @@ class TabularTask:
     training rows. The category of an example is the third column of its line.
 
     Args:
-        data_dir: The folder that is searched for files, plain or `.xz`, before the cache and the download.
+        data_dir: The folder that is searched first for files, plain or `.xz`. Missing files are read from the cache or
+            downloaded.
         sources: The published file of each part (train, dev, test, gen).
         folders: The folders below `data_dir` that may contain the files.
         training_rows: The number of training rows. It is stored here, so that a study can be planned without the file.
-        longest_row: The lengths in characters of the longest training input and the longest training target, stored
-            for the same reason.
+        longest_row: The lengths in characters of the longest training input and the longest training target. They are
+            stored here, so that a study can be planned without the file.
     """
 
     data_dir: Path | None = None

@@ -72,9 +72,9 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a pretrained model and its tokenizer with 32, 16, 8 or 4 bits per weight.
 
-    At 8 and 4 bits every linear layer except the output head is quantized with bitsandbytes, T5's `wo` included, which
-    plain transformers leaves at 16 bits. The model is a transformers model: train it with `peft.get_peft_model` and
-    your own loop or `transformers.Trainer`.
+    At 8 and 4 bits, every linear layer except the output head is quantized with bitsandbytes. This includes T5's `wo`
+    layers, which plain transformers does not quantize. The model is a transformers model: train it with
+    `peft.get_peft_model` and your own loop or `transformers.Trainer`.
 
     Args:
         checkpoint: a hub id (`google/flan-t5-large`, `owner/name@revision`), a folder that `save_pretrained` wrote, or

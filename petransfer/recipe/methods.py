@@ -17,7 +17,8 @@ Size = Literal["rank", "virtual_tokens", ""]
 
 # Keys that every method accepts in a recipe.
 COMMON_KEYS = frozenset({"name", "bits", "keep_wide", "rate_scaling"})
-# Keys that are accepted by methods for selected layers, by LoRA and its variants, and by methods with virtual tokens.
+# Keys that are accepted by, in this order: methods for selected layers, LoRA and its variants, methods with virtual
+# tokens.
 LAYER_KEYS = frozenset({"targets", "layers"})
 LORA_KEYS = LAYER_KEYS | {"rank", "alpha", "dropout", "embeddings", "match_parameters"}
 VIRTUAL_TOKEN_KEYS = frozenset({"virtual_tokens", "match_parameters"})

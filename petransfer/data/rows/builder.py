@@ -198,7 +198,7 @@ def _name_another(part: str) -> str:
 
 
 def _is_hidden(values: Mapping[str, Any], columns: ColumnChoice) -> bool:
-    """Return whether the target is the number -1, which some public test sets contain instead of the label."""
+    """Return whether a row's target is the number -1, which some public test sets contain instead of the label."""
     target = value_of(values, columns.target) if columns.target and has_value(values, columns.target) else None
     return not isinstance(target, bool | str) and target == -1
 

@@ -1,6 +1,7 @@
-"""COGS with other logical forms (Wu, Manning & Potts 2023, arXiv:2303.13716): ReCOGS, and the forms without variables.
+"""COGS with two other kinds of logical forms: those of ReCOGS, and forms without variables.
 
-The test and generalization sets have the same sentences and the same 21 cases as in COGS.
+Source: Wu, Manning & Potts 2023, arXiv:2303.13716. The test and generalization sets have the same sentences and the
+same 21 cases as in COGS.
 """
 
 from __future__ import annotations
