@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
 from petransfer.data.hub_network import use_cache_if_unreachable
 from petransfer.errors import UserError, reason_of
-from petransfer.models.checkpoint_files import location, revision
+from petransfer.models.checkpoint_files import location, read_configuration, revision
 from petransfer.models.registry import is_embedded, registered_arm, registry
 from petransfer.models.support import supported_class
 from petransfer.recipe.run_spec import CheckpointSpec
@@ -43,12 +42,13 @@ def _configuration(checkpoint: CheckpointSpec) -> tuple[Any, bool]:
     if not is_embedded(checkpoint.name) and not Path(place).exists():
         use_cache_if_unreachable()
     try:
+        config = read_configuration(checkpoint)
         content, _ = PreTrainedConfig.get_config_dict(place, revision=asked)
-        return AutoConfig.from_pretrained(place, revision=asked), has_own_head(content, place)
-    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"no configuration for {place} ({reason_of(error, 160)}); name a folder or a checkpoint of the registry"
         ) from None
+    return config, has_own_head(content, place)
 
 
 def has_own_head(content: dict[str, Any], place: str) -> bool:

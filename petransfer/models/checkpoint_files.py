@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import transformers
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from petransfer.errors import UserError, reason_of
+from petransfer.errors import UserError, reason_of, shortened
 from petransfer.models.added_tokens import add_tokens
 from petransfer.models.languages import with_languages
 from petransfer.models.registry import NANO, checkpoint_spec, embedded_folder, is_embedded
@@ -39,6 +41,50 @@ def hub_commit(checkpoint: CheckpointSpec) -> str | None:
     """Return the commit that a checkpoint's revision on the hub refers to now; None for a local or embedded one."""
     asked = revision(checkpoint)
     return extract_commit_hash(cached_file(checkpoint.name, CONFIG_NAME, revision=asked), None) if asked else None
+
+
+def read_configuration(checkpoint: CheckpointSpec) -> Any:
+    """Return a checkpoint's configuration, read from its config.json.
+
+    Raises:
+        UserError: config.json has a wrong value, is not JSON, or asks for code of its own.
+        OSError: There is no config.json, or the hub cannot be reached.
+    """
+    place, asked = location(checkpoint), revision(checkpoint)
+    try:
+        return AutoConfig.from_pretrained(place, revision=asked, trust_remote_code=False)
+    except Exception as error:  # the code of each architecture reads its own values, and any of it can fail
+        if not _has_configuration(place, asked):
+            raise
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{place} is a model with code of its own (auto_map in config.json), which petransfer does not run; "
+                "use a checkpoint of an architecture that transformers has"
+            ) from error
+        raise UserError(
+            f"config.json of {place} is wrong ({_reason_in_configuration(error)}); correct it, or get the checkpoint "
+            "again"
+        ) from error
+
+
+def _has_configuration(place: str, asked: str | None) -> bool:
+    """Return whether config.json of a folder or hub id is on this machine."""
+    if Path(place).is_dir():
+        return Path(place, str(CONFIG_NAME)).is_file()
+    found: object = try_to_load_from_cache(place, CONFIG_NAME, revision=asked)
+    return isinstance(found, str)
+
+
+def _reason_in_configuration(error: Exception) -> str:
+    """Return why a config.json is wrong, without the advice of transformers about its own versions and options."""
+    reason = reason_of(error)
+    if "does not recognize this architecture" in reason:
+        return f"transformers {transformers.__version__} does not know its model_type"
+    if "Should have a `model_type` key" in reason:
+        return "it has no model_type"
+    if "is not a valid JSON file" in reason:
+        return "it is not JSON"
+    return shortened(reason, 200)
 
 
 def load_tokenizer(checkpoint: CheckpointSpec) -> PreTrainedTokenizerBase:

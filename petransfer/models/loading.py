@@ -21,6 +21,7 @@ from petransfer.models.checkpoint_files import (
     location,
     new_tokens,
     one_line_errors,
+    read_configuration,
     revision,
 )
 from petransfer.models.complete_weights import load_complete
@@ -137,7 +138,7 @@ def load_checkpoint(
     with one_line_errors(checkpoint):
         commit = hub_commit(checkpoint)
         checkpoint = replace(checkpoint, weights=commit or checkpoint.weights)
-        config = AutoConfig.from_pretrained(location(checkpoint), revision=revision(checkpoint))
+        config = read_configuration(checkpoint)
         supported_class(config, checkpoint.name)  # before anything else is downloaded
         tokenizer = load_tokenizer(replace(checkpoint, added_tokens=()))
         added = add_tokens(tokenizer, checkpoint.added_tokens)
@@ -162,7 +163,7 @@ def load_on_disk(checkpoint: CheckpointSpec, folder: str, seed: int = 0) -> Load
     """
     place, asked = location(checkpoint), revision(checkpoint)
     with one_line_errors(checkpoint):
-        config = AutoConfig.from_pretrained(place, revision=asked)
+        config = read_configuration(checkpoint)
         tokenizer = load_tokenizer(checkpoint)
         auto = supported_class(config, checkpoint.name)
         if checkpoint.reinit != "none":

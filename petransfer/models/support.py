@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from petransfer.errors import UserError
-from petransfer.models.text_part import text_config
+from petransfer.models.config_values import refuse_wrong_values
 
 # Architectures that transformers (5.23) loads but computes wrongly, with the reason. petransfer does not correct umT5,
 # because the adapters would then be wrong for everyone who loads them with plain transformers and peft.
@@ -29,10 +29,10 @@ def supported_class(config: Any, name: str) -> Any:
 
     Raises:
         UserError: the model is encoder-only or of an unknown kind, transformers computes it wrongly, its weights are
-            already quantized, or a size in its configuration is not a whole number above 0.
+            already quantized, or its configuration has values with which it cannot compute.
     """
     kind = config.model_type
-    _refuse_wrong_sizes(config, name)
+    refuse_wrong_values(config, name)
     if kind in COMPUTED_WRONGLY:
         raise UserError(f"{name} is not supported: {COMPUTED_WRONGLY[kind]}")
     refuse_already_quantized(config, name)
@@ -54,25 +54,6 @@ def supported_class(config: Any, name: str) -> Any:
         f"{name} ({kind}) cannot generate text with transformers {transformers.__version__}: it is encoder-only or of "
         "an unknown kind; use an encoder-decoder or decoder-only checkpoint"
     )
-
-
-# Keys of config.json that are sizes; a model cannot be built if one of them is 0.
-_SIZES = (
-    "vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers", "hidden_size", "num_hidden_layers",
-    "num_attention_heads", "num_key_value_heads", "intermediate_size", "head_dim", "encoder_layers", "decoder_layers",
-    "encoder_attention_heads", "decoder_attention_heads", "n_embd", "n_layer", "n_head",
-)  # fmt: skip
-
-
-def _refuse_wrong_sizes(config: Any, name: str) -> None:
-    for part in (config, text_config(config)):
-        for key in _SIZES:
-            value = getattr(part, key, None)
-            if isinstance(value, int | float | str) and not (isinstance(value, int) and value >= 1):
-                raise UserError(
-                    f"config.json of {name} says {key}={value!r:.40}; it must be a whole number above 0; get the "
-                    "checkpoint again"
-                )
 
 
 def refuse_already_quantized(config: Any, name: str) -> None:

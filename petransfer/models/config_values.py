@@ -1,0 +1,77 @@
+"""Refuse values in config.json with which a model cannot be built, or with which only longer texts fail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from transformers.activations import ACT2FN
+
+from petransfer.errors import UserError
+from petransfer.models.text_part import text_config
+
+# Keys that are sizes; a model cannot be built if one of them is 0.
+_SIZES = (
+    "vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers", "num_decoder_layers", "hidden_size",
+    "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "head_dim",
+    "encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads", "encoder_ffn_dim",
+    "decoder_ffn_dim", "n_embd", "n_layer", "n_head",
+)  # fmt: skip
+# Keys that name an activation function.
+_ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "dense_act_fn")
+# Keys of the small number that a normalisation adds to a variance.
+_EPSILONS = ("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps", "norm_eps")
+
+
+def refuse_wrong_values(config: Any, name: str) -> None:
+    """Refuse a configuration with which the model cannot compute.
+
+    Raises:
+        UserError: a value is wrong; the error names it.
+    """
+    for part in (config, text_config(config)):
+        for problem in (*_wrong_values(part), *_wrong_heads(part), *_wrong_buckets(part)):
+            raise UserError(f"config.json of {name} says {problem}; correct it, or get the checkpoint again")
+
+
+def _wrong_values(part: Any) -> Iterator[str]:
+    for key in _SIZES:
+        value = getattr(part, key, None)
+        if isinstance(value, int | float | str) and not (isinstance(value, int) and value >= 1):
+            yield f"{key}={value!r:.40}; it must be a whole number above 0"
+    for key in _ACTIVATIONS:
+        value = getattr(part, key, None)
+        if isinstance(value, str) and value not in ACT2FN:
+            yield f"{key}={value!r:.40}, which transformers does not have"
+    for key in _EPSILONS:
+        value = getattr(part, key, None)
+        if isinstance(value, int | float) and not value >= 0:
+            yield f"{key}={value!r}; it must not be negative"
+
+
+def _wrong_heads(part: Any) -> Iterator[str]:
+    """Yield numbers of attention heads that do not fit each other."""
+    heads, pairs = getattr(part, "num_attention_heads", None), getattr(part, "num_key_value_heads", None)
+    if isinstance(heads, int) and isinstance(pairs, int) and heads % pairs:
+        yield f"num_attention_heads={heads} and num_key_value_heads={pairs}; the second must divide the first"
+
+
+def _wrong_buckets(part: Any) -> Iterator[str]:
+    """Yield a limit of T5's relative positions that its formula cannot use.
+
+    The first half of the buckets are exact distances; the other half grow with the logarithm of the distance, up to
+    the largest one. The encoder uses half of the buckets for each direction. Texts with distances in the second half
+    fail, so a training on shorter texts notices nothing.
+    """
+    buckets = getattr(part, "relative_attention_num_buckets", None)
+    furthest = getattr(part, "relative_attention_max_distance", None)
+    if not isinstance(buckets, int) or not isinstance(furthest, int):
+        return
+    fewest, exact = (4 if part.is_encoder_decoder else 2), buckets // 2
+    if buckets < fewest:
+        yield f"relative_attention_num_buckets={buckets}; it must be at least {fewest}"
+    elif furthest <= exact:
+        yield (
+            f"relative_attention_max_distance={furthest}; with relative_attention_num_buckets={buckets} it must be "
+            f"above {exact}, or longer texts fail"
+        )
