@@ -55,7 +55,7 @@ Bits = Annotated[
     typer.Option(help="Load the base model with this number of bits: 32, 16, 8 or 4. Default: as in training."),
 ]
 AnyBase = Annotated[
-    bool, typer.Option("--any-base", help="Accept a base model whose weights differ from those in training.")
+    bool, typer.Option("--any-base", help="Accept a base model whose weights or config.json differ from training.")
 ]
 Cpu = Annotated[bool, typer.Option("--cpu", help="Use the CPU even if there is a GPU.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]

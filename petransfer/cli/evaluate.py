@@ -80,7 +80,8 @@ def evaluate(
         str | None, typer.Option(help="Commit or branch of the base model on the hub. Default: as in training.")
     ] = None,
     any_base: Annotated[
-        bool, typer.Option("--any-base", help="Accept a base model whose weights differ from those in training.")
+        bool,
+        typer.Option("--any-base", help="Accept a base model whose weights or config.json differ from training."),
     ] = False,
     data_dir: Annotated[
         Path | None,

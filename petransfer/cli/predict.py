@@ -67,7 +67,8 @@ def predict(
         str | None, typer.Option(help="Commit or branch of the base model on the hub. Default: as in training.")
     ] = None,
     any_base: Annotated[
-        bool, typer.Option("--any-base", help="Accept a base model whose weights differ from those in training.")
+        bool,
+        typer.Option("--any-base", help="Accept a base model whose weights or config.json differ from training."),
     ] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even if there is a GPU.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON per text, with its input.")] = False,

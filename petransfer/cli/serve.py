@@ -48,7 +48,8 @@ def serve(
         str | None, typer.Option(help="Commit or branch of the base model on the hub. Default: as in training.")
     ] = None,
     any_base: Annotated[
-        bool, typer.Option("--any-base", help="Accept a base model whose weights differ from those in training.")
+        bool,
+        typer.Option("--any-base", help="Accept a base model whose weights or config.json differ from training."),
     ] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even if there is a GPU.")] = False,
 ) -> None:

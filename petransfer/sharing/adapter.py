@@ -68,7 +68,7 @@ class Adapter:
             revision: a commit or branch of the base, in place of the revision that the adapter's files give.
             data_dir: a folder with data files, of a benchmark or the user's own, for `evaluate` and `verify`.
             device: a device such as `cpu` or `cuda:1`; by default the GPU if there is one.
-            any_base: accept a base whose weights differ from the weights that were used in training.
+            any_base: accept a base whose weights or configuration differ from those that were used in training.
 
         Raises:
             UserError: there is no adapter at `place`, or a file is missing, is damaged, or could run code when it is

@@ -12,6 +12,7 @@ import torch
 
 from petransfer.errors import UserError
 from petransfer.methods import weights_bits
+from petransfer.models.configuration_record import configuration_record, differing_fields
 from petransfer.models.hashes import is_on_hub, tokenizer_sha256, weight_hashes
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec, is_embedded
@@ -30,7 +31,7 @@ class Where:
     revision: a commit or branch of the base on the hub, in place of the revision that the adapter's files give.
     data_dir: a folder with data files, of a benchmark or the user's own.
     device: None selects the GPU if there is one.
-    any_base: accept a base whose weights differ from the weights that were used in training.
+    any_base: accept a base whose weights or configuration differ from those that were used in training.
     """
 
     checkpoint: str | None = None
@@ -164,12 +165,12 @@ def refuse_other_base(base: Base, loaded: Loaded, where: Where) -> None:
     """Refuse a base other than the one that the adapter was trained on.
 
     With another base, an adapter generates empty or meaningless texts without any error. Two bases are equal if they
-    have the same hub commit; otherwise the sha256 of their weights are compared. If the tokenizer differs, a warning is
-    logged.
+    have the same hub commit; otherwise the sha256 of their weights and the fields of their config.json are compared. If
+    the tokenizer differs, a warning is logged.
 
     Raises:
-        UserError: the commits differ and `where.revision` is None; or the weights differ, `where.revision` is None and
-            `where.any_base` is False.
+        UserError: the commits differ and `where.revision` is None; or the weights or the configuration differ,
+            `where.revision` is None and `where.any_base` is False.
     """
     name = base.checkpoint.name
     if where.revision is None and base.commit and loaded.commit and loaded.commit != base.commit:
@@ -177,13 +178,26 @@ def refuse_other_base(base: Base, loaded: Loaded, where: Where) -> None:
             f"{name} is at commit {loaded.commit[:12]}, and the adapter was trained at {base.commit[:12]}; "
             f"--revision {loaded.commit[:12]} takes it all the same"
         )
-    if not (base.commit and loaded.commit == base.commit):
-        other = differing_weights(base, loaded)
-        if other and not where.any_base and where.revision is None:
+    if not (base.commit and loaded.commit == base.commit) and not where.any_base and where.revision is None:
+        if other := differing_weights(base, loaded):
             raise UserError(f"{name} is not the base that the adapter was trained on: {other}; --any-base uses it")
+        if changed := changed_configuration(base, loaded):
+            raise UserError(
+                f"config.json of {name} changed since the adapter was trained: {changed}; restore it, or --any-base "
+                "uses it as it is"
+            )
     recorded = base.trained_on.get("tokenizer_sha256")
     if recorded and tokenizer_sha256(loaded.tokenizer) != recorded:
         _log.warning("the tokenizer of %s is not the one that the adapter was trained with", name)
+
+
+def changed_configuration(base: Base, loaded: Loaded) -> str | None:
+    """Return the fields of config.json that differ from the recorded ones; None if none do or none were recorded."""
+    recorded = base.trained_on.get("configuration")
+    if not recorded:
+        return None
+    now = configuration_record(base.checkpoint, loaded)
+    return differing_fields(recorded, now, "{name} was {first} and is {second}")
 
 
 def differing_weights(base: Base, loaded: Loaded) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from petransfer.errors import UserError
 from petransfer.evaluation.predictor import Predictor
+from petransfer.models.configuration_record import differing_fields
 from petransfer.models.loading import Loaded
 from petransfer.recipe.run_spec import Bits, CheckpointSpec
 from petransfer.sharing.attach import COMBINATIONS, COMBINED, FIRST, attach, combine
@@ -106,6 +107,13 @@ def refuse_different_bases(bundles: Sequence[Bundle]) -> None:
                     f"{first.label} and {bundle.label} were trained on different bases ({what}: {of(first)} and "
                     f"{of(bundle)}); they cannot share one"
                 )
+        mine, other = (_configuration(one) for one in (first, bundle))
+        differing = differing_fields(mine, other, "{name}: {first} and {second}") if mine and other else None
+        if differing:
+            raise UserError(
+                f"{first.label} and {bundle.label} were trained on bases with different configurations ({differing}); "
+                "they cannot share one"
+            )
 
 
 def _checkpoint_of(bundle: Bundle) -> CheckpointSpec:
@@ -120,6 +128,11 @@ def _reinitialised(bundle: Bundle) -> tuple[str, int]:
 def _weights(bundle: Bundle) -> str:
     base = (bundle.provenance or {}).get("base", {})
     return str(base.get("commit") or sorted(base.get("weights_sha256", {}).values()) or _checkpoint_of(bundle).weights)
+
+
+def _configuration(bundle: Bundle) -> dict[str, Any] | None:
+    found: dict[str, Any] | None = ((bundle.provenance or {}).get("base") or {}).get("configuration")
+    return found
 
 
 _SHARED: dict[str, Callable[[Bundle], object]] = {

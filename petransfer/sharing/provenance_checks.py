@@ -23,8 +23,15 @@ class _Claim(_Strict):
     examples: Annotated[int, Field(gt=0)]
 
 
+class _Configuration(_Strict):
+    fields: dict[str, Any]
+    tokens: dict[str, int | list[int] | None]
+    sha256: Sha256
+
+
 class _Base(_Strict):
     commit: Commit | None
+    configuration: _Configuration | None = None  # missing in files of older versions
     weights_sha256: dict[str, Sha256]
     tokenizer_sha256: Sha256
     bytes: Annotated[dict[str, Annotated[int, Field(gt=0)]], Field(min_length=1)]

@@ -20,7 +20,7 @@ from petransfer.plurals import count
 from petransfer.recipe.run_spec import Bits
 from petransfer.sharing import file_checks as checks
 from petransfer.sharing.attach import attach
-from petransfer.sharing.base import Base, Where, base_of, differing_weights
+from petransfer.sharing.base import Base, Where, base_of, changed_configuration, differing_weights
 from petransfer.sharing.bundle import Bundle, differences, other_base
 from petransfer.sharing.bundle_files import CARD, EXAMPLES, RESULT, WEIGHTS
 from petransfer.sharing.examples_file import rows_of
@@ -164,6 +164,10 @@ def _base(bundle: Bundle, base: Base, loaded: Loaded) -> Iterator[Check]:
         yield Check("base", True, f"{name}: {len(expected)} weight files have the sha256 that it was trained on")
     else:
         yield Check("base", bool(kept.get("commit")), f"{name}: no sha256 of its weights was recorded, only its commit")
+    if changed := changed_configuration(base, loaded):
+        yield Check("configuration", False, f"config.json of {name} changed since training: {changed}")
+    elif kept.get("configuration"):
+        yield Check("configuration", True, f"config.json of {name} has the values that it was trained with")
     now = tokenizer_sha256(loaded.tokenizer)
     same = now == kept.get("tokenizer_sha256")
     how = "splits text as it did" if same else f"is another: its rules have the sha256 {now[:12]}..."

@@ -12,7 +12,7 @@ from petransfer.errors import UserError, reason_of
 from petransfer.evaluation.predictor import Predictor
 from petransfer.models.complete_weights import load_complete
 from petransfer.models.loading import Loaded, load_checkpoint, tokenizer_and_layout
-from petransfer.models.registry import checkpoint_spec, is_embedded
+from petransfer.models.registry import checkpoint_spec, file_sha256, is_embedded
 from petransfer.models.special_tokens import layout_of
 from petransfer.models.support import supported_class
 from petransfer.recipe.run_spec import RunSpec
@@ -41,15 +41,39 @@ def whole_predictor(source: Source, where: Where, prefix: str = "", template: st
     assert source.bundle is not None
     assert source.bundle.spec is not None
     assert source.folder is not None
-    loaded = _load_whole(source.folder, source.bundle, where.checkpoint, device)
     bundle = source.bundle
+    if not where.any_base:
+        _refuse_changed(source.folder, bundle)
+    loaded = _load_whole(source.folder, bundle, where.checkpoint, device)
     return Predictor(loaded.model, loaded, source.bundle.spec.task.prefix, bundle.template(), bundle.chat())
+
+
+def _weights_folder(folder: Path) -> Path:
+    return folder / "model" if (folder / "model").is_dir() else folder
+
+
+def _refuse_changed(folder: Path, bundle: Bundle) -> None:
+    """Refuse the model of a run if its configuration or its weights are not the files that the run saved.
+
+    Raises:
+        UserError: a file is missing or differs.
+    """
+    saved = (bundle.provenance or {}).get("files") or {}
+    for name, expected in saved.items():
+        if name != "config.json" and not re.fullmatch(r"[\w.-]+\.safetensors", name):
+            continue
+        path = _weights_folder(folder) / name
+        if not path.is_file() or file_sha256(path) != expected:
+            raise UserError(
+                f"{path} is not the file that the training saved; restore it, train again, or use it as it is with "
+                "--any-base"
+            )
 
 
 def _load_whole(folder: Path, bundle: Bundle, checkpoint: str | None, device: str) -> Loaded:
     """Load the model that a run or a merge saved. A run saves no tokenizer, so the base's tokenizer is loaded."""
     assert bundle.spec is not None
-    weights = folder / "model" if (folder / "model").is_dir() else folder
+    weights = _weights_folder(folder)
     try:
         config = AutoConfig.from_pretrained(weights)
         auto = supported_class(config, bundle.label)

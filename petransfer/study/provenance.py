@@ -12,6 +12,7 @@ import torch
 
 from petransfer.data import Example, SplitData
 from petransfer.evaluation.exact_match import Evaluation
+from petransfer.models.configuration_record import configuration_record
 from petransfer.models.hashes import tokenizer_sha256, weight_hashes
 from petransfer.models.loading import Loaded
 from petransfer.models.quantization import inventory
@@ -28,8 +29,9 @@ def provenance(
     """Return the content of petransfer.json, except the hashes of the adapter's files, which `seal` adds.
 
     The entry `base` describes the checkpoint: its commit on the hub, the sha256 of each weight file and of the
-    tokenizer's rules, and the bytes of the weights by dtype, as they were in training. `data_sha256` has a hash of the
-    inputs and targets of each part. `claims` has exact match in per cent for each part that was evaluated.
+    tokenizer's rules, the fields of config.json that the computation uses, and the bytes of the weights by dtype, as
+    they were in training. `data_sha256` has a hash of the inputs and targets of each part. `claims` has exact match in
+    per cent for each part that was evaluated.
     """
     return {
         "run_id": spec.run_id,
@@ -37,6 +39,7 @@ def provenance(
         "base": {
             "commit": loaded.commit,
             "weights_sha256": weight_hashes(spec.checkpoint, loaded.commit),
+            "configuration": configuration_record(spec.checkpoint, loaded),
             "tokenizer_sha256": tokenizer_sha256(loaded.tokenizer),
             "bytes": inventory(model).bytes,
         },

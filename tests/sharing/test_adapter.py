@@ -163,3 +163,58 @@ def test_a_base_whose_weights_changed_is_refused(here: Path, capsys: pytest.Capt
         assert "base is not the base that the adapter was trained on: model.safetensors has the sha256" in said
         assert "--any-base" in said
     assert len(predicted(capsys, "study", "to walk", "--any-base")) == 1
+
+
+def _changed(folder: Path, **values: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_a_base_whose_configuration_changed_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("checkpoints", "cp", "nano/english", "base") == 0
+    options = ("--steps", "4", "--test", "10", "--cpu")
+    assert call("train", "./base", "pairs.tsv", *options, "--out", "study") == 0
+    (run,) = (here / "study" / "runs").iterdir()
+    expected = predicted(capsys, "study", "to walk")
+    shutil.copytree(here / "base", here / "elsewhere" / "base")
+    before = json.loads((here / "base" / "config.json").read_text())["layer_norm_epsilon"]
+    _changed(here / "base", layer_norm_epsilon=0.5)
+    said = f"config.json of base changed since the adapter was trained: layer_norm_epsilon was {before} and is 0.5"
+    verbs = (
+        ("predict", "study", "to walk"),
+        ("eval", "study"),
+        ("adapter", "merge", "study", "merged"),
+        ("serve", "study"),
+    )
+    for verb in verbs:
+        error = refused(capsys, *verb, "--cpu")
+        assert said in error
+        assert "--any-base" in error
+    assert not (here / "merged").exists()
+    assert call("adapter", "verify", "study", "--no-evaluate", "--cpu") == 1
+    assert f"config.json of base changed since training: layer_norm_epsilon was {before} and is 0.5" in (
+        capsys.readouterr().out
+    )
+    assert len(predicted(capsys, "study", "to walk", "--any-base")) == 1
+    assert predicted(capsys, "study", "to walk", "--checkpoint", "elsewhere/base") == expected
+    assert call("train", "./base", "pairs.tsv", *options, "--out", "other") == 0
+    error = refused(capsys, "eval", "study", "other", "--cpu")
+    assert f"bases with different configurations (layer_norm_epsilon: {before} and 0.5)" in error
+    path = run / "adapter" / "petransfer.json"
+    content = json.loads(path.read_text())
+    del content["base"]["configuration"]
+    path.write_text(json.dumps(content))
+    assert len(predicted(capsys, "study", "to walk")) == 1, "adapters of earlier versions have no record"
+    assert call("adapter", "verify", "study", "--no-evaluate", "--cpu") == 0
+
+
+def test_a_whole_model_whose_files_changed_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--method", "full", "--steps", "2", "--test", "10", "--cpu", "--out", "study")
+    assert call("train", "nano/english", "pairs.tsv", *options) == 0
+    (run,) = (here / "study" / "runs").iterdir()
+    _changed(run / "model", layer_norm_epsilon=0.5)
+    for verb in (("predict", "study", "to walk"), ("eval", "study")):
+        error = refused(capsys, *verb, "--cpu")
+        assert "config.json is not the file that the training saved" in error
+        assert "--any-base" in error
+    assert len(predicted(capsys, "study", "to walk", "--any-base")) == 1

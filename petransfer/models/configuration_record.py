@@ -1,0 +1,136 @@
+"""The fields of a checkpoint's configuration that its computation uses, recorded with an adapter to notice changes.
+
+The same weights compute other logits with another activation, epsilon or rotary base. The fields that do not matter
+are listed here, rather than those that do, so that the fields of new architectures are compared too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from transformers import GenerationConfig, PreTrainedConfig
+
+from petransfer.errors import shortened
+from petransfer.models.checkpoint_files import location, read_configuration, revision
+from petransfer.models.loading import Loaded
+from petransfer.models.text_part import is_text
+from petransfer.plurals import count
+from petransfer.recipe.run_spec import CheckpointSpec
+
+# Names, dtypes and labels; switches of transformers; sizes that are compared with the weights when these are loaded.
+_UNUSED = frozenset(
+    {
+        "architectures", "auto_map", "transformers_version", "dtype", "torch_dtype", "name_or_path", "license",
+        "task_specific_params", "finetuning_task", "problem_type", "num_labels", "id2label", "label2id",
+        "tokenizer_class", "prefix", "use_cache", "use_bfloat16", "return_dict", "torchscript", "output_attentions",
+        "output_hidden_states", "attn_implementation", "experts_implementation", "gradient_checkpointing",
+        "chunk_size_feed_forward", "quantization_config", "vocab_size", "n_positions",
+    }
+    # petransfer decodes greedily, whatever the checkpoint suggests
+    | vars(GenerationConfig()).keys()
+)  # fmt: skip
+# Dropout acts in training only, initialisation on random weights only. Special tokens are compared as they are used.
+_UNUSED_PATTERN = re.compile(r"^_|drop|_token_ids?$")
+_INITIALISATION = re.compile(r"(^|_)init(ializer)?(_|$)")
+
+# T5's configuration turns one key of the file into another.
+_KNOWN_AS = {"scale_decoder_outputs": "tie_word_embeddings (scale_decoder_outputs)"}
+_SHOWN_FIELDS, _SHOWN_CHARACTERS = 3, 60
+
+
+def configuration_record(checkpoint: CheckpointSpec, loaded: Loaded) -> dict[str, Any]:
+    """Return the part of a checkpoint's configuration that its computation uses, as JSON values.
+
+    Args:
+        loaded: the checkpoint as it was loaded, with its tokenizer and its commit on the hub.
+
+    Returns:
+        `fields`: the fields by name, with the defaults of this version of transformers; `tokens`: the special tokens;
+        `sha256`: of the fields that the file itself has, which no version of transformers changes.
+
+    Raises:
+        UserError: config.json cannot be read.
+    """
+    at = replace(checkpoint, weights=loaded.commit or checkpoint.weights)
+    config, random = read_configuration(at), checkpoint.reinit != "none"
+    content, _ = PreTrainedConfig.get_config_dict(location(at), revision=revision(at))
+    tokens: dict[str, Any] = {}
+    if loaded.tokenizer.eos_token_id is None:  # otherwise the end token is the tokenizer's own
+        tokens["eos_token_id"] = _plain(getattr(config, "eos_token_id", None))
+    if loaded.layout.encoder_decoder:
+        tokens["decoder_start_token_id"] = loaded.layout.decoder_start_id
+        tokens["pad_token_id"] = getattr(config, "pad_token_id", None)  # M2M100 numbers its positions from there
+    stored = json.dumps(_used(content, random), sort_keys=True)
+    return {
+        "fields": _used(config.to_dict(), random),
+        "tokens": tokens,
+        "sha256": hashlib.sha256(stored.encode()).hexdigest(),
+    }
+
+
+def differing_fields(first: Mapping[str, Any], second: Mapping[str, Any], words: str) -> str | None:
+    """Return the fields that differ between two records; None if no field differs.
+
+    Only fields that both records have are compared, because versions of transformers add and rename fields.
+
+    Args:
+        words: says what differs, with the places `{name}`, `{first}` and `{second}`.
+    """
+    found = [*_differences(first["tokens"], second["tokens"])]
+    if first["sha256"] != second["sha256"]:
+        found += _differences(first["fields"], second["fields"])
+    if not found:
+        return None
+    shown = [
+        words.format(name=_KNOWN_AS.get(name, name), first=_shown(one), second=_shown(other))
+        for name, one, other in found[:_SHOWN_FIELDS]
+    ]
+    more = len(found) - len(shown)
+    return ", ".join(shown) + (f" and {count(more, 'other field')}" if more else "")
+
+
+def _differences(first: Any, second: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(first, dict) and isinstance(second, dict):
+        for name in second:
+            if name in first:
+                yield from _differences(first[name], second[name], f"{place}.{name}" if place else name)
+    elif first != second:
+        yield place, first, second
+
+
+def _shown(value: Any) -> str:
+    return shortened(json.dumps(value, ensure_ascii=False), _SHOWN_CHARACTERS)
+
+
+def _used(content: Mapping[str, Any], random: bool) -> dict[str, Any]:
+    """Return the fields that the computation uses, as JSON values.
+
+    Args:
+        random: whether some weights are drawn at random, as the configuration says.
+    """
+    return {
+        str(name): _used(value, random) if isinstance(value, Mapping) else _plain(value)
+        for name, value in content.items()
+        if _is_used(str(name), random)
+    }
+
+
+def _is_used(name: str, random: bool) -> bool:
+    if name in _UNUSED or _UNUSED_PATTERN.search(name) or not is_text(name):
+        return False
+    return random or _INITIALISATION.search(name) is None
+
+
+def _plain(value: Any) -> Any:
+    """Return a value that JSON can hold: infinity and objects become text."""
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
