@@ -20,10 +20,10 @@ from petransfer.study.study import open_grid
 
 
 class _StudyOrVerb(TyperGroup):
-    """A group in which `report FOLDER` means `report study FOLDER`."""
+    """A group in which `report FOLDER` means `report study FOLDER`, also for folders with the name of a verb."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        known = args and args[0] in self.commands
+        known = args and args[0] in self.commands and not (len(args) == 1 and Path(args[0]).is_dir())
         return super().resolve_command(ctx, args if known else ["study", *args])
 
 

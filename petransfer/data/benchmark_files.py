@@ -10,7 +10,9 @@ import http.client
 import lzma
 import os
 import secrets
+import shlex
 import sys
+import tempfile
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -51,9 +53,29 @@ class Source:
 
 
 def cache_dir() -> Path:
-    """Return the folder for downloads: `$PETRANSFER_CACHE`, or `~/.cache/petransfer`."""
+    """Return the folder for downloads: `$PETRANSFER_CACHE`, or `~/.cache/petransfer`.
+
+    Raises:
+        UserError: The account has no home folder.
+    """
     given = os.environ.get("PETRANSFER_CACHE")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "petransfer"
+    try:
+        return Path(given).expanduser() if given else Path.home() / ".cache" / "petransfer"
+    except RuntimeError:
+        raise UserError(f"there is no home folder for the cache; {cache_advice()}") from None
+
+
+def cache_advice() -> str:
+    """Return how to use another folder as the cache: the command of this process, with the folder before it."""
+    try:
+        folder = str(Path(tempfile.gettempdir()) / "petransfer-cache")
+    except FileNotFoundError:
+        return "set PETRANSFER_CACHE to a folder that can be written to"
+    started = Path(sys.argv[0])
+    program = [sys.executable, "-m", "petransfer"] if started.name == "__main__.py" else ["petransfer"]
+    if "petransfer" not in (started.name, started.parent.name):  # a script or a notebook
+        return f"set the environment variable PETRANSFER_CACHE to a folder that can be written to, such as {folder}"
+    return f"use another folder: PETRANSFER_CACHE={shlex.quote(folder)} {shlex.join([*program, *sys.argv[1:]])}"
 
 
 def find(data_dir: Path, names: Iterable[str]) -> Path | None:

@@ -297,3 +297,12 @@ def test_what_is_saved_says_what_it_is(tiny_t5: Path, tmp_path: Path) -> None:
     save_method("pissa", model, tmp_path / "pissa", "tiny")
     config = json.loads((tmp_path / "pissa" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["init_lora_weights"]) == (6, 12, True)
+
+
+@pytest.mark.parametrize("name", ["lora", "ia3", "pissa"])
+def test_names_of_layers_are_saved_in_one_order(name: str, tiny_t5: Path, tmp_path: Path) -> None:
+    """peft keeps them in a set, whose order differs from process to process: bundles of one run would differ too."""
+    _, model = made(tiny_t5, replace(SMALL[name], targets=("wo", "k", "wi", "o", "v", "q")))
+    save_method(name, model, tmp_path / name, "tiny")
+    config = json.loads((tmp_path / name / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["k", "o", "q", "v", "wi", "wo"]

@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from safetensors.torch import load, save
@@ -98,6 +100,18 @@ def test_a_changed_claim(packed: Path, here: Path, capsys: pytest.CaptureFixture
     assert f"{true:.2f} % EM on test; claimed are {claimed:.2f} %, 2 of 10 examples" in found["claim"]
     plain = write(here / "plain.petransfer.zip", files | {"petransfer.json": changed["petransfer.json"]})
     assert {"files", "card", "claim"} <= set(failures(capsys, str(plain)))
+
+
+def test_examples_that_are_all_said_to_be_right(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = Path(shutil.copytree(run, here / "runs" / run.name))
+    table = pyarrow.parquet.read_table(copy / "examples.parquet")
+    at = table.column_names.index("correct")
+    right = table.set_column(at, "correct", pyarrow.array([True] * len(table)))
+    pyarrow.parquet.write_table(right, copy / "examples.parquet")
+    found = failures(capsys, str(copy), "--no-evaluate")
+    assert list(found) == ["examples"]
+    claim = json.loads((run / "result.json").read_text())["test"]["exact_match"]
+    assert f"100.00 % of examples.parquet are correct, and the claim is {claim:.2f} % EM on test" in found["examples"]
 
 
 def test_a_swapped_card(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from petransfer.data.benchmark_files import cache_dir
+from petransfer.data.benchmark_files import cache_advice, cache_dir
 from petransfer.data.rows.builder import RowBuilder
 from petransfer.data.rows.options import RowOptions
 from petransfer.data.rows.source import Source, find_source
@@ -173,7 +173,7 @@ def _make(
         if (folder / "about.json").is_file():  # another process has just written the same store
             return
         raise UserError(
-            f"the rows of {options.train} cannot be kept in {folder.parent} ({error.strerror}); set PETRANSFER_CACHE"
+            f"the rows of {options.train} cannot be kept in {folder.parent} ({error.strerror}); {cache_advice()}"
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
