@@ -19,10 +19,12 @@ from petransfer.data.rows.chat_rows import readable_input
 from petransfer.errors import shortened
 from petransfer.memory.advice import TRAIN_OPTIONS
 from petransfer.memory.cards import this_card
+from petransfer.models.registry import is_embedded
 from petransfer.plurals import count
 from petransfer.recipe.methods import METHODS
 from petransfer.study.cross_validation import CrossValidation, cross_validation
 from petransfer.study.grid import notes
+from petransfer.study.model_checks import refuse_unusable_files
 from petransfer.study.quick_recipe import TrainRequest
 from petransfer.study.scheduling import Scheduling
 from petransfer.study.settings import Settings
@@ -250,6 +252,9 @@ def _show_plan(training: TrainStudy, folds: CrossValidation | None, fit: Fit, cp
     """Print the recipe, a summary of the data, and the memory and time that the training needs."""
     grid, rows = training.grid, training.rows
     grid.folder.check(grid.recipe.name)
+    checkpoint = grid.cells[0].spec.checkpoint
+    if is_embedded(checkpoint.name) or checkpoint.source:  # a plan downloads nothing
+        refuse_unusable_files(grid)
     if as_json:
         about = {"recipe": training.recipe, "rows": rows, "folder": str(grid.folder.path)}
         print(json.dumps(about | estimate_json(grid.cells[0], rows, fit, cpu), indent=1))

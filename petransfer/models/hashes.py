@@ -23,15 +23,19 @@ def weight_hashes(checkpoint: CheckpointSpec, commit: str | None) -> dict[str, s
         checkpoint: the checkpoint. The files of a hub checkpoint are read from the hub's cache on this machine.
         commit: the commit of a hub checkpoint. None: the revision in `checkpoint`.
     """
+    return {name: file_sha256(path) for name, path in weight_files(checkpoint, commit).items() if path}
+
+
+def weight_files(checkpoint: CheckpointSpec, commit: str | None) -> dict[str, Path | None]:
+    """Return the path of each weight file by name; None for a part that is missing. See `weight_hashes`."""
     for name in _WHOLE:
         whole = _file(checkpoint, commit, name)
         if whole:
-            return {name: file_sha256(whole)}
+            return {name: whole}
         index = _file(checkpoint, commit, f"{name}.index.json")
         if index:
-            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            files = {shard: _file(checkpoint, commit, shard) for shard in shards}
-            return {shard: file_sha256(path) for shard, path in files.items() if path}
+            parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            return {part: _file(checkpoint, commit, part) for part in parts}
     return {}
 
 

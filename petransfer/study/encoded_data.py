@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-from petransfer.data import SplitData
+from petransfer.data import SplitData, load_task
 from petransfer.data.chat import chat_layout
 from petransfer.data.encoded_examples import EncodedSplit, encode_split
 from petransfer.data.encoding import Layout, encode_targets
 from petransfer.errors import UserError
 from petransfer.evaluation.metric_checks import declared
+from petransfer.memory.step_memory import meta_model
+from petransfer.methods import virtual_tokens
 from petransfer.models.architecture import configuration
 from petransfer.models.lengths import VirtualTokens, length_check
 from petransfer.models.loading import tokenizer_and_layout
 from petransfer.models.text_part import text_config
 from petransfer.recipe.methods import METHODS
-from petransfer.recipe.run_spec import RunSpec
+from petransfer.recipe.run_spec import Options, RunSpec
 from petransfer.training.batches import used_examples
 from petransfer.training.packing import refuse_packing
 
 _log = logging.getLogger(__name__)
+
+
+@functools.lru_cache(maxsize=2)
+def task_data(name: str, split: str, options: Options, data_dir: Path | None) -> SplitData:
+    """Return the examples of a split. The last two are kept, because the runs of a study share them."""
+    return load_task(name, data_dir, **options).load(split)
+
+
+@functools.lru_cache(maxsize=1)
+def encoded_task(spec: RunSpec, data_dir: Path | None, scored: tuple[str, ...]) -> tuple[EncodedSplit, Layout]:
+    """Read and encode the examples of a run; see `encode_data`. The last result is kept.
+
+    Raises:
+        UserError: The data cannot be found or used, or early stopping lacks a dev set.
+    """
+    data = task_data(spec.task.name, spec.task.split, spec.task.arguments, data_dir)
+    if spec.train.early_stopping and not data.dev:
+        raise UserError("train.early_stopping needs a dev set, and this data has none; give one with --dev")
+    return encode_data(spec, data, scored)
 
 
 def encode_data(spec: RunSpec, data: SplitData, scored: tuple[str, ...]) -> tuple[EncodedSplit, Layout]:
@@ -38,7 +62,7 @@ def encode_data(spec: RunSpec, data: SplitData, scored: tuple[str, ...]) -> tupl
             no chat template; the model does not support packing; or tokens were added and the method does not train
             their embeddings.
     """
-    config, _ = configuration(spec.checkpoint)
+    config, own_head = configuration(spec.checkpoint)
     refuse_packing(spec, config)
     tokenizer, layout = tokenizer_and_layout(spec.checkpoint, config)
     layout = chat_layout(tokenizer, layout, data.train[0].chat)
@@ -54,7 +78,7 @@ def encode_data(spec: RunSpec, data: SplitData, scored: tuple[str, ...]) -> tupl
             config,
             spec.checkpoint.name,
             int(source.get("max_length", 0)),
-            _virtual_tokens(spec),
+            _virtual_tokens(spec, config, own_head),
             0 if spec.checkpoint.tokenizer or spec.checkpoint.added_tokens else text_config(config).vocab_size,
         ),
         skip_bad_rows=source.get("bad_rows") == "skip",
@@ -88,11 +112,10 @@ def log_notes(encoded: EncodedSplit) -> None:
         _log.warning("%s", note)
 
 
-def _virtual_tokens(spec: RunSpec) -> VirtualTokens:
-    """Return the numbers of virtual tokens before the input and before the target, as the recipe gives them.
-
-    With `match_parameters`, the numbers are computed after the model is loaded, and `single_run` checks the lengths
-    again.
-    """
+def _virtual_tokens(spec: RunSpec, config: Any, own_head: bool) -> VirtualTokens:
+    """Return the virtual tokens of a run's method; their number can follow from the recipe's `match_parameters`."""
     place = METHODS.lookup(spec.method.name).virtual_tokens_before
+    if place and spec.method.match_parameters:
+        wide = replace(spec.method, bits=32)
+        return virtual_tokens(meta_model(config, spec.checkpoint.name, wide, own_head), wide)
     return VirtualTokens(**{place: spec.method.virtual_tokens}) if place else VirtualTokens()

@@ -1,8 +1,11 @@
-"""Refuse runs whose model does not support chats or packed examples, before anything is written."""
+"""Refuse runs whose model or tokenizer does not support their data, before anything is written."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from petransfer.models.hub_access import refuse_unreachable
+from petransfer.models.registry import is_embedded
 from petransfer.study.study import StudyGrid
 
 
@@ -30,3 +33,35 @@ def refuse_unusable_models(grid: StudyGrid) -> None:
     for checkpoint in dict.fromkeys(spec.checkpoint for spec in on_chats):
         config, _ = configuration(checkpoint)
         chat_layout(*tokenizer_and_layout(checkpoint, config), "template")
+
+
+def refuse_unusable_files(grid: StudyGrid, scored: tuple[str, ...] = ("dev", "test")) -> None:
+    """Refuse unfinished runs with rows that their tokenizer or model cannot process, or with a damaged checkpoint.
+
+    The rows are encoded once for each checkpoint and split. The benchmarks are known to fit the embedded checkpoints.
+
+    Args:
+        grid: The runs.
+        scored: The parts of the data that a trained model is scored on.
+
+    Raises:
+        UserError: Rows cannot be used and the recipe does not skip them, or a file of the checkpoint is wrong.
+    """
+    specs = [cell.spec for cell in grid.waiting]
+    specs = [spec for spec in specs if spec.task.name == "lines" or not is_embedded(spec.checkpoint.name)]
+    if not specs:
+        return
+    from petransfer.models.complete_weights import refuse_damaged_files  # these imports load torch, which is slow
+    from petransfer.study.encoded_data import encoded_task
+
+    for checkpoint in dict.fromkeys(spec.checkpoint for spec in specs):
+        refuse_damaged_files(checkpoint)
+    data_dir = grid.recipe.data_dir.resolve() if grid.recipe.data_dir else None
+    checked: set[object] = set()
+    for spec in specs:
+        method, train = spec.method, spec.train
+        about = (method.name, method.virtual_tokens, method.embeddings, train.packing, train.early_stopping)
+        key = (replace(spec.checkpoint, reinit="none"), spec.task, about)
+        if key not in checked:
+            checked.add(key)
+            encoded_task(spec, data_dir, scored)

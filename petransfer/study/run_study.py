@@ -16,7 +16,7 @@ from petransfer.models.registry import is_embedded
 from petransfer.recipe.stacking import reasons_not_stacked
 from petransfer.study.grid import Cell, notes
 from petransfer.study.launched_processes import refuse_launch, splits_tensors, this_place
-from petransfer.study.model_checks import refuse_unusable_models
+from petransfer.study.model_checks import refuse_unusable_files, refuse_unusable_models
 from petransfer.study.scheduling import GroupRuns, Scheduling
 from petransfer.study.settings import Settings
 from petransfer.study.study import StudyGrid
@@ -88,6 +88,7 @@ def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -
         refuse_too_large_for_cpu([cell.spec for cell in grid.waiting], grid.options_for)
     if scheduling.executor == "local":  # the nodes of a cluster have networks and caches of their own
         refuse_unreachable(cell.spec.checkpoint for cell in grid.waiting)
+        refuse_unusable_files(grid, settings.scored_parts)
     check_matched_sizes([cell.spec for cell in grid.waiting], grid.recipe.data_dir)
     return PreparedStudy(grid, settings, scheduling, group, _connect(grid, scheduling))
 

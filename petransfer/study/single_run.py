@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,19 +16,16 @@ import torch
 from transformers import PreTrainedModel
 
 from petransfer.atomic_files import replacing
-from petransfer.data import TASKS, Example, SplitData, load_task
-from petransfer.data.encoded_examples import EncodedSplit
+from petransfer.data import TASKS, Example
 from petransfer.data.encoding import Encoded
 from petransfer.data.rows.chat_rows import readable_input
-from petransfer.errors import UserError
 from petransfer.evaluation.exact_match import Evaluation, summary
-from petransfer.methods import apply_method, computes_narrower, save_method, virtual_tokens, weights_bits
-from petransfer.models.lengths import length_check
+from petransfer.methods import apply_method, computes_narrower, save_method, weights_bits
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.quantization import check_optimizer, inventory, weight_count
-from petransfer.recipe.run_spec import Options, RunSpec
+from petransfer.recipe.run_spec import RunSpec
 from petransfer.study.checkpointing_choice import with_room
-from petransfer.study.encoded_data import encode_data, log_notes
+from petransfer.study.encoded_data import encoded_task, log_notes
 from petransfer.study.environment import environment
 from petransfer.study.folders import RunFolder
 from petransfer.study.launched_processes import splits_tensors
@@ -95,11 +91,7 @@ def open_base(spec: RunSpec, settings: Settings) -> Base:
     check_optimizer(spec.train.optimizer)
     if settings.execution.threads:
         torch.set_num_threads(settings.execution.threads)
-    options = spec.task.arguments
-    data = _task_data(spec.task.name, spec.task.split, options, settings.data_dir)
-    if spec.train.early_stopping and not data.dev:
-        raise UserError("train.early_stopping needs a dev set, and this data has none; give one with --dev")
-    encoded, layout = encode_data(spec, data, settings.scored_parts)
+    encoded, layout = encoded_task(spec, settings.data_dir, settings.scored_parts)
     process = this_process(settings.cpu)
     bits, wide = weights_bits(spec.method), spec.method.keep_wide
     # With FSDP, the model is not loaded on one GPU, because it may not fit there.
@@ -124,7 +116,6 @@ def prepare(spec: RunSpec, folder: RunFolder, base: Base, model: PreTrainedModel
     """
     loaded = replace(base.loaded, model=model or base.loaded.model)
     encoded = base.encoded_for(spec)
-    _check_lengths(spec, loaded, encoded)
     parts, token_ids = encoded.parts, encoded.token_ids
     if base.process.leads:
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -252,24 +243,6 @@ def _shared(process: Process, done: Progress) -> dict[str, Any]:
     return shared | ({"split": "fsdp2"} if splits_tensors() else {})
 
 
-def _check_lengths(spec: RunSpec, loaded: Loaded, encoded: EncodedSplit) -> None:
-    """Check the lengths of the examples again if the number of virtual tokens is computed from `match_parameters`.
-
-    That number is known only after the model is loaded.
-
-    Raises:
-        UserError: An example has so many tokens that the model has no positions left for the virtual tokens.
-    """
-    if not spec.method.match_parameters:
-        return
-    virtual = virtual_tokens(loaded, spec.method)
-    too_long = length_check(loaded.model.config, spec.checkpoint.name, 0, virtual)
-    for part, rows in encoded.parts.items():
-        for at, row in enumerate(rows):
-            if problem := too_long(row):
-                raise UserError(f"{encoded.data.row_name(part, getattr(encoded.data, part)[at].index)}: {problem}")
-
-
 def _quantisation_cost(spec: RunSpec, loaded: Loaded, dev: Sequence[Encoded], force: bool) -> dict[str, Any]:
     if spec.method.bits > 8:
         return {}
@@ -277,11 +250,6 @@ def _quantisation_cost(spec: RunSpec, loaded: Loaded, dev: Sequence[Encoded], fo
     if not force:
         check(cost, spec.checkpoint.name)
     return {"quantisation": asdict(cost)}
-
-
-@functools.lru_cache(maxsize=2)
-def _task_data(name: str, split: str, options: Options, data_dir: Path | None) -> SplitData:
-    return load_task(name, data_dir, **options).load(split)
 
 
 def _save_weights(model: torch.nn.Module, spec: RunSpec, folder: RunFolder, made_from: dict[str, Any]) -> Path:

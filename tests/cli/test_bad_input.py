@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -187,14 +188,6 @@ def run_of(checkpoint: str | Path) -> list[str]:
     return ["run", "-r", "smoke", "--cpu", "--out", "study", *[part for value in sets for part in ("--set", value)]]
 
 
-def assert_only_the_failure_is_kept(study: Path) -> None:
-    """A run that never began leaves a word on why, and nothing that looks like the start of a run."""
-    (folder,) = (study / "runs").iterdir()
-    assert {path.name for path in folder.iterdir()} == {".claim", "failed.json"}
-    assert json.loads((folder / "failed.json").read_text())["kind"] == "mistake"
-    assert {path.name for path in study.iterdir()} <= {".lock", "recipe.yaml", "runs", "table.csv"}
-
-
 def test_a_hub_id_without_a_network(refused: Refused, elsewhere: Path) -> None:
     error = refused(*run_of("some-owner/some-model"))
     assert "some-owner/some-model" in error
@@ -210,7 +203,7 @@ def test_a_local_folder_without_weights(refused: Refused, elsewhere: Path, tiny_
     assert str(folder) in error
     assert "model.safetensors" in error
     assert "name a folder that save_pretrained wrote" in error
-    assert_only_the_failure_is_kept(elsewhere / "study")
+    assert not (elsewhere / "study").exists()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
@@ -221,16 +214,26 @@ def test_a_local_folder_with_truncated_weights(refused: Refused, elsewhere: Path
     error = refused(*run_of("./mine"))
     assert f"the weights in {folder} are damaged" in error
     assert "get the checkpoint again" in error
-    assert_only_the_failure_is_kept(elsewhere / "study")
+    assert not (elsewhere / "study").exists()
 
 
-def test_a_changed_checkpoint_is_another_run(refused: Refused, elsewhere: Path, tiny_t5: Path) -> None:
+def test_weights_that_turn_out_to_be_wrong_leave_only_the_failure(
+    refused: Refused, elsewhere: Path, tiny_t5: Path
+) -> None:
+    """A tensor that is missing is noticed when the model is loaded: nothing looks like the start of a run."""
     folder = shutil.copytree(tiny_t5, elsewhere / "mine")
-    (folder / "model.safetensors").write_bytes(b"")
-    refused(*run_of("./mine"))
-    (folder / "model.safetensors").write_bytes(b"no better")
-    refused(*run_of("./mine"))
-    assert len(list((elsewhere / "study" / "runs").iterdir())) == 2
+    weights = load_file(folder / "model.safetensors")
+    for name in ("encoder.final_layer_norm.weight", "decoder.final_layer_norm.weight"):
+        del weights[name]
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        assert "final_layer_norm.weight" in refused(*run_of("./mine"))
+    study = elsewhere / "study"
+    runs = list((study / "runs").iterdir())
+    assert len(runs) == 2, "a changed checkpoint is another run"
+    for run in runs:
+        assert {path.name for path in run.iterdir()} == {".claim", "failed.json"}
+        assert json.loads((run / "failed.json").read_text())["kind"] == "mistake"
+    assert {path.name for path in study.iterdir()} <= {".lock", "recipe.yaml", "runs", "table.csv"}
 
 
 @pytest.mark.parametrize("verb", [("run",), ("plan",), ("sweep", "--plan")])

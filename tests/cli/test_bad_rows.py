@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,12 +29,12 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], elsewhere: Path) -> Refused:
-    """Runs `train ARGUMENTS`, which has to end with exit code 2 and one line of error, and to leave no run."""
+    """Runs `train ARGUMENTS`, which has to end with exit code 2 and one line of error, and to leave no file."""
 
     def call(*arguments: str) -> str:
+        before = sorted(elsewhere.rglob("*"))
         error = calls.refused(monkeypatch, capsys, "train", *arguments)
-        assert not list(elsewhere.glob("results/*/runs/*/DONE"))
-        assert not list(elsewhere.glob("results/*/runs/*/*/step-*"))
+        assert sorted(elsewhere.rglob("*")) == before, "everything is refused before anything is written"
         return error
 
     return call
@@ -178,3 +180,43 @@ def test_mistakes_in_a_family(
     assert ended.value.code == 2
     assert said in written
     assert len([line for line in written.splitlines() if line.startswith("error: ")]) == 1
+
+
+def test_a_home_that_cannot_be_written_to_gives_a_command_that_works(
+    refused: Refused, elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows("a.tsv")
+    monkeypatch.delenv("PETRANSFER_CACHE")
+    (tmp_path / "home").write_text("a file")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "a folder").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "a folder"))
+    Path("a.tsv").write_text("input\ttarget\n" + Path("a.tsv").read_text())
+    error = refused("nano/english", "a.tsv", "--cpu", "--template", "say: {input}", "--plan")
+    assert "cannot be kept in" in error
+    setting, *command = shlex.split(error.partition("use another folder: ")[2])
+    name, _, folder = setting.partition("=")
+    assert (name, folder) == ("PETRANSFER_CACHE", str(tmp_path / "a folder" / "petransfer-cache"))
+    assert command == ["petransfer", "train", "nano/english", "a.tsv", "--cpu", "--template", "say: {input}", "--plan"]
+    monkeypatch.setenv(name, folder)
+    assert calls.call(monkeypatch, *command[1:]) == 0
+    assert Path(folder).is_dir()
+
+
+def test_an_account_without_a_home_is_one_line(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    rows("a.tsv")
+    monkeypatch.delenv("PETRANSFER_CACHE")
+    monkeypatch.setattr(Path, "home", home)
+    assert re.search(
+        r"no home folder for the cache; .*PETRANSFER_CACHE=\S+ petransfer train",
+        refused("nano/english", "a.tsv", "--cpu"),
+    )
+
+
+def test_rows_that_only_the_tokenizer_refuses_leave_nothing(refused: Refused, tiny_t5: Path) -> None:
+    rows("a.tsv", "in x\tends with a blank </s>\n")
+    for model in ("nano/english", str(tiny_t5)):
+        assert "a.tsv:21: the target holds a special token" in refused(model, "a.tsv", "--cpu", "--steps", "2")

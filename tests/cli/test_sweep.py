@@ -14,7 +14,7 @@ import yaml
 
 from petransfer.data import Example, SplitData
 from petransfer.recipe.loading import load_recipe
-from petransfer.study import single_run as study_run
+from petransfer.study import encoded_data
 from tests.cli import calls
 from tests.invariants.kill_and_resume import ROWS
 from tests.report.made import draw_nothing
@@ -62,12 +62,13 @@ def recipe(tmp_path: Path, tiny_t5: Path) -> Path:
 
 @pytest.fixture
 def sealed(monkeypatch: pytest.MonkeyPatch) -> None:
-    load = study_run._task_data
+    load = encoded_data.task_data
 
     def load_sealed(*given: Any) -> SplitData:
         return replace(load(*given), test=Sealed())
 
-    monkeypatch.setattr(study_run, "_task_data", load_sealed)
+    encoded_data.encoded_task.cache_clear()
+    monkeypatch.setattr(encoded_data, "task_data", load_sealed)
 
 
 def test_a_sweep_chooses_on_dev_and_is_kept_with_the_study(

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from petransfer.errors import UserError
 from petransfer.models.architecture import configuration
 from petransfer.models.loading import load
-from petransfer.models.registry import checkpoint_spec
+from petransfer.models.registry import NANO, checkpoint_spec
 from petransfer.recipe.run_spec import Bits
 from tests.tiny_models import keep
 
@@ -122,3 +122,26 @@ def test_generation_defaults_of_other_types_are_ignored(copied: Path) -> None:
     content = {"max_length": "x", "eos_token_id": "y", "bos_token_id": True, "num_beams": [4]}
     (copied / "generation_config.json").write_text(json.dumps(content))
     load(str(copied), 32, device="cpu")
+
+
+def _warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.name.startswith("petransfer")]
+
+
+@pytest.mark.parametrize("bits", [32, 4])
+def test_weights_of_more_layers_than_config_json_says_are_named(
+    bits: Bits, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / f"base-{bits}"
+    shutil.copytree(NANO / "english", folder)
+    shutil.copytree(NANO / "tokenizer", folder, dirs_exist_ok=True)
+    load(str(folder), bits, device="cpu")
+    assert not _warnings(caplog)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_layers": 1}))
+    for _ in range(2):
+        load(str(folder), bits, device="cpu")
+    (said,) = _warnings(caplog)
+    assert (
+        "has fewer layers than its weights: encoder.block.1.layer.0.SelfAttention.k.weight and 7 other tensors" in said
+    )

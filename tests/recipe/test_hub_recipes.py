@@ -12,7 +12,7 @@ import yaml
 
 from petransfer.data import SplitData
 from petransfer.recipe.loading import load_recipe, shipped_recipes
-from petransfer.study import single_run as study_run
+from petransfer.study import encoded_data
 from petransfer.study.folders import RunFolder
 from petransfer.study.grid import expand
 from petransfer.study.settings import Settings
@@ -64,13 +64,13 @@ def test_it_runs_on_random_weights(name: str, tmp_path: Path, tiny_t5: Path, mon
         data_dir = OFFICIAL / "cogs"
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(recipe))
-    whole = study_run._task_data
+    whole = encoded_data.task_data
 
     def few(*given: Any) -> SplitData:
         data = whole(*given)
         return replace(data, train=data.train[:200], dev=data.dev[:10], test=data.test[:30])
 
-    monkeypatch.setattr(study_run, "_task_data", few)
+    monkeypatch.setattr(encoded_data, "task_data", few)
     cells = expand(load_recipe(str(path), [], {}))
     assert {cell.arm for cell in cells} == {"english", control}
     for cell in cells:

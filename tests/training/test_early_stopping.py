@@ -200,10 +200,11 @@ def test_the_best_state_is_what_is_evaluated(tiny_spec: Callable[..., RunSpec], 
 def test_early_stopping_without_a_dev_set_is_refused(
     tiny_spec: Callable[..., RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from petransfer.study import single_run
+    from petransfer.study import encoded_data
 
-    real = single_run._task_data
-    monkeypatch.setattr(single_run, "_task_data", lambda *given: replace(real(*given), dev=()))
+    real = encoded_data.task_data
+    monkeypatch.setattr(encoded_data, "task_data", lambda *given: replace(real(*given), dev=()))
+    encoded_data.encoded_task.cache_clear()
     with pytest.raises(UserError, match=r"early_stopping needs a dev set.*--dev"):
         _run(_spec(tiny_spec), tmp_path)
 
