@@ -25,7 +25,7 @@ CLAIMS = (
     ("another language helps: Hungarian", "hungarian-scratch"),
     ("code helps", "code-scratch"),
     ("code without names and comments helps", "code_anon-scratch"),
-    ("protein helps (compared with English with re-initialised embeddings)", "protein-english-newemb"),
+    ("protein sequences help (baseline: English with re-initialised embeddings)", "protein-english-newemb"),
 )
 
 

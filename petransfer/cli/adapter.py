@@ -239,7 +239,7 @@ def merge(
     cpu: Cpu = False,
     as_json: Json = False,
 ) -> None:
-    """Merge an adapter into its base model, save the merged model, and measure how far its logits have changed.
+    """Merge an adapter into its base model, save the merged model, and compare its logits with those before merging.
 
     The merged model has 16 bits, or 32 bits if the adapter was trained with 32.
     """

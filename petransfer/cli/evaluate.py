@@ -28,7 +28,8 @@ def evaluate(
     adapters: Annotated[
         list[str],
         typer.Argument(
-            help="Adapters or models: folders of runs, studies, adapters or models; bundle files; nano/ARM; or hub ids."
+            help="Adapters or models: folders of runs, studies, adapters or models; bundle files; shipped "
+            "checkpoints such as nano/english; hub ids.",
         ),
     ],
     data: Annotated[
@@ -40,7 +41,9 @@ def evaluate(
     ] = None,
     part: Annotated[
         Literal["dev", "test"] | None,
-        typer.Option(help="Which part of the data to score on. Default: test; of a file given with --data, all rows."),
+        typer.Option(
+            help="Which part of the data to score on. Default: test. If --data is a file, the default is all rows."
+        ),
     ] = None,
     metric: Annotated[
         list[str] | None,
@@ -54,7 +57,7 @@ def evaluate(
         typer.Option("--base", help="Also score the base model alone, and each adapter merged into the base model."),
     ] = False,
     run: Annotated[
-        str | None, typer.Option(help="Id of the run to use, if the first source is a study with several runs.")
+        str | None, typer.Option(help="Id of the run to use, if the first of ADAPTERS is a study with several runs.")
     ] = None,
     by_generation: Annotated[
         bool,

@@ -28,7 +28,9 @@ def predict(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="ADAPTER", help="A folder of a run, study, adapter or model; a bundle file; nano/ARM; or a hub id."
+            metavar="ADAPTER",
+            help="A folder of a run, study, adapter or model; a bundle file; a shipped checkpoint such as "
+            "nano/english; a hub id.",
         ),
     ],
     text: Annotated[

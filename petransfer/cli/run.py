@@ -100,8 +100,8 @@ def run(
         bool,
         typer.Option(
             "--by-generation",
-            help="Score the test set by generating a text for every example. Also report for how many examples the "
-            "score from one forward pass differs.",
+            help="Score the test set by generating a text for every example. Also report the number of examples "
+            "whose score from one forward pass differs.",
         ),
     ] = False,
     save_every: opt.SaveEvery = 60.0,

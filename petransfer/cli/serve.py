@@ -25,7 +25,8 @@ def serve(
     adapters: Annotated[
         list[str],
         typer.Argument(
-            help="Adapters or models: folders of runs, studies, adapters or models; bundle files; nano/ARM; or hub ids."
+            help="Adapters or models: folders of runs, studies, adapters or models; bundle files; shipped "
+            "checkpoints such as nano/english; hub ids.",
         ),
     ],
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on. 0: any free port.")] = 8000,
@@ -38,7 +39,7 @@ def serve(
     ] = ("127.0.0.1"),
     batch_size: Annotated[int, typer.Option(min=1, help="Largest number of prompts in one batch.")] = 64,
     run: Annotated[
-        str | None, typer.Option(help="Id of the run to use, if the first source is a study with several runs.")
+        str | None, typer.Option(help="Id of the run to use, if the first of ADAPTERS is a study with several runs.")
     ] = None,
     checkpoint: Annotated[
         str | None,
@@ -53,7 +54,7 @@ def serve(
     ] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even if there is a GPU.")] = False,
 ) -> None:
-    """Serve adapters that share a base model, and fine-tuned, merged or base models, with an HTTP API like OpenAI's.
+    """Serve adapters of one base model, or other models, with an HTTP API like OpenAI's.
 
     POST /v1/completions and POST /v1/chat/completions return the whole answer at once.
     With "stream": true in the request, they return it in parts.

@@ -176,8 +176,8 @@ def train(
         str | None,
         typer.Option(
             rich_help_panel=_DATA,
-            help="Add tokens for characters that the tokenizer lacks: newline, tab, braces, or the characters "
-            "themselves, separated by commas.",
+            help="Add tokens for characters that the tokenizer lacks. Give the names newline, tab or braces, or the "
+            "characters themselves, separated by commas.",
         ),
     ] = None,
     source_language: Annotated[
