@@ -28,8 +28,8 @@ from petransfer.sharing.whole_models import whole_predictor
 class Adapter:
     """A trained adapter on its base model. Open it with `Adapter.load`.
 
-    Fully fine-tuned models, merged models and base checkpoints can be loaded too. `predict` and `evaluate` work with
-    them, but `push`, `merge` and `verify` raise UserError, because these three need an adapter.
+    `load` also opens fully fine-tuned models, merged models and base checkpoints. For these, `push`, `merge` and
+    `verify` raise UserError.
 
     Example:
         >>> import petransfer
@@ -57,22 +57,20 @@ class Adapter:
         device: str | None = None,
         any_base: bool = False,
     ) -> Adapter:
-        """Open an adapter and check its files. The base model is not loaded until a method needs it.
+        """Open an adapter and check its files. The base model is loaded later, at its first use.
 
         Args:
-            place: a run's folder, the folder of a study with one finished run, an adapter's own folder, a bundle
-                (`.petransfer.zip`), a model's folder, `nano/<arm>`, or a hub id `owner/name[@revision]`. The adapter
-                may have been trained with petransfer or with plain peft.
-            run: the first characters of the run's id; needed if `place` is a study with several finished runs.
-            checkpoint: the base model, if it cannot be found by the name that the adapter's files give.
-            revision: a commit or branch of the base, in place of the revision that the adapter's files give.
-            data_dir: a folder with data files, of a benchmark or the user's own, for `evaluate` and `verify`.
-            device: a device such as `cpu` or `cuda:1`; by default the GPU if there is one.
-            any_base: accept a base whose weights or configuration differ from those that were used in training.
+            place: the folder of a run, study, adapter or model; a bundle (`.petransfer.zip`); `nano/<arm>`; or a hub id
+                `owner/name[@revision]`. Adapters of plain peft can be opened too.
+            run: first characters of a run's id. Needed for a study with several finished runs.
+            checkpoint: hub id or folder of the base model. Default: the base that the adapter's files name.
+            revision: commit or branch of the base on the hub. Default: the commit used in training.
+            data_dir: folder with data files, for `evaluate` and `verify`.
+            device: a device such as `cpu` or `cuda:1`. Default: the GPU if there is one.
+            any_base: accept a base whose weights or configuration differ from those used in training.
 
         Raises:
-            UserError: there is no adapter at `place`, or a file is missing, is damaged, or could run code when it is
-                loaded.
+            UserError: there is no adapter at `place`, or a file is missing, damaged, or could run code.
         """
         place_on = None if data_dir is None else Path(data_dir).expanduser()
         files = contextlib.ExitStack()
@@ -92,7 +90,7 @@ class Adapter:
 
     @property
     def label(self) -> str:
-        """The folder, file name or hub id that the adapter was loaded from."""
+        """Folder, file name or hub id of the adapter."""
         return self._source.label
 
     @property
@@ -105,8 +103,7 @@ class Adapter:
         """The loaded model with its tokenizer, prefix and template.
 
         Raises:
-            UserError: the base cannot be found, does not fit into memory, or differs from the base that the adapter was
-                trained on.
+            UserError: the base cannot be found, does not fit into memory, or differs from the base used in training.
         """
         if self._source.kind != "adapter":
             return whole_predictor(self._source, self._where)
@@ -117,13 +114,12 @@ class Adapter:
         """Generate a text greedily for each input.
 
         Args:
-            texts: the inputs. Leave out the task's prefix, such as `translate: `, which is added automatically. If the
-                adapter was trained with a template that joins several columns to one input, each input is a JSON object
-                whose keys are these columns.
-            max_new_tokens: the largest number of tokens of a generated text.
+            texts: inputs without the task's prefix, which is added automatically. For an adapter trained with a
+                template, each input is a JSON object with the template's columns as keys.
+            max_new_tokens: largest number of tokens of a generated text.
 
         Returns:
-            One text for each input, in order.
+            One text per input, in order.
 
         Raises:
             UserError: `texts` is one string, an input is too long for the model, or the base cannot be loaded.
@@ -140,19 +136,18 @@ class Adapter:
         by_generation: bool = False,
         metrics: Sequence[str] = (),
     ) -> Scores:
-        """Compute exact match, and other metrics, on a file, on pairs, on a benchmark, or on the adapter's own task.
-
-        If `data` is given, the result also gives exact match separately for the examples that were used in training and
-        for the other examples.
+        """Compute exact match and other metrics on the adapter's own task or on other data.
 
         Args:
-            data: a file of rows, pairs of input and target, a benchmark's `task/split` such as `scan/add_jump`, or
-                None for the adapter's own task.
-            part: `dev` or `test`. None means all rows of a file, and `test` for a benchmark or the adapter's own task.
-                If `data` are pairs, `part` is ignored.
-            by_generation: generate a text for every example and score these texts, in place of the predictions of one
-                forward pass per example.
-            metrics: names of metrics such as `rouge`, in addition to the metrics of the adapter's own task.
+            data: a file, pairs of input and target, or a benchmark's `task/split` such as `scan/add_jump`. None means
+                the adapter's own task.
+            part: `dev` or `test`. Default: all rows of a file, else `test`. Ignored for pairs.
+            by_generation: score generated texts. Default: score the predictions of one forward pass per example.
+            metrics: names of additional metrics, such as `rouge`.
+
+        Returns:
+            The scores. With `data`, exact match is also given separately for examples used in training and for all
+            others.
 
         Raises:
             UserError: the data or the base is not available, or the tokenizer cannot represent a target.
@@ -176,15 +171,16 @@ class Adapter:
         """Upload the adapter with its card, provenance and results to the Hugging Face Hub, in one commit.
 
         Args:
-            repo: `user/name`. A new repository is private unless `public` is True.
-            licence: the adapter's licence. None derives it from the licences of the base and the data.
-            language: the languages of the data, such as `en`.
+            repo: `user/name`.
+            public: make a new repository public. Default: private.
+            licence: the adapter's licence. Default: derived from the licences of the base and the data.
+            language: languages of the data, such as `en`.
             tags: additional tags for the card.
             message: the commit message.
 
         Raises:
-            UserError: the hub cannot be reached or refuses the upload, or a file contains an access token or the path
-                of a folder of this machine.
+            UserError: the hub cannot be reached or refuses the upload, or a file contains an access token or a path of
+                this machine.
         """
         files = contents(self._source.adapter(), Wishes(licence, tuple(language), tuple(tags)))
         return hub.push(repo, files, public, message)
@@ -193,26 +189,26 @@ class Adapter:
         """Merge the adapter into its base's weights and save the model to a new folder.
 
         Args:
-            folder: the new folder, which plain transformers and `Adapter.load` can load.
-            bits: bits of the saved weights, 32 or 16. None means 32 if the base had 32 bits in training, else 16.
+            folder: the new folder, for plain transformers and for `Adapter.load`.
+            bits: bits of the saved weights, 32 or 16. Default: 32 after training with a 32-bit base, else 16.
             separate_head: save T5's output head as a separate tensor, which llama.cpp needs.
 
         Returns:
-            How much merging changed the logits, and the saved model's exact match on dev.
+            The change of the logits by merging, and the saved model's exact match on dev.
 
         Raises:
             UserError: the folder exists, or the method cannot be merged.
-            RunError: merging or saving changed the logits too much; nothing is saved.
+            RunError: merging or saving changed the logits too much. Nothing is saved.
         """
         return merge(self._source.adapter(), Path(folder), self._where, bits, separate_head)
 
     def verify(self, *, evaluate: bool = True, plain: bool = False, bits: Bits | None = None) -> list[Check]:
-        """Check the files, base, tokenizer and bits against petransfer.json, and evaluate again to check the scores.
+        """Check the files, base, tokenizer, bits and scores against petransfer.json.
 
         Args:
-            evaluate: evaluate again, which needs the data and takes most of the time.
-            plain: also generate texts with plain transformers and peft, and compare them with petransfer's.
-            bits: load the base with this number of bits; by default as in training.
+            evaluate: evaluate again to check the scores. This needs the data and takes most of the time.
+            plain: also compare the generated texts with those of plain transformers and peft.
+            bits: bits of the loaded base. Default: as in training.
 
         Returns:
             One entry per check: `what` was checked, whether it `passed`, and the result as one `line` of text.

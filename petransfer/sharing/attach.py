@@ -30,7 +30,7 @@ _SPARSE, DENSITY = ("ties", "dare", "magnitude"), 0.5
 
 
 def attach(loaded: Loaded, bundles: Sequence[Bundle], bits: Bits) -> PeftModel:
-    """Return the base with all adapters attached as `adapter0`, `adapter1`, ...; the first one is active.
+    """Attach adapters to their base as `adapter0`, `adapter1`, ..., and return the peft model. `adapter0` is active.
 
     Raises:
         UserError: an adapter's files fail a check, or its tensors do not fit the base.
@@ -66,11 +66,7 @@ def _load_tensors(model: PeftModel, bundle: Bundle, name: str, own_embeddings: f
     """Load a bundle's tensors into the adapter `name` of the model.
 
     Args:
-        own_embeddings: the names of the bundle's tensors that replace the embeddings or the output head of the base.
-
-    Raises:
-        UserError: the names or shapes of the tensors are not those of the adapter's parameters, or a tensor contains
-            NaN or infinity.
+        own_embeddings: names of the bundle's tensors that replace the base's embeddings or output head.
     """
     places = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     expected = {key: tuple(value.shape) for key, value in places.items()}
@@ -96,11 +92,11 @@ def _unfit(bundle: Bundle, why: str) -> UserError:
 
 
 def combine(model: PeftModel, weights: Sequence[float], kind: str) -> None:
-    """Combine all attached adapters with peft's `add_weighted_adapter`, and make the combination the active adapter.
+    """Combine all attached adapters into one new adapter, and make the new adapter active.
 
     Args:
-        weights: one weight per adapter, in the order in which the adapters were attached.
-        kind: one of COMBINATIONS.
+        weights: one weight per adapter, in the order of attaching.
+        kind: one of COMBINATIONS, peft's names of combination methods.
 
     Raises:
         UserError: peft cannot combine these adapters.

@@ -1,4 +1,4 @@
-"""Find the base model of an adapter, and refuse a base that differs from the one that the adapter was trained on."""
+"""Find the base model of an adapter, and refuse a base that differs from the one used in training."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Where:
-    """The user's settings for where an adapter's base and data are, and on which device the base is loaded.
+    """Where to find an adapter's base and data, and the device for the base.
 
-    checkpoint: the base model, if it cannot be found by the name that the adapter's files give.
-    revision: a commit or branch of the base on the hub, in place of the revision that the adapter's files give.
-    data_dir: a folder with data files, of a benchmark or the user's own.
-    device: None selects the GPU if there is one.
-    any_base: accept a base whose weights or configuration differ from those that were used in training.
+    checkpoint: hub id or folder of the base model. Default: the base that the adapter's files name.
+    revision: commit or branch of the base on the hub. Default: the commit used in training.
+    data_dir: folder with data files.
+    device: a device such as `cpu`. Default: the GPU if there is one.
+    any_base: accept a base whose weights or configuration differ from those used in training.
     """
 
     checkpoint: str | None = None
@@ -46,11 +46,11 @@ class Base:
     """The base model of an adapter, and how to load it.
 
     bits: bits of the loaded weights.
-    seed: the seed of the base's random weights, if some are drawn at random.
-    keep_wide: endings of layer names. Layers whose names have one of these endings are not quantised.
-    commit: the hub commit used in training; None if the base was not on the hub or the commit was not recorded.
-    trained_on: the record of the base in petransfer.json; empty if there is no such file.
-    named_by_adapter: whether only adapter_config.json names the base, that is, neither petransfer.json nor the user.
+    seed: seed of the base's random weights, for a control arm.
+    keep_wide: endings of the names of layers that are not quantised.
+    commit: hub commit used in training. None if unknown or if the base was not on the hub.
+    trained_on: the record of the base in petransfer.json. Empty without that file.
+    named_by_adapter: whether only adapter_config.json names the base.
     """
 
     checkpoint: CheckpointSpec
@@ -62,7 +62,7 @@ class Base:
     named_by_adapter: bool = False
 
     def load(self, device: torch.device | str | None = None) -> Loaded:
-        """Load the base on `device`; None selects the GPU if there is one.
+        """Load the base on `device`. Default: the GPU if there is one.
 
         Raises:
             UserError: the base cannot be loaded.
@@ -83,16 +83,15 @@ def default_device() -> str:
 
 
 def base_of(bundle: Bundle, checkpoint: str | None, revision: str | None, bits: Bits | None = None) -> Base:
-    """Return the base that a bundle names, at the commit used in training.
+    """Return the base of an adapter, at the commit used in training.
 
     Args:
-        checkpoint: the base's hub id or folder, in place of the name in the bundle.
-        revision: the base's revision on the hub, in place of the commit used in training.
-        bits: the base's number of bits, in place of the number used in training.
+        checkpoint: hub id or folder of the base. Default: the name in the bundle.
+        revision: revision of the base on the hub. Default: the commit used in training.
+        bits: bits of the base. Default: as in training.
 
     Raises:
-        UserError: the base cannot be found without `checkpoint`, or `revision` is given for a base that is not on the
-            hub.
+        UserError: the base cannot be found without `checkpoint`, or `revision` is given and the base is not on the hub.
     """
     spec = bundle.spec
     found = _placed(bundle, checkpoint)
@@ -115,17 +114,11 @@ def _name_of(bundle: Bundle) -> str:
 
 
 def _placed(bundle: Bundle, checkpoint: str | None) -> CheckpointSpec:
-    """Return the base's checkpoint: `checkpoint` if given, else the checkpoint that the run or the bundle names.
-
-    If spec.json in the run's folder is on this machine, it is preferred to the bundle: only spec.json has the path of a
-    base that is a local folder.
-
-    Raises:
-        UserError: the bundle names no base, or a base that cannot be found by its name.
-    """
+    """Return the base's checkpoint, from `checkpoint`, the run's folder or the bundle, in this order."""
     if bundle.spec is None:
         return checkpoint_spec(checkpoint) if checkpoint is not None else _named_by_config(bundle)
     made = bundle.spec.checkpoint
+    # Only spec.json has the path of a base that is a local folder.
     kept = bundle.here / "spec.json" if bundle.here else None
     here = RunSpec.from_dict(read_json(kept)).checkpoint if kept else None
     if checkpoint is not None:
@@ -156,22 +149,18 @@ def _named_by_config(bundle: Bundle) -> CheckpointSpec:
 
 
 def as_trained_from(base: CheckpointSpec, made: CheckpointSpec) -> CheckpointSpec:
-    """Return `base` with the re-initialised parts, tokenizer and languages of `made`, which was used in training."""
+    """Return `base` with the re-initialised parts, tokenizer and languages of `made`."""
     kept = ("reinit", "tokenizer", "tokenizer_source", "added_tokens", "source_language", "target_language")
     return replace(base, **{name: getattr(made, name) for name in kept})
 
 
 def refuse_other_base(base: Base, loaded: Loaded, where: Where) -> None:
-    """Refuse a base other than the one that the adapter was trained on.
+    """Raise UserError if the base differs from the one used in training.
 
-    With another base, an adapter generates empty or meaningless texts without any error. Two bases are equal if they
-    have the same hub commit; otherwise the sha256 of their weights and the fields of their config.json are compared. If
-    the tokenizer differs, a warning is logged.
-
-    Raises:
-        UserError: the commits differ and `where.revision` is None; or the weights or the configuration differ,
-            `where.revision` is None and `where.any_base` is False.
+    Equal hub commits mean equal bases. Otherwise the sha256 of the weights and the fields of config.json are compared.
+    `where.revision` or `where.any_base` accepts a different base. A different tokenizer only logs a warning.
     """
+    # With another base, an adapter generates empty or meaningless texts without any error.
     name = base.checkpoint.name
     if where.revision is None and base.commit and loaded.commit and loaded.commit != base.commit:
         raise UserError(
@@ -192,7 +181,7 @@ def refuse_other_base(base: Base, loaded: Loaded, where: Where) -> None:
 
 
 def changed_configuration(base: Base, loaded: Loaded) -> str | None:
-    """Return the fields of config.json that differ from the recorded ones; None if none do or none were recorded."""
+    """Return a text about the fields of config.json that changed since training. None if nothing changed."""
     recorded = base.trained_on.get("configuration")
     if not recorded:
         return None
@@ -201,10 +190,7 @@ def changed_configuration(base: Base, loaded: Loaded) -> str | None:
 
 
 def differing_weights(base: Base, loaded: Loaded) -> str | None:
-    """Return a text about the first weight file whose sha256 is not the one recorded in training.
-
-    None if all files have the recorded sha256, or if no sha256 was recorded.
-    """
+    """Return a text about the first weight file that changed since training. None if nothing changed."""
     expected = base.trained_on.get("weights_sha256") or {}
     if not expected:
         return None

@@ -41,14 +41,14 @@ class Bundle:
     """The files of one adapter, or of the whole model of a run.
 
     label: the adapter's name in messages.
-    files: the path of each file, by the file's name in a bundle.
-    config: the content of adapter_config.json; empty for a whole model.
-    tensors: the dtype and the shape of each tensor, by name; empty for a whole model.
-    provenance: the content of petransfer.json; None if petransfer did not make the adapter.
-    spec: the specification of the run, from `provenance`; None if petransfer did not make the adapter.
-    manifest: the sha256 of each file; None if the adapter is not packed.
-    here: the run's own folder; None if it is not on this machine.
-    commit: the commit on the hub; None if the files are not from the hub.
+    files: path of each file, by the file's name in a bundle.
+    config: content of adapter_config.json. Empty for a whole model.
+    tensors: dtype and shape of each tensor, by name. Empty for a whole model.
+    provenance: content of petransfer.json. None for an adapter that petransfer did not make.
+    spec: specification of the run. None for an adapter that petransfer did not make.
+    manifest: sha256 of each file at packing. None for an adapter that is not packed.
+    here: the run's folder on this machine. None if there is no such folder.
+    commit: commit on the hub. None for files that are not from the hub.
     """
 
     label: str
@@ -63,24 +63,24 @@ class Bundle:
 
     @property
     def weights(self) -> Path:
-        """The path of adapter_model.safetensors."""
+        """Path of adapter_model.safetensors."""
         return self.files[WEIGHTS]
 
     @property
     def card(self) -> str | None:
-        """The text of README.md; None if there is no such file."""
+        """Text of README.md. None if there is no such file."""
         return read_text(self.files[CARD]) if CARD in self.files else None
 
     def result(self) -> dict[str, Any] | None:
-        """Return the content of result.json; None if there is no such file."""
+        """Return the content of result.json. None if there is no such file."""
         return read_json(self.files[RESULT]) if RESULT in self.files else None
 
     def template(self) -> str:
-        """Return the template that builds an input from a row's columns; empty if inputs are plain texts."""
+        """Return the template that builds an input from a row's columns. Empty for plain texts."""
         return str(self.spec.task.options.get("template", "")) if self.spec else ""
 
     def chat(self) -> str:
-        """Return the recipe's option `chat`, `template` or `plain`; empty if the run was not trained on chats."""
+        """Return the recipe's option `chat`: `template` or `plain`. Empty for training without chats."""
         return str(self.spec.task.options.get("chat", "")) if self.spec else ""
 
 
@@ -88,10 +88,10 @@ class Bundle:
 def opened(source: str, run: str | None = None) -> Iterator[Bundle]:
     """Open the adapter in a folder, a zip file, or a hub repository `owner/name[@revision]`.
 
-    Files from a zip or from the hub are in a temporary folder, which is removed when the context ends.
+    Files from a zip or the hub are in a temporary folder, which is removed at the end of the `with` block.
 
     Args:
-        run: the first characters of the run's id; needed if `source` is a study with several finished runs.
+        run: first characters of a run's id. Needed for a study with several finished runs.
 
     Raises:
         UserError: there is no adapter, or the adapter's files fail a check.
@@ -118,10 +118,10 @@ def is_hub_id(source: str) -> bool:
 
 
 def of_folder(folder: Path, label: str | None = None, commit: str | None = None) -> Bundle:
-    """Return the adapter in a folder: the adapter's own folder, or the folder of its run.
+    """Return the adapter in an adapter's folder or in a run's folder.
 
     Raises:
-        UserError: there is no adapter, or one of its files is damaged, too large or not a regular file.
+        UserError: there is no adapter, or a file is damaged, too large or not a regular file.
     """
     label = label or str(folder)
     if (folder / "model").is_dir() and not (folder / "adapter").is_dir():
@@ -155,10 +155,10 @@ def of_whole_model(folder: Path, label: str | None = None) -> Bundle:
 
 
 def checked(bundle: Bundle) -> Bundle:
-    """Return the bundle unchanged if its configuration fits its tensors and its files have the recorded sha256.
+    """Check an adapter's configuration, tensors and sha256, and return the bundle unchanged.
 
     Raises:
-        UserError: the configuration does not fit the tensors, names another base than the run, or a file was changed.
+        UserError: the configuration does not fit the tensors or the run, or a file was changed.
     """
     checks.check(bundle.config, bundle.tensors)
     other = other_base(bundle)
@@ -171,10 +171,10 @@ def checked(bundle: Bundle) -> Bundle:
 
 
 def other_base(bundle: Bundle) -> str | None:
-    """Return an error text if adapter_config.json names another base than petransfer.json; otherwise None.
-
-    Plain peft loads the base that adapter_config.json names, so the two names must be equal.
+    """Return an error text if adapter_config.json and petransfer.json name different bases. None if the names are
+    equal.
     """
+    # Plain peft loads the base that adapter_config.json names.
     named, made = bundle.config.get("base_model_name_or_path"), bundle.spec and bundle.spec.checkpoint.name
     if made is None or named is None or named == made:
         return None
@@ -182,9 +182,9 @@ def other_base(bundle: Bundle) -> str | None:
 
 
 def differences(bundle: Bundle) -> dict[str, str]:
-    """Return an error text for each file that is missing, was added, or has another sha256 than recorded; by file name.
+    """Return an error text for each changed, missing or added file, by file name.
 
-    The manifest records the sha256 at packing; petransfer.json records the sha256 at the end of training.
+    The manifest records the sha256 at packing. petransfer.json records the sha256 at the end of training.
     """
     found: dict[str, str] = {}
     kept = {name: path for name, path in bundle.files.items() if name != MANIFEST}
@@ -210,12 +210,8 @@ def _difference(name: str, path: Path | None, expected: str | None, done: str) -
 
 
 def _files(folder: Path, kind: str) -> tuple[dict[str, Path], Path | None]:
-    """Return the path of each file of a bundle by name, and the run's own folder (None if there is no spec.json).
-
-    Args:
-        folder: a folder with all files, or a run's folder.
-        kind: `adapter` or `model`, the folder in a run's folder that contains the weights.
-    """
+    """Return the path of each file by name, and the run's folder (None without spec.json)."""
+    # In a run's folder, the folder `kind` (`adapter` or `model`) has the weights.
     inner = folder / kind if (folder / kind).is_dir() else folder
     here = next((one for one in (folder, inner.parent) if (one / "spec.json").is_file()), None)
     files: dict[str, Path] = {}

@@ -22,7 +22,7 @@ LIMITS: dict[str, int] = {
 
 
 def wrong_name(name: str) -> str | None:
-    """Return the reason why an adapter may not contain a file of this name; None if such a file is allowed."""
+    """Return why an adapter must not contain a file of this name. None for an allowed name."""
     if name in LIMITS:
         return None
     if name.startswith(("/", "\\")) or name[1:2] == ":":

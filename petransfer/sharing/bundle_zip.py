@@ -1,4 +1,4 @@
-"""Write a bundle's zip file with reproducible bytes, and unpack such a file safely, even if an attacker made it."""
+"""Write a bundle's zip file with reproducible bytes, and unpack zip files from unknown sources safely."""
 
 from __future__ import annotations
 
@@ -22,14 +22,7 @@ _LOCAL_HEADER = 30
 
 
 def write_zip(path: Path, contents: Mapping[str, Path | bytes]) -> None:
-    """Write a zip file atomically. Equal contents give equal bytes.
-
-    Members are not compressed. They are sorted by name, and all have the same date in 1980.
-
-    Args:
-        path: the zip file.
-        contents: the path or the bytes of each member, by name.
-    """
+    """Write a zip file atomically, from the path or bytes of each member. Equal contents give equal bytes."""
     with replacing(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(contents):
             info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
@@ -50,7 +43,7 @@ def read_zip(path: Path, target: Path) -> list[str]:
     All members are checked before the first one is written.
 
     Raises:
-        UserError: the file is not a zip file, is damaged, or has a member that a bundle may not have.
+        UserError: the file is not a zip file, is damaged, or has a forbidden member.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -100,7 +93,6 @@ def _wrong_size(member: zipfile.ZipInfo) -> str | None:
 
 
 def _check_places(path: Path, archive: zipfile.ZipFile, members: list[zipfile.ZipInfo]) -> None:
-    """Refuse members that share bytes, and data hidden before the first member."""
     end = 0
     for member in sorted(members, key=lambda one: one.header_offset):
         if member.header_offset < end:
@@ -113,11 +105,6 @@ def _check_places(path: Path, archive: zipfile.ZipFile, members: list[zipfile.Zi
 
 
 def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
-    """Copy one member to the file `target`, block by block. At the end, `zipfile` checks the CRC.
-
-    Raises:
-        UserError: the member has more or fewer bytes than the zip file's directory says.
-    """
     written = 0
     with archive.open(member) as source, target.open("xb") as file:
         while block := source.read(_BLOCK):

@@ -1,6 +1,6 @@
 """The card of an adapter: README.md with the hub's metadata, usage, origin and limits.
 
-The text is in `card_template.md`. All text from files is escaped before it is inserted.
+`card_template.md` has the text. Text from files is escaped before it is inserted.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def card(bundle: Bundle, wishes: Wishes = Wishes()) -> str:
     """Return the text of an adapter's card, README.md.
 
     Raises:
-        UserError: the adapter was not made by petransfer, or the hub would refuse a value in `wishes`.
+        UserError: petransfer did not make the adapter, or the hub would refuse a value in `wishes`.
     """
     from huggingface_hub import ModelCard
 
@@ -83,8 +83,7 @@ def _kind(spec: RunSpec) -> str:
 class _Study:
     """The study that an adapter's run belongs to.
 
-    seeds: exact match on dev and on test, in %, by seed, of the runs that differ from the adapter's run only in the
-        seed.
+    seeds: exact match on dev and on test, in %, by seed.
     sentences: statements about the study's effects.
     """
 

@@ -1,4 +1,4 @@
-"""The metadata at the head of a card, as the hub reads it: base, data, licence, language, tags and results."""
+"""The metadata at the head of a card, in the hub's format: base, data, licence, language, tags and results."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ SPLITS = {"dev": "validation", "test": "test"}
 
 @dataclass(frozen=True)
 class Wishes:
-    """Metadata that the person who shares the adapter can set.
+    """Metadata of a card that the user can set.
 
-    licence: the adapter's licence; None derives it from the licences of the base and the data.
-    language: the languages of the data; if empty, the languages of the benchmark are used. tags: additional tags.
+    licence: the adapter's licence. Default: derived from the licences of the base and the data.
+    language: languages of the data. Default: the languages of the benchmark.
+    tags: additional tags.
     """
 
     licence: str | None = None
@@ -38,7 +39,7 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Licences:
-    """The licences of the base, of the data, and of the adapter; None if unknown."""
+    """The licences of the base, the data and the adapter. None means unknown."""
 
     base: str | None
     data: str | None
@@ -48,7 +49,7 @@ class Licences:
 def metadata(
     bundle: Bundle, spec: RunSpec, result: Mapping[str, Any], title: str, wishes: Wishes
 ) -> tuple[ModelCardData, Licences]:
-    """Return the metadata of an adapter's card, and the licences of the base, the data and the adapter.
+    """Return the metadata of an adapter's card, and the licences of base, data and adapter.
 
     Raises:
         UserError: the hub would refuse the metadata, for example a tag that is not text.
@@ -93,16 +94,13 @@ def metadata(
 
 
 def is_hub_name(checkpoint: CheckpointSpec) -> bool:
-    """Return whether a checkpoint's name is a hub id, not a folder or an embedded checkpoint.
-
-    If the checkpoint is a folder, `checkpoint.weights` is a sha256 of 64 digits. If it is on the hub, `weights` is a
-    revision, which is shorter.
-    """
+    """Return whether a checkpoint's name is a hub id."""
+    # `weights` is a sha256 of 64 digits for a folder, and a shorter revision for a checkpoint on the hub.
     return not is_embedded(checkpoint.name) and len(checkpoint.weights) != 64
 
 
 def _datasets(bundle: Bundle, spec: RunSpec) -> list[str]:
-    """Return the hub ids of the data that the run was trained on; empty if the data are not on the hub."""
+    """Return the hub ids of the training data. Empty for data that are not on the hub."""
     info = task_info(spec.task.name)
     if info and info.published:
         return list(info.hub_datasets)
@@ -113,23 +111,23 @@ def _datasets(bundle: Bundle, spec: RunSpec) -> list[str]:
 
 
 def trained_on_all(bundle: Bundle) -> bool:
-    """Return whether the adapter was trained on all rows of its data, as is done after cross-validation.
+    """Return whether the adapter was trained on all rows of its data, after cross-validation.
 
-    The metadata of such an adapter contain no scores, because its scores were computed on training rows.
+    The card of this adapter has no scores, because the scores were computed on training rows.
     """
     return ((recipe_of(bundle).get("task") or {}).get("options") or {}).get("fold") == ALL
 
 
 def recipe_of(bundle: Bundle) -> dict[str, Any]:
-    """Return the recipe of the study; empty if it is not in the bundle."""
+    """Return the recipe of the study. Empty without a recipe in the bundle."""
     return read_yaml(read_text(bundle.files[RECIPE]), RECIPE) if RECIPE in bundle.files else {}
 
 
 def licences_of(bundle: Bundle, spec: RunSpec, wishes: Wishes) -> Licences:
-    """Return the licences of the base, of the data, and of the adapter.
+    """Return the licences of the base, the data and the adapter.
 
-    The adapter's licence is the one in `wishes`; if there is none, it is derived from the other two. If the data are
-    files of the person who shares the adapter, and no licence is given, the adapter gets the licence of its base.
+    `wishes.licence` is preferred for the adapter. An adapter trained on the user's own files has the licence of its
+    base. Other licences of adapters are derived from base and data.
     """
     entry = registered_arm(spec.checkpoint.name)
     base = NAMES.get(entry.licence, entry.licence) if entry else _licence_on_hub(spec, bundle)
@@ -142,7 +140,7 @@ def licences_of(bundle: Bundle, spec: RunSpec, wishes: Wishes) -> Licences:
 
 
 def _licence_on_hub(spec: RunSpec, bundle: Bundle) -> str | None:
-    """Return the licence that the base's own card on the hub names; None if the card is not in the local cache."""
+    """Return the licence on the base's hub card. None without that card in the local cache."""
     from huggingface_hub import try_to_load_from_cache
 
     if not is_hub_name(spec.checkpoint):

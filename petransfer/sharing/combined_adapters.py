@@ -18,7 +18,11 @@ from petransfer.sharing.bundle import Bundle
 
 @dataclass(frozen=True)
 class Combination:
-    """A weighted combination of adapters. weights: one per adapter. kind: peft's name of the combination method."""
+    """A weighted combination of adapters.
+
+    weights: one weight per adapter.
+    kind: peft's name of the combination method.
+    """
 
     weights: tuple[float, ...]
     kind: str = "linear"
@@ -26,11 +30,13 @@ class Combination:
 
 @dataclass(frozen=True)
 class Adapters:
-    """Adapters that are attached to their base.
+    """Adapters attached to their base.
 
-    model: the peft model. loaded: the base and its tokenizer.
-    bundles: the bundle of each adapter, by the adapter's name in peft.
-    labels: the label of each adapter, by the adapter's name in peft; the last entry is the combination if there is one.
+    model: the peft model.
+    loaded: the base and its tokenizer.
+    base: how the base was loaded.
+    bundles: bundle of each adapter, by the adapter's name in peft.
+    labels: label of each adapter, by the adapter's name in peft. A combination comes last.
     """
 
     model: Any
@@ -40,16 +46,15 @@ class Adapters:
     labels: Mapping[str, str]
 
     def each(self) -> Iterator[tuple[str, str, Predictor]]:
-        """Yield the name, the label and the predictor of each adapter, and make this adapter the active one."""
+        """Activate each adapter in turn, and yield the adapter's name, label and predictor."""
         for name, label in self.labels.items():
             self.model.set_adapter(name)
             yield name, label, self.predictor(name)
 
     def predictor(self, name: str) -> Predictor:
-        """Return a predictor with the prefix, the template and the chat format of an adapter.
+        """Return a predictor with an adapter's prefix, template and chat format, without activating the adapter.
 
-        This does not make the adapter the active one; call `model.set_adapter` for that. A combination uses the prefix,
-        template and chat format of the first adapter.
+        A combination uses the prefix, template and chat format of the first adapter.
         """
         bundle = self.bundles.get(name, self.bundles[FIRST])
         prefix = bundle.spec.task.prefix if bundle.spec else ""
@@ -62,11 +67,11 @@ def put_together(
     """Load the base once and attach all adapters to it.
 
     Args:
-        bits: load the base with this number of bits; None means as in training.
+        combination: also make this combination of the adapters.
+        bits: bits of the loaded base. Default: as in training.
 
     Raises:
-        UserError: the adapters have different bases, an adapter does not fit its base, or the base is not the one used
-            in training.
+        UserError: the adapters have different bases, or an adapter does not fit its base.
     """
     if combination:
         _check(bundles, combination)
@@ -94,11 +99,7 @@ def _check(bundles: Sequence[Bundle], combination: Combination) -> None:
 
 
 def refuse_different_bases(bundles: Sequence[Bundle]) -> None:
-    """Refuse adapters that cannot share one base, because they were trained on different bases or with different bits.
-
-    Raises:
-        UserError: two adapters were trained on different bases or with different bits.
-    """
+    """Raise UserError if two adapters were trained on different bases or with different bits."""
     first, *others = bundles
     for bundle in others:
         for what, of in _SHARED.items():

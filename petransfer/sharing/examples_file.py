@@ -1,4 +1,4 @@
-"""Read examples.parquet, a run's file with the outcome of each test example, and remove the texts from it."""
+"""Read examples.parquet, the outcomes of a run's test examples, and remove the texts from it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,10 @@ ROWS = 5_000_000
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pyarrow.Table:
-    """Return the table in examples.parquet.
-
-    Args:
-        path: the file.
-        columns: the columns to read; None means all.
+    """Return the table in examples.parquet. `columns` selects columns by name; None means all.
 
     Raises:
-        UserError: the file cannot be read, or has more than ROWS rows according to its metadata.
+        UserError: the file cannot be read, or has more than ROWS rows.
     """
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
@@ -42,10 +38,10 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pyarrow.Tabl
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """Return the columns `index`, `correct` and `log_prob` of each row.
+    """Return the columns `index`, `correct` and `log_prob` of each row of examples.parquet.
 
     Raises:
-        UserError: the file cannot be read, or a value does not have the type that a run writes.
+        UserError: the file cannot be read, or a column has a wrong type.
     """
     kinds = {"index": pyarrow.int64(), "correct": pyarrow.bool_(), "log_prob": pyarrow.float64()}
     table = read_table(path, list(kinds))
@@ -57,11 +53,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def without_texts(path: Path) -> bytes:
-    """Return the file's bytes without inputs, targets and generated texts, so that sharing an adapter shares no data.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
+    """Return the bytes of examples.parquet without inputs, targets and generated texts."""
     table = read_table(path)
     kept = table.select([name for name in FIGURES if name in table.column_names]).replace_schema_metadata(None)
     sink = io.BytesIO()

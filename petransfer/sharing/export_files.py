@@ -1,4 +1,4 @@
-"""Prepare a saved model for llama.cpp's converter: copy its SentencePiece files, and separate T5's output head."""
+"""Prepare a saved model for llama.cpp's converter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SENTENCEPIECE = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 
 
 def copy_sentencepiece_files(checkpoint: CheckpointSpec, folder: Path) -> None:
-    """Copy the SentencePiece files of a checkpoint's tokenizer, if it has any, to the folder of a saved model."""
+    """Copy the SentencePiece files of a checkpoint's tokenizer, if there are any, to a folder."""
     for name in _SENTENCEPIECE:
         found = tokenizer_file(checkpoint, name)
         if found is not None and not (folder / name).exists():
@@ -25,18 +25,13 @@ def copy_sentencepiece_files(checkpoint: CheckpointSpec, folder: Path) -> None:
 
 @torch.no_grad()
 def separate_output_head(model: Any) -> bool:
-    """Replace T5's output head by a separate tensor if it is shared with the embeddings. The model is changed in place.
-
-    A T5 with a shared head multiplies the decoder's states by d_model ** -0.5. llama.cpp does not, so that its logits
-    are too large by a factor of d_model ** 0.5: the most likely token is right, but all probabilities are wrong. The
-    new head contains the factor d_model ** -0.5, so that transformers and llama.cpp compute the same logits.
-
-    Returns:
-        Whether the head was replaced.
-    """
+    """Replace T5's shared output head by a separate tensor, in place. Return whether the head was replaced."""
     config = model.config
     if not getattr(config, "scale_decoder_outputs", False) or not hasattr(model, "lm_head"):
         return False
+    # A T5 with a shared head multiplies the decoder's states by d_model ** -0.5. llama.cpp omits this factor: its most
+    # likely token is right, but its probabilities are wrong. With the factor in the new head, transformers and
+    # llama.cpp compute equal logits.
     weight = model.get_input_embeddings().weight
     model.lm_head.weight = torch.nn.Parameter(weight.detach().clone() * config.d_model**-0.5, requires_grad=False)
     config.scale_decoder_outputs = config.tie_word_embeddings = False

@@ -1,4 +1,4 @@
-"""Check that an adapter's configuration and its tensors agree, before a base is loaded. Imports no torch."""
+"""Check that an adapter's configuration and tensors agree, before a base is loaded. Imports no torch."""
 
 from __future__ import annotations
 
@@ -63,11 +63,7 @@ _NONE = "dummy-target-modules"
 
 
 def check(config: Mapping[str, Any], tensors: Tensors) -> None:
-    """Refuse a configuration with unsafe or wrong values, and tensors that the configuration does not describe.
-
-    Raises:
-        UserError: the configuration or a tensor is refused; the message gives the reason in one line.
-    """
+    """Raise UserError if an adapter's configuration is unsafe or wrong, or does not describe the tensors."""
     _check_config(config)
     _check_patterns(config)
     _check_tensors(tensors)
@@ -173,7 +169,8 @@ def _check_lora_config(config: Mapping[str, Any]) -> None:
 
 
 def _check_patterns(config: Mapping[str, Any]) -> None:
-    """Refuse patterns that could take hours to match. peft matches them with layer names, for every method."""
+    """Refuse patterns for layer names that could take hours to match."""
+    # peft matches these patterns with layer names, for every method.
     texts = [config.get(key) for key in ("target_modules", "exclude_modules", "layers_pattern", "feedforward_modules")]
     patterns = [one for one in texts if isinstance(one, str) and one]
     listed = config.get("layers_pattern")
@@ -197,10 +194,10 @@ def _check_pattern(text: Any) -> None:
 
 
 def _part(name: str, config: Mapping[str, Any]) -> tuple[str, Callable[[tuple[int, ...]], str | None] | None]:
-    """Return the name of a tensor's module, and a function that checks the tensor's shape.
+    """Return the module of a tensor, and a function that checks the tensor's shape.
 
-    The function takes the shape and returns an error text, or None if the shape is right. If the configuration does not
-    describe such a tensor, None is returned in place of the function.
+    The function returns an error text for a wrong shape, else None. A tensor that the configuration does not describe
+    has no function (None).
     """
     ranks = {config["r"], *(config.get("rank_pattern") or {}).values()}
 
@@ -243,10 +240,8 @@ def _part(name: str, config: Mapping[str, Any]) -> tuple[str, Callable[[tuple[in
 
 
 def _target_of(module: str, targets: Any) -> str | None:
-    """Return the entry of target_modules that matches a module's name; None if there is none.
-
-    If target_modules is a pattern, it is returned without matching: peft will match it.
-    """
+    """Return the entry of target_modules that matches a module's name. None without a match."""
+    # A pattern is not matched here: peft will match it.
     if isinstance(targets, str):
         return targets
     return next((one for one in targets if module == one or module.endswith(f".{one}")), None)

@@ -1,4 +1,4 @@
-"""Compare a GGUF file with the model that it was converted from, on a few rows."""
+"""Compare a GGUF file with its original model on a few rows."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from petransfer.sharing.llama_cpp_model import LlamaCppModel
 class Comparison:
     """The differences between a model and its GGUF file.
 
-    rows: the number of compared rows.
+    rows: number of compared rows.
     loss, gguf_loss: mean loss in nats per target token, computed by petransfer and by llama.cpp.
-    same_tokens: the share of rows whose input has the same tokens in both tokenizers, in %.
-    agree: the share of target tokens at which both models have the same most likely token, in %.
+    same_tokens: percentage of rows whose input is tokenized equally by petransfer and llama.cpp.
+    agree: percentage of target tokens with equal predictions by petransfer and llama.cpp.
     """
 
     rows: int
@@ -33,7 +33,7 @@ class Comparison:
 
 
 def compare_gguf(predictor: Predictor, examples: Sequence[Example], file: Path) -> Comparison:
-    """Compare the losses, the tokens and the predictions of a model and of its GGUF file on some examples.
+    """Compare the losses, tokens and predictions of a model and its GGUF file.
 
     Raises:
         UserError: llama-cpp-python is not installed, the file cannot be loaded, or an example cannot be encoded.
@@ -61,7 +61,7 @@ def compare_gguf(predictor: Predictor, examples: Sequence[Example], file: Path) 
 
 
 def _input_of(predictor: Predictor, example: Example) -> tuple[str, bool]:
-    """Return the text that llama.cpp must tokenize for an example, and whether it must add special tokens."""
+    """Return the text for llama.cpp's tokenizer, and whether special tokens must be added."""
     text = input_text(example, predictor.prefix, predictor.loaded.tokenizer)
     if example.chat == "template":
         return text, False
@@ -70,7 +70,7 @@ def _input_of(predictor: Predictor, example: Example) -> tuple[str, bool]:
 
 @torch.inference_mode()
 def _target_logits(predictor: Predictor, one: Encoded) -> torch.Tensor:
-    """Return petransfer's logits for the target's tokens, of shape (target tokens, vocabulary), in fp32 on the CPU."""
+    """Return petransfer's logits for the target: (target tokens, vocabulary), fp32, on the CPU."""
     layout, device = predictor.loaded.layout, next(predictor.model.parameters()).device
     count = len(one.target_ids)
     if layout.encoder_decoder:

@@ -26,7 +26,8 @@ _PROXIES = ("https_proxy", "http_proxy", "all_proxy")
 class Pushed:
     """An uploaded adapter.
 
-    url, commit: the address and the sha of the upload's commit.
+    url: address of the upload's commit.
+    commit: sha of the upload's commit.
     private: whether the repository is private.
     notes: warnings about the card.
     """
@@ -38,18 +39,17 @@ class Pushed:
 
 
 def push(name: str, contents: Mapping[str, Path | bytes], public: bool, message: str) -> Pushed:
-    """Upload a bundle's files to the repository `name` in one commit.
+    """Upload a bundle's files to a hub repository in one commit.
 
     Args:
         name: `user/name`.
-        contents: the path or the bytes of each file, by the file's name in the repository.
-        public: whether the repository is public. An existing repository is never changed from private to public, or
-            from public to private.
+        contents: path or bytes of each file, by the file's name in the repository.
+        public: whether the repository is public. The visibility of an existing repository is never changed.
         message: the commit message.
 
     Raises:
-        UserError: the name is not valid, the hub cannot be reached or refuses the upload, or an existing repository is
-            private although `public` is True, or public although `public` is False.
+        UserError: the name is not valid, the hub cannot be reached or refuses the upload, or an existing repository has
+            another visibility.
     """
     if not _ID.fullmatch(name):
         raise UserError(f"'{name}' is not a valid repository id; write user/name")
@@ -78,8 +78,6 @@ def push(name: str, contents: Mapping[str, Path | bytes], public: bool, message:
 def holds_adapter(source: str) -> bool:
     """Return whether a repository `owner/name[@revision]` contains an adapter, not a whole model.
 
-    The hub is not asked if the repository's config.json is in the local cache.
-
     Raises:
         UserError: there is no such repository, or the hub cannot be reached.
     """
@@ -95,7 +93,7 @@ def holds_adapter(source: str) -> bool:
 
 
 def fetch(source: str, target: Path) -> str:
-    """Download an adapter's files from the repository `owner/name[@revision]` to `target`, and return their commit.
+    """Download an adapter's files from `owner/name[@revision]` to `target`, and return the commit.
 
     Other files of the repository are not downloaded.
 
@@ -130,16 +128,13 @@ def _wanted(name: str, sizes: Mapping[str, int]) -> list[str]:
 
 
 def refuse_offline(source: str = "", advice: str = "use a folder or a bundle") -> None:
-    """Raise UserError at once if the hub cannot be reached. huggingface_hub itself would first retry many times.
+    """Raise UserError at once if the hub is switched off or cannot be reached.
 
     Args:
-        source: the hub id to download. The message then says that there is also no folder or file of this name. Empty
-            if there is nothing to download.
-        advice: what the user can do without the hub, as a part of the message.
-
-    Raises:
-        UserError: the hub is switched off or cannot be reached.
+        source: hub id to download, for the message. Empty for other uses of the hub.
+        advice: what the user can do without the hub, for the message.
     """
+    # huggingface_hub itself would retry many times before its error.
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -157,11 +152,7 @@ def refuse_offline(source: str = "", advice: str = "use a folder or a bundle") -
 
 @contextlib.contextmanager
 def _plain_errors(what: str) -> Iterator[None]:
-    """Convert any error of huggingface_hub into a UserError of one line, without access tokens.
-
-    Args:
-        what: the beginning of the message, which says what failed.
-    """
+    """Convert errors of huggingface_hub into a UserError that begins with `what` and has no access tokens."""
     try:
         yield
     except UserError:
@@ -181,7 +172,7 @@ def _advice(error: Exception) -> str:
 
 
 def without_tokens(text: str) -> str:
-    """Return the text with `***` in place of everything that is, or looks like, an access token."""
+    """Return a text with `***` in place of access tokens."""
     from huggingface_hub import get_token
 
     known = [token for token in (get_token(), os.environ.get("HF_TOKEN")) if token]
@@ -202,5 +193,5 @@ def quiet() -> None:
 
 
 def as_json(pushed: Pushed) -> dict[str, Any]:
-    """Return the fields of an uploaded adapter that `--json` prints."""
+    """Return the fields of an upload that `--json` prints."""
     return {"url": pushed.url, "commit": pushed.commit, "private": pushed.private}

@@ -1,4 +1,4 @@
-"""Describe an adapter from its own files. The adapter can also be one that petransfer did not make."""
+"""Describe an adapter of petransfer or of another program from its files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from petransfer.sharing.safe_reading import card_data, read_text
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:
-    """Return the properties of an adapter by name, for display and for JSON. Unknown properties are left out."""
+    """Return the known properties of an adapter by name, for display and for JSON."""
     config = bundle.config
     dtypes = Counter(dtype for dtype, _ in bundle.tensors.values())
     targets = config.get("target_modules")
@@ -43,11 +43,9 @@ def describe(bundle: Bundle) -> dict[str, Any]:
 
 
 def _trained(bundle: Bundle) -> int | None:
-    """Return the number of trained parameters that result.json records; None if there is no such record.
-
-    The adapter's file can contain more parameters: PiSSA is saved as a LoRA of twice the rank, and VeRA is saved
-    together with its frozen projections.
-    """
+    """Return the number of trained parameters in result.json. None if not recorded."""
+    # The adapter's file can contain more parameters: PiSSA is saved as a LoRA of twice the rank, and VeRA is saved
+    # together with its frozen projections.
     found = (bundle.result() or {}).get("trained_parameters")
     return found if isinstance(found, int) else None
 

@@ -1,4 +1,4 @@
-"""Determine the licence under which an adapter may be shared, from the licences of its base and its data."""
+"""Derive an adapter's licence from the licences of its base and data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAMES = {"Apache-2.0": "apache-2.0", "MIT": "mit", "BigCode OpenRAIL-M v1": "big
 
 
 def derived(base: str | None, data: str | None) -> str | None:
-    """Return the licence of an adapter whose base and data have these licences; None if it cannot be determined.
+    """Return the licence of an adapter, given the licences of its base and data. None if unknown.
 
     >>> derived("apache-2.0", "mit")
     'apache-2.0'

@@ -1,4 +1,4 @@
-"""Compute logits with llama.cpp, through the package llama-cpp-python, for encoder-decoder and decoder-only models."""
+"""Compute logits with llama.cpp, through the package llama-cpp-python."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from petransfer.errors import UserError
 
 
 class LlamaCppModel:
-    """A model that llama.cpp loads from a GGUF file and runs on the CPU. Call `close` after use.
+    """A GGUF model that llama.cpp runs on the CPU. Call `close` after use.
 
     Args:
         file: the GGUF file.
-        positions: the largest number of tokens of an input and its target together.
+        positions: largest number of tokens of an input and its target together.
 
     Raises:
         UserError: llama-cpp-python is not installed, or the file cannot be loaded.
@@ -49,14 +49,14 @@ class LlamaCppModel:
         self._api.llama_model_free(self._model)
 
     def tokenize(self, text: str, add_special_tokens: bool) -> list[int]:
-        """Return the token ids of a text, computed with the GGUF file's own tokenizer."""
+        """Return the token ids of a text, computed by the tokenizer in the GGUF file."""
         content = text.encode()
         tokens = (self._api.llama_token * (len(content) + 8))()
         arguments = (content, len(content), tokens, len(tokens), add_special_tokens, True)
         return list(tokens[: self._api.llama_tokenize(self._vocabulary, *arguments)])
 
     def target_logits(self, input_ids: Sequence[int], target_ids: Sequence[int]) -> torch.Tensor:
-        """Return the logits for the target's tokens given the input, of shape (target tokens, vocabulary), in fp32.
+        """Return the logits for the target's tokens: (target tokens, vocabulary), fp32.
 
         Raises:
             UserError: llama.cpp cannot process the tokens.

@@ -1,4 +1,4 @@
-"""Merge an adapter into its base's weights, save the merged model, and measure how merging changed the logits."""
+"""Merge an adapter into its base's weights, save the merged model, and measure the change of the logits."""
 
 from __future__ import annotations
 
@@ -44,18 +44,17 @@ DEV_EXAMPLES = 200
 class Merged:
     """How much merging changed the logits, and the saved model's exact match on dev.
 
-    moved: the relative change of the saved model's logits, compared with the adapter on its 32-bit base. It is the root
-        mean square of the differences divided by the root mean square of the logits; 0.01 is 1 %.
-    largest: the largest change of one logit.
-    agree: the share of positions at which the saved model and the adapter on its 32-bit base have the same most likely
-        token, in %.
+    The saved model is compared with the adapter on its 32-bit base, unless stated otherwise.
+
+    moved: root mean square change of the logits, divided by the root mean square of the logits. 0.01 is 1 %.
+    largest: largest change of one logit.
+    agree: percentage of positions with an unchanged most likely token.
     bits: bits of the saved model.
-    trained_bits: bits of the base in training; None if unknown.
-    moved_from_trained, agree_with_trained: as `moved` and `agree`, but compared with the adapter on a base of
-        `trained_bits`. None if the base was not quantised in training.
-    dev: exact match of the saved model on at most DEV_EXAMPLES dev examples, in %; None if the adapter's data are not
-        on this machine.
-    dev_claimed: exact match on dev, in %, that petransfer.json records; None if there is no such record.
+    trained_bits: bits of the base in training. None if unknown.
+    moved_from_trained, agree_with_trained: `moved` and `agree`, compared with the adapter on a base of `trained_bits`.
+        None after training without quantisation.
+    dev: exact match of the saved model on at most DEV_EXAMPLES dev examples, in %. None without the data.
+    dev_claimed: exact match on dev in petransfer.json, in %. None if not recorded.
     """
 
     moved: float
@@ -77,18 +76,16 @@ class _Change:
 
 
 def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None, separate_head: bool = False) -> Merged:
-    """Write the merged model and its tokenizer to `target`, and compare its logits with those of the adapter.
+    """Write the merged model and its tokenizer to `target`, and measure the change of the logits.
 
     Args:
-        target: a new folder, which plain transformers, `predict` and `eval` can load.
-        bits: bits of the saved weights, 32 or 16. None means 32 if the base had 32 bits in training, else 16.
-        separate_head: save T5's output head as a separate tensor, as
-            `petransfer.sharing.export_files.separate_output_head` explains.
+        target: a new folder, for plain transformers, `predict` and `eval`.
+        bits: bits of the saved weights, 32 or 16. Default: 32 after training with a 32-bit base, else 16.
+        separate_head: save T5's output head as a separate tensor. See `export_files.separate_output_head`.
 
     Raises:
-        UserError: merging with these bits is not possible, the target exists, the method cannot be merged, or the
-            adapter or its base fails a check.
-        RunError: merging or saving changed the logits by more than LIMIT; nothing is left on the disk.
+        UserError: `target` exists, the method or the bits cannot be merged, or a file fails a check.
+        RunError: merging or saving changed the logits by more than LIMIT. Nothing is saved.
     """
     _refuse_inputs(bundle)
     trained: Bits = bundle.spec.method.bits if bundle.spec else 16
@@ -131,11 +128,7 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None, 
 
 
 def _refuse_inputs(bundle: Bundle) -> None:
-    """Refuse an adapter of a method that can never be merged, such as prompt tuning, which changes no weight.
-
-    Raises:
-        UserError: the adapter's method cannot be merged.
-    """
+    """Raise UserError for a method that changes no weight, such as prompt tuning."""
     kind = bundle.config.get("peft_type")
     for method in METHODS.of_package():
         if method.peft_type == kind and method.not_merged:
@@ -148,11 +141,9 @@ def _logits_at_trained_width(bundle: Bundle, where: Where, bits: Bits, count: in
 
 
 def _untie_adapted_head(base: Any) -> None:
-    """Give the output head its own copy of its weights if they are also the embeddings and the adapter changes either.
-
-    Without the copy, merging into the embeddings would also change the output head, and merging into the output head
-    would also change the embeddings.
-    """
+    """Separate an output head that shares its weights with the embeddings, if an adapter changes one of the two."""
+    # Without a copy of the weights, merging into the embeddings would also change the output head, and merging into the
+    # output head would also change the embeddings.
     ends = [base.get_input_embeddings(), base.get_output_embeddings()]
     plain = [getattr(end, "base_layer", end) for end in ends]
     adapted = any(end is not inner for end, inner in zip(ends, plain, strict=True))
@@ -161,22 +152,18 @@ def _untie_adapted_head(base: Any) -> None:
 
 
 def _say_untied(model: Any) -> None:
-    """Set `tie_word_embeddings` to False in the configuration if the output head has separate weights.
-
-    T5's configuration is not changed, because there this key would also change how the logits are computed.
-    """
+    """Set `tie_word_embeddings` to False for a model with a separate output head."""
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
     config = model.config.get_text_config(decoder=True)
+    # T5's configuration stays unchanged: there, this key would also change how the logits are computed.
     untied = None not in ends and ends[0].weight is not ends[1].weight
     if untied and config.tie_word_embeddings and not hasattr(config, "scale_decoder_outputs"):
         model.config.tie_word_embeddings = config.tie_word_embeddings = False
 
 
 def _rounded(model: Any, dtype: torch.dtype) -> Any:
-    """Convert a model's tensors to `dtype`, in place, and return the model.
-
-    Only tensors that are saved are converted. Others, such as rotary frequencies, stay in fp32.
-    """
+    """Convert a model's saved tensors to `dtype`, in place, and return the model."""
+    # Buffers that are not saved, such as rotary frequencies, stay in fp32.
     for module in model.modules():
         buffers = [name for name in module._buffers if name not in module._non_persistent_buffers_set]
         for tensor in (*module._parameters.values(), *(module._buffers[name] for name in buffers)):
@@ -193,10 +180,7 @@ def _read(folder: Path, loaded: Loaded, bits: Bits) -> torch.nn.Module:
 
 @torch.inference_mode()
 def _logits(model: torch.nn.Module, loaded: Loaded, count: int) -> torch.Tensor:
-    """Return a model's logits for random tokens, of shape (ROWS, TOKENS, vocabulary), in fp32 on the CPU.
-
-    The random tokens have ids below `count` and are the same in every call.
-    """
+    """Return logits for fixed random tokens with ids below `count`: (ROWS, TOKENS, vocabulary), fp32, on the CPU."""
     drawn = torch.Generator().manual_seed(0)
     device = next(model.parameters()).device
     ids_bt, target_bt = (torch.randint(3, count, (ROWS, TOKENS), generator=drawn).to(device) for _ in range(2))
@@ -240,15 +224,8 @@ def _change(before: torch.Tensor, after: torch.Tensor) -> _Change:
 
 
 def _refuse_changed(change: _Change, step: str) -> None:
-    """Refuse a merged model if a step of merging changed the logits too much.
-
-    Args:
-        change: the change of the logits by the step.
-        step: the step, as the message names it.
-
-    Raises:
-        RunError: the logits changed by more than LIMIT, or are not finite.
-    """
+    """Raise RunError if a step of merging changed the logits by more than LIMIT."""
+    # `not ... <=` also refuses NaN.
     if not change.moved <= LIMIT:
         raise RunError(
             f"the merged model differs from the adapter: {step} moved its logits by {100 * change.moved:.1f} %; "
@@ -257,7 +234,7 @@ def _refuse_changed(change: _Change, step: str) -> None:
 
 
 def _dev_exact_match(bundle: Bundle, model: torch.nn.Module, loaded: Loaded, where: Where) -> float | None:
-    """Return exact match on at most DEV_EXAMPLES dev examples, in %; None if the data are not on this machine."""
+    """Return exact match on at most DEV_EXAMPLES dev examples, in %. None without the data."""
     if bundle.spec is None:
         return None
     try:
@@ -273,10 +250,8 @@ def _dev_exact_match(bundle: Bundle, model: torch.nn.Module, loaded: Loaded, whe
 
 
 def _write_provenance(folder: Path, bundle: Bundle, merged: Merged) -> None:
-    """Write petransfer.json for the merged model, with its prefix, its template and the adapter that it was made from.
-
-    Nothing is written if petransfer did not make the adapter.
-    """
+    """Write petransfer.json for the merged model."""
+    # petransfer did not make the adapter.
     if bundle.provenance is None:
         return
     kept: dict[str, Any] = {

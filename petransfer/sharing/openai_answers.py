@@ -1,4 +1,4 @@
-"""Build answers in the JSON format of OpenAI's endpoints: complete answers, streamed parts of answers, and errors."""
+"""Build answers in the JSON format of OpenAI's endpoints: complete answers, streamed parts, and errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from petransfer.sharing.openai_requests import Asked
 
 @dataclass(frozen=True)
 class Answer:
-    """Builds the answer to one request, complete or in parts. All parts of an answer have the same `id`.
+    """Builds the answer to one request, complete or in parts. All parts have the same `id`.
 
     created: Unix time in seconds.
     """
@@ -29,17 +29,17 @@ class Answer:
         return self._frame("chat.completion", choices) | {"usage": usage(found)}
 
     def first_part(self) -> dict[str, Any] | None:
-        """Return the first part of a streamed chat answer; None for a completion, which has no such part."""
+        """Return the first part of a streamed chat answer. None for a completion."""
         delta = {"role": "assistant", "content": ""}
         return self._frame("chat.completion.chunk", [_part(0, delta=delta)]) if self.asked.is_chat else None
 
     def part(self, at: int, text: str) -> dict[str, Any]:
-        """Return a part of a streamed answer: the next piece of the text for prompt number `at` (from 0)."""
+        """Return the next part of the text for prompt number `at` (from 0)."""
         content = {"delta": {"content": text}} if self.asked.is_chat else {"text": text}
         return self._frame("chat.completion.chunk", [_part(at, **content)])
 
     def last_part(self, at: int, found: Generation) -> dict[str, Any]:
-        """Return the part of a streamed answer that says why the text for prompt number `at` (from 0) ended."""
+        """Return the last part of the text for prompt number `at` (from 0), with the reason for its end."""
         content: dict[str, Any] = {"delta": {}} if self.asked.is_chat else {"text": ""}
         return self._frame("chat.completion.chunk", [_part(at, **content) | {"finish_reason": _reason(found)}])
 
@@ -64,7 +64,7 @@ class Answer:
 
 
 def usage(found: Sequence[Generation]) -> dict[str, int]:
-    """Return the numbers of input tokens and of generated tokens, over all prompts of a request."""
+    """Return the numbers of input tokens and of generated tokens of a request."""
     read, written = sum(one.input_tokens for one in found), sum(one.tokens for one in found)
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
@@ -74,7 +74,7 @@ def error_content(message: str, status: int, parameter: str | None) -> dict[str,
 
     Args:
         status: the HTTP status.
-        parameter: the name of the wrong part of the request; None if the error does not belong to one part.
+        parameter: name of the wrong part of the request, if the error belongs to one part.
     """
     kind = "server_error" if status >= 500 else "invalid_request_error"
     return {"error": {"message": message, "type": kind, "param": parameter, "code": None}}

@@ -1,4 +1,4 @@
-"""Read requests to OpenAI's endpoints for completions and for chats, and refuse requests that are not valid."""
+"""Read and check requests to OpenAI's endpoints for completions and for chats."""
 
 from __future__ import annotations
 
@@ -28,7 +28,11 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 
 
 class BadRequest(Exception):
-    """Raised for a request that is refused. parameter: the name of the wrong part. status: the HTTP status."""
+    """Raised for a request that is refused.
+
+    parameter: name of the wrong part of the request. None if the error belongs to no part.
+    status: the HTTP status.
+    """
 
     def __init__(self, message: str, parameter: str | None = None, status: int = 400) -> None:
         super().__init__(message)
@@ -39,8 +43,7 @@ class BadRequest(Exception):
 class Asked:
     """A valid request.
 
-    is_chat: whether the answer has the format of a chat. The prompt of a chat request is a plain text, not a list of
-        messages, if the model was not trained on chats.
+    is_chat: whether the answer has the format of a chat.
     stream: whether the answer is sent in parts.
     include_usage: whether the last part of a streamed answer gives the numbers of tokens.
     """
@@ -52,7 +55,7 @@ class Asked:
 
 
 async def read_request(request: Request, models: Mapping[str, Model], is_chat: bool) -> Asked:
-    """Read and check a request to one of the endpoints.
+    """Read and check a request.
 
     Args:
         models: the served models, by name.
@@ -114,10 +117,7 @@ def _prompts(content: Mapping[str, Any]) -> list[str]:
 
 
 def _messages(content: Mapping[str, Any], model: Model) -> tuple[list[str], bool]:
-    """Return a list with the prompt of a chat request, and whether the prompt is a JSON list of messages.
-
-    If the model does not take chats, the request must contain a single message of the user. Its text is the prompt.
-    """
+    """Return the prompt of a chat request, and whether the prompt is a JSON list of messages."""
     value = content.get("messages")
     if isinstance(value, str):
         raise BadRequest("messages must be a list of objects with role and content", "messages")
@@ -130,6 +130,7 @@ def _messages(content: Mapping[str, Any], model: Model) -> tuple[list[str], bool
         raise BadRequest(f"the last message must be of the user or a tool, and it is of the {last}", "messages")
     if model.chat is not None:
         return [json.dumps(messages, ensure_ascii=False)], True
+    # A model that was not trained on chats gets the text of the user's only message as a prompt.
     if len(messages) > 1:
         raise BadRequest(
             f"this model was not trained on chats; send one message of the user, not {len(messages)} messages",

@@ -1,4 +1,4 @@
-"""Pack an adapter into a bundle that names no folder of this machine. Packing a run twice gives the same bytes."""
+"""Pack an adapter into a bundle without paths of this machine. Packing a run twice gives the same bytes."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
 def contents(bundle: Bundle, wishes: Wishes) -> dict[str, Path | bytes]:
     """Return the path or the bytes of each file to share, by name.
 
-    The card and the manifest, which has the sha256 of each file, are written anew.
+    The card and the manifest (sha256 of each file) are new. All other files are the adapter's.
 
     Raises:
-        UserError: the run is not finished, its files were changed, or a file contains an access token or the path of a
-            folder of this machine.
+        UserError: the run is not finished, a file was changed, or a file contains an access token or a path of this
+            machine.
     """
     checked(bundle)
     if bundle.provenance is None or "claims" not in bundle.provenance:
@@ -62,7 +62,7 @@ def pack(bundle: Bundle, target: Path, wishes: Wishes) -> str:
     """Write the bundle's zip file and return its sha256.
 
     Raises:
-        UserError: as for `contents`; or the target exists, cannot be written or has the wrong suffix.
+        UserError: `contents` refuses a file, or `target` exists, cannot be written or has the wrong suffix.
     """
     if not target.name.endswith(archive.SUFFIX):
         raise UserError(f"{target} does not end in {archive.SUFFIX}; call it so")
@@ -76,7 +76,7 @@ def pack(bundle: Bundle, target: Path, wishes: Wishes) -> str:
 
 
 def placeless(recipe: str) -> bytes:
-    """Return a recipe as YAML in which each path is replaced by its last part: `/home/me/t5` becomes `t5`."""
+    """Return a recipe as YAML with each path replaced by its last part: `/home/me/t5` becomes `t5`."""
     content = read_yaml(recipe, RECIPE)
     content.pop("data_dir", None)
     return yaml.safe_dump(_placeless(content), sort_keys=False, allow_unicode=True).encode()
@@ -94,15 +94,7 @@ def _placeless(value: Any, key: str = "") -> Any:
 
 
 def refuse_private(name: str, text: str) -> None:
-    """Refuse a file whose text contains the path of a folder of this machine, an access token or a password.
-
-    Args:
-        name: the file's name.
-        text: the file's text.
-
-    Raises:
-        UserError: the text contains one of these. The message does not contain the token or password.
-    """
+    """Raise UserError if a file's text contains a path of this machine, an access token or a password."""
     tokens = [os.environ.get(key, "") for key in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "PETRANSFER_SLOG_PASSWORD")]
     if _TOKEN.search(text) or any(len(token) >= 8 and token in text for token in tokens):
         raise UserError(f"{name} holds what looks like a token or a password; take it out, then pack again")

@@ -1,4 +1,4 @@
-"""Compare the texts that petransfer generates with the texts that plain transformers and peft generate."""
+"""Compare petransfer's generated texts with those of plain transformers and peft."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ def differing_texts(bundle: Bundle, base: Base, ours: Any, loaded: Loaded, input
 
     Args:
         base: the base, which plain transformers loads again.
-        ours: petransfer's model with the adapter, on the base `loaded`.
-        inputs: input texts, which begin with the prefix.
+        ours: petransfer's model with the adapter.
+        loaded: the base and tokenizer of `ours`.
+        inputs: input texts with the prefix.
 
     Returns:
-        The number of inputs for which the two texts differ, and the number of compared inputs.
+        The number of inputs with different texts, and the number of compared inputs.
 
     Raises:
         UserError: plain transformers cannot load the base.

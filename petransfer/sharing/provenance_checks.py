@@ -1,4 +1,4 @@
-"""Validate petransfer.json and result.json from an unknown source: every value must have the expected type."""
+"""Validate petransfer.json and result.json from an unknown source."""
 
 from __future__ import annotations
 
@@ -70,11 +70,7 @@ class _Result(_Strict):
 
 
 def check_result(content: dict[str, Any]) -> None:
-    """Refuse the content of a result.json that no run can have written.
-
-    Raises:
-        UserError: a value has the wrong type or is out of range.
-    """
+    """Raise UserError if a value in result.json has the wrong type or is out of range."""
     try:
         _Result.model_validate(content)
     except ValidationError as error:
@@ -85,8 +81,7 @@ def spec_in(content: dict[str, Any]) -> RunSpec:
     """Check the content of a petransfer.json, and return the run's spec in it.
 
     Raises:
-        UserError: a value has the wrong type, the spec contains a path on some machine, or the recorded run id is not
-            the id computed from the spec.
+        UserError: a value has the wrong type, the spec contains a path, or the run id does not fit the spec.
     """
     try:
         _Provenance.model_validate(content)

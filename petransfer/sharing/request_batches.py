@@ -27,8 +27,8 @@ class Model:
     """A served adapter or model.
 
     predictor: generates from plain texts.
-    activate: a function that is called before a predictor is used, to make this adapter the active one.
-    chat: generates from JSON lists of messages; None if the model does not take chats.
+    activate: a function that makes this adapter active. It is called before each batch.
+    chat: generates from JSON lists of messages. None for a model without chats.
     """
 
     predictor: Predictor
@@ -40,9 +40,9 @@ class Model:
 class Prompts:
     """The prompts of one request.
 
-    model: the name of the served model.
-    max_tokens: the largest number of generated tokens per prompt.
-    is_chat: whether each prompt is a JSON list of messages, for `Model.chat`, and not a plain text.
+    model: name of the served model.
+    max_tokens: largest number of generated tokens per prompt.
+    is_chat: whether each prompt is a JSON list of messages, not a plain text.
     """
 
     model: str
@@ -52,7 +52,7 @@ class Prompts:
 
     @property
     def kind(self) -> tuple[str, int, bool]:
-        """The model, token limit and chat format. Only prompts with equal `kind` are generated in one batch."""
+        """Model, token limit and chat format. All prompts in a batch have equal `kind`."""
         return self.model, self.max_tokens, self.is_chat
 
 
@@ -65,12 +65,12 @@ class _Job:
 
 
 class RequestBatches:
-    """A queue of prompts. Texts are generated for one batch of prompts at a time, while `run` is running.
+    """A queue of prompts. While `run` is running, texts are generated in batches.
 
     Args:
         models: the served models, by name.
-        batch: the largest number of prompts in a batch.
-        waiting: the largest number of waiting prompts.
+        batch: largest number of prompts in a batch.
+        waiting: largest number of waiting prompts.
     """
 
     def __init__(self, models: Mapping[str, Model], batch: int = BATCH, waiting: int = WAITING) -> None:
@@ -80,12 +80,10 @@ class RequestBatches:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="generate")
 
     async def generate(self, request: Prompts, on_text: OnText | None = None) -> list[Generation]:
-        """Put the prompts of a request into the queue, and return their generated texts in order.
+        """Put the prompts of a request into the queue, and return the generated texts in order.
 
         Args:
-            request: the prompts.
-            on_text: a function that is called in the event loop after each generated token. It gets the index of the
-                prompt and the text that is generated so far.
+            on_text: called in the event loop after each token, with the prompt's index and the text up to this token.
 
         Raises:
             Busy: too many prompts are waiting.
@@ -109,7 +107,7 @@ class RequestBatches:
         return [one for one in found if isinstance(one, Generation)]
 
     async def run(self) -> None:
-        """Generate texts for waiting prompts until the asyncio task of this call is cancelled."""
+        """Generate texts for waiting prompts until this task is cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             await self._arrived.wait()
@@ -132,21 +130,17 @@ class RequestBatches:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _next(self) -> list[_Job]:
-        """Remove the next batch from the queue and return it: the first waiting prompt and others of the same kind.
-
-        The remaining prompts keep their order. Prompts of disconnected clients are dropped, so the batch can be empty.
-        """
+        """Remove the next batch from the queue and return it."""
+        # Prompts of clients that have disconnected have a finished result. They are dropped, so the batch can be empty.
         waiting = [job for job in self._jobs if not job.result.done()]
+        # A batch has the first waiting prompt and others of its kind. All other prompts keep their order.
         chosen = [job for job in waiting if job.request.kind == waiting[0].request.kind][: self.batch]
         taken = set(map(id, chosen))
         self._jobs = deque(job for job in waiting if id(job) not in taken)
         return chosen
 
     def _answers(self, jobs: Sequence[_Job]) -> list[Generation | Exception]:
-        """Return the generated text, or the error, for each prompt of a batch.
-
-        If the batch fails, each prompt is tried alone, so that one bad prompt does not make the others fail.
-        """
+        """Return the generated text, or the error, for each prompt of a batch."""
         request = jobs[0].request
         model = self.models[request.model]
         predictor = model.chat if request.is_chat and model.chat else model.predictor
@@ -156,6 +150,7 @@ class RequestBatches:
             prompts = [job.prompt for job in jobs]
             return [*predictor.generations(prompts, request.max_tokens, _to_jobs(jobs) if listened else None)]
         except Exception as error:
+            # Each prompt is tried alone, because a single bad prompt makes the complete batch fail.
             if len(jobs) > 1:
                 return [answer for job in jobs for answer in self._answers([job])]
             reason = reason_of(error, 160)

@@ -12,14 +12,13 @@ LISTED = 8
 
 
 def run_folder(folder: Path, run: str | None = None) -> Path:
-    """Return the folder of the only finished run in a study's folder; any other folder is returned unchanged.
+    """Return the folder of a study's only finished run. Any other folder is returned unchanged.
 
     Args:
-        folder: a study's folder, or any other folder.
-        run: the first characters of the run's id; needed if the study has several finished runs.
+        run: first characters of a run's id. Needed for a study with several finished runs.
 
     Raises:
-        UserError: no finished run has such an id, several have one, or `run` is given for a folder that is not a
+        UserError: the number of finished runs with this id is not 1, or `run` is given for a folder that is not a
             study's.
     """
     if not (folder / "runs").is_dir():
@@ -39,7 +38,7 @@ def run_folder(folder: Path, run: str | None = None) -> Path:
 
 
 def is_whole_model(folder: Path) -> bool:
-    """Return whether a folder contains a fully fine-tuned or merged model, itself or in a folder model/ inside it."""
+    """Return whether a folder contains a fully fine-tuned or merged model."""
     if (folder / "adapter_config.json").is_file() or (folder / "adapter").is_dir():
         return False
     return (folder / "petransfer.json").is_file() or (folder / "model").is_dir()
@@ -50,7 +49,7 @@ def _is_finished(path: Path) -> bool:
 
 
 def _described(path: Path) -> str:
-    """Return a run's id with its checkpoint, method and seed; the id alone if spec.json cannot be read."""
+    """Return a run's id with its checkpoint, method and seed. Without a readable spec.json, return the id."""
     try:
         spec = json.loads((path / "spec.json").read_text(encoding="utf-8"))
         return f"{path.name} ({spec['checkpoint']['name']}, {spec['method']['name']}, seed {spec['seed']})"

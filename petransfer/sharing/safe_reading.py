@@ -1,4 +1,4 @@
-"""Read JSON, YAML and safetensors headers from an unknown source. Damaged content is refused; no code is executed."""
+"""Read JSON, YAML and safetensors headers from an unknown source, without executing code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file.
 
     Raises:
-        UserError: the file is not a JSON object, has a key twice, or contains NaN or Infinity, which are not JSON.
+        UserError: the file is not a JSON object, has a key twice, or contains NaN or Infinity.
     """
     try:
         content = json.loads(
@@ -41,7 +41,7 @@ def read_yaml(text: str, name: str) -> dict[str, Any]:
 
     Args:
         text: the YAML text.
-        name: what the text is called in messages, such as its file's name.
+        name: name of the text in messages, such as its file's name.
 
     Raises:
         UserError: the text is not a mapping, is too long, or is refused by `parse_yaml`.
@@ -58,7 +58,7 @@ def read_yaml(text: str, name: str) -> dict[str, Any]:
 
 
 def card_data(text: str) -> dict[str, Any]:
-    """Return the metadata at the head of a card; empty if it has none."""
+    """Return the metadata at the head of a card. Empty without metadata."""
     if not text.startswith("---\n"):
         return {}
     head, mark, _ = text[4:].partition("\n---")
@@ -80,10 +80,10 @@ def read_text(path: Path) -> str:
 
 
 def read_header(path: Path) -> Tensors:
-    """Return the dtype and the shape of each tensor in a safetensors file, by name. The values are not read.
+    """Return the dtype and shape of each tensor in a safetensors file, by name, without reading values.
 
     Raises:
-        UserError: the file is not a safetensors file, is incomplete, or has long metadata, which adapters do not need.
+        UserError: the file is not a safetensors file, is incomplete, or has long metadata.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -37,19 +37,18 @@ Ready = tuple[str, Bundle | None, Predictor]
 class Scores:
     """The scores of one adapter or model on some examples.
 
-    examples: the number of examples.
+    examples: number of examples.
     exact_match: in %.
     log_prob_per_token: mean log-probability of the target tokens, in nats.
-    claimed: exact match, in %, that the adapter's petransfer.json records for these examples; None if there is no such
-        record.
-    same: percentage of examples on which this adapter and the first one are both right or both wrong.
-    generated: the number of generated texts.
-    disagreements: the number of generated texts that contradict the forward pass.
-    seen_rows: the positions, from 0, of the examples that were used in training. None if they are unknown, or if the
-        examples are a held-out part of the adapter's own task.
-    seen, unseen: exact match, in %, on the examples that were used in training, and on the other examples; None if
-        there are no such examples.
-    metrics: the scores of other metrics by name, such as `rouge_l`.
+    claimed: exact match on these examples in petransfer.json, in %. None if not recorded.
+    same: percentage of examples on which this model and the first model are both right or both wrong.
+    generated: number of generated texts.
+    disagreements: number of generated texts that contradict the forward pass.
+    seen_rows: positions, from 0, of the examples used in training. None if unknown, or for held-out examples of the
+        adapter's own task.
+    seen: exact match on the examples used in training, in %. None if unknown or without such examples.
+    unseen: exact match on all other examples, in %. None if unknown or without such examples.
+    metrics: scores of other metrics by name, such as `rouge_l`.
     """
 
     label: str
@@ -69,11 +68,12 @@ class Scores:
 
 @dataclass(frozen=True)
 class Request:
-    """What to score, and how. data, part: see `petransfer.sharing.task_data.test_data`.
+    """What to score, and how.
 
+    data, part: see `petransfer.sharing.task_data.test_data`.
     by_generation: see `petransfer.evaluation.exact_match.evaluate`.
-    with_base: also score the base, and each adapter merged into it.
-    metrics: metrics to compute in addition to exact match and to the metrics of the first adapter's own task.
+    with_base: also score the base, and each adapter merged into its base.
+    metrics: names of additional metrics.
     """
 
     data: str | Pairs | None = None
@@ -86,16 +86,15 @@ class Request:
 def predictors(
     sources: Sequence[Source], where: Where, combination: Combination | None = None, with_base: bool = False
 ) -> Iterator[Ready]:
-    """Yield the label, the bundle and the predictor of each source. Use a predictor before you take the next one.
+    """Yield the label, bundle and predictor of each source. Use a predictor before you take the next one.
 
-    The adapters share one base, which is loaded once; only one adapter is active at a time. Whole models are loaded one
-    at a time.
+    All adapters share one base, which is loaded once. Whole models are loaded one at a time.
 
     Args:
         sources: adapters, whole models and base checkpoints.
-        where: the places of bases and data on this machine.
+        where: where to find bases and data.
         combination: also yield this combination of all adapters.
-        with_base: also yield the base, which comes first, and each adapter merged into its base, which come last.
+        with_base: first yield the base, and last yield each adapter merged into its base.
 
     Raises:
         UserError: the adapters have different bases, or a source cannot be loaded.
@@ -153,7 +152,7 @@ def _merged(bundles: Sequence[Bundle], where: Where) -> Iterator[Ready]:
 def side_by_side(
     sources: Sequence[Source], where: Where, request: Request, combination: Combination | None = None
 ) -> list[Scores]:
-    """Score all sources on the same examples: by default those of the first adapter's own task.
+    """Score all sources on the same examples. Default: the examples of the first adapter's own task.
 
     Raises:
         UserError: the data or a source is not available.
@@ -167,15 +166,10 @@ def side_by_side(
 
 
 def _metrics(bundle: Bundle | None, requested: Sequence[str], labels: tuple[int, str]) -> list[str]:
-    """Return all requested metrics, and those metrics of an adapter's own task that can be computed on the data.
+    """Return the requested metrics, and the computable metrics of an adapter's own task.
 
     Args:
-        bundle: the adapter; None for a base checkpoint.
-        requested: names of metrics.
-        labels: the number of different targets in the data, and the data's name.
-
-    Raises:
-        UserError: a requested metric is unknown or cannot be computed.
+        labels: number of different targets in the data, and the data's name.
     """
     check_metrics(requested, lambda: labels)
     own = bundle.spec.task.metrics if bundle and bundle.spec else ()
@@ -225,12 +219,7 @@ def _scores(
 
 
 def _apart(scores: Scores, seen: tuple[int, ...], scored: Sequence[Scored]) -> Scores:
-    """Return the scores with exact match also computed on the examples used in training, and on the other examples.
-
-    Args:
-        seen: the positions of the examples that were used in training.
-        scored: the outcome of each example.
-    """
+    """Return the scores with separate exact match for examples at the positions `seen` and all others."""
     known = set(seen)
     trained = [row.correct for at, row in enumerate(scored) if at in known]
     others = [row.correct for at, row in enumerate(scored) if at not in known]
@@ -249,18 +238,16 @@ def _percent(values: Sequence[bool]) -> float:
 def evaluation(
     model: Any, loaded: Loaded, prefix: str, examples: Sequence[Example], by_generation: bool = False
 ) -> Evaluation:
-    """Evaluate exact match of a model on some examples, with its active adapter if it has one."""
+    """Evaluate exact match of a model on some examples."""
     encoded = encode_examples(examples, prefix, loaded.tokenizer, loaded.layout)
     return evaluate(model, loaded, examples, encoded, by_generation=by_generation)
 
 
 def _claim(bundle: Bundle | None, first: Bundle | None, part: str) -> float | None:
-    """Return the exact match on `part` that petransfer.json records for an adapter, in %.
-
-    None if there is no such record, or if the adapter's task is not the task of `first`, the first adapter.
-    """
+    """Return the exact match on `part` that petransfer.json records for an adapter, in %. None if not recorded."""
     if not bundle or not bundle.spec or not first or not first.spec or not bundle.provenance:
         return None
+    # The examples are those of the first adapter's task.
     if (bundle.spec.task.name, bundle.spec.task.split) != (first.spec.task.name, first.spec.task.split):
         return None
     claim = bundle.provenance.get("claims", {}).get(part)

@@ -1,4 +1,4 @@
-"""An HTTP server with OpenAI's endpoints for completions and chats, for adapters on one base and for whole models."""
+"""An HTTP server with OpenAI's endpoints for completions and chats."""
 
 from __future__ import annotations
 
@@ -29,9 +29,8 @@ def application(batches: RequestBatches, hosts: Sequence[str] = ("*",)) -> Starl
     """Return the server as an ASGI application.
 
     Args:
-        batches: the object that collects requests into batches and generates the texts.
-        hosts: the accepted values of the Host header; `*` accepts all. Requests with other values are rejected, because
-            a web page in the user's browser could otherwise send requests to a server on the same machine.
+        batches: generates the texts.
+        hosts: accepted values of the Host header. `*` accepts all.
     """
 
     @contextlib.asynccontextmanager
@@ -64,6 +63,7 @@ def application(batches: RequestBatches, hosts: Sequence[str] = ("*",)) -> Starl
             Route("/health", health),
         ],
         exception_handlers={HTTPException: _http_error},
+        # Without this check, a web page in the user's browser could send requests to a server on the same machine.
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))],
         lifespan=lifespan,
     )
@@ -82,12 +82,9 @@ async def _answer(request: Request, batches: RequestBatches, is_chat: bool) -> R
 
 
 async def _event_lines(batches: RequestBatches, asked: Asked) -> AsyncIterator[str]:
-    """Yield the server-sent events of a streamed answer, as text.
-
-    The first event is yielded only after some text is generated. Until then nothing has been sent, so an error can
-    still be answered with an HTTP error status.
-    """
+    """Yield the server-sent events of a streamed answer, as text."""
     answer = Answer(asked)
+    # Nothing is sent before some text is generated: an earlier error can still be answered with an HTTP error status.
     waiting = answer.first_part()
     async with contextlib.aclosing(generated_parts(batches, asked.prompts)) as parts:
         async for at, text, found in parts:
@@ -105,7 +102,7 @@ async def _event_lines(batches: RequestBatches, asked: Asked) -> AsyncIterator[s
 
 
 async def _joined(first: str, lines: AsyncIterator[str]) -> AsyncIterator[str]:
-    """Yield the first event and all following events. If generation fails, the last event is an error message."""
+    """Yield all events. After a failure, the last event is an error message."""
     yield first
     try:
         async for line in lines:
@@ -157,6 +154,6 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def server(app: Starlette) -> uvicorn.Server:
-    """Return the server of an application. It answers all requests in progress before it stops."""
+    """Return the server of an application. The server answers all requests in progress before it stops."""
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on", server_header=False)
     return uvicorn.Server(config)

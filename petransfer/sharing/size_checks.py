@@ -1,4 +1,4 @@
-"""Refuse an adapter whose configuration requests too much memory for the size of its file and of its base.
+"""Refuse an adapter whose configuration requests too much memory.
 
 peft allocates the memory that adapter_config.json requests before it reads any tensor. Without these checks, a file of
 a few kilobytes could request terabytes.
@@ -24,11 +24,11 @@ SLACK = 2**22
 
 
 def check_sizes(bundle: Bundle, base: torch.nn.Module) -> frozenset[str]:
-    """Refuse an adapter that requests more memory than its own tensors and its base justify.
+    """Refuse an adapter that requests too much memory for its tensors and its base.
 
     Returns:
-        The names of the adapter's tensors that replace the embeddings or the output head of the base. peft saves such
-        tensors if the vocabulary was resized.
+        The names of the adapter's tensors that replace the base's embeddings or output head. peft saves these tensors
+        after a change of the vocabulary's size.
 
     Raises:
         UserError: the adapter requests too much memory, or its tensors do not fit the base.
@@ -52,7 +52,7 @@ def check_sizes(bundle: Bundle, base: torch.nn.Module) -> frozenset[str]:
 
 
 def _check_token_rows(bundle: Bundle, count: int) -> None:
-    """Refuse an adapter that trains embedding rows which the base does not have. count: the base's embedding rows."""
+    """Refuse an adapter that trains embedding rows beyond the base's `count` rows."""
     asked = bundle.config.get("trainable_token_indices") or []
     rows = [row for one in (asked.values() if isinstance(asked, dict) else [asked]) for row in one]
     if rows and max(rows) >= count:
@@ -60,11 +60,7 @@ def _check_token_rows(bundle: Bundle, count: int) -> None:
 
 
 def _own_embeddings(bundle: Bundle, base: Any) -> frozenset[str]:
-    """Return the names of the adapter's tensors that replace the embeddings or the output head of the base.
-
-    Raises:
-        UserError: such a tensor does not have the shape of the base's tensor.
-    """
+    """Return the names of the adapter's tensors that replace the base's embeddings or output head."""
     ends = {id(end.weight) for end in (base.get_input_embeddings(), base.get_output_embeddings()) if end is not None}
     names = {
         name: tuple(value.shape) for name, value in base.named_parameters(remove_duplicate=False) if id(value) in ends
@@ -110,7 +106,7 @@ def _check_vera(bundle: Bundle, base: Any) -> None:
 
 
 def _check_lora(bundle: Bundle, base: Any) -> None:
-    """Refuse a LoRA that would have far more parameters on this base than its file contains."""
+    """Refuse a LoRA with far more parameters on this base than in its file."""
     ranks: dict[str, int] = bundle.config.get("rank_pattern") or {}
     wanted = 0
     for name, shape in _targets(bundle, base):
@@ -123,7 +119,7 @@ def _check_lora(bundle: Bundle, base: Any) -> None:
 
 
 def _targets(bundle: Bundle, base: Any) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield the name, and the numbers of output and input features, of each layer that the adapter would adapt."""
+    """Yield the name, output features and input features of each adapted layer."""
     config, targets = _Attributes(bundle.config), bundle.config.get("target_modules")
     every = targets is None or (isinstance(targets, str) and targets.lower() == "all-linear")
     for name, module in base.named_modules():
@@ -143,7 +139,7 @@ def _shape(module: Any) -> tuple[int, int] | None:
 
 
 class _Attributes:
-    """An adapter's configuration as an object, for peft's `check_target_module_exists`. A missing key is None."""
+    """An adapter's configuration as an object for peft. A missing key is None."""
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.__dict__.update(values)

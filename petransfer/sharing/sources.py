@@ -1,6 +1,6 @@
 """Find an adapter, a whole model or a base checkpoint by name: on this machine, in a bundle, or on the hub.
 
-This module does not import torch, which takes seconds, so that a wrong name is reported at once.
+This module does not import torch: a wrong name is reported at once, not after seconds.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Source:
     """An adapter or model that can predict.
 
     kind: `adapter`, `model` (fully fine-tuned or merged by petransfer) or `checkpoint` (any other model).
-    bundle: the files of an adapter or a model; None for a checkpoint.
-    folder: the folder of a model; None for an adapter or a checkpoint.
-    checkpoint: the checkpoint; None for an adapter or a model.
+    bundle: files of an adapter or a model. None for a checkpoint.
+    folder: folder of a model. None for an adapter or a checkpoint.
+    checkpoint: the checkpoint. None for an adapter or a model.
     """
 
     label: str
@@ -52,11 +52,11 @@ class Source:
 def opened_source(place: str, run: str | None = None) -> Iterator[Source]:
     """Open an adapter, a whole model or a base checkpoint by name.
 
-    Files from a zip or from the hub are in a temporary folder, which is removed when the context ends.
+    Files from a zip or the hub are in a temporary folder, which is removed at the end of the `with` block.
 
     Args:
-        place: a run's or a study's folder, an adapter's or a model's folder, a bundle, `nano/<arm>`, or a hub id.
-        run: the first characters of the run's id; needed if `place` is a study with several finished runs.
+        place: folder of a run, study, adapter or model; a bundle; `nano/<arm>`; or a hub id.
+        run: first characters of a run's id. Needed for a study with several finished runs.
 
     Raises:
         UserError: there is no adapter or model at `place`, or its files fail a check.

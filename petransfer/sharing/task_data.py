@@ -1,4 +1,4 @@
-"""The examples that an adapter is evaluated on, and which of them were used in its training."""
+"""The examples for evaluating an adapter, and which examples were used in training."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _COLUMNS = ("input", "target", "category", "template", "messages", "chat")
 class TestData:
     """Examples to evaluate on.
 
-    name: what the examples are called in tables.
-    labels: all possible targets, if the task has a closed set of labels; otherwise empty.
-    own: whether the examples are from the adapter's own task. The adapter's recorded scores then belong to them.
+    name: name of the examples in tables.
+    labels: all possible targets of a classification task. Empty for other tasks.
+    own: whether the examples are from the adapter's own task.
     """
 
     name: str
@@ -45,14 +45,13 @@ def test_data(
     """Return the examples to evaluate on.
 
     Args:
-        bundle: the adapter; None for a base checkpoint. If `data` is None, the adapter's own task is used. If `data` is
-            a file, it is read with the same column names as the adapter's training data.
-        label: the name of the adapter or model in messages.
-        data: a file, a benchmark's `task/split`, pairs of input and target, or None for the adapter's own task.
-        part: `dev` or `test`. None means all rows of a file, and `test` for a benchmark or the adapter's own task. With
-            a file, `dev` or `test` selects the rows that are also in this part of the adapter's own data. If `data` are
-            pairs, `part` is ignored.
-        data_dir: a folder with data files, of a benchmark or the user's own.
+        bundle: the adapter. None for a base checkpoint.
+        label: name of the adapter or model in messages.
+        data: a file, a benchmark's `task/split`, or pairs of input and target. None means the adapter's own task. A
+            file is read with the column names of the adapter's training data.
+        part: `dev` or `test`. Default: all rows of a file, else `test`. In a file, `part` selects rows that are also in
+            this part of the adapter's own data. Ignored for pairs.
+        data_dir: folder with data files.
 
     Raises:
         UserError: the data are not available, or there are no such examples.
@@ -97,10 +96,10 @@ def _rows_of_file(bundle: Bundle | None, data: str, data_dir: Path | None) -> li
 
 
 def columns_of(bundle: Bundle) -> dict[str, Any]:
-    """Return the options for reading a file in the same way as the adapter's own data; empty if it has no such options.
+    """Return the options for reading a file like the adapter's own data. Empty without options.
 
     Raises:
-        UserError: the adapter was trained on a user's own files, and has no recipe with these options.
+        UserError: the adapter was trained on a user's own files, and has no recipe.
     """
     if bundle.spec is None or bundle.spec.task.name != "lines":
         return {}
@@ -116,7 +115,7 @@ def options_of(bundle: Bundle) -> dict[str, Any]:
     """Return the options of an adapter's own task, with the paths of its data on this machine.
 
     Raises:
-        UserError: the adapter was trained on a user's own files, and has no recipe that names the files.
+        UserError: the adapter was trained on a user's own files, and has no recipe.
     """
     assert bundle.spec is not None
     task = bundle.spec.task
@@ -136,7 +135,7 @@ def data_of(bundle: Bundle, data_dir: Path | None) -> SplitData:
     """Return the train, dev and test examples of an adapter's own task.
 
     Raises:
-        UserError: the data are a user's own files, and these files are not on this machine.
+        UserError: the data are a user's own files, and are not on this machine.
     """
     assert bundle.spec is not None
     task = bundle.spec.task
@@ -144,20 +143,17 @@ def data_of(bundle: Bundle, data_dir: Path | None) -> SplitData:
 
 
 def row_hash(row: Example) -> bytes:
-    """Return a hash of an example's input and target: the first 16 bytes of their sha256."""
+    """Return the first 16 bytes of the sha256 of an example's input and target."""
     return hashlib.sha256(json.dumps([row.input, row.target]).encode()).digest()[:16]
 
 
 def row_hashes(rows: Iterable[Example]) -> frozenset[bytes]:
-    """Return the set of the examples' hashes, as `row_hash` computes them."""
+    """Return the hashes of all examples, computed by `row_hash`."""
     return frozenset(map(row_hash, rows))
 
 
 def trained_on(bundle: Bundle | None, rows: Sequence[Example], data_dir: Path | None) -> tuple[int, ...] | None:
-    """Return the positions, from 0, of those rows that were used in an adapter's training.
-
-    None if the adapter's training data are not known or not on this machine.
-    """
+    """Return the positions, from 0, of the examples that were used in an adapter's training. None if unknown."""
     if bundle is None or bundle.spec is None:
         return None
     try:

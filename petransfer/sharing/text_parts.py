@@ -1,4 +1,4 @@
-"""Yield the texts of a request in parts, while they are being generated."""
+"""Yield the texts of a request in parts, during generation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Part = tuple[int, str, list[Generation] | None]
 async def generated_parts(batches: RequestBatches, prompts: Prompts) -> AsyncGenerator[Part, None]:
     """Generate a text for each prompt, and yield the texts in parts.
 
-    The parts of one prompt, joined, are the text of this prompt. The last part also has the list of all complete texts.
+    The joined parts of a prompt are the complete text. The last part also has the list of all complete texts.
 
     Raises:
         Busy: too many prompts are waiting.
@@ -42,13 +42,7 @@ async def generated_parts(batches: RequestBatches, prompts: Prompts) -> AsyncGen
 
 
 def _new(text: str, sent: str) -> str | None:
-    """Return the next piece of a text to send; None if there is nothing to send yet.
-
-    Spaces at the end, and characters whose bytes are not complete, are not sent: the next token can change them.
-
-    Args:
-        text: the text that is generated so far.
-        sent: the beginning of the text, which was sent already.
-    """
+    """Return the next part of a text, after the part `sent`. None if there is nothing to send yet."""
+    # The next token can change spaces at the end, and characters whose bytes are not complete.
     certain = text.rstrip("\ufffd").rstrip()
     return certain.removeprefix(sent) if certain.startswith(sent) and certain != sent else None

@@ -1,6 +1,6 @@
-"""The section of a card that shows how to use the adapter: with plain transformers and peft, and with petransfer.
+"""The section of a card that shows how to use the adapter.
 
-A test runs the code for plain transformers and peft.
+The section has code for plain transformers and peft, and commands of petransfer. A test runs the code.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ if inputs["input_ids"][0, -1] == tokenizer.eos_token_id:
 
 
 def base_in_words(spec: RunSpec) -> str:
-    """Return a phrase in Markdown that names the base and says where it can be found."""
+    """Return a phrase in Markdown that names the base and its place."""
     name = spec.checkpoint.name
     if is_embedded(name):
         return f"`{name}`, which ships with petransfer and is not on the hub"
@@ -85,7 +85,7 @@ def usage(spec: RunSpec, provenance: dict[str, Any]) -> str:
 
 
 def _base(spec: RunSpec) -> tuple[str, str]:
-    """Return the sentences that introduce the code, and the base's name or folder in the code."""
+    """Return the text before the code, and the base's name or folder in the code."""
     name = spec.checkpoint.name
     after = "`adapter` is the unpacked bundle or this repository:"
     if is_embedded(name):

@@ -1,4 +1,4 @@
-"""Check an adapter against its own records: files, base, tokenizer, bits, data, and the claimed scores."""
+"""Check an adapter against its own records: files, base, tokenizer, bits, data and scores."""
 
 from __future__ import annotations
 
@@ -36,7 +36,12 @@ PARTS = {"dev": "validation", "test": "test"}
 
 @dataclass(frozen=True)
 class Check:
-    """The outcome of one check. what: the subject of the check, such as `files`. line: the result in one line."""
+    """The outcome of one check.
+
+    what: subject of the check, such as `files`.
+    passed: whether the check passed.
+    line: the result in one line.
+    """
 
     what: str
     passed: bool
@@ -46,16 +51,14 @@ class Check:
 def verify(
     bundle: Bundle, where: Where, bits: Bits | None = None, evaluated: bool = True, plain: bool = False
 ) -> Iterator[Check]:
-    """Check an adapter, and yield the outcome of each check as soon as it is done.
-
-    The checks stop if the base is wrong, because the remaining checks would be meaningless.
+    """Check an adapter, and yield the outcome of each check.
 
     Args:
         bundle: the adapter.
-        where: the places of the base and the data on this machine.
-        bits: load the base with this number of bits; None means as in training.
-        evaluated: evaluate again to check the claimed scores, which needs the data and takes most of the time.
-        plain: also generate texts with plain transformers and peft, and compare them with petransfer's.
+        where: where to find the base and the data.
+        bits: bits of the loaded base. Default: as in training.
+        evaluated: evaluate again to check the scores. This needs the data and takes most of the time.
+        plain: also compare the generated texts with those of plain transformers and peft.
 
     Raises:
         UserError: the adapter has no records to check against, or the base or the data are not available.
@@ -72,6 +75,7 @@ def verify(
     loaded = base.load(where.device)
     of_base = list(_base(bundle, base, loaded))
     yield from of_base
+    # With a wrong base, the remaining checks would be meaningless.
     if not all(check.passed for check in of_base):
         return
     model = _attached(loaded, bundle, base.bits)
@@ -83,10 +87,9 @@ def verify(
 
 
 def _attached(loaded: Loaded, bundle: Bundle, bits: Bits) -> Any:
-    """Return the base with the adapter attached, even if a file does not have the recorded sha256.
-
-    An earlier check has reported such a difference. Evaluating the adapter shows whether it changes the scores.
-    """
+    """Return the base with the adapter attached."""
+    # Without provenance and manifest, `attach` accepts files whose sha256 differs. An earlier check has reported the
+    # difference, and evaluating shows whether the difference changes the scores.
     return attach(loaded, [replace(bundle, provenance=None, manifest=None)], bits)
 
 
@@ -103,13 +106,13 @@ def _files(bundle: Bundle) -> Iterator[Check]:
 
 
 def _claims(bundle: Bundle) -> dict[str, float]:
-    """Return the exact match that petransfer.json records for each part of the data, in %."""
+    """Return the exact match in petransfer.json for each part of the data, in %."""
     claims = (bundle.provenance or {})["claims"]
     return {part: float(claims[part]["exact_match"]) for part in PARTS if part in claims}
 
 
 def _card(bundle: Bundle) -> Iterator[Check]:
-    """Compare the sha256 and the scores in the card with those in petransfer.json. Only differences are yielded."""
+    """Compare the sha256 and scores in the card with petransfer.json. Yield only differences."""
     if bundle.card is None:
         return
     sha = ((bundle.provenance or {}).get("files") or {}).get(WEIGHTS, "")
@@ -133,10 +136,7 @@ def _figures_of_card(metadata: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def _saved_figures(bundle: Bundle) -> Iterator[Check]:
-    """Compare the scores in result.json and examples.parquet with those in petransfer.json. Nothing is evaluated.
-
-    Only differences are yielded.
-    """
+    """Compare the scores in result.json and examples.parquet with petransfer.json. Yield only differences."""
     claims, result = _claims(bundle), bundle.result() or {}
     for part, claim in claims.items():
         measured = result.get(part, {}).get("exact_match", claim)
@@ -210,9 +210,10 @@ def _figures(bundle: Bundle, where: Where, model: Any, loaded: Loaded) -> Iterat
 
 
 def _usable(data: SplitData, bundle: Bundle, loaded: Loaded) -> SplitData:
-    """Return the data without the examples that the run left out because its model could not process them."""
+    """Return the data without the examples that training left out."""
     assert bundle.spec is not None
     options = options_of(bundle)
+    # A run with `bad_rows: skip` leaves out the examples that its model cannot process.
     if options.get("bad_rows") != "skip":
         return data
     most = int(options.get("max_length", 0))
@@ -222,16 +223,13 @@ def _usable(data: SplitData, bundle: Bundle, loaded: Loaded) -> SplitData:
 
 
 def _claimed(part: str, claim: dict[str, Any], found: Evaluation) -> Check:
-    """Compare the recorded exact match with the one measured now.
-
-    A near-tie is an example whose outcome can change by rounding. The check therefore passes if the numbers of correct
-    examples differ by at most the number of near-ties.
-    """
+    """Compare the recorded exact match with the measured one."""
     now, claimed, size = 100 * found.exact_match, float(claim["exact_match"]), len(found.scored)
     apart = round(abs(now - claimed) * size / 100, 6)
     if apart < 0.5:
         return Check("claim", True, f"{now:.2f} % EM on {part}, as claimed ({count(size, 'example')})")
     about = f"{now:.2f} % EM on {part}; claimed are {claimed:.2f} %, {apart:.0f} of {size:,} examples"
+    # A near-tie is an example whose outcome can change by rounding.
     if apart <= found.near_ties:
         return Check("claim", True, f"{about}, within the {found.near_ties} near-ties")
     return Check("claim", False, f"{about} {'more' if claimed > now else 'fewer'} than were measured here")
@@ -253,9 +251,10 @@ def _example_by_example(kept: Sequence[dict[str, Any]], scored: Sequence[Scored]
 
 
 def _plain(bundle: Bundle, where: Where, base: Base, model: Any, loaded: Loaded) -> Check:
-    """Check that plain transformers and peft generate the same texts. At 8 and 4 bits, different texts also pass."""
+    """Check that plain transformers and peft generate the same texts."""
     assert bundle.spec is not None
     inputs = [bundle.spec.task.prefix + example.input for example in data_of(bundle, where.data_dir).test]
     different, total = differing_texts(bundle, base, model, loaded, inputs)
     line = f"plain transformers and peft generate the same text for {total - different} of {total} test inputs"
+    # At 8 and 4 bits, the check passes also for different texts.
     return Check("plain", not different or base.bits < 16, line)

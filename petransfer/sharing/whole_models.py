@@ -26,7 +26,7 @@ def whole_predictor(source: Source, where: Where, prefix: str = "", template: st
     """Load a whole model or a base checkpoint, and return its predictor.
 
     Args:
-        prefix, template: used for a base checkpoint only. A whole model has its own prefix and template.
+        prefix, template: prefix and template for a base checkpoint. A whole model has its own.
 
     Raises:
         UserError: the model or its tokenizer cannot be loaded.
@@ -53,11 +53,7 @@ def _weights_folder(folder: Path) -> Path:
 
 
 def _refuse_changed(folder: Path, bundle: Bundle) -> None:
-    """Refuse the model of a run if its configuration or its weights are not the files that the run saved.
-
-    Raises:
-        UserError: a file is missing or differs.
-    """
+    """Refuse a run's model if its configuration or weights were changed after training."""
     saved = (bundle.provenance or {}).get("files") or {}
     for name, expected in saved.items():
         if name != "config.json" and not re.fullmatch(r"[\w.-]+\.safetensors", name):
@@ -71,7 +67,7 @@ def _refuse_changed(folder: Path, bundle: Bundle) -> None:
 
 
 def _load_whole(folder: Path, bundle: Bundle, checkpoint: str | None, device: str) -> Loaded:
-    """Load the model that a run or a merge saved. A run saves no tokenizer, so the base's tokenizer is loaded."""
+    """Load the model that a run or a merge saved."""
     assert bundle.spec is not None
     weights = _weights_folder(folder)
     try:
@@ -85,6 +81,7 @@ def _load_whole(folder: Path, bundle: Bundle, checkpoint: str | None, device: st
     if (weights / "tokenizer_config.json").is_file():
         tokenizer = AutoTokenizer.from_pretrained(weights)
         return Loaded(model, tokenizer, layout_of(config, tokenizer, model.generation_config), None, ())
+    # A run saves no tokenizer.
     tokenizer, layout = _base_tokenizer(bundle, config, checkpoint)
     return Loaded(model, tokenizer, layout, None, ())
 
