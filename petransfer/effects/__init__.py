@@ -1,1 +1,1 @@
-"""The results of a study: contrasts of arms with intervals, tests and verdicts. Reads run folders; imports no torch."""
+"""The effects of a study: differences between arms or methods, with intervals and verdicts. Imports no torch."""

@@ -1,4 +1,4 @@
-"""The metrics that effects can be judged by: exact match, or another metric with one value per run."""
+"""The metrics on which effects can be computed: exact match, or another metric with one value per run."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from petransfer.recipe.metrics import EXACT_MATCH, METRICS
 
 @dataclass(frozen=True)
 class Criterion:
-    """A metric that effects are judged by. Its values are between 0 and 100.
+    """A metric on which effects are computed. Its values are between 0 and 100.
 
-    key: the metric's name in the scores of a run's result.json. word: its name in a sentence. short: its name in a
-    table header. unit: the text that is printed after a value, such as ` %`. of_answers: whether the metric is a share
-    of correct answers, so that log-odds are defined.
+    Attributes:
+        key: name of the metric in result.json.
+        word: name of the metric in a sentence.
+        short: name of the metric in a table header.
+        unit: text that is printed after a value, such as ` %`.
+        of_answers: whether the metric is a share of correct answers. Log-odds exist only for such metrics.
     """
 
     key: str
@@ -26,12 +29,12 @@ class Criterion:
 
     @property
     def by_example(self) -> bool:
-        """Whether a run saves the value of this metric for each test example. True for exact match only."""
+        """Whether runs save a value of the metric for each test example. True only for exact match."""
         return self.key == EXACT_MATCH
 
     @property
     def note(self) -> str:
-        """A note on the statistics that are left out when effects are judged by this metric; '' for exact match."""
+        """A note on statistics that cannot be computed for this metric. '' for exact match."""
         if self.by_example:
             return ""
         left_out = "McNemar's test" if self.of_answers else "log-odds, McNemar's test"
@@ -42,7 +45,7 @@ class Criterion:
 
 
 class Criteria(Mapping[str, Criterion]):
-    """A mapping from each metric name that a recipe may use to its `Criterion`. Exact match comes first."""
+    """The `Criterion` of each metric, by the metric's name. Exact match comes first."""
 
     def __getitem__(self, name: str) -> Criterion:
         if name == EXACT_MATCH:
@@ -63,5 +66,5 @@ CRITERIA = Criteria()
 
 
 def criterion_of(effects: Mapping[str, Any]) -> Criterion:
-    """Return the criterion that a study's effects were judged by. effects: the content of effects.json."""
+    """Return the metric on which a study's effects were computed. `effects`: content of effects.json."""
     return CRITERIA[effects.get("judged_by", EXACT_MATCH)]

@@ -1,4 +1,4 @@
-"""Draw the plots that several kinds of effects share: forest plots and plots of retention ratios."""
+"""Plots of effects: forest plots and plots of retention ratios."""
 
 from __future__ import annotations
 
@@ -24,16 +24,13 @@ SMALL = 8
 
 
 def new_figure(columns: int, rows: int = 1, *, size: tuple[float, float], **options: Any) -> tuple[Figure, list[Axes]]:
-    """Make a figure with a grid of empty panels. The frames of the panels have no top and no right line.
+    """Make a figure with empty panels, and return the figure and its panels, row by row.
 
     Args:
         columns: number of panels in a row.
         rows: number of rows of panels.
-        size: width and height of the whole figure in inches.
-        options: options of matplotlib's `subplots`, such as sharex.
-
-    Returns:
-        The figure and its panels, row by row.
+        size: width and height of the figure in inches.
+        options: keyword arguments of matplotlib's `subplots`.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -48,38 +45,31 @@ def new_figure(columns: int, rows: int = 1, *, size: tuple[float, float], **opti
 
 
 def label_of(effect: dict[str, Any]) -> str:
-    """Return the label of a contrast: its two arms or methods with a real minus sign (U+2212) between them."""
+    """Return the label of an effect: its two arms or methods with a minus sign (U+2212) between them."""
     if effect.get("arm") or not effect.get("left_name"):
         return str(effect["name"]).replace(" - ", f" {MINUS} ")
     return f"{effect['left_name']} {MINUS} {effect['right_name']}"
 
 
 def difference_in(word: str, width: float) -> str:
-    """Return the label of an axis that shows differences.
-
-    Args:
-        word: name of the metric.
-        width: the figure's width in inches. If it is below 5 inches, the label has two lines.
-    """
+    """Return the label of an axis that shows differences in the metric `word`. `width`: figure width in inches."""
     return f"difference in test{chr(10) if width < _WIDE else ' '}{word}, points"
 
 
 def wrapped(label: str, width: float) -> str:
-    """Break the label of a row into short lines, so that most of the figure's width is left for the data.
-
-    width: the figure's width in inches.
-    """
+    """Break the label of a row into short lines. `width`: figure width in inches."""
     return textwrap.fill(label, 44 if width >= _WIDE else 24, break_long_words=False, break_on_hyphens=False)
 
 
 def plot_forest(effects: Sequence[dict[str, Any]], word: str, width: float | None = None) -> Figure:
-    """Draw a forest plot: each effect with its interval. Orhan's (2021) effect is below it, as a hollow diamond.
+    """Draw a forest plot: one row per effect, with its difference and interval.
+
+    Effects in Orhan (2021) are drawn as hollow diamonds.
 
     Args:
-        effects: entries of effects.json. Each has the keys name, split, method, arm, difference, interval, margin and
-            verdict. If Orhan (2021) has the same effect, the key `paper` has that effect with its interval.
+        effects: entries of effects.json.
         word: name of the metric.
-        width: the figure's width in inches; the width of a page by default.
+        width: figure width in inches. Default: the width of a page.
     """
     from matplotlib.patches import Patch
 
@@ -118,7 +108,7 @@ def plot_forest(effects: Sequence[dict[str, Any]], word: str, width: float | Non
 
 @dataclass(frozen=True)
 class _Row:
-    """A line of a forest plot. It shows our effect, Orhan's (2021) effect or both; a heading shows neither."""
+    """A row of a forest plot. `paper` is the effect in Orhan (2021). A heading has no effect."""
 
     label: str
     effect: dict[str, Any] | None = None
@@ -130,11 +120,6 @@ class _Row:
 
 
 def _rows(effects: Sequence[dict[str, Any]]) -> list[_Row]:
-    """Return the lines of a forest plot, grouped under headings.
-
-    A group has the effects of one split and one method. If there are more methods than effects, a group has one split
-    and one effect instead, and its lines are the methods.
-    """
     methods = {effect["method"] for effect in effects if effect["method"]}
     names = {label_of(effect) for effect in effects}
     by_effect = len(methods) > len(names)
@@ -145,6 +130,8 @@ def _rows(effects: Sequence[dict[str, Any]]) -> list[_Row]:
     def label(effect: dict[str, Any]) -> str:
         return f"{label_of(effect)}{', ' + effect['arm'] if effect['arm'] else ''}"
 
+    # Effects are grouped by split and method. If there are more methods than effects, they are grouped by split and
+    # effect.
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for effect in effects:
         groups.setdefault((effect["split"], label(effect) if by_effect else short(effect)), []).append(effect)
@@ -164,7 +151,7 @@ def _rows(effects: Sequence[dict[str, Any]]) -> list[_Row]:
 def draw_interval(
     axes: Axes, effect: dict[str, Any], at: float, colour: str, marker: str, *, hollow: bool, size: float = 5.5
 ) -> None:
-    """Draw an effect's difference as a marker and its interval as a line, at the vertical position `at`."""
+    """Draw an effect's difference as a marker and its interval as a line. `at`: vertical position."""
     interval = effect["interval"]
     if interval:
         axes.plot([interval["low"], interval["high"]], [at, at], color=colour, linewidth=1.4, solid_capstyle="butt")
@@ -193,8 +180,8 @@ def plot_ratios(ratios: Sequence[dict[str, Any]], width: float | None = None) ->
     """Draw retention ratios with their intervals. A ratio of 1 means that the whole effect is retained.
 
     Args:
-        ratios: retentions of effects.json. Each has the keys name, split, under, ratio and interval.
-        width: the figure's width in inches; the width of a page by default.
+        ratios: retentions of effects.json.
+        width: figure width in inches. Default: the width of a page.
     """
     figure, (axes,) = new_figure(1, size=(width or TWO_COLUMNS, 0.7 + 0.36 * len(ratios)))
     for at, one in enumerate(ratios):
@@ -210,7 +197,7 @@ def plot_ratios(ratios: Sequence[dict[str, Any]], width: float | None = None) ->
 
 
 def _ratio_names(ratios: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the labels of ratios: effect, split and method, without the parts that all ratios share."""
+    """Return a label for each ratio. Parts that are equal for all ratios are left out."""
     methods = {one["under"]["name"] for one in ratios}
     parts = [(one["name"], one["split"], short_label(one["under"]["name"], methods)) for one in ratios]
     differing = [at for at in range(3) if len({part[at] for part in parts}) > 1] or [0]

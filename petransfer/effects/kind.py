@@ -1,6 +1,6 @@
-"""The class and the registry of the kinds of effects, such as contrast, scale and retention.
+"""The class and the registry of the kinds of effects.
 
-Each file in `effects/kinds/` declares one kind; other packages can declare more.
+Each file in `effects/kinds/` declares one kind. Other packages can declare more kinds.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The limits that a recipe declares for verdicts.
+    """The thresholds for verdicts, from a recipe.
 
-    margin: in percentage points; the verdict is `equivalent` if the tests show a difference smaller than the margin.
-    smallest_effect: in percentage points; a smaller difference never has the verdict `holds` or `reversed`.
-    learnt: in percent; an arm with a lower exact match on dev counts as not having learnt the task.
+    Attributes:
+        margin: equivalence margin in percentage points.
+        smallest_effect: smallest difference, in percentage points, that can have the verdict `holds` or `reversed`.
+        learnt: smallest exact match on dev, in percent, of an arm that has learnt the task.
     """
 
     margin: float = MARGIN
@@ -35,18 +36,16 @@ class Thresholds:
 
     @classmethod
     def of(cls, recipe: Recipe) -> Thresholds:
-        """Return the thresholds of a recipe."""
         return cls(recipe.margin, recipe.smallest_effect, recipe.learnt)
 
 
 @dataclass(frozen=True)
 class Family:
-    """The result of testing an effect together with the other effects of its family.
+    """An effect's p value after testing several effects together.
 
-    By default all effects of a study are one family; a recipe can divide them into several.
-
-    p_holm: the effect's p value after Holm's adjustment; None if the effect is not tested. tests: number of effects
-    that are tested together.
+    Attributes:
+        p_holm: p value after Holm's adjustment. None if the effect is not tested.
+        tests: number of effects that are tested together.
     """
 
     p_holm: float | None
@@ -55,7 +54,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Missing:
-    """An effect that cannot be estimated. why: a sentence with the reason."""
+    """An effect that cannot be estimated. `why`: a sentence with the reason."""
 
     why: str
 
@@ -64,18 +63,18 @@ class Missing:
 class Kind:
     """A kind of effect: its data, its test, its sentence and its plot.
 
-    name: the kind's name in the registry. key: the key of the list of these effects in effects.json. heading: the title
-    of their section on a report's page. requests: the values of `RequestedEffect.kind` that this kind handles.
-    order: kinds with a smaller number are judged and shown first.
-    collect: takes a requested effect, a split and the study's runs. It yields the data of each effect to estimate, or
-    `Missing` if an effect cannot be estimated.
-    p_value: takes the data of one effect and returns its p value before adjustment; None if the effect is not tested.
-    judge: takes the data of one effect, its `Family` and the thresholds. It returns the effect with its estimate and
-    its verdict, as a dataclass whose fields are written to effects.json.
-    sentence: takes an effect as in effects.json and the criterion, and returns the effect and its verdict as text.
-    details: takes the same arguments as `sentence`, and returns further numbers as text, '' if there are none.
-    plot: takes the list of these effects in effects.json, the criterion and a width in inches. It returns a figure, or
-    None if there is nothing to draw.
+    Attributes:
+        name: name in the registry.
+        key: key of the list of these effects in effects.json.
+        heading: title of the section in a report.
+        requests: values of `RequestedEffect.kind` that this kind handles.
+        order: position in reports. Smaller numbers come first.
+        collect: function of (requested effect, split, runs). Yields the data of each effect, or `Missing`.
+        p_value: function of (data, thresholds). Returns the p value before adjustment. None means not tested.
+        judge: function of (data, `Family`, thresholds). Returns the effect with its verdict, as a dataclass.
+        sentence: function of (entry of effects.json, criterion). Returns the effect and its verdict as text.
+        details: function of (entry of effects.json, criterion). Returns more numbers as text, or ''.
+        plot: function of (entries of effects.json, criterion, width in inches). Returns a figure, or None.
     """
 
     name: str
@@ -95,5 +94,5 @@ KINDS = Registry("kind of effect", Kind, "petransfer.effects.kinds", "petransfer
 
 
 def kinds_in_order() -> list[Kind]:
-    """Return all kinds of effects, including the kinds of other packages, sorted by `order`."""
+    """Return all kinds of effects, sorted by `order`. Kinds of other packages are included."""
     return sorted(KINDS.values(), key=lambda kind: (kind.order, kind.name))

@@ -1,4 +1,4 @@
-"""The data from which effects are estimated: a contrast of two groups of runs, or two contrasts."""
+"""The data from which effects are estimated: two groups of runs (`Contrast`), or two contrasts (`Two`)."""
 
 from __future__ import annotations
 
@@ -20,20 +20,18 @@ from petransfer.recipe.metrics import EXACT_MATCH
 
 @dataclass(frozen=True)
 class Contrast:
-    """Two groups of runs to compare, left and right, on the same test examples.
+    """Two groups of runs to compare, left and right. The test examples are equal.
 
-    left, right: (seeds, examples) the exact match of each example, 0 or 1. If the outcomes of single examples are not
-    known, the shape is (seeds, 1): each seed's share of correct answers, or its value of another `metric` divided by
-    100. The interval then covers only the variation between seeds.
-    log_prob_left, log_prob_right: (seeds,) the mean log-probability per target token of each run, or None.
-    categories: (columns,) the category of each column of `left` and `right`.
-    left_name, right_name: the two arms or methods. method: the method, if two arms are compared. arm: the arm, if two
-    methods are compared. paired: whether row i of `left` and row i of `right` have the same seed.
-    examples: number of test examples; 0 means one example per column. left_out: number of runs that are not used,
-    because the other group has no run of the same seed.
-    dev: mean exact match (or the other metric) of each group on dev, divided by 100; NaN if it is not known.
-    left_key, right_key: identify the runs of each group. Groups with equal keys are the same runs. An empty key means
-    that the runs are not identified.
+    Attributes:
+        left, right: (seeds, examples) exact match, 0 or 1. For other metrics and Orhan (2021): (seeds, 1), 0 to 1.
+        log_prob_left, log_prob_right: (seeds,) mean log-probability per target token, in nats.
+        categories: (columns,) category of each column of `left` and `right`.
+        paired: whether row i of `left` and row i of `right` have equal seeds.
+        left_name, right_name: the two arms or methods.
+        examples: number of test examples. 0 means one example per column.
+        left_out: number of runs that are not used, because the other group lacks their seed.
+        dev: mean scores of left and right on dev, 0 to 1. NaN if unknown.
+        left_key, right_key: identifiers of the runs. '' means no identifier.
     """
 
     name: str
@@ -57,24 +55,20 @@ class Contrast:
 
     @property
     def test_examples(self) -> int:
-        """The number of test examples behind each seed's score."""
         return self.examples or self.left.shape[1]
 
     @property
     def percent(self) -> tuple[Scores, Scores]:
-        """The scores of the seeds in percent: an array (seeds,) for left and one for right."""
+        """The scores of the seeds in percent: arrays (seeds,) for left and right."""
         return 100 * self.left.mean(1), 100 * self.right.mean(1)
 
     def learnt(self, least: float) -> bool:
-        """Return whether both groups reach `least` % exact match on dev.
-
-        A group without a dev score counts as reaching it. The result is always True if the metric is not exact match.
-        """
+        """Return whether left and right reach `least` % exact match on dev. Unknown scores count as reached."""
         return self.metric != EXACT_MATCH or not any(100 * side < least for side in self.dev)
 
     @functools.cached_property
     def interval(self) -> Interval | None:
-        """The 95 % interval of left minus right in percentage points; None if a group has a single seed."""
+        """The 95 % interval of left minus right in percentage points. None if a group has a single seed."""
         if self.paired:
             found = paired_interval(self.left, self.right, self.categories)
         else:
@@ -90,9 +84,9 @@ def in_points(interval: Interval | None) -> Interval | None:
 
 @dataclass(frozen=True)
 class Two:
-    """Two contrasts of the same arms on the same split: in two families, under two methods, or in two studies.
+    """Two contrasts of one pair of arms: in two families, under two methods, or in two studies.
 
-    here_name, there_name: the family, the method or the study of `here` and of `there`.
+    `here_name` and `there_name` are the family, method or study of `here` and of `there`.
     """
 
     here: Contrast
@@ -102,7 +96,7 @@ class Two:
 
     @property
     def keys(self) -> tuple[str, str, str, str]:
-        """Keys of the groups (left here, right here, left there, right there); equal keys mean the same runs."""
+        """Keys of the groups: left here, right here, left there, right there. Equal keys mean equal runs."""
         named = (self.here.left_key, self.here.right_key, self.there.left_key, self.there.right_key)
         return tuple(key or f"group {at}" for at, key in enumerate(named))  # type: ignore[return-value]
 
@@ -113,10 +107,7 @@ class Two:
         return dict(zip(self.keys, groups, strict=True))
 
     def weights(self, *signs: float) -> dict[str, float]:
-        """Return the weights of the groups by key. If a group occurs twice, its two weights are added.
-
-        signs: the weights of left here, right here, left there and right there.
-        """
+        """Return the weights of the groups by key. `signs` are in the order of `keys`."""
         found: dict[str, float] = {}
         for key, sign in zip(self.keys, signs, strict=True):
             found[key] = found.get(key, 0.0) + sign
@@ -127,9 +118,12 @@ class Two:
 class Side:
     """One of the two effects that a scale effect or a retention compares.
 
-    name: the family, method or study in which the effect was measured. left, right: mean scores in percent. difference,
-    interval: left minus right in percentage points. seeds: numbers of seeds of left and right. dev: dev scores of left
-    and right in percent; None if they are not known.
+    Attributes:
+        name: family, method or study in which the effect was measured.
+        left, right: mean scores of the two arms in percent.
+        difference, interval: left minus right in percentage points.
+        seeds: numbers of seeds of left and right.
+        dev: dev scores of left and right in percent. None if unknown.
     """
 
     name: str
@@ -142,7 +136,7 @@ class Side:
 
 
 def sides_of(two: Two) -> tuple[Side, Side]:
-    """Return the effects of `two.here` and `two.there` with their intervals."""
+    """Return the effects `two.here` and `two.there` with their intervals."""
     return _side(two.here_name, two.here), _side(two.there_name, two.there)
 
 
@@ -153,7 +147,7 @@ def _side(name: str, contrast: Contrast) -> Side:
 
 
 def dev_of(contrast: Contrast) -> tuple[float, float] | None:
-    """Return the dev scores of the left and the right group in percent, or None if one of them is not known."""
+    """Return the dev scores of left and right in percent. None if a score is unknown."""
     left, right = contrast.dev
     return None if math.isnan(left) or math.isnan(right) else (100 * left, 100 * right)
 
@@ -162,15 +156,13 @@ def compared(name: str, split: str, left: Scored, right: Scored, **names: Any) -
     """Make a contrast of two groups of runs.
 
     Args:
-        name: the name of the effect, such as `english-scratch`.
-        split: the split that all runs were tested on.
-        left: the first group.
-        right: the second group, which is subtracted from the first.
-        names: further fields of `Contrast`. With `paired=True`, runs of the same seed form a pair, and a run whose seed
-            the other group lacks is not used.
+        name: name of the effect, such as `english-scratch`.
+        split: split on which the runs were tested.
+        left, right: the groups. The right group is subtracted.
+        names: further fields of `Contrast`. `paired=True` pairs runs with equal seeds and leaves out all other runs.
 
     Raises:
-        UserError: the groups were not tested on the same examples.
+        UserError: the groups were tested on different examples.
     """
     if not np.array_equal(left.index, right.index):
         raise UserError(f"the runs of {name} on {split} were not tested on the same examples")
@@ -214,11 +206,8 @@ def _mean(values: np.ndarray) -> float:
 
 
 def arms_under(effect: RequestedEffect, split: str, method: str, runs: Runs) -> Contrast | Missing:
-    """Return the contrast of an effect's two arms under a method, or `Missing` if an arm has no finished run.
-
-    If the study trains the right arm by one method only, its runs under that method are used, even if it is not
-    `method`. For example, `scratch` always trains all weights.
-    """
+    """Return the contrast of an effect's two arms under a method. `Missing` if an arm has no finished run."""
+    # The right arm may have one method only. For example, `scratch` always trains all weights.
     partner = runs.partner(effect.right, method, split)
     left, right = runs.scored(effect.left, method, split), runs.scored(effect.right, partner, split)
     if left and right:
@@ -229,10 +218,9 @@ def arms_under(effect: RequestedEffect, split: str, method: str, runs: Runs) -> 
 
 
 def other_study(effect: RequestedEffect, split: str, runs: Runs) -> Runs | Missing:
-    """Return the runs of the study that `effect.study` names, or `runs` if the effect names no study.
+    """Return the runs of the study `effect.study`. If the name is empty, return `runs`.
 
-    The scores of the other study are its values of the metric of `runs`. Returns `Missing` if there is no such study,
-    or if the other study did not measure the metric.
+    Returns `Missing` if the study does not exist or lacks the metric of `runs`.
     """
     if not effect.study:
         return runs

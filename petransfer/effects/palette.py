@@ -1,4 +1,4 @@
-"""Colours of plots. In an HTML page, a CSS variable replaces each colour, so that plots suit light and dark themes."""
+"""Colours of plots. On an HTML page, CSS variables replace the colours, for light and dark themes."""
 
 from __future__ import annotations
 
@@ -38,6 +38,6 @@ VARIABLES = {
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
-    """Return a colour for each arm name, and for the control arms. Colours are assigned in the order of the names."""
+    """Return the colour of each arm, by the arm's name. The control arms are always included."""
     own = [name for name in dict.fromkeys(names) if name not in CONTROLS]
     return {name: SERIES[at % len(SERIES)] for at, name in enumerate(own)} | CONTROLS

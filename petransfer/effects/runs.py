@@ -1,4 +1,4 @@
-"""Read the scores of a study's runs from its run folders, in groups of one arm, method and split."""
+"""Read the scores of a study's runs from the run folders, grouped by arm, method and split."""
 
 from __future__ import annotations
 
@@ -26,10 +26,12 @@ from petransfer.study.grid import Cell, expand
 class Scored:
     """The scores of the finished runs of one arm and method on one split, one run per seed.
 
-    scores: (seeds, examples) exact match, 0 or 1; or (seeds, 1) each run's value of another metric, divided by 100.
-    log_probs: (seeds,) mean log-probability per target token. index: (examples,) row numbers of the test examples.
-    category: (columns,) the category of each column of `scores`. dev: (seeds,) each run's value of the metric on dev,
-    divided by 100; NaN if the run has no such value.
+    Attributes:
+        scores: (seeds, examples) exact match, 0 or 1. For other metrics, (seeds, 1) values from 0 to 1.
+        log_probs: (seeds,) mean log-probability per target token, in nats.
+        index: (examples,) row numbers of the test examples.
+        category: (columns,) category of each column of `scores`.
+        dev: (seeds,) scores on dev, 0 to 1. NaN if unknown.
     """
 
     seeds: tuple[int, ...]
@@ -43,16 +45,18 @@ class Scored:
 
     @property
     def key(self) -> str:
-        """An identifier of these runs and scores. The statistics treat groups with the same key as one sample."""
+        # The statistics treat groups with equal keys as one sample.
         digest = hashlib.sha256(np.ascontiguousarray(self.scores).tobytes()).hexdigest()[:12]
         return f"{' '.join(self.run_ids)} {digest}"
 
 
 @dataclass(frozen=True)
 class Runs:
-    """A study's grid and the scores of its runs. Scores are kept in memory, so that files are read once.
+    """The runs of a study with their scores. Each file is read once.
 
-    metric: name of the metric whose values are the scores.
+    Attributes:
+        cells: the runs of the grid, finished or not.
+        metric: name of the metric whose values are the scores.
     """
 
     recipe: Recipe
@@ -63,32 +67,25 @@ class Runs:
 
     @property
     def splits(self) -> list[str]:
-        """The splits in the order of the grid."""
         return list(dict.fromkeys(cell.split for cell in self.cells))
 
     def methods(self, arm: str, split: str) -> list[str]:
-        """Return the methods by which the study trains an arm on a split, in the order of the grid."""
         return list(dict.fromkeys(cell.method for cell in self.cells if cell.arm == arm and cell.split == split))
 
     def asked(self, arm: str, method: str, split: str) -> list[Cell]:
-        """Return the study's cells of an arm, method and split. Their runs may be finished or not."""
+        """Return the grid's runs of an arm, method and split, finished or not."""
         return [cell for cell in self.cells if (cell.arm, cell.method, cell.split) == (arm, method, split)]
 
     def partner(self, arm: str, method: str, split: str) -> str:
-        """Return the method under which `arm` is compared.
-
-        If the study trains the arm on this split by one method only, the result is that method. Otherwise it is
-        `method`.
-        """
+        """Return the study's only method for `arm` on the split. If there are several methods, return `method`."""
         found = self.methods(arm, split)
         return method if method in found or len(found) != 1 else found[0]
 
     def scored(self, arm: str, method: str, split: str) -> Scored | None:
-        """Return the scores of the finished runs of an arm, method and split, or None if no run is finished.
+        """Return the scores of the finished runs of an arm, method and split. None if no run is finished.
 
         Raises:
-            UserError: the runs were not tested on the same examples, a run has no test value of the metric, or the
-                examples.parquet of a run is missing or damaged.
+            UserError: the test examples of the runs differ, or a score or the file examples.parquet is missing.
         """
         done = [cell for cell in self.asked(arm, method, split) if self.folder.run(cell.run_id).done]
         key = tuple(cell.run_id for cell in done)
@@ -107,11 +104,11 @@ class Runs:
 
 
 def runs_of(study: str, beside: Path, metric: str = EXACT_MATCH) -> Runs | None:
-    """Return the runs of another study, or None if there is no such study.
+    """Return the runs of another study. None if the study does not exist.
 
     Args:
-        study: the folder of the other study; or only the folder's name, if it is next to the folder `beside`.
-        beside: the folder of this study.
+        study: folder of the other study, or name of a folder next to `beside`.
+        beside: folder of this study.
         metric: name of the metric whose values are the scores.
     """
     for path in (Path(study).expanduser(), beside.parent / study):
@@ -141,13 +138,11 @@ def _read(cells: Sequence[Cell], folder: StudyFolder, metric: str) -> Scored:
 
 
 def _dev(folder: StudyFolder, cell: Cell, metric: str) -> float:
-    """Return a run's value of a metric on dev, divided by 100; NaN if the run has none."""
     figure = _figure(folder.run(cell.run_id), "dev", metric)
     return math.nan if figure is None else figure / 100
 
 
 def _share(folder: StudyFolder, cell: Cell, metric: str) -> float:
-    """Return a run's value of a metric on the test set, divided by 100."""
     run = folder.run(cell.run_id)
     figure = _figure(run, "test", metric)
     if figure is None:
@@ -159,7 +154,7 @@ def _share(folder: StudyFolder, cell: Cell, metric: str) -> float:
 
 
 def _figure(run: RunFolder, part: str, metric: str) -> float | None:
-    """Return a run's value of a metric on `dev` or `test` from its result.json, 0 to 100; None if it is not there."""
+    """Return a run's score on `dev` or `test`, 0 to 100. None if unknown."""
     figure = (run.result() or {}).get(part, {}).get(CRITERIA[metric].key)
     return None if figure is None else float(figure)
 
@@ -175,10 +170,7 @@ def _examples(folder: StudyFolder, run_id: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def examples_of(folder: StudyFolder, run_id: str) -> Iterator[Path]:
-    """Yield the path of a finished run's examples.parquet, which has one row per test example.
-
-    Read the file inside the `with` block. If this fails, a `UserError` that says what to do replaces the original
-    error.
+    """Yield the path of a finished run's examples.parquet, to be read inside the `with` block.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -188,6 +180,7 @@ def examples_of(folder: StudyFolder, run_id: str) -> Iterator[Path]:
     path = folder.run(run_id).path / "examples.parquet"
     try:
         yield path
+    # The caller reads the file inside its `with` block, so errors of reading arrive here.
     except (OSError, pyarrow.ArrowException) as error:
         why = "is lost" if isinstance(error, FileNotFoundError) else f"cannot be read ({type(error).__name__})"
         raise UserError(

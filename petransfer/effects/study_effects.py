@@ -29,10 +29,7 @@ JUDGED_VERSION = 8
 
 @dataclass(frozen=True)
 class Item:
-    """The data from which one effect is estimated.
-
-    family: the name of the family of effects in which the p value is adjusted; '' for the study's main family.
-    """
+    """The data from which one effect is estimated. `family`: name of a group of effects that are tested together."""
 
     kind: Kind
     data: Any
@@ -41,36 +38,36 @@ class Item:
 
 @dataclass
 class Collected:
-    """The data from which the recipe's effects are estimated.
-
-    items: the kind and the data of each effect. missing: a sentence for each effect that cannot be estimated.
-    """
+    """The data of a recipe's effects. `missing`: a sentence for each effect that cannot be estimated."""
 
     items: list[Item] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
     def of(self, name: str) -> list[Any]:
-        """Return the data of all effects of the kind with this name."""
         return [item.data for item in self.items if item.kind.name == name]
 
 
 def update_effects(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, *, anew: bool = False) -> dict[str, Any]:
-    """Judge the recipe's effects from the finished runs, write effects.json, and return its content.
+    """Compute the recipe's effects from the finished runs, write effects.json, and return its content.
 
-    The content has a list for each kind of effect (`effects`, `scales`, `retentions`), `tests` (the number of tested
-    effects), `families` (that number for each family of effects, given only if the recipe names families), `judged_by`
-    (the metric, given only if it is not exact match), `notes` (notes for the reader), `sentences` (the notes and one
-    sentence for each effect) and `missing` (a sentence for each effect that cannot be estimated yet).
+    `anew`: whether to compute the effects even if effects.json is up to date.
 
-    If effects.json was already made from the same runs, its content is returned without computing it again, because
-    importing statsmodels takes seconds. `anew` forces the computation. Nothing is written if the recipe has no effects
-    or no run is finished.
+    Returns:
+        A dictionary with these keys:
+        effects, scales, retentions: one list for each kind of effect.
+        tests: number of tested effects.
+        families: number of tested effects by group. Only if the recipe names groups of effects.
+        judged_by: name of the metric. Only if the metric is not exact match.
+        notes: notes for the reader.
+        sentences: the notes, and one sentence for each effect.
+        missing: a sentence for each effect that cannot be estimated.
     """
     done = sorted(cell.run_id for cell in cells if study.run(cell.run_id).done)
     if not recipe.effects or not done:
         return {"effects": [], "scales": [], "retentions": [], "notes": [], "missing": [], "sentences": []}
     digest = _digest(recipe, cells, study, done)
     path = study.path / "effects.json"
+    # Reading the file saves importing statsmodels, which takes seconds.
     kept = None if anew else _read(path)
     if kept is None or kept.get("runs_sha256") != digest:
         content = {"runs_sha256": digest, **_judged(recipe, cells, study)}
@@ -81,7 +78,7 @@ def update_effects(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, *,
 
 
 def _digest(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, done: list[str]) -> str:
-    """Return a hash of everything that the verdicts depend on: requested effects, thresholds, metric, and runs."""
+    # The verdicts depend on everything that is hashed here.
     failed = sorted((cell.run_id, study.run(cell.run_id).status()) for cell in cells if cell.run_id not in set(done))
     asked = [effect if isinstance(effect, str) else effect.model_dump() for effect in recipe.effects]
     limits = [recipe.margin, recipe.smallest_effect, recipe.learnt]
@@ -90,11 +87,7 @@ def _digest(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder, done: lis
 
 
 def demand(recipe: Recipe, cells: Sequence[Cell]) -> Demand:
-    """Count the effects that a study tests together. The more effects it tests, the more seeds it needs (Holm).
-
-    Effects are tested together if they are in the same family of effects. If the recipe names several families, the
-    result is that of the family which needs the most seeds.
-    """
+    """Count the effects that a study tests together. More effects need more seeds (Holm)."""
     unpaired: Counter[str] = Counter()
     paired: Counter[str] = Counter()
     effects = requested_effects(recipe)
@@ -110,11 +103,12 @@ def demand(recipe: Recipe, cells: Sequence[Cell]) -> Demand:
         Demand(unpaired[family] + paired[family], len(recipe.seeds), unpaired[family], paired[family])
         for family in dict.fromkeys(effect.family for effect in effects)
     ]
+    # With several groups of tested effects, the group that needs the most seeds counts.
     return max(found, key=lambda one: one.needed, default=Demand(0, len(recipe.seeds), 0, 0))
 
 
 def collect(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> Collected:
-    """Collect the data from which the recipe's effects are estimated, on every split."""
+    """Collect the data of the recipe's effects on every split."""
     from petransfer.effects.kind import KINDS, Missing, kinds_in_order
     from petransfer.effects.runs import Runs
 
@@ -160,7 +154,7 @@ def _judged(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> dict[s
 
 
 def _families(items: Sequence[Item], limits: Thresholds) -> list[Family]:
-    """Return, for each item, the adjusted p value and the number of tests in the item's family of effects."""
+    """Return the adjusted p value and the number of tests for each item."""
     from petransfer.effects.kind import Family
     from petransfer.effects.statistics import holm
 
@@ -175,10 +169,7 @@ def _families(items: Sequence[Item], limits: Thresholds) -> list[Family]:
 
 
 def one_pretraining_note(cells: Sequence[Cell]) -> str:
-    """Return a note on the arms that have only one pretrained checkpoint; '' if there are no such arms.
-
-    The seeds of such an arm vary only the fine-tuning, not the pretraining.
-    """
+    """Return a note on the arms that have a single pretrained checkpoint. '' if there are none."""
     weights: dict[str, set[str]] = {}
     for cell in cells:
         checkpoint = cell.spec.checkpoint
@@ -196,16 +187,13 @@ def one_pretraining_note(cells: Sequence[Cell]) -> str:
 
 
 def several_cpus_note(cells: Sequence[Cell], study: StudyFolder) -> str:
-    """Return a note if the finished runs were made on different models of CPU; '' if all were made on one model.
-
-    Runs on a GPU are ignored. Older versions of petransfer did not record the CPU. If some results name a CPU and
-    others do not, the runs without a CPU name count as made on one more model.
-    """
+    """Return a note if the runs were made on different models of CPU. '' otherwise."""
     results = [study.run(cell.run_id).result() for cell in cells]
     environments = [found.get("environment") or {} for found in results if found]
     runs = Counter(str(one.get("cpu") or "") for one in environments if str(one.get("device", "cpu")).startswith("cpu"))
     if len(runs) < 2:
         return ""
+    # Old versions of petransfer did not record the CPU. An unknown CPU counts as one more model.
     kinds = sorted((-count, cpu or "not recorded") for cpu, count in runs.items())
     counts = "; ".join(f"{cpu}: {-count} run{'s' * (count < -1)}" for count, cpu in kinds)
     return (
@@ -215,15 +203,12 @@ def several_cpus_note(cells: Sequence[Cell], study: StudyFolder) -> str:
 
 
 def _add_paper(effects: list[dict[str, Any]], recipe: Recipe, limits: Thresholds) -> None:
-    """Add to each effect the entry `paper`: the same contrast in Orhan (2021), or None if the paper does not have it.
-
-    The p values of the paper's contrasts are adjusted together (Holm). The paper reports exact match only, so `paper`
-    is None for other metrics.
-    """
+    """Add the entry `paper` to each effect: the effect in Orhan (2021), or None."""
     from petransfer.effects.kinds.contrast import judge
     from petransfer.effects.pairs import Contrast
     from petransfer.effects.reference import family_beside, published_contrast
 
+    # The paper has exact match only. The p values of its contrasts are adjusted together (Holm).
     family = family_beside(recipe.family_name)
     found: dict[tuple[str, str], Contrast] = {}
     for effect in effects:
@@ -244,7 +229,7 @@ def _published(effect: Effect) -> dict[str, Any]:
 
 
 def _elsewhere(recipe: Recipe, study: StudyFolder) -> list[list[str]]:
-    """Return the ids of the finished runs of each other study that the recipe's effects refer to."""
+    """Return the ids of the finished runs of each other study that an effect names."""
     names = {effect.study for effect in requested_effects(recipe) if effect.study}
     if not names:
         return []

@@ -1,4 +1,4 @@
-"""Format numbers for sentences, tables and pages. The minus sign is U+2212, and a p value is never shown as 0."""
+"""Format numbers for sentences, tables and pages. The minus sign is U+2212."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ MINUS = "\u2212"
 
 
 def signed(value: float, digits: int = 1) -> str:
-    """Format a number with a plus or a minus sign; 0 has no sign."""
+    """Format a number with a plus or minus sign. 0 has no sign."""
     text = f"{value:+.{digits}f}"
     return (text if float(text) else f"{0:.{digits}f}").replace("-", MINUS)
 
 
 def plain(value: float, digits: int = 1) -> str:
-    """Format a number with a minus sign if it is negative, and without a sign otherwise."""
+    """Format a number. Only negative numbers have a sign."""
     text = f"{value:.{digits}f}"
     return (text if float(text) else f"{0:.{digits}f}").replace("-", MINUS)
 
 
 def bounds(interval: Mapping[str, float] | None, digits: int = 1) -> str:
-    """Format a confidence interval as `[low, high]` with a space in front; '' if there is no interval."""
+    """Format an interval as ` [low, high]`, with a space in front. '' for None."""
     return f" [{signed(interval['low'], digits)}, {signed(interval['high'], digits)}]" if interval else ""
 
 
 def p_value(value: float | None) -> str:
-    """Format a p value with two or three decimals, never as 0. None, which means no test, gives a dash."""
+    """Format a p value, never as 0. None (not tested) gives a dash."""
     if value is None:
         return "\u2013"
     return "<0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
@@ -39,7 +39,7 @@ def p_text(value: float | None) -> str:
 
 
 def seeds_text(seeds: Sequence[int], paired: bool) -> str:
-    """Return a text with the number of seeds of each of two groups, or with the number of pairs of seeds."""
+    """Format the numbers of seeds of two groups, or the number of pairs of seeds."""
     left, right = seeds
     if paired:
         return f"{count(left, 'pair')} of seeds"
@@ -49,10 +49,9 @@ def seeds_text(seeds: Sequence[int], paired: bool) -> str:
 
 
 def capital(text: str) -> str:
-    """Return the text with a capital first letter."""
     return text[:1].upper() + text[1:]
 
 
 def unpaired(runs: int) -> str:
-    """Return a clause about runs that cannot be compared, because the other group has no run of the same seed."""
+    """Return a clause about `runs` runs that have no partner with an equal seed."""
     return f"{count(runs, 'run')} {'has' if runs == 1 else 'have'} no partner of the same seed"

@@ -1,8 +1,7 @@
-"""The contrast of two arms, or of two methods in one arm: is there a difference, and in which direction?
+"""The difference between two arms, or between two methods in one arm, with its verdict.
 
-The test is the exact permutation test of the difference of means over seeds. Its null hypothesis is that the seeds of
-both sides come from one distribution, so the test can also reject if only the spread differs. Therefore the verdicts
-`holds` and `reversed` also require that the interval of the difference of means excludes zero.
+The test is the exact permutation test over seeds. The verdicts `holds` and `reversed` also require that the interval of
+the difference excludes zero, because the test can also reject for a difference in spread alone.
 """
 
 from __future__ import annotations
@@ -50,18 +49,27 @@ NEAR_THE_ENDS = 5.0
 
 @dataclass(frozen=True)
 class Effect:
-    """A contrast in the form of effects.json: the difference of two sides (arms or methods) with its verdict.
+    """A difference between two arms or methods (left and right), with its verdict, as in effects.json.
 
-    left, right: mean scores of the two sides in percent. left_seeds, right_seeds: the score of each seed in percent.
-    difference, interval, margin and smallest_effect are in percentage points; log_prob_difference is in nats per target
-    token. p: the p value of the exact permutation test over seeds. p_holm: `p` after Holm's adjustment within the
-    family of effects that are tested together; None if a side has not learnt the task. smallest_p: the smallest p value
-    that is possible with this number of seeds. least_p_holm: `smallest_p` after Holm's adjustment. equivalence_p: the p
-    value of the equivalence test; None if there are too few seeds. seeds_needed: number of seeds per side that would be
-    needed to detect the difference; None if the verdict is not `inconclusive`. log_odds: None unless the metric is a
-    share of correct answers and a side is near 0 % or 100 %. mcnemar: None unless each side is a single run. left_out:
-    number of runs that are not used, because the other side has no run of the same seed. dev: dev scores of both sides
-    in percent. because: the reason for the verdict; '' for `holds` and `reversed`.
+    Attributes:
+        difference, interval: left minus right, in percentage points.
+        left, right: mean scores in percent.
+        left_seeds, right_seeds: score of each seed in percent.
+        left_out: number of runs that are not used, because the other group lacks their seed.
+        p: p value of the permutation test over seeds.
+        p_holm: `p` after Holm's adjustment. None if an arm has not learnt the task.
+        smallest_p: smallest possible p value with this number of seeds.
+        least_p_holm: `smallest_p` after Holm's adjustment.
+        equivalence_p: p value of the equivalence test. None if there are too few seeds.
+        margin: equivalence margin in percentage points.
+        smallest_effect: smallest effect of interest in percentage points.
+        because: reason for the verdict. '' for `holds` and `reversed`.
+        seeds_needed: number of seeds per group that can detect the difference. Only for `inconclusive`.
+        log_prob_difference: difference of the mean log-probabilities, in nats per target token.
+        log_prob_p: p value of `log_prob_difference`, without adjustment.
+        log_odds: difference of the mean log-odds. Only for scores near 0 % or 100 %.
+        mcnemar: McNemar's test of two runs. Only for one run per group.
+        dev: dev scores of left and right in percent.
     """
 
     name: str
@@ -97,7 +105,7 @@ class Effect:
 
 
 def collect(effect: RequestedEffect, split: str, runs: Runs) -> Iterator[Contrast | Missing]:
-    """Yield the contrast of two arms under each method of the left arm, or of two methods in each arm.
+    """Yield the contrast of two arms under each method, or of two methods in each arm.
 
     Yields `Missing` for a contrast that cannot be estimated.
     """
@@ -125,15 +133,11 @@ def _methods_in(arm: str, effect: RequestedEffect, split: str, runs: Runs) -> Co
 
 
 def raw_p(contrast: Contrast) -> float:
-    """Compute the p value of the exact permutation test over seeds, before Holm's adjustment."""
     return permutation_p(contrast.left.mean(1), contrast.right.mean(1), paired=contrast.paired)
 
 
 def tested_p(contrast: Contrast, thresholds: Thresholds) -> float | None:
-    """Compute the p value of a contrast before Holm's adjustment.
-
-    Returns None if a side has not learnt the task, because such a contrast is not tested.
-    """
+    """Compute the p value before Holm's adjustment. None if an arm has not learnt the task."""
     return raw_p(contrast) if contrast.learnt(thresholds.learnt) else None
 
 
@@ -147,7 +151,7 @@ def judge(contrasts: Sequence[Contrast], thresholds: Thresholds | None = None) -
 
 
 def judge_one(contrast: Contrast, family: Family, thresholds: Thresholds) -> Effect:
-    """Estimate a contrast and return it with its verdict."""
+    """Return the effect of a contrast with its verdict."""
     paired = contrast.paired
     left, right = contrast.percent
     means = float(left.mean()), float(right.mean())
@@ -210,7 +214,7 @@ def _verdict(
     needed: int | None,
     limits: Thresholds,
 ) -> tuple[Verdict, str]:
-    """Return the verdict and the reason for it. The reason is '' for `holds` and `reversed`."""
+    """Return the verdict and its reason. The reason is '' for `holds` and `reversed`."""
     left, right = means
     word = CRITERIA[contrast.metric].word
     if not contrast.learnt(limits.learnt):
@@ -232,22 +236,18 @@ def _verdict(
 
 
 def within(interval: Interval | None, margin: float) -> bool:
-    """Return whether the whole interval is within the margin around zero; True if there is no interval.
-
-    There is no interval if a side has a single seed. The equivalence test then has too few seeds to succeed.
-    """
+    """Return whether the interval is within the margin around zero. True if there is no interval."""
+    # There is no interval if a group has a single seed. The equivalence test then has too few seeds to succeed.
     return interval is None or (-margin < interval.low and interval.high < margin)
 
 
 def _obstacle(
     contrast: Contrast, difference: float, p: float | None, odds: Odds | None, limits: Thresholds
 ) -> str | None:
-    """Return the reason why the verdict cannot be `holds` or `reversed`, or None if it can.
-
-    The reason is '' if the p value is too large or the contrast is not tested. `_verdict` then finds another reason.
-    """
+    """Return why the verdict cannot be `holds` or `reversed`. None means that it can be."""
     interval = contrast.interval
     if p is None or p >= LEVEL:
+        # '' stands for a large p value or an untested contrast; `_verdict` then finds another reason
         return ""
     if abs(difference) < limits.smallest_effect:
         return f"the difference is below the smallest effect of interest, {limits.smallest_effect:g} points"
@@ -273,15 +273,12 @@ def _end(mean: float) -> str:
 
 
 def no_room(left: float, right: float, room: float = ROOM) -> bool:
-    """Return whether both means (in percent) are near 0 %, or both near 100 %. The metric then shows no difference.
-
-    room: the largest distance that counts as near, in percentage points.
-    """
+    """Return whether both means, in percent, are within `room` points of 0 %, or both of 100 %."""
     return max(left, right) <= room or min(left, right) >= 100 - room
 
 
 def sentence(effect: dict[str, Any], criterion: Criterion) -> str:
-    """Return a sentence with the compared sides, the difference and the verdict."""
+    """Return an entry of effects.json as text."""
     place = effect["arm"] or effect["method"]
     tested = f"{p_text(effect['p_holm'])} (Holm)" if effect["p_holm"] is not None else "not tested"
     seen = (
@@ -294,7 +291,7 @@ def sentence(effect: dict[str, Any], criterion: Criterion) -> str:
 
 
 def details(effect: dict[str, Any], criterion: Criterion) -> str:
-    """Return sentences with further numbers of an effect, and with the paper's effect if the paper has it."""
+    """Return further numbers of an effect as text, and the effect in Orhan (2021)."""
     parts = []
     if effect["p_holm"] is not None and effect["least_p_holm"] >= LEVEL:
         parts.append(f"So few seeds cannot give less than {p_text(effect['least_p_holm'])} (Holm).")
@@ -327,7 +324,6 @@ def _paper(effect: dict[str, Any]) -> list[str]:
 
 
 def plot(effects: Sequence[dict[str, Any]], criterion: Criterion, width: float | None = None) -> Figure | None:
-    """Draw a forest plot of the contrasts with their intervals; None if there are no contrasts."""
     return plot_forest(effects, criterion.word, width) if effects else None
 
 

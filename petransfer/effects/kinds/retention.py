@@ -1,8 +1,6 @@
-"""Retention: an effect (a difference between two arms) under one method, divided by the same effect under another.
+"""Retention: an effect under one method, divided by the effect under another method.
 
-A retention of 1 means that the whole effect is retained. Retention has no test and no verdict. The ratio is given only
-if its confidence set by Fieller's method is a bounded interval. Otherwise the effect in the denominator could be zero,
-and the ratio would be meaningless.
+A retention of 1 means that the whole effect is retained. Retention has no test and no verdict.
 """
 
 from __future__ import annotations
@@ -27,9 +25,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Retention:
-    """A retention in the form of effects.json: the effect `under` divided by the effect `over`.
+    """A retention as in effects.json: the effect `under` divided by the effect `over`.
 
-    undefined: the reason why `ratio` and `interval` are None; None if they are given.
+    `undefined` is the reason why `ratio` and `interval` are None.
     """
 
     name: str
@@ -42,9 +40,9 @@ class Retention:
 
 
 def collect(effect: RequestedEffect, split: str, runs: Runs) -> Iterator[Two | Missing]:
-    """Yield the effect's contrast under the method `effect.under` together with the contrast under `effect.over`.
+    """Yield the contrast under the method `effect.under` together with the contrast under `effect.over`.
 
-    Yields `Missing` if one of the two contrasts cannot be estimated.
+    Yields `Missing` if a contrast cannot be estimated.
     """
     other = other_study(effect, split, runs)
     if isinstance(other, Missing):
@@ -61,13 +59,14 @@ def collect(effect: RequestedEffect, split: str, runs: Runs) -> Iterator[Two | M
 
 
 def retention(two: Two, thresholds: Thresholds | None = None) -> Retention:
-    """Divide the effect `two.here` by the effect `two.there`, and compute Fieller's 95 % interval of the ratio."""
+    """Divide the effect `two.here` by the effect `two.there`, with Fieller's 95 % interval."""
     under, over = sides_of(two)
     undefined = _undefined(under, over, two, thresholds or Thresholds())
     interval = None
     if undefined is None:
         weights = two.weights(1.0, -1.0, 0.0, 0.0), two.weights(0.0, 0.0, 1.0, -1.0)
         interval = fieller_interval(two.samples, *weights, two.here.categories)
+        # The interval is unbounded: the effect in the denominator could be zero, and the ratio would be meaningless.
         if interval is None:
             undefined = (
                 f"not defined: by Fieller's test the effect under {over.name} could be zero "
@@ -89,7 +88,7 @@ def _undefined(under: Side, over: Side, two: Two, limits: Thresholds) -> str | N
 
 
 def sentence(one: dict[str, Any], criterion: Criterion) -> str:
-    """Return a sentence with both effects and their ratio, or with the reason why there is no ratio."""
+    """Return an entry of `retentions` in effects.json as text."""
     under, over = one["under"], one["over"]
     about = f"Retention of {one['name']} on {one['split']}"
     sides = (
@@ -104,12 +103,10 @@ def sentence(one: dict[str, Any], criterion: Criterion) -> str:
 
 
 def details(one: dict[str, Any], criterion: Criterion) -> str:
-    """Return '', because the sentence has all numbers of a retention."""
     return ""
 
 
 def plot(found: Sequence[dict[str, Any]], criterion: Criterion, width: float | None = None) -> Figure | None:
-    """Draw the retained share of each effect; undefined ratios are left out."""
     defined = [one for one in found if one["ratio"] is not None]
     return plot_ratios(defined, width) if defined else None
 

@@ -1,4 +1,4 @@
-"""The scale effect: an effect in this study's family minus the same effect in a smaller family."""
+"""Scale effects: an effect in this study's family minus the effect in a smaller family."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ _SIGNS = (1.0, -1.0, -1.0, 1.0)
 
 @dataclass(frozen=True)
 class Scale:
-    """A scale effect in the form of effects.json: the effect in the family `here` minus the effect in `there`.
+    """A scale effect as in effects.json: the effect `here` (larger family) minus the effect `there`.
 
-    difference, interval, of_left, of_right and margin are in percentage points. of_left, of_right: the parts of the
-    difference that come from the left and from the right arm; their sum is the difference.
-    p: the p value of Welch's t test over the four groups of seeds. An exact test of `here` alone, or of `there` alone,
-    has a smallest possible p value, given by its number of seeds. `p` is never smaller than either of these two.
-    p_holm: `p` after Holm's adjustment within the family of effects that are tested together; None if an arm has not
-    learnt the task. because: the reason for the verdict; '' for `holds` and `reversed`.
+    Attributes:
+        difference, interval: `here` minus `there`, in percentage points.
+        of_left, of_right: parts of the difference that come from the left and the right arm.
+        p: p value of Welch's t test over the four groups of seeds.
+        p_holm: `p` after Holm's adjustment. None if an arm has not learnt the task.
+        margin: equivalence margin in percentage points.
+        because: reason for the verdict. '' for `holds` and `reversed`.
     """
 
     name: str
@@ -55,9 +56,9 @@ class Scale:
 
 
 def collect(effect: RequestedEffect, split: str, runs: Runs) -> Iterator[Two | Missing]:
-    """Yield the contrast in this study together with the contrast in the other study, for each method of the left arm.
+    """Yield the contrast in this study together with the contrast in the other study, for each method.
 
-    Yields `Missing` if one of the two contrasts cannot be estimated.
+    Yields `Missing` if a contrast cannot be estimated.
     """
     other = other_study(effect, split, runs)
     if isinstance(other, Missing):
@@ -74,13 +75,13 @@ def collect(effect: RequestedEffect, split: str, runs: Runs) -> Iterator[Two | M
 
 
 def _like(method: str, arm: str, split: str, other: Runs) -> str:
-    """Return the method to use in the other study: the only method of `arm` there, or `method` if there are several."""
+    # If the other study trains the arm by one other method only, that method is compared.
     theirs = other.methods(arm, split)
     return theirs[0] if method not in theirs and len(theirs) == 1 else method
 
 
 def scale_p(two: Two) -> float:
-    """Compute the p value of a scale effect before Holm's adjustment; 1 if a group has a single seed."""
+    """Compute the p value of a scale effect, before Holm's adjustment. 1 if a group has a single seed."""
     here, there = two.here, two.there
     counts = [len(side) for side in (here.left, here.right, there.left, there.right)]
     if min(counts) < 2:
@@ -88,17 +89,18 @@ def scale_p(two: Two) -> float:
     found = welch_p(_seed_means(two), two.weights(*_SIGNS))
     if found is None:  # within each group, all seeds have the same score
         found = 0.0 if _sum(two) else 1.0
+    # An exact test of `here` or of `there` alone cannot give a smaller p value than `smallest_p`.
     return max(found, smallest_p(*counts[:2]), smallest_p(*counts[2:]))
 
 
 def tested_p(two: Two, thresholds: Thresholds) -> float | None:
-    """Compute the p value of a scale effect before Holm's adjustment, or None if an arm has not learnt the task."""
+    """Compute the p value before Holm's adjustment. None if an arm has not learnt the task."""
     learnt = two.here.learnt(thresholds.learnt) and two.there.learnt(thresholds.learnt)
     return scale_p(two) if learnt else None
 
 
 def judge(pairs: Sequence[Two], thresholds: Thresholds | None = None) -> list[Scale]:
-    """Return the scale effect of each pair of contrasts with its verdict. All p values are adjusted together (Holm)."""
+    """Return the scale effect of each pair of contrasts. All p values are adjusted together (Holm)."""
     limits = thresholds or Thresholds()
     p_values = [tested_p(two, limits) for two in pairs]
     tests = sum(p is not None for p in p_values)
@@ -106,7 +108,7 @@ def judge(pairs: Sequence[Two], thresholds: Thresholds | None = None) -> list[Sc
 
 
 def judge_one(two: Two, family: Family, thresholds: Thresholds) -> Scale:
-    """Estimate a scale effect and return it with its verdict."""
+    """Return the scale effect of two contrasts with its verdict."""
     here, there = sides_of(two)
     interval = difference_of_differences(two)
     verdict, because = _verdict(two, here, there, interval, family.p_holm, thresholds)
@@ -129,15 +131,13 @@ def judge_one(two: Two, family: Family, thresholds: Thresholds) -> Scale:
 
 
 def difference_of_differences(two: Two) -> Interval | None:
-    """Compute the 95 % interval of a scale effect, in percentage points; None if a group has a single seed.
-
-    If the two contrasts have different numbers of test examples, the examples of each contrast are drawn separately.
-    """
+    """Compute the 95 % interval of a scale effect, in percentage points. None if a group has a single seed."""
     weights, samples = two.weights(*_SIGNS), two.samples
     if len(two.here.categories) == len(two.there.categories):
         return in_points(sum_interval(samples, weights, two.here.categories, two.here.test_examples))
     if min(map(len, samples.values())) < 2:
         return None
+    # The two contrasts have different test examples, so the examples of each contrast are drawn separately.
     drawn: dict[str, Scores] = {}
     for seed, (contrast, keys) in enumerate(((two.here, two.keys[:2]), (two.there, two.keys[2:]))):
         mine = {key: samples[key] for key in keys}
@@ -166,10 +166,7 @@ def _verdict(
 
 
 def _equivalent(two: Two, margin: float) -> bool:
-    """Return whether two one-sided Welch tests show that the scale effect is smaller than the margin.
-
-    margin: in percentage points.
-    """
+    """Return whether an equivalence test shows a scale effect below `margin` percentage points."""
     seeds = _seed_means(two)
     if min(map(len, seeds.values())) < fewest_for_equivalence() or abs(_sum(two)) >= margin:
         return False
@@ -190,7 +187,7 @@ _CONCLUSIONS = {"holds": "The effect grows with scale", "reversed": "The effect 
 
 
 def sentence(scale: dict[str, Any], criterion: Criterion) -> str:
-    """Return a text with both effects, their difference, and the part of the difference that comes from each arm."""
+    """Return an entry of `scales` in effects.json as text."""
     here, there = scale["here"], scale["there"]
     sides = " and ".join(
         f"{signed(side['difference'])} points{bounds(side['interval'])} in {side['name']} "
@@ -207,12 +204,10 @@ def sentence(scale: dict[str, Any], criterion: Criterion) -> str:
 
 
 def details(scale: dict[str, Any], criterion: Criterion) -> str:
-    """Return a sentence about the test that gives the p value."""
     return "The p is Welch's t over the four groups of seeds, never below the least of an exact test of either side."
 
 
 def plot(scales: Sequence[dict[str, Any]], criterion: Criterion, width: float | None = None) -> Figure | None:
-    """Draw the scale effects as a forest plot."""
     rows = [scale | {"arm": "", "left_name": ""} for scale in scales]
     return plot_forest(rows, criterion.word, width) if rows else None
 

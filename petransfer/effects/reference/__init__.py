@@ -1,10 +1,9 @@
-"""The scores of Orhan (2021, arXiv:2109.15101). Reports show them next to our scores on the same splits.
+"""The scores of Orhan (2021, arXiv:2109.15101), shown next to our scores.
 
-orhan2021.csv has the number of correct answers of each seed. The numbers come from the paper's released result files
-(github.com/eminorhan/parsing-transformers at commit 9887632, results/**). The paper's scripts set the number of epochs
-of each experiment; only results with this number are used. Arms and families have the names that petransfer's registry
-uses. The paper trained all weights, scored the models after the last epoch, and used COGS as it was before its
-correction in 2022.
+orhan2021.csv has the number of correct answers of each seed, from the paper's released result files
+(github.com/eminorhan/parsing-transformers at commit 9887632, results/**). Only results with the number of epochs of the
+paper's scripts are used. The paper trained all weights, scored after the last epoch, and used COGS without the
+correction of 2022.
 """
 
 from __future__ import annotations
@@ -25,10 +24,12 @@ FAMILIES = ("t5-base", "t5-3b", "opus-mt-de-fr")
 
 @dataclass(frozen=True)
 class Published:
-    """The paper's scores of one arm on one split, or on one category of a split.
+    """The scores of Orhan (2021) for one arm on one split, or on one category of the split.
 
-    category: '' for the whole split. examples: number of test examples. shares: each seed's share of correct answers,
-    from 0 to 1.
+    Attributes:
+        category: '' for the whole split.
+        examples: number of test examples.
+        shares: share of correct answers of each seed, 0 to 1.
     """
 
     family: str
@@ -50,7 +51,7 @@ class Published:
 
 @functools.cache
 def published() -> dict[tuple[str, str, str, str, str], Published]:
-    """Return the paper's scores by (family, arm, task, split, category); the category of a whole split is ''."""
+    """Return the scores of Orhan (2021) by (family, arm, task, split, category). Category '' is the whole split."""
     text = (resources.files("petransfer.effects.reference") / "orhan2021.csv").read_text(encoding="utf-8")
     found = {}
     for row in csv.DictReader(text.splitlines()):
@@ -69,20 +70,16 @@ def published() -> dict[tuple[str, str, str, str, str], Published]:
 
 
 def family_beside(family: str) -> str:
-    """Return the family of the paper that is compared with `family`.
-
-    This is `family` itself if the paper has it. Otherwise it is `t5-3b` for models of 3B parameters or more, and
-    `t5-base` for smaller models.
-    """
+    """Return the family in Orhan (2021) to compare with `family`: `family` itself, or the nearest in size."""
     if family in FAMILIES:
         return family
     return "t5-3b" if family.endswith(("-3b", "-xl", "-11b", "-xxl")) else "t5-base"
 
 
 def beside(family: str, arm: str, task: str, split: str, category: str = "") -> Published | None:
-    """Return the paper's scores of an arm on a split, or None if the paper has none.
+    """Return the scores of Orhan (2021) for an arm on a split. None if the paper has no scores.
 
-    The scores are those of the paper's family that is compared with `family` (see `family_beside`).
+    family: family of our checkpoints.
     """
     return published().get((family_beside(family), arm, task, split, category))
 
@@ -90,9 +87,9 @@ def beside(family: str, arm: str, task: str, split: str, category: str = "") -> 
 def published_contrast(
     family: str, left: str, right: str, task: str, split: str, category: str = ""
 ) -> Contrast | None:
-    """Return the contrast of two arms of the paper, with one score per seed. None if the paper lacks one of the arms.
+    """Return the contrast of two arms in Orhan (2021). None if the paper lacks an arm.
 
-    family: a family of the paper.
+    family: family of the paper's checkpoints.
     """
     import numpy as np
 
@@ -118,13 +115,12 @@ def published_contrast(
 
 
 def paper_note(families: Iterable[str], task: str, splits: Iterable[str], arms: Collection[str]) -> str:
-    """Return a note on the paper's scores: their source, and how the paper's experiments differ from ours.
+    """Return a note on the scores of Orhan (2021): their source, and the differences from our experiments.
 
     Args:
-        families: our families. The paper's scores are shown next to the scores of these families.
+        families: families of our checkpoints.
         task: name of the task.
-        splits: the splits for which the paper's scores are shown.
-        arms: the arms for which the paper's scores are shown.
+        splits, arms: splits and arms for which the paper's scores are shown.
     """
     names, splits = list(dict.fromkeys(families)), list(splits)
     said = dict.fromkeys(line for split in splits for family in names for line in caveats(family, task, split, arms))
@@ -133,9 +129,9 @@ def paper_note(families: Iterable[str], task: str, splits: Iterable[str], arms: 
 
 
 def caveats(family: str, task: str, split: str, arms: Collection[str]) -> list[str]:
-    """Return one note for each difference between the paper's experiments and ours that affects a comparison of scores.
+    """Return one note for each difference between the experiments of Orhan (2021) and ours.
 
-    family: the family of our models. arms: the arms for which the paper's scores are shown.
+    family: family of our checkpoints. arms: arms for which the paper's scores are shown.
     """
     beside_us = family_beside(family)
     found = ["its epochs were chosen on test accuracy, and its scratch arm's settings were not tuned"]
