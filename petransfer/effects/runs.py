@@ -85,7 +85,7 @@ class Runs:
         """Return the scores of the finished runs of an arm, method and split. None if no run is finished.
 
         Raises:
-            UserError: the test examples of the runs differ, or a score or the file examples.parquet is missing.
+            UserError: the test examples of the runs differ, or a score is missing, or a file is missing or damaged.
         """
         done = [cell for cell in self.asked(arm, method, split) if self.folder.run(cell.run_id).done]
         key = tuple(cell.run_id for cell in done)

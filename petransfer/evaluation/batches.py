@@ -1,4 +1,4 @@
-"""Evaluate examples in batches, which are halved when memory runs out, and compute how far rounding can move logits."""
+"""Evaluate examples in batches, and compute how far rounding can change logits."""
 
 from __future__ import annotations
 
@@ -23,21 +23,19 @@ def in_batches(
     halves: bool = True,
     tokens: int | None = None,
 ) -> list[T]:
-    """Call a function on batches of examples and return its results in the order of `encoded`.
-
-    The longest examples come first, so that running out of memory shows at once.
+    """Call a function on batches of examples, and return the results in the order of the examples.
 
     Args:
-        encoded: the token ids of the examples.
-        batch_size: the largest number of examples in a batch.
-        function: takes the indices of the examples in a batch and returns one result for each index.
-        halves: whether to halve the batch when memory runs out. This must be off if other processes take part in the
-            same forward pass, because they would not know of the smaller batch.
-        tokens: the largest number of input and target tokens in a batch of several examples; None for no limit.
+        encoded: token ids of the examples.
+        batch_size: largest number of examples in a batch.
+        function: takes the indices of a batch's examples, and returns one result per index.
+        halves: whether to halve the batch when memory runs out.
+        tokens: largest number of input and target tokens in a batch. None means no limit.
 
     Raises:
-        OutOfMemory: memory is too small for one example; or it is too small for a batch, and `halves` is off.
+        OutOfMemory: memory is too small for one example, or for one batch with `halves` off.
     """
+    # The longest examples come first, so that running out of memory shows at once.
     order = sorted(range(len(encoded)), key=lambda at: -(len(encoded[at].input_ids) + len(encoded[at].target_ids)))
     given: dict[int, T] = {}
     start = 0
@@ -49,6 +47,8 @@ def in_batches(
             with raising_out_of_memory():
                 rows = function(chosen)
         except OutOfMemory:
+            # Processes that share a forward pass must not halve: the other processes would not know of the smaller
+            # batch.
             if len(chosen) == 1 or not halves:
                 raise
             batch_size = (len(chosen) + 1) // 2
@@ -59,32 +59,33 @@ def in_batches(
 
 
 def noise_of(raw_btv: torch.Tensor, asked_bt: torch.Tensor, compute: torch.dtype) -> torch.Tensor:
-    """Return, for each example of a batch, how far rounding can move the difference of two logits: shape (b,).
+    """Return, for each example, how far rounding can change the difference of two logits: shape (b,).
 
     Args:
-        raw_btv: the logits in the dtype in which the model returns them.
-        asked_bt: True at the positions that have a label.
-        compute: the coarsest dtype of the model's computations, as `compute_dtype` returns it.
+        raw_btv: logits in the model's output dtype.
+        asked_bt: True at positions with a label.
+        compute: least precise dtype of the model's computations.
     """
     coarsest = raw_btv.dtype if raw_btv.dtype != torch.float32 else compute
     return noise_at(raw_btv.float().abs().amax(-1).masked_fill(~asked_bt, 0.0).amax(-1), coarsest)
 
 
 def noise_at(largest: torch.Tensor, compute: torch.dtype) -> torch.Tensor:
-    """Return how far rounding can move the difference of two logits.
+    """Return how far rounding can change the difference of two logits.
 
     Args:
-        largest: the largest absolute value of the logits; any shape, which the result also has.
-        compute: the coarsest dtype of the computation.
+        largest: largest absolute logits, any shape. The result has this shape.
+        compute: least precise dtype of the model's computations.
     """
     return NOISE_UNITS * torch.finfo(compute).eps * largest
 
 
 def compute_dtype(model: torch.nn.Module) -> torch.dtype:
-    """Return the dtype whose rounding limits the precision of a model's logits.
+    """Return the least precise dtype of a model's computations.
 
-    It is bfloat16 if some weights are bfloat16 or quantised, otherwise float32.
+    This is bfloat16 for a model with bfloat16 or quantised weights, and float32 for other models.
     """
     kinds = {value.dtype for value in model.parameters() if value.is_floating_point()}
+    # Quantised weights count as bfloat16.
     quantised = any(not value.is_floating_point() for value in model.parameters())
     return torch.bfloat16 if quantised or torch.bfloat16 in kinds else torch.float32

@@ -1,4 +1,4 @@
-"""Divide an evaluation among the processes of a run; each process gets the whole result."""
+"""Divide an evaluation among the processes of one training."""
 
 from __future__ import annotations
 
@@ -22,16 +22,11 @@ def evaluate_together(
 ) -> Evaluation:
     """Return the result of `evaluate` on all examples, in every process.
 
-    Each of n processes evaluates every n-th example, and the results are gathered.
-
-    If FSDP splits the model's tensors, every layer waits for all processes, and the number of generation steps is not
-    known in advance. All processes then do the same complete evaluation. It takes at least as long as on one process,
-    but no GPU has to hold the whole model. All processes take the same number of generation steps, because GPUs of one
-    kind round in the same way.
-
-    Args:
-        options: keyword arguments of `evaluate`.
+    options: keyword arguments of `evaluate`.
     """
+    # If FSDP splits the model's tensors, every layer waits for all processes, and the number of generation steps is not
+    # known in advance. All processes then do the complete evaluation. All take the same number of steps, because GPUs
+    # of one kind round in the same way.
     if not distributed.is_initialized() or distributed.get_world_size() == 1 or needs_all_processes(model):
         return evaluate(model, loaded, examples, encoded, **options)
     count, index = distributed.get_world_size(), distributed.get_rank()
@@ -47,11 +42,9 @@ def evaluate_together(
 
 
 def put_together(parts: Sequence[Evaluation]) -> Evaluation:
-    """Combine the evaluations of n processes, each of which evaluated every n-th example.
+    """Combine the evaluations of n processes, where process i evaluated examples i, i + n, i + 2n, ...
 
-    Args:
-        parts: the evaluations in the order of the processes. The first example is in the first evaluation, the second
-            example in the second one, and so on.
+    parts: the evaluations in the order of the processes.
     """
     total = sum(len(part.scored) for part in parts)
     scored = tuple(parts[at % len(parts)].scored[at // len(parts)] for at in range(total))

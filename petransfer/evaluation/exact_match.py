@@ -1,7 +1,6 @@
 """Compute exact match with one forward pass per example.
 
-Texts are generated only for near-ties, and for a random sample of the other examples, which checks the result. See
-`petransfer.evaluation.one_pass` for why one forward pass gives the exact result.
+Texts are generated only for near-ties, and for a random sample that checks the result.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ AUDITED = 32
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The outcome of each example, and the result of the audit, which compares some outcomes with generated texts.
+    """The outcome of each example, and the result of the check by generated texts.
 
-    scored: the outcomes, in the order of the examples.
-    near_ties: number of examples that one forward pass cannot decide; their texts were generated.
-    audited: number of other examples whose texts were generated as well.
-    disagreements: number of audited examples whose generated text contradicts the forward pass, in string or in
-        meaning. It should be 0; a larger number indicates an error.
-    meant: the judgement of the texts that differ from the target's string; None for tasks that do not judge meaning.
-    by_generation: whether texts were generated for all examples and decide the outcomes in place of the forward pass.
+    Attributes:
+        scored: outcomes in the order of the examples.
+        near_ties: number of examples that one forward pass cannot decide. Their texts were generated.
+        audited: number of other examples whose texts were generated, to check the forward pass.
+        disagreements: number of audited examples whose text contradicts the forward pass. It should be 0.
+        meant: result of the comparison of meanings. None for tasks that do not compare meanings.
+        by_generation: whether generated texts decided all outcomes.
     """
 
     scored: tuple[Scored, ...]
@@ -62,17 +61,16 @@ def exact_match(
 ) -> float:
     """Compute exact match with one forward pass per example.
 
-    The result is the share of inputs for which greedy decoding generates exactly the target, independent of the model's
-    own generation defaults. It is not an estimate: texts are generated for near-ties, where rounding may decide which
-    token has the largest logit.
+    Exact match is the share of inputs for which greedy decoding generates exactly the target. The result is not an
+    estimate: texts are generated for near-ties. Generation defaults of the model have no influence.
 
     Args:
-        model: any transformers encoder-decoder or decoder-only model, with or without a peft adapter, on any device.
+        model: a transformers encoder-decoder or decoder-only model, with or without a peft adapter, on any device.
             A decoder-only model reads the input, a line break, then the target.
-        tokenizer: the model's tokenizer.
-        inputs: texts, with their prefix if the model expects one.
-        targets: the texts that the model should generate, one for each input.
-        batch_size: examples per forward pass; it is halved when memory runs out.
+        tokenizer: tokenizer of the model.
+        inputs: input texts, including a prefix that the model expects.
+        targets: expected texts, one for each input.
+        batch_size: examples per forward pass. It is halved when memory runs out.
 
     Returns:
         A share from 0 to 1.
@@ -110,16 +108,16 @@ def evaluate(
     semantics: Semantics | None = None,
     by_generation: bool = False,
 ) -> Evaluation:
-    """Score every example with one forward pass, decide near-ties by generation, and audit a random sample.
+    """Score every example with one forward pass, and generate texts for near-ties and a random sample.
 
     Args:
-        examples: the examples with their targets as text.
-        encoded: the token ids of the examples.
-        batch_size: examples per forward pass; it is halved when memory runs out.
-        audited: number of examples in the random sample, which contains no near-ties.
+        examples: examples with their targets as text.
+        encoded: token ids of the examples.
+        batch_size: examples per forward pass. It is halved when memory runs out.
+        audited: number of examples in the random sample, without near-ties.
         seed: seed of the random sample.
-        semantics: judges the meaning of texts that differ from the target's string; None for exact match only.
-        by_generation: whether to generate a text for every example. The generated texts then decide the outcomes.
+        semantics: compares the meanings of text and target. None: only strings are compared.
+        by_generation: whether to generate a text for every example. The texts then decide the outcomes.
     """
     was_training = model.training
     model.eval()
@@ -143,7 +141,7 @@ def evaluate(
 
 
 def _to_generate(scored: Sequence[Scored], audited: int, seed: int) -> tuple[list[int], list[int]]:
-    """Return the indices of the near-ties, and the indices of `audited` other examples, drawn at random."""
+    """Return the indices of the near-ties, and the indices of `audited` other examples drawn at random."""
     ties = [at for at, row in enumerate(scored) if row.near_tie]
     others = [at for at, row in enumerate(scored) if not row.near_tie]
     drawn = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))[:audited].tolist()
@@ -155,14 +153,13 @@ def _means_the_same(target: str, generated: Generation, semantics: Semantics) ->
 
 
 def _as_generated(row: Scored, target: str, generated: Generation, semantics: Semantics | None) -> Scored:
-    """Return the outcome of an example, decided by its generated text alone and not by the forward pass."""
+    """Return the outcome of an example, decided by the generated text alone."""
     correct = generated.text == target
     meant = correct or _means_the_same(target, generated, semantics) if semantics else None
     return replace(row, correct=correct, semantic_correct=meant)
 
 
 def _disagree(row: Scored, target: str, generated: Generation, semantics: Semantics | None) -> bool:
-    """Return whether the generated text contradicts the outcome of the forward pass."""
     if row.correct != (generated.text == target):
         return True
     return semantics is not None and row.semantic_correct != _means_the_same(target, generated, semantics)
@@ -177,10 +174,8 @@ def _judge_meaning(
     semantics: Semantics,
     batch_size: int,
 ) -> Meant:
-    """Set `semantic_correct` of all outcomes in `scored`, in place, and return the result of `meanings`.
-
-    `semantic_correct` is True if the text equals the target's string; otherwise `meanings` decides.
-    """
+    """Set `semantic_correct` of all outcomes in `scored`, in place."""
+    # If the text equals the target's string, `semantic_correct` is True without a comparison.
     missed = [at for at, row in enumerate(scored) if not row.correct]
     of = [examples[at] for at in missed]
     meant = meanings(model, loaded, of, [encoded[at] for at in missed], semantics, batch_size)
@@ -190,10 +185,9 @@ def _judge_meaning(
 
 
 def summary(evaluation: Evaluation) -> dict[str, object]:
-    """Return the entry of result.json for dev or for test: scores, scores of each category, and the audit's result.
+    """Return the entry of result.json for dev or test.
 
-    Exact match and token accuracy are in per cent, and the log-probability per token is in nats. If the task judges
-    meaning, there is also `semantic_exact_match` in per cent.
+    Exact match, semantic exact match and token accuracy are in per cent. The log-probability per token is in nats.
     """
     groups: dict[str, list[Scored]] = {}
     for row in evaluation.scored:
@@ -214,7 +208,7 @@ def summary(evaluation: Evaluation) -> dict[str, object]:
 
 
 def _percentages(rows: Sequence[Scored]) -> dict[str, float]:
-    """Return exact match and, if it was judged, semantic exact match in per cent, and the number of examples."""
+    """Return exact match and semantic exact match in per cent, and the number of examples."""
     found = {"exact_match": 100 * sum(row.correct for row in rows) / len(rows)}
     if all(row.semantic_correct is not None for row in rows):
         found["semantic_exact_match"] = 100 * sum(bool(row.semantic_correct) for row in rows) / len(rows)

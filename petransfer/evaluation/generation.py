@@ -1,4 +1,4 @@
-"""Greedy generation: the most likely token at each step, independent of the base model's generation defaults."""
+"""Greedy generation: the most likely token at each step, without the model's generation defaults."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ ATTENTION = 2**24
 class Generation:
     """One generated text.
 
-    ended: whether the model generated the end token. If not, the text was cut at its length limit.
-    input_tokens: number of tokens of the input.
-    tokens: number of tokens of the generated text, without the end token.
+    Attributes:
+        ended: whether the model generated the end token. False means that the text was cut.
+        input_tokens: number of tokens of the input.
+        tokens: number of tokens of the text, without the end token.
     """
 
     text: str
@@ -40,11 +41,11 @@ class Generation:
 def generate(
     model: torch.nn.Module, loaded: Loaded, inputs: Sequence[tuple[int, ...]], max_new_tokens: int, batch_size: int = 64
 ) -> list[str]:
-    """Return the greedily generated texts, in the order of `inputs`.
+    """Return the greedily generated texts in the order of the inputs.
 
     Args:
         inputs: token ids of each input.
-        max_new_tokens: the length limit of a text in tokens. It must cover the longest expected text.
+        max_new_tokens: length limit of a text in tokens.
         batch_size: inputs per call of the model's `generate`.
     """
     found = generations(model, loaded, inputs, [max_new_tokens] * len(inputs), batch_size)
@@ -60,12 +61,11 @@ def generations(
     batch_size: int = 64,
     on_text: OnText | None = None,
 ) -> list[Generation]:
-    """Return the greedily generated texts, in the order of `inputs`, and whether each ended with the end token.
+    """Return a `Generation` for each input, by greedy decoding.
 
     Args:
         inputs: token ids of each input.
-        limits: the number of tokens for each input after which its text may be cut. A text may be longer, because a
-            batch is generated up to the largest limit in it.
+        limits: length limit of each text in tokens. A text can be longer, up to the largest limit in the batch.
         batch_size: inputs per call of the model's `generate`.
         on_text: called after each generated token with the index of the input and the text so far.
     """
@@ -102,10 +102,8 @@ def generations(
 
 
 def _decoder_inputs(layout: Layout, rows: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """Return the argument of `generate` with the tokens that the decoder reads before it generates: shape (rows, t).
-
-    Empty if these tokens are only the start token, which `generate` adds itself.
-    """
+    """Return the tokens that the decoder reads before it generates, as a keyword argument of `generate`."""
+    # `generate` adds the start token itself.
     if not layout.decoder_prefix:
         return {}
     given = torch.tensor([[layout.decoder_start_id, *layout.decoder_prefix]], device=device)
@@ -126,13 +124,10 @@ def greedy_config(layout: Layout, max_new_tokens: int) -> GenerationConfig:
 
 @contextlib.contextmanager
 def own_defaults_set_aside(model: torch.nn.Module) -> Iterator[None]:
-    """Replace the model's own generation defaults by empty ones inside the context.
-
-    If a field is None in the configuration of a call, transformers takes the field from the model's
-    generation_config.json. Such fields are minimum lengths, penalties, forced and suppressed tokens, biases, beams,
-    stop strings, and others. With any of these fields, the generated text no longer consists of the most likely token
-    at each step.
-    """
+    """Disable the model's own generation defaults inside the `with` block."""
+    # For a field that is None in the configuration of a call, transformers uses the model's generation_config.json. The
+    # field can be a penalty, a minimum length, forced tokens, beams, ... With these, the text no longer consists of the
+    # most likely token at each step.
     owner = base_model_of(model)
     own = owner.generation_config
     owner.generation_config = GenerationConfig()
@@ -143,9 +138,9 @@ def own_defaults_set_aside(model: torch.nn.Module) -> Iterator[None]:
 
 
 def room(model: torch.nn.Module, loaded: Loaded, input_tokens: int) -> int | None:
-    """Return the number of tokens that can be generated after an input of `input_tokens` tokens.
+    """Return the number of tokens that can be generated after an input. None means no limit.
 
-    The result is 0 or less if the input is too long. It is None if the model's number of positions is not limited.
+    The number is 0 or less for an input that is too long.
     """
     most = positions(loaded.model.config)
     if most is None:
@@ -161,12 +156,9 @@ def room(model: torch.nn.Module, loaded: Loaded, input_tokens: int) -> int | Non
 
 
 def _cache(model: torch.nn.Module, loaded: Loaded) -> dict[str, Any]:
-    """Return an empty cache as an argument of `generate`, for models for which transformers makes too small a cache.
-
-    transformers makes a cache with as many layers as the encoder has, so `generate` fails if the decoder has more
-    layers. The cache that is returned here gets a new layer whenever the decoder needs one. No argument is returned for
-    other models, or with prefix tuning, where peft makes the cache.
-    """
+    """Return a cache, as a keyword argument of `generate`, for decoders with more layers than the encoder."""
+    # transformers makes a cache with as many layers as the encoder has, so `generate` fails for a decoder with more
+    # layers. The cache made here gets a new layer when the decoder needs one. With prefix tuning, peft makes the cache.
     config = loaded.model.config
     layers = getattr(config, "num_decoder_layers", None) or getattr(config, "decoder_layers", None) or 0
     adapter = getattr(model, "active_peft_config", None)
@@ -177,24 +169,15 @@ def _cache(model: torch.nn.Module, loaded: Loaded) -> dict[str, Any]:
 
 
 def _pads_wrongly(model: torch.nn.Module, loaded: Loaded) -> bool:
-    """Return whether padding would change the generated text, so that all inputs of a batch must have the same length.
-
-    This is so for prompt and prefix tuning of a decoder-only model. peft puts the virtual tokens before the padding and
-    counts the padding as positions, so that the input gets wrong positions.
-    """
+    """Return whether padding would change the generated text."""
     config = getattr(model, "active_peft_config", None)
+    # With prompt and prefix tuning of a decoder-only model, peft puts the virtual tokens before the padding and counts
+    # the padding as positions. The input then has wrong positions.
     return bool(config is not None and config.is_prompt_learning and not loaded.layout.encoder_decoder)
 
 
 def _batches(order: Sequence[int], size: int, lengths: Sequence[int], equal_lengths: bool) -> Iterator[list[int]]:
-    """Yield the indices of the inputs of each batch.
-
-    Args:
-        order: the indices of all inputs, sorted by length.
-        size: the largest number of inputs in a batch.
-        lengths: the number of tokens of each input.
-        equal_lengths: whether the inputs of one batch must have the same length.
-    """
+    """Yield the indices of the inputs of each batch. `order`: all indices, sorted by length."""
     for _, group in itertools.groupby(order, key=lambda at: lengths[at] if equal_lengths else 0):
         indices = list(group)
         while indices:
@@ -206,7 +189,7 @@ def _batches(order: Sequence[int], size: int, lengths: Sequence[int], equal_leng
 
 
 def _padded(rows: Sequence[tuple[int, ...]], pad: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return token ids and attention mask, both of shape (b, t), padded on the left or on the right."""
+    """Return padded token ids and the attention mask, each of shape (b, t)."""
     width = max(map(len, rows))
     ids_bt, mask_bt = torch.full((len(rows), width), pad), torch.zeros((len(rows), width), dtype=torch.long)
     for at, row in enumerate(rows):

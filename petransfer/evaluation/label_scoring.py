@@ -1,8 +1,6 @@
-"""Choose a label of a closed set by greedy decoding restricted to the labels, in one forward pass.
+"""Choose a label from a closed set with one forward pass.
 
-One forward pass gives the logits of the tokens of all labels. At each position, the token with the largest logit among
-the next tokens of the remaining labels is taken, and labels with another token are dropped. If unrestricted greedy
-decoding generates one of the labels, the same label is chosen.
+At each position, greedy decoding is restricted to tokens that continue a label.
 """
 
 from __future__ import annotations
@@ -29,12 +27,11 @@ def choose_labels(
     """Return the chosen label for each input, in the order of the inputs.
 
     Args:
-        encoded: the token ids of the examples; their targets are ignored.
+        encoded: token ids of the examples. Their targets are ignored.
         labels: all labels as texts.
 
     Raises:
-        OutOfMemory: memory is too small for one input with all labels; or it is too small for a batch, and the model is
-            sharded.
+        OutOfMemory: memory is too small for one input with all labels, or for one batch of a sharded model.
     """
     tokens = encode_targets(labels, loaded.tokenizer, loaded.layout)
     order = sorted(range(len(encoded)), key=lambda at: -len(encoded[at].input_ids))
@@ -61,11 +58,12 @@ def choose_labels(
 def _scores(
     model: torch.nn.Module, loaded: Loaded, inputs: Sequence[tuple[int, ...]], tokens: Sequence[tuple[int, ...]]
 ) -> list[list[list[float]]]:
-    """Return, for each input and label, the logits of the label's tokens, each given the tokens before it."""
+    """Return the logits of each label's tokens, for each input and label."""
     device = next(model.parameters()).device
     rows = [Encoded(source, target) for source in inputs for target in tokens]
     batch = {name: tensor.to(device) for name, tensor in collate(rows, loaded.layout).items()}
     labels_bt = batch.pop("labels")
+    # A call of the encoder alone would leave out peft's virtual tokens.
     if loaded.layout.encoder_decoder and not _adds_inputs(model):
         # The encoder reads each input once, not once for each label.
         count = len(tokens)
@@ -81,20 +79,15 @@ def _scores(
 
 
 def _adds_inputs(model: torch.nn.Module) -> bool:
-    """Return whether peft adds virtual tokens before the input. A call of the encoder alone would leave them out."""
+    """Return whether peft adds virtual tokens before the input."""
     config = getattr(model, "active_peft_config", None)
     return bool(config is not None and config.is_prompt_learning)
 
 
 def _descend(scores: Sequence[Sequence[float]], tokens: Sequence[tuple[int, ...]]) -> int:
-    """Return the index of the label that is chosen for one input.
-
-    At each position, the token with the largest logit is taken, and labels with another token are dropped.
-
-    Args:
-        scores: for each label, the logit of each of its tokens.
-        tokens: the token ids of each label.
-    """
+    """Return the index of the chosen label. `scores`: logits of each label's tokens."""
+    # At each position, the token with the largest logit is taken, and labels with another token are dropped. If
+    # unrestricted greedy decoding generates one of the labels, that label is chosen.
     left, position = list(range(len(tokens))), 0
     while len(left) > 1:
         best = max(left, key=lambda label: scores[label][position])

@@ -14,7 +14,7 @@ LABELS = 200
 
 
 def declared(names: Sequence[str]) -> list[Metric]:
-    """Return the `Metric` of each name. Exact match is left out, because it has no `Metric`.
+    """Return the `Metric` of each name. Exact match has no `Metric` and is left out.
 
     Raises:
         UserError: a name is unknown.
@@ -23,15 +23,14 @@ def declared(names: Sequence[str]) -> list[Metric]:
 
 
 def check_metrics(names: Sequence[str], labels: Callable[[], tuple[int, str]]) -> None:
-    """Raise UserError if one of the metrics cannot be computed.
+    """Refuse metrics that cannot be computed.
 
     Args:
-        labels: a function that returns the number of different targets and the name of the training data. It is called
-            only if a metric scores labels.
+        names: names of the metrics.
+        labels: function that returns the number of different targets and the name of the training data.
 
     Raises:
-        UserError: a name is unknown, a library that a metric needs is not installed, or there are too many different
-            targets to score each of them.
+        UserError: a name is unknown, a library is not installed, or there are too many labels.
     """
     metrics = declared(names)
     for metric in metrics:
@@ -40,6 +39,7 @@ def check_metrics(names: Sequence[str], labels: Callable[[], tuple[int, str]]) -
                 f"the metric {metric.name} needs {metric.package}, which is not installed: pip install "
                 f'"petransfer[text]", or {metric.package} alone'
             )
+    # `labels` reads the training data, so it is called only for metrics of labels.
     of_labels = [metric.name for metric in metrics if metric.of_labels]
     if of_labels:
         count, where = labels()

@@ -1,9 +1,7 @@
 """Score each example with one teacher-forced forward pass: correct or not, margin and log-probability.
 
-Greedy decoding generates exactly the target's tokens if, at every position including the end token, the target's token
-has the largest logit given the target's tokens before it. One forward pass cannot decide two cases. The first case is a
-near-tie: two logits are so close that rounding may decide which is larger. The second case is a first wrong token that
-spells the next characters of the target: other tokens may then still give the same string.
+An example is correct if, at every position, the target's token has the largest logit. One forward pass cannot decide
+near-ties: two logits are nearly equal, or a wrong token has the next characters of the target.
 """
 
 from __future__ import annotations
@@ -33,15 +31,14 @@ PACKED_TOKENS = 1024
 class Scored:
     """The outcome of one test example.
 
-    margin: the smallest difference, over the positions, between the target token's logit and the largest other logit;
-        negative if the model would generate another token.
-    log_prob: the log-probability of the target, that is, the sum over its tokens, in nats.
-    tokens: number of target tokens, including the end token.
-    tokens_correct: number of target tokens that have the largest logit at their position.
-    near_tie: whether the forward pass cannot decide if the example is correct. Either rounding may decide, or the text
-        may spell the target although a token is wrong.
-    said: the generated text of near-ties and audited examples; None for the other examples.
-    semantic_correct: whether the generated text means the same as the target; None for tasks that do not judge meaning.
+    Attributes:
+        margin: smallest difference, over positions, between the target token's logit and the largest other logit.
+        log_prob: log-probability of the target, summed over its tokens, in nats.
+        tokens: number of target tokens, including the end token.
+        tokens_correct: number of target tokens with the largest logit.
+        near_tie: whether the forward pass cannot decide if the example is correct.
+        said: generated text. None if no text was generated.
+        semantic_correct: whether the text has the meaning of the target. None if meanings were not compared.
     """
 
     index: int
@@ -60,11 +57,12 @@ class Scored:
 def score(
     model: torch.nn.Module, loaded: Loaded, examples: Sequence[Example], encoded: Sequence[Encoded], batch_size: int
 ) -> list[Scored]:
-    """Score every example with one forward pass, at most `batch_size` examples at a time.
+    """Score every example with one forward pass.
 
     Args:
-        examples: the examples with their targets as text.
-        encoded: the token ids of the examples.
+        examples: examples with their targets as text.
+        encoded: token ids of the examples.
+        batch_size: largest number of examples per forward pass.
     """
     found = CpuFastPath(model, scoring=True)
     lean = found if found.usable and found.skips_padding else None
@@ -125,9 +123,8 @@ def _padded_figures(model: torch.nn.Module, batch: Tensors) -> tuple[torch.Tenso
     """Compute the numbers that decide the outcomes of a padded batch.
 
     Returns:
-        Four tensors of shape (b, t): the logit of the target's token, the log-probability of that token, the largest
-        logit of any other token, and the id of this other token. One tensor of shape (b,): how far rounding can move
-        the difference of two logits.
+        Four tensors (b, t): logit and log-probability of the target's token, logit and id of the largest other token.
+        One tensor (b,): largest rounding error of a difference of two logits.
     """
     labels_bt = batch["labels"]
     head = chunked_head(model, labels_bt.numel())
@@ -144,7 +141,7 @@ def _padded_figures(model: torch.nn.Module, batch: Tensors) -> tuple[torch.Tenso
 
 
 def _chunked_figures(model: torch.nn.Module, head: Head, batch: Tensors) -> tuple[torch.Tensor, ...]:
-    """Return the results of `_padded_figures`, with the logits of only some positions in memory at a time."""
+    """Return the numbers of `_padded_figures`, computed for a few positions at a time."""
     labels_bt = batch["labels"]
     hidden_nd = hidden_states(model, head, batch)
     columns: list[tuple[torch.Tensor, ...]] = []
@@ -165,7 +162,7 @@ def _chunked_figures(model: torch.nn.Module, head: Head, batch: Tensors) -> tupl
 
 
 def _packed_figures(lean: CpuFastPath, batch: Tensors) -> tuple[torch.Tensor, ...]:
-    """Return the results of `_padded_figures`, computed on a CPU without padding and without keeping the logits."""
+    """Return the numbers of `_padded_figures`, computed on a CPU without padding."""
     shape = batch["labels"].shape
     found = lean.score_labels(batch)
 
@@ -178,10 +175,9 @@ def _packed_figures(lean: CpuFastPath, batch: Tensors) -> tuple[torch.Tensor, ..
 
 
 def may_spell(generated: list[int], target: str, loaded: Loaded) -> bool:
-    """Return whether a text can still become the target's string although its last token is not the target's token.
+    """Return whether a text with a wrong last token can still become the target's string.
 
-    Args:
-        generated: the first tokens of the text: those of the target up to the first wrong token, and the wrong token.
+    generated: first tokens of the text. Only the last token differs from the target's tokens.
     """
     if generated[-1] == loaded.layout.eos_id:
         return decode([generated[:-1]], loaded.tokenizer)[0] == target

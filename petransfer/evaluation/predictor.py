@@ -1,4 +1,4 @@
-"""Generate texts with a loaded model, with the prefix and the template that it was trained with."""
+"""Generate texts with a loaded model, and write inputs in the form on which the model was trained."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ ATTENTION_COPIES = 3
 class Predictor:
     """A loaded model that generates a text for each input, by greedy decoding.
 
-    model: the model, with its adapter if it has one.
-    loaded: the base model with its tokenizer and layout.
-    prefix: text in front of every input.
-    template: a text that makes an input from a row's columns; empty if inputs are plain texts.
-    chat: how an input is written as a chat: `template` (by the tokenizer's chat template) or `plain` (as lines
-        `role: content`). An input is then the user's message or a JSON list of messages. Empty for plain texts.
+    Attributes:
+        model: the model, with its adapter.
+        loaded: the base model with its tokenizer and layout.
+        prefix: text in front of every input.
+        template: text that makes an input from a row's columns. '' for plain inputs.
+        chat: format of chats. `template`: the tokenizer's chat template. `plain`: lines `role: content`. '' for plain
+            inputs. An input is the user's message or a JSON list of messages.
     """
 
     model: torch.nn.Module
@@ -50,11 +51,9 @@ class Predictor:
         object.__setattr__(self, "loaded", replace(self.loaded, layout=layout))
 
     def for_chats(self, by_default: bool = False) -> Predictor | None:
-        """Return a predictor whose inputs are JSON lists of messages; None if the model does not take chats.
+        """Return a predictor whose inputs are JSON lists of messages. None if the model does not take chats.
 
-        Args:
-            by_default: whether to use the tokenizer's chat template, if it has one, even if petransfer did not train
-                the model on chats.
+        by_default: whether to use the tokenizer's chat template for a model that was not trained on chats.
         """
         if self.chat:
             return self
@@ -62,25 +61,23 @@ class Predictor:
         return replace(self, chat="template") if by_default and has_template else None
 
     def __call__(self, texts: Sequence[str], max_new_tokens: int = 512) -> list[str]:
-        """Return the generated texts, in order.
+        """Return the generated texts in the order of the inputs.
 
         Args:
-            texts: the inputs. If the template names several columns, each input is a JSON object with these columns.
-            max_new_tokens: the largest number of tokens of a generated text. The limit is lower if the model does not
-                have so many positions left after the input.
+            texts: the inputs. For a template with several columns, JSON objects with these columns.
+            max_new_tokens: largest number of tokens of a text. The model's number of positions is a second limit.
 
         Raises:
-            UserError: an input is not valid Unicode, has too many tokens, or is not the JSON that the model expects.
+            UserError: an input is not valid Unicode, is too long, or is not the JSON that the model expects.
         """
         return [one.text for one in self.generations(texts, max_new_tokens)]
 
     def generations(
         self, texts: Sequence[str], max_new_tokens: int = 512, on_text: OnText | None = None
     ) -> list[Generation]:
-        """Return the generated texts and whether each ended with the end token; see `__call__`.
+        """Return a `Generation` for each input, by greedy decoding.
 
-        Args:
-            on_text: called after each generated token with the index of the input and the text so far.
+        `on_text` is called after each generated token with the index of the input and the text so far.
         """
         if not texts:
             return []
@@ -120,11 +117,8 @@ class Predictor:
         return min(most, left)
 
     def _refuse_too_large(self, text: str, tokens: int) -> None:
-        """Refuse an input whose attention does not fit into memory, for models without a limit of positions.
-
-        Raises:
-            UserError: the attention does not fit into the free memory.
-        """
+        """Refuse an input whose attention does not fit into the free memory."""
+        # This is for models without a limit of positions.
         if tokens <= SHORT:
             return
         config, device = self.loaded.model.config, next(self.model.parameters()).device
@@ -152,18 +146,13 @@ class Predictor:
 
 
 def _renumbered(on_text: OnText | None, chosen: Sequence[int]) -> OnText | None:
-    """Return a function like `on_text` whose first argument is an index into `chosen`, not the index of an input."""
     if on_text is None:
         return None
     return lambda at, text: on_text(chosen[at], text)
 
 
 def _refuse_surrogates(text: str, number: int) -> None:
-    """Refuse a text that is not valid Unicode, such as a command line argument that is not UTF-8.
-
-    Raises:
-        UserError: the text is not valid Unicode.
-    """
+    """Refuse a text that is not valid Unicode."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""Compute the metrics of a recipe other than exact match, on one part of a task."""
+"""Compute a recipe's metrics other than exact match."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ SLACK = 1.5
 class Measured:
     """The scores of metrics on some examples.
 
-    scores: each score by its name, 0 to 100.
-    answers: the predicted label or text for each example; None if no metric needed predictions.
+    Attributes:
+        scores: each score by name, 0 to 100.
+        answers: predicted label or text for each example. None if no metric was computed.
     """
 
     scores: dict[str, float]
@@ -42,7 +43,7 @@ def measure(
     part: str,
     encoded: Sequence[Encoded],
 ) -> Measured:
-    """Compute the metrics that `task` names, except exact match, on one part (`dev` or `test`); see `measure_rows`."""
+    """Compute the metrics of `task`, except exact match, on the part `dev` or `test`."""
     targets = [example.target for example in getattr(data, part)]
     return measure_rows(model, loaded, task.metrics, targets, data.labels, encoded)
 
@@ -57,17 +58,14 @@ def measure_rows(
 ) -> Measured:
     """Compute metrics on some examples.
 
-    For label metrics, each prediction is one of the labels. For text metrics, it is a generated text. If both kinds are
-    requested, `answers` are the generated texts.
-
     Args:
-        names: the names of the metrics; exact match is left out.
-        targets: the target of each example.
-        labels: the closed set of targets, for label metrics.
-        encoded: the token ids of each example.
+        names: names of the metrics. Exact match is left out.
+        targets: target of each example.
+        labels: all labels, for metrics of labels.
+        encoded: token ids of each example.
 
     Raises:
-        UserError: a metric does not return a finite number for each score that it declares.
+        UserError: a metric returned a score that is not a finite number.
     """
     metrics = declared(names)
     scores: dict[str, float] = {}
@@ -96,10 +94,8 @@ def _scored(metrics: Sequence[Metric], predictions: Sequence[str], targets: Sequ
 
 
 def _longest_answer(model: torch.nn.Module, loaded: Loaded, encoded: Sequence[Encoded]) -> int:
-    """Return the length limit of generated texts in tokens.
-
-    The limit depends on the longest target, and on the positions that the model has left after the longest input.
-    """
+    """Return the length limit of generated texts in tokens."""
+    # The limit depends on the longest target, and on the positions that are left after the longest input.
     wanted = int(SLACK * max(len(row.target_ids) for row in encoded)) + 8
     left = room(model, loaded, max(len(row.input_ids) for row in encoded))
     return wanted if left is None else min(wanted, left)

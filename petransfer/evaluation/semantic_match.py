@@ -1,8 +1,7 @@
-"""Semantic exact match: find generated texts that differ from the target's string but have the same meaning.
+"""Semantic exact match: find generated texts that differ from the target but have equal meaning.
 
-One forward pass shows the first position at which the greedily generated text differs from the target, and the token
-generated there. With that token, most texts can no longer mean the same as the target. Only the other texts are
-generated.
+One forward pass gives the first wrong token of each text. With this token, most texts can no longer have the meaning
+of the target. Only the other texts are generated.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ STAGES = (16, 64, sys.maxsize)
 
 @dataclass(frozen=True)
 class Meant:
-    """The judgement of the texts that differ from the target's string.
+    """The comparison of meanings, for texts that differ from the target's string.
 
-    same: for each text, whether it means the same as its target.
-    generated: number of texts that were generated for this judgement.
-    unfinished: number of generated texts that were cut at about twice the length of the target, and could have meant
-        the same as the target after more tokens. They count as wrong.
+    Attributes:
+        same: for each text, whether its meaning equals the target's meaning.
+        generated: number of texts that were generated.
+        unfinished: number of texts that were cut before their meaning was certain. These texts count as wrong.
     """
 
     same: tuple[bool, ...]
@@ -50,13 +49,13 @@ def meanings(
     semantics: Semantics,
     batch_size: int,
 ) -> Meant:
-    """Judge whether the greedily generated text for each example means the same as the example's target.
+    """Compare the meanings of greedily generated texts and targets.
 
     Args:
-        examples: examples whose greedily generated text is not the target's string.
-        encoded: the token ids of the examples.
+        examples: examples whose greedily generated text differs from the target's string.
+        encoded: token ids of the examples.
         semantics: compares the meanings of two texts.
-        batch_size: examples per forward pass; it is halved when memory runs out.
+        batch_size: examples per forward pass. It is halved when memory runs out.
     """
     begun = beginnings(model, loaded, encoded, batch_size)
     texts = decode([ids or () for ids in begun], loaded.tokenizer)
@@ -82,9 +81,9 @@ def meanings(
 def beginnings(
     model: torch.nn.Module, loaded: Loaded, encoded: Sequence[Encoded], batch_size: int
 ) -> list[tuple[int, ...] | None]:
-    """Return the first tokens of each greedily generated text, up to and including the first wrong token.
+    """Return the tokens of each greedily generated text, up to and including the first wrong token.
 
-    An entry is None if these tokens are uncertain: no token is wrong, or rounding may decide one of them.
+    An entry is None if the first wrong token is uncertain.
     """
 
     def one(chosen: list[int]) -> list[tuple[int, ...] | None]:

@@ -1,4 +1,4 @@
-"""Report the text of each input of a batch while `generate` is still generating it."""
+"""Report texts while `generate` is still generating them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class TextStream(BaseStreamer):  # type: ignore[misc]  # transformers exports it
     """A `streamer` for `generate` that calls `on_text` after each generated token.
 
     Args:
-        indices: for each row of the batch, the index of its input. `on_text` is called with this index.
-        end_id: the id of the end token. After this token, `on_text` is not called again for the row.
+        indices: index of the input of each row of the batch, for `on_text`.
+        end_id: id of the end token. After the end token, `on_text` is not called for the row.
     """
 
     def __init__(
@@ -43,4 +43,4 @@ class TextStream(BaseStreamer):  # type: ignore[misc]  # transformers exports it
                 self._on_text(self._indices[row], text)
 
     def end(self) -> None:
-        """Do nothing: `generations` returns the whole texts."""
+        """Do nothing. transformers calls this method at the end of a batch."""

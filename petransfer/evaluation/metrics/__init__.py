@@ -1,1 +1,1 @@
-"""One file per metric: each declares a `Metric`, which `petransfer.recipe.metrics.METRICS` finds."""
+"""One file per metric. Each file declares a `Metric`."""

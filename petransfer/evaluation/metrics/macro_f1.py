@@ -8,7 +8,7 @@ from petransfer.recipe.metrics import Metric
 
 
 def score(predictions: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
-    """Return the mean F1 score, in per cent, over all labels that occur among the targets or the predictions."""
+    """Return the F1 score in per cent, averaged over all labels among targets and predictions."""
     labels = sorted({*predictions, *targets})
     return {"macro_f1": 100 * sum(_f1(label, predictions, targets) for label in labels) / len(labels)}
 
