@@ -63,11 +63,7 @@ def _name(at: int) -> str:
 
 
 def _load_tensors(model: PeftModel, bundle: Bundle, name: str, own_embeddings: frozenset[str]) -> None:
-    """Load a bundle's tensors into the adapter `name` of the model.
-
-    Args:
-        own_embeddings: names of the bundle's tensors that replace the base's embeddings or output head.
-    """
+    """Load a bundle's tensors into the adapter `name`. Tensors in `own_embeddings` replace the base's embeddings."""
     places = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     expected = {key: tuple(value.shape) for key, value in places.items()}
     # embeddings named in `modules_to_save` are parameters of the adapter; other embeddings replace the base's

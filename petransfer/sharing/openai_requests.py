@@ -55,11 +55,7 @@ class Asked:
 
 
 async def read_request(request: Request, models: Mapping[str, Model], is_chat: bool) -> Asked:
-    """Read and check a request.
-
-    Args:
-        models: the served models, by name.
-        is_chat: whether the request was sent to the endpoint for chats.
+    """Read and check a request to the endpoint for chats (`is_chat`) or for completions.
 
     Raises:
         BadRequest: a part of the request is wrong.

@@ -31,7 +31,6 @@ def differing_texts(bundle: Bundle, base: Base, ours: Any, loaded: Loaded, input
     Args:
         base: the base, which plain transformers loads again.
         ours: petransfer's model with the adapter.
-        loaded: the base and tokenizer of `ours`.
         inputs: input texts with the prefix.
 
     Returns:

@@ -18,8 +18,7 @@ def run_folder(folder: Path, run: str | None = None) -> Path:
         run: first characters of a run's id. Needed for a study with several finished runs.
 
     Raises:
-        UserError: the number of finished runs with this id is not 1, or `run` is given for a folder that is not a
-            study's.
+        UserError: the number of finished runs with this id is not 1, or `folder` is not a study's and `run` is given.
     """
     if not (folder / "runs").is_dir():
         if run is not None:

@@ -37,11 +37,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_yaml(text: str, name: str) -> dict[str, Any]:
-    """Return the mapping in a YAML text.
-
-    Args:
-        text: the YAML text.
-        name: name of the text in messages, such as its file's name.
+    """Return the mapping in a YAML text. `name` is the name of the text in messages.
 
     Raises:
         UserError: the text is not a mapping, is too long, or is refused by `parse_yaml`.

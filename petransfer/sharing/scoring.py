@@ -166,11 +166,8 @@ def side_by_side(
 
 
 def _metrics(bundle: Bundle | None, requested: Sequence[str], labels: tuple[int, str]) -> list[str]:
-    """Return the requested metrics, and the computable metrics of an adapter's own task.
-
-    Args:
-        labels: number of different targets in the data, and the data's name.
-    """
+    """Return the requested metrics, and the computable metrics of an adapter's own task."""
+    # `labels` has the number of different targets in the data, and the data's name.
     check_metrics(requested, lambda: labels)
     own = bundle.spec.task.metrics if bundle and bundle.spec else ()
     found = []

@@ -26,12 +26,7 @@ from petransfer.sharing.text_parts import generated_parts
 
 
 def application(batches: RequestBatches, hosts: Sequence[str] = ("*",)) -> Starlette:
-    """Return the server as an ASGI application.
-
-    Args:
-        batches: generates the texts.
-        hosts: accepted values of the Host header. `*` accepts all.
-    """
+    """Return the server as an ASGI application. `hosts` are accepted values of the Host header; `*` accepts all."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

@@ -10,6 +10,6 @@ from accelerate.utils import convert_outputs_to_fp32
 
 
 def autocast_forward(model: Any, device: torch.device) -> None:
-    """Make the model's forward pass compute in bf16 and return fp32 outputs, in training and in evaluation."""
+    """Make a model's forward pass compute in bf16 and return fp32, in training and in evaluation."""
     narrow = torch.autocast(device.type, torch.bfloat16)(type(model).forward)
     model.forward = MethodType(convert_outputs_to_fp32(narrow), model)

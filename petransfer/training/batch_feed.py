@@ -1,4 +1,4 @@
-"""Prepare the batches of a run. On a GPU, a thread prepares the next batch while the GPU computes the current step."""
+"""Prepare the batches of a run. On a GPU, a thread prepares the next batch during the current step."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ Request = tuple[int, int, int]
 class BatchFeed:
     """Gives the training loop the batch of each step, cut into micro-batches.
 
-    steps: number of steps of the run. ahead: whether a thread prepares the next batch during a step. This does not
-    change any batch, because a batch depends only on its step.
+    steps: number of steps of the run.
+    ahead: whether a thread prepares the next batch during a step.
     """
 
     def __init__(self, source: BatchSource, steps: int, process: Process) -> None:
         self._source, self._steps = source, steps
         self._share = process.index, process.count
+        # Preparing a batch early does not change it, because a batch depends only on its step.
         self.ahead = self._pinned = process.device.type == "cuda"
         self._thread: ThreadPoolExecutor | None = None
         self._next: tuple[Request, Future[PreparedBatch]] | None = None
 
     def take(self, step: int, size: int, budget: int) -> PreparedBatch:
-        """Return the batch of a step, and the micro-batches into which `Batch.micro_batches(size, budget)` cuts it."""
+        """Return the batch of a step, and its micro-batches of at most `size` examples and `budget` tokens."""
         request = (step, size, budget)
         prepared, self._next = self._next, None
         # After running out of memory the micro-batches are smaller, so what the thread prepared cannot be used. Wait
@@ -42,7 +43,7 @@ class BatchFeed:
         return ready
 
     def wait(self) -> None:
-        """Wait until the thread is idle. Call this before using an object that the thread uses, such as a tokenizer."""
+        """Wait until the thread is idle. Call this before you use an object of the thread, such as a tokenizer."""
         if self._next is not None:
             wait([self._next[1]])
 

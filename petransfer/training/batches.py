@@ -28,20 +28,18 @@ class BatchSource(Protocol):
 
         Args:
             step: the optimiser step, counted from 0.
-            process: the index of this process, counted from 0.
-            processes: the number of processes.
+            process: index of this process, counted from 0.
+            processes: number of processes.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The examples that one process trains on in one optimiser step.
+    """The examples of one optimiser step in one process.
 
-    target_tokens: number of target tokens in the whole batch, including the parts of the other processes. The loss is
-        divided by this number.
-    collate: function that makes the tensors of a micro-batch from its examples; None for the padding function
-        `collate` of this module.
+    target_tokens: number of target tokens of the step, over all processes. The loss is divided by this number.
+    collate: function that makes the tensors of a micro-batch. None means the function `collate` of this module.
     """
 
     examples: Sequence[Encoded]
@@ -52,23 +50,21 @@ class Batch:
     def micro_batches(self, size: int, budget: int = 0) -> list[Tensors]:
         """Cut the batch into micro-batches of examples of similar length, which saves padding.
 
-        Examples are sorted by target length first and by source length second, because the logits of the targets need
-        most of the memory. With a budget, the examples of a decoder-only model are sorted by their joint length.
-
         Args:
             size: maximum number of examples in a micro-batch.
-            budget: maximum number of tokens in a micro-batch, padding included; 0 for no limit. An example with more
-                tokens gets a micro-batch of its own.
+            budget: maximum number of tokens in a micro-batch, padding included. 0 means no limit. A longer example gets
+                its own micro-batch.
         """
         make = self.collate or (lambda cut: collate(cut, self.layout))
         if budget:
             return [make(cut) for cut in _within(self.examples, size, budget, self.layout)]
+        # Sort by target length first, because the logits of the targets need most of the memory.
         ordered = sorted(self.examples, key=lambda example: (len(example.target_ids), len(example.input_ids)))
         return [make(ordered[start : start + size]) for start in range(0, len(ordered), size)]
 
 
 def _within(examples: Sequence[Encoded], size: int, budget: int, layout: Layout) -> Iterator[list[Encoded]]:
-    """Yield groups of examples of similar length. Each group is as large as `size` and `budget` allow."""
+    """Yield groups of examples of similar length, as large as `size` and `budget` allow."""
     cut: list[Encoded] = []
     widths: tuple[int, ...] = ()
     for example in sorted(examples, key=lambda example: _lengths(example, layout)):
@@ -84,17 +80,14 @@ def _within(examples: Sequence[Encoded], size: int, budget: int, layout: Layout)
 
 
 def _lengths(example: Encoded, layout: Layout) -> tuple[int, ...]:
-    """Return an example's numbers of tokens in the tensors of `collate`.
-
-    Encoder-decoder: (target, source). Decoder-only: one number, because the tensors hold source and target joined.
-    """
+    """Return an example's target and source lengths in tokens, or the joined length for a decoder-only model."""
     source, target = len(example.input_ids), len(example.target_ids)
     target += len(layout.decoder_prefix)
     return (target, source) if layout.encoder_decoder else (source + target - 1,)
 
 
 class ShuffledExamples:
-    """A `BatchSource` that repeats the training examples without end, in a new random order in each epoch.
+    """A `BatchSource` that repeats the training examples, in a new random order in each epoch.
 
     The order depends only on the seed and the epoch.
     """
@@ -126,7 +119,7 @@ class ShuffledExamples:
 
 
 def used_examples(count: int, batch_size: int, steps: int, seed: int) -> Iterable[int]:
-    """Return the indices of the examples that the first `steps` steps train on, in ascending order."""
+    """Return the indices of the examples of the first `steps` steps, in ascending order."""
     if steps * batch_size >= count:
         return range(count)
     return (int(at) for at in np.sort(_order(count, seed, 0)[: steps * batch_size]))
@@ -140,8 +133,8 @@ def collate(examples: Sequence[Encoded], layout: Layout) -> Tensors:
     """Make the padded tensors of one micro-batch.
 
     Encoder-decoder: input_ids and attention_mask (batch, source), decoder_input_ids and labels (batch, target).
-    Decoder-only: input_ids, attention_mask and labels (batch, source + target - 1). Labels are already shifted:
-    `labels[:, t]` is the token that position t should predict. Positions without a label have -100.
+    Decoder-only: input_ids, attention_mask and labels (batch, source + target - 1).
+    Labels are already shifted: `labels[:, t]` is the next token after position t. Positions without a label have -100.
     """
     if layout.encoder_decoder:
         source = [example.input_ids for example in examples]

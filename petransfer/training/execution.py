@@ -9,16 +9,15 @@ from petransfer.errors import UserError
 
 @dataclass(frozen=True)
 class Execution:
-    """Settings for executing a run on this machine; they are not part of the run id.
+    """Settings for executing a run on this machine. The settings are not part of the run id.
 
     Attributes:
-        micro_batch: examples per forward pass; 0 for the default.
-        threads: CPU threads; 0 for the number that torch already uses.
+        micro_batch: examples per forward pass. 0 means the default.
+        threads: CPU threads. 0 means torch's current number.
         save_every: seconds between two saves of the training state.
         log_every: steps between two lines of metrics.jsonl.
         compile: whether the loss is compiled with `torch.compile`.
-        checkpointing: whether gradient checkpointing is used. It recomputes the activations of a layer in the backward
-            pass and gives the same gradient.
+        checkpointing: whether gradient checkpointing is used, which saves memory and gives equal gradients.
     """
 
     micro_batch: int = 0

@@ -1,4 +1,4 @@
-"""The training loop for fine-tuning and pretraining, adapters and full fine-tuning, one process and several."""
+"""The training loop for adapters, full fine-tuning and pretraining, in one process or several."""
 
 from __future__ import annotations
 
@@ -51,15 +51,13 @@ Result = TypeVar("Result")
 
 @dataclass
 class Hooks:
-    """Functions that the loop calls while it runs.
+    """Functions that the training loop calls.
 
-    progress: called after every step with the number of steps taken, the mean loss that was last read from the device,
-        and the training time in seconds.
-    should_stop: called after every step; if it returns True, the loop saves the state and raises `Interrupted`.
+    progress: called after every step with the number of steps taken, the mean loss and the training time in seconds.
+    should_stop: called after every step. True means: save the state and raise `Interrupted`.
     evaluate_at: numbers of steps after which `evaluate` is called.
-    evaluate: called with a micro-batch size that is known to fit in memory; returns the scores on dev, which are added
-        to the line of metrics.
-    log: called with every line of metrics, but only in the process that writes the files.
+    evaluate: called with a micro-batch size that fits in memory. Returns the scores on dev for metrics.jsonl.
+    log: called with every line of metrics, in the first process only.
     """
 
     progress: Callable[[int, float, float], None] = lambda step, loss, seconds: None
@@ -70,17 +68,15 @@ class Hooks:
 
 
 class Loop:
-    """Trains `model` for `spec.steps` steps or until early stopping, and saves training states in `folder`.
+    """Trains a model for `spec.steps` steps or until early stopping, and resumes from the state in `folder`.
 
-    A run resumes from the state in `folder`. The batch of a step never changes: running out of memory only halves the
-    micro-batch. The loss is divided by the number of target tokens in the whole batch, over all processes. So the
-    gradient does not depend on the size of the micro-batches. Each process computes a part of the batch, and the first
-    process writes the files; see `distributed.processes` for how the processes share the tensors.
+    The batch of a step never changes: running out of memory only halves the micro-batch. The loss is divided by the
+    number of target tokens in the whole batch, over all processes.
 
     Args:
-        identity: text that identifies the run. The loop resumes only from a state that was saved with the same text.
-        seed: the seed of dropout.
-        autocast: whether the forward pass is computed in bf16 although the weights are in fp32.
+        identity: text that identifies the run. A state with another text is ignored.
+        seed: seed of dropout.
+        autocast: whether the forward pass is computed in bf16 with fp32 weights.
     """
 
     def __init__(
@@ -135,19 +131,19 @@ class Loop:
 
     @property
     def state_folder(self) -> Path:
-        """The folder of the training states and of the best weights."""
+        """Folder of the training states and the best weights."""
         return self.folder / "state"
 
     @property
     def finished(self) -> bool:
-        """Whether training is complete: all steps are done, or early stopping ended the run."""
+        """Whether all steps are done or early stopping ended the run."""
         return self.progress.step >= self.spec.steps or self._stopping_state.stop_reason != ""
 
     def run(self) -> Progress:
         """Train to the end and return the progress. With early stopping, the model then has its best weights.
 
         Raises:
-            Interrupted: `should_stop` returned True; the state is saved.
+            Interrupted: `should_stop` returned True. The state is saved.
             RunError: a loss or gradient is not finite, a self-check failed, or one example does not fit in memory.
         """
         with contextlib.closing(self.feed):
@@ -172,13 +168,13 @@ class Loop:
                 raise Interrupted
 
     def note(self, step: int, loss: torch.Tensor, norm: torch.Tensor, seconds: float) -> None:
-        """Record a finished step. Evaluate on dev and write a line of metrics if this is due after the step.
+        """Record a finished step. Evaluate on dev and write a line of metrics when due.
 
         Args:
             step: the step, counted from 0.
             loss: mean loss in nats per target token, as a tensor on the device.
-            norm: the gradient's norm before clipping, as a tensor on the device.
-            seconds: training time of the run so far.
+            norm: gradient's norm before clipping, as a tensor on the device.
+            seconds: training time of the run.
 
         Raises:
             RunError: a self-check failed, or a loss or norm is not finite.
@@ -194,17 +190,17 @@ class Loop:
         self._log(step)
 
     def read_losses(self) -> None:
-        """Read the losses and gradient norms of the steps since the last call from the device; update the mean loss.
+        """Read the unread losses and gradient norms from the device, and update the mean loss.
 
         Raises:
-            RunError: a loss or norm is not finite. The weights are then not finite either. They have not been saved,
-                because `save` calls this method first.
+            RunError: a loss or norm is not finite.
         """
         unread, self._unread = self._unread, []
         if not unread:
             return
         values = torch.stack([value.double() for _, *pair in unread for value in pair]).tolist()
         for (step, _, _), loss, norm in zip(unread, values[::2], values[1::2], strict=True):
+            # Broken weights are never saved, because `save` calls this method first.
             for name, value in (("loss", loss), ("gradient's norm", norm)):
                 if not math.isfinite(value):
                     broken = None if step else _not_finite(self.model)
@@ -223,10 +219,8 @@ class Loop:
         """Save the current training state. Only the first process writes files.
 
         Args:
-            stack: run ids of all runs that are trained together with this run, its own included; empty if this run is
-                trained alone.
-            keep_earlier: whether the states of earlier steps are kept. The caller then removes them when all runs of
-                the stack have saved this step.
+            stack: run ids of all runs in the stack, with this run. Empty for a run that is trained alone.
+            keep_earlier: whether the states of earlier steps are kept.
 
         Raises:
             RunError: a loss is not finite, or the state cannot be written.
@@ -245,14 +239,14 @@ class Loop:
             remove_other_bests(self.state_folder, self._stopping_state.best_step)
 
     def use_less_memory(self) -> None:
-        """Halve the micro-batch and the token budget, and drop the gradients of the step that ran out of memory."""
+        """Halve the micro-batch and the token budget, and drop the gradients of the failed step."""
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.micro_batch = (self.progress.micro_batch + 1) // 2
         self.progress.token_budget = (self.progress.token_budget + 1) // 2
         self.progress.out_of_memory += 1
 
     def take_step_within_memory(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the result of `take_step`. Each time that memory runs out, halve the micro-batch and repeat the step.
+        """Call `take_step`. Halve the micro-batch and repeat the step each time memory runs out.
 
         Raises:
             RunError: memory ran out with a micro-batch of one example.
@@ -264,7 +258,7 @@ class Loop:
         """Take one optimiser step. Return the loss per target token and the gradient's norm before clipping.
 
         Raises:
-            OutOfMemory: in every process, if any process ran out of memory. No weight has changed.
+            OutOfMemory: a process ran out of memory. All processes raise this error, and no weight has changed.
         """
         batch, cuts = self.feed.take(step, self.progress.micro_batch, self.progress.token_budget)
         torch.manual_seed(dropout_seed(self.seed, step, self.process.index))
@@ -283,10 +277,6 @@ class Loop:
     def accumulate(self, batch: Batch, cuts: Sequence[Tensors]) -> torch.Tensor:
         """Add the gradient of this process's part of a batch to `grad` of the trained tensors.
 
-        Args:
-            batch: this process's part of the batch.
-            cuts: the micro-batches of `batch`.
-
         Returns:
             The loss in nats, summed over the target tokens of `batch`.
         """
@@ -296,23 +286,20 @@ class Loop:
             return self._run_micro_batches(batch, cuts, loss_function)
 
     def update(self, step: int, total: torch.Tensor, target_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Clip and apply the gradient; return the mean loss and the gradient's norm for `note`.
-
-        Both results are tensors on the device; they are not read here, so that the CPU does not wait for a GPU.
+        """Clip and apply the gradient. Return the mean loss and the gradient's norm, as tensors on the device.
 
         Args:
-            step: the step, counted from 0.
-            total: the summed loss that `accumulate` returned in this process.
+            total: summed loss of this process, from `accumulate`.
             target_tokens: number of target tokens in the whole batch, over all processes.
 
         Raises:
-            RunError: the optimiser ran out of memory. A smaller micro-batch would not help, and a second attempt would
-                update some of the weights twice.
+            RunError: the optimiser ran out of memory.
         """
         loss = self.processes.sum(total).double() / target_tokens
         norm = clip_gradients(self._parameters(), self.spec.max_grad_norm or math.inf)
         self.checks.before_update(step)
         set_learning_rate(self.optimizer, self._learning_rate(step))
+        # A smaller micro-batch would not help, and a second attempt would update some of the weights twice.
         try:
             with raising_out_of_memory():
                 self.optimizer.step()
@@ -335,22 +322,17 @@ class Loop:
         return self.processes.run_micro_batches(cuts, run_one, -(-examples // self.progress.micro_batch))
 
     def _exchange(self, failed: bool) -> None:
-        """Sum the gradients over all processes, and make all processes agree whether to repeat the step, stop or save.
-
-        failed: whether this process ran out of memory.
-
-        Raises:
-            OutOfMemory: in every process, if any process failed.
-        """
+        """Sum the gradients over all processes, and agree whether to repeat the step, stop or save."""
         leads = self.process.leads
         own = [failed, self.hooks.should_stop(), leads and self._save_is_due(), leads and self._is_out_of_time()]
         any_failed, stop, save, out_of_time = self.processes.exchange(own, self._parameters())
         self._stop_requested, self._save_requested, self._out_of_time = stop > 0, save > 0, out_of_time > 0
+        # All processes raise the error, because all must repeat the step.
         if any_failed:
             raise OutOfMemory("out of memory in one of the processes")
 
     def _check_processes(self) -> None:
-        """Raise UserError if there are more processes than examples in a batch, or if `folder` is not shared by all."""
+        """Raise UserError for more processes than examples in a batch, or a folder that is not shared."""
         processes = self.process.count
         refuse_small_batch(self.spec.batch_size, processes)
         step = self.progress.step
@@ -387,7 +369,7 @@ class Loop:
         return done in self.hooks.evaluate_at or self._out_of_time
 
     def _log(self, step: int) -> None:
-        """Evaluate on dev and write a line of metrics if they are due, and call the hooks."""
+        """Evaluate on dev when due, call `hooks.progress`, and write a line of metrics when due."""
         done = step + 1
         scores = self._evaluate(done) if self._evaluation_is_due(done) else {}
         self.hooks.progress(done, self._mean_loss, self.progress.seconds)
@@ -407,7 +389,7 @@ class Loop:
         self.progress.loss_sum, self.progress.loss_steps = 0.0, 0
 
     def _evaluate(self, done: int) -> dict[str, Any]:
-        """Return the scores on dev. With early stopping, save the best weights and decide whether training stops."""
+        """Return the scores on dev. With early stopping, also save the best weights and decide about stopping."""
         self.feed.wait()
         scores = self.hooks.evaluate(self.progress.micro_batch)
         if self.stopper is None:
@@ -439,7 +421,7 @@ class Loop:
         return self.stopper is not None and self.stopper.is_out_of_time(self.progress.seconds)
 
     def _restore_best(self) -> None:
-        """Load the weights of the best step into the model if early stopping is used."""
+        """With early stopping, load the weights of the best step into the model."""
         best = self._stopping_state.best_step
         if best:
             self._wait_for_others()  # the first process must have written the best weights
@@ -452,15 +434,13 @@ class Loop:
 
 
 def with_smaller_micro_batches(attempt: Callable[[], Result], loops: Sequence[Loop], message: str) -> Result:
-    """Return the result of `attempt`. Each time that memory runs out, halve the micro-batches and call it again.
+    """Return the result of `attempt`. Halve the micro-batches and repeat the call each time memory runs out.
 
     Args:
-        attempt: the function to call, for example an optimiser step.
-        loops: the loops whose micro-batches are halved; all have the same micro-batch.
-        message: the text of the `RunError`.
+        loops: loops whose micro-batches are halved. All loops have the same micro-batch.
 
     Raises:
-        RunError: memory ran out with micro-batches of one example.
+        RunError: memory ran out with micro-batches of one example. `message` is the error's text.
     """
     while True:
         try:
@@ -480,6 +460,6 @@ def dropout_seed(seed: int, step: int, process: int) -> int:
 
 
 def _not_finite(model: torch.nn.Module) -> str | None:
-    """Return the name of a frozen tensor that holds NaN or infinity; None if there is none."""
+    """Return the name of a frozen tensor with NaN or infinity. None without such a tensor."""
     frozen = ((name, value) for name, value in model.named_parameters() if not value.requires_grad)
     return next((name for name, value in frozen if value.is_floating_point() and not value.isfinite().all()), None)

@@ -1,4 +1,4 @@
-"""Compute the loss of a micro-batch without holding all logits of a large vocabulary at once."""
+"""Compute the loss of a micro-batch. The logits of a large vocabulary are computed in chunks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Head(NamedTuple):
 
     model: the model without adapters.
     layer: the linear layer that computes the logits.
-    capped_by: the configuration whose `final_logit_softcapping` limits the logits; None if they are not limited.
+    capped_by: the configuration whose `final_logit_softcapping` limits the logits. None without a limit.
     """
 
     model: Any
@@ -42,12 +42,12 @@ class Head(NamedTuple):
 
     @property
     def cap(self) -> float:
-        """The limit of the logits; 0 for no limit."""
+        """The limit of the logits. 0 means no limit."""
         return float(self.capped_by.final_logit_softcapping) if self.capped_by is not None else 0.0
 
     @property
     def bias(self) -> torch.Tensor | None:
-        """The bias (v,) that is added to the product of hidden states and weights; None if there is none."""
+        """The bias (v,) of the output head. None without a bias."""
         added = getattr(self.model, "final_logits_bias", None)
         return self.layer.bias if added is None else added[0].to(self.layer.weight.dtype)
 
@@ -61,7 +61,7 @@ class Head(NamedTuple):
 
 
 def token_loss(model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
-    """Return the cross-entropy of a micro-batch in nats, summed over its target tokens and computed in fp32."""
+    """Return the cross-entropy of a micro-batch in nats, summed over target tokens, in fp32."""
     labels = batch["labels"].flatten()
     head = chunked_head(model, labels.numel())
     if head is None:
@@ -76,16 +76,15 @@ def token_loss(model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
 
 
 def chunked_head(model: Any, positions: int) -> Head | None:
-    """Return the model's output head if the logits at `positions` positions must be computed in chunks, else None.
-
-    Also returns None if the head is not supported (see `known_head`).
+    """Return the output head if logits at `positions` positions need chunks. None otherwise, or for an unsupported
+    head.
     """
     head = known_head(model)
     return head if head is not None and 4 * positions * head.layer.weight.shape[0] > WHOLE else None
 
 
 def known_head(model: Any) -> Head | None:
-    """Return the output head of a model, or None if its architecture or its head is not supported."""
+    """Return the output head of a model. None for an unsupported architecture or head."""
     while hasattr(model, "module"):  # DistributedDataParallel and similar wrappers
         model = model.module
     base = base_model_of(model)
@@ -110,7 +109,7 @@ def hidden_states(model: torch.nn.Module, head: Head, batch: Tensors) -> torch.T
 
 @contextlib.contextmanager
 def without_head(head: Head) -> Iterator[None]:
-    """Make the model return the input of its head instead of logits while the context is open."""
+    """Make the model return the input of its head, in place of logits, during the `with` block."""
     model, cap = head.model, head.cap
     head.layer.forward = lambda hidden: hidden  # type: ignore[method-assign, assignment]
     added = getattr(model, "final_logits_bias", None)
@@ -143,7 +142,7 @@ def head_cross_entropy(
     block: int,
     cap: float = 0.0,
 ) -> torch.Tensor:
-    """Return the summed cross-entropy of an output head in nats; see `HeadCrossEntropy` for the arguments."""
+    """Return the summed cross-entropy of an output head in nats. See `HeadCrossEntropy` for the arguments."""
     loss: torch.Tensor = HeadCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden_nd, trained, weight_vd, bias_v, labels_n, rows_k, block, cap
     )
@@ -153,19 +152,18 @@ def head_cross_entropy(
 class HeadCrossEntropy(torch.autograd.Function):
     """Summed cross-entropy of softmax(hidden weight^T + bias), computed in blocks of token positions.
 
-    The gradient is computed together with the loss, so no block of logits is kept or computed twice. Only one block of
-    logits is in memory at a time; a small block even fits the cache of a CPU.
+    The gradient is computed together with the loss. Only one block of logits is in memory at a time.
 
     Arguments of `apply`:
 
     - hidden: (n, d), the input of the head at n positions.
-    - trained: the tensor that gets the gradient of the weight: the whole weight (v, d), or some of its rows (k, d).
-    - weight: (v, d), the weight that is used to compute the logits.
+    - trained: the tensor that gets the gradient: the whole weight (v, d), or k of its rows (k, d).
+    - weight: (v, d), the weight that computes the logits.
     - bias: (v,), or None.
     - labels: (n,), `IGNORED` at positions without a loss.
-    - rows: (k,), the ids of the rows of the weight that are in `trained`; None if `trained` is the whole weight.
-    - block: number of positions whose logits are computed at once.
-    - cap: the logits are limited to cap * tanh(logits / cap); 0 for no limit.
+    - rows: (k,), ids of the rows in `trained`. None if `trained` is the whole weight.
+    - block: number of positions in a block.
+    - cap: limit of the logits, cap * tanh(logits / cap). 0 means no limit.
     """
 
     @staticmethod
@@ -206,14 +204,12 @@ class HeadCrossEntropy(torch.autograd.Function):
 def _block_loss(
     logits_nv: torch.Tensor, label_n1: torch.Tensor, cap: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the summed loss of a block, the gradient of its logits before a division (n, v), and the divisors (n, 1).
+    """Return a block's summed loss, the undivided gradient of its logits (n, v), and the divisors (n, 1).
 
-    The gradient of a row is the returned row divided by the row's divisor. The caller divides smaller tensors where it
-    can, such as products with the gradient, because this is faster. The divisor of a row without a label is infinity,
-    so the gradient of this row is zero. The logits are already limited by `cap`; the gradient is with respect to the
-    logits before the limit. This function overwrites `logits_nv`.
+    The gradient of a row is the undivided row over the row's divisor. `logits_nv` is overwritten.
     """
     known_n1, wanted_n1 = label_n1 != IGNORED, label_n1.clamp(min=0)
+    # The logits are already limited by `cap`. The gradient is with respect to the logits before the limit.
     slope_nv = 1 - (logits_nv / cap).square() if cap else None  # derivative of cap * tanh(u / cap) with respect to u
     wanted_logit_n1 = logits_nv.gather(1, wanted_n1)
     largest_n1 = logits_nv.amax(1, keepdim=True)
@@ -223,17 +219,15 @@ def _block_loss(
     gradient_nv.scatter_add_(1, wanted_n1, -sum_n1)  # softmax, minus 1 at the label
     if slope_nv is not None:
         gradient_nv.mul_(slope_nv)
+    # The caller divides smaller tensors, such as products with the gradient, because this is faster. A divisor of
+    # infinity makes the gradient of a row without a label zero.
     return loss, gradient_nv, sum_n1.masked_fill(~known_n1, torch.inf)
 
 
 def _add_weight_gradient(
     gradient_nv: torch.Tensor, hidden_nd: torch.Tensor, sum_n1: torch.Tensor, of_weight: Any, of_bias: Any, rows: Any
 ) -> None:
-    """Add a block's gradient to `of_weight` and to `of_bias`, unless they are None.
-
-    of_weight: gradient of the weight (v, d), or of its rows with the ids `rows` (k, d). of_bias: gradient of the bias
-    (v,).
-    """
+    """Add a block's gradients to `of_weight` and `of_bias`. None means no gradient."""
     if of_bias is not None:
         of_bias += (gradient_nv / sum_n1).sum(0)
     if of_weight is not None:

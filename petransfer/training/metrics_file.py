@@ -1,4 +1,4 @@
-"""Write and read metrics.jsonl: one line of JSON per logged step. Resuming a run neither loses nor repeats a line."""
+"""Write and read metrics.jsonl: one line of JSON per logged step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from petransfer.errors import UserError
 
 
 class MetricsFile:
-    """Writes metrics.jsonl line by line; `cut` removes the lines that were written after the last saved state."""
+    """Writes metrics.jsonl line by line. When a run resumes, `cut` removes the lines after the last saved state."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -23,7 +23,7 @@ class MetricsFile:
             file.write(json.dumps(line) + "\n")
 
     def size(self) -> int:
-        """Return the length of the file in bytes, after making sure that all of it is on the disk."""
+        """Write the file to the disk, and return its length in bytes."""
         if not self.path.exists():
             return 0
         with self.path.open("rb") as file:
@@ -37,10 +37,10 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics.jsonl file as dicts, without an incomplete last line; [] if there is no file.
+    """Return the complete lines of a metrics.jsonl file as dicts. Empty without a file.
 
     Raises:
-        UserError: A line is damaged, or `path` is not a file.
+        UserError: a line is damaged, or `path` is not a file.
     """
     if not path.exists():
         return []

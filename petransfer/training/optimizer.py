@@ -1,4 +1,4 @@
-"""The optimiser of a run and the learning rate of each of its steps."""
+"""The optimiser of a run, and the learning rate of each step."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from petransfer.training.state import trained_tensors
 
 
 def learning_rate_factor(spec: TrainSpec, step: int) -> float:
-    """Return a step's learning rate divided by the highest one, from 0 to 1: linear warm-up, then `spec.schedule`.
+    """Return the learning rate of `step` (counted from 0) as a share, 0 to 1, of the highest learning rate.
 
-    Args:
-        step: the step, counted from 0.
+    The factor rises linearly in the warm-up and then follows `spec.schedule`.
     """
     warmup_steps = max(1, round(spec.warmup * spec.steps))
     if step < warmup_steps:
@@ -28,10 +27,10 @@ def learning_rate_factor(spec: TrainSpec, step: int) -> float:
 
 
 def make_optimizer(model: torch.nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
-    """Make AdamW for the trained tensors. The learning rate of a parameter group is multiplied by the group's `scale`.
+    """Make AdamW for the trained tensors. `scale` in a parameter group multiplies the group's learning rate.
 
-    With `rate_scaling: rms` each tensor is a group of its own. The tensor's learning rate is multiplied by the root
-    mean square of its values at the start, and its weight decay is divided by the same number.
+    With `rate_scaling: rms`, a tensor's learning rate is multiplied by the root mean square of its initial values, and
+    its weight decay is divided by this number.
     """
     groups = _scaled_groups(model, spec) if spec.rate_scaling == "rms" else _groups_by_factor(model, spec)
     if spec.optimizer == "adamw":
@@ -71,5 +70,5 @@ def _groups_by_factor(model: torch.nn.Module, spec: TrainSpec) -> list[dict[str,
 
 
 def _factor(parameter: torch.nn.Parameter) -> float:
-    """Return the factor of a tensor's learning rate: its attribute `rate_factor`, 1 if the method has not set it."""
+    """Return the attribute `rate_factor` of a tensor, which multiplies its learning rate. Default: 1."""
     return float(getattr(parameter, "rate_factor", 1.0))

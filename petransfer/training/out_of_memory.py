@@ -1,4 +1,4 @@
-"""Recognise out-of-memory errors, and choose default micro-batches that rarely run out of memory."""
+"""Recognise out-of-memory errors, and choose default micro-batches that fit in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from petransfer.models.wrappers import base_model_of
 
 
 class OutOfMemory(MemoryError):
-    """Memory ran out, on a GPU or on the CPU."""
+    """Raised if memory ran out, on a GPU or on the CPU."""
 
 
 # Parts of the messages of plain RuntimeErrors that mean that memory ran out. In this order, they come from torch on
@@ -28,18 +28,16 @@ _MESSAGES = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that memory ran out.
-
-    On a CPU, torch raises a plain RuntimeError if memory runs out.
-    """
+    """Return whether an error means that memory ran out."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
+    # On a CPU, torch raises a plain RuntimeError if memory runs out.
     return any(message in str(error) for message in _MESSAGES)
 
 
 @contextlib.contextmanager
 def raising_out_of_memory() -> Iterator[None]:
-    """While the context is open, convert every out-of-memory error of torch or Python into `OutOfMemory`."""
+    """Convert every out-of-memory error of torch or Python in the `with` block into `OutOfMemory`."""
     try:
         yield
     except OutOfMemory:
@@ -72,23 +70,16 @@ def default_token_budget(device: torch.device) -> int:
 
 
 def default_micro_batch(batch_size: int, device: torch.device) -> int:
-    """Return the default number of examples in a micro-batch.
-
-    On a GPU it is the whole batch, because the token budget limits the micro-batch. On a CPU it is at most 8: a
-    micro-batch of 8 examples of similar length has less padding than one of 32. This was measured to make training on
-    SCAN 1.5 times as fast.
-    """
+    """Return the default number of examples in a micro-batch: the whole batch on a GPU, at most 8 on a CPU."""
+    # On a GPU, the token budget limits the micro-batch. On a CPU, a micro-batch of 8 examples of similar length has
+    # less padding than one of 32. This made training on SCAN 1.5 times as fast.
     return batch_size if device.type == "cuda" else min(batch_size, 8)
 
 
 def enable_gradient_checkpointing(model: torch.nn.Module, **options: Any) -> None:
     """Enable gradient checkpointing: every layer recomputes its activations in the backward pass.
 
-    This uses the non-reentrant variant. The reentrant variant trains nothing, without an error, if the first layer is
-    frozen.
-
-    Args:
-        options: further arguments of `torch.utils.checkpoint.checkpoint`.
+    `options` are further arguments of `torch.utils.checkpoint.checkpoint`.
 
     Raises:
         UserError: the architecture or the method does not support gradient checkpointing.
@@ -98,6 +89,7 @@ def enable_gradient_checkpointing(model: torch.nn.Module, **options: Any) -> Non
         raise UserError("prefix tuning does not work with gradient checkpointing; remove --checkpointing")
     if not getattr(base, "supports_gradient_checkpointing", False):
         raise UserError(f"{type(base).__name__} does not support gradient checkpointing; remove --checkpointing")
+    # With a frozen first layer, the reentrant variant trains nothing and raises no error.
     base.gradient_checkpointing_enable({"use_reentrant": False, **options})
 
 

@@ -1,7 +1,6 @@
 """Pack several training examples into one row, for decoder-only models. An example attends only to its own tokens.
 
-If there is no attention mask, transformers takes each position id 0 as the start of a new example, and lets no token
-attend to another example. So packed examples give the same gradient as separate examples, and need less padding.
+Packed examples need less padding than separate examples, and give the same gradient.
 """
 
 from __future__ import annotations
@@ -29,12 +28,10 @@ _ADVICE = "leave train.packing (--packing) out"
 
 
 def refuse_packing(spec: RunSpec, config: Any) -> None:
-    """Refuse a run with packing if its model or its method does not support packing. The weights are not needed.
-
-    config: the configuration of the model.
+    """Refuse a run with packing if its model or its method does not support packing. No weights are needed.
 
     Raises:
-        UserError: The model is an encoder-decoder or has no input for position ids, or the method adds virtual tokens.
+        UserError: the model is an encoder-decoder or has no input for position ids, or the method adds virtual tokens.
     """
     if not spec.train.packing:
         return
@@ -57,7 +54,7 @@ def check_packing(model: torch.nn.Module, examples: Sequence[Encoded], layout: L
     """Check that a few examples have the same loss in a packed row as in separate rows.
 
     Raises:
-        UserError: The losses differ by more than rounding, so tokens of one example attend to another example.
+        UserError: the losses differ by more than rounding. Tokens of one example then attend to another example.
     """
     few = sorted(examples[:64], key=lambda example: len(example.input_ids) + len(example.target_ids))[:3]
     device = next(model.parameters()).device
@@ -77,9 +74,8 @@ def check_packing(model: torch.nn.Module, examples: Sequence[Encoded], layout: L
 def collate_packed(examples: Sequence[Encoded]) -> Tensors:
     """Make the tensors of one micro-batch, with several examples in each row.
 
-    Returns:
-        input_ids, position_ids and labels, each (rows, tokens). Labels are already shifted, as in `collate`. The
-        unused positions at the end of a row form one more example, which has no labels.
+    The tensors are input_ids, position_ids and labels, each (rows, tokens). Labels are already shifted, as in
+    `collate`.
     """
     rows = _rows([len(one.input_ids) + len(one.target_ids) - 1 for one in examples])
     width = max(sum(len(examples[at].input_ids) + len(examples[at].target_ids) - 1 for at in row) for row in rows)
@@ -95,15 +91,16 @@ def collate_packed(examples: Sequence[Encoded]) -> Tensors:
             positions[number, start:end] = torch.arange(len(joined))
             labels[number, end - len(one.target_ids) : end] = torch.tensor(one.target_ids)
             start = end
+        # The unused positions at the end of a row form one more example, which has no labels.
         positions[number, start:] = torch.arange(width - start)
+    # Without an attention mask, transformers takes each position id 0 as the start of a new example, and lets no token
+    # attend to another example.
     return {"input_ids": ids, "position_ids": positions, "labels": labels}
 
 
 def _rows(lengths: Sequence[int]) -> list[list[int]]:
-    """Distribute examples over rows. Return for each row the indices of its examples.
-
-    The longest example is placed first. Each example goes into the first row that has room for it.
-    """
+    """Distribute examples over rows. Return the indices of the examples in each row."""
+    # The longest example is placed first. Each example goes into the first row with enough room.
     room = max(FEWEST_TOKENS, *lengths)
     rows: list[list[int]] = []
     left: list[int] = []

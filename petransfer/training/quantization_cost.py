@@ -1,4 +1,4 @@
-"""Measure how much quantization changes the loss of a checkpoint on a few examples before training."""
+"""Measure how much quantization changes the loss of a checkpoint before training."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ REFUSE_ABOVE, REFUSE_NATS = 0.5, 0.1
 
 @dataclass(frozen=True)
 class QuantisationCost:
-    """The loss of a checkpoint before training, at 16 bits and quantized, in nats per target token.
+    """The loss of a checkpoint before training, in nats per target token.
 
-    Both losses are computed on the same examples.
+    loss_at_16_bits: loss of the checkpoint at 16 bits.
+    loss: loss of the quantized checkpoint on the same examples.
     """
 
     loss_at_16_bits: float
@@ -45,24 +46,17 @@ class QuantisationCost:
 
     @property
     def change(self) -> float:
-        """Relative change of the loss, such as 0.05 for 5 % more; infinite if the loss at 16 bits is zero."""
+        """Relative change of the loss: 0.05 is 5 % more. Infinite if the loss at 16 bits is zero."""
         return self.loss / self.loss_at_16_bits - 1 if self.loss_at_16_bits else math.inf
 
 
 def quantisation_cost(
     checkpoint: CheckpointSpec, seed: int, loaded: Loaded, examples: Sequence[Encoded]
 ) -> QuantisationCost:
-    """Compute the loss of a few examples with the quantized model and with the checkpoint at 16 bits.
-
-    The checkpoint at 16 bits is loaded on the device of the quantized model if it fits there too. Otherwise its loss is
-    computed on the CPU with weights that are read from disk when they are needed.
-
-    Args:
-        loaded: the quantized model.
-        examples: only the first `EXAMPLES` are used.
+    """Compute the loss of the first `EXAMPLES` examples with the quantized model and with the checkpoint at 16 bits.
 
     Raises:
-        RunError: memory ran out, even with weights that are read from disk.
+        RunError: memory ran out.
     """
     device = next(loaded.model.parameters()).device
     try:
@@ -86,18 +80,16 @@ def _loss_at_16_bits(
     if fits:
         with contextlib.suppress(OutOfMemory), raising_out_of_memory():
             return _loss(load_checkpoint(checkpoint, 16, seed=seed, device=device), examples, device)
+    # There is no room on the device: compute on the CPU, and read each weight from disk when it is needed.
     with tempfile.TemporaryDirectory() as folder:
         return _loss(load_on_disk(checkpoint, folder, seed), examples, torch.device("cpu"))
 
 
 def check(cost: QuantisationCost, name: str) -> None:
-    """Warn if quantization changed the loss noticeably, and raise RunError if quantization broke the model.
-
-    Args:
-        name: the name of the checkpoint, for the message.
+    """Warn if quantization changed the loss noticeably.
 
     Raises:
-        RunError: the loss is not finite, or it changed by more than both `REFUSE_ABOVE` and `REFUSE_NATS`.
+        RunError: the loss is not finite, or changed by more than both `REFUSE_ABOVE` and `REFUSE_NATS`.
     """
     moved = f"quantizing {name} changed its loss on {EXAMPLES} dev examples from {cost.loss_at_16_bits:.3f} to "
     moved += f"{cost.loss:.3f} nats per target token"

@@ -1,4 +1,4 @@
-"""Load a saved adapter or model from disk and check that its logits equal those of the trained model."""
+"""Check that a saved adapter or model has the logits of the trained model."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def check_reloaded(
 
     Args:
         folder: the saved `adapter/`, or `model/` after full fine-tuning.
-        examples: examples to compare; only the first `EXAMPLES` are used.
-        autocast: whether the forward pass of the trained model is computed in bf16.
-        load_base: function that loads a new copy of the adapter's base on a device. Not called after full fine-tuning.
+        examples: examples to compare. Only the first `EXAMPLES` are used.
+        autocast: whether the trained model computes its forward pass in bf16.
+        load_base: function that loads a new copy of the adapter's base on a device.
 
     Returns:
-        True if the logits were compared; False if there was not enough memory for a second model.
+        Whether the logits were compared. False if the memory was too small for a second model.
 
     Raises:
-        RunError: the logits differ by more than rounding; the message names the tensors that differ.
+        RunError: the logits differ by more than rounding. The message names the tensors that differ.
     """
     device = next(trained.parameters()).device
     batch = collate(examples[:EXAMPLES], layout)
@@ -109,9 +109,9 @@ def _compare(
 
 
 def differing_tensors(trained: torch.nn.Module, fresh: torch.nn.Module, tolerance: float) -> list[str]:
-    """Return the names of the tensors that only one model has, or whose difference is larger than the tolerance.
+    """Return the names of the tensors that differ, or that exist in only one of the two models.
 
-    tolerance: the largest allowed difference, as a share of the largest absolute value of the trained tensor.
+    `tolerance` is the largest allowed difference, as a share of the trained tensor's largest absolute value.
     """
     left, right = _tensors(trained), _tensors(fresh)
     names = sorted(left.keys() ^ right.keys())

@@ -25,7 +25,7 @@ class SelfChecks:
         self._without_gradient = set(self._parameters)
 
     def before_update(self, step: int) -> None:
-        """Record which tensors have a nonzero gradient in this step. Call this before the optimiser changes them."""
+        """Record which tensors have a nonzero gradient in this step. Call this before the optimiser's update."""
         if step >= STEPS or not self._without_gradient:
             return
         gradients = {name: self._parameters[name].grad for name in sorted(self._without_gradient)}
@@ -35,10 +35,7 @@ class SelfChecks:
         self._without_gradient -= self._processes.anywhere(nonzero)
 
     def after_step(self, step: int) -> None:
-        """Check all trained tensors if this was the last of the first `STEPS` steps.
-
-        Args:
-            step: the step, counted from 0.
+        """Check all trained tensors after the last of the first `STEPS` steps. Do nothing after other steps.
 
         Raises:
             RunError: a trained tensor got no gradient or did not change, for example LoRA's B is still zero.

@@ -1,4 +1,4 @@
-"""Save and load the training state that a run resumes from. If the process is killed, a complete state remains."""
+"""Save and load the training state that a run resumes from. A killed process leaves a complete state."""
 
 from __future__ import annotations
 
@@ -25,17 +25,15 @@ class Progress:
     Attributes:
         step: number of optimiser steps taken.
         micro_batch: maximum number of examples in a micro-batch.
-        threads: CPU threads; 0 for the number that torch chooses.
-        metrics_bytes: length of metrics.jsonl when the state was saved. When the run resumes, later lines are removed
-            and written again.
+        threads: CPU threads. 0 means torch's default.
+        metrics_bytes: length of metrics.jsonl when the state was saved. Later lines are removed when the run resumes.
         loss_sum: sum of the losses since the last line of metrics.
-        loss_steps: number of the losses in `loss_sum`.
-        seconds: training time so far.
+        loss_steps: number of losses in `loss_sum`.
+        seconds: training time.
         out_of_memory: how often memory ran out.
         notes: other facts about the run, such as the run ids of its stack.
-        token_budget: maximum number of tokens in a micro-batch; 0 for no limit. States of older versions have no
-            budget.
-        early_stopping: the state of early stopping as plain values; empty if early stopping is not used.
+        token_budget: maximum number of tokens in a micro-batch. 0 means no limit.
+        early_stopping: state of early stopping. Empty without early stopping.
     """
 
     step: int = 0
@@ -47,12 +45,13 @@ class Progress:
     seconds: float = 0.0
     out_of_memory: int = 0
     notes: dict[str, Any] = field(default_factory=dict)
+    # States of older versions have no budget.
     token_budget: int = 0
     early_stopping: dict[str, Any] = field(default_factory=dict)
 
 
 def trained_tensors(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """Return the trained parameters by name; a tied tensor is listed once."""
+    """Return the trained parameters by name. A tied tensor is listed once."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -70,12 +69,12 @@ def save_state(
     All processes must call this function, because sharded tensors are gathered.
 
     Args:
-        identity: text that identifies the run. Only a run with the same text resumes from the state.
+        identity: text that identifies the run. A run resumes only from a state with its text.
         keep_others: whether the earlier states are kept.
         writes: whether this process writes the files.
 
     Raises:
-        RunError: the disk is full or not writable; the last complete state is kept.
+        RunError: the disk is full or not writable. The last complete state is kept.
     """
     parameters = trained_tensors(model)
     moments, plain = _flatten(optimizer, {id(value): name for name, value in parameters.items()})
@@ -95,11 +94,7 @@ def save_state(
 
 @contextlib.contextmanager
 def _written_whole(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder to write into. It is renamed to `target` afterwards, or removed if writing fails.
-
-    Raises:
-        RunError: the disk is full or not writable.
-    """
+    """Yield a temporary folder, and rename the folder to `target` after writing has succeeded."""
     folder = target.parent
     partial = folder / f".partial-{os.getpid()}"
     try:
@@ -122,14 +117,11 @@ def _written_whole(target: Path) -> Iterator[Path]:
 
 
 def save_best(folder: Path, model: torch.nn.Module, step: int, *, writes: bool = True) -> None:
-    """Write the trained tensors to `folder/best-<step>` and keep the folders of earlier best steps.
+    """Write the trained tensors to `folder/best-<step>`, and keep the folders of earlier best steps.
 
-    Call `remove_other_bests` when a training state that names this step has been saved. Before that, a resumed run may
-    need the folder of an earlier best step.
-
-    Raises:
-        RunError: the disk is full or not writable.
+    Call `remove_other_bests` after the next training state is saved.
     """
+    # A run that resumes from an earlier state needs the folder of an earlier best step.
     values = gather_tensors(trained_tensors(model), writes)
     if writes:
         with _written_whole(_best(folder, step)) as partial:
@@ -137,12 +129,12 @@ def save_best(folder: Path, model: torch.nn.Module, step: int, *, writes: bool =
 
 
 def load_best(folder: Path, model: torch.nn.Module, step: int) -> None:
-    """Load into the model the trained tensors that `save_best` wrote for this step."""
+    """Load the trained tensors of `save_best` for this step into the model."""
     _fill_trained(model, load_file(_best(folder, step) / "model.safetensors"), _best(folder, step))
 
 
 def remove_other_bests(folder: Path, step: int) -> None:
-    """Remove the folders that `save_best` wrote, except that of `step`."""
+    """Remove the folders `best-*`, except the folder of `step`."""
     for best in folder.glob("best-*"):
         if best != _best(folder, step):
             shutil.rmtree(best, ignore_errors=True)
@@ -163,7 +155,7 @@ def keep_only(folder: Path, step: int) -> None:
 
 
 def peek_progress(folder: Path, identity: str) -> Progress | None:
-    """Return the progress in the newest state that was saved with this identity, or None if there is no such state."""
+    """Return the progress in the newest state with this identity. None without such a state."""
     for state in sorted(folder.glob("step-*"), reverse=True):
         try:
             meta = json.loads((state / "progress.json").read_text())
@@ -178,7 +170,7 @@ def load_state(folder: Path, progress: Progress, model: torch.nn.Module, optimiz
     """Load the tensors of the state at `progress.step` into the model and the optimiser.
 
     Raises:
-        RunError: the state's tensors are not the tensors that this model trains.
+        RunError: the tensors of the state do not fit the model.
     """
     state = folder / f"step-{progress.step:09d}"
     _fill_trained(model, load_file(state / "model.safetensors"), state)
@@ -187,11 +179,7 @@ def load_state(folder: Path, progress: Progress, model: torch.nn.Module, optimiz
 
 
 def _fill_trained(model: torch.nn.Module, saved: Mapping[str, torch.Tensor], place: Path) -> None:
-    """Copy saved tensors into the trained tensors of the model.
-
-    Raises:
-        RunError: the names of the tensors differ.
-    """
+    """Copy saved tensors into the trained tensors of the model."""
     parameters = trained_tensors(model)
     if saved.keys() != parameters.keys():
         name = sorted(saved.keys() ^ parameters.keys())[0]
@@ -203,10 +191,8 @@ def _fill_trained(model: torch.nn.Module, saved: Mapping[str, torch.Tensor], pla
 def _flatten(
     optimizer: torch.optim.Optimizer, names: Mapping[int, str]
 ) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, Any]]]:
-    """Return an optimiser's state as named tensors and plain values, which can be saved without pickle.
-
-    names: the name of each trained parameter, by the parameter's `id`.
-    """
+    """Return an optimiser's state as named tensors and plain values. `names` has parameter names by `id`."""
+    # Tensors and plain values are saved without pickle.
     tensors: dict[str, torch.Tensor] = {}
     plain: dict[str, dict[str, Any]] = {}
     for parameter, values in optimizer.state.items():
@@ -220,10 +206,9 @@ def _flatten(
 
 
 def _copy(value: torch.Tensor) -> torch.Tensor:
-    """Copy a tensor into the host's memory, because a GPU may have no room for a second optimiser state.
-
-    The copy of a sharded tensor stays on its device, where all processes gather it later.
-    """
+    """Copy a tensor into the host's memory."""
+    # A GPU can lack room for a second optimiser state. A sharded tensor stays on its device, where all processes gather
+    # it later.
     if is_part(value) or value.device.type == "cpu":
         return value.detach().clone(memory_format=torch.contiguous_format)
     return value.detach().to("cpu", copy=True)
@@ -249,7 +234,7 @@ def _unflatten(
 
 
 def _in_pages(optimizer: Any, parameter: torch.nn.Parameter, moment: torch.Tensor) -> torch.Tensor:
-    """Copy a moment of AdamW into a new tensor in the memory that bitsandbytes' paged optimiser uses for moments."""
+    """Copy a moment of AdamW into the memory of bitsandbytes' paged optimiser."""
     buffer: torch.Tensor = optimizer.get_state_buffer(parameter, dtype=moment.dtype)
     return buffer.copy_(moment)
 

@@ -1,4 +1,4 @@
-"""Names of the supported experiment trackers, and a check that they are installed. Imports no torch."""
+"""Names of the supported experiment trackers. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,10 +22,8 @@ TRACKERS = {
 
 
 def check_trackers(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the trackers without duplicates, after checking that each tracker is installed.
-
-    Args:
-        names: values of `--log-with`; each can hold several comma-separated names.
+    """Return the names of the trackers without duplicates. A value of `--log-with` can hold several comma-separated
+    names.
 
     Raises:
         UserError: a tracker is unknown, or its package is not installed.

@@ -1,4 +1,4 @@
-"""Log a run to experiment trackers such as TensorBoard and Weights & Biases, through Accelerate's trackers."""
+"""Log a run to experiment trackers such as TensorBoard and Weights & Biases, through Accelerate."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class RunTrackers:
         self._step, self._seconds = 0, 0.0
 
     def log(self, line: dict[str, Any]) -> None:
-        """Log a line of metrics.jsonl, and also examples per second and memory in GB."""
+        """Log a line of metrics.jsonl, examples per second and memory in GB."""
         if not self._trackers:
             return
         values = {NAMES.get(name, name): value for name, value in line.items() if name not in ("step", "seconds")}
@@ -88,10 +88,9 @@ def start_trackers(
 
     Args:
         names: Accelerate's names of trackers, such as `tensorboard` and `wandb`.
-        folder: the run's folder; TensorBoard's event files go to `tracking/` in it.
-        spec: logged as the run's configuration.
-        device: the device whose memory use is logged.
-        resumed_at: the step that the run resumes from; 0 for a new run.
+        folder: the run's folder. TensorBoard writes to its subfolder `tracking/`.
+        device: device whose memory use is logged.
+        resumed_at: step that the run resumes from. 0 for a new run.
 
     Raises:
         UserError: a tracker is unknown, not installed, or cannot start.
@@ -130,7 +129,7 @@ def _start(name: str, folder: Path, spec: RunSpec, resumed_at: int) -> GeneralTr
 
 
 def _log_table(tracker: Any, rows: list[list[str]], step: int) -> None:
-    """Log predictions as a table if the tracker supports tables, and as text in TensorBoard."""
+    """Log predictions as a table, or as text in TensorBoard. Other trackers get nothing."""
     if hasattr(tracker, "log_table"):
         tracker.log_table("dev/predictions", columns=list(PREDICTIONS), data=rows, step=step)
     elif tracker.name == "tensorboard":
@@ -143,7 +142,7 @@ def _cell(text: str) -> str:
 
 
 def _flat(content: Any, prefix: str = "") -> dict[str, bool | int | float | str]:
-    """Return nested values as one dict with dotted names, because trackers accept only such a dict."""
+    """Return nested values as one dict with dotted names."""
     if isinstance(content, dict):
         return {key: value for name, part in content.items() for key, value in _flat(part, f"{prefix}{name}.").items()}
     plain = isinstance(content, bool | int | float | str)

@@ -1,12 +1,10 @@
-"""Compute the loss and the gradients of a training step on a CPU with less work than peft, but the same result.
+"""Compute the loss and the gradients of a training step on a CPU faster than peft, with the same result.
 
-For a small model, overhead takes most of the time of a step. Three changes save time (see `lora_pairs` and
-`embedding_rows`):
-
-- At 32 bits each LoRA pair (A and B) is added to its weight once a step, and the gradient of the pair is computed from
-  the gradient of that weight. Below 32 bits the pair's output is added to the output of the frozen layer instead. The
-  quantised weights of a small model are dequantised only once and kept.
-- If peft trains only some rows of the embeddings, the whole table is assembled once a step, not at each use.
+- At 32 bits, each LoRA pair (A and B) is added to its weight once a step. The gradient of the pair is computed from the
+gradient of the weight.
+- Below 32 bits, the output of the LoRA pair is added to the output of the frozen layer. Quantised weights of a small
+model are dequantised only once.
+- An embedding table with some trained rows is assembled once a step.
 - The output head skips padding and computes the logits in blocks that fit a core's second-level cache.
 """
 
@@ -43,12 +41,12 @@ class LabelScores:
     """Scores at the n positions that have a label. All tensors have the shape (n,).
 
     Attributes:
-        at: the position in the flattened batch.
-        wanted: the logit of the label.
-        log_prob: the log-probability of the label, in nats.
-        rival: the largest logit of all other tokens.
-        rival_id: the token with the logit `rival` if `rival` is not below `wanted`, else 0.
-        largest: the largest absolute value of the logits at the position.
+        at: position in the flattened batch.
+        wanted: logit of the label.
+        log_prob: log-probability of the label, in nats.
+        rival: largest logit of all other tokens.
+        rival_id: token with the logit `rival`. 0 if `rival` is below `wanted`.
+        largest: largest absolute value of the logits at the position.
     """
 
     at: torch.Tensor
@@ -60,10 +58,7 @@ class LabelScores:
 
 
 def _score_block(logits_nv: torch.Tensor, wanted_n1: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return all fields of `LabelScores` except `at` for a block of positions. Overwrites the logits.
-
-    wanted_n1: the token id of the label at each position.
-    """
+    """Return all fields of `LabelScores` except `at` for a block of positions. Overwrites the logits."""
     wanted_n = logits_nv.gather(1, wanted_n1).squeeze(1)
     # Use amin and amax, because on a CPU aminmax and max with an index take more than ten times as long.
     least_n = logits_nv.amin(1)
@@ -79,15 +74,13 @@ def _score_block(logits_nv: torch.Tensor, wanted_n1: torch.Tensor) -> tuple[torc
 
 
 class CpuFastPath:
-    """A faster training step of a model on a CPU. Compute the gradient of a batch inside the context `step`.
+    """A faster training step of a model on a CPU. Compute the gradient of a batch inside `with step()`.
 
     Args:
-        scoring: whether the model only scores examples. It then runs without dropout, so padding can be skipped even if
-            training uses dropout. Supported only at 32 bits, because LLM.int8 computes different numbers in scoring
-            than in training.
+        scoring: whether the model only scores examples, without dropout. Supported only at 32 bits.
 
     Attributes:
-        usable: False if there is no faster step, for example on a GPU.
+        usable: whether there is a faster step. False, for example, on a GPU.
         skips_padding: whether padding is skipped.
         kept: bytes of the tensors that are kept in addition to the model.
     """
@@ -98,6 +91,7 @@ class CpuFastPath:
         self.skips_padding, self.kept = False, 0
         dtype = _dtype(model)
         known = getattr(getattr(base, "config", None), "model_type", None) in PLAIN_HEADS
+        # LLM.int8 computes different numbers in scoring than in training.
         self.usable = known and dtype is not None and (dtype == torch.float32 or not scoring)
         if not self.usable or dtype is None:
             return
@@ -118,9 +112,9 @@ class CpuFastPath:
 
     @contextlib.contextmanager
     def step(self) -> Iterator[Callable[[torch.nn.Module, Tensors], torch.Tensor]]:
-        """Yield the loss function to use, and speed up the layers of the model while the context is open.
+        """Yield the loss function, and speed up the layers of the model during the `with` block.
 
-        The gradients of the trained tensors are complete only after the context has closed.
+        The gradients of the trained tensors are complete only after the block.
         """
         patched: list[tuple[Any, Callable[..., torch.Tensor]]]
         patched = [(pair.layer, pair.forward) for pair in self._folded]
@@ -146,7 +140,7 @@ class CpuFastPath:
     def score_labels(self, batch: Tensors) -> LabelScores:
         """Score the labels of a batch without keeping the logits.
 
-        Call this inside the context `step`, and only if `skips_padding` is true.
+        Call this inside `with step()`, and only if `skips_padding` is true.
         """
         labels_n = batch["labels"].flatten()
         hidden_nd = unpadded_hidden(self._base, batch)
@@ -166,7 +160,7 @@ class CpuFastPath:
         return LabelScores(labelled_n, *(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def _loss(self, model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
-        """Return the same as `token_loss`: the cross-entropy in nats, summed over the micro-batch's target tokens."""
+        """Return the cross-entropy in nats, summed over the target tokens, as `token_loss` does."""
         labels_n = batch["labels"].flatten()
         labelled_n = (labels_n != IGNORED).nonzero().squeeze(1)
         if self.skips_padding:
@@ -184,11 +178,7 @@ class CpuFastPath:
 
 
 def _dtype(model: Any) -> torch.dtype | None:
-    """Return the dtype that a model on a CPU computes in, fp32 or bf16.
-
-    Returns None if the model is on another device, is sharded, or has several dtypes. Also returns None if it has
-    several active adapters, a disabled adapter, or an adapter that puts virtual tokens before the input.
-    """
+    """Return the dtype that a model on a CPU computes in, fp32 or bf16. None for an unsupported model."""
     if needs_all_processes(model) or any(
         config.is_prompt_learning for config in getattr(model, "peft_config", {}).values()
     ):

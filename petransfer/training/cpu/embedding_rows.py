@@ -1,4 +1,4 @@
-"""Speed up embeddings on a CPU if peft trains only some rows: assemble the table once a step, not at each use."""
+"""Speed up embeddings with some trained rows on a CPU: assemble the table once a step, not at each use."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from petransfer.training.cpu.lora_pairs import derived_tensor
 class TrainedRows:
     """An embedding table with some trained rows.
 
-    trained: (k, d), the trained rows. ids: (k,), their token ids. table: (v, d), the frozen table. whole: (v, d), the
-    table with the trained rows in it, valid between `fill` and `clear`. place: (v,), each token's row in `trained`, or
-    -1 if the token's row is frozen.
+    trained: (k, d), the trained rows.
+    ids: (k,), token ids of the trained rows.
+    table: (v, d), the frozen table.
+    whole: (v, d), the table with the trained rows, valid between `fill` and `clear`.
+    place: (v,), each token's row in `trained`. -1 for a frozen row.
     """
 
     trained: torch.nn.Parameter
@@ -34,20 +36,19 @@ class TrainedRows:
 
     @torch.no_grad()
     def clear(self) -> None:
-        """Restore the frozen rows in `whole`, because other models can share `whole` and train other rows."""
+        """Restore the frozen rows in `whole`."""
+        # Other models can share `whole` and train other rows.
         self.whole[self.ids] = self.table[self.ids]
 
     def look_up(self, ids: torch.Tensor, *_: Any) -> torch.Tensor:
-        """Return the embeddings of token ids, as the embedding layer does; only trained rows get a gradient."""
+        """Return the embeddings of token ids. Only trained rows get a gradient."""
         found: torch.Tensor = _LookUp.apply(self.trained, self.whole, self.place, ids)  # type: ignore[no-untyped-call]
         return found
 
 
 def trained_rows(wrappers: Sequence[Any]) -> TrainedRows | None:
-    """Return the rows that peft's embedding wrappers train, or None if this module does not support the wrappers.
-
-    All wrappers must wrap the same plain table and have the same single active adapter.
-    """
+    """Return the embedding rows that peft trains. None for unsupported wrappers."""
+    # Supported wrappers have the same plain table and the same single active adapter.
     adapters = [wrapper.token_adapter for wrapper in wrappers]
     names = {tuple(adapter.active_adapters) for adapter in adapters}
     tables = {adapter.base_layer.weight.data_ptr() for adapter in adapters}
@@ -70,7 +71,7 @@ def trained_rows(wrappers: Sequence[Any]) -> TrainedRows | None:
 
 
 class _LookUp(torch.autograd.Function):
-    """Look up rows of `whole` (v, d) by token ids; the gradient goes to the trained rows (k, d)."""
+    """Look up rows of `whole` (v, d) by token ids. The gradient goes to the trained rows (k, d)."""
 
     @staticmethod
     def forward(ctx: Any, trained: Any, whole: Any, place: Any, ids: Any) -> Any:

@@ -1,13 +1,7 @@
 """Compute LoRA pairs (A and B) on a CPU faster than peft.
 
-At 32 bits a pair is folded into its frozen weight, that is, added to it, once a step. At 16, 8 and 4 bits the output of
-the pair is added to the output of the frozen layer.
-
-At 8 and 4 bits on a CPU, bitsandbytes dequantises each weight at each use, in the forward and in the backward pass.
-This module keeps the dequantised weights of a small model, which gives the same numbers.
-
-Models that share a frozen weight, such as the members of a stack, also share the tensors derived from it. This is safe
-because only one of these models takes a step at a time.
+At 32 bits, a pair is folded into its frozen weight, that is, added to the weight, once a step. At 16, 8 and 4 bits, the
+output of the pair is added to the output of the frozen layer.
 """
 
 from __future__ import annotations
@@ -28,13 +22,15 @@ from petransfer.models.bitsandbytes_import import import_problem
 # Maximum bytes of dequantised weights to keep for a quantised model. The pairs of a larger model are left to peft.
 MOST_KEPT = 2**28
 
+# Tensors derived from each frozen weight. Models that share a frozen weight, such as the members of a stack, also share
+# the derived tensors. This is safe because only one of these models takes a step at a time.
 _DERIVED: MutableMapping[torch.Tensor, WeakValueDictionary[Any, torch.Tensor]] = WeakTensorKeyDictionary()
 
 
 def derived_tensor(kind: str, weight: torch.Tensor, make: Callable[[], torch.Tensor]) -> torch.Tensor:
     """Return the tensor of this kind that is derived from a frozen weight.
 
-    `make` is called only if no model holds such a tensor yet; otherwise the existing tensor is returned.
+    `make` is called only for a new tensor. A tensor that another model holds is shared.
     """
     made, key = _DERIVED.setdefault(weight, WeakValueDictionary()), (kind, weight.dtype)
     found = made.get(key)
@@ -45,10 +41,12 @@ def derived_tensor(kind: str, weight: torch.Tensor, make: Callable[[], torch.Ten
 
 @dataclass(frozen=True)
 class Folded:
-    """A LoRA pair that is folded into its fp32 weight, that is, added to it.
+    """A LoRA pair that is folded into its fp32 weight, that is, added to the weight.
 
-    base: (out, in), the frozen weight. down: (rank, in), LoRA's A. up: (out, rank), LoRA's B. folded: (out, in),
-    base + scale * up down, which has a gradient of its own.
+    base: (out, in), the frozen weight.
+    down: (rank, in), LoRA's A.
+    up: (out, rank), LoRA's B.
+    folded: (out, in), base + scale * up down, with a gradient.
     """
 
     layer: Any
@@ -61,13 +59,13 @@ class Folded:
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Compute the folded weight; it is valid until `unfold`."""
+        """Compute the folded weight, which is valid until `unfold`."""
         torch.addmm(self.base, self.up, self.down, alpha=self.scale, out=self.folded)
         self.folded.grad = None
 
     @torch.no_grad()
     def unfold(self) -> None:
-        """Compute the gradient of the pair from the gradient of the folded weight, and add it to `grad` of the pair."""
+        """Compute the gradient of the pair from the gradient of the folded weight."""
         gradient, self.folded.grad = self.folded.grad, None
         if gradient is not None:
             _add_gradient(self.up, torch.mm(gradient, self.down.t()).mul_(self.scale))
@@ -81,13 +79,15 @@ class Folded:
 
 @dataclass(frozen=True)
 class Beside:
-    """A LoRA pair whose output is added to the output of a frozen layer with a bf16 weight (out, in).
+    """A LoRA pair whose output is added to the output of a frozen layer.
 
-    The pair is not folded into the weight, because rounding to bf16 would lose most of the pair. down: (rank, in),
-    LoRA's A. up: (out, rank), LoRA's B.
+    weight: (out, in), the frozen weight in bf16.
+    down: (rank, in), LoRA's A.
+    up: (out, rank), LoRA's B.
     """
 
     layer: Any
+    # In bf16 the pair is not folded, because rounding would lose most of it.
     weight: torch.Tensor
     down: torch.nn.Parameter
     up: torch.nn.Parameter
@@ -108,7 +108,7 @@ class Beside:
 
 
 def pairs_of(model: torch.nn.Module, dtype: torch.dtype) -> tuple[list[Folded], list[Beside]]:
-    """Return the LoRA pairs that this module can compute faster than peft, for a model that computes in `dtype`."""
+    """Return the LoRA pairs of a model that this module computes faster than peft. `dtype` is the model's dtype."""
     if dtype == torch.float32:
         return [_folded(module) for module in model.modules() if _can_fold(module)], []
     layers: list[Any] = [module for module in model.modules() if _is_plain_lora(module) and _computes_in(module, dtype)]
@@ -117,7 +117,7 @@ def pairs_of(model: torch.nn.Module, dtype: torch.dtype) -> tuple[list[Folded], 
 
 
 def _lora_layers() -> Iterator[type]:
-    """Yield the supported classes of LoRA layers. Classes for bitsandbytes layers need bitsandbytes to be installed."""
+    """Yield the supported classes of LoRA layers."""
     yield LoraLinear
     if not import_problem():
         from peft.tuners.lora.bnb import Linear4bit, Linear8bitLt
@@ -141,18 +141,16 @@ def _is_plain_lora(module: Any) -> bool:
 
 
 def _can_fold(module: Any) -> bool:
-    """Return whether a module is a LoRA layer whose pair can be folded, and whether folding saves time.
-
-    Folding needs the gradient of the whole weight, so the weight must not be much larger than the pair.
-    """
+    """Return whether a module is a LoRA layer whose pair can be folded, and folding saves time."""
     if not _is_plain_lora(module) or type(module.get_base_layer()) is not torch.nn.Linear:
         return False
+    # Folding needs the gradient of the whole weight. A weight that is much larger than the pair makes folding slow.
     rank, wide = module.lora_A[module.active_adapters[0]].weight.shape
     return bool(_size(module) <= 8 * rank * (wide + module.get_base_layer().out_features))
 
 
 def _computes_in(module: Any, dtype: torch.dtype) -> bool:
-    """Return whether the layer and its pair compute in `dtype`; quantised weights must be dequantised to `dtype`."""
+    """Return whether the layer and its pair compute in `dtype`."""
     base = module.get_base_layer()
     if module.cast_input_dtype_enabled:
         return False
@@ -185,6 +183,7 @@ def _beside(module: Any, dtype: torch.dtype) -> Beside:
 
 def _dequantised(base: Any) -> torch.Tensor:
     # peft's `dequantize_module_weight` would lose the scales of 8-bit weights that have been used in a forward pass.
+    # bitsandbytes would dequantise each weight at each use, in the forward and in the backward pass.
     wide: torch.Tensor = dequantize_bnb_weight(base.weight, getattr(base, "state", None))
     return wide.detach()
 

@@ -1,7 +1,6 @@
 """Compute T5's forward pass over real tokens only. Padding is added only inside the attention.
 
-The modules of the model are called in the same way as in transformers, so adapters and dropout work. Only the code
-around the modules differs: it has no caches and no padded rows, and makes its own masks.
+The modules of the model are called as in transformers: adapters and dropout work.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from petransfer.training.batches import IGNORED, Tensors
 class TokenPositions:
     """Positions of the n real tokens of a padded batch (rows, width).
 
-    index: (n,), the position of each token in the flattened batch.
+    index: (n,), position of each token in the flattened batch.
     """
 
     index: torch.Tensor
@@ -54,10 +53,8 @@ def can_skip_padding(base: Any) -> bool:
 
 
 def has_dropout(base: Any) -> bool:
-    """Return whether the model trains with dropout.
-
-    The dropout masks depend on the shape of the input, so without padding they would be different.
-    """
+    """Return whether the model trains with dropout."""
+    # Dropout masks depend on the shape of the input: without padding, the masks would be different.
     return any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in base.modules())
 
 
@@ -93,11 +90,8 @@ def _position_bias(stack: Any, width: int) -> torch.Tensor:
 def _run_stack(
     stack: Any, hidden_nd: Any, positions: TokenPositions, bias: Any, encoded: Any, cross_mask: Any
 ) -> torch.Tensor:
-    """Run the encoder or the decoder.
-
-    encoded: the encoder's output and its `TokenPositions`, for cross-attention; None in the encoder. cross_mask: the
-    mask of the cross-attention; None in the encoder.
-    """
+    """Run the encoder or the decoder. In the encoder, `encoded` and `cross_mask` are None."""
+    # `encoded` is the encoder's output with its `TokenPositions`, for the decoder's cross-attention.
     hidden_nd = stack.dropout(hidden_nd)
     for block in stack.block:
         arguments = (block, hidden_nd, positions, bias, encoded, cross_mask)

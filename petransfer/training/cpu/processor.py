@@ -10,7 +10,7 @@ FLAGS = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512f", "avx2")
 
 
 def processor() -> str:
-    """Return the processor's name with its family and model numbers, and the fast instructions that it has."""
+    """Return the processor's name, family and model numbers, and fast instructions."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     except OSError:

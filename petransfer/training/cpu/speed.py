@@ -21,7 +21,10 @@ NEARLY = 0.9
 
 @dataclass(frozen=True)
 class Speed:
-    """The speed of matrix products. flops: floating-point operations per second, the median of several products."""
+    """The speed of matrix products.
+
+    flops: floating-point operations per second, the median of several products.
+    """
 
     bits: Literal[16, 32]
     threads: int
@@ -29,10 +32,7 @@ class Speed:
 
 
 def measure_speeds(seconds: float = 2.0) -> list[Speed]:
-    """Measure matrix products at 32 and 16 bits with 1, 2, 4, ... threads, in about `seconds` seconds in total.
-
-    The number of threads of the process is restored afterwards.
-    """
+    """Measure matrix products at 32 and 16 bits with 1, 2, 4, ... threads, in about `seconds` seconds."""
     counts = list(_powers_of_two(available_cores()))
     before = torch.get_num_threads()
     try:
@@ -44,14 +44,14 @@ def measure_speeds(seconds: float = 2.0) -> list[Speed]:
 
 
 def available_cores() -> int:
-    """Return the number of cores that this process may use."""
+    """Return the number of cores that this process can use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def recommended(speeds: Sequence[Speed]) -> Speed:
-    """Return the fewest threads that are nearly as fast as the fastest measurement, with the same number of bits.
+    """Return the measurement with the fewest threads that has at least `NEARLY` times the highest speed.
 
-    Nearly as fast means at least `NEARLY` times the highest speed.
+    Only measurements with the bits of the fastest one are considered.
     """
     best = max(speeds, key=lambda speed: speed.flops)
     nearly = [speed for speed in speeds if speed.bits == best.bits and speed.flops >= NEARLY * best.flops]
@@ -67,10 +67,7 @@ def _powers_of_two(most: int) -> Iterator[int]:
 
 
 def measure_speed(bits: Literal[16, 32], threads: int, seconds: float) -> Speed:
-    """Time matrix products for about `seconds` with these bits and threads.
-
-    The number of threads of the process is not restored afterwards.
-    """
+    """Time matrix products for about `seconds` seconds. The process keeps this number of threads afterwards."""
     torch.set_num_threads(threads)
     rows = torch.randn(TOKENS, INPUTS).to(DTYPES[bits])
     weight = torch.randn(OUTPUTS, INPUTS).to(DTYPES[bits])

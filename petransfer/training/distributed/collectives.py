@@ -20,15 +20,14 @@ def agree(values: Sequence[float], device: torch.device) -> list[float]:
 
 
 def sum_gradients(parameters: Sequence[torch.nn.Parameter], present: Sequence[float]) -> None:
-    """Sum the gradients over all processes in place; every process gets bitwise equal sums.
-
-    DistributedDataParallel is not used, because it sums during the backward pass. A process that runs out of memory
-    could then not repeat the step with a smaller micro-batch.
+    """Sum the gradients over all processes in place. Every process gets bitwise equal sums.
 
     Args:
-        parameters: the trained tensors, in the same order in every process.
-        present: for each parameter, the number of processes that have a gradient; a missing gradient counts as zero.
+        parameters: trained tensors, in the same order in every process.
+        present: for each parameter, the number of processes with a gradient. A missing gradient counts as zero.
     """
+    # DistributedDataParallel would sum during the backward pass. A process that runs out of memory could then not
+    # repeat the step with a smaller micro-batch.
     some = [parameter for parameter, count in zip(parameters, present, strict=True) if count]
     for parameter in some:
         if parameter.grad is None:

@@ -1,9 +1,8 @@
 """FSDP2: shard a model's tensors, gradients and optimiser state among the processes of a run.
 
-A unit is a part of the model whose tensors are gathered together, usually a layer. The settings of `accelerate config`
-decide which layers form a unit, whether the gathered tensors of a unit are kept until the backward pass, and whether
-shards are offloaded to the host's memory. Tensors outside of all layers, mainly the embeddings and the head, form one
-more unit, the root, which stays gathered for a whole step.
+A unit is a part of the model whose tensors are gathered together, usually a layer. The root is one more unit with all
+other tensors, mainly the embeddings and the head. It stays gathered for a whole step. `accelerate config` has the
+settings of the units.
 """
 
 from __future__ import annotations
@@ -37,22 +36,20 @@ from petransfer.training.out_of_memory import (
 
 
 def needs_all_processes(model: torch.nn.Module) -> bool:
-    """Return whether every forward pass needs all processes, because each process holds only a part of every tensor.
+    """Return whether the model is sharded. Every forward pass of a sharded model needs all processes.
 
-    All processes must then run the same number of passes, so no process may choose the size of its micro-batches alone.
+    All processes must run the same number of passes. No process can choose its number of micro-batches alone.
     """
     return isinstance(model, FSDPModule)
 
 
 def shard_model(model: torch.nn.Module, device: torch.device, narrow: bool) -> torch.nn.Module:
-    """Shard the model's tensors among all processes, in place, and return a copy on the meta device for `gather_model`.
+    """Shard a model's tensors among all processes, in place. Return a copy on the meta device for `gather_model`.
 
-    All processes get the values of the first process. The tensors of the other processes may be on the meta device,
-    because transformers leaves them there if only one process reads the checkpoint. A GPU holds its shards and one
-    whole unit at a time.
+    All processes get the values of the first process. The tensors of other processes can be on the meta device.
 
     Args:
-        narrow: whether units are gathered and computed in bf16; their gradients are summed in fp32.
+        narrow: whether units are gathered and computed in bf16. Gradients are summed in fp32.
 
     Raises:
         UserError: torch is too old, or Accelerate's FSDP plugin has an unsupported setting.
@@ -90,11 +87,7 @@ def shard_model(model: torch.nn.Module, device: torch.device, narrow: bool) -> t
 
 
 def _plugin() -> FullyShardedDataParallelPlugin:
-    """Return Accelerate's FSDP plugin with the settings of the launcher. By default each layer is a unit.
-
-    Raises:
-        UserError: the plugin has an unsupported setting.
-    """
+    """Return Accelerate's FSDP plugin with the settings of the launcher. By default each layer is a unit."""
     told = "FSDP_AUTO_WRAP_POLICY" in os.environ
     plugin = FullyShardedDataParallelPlugin(auto_wrap_policy=None if told else "transformer_based_wrap")
     if plugin.ignored_modules:
@@ -124,14 +117,12 @@ def _without_numbers(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def _share(module: torch.nn.Module, device: torch.device) -> None:
-    """Move the tensors of a unit to the device, and give all processes the values of the first process.
-
-    Tensors of inner units are left out, because they are already sharded.
-    """
+    """Move the tensors of a unit to the device, and give all processes the values of the first process."""
     moved: dict[int, torch.Tensor] = {}
     for within in module.modules():
         for held in (within._parameters, within._buffers):
             for name, value in held.items():
+                # Tensors of inner units are already sharded.
                 if value is not None and not isinstance(value, DTensor):
                     if id(value) not in moved:
                         moved[id(value)] = _shared(value, device)
@@ -152,14 +143,14 @@ def is_part(value: torch.Tensor) -> bool:
 
 
 def local_part(value: torch.Tensor) -> torch.Tensor:
-    """Return this process's part of a tensor, or the whole tensor if it is not sharded."""
+    """Return this process's part of a tensor. Without sharding, return the whole tensor."""
     return value.to_local() if isinstance(value, DTensor) else value
 
 
 def clip_gradients(parameters: Sequence[torch.nn.Parameter], most: float) -> torch.Tensor:
-    """Clip the gradients to a norm of at most `most`, and return their norm over all processes before clipping.
+    """Clip the gradients to a norm of at most `most`, and return the norm over all processes before clipping.
 
-    The norm is a tensor on the device; it is not read here, so that the CPU does not wait for a GPU.
+    The norm is a tensor on the device: the CPU does not wait for a GPU.
     """
     gradients = [value.grad for value in parameters if value.grad is not None]
     norm = torch.nn.utils.get_total_norm([local_part(gradient) for gradient in gradients])
@@ -172,9 +163,9 @@ def clip_gradients(parameters: Sequence[torch.nn.Parameter], most: float) -> tor
 
 
 def gather_tensors(tensors: Mapping[str, torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:
-    """Return whole tensors in the host's memory, gathered from all processes. All processes must call this.
+    """Return whole tensors in the host's memory, gathered from all processes.
 
-    keep: whether this process needs the tensors; if not, the result is empty.
+    All processes must call this. Without `keep`, the result is empty.
     """
     found = {}
     for name, value in tensors.items():
@@ -186,7 +177,7 @@ def gather_tensors(tensors: Mapping[str, torch.Tensor], keep: bool) -> dict[str,
 
 @torch.no_grad()
 def copy_into(tensor: torch.Tensor, value: torch.Tensor) -> None:
-    """Copy a value into a tensor of the same shape. If the tensor is sharded, copy this process's part of the value."""
+    """Copy a value into a tensor of the same shape. A sharded tensor gets this process's part of the value."""
     if isinstance(tensor, DTensor):
         mine = distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)
         local_part(tensor).copy_(local_part(mine))
@@ -195,7 +186,7 @@ def copy_into(tensor: torch.Tensor, value: torch.Tensor) -> None:
 
 
 def shard_like(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Return the value. If the tensor is sharded and has the same shape, the returned value is sharded like it."""
+    """Return a value, sharded like a tensor of the same shape. Without sharding, return the value unchanged."""
     if not isinstance(tensor, DTensor) or value.shape != tensor.shape:
         return value
     found = torch.zeros_like(tensor, dtype=value.dtype, requires_grad=False)
@@ -204,9 +195,9 @@ def shard_like(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
 
 
 def gather_model(model: torch.nn.Module, empty_copy: torch.nn.Module, keep: bool) -> torch.nn.Module:
-    """Fill the copy that `shard_model` returned with the model's values in the host's memory, and return it.
+    """Fill the copy from `shard_model` with the model's values in the host's memory, and return the copy.
 
-    All processes must call this. In processes without `keep`, the copy stays empty.
+    All processes must call this. Without `keep`, the copy stays empty.
     """
     found = gather_tensors(dict(model.named_parameters()), keep)
     if keep:
@@ -218,11 +209,10 @@ def gather_model(model: torch.nn.Module, empty_copy: torch.nn.Module, keep: bool
 
 @contextlib.contextmanager
 def with_root_gathered(model: torch.nn.Module) -> Iterator[None]:
-    """Keep the root unit gathered while the context is open.
+    """Keep the root unit gathered during the `with` block.
 
-    The root unit has the tensors outside of all layers, mainly the embeddings and the head. Use this context if a
-    part of the model is called directly, for example the encoder in generation. The layers gather their tensors
-    themselves. Every process must make the same calls, even if it does not need the results.
+    Use this for direct calls of a part of the model, for example the encoder in generation. Every process must make the
+    same calls.
     """
     if not isinstance(model, FSDPModule):
         yield
@@ -236,7 +226,7 @@ def with_root_gathered(model: torch.nn.Module) -> Iterator[None]:
 
 @dataclass
 class _Turns:
-    """Counts the collective operations of a pass, and leaves out the first `skip` of them."""
+    """Counts the collective operations of a pass. The first `skip` operations are left out."""
 
     taken: int = 0
     skip: int = 0
@@ -248,7 +238,7 @@ class _Turns:
 
 @dataclass
 class _Collective:
-    """A collective operation of torch, which is left out if `turns` is still skipping."""
+    """A collective operation of torch. It is left out while `turns` is skipping."""
 
     turns: _Turns
     function: Callable[..., Any]
@@ -261,12 +251,10 @@ class _Collective:
 
 
 class LockStep:
-    """Runs the same number of passes in all processes, because in every layer each process waits for all others.
+    """Runs the same number of passes in all processes.
 
-    When a process runs out of memory, the other processes still wait for the rest of its pass. Therefore this process
-    repeats the pass with a single example, without the collective operations that it has already completed. It also
-    runs its remaining passes with a single example. So no process waits forever, and all processes can repeat the step
-    with less memory.
+    A process that runs out of memory finishes its passes with a single example. No other process then waits forever,
+    and all processes can repeat the step with less memory.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -283,13 +271,13 @@ class LockStep:
         """Run `count` passes and return the sum of the losses of this process's micro-batches.
 
         Args:
-            cuts: the micro-batches of this process.
-            count: the number of passes, the same in all processes. Passes for which this process has no micro-batch
-                run with one example of weight 0.
+            cuts: micro-batches of this process.
+            count: number of passes, equal in all processes. Passes without a micro-batch run with one example of weight
+                0.
             run_one: runs the forward and backward pass of a micro-batch, and returns its loss times a weight.
 
         Raises:
-            OutOfMemory: this process ran out of memory, after it let the other processes finish their passes.
+            OutOfMemory: this process ran out of memory. All other processes have finished their passes.
             RunError: this process ran out of memory with a single example.
         """
         stand_in = {name: tensor[:1] for name, tensor in cuts[0].items()}
@@ -309,9 +297,11 @@ class LockStep:
         return torch.stack(totals).sum()
 
     def _finish_passes(self, passes: int, stand_in: Tensors, run_one: Callable[[Tensors, float], torch.Tensor]) -> None:
-        """Run the remaining passes with one example of weight 0, so that the other processes can finish theirs."""
+        """Run the remaining passes with one example of weight 0. The other processes can then finish."""
         self._model.reset_iter_state()
         release_cached_memory()
+        # In every layer, the other processes still wait for the rest of the failed pass. This process repeats the pass
+        # without the collective operations that it has already completed.
         self._turns.skip = self._turns.taken
         try:
             with raising_out_of_memory():

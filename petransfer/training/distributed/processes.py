@@ -1,7 +1,7 @@
-"""Share the training steps of a run among its processes. There is a class for each of three cases.
+"""Share the training steps of a run among its processes.
 
-The cases are a single process, several processes that all hold all tensors, and several processes that each hold a part
-of every tensor.
+There is a class for a single process, a class for processes that hold all tensors, and a class for processes that hold
+a part of every tensor.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ RunMicroBatch = Callable[[Tensors, float], torch.Tensor]
 
 @dataclass(frozen=True)
 class Process:
-    """Process `index` of the `count` processes of a run, counted from 0, and its device."""
+    """One process of a run.
+
+    index: number of the process, counted from 0.
+    count: number of processes of the run.
+    """
 
     device: torch.device
     index: int = 0
@@ -38,12 +42,12 @@ class Process:
 
 
 def this_process(cpu: bool) -> Process:
-    """Return this process with its device, its index and the number of processes, as Accelerate's launcher set them.
+    """Return this process with the device, index and count of Accelerate's launcher.
 
     Without a launcher, this process is the only process of the run.
 
     Args:
-        cpu: whether the CPU is used even if there is a GPU.
+        cpu: whether to use the CPU on a machine with a GPU.
 
     Raises:
         UserError: `cpu` is true, but the program already used a GPU. Accelerate keeps the first device of a program.
@@ -55,10 +59,10 @@ def this_process(cpu: bool) -> Process:
 
 
 class SingleProcess:
-    """A run in one process, without any communication. The classes for several processes inherit from this class.
+    """A run in one process. The classes for several processes inherit from this class.
 
-    shared: whether several processes share the run. shards_tensors: whether each process holds only a part of every
-    tensor.
+    shared: whether several processes share the run.
+    shards_tensors: whether each process holds only a part of every tensor.
     """
 
     shared = False
@@ -72,16 +76,14 @@ class SingleProcess:
         return [float(value) for value in values]
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
-        """Return the sum of a tensor over all processes, as a tensor; the CPU does not wait for a GPU."""
+        """Return the sum of a tensor over all processes, as a tensor on the device."""
         return value
 
     def run_micro_batches(self, cuts: Sequence[Tensors], run_one: RunMicroBatch, passes: int) -> torch.Tensor:
         """Run all micro-batches of this process and return the sum of their losses.
 
         Args:
-            cuts: the micro-batches of this process.
-            run_one: see `RunMicroBatch`.
-            passes: the largest number of micro-batches that any process can have.
+            passes: largest number of micro-batches of a process.
         """
         total = torch.zeros((), device=self.device)
         for cut in cuts:
@@ -89,12 +91,10 @@ class SingleProcess:
         return total
 
     def exchange(self, flags: Sequence[float], parameters: Sequence[torch.nn.Parameter]) -> list[float]:
-        """Sum the gradients of `parameters` over all processes. Return for each flag how many processes have set it.
+        """Sum the gradients of `parameters` over all processes. Return the number of processes that set each flag.
 
-        If any process has set the first flag, the step has failed and no gradients are summed.
-
-        Args:
-            flags: 1 for each flag that this process has set, else 0.
+        A flag is 1 if this process has set it, else 0. The first flag means that the step failed: gradients are then
+        not summed.
         """
         return [float(flag) for flag in flags]
 
@@ -104,7 +104,7 @@ class SingleProcess:
 
 
 class ReplicatedProcesses(SingleProcess):
-    """Every process holds all tensors; their gradients are summed after the backward pass."""
+    """Processes that each hold all tensors. Gradients are summed after the backward pass."""
 
     shared = True
 
@@ -125,7 +125,7 @@ class ReplicatedProcesses(SingleProcess):
 
 
 class ShardedProcesses(ReplicatedProcesses):
-    """Every process holds a part of every tensor (FSDP); the gradients are summed during the backward pass."""
+    """Processes that each hold a part of every tensor (FSDP). Gradients are summed during the backward pass."""
 
     shards_tensors = True
 

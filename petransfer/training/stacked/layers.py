@@ -1,9 +1,8 @@
 """Compute the batches of several adapters on one frozen base at once.
 
-The adapters form a stack. A member of the stack is a complete peft model with one adapter; it shares the frozen tensors
-with the other members. It is initialised, saved and evaluated like any other model. Only in training, one additional
-model, the trunk, computes the batches of all members together. Each row of the joined batch belongs to one member and
-goes through the adapter of that member.
+The adapters form a stack. A member of the stack is a complete peft model with one adapter. All members share the frozen
+tensors. In training, an additional model, the trunk, computes the batches of all members together. Each row of the
+joined batch goes through the adapter of its member.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ ADAPTER = "default"  # peft's default name of an adapter
 
 
 def share(model: Any) -> Any:
-    """Return a copy of a model. The modules are new; the parameters, buffers and quantisation states are shared."""
+    """Return a copy of a model with new modules and shared parameters, buffers and quantisation states."""
     memo: dict[int, Any] = {}
     for module in model.modules():
         held = [*module.parameters(recurse=False), *module.buffers(recurse=False), *vars(module).values()]
@@ -35,14 +34,15 @@ def share(model: Any) -> Any:
 
 
 def refuse_layer_drop(config: Any) -> None:
-    """Raise UserError for a model with layerdrop, because every skipped layer would be skipped for all members."""
+    """Raise UserError for a model with layerdrop."""
+    # A skipped layer would be skipped for all members.
     for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
         if getattr(config, name, 0.0):
             raise UserError(f"a model with {name} above 0 cannot be stacked; use --stack off")
 
 
 class Stack:
-    """Several members, which are peft models with one adapter each, and the trunk, which computes all their batches.
+    """Several peft models with one adapter each (the members), and the model that computes all batches (the trunk).
 
     hidden_only: whether the trunk returns the input of the output head instead of logits.
     """
@@ -68,8 +68,8 @@ class Stack:
         """Return the logits (members x rows, target, v) or, with `hidden_only`, the input of the head (..., d).
 
         Args:
-            batch: the members' rows, one member after the other, padded to one width.
-            widths: for each member, a mapping from a padded width to the width of the member's own tensors, in tokens.
+            batch: rows of all members, one member after the other, padded to one width.
+            widths: for each member, the width in tokens before padding, by the padded width.
         """
         self.trunk.train()
         with self.dropout.own(widths):
@@ -78,7 +78,7 @@ class Stack:
 
 
 def _insert_layers(trunk: torch.nn.Module, bases: Sequence[torch.nn.Module]) -> list[Layer]:
-    """Replace each layer of the trunk for which a member has an adapter or trained rows. Return the new layers."""
+    """Replace the trunk's layers that have an adapter or trained rows in a member. Return the new layers."""
     found: dict[tuple[int, ...], Layer] = {}
     names: list[str] = []
     for base in bases:
@@ -102,7 +102,7 @@ def _layer(base: torch.nn.Module, modules: Sequence[torch.nn.Module]) -> Layer:
 
 
 class Layer(torch.nn.Module):
-    """A layer of the trunk that replaces a layer of the base and applies the members' adapters."""
+    """A layer of the trunk that applies the adapters of all members."""
 
     def __init__(self, base: torch.nn.Module, members: Sequence[torch.nn.Module]) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class Layer(torch.nn.Module):
 
     @property
     def weight(self) -> Any:
-        """The weight of the base layer; models read its dtype."""
+        """Weight of the base layer. Models read its dtype."""
         return self.base.weight
 
     def drop(self, at: int) -> None:
@@ -128,10 +128,7 @@ class SeparateModules(Layer):
 
 
 class StackedLora(Layer):
-    """Computes the frozen layer once for all rows, and the LoRA pairs (A and B) of all members in two batched products.
-
-    If the members have different ranks, the smaller A and B are padded with zeros.
-    """
+    """Applies the LoRA pairs (A and B) of all members in two batched products."""
 
     def __init__(self, base: torch.nn.Module, members: Sequence[torch.nn.Module]) -> None:
         super().__init__(base, members)
@@ -142,6 +139,7 @@ class StackedLora(Layer):
         self._scales = None
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        # The frozen layer is computed once for the rows of all members.
         result: torch.Tensor = self.base(rows)
         count = len(self.members)
         dropped = self.members[0].lora_dropout[ADAPTER](rows)
@@ -157,6 +155,7 @@ class StackedLora(Layer):
     def _matrices(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         downs = [layer.lora_A[ADAPTER].weight for layer in self.members]
         ups = [layer.lora_B[ADAPTER].weight for layer in self.members]
+        # Smaller A and B are padded with zeros to the largest rank.
         rank = max(len(down) for down in downs)
         if any(len(down) < rank for down in downs):
             downs = [functional.pad(down, (0, 0, 0, rank - len(down))) for down in downs]
@@ -165,11 +164,12 @@ class StackedLora(Layer):
 
 
 class MemberDropout:
-    """Keeps a random state for every member, so that each member has the same dropout as in a separate run."""
+    """Gives each member of a stack the dropout of a separate run."""
 
     def __init__(self, count: int, device: torch.device) -> None:
         at = device.index or 0
         self._generator = torch.cuda.default_generators[at] if device.type == "cuda" else torch.default_generator
+        # one random state per member
         self._states: list[torch.Tensor] = [self._generator.get_state() for _ in range(count)]
         self._widths: Sequence[Mapping[int, int]] = ()
 
@@ -185,11 +185,7 @@ class MemberDropout:
 
     @contextlib.contextmanager
     def own(self, widths: Sequence[Mapping[int, int]]) -> Iterator[None]:
-        """While the context is open, draw the same dropout for each member as in a separate run.
-
-        The dropout is drawn from the member's random state, in the shape of the member's tensors before they were
-        padded. widths: see `Stack.run`.
-        """
+        """Draw each member's dropout as in a separate run, during the `with` block. For `widths`, see `Stack.run`."""
         self._widths = widths
         drop, attend, rand = functional.dropout, functional.scaled_dot_product_attention, torch.rand
 
@@ -231,12 +227,8 @@ class MemberDropout:
         """Apply `function` to the rows of each member without padding, then pad and join the results.
 
         Args:
-            function: called once for each member, with its part of each input.
-            inputs: pairs of a tensor and the dimensions in which this tensor is padded.
-            dims: the dimensions in which the result is padded.
-
-        Raises:
-            RunError: the rows of a tensor cannot be divided among the members.
+            inputs: pairs of a tensor and its padded dimensions.
+            dims: padded dimensions of the result.
         """
         count, first = len(self._states), inputs[0][0]
         if any(len(tensor) % count for tensor, _ in inputs):
@@ -264,11 +256,9 @@ class MemberDropout:
 
 @contextlib.contextmanager
 def _replaced(module: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Replace a function of a Python module, such as `torch.nn.functional.dropout`, while the context is open.
-
-    Replacing layers is not enough, because some architectures call dropout as a function. A torch function mode would
-    have the same effect, but it slows down every operation of the pass.
-    """
+    """Replace a function of a Python module during the `with` block."""
+    # Replacing layers is not enough, because some architectures call dropout as a function. A torch function mode would
+    # slow down every operation of the pass.
     original = getattr(module, name)
     setattr(module, name, function)
     try:

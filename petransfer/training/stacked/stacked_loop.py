@@ -1,7 +1,7 @@
-"""Train several adapters on one frozen base together; on a GPU they share one forward and backward pass.
+"""Train several adapters on one frozen base together. On a GPU, all adapters share one forward and backward pass.
 
-Each adapter has its own loop with its own optimiser, metrics and training states. On a CPU, each adapter also has its
-own forward and backward passes. A member is one of the adapters, as a complete peft model.
+A member is one of the adapters, as a complete peft model. Each member has a loop with an optimiser, metrics and
+training states.
 """
 
 from __future__ import annotations
@@ -24,19 +24,15 @@ from petransfer.training.state import keep_only
 
 
 def joins(device: torch.device) -> bool:
-    """Return whether the members of a stack share a forward and backward pass on this device.
-
-    On a CPU they do not, because a shared pass would not be faster. There each member has its own folded LoRA weights,
-    and one pass over eight times as many rows was measured to take as long as eight passes.
-    """
+    """Return whether the members of a stack share a forward and backward pass on this device."""
+    # On a CPU, a shared pass would not be faster. There each member has its own folded LoRA weights, and one pass over
+    # eight times as many rows was measured to take as long as eight passes.
     return device.type != "cpu"
 
 
 def make_stack(trunk: torch.nn.Module, members: Sequence[torch.nn.Module]) -> Stack:
-    """Make a stack of members. The trunk is the model that computes their batches together.
-
-    The trunk leaves out the output head if the loss function can compute the head for every member.
-    """
+    """Make a stack of members. The trunk is the model that computes all batches together."""
+    # The trunk leaves out the output head if the loss function can compute the head of every member.
     heads = [known_head(member) for member in members]
     return Stack(trunk, members, hidden_only=all(head is not None and not head.cap for head in heads))
 
@@ -44,14 +40,12 @@ def make_stack(trunk: torch.nn.Module, members: Sequence[torch.nn.Module]) -> St
 def accumulate(stack: Stack, micros: Sequence[Tensors], tokens: Sequence[int], layout: Layout) -> list[torch.Tensor]:
     """Add the gradients of one micro-batch per member to `grad` of the trained tensors.
 
-    The logits are computed for one member after the other, in the same shape as in a separate run.
-
     Args:
         micros: one micro-batch for each member, all with the same number of rows.
-        tokens: for each member, the number of target tokens in its whole batch, by which the gradient is divided.
+        tokens: number of target tokens in each member's whole batch, which divides the gradient.
 
     Returns:
-        For each member, the loss of its micro-batch in nats, summed over the target tokens.
+        The loss of each member's micro-batch in nats, summed over the target tokens.
     """
     joined, widths = join(micros, layout)
     given = stack.run(joined, widths)
@@ -60,6 +54,7 @@ def accumulate(stack: Stack, micros: Sequence[Tensors], tokens: Sequence[int], l
     for at, (member, micro) in enumerate(zip(stack.members, micros, strict=True)):
         place = slice(at * rows, (at + 1) * rows), slice(micro["labels"].shape[1])
         part = given[place].detach().requires_grad_()
+        # The logits of one member at a time, in the same shape as in a separate run.
         loss = token_loss(_MemberOutput(member, part, stack.hidden_only), micro)  # type: ignore[arg-type]
         torch.autograd.backward(loss * (1 / tokens[at]))
         if part.grad is not None:
@@ -70,9 +65,9 @@ def accumulate(stack: Stack, micros: Sequence[Tensors], tokens: Sequence[int], l
 
 
 class _MemberOutput:
-    """Stands in for one member's model in the loss function. A call returns the trunk's output for this member.
+    """Replaces one member's model in the loss function. A call returns the trunk's output for this member.
 
-    hidden_only: whether the trunk's output is the input of the head. Then the member's head is applied to it.
+    hidden_only: whether the trunk's output is the input of the member's head.
     """
 
     def __init__(self, member: Any, part: torch.Tensor, hidden_only: bool) -> None:
@@ -89,17 +84,15 @@ class _MemberOutput:
 
 
 def join(micros: Sequence[Tensors], layout: Layout) -> tuple[Tensors, list[Mapping[int, int]]]:
-    """Join one micro-batch per member into one batch, one member after the other, all padded to one width.
-
-    Inputs and targets are never padded to the same width. So the width of a tensor shows whether it belongs to the
-    inputs or to the targets.
+    """Join one micro-batch per member into one batch, one member after the other, padded to one width.
 
     Returns:
-        The batch without labels, and for each member a mapping from a padded width to the width of the member's own
-        tensors, in tokens.
+        The batch without labels. For each member, the width in tokens before padding, by the padded width.
     """
     fillers = {"attention_mask": 0, "labels": IGNORED}
     most = {name: max(micro[name].shape[1] for micro in micros) for name in micros[0]}
+    # Inputs and targets get different widths. The width of a tensor then shows whether it belongs to the inputs or to
+    # the targets.
     if layout.encoder_decoder and most["decoder_input_ids"] == most["input_ids"]:
         most["decoder_input_ids"] += 1
     joined = {}
@@ -114,14 +107,13 @@ def join(micros: Sequence[Tensors], layout: Layout) -> tuple[Tensors, list[Mappi
 
 
 class StackedLoop:
-    """Trains the members of a stack together, with the same result as if each loop ran separately.
+    """Trains the members of a stack together, with the results of separate runs.
 
     Args:
         loops: one loop per member, all at the same step.
-        names: the members' run ids, which are saved in every training state.
-        should_stop: called after every step; if it returns True, the states are saved and `Interrupted` is raised.
-        failed: called with the run id and the error of a member that cannot continue, after the states of the other
-            members have been saved.
+        names: run ids of the members, which are saved in every training state.
+        should_stop: called after every step. True means: save the states and raise `Interrupted`.
+        failed: called with the run id and the error of a member that cannot continue.
     """
 
     def __init__(
@@ -141,7 +133,7 @@ class StackedLoop:
         """Train to the end and return the run ids of the members that finished.
 
         Raises:
-            Interrupted: `should_stop` returned True; the states are saved.
+            Interrupted: `should_stop` returned True. The states are saved.
             RunError: memory ran out with one example per member, or a state cannot be saved.
         """
         saved_at = started = time.monotonic()
@@ -165,9 +157,11 @@ class StackedLoop:
         return self.names
 
     def step(self, step: int, seconds: Sequence[float]) -> list[Exception | None]:
-        """Take one optimiser step of every member. Return for each member the error that ends its training, or None.
+        """Take one optimiser step of every member. Return each member's error, or None.
 
-        seconds: for each member, the training time so far.
+        Args:
+            step: the step, counted from 0.
+            seconds: training time of each member.
         """
         batches = [loop.source.batch(step, 0, 1) for loop in self.loops]
         compute = self._joined_gradients if self._joined else self._gradients
@@ -187,17 +181,15 @@ class StackedLoop:
         return errors
 
     def save(self) -> None:
-        """Save the states of all members, and only then remove their earlier states.
-
-        So there is always a step from which all members can resume, even if the process is killed.
-        """
+        """Save the states of all members, then remove their earlier states."""
+        # In this order, there is always a step from which all members can resume, even if the process is killed.
         for loop in self.loops:
             loop.save(stack=self.names, keep_earlier=True)
         for loop in self.loops:
             keep_only(loop.state_folder, loop.progress.step)
 
     def _remove_failed(self, errors: Sequence[Exception | None]) -> None:
-        """Remove the members that have an error, save the states of the others, and report the errors to `failed`."""
+        """Remove the members with an error, save the states of all others, and report the errors."""
         gone = [(self.names[at], error) for at, error in enumerate(errors) if error is not None]
         for at in reversed(range(len(errors))):
             if errors[at] is not None:
@@ -210,7 +202,7 @@ class StackedLoop:
             self.failed(name, error)
 
     def _gradients(self, seeds: Sequence[int], batches: Sequence[Batch]) -> list[torch.Tensor]:
-        """Add each member's gradient to `grad` of its trained tensors, and return each member's summed loss."""
+        """Add each member's gradient to `grad` of its trained tensors. Return each member's summed loss."""
         totals = []
         for loop, seed, batch in zip(self.loops, seeds, batches, strict=True):
             torch.manual_seed(seed)
@@ -219,7 +211,7 @@ class StackedLoop:
         return totals
 
     def _joined_gradients(self, seeds: Sequence[int], batches: Sequence[Batch]) -> list[torch.Tensor]:
-        """Compute the same gradients and losses as `_gradients`, with passes that all members share."""
+        """Compute the gradients and losses of `_gradients` with shared passes."""
         self.stack.dropout.seed(seeds)
         device = self.loops[0].process.device
         totals = [torch.zeros((), device=device) for _ in batches]
