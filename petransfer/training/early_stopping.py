@@ -17,21 +17,20 @@ EXACT_MATCH, LOSS = "dev_em", "dev_loss"
 
 @dataclass
 class StoppingState:
-    """The state of early stopping after the evaluations so far; it is saved with the training state.
+    """The state of early stopping, which is saved with the training state.
 
-    Scores are None before the first evaluation. A loss that is not finite is also None.
+    A score is None before the first evaluation. A loss that is not finite is also None.
 
     Attributes:
-        best_step: the step with the best weights so far; 0 before the first evaluation.
+        best_step: step with the best weights. 0 before the first evaluation.
         best_exact_match: exact match on dev at `best_step`, in percent.
         best_loss: loss on dev at `best_step`, in nats per target token.
-        level_exact_match: an improvement is an exact match at least `min_delta` percentage points higher than this.
-        level_loss: an improvement is a loss at least `min_delta` per cent lower than this.
-        evaluations: number of evaluations on dev so far.
+        level_exact_match: exact match is improved if it is at least `min_delta` percentage points higher.
+        level_loss: loss is improved if it is at least `min_delta` per cent lower.
+        evaluations: number of evaluations on dev.
         stale: number of evaluations since the last improvement.
-        cooldown_from: the step at which the cooldown began; 0 if it has not begun. In the cooldown, the last part of
-            training, the learning rate falls to zero.
-        stop_reason: why training ends; empty while training continues.
+        cooldown_from: first step of the cooldown, in which the learning rate falls to zero. 0 before the cooldown.
+        stop_reason: why training ends. Empty while training continues.
     """
 
     best_step: int = 0
@@ -46,7 +45,7 @@ class StoppingState:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> StoppingState:
-        """Return the state that `as_dict` saved; an empty mapping gives a new state."""
+        """Return the state that `as_dict` saved. An empty mapping gives a new state."""
         return cls(**content)
 
     def as_dict(self) -> dict[str, Any]:
@@ -55,20 +54,18 @@ class StoppingState:
 
 
 class EarlyStopper:
-    """Decides after each evaluation on the dev set whether the weights are the best so far and whether training stops.
+    """Decides after each evaluation on dev whether the weights are the best and whether training stops.
 
-    The decisions depend only on the scores, so a resumed run makes the same decisions as an uninterrupted run. The
-    exception is `max_minutes`, which depends on the machine's speed.
+    A resumed run makes the decisions of an uninterrupted run, except with `max_minutes`.
     """
 
     def __init__(self, settings: EarlyStopping, state: StoppingState) -> None:
         self.settings, self.state = settings, state
 
     def record(self, step: int, scores: Mapping[str, float]) -> bool:
-        """Record the dev scores after `step` steps and return whether they are the best so far.
+        """Record the dev scores after `step` steps, and return whether the scores are the best.
 
         Args:
-            step: number of optimiser steps taken so far.
             scores: `dev_em` in percent and `dev_loss` in nats per target token.
         """
         state = self.state
@@ -84,15 +81,13 @@ class EarlyStopper:
         return is_best
 
     def _begin_or_end(self, step: int) -> None:
-        """Begin the cooldown after `patience` evaluations in a row without an improvement. Stop after the cooldown.
-
-        Stop without a cooldown if the settings have none, or if exact match has reached 100 %.
-        """
+        """Begin the cooldown after `patience` evaluations without an improvement. Stop after the cooldown."""
         state = self.state
         if state.cooldown_from:
             if step >= state.cooldown_from + self.cooldown_steps:
                 state.stop_reason = "no_improvement"
         elif state.stale >= self.settings.patience:
+            # Without cooldown steps in the settings, or at 100 % exact match, training stops without a cooldown.
             if self.cooldown_steps and (state.best_exact_match or 0) < 100:
                 state.cooldown_from = step
             else:
@@ -104,11 +99,11 @@ class EarlyStopper:
         return self.settings.cooldown * self.settings.every
 
     def cooldown_factor(self, step: int, last: int) -> float:
-        """Return the factor by which a step's learning rate is multiplied: 1 before the cooldown, then falling to 0.
+        """Return the factor of a step's learning rate: 1 before the cooldown, then falling to 0.
 
         Args:
             step: the step, counted from 0.
-            last: the maximum number of steps of the run. The cooldown always ends by then.
+            last: maximum number of steps of the run, at which the factor is 0 at the latest.
         """
         begin = self.state.cooldown_from
         if not begin or step <= begin:
@@ -116,7 +111,7 @@ class EarlyStopper:
         return max(0.0, 1 - (step - begin) / min(self.cooldown_steps, last - begin))
 
     def is_out_of_time(self, seconds: float) -> bool:
-        """Return whether a training time of `seconds` has reached the time limit; False if there is no limit."""
+        """Return whether a training time of `seconds` has reached the time limit. False without a limit."""
         return 0 < self.settings.max_minutes <= seconds / 60
 
     def _rank(self, exact_match: float | None, loss: float | None) -> tuple[float, ...]:
@@ -126,7 +121,7 @@ class EarlyStopper:
         return (-math.inf if exact_match is None else exact_match, lower_loss)
 
     def _improves(self, exact_match: float, loss: float) -> bool:
-        """Return whether a score improved, compared with its level, and update the level of each improved score."""
+        """Return whether a score improved on its level, and update the levels."""
         state, delta = self.state, self.settings.min_delta
         improved = False
         uses_exact_match = self.settings.metric == "exact_match"

@@ -219,7 +219,7 @@ class Loop:
         """Save the current training state. Only the first process writes files.
 
         Args:
-            stack: run ids of all runs in the stack, with this run. Empty for a run that is trained alone.
+            stack: run ids of all runs of the stack, this run included. Empty for a run that is trained alone.
             keep_earlier: whether the states of earlier steps are kept.
 
         Raises:
@@ -246,7 +246,7 @@ class Loop:
         self.progress.out_of_memory += 1
 
     def take_step_within_memory(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Call `take_step`. Halve the micro-batch and repeat the step each time memory runs out.
+        """Take one optimiser step. Halve the micro-batch and repeat the step each time memory runs out.
 
         Raises:
             RunError: memory ran out with a micro-batch of one example.

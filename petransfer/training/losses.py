@@ -76,8 +76,9 @@ def token_loss(model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
 
 
 def chunked_head(model: Any, positions: int) -> Head | None:
-    """Return the output head if logits at `positions` positions need chunks. None otherwise, or for an unsupported
-    head.
+    """Return the output head if the logits of `positions` tokens need chunks, else None.
+
+    The result is also None for an unsupported head.
     """
     head = known_head(model)
     return head if head is not None and 4 * positions * head.layer.weight.shape[0] > WHOLE else None
@@ -204,9 +205,9 @@ class HeadCrossEntropy(torch.autograd.Function):
 def _block_loss(
     logits_nv: torch.Tensor, label_n1: torch.Tensor, cap: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return a block's summed loss, the undivided gradient of its logits (n, v), and the divisors (n, 1).
+    """Return a block's summed loss, the gradient of its logits (n, v) and a divisor for each row (n, 1).
 
-    The gradient of a row is the undivided row over the row's divisor. `logits_nv` is overwritten.
+    Each row of the gradient must still be divided by its divisor. `logits_nv` is overwritten.
     """
     known_n1, wanted_n1 = label_n1 != IGNORED, label_n1.clamp(min=0)
     # The logits are already limited by `cap`. The gradient is with respect to the logits before the limit.
@@ -227,7 +228,7 @@ def _block_loss(
 def _add_weight_gradient(
     gradient_nv: torch.Tensor, hidden_nd: torch.Tensor, sum_n1: torch.Tensor, of_weight: Any, of_bias: Any, rows: Any
 ) -> None:
-    """Add a block's gradients to `of_weight` and `of_bias`. None means no gradient."""
+    """Add a block's gradients to `of_weight` and `of_bias`, except to None."""
     if of_bias is not None:
         of_bias += (gradient_nv / sum_n1).sum(0)
     if of_weight is not None:

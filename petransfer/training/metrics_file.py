@@ -23,7 +23,7 @@ class MetricsFile:
             file.write(json.dumps(line) + "\n")
 
     def size(self) -> int:
-        """Write the file to the disk, and return its length in bytes."""
+        """Make sure that the file is on the disk, and return its length in bytes."""
         if not self.path.exists():
             return 0
         with self.path.open("rb") as file:

@@ -74,8 +74,7 @@ def check_packing(model: torch.nn.Module, examples: Sequence[Encoded], layout: L
 def collate_packed(examples: Sequence[Encoded]) -> Tensors:
     """Make the tensors of one micro-batch, with several examples in each row.
 
-    The tensors are input_ids, position_ids and labels, each (rows, tokens). Labels are already shifted, as in
-    `collate`.
+    The tensors are input_ids, position_ids and labels, each (rows, tokens). Labels are shifted as in `collate`.
     """
     rows = _rows([len(one.input_ids) + len(one.target_ids) - 1 for one in examples])
     width = max(sum(len(examples[at].input_ids) + len(examples[at].target_ids) - 1 for at in row) for row in rows)

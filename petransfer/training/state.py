@@ -191,7 +191,7 @@ def _fill_trained(model: torch.nn.Module, saved: Mapping[str, torch.Tensor], pla
 def _flatten(
     optimizer: torch.optim.Optimizer, names: Mapping[int, str]
 ) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, Any]]]:
-    """Return an optimiser's state as named tensors and plain values. `names` has parameter names by `id`."""
+    """Return an optimiser's state as named tensors and plain values. `names`: each parameter's name, by its `id`."""
     # Tensors and plain values are saved without pickle.
     tensors: dict[str, torch.Tensor] = {}
     plain: dict[str, dict[str, Any]] = {}

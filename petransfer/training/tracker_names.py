@@ -22,8 +22,7 @@ TRACKERS = {
 
 
 def check_trackers(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the trackers without duplicates. A value of `--log-with` can hold several comma-separated
-    names.
+    """Return the tracker names in the values of `--log-with`, split at commas, without duplicates.
 
     Raises:
         UserError: a tracker is unknown, or its package is not installed.

@@ -1,9 +1,9 @@
 """Compute the loss and the gradients of a training step on a CPU faster than peft, with the same result.
 
 - At 32 bits, each LoRA pair (A and B) is added to its weight once a step. The gradient of the pair is computed from the
-gradient of the weight.
+  gradient of the weight.
 - Below 32 bits, the output of the LoRA pair is added to the output of the frozen layer. Quantised weights of a small
-model are dequantised only once.
+  model are dequantised only once.
 - An embedding table with some trained rows is assembled once a step.
 - The output head skips padding and computes the logits in blocks that fit a core's second-level cache.
 """

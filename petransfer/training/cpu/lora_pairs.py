@@ -28,9 +28,9 @@ _DERIVED: MutableMapping[torch.Tensor, WeakValueDictionary[Any, torch.Tensor]] =
 
 
 def derived_tensor(kind: str, weight: torch.Tensor, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """Return the tensor of this kind that is derived from a frozen weight.
+    """Return the tensor `kind` that is derived from a frozen weight, such as the dequantised weight.
 
-    `make` is called only for a new tensor. A tensor that another model holds is shared.
+    `make` is called only if no model holds this tensor.
     """
     made, key = _DERIVED.setdefault(weight, WeakValueDictionary()), (kind, weight.dtype)
     found = made.get(key)

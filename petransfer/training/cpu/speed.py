@@ -51,7 +51,7 @@ def available_cores() -> int:
 def recommended(speeds: Sequence[Speed]) -> Speed:
     """Return the measurement with the fewest threads that has at least `NEARLY` times the highest speed.
 
-    Only measurements with the bits of the fastest one are considered.
+    The bits are those of the fastest measurement.
     """
     best = max(speeds, key=lambda speed: speed.flops)
     nearly = [speed for speed in speeds if speed.bits == best.bits and speed.flops >= NEARLY * best.flops]

@@ -1,7 +1,7 @@
 """FSDP2: shard a model's tensors, gradients and optimiser state among the processes of a run.
 
-A unit is a part of the model whose tensors are gathered together, usually a layer. The root is one more unit with all
-other tensors, mainly the embeddings and the head. It stays gathered for a whole step. `accelerate config` has the
+A unit is a part of the model whose tensors are gathered together, usually a layer. The root is the unit of all other
+tensors, mainly the embeddings and the head. The root stays gathered for a whole step. `accelerate config` has the
 settings of the units.
 """
 
@@ -238,7 +238,7 @@ class _Turns:
 
 @dataclass
 class _Collective:
-    """A collective operation of torch. It is left out while `turns` is skipping."""
+    """A collective operation of torch. The operation is left out while `turns` is skipping."""
 
     turns: _Turns
     function: Callable[..., Any]
@@ -272,8 +272,7 @@ class LockStep:
 
         Args:
             cuts: micro-batches of this process.
-            count: number of passes, equal in all processes. Passes without a micro-batch run with one example of weight
-                0.
+            count: number of passes, equal in all processes. Passes without a micro-batch run one example of weight 0.
             run_one: runs the forward and backward pass of a micro-batch, and returns its loss times a weight.
 
         Raises:

@@ -69,7 +69,7 @@ class Stack:
 
         Args:
             batch: rows of all members, one member after the other, padded to one width.
-            widths: for each member, the width in tokens before padding, by the padded width.
+            widths: for each member, a mapping from the padded width to the member's own width, in tokens.
         """
         self.trunk.train()
         with self.dropout.own(widths):

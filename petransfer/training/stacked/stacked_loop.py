@@ -87,7 +87,7 @@ def join(micros: Sequence[Tensors], layout: Layout) -> tuple[Tensors, list[Mappi
     """Join one micro-batch per member into one batch, one member after the other, padded to one width.
 
     Returns:
-        The batch without labels. For each member, the width in tokens before padding, by the padded width.
+        The batch without labels. For each member, a mapping from the padded width to the member's own width, in tokens.
     """
     fillers = {"attention_mask": 0, "labels": IGNORED}
     most = {name: max(micro[name].shape[1] for micro in micros) for name in micros[0]}
@@ -157,7 +157,7 @@ class StackedLoop:
         return self.names
 
     def step(self, step: int, seconds: Sequence[float]) -> list[Exception | None]:
-        """Take one optimiser step of every member. Return each member's error, or None.
+        """Take one optimiser step of every member. For each member, return the error that ends its training, or None.
 
         Args:
             step: the step, counted from 0.
