@@ -1,4 +1,4 @@
-"""Decide whether a run needs gradient checkpointing to fit the memory of its GPU."""
+"""Decide whether a run needs gradient checkpointing to fit a GPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from petransfer.training.execution import Execution
 
 
 def with_room(spec: RunSpec, execution: Execution, device: torch.device) -> Execution:
-    """Return `execution`, with gradient checkpointing turned on if the run does not fit the GPU without it."""
+    """Return `execution`, with gradient checkpointing turned on if GPU memory is short."""
     card = None if execution.checkpointing or splits_tensors() else card_of(device)
     if card is None:
         return execution
@@ -24,7 +24,7 @@ def with_room(spec: RunSpec, execution: Execution, device: torch.device) -> Exec
 
 
 def card_of(device: torch.device) -> int | None:
-    """Return the memory of a GPU in bytes; None if the device is a CPU."""
+    """Return the memory of a GPU in bytes. None for a CPU."""
     return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else None
 
 

@@ -1,4 +1,4 @@
-"""Cross-validation for `petransfer train`: train once per fold, with that fold as dev set, then once on all rows."""
+"""Cross-validation for `petransfer train`: a training per fold, then a training on all rows."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ MOST_FOLDS = 100
 
 @dataclass(frozen=True)
 class FoldScore:
-    """The score of one fold: the model is trained on all other folds, and this fold is the dev set.
+    """The score of a model that was trained on all other folds.
 
     Attributes:
         fold: The number of the fold, counted from 1.
         rows: The number of rows in the fold.
         exact_match: Exact match on the fold's rows in per cent.
-        steps: The step with the best score. If there is no early stopping, the last step.
+        steps: The best step. Without early stopping, the last step.
     """
 
     fold: int
@@ -50,9 +50,8 @@ class CrossValidation:
     """The trainings of a cross-validation, ready to start.
 
     Attributes:
-        model, data, request, overrides, on_card: The arguments that `cross_validation` was called with.
-        folder: The folder of the last training, which is on all rows. It also contains the folders of the folds:
-            `folds/1`, `folds/2`, ...
+        model, data, request, overrides, on_card: The arguments of `cross_validation`.
+        folder: The folder of the training on all rows. The folds are in the subfolders `folds/1`, `folds/2`, ...
         folds: One training for each fold.
     """
 
@@ -65,15 +64,13 @@ class CrossValidation:
     folds: tuple[TrainStudy, ...]
 
     def run(self, run: Callable[[StudyGrid], None], show: Callable[[str], None]) -> tuple[FoldScore, ...]:
-        """Execute the training of each fold and return the folds' scores. Finished trainings are skipped.
+        """Train and score each fold, and return the scores. Finished trainings are skipped.
 
-        Args:
-            run: A function that executes a study without scoring its test set. It must raise an error if a run does
-                not finish.
-            show: A function that displays a line of text. It is called after each fold, and with a summary at the end.
+        `run` executes a study without scoring the test set. `show` displays a line of text.
         """
         found = []
         for number, training in enumerate(self.folds, 1):
+            # raises an error if the run is not finished
             run(training.grid)
             found.append(_score(number, training))
             show(found[-1].line(len(self.folds)))
@@ -81,7 +78,7 @@ class CrossValidation:
         return tuple(found)
 
     def last_training(self, scores: tuple[FoldScore, ...]) -> TrainStudy:
-        """Prepare the last training, which is on all rows, and write the folds' scores to `folds.json` in its folder.
+        """Prepare the training on all rows, and write `folds.json`.
 
         The number of training steps is the median of the folds' best steps.
         """
@@ -104,10 +101,10 @@ class CrossValidation:
 def cross_validation(
     model: str, data: str, request: TrainRequest, overrides: list[str], out: Path | None, on_card: bool
 ) -> CrossValidation:
-    """Prepare the trainings of all folds and choose their folder. Nothing is written to the disk.
+    """Prepare the trainings of all folds and choose the output folder. Nothing is written.
 
     Raises:
-        UserError: The model, the data or the request is not valid, or `out` holds a training with other settings.
+        UserError: An argument is not valid, or `out` holds a training with other settings.
     """
     folds = check_folds(request)
 
@@ -125,11 +122,10 @@ def cross_validation(
 
 
 def check_folds(request: TrainRequest) -> int:
-    """Return the number of folds that a request asks for.
+    """Return the number of folds of a request.
 
     Raises:
-        UserError: The number is not a whole number from 2 to `MOST_FOLDS`, or the request also names a dev set or
-            several seeds.
+        UserError: The number is not from 2 to `MOST_FOLDS`, or the request has a dev set or several seeds.
     """
     folds = request.folds
     if not isinstance(folds, int) or isinstance(folds, bool) or not 2 <= folds <= MOST_FOLDS:
@@ -142,12 +138,12 @@ def check_folds(request: TrainRequest) -> int:
 
 
 def median_steps(scores: tuple[FoldScore, ...]) -> int:
-    """Return the median of the folds' best steps, rounded down but at least 1."""
+    """Return the median of the folds' best steps: a whole number of at least 1."""
     return max(1, int(statistics.median(one.steps for one in scores)))
 
 
 def summary(scores: list[FoldScore]) -> str:
-    """Return one line with the mean and the standard deviation of the folds' scores, and the range of best steps."""
+    """Return one line: mean and standard deviation of the scores, and the range of best steps."""
     values = [one.exact_match for one in scores]
     spread = statistics.stdev(values)
     return (
@@ -157,7 +153,7 @@ def summary(scores: list[FoldScore]) -> str:
 
 
 def as_json(scores: tuple[FoldScore, ...]) -> dict[str, Any]:
-    """Return the content of `folds.json`: the folds' scores, and their mean and standard deviation in per cent."""
+    """Return the content of `folds.json`. The mean and the standard deviation are in per cent."""
     values = [one.exact_match for one in scores]
     return {
         "folds": [vars(one) for one in scores],

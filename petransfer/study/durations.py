@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def remaining(seconds: float | None) -> str:
-    """Return the remaining time as text in seconds, minutes or hours; an empty text if it is not known (None).
+    """Return the remaining time as text, such as `20 s left`. None gives an empty text.
 
     >>> remaining(20.4), remaining(130), remaining(7200)
     ('20 s left', '2 min left', '2.0 h left')
@@ -17,7 +17,7 @@ def remaining(seconds: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration as text in seconds, minutes and seconds, or hours and minutes.
+    """Return a duration as text, such as `4 s`.
 
     >>> duration(4.2), duration(75), duration(4000)
     ('4 s', '1 min 15 s', '1 h 7 min')

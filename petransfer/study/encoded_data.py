@@ -1,4 +1,4 @@
-"""Encode the examples of a run as token ids, and check all of them before the model is loaded."""
+"""Encode the examples of a run as token ids, and check all examples."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _log = logging.getLogger(__name__)
 
 @functools.lru_cache(maxsize=2)
 def task_data(name: str, split: str, options: Options, data_dir: Path | None) -> SplitData:
-    """Return the examples of a split. The last two are kept, because the runs of a study share them."""
+    """Return the examples of a split. The last two results are cached."""
     return load_task(name, data_dir, **options).load(split)
 
 
 @functools.lru_cache(maxsize=1)
 def encoded_task(spec: RunSpec, data_dir: Path | None, scored: tuple[str, ...]) -> tuple[EncodedSplit, Layout]:
-    """Read and encode the examples of a run; see `encode_data`. The last result is kept.
+    """Read and encode the examples of a run (see `encode_data`). The last result is cached.
 
     Raises:
         UserError: The data cannot be found or used, or early stopping lacks a dev set.
@@ -51,16 +51,13 @@ def encode_data(spec: RunSpec, data: SplitData, scored: tuple[str, ...]) -> tupl
     """Encode the training examples and the evaluated parts with the checkpoint's tokenizer.
 
     Args:
-        scored: The names of the evaluated parts: `dev`, or `dev` and `test`.
+        scored: The evaluated parts: `dev`, or `dev` and `test`.
 
     Returns:
-        The usable examples with their token ids, and the layout of the model's examples (whether an example is one
-        sequence of tokens or two, and the special tokens).
+        The usable examples with token ids, and the layout of an example (one sequence or two, special tokens).
 
     Raises:
-        UserError: Some rows cannot be used and the recipe does not skip them; the rows are chats and the tokenizer has
-            no chat template; the model does not support packing; or tokens were added and the method does not train
-            their embeddings.
+        UserError: Rows cannot be used, or the model does not support chats, packing or added tokens as requested.
     """
     config, own_head = configuration(spec.checkpoint)
     refuse_packing(spec, config)
@@ -107,13 +104,12 @@ def _check_added_tokens(spec: RunSpec) -> None:
 
 
 def log_notes(encoded: EncodedSplit) -> None:
-    """Log a warning for each note about the data, such as the number of rows that were left out."""
+    """Log the notes about the data as warnings."""
     for note in encoded.notes:
         _log.warning("%s", note)
 
 
 def _virtual_tokens(spec: RunSpec, config: Any, own_head: bool) -> VirtualTokens:
-    """Return the virtual tokens of a run's method; their number can follow from the recipe's `match_parameters`."""
     place = METHODS.lookup(spec.method.name).virtual_tokens_before
     if place and spec.method.match_parameters:
         wide = replace(spec.method, bits=32)

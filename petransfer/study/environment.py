@@ -1,4 +1,4 @@
-"""The software and hardware of a run, as recorded in its result.json."""
+"""The software and hardware of a run, for result.json."""
 
 from __future__ import annotations
 
@@ -16,13 +16,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def environment(device: torch.device, threads: int) -> dict[str, Any]:
-    """Describe the software and hardware of a run: package versions, device, CPU and thread count.
+    """Return the software and hardware of a run: package versions, device, CPU and threads.
 
-    Two runs with the same id have the same inputs. On CPUs, their results are equal bit for bit only if the kind of CPU
-    and the number of threads are the same too.
-
-    Args:
-        threads: The number of CPU threads; 0 for the number that torch uses.
+    A run on a CPU is exactly repeatable only with an equal CPU model and an equal number of threads.
     """
     packages = ("petransfer", "torch", "transformers", "peft", "bitsandbytes", "accelerate")
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
@@ -40,7 +36,7 @@ def environment(device: torch.device, threads: int) -> dict[str, Any]:
 
 
 def cpu_model() -> str:
-    """Return the name of the CPU; on Linux also its family number and model number."""
+    """Return the name of the CPU. On Linux, the family and model numbers are added."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -54,7 +50,6 @@ def cpu_model() -> str:
 
 
 def _version(package: str) -> str:
-    """Return a package's version; empty if the package is not installed, such as bitsandbytes on some platforms."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -63,10 +58,7 @@ def _version(package: str) -> str:
 
 @functools.cache
 def git_commit(root: Path) -> str | None:
-    """Return the commit of a git checkout, with `-dirty` appended if files were changed.
-
-    None if the folder is not a git checkout, or git does not work.
-    """
+    """Return the commit of a git checkout. `-dirty` marks changed files. None without git."""
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]

@@ -1,4 +1,4 @@
-"""The job that an executor calls for each run of a study, or for a stack (several runs that are trained together)."""
+"""The function that an executor calls for each run or stack (runs trained together) of a study."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from petransfer.study.stacked_run import run_stack
 
 @dataclass(frozen=True)
 class FineTune:
-    """A callable that executes the run of one cell, with the number of CPU threads that the executor assigns."""
+    """Execute one run of a study with the executor's number of CPU threads."""
 
     settings: Settings
 
@@ -37,7 +37,7 @@ class FineTune:
         should_stop: Callable[[], bool],
         failed: Callable[[RunFolder, Exception], None],
     ) -> None:
-        """Execute the runs of several cells as one stack; see `run_stack`."""
+        """Execute several runs as one stack (see `run_stack`)."""
         specs = [cell.spec for cell in cells]
         run_stack(specs, folders, self._on(threads), progress, should_stop, failed)
 

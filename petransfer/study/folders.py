@@ -35,7 +35,7 @@ _MOST_EXAMPLES = 5_000_000
 
 
 class Named(Protocol):
-    """A cell of a grid. Its `run_id` is the name of the run's folder."""
+    """A run of a grid. `run_id` is the name of the run's folder."""
 
     @property
     def run_id(self) -> str: ...
@@ -47,10 +47,7 @@ _LOCK, _OWNER = ".claim", ".claim-owner"
 
 
 class RunFolder:
-    """The folder `runs/<run-id>/` of one run.
-
-    A run is done if the file DONE exists, which is written last, and if `damage` finds no fault in the other files.
-    """
+    """The folder `runs/<run-id>/` of one run. The file DONE marks a finished run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -61,9 +58,9 @@ class RunFolder:
         return (self.path / "DONE").exists() and not self.damage()
 
     def damage(self) -> str:
-        """Return which file of a finished run cannot be used and why.
+        """Describe the damaged file of a finished run.
 
-        Empty if all files can be used, or if the run is not finished.
+        The text is empty for an undamaged or unfinished run.
         """
         if not (self.path / "DONE").exists():
             return ""
@@ -71,21 +68,20 @@ class RunFolder:
         return _damage(self.path, times)
 
     def result(self) -> dict[str, Any] | None:
-        """Return the content of result.json; None if the run is not done."""
+        """Return the content of result.json. None if the run is not `done`."""
         return read_json(self.path / "result.json") if self.done else None
 
     def begun(self) -> dict[str, Any] | None:
-        """Return the content of spec.json; None if the run is not done and has no training state to resume from."""
+        """Return the content of spec.json. None if there is no result and no training state."""
         under_way = self.done or any((self.path / "state").glob("step-*"))
         return read_json(self.path / "spec.json") if under_way else None
 
     def failure(self) -> str | None:
-        """Return the error of the last attempt, or why the run's files are damaged; None if neither is the case."""
+        """Return the run's error or damage as text. None for a run without problems."""
         content = read_json(self.path / "failed.json")
         return str(content.get("error")) if content else self.damage() or None
 
     def status(self) -> Status:
-        """Return the status of the run."""
         if (self.path / "DONE").exists():
             return "damaged" if self.damage() else "done"
         if self._is_claimed():
@@ -95,13 +91,13 @@ class RunFolder:
         return "interrupted" if (self.path / "spec.json").exists() else "waiting"
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Write a JSON file atomically."""
+        """Write a JSON file to the run's folder, atomically."""
         write_text(self.path / name, json.dumps(content, indent=1) + "\n")
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Write the result, mark the run as done, and remove its training states.
+        """Write result.json, mark the run as done, and remove the training states.
 
-        All other files of the run must be on the disk before this call.
+        Call this method after all other files of the run are written.
         """
         self.write_json("result.json", result)
         self.write_json("DONE", {"run_id": self.path.name})
@@ -109,7 +105,7 @@ class RunFolder:
         (self.path / "failed.json").unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Remove every file that the run has written, so that the run can start from the beginning."""
+        """Remove all files of the run except the files of the claim."""
         (self.path / "DONE").unlink(missing_ok=True)
         for entry in list(self.path.iterdir()):
             if entry.name not in (_LOCK, _OWNER):
@@ -119,18 +115,15 @@ class RunFolder:
     def claim(self) -> Iterator[bool]:
         """Claim the run for this process, and yield whether that succeeded.
 
-        Only a process that holds the claim may execute the run. The claim ends with the context, or when the process
-        ends for any reason.
-
-        The file `.claim-owner` has a line for each process that was killed while it held the claim. The last line is
-        for the process that holds the claim now. A line has the name of the process and the training state from which
-        the process started.
+        Only the process with the claim executes the run. The claim ends with the context or with the process.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with _lock(self.path / _LOCK, CLAIM_PATIENCE) as held:
             if not held:
                 yield False
                 return
+            # The file `.claim-owner` has one line per process: first the processes that were killed with the claim,
+            # then this process. A line also names the training state from which the process started.
             self._write_owners([*self._owners(), (_this_process(os.getpid()), self._newest_state())])
             try:
                 yield True
@@ -139,17 +132,16 @@ class RunFolder:
                     self._write_owners(self._killed_owners())
 
     def claimed_by(self, process: int) -> bool:
-        """Return whether a process of this machine holds the claim, or held the claim when the process was killed.
+        """Return whether a process of this machine is recorded as an owner of the claim.
 
-        Args:
-            process: The process id.
+        The record of a killed process stays. process: the process id.
         """
         return any(owner == _this_process(process) for owner, _ in self._owners())
 
     def losses(self) -> int:
-        """Return how many workers of this run were killed since its newest training state was written.
+        """Return the number of workers killed since the newest training state was written.
 
-        Only the process that holds the claim may call this function.
+        Call this method only in the process that holds the claim.
         """
         lost = [state for _, state in self._killed_owners()]
         # the state from which a worker started was the newest one when the worker before it was killed
@@ -157,22 +149,22 @@ class RunFolder:
         return next((back for back, state in enumerate(reversed(killed_at)) if state != killed_at[-1]), len(killed_at))
 
     def killed(self) -> int:
-        """Return how many workers were killed while they held the claim.
+        """Return the number of other processes that are recorded as owners of the claim.
 
-        If another process holds the claim now, that process is counted too.
+        These processes are the killed workers and the present owner.
         """
         return len(self._killed_owners())
 
     def add_loss(self) -> None:
-        """Record that a worker was killed before it could claim the run.
+        """Record that a worker was killed before the worker claimed the run.
 
-        Only the process that holds the claim may call this function.
+        Call this method only in the process that holds the claim.
         """
         *killed, holder = self._owners()
         self._write_owners([*killed, ("a worker that had not begun", self._newest_state()), holder])
 
     def forget_losses(self) -> None:
-        """Delete the record of killed workers, unless another process holds the claim."""
+        """Delete the record of killed workers. No effect while another process holds the claim."""
         if (self.path / _OWNER).exists():
             with _lock(self.path / _LOCK, CLAIM_PATIENCE) as held:
                 if held:
@@ -182,7 +174,7 @@ class RunFolder:
         return max((state.name for state in (self.path / "state").glob("step-*")), default="")
 
     def _owners(self) -> list[tuple[str, str]]:
-        """Return each process in `.claim-owner` with the training state from which the process started."""
+        """Return the lines of `.claim-owner` as pairs of process and training state."""
         with contextlib.suppress(OSError, UnicodeDecodeError):
             lines = (self.path / _OWNER).read_text(encoding="utf-8").splitlines()
             return [(owner, state) for owner, _, state in (line.partition("\t") for line in lines)]
@@ -214,7 +206,7 @@ class StudyFolder:
         self.path = path
 
     def unfinished(self, cells: Iterable[CellType]) -> list[CellType]:
-        """Return the cells whose runs have no usable result. An executor starts or resumes these runs."""
+        """Return the runs that are not done."""
         return [cell for cell in cells if not self.run(cell.run_id).done]
 
     def open(self, recipe: Recipe | PretrainRecipe) -> None:
@@ -233,7 +225,7 @@ class StudyFolder:
             raise cannot_write(self.path, error) from None
 
     def check(self, name: str) -> None:
-        """Check that `open` would accept the folder for a recipe of this name. No file stays on the disk.
+        """Check that a recipe of this name can use the folder. Nothing is left on the disk.
 
         Raises:
             UserError: The folder cannot be written to, holds other files, or belongs to a recipe of another name.
@@ -247,13 +239,13 @@ class StudyFolder:
             raise cannot_write(self.path, error) from None
 
     def _refuse_in_use(self, name: str) -> None:
-        """Raise UserError if the folder holds files of something else, or a study with a recipe of another name."""
+        """Raise UserError if the folder holds other files or a study of another name."""
         if not (self.path / "recipe.yaml").exists() and (other := self._foreign()):
             raise UserError(f"{self.path} holds {other} and no recipe.yaml; use --out for another folder")
         self.refuse_other_than(name)
 
     def _foreign(self) -> str:
-        """Return the name of an entry that petransfer never creates before recipe.yaml; empty if there is none."""
+        """Return the name of a file that is not petransfer's. Empty if there is none."""
         try:
             names = sorted(path.name for path in self.path.iterdir())
         except FileNotFoundError:
@@ -270,20 +262,19 @@ class StudyFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the files of the whole study: recipe, table and effects. Wait while another process has locked them."""
+        """Lock the study's recipe, table and effects. Waits for other processes."""
         self.path.mkdir(parents=True, exist_ok=True)
         with _lock(self.path / ".lock", -1):
             yield
 
     def names(self) -> set[str]:
-        """Return the names of the run folders, read with one directory listing."""
+        """Return the names of the run folders."""
         try:
             return set(os.listdir(self.path / "runs"))
         except OSError:
             return set()
 
     def run(self, run_id: str) -> RunFolder:
-        """Return the folder of one run."""
         return RunFolder(self.path / "runs" / run_id)
 
 
@@ -299,7 +290,7 @@ def cannot_write(path: Path, error: OSError) -> UserError:
 
 @contextlib.contextmanager
 def _lock(path: Path, timeout: float) -> Iterator[bool]:
-    """Lock a file and yield whether that succeeded. timeout: in seconds; -1 waits without limit."""
+    """Lock a file and yield whether that succeeded. timeout: seconds; -1: no limit."""
     import filelock  # imported here because it takes 40 ms, and `plan` and `--help` do not need it
 
     lock = filelock.FileLock(path, timeout=timeout, thread_local=False, poll_interval=0.05)
@@ -327,11 +318,9 @@ def _name(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Return the object in a JSON file; None if the file does not exist, cannot be read, or contains no object.
-
-    Only regular files are opened: reading a named pipe would wait forever.
-    """
+    """Return the object in a JSON file. None if the file contains no readable object."""
     try:
+        # only regular files are opened, because reading a named pipe would wait forever
         content = json.loads(path.read_text(encoding="utf-8"), parse_int=_integer) if path.is_file() else None
     except (OSError, ValueError, OverflowError, RecursionError):
         return None
@@ -339,7 +328,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _integer(text: str) -> int:
-    """Return a whole number from its text. Raise OverflowError if the number is too large for a float."""
+    """Parse a whole number. Raise OverflowError if the number is too large for a float."""
     number = int(text)
     float(number)
     return number
@@ -352,14 +341,10 @@ def _modified(path: Path) -> int:
         return 0
 
 
+# The modification times (0 for a missing file) are part of the cache's key: a changed file is checked again.
 @functools.lru_cache(maxsize=65_536)
 def _damage(path: Path, times: tuple[int, ...]) -> str:
-    """Return which file of a finished run cannot be used and why; empty if all files can be used.
-
-    Args:
-        times: The modification time of each file, 0 for a missing file. The times are part of the cache's key, so that
-            a changed file is checked again.
-    """
+    """Describe the damaged file of a finished run. Empty if no file is damaged."""
     result = read_json(path / "result.json")
     if result is None:
         there = (path / "result.json").exists()
@@ -387,7 +372,7 @@ def _damage(path: Path, times: tuple[int, ...]) -> str:
 
 
 def _contradiction(path: Path, scores: dict[str, Any]) -> str:
-    """Return why examples.parquet does not agree with the test set's exact match in result.json; empty if it does."""
+    """Describe how examples.parquet contradicts the test score in result.json. Empty if the two agree."""
     import pyarrow  # imported here because it is slow to import, and many commands do not need it
     import pyarrow.parquet
 
@@ -407,7 +392,7 @@ def _contradiction(path: Path, scores: dict[str, Any]) -> str:
 
 
 def _wrong_figure(result: dict[str, Any]) -> str:
-    """Return the name of the first value in result.json that should be a number and is not; empty if there is none."""
+    """Return the name of a value in result.json that must be a number. Empty if all values are usable."""
     needed = {name: result.get(name) for name in ("steps", "trained_parameters")}
     needed["dev.disagreements"] = result["dev"].get("disagreements")
     optional = {name: result.get(name) for name in ("parameters", "seconds", "out_of_memory", "train_examples")}
@@ -423,7 +408,7 @@ def _wrong_figure(result: dict[str, Any]) -> str:
 
 
 def _is_figure(name: str, value: Any) -> bool:
-    """Return whether a value is an int or a float. Scores may also be infinite or NaN; counts and durations may not."""
+    """Return whether a value is a number. Only scores can be infinite or NaN."""
     return isinstance(value, int | float) and (math.isfinite(value) or name.startswith(("dev.", "test.")))
 
 

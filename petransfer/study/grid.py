@@ -1,4 +1,4 @@
-"""A recipe's grid: all its runs, each with its content-addressed id. Imports no torch and loads no checkpoint."""
+"""The grid of a recipe: all runs with their ids. Imports no torch and loads no checkpoint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from petransfer.recipe.schema import FamilyPart, Recipe, TrainPart, check_judge
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the grid, with the names that tables use for its arm, method, split and seed."""
+    """One run of the grid: names of arm, method and split, the seed, and the specification."""
 
     arm: str
     method: str
@@ -30,29 +30,22 @@ class Cell:
 
     @property
     def run_id(self) -> str:
-        """The run's id, which is also the name of its folder."""
         return self.spec.run_id
 
 
 def family_of(recipe: Recipe, seed: int | None = None) -> Family:
-    """Return the family that a recipe names or describes.
-
-    Args:
-        seed: Replaces `{seed}` in the names of the user's own checkpoints; None takes the recipe's first seed.
-    """
+    """Return the checkpoint family of a recipe. seed: value for `{seed}` in checkpoint names."""
     if isinstance(recipe.family, FamilyPart):
+        # only the user's own checkpoints can have names with `{seed}`
         return own_family(recipe.family, recipe.seeds[0] if seed is None else seed)
     return registered_family(recipe.family)
 
 
 def expand(recipe: Recipe) -> list[Cell]:
-    """Return all runs of a recipe. Equal runs are listed once.
-
-    The runs are ordered by seed, so that every arm has its first result before any arm has a second result.
+    """Return all runs of a recipe, ordered by seed. Equal runs are listed once.
 
     Raises:
-        UserError: The recipe names an unknown task, task option, split, arm, method or effect, or it has no learning
-            rate, batch size or training length for an arm and method.
+        UserError: A name in the recipe is unknown, or a learning rate, batch size or training length is missing.
     """
     family = family_of(recipe)
     task = task_of(recipe)
@@ -66,6 +59,7 @@ def expand(recipe: Recipe) -> list[Cell]:
     requested_effects(recipe)
     data = _data(recipe, task)
     cells: dict[str, Cell] = {}
+    # seeds come first: every arm gets its first result before any arm gets a second one
     for seed in recipe.seeds:
         arms = [family_of(recipe, seed=seed).arm(name) for name in recipe.arms]
         for split in splits:
@@ -78,15 +72,14 @@ def expand(recipe: Recipe) -> list[Cell]:
 
 
 def task_of(recipe: Recipe) -> Task:
-    """Return the recipe's task, made with the recipe's options and data folder."""
+    """Return the task of a recipe, with the recipe's options and data folder."""
     return load_task(recipe.task.name, recipe.data_dir, **recipe.task.options)
 
 
 def resolve(recipe: Recipe) -> Recipe:
-    """Return the recipe, completed with values that are computed from the user's own files.
+    """Return the recipe, completed with values from the user's own files.
 
-    These values are the hash of the data and the metrics that suit the data. If the family has one checkpoint for each
-    seed, the hashes of the checkpoints are added too. A recipe of a benchmark gets no other values.
+    These values are hashes of the data and of checkpoints, and metrics that suit the data.
     """
     if isinstance(recipe.family, FamilyPart) and any(SEED in place_of(arm) for arm in recipe.family.arms.values()):
         recipe = recipe.model_copy(update={"family": with_hashes(recipe.family, recipe.seeds)})
@@ -103,13 +96,13 @@ def resolve(recipe: Recipe) -> Recipe:
 
 
 def notes(recipe: Recipe) -> list[str]:
-    """Return what users should know about their own data before training, one sentence each; empty for a benchmark."""
+    """Return remarks on the user's own data, one sentence each. Empty for a benchmark."""
     task = task_of(recipe)
     return task.notes() if isinstance(task, LinesTask) else []
 
 
 def _data(recipe: Recipe, task: Task) -> TaskSpec:
-    """Return the `TaskSpec` that all cells share, with an empty split and prefix, which are filled in later."""
+    """Return the `TaskSpec` of all runs, with an empty split and prefix."""
     options: dict[str, Any] = dict(recipe.task.options)
     metrics: tuple[str, ...] = tuple(recipe.task.metrics)
     source: dict[str, str | int | float] = {}
@@ -121,13 +114,9 @@ def _data(recipe: Recipe, task: Task) -> TaskSpec:
 
 
 def _targets(task: Task) -> tuple[int, str]:
-    """Return the number of different targets and the name of the training data.
-
-    Raises:
-        UserError: The task is a benchmark, whose targets are not known before its files are read, or the user's data
-            cannot be read.
-    """
+    """Return the number of different targets and the name of the training data."""
     if not isinstance(task, LinesTask):
+        # the targets of a benchmark are not known before the benchmark's files are read
         raise UserError(f"{task.name} has no closed set of targets; take exact_match in place of accuracy or macro_f1")
     try:
         return int(task.about()["targets"]), task.train
@@ -179,17 +168,11 @@ def _training(part: TrainPart, arm: str, method: MethodPart, examples: int) -> T
 
 
 def _of(value: float | Mapping[str, float], key: str, arm: str, method: MethodPart) -> float:
-    """Return the value of a training setting for an arm and a method.
-
-    The keys of a mapping can be an arm with a method (`english lora`), an arm, or a method. A key with an arm and a
-    method takes precedence over a key with the arm alone, and that key over a key with the method alone. If several
-    keys with an arm and a method match, the key with the most words is used.
-
-    Raises:
-        UserError: No key matches, or two keys with the same number of words match.
-    """
+    """Return the value of a training setting for an arm and a method."""
     if isinstance(value, int | float):
         return value
+    # A key is an arm with a method (`english lora`), an arm, or a method, in this order of precedence. Of several keys
+    # with an arm and a method, the key with the most words is used.
     found = value.get(arm, value.get(method.name))
     pairs = [name for name in value if " " in name and _speaks_of(name, arm, method.label)]
     if pairs:
@@ -205,10 +188,7 @@ def _of(value: float | Mapping[str, float], key: str, arm: str, method: MethodPa
 
 
 def _speaks_of(pair: str, arm: str, label: str) -> bool:
-    """Return whether a key such as `english 4-bit` names this arm and this method.
-
-    The words after the arm must match the method's label.
-    """
+    """Return whether a key such as `english 4-bit` names this arm and this method."""
     words = pair.removeprefix(f"{arm} ")
     return words != pair and bool(labels_matching(words, [label]))
 

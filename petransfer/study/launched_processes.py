@@ -1,7 +1,4 @@
-"""Read which processes a launcher started together, and refuse runs that these processes cannot share.
-
-Imports no torch.
-"""
+"""Read which processes a launcher started, and refuse unsupported launches. Imports no torch."""
 
 from __future__ import annotations
 
@@ -23,29 +20,30 @@ _ENGINES = {"DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}
 
 @dataclass(frozen=True)
 class Place:
-    """Process `index` of `count`, counted from 0. Process 0 leads: only it claims runs, writes files and prints."""
+    """Process number `index` of `count`, counted from 0. Process 0 leads.
+
+    Only the leading process claims runs, writes files and prints.
+    """
 
     index: int = 0
     count: int = 1
 
     @property
     def leads(self) -> bool:
-        """Whether this is the leading process."""
         return self.index == 0
 
     @property
     def shared(self) -> bool:
-        """Whether the launcher started more than one process."""
         return self.count > 1
 
 
 def splits_tensors() -> bool:
-    """Return whether Accelerate's launcher was configured for FSDP, where each process holds a part of every tensor."""
+    """Return whether the launcher is configured for FSDP (each process holds a part of every tensor)."""
     return _told("FSDP")
 
 
 def refuse_launch(specs: Iterable[RunSpec]) -> None:
-    """Raise UserError if these runs cannot be trained with the configuration of Accelerate's launcher."""
+    """Raise UserError if the launcher's configuration does not suit these runs."""
     for name, said in _ENGINES.items():
         if _told(name):
             raise UserError(
@@ -68,7 +66,7 @@ def refuse_launch(specs: Iterable[RunSpec]) -> None:
 
 
 def _not_split(spec: RunSpec) -> str:
-    """Return why a run's tensors cannot be split among processes; empty if they can."""
+    """Return why FSDP cannot split a run's tensors. Empty if FSDP can."""
     if spec.method.bits < 16:
         return "quantised weights cannot be split; take bits 16, or launch with --multi_gpu"
     if spec.train.optimizer != "adamw":
@@ -81,7 +79,7 @@ def _told(name: str) -> bool:
 
 
 def this_place() -> Place:
-    """Return the position of this process, read from environment variables; without a launcher, process 0 of 1."""
+    """Return the position of this process. Without a launcher: process 0 of 1."""
     index, count = (_first(names) for names in (_INDEX, _COUNT))
     return Place(index, count) if index is not None and count is not None and 0 <= index < count else Place()
 

@@ -29,10 +29,9 @@ ORPHAN_PATIENCE = 20.0
 
 
 class Job(Protocol):
-    """A function that executes or resumes one run, and raises Interrupted when a stop is requested.
+    """A picklable function that executes or resumes one run.
 
-    It must be picklable, because it is sent to the worker processes. `progress` takes the step, the loss and the
-    training time in seconds.
+    `progress` takes the step, the loss and the training time in seconds. A stop request raises Interrupted.
     """
 
     def __call__(
@@ -45,8 +44,9 @@ class Job(Protocol):
     ) -> object: ...
 
 
+# No lock is used, because a process that is killed while it holds a lock would block all other processes.
 class Flag(Protocol):
-    """A boolean that processes share without a lock: a process killed while it holds a lock would block all others."""
+    """A boolean that processes share without a lock."""
 
     value: bool
 
@@ -55,10 +55,11 @@ class Flag(Protocol):
 class Outcome:
     """The result of executing the runs of a study.
 
-    interrupted: whether a stop was requested before all runs were finished.
-    failures: the errors of unfinished runs, by run id.
-    mistakes: the errors in `failures` that the user can correct, one line each.
-    elsewhere: the number of unfinished runs that other processes have claimed.
+    Attributes:
+        interrupted: Whether a stop was requested before all runs were finished.
+        failures: Errors of unfinished runs, by run id.
+        mistakes: Errors that the user can correct, one line each.
+        elsewhere: Number of unfinished runs that other processes have claimed.
     """
 
     interrupted: bool
@@ -76,15 +77,13 @@ def execute(
     tick: Callable[[], None],
     group: Callable[[Sequence[Any]], list[list[Any]]] | None = None,
 ) -> Outcome:
-    """Execute the unfinished runs on this machine. When a run fails, the other runs continue.
+    """Execute the unfinished runs on this machine. A failed run does not stop the other runs.
 
     Args:
-        workers: The largest number of worker processes. With one worker, the runs are executed in this process.
-        threads: CPU threads per worker. With 0, several workers divide the cores among them, and a single worker uses
-            torch's default.
-        tick: A function that displays progress. It is called often.
-        group: A function that divides the unfinished runs into stacks (runs that are trained together). A worker takes
-            one stack at a time. The job must have a method `stacked`.
+        workers: Largest number of worker processes. With 1, this process executes the runs.
+        threads: CPU threads per worker. 0: chosen automatically.
+        tick: Function that displays progress. It is called often.
+        group: Function that divides the runs into stacks (runs that are trained together). None: no stacks.
     """
     pending = study.unfinished(cells)
     forget_failures(pending, study)
@@ -101,7 +100,7 @@ def execute(
 
 
 def forget_failures(pending: Sequence[Named], study: StudyFolder) -> None:
-    """Delete the records of errors and killed workers in the folders of `pending`, so that its runs are tried again."""
+    """Delete the records of errors and killed workers of unfinished runs."""
     for cell in pending:
         folder = study.run(cell.run_id)
         (folder.path / "failed.json").unlink(missing_ok=True)
@@ -109,7 +108,7 @@ def forget_failures(pending: Sequence[Named], study: StudyFolder) -> None:
 
 
 def outcome_of(pending: Sequence[Named], study: StudyFolder, interrupted: bool) -> Outcome:
-    """Return the outcome of `pending`, the runs that were to be executed."""
+    """Return the outcome of executing the runs in `pending`."""
     left = [study.run(cell.run_id) for cell in pending]
     open_runs = [folder for folder in left if folder.status() not in ("done", "running")]
     failures = {folder.path.name: folder.failure() for folder in open_runs}
@@ -157,13 +156,7 @@ def _keep(
     stopped: Callable[[], bool],
     tick: Callable[[], None],
 ) -> None:
-    """Start `workers` workers and wait until all have ended by themselves. A worker that is killed is replaced.
-
-    After `LOST` workers were killed before they claimed a run, killed workers are no longer replaced.
-
-    Args:
-        begin: A function that starts a worker.
-    """
+    """Start the workers and wait until all have ended. Killed workers are replaced."""
     processes = [begin() for _ in range(workers)]
     seen: set[int | None] = set()
     idle = 0  # number of killed workers that had claimed no run
@@ -175,6 +168,7 @@ def _keep(
             if killed and not stop.value:
                 seen.add(process.pid)
                 idle += not _note_loss(process, folders)
+                # no more workers are started after `LOST` of them were killed before they claimed a run
                 if idle < LOST:
                     processes[at] = begin()
         if not any(process.is_alive() for process in processes):
@@ -186,7 +180,7 @@ def _keep(
 
 
 def _note_loss(process: BaseProcess, folders: Sequence[RunFolder]) -> bool:
-    """Record a killed worker in the folder of each run that it had claimed. Return whether there was such a run."""
+    """Record a killed worker in the folders of its runs. Return whether there were such runs."""
     how = signal.Signals(-(process.exitcode or 0)).name
     held = [folder for folder in folders if folder.claimed_by(process.pid or 0) and not folder.done]
     for folder in held:
@@ -202,10 +196,7 @@ def _worker(stacks: Sequence[Sequence[Named]], path: Path, job: Job, threads: in
 
 
 def _wait_for_parent(orphaned: threading.Event) -> None:
-    """Wait until the parent process ends, and then set `orphaned`, which requests a stop.
-
-    If this process is still running after `ORPHAN_PATIENCE` seconds, end it.
-    """
+    """Set `orphaned` when the parent process ends. After `ORPHAN_PATIENCE` seconds, end this process."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -223,7 +214,7 @@ def _work(
     stopped: Callable[[], bool],
     tick: Callable[[], None],
 ) -> None:
-    """Execute the stacks one after another. Runs that other processes have claimed are skipped."""
+    """Execute the stacks one after another. Skip runs that other processes have claimed."""
     study = StudyFolder(path)
     for stack in stacks:
         if stopped():
@@ -239,10 +230,7 @@ def attempt_together(
     stopped: Callable[[], bool],
     tick: Callable[[], None],
 ) -> list[str]:
-    """Claim and execute the runs of a stack, which can be a single run.
-
-    Return the ids of the runs that other processes have claimed. These runs are skipped.
-    """
+    """Claim and execute the runs of a stack. Return the ids of runs claimed by other processes."""
     held: list[str] = []
     with contextlib.ExitStack() as claims:
         cells = [cell for cell in stack if _claimed(study.run(cell.run_id), claims, held)]
@@ -271,10 +259,10 @@ def attempt_stacks(
     stopped: Callable[[], bool],
     tick: Callable[[], None],
 ) -> None:
-    """Execute claimed runs as one stack, or as several stacks if their training states are at different steps.
+    """Execute claimed runs together. Runs at different training steps form separate stacks.
 
-    The error of a single run is written to the folder of that run. An error of a whole stack is written to the folders
-    of all its unfinished runs.
+    An error of one run is written to the run's folder. An error of a stack is written to the folders of all unfinished
+    runs.
     """
     silence_libraries()
     for part in parts(cells, study):
@@ -297,7 +285,7 @@ def attempt_stacks(
 def attempt(
     cell: Named, folder: RunFolder, job: Job, threads: int, stopped: Callable[[], bool], tick: Callable[[], None]
 ) -> None:
-    """Execute one run that this process has claimed. Any error is written to the run's folder."""
+    """Execute one claimed run. An error is written to the run's folder."""
     silence_libraries()
     (folder.path / "failed.json").unlink(missing_ok=True)
     try:
@@ -316,10 +304,9 @@ def _is_mistake(folder: RunFolder) -> bool:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns whether a stop was requested by Ctrl-C or SIGTERM.
+    """Yield a function that returns whether Ctrl-C or SIGTERM requested a stop.
 
-    The first signal requests a stop after the current step. The second signal raises KeyboardInterrupt at once. Outside
-    the main thread, signals are not handled, and the yielded function returns False.
+    A second signal raises KeyboardInterrupt at once. Outside the main thread, the function always returns False.
     """
     asked: list[int] = []
 
@@ -342,12 +329,10 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
 
 @contextlib.contextmanager
 def _main_module_hidden() -> Iterator[None]:
-    """Keep multiprocessing from importing the user's script in each worker.
-
-    Workers need nothing from the script. Without this, a script without `if __name__ == "__main__":` would start
-    the study again in every worker, and fail.
-    """
+    """Hide the user's script from multiprocessing."""
     main = sys.modules["__main__"]
+    # Otherwise each worker would import the script. A script without `if __name__ == "__main__":` would then start the
+    # study again in every worker, and fail.
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
         yield

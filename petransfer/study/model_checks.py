@@ -1,4 +1,4 @@
-"""Refuse runs whose model or tokenizer does not support their data, before anything is written."""
+"""Refuse runs whose model or tokenizer does not support the data, before anything is written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from petransfer.study.study import StudyGrid
 
 
 def refuse_unusable_models(grid: StudyGrid) -> None:
-    """Refuse unfinished runs on chats or with packing, if their model has no chat template or does not support packing.
+    """Refuse runs on chats without a chat template, and runs with unsupported packing.
 
     Only configurations and tokenizers are loaded.
 
@@ -36,18 +36,13 @@ def refuse_unusable_models(grid: StudyGrid) -> None:
 
 
 def refuse_unusable_files(grid: StudyGrid, scored: tuple[str, ...] = ("dev", "test")) -> None:
-    """Refuse unfinished runs with rows that their tokenizer or model cannot process, or with a damaged checkpoint.
-
-    The rows are encoded once for each checkpoint and split. The benchmarks are known to fit the embedded checkpoints.
-
-    Args:
-        grid: The runs.
-        scored: The parts of the data that a trained model is scored on.
+    """Refuse unfinished runs with unusable rows or a damaged checkpoint.
 
     Raises:
         UserError: Rows cannot be used and the recipe does not skip them, or a file of the checkpoint is wrong.
     """
     specs = [cell.spec for cell in grid.waiting]
+    # the benchmarks are known to fit the checkpoints that ship with petransfer
     specs = [spec for spec in specs if spec.task.name == "lines" or not is_embedded(spec.checkpoint.name)]
     if not specs:
         return

@@ -1,4 +1,4 @@
-"""A run that is ready to be trained, and the data and the model that it shares with other runs."""
+"""Runs that are ready to be trained, and the data and the model that several runs share."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ from petransfer.training.trackers import RunTrackers
 
 @dataclass
 class Base:
-    """The data and the loaded checkpoint of a run, which other runs of its stack share.
+    """The data and the loaded checkpoint that the runs of a stack share.
 
-    started: when loading began, in seconds of `time.monotonic`. spec: the run for which the data was encoded.
-    cost: the measured cost of quantisation, as in result.json; None until it is measured.
+    Attributes:
+        started: The time when loading began, in seconds of `time.monotonic`.
+        spec: The run for which the data was encoded.
+        cost: The measured cost of quantisation. None before the measurement.
     """
 
     settings: Settings
@@ -42,9 +44,9 @@ class Base:
     _anew: dict[torch.device, PreTrainedModel] = field(default_factory=dict)
 
     def load_anew(self, device: torch.device) -> PreTrainedModel:
-        """Return a model that is loaded from the disk again, independent of `self.loaded`.
+        """Return a copy of the model with weights read from the disk.
 
-        The weights are read once for each device. Every call returns new modules, which share these weights.
+        The weights are read once per device. Every call returns new modules that share the weights.
         """
         if device not in self._anew:
             method = self.spec.method
@@ -59,11 +61,9 @@ class Base:
         return model
 
     def encoded_for(self, spec: RunSpec) -> EncodedSplit:
-        """Return the token ids of the examples for one run.
-
-        The examples are encoded again if the prefix is not that of `self.spec`. Training examples that are encoded on
-        demand are also encoded again if the training settings or the seed differ, because other rows are then used.
-        """
+        """Return the encoded examples of one run."""
+        # The examples are encoded again for another prefix. Training examples that are encoded on demand also depend on
+        # the training settings and the seed, because other rows are then used.
         lazy = isinstance(self.encoded.parts["train"], LazilyEncoded)
         mine, other = ((each.task.prefix, (each.train, each.seed) if lazy else None) for each in (self.spec, spec))
         return self.encoded if mine == other else encode_data(spec, self.data, self.settings.scored_parts)[0]
@@ -73,9 +73,10 @@ class Base:
 class Prepared:
     """A run that is ready to be trained.
 
-    parts: the token ids of the examples, for `train`, `dev` and, if it is evaluated, `test`.
-    model: the model with the method applied.
-    hollow: if FSDP splits the model's tensors among processes, a copy of the model on the meta device; otherwise None.
+    Attributes:
+        parts: The token ids of `train`, `dev` and, if evaluated, `test`.
+        model: The model with the method applied.
+        hollow: With FSDP, a copy of the model on the meta device. Otherwise None.
     """
 
     spec: RunSpec
@@ -88,5 +89,6 @@ class Prepared:
 
     @property
     def autocast(self) -> bool:
-        """Whether the training loop uses autocast to bf16. A model that FSDP splits sets its compute dtype itself."""
+        """Whether the training loop uses autocast to bf16."""
+        # with FSDP, the model itself sets the dtype of the computation
         return self.hollow is None and computes_narrower(self.spec.method)

@@ -1,6 +1,6 @@
-"""Execute runs one after another, each with all processes that a launcher started together.
+"""Execute runs, each with all processes that a launcher started together.
 
-The leader, process 0, claims the runs and writes the files.
+Process 0 leads: this process claims the runs and writes the files.
 """
 
 from __future__ import annotations
@@ -45,8 +45,7 @@ def execute_together(
 ) -> Outcome:
     """Execute the unfinished runs, each with all processes. Every process must call this function.
 
-    Returns:
-        How the runs ended. The values of the processes can differ; use the leader's value.
+    The leading process returns the complete outcome.
 
     Raises:
         UserError: Accelerate launched the processes in an untested way.
@@ -67,8 +66,10 @@ def execute_together(
 class Group:
     """The processes that a launcher started together.
 
-    stopped: returns whether a stop was requested. store: holds the messages of the processes to each other.
-    number: counts the runs; it is part of a message's key, so that messages of different runs are not confused.
+    Attributes:
+        stopped: Returns whether a stop was requested.
+        store: The messages between processes.
+        number: The number of runs so far, a part of a message's key.
     """
 
     place: Place
@@ -78,11 +79,7 @@ class Group:
 
     @classmethod
     def join(cls, cpu: bool, stopped: Callable[[], bool]) -> Group:
-        """Connect this process to the other processes, and wait until all have done so.
-
-        Raises:
-            UserError: Accelerate launched the processes in an untested way.
-        """
+        """Connect this process to the other processes, and wait for all of them."""
         silence_libraries()
         state = PartialState(cpu=cpu, timeout=FOREVER)
         if state.distributed_type not in _PLAIN:
@@ -92,11 +89,7 @@ class Group:
         return cls(Place(state.process_index, state.num_processes), _or_orphaned(stopped), store)
 
     def share(self, value: Any) -> Any:
-        """Return the leader's value in every process. The other processes wait until the leader calls this function.
-
-        Raises:
-            RunError: A process has ended.
-        """
+        """Send the leading process's value to all processes and return the value."""
         box = [value]
         try:
             distributed.broadcast_object_list(box, device=PartialState().device)
@@ -105,22 +98,16 @@ class Group:
         return box[0]
 
     def meet(self, error: Exception | None) -> Exception | None:
-        """Wait until all processes have ended the run, and return an error of this or another process.
+        """Wait until all processes have ended the run, and return an error of any process.
 
-        If the others have not ended the run `PATIENCE` seconds after an error or a stop request, they wait for this
-        process in the middle of a step that cannot be completed. This process then ends, and the launcher ends the
-        others. If this process has an error and a stop was requested, it does not wait `PATIENCE` seconds.
-
-        Args:
-            error: The error of this process; None if the run ended without an error.
-
-        Returns:
-            `error`, or the error of another process if `error` is None; None if no process has an error.
+        `error` is the error of this process and has precedence. None: no error.
         """
         self.number += 1
         self.store.set(self._key(self.place.index), "" if error is None else reason_of(error))
         since = time.monotonic()
         while not self.store.check([self._key(index) for index in range(self.place.count)]):
+            # Processes that do not end the run within `PATIENCE` seconds wait for this process in a step that can never
+            # be completed. This process therefore ends, and the launcher then ends the others.
             parted = (error is not None or self.stopped()) and time.monotonic() - since > PATIENCE
             if parted or (error is not None and self.stopped()):
                 self._part(error)
@@ -131,12 +118,12 @@ class Group:
         return error
 
     def leave(self) -> None:
-        """Wait until all processes have called this function, then leave the group."""
+        """Wait for all other processes, then leave the group."""
         distributed.barrier()
         distributed.destroy_process_group()
 
     def _part(self, error: Exception | None) -> NoReturn:
-        """End this process at once. The launcher then ends the processes that wait for this one."""
+        """End this process at once. The launcher then ends the other processes."""
         if error is not None and not self.stopped():  # after a stop request, the stop itself causes the error
             where = f"process {self.place.index + 1} of {self.place.count}"
             logger.error(f"error: {reason_of(error)} ({where}); run the same command again to resume")
@@ -147,7 +134,7 @@ class Group:
 
 
 def _lead(cells: Sequence[Named], study: StudyFolder, group: Group) -> Generator[tuple[Named, RunFolder], None, None]:
-    """Claim the unfinished runs one after another, announce each run to the other processes, and yield it."""
+    """Claim, announce and yield the unfinished runs one after another."""
     for position, cell in enumerate(cells):
         if group.stopped():
             break
@@ -181,9 +168,7 @@ def _attempt(cell: Named, folder: RunFolder, job: Job, threads: int, group: Grou
 
 
 def _or_orphaned(stopped: Callable[[], bool]) -> Callable[[], bool]:
-    """Return a function like `stopped` that also requests a stop when the launcher has ended.
-
-    Without this, the process would continue to run after the launcher has ended.
-    """
+    """Return a function that returns True after a stop request or after the end of the launcher."""
+    # without the second condition, the process would continue after the launcher has ended
     parent = os.getppid()
     return lambda: stopped() or os.getppid() != parent

@@ -1,4 +1,4 @@
-"""The content of petransfer.json: how an adapter was made, so that others can check it. It contains no local paths."""
+"""The content of petransfer.json: how an adapter was made. Contains no local paths."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ PARTS = ("train", "dev", "test")
 def provenance(
     spec: RunSpec, loaded: Loaded, data: SplitData, evaluations: dict[str, Evaluation], model: torch.nn.Module
 ) -> dict[str, Any]:
-    """Return the content of petransfer.json, except the hashes of the adapter's files, which `seal` adds.
+    """Return the content of petransfer.json without the hashes of the adapter's files.
 
-    The entry `base` describes the checkpoint: its commit on the hub, the sha256 of each weight file and of the
-    tokenizer's rules, the fields of config.json that the computation uses, and the bytes of the weights by dtype, as
-    they were in training. `data_sha256` has a hash of the inputs and targets of each part. `claims` has exact match in
-    per cent for each part that was evaluated.
+    Some entries:
+        base: The checkpoint: commit, hashes of weights and tokenizer, configuration, bytes of the weights by dtype.
+        data_sha256: A hash of the inputs and targets of each part.
+        claims: Exact match in per cent for each evaluated part.
     """
     return {
         "run_id": spec.run_id,
@@ -53,9 +53,9 @@ def provenance(
 
 
 def seal(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """Complete `content` for a saved adapter: return it with the sha256 of every file in the adapter's folder.
+    """Return `content` with the sha256 of every file in an adapter's folder.
 
-    The commit of the base checkpoint is first written to adapter_config.json.
+    The base checkpoint's commit is first written to adapter_config.json.
     """
     _pin_revision(folder / "adapter_config.json", content["base"]["commit"])
     files = {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
@@ -63,7 +63,7 @@ def seal(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def examples_sha256(examples: Iterable[Example]) -> str:
-    """Return one sha256 of the inputs and targets of all examples, in their order."""
+    """Return the sha256 of the inputs and targets of all examples, in order."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(json.dumps([example.input, example.target]).encode() + b"\n")
@@ -71,7 +71,7 @@ def examples_sha256(examples: Iterable[Example]) -> str:
 
 
 def _pin_revision(config: Path, commit: str | None) -> None:
-    """Write the base checkpoint's commit on the hub to adapter_config.json, because peft leaves it out."""
+    """Write the base checkpoint's commit to adapter_config.json, because peft omits the commit."""
     if commit is None or not config.is_file():
         return
     content = json.loads(config.read_text(encoding="utf-8"))

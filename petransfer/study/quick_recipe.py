@@ -1,4 +1,4 @@
-"""Build the recipe of `petransfer train` from a model, data and a few settings, with defaults for everything else."""
+"""Build the recipe of `petransfer train` from a model, data and settings."""
 
 from __future__ import annotations
 
@@ -37,32 +37,32 @@ PREFIX = "answer: "
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """All settings of `train`; None selects the default.
+    """The settings of `train`. None selects the default.
 
     Attributes:
         method: The PEFT method, or `full` for all weights.
         rank: The rank of the method.
         bits: Bits per weight of the base model: 32, 16, 8 or 4.
-        steps: A fixed number of optimiser steps; turns early stopping off unless `early_stopping` is given.
+        steps: A fixed number of optimiser steps, by default without early stopping.
         epochs: Like `steps`, as a number of passes over the training rows.
-        max_steps: The largest number of steps, if early stopping decides when training ends.
-        early_stopping: The patience, in evaluations on dev without an improvement; 0 turns early stopping off.
+        max_steps: The largest number of steps with early stopping.
+        early_stopping: The patience, in evaluations on dev without an improvement. 0: no early stopping.
         max_minutes: The longest training time in minutes.
-        learning_rate, batch_size: The optimiser's peak learning rate, and examples per batch.
-        packing: Put several training examples into one row; only for decoder-only models.
-        max_length: The largest number of tokens of an input or a target. Rows with more tokens are refused.
+        learning_rate: The optimiser's peak learning rate.
+        batch_size: Examples per batch.
+        packing: Put several training examples into one row (decoder-only models).
+        max_length: The largest number of tokens of an input or a target. Longer rows are refused.
         prefix: Text in front of every input.
-        seeds: The seeds. There is one training for each seed.
-        dev, test: A file, a share of the rows, or a number of rows.
+        seeds: The seeds, one training per seed.
+        dev, test: A file, a share of the rows (0 to 1), or a number of rows.
         input_column, target_column: The names of the columns with the inputs and the targets.
         template: A text that makes the input from columns, such as `summarize: {document}`.
-        metrics: The metrics to compute in addition to exact match.
+        metrics: Metrics in addition to exact match.
         skip_bad_rows: Leave unusable rows out and list them.
-        folds: The number of folds of a cross-validation. The last training is then on all rows.
-        add_tokens: Characters to add to the tokenizer if it lacks them: `newline`, `tab`, `braces`, or the characters
-            themselves.
-        source_language, target_language: Languages of inputs and targets, as a multilingual tokenizer names them.
-        options: Other options of the task `lines`, such as `delimiter`.
+        folds: The number of folds of a cross-validation.
+        add_tokens: Characters to add to the tokenizer: `newline`, `tab`, `braces`, or the characters themselves.
+        source_language, target_language: Languages in the tokenizer's own codes, such as `eng_Latn`.
+        options: Other options for reading the data, such as `delimiter`.
     """
 
     method: str = "lora"
@@ -103,19 +103,18 @@ class TrainRequest:
 
     @property
     def stops_early(self) -> bool:
-        """Whether early stopping decides when training ends."""
+        """Whether training ends by early stopping."""
         if self.early_stopping is not None:
             return self.early_stopping > 0
         return self.steps is None and self.epochs is None
 
 
 def recipe_for(model: str, data: str, request: TrainRequest, overrides: list[str], on_card: bool) -> dict[str, Any]:
-    """Return the recipe, as plain values, that trains `model` on `data`. The rows are read and checked.
+    """Return the content of the recipe that trains `model` on `data`. The rows are checked.
 
     Args:
-        overrides: Values for keys of the recipe, such as `train.warmup=0.1`. They replace all other values.
-        on_card: Whether there is a GPU. The default is 16 bits per weight on a GPU, but 32 bits on a CPU and for
-            embedded checkpoints.
+        overrides: Values for keys of the recipe, such as `train.warmup=0.1`. Overrides replace all other values.
+        on_card: Whether there is a GPU.
 
     Raises:
         UserError: The model or the data cannot be found or read, or the request is not valid.
@@ -162,6 +161,7 @@ def _options(data: str, request: TrainRequest) -> dict[str, Any]:
 
 def _method(request: TrainRequest, embedded: bool, on_card: bool) -> dict[str, Any]:
     method: dict[str, Any] = {"name": request.method}
+    # the default is 16 bits on a GPU; 32 bits on a CPU, and for the checkpoints shipped with petransfer
     method["bits"] = (16 if on_card and not embedded else 32) if request.bits is None else request.bits
     declared = METHODS.lookup(request.method)
     keys = declared.keys
@@ -175,7 +175,7 @@ def _method(request: TrainRequest, embedded: bool, on_card: bool) -> dict[str, A
 
 
 def _checkpoint(model: str, request: TrainRequest) -> str | dict[str, Any]:
-    """Return the recipe's entry for the arm: the model's name, with tokenizer settings if the request has any."""
+    """Return the recipe's entry for the arm: the model with the request's tokenizer settings."""
     settings = {
         "added_tokens": list(request.add_tokens),
         "source_language": request.source_language,
@@ -186,10 +186,7 @@ def _checkpoint(model: str, request: TrainRequest) -> str | dict[str, Any]:
 
 
 def _fill(content: dict[str, Any], recipe: Recipe, model: str, request: TrainRequest) -> None:
-    """Set the prefix and the training settings in `content`.
-
-    Values that the request does not give get defaults, which depend on the model and on the number of rows.
-    """
+    """Set the prefix and the training settings in `content`. Missing values get defaults."""
     from petransfer.models.architecture import configuration  # imports transformers
 
     spec = checkpoint_spec(model)
@@ -207,11 +204,7 @@ def _fill(content: dict[str, Any], recipe: Recipe, model: str, request: TrainReq
 
 
 def _length(request: TrainRequest, rows: int, batch: int) -> dict[str, Any]:
-    """Return the keys of a recipe's `train` that set its length: steps or epochs, and early stopping.
-
-    Raises:
-        UserError: A time limit is given without early stopping.
-    """
+    """Return the training length in the recipe: steps or epochs, and early stopping."""
     length: dict[str, Any]
     if request.epochs is not None:
         length, most = {"epochs": request.epochs}, math.ceil(request.epochs * rows / batch)
@@ -235,10 +228,7 @@ def default_rate(method: str, config: Any, nano: bool) -> float:
 
     Args:
         config: The transformers configuration of the model.
-        nano: Whether the checkpoint is one of the embedded family.
-
-    Raises:
-        UserError: The method is unknown.
+        nano: Whether the checkpoint ships with petransfer.
     """
     hub = DECODER if not config.is_encoder_decoder else T5 if config.model_type in _T5_TYPES else SEQ2SEQ
     declared = METHODS.lookup(method)
@@ -252,9 +242,9 @@ def _rows(recipe: Recipe) -> int:
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
-    """Return the recipe with absolute paths, so that it can be run from any folder.
+    """Return the recipe with absolute paths of data files and local checkpoints.
 
-    The paths are those of data files and of checkpoints in local folders. The ids of the runs stay the same.
+    The run ids stay the same.
     """
     options = dict(recipe.task.options)
     for part in ("train", "dev", "test"):
@@ -280,8 +270,5 @@ def _with_absolute_path(entry: str | ArmPart) -> str | ArmPart:
 
 
 def _word(text: str) -> str:
-    """Return a text as a part of a file name, with letters, digits, dots, dashes and underscores only.
-
-    Other characters become dashes. Dots, dashes and underscores at both ends are removed. `mine` if nothing is left.
-    """
+    """Return a text as part of a file name: letters, digits, dots, dashes and underscores."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._") or "mine"

@@ -1,4 +1,4 @@
-"""Execute a study on a Ray cluster: each run or stack is a Ray task, which is submitted again if its worker is lost."""
+"""Execute a study on a Ray cluster. Each run or stack is a Ray task."""
 
 from __future__ import annotations
 
@@ -37,8 +37,7 @@ def connect(address: str | None) -> Any:
     """Return the module `ray`, connected to a cluster.
 
     Args:
-        address: The address of the cluster; `auto` for the cluster to which this machine belongs; None to start a new
-            cluster on this machine.
+        address: The address of the cluster. `auto`: the cluster of this machine. None: a new cluster on this machine.
 
     Raises:
         UserError: Ray is not installed, or there is no cluster at the address.
@@ -61,7 +60,7 @@ def connect(address: str | None) -> Any:
 
 
 def smallest_card(ray: Any) -> int | None:
-    """Return the memory of the smallest GPU in the cluster in bytes; None if no node has a GPU."""
+    """Return the memory of the cluster's smallest GPU in bytes. None if no node has a GPU."""
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
     look = ray.remote(num_cpus=0, num_gpus=0.01)(_look_at_card)
     strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
@@ -85,12 +84,11 @@ def execute_on_ray(
 
     Args:
         demands: The resources that each run requests, by run id.
-        most: The largest number of tasks at once; 0 for as many as fit on the cluster.
+        most: The largest number of tasks at once. 0: as many as fit on the cluster.
         threads: CPU threads of each task.
         tick: A function that displays progress. It is called often.
-        ray: The module `ray`, as `connect` returns it.
-        group: A function that divides the unfinished runs into stacks. Each stack is one task. The job must have a
-            method `stacked`.
+        ray: The connected module `ray`.
+        group: A function that divides the runs into stacks (one task each). None: no stacks.
 
     Raises:
         UserError: No node has `threads` cores.
@@ -111,11 +109,11 @@ def execute_on_ray(
 
 @dataclass(eq=False)
 class _Try:
-    """The runs of one task, before and after it is submitted. Times are in seconds of `time.monotonic`.
+    """One attempt to execute the runs of a task. Times are in seconds of `time.monotonic`.
 
-    refused: the time at which one of the runs was first found claimed by another process; None if none was.
-    not_before: the earliest time for submitting the task.
-    killed: how many workers were killed while they held these runs, counted when the task was submitted.
+    refused: first time at which another process held the claim of a run; None: never.
+    not_before: earliest time for submitting the task.
+    killed: number of workers that were killed with these runs before the task was submitted.
     """
 
     cells: Sequence[Named]
@@ -137,7 +135,7 @@ class _Driver:
     def run(
         self, stacks: Sequence[Sequence[Named]], most: int, tick: Callable[[], None], stopped: Callable[[], bool]
     ) -> None:
-        """Submit the stacks as tasks and wait for all tasks. After a stop request, no further task is submitted."""
+        """Submit the stacks as tasks and wait for all tasks. A stop request ends submission."""
         waiting = [_Try(cells) for cells in stacks]
         waiting.reverse()
         while waiting or self.under_way:
@@ -173,7 +171,7 @@ class _Driver:
         return task.remote(one.cells, places, self.job, self.threads)
 
     def _end(self, task: Any, one: _Try) -> _Try | None:
-        """Handle a task that has ended. Return those of its runs that must be tried again; None if there are none."""
+        """Handle the end of a task. Return the runs to try again; None if there are none."""
         try:
             held = self.ray.get(task)
         except self.ray.exceptions.RayTaskError as error:
@@ -207,15 +205,8 @@ class _Driver:
 
 
 def _carry_out(cells: Sequence[Named], places: tuple[Path, Path, Path], job: Job, threads: int) -> list[str]:
-    """Execute the runs of one task on a node of the cluster. Return the ids of runs that other processes have claimed.
-
-    Args:
-        places: The folder that the recipe's relative paths refer to, the study's folder, and the path of the file that
-            requests a stop.
-
-    Raises:
-        UserError: The node does not see the study's folder.
-    """
+    """Execute a task on a node. Return the ids of runs that other processes have claimed."""
+    # the folder for relative paths, the study's folder, and the path of the stop file
     here, path, stop = places
     if here.is_dir():
         os.chdir(here)
@@ -231,10 +222,8 @@ def _look_at_card() -> int | None:
 
 
 def _seldom(ask: Callable[[], bool], seconds: float = 1.0) -> Callable[[], bool]:
-    """Return a function that returns the last answer of `ask`, and calls `ask` at most once every `seconds`.
-
-    `ask` may read a remote disk, which is slow. After its first True, `ask` is not called again.
-    """
+    """Return a version of `ask` that calls `ask` at most once every `seconds`."""
+    # `ask` reads a remote disk, which is slow; after its first True, `ask` is not called again
     last, said = 0.0, False
 
     def asked() -> bool:
@@ -248,10 +237,7 @@ def _seldom(ask: Callable[[], bool], seconds: float = 1.0) -> Callable[[], bool]
 
 @contextlib.contextmanager
 def _stop_file(study: StudyFolder) -> Iterator[Path]:
-    """Yield the path of a stop file. As soon as this file exists, the workers of the current call stop.
-
-    This works on all machines, because they share the study's folder.
-    """
+    """Yield the path of a stop file. All workers stop when this file exists."""
     path = study.path / f".stop-{uuid.uuid4().hex[:8]}"
     try:
         yield path

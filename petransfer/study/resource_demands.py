@@ -1,7 +1,4 @@
-"""The cores, GPU share and memory that a run requests from a cluster, as the memory planner predicts them.
-
-Imports torch only when a prediction needs it.
-"""
+"""The cores, GPU share and memory that a run requests from a cluster."""
 
 from __future__ import annotations
 
@@ -24,9 +21,12 @@ ON_CPU = 3 * 2**30
 
 @dataclass(frozen=True)
 class Demands:
-    """The resources of one task; 0 where nothing is requested.
+    """The resources of one task. 0: nothing is requested.
 
-    cpus: cores. gpus: a share of one GPU, from 0 to 1. memory: bytes of the host's memory.
+    Attributes:
+        cpus: Number of cores.
+        gpus: Share of one GPU, from 0 to 1.
+        memory: Bytes of the host's memory.
     """
 
     cpus: int = 1
@@ -45,14 +45,14 @@ def demands_of(
     """Return the resources that a run requests.
 
     Args:
-        card: Memory of the smallest GPU that the run may get, in bytes; None on a CPU.
-        threads: CPU threads of the run; 0 requests one core.
+        card: The memory of the smallest GPU in bytes. None: run on a CPU.
+        threads: CPU threads of the run. 0 requests one core.
         checkpointing: Whether gradient checkpointing is on.
-        force: Whether to request a GPU even if the run does not fit it.
-        words: The names of options, for error messages.
+        force: Request a GPU even if the run does not fit.
+        words: The names of options in error messages.
 
     Raises:
-        UserError: The run does not fit a GPU with `card` bytes, and `force` is not set.
+        UserError: The run does not fit the GPU, and `force` is False.
     """
     cpus = max(1, threads)
     if card is None:
@@ -70,19 +70,14 @@ def demands_of(
 
 
 def together(members: Sequence[Demands]) -> Demands:
-    """Return the resources of a stack, whose runs are trained in one process.
-
-    The memory is the sum over the runs, but the memory of the process itself is counted only once.
-    """
+    """Return the resources of a stack, whose runs are trained in one process."""
     gpus = sum(one.gpus for one in members)
+    # the memory of the process itself counts once
     memory = sum(one.memory for one in members) - (len(members) - 1) * PROCESS
     return Demands(max(one.cpus for one in members), 1.0 if gpus > 0.5 else gpus, max(0, memory))
 
 
 def _share(needed: int, card: int) -> float:
-    """Return `needed` bytes as a share of one GPU with `card` bytes, rounded up to hundredths.
-
-    A share above one half counts as the whole GPU.
-    """
+    """Return bytes as a share of one GPU: 0.01 to 0.5, or 1 for a larger share."""
     share = math.ceil(100 * needed / card) / 100
     return 1.0 if share > 0.5 else max(share, 0.01)

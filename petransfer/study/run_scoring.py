@@ -1,7 +1,4 @@
-"""Score a model on dev during training, and on dev and test after training.
-
-If the model is sharded, all processes take part.
-"""
+"""Score a model on dev during training, and on dev and test after training."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ STOPPING_EXAMPLES = 500
 
 
 def evaluation_steps(train: TrainSpec) -> set[int]:
-    """Return the steps after which the run is evaluated on dev: those of its learning curve or of early stopping."""
+    """Return the steps after which a run is evaluated on dev."""
     if train.early_stopping is None:
         return set(range(0, train.steps + 1, -(-train.steps // CURVE_POINTS))[1:])
     return {*range(train.early_stopping.every, train.steps, train.early_stopping.every), train.steps}
@@ -44,13 +41,10 @@ def dev_curve(
     encoded: Sequence[Encoded],
     most: int = CURVE_EXAMPLES,
 ) -> Callable[[int], dict[str, Any]]:
-    """Return a function that scores the model on evenly spaced dev examples, with one forward pass per example.
+    """Return a function that scores the model on evenly spaced dev examples.
 
-    The argument of that function is the number of examples per batch if the model is sharded. For any other model, the
-    argument is ignored and the batch size is chosen automatically.
-
-    The function returns `dev_em`, exact match in per cent, and `dev_loss`, in nats per target token. These are also the
-    names in metrics.jsonl.
+    The returned function takes the number of examples per batch, which only a sharded model uses. The result has
+    `dev_em` (exact match in per cent) and `dev_loss` (nats per target token).
 
     Args:
         examples: The dev examples.
@@ -77,18 +71,17 @@ def dev_curve(
 def judged(
     prepared: Prepared, base: Base, at_once: int, leads: bool
 ) -> tuple[dict[str, Evaluation], dict[str, Measured]]:
-    """Evaluate a trained model: return exact match and the recipe's other metrics, by part (`dev`, `test`).
+    """Evaluate a trained model. Return exact match and the other metrics, by part (`dev`, `test`).
 
-    All processes compute exact match. Only the leading process computes the other metrics, unless the model is sharded.
+    Only the leading process computes the other metrics, except for a sharded model.
 
     Args:
-        at_once: Examples per forward pass for exact match if the model is sharded. This number must be known to fit
-            into memory.
+        at_once: Examples per forward pass of a sharded model. This number must fit into memory.
         leads: Whether this is the leading process.
 
     Raises:
-        RunError: The model is sharded and the evaluation ran out of memory.
-        OutOfMemory: The model is not sharded and the evaluation ran out of memory.
+        RunError: The evaluation of a sharded model ran out of memory.
+        OutOfMemory: The evaluation of another model ran out of memory.
     """
     model, loaded, parts, task = prepared.model, prepared.loaded, prepared.parts, prepared.spec.task
     data = base.data

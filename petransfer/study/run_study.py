@@ -1,4 +1,4 @@
-"""Run a study: check everything that can be checked beforehand, then execute the runs that are not finished."""
+"""Run a study: check everything beforehand, then execute the unfinished runs."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class PreparedStudy:
     """A study whose checks have passed.
 
     Attributes:
-        group: A function that groups runs into stacks; None if each run is trained alone.
-        ray: The module `ray`, connected to a cluster; None if the runs are executed on this machine.
+        group: Function that groups runs into stacks. None: each run is trained alone.
+        ray: The connected module `ray`. None: the runs are executed on this machine.
     """
 
     grid: StudyGrid
@@ -47,11 +47,10 @@ class PreparedStudy:
 
 
 def check_processes(grid: StudyGrid, scheduling: Scheduling, processes: int) -> None:
-    """Check that the batches of all unfinished runs can be divided among `processes` processes.
+    """Check that the batches of all unfinished runs can be divided among the processes.
 
     Raises:
-        UserError: A batch has fewer examples than there are processes, or `scheduling` cannot be combined with several
-            processes.
+        UserError: A batch has too few examples, or `scheduling` excludes several processes.
     """
     scheduling.check(processes)
     for cell in grid.waiting if processes > 1 else ():
@@ -59,10 +58,9 @@ def check_processes(grid: StudyGrid, scheduling: Scheduling, processes: int) -> 
 
 
 def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -> PreparedStudy:
-    """Check a study before anything is written: the launcher, the models, the memory, the hub and the cluster.
+    """Check a study before anything is written: launcher, models, data, memory and cluster.
 
-    Remarks on the user's data, reasons why runs are not stacked, and the runs that need gradient checkpointing are
-    logged. Only the leading process makes all checks; the other processes check only the launcher's configuration.
+    Only the leading process makes all checks.
 
     Raises:
         UserError: A run cannot be executed with these settings.
@@ -94,15 +92,9 @@ def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -
 
 
 def execute_study(prepared: PreparedStudy, tick: Callable[[], None] = lambda: None) -> Outcome:
-    """Execute the unfinished runs of a prepared study. The study's folder must exist.
+    """Execute the undamaged, unfinished runs of a prepared study. The study's folder must exist.
 
-    Damaged runs are not executed.
-
-    Args:
-        tick: A function that is called several times a second while runs are being executed.
-
-    Returns:
-        How the runs ended. When a run fails, the other runs continue.
+    A failed run does not stop the other runs. `tick` is called several times a second.
     """
     from petransfer.study.fine_tune import FineTune
     from petransfer.study.local_executor import execute
@@ -134,7 +126,7 @@ def _log_notes(grid: StudyGrid, scheduling: Scheduling) -> None:
 def _refuse_what_does_not_fit(
     grid: StudyGrid, checkpointing: bool, card: int, stacks: Sequence[Sequence[Cell]]
 ) -> None:
-    """Raise UserError if a run does not fit the GPU. Log the runs for which gradient checkpointing is turned on."""
+    """Raise UserError if a run does not fit the GPU. Log the runs with gradient checkpointing."""
     for place in predict_memory([cell.spec for cell in grid.waiting], card, checkpointing, stack_sizes(stacks)):
         line = place.line(grid.options_for(place.spec))
         if place.fit and not place.fit.fits:
@@ -144,7 +136,7 @@ def _refuse_what_does_not_fit(
 
 
 def stack_sizes(stacks: Sequence[Sequence[Cell]]) -> dict[str, int]:
-    """Return, for each run id, the number of runs in the stack of that run."""
+    """Return the size of each run's stack, by run id."""
     return {cell.run_id: len(stack) for stack in stacks for cell in stack}
 
 
@@ -170,11 +162,7 @@ def _execute_on_ray(prepared: PreparedStudy, cells: Sequence[Cell], job: FineTun
 
 
 def _demands(grid: StudyGrid, settings: Settings, card: int | None, threads: int) -> dict[str, Demands]:
-    """Return the resources that each run requests from a node, by run id.
-
-    Raises:
-        UserError: A run does not fit the cluster's GPUs.
-    """
+    """Return the resources that each run requests from a node, by run id."""
     from petransfer.study.resource_demands import demands_of
 
     found: dict[object, Demands] = {}
@@ -190,9 +178,9 @@ def _demands(grid: StudyGrid, settings: Settings, card: int | None, threads: int
 
 
 def _default_workers(grid: StudyGrid, cpu: bool) -> int:
-    """Return the default number of workers: one per core for embedded checkpoints on a CPU, otherwise one."""
     import torch
 
     embedded = all(is_embedded(cell.spec.checkpoint.name) for cell in grid.cells)
     on_gpu = torch.cuda.is_available() and not cpu
+    # one worker per core for the small checkpoints that ship with petransfer; otherwise one
     return (os.cpu_count() or 1) if embedded and not on_gpu else 1

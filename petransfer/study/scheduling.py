@@ -1,4 +1,4 @@
-"""Settings for executing a study: how many runs at once, where, and which of them as one stack. Imports no torch."""
+"""Settings for executing a study: number of parallel runs, executor and stacks. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ GroupRuns = Callable[[Sequence[Cell]], list[list[Cell]]]
 
 @dataclass(frozen=True)
 class Scheduling:
-    """How many runs are executed at once, and where.
+    """How many runs are executed in parallel, and where.
 
     Attributes:
-        workers: The number of runs at once, each in its own process; 0 selects the number automatically.
+        workers: The number of parallel runs, one process each. 0: chosen automatically.
         executor: `local` for this machine, `ray` for a Ray cluster.
-        address: The address of the Ray cluster; `auto` finds the cluster to which this machine belongs.
-        stack: How many runs may be trained together on one base: a number, `auto` (as many as fit the GPU; 1 on a CPU)
-            or `off`.
+        address: The address of the Ray cluster. `auto`: the cluster of this machine.
+        stack: The largest number of runs on one base model: a number, `auto` (as many as fit the GPU; 1 on a CPU) or
+            `off`.
     """
 
     workers: int = 0
@@ -36,10 +36,7 @@ class Scheduling:
     stack: str = "auto"
 
     def check(self, processes: int) -> None:
-        """Check that the options can be combined.
-
-        Args:
-            processes: The number of processes that share each run.
+        """Check that the options can be combined. processes: the number of processes per run.
 
         Raises:
             UserError: Two options exclude each other, or the executor is unknown.
@@ -57,7 +54,7 @@ class Scheduling:
 
     @property
     def stack_size(self) -> int:
-        """The number given as `stack`; 0 for `auto` and `off`.
+        """The number given as `stack`. 0 for `auto` and `off`.
 
         Raises:
             UserError: `stack` is not a whole number from 1 to 9999, `auto` or `off`.
@@ -69,16 +66,15 @@ class Scheduling:
         return int(self.stack)
 
     def grouping(self, checkpointing: bool, card_bytes: Callable[[], int | None], cards: int = 1) -> GroupRuns | None:
-        """Return the function that groups runs into stacks, or None if each run is trained alone.
+        """Return the function that groups runs into stacks. None: each run is trained alone.
 
         Args:
             checkpointing: Whether gradient checkpointing is on.
-            card_bytes: A function that returns the memory of the smallest GPU that a stack may get, in bytes; None on a
-                CPU. It is called only if the value is needed.
-            cards: The number of GPUs. With `auto`, stacks are made small enough that each GPU gets one.
+            card_bytes: Function that returns the memory of the smallest GPU in bytes; None on a CPU.
+            cards: The number of GPUs. With `auto`, every GPU gets a stack.
 
         Raises:
-            UserError: A stack size above 1 was given together with gradient checkpointing.
+            UserError: A stack size above 1 is combined with gradient checkpointing.
         """
         size = self.stack_size
         if size > 1 and checkpointing:
@@ -99,7 +95,7 @@ class Scheduling:
 
 
 def describe_stacks(stacks: Sequence[Sequence[Cell]]) -> str:
-    """Return a line that tells how many runs are trained together."""
+    """Return a line about the number of runs that are trained together."""
     counts = Counter(len(stack) for stack in stacks)
     alone = counts.pop(1, 0)
     if not counts:

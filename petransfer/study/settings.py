@@ -1,4 +1,4 @@
-"""How the runs of a study are executed on this machine. No setting here is part of a run's id. Imports no torch."""
+"""Settings for executing runs. No setting here changes a run's id. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from petransfer.training.execution import Execution
 
 @dataclass(frozen=True)
 class Settings:
-    """How one run is executed.
+    """How a run is executed.
 
     Attributes:
-        execution: Micro-batch, threads, gradient checkpointing, and how often training states and metrics are written.
-        data_dir: A folder with a benchmark's original files, as its authors published them.
+        execution: Micro-batch, threads, gradient checkpointing, and intervals for saving and logging.
+        data_dir: A folder with a benchmark's original files.
         cpu: Use the CPU even if there is a GPU.
         force: Ignore failed memory and quantisation checks.
-        by_generation: Score the test set by generating every text instead of by one forward pass per example.
-        dev_only: Do not score the test set and save no weights, as in a learning-rate sweep.
-        log_with: Names of the experiment trackers to which each run is logged, such as `tensorboard`.
+        by_generation: Score the test set by generated texts instead of one forward pass.
+        dev_only: Do not score the test set and save no weights.
+        log_with: Names of experiment trackers, such as `tensorboard`.
     """
 
     execution: Execution = field(default_factory=Execution)
@@ -32,5 +32,5 @@ class Settings:
 
     @property
     def scored_parts(self) -> tuple[str, ...]:
-        """The parts of the data that a trained model is scored on."""
+        """The evaluated parts of the data."""
         return ("dev",) if self.dev_only else ("dev", "test")

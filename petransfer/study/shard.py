@@ -1,4 +1,4 @@
-"""Divide a grid into shards for job arrays: each job computes its own shard independently. Imports no torch."""
+"""Divide a grid into shards, one for each job of a job array. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ from petransfer.study.folders import CellType
 
 @dataclass(frozen=True)
 class Shard:
-    """Shard `index` of `count`, counted from 1."""
+    """Part `index` of `count` parts of a grid, counted from 1."""
 
     index: int
     count: int
 
     def of(self, cells: Sequence[CellType]) -> list[CellType]:
-        """Return the cells of this shard, in the order of `cells`.
-
-        The sorted run ids are assigned to the shards in turn. The sizes of the shards therefore differ by at most one.
-        """
+        """Return the runs of this shard, in the order of `cells`."""
+        # sorted run ids give every job the same division, without communication
         dealt = set(sorted(cell.run_id for cell in cells)[self.index - 1 :: self.count])
         return [cell for cell in cells if cell.run_id in dealt]
 
@@ -30,11 +28,7 @@ class Shard:
 
 
 def parse_shard(text: str) -> Shard:
-    """Return the shard that a text such as `2/8` describes.
-
-    Raises:
-        UserError: The text does not describe a shard.
-    """
+    """Return the shard of a text such as `2/8`. Raises UserError for other texts."""
     match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
     if not match:
         raise UserError(f"--shard {text}: write two whole numbers such as 2/8, the second of eight parts")

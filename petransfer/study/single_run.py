@@ -1,4 +1,4 @@
-"""Execute one run: load, train, evaluate, and save to its folder."""
+"""Execute one run: load, train, evaluate, and save the results."""
 
 from __future__ import annotations
 
@@ -52,19 +52,18 @@ def run_one(
     progress: Callable[[int, float, float], None] = lambda step, loss, seconds: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Execute or resume a run and return the content of its result.json.
+    """Execute or resume a run and return the content of result.json.
 
-    If several processes share the run, only the leading process writes files and returns the content. The others return
-    an empty dictionary.
+    Only the leading process writes files. Other processes of the run return an empty dictionary.
 
     Args:
-        progress: Called after every step with the number of steps, the loss and the training time in seconds.
-        should_stop: Called after every step. If it returns True, the run is interrupted.
+        progress: Called after every step with the step number, the loss and the training time in seconds.
+        should_stop: Called after every step. True interrupts the run.
 
     Raises:
         Interrupted: `should_stop` returned True; the training state is saved.
         RunError: Training failed.
-        UserError: The run cannot be executed as its spec and the settings say.
+        UserError: The spec or the settings cannot be used.
     """
     base = open_base(spec, settings)
     execution = with_room(spec, settings.execution, base.process.device)
@@ -79,10 +78,10 @@ def run_one(
 
 
 def open_base(spec: RunSpec, settings: Settings) -> Base:
-    """Read and encode the data of a run, and load its checkpoint.
+    """Read and encode the data of a run, and load the checkpoint.
 
     Raises:
-        UserError: The data or the checkpoint cannot be used with the run's settings.
+        UserError: The data or the checkpoint cannot be used with the settings of the run.
     """
     started = time.monotonic()
     if torch.cuda.is_available():
@@ -104,11 +103,10 @@ def open_base(spec: RunSpec, settings: Settings) -> Base:
 
 
 def prepare(spec: RunSpec, folder: RunFolder, base: Base, model: PreTrainedModel | None = None) -> Prepared:
-    """Prepare a run for training: write spec.json, check lengths and quantisation, and apply the method to the model.
+    """Prepare a run for training: write spec.json, check quantisation, and apply the method.
 
     Args:
-        model: The model to use in place of `base.loaded.model`. Its modules are new, but share the tensors of
-            `base.loaded.model`. None uses `base.loaded.model` itself.
+        model: New modules with the tensors of `base.loaded.model`. None: `base.loaded.model` itself.
 
     Raises:
         UserError: An example is too long for the model.
@@ -141,7 +139,7 @@ def make_loop(
     progress: Callable[[int, float, float], None],
     should_stop: Callable[[], bool],
 ) -> Loop:
-    """Make the training loop of a run. The loop resumes from the run's newest training state, if there is one."""
+    """Return the training loop of a run. Training resumes from the newest training state."""
     spec, loaded, parts = prepared.spec, prepared.loaded, prepared.parts
     most = STOPPING_EXAMPLES if spec.train.early_stopping else CURVE_EXAMPLES
     curve = dev_curve(prepared.model, loaded, base.data.dev, parts["dev"], most)
@@ -163,14 +161,12 @@ def make_loop(
 
 
 def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> dict[str, Any]:
-    """Evaluate a trained run, save its results and mark it as done. Return the content of result.json.
+    """Evaluate a trained run, save the results, and return the content of result.json.
 
-    With the setting `dev_only`, the test set is not scored and no weights are saved. Processes other than the leading
-    one save nothing and return an empty dictionary.
+    Only the leading process saves files. Other processes return an empty dictionary.
 
     Args:
-        done: The progress of the run at the end of training.
-        at_once: Examples per forward pass in the evaluation if the model is sharded; 0 for the micro-batch of training.
+        at_once: Examples per forward pass in the evaluation of a sharded model. 0: the micro-batch of training.
     """
     spec, folder, loaded, model = prepared.spec, prepared.folder, prepared.loaded, prepared.model
     data, process, writes = base.data, base.process, base.process.leads
@@ -180,6 +176,7 @@ def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> 
     if not writes:
         return {}
     reloads = True
+    # With the setting `dev_only`, the test set is not scored and no weights are saved.
     if "test" in evaluations:
         saved = _save_weights(model, spec, folder, provenance(spec, loaded, data, evaluations, model))
         reloads = check_reloaded(
@@ -214,7 +211,7 @@ def finish(prepared: Prepared, base: Base, done: Progress, at_once: int = 0) -> 
 def _log_result(
     trackers: RunTrackers, evaluations: Mapping[str, Evaluation], examples: Sequence[Example], step: int
 ) -> None:
-    """Log the scores of a finished run to its trackers, and up to `SAMPLES` dev examples with their generated texts."""
+    """Log the scores and some dev examples with their generated texts to the trackers."""
     scores = {f"final/{part}_exact_match": 100 * found.exact_match for part, found in evaluations.items()}
     generated = [
         SamplePrediction(readable_input(example.input), example.target, row.said)
@@ -229,15 +226,13 @@ SAMPLES = 3
 
 
 def _stopping(done: Progress) -> dict[str, Any]:
-    """Return why early stopping ended the run and the step of the best model; empty if there was no early stopping."""
+    """Return the reason for early stopping and the best step. Empty without early stopping."""
     return {name: done.early_stopping[name] for name in ("stop_reason", "best_step") if done.early_stopping}
 
 
 def _shared(process: Process, done: Progress) -> dict[str, Any]:
-    """Return how many processes shared the run, how many runs were stacked, and whether FSDP split the tensors.
-
-    Rounding depends on all three. Numbers that are not above 1 are left out; `split` is given only with FSDP.
-    """
+    """Return the number of processes and of stacked runs, and whether FSDP was used."""
+    # these numbers are recorded because rounding depends on them
     counts = {"processes": process.count, "stacked": len(done.notes.get("stack", ()))}
     shared: dict[str, Any] = {name: count for name, count in counts.items() if count > 1}
     return shared | ({"split": "fsdp2"} if splits_tensors() else {})
@@ -253,14 +248,9 @@ def _quantisation_cost(spec: RunSpec, loaded: Loaded, dev: Sequence[Encoded], fo
 
 
 def _save_weights(model: torch.nn.Module, spec: RunSpec, folder: RunFolder, made_from: dict[str, Any]) -> Path:
-    """Save the trained weights to `adapter/`, or to `model/` after full fine-tuning, and return that folder.
-
-    The folder is complete as soon as it exists.
-
-    Args:
-        made_from: The content of petransfer.json, as `provenance` returns it.
-    """
+    """Save the trained weights and petransfer.json. Return the new folder."""
     target = folder.path / ("model" if spec.method.name == "full" else "adapter")
+    # the folder gets its name only when it is complete
     with replacing(target) as partial:
         save_method(spec.method.name, model, partial, spec.checkpoint.name)
         RunFolder(partial).write_json("petransfer.json", seal(partial, made_from))
@@ -270,14 +260,7 @@ def _save_weights(model: torch.nn.Module, spec: RunSpec, folder: RunFolder, made
 def _write_examples(
     evaluation: Evaluation, examples: Sequence[Example] | None, answers: Sequence[str] | None, path: Path
 ) -> None:
-    """Write examples.parquet, with one row per example.
-
-    If a text was generated for an example, the row also has the generated text, the target and the input.
-
-    Args:
-        examples: The examples with their texts; None if no text may be written.
-        answers: The prediction for each example; None if no metric needed predictions.
-    """
+    """Write examples.parquet with one row per example. No texts are written if `examples` is None."""
     names = ["index", "category", "correct", "margin", "log_prob", "tokens", "tokens_correct"]
     names += ["said"] if examples is not None else []
     names += ["semantic_correct"] if evaluation.meant else []

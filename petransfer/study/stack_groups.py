@@ -1,4 +1,4 @@
-"""Group runs into stacks, and find the runs of a stack that can resume together. Imports no torch."""
+"""Group runs into stacks (runs that are trained together). Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from petransfer.study.folders import RunFolder, StudyFolder
 
 
 class Stackable(Protocol):
-    """A cell of a study's grid."""
+    """A run of a study's grid."""
 
     @property
     def run_id(self) -> str: ...
@@ -25,11 +25,7 @@ CellType = TypeVar("CellType", bound=Stackable)
 
 
 def stacks_of(cells: Sequence[CellType], most: Mapping[str, int] | int) -> list[list[CellType]]:
-    """Group cells into stacks, in the order of the stacks' first cells.
-
-    Args:
-        most: The largest number of runs in a stack: one number for all stacks, or a number for each run id.
-    """
+    """Group runs into stacks. most: the largest number of runs in a stack, for all runs or by run id."""
     stacks: list[list[CellType]] = []
     filling: dict[RunSpec, list[CellType]] = {}
     for cell in cells:
@@ -47,19 +43,14 @@ def stacks_of(cells: Sequence[CellType], most: Mapping[str, int] | int) -> list[
 
 @dataclass(frozen=True)
 class _Stand:
-    """A training state: its step, and the ids of the runs that were in the stack when the state was written."""
+    """A training state: the step, and the ids of the runs in the stack."""
 
     step: int
     names: tuple[str, ...]
 
 
 def parts(cells: Sequence[CellType], study: StudyFolder) -> list[list[CellType]]:
-    """Divide the cells of a stack into groups that can resume together from the same step.
-
-    Runs of a group were in the same stack before. A stack writes the training states of all its runs at a step before
-    it removes any earlier state. A state can therefore be used if each other run of its stack is done, has a state of
-    the same step, or has a state of a later step.
-    """
+    """Divide the runs of a stack into groups that can resume together from one step."""
     stands = {cell.run_id: _stands(cell.spec, study.run(cell.run_id)) for cell in cells}
     found: dict[_Stand | None, list[CellType]] = {}
     for cell in cells:
@@ -68,13 +59,15 @@ def parts(cells: Sequence[CellType], study: StudyFolder) -> list[list[CellType]]
 
 
 def common_start(specs: Sequence[RunSpec], folders: Sequence[RunFolder]) -> int:
-    """Return the newest step for which all runs have a training state; 0 if there is no such step."""
+    """Return the newest step for which all runs have a training state. 0 if there is none."""
     steps = [{stand.step for stand in _stands(spec, folder)} for spec, folder in zip(specs, folders, strict=True)]
     return max(set.intersection(*steps), default=0)
 
 
 def _usable(name: str, stands: Mapping[str, Sequence[_Stand]], study: StudyFolder) -> _Stand | None:
     for stand in stands[name]:
+        # A stack writes the states of all runs at a step before earlier states are removed. A state is therefore usable
+        # if every other run of the stack is done or has a state of this step or of a later one.
         others = [other for other in stand.names if other in stands and not study.run(other).done]
         if all(any(theirs == stand or theirs.step > stand.step for theirs in stands[other]) for other in others):
             return stand

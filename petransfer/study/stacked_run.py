@@ -1,4 +1,4 @@
-"""Train several runs as one stack on one loaded base, and save each to its own folder."""
+"""Train several runs together on one loaded base model, and save each run separately."""
 
 from __future__ import annotations
 
@@ -23,17 +23,15 @@ def run_stack(
     should_stop: Callable[[], bool] = lambda: False,
     failed: Callable[[RunFolder, Exception], None] = lambda folder, error: None,
 ) -> None:
-    """Execute several runs as one stack, or resume them from the newest step for which all have a training state.
+    """Execute or resume several runs as one stack.
 
-    The base checkpoint is loaded once. Each adapter is evaluated alone on the base. Its scores therefore depend neither
-    on the other runs of the stack, nor on which of these runs were finished before an interruption.
+    The base model is loaded once. Each adapter is evaluated alone, independently of the other runs.
 
     Args:
-        folders: The folder of each run, in the order of `specs`. Each folder gets the same files as the folder of a run
-            that is trained alone.
-        progress: Called with the number of steps, the loss and the training time in seconds.
-        should_stop: If it returns True, all runs are interrupted.
-        failed: Called with the folder and the error of each run that cannot continue. The other runs continue.
+        folders: The folder of each run, in the order of `specs`.
+        progress: Called after a step with the step number, the loss and the training time in seconds.
+        should_stop: Called after a step. True interrupts all runs.
+        failed: Called with the folder and the error of each failed run. The other runs continue.
 
     Raises:
         Interrupted: `should_stop` returned True; the training states are saved.

@@ -1,4 +1,4 @@
-"""The grid of a study: its resolved recipe, its runs and its folder. Imports no torch and loads no checkpoint."""
+"""The grid of a study: the resolved recipe, the runs and the folder. Imports no torch."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ LOG_EVERY, LOGGED_POINTS = 50, 20
 
 @dataclass(frozen=True)
 class StudyGrid:
-    """A resolved recipe with its runs and its folder.
+    """A resolved recipe with its runs and folder.
 
     Attributes:
-        recipe: The recipe, including the values that depend on the user's data (see `resolve`).
+        recipe: The recipe with the values that depend on the user's data (see `resolve`).
         cells: All runs of the grid.
-        folder: The study's folder, which need not exist yet.
-        selected: The runs to execute: all runs, or the runs of one shard.
-        dropped_effects: Effects of the recipe that are left out because one of their arms was not selected.
+        folder: The study's folder, which need not exist.
+        selected: The runs to execute: all runs, or one shard.
+        dropped_effects: Effects that are left out because an arm was not selected.
     """
 
     recipe: Recipe
@@ -43,18 +43,18 @@ class StudyGrid:
 
     @property
     def waiting(self) -> list[Cell]:
-        """The selected runs that are not finished."""
+        """The selected runs that are unfinished."""
         folders = ((cell, self.folder.run(cell.run_id)) for cell in self.selected)
         return [cell for cell, folder in folders if not folder.done and not folder.damage()]
 
     @property
     def damaged(self) -> dict[str, str]:
-        """The selected finished runs whose files cannot be used: the reason for each run id."""
+        """The damaged selected runs: for each run id, which file is damaged."""
         found = {cell.run_id: self.folder.run(cell.run_id).damage() for cell in self.selected}
         return {run_id: damage for run_id, damage in found.items() if damage}
 
     def repair(self) -> list[str]:
-        """Remove the files of damaged runs and return the ids of these runs. The runs can then be executed again."""
+        """Remove the files of damaged runs and return the ids of these runs."""
         damaged = list(self.damaged)
         for run_id in damaged:
             folder = self.folder.run(run_id)
@@ -65,7 +65,7 @@ class StudyGrid:
 
     @property
     def dropped_line(self) -> str:
-        """A sentence about the dropped effects; empty if there are none."""
+        """A sentence about the dropped effects. Empty if there are none."""
         if not self.dropped_effects:
             return ""
         arms = ", ".join(self.recipe.arms)
@@ -73,12 +73,12 @@ class StudyGrid:
 
     @property
     def log_every(self) -> int:
-        """The number of steps between two lines of metrics.jsonl, for all runs. It suits the shortest run."""
+        """The number of steps between two lines of metrics.jsonl, chosen for the shortest run."""
         steps = min(cell.spec.train.steps for cell in self.cells)
         return max(1, min(LOG_EVERY, steps // LOGGED_POINTS))
 
     def options_for(self, spec: RunSpec) -> OptionNames:
-        """Return the command line options with which a user can change how much memory a run needs."""
+        """Return the command-line options that change the memory of a run."""
         return recipe_options([method_of(part) for part in self.recipe.methods], spec)
 
 
@@ -86,12 +86,11 @@ def grid_of(recipe: Recipe, out: Path | None = None, shard: str | None = None) -
     """Return the grid of a resolved recipe.
 
     Args:
-        recipe: The recipe, as `resolve` returns it.
-        out: The study's folder; `results/<name of the recipe>` by default.
-        shard: One part of the runs, such as `2/8` (part 2 of 8); None selects all runs.
+        out: The study's folder. None: `results/<name of the recipe>`.
+        shard: One part of the runs, such as `2/8` (part 2 of 8). None: all runs.
 
     Raises:
-        UserError: The recipe names something unknown, or `shard` is not valid.
+        UserError: The recipe contains an unknown name, or `shard` is not valid.
     """
     part = parse_shard(shard) if shard else None
     cells = expand(recipe)
@@ -103,7 +102,7 @@ def open_grid(folder: Path) -> StudyGrid:
     """Return the grid of an existing study's folder.
 
     Raises:
-        UserError: The folder has no recipe.yaml, or it is the folder of a pretraining.
+        UserError: The folder has no recipe.yaml, or is the folder of a pretraining.
     """
     kept = folder / "recipe.yaml"
     if not kept.is_file():
@@ -121,14 +120,14 @@ def load_grid(
     out: Path | None = None,
     shard: str | None = None,
 ) -> StudyGrid:
-    """Load a recipe, apply overrides to it, and return its grid.
+    """Load a recipe, apply overrides, and return the grid.
 
     Args:
         recipe: The name of a shipped recipe, a YAML file, the folder of a study, or the recipe's content.
         sets: Overrides such as `train.steps=500`.
-        options: Values for keys at the recipe's top level; None leaves a key as it is.
-        out: The study's folder; `results/<name of the recipe>` by default.
-        shard: One part of the runs, such as `2/8` (part 2 of 8).
+        options: Values for keys at the recipe's top level. A value of None changes nothing.
+        out: The study's folder. None: `results/<name of the recipe>`.
+        shard: One part of the runs, such as `2/8` (part 2 of 8). None: all runs.
 
     Raises:
         UserError: The recipe cannot be read or is not valid.
@@ -155,7 +154,7 @@ def _validated(
 
 
 def as_overrides(values: Mapping[str, Any], place: str = "") -> Iterator[str]:
-    """Yield an override for each value in a nested mapping. place: the key of the mapping itself, with a final dot.
+    """Yield an override for each value in a nested mapping. place: prefix of all keys.
 
     >>> list(as_overrides({"train": {"steps": 500}, "judge_by": "accuracy"}))
     ['train.steps=500', 'judge_by="accuracy"']

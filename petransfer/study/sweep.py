@@ -1,8 +1,6 @@
-"""A learning-rate sweep.
+"""Learning-rate sweeps: try learning rates on dev and choose the best. Imports no torch.
 
-Train each arm and method at several learning rates, score them on dev only, and choose the best learning rate.
-
-The runs are in `<study>/sweep/`, their results in `<study>/sweep.json`. Imports no torch.
+The runs are in `<study>/sweep/`, the results in `<study>/sweep.json`.
 """
 
 from __future__ import annotations
@@ -26,12 +24,12 @@ Group = tuple[str, str]
 
 
 def sweep_cells(cells: Sequence[Cell], rates: Sequence[float], factors: Sequence[float], steps: int) -> list[Cell]:
-    """Return each cell once for every learning rate of the sweep. Equal runs are listed once.
+    """Return each run once for every learning rate of the sweep. Equal runs are listed once.
 
     Args:
-        rates: The learning rates; empty to use `factors`.
-        factors: Factors by which the cell's own learning rate is multiplied.
-        steps: The number of steps of each run; 0 for the recipe's number.
+        rates: The learning rates. Empty: use `factors`.
+        factors: Multiples of the run's own learning rate.
+        steps: The number of optimiser steps of each run. 0: as in the recipe.
 
     Raises:
         UserError: A learning rate is not between 0 and 10.
@@ -50,12 +48,11 @@ def sweep_cells(cells: Sequence[Cell], rates: Sequence[float], factors: Sequence
 
 
 def sweep_folder(study: StudyFolder) -> StudyFolder:
-    """Return the folder of a study's sweep."""
     return StudyFolder(study.path / "sweep")
 
 
 def open_sweep(recipe: Recipe, study: StudyFolder) -> None:
-    """Create the folders of a study and of its sweep, and write the study's recipe.yaml if it does not exist.
+    """Create the folders of a study and of the study's sweep, with recipe.yaml.
 
     Raises:
         UserError: The study's folder cannot be written to, or belongs to a recipe of another name.
@@ -73,23 +70,19 @@ def open_sweep(recipe: Recipe, study: StudyFolder) -> None:
 
 
 def read_sweep(study: StudyFolder) -> dict[str, Any] | None:
-    """Return the content of sweep.json; None if there was no sweep."""
+    """Return the content of sweep.json. None if there was no sweep."""
     return read_json(study.path / "sweep.json")
 
 
 def update_sweep(recipe: Recipe, own: Sequence[Cell], asked: Sequence[Cell], study: StudyFolder) -> dict[str, Any]:
-    """Write sweep.json and return its content.
+    """Write sweep.json and return its content. own: the study's runs. asked: the runs of this sweep.
 
-    Finished runs of earlier sweeps are included if they differ from a run of this sweep only in the learning rate. A
-    user can therefore extend a range by sweeping only the missing values. A learning rate counts only if it has runs
-    for all splits and seeds. The results of arms and methods that are not in this sweep stay in the file.
-
-    Args:
-        own: The study's cells.
-        asked: The cells of this sweep.
+    Learning rates of earlier sweeps are included. Other arms and methods keep their earlier results.
     """
     folder = sweep_folder(study)
     members: dict[Group, list[Cell]] = {}
+    # Runs of earlier sweeps count if they differ only in the learning rate. A user can therefore extend a range by
+    # sweeping only the missing values.
     for cell in [*asked, *_earlier(asked, folder)]:
         members.setdefault((cell.arm, cell.method), []).append(cell)
     with study.locked():
@@ -122,15 +115,7 @@ def _but_rate(spec: RunSpec) -> str:
 
 
 def _group(members: Sequence[Cell], own: TrainSpec, folder: StudyFolder) -> dict[str, Any]:
-    """Return the results of one arm and method: scores at each learning rate, ascending, and the best learning rate.
-
-    The entry `chosen` is the best learning rate. It is None while runs are unfinished, or if every learning rate has a
-    failed run. The entry `edge` is `lowest` or `highest` if `chosen` is at an end of the range, so that values outside
-    the range may be better. It is `only` if there is just one learning rate; otherwise None.
-
-    Args:
-        own: The training settings of the study, as opposed to those of the sweep.
-    """
+    """Return the scores of one arm and method at each learning rate, and the best learning rate."""
     pairs = {(cell.split, cell.seed) for cell in members}
     by_rate: dict[float, list[Cell]] = {}
     for cell in members:
@@ -146,7 +131,9 @@ def _group(members: Sequence[Cell], own: TrainSpec, folder: StudyFolder) -> dict
         "name": first.spec.method.name,
         "steps": first.spec.train.steps,
         "own_steps": own.steps,
+        # `own` are the training settings of the study, not of the sweep
         "own_rate": own.learning_rate,
+        # `edge` tells that `chosen` is at an end of the range; a learning rate outside the range can be better
         "chosen": chosen,
         "edge": edges.get(chosen) if chosen else None,
         "rates": rates,
@@ -154,11 +141,9 @@ def _group(members: Sequence[Cell], own: TrainSpec, folder: StudyFolder) -> dict
 
 
 def _rate(rate: float, cells: Iterable[Cell], folder: StudyFolder) -> dict[str, Any]:
-    """Return the dev scores of the runs at one learning rate, and the means over these runs.
-
-    The scores are exact match in per cent and the loss in nats per target token. A mean is None if a run has no score.
-    """
+    """Return the dev scores of the runs at one learning rate, and their means."""
     runs = [_run(cell, folder) for cell in sorted(cells, key=lambda cell: (cell.split, cell.seed))]
+    # exact match in per cent, and the loss in nats per target token; a mean is None if a run has no score
     means = {name: _mean([run[name] for run in runs]) for name in ("dev_em", "dev_loss")}
     return {"rate": rate, **means, "runs": runs}
 
@@ -185,28 +170,22 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _best(rates: Sequence[dict[str, Any]]) -> float | None:
-    """Return the learning rate with the highest dev exact match.
-
-    If several learning rates have it, the one with the lowest dev loss is returned. If they also have the same loss, it
-    is the lowest learning rate. Learning rates with a failed run are left out. None while runs are unfinished, or if
-    every learning rate has a failed run.
-    """
+    """Return the learning rate with the best dev score. None while runs are unfinished."""
     if any(run["status"] not in ("done", "failed") for one in rates for run in one["runs"]):
         return None
+    # learning rates with a failed run have no score and are left out
     whole = [one for one in rates if one["dev_em"] is not None]
+    # highest exact match first; among equals the lowest loss, then the lowest learning rate
     order = [(-one["dev_em"], math.inf if one["dev_loss"] is None else one["dev_loss"], one["rate"]) for one in whole]
     return float(min(order)[-1]) if order else None
 
 
 def learning_rates(groups: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Return the value of the recipe's key `train.learning_rate` that a sweep found.
+    """Return the learning rates that a sweep found, as the recipe's key `train.learning_rate`.
 
-    The mapping has the most frequent learning rate of each method, and an additional entry for each arm and method with
-    another value. If no learning rate was chosen for an arm and method, the study's learning rate is used.
-
-    Args:
-        groups: The groups of sweep.json, as `_group` returns them.
+    A method's entry is the method's most frequent learning rate. An arm with another rate has a separate entry.
     """
+    # without a chosen learning rate, the study's learning rate is used
     taken = [(one, one["chosen"] or one["own_rate"]) for one in groups]
     found: dict[str, float] = {}
     for name in dict.fromkeys(one["name"] for one in groups):

@@ -34,13 +34,12 @@ _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "nf4": 0
 
 @dataclass(frozen=True)
 class Tokens:
-    """The numbers of tokens of the training rows, from a sample of the rows.
+    """The numbers of tokens in a sample of the training rows.
 
     Attributes:
         inputs, targets: The mean number of tokens of an input and of a target.
         longest: The largest number of tokens of an input and of a target.
-        counted: True if the tokenizer counted the tokens. False if their number was estimated from the number of
-            characters, because the tokenizer is not on this machine.
+        counted: True: counted by the tokenizer. False: estimated from the number of characters.
     """
 
     inputs: float
@@ -49,7 +48,7 @@ class Tokens:
     counted: bool
 
     def line(self, rows: int) -> str:
-        """Describe the tokens in one line. rows: the number of training rows."""
+        """Describe the numbers of tokens in one line. rows: the number of training rows."""
         how = "" if self.counted else "about "
         total = rows * (self.inputs + self.targets)
         return (
@@ -65,8 +64,7 @@ class Time:
     Attributes:
         step: Seconds of one optimiser step.
         evaluations: Seconds of all evaluations on dev.
-        measured: True if training steps were timed. False if the time was estimated from the model's size and the
-            machine's speed.
+        measured: True: training steps were timed. False: estimated from model size and machine speed.
     """
 
     step: float
@@ -74,7 +72,7 @@ class Time:
     measured: bool
 
     def line(self, train: TrainSpec) -> str:
-        """Describe the time in one line."""
+        """Describe the expected time in one line."""
         total = train.steps * self.step + self.evaluations
         most = "at most " if train.early_stopping else ""
         shown = f"{1000 * self.step:,.0f} ms" if self.step < 10 else f"{self.step:,.0f} s"
@@ -87,7 +85,7 @@ class Time:
 
 
 def tokens_of(spec: RunSpec) -> Tokens:
-    """Return the numbers of tokens of evenly spaced training rows, counted or estimated from the characters."""
+    """Return the numbers of tokens of evenly spaced training rows."""
     rows = load_task(spec.task.name, None, **spec.task.arguments).load(spec.task.split).train
     chosen = [rows[at] for at in range(0, len(rows), -(-len(rows) // SAMPLED_ROWS))]
     texts = [[spec.task.prefix + row.input for row in chosen], [row.target for row in chosen]]
@@ -103,21 +101,14 @@ def tokens_of(spec: RunSpec) -> Tokens:
 
 
 def is_here(spec: RunSpec) -> bool:
-    """Return whether the run's checkpoint is an embedded one or a local folder, so that nothing is downloaded."""
+    """Return whether the checkpoint of a run is on this machine: shipped with petransfer, or a folder."""
     return is_embedded(spec.checkpoint.name) or Path(spec.checkpoint.source or spec.checkpoint.name).is_dir()
 
 
 def time_of(cell: Cell, tokens: Tokens, dev_rows: int, fit: Fit, cpu: bool) -> Time:
-    """Return the expected time of a run.
+    """Return the expected time of a run, with `dev_rows` rows in the dev set.
 
-    A few training steps are timed if `is_here`; otherwise the time of a step is estimated.
-
-    Args:
-        cell: The run.
-        tokens: The numbers of tokens of the run's training rows.
-        dev_rows: The number of rows in the dev set.
-        fit: The run's memory prediction, which contains the size of the model.
-        cpu: Whether to train on the CPU even if there is a GPU.
+    Training steps are timed if the checkpoint is on this machine. Otherwise the time is estimated.
     """
     from petransfer.study.run_scoring import CURVE_EXAMPLES, STOPPING_EXAMPLES, evaluation_steps
 
@@ -129,7 +120,7 @@ def time_of(cell: Cell, tokens: Tokens, dev_rows: int, fit: Fit, cpu: bool) -> T
 
 
 def _measured_step(spec: RunSpec, cpu: bool) -> float:
-    """Train a few steps in a temporary folder and return the median duration of a step in seconds."""
+    """Time a few training steps and return the median in seconds."""
     from petransfer.study.folders import RunFolder
     from petransfer.study.settings import Settings
     from petransfer.study.single_run import make_loop, open_base, prepare
@@ -147,7 +138,7 @@ def _measured_step(spec: RunSpec, cpu: bool) -> float:
 
 
 def _estimated_step(spec: RunSpec, tokens: Tokens, fit: Fit, cpu: bool) -> float:
-    """Return the duration of a training step in seconds, estimated from its floating-point operations."""
+    """Estimate the seconds of a training step from the floating-point operations."""
     # the entry `scales` holds constants of the quantisation, which are no weights
     parameters = sum(size / _BYTES.get(dtype, 2.0) for dtype, size in fit.memory.weights.items() if dtype != "scales")
     full = spec.method.name == "full"
@@ -159,7 +150,7 @@ def _estimated_step(spec: RunSpec, tokens: Tokens, fit: Fit, cpu: bool) -> float
 
 
 def _product_rate(cpu: bool) -> float:
-    """Measure how many floating-point operations per second the device reaches in matrix products."""
+    """Measure the floating-point operations per second in matrix products."""
     import torch
 
     from petransfer.training.cpu.speed import measure_speed
@@ -177,13 +168,9 @@ def _product_rate(cpu: bool) -> float:
 
 
 def estimate_lines(cell: Cell, rows: dict[str, int], fit: Fit, cpu: bool) -> list[str]:
-    """Return two lines about a training: its tokens and its expected time.
+    """Return two lines about a training: the tokens and the expected time.
 
-    Args:
-        cell: The run.
-        rows: The number of rows in `train` and `dev`.
-        fit: The run's memory prediction.
-        cpu: Whether to train on the CPU even if there is a GPU.
+    `rows` has the number of rows in `train` and `dev`.
     """
     tokens = tokens_of(cell.spec)
     lines = [tokens.line(rows["train"])]
@@ -194,7 +181,7 @@ def estimate_lines(cell: Cell, rows: dict[str, int], fit: Fit, cpu: bool) -> lis
 
 
 def as_json(cell: Cell, rows: dict[str, int], fit: Fit, cpu: bool) -> dict[str, Any]:
-    """Return what `estimate_lines` says as JSON values: the tokens, and the seconds of a step and of the training."""
+    """Return the tokens and the expected time (in seconds) of a training as JSON values."""
     tokens = tokens_of(cell.spec)
     found = time_of(cell, tokens, rows["dev"], fit, cpu)
     return {

@@ -1,4 +1,4 @@
-"""Choose the folder of a training: that of an earlier training with the same settings, or a new one."""
+"""Choose the folder of a training: an earlier folder with equal settings, or a new folder."""
 
 from __future__ import annotations
 
@@ -17,15 +17,13 @@ _COMPARED = ("name", "task", "family", "arms", "methods", "train", "data_dir")
 
 
 def choose_folder(recipe: Recipe, out: Path | None) -> tuple[Path, str]:
-    """Return the folder for a training, and a sentence that explains the choice.
+    """Return the folder of a training, and a sentence if the usual folder is taken.
 
-    The usual folder is `out`, or `results/NAME` if `out` is None. It is used if it has no finished, interrupted or
-    running runs, or if these runs belong to the same recipe with the same or fewer seeds. The sentence is then empty.
-    Otherwise, if `out` is None, the first of `results/NAME-2`, `results/NAME-3`, ... that can be used in this way is
-    returned.
+    The usual folder is `out` or `results/NAME`. A folder with runs of other settings, or of more seeds, is taken. The
+    next names are `results/NAME-2`, `results/NAME-3`, ...
 
     Raises:
-        UserError: `out` holds runs of a recipe with other settings.
+        UserError: `out` is taken.
     """
     usual = out or Path("results") / recipe.name
     difference = differences(usual, recipe)
@@ -40,10 +38,9 @@ def choose_folder(recipe: Recipe, out: Path | None) -> tuple[Path, str]:
 
 
 def differences(folder: Path, recipe: Recipe) -> list[str]:
-    """Return how a folder's recipe differs from `recipe`, one phrase per key; empty if the folder may be used.
+    """Return the differences between a folder's recipe and `recipe`, one phrase per key.
 
-    Raises:
-        UserError: The folder's recipe cannot be read.
+    The list is empty for a folder without finished, interrupted or running runs.
     """
     study, kept = StudyFolder(folder), folder / "recipe.yaml"
     if not kept.is_file() or not any(study.run(name).status() in _WORTH_KEEPING for name in study.names()):
@@ -60,11 +57,7 @@ _WORTH_KEEPING = ("done", "interrupted", "running")
 
 
 def _unlike(old: Any, new: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield each key at which two nested values differ, with the old and the new value.
-
-    Args:
-        place: The key of the two nested values themselves; empty at the top level.
-    """
+    """Yield each key with different values, the old value and the new value."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:
             yield from _unlike(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))

@@ -1,4 +1,4 @@
-"""Make a study of one arm from a model and data: what `petransfer train` and `petransfer.train` do before training."""
+"""Make a study with one arm from a model and data, for `petransfer train` and `petransfer.train`."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class TrainStudy:
     """A training that is ready to start.
 
     Attributes:
-        recipe: The recipe as plain values, with paths as the user wrote them.
-        grid: The runs of the training, one for each seed, and their folder.
-        note: Why the usual folder is not used; empty if it is used.
+        recipe: The recipe's content, with paths as the user wrote them.
+        grid: The runs of the training, one per seed, and the folder.
+        note: Why the usual folder is not used. Otherwise empty.
     """
 
     recipe: dict[str, Any]
@@ -43,17 +43,16 @@ class TrainStudy:
 
     @property
     def rows(self) -> dict[str, int]:
-        """The number of rows in train, dev and test."""
         return rows_of_parts(self.grid)
 
 
 def train_study(
     model: str, data: str, request: TrainRequest, overrides: list[str], out: Path | None, on_card: bool
 ) -> TrainStudy:
-    """Make the recipe of a training and choose its folder. Nothing is written.
+    """Make the recipe of a training and choose the folder. Nothing is written.
 
     Raises:
-        UserError: The model, the data or the request is not valid, or `out` holds a training with other settings.
+        UserError: An argument is not valid, or `out` holds a training with other settings.
     """
     content = recipe_for(model, data, request, overrides, on_card)
     recipe = with_absolute_paths(validate(content, "the recipe that this command stands for"))
@@ -65,13 +64,13 @@ def train_study(
 
 
 def rows_of_parts(grid: StudyGrid) -> dict[str, int]:
-    """Return the number of rows in train, dev and test of a study on the user's own data."""
+    """Return the number of rows in train, dev and test of the user's data."""
     about: dict[str, Any] = task_of(grid.recipe).about()  # type: ignore[attr-defined]
     return {part: int(about["sizes"][part]) for part in ("train", "dev", "test")}
 
 
 def small_data_note(rows: dict[str, int]) -> str:
-    """Return a sentence about dev or test sets that are too small for reliable scores; empty if there are none."""
+    """Return a warning about dev or test sets that are too small. Empty for large sets."""
     small = [count(rows[part], f"{part} row") for part in ("dev", "test") if rows[part] < FEW_ROWS]
     if not small:
         return ""
@@ -83,10 +82,10 @@ def small_data_note(rows: dict[str, int]) -> str:
 
 
 def memory_of(grid: StudyGrid, card: int | None, checkpointing: bool) -> Fit:
-    """Return the memory that the training of the first run needs.
+    """Return the predicted memory of the first run's training.
 
     Args:
-        card: The memory of the GPU in bytes; None to train on the CPU.
+        card: The memory of the GPU in bytes. None: train on the CPU.
         checkpointing: Whether gradient checkpointing is on.
 
     Raises:
@@ -104,7 +103,7 @@ def memory_of(grid: StudyGrid, card: int | None, checkpointing: bool) -> Fit:
 
 
 def refuse_too_large(grid: StudyGrid, fit: Fit, force: bool) -> None:
-    """Raise UserError if a training does not fit the memory of the GPU, or of the CPU, unless `force` is set."""
+    """Raise UserError if a training does not fit the memory and `force` is False."""
     if fit.fits or force or splits_tensors():
         return
     name = grid.cells[0].spec.checkpoint.name

@@ -1,4 +1,4 @@
-"""The summary at the end of a training: scores, why it stopped, sample predictions and advice."""
+"""The summary of a training: scores, reason for stopping, sample predictions and advice."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Sample:
-    """A test row with the text that the trained model generated for it."""
+    """A test row with the text that the trained model generated."""
 
     input: str
     target: str
@@ -37,15 +37,14 @@ class TrainSummary:
     """The results of one training.
 
     Attributes:
-        cell, folder: The run and its folder.
+        cell, folder: The run and the run's folder.
         dev, test: Exact match in per cent.
         steps: Optimiser steps taken.
-        best_step: The step of the saved weights. If there is no early stopping, the last step.
-        stop_reason: `no_improvement`, `max_steps` or `max_minutes`; empty if there is no early stopping.
-        still_improving: The dev score that was still improving when training ended: `exact_match`, or `loss` if exact
-            match was always 0; empty if neither was improving.
+        best_step: The step of the saved weights.
+        stop_reason: `no_improvement`, `max_steps` or `max_minutes`. Empty without early stopping.
+        still_improving: `exact_match` or `loss`, if this dev score was still improving at the end. Otherwise empty.
         samples: Test rows with their generated texts.
-        diverged: Whether the training loss at the end is more than 1.5 times as high as at the start.
+        diverged: Whether the final training loss is over 1.5 times the first one.
     """
 
     cell: Cell
@@ -61,7 +60,7 @@ class TrainSummary:
 
     @property
     def trained_on_all(self) -> bool:
-        """Whether the model was trained on all rows. Its scores then say nothing about new rows."""
+        """Whether the model was trained on all rows, without held-out rows."""
         return self.cell.spec.task.source.get("fold") == ALL
 
     @property
@@ -87,7 +86,7 @@ class TrainSummary:
 
     @property
     def advice(self) -> str:
-        """What to try if the model has not learnt its task; empty if it has."""
+        """Settings to try after an unsuccessful training. Empty after a successful one."""
         ended_early = bool(self.still_improving) and self.stop_reason == "max_steps"
         if self.trained_on_all or (self.dev >= LEARNT and not ended_early):
             return ""
@@ -108,7 +107,7 @@ class TrainSummary:
 
 
 def summaries(grid: StudyGrid) -> list[TrainSummary]:
-    """Return the summary of each finished training of a study, the best one on dev first."""
+    """Return the summaries of a study's finished trainings, best on dev first."""
     done = [cell for cell in grid.cells if grid.folder.run(cell.run_id).done]
     found = [summary for cell in done if (summary := _summary(cell, grid.folder.run(cell.run_id)))]
     return sorted(found, key=lambda one: -one.dev)
@@ -135,19 +134,16 @@ def _summary(cell: Cell, folder: RunFolder) -> TrainSummary | None:
 
 
 def improving_score(curve: list[dict[str, Any]]) -> str:
-    """Return which dev score was still improving when training ended: `exact_match`, `loss`, or an empty text.
+    """Return the dev score that was still improving at the end: `exact_match`, `loss` or neither (empty).
 
-    Exact match was improving if the last fifth of the evaluations has a higher value than all earlier evaluations. The
-    loss is considered only if exact match was always 0. It was improving if the last value is the lowest.
-
-    Args:
-        curve: The lines of metrics.jsonl that have dev scores.
+    `curve` has the lines of metrics.jsonl with dev scores.
     """
     if len(curve) < 2:
         return ""
     exact = [line["dev_em"] for line in curve]
     losses = [line.get("dev_loss", line["loss"]) for line in curve]
     recent = max(1, len(curve) // 5)
+    # the loss counts only if exact match was always 0
     if max(exact) == 0:
         return "loss" if losses[-1] < min(losses[:-1]) else ""
     rising = max(exact[:-recent]) < max(exact[-recent:]) and max(exact) < 100
@@ -155,7 +151,6 @@ def improving_score(curve: list[dict[str, Any]]) -> str:
 
 
 def _samples(folder: RunFolder) -> tuple[Sample, ...]:
-    """Return up to `SAMPLES` test rows, evenly spaced among the rows whose generated text was saved."""
     import pyarrow.parquet  # imported here because it is slow to import
 
     path = folder.path / "examples.parquet"

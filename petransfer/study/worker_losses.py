@@ -1,4 +1,4 @@
-"""Mark runs as failed: after an error, or after too many workers were killed while executing them. Imports no torch."""
+"""Mark runs as failed after an error, or after too many killed workers. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,12 +14,9 @@ LOST = 3
 
 
 def may_be_tried(folder: RunFolder, how: str = "") -> bool:
-    """Return whether a run that this process has claimed may be executed.
+    """Return whether a claimed run can be executed. Too many killed workers make the run fail.
 
-    If `LOST` workers were killed since the run's newest training state, mark the run as failed and return False.
-
-    Args:
-        how: How the last worker ended, such as `SIGKILL`; empty if that is not known.
+    `how` tells how the last worker ended, such as `SIGKILL`.
     """
     if folder.losses() < LOST:
         return True
@@ -29,11 +26,9 @@ def may_be_tried(folder: RunFolder, how: str = "") -> bool:
 
 
 def note_lost_worker(folder: RunFolder, how: str, began: bool = True) -> bool:
-    """Record that the worker of a run was killed. Return whether the run may be tried again.
+    """Record a killed worker. Return whether the run can be tried again.
 
-    Args:
-        how: How the worker ended, such as `SIGKILL`.
-        began: Whether the worker had claimed the run.
+    `how` tells how the worker ended, such as `SIGKILL`. `began` is True if the worker had claimed the run.
     """
     with folder.claim() as claimed:
         if claimed and not began:
@@ -42,12 +37,10 @@ def note_lost_worker(folder: RunFolder, how: str, began: bool = True) -> bool:
 
 
 def note_failure(folder: RunFolder, error: Exception) -> None:
-    """Write the error of a run to failed.json.
-
-    If the error is a user's mistake and the run has no training state, the other files of the run are removed.
-    """
+    """Write the error of a run to failed.json."""
     kind = "mistake" if isinstance(error, UserError) else "failure"
     with contextlib.suppress(OSError):
+        # after a user's mistake, a run without training state leaves no files
         if kind == "mistake" and not (folder.path / "state").exists():
             folder.clear()
         said = "".join(traceback.format_exception(error))
