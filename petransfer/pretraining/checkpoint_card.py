@@ -19,10 +19,8 @@ def write_card(card: dict[str, Any], source: CorpusPart, folder: Path, threads: 
     """Write the card of a pretrained checkpoint to `folder/checkpoint/README.md`.
 
     Args:
-        card: the result of `pretrain`.
-        source: the arm's corpus in the recipe.
-        folder: the run's folder, with the checkpoint and metrics.jsonl.
-        threads: the number of CPU threads used.
+        card: The result of `pretrain`.
+        source: The corpus of the arm.
     """
     weights = folder / "checkpoint" / "model.safetensors"
     lines = {line["step"]: line["loss"] for line in read_metrics(folder / "metrics.jsonl")}

@@ -1,4 +1,4 @@
-"""Read, check and shorten the pretraining text of an arm, and make control texts: shuffled words, nested brackets."""
+"""Read and check the pretraining text of an arm, and make control texts (shuffled words, nested brackets)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ HELD_OUT = 0.03
 
 @dataclass(frozen=True)
 class Corpus:
-    """The training text and the validation text of one arm as token ids, with an end token after every document.
+    """The training text and the validation text of one arm as token ids.
 
-    train, valid: arrays of shape (tokens,).
-    sha256: the hash of the text files, or of the token ids if the corpus is generated.
+    Attributes:
+        train, valid: Arrays of shape (tokens,). Every document ends with an end token.
+        sha256: The hash of the text files, or of the token ids of a generated corpus.
     """
 
     train: np.ndarray
@@ -36,14 +37,13 @@ def read_corpus(part: CorpusPart, root: Path, tokenizer: PreTrainedTokenizerBase
     """Return the corpus of one arm.
 
     Args:
-        part: the corpus in the recipe.
-        root: the folder that contains the folders of all corpora.
-        tokenizer: the tokenizer of the family.
-        tokens: the training text is cut to this number of tokens. None keeps the whole text; generated brackets then
-            have 1,000,000 tokens.
+        part: The corpus in the recipe.
+        root: The folder with the folders of all corpora.
+        tokenizer: The tokenizer of all arms.
+        tokens: The length of the training text in tokens. None: the whole text, or 1,000,000 generated tokens.
 
     Raises:
-        UserError: a file is missing, empty, not UTF-8 or mostly one repeated line, or has fewer than `tokens` tokens.
+        UserError: A file is missing, empty, not UTF-8, mostly one repeated line, or shorter than `tokens`.
     """
     if part.brackets:
         return brackets(part.brackets, tokens or 1_000_000, tokenizer, part.seed)
@@ -108,10 +108,9 @@ def _encode(documents: list[str], tokenizer: PreTrainedTokenizerBase) -> np.ndar
 
 
 def shuffle_words(documents: list[str], seed: int) -> list[str]:
-    """Return the documents with the words of each sentence in random order. This removes the grammar.
+    """Return the documents with the words of each sentence in random order.
 
-    A sentence ends at the end of a line, or at a full stop, question mark or exclamation mark that is followed by a
-    space.
+    A sentence ends with the line, or at a full stop, question mark or exclamation mark before a space.
     """
     rng = np.random.default_rng(seed)
 
@@ -131,19 +130,15 @@ _SENTENCE_END = re.compile(r"(?<=[.!?]) ")
 def brackets(kinds: int, tokens: int, tokenizer: PreTrainedTokenizerBase, seed: int) -> Corpus:
     """Return a corpus of nested brackets (a k-Dyck language), which has structure but no meaning.
 
-    Words of the tokenizer serve as brackets. Each token opens a new bracket or closes the last open bracket, both with
-    probability 1/2. If no bracket is open, the token opens a bracket or ends the document; if 64 are open, it closes
-    one. The kinds of brackets follow a Zipf distribution. Papadimitriou and Jurafsky (2020) use the same token to open
-    and to close a bracket. Here each kind has an opening and a closing token, so that a model can tell the two apart.
+    Words of the tokenizer serve as brackets. Unlike in Papadimitriou and Jurafsky (2020), the opening and the closing
+    bracket of a kind are different tokens.
 
     Args:
-        kinds: the number of kinds of brackets.
-        tokens: the number of tokens for training. Tokens for validation are added.
-        tokenizer: the tokenizer of the family.
-        seed: the seed of the random text.
+        kinds: The number of kinds of brackets. Their frequencies follow a Zipf distribution.
+        tokens: The number of training tokens. Validation tokens are added.
 
     Raises:
-        UserError: the tokenizer has fewer than 2 x `kinds` word tokens.
+        UserError: The tokenizer has fewer than 2 x `kinds` word tokens.
     """
     rng = np.random.default_rng(seed)
     words = [index for token, index in sorted(tokenizer.get_vocab().items()) if token[1:].isalpha()]
@@ -159,11 +154,11 @@ def brackets(kinds: int, tokens: int, tokenizer: PreTrainedTokenizerBase, seed: 
 def bracket_ids(chosen: np.ndarray, length: int, rng: np.random.Generator, eos: int) -> np.ndarray:
     """Return `length` token ids of nested brackets.
 
+    A token opens or closes a bracket, each with probability 1/2. At most 64 brackets are open.
+
     Args:
-        chosen: the opening and the closing token id of each kind, of shape (kinds, 2).
-        length: the number of tokens.
-        rng: the source of random numbers.
-        eos: the id of the end token, which ends a document.
+        chosen: The opening and the closing token id of each kind, of shape (kinds, 2).
+        eos: The id of the end token of a document.
     """
     weights = 1 / np.arange(1, len(chosen) + 1)
     kinds = rng.choice(len(chosen), size=length, p=weights / weights.sum())

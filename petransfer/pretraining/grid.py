@@ -1,4 +1,4 @@
-"""Expand a pretraining recipe to a grid of runs, and pretrain one checkpoint from a corpus."""
+"""The grid of a pretraining recipe, and the pretraining of one checkpoint."""
 
 from __future__ import annotations
 
@@ -21,10 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PretrainCell:
-    """One run of a pretraining recipe: an arm at one size and with one seed.
-
-    The run's folder is named after arm, size and seed, so that recipes can refer to the pretrained checkpoint in it.
-    """
+    """One run of a pretraining recipe: an arm with a model size and a seed."""
 
     arm: str
     size: str
@@ -33,12 +30,12 @@ class PretrainCell:
 
     @property
     def run_id(self) -> str:
-        """The name of the run's folder."""
+        # other recipes refer to the pretrained checkpoint by this name
         return f"{self.arm}-{self.size}-{self.seed}"
 
     @property
     def train(self) -> TrainSpec:
-        """The training settings, which are the same for every arm."""
+        """The training settings, equal for all arms."""
         part = self.recipe.train
         return TrainSpec(
             steps=part.steps,
@@ -51,7 +48,7 @@ class PretrainCell:
         )
 
     def settings(self) -> dict[str, Any]:
-        """Return all settings that determine the weights, except the text itself."""
+        """Return all settings that determine the weights, except the text."""
         recipe = self.recipe
         source = recipe.corpora[self.arm].model_dump(exclude={"path", "title", "licence", "languages"})
         settings = {
@@ -69,11 +66,7 @@ class PretrainCell:
 
 
 def expand_pretraining(recipe: PretrainRecipe) -> list[PretrainCell]:
-    """Return all runs of a pretraining recipe, sorted by size, then by seed, then by arm.
-
-    Raises:
-        UserError: an arm has no corpus.
-    """
+    """Return all runs of a pretraining recipe, sorted by size, seed and arm."""
     for arm in recipe.arms:
         if arm not in recipe.corpora:
             raise unknown("arm", arm, recipe.corpora)
@@ -86,13 +79,7 @@ def expand_pretraining(recipe: PretrainRecipe) -> list[PretrainCell]:
 
 
 def check_settings(cells: list[PretrainCell], study: StudyFolder) -> None:
-    """Refuse to continue runs whose folders were created with other settings.
-
-    The name of a folder does not show the settings, so the settings are compared with those saved in the folder.
-
-    Raises:
-        UserError: a setting differs. The message names the first setting that differs.
-    """
+    """Raise UserError for a run that began with other settings."""
     for cell in cells:
         folder = study.run(cell.run_id)
         begun = folder.begun()
@@ -114,11 +101,12 @@ def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Pretrain:
-    """A function that pretrains the checkpoint of one `PretrainCell`, with the threads that the executor assigns.
+    """Pretrain the checkpoint of one run with the executor's number of threads.
 
-    execution: how the training loop runs, such as the size of micro-batches.
-    corpora: the folder that contains the folders of all corpora.
-    cpu: whether to use the CPU even if there is a GPU.
+    Attributes:
+        execution: Settings of the training loop, such as the micro-batch.
+        corpora: The folder with the folders of all corpora.
+        cpu: Use the CPU even if there is a GPU.
     """
 
     execution: Execution

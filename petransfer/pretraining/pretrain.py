@@ -1,4 +1,4 @@
-"""Pretrain one checkpoint on text by span corruption, with the same training loop as fine-tuning."""
+"""Pretrain one checkpoint on text by span corruption."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ from petransfer.training.loop import Hooks, Loop
 
 @dataclass(frozen=True)
 class Size:
-    """The size of a T5.
+    """The size of a T5. Each attention head has 32 dimensions.
 
-    layers: the number of layers of the encoder, and also of the decoder.
-    heads: the number of attention heads of a layer. Each head has 32 dimensions.
+    Attributes:
+        layers: The number of encoder layers, equal to the number of decoder layers.
+        heads: The number of attention heads of a layer.
     """
 
     d_model: int
@@ -61,8 +62,9 @@ RARE = 30
 class PretrainSpec:
     """All settings that determine the weights of a checkpoint.
 
-    tokens: the length of the training text in tokens.
-    bits: bits of the computation; the weights are trained in fp32.
+    Attributes:
+        tokens: The length of the training text in tokens.
+        bits: The bits of the computation. The weights are trained in fp32.
     """
 
     arm: str
@@ -77,12 +79,12 @@ class PretrainSpec:
 
     @property
     def identity(self) -> str:
-        """A hash of all settings. A saved training state is only used by a training with the same hash."""
+        """A hash of all settings. Training resumes only from a state with an equal hash."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
 def make_model(size: Size, tokenizer: PreTrainedTokenizerBase, seed: int) -> T5ForConditionalGeneration:
-    """Return a T5 v1.0 (ReLU, tied embeddings) without dropout, with random weights."""
+    """Return a T5 v1.0 with random weights, ReLU and tied embeddings, without dropout."""
     torch.manual_seed(seed)
     return T5ForConditionalGeneration(
         T5Config(
@@ -111,15 +113,14 @@ def pretrain(
     hooks: Hooks,
     cpu: bool = False,
 ) -> dict[str, Any]:
-    """Pretrain a checkpoint, or resume its training, and write it to `folder/checkpoint`.
+    """Pretrain a checkpoint and write it to `folder/checkpoint`. An interrupted training resumes.
 
     Returns:
         The numbers and settings for the checkpoint's card.
 
     Raises:
-        UserError: the training text is shorter than two batches, the validation text is too short, or the disk has too
-            little free space.
-        Interrupted, RunError: see `Loop.run`.
+        UserError: A text is too short, or the disk is too full.
+        Interrupted, RunError: See `Loop.run`.
     """
     _check_room(spec, corpus, folder)
     model = make_model(SIZES[spec.size], tokenizer, spec.seed)
@@ -195,19 +196,17 @@ def _check_room(spec: PretrainSpec, corpus: Corpus, folder: Path) -> None:
 
 
 def _loss_over(seen: torch.Tensor) -> Callable[[torch.nn.Module, Tensors], torch.Tensor]:
-    """Return a loss function: the cross-entropy, summed over the target tokens.
+    """Return the loss function: cross-entropy, summed over the target tokens.
 
-    Tokens that never occur in the training text are left out of the softmax. Otherwise they would only learn to be
-    suppressed, and their embeddings would get nearly the same direction.
-
-    Args:
-        seen: whether a token occurs in the training text, of shape (vocabulary,).
+    `seen` tells for each token of the vocabulary whether the token occurs in the training text.
     """
     never = ~seen
 
     def loss(model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         logits_btv = model(**inputs, use_cache=False).logits.float()
+        # Tokens that never occur in the training text are left out of the softmax. Otherwise they would only learn to
+        # be suppressed, and their embeddings would get nearly the same direction.
         logits_btv = logits_btv.masked_fill(never.to(logits_btv.device), -1e9)
         labels_bt = without_unseen(batch["labels"], seen.to(logits_btv.device))
         return functional.cross_entropy(
@@ -218,29 +217,23 @@ def _loss_over(seen: torch.Tensor) -> Callable[[torch.nn.Module, Tensors], torch
 
 
 def without_unseen(labels: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """Return the labels with `IGNORED` in place of tokens that do not occur in the training text.
+    """Return the labels with `IGNORED` in place of tokens that are not in the training text.
 
-    The validation text contains a few such tokens.
-
-    Args:
-        labels: token ids, of any shape.
-        seen: whether a token occurs in the training text, of shape (vocabulary,).
+    `seen`, of shape (vocabulary,), tells whether a token occurs in the training text.
     """
     return labels.masked_fill(~seen[labels.clamp(min=0)], IGNORED)
 
 
 @torch.no_grad()
 def validation_loss(loop: Loop, source: CorruptedWindows, seen: torch.Tensor, micro_batch: int, batches: int) -> float:
-    """Return the mean loss on the first `batches` batches of the validation text, in nats per target token.
+    """Return the mean loss on the validation text, in nats per target token.
 
-    Target tokens that do not occur in the training text are left out.
+    Tokens that are not in the training text are left out.
 
     Args:
-        loop: the training loop, with the model and the loss function.
-        source: the validation text.
-        seen: whether a token occurs in the training text, of shape (vocabulary,).
-        micro_batch: the largest number of examples in a forward pass.
-        batches: the number of batches.
+        source: The validation text.
+        seen: Whether a token occurs in the training text, of shape (vocabulary,).
+        micro_batch: The largest number of examples in a forward pass.
     """
     loop.model.eval()
     total, tokens = 0.0, 0
@@ -255,15 +248,14 @@ def validation_loss(loop: Loop, source: CorruptedWindows, seen: torch.Tensor, mi
 
 @torch.no_grad()
 def redraw_rows(weight: torch.Tensor, learnt: torch.Tensor, keep: list[int], seed: int) -> None:
-    """Overwrite with random values the embeddings that were not learnt, in place.
+    """Replace the unlearnt embeddings by random ones, in place.
 
     In each dimension, the random values have the mean and the standard deviation of the learnt embeddings.
 
     Args:
-        weight: the embeddings, of shape (vocabulary, d_model).
-        learnt: whether a token's embedding was learnt, of shape (vocabulary,).
-        keep: ids of tokens whose embeddings are never overwritten.
-        seed: the seed of the random numbers.
+        weight: The embeddings, of shape (vocabulary, d_model).
+        learnt: Whether a token's embedding was learnt, of shape (vocabulary,).
+        keep: Ids of tokens whose embeddings are not replaced.
     """
     new = ~learnt.to(weight.device)
     new[keep] = False
@@ -275,7 +267,7 @@ def redraw_rows(weight: torch.Tensor, learnt: torch.Tensor, keep: list[int], see
 def save_checkpoint(
     model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, card: dict[str, Any], folder: Path
 ) -> None:
-    """Write bf16 weights, configuration, tokenizer and `pretraining.json` to a folder that transformers can load."""
+    """Save bf16 weights, configuration, tokenizer and `pretraining.json` for transformers."""
     model.config.dtype = "bfloat16"
     model.config.architectures = ["T5ForConditionalGeneration"]
     model.config.save_pretrained(folder)

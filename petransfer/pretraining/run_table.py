@@ -1,4 +1,4 @@
-"""Show the progress of the runs of a pretraining recipe as a table, as lines of text, or as JSON."""
+"""Show the runs of a pretraining recipe as a table, as lines of text, or as JSON."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from petransfer.training.metrics_file import read_metrics
 class Row:
     """The progress of one run.
 
-    step: optimiser steps done. tokens: number of tokens of text that the model was trained on so far.
-    loss, valid_loss: in nats per target token; None before the first measurement.
-    seconds_left: estimated training time to the last step.
-    failure: the reason why the run failed; None if it did not fail.
+    Attributes:
+        step: Optimiser steps done.
+        tokens: Tokens of text used so far.
+        loss, valid_loss: In nats per target token. None before the first measurement.
+        seconds_left: Estimated seconds to the last step.
+        failure: The error of a failed run. Otherwise None.
     """
 
     cell: PretrainCell
@@ -36,7 +38,7 @@ class Row:
 
 
 def rows_of(cells: Sequence[PretrainCell], study: StudyFolder) -> list[Row]:
-    """Return the progress of every run, read from its folder."""
+    """Return the progress of every run."""
     return [_row(cell, study) for cell in cells]
 
 
@@ -65,7 +67,7 @@ def _row(cell: PretrainCell, study: StudyFolder) -> Row:
 
 
 def terminal_table(rows: Sequence[Row], title: str, limit: int | None = None) -> Table:
-    """Return a table of the losses and the progress of each run. limit: the largest number of rows; None shows all."""
+    """Return a table of losses and progress, one row per run. limit: the largest number of rows."""
     table = Table(title=title, title_justify="left")
     table.add_column("arm", no_wrap=True)
     table.add_column("size", no_wrap=True)
@@ -83,7 +85,7 @@ def terminal_table(rows: Sequence[Row], title: str, limit: int | None = None) ->
 
 
 def plain_line(row: Row) -> str:
-    """Return a run as one line of text, for output that is not a terminal."""
+    """Return a run as one line of text, for output to a file."""
     head = f"{row.cell.arm} | {row.cell.size} | seed {row.cell.seed}"
     if row.status == "done":
         return f"{head} | {row.tokens:,} tokens seen | validation loss {_figure(row.valid_loss)}"

@@ -1,8 +1,7 @@
-"""Span corruption (Raffel et al. 2020, section 3.1.4): the pretraining objective of the embedded family.
+"""Span corruption (Raffel et al. 2020, section 3.1.4): the objective for pretraining T5.
 
-An example is a window of text in which random spans of tokens are masked. In the encoder's input, a sentinel token
-replaces each masked span. The decoder's target is the masked spans, each after its sentinel. Every window has the same
-number of masked tokens and the same number of spans, so that all batches have one shape.
+Random spans of tokens in a window of text are masked. In the input, a sentinel token replaces each masked span. The
+target has each sentinel, followed by the masked tokens.
 """
 
 from __future__ import annotations
@@ -20,9 +19,10 @@ from petransfer.training.batches import Batch
 class Noise:
     """Settings of span corruption.
 
-    window: tokens of text in an example.
-    density: share of the window's tokens that is masked, from 0 to 1.
-    mean_span: mean number of tokens of a masked span.
+    Attributes:
+        window: Tokens of text in an example.
+        density: Share of masked tokens, from 0 to 1.
+        mean_span: Mean number of tokens of a masked span.
     """
 
     window: int = 128
@@ -41,15 +41,15 @@ class Noise:
 
     @property
     def target_length(self) -> int:
-        """Number of target tokens in a window: the masked tokens, a sentinel for each span, and the end token."""
+        """Number of target tokens: masked tokens, one sentinel per span, and the end token."""
         return self.masked + self.spans + 1
 
 
 class CorruptedWindows:
-    """The batches of a pretraining: windows of one text with masked spans, for any number of epochs.
+    """Batches of text windows with masked spans, for any number of epochs.
 
-    Every epoch has its own random order of the windows, and its own random position in the text at which the first
-    window begins. An example depends only on the text, the seed and the example's number, counted over all steps.
+    Every epoch has another random order of windows. An example depends only on the text, the seed and the example's
+    number.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class CorruptedWindows:
         self._order_of: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
 
     def batch(self, step: int, process: int, processes: int) -> Batch:
-        """Return the examples of one step that belong to process number `process` of `processes` processes."""
+        """Return the examples of one step for process number `process` of `processes`."""
         first = step * self._batch_size
         mine = range(first + process, first + self._batch_size, processes)
         return Batch([self._at(index) for index in mine], self._batch_size * self._noise.target_length, self._layout)
@@ -75,6 +75,7 @@ class CorruptedWindows:
         )
 
     def _offset(self, epoch: int) -> int:
+        # the first window of an epoch begins at a random position, so the windows differ between epochs
         return int(np.random.default_rng([self._seed, 2, epoch]).integers(self._noise.window))
 
     def _order(self, epoch: int) -> np.ndarray:
@@ -84,14 +85,13 @@ class CorruptedWindows:
 
 
 def corrupt(window: np.ndarray, noise: Noise, rng: np.random.Generator, sentinels: np.ndarray, eos: int) -> Encoded:
-    """Mask random spans of one window, and return the input and the target. Both end with the token `eos`.
+    """Mask random spans of one window, and return the input and the target.
 
     Args:
-        window: token ids of text, of shape (noise.window,).
-        noise: the number and the size of the masked spans.
-        rng: the source of random numbers.
-        sentinels: ids of the sentinel tokens; at least `noise.spans`.
-        eos: the id of the end token.
+        window: Token ids of text, of shape (noise.window,).
+        noise: The number and the size of the masked spans.
+        sentinels: Ids of the sentinel tokens; at least `noise.spans`.
+        eos: The id of the end token of the input and of the target.
     """
     masked = _partition(noise.masked, noise.spans, rng)
     kept = _partition(len(window) - noise.masked, noise.spans, rng)
@@ -108,7 +108,7 @@ def corrupt(window: np.ndarray, noise: Noise, rng: np.random.Generator, sentinel
 
 
 def _partition(total: int, parts: int, rng: np.random.Generator) -> Iterator[int]:
-    """Return `parts` random whole numbers of at least 1 whose sum is `total`."""
+    """Return `parts` random positive whole numbers whose sum is `total`."""
     cuts = np.sort(rng.choice(total - 1, parts - 1, replace=False)) + 1
     edges = np.concatenate([[0], cuts, [total]])
     return iter(np.diff(edges).tolist())
