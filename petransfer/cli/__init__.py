@@ -1,6 +1,6 @@
-"""The command line: each verb (subcommand) parses its options, calls the library and prints the results.
+"""The command line: parse options, call the library and print the results.
 
-torch is imported only by the verbs that need it.
+Only the verbs (subcommands) that need torch import torch.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _top(
 
 
 def main() -> None:
-    """Run the command line. This is the entry point of the installed script `petransfer`."""
+    """Run the command `petransfer`."""
     leads = this_place().leads
     if not leads and sys.argv[1:2] not in [[verb] for verb in SHARED]:
         sys.exit(0)
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def _print_on_any_terminal() -> None:
-    """Make stdout and stderr replace characters that their encoding lacks: a minus sign by `-`, others by `?`."""
+    """Make stdout and stderr replace characters that their encoding lacks."""
 
     def plain(error: UnicodeError) -> tuple[str, int]:
         if not isinstance(error, UnicodeEncodeError):
@@ -77,10 +77,9 @@ def _print_on_any_terminal() -> None:
 
 
 def call(application: typer.Typer, arguments: list[str]) -> None:
-    """Run a Typer application. An error is printed as one line and ends the process with an exit code.
+    """Run a Typer application. An error is printed as one line and ends the process.
 
-    The exit code is 2 for a user's mistake, 1 for a failed run, 130 after Ctrl-C. `--debug`, `--verbose` and `--quiet`
-    are accepted at any position among the arguments.
+    The exit code is 2 for a user's mistake, 1 for a failed run, 130 after Ctrl-C.
     """
     debug = "--debug" in arguments
     _print_on_any_terminal()
@@ -89,6 +88,7 @@ def call(application: typer.Typer, arguments: list[str]) -> None:
     if not leads:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the process ends
     try:
+        # users can write these options at any position
         application([argument for argument in arguments if argument not in ("--debug", "--verbose", "--quiet")])
     except (UserError, RunError) as error:
         if debug:

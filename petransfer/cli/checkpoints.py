@@ -81,10 +81,7 @@ _FORMS = {"parameters": "{:,}", "tokens_seen": "{:,}", "validation_loss": "{:.3f
 
 
 def _rows(family: Family) -> list[dict[str, str | int | float | None]]:
-    """Return the table rows of a family: one per pretrained arm, then one per control arm.
-
-    The row of a control arm names the pretrained checkpoint whose weights are re-initialised.
-    """
+    """Return the table rows of a checkpoint family: pretrained arms, then control arms."""
     cards, entries = embedded_arms(), registry().families[family.name].arms
     rows: list[dict[str, str | int | float | None]] = []
     for arm in family.arm_names:

@@ -1,4 +1,4 @@
-"""Show the progress of runs: progress bars that are updated on a terminal, plain lines in other outputs."""
+"""Show the progress of runs: bars on a terminal, lines in other outputs."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class ShownRow(Protocol):
 
     Attributes:
         status: Such as `waiting`, `running`, `done` or `failed`.
-        cell: The run's place in the grid, with its specification.
-        step: The last optimiser step so far.
-        loss: The latest training loss; None before the first logged step.
-        seconds_left: Estimated remaining time; None if it is not known yet.
+        cell: The run of the grid.
+        step: Optimiser steps so far.
+        loss: The latest training loss. None before the first one.
+        seconds_left: Estimated remaining time. None: unknown.
     """
 
     @property
@@ -49,11 +49,10 @@ class View:
 
     Attributes:
         title: The name of the study.
-        read: Returns the current state of all runs, one `ShownRow` per run.
-        line: Describes a run in one line, for output that is not a terminal.
-        label: Returns the attributes of a run as texts, such as its arm and seed. Attributes that are equal in all runs
-            are not shown.
-        score: Returns the latest score on dev as text; empty if there is none.
+        read: Returns the current state of all runs.
+        line: Describes a run in one line.
+        label: Returns the names of a run, such as the arm and the seed.
+        score: Returns the latest score on dev as text. Empty without a score.
     """
 
     title: str
@@ -64,7 +63,7 @@ class View:
 
 
 def study_label(row: Any) -> dict[str, str]:
-    """Return the attributes of a run of a study or of its sweep, for `View.label`."""
+    """Return the names of a study's run, for `View.label`."""
     cell, rate = row.cell, row.cell.spec.train.learning_rate
     return {
         "arm": cell.arm,
@@ -76,14 +75,14 @@ def study_label(row: Any) -> dict[str, str]:
 
 
 def study_score(row: Any) -> str:
-    """Return the latest exact match on dev as text, such as `dev 87 %`; empty before the first evaluation."""
+    """Return the latest exact match on dev, such as `dev 87 %`. Empty before the first evaluation."""
     return "" if row.dev_so_far is None else f"dev {row.dev_so_far:.0f} %"
 
 
 class Display:
     """A context manager that displays the progress of runs.
 
-    `with Display(...) as tick` gives a function. Call it often; it updates the display at most once a second.
+    The context gives a function `tick`, which updates the display. Call `tick` often.
     """
 
     def __init__(self, view: View, quiet: bool, console: Console | None = None) -> None:
@@ -113,7 +112,7 @@ class Display:
             self.live.stop()
 
     def tick(self) -> None:
-        """Display the progress of the runs."""
+        """Display the progress of the runs, at most once a second."""
         now = time.monotonic()
         if now < self.next:
             return
@@ -127,7 +126,7 @@ class Display:
         self.next = now + max(1.0, 20 * (time.monotonic() - now))
 
     def _print(self, rows: Sequence[ShownRow], now: float) -> None:
-        """Print a line for each run that has just ended. Every `LINE_EVERY` seconds, also print each running run."""
+        """Print each run that has just ended, and from time to time each running run."""
         ended = [row for row in rows if row.status in ("done", "failed") and row.cell.run_id not in self.ended]
         running = [row for row in rows if row.status == "running"] if now >= self.next_line else []
         if running:
@@ -141,10 +140,7 @@ class Display:
 
 
 def progress_lines(view: View, rows: Sequence[ShownRow], width: int, most: int) -> list[str]:
-    """Return at most `most` lines: a summary if there are several runs, and one line per running run.
-
-    Each line has at most `width` characters.
-    """
+    """Return at most `most` lines of up to `width` characters: a summary and the running runs."""
     running = [row for row in rows if row.status == "running"]
     names = _names(view, rows)
     lines = []
@@ -162,11 +158,7 @@ def progress_lines(view: View, rows: Sequence[ShownRow], width: int, most: int) 
 def progress_line(row: ShownRow, name: str, score: str, width: int) -> str:
     """Return a run's name, bar, step, loss, dev score and remaining time in one line.
 
-    Args:
-        row: The run.
-        name: The run's name. It is cut if it does not fit.
-        score: The run's latest score on dev.
-        width: The width of the line in characters.
+    The name is cut to fit. width: the width of the line in characters.
     """
     steps = int(getattr(row.cell, "spec", row.cell).train.steps)
     if row.loss is None:
@@ -181,7 +173,7 @@ def progress_line(row: ShownRow, name: str, score: str, width: int) -> str:
 
 
 def _names(view: View, rows: Sequence[ShownRow]) -> dict[str, str]:
-    """Return a name for each run id, made of the attributes in which the runs differ."""
+    """Return a short name for each run, by run id."""
     labels = {row.cell.run_id: view.label(row) for row in rows}
     values: dict[str, set[str]] = {}
     for label in labels.values():
@@ -198,12 +190,7 @@ def _cut(text: str, width: int) -> str:
 
 
 def report_outcome(outcome: Any, runs: int) -> int:
-    """Print why runs failed or were not executed, and return the exit code of the command.
-
-    Args:
-        outcome: The outcome that an executor returned.
-        runs: The number of runs that the command was to execute.
-    """
+    """Print the failures among `runs` runs, and return the exit code of the command."""
     for reason, number in Counter(outcome.failures.values()).items():
         print(f"error{f' ({number:,} runs)' if number > 1 else ''}: {reason}", file=sys.stderr)
     if outcome.interrupted:

@@ -1,4 +1,4 @@
-"""The verb `doctor`: report the machine's hardware and software, and which parts of petransfer work on it."""
+"""The verb `doctor`: report the machine's hardware and software."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _cpu() -> str:
 
 
 def _fast() -> str:
-    """Measure matrix products as in a LoRA step. Return a text that names the fastest bits and number of threads."""
+    """Return the fastest bits and number of threads for a LoRA step, as text."""
     from petransfer.training.cpu.speed import measure_speeds, recommended
 
     speeds = measure_speeds()

@@ -1,4 +1,4 @@
-"""The verb `eval`: score adapters, whole models and base checkpoints side by side on the same examples."""
+"""The verb `eval`: score adapters, whole models and base models on the same examples."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def _show(rows: list[Scores], by_generation: bool) -> None:
 
 
 def explanations(rows: list[Scores]) -> list[str]:
-    """Return lines that explain those columns of the table of scores whose headings are not clear by themselves."""
+    """Return lines that explain column headings of the table of scores."""
     lines = ["EM: exact match on the examples. log p/token: mean log-probability of a target token, in nats."]
     if len(rows) > 1:
         lines.append(
@@ -153,10 +153,7 @@ def explanations(rows: list[Scores]) -> list[str]:
 
 
 def _cells(row: Scores, several: bool) -> dict[str, str]:
-    """Return the cells of one row of the table of scores, by column heading.
-
-    several: whether the table has several rows. If so, a cell also compares this row with the first row.
-    """
+    """Return a row of the table of scores, by column heading."""
     found = {"EM %": f"{row.exact_match:.1f}", "log p/token": f"{row.log_prob_per_token:.3f}"}
     found |= {HEADINGS.get(name, name): f"{value:.1f}" for name, value in row.metrics.items()}
     if row.claimed is not None:
@@ -191,14 +188,11 @@ def _unseen(row: Scores) -> str:
 
 
 def combination_of(weights: str | None, kind: str) -> Any:
-    """Return the `Combination` of adapters that `--weights` describes; None if `weights` is None.
+    """Return the combination of adapters for `--weights`. None if `weights` is None.
 
     Args:
-        weights: comma-separated numbers, one per adapter.
+        weights: Comma-separated numbers, one per adapter.
         kind: peft's name of the combination, such as `linear`.
-
-    Raises:
-        UserError: the weights are not numbers.
     """
     if weights is None:
         return None

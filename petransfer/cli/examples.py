@@ -46,6 +46,6 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 
 
 def epilog(command: str) -> str:
-    """Return the examples of a command, which are the last lines of its help. Empty if there are no examples."""
+    """Return the examples at the end of a command's help. Empty if there are none."""
     lines = EXAMPLES.get(command, ())
     return "\n\n".join((f"Example{'s' if len(lines) > 1 else ''}:", *lines)) if lines else ""

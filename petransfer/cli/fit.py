@@ -1,4 +1,4 @@
-"""The verb `fit`: predict the memory that a training needs, before anything is downloaded."""
+"""The verb `fit`: predict the memory of a training without downloads."""
 
 from __future__ import annotations
 
@@ -121,13 +121,11 @@ def _measured(checkpoint: str, found: Fit) -> Measured:
 
 
 def show(name: str, found: Fit, measured: Measured | None = None, options: OptionNames = FIT_OPTIONS) -> None:
-    """Print the memory that a training needs, part by part, and whether it fits.
+    """Print the memory of a training, part by part, and whether the training fits.
 
     Args:
-        name: The checkpoint.
-        found: The prediction.
-        measured: The measured memory of three real steps, to print next to the prediction. None: no measurement.
-        options: The option names of the verb that calls this function, for the advice.
+        measured: The measured memory of three steps. None: no measurement.
+        options: The option names for the advice.
     """
     demand, memory = found.demand, found.memory
     where = "a card" if demand.device == "cuda" else "the CPU"
@@ -159,7 +157,7 @@ def _gigabytes(size: int) -> str:
 
 
 def _table(found: Fit, measured: Measured | None, unit: str, text: Callable[[int], str]) -> Table:
-    """Return a table of the parts of the memory, one per row, with a column for measured sizes if there are any."""
+    """Return a table of the parts of the memory, predicted and measured."""
     memory = found.memory
     table = Table(min_width=44)
     table.add_column("part")
@@ -183,10 +181,8 @@ def _table(found: Fit, measured: Measured | None, unit: str, text: Callable[[int
 
 
 def _about_the_loop(name: str, predicted: int, measured: Measured | None, text: Callable[[int], str]) -> str:
-    """Return a sentence that compares the predicted memory with that of the faster training step on a CPU.
-
-    The prediction is for a training step of plain transformers and peft. The faster step may need less memory.
-    """
+    """Return a sentence that compares the prediction with petransfer's CPU training step."""
+    # the prediction is for a training step of plain transformers and peft, which can need more memory
     if measured is None:
         how = f"`petransfer fit {name} --measure --cpu` measures it"
         return f"this is the plain step; training on a CPU may need less: {how}"
@@ -212,7 +208,7 @@ def _verdict(found: Fit, options: OptionNames) -> list[str]:
 
 
 def _bar(found: Fit, width: int) -> Text:
-    """Return a bar that shows each part's share of the card's memory, or of the predicted peak if no card is known."""
+    """Return a bar with each part's share of the memory."""
     memory = found.memory
     sizes = {"weights": sum(memory.weights.values())} | {part: getattr(memory, part) for part in PARTS}
     whole = max(found.card or 0, found.needed if found.demand.device == "cuda" else memory.peak)
@@ -226,11 +222,7 @@ def _bar(found: Fit, width: int) -> Text:
 
 
 def two(text: str) -> tuple[int, int]:
-    """Return the two whole numbers of a text such as `64,128`.
-
-    Raises:
-        UserError: The text is not two whole numbers of at least 1.
-    """
+    """Return the two whole numbers of a text such as `64,128`."""
     try:
         first, second = (int(part) for part in text.split(","))
     except ValueError:

@@ -1,4 +1,4 @@
-"""`--processes N`: start this command in N processes with Accelerate's launcher and the user's `accelerate config`."""
+"""`--processes N`: start the command in N processes with Accelerate's launcher."""
 
 from __future__ import annotations
 
@@ -15,11 +15,7 @@ _OWN_LAUNCH = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "XLA")
 
 
 def launch(processes: int) -> int:
-    """Start this command line in `processes` processes, wait for them, and return one exit code for all of them.
-
-    Raises:
-        UserError: Accelerate cannot start the processes, for example because of its configuration.
-    """
+    """Start this command in several processes, wait for them, and return one exit code."""
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -40,7 +36,7 @@ def launch(processes: int) -> int:
 
 
 def _options(processes: int) -> list[str]:
-    """Return options for Accelerate's launcher. Settings of the user's `accelerate config` are not overridden."""
+    """Return options for Accelerate's launcher that respect the user's `accelerate config`."""
     kept = _configuration()
     options = ["--num_processes", str(processes)]
     if kept is None or not any(name in str(kept.distributed_type) for name in _OWN_LAUNCH):
@@ -74,11 +70,8 @@ def _without_processes(arguments: list[str]) -> list[str]:
 
 
 def _code(codes: list[int]) -> int:
-    """Return one exit code for several processes.
-
-    It is the most frequent nonzero code of the processes that exited by themselves. If all were killed, it is 1.
-    """
-    own = [code for code in codes if code > 0]
+    """Return one exit code for several processes."""
+    own = [code for code in codes if code > 0]  # the codes of processes that were not killed
     if own:
         return max(own, key=own.count)
     killed = signal.Signals(-codes[0]).name if codes and codes[0] < 0 else "the launcher"

@@ -1,4 +1,4 @@
-"""The verbs (subcommands) and their modules. A module is imported when its verb is called, and not by `--help`."""
+"""The verbs (subcommands) and their modules. A call of a verb imports the verb's module."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ VERBS = {
 
 
 class Verbs(TyperGroup):
-    """The group of all verbs. Only a call of a verb imports its module; the list of verbs is shown without imports."""
+    """The group of all verbs. The list of verbs is shown without imports."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -46,7 +46,7 @@ class Verbs(TyperGroup):
 
 
 class _Listed(TyperCommand):
-    """A verb in the list of verbs. Its help text is read from the source file when the list is shown."""
+    """A verb in the list of verbs."""
 
     def __getattribute__(self, name: str) -> Any:
         if name in ("help", "short_help"):
@@ -55,7 +55,7 @@ class _Listed(TyperCommand):
 
 
 def summary(verb: str) -> str:
-    """Return the first paragraph of a verb's help. It is read from the module's source file, without an import."""
+    """Return the first paragraph of a verb's help, read from the source file."""
     module, name = VERBS[verb].split(":")
     for node in ast.parse(_source(module)).body:
         if isinstance(node, ast.FunctionDef) and node.name == name:
@@ -75,7 +75,7 @@ def _first_paragraph(text: str) -> str:
 
 
 def imported(verb: str) -> TyperCommand | TyperGroup:
-    """Import a verb's module and return the verb as a command whose help ends with examples."""
+    """Import a verb's module and return the command. Examples are added to the help."""
     module, name = VERBS[verb].split(":")
     found = getattr(importlib.import_module(f"petransfer.cli.{module}"), name)
     if isinstance(found, typer.Typer):
@@ -94,7 +94,7 @@ def imported(verb: str) -> TyperCommand | TyperGroup:
 
 
 def _hide_types_of_flags(command: Any) -> None:
-    """Remove the type `<bool>` from the help of options that take no value, such as `--help`."""
+    """Remove the type `<bool>` from the help of options without a value."""
     for parameter in command.get_params(typer.Context(command)):
         if getattr(parameter, "is_flag", False):
             parameter.metavar = ""

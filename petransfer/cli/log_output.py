@@ -7,7 +7,7 @@ import sys
 
 
 class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """A logging handler that writes to the current value of `sys.stderr`, also after `sys.stderr` was replaced."""
+    """A logging handler that writes to the current `sys.stderr`."""
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
@@ -18,7 +18,7 @@ class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
 
 
 def show_log(verbose: bool = False, quiet: bool = False) -> None:
-    """Print log messages to stderr, from level INFO on; from WARNING on if `quiet`, from DEBUG on if `verbose`."""
+    """Print log messages to stderr: INFO, WARNING (`quiet`) or DEBUG (`verbose`) and above."""
     logger = logging.getLogger("petransfer")
     for handler in list(logger.handlers):
         if isinstance(handler, _StderrHandler):

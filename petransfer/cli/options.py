@@ -1,4 +1,4 @@
-"""Options that several commands share: they choose the runs, the output folder, and how the runs are executed."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -99,11 +99,7 @@ Force = Annotated[bool, typer.Option("--force", help="Train even if the memory c
 
 
 def recipe_name(argument: str | None, option: str | None) -> str:
-    """Return the recipe's name, which can be given as an argument or with `--recipe`. The default is `lora-scan`.
-
-    Raises:
-        UserError: `argument` and `option` are both given and differ.
-    """
+    """Return the recipe's name from the argument or from `--recipe`. Default: `lora-scan`."""
     if argument and option and argument != option:
         raise UserError(f"two recipes were given, {argument} and --recipe {option}; give one of them")
     return argument or option or "lora-scan"
@@ -113,7 +109,7 @@ def parse_seeds(text: str) -> list[int]:
     """Return the seeds of a comma-separated list of numbers and ranges.
 
     Raises:
-        UserError: The text is not such a list, contains no seed, or has more than `MOST_RUNS` seeds.
+        UserError: The text is no list of seeds, or has more than `MOST_RUNS` seeds.
 
     >>> parse_seeds("0-2,7")
     [0, 1, 2, 7]

@@ -1,4 +1,4 @@
-"""The verb `predict`: generate a text for each input, with adapters, whole models or base checkpoints."""
+"""The verb `predict`: generate a text for each input."""
 
 from __future__ import annotations
 
@@ -100,26 +100,15 @@ def predict(
 
 
 def _opened(stack: contextlib.ExitStack, places: list[str], run: str | None) -> list[Source]:
-    """Return the opened sources. torch is not imported yet, so that a wrong name is reported at once.
-
-    Args:
-        stack: The sources are closed when this exit stack is closed.
-        places: Names of the sources.
-        run: The run's id, for the first source.
-    """
+    """Open the sources before torch is imported."""
     from petransfer.sharing.sources import opened_source
 
+    # importing torch takes seconds, and a wrong name is reported before
     return [stack.enter_context(opened_source(place, None if at else run)) for at, place in enumerate(places)]
 
 
 def _predictors(sources: list[Source], where: Where, combination: Any) -> Callable[[], Iterator[tuple[str, Predictor]]]:
-    """Return a function that yields the label and the predictor of each source.
-
-    Adapters share one base model, so use each predictor before you take the next one.
-
-    Raises:
-        UserError: whole models are mixed with adapters or with `--weights`, or a source cannot be loaded.
-    """
+    """Return a function that yields the label and the predictor of each source."""
     from petransfer.models.quiet_libraries import silence_libraries
     from petransfer.sharing.combined_adapters import put_together
     from petransfer.sharing.whole_models import whole_predictor
@@ -127,6 +116,7 @@ def _predictors(sources: list[Source], where: Where, combination: Any) -> Callab
     silence_libraries()
     if all(source.kind == "adapter" for source in sources):
         together = put_together([source.adapter() for source in sources], where, combination)
+        # adapters share one base model: use each predictor before the next one is taken
         return lambda: ((label, predictor) for _, label, predictor in together.each())
     if combination or any(source.kind == "adapter" for source in sources):
         other = next(source for source in sources if source.kind != "adapter")
@@ -136,11 +126,7 @@ def _predictors(sources: list[Source], where: Where, combination: Any) -> Callab
 
 
 def _for_chats(label: str, predictor: Predictor) -> Predictor:
-    """Return a predictor that writes each input as a chat, with the model's chat template.
-
-    Raises:
-        UserError: the model has no chat template.
-    """
+    """Return a predictor that writes each input as a chat, with the model's chat template."""
     found = predictor.for_chats(by_default=True)
     if found is None:
         raise UserError(f"--chat: the tokenizer of {label} has no chat template; leave --chat out")
@@ -148,7 +134,7 @@ def _for_chats(label: str, predictor: Predictor) -> Predictor:
 
 
 def _print(line: str, label: str | None, generated: str, as_json: bool) -> None:
-    """Print one generated text as one line: as JSON with its input, or as text with line breaks written as `\\n`."""
+    """Print one generated text as one line of text or JSON."""
     if as_json:
         named = {} if label is None else {"adapter": label}
         print(json.dumps({"input": line, **named, "output": generated}, ensure_ascii=False), flush=True)

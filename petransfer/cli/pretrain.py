@@ -118,5 +118,4 @@ def pretrain(
 
 
 def _label(row: tables.Row) -> dict[str, str]:
-    """Return the attributes of a run, for `View.label`."""
     return {"arm": row.cell.arm, "size": row.cell.size, "seed": f"seed {row.cell.seed}"}

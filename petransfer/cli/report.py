@@ -1,4 +1,4 @@
-"""The verbs `report study` and `report compare`: write a study's report from its run folders; compare two studies."""
+"""The verbs `report study` and `report compare`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from petransfer.study.study import open_grid
 
 
 class _StudyOrVerb(TyperGroup):
-    """A group in which `report FOLDER` means `report study FOLDER`, also for folders with the name of a verb."""
+    """A group in which `report FOLDER` means `report study FOLDER`."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         known = args and args[0] in self.commands and not (len(args) == 1 and Path(args[0]).is_dir())

@@ -1,4 +1,4 @@
-"""The verbs `run`, `plan` and `status`: execute the runs of a recipe, list them beforehand, and show their progress."""
+"""The verbs `run`, `plan` and `status`: execute, list and show the runs of a recipe."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Kind:
-    """The functions that differ between running a study and running its sweep.
+    """The functions that differ between a study and a sweep.
 
     Attributes:
-        open_folder: Creates the study's folder and writes the recipe into it.
-        print_end: Prints the results, as JSON if its argument is True.
-        line: Formats a run in one line, for output that is not a terminal.
+        open_folder: Creates the study's folder and writes the recipe.
+        print_end: Prints the results, as JSON for the argument True.
+        line: Describes a run in one line.
     """
 
     open_folder: Callable[[], None]
@@ -69,7 +69,7 @@ def grid_from_options(
     data: Path | None,
     shard: str | None = None,
 ) -> StudyGrid:
-    """Load a recipe, apply the command's options to it, and return the grid of its runs."""
+    """Return the grid of a recipe with the command's options applied."""
     options: dict[str, Any] = {
         "family": family,
         "seeds": opt.parse_seeds(seeds) if seeds else None,
@@ -127,7 +127,7 @@ def run(
 
 
 def check_and_launch(grid: StudyGrid, scheduling: Scheduling, processes: int) -> None:
-    """Check the options. If `processes` is above 1, run this command in that many processes, and exit when they end."""
+    """Check the options. Launch several processes if requested, and exit after their end."""
     place = this_place()
     check_processes(grid, scheduling, max(processes, place.count))
     if processes > 1 and not place.shared:
@@ -135,17 +135,14 @@ def check_and_launch(grid: StudyGrid, scheduling: Scheduling, processes: int) ->
 
 
 def own_runs(grid: StudyGrid) -> Kind:
-    """Return the `Kind` of a study's own runs. At the end it prints the study's table and effects."""
+    """Return the `Kind` of a study."""
     return Kind(lambda: grid.folder.open(grid.recipe), lambda as_json: _print_end(grid, as_json))
 
 
 def run_grid(grid: StudyGrid, kind: Kind, settings: Settings, scheduling: Scheduling, as_json: bool) -> None:
     """Execute the unfinished runs of a grid and print the results.
 
-    If several processes share the runs, only the leading process prints and writes the study's files.
-
-    Raises:
-        typer.Exit: A run failed or is damaged (nonzero code), or this process is not the leading one (code 0).
+    Raises typer.Exit with a nonzero code for failed or damaged runs.
     """
     prepared = prepare_study(grid, settings, scheduling)
     place = this_place()
@@ -256,7 +253,7 @@ def plan(
 
 
 def failure_lines(rows: Sequence[tables.Row]) -> list[str]:
-    """Return one line per reason for failed runs, with the first run that failed for this reason."""
+    """Return one line per error, with the first run that failed with this error."""
     runs: dict[str, list[str]] = {}
     for row in rows:
         if row.failure:

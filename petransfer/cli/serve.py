@@ -1,4 +1,4 @@
-"""The verb `serve`: an HTTP server with OpenAI's API for completions and chats, for adapters and whole models."""
+"""The verb `serve`: an HTTP server with OpenAI's API for completions and chats."""
 
 from __future__ import annotations
 
@@ -83,11 +83,7 @@ def serve(
 
 
 def models_of(sources: list[Source], where: Where) -> dict[str, Model]:
-    """Load the models to serve, and return them by name. All adapters share one base model, which is loaded once.
-
-    Raises:
-        UserError: The adapters have different bases, or a model cannot be loaded.
-    """
+    """Load the models to serve, and return the models by name. All adapters share one base model."""
     from petransfer.sharing.combined_adapters import put_together
     from petransfer.sharing.request_batches import Model
     from petransfer.sharing.whole_models import whole_predictor
@@ -110,13 +106,7 @@ def models_of(sources: list[Source], where: Where) -> dict[str, Model]:
 
 
 def _names(labels: list[str]) -> list[str]:
-    """Return a model name for each label: the last part of the path, or all of it if several paths end in this part.
-
-    A name that begins with `nano/` is not shortened.
-
-    Raises:
-        UserError: Two sources are the same.
-    """
+    """Return a unique model name for each label, as short as possible."""
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice:
         raise UserError(f"{twice} is named twice; name each adapter once")

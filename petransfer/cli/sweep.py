@@ -1,4 +1,4 @@
-"""The verb `sweep`: train each arm and method of a recipe at several learning rates, and score them on dev only."""
+"""The verb `sweep`: train with several learning rates, and score on dev."""
 
 from __future__ import annotations
 
@@ -99,15 +99,6 @@ def _numbers(option: str, text: str | None) -> list[float]:
 
 
 def _kind(study: StudyGrid, recipe: Recipe, own: list[Cell], folder: StudyFolder) -> Kind:
-    """Return the `Kind` of a sweep's runs. At the end it writes sweep.json and prints a table and the best rates.
-
-    Args:
-        study: The grid of the sweep's runs.
-        recipe: The recipe of the study that the sweep is for.
-        own: The cells of that study.
-        folder: The folder of that study.
-    """
-
     def end(as_json: bool) -> None:
         content = update_sweep(study.recipe, own, study.cells, folder)
         if as_json:

@@ -1,4 +1,4 @@
-"""Print tables that fit the width of a terminal: wrap their cells, or print each row as several lines."""
+"""Print tables that fit the width of a terminal."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MEANINGS = (
 
 
 def print_meanings(table: Table) -> None:
-    """Print one line for each abbreviation in a table's headings, with its meaning."""
+    """Print the meaning of each abbreviation in a table's headings."""
     heads = [_plain(column.header) for column in table.columns]
     for line in _MEANINGS:
         word = line.partition(":")[0]
@@ -37,15 +37,12 @@ def print_meanings(table: Table) -> None:
 
 
 def print_table(table: Table) -> None:
-    """Print a table. It fits the width of the terminal; in a file or a pipe it has up to 200 characters."""
+    """Print a table that fits the terminal. In a file, a line has up to 200 characters."""
     print_fitting(table, Console(width=None if sys.stdout.isatty() else UNLIMITED))
 
 
 def print_fitting(table: Table, console: Console) -> None:
-    """Print a table that fits the width of a console.
-
-    All columns are shown. If they do not fit, cells are wrapped; if that is not enough, a row becomes several lines.
-    """
+    """Print a table that fits a console."""
     cells = [[_plain(cell) for cell in column.cells] for column in table.columns]
     heads = [_plain(column.header) for column in table.columns]
     natural = [max(map(_width, [head, *column])) for head, column in zip(heads, cells, strict=True)]
@@ -56,18 +53,18 @@ def print_fitting(table: Table, console: Console) -> None:
     room = console.width - 3 * len(heads) - 1  # a border and two spaces for each column
     if sum(natural) <= room:
         console.print(table)
-    elif sum(least) <= room:
+    elif sum(least) <= room:  # wrap the cells
         for column, width in zip(table.columns, _shared_out(natural, least, room), strict=True):
             column.width, column.no_wrap, column.overflow = width, False, "fold"
             column.header = _wrapped(column.header, width)
             column._cells[:] = [_wrapped(cell, width) for cell in column.cells]
         console.print(table)
-    else:
+    else:  # print each row as several lines
         _print_rows(table, heads, cells, console)
 
 
 def _wrapped(cell: RenderableType, width: int) -> RenderableType:
-    """Return a cell's text with line breaks at white space and hyphens, so that rich does not break words."""
+    """Return a cell's text with line breaks at white space and hyphens."""
     if not isinstance(cell, str | Text):
         return cell
     text = Text.from_markup(cell) if isinstance(cell, str) else cell
@@ -78,10 +75,7 @@ def _wrapped(cell: RenderableType, width: int) -> RenderableType:
 
 
 def _line_ends(text: str, width: int) -> list[int]:
-    """Return the positions at which to break a text into lines of at most `width` characters.
-
-    A line is longer if a single word is longer.
-    """
+    """Return the positions of line breaks for lines of at most `width` characters."""
     starts = [0, *(found.start() for found in _BREAK.finditer(text)), len(text)]
     ends, begin = [], 0
     for start, end in itertools.pairwise(starts):
@@ -92,13 +86,7 @@ def _line_ends(text: str, width: int) -> list[int]:
 
 
 def _shared_out(natural: list[int], least: list[int], room: int) -> list[int]:
-    """Return column widths whose sum is at most `room`: the widest column is reduced by 1 until all columns fit.
-
-    Args:
-        natural: The widths that the columns have without wrapping.
-        least: The smallest width that each column may get.
-        room: The width for all columns together, in characters.
-    """
+    """Return column widths with a sum of at most `room`. The widest columns are reduced."""
     widths = list(natural)
     while sum(widths) > room:
         at = max((at for at in range(len(widths)) if widths[at] > least[at]), key=widths.__getitem__)

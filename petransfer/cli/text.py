@@ -13,7 +13,7 @@ _BOM = b"\xef\xbb\xbf"
 
 
 def one_line(text: str) -> str:
-    """Return a generated text as one line of output: its line breaks are written as `\\n` and `\\r`."""
+    """Return a text on one line: line breaks are written as `\\n` and `\\r`."""
     return text.replace("\r", "\\r").replace("\n", "\\n")
 
 
@@ -23,7 +23,7 @@ LONGEST_LINE = 16_000_000
 
 
 def input_lines(file: Path | None) -> Iterator[str]:
-    """Yield every line of a UTF-8 file or of standard input, without its line break and without a byte order mark.
+    """Yield the lines of a UTF-8 file or of standard input, without line breaks.
 
     Raises:
         UserError: The file cannot be read, or a line is not UTF-8 or is longer than `LONGEST_LINE`.

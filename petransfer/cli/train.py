@@ -1,4 +1,4 @@
-"""`train`: train an adapter on the user's data. The options are turned into an ordinary recipe, which is then run."""
+"""The verb `train`: turn options into a recipe, and train an adapter on the user's data."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ def train(
 
 
 def _show_plan(training: TrainStudy, folds: CrossValidation | None, fit: Fit, cpu: bool, as_json: bool) -> None:
-    """Print the recipe, a summary of the data, and the memory and time that the training needs."""
+    """Print the recipe, the data, and the memory and time of a training."""
     grid, rows = training.grid, training.rows
     grid.folder.check(grid.recipe.name)
     checkpoint = grid.cells[0].spec.checkpoint
@@ -265,12 +265,7 @@ def _show_plan(training: TrainStudy, folds: CrossValidation | None, fit: Fit, cp
 
 
 def describe(training: TrainStudy, folds: CrossValidation | None = None) -> list[str]:
-    """Describe in a few lines the model, the data, the length of the training and the output folder.
-
-    Args:
-        training: The training.
-        folds: The cross-validation whose first fold this training is; None if there is no cross-validation.
-    """
+    """Describe the model, the data, the training length and the output folder in a few lines."""
     grid, rows = training.grid, training.rows
     spec = grid.cells[0].spec
     train, method = spec.train, grid.cells[0].method
@@ -292,13 +287,13 @@ def describe(training: TrainStudy, folds: CrossValidation | None = None) -> list
 
 
 def _epochs(number: float) -> str:
-    """Return a number of epochs as text, with three significant digits and without exponent: `26.7 epochs`."""
+    """Return a number of epochs as text, such as `26.7 epochs`."""
     shown = f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
     return f"{shown} {'epoch' if shown == '1' else 'epochs'}"
 
 
 def print_summaries(training: TrainStudy) -> None:
-    """Print the scores, why training ended, sample predictions, and commands that usually come next."""
+    """Print scores, reason for stopping, sample predictions and next commands."""
     found = summaries(training.grid)
     for one in found:
         head = f"seed {one.cell.seed}: " if len(found) > 1 else ""
@@ -318,7 +313,7 @@ def print_summaries(training: TrainStudy) -> None:
 
 
 def next_commands(best: TrainSummary, training: TrainStudy) -> list[str]:
-    """Return lines with the commands that usually follow a training; their paths are those of this training."""
+    """Return lines with the commands that usually follow a training."""
     study = training.grid.folder.path
     alone = sum(training.grid.folder.run(name).done for name in training.grid.folder.names()) == 1
     run = shlex.quote(

@@ -21,19 +21,16 @@ logger = logging.getLogger(__name__)
 
 
 def describe_folds(found: CrossValidation) -> str:
-    """Return a line that says how many rows and folds a cross-validation has."""
+    """Return a line about the rows and folds of a cross-validation."""
     rows = found.folds[0].rows
     total = count(rows["train"] + rows["dev"], "row")
     return f"data: {total} in {len(found.folds)} folds; each fold is scored by a model that is trained on the others"
 
 
 def train_folds(found: CrossValidation, settings: Settings, machine: bool) -> TrainStudy:
-    """Train and score each fold, print the scores, and train on all rows. Return the training on all rows.
+    """Train and score each fold. Return the training on all rows.
 
-    Args:
-        found: The cross-validation. Its finished trainings are skipped.
-        settings: How to execute the runs.
-        machine: Print JSON instead of text.
+    With `machine`, JSON is printed instead of text.
     """
     show: Callable[[str], None] = logger.debug if machine else print
 
