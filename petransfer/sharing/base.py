@@ -78,7 +78,6 @@ class Base:
 
 
 def default_device() -> str:
-    """Return `cuda` if there is a GPU, else `cpu`."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -44,7 +44,6 @@ class LlamaCppModel:
         self._has_encoder = bool(self._api.llama_model_has_encoder(self._model))
 
     def close(self) -> None:
-        """Free the memory of the model."""
         self._api.llama_free(self._context)
         self._api.llama_model_free(self._model)
 

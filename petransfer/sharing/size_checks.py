@@ -1,7 +1,7 @@
 """Refuse an adapter whose configuration requests too much memory.
 
-peft allocates the memory that adapter_config.json requests before it reads any tensor. Without these checks, a file of
-a few kilobytes could request terabytes.
+peft allocates the memory that adapter_config.json requests before it reads any tensor. A file of a few kilobytes could
+request terabytes.
 """
 
 from __future__ import annotations

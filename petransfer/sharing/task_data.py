@@ -148,7 +148,6 @@ def row_hash(row: Example) -> bytes:
 
 
 def row_hashes(rows: Iterable[Example]) -> frozenset[bytes]:
-    """Return the hashes of all examples, computed by `row_hash`."""
     return frozenset(map(row_hash, rows))
 
 

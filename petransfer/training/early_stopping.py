@@ -25,8 +25,9 @@ class StoppingState:
         best_step: step with the best weights. 0 before the first evaluation.
         best_exact_match: exact match on dev at `best_step`, in percent.
         best_loss: loss on dev at `best_step`, in nats per target token.
-        level_exact_match: exact match is improved if it is at least `min_delta` percentage points higher.
-        level_loss: loss is improved if it is at least `min_delta` per cent lower.
+        level_exact_match: exact match at its last improvement, that is, a rise by at least `min_delta` percentage
+            points.
+        level_loss: loss at its last improvement, that is, a fall by at least `min_delta` per cent.
         evaluations: number of evaluations on dev.
         stale: number of evaluations since the last improvement.
         cooldown_from: first step of the cooldown, in which the learning rate falls to zero. 0 before the cooldown.
@@ -49,7 +50,6 @@ class StoppingState:
         return cls(**content)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the state as plain JSON values."""
         return asdict(self)
 
 
@@ -95,7 +95,6 @@ class EarlyStopper:
 
     @property
     def cooldown_steps(self) -> int:
-        """The number of optimiser steps of the cooldown."""
         return self.settings.cooldown * self.settings.every
 
     def cooldown_factor(self, step: int, last: int) -> float:
@@ -121,7 +120,7 @@ class EarlyStopper:
         return (-math.inf if exact_match is None else exact_match, lower_loss)
 
     def _improves(self, exact_match: float, loss: float) -> bool:
-        """Return whether a score improved on its level, and update the levels."""
+        """Return whether a score improved, and update the levels of improved scores."""
         state, delta = self.state, self.settings.min_delta
         improved = False
         uses_exact_match = self.settings.metric == "exact_match"

@@ -455,7 +455,6 @@ def with_smaller_micro_batches(attempt: Callable[[], Result], loops: Sequence[Lo
 
 
 def dropout_seed(seed: int, step: int, process: int) -> int:
-    """Return the dropout seed of a process for one step."""
     return (seed * 1_000_003 + step) * 1_009 + process
 
 

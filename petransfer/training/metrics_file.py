@@ -17,7 +17,6 @@ class MetricsFile:
         self.path = path
 
     def append(self, line: dict[str, Any]) -> None:
-        """Append one line of JSON to the file."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

@@ -68,7 +68,6 @@ class RunTrackers:
             self._each(lambda tracker: _log_table(tracker, rows, step))
 
     def close(self) -> None:
-        """End the run in every tracker."""
         self._each(lambda tracker: tracker.finish())
         self._trackers = []
 

@@ -115,7 +115,6 @@ class Layer(torch.nn.Module):
         return self.base.weight
 
     def drop(self, at: int) -> None:
-        """Remove the member with the index `at`."""
         del self.members[at]
 
 
@@ -174,7 +173,6 @@ class MemberDropout:
         self._widths: Sequence[Mapping[int, int]] = ()
 
     def drop(self, at: int) -> None:
-        """Remove the member with the index `at`."""
         del self._states[at]
 
     def seed(self, seeds: Sequence[int]) -> None:
