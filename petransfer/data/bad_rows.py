@@ -1,4 +1,4 @@
-"""Count the rows of the data that cannot be used, by reason, and write the error message or the note about them."""
+"""Count the unusable rows of the data by reason, and write the message about them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class BadRow(ValueError):
     """The error for a row that cannot be used.
 
     Args:
-        reason: The kind of fault. Rows with the same reason are counted together.
-        detail: What is wrong in this row only, such as the character that the tokenizer loses; may be empty.
+        reason: Kind of fault. Rows are counted by reason.
+        detail: Fault of this one row, such as the character that the tokenizer loses. Can be empty.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -22,10 +22,7 @@ class BadRow(ValueError):
 
 
 class BadRows:
-    """Counts of the rows that cannot be used, from one or several files.
-
-    For each reason, this object stores the number of rows, and the place and the detail of the first row.
-    """
+    """Counts of unusable rows by reason, with the place and the detail of each reason's first row."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -33,12 +30,7 @@ class BadRows:
         self._first: dict[str, str] = {}
 
     def add(self, place: str, problem: BadRow) -> None:
-        """Count a row that cannot be used.
-
-        Args:
-            place: The file and the line of the row, for messages.
-            problem: Why the row cannot be used.
-        """
+        """Count an unusable row. `place` is its file and line, for messages."""
         self.count += 1
         self._numbers[problem.reason] = self._numbers.get(problem.reason, 0) + 1
         self._first.setdefault(problem.reason, f"{place}: {problem}")
@@ -47,18 +39,17 @@ class BadRows:
         return self.count > 0
 
     def has(self, reason: str) -> bool:
-        """Return whether any row was counted for this reason."""
         return reason in self._numbers
 
     def is_new(self, problem: BadRow) -> bool:
-        """Return whether no row was counted yet for the reason of `problem`.
+        """Return whether `problem` is the first one with its reason.
 
-        `summary` shows only the place of each reason's first row, so callers need not compute the places of later rows.
+        `summary` shows only the places of these first rows.
         """
         return problem.reason not in self._numbers
 
     def summary(self) -> str:
-        """Return the most frequent reasons on one line, each with its first row and the number of further rows."""
+        """Return one line with the most frequent reasons, their first rows and their numbers of rows."""
         order = sorted(self._numbers, key=lambda reason: -self._numbers[reason])
         shown = []
         for reason in order[:_REASONS_SHOWN]:
@@ -68,26 +59,19 @@ class BadRows:
         return "; ".join([*shown, f"and {others} other reasons"] if others else shown)
 
     def refusal(self, rows: int, name: str) -> str:
-        """Return the error message for data that has bad rows, if the user did not choose to skip them.
-
-        Args:
-            rows: The number of all rows, good and bad.
-            name: The name of the data.
-        """
+        """Return the error message for data with unusable rows. `rows` counts all rows of the data."""
         return (
             f"{self.count:,} of {rows:,} rows of {name} cannot be used: {self.summary()}; correct them, or leave such "
             "rows out with --skip-bad-rows"
         )
 
     def note(self) -> str:
-        """Return the note that tells the user how many bad rows were skipped, and why."""
+        """Return the note about the number of skipped rows and the reasons."""
         return f"{count(self.count, 'bad row')} left out: {self.summary()}"
 
 
 def visible(text: str, most: int = 60) -> str:
-    """Return a text in quotes for a message. Line breaks, tabs, and blanks at both ends are made visible.
-
-    If the text is longer than `most` characters, its middle is replaced by three dots.
+    """Return a text in quotes for a message, of at most `most` characters.
 
     >>> visible("two words ")
     "'two words␣'"

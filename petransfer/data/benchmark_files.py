@@ -1,7 +1,4 @@
-"""Find the files of a benchmark in the user's folder or in the cache, or download them from a fixed commit on GitHub.
-
-The sha256 of every file is checked. Rows are read one at a time.
-"""
+"""Find the files of a benchmark in the user's folder or in the cache, or download them, and check their sha256."""
 
 from __future__ import annotations
 
@@ -35,10 +32,10 @@ class Source:
 
     Args:
         repository: `owner/name` on GitHub.
-        commit: The hash of the commit. Give all 40 digits: GitHub's server for raw files may not accept fewer.
-        path: The path of the file in the repository.
-        place: The path of the file below the user's data folder.
-        sha256: The hash of the file's content. A text file is hashed unpacked and with `\\n` line ends.
+        commit: Hash of the commit, with all 40 digits.
+        path: Path of the file in the repository.
+        place: Path of the file below the user's data folder.
+        sha256: Hash of the file's content. A text file is hashed unpacked and with `\\n` line ends.
     """
 
     repository: str
@@ -53,11 +50,7 @@ class Source:
 
 
 def cache_dir() -> Path:
-    """Return the folder for downloads: `$PETRANSFER_CACHE`, or `~/.cache/petransfer`.
-
-    Raises:
-        UserError: The account has no home folder.
-    """
+    """Return the folder for downloads: `$PETRANSFER_CACHE`, or `~/.cache/petransfer`."""
     given = os.environ.get("PETRANSFER_CACHE")
     try:
         return Path(given).expanduser() if given else Path.home() / ".cache" / "petransfer"
@@ -66,7 +59,7 @@ def cache_dir() -> Path:
 
 
 def cache_advice() -> str:
-    """Return how to use another folder as the cache: the command of this process, with the folder before it."""
+    """Return the advice for an error message: how to use another folder as the cache."""
     try:
         folder = str(Path(tempfile.gettempdir()) / "petransfer-cache")
     except FileNotFoundError:
@@ -79,11 +72,7 @@ def cache_advice() -> str:
 
 
 def find(data_dir: Path, names: Iterable[str]) -> Path | None:
-    """Return the path of the first of `names` that exists below `data_dir`, plain or as `.xz`; None if none exists.
-
-    Raises:
-        UserError: `data_dir` is not a folder.
-    """
+    """Return the first existing file of `names` below `data_dir`, plain or as `.xz`. None if no file exists."""
     if not data_dir.is_dir():
         raise UserError(f"the data folder {data_dir} does not exist: correct or leave out --data-dir")
     for name in names:
@@ -94,14 +83,12 @@ def find(data_dir: Path, names: Iterable[str]) -> Path | None:
 
 
 def locate(source: Source, data_dir: Path | None, names: Iterable[str]) -> Path:
-    """Return the path of a file in `data_dir` or in the cache. If it is in neither, download it into the cache.
+    """Return the path of a benchmark's file in `data_dir` or in the cache.
 
-    Here, the sha256 is checked only after a download. `read_rows` checks it again while it reads a file.
+    A file that is in neither folder is downloaded into the cache.
 
     Args:
-        source: The published file.
-        data_dir: The user's data folder; None if there is none.
-        names: The paths below `data_dir` that the file may have; the first one that exists is used.
+        names: Possible paths of the file below `data_dir`. The first existing path is used.
 
     Raises:
         UserError: `data_dir` is not a folder, the download failed, or the downloaded file is not the published one.
@@ -109,6 +96,7 @@ def locate(source: Source, data_dir: Path | None, names: Iterable[str]) -> Path:
     found = find(data_dir, names) if data_dir else None
     if found:
         return found
+    # only a download is checked here; `read_rows` checks the sha256 of every file while it reads
     cached = cache_dir() / source.repository / source.commit / source.path
     if not cached.is_file():
         _download(source, cached, data_dir)
@@ -119,10 +107,8 @@ def read_rows(path: Path, parse: Callable[[str], Row], sha256: str | None = None
     """Yield the rows of a text file, plain or `.xz`. Each line is one row.
 
     Args:
-        path: The file.
-        parse: Converts a line, without its line end, to a row. It raises a ValueError if the line is wrong.
-        sha256: The expected hash of the unpacked file with `\\n` line ends, compared after the last row. None: the hash
-            is not checked.
+        parse: Function that converts a line (without line end) to a row. A wrong line raises ValueError.
+        sha256: Expected hash of the unpacked file with `\\n` line ends. None: not checked.
 
     Raises:
         UserError: The file cannot be read or unpacked, a line is wrong (the message has its number), or the hash
@@ -134,10 +120,7 @@ def read_rows(path: Path, parse: Callable[[str], Row], sha256: str | None = None
 def rows_of(
     lines: Iterable[bytes], path: Path, parse: Callable[[str], Row], sha256: str | None = None
 ) -> Iterator[Row]:
-    """Convert lines that are already in memory to rows, and yield the rows; see `read_rows`.
-
-    `path` is only used in error messages.
-    """
+    """Yield the rows of lines in memory; see `read_rows`. `path` is for error messages."""
     digest = hashlib.sha256()
     for number, raw in enumerate(lines, start=1):
         line = raw.removesuffix(b"\n").removesuffix(b"\r")
@@ -164,7 +147,6 @@ def _raw_lines(path: Path) -> Iterator[bytes]:
 
 
 def _download(source: Source, target: Path, data_dir: Path | None) -> None:
-    """Download a file under a temporary name, check its sha256, and rename it to `target`."""
     # `tempfile` is not used: only the owner can read its files, but several users can share a cache
     part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
     try:
@@ -188,7 +170,7 @@ def _download(source: Source, target: Path, data_dir: Path | None) -> None:
 
 
 def _receive(source: Source, file: IO[bytes]) -> str:
-    """Download the content of `source` into `file`, with a progress bar on stderr, and return its sha256."""
+    """Download `source` into `file`, and return the sha256."""
     # imported here, because importing petransfer.data must stay fast
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
@@ -218,5 +200,4 @@ def _by_hand(source: Source, data_dir: Path | None) -> str:
 
 
 def difference(got: str, expected: str) -> str:
-    """Return the part of an error message that shows a file's sha256 and the expected one."""
     return f"its sha256 is {got[:12]}..., expected {expected[:12]}..."

@@ -16,16 +16,14 @@ from petransfer.errors import UserError, reason_of
 
 
 def chat_layout(tokenizer: PreTrainedTokenizerBase, layout: Layout, chat: str) -> Layout:
-    """Return the layout for examples that are chats. With a chat template, targets end with its end-of-turn token.
+    """Return the layout for examples that are chats.
 
     Args:
-        tokenizer: The model's tokenizer.
-        layout: The model's layout for texts.
-        chat: The field `chat` of the examples. Unless it is `template`, `layout` is returned unchanged.
+        chat: Field `chat` of the examples. With `template`, targets end with the end-of-turn token of the chat
+            template. Otherwise `layout` is returned unchanged.
 
     Raises:
-        UserError: `chat` is `template`, but the model is an encoder-decoder, or the chat template of its tokenizer is
-            missing or raises an error.
+        UserError: The tokenizer has no usable chat template, or the model is an encoder-decoder.
     """
     if chat != "template":
         return layout
@@ -44,16 +42,12 @@ def chat_layout(tokenizer: PreTrainedTokenizerBase, layout: Layout, chat: str) -
 
 
 def render_chat(text: str, prefix: str, tokenizer: PreTrainedTokenizerBase, chat: str) -> str:
-    """Return the prompt of a chat as text, up to where the assistant's answer begins.
+    """Return the prompt of a chat as text, up to the beginning of the assistant's answer.
 
     Args:
-        text: The JSON list of the messages before the answer. Any other text counts as one message of the user.
-        prefix: A text that is inserted at the beginning of the user's last message.
-        tokenizer: The tokenizer, whose chat template is used.
+        text: JSON list of the messages before the answer. Any other text is one message of the user.
+        prefix: Text that is inserted at the beginning of the user's last message.
         chat: `template` for the chat template, `plain` for `role: content` lines.
-
-    Raises:
-        BadRow: The template raises an error. Some templates do so if the roles do not alternate.
     """
     messages = _with_prefix(messages_of(text), prefix)
     if chat == "plain":
@@ -65,7 +59,7 @@ def render_chat(text: str, prefix: str, tokenizer: PreTrainedTokenizerBase, chat
 
 
 def messages_of(text: str) -> list[dict[str, Any]]:
-    """Return the messages of a prompt. A text that is not a JSON list of messages is one message of the user."""
+    """Return the messages of a prompt. Plain text becomes one message of the user."""
     if text.lstrip().startswith("["):
         try:
             return read_messages(json.loads(text))
@@ -83,7 +77,7 @@ def _with_prefix(messages: Sequence[Mapping[str, Any]], prefix: str) -> list[dic
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase, eos_id: int) -> int:
-    """Return the first special token that the chat template writes after an answer; `eos_id` if it writes none."""
+    """Return the chat template's first special token after an answer. Default: `eos_id`."""
     messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "ANSWER"}]
     try:
         tail = str(tokenizer.apply_chat_template(messages, tokenize=False)).rpartition("ANSWER")[2]

@@ -1,4 +1,4 @@
-"""Encode the parts of a split as token ids, and check the examples in the same pass, before a model is loaded."""
+"""Encode the parts of a split as token ids and check the examples, before a model is loaded."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TooLong = Callable[[Encoded], BadRow | None]
 
 
 class LazilyEncoded(Sequence[Encoded]):
-    """The token ids of examples that stay on disk. An example is encoded each time it is accessed."""
+    """The token ids of examples on disk. An example is encoded at each access."""
 
     def __init__(
         self, examples: Sequence[Example], prefix: str, tokenizer: PreTrainedTokenizerBase, layout: Layout
@@ -53,12 +53,11 @@ class LazilyEncoded(Sequence[Encoded]):
         return self.take(range(*at.indices(len(self)))) if isinstance(at, slice) else self.take([at])[0]
 
     def take(self, positions: Iterable[int]) -> list[Encoded]:
-        """Return the token ids of several examples. Encoding them in one call is faster than one by one."""
+        """Encode the examples at these positions in one call, which is faster than one by one."""
         return encode_examples([self.examples[at] for at in positions], self._prefix, self._tokenizer, self._layout)
 
 
 def take(encoded: Sequence[Encoded], positions: Sequence[int]) -> list[Encoded]:
-    """Return the token ids of the examples at these positions."""
     if isinstance(encoded, LazilyEncoded):
         return encoded.take(positions)
     return [encoded[at] for at in positions]
@@ -69,12 +68,12 @@ class EncodedPart:
     """One part of a split (train, dev or test) as token ids.
 
     Args:
-        examples: The examples that can be used.
-        encoded: The token ids of `examples`, either in memory or encoded at every access.
-        token_ids: All token ids that occur in the examples that were checked; see `encode_part`.
-        bad: The position and the reason of each example that cannot be used.
-        changed_inputs: For each character that the tokenizer loses, the number of inputs that lose it.
-        inputs_checked: The number of inputs that were checked for lost characters.
+        examples: The usable examples.
+        encoded: Token ids of `examples`, in memory or encoded at every access.
+        token_ids: All token ids in the checked examples; see `encode_part`.
+        bad: Position and reason of each unusable example.
+        changed_inputs: For each character that the tokenizer loses, the number of inputs with this character.
+        inputs_checked: Number of inputs that were checked for lost characters.
     """
 
     examples: Sequence[Example]
@@ -90,10 +89,10 @@ class EncodedSplit:
     """A split as token ids.
 
     Args:
-        data: The examples that can be used.
-        parts: The token ids of these examples, by part.
-        token_ids: All token ids that occur in the training examples that were checked; see `encode_split`.
-        notes: Messages for the user about skipped rows, and about characters of inputs that the tokenizer loses.
+        data: The usable examples.
+        parts: Token ids of these examples, by part.
+        token_ids: All token ids in the checked training examples; see `encode_split`.
+        notes: Messages for the user about skipped rows and about lost characters of inputs.
     """
 
     data: SplitData
@@ -116,19 +115,10 @@ def encode_split(
     """Encode parts of a split, and find the examples that cannot be used.
 
     Args:
-        data: The examples of the split.
-        prefix: The text before every input.
-        tokenizer: The model's tokenizer.
-        layout: The model's layout.
-        parts: The parts to encode.
-        too_long: Returns why an example is too long for the model, or None if it is not.
-        skip_bad_rows: Leave out the examples that cannot be used, instead of raising an error.
-        used_in_training: Returns the positions of the training examples that training will use. Only these are checked
-            if the training part is too large for memory and bad rows are not skipped. None: every example is checked.
-
-    Raises:
-        UserError: Some examples cannot be used and `skip_bad_rows` is False (the message counts them by reason), or a
-            part has no example that can be used.
+        too_long: Function that returns why an example is too long for the model, or None.
+        skip_bad_rows: Leave out unusable examples, instead of raising an error.
+        used_in_training: Function that returns the positions of the examples that training will use. If the training
+            part is too large for memory and `skip_bad_rows` is False, only these examples are checked. None: all.
     """
     found: dict[str, EncodedPart] = {}
     bad = BadRows()
@@ -159,16 +149,12 @@ def encode_part(
     too_long: TooLong = lambda encoded: None,
     used: Callable[[], Iterable[int]] | None = None,
 ) -> EncodedPart:
-    """Encode one part of a split. Examples that cannot be used are left out and listed in the result's `bad`.
+    """Encode one part of a split. Unusable examples are left out and listed in `bad`.
 
     Args:
-        examples: The examples of the part.
-        prefix: The text before every input.
-        tokenizer: The model's tokenizer.
-        layout: The model's layout.
-        too_long: Returns why an example is too long for the model, or None if it is not.
-        used: Returns the positions of the examples to check if the part is too large for memory. None: every example is
-            checked.
+        too_long: Function that returns why an example is too long for the model, or None.
+        used: Function that returns the positions of the examples to check if the part is too large for memory. None:
+            all examples are checked.
     """
     keep = len(examples) <= KEPT or isinstance(examples, tuple | list)
     positions = range(len(examples)) if keep or used is None else used()
@@ -202,10 +188,7 @@ def _without(examples: Sequence[Example], positions: Sequence[int]) -> Sequence[
 
 
 def _lost_in_inputs(examples: Sequence[Example], prefix: str, tokenizer: PreTrainedTokenizerBase) -> Iterable[str]:
-    """Yield, for each input, every character that is lost when the input is encoded and decoded.
-
-    Lost line breaks and tabs are yielded, but other lost blanks are not. Chats are not checked.
-    """
+    """Yield the lost characters of each input. Of the blanks, only line breaks and tabs count."""
     if examples[0].chat:
         return
     texts = [input_text(example, prefix, tokenizer) for example in examples]

@@ -1,4 +1,4 @@
-"""Encode texts as token ids, and decode them. A target is refused if decoding does not reproduce it exactly."""
+"""Encode texts as token ids, and decode them. A target must be reproduced exactly by decoding."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ADVICE = "take a checkpoint whose tokenizer has them, write them otherwise, or l
 
 @dataclass(frozen=True)
 class Encoded:
-    """The token ids of one example, with the model's special tokens. `target_ids` ends with the end token."""
+    """The token ids of one example, with special tokens. `target_ids` ends with the end token."""
 
     input_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
@@ -40,13 +40,10 @@ class Encoded:
 def encode_inputs(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, layout: Layout, is_rendered: bool = False
 ) -> list[tuple[int, ...]]:
-    """Return the token ids of inputs. For a decoder-only model, a line break is added to separate input and target.
+    """Return the token ids of inputs. For a decoder-only model, a line break separates input and target.
 
     Args:
-        texts: The inputs, each with its prefix.
-        tokenizer: The model's tokenizer.
-        layout: The model's layout.
-        is_rendered: Whether a chat template wrote the texts. They then contain all special tokens; nothing is added.
+        is_rendered: Whether a chat template wrote the texts. Then no special token and no line break is added.
     """
     if is_rendered:
         rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
@@ -62,7 +59,7 @@ def encode_targets(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, lay
     """Return the token ids of each target, including the end token.
 
     Raises:
-        UserError: Decoding does not reproduce a target; the message names the lost characters.
+        UserError: Decoding does not reproduce a target.
     """
     rows = _target_rows(texts, tokenizer)
     for text, row, back in zip(texts, rows, decode(rows, tokenizer), strict=True):
@@ -76,12 +73,7 @@ def encode_targets(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, lay
 def encode_examples(
     examples: Sequence[Example], prefix: str, tokenizer: PreTrainedTokenizerBase, layout: Layout
 ) -> list[Encoded]:
-    """Return the token ids of examples, with `prefix` before each input.
-
-    Raises:
-        UserError: Decoding does not reproduce a target.
-        BadRow: The chat template raises an error for the messages of an example.
-    """
+    """Return the token ids of examples, with `prefix` before each input."""
     inputs = [input_text(example, prefix, tokenizer) for example in examples]
     sources = encode_inputs(inputs, tokenizer, layout, _is_rendered(examples))
     targets = encode_targets([example.target for example in examples], tokenizer, layout)
@@ -91,7 +83,7 @@ def encode_examples(
 def encode_checked(
     examples: Sequence[Example], prefix: str, tokenizer: PreTrainedTokenizerBase, layout: Layout
 ) -> list[Encoded | BadRow]:
-    """Return the token ids of each example, or a `BadRow` with the reason if the example cannot be used."""
+    """Return the token ids of each usable example, and a `BadRow` for each unusable example."""
     found: list[Encoded | BadRow] = []
     inputs: list[str] = []
     problems: dict[int, BadRow] = {}
@@ -111,29 +103,23 @@ def encode_checked(
 
 
 def input_text(example: Example, prefix: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return an example's input as the model reads it: with `prefix`, and with a chat converted to text.
-
-    Raises:
-        BadRow: The chat template raises an error for the example's messages.
-    """
+    """Return the text of an example's input, with `prefix`. A chat is converted to text."""
     return render_chat(example.input, prefix, tokenizer, example.chat) if example.chat else prefix + example.input
 
 
 def decode(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Decode rows of token ids to texts. Special tokens are left out, and blanks are not changed."""
+    """Decode rows of token ids to texts, without special tokens. Blanks are not changed."""
     return [
         str(tokenizer.decode(list(row), skip_special_tokens=True, clean_up_tokenization_spaces=False)) for row in rows
     ]
 
 
 def target_problem(text: str, row: Sequence[int], back: str, tokenizer: PreTrainedTokenizerBase) -> BadRow | None:
-    """Return why a target cannot be generated exactly, or None if it can.
+    """Return why the model cannot generate a target exactly. None if it can.
 
     Args:
-        text: The target.
-        row: The token ids of the target, without the end token.
-        back: The text that decoding `row` gives.
-        tokenizer: The model's tokenizer.
+        row: Token ids of the target, without the end token.
+        back: The text decoded from `row`.
     """
     has_unknown = tokenizer.unk_token_id is not None and tokenizer.unk_token_id in row
     if back == text and not has_unknown:
@@ -153,7 +139,7 @@ def target_problem(text: str, row: Sequence[int], back: str, tokenizer: PreTrain
 
 
 def lost_characters(text: str, back: str) -> list[str]:
-    """Return the characters of `text` that are missing from `back`, the decoded text. Blanks are ignored."""
+    """Return the characters of `text` that are missing from the decoded text `back`, without blanks."""
     return sorted({sign for sign in text if sign not in back and not sign.isspace()})
 
 

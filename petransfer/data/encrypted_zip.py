@@ -1,4 +1,4 @@
-"""Read a file from a password-protected zip archive. It is unpacked in memory; nothing is written to disk."""
+"""Read a file from a password-protected zip archive in memory, without writing to disk."""
 
 from __future__ import annotations
 
@@ -16,14 +16,8 @@ def open_member(path: Path, member: str, sha256: str, password: str, asked: str)
     """Return the lines of one file in a password-protected zip archive.
 
     Args:
-        path: The archive.
-        member: The name of the file in the archive.
-        sha256: The expected hash of the archive.
-        password: The password of the archive.
-        asked: Where the user gave the password, such as `$PETRANSFER_SLOG_PASSWORD`; for the error message.
-
-    Raises:
-        UserError: The archive cannot be read, is not the published one, or the password is wrong.
+        sha256: Expected hash of the archive.
+        asked: Source of the password for the error message, such as `$PETRANSFER_SLOG_PASSWORD`.
     """
     try:
         packed = path.read_bytes()

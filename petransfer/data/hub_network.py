@@ -1,4 +1,4 @@
-"""Check once whether the hub can be reached, because each request to an unreachable hub fails only after retries."""
+"""Check once whether the hub can be reached, because each failing request costs time."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ _PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HTTP_PROXY"
 
 @functools.cache
 def hub_is_reachable() -> bool:
-    """Return whether a connection to the hub can be opened.
-
-    The result is False if `HF_HUB_OFFLINE` is set. It is True, without a test, if a proxy is set.
-    """
+    """Return whether a connection to the hub can be opened. True, without a test, if a proxy is set."""
     from huggingface_hub import constants  # imported here because it takes time
 
     if constants.HF_HUB_OFFLINE:
@@ -34,11 +31,7 @@ def hub_is_reachable() -> bool:
 
 
 def use_cache_if_unreachable() -> bool:
-    """If the hub cannot be reached, restrict huggingface_hub to its cache, in this process and in its workers.
-
-    Returns:
-        Whether the hub can be reached.
-    """
+    """Return whether the hub can be reached. If not, restrict huggingface_hub to its cache."""
     if hub_is_reachable():
         return True
     from huggingface_hub import constants

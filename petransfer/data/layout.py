@@ -1,4 +1,4 @@
-"""The layout of a model's examples: one or two token sequences, and their special tokens."""
+"""How a model reads an example: one or two token sequences, with special tokens."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Layout:
-    """The form in which a model reads an example: one or two token sequences, and their special tokens.
+    """How a model reads an example: one or two token sequences, with special tokens.
 
     Args:
-        encoder_decoder: Whether input and target are two sequences. If False, they are one sequence, in which the
-            target follows the input.
+        encoder_decoder: Whether input and target are two sequences. False: one sequence of input and target.
         pad_id: Token id of padding.
         eos_id: Token id that ends a target.
         decoder_start_id: Token id that the decoder reads before the first target token (encoder-decoder only).

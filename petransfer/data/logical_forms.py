@@ -1,7 +1,7 @@
 """Compare the meaning of two logical forms of ReCOGS: semantic exact match of Wu et al. (2023, arXiv:2303.13716).
 
 A logical form is a set of conjuncts such as `agent ( 2 , 1 )`, separated by `;` or `AND`. The numbers are variables.
-Two forms have the same meaning if a one-to-one renaming of the variables makes their sets of conjuncts equal.
+Two forms have one meaning if a one-to-one renaming of the variables makes their sets of conjuncts equal.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _OPEN = re.compile(r"(\*?[^*(),;]+)\((?:[0-9]+(?:,(?:[0-9]+)?)*)?")
 
 @dataclass(frozen=True)
 class Semantics:
-    """How to compare the meaning of a prediction with that of the target.
+    """Functions that compare the meaning of a prediction with the meaning of the target.
 
     Args:
-        same: A function of (target, prediction). It returns whether the two have the same meaning.
-        may_become: A function of (target, beginning of a prediction). It returns False only if no continuation of the
-            beginning can have the meaning of the target.
+        same: Function of (target, prediction). True: the meanings are equal.
+        may_become: Function of (target, beginning of a prediction). False: no continuation of the beginning has the
+            target's meaning.
     """
 
     same: Callable[[str, str], bool]
@@ -34,7 +34,9 @@ class Semantics:
 
 
 def conjuncts(form: str) -> frozenset[Conjunct] | None:
-    """Return the set of conjuncts of a logical form, with blanks removed. None if it has parts that are not conjuncts.
+    """Return the set of conjuncts of a logical form, without blanks.
+
+    None if a part of the form is not a conjunct.
 
     >>> sorted(conjuncts("* dog ( 1 ) ; run ( 2 ) AND agent ( 2 , 1 )"))
     [('*dog', ('1',)), ('agent', ('2', '1')), ('run', ('2',))]
@@ -46,11 +48,10 @@ def conjuncts(form: str) -> frozenset[Conjunct] | None:
 
 
 def same_meaning(target: str, answer: str) -> bool:
-    """Return whether two logical forms are equal, apart from order, repeated conjuncts and the names of variables.
+    """Return whether two logical forms differ only in order, repeated conjuncts and names of variables.
 
-    Wu et al. also accept a prediction that has two variables in place of one variable of the target; this function
-    does not. Forms with other parts than conjuncts, such as the lambda terms of single verbs, are compared as sets of
-    strings.
+    Forms with other parts, such as the lambda terms of single verbs, are compared as sets of strings. Unlike Wu et al.,
+    this function does not accept a prediction that splits one variable of the target into two.
     """
     wanted, said = conjuncts(target), conjuncts(answer)
     if wanted is None or said is None:
@@ -59,13 +60,12 @@ def same_meaning(target: str, answer: str) -> bool:
 
 
 def may_become(target: str, beginning: str) -> bool:
-    """Return whether a prediction that begins with `beginning` can still have the meaning of the target.
+    """Return whether a prediction that begins with `beginning` can still have the target's meaning.
 
-    It cannot if `beginning` has more variables than the target, or has a predicate more often than the target, or
-    contains something that is not a conjunct. The last conjunct of `beginning` may be incomplete. If the target itself
-    contains something that is not a conjunct, the result is True.
+    The last conjunct of `beginning` can be incomplete.
     """
     wanted = conjuncts(target)
+    # a target that is not a set of conjuncts rules nothing out
     if wanted is None:
         return True
     # the beginning may end inside the `AND` between two conjuncts
@@ -81,6 +81,7 @@ def may_become(target: str, beginning: str) -> bool:
             return False
     elif not any(name.startswith(last) for name, _ in wanted):
         return False
+    # no continuation corrects too many variables, or a predicate that occurs too often
     return len(_variables(said)) <= len(_variables(wanted)) and _shape(said) <= _shape(wanted)
 
 
@@ -105,21 +106,14 @@ Colours = Mapping[Node, int]
 
 
 def _isomorphic(one: frozenset[Conjunct], other: frozenset[Conjunct]) -> bool:
-    """Return whether a one-to-one renaming of the variables turns the form `one` into the form `other`."""
+    """Return whether a one-to-one renaming of variables makes two forms equal."""
     joined = [(name, tuple((side, v) for v in vs)) for side, form in enumerate((one, other)) for name, vs in form]
     return _match(joined, dict.fromkeys({node for _, nodes in joined for node in nodes}, 0))
 
 
 def _match(joined: list[tuple[str, tuple[Node, ...]]], colours: Colours) -> bool:
-    """Return whether a one-to-one matching of the variables makes two forms equal, by colour refinement and search.
-
-    Only variables of the same colour can be matched. If a colour has several variables in each form, the first variable
-    of one form is tried with each variable of the other form.
-
-    Args:
-        joined: The conjuncts of both forms. Each variable is written as (0 or 1 for its form, name).
-        colours: A number for each variable. Variables with different numbers cannot be matched.
-    """
+    """Return whether a one-to-one matching of variables of equal colour makes two forms equal."""
+    # a variable in `joined` is (0 or 1 for its form, name)
     colours = _refine(joined, colours)
     classes: dict[int, tuple[list[Node], list[Node]]] = defaultdict(lambda: ([], []))
     for node, colour in colours.items():
@@ -132,21 +126,18 @@ def _match(joined: list[tuple[str, tuple[Node, ...]]], colours: Colours) -> bool
         for name, nodes in joined:
             sides[nodes[0][0]].add((name, tuple(colours[node] for node in nodes)))
         return sides[0] == sides[1]
+    # try to match one variable of the left form with each variable of the same colour in the right form
     (first, *_), partners = several
     new = max(colours.values()) + 1
     return any(_match(joined, {**colours, first: new, partner: new}) for partner in partners)
 
 
 def _refine(joined: list[tuple[str, tuple[Node, ...]]], colours: Colours) -> Colours:
-    """Return refined colours: two variables have the same colour only if they occur in conjuncts of the same kinds.
-
-    The new colour of a variable depends on its old colour, on the predicates of its conjuncts, on its position in these
-    conjuncts, and on the colours of the other variables there. Refinement is repeated until the number of colours no
-    longer grows.
-    """
+    """Split the colours of variables until variables of one colour occur in the same kinds of conjuncts."""
     while True:
         seen: dict[Node, list[tuple[str, int, tuple[int, ...]]]] = defaultdict(list)
         for name, nodes in joined:
+            # a variable's new colour depends on its old colour, and on its position and the colours in its conjuncts
             around = tuple(colours[node] for node in nodes)
             for place, node in enumerate(nodes):
                 seen[node].append((name, place, around))

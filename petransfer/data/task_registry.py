@@ -1,7 +1,7 @@
 """The registry of tasks. The file of a task declares the task and its metadata in one `RegisteredTask`.
 
-The files of the built-in tasks are in `petransfer/data/tasks`. Another package adds a task by an entry point in the
-group `petransfer.tasks`. The name of the entry point is the name of the task, and its value is `module:object`.
+The built-in tasks are in `petransfer/data/tasks`. Another package adds a task by an entry point in the group
+`petransfer.tasks`. The entry point has the name of the task; its value is `module:object`.
 """
 
 from __future__ import annotations
@@ -22,18 +22,17 @@ class RegisteredTask:
     """The metadata of a task, and the function that makes the task.
 
     Args:
-        name: The name of the task in recipes.
-        factory: Makes the task. Its keyword arguments are `data_dir` and the options of the task. It must not read any
-            file.
-        title: The name of the task in tables and model cards.
-        licence: The licence of the data, as the Hugging Face hub names it; None if it is not known.
+        name: Name of the task in recipes.
+        factory: Function that makes the task without reading a file. Its keyword arguments are `data_dir` and the
+            options of the task.
+        title: Name of the task in tables and model cards.
+        licence: Licence of the data, in the notation of the Hugging Face hub. None: not known.
         languages: ISO 639-1 codes of the languages of the inputs.
-        hub_datasets: Ids of the same data on the Hugging Face hub.
+        hub_datasets: Ids of the data on the Hugging Face hub.
         citation: The publication: authors, year, title and source.
-        category_titles: A title for each category, for tables.
-        category_groups: The group of each category, for tables.
-        semantics: How to compare the meaning of a prediction with that of its target. None: only equal strings have the
-            same meaning.
+        category_titles: Title of each category, for tables.
+        category_groups: Group of each category, for tables.
+        semantics: How to compare the meanings of prediction and target. None: only equal strings have equal meanings.
         text_is_private: Whether inputs and targets must never be written to a file.
         published: False if the rows come from the user's own files.
     """
@@ -56,26 +55,23 @@ TASKS: Registry[RegisteredTask] = Registry("task", RegisteredTask, "petransfer.d
 
 
 def task_info(name: str) -> RegisteredTask | None:
-    """Return the metadata of a task, or None if no installed package has the task.
-
-    A task can be missing when a model card or a report describes a run from another machine.
-    """
+    """Return the metadata of a task. None if no installed package has the task."""
     return TASKS.get(name)
 
 
 def task_title(name: str) -> str:
-    """Return the title of a task, or `name` if no installed package has the task."""
+    """Return the title of a task. An unknown task has the title `name`."""
     info = task_info(name)
     return info.title if info else name
 
 
 def load_task(name: str, data_dir: Path | str | None = None, /, **options: object) -> Task:
-    """Return the task called `name`. This reads no file; the task's method `load` reads its files.
+    """Return the task called `name`. No file is read.
 
     Args:
-        name: A name in the registry, such as `scan` or `lines`.
-        data_dir: The folder in which the task looks for its files first.
-        **options: The options of the task's class (scan: `dev_size`; cogs: `version`; lines: `train`, `dev`, ...).
+        name: Name in the registry, such as `scan` or `lines`.
+        data_dir: Folder in which the task looks for its files first.
+        **options: Options of the task's class (scan: `dev_size`; cogs: `version`; lines: `train`, `dev`, ...).
 
     Raises:
         UserError: The name, an option, or an option's value is unknown.
@@ -93,9 +89,5 @@ def load_task(name: str, data_dir: Path | str | None = None, /, **options: objec
 
 
 def task_splits(name: str) -> tuple[str, ...]:
-    """Return the splits of the task called `name`, without reading any file.
-
-    Raises:
-        UserError: The name is unknown.
-    """
+    """Return the splits of the task called `name`, without reading any file."""
     return load_task(name).splits

@@ -11,11 +11,7 @@ from petransfer.errors import UserError
 
 @functools.lru_cache(maxsize=64)
 def fields_of(template: str, column: str = "input") -> tuple[str, ...]:
-    """Return the names of the columns in a template, each once. If the template is empty, return only `column`.
-
-    Raises:
-        UserError: The template has no column, has a format (`{name:>5}` or `{name!r}`), or has braces without a match.
-    """
+    """Return the names of the columns in a template, each once. For an empty template: only `column`."""
     if not template:
         return (column,)
     try:
@@ -36,6 +32,6 @@ def fields_of(template: str, column: str = "input") -> tuple[str, ...]:
 
 
 def render(template: str, values: Mapping[str, str]) -> str:
-    """Return a template in which every `{column}` is replaced by its value. Braces inside values are not changed."""
+    """Replace every `{column}` of a template by its value. Braces inside values are not changed."""
     parts = string.Formatter().parse(template)
     return "".join(text + (values[name] if name is not None else "") for text, name, _, _ in parts)

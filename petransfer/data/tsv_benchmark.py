@@ -1,7 +1,4 @@
-"""Benchmarks in tab-separated files. Each line is one example: sentence, logical form, type.
-
-The examples keep the order of the lines.
-"""
+"""Benchmarks in tab-separated files. Each line is one example: sentence, logical form, type."""
 
 from __future__ import annotations
 
@@ -18,11 +15,7 @@ SPLITS: tuple[str, ...] = ("gen", "test")
 
 
 def parse_row(line: str) -> tuple[str, str, str]:
-    """Split one tab-separated line into (sentence, logical form, type).
-
-    Raises:
-        ValueError: The line does not have three columns, or one of them is empty.
-    """
+    """Split one tab-separated line into (sentence, logical form, type)."""
     columns = line.split("\t")
     if len(columns) != 3:
         raise ValueError(f"expected 3 tab-separated columns (sentence, logical form, type), found {len(columns)}")
@@ -35,19 +28,18 @@ def parse_row(line: str) -> tuple[str, str, str]:
 
 @dataclass(frozen=True)
 class TabularTask:
-    """A benchmark with the splits `gen` and `test`, which differ only in their test set.
+    """A benchmark with the splits `gen` and `test`, which differ only in the test set.
 
-    The test set of split `gen` is the generalization set. The test set of split `test` has the distribution of the
-    training rows. The category of an example is the third column of its line.
+    The test set of `gen` is the generalization set. The test set of `test` has the distribution of the training rows.
+    The category of an example is the third column of its line.
 
     Args:
-        data_dir: The folder that is searched first for files, plain or `.xz`. Missing files are read from the cache or
+        data_dir: Folder that is searched first for files, plain or `.xz`. Missing files are read from the cache or
             downloaded.
-        sources: The published file of each part (train, dev, test, gen).
-        folders: The folders below `data_dir` that may contain the files.
-        training_rows: The number of training rows. It is stored here, so that a study can be planned without the file.
-        longest_row: The lengths in characters of the longest training input and the longest training target. They are
-            stored here, so that a study can be planned without the file.
+        sources: Published file of each part (train, dev, test, gen).
+        folders: Folders below `data_dir` that can contain the files.
+        training_rows: Number of training rows.
+        longest_row: Lengths in characters of the longest training input and the longest training target.
     """
 
     data_dir: Path | None = None
@@ -55,26 +47,19 @@ class TabularTask:
     splits = SPLITS
     sources: ClassVar[Mapping[str, Source]]
     folders: ClassVar[tuple[str, ...]]
+    # stored here, because a study must be planned without the files
     training_rows: ClassVar[int]
     longest_row: ClassVar[tuple[int, int]]
 
     def train_size(self, split: str) -> int:
-        """Return the number of training rows. All splits share one training set."""
         return self.training_rows
 
     def longest(self, split: str) -> tuple[int, int]:
-        """Return the lengths in characters of the longest training input and the longest training target.
-
-        All splits share one training set.
-        """
+        """Return the lengths in characters of the longest training input and the longest training target."""
         return self.longest_row
 
     def load(self, split: str) -> SplitData:
-        """Return the examples of `gen` or `test`, in the order of the official files.
-
-        Raises:
-            UserError: The split is unknown, or a file is missing, changed or broken.
-        """
+        """Return the examples of `gen` or `test`, in the order of the official files."""
         if split not in self.splits:
             raise unknown(f"split of {self.name}", split, self.splits)
         return SplitData(train=self.read("train"), dev=self.read("dev"), test=self.read(split))
@@ -86,6 +71,6 @@ class TabularTask:
         return tuple(Example(index, *row) for index, row in enumerate(rows))
 
     def locate(self, source: Source) -> Path:
-        """Return the path of a file in `data_dir` or in the cache. If it is in neither, download it."""
+        """Return the path of a file in `data_dir` or in the cache. A missing file is downloaded."""
         name = Path(source.place).name
         return locate(source, self.data_dir, [f"{folder}{name}" for folder in (*self.folders, "")])

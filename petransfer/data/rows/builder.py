@@ -40,7 +40,7 @@ COUNTED, CATEGORIES = 5000, 1000
 
 
 class RowBuilder:
-    """Reads the rows of all parts, writes them and the row positions of each part, and summarises the rows."""
+    """Reads the rows of all parts, writes them to disk, and summarises them."""
 
     def __init__(self, options: RowOptions, folder: Path) -> None:
         self._options, self._folder = options, folder
@@ -57,16 +57,14 @@ class RowBuilder:
         self._chat = False
 
     def build(self, sources: Mapping[str, Source], cuts: Mapping[str, float]) -> dict[str, Any]:
-        """Write `rows.arrow` and the row positions of each part, and return the summary of the rows for `about.json`.
+        """Write `rows.arrow` and the row positions of each part, and return the summary for `about.json`.
 
         Args:
-            sources: The file or dataset of each part that has its own.
-            cuts: For each part that is cut from the training rows, the share (below 1) or the number of these rows; 0:
-                the default.
+            sources: File or dataset of each part that has a file or dataset of its own.
+            cuts: Size of each part that is cut from the training rows: share (below 1) or number of rows. 0: default.
 
         Raises:
-            UserError: Rows cannot be used and the option `bad_rows` is `refuse`, a part has no rows, there are more
-                than `CATEGORIES` categories, or two categories differ only in case or blanks.
+            UserError: Rows cannot be used, a part has no rows, or the categories are too many or too similar.
         """
         with RowWriter(self._folder / "rows.arrow") as writer:
             for part in PARTS:
@@ -198,7 +196,7 @@ def _name_another(part: str) -> str:
 
 
 def _is_hidden(values: Mapping[str, Any], columns: ColumnChoice) -> bool:
-    """Return whether a row's target is the number -1, which some public test sets contain instead of the label."""
+    """Return whether a row's target is -1, the hidden label of some public test sets."""
     target = value_of(values, columns.target) if columns.target and has_value(values, columns.target) else None
     return not isinstance(target, bool | str) and target == -1
 
@@ -212,11 +210,7 @@ def _alike(counts: Mapping[str, int]) -> list[list[str]]:
 
 
 def _hash(texts: RowTexts, seed: int) -> int:
-    """Return an 8-byte hash, keyed with the seed, of the text by which rows are grouped.
-
-    Raises:
-        BadRow: A text contains half of a surrogate pair.
-    """
+    """Return an 8-byte hash of the text by which rows are grouped, keyed with the seed."""
     try:
         grouped_by, *_ = [text.encode() for text in (texts.grouped_by, texts.input, texts.target, texts.category)]
     except UnicodeEncodeError:

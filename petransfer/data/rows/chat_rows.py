@@ -19,15 +19,10 @@ Message = dict[str, Any]
 def chat_turns(value: Any) -> Iterator[tuple[str, str, str]]:
     """Yield (prompt, answer, first message of the user) for each answer of the assistant in a chat.
 
-    The prompt is the JSON list of all messages before the answer. A message of the assistant that only calls tools is
-    part of later prompts, but is not yielded as an answer.
-
-    Args:
-        value: A list of messages, or the JSON text of such a list.
+    The prompt is the JSON list of all messages before the answer. A message that only calls tools is not an answer.
 
     Raises:
-        BadRow: The value is not a list of messages, a role is unknown, the chat begins with the assistant, or no
-            message of the assistant contains text.
+        BadRow: The value is not a valid chat, begins with the assistant, or has no answer of the assistant.
     """
     messages = read_messages(value)
     first = next((message["content"] for message in messages if message["role"] == "user"), "")
@@ -41,12 +36,7 @@ def chat_turns(value: Any) -> Iterator[tuple[str, str, str]]:
 
 
 def read_messages(value: Any) -> list[Message]:
-    """Return the messages of a chat, each with the keys `role` and `content`.
-
-    Blanks around the assistant's answers are removed.
-
-    Args:
-        value: A list of messages, or the JSON text of such a list. The keys may also be `from` and `value`.
+    """Return the messages of a chat, with the keys `role` and `content`.
 
     Raises:
         BadRow: The value is not a list of messages, a message is empty, or a role is unknown.
@@ -64,11 +54,7 @@ def read_messages(value: Any) -> list[Message]:
 
 
 def readable_input(text: str, only_last: bool = False) -> str:
-    """Return an input for display: a chat as `role: content` lines, any other text unchanged.
-
-    Args:
-        only_last: Return only the last message of a chat, and the number of messages before it.
-    """
+    """Return an input for display: a chat (or `only_last` message) as text, any other text unchanged."""
     if not text.startswith('[{"role": '):
         return text
     try:
@@ -86,6 +72,7 @@ def readable_input(text: str, only_last: bool = False) -> str:
 def _message(value: Any) -> Message:
     if not isinstance(value, Mapping):
         raise BadRow("a message is no object with role and content")
+    # some datasets name the keys `from` and `value`
     role_key, content_key = next((keys for keys in _KEYS if keys[0] in value), _KEYS[0])
     role = str(value.get(role_key))
     role = _OTHER_NAMES.get(role, role)
@@ -101,11 +88,7 @@ def _message(value: Any) -> Message:
 
 
 def _content(value: Any) -> str:
-    """Return the text of a message. If the content is a list of parts, their texts are joined.
-
-    Raises:
-        BadRow: The content is not text, or one of its parts is not text.
-    """
+    """Return the text of a message. The texts of several parts are joined."""
     if value is None:
         return ""
     if isinstance(value, str):

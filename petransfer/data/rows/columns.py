@@ -26,10 +26,10 @@ class RowTexts:
     """The texts of one example.
 
     Args:
-        input: The text that the model reads.
-        target: The text that the model should generate.
-        category: The category of the example.
-        grouped_by: Examples with the same `grouped_by` stay in the same part when dev and test are drawn.
+        input: Text that the model reads.
+        target: Text that the model should generate.
+        category: Category of the example.
+        grouped_by: Text for the draw of dev and test. Examples with equal texts stay in one part.
     """
 
     input: str
@@ -43,10 +43,10 @@ class ColumnChoice:
     """The columns of the user's data that are read.
 
     Args:
-        inputs: The input column, or the columns in the template.
-        template: The template that makes the input from `inputs`. Empty if the input is one column.
-        target, category, split: The names of these columns. Empty if there is no such column.
-        messages: The column that contains chats. Empty if the rows have inputs and targets instead.
+        inputs: Input column, or the columns in the template.
+        template: Template that makes the input from `inputs`. Empty: the input is one column.
+        target, category, split: Names of these columns. Empty: no such column.
+        messages: Column with chats. Empty: the rows have inputs and targets.
         chat: Whether an example's input is a JSON list of messages.
     """
 
@@ -60,16 +60,11 @@ class ColumnChoice:
 
     @property
     def all(self) -> tuple[str, ...]:
-        """The names of all columns that are read."""
         text = (self.messages,) if self.messages else (*self.inputs, self.target)
         return tuple(name for name in (*text, self.category, self.split) if name)
 
     def texts(self, values: Mapping[str, Any]) -> Iterator[RowTexts]:
-        """Yield the texts of a row's examples: one example, or one for each answer of the assistant in a chat.
-
-        Raises:
-            BadRow: The row lacks a column, or a value is missing, empty or not text.
-        """
+        """Yield the texts of a row's examples. A chat has one example per answer of the assistant."""
         # The category of rows without such a column, as in a tsv file with two columns, must stay `all`: the hash of
         # the rows contains it.
         category = NO_CATEGORY if self.category and has_column(values, self.category) else "all"
@@ -92,7 +87,6 @@ class ColumnChoice:
 
 
 def has_value(values: Mapping[str, Any], column: str) -> bool:
-    """Return whether a row has the column."""
     try:
         value_of(values, column)
     except KeyError:
@@ -101,20 +95,14 @@ def has_value(values: Mapping[str, Any], column: str) -> bool:
 
 
 def choose_columns(options: RowOptions, source: Source) -> ColumnChoice:
-    """Choose the columns of a source by the user's options and by the column names in the data.
-
-    If the user named no column, and the data has neither `input` nor `target`, then a column with chats (`messages` or
-    `conversations`) is chosen, or else the columns `prompt` and `completion`.
-
-    Raises:
-        UserError: A column is missing; the error lists the columns that exist.
-    """
+    """Choose the columns of a source by the user's options and by the column names in the data."""
     required = required_columns(options)
     names = column_names(source, required, options.columns_are_named)
     if names is None:  # a tsv file without a header
         return ColumnChoice(("input",), category="category", chat=options.chat != "auto")
     split = options.split_column
     category = options.category if has_column(names, options.category) else ""
+    # without options and without `input` and `target`: first a column with chats, then `prompt` and `completion`
     if not options.columns_are_named and not any(has_column(names, name) for name in ("input", "target")):
         chats = [name for name in CHAT_COLUMNS if name in names]
         if chats:
@@ -130,7 +118,7 @@ def choose_columns(options: RowOptions, source: Source) -> ColumnChoice:
 
 
 def required_columns(options: RowOptions) -> Required:
-    """Return the columns that the data must have, each with the name of the option that sets it."""
+    """Return the columns that the data must have, each with the option that sets it."""
     if options.messages:
         required = {options.messages: "messages"}
     else:
@@ -144,7 +132,7 @@ def required_columns(options: RowOptions) -> Required:
 
 
 def reading_notes(options: RowOptions, source: Source, columns: ColumnChoice) -> list[str]:
-    """Return notes for the user: an unusual delimiter or unusual quotes, and columns that were chosen automatically."""
+    """Return notes about unusual delimiters or quotes and automatically chosen columns."""
     found = []
     if source.format in ("csv", "tsv"):
         dialect = detect(source, required_columns(options), options.columns_are_named)
@@ -157,7 +145,7 @@ def reading_notes(options: RowOptions, source: Source, columns: ColumnChoice) ->
 
 
 def read_records(options: RowOptions, source: Source, columns: ColumnChoice) -> Iterator[Record]:
-    """Return an iterator over the rows of a source. The rows may lack columns that are not in `columns`."""
+    """Iterate over the rows of a source. Columns outside `columns` can be missing."""
     return read(source, required_columns(options), options.columns_are_named, columns.all)
 
 

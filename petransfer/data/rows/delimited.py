@@ -28,10 +28,9 @@ class Dialect:
     """The delimiter, the quotes and the column names of a csv or tsv file.
 
     Args:
-        delimiter: The character between two columns.
+        delimiter: Character between two columns.
         quoted: Whether quotes enclose cells, as in csv. If False, a quote is an ordinary character.
-        columns: The names in the first row. None if the file has no header; its columns then have the names in
-            `POSITIONAL`, in this order.
+        columns: Names in the first row. None: no header; the columns are `POSITIONAL`, in this order.
     """
 
     delimiter: str
@@ -40,12 +39,11 @@ class Dialect:
 
 
 def detect(source: Source, required: Required, named: bool) -> Dialect:
-    """Detect the delimiter, the quotes and the column names of a file from its first line that is not blank.
+    """Detect the delimiter, the quotes and the column names of a file from its first line with text.
 
     Args:
-        source: The csv or tsv file.
-        required: The columns that the file must have. The delimiter that gives these columns is chosen.
-        named: Whether the user named any column. If not, a tsv file may have no header.
+        required: Columns that the file must have. The delimiter that gives these columns is chosen.
+        named: Whether the user named any column. If False, a tsv file can lack a header.
     """
     first = next((line.text for line in read_lines(source) if line.text.strip()), "")
     csv_like = source.format == "csv"
@@ -62,7 +60,7 @@ def detect(source: Source, required: Required, named: bool) -> Dialect:
 
 
 def unusual(source: Source, dialect: Dialect) -> list[str]:
-    """Return messages for the user if the delimiter or the quotes of a file are unusual for its format."""
+    """Return notes for the user about unusual delimiters or quotes of a file."""
     usual_delimiter, usual_quoting = (",", True) if source.format == "csv" else ("\t", False)
     found = []
     if dialect.delimiter != usual_delimiter:
@@ -109,11 +107,7 @@ def _plain_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
 
 
 def _quoted_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
-    """Yield the rows of a file in which quotes enclose cells, read with the csv module.
-
-    A quoted cell can contain line breaks. So if a quote is never closed, the csv module reads all following lines as
-    part of the same row. Therefore, after such an invalid row, reading continues with the second line of the row.
-    """
+    """Yield the rows of a file in which quotes enclose cells."""
     csv.field_size_limit(sys.maxsize)
     rest, again = read_lines(source), deque[Line]()
     taken: list[Line] = []
@@ -147,6 +141,8 @@ def _quoted_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
                 "a carriage return (CR) inside a line; save the file with one kind of line end" if mixed else str(error)
             )
             yield start, None, BadRow("not csv", why)
+            # An unclosed quote makes the csv module read all following lines as one row. So reading continues with the
+            # second line of the invalid row.
             again.extendleft(reversed(taken[1:]))
             reader = csv.reader(texts(), strict=True, delimiter=dialect.delimiter)
             continue
@@ -157,7 +153,7 @@ def _quoted_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
 
 
 def _character(name: str) -> str:
-    """Return the character of a delimiter. The user gave it as a word (`comma`) or as the character itself."""
+    """Return the delimiter's character for a word (`comma`) or a character."""
     found = DELIMITERS.get(name, name)
     if len(found) != 1:
         raise UserError(f"delimiter of lines is {name!r}; give one character, or {', '.join(DELIMITERS)}")
@@ -165,20 +161,11 @@ def _character(name: str) -> str:
 
 
 def _is_quoted(first: str, delimiter: str, csv_like: bool, quoting: str) -> bool:
-    """Return whether quotes enclose cells in a file.
-
-    If the user did not set `quoting`, the result is True for every csv file, and for a tsv file in which all cells of
-    the first row are in quotes.
-
-    Args:
-        first: The first line of the file that is not blank.
-        delimiter: The character between two columns.
-        csv_like: Whether the format is csv, not tsv.
-        quoting: `csv`, `none`, or empty if the user did not set it.
-    """
+    """Return whether quotes enclose cells in a file."""
     if quoting in ("csv", "none"):
         return quoting == "csv"
     cells = first.split(delimiter)
+    # by default in csv files, and in tsv files whose first row has all cells in quotes
     return csv_like or all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in cells)
 
 

@@ -12,7 +12,7 @@ ALL = "all"
 
 
 def check_fold(fold: str, dev: str | float, split_column: str) -> None:
-    """Raise UserError if the option `fold` is not valid, or if it is combined with `dev` or `split_column`."""
+    """Raise UserError for a wrong option `fold`, or for `fold` together with `dev` or `split_column`."""
     if not fold:
         return
     if not isinstance(fold, str) or (fold != ALL and not _is_number_of_fold(fold)):
@@ -27,18 +27,13 @@ def _is_number_of_fold(fold: str) -> bool:
 
 
 def fold_codes(parts: array[int], hashes: array[int], fold: str, name: str) -> Any:
-    """Return the part of every row as an array: 0 train, 1 dev, 2 test. The training rows of one fold become dev.
+    """Return the part of every row as an array: 0 train, 1 dev, 2 test.
 
-    The hash of a row's input determines its fold, so rows with the same input are in the same fold.
+    The training rows of one fold become dev. Rows with the same input are in the same fold.
 
     Args:
-        parts: The part of each row before folds are made.
-        hashes: An 8-byte hash of each row's input.
+        hashes: 8-byte hash of each row's input, which determines the row's fold.
         fold: `2/5` moves the second of five folds to dev. `all` leaves all training rows in the training set.
-        name: The name of the data, for messages.
-
-    Raises:
-        UserError: There are fewer different inputs than folds.
     """
     import numpy as np
 
@@ -55,16 +50,13 @@ def fold_codes(parts: array[int], hashes: array[int], fold: str, name: str) -> A
 
 
 def scored_positions(codes: Any, code: int, fold: str, most: int) -> Any:
-    """Return the positions of the rows of a part.
+    """Return the positions of the rows of a part, as an array.
 
-    With the fold `all`, a part without rows (dev, and test if it has no file) gets an evenly spaced sample of the
-    training rows instead.
+    With the fold `all`, an empty dev or test part gets an evenly spaced sample of the training rows.
 
     Args:
-        codes: The part of every row: 0 train, 1 dev, 2 test.
-        code: The part whose positions are returned.
-        fold: The option `fold`.
-        most: The largest number of rows in the sample.
+        codes: Part of every row: 0 train, 1 dev, 2 test.
+        most: Largest number of rows in the sample.
     """
     import numpy as np
 

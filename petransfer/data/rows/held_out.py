@@ -1,4 +1,4 @@
-"""Choose the training rows that are held out for dev and test. Only an 8-byte hash of each row is in memory."""
+"""Choose the training rows that are held out for dev and test, from an 8-byte hash of each row."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ SHARE, MOST_DEV, MOST_TEST = 0.1, 200, 1000
 def partition(parts: array[int], hashes: array[int], cuts: Mapping[str, float]) -> Any:
     """Return the part of every row as an array: 0 train, 1 dev, 2 test.
 
-    The training rows with the smallest hashes become test rows, and those with the next larger hashes dev rows. Rows
-    with the same input have the same hash and therefore stay in one part.
+    The training rows with the smallest hashes become test, the next ones dev. Rows with the same input have the same
+    hash and stay in one part.
 
     Args:
-        parts: The part of each row before the draw.
-        hashes: An 8-byte hash of each row's input, keyed with the seed.
-        cuts: For each part that is cut from the training rows, the share (below 1) or the number of these rows; 0: the
-            default.
+        cuts: Size of each part that is cut from the training rows: a share (below 1) or a number of rows. 0: the
+            default size.
     """
     import numpy as np
 
@@ -48,7 +46,7 @@ def _count(cut: float | None, rows: int, most: int) -> int:
 
 
 def _end(values: Any, ordered: Any, wanted: int) -> int:
-    """Return how many rows of `ordered` to take: `wanted`, or a few more to keep rows with the same hash together."""
+    """Return `wanted`, or slightly more: rows with one hash stay together."""
     end = min(wanted, len(ordered))
     while 0 < end < len(ordered) and values[ordered[end]] == values[ordered[end - 1]]:
         end += 1

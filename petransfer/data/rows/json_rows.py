@@ -19,11 +19,7 @@ _NOT_AN_OBJECT = 'not a JSON object; write one a line, as {"input": ..., "target
 
 
 def read_json(source: Source) -> Iterator[Record]:
-    """Yield the objects of a JSON file in order. Blank lines are skipped.
-
-    Raises:
-        UserError: The file is a list that is not valid JSON.
-    """
+    """Yield the objects of a JSON file in order. Blank lines are skipped."""
     with open_text(source) as file:
         is_list = bool(_LIST.match(file.read(1000)))
     if is_list:
@@ -49,7 +45,7 @@ def _record(number: int, value: Any) -> Record:
 
 
 def _items(file: IO[str], name: str) -> Iterator[Any]:
-    """Yield the items of a JSON list. Only one chunk of the file and one item are in memory at a time."""
+    """Yield the items of a JSON list. Only one chunk of the file is in memory."""
     text = file.read(_CHUNK_CHARACTERS).lstrip()[1:]
     count = 0
     while True:

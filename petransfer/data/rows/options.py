@@ -22,32 +22,31 @@ class RowOptions:
     """The options of the task `lines`, which reads the user's own data.
 
     Args:
-        data_dir: The folder in which relative file names are looked for first.
-        train: A file (tsv, csv, json, jsonl, parquet, arrow; text files may be compressed), or a folder or a hub id
+        data_dir: Folder in which relative file names are looked for first.
+        train: File (tsv, csv, json, jsonl, parquet, arrow; text files can be compressed), or a folder or a hub id
             (`owner/name@revision`) that `datasets` loads.
-        dev, test: A file, a share of the training rows (0.1), a number of training rows (500), or a split of the
-            dataset. Empty: the dataset's own split, or else a tenth of the training rows (at most 200 for dev and
-            1,000 for test).
-        input, target, category: Names of columns. `translation.en` is the key `en` inside the column `translation`. In
-            a tsv file without a header, the columns are in this order, and the category may be missing.
+        dev, test: File, share of the training rows (0.1), number of training rows (500), or split of the dataset.
+            Empty: the dataset's own split, or else a tenth of the training rows (at most 200 for dev and 1,000 for
+            test).
+        input, target, category: Names of columns. `translation.en` is the key `en` inside the column `translation`. A
+            tsv file without a header has these columns in this order; the category can be missing.
         input_column, target_column: Other names for the options `input` and `target`.
-        template: A text with columns in braces that makes the input, such as `"summarize: {document}"`.
-        messages: The column with chat messages. Columns named `messages` or `conversations` need no option.
+        template: Text with columns in braces that makes the input, such as `"summarize: {document}"`.
+        messages: Column with chat messages. Columns named `messages` or `conversations` need no option.
         chat: `auto`: only rows with messages are chats, written with the tokenizer's chat template. `template`: pairs
             of input and target also become chats. `plain`: like `template`, but chats are written as `role: content`
             lines, for models without a chat template.
-        fold: `2/5`: the second of five folds of the training rows is the dev set, and there is no test set unless a
-            test file is given. `all`: all training rows are trained on. A sample of them is the dev set, and also the
-            test set unless a test file is given.
-        split_column: A column that contains `train`, `dev` or `test`. Rows with other values are left out.
-        seed: The seed of the draw of dev and test rows. Rows with the same input always stay in the same part.
-        bad_rows: `skip` leaves out rows that cannot be used and counts them. `refuse` raises an error after all rows
-            were read.
+        fold: `2/5`: the second of five folds of the training rows is the dev set, and there is no test set without a
+            test file. `all`: all training rows are trained on, and a sample of them is the dev set. Without a test
+            file, this sample is also the test set.
+        split_column: Column that contains `train`, `dev` or `test`. Rows with other values are left out.
+        seed: Seed of the draw of dev and test rows. Rows with the same input always stay in one part.
+        bad_rows: `skip` leaves out unusable rows and counts them. `refuse` raises an error after all rows were read.
         max_length: Rows with more input tokens or more target tokens cannot be used. Nothing is cut. 0: only the
             model's own limit applies.
-        sha256: The expected hash of the rows; empty: not checked.
-        config: The name of a configuration of the dataset.
-        format, encoding, delimiter, quoting: The format of the files, if it is not detected correctly. `quoting` is
+        sha256: Expected hash of the rows. Empty: not checked.
+        config: Name of a configuration of the dataset.
+        format, encoding, delimiter, quoting: Format of the files, if it is not detected correctly. `quoting` is
             `csv` (quotes enclose cells), `none` (quotes are ordinary characters) or `auto`.
     """
 
@@ -114,7 +113,7 @@ class RowOptions:
 
 
 def _share(value: str | float, part: str) -> str | float:
-    """Return the value of `dev` or `test` as a share of the rows, a number of rows, or the name of a file or split."""
+    """Return `dev` or `test` as a share, a number of rows, or a name."""
     number: float = math.nan
     try:
         number = float(value)

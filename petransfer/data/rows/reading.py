@@ -14,17 +14,13 @@ _ROWS_LOOKED_AT = 100
 
 
 def column_names(source: Source, required: Required, named: bool) -> list[str] | None:
-    """Return the column names of a file or dataset; None for a tsv file without a header.
+    """Return the column names of a file or dataset. None for a tsv file without a header.
 
-    For JSON files, the result has the keys of the first 100 rows, because each row has its own keys.
+    For JSON files, the names are the keys of the first 100 rows.
 
     Args:
-        source: The file or dataset.
-        required: The columns that the data must have. They help to detect the delimiter of a csv file.
-        named: Whether the user named any column. If not, a tsv file may have no header.
-
-    Raises:
-        UserError: The file cannot be read.
+        required: Columns that the data must have. They help to detect the delimiter of a csv file.
+        named: Whether the user named any column. If False, a tsv file can lack a header.
     """
     match source.format:
         case "tsv" | "csv":
@@ -42,16 +38,10 @@ def column_names(source: Source, required: Required, named: bool) -> list[str] |
 
 
 def read(source: Source, required: Required, named: bool, wanted: Sequence[str]) -> Iterator[Record]:
-    """Return an iterator over the rows of a file or dataset, in order. Blank lines are skipped.
+    """Iterate over the rows of a file or dataset, in order.
 
     Args:
-        source: The file or dataset.
-        required: The columns that the data must have. They help to detect the delimiter of a csv file.
-        named: Whether the user named any column. If not, a tsv file may have no header.
         wanted: All columns that are used. Other columns of parquet and arrow files and of datasets are not read.
-
-    Raises:
-        UserError: The file cannot be read.
     """
     match source.format:
         case "tsv" | "csv":

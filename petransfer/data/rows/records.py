@@ -16,9 +16,9 @@ class Record:
     """One row of a file, before its values are checked.
 
     Args:
-        line: The line where the row begins; in a file without lines, the number of the row. Counted from 1.
-        values: The value of each column.
-        problem: Why the row could not be read; None for a good row.
+        line: Line where the row begins, or number of the row in a file without lines. Counted from 1.
+        values: Value of each column.
+        problem: Why the row could not be read. None for a good row.
     """
 
     line: int
@@ -34,8 +34,8 @@ _FLAGS = {"input_column": "--input-column", "target_column": "--target-column", 
 def value_of(values: Mapping[str, Any], column: str) -> Any:
     """Return the value of a column in a row.
 
-    The name `translation.en` also means the key `en` inside the column `translation`. A number in the name is a
-    position in a list, as in `answers.text.0`. If an outer value is None, so is the result.
+    `translation.en` also means the key `en` inside the column `translation`. A number is a position in a list, as in
+    `answers.text.0`. The result is None if an outer value is None.
 
     Raises:
         KeyError: The row has no such column.
@@ -56,23 +56,20 @@ def value_of(values: Mapping[str, Any], column: str) -> Any:
 
 
 def has_column(names: Iterable[str], column: str) -> bool:
-    """Return whether data with the columns `names` can have the column `column`.
-
-    A dotted name such as `answers.text.0` also counts as present if `names` has only `answers`: whether a row has the
-    rest is then not known before the row is read.
-    """
+    """Return whether data with the columns `names` can have the column `column`."""
     known = set(names)
     parts = column.split(".")
     if column in known:
         return True
     tops = [".".join(parts[:count]) for count in range(1, len(parts))]
+    # `answers.text.0` can exist if `answers` does: only the row shows whether it has the rest
     inside = [top for top in tops if top in known]
     # the rest may be in a list of unknown length, or in a struct whose keys are not listed
     return bool(inside) and not any(name.startswith(f"{inside[-1]}.") for name in known)
 
 
 def dotted_names(values: Mapping[str, Any]) -> list[str]:
-    """Return the column names of a row. The keys of a dictionary in a column are named `column.key`."""
+    """Return the column names of a row. A key of a dictionary in a column is named `column.key`."""
     names: list[str] = []
     for name, value in values.items():
         inner = [f"{name}.{key}" for key in dotted_names(value)] if isinstance(value, Mapping) else []
@@ -81,13 +78,7 @@ def dotted_names(values: Mapping[str, Any]) -> list[str]:
 
 
 def missing_column(name: str, required: Required, found: Sequence[str]) -> UserError:
-    """Return the error for the first column that is missing. The message lists the columns that exist.
-
-    Args:
-        name: The name of the file or dataset.
-        required: The columns that the data must have.
-        found: The columns that the data has.
-    """
+    """Return the error for the first missing column. The message lists the existing columns."""
     column, option = next((column, option) for column, option in required.items() if not has_column(found, column))
     exist = ", ".join(_shown(str(each)[:30]) for each in list(found)[:20]) or "no columns"
     value = "'{COLUMN}'" if option == "template" else "COLUMN"
@@ -98,12 +89,11 @@ def missing_column(name: str, required: Required, found: Sequence[str]) -> UserE
 
 
 def _shown(name: str) -> str:
-    """Return a column's name, in quotes if it begins or ends with blanks."""
     return name if name == name.strip() else f"'{name}'"
 
 
 def as_text(value: Any, name: str) -> str:
-    """Return a value as text. Numbers and booleans are written as in JSON; `name` is only used in error messages.
+    """Return a value as text. Numbers and booleans are written as in JSON.
 
     Raises:
         BadRow: The value is missing (None or NaN), infinite, or a list or dictionary.

@@ -43,11 +43,11 @@ class Source:
     """A file, a folder or a dataset on the hub, from which rows are read.
 
     Args:
-        name: The name for messages, as the user wrote it. A path below the current folder is made relative.
+        name: Name for messages, as the user wrote it. A path below the current folder is made relative.
         format: One of `FORMATS`.
-        path: The file or folder; None for a hub id.
-        split, config: The split and the configuration of a dataset.
-        encoding, delimiter, quoting: The values that the user gave; empty: they are detected.
+        path: File or folder. None for a hub id.
+        split, config: Split and configuration of a dataset.
+        encoding, delimiter, quoting: Values that the user gave. Empty: detected.
     """
 
     name: str
@@ -60,13 +60,7 @@ class Source:
     quoting: str = ""
 
     def state(self) -> tuple[int, ...]:
-        """Return the inode, size and modification time of every file; they change when a file changes.
-
-        The result is empty for a dataset on the hub.
-
-        Raises:
-            UserError: The file cannot be read.
-        """
+        """Return the inode, size and modification time of every file. Empty for a dataset on the hub."""
         if self.path is None:
             return ()
         try:
@@ -87,15 +81,9 @@ def find_source(
     """Return the source with this name: a file, a folder or a dataset on the hub.
 
     Args:
-        name: A path or a hub id, as in a recipe.
-        folder: The folder in which paths are looked for before the current folder; None if there is none.
-        form: The format; empty: it is detected from the name.
-        split: The split of a dataset.
-        config: The configuration of a dataset.
-        text: Encoding, delimiter and quoting of a text file. A value that is empty is detected from the file.
-
-    Raises:
-        UserError: There is no such file, or its format is not supported.
+        folder: Folder in which paths are looked for before the current folder. None: only the current folder.
+        form: Format. Empty: detected from the name.
+        text: Encoding, delimiter and quoting of a text file. An empty value is detected from the file.
     """
     places = [folder / name, Path(name).expanduser()] if folder else [Path(name).expanduser()]
     path = next((place for place in places if place.exists()), None)
@@ -113,13 +101,13 @@ def find_source(
 
 
 def shown_path(name: str) -> str:
-    """Return a path for messages: relative to the current folder if it is below that folder, otherwise as it is."""
+    """Return a path for messages. A path below the current folder is made relative."""
     here = Path.cwd()
     return str(Path(name).relative_to(here)) if Path(name).is_relative_to(here) and Path(name) != here else name
 
 
 def _refuse_pointer(path: Path, name: str) -> None:
-    """Raise UserError if a file is a Git LFS pointer: a short text in place of a file that was not downloaded."""
+    """Raise UserError for a Git LFS pointer, a short text that replaces a file."""
     try:
         with path.open("rb") as file:
             head = file.read(len(_POINTER))
@@ -130,11 +118,7 @@ def _refuse_pointer(path: Path, name: str) -> None:
 
 
 def zip_member(archive: zipfile.ZipFile, name: str) -> str:
-    """Return the name of the only file in a zip archive.
-
-    Raises:
-        UserError: The archive has no file or several files, is an Office file, or has a password.
-    """
+    """Return the name of the only file in a zip archive without password."""
     members = [m for m in archive.namelist() if not m.endswith("/") and not m.startswith("__MACOSX/")]
     if "[Content_Types].xml" in members:
         raise UserError(f"{name} is an Office file, such as {_SPREADSHEET}")
@@ -163,11 +147,11 @@ def _format(path: Path, name: str) -> str:
 
 
 def _suffix(path: Path) -> str:
-    """Return the suffix of a path in lower case, without that of the compression: `.csv` for `data.csv.gz`."""
+    """Return the suffix in lower case, without a compression: `.csv` for `data.csv.gz`."""
     return Path(path.stem).suffix.lower() if path.suffix.lower() in COMPRESSED else path.suffix.lower()
 
 
 def _is_file_name(name: str) -> bool:
-    """Return whether a name ends in the suffix of a file format, so that the user meant a file and not a hub id."""
+    """Return whether a name ends in the suffix of a file format."""
     suffix = _suffix(Path(name.partition("@")[0]))
     return suffix in _SUFFIXES or suffix in _UNSUPPORTED or Path(name).suffix.lower() in COMPRESSED

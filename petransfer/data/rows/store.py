@@ -1,4 +1,4 @@
-"""Store the user's rows in the cache on disk, and read them from there as long as the files do not change."""
+"""Store the user's rows in the cache on disk, and read them from there until the files change."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Store:
     """The user's rows, stored in a folder of the cache.
 
     Args:
-        folder: The folder with rows.arrow, about.json and, for each part, a file with the positions of its rows.
-        about: The content of about.json: the summary of the rows from `RowBuilder.build`.
-        sources: The file or dataset of each part that has its own.
+        folder: Folder with rows.arrow, about.json and, for each part, a file with the positions of its rows.
+        about: Content of about.json: the summary of the rows from `RowBuilder.build`.
+        sources: File or dataset of each part that has a file or dataset of its own.
         chat: The option `chat`.
     """
 
@@ -59,7 +59,7 @@ class Store:
 
 
 def prepared(options: RowOptions) -> Store:
-    """Return the store of the user's rows. It is made now, or taken from the cache if the files have not changed.
+    """Return the store of the user's rows, newly made or from the cache.
 
     Raises:
         UserError: A file is missing, a row cannot be used, a part is empty, or a file changed while it was read.
@@ -106,11 +106,9 @@ def _short_hash(content: Any) -> str:
 
 
 def find_sources(options: RowOptions) -> tuple[dict[str, Source], dict[str, float]]:
-    """Return the file or dataset of each part, and the size of each part that is cut from the training rows.
+    """Return two dicts by part: files or datasets, and sizes of the parts that are cut from the training rows.
 
-    Returns:
-        Two dicts. The first has the source of each part that has its own. The second has, for each part that is cut
-        from the training rows, the share (below 1) or the number of these rows; 0 means the default.
+    A size is a share (below 1) or a number of rows; 0 means the default size.
     """
     text = (options.encoding, options.delimiter, "" if options.quoting == "auto" else options.quoting)
     train = find_source(options.train, options.data_dir, options.format, "train", options.config, text)
@@ -145,19 +143,7 @@ def _make(
     folder: Path,
     asked: str,
 ) -> None:
-    """Write a store under a temporary name and rename it to `folder`. Stores of older states of the files are removed.
-
-    Args:
-        options: The options of the task.
-        sources: The file or dataset of each part that has its own.
-        cuts: The share or the number of rows of each part that is cut from the training rows.
-        states: The state of each source before it is read; see `Source.state`.
-        folder: The folder of the store.
-        asked: A hash of the options and file names. The names of all stores of these files begin with it.
-
-    Raises:
-        UserError: A row cannot be used, a file changed while it was read, or the store cannot be written.
-    """
+    """Write a store, and remove the stores of older states of the files."""
     partial = folder.with_name(f".{asked}.{secrets.token_hex(8)}.part")
     try:
         partial.mkdir(parents=True)
@@ -166,6 +152,7 @@ def _make(
             if source.state() != states[part]:
                 raise UserError(f"{source.name} changed while it was read; wait until it is written, then start again")
         (partial / "about.json").write_text(json.dumps(about), encoding="utf-8")
+        # the names of all stores of these files begin with `asked`
         for old in folder.parent.glob(f"{asked}-*"):
             shutil.rmtree(old, ignore_errors=True)
         os.replace(partial, folder)

@@ -1,4 +1,4 @@
-"""Rows in a file on disk, read when they are needed, so that a data set need not fit in memory."""
+"""Write rows into a file on disk, and read them one batch at a time."""
 
 from __future__ import annotations
 
@@ -27,15 +27,7 @@ class RowWriter:
         self._pending: list[tuple[int, int, str, str, str]] = []
 
     def add(self, index: int, line: int, source: str, target: str, category: str) -> None:
-        """Add a row.
-
-        Args:
-            index: The number of the example in its file, counted from 0.
-            line: The line where the row begins in the file, counted from 1.
-            source: The input.
-            target: The target.
-            category: The category.
-        """
+        """Add a row. `index` is the example's number in its file, from 0; `line` is the row's first line, from 1."""
         self._pending.append((index, line, source, target, category))
         if len(self._pending) == ROWS_PER_BATCH:
             self._flush()
@@ -60,21 +52,13 @@ class RowWriter:
 
 
 class StoredRows(Sequence[Example]):
-    """The rows of one part, read from the file when they are needed.
-
-    The file is not memory-mapped, because mapped pages that were read would count as memory of the process.
-    """
+    """The rows of one part in a file on disk."""
 
     def __init__(self, path: Path, positions: Any, chat: str = "") -> None:
-        """Open the file.
-
-        Args:
-            path: The Arrow file.
-            positions: The positions of the part's rows in the file, counted from 0, as a numpy array.
-            chat: The `chat` of every example.
-        """
+        """Open the Arrow file. `positions` is a numpy array with the part's rows, counted from 0."""
         import pyarrow
 
+        # not memory-mapped: mapped pages would count as memory of the process
         self._reader = pyarrow.ipc.open_file(pyarrow.OSFile(str(path), "rb"))
         self._path, self._positions, self._chat = path, positions, chat
         self._held: tuple[int, list[list[Any]]] | None = None
@@ -93,7 +77,7 @@ class StoredRows(Sequence[Example]):
         return Example(index, source, target, category, self._chat)
 
     def line_of(self, index: int) -> int | None:
-        """Return the line of the row with this index, or None if there is no such row. This searches all rows."""
+        """Return the line of the row with this index. None if there is no such row."""
         found = (row for at in range(len(self)) if (row := self._row(at))[0] == index)
         return next((int(row[1]) for row in found), None)
 

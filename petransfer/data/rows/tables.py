@@ -26,7 +26,7 @@ def parquet_columns(source: Source) -> list[str]:
 
 
 def read_parquet(source: Source, columns: tuple[str, ...]) -> Iterator[Record]:
-    """Yield the rows of a parquet file. Only the columns in `columns` are read; `outer.inner` reads all of `outer`."""
+    """Yield the rows of a parquet file. Only the columns in `columns` are read."""
     import pyarrow.parquet
 
     with _refused("parquet", source), pyarrow.parquet.ParquetFile(source.path) as file:
@@ -43,7 +43,7 @@ def arrow_columns(source: Source) -> list[str]:
 
 
 def read_arrow(source: Source, columns: tuple[str, ...]) -> Iterator[Record]:
-    """Yield the rows of an arrow file, in Arrow's file format (also called feather) or in its stream format."""
+    """Yield the rows of a file in Arrow's file format (feather) or stream format."""
     with _refused("arrow", source), _open_arrow(source) as reader:
         wanted = _tops(reader.schema.names, columns)
         count = getattr(reader, "num_record_batches", None)
@@ -57,7 +57,7 @@ def dataset_columns(source: Source) -> list[str]:
 
 
 def read_dataset(source: Source, columns: tuple[str, ...]) -> Iterator[Record]:
-    """Yield the rows of a dataset's split. Class labels, which are numbers in datasets, are replaced by their names."""
+    """Yield the rows of a dataset's split. Class labels are names, not numbers."""
     part = _split(source)
     wanted = _tops(part.column_names, columns)
     names = {name: feature.names for name, feature in part.features.items() if hasattr(feature, "int2str")}
@@ -73,11 +73,7 @@ def read_dataset(source: Source, columns: tuple[str, ...]) -> Iterator[Record]:
 
 
 def open_dataset(source: Source) -> dict[str, Any]:
-    """Return the splits of a dataset by name. The rows stay on disk.
-
-    Raises:
-        UserError: `datasets` cannot load it.
-    """
+    """Return the splits of a dataset by name. The rows stay on disk."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -111,14 +107,11 @@ def _split(source: Source) -> Any:
 
 
 def _label(value: Any, names: list[str] | None) -> Any:
-    """Return the name of a class label; a value that is not a label is returned unchanged.
-
-    Raises:
-        BadRow: The label is hidden (-1), as in the test sets of public competitions, or has no name.
-    """
+    """Return the name of a class label. Other values are returned unchanged."""
     if not names or not isinstance(value, int):
         return value
     if not 0 <= value < len(names):
+        # the test sets of public competitions hide their labels by -1
         raise BadRow(HIDDEN_LABEL if value == -1 else f"the label {value} has no name")
     return names[value]
 
@@ -181,7 +174,7 @@ def _feature_names(features: Any, before: str = "") -> list[str]:
 
 
 def _tops(names: list[str], columns: tuple[str, ...]) -> list[str]:
-    """Return the columns in `names` that contain one of `columns`: `outer` contains `outer.inner`."""
+    """Return the columns that contain one of `columns`: `outer` contains `outer.inner`."""
     return [name for name in names if any(column == name or column.startswith(f"{name}.") for column in columns)]
 
 

@@ -1,4 +1,4 @@
-"""Read the lines of a text file: plain or compressed, in UTF-8, UTF-16 or another encoding, with any line ends."""
+"""Read the lines of a text file: plain or compressed, in any encoding, with any line ends."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Line:
     """One line of a text file.
 
     Args:
-        number: The number of the line, counted from 1.
-        text: The line without its line end. Bytes that are not UTF-8 are shown as replacement characters.
-        problem: Why the line is not valid text; None for a good line.
+        number: Number of the line, counted from 1.
+        text: The line without its line end. Bytes that are not UTF-8 become replacement characters.
+        problem: Why the line is not valid text. None for a good line.
     """
 
     number: int
@@ -45,11 +45,7 @@ class Line:
 
 
 def read_lines(source: Source) -> Iterator[Line]:
-    """Yield the lines of the source's file, including blank lines.
-
-    Raises:
-        UserError: The file cannot be read, unpacked or decoded.
-    """
+    """Yield the lines of the source's file, including blank lines."""
     with open_text(source) as file:
         for number, line in enumerate(file, start=1):
             text = line.rstrip("\r\n") if line[-2:] == "\r\n" else line[:-1] if line[-1:] in "\r\n" else line
@@ -58,14 +54,7 @@ def read_lines(source: Source) -> Iterator[Line]:
 
 @contextlib.contextmanager
 def open_text(source: Source) -> Iterator[IO[str]]:
-    """Open the source's file as text, without its byte order mark.
-
-    The kind of line end is detected from the beginning of the file. In a UTF-8 file, invalid bytes become lone
-    surrogates, so that `read_lines` can report the line.
-
-    Raises:
-        UserError: The file cannot be read, unpacked or decoded. This error can also occur later, while lines are read.
-    """
+    """Open the source's file as text, without its byte order mark."""
     assert source.path is not None
     try:
         with _open_bytes(source.path, source.name) as file:
@@ -75,6 +64,7 @@ def open_text(source: Source) -> Iterator[IO[str]]:
         end = "\r" if "\r" in beginning and "\n" not in beginning else "\n"
         with _open_bytes(source.path, source.name) as file:
             file.read(mark)
+            # invalid UTF-8 becomes lone surrogates, by which `read_lines` finds the line
             errors = "surrogateescape" if encoding == "utf-8" else "strict"
             with io.TextIOWrapper(file, encoding, errors, newline=end) as text:
                 yield text
@@ -89,7 +79,7 @@ def open_text(source: Source) -> Iterator[IO[str]]:
 
 @contextlib.contextmanager
 def _open_bytes(path: Path, name: str) -> Iterator[IO[bytes]]:
-    """Open a file for reading bytes, and unpack it if its first bytes show that it is compressed."""
+    """Open a file for reading bytes. A compressed file is unpacked."""
     with path.open("rb") as file:
         head = file.read(6)
     if head.startswith(b"PK\x03\x04"):
@@ -115,17 +105,7 @@ def _open_bytes(path: Path, name: str) -> Iterator[IO[bytes]]:
 
 
 def _encoding(sample: bytes, named: str) -> tuple[str, int]:
-    """Return the encoding of a file, and the length of its byte order mark in bytes.
-
-    UTF-16 without a byte order mark is recognised by its many zero bytes.
-
-    Args:
-        sample: The first bytes of the file.
-        named: The encoding that the user gave; empty: it is detected.
-
-    Raises:
-        UserError: Python does not know the encoding `named`.
-    """
+    """Return the encoding of a file, and the length of its byte order mark in bytes."""
     mark, marked = next((pair for pair in _BYTE_ORDER_MARKS if sample.startswith(pair[0])), (b"", ""))
     if named:
         try:
@@ -135,6 +115,7 @@ def _encoding(sample: bytes, named: str) -> tuple[str, int]:
         return (marked or "utf-16-le" if known == "utf-16" else known), len(mark)
     if marked:
         return marked, len(mark)
+    # UTF-16 without a byte order mark has many zero bytes
     even, odd = sample[0:1000:2].count(0), sample[1:1000:2].count(0)
     if max(even, odd) * 4 > min(len(sample), 1000):
         return ("utf-16-le" if odd > even else "utf-16-be"), 0

@@ -1,1 +1,1 @@
-"""The built-in tasks. Each file declares a task and its metadata; importing the file registers the task."""
+"""The built-in tasks. Importing a task's file registers the task."""

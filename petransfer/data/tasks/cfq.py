@@ -1,9 +1,8 @@
 """CFQ's splits of maximum compound divergence (Keysers et al. 2020, arXiv:1912.09713): questions to SPARQL queries.
 
-Files are read from a folder and never downloaded. They come from the official release (`dataset.json` with all
-questions, 4 GB, and a file with row numbers for each split) or from the copy on the Hugging Face hub. The files of the
-copy are smaller, but the copy has no dev rows. Rows are sorted by question and query, so both sources give the same
-examples.
+The files are never downloaded. They come from the official release (`dataset.json` with all questions, 4 GB, and a file
+with row numbers for each split) or from the smaller copy on the Hugging Face hub, which has no dev rows. The two
+sources give the same examples, because rows are sorted by question and query.
 """
 
 from __future__ import annotations
@@ -37,17 +36,16 @@ _WHERE_FROM = "unpack cfq1.1.tar.gz of github.com/google-research/google-researc
 
 @dataclass(frozen=True)
 class CfqTask:
-    """CFQ-MCD, with 95,743 training, 11,968 dev and 11,968 test rows per split. Categories are `yes-no` and `list`.
+    """CFQ-MCD: 95,743 training, 11,968 dev and 11,968 test rows per split. Categories are `yes-no` and `list`.
 
     Args:
-        data_dir: A folder with `cfq/dataset.json` and `cfq/splits/mcd1.json`, which may be compressed as `.xz`; or a
-            folder with `cfq/mcd1/train-00000-of-00001.parquet` and `test-00000-of-00001.parquet`. `cfq/` may be left
-            out.
-        dev: `cut` turns `dev_size` training rows into dev rows. `published` uses the published dev rows. These have the
-            distribution of the test rows, so choosing settings on them is almost like choosing settings on test rows.
-        dev_size: The number of training rows that become dev rows with `cut`.
-        braces: `keep` leaves braces in queries. `square` replaces them by `[` and `]`, because tokenizers such as T5's
-            have no braces.
+        data_dir: Folder with `cfq/dataset.json` and `cfq/splits/mcd1.json`, plain or `.xz`; or folder with
+            `cfq/mcd1/train-00000-of-00001.parquet` and `test-00000-of-00001.parquet`. `cfq/` can be left out.
+        dev: `cut` turns `dev_size` training rows into dev rows. `published` uses the published dev rows. They have the
+            distribution of the test rows: choosing settings on them is almost like choosing settings on test rows.
+        dev_size: Number of training rows that become dev rows with `cut`.
+        braces: `keep` leaves braces in queries. `square` replaces braces by `[` and `]`, because tokenizers such as
+            T5's have no braces.
     """
 
     data_dir: Path | None = None
@@ -65,7 +63,7 @@ class CfqTask:
             raise UserError(f"dev_size of cfq is {self.dev_size!r}: give a whole number from 1 to 20,000")
 
     def train_size(self, split: str) -> int:
-        """Return the published number of training rows, minus the dev rows that are cut from them."""
+        """Return the number of training rows, without the dev rows."""
         return ROWS["train"] - (self.dev_size if self.dev == "cut" else 0)
 
     def longest(self, split: str) -> tuple[int, int]:
@@ -74,11 +72,7 @@ class CfqTask:
         return max(len(row.input) for row in train), max(len(row.target) for row in train)
 
     def load(self, split: str) -> SplitData:
-        """Return the examples of one split, sorted by question and query.
-
-        Raises:
-            UserError: The split is unknown, or a file is missing or not the published one.
-        """
+        """Return the examples of one split, sorted by question and query."""
         if split not in SPLITS:
             raise unknown("split of cfq", split, SPLITS)
         tables = [self._find(f"{split}/{part}-00000-of-00001.parquet") for part in ("train", "test")]
@@ -112,12 +106,7 @@ class CfqTask:
 
 @functools.lru_cache(maxsize=2)
 def _read_release(dataset: Path, numbers: Path) -> dict[str, list[Pair]]:
-    """Return (question, query) of all rows of a split, by part. No other rows are kept in memory.
-
-    Args:
-        dataset: The path of `dataset.json`.
-        numbers: The path of the split's file with row numbers.
-    """
+    """Return (question, query) of all rows of a split, by part."""
     try:
         with open_text(Source(numbers.name, "jsonl", numbers)) as file:
             content = json.load(file)
@@ -141,7 +130,7 @@ def _read_table(path: Path) -> list[Pair]:
 
 
 def _pair(record: Record, question: str, query: str, path: Path) -> Pair:
-    """Return the question and the query of a row, with the query on one line."""
+    """Return the question of a row and its query on one line."""
     try:
         return record.values[question], " ".join(str(record.values[query]).split())
     except KeyError as error:

@@ -67,15 +67,15 @@ _GEN_FILE = {"2022": "gen", "2021": "gen_2021"}
 
 @dataclass(frozen=True)
 class CogsTask(TabularTask):
-    """COGS: 24,155 training and 3,000 dev rows, which both splits share.
+    """COGS: 24,155 training and 3,000 dev rows, shared by the splits `gen` and `test`.
 
-    The test set of split `gen` is the generalization set with the 21 cases of `CATEGORY_GROUP` (1,000 rows each). The
-    test set of split `test` has 3,000 rows with the distribution of the training rows. The category is the third column
-    of the official file.
+    The test set of `gen` is the generalization set: 1,000 rows for each of the 21 cases in `CATEGORY_GROUP`. The test
+    set of `test` has 3,000 rows with the distribution of the training rows. The category is the third column of the
+    official file.
 
     Args:
-        data_dir: A folder with `cogs/gen.tsv`, a folder with `gen.tsv`, or a checkout of the official repository. Files
-            may be compressed as `.xz`. Missing files are read from the cache or downloaded.
+        data_dir: Folder with `cogs/gen.tsv`, folder with `gen.tsv`, or checkout of the official repository. Files can
+            be compressed as `.xz`. Missing files are read from the cache or downloaded.
         version: "2022" uses the corrected generalization set. "2021" uses the set before the correction, which is
             called `gen_2021.tsv` in `data_dir`.
     """
@@ -94,7 +94,7 @@ class CogsTask(TabularTask):
             raise unknown("version of cogs", self.version, _GEN_FILE)
 
     def read(self, part: str) -> tuple[Example, ...]:
-        """Return the examples of one part. For `gen`, the file of `self.version` is read."""
+        """Return the examples of one part: `train`, `dev`, `test` or `gen`."""
         return super().read(_GEN_FILE[self.version] if part == "gen" else part)
 
 

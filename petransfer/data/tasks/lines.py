@@ -1,4 +1,4 @@
-"""The user's own examples, from files or a dataset. Each row has an input and a target, or it has a chat."""
+"""The user's own examples, from files or a dataset. A row has an input and a target, or a chat."""
 
 from __future__ import annotations
 
@@ -21,10 +21,7 @@ class LinesTask(RowOptions):
     splits = SPLITS
 
     def identity(self) -> dict[str, Any]:
-        """Return what a run's id depends on: the hash of the rows, and options that change what is trained on.
-
-        The names of the files are not included.
-        """
+        """Return the values that a run's id depends on: the hash of the rows and some options, but no file names."""
         content: dict[str, Any] = {"sha256": self.sha256 or self.about()["sha256"]}
         content |= {"template": self.template} if self.template else {}
         content |= {"chat": chat} if (chat := self._chat()) else {}
@@ -33,7 +30,7 @@ class LinesTask(RowOptions):
         return content
 
     def _chat(self) -> str:
-        """Return how chats are converted to text (`template` or `plain`); empty if the rows are not chats."""
+        """Return how chats are converted to text (`template` or `plain`). Empty without chats."""
         if self.chat != "auto":
             return self.chat
         try:
@@ -45,10 +42,7 @@ class LinesTask(RowOptions):
             raise
 
     def place(self) -> dict[str, Any]:
-        """Return the options that the user set, except `sha256`, `template` and `chat`.
-
-        They say where the rows are on this machine and how they are read.
-        """
+        """Return the options that say where the rows are on this machine and how they are read."""
         from petransfer.data.rows.store import given_options
 
         given = {key: value for key, value in given_options(self).items() if key not in ("sha256", "template", "chat")}
@@ -58,10 +52,10 @@ class LinesTask(RowOptions):
         return given
 
     def about(self) -> dict[str, Any]:
-        """Return the summary of the rows, such as sizes, labels and notes; see `RowBuilder.build` for its keys.
+        """Return the summary of the rows, such as sizes, labels and notes.
 
         Raises:
-            UserError: A row cannot be used, or the rows are not those of `sha256`.
+            UserError: A row cannot be used, or the hash of the rows is not `sha256`.
         """
         from petransfer.data.rows.store import prepared
 
@@ -74,7 +68,6 @@ class LinesTask(RowOptions):
         return about
 
     def train_size(self, split: str) -> int:
-        """Return the number of training rows."""
         return int(self.about()["sizes"]["train"])
 
     def longest(self, split: str) -> tuple[int, int]:
@@ -83,7 +76,8 @@ class LinesTask(RowOptions):
         return source, target
 
     def suggested_metrics(self) -> tuple[str, ...]:
-        """Return metrics that suit the data: exact match, and accuracy and macro F1 if the targets are a few labels."""
+        """Return the metrics that suit the data."""
+        # closed: the targets are a few labels
         return ("exact_match", "accuracy", "macro_f1") if self.about()["closed"] else ("exact_match",)
 
     def notes(self) -> list[str]:
@@ -91,11 +85,7 @@ class LinesTask(RowOptions):
         return list(self.about()["notes"])
 
     def load(self, split: str) -> SplitData:
-        """Return the examples. They stay on disk until they are accessed.
-
-        Raises:
-            UserError: A file is missing, broken, or changed while it was read; or the rows are not those of `sha256`.
-        """
+        """Return the examples. They stay on disk until they are accessed."""
         from petransfer.data.rows.store import prepared
 
         if split not in self.splits:

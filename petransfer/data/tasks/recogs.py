@@ -1,7 +1,6 @@
-"""COGS with two other kinds of logical forms: those of ReCOGS, and forms without variables.
+"""COGS with two other kinds of logical forms: ReCOGS, and forms without variables.
 
-Source: Wu, Manning & Potts 2023, arXiv:2303.13716. The test and generalization sets have the same sentences and the
-same 21 cases as in COGS.
+Source: Wu, Manning & Potts 2023, arXiv:2303.13716. The test and generalization sets have COGS's sentences and cases.
 """
 
 from __future__ import annotations
@@ -53,13 +52,13 @@ VARIABLE_FREE: dict[str, Source] = _sources(
 class RecogsTask(TabularTask):
     """ReCOGS with positional indices: 27,227 training rows.
 
-    The training rows come from COGS. Some of them are joined, have modifiers before the verb, or have added words, so
-    that no generalization case is hard only because of its length or its indices. Predictions are also scored by
-    meaning (`petransfer.data.logical_forms`), as in the paper.
+    Some training rows of COGS are joined, have modifiers before the verb, or have added words. Thus no generalization
+    case is hard only because of its length or its indices. Predictions are also scored by meaning
+    (`petransfer.data.logical_forms`), as in the paper.
 
     Args:
-        data_dir: A folder with `recogs_positional_index/gen.tsv`, a folder with `gen.tsv`, or a checkout of the
-            official repository. Files may be compressed as `.xz`. Missing files are read from the cache or downloaded.
+        data_dir: Folder with `recogs_positional_index/gen.tsv`, folder with `gen.tsv`, or checkout of the official
+            repository. Files can be compressed as `.xz`. Missing files are read from the cache or downloaded.
     """
 
     name = "recogs"
@@ -73,12 +72,11 @@ class RecogsTask(TabularTask):
 class CogsVariableFreeTask(TabularTask):
     """COGS with the nested logical forms of Qiu et al. (2022, arXiv:2112.07610): 24,155 training rows.
 
-    These forms have no variables and are much shorter. According to Wu et al., a part of the meaning of COGS's forms
-    is lost in them.
+    These forms have no variables and are much shorter. According to Wu et al., they lose a part of the meaning.
 
     Args:
-        data_dir: A folder with `cogs_variable_free/gen.tsv`, a folder with `gen.tsv`, or a checkout of ReCOGS's
-            repository. Files may be compressed as `.xz`. Missing files are read from the cache or downloaded.
+        data_dir: Folder with `cogs_variable_free/gen.tsv`, folder with `gen.tsv`, or checkout of ReCOGS's repository.
+            Files can be compressed as `.xz`. Missing files are read from the cache or downloaded.
     """
 
     name = "cogs-variable-free"

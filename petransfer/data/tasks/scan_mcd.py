@@ -1,8 +1,6 @@
 """SCAN's splits of maximum compound divergence (Keysers et al. 2020, arXiv:1912.09713): mcd1, mcd2 and mcd3.
 
-Training and test rows contain the same words equally often, but they combine these words as differently as possible.
-The published dev rows have the distribution of the test rows, so choosing settings on them is almost like choosing
-settings on test rows.
+Training and test rows contain the same words equally often, but combine these words as differently as possible.
 """
 
 from __future__ import annotations
@@ -53,11 +51,7 @@ FILES: dict[tuple[str, str], Source] = {
 
 
 def parse_row(line: str) -> ScanRow:
-    """Split a line `IN: <command> OUT: <actions>` or `<command>  <actions>` into (command, actions).
-
-    Raises:
-        ValueError: The line has another form.
-    """
+    """Split a line `IN: <command> OUT: <actions>` or `<command>  <actions>` into (command, actions)."""
     if line.startswith("IN: "):
         return parse_scan_row(line)
     command, blanks, actions = line.partition("  ")
@@ -68,16 +62,16 @@ def parse_row(line: str) -> ScanRow:
 
 @dataclass(frozen=True)
 class ScanMcdTask:
-    """SCAN-MCD, with 8,365 training rows and 1,045 test rows per split.
+    """SCAN-MCD: 8,365 training rows and 1,045 test rows per split.
 
-    The category of an example is `and` or `after` if its command contains this word, otherwise `simple`.
+    The category of an example is the connective of its command: `and`, `after`, or `simple` for neither of the two.
 
     Args:
-        data_dir: A folder with `scan_mcd/<split>/train.txt`, `dev.txt` and `test.txt`, or a folder with the `<split>`
-            folders themselves. Files may be compressed as `.xz`. Missing files are read from the cache or downloaded.
-        dev: "cut" turns `dev_size` training rows into dev rows, as in the other splits of SCAN. "published" trains on
-            all training rows and uses the 1,046 published dev rows, which have the distribution of the test rows.
-        dev_size: The number of training rows that become dev rows with "cut".
+        data_dir: Folder with `scan_mcd/<split>/train.txt`, `dev.txt` and `test.txt`, or folder with the `<split>`
+            folders. Files can be compressed as `.xz`. Missing files are read from the cache or downloaded.
+        dev: "cut" turns `dev_size` training rows into dev rows. "published" uses the 1,046 published dev rows. They
+            have the distribution of the test rows: choosing settings on them is like choosing settings on test rows.
+        dev_size: Number of training rows that become dev rows with "cut".
     """
 
     data_dir: Path | None = None
@@ -93,7 +87,7 @@ class ScanMcdTask:
             raise UserError(f"dev_size of scan-mcd is {self.dev_size!r}: give a whole number from 1 to 4,000")
 
     def train_size(self, split: str) -> int:
-        """Return the published number of training rows, minus the dev rows if these are cut from them."""
+        """Return the number of training rows, without the dev rows."""
         return PUBLISHED[split, "train"].rows - (self.dev_size if self.dev == "cut" else 0)
 
     def longest(self, split: str) -> tuple[int, int]:
@@ -101,11 +95,7 @@ class ScanMcdTask:
         return 59, 479
 
     def load(self, split: str) -> SplitData:
-        """Return the examples of one split, sorted by command.
-
-        Raises:
-            UserError: The split is unknown, or a file of it is missing, changed or broken.
-        """
+        """Return the examples of one split, sorted by command."""
         if split not in SPLITS:
             raise unknown("split of scan-mcd", split, SPLITS)
         train, test = self._examples(split, "train"), self._examples(split, "test")

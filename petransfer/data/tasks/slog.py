@@ -1,7 +1,7 @@
 """SLOG (Li et al. 2023, arXiv:2310.15040): English sentences to logical forms, 17 cases of structural generalization.
 
-The authors protect the generalization sets with a password, so that no language model is trained on these sets. Here,
-the sets are decrypted in memory, and their text is never written to a file.
+The authors protect the generalization sets with a password, to keep them out of the training data of language models.
+petransfer decrypts these sets in memory and never writes their text to a file.
 """
 
 from __future__ import annotations
@@ -64,15 +64,15 @@ GEN_MEMBER = "generalization_sets/gen_varfreeLF.tsv"
 
 @dataclass(frozen=True)
 class SlogTask(TabularTask):
-    """SLOG with logical forms without variables: 32,755 training and 4,046 dev rows, which both splits share.
+    """SLOG without variables: 32,755 training and 4,046 dev rows, shared by the splits `gen` and `test`.
 
-    The test set of split `gen` has the 17 cases of `CATEGORY_GROUP` (1,000 rows each). Its archive needs the password
-    in `$PETRANSFER_SLOG_PASSWORD`. The test set of split `test` has 4,046 rows with the distribution of the training
-    rows, and needs no password.
+    The test set of `gen` has 1,000 rows for each of the 17 cases in `CATEGORY_GROUP`. Its archive needs the password in
+    `$PETRANSFER_SLOG_PASSWORD`. The test set of `test` has 4,046 rows with the distribution of the training rows, and
+    needs no password.
 
     Args:
-        data_dir: A folder with `slog/varfree_LF/train.tsv` and `slog/generalization_sets.zip`, or a checkout of the
-            official repository. The tsv files may be compressed as `.xz`. Missing files are read from the cache or
+        data_dir: Folder with `slog/varfree_LF/train.tsv` and `slog/generalization_sets.zip`, or checkout of the
+            official repository. The tsv files can be compressed as `.xz`. Missing files are read from the cache or
             downloaded.
     """
 
@@ -85,10 +85,7 @@ class SlogTask(TabularTask):
     longest_row = (136, 275)
 
     def read(self, part: str) -> tuple[Example, ...]:
-        """Return the examples of one part.
-
-        The part `gen` is decrypted in memory, because its archive has a password. Its text is never written to a file.
-        """
+        """Return the examples of one part. The part `gen` is decrypted in memory and never written to a file."""
         if part != "gen":
             return super().read(part)
         source = self.sources["gen"]
