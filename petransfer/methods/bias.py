@@ -1,4 +1,4 @@
-"""BitFit (Ben Zaken et al. 2022): train only the biases; if the model has none (T5), only its norm layers."""
+"""BitFit (Ben Zaken et al. 2022): train only the biases. In a model without biases (T5), train only the norm layers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,7 @@ if TYPE_CHECKING:
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """Return the model in which only the biases are trainable; if it has no biases, only the norm layers.
-
-    The biases are put into a LoRA adapter without target layers and with `bias="all"`, so plain peft can load them.
-
-    Raises:
-        UserError: the model has neither biases nor norm layers.
-    """
+    """Return the model with trainable biases. A model without biases (T5) gets trainable norm layers."""
     from peft import LoraConfig
 
     from petransfer.methods.shared.attach import NO_LAYER, attach_adapter, task_type
@@ -29,6 +23,7 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
 
     if not any(_is_bias(name) for name, _ in loaded.model.named_parameters()):
         return ln.apply(loaded, method, seed)
+    # a LoRA adapter without target layers: plain peft can load its biases
     config = LoraConfig(task_type=task_type(loaded), target_modules=NO_LAYER, bias="all")
     model = attach_adapter(loaded, method, config, seed)
     for name, value in model.named_parameters():
@@ -42,7 +37,7 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
 
 
 def _is_bias(name: str) -> bool:
-    """Return whether a parameter is a bias in the part of the model that processes text."""
+    """Return whether a parameter is a bias in the part of the model for text."""
     from petransfer.models.text_part import is_text
 
     return name.endswith(".bias") and is_text(name)

@@ -1,4 +1,4 @@
-"""DoRA (Liu et al. 2024): LoRA changes the direction of each column of the weights; each column's norm is trained too.
+"""DoRA (Liu et al. 2024): LoRA changes the direction of each column of the weights; each column's norm is also trained.
 
 The norms are computed in fp32.
 """

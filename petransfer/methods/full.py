@@ -32,7 +32,7 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
 
 
 def save(model: torch.nn.Module, folder: Path, base: str) -> None:
-    """Save the whole model, as transformers does."""
+    """Save the whole model with transformers."""
     from petransfer.models.saving import save_model
 
     save_model(model, folder)

@@ -15,13 +15,7 @@ if TYPE_CHECKING:
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """Return the model with frozen weights and trainable scaling vectors, whose start values are 1.
-
-    If the method's `targets` is `all-linear`, the vectors are on the layers that peft lists for the architecture.
-
-    Raises:
-        UserError: `targets` is `all-linear`, but peft does not list layers for the architecture.
-    """
+    """Return the model with frozen weights and trainable scaling vectors, whose start values are 1."""
     from peft import IA3Config
     from peft.utils import constants
 
@@ -34,6 +28,7 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
     kind = "t5" if kind == "mt5" else kind  # peft's list for mT5 would scale only one of the two halves of each MLP
     if method.targets == "all-linear" and kind not in known:
         raise UserError(f"ia3: the keys and values of {kind} are not known to peft; name these layers in targets")
+    # `all-linear` means the layers that peft lists for the architecture
     chosen = target_layers(loaded, method, known.get(kind))
     last = tuple(feedforward.get(kind, ()))
     names = [name for name in chosen if any(name == end or name.endswith(f".{end}") for end in last)]

@@ -15,19 +15,13 @@ if TYPE_CHECKING:
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """Return the model with frozen weights and trainable copies of its norm layers.
-
-    A layer counts as a norm layer if the name of its class contains "norm". peft has its own list of norm layers, but
-    only for a few architectures, and not for T5.
-
-    Raises:
-        UserError: the model has no norm layers with weights.
-    """
+    """Return the model with frozen weights and trainable copies of its norm layers."""
     from peft import LNTuningConfig
 
     from petransfer.methods.shared.attach import attach_adapter, task_type
     from petransfer.models.text_part import is_text
 
+    # the class names of norm layers contain "norm"; peft's own list has only a few architectures, and not T5
     names = [
         name
         for name, module in loaded.model.named_modules()

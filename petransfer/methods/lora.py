@@ -1,6 +1,6 @@
-"""LoRA (Hu et al. 2021) through peft, on all linear layers unless `targets` says otherwise.
+"""LoRA (Hu et al. 2021) with peft, by default on all linear layers.
 
-Its variants (rsLoRA, LoRA+, DoRA, PiSSA) use `lora_config` and `apply` of this file.
+The files of rsLoRA, LoRA+, DoRA and PiSSA use `lora_config` and `apply` of this file.
 """
 
 from __future__ import annotations
@@ -22,13 +22,10 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int, **switches: Any) -> tor
     """Return the model with frozen weights and trainable LoRA matrices.
 
     Args:
-        loaded: the base model and its tokenizer; the model is changed in place.
-        method: the method, with its rank, alpha, dropout, targets and embeddings.
-        seed: the seed of the random values in the matrices.
-        **switches: further arguments of peft's `LoraConfig`, for variants of LoRA.
+        **switches: Further arguments of peft's `LoraConfig`, for variants of LoRA.
 
     Raises:
-        UserError: the targets match no layer, or the embeddings of this model cannot be trained with LoRA.
+        UserError: The targets match no layer, or the embeddings of this model cannot be trained with LoRA.
     """
     from petransfer.methods.shared.attach import attach_adapter
 
@@ -36,7 +33,7 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int, **switches: Any) -> tor
 
 
 def lora_config(loaded: Loaded, method: MethodSpec, **switches: Any) -> LoraConfig:
-    """Return the `LoraConfig` of peft for a method. `switches` are further arguments of `LoraConfig`."""
+    """Return peft's `LoraConfig` for a method. `switches` are further arguments of `LoraConfig`."""
     from peft import LoraConfig
 
     from petransfer.methods.shared.attach import task_type
@@ -54,13 +51,7 @@ def lora_config(loaded: Loaded, method: MethodSpec, **switches: Any) -> LoraConf
 
 
 def _trained_embeddings(loaded: Loaded, method: MethodSpec) -> dict[str, list[int]] | None:
-    """Return the input embedding rows to train, for peft's `trainable_token_indices`; None if there are none.
-
-    If the output head is tied to the embeddings, peft trains these rows in the head too.
-
-    Raises:
-        UserError: the model is an encoder-decoder whose head is not tied to the embeddings.
-    """
+    """Return the input embedding rows to train, for peft's `trainable_token_indices`."""
     if method.embeddings == "frozen":
         return None
     embeddings = loaded.model.get_input_embeddings()

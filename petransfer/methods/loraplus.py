@@ -1,4 +1,4 @@
-"""LoRA+ (Hayou et al. 2024): LoRA whose matrix B has `rate_ratio` times the learning rate of its matrix A."""
+"""LoRA+ (Hayou et al. 2024): LoRA with a higher learning rate for matrix B, by the factor `rate_ratio`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """Return the model with LoRA. Each matrix B gets the attribute `rate_factor`, which scales its learning rate."""
+    """Return the model with LoRA. The attribute `rate_factor` of each matrix B scales its learning rate."""
     model = lora.apply(loaded, method, seed)
     for name, value in model.named_parameters():
         if ".lora_B." in name or ".lora_embedding_B." in name:

@@ -19,14 +19,7 @@ if TYPE_CHECKING:
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """Return the model with frozen weights and trainable rotations, which start as the identity.
-
-    If a layer's number of inputs is not a multiple of `block_size`, peft uses the nearest size that
-    divides this number.
-
-    Raises:
-        UserError: the targets match no layer.
-    """
+    """Return the model with frozen weights and trainable rotations, which start as the identity."""
     from peft import OFTConfig
 
     from petransfer.methods.shared.attach import attach_adapter, task_type
@@ -35,6 +28,7 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
     config = OFTConfig(
         task_type=task_type(loaded),
         r=0,  # the number of blocks; 0 because the size of the blocks is given instead
+        # peft takes the nearest size that divides the number of the layer's inputs
         oft_block_size=int(method.options["block_size"]),
         module_dropout=method.dropout,
         target_modules=target_layers(loaded, method),

@@ -1,8 +1,8 @@
 """PiSSA (Meng et al. 2024): LoRA whose matrices start from the largest singular values of the weights.
 
-The paper subtracts the product of the start matrices from the base model's weights. Here these weights are not changed;
-a second, frozen adapter subtracts the product. The result is the same, but the weights are not rounded again, and they
-may be quantised. The two adapters are saved as one plain LoRA of twice the rank.
+The paper subtracts the product of the start matrices from the base model's weights. Here, a second, frozen adapter
+subtracts the product. Therefore the base model's weights do not change, and they can be quantised. The two adapters are
+saved as one plain LoRA of twice the rank.
 """
 
 from __future__ import annotations
@@ -25,11 +25,7 @@ TRAINED, START = "default", "start"
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """Return the model with frozen weights and trainable LoRA matrices that start from the largest singular values.
-
-    Raises:
-        UserError: the targets match no layer, or the rank is larger than the smaller dimension of a weight.
-    """
+    """Return the model with frozen weights and trainable LoRA matrices that start from the largest singular values."""
     from peft.tuners.lora import LoraLayer
 
     from petransfer.methods.lora import lora_config
@@ -52,13 +48,7 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
 
 
 def _start_from_base(name: str, module: Any, rank: int) -> None:
-    """Set both adapters of a layer to the `rank` largest singular values and vectors of its weight.
-
-    The frozen adapter gets the opposite sign, so that the two adapters cancel each other at the start.
-
-    Raises:
-        UserError: the rank is larger than the smaller dimension of the weight.
-    """
+    """Set the two adapters of a layer to the `rank` largest singular values and vectors of its weight."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
@@ -78,21 +68,20 @@ def _start_from_base(name: str, module: Any, rank: int) -> None:
         for part, value in start.items():
             matrices = getattr(module, part)
             matrices[TRAINED].weight.copy_(value)
+            # the opposite sign: the two adapters cancel each other at the start
             matrices[START].weight.copy_(-value if part == "lora_B" else value)
 
 
 def _dequantized(base: Any) -> torch.Tensor:
-    """Return the weight of a layer, dequantised if it is quantised.
-
-    bitsandbytes moves the scales of an 8-bit weight to the state of the layer in the first forward pass. Both places
-    are checked here, because peft's function checks only one of them.
-    """
+    """Return the weight of a layer. A quantised weight is dequantised."""
     from peft.utils.integrations import dequantize_module_weight
 
     weight = base.weight
     if type(weight).__name__ != "Int8Params":
         found: torch.Tensor = dequantize_module_weight(base)
         return found
+    # bitsandbytes moves the scales of an 8-bit weight to the state of the layer in the first forward pass; peft's
+    # function looks for the scales in only one of the two places
     scales_o = weight.SCB if weight.SCB is not None else base.state.SCB
     codes_oi = weight.data if base.state.CB is None else base.state.CB
     dequantized_oi: torch.Tensor = codes_oi.float() * scales_o.to(codes_oi.device).float()[:, None] / 127
@@ -100,7 +89,7 @@ def _dequantized(base: Any) -> torch.Tensor:
 
 
 def save(model: torch.nn.Module, folder: Path, base: str) -> None:
-    """Save the two adapters as one plain LoRA of twice the rank, whose second half subtracts the start values."""
+    """Save the two adapters as one plain LoRA of twice the rank. The second half subtracts the start values."""
     import torch
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors.torch import save_file

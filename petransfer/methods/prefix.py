@@ -15,13 +15,7 @@ if TYPE_CHECKING:
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """Return the model with frozen weights and a trainable prefix in the decoder's self-attention.
-
-    peft does not support prefixes in encoders.
-
-    Raises:
-        UserError: prefix tuning is not available for the architecture.
-    """
+    """Return the model with frozen weights and a trainable prefix in the decoder's self-attention."""
     from peft import PrefixTuningConfig
 
     from petransfer.methods.shared.attach import attach_adapter, task_type
@@ -33,18 +27,12 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
 
 
 def _decoder_shape(config: Any) -> dict[str, int]:
-    """Return the decoder's numbers of layers and heads and the total width of the heads, as arguments for peft.
-
-    Without these arguments, peft would use the encoder's number of layers, and `d_model` as the width. The result is
-    empty for decoder-only models.
-
-    Raises:
-        UserError: prefix tuning is not available for the architecture.
-    """
+    """Return the sizes of an encoder-decoder's decoder, as arguments for peft."""
     if not config.is_encoder_decoder:
         return {}
     if not hasattr(config, "d_model"):
         raise UserError(f"prefix: prefix tuning is not available for {config.model_type}; use lora or prompt")
+    # without these arguments, peft would use the encoder's number of layers, and `d_model` as the width of the heads
     heads = getattr(config, "decoder_attention_heads", None) or config.num_attention_heads
     width = getattr(config, "d_kv", None) or config.d_model // heads
     layers = getattr(config, "num_decoder_layers", None) or getattr(config, "decoder_layers", None)

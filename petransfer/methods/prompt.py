@@ -1,6 +1,6 @@
 """Prompt tuning (Lester et al. 2021): train virtual tokens before the input.
 
-Their start values are the embeddings of randomly chosen tokens of the vocabulary.
+The start values are the embeddings of randomly chosen tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -17,10 +17,7 @@ if TYPE_CHECKING:
 
 
 def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
-    """Return the model with frozen weights and trainable virtual tokens before the input.
-
-    In an encoder-decoder model, the virtual tokens are read by the encoder.
-    """
+    """Return the model with frozen weights and trainable virtual tokens before the input."""
     from peft import PromptTuningConfig
 
     from petransfer.methods.shared.attach import attach_adapter, task_type

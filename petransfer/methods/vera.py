@@ -17,9 +17,6 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
     """Return the model with frozen weights and trainable vectors.
 
     The shared random matrices depend on `seed` and are saved with the adapter.
-
-    Raises:
-        UserError: the targets match no layer.
     """
     from peft import VeraConfig
 

@@ -1,1 +1,1 @@
-"""Functions that several methods use. These modules import torch and peft, so import them only inside functions."""
+"""Functions that several methods use. These modules import torch and peft: import them only inside functions."""

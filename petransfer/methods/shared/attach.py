@@ -18,18 +18,12 @@ NO_LAYER = "dummy-target-modules"
 
 
 def task_type(loaded: Loaded) -> str:
-    """Return peft's task type: `SEQ_2_SEQ_LM` for an encoder-decoder model, `CAUSAL_LM` for a decoder-only model."""
+    """Return peft's task type: `SEQ_2_SEQ_LM` for an encoder-decoder, `CAUSAL_LM` for a decoder-only model."""
     return "SEQ_2_SEQ_LM" if loaded.layout.encoder_decoder else "CAUSAL_LM"
 
 
 def attach_adapter(loaded: Loaded, method: MethodSpec, config: PeftConfig, seed: int) -> torch.nn.Module:
-    """Return the model with frozen weights and a new, trainable adapter, whose tensors are in fp32.
-
-    Args:
-        loaded: the base model and its tokenizer; the model is changed in place.
-        method: the training method.
-        config: the adapter's configuration for peft.
-        seed: the seed of the random values in the adapter.
+    """Return the model with frozen weights and a new, trainable adapter in fp32.
 
     Raises:
         UserError: peft cannot apply the method to this model.

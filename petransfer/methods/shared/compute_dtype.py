@@ -1,6 +1,6 @@
 """Keep trained tensors in fp32, but compute with them in the base model's dtype, as in mixed-precision training.
 
-This saves memory: peft itself converts the input of every adapter to fp32 and keeps the copy for the backward pass.
+This saves memory: peft converts the input of every adapter to fp32 and keeps the copy for the backward pass.
 """
 
 from __future__ import annotations
@@ -17,13 +17,9 @@ from torch.nn import functional
 
 
 def compute_as_in_training(model: Any, bits: int) -> None:
-    """Make a peft model compute as in training: in the base model's dtype, and with logits for real tokens only.
+    """Make a peft model compute in the base model's dtype, with logits for real tokens only.
 
-    Call this function again after adding another adapter.
-
-    Args:
-        model: the peft model; it is changed in place.
-        bits: the bits per weight of the base model. With 32, the dtype is not changed.
+    Call this function again after adding another adapter. With 32 bits, the dtype is not changed.
     """
     kind = str(model.active_peft_config.peft_type.value)
     if kind == "PROMPT_TUNING" and not getattr(model.config, "is_encoder_decoder", False):
@@ -39,23 +35,21 @@ def compute_as_in_training(model: Any, bits: int) -> None:
 
 
 def _without_virtual_tokens(model: Any, _: Any, output: Any) -> Any:
-    """Remove the logits of the virtual tokens from a decoder-only model's output, because no label belongs to them."""
+    """Remove the logits of the virtual tokens, to which no label belongs."""
     output.logits = output.logits[:, model.active_peft_config.num_virtual_tokens :]
     return output
 
 
 class _InputDtypeLinear(torch.nn.Linear):
-    """A linear layer that keeps its weight in fp32 and converts it to the dtype of the input in each forward pass."""
+    """A linear layer with an fp32 weight that computes in the dtype of its input."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return functional.linear(input, self.weight.to(input.dtype))
 
 
 def _use_input_dtype(module: BaseTunerLayer) -> None:
-    """Make the matrices of a LoRA layer compute in the dtype of their input. Their parameters stay the same.
-
-    Layers of DoRA and of other methods are not changed; peft computes them in fp32.
-    """
+    """Make the matrices of a LoRA layer compute in the dtype of their input."""
+    # peft computes the layers of DoRA and of other methods in fp32
     if not isinstance(module, LoraLayer) or len(module.lora_magnitude_vector):
         return
     module.cast_input_dtype_enabled = False
@@ -68,21 +62,16 @@ def _use_input_dtype(module: BaseTunerLayer) -> None:
 
 
 def hold_in_fp32(module: torch.nn.Module, names: Iterable[str], dtype: torch.dtype = torch.bfloat16) -> None:
-    """Keep some parameters of a module in fp32, but use them in `dtype` in the module's forward pass.
+    """Keep some parameters of a module in fp32, but use them in `dtype` in the forward pass.
 
-    During the forward pass, each parameter is hidden by an attribute with the same name, which is a copy in `dtype`.
-    `torch.nn.utils.weight_norm` works in the same way.
-
-    Args:
-        module: the module; it is changed in place.
-        names: names of parameters of the module itself, not of its submodules. Names that do not exist are ignored.
-        dtype: the dtype of the computation.
+    Unknown names in `names` are ignored.
     """
     held = [name for name in names if module._parameters.get(name) is not None]
     for name in held:
         module._parameters[name].data = module._parameters[name].data.float()  # type: ignore[union-attr]
     if held and "_held_in_fp32" not in module.__dict__:
         module.__dict__["_held_in_fp32"] = tuple(held)
+        # in the forward pass, an attribute hides the parameter of the same name, as in `torch.nn.utils.weight_norm`
         module.register_forward_pre_hook(functools.partial(_hide_parameters, dtype=dtype))
         module.register_forward_hook(_show_parameters, always_call=True)
 

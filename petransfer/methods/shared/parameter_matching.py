@@ -1,8 +1,7 @@
-"""Choose the rank, or the number of virtual tokens, for which a method trains nearly a given number of parameters.
+"""Choose the rank, or the number of virtual tokens, that trains nearly a given number of parameters.
 
-Here, the rank and the number of virtual tokens are both called the size. A run's id is not computed from the size, but
-from `match_parameters` and the checkpoint, which determine the size. Parameters are counted by applying the method to a
-model on the meta device.
+Parameters are counted by applying the method to a model on the meta device. In this file, the rank and the number of
+virtual tokens are called the size.
 """
 
 from __future__ import annotations
@@ -30,13 +29,8 @@ def with_matched_size(
 
     A method without `match_parameters` is returned unchanged.
 
-    Args:
-        loaded: the model whose configuration determines the number of parameters; it is not changed.
-        method: the method.
-        apply: the method's function, which applies it to a model.
-
     Raises:
-        UserError: no rank or number of virtual tokens gives nearly this number, or the method has neither of the two.
+        UserError: No rank or number of virtual tokens gives nearly this number, or the method has neither of the two.
     """
     wanted, declared = method.match_parameters, METHODS.lookup(method.name)
     key = declared.size

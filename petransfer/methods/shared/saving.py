@@ -10,12 +10,9 @@ from peft import PeftModel
 
 
 def save_adapter(model: torch.nn.Module, folder: Path, base: str) -> None:
-    """Write adapter_config.json and adapter_model.safetensors. They contain no path of this machine.
+    """Write adapter_config.json and adapter_model.safetensors, without paths of this machine.
 
-    Args:
-        model: the peft model.
-        folder: the folder for the two files; it is created if it does not exist.
-        base: the name of the base model, for adapter_config.json.
+    `base` is the name of the base model.
     """
     assert isinstance(model, PeftModel)
     model.save_pretrained(str(folder), save_embedding_layers=False)
@@ -23,20 +20,12 @@ def save_adapter(model: torch.nn.Module, folder: Path, base: str) -> None:
 
 
 def finish_config(folder: Path, base: str, **changes: object) -> None:
-    """Complete the adapter_config.json that peft wrote, and remove the empty model card that peft wrote.
-
-    peft writes the names of layers in an order that differs from process to process. They are sorted, so that the same
-    run gives the same file.
-
-    Args:
-        folder: the folder with adapter_config.json.
-        base: the name of the base model; it replaces the path that peft wrote.
-        **changes: other keys to set in adapter_config.json.
-    """
+    """Write the name of the base model and other keys into adapter_config.json, and remove peft's empty card."""
     path = folder / "adapter_config.json"
     config = {**json.loads(path.read_text()), **changes, "base_model_name_or_path": base}
     for name, value in config.items():
         if isinstance(value, list) and all(isinstance(one, str) for one in value):
+            # peft's order of layers differs between processes; equal runs must write equal files
             config[name] = sorted(value)
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (folder / "README.md").unlink(missing_ok=True)

@@ -15,21 +15,19 @@ def target_layers(loaded: Loaded, method: MethodSpec, default: Iterable[str] | N
     """Return the layers that a method is applied to, as a value for peft's `target_modules`.
 
     Args:
-        loaded: the model.
-        method: the method; its `targets` and `layers` (numbers of layers, empty for all) select the linear layers.
-        default: the endings of layer names that `all-linear` stands for. None: `all-linear` stands for all linear
-            layers except the output head.
+        method: The method. Its `targets` and `layers` (numbers of layers, empty for all) select the linear layers.
+        default: Endings of layer names for `all-linear`. None: all linear layers except the output head.
 
     Returns:
-        `all-linear`, a regular expression, or a list of endings of layer names. A list of whole layer names if the
-            method sets `layers`, or if the model also has layers for images or audio, which petransfer never adapts.
+        `all-linear`, a regular expression, or a list of layer names or their endings.
 
     Raises:
-        UserError: the model has no layer with one of the numbers in `layers`, or `targets` matches no layer.
+        UserError: `layers` has a number that the model lacks, or `targets` matches no layer.
     """
     asked = method.targets if isinstance(method.targets, str) else list(method.targets)
     if asked == "all-linear" and default is not None:
         asked = list(default)
+    # layers for images or audio are never adapted
     text_only = has_other_inputs(loaded.model)
     if not method.layers and not text_only:
         return asked
@@ -51,7 +49,7 @@ def target_layers(loaded: Loaded, method: MethodSpec, default: Iterable[str] | N
 
 
 def _layer_number(name: str) -> int | None:
-    """Return the first number in a module's name (3 in `encoder.block.3.layer.0.SelfAttention.q`), or None."""
+    """Return the first number in a layer's name: 3 in `encoder.block.3.layer.0.SelfAttention.q`."""
     found = re.search(r"\.(\d+)\.", name)
     return int(found.group(1)) if found else None
 
