@@ -1,7 +1,6 @@
 """Add tokens for characters that a tokenizer lacks, such as line breaks and braces for T5.
 
-A checkpoint often has more embedding rows than its tokenizer has tokens (T5 has 28 more). The added tokens use these
-spare rows, so that no tensor changes its size. The rows are initialized at random and must be trained.
+The added tokens use spare embedding rows: T5 has 28 more rows than tokens. Thus no tensor changes its size.
 """
 
 from __future__ import annotations
@@ -16,15 +15,7 @@ from petransfer.errors import UserError
 
 
 def add_tokens(tokenizer: PreTrainedTokenizerBase, added: Sequence[str]) -> tuple[int, ...]:
-    """Add a token for each character that encoding and decoding do not reproduce, and return the new token ids.
-
-    A SentencePiece tokenizer is also changed: it writes its mark for a space only where the text has a space. Without
-    this change, it would insert a space after each added token.
-
-    Args:
-        tokenizer: the tokenizer; it is changed in place.
-        added: the characters. Those that the tokenizer already reproduces are not added.
-    """
+    """Add a token for each character that the tokenizer cannot reproduce, and return the new token ids."""
     lacking = [sign for sign in added if _changes(tokenizer, f"a{sign}a")]
     if not lacking:
         return ()
@@ -32,20 +23,15 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, added: Sequence[str]) -> tupl
     tokenizer.add_tokens([AddedToken(sign, normalized=False, special=False) for sign in lacking])
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None and "Metaspace" in repr(backend.pre_tokenizer):
+        # otherwise SentencePiece would insert a space after each added token
         backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     return tuple(range(first, len(tokenizer)))
 
 
 def draw_embeddings(model: PreTrainedModel, ids: Sequence[int], name: str, seed: int) -> None:
-    """Set the embedding rows of added tokens to random values with the mean and standard deviation of the other rows.
+    """Set the embedding rows of added tokens to random values with the other rows' mean and standard deviation.
 
-    If the output head is not tied to the embeddings, its rows are set too.
-
-    Args:
-        model: the model; it is changed in place.
-        ids: the ids of the added tokens.
-        name: the name of the checkpoint, for the error message.
-        seed: the seed of the random values.
+    The rows of an untied output head are set too.
 
     Raises:
         UserError: The model has too few embedding rows.

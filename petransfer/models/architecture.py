@@ -17,13 +17,10 @@ from petransfer.recipe.run_spec import CheckpointSpec
 
 
 def configuration(checkpoint: CheckpointSpec) -> tuple[Any, bool]:
-    """Return a checkpoint's configuration, and whether its output head has its own weights, not tied to the embeddings.
-
-    A registered checkpoint needs no network, because the registry has the fields that determine the shapes.
+    """Return a checkpoint's configuration, and whether its output head is untied from the embeddings.
 
     Raises:
-        UserError: petransfer cannot train this architecture, or the checkpoint is in no registry, folder or cache and
-            the hub cannot be reached.
+        UserError: petransfer cannot train this architecture, or the configuration cannot be found.
     """
     config, own_head = _configuration(checkpoint)
     supported_class(config, checkpoint.name)
@@ -32,6 +29,7 @@ def configuration(checkpoint: CheckpointSpec) -> tuple[Any, bool]:
 
 def _configuration(checkpoint: CheckpointSpec) -> tuple[Any, bool]:
     entry = registered_arm(checkpoint.name)
+    # the registry has the fields that determine the shapes, so no network is needed
     if entry is not None and not is_embedded(checkpoint.name) and checkpoint.source is None:
         fields = dict(registry().architectures[entry.architecture])
         if checkpoint.tokenizer and (other := registered_arm(checkpoint.tokenizer)):
@@ -52,19 +50,14 @@ def _configuration(checkpoint: CheckpointSpec) -> tuple[Any, bool]:
 
 
 def has_own_head(content: dict[str, Any], place: str) -> bool:
-    """Return whether the output head of a checkpoint has its own weights, not tied to the embeddings.
+    """Return whether the output head of a checkpoint is untied from the embeddings.
 
-    Args:
-        content: the content of config.json. Either `tie_word_embeddings` or `scale_decoder_outputs` is False if the
-            head has its own weights. For T5, transformers 5 writes `scale_decoder_outputs`.
-        place: the folder or hub id of the checkpoint. config.json is wrong for mT5, because transformers 5 always
-            writes that the head is tied. For an mT5 in a folder, the weight file is therefore checked.
-
-    Raises:
-        UserError: the weight file is damaged.
+    `content` is the content of config.json, `place` the checkpoint's folder or hub id.
     """
+    # for T5, transformers 5 writes `scale_decoder_outputs` instead of `tie_word_embeddings`
     if content.get("tie_word_embeddings") is False or content.get("scale_decoder_outputs") is False:
         return True
+    # for mT5, transformers 5 always writes that the head is tied; so the weight file of a folder is checked
     weights = Path(place) / "model.safetensors"
     if content.get("model_type") != "mt5" or not weights.is_file():
         return False

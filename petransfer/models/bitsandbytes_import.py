@@ -1,7 +1,7 @@
 """Let peft be imported even if bitsandbytes is installed but broken. Import this module before peft.
 
-peft imports bitsandbytes whenever it is installed. Without this module, a broken installation of bitsandbytes (for
-example one without its CUDA library) would also make runs at 32 and 16 bits fail, which do not need bitsandbytes.
+peft imports an installed bitsandbytes. A broken installation, for example one without its CUDA library, would thus also
+stop runs at 32 and 16 bits, which do not need bitsandbytes.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ def _first_problem() -> str:
 
 
 def import_problem() -> str:
-    """Return why bitsandbytes cannot be imported; empty if it can."""
+    """Return why bitsandbytes cannot be imported. Empty if it can."""
     hidden = "bitsandbytes" in sys.modules and sys.modules["bitsandbytes"] is None
     return _first_problem() or ("import of bitsandbytes halted" if hidden else "")
 
 
 def import_peft() -> None:
-    """If bitsandbytes is broken, import peft in such a way that peft treats bitsandbytes as not installed."""
+    """Import peft while a broken bitsandbytes is hidden from it."""
     if not _first_problem():
         return
     before = sys.modules.pop("bitsandbytes", None)

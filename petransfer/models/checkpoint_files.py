@@ -1,4 +1,4 @@
-"""Locate the files of a checkpoint and its tokenizer, and report errors about them in one line."""
+"""Find the files of a checkpoint and its tokenizer, and report errors about these files in one line."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def location(checkpoint: CheckpointSpec) -> str:
 
 
 def revision(checkpoint: CheckpointSpec) -> str | None:
-    """Return the revision of a checkpoint on the hub; None for a local or embedded one."""
+    """Return the revision of a checkpoint on the hub. None for a checkpoint that is not on the hub."""
     return None if checkpoint.source or is_embedded(checkpoint.name) else checkpoint.weights
 
 
 def hub_commit(checkpoint: CheckpointSpec) -> str | None:
-    """Return the commit that a checkpoint's revision on the hub refers to now; None for a local or embedded one."""
+    """Return the current commit of a checkpoint's revision. None for a checkpoint that is not on the hub."""
     asked = revision(checkpoint)
     return extract_commit_hash(cached_file(checkpoint.name, CONFIG_NAME, revision=asked), None) if asked else None
 
@@ -47,7 +47,7 @@ def read_configuration(checkpoint: CheckpointSpec) -> Any:
     """Return a checkpoint's configuration, read from its config.json.
 
     Raises:
-        UserError: config.json has a wrong value, is not JSON, or asks for code of its own.
+        UserError: config.json has a wrong value, is not JSON, or needs code that comes with the checkpoint.
         OSError: There is no config.json, or the hub cannot be reached.
     """
     place, asked = location(checkpoint), revision(checkpoint)
@@ -68,7 +68,6 @@ def read_configuration(checkpoint: CheckpointSpec) -> Any:
 
 
 def _has_configuration(place: str, asked: str | None) -> bool:
-    """Return whether config.json of a folder or hub id is on this machine."""
     if Path(place).is_dir():
         return Path(place, str(CONFIG_NAME)).is_file()
     found: object = try_to_load_from_cache(place, CONFIG_NAME, revision=asked)
@@ -76,7 +75,7 @@ def _has_configuration(place: str, asked: str | None) -> bool:
 
 
 def _reason_in_configuration(error: Exception) -> str:
-    """Return why a config.json is wrong, without the advice of transformers about its own versions and options."""
+    """Return why a config.json is wrong, without transformers' advice."""
     reason = reason_of(error)
     if "does not recognize this architecture" in reason:
         return f"transformers {transformers.__version__} does not know its model_type"
@@ -88,10 +87,10 @@ def _reason_in_configuration(error: Exception) -> str:
 
 
 def load_tokenizer(checkpoint: CheckpointSpec) -> PreTrainedTokenizerBase:
-    """Load a checkpoint's tokenizer, and add tokens for the characters in `checkpoint.added_tokens`.
+    """Load a checkpoint's tokenizer, with tokens for the characters in `checkpoint.added_tokens`.
 
     Raises:
-        UserError: The tokenizer is missing or damaged, or the package that it needs is not installed.
+        UserError: The tokenizer is missing or damaged, or needs a package that is not installed.
     """
     place, asked = _tokenizer_location(checkpoint)
     try:
@@ -112,7 +111,7 @@ def load_tokenizer(checkpoint: CheckpointSpec) -> PreTrainedTokenizerBase:
 
 
 def tokenizer_file(checkpoint: CheckpointSpec, name: str) -> Path | None:
-    """Return the path of a file of a checkpoint's tokenizer, downloaded if needed; None if there is no such file."""
+    """Return the path of a file of a checkpoint's tokenizer. None if there is no such file."""
     place, asked = _tokenizer_location(checkpoint)
     found = cached_file(
         place, name, revision=asked, _raise_exceptions_for_missing_entries=False,
@@ -131,19 +130,14 @@ def _tokenizer_location(checkpoint: CheckpointSpec) -> tuple[str, str | None]:
 
 
 def generation_config(checkpoint: CheckpointSpec) -> Any:
-    """Return a checkpoint's generation configuration; None if it has none."""
+    """Return a checkpoint's generation configuration, or None."""
     with contextlib.suppress(OSError, ValueError, TypeError, StrictDataclassError):
         return GenerationConfig.from_pretrained(location(checkpoint), revision=revision(checkpoint))
     return None
 
 
 def new_tokens(checkpoint: CheckpointSpec, vocabulary: int) -> tuple[int, ...]:
-    """Return the ids of the tokens whose embeddings were not trained in pretraining; see `Loaded.new_tokens`.
-
-    Args:
-        checkpoint: the checkpoint.
-        vocabulary: the number of rows of its embeddings.
-    """
+    """Return the ids of the tokens whose embeddings (`vocabulary` rows) were not trained in pretraining."""
     if checkpoint.reinit in {"embeddings", "all"}:
         return tuple(range(vocabulary))
     card = Path(location(checkpoint)) / "pretraining.json"  # written by `petransfer pretrain`
@@ -152,7 +146,7 @@ def new_tokens(checkpoint: CheckpointSpec, vocabulary: int) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def one_line_errors(checkpoint: CheckpointSpec) -> Iterator[None]:
-    """Inside the context, convert errors of transformers, safetensors and the file system into a one-line UserError."""
+    """Convert errors of transformers, safetensors and the file system into a one-line UserError."""
     name = checkpoint.source or checkpoint.name
     try:
         yield

@@ -1,7 +1,6 @@
-"""Load a model from its files, and refuse files that do not hold all of its weights.
+"""Load a model from its files, and refuse files without all of the model's weights.
 
-transformers itself sets missing weights to random values and only logs a table. A model with random layers generates
-meaningless texts, and an adapter that is trained on it fits no other copy of the base model.
+transformers sets missing weights to random values and only logs a table.
 """
 
 from __future__ import annotations
@@ -27,11 +26,7 @@ _NUMBER = re.compile(r"\.\d+\.")
 
 
 def refuse_damaged_files(checkpoint: CheckpointSpec) -> None:
-    """Refuse a checkpoint on this machine whose weight files are missing or cut short. No weights are read.
-
-    Raises:
-        UserError: a file is missing, or is shorter than its header says.
-    """
+    """Refuse a checkpoint on this machine with missing or truncated weight files. No weights are read."""
     if is_on_hub(checkpoint) or checkpoint.reinit == "all":
         return
     with one_line_errors(checkpoint):
@@ -47,15 +42,10 @@ def refuse_damaged_files(checkpoint: CheckpointSpec) -> None:
 
 
 def load_complete(auto: Any, place: str, **options: Any) -> PreTrainedModel:
-    """Load a model with `auto.from_pretrained`, and check that its files contain all weights in the right shapes.
-
-    Args:
-        auto: an auto class of transformers, such as `AutoModelForSeq2SeqLM`.
-        place: the folder or hub id of the checkpoint.
-        **options: other arguments of `from_pretrained`.
+    """Load a model with `auto.from_pretrained`.
 
     Raises:
-        UserError: a weight is missing, or its shape is not the shape that follows from config.json.
+        UserError: A weight is missing, or has another shape than config.json says.
     """
     model, found = auto.from_pretrained(place, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     for name, stored, wanted in [*sorted(found["mismatched_keys"], key=str), *_quantized_mismatches(model)]:
@@ -83,23 +73,21 @@ def load_complete(auto: Any, place: str, **options: Any) -> PreTrainedModel:
 
 
 def _layers_beyond(unused: Iterable[str], parameters: Iterable[str]) -> list[str]:
-    """Return the unused tensors of layers that the model would have if config.json said a larger number of layers."""
+    """Return the unused tensors of layers beyond the number of layers in config.json."""
     known = {_NUMBER.sub(".0.", name) for name in parameters}
     return sorted(name for name in unused if _NUMBER.search(name) and _NUMBER.sub(".0.", name) in known)
 
 
 @functools.cache
 def _warn(text: str) -> None:
-    """Log a warning once, because a training loads its base several times."""
+    """Log a warning once per process: a training loads its base several times."""
     _log.warning("%s", text)
 
 
 def _quantized_mismatches(model: torch.nn.Module) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    """Yield (name, shape, expected shape) of quantized weights with a wrong shape.
-
-    transformers does not check the shapes of quantized weights.
-    """
+    """Yield (name, shape, expected shape) of quantized weights with a wrong shape."""
     for name, module in model.named_modules():
+        # transformers does not check the shapes of quantized weights
         if isinstance(module, torch.nn.Linear) and type(module) is not torch.nn.Linear:
             state = getattr(module.weight, "quant_state", None)
             stored = tuple(module.weight.shape if state is None else state.shape)

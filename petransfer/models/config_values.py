@@ -1,4 +1,4 @@
-"""Refuse values in config.json with which a model cannot be built, or with which only longer texts fail."""
+"""Refuse values in config.json with which a model cannot be built or cannot process longer texts."""
 
 from __future__ import annotations
 
@@ -24,11 +24,7 @@ _EPSILONS = ("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps", "norm_eps")
 
 
 def refuse_wrong_values(config: Any, name: str) -> None:
-    """Refuse a configuration with which the model cannot compute.
-
-    Raises:
-        UserError: a value is wrong; the error names it.
-    """
+    """Raise UserError for a configuration with which the model cannot compute."""
     for part in (config, text_config(config)):
         for problem in (*_wrong_values(part), *_wrong_heads(part), *_wrong_buckets(part)):
             raise UserError(f"config.json of {name} says {problem}; correct it, or get the checkpoint again")
@@ -57,16 +53,14 @@ def _wrong_heads(part: Any) -> Iterator[str]:
 
 
 def _wrong_buckets(part: Any) -> Iterator[str]:
-    """Yield a limit of T5's relative positions that its formula cannot use.
-
-    The first half of the buckets are exact distances; the other half grow with the logarithm of the distance, up to
-    the largest one. The encoder uses half of the buckets for each direction. Texts with distances in the second half
-    fail, so a training on shorter texts notices nothing.
-    """
+    """Yield a wrong limit of T5's relative positions."""
     buckets = getattr(part, "relative_attention_num_buckets", None)
     furthest = getattr(part, "relative_attention_max_distance", None)
     if not isinstance(buckets, int) or not isinstance(furthest, int):
         return
+    # The first half of the buckets are exact distances, the other half grow with the logarithm of the distance. The
+    # encoder uses half of the buckets for each direction. Only long distances fail, so a training on short texts does
+    # not show the mistake.
     fewest, exact = (4 if part.is_encoder_decoder else 2), buckets // 2
     if buckets < fewest:
         yield f"relative_attention_num_buckets={buckets}; it must be at least {fewest}"

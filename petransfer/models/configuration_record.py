@@ -1,7 +1,7 @@
-"""The fields of a checkpoint's configuration that its computation uses, recorded with an adapter to notice changes.
+"""Record the fields of a checkpoint's configuration that change its logits, to notice later changes.
 
-The same weights compute other logits with another activation, epsilon or rotary base. The fields that do not matter
-are listed here, rather than those that do, so that the fields of new architectures are compared too.
+This file lists the fields that do not matter, and compares all other fields. Thus unknown fields of new architectures
+are compared too.
 """
 
 from __future__ import annotations
@@ -47,15 +47,9 @@ _SHOWN_FIELDS, _SHOWN_CHARACTERS = 3, 60
 def configuration_record(checkpoint: CheckpointSpec, loaded: Loaded) -> dict[str, Any]:
     """Return the part of a checkpoint's configuration that its computation uses, as JSON values.
 
-    Args:
-        loaded: the checkpoint as it was loaded, with its tokenizer and its commit on the hub.
-
     Returns:
-        `fields`: the fields by name, with the defaults of this version of transformers; `tokens`: the special tokens;
-        `sha256`: of the fields that the file itself has, which no version of transformers changes.
-
-    Raises:
-        UserError: config.json cannot be read.
+        `fields`: the fields by name, with the defaults of this version of transformers. `tokens`: the special tokens.
+        `sha256`: hash of the fields in config.json, which does not depend on the version of transformers.
     """
     at = replace(checkpoint, weights=loaded.commit or checkpoint.weights)
     config, random = read_configuration(at), checkpoint.reinit != "none"
@@ -75,12 +69,9 @@ def configuration_record(checkpoint: CheckpointSpec, loaded: Loaded) -> dict[str
 
 
 def differing_fields(first: Mapping[str, Any], second: Mapping[str, Any], words: str) -> str | None:
-    """Return the fields that differ between two records; None if no field differs.
+    """Return the fields that differ between two records as text. None if no field differs.
 
-    Only fields that both records have are compared, because versions of transformers add and rename fields.
-
-    Args:
-        words: says what differs, with the places `{name}`, `{first}` and `{second}`.
+    `words` is the template of a difference, with the places `{name}`, `{first}` and `{second}`.
     """
     found = [*_differences(first["tokens"], second["tokens"])]
     if first["sha256"] != second["sha256"]:
@@ -98,6 +89,7 @@ def differing_fields(first: Mapping[str, Any], second: Mapping[str, Any], words:
 def _differences(first: Any, second: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
     if isinstance(first, dict) and isinstance(second, dict):
         for name in second:
+            # versions of transformers add and rename fields, so only fields of both records are compared
             if name in first:
                 yield from _differences(first[name], second[name], f"{place}.{name}" if place else name)
     elif first != second:
@@ -109,11 +101,7 @@ def _shown(value: Any) -> str:
 
 
 def _used(content: Mapping[str, Any], random: bool) -> dict[str, Any]:
-    """Return the fields that the computation uses, as JSON values.
-
-    Args:
-        random: whether some weights are drawn at random, as the configuration says.
-    """
+    """Return the fields that the computation uses. `random`: also fields for random weights."""
     return {
         str(name): _used(value, random) if isinstance(value, Mapping) else _plain(value)
         for name, value in content.items()
@@ -128,7 +116,7 @@ def _is_used(name: str, random: bool) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value that JSON can hold: infinity and objects become text."""
+    """Return a value that JSON can contain. Infinity and objects become text."""
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
     if isinstance(value, float) and not math.isfinite(value):

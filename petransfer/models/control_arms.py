@@ -18,19 +18,14 @@ SHARD = "128MB"
 
 
 def randomly_initialized(auto: Any, config: Any, own_head: bool) -> PreTrainedModel:
-    """Return a model in fp32 with random weights, drawn as transformers initializes this architecture.
-
-    transformers ties the output head of every new T5 to its embeddings, even if the configuration says otherwise.
-    Therefore the untied head of T5 v1.1, mT5 and similar models is initialized here, with the standard deviation of
-    T5's initial embeddings and heads.
+    """Return a model in fp32 with random weights from transformers' initialization.
 
     Args:
-        auto: the auto class of transformers that makes the model.
-        config: the model's configuration.
-        own_head: whether the head is not tied to the embeddings.
+        own_head: Whether the output head is untied from the embeddings.
     """
     model: PreTrainedModel = auto.from_config(config, dtype=torch.float32)
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    # transformers ties the head of every new T5; the untied head of T5 v1.1 and mT5 gets T5's initial deviation
     if own_head and head is not None and head.weight is embeddings.weight:
         drawn = torch.empty_like(embeddings.weight).normal_(std=getattr(config, "initializer_factor", 1.0))
         head.weight = torch.nn.Parameter(drawn)
@@ -44,11 +39,8 @@ def partly_random(
     """Return `new` in `dtype`, with pretrained values for all weights that `reinit` does not select.
 
     Args:
-        new: the model with random weights in fp32.
-        pretrained: loads the checkpoint.
-        reinit: which weights are random: `embeddings` (the input embeddings and an untied head), `body` (all other
-            weights) or `all`.
-        dtype: the dtype of the result.
+        reinit: The random weights: `embeddings` (input embeddings and an untied head), `body` (all other weights) or
+            `all`.
     """
     model = new.to(dtype)
     if reinit != "all":
@@ -63,16 +55,11 @@ def write_partly_random(
     reinit: Reinit,
     seed: int,
 ) -> None:
-    """Write the model that `partly_random` would return in bf16 to `folder`, without holding the model in memory.
-
-    The written weights have exactly the same bits as those that `partly_random` returns.
+    """Write the model of `partly_random` in bf16 to `folder`, without holding the model in memory.
 
     Args:
-        folder: the folder that the model is written to.
-        new: makes the model with random weights in fp32.
-        pretrained: loads the checkpoint with its weights left on disk; its argument is a folder for offloaded weights.
-        reinit: which weights are random; see `partly_random`.
-        seed: the seed of the random weights.
+        pretrained: Function that loads the checkpoint without reading its weights. Its argument is a folder for weights
+            on disk.
     """
     with tempfile.TemporaryDirectory(dir=folder) as parts:
         files = FileBackedTensors(parts)
@@ -87,13 +74,7 @@ def write_partly_random(
 
 @torch.no_grad()
 def copy_pretrained(source: PreTrainedModel, target: PreTrainedModel, embeddings: bool) -> None:
-    """Copy weights from `source` to `target`: the input embeddings and an untied head, or all other weights.
-
-    Args:
-        source: the pretrained model; its weights may be on disk.
-        target: the model that is changed.
-        embeddings: True copies the input embeddings and an untied head; False copies all other weights.
-    """
+    """Copy the input embeddings and an untied head (`embeddings` True), or all other weights, to `target`."""
     ends = {
         id(end.weight) for end in (target.get_input_embeddings(), target.get_output_embeddings()) if end is not None
     }

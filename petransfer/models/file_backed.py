@@ -1,4 +1,4 @@
-"""Keep the weights of a model in files, so that models larger than the memory can be initialized and changed."""
+"""Keep the weights of a model in files, for models that are larger than the memory."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ LEAST = 2**20
 
 
 class FileBackedTensors(TorchFunctionMode):
-    """A context in which large new tensors, such as the weights of new layers, are stored in files of a folder.
+    """A context in which large new tensors are stored in files of a folder.
 
-    Random initial values are the same as for tensors in memory. When a tensor is deleted, its disk space is freed.
+    Random initial values are equal to the values of tensors in memory. Deleting a tensor frees its disk space.
 
     Args:
-        folder: the folder for the files.
+        folder: Folder for the files.
 
     Raises:
-        OSError: the disk is full.
+        OSError: The disk is full.
     """
 
     def __init__(self, folder: str) -> None:
@@ -42,7 +42,7 @@ class FileBackedTensors(TorchFunctionMode):
         return self.empty(like.shape, like.dtype)
 
     def empty(self, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-        """Return an uninitialized tensor in a file of its own."""
+        """Return an uninitialized tensor in a new file."""
         handle, name = tempfile.mkstemp(dir=self._folder)
         try:
             if hasattr(os, "posix_fallocate"):  # otherwise a full disk would kill the process at a later write
@@ -55,7 +55,7 @@ class FileBackedTensors(TorchFunctionMode):
 
     @torch.no_grad()
     def narrow(self, model: torch.nn.Module, dtype: torch.dtype) -> None:
-        """Convert the tensors of a model to `dtype` in place, like `model.to(dtype)`, with large results in files."""
+        """Convert the tensors of a model to `dtype` in place. Large results are stored in files."""
         for value in (*model.parameters(), *model.buffers()):
             if value.is_floating_point():
                 large = value.nbytes >= LEAST
@@ -65,7 +65,7 @@ class FileBackedTensors(TorchFunctionMode):
 
 @torch.no_grad()
 def copy_parameter(source: torch.nn.Module, name: str, target: torch.Tensor) -> None:
-    """Copy the parameter called `name` from the model `source`, whose weights may be on disk, into `target`."""
+    """Copy the parameter called `name` from `source` into `target`. The weights of `source` can be on disk."""
     owner, _, leaf = name.rpartition(".")
     module = source.get_submodule(owner)
     with align_module_device(module):

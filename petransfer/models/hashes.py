@@ -17,17 +17,16 @@ _WHOLE = ("model.safetensors", "pytorch_model.bin")
 
 
 def weight_hashes(checkpoint: CheckpointSpec, commit: str | None) -> dict[str, str]:
-    """Return the sha256 of each weight file of a checkpoint, by file name; empty if no weight file is found.
+    """Return the sha256 of each weight file of a checkpoint, by file name.
 
     Args:
-        checkpoint: the checkpoint. The files of a hub checkpoint are read from the hub's cache on this machine.
-        commit: the commit of a hub checkpoint. None: the revision in `checkpoint`.
+        commit: Commit of a hub checkpoint. None: the revision in `checkpoint`.
     """
     return {name: file_sha256(path) for name, path in weight_files(checkpoint, commit).items() if path}
 
 
 def weight_files(checkpoint: CheckpointSpec, commit: str | None) -> dict[str, Path | None]:
-    """Return the path of each weight file by name; None for a part that is missing. See `weight_hashes`."""
+    """Return the path of each weight file by name. None for a missing file."""
     for name in _WHOLE:
         whole = _file(checkpoint, commit, name)
         if whole:
@@ -40,7 +39,7 @@ def weight_files(checkpoint: CheckpointSpec, commit: str | None) -> dict[str, Pa
 
 
 def is_on_hub(checkpoint: CheckpointSpec) -> bool:
-    """Return whether a checkpoint is loaded from the hub, that is, neither embedded nor a folder."""
+    """Return whether a checkpoint is loaded from the hub."""
     return not (is_embedded(checkpoint.name) or checkpoint.source)
 
 
@@ -55,10 +54,7 @@ def _file(checkpoint: CheckpointSpec, commit: str | None, name: str) -> Path | N
 
 
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a sha256 over everything that determines the tokenization of a text.
-
-    Padding and truncation settings, which an earlier call may have changed, are left out.
-    """
+    """Return a sha256 over everything that determines the tokenization of a text."""
     content: dict[str, Any] = {
         "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "ids": sorted(tokenizer.all_special_ids),
@@ -67,5 +63,6 @@ def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     if backend is None:
         content |= {"class": type(tokenizer).__name__, "pieces": tokenizer.get_vocab()}
     else:
+        # an earlier call can have changed the settings for padding and truncation
         content["rules"] = {**json.loads(backend.to_str()), "padding": None, "truncation": None}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

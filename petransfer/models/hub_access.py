@@ -1,4 +1,4 @@
-"""Refuse checkpoints that are not on this machine and cannot be loaded from the hub."""
+"""Refuse checkpoints that are not on this machine while the hub cannot be reached."""
 
 from __future__ import annotations
 
@@ -12,11 +12,7 @@ from petransfer.recipe.run_spec import CheckpointSpec
 
 
 def refuse_unreachable(checkpoints: Iterable[CheckpointSpec]) -> None:
-    """If the hub cannot be reached, check that every checkpoint is in a folder or in the hub's cache.
-
-    Raises:
-        UserError: The hub cannot be reached, and a checkpoint is neither in a folder nor in the cache.
-    """
+    """Raise UserError if the hub cannot be reached and a checkpoint is not on this machine."""
     on_hub = dict.fromkeys(checkpoint for checkpoint in checkpoints if _is_on_hub(checkpoint))
     if not on_hub or use_cache_if_unreachable():
         return

@@ -24,13 +24,10 @@ def with_languages(
     """Return a tokenizer that marks inputs and targets with their languages.
 
     Args:
-        tokenizer: the tokenizer, which is changed in place.
-        name: the name of the checkpoint, for messages.
-        source_language: language of the inputs, as the tokenizer names it (`en_XX`, `en`, `eng_Latn`).
-        target_language: language of the targets.
+        source_language: Language of the inputs, in the tokenizer's notation (`en_XX`, `en`, `eng_Latn`).
 
     Raises:
-        UserError: the tokenizer has no languages, or lacks one of the two languages, or only one language is given.
+        UserError: The tokenizer has no languages, or lacks one of the two languages, or only one language is given.
     """
     given = [language for language in (source_language, target_language) if language]
     if not hasattr(tokenizer, "src_lang"):
@@ -59,7 +56,7 @@ def with_languages(
 
 
 def target_token(tokenizer: Any) -> int | None:
-    """Return the token id of the target language that `with_languages` set; None if no language was set."""
+    """Return the token id of the target language that `with_languages` set. None if no language was set."""
     language = getattr(tokenizer, "tgt_lang", None) if hasattr(tokenizer, "src_lang") else None
     return _codes(tokenizer).get(language) if language else None
 

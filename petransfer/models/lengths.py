@@ -1,4 +1,4 @@
-"""Check the lengths of inputs and targets: examples that are too long for the model are refused, never cut."""
+"""Check the lengths of inputs and targets. Too long examples are refused, never cut."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOM = 8
 
 
 def positions(config: Any) -> int | None:
-    """Return the largest number of tokens that a model has positions for; None if there is no limit."""
+    """Return the largest number of tokens that a model has positions for. None: no limit."""
     if config.model_type in RELATIVE:
         return None
     found = getattr(text_config(config), "max_position_embeddings", None)
@@ -26,7 +26,7 @@ def positions(config: Any) -> int | None:
 
 @dataclass(frozen=True)
 class VirtualTokens:
-    """Numbers of virtual tokens, which also take positions: `input` before the input, `target` before the target."""
+    """Numbers of virtual tokens before the input (`input`) and before the target (`target`)."""
 
     input: int = 0
     target: int = 0
@@ -35,15 +35,12 @@ class VirtualTokens:
 def length_check(
     config: Any, name: str, most: int, virtual: VirtualTokens | None = None, vocabulary: int = 0
 ) -> Callable[[Encoded], BadRow | None]:
-    """Return a function that checks an example. It returns why the example is too long, or None if it is not.
+    """Return a function that says why an example is too long. It returns None for a good example.
 
     Args:
-        config: The model's configuration.
-        name: The name of the checkpoint, for messages.
-        most: The largest number of tokens of an input or a target that the user allows; 0: no limit.
-        virtual: The numbers of virtual tokens in prompt and prefix tuning; None: there are none.
-        vocabulary: The number of rows of the model's embeddings, to check that every token has a row. 0: this is not
-            checked, because the embeddings are made to fit the tokenizer.
+        most: Largest number of tokens of an input or a target that the user allows. 0: no limit.
+        virtual: Numbers of virtual tokens in prompt and prefix tuning, which also need positions. None: no such tokens.
+        vocabulary: Number of rows of the model's embeddings, which every token id must have. 0: not checked.
     """
     limit, together, virtual = positions(config), not config.is_encoder_decoder, virtual or VirtualTokens()
 

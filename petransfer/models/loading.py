@@ -1,4 +1,4 @@
-"""Load checkpoints with 32, 16, 8 or 4 bits per weight, with some of their weights made random for the control arms."""
+"""Load checkpoints with 32, 16, 8 or 4 bits per weight. Control arms have random weights."""
 
 from __future__ import annotations
 
@@ -48,13 +48,12 @@ class Loaded:
     """A model with its tokenizer and the layout of its examples.
 
     Args:
-        model: the model.
-        tokenizer: the tokenizer.
-        layout: the layout of the model's examples.
-        commit: the hub commit of the weights; None if they come from a folder.
-        new_tokens: the ids of tokens whose embeddings were not trained in pretraining: added tokens; all tokens if the
-            embeddings are random; and the tokens that did not occur in the pretraining text, if `petransfer pretrain`
-            made the checkpoint. All other tokens count as trained.
+        model: The model.
+        tokenizer: The tokenizer.
+        layout: Layout of the model's examples.
+        commit: Hub commit of the weights. None: the weights come from a folder.
+        new_tokens: Ids of tokens without trained embeddings: added tokens, all tokens of random embeddings, and tokens
+            that did not occur in the text of `petransfer pretrain`.
     """
 
     model: PreTrainedModel
@@ -78,17 +77,17 @@ def load(
     `peft.get_peft_model` and your own loop or `transformers.Trainer`.
 
     Args:
-        checkpoint: a hub id (`google/flan-t5-large`, `owner/name@revision`), a folder that `save_pretrained` wrote, or
-            an embedded checkpoint (`nano/english`).
+        checkpoint: Hub id (`google/flan-t5-large`, `owner/name@revision`), folder that `save_pretrained` wrote, or
+            checkpoint shipped with petransfer (`nano/english`).
         bits: 32 (float32), 16 (bfloat16), 8 (LLM.int8) or 4 (NF4 with double quantization).
-        device: where to put the model; by default the GPU if there is one, otherwise the CPU.
-        keep_wide: layers whose names end in one of these stay at 16 bits.
+        device: Device of the model. Default: the GPU if there is one, otherwise the CPU.
+        keep_wide: Endings of the names of layers that stay at 16 bits.
 
     Returns:
         The model, in evaluation mode, and its tokenizer.
 
     Raises:
-        UserError: the checkpoint cannot be found, is damaged or is not supported, or these bits are not available.
+        UserError: The checkpoint cannot be found, is damaged or is not supported, or these bits are not available.
 
     Example:
         >>> import petransfer
@@ -116,20 +115,15 @@ def load_checkpoint(
 ) -> Loaded:
     """Load a checkpoint's model and tokenizer.
 
-    `checkpoint.reinit` selects the weights that are random: `none`, `embeddings` (the input embeddings and an untied
-    head), `body` (everything else) or `all`. Random weights are drawn as transformers initializes the
-    architecture. Layer drop (skipping random layers in training) is turned off.
+    `checkpoint.reinit` selects random weights: `none`, `embeddings` (input embeddings and an untied head), `body` (all
+    other weights) or `all`. Random weights have transformers' initial distribution.
 
     Args:
-        checkpoint: the checkpoint.
-        bits: bits per weight: 32, 16, 8 or 4.
-        seed: the seed of random weights.
-        device: where to put the model. None: the model stays in the host's memory. If transformers lets one process
-            read the weights for all processes, the models in the other processes are still without weights.
-        keep_wide: layers whose names end in one of these are not quantized.
+        device: Device of the model. None: the host's memory, at 16 or 32 bits.
+        keep_wide: Endings of the names of layers that are not quantized.
 
     Raises:
-        UserError: the checkpoint cannot be found, is damaged or is not supported, or the hub cannot be reached.
+        UserError: The checkpoint cannot be found, is damaged or is not supported, or the hub cannot be reached.
     """
     if checkpoint.tokenizer and checkpoint.reinit not in {"embeddings", "all"}:
         raise UserError(
@@ -154,12 +148,9 @@ def load_checkpoint(
 
 
 def load_on_disk(checkpoint: CheckpointSpec, folder: str, seed: int = 0) -> Loaded:
-    """Load a checkpoint at 16 bits with its weights left on disk; each layer reads its weights when it runs.
+    """Load a checkpoint at 16 bits with its weights left on disk. Each layer reads its weights when it runs.
 
-    Args:
-        checkpoint: the checkpoint.
-        folder: the folder for weights that cannot be read from the checkpoint's own files, and for random weights.
-        seed: the seed of random weights, which are equal to those of `load_checkpoint` with this seed.
+    Random weights are written to `folder`. They are equal to the weights of `load_checkpoint`.
     """
     place, asked = location(checkpoint), revision(checkpoint)
     with one_line_errors(checkpoint):
@@ -193,6 +184,7 @@ def _model(
     auto, place, asked = supported_class(config, checkpoint.name), location(checkpoint), revision(checkpoint)
     if bits in DTYPES:
         model = _unquantized(auto, config, checkpoint, DTYPES[bits], seed)
+        # with FSDP, only one process reads the weights; the models of the other processes have no weights yet
         return model if device is None else model.to(device)
     assert device is not None  # bitsandbytes quantizes on the device that computes
     check_quantizable(bits, device)
@@ -234,7 +226,7 @@ def _has_own_head(checkpoint: CheckpointSpec) -> bool:
 def _quantized(
     auto: Any, place: str, asked: str | None, bits: Bits, device: torch.device, keep_wide: Sequence[str]
 ) -> PreTrainedModel:
-    """Load a model and quantize it tensor by tensor, so that the host's memory never holds all unquantized weights."""
+    """Load a model and quantize it tensor by tensor, to save memory."""
     config = AutoConfig.from_pretrained(place, revision=asked)
     with left_unquantized(auto._model_mapping[type(config)], keep_wide):
         model = load_complete(
@@ -258,14 +250,13 @@ def _on_disk(auto: Any, place: str, asked: str | None, folder: str) -> PreTraine
 
 
 def _set_vocabulary(config: Any, size: int) -> None:
-    """Set the vocabulary size to `size` tokens in a configuration and in the part for its text decoder."""
     for part in (config, text_config(config)):
         if hasattr(part, "vocab_size"):
             part.vocab_size = size
 
 
 def _never_drop_layers(model: torch.nn.Module) -> None:
-    """Turn layer drop off, because the adapter of a dropped layer would get no gradient in that step."""
+    """Turn layer drop off: the adapter of a dropped layer would get no gradient."""
     for module in model.modules():
         if getattr(module, "layerdrop", 0.0):
             module.layerdrop = 0.0  # type: ignore[assignment]

@@ -38,13 +38,13 @@ HEAD_AT_8 = "transformers keeps it so; it would add less than 0.05 % of loss at 
 
 @dataclass(frozen=True)
 class Wide:
-    """A tensor of a quantized model that was not quantized itself.
+    """An unquantized tensor of a quantized model.
 
     Args:
-        name: the name of the tensor.
-        bytes: the size of its storage in bytes.
-        dtype: its dtype, such as `bfloat16`.
-        reason: why it was not quantized, as a key of `REASONS`.
+        name: Name of the tensor.
+        bytes: Size of its storage in bytes.
+        dtype: Its dtype, such as `bfloat16`.
+        reason: Why it was not quantized, as a key of `REASONS`.
     """
 
     name: str
@@ -58,10 +58,9 @@ class Inventory:
     """The memory of a model's weights. A tensor that two modules share is counted once.
 
     Args:
-        bytes: the bytes of each dtype. 4-bit weights are under `nf4`, and the scales of quantized weights under
-            `scales`.
-        parameters: the number of weights. Each 4-bit weight counts as one, although two are packed into a byte.
-        wide: the tensors that were not quantized; empty at 16 and 32 bits.
+        bytes: Bytes of each dtype. `nf4` are 4-bit weights; `scales` are the scales of quantized weights.
+        parameters: Number of weights. A byte with two packed 4-bit weights counts as two.
+        wide: The unquantized tensors of a quantized model. Empty at 16 and 32 bits.
     """
 
     bytes: dict[str, int]
@@ -90,12 +89,7 @@ class Inventory:
 
 
 def quantization_config(bits: Bits) -> BitsAndBytesConfig:
-    """Return the settings for transformers: LLM.int8 at 8 bits, NF4 with double quantization at 4 bits.
-
-    4-bit weights are stored in tensors of bf16, four weights in each element. The default of bitsandbytes is tensors
-    of uint8. But T5 casts the input of `wo` to the dtype in which `wo` is stored, so uint8 would round every activation
-    to a whole number.
-    """
+    """Return the settings for transformers: LLM.int8 at 8 bits, NF4 with double quantization at 4 bits."""
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -103,6 +97,7 @@ def quantization_config(bits: Bits) -> BitsAndBytesConfig:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
+        # T5 casts the input of `wo` to the storage dtype; the default, uint8, would round activations to whole numbers
         bnb_4bit_quant_storage=torch.bfloat16,
     )
 
@@ -113,7 +108,7 @@ def require_bitsandbytes(bits: Bits) -> None:
 
 
 def check_optimizer(optimizer: Optimizer) -> None:
-    """Raise UserError if an 8-bit optimizer is requested and bitsandbytes is missing or does not work."""
+    """Raise UserError for an 8-bit optimizer if bitsandbytes is missing or does not work."""
     if optimizer != "adamw":
         _require_bitsandbytes(f"optimizer: {optimizer}", "optimizer: adamw")
 
@@ -128,15 +123,7 @@ def _require_bitsandbytes(what: str, instead: str) -> None:
 
 
 def check_quantizable(bits: Bits, device: torch.device) -> None:
-    """Check, before anything is loaded, that quantization is possible on this machine.
-
-    Args:
-        bits: 8 or 4.
-        device: the device that the model will be on.
-
-    Raises:
-        UserError: bitsandbytes does not work on this machine, or the GPU does not support bf16.
-    """
+    """Raise UserError if this machine cannot quantize, before anything is loaded."""
     require_bitsandbytes(bits)
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         card = torch.cuda.get_device_name(device)
@@ -148,13 +135,7 @@ MOST_LEFT = 0.1
 
 
 def refuse_poorly_quantized(model: PreTrainedModel, name: str, bits: Bits, keep_wide: Sequence[str]) -> None:
-    """Check that a loaded model was really quantized.
-
-    bitsandbytes cannot quantize some models, such as a mixture of experts with all experts in one tensor.
-
-    Raises:
-        UserError: no layer was quantized, or more than `MOST_LEFT` of the bytes stayed at 16 bits for no known reason.
-    """
+    """Raise UserError if too much of a loaded model was not quantized."""
     found = inventory(model, keep_wide)
     if not {"int8", "nf4"} & set(found.bytes):
         raise UserError(
@@ -162,6 +143,7 @@ def refuse_poorly_quantized(model: PreTrainedModel, name: str, bits: Bits, keep_
             "its layers; use bits: 16"
         )
     left = [tensor for tensor in found.wide if tensor.reason == "other"]
+    # bitsandbytes cannot quantize some models, such as a mixture of experts with all experts in one tensor
     share = sum(tensor.bytes for tensor in left) / found.total
     if share > MOST_LEFT:
         largest = max(left, key=lambda tensor: tensor.bytes)
@@ -173,17 +155,11 @@ def refuse_poorly_quantized(model: PreTrainedModel, name: str, bits: Bits, keep_
 
 @contextlib.contextmanager
 def left_unquantized(cls: type, names: Sequence[str] = ()) -> Iterator[None]:
-    """Inside the context, models of `cls` are loaded with all layers quantized except the head and `names`.
-
-    Outside the context, transformers also leaves T5's `wo` unquantized. This is needed only for computation in fp16.
-
-    Args:
-        cls: a model class of transformers.
-        names: endings of the names of layers that are not quantized.
-    """
+    """Load models of `cls` with all layers quantized except the head and layers whose names end in `names`."""
     owners = [owner for owner in cls.__mro__ if "_keep_in_fp32_modules" in vars(owner)] or [cls]
     before = [vars(owner).get("_keep_in_fp32_modules") for owner in owners]
     for owner in owners:
+        # transformers lists T5's `wo` here, which is needed only for computation in fp16
         owner._keep_in_fp32_modules = list(names) or None  # type: ignore[attr-defined]
     try:
         yield
@@ -193,29 +169,22 @@ def left_unquantized(cls: type, names: Sequence[str] = ()) -> Iterator[None]:
 
 
 def keep_default_packing(model: torch.nn.Module) -> None:
-    """Prevent bitsandbytes from repacking 4-bit weights at the first evaluation on a CPU with avx512_bf16.
-
-    The repacking reads each bf16 element of the storage as one byte, fails on layers narrower than 64, rounds the
-    scales to bf16 permanently, and has no gradient.
-    """
+    """Prevent bitsandbytes from repacking 4-bit weights at the first evaluation on a CPU with avx512_bf16."""
     for module in model.modules():
+        # The repacking reads each bf16 element of the storage as one byte, fails on layers narrower than 64, rounds the
+        # scales to bf16 permanently, and has no gradient.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def weight_count(value: torch.Tensor) -> int:
-    """Return the number of weights in a tensor. A 4-bit weight counts as one, although two are packed into a byte."""
+    """Return the number of weights in a tensor. A byte with two packed 4-bit weights counts as two."""
     state = getattr(value, "quant_state", None)
     return int(value.numel() if state is None else state.shape.numel())
 
 
 def inventory(model: torch.nn.Module, keep_wide: Sequence[str] = ()) -> Inventory:
-    """Count the bytes of a model's weights, including the scales of quantization and excluding adapters.
-
-    Args:
-        model: the model, with or without adapters.
-        keep_wide: endings of the names of layers that the recipe leaves unquantized.
-    """
+    """Count the bytes of a model's weights, including the scales of quantization and excluding adapters."""
     found: Counter[str] = Counter()
     wide: list[Wide] = []
     parameters = 0
@@ -241,7 +210,7 @@ def inventory(model: torch.nn.Module, keep_wide: Sequence[str] = ()) -> Inventor
 
 
 def _scales(model: torch.nn.Module) -> dict[int, list[torch.Tensor]]:
-    """Return the scales and code tables of each quantized weight, by the weight's `id`. Layers share code tables."""
+    """Return the scales and code tables of each quantized weight, by the weight's `id`."""
     found: dict[int, list[torch.Tensor]] = {}
     module: Any
     for module in model.modules():
@@ -263,7 +232,7 @@ def _head(model: torch.nn.Module) -> torch.Tensor | None:
 
 
 def _without_adapters(name: str) -> str:
-    """Return the name that a tensor of a peft model has in the model without adapters."""
+    """Return the name of a peft model's tensor in the base model."""
     parts = name.removeprefix("base_model.model.").split(".")
     return ".".join(part for part in parts if part not in _AROUND)
 

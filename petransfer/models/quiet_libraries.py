@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 
 def silence_libraries() -> None:
-    """Turn off progress bars of libraries, and warnings that a user cannot act on. Errors are still shown."""
+    """Turn off progress bars and unhelpful warnings of libraries. Errors are still shown."""
     import transformers
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
@@ -21,7 +21,7 @@ def silence_libraries() -> None:
 
 @contextlib.contextmanager
 def without_progress_bars() -> Iterator[None]:
-    """Turn off the progress bars of transformers inside the context, and restore the user's setting afterwards."""
+    """Turn off the progress bars of transformers inside the context."""
     import transformers
 
     enabled = transformers.logging.is_progress_bar_enabled()

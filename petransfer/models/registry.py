@@ -1,4 +1,4 @@
-"""The registered families of checkpoints, their arms, and the control arms. Importing this module loads no torch."""
+"""The registered families of checkpoints, their arms, and the control arms. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _EMBEDDED = "nano/"
 
 
 def is_embedded(name: str) -> bool:
-    """Return whether a checkpoint's name is that of an embedded checkpoint, such as `nano/english`."""
+    """Return whether a checkpoint is shipped with petransfer, by its name, such as `nano/english`."""
     return name.startswith(_EMBEDDED)
 
 
 def embedded_arm(name: str) -> str:
-    """Return the arm of an embedded checkpoint: `english` for `nano/english`. Other names are returned unchanged."""
+    """Return the arm of a shipped checkpoint: `english` for `nano/english`. Other names are returned unchanged."""
     return name.removeprefix(_EMBEDDED)
 
 
@@ -45,9 +45,9 @@ class Control:
     """A control arm, which is made from another arm.
 
     Args:
-        reinit: the weights that are random: `embeddings`, `body` or `all`.
-        arm: the arm that the control arm is made from. None: the family's base arm.
-        trained: `all` if all weights are trained; `method` if the training method determines which are trained.
+        reinit: The random weights: `embeddings`, `body` or `all`.
+        arm: The arm that the control arm is made from. None: the family's base arm.
+        trained: `all`: all weights are trained. `method`: the training method determines the trained weights.
     """
 
     reinit: Reinit
@@ -66,18 +66,18 @@ class ArmEntry(Strict):
     """The entry of an arm in the registry.
 
     Args:
-        checkpoint: the hub id, with or without `@revision`, or the name of an embedded checkpoint.
-        architecture: the name of the checkpoint's configuration in the registry.
-        parameters: the number of parameters that follows from this configuration. Tied tensors are counted once.
-        languages: the languages of the pretraining text.
-        licence: the licence of the checkpoint.
-        initialised_from: where pretraining started: `random` or the name of another checkpoint.
-        contamination: other languages or domains in the pretraining text.
-        verified: whether the configuration was compared with the one on the hub.
-        tokenizer: another checkpoint whose tokenizer is used, because the arm's own tokenizer cannot represent the
-            words of the benchmarks. The embeddings are then random. None: the arm's own tokenizer.
-        prefix: the text before every input, if it differs from that of the family. None: the family's prefix.
-        note: anything else that a user should know.
+        checkpoint: Hub id, with or without `@revision`, or name of a shipped checkpoint.
+        architecture: Name of the checkpoint's configuration in the registry.
+        parameters: Number of parameters of this configuration. Tied tensors are counted once.
+        languages: Languages of the pretraining text.
+        licence: Licence of the checkpoint.
+        initialised_from: Start of pretraining: `random` or the name of another checkpoint.
+        contamination: Other languages or domains in the pretraining text.
+        verified: Whether the configuration was compared with the hub's configuration.
+        tokenizer: Checkpoint of another tokenizer, for an arm whose tokenizer cannot represent the words of the
+            benchmarks. The embeddings are then random. None: the arm's tokenizer.
+        prefix: Text before every input, if it differs from the family's prefix. None: the family's prefix.
+        note: Anything else that a user should know.
     """
 
     checkpoint: str
@@ -97,9 +97,9 @@ class FamilyEntry(Strict):
     """The entry of a family in the registry.
 
     Args:
-        base: the arm whose architecture and tokenizer the control arms use.
-        prefix: the text before every input.
-        arms: the entries of the arms, by name.
+        base: The arm whose architecture and tokenizer the control arms use.
+        prefix: Text before every input.
+        arms: Entries of the arms, by name.
     """
 
     base: str
@@ -111,8 +111,8 @@ class RegistryFile(Strict):
     """The content of registry.yaml.
 
     Args:
-        architectures: for each architecture, `model_type` and the configuration fields that determine shapes.
-        families: the entries of the families, by name.
+        architectures: For each architecture, `model_type` and the configuration fields that determine shapes.
+        families: Entries of the families, by name.
     """
 
     architectures: dict[str, dict[str, Any]]
@@ -131,13 +131,13 @@ class RegistryFile(Strict):
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm of a family, with everything that a run's `RunSpec` needs from it.
+    """One arm of a family, with the values for a `RunSpec`.
 
     Args:
-        name: the name of the arm.
-        checkpoint: the checkpoint.
-        trained: `all` if all weights are trained; `method` if the training method determines which are trained.
-        prefix: the text before every input.
+        name: Name of the arm.
+        checkpoint: The checkpoint.
+        trained: `all`: all weights are trained. `method`: the training method determines the trained weights.
+        prefix: Text before every input.
     """
 
     name: str
@@ -151,11 +151,11 @@ class Family:
     """A family: checkpoints of one architecture and size, one per arm.
 
     Args:
-        name: the name of the family.
-        base: the arm whose architecture and tokenizer the control arms use.
-        prefix: the text before every input.
-        arms: the checkpoint of each pretrained arm.
-        prefixes: the prefix of each arm whose prefix differs from that of the family.
+        name: Name of the family.
+        base: The arm whose architecture and tokenizer the control arms use.
+        prefix: Text before every input.
+        arms: Checkpoint of each pretrained arm.
+        prefixes: Prefix of each arm whose prefix differs from the family's prefix.
     """
 
     name: str
@@ -171,11 +171,7 @@ class Family:
         return (*self.arms, *controls)
 
     def arm(self, name: str) -> Arm:
-        """Return the arm called `name`.
-
-        Raises:
-            UserError: the family has no such arm.
-        """
+        """Return the arm called `name`, pretrained or control."""
         if name in self.arms:
             return Arm(name, self.arms[name], prefix=self.prefixes.get(name, self.prefix))
         if name not in self.arm_names:
@@ -187,28 +183,23 @@ class Family:
 
 @functools.cache
 def registry() -> RegistryFile:
-    """Return the content of registry.yaml, validated."""
+    """Return the validated content of registry.yaml."""
     text = (resources.files("petransfer.models") / "registry.yaml").read_text(encoding="utf-8")
     return RegistryFile.model_validate(yaml.load(text, LOADER))
 
 
 def registered_arm(checkpoint: str) -> ArmEntry | None:
-    """Return the first arm in the registry with this checkpoint (a name without revision); None if there is none."""
+    """Return the first arm in the registry with this checkpoint, or None. The name has no revision."""
     arms = (entry for family in registry().families.values() for entry in family.arms.values())
     return next((entry for entry in arms if entry.checkpoint.partition("@")[0] == checkpoint), None)
 
 
 def family_names() -> tuple[str, ...]:
-    """Return the names of the registered families."""
     return tuple(registry().families)
 
 
 def registered_family(name: str) -> Family:
-    """Return the registered family called `name`.
-
-    Raises:
-        UserError: there is no such family.
-    """
+    """Return the registered family called `name`."""
     if name not in registry().families:
         raise unknown("family", name, registry().families)
     entry = registry().families[name]
@@ -229,11 +220,10 @@ def own_family(part: FamilyPart, seed: int = 0) -> Family:
     """Return the family of a user's own checkpoints.
 
     Args:
-        part: the family as the recipe describes it.
-        seed: the number that replaces `{seed}` in the names of checkpoints.
+        seed: Number that replaces `{seed}` in the names of checkpoints.
 
     Raises:
-        UserError: a checkpoint does not exist, an arm has the name of a control arm, or `base` is not an arm.
+        UserError: A checkpoint does not exist, an arm has the name of a control arm, or `base` is not an arm.
     """
     taken = next((arm for arm in part.arms if arm in CONTROLS), None)
     if taken:
@@ -257,14 +247,14 @@ def own_family(part: FamilyPart, seed: int = 0) -> Family:
 
 
 def place_of(arm: str | ArmPart) -> str:
-    """Return the hub id or folder of a family's arm, as the recipe gives it."""
+    """Return the hub id or folder of a family's arm, exactly as in the recipe."""
     return arm if isinstance(arm, str) else arm.checkpoint
 
 
 def with_hashes(part: FamilyPart, seeds: Sequence[int]) -> FamilyPart:
     """Return the family with the sha256 of each arm's local folder added.
 
-    If the name of a folder contains `{seed}`, the arm gets one sha256 for each of `seeds`.
+    A folder with `{seed}` in its name gets one sha256 for each of `seeds`.
     """
     arms: dict[str, str | ArmPart] = {}
     for name, given in part.arms.items():
@@ -284,10 +274,7 @@ _CHARACTERS = {"newline": "\n", "tab": "\t", "braces": "{}"}
 
 
 def _characters(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the characters that `names` stand for, without duplicates.
-
-    A name is a word such as `newline`, or a text of the characters themselves.
-    """
+    """Return the characters for words such as `newline` and for texts of characters."""
     return tuple(dict.fromkeys(sign for name in names for sign in _CHARACTERS.get(name, name)))
 
 
@@ -334,7 +321,7 @@ def checkpoint_spec(checkpoint: str) -> CheckpointSpec:
     """Return the spec of a checkpoint: `nano/<arm>`, a local folder, or a hub id with or without `@revision`.
 
     Raises:
-        UserError: the folder or the embedded arm does not exist, or the name is not a hub id.
+        UserError: The folder or the shipped checkpoint does not exist, or the name is not a hub id.
     """
     if is_embedded(checkpoint):
         return CheckpointSpec(checkpoint, _embedded_sha256(checkpoint))
@@ -352,17 +339,13 @@ def checkpoint_spec(checkpoint: str) -> CheckpointSpec:
 
 
 def embedded_arms() -> dict[str, dict[str, Any]]:
-    """Return the cards (`pretraining.json`) of the embedded checkpoints, by arm."""
+    """Return the cards (`pretraining.json`) of the checkpoints shipped with petransfer, by arm."""
     cards = sorted(NANO.glob("*/pretraining.json"))
     return {card.parent.name: json.loads(card.read_text(encoding="utf-8")) for card in cards}
 
 
 def embedded_folder(name: str) -> Path:
-    """Return the folder of an embedded checkpoint, `nano/<arm>`.
-
-    Raises:
-        UserError: no such arm is embedded.
-    """
+    """Return the folder of a shipped checkpoint, `nano/<arm>`."""
     arm = embedded_arm(name)
     if arm not in embedded_arms():
         raise unknown("embedded checkpoint", name, [f"nano/{known}" for known in embedded_arms()])
@@ -391,13 +374,12 @@ def _folder_sha256(folder: Path) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file. The file is read once per process unless it changes."""
+    """Return the sha256 of a file, from a cache if the file has not changed."""
     stat = path.stat()
     return _file_sha256(path, stat.st_mtime_ns, stat.st_size).hex()
 
 
 @functools.cache
 def _file_sha256(path: Path, modified_ns: int, size: int) -> bytes:
-    """Return the sha256 of a file, cached by modification time and size because weight files are large."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()

@@ -19,12 +19,7 @@ STARTS_FROM_PAD = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers
 def layout_of(config: Any, tokenizer: PreTrainedTokenizerBase, generation: Any = None) -> Layout:
     """Return the layout of a model's examples: one sequence or two, and their special tokens.
 
-    The tokens are looked up in the tokenizer, in config.json, in the configuration of the text decoder, and in
-    generation_config.json. If a file has a list of tokens, the first one is used. A padding token without a row in the
-    embeddings is replaced by the end token; this is safe, because padded positions are never read.
-
-    Raises:
-        UserError: no end token is found, or the decoder's start token has no row in the embeddings.
+    The tokens come from the tokenizer, config.json, the configuration of the text decoder, and generation_config.json.
     """
     text = text_config(config)
     places = (tokenizer, config, text, generation)
@@ -35,6 +30,7 @@ def layout_of(config: Any, tokenizer: PreTrainedTokenizerBase, generation: Any =
             f"{_name(config)} has no end token: set eos_token_id in its config.json or eos_token in its tokenizer"
         )
     pads = _found("pad_token_id", places, rows)
+    # the end token can replace a missing padding token, because padded positions are never read
     pad = pads[0] if pads else ends[0]
     if not config.is_encoder_decoder:
         return Layout(False, pad, ends[0])
@@ -45,11 +41,7 @@ def layout_of(config: Any, tokenizer: PreTrainedTokenizerBase, generation: Any =
 
 
 def _start(config: Any, text: Any, tokenizer: Any, generation: Any, pad: int, rows: int | None) -> int:
-    """Return the id of the token with which the decoder starts.
-
-    Raises:
-        UserError: the token has no row in the embeddings.
-    """
+    """Return the id of the token with which the decoder starts."""
     named = _found("decoder_start_token_id", (config, text, generation), None)
     if named and rows and named[0] >= rows:
         raise UserError(
@@ -65,13 +57,7 @@ def _start(config: Any, text: Any, tokenizer: Any, generation: Any, pad: int, ro
 
 
 def _found(name: str, places: Sequence[Any], rows: int | None) -> list[int]:
-    """Return all values of a special token, in the order of `places`, without values that have no embedding row.
-
-    Args:
-        name: the key, such as `eos_token_id`.
-        places: a tokenizer and configurations.
-        rows: the number of embedding rows; None: values are not compared with it.
-    """
+    """Return all values of a special token in `places` that have an embedding row."""
     values: list[int] = []
     for place in places:
         value = getattr(place, name, None)

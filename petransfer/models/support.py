@@ -1,4 +1,4 @@
-"""Decide which architectures petransfer trains. `fit`, `plan`, `run` and `train` all use this module."""
+"""Decide which architectures petransfer trains. `fit`, `plan`, `run` and `train` use this module."""
 
 from __future__ import annotations
 
@@ -24,12 +24,11 @@ COMPUTED_WRONGLY = {"umt5": "transformers scales umT5's logits as if its head we
 def supported_class(config: Any, name: str) -> Any:
     """Return the transformers auto class that loads a checkpoint for text-to-text training.
 
-    This is the only function that decides whether an architecture is supported. Models that also read images are
-    supported for text only.
+    Models that also read images are supported for text only.
 
     Raises:
-        UserError: the model is encoder-only or of an unknown kind, transformers computes it wrongly, its weights are
-            already quantized, or its configuration has values with which it cannot compute.
+        UserError: The model is encoder-only or of an unknown kind, transformers computes it wrongly, its weights are
+            already quantized, or its configuration has wrong values.
     """
     kind = config.model_type
     refuse_wrong_values(config, name)
@@ -57,11 +56,7 @@ def supported_class(config: Any, name: str) -> Any:
 
 
 def refuse_already_quantized(config: Any, name: str) -> None:
-    """Refuse a checkpoint whose weights are stored quantized.
-
-    Raises:
-        UserError: the weights are stored quantized.
-    """
+    """Raise UserError for a checkpoint whose weights are stored quantized."""
     own = getattr(config, "quantization_config", None)
     if own is not None:
         method = own.get("quant_method", "unknown") if isinstance(own, dict) else getattr(own, "quant_method", own)

@@ -14,12 +14,12 @@ _OTHER_INPUTS = re.compile(
 
 
 def text_config(config: Any) -> Any:
-    """Return the part of a configuration that describes the text decoder; the configuration itself for most models."""
+    """Return the configuration of the text decoder. For most models, this is `config`."""
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
 def is_text(name: str) -> bool:
-    """Return whether the module or parameter with this name can take part in a forward pass over text alone."""
+    """Return whether a module or parameter takes part in a forward pass over text, by its name."""
     return _OTHER_INPUTS.search(name) is None
 
 

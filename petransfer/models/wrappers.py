@@ -8,13 +8,13 @@ from typing import Any
 
 
 def base_model_of(model: Any) -> Any:
-    """Return the transformers model inside peft's wrapper; a model that peft has not wrapped is returned itself."""
+    """Return the transformers model, without peft's wrapper."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 @contextlib.contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Turn dropout off inside the context. Afterwards, also after an error, restore the mode of the model."""
+    """Turn dropout off inside the context. The model's mode is restored afterwards."""
     training = model.training
     model.eval()
     try:
