@@ -1,1 +1,1 @@
-"""The user's request: recipes, their schema and overrides, and the specs of runs. Imports no torch."""
+"""Recipes, their schema and overrides, and the specs of runs. This package does not import torch."""

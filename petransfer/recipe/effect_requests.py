@@ -1,8 +1,8 @@
-"""The effects that a recipe requests, converted to `RequestedEffect` objects.
+"""Convert the effects of a recipe to `RequestedEffect` objects.
 
 A recipe writes an effect as `english-scratch` (two arms), as `lora-full` (two methods) or as a mapping. A contrast is
-the difference between two arms or two methods. `scale` compares a contrast with that of a smaller family. `retention`
-is the share of a contrast that remains under another method.
+the difference between two arms or two methods. `scale` compares a contrast with the contrast of a smaller family.
+`retention` is the share of a contrast that remains under another method.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ class RequestedEffect:
     """An effect of a recipe, with its names resolved.
 
     Attributes:
-        name: the effect as the recipe writes it.
-        kind: `arms` or `methods` for a contrast, `scale`, `retention`, or a kind that another package adds.
-        left, right: two arms; or the labels of two methods, which are compared in each of `arms`.
-        under, over: the labels of the two methods of a retention, which is the effect under the method `under` divided
-            by the effect under the method `over`. If `study` is set, `over` is a label of a method in that study.
-        study: another study that the effect needs, as the recipe writes it; empty if there is none.
-        options: options of a kind that another package adds.
-        paired: whether two methods are compared seed by seed. If False, their seeds count as two independent groups.
-        family: the name of the group of effects whose p values are adjusted together; empty for the study's main group.
+        name: The effect's text in the recipe.
+        kind: `arms` or `methods` for a contrast, `scale`, `retention`, or a kind of another package.
+        left, right: Two arms, or the labels of two methods.
+        arms: The arms in which two methods are compared.
+        under, over: Labels of the two methods of a retention: the effect under the method `under`, divided by the
+            effect under the method `over`. With `study`, `over` is a label in that study.
+        study: Name of another study that the effect needs. Empty: none.
+        options: Options of a kind of another package.
+        paired: Whether two methods are compared seed by seed. If False, their seeds are two independent groups.
+        family: Name of the group of effects whose p values are adjusted together. Empty: the study's main group.
     """
 
     name: str
@@ -49,7 +50,7 @@ def requested_effects(recipe: Recipe) -> list[RequestedEffect]:
     """Return the effects of a recipe.
 
     Raises:
-        UserError: an effect names an arm or a method that is not in the recipe, or a name matches several methods.
+        UserError: An effect names an arm or a method that is not in the recipe, or a name matches several methods.
     """
     found = [_requested(effect, recipe) for effect in recipe.effects]
     families = [effect.family if isinstance(effect, EffectPart) else "" for effect in recipe.effects]
@@ -112,7 +113,7 @@ def _no_contrast(text: str, recipe: Recipe, labels: Sequence[str]) -> UserError:
 
 
 def _possible(arms: Iterable[str], labels: Sequence[str]) -> list[str]:
-    """Return all contrasts that are possible with these arms and methods; a message suggests the most similar one."""
+    """Return all contrasts that are possible with these arms and methods."""
     words = [short_label(label, labels) for label in labels]
     return [f"{left}-{right}" for names in (list(arms), words) for left in names for right in names if left != right]
 
@@ -134,9 +135,9 @@ def _method(text: str, labels: Sequence[str], key: str) -> str:
 
 
 def labels_matching(text: str, labels: Iterable[str]) -> list[str]:
-    """Return the labels that contain every word of `text`. If `text` is itself a label, return only this label.
+    """Return the labels that contain every word of `text`, such as `lora r16 4-bit` for `lora 4-bit`.
 
-    For example, the text `lora 4-bit` matches the label `lora r16 4-bit`.
+    If `text` is a complete label, the result is only this label.
     """
     labels = list(dict.fromkeys(labels))
     if text in labels:
@@ -146,15 +147,15 @@ def labels_matching(text: str, labels: Iterable[str]) -> list[str]:
 
 
 def short_label(label: str, labels: Iterable[str]) -> str:
-    """Return the first word of a label that no other label has, or the complete label if there is no such word."""
+    """Return the label's first word that occurs in no other label. Default: the complete label."""
     others = list(dict.fromkeys(labels))
     return next((word for word in label.split() if len(labels_matching(word, others)) == 1), label)
 
 
 def without_impossible_effects(recipe: Recipe) -> tuple[Recipe, list[str]]:
-    """Return the recipe without the effects that need arms which are not in the recipe, and the names of these effects.
+    """Return the recipe without the effects of missing arms, and the names of these effects.
 
-    If a contrast of methods lists arms, only the arms that are in the recipe are kept in the list.
+    In a contrast of methods, missing arms are removed from `arms`.
     """
     kept: list[str | EffectPart] = []
     dropped = []
@@ -190,15 +191,12 @@ def _name_of(effect: str | EffectPart) -> str:
 
 
 def _arms_of(effect: str, arms: Container[str]) -> tuple[str, str] | None:
-    """Return the two arms of a contrast such as `english-scratch`, or None if they are not both in `arms`."""
+    """Return the two arms of a contrast such as `english-scratch`, or None."""
     return next(
         (cut for cut in _sides_of_dashes(effect) if cut[0] != cut[1] and cut[0] in arms and cut[1] in arms), None
     )
 
 
 def _sides_of_dashes(text: str) -> list[tuple[str, str]]:
-    """Return, for each dash in a text, the text before it and the text after it.
-
-    Names can contain dashes, so any dash of the text can be the one that separates two names.
-    """
+    """Return the text before and after each dash of a text, because names can contain dashes."""
     return [(text[:at].strip(), text[at + 1 :].strip()) for at, sign in enumerate(text) if sign == "-"]

@@ -10,19 +10,13 @@ LONGEST_PATTERN, MOST_QUANTIFIERS = 512, 4
 
 
 def check_pattern(pattern: str) -> None:
-    """Refuse a regular expression that is invalid, or that could take hours to match.
-
-    With nested repeats, such as `(a+)+`, the matching time grows exponentially. Patterns of layer names need no nested
-    repeats.
-
-    Raises:
-        ValueError: the pattern is refused; the message says why.
-    """
+    """Raise ValueError for a regular expression that is invalid, or that takes too long to match."""
     shown = f"'{shortened(pattern, 60)}'"
     if not pattern:
         raise ValueError("the pattern is empty; name layers, or use all-linear")
     if len(pattern) > LONGEST_PATTERN:
         raise ValueError(f"the pattern {shown} has {len(pattern):,} characters; at most {LONGEST_PATTERN} are allowed")
+    # the time for nested repeats, such as `(a+)+`, grows exponentially; layer names need no nested repeats
     if re.search(r"\)[?]?[*+{]", pattern) or len(re.findall(r"(?<!\\)[*+{]", pattern)) > MOST_QUANTIFIERS:
         raise ValueError(
             f"the pattern {shown} repeats a group or has more than {MOST_QUANTIFIERS} of * + {{, which can take hours "

@@ -21,7 +21,7 @@ from petransfer.recipe.yaml_text import DEEPEST, parse_yaml
 
 
 def shipped_folder() -> Path:
-    """Return the folder of the shipped recipes, in the installed package or in a clone of petransfer's repository."""
+    """Return the folder of the shipped recipes."""
     inside = Path(str(resources.files("petransfer"))) / "_recipes"
     return inside if inside.is_dir() else inside.parent.parent / "recipes"
 
@@ -32,11 +32,7 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def find_recipe(name: str) -> Path:
-    """Return the file of a recipe, given by its name or its path.
-
-    Raises:
-        UserError: there is no such recipe, or the path is a folder.
-    """
+    """Return the file of a recipe, given by its name or its path."""
     path = Path(name).expanduser()
     if any(len(part) > LONGEST_NAME for part in path.parts):  # longer than any file system allows
         raise UserError(f"no recipe '{name[:40]}...': the name has {len(name):,} characters")
@@ -54,7 +50,7 @@ def find_recipe(name: str) -> Path:
 
 
 def recipe_of_folder(name: str | Path) -> Path | None:
-    """Return the path of recipe.yaml in a study's folder; None if `name` is not the folder of a study."""
+    """Return the path of recipe.yaml in a study's folder. None if `name` is not the folder of a study."""
     path = Path(name).expanduser() / "recipe.yaml"
     try:
         return path if path.is_file() else None
@@ -66,13 +62,13 @@ def load_recipe(name: str, overrides: Sequence[str] = (), options: dict[str, Any
     """Return a study's recipe.
 
     Args:
-        name: a shipped recipe's name or a file.
-        overrides: changes of the form `a.b=c`, applied in order.
-        options: new values of the recipe's top-level keys, applied last. A value of None changes nothing. If `arms` is
-            given, effects that need other arms are dropped.
+        name: Name of a shipped recipe, or a file.
+        overrides: Changes of the form `a.b=c`, applied in order.
+        options: New values of the recipe's top-level keys, applied last. None changes nothing. With `arms`, effects of
+            other arms are dropped.
 
     Raises:
-        UserError: the recipe cannot be found or read, is empty, or is not valid.
+        UserError: The recipe cannot be found or read, is empty, or is not valid.
     """
     return load_with_dropped_effects(name, overrides, options)[0]
 
@@ -80,7 +76,7 @@ def load_recipe(name: str, overrides: Sequence[str] = (), options: dict[str, Any
 def load_with_dropped_effects(
     name: str, overrides: Sequence[str] = (), options: dict[str, Any] | None = None
 ) -> tuple[Recipe, list[str]]:
-    """Return a study's recipe as `load_recipe` does, and the names of the dropped effects."""
+    """Return a study's recipe and the names of the dropped effects; see `load_recipe`."""
     path, content = _read(name, overrides, options)
     if content.get("kind") == "pretrain":
         raise UserError(f"{name} is a pretraining recipe; run it with: petransfer pretrain --recipe {name}")
@@ -91,11 +87,7 @@ def load_with_dropped_effects(
 
 
 def load_pretraining(name: str, overrides: Sequence[str] = (), options: dict[str, Any] | None = None) -> PretrainRecipe:
-    """Return a pretraining recipe. The arguments have the same meaning as in `load_recipe`.
-
-    Raises:
-        UserError: as for `load_recipe`, or the recipe is not a pretraining recipe.
-    """
+    """Return a pretraining recipe; see `load_recipe`."""
     path, content = _read(name, overrides, options)
     if content.get("kind") != "pretrain":
         raise UserError(f"{name} is a study's recipe (kind: pretrain is missing); run it with: petransfer run")
@@ -141,15 +133,10 @@ def _read(
 
 
 def validate(content: dict[str, Any], where: str) -> Recipe:
-    """Validate plain values and return the recipe that they describe.
-
-    Args:
-        content: keys and values, as read from YAML.
-        where: the recipe's name in error messages, such as its file.
+    """Validate plain values and return the recipe.
 
     Raises:
-        UserError: the recipe is not valid. The message names the first error and its key, and suggests the nearest
-            known key for an unknown one.
+        UserError: The recipe is not valid. The message names the first wrong key and suggests a known key.
     """
     try:
         return Recipe.model_validate(content)
@@ -158,17 +145,13 @@ def validate(content: dict[str, Any], where: str) -> Recipe:
 
 
 def recipe_yaml(recipe: Recipe | PretrainRecipe) -> str:
-    """Return a recipe as YAML, as it is stored in a study's folder."""
+    """Return a recipe as YAML, for the file in a study's folder."""
     content = recipe.model_dump(mode="json", exclude_none=True)
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def apply_override(content: dict[str, Any], override: str) -> None:
-    """Apply an override of the form `a.b=c` to a recipe's plain values, in place.
-
-    Raises:
-        UserError: the override does not have this form, or the recipe has no such key.
-    """
+    """Apply an override of the form `a.b=c` to a recipe's plain values, in place."""
     _set(content, *_parse(override))
 
 
@@ -190,17 +173,7 @@ def _parse(override: str) -> tuple[list[str], Any]:
 
 
 def _takes_text(keys: Sequence[str], text: str, value: Any = None) -> bool:
-    """Return whether the text of an override is used unchanged, instead of the value that YAML reads from it.
-
-    Args:
-        keys: the path of the key in the recipe.
-        text: the override's text after `=`.
-        value: the value that YAML reads from the text; None if the text is not YAML.
-
-    Returns:
-        True if the schema allows the text and does not allow `value` for this key. False if the key is unknown or has
-        keys of its own.
-    """
+    """Return whether an override's text is used, instead of the value that YAML reads."""
     kind: Any = Recipe
     for key in keys:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -209,6 +182,7 @@ def _takes_text(keys: Sequence[str], text: str, value: Any = None) -> bool:
             kind = get_args(kind)[-1] if get_origin(kind) is dict else None
     if kind is None or _has_parts(kind):
         return False
+    # the schema allows the text, but not the value
     return _fits(kind, text) and (value is None or not _fits(kind, value))
 
 
@@ -225,10 +199,7 @@ def _fits(kind: Any, value: Any) -> bool:
 
 
 def _number(value: Any) -> Any:
-    """Return the number if a value is the text of a number, such as 1e-3, which YAML 1.1 reads as text.
-
-    Any other value is returned unchanged.
-    """
+    """Return the number of a text such as 1e-3, which YAML 1.1 reads as text."""
     if isinstance(value, str):
         try:
             return float(value)
@@ -279,7 +250,7 @@ def _message(error: ValidationError, content: dict[str, Any], model: type[BaseMo
 
 
 def _shown(value: Any) -> str:
-    """Return the text of an invalid value for an error message, shortened to 100 characters."""
+    """Return the text of an invalid value for an error message."""
     try:
         text = repr(value)
     except ValueError:  # Python refuses to print numbers of thousands of digits
@@ -292,7 +263,7 @@ def _shown_key(key: str) -> str:
 
 
 def _place(mistake: Any, content: Any) -> list[str]:
-    """Return the keys and indices of the faulty value in a recipe, without the type names that pydantic inserts."""
+    """Return the path of the wrong value in a recipe, without pydantic's type names."""
     place = []
     for part in mistake["loc"]:
         if isinstance(content, dict | list) and (

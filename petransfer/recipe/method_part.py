@@ -18,16 +18,18 @@ UNKNOWN_KEY = "unknown_key"
 
 
 class MethodPart(Strict):
-    """A training method. Each method accepts only some of these keys, and may have options of its own.
+    """A training method. Each method accepts only some of these keys, and can have additional options.
 
     The method's file in petransfer/methods declares the accepted keys and the options.
 
-    alpha: LoRA's alpha; twice the rank by default.
-    layers: numbers of the adapted layers, counted from 0; the same in encoder and decoder; all by default.
-    rate_ratio: for LoRA+, the learning rate of LoRA's matrices B divided by that of its matrices A.
-    match_parameters: the approximate number of parameters to train; the rank or the number of virtual tokens is
-        computed from it for each checkpoint.
-    keep_wide: layers whose names end in one of these are not quantised.
+    alpha: LoRA's alpha. Default: twice the rank.
+    targets: the adapted linear layers: `all-linear`, a regular expression, or endings of layer names.
+    layers: numbers of the adapted layers in encoder and decoder, counted from 0. Default: all.
+    embeddings: the trained rows of the embeddings: none (`frozen`), rows of new tokens (`new`) or all (`trained`).
+    rate_ratio: for LoRA+, the learning rate of matrix B divided by the learning rate of matrix A.
+    match_parameters: approximate number of parameters to train. It determines the rank or the number of virtual tokens
+        for each checkpoint.
+    keep_wide: endings of the names of layers that are not quantised.
     """
 
     model_config = ConfigDict(extra="allow")  # further keys can be options that only one method has
@@ -48,18 +50,18 @@ class MethodPart(Strict):
 
     @property
     def declared(self) -> Method:
-        """The `Method` that the method's file declares."""
+        """The `Method` in the method's file."""
         return METHODS.lookup(self.name)
 
     @property
     def options(self) -> dict[str, OptionValue]:
-        """The value of each option that only this method has; the default if the recipe does not set it."""
+        """The values of the method's additional options. Default: the values in the method's file."""
         given = self.model_extra or {}
         return {key: given.get(key, option.default) for key, option in self.declared.options.items()}
 
     @property
     def label(self) -> str:
-        """The name in tables: the method, its size, a word for every setting that is not the default, and the bits."""
+        """The name in tables: method, size, a word for every setting that is not the default, and bits."""
         wide = f" but {' '.join(self.keep_wide)}" if self.keep_wide else ""
         return " ".join([self.name, *self._words(), f"{self.bits}-bit"]) + wide
 
@@ -119,11 +121,9 @@ class MethodPart(Strict):
 
     @model_validator(mode="after")
     def _only_its_own_keys(self) -> MethodPart:
-        """Refuse keys that this method does not accept.
-
-        `full` ignores the keys of other methods, so that a user can change any method in a recipe to `full`.
-        """
+        """Refuse keys that this method does not accept."""
         declared = self.declared
+        # a user can change any method in a recipe to `full`, which ignores the keys of other methods
         if declared.trains_all_weights:
             return self
         fields = type(self).model_fields

@@ -1,7 +1,7 @@
-"""The declaration of a training method, and the registry of all methods. Imports no torch.
+"""The declaration of a training method, and the registry of all methods. This module does not import torch.
 
-Each file in `petransfer/methods/` declares one method by assigning a `Method`; other packages declare theirs with
-entry points of the group `petransfer.methods`.
+A file in `petransfer/methods/` declares a method by assigning a `Method`. Another package declares a method with an
+entry point of the group `petransfer.methods`.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ NO_FSDP_AT_16_BITS = "it holds 32-bit tensors in 16-bit layers, which FSDP canno
 
 @dataclass(frozen=True)
 class Option:
-    """An option that only one method has. A recipe sets it as a key of the method.
+    """An option of one method. A recipe sets the option as a key of the method.
 
     Args:
-        default: the value if a recipe does not set the key. Its type is the type of the option.
-        meaning: one sentence that says what the option does; it is shown in the documentation.
-        minimum: the smallest allowed value of a number; None for no limit.
-        maximum: the largest allowed value of a number; None for no limit.
-        choices: the allowed values; empty if they are not a fixed list.
+        default: Value if a recipe does not set the key. Its type is the type of the option.
+        meaning: One sentence that says what the option does, for the documentation.
+        minimum: Smallest allowed value of a number. None: no limit.
+        maximum: Largest allowed value of a number. None: no limit.
+        choices: Allowed values. Empty: not a fixed list.
     """
 
     default: OptionValue
@@ -46,11 +46,7 @@ class Option:
     choices: tuple[OptionValue, ...] = ()
 
     def checked(self, name: str, value: Any) -> OptionValue:
-        """Convert a recipe's value to the option's type.
-
-        Raises:
-            ValueError: the value has the wrong type, is too small or too large, or is not among the choices.
-        """
+        """Convert a recipe's value to the option's type. A wrong value raises ValueError."""
         kind = type(self.default)
         if kind is float and type(value) is int:
             value = float(value)
@@ -71,27 +67,26 @@ class Method:
     """A training method: which weights are trained, and how they are saved.
 
     Args:
-        name: the name in recipes.
-        title: the name in texts for readers, such as `LoRA`.
-        source: the paper, as `Author et al. year`.
-        apply: a function of `(loaded, method, seed)` that returns the model to train. In this model, only the tensors
-            that the method trains require gradients, and these tensors are in fp32.
-        learning_rate_factor: the method's default learning rate divided by LoRA's, for pretrained models.
-        nano_learning_rate_factor: the value of `learning_rate_factor` for the embedded family `nano`.
-        keys: the recipe keys that the method accepts, in addition to COMMON_KEYS.
-        options: the options that only this method has, by their keys in a recipe.
-        size: the key that determines the number of trained parameters. If a recipe sets `match_parameters`, the value
-            of this key is computed. Empty if there is no such key.
-        peft_type: peft's name for the method's adapters; empty if the method saves a whole model.
-        save: a function of `(model, folder, base)` that saves the adapter; None saves the active adapter with peft.
-        trains_all_weights: whether the method trains the base model itself, which is then loaded in fp32 and saved
-            as a whole.
-        virtual_tokens_before: the place of the method's virtual tokens. `input`: before the model's input. `target`:
-            before the keys and values of the decoder's self-attention. Empty if there are none.
-        unsupported_bits: bits of the base model that the method does not support, each with the reason.
-        not_merged: why an adapter cannot be merged into the base model's weights; empty if it can.
-        not_stacked: why several adapters cannot be trained at once on one base model; empty if they can.
-        not_split: bits of the base model at which FSDP cannot split the model's tensors, each with the reason.
+        name: Name in recipes.
+        title: Name in texts for readers, such as `LoRA`.
+        source: The paper, as `Author et al. year`.
+        apply: Function of `(loaded, method, seed)` that returns the model to train. Only the trained tensors require
+            gradients, and they are in fp32.
+        learning_rate_factor: Default learning rate divided by LoRA's learning rate, for pretrained models.
+        nano_learning_rate_factor: Value of `learning_rate_factor` for the family `nano`.
+        keys: Recipe keys that the method accepts, in addition to COMMON_KEYS.
+        options: Additional options of this method, by their keys in a recipe.
+        size: Key that determines the number of trained parameters; `match_parameters` sets its value. Empty: no such
+            key.
+        peft_type: Name of the method's adapters in peft. Empty: the method saves a whole model.
+        save: Function of `(model, folder, base)` that saves the adapter. None: peft saves the active adapter.
+        trains_all_weights: Whether the method trains the base model itself, in fp32, and saves the whole model.
+        virtual_tokens_before: Place of the method's virtual tokens. `input`: before the model's input. `target`: before
+            the keys and values of the decoder's self-attention. Empty: no virtual tokens.
+        unsupported_bits: Bits of the base model that the method does not support, each with the reason.
+        not_merged: Why an adapter cannot be merged into the base model's weights. Empty: possible.
+        not_stacked: Why several adapters cannot be trained together on one base model. Empty: possible.
+        not_split: Bits of the base model at which FSDP cannot split the model's tensors, each with the reason.
     """
 
     name: str

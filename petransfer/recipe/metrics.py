@@ -1,7 +1,7 @@
-"""The declaration of a metric, and the registry of all metrics except exact match. Imports no torch.
+"""The declaration of a metric, and the registry of all metrics except exact match. This module does not import torch.
 
-Each file in `petransfer/evaluation/metrics/` declares one metric by assigning a `Metric`; other packages declare
-theirs with entry points of the group `petransfer.metrics`.
+A file in `petransfer/evaluation/metrics/` declares a metric by assigning a `Metric`. Another package declares a metric
+with an entry point of the group `petransfer.metrics`.
 """
 
 from __future__ import annotations
@@ -24,17 +24,16 @@ class Metric:
     """A metric that compares generated texts, or chosen labels, with the targets.
 
     Args:
-        name: the name in recipes.
-        headings: the names of the scores that `score` returns, each with its heading in tables. The heading of a
-            percentage contains `%`.
-        score: a function of `(predictions, targets)` that returns scores from 0 to 100 by name. The two arguments have
+        name: Name in recipes.
+        headings: Heading in tables of each score that `score` returns. The heading of a percentage contains `%`.
+        score: Function of `(predictions, targets)` that returns scores from 0 to 100 by name. The two arguments have
             the same length, at least 1.
-        judged_by: the name of the score that effects are computed on; empty means the first one in `headings`.
-        of_labels: whether predictions are chosen from a closed set of labels instead of generated.
-        share_of_answers: whether the score that effects are computed on is the share of correct predictions, so that
-            log-odds can be computed from it.
-        module: a module that `score` imports. A recipe with this metric is refused if the module is not installed.
-        package: the name of this module's package for `pip install`.
+        judged_by: Name of the score that effects are computed on. Empty: the first score in `headings`.
+        of_labels: Whether predictions are chosen from a closed set of labels instead of generated.
+        share_of_answers: Whether the score of `judged_by` is the share of correct predictions. Log-odds can be computed
+            from a share.
+        module: Module that `score` imports. A recipe with this metric is refused if the module is not installed.
+        package: Name of this module's package for `pip install`.
     """
 
     name: str
@@ -57,10 +56,7 @@ METRICS: Registry[Metric] = Registry("metric", Metric, "petransfer.evaluation.me
 
 
 class Headings(Mapping[str, str]):
-    """The heading in tables of each score of every metric, by the score's name.
-
-    The metrics are not loaded before a heading is looked up.
-    """
+    """The heading in tables of each score of every metric, by the score's name."""
 
     def __getitem__(self, figure: str) -> str:
         return self._all()[figure]
@@ -84,9 +80,5 @@ HEADINGS = Headings()
 
 
 def check_metric_name(name: str) -> str:
-    """Return `name` unchanged if a metric has this name.
-
-    Raises:
-        UserError: there is no such metric; the message suggests the nearest name.
-    """
+    """Return `name` if a metric has this name, else raise UserError."""
     return name if name == EXACT_MATCH else METRICS.lookup(name).name

@@ -1,4 +1,4 @@
-"""The schema of pretraining recipes. The arms of such a recipe differ only in their corpus."""
+"""The schema of pretraining recipes. The arms of a pretraining recipe differ only in their corpus."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class CorpusPart(Strict):
     """The pretraining text (corpus) of one arm: files in a folder, or generated nested brackets.
 
     path: the arm's folder inside the folder of all corpora.
-    files: names without `.txt` of the files for training and for validation; or the name of one file, whose last
-        documents are held out for validation.
+    files: names, without `.txt`, of the files for training and for validation. With one file, its last documents are
+        held out for validation.
     documents: what separates two documents: a blank line, or the end of a line.
     shuffle_words: put the words of each sentence in random order.
-    brackets: the number of kinds of generated brackets; 0: the text is read from files.
-    seed: the seed for generated or shuffled text.
-    title, licence, languages: the text's description for the checkpoint's card.
+    brackets: number of kinds of generated brackets. 0: the text is read from files.
+    seed: seed for generated or shuffled text.
+    title, licence, languages: description of the text for the checkpoint's card.
     """
 
     path: str = ""
@@ -58,9 +58,9 @@ class PretrainTrainPart(Strict):
 
     steps: optimiser steps.
     batch_size: examples per step.
-    learning_rate: the learning rate of each tensor is this number times the tensor's root mean square at the start.
+    learning_rate: learning rate of a tensor, divided by the tensor's root mean square at the start.
     warmup: share of the steps during which the learning rate increases.
-    final: the last learning rate divided by the highest.
+    final: last learning rate divided by the highest.
     """
 
     steps: Count
@@ -74,11 +74,10 @@ class PretrainTrainPart(Strict):
 class PretrainRecipe(Strict):
     """The pretraining of a family of checkpoints: every arm at every size and seed, with one tokenizer.
 
-    tokens: each corpus is cut to this number of tokens, so that every arm has the same amount of text; without this
-        key, the whole text is used.
-    bits: bits of the computation; the weights are trained in fp32.
+    tokens: number of tokens to which each corpus is cut. Default: the whole text.
+    bits: bits of the computation. The weights are trained in fp32.
     corpora: the text of each arm.
-    corpora_dir: the folder that contains the folders of all corpora.
+    corpora_dir: folder that contains the folders of all corpora.
     """
 
     kind: Literal["pretrain"]

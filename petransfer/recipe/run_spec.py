@@ -46,7 +46,7 @@ OptionValue = str | int | float
 
 
 class Options(Mapping[str, OptionValue]):
-    """An immutable, hashable mapping of options. In JSON, it is a list of [name, value], sorted by name."""
+    """An immutable, hashable mapping of options. In JSON: a list of [name, value], sorted by name."""
 
     def __init__(self, values: Mapping[str, OptionValue] | Iterable[tuple[str, OptionValue]] = ()) -> None:
         self._values = dict(sorted(dict(values).items()))
@@ -71,7 +71,7 @@ class Options(Mapping[str, OptionValue]):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: object, handler: object) -> Any:
-        """Let pydantic read options from a mapping or from a list of (name, value) pairs."""
+        """Let pydantic read options from a mapping or from (name, value) pairs."""
         from pydantic_core import core_schema  # imported here because only the validation of a spec needs pydantic
 
         return core_schema.no_info_plain_validator_function(cls)
@@ -81,14 +81,14 @@ class Options(Mapping[str, OptionValue]):
 class CheckpointSpec:
     """The checkpoint that a run starts from.
 
-    name: a hub id, a local folder's name, or `nano/<arm>`.
-    weights: the version of the weights: a hub revision, or a sha256 of the files.
-    reinit: the weights that are drawn at random: `none`, `embeddings`, `body` (all but the embeddings) or `all`.
-    tokenizer: another checkpoint whose tokenizer is used; the embeddings are then drawn at random. A checkpoint in a
-        local folder is written as `name@sha256`, with the folder's name and a sha256.
+    name: hub id, name of a local folder, or `nano/<arm>`.
+    weights: version of the weights: a hub revision, or a sha256 of the files.
+    reinit: the random weights: `none`, `embeddings`, `body` (all but the embeddings) or `all`.
+    tokenizer: another checkpoint whose tokenizer is used. The embeddings are then random. A local folder is written as
+        `name@sha256`.
     added_tokens: characters that are added to the tokenizer if it lacks them.
-    source_language, target_language: languages of inputs and targets, as named by a multilingual tokenizer.
-    source, tokenizer_source: the folders of a local checkpoint and of a local tokenizer; not part of the run id.
+    source_language, target_language: languages of inputs and targets, in the notation of a multilingual tokenizer.
+    source, tokenizer_source: folders of a local checkpoint and of a local tokenizer. Not part of the run id.
     """
 
     name: str
@@ -106,11 +106,12 @@ class CheckpointSpec:
 class TaskSpec:
     """The examples that a run is trained and tested on.
 
+    name, split: the task and its split.
     prefix: text before every input.
     options: options of the task.
-    metrics: the metrics in addition to exact match.
-    source: options that only locate the examples on this machine. They are not part of the run id, because `options`
-        contains a hash of the examples.
+    metrics: metrics in addition to exact match.
+    source: options that only locate the examples on this machine. Not part of the run id, because `options` contains a
+        hash of the examples.
     """
 
     name: str
@@ -126,20 +127,18 @@ class TaskSpec:
 
     @property
     def arguments(self) -> Options:
-        """All options that are needed to load the task on this machine: `options` and `source`."""
+        """All options for loading the task on this machine: `options` and `source`."""
         return self.options | self.source
 
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """What is trained and how. Fields that do not apply to a method keep their defaults.
+    """What is trained and how. Fields that a method does not use keep their defaults; see `MethodPart`.
 
-    keep_wide: layers whose names end in one of these are not quantised at 8 and 4 bits. The output head is not
-        quantised either.
-    match_parameters: the approximate number of parameters to train; 0 if the recipe gives the rank or the number of
-        virtual tokens. If it is not 0, the rank or the number of virtual tokens is computed from this number and the
-        checkpoint's configuration, and an `alpha` of 0 means twice the rank.
-    options: options that only this method has.
+    keep_wide: endings of the names of layers that are not quantised at 8 and 4 bits, in addition to the output head.
+    match_parameters: approximate number of parameters to train. It determines the rank or the number of virtual tokens
+        for each checkpoint; an `alpha` of 0 then means twice the rank. 0: not set.
+    options: additional options of this method.
     """
 
     name: str
@@ -165,15 +164,14 @@ class MethodSpec:
 class EarlyStopping:
     """The conditions that end a run before its last step. Only the dev set is used.
 
-    patience: training stops after this number of evaluations in a row without an improvement.
-    min_delta: the smallest change that counts as an improvement, in percentage points of exact match or in per cent of
-        the loss.
+    patience: number of evaluations in a row without an improvement after which training stops.
+    min_delta: smallest improvement, in percentage points of exact match or in per cent of the loss.
     every: optimiser steps between two evaluations on the dev set.
-    max_minutes: training stops after this time; 0 for no limit. Runs with a time limit are not repeatable.
-    metric: the metric that determines the best state. With `exact_match`, the loss decides between states with equal
-        exact match, and a lower loss also counts as an improvement until exact match reaches 100 %.
-    cooldown: when `patience` has run out, training continues for this number of evaluations, while the learning rate
-        falls linearly to zero. With 0, or if exact match has reached 100 %, training stops without these evaluations.
+    max_minutes: time limit of training. 0: no limit. Runs with a time limit are not repeatable.
+    metric: metric that determines the best state. With `exact_match`, the loss decides between states with equal
+        exact match, and until exact match reaches 100 %, a lower loss is also an improvement.
+    cooldown: number of evaluations after `patience` has run out. Meanwhile, the learning rate falls linearly to zero.
+        There is no cooldown if exact match has reached 100 %.
     """
 
     patience: int = 5
@@ -191,16 +189,14 @@ class EarlyStopping:
 class TrainSpec:
     """The optimisation of one run: AdamW on `batch_size` examples per step.
 
-    optimizer: `adamw-8bit` stores AdamW's two moments with 8 bits per number (Dettmers et al. 2022). With
-        `paged-adamw-8bit`, the GPU's driver also moves the moments to the host's memory when the GPU's memory is full.
+    optimizer: `adamw-8bit` stores AdamW's two moments with 8 bits per number (Dettmers et al. 2022).
+        `paged-adamw-8bit` also moves the moments to the host's memory when the GPU's memory is full.
     warmup: share of the steps during which the learning rate increases.
-    final: the last learning rate divided by the highest.
-    early_stopping: ends the run before `steps` steps if dev scores no longer improve; None trains all steps.
-    packing: whether several examples of a decoder-only model are put into one row. Each example attends to its own
-        tokens only.
-    rate_scaling: with `rms`, each tensor's learning rate is `learning_rate` times the tensor's root mean square at the
-        start, and its weight decay is divided by the same root mean square. The change of every tensor is then
-        proportional to its size.
+    final: last learning rate divided by the highest.
+    early_stopping: conditions that end the run before `steps` steps. None: all steps are trained.
+    packing: put several examples of a decoder-only model into one row. Each example attends only to its own tokens.
+    rate_scaling: with `rms`, each tensor's learning rate is multiplied by the tensor's root mean square at the start,
+        and its weight decay is divided by this number. Thus every tensor changes in proportion to its size.
     """
 
     steps: int
@@ -224,7 +220,10 @@ class TrainSpec:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One run of a study: its checkpoint, task, method, training and seed."""
+    """One run of a study: its checkpoint, task, method, training and seed.
+
+    `version` increases when a change of petransfer changes the results of all runs.
+    """
 
     checkpoint: CheckpointSpec
     task: TaskSpec
@@ -239,13 +238,10 @@ class RunSpec:
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()[:12]
 
     def canonical_json(self) -> str:
-        """Return the spec as JSON with sorted keys, no spaces and floats in their shortest form.
-
-        Fields that only locate a file are left out. A field that was added later is left out if it has its default, so
-        that older specs keep their run ids.
-        """
+        """Return the fields that determine the run id as JSON with sorted keys and no spaces."""
         content = self.as_dict()
         without_local_fields(content)
+        # older specs keep their run ids: a field that was added later counts only if it differs from its default
         for part, name, default in ADDED_LATER:
             if content[part][name] == default:
                 del content[part][name]
@@ -261,7 +257,7 @@ class RunSpec:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> RunSpec:
-        """Return the spec from the values that `as_dict` returned, in this version of petransfer or an earlier one."""
+        """Return the spec from the values of `as_dict`, also from an earlier version of petransfer."""
         task = {**content["task"], "metrics": tuple(content["task"].get("metrics", ()))}
         checkpoint = {**content["checkpoint"], "added_tokens": tuple(content["checkpoint"].get("added_tokens", ()))}
         method = {**content["method"]}
@@ -283,21 +279,21 @@ class RunSpec:
 
 
 def without_local_fields(content: dict[str, Any]) -> dict[str, Any]:
-    """Remove LOCAL_FIELDS from the values that `RunSpec.as_dict` returned, in place, and return the values."""
+    """Remove `LOCAL_FIELDS` from the values of `RunSpec.as_dict`, in place, and return the values."""
     for part, name in LOCAL_FIELDS:
         del content[part][name]
     return content
 
 
 def _plain(spec: Any) -> Any:
-    """Return a spec's fields as a dictionary. This is five times as fast as `asdict`, which copies every value."""
+    """Return a spec's fields as a dictionary, faster than `asdict`."""
     if isinstance(spec, Options):
         return list(spec.items())
     return {name: getattr(spec, name) for name in spec.__dataclass_fields__}
 
 
 def _convert_to_float(spec: MethodSpec | TrainSpec | EarlyStopping) -> None:
-    """Convert whole numbers in fields of type float, so that 1 and 1.0 give the same run id."""
+    """Convert whole numbers in fields of type float: 1 and 1.0 give one run id."""
     for one in fields(spec):
         if one.type == "float":
             object.__setattr__(spec, one.name, float(getattr(spec, one.name)))

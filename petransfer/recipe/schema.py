@@ -1,4 +1,4 @@
-"""The schema of studies' recipes. An unknown key is an error, and the message suggests the nearest known key."""
+"""The schema of studies' recipes. Unknown keys are errors; the message suggests the most similar known key."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ from petransfer.recipe.values import (
 class TaskPart(Strict):
     """The task that models are trained and tested on.
 
-    splits: the task's splits to use; all by default.
-    prefix: text before every input, instead of the family's prefix; one text for all arms, or a mapping with a text for
-        each arm.
+    splits: the task's splits to use. Default: all.
+    prefix: text before every input, in place of the family's prefix: one text for all arms, or a mapping from arms to
+        texts.
     options: options of the task.
-    metrics: the metrics in addition to exact match.
+    metrics: metrics in addition to exact match.
     """
 
     name: Name
@@ -64,14 +64,13 @@ class TaskPart(Strict):
 class ArmPart(Strict):
     """One of the user's own checkpoints with its settings.
 
-    checkpoint: a hub id or a folder. `{seed}` is replaced by the run's seed, so that each seed can start from a
-        checkpoint of its own.
-    sha256: the hash of a folder's files; one hash per seed if the folder depends on the seed. A study records this hash
-        when it starts, so that the study can still be read after the folder was removed.
-    revision: the revision of a hub id.
-    tokenizer: another hub id or folder whose tokenizer is used; the embeddings are then drawn at random.
-    reinit: the weights that are drawn at random: `none`, `embeddings`, `body` (all but the embeddings) or `all`.
-    prefix, source_language, target_language: values for this arm that replace those of the family.
+    checkpoint: hub id or folder. `{seed}` is replaced by the run's seed. Each seed can thus have its own checkpoint.
+    sha256: hash of a folder's files, or one hash per seed. A study records the hash when it starts. The study can then
+        still be read after the folder was removed.
+    revision: revision of a hub id.
+    tokenizer: another hub id or folder whose tokenizer is used. The embeddings are then random.
+    reinit: the random weights: `none`, `embeddings`, `body` (all but the embeddings) or `all`.
+    prefix, source_language, target_language: values for this arm, in place of the family's values.
     added_tokens: characters that are added to the tokenizer if it lacks them: `newline`, `tab`, `braces`, or the
         characters themselves.
     """
@@ -90,10 +89,11 @@ class ArmPart(Strict):
 class FamilyPart(Strict):
     """The user's own checkpoints, one per arm: hub ids (`owner/name@revision`) or folders.
 
-    base: the arm that provides the architecture of the controls `scratch` and `random`; by default `english`, or the
-        first arm if there is no `english`.
-    source_language, target_language: languages of inputs and targets, as the tokenizers of mBART, M2M100 and NLLB name
-        them (`en_XX`, `en`, `eng_Latn`).
+    base: the arm with the architecture of the controls `scratch` and `random`. Default: `english`, or else the first
+        arm.
+    prefix: text before every input.
+    source_language, target_language: languages of inputs and targets, in the notation of the tokenizers of mBART,
+        M2M100 and NLLB (`en_XX`, `en`, `eng_Latn`).
     """
 
     name: Name
@@ -117,14 +117,12 @@ class EarlyStoppingPart(Strict):
 
     A whole number in place of these keys sets `patience`.
 
-    patience: training stops after this number of evaluations in a row without an improvement.
-    min_delta: the smallest change that counts as an improvement, in percentage points of exact match or in per cent of
-        the loss.
+    patience: number of evaluations in a row without an improvement after which training stops.
+    min_delta: smallest improvement, in percentage points of exact match or in per cent of the loss.
     every: optimiser steps between two evaluations.
-    max_minutes: training stops after this time; 0 for no limit.
-    metric: the metric that determines the best state.
-    cooldown: when `patience` has run out, training continues for this number of evaluations, while the learning rate
-        falls to zero.
+    max_minutes: time limit of training. 0: no limit.
+    metric: metric that determines the best state.
+    cooldown: number of evaluations after `patience` has run out. Meanwhile, the learning rate falls to zero.
     """
 
     patience: Count = 5
@@ -144,13 +142,14 @@ class TrainPart(Strict):
     """How each run is trained. The length is a number of steps, or of epochs over the split's training examples.
 
     `learning_rate`, `steps`, `epochs` and `batch_size` are each one number for all runs, or a mapping with numbers for
-    methods (`lora`), arms (`english`), or an arm with a method (`english lora`). A method is named by any words of its
-    label. If several entries fit a run, an arm with a method comes before an arm, and an arm before a method.
+    methods (`lora`), arms (`english`), or arms with methods (`english lora`). A method is named by any words of its
+    label. An entry for an arm with a method has priority over an entry for an arm. An entry for an arm has priority
+    over an entry for a method.
 
     warmup: share of the steps during which the learning rate increases.
-    final: the last learning rate divided by the highest.
-    packing: whether several examples of a decoder-only model are put into one row, which saves padding. Each example
-        attends to its own tokens only.
+    final: last learning rate divided by the highest.
+    packing: put several examples of a decoder-only model into one row, which saves padding. Each example attends only
+        to its own tokens.
     """
 
     steps: Steps | dict[str, Steps] | None = None
@@ -180,18 +179,18 @@ Effect = Annotated[str, Field(max_length=3 * LONGEST_NAME)]
 class EffectPart(Strict):
     """An effect as a mapping, with exactly one of `contrast`, `scale`, `retention` and `kind`.
 
-    contrast: two arms or two methods, such as `english-scratch`. Two methods are compared in each of `arms`, by default
-        in all arms.
-    scale: two arms. The difference between them in `study`, the study of a smaller family, is subtracted from the
-        difference in this study.
-    retention: two arms. The difference between them under the method `under` is divided by the difference under the
-        method `over` (default: `full`). If `study` is given, the difference under `over` is read from that study.
-    study: a study's folder, or the name of a folder next to this study's folder.
-    kind: the name of a kind of effect that another package adds (entry points `petransfer.effects`). This effect is
-        estimated for the two arms in `of`, with the kind's own `options`.
-    paired: whether two methods are compared seed by seed. If False, their seeds count as two independent groups.
-    family: a name for a group of effects, whose p values are adjusted together (Holm). By default, all effects of a
-        study are one group.
+    contrast: two arms or two methods, such as `english-scratch`.
+    arms: the arms in which two methods are compared. Default: all arms.
+    scale: two arms. Their difference in `study`, the study of a smaller family, is subtracted from their difference in
+        this study.
+    retention: two arms. Their difference under the method `under` is divided by their difference under the method
+        `over` (default: `full`). With `study`, the difference under `over` is read from that study.
+    study: folder of a study, or name of a folder next to this study's folder.
+    kind: name of a kind of effect from another package (entry points `petransfer.effects`), with the two arms in `of`
+        and the kind's own `options`.
+    paired: whether two methods are compared seed by seed. If False, their seeds are two independent groups.
+    family: name of a group of effects whose p values are adjusted together (Holm). Default: all effects of a study are
+        one group.
     """
 
     contrast: Name | None = None
@@ -233,14 +232,12 @@ class EffectPart(Strict):
 
 
 def _check_study(name: str) -> None:
-    """Refuse a text that is neither the name of a study nor a folder with a study.
-
-    A folder that does not exist is accepted, because its study may be run later.
-    """
+    """Refuse a text that is neither the name of a study nor a folder with a study."""
     path = Path(name).expanduser()
     is_name = len(path.parts) == 1 and "/" not in name
     if is_name and not re.fullmatch(FOLDER_NAME, name):
         raise ValueError(f"'{name:.60}' is not the name of a study")
+    # a missing folder is accepted, because its study can be run later
     if not is_name and path.exists() and not (path / "recipe.yaml").is_file():
         raise ValueError(f"{name:.60} is not a study's folder: it has no recipe.yaml")
 
@@ -258,17 +255,16 @@ LEARNT = 90.0
 class Recipe(Strict):
     """A study: the grid of arms, methods, splits and seeds, and how each run is trained.
 
-    data_dir: a folder with the benchmark's original files.
+    data_dir: folder with the benchmark's files, as published by the benchmark's authors.
 
-    The following settings change no run, only how effects are computed and judged. An effect compares two arms or two
-    methods.
+    The following settings change no run. They only change how effects (differences between two arms or two methods) are
+    computed and judged.
 
-    margin: the two arms or methods count as equal if they differ by at most this many percentage points.
-    smallest_effect: a difference below this many percentage points is never judged `holds` or `reversed`.
-    learnt: an arm or method with less exact match on dev than this, in %, has not learnt the task. Its effects get the
-        verdict `not learnt`.
-    judge_by: the metric that effects are computed on. The default is exact match; if `task.metrics` is set and does not
-        contain `exact_match`, the default is the first of `task.metrics`.
+    margin: largest difference, in percentage points, at which two arms or two methods count as equal.
+    smallest_effect: a smaller difference, in percentage points, is never judged `holds` or `reversed`.
+    learnt: least exact match on dev, in %. With less, an arm or method gets the verdict `not learnt`.
+    judge_by: metric that effects are computed on. The default is exact match, or the first of `task.metrics` if
+        `task.metrics` is set without `exact_match`.
     """
 
     name: FolderName
@@ -334,11 +330,7 @@ class Recipe(Strict):
 
 
 def check_judge(judge_by: str | None, metrics: Sequence[str]) -> None:
-    """Check the metric that effects are computed on. None is always allowed.
-
-    Raises:
-        UserError: `judge_by` is neither exact match nor one of `metrics`.
-    """
+    """Check the metric that effects are computed on: exact match, one of `metrics`, or None."""
     if judge_by is not None and judge_by not in {EXACT_MATCH, *metrics}:
         raise unknown("metric among task.metrics", judge_by, {EXACT_MATCH, *metrics})
 

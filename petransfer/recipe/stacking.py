@@ -1,4 +1,4 @@
-"""Decide which runs can be trained as one stack: several adapters on one frozen base model. Imports no torch."""
+"""Decide which runs can be trained as one stack: several adapters on one frozen base model."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ MOST_STACKED = 16
 
 
 def stack_key(spec: RunSpec) -> RunSpec | None:
-    """Return a key that is equal for all runs that can be trained in one stack; None for a run that is never stacked.
+    """Return a key that is equal for all runs that can be trained in one stack. None: never stacked.
 
-    Runs of one stack may differ in rank, alpha and the optimiser's settings. They may also differ in the seed, unless
-    weights of the base model are drawn at random, because each seed then has a different base model. A run is
-    never stacked if its method declares a reason (`Method.not_stacked`) or if it has packing. A run with early stopping
-    is not stacked either, because all runs of a stack end at the same step.
+    Runs of one stack can differ in rank, alpha, the optimiser's settings and the seed.
     """
+    # all runs of a stack end at the same step, so early stopping is not possible
     if METHODS.lookup(spec.method.name).not_stacked or spec.train.early_stopping or spec.train.packing:
         return None
     return replace(
         spec,
         method=replace(spec.method, rank=0, alpha=0.0),
         train=TrainSpec(spec.train.steps, spec.train.batch_size, 0.0),
+        # with random weights, each seed has a different base model
         seed=spec.seed if spec.checkpoint.reinit != "none" else 0,
     )
 

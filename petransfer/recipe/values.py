@@ -15,13 +15,13 @@ FOLDER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
 class Strict(BaseModel):
-    """The base class of all parts of a recipe. It refuses unknown keys, infinity, NaN, and changes after validation."""
+    """The base class of all parts of a recipe. It refuses unknown keys, infinity, NaN, and later changes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _only_a_number(value: Any) -> Any:
-    """Refuse booleans, which Python accepts as 1 and 0, and numbers too large to print or to compute with."""
+    """Refuse booleans and numbers that are too large."""
     if isinstance(value, bool):
         raise ValueError("give a number, not yes or no")
     if isinstance(value, int) and abs(value) > LARGEST_NUMBER:

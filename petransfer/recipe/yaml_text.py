@@ -1,4 +1,4 @@
-"""Read YAML that may be hostile or damaged. Size, depth and number of values are limited; repeated keys are refused."""
+"""Read YAML from untrusted files: size, depth and number of values are limited, and repeated keys are refused."""
 
 from __future__ import annotations
 
@@ -26,10 +26,8 @@ def parse_yaml(text: str) -> Any:
     """Parse a YAML text and return its value.
 
     Raises:
-        UserError: the text is not YAML, is too long or nested too deeply, repeats a key, has an alias inside the value
-            that the alias stands for, has too many values once its aliases are expanded, has a tag that plain values do
-            not need, or has a number that YAML reads in an unexpected way. The message begins with a verb; the caller
-            puts the file's name in front of it.
+        UserError: The text is not YAML, is too large, repeats a key, or has values that YAML reads in an unexpected
+            way. The message begins with a verb, for the file's name in front of it.
     """
     if len(text) > MOST_CHARACTERS:
         raise UserError(f"has {len(text):,} characters; at most {MOST_CHARACTERS:,} are allowed")
@@ -46,8 +44,8 @@ def parse_yaml(text: str) -> Any:
 class _Collection:
     """A list or mapping that is being parsed.
 
-    values: the number of values in it, with aliases expanded.
-    keys: the keys that were read so far; empty for a list.
+    values: number of values in it, with aliases expanded.
+    keys: the keys that were read so far. Empty for a list.
     expects_key: whether the next value in a mapping is a key.
     """
 
@@ -59,11 +57,7 @@ class _Collection:
 
 
 def _check_structure(text: str) -> None:
-    """Check a YAML text for everything that `parse_yaml` refuses. The text is parsed, but no value is built.
-
-    Raises:
-        UserError: the text is refused.
-    """
+    """Refuse a YAML text without building its value; see `parse_yaml`."""
     stack: list[_Collection] = []
     sizes: dict[str, int] = {}
     for event in yaml.parse(text, LOADER):
@@ -92,7 +86,6 @@ def _check_structure(text: str) -> None:
 
 
 def _refuse_unexpected(event: Any) -> None:
-    """Refuse tags other than those of plain values, and numbers that YAML reads in an unexpected way."""
     if getattr(event, "tag", None):
         _refuse_tag(event)
     elif isinstance(event, yaml.ScalarEvent) and event.implicit[0]:
@@ -100,14 +93,14 @@ def _refuse_unexpected(event: Any) -> None:
 
 
 def _refuse_tag(event: Any) -> None:
-    """Refuse a tag other than those of plain values."""
+    """Refuse all tags except the tags of plain values."""
     if event.tag not in {None, "!", *_PLAIN_TAGS}:
         name, line = event.tag.replace(_TAG, "!!"), event.start_mark.line + 1
         raise UserError(f"has the tag {name:.60} in line {line}; write plain values without tags")
 
 
 def _refuse_surprising(event: Any) -> None:
-    """Refuse a number that YAML reads in base 60 or in octal, because the user probably means another number."""
+    """Refuse a number that YAML reads in base 60 or in octal."""
     text = event.value[:100]
     if _SURPRISING.fullmatch(text):
         read, line = yaml.safe_load(text), event.start_mark.line + 1
@@ -140,7 +133,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _tab_advice(error: yaml.YAMLError, text: str) -> str:
-    """Return advice for the message if the line of the error is indented with a tab; otherwise an empty text."""
+    """Return advice for an error in a line that is indented with a tab."""
     mark = getattr(error, "problem_mark", None)
     lines = text.split("\n")
     line = lines[mark.line] if mark and mark.line < len(lines) else ""
