@@ -1,4 +1,4 @@
-"""Changes that would make a training fit in memory, and the command-line options for them. Imports no torch."""
+"""Changes that would make a training fit in memory, and the command-line options for them."""
 
 from __future__ import annotations
 
@@ -36,13 +36,8 @@ RECIPE_OPTIONS: OptionNames = {key: TRAIN_OPTIONS[key] for key in ("checkpointin
 
 
 def recipe_options(methods: Sequence[MethodSpec], spec: RunSpec) -> OptionNames:
-    """Return the options with which `run`, `plan` and `sweep` change the settings of a run.
-
-    Args:
-        methods: The recipe's methods.
-        spec: The run. A model trained from scratch trains all weights, whatever method the recipe names, so there is no
-            option to change its method or bits.
-    """
+    """Return the options with which `run`, `plan` and `sweep` change the settings of a run."""
+    # a model from scratch trains all weights with every method, so changing the method or the bits has no effect
     anew = spec.checkpoint.reinit == "all" and spec.method.name == "full"
     if anew or spec.method not in methods:
         return RECIPE_OPTIONS
@@ -51,15 +46,12 @@ def recipe_options(methods: Sequence[MethodSpec], spec: RunSpec) -> OptionNames:
 
 
 def as_options(advice: Sequence[Advice], options: OptionNames) -> list[str]:
-    """Return the options for each piece of advice. Advice is left out if one of its changes has no option."""
+    """Return the options for each piece of advice. Advice without an option is left out."""
     possible = [changes for changes in advice if all(change.key in options for change in changes)]
     return [" ".join(options[change.key].format(change.value) for change in changes) for changes in possible]
 
 
 def suggestion(advice: Sequence[Advice], options: OptionNames) -> str:
-    """Return the text that follows `does not fit` in an error message.
-
-    It names the options with which the training would fit; it is empty if there are none.
-    """
+    """Return the end of an error message: the options with which the training would fit. Empty without options."""
     found = as_options(advice, options)
     return f"; it would with {', or '.join(found)}" if found else ""

@@ -1,4 +1,4 @@
-"""The memory of graphics cards, by size or by name. Imports no torch. GB is 10^9 bytes everywhere, GiB is 2^30."""
+"""The memory of graphics cards, by size or by name. GB is 10^9 bytes everywhere, GiB is 2^30."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def card_bytes(text: str) -> int:
     """Return the memory of a card in bytes.
 
     Args:
-        text: A size such as `12GB`, `12 GiB`, `12` (GB) or `6144MiB`, a name such as `RTX 3060`, or a name with a size,
-            such as `RTX 5060 Ti 16GB`.
+        text: Size such as `12GB`, `12 GiB`, `12` (GB) or `6144MiB`, name such as `RTX 3060`, or name with size, such as
+            `RTX 5060 Ti 16GB`.
 
     Raises:
         UserError: The text is neither a size nor a known name, or no card has that size.
@@ -69,12 +69,12 @@ def _possible(text: str, size: int) -> int:
 
 
 def gigabytes(size: float) -> str:
-    """Return bytes as text in GB, such as `12.9 GB`; whole numbers have no decimals."""
+    """Return bytes as text in GB, such as `12.9 GB`. Whole numbers have no decimals."""
     return f"{size / GB:.1f}".removesuffix(".0") + " GB"
 
 
 def this_card() -> int | None:
-    """Return the memory of this machine's first NVIDIA card in bytes, or None if there is no card. Imports no torch."""
+    """Return the memory of this machine's first NVIDIA card in bytes. None if there is no card."""
     if not shutil.which("nvidia-smi"):
         return None
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]

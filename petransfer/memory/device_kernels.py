@@ -1,8 +1,7 @@
-"""Make operations on the meta device keep the same tensors for the backward pass as the kernels of a real device.
+"""Make operations on the meta device keep the tensors that a real device keeps for the backward pass.
 
-Otherwise the predicted memory would be wrong. The meta device computes attention and dropout with general formulas. A
-card has fused kernels for both, which keep fewer tensors. bitsandbytes multiplies 8-bit weights on a CPU with another
-function than on the meta device.
+This is needed to predict the memory. A card's fused kernels for attention and dropout keep fewer tensors than the
+formulas of the meta device. On a CPU, bitsandbytes multiplies 8-bit weights with another function.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class CardKernels(TorchFunctionMode):
-    """A context in which attention and dropout keep the same tensors for the backward pass as CUDA's fused kernels."""
+    """A context in which attention and dropout keep the tensors that CUDA's fused kernels keep."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # Compare names, because stacked training replaces torch's dropout by its own function.
@@ -25,7 +24,7 @@ class CardKernels(TorchFunctionMode):
 
 
 def multiply_8bit_as_on_cpu(model: torch.nn.Module) -> None:
-    """Make a model's LLM.int8 layers multiply as on a CPU, where the weights are dequantised for each product."""
+    """Make LLM.int8 layers multiply as on a CPU, where each product dequantises the weights."""
     import bitsandbytes as bnb
 
     for module in model.modules():

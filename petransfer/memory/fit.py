@@ -34,26 +34,25 @@ def fit(
     gradient_checkpointing: bool = False,
     device: Literal["cuda", "cpu"] = "cuda",
 ) -> Fit:
-    """Predict how much memory fine-tuning a checkpoint needs, and find the largest micro-batch that fits a card.
+    """Predict how much memory fine-tuning needs, and find the largest micro-batch that fits a card.
 
-    Nothing is downloaded for a checkpoint of petransfer's registry. Of other checkpoints on the hub, only the
-    configuration is downloaded. Weights are never loaded.
+    Weights are never loaded. For checkpoints on the hub that are not in petransfer's registry, the configuration is
+    downloaded.
 
     Args:
-        checkpoint: A hub id, a folder, or an embedded checkpoint such as `nano/english`.
+        checkpoint: Hub id, folder, or checkpoint shipped with petransfer, such as `nano/english`.
         bits: Bits per weight of the base model: 32, 16, 8 or 4.
-        method: The method, such as `lora` or `full`.
-        card: A card's memory as a size (`"12GB"`), a name (`"RTX 3060"`) or bytes; None predicts without a limit.
-        rank: The rank, for methods that have one.
-        virtual_tokens: The number of virtual tokens, for prompt and prefix tuning.
-        match_parameters: Choose the rank or the number of virtual tokens so that about this many parameters are
-            trained.
+        method: Name of the method, such as `lora` or `full`.
+        card: Memory of the card as a size (`"12GB"`), a name (`"RTX 3060"`) or bytes. None: no limit.
+        rank: Rank, for methods with a rank.
+        virtual_tokens: Number of virtual tokens, for prompt and prefix tuning.
+        match_parameters: Approximate number of parameters to train, in place of `rank` or `virtual_tokens`.
         batch_size: Examples in an optimiser step.
         lengths: Tokens of the longest input and of the longest target.
         optimizer: `adamw`, `adamw-8bit` or `paged-adamw-8bit`.
         stack: Number of adapters that are trained at once, each on its own batch.
-        gradient_checkpointing: Recompute activations in the backward pass. On a card, gradient checkpointing is turned
-            on automatically if one example does not fit without it; `turned_on` of the result is then true.
+        gradient_checkpointing: Recompute activations in the backward pass. On a card, this is also turned on
+            automatically if one example does not fit otherwise; see `turned_on` of the result.
         device: `cuda`, or `cpu` for training without a card.
 
     Returns:
@@ -87,11 +86,7 @@ def fit(
 
 
 def _checked_configuration(spec: CheckpointSpec, demand: Demand) -> tuple[Any, bool]:
-    """Return the checkpoint's configuration and whether its head is untied.
-
-    Raises:
-        UserError: The checkpoint cannot be trained with the settings in `demand`.
-    """
+    """Return the checkpoint's configuration, and whether its output head is untied."""
     from petransfer.models.architecture import configuration
     from petransfer.training.stacked import refuse_layer_drop
 
@@ -115,16 +110,7 @@ def _check(
 
 
 def _method(name: str, bits: int, sizes: dict[str, int | None]) -> MethodSpec:
-    """Return the settings of a method.
-
-    Args:
-        name: The method.
-        bits: Bits per weight of the base model.
-        sizes: The rank, the number of virtual tokens and `match_parameters`; only the one that applies is used.
-
-    Raises:
-        UserError: There is no such method, or it does not support these bits or a given size.
-    """
+    """Return the `MethodSpec` of a method. Only the size that the method uses is set."""
     if bits not in (4, 8, 16, 32):
         raise UserError(f"--bits {bits}: take 4, 8, 16 or 32")
     known = METHODS.lookup(name)

@@ -1,4 +1,4 @@
-"""Run three real training steps and measure the largest amount of memory that PyTorch allocates at one time."""
+"""Run three real training steps and measure the largest memory that PyTorch allocates."""
 
 from __future__ import annotations
 
@@ -29,10 +29,9 @@ class Measured:
 
     Attributes:
         weights: Bytes of the base model's weights, by dtype.
-        fixed: Bytes of the weights, the tensors that the method adds, and the optimiser's state together.
-        peak: Bytes of all tensors at the moment when their sum is largest.
-        loop: As `peak`, but for the faster step that the training loop uses on a CPU (see `CpuFastPath`). None if this
-            step was not measured, or if the loop uses the plain step.
+        fixed: Bytes of the weights, the method's tensors and the optimiser's state together.
+        peak: Largest number of bytes of all tensors at one moment.
+        loop: `peak` of the faster step on a CPU (`CpuFastPath`). None: not measured, or not used in training.
         kept: Bytes that the faster step keeps in addition to the model, such as dequantised copies of weights.
     """
 
@@ -44,12 +43,10 @@ class Measured:
 
 
 class Trial:
-    """A loaded model with a method and an optimiser, for training steps on a batch of placeholder tokens.
-
-    Every token has the id 1, because the memory does not depend on the ids.
+    """A loaded model with a method and an optimiser, for training steps on placeholder tokens.
 
     Args:
-        loaded: The model, on the device of `demand` and with the bits of its method.
+        loaded: The model, on the device and with the bits of `demand`.
         demand: The method, the batch and the optimiser.
     """
 
@@ -61,8 +58,9 @@ class Trial:
         self.optimizer = make_optimizer(self.model, TrainSpec(STEPS, demand.batch, 1e-5, optimizer=demand.optimizer))
 
     def batch(self, count: int) -> Tensors:
-        """Return a batch of `count` examples, each as long as the longest input and target."""
+        """Return a batch of `count` examples with the longest input and target."""
         made = meta_batch(replace(self.demand, batch=count), self.layout)
+        # every token has the id 1, because the memory does not depend on the ids
         batch = {name: torch.full(it.shape, 1, dtype=torch.long, device=self.device) for name, it in made.items()}
         batch["attention_mask"][0, -1] = 0  # one padding token, because real batches have padding too
         return batch
@@ -72,12 +70,7 @@ class Trial:
         enable_gradient_checkpointing(self.model)
 
     def step(self, batch: Tensors, lean: CpuFastPath | None = None) -> None:
-        """Take an optimiser step.
-
-        Args:
-            batch: The batch.
-            lean: The faster step that the training loop uses on a CPU; None for the plain step.
-        """
+        """Take an optimiser step. `lean` is the faster step on a CPU; None: the plain step."""
         with lean.step() if lean else contextlib.nullcontext(token_loss) as loss:
             for _ in range(2 if self.demand.accumulates else 1):
                 torch.autograd.backward(loss(self.model, batch))
@@ -86,7 +79,7 @@ class Trial:
 
 
 def load_for(checkpoint: CheckpointSpec, demand: Demand) -> Loaded:
-    """Load a checkpoint on the device of `demand`, with the bits of its method."""
+    """Load a checkpoint on the device and with the bits of `demand`."""
     method = demand.method
     device = torch.device(demand.device)
     return load_checkpoint(checkpoint, weights_bits(method), device=device, keep_wide=method.keep_wide)
@@ -96,9 +89,7 @@ def measure(checkpoint: CheckpointSpec, demand: Demand, with_loop: bool = False)
     """Run three training steps on placeholder tokens, and measure the memory of the last one.
 
     Args:
-        checkpoint: The checkpoint to load.
-        demand: The method, the batch and the optimiser.
-        with_loop: On a CPU, also measure the faster step that the training loop uses.
+        with_loop: Also measure the faster step of the training loop on a CPU.
     """
     trial = Trial(load_for(checkpoint, demand), demand)
     batch, model = trial.batch(demand.batch), trial.model
@@ -119,13 +110,7 @@ def measure(checkpoint: CheckpointSpec, demand: Demand, with_loop: bool = False)
 
 
 def peak_of(step: Callable[[], None], fixed: int, device: torch.device) -> int:
-    """Return the largest number of bytes allocated at one time while `step` runs.
-
-    Args:
-        step: The training step.
-        fixed: Bytes that were allocated before the step.
-        device: The device of the step.
-    """
+    """Return the largest number of bytes allocated at one time while `step` runs. `fixed`: bytes before."""
     return _peak_on_card(step) if device.type == "cuda" else fixed + _peak_on_cpu(step)
 
 
@@ -149,7 +134,7 @@ def _peak_on_card(step: Any) -> int:
 
 
 def _peak_on_cpu(step: Any) -> int:
-    """Return the largest number of bytes that the step has allocated and not yet freed, from torch's profiler."""
+    """Return the largest number of bytes allocated in the step, from torch's profiler."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()
     seen: Any = profile.profiler
@@ -162,5 +147,5 @@ def _peak_on_cpu(step: Any) -> int:
 
 
 def capability() -> tuple[int, int]:
-    """Return the compute capability of this machine's card, or that of the RTX 30 cards if there is no card."""
+    """Return the compute capability of this machine's card. Without a card: of the RTX 30 cards."""
     return torch.cuda.get_device_capability() if torch.cuda.is_available() else (8, 6)

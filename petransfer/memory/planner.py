@@ -1,4 +1,4 @@
-"""Decide whether a training fits a device, find the largest micro-batch, and suggest changes that would make it fit."""
+"""Decide whether a training fits a device, find the largest micro-batch, and suggest changes of the settings."""
 
 from __future__ import annotations
 
@@ -29,13 +29,12 @@ class Fit:
 
     Attributes:
         batch: Examples in an optimiser step.
-        demand: The training step with the largest micro-batch that fits, or with one example if none fits.
-        memory: Bytes that this step needs, part by part.
-        card: Memory of the device in bytes; None if no device was given.
+        demand: The training step with the largest micro-batch that fits. If no micro-batch fits: with one example.
+        memory: Bytes of this step, part by part.
+        card: Memory of the device in bytes. None: no device was given.
         fits: Whether at least a micro-batch of one example fits.
-        turned_on: Whether the training fits only with gradient checkpointing, which was not requested. Training turns
-            it on automatically.
-        advice: Changes of the settings. Each entry alone would make the training fit; empty if it fits.
+        turned_on: Whether the training fits only with gradient checkpointing, which training turns on automatically.
+        advice: Changes of the settings. Each entry alone would make the training fit. Empty if the training fits.
     """
 
     batch: int
@@ -62,7 +61,7 @@ class Fit:
         return as_options(self.advice, FIT_OPTIONS)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all values as plain JSON values, as `petransfer fit --json` prints them."""
+        """Return all values as plain JSON values, for `petransfer fit --json`."""
         return {
             "memory": asdict(self.memory) | {"peak": self.memory.peak, "on_card": self.needed},
             "card": self.card,
@@ -84,7 +83,7 @@ class Fit:
 
 
 def on_card(peak: int) -> int:
-    """Return the bytes that a process needs on a card if its tensors need `peak` bytes.
+    """Return the bytes that a process needs on a card for tensors of `peak` bytes.
 
     The CUDA context and the fragmentation of the memory are added.
     """
@@ -92,7 +91,7 @@ def on_card(peak: int) -> int:
 
 
 def on_device(peak: int, demand: Demand) -> int:
-    """Return the bytes that a process needs on the device of `demand` if its tensors need `peak` bytes."""
+    """Return the bytes that a process needs on the device of `demand` for tensors of `peak` bytes."""
     return on_card(peak) if demand.device == "cuda" else peak + CPU_PROCESS
 
 
@@ -107,11 +106,9 @@ def plan(
     """Predict the memory of a training, and find the largest micro-batch that fits.
 
     Args:
-        config: The configuration of the checkpoint.
-        demand: The training. Its batch is the batch of an optimiser step, which is also the largest micro-batch tried.
-        own_head: Whether the output head has its own weights, not tied to the embeddings.
-        card: Memory of the device in bytes; None to predict without searching for a micro-batch.
-        new_tokens: The tokens whose embeddings are trained with `embeddings: new`.
+        demand: The training, with the batch of an optimiser step. No larger micro-batch is tried.
+        card: Memory of the device in bytes. None: no limit.
+        new_tokens: Tokens whose embeddings are trained with `embeddings: new`.
 
     Raises:
         UserError: The architecture cannot be trained with these settings.
@@ -138,15 +135,7 @@ def plan(
 
 
 def _fits(of: Callable[[Demand], Memory], demand: Demand, card: int) -> bool:
-    """Return whether a training step fits the device as it is, or else with gradient checkpointing.
-
-    Training turns gradient checkpointing on automatically if it supports it.
-
-    Args:
-        of: Returns the memory of a training step.
-        demand: The training step.
-        card: Memory of the device in bytes.
-    """
+    """Return whether a training step fits the device, with gradient checkpointing if needed."""
     try:
         if on_device(of(demand).peak, demand) <= card:
             return True
@@ -157,28 +146,24 @@ def _fits(of: Callable[[Demand], Memory], demand: Demand, card: int) -> bool:
 
 
 def needs_checkpointing(config: Any, checkpoint: CheckpointSpec, demand: Demand, own_head: bool, card: int) -> bool:
-    """Return whether a training needs gradient checkpointing, because without it one example does not fit the card.
+    """Return whether one example fits the card only with gradient checkpointing.
 
-    Returns False if training cannot turn gradient checkpointing on. It is not checked whether one example fits with
-    gradient checkpointing.
+    False if training cannot use gradient checkpointing.
 
     Args:
-        demand: The training; its batch is the batch of an optimiser step.
-        card: Memory of the card in bytes.
-
-    Raises:
-        UserError: The architecture cannot be trained with these settings.
+        demand: The training, with the batch of an optimiser step.
     """
 
     def of(changed: Demand) -> Memory:
         return simulate(config, checkpoint.name, changed, own_head)
 
     one = replace(demand, batch=1, accumulates=demand.batch > 1)
+    # whether one example fits with gradient checkpointing is not checked
     return on_card(of(one).peak) > card and _with_checkpointing(of, one) is not None
 
 
 def _with_checkpointing(of: Callable[[Demand], Memory], demand: Demand) -> tuple[Demand, Memory] | None:
-    """Return a training step with gradient checkpointing turned on, and its memory; None if this is not possible."""
+    """Return a training step with gradient checkpointing, and its memory. None if not possible."""
     if demand.checkpointing or demand.device == "cpu" or demand.members > 1:
         return None
     again = replace(demand, checkpointing=True)
@@ -189,15 +174,9 @@ def _with_checkpointing(of: Callable[[Demand], Memory], demand: Demand) -> tuple
 
 
 def largest_stack(config: Any, checkpoint: CheckpointSpec, demand: Demand, own_head: bool, card: int, most: int) -> int:
-    """Return the largest number of runs that fit a card as one stack, each with its whole batch; 1 if two do not fit.
+    """Return the largest number of runs that fit a card as one stack. At least 1, at most `most`.
 
-    Args:
-        demand: One run of the stack.
-        card: Memory of the card in bytes.
-        most: The largest number of runs to try.
-
-    Raises:
-        UserError: The architecture cannot be trained with these settings.
+    Each run has its whole batch. `demand` is one run of the stack.
     """
 
     def peak(members: int) -> int:
@@ -215,14 +194,7 @@ def largest_stack(config: Any, checkpoint: CheckpointSpec, demand: Demand, own_h
 
 
 def _largest(of: Callable[[Demand], Memory], demand: Demand, memory: Memory, card: int) -> int:
-    """Return the largest micro-batch, smaller than the whole batch, that fits; 0 if even one example does not fit.
-
-    Memory is almost linear in the micro-batch. So the search starts from a linear interpolation between one example and
-    the whole batch.
-
-    Args:
-        memory: The memory of the whole batch.
-    """
+    """Return the largest micro-batch, smaller than the whole batch, that fits. 0: none fits."""
     if demand.batch == 1:
         return 0
     part = replace(demand, accumulates=True)
@@ -233,6 +205,7 @@ def _largest(of: Callable[[Demand], Memory], demand: Demand, memory: Memory, car
     one = needed(1)
     if one > card:
         return 0
+    # memory is almost linear in the micro-batch, so the search starts from a linear interpolation
     slope = (on_device(memory.peak, demand) - one) / (demand.batch - 1)
     guess, too_many = demand.batch, demand.batch
     while guess > 1:
@@ -247,20 +220,14 @@ def _largest(of: Callable[[Demand], Memory], demand: Demand, memory: Memory, car
 
 
 def _advice(fits: Callable[[Demand], bool], demand: Demand) -> list[Advice]:
-    """Return changes of the settings with which one example fits.
-
-    If no single change is enough, all changes together are tried.
-
-    Args:
-        fits: Returns whether a training step fits.
-        demand: The training step with one example.
-    """
+    """Return changes of the settings with which one example fits."""
     changes = _changes(fits, demand)
     found = [advice for advice in changes if fits(_changed(demand, advice))]
     if found:
         enough = [advice for advice in found if not any(set(other) < set(advice) for other in found)]
         return [advice for advice in enough if advice != PAGED or EIGHT_BIT not in enough]
     # The last change of each key needs the least memory.
+    # no single change is enough, so all changes together are tried
     last = {change.key: change for advice in changes for change in advice}
     together = tuple(last.values())
     return [together] if together and fits(_changed(demand, together)) else []
@@ -271,7 +238,7 @@ PAGED: Advice = (Change("optimizer", "paged-adamw-8bit"),)
 
 
 def _changes(fits: Callable[[Demand], bool], demand: Demand) -> list[Advice]:
-    """Return the changes of the settings that could reduce the memory. Changes that cost the user least come first."""
+    """Return the changes that could reduce the memory, sorted by their cost for the user."""
     found: list[Advice] = []
     fewer = demand.members // 2
     if fewer:

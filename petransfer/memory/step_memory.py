@@ -1,7 +1,7 @@
 """Predict the memory of a training step by running it on the meta device, where tensors have a shape but no values.
 
-The model, the method and the loss are the same as in training. After each operation, every tensor that PyTorch would
-allocate is counted. The prediction needs no weights and works for every architecture that can be loaded.
+The model, the method and the loss are the same as in training. Every tensor that PyTorch would allocate is counted. The
+prediction needs no weights.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ class Demand:
     """The training step whose memory is to be predicted.
 
     Attributes:
-        method: The method with its bits.
+        method: The training method, and the bits of the base model's weights.
         batch: Examples in a forward and backward pass.
         input_length: Tokens of the longest input.
         target_length: Tokens of the longest target.
-        device: The device of the training.
-        optimizer: The variant of AdamW.
+        device: Device of the training.
+        optimizer: Variant of AdamW.
         checkpointing: Whether gradient checkpointing is used: activations are recomputed in the backward pass.
-        accumulates: Whether the gradients of earlier passes are held, because the batch is cut into micro-batches.
+        accumulates: Whether the batch is cut into micro-batches, and gradients of earlier micro-batches are held.
         members: Number of adapters that are trained as one stack, each on its own batch.
-        capability: The card's compute capability, such as (8, 6); it determines cuBLAS's workspace.
+        capability: Compute capability of the card, such as (8, 6). It determines cuBLAS's workspace.
     """
 
     method: MethodSpec
@@ -70,7 +70,7 @@ class Demand:
 
     @property
     def workspaces(self) -> int:
-        """Bytes of cuBLAS's workspaces on the card; 0 on a CPU."""
+        """Bytes of cuBLAS's workspaces on the card. 0 on a CPU."""
         if self.device == "cpu":
             return 0
         large = self.capability == (9, 0) or self.capability[0] == 10
@@ -79,17 +79,17 @@ class Demand:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a training step needs, part by part, at the moment when their sum is largest.
+    """Bytes of a training step, part by part, at the moment when their sum is largest.
 
     Attributes:
-        weights: The base model's weights, by the dtype in which they are held.
+        weights: The base model's weights, by dtype.
         trained: Tensors that the method adds to the model.
         gradients: Gradients of the trained tensors.
         optimizer: The optimiser's state.
         activations: Tensors that the forward pass keeps for the backward pass.
         logits: All tensors whose last dimension is the vocabulary.
         workspace: Everything else, such as cuBLAS's workspaces and tensors of the backward pass.
-        trained_parameters: The number of trained parameters (a count, not bytes).
+        trained_parameters: Number of trained parameters (a count, not bytes).
     """
 
     weights: dict[str, int]
@@ -108,25 +108,20 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """The sum of all parts."""
+        """Bytes of all parts together."""
         return self.fixed + self.gradients + self.activations + self.logits + self.workspace
 
 
 def simulate(config: Any, name: str, demand: Demand, own_head: bool, new_tokens: tuple[int, ...] = ()) -> Memory:
     """Predict the memory of a training step.
 
-    The prediction for full fine-tuning at 16 bits is the same as at 32 bits: the weights are in fp32, and the
-    activations are counted as fp32 too.
-
     Args:
-        config: The configuration of the checkpoint.
-        name: The name of the checkpoint, for messages.
-        own_head: Whether the output head has its own weights, not tied to the embeddings.
-        new_tokens: The tokens whose embeddings are trained with `embeddings: new`.
+        new_tokens: Tokens whose embeddings are trained with `embeddings: new`.
 
     Raises:
         UserError: The architecture cannot generate text or cannot be trained with these settings.
     """
+    # full fine-tuning at 16 bits is predicted as at 32 bits: its weights are in fp32, and its activations count as fp32
     loaded = meta_model(config, name, demand.method, own_head, new_tokens)
     if demand.device == "cpu" and weights_bits(demand.method) == 8:
         multiply_8bit_as_on_cpu(loaded.model)
@@ -162,7 +157,7 @@ def simulate(config: Any, name: str, demand: Demand, own_head: bool, new_tokens:
 
 
 def _count_gradients(tracker: Tracker, trained: Sequence[torch.nn.Parameter], accumulates: bool) -> None:
-    """Count the gradients of earlier passes (if `accumulates`) and of this pass under the tag `gradients`."""
+    """Count the gradients of this pass, and with `accumulates` also the gradients of earlier passes."""
     for value in trained:
         if accumulates:
             value.grad = torch.empty_like(value, device="meta")
@@ -172,7 +167,7 @@ def _count_gradients(tracker: Tracker, trained: Sequence[torch.nn.Parameter], ac
 
 
 def _with_method(loaded: Loaded, demand: Demand) -> list[torch.nn.Module]:
-    """For each member of the stack, return a model to which the method has been applied."""
+    """Return one model per member of the stack, with the method applied."""
     bases = [loaded.model] if demand.members == 1 else [share(loaded.model) for _ in range(demand.members)]
     with torch.device("meta"):
         models = [apply_method(replace(loaded, model=base), demand.method, 0) for base in bases]
@@ -184,18 +179,15 @@ def _with_method(loaded: Loaded, demand: Demand) -> list[torch.nn.Module]:
 
 
 def _recomputed_on(device: Device) -> dict[str, Any]:
-    """Return the option of `torch.utils.checkpoint` that activates `CardKernels` while activations are recomputed.
-
-    The option is needed because the backward pass suspends a `TorchFunctionMode`, such as `CardKernels`. On a CPU, the
-    result is empty.
-    """
+    """Return the option of `torch.utils.checkpoint` that activates `CardKernels` during recomputation."""
+    # the backward pass suspends a `TorchFunctionMode`, such as `CardKernels`
     return {"context_fn": lambda: (contextlib.nullcontext(), CardKernels())} if device == "cuda" else {}
 
 
 def _run_pass(
     loaded: Loaded, models: Sequence[torch.nn.Module], phase: _Phase, batch: Tensors, device: torch.device
 ) -> None:
-    """Run the forward and the backward pass of all models, in the same way as training does."""
+    """Run the forward and the backward pass of all models."""
     if len(models) == 1 or not joins(device):
         for model in models:
             phase.backward = False
@@ -220,7 +212,7 @@ def _run_pass(
 class _Phase:
     """Chooses the tag of a new tensor.
 
-    vocabulary: the number of tokens of the vocabulary.
+    vocabulary: number of tokens of the vocabulary.
     backward: whether the backward pass has begun.
     """
 
@@ -228,17 +220,14 @@ class _Phase:
     backward: bool = False
 
     def tag(self, tensor: torch.Tensor) -> str:
-        """Return `logits` if the tensor's last dimension is the vocabulary, else `activations` or `workspace`.
-
-        Tensors of the backward pass that are not logits belong to the workspace.
-        """
+        """Return `logits` if the tensor's last dimension is the vocabulary, else `activations` or `workspace`."""
         if tensor.dim() > 1 and tensor.shape[-1] == self.vocabulary:
             return "logits"
         return "workspace" if self.backward else "activations"
 
 
 def meta_model(config: Any, name: str, method: MethodSpec, own_head: bool, new_tokens: tuple[int, ...] = ()) -> Loaded:
-    """Return the same model as `load_checkpoint`, but on the meta device and without a tokenizer."""
+    """Return the model of `load_checkpoint` on the meta device, without a tokenizer."""
     auto = supported_class(config, name)
     bits = weights_bits(method)
     with torch.device("meta"):
@@ -272,13 +261,11 @@ def _quantize(model: PreTrainedModel, bits: Bits, keep_wide: Sequence[str]) -> N
 
 
 def _held_moments(trained: Sequence[torch.Tensor], demand: Demand) -> list[torch.Tensor]:
-    """Return the tensors of the optimiser's state that are on the device at the same time.
-
-    The paged optimiser of bitsandbytes keeps AdamW's moments in the host's memory if their tensor has 100,000 numbers
-    or more. Of these moments, the card holds only those of the tensor that is being updated.
-    """
+    """Return the tensors of the optimiser's state that are on the device at one time."""
     found = [_moments(value, demand.optimizer) for value in trained]
     if demand.optimizer == "paged-adamw-8bit" and demand.device == "cuda":
+        # bitsandbytes' paged optimiser keeps moments of 100,000 numbers or more in the host's memory; the card holds
+        # only the moments of the tensor that is being updated
         paged = [at for at, value in enumerate(trained) if value.numel() >= 100_000]
         largest = max(paged, key=lambda at: trained[at].numel(), default=None)
         for at in paged:
@@ -287,7 +274,7 @@ def _held_moments(trained: Sequence[torch.Tensor], demand: Demand) -> list[torch
 
 
 def _moments(value: torch.Tensor, optimizer: Optimizer) -> list[torch.Tensor]:
-    """Return AdamW's two moments for a tensor: in the tensor's dtype, or in 8 bits with one scale per 256 numbers."""
+    """Return AdamW's two moments for a tensor. 8-bit moments have one scale per 256 numbers."""
     if optimizer == "adamw" or value.numel() < 4096:  # bitsandbytes does not quantize the moments of small tensors
         return [torch.empty_like(value, device="meta") for _ in range(2)]
     codes = [torch.empty(value.shape, dtype=torch.uint8, device="meta") for _ in range(2)]
@@ -296,19 +283,16 @@ def _moments(value: torch.Tensor, optimizer: Optimizer) -> list[torch.Tensor]:
 
 
 def _update_workspace(trained: Sequence[torch.Tensor], demand: Demand) -> int:
-    """Return the bytes that the optimiser needs while it updates its largest tensor.
-
-    Plain AdamW is fused and needs no extra bytes. 8-bit AdamW on a GPU is a single kernel and needs none either. On a
-    CPU, bitsandbytes makes fp32 copies of five tensors: the two moments, the gradient, the weight and the update. This
-    was measured.
-    """
+    """Return the bytes that the optimiser needs while it updates its largest tensor."""
     if demand.optimizer == "adamw" or demand.device == "cuda":
         return 0
+    # Plain AdamW is fused, and 8-bit AdamW on a GPU is one kernel: the two need no extra bytes. On a CPU, bitsandbytes
+    # makes fp32 copies of the two moments, the gradient, the weight and the update (measured).
     return 5 * 4 * max(value.numel() for value in trained)
 
 
 def meta_batch(demand: Demand, layout: Layout) -> Tensors:
-    """Return a micro-batch of the longest examples on the meta device, with the tensors that `collate` makes."""
+    """Return a micro-batch of the longest examples on the meta device, with the tensors of `collate`."""
     if layout.encoder_decoder:
         source = torch.ones(demand.batch, demand.input_length, dtype=torch.long, device="meta")
         target = torch.ones(demand.batch, demand.target_length, dtype=torch.long, device="meta")

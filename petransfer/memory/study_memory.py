@@ -35,13 +35,13 @@ _DRAWN = {"none": "", "embeddings": " (new embeddings)", "body": " (random body)
 
 @dataclass(frozen=True)
 class PredictedRun:
-    """The predicted memory of those runs of a grid that need the same memory, for example all seeds of one method.
+    """The predicted memory of runs with equal memory, for example all seeds of one method.
 
     Attributes:
         name: Checkpoint, method, bits and size of the stack as text.
         spec: One of these runs.
-        fit: The prediction; None if it failed.
-        problem: The reason why the prediction failed, or ''.
+        fit: The prediction. None: it failed.
+        problem: Why the prediction failed, or ''.
     """
 
     name: str
@@ -50,11 +50,7 @@ class PredictedRun:
     problem: str = ""
 
     def line(self, options: OptionNames) -> str:
-        """Return the prediction as one line of text.
-
-        Args:
-            options: The option names of the command that was called.
-        """
+        """Return the prediction as one line of text. `options` are the option names of the called command."""
         if self.fit is None:
             return f"{self.name}: {self.problem}"
         size = gigabytes(self.fit.needed)
@@ -79,14 +75,11 @@ def predict_memory(
 ) -> list[PredictedRun]:
     """Predict the memory of each checkpoint, method and batch of a grid.
 
-    Runs of embedded checkpoints are left out, because they fit every card and machine, unless their examples are very
-    long. torch is imported only if other runs remain.
+    Runs of checkpoints shipped with petransfer are left out if they surely fit.
 
     Args:
-        specs: The runs of the grid.
         limit: Bytes of the card, or of the machine's memory on a CPU.
-        checkpointing: Whether gradient checkpointing is used: activations are recomputed in the backward pass.
-        stacked: For each run id, the number of runs in the stack of this run. Runs without a stack can be left out.
+        stacked: Number of runs in the stack of each run id. Default: 1.
     """
     found: dict[tuple[object, ...], PredictedRun] = {}
     for spec in specs:
@@ -117,10 +110,10 @@ def _predicted(
 
 
 def refuse_too_large_for_cpu(specs: Sequence[RunSpec], options: Callable[[RunSpec], OptionNames]) -> None:
-    """Raise UserError for a run that does not fit this machine's memory even with a micro-batch of one example.
+    """Refuse runs that do not fit this machine's memory with a micro-batch of one example.
 
     Args:
-        options: Takes a run and returns the option names with which the called command changes that run's settings.
+        options: Function from a run to the option names with which the called command changes the run's settings.
 
     Raises:
         UserError: A run does not fit.
@@ -131,11 +124,7 @@ def refuse_too_large_for_cpu(specs: Sequence[RunSpec], options: Callable[[RunSpe
 
 
 def _architecture(spec: RunSpec) -> tuple[Any, bool]:
-    """Return the configuration of a run's checkpoint, and whether its output head is not tied to the embeddings.
-
-    Raises:
-        UserError: The configuration cannot be found.
-    """
+    """Return the configuration of a run's checkpoint, and whether its output head is untied."""
     from petransfer.models.architecture import configuration
     from petransfer.models.quiet_libraries import silence_libraries
 
@@ -144,14 +133,7 @@ def _architecture(spec: RunSpec) -> tuple[Any, bool]:
 
 
 def needs_checkpointing(spec: RunSpec, card: int) -> bool:
-    """Return whether a run that is not stacked needs gradient checkpointing on a card and supports it.
-
-    The result is also False if no prediction is possible.
-
-    Args:
-        spec: The run.
-        card: Memory of the card in bytes.
-    """
+    """Return whether a single run needs gradient checkpointing on a card of `card` bytes and supports it."""
     from petransfer.memory import planner
 
     if _surely_fits(spec, card, 1):
@@ -164,29 +146,19 @@ def needs_checkpointing(spec: RunSpec, card: int) -> bool:
 
 
 def _surely_fits(spec: RunSpec, card: int, members: int) -> bool:
-    """Return whether a run surely fits. If so, the planner, which would import torch, is not needed.
-
-    Args:
-        spec: The run.
-        card: Memory of the card in bytes.
-        members: Number of runs in the stack.
-    """
+    """Return whether a run surely fits. Then the planner, which imports torch, is not needed."""
     if not is_embedded(spec.checkpoint.name) or sum(_longest(spec)) > USUAL_CHARACTERS:
         return False
     return members == 1 or (card >= ROOMY and members <= MOST_STACKED and spec.train.batch_size <= USUAL_BATCH)
 
 
 def _longest(spec: RunSpec) -> tuple[int, int]:
-    """Return the lengths of the longest training input and the longest target of a run's task, in characters."""
+    """Return the lengths of the longest training input and target of a run's task, in characters."""
     return load_task(spec.task.name, None, **spec.task.arguments).longest(spec.task.split)
 
 
 def host_memory(spec: RunSpec, checkpointing: bool = False) -> int:
-    """Return the bytes that a run needs on a CPU.
-
-    This is the memory of its tensors, but at least twice the memory of its weights, because reading the weights needs
-    that much. Returns 0 if no prediction is possible, and for embedded checkpoints, which are small.
-    """
+    """Return the bytes that a run needs on a CPU. 0 for shipped checkpoints and without a prediction."""
     from petransfer.memory.planner import plan
     from petransfer.training.out_of_memory import PACKED_EXAMPLES
 
@@ -199,18 +171,12 @@ def host_memory(spec: RunSpec, checkpointing: bool = False) -> int:
         memory = plan(config, spec.checkpoint, cut, own_head, None).memory
     except UserError:
         return 0
+    # reading the weights needs twice the memory of the weights
     return max(memory.peak, 2 * sum(memory.weights.values()))
 
 
 def largest_stacks(specs: Sequence[RunSpec], card: int) -> dict[str, int]:
-    """Return, for each run id, how many of the runs that can be stacked with this run fit a card as one stack.
-
-    The number is 1 if the run cannot be stacked, or if no prediction is possible.
-
-    Args:
-        specs: The runs.
-        card: Memory of the card in bytes.
-    """
+    """Return the size of the largest stack of each run that fits a card, by run id. 1: not stacked."""
     counts: dict[RunSpec, list[RunSpec]] = {}
     found: dict[str, int] = {}
     for spec in specs:
@@ -248,11 +214,7 @@ def method_title(method: MethodSpec) -> str:
 
 
 def check_matched_sizes(specs: Sequence[RunSpec], data_dir: Path | None = None) -> None:
-    """Check that each run can have the number of trained parameters that its method's `match_parameters` asks for.
-
-    Raises:
-        UserError: A run cannot have this number.
-    """
+    """Check that each run can train the number of parameters in `match_parameters`."""
     wanted: dict[tuple[object, ...], RunSpec] = {}
     for spec in specs:
         if spec.method.match_parameters:  # the task determines the trained rows of the embeddings
@@ -272,14 +234,9 @@ def check_matched_sizes(specs: Sequence[RunSpec], data_dir: Path | None = None) 
 
 
 def trained_new_tokens(spec: RunSpec, config: Any, data_dir: Path | None = None) -> tuple[int, ...]:
-    """Return the tokens whose embeddings are trained if the method has the setting `embeddings: new`.
+    """Return the tokens whose embeddings are trained with `embeddings: new`.
 
-    These are the tokens that occur in the run's training data but were not trained in pretraining.
-
-    Args:
-        spec: The run.
-        config: The configuration of the checkpoint.
-        data_dir: A folder with the benchmark's original files; None if there is none.
+    These tokens occur in the run's training data but were not trained in pretraining.
     """
     from petransfer.data.encoded_examples import encode_part
     from petransfer.models.checkpoint_files import new_tokens
@@ -298,7 +255,7 @@ def trained_new_tokens(spec: RunSpec, config: Any, data_dir: Path | None = None)
 
 
 def demand_of(spec: RunSpec, checkpointing: bool, device: Literal["cuda", "cpu"] = "cuda") -> Demand:
-    """Return the training step of a run that needs the most memory: a batch of its longest inputs and targets."""
+    """Return the training step of a run that needs the most memory: a batch of the longest examples."""
     from petransfer.memory.step_memory import Demand
 
     source, target = (int(count / CHARACTERS_PER_TOKEN) + 2 for count in _longest(spec))

@@ -1,4 +1,4 @@
-"""Count the bytes of live tensors while code runs on the meta device, which computes and stores no values."""
+"""Count the bytes of live tensors while code runs on the meta device, where tensors have no values."""
 
 from __future__ import annotations
 
@@ -20,12 +20,9 @@ BLOCK = {"cuda": 512, "cpu": 64}
 class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the storage of every new tensor under a tag until it is freed.
 
-    If code reads the value of a tensor, for example to find padding, the result is False, because meta tensors have no
-    values.
-
     Args:
-        device: The simulated device; it determines how sizes are rounded up.
-        tag: Returns the tag of a new tensor.
+        device: The simulated device, which determines how sizes are rounded up.
+        tag: Function that returns the tag of a new tensor.
 
     Attributes:
         live: Bytes that are allocated now, by tag.
@@ -42,6 +39,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._sum = self._largest = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # code reads the value of a tensor, for example to find padding; meta tensors have no values
         if func is torch.ops.aten._local_scalar_dense.default:
             return False
         out = func(*args, **(kwargs or {}))
@@ -55,7 +53,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def count(self, tensor: torch.Tensor, tag: str) -> None:
-        """Count the tensor's storage, unless it has already been counted."""
+        """Count the tensor's storage once."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._known:
@@ -74,7 +72,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known[key] = (tag, size)
 
     def add(self, tag: str, size: int) -> None:
-        """Add `size` bytes to a tag, or subtract them if `size` is negative, and update `peak`."""
+        """Add `size` bytes to a tag, and update `peak`. A negative `size` subtracts."""
         self.live[tag] += size
         self._sum += size
         if self._sum > self._largest:
@@ -87,10 +85,8 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _inner_bytes(func: Any, args: Any) -> int:
-    """Return the bytes that an operation needs temporarily; 0 for most operations.
-
-    For example, bitsandbytes multiplies by a temporary copy of a 4-bit weight in the dtype of the computation.
-    """
+    """Return the bytes that an operation needs temporarily."""
+    # a temporary copy of the 4-bit weight in the dtype of the computation
     if "bitsandbytes.gemm_4bit" in str(func):
         return int(math.prod(args[2]) * args[0].element_size())
     return 0
