@@ -1,6 +1,6 @@
 """petransfer: parameter-efficient fine-tuning of T5-family and decoder-only models, and studies of pretraining effects.
 
-The names of the public API are imported when they are first used, so that importing petransfer does not import torch.
+Each name of the public API is imported at its first use. Importing petransfer therefore does not import torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Run the command line with `python -m petransfer`, which does the same as `petransfer`."""
+"""Start the command line with `python -m petransfer`."""
 
 from petransfer.cli import main
 

@@ -1,7 +1,4 @@
-"""The public Python API for studies and training. It does what the commands `run`, `report` and `train` do.
-
-Importing this module does not import torch.
-"""
+"""The public Python API for studies and training. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -32,14 +29,14 @@ class Study:
     """A recipe's grid of runs, with its results, effects and report.
 
     Args:
-        recipe: The name of a shipped recipe, a YAML file, the folder of an existing study, or a recipe as a dict.
-        seeds: The seeds of the runs, in place of the seeds in the recipe.
-        arms: The arms (kinds of pretraining), in place of the arms in the recipe.
-        family: The family of checkpoints (one checkpoint per arm), in place of the family in the recipe.
-        out: The study's folder; `results/<name of the recipe>` by default.
-        data_dir: A folder with the benchmark's original files, as its authors published them.
+        recipe: Name of a shipped recipe, YAML file, folder of an existing study, or recipe as a dict.
+        seeds: Seeds of the runs, in place of the recipe's seeds.
+        arms: Arms (kinds of pretraining), in place of the recipe's arms.
+        family: Family of checkpoints (one checkpoint per arm), in place of the recipe's family.
+        out: Folder of the study. Default: `results/<name of the recipe>`.
+        data_dir: Folder with the benchmark's files, as published by the benchmark's authors.
         shard: One part of the runs, such as `2/8` (part 2 of 8).
-        **overrides: Any other key of the recipe. Nested dicts change single keys: `train={"steps": 500}`.
+        **overrides: Other keys of the recipe. A nested dict changes single keys: `train={"steps": 500}`.
 
     Raises:
         UserError: The recipe is unknown or not valid.
@@ -78,7 +75,7 @@ class Study:
 
     @classmethod
     def of_grid(cls, grid: StudyGrid) -> Study:
-        """Return the study of a grid of runs, as `load_grid` returns it."""
+        """Create a study from a grid of runs, such as the result of `load_grid`."""
         study = cls.__new__(cls)
         study.grid = grid
         return study
@@ -139,24 +136,24 @@ class Study:
 
         Args:
             workers: Number of runs at the same time, one process per run. 0: chosen automatically.
-            stack: How many runs may be trained together on one copy of the base model: a number, `auto` or `off`.
+            stack: Number of runs that are trained together on one copy of the base model, or `auto` or `off`.
             executor: `local` for this machine, `ray` for a Ray cluster.
-            address: The address of the Ray cluster.
+            address: Address of the Ray cluster.
             cpu: Use the CPU even if there is a GPU.
             force: Ignore failed memory and quantisation checks.
             by_generation: Score the test set by generating every answer, instead of by one forward pass per example.
             micro_batch: Examples in one forward pass. 0: chosen automatically.
             threads: CPU threads of each process. 0: chosen automatically.
-            save_every: Seconds between two saves of the training state, from which an interrupted run resumes.
+            save_every: Seconds between two saves of the training state. An interrupted run resumes from the last save.
             gradient_checkpointing: Recompute activations in the backward pass, which saves memory.
             log_with: Experiment trackers to log each run to: `tensorboard`, `wandb`, `mlflow`, `trackio` and others.
             repair: Delete and repeat the finished runs whose files are damaged.
-            dev_only: Skip the test set and save no adapters, as a learning-rate sweep does.
-            progress: A function that is called several times a second during the runs. It can call the study's `plan()`
-                to get the status of each run.
+            dev_only: Skip the test set and save no adapters.
+            progress: Function that is called several times a second during the runs. In it, `plan()` gives the status
+                of each run.
 
         Returns:
-            The results, as `results()` returns them.
+            The table of results; see `results`.
 
         Raises:
             UserError: A run cannot be executed with these arguments.
@@ -197,7 +194,9 @@ class Study:
         return DataFrame(run_table.as_json(run_table.rows_of(self.grid.selected, self.grid.folder)))
 
     def effects(self) -> DataFrame:
-        """Estimate the effects (differences between arms or methods) that the recipe requests, from the finished runs.
+        """Estimate the effects that the recipe requests, from the finished runs.
+
+        An effect is a difference between arms or between methods.
 
         Returns:
             One row for each effect and split, with difference and interval in percentage points, p-value and verdict.
@@ -235,26 +234,26 @@ def train(
     progress: Callable[[], None] = lambda: None,
     **settings: Any,
 ) -> Adapter:
-    """Train a model on your own data until it stops improving on dev, and return the adapter.
+    """Train a model on your own data until it stops improving on dev.
 
     Args:
-        model: A hub id, a folder, or an embedded checkpoint such as `nano/english`.
-        data: A file (tsv, csv, json, jsonl, parquet), a folder or a hub id of a dataset.
-        out: The folder for the results. By default, it is `results/<data>-<model>`. If that folder has a training with
-            other settings, a number is added to the name.
-        overrides: Any other key of the recipe, such as `{"train": {"warmup": 0.1}}`.
+        model: Hub id, folder, or checkpoint shipped with petransfer, such as `nano/english`.
+        data: File (tsv, csv, json, jsonl, parquet), folder, or hub id of a dataset.
+        out: Folder for the results. Default: `results/<data>-<model>`. A number is added to this name if the folder
+            has a training with other settings.
+        overrides: Other keys of the recipe, such as `{"train": {"warmup": 0.1}}`.
         cpu: Use the CPU even if there is a GPU.
         force: Ignore failed memory and quantisation checks.
         gradient_checkpointing: Recompute activations in the backward pass, which saves memory.
-        progress: A function that is called several times a second during training.
+        progress: Function that is called several times a second during training.
         **settings: Fields of `petransfer.study.quick_recipe.TrainRequest`: method, rank, bits, steps, epochs,
             max_steps, early_stopping, max_minutes, learning_rate, batch_size, max_length, prefix, seeds, dev, test,
             input_column, target_column, template, metrics, skip_bad_rows, add_tokens, source_language,
             target_language, folds.
 
     Returns:
-        The adapter. With several seeds, it is the adapter that is best on dev. With `folds` (cross-validation), it is
-        trained on all rows, and the file folds.json in the study's folder has the scores of the folds.
+        The adapter. With several seeds: the adapter that is best on dev. With `folds` (cross-validation): an adapter
+        trained on all rows; the file folds.json in the study's folder has the scores of the folds.
 
     Raises:
         UserError: The model, the data or a setting is not valid, or the model does not fit the card.
@@ -308,11 +307,7 @@ def train(
 
 
 def write_results(grid: StudyGrid) -> dict[str, Any]:
-    """Write table.csv and effects.json from the runs that are finished.
-
-    Returns:
-        The content of effects.json.
-    """
+    """Write table.csv and effects.json from the finished runs, and return the content of effects.json."""
     from petransfer.effects.study_effects import update_effects
     from petransfer.report import run_table
 
@@ -323,7 +318,7 @@ def write_results(grid: StudyGrid) -> dict[str, Any]:
 
 
 def _raise_for(outcome: Any, runs: int) -> None:
-    """Raise RunError if some runs failed or were interrupted, or if another process is executing them."""
+    """Raise RunError unless all runs of the study are finished."""
     if outcome.interrupted:
         raise RunError("stopped; run the study again to resume it")
     if outcome.failures:

@@ -1,4 +1,4 @@
-"""Write files and folders completely or not at all: write under a temporary name, and rename at the end."""
+"""Write files and folders under a temporary name, and rename them at the end."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def partial_name(name: str) -> str:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to which a file or folder can be written, and rename it to `path` at the end.
+    """Yield a temporary path for a file or folder, and rename it to `path` at the end.
 
-    An existing file or folder at `path` is replaced. If the code inside the context raises an error, `path` is not
-    changed and the temporary file or folder is removed.
+    An existing file or folder at `path` is replaced. After an error inside the context, `path` is unchanged and the
+    temporary file or folder is removed.
     """
     partial = path.with_name(partial_name(path.name))
     _remove(partial)
@@ -42,7 +42,6 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file completely or not at all."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""petransfer's exceptions: for a user's mistake (exit code 2), a failed run (exit code 1), and an interrupted run."""
+"""The exceptions of petransfer, and functions for their messages."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Raised for a mistake that the user can correct. The message is one line: what is wrong, where, what to do."""
+    """Raised for a mistake that the user can correct. The exit code is 2.
+
+    The message is one line: what is wrong, where, what to do.
+    """
 
 
 class RunError(Exception):
-    """Raised if a run failed although its recipe has no mistake."""
+    """Raised when a run fails although its recipe has no mistake. The exit code is 1."""
 
 
 class Interrupted(Exception):
-    """Raised if a run was asked to stop. Its training state was saved, so that the run can be resumed."""
+    """Raised when a run stops on request, after its training state was saved."""
 
 
 def reason_of(error: object, most: int | None = None) -> str:
-    """Return an error's message, or its type if the message is empty, on one line of at most `most` characters.
-
-    If `most` is None, the length is not limited.
-    """
+    """Return an error's message, or its type, on one line of at most `most` characters (None: no limit)."""
     return (" ".join(str(error).split()) or type(error).__name__)[:most]
 
 
 def shortened(text: str, most: int) -> str:
-    """Return a text of at most `most` characters. The end of a longer text is replaced by three dots.
+    """Shorten a text to at most `most` characters. Three dots replace the end of a longer text.
 
     >>> shortened("around_right", 9)
     'around...'
@@ -36,12 +36,7 @@ def shortened(text: str, most: int) -> str:
 
 
 def unknown(what: str, given: str, known: Iterable[str]) -> UserError:
-    """Return the error for a name that is not among `known`. Its message suggests the most similar known name.
-
-    Args:
-        what: what the name stands for, such as `split`.
-        given: the name that the user gave.
-        known: the names that are allowed.
+    """Return the error for an unknown name. The message suggests the most similar known name.
 
     >>> str(unknown("split", "add_jmp", ["add_jump", "right"]))
     "unknown split 'add_jmp': did you mean 'add_jump'? (known: add_jump, right)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def count(number: int, noun: str) -> str:
-    """Return a number followed by a noun, in the plural unless the number is 1.
+    """Return a number with a noun, in the singular if the number is 1.
 
     >>> count(1, "run"), count(1200, "run")
     ('1 run', '1,200 runs')

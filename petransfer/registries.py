@@ -1,7 +1,7 @@
-"""Find methods, tasks and metrics by name: in a folder of petransfer, and in other installed packages.
+"""Find methods, tasks and metrics by name, in petransfer and in other installed packages.
 
-A file inside petransfer adds an entry by assigning it to a module-level name. Another package declares an entry point.
-The name of the entry point is the name of the entry, and its value is `module:object`:
+A file of petransfer adds an entry by assigning it to a module-level name. Another package declares an entry point. The
+entry point has the name of the entry; its value is `module:object`:
 
     [project.entry-points."petransfer.methods"]
     my-method = "my_package.my_method:METHOD"
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 class Named(Protocol):
-    """The interface of an entry of a registry. `name` is the entry's name in recipes."""
+    """The interface of an entry of a registry. `name` is the name in recipes."""
 
     @property
     def name(self) -> str: ...
@@ -35,16 +35,15 @@ Entry = TypeVar("Entry", bound=Named)
 class Registry(Mapping[str, Entry]):
     """Entries of one kind, such as methods, by name. Nothing is imported before the first lookup.
 
-    The names of entries in other packages are listed without importing these packages. So a broken package causes an
-    error only when its entry is used. If a built-in entry and an entry of another package have the same name, the
-    built-in entry is used.
+    Listing the names does not import other packages. A built-in entry has priority over an entry of another package
+    with the same name.
 
     Args:
-        noun: the word for an entry in error messages, such as `method`.
-        kind: the class of the entries.
-        package: the package whose modules declare the built-in entries. All its modules are imported, so they must be
-            fast to import. Subpackages, and modules whose names begin with `_`, are not searched.
-        group: the group of the entry points in other packages, such as `petransfer.methods`.
+        noun: Word for an entry in error messages, such as `method`.
+        kind: Class of the entries.
+        package: Package with the built-in entries. All its modules are imported, except subpackages and modules whose
+            names begin with `_`.
+        group: Group of the entry points in other packages, such as `petransfer.methods`.
     """
 
     def __init__(self, noun: str, kind: type[Entry], package: str, group: str) -> None:
@@ -78,9 +77,8 @@ class Registry(Mapping[str, Entry]):
         """Return the entry called `name`.
 
         Raises:
-            KeyError: there is no such entry. `lookup` raises an error with a message for the user instead.
-            UserError: the entry is in another package, and this package cannot be imported, or its object is not an
-                entry with this name.
+            KeyError: There is no entry with this name.
+            UserError: The other package cannot be imported, or its object is not an entry with this name.
         """
         if name in self._built_in:
             return self._built_in[name]
@@ -99,15 +97,15 @@ class Registry(Mapping[str, Entry]):
         return len(self._built_in) + len(self._installed)
 
     def of_package(self) -> list[Entry]:
-        """Return the built-in entries. Unlike `values`, this does not import the packages of the other entries."""
+        """Return the built-in entries without importing other packages."""
         return list(self._built_in.values())
 
     def lookup(self, name: str) -> Entry:
         """Return the entry with a name that a user gave.
 
         Raises:
-            UserError: the name is unknown (the message suggests the most similar known name), or the entry is in
-                another package, and this package cannot be imported, or its object is not an entry with this name.
+            UserError: The name is unknown, the other package cannot be imported, or its object is not an entry with
+                this name.
         """
         if name not in self:
             raise unknown(self.noun, name, self)
