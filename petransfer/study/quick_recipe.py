@@ -113,7 +113,7 @@ def recipe_for(model: str, data: str, request: TrainRequest, overrides: list[str
     """Return the content of the recipe that trains `model` on `data`. The rows are checked.
 
     Args:
-        overrides: Values for keys of the recipe, such as `train.warmup=0.1`. Overrides replace all other values.
+        overrides: Values for keys of the recipe, such as `train.warmup=0.1`. An override replaces any other value.
         on_card: Whether there is a GPU.
 
     Raises:

@@ -60,7 +60,7 @@ class TrainSummary:
 
     @property
     def trained_on_all(self) -> bool:
-        """Whether the model was trained on all rows, without held-out rows."""
+        """Whether the model was trained on the rows of all folds."""
         return self.cell.spec.task.source.get("fold") == ALL
 
     @property
