@@ -1,1 +1,1 @@
-"""Tables, plots and pages of a study's results, read from its run folders. Imports no torch."""
+"""Tables, plots and pages of a study's results. Imports no torch."""

@@ -1,4 +1,4 @@
-"""Compare two studies: the cells and effects that both have, and their differences."""
+"""Compare two studies: their scores, their effects, and the differences."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from petransfer.report.tables import Table, markdown, markdown_text, table_of_te
 
 @dataclass(frozen=True)
 class Comparison:
-    """The comparison of two studies, A and B. A cell is an arm and method on a split.
+    """The comparison of two studies, A and B. P values are adjusted (Holm) within `cells` and within `effects`.
 
-    names, families: the names of A and B, and the families of their checkpoints.
-    cells: for each cell that both studies have, the difference of its scores, B minus A. The p values are adjusted
-    together (Holm).
-    effects: for each effect that both studies have, the effect in B minus the effect in A. The p values are adjusted
-    together (Holm).
-    margin: the equivalence margin in percentage points: the smaller of the two studies' margins. judged_by: the name of
-    the metric. by_note: a note on the metric, or ''.
-    same_runs: cells and effects that are not compared, because some or all of their runs are in both A and B.
-    one_sided: effects that are not compared, because the runs of one of their arms are in both A and B. The difference
-    B minus A of the other arm is in `cells`.
-    paper_cells: for each entry of `cells`, the mean exact match in Orhan (2021) in percent, by the paper's family.
-    paper_effects: for each entry of `effects`, the effect in Orhan (2021), by the paper's family.
-    paper_note: a note on `paper_cells` and `paper_effects`, or ''.
+    Attributes:
+        names: names of A and B.
+        families: families of the checkpoints of A and B.
+        margin: equivalence margin in percentage points.
+        judged_by: name of the metric.
+        by_note: a note on the metric, or ''.
+        cells: difference in score, B minus A, for each arm, method and split.
+        effects: difference B minus A of each effect.
+        same_runs: scores and effects that are not compared, because A and B share runs.
+        one_sided: effects that are not compared, because A and B share the runs of one arm.
+        paper_cells: mean exact match in Orhan (2021) for each of `cells`, in percent, by the paper's family.
+        paper_effects: effect in Orhan (2021) for each of `effects`, by the paper's family.
+        paper_note: a note on `paper_cells` and `paper_effects`, or ''.
     """
 
     names: tuple[str, str]
@@ -58,30 +58,24 @@ class Comparison:
 
 
 def metric_of(first: Recipe, second: Recipe) -> str:
-    """Return the metric that both studies are judged by, or exact match if they are judged by different metrics.
-
-    All runs have a value of exact match.
-    """
+    """Return the metric of two studies. If the metrics differ, return exact match."""
+    # All runs have a value of exact match.
     return first.judged_by if first.judged_by == second.judged_by else EXACT_MATCH
 
 
 def compare(first: Runs, second: Runs, names: tuple[str, str]) -> Comparison:
-    """Return the differences between two studies' cells and effects: the second study minus the first.
+    """Return the differences in scores and effects between two studies, B minus A.
 
-    A cell is an arm and method on a split. The result covers all cells with finished runs in both studies, and all
-    effects that both studies can estimate.
-
-    Cells are matched by arm, split and method. If an arm has one method in each study and the methods differ, its cells
-    are matched by arm and split only. The runs of two cells with different methods are paired by seed if the cells have
-    the same checkpoint and the seeds of one cell include those of the other.
+    Scores are compared for each arm, method and split. An arm with one method in each study is compared even if the
+    two methods differ.
 
     Args:
         first: study A.
         second: study B.
-        names: the names of A and B.
+        names: names of A and B.
 
     Raises:
-        UserError: the studies have no cell in common, or their test examples differ.
+        UserError: the studies have no arm and split in common, or the test examples differ.
     """
     cells, same = _cells(first, second)
     if not cells and not same:
@@ -113,7 +107,7 @@ def _by_note(first: Runs, second: Runs) -> str:
 
 
 def _paper_cell(families: Sequence[str], arm: str, task: str, split: str) -> dict[str, float]:
-    """Map each family of the paper that has a cell's arm and split to its mean exact match there, in percent."""
+    """Return the mean exact match in Orhan (2021), in percent, by the paper's family."""
     found = {family_beside(family): beside(family, arm, task, split) for family in families}
     return {family: one.mean for family, one in found.items() if one}
 
@@ -128,6 +122,7 @@ def _paper_effect(families: Sequence[str], effect: Contrast, task: str) -> dict[
 def _matched(first: Runs, second: Runs, arm: str, split: str) -> list[tuple[str, str]]:
     """Return the pairs (method in A, method in B) to compare for an arm on a split."""
     ours, theirs = first.methods(arm, split), second.methods(arm, split)
+    # If each study has a single method for the arm, the two methods are compared, even if they differ.
     both = [(method, method) for method in ours if method in theirs]
     return both or ([(ours[0], theirs[0])] if len(ours) == len(theirs) == 1 else [])
 
@@ -151,16 +146,14 @@ def _cells(first: Runs, second: Runs) -> tuple[list[Contrast], list[str]]:
 
 
 def _pairs(first: Runs, second: Runs, arm: str, ours: str, theirs: str, split: str) -> bool:
-    """Return whether the runs of A's method `ours` and of B's method `theirs` are paired by seed.
-
-    This requires the same checkpoint. It also requires that the seeds of one study include those of the other, because
-    pairing would otherwise leave out runs of both studies.
-    """
+    """Return whether runs in A and B with equal seeds form pairs."""
     mine, other = first.asked(arm, ours, split), second.asked(arm, theirs, split)
     seeds = [
         {cell.seed for cell in cells if runs.folder.run(cell.run_id).done}
         for runs, cells in ((first, mine), (second, other))
     ]
+    # The seeds of one study must include the seeds of the other. Otherwise pairs would leave out runs of the two
+    # studies.
     return mine[0].spec.checkpoint == other[0].spec.checkpoint and (seeds[0] <= seeds[1] or seeds[1] <= seeds[0])
 
 
@@ -169,11 +162,9 @@ def _label(ours: str, theirs: str) -> str:
 
 
 def _shared(first: Runs, second: Runs, arm: str, ours: str, theirs: str, split: str) -> str:
-    """Return a text with the number of runs that A and B have in common for an arm and split; '' if there are none.
-
-    A run's id is a hash of all its settings. So if one run is in both studies, the settings of the two cells are equal.
-    """
+    """Return a text with the number of runs that A and B share. '' if there are none."""
     mine, other = _ids(first, arm, ours, split), _ids(second, arm, theirs, split)
+    # A run's id is a hash of all its settings, so a shared run means that the settings are equal.
     common = len(mine & other)
     if not common:
         return ""
@@ -186,11 +177,7 @@ def _ids(runs: Runs, arm: str, method: str, split: str) -> set[str]:
 
 
 def _effects(first: Runs, second: Runs) -> tuple[list[Two], list[str], list[str]]:
-    """Return the effects to compare, and two lists of texts about effects that are not compared.
-
-    The first list has the effects for which A and B share runs of both arms. The second list has the effects for which
-    they share runs of one arm; each text ends with the name of the other arm.
-    """
+    """Return the effects to compare, and two lists of effects that are not compared."""
     ours = {(effect.left, effect.right) for effect in requested_effects(first.recipe) if effect.kind == "arms"}
     theirs = {(effect.left, effect.right) for effect in requested_effects(second.recipe) if effect.kind == "arms"}
     found: list[Two] = []
@@ -228,7 +215,7 @@ _EFFECT_COLUMNS = ("split", "effect", "method", "points in A", "points in B", "B
 
 
 def cell_columns(found: Comparison) -> tuple[str, ...]:
-    """Return the column names of `cell_lines`. The paper has a column if it has a score for any cell."""
+    """Return the column names of `cell_lines`."""
     criterion = CRITERIA[found.judged_by]
     sides = [f"{criterion.short}{criterion.unit} in {study}" for study in "AB"]
     columns = ("split", "arm", "method", *sides, "B minus A", "p (Holm)", "verdict")
@@ -236,19 +223,19 @@ def cell_columns(found: Comparison) -> tuple[str, ...]:
 
 
 def effect_columns(found: Comparison) -> tuple[str, ...]:
-    """Return the column names of `effect_lines`. The paper has a column if it has any of the effects."""
+    """Return the column names of `effect_lines`."""
     return (*_EFFECT_COLUMNS, "paper: points") if any(found.paper_effects) else _EFFECT_COLUMNS
 
 
 def _of_paper(figures: dict[str, str]) -> str:
-    """Format the paper's number for each family. If there are two families, each number follows its family's name."""
+    """Format a number of the paper for each of its families."""
     if len(figures) == 1:
         return next(iter(figures.values()))
     return ", ".join(f"{family}: {figure}" for family, figure in figures.items())
 
 
 def cell_lines(found: Comparison) -> list[tuple[str, ...]]:
-    """Return one line of text cells for each compared cell of the grid: its scores in A and B, and B minus A."""
+    """Return one table row for each arm, method and split: scores in A and B, and B minus A."""
     theirs = [{name: f"{em:.1f}" for name, em in paper.items()} for paper in found.paper_cells]
     return [
         (
@@ -267,7 +254,7 @@ def cell_lines(found: Comparison) -> list[tuple[str, ...]]:
 
 
 def effect_lines(found: Comparison) -> list[tuple[str, ...]]:
-    """Return one line of text cells for each effect: the effect in A, the effect in B, and B minus A."""
+    """Return one table row for each effect: the effect in A and B, and B minus A."""
     theirs = [{name: points(asdict(one)) for name, one in paper.items()} for paper in found.paper_effects]
     return [
         (
@@ -298,7 +285,7 @@ def _seeds(number: int, paired: bool) -> str:
 
 
 def head(found: Comparison) -> list[str]:
-    """Return the lines that introduce the comparison: the two studies, the metric and notes."""
+    """Return the lines above the tables: the two studies, the metric and notes."""
     sides = zip("AB", found.names, found.families, strict=True)
     lines = [f"{letter}: {name}, family {family}" for letter, name, family in sides]
     if found.by_note:
@@ -329,13 +316,12 @@ def as_html(found: Comparison) -> str:
 
 
 def as_markdown(found: Comparison) -> str:
-    """Return the comparison as Markdown, with the same tables as the HTML page."""
+    """Return the comparison as Markdown."""
     lines = "\n".join(f"- {markdown_text(line)}" for line in head(found))
     return "\n\n".join([lines, *map(markdown, _tables(found))]) + "\n"
 
 
 def _tables(found: Comparison) -> list[Table]:
-    """Return the tables of cells and effects; a table without rows is left out."""
     cells = table_of_text(cell_columns(found), cell_lines(found), names=3, label="Cells", heading="The same cells")
     effects = table_of_text(
         effect_columns(found), effect_lines(found), names=3, label="Effects", heading="The same effects"

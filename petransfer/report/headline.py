@@ -1,4 +1,4 @@
-"""The headline table: the verdict of every contrast that a study tests, by split and method."""
+"""The table at the top of a report: the verdict of every effect, by split and method."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from petransfer.recipe.effect_requests import short_label
 
 @dataclass(frozen=True)
 class Claim:
-    """A cell of the headline table: the verdict of a contrast, and its difference and interval as text."""
+    """A table cell: the verdict of an effect, and its difference and interval as text."""
 
     verdict: str
     points: str
@@ -22,10 +22,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the headline table, or the heading above a split's rows if `heading` is not ''.
-
-    name: the effect or the method of the row. cells: one for each column; None where the study has no such contrast.
-    """
+    """A table row, or a heading. `cells`: one per column. None stands for an effect that the study lacks."""
 
     name: str = ""
     cells: tuple[Claim | None, ...] = ()
@@ -34,7 +31,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Headline:
-    """The columns and rows of the headline table. counted: a text with the number of effects for each verdict."""
+    """The table at the top of a report. `counted`: a text with the number of effects for each verdict."""
 
     counted: str
     columns: tuple[str, ...]
@@ -42,12 +39,7 @@ class Headline:
 
 
 def headline(effects: dict[str, Any]) -> Headline | None:
-    """Make the headline table from the contrasts of effects.json, or return None if there are no contrasts.
-
-    Effects are the rows and methods are the columns. If there are at least three methods and fewer effects than
-    methods, the methods are the rows and the effects are the columns. A contrast of two methods is listed under its arm
-    instead of a method.
-    """
+    """Make the table of verdicts. None if there are no effects. `effects`: content of effects.json."""
     found = effects["effects"]
     if not found:
         return None
@@ -55,6 +47,8 @@ def headline(effects: dict[str, Any]) -> Headline | None:
     names = list(dict.fromkeys(label_of(one) for one in found))
     methods = {one["method"] for one in found if one["method"]}
     short = {place: short_label(place, methods) if place in methods else place for place in places}
+    # Rows are effects and columns are methods. With at least three methods and more methods than effects, rows are
+    # methods.
     across = len(places) <= max(2, len(names))
     splits = list(dict.fromkeys(one["split"] for one in found))
     rows: list[Line] = []
@@ -82,7 +76,7 @@ def _claim(effect: dict[str, Any]) -> Claim:
 
 
 def counted(effects: dict[str, Any]) -> str:
-    """Return a text with the number of effects for each verdict and the number of effects tested together."""
+    """Return a text with the number of effects for each verdict and the number of tests."""
     found = Counter(one["verdict"] for one in effects["effects"])
     parts = [f"{count} {verdict}" for verdict, count in found.most_common()]
     parts += [f"{len(effects['missing'])} not estimated"] if effects.get("missing") else []

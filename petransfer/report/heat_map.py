@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Heat:
-    """The exact match (in percent) of each category (rows), for each arm and method (columns), on a split.
+    """Exact match in percent on a split, with a row for each category and a column for each arm and method.
 
-    values: None where the arm has no score for the category. paper: the exact match in Orhan (2021) for each cell, or
-    None. family: the paper's family; '' if the paper has none of the cells.
+    Attributes:
+        values: our exact match. None if there is no score.
+        paper: exact match in Orhan (2021). None if there is no score.
+        family: the paper's family, or ''.
     """
 
     split: str
@@ -30,10 +32,7 @@ class Heat:
     family: str
 
     def upright(self) -> Heat:
-        """Return the same numbers, with rows and columns exchanged if there are more columns than rows.
-
-        The table then fits the width of a page.
-        """
+        """Return the heat map with at least as many rows as columns. Rows and columns are exchanged if necessary."""
         if len(self.columns) <= len(self.rows):
             return self
         values, paper = (tuple(zip(*part, strict=True)) for part in (self.values, self.paper))
@@ -41,7 +40,7 @@ class Heat:
 
 
 def heat_map(heats: Sequence[Heat]) -> Figure:
-    """Draw a heat map with a panel for each split. Light is 0 %, dark is 100 %; the paper's scores are below ours."""
+    """Draw a heat map with a panel for each split. Light is 0 %, dark is 100 %."""
     from matplotlib.colors import LinearSegmentedColormap
 
     heats = [heat.upright() for heat in heats]
@@ -71,7 +70,6 @@ def heat_map(heats: Sequence[Heat]) -> Figure:
 
 
 def _figures(axes: Axes, x: float, y: float, value: float, paper: float | None) -> None:
-    """Write our score in the middle of a cell. If the paper has a score, write ours above it."""
     ink = "white" if value > 85 else "black"  # on medium blue, black text has a better contrast than white text
     at: dict[str, Any] = {"ha": "center", "va": "center", "color": ink}
     axes.text(x, y - (0 if paper is None else 0.17), f"{value:.0f}", fontsize=8, **at)

@@ -1,4 +1,4 @@
-"""Parts of HTML pages: plots with their captions, and generated texts whose errors are marked."""
+"""Parts of HTML pages: plots with captions, and generated texts with marked errors."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def shown(figure: Figure, name: str, alt: str, caption: str = "") -> Shown:
 
     Args:
         figure: the plot.
-        name: a name that is unique on the page; the ids in the SVG begin with it.
-        alt: the alternative text for screen readers.
-        caption: the text below the plot; '' for none.
+        name: unique prefix for the ids in the SVG.
+        alt: alternative text for screen readers.
+        caption: text below the plot, or ''.
     """
     return Shown(Markup(inline_svg(figure, name, alt)), caption)
 
@@ -38,8 +38,7 @@ def shown(figure: Figure, name: str, alt: str, caption: str = "") -> Shown:
 class Answer:
     """A test example with its generated text.
 
-    label: a remark on the example, such as its category; '' for none. marked: the generated text as HTML, in which the
-    words that differ from the target are marked.
+    `label`: a remark, such as the category, or ''. `marked`: the generated text as HTML with marked errors.
     """
 
     label: str
@@ -49,7 +48,7 @@ class Answer:
 
 
 def marked(target: str, generated: str) -> Markup:
-    """Return a generated text as HTML, in which all words that differ from the target are marked."""
+    """Return a generated text as HTML. Words that differ from the target are marked."""
     wanted, given = target.split(" "), generated.split(" ")
     parts = []
     for kind, _, _, start, end in difflib.SequenceMatcher(None, wanted, given, autojunk=False).get_opcodes():

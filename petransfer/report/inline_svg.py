@@ -1,4 +1,4 @@
-"""Convert plots to SVG inside an HTML page, with colours that follow the light or dark theme of the page."""
+"""Convert plots to SVG inside an HTML page. The colours follow the page's light or dark theme."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def inline_svg(figure: Figure, name: str, alt: str) -> str:
     """Return a matplotlib figure as an `svg` element for an HTML page.
 
-    name: a prefix for the ids in the SVG, unique on the page. alt: the alternative text for screen readers.
+    `name`: unique prefix for the ids in the SVG. `alt`: alternative text for screen readers.
     """
     buffer = io.BytesIO()
     write_svg(figure, buffer)

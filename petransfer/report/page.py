@@ -1,7 +1,4 @@
-"""Write report.html of a study: one file that needs no network. The same runs give the same bytes.
-
-The first screen shows the verdicts and the forest plot. The details are in folded sections below.
-"""
+"""Write report.html of a study: one file that needs no network."""
 
 from __future__ import annotations
 
@@ -32,7 +29,7 @@ from petransfer.study.grid import Cell
 
 @dataclass(frozen=True)
 class Findings:
-    """The inputs of a report's page. effects: the content of effects.json."""
+    """The inputs of a report. `effects`: the content of effects.json."""
 
     recipe: Recipe
     cells: Sequence[Cell]
@@ -45,8 +42,12 @@ class Findings:
 class Section:
     """A folded section of the page.
 
-    text: shown below the title. effects: a (verdict, sentence, details) for each effect. heats: heat maps as data for
-    the template. answers: an `AnswersOf` for each arm and method. open: whether the section is unfolded at first.
+    Attributes:
+        text: text below the title.
+        effects: (verdict, sentence, details) of each effect.
+        heats: heat maps as data for the template.
+        answers: wrong answers (`AnswersOf`) for each arm and method.
+        open: whether the section is unfolded at first.
     """
 
     title: str
@@ -62,14 +63,14 @@ class Section:
 
 @dataclass(frozen=True)
 class AnswersOf:
-    """The wrong answers of one run. name: its split, arm, method and seed."""
+    """The wrong answers of one run. `name`: split, arm, method and seed."""
 
     name: str
     rows: list[Answer] = field(default_factory=list)
 
 
 def page(findings: Findings) -> str:
-    """Return the HTML page of a study. A section without data is left out."""
+    """Return the HTML page of a study. Sections without data are left out."""
     effects, recipe = findings.effects, findings.recipe
     any_done = any(group.done for group in findings.groups)
     digest = effects.get("runs_sha256")
@@ -89,7 +90,7 @@ def page(findings: Findings) -> str:
 
 
 def repetition(findings: Findings) -> dict[str, Any]:
-    """Return the data needed to repeat a study: commands, checkpoints, machines, recipe and run ids."""
+    """Return the data for repeating a study: commands, checkpoints, machines, recipe and run ids."""
     folder = findings.study.path.name  # only the name, so that the page does not depend on where the folder is
     columns = ("arm", "checkpoint", "revision or sha256")
     return {
@@ -103,7 +104,7 @@ def repetition(findings: Findings) -> dict[str, Any]:
 
 
 def status_of(groups: Sequence[Group]) -> str:
-    """Return a text with the number of finished runs, and with the reason why the first failed run failed."""
+    """Return a sentence about the number of finished runs and the first failed run."""
     rows = [row for group in groups for row in group.runs]
     done = sum(row.status == "done" for row in rows)
     if done == len(rows):
@@ -147,12 +148,9 @@ def _forest(effects: dict[str, Any]) -> dict[str, Shown] | None:
 
 
 def _kind(kind: Kind, effects: dict[str, Any]) -> Section | None:
-    """Return the section of one kind of effect, or None if the study has no such effects.
-
-    The section has the kind's plot and a sentence for each effect. The section of contrasts has a table instead of the
-    plot, and a sentence for each effect that cannot be estimated.
-    """
+    """Return the section of one kind of effect. None if there are no effects."""
     found, criterion = effects.get(kind.key, []), criterion_of(effects)
+    # Contrasts have a table instead of a plot, and a sentence for each effect that cannot be estimated.
     missing = effects.get("missing", []) if kind.name == "contrast" else []
     if not found and not missing:
         return None
@@ -220,7 +218,6 @@ def _categories(findings: Findings) -> Section | None:
 
 
 def _heat(heat: Heat) -> dict[str, Any]:
-    """Return a heat map as data for the page's template."""
     heat = heat.upright()
     lines = [
         {"name": name, "cells": [{"value": v, "paper": p} for v, p in zip(values, paper, strict=True)]}

@@ -20,10 +20,7 @@ MOST_ERRORS = 3
 
 
 def heats(groups: Sequence[Group], study: StudyFolder) -> list[Heat]:
-    """Return exact match by category for each split that has several categories.
-
-    A value is the mean over the seeds of one arm and method, in percent.
-    """
+    """Return exact match by category, in percent, averaged over seeds, for each split with several categories."""
     found = []
     for split in dict.fromkeys(group.split for group in groups):
         members = [group for group in groups if group.split == split and group.done]
@@ -61,11 +58,8 @@ def _categories(group: Group, study: StudyFolder) -> dict[str, float]:
 
 
 def trained(effects: Sequence[dict[str, Any]], groups: Sequence[Group]) -> list[Trained]:
-    """Return the effects that are estimated under several methods, to plot them against the trained parameters.
-
-    The number of trained parameters is that of the left arm's runs. An effect is left out if this number is equal under
-    all its methods.
-    """
+    """Return effects under methods with different numbers of trained parameters."""
+    # The number of trained parameters is taken from the left arm's runs.
     counts = {(group.split, group.arm, group.method): group.done[0].trained for group in groups if group.done}
     found = []
     for effect in effects:
@@ -75,12 +69,13 @@ def trained(effects: Sequence[dict[str, Any]], groups: Sequence[Group]) -> list[
     several = Counter(
         (one.name, one.split) for one in {(one.name, one.split, one.parameters): one for one in found}.values()
     )
+    # Effects with one number of parameters under all methods are left out.
     return [one for one in found if several[one.name, one.split] > 1]
 
 
 @dataclass(frozen=True)
 class Error:
-    """A wrong answer: the input, the expected text (`target`) and the generated text, with the run they come from."""
+    """A wrong answer of a run: the input, the target and the generated text."""
 
     group: Group
     seed: int
@@ -91,10 +86,7 @@ class Error:
 
 
 def errors(groups: Sequence[Group], study: StudyFolder) -> list[Error]:
-    """Return at most three wrong answers of each arm, method and split: the first ones of its first finished run.
-
-    Only test examples with a generated text are considered.
-    """
+    """Return up to three wrong answers of each arm, method and split."""
     return [error for group in groups for error in _errors(group, study)]
 
 
@@ -117,7 +109,7 @@ def _errors(group: Group, study: StudyFolder) -> Iterator[Error]:
 
 
 def environments(groups: Sequence[Group], study: StudyFolder) -> list[str]:
-    """Return a line for each combination of device, threads and package versions, with its number of finished runs."""
+    """Return a line for each combination of device, threads and package versions, with the number of finished runs."""
     found: Counter[str] = Counter()
     for group in groups:
         for row in group.done:
@@ -131,7 +123,7 @@ def environments(groups: Sequence[Group], study: StudyFolder) -> list[str]:
 
 
 def checkpoints(groups: Sequence[Group]) -> list[tuple[str, str, str]]:
-    """Return (arm, checkpoint, first 12 characters of its revision or sha256) for every arm."""
+    """Return (arm, checkpoint, first 12 characters of the revision or sha256) for every arm."""
     specs = {group.arm: group.runs[0].cell.spec.checkpoint for group in groups}
     return [(arm, _with_reinit(spec.name, spec.reinit), spec.weights[:12]) for arm, spec in specs.items()]
 
@@ -142,9 +134,6 @@ def _with_reinit(name: str, reinit: str) -> str:
 
 
 def run_ids(groups: Sequence[Group]) -> str:
-    """Return the ids of the finished runs of each split, arm and method, as JSON.
-
-    If somebody repeats the study, the runs must have the same ids.
-    """
+    """Return the ids of the finished runs as JSON, by split, arm and method. A repeated study has equal ids."""
     lines = {f"{group.split}, {group.arm}, {group.method}": [row.cell.run_id for row in group.done] for group in groups}
     return json.dumps({name: ids for name, ids in lines.items() if ids}, indent=1)

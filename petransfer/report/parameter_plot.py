@@ -1,4 +1,4 @@
-"""A plot of trained parameters next to effects: is an effect larger under a method that trains more parameters?"""
+"""A plot of effects against the number of trained parameters."""
 
 from __future__ import annotations
 
@@ -20,11 +20,7 @@ _ROW = 0.26
 
 @dataclass(frozen=True)
 class Trained:
-    """An effect under one method, with the number of parameters that the method trains.
-
-    name, split, method: the effect's name, split and method. parameters: number of parameters that the method trains.
-    effect: its entry in effects.json.
-    """
+    """An effect under one method. `parameters`: number of trained parameters. `effect`: entry of effects.json."""
 
     name: str
     split: str
@@ -34,14 +30,12 @@ class Trained:
 
 
 def parameters_and_effect(points: Sequence[Trained], word: str, width: float = TWO_COLUMNS) -> Figure:
-    """Draw a row for each method: its number of trained parameters on the left, and the method's effects on the right.
-
-    The method with the fewest trained parameters is at the top.
+    """Draw a row for each method: the number of trained parameters, and the effects under the method.
 
     Args:
-        points: effects under several methods. Each effect has its own colour and marker.
+        points: effects under several methods.
         word: name of the metric.
-        width: the figure's width in inches.
+        width: figure width in inches.
     """
     from matplotlib.ticker import NullFormatter
 

@@ -1,4 +1,4 @@
-"""Write the folder plots/: each plot for which a study has data, as SVG, as PDF, and as PNG with 300 dots per inch."""
+"""Write the plots of a study to the folder plots/, as SVG, PDF and PNG."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NAMES = ("learning-curves", "by-arm", "by-category", "learning-rates", "paramet
 
 
 def save_all(groups: Sequence[Group], effects: dict[str, Any], cells: Sequence[Cell], study: StudyFolder) -> None:
-    """Write all plots of a study. Remove the files of plots that an earlier report wrote and that now have no data."""
+    """Write all plots of a study. Old plots that have no data now are removed."""
     figures = _figures(groups, effects, cells, study)
     kinds = [_KINDS.get(kind.name, kind.name) for kind in kinds_in_order()]
     for name in (*_NAMES, *kinds, *(f"{name}{NARROW}" for name in ("by-arm", *kinds))):

@@ -1,4 +1,4 @@
-"""Draw the runs of a study: learning curves, and exact match and log-probability of each seed."""
+"""Draw the runs of a study: learning curves, and the scores of each seed."""
 
 from __future__ import annotations
 
@@ -27,11 +27,9 @@ _ROW = 0.19
 
 
 def arm_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return matplotlib's color, marker and linestyle for every arm.
-
-    If there are more arms than colours, arms of the same colour differ in marker and line style.
-    """
+    """Return matplotlib's color, marker and linestyle for every arm."""
     found = list(dict.fromkeys(names))
+    # If there are more arms than colours, arms with one colour differ in marker and line style.
     by_name = colours(found)
     return {
         name: {
@@ -44,10 +42,8 @@ def arm_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def panels_of(groups: Sequence[Group]) -> Panels:
-    """Return the groups that each panel shows. The key of a panel is (split, method).
-
-    The arm `scratch` always trains all weights. It is in the panel of every method, for comparison.
-    """
+    """Return the groups that each panel shows, by (split, method). The arm `scratch` is in every panel."""
+    # The arm `scratch` always trains all weights, so it is compared with every method.
     methods = {group.method for group in groups if group.arm != "scratch"} or {group.method for group in groups}
     panels: Panels = {}
     for group in groups:
@@ -57,16 +53,7 @@ def panels_of(groups: Sequence[Group]) -> Panels:
 
 
 def panel_grid(count: int, **options: Any) -> tuple[Figure, list[Axes]]:
-    """Make a figure with `count` empty panels of the same size, in rows of at most four.
-
-    Args:
-        count: number of panels. If the last row has fewer panels than the other rows, the end of the last row stays
-            empty.
-        options: options of matplotlib's `subplots`.
-
-    Returns:
-        The figure and its panels, row by row.
-    """
+    """Make a figure with `count` empty panels, in rows of at most four. `options` go to matplotlib's `subplots`."""
     columns = min(count, MOST_BESIDE)
     rows = math.ceil(count / columns)
     width = TWO_COLUMNS if columns > 1 else ONE_COLUMN
@@ -77,7 +64,7 @@ def panel_grid(count: int, **options: Any) -> tuple[Figure, list[Axes]]:
 
 
 def legend_below(figure: Figure, all_axes: Sequence[Axes]) -> None:
-    """Draw one legend for all panels, below them."""
+    """Draw one legend for all panels, below the panels."""
     keys = {name: line for axes in all_axes for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
     width = figure.get_size_inches()[0]
     beside = max(2, min(6, int(width / 1.1)))
@@ -87,12 +74,15 @@ def legend_below(figure: Figure, all_axes: Sequence[Axes]) -> None:
 def learning_curves(groups: Sequence[Group], study: StudyFolder, only: tuple[str, str] | None = None) -> Figure | None:
     """Draw exact match on dev over the optimiser steps, with a panel for each split and method.
 
-    A thin line is a seed, a thick line the mean of an arm's seeds. Returns None if no run has a curve.
+    A thin line is a seed. A thick line is the mean of an arm's seeds.
 
     Args:
-        groups: the runs by arm, method and split.
-        study: the folder that has the runs.
-        only: draw only this (split, method); by default all are drawn.
+        groups: groups of runs.
+        study: folder of the study.
+        only: (split, method) of a single panel to draw. Default: all panels.
+
+    Returns:
+        The figure. None if no run has a curve.
     """
     curves = {group.key: [curve for row in group.runs if (curve := _curve(study, row.cell.run_id))] for group in groups}
     panels = {
@@ -138,13 +128,15 @@ def _draw_curves(axes: Axes, arm: str, curves: Sequence[Any], style: dict[str, A
 def by_arm(groups: Sequence[Group], width: float = TWO_COLUMNS, split: str | None = None) -> Figure | None:
     """Draw test exact match and log-probability per target token, with a row for each arm and method.
 
-    A dot is a seed, a bar is the mean over seeds. If there are several splits or methods, headings name them. The
-    paper's mean exact match is written at the right. Returns None if no run is finished.
+    A dot is a seed. A bar is the mean over seeds.
 
     Args:
-        groups: the runs by arm, method and split.
-        width: the figure's width in inches; below 5 inches, only exact match is drawn.
-        split: draw only this split; by default all are drawn.
+        groups: groups of runs.
+        width: figure width in inches. Below 5 inches, only exact match is drawn.
+        split: a single split to draw. Default: all splits.
+
+    Returns:
+        The figure. None if no run is finished.
     """
     done = [group for group in groups if group.done and split in (None, group.split)]
     if not done:
@@ -172,12 +164,9 @@ def by_arm(groups: Sequence[Group], width: float = TWO_COLUMNS, split: str | Non
 
 
 def _rows(groups: Sequence[Group]) -> list[tuple[str, Group | None]]:
-    """Return the rows of a panel as (label, group). The group of a heading is None.
-
-    If there are several methods, each method has a heading. If there are fewer than 1.5 groups per method on average,
-    there are no headings, and each label names the method and the arm.
-    """
+    """Return the rows of a panel as (label, group). The group of a heading is None."""
     methods = list(dict.fromkeys(group.method for group in groups))
+    # With few groups per method, labels name the method and the arm. Otherwise each method has a heading.
     if len(groups) < 1.5 * len(methods):  # too few groups per method for headings
         return [(f"{short_label(group.method, methods)}, {group.arm}", group) for group in groups]
     found: list[tuple[str, Group | None]] = []
@@ -220,10 +209,10 @@ def _draw_rows(
 
 
 def run_curves(study: StudyFolder, run_id: str) -> list[tuple[str, Figure]]:
-    """Draw a run's training loss, dev exact match and dev loss over the optimiser steps, one figure for each.
+    """Draw a run's training loss, dev exact match and dev loss over the optimiser steps.
 
     Returns:
-        (label, figure) for each of these metrics that has at least two values.
+        (label, figure) for each metric with at least two values.
     """
     lines = read_metrics(study.run(run_id).path / "metrics.jsonl")
     found = []
@@ -245,10 +234,7 @@ def run_curves(study: StudyFolder, run_id: str) -> list[tuple[str, Figure]]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Save a figure as SVG, PDF and PNG. The same data give the same bytes of the SVG and of the PDF.
-
-    path: the path of the files, without a suffix.
-    """
+    """Save a figure as SVG, PDF and PNG. `path`: path without a suffix."""
     import matplotlib as mpl
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -259,12 +245,10 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def write_svg(figure: Figure, target: Any) -> None:
-    """Write a figure as SVG without a date, so that the same data give the same bytes.
-
-    Text is stored as text, not as outlines. target: a path or a binary file.
-    """
+    """Write a figure as SVG. `target`: a path or a binary file."""
     import matplotlib as mpl
 
+    # Without a date and with a fixed salt, equal data give equal bytes. Text is stored as text, not as outlines.
     with mpl.rc_context({"svg.hashsalt": "petransfer", "svg.fonttype": "none"}):
         figure.savefig(target, format="svg", metadata={"Date": None, "Creator": "petransfer"})
 
@@ -275,7 +259,7 @@ def _curve(study: StudyFolder, run_id: str) -> list[tuple[int, float]]:
 
 
 def _mean(curves: Sequence[Sequence[tuple[int, float]]]) -> tuple[list[int], list[float]]:
-    """Return the steps that the curves of all seeds have, and the mean over seeds at each of these steps."""
+    """Return the steps that all curves have, and the mean over the curves at each step."""
     steps = sorted(set.intersection(*({step for step, _ in curve} for curve in curves)))
     found = [dict(curve) for curve in curves]
     return steps, [fmean(curve[step] for curve in found) for step in steps]

@@ -1,4 +1,4 @@
-"""Group the runs that differ only in their seed, and show the groups and the effects in tables."""
+"""Group the runs that differ only in the seed, and show the groups and the effects in tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from petransfer.report.tables import Table, table_of_text
 class Group:
     """The runs of one arm and method on one split, one run per seed.
 
-    paper: the scores of Orhan (2021) for this arm and split, or None. The paper always trains all weights.
+    `paper`: the scores of Orhan (2021), with all weights trained, or None.
     """
 
     arm: str
@@ -35,12 +35,10 @@ class Group:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """The tuple (split, arm, method), which identifies the group."""
         return self.split, self.arm, self.method
 
     @property
     def done(self) -> tuple[Row, ...]:
-        """The finished runs."""
         return tuple(row for row in self.runs if row.status == "done")
 
     @property
@@ -50,20 +48,19 @@ class Group:
 
     @property
     def test(self) -> list[float]:
-        """Exact match on the test set in percent, one value per finished run."""
+        """Exact match on test in percent, one value per finished run."""
         return [row.test for row in self.done if row.test is not None]
 
     @property
     def log_prob(self) -> list[float]:
-        """Mean log-probability per target token on the test set in nats, one value per finished run."""
+        """Mean log-probability per target token on test in nats, one value per finished run."""
         return [row.log_prob for row in self.done if row.log_prob is not None]
 
 
 def groups_of(rows: Sequence[Row], family: str | None = None) -> list[Group]:
-    """Group the rows by split, arm and method, in the order of the grid.
+    """Group the rows by split, arm and method.
 
-    family: the family of the study's checkpoints. It selects the paper's scores that are shown for comparison. None
-    leaves the paper's scores out.
+    family: family of the study's checkpoints, for the scores of Orhan (2021). None leaves these scores out.
     """
     found: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
@@ -79,7 +76,7 @@ COLUMNS = ("split", "arm", "method", "seeds", "dev EM %", "test EM %", "log p/to
 
 
 def columns_of(groups: Sequence[Group]) -> tuple[str, ...]:
-    """Return the column names of `table_of`. The paper has a column if it has scores for any group."""
+    """Return the column names of `table_of`."""
     return (*COLUMNS, "paper EM %") if _in_paper(groups) else COLUMNS
 
 
@@ -88,7 +85,7 @@ def _in_paper(groups: Sequence[Group]) -> bool:
 
 
 def table_of(groups: Sequence[Group]) -> list[tuple[str, ...]]:
-    """Return one line for each group: means over seeds, with the lowest and the highest value of a seed in brackets."""
+    """Return one table row per group: means over seeds, with the lowest and the highest seed in brackets."""
     with_paper = _in_paper(groups)
     return [
         (
@@ -106,10 +103,9 @@ def table_of(groups: Sequence[Group]) -> list[tuple[str, ...]]:
 
 
 def metrics_table(groups: Sequence[Group]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Return the header and the lines of the table of test metrics other than exact match.
+    """Return the header and the rows of a table of test metrics other than exact match.
 
-    There is one line for each group with finished runs. It has means over seeds, from 0 to 100, with the lowest and the
-    highest value of a seed in brackets. There are no lines if no run has such a metric.
+    Values are means over seeds, 0 to 100. There are no rows if no run has such a metric.
     """
     done = [group for group in groups if group.done]
     measured = metrics_of([row for group in done for row in group.done])
@@ -126,7 +122,7 @@ def metrics_table(groups: Sequence[Group]) -> tuple[tuple[str, ...], list[tuple[
 
 
 def terminal_table(groups: Sequence[Group], title: str) -> rich.table.Table:
-    """Return the table of groups for a terminal."""
+    """Return the table of scores for a terminal."""
     table = rich.table.Table(title=title, title_justify="left")
     for at, name in enumerate(columns_of(groups)):
         table.add_column(name, justify="right" if at > 2 else "left", no_wrap=True)
@@ -136,7 +132,7 @@ def terminal_table(groups: Sequence[Group], title: str) -> rich.table.Table:
 
 
 def failed_note(groups: Sequence[Group]) -> str:
-    """Return a text with the number of failed runs and with the first failed run and its error; '' if none failed."""
+    """Return a note on the number of failed runs, with the first error. '' if no run failed."""
     failed = [row for group in groups for row in group.runs if row.status == "failed"]
     if not failed:
         return ""
@@ -146,9 +142,9 @@ def failed_note(groups: Sequence[Group]) -> str:
 
 
 def paper_note(groups: Sequence[Group], family: str) -> str:
-    """Return a note on the paper's scores: their source, and how the paper's experiments differ from ours.
+    """Return a note on the scores of Orhan (2021) and on differences from our experiments.
 
-    Returns '' if the paper has no scores for any group. family: the family of the study's checkpoints.
+    The note is '' if the paper has no scores. `family`: family of the study's checkpoints.
     """
     inside = [group for group in groups if group.paper]
     if not inside:
@@ -158,24 +154,24 @@ def paper_note(groups: Sequence[Group], family: str) -> str:
 
 
 def results_table(groups: Sequence[Group]) -> Table:
-    """Return the table of groups: means over seeds, with the lowest and the highest value of a seed in brackets."""
+    """Return the table of scores, with one row per group of runs."""
     more = ("log p/token", "paper EM %", "seeds")
     return table_of_text(columns_of(groups), table_of(groups), names=3, more=more, label="Exact match by group")
 
 
 def effects_as_table(effects: dict[str, Any]) -> Table:
-    """Return the table of our effects and the paper's effects."""
+    """Return the table of our effects and the effects in Orhan (2021)."""
     more = ("paper: points", "paper: p (Holm)")
     return table_of_text(effect_columns(effects), effects_table(effects), names=3, more=more, label="Effects")
 
 
 def markdown(groups: Sequence[Group], effects: dict[str, Any], family: str = "", unswept: str = "") -> str:
-    """Return the report's tables as Markdown: the groups, our effects with the paper's, and a sentence for each effect.
+    """Return the tables of a report as Markdown.
 
     Args:
-        groups: the groups of runs.
-        effects: the content of effects.json.
-        family: the family of the study's checkpoints, for the note on the paper's scores.
+        groups: groups of runs.
+        effects: content of effects.json.
+        family: family of the study's checkpoints. '' leaves out the note on Orhan (2021).
         unswept: a note on learning rates that were not swept, or ''.
     """
     parts = [tables.markdown(results_table(groups))]
@@ -195,7 +191,7 @@ def effect_columns(effects: dict[str, Any]) -> tuple[str, ...]:
 
 
 def effects_table(effects: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Return one line for each contrast of effects.json: our difference and the paper's, with their intervals."""
+    """Return one table row per effect: our effect and the effect in Orhan (2021), with intervals."""
     lines: list[tuple[str, ...]] = []
     for effect in effects["effects"]:
         paper = effect.get("paper")
@@ -207,7 +203,7 @@ def effects_table(effects: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _verdict(effect: dict[str, Any]) -> str:
-    """Return the verdict of a contrast as text. After `not learnt`, the dev scores of both sides follow, in percent."""
+    """Return the verdict as text. Dev scores in percent follow `not learnt`."""
     dev = effect.get("dev")
     if effect["verdict"] != "not learnt" or not dev:
         return str(effect["verdict"])
@@ -220,8 +216,9 @@ def points(effect: dict[str, Any]) -> str:
 
 
 def latex(groups: Sequence[Group], effects: dict[str, Any]) -> str:
-    """Return the groups and the effects as LaTeX tables, with a LaTeX comment on failed runs."""
+    """Return the tables of groups and effects as LaTeX."""
     parts = [tables.latex(results_table(groups))]
+    # a LaTeX comment
     parts += [f"% of the runs, {tables.visible(failed)}"] if (failed := failed_note(groups)) else []
     if effects["effects"]:
         parts += ["", tables.latex(effects_as_table(effects).without_empty_columns())]

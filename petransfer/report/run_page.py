@@ -1,4 +1,4 @@
-"""report.html of a single run, for example of `petransfer train`: results, generated texts and next steps."""
+"""Write report.html of a study with a single run: results, generated texts and next steps."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def is_single_run(findings: Findings) -> bool:
 
 
 def run_page(findings: Findings) -> str:
-    """Return the HTML page of a study that consists of one finished run."""
+    """Return the HTML page of a study with one finished run."""
     (row,) = (row for group in findings.groups for row in group.runs)
     run = findings.study.run(row.cell.run_id)
     result = run.result() or {}
@@ -65,7 +65,7 @@ def run_page(findings: Findings) -> str:
 
 
 def _figures(row: Row, result: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the main results for the top of the page, as pairs (name, formatted value)."""
+    """Return the main results as pairs (name, formatted value)."""
     found = [("dev exact match", _percent(row.dev)), ("test exact match", _percent(row.test))]
     found += [(f"test {HEADINGS[name]}", f"{value:.1f}") for name, value in row.scores.items()]
     if row.log_prob is not None and math.isfinite(row.log_prob):
@@ -93,7 +93,7 @@ def _notes(row: Row, result: dict[str, Any]) -> list[str]:
 
 
 def _splits(result: dict[str, Any]) -> Table | None:
-    """Return a table with the number of examples of train, dev and test, and the scores of dev and test."""
+    """Return a table of train, dev and test, with numbers of examples and scores."""
     lines = []
     if result.get("train_examples"):
         lines.append(("train", f"{result['train_examples']:,}", "", ""))
@@ -117,7 +117,7 @@ def _categories(result: dict[str, Any]) -> Table | None:
 
 
 def _texts(findings: Findings, row: Row) -> list[dict[str, Any]]:
-    """Return the rows of the test examples whose generated text was saved. Empty if the run saved no texts."""
+    """Return the test examples that have a generated text."""
     import pyarrow.parquet
 
     wanted = ["category", "correct", "said", "input", "target"]
@@ -130,10 +130,8 @@ def _texts(findings: Findings, row: Row) -> list[dict[str, Any]]:
 
 
 def _samples(texts: list[dict[str, Any]]) -> list[Answer]:
-    """Return at most eight answers, wrong answers first.
-
-    If there are at least two correct answers, two of them are included.
-    """
+    """Return at most eight answers. Wrong answers come first."""
+    # If there are at least two correct answers, two correct answers are shown.
     wrong, right = ([one for one in texts if one["correct"] is which] for which in (False, True))
     few = [*wrong[: MOST_SAMPLES - 2], *right[:2]] if len(right) >= 2 else [*wrong, *right][:MOST_SAMPLES]
     few = few or texts[:MOST_SAMPLES]
@@ -152,7 +150,10 @@ def _samples(texts: list[dict[str, Any]]) -> list[Answer]:
 class Confusion:
     """A confusion matrix.
 
-    labels: the names of the columns. rows: for each expected label, the counts of the generated labels.
+    Attributes:
+        text: explanation of the matrix.
+        labels: names of the columns.
+        rows: counts of the generated labels, for each expected label.
     """
 
     text: str
@@ -161,10 +162,8 @@ class Confusion:
 
 
 def _confusion(texts: list[dict[str, Any]]) -> Confusion | None:
-    """Return the confusion matrix of generated and expected labels, or None if the targets are not labels.
-
-    Targets count as labels if there are 2 to 20 different targets and at least three times as many examples as targets.
-    """
+    """Return the confusion matrix of labels. None if the targets are not labels."""
+    # Targets are labels if there are 2 to 20 different targets, and at least three times as many examples as targets.
     targets = Counter(one["target"] for one in texts)
     labels = sorted(targets)
     if not 2 <= len(labels) <= MOST_LABELS or len(texts) < 3 * len(labels):
@@ -183,10 +182,7 @@ def _confusion(texts: list[dict[str, Any]]) -> Confusion | None:
 
 
 def _next_steps(place: str, whole: bool) -> str:
-    """Return commands for the user's next steps: generate texts, evaluate, and share the adapter.
-
-    place: the folder of the adapter or model. whole: whether all weights were saved; then there is no adapter to share.
-    """
+    """Return commands for the user's next steps. `place`: folder of the adapter or model."""
     use = [f'petransfer predict {place} "an input"', f"petransfer eval {place} --data test.csv"]
     share = [f"petransfer adapter merge {place} merged", f"petransfer adapter push {place} user/name"]
     return "\n".join(use if whole else [*use, *share])

@@ -1,4 +1,4 @@
-"""Show the runs of a study, one run per row, in the terminal and in table.csv."""
+"""Show the runs of a study in the terminal and in table.csv, one run per row."""
 
 from __future__ import annotations
 
@@ -24,16 +24,22 @@ from petransfer.training.metrics_file import read_metrics
 
 @dataclass(frozen=True)
 class Row:
-    """The state and scores of one run, as tables show them. A value is None if it is not known.
+    """The state and scores of one run. None means that a value is unknown.
 
-    step, loss, dev_so_far, examples_per_second, seconds_left: progress of a run that is not finished; `dev_so_far` is
-    the run's latest exact match on dev in percent.
-    dev, test: exact match in percent. log_prob: mean log-probability per target token on the test set, in nats.
-    scores: the other test metrics by name, 0 to 100. trained: number of trained parameters. weights: bytes and dtypes
-    of the loaded weights.
-    disagreements: number of audited examples for which one forward pass and generation disagree. generated: if texts
-    were generated for all test examples, the number of these examples and the number of disagreements among them.
-    failure: the error of a failed run.
+    Attributes:
+        step: number of completed optimiser steps.
+        loss: training loss of an unfinished run, in nats per target token.
+        dev_so_far: latest exact match on dev of an unfinished run, in percent.
+        examples_per_second: speed of an unfinished run.
+        seconds_left: estimated remaining time of an unfinished run.
+        dev, test: exact match in percent.
+        log_prob: mean log-probability per target token on test, in nats.
+        trained: number of trained parameters.
+        disagreements: number of examples whose generated text contradicts the forward pass.
+        generated: numbers of generated texts and of disagreements. None if texts were generated for a sample only.
+        failure: error of a failed run.
+        weights: bytes and dtypes of the loaded weights.
+        scores: other test metrics by name, 0 to 100.
     """
 
     cell: Cell
@@ -105,7 +111,7 @@ ROWS = 200
 
 
 def terminal_table(rows: Sequence[Row], title: str, limit: int | None = None) -> Table:
-    """Return a table for the terminal with the scores and the state of each run. limit: maximum number of rows."""
+    """Return a table for the terminal. `limit`: maximum number of rows."""
     table = Table(title=title, title_justify="left")
     for name in ("arm", "method", "split"):
         table.add_column(name, no_wrap=True)
@@ -127,14 +133,14 @@ def terminal_table(rows: Sequence[Row], title: str, limit: int | None = None) ->
 
 
 def of_interest(rows: Sequence[Row], limit: int | None) -> Sequence[Row]:
-    """Return all rows, or the `limit` most important rows if there are more. Running and failed runs come first."""
+    """Return at most `limit` rows. Running and failed runs come first."""
     if limit is None or len(rows) <= limit:
         return rows
     return sorted(rows, key=lambda row: _INTEREST.index(row.status))[:limit]
 
 
 def metrics_of(rows: Sequence[Row]) -> list[str]:
-    """Return the metrics other than exact match for which at least one run has a value."""
+    """Return the metrics, other than exact match, for which a run has a value."""
     return [name for name in HEADINGS if any(name in row.scores for row in rows)]
 
 
@@ -149,10 +155,9 @@ def plain_line(row: Row) -> str:
 
 
 def weight_lines(rows: Sequence[Row]) -> list[str]:
-    """Return a line about the loaded weights for each arm and method whose base model is quantised.
+    """Return a line about the loaded weights for each arm and method with a quantised base model.
 
-    The line has the size in MB, the share of each dtype, and the layers that are not quantised, with the reason. If the
-    model's loss before training was measured at 16 bits and at the method's bits, both values follow.
+    The line has the size in MB, the share of each dtype, and the layers that are not quantised.
     """
     lines: dict[tuple[str, str], str] = {}
     for row in rows:
@@ -173,9 +178,9 @@ def _reason(kind: str, said: dict[str, Any]) -> str:
 
 
 def generated_lines(rows: Sequence[Row]) -> list[str]:
-    """Return a line with the number of test examples for which generation and one forward pass disagree.
+    """Return a line with the number of test examples on which generation and one forward pass disagree.
 
-    Only runs that generated a text for every test example are counted. The list is empty if there is no such run.
+    The list is empty if no run generated texts for all test examples.
     """
     found = [row.generated for row in rows if row.generated]
     if not found:
@@ -219,11 +224,7 @@ COLUMNS = (
 
 
 def write_csv(rows: Sequence[Row], path: Path, family: str) -> None:
-    """Write table.csv: one line for each run.
-
-    The column `paper_em` has the paper's mean exact match for the run's arm and split. A value that is not finite
-    becomes an empty cell. family: the family of the study's checkpoints.
-    """
+    """Write table.csv with one line per run. `family`: family of the study's checkpoints."""
     measured = metrics_of(rows)
     lines = []
     for row in rows:
@@ -265,5 +266,5 @@ def _figure(value: float | None, digits: int) -> str:
 
 
 def _finite(value: float | None) -> float | None:
-    """Return the value, or None if it is NaN or infinite, because JSON cannot express such a value."""
+    """Return the value. None if the value is NaN or infinite, which JSON cannot express."""
     return value if value is not None and math.isfinite(value) else None

@@ -25,9 +25,9 @@ class StudyReport:
         path: The page, `report.html`.
         groups: The runs of the study, grouped by split, arm and method.
         effects: The content of effects.json.
-        swept: The results of the learning-rate sweep by arm and method; empty if there was no sweep.
-        unswept: A sentence about arms and methods whose learning rate was not swept, or ''.
-        any_done: Whether a run of the study itself is finished; otherwise the report shows only the sweep.
+        swept: The results of the learning-rate sweep by arm and method. Empty if there was no sweep.
+        unswept: A note on learning rates that were not swept, or ''.
+        any_done: Whether a run of the study is finished. Otherwise the report shows only the sweep.
     """
 
     path: Path

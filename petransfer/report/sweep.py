@@ -1,4 +1,4 @@
-"""Show a learning-rate sweep as tables, plots and sentences. The data are in sweep.json and the sweep's run folders."""
+"""Show a learning-rate sweep as tables, plots and sentences."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ MOST_TICKS = 4
 
 
 def groups_of(cells: Sequence[Cell], study: StudyFolder) -> list[Group]:
-    """Return the groups of sweep.json (one for each arm and method) that the study's grid also has.
+    """Return the sweep's results for each arm and method of the study.
 
-    Each group gets the study's own learning rate (`own_rate`) and number of steps (`own_steps`).
+    `own_rate` and `own_steps` are the study's learning rate and number of steps.
     """
     own = {(cell.arm, cell.method): cell.spec.train for cell in cells}
     found = []
@@ -43,7 +43,7 @@ def groups_of(cells: Sequence[Cell], study: StudyFolder) -> list[Group]:
 
 
 def unswept(cells: Sequence[Cell], groups: Sequence[Group]) -> str:
-    """Return a note on the study's arms and methods whose learning rate was not swept; '' if all were swept."""
+    """Return a note on arms and methods whose learning rate was not swept. '' if all were swept."""
     known = {(one["arm"], one["method"]) for one in groups}
     others = [f"{arm}, {method}" for arm, method in _places(cells) if (arm, method) not in known]
     if len(others) == 1 and not groups:
@@ -58,14 +58,13 @@ def _places(cells: Sequence[Cell]) -> dict[tuple[str, str], None]:
 
 
 def standing(study: StudyFolder) -> str:
-    """Return the progress of a sweep in one line: the number of its runs with each status. '' if there is no sweep."""
+    """Return the progress of a sweep in one line. '' if there is no sweep."""
     folder = sweep_folder(study)
     found = [folder.run(name).status() for name in sorted(folder.names())]
     return f"sweep: {counts(found)}" if found else ""
 
 
 def plain_line(row: Row) -> str:
-    """Return a run of a sweep as one line of text."""
     cell = row.cell
     head = f"{cell.arm} | {cell.method} | {cell.split} | rate {cell.spec.train.learning_rate:g} | seed {cell.seed}"
     return f"{head} | dev EM {row.dev:.1f} %" if row.status == "done" else f"{head} | {state_of(row)}"
@@ -75,7 +74,7 @@ COLUMNS = ("arm", "method", "dev EM % (loss) by learning rate", "chosen", "study
 
 
 def lines_of(groups: Sequence[Group]) -> list[tuple[str, ...]]:
-    """Return one line of text cells for each arm and method, with its dev scores at each learning rate.
+    """Return one table row for each arm and method, with dev scores at each learning rate.
 
     Exact match (percent) and loss (nats per target token) are means over splits and seeds.
     """
@@ -100,7 +99,6 @@ def _seen(one: dict[str, Any]) -> str:
 
 
 def terminal_table(groups: Sequence[Group], title: str) -> Table:
-    """Return the table of `lines_of` for a terminal."""
     shown = Table(title=f"{title}: sweep", title_justify="left")
     for at, name in enumerate(COLUMNS):
         shown.add_column(name, justify="right" if at > 2 else "left", no_wrap=at != 2)
@@ -110,16 +108,13 @@ def terminal_table(groups: Sequence[Group], title: str) -> Table:
 
 
 def snippet(content: dict[str, Any]) -> str:
-    """Return the chosen learning rates as YAML for the `train` part of a recipe. content: the content of sweep.json."""
+    """Return the chosen learning rates as YAML for a recipe. `content`: content of sweep.json."""
     rates = {"learning_rate": content["learning_rate"]}
     return yaml.safe_dump(rates, sort_keys=False, allow_unicode=True, width=10_000, default_flow_style=None).strip()
 
 
 def sentences(groups: Sequence[Group]) -> list[str]:
-    """Return notes that warn about the chosen learning rates.
-
-    For example, the sweep trained for fewer steps than the study, or the best learning rate is the largest tried.
-    """
+    """Return warnings about the chosen learning rates."""
     said = []
     shorter = [one for one in groups if one["steps"] < one["own_steps"]]
     if shorter:
@@ -150,7 +145,7 @@ def _steps(groups: Sequence[Group], key: str) -> str:
 
 
 def by_method(groups: Sequence[Group]) -> dict[str, list[Group]]:
-    """Return the groups of each method; the plot has a panel for each method."""
+    """Return the sweep's results by method."""
     found: dict[str, list[Group]] = {}
     for one in groups:
         found.setdefault(one["method"], []).append(one)
@@ -160,11 +155,11 @@ def by_method(groups: Sequence[Group]) -> dict[str, list[Group]]:
 def plot(groups: Sequence[Group], only: str | None = None) -> Figure:
     """Draw dev exact match over the learning rate, with a panel for each method.
 
-    A dot is a run. A line goes through an arm's means over seeds and splits. A ring marks the chosen learning rate.
+    A dot is a run. A line goes through an arm's means. A ring marks the chosen learning rate.
 
     Args:
-        groups: the groups of the sweep.
-        only: draw only this method; by default all are drawn.
+        groups: groups of the sweep.
+        only: a single method to draw. Default: all methods.
     """
     panels = {method: members for method, members in by_method(groups).items() if only in (None, method)}
     drawn, all_axes = panel_grid(len(panels), sharey=True)
@@ -199,7 +194,7 @@ def _draw(axes: Axes, members: Sequence[Group], styles: dict[str, dict[str, Any]
 
 
 def alt(method: str, members: Sequence[Group]) -> str:
-    """Return the alternative text of a method's plot. members: the groups of the method."""
+    """Return the alternative text of a method's plot for screen readers."""
     best = [
         f"{one['arm']} {rate['dev_em']:.1f} % at {rate['rate']:g}"
         for one in members
@@ -210,5 +205,5 @@ def alt(method: str, members: Sequence[Group]) -> str:
 
 
 def caption(method: str, members: Sequence[Group]) -> str:
-    """Return the caption of a method's plot: the method and the number of steps. members: the groups of the method."""
+    """Return the caption of a method's plot: the method and the number of steps."""
     return f"{method}, after {_steps(members, 'steps')}"

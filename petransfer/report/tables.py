@@ -1,4 +1,4 @@
-"""Tables of text cells, written as HTML, Markdown, LaTeX and CSV. Every format escapes the text of the cells."""
+"""Tables of text, written as HTML, Markdown, LaTeX and CSV. Special characters are escaped."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 class Column:
     """A column of a table.
 
-    number: whether the column has numbers, which are aligned to the right. more: whether an HTML page hides the column
-    until the reader asks for it.
+    `number`: whether the column has numbers. `more`: whether an HTML page hides the column at first.
     """
 
     name: str
@@ -32,7 +31,7 @@ class Column:
 
     @property
     def classes(self) -> Markup:
-        """The HTML attribute `class`, or '' if there is no class."""
+        """The HTML attribute `class`, or ''."""
         names = ["number"] * self.number + ["more"] * self.more
         return Markup(' class="{}"').format(" ".join(names)) if names else Markup("")
 
@@ -41,8 +40,10 @@ class Column:
 class Table:
     """Rows of text under named columns.
 
-    label: the name of the table for screen readers. caption: a text above the table. heading: the heading above the
-    table on an HTML page.
+    Attributes:
+        label: name of the table for screen readers.
+        caption: text above the table.
+        heading: heading above the table on an HTML page.
     """
 
     columns: tuple[Column, ...]
@@ -53,7 +54,7 @@ class Table:
 
     @property
     def has_more(self) -> bool:
-        """Whether the table has a column that an HTML page hides until the reader asks for it."""
+        """Whether an HTML page hides a column at first."""
         return any(column.more for column in self.columns)
 
     @property
@@ -64,18 +65,14 @@ class Table:
         return DataFrame(list(self.rows), columns=[column.name for column in self.columns], dtype=object)
 
     def without_empty_columns(self) -> Table:
-        """Return the table without empty columns."""
         used = [at for at in range(len(self.columns)) if any(row[at] for row in self.rows)]
         columns, rows = [self.columns[at] for at in used], [[row[at] for at in used] for row in self.rows]
         return replace(self, columns=tuple(columns), rows=tuple(map(tuple, rows)))
 
     def condensed(self, *, first: str = "") -> Table:
-        """Return the table with fewer columns.
+        """Return the table without empty columns, and without text columns whose cells are all equal.
 
-        Empty columns are removed. A text column with the same value in all rows is removed, and the caption gets its
-        name and value. The columns `verdict`, `arm` and `effect` are kept even then.
-
-        first: the name of the column that is moved to the front.
+        The caption names the removed text. `first`: name of the column to move to the front.
         """
         used = [at for at in range(len(self.columns)) if any(row[at] for row in self.rows)]
         shared = [at for at in used if self._is_shared(at)]
@@ -91,6 +88,7 @@ class Table:
 
     def _is_shared(self, at: int) -> bool:
         column = self.columns[at]
+        # The columns `verdict`, `arm` and `effect` are kept even if all rows have one value.
         same = len(self.rows) > 1 and len({row[at] for row in self.rows}) == 1
         return same and not column.number and column.name not in ("verdict", "arm", "effect")
 
@@ -104,35 +102,38 @@ def table_of_text(
     label: str = "table",
     heading: str = "",
 ) -> Table:
-    """Make a table from text cells. The first `names` columns and the column `verdict` are text, all others numbers.
+    """Make a table from text cells.
 
-    more: the columns that an HTML page hides until the reader asks for them.
+    Args:
+        columns: names of the columns.
+        rows: the cells.
+        names: number of text columns at the left. Other columns have numbers, except `verdict`.
+        more: columns that an HTML page hides at first.
+        label: name of the table for screen readers.
+        heading: heading above the table on an HTML page.
     """
     made = tuple(Column(name, at >= names and name != "verdict", name in more) for at, name in enumerate(columns))
     return Table(made, tuple(tuple(row) for row in rows), label, heading=heading)
 
 
 def markdown(table: Table) -> str:
-    """Return a table as Markdown; `|`, HTML and line breaks in cells are escaped."""
+    """Return a table as Markdown. Special characters are escaped."""
     return templates().get_template("table.md.jinja").render(columns=table.columns, rows=table.rows).strip()
 
 
 def markdown_text(text: str) -> str:
-    """Escape a text for a line of Markdown: HTML, `|` and control characters."""
+    """Escape HTML, `|` and control characters for a line of Markdown."""
     one_line = " ".join(visible(text).split())
     return html.escape(one_line, quote=False).replace("|", "\\|")
 
 
 def visible(text: str, keep: str = "\n\t") -> str:
-    """Replace control characters by escapes such as \\x1b, because a terminal would execute them.
-
-    keep: control characters that are not replaced.
-    """
+    """Replace control characters, except those in `keep`, by escapes such as \\x1b."""
     return "".join(sign if sign.isprintable() or sign in keep else f"\\x{ord(sign):02x}" for sign in str(text))
 
 
 def latex(table: Table) -> str:
-    """Return a table as LaTeX with booktabs rules; special characters in cells are escaped."""
+    """Return a table as LaTeX with booktabs rules. Special characters are escaped."""
     kinds = "".join("r" if column.number else "l" for column in table.columns)
     style = (
         table.frame.map(visible).style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
@@ -145,7 +146,7 @@ _FORMULA = re.compile(r"^[=+\-@\t\r]")
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return rows as CSV. An apostrophe is put before text that a spreadsheet would execute as a formula."""
+    """Return rows as CSV. Text that a spreadsheet would execute gets an apostrophe in front."""
     from pandas import DataFrame
 
     frame = DataFrame([[_inert(cell) for cell in row] for row in rows], columns=list(columns), dtype=object)
@@ -160,14 +161,12 @@ def _inert(cell: Any) -> Any:
 
 @functools.cache
 def templates() -> Environment:
-    """Return the jinja environment with the templates of pages and tables.
-
-    HTML templates escape all values except `Markup`.
-    """
+    """Return the jinja environment with the templates of pages and tables."""
     from jinja2 import Environment, PackageLoader, select_autoescape
 
     made = Environment(
         loader=PackageLoader("petransfer.report", "templates"),
+        # HTML templates escape all values except `Markup`.
         autoescape=select_autoescape(["html.jinja"]),
         trim_blocks=True,
         lstrip_blocks=True,
@@ -179,7 +178,7 @@ def templates() -> Environment:
 
 
 def breakable(text: Any) -> Markup:
-    """Return a text as HTML in which a browser may break lines after an underscore, as in `prim_to_subj_proper`."""
+    """Return a text as HTML with possible line breaks after underscores."""
     return Markup("_<wbr>").join(str(text).split("_"))
 
 
