@@ -142,7 +142,10 @@ def of_folder(folder: Path, label: str | None = None, commit: str | None = None)
 
 
 def of_whole_model(folder: Path, label: str | None = None) -> Bundle:
-    """Return the bundle of a whole model: a run's folder, its model/ folder, or a merged model.
+    """Return the files of a whole model as a bundle.
+
+    Args:
+        folder: a run's folder, the folder model/ in a run's folder, or the folder of a merged model.
 
     Raises:
         UserError: the model was not made by petransfer, or is damaged.

@@ -126,8 +126,8 @@ def recipe_of(bundle: Bundle) -> dict[str, Any]:
 def licences_of(bundle: Bundle, spec: RunSpec, wishes: Wishes) -> Licences:
     """Return the licences of the base, the data and the adapter.
 
-    `wishes.licence` is preferred for the adapter. An adapter trained on the user's own files has the licence of its
-    base. Other licences of adapters are derived from base and data.
+    `wishes.licence` overrides the adapter's licence. Without `wishes.licence`, an adapter trained on the user's own
+    files has the licence of its base. Any other adapter has a licence derived from base and data.
     """
     entry = registered_arm(spec.checkpoint.name)
     base = NAMES.get(entry.licence, entry.licence) if entry else _licence_on_hub(spec, bundle)

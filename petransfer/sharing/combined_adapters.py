@@ -21,7 +21,7 @@ class Combination:
     """A weighted combination of adapters.
 
     weights: one weight per adapter.
-    kind: peft's name of the combination method.
+    kind: peft's name of the combination method, such as `linear`.
     """
 
     weights: tuple[float, ...]

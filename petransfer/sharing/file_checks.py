@@ -194,10 +194,10 @@ def _check_pattern(text: Any) -> None:
 
 
 def _part(name: str, config: Mapping[str, Any]) -> tuple[str, Callable[[tuple[int, ...]], str | None] | None]:
-    """Return the module of a tensor, and a function that checks the tensor's shape.
+    """Return the name of a tensor's module, and a function that checks the tensor's shape.
 
-    The function returns an error text for a wrong shape, else None. A tensor that the configuration does not describe
-    has no function (None).
+    The function returns an error text for a wrong shape, else None. The function is None for a tensor that the
+    configuration does not describe.
     """
     ranks = {config["r"], *(config.get("rank_pattern") or {}).values()}
 

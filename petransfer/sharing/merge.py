@@ -251,8 +251,7 @@ def _dev_exact_match(bundle: Bundle, model: torch.nn.Module, loaded: Loaded, whe
 
 def _write_provenance(folder: Path, bundle: Bundle, merged: Merged) -> None:
     """Write petransfer.json for the merged model."""
-    # petransfer did not make the adapter.
-    if bundle.provenance is None:
+    if bundle.provenance is None:  # petransfer did not make the adapter
         return
     kept: dict[str, Any] = {
         key: bundle.provenance[key] for key in ("run_id", "spec", "base") if key in bundle.provenance

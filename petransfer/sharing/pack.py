@@ -32,7 +32,8 @@ _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
 def contents(bundle: Bundle, wishes: Wishes) -> dict[str, Path | bytes]:
     """Return the path or the bytes of each file to share, by name.
 
-    The card and the manifest (sha256 of each file) are new. All other files are the adapter's.
+    The card and the manifest (sha256 of each file) are written anew. Paths in the recipe and texts in examples.parquet
+    are removed.
 
     Raises:
         UserError: the run is not finished, a file was changed, or a file contains an access token or a path of this

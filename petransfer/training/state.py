@@ -148,7 +148,7 @@ def keep_only(folder: Path, step: int) -> None:
     """Remove the saved states of all steps except `step`."""
     for state in folder.glob("step-*"):
         if state.name != f"step-{step:09d}":
-            # Rename the folder first, so that no run resumes from a state of which a part has been removed.
+            # Rename the folder first: a run must not resume from a partly removed state.
             doomed = folder / f".partial-{state.name}"
             state.replace(doomed)
             shutil.rmtree(doomed, ignore_errors=True)

@@ -183,7 +183,7 @@ def _beside(module: Any, dtype: torch.dtype) -> Beside:
 
 def _dequantised(base: Any) -> torch.Tensor:
     # peft's `dequantize_module_weight` would lose the scales of 8-bit weights that have been used in a forward pass.
-    # bitsandbytes would dequantise each weight at each use, in the forward and in the backward pass.
+    # The result is kept. bitsandbytes itself would dequantise each weight in every forward and backward pass.
     wide: torch.Tensor = dequantize_bnb_weight(base.weight, getattr(base, "state", None))
     return wide.detach()
 

@@ -168,7 +168,7 @@ class MemberDropout:
     def __init__(self, count: int, device: torch.device) -> None:
         at = device.index or 0
         self._generator = torch.cuda.default_generators[at] if device.type == "cuda" else torch.default_generator
-        # one random state per member
+        # One random state per member.
         self._states: list[torch.Tensor] = [self._generator.get_state() for _ in range(count)]
         self._widths: Sequence[Mapping[int, int]] = ()
 
