@@ -20,7 +20,7 @@ from petransfer.recipe.metrics import EXACT_MATCH
 
 @dataclass(frozen=True)
 class Contrast:
-    """Two groups of runs to compare, left and right. The test examples are equal.
+    """Two groups of runs, left and right, to compare on one set of test examples.
 
     Attributes:
         left, right: (seeds, examples) exact match, 0 or 1. For other metrics and Orhan (2021): (seeds, 1), 0 to 1.

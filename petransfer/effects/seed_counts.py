@@ -43,7 +43,7 @@ def fewest_for_equivalence(*, paired: bool = False) -> int:
 
 @dataclass(frozen=True)
 class Demand:
-    """The number of effects that a study tests together, to compute the number of seeds needed.
+    """The numbers of effects and seeds of a study, to check whether the seeds are enough.
 
     Attributes:
         tests: number of all effects: `unpaired` + `paired`.

@@ -67,6 +67,8 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 def equivalence_p(left: Scores, right: Scores, margin: float, *, paired: bool = False) -> float | None:
     """Compute the p value of an equivalence test (TOST) of two means. None if there are too few seeds.
 
+    A small p value shows that the means differ by less than `margin`.
+
     Args:
         left, right: (seeds,) scores of the two groups.
         margin: equivalence margin in the unit of the scores.

@@ -167,7 +167,7 @@ def _rows(groups: Sequence[Group]) -> list[tuple[str, Group | None]]:
     """Return the rows of a panel as (label, group). The group of a heading is None."""
     methods = list(dict.fromkeys(group.method for group in groups))
     # With few groups per method, labels name the method and the arm. Otherwise each method has a heading.
-    if len(groups) < 1.5 * len(methods):  # too few groups per method for headings
+    if len(groups) < 1.5 * len(methods):
         return [(f"{short_label(group.method, methods)}, {group.arm}", group) for group in groups]
     found: list[tuple[str, Group | None]] = []
     for method in methods:

@@ -62,13 +62,13 @@ class Effect:
         least_p_holm: `smallest_p` after Holm's adjustment.
         equivalence_p: p value of the equivalence test. None if there are too few seeds.
         margin: equivalence margin in percentage points.
-        smallest_effect: smallest effect of interest in percentage points.
+        smallest_effect: smallest difference, in percentage points, that can have the verdict `holds` or `reversed`.
         because: reason for the verdict. '' for `holds` and `reversed`.
-        seeds_needed: number of seeds per group that can detect the difference. Only for `inconclusive`.
+        seeds_needed: number of seeds per group that can detect the difference. Given only for `inconclusive`.
         log_prob_difference: difference of the mean log-probabilities, in nats per target token.
         log_prob_p: p value of `log_prob_difference`, without adjustment.
-        log_odds: difference of the mean log-odds. Only for scores near 0 % or 100 %.
-        mcnemar: McNemar's test of two runs. Only for one run per group.
+        log_odds: difference of the mean log-odds. Given only for scores near 0 % or 100 %.
+        mcnemar: result of McNemar's test. Given only for one run per group.
         dev: dev scores of left and right in percent.
     """
 
