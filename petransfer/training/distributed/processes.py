@@ -1,7 +1,7 @@
 """Share the training steps of a run among its processes.
 
-There is a class for a single process, a class for processes that hold all tensors, and a class for processes that hold
-a part of every tensor.
+There are three cases: one process, processes that each hold all tensors, and processes that each hold a part of every
+tensor.
 """
 
 from __future__ import annotations
