@@ -149,8 +149,8 @@ class Study:
             log_with: Experiment trackers to log each run to: `tensorboard`, `wandb`, `mlflow`, `trackio` and others.
             repair: Delete and repeat the finished runs whose files are damaged.
             dev_only: Skip the test set and save no adapters.
-            progress: Function that is called several times a second during the runs. In it, `plan()` gives the status
-                of each run.
+            progress: Function that is called several times a second during the runs. It can call `plan()` for the
+                status of each run.
 
         Returns:
             The table of results; see `results`.
@@ -240,7 +240,7 @@ def train(
         model: Hub id, folder, or checkpoint shipped with petransfer, such as `nano/english`.
         data: File (tsv, csv, json, jsonl, parquet), folder, or hub id of a dataset.
         out: Folder for the results. Default: `results/<data>-<model>`. A number is added to this name if the folder
-            has a training with other settings.
+            already contains a training with other settings.
         overrides: Other keys of the recipe, such as `{"train": {"warmup": 0.1}}`.
         cpu: Use the CPU even if there is a GPU.
         force: Ignore failed memory and quantisation checks.

@@ -22,7 +22,7 @@ class Interrupted(Exception):
 
 
 def reason_of(error: object, most: int | None = None) -> str:
-    """Return an error's message, or its type, on one line of at most `most` characters (None: no limit)."""
+    """Return an error's message on one line of at most `most` characters. `most` None: no limit."""
     return (" ".join(str(error).split()) or type(error).__name__)[:most]
 
 

@@ -1,7 +1,7 @@
 """Find methods, tasks and metrics by name, in petransfer and in other installed packages.
 
-A file of petransfer adds an entry by assigning it to a module-level name. Another package declares an entry point. The
-entry point has the name of the entry; its value is `module:object`:
+A file of petransfer adds an entry by assigning the entry to a module-level name. Another package declares an entry
+point, which has the name of the entry and the value `module:object`:
 
     [project.entry-points."petransfer.methods"]
     my-method = "my_package.my_method:METHOD"
@@ -78,7 +78,7 @@ class Registry(Mapping[str, Entry]):
 
         Raises:
             KeyError: There is no entry with this name.
-            UserError: The other package cannot be imported, or its object is not an entry with this name.
+            UserError: The package of the entry cannot be imported, or has no valid entry with this name.
         """
         if name in self._built_in:
             return self._built_in[name]
@@ -104,8 +104,7 @@ class Registry(Mapping[str, Entry]):
         """Return the entry with a name that a user gave.
 
         Raises:
-            UserError: The name is unknown, the other package cannot be imported, or its object is not an entry with
-                this name.
+            UserError: The name is unknown, or the package of the entry cannot be imported or has no valid entry.
         """
         if name not in self:
             raise unknown(self.noun, name, self)

@@ -42,7 +42,7 @@ class BadRows:
         return reason in self._numbers
 
     def is_new(self, problem: BadRow) -> bool:
-        """Return whether `problem` is the first one with its reason.
+        """Return whether `problem` is the first problem with this reason.
 
         `summary` shows only the places of these first rows.
         """

@@ -118,7 +118,8 @@ def encode_split(
         too_long: Function that returns why an example is too long for the model, or None.
         skip_bad_rows: Leave out unusable examples, instead of raising an error.
         used_in_training: Function that returns the positions of the examples that training will use. If the training
-            part is too large for memory and `skip_bad_rows` is False, only these examples are checked. None: all.
+            part is too large for memory and `skip_bad_rows` is False, only these examples are checked. None: all
+            examples are checked.
     """
     found: dict[str, EncodedPart] = {}
     bad = BadRows()
@@ -188,7 +189,7 @@ def _without(examples: Sequence[Example], positions: Sequence[int]) -> Sequence[
 
 
 def _lost_in_inputs(examples: Sequence[Example], prefix: str, tokenizer: PreTrainedTokenizerBase) -> Iterable[str]:
-    """Yield the lost characters of each input. Of the blanks, only line breaks and tabs count."""
+    """Yield the lost characters of each input. Lost blanks other than line breaks and tabs are ignored."""
     if examples[0].chat:
         return
     texts = [input_text(example, prefix, tokenizer) for example in examples]

@@ -115,7 +115,7 @@ def decode(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) ->
 
 
 def target_problem(text: str, row: Sequence[int], back: str, tokenizer: PreTrainedTokenizerBase) -> BadRow | None:
-    """Return why the model cannot generate a target exactly. None if it can.
+    """Return why the model cannot generate a target exactly. None if the model can.
 
     Args:
         row: Token ids of the target, without the end token.

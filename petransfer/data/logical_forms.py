@@ -25,8 +25,8 @@ class Semantics:
 
     Args:
         same: Function of (target, prediction). True: the meanings are equal.
-        may_become: Function of (target, beginning of a prediction). False: no continuation of the beginning has the
-            target's meaning.
+        may_become: Function of (target, beginning of a prediction). False: no continuation of the beginning can have
+            the target's meaning.
     """
 
     same: Callable[[str, str], bool]
@@ -112,7 +112,7 @@ def _isomorphic(one: frozenset[Conjunct], other: frozenset[Conjunct]) -> bool:
 
 
 def _match(joined: list[tuple[str, tuple[Node, ...]]], colours: Colours) -> bool:
-    """Return whether a one-to-one matching of variables of equal colour makes two forms equal."""
+    """Return whether two logical forms become equal when variables of equal colour are matched."""
     # a variable in `joined` is (0 or 1 for its form, name)
     colours = _refine(joined, colours)
     classes: dict[int, tuple[list[Node], list[Node]]] = defaultdict(lambda: ([], []))

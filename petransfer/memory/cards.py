@@ -37,7 +37,7 @@ def card_bytes(text: str) -> int:
             `RTX 5060 Ti 16GB`.
 
     Raises:
-        UserError: The text is neither a size nor a known name, or no card has that size.
+        UserError: The text is neither a size nor a known name, or the size is impossible.
     """
     given = text.strip().lower()
     size = re.fullmatch(_SIZE, given)

@@ -1,7 +1,8 @@
 """Make operations on the meta device keep the tensors that a real device keeps for the backward pass.
 
 This is needed to predict the memory. A card's fused kernels for attention and dropout keep fewer tensors than the
-formulas of the meta device. On a CPU, bitsandbytes multiplies 8-bit weights with another function.
+formulas of the meta device. bitsandbytes multiplies 8-bit weights on a CPU with another function than on the meta
+device.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Measured:
         weights: Bytes of the base model's weights, by dtype.
         fixed: Bytes of the weights, the method's tensors and the optimiser's state together.
         peak: Largest number of bytes of all tensors at one moment.
-        loop: `peak` of the faster step on a CPU (`CpuFastPath`). None: not measured, or not used in training.
+        loop: `peak` of the faster training step on a CPU (`CpuFastPath`). None: not measured, or not used in training.
         kept: Bytes that the faster step keeps in addition to the model, such as dequantised copies of weights.
     """
 
@@ -110,7 +110,7 @@ def measure(checkpoint: CheckpointSpec, demand: Demand, with_loop: bool = False)
 
 
 def peak_of(step: Callable[[], None], fixed: int, device: torch.device) -> int:
-    """Return the largest number of bytes allocated at one time while `step` runs. `fixed`: bytes before."""
+    """Return the largest number of bytes allocated at one time while `step` runs. `fixed`: bytes before the step."""
     return _peak_on_card(step) if device.type == "cuda" else fixed + _peak_on_cpu(step)
 
 
@@ -147,5 +147,5 @@ def _peak_on_cpu(step: Any) -> int:
 
 
 def capability() -> tuple[int, int]:
-    """Return the compute capability of this machine's card. Without a card: of the RTX 30 cards."""
+    """Return the compute capability of this machine's card. Without a card: (8, 6)."""
     return torch.cuda.get_device_capability() if torch.cuda.is_available() else (8, 6)

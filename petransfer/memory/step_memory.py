@@ -210,7 +210,7 @@ def _run_pass(
 
 @dataclass
 class _Phase:
-    """Chooses the tag of a new tensor.
+    """Chooses the tag of a new tensor, such as `logits`.
 
     vocabulary: number of tokens of the vocabulary.
     backward: whether the backward pass has begun.

@@ -40,7 +40,7 @@ class PredictedRun:
     Attributes:
         name: Checkpoint, method, bits and size of the stack as text.
         spec: One of these runs.
-        fit: The prediction. None: it failed.
+        fit: The prediction. None: the prediction failed.
         problem: Why the prediction failed, or ''.
     """
 
@@ -79,7 +79,7 @@ def predict_memory(
 
     Args:
         limit: Bytes of the card, or of the machine's memory on a CPU.
-        stacked: Number of runs in the stack of each run id. Default: 1.
+        stacked: For each run id, the number of runs in the run's stack. Default: 1.
     """
     found: dict[tuple[object, ...], PredictedRun] = {}
     for spec in specs:
@@ -158,7 +158,7 @@ def _longest(spec: RunSpec) -> tuple[int, int]:
 
 
 def host_memory(spec: RunSpec, checkpointing: bool = False) -> int:
-    """Return the bytes that a run needs on a CPU. 0 for shipped checkpoints and without a prediction."""
+    """Return the bytes that a run needs on a CPU. 0: no prediction, or a small checkpoint shipped with petransfer."""
     from petransfer.memory.planner import plan
     from petransfer.training.out_of_memory import PACKED_EXAMPLES
 
@@ -176,7 +176,7 @@ def host_memory(spec: RunSpec, checkpointing: bool = False) -> int:
 
 
 def largest_stacks(specs: Sequence[RunSpec], card: int) -> dict[str, int]:
-    """Return the size of the largest stack of each run that fits a card, by run id. 1: not stacked."""
+    """Return the largest number of runs per stack that fits a card, by run id. 1: no stack."""
     counts: dict[RunSpec, list[RunSpec]] = {}
     found: dict[str, int] = {}
     for spec in specs:

@@ -18,7 +18,7 @@ BLOCK = {"cuda": 512, "cpu": 64}
 
 
 class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the storage of every new tensor under a tag until it is freed.
+    """Counts the bytes of every new tensor under a tag until the tensor is freed.
 
     Args:
         device: The simulated device, which determines how sizes are rounded up.

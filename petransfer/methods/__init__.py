@@ -33,7 +33,7 @@ def apply_method(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Modu
 
 
 def save_method(name: str, model: torch.nn.Module, folder: Path, base: str) -> None:
-    """Save a trained adapter; the method `full` saves the whole model. `base` names the base model."""
+    """Save a trained adapter; the method `full` saves the whole model. `base` is the name of the base model."""
     from petransfer.methods.shared.saving import save_adapter
 
     save = METHODS.lookup(name).save or save_adapter

@@ -37,7 +37,7 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
 
 
 def _is_bias(name: str) -> bool:
-    """Return whether a parameter is a bias in the part of the model for text."""
+    """Return whether a parameter is a bias and processes text, not images or audio."""
     from petransfer.models.text_part import is_text
 
     return name.endswith(".bias") and is_text(name)

@@ -51,7 +51,7 @@ def lora_config(loaded: Loaded, method: MethodSpec, **switches: Any) -> LoraConf
 
 
 def _trained_embeddings(loaded: Loaded, method: MethodSpec) -> dict[str, list[int]] | None:
-    """Return the input embedding rows to train, for peft's `trainable_token_indices`."""
+    """Return the input embedding rows to train, for peft's `trainable_token_indices`. None: no rows."""
     if method.embeddings == "frozen":
         return None
     embeddings = loaded.model.get_input_embeddings()

@@ -29,9 +29,9 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, added: Sequence[str]) -> tupl
 
 
 def draw_embeddings(model: PreTrainedModel, ids: Sequence[int], name: str, seed: int) -> None:
-    """Set the embedding rows of added tokens to random values with the other rows' mean and standard deviation.
+    """Set the embedding rows of added tokens to random values.
 
-    The rows of an untied output head are set too.
+    The values have the mean and standard deviation of the other rows. The rows of an untied output head are set too.
 
     Raises:
         UserError: The model has too few embedding rows.

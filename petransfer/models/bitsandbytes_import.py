@@ -29,7 +29,7 @@ def import_problem() -> str:
 
 
 def import_peft() -> None:
-    """Import peft while a broken bitsandbytes is hidden from it."""
+    """Hide a broken bitsandbytes from peft while peft is imported."""
     if not _first_problem():
         return
     before = sys.modules.pop("bitsandbytes", None)

@@ -130,7 +130,7 @@ def _tokenizer_location(checkpoint: CheckpointSpec) -> tuple[str, str | None]:
 
 
 def generation_config(checkpoint: CheckpointSpec) -> Any:
-    """Return a checkpoint's generation configuration, or None."""
+    """Return a checkpoint's generation configuration. None if there is none."""
     with contextlib.suppress(OSError, ValueError, TypeError, StrictDataclassError):
         return GenerationConfig.from_pretrained(location(checkpoint), revision=revision(checkpoint))
     return None
@@ -146,7 +146,7 @@ def new_tokens(checkpoint: CheckpointSpec, vocabulary: int) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def one_line_errors(checkpoint: CheckpointSpec) -> Iterator[None]:
-    """Convert errors of transformers, safetensors and the file system into a one-line UserError."""
+    """Inside the context, convert errors of transformers, safetensors and the file system into a one-line UserError."""
     name = checkpoint.source or checkpoint.name
     try:
         yield

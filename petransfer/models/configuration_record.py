@@ -1,4 +1,4 @@
-"""Record the fields of a checkpoint's configuration that change its logits, to notice later changes.
+"""Record the fields of a checkpoint's configuration that change the logits, to notice later changes.
 
 This file lists the fields that do not matter, and compares all other fields. Thus unknown fields of new architectures
 are compared too.

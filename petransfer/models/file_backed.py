@@ -19,7 +19,7 @@ LEAST = 2**20
 class FileBackedTensors(TorchFunctionMode):
     """A context in which large new tensors are stored in files of a folder.
 
-    Random initial values are equal to the values of tensors in memory. Deleting a tensor frees its disk space.
+    Random initial values are the same as without files. Deleting a tensor frees its disk space.
 
     Args:
         folder: Folder for the files.

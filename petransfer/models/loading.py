@@ -1,4 +1,4 @@
-"""Load checkpoints with 32, 16, 8 or 4 bits per weight. Control arms have random weights."""
+"""Load checkpoints with 32, 16, 8 or 4 bits per weight. Some weights of control arms are random."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Loaded:
         model: The model.
         tokenizer: The tokenizer.
         layout: Layout of the model's examples.
-        commit: Hub commit of the weights. None: the weights come from a folder.
+        commit: Hub commit of the weights. None: the weights are not from the hub.
         new_tokens: Ids of tokens without trained embeddings: added tokens, all tokens of random embeddings, and tokens
             that did not occur in the text of `petransfer pretrain`.
     """

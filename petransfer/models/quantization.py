@@ -155,7 +155,7 @@ def refuse_poorly_quantized(model: PreTrainedModel, name: str, bits: Bits, keep_
 
 @contextlib.contextmanager
 def left_unquantized(cls: type, names: Sequence[str] = ()) -> Iterator[None]:
-    """Load models of `cls` with all layers quantized except the head and layers whose names end in `names`."""
+    """Inside the context, quantize all layers of loaded models of `cls`, except the head and `names`."""
     owners = [owner for owner in cls.__mro__ if "_keep_in_fp32_modules" in vars(owner)] or [cls]
     before = [vars(owner).get("_keep_in_fp32_modules") for owner in owners]
     for owner in owners:

@@ -19,7 +19,7 @@ def text_config(config: Any) -> Any:
 
 
 def is_text(name: str) -> bool:
-    """Return whether a module or parameter takes part in a forward pass over text, by its name."""
+    """Return whether a name belongs to a module or parameter that processes text."""
     return _OTHER_INPUTS.search(name) is None
 
 

@@ -18,7 +18,7 @@ from petransfer.recipe.schema import EffectPart, Recipe
 
 @dataclass(frozen=True)
 class RequestedEffect:
-    """An effect of a recipe, with its names resolved.
+    """An effect of a recipe, with complete names of arms and methods.
 
     Attributes:
         name: The effect's text in the recipe.
@@ -153,9 +153,9 @@ def short_label(label: str, labels: Iterable[str]) -> str:
 
 
 def without_impossible_effects(recipe: Recipe) -> tuple[Recipe, list[str]]:
-    """Return the recipe without the effects of missing arms, and the names of these effects.
+    """Return the recipe without the effects that need other arms, and the names of these effects.
 
-    In a contrast of methods, missing arms are removed from `arms`.
+    In a contrast of methods, arms that are not in the recipe are removed from `arms`.
     """
     kept: list[str | EffectPart] = []
     dropped = []
@@ -191,7 +191,7 @@ def _name_of(effect: str | EffectPart) -> str:
 
 
 def _arms_of(effect: str, arms: Container[str]) -> tuple[str, str] | None:
-    """Return the two arms of a contrast such as `english-scratch`, or None."""
+    """Return the two arms of a contrast such as `english-scratch`. None: no contrast of `arms`."""
     return next(
         (cut for cut in _sides_of_dashes(effect) if cut[0] != cut[1] and cut[0] in arms and cut[1] in arms), None
     )

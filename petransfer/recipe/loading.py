@@ -199,7 +199,7 @@ def _fits(kind: Any, value: Any) -> bool:
 
 
 def _number(value: Any) -> Any:
-    """Return the number of a text such as 1e-3, which YAML 1.1 reads as text."""
+    """Convert a text such as 1e-3 to a number: YAML 1.1 reads 1e-3 as text."""
     if isinstance(value, str):
         try:
             return float(value)

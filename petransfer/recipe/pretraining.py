@@ -58,7 +58,7 @@ class PretrainTrainPart(Strict):
 
     steps: optimiser steps.
     batch_size: examples per step.
-    learning_rate: learning rate of a tensor, divided by the tensor's root mean square at the start.
+    learning_rate: each tensor's learning rate is this number times the tensor's root mean square at the start.
     warmup: share of the steps during which the learning rate increases.
     final: last learning rate divided by the highest.
     """

@@ -164,14 +164,14 @@ class MethodSpec:
 class EarlyStopping:
     """The conditions that end a run before its last step. Only the dev set is used.
 
-    patience: number of evaluations in a row without an improvement after which training stops.
+    patience: training stops after this number of evaluations in a row without an improvement.
     min_delta: smallest improvement, in percentage points of exact match or in per cent of the loss.
     every: optimiser steps between two evaluations on the dev set.
-    max_minutes: time limit of training. 0: no limit. Runs with a time limit are not repeatable.
+    max_minutes: time limit of training in minutes. 0: no limit. Runs with a time limit are not repeatable.
     metric: metric that determines the best state. With `exact_match`, the loss decides between states with equal
         exact match, and until exact match reaches 100 %, a lower loss is also an improvement.
-    cooldown: number of evaluations after `patience` has run out. Meanwhile, the learning rate falls linearly to zero.
-        There is no cooldown if exact match has reached 100 %.
+    cooldown: training continues for this number of evaluations after `patience` has run out, while the learning rate
+        falls linearly to zero. There is no cooldown if exact match has reached 100 %.
     """
 
     patience: int = 5

@@ -117,12 +117,13 @@ class EarlyStoppingPart(Strict):
 
     A whole number in place of these keys sets `patience`.
 
-    patience: number of evaluations in a row without an improvement after which training stops.
+    patience: training stops after this number of evaluations in a row without an improvement.
     min_delta: smallest improvement, in percentage points of exact match or in per cent of the loss.
     every: optimiser steps between two evaluations.
-    max_minutes: time limit of training. 0: no limit.
+    max_minutes: time limit of training in minutes. 0: no limit.
     metric: metric that determines the best state.
-    cooldown: number of evaluations after `patience` has run out. Meanwhile, the learning rate falls to zero.
+    cooldown: training continues for this number of evaluations after `patience` has run out, while the learning rate
+        falls linearly to zero.
     """
 
     patience: Count = 5
@@ -262,7 +263,8 @@ class Recipe(Strict):
 
     margin: largest difference, in percentage points, at which two arms or two methods count as equal.
     smallest_effect: a smaller difference, in percentage points, is never judged `holds` or `reversed`.
-    learnt: least exact match on dev, in %. With less, an arm or method gets the verdict `not learnt`.
+    learnt: least exact match on dev, in %, of an arm or method that has learnt the task. Otherwise the effects of this
+        arm or method get the verdict `not learnt`.
     judge_by: metric that effects are computed on. The default is exact match, or the first of `task.metrics` if
         `task.metrics` is set without `exact_match`.
     """

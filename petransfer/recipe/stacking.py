@@ -14,7 +14,7 @@ MOST_STACKED = 16
 
 
 def stack_key(spec: RunSpec) -> RunSpec | None:
-    """Return a key that is equal for all runs that can be trained in one stack. None: never stacked.
+    """Return a key that is equal for all runs that can be trained in one stack. None: the run is never stacked.
 
     Runs of one stack can differ in rank, alpha, the optimiser's settings and the seed.
     """

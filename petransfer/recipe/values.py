@@ -15,7 +15,7 @@ FOLDER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
 class Strict(BaseModel):
-    """The base class of all parts of a recipe. It refuses unknown keys, infinity, NaN, and later changes."""
+    """The base class of all parts of a recipe. Unknown keys, infinity, NaN and later changes are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

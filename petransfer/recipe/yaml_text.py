@@ -27,7 +27,7 @@ def parse_yaml(text: str) -> Any:
 
     Raises:
         UserError: The text is not YAML, is too large, repeats a key, or has values that YAML reads in an unexpected
-            way. The message begins with a verb, for the file's name in front of it.
+            way. The message begins with a verb; the caller adds the file's name.
     """
     if len(text) > MOST_CHARACTERS:
         raise UserError(f"has {len(text):,} characters; at most {MOST_CHARACTERS:,} are allowed")

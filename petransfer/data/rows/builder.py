@@ -60,7 +60,7 @@ class RowBuilder:
         """Write `rows.arrow` and the row positions of each part, and return the summary for `about.json`.
 
         Args:
-            sources: File or dataset of each part that has a file or dataset of its own.
+            sources: Files or datasets that the user named, by part.
             cuts: Size of each part that is cut from the training rows: share (below 1) or number of rows. 0: default.
 
         Raises:

@@ -54,7 +54,10 @@ def read_messages(value: Any) -> list[Message]:
 
 
 def readable_input(text: str, only_last: bool = False) -> str:
-    """Return an input for display: a chat (or `only_last` message) as text, any other text unchanged."""
+    """Return an input for display: a chat as `role: content` lines, any other text unchanged.
+
+    `only_last` shows only the last message of a chat, and the number of earlier messages.
+    """
     if not text.startswith('[{"role": '):
         return text
     try:

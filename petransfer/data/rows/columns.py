@@ -29,7 +29,7 @@ class RowTexts:
         input: Text that the model reads.
         target: Text that the model should generate.
         category: Category of the example.
-        grouped_by: Text for the draw of dev and test. Examples with equal texts stay in one part.
+        grouped_by: Text that decides about the draw of dev and test. Examples with equal texts stay in one part.
     """
 
     input: str
@@ -118,7 +118,7 @@ def choose_columns(options: RowOptions, source: Source) -> ColumnChoice:
 
 
 def required_columns(options: RowOptions) -> Required:
-    """Return the columns that the data must have, each with the option that sets it."""
+    """Return the columns that the data must have, each with the name of the option for this column."""
     if options.messages:
         required = {options.messages: "messages"}
     else:
@@ -145,7 +145,7 @@ def reading_notes(options: RowOptions, source: Source, columns: ColumnChoice) ->
 
 
 def read_records(options: RowOptions, source: Source, columns: ColumnChoice) -> Iterator[Record]:
-    """Iterate over the rows of a source. Columns outside `columns` can be missing."""
+    """Iterate over the rows of a source. Other columns than `columns` can be missing."""
     return read(source, required_columns(options), options.columns_are_named, columns.all)
 
 

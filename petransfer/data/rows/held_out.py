@@ -14,8 +14,8 @@ SHARE, MOST_DEV, MOST_TEST = 0.1, 200, 1000
 def partition(parts: array[int], hashes: array[int], cuts: Mapping[str, float]) -> Any:
     """Return the part of every row as an array: 0 train, 1 dev, 2 test.
 
-    The training rows with the smallest hashes become test, the next ones dev. Rows with the same input have the same
-    hash and stay in one part.
+    The training rows with the smallest hashes become test rows, and the next rows become dev rows. Rows with the same
+    input have the same hash and stay in one part.
 
     Args:
         cuts: Size of each part that is cut from the training rows: a share (below 1) or a number of rows. 0: the
@@ -46,7 +46,7 @@ def _count(cut: float | None, rows: int, most: int) -> int:
 
 
 def _end(values: Any, ordered: Any, wanted: int) -> int:
-    """Return `wanted`, or slightly more: rows with one hash stay together."""
+    """Return the number of rows to take: `wanted`, or more if rows with equal hashes follow."""
     end = min(wanted, len(ordered))
     while 0 < end < len(ordered) and values[ordered[end]] == values[ordered[end - 1]]:
         end += 1

@@ -56,7 +56,7 @@ def value_of(values: Mapping[str, Any], column: str) -> Any:
 
 
 def has_column(names: Iterable[str], column: str) -> bool:
-    """Return whether data with the columns `names` can have the column `column`."""
+    """Return whether `column` is in `names`, or can be inside a column in `names`."""
     known = set(names)
     parts = column.split(".")
     if column in known:

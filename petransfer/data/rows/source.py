@@ -118,7 +118,11 @@ def _refuse_pointer(path: Path, name: str) -> None:
 
 
 def zip_member(archive: zipfile.ZipFile, name: str) -> str:
-    """Return the name of the only file in a zip archive without password."""
+    """Return the name of the only file in a zip archive.
+
+    Raises:
+        UserError: The archive has no file, several files or a password.
+    """
     members = [m for m in archive.namelist() if not m.endswith("/") and not m.startswith("__MACOSX/")]
     if "[Content_Types].xml" in members:
         raise UserError(f"{name} is an Office file, such as {_SPREADSHEET}")
@@ -147,7 +151,7 @@ def _format(path: Path, name: str) -> str:
 
 
 def _suffix(path: Path) -> str:
-    """Return the suffix in lower case, without a compression: `.csv` for `data.csv.gz`."""
+    """Return the suffix in lower case, without the suffix of a compression: `.csv` for `data.csv.gz`."""
     return Path(path.stem).suffix.lower() if path.suffix.lower() in COMPRESSED else path.suffix.lower()
 
 

@@ -32,7 +32,7 @@ class Store:
     Args:
         folder: Folder with rows.arrow, about.json and, for each part, a file with the positions of its rows.
         about: Content of about.json: the summary of the rows from `RowBuilder.build`.
-        sources: File or dataset of each part that has a file or dataset of its own.
+        sources: Files or datasets that the user named, by part.
         chat: The option `chat`.
     """
 

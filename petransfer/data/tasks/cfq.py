@@ -130,7 +130,7 @@ def _read_table(path: Path) -> list[Pair]:
 
 
 def _pair(record: Record, question: str, query: str, path: Path) -> Pair:
-    """Return the question of a row and its query on one line."""
+    """Return the question and the query of a row. Line breaks in the query become blanks."""
     try:
         return record.values[question], " ".join(str(record.values[query]).split())
     except KeyError as error:

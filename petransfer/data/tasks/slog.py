@@ -64,7 +64,7 @@ GEN_MEMBER = "generalization_sets/gen_varfreeLF.tsv"
 
 @dataclass(frozen=True)
 class SlogTask(TabularTask):
-    """SLOG without variables: 32,755 training and 4,046 dev rows, shared by the splits `gen` and `test`.
+    """SLOG with variable-free logical forms: 32,755 training and 4,046 dev rows for `gen` and `test`.
 
     The test set of `gen` has 1,000 rows for each of the 17 cases in `CATEGORY_GROUP`. Its archive needs the password in
     `$PETRANSFER_SLOG_PASSWORD`. The test set of `test` has 4,046 rows with the distribution of the training rows, and

@@ -20,7 +20,7 @@ def save_adapter(model: torch.nn.Module, folder: Path, base: str) -> None:
 
 
 def finish_config(folder: Path, base: str, **changes: object) -> None:
-    """Write the name of the base model and other keys into adapter_config.json, and remove peft's empty card."""
+    """Write the name of the base model and other keys into adapter_config.json, and remove peft's empty model card."""
     path = folder / "adapter_config.json"
     config = {**json.loads(path.read_text()), **changes, "base_model_name_or_path": base}
     for name, value in config.items():
