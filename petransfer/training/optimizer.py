@@ -29,8 +29,8 @@ def learning_rate_factor(spec: TrainSpec, step: int) -> float:
 def make_optimizer(model: torch.nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
     """Make AdamW for the trained tensors. `scale` in a parameter group multiplies the group's learning rate.
 
-    With `rate_scaling: rms`, each tensor is a group. `scale` is the root mean square of the tensor's initial values,
-    and the weight decay is divided by this number.
+    With `rate_scaling: rms`, each tensor is a group. The root mean square of the tensor's initial values multiplies
+    `scale` and divides the weight decay.
     """
     groups = _scaled_groups(model, spec) if spec.rate_scaling == "rms" else _groups_by_factor(model, spec)
     if spec.optimizer == "adamw":
