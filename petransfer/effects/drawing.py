@@ -26,11 +26,7 @@ SMALL = 8
 def new_figure(columns: int, rows: int = 1, *, size: tuple[float, float], **options: Any) -> tuple[Figure, list[Axes]]:
     """Make a figure with empty panels, and return the figure and its panels, row by row.
 
-    Args:
-        columns: number of panels in a row.
-        rows: number of rows of panels.
-        size: width and height of the figure in inches.
-        options: keyword arguments of matplotlib's `subplots`.
+    size: width and height of the figure in inches. options: keyword arguments of matplotlib's `subplots`.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -179,9 +175,7 @@ def _keys(effects: Sequence[dict[str, Any]]) -> list[Any]:
 def plot_ratios(ratios: Sequence[dict[str, Any]], width: float | None = None) -> Figure:
     """Draw retention ratios with their intervals. A ratio of 1 means that the whole effect is retained.
 
-    Args:
-        ratios: retentions of effects.json.
-        width: figure width in inches. Default: the width of a page.
+    ratios: retentions of effects.json. width: figure width in inches.
     """
     figure, (axes,) = new_figure(1, size=(width or TWO_COLUMNS, 0.7 + 0.36 * len(ratios)))
     for at, one in enumerate(ratios):
@@ -197,7 +191,6 @@ def plot_ratios(ratios: Sequence[dict[str, Any]], width: float | None = None) ->
 
 
 def _ratio_names(ratios: Sequence[dict[str, Any]]) -> list[str]:
-    """Return a label for each ratio. Parts that are equal for all ratios are left out."""
     methods = {one["under"]["name"] for one in ratios}
     parts = [(one["name"], one["split"], short_label(one["under"]["name"], methods)) for one in ratios]
     differing = [at for at in range(3) if len({part[at] for part in parts}) > 1] or [0]

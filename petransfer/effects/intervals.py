@@ -31,8 +31,6 @@ _NODE_WEIGHTS = _RAW_WEIGHTS / _RAW_WEIGHTS.sum()
 
 @dataclass(frozen=True)
 class Interval:
-    """A confidence interval."""
-
     low: float
     high: float
 
@@ -66,7 +64,6 @@ def drawn_means(
         categories: (columns,) category of each column of the samples.
         examples: number of test examples per seed.
         draws: number of values to draw.
-        seed: seed of the random number generator.
 
     Returns:
         For each key, (draws,) means. A mean can be slightly below 0 or above 1.
@@ -110,7 +107,6 @@ def drawn_seed_means(shares_s: Scores, examples: int, draws: int, rng: np.random
         shares_s: (seeds,) shares of correct answers, 0 to 1.
         examples: number of answers in each share.
         draws: number of values to draw.
-        rng: random number generator.
     """
     if np.ptp(shares_s) == 0:  # all seeds have the same share, so the standard deviation is zero
         return np.full(draws, shares_s.mean())
@@ -163,8 +159,6 @@ def paired_interval(
     Args:
         left, right: (seeds, examples) scores, 0 to 1. Row i of `left` and row i of `right` have equal seeds.
         categories: (examples,) category of each example.
-        draws: number of draws.
-        seed: seed of the random number generator.
     """
     difference_sn = left - right
     if len(difference_sn) < 2:

@@ -136,7 +136,6 @@ class Side:
 
 
 def sides_of(two: Two) -> tuple[Side, Side]:
-    """Return the effects `two.here` and `two.there` with their intervals."""
     return _side(two.here_name, two.here), _side(two.there_name, two.there)
 
 

@@ -154,7 +154,6 @@ def _share(folder: StudyFolder, cell: Cell, metric: str) -> float:
 
 
 def _figure(run: RunFolder, part: str, metric: str) -> float | None:
-    """Return a run's score on `dev` or `test`, 0 to 100. None if unknown."""
     figure = (run.result() or {}).get(part, {}).get(CRITERIA[metric].key)
     return None if figure is None else float(figure)
 

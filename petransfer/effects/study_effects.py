@@ -154,7 +154,6 @@ def _judged(recipe: Recipe, cells: Sequence[Cell], study: StudyFolder) -> dict[s
 
 
 def _families(items: Sequence[Item], limits: Thresholds) -> list[Family]:
-    """Return the adjusted p value and the number of tests for each item."""
     from petransfer.effects.kind import Family
     from petransfer.effects.statistics import holm
 
@@ -229,7 +228,6 @@ def _published(effect: Effect) -> dict[str, Any]:
 
 
 def _elsewhere(recipe: Recipe, study: StudyFolder) -> list[list[str]]:
-    """Return the ids of the finished runs of each other study that an effect names."""
     names = {effect.study for effect in requested_effects(recipe) if effect.study}
     if not names:
         return []

@@ -20,10 +20,7 @@ from petransfer.training.distributed import needs_all_processes
 def evaluate_together(
     model: torch.nn.Module, loaded: Loaded, examples: Sequence[Example], encoded: Sequence[Encoded], **options: Any
 ) -> Evaluation:
-    """Return the result of `evaluate` on all examples, in every process.
-
-    options: keyword arguments of `evaluate`.
-    """
+    """Return the result of `evaluate` on all examples, in every process. `options` go to `evaluate`."""
     # If FSDP splits the model's tensors, every layer waits for all processes, and the number of generation steps is not
     # known in advance. All processes then do the complete evaluation. All take the same number of steps, because GPUs
     # of one kind round in the same way.

@@ -111,12 +111,11 @@ def evaluate(
     """Score every example with one forward pass, and generate texts for near-ties and a random sample.
 
     Args:
-        examples: examples with their targets as text.
         encoded: token ids of the examples.
         batch_size: examples per forward pass. It is halved when memory runs out.
         audited: number of examples in the random sample, without near-ties.
         seed: seed of the random sample.
-        semantics: compares the meanings of text and target. None: only strings are compared.
+        semantics: compares the meanings of text and target. None means that only strings are compared.
         by_generation: whether to generate a text for every example. The texts then decide the outcomes.
     """
     was_training = model.training
@@ -141,7 +140,6 @@ def evaluate(
 
 
 def _to_generate(scored: Sequence[Scored], audited: int, seed: int) -> tuple[list[int], list[int]]:
-    """Return the indices of the near-ties, and the indices of `audited` other examples drawn at random."""
     ties = [at for at, row in enumerate(scored) if row.near_tie]
     others = [at for at, row in enumerate(scored) if not row.near_tie]
     drawn = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))[:audited].tolist()
@@ -153,7 +151,6 @@ def _means_the_same(target: str, generated: Generation, semantics: Semantics) ->
 
 
 def _as_generated(row: Scored, target: str, generated: Generation, semantics: Semantics | None) -> Scored:
-    """Return the outcome of an example, decided by the generated text alone."""
     correct = generated.text == target
     meant = correct or _means_the_same(target, generated, semantics) if semantics else None
     return replace(row, correct=correct, semantic_correct=meant)

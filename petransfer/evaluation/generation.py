@@ -111,7 +111,6 @@ def _decoder_inputs(layout: Layout, rows: int, device: torch.device) -> dict[str
 
 
 def greedy_config(layout: Layout, max_new_tokens: int) -> GenerationConfig:
-    """Return the configuration of plain greedy decoding."""
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -189,7 +188,6 @@ def _batches(order: Sequence[int], size: int, lengths: Sequence[int], equal_leng
 
 
 def _padded(rows: Sequence[tuple[int, ...]], pad: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return padded token ids and the attention mask, each of shape (b, t)."""
     width = max(map(len, rows))
     ids_bt, mask_bt = torch.full((len(rows), width), pad), torch.zeros((len(rows), width), dtype=torch.long)
     for at, row in enumerate(rows):

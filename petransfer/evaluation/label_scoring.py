@@ -58,7 +58,6 @@ def choose_labels(
 def _scores(
     model: torch.nn.Module, loaded: Loaded, inputs: Sequence[tuple[int, ...]], tokens: Sequence[tuple[int, ...]]
 ) -> list[list[list[float]]]:
-    """Return the logits of each label's tokens, for each input and label."""
     device = next(model.parameters()).device
     rows = [Encoded(source, target) for source in inputs for target in tokens]
     batch = {name: tensor.to(device) for name, tensor in collate(rows, loaded.layout).items()}

@@ -57,12 +57,9 @@ class Scored:
 def score(
     model: torch.nn.Module, loaded: Loaded, examples: Sequence[Example], encoded: Sequence[Encoded], batch_size: int
 ) -> list[Scored]:
-    """Score every example with one forward pass.
+    """Score every example with one forward pass of at most `batch_size` examples.
 
-    Args:
-        examples: examples with their targets as text.
-        encoded: token ids of the examples.
-        batch_size: largest number of examples per forward pass.
+    encoded: token ids of the examples.
     """
     found = CpuFastPath(model, scoring=True)
     lean = found if found.usable and found.skips_padding else None

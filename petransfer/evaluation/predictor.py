@@ -152,7 +152,6 @@ def _renumbered(on_text: OnText | None, chosen: Sequence[int]) -> OnText | None:
 
 
 def _refuse_surrogates(text: str, number: int) -> None:
-    """Refuse a text that is not valid Unicode."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

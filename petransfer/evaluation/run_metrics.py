@@ -94,7 +94,6 @@ def _scored(metrics: Sequence[Metric], predictions: Sequence[str], targets: Sequ
 
 
 def _longest_answer(model: torch.nn.Module, loaded: Loaded, encoded: Sequence[Encoded]) -> int:
-    """Return the length limit of generated texts in tokens."""
     # The limit depends on the longest target, and on the positions that are left after the longest input.
     wanted = int(SLACK * max(len(row.target_ids) for row in encoded)) + 8
     left = room(model, loaded, max(len(row.input_ids) for row in encoded))

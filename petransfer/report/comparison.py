@@ -66,13 +66,8 @@ def metric_of(first: Recipe, second: Recipe) -> str:
 def compare(first: Runs, second: Runs, names: tuple[str, str]) -> Comparison:
     """Return the differences in scores and effects between two studies, B minus A.
 
-    Scores are compared for each arm, method and split. An arm with one method in each study is compared even if the
-    two methods differ.
-
-    Args:
-        first: study A.
-        second: study B.
-        names: names of A and B.
+    Scores are compared for each arm, method and split. An arm with one method in each study is compared even if the two
+    methods differ. `first` is study A, and `second` is study B.
 
     Raises:
         UserError: the studies have no arm and split in common, or the test examples differ.
@@ -215,7 +210,6 @@ _EFFECT_COLUMNS = ("split", "effect", "method", "points in A", "points in B", "B
 
 
 def cell_columns(found: Comparison) -> tuple[str, ...]:
-    """Return the column names of `cell_lines`."""
     criterion = CRITERIA[found.judged_by]
     sides = [f"{criterion.short}{criterion.unit} in {study}" for study in "AB"]
     columns = ("split", "arm", "method", *sides, "B minus A", "p (Holm)", "verdict")
@@ -223,12 +217,10 @@ def cell_columns(found: Comparison) -> tuple[str, ...]:
 
 
 def effect_columns(found: Comparison) -> tuple[str, ...]:
-    """Return the column names of `effect_lines`."""
     return (*_EFFECT_COLUMNS, "paper: points") if any(found.paper_effects) else _EFFECT_COLUMNS
 
 
 def _of_paper(figures: dict[str, str]) -> str:
-    """Format a number of the paper for each of its families."""
     if len(figures) == 1:
         return next(iter(figures.values()))
     return ", ".join(f"{family}: {figure}" for family, figure in figures.items())
@@ -302,7 +294,6 @@ def head(found: Comparison) -> list[str]:
 
 
 def as_json(found: Comparison) -> dict[str, Any]:
-    """Return the comparison as a dictionary that can be written as JSON."""
     return asdict(found)
 
 
@@ -316,7 +307,6 @@ def as_html(found: Comparison) -> str:
 
 
 def as_markdown(found: Comparison) -> str:
-    """Return the comparison as Markdown."""
     lines = "\n".join(f"- {markdown_text(line)}" for line in head(found))
     return "\n\n".join([lines, *map(markdown, _tables(found))]) + "\n"
 

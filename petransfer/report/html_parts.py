@@ -26,7 +26,6 @@ def shown(figure: Figure, name: str, alt: str, caption: str = "") -> Shown:
     """Convert a matplotlib figure to SVG inside an HTML page.
 
     Args:
-        figure: the plot.
         name: unique prefix for the ids in the SVG.
         alt: alternative text for screen readers.
         caption: text below the plot, or ''.

@@ -32,10 +32,7 @@ class Trained:
 def parameters_and_effect(points: Sequence[Trained], word: str, width: float = TWO_COLUMNS) -> Figure:
     """Draw a row for each method: the number of trained parameters, and the effects under the method.
 
-    Args:
-        points: effects under several methods.
-        word: name of the metric.
-        width: figure width in inches.
+    `word`: name of the metric. `width`: figure width in inches.
     """
     from matplotlib.ticker import NullFormatter
 

@@ -64,7 +64,6 @@ def panel_grid(count: int, **options: Any) -> tuple[Figure, list[Axes]]:
 
 
 def legend_below(figure: Figure, all_axes: Sequence[Axes]) -> None:
-    """Draw one legend for all panels, below the panels."""
     keys = {name: line for axes in all_axes for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
     width = figure.get_size_inches()[0]
     beside = max(2, min(6, int(width / 1.1)))
@@ -74,12 +73,7 @@ def legend_below(figure: Figure, all_axes: Sequence[Axes]) -> None:
 def learning_curves(groups: Sequence[Group], study: StudyFolder, only: tuple[str, str] | None = None) -> Figure | None:
     """Draw exact match on dev over the optimiser steps, with a panel for each split and method.
 
-    A thin line is a seed. A thick line is the mean of an arm's seeds.
-
-    Args:
-        groups: groups of runs.
-        study: folder of the study.
-        only: (split, method) of a single panel to draw. Default: all panels.
+    A thin line is a seed. A thick line is the mean of an arm's seeds. `only`: (split, method) of a single panel.
 
     Returns:
         The figure. None if no run has a curve.
@@ -131,7 +125,6 @@ def by_arm(groups: Sequence[Group], width: float = TWO_COLUMNS, split: str | Non
     A dot is a seed. A bar is the mean over seeds.
 
     Args:
-        groups: groups of runs.
         width: figure width in inches. Below 5 inches, only exact match is drawn.
         split: a single split to draw. Default: all splits.
 

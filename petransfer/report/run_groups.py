@@ -76,7 +76,6 @@ COLUMNS = ("split", "arm", "method", "seeds", "dev EM %", "test EM %", "log p/to
 
 
 def columns_of(groups: Sequence[Group]) -> tuple[str, ...]:
-    """Return the column names of `table_of`."""
     return (*COLUMNS, "paper EM %") if _in_paper(groups) else COLUMNS
 
 
@@ -122,7 +121,6 @@ def metrics_table(groups: Sequence[Group]) -> tuple[tuple[str, ...], list[tuple[
 
 
 def terminal_table(groups: Sequence[Group], title: str) -> rich.table.Table:
-    """Return the table of scores for a terminal."""
     table = rich.table.Table(title=title, title_justify="left")
     for at, name in enumerate(columns_of(groups)):
         table.add_column(name, justify="right" if at > 2 else "left", no_wrap=True)
@@ -185,7 +183,6 @@ def markdown(groups: Sequence[Group], effects: dict[str, Any], family: str = "",
 
 
 def effect_columns(effects: dict[str, Any]) -> tuple[str, ...]:
-    """Return the column names of `effects_table`."""
     points_of = f"points of {criterion_of(effects).short}"
     return ("effect", "split", "under", points_of, "p (Holm)", "verdict", "paper: points", "paper: p (Holm)")
 

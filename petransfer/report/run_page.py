@@ -65,7 +65,6 @@ def run_page(findings: Findings) -> str:
 
 
 def _figures(row: Row, result: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the main results as pairs (name, formatted value)."""
     found = [("dev exact match", _percent(row.dev)), ("test exact match", _percent(row.test))]
     found += [(f"test {HEADINGS[name]}", f"{value:.1f}") for name, value in row.scores.items()]
     if row.log_prob is not None and math.isfinite(row.log_prob):
@@ -117,7 +116,6 @@ def _categories(result: dict[str, Any]) -> Table | None:
 
 
 def _texts(findings: Findings, row: Row) -> list[dict[str, Any]]:
-    """Return the test examples that have a generated text."""
     import pyarrow.parquet
 
     wanted = ["category", "correct", "said", "input", "target"]

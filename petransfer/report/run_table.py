@@ -195,7 +195,6 @@ def _generated(test: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def state_of(row: Row) -> str:
-    """Describe the state of a run in a few words."""
     if row.failure:
         return row.status
     if row.status == "done":
@@ -237,7 +236,6 @@ def write_csv(rows: Sequence[Row], path: Path, family: str) -> None:
 
 
 def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return the rows as dictionaries that can be written as JSON."""
     return [
         {
             "run_id": row.cell.run_id,

@@ -145,7 +145,6 @@ def _steps(groups: Sequence[Group], key: str) -> str:
 
 
 def by_method(groups: Sequence[Group]) -> dict[str, list[Group]]:
-    """Return the sweep's results by method."""
     found: dict[str, list[Group]] = {}
     for one in groups:
         found.setdefault(one["method"], []).append(one)
@@ -157,9 +156,7 @@ def plot(groups: Sequence[Group], only: str | None = None) -> Figure:
 
     A dot is a run. A line goes through an arm's means. A ring marks the chosen learning rate.
 
-    Args:
-        groups: groups of the sweep.
-        only: a single method to draw. Default: all methods.
+    only: a single method to draw. Default: all methods.
     """
     panels = {method: members for method, members in by_method(groups).items() if only in (None, method)}
     drawn, all_axes = panel_grid(len(panels), sharey=True)
@@ -194,7 +191,6 @@ def _draw(axes: Axes, members: Sequence[Group], styles: dict[str, dict[str, Any]
 
 
 def alt(method: str, members: Sequence[Group]) -> str:
-    """Return the alternative text of a method's plot for screen readers."""
     best = [
         f"{one['arm']} {rate['dev_em']:.1f} % at {rate['rate']:g}"
         for one in members
@@ -205,5 +201,4 @@ def alt(method: str, members: Sequence[Group]) -> str:
 
 
 def caption(method: str, members: Sequence[Group]) -> str:
-    """Return the caption of a method's plot: the method and the number of steps."""
     return f"{method}, after {_steps(members, 'steps')}"

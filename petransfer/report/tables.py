@@ -31,7 +31,6 @@ class Column:
 
     @property
     def classes(self) -> Markup:
-        """The HTML attribute `class`, or ''."""
         names = ["number"] * self.number + ["more"] * self.more
         return Markup(' class="{}"').format(" ".join(names)) if names else Markup("")
 
@@ -59,7 +58,6 @@ class Table:
 
     @property
     def frame(self) -> DataFrame:
-        """The table as a pandas DataFrame of strings."""
         from pandas import DataFrame
 
         return DataFrame(list(self.rows), columns=[column.name for column in self.columns], dtype=object)
@@ -105,8 +103,6 @@ def table_of_text(
     """Make a table from text cells.
 
     Args:
-        columns: names of the columns.
-        rows: the cells.
         names: number of text columns at the left. Other columns have numbers, except `verdict`.
         more: columns that an HTML page hides at first.
         label: name of the table for screen readers.

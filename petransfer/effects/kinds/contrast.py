@@ -151,7 +151,6 @@ def judge(contrasts: Sequence[Contrast], thresholds: Thresholds | None = None) -
 
 
 def judge_one(contrast: Contrast, family: Family, thresholds: Thresholds) -> Effect:
-    """Return the effect of a contrast with its verdict."""
     paired = contrast.paired
     left, right = contrast.percent
     means = float(left.mean()), float(right.mean())
