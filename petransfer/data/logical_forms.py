@@ -113,7 +113,7 @@ def _isomorphic(one: frozenset[Conjunct], other: frozenset[Conjunct]) -> bool:
 
 def _match(joined: list[tuple[str, tuple[Node, ...]]], colours: Colours) -> bool:
     """Return whether two logical forms become equal when variables of equal colour are matched."""
-    # a variable in `joined` is (0 or 1 for its form, name)
+    # each variable in `joined` is a pair: 0 or 1 for the form, and the variable's name
     colours = _refine(joined, colours)
     classes: dict[int, tuple[list[Node], list[Node]]] = defaultdict(lambda: ([], []))
     for node, colour in colours.items():

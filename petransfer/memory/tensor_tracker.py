@@ -86,7 +86,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _inner_bytes(func: Any, args: Any) -> int:
     """Return the bytes that an operation needs temporarily."""
-    # a temporary copy of the 4-bit weight in the dtype of the computation
+    # bitsandbytes makes a temporary copy of the 4-bit weight in the dtype of the computation
     if "bitsandbytes.gemm_4bit" in str(func):
         return int(math.prod(args[2]) * args[0].element_size())
     return 0

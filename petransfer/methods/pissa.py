@@ -68,7 +68,7 @@ def _start_from_base(name: str, module: Any, rank: int) -> None:
         for part, value in start.items():
             matrices = getattr(module, part)
             matrices[TRAINED].weight.copy_(value)
-            # the opposite sign: the two adapters cancel each other at the start
+            # the frozen adapter has the opposite sign: the two adapters cancel each other at the start
             matrices[START].weight.copy_(-value if part == "lora_B" else value)
 
 

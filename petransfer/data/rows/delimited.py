@@ -165,7 +165,7 @@ def _is_quoted(first: str, delimiter: str, csv_like: bool, quoting: str) -> bool
     if quoting in ("csv", "none"):
         return quoting == "csv"
     cells = first.split(delimiter)
-    # by default in csv files, and in tsv files whose first row has all cells in quotes
+    # the default: quotes enclose cells in csv files, and in tsv files whose first row has all cells in quotes
     return csv_like or all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in cells)
 
 

@@ -62,7 +62,7 @@ def has_column(names: Iterable[str], column: str) -> bool:
     if column in known:
         return True
     tops = [".".join(parts[:count]) for count in range(1, len(parts))]
-    # `answers.text.0` can exist if `answers` does: only the row shows whether it has the rest
+    # if `names` has only `answers`, whether a row has `answers.text.0` is not known before the row is read
     inside = [top for top in tops if top in known]
     # the rest may be in a list of unknown length, or in a struct whose keys are not listed
     return bool(inside) and not any(name.startswith(f"{inside[-1]}.") for name in known)

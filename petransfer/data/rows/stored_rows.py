@@ -58,7 +58,7 @@ class StoredRows(Sequence[Example]):
         """Open the Arrow file. `positions` is a numpy array with the part's rows, counted from 0."""
         import pyarrow
 
-        # not memory-mapped: mapped pages would count as memory of the process
+        # the file is not memory-mapped, because mapped pages that were read would count as memory of the process
         self._reader = pyarrow.ipc.open_file(pyarrow.OSFile(str(path), "rb"))
         self._path, self._positions, self._chat = path, positions, chat
         self._held: tuple[int, list[list[Any]]] | None = None

@@ -111,7 +111,7 @@ def _label(value: Any, names: list[str] | None) -> Any:
     if not names or not isinstance(value, int):
         return value
     if not 0 <= value < len(names):
-        # the test sets of public competitions hide their labels by -1
+        # public competitions write -1 in place of the labels of their test sets
         raise BadRow(HIDDEN_LABEL if value == -1 else f"the label {value} has no name")
     return names[value]
 

@@ -77,7 +77,7 @@ class LinesTask(RowOptions):
 
     def suggested_metrics(self) -> tuple[str, ...]:
         """Return the metrics that suit the data."""
-        # closed: the targets are a few labels
+        # `closed` means that the targets are a few labels
         return ("exact_match", "accuracy", "macro_f1") if self.about()["closed"] else ("exact_match",)
 
     def notes(self) -> list[str]:

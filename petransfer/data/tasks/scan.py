@@ -101,7 +101,7 @@ def _template(template: str, verbs: Iterable[str]) -> Rule:
     tested = tuple(f"{verb} {template}" for verb in verbs)
 
     def rule(command: str, _: str) -> str | None:
-        # neither part: training on this command would teach the template
+        # the row is in no part: training on this command would teach the template
         if f"turn {template}" in command:
             return None
         return "test" if any(phrase in command for phrase in tested) else "train"
@@ -240,7 +240,7 @@ class ScanTask:
 
     def longest(self, split: str) -> tuple[int, int]:
         """Return the lengths in characters of SCAN's longest command and longest actions."""
-        # upper limits for split `length`, in which the training targets are shorter
+        # these are upper limits for split `length`, in which the training targets are shorter
         return 59, 479
 
     def load(self, split: str) -> SplitData:
