@@ -153,7 +153,7 @@ def short_label(label: str, labels: Iterable[str]) -> str:
 
 
 def without_impossible_effects(recipe: Recipe) -> tuple[Recipe, list[str]]:
-    """Return the recipe without the effects that need other arms, and the names of these effects.
+    """Return the recipe without the effects that need arms outside the recipe, and the names of these effects.
 
     In a contrast of methods, arms that are not in the recipe are removed from `arms`.
     """

@@ -71,7 +71,7 @@ class Method:
         title: Name in texts for readers, such as `LoRA`.
         source: The paper, as `Author et al. year`.
         apply: Function of `(loaded, method, seed)` that returns the model to train. Only the trained tensors require
-            gradients, and they are in fp32.
+            gradients. Trained tensors are in fp32.
         learning_rate_factor: Default learning rate divided by LoRA's learning rate, for pretrained models.
         nano_learning_rate_factor: Value of `learning_rate_factor` for the family `nano`.
         keys: Recipe keys that the method accepts, in addition to COMMON_KEYS.

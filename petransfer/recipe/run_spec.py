@@ -86,7 +86,7 @@ class CheckpointSpec:
     reinit: the random weights: `none`, `embeddings`, `body` (all but the embeddings) or `all`.
     tokenizer: another checkpoint whose tokenizer is used. The embeddings are then random. A local folder is written as
         `name@sha256`.
-    added_tokens: characters that are added to the tokenizer if it lacks them.
+    added_tokens: characters to add to the tokenizer. Known characters are not added.
     source_language, target_language: languages of inputs and targets, in the notation of a multilingual tokenizer.
     source, tokenizer_source: folders of a local checkpoint and of a local tokenizer. Not part of the run id.
     """
@@ -196,7 +196,7 @@ class TrainSpec:
     early_stopping: conditions that end the run before `steps` steps. None: all steps are trained.
     packing: put several examples of a decoder-only model into one row. Each example attends only to its own tokens.
     rate_scaling: with `rms`, each tensor's learning rate is multiplied by the tensor's root mean square at the start,
-        and its weight decay is divided by this number. Thus every tensor changes in proportion to its size.
+        and its weight decay is divided by the root mean square. Thus every tensor changes in proportion to its size.
     """
 
     steps: int

@@ -72,7 +72,7 @@ class RecogsTask(TabularTask):
 class CogsVariableFreeTask(TabularTask):
     """COGS with the nested logical forms of Qiu et al. (2022, arXiv:2112.07610): 24,155 training rows.
 
-    These forms have no variables and are much shorter. According to Wu et al., they lose a part of the meaning.
+    These forms have no variables and are much shorter. According to Wu et al., these forms lose a part of the meaning.
 
     Args:
         data_dir: Folder with `cogs_variable_free/gen.tsv`, folder with `gen.tsv`, or checkout of ReCOGS's repository.

@@ -71,7 +71,7 @@ def hold_in_fp32(module: torch.nn.Module, names: Iterable[str], dtype: torch.dty
         module._parameters[name].data = module._parameters[name].data.float()  # type: ignore[union-attr]
     if held and "_held_in_fp32" not in module.__dict__:
         module.__dict__["_held_in_fp32"] = tuple(held)
-        # in the forward pass, a copy in `dtype` hides the parameter of the same name, as in `torch.nn.utils.weight_norm`
+        # in the forward pass, a copy in `dtype` hides the parameter, as in `torch.nn.utils.weight_norm`
         module.register_forward_pre_hook(functools.partial(_hide_parameters, dtype=dtype))
         module.register_forward_hook(_show_parameters, always_call=True)
 
