@@ -45,7 +45,7 @@ def report(study: Annotated[Path, typer.Argument(help="Folder of the study, such
     name = grid.recipe.name
     if not found.any_done:
         print_table(sweep.terminal_table(found.swept, name))
-        lines = [*sweep.sentences(found.swept), found.unswept]
+        lines = [*sweep.sentences(found.swept), found.unswept_note]
         end = f"no run of the study itself is finished; see {study}: report.html, plots/, sweep.json"
     else:
         table = groups.terminal_table(found.groups, name)
@@ -53,7 +53,12 @@ def report(study: Annotated[Path, typer.Argument(help="Folder of the study, such
         print_meanings(table)
         failed = groups.failed_note(found.groups)
         effects = found.effects
-        lines = [f"of the runs, {failed}" if failed else "", found.unswept, *effects["sentences"], *effects["missing"]]
+        lines = [
+            f"of the runs, {failed}" if failed else "",
+            found.unswept_note,
+            *effects["sentences"],
+            *effects["missing"],
+        ]
         end = f"see {study}: {FILES}"
     for line in filter(None, lines):
         print(line)

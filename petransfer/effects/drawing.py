@@ -72,8 +72,8 @@ def plot_forest(effects: Sequence[dict[str, Any]], word: str, width: float | Non
     width = width or TWO_COLUMNS
     rows = _rows(effects)
     keys = _keys(effects)
-    beside = 2 if width < _WIDE else 4
-    legend_rows = math.ceil((len(keys) + 1) / beside)
+    columns = 2 if width < _WIDE else 4
+    legend_rows = math.ceil((len(keys) + 1) / columns)
     labels = [row.label if row.is_heading else wrapped(row.label, width) for row in rows]
     lines = max((label.count("\n") for label in labels), default=0)
     height = 0.55 + 0.2 * legend_rows + 0.15 * (width < _WIDE) + (_ROW + 0.11 * lines) * len(rows)
@@ -98,7 +98,7 @@ def plot_forest(effects: Sequence[dict[str, Any]], word: str, width: float | Non
     axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=difference_in(word, width))
     axes.spines["left"].set_visible(False)
     keys.append(Patch(color=RULE, alpha=0.5, label=f"within {margin:g} points"))
-    figure.legend(handles=keys, loc="outside lower center", ncols=beside, frameon=False, fontsize=SMALL - 1)
+    figure.legend(handles=keys, loc="outside lower center", ncols=columns, frameon=False, fontsize=SMALL - 1)
     return figure
 
 

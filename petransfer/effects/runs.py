@@ -72,7 +72,7 @@ class Runs:
     def methods(self, arm: str, split: str) -> list[str]:
         return list(dict.fromkeys(cell.method for cell in self.cells if cell.arm == arm and cell.split == split))
 
-    def asked(self, arm: str, method: str, split: str) -> list[Cell]:
+    def cells_of(self, arm: str, method: str, split: str) -> list[Cell]:
         """Return the grid's runs of an arm, method and split, finished or not."""
         return [cell for cell in self.cells if (cell.arm, cell.method, cell.split) == (arm, method, split)]
 
@@ -87,15 +87,15 @@ class Runs:
         Raises:
             UserError: the test examples of the runs differ, or a score is missing, or a file is missing or damaged.
         """
-        done = [cell for cell in self.asked(arm, method, split) if self.folder.run(cell.run_id).done]
+        done = [cell for cell in self.cells_of(arm, method, split) if self.folder.run(cell.run_id).done]
         key = tuple(cell.run_id for cell in done)
         if done and key not in self._kept:
             self._kept[key] = _read(done, self.folder, self.metric)
         return self._kept.get(key)
 
-    def why_none(self, arm: str, method: str, split: str) -> str:
+    def why_missing(self, arm: str, method: str, split: str) -> str:
         """Return the reason why an arm and method have no finished run on a split."""
-        folders = [self.folder.run(cell.run_id) for cell in self.asked(arm, method, split)]
+        folders = [self.folder.run(cell.run_id) for cell in self.cells_of(arm, method, split)]
         if not folders:
             return f"{arm} is not trained by {method}"
         counts = ", ".join(f"{count} {status}" for status, count in Counter(one.status() for one in folders).items())
@@ -103,15 +103,15 @@ class Runs:
         return f"no run of {arm} ({method}) is done: {counts}" + (f"; {reasons[0]}" if reasons else "")
 
 
-def runs_of(study: str, beside: Path, metric: str = EXACT_MATCH) -> Runs | None:
+def runs_of(study: str, next_to: Path, metric: str = EXACT_MATCH) -> Runs | None:
     """Return the runs of another study. None if the study does not exist.
 
     Args:
-        study: folder of the other study, or name of a folder next to `beside`.
+        study: folder of the other study, or name of a folder next to `next_to`.
         beside: folder of this study.
         metric: name of the metric whose values are the scores.
     """
-    for path in (Path(study).expanduser(), beside.parent / study):
+    for path in (Path(study).expanduser(), next_to.parent / study):
         if (path / "recipe.yaml").is_file():
             recipe = load_recipe(str(path / "recipe.yaml"))
             return Runs(recipe, expand(recipe), StudyFolder(path), metric)
@@ -138,24 +138,24 @@ def _read(cells: Sequence[Cell], folder: StudyFolder, metric: str) -> Scored:
 
 
 def _dev(folder: StudyFolder, cell: Cell, metric: str) -> float:
-    figure = _figure(folder.run(cell.run_id), "dev", metric)
-    return math.nan if figure is None else figure / 100
+    value = _metric_value(folder.run(cell.run_id), "dev", metric)
+    return math.nan if value is None else value / 100
 
 
 def _share(folder: StudyFolder, cell: Cell, metric: str) -> float:
     run = folder.run(cell.run_id)
-    figure = _figure(run, "test", metric)
-    if figure is None:
+    value = _metric_value(run, "test", metric)
+    if value is None:
         raise UserError(
             f"{run.path / 'result.json'} has no test figure of {metric}, which the study is judged by; delete "
             f"{run.path} and repeat the run with `petransfer run --recipe {folder.path / 'recipe.yaml'}`"
         )
-    return figure / 100
+    return value / 100
 
 
-def _figure(run: RunFolder, part: str, metric: str) -> float | None:
-    figure = (run.result() or {}).get(part, {}).get(CRITERIA[metric].key)
-    return None if figure is None else float(figure)
+def _metric_value(run: RunFolder, part: str, metric: str) -> float | None:
+    value = (run.result() or {}).get(part, {}).get(CRITERIA[metric].key)
+    return None if value is None else float(value)
 
 
 def _examples(folder: StudyFolder, run_id: str) -> dict[str, Any]:

@@ -205,10 +205,10 @@ def _add_paper(effects: list[dict[str, Any]], recipe: Recipe, limits: Thresholds
     """Add the entry `paper` to each effect: the effect in Orhan (2021), or None."""
     from petransfer.effects.kinds.contrast import judge
     from petransfer.effects.pairs import Contrast
-    from petransfer.effects.reference import family_beside, published_contrast
+    from petransfer.effects.reference import nearest_paper_family, published_contrast
 
     # The paper has exact match only. The p values of its contrasts are adjusted together (Holm).
-    family = family_beside(recipe.family_name)
+    family = nearest_paper_family(recipe.family_name)
     found: dict[tuple[str, str], Contrast] = {}
     for effect in effects:
         if not effect["arm"] and recipe.judged_by == EXACT_MATCH:

@@ -12,7 +12,7 @@ from petransfer.data.encoding import Encoded
 from petransfer.data.task import Example
 from petransfer.evaluation.exact_match import AUDITED, Evaluation, evaluate
 from petransfer.evaluation.one_pass import Scored
-from petransfer.evaluation.semantic_match import Meant
+from petransfer.evaluation.semantic_match import SemanticMatches
 from petransfer.models.loading import Loaded
 from petransfer.training.distributed import needs_all_processes
 
@@ -50,13 +50,13 @@ def put_together(parts: Sequence[Evaluation]) -> Evaluation:
         near_ties=sum(part.near_ties for part in parts),
         audited=sum(part.audited for part in parts),
         disagreements=sum(part.disagreements for part in parts),
-        meant=_meant(scored, [part.meant for part in parts if part.meant]),
+        meant=_joined_matches(scored, [part.meant for part in parts if part.meant]),
         by_generation=any(part.by_generation for part in parts),
     )
 
 
-def _meant(scored: Sequence[Scored], parts: Sequence[Meant]) -> Meant | None:
+def _joined_matches(scored: Sequence[Scored], parts: Sequence[SemanticMatches]) -> SemanticMatches | None:
     if not parts:
         return None
     same = tuple(bool(row.semantic_correct) for row in scored if not row.correct)
-    return Meant(same, sum(part.generated for part in parts), sum(part.unfinished for part in parts))
+    return SemanticMatches(same, sum(part.generated for part in parts), sum(part.unfinished for part in parts))

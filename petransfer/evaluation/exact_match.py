@@ -17,7 +17,7 @@ from petransfer.data.task import Example
 from petransfer.errors import UserError
 from petransfer.evaluation.generation import Generation, generations
 from petransfer.evaluation.one_pass import Scored, score
-from petransfer.evaluation.semantic_match import Meant, meanings
+from petransfer.evaluation.semantic_match import SemanticMatches, compare_meanings
 from petransfer.models.loading import Loaded
 from petransfer.models.special_tokens import layout_of
 from petransfer.models.wrappers import base_model_of
@@ -42,7 +42,7 @@ class Evaluation:
     near_ties: int
     audited: int
     disagreements: int
-    meant: Meant | None = None
+    meant: SemanticMatches | None = None
     by_generation: bool = False
 
     @property
@@ -170,12 +170,12 @@ def _judge_meaning(
     scored: list[Scored],
     semantics: Semantics,
     batch_size: int,
-) -> Meant:
+) -> SemanticMatches:
     """Set `semantic_correct` of all outcomes in `scored`, in place."""
     # If the text equals the target's string, `semantic_correct` is True without a comparison.
     missed = [at for at, row in enumerate(scored) if not row.correct]
     of = [examples[at] for at in missed]
-    meant = meanings(model, loaded, of, [encoded[at] for at in missed], semantics, batch_size)
+    meant = compare_meanings(model, loaded, of, [encoded[at] for at in missed], semantics, batch_size)
     same = dict(zip(missed, meant.same, strict=True))
     scored[:] = [replace(row, semantic_correct=same.get(at, True)) for at, row in enumerate(scored)]
     return meant

@@ -74,7 +74,7 @@ def generations(
     order = sorted(range(len(inputs)), key=lambda at: len(inputs[at]))
     found: dict[int, Generation] = {}
     lengths = [len(row) for row in inputs]
-    with evaluating(model), own_defaults_set_aside(model):
+    with evaluating(model), without_generation_defaults(model):
         for chosen in _batches(order, batch_size, lengths, equal_lengths=_pads_wrongly(model, loaded)):
             ids, mask = _padded([inputs[at] for at in chosen], layout.pad_id, left=not layout.encoder_decoder)
             out = model.generate(  # type: ignore[operator]
@@ -122,7 +122,7 @@ def greedy_config(layout: Layout, max_new_tokens: int) -> GenerationConfig:
 
 
 @contextlib.contextmanager
-def own_defaults_set_aside(model: torch.nn.Module) -> Iterator[None]:
+def without_generation_defaults(model: torch.nn.Module) -> Iterator[None]:
     """Disable the model's own generation defaults inside the `with` block."""
     # For a field that is None in the configuration of a call, transformers uses the model's generation_config.json. The
     # field can be a penalty, a minimum length, forced tokens, beams, ... With these, the text no longer consists of the

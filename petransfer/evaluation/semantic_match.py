@@ -27,7 +27,7 @@ STAGES = (16, 64, sys.maxsize)
 
 
 @dataclass(frozen=True)
-class Meant:
+class SemanticMatches:
     """The comparison of meanings, for texts that differ from the target's string.
 
     Attributes:
@@ -41,14 +41,14 @@ class Meant:
     unfinished: int
 
 
-def meanings(
+def compare_meanings(
     model: torch.nn.Module,
     loaded: Loaded,
     examples: Sequence[Example],
     encoded: Sequence[Encoded],
     semantics: Semantics,
     batch_size: int,
-) -> Meant:
+) -> SemanticMatches:
     """Compare the meanings of greedily generated texts and targets.
 
     Args:
@@ -75,7 +75,7 @@ def meanings(
             elif semantics.may_become(examples[at].target, one.text.rstrip("\ufffd")):
                 left.append(at)
         undecided = left
-    return Meant(tuple(same), generated, len(undecided))
+    return SemanticMatches(tuple(same), generated, len(undecided))
 
 
 def beginnings(

@@ -12,7 +12,7 @@ from petransfer.effects.kinds.contrast import Effect, judge
 from petransfer.effects.kinds.scale import Scale
 from petransfer.effects.kinds.scale import judge as judge_scales
 from petransfer.effects.pairs import Contrast, Two, compared
-from petransfer.effects.reference import beside, family_beside, paper_note, published_contrast
+from petransfer.effects.reference import nearest_paper_family, paper_note, paper_score, published_contrast
 from petransfer.effects.runs import Runs
 from petransfer.effects.wording import p_value, unpaired
 from petransfer.errors import UserError
@@ -103,92 +103,92 @@ def _by_note(first: Runs, second: Runs) -> str:
 
 def _paper_cell(families: Sequence[str], arm: str, task: str, split: str) -> dict[str, float]:
     """Return the mean exact match in Orhan (2021), in percent, by the paper's family."""
-    found = {family_beside(family): beside(family, arm, task, split) for family in families}
+    found = {nearest_paper_family(family): paper_score(family, arm, task, split) for family in families}
     return {family: one.mean for family, one in found.items() if one}
 
 
 def _paper_effect(families: Sequence[str], effect: Contrast, task: str) -> dict[str, Effect]:
-    theirs = dict.fromkeys(map(family_beside, families))
+    paper_families = dict.fromkeys(map(nearest_paper_family, families))
     names = (effect.left_name, effect.right_name)
-    found = {family: published_contrast(family, *names, task, effect.split) for family in theirs}
+    found = {family: published_contrast(family, *names, task, effect.split) for family in paper_families}
     return {family: judge([contrast])[0] for family, contrast in found.items() if contrast}
 
 
 def _matched(first: Runs, second: Runs, arm: str, split: str) -> list[tuple[str, str]]:
     """Return the pairs (method in A, method in B) to compare for an arm on a split."""
-    ours, theirs = first.methods(arm, split), second.methods(arm, split)
+    in_a, in_b = first.methods(arm, split), second.methods(arm, split)
     # If each study has a single method for the arm, the two methods are compared, even if they differ.
-    both = [(method, method) for method in ours if method in theirs]
-    return both or ([(ours[0], theirs[0])] if len(ours) == len(theirs) == 1 else [])
+    both = [(method, method) for method in in_a if method in in_b]
+    return both or ([(in_a[0], in_b[0])] if len(in_a) == len(in_b) == 1 else [])
 
 
 def _cells(first: Runs, second: Runs) -> tuple[list[Contrast], list[str]]:
     found, same = [], []
     for split in first.splits:
         for arm in dict.fromkeys(cell.arm for cell in first.cells):
-            for ours, theirs in _matched(first, second, arm, split):
-                left, right = second.scored(arm, theirs, split), first.scored(arm, ours, split)
+            for in_a, in_b in _matched(first, second, arm, split):
+                left, right = second.scored(arm, in_b, split), first.scored(arm, in_a, split)
                 if not left or not right:
                     continue
-                shared = _shared(first, second, arm, ours, theirs, split)
+                shared = _shared(first, second, arm, in_a, in_b, split)
                 if shared:
-                    same.append(f"{arm} on {split} ({_label(ours, theirs)}{shared})")
+                    same.append(f"{arm} on {split} ({_label(in_a, in_b)}{shared})")
                     continue
-                names = {"method": _label(ours, theirs), "left_name": theirs, "right_name": ours}
-                paired = ours != theirs and _pairs(first, second, arm, ours, theirs, split)
+                names = {"method": _label(in_a, in_b), "left_name": in_b, "right_name": in_a}
+                paired = in_a != in_b and _pairs(first, second, arm, in_a, in_b, split)
                 found.append(compared(arm, split, left, right, paired=paired, **names))
     return found, same
 
 
-def _pairs(first: Runs, second: Runs, arm: str, ours: str, theirs: str, split: str) -> bool:
+def _pairs(first: Runs, second: Runs, arm: str, in_a: str, in_b: str, split: str) -> bool:
     """Return whether runs in A and B with equal seeds form pairs."""
-    mine, other = first.asked(arm, ours, split), second.asked(arm, theirs, split)
+    cells_a, cells_b = first.cells_of(arm, in_a, split), second.cells_of(arm, in_b, split)
     seeds = [
         {cell.seed for cell in cells if runs.folder.run(cell.run_id).done}
-        for runs, cells in ((first, mine), (second, other))
+        for runs, cells in ((first, cells_a), (second, cells_b))
     ]
     # The seeds of one study must include the seeds of the other. Otherwise pairs would leave out runs of the two
     # studies.
-    return mine[0].spec.checkpoint == other[0].spec.checkpoint and (seeds[0] <= seeds[1] or seeds[1] <= seeds[0])
+    return cells_a[0].spec.checkpoint == cells_b[0].spec.checkpoint and (seeds[0] <= seeds[1] or seeds[1] <= seeds[0])
 
 
-def _label(ours: str, theirs: str) -> str:
-    return ours if ours == theirs else f"{theirs} less {ours}"
+def _label(in_a: str, in_b: str) -> str:
+    return in_a if in_a == in_b else f"{in_b} less {in_a}"
 
 
-def _shared(first: Runs, second: Runs, arm: str, ours: str, theirs: str, split: str) -> str:
+def _shared(first: Runs, second: Runs, arm: str, in_a: str, in_b: str, split: str) -> str:
     """Return a text with the number of runs that A and B share. '' if there are none."""
-    mine, other = _ids(first, arm, ours, split), _ids(second, arm, theirs, split)
+    runs_a, runs_b = _ids(first, arm, in_a, split), _ids(second, arm, in_b, split)
     # A run's id is a hash of all its settings, so a shared run means that the settings are equal.
-    common = len(mine & other)
+    common = len(runs_a & runs_b)
     if not common:
         return ""
-    counts = f"{common} of {len(mine)} in A and of {len(other)} in B" if mine != other else f"all {common}"
+    counts = f"{common} of {len(runs_a)} in A and of {len(runs_b)} in B" if runs_a != runs_b else f"all {common}"
     return f": {counts}"
 
 
 def _ids(runs: Runs, arm: str, method: str, split: str) -> set[str]:
-    return {cell.run_id for cell in runs.asked(arm, method, split) if runs.folder.run(cell.run_id).done}
+    return {cell.run_id for cell in runs.cells_of(arm, method, split) if runs.folder.run(cell.run_id).done}
 
 
 def _effects(first: Runs, second: Runs) -> tuple[list[Two], list[str], list[str]]:
     """Return the effects to compare, and two lists of effects that are not compared."""
-    ours = {(effect.left, effect.right) for effect in requested_effects(first.recipe) if effect.kind == "arms"}
-    theirs = {(effect.left, effect.right) for effect in requested_effects(second.recipe) if effect.kind == "arms"}
+    effects_a = {(effect.left, effect.right) for effect in requested_effects(first.recipe) if effect.kind == "arms"}
+    effects_b = {(effect.left, effect.right) for effect in requested_effects(second.recipe) if effect.kind == "arms"}
     found: list[Two] = []
     same, one_sided = [], []
     for split in first.splits:
-        for left, right in sorted(ours | theirs):
-            for mine, other in _matched(first, second, left, split):
-                there, here = _contrast(first, left, right, mine, split), _contrast(second, left, right, other, split)
+        for left, right in sorted(effects_a | effects_b):
+            for in_a, in_b in _matched(first, second, left, split):
+                there, here = _contrast(first, left, right, in_a, split), _contrast(second, left, right, in_b, split)
                 if not (here and there):
                     continue
-                controls = first.partner(right, mine, split), second.partner(right, other, split)
+                controls = first.partner(right, in_a, split), second.partner(right, in_b, split)
                 shared = [
                     bool(_shared(first, second, arm, *methods, split))
-                    for arm, methods in ((left, (mine, other)), (right, controls))
+                    for arm, methods in ((left, (in_a, in_b)), (right, controls))
                 ]
-                place = f"{left}-{right} on {split} ({_label(mine, other)})"
+                place = f"{left}-{right} on {split} ({_label(in_a, in_b)})"
                 if all(shared):
                     same.append(place)
                 elif any(shared):
@@ -228,7 +228,7 @@ def _of_paper(figures: dict[str, str]) -> str:
 
 def cell_lines(found: Comparison) -> list[tuple[str, ...]]:
     """Return one table row for each arm, method and split: scores in A and B, and B minus A."""
-    theirs = [{name: f"{em:.1f}" for name, em in paper.items()} for paper in found.paper_cells]
+    of_paper = [{name: f"{em:.1f}" for name, em in paper.items()} for paper in found.paper_cells]
     return [
         (
             one.split,
@@ -241,13 +241,13 @@ def cell_lines(found: Comparison) -> list[tuple[str, ...]]:
             _CELL[one.verdict],
             *([_of_paper(paper)] if any(found.paper_cells) else []),
         )
-        for one, paper in zip(found.cells, theirs, strict=True)
+        for one, paper in zip(found.cells, of_paper, strict=True)
     ]
 
 
 def effect_lines(found: Comparison) -> list[tuple[str, ...]]:
     """Return one table row for each effect: the effect in A and B, and B minus A."""
-    theirs = [{name: points(asdict(one)) for name, one in paper.items()} for paper in found.paper_effects]
+    of_paper = [{name: points(asdict(one)) for name, one in paper.items()} for paper in found.paper_effects]
     return [
         (
             one.split,
@@ -260,7 +260,7 @@ def effect_lines(found: Comparison) -> list[tuple[str, ...]]:
             _EFFECT[one.verdict],
             *([_of_paper(paper)] if any(found.paper_effects) else []),
         )
-        for one, paper in zip(found.effects, theirs, strict=True)
+        for one, paper in zip(found.effects, of_paper, strict=True)
     ]
 
 

@@ -177,7 +177,7 @@ def _results(findings: Findings) -> Section:
             drawn.append(shown(figure, f"arms{at}", _alt([one for one in groups if one.split == split]), split))
     note = paper_note(groups, findings.recipe.family_name)
     swept = sweep.groups_of(findings.cells, findings.study)
-    notes = [note[:1].upper() + note[1:], "" if swept else sweep.unswept(findings.cells, swept)]
+    notes = [note[:1].upper() + note[1:], "" if swept else sweep.unswept_note(findings.cells, swept)]
     text = (
         "Means over seeds; the lowest and the highest seed in brackets. In the plot, a dot is a seed and a bar a mean."
     )
@@ -251,7 +251,7 @@ def _learning_rates(findings: Findings, unfolded: bool = False) -> Section | Non
         "Each arm and method was trained at several learning rates and scored on dev, never on test. A dot is a run. "
         "Lines go through the means over seeds and splits. A ring marks the chosen learning rate."
     )
-    notes = [*sweep.sentences(groups), sweep.unswept(findings.cells, groups)]
+    notes = [*sweep.sentences(groups), sweep.unswept_note(findings.cells, groups)]
     table = table_of_text(sweep.COLUMNS, sweep.lines_of(groups), names=3, label="Learning rates")
     return Section("Learning rates", text, figures=drawn, tables=[table], notes=notes, open=unfolded)
 

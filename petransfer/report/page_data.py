@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from petransfer.effects.reference import beside
+from petransfer.effects.reference import paper_score
 from petransfer.plurals import count
 from petransfer.recipe.effect_requests import short_label
 from petransfer.report.heat_map import Heat
@@ -42,7 +42,7 @@ def heats(groups: Sequence[Group], study: StudyFolder) -> list[Heat]:
 
 def _paper(group: Group, category: str) -> float | None:
     whole = group.paper
-    part = whole and beside(whole.family, whole.arm, whole.task, whole.split, category)
+    part = whole and paper_score(whole.family, whole.arm, whole.task, whole.split, category)
     return part.mean if part else None
 
 

@@ -45,10 +45,10 @@ def parameters_and_effect(points: Sequence[Trained], word: str, width: float = T
     labels = {pair: f"{pair[0]}, {pair[1]}" if len(splits) > 1 else pair[0] for pair in names}
     found = colours(list(labels.values()))
     height = max(_ROW, 0.14 * len(names))
-    beside = 3 if width > 5 else 2
+    columns = 3 if width > 5 else 2
     figure, (left, right) = new_figure(
         2,
-        size=(width, 0.7 + 0.2 * math.ceil(len(names) / beside) + height * len(rows)),
+        size=(width, 0.7 + 0.2 * math.ceil(len(names) / columns) + height * len(rows)),
         sharey=True,
         width_ratios=(1, 2),
     )
@@ -72,5 +72,5 @@ def parameters_and_effect(points: Sequence[Trained], word: str, width: float = T
     for axes in (left, right):
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=beside, frameon=False, fontsize=SMALL)
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=SMALL)
     return figure

@@ -66,8 +66,8 @@ def panel_grid(count: int, **options: Any) -> tuple[Figure, list[Axes]]:
 def legend_below(figure: Figure, all_axes: Sequence[Axes]) -> None:
     keys = {name: line for axes in all_axes for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
     width = figure.get_size_inches()[0]
-    beside = max(2, min(6, int(width / 1.1)))
-    figure.legend(keys.values(), keys.keys(), loc="outside lower center", ncols=beside, frameon=False, fontsize=SMALL)
+    columns = max(2, min(6, int(width / 1.1)))
+    figure.legend(keys.values(), keys.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=SMALL)
 
 
 def learning_curves(groups: Sequence[Group], study: StudyFolder, only: tuple[str, str] | None = None) -> Figure | None:

@@ -12,7 +12,7 @@ import rich.table
 
 from petransfer.effects import reference
 from petransfer.effects.criteria import criterion_of
-from petransfer.effects.reference import Published, beside
+from petransfer.effects.reference import Published, paper_score
 from petransfer.effects.wording import bounds, p_value, plain, signed
 from petransfer.recipe.metrics import HEADINGS
 from petransfer.report import tables
@@ -67,7 +67,7 @@ def groups_of(rows: Sequence[Row], family: str | None = None) -> list[Group]:
         found.setdefault((row.cell.split, row.cell.arm, row.cell.method), []).append(row)
     groups = []
     for (split, arm, method), runs in found.items():
-        paper = beside(family, arm, runs[0].cell.spec.task.name, split) if family else None
+        paper = paper_score(family, arm, runs[0].cell.spec.task.name, split) if family else None
         groups.append(Group(arm, method, split, tuple(runs), paper))
     return groups
 
@@ -163,7 +163,7 @@ def effects_as_table(effects: dict[str, Any]) -> Table:
     return table_of_text(effect_columns(effects), effects_table(effects), names=3, more=more, label="Effects")
 
 
-def markdown(groups: Sequence[Group], effects: dict[str, Any], family: str = "", unswept: str = "") -> str:
+def markdown(groups: Sequence[Group], effects: dict[str, Any], family: str = "", unswept_note: str = "") -> str:
     """Return the tables of a report as Markdown.
 
     Args:
@@ -174,7 +174,7 @@ def markdown(groups: Sequence[Group], effects: dict[str, Any], family: str = "",
     """
     parts = [tables.markdown(results_table(groups))]
     parts += [f"Of the runs, {tables.markdown_text(failed)}."] if (failed := failed_note(groups)) else []
-    parts += [tables.markdown_text(unswept)] if unswept else []
+    parts += [tables.markdown_text(unswept_note)] if unswept_note else []
     parts += [paper_note(groups, family)] if family and _in_paper(groups) else []
     parts += [tables.markdown(effects_as_table(effects))] if effects["effects"] else []
     sentences = [*effects["sentences"], *effects.get("missing", ())]

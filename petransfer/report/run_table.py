@@ -12,7 +12,7 @@ from typing import Any, get_args
 from rich.table import Table
 
 from petransfer.atomic_files import write_text
-from petransfer.effects.reference import beside
+from petransfer.effects.reference import paper_score
 from petransfer.plurals import count
 from petransfer.recipe.metrics import HEADINGS
 from petransfer.report.tables import csv_text
@@ -124,8 +124,8 @@ def terminal_table(rows: Sequence[Row], title: str, limit: int | None = None) ->
     shown = of_interest(rows, limit)
     for row in shown:
         cell = row.cell
-        figures = (_figure(row.dev, 1), _figure(row.test, 1), _figure(row.log_prob, 3))
-        others = [_figure(row.scores.get(name), 1) for name in measured]
+        figures = (_rounded(row.dev, 1), _rounded(row.test, 1), _rounded(row.log_prob, 3))
+        others = [_rounded(row.scores.get(name), 1) for name in measured]
         table.add_row(cell.arm, cell.method, cell.split, str(cell.seed), *figures, *others, state_of(row))
     if len(shown) < len(rows):
         table.caption = f"and {len(rows) - len(shown)} more; --json has all"
@@ -149,8 +149,8 @@ def plain_line(row: Row) -> str:
     cell = row.cell
     head = f"{cell.arm} | {cell.method} | {cell.split} | seed {cell.seed}"
     if row.status == "done":
-        figures = f"dev EM {_figure(row.dev, 1)} % | test EM {_figure(row.test, 1)} %"
-        return f"{head} | {figures} | log p/token {_figure(row.log_prob, 3)}"
+        figures = f"dev EM {_rounded(row.dev, 1)} % | test EM {_rounded(row.test, 1)} %"
+        return f"{head} | {figures} | log p/token {_rounded(row.log_prob, 3)}"
     return f"{head} | {state_of(row)}"
 
 
@@ -228,7 +228,7 @@ def write_csv(rows: Sequence[Row], path: Path, family: str) -> None:
     lines = []
     for row in rows:
         cell = row.cell
-        paper = beside(family, cell.arm, cell.spec.task.name, cell.split)
+        paper = paper_score(family, cell.arm, cell.spec.task.name, cell.split)
         figures = (*map(_finite, (row.dev, row.test, row.log_prob)), row.trained, paper and round(paper.mean, 4))
         others = [_finite(row.scores.get(name)) for name in measured]
         lines.append([cell.run_id, cell.arm, cell.method, cell.split, cell.seed, row.status, *figures, *others])
@@ -257,7 +257,7 @@ def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ]
 
 
-def _figure(value: float | None, digits: int) -> str:
+def _rounded(value: float | None, digits: int) -> str:
     if value is None:
         return ""
     return f"{value:.{digits}f}" if math.isfinite(value) else "not finite"

@@ -34,7 +34,7 @@ class StudyReport:
     groups: list[run_groups.Group]
     effects: dict[str, Any]
     swept: list[sweep.Group]
-    unswept: str
+    unswept_note: str
     any_done: bool
 
 
@@ -56,14 +56,16 @@ def write_report(grid: StudyGrid) -> StudyReport:
         kept = folder.path / "recipe.yaml"
         raise UserError(f"no run of {folder.path} is finished; run them with: petransfer run --recipe {kept}")
     effects = update_effects(recipe, cells, folder, anew=True) if any_done else {"effects": []}
-    unswept = sweep.unswept(cells, swept)
+    unswept_note = sweep.unswept_note(cells, swept)
     if any_done:
         run_table.write_csv(rows, folder.path / "table.csv", family)
-        (folder.path / "table.md").write_text(run_groups.markdown(groups, effects, family, unswept), encoding="utf-8")
+        (folder.path / "table.md").write_text(
+            run_groups.markdown(groups, effects, family, unswept_note), encoding="utf-8"
+        )
         (folder.path / "table.tex").write_text(run_groups.latex(groups, effects), encoding="utf-8")
     findings = page.Findings(recipe, cells, folder, groups, effects)
     plot_files.save_all(groups, effects, cells, folder)
     path = folder.path / "report.html"
     write = run_page.run_page if run_page.is_single_run(findings) else page.page
     path.write_text(write(findings), encoding="utf-8")
-    return StudyReport(path, groups, effects, swept, unswept, any_done)
+    return StudyReport(path, groups, effects, swept, unswept_note, any_done)

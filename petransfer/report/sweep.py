@@ -42,7 +42,7 @@ def groups_of(cells: Sequence[Cell], study: StudyFolder) -> list[Group]:
     return found
 
 
-def unswept(cells: Sequence[Cell], groups: Sequence[Group]) -> str:
+def unswept_note(cells: Sequence[Cell], groups: Sequence[Group]) -> str:
     """Return a note on arms and methods whose learning rate was not swept. '' if all were swept."""
     known = {(one["arm"], one["method"]) for one in groups}
     others = [f"{arm}, {method}" for arm, method in _places(cells) if (arm, method) not in known]

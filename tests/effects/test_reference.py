@@ -13,7 +13,14 @@ from petransfer.effects.kinds.contrast import Effect, details, judge
 from petransfer.effects.kinds.scale import judge as judge_scales
 from petransfer.effects.kinds.scale import sentence as of_scale
 from petransfer.effects.pairs import Contrast, Two
-from petransfer.effects.reference import FAMILIES, beside, caveats, family_beside, published, published_contrast
+from petransfer.effects.reference import (
+    FAMILIES,
+    caveats,
+    nearest_paper_family,
+    paper_score,
+    published,
+    published_contrast,
+)
 
 SPLITS = ("add_jump", "add_turn_left", "around_right", "jump_around_right", "length", "opposite_right", "right")
 
@@ -48,7 +55,7 @@ def alone(family: str, left: str, split: str) -> Effect:
 def test_the_figures_are_the_papers(family: str, arm: str, scan: float, cogs: float | None) -> None:
     found = [published()[family, arm, "scan", split, ""].mean for split in SPLITS]
     assert sum(found) / 7 == pytest.approx(scan, abs=0.05)
-    whole = beside(family, arm, "cogs", "gen")
+    whole = paper_score(family, arm, "cogs", "gen")
     assert (whole.mean if whole else None) == (pytest.approx(cogs, abs=0.05) if cogs else None)
 
 
@@ -124,10 +131,10 @@ def test_the_translator_with_eight_seeds_or_more_is_settled() -> None:
 def test_what_the_paper_has_not_is_not_made_up() -> None:
     assert published_contrast("t5-base", "german", "scratch", "scan", "add_jump") is None
     assert published_contrast("t5-3b", "protein", "scratch", "cogs", "gen") is None
-    assert beside("nano", "german", "scan", "add_jump") is None
-    assert beside("nano", "english", "slog", "gen") is None
-    assert all(family_beside(family) == family for family in FAMILIES)
-    assert [family_beside(name) for name in ("nano", "t5-v1_1-xl", "t5-11b")] == ["t5-base", "t5-3b", "t5-3b"]
+    assert paper_score("nano", "german", "scan", "add_jump") is None
+    assert paper_score("nano", "english", "slog", "gen") is None
+    assert all(nearest_paper_family(family) == family for family in FAMILIES)
+    assert [nearest_paper_family(name) for name in ("nano", "t5-v1_1-xl", "t5-11b")] == ["t5-base", "t5-3b", "t5-3b"]
 
 
 def test_the_caveats_are_those_that_apply() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from petransfer.evaluation.distributed import put_together
 from petransfer.evaluation.exact_match import Evaluation, Scored
-from petransfer.evaluation.semantic_match import Meant
+from petransfer.evaluation.semantic_match import SemanticMatches
 
 
 def _scored(index: int, correct: bool, means: bool | None = None) -> Scored:
@@ -29,7 +29,7 @@ def test_the_examples_come_out_in_their_order(total: int, count: int) -> None:
 def test_meanings_are_put_together_too() -> None:
     rows = [_scored(0, True, True), _scored(1, False, True), _scored(2, False, False), _scored(3, False, True)]
     parts = [
-        Evaluation((rows[0], rows[2]), 0, 0, 0, Meant((False,), generated=1, unfinished=1)),
-        Evaluation((rows[1], rows[3]), 0, 0, 0, Meant((True, True), generated=2, unfinished=0)),
+        Evaluation((rows[0], rows[2]), 0, 0, 0, SemanticMatches((False,), generated=1, unfinished=1)),
+        Evaluation((rows[1], rows[3]), 0, 0, 0, SemanticMatches((True, True), generated=2, unfinished=0)),
     ]
-    assert put_together(parts).meant == Meant((True, False, True), generated=3, unfinished=1)
+    assert put_together(parts).meant == SemanticMatches((True, False, True), generated=3, unfinished=1)

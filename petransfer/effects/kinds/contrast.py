@@ -128,7 +128,7 @@ def _methods_in(arm: str, effect: RequestedEffect, split: str, runs: Runs) -> Co
             return contrast
         why = "no seed was run under both"
     else:
-        why = runs.why_none(arm, effect.right if left else effect.left, split)
+        why = runs.why_missing(arm, effect.right if left else effect.left, split)
     return Missing(f"{effect.name} on {split} ({arm}): not estimated, {why}")
 
 

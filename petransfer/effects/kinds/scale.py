@@ -76,8 +76,8 @@ def collect(effect: RequestedEffect, split: str, runs: Runs) -> Iterator[Two | M
 
 def _like(method: str, arm: str, split: str, other: Runs) -> str:
     # If the other study trains the arm by one other method only, that method is compared.
-    theirs = other.methods(arm, split)
-    return theirs[0] if method not in theirs and len(theirs) == 1 else method
+    available = other.methods(arm, split)
+    return available[0] if method not in available and len(available) == 1 else method
 
 
 def scale_p(two: Two) -> float:

@@ -69,19 +69,19 @@ def published() -> dict[tuple[str, str, str, str, str], Published]:
     return found
 
 
-def family_beside(family: str) -> str:
+def nearest_paper_family(family: str) -> str:
     """Return the family in Orhan (2021) to compare with `family`: `family` itself, or the nearest in size."""
     if family in FAMILIES:
         return family
     return "t5-3b" if family.endswith(("-3b", "-xl", "-11b", "-xxl")) else "t5-base"
 
 
-def beside(family: str, arm: str, task: str, split: str, category: str = "") -> Published | None:
+def paper_score(family: str, arm: str, task: str, split: str, category: str = "") -> Published | None:
     """Return the scores of Orhan (2021) for an arm on a split. None if the paper has no scores.
 
     family: family of our checkpoints.
     """
-    return published().get((family_beside(family), arm, task, split, category))
+    return published().get((nearest_paper_family(family), arm, task, split, category))
 
 
 def published_contrast(
@@ -124,7 +124,7 @@ def paper_note(families: Iterable[str], task: str, splits: Iterable[str], arms: 
     """
     names, splits = list(dict.fromkeys(families)), list(splits)
     said = dict.fromkeys(line for split in splits for family in names for line in caveats(family, task, split, arms))
-    theirs = " and ".join(dict.fromkeys(map(family_beside, names)))
+    theirs = " and ".join(dict.fromkeys(map(nearest_paper_family, names)))
     return f"paper: {CITATION}, {theirs}, all weights trained; {'; '.join(said)}."
 
 
@@ -133,14 +133,14 @@ def caveats(family: str, task: str, split: str, arms: Collection[str]) -> list[s
 
     family: family of our checkpoints. arms: arms for which the paper's scores are shown.
     """
-    beside_us = family_beside(family)
+    paper_family = nearest_paper_family(family)
     found = ["its epochs were chosen on test accuracy, and its scratch arm's settings were not tuned"]
-    if beside_us != family:
-        found.append(f"its models are {beside_us}, ours {family}: compare signs, not sizes")
+    if paper_family != family:
+        found.append(f"its models are {paper_family}, ours {family}: compare signs, not sizes")
     if "protein" in arms:
         found.append("its protein arm has new, untied embeddings: compare it with English that has new ones too")
     if task == "cogs" and split == "gen":
         found.append("it was scored on COGS of before the correction of 2022, which changed 51 rows")
-    if beside_us == "opus-mt-de-fr":
+    if paper_family == "opus-mt-de-fr":
         found.append("it decoded with beams there")
     return found
