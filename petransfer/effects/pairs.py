@@ -213,7 +213,7 @@ def arms_under(effect: RequestedEffect, split: str, method: str, runs: Runs) -> 
         names = {"method": method, "left_name": effect.left, "right_name": effect.right}
         return compared(effect.name, split, left, right, **names)
     lacking = (effect.left, method) if not left else (effect.right, partner)
-    return Missing(f"{effect.name} on {split} ({method}): not estimated, {runs.why_none(*lacking, split)}")
+    return Missing(f"{effect.name} on {split} ({method}): not estimated, {runs.why_missing(*lacking, split)}")
 
 
 def other_study(effect: RequestedEffect, split: str, runs: Runs) -> Runs | Missing:

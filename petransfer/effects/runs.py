@@ -108,7 +108,7 @@ def runs_of(study: str, next_to: Path, metric: str = EXACT_MATCH) -> Runs | None
 
     Args:
         study: folder of the other study, or name of a folder next to `next_to`.
-        beside: folder of this study.
+        next_to: folder of this study.
         metric: name of the metric whose values are the scores.
     """
     for path in (Path(study).expanduser(), next_to.parent / study):
