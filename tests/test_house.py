@@ -27,7 +27,7 @@ FLOORS = (
     {"models"},
     {"data"},
     {"recipe"},
-    {"registries"},
+    {"registries", "user_paths"},
     {"errors", "atomic_files", "plurals"},
 )
 # Folders of one floor that may be imported by a folder beside them, with the reason.

@@ -82,7 +82,7 @@ def predict(
     For a model trained on chats, each input is the user's message or a JSON list of messages.
     """
     lines = iter(text) if text else input_lines(file)
-    at_once = 1 if not text and file is None and sys.stdin.isatty() else BATCH
+    at_once = 1 if not text and file is None and sys.stdin and sys.stdin.isatty() else BATCH
     with contextlib.ExitStack() as stack:
         sources = _opened(stack, [source, *(others or [])], run)
         from petransfer.sharing.base import Where

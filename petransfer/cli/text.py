@@ -26,9 +26,12 @@ def input_lines(file: Path | None) -> Iterator[str]:
     """Yield the lines of a UTF-8 file or of standard input, without line breaks.
 
     Raises:
-        UserError: The file cannot be read, or a line is not UTF-8 or is longer than `LONGEST_LINE`.
+        UserError: The file cannot be read, standard input is closed, or a line is not UTF-8 or is longer than
+            `LONGEST_LINE`.
     """
     if file is None:
+        if sys.stdin is None:
+            raise UserError("standard input is closed; give the texts as arguments, or name a file with --file")
         if sys.stdin.isatty():
             print("Reading inputs from standard input, one per line. Ctrl-D ends.", file=sys.stderr)
         yield from _decoded(sys.stdin.buffer, "standard input")

@@ -316,23 +316,28 @@ def next_commands(best: TrainSummary, training: TrainStudy) -> list[str]:
     """Return lines with the commands that usually follow a training."""
     study = training.grid.folder.path
     alone = sum(training.grid.folder.run(name).done for name in training.grid.folder.names()) == 1
-    run = shlex.quote(
-        str(study if alone else best.folder.path)
-    )  # the commands accept a study's folder in place of its only run
+    # the commands accept a study's folder in place of its only run
+    run, whole = _argument(study if alone else best.folder.path), _argument(study)
     text = readable_input(best.samples[0].input) if best.samples else "TEXT"
     kind = "adapter" if (best.folder.path / "adapter").is_dir() else "model"
-    example = shlex.quote(text if len(text) <= 40 and text.isprintable() else "TEXT")
+    usable = len(text) <= 40 and text.isprintable() and not text.startswith("-")
+    example = shlex.quote(text if usable else "TEXT")
     lines = [
         f"{kind}: {best.folder.path / kind}",
         "next:",
         f"  petransfer predict {run} {example}",
-        f"  petransfer report {shlex.quote(str(study))}",
+        f"  petransfer report {whole}",
     ]
     if kind == "adapter":
         lines.append(f"  petransfer adapter push {run} USER/NAME")
     lines.append("the same training again, from its recipe:")
-    lines.append(f"  petransfer run {shlex.quote(str(study / 'recipe.yaml'))} --out {shlex.quote(str(study))}")
+    lines.append(f"  petransfer run {_argument(study / 'recipe.yaml')} --out {whole}")
     return lines
+
+
+def _argument(path: Path) -> str:
+    """Return a path as an argument in a shell; one that begins with a hyphen would be read as an option."""
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
 def _short(text: str, most: int = 60) -> str:

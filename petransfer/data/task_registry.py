@@ -15,6 +15,7 @@ from petransfer.data.logical_forms import Semantics
 from petransfer.data.task import Task
 from petransfer.errors import unknown
 from petransfer.registries import Registry
+from petransfer.user_paths import expanded
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def load_task(name: str, data_dir: Path | str | None = None, /, **options: objec
     for option in options:
         if option not in known:
             raise unknown(f"option of task {name}", option, known)
-    return factory(data_dir=Path(data_dir).expanduser() if data_dir else None, **options)
+    return factory(data_dir=expanded(data_dir) if data_dir else None, **options)
 
 
 def task_splits(name: str) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from petransfer.recipe.metrics import EXACT_MATCH
 from petransfer.recipe.schema import Recipe
 from petransfer.study.folders import RunFolder, StudyFolder
 from petransfer.study.grid import Cell, expand
+from petransfer.user_paths import expanded
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def runs_of(study: str, next_to: Path, metric: str = EXACT_MATCH) -> Runs | None
         next_to: folder of this study.
         metric: name of the metric whose values are the scores.
     """
-    for path in (Path(study).expanduser(), next_to.parent / study):
+    for path in (expanded(study), next_to.parent / study):
         if (path / "recipe.yaml").is_file():
             recipe = load_recipe(str(path / "recipe.yaml"))
             return Runs(recipe, expand(recipe), StudyFolder(path), metric)

@@ -19,6 +19,7 @@ from petransfer.data.encoding import Layout
 from petransfer.memory.device_kernels import CardKernels, multiply_8bit_as_on_cpu
 from petransfer.memory.tensor_tracker import Tracker
 from petransfer.methods import apply_method, weights_bits
+from petransfer.models.checkpoint_files import wrong_configuration
 from petransfer.models.control_arms import randomly_initialized
 from petransfer.models.loading import DTYPES, Loaded
 from petransfer.models.quantization import inventory, quantization_config, refuse_poorly_quantized, require_bitsandbytes
@@ -230,8 +231,11 @@ def meta_model(config: Any, name: str, method: MethodSpec, own_head: bool, new_t
     """Return the model of `load_checkpoint` on the meta device, without a tokenizer."""
     auto = supported_class(config, name)
     bits = weights_bits(method)
-    with torch.device("meta"):
-        model = randomly_initialized(auto, config, own_head).to(DTYPES.get(bits, torch.bfloat16))
+    try:
+        with torch.device("meta"):
+            model = randomly_initialized(auto, config, own_head).to(DTYPES.get(bits, torch.bfloat16))
+    except Exception as error:  # the code of each architecture reads its own values, and any of it can fail
+        raise wrong_configuration(name, error) from error
     if bits in (4, 8):
         _quantize(model, bits, method.keep_wide)
         refuse_poorly_quantized(model, name, bits, method.keep_wide)

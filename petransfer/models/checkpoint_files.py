@@ -6,7 +6,7 @@ import contextlib
 import errno
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,17 @@ from petransfer.models.added_tokens import add_tokens
 from petransfer.models.languages import with_languages
 from petransfer.models.registry import NANO, checkpoint_spec, embedded_folder, is_embedded
 from petransfer.recipe.run_spec import CheckpointSpec
+
+# What the code of an architecture raises for wrong values in its files.
+_OF_WRONG_FILES = (
+    ValueError, KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError, AssertionError, ImportError,
+    StrictDataclassError,
+)  # fmt: skip
+# Files of which a tokenizer has at least one. Tokenizers of bytes have none of them, but name their class.
+_VOCABULARIES = (
+    "tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "source.spm", "vocab.json",
+    "vocab.txt", "tekken.json",
+)  # fmt: skip
 
 
 def location(checkpoint: CheckpointSpec) -> str:
@@ -61,10 +72,14 @@ def read_configuration(checkpoint: CheckpointSpec) -> Any:
                 f"{place} is a model with code of its own (auto_map in config.json), which petransfer does not run; "
                 "use a checkpoint of an architecture that transformers has"
             ) from error
-        raise UserError(
-            f"config.json of {place} is wrong ({_reason_in_configuration(error)}); correct it, or get the checkpoint "
-            "again"
-        ) from error
+        raise wrong_configuration(place, error) from error
+
+
+def wrong_configuration(place: str, error: Exception) -> UserError:
+    """Return the error for a config.json that transformers cannot read, or from which it cannot build the model."""
+    return UserError(
+        f"config.json of {place} is wrong ({_reason_in_configuration(error)}); correct it, or get the checkpoint again"
+    )
 
 
 def _has_configuration(place: str, asked: str | None) -> bool:
@@ -83,7 +98,7 @@ def _reason_in_configuration(error: Exception) -> str:
         return "it has no model_type"
     if "is not a valid JSON file" in reason:
         return "it is not JSON"
-    return shortened(reason, 200)
+    return shortened(f"{type(error).__name__}: {reason}" if isinstance(error, KeyError) else reason, 200)
 
 
 def load_tokenizer(checkpoint: CheckpointSpec) -> PreTrainedTokenizerBase:
@@ -102,12 +117,28 @@ def load_tokenizer(checkpoint: CheckpointSpec) -> PreTrainedTokenizerBase:
     except OSError:
         raise
     except Exception as error:  # the tokenizers library raises Exception itself for a damaged file
+        if Path(place).is_dir() and not _has_one_of(Path(place), _VOCABULARIES):
+            raise _no_tokenizer(place) from error
         raise UserError(
             f"the tokenizer of {place} cannot be loaded ({reason_of(error, 200)}); save it again with the tokenizer's "
             "save_pretrained"
         ) from error
+    own = type(tokenizer).vocab_files_names.values()
+    if own and Path(place).is_dir() and not _has_one_of(Path(place), (*own, *_VOCABULARIES)):
+        raise _no_tokenizer(place)  # transformers has made an empty one
     add_tokens(tokenizer, checkpoint.added_tokens)
     return with_languages(tokenizer, place, checkpoint.source_language, checkpoint.target_language)
+
+
+def _has_one_of(folder: Path, names: Iterable[str]) -> bool:
+    return any((folder / name).is_file() for name in names)
+
+
+def _no_tokenizer(place: str) -> UserError:
+    return UserError(
+        f"{place} holds no tokenizer; copy tokenizer.json and tokenizer_config.json of the checkpoint into it, or save "
+        "its tokenizer there with save_pretrained"
+    )
 
 
 def tokenizer_file(checkpoint: CheckpointSpec, name: str) -> Path | None:
@@ -159,7 +190,7 @@ def one_line_errors(checkpoint: CheckpointSpec) -> Iterator[None]:
         if isinstance(error, OSError):
             raise _not_found(checkpoint, error) from error
         raise UserError(f"the weights in {name} are damaged ({error}); get the checkpoint again") from error
-    except (ValueError, KeyError, ImportError, StrictDataclassError) as error:
+    except _OF_WRONG_FILES as error:
         raise _not_found(checkpoint, error) from error
 
 

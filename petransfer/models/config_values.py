@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +27,7 @@ _EPSILONS = ("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps", "norm_eps")
 def refuse_wrong_values(config: Any, name: str) -> None:
     """Raise UserError for a configuration with which the model cannot compute."""
     for part in (config, text_config(config)):
-        for problem in (*_wrong_values(part), *_wrong_heads(part), *_wrong_buckets(part)):
+        for problem in itertools.chain(_wrong_values(part), _wrong_heads(part), _wrong_buckets(part)):
             raise UserError(f"config.json of {name} says {problem}; correct it, or get the checkpoint again")
 
 

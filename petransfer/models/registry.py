@@ -20,6 +20,7 @@ from petransfer.recipe.run_spec import CheckpointSpec, Reinit
 from petransfer.recipe.schema import ArmPart, FamilyPart
 from petransfer.recipe.values import Strict
 from petransfer.recipe.yaml_text import LOADER
+from petransfer.user_paths import expanded
 
 NANO = Path(str(resources.files("petransfer.models"))) / "nano"
 
@@ -281,7 +282,7 @@ def _characters(names: Sequence[str]) -> tuple[str, ...]:
 def _own(where: str, entry: ArmPart, seed: int) -> CheckpointSpec:
     place = entry.checkpoint.replace(SEED, str(seed))
     recorded = entry.sha256.get(seed) if isinstance(entry.sha256, dict) else entry.sha256
-    local = Path(place).expanduser()
+    local = expanded(place)
     if recorded is not None and not local.exists():
         spec = CheckpointSpec(local.resolve().name, recorded, source=str(local.resolve()))
     else:
@@ -303,7 +304,7 @@ def _own(where: str, entry: ArmPart, seed: int) -> CheckpointSpec:
 
 def _tokenizer_place(tokenizer: str) -> tuple[str, str | None]:
     """Return a tokenizer's name for a `CheckpointSpec`, and its folder if it is local."""
-    local = Path(tokenizer).expanduser()
+    local = expanded(tokenizer)
     if not is_embedded(tokenizer) and (tokenizer.startswith((".", "/", "~")) or local.is_dir()):
         files = [local / name for name in _TOKENIZER if (local / name).is_file()]
         if not files:
@@ -325,7 +326,7 @@ def checkpoint_spec(checkpoint: str) -> CheckpointSpec:
     """
     if is_embedded(checkpoint):
         return CheckpointSpec(checkpoint, _embedded_sha256(checkpoint))
-    local = Path(checkpoint).expanduser()
+    local = expanded(checkpoint)
     if checkpoint.startswith((".", "/", "~")) or local.is_dir():
         if not (local / "config.json").is_file():
             raise UserError(

@@ -18,6 +18,7 @@ from petransfer.recipe.pretraining import CorpusPart, NoisePart, PretrainRecipe,
 from petransfer.recipe.schema import EffectPart, FamilyPart, Recipe, TaskPart, TrainPart
 from petransfer.recipe.values import LONGEST_NAME
 from petransfer.recipe.yaml_text import DEEPEST, parse_yaml
+from petransfer.user_paths import expanded
 
 
 def shipped_folder() -> Path:
@@ -33,7 +34,7 @@ def shipped_recipes() -> dict[str, Path]:
 
 def find_recipe(name: str) -> Path:
     """Return the file of a recipe, given by its name or its path."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if any(len(part) > LONGEST_NAME for part in path.parts):  # longer than any file system allows
         raise UserError(f"no recipe '{name[:40]}...': the name has {len(name):,} characters")
     if path.is_dir():
@@ -51,7 +52,7 @@ def find_recipe(name: str) -> Path:
 
 def recipe_of_folder(name: str | Path) -> Path | None:
     """Return the path of recipe.yaml in a study's folder. None if `name` is not the folder of a study."""
-    path = Path(name).expanduser() / "recipe.yaml"
+    path = expanded(name) / "recipe.yaml"
     try:
         return path if path.is_file() else None
     except OSError:  # a name too long for any file

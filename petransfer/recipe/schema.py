@@ -34,6 +34,7 @@ from petransfer.recipe.values import (
     Text,
     Whole,
 )
+from petransfer.user_paths import expanded
 
 
 class TaskPart(Strict):
@@ -234,7 +235,7 @@ class EffectPart(Strict):
 
 def _check_study(name: str) -> None:
     """Refuse a text that is neither the name of a study nor a folder with a study."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     is_name = len(path.parts) == 1 and "/" not in name
     if is_name and not re.fullmatch(FOLDER_NAME, name):
         raise ValueError(f"'{name:.60}' is not the name of a study")

@@ -23,6 +23,7 @@ from petransfer.sharing.sources import Source, opened_source
 from petransfer.sharing.task_data import Pairs
 from petransfer.sharing.verify import Check, verify
 from petransfer.sharing.whole_models import whole_predictor
+from petransfer.user_paths import expanded
 
 
 class Adapter:
@@ -72,7 +73,7 @@ class Adapter:
         Raises:
             UserError: there is no adapter at `place`, or a file is missing, damaged, or could run code.
         """
-        place_on = None if data_dir is None else Path(data_dir).expanduser()
+        place_on = None if data_dir is None else expanded(data_dir)
         files = contextlib.ExitStack()
         try:
             source = files.enter_context(opened_source(str(place), run))

@@ -31,6 +31,7 @@ from petransfer.sharing.hub import fetch
 from petransfer.sharing.provenance_checks import check_result, spec_in
 from petransfer.sharing.run_folders import run_folder
 from petransfer.sharing.safe_reading import Tensors, card_data, read_header, read_json, read_text, read_yaml
+from petransfer.user_paths import expanded
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 _HUB = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -96,7 +97,7 @@ def opened(source: str, run: str | None = None) -> Iterator[Bundle]:
     Raises:
         UserError: there is no adapter, or the adapter's files fail a check.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir():
         yield of_folder(run_folder(path, run), source)
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None, 
             "most of what the adapter learnt is smaller than the step between two levels; merge into 16 bits, or use "
             "the adapter beside its base"
         )
-    if target.exists():
+    if os.path.lexists(target):  # a link to nothing too
         raise UserError(f"{target} exists; delete it or take another folder")
     base = base_of(bundle, where.checkpoint, where.revision, 32)
     loaded = base.load(where.device)

@@ -99,7 +99,7 @@ def refuse_private(name: str, text: str) -> None:
     tokens = [os.environ.get(key, "") for key in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "PETRANSFER_SLOG_PASSWORD")]
     if _TOKEN.search(text) or any(len(token) >= 8 and token in text for token in tokens):
         raise UserError(f"{name} holds what looks like a token or a password; take it out, then pack again")
-    homes = [home for home in (str(Path.home()), str(Path.cwd())) if len(home) > 5]
+    homes = [home for home in (os.path.expanduser("~"), str(Path.cwd())) if len(home) > 5]
     found = _PATHS.search(text)
     place = found[0] if found else next((home for home in homes if home in text), None)
     if place:

@@ -17,6 +17,7 @@ from petransfer.recipe.run_spec import CheckpointSpec
 from petransfer.sharing.bundle import Bundle, is_hub_id, of_folder, of_whole_model, opened
 from petransfer.sharing.hub import holds_adapter
 from petransfer.sharing.run_folders import is_whole_model, run_folder
+from petransfer.user_paths import expanded
 
 Kind = Literal["adapter", "model", "checkpoint"]
 
@@ -61,7 +62,7 @@ def opened_source(place: str, run: str | None = None) -> Iterator[Source]:
     Raises:
         UserError: there is no adapter or model at `place`, or its files fail a check.
     """
-    path = Path(place).expanduser()
+    path = expanded(place)
     if run is not None and not path.is_dir():
         raise UserError(f"--run {run}: {place} is not the folder of a study; leave --run out")
     if is_embedded(place):

@@ -15,6 +15,7 @@ from petransfer.recipe.loading import apply_override, validate
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.schema import ArmPart, FamilyPart, Recipe
 from petransfer.study.grid import resolve, task_of
+from petransfer.user_paths import expanded
 
 # By default, training ends when the dev score no longer improves, or after as many steps as EPOCHS epochs have. This
 # limit is at least FEWEST_STEPS, because few rows must be repeated often. It is at most MOST_STEPS, because a part of
@@ -251,7 +252,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
         name = options.get(part)
         if isinstance(name, str):
             places = [recipe.data_dir / name] if recipe.data_dir else []
-            found = [place for place in (*places, Path(name).expanduser()) if place.exists()]
+            found = [place for place in (*places, expanded(name)) if place.exists()]
             if found and (part == "train" or found[0].is_file()):
                 options[part] = str(found[0].absolute())
     changes: dict[str, Any] = {"task": recipe.task.model_copy(update={"options": options})}
@@ -263,9 +264,9 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
 
 def _with_absolute_path(entry: str | ArmPart) -> str | ArmPart:
     name = entry if isinstance(entry, str) else entry.checkpoint
-    if not Path(name).expanduser().is_dir():
+    if not expanded(name).is_dir():
         return entry
-    whole = str(Path(name).expanduser().absolute())
+    whole = str(expanded(name).absolute())
     return whole if isinstance(entry, str) else entry.model_copy(update={"checkpoint": whole})
 
 

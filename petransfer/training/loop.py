@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -205,7 +206,8 @@ class Loop:
                 if not math.isfinite(value):
                     broken = None if step else _not_finite(self.model)
                     advice = (
-                        f"{broken} of the base holds NaN or infinity; get the checkpoint again"
+                        f"{broken} of the base holds NaN or infinity; get the checkpoint again, or correct its "
+                        "config.json"
                         if broken
                         else "lower the learning rate or take bits: 32"
                     )
@@ -459,6 +461,8 @@ def dropout_seed(seed: int, step: int, process: int) -> int:
 
 
 def _not_finite(model: torch.nn.Module) -> str | None:
-    """Return the name of a frozen tensor with NaN or infinity. None without such a tensor."""
+    """Return the name of a frozen tensor, or of rotary frequencies, with NaN or infinity. None if all are finite."""
     frozen = ((name, value) for name, value in model.named_parameters() if not value.requires_grad)
-    return next((name for name, value in frozen if value.is_floating_point() and not value.isfinite().all()), None)
+    frequencies = ((name, value) for name, value in model.named_buffers() if "inv_freq" in name)
+    tensors = itertools.chain(frozen, frequencies)
+    return next((name for name, value in tensors if value.is_floating_point() and not value.isfinite().all()), None)

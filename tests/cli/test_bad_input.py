@@ -20,6 +20,7 @@ import petransfer.cli
 from petransfer.cli import main
 from petransfer.cli.adapter import _wishes
 from petransfer.cli.text import input_lines
+from petransfer.cli.train import _argument
 from petransfer.data.encoding import Layout, encode_targets
 from petransfer.errors import UserError
 from tests.cli import calls
@@ -297,6 +298,28 @@ def test_predict_reads_no_other_encoding(elsewhere: Path) -> None:
         list(input_lines(elsewhere / "none.txt"))
     with pytest.raises(UserError, match=r"line 1 of /dev/zero has more than 16,000,000 bytes; give one input per line"):
         list(input_lines(Path("/dev/zero")))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "~nobody-here/x", "d.tsv"),
+        ("train", "nano/english", "~nobody-here/x"),
+        ("train", "nano/english", "d.tsv", "--dev", "~nobody-here/x"),
+        ("run", "~nobody-here/x"),
+        ("predict", "~nobody-here/x", "text"),
+        ("adapter", "info", "~nobody-here/x"),
+        ("fit", "~nobody-here/x"),
+    ],
+)
+def test_the_home_of_a_user_that_does_not_exist(refused: Refused, elsewhere: Path, arguments: tuple[str, ...]) -> None:
+    (elsewhere / "d.tsv").write_text("".join(f"a {at}\tb {at}\n" for at in range(20)))
+    assert "there is no home folder for ~nobody-here; write the whole path" in refused(*arguments)
+
+
+def test_the_next_commands_name_a_folder_that_begins_with_a_hyphen() -> None:
+    assert _argument(Path("-x/runs/a b")) == "'./-x/runs/a b'"
+    assert _argument(Path("results/x")) == "results/x"
 
 
 def test_status_on_a_folder_that_is_no_study(refused_at_once: Refused, elsewhere: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from transformers import LlamaConfig, T5Config
 from transformers.models.t5.modeling_t5 import T5Attention
 
+from petransfer import fit
 from petransfer.errors import UserError
 from petransfer.models.architecture import configuration
 from petransfer.models.config_values import refuse_wrong_values
@@ -98,6 +99,19 @@ def test_heads_that_do_not_fit_each_other_are_refused() -> None:
     with pytest.raises(UserError, match="num_attention_heads=6 and num_key_value_heads=4; the second must divide"):
         refuse_wrong_values(config, "base")
     refuse_wrong_values(LlamaConfig(hidden_size=48, num_attention_heads=6, num_key_value_heads=3, head_dim=8), "base")
+
+
+def test_what_the_model_s_own_code_refuses_is_one_line(tmp_path: Path) -> None:
+    config = LlamaConfig(hidden_size=32, num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=1)
+    config.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    rotary = {"rope_parameters": {"rope_type": "unheard of", "rope_theta": 1e4}}
+    (tmp_path / "config.json").write_text(json.dumps(content | rotary))
+    with pytest.raises(UserError, match=r"config\.json of .* is wrong \(KeyError: 'unheard of'\); correct it"):
+        fit(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps(content | {"num_key_value_heads": 0}))
+    with pytest.raises(UserError, match="num_key_value_heads=0; it must be a whole number above 0"):
+        fit(str(tmp_path))
 
 
 def test_values_that_are_not_numbers_are_refused() -> None:

@@ -108,6 +108,19 @@ def test_a_damaged_tokenizer_is_one_line(tiny_t5: Path, tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("left", [(), ("tokenizer_config.json",)])
+def test_a_folder_without_a_tokenizer_is_named_as_such(left: tuple[str, ...], tiny_t5: Path, tmp_path: Path) -> None:
+    """transformers makes an empty tokenizer there, so that each character of each row would be called unknown."""
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_t5, folder)
+    for path in folder.glob("*token*"):
+        if path.name not in left:
+            path.unlink()
+    with pytest.raises(UserError, match=r"base holds no tokenizer; copy tokenizer\.json") as error:
+        load_checkpoint(checkpoint_spec(str(folder)), 32)
+    assert "\n" not in str(error.value)
+
+
 def test_layers_are_not_dropped_in_training(tmp_path: Path) -> None:
     from transformers import BartForConditionalGeneration
 

@@ -58,6 +58,11 @@ def test_bytes_that_are_not_utf8(
     assert "input 2 is not UTF-8 at character 4" in refused(capsys, *ASK, "to walk", argument)
 
 
+def test_a_closed_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert "standard input is closed; give the texts as arguments, or name a file with --file" in refused(capsys, *ASK)
+
+
 def test_a_line_of_a_megabyte(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

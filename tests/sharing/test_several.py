@@ -186,6 +186,13 @@ def test_merging_leaves_the_logits(run: Path, bits: int, here: Path, capsys: pyt
     assert "exists" in refused(capsys, "adapter", "merge", str(run), "merged")
 
 
+def test_no_merging_into_a_link_to_nothing(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "link").symlink_to("nowhere")
+    assert "link exists; delete it or take another folder" in refused(
+        capsys, "adapter", "merge", str(run), "link", "--cpu"
+    )
+
+
 def test_no_merging_into_a_quantised_base(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(capsys, "adapter", "merge", str(run), "merged", "--bits", "4")
     assert "cannot be merged into a base of 4 bits: the sum would be rounded to a few levels" in said

@@ -21,7 +21,7 @@ from petransfer.recipe.run_spec import TrainSpec
 from petransfer.training.batches import ShuffledExamples
 from petransfer.training.distributed import this_process
 from petransfer.training.execution import Execution
-from petransfer.training.loop import Hooks, Loop
+from petransfer.training.loop import Hooks, Loop, _not_finite
 from petransfer.training.losses import token_loss
 from petransfer.training.metrics_file import MetricsFile, read_metrics
 from petransfer.training.optimizer import learning_rate_factor, make_optimizer
@@ -254,3 +254,12 @@ def test_on_a_card_an_update_is_not_waited_for(tiny_t5: Path, tmp_path: Path) ->
         torch.cuda.set_sync_debug_mode("default")
     assert [step for step, *_ in loop._unread] == [4]
     loop.feed.close()
+
+
+def test_rotary_frequencies_that_are_not_finite_are_named() -> None:
+    """They follow from config.json: a factor of 0 there makes them infinite."""
+    model = torch.nn.Linear(2, 2).requires_grad_(False)
+    model.register_buffer("mask", torch.tensor([0.0, -float("inf")]))
+    assert _not_finite(model) is None
+    model.register_buffer("inv_freq", torch.tensor([1.0, float("inf")]))
+    assert _not_finite(model) == "inv_freq"

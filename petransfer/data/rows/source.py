@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from petransfer.errors import UserError
+from petransfer.user_paths import expanded
 
 FORMATS = ("tsv", "csv", "jsonl", "parquet", "arrow", "dataset")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zip", ".zst")
@@ -85,7 +86,7 @@ def find_source(
         form: Format. Empty: detected from the name.
         text: Encoding, delimiter and quoting of a text file. An empty value is detected from the file.
     """
-    places = [folder / name, Path(name).expanduser()] if folder else [Path(name).expanduser()]
+    places = [folder / name, expanded(name)] if folder else [expanded(name)]
     path = next((place for place in places if place.exists()), None)
     if path is not None and path.is_dir():
         return Source(shown_path(name), "dataset", path, split, config)
