@@ -142,7 +142,7 @@ class Adapter:
         Args:
             data: a file, pairs of input and target, or a benchmark's `task/split` such as `scan/add_jump`. None means
                 the adapter's own task.
-            part: `dev` or `test`. Default: all rows of a file, else `test`. Ignored for pairs.
+            part: `dev` or `test`. Default: all rows of a file, else `test`. Pairs have no parts; leave it out for them.
             by_generation: score generated texts. Default: score the predictions of one forward pass per example.
             metrics: names of additional metrics, such as `rouge`.
 
@@ -151,7 +151,8 @@ class Adapter:
             others.
 
         Raises:
-            UserError: the data or the base is not available, or the tokenizer cannot represent a target.
+            UserError: the data or the base is not available, the tokenizer cannot represent a target, or `part` is
+                unknown or given with pairs.
         """
         asked = str(data) if isinstance(data, Path) else data
         (scores,) = side_by_side(

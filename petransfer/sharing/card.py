@@ -171,8 +171,5 @@ def _limits(spec: RunSpec, result: Mapping[str, Any], study: _Study | None, lice
         lines.append(f"{result['test']['disagreements']} audited texts contradict the figure above.")
     known = f"of the base {licences.base or 'not known'}, of the data {licences.data or 'not known'}"
     whole = licences.adapter
-    if whole and licences.data is None:
-        made = f"so of the adapter {whole}, if the data's licence permits it (--licence states another)"
-    else:
-        made = f"so of the adapter {whole}" if whole else "whoever shares the adapter must settle its licence"
+    made = f"of the adapter {whole}" if whole else "of the adapter not stated: whoever shares it must settle it"
     return [*lines, f"Licence: {known}; {made}."]

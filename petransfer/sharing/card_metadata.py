@@ -126,8 +126,8 @@ def recipe_of(bundle: Bundle) -> dict[str, Any]:
 def licences_of(bundle: Bundle, spec: RunSpec, wishes: Wishes) -> Licences:
     """Return the licences of the base, the data and the adapter.
 
-    `wishes.licence` overrides the adapter's licence. Without `wishes.licence`, an adapter trained on the user's own
-    files has the licence of its base. Any other adapter has a licence derived from base and data.
+    `wishes.licence` overrides the adapter's licence. Otherwise it is derived from base and data. It is unknown for an
+    adapter trained on the user's own files, because only the user knows the licence of these files.
     """
     entry = registered_arm(spec.checkpoint.name)
     base = NAMES.get(entry.licence, entry.licence) if entry else _licence_on_hub(spec, bundle)
@@ -135,8 +135,24 @@ def licences_of(bundle: Bundle, spec: RunSpec, wishes: Wishes) -> Licences:
         base = "cc0-1.0"  # all weights are random, so the adapter contains nothing that the checkpoint learnt
     info = task_info(spec.task.name)
     data = info.licence if info else None
-    own_files = info is not None and not info.published and not _datasets(bundle, spec)
-    return Licences(base, data, wishes.licence or (base if own_files else derived(base, data)))
+    return Licences(base, data, wishes.licence or derived(base, data))
+
+
+def licence_note(bundle: Bundle, wishes: Wishes) -> str:
+    """Return what to do if the adapter's licence is not known; empty if it is known, or if there is no card to write.
+
+    The card then has no licence, but says that of the base and that of the data, as far as they are known.
+    """
+    if bundle.spec is None:
+        return ""
+    found = licences_of(bundle, bundle.spec, wishes)
+    if found.adapter:
+        return ""
+    reason = "the licences of its base and its data do not determine it"
+    if found.base is None or found.data is None:
+        unknown = " and ".join(part for part, one in (("base", found.base), ("data", found.data)) if one is None)
+        reason = f"the licence of its {unknown} is not known"
+    return f"the card names no licence for the adapter, because {reason}; name one with --licence"
 
 
 def _licence_on_hub(spec: RunSpec, bundle: Bundle) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from petransfer.data import Example, SplitData, load_task, task_info
-from petransfer.errors import UserError
+from petransfer.errors import UserError, unknown
 from petransfer.plurals import count
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.sharing.bundle import Bundle
@@ -18,6 +18,8 @@ from petransfer.sharing.bundle_files import RECIPE
 from petransfer.sharing.safe_reading import read_json, read_text, read_yaml
 
 Pairs = Sequence[tuple[str, str]]
+# The parts of a task's data that an adapter can be evaluated on.
+PARTS = ("dev", "test")
 # Options for reading the user's own files. Another file is read with the same options as the adapter's training data.
 _COLUMNS = ("input", "target", "category", "template", "messages", "chat")
 
@@ -50,12 +52,14 @@ def test_data(
         data: a file, a benchmark's `task/split`, or pairs of input and target. None means the adapter's own task. A
             file is read with the column names of the adapter's training data.
         part: `dev` or `test`. Default: all rows of a file, else `test`. In a file, `part` selects rows that are also in
-            this part of the adapter's own data. Ignored for pairs.
+            this part of the adapter's own data. Pairs have no parts, so `part` must be None for them.
         data_dir: folder with data files.
 
     Raises:
-        UserError: the data are not available, or there are no such examples.
+        UserError: the data are not available, there are no such examples, or `part` is unknown or given with pairs.
     """
+    if part not in (None, *PARTS):
+        raise unknown("part", str(part), PARTS)
     if data is None:
         if bundle is None or bundle.spec is None:
             raise UserError(f"{label} does not record what it was trained on; name a file with --data")
@@ -64,6 +68,8 @@ def test_data(
         name = "rows held out of its own data" if task.name == "lines" else f"{task.name} {task.split}"
         return TestData(f"{name}, {part or 'test'}", getattr(split, part or "test"), split.labels, True)
     if not isinstance(data, str):
+        if part is not None:
+            raise UserError(f"part '{part}' was given with pairs of input and target, which have no parts; remove part")
         chat = bundle.chat() if bundle else ""
         rows = [Example(at, source, target, "all", chat) for at, (source, target) in enumerate(data)]
         if not rows:

@@ -111,6 +111,14 @@ def test_rows_that_were_trained_on_are_counted_and_scored_apart(
         assert held_out.exact_match == pytest.approx(result[part]["exact_match"])
 
 
+def test_pairs_have_no_parts_and_parts_are_dev_and_test(here: Path) -> None:
+    base = petransfer.Adapter.load("nano/english", device="cpu")
+    with pytest.raises(UserError, match=r"part 'dev' was given with pairs .* have no parts; remove part"):
+        base.evaluate([("to walk", "gehen")], part="dev")
+    with pytest.raises(UserError, match=r"unknown part 'tset': did you mean 'test'\? \(known: dev, test\)"):
+        base.evaluate("pairs.tsv", part="tset")
+
+
 @pytest.fixture
 def plain(tmp_path: Path) -> Path:
     """A folder that holds a base, and an adapter that plain peft saved for it."""

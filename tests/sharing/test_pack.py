@@ -84,8 +84,9 @@ def test_the_hub_s_client_takes_the_card(packed: Path) -> None:
     kinds = [data.get(key) for key in ("library_name", "pipeline_tag")]
     assert kinds == ["peft", "text-generation"]
     assert data.base_model is None, "an embedded base is on no hub"
-    assert data.license == registry().families["nano"].arms["english"].licence.lower(), "that of the base"
-    assert "of the data not known; so of the adapter" in text
+    assert data.license == "other", "only the sharer knows the licence of the rows"
+    base = registry().families["nano"].arms["english"].licence.lower()
+    assert f"Licence: of the base {base}, of the data not known; of the adapter not stated" in text
     assert "`nano/english`, which ships with petransfer and is not on the hub" in text
     result = json.loads(contents(packed)["result.json"])
     figures = {one.dataset_split: one.metric_value for one in data.eval_results or []}
@@ -112,7 +113,7 @@ def test_a_base_on_the_hub_is_named_in_the_metadata(trained: Callable[..., Path]
     assert (data.base_model, data.base_model_relation) == ("google-t5/t5-base", "adapter")
     assert (data.license, data.datasets, data.language) == ("apache-2.0", ["scan"], ["en"])
     assert data.tags == ["petransfer", "lora", "scan", "mine"]
-    assert "Licence: of the base apache-2.0, of the data bsd; so of the adapter apache-2.0." in text
+    assert "Licence: of the base apache-2.0, of the data bsd; of the adapter apache-2.0." in text
 
 
 def test_nothing_in_a_card_is_html_or_breaks_its_tables(trained: Callable[..., Path], here: Path) -> None:
@@ -153,6 +154,23 @@ def test_seeds_and_verdicts_of_the_study_stand_in_the_card(here: Path, place: Pa
         assert all(f"- {one}" in text for one in sentences[:12])
         assert sentences
     assert call("adapter", "verify", str(runs[0]), "--cpu") == 0, "a card beside the adapter is no change of it"
+
+
+def test_the_licence_of_own_files_is_the_sharer_s_to_name(
+    run: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert call("adapter", "card", str(run), "--out", "-") == 0
+    said = capsys.readouterr()
+    assert "license: other" in said.out
+    assert "the licence of its data is not known; name one with --licence" in said.err
+    assert call("adapter", "pack", str(run), "--out", "a.petransfer.zip") == 0
+    assert "name one with --licence" in capsys.readouterr().err
+    assert call("adapter", "card", str(run), "--out", "-", "--licence", "cc-by-4.0") == 0
+    said = capsys.readouterr()
+    assert "license: cc-by-4.0" in said.out
+    assert "of the data not known; of the adapter cc-by-4.0." in said.out
+    assert "--licence" not in said.err
 
 
 def test_licences_bind_as_the_stricter_one() -> None:
