@@ -169,7 +169,7 @@ class EarlyStopping:
     every: optimiser steps between two evaluations on the dev set.
     max_minutes: time limit of training in minutes. 0: no limit. Runs with a time limit are not repeatable.
     metric: metric that determines the best state. With `exact_match`, the loss decides between states with equal
-        exact match, and until exact match reaches 100 %, a lower loss is also an improvement.
+        exact match, and until exact match reaches 20 %, a lower loss is also an improvement.
     cooldown: training continues for this number of evaluations after `patience` has run out, while the learning rate
         falls linearly to zero. There is no cooldown if exact match has reached 100 %.
     """

@@ -52,9 +52,25 @@ def test_a_falling_loss_is_an_improvement_while_exact_match_is_zero() -> None:
     assert (state.stop_reason, state.best_step) == ("", 200)
 
 
-def test_a_falling_loss_is_no_improvement_once_all_is_right() -> None:
-    state = _record(_stopper(patience=3), *[(100, 0.5**at) for at in range(20)]).state
-    assert (state.stop_reason, state.evaluations, state.best_step) == ("no_improvement", 4, 40)
+@pytest.mark.parametrize(("exact_match", "counts"), [(0, True), (19.9, True), (20, False), (60, False), (100, False)])
+def test_a_falling_loss_is_an_improvement_only_until_exact_match_reaches_a_fifth(
+    exact_match: float, counts: bool
+) -> None:
+    """The best weights are still those of the lowest loss among equal exact matches."""
+    state = _record(_stopper(patience=3), *[(exact_match, 0.5**at) for at in range(20)]).state
+    expected = ("", 20, 200) if counts else ("no_improvement", 4, 40)
+    assert (state.stop_reason, state.evaluations, state.best_step) == expected
+
+
+def test_once_exact_match_was_informative_a_fall_of_it_does_not_let_the_loss_count() -> None:
+    state = _record(_stopper(patience=3), (30, 1.0), *[(10, 0.5**at) for at in range(20)]).state
+    assert (state.stop_reason, state.evaluations, state.best_step) == ("no_improvement", 4, 10)
+
+
+def test_a_recipe_that_asks_for_the_loss_is_stopped_by_the_loss() -> None:
+    falling = [(100, 0.5**at) for at in range(10)]
+    state = _record(_stopper(patience=3, metric="loss"), *falling, (100, 1.0), (100, 1.0), (100, 1.0)).state
+    assert (state.stop_reason, state.evaluations, state.best_step) == ("no_improvement", 13, 100)
 
 
 def test_an_improvement_smaller_than_min_delta_does_not_count_but_is_kept() -> None:
