@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from petransfer.cli.terminal_text import print_text
 from petransfer.errors import UserError
 from petransfer.memory.advice import FIT_OPTIONS, TURNED_ON, OptionNames, suggestion
 from petransfer.memory.cards import GB, card_bytes, gigabytes, this_card
@@ -66,6 +67,10 @@ def fit(
             help="Save memory: recompute activations in the backward pass.",
         ),
     ] = False,
+    packing: Annotated[
+        bool,
+        typer.Option("--packing", help="Put several short examples into one row of a batch. For decoder-only models."),
+    ] = False,
     cpu: Annotated[
         bool, typer.Option("--cpu", help="Predict the memory of training on the CPU instead of a card.")
     ] = False,
@@ -101,6 +106,7 @@ def fit(
         optimizer=optimizer,  # type: ignore[arg-type]
         stack=stack,
         gradient_checkpointing=checkpointing,
+        packing=packing,
         device="cpu" if cpu or (measure and not _has_card()) else "cuda",
     )
     measured = _measured(checkpoint, found) if measure else None
@@ -116,7 +122,7 @@ def _measured(checkpoint: str, found: Fit) -> Measured:
     from petransfer.memory.measured import measure
     from petransfer.models.registry import checkpoint_spec
 
-    print("training three steps", file=sys.stderr)
+    print_text("training three steps", file=sys.stderr)
     return measure(checkpoint_spec(checkpoint), found.demand, with_loop=True)
 
 
@@ -130,9 +136,14 @@ def show(name: str, found: Fit, measured: Measured | None = None, options: Optio
     demand, memory = found.demand, found.memory
     where = "a card" if demand.device == "cuda" else "the CPU"
     stack = f", {demand.members} stacked" if demand.members > 1 else ""
-    print(
-        f"{name}, {method_title(demand.method)}, {demand.method.bits} bits{stack}, on {where}: {demand.batch} at once "
-        f"of {demand.input_length} and {count(demand.target_length, 'token')}"
+    packed = ""
+    if demand.packing:
+        rows, width = demand.packed
+        packed = f", packed into {count(rows, 'row')} of {count(width, 'token')}"
+    print_text(
+        f"{name}, {method_title(demand.method)}, {demand.method.bits} bits{stack}, on {where}: "
+        f"{count(demand.batch, 'example')} at once, of at most {demand.input_length} input and {demand.target_length} "
+        f"target tokens{packed}"
     )
     console = Console(width=None if sys.stdout.isatty() else 120)
     unit, text = ("MB", _megabytes) if memory.peak < GB else ("GB", _gigabytes)
@@ -141,11 +152,11 @@ def show(name: str, found: Fit, measured: Measured | None = None, options: Optio
     print(f"{memory.trained_parameters:,} parameters trained")
     if measured:
         ratios = f"{memory.peak / measured.peak:.3f}, without activations {memory.fixed / measured.fixed:.3f}"
-        print(f"predicted over measured: {ratios}")
+        print_text(f"predicted over measured: {ratios}")
     if demand.device == "cpu":
-        print(_about_the_loop(name, memory.peak, measured, lambda size: f"{text(size)} {unit}"))
+        print_text(_about_the_loop(name, memory.peak, measured, lambda size: f"{text(size)} {unit}"))
     for line in _verdict(found, options):
-        print(line)
+        print_text(line)
 
 
 def _megabytes(size: int) -> str:
@@ -185,7 +196,7 @@ def _about_the_loop(name: str, predicted: int, measured: Measured | None, text: 
     # the prediction is for a training step of plain transformers and peft, which can need more memory
     if measured is None:
         how = f"`petransfer fit {name} --measure --cpu` measures it"
-        return f"this is the plain step; training on a CPU may need less: {how}"
+        return f"this is for a plain training step; the faster step on a CPU may need less; {how}"
     if measured.loop is None:
         return "the training loop takes this step"
     kept = f", {text(measured.kept)} of them kept beside the model" if measured.kept else ""
@@ -201,7 +212,7 @@ def _verdict(found: Fit, options: OptionNames) -> list[str]:
         again = f" {TURNED_ON}" if found.turned_on else ""
         each = f" of each of {found.demand.members} runs" if found.demand.members > 1 else ""
         part = "" if at_once == found.batch else f", {found.batch} per optimiser step by accumulation"
-        return [f"fits {size}{again}: {at_once}{each} at once{part}"]
+        return [f"fits {size}{again}: {count(at_once, 'example')}{each} at once{part}"]
     if found.advice:
         return [f"does not fit {size}{suggestion(found.advice, options)}"]
     return [f"does not fit {size}, whatever is changed; take a smaller checkpoint"]

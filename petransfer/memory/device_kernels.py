@@ -1,8 +1,8 @@
 """Make operations on the meta device keep the tensors that a real device keeps for the backward pass.
 
-This is needed to predict the memory. A card's fused kernels for attention and dropout keep fewer tensors than the
-formulas of the meta device. bitsandbytes multiplies 8-bit weights on a CPU with another function than on the meta
-device.
+This is needed to predict the memory. The fused kernels of a card (attention and dropout) and of a CPU (attention) keep
+fewer tensors than the formulas of the meta device. bitsandbytes multiplies 8-bit weights on a CPU with another function
+than on the meta device.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 from typing import Any
 
 import torch
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 
@@ -22,6 +23,15 @@ class CardKernels(TorchFunctionMode):
         # Compare names, because stacked training replaces torch's dropout by its own function.
         replaced = _ON_A_CARD.get(getattr(func, "__name__", ""))
         return (replaced or func)(*args, **(kwargs or {}))
+
+
+class CpuKernels(TorchFunctionMode):
+    """While active, attention keeps the same tensors for the backward pass as on a CPU, where it is fused."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") == "scaled_dot_product_attention":
+            return _attention_on_cpu(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
 
 def multiply_8bit_as_on_cpu(model: torch.nn.Module) -> None:
@@ -74,6 +84,25 @@ def _attention(
     """Simulate memory-efficient attention, which keeps inputs, output and one fp32 number per query and head."""
     result: torch.Tensor = _Attention.apply(query, key, value, attn_mask)  # type: ignore[no-untyped-call]
     return result
+
+
+def _attention_on_cpu(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """Simulate the CPU's fused attention, which is used if there is no dropout and the mask is not trained."""
+    if dropout_p or (attn_mask is not None and attn_mask.requires_grad):
+        return functional.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    mask = attn_mask.to(query.dtype) if attn_mask is not None else None  # a boolean mask is converted
+    return _attention(query, key, value, mask)
 
 
 class _Attention(torch.autograd.Function):

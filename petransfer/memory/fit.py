@@ -32,6 +32,7 @@ def fit(
     optimizer: Optimizer = "adamw",
     stack: int = 1,
     gradient_checkpointing: bool = False,
+    packing: bool = False,
     device: Literal["cuda", "cpu"] = "cuda",
 ) -> Fit:
     """Predict how much memory fine-tuning needs, and find the largest micro-batch that fits a card.
@@ -53,6 +54,7 @@ def fit(
         stack: Number of adapters that are trained at once, each on its own batch.
         gradient_checkpointing: Recompute activations in the backward pass. On a card, this is also turned on
             automatically if one example does not fit otherwise; see `turned_on` of the result.
+        packing: Put several examples into one row of a batch. Only for decoder-only models.
         device: `cuda`, or `cpu` for training without a card.
 
     Returns:
@@ -73,6 +75,8 @@ def fit(
     sizes = {"rank": rank, "virtual_tokens": virtual_tokens, "match_parameters": match_parameters}
     chosen = _method(method, bits, sizes)
     _check(batch_size, lengths, optimizer, stack, method, gradient_checkpointing)
+    if packing and stack > 1:
+        raise UserError(f"--stack {stack} does not go with --packing; leave one of them out")
     limit = card_bytes(card) if isinstance(card, str) else card
 
     from petransfer.memory.planner import plan
@@ -80,7 +84,9 @@ def fit(
     from petransfer.models.quiet_libraries import silence_libraries
 
     silence_libraries()
-    demand = Demand(chosen, batch_size, *lengths, device, optimizer, gradient_checkpointing, members=stack)
+    demand = Demand(
+        chosen, batch_size, *lengths, device, optimizer, gradient_checkpointing, members=stack, packing=packing
+    )
     config, own_head = _checked_configuration(spec, demand)
     return plan(config, spec, demand, own_head, limit)
 
@@ -88,9 +94,12 @@ def fit(
 def _checked_configuration(spec: CheckpointSpec, demand: Demand) -> tuple[Any, bool]:
     """Return the checkpoint's configuration, and whether its output head is untied."""
     from petransfer.models.architecture import configuration
+    from petransfer.training.packing import check_packable
     from petransfer.training.stacked import refuse_layer_drop
 
     config, own_head = configuration(spec)
+    if demand.packing:
+        check_packable(spec.name, demand.method.name, config)
     if demand.members > 1:
         refuse_layer_drop(config)
     return config, own_head

@@ -62,7 +62,12 @@ class Trial:
         made = meta_batch(replace(self.demand, batch=count), self.layout)
         # every token has the id 1, because the memory does not depend on the ids
         batch = {name: torch.full(it.shape, 1, dtype=torch.long, device=self.device) for name, it in made.items()}
-        batch["attention_mask"][0, -1] = 0  # one padding token, because real batches have padding too
+        if self.demand.packing:
+            rows, width = batch["position_ids"].shape
+            length = self.demand.input_length + self.demand.target_length - 1
+            batch["position_ids"] = (torch.arange(width, device=self.device) % length).repeat(rows, 1)
+        else:
+            batch["attention_mask"][0, -1] = 0  # one padding token, because real batches have padding too
         return batch
 
     def checkpoint(self) -> None:

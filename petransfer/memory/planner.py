@@ -69,6 +69,7 @@ class Fit:
             "micro_batch": self.demand.batch,
             "stack": self.demand.members,
             "checkpointing": self.demand.checkpointing,
+            "packing": self.demand.packing,
             "advice": self.suggestions,
         }
 

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from petransfer.data.encoding import Layout
-from petransfer.memory.device_kernels import CardKernels, multiply_8bit_as_on_cpu
+from petransfer.memory.device_kernels import CardKernels, CpuKernels, multiply_8bit_as_on_cpu
 from petransfer.memory.tensor_tracker import Tracker
 from petransfer.methods import apply_method, weights_bits
 from petransfer.models.checkpoint_files import wrong_configuration
@@ -29,6 +29,7 @@ from petransfer.recipe.run_spec import Bits, MethodSpec, Optimizer
 from petransfer.training.batches import IGNORED, Tensors
 from petransfer.training.losses import token_loss
 from petransfer.training.out_of_memory import enable_gradient_checkpointing
+from petransfer.training.packing import packed_size
 from petransfer.training.stacked import accumulate, joins, make_stack, share
 from petransfer.training.state import trained_tensors
 
@@ -56,6 +57,7 @@ class Demand:
         accumulates: Whether the batch is cut into micro-batches, and gradients of earlier micro-batches are held.
         members: Number of adapters that are trained as one stack, each on its own batch.
         capability: Compute capability of the card, such as (8, 6). It determines cuBLAS's workspace.
+        packing: Whether several examples are put into one row. Only for decoder-only models.
     """
 
     method: MethodSpec
@@ -68,6 +70,12 @@ class Demand:
     accumulates: bool = False
     members: int = 1
     capability: tuple[int, int] = (8, 6)
+    packing: bool = False
+
+    @property
+    def packed(self) -> tuple[int, int]:
+        """The number of rows and the tokens of each row of a pass with packing, if all examples are the longest."""
+        return packed_size([self.input_length + self.target_length - 1] * self.batch)
 
     @property
     def workspaces(self) -> int:
@@ -140,7 +148,7 @@ def simulate(config: Any, name: str, demand: Demand, own_head: bool, new_tokens:
         tracker.count(moment, "optimizer")
     _count_gradients(tracker, trained, demand.accumulates)
     tracker.add("workspace", demand.workspaces)
-    kernels = CardKernels() if demand.device == "cuda" else contextlib.nullcontext()
+    kernels = CardKernels() if demand.device == "cuda" else CpuKernels()
     with tracker, kernels:
         _run_pass(loaded, models, phase, meta_batch(demand, loaded.layout), torch.device(demand.device))
     tracker.add("workspace", _update_workspace(trained, demand))
@@ -180,9 +188,10 @@ def _with_method(loaded: Loaded, demand: Demand) -> list[torch.nn.Module]:
 
 
 def _recomputed_on(device: Device) -> dict[str, Any]:
-    """Return the option of `torch.utils.checkpoint` that activates `CardKernels` during recomputation."""
+    """Return the option of `torch.utils.checkpoint` that activates the device's kernels during recomputation."""
     # the backward pass suspends a `TorchFunctionMode`, such as `CardKernels`
-    return {"context_fn": lambda: (contextlib.nullcontext(), CardKernels())} if device == "cuda" else {}
+    kernels = CardKernels if device == "cuda" else CpuKernels
+    return {"context_fn": lambda: (contextlib.nullcontext(), kernels())}
 
 
 def _run_pass(
@@ -296,7 +305,7 @@ def _update_workspace(trained: Sequence[torch.Tensor], demand: Demand) -> int:
 
 
 def meta_batch(demand: Demand, layout: Layout) -> Tensors:
-    """Return a micro-batch of the longest examples on the meta device, with the tensors of `collate`."""
+    """Return a micro-batch of the longest examples on the meta device, as `collate` or `collate_packed` makes it."""
     if layout.encoder_decoder:
         source = torch.ones(demand.batch, demand.input_length, dtype=torch.long, device="meta")
         target = torch.ones(demand.batch, demand.target_length, dtype=torch.long, device="meta")
@@ -307,6 +316,11 @@ def meta_batch(demand: Demand, layout: Layout) -> Tensors:
             "labels": torch.full_like(target, IGNORED),
         }
     length = demand.input_length + demand.target_length - 1
+    if demand.packing:
+        rows, width = demand.packed
+        ids = torch.ones(rows, width, dtype=torch.long, device="meta")
+        positions = (torch.arange(width, device="meta") % length).repeat(rows, 1)
+        return {"input_ids": ids, "position_ids": positions, "labels": torch.full_like(ids, IGNORED)}
     joined = torch.ones(demand.batch, length, dtype=torch.long, device="meta")
     return {"input_ids": joined, "attention_mask": torch.ones_like(joined), "labels": torch.full_like(joined, IGNORED)}
 

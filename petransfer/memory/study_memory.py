@@ -86,7 +86,7 @@ def predict_memory(
         members = (stacked or {}).get(spec.run_id, 1)
         checkpoint = spec.checkpoint
         start = (checkpoint.name, checkpoint.tokenizer, checkpoint.reinit)
-        key = (*start, spec.method, spec.train.batch_size, spec.task.name, members)
+        key = (*start, spec.method, spec.train.batch_size, spec.train.packing, spec.task.name, members)
         if key not in found and not _surely_fits(spec, limit, members):
             found[key] = _predicted(spec, limit, checkpointing, members, device)
     return list(found.values())
@@ -205,11 +205,15 @@ def _room(spec: RunSpec, card: int, most: int) -> int:
 
 
 def method_title(method: MethodSpec) -> str:
-    """Return the name of a method and its size as text, such as `LoRA r16`."""
+    """Return the name of a method and its size as text, such as `LoRA of rank 16`."""
     if method.name == "full":
         return "all weights"
-    size = f" r{method.rank}" if method.rank else f" of {method.virtual_tokens} tokens" if method.virtual_tokens else ""
-    size = f" of about {method.match_parameters:,} parameters" if method.match_parameters else size
+    if method.match_parameters:
+        size = f" of about {method.match_parameters:,} parameters"
+    elif method.rank:
+        size = f" of rank {method.rank}"
+    else:
+        size = f" of {method.virtual_tokens} tokens" if method.virtual_tokens else ""
     return f"{ {'lora': 'LoRA'}.get(method.name, method.name) }{size}"
 
 
@@ -261,4 +265,6 @@ def demand_of(spec: RunSpec, checkpointing: bool, device: Literal["cuda", "cpu"]
     source, target = (int(count / CHARACTERS_PER_TOKEN) + 2 for count in _longest(spec))
     source += len(spec.task.prefix) // 4
     train = spec.train
-    return Demand(spec.method, train.batch_size, source, target, device, train.optimizer, checkpointing)
+    return Demand(
+        spec.method, train.batch_size, source, target, device, train.optimizer, checkpointing, packing=train.packing
+    )

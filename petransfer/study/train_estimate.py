@@ -6,11 +6,12 @@ import itertools
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from petransfer.data import load_task
+from petransfer.data import Example, load_task
 from petransfer.errors import RunError, UserError
 from petransfer.models.registry import is_embedded
 from petransfer.recipe.run_spec import EarlyStopping, RunSpec, TrainSpec
@@ -40,20 +41,26 @@ class Tokens:
         inputs, targets: The mean number of tokens of an input and of a target.
         longest: The largest number of tokens of an input and of a target.
         counted: True: counted by the tokenizer. False: estimated from the number of characters.
+        packed: With packing, the mean number of rows of an optimiser step, and the mean number of tokens of these rows,
+            padding included. None: no packing.
     """
 
     inputs: float
     targets: float
     longest: tuple[int, int]
     counted: bool
+    packed: tuple[float, float] | None = None
 
     def line(self, rows: int) -> str:
         """Describe the numbers of tokens in one line. rows: the number of training rows."""
         how = "" if self.counted else "about "
         total = rows * (self.inputs + self.targets)
+        packed = ""
+        if self.packed:
+            packed = f"; a step takes {how}{self.packed[0]:.1f} packed rows with {self.packed[1]:,.0f} tokens in all"
         return (
             f"tokens: {how}{self.inputs:.1f} of an input and {self.targets:.1f} of a target on average, at most "
-            f"{self.longest[0]} and {self.longest[1]}; {how}{total:,.0f} in an epoch"
+            f"{self.longest[0]} and {self.longest[1]}; {how}{total:,.0f} in an epoch{packed}"
         )
 
 
@@ -84,20 +91,69 @@ class Time:
         )
 
 
-def tokens_of(spec: RunSpec) -> Tokens:
-    """Return the numbers of tokens of evenly spaced training rows."""
+def tokens_of(spec: RunSpec, device: str) -> Tokens:
+    """Return the numbers of tokens of evenly spaced training rows.
+
+    device: `cuda` or `cpu`. With packing, it determines how many examples are packed together.
+
+    Raises:
+        UserError: The tokenizer can represent none of the rows.
+    """
     rows = load_task(spec.task.name, None, **spec.task.arguments).load(spec.task.split).train
     chosen = [rows[at] for at in range(0, len(rows), -(-len(rows) // SAMPLED_ROWS))]
-    texts = [[spec.task.prefix + row.input for row in chosen], [row.target for row in chosen]]
-    if is_here(spec):
-        from petransfer.models.checkpoint_files import load_tokenizer
+    source, target = _counted(spec, chosen) if is_here(spec) else _estimated(spec, chosen)
+    packed = _packed(source, target, spec.train.batch_size, device) if spec.train.packing else None
+    return Tokens(statistics.mean(source), statistics.mean(target), (max(source), max(target)), is_here(spec), packed)
 
-        tokenizer = load_tokenizer(spec.checkpoint)
-        sizes = [[len(ids) for ids in tokenizer(part)["input_ids"]] for part in texts]
-    else:
-        sizes = [[max(1, round(len(text) / CHARACTERS)) for text in part] for part in texts]
-    source, target = sizes
-    return Tokens(statistics.mean(source), statistics.mean(target), (max(source), max(target)), is_here(spec))
+
+def _counted(spec: RunSpec, rows: Sequence[Example]) -> tuple[list[int], list[int]]:
+    """Return the numbers of tokens of the inputs and of the targets, encoded as in training."""
+    from petransfer.data.chat import chat_layout
+    from petransfer.data.encoded_examples import encode_part
+    from petransfer.models.architecture import configuration
+    from petransfer.models.loading import tokenizer_and_layout
+
+    tokenizer, layout = tokenizer_and_layout(spec.checkpoint, configuration(spec.checkpoint)[0])
+    encoded = encode_part(rows, spec.task.prefix, tokenizer, chat_layout(tokenizer, layout, rows[0].chat)).encoded
+    if not encoded:
+        raise UserError("the tokenizer can represent none of the rows")
+    return [len(one.input_ids) for one in encoded], [len(one.target_ids) for one in encoded]
+
+
+def _estimated(spec: RunSpec, rows: Sequence[Example]) -> tuple[list[int], list[int]]:
+    """Return the numbers of tokens of the inputs and of the targets, estimated from their characters."""
+    texts = [spec.task.prefix + row.input for row in rows], [row.target for row in rows]
+    source, target = ([max(1, round(len(text) / CHARACTERS)) for text in part] for part in texts)
+    return source, target
+
+
+def _packed(source: list[int], target: list[int], batch_size: int, device: str) -> tuple[float, float]:
+    """Return the mean number of rows and of tokens of an optimiser step whose examples are packed.
+
+    The examples are cut into the same micro-batches as in training.
+
+    Args:
+        source, target: The number of tokens of each input and of each target.
+        batch_size: The number of examples in an optimiser step.
+        device: `cuda` or `cpu`.
+    """
+    import torch
+
+    from petransfer.data.encoding import Encoded, Layout
+    from petransfer.training.batches import Batch
+    from petransfer.training.out_of_memory import default_micro_batch, default_token_budget
+    from petransfer.training.packing import collate_packed
+
+    examples = [Encoded((1,) * inputs, (1,) * targets) for inputs, targets in zip(source, target, strict=True)]
+    examples *= -(-batch_size // len(examples))
+    place, layout = torch.device(device), Layout(encoder_decoder=False, pad_id=0, eos_id=1)
+    size, budget = default_micro_batch(batch_size, place), default_token_budget(place)
+    shapes = []
+    for at in range(0, len(examples) - batch_size + 1, batch_size):
+        batch = Batch(examples[at : at + batch_size], 1, layout, collate_packed)
+        shapes.append([micro["input_ids"].shape for micro in batch.micro_batches(size, budget)])
+    rows = statistics.mean(sum(shape[0] for shape in step) for step in shapes)
+    return rows, statistics.mean(sum(shape.numel() for shape in step) for step in shapes)
 
 
 def is_here(spec: RunSpec) -> bool:
@@ -139,13 +195,16 @@ def _measured_step(spec: RunSpec, cpu: bool) -> float:
 
 def _estimated_step(spec: RunSpec, tokens: Tokens, fit: Fit, cpu: bool) -> float:
     """Estimate the seconds of a training step from the floating-point operations."""
+    from petransfer.models.architecture import configuration  # imports transformers
+
     # the entry `scales` holds constants of the quantisation, which are no weights
     parameters = sum(size / _BYTES.get(dtype, 2.0) for dtype, size in fit.memory.weights.items() if dtype != "scales")
     full = spec.method.name == "full"
     # For each weight and token there are 2 operations in the forward pass and 2 for the gradient of the activations.
     # Full fine-tuning has 2 more for the gradient of the weight. In an encoder-decoder model, half of the weights
-    # process the input and half of them the target.
-    tokens_seen = spec.train.batch_size * (tokens.inputs + tokens.targets) / 2
+    # process the input and half of them the target; in a decoder-only model, all weights process both.
+    tokens_seen = tokens.packed[1] if tokens.packed else spec.train.batch_size * (tokens.inputs + tokens.targets)
+    tokens_seen /= 2 if configuration(spec.checkpoint)[0].is_encoder_decoder else 1
     return (6 if full else 4) * parameters * tokens_seen / (REACHED * _product_rate(cpu or fit.demand.device == "cpu"))
 
 
@@ -172,7 +231,10 @@ def estimate_lines(cell: Cell, rows: dict[str, int], fit: Fit, cpu: bool) -> lis
 
     `rows` has the number of rows in `train` and `dev`.
     """
-    tokens = tokens_of(cell.spec)
+    try:
+        tokens = tokens_of(cell.spec, fit.demand.device)
+    except UserError as problem:  # the training would fail for the same reason
+        return [f"tokens and time: not known ({problem})"]
     lines = [tokens.line(rows["train"])]
     try:
         return [*lines, time_of(cell, tokens, rows["dev"], fit, cpu).line(cell.spec.train)]
@@ -182,7 +244,7 @@ def estimate_lines(cell: Cell, rows: dict[str, int], fit: Fit, cpu: bool) -> lis
 
 def as_json(cell: Cell, rows: dict[str, int], fit: Fit, cpu: bool) -> dict[str, Any]:
     """Return the tokens and the expected time (in seconds) of a training as JSON values."""
-    tokens = tokens_of(cell.spec)
+    tokens = tokens_of(cell.spec, fit.demand.device)
     found = time_of(cell, tokens, rows["dev"], fit, cpu)
     return {
         "tokens": vars(tokens),

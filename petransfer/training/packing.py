@@ -28,20 +28,26 @@ _ADVICE = "leave train.packing (--packing) out"
 
 
 def refuse_packing(spec: RunSpec, config: Any) -> None:
-    """Refuse a run with packing if its model or its method does not support packing. No weights are needed.
+    """Refuse a run with packing if its model or its method does not support packing. See `check_packable`."""
+    if spec.train.packing:
+        check_packable(spec.checkpoint.name, spec.method.name, config)
+
+
+def check_packable(name: str, method: str, config: Any) -> None:
+    """Check whether a model and a method support packing. No weights are needed.
+
+    Args:
+        name: name of the checkpoint.
+        method: name of the method.
 
     Raises:
         UserError: the model is an encoder-decoder or has no input for position ids, or the method adds virtual tokens.
     """
-    if not spec.train.packing:
-        return
-    name = spec.checkpoint.name
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(f"train.packing: {name} is an encoder-decoder; only decoder-only models are packed; {_ADVICE}")
-    if METHODS.lookup(spec.method.name).virtual_tokens_before:
+    if METHODS.lookup(method).virtual_tokens_before:
         raise UserError(
-            f"train.packing: {spec.method.name} adds virtual tokens to a row, and packed examples would share them; "
-            f"{_ADVICE}"
+            f"train.packing: {method} adds virtual tokens to a row, and packed examples would share them; {_ADVICE}"
         )
     kind = AutoModelForCausalLM._model_mapping.get(type(config), None)
     kind = kind[0] if isinstance(kind, tuple) else kind
@@ -76,7 +82,7 @@ def collate_packed(examples: Sequence[Encoded]) -> Tensors:
 
     The tensors are input_ids, position_ids and labels, each (rows, tokens). Labels are shifted as in `collate`.
     """
-    rows = _rows([len(one.input_ids) + len(one.target_ids) - 1 for one in examples])
+    rows = packed_rows([len(one.input_ids) + len(one.target_ids) - 1 for one in examples])
     width = max(sum(len(examples[at].input_ids) + len(examples[at].target_ids) - 1 for at in row) for row in rows)
     ids, positions, labels = (torch.zeros((len(rows), width), dtype=torch.long) for _ in range(3))
     labels.fill_(IGNORED)
@@ -97,8 +103,11 @@ def collate_packed(examples: Sequence[Encoded]) -> Tensors:
     return {"input_ids": ids, "position_ids": positions, "labels": labels}
 
 
-def _rows(lengths: Sequence[int]) -> list[list[int]]:
-    """Distribute examples over rows. Return the indices of the examples in each row."""
+def packed_rows(lengths: Sequence[int]) -> list[list[int]]:
+    """Distribute examples over rows. Return the indices of the examples in each row.
+
+    lengths: number of tokens of each example, input and target together.
+    """
     # The longest example is placed first. Each example goes into the first row with enough room.
     room = max(FEWEST_TOKENS, *lengths)
     rows: list[list[int]] = []
@@ -111,6 +120,16 @@ def _rows(lengths: Sequence[int]) -> list[list[int]]:
         rows[row].append(at)
         left[row] -= lengths[at]
     return rows
+
+
+def packed_size(lengths: Sequence[int]) -> tuple[int, int]:
+    """Return the number of rows of a micro-batch of packed examples, and the number of tokens of each row.
+
+    Args:
+        lengths: The number of tokens of each example, input and target together.
+    """
+    rows = packed_rows(lengths)
+    return len(rows), max(sum(lengths[at] for at in row) for row in rows)
 
 
 def _on(batch: Tensors, device: torch.device) -> Tensors:

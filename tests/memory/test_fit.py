@@ -80,6 +80,8 @@ CELLS: list[tuple[str, MethodSpec, tuple[int, int, int], dict[str, Any]]] = [
     ("gpt2", FULL, LONG, {"accumulates": True}),
     ("llama", FULL, SHORT, {"optimizer": "adamw-8bit"}),
     ("t5", lora(4), LONG, {"checkpointing": True}),
+    ("gpt2", lora(16), (12, 60, 41), {"packing": True}),
+    ("llama", lora(16), (12, 60, 41), {"packing": True, "accumulates": True}),
     ("llama", lora(8), LONG, {"checkpointing": True, "accumulates": True, "optimizer": "adamw-8bit"}),
 ]
 
@@ -97,6 +99,24 @@ def test_what_is_foreseen_is_what_is_taken(
     fixed = sum(foreseen.weights.values()) + foreseen.trained + foreseen.optimizer
     assert fixed == pytest.approx(taken.fixed, rel=0.02)
     assert foreseen.peak == pytest.approx(taken.peak, rel=0.1)
+
+
+def test_packing_needs_other_memory_than_padding(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twelve examples of 100 tokens fill three rows: five of them have room in one row of 512 tokens."""
+    from petransfer.memory.fit import fit
+
+    place, options = str(folders["gpt2"]), {"batch_size": 12, "lengths": (60, 41), "device": "cpu"}
+    packed, padded = (fit(place, packing=packing, **options) for packing in (True, False))  # type: ignore[arg-type]
+    assert packed.demand.packed == (3, 500)
+    assert packed.memory.activations > padded.memory.activations, "a mask of 3 x 500 x 500, and padding in the last row"
+    assert packed.as_dict()["packing"] is True
+    assert _fit(monkeypatch, place, "--packing", "--batch", "12", "--lengths", "60,41", "--cpu") == 0
+    assert (
+        "12 examples at once, of at most 60 input and 41 target tokens, packed into 3 rows of 500 tokens"
+        in capsys.readouterr().out
+    )
 
 
 def test_the_loops_own_step_is_measured_with_what_it_keeps(folders: dict[str, Path]) -> None:
@@ -326,6 +346,8 @@ def test_the_table_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         ),
         (["nano/english", "--stack", "2", "--measure"], "--stack 2 does not go with --measure; leave one of them out"),
         (["nano/english", "--stack", "2", "--checkpointing"], "--stack 2 does not go with --checkpointing; leave one"),
+        (["nano/english", "--packing"], "nano/english is an encoder-decoder"),
+        (["nano/english", "--stack", "2", "--packing"], "--stack 2 does not go with --packing; leave one"),
         (["nano/english", "--optimizer", "sgd"], "unknown optimizer"),
         (["nano/english", "--lengths", "64"], "two whole numbers"),
         (["nano/english", "--card", "huge"], "write a size such as 12GB"),
