@@ -17,6 +17,7 @@ import petransfer.models.quiet_libraries  # noqa: F401 - silence the libraries b
 from petransfer import __version__
 from petransfer.cli.lazy_verbs import Verbs
 from petransfer.cli.log_output import show_log
+from petransfer.cli.terminal_text import print_text
 from petransfer.errors import RunError, UserError
 from petransfer.study.launched_processes import this_place
 
@@ -98,7 +99,7 @@ def call(application: typer.Typer, arguments: list[str]) -> None:
         if leads:
             from petransfer.report.tables import visible  # imported here to keep start-up fast
 
-            print(f"error: {visible(str(error))}", file=sys.stderr)
+            print_text(f"error: {visible(str(error))}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except BrokenPipeError:  # the reader of the output has ended, as in `petransfer ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -109,7 +110,8 @@ def call(application: typer.Typer, arguments: list[str]) -> None:
             raise
         if leads:
             place = error.filename or "a file"
-            print(f"error: {place} cannot be used ({error.strerror}); take another folder or file", file=sys.stderr)
+            text = f"error: {place} cannot be used ({error.strerror}); take another folder or file"
+            print_text(text, file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         if leads:

@@ -12,12 +12,13 @@ from typing import Annotated, Any
 import typer
 
 from petransfer.atomic_files import replacing, write_text
+from petransfer.cli.terminal_text import print_text
 from petransfer.errors import UserError, unknown
 from petransfer.report.tables import visible
 from petransfer.sharing.bundle import Bundle, checked, opened
 from petransfer.sharing.bundle_files import CARD
 from petransfer.sharing.bundle_zip import SUFFIX
-from petransfer.sharing.card_metadata import Wishes
+from petransfer.sharing.card_metadata import Wishes, licence_note
 
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
 _LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,59}")
@@ -39,7 +40,8 @@ Licence = Annotated[
     typer.Option(
         "--licence",
         "--license",
-        help="Licence of the adapter. Needed only if it does not follow from the licences of the base and the data.",
+        help="Licence of the adapter, such as mit. Needed for your own data, and whenever it does not follow from the "
+        "licences of the base and the data.",
     ),
 ]
 Language = Annotated[str | None, typer.Option(help="Language or languages of the data, such as en or en,de.")]
@@ -92,8 +94,10 @@ def card(
     """Write the model card that the hub shows: how to use the adapter, its scores, its origin and its limits."""
     from petransfer.sharing.card import card as make
 
+    wishes = _wishes(licence, language, tags)
     with opened(source) as bundle:
-        text = make(checked(bundle), _wishes(licence, language, tags))
+        text = make(checked(bundle), wishes)
+        _print_licence_note(bundle, wishes)
         target = out or bundle.weights.parent / CARD
         if str(out) == "-" or (out is None and not Path(source).is_dir()):
             print(text, end="")
@@ -120,7 +124,9 @@ def pack(
 
     with opened(source) as bundle:
         target = out or Path(_name(bundle) + SUFFIX)
-        sha256 = write(bundle, target, _wishes(licence, language, tags))
+        wishes = _wishes(licence, language, tags)
+        sha256 = write(bundle, target, wishes)
+        _print_licence_note(bundle, wishes)
     print(f"{target}: {target.stat().st_size:,} bytes, sha256 {sha256}")
 
 
@@ -140,12 +146,17 @@ def push(
     from petransfer.sharing.pack import contents
 
     hub.quiet()
+    wishes = _wishes(licence, language, tags)
     with opened(source) as bundle:
-        done = hub.push(name, contents(bundle, _wishes(licence, language, tags)), public, message)
+        done = hub.push(name, contents(bundle, wishes), public, message)
+        _print_licence_note(bundle, wishes)
     for note in done.notes:
-        print(visible(note, keep=""), file=sys.stderr)
+        print_text(visible(note, keep=""), file=sys.stderr)
     who = "private; --public would share it" if done.private else "public"
-    print(json.dumps(hub.as_json(done), indent=1) if as_json else f"{done.url} ({who})")
+    if as_json:
+        print(json.dumps(hub.as_json(done), indent=1))
+    else:
+        print_text(f"{done.url} ({who})")
 
 
 @app.command("pull")
@@ -213,9 +224,9 @@ def verify(
     if as_json:
         print(json.dumps([vars(one) for one in found], indent=1))
     if failed:
-        print(f"{source} is not what it claims to be: {failed} of {len(found)} checks failed", file=sys.stderr)
+        print_text(f"{source} is not what it claims to be: {failed} of {len(found)} checks failed", file=sys.stderr)
         raise typer.Exit(1)
-    print(
+    print_text(
         f"{source} is what it claims to be{'' if evaluate else '; its figures were not measured again'}",
         file=sys.stderr,
     )
@@ -254,14 +265,14 @@ def merge(
     if as_json:
         print(json.dumps(vars(done), indent=1))
         return
-    print(f"{out}: {done.bits} bits")
-    print(f"against the adapter on its base at 32 bits: {_change(done.moved, done.agree)}")
+    print_text(f"{out}: {done.bits} bits")
+    print_text(f"against the adapter on its base at 32 bits: {_change(done.moved, done.agree)}")
     if done.moved_from_trained is not None and done.agree_with_trained is not None:
         change = _change(done.moved_from_trained, done.agree_with_trained)
-        print(f"against the adapter on its base at {done.trained_bits} bits, as it was trained: {change}")
+        print_text(f"against the adapter on its base at {done.trained_bits} bits, as it was trained: {change}")
     if done.dev is not None:
         claimed = "" if done.dev_claimed is None else f"; the adapter was saved with {done.dev_claimed:.1f} %"
-        print(f"exact match on dev: {done.dev:.1f} %{claimed}")
+        print_text(f"exact match on dev: {done.dev:.1f} %{claimed}")
 
 
 @app.command("compare")
@@ -293,15 +304,21 @@ def compare(
     if as_json:
         print(json.dumps(vars(found), indent=1))
         return
-    print(
+    print_text(
         f"loss per target token on {found.rows:,} rows: {found.loss:.4f} in {merged}, {found.gguf_loss:.4f} in {file}"
     )
-    print(f"the most likely token is the same at {found.agree:.1f} % of the target tokens")
-    print(f"the input has the same tokens in {found.same_tokens:.1f} % of the rows")
+    print_text(f"the most likely token is the same at {found.agree:.1f} % of the target tokens")
+    print_text(f"the input has the same tokens in {found.same_tokens:.1f} % of the rows")
 
 
 def _change(moved: float, agree: float) -> str:
     return f"logits moved by {100 * moved:.3f} % of their size, the most likely token is the same at {agree:.1f} %"
+
+
+def _print_licence_note(bundle: Bundle, wishes: Wishes) -> None:
+    note = licence_note(bundle, wishes)
+    if note:
+        print_text(note, file=sys.stderr)
 
 
 def _wishes(licence: str | None, language: str | None, tags: list[str] | None) -> Wishes:

@@ -13,6 +13,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from petransfer.cli.terminal_text import print_text
 from petransfer.plurals import count
 from petransfer.study.durations import remaining
 
@@ -50,7 +51,7 @@ class View:
     Attributes:
         title: The name of the study.
         read: Returns the current state of all runs.
-        line: Describes a run in one line.
+        line: Describes a run in one line. An empty line is not printed.
         label: Returns the names of a run, such as the arm and the seed.
         score: Returns the latest score on dev as text. Empty without a score.
     """
@@ -104,7 +105,8 @@ class Display:
             rows = self.view.read()
             self.ended = {row.cell.run_id for row in rows if row.status == "done"}
             before = f", {len(self.ended):,} of them finished before" if self.ended else ""
-            print(f"{self.view.title}: {count(len(rows), 'run')}{before}", file=sys.stderr)
+            if len(rows) > 1:
+                print_text(f"{self.view.title}: {count(len(rows), 'run')}{before}", file=sys.stderr)
         return self.tick
 
     def __exit__(self, *_: object) -> None:
@@ -135,7 +137,9 @@ class Display:
             reason = getattr(row, "failure", None)
             new = reason if reason not in self.reasons else ""  # many runs may fail for the same reason
             self.reasons.add(reason)
-            print(self.view.line(row) + (f": {new}" if new else ""), file=sys.stderr, flush=True)
+            line = self.view.line(row) + (f": {new}" if new else "")
+            if line:
+                print_text(line, file=sys.stderr)
         self.ended |= {row.cell.run_id for row in ended}
 
 
@@ -192,17 +196,17 @@ def _cut(text: str, width: int) -> str:
 def report_outcome(outcome: Any, runs: int) -> int:
     """Print the failures among `runs` runs, and return the exit code of the command."""
     for reason, number in Counter(outcome.failures.values()).items():
-        print(f"error{f' ({number:,} runs)' if number > 1 else ''}: {reason}", file=sys.stderr)
+        print_text(f"error{f' ({number:,} runs)' if number > 1 else ''}: {reason}", file=sys.stderr)
     if outcome.interrupted:
-        print("stopped; run the same command again to resume", file=sys.stderr)
+        print_text("stopped; run the same command again to resume", file=sys.stderr)
         return 130
     if outcome.failures:
         failed = f"{len(outcome.failures):,} of {count(runs, 'run')} failed"
         only_mistakes = len(outcome.mistakes) == len(set(outcome.failures.values()))
         todo = "correct the command and run it again" if only_mistakes else "run the same command again to retry"
-        print(f"{failed}; {todo}", file=sys.stderr)
+        print_text(f"{failed}; {todo}", file=sys.stderr)
         return 2 if only_mistakes else 1
     if outcome.elsewhere:
-        print(f"another process is executing {outcome.elsewhere:,} of {count(runs, 'run')}", file=sys.stderr)
+        print_text(f"another process is executing {outcome.elsewhere:,} of {count(runs, 'run')}", file=sys.stderr)
         return 1
     return 0

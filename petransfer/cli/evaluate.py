@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from petransfer.cli.table_layout import print_table
+from petransfer.cli.terminal_text import print_text
 from petransfer.errors import UserError
 from petransfer.plurals import count
 from petransfer.recipe.metrics import HEADINGS
@@ -134,7 +135,7 @@ def _show(rows: list[Scores], by_generation: bool) -> None:
         table.add_row(visible(row.label, keep=""), *(values.get(str(name), "") for name in names))
     print_table(table)
     for line in explanations(rows):
-        print(line)
+        print_text(line)
 
 
 def explanations(rows: list[Scores]) -> list[str]:
@@ -142,9 +143,12 @@ def explanations(rows: list[Scores]) -> list[str]:
     lines = ["EM: exact match on the examples. log p/token: mean log-probability of a target token, in nats."]
     if len(rows) > 1:
         lines.append(
-            f"same as first %: examples that are right or wrong in both this row and {visible(rows[0].label, keep='')}."
+            "same as first %: share of the examples that this row and the first row both got right or both got wrong."
         )
-    lines.append("generated: examples whose text was generated to check the scores; the others took one forward pass.")
+    lines.append(
+        "generated: number of examples whose text was generated to check the scores; the others were scored with one "
+        "forward pass."
+    )
     if any(row.seen_rows for row in rows):
         lines.append("seen EM %, unseen EM %: exact match on the rows that it was trained on, and on the others.")
     if any(row.claimed is not None for row in rows):
@@ -167,7 +171,7 @@ def _cells(row: Scores, several: bool) -> dict[str, str]:
 def _warn(row: Scores) -> None:
     label = visible(row.label, keep="")
     if row.disagreements:
-        print(
+        print_text(
             f"{label}: {row.disagreements} of {row.generated:,} generated texts contradict the forward pass; there "
             "should be none",
             file=sys.stderr,
@@ -175,7 +179,7 @@ def _warn(row: Scores) -> None:
     if row.seen_rows:
         listed = ", ".join(str(at + 1) for at in row.seen_rows[:LISTED])
         more = f" and {len(row.seen_rows) - LISTED:,} more" if len(row.seen_rows) > LISTED else ""
-        print(
+        print_text(
             f"{label}: {len(row.seen_rows):,} of {row.examples:,} rows were trained on (rows {listed}{more}); only the "
             f"unseen rows say how well it generalises: {_unseen(row)}",
             file=sys.stderr,

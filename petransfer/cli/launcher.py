@@ -8,6 +8,7 @@ import sys
 import warnings
 from typing import Any
 
+from petransfer.cli.terminal_text import print_text
 from petransfer.errors import UserError
 
 # Values of `distributed_type` in an Accelerate configuration that already determine how processes are started.
@@ -75,5 +76,5 @@ def _code(codes: list[int]) -> int:
     if own:
         return max(own, key=own.count)
     killed = signal.Signals(-codes[0]).name if codes and codes[0] < 0 else "the launcher"
-    print(f"error: a process was ended by {killed}; run the same command again to resume", file=sys.stderr)
+    print_text(f"error: a process was ended by {killed}; run the same command again to resume", file=sys.stderr)
     return 1

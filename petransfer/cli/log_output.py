@@ -1,9 +1,11 @@
-"""Print petransfer's log messages to stderr, as plain lines."""
+"""Print petransfer's log messages to stderr, as plain lines that fit the terminal."""
 
 from __future__ import annotations
 
 import logging
 import sys
+
+from petransfer.cli.terminal_text import fitted, width_of
 
 
 class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
@@ -15,6 +17,9 @@ class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
         super().emit(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return fitted(super().format(record), width_of(sys.stderr))
 
 
 def show_log(verbose: bool = False, quiet: bool = False) -> None:

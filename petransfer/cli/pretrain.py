@@ -15,6 +15,7 @@ import typer
 from petransfer.cli.display import Display, View, report_outcome
 from petransfer.cli.options import MOST_THREADS, Arms, Cpu, Json, Seeds, Sets, parse_seeds
 from petransfer.cli.table_layout import print_table
+from petransfer.cli.terminal_text import print_text
 from petransfer.errors import UserError
 from petransfer.plurals import count
 from petransfer.pretraining import run_table as tables
@@ -114,7 +115,9 @@ def pretrain(
     if code:
         raise typer.Exit(code)
     minutes = (time.monotonic() - started) / 60
-    print(f"{count(len(cells), 'checkpoint')} done in {minutes:.1f} minutes; see {folder.path}/runs", file=sys.stderr)
+    print_text(
+        f"{count(len(cells), 'checkpoint')} done in {minutes:.1f} minutes; see {folder.path}/runs", file=sys.stderr
+    )
 
 
 def _label(row: tables.Row) -> dict[str, str]:

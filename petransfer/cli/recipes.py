@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from petransfer.cli.terminal_text import print_text
 from petransfer.errors import UserError
 from petransfer.recipe.loading import find_recipe, load_either, shipped_recipes
 from petransfer.recipe.pretraining import PretrainRecipe
@@ -44,7 +45,7 @@ def cp(name: Name, target: Annotated[Path, typer.Argument(help="File to create."
     except OSError as error:
         raise UserError(f"{target} cannot be written ({error.strerror}); name another file") from None
     verb = "pretrain" if isinstance(load_either(str(target)), PretrainRecipe) else "run"
-    print(f"copied {name} to {target}; run it with: petransfer {verb} --recipe {target}")
+    print_text(f"copied {name} to {target}; run it with: petransfer {verb} --recipe {target}")
 
 
 def _text(path: Path) -> str:

@@ -12,6 +12,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from petransfer.cli.table_layout import print_meanings, print_table
+from petransfer.cli.terminal_text import print_text
 from petransfer.errors import UserError
 from petransfer.report import run_groups as groups
 from petransfer.report import sweep
@@ -61,8 +62,8 @@ def report(study: Annotated[Path, typer.Argument(help="Folder of the study, such
         ]
         end = f"see {study}: {FILES}"
     for line in filter(None, lines):
-        print(line)
-    print(end, file=sys.stderr)
+        print_text(line)
+    print_text(end, file=sys.stderr)
 
 
 @app.command("compare")
@@ -91,7 +92,7 @@ def compare(
         print(json.dumps(side_by_side.as_json(found), indent=1, allow_nan=False))
         return
     for line in side_by_side.head(found):
-        print(line)
+        print_text(line)
     _print("the same cells", side_by_side.cell_columns(found), side_by_side.cell_lines(found))
     _print("the same effects", side_by_side.effect_columns(found), side_by_side.effect_lines(found))
 

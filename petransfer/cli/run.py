@@ -17,6 +17,7 @@ from petransfer.api import write_results
 from petransfer.cli.display import Display, View, report_outcome, study_label, study_score
 from petransfer.cli.launcher import launch
 from petransfer.cli.table_layout import print_meanings, print_table
+from petransfer.cli.terminal_text import print_text
 from petransfer.effects.study_effects import demand
 from petransfer.errors import UserError
 from petransfer.memory.advice import as_options
@@ -51,12 +52,17 @@ class Kind:
     Attributes:
         open_folder: Creates the study's folder and writes the recipe.
         print_end: Prints the results, as JSON for the argument True.
-        line: Describes a run in one line.
+        line: Describes a run in one line. An empty line is not printed.
+        done: Returns the last line about runs that took the given time. None: the usual line, with the number of runs
+            and the folder.
+        finished: The last line if all runs finished before. None: the usual line.
     """
 
     open_folder: Callable[[], None]
     print_end: Callable[[bool], None]
     line: Callable[[Any], str] = tables.plain_line
+    done: Callable[[str], str] | None = None
+    finished: str | None = None
 
 
 def grid_from_options(
@@ -166,7 +172,7 @@ def run_grid(grid: StudyGrid, kind: Kind, settings: Settings, scheduling: Schedu
         kind.print_end(as_json)
         _exit_if_damaged(grid)
         finished = "the run" if done_before == 1 else f"all {done_before:,} runs"
-        logger.info(f"{finished} finished before; nothing to do")
+        _log_line(kind.finished if kind.finished is not None else f"{finished} finished before; nothing to do")
         return
     view = View(
         grid.recipe.name, lambda: tables.rows_of(grid.selected, grid.folder), kind.line, study_label, study_score
@@ -179,7 +185,13 @@ def run_grid(grid: StudyGrid, kind: Kind, settings: Settings, scheduling: Schedu
         raise typer.Exit(code)
     _exit_if_damaged(grid)
     took = duration(time.monotonic() - started)
-    logger.info(f"{count(len(grid.selected), 'run')} done in {took}; see {grid.folder.path}")
+    usual = f"{count(len(grid.selected), 'run')} done in {took}; see {grid.folder.path}"
+    _log_line(kind.done(took) if kind.done else usual)
+
+
+def _log_line(text: str) -> None:
+    if text:
+        logger.info(text)
 
 
 def _exit_if_damaged(grid: StudyGrid) -> None:
@@ -202,7 +214,7 @@ def _print_end(grid: StudyGrid, as_json: bool) -> None:
     print_meanings(table)
     lines = [*tables.weight_lines(rows), *tables.generated_lines(rows)]
     for line in [*lines, *effects["sentences"], *effects["missing"]]:
-        print(line)
+        print_text(line)
 
 
 def plan(
@@ -230,7 +242,7 @@ def plan(
     rows = tables.rows_of(study.selected, study.folder)
     room = card_bytes(card) if card is not None else this_card()
     for row in () if as_json else rows:  # print the runs first, because the prediction of the memory takes time
-        print(f"{row.cell.run_id}  {tables.plain_line(row)} | {count(row.cell.spec.train.steps, 'step')}", flush=True)
+        print_text(f"{row.cell.run_id}  {tables.plain_line(row)} | {count(row.cell.spec.train.steps, 'step')}")
     group = scheduling.grouping(checkpointing, lambda: room)
     stacks = group(study.waiting) if group else []
     places = (
@@ -240,16 +252,16 @@ def plan(
         print(json.dumps(_plan_as_json(study, rows, places, stacks), indent=1))
         return
     for place in places:
-        print(place.line(study.options_for(place.spec)))
+        print_text(place.line(study.options_for(place.spec)))
     for line in [describe_stacks(stacks), *reasons_not_stacked(cell.spec for cell in study.waiting)] if stacks else ():
-        print(line)
+        print_text(line)
     done = sum(row.status == "done" for row in rows)
     left = sum(row.cell.spec.train.steps for row in rows if row.status != "done")
     for line in (study.dropped_line, demand(study.recipe, study.cells).line):
         if line:
-            print(line)
+            print_text(line)
     runs = f"{len(rows)} of {count(len(study.cells), 'run')}" if shard else count(len(rows), "run")
-    print(f"{runs}, {done} done, {count(left, 'step')} to go; folder {study.folder.path}")
+    print_text(f"{runs}, {done} done, {count(left, 'step')} to go; folder {study.folder.path}")
 
 
 def failure_lines(rows: Sequence[tables.Row]) -> list[str]:
@@ -312,4 +324,4 @@ def status(
     if swept:
         print_table(sweep.terminal_table(swept, recipe.name))
     for line in filter(None, lines):
-        print(line)
+        print_text(line)

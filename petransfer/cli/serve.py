@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from petransfer.cli.terminal_text import print_text
 from petransfer.errors import UserError
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def serve(
         models = models_of(sources, Where(checkpoint, revision, None, "cpu" if cpu else None, any_base))
         hosts = _LOOPBACK if host in ("127.0.0.1", "::1", "localhost") else ("*",)
         place = f"http://{host}:{opened.getsockname()[1]}"
-        print(f"Serving {', '.join(models)} at {place}/v1 - Ctrl-C stops", file=sys.stderr, flush=True)
+        print_text(f"Serving {', '.join(models)} at {place}/v1 - Ctrl-C stops", file=sys.stderr)
         server(application(RequestBatches(models, batch_size), hosts)).run(sockets=[opened])
 
 

@@ -10,6 +10,7 @@ import typer
 import petransfer.cli.options as opt
 from petransfer.cli.run import Kind, check_and_launch, grid_from_options, run_grid
 from petransfer.cli.table_layout import print_table
+from petransfer.cli.terminal_text import print_text
 from petransfer.errors import UserError
 from petransfer.plurals import count
 from petransfer.recipe.schema import Recipe
@@ -113,15 +114,15 @@ def _print_end(content: dict[str, Any], title: str) -> None:
     groups = content["groups"]
     print_table(shown.terminal_table(groups, title))
     for line in shown.sentences(groups):
-        print(line)
-    print("chosen on dev; in the recipe's `train`:")
+        print_text(line)
+    print_text("chosen on dev; in the recipe's `train`:")
     print(shown.snippet(content))
 
 
 def _plan(study: StudyGrid) -> None:
     rows = tables.rows_of(study.selected, study.folder)
     for row in rows:
-        print(f"{row.cell.run_id}  {shown.plain_line(row)} | {count(row.cell.spec.train.steps, 'step')}")
+        print_text(f"{row.cell.run_id}  {shown.plain_line(row)} | {count(row.cell.spec.train.steps, 'step')}")
     left = sum(row.cell.spec.train.steps for row in rows if row.status != "done")
     done = sum(row.status == "done" for row in rows)
-    print(f"{count(len(rows), 'run')}, {done} done, {count(left, 'step')} to go; folder {study.folder.path}")
+    print_text(f"{count(len(rows), 'run')}, {done} done, {count(left, 'step')} to go; folder {study.folder.path}")

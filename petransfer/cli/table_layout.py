@@ -11,6 +11,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from petransfer.cli.terminal_text import print_text
+
 # A word of at most this many characters is never broken. Longer words, such as hashes and URLs, may be broken anywhere.
 LONGEST_WORD = 24
 # A line may be broken here: after white space, and after a hyphen between two letters.
@@ -33,7 +35,7 @@ def print_meanings(table: Table) -> None:
     for line in _MEANINGS:
         word = line.partition(":")[0]
         if any(word in (head, *head.split()) for head in heads):
-            print(line)
+            print_text(line)
 
 
 def print_table(table: Table) -> None:

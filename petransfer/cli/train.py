@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,14 +13,13 @@ import yaml
 
 from petransfer.cli.fit import show
 from petransfer.cli.options import Checkpointing, Cpu, Force, Json, LogWith, SaveEvery, parse_seeds
-from petransfer.cli.run import own_runs, run_grid
-from petransfer.cli.train_folds import describe_folds, train_folds
-from petransfer.data.rows.chat_rows import readable_input
-from petransfer.errors import shortened
+from petransfer.cli.run import run_grid
+from petransfer.cli.terminal_text import print_text, width_of
+from petransfer.cli.train_folds import train_folds
+from petransfer.cli.train_output import describe, print_summaries, train_runs
 from petransfer.memory.advice import TRAIN_OPTIONS
 from petransfer.memory.cards import this_card
 from petransfer.models.registry import is_embedded
-from petransfer.plurals import count
 from petransfer.recipe.methods import METHODS
 from petransfer.study.cross_validation import CrossValidation, cross_validation
 from petransfer.study.grid import notes
@@ -30,8 +29,7 @@ from petransfer.study.scheduling import Scheduling
 from petransfer.study.settings import Settings
 from petransfer.study.train_estimate import as_json as estimate_json
 from petransfer.study.train_estimate import estimate_lines
-from petransfer.study.train_study import TrainStudy, memory_of, refuse_too_large, small_data_note, train_study
-from petransfer.study.train_summary import TrainSummary, summaries
+from petransfer.study.train_study import TrainStudy, memory_of, refuse_too_large, train_study
 from petransfer.training.execution import Execution
 from petransfer.training.tracker_names import check_trackers
 
@@ -230,7 +228,7 @@ def train(
     if plan and as_json:
         return
     if not (plan or as_json):
-        print("\n".join(describe(training, found)))
+        print_text(*describe(training, found))
     if training.note:
         logger.info(training.note)
     refuse_too_large(grid, fit, force)
@@ -243,7 +241,7 @@ def train(
     if found:
         training = train_folds(found, settings, as_json)
     else:
-        run_grid(grid, own_runs(grid), settings, Scheduling(), as_json)
+        run_grid(grid, train_runs(grid), settings, Scheduling(), as_json)
     if not as_json:
         print_summaries(training)
 
@@ -259,87 +257,14 @@ def _show_plan(training: TrainStudy, folds: CrossValidation | None, fit: Fit, cp
         about = {"recipe": training.recipe, "rows": rows, "folder": str(grid.folder.path)}
         print(json.dumps(about | estimate_json(grid.cells[0], rows, fit, cpu), indent=1))
         return
-    print(yaml.safe_dump(training.recipe, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110))
+    print(
+        yaml.safe_dump(
+            training.recipe,
+            sort_keys=False,
+            allow_unicode=True,
+            default_flow_style=None,
+            width=min(110, width_of(sys.stdout) or 110),
+        )
+    )
     show(grid.cells[0].spec.checkpoint.name, fit, options=TRAIN_OPTIONS)
-    print("\n".join([*describe(training, folds), *estimate_lines(grid.cells[0], rows, fit, cpu)]))
-
-
-def describe(training: TrainStudy, folds: CrossValidation | None = None) -> list[str]:
-    """Describe the model, the data, the training length and the output folder in a few lines."""
-    grid, rows = training.grid, training.rows
-    spec = grid.cells[0].spec
-    train, method = spec.train, grid.cells[0].method
-    epochs = train.steps * train.batch_size / max(1, rows["train"])
-    stopping = train.early_stopping
-    length = f"{count(train.steps, 'step')} of {count(train.batch_size, 'example')}, {_epochs(epochs)}"
-    if stopping:
-        patience = count(stopping.patience, "evaluation")
-        length = f"at most {length}; stops after {patience} on dev without an improvement"
-    data = f"data: {rows['train']:,} training, {rows['dev']:,} dev and {count(rows['test'], 'test row')}"
-    lines = [
-        describe_folds(folds) if folds else data,
-        f"model: {spec.checkpoint.name}, {method}, learning rate {train.learning_rate:g}",
-        f"length: {length}",
-        f"folder: {folds.folder if folds else grid.folder.path}",
-    ]
-    note = "" if folds else small_data_note(rows)
-    return [*lines, note] if note else lines
-
-
-def _epochs(number: float) -> str:
-    """Return a number of epochs as text, such as `26.7 epochs`."""
-    shown = f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
-    return f"{shown} {'epoch' if shown == '1' else 'epochs'}"
-
-
-def print_summaries(training: TrainStudy) -> None:
-    """Print scores, reason for stopping, sample predictions and next commands."""
-    found = summaries(training.grid)
-    for one in found:
-        head = f"seed {one.cell.seed}: " if len(found) > 1 else ""
-        print(f"{head}{one.scores}")
-        print(f"{head}{one.stopped}")
-        if one.advice:
-            print(f"{head}{one.advice}")
-    if not found:
-        return
-    best = found[0]
-    for sample in best.samples:
-        mark = "right" if sample.correct else "wrong"
-        read = readable_input(sample.input, only_last=True)
-        print(f"  {_short(read)} -> {_short(sample.prediction)} ({mark}; target {_short(sample.target)})")
-    for line in next_commands(best, training):
-        print(line)
-
-
-def next_commands(best: TrainSummary, training: TrainStudy) -> list[str]:
-    """Return lines with the commands that usually follow a training."""
-    study = training.grid.folder.path
-    alone = sum(training.grid.folder.run(name).done for name in training.grid.folder.names()) == 1
-    # the commands accept a study's folder in place of its only run
-    run, whole = _argument(study if alone else best.folder.path), _argument(study)
-    text = readable_input(best.samples[0].input) if best.samples else "TEXT"
-    kind = "adapter" if (best.folder.path / "adapter").is_dir() else "model"
-    usable = len(text) <= 40 and text.isprintable() and not text.startswith("-")
-    example = shlex.quote(text if usable else "TEXT")
-    lines = [
-        f"{kind}: {best.folder.path / kind}",
-        "next:",
-        f"  petransfer predict {run} {example}",
-        f"  petransfer report {whole}",
-    ]
-    if kind == "adapter":
-        lines.append(f"  petransfer adapter push {run} USER/NAME")
-    lines.append("the same training again, from its recipe:")
-    lines.append(f"  petransfer run {_argument(study / 'recipe.yaml')} --out {whole}")
-    return lines
-
-
-def _argument(path: Path) -> str:
-    """Return a path as an argument in a shell; one that begins with a hyphen would be read as an option."""
-    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
-
-
-def _short(text: str, most: int = 60) -> str:
-    """Return a text in quotes on one line, shortened to about `most` characters."""
-    return repr(shortened(" ".join(text.split()), most))
+    print_text(*describe(training, folds), *estimate_lines(grid.cells[0], rows, fit, cpu))

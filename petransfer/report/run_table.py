@@ -165,10 +165,10 @@ def weight_lines(rows: Sequence[Row]) -> list[str]:
             shares = ", ".join(f"{share:.1f} % {dtype}" for dtype, share in row.weights["share"].items())
             size = sum(row.weights["bytes"].values()) / 1e6
             wide = ", ".join(_reason(*kind) for kind in row.weights["wide"].items())
-            line = f"{row.cell.arm}, {row.cell.method}: {size:,.1f} MB of weights, {shares}; wide: {wide}"
+            line = f"{row.cell.arm}, {row.cell.method}: {size:,.1f} MB of weights, {shares}; not quantised: {wide}"
             cost = row.weights.get("quantisation")
             if cost:
-                line += f"; loss before training {cost['loss_at_16_bits']:.3f} at 16 bits, {cost['loss']:.3f} so"
+                line += f"; loss before training {cost['loss_at_16_bits']:.3f} at 16 bits, {cost['loss']:.3f} quantised"
             lines.setdefault((row.cell.arm, row.cell.method), line)
     return list(lines.values())
 

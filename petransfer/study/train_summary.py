@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from petransfer.data.rows.folds import ALL
 from petransfer.plurals import count
+from petransfer.recipe.metrics import HEADINGS
 from petransfer.study.folders import RunFolder
 from petransfer.study.grid import Cell
 from petransfer.study.study import StudyGrid
@@ -45,6 +47,7 @@ class TrainSummary:
         still_improving: `exact_match` or `loss`, if this dev score was still improving at the end. Otherwise empty.
         samples: Test rows with their generated texts.
         diverged: Whether the final training loss is over 1.5 times the first one.
+        metrics: The other metrics of the test rows, by their heading in tables.
     """
 
     cell: Cell
@@ -57,6 +60,7 @@ class TrainSummary:
     still_improving: str
     samples: tuple[Sample, ...]
     diverged: bool = False
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def trained_on_all(self) -> bool:
@@ -68,12 +72,14 @@ class TrainSummary:
         """The scores in one line."""
         if self.trained_on_all:
             return f"exact match: {self.dev:.1f} % on rows that it was trained on; for new rows see the folds' scores"
-        return f"exact match: {self.dev:.1f} % on dev, {self.test:.1f} % on test"
+        others = [_figure(heading, value) for heading, value in self.metrics.items()]
+        other = f"; also on test: {', '.join(others)}" if others else ""
+        return f"exact match: {self.dev:.1f} % on dev, {self.test:.1f} % on test{other}"
 
     @property
     def stopped(self) -> str:
         """Why the training stopped, as a sentence."""
-        best = f"the best step was {self.best_step:,}, whose weights are saved"
+        best = f"the best step was {self.best_step:,}, and its weights are saved"
         stopping = self.cell.spec.train.early_stopping
         if self.stop_reason == "no_improvement" and stopping:
             patience = count(stopping.patience, "evaluation")
@@ -81,7 +87,7 @@ class TrainSummary:
         if self.stop_reason == "max_minutes" and stopping:
             return f"stopped at step {self.steps:,} after {stopping.max_minutes:g} min; {best}"
         if self.stop_reason:
-            return f"stopped at the largest number of steps, {self.steps:,}; {best}"
+            return f"stopped at step {self.steps:,}, the largest number of steps; {best}"
         return f"trained {count(self.steps, 'step')}, as asked"
 
     @property
@@ -130,7 +136,14 @@ def _summary(cell: Cell, folder: RunFolder) -> TrainSummary | None:
         improving_score(curve),
         _samples(folder),
         len(lines) > 1 and lines[-1]["loss"] > 1.5 * lines[0]["loss"],
+        {heading: float(result["test"][name]) for name, heading in HEADINGS.items() if name in result["test"]},
     )
+
+
+def _figure(heading: str, value: float) -> str:
+    """Return a score with its name, such as `accuracy 97.5 %`. heading: its heading in tables, such as `accuracy %`."""
+    name = heading.removesuffix(" %")
+    return f"{name} {value:.1f}{' %' if name != heading else ''}"
 
 
 def improving_score(curve: list[dict[str, Any]]) -> str:

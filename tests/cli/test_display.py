@@ -160,4 +160,4 @@ def test_eval_explains_its_columns() -> None:
     several = "\n".join(explanations([replace(one, claimed=50.0), replace(one, label="second")]))
     for column in ("EM", "log p/token", "same as first %", "generated", "claimed EM %"):
         assert f"{column}: " in several
-    assert "this row and first" in several
+    assert "this row and the first row both got right" in several

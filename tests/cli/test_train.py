@@ -38,8 +38,9 @@ def test_ten_lines_one_command_an_adapter(
     write(elsewhere / "pairs.tsv")
     assert call(monkeypatch, "train", "nano/english", "pairs.tsv", "--steps", "120", "--cpu") == 0
     said = capsys.readouterr()
-    assert "data: 8 training, 1 dev and 1 test row\n" in said.out
+    assert "data: 8 training rows, 1 dev row to choose the best step, 1 test row for the final score\n" in said.out
     assert "only 1 dev row and 1 test row" in said.out  # the scores mean little
+    assert "method: LoRA of rank 16 and the embeddings of new tokens, learning rate 0.002\n" in said.out
     assert "length: 120 steps of 8 examples, 120 epochs" in said.out
     assert "the first row is 'to walk' -> 'zu gehen'" in said.err
     study = elsewhere / "results" / "pairs-english"
@@ -56,6 +57,10 @@ def test_ten_lines_one_command_an_adapter(
     _plain_peft_says_the_same(run, data.train[0].input, data.train[0].target)
     assert call(monkeypatch, "run", "--recipe", str(study / "recipe.yaml"), "--cpu") == 0
     assert "the run finished before" in capsys.readouterr().err
+    assert call(monkeypatch, "train", "nano/english", "pairs.tsv", "--steps", "120", "--cpu") == 0
+    again = capsys.readouterr()
+    assert "this training finished before" in again.err
+    assert again.out.splitlines()[-10:] == lines[-10:]
 
 
 def _commands_run(printed: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +92,7 @@ def test_plan_shows_the_recipe_and_trains_nothing(
     arguments = ["train", "google/flan-t5-xl", "pairs.tsv", "--bits", "4", "--epochs", "2", "--rank", "8", "--plan"]
     assert call(monkeypatch, *arguments, "--seeds", "0-1", "--set", "train.warmup=0.1") == 0
     said = capsys.readouterr().out
-    assert "data: 8 training, 1 dev and 1 test row\n" in said
+    assert "data: 8 training rows, 1 dev row" in said
     assert "tokens: about " in said, "no network: the tokenizer is not here"
     assert "estimated from the model's size and the machine's speed" in said
     recipe = yaml.safe_load(said.split("\n\n")[0])

@@ -123,8 +123,10 @@ def test_what_quantised_weights_weigh_is_said(study: tuple[list[Cell], StudyFold
         "quantisation": {"loss_at_16_bits": 2.0, "loss": 2.01},
     }
     (line,) = tables.weight_lines([replace(row, weights=weights)] * 2)
-    assert "4.0 MB of weights, 25.0 % bfloat16, 75.0 % nf4; wide: norm, embeddings (rows are looked up)" in line
-    assert "2.000 at 16 bits, 2.010 so" in line
+    assert (
+        "4.0 MB of weights, 25.0 % bfloat16, 75.0 % nf4; not quantised: norm, embeddings (rows are looked up)" in line
+    )
+    assert "2.000 at 16 bits, 2.010 quantised" in line
 
 
 NONE: dict[str, Any] = {"effects": []}

@@ -1,0 +1,179 @@
+"""What `train` prints: the settings before the training, its progress, and at the end the results and next commands."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from petransfer.api import write_results
+from petransfer.cli.run import Kind
+from petransfer.cli.table_layout import print_table
+from petransfer.cli.terminal_text import print_text
+from petransfer.data.rows.chat_rows import readable_input
+from petransfer.errors import shortened
+from petransfer.memory.study_memory import method_title
+from petransfer.plurals import count
+from petransfer.recipe.run_spec import MethodSpec, TrainSpec
+from petransfer.report import run_table
+from petransfer.study.cross_validation import CrossValidation
+from petransfer.study.durations import remaining
+from petransfer.study.study import StudyGrid
+from petransfer.study.train_study import TrainStudy, small_data_note
+from petransfer.study.train_summary import Sample, TrainSummary, summaries
+
+_EMBEDDINGS = {"frozen": "", "new": " and the embeddings of new tokens", "trained": " and all embeddings"}
+
+
+def describe(training: TrainStudy, folds: CrossValidation | None = None) -> list[str]:
+    """Describe the data, the model, the training length and the output folder in a few lines."""
+    grid, rows = training.grid, training.rows
+    spec = grid.cells[0].spec
+    data = (
+        f"data: {count(rows['train'], 'training row')}, {count(rows['dev'], 'dev row')} to choose the best step, "
+        f"{count(rows['test'], 'test row')} for the final score"
+    )
+    lines = [
+        _describe_folds(folds) if folds else data,
+        f"model: {spec.checkpoint.name} at {spec.method.bits} bits",
+        f"method: {_method(spec.method)}, learning rate {spec.train.learning_rate:g}",
+        f"length: {_length(spec.train, rows['train'])}",
+        f"folder: {folds.folder if folds else grid.folder.path}",
+    ]
+    note = "" if folds else small_data_note(rows)
+    return [*lines, note] if note else lines
+
+
+def _describe_folds(found: CrossValidation) -> str:
+    rows = found.folds[0].rows
+    total = count(rows["train"] + rows["dev"], "row")
+    return f"data: {total} in {len(found.folds)} folds; each fold is scored by a model that is trained on the others"
+
+
+def _method(method: MethodSpec) -> str:
+    return f"{method_title(method)}{'' if method.name == 'full' else _EMBEDDINGS[method.embeddings]}"
+
+
+def _length(train: TrainSpec, rows: int) -> str:
+    number = train.steps * train.batch_size / max(1, rows)
+    shown = f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+    epochs = f"{shown} {'epoch' if shown == '1' else 'epochs'}"
+    stopping = train.early_stopping
+    if stopping is None:
+        return f"{count(train.steps, 'step')} of {count(train.batch_size, 'example')}, {epochs}"
+    patience = count(stopping.patience, "evaluation")
+    return (
+        f"until {patience} on dev in a row bring no improvement (one every {count(stopping.every, 'step')}); at most "
+        f"{count(train.steps, 'step')} of {count(train.batch_size, 'example')}, {epochs}"
+    )
+
+
+def train_runs(grid: StudyGrid) -> Kind:
+    """Return the `Kind` of the runs of `train`. At the end, it writes the study's files and prints JSON if asked to."""
+
+    def end(as_json: bool) -> None:
+        effects = write_results(grid)
+        if as_json:
+            rows = run_table.as_json(run_table.rows_of(grid.cells, grid.folder))
+            print(json.dumps({"study": grid.recipe.name, "runs": rows, "effects": effects["effects"]}, indent=1))
+
+    return Kind(
+        lambda: grid.folder.open(grid.recipe),
+        end,
+        lambda row: progress_text(row, f"seed {row.cell.seed}: " if len(grid.cells) > 1 else ""),
+        lambda took: f"trained and scored in {took}",
+        "this training finished before; nothing was trained again",
+    )
+
+
+def fold_runs(grid: StudyGrid, name: str) -> Kind:
+    """Return the `Kind` of a run that is a part of a cross-validation. It prints nothing at the end.
+
+    name: What the progress lines call the run, such as `fold 2`.
+    """
+    return Kind(
+        lambda: grid.folder.open(grid.recipe),
+        lambda as_json: None,
+        lambda row: progress_text(row, f"{name}: "),
+        lambda took: "",
+        "",
+    )
+
+
+def progress_text(row: run_table.Row, head: str) -> str:
+    """Return the progress of a run as a line of text, for output that is not a terminal; empty if the run is done.
+
+    head: The beginning of the line.
+    """
+    if row.status == "done":
+        return ""
+    if row.loss is None:
+        return f"{head}{row.status}"
+    dev = "" if row.dev_so_far is None else f", exact match on dev {row.dev_so_far:.0f} %"
+    left = f", {remaining(row.seconds_left)}" if row.seconds_left else ""
+    return f"{head}step {row.step:,} of {row.cell.spec.train.steps:,}, loss {row.loss:.3f}{dev}{left}"
+
+
+def print_summaries(training: TrainStudy) -> None:
+    """Print scores, reason for stopping, sample predictions and next commands."""
+    found = summaries(training.grid)
+    for one in found:
+        head = f"seed {one.cell.seed}: " if len(found) > 1 else ""
+        print_text(f"{head}{one.scores}", f"{head}{one.stopped}")
+        if one.advice:
+            print_text(f"{head}{one.advice}")
+    if not found:
+        return
+    print_text(*run_table.weight_lines(run_table.rows_of(training.grid.cells, training.grid.folder)))
+    if found[0].samples:
+        print_table(samples_table(found[0].samples))
+    print_text(*next_commands(found[0], training))
+
+
+def samples_table(samples: tuple[Sample, ...]) -> Table:
+    """Return a table with test rows, one per line: input, generated text, target, and whether the text is correct."""
+    table = Table(title=count(len(samples), "test row"), title_justify="left")
+    for name in ("input", "generated", "target", "correct"):
+        table.add_column(name)
+    for sample in samples:
+        texts = (readable_input(sample.input, only_last=True), sample.prediction, sample.target)
+        table.add_row(*(Text(_one_line(text)) for text in texts), "yes" if sample.correct else "no")
+    return table
+
+
+def next_commands(best: TrainSummary, training: TrainStudy) -> list[str]:
+    """Return lines with the commands that usually follow a training."""
+    study = training.grid.folder.path
+    alone = sum(training.grid.folder.run(name).done for name in training.grid.folder.names()) == 1
+    # the commands accept a study's folder in place of its only run
+    run = _argument(study if alone else best.folder.path)
+    text = readable_input(best.samples[0].input) if best.samples else "TEXT"
+    kind = "adapter" if (best.folder.path / "adapter").is_dir() else "model"
+    usable = len(text) <= 40 and text.isprintable() and not text.startswith("-")
+    example = shlex.quote(text if usable else "TEXT")
+    lines = [
+        f"{kind}: {best.folder.path / kind}",
+        "next:",
+        f"  petransfer predict {run} {example}",
+        f"  petransfer report {_argument(study)}",
+    ]
+    if kind == "adapter":
+        lines.append(f"  petransfer adapter push {run} USER/NAME")
+    return [
+        *lines,
+        "the same training again, in another folder:",
+        f"  petransfer run {_argument(study / 'recipe.yaml')} --out {_argument(Path(f'{study}-again'))}",
+    ]
+
+
+def _argument(path: Path) -> str:
+    """Return a path as an argument in a shell; one that begins with a hyphen would be read as an option."""
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
+
+
+def _one_line(text: str) -> str:
+    """Return a text on one line, shortened to about 60 characters; `(empty)` if there is no text."""
+    return shortened(" ".join(text.split()), 60) or "(empty)"

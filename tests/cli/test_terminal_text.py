@@ -1,0 +1,45 @@
+"""Sentences and commands at 60, 80 and 120 columns: broken at white space, and commands can still be copied."""
+
+from __future__ import annotations
+
+import io
+import shlex
+
+import pytest
+
+from petransfer.cli.terminal_text import fitted, print_text
+
+WIDTHS = (60, 80, 120)
+SENTENCE = "no improvement in 6 evaluations on dev-rows; try: --max-steps 4000, or --learning-rate 0.0006 " * 3
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_sentence_is_broken_between_words_only(width: int) -> None:
+    lines = fitted(SENTENCE.strip(), width).split("\n")
+    assert max(map(len, lines)) <= width
+    assert len(lines) > 1
+    assert all(line.startswith("  ") for line in lines[1:])
+    assert " ".join(lines).split() == SENTENCE.split()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_command_goes_on_after_a_backslash(width: int) -> None:
+    """A shell reads the lines as the same arguments."""
+    words = ["predict", "results/a folder/of dates", "it's  3 March", "--file", "long/" * 16, "--cpu"]
+    command = f"  petransfer {shlex.join(words)}"
+    lines = fitted(command, width).split("\n")
+    assert max(len(line) for line in lines if "long/" not in line) <= width
+    assert all(line.endswith(" \\") for line in lines[:-1])
+    assert shlex.split("\n".join(lines).replace("\\\n", "")) == ["petransfer", *words]
+
+
+def test_what_fits_stays_as_it_is_and_so_does_what_goes_to_a_file() -> None:
+    out = io.StringIO()
+    print_text("short", SENTENCE, file=out)
+    assert out.getvalue() == f"short\n{SENTENCE}\n"
+    assert fitted("short\nlines", 60) == "short\nlines"
+
+
+def test_a_word_that_is_longer_than_a_line_stays_whole() -> None:
+    path = "results/" + "x" * 100
+    assert fitted(f"see {path} for more", 60).split("\n") == ["see", f"  {path}", "  for more"]
