@@ -23,19 +23,35 @@ UNLIMITED = 200
 
 # What headings in tables of runs mean. The words before the colon are the heading or a part of it.
 _MEANINGS = (
-    "arm: the pretrained model, or a control.",
+    "arm: the pretrained model, or a control with random weights.",
+    "dev: the rows for choosing the best step and settings.",
+    "test: the rows for the final score.",
     "EM: exact match, the share of generated texts that are equal to the target.",
     "log p/token: mean log-probability of a target token, in nats.",
 )
+# What words in cells of such tables mean, by column. {} is the number in the word.
+_WORDS = {
+    "method": (
+        (r"\br(\d+)\b", "r{0}: the adapter's rank is {0}."),
+        (r"\bnew-embeddings\b", "new-embeddings: the embeddings of tokens that are new to the model are trained too."),
+        (r"\b(\d+)-bit\b", "{0}-bit: each weight of the base model has {0} bits."),
+    ),
+    "split": ((r"\bheld-out\b", "held-out: none of the dev and test rows was used in training."),),
+}
 
 
 def print_meanings(table: Table) -> None:
-    """Print the meaning of each abbreviation in a table's headings."""
+    """Print the meaning of each abbreviation in a table's headings, methods and splits."""
     heads = [_plain(column.header) for column in table.columns]
     for line in _MEANINGS:
         word = line.partition(":")[0]
         if any(word in (head, *head.split()) for head in heads):
             print_text(line)
+    for column in table.columns:
+        cells = " ".join(map(_plain, column.cells))
+        for pattern, meaning in _WORDS.get(_plain(column.header), ()):
+            numbers = {found.groups() for found in re.finditer(pattern, cells)}
+            print_text(*(meaning.format(*groups) for groups in sorted(numbers)[:1]))
 
 
 def print_table(table: Table) -> None:

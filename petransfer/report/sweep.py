@@ -47,7 +47,7 @@ def unswept_note(cells: Sequence[Cell], groups: Sequence[Group]) -> str:
     known = {(one["arm"], one["method"]) for one in groups}
     others = [f"{arm}, {method}" for arm, method in _places(cells) if (arm, method) not in known]
     if len(others) == 1 and not groups:
-        return "The learning rate is that of the recipe; `petransfer sweep` compares several on dev."
+        return "The learning rate was not compared with others; `petransfer sweep` compares several on dev."
     if others and not groups:
         return "The learning rates were not swept: each arm and method has the recipe's learning rate."
     return f"Not swept: {'; '.join(others)}." if others else ""

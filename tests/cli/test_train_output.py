@@ -1,0 +1,111 @@
+"""What `train` prints at 60, 80 and 120 columns: whole words, nothing twice, and at the end what one needs next."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from petransfer.cli import table_layout, terminal_text, train_output
+from petransfer.cli.train_output import describe, print_summaries, progress_text, train_runs
+from petransfer.report.run_table import Row
+from petransfer.study.folders import RunFolder
+from petransfer.study.quick_recipe import TrainRequest
+from petransfer.study.train_estimate import estimate_lines
+from petransfer.study.train_study import TrainStudy, memory_of, train_study
+from petransfer.study.train_summary import Sample, TrainSummary
+
+WIDTHS = (60, 80, 120)
+SAMPLES = (
+    Sample("the fifteenth of February in the year two thousand and one, a Thursday", "2001-02-15", "2001-02-15", True),
+    Sample("3 March\n2021", "2021-03-03", "", False),
+    Sample("[bold]14 July 1999[/bold]", "1999-07-14", "1999-07-17", False),
+)
+
+
+@pytest.fixture
+def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainStudy:
+    """A training on 60 rows that has not started."""
+    monkeypatch.chdir(tmp_path)
+    Path("dates.tsv").write_text("".join(f"day number {at}\t{at}\n" for at in range(60)))
+    return train_study("nano/english", "dates.tsv", TrainRequest(), [], None, False)
+
+
+@pytest.fixture
+def summary(training: TrainStudy) -> TrainSummary:
+    cell = training.grid.cells[0]
+    folder = RunFolder(training.grid.folder.path / "runs" / cell.run_id)
+    metrics = {"accuracy %": 40.0, "ROUGE-1": 55.5}
+    return TrainSummary(cell, folder, 50.0, 40.0, 950, 650, "no_improvement", "", SAMPLES, metrics=metrics)
+
+
+def printed(
+    width: int, training: TrainStudy, found: list[TrainSummary], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> str:  # fmt: skip
+    """Return what is printed at the end of a training in a terminal of a given width."""
+    monkeypatch.setattr(terminal_text, "width_of", lambda stream: width)
+    monkeypatch.setattr(table_layout, "UNLIMITED", width)
+    monkeypatch.setattr(train_output, "summaries", lambda grid: found)
+    capsys.readouterr()
+    print_summaries(training)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_end_is_whole_and_in_order(
+    width: int, training: TrainStudy, summary: TrainSummary, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    text = printed(width, training, [summary], monkeypatch, capsys)
+    assert max(map(len, text.splitlines())) <= width
+    flat = " ".join(text.split())
+    parts = [
+        "exact match: 50.0 % on dev, 40.0 % on test; also on test: accuracy 40.0 %, ROUGE-1 55.5",
+        "stopped at step 950: no improvement in 6 evaluations on dev; the best step was 650, and its weights are saved",
+        "the dev score is low; try: --method full, or --rank 64, or --learning-rate 0.006",
+        "3 test rows",
+        "next:",
+        "petransfer predict ",
+        "petransfer report ",
+        "petransfer run ",
+    ]
+    places = [flat.index(part) for part in parts]
+    assert places == sorted(places)
+    lines = [line.strip() for line in text.splitlines()]
+    assert not {line for line in lines if lines.count(line) > 1}, "no line twice"
+    assert flat.count("50.0 %") == flat.count("650") == 1, "no score and no step twice"
+    for word in ("2001-02-15", "1999-07-17", "(empty)", "fifteenth", "thousand", "[bold]14"):
+        assert word in text, word
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_beginning_is_broken_between_words(width: int, training: TrainStudy) -> None:
+    fit = memory_of(training.grid, None, False)
+    lines = [*describe(training), *estimate_lines(training.grid.cells[0], training.rows, fit, True)]
+    text = "\n".join(lines)
+    shown = terminal_text.fitted(text, width)
+    assert shown.split() == text.split()
+    assert max(map(len, shown.splitlines())) <= width
+    assert "data: 48 training rows, 6 dev rows to choose the best step, 6 test rows for the final score" in lines
+    assert "method: LoRA of rank 16 and the embeddings of new tokens, learning rate 0.002" in lines
+    (length,) = (line for line in lines if line.startswith("length: "))
+    assert "until 6 evaluations on dev in a row bring no improvement (one every 50 steps)" in length
+
+
+def test_several_seeds_are_named(
+    training: TrainStudy, summary: TrainSummary, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = replace(summary, cell=replace(summary.cell, seed=1), dev=40.0)
+    text = printed(120, training, [summary, other], monkeypatch, capsys)
+    assert "seed 0: exact match: 50.0 % on dev" in text
+    assert "seed 1: exact match: 40.0 % on dev" in text
+
+
+def test_progress_elsewhere_than_in_a_terminal(training: TrainStudy) -> None:
+    cell = training.grid.cells[0]
+    row = Row(cell, "running", step=1200, loss=0.1234, dev_so_far=45.6, seconds_left=741)
+    assert progress_text(row, "") == "step 1,200 of 2,000, loss 0.123, exact match on dev 46 %, 12 min left"
+    assert progress_text(replace(row, loss=None), "fold 2: ") == "fold 2: running"
+    assert train_runs(training.grid).line(replace(row, status="done")) == "", "the summary has the scores"
