@@ -19,6 +19,7 @@ from petransfer.cli.train_folds import train_folds
 from petransfer.cli.train_output import describe, print_summaries, train_runs
 from petransfer.memory.advice import TRAIN_OPTIONS
 from petransfer.memory.cards import this_card
+from petransfer.models.hub_access import refuse_unreachable
 from petransfer.models.registry import is_embedded
 from petransfer.recipe.methods import METHODS
 from petransfer.study.cross_validation import CrossValidation, cross_validation
@@ -227,6 +228,8 @@ def train(
         _show_plan(training, found, fit, cpu, as_json)
     if plan and as_json:
         return
+    if not plan:
+        refuse_unreachable(cell.spec.checkpoint for cell in grid.cells)
     if not (plan or as_json):
         print_text(*describe(training, found))
     if training.note:

@@ -8,9 +8,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
-from petransfer.data.hub_network import use_cache_if_unreachable
 from petransfer.errors import UserError, reason_of
 from petransfer.models.checkpoint_files import location, read_configuration, revision
+from petransfer.models.hub_access import refuse_unreachable
 from petransfer.models.registry import is_embedded, registered_arm, registry
 from petransfer.models.support import supported_class
 from petransfer.recipe.run_spec import CheckpointSpec
@@ -38,7 +38,7 @@ def _configuration(checkpoint: CheckpointSpec) -> tuple[Any, bool]:
         return AutoConfig.for_model(fields.pop("model_type"), **fields), own_head
     place, asked = location(checkpoint), revision(checkpoint)
     if not is_embedded(checkpoint.name) and not Path(place).exists():
-        use_cache_if_unreachable()
+        refuse_unreachable([checkpoint])
     try:
         config = read_configuration(checkpoint)
         content, _ = PreTrainedConfig.get_config_dict(place, revision=asked)

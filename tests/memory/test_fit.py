@@ -352,8 +352,8 @@ def test_the_table_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         (["nano/english", "--lengths", "64"], "two whole numbers"),
         (["nano/english", "--card", "huge"], "write a size such as 12GB"),
         (["nano/englisch"], "nano/english"),
-        (["owner/unknown"], "no configuration for owner/unknown"),
-        (["Rostlab/prot_t5_xl_half_uniref50-enc"], "no configuration"),
+        (["owner/unknown"], "owner/unknown is not in the local cache and the hub cannot be reached"),
+        (["Rostlab/prot_t5_xl_half_uniref50-enc"], "is not in the local cache"),
     ],
 )
 def test_bad_input_is_one_line(
