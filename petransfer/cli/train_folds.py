@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from petransfer.api import write_results
@@ -12,13 +14,32 @@ from petransfer.cli.run import run_grid
 from petransfer.cli.terminal_text import print_text
 from petransfer.cli.train_output import fold_runs
 from petransfer.plurals import count
-from petransfer.study.cross_validation import CrossValidation, as_json, median_steps
+from petransfer.study import run_study
+from petransfer.study.cross_validation import CrossValidation, as_json
 from petransfer.study.scheduling import Scheduling
 from petransfer.study.settings import Settings
 from petransfer.study.study import StudyGrid
 from petransfer.study.train_study import TrainStudy
+from petransfer.study.train_summary import LEARNT, settings_to_try
 
 logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def _notes_once() -> Iterator[None]:
+    """While the context is open, log each note about the data once, and not for each fold."""
+    known: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        return not (text in known or known.add(text))  # type: ignore[func-returns-value]
+
+    notes = logging.getLogger(run_study.__name__)
+    notes.addFilter(is_new)
+    try:
+        yield
+    finally:
+        notes.removeFilter(is_new)
 
 
 def train_folds(found: CrossValidation, settings: Settings, machine: bool) -> TrainStudy:
@@ -32,11 +53,15 @@ def train_folds(found: CrossValidation, settings: Settings, machine: bool) -> Tr
         kind = fold_runs(grid, f"fold {grid.folder.path.name}")
         run_grid(grid, kind, replace(settings, dev_only=True), Scheduling(), machine)
 
-    scores = found.run(run, show)
-    steps = median_steps(scores)
-    last = found.last_training(scores)
-    show(f"training on all {count(last.rows['train'], 'row')} for {count(steps, 'step')}, the median of the folds")
-    run_grid(last.grid, fold_runs(last.grid, "all rows"), settings, Scheduling(), machine)
+    with _notes_once():
+        scores = found.run(run, show)
+        if statistics.mean(one.exact_match for one in scores) < LEARNT:
+            first = found.folds[0]
+            tries = settings_to_try(first.grid.cells[0], first.rows["train"])
+            show(f"the folds' scores are low; try: {', or '.join(tries)}")
+        last = found.last_training(scores)
+        show(f"training on all {count(last.rows['train'], 'row')}")
+        run_grid(last.grid, fold_runs(last.grid, "all rows"), settings, Scheduling(), machine)
     write_results(last.grid)
     if machine:
         print(json.dumps({"folder": str(last.grid.folder.path), **as_json(scores)}, indent=1))

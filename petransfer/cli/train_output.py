@@ -23,7 +23,7 @@ from petransfer.study.cross_validation import CrossValidation
 from petransfer.study.durations import remaining
 from petransfer.study.study import StudyGrid
 from petransfer.study.train_study import TrainStudy, small_data_note
-from petransfer.study.train_summary import Sample, TrainSummary, summaries
+from petransfer.study.train_summary import TrainSummary, summaries
 
 _EMBEDDINGS = {"frozen": "", "new": " and the embeddings of new tokens", "trained": " and all embeddings"}
 
@@ -129,13 +129,16 @@ def print_summaries(training: TrainStudy) -> None:
         return
     print_text(*run_table.weight_lines(run_table.rows_of(training.grid.cells, training.grid.folder)))
     if found[0].samples:
-        print_table(samples_table(found[0].samples))
+        print_table(samples_table(found[0]))
     print_text(*next_commands(found[0], training))
 
 
-def samples_table(samples: tuple[Sample, ...]) -> Table:
+def samples_table(summary: TrainSummary) -> Table:
     """Return a table with test rows, one per line: input, generated text, target, and whether the text is correct."""
-    table = Table(title=count(len(samples), "test row"), title_justify="left")
+    samples = summary.samples
+    rows = count(len(samples), "row" if summary.trained_on_all else "test row")
+    title = f"{rows} that it was trained on" if summary.trained_on_all else rows
+    table = Table(title=title, title_justify="left")
     for name in ("input", "generated", "target", "correct"):
         table.add_column(name)
     for sample in samples:
@@ -152,7 +155,7 @@ def next_commands(best: TrainSummary, training: TrainStudy) -> list[str]:
     run = _argument(study if alone else best.folder.path)
     text = readable_input(best.samples[0].input) if best.samples else "TEXT"
     kind = "adapter" if (best.folder.path / "adapter").is_dir() else "model"
-    usable = len(text) <= 40 and text.isprintable() and not text.startswith("-")
+    usable = len(text) <= 60 and text.isprintable() and not text.startswith("-")
     example = shlex.quote(text if usable else "TEXT")
     lines = [
         f"{kind}: {best.folder.path / kind}",

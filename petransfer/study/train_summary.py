@@ -9,14 +9,18 @@ from typing import Any
 from petransfer.data.rows.folds import ALL
 from petransfer.plurals import count
 from petransfer.recipe.metrics import HEADINGS
+from petransfer.recipe.run_spec import EarlyStopping
 from petransfer.study.folders import RunFolder
 from petransfer.study.grid import Cell
 from petransfer.study.study import StudyGrid
+from petransfer.training.early_stopping import INFORMATIVE
 from petransfer.training.metrics_file import read_metrics
 
 SAMPLES = 3
 # Below this exact match on dev, in per cent, a training is reported as not having learnt its task.
 LEARNT = 80.0
+# With fewer training rows than this, more rows are the first thing to try.
+FEW_ROWS = 200
 _REASONS = {
     "exact_match": "exact match on dev was still rising when training ended",
     "loss": "no dev row is right yet, but the dev loss was still falling when training ended",
@@ -48,6 +52,7 @@ class TrainSummary:
         samples: Test rows with their generated texts.
         diverged: Whether the final training loss is over 1.5 times the first one.
         metrics: The other metrics of the test rows, by their heading in tables.
+        rows: Number of training rows. 0: not known.
     """
 
     cell: Cell
@@ -61,6 +66,7 @@ class TrainSummary:
     samples: tuple[Sample, ...]
     diverged: bool = False
     metrics: Mapping[str, float] = field(default_factory=dict)
+    rows: int = 0
 
     @property
     def trained_on_all(self) -> bool:
@@ -82,13 +88,21 @@ class TrainSummary:
         best = f"the best step was {self.best_step:,}, and its weights are saved"
         stopping = self.cell.spec.train.early_stopping
         if self.stop_reason == "no_improvement" and stopping:
-            patience = count(stopping.patience, "evaluation")
-            return f"stopped at step {self.steps:,}: no improvement in {patience} on dev; {best}"
+            return f"stopped at step {self.steps:,}: {self._standstill(stopping)}; {best}"
         if self.stop_reason == "max_minutes" and stopping:
             return f"stopped at step {self.steps:,} after {stopping.max_minutes:g} min; {best}"
         if self.stop_reason:
             return f"stopped at step {self.steps:,}, the largest number of steps; {best}"
+        if self.trained_on_all:
+            return f"stopped after {count(self.steps, 'step')}, the median of the folds' best steps"
         return f"trained {count(self.steps, 'step')}, as asked"
+
+    def _standstill(self, stopping: EarlyStopping) -> str:
+        patience = count(stopping.patience, "evaluation")
+        if stopping.metric == "loss" or self.dev < INFORMATIVE:
+            return f"no improvement in {patience} on dev"
+        later = self.best_step > self.steps - stopping.patience * stopping.every
+        return f"exact match on dev did not rise in {patience}{', only the loss fell' if later else ''}"
 
     @property
     def advice(self) -> str:
@@ -96,7 +110,7 @@ class TrainSummary:
         ended_early = bool(self.still_improving) and self.stop_reason == "max_steps"
         if self.trained_on_all or (self.dev >= LEARNT and not ended_early):
             return ""
-        train, method = self.cell.spec.train, self.cell.spec.method
+        train = self.cell.spec.train
         if self.diverged:
             return f"the loss rose during training; try: --learning-rate {train.learning_rate / 10:.1g}"
         tries = []
@@ -104,12 +118,19 @@ class TrainSummary:
             option = "--max-steps" if train.early_stopping else "--steps"
             tries.append(f"{option} {2 * train.steps}")
         if self.dev < LEARNT:
-            if method.name != "full" and method.bits >= 16:
-                tries.append("--method full")
-            if method.rank:
-                tries.append(f"--rank {4 * method.rank}")
-            tries.append(f"--learning-rate {float(f'{3 * train.learning_rate:.1g}'):g}")
+            tries += settings_to_try(self.cell, self.rows)
         return f"{_REASONS[self.still_improving]}; try: {', or '.join(tries)}"
+
+
+def settings_to_try(cell: Cell, rows: int) -> list[str]:
+    """Return what to try after a training with low scores. rows: number of training rows; 0 if not known."""
+    train, method = cell.spec.train, cell.spec.method
+    tries = ["more rows"] if 0 < rows < FEW_ROWS else []
+    if method.name != "full" and method.bits >= 16:
+        tries.append("--method full")
+    if method.rank:
+        tries.append(f"--rank {4 * method.rank}")
+    return [*tries, f"--learning-rate {float(f'{3 * train.learning_rate:.1g}'):g}"]
 
 
 def summaries(grid: StudyGrid) -> list[TrainSummary]:
@@ -137,6 +158,7 @@ def _summary(cell: Cell, folder: RunFolder) -> TrainSummary | None:
         _samples(folder),
         len(lines) > 1 and lines[-1]["loss"] > 1.5 * lines[0]["loss"],
         {heading: float(result["test"][name]) for name, heading in HEADINGS.items() if name in result["test"]},
+        int(result.get("train_examples") or 0),
     )
 
 

@@ -37,7 +37,7 @@ def summary(training: TrainStudy) -> TrainSummary:
     cell = training.grid.cells[0]
     folder = RunFolder(training.grid.folder.path / "runs" / cell.run_id)
     metrics = {"accuracy %": 40.0, "ROUGE-1": 55.5}
-    return TrainSummary(cell, folder, 50.0, 40.0, 950, 650, "no_improvement", "", SAMPLES, metrics=metrics)
+    return TrainSummary(cell, folder, 50.0, 40.0, 950, 650, "no_improvement", "", SAMPLES, metrics=metrics, rows=48)
 
 
 def printed(
@@ -63,8 +63,8 @@ def test_the_end_is_whole_and_in_order(
     flat = " ".join(text.split())
     parts = [
         "exact match: 50.0 % on dev, 40.0 % on test; also on test: accuracy 40.0 %, ROUGE-1 55.5",
-        "stopped at step 950: no improvement in 6 evaluations on dev; the best step was 650, and its weights are saved",
-        "the dev score is low; try: --method full, or --rank 64, or --learning-rate 0.006",
+        "stopped at step 950: exact match on dev did not rise in 6 evaluations; the best step was 650, and its weights",
+        "the dev score is low; try: more rows, or --method full, or --rank 64, or --learning-rate 0.006",
         "3 test rows",
         "next:",
         "petransfer predict ",

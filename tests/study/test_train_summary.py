@@ -10,7 +10,7 @@ import pytest
 from petransfer.study.folders import RunFolder
 from petransfer.study.quick_recipe import TrainRequest
 from petransfer.study.train_study import train_study
-from petransfer.study.train_summary import TrainSummary, improving_score
+from petransfer.study.train_summary import FEW_ROWS, TrainSummary, improving_score
 
 
 def curve(exact: list[float], losses: list[float]) -> list[dict[str, float]]:
@@ -48,3 +48,17 @@ def test_the_advice_names_the_score_and_what_to_try(tmp_path: Path) -> None:
     assert "--max-steps" not in flat.advice
     assert "dev loss was still falling" in replace(stopped, dev=0.0, still_improving="loss").advice
     assert replace(flat, dev=95.0).advice == ""
+    assert "try: more rows, or --method full" in replace(flat, rows=16).advice
+    assert "more rows" not in replace(flat, rows=FEW_ROWS).advice
+
+
+def test_the_reason_names_the_score_that_stood_still(tmp_path: Path) -> None:
+    (tmp_path / "rows.tsv").write_text("".join(f"say {at}\t{at}\n" for at in range(20)))
+    study = train_study("nano/english", str(tmp_path / "rows.tsv"), TrainRequest(), [], tmp_path / "out", False)
+    one = TrainSummary(
+        study.grid.cells[0], RunFolder(tmp_path), 96.0, 90.0, 1050, 750, "no_improvement", "exact_match", ()
+    )
+    assert "exact match on dev did not rise in 6 evaluations; the best step was 750" in one.stopped
+    later = replace(one, best_step=1050).stopped
+    assert "did not rise in 6 evaluations, only the loss fell; the best step was 1,050" in later
+    assert "no improvement in 6 evaluations on dev" in replace(one, dev=12.0).stopped
