@@ -1,6 +1,6 @@
 """The command line: parse options, call the library and print the results.
 
-Only the verbs (subcommands) that need torch import torch.
+torch is imported only by the verbs (subcommands) that need it.
 """
 
 from __future__ import annotations

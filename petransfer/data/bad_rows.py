@@ -22,7 +22,7 @@ class BadRow(ValueError):
 
 
 class BadRows:
-    """Counts of unusable rows by reason, with the place and the detail of each reason's first row."""
+    """The number of unusable rows for each reason, and a message about the first such row."""
 
     def __init__(self) -> None:
         self.count = 0

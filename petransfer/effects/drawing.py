@@ -104,7 +104,7 @@ def plot_forest(effects: Sequence[dict[str, Any]], word: str, width: float | Non
 
 @dataclass(frozen=True)
 class _Row:
-    """A row of a forest plot. `paper` is the effect in Orhan (2021). A heading has no effect."""
+    """A row of a forest plot. `paper` is the effect in Orhan (2021). For a heading, `effect` is None."""
 
     label: str
     effect: dict[str, Any] | None = None

@@ -116,7 +116,7 @@ class Two:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two effects that a scale effect or a retention compares.
+    """One of two compared effects: the effect of an arm in one family, method or study.
 
     Attributes:
         name: family, method or study in which the effect was measured.

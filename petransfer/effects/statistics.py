@@ -90,7 +90,7 @@ def equivalence_p(left: Scores, right: Scores, margin: float, *, paired: bool = 
 def seeds_needed(
     left: Scores, right: Scores, tests: int, margin: float, power: float = 0.8, *, paired: bool = False
 ) -> int | None:
-    """Compute how many seeds per group are needed to detect a difference of two means, at most 1,000.
+    """Compute how many seeds per group are needed to detect a difference of two means. At most 1,000 seeds.
 
     Args:
         left, right: (seeds,) scores of the two groups.

@@ -166,7 +166,7 @@ def simulate(config: Any, name: str, demand: Demand, own_head: bool, new_tokens:
 
 
 def _count_gradients(tracker: Tracker, trained: Sequence[torch.nn.Parameter], accumulates: bool) -> None:
-    """Count the gradients of this pass, and with `accumulates` also the gradients of earlier passes."""
+    """Add the memory of the gradients. `accumulates`: also of the gradients of earlier passes."""
     for value in trained:
         if accumulates:
             value.grad = torch.empty_like(value, device="meta")
@@ -197,7 +197,7 @@ def _recomputed_on(device: Device) -> dict[str, Any]:
 def _run_pass(
     loaded: Loaded, models: Sequence[torch.nn.Module], phase: _Phase, batch: Tensors, device: torch.device
 ) -> None:
-    """Run the forward and the backward pass of all models."""
+    """Run the forward and the backward pass of each model in `models`."""
     if len(models) == 1 or not joins(device):
         for model in models:
             phase.backward = False
@@ -230,7 +230,7 @@ class _Phase:
     backward: bool = False
 
     def tag(self, tensor: torch.Tensor) -> str:
-        """Return `logits` if the tensor's last dimension is the vocabulary, else `activations` or `workspace`."""
+        """Return the memory category of a tensor: `logits`, `activations` or `workspace`."""
         if tensor.dim() > 1 and tensor.shape[-1] == self.vocabulary:
             return "logits"
         return "workspace" if self.backward else "activations"

@@ -275,7 +275,7 @@ _CHARACTERS = {"newline": "\n", "tab": "\t", "braces": "{}"}
 
 
 def _characters(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the characters for words such as `newline` and for texts of characters."""
+    """Return the characters in `names`. A word such as `newline` stands for its character."""
     return tuple(dict.fromkeys(sign for name in names for sign in _CHARACTERS.get(name, name)))
 
 

@@ -65,8 +65,8 @@ def load_recipe(name: str, overrides: Sequence[str] = (), options: dict[str, Any
     Args:
         name: Name of a shipped recipe, or a file.
         overrides: Changes of the form `a.b=c`, applied in order.
-        options: New values of the recipe's top-level keys, applied last. None changes nothing. With `arms`, effects of
-            other arms are dropped.
+        options: New values of the recipe's top-level keys, applied last. A value of None leaves the key as it is. If
+            `arms` is given, effects that need other arms are removed.
 
     Raises:
         UserError: The recipe cannot be found or read, is empty, or is not valid.

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 class Where:
     """Where to find an adapter's base and data, and the device for the base.
 
-    checkpoint: hub id or folder of the base model. Default: the base that the adapter's files name.
+    checkpoint: hub id or folder of the base model. Default: the base named in the adapter's files.
     revision: commit or branch of the base on the hub. Default: the commit used in training.
     data_dir: folder with data files.
     device: a device such as `cpu`. Default: the GPU if there is one.

@@ -52,9 +52,9 @@ class Adapters:
             yield name, label, self.predictor(name)
 
     def predictor(self, name: str) -> Predictor:
-        """Return a predictor with an adapter's prefix, template and chat format, without activating the adapter.
+        """Return a predictor with an adapter's input prefix (a text), template and chat format.
 
-        A combination uses the prefix, template and chat format of the first adapter.
+        The adapter is not activated. A combination uses the input prefix, template and chat format of the first adapter.
         """
         bundle = self.bundles.get(name, self.bundles[FIRST])
         prefix = bundle.spec.task.prefix if bundle.spec else ""

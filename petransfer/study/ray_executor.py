@@ -111,9 +111,9 @@ def execute_on_ray(
 class _Try:
     """One attempt to execute the runs of a task. Times are in seconds of `time.monotonic`.
 
-    refused: first time at which another process held the claim of a run; None: never.
+    refused: first time at which another process had locked one of the runs. None: never.
     not_before: earliest time for submitting the task.
-    killed: number of workers that were killed with these runs before the task was submitted.
+    killed: number of workers that were killed in earlier attempts to execute these runs.
     """
 
     cells: Sequence[Named]

@@ -24,7 +24,7 @@ Group = tuple[str, str]
 
 
 def sweep_cells(cells: Sequence[Cell], rates: Sequence[float], factors: Sequence[float], steps: int) -> list[Cell]:
-    """Return each run once for every learning rate of the sweep. Equal runs are listed once.
+    """Return each run once for every learning rate of the sweep. Equal runs are returned once.
 
     Args:
         rates: The learning rates. Empty: use `factors`.

@@ -85,7 +85,7 @@ class EarlyStopper:
         return is_best
 
     def _begin_or_end(self, step: int) -> None:
-        """Begin the cooldown after `patience` evaluations without an improvement. Stop after the cooldown."""
+        """Begin the cooldown after `patience` evaluations without an improvement. Stop after it."""
         state = self.state
         if state.cooldown_from:
             if step >= state.cooldown_from + self.cooldown_steps:

@@ -64,7 +64,8 @@ class RowBuilder:
             cuts: Size of each part that is cut from the training rows: share (below 1) or number of rows. 0: default.
 
         Raises:
-            UserError: Rows cannot be used, a part has no rows, or the categories are too many or too similar.
+            UserError: Rows cannot be used, a part has no rows, or there are too many or too similar
+                categories.
         """
         with RowWriter(self._folder / "rows.arrow") as writer:
             for part in PARTS:

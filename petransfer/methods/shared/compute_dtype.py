@@ -1,6 +1,7 @@
 """Keep trained tensors in fp32, but compute with them in the base model's dtype, as in mixed-precision training.
 
-This saves memory: peft converts the input of every adapter to fp32 and keeps the copy for the backward pass.
+This saves memory. Without it, peft converts the input of every adapter to fp32 and keeps the copy for the
+backward pass.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch.nn import functional
 
 
 def compute_as_in_training(model: Any, bits: int) -> None:
-    """Make a peft model compute in the base model's dtype, with logits for real tokens only.
+    """Make a peft model compute in the base model's dtype, and return no logits for virtual tokens.
 
     Call this function again after adding another adapter. With 32 bits, the dtype is not changed.
     """

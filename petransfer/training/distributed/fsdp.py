@@ -253,8 +253,8 @@ class _Collective:
 class LockStep:
     """Runs the same number of passes in all processes.
 
-    A process that runs out of memory finishes its passes with a single example. No other process then waits forever,
-    and all processes can repeat the step with less memory.
+    A process that runs out of memory still runs its remaining passes, each with one example. No other
+    process then waits forever, and all processes can repeat the step with less memory.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -273,7 +273,8 @@ class LockStep:
         Args:
             cuts: micro-batches of this process.
             count: number of passes, equal in all processes. Passes without a micro-batch run one example of weight 0.
-            run_one: runs the forward and backward pass of a micro-batch, and returns its loss times a weight.
+            run_one: function of a micro-batch and the weight of its loss. Runs the forward and backward pass. Returns
+                the weighted loss.
 
         Raises:
             OutOfMemory: this process ran out of memory. All other processes have finished their passes.
