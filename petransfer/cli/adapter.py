@@ -33,7 +33,7 @@ Revision = Annotated[
 ]
 Checkpoint = Annotated[
     str | None,
-    typer.Option(help="Folder or hub id of the base model, if the name that the adapter records is not found."),
+    typer.Option(help="Folder or hub id of the base model. Needed if the base named in the adapter is not found."),
 ]
 Licence = Annotated[
     str | None,

@@ -78,7 +78,7 @@ def evaluate(
     ] = "linear",
     checkpoint: Annotated[
         str | None,
-        typer.Option(help="Folder or hub id of the base model, if the name that the adapter records is not found."),
+        typer.Option(help="Folder or hub id of the base model. Needed if the base named in the adapter is not found."),
     ] = None,
     revision: Annotated[
         str | None, typer.Option(help="Commit or branch of the base model on the hub. Default: as in training.")

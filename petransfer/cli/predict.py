@@ -47,7 +47,7 @@ def predict(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Largest number of tokens in a generated text.")] = 512,
     checkpoint: Annotated[
         str | None,
-        typer.Option(help="Folder or hub id of the base model, if the name that the adapter records is not found."),
+        typer.Option(help="Folder or hub id of the base model. Needed if the base named in the adapter is not found."),
     ] = None,
     others: Annotated[
         list[str] | None,

@@ -37,9 +37,9 @@ app = typer.Typer(
 
 @app.command("study")
 def report(study: Annotated[Path, typer.Argument(help="Folder of the study, such as results/lora-scan.")]) -> None:
-    """Write the report of a study: page (html), tables (csv, md, tex), plots (svg, png) and effects.
+    """Write the report of a study: a page (html), a table of scores (csv, md, tex), plots (svg, png) and effects.
 
-    The table and the effects are also printed.
+    The table of scores and the effects are also printed.
     """
     grid = open_grid(study)
     found = write_report(grid)

@@ -229,13 +229,15 @@ def plan(
     shard: opt.ShardName = None,
     card: Annotated[
         str | None,
-        typer.Option(help="Memory or name of a card, such as 12GB. Default: the card of this machine, if any."),
+        typer.Option(
+            help="Predict whether the runs fit this card: its memory or name, such as 12GB. Default: this machine's card."
+        ),
     ] = None,
     stack: opt.Stack = "auto",
     checkpointing: opt.Checkpointing = False,
     as_json: opt.Json = False,
 ) -> None:
-    """List the runs of a recipe with their optimiser steps and progress. No model is loaded or downloaded."""
+    """List the runs of a recipe with their optimiser steps and progress, and predict their memory. Loads no model."""
     scheduling = Scheduling(stack=stack)
     study = grid_from_options(opt.recipe_name(recipe, recipe_option), sets, family, seeds, arms, out, data_dir, shard)
     study.folder.check(study.recipe.name)

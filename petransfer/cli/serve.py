@@ -44,7 +44,7 @@ def serve(
     ] = None,
     checkpoint: Annotated[
         str | None,
-        typer.Option(help="Folder or hub id of the base model, if the name that the adapter records is not found."),
+        typer.Option(help="Folder or hub id of the base model. Needed if the base named in the adapter is not found."),
     ] = None,
     revision: Annotated[
         str | None, typer.Option(help="Commit or branch of the base model on the hub. Default: as in training.")
@@ -55,7 +55,7 @@ def serve(
     ] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even if there is a GPU.")] = False,
 ) -> None:
-    """Serve adapters of one base model, or other models, with an HTTP API like OpenAI's.
+    """Serve adapters that share a base model, or whole models, with an HTTP API like OpenAI's.
 
     POST /v1/completions and POST /v1/chat/completions return the whole answer at once.
     With "stream": true in the request, they return it in parts.

@@ -43,7 +43,7 @@ def _notes_once() -> Iterator[None]:
 
 
 def train_folds(found: CrossValidation, settings: Settings, machine: bool) -> TrainStudy:
-    """Train and score each fold. Return the training on all rows.
+    """Train and score each fold. Then train on all rows and return that training.
 
     With `machine`, JSON is printed instead of text.
     """

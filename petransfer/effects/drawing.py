@@ -1,4 +1,4 @@
-"""Plots of effects: forest plots and plots of retention ratios."""
+"""Plots of effects: forest plots, and plots of the share of an effect that an adapter retains."""
 
 from __future__ import annotations
 

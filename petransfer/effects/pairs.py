@@ -84,7 +84,7 @@ def in_points(interval: Interval | None) -> Interval | None:
 
 @dataclass(frozen=True)
 class Two:
-    """Two contrasts of one pair of arms: in two families, under two methods, or in two studies.
+    """The difference between two arms, measured twice: in two families, methods or studies.
 
     `here_name` and `there_name` are the family, method or study of `here` and of `there`.
     """

@@ -182,7 +182,7 @@ def welch_p(seeds: Mapping[str, Scores], weights: Weights, against: float = 0.0)
     """Compute the two-sided p value of a Welch-Satterthwaite t test of a weighted sum of means.
 
     Args:
-        seeds: (seeds,) scores of each group, by key. At least two seeds per group.
+        seeds: for the key of each group, an array of scores, one per seed. At least two seeds per group.
         weights: weight of each group's mean, by key.
         against: value of the weighted sum under the null hypothesis.
 

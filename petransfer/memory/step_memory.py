@@ -117,7 +117,7 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """Bytes of all parts together."""
+        """Bytes at the peak of a training step: the sum of all parts."""
         return self.fixed + self.gradients + self.activations + self.logits + self.workspace
 
 

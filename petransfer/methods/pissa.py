@@ -48,7 +48,7 @@ def apply(loaded: Loaded, method: MethodSpec, seed: int) -> torch.nn.Module:
 
 
 def _start_from_base(name: str, module: Any, rank: int) -> None:
-    """Set the two adapters of a layer to the `rank` largest singular values and vectors of its weight."""
+    """Set the LoRA matrices A and B of a layer from the largest singular values of the layer's weight."""
     import torch
     from transformers.pytorch_utils import Conv1D
 

@@ -172,7 +172,7 @@ class Family:
         return (*self.arms, *controls)
 
     def arm(self, name: str) -> Arm:
-        """Return the arm called `name`, pretrained or control."""
+        """Return the arm called `name`: a pretrained arm, or a control without pretraining."""
         if name in self.arms:
             return Arm(name, self.arms[name], prefix=self.prefixes.get(name, self.prefix))
         if name not in self.arm_names:

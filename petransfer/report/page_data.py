@@ -20,7 +20,7 @@ MOST_ERRORS = 3
 
 
 def heats(groups: Sequence[Group], study: StudyFolder) -> list[Heat]:
-    """Return exact match by category, in percent, averaged over seeds, for each split with several categories."""
+    """Return the exact match of each category of test examples, in percent, averaged over seeds."""
     found = []
     for split in dict.fromkeys(group.split for group in groups):
         members = [group for group in groups if group.split == split and group.done]

@@ -54,7 +54,7 @@ class Adapters:
     def predictor(self, name: str) -> Predictor:
         """Return a predictor with an adapter's input prefix (a text), template and chat format.
 
-        The adapter is not activated. A combination uses the input prefix, template and chat format of the first adapter.
+        The adapter is not activated. A combination uses those of the first adapter.
         """
         bundle = self.bundles.get(name, self.bundles[FIRST])
         prefix = bundle.spec.task.prefix if bundle.spec else ""

@@ -100,7 +100,7 @@ def tested_p(two: Two, thresholds: Thresholds) -> float | None:
 
 
 def judge(pairs: Sequence[Two], thresholds: Thresholds | None = None) -> list[Scale]:
-    """Return the scale effect of each pair of contrasts. All p values are adjusted together (Holm)."""
+    """Return how much each effect differs between two model sizes. All p values are adjusted together (Holm)."""
     limits = thresholds or Thresholds()
     p_values = [tested_p(two, limits) for two in pairs]
     tests = sum(p is not None for p in p_values)
