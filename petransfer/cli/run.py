@@ -230,7 +230,7 @@ def plan(
     card: Annotated[
         str | None,
         typer.Option(
-            help="Predict whether the runs fit this card: its memory or name, such as 12GB. Default: this machine's card."
+            help="Predict whether the runs fit a card: its memory or name, such as 12GB. Default: this machine's card."
         ),
     ] = None,
     stack: opt.Stack = "auto",
