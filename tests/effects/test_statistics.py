@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from petransfer.effects.seed_counts import Demand, fewest_seeds, smallest_p
 from petransfer.effects.statistics import (
@@ -94,6 +95,13 @@ def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.01, None, 0.04, 0.03]) == pytest.approx([0.03, None, 0.06, 0.06])
     assert holm([]) == []
+
+
+def test_holm_is_that_of_statsmodels() -> None:
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 7, 40):
+        values = np.round(rng.random(count) ** 3, 2)  # some are equal, and some become more than 1
+        assert holm(values.tolist()) == multipletests(values, method="holm")[1].tolist()
 
 
 def test_equivalence_needs_a_small_difference_and_a_small_spread() -> None:
