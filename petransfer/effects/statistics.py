@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,11 @@ def permutation_p(left: Scores, right: Scores, *, paired: bool = False) -> float
         raise ValueError(f"{len(left)} and {len(right)} seeds cannot be paired")
     if min(len(left), len(right)) < 2:
         return 1.0
+    return _permutation_p(tuple(left.tolist()), tuple(right.tolist()), paired)
+
+
+@functools.lru_cache(maxsize=1024)  # a report asks for each p value several times
+def _permutation_p(left: tuple[float, ...], right: tuple[float, ...], paired: bool) -> float:
     # Two-sided means twice the smaller tail, because a verdict with a direction needs half of the level for each
     # direction. Another definition counts permutations by the absolute difference. The two definitions differ for
     # groups of unequal size.

@@ -12,6 +12,8 @@ from petransfer.report.run_groups import effects_table
 from petransfer.study.grid import expand
 from tests.report.made import make, recipe_of
 
+RIGHT = {"name": "scan", "splits": ["right"]}  # one split in place of two: half the runs
+
 
 def test_methods_are_paired_by_seed(tmp_path: Path) -> None:
     recipe = recipe_of(effects=["4-bit - lora 32-bit"])
@@ -32,7 +34,7 @@ def test_methods_are_paired_by_seed(tmp_path: Path) -> None:
 
 
 def test_a_control_that_two_effects_share_is_one_sample(tmp_path: Path) -> None:
-    recipe = recipe_of()
+    recipe = recipe_of(task=RIGHT)
     cells, folder = make(tmp_path, recipe)
     retentions = collect(recipe, cells, folder).of("retention")
     assert retentions
@@ -45,7 +47,7 @@ def test_a_control_that_two_effects_share_is_one_sample(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("reached", "learnt"), [(40.0, False), (85.0, False), (92.0, True), (None, True)])
 def test_a_side_that_has_not_learnt_is_named(tmp_path: Path, reached: float | None, learnt: bool) -> None:
     """The others are at 92.5 % on dev."""
-    recipe = recipe_of()
+    recipe = recipe_of(task=RIGHT)
     cells, folder = make(tmp_path, recipe)
     for cell in cells:
         if cell.arm == "english" and "4-bit" in cell.method:
@@ -58,8 +60,8 @@ def test_a_side_that_has_not_learnt_is_named(tmp_path: Path, reached: float | No
     found = update_effects(recipe, cells, folder)
     short = [(one["name"], one["method"], one["arm"]) for one in found["effects"] if one["verdict"] == "not learnt"]
     under, within = ("english-scratch", "lora r16 4-bit", ""), ("4-bit - lora 32-bit", "", "english")
-    assert sorted(short) == sorted([under, within] * 2 * (not learnt))
-    assert sum("Not learnt: english reaches" in one for one in found["sentences"]) == 2 * (not learnt)
+    assert sorted(short) == sorted([under, within] * (not learnt))
+    assert sum("Not learnt: english reaches" in one for one in found["sentences"]) == (not learnt)
     assert found["tests"] == len(found["effects"]) - len(short)
     cells_of_table = [line[5] for line in effects_table(found)]
     assert sum(cell.startswith("not learnt (dev: ") for cell in cells_of_table) == len(short)
@@ -67,7 +69,7 @@ def test_a_side_that_has_not_learnt_is_named(tmp_path: Path, reached: float | No
 
 
 def test_one_pretraining_an_arm_is_said(tmp_path: Path) -> None:
-    recipe = recipe_of()
+    recipe = recipe_of(task=RIGHT)
     cells, folder = make(tmp_path, recipe)
     (note,) = update_effects(recipe, cells, folder)["notes"]
     assert note.startswith("Each of the arms english, german has only one pretrained checkpoint")
