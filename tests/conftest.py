@@ -16,7 +16,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # tests run beside each other; more threads than cores make all of them slower
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from petransfer.models.registry import checkpoint_spec
+from petransfer.models.registry import checkpoint_spec, registry
 from petransfer.recipe.run_spec import MethodSpec, RunSpec, TaskSpec, TrainSpec
 from tests.tiny_models import keep, make_tiny_t5
 
@@ -82,6 +82,15 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A T5 of one layer each way and 32 dimensions."""
     return make_tiny_t5(tmp_path_factory.mktemp("tiny-t5"))
+
+
+@pytest.fixture
+def two_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registry's T5s have two layers each way: a prediction of memory takes as long as a model has layers."""
+    architectures = registry().architectures
+    for name, fields in architectures.items():
+        if fields["model_type"] == "t5":
+            monkeypatch.setitem(architectures, name, fields | {"num_layers": 2})
 
 
 @pytest.fixture(scope="session")

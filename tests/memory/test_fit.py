@@ -308,7 +308,7 @@ def _fit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(stop.value.code or 0)
 
 
-@pytest.mark.parametrize("batch", [("--batch", "2"), pytest.param((), marks=pytest.mark.slow)], ids=["2", "default"])
+@pytest.mark.parametrize("batch", [("--batch", "1"), pytest.param((), marks=pytest.mark.slow)], ids=["1", "default"])
 def test_t5_11b_fits_twelve_gigabytes_in_four_bits(
     batch: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -322,6 +322,7 @@ def test_t5_11b_fits_twelve_gigabytes_in_four_bits(
     assert found["micro_batch"] >= 1
 
 
+@pytest.mark.usefixtures("two_layers")
 def test_the_table_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert _fit(monkeypatch, "nano/english", "--bits", "4", "--batch", "2", "--measure", "--cpu") == 0
     said = capsys.readouterr().out
@@ -329,8 +330,8 @@ def test_the_table_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         assert part in said
     assert "the training loop's own step: " in said
     assert "kept beside the model" in said
-    assert _fit(monkeypatch, "google-t5/t5-base", "--method", "full", "--card", "3GB") == 1
-    advice = "does not fit 3 GB; it would with --optimizer paged-adamw-8bit, or --method lora\n"
+    assert _fit(monkeypatch, "google-t5/t5-base", "--method", "full", "--card", "1.53GB") == 1
+    advice = "does not fit 1.5 GB; it would with --optimizer paged-adamw-8bit, or --method lora\n"
     assert advice in capsys.readouterr().out
 
 
@@ -396,6 +397,7 @@ def test_an_encoder_is_refused(
     assert "encoder-only" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("two_layers")
 def test_a_grid_is_foreseen_once_for_all_seeds(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -413,10 +415,11 @@ def test_a_grid_is_foreseen_once_for_all_seeds(
     assert all(place["fits"] for place in memory)
 
 
+@pytest.mark.usefixtures("two_layers")
 def test_a_run_that_cannot_fit_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("petransfer.study.run_study.this_card", lambda: 4 * 2**30)
+    monkeypatch.setattr("petransfer.study.run_study.this_card", lambda: 1_750_000_000)
     arguments = ["run", "--recipe", "orhan-base", "--arms", "english", "--out", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", ["petransfer", *arguments, "--set", "effects=[]"])
     with pytest.raises(SystemExit) as stop:
