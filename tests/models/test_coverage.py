@@ -85,14 +85,14 @@ def test_it_is_loaded_trained_evaluated_saved_and_read_by_peft(
 ) -> None:
     spec = checkpoint_spec(str(checkpoint(name)))
     loaded = load_checkpoint(spec, bits)
+    wide = load_checkpoint(spec, 32).model.eval()
     held = inventory(loaded.model)
-    assert held.parameters == inventory(load_checkpoint(spec, 32).model).parameters
+    assert held.parameters == inventory(wide).parameters
     if bits < 16:
         assert {"other"}.isdisjoint(tensor.reason for tensor in held.wide)
         assert held.bytes["int8" if bits == 8 else "nf4"] > 0
     torch.manual_seed(0)
     batch = _batch(loaded)
-    wide = load_checkpoint(spec, 32).model.eval()
     with torch.no_grad():
         expected = wide(**{key: value for key, value in batch.items() if key != "labels"}).logits
         found = loaded.model.eval()(**{key: value for key, value in batch.items() if key != "labels"}).logits.float()

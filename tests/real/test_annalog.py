@@ -15,7 +15,8 @@ from tests.cli.calls import call
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("elsewhere")]
 
-STEPS = "40"
+STEPS = "10"
+LEARNT = -0.42  # log-probability per token of dev; before training it is -0.50
 
 
 def result(study: Path) -> dict[str, Any]:
@@ -41,8 +42,8 @@ def test_lora_is_trained_read_back_merged_and_verified(
     assert (
         call(monkeypatch, "fit", str(annalog), "--bits", str(bits), "--cpu", "--lengths", "30,30", "--batch", "4") == 0
     )
-    run, found = trained(monkeypatch, annalog, pairs, "--bits", str(bits), "--lr", "3e-3")
-    assert found["dev"]["log_prob_per_token"] > -0.84
+    run, found = trained(monkeypatch, annalog, pairs, "--bits", str(bits), "--lr", "5e-3")
+    assert found["dev"]["log_prob_per_token"] > LEARNT
     assert found["dev"]["disagreements"] == 0
     held = {"32": "float32", "16": "bfloat16", "8": "int8", "4": "nf4"}[str(bits)]
     assert max(found["weights"]["bytes"], key=found["weights"]["bytes"].get) == held
@@ -58,8 +59,8 @@ def test_lora_is_trained_read_back_merged_and_verified(
 def test_full_fine_tuning_predicts_after_reload_what_it_predicted_before(
     annalog: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, found = trained(monkeypatch, annalog, pairs, "--method", "full", "--bits", "32", "--lr", "3e-4")
-    assert found["dev"]["log_prob_per_token"] > -0.84
+    run, found = trained(monkeypatch, annalog, pairs, "--method", "full", "--bits", "32", "--lr", "1e-3")
+    assert found["dev"]["log_prob_per_token"] > LEARNT
     rows = pyarrow.parquet.read_table(run / "examples.parquet").to_pylist()
     generated = {row["input"]: row["said"] for row in rows if row["said"] is not None}
     assert generated

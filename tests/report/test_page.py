@@ -25,8 +25,9 @@ from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell
 from petransfer.study.study import open_grid
 from petransfer.study.sweep import open_sweep
-from tests.report.made import draw_nothing, level_of, make, recipe_of, sweep
+from tests.report.made import draw_nothing, empty_picture, level_of, make, recipe_of, sweep
 
+RIGHT = {"name": "scan", "splits": ["right"]}  # one split in place of two: half the runs
 VOID = {"meta", "br", "img", "hr", "link", "input", "path", "use", "wbr"}
 
 
@@ -85,6 +86,19 @@ def told(reported: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Ca
 def shown(reported: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
     """The page with its own pictures, without their files."""
     monkeypatch.setattr("petransfer.report.plot_files.save_all", lambda *given: None)
+    return reported
+
+
+@pytest.fixture
+def sketched(reported: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
+    """The page without its pictures, and empty files in their places."""
+
+    def save(figure: object, path: Path) -> None:
+        path.parent.mkdir(exist_ok=True)
+        path.with_suffix(".svg").touch()
+
+    monkeypatch.setattr("petransfer.report.plots.save", save)
+    monkeypatch.setattr("petransfer.report.html_parts.inline_svg", empty_picture)
     return reported
 
 
@@ -154,10 +168,10 @@ def test_the_same_runs_give_the_same_bytes(full: Path, tmp_path: Path, reported:
         assert (other / path.relative_to(full)).read_bytes() == path.read_bytes(), path
 
 
-def test_what_has_no_data_is_left_out(tmp_path: Path, reported: Callable[[Path], str]) -> None:
+def test_what_has_no_data_is_left_out(tmp_path: Path, sketched: Callable[[Path], str]) -> None:
     methods = [{"name": "full", "bits": 32, "rate_scaling": "rms"}]
     _, folder = make(tmp_path / "made", recipe_of(methods=methods, effects=[]), categories=1, said=False)
-    text = reported(folder.path)
+    text = sketched(folder.path)
     assert sections(text) == ["Exact match", "Learning curves"]
     assert {path.stem for path in (folder.path / "plots").iterdir()} == {
         "learning-curves",
@@ -232,7 +246,7 @@ def test_what_is_kept_of_effects_on_another_metric_is_said_to_be_so(
 
 
 def test_a_study_without_other_metrics_says_nothing_of_them(tmp_path: Path, told: Callable[[Path], str]) -> None:
-    _, folder = make(tmp_path / "made", recipe_of(effects=[], arms=["english"]))
+    _, folder = make(tmp_path / "made", recipe_of(task=RIGHT, effects=[], arms=["english"]))
     assert "Other metrics" not in told(folder.path)
 
 
@@ -253,8 +267,9 @@ def test_pictures_whose_data_are_gone_go_too(
 
 
 def test_a_sweep_is_shown_by_method_and_says_what_it_rests_on(tmp_path: Path, told: Callable[[Path], str]) -> None:
-    _, folder = make(tmp_path / "made", recipe_of())
-    sweep(folder, recipe_of())
+    recipe = recipe_of(task=RIGHT)
+    _, folder = make(tmp_path / "made", recipe)
+    sweep(folder, recipe)
     text = told(folder.path)
     shown = text[text.index("<h2>Learning rates</h2>") : text.index("<h2>Trained parameters and effect</h2>")]
     assert (
@@ -269,13 +284,13 @@ def test_a_sweep_is_shown_by_method_and_says_what_it_rests_on(tmp_path: Path, to
 
 
 def test_a_sweep_is_seen_before_anything_was_run(
-    tmp_path: Path, reported: Callable[[Path], str], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, sketched: Callable[[Path], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = recipe_of(methods=[{"name": "lora", "bits": 32}], seeds=[0, 1], effects=["english-scratch"])
     folder = StudyFolder(tmp_path / "made")
     open_sweep(recipe, folder)
     sweep(folder, recipe)
-    text = reported(folder.path)
+    text = sketched(folder.path)
     Checked(text)
     assert sections(text) == ["Learning rates"]
     assert "0 of 12 runs are finished." in text
@@ -289,7 +304,7 @@ def test_a_sweep_is_seen_before_anything_was_run(
     kept = (folder.path / "recipe.yaml").read_bytes()
     make(folder.path, recipe)  # a run goes on in the same folder
     assert (folder.path / "recipe.yaml").read_bytes() == kept
-    assert {"Exact match", "Learning rates"} <= set(sections(reported(folder.path)))
+    assert {"Exact match", "Learning rates"} <= set(sections(sketched(folder.path)))
     assert (folder.path / "plots" / "by-arm.svg").is_file()
 
 
@@ -334,7 +349,7 @@ def test_every_lack_is_said(
     skip: Callable[[Cell], bool], level: Callable[[Cell], float], said: str, tmp_path: Path,
     told: Callable[[Path], str],
 ) -> None:  # fmt: skip
-    _, folder = make(tmp_path / "made", recipe_of(), level, skip=skip)
+    _, folder = make(tmp_path / "made", recipe_of(task=RIGHT), level, skip=skip)
     text = told(folder.path)
     assert said in text
     Checked(text)
@@ -344,7 +359,7 @@ def test_every_lack_is_said(
 def test_a_failed_run_is_named_with_its_reason(
     tmp_path: Path, told: Callable[[Path], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cells, folder = make(tmp_path / "made", recipe_of(), skip=is_4_bit_german)
+    cells, folder = make(tmp_path / "made", recipe_of(task=RIGHT), skip=is_4_bit_german)
     for cell in filter(is_4_bit_german, cells):
         run = folder.run(cell.run_id)
         run.path.mkdir()
@@ -363,7 +378,7 @@ def test_a_failed_run_is_named_with_its_reason(
 def test_a_figure_that_is_not_finite_is_said_to_be_so(
     figure: float, tmp_path: Path, told: Callable[[Path], str]
 ) -> None:
-    cells, folder = make(tmp_path / "made", recipe_of())
+    cells, folder = make(tmp_path / "made", recipe_of(task=RIGHT))
     run = folder.run(next(cell for cell in cells if cell.arm == "english" and cell.split == "right").run_id)
     result = run.result()
     assert result
@@ -408,9 +423,9 @@ def test_the_papers_figures_stand_beneath_ours_in_every_category(tmp_path: Path,
 
 def test_scale_is_taken_from_another_study(tmp_path: Path, told: Callable[[Path], str]) -> None:
     effects = ["english-scratch", {"scale": "english-scratch", "study": "small"}]
-    _, large = make(tmp_path / "large", recipe_of(effects=effects))
+    _, large = make(tmp_path / "large", recipe_of(task=RIGHT, effects=effects))
     assert "scale of english-scratch on right: not estimated, no study small" in told(large.path)
-    make(tmp_path / "small", recipe_of(name="small"), lambda cell: 0.5 * level_of(cell))
+    make(tmp_path / "small", recipe_of(task=RIGHT, name="small"), lambda cell: 0.5 * level_of(cell))
     text = told(large.path)
     assert "Difference: " in text
     assert "The effect grows with scale." in text

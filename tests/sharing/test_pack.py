@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -201,7 +204,7 @@ def test_plain_transformers_and_peft_give_the_same_predictions(
     """The card's own code, in a process that cannot import petransfer, on an unpacked bundle and the copied base."""
     assert call("checkpoints", "cp", "nano/english", "base") == 0
     texts = [source for source, _ in ROWS]
-    plain = plainly(packed, here, texts)
+    plain = plainly(packed, here, texts, apart=True)
     capsys.readouterr()
     assert call("predict", str(packed), *texts) == 0
     ours = capsys.readouterr().out.splitlines()
@@ -268,15 +271,23 @@ def test_at_4_bits_the_card_s_code_quantises_the_same_layers(
     assert int(said[1]) >= 8
 
 
-def plainly(bundle: Path, here: Path, texts: list[str]) -> list[str]:
-    """What the code of the card says to texts, in a process that cannot import petransfer."""
-    subprocess.run([sys.executable, "-m", "zipfile", "-e", str(bundle), "adapter"], check=True)
+def plainly(bundle: Path, here: Path, texts: list[str], *, apart: bool = False) -> list[str]:
+    """What the code of the card says to texts, where petransfer cannot be imported; apart: in a process of its own."""
+    with zipfile.ZipFile(bundle) as archive:
+        archive.extractall("adapter")
     (code,) = re.findall(r"```python\n(.*?)```", (here / "adapter" / "README.md").read_text(), flags=re.DOTALL)
     once = code.index("inputs = ")
     looped = "".join(f"    {line}\n" for line in code[once:].splitlines())
     looped = re.sub(r"tokenizer\('an input(.*?)'", r"tokenizer(text + '\1'", looped).replace("=128", "=64")
     script = "import sys\nsys.modules['petransfer'] = None  # importing it fails\n" + code[:once]
-    (here / "plain.py").write_text(f"{script}for text in {texts!r}:\n{looped}")
+    script = f"{script}for text in {texts!r}:\n{looped}"
+    if not apart:
+        said = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+            patch.setitem(sys.modules, "petransfer", None)  # and it is there again afterwards
+            exec(compile(script, "plain.py", "exec"), {"__name__": "__main__"})
+        return said.getvalue().splitlines()
+    (here / "plain.py").write_text(script)
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     plain = subprocess.run(
         [sys.executable, "-I", "plain.py"], env=environment, capture_output=True, text=True, check=True
