@@ -247,8 +247,8 @@ def train(
         gradient_checkpointing: Recompute activations in the backward pass, which saves memory.
         progress: Function that is called several times a second during training.
         **settings: Fields of `petransfer.study.quick_recipe.TrainRequest`: method, rank, bits, steps, epochs,
-            max_steps, early_stopping, max_minutes, learning_rate, batch_size, max_length, prefix, seeds, dev, test,
-            input_column, target_column, template, metrics, skip_bad_rows, add_tokens, source_language,
+            max_steps, early_stopping, max_minutes, learning_rate, batch_size, packing, max_length, prefix, seeds, dev,
+            test, input_column, target_column, template, metrics, skip_bad_rows, add_tokens, source_language,
             target_language, folds.
 
     Returns:
