@@ -51,7 +51,7 @@ def print_meanings(table: Table) -> None:
         cells = " ".join(map(_plain, column.cells))
         for pattern, meaning in _WORDS.get(_plain(column.header), ()):
             numbers = {found.groups() for found in re.finditer(pattern, cells)}
-            print_text(*(meaning.format(*groups) for groups in sorted(numbers)[:1]))
+            print_text(*(meaning.format(*groups) for groups in sorted(numbers, key=lambda one: [*map(int, one)])))
 
 
 def print_table(table: Table) -> None:

@@ -161,3 +161,17 @@ def test_eval_explains_its_columns() -> None:
     for column in ("EM", "log p/token", "same as first %", "generated", "claimed EM %"):
         assert f"{column}: " in several
     assert "this row and the first row both got right" in several
+
+
+def test_words_in_cells_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("method", "split", "dev EM %")
+    table.add_row("lora r16 new-embeddings 4-bit", "held-out", "50.0")
+    table.add_row("full 32-bit", "held-out", "50.0")
+    table_layout.print_meanings(table)
+    lines = capsys.readouterr().out.splitlines()
+    for start in ("dev: ", "EM: ", "r16: the adapter's rank is 16", "new-embeddings: ", "held-out: "):
+        assert sum(line.startswith(start) for line in lines) == 1, start
+    assert [line for line in lines if "-bit: " in line] == [
+        f"{bits}-bit: each weight of the base model has {bits} bits." for bits in (4, 32)
+    ]
+    assert not [line for line in lines if line.startswith(("test: ", "arm: "))]
