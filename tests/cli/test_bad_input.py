@@ -20,7 +20,7 @@ import petransfer.cli
 from petransfer.cli import main
 from petransfer.cli.adapter import _wishes
 from petransfer.cli.text import input_lines
-from petransfer.cli.train import _argument
+from petransfer.cli.train_output import _argument
 from petransfer.data.encoding import Layout, encode_targets
 from petransfer.errors import UserError
 from tests.cli import calls
