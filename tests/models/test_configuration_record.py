@@ -6,15 +6,18 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
+from petransfer.data.layout import Layout
 from petransfer.models.configuration_record import configuration_record, differing_fields
 from petransfer.models.loading import load_checkpoint
 from petransfer.models.registry import checkpoint_spec
-from petransfer.recipe.run_spec import Bits
+from petransfer.recipe.run_spec import Bits, CheckpointSpec
+from tests.models.architectures import SMALL
 from tests.tiny_models import keep
 
 WORDS = "{name} was {first} and is {second}"
@@ -116,6 +119,22 @@ def test_what_does_not_change_the_computation_is_not_noticed(base: Path, change:
     before = _record(base)
     change(base)
     assert differing_fields(before, _record(base), WORDS) is None
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_no_architecture_s_file_differs_when_it_is_saved_anew(name: str, tmp_path: Path) -> None:
+    """A file with few keys, as on the hub, and the file that transformers writes with all of them read the same."""
+    kind, fields, _ = SMALL[name]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model_type": kind, **fields}))
+    layout = Layout(bool(AutoConfig.from_pretrained(tmp_path).is_encoder_decoder), 0, 1)
+    loaded: Any = SimpleNamespace(tokenizer=SimpleNamespace(eos_token_id=1), layout=layout, commit=None)
+    spec = CheckpointSpec("base", "0" * 64, source=str(tmp_path))
+    before = json.loads(json.dumps(configuration_record(spec, loaded), allow_nan=False))
+    _saved_anew(tmp_path)
+    after = configuration_record(spec, loaded)
+    assert before["sha256"] != after["sha256"]
+    assert differing_fields(before, after, WORDS) is None
 
 
 @pytest.mark.parametrize("bits", [16, 8, 4])
