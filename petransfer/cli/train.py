@@ -223,13 +223,13 @@ def train(
     found = cross_validation(model, data, request, sets or [], out, card is not None) if folds is not None else None
     training = found.folds[0] if found else train_study(model, data, request, sets or [], out, card is not None)
     grid = training.grid
+    if not plan:  # at once, because the prediction of the memory takes time
+        refuse_unreachable(cell.spec.checkpoint for cell in grid.cells)
     fit = memory_of(grid, card, checkpointing)
     if plan:
         _show_plan(training, found, fit, cpu, as_json)
     if plan and as_json:
         return
-    if not plan:
-        refuse_unreachable(cell.spec.checkpoint for cell in grid.cells)
     if not (plan or as_json):
         print_text(*describe(training, found))
     if training.note:
