@@ -20,6 +20,7 @@ from petransfer.recipe.metrics import EXACT_MATCH
 from petransfer.recipe.schema import Recipe
 from petransfer.study.folders import RunFolder, StudyFolder
 from petransfer.study.grid import Cell, expand
+from petransfer.study.recorded_bases import with_recorded_bases
 from petransfer.user_paths import expanded
 
 
@@ -114,7 +115,7 @@ def runs_of(study: str, next_to: Path, metric: str = EXACT_MATCH) -> Runs | None
     """
     for path in (expanded(study), next_to.parent / study):
         if (path / "recipe.yaml").is_file():
-            recipe = load_recipe(str(path / "recipe.yaml"))
+            recipe = with_recorded_bases(load_recipe(str(path / "recipe.yaml")), StudyFolder(path))
             return Runs(recipe, expand(recipe), StudyFolder(path), metric)
     return None
 

@@ -328,6 +328,8 @@ def checkpoint_spec(checkpoint: str) -> CheckpointSpec:
         return CheckpointSpec(checkpoint, _embedded_sha256(checkpoint))
     local = expanded(checkpoint)
     if checkpoint.startswith((".", "/", "~")) or local.is_dir():
+        if not local.exists():
+            raise UserError(f"there is no folder {local}; put the checkpoint back, or correct its name")
         if not (local / "config.json").is_file():
             raise UserError(
                 f"{local} is no checkpoint: it has no config.json; name a folder that save_pretrained wrote"

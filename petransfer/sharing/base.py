@@ -65,9 +65,14 @@ class Base:
         """Load the base on `device`. Default: the GPU if there is one.
 
         Raises:
-            UserError: the base cannot be loaded.
+            UserError: the base is gone or cannot be loaded.
         """
         device = device or default_device()
+        if self.checkpoint.source and not Path(self.checkpoint.source).exists():
+            raise UserError(
+                f"the base of the adapter is gone: there is no folder {self.checkpoint.source}; name the base's new "
+                "place with --checkpoint"
+            )
         try:
             return load_checkpoint(self.checkpoint, self.bits, seed=self.seed, device=device, keep_wide=self.keep_wide)
         except UserError as error:

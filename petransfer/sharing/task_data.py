@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from petransfer.data import Example, SplitData, load_task, task_info
+from petransfer.data.rows.source import is_file_name
 from petransfer.errors import UserError, unknown
 from petransfer.plurals import count
 from petransfer.recipe.run_spec import RunSpec
 from petransfer.sharing.bundle import Bundle
 from petransfer.sharing.bundle_files import RECIPE
 from petransfer.sharing.safe_reading import read_json, read_text, read_yaml
+from petransfer.user_paths import expanded
 
 Pairs = Sequence[tuple[str, str]]
 # The parts of a task's data that an adapter can be evaluated on.
@@ -145,7 +147,29 @@ def data_of(bundle: Bundle, data_dir: Path | None) -> SplitData:
     """
     assert bundle.spec is not None
     task = bundle.spec.task
-    return load_task(task.name, data_dir, **options_of(bundle)).load(task.split)
+    options = options_of(bundle)
+    if task.name == "lines":
+        named = {part: options[part] for part in ("train", *PARTS) if isinstance(options.get(part), str)}
+        options |= {part: _present(name, data_dir, bundle.label) for part, name in named.items()}
+    return load_task(task.name, data_dir, **options).load(task.split)
+
+
+def _present(name: str, data_dir: Path | None, label: str) -> str:
+    """Return the name of a data file. A file that is gone is looked for in `data_dir` by its last name.
+
+    Raises:
+        UserError: the file is not on this machine.
+    """
+    kept = expanded(name)
+    if not (is_file_name(name) or kept.is_absolute()) or kept.exists() or (data_dir and (data_dir / name).exists()):
+        return name
+    if data_dir and (data_dir / kept.name).exists():
+        return str((data_dir / kept.name).absolute())
+    where = f"{data_dir} has no {kept.name}" if data_dir else f"there is no file {name}"
+    raise UserError(
+        f"the data of {label} are gone: {where}; name the folder that holds {kept.name} with --data-dir, or other rows "
+        "with --data"
+    )
 
 
 def row_hash(row: Example) -> bytes:

@@ -17,6 +17,7 @@ from petransfer.recipe.run_spec import RunSpec
 from petransfer.recipe.schema import Recipe
 from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import Cell, expand, resolve
+from petransfer.study.recorded_bases import with_recorded_bases
 from petransfer.study.shard import parse_shard
 
 # The largest number of steps between two lines of a run's metrics.jsonl, and the smallest number of its lines.
@@ -93,8 +94,9 @@ def grid_of(recipe: Recipe, out: Path | None = None, shard: str | None = None) -
         UserError: The recipe contains an unknown name, or `shard` is not valid.
     """
     part = parse_shard(shard) if shard else None
-    cells = expand(recipe)
     folder = StudyFolder(Path(out or Path("results") / recipe.name))
+    recipe = with_recorded_bases(recipe, folder)
+    cells = expand(recipe)
     return StudyGrid(recipe, cells, folder, part.of(cells) if part else cells)
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from petransfer.atomic_files import write_text
 from petransfer.data import load_task
 from petransfer.errors import UserError
 from petransfer.recipe.loading import validate
 from petransfer.recipe.schema import Recipe
 from petransfer.study.grid import Cell, expand, resolve
+from petransfer.study.study import grid_of
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -300,3 +304,22 @@ def test_methods_may_be_trained_for_different_numbers_of_steps() -> None:
         expand(recipe(methods=methods, arms=["english"], train={"steps": {"lora": 16}, "learning_rate": 1e-3}))
     with pytest.raises(UserError, match="lora"):  # the nearest name is offered
         expand(recipe(train={"steps": {"lor": 16}, "learning_rate": 1e-3}))
+
+
+def test_a_begun_study_is_read_where_its_base_no_longer_exists(pretrainings: Path) -> None:
+    """Its recipe has no hash of the base; the hash stands in the folders of its runs."""
+    mine = recipe(family={"name": "mine", "arms": {"english": str(pretrainings / "english-0")}}, arms=["english"])
+    study = pretrainings / "study"
+    begun = grid_of(mine, study).cells
+    shutil.rmtree(pretrainings / "english-0")
+    with pytest.raises(UserError, match=r"there is no folder .*english-0; put the checkpoint back"):
+        grid_of(mine, study)  # no run records the base
+    for cell in begun:
+        (study / "runs" / cell.run_id).mkdir(parents=True)
+        write_text(study / "runs" / cell.run_id / "spec.json", json.dumps(cell.spec.as_dict()))
+    assert [cell.run_id for cell in grid_of(mine, study).cells] == [cell.run_id for cell in begun]
+    other = replace(begun[0].spec, checkpoint=replace(begun[0].spec.checkpoint, weights="0" * 64))
+    (study / "runs" / "another").mkdir()
+    write_text(study / "runs" / "another" / "spec.json", json.dumps(other.as_dict()))
+    with pytest.raises(UserError, match="there is no folder"):  # which of the two bases is unknown
+        grid_of(mine, study)

@@ -96,7 +96,7 @@ def find_source(
             raise UserError(f"{name} is a pipe or a device, which can be read only once; save its rows in a file first")
         _refuse_pointer(path, name)
         return Source(name, form or _format(path, name), path, "", "", *text)
-    if form not in ("", "dataset") or name.startswith((".", "/", "~")) or _is_file_name(name):
+    if form not in ("", "dataset") or name.startswith((".", "/", "~")) or is_file_name(name):
         raise UserError(f"no file {name}; supported are {SUPPORTED}, folders that `datasets` loads, and hub ids")
     return Source(name, "dataset", None, split, config)
 
@@ -156,7 +156,7 @@ def _suffix(path: Path) -> str:
     return Path(path.stem).suffix.lower() if path.suffix.lower() in COMPRESSED else path.suffix.lower()
 
 
-def _is_file_name(name: str) -> bool:
+def is_file_name(name: str) -> bool:
     """Return whether a name ends in the suffix of a file format."""
     suffix = _suffix(Path(name.partition("@")[0]))
     return suffix in _SUFFIXES or suffix in _UNSUPPORTED or Path(name).suffix.lower() in COMPRESSED

@@ -1,0 +1,40 @@
+"""Adapters whose base or data file is no longer where it was in training."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.sharing.conftest import call, refused
+
+
+@pytest.fixture
+def moved(run: Path, tmp_path: Path) -> Path:
+    """A run whose spec.json names a base and a data file that are gone."""
+    copied = Path(shutil.copytree(run.parent.parent, tmp_path / "study")) / "runs" / run.name
+    spec = json.loads((copied / "spec.json").read_text())
+    spec["task"]["source"] = [
+        [key, "/gone/pairs.tsv" if key == "train" else value] for key, value in spec["task"]["source"]
+    ]
+    (copied / "spec.json").write_text(json.dumps(spec))
+    return copied
+
+
+def test_data_that_are_gone_are_found_by_name(moved: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "eval", str(moved), "--cpu")
+    assert all(word in said for word in ("there is no file /gone/pairs.tsv", "--data-dir", "--data"))
+    assert "has no pairs.tsv" in refused(capsys, "eval", str(moved), "--cpu", "--data-dir", str(moved))
+    assert call("eval", str(moved), "--cpu", "--data-dir", str(place), "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["exact_match"] == json.loads((moved / "result.json").read_text())["test"]["exact_match"]
+
+
+def test_a_base_that_is_gone_is_asked_for(moved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = json.loads((moved / "spec.json").read_text())
+    spec["checkpoint"] |= {"name": "base", "source": "/gone/base"}
+    (moved / "spec.json").write_text(json.dumps(spec))
+    said = refused(capsys, "predict", str(moved), "to walk", "--cpu")
+    assert all(word in said for word in ("there is no folder /gone/base", "--checkpoint"))
