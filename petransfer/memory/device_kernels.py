@@ -15,6 +15,9 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+# torch's own functions, which stacked training replaces for a while
+_TORCH_DROPOUT, _TORCH_ATTENTION = functional.dropout, functional.scaled_dot_product_attention
+
 
 class CardKernels(TorchFunctionMode):
     """A context in which attention and dropout keep the tensors that CUDA's fused kernels keep."""
@@ -29,9 +32,11 @@ class CpuKernels(TorchFunctionMode):
     """While active, attention keeps the same tensors for the backward pass as on a CPU, where it is fused."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") == "scaled_dot_product_attention":
+        name = getattr(func, "__name__", "")
+        if name == "scaled_dot_product_attention":
             return _attention_on_cpu(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        # Stacked training replaces torch's dropout by a function that calls torch's. It must not be called twice.
+        return (_TORCH_DROPOUT if name == "dropout" else func)(*args, **(kwargs or {}))
 
 
 def multiply_8bit_as_on_cpu(model: torch.nn.Module) -> None:
@@ -98,9 +103,7 @@ def _attention_on_cpu(
 ) -> torch.Tensor:
     """Simulate the CPU's fused attention, which is used if there is no dropout and the mask is not trained."""
     if dropout_p or (attn_mask is not None and attn_mask.requires_grad):
-        return functional.scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
+        return _TORCH_ATTENTION(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     mask = attn_mask.to(query.dtype) if attn_mask is not None else None  # a boolean mask is converted
     return _attention(query, key, value, mask)
 

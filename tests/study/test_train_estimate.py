@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from petransfer.models.registry import checkpoint_spec
 from petransfer.study import train_estimate
 from petransfer.study.train_estimate import Tokens
 
@@ -23,7 +24,11 @@ def test_a_step_is_estimated_from_the_number_of_weights(
 ) -> None:
     monkeypatch.setattr(train_estimate, "_product_rate", lambda cpu: 1e6)
     fit: Any = SimpleNamespace(memory=SimpleNamespace(weights=weights), demand=SimpleNamespace(device="cpu"))
-    spec: Any = SimpleNamespace(method=SimpleNamespace(name=method), train=SimpleNamespace(batch_size=4))
+    spec: Any = SimpleNamespace(
+        method=SimpleNamespace(name=method),
+        train=SimpleNamespace(batch_size=4),
+        checkpoint=checkpoint_spec("nano/english"),
+    )
     # 1000 weights see half of the 4 * 16 tokens of a batch
     seconds = operations * 1000 * 32 / (train_estimate.REACHED * 1e6)
     assert train_estimate._estimated_step(spec, TOKENS, fit, cpu=True) == pytest.approx(seconds)
