@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
 from petransfer.errors import UserError, reason_of
+from petransfer.git_lfs import refuse_pointer
 from petransfer.models.checkpoint_files import location, read_configuration, revision
 from petransfer.models.hub_access import refuse_unreachable
 from petransfer.models.registry import is_embedded, registered_arm, registry
@@ -61,8 +62,9 @@ def has_own_head(content: dict[str, Any], place: str) -> bool:
     weights = Path(place) / "model.safetensors"
     if content.get("model_type") != "mt5" or not weights.is_file():
         return False
+    refuse_pointer(weights)
     try:
         with safe_open(weights, "pt") as file:
             return {"lm_head.weight", "shared.weight"} <= set(file.keys())
     except SafetensorError as error:
-        raise UserError(f"the weights in {place} are damaged ({error}); get the checkpoint again") from error
+        raise UserError(f"{weights} is damaged ({error}); get this file of the checkpoint again") from error

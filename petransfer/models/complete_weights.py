@@ -8,16 +8,20 @@ from __future__ import annotations
 import functools
 import logging
 import re
+import zipfile
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from petransfer.errors import UserError
-from petransfer.models.checkpoint_files import one_line_errors
+from petransfer.git_lfs import refuse_pointer
+from petransfer.models.checkpoint_files import location, one_line_errors
 from petransfer.models.hashes import is_on_hub, weight_files
+from petransfer.models.registry import is_embedded
 from petransfer.plurals import count
 from petransfer.recipe.run_spec import CheckpointSpec
 
@@ -30,15 +34,40 @@ def refuse_damaged_files(checkpoint: CheckpointSpec) -> None:
     if is_on_hub(checkpoint) or checkpoint.reinit == "all":
         return
     with one_line_errors(checkpoint):
+        refuse_cut_files(checkpoint)
         files = weight_files(checkpoint, None)
         if not files:
             raise OSError("it has neither model.safetensors nor pytorch_model.bin")
         for name, path in files.items():
             if path is None:
                 raise OSError(f"{name} is missing")
-            if path.suffix == ".safetensors":
+
+
+def refuse_cut_files(checkpoint: CheckpointSpec) -> None:
+    """Refuse a checkpoint on this machine with truncated files or pointers of Git LFS. No weights are read."""
+    if is_on_hub(checkpoint) or checkpoint.reinit == "all":
+        return
+    for path in sorted(Path(location(checkpoint)).glob("*.*")):
+        if path.suffix in {".json", ".model", ".txt"}:  # an index of weight files, and the tokenizer
+            refuse_pointer(path)
+    for path in filter(None, weight_files(checkpoint, None).values()):
+        refuse_pointer(path)
+        if path.suffix == ".safetensors":
+            try:
                 with safe_open(path, "pt"):  # compares the size of the file with its header
                     pass
+            except SafetensorError as error:
+                if is_embedded(checkpoint.name):  # `one_line_errors` has the advice for a shipped checkpoint
+                    raise
+                raise UserError(f"{path} is damaged ({error}); get this file of the checkpoint again") from error
+        elif path.suffix == ".bin" and _is_cut_zip(path):
+            raise UserError(f"{path} is damaged (its end is missing); get this file of the checkpoint again")
+
+
+def _is_cut_zip(path: Path) -> bool:
+    """Return whether a file begins like a zip file and has no end of one. PyTorch's older files are no zip files."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04" and not zipfile.is_zipfile(file)
 
 
 def load_complete(auto: Any, place: str, **options: Any) -> PreTrainedModel:

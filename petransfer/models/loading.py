@@ -24,7 +24,7 @@ from petransfer.models.checkpoint_files import (
     read_configuration,
     revision,
 )
-from petransfer.models.complete_weights import load_complete
+from petransfer.models.complete_weights import load_complete, refuse_cut_files
 from petransfer.models.control_arms import partly_random, randomly_initialized, write_partly_random
 from petransfer.models.quantization import (
     check_quantizable,
@@ -130,6 +130,7 @@ def load_checkpoint(
             f"{checkpoint.name} with the tokenizer of {checkpoint.tokenizer} needs reinit: embeddings or all"
         )
     with one_line_errors(checkpoint):
+        refuse_cut_files(checkpoint)
         commit = hub_commit(checkpoint)
         checkpoint = replace(checkpoint, weights=commit or checkpoint.weights)
         config = read_configuration(checkpoint)

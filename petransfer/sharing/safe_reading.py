@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from petransfer.errors import UserError, reason_of
+from petransfer.git_lfs import refuse_pointer
 from petransfer.recipe.yaml_text import parse_yaml
 
 # The largest number of characters of a YAML text: cards and recipes are short, and reading YAML is slow.
@@ -83,6 +84,7 @@ def read_header(path: Path) -> Tensors:
     """
     from safetensors import SafetensorError, safe_open
 
+    refuse_pointer(path, path.name)
     try:
         with safe_open(str(path), framework="numpy") as file:
             metadata = file.metadata() or {}

@@ -213,8 +213,8 @@ def test_a_local_folder_with_truncated_weights(refused: Refused, elsewhere: Path
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[: int(share * len(weights))])
     error = refused(*run_of("./mine"))
-    assert f"the weights in {folder} are damaged" in error
-    assert "get the checkpoint again" in error
+    assert f"{folder}/model.safetensors is damaged" in error
+    assert "get this file of the checkpoint again" in error
     assert not (elsewhere / "study").exists()
 
 

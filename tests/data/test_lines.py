@@ -335,6 +335,43 @@ def test_the_first_columns_decide(elsewhere: Path) -> None:
         load(str(elsewhere / "cache"))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("page.csv", b"\n<!DOCTYPE html>\n<html><body>sign in, please</body></html>", "a web page (HTML)"),
+        ("db.tsv", b"SQLite format 3\0" + bytes(200), "an SQLite database; export the table as CSV"),
+        ("table.jsonl", b"PAR1" + bytes(range(99)), "rename it so that the name ends in .parquet"),
+        ("other.csv", bytes(range(256)) * 4, "a binary file"),
+        ("json.csv", b'\xef\xbb\xbf{"input": "a", "target": "b"}\n' * 9, "rename it so that the name ends in .jsonl"),
+        ("json.txt", b'{"input": "a", "target": "b"}\n' * 9, "rename it so that the name ends in .jsonl"),
+        ("list.csv", b'[\n {"input": "a",\n "target": "b"}]\n' * 9, "rename it so that the name ends in .json"),
+        ("table.json", b"input,target\na,b\n" * 9, "rename it so that the name ends in .csv"),
+        ("tabs.jsonl", b"input\ttarget\na\tb\n" * 9, "rename it so that the name ends in .tsv"),
+    ],
+)
+def test_a_misnamed_file_is_named_by_its_content(name: str, content: bytes, said: str, elsewhere: Path) -> None:
+    (elsewhere / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"^{name} looks like ") as error:
+        load(name)
+    assert said in str(error.value)
+
+
+def test_unusual_files_are_not_taken_for_misnamed(elsewhere: Path) -> None:
+    rows = [(f'{{"n": {n}}}', f"<html> слово {n}") for n in range(40)]
+    text = "".join(f"{source}\t{target}\n" for source, target in rows)
+    for encoding in ("utf-8", "utf-16", "utf-16-le"):
+        (elsewhere / "a.tsv").write_bytes(text.encode(encoding))
+        assert len(load("a.tsv").train) + len(load("a.tsv").dev) + len(load("a.tsv").test) == 40, encoding
+
+
+def test_labels_that_look_alike_are_warned_about(elsewhere: Path) -> None:
+    labels = ("caf\u00e9", "cafe\u0301", "nein", "\u200bnein")
+    write_tsv(elsewhere / "a.tsv", [(f"w{n}", labels[n % 4], "all") for n in range(80)])
+    notes = " ".join(LinesTask(train="a.tsv").notes())
+    assert r"the targets 'cafe\u0301' (20 rows) and 'caf\xe9' (20 rows) look alike" in notes
+    assert r"the targets 'nein' (20 rows) and '\u200bnein' (20 rows) look alike" in notes
+
+
 def test_categories_that_differ_in_case_or_blanks_are_refused(elsewhere: Path) -> None:
     write_tsv(elsewhere / "a.tsv", [(str(n), "x", ("Noun", "noun ")[n % 2]) for n in range(20)])
     with pytest.raises(UserError, match=r"'Noun' \(10 rows\) and 'noun␣' \(10 rows\) differ in case or blanks alone"):

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from petransfer.errors import UserError
 from petransfer.models.architecture import configuration
+from petransfer.models.complete_weights import refuse_damaged_files
 from petransfer.models.loading import load
 from petransfer.models.registry import NANO, checkpoint_spec
 from petransfer.recipe.run_spec import Bits
@@ -145,3 +146,40 @@ def test_weights_of_more_layers_than_config_json_says_are_named(
     assert (
         "has fewer layers than its weights: encoder.block.1.layer.0.SelfAttention.k.weight and 7 other tensors" in said
     )
+
+
+_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
+
+@pytest.mark.parametrize("kind", ["pointer", "cut"])
+@pytest.mark.parametrize("name", ["model.safetensors", "model-00002-of-00002.safetensors", "pytorch_model.bin"])
+def test_a_weight_file_that_is_a_pointer_or_cut_is_named(name: str, kind: str, copied: Path) -> None:
+    weights = load_file(copied / "model.safetensors")
+    if name == "pytorch_model.bin":
+        (copied / "model.safetensors").unlink()
+        torch.save(weights, copied / name)
+    elif name != "model.safetensors":
+        (copied / "model.safetensors").unlink()
+        first, last = "model-00001-of-00002.safetensors", name
+        keys = sorted(weights)
+        parts = {first: keys[::2], last: keys[1::2]}
+        for part, names in parts.items():
+            save_file({key: weights[key] for key in names}, copied / part, metadata={"format": "pt"})
+        index = {"metadata": {}, "weight_map": {key: part for part, names in parts.items() for key in names}}
+        (copied / "model.safetensors.index.json").write_text(json.dumps(index))
+    load(str(copied), 32, device="cpu")
+    whole = (copied / name).read_bytes()
+    (copied / name).write_bytes(_POINTER.encode() if kind == "pointer" else whole[: len(whole) // 2])
+    said = "Git LFS pointer.*`git lfs pull`" if kind == "pointer" else "damaged .*get this file of the checkpoint again"
+    for check in (
+        lambda: load(str(copied), 32, device="cpu"),
+        lambda: refuse_damaged_files(checkpoint_spec(str(copied))),
+    ):
+        with pytest.raises(UserError, match=f"/{name} is (a )?{said}"):
+            check()
+
+
+def test_a_tokenizer_that_is_a_pointer_is_named(copied: Path) -> None:
+    (copied / "tokenizer.json").write_text(_POINTER)
+    with pytest.raises(UserError, match=r"/tokenizer\.json is a Git LFS pointer"):
+        load(str(copied), 32, device="cpu")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,8 +175,8 @@ class RowBuilder:
                 "--set task.options.category=COLUMN"
             )
         for names in _alike(self._categories):
-            found = " and ".join(f"{visible(name)} ({count(self._categories[name], 'row')})" for name in names)
-            raise UserError(f"the categories {found} differ in case or blanks alone; write them alike")
+            found = _shown_apart(names, self._categories)
+            raise UserError(f"the categories {found} {_difference(names)}; write them alike")
 
     def _notes(self) -> Iterator[str]:
         yield from dict.fromkeys(self._read_as)
@@ -185,8 +186,8 @@ class RowBuilder:
         if self._bad:
             yield self._bad.note()
         for names in _alike(self._targets) if len(self._targets) <= 2 * LABELS else ():
-            found = " and ".join(f"{visible(name)} ({count(self._targets[name], 'row')})" for name in names)
-            yield f"warning: the targets {found} differ in case or blanks alone; is one of them a typing error?"
+            found = _shown_apart(names, self._targets)
+            yield f"warning: the targets {found} {_difference(names)}; is one of them a typing error?"
 
     def _hidden_advice(self) -> str:
         return _name_another("test") if self._bad.has(HIDDEN_LABEL) else ""
@@ -203,11 +204,33 @@ def _is_hidden(values: Mapping[str, Any], columns: ColumnChoice) -> bool:
 
 
 def _alike(counts: Mapping[str, int]) -> list[list[str]]:
-    """Return the groups of names that differ only in case or blanks."""
+    """Return the groups of names that look the same, or differ only in case or blanks."""
     groups: dict[str, list[str]] = {}
     for name in sorted(counts):
-        groups.setdefault(" ".join(name.split()).casefold(), []).append(name)
+        groups.setdefault(_look(name), []).append(name)
     return [names for names in groups.values() if len(names) > 1]
+
+
+def _look(name: str) -> str:
+    """Return a name without what the eye does not see: case, blanks, and how a character is encoded."""
+    seen = "".join(sign for sign in unicodedata.normalize("NFKC", name) if unicodedata.category(sign) != "Cf")
+    return unicodedata.normalize("NFKC", " ".join(seen.split()).casefold())
+
+
+def _shown_apart(names: Sequence[str], counts: Mapping[str, int]) -> str:
+    """Return the names with their numbers of rows. Names that look the same are shown with escapes."""
+    shown = [visible(name) for name in names]
+    if len({unicodedata.normalize("NFKC", text) for text in shown}) < len(names):
+        shown = [visible(name).encode("ascii", "backslashreplace").decode() for name in names]
+    rows = [count(counts[name], "row") for name in names]
+    return " and ".join(f"{text} ({number})" for text, number in zip(shown, rows, strict=True))
+
+
+def _difference(names: Sequence[str]) -> str:
+    """Return in what the names of a group from `_alike` differ."""
+    if len({" ".join(name.split()).casefold() for name in names}) == 1:
+        return "differ in case or blanks alone"
+    return "look alike, and differ in invisible characters or in how characters are encoded"
 
 
 def _hash(texts: RowTexts, seed: int) -> int:

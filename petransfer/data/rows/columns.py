@@ -11,6 +11,7 @@ from typing import Any
 from petransfer.data.bad_rows import BadRow
 from petransfer.data.rows.chat_rows import COLUMNS as CHAT_COLUMNS
 from petransfer.data.rows.chat_rows import chat_turns
+from petransfer.data.rows.content_check import refuse_other_content
 from petransfer.data.rows.delimited import detect, unusual
 from petransfer.data.rows.options import RowOptions
 from petransfer.data.rows.reading import column_names, read
@@ -96,6 +97,7 @@ def has_value(values: Mapping[str, Any], column: str) -> bool:
 
 def choose_columns(options: RowOptions, source: Source) -> ColumnChoice:
     """Choose the columns of a source by the user's options and by the column names in the data."""
+    refuse_other_content(source)
     required = required_columns(options)
     names = column_names(source, required, options.columns_are_named)
     if names is None:  # a tsv file without a header

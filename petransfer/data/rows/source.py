@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from petransfer.errors import UserError
+from petransfer.git_lfs import refuse_pointer
 from petransfer.user_paths import expanded
 
 FORMATS = ("tsv", "csv", "jsonl", "parquet", "arrow", "dataset")
@@ -25,7 +26,6 @@ _SUFFIXES = {
     ".arrow": "arrow",
     ".ipc": "arrow",
 }
-_POINTER = b"version https://git-lfs.github.com/spec/"
 _SPREADSHEET = "a spreadsheet; save the sheet as CSV (UTF-8)"
 _ARCHIVE = "an archive; unpack it and name the file"
 _UNSUPPORTED = {
@@ -94,7 +94,7 @@ def find_source(
         name = shown_path(name)
         if not path.is_file():
             raise UserError(f"{name} is a pipe or a device, which can be read only once; save its rows in a file first")
-        _refuse_pointer(path, name)
+        refuse_pointer(path, name)
         return Source(name, form or _format(path, name), path, "", "", *text)
     if form not in ("", "dataset") or name.startswith((".", "/", "~")) or is_file_name(name):
         raise UserError(f"no file {name}; supported are {SUPPORTED}, folders that `datasets` loads, and hub ids")
@@ -105,17 +105,6 @@ def shown_path(name: str) -> str:
     """Return a path for messages. A path below the current folder is made relative."""
     here = Path.cwd()
     return str(Path(name).relative_to(here)) if Path(name).is_relative_to(here) and Path(name) != here else name
-
-
-def _refuse_pointer(path: Path, name: str) -> None:
-    """Raise UserError for a Git LFS pointer, a short text that replaces a file."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(len(_POINTER))
-    except OSError:  # the function that reads the rows reports this error
-        return
-    if head == _POINTER:
-        raise UserError(f"{name} is a Git LFS pointer, not the file itself; download the file with `git lfs pull`")
 
 
 def zip_member(archive: zipfile.ZipFile, name: str) -> str:

@@ -20,6 +20,7 @@ from petransfer.data.rows.source import Source, zip_member
 from petransfer.errors import UserError, reason_of
 
 _SAMPLE_BYTES = 1 << 16
+_UNREADABLE = (OSError, NotImplementedError, lzma.LZMAError, EOFError, zlib.error, zipfile.BadZipFile)
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),  # must come before UTF-16: this mark begins with the mark of UTF-16
@@ -52,6 +53,22 @@ def read_lines(source: Source) -> Iterator[Line]:
             yield Line(number, text) if text.isascii() else _checked(number, text)
 
 
+def first_bytes(source: Source) -> bytes:
+    """Return the first bytes of the source's file, unpacked. Empty if the file cannot be read."""
+    assert source.path is not None
+    try:
+        with _open_bytes(source.path, source.name) as file:
+            return file.read(_SAMPLE_BYTES)
+    except _UNREADABLE:  # `open_text` reports this error
+        return b""
+
+
+def decoded(sample: bytes) -> str:
+    """Return the first bytes of a file as text, in the encoding that is detected."""
+    encoding, mark = _encoding(sample, "")
+    return sample[mark:].decode(encoding, "replace")
+
+
 @contextlib.contextmanager
 def open_text(source: Source) -> Iterator[IO[str]]:
     """Open the source's file as text, without its byte order mark."""
@@ -73,7 +90,7 @@ def open_text(source: Source) -> Iterator[IO[str]]:
             f"{source.name} is not {error.encoding} ({error.reason}); save it as UTF-8, or name its encoding with "
             "--set task.options.encoding=NAME"
         ) from None
-    except (OSError, NotImplementedError, lzma.LZMAError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise UserError(f"{source.path} cannot be read ({reason_of(error)})") from None
 
 
