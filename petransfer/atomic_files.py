@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+import psutil
 
 
 def partial_name(name: str) -> str:
@@ -19,16 +24,20 @@ def partial_name(name: str) -> str:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, several: bool = False) -> Iterator[Path]:
     """Yield a temporary path for a file or folder, and rename it to `path` at the end.
 
     An existing file or folder at `path` is replaced. After an error inside the context, `path` is unchanged and the
     temporary file or folder is removed.
+
+    Args:
+        several: Whether several processes can write `path` at the same time. Each then has its own temporary path.
     """
-    partial = path.with_name(partial_name(path.name))
+    partial = _own_partial(path) if several else path.with_name(partial_name(path.name))
     _remove(partial)
     try:
-        yield partial
+        with library_errors(path):
+            yield partial
         if partial.is_file():
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
@@ -41,6 +50,52 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextlib.contextmanager
+def creating(path: Path) -> Iterator[Path]:
+    """Yield a temporary path for a new folder, and rename it to `path` at the end.
+
+    Several processes can create the same folder at the same time: each has its own temporary path, and the first one
+    that ends creates `path`. After an error inside the context, the temporary folder is removed.
+
+    Raises:
+        FileExistsError: `path` exists at the end.
+    """
+    partial = _own_partial(path)
+    try:
+        with library_errors(path):
+            yield partial
+        try:
+            if os.path.lexists(path):
+                raise FileExistsError
+            partial.rename(path)  # fails if another process has created a folder with files since
+        except OSError as error:
+            if not os.path.lexists(path):
+                raise
+            raise FileExistsError(errno.EEXIST, "another process has made it meanwhile", str(path)) from error
+    except BaseException:
+        with contextlib.suppress(OSError):
+            _remove(partial)
+        raise
+
+
+@contextlib.contextmanager
+def library_errors(path: Path) -> Iterator[None]:
+    """Turn errors of safetensors and tokenizers about a file of `path` into OSError.
+
+    The two raise exceptions of their own, whose text ends with the number: "No space left on device (os error 28)".
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if not found:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
@@ -51,3 +106,12 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _own_partial(path: Path) -> Path:
+    """Return this process's temporary path for `path`, and remove those of processes that were killed."""
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        number = stale.name.split(".")[-2]
+        if number.isdigit() and (int(number) == os.getpid() or not psutil.pid_exists(int(number))):
+            _remove(stale)
+    return path.with_name(partial_name(f"{path.name}.{os.getpid()}"))

@@ -23,7 +23,7 @@ from petransfer.study.launched_processes import this_place
 
 # Errors about folders that are read-only, full or wrong. A one-line message explains them better than a traceback.
 _CANNOT_WRITE = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
-_CANNOT_WRITE_ERRNO = {errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP}
+_CANNOT_WRITE_ERRNO = {errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG, errno.ELOOP}
 
 # The verbs that several processes can execute together, if a launcher such as `accelerate launch` starts petransfer.
 # Any other verb is executed by the first process only; the other processes exit.

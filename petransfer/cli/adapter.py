@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from petransfer.atomic_files import replacing, write_text
+from petransfer.atomic_files import creating, write_text
 from petransfer.cli.terminal_text import print_text
 from petransfer.errors import UserError, unknown
 from petransfer.report.tables import visible
@@ -175,7 +175,7 @@ def pull(
         checked(bundle)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(target) as partial:
+            with creating(target) as partial:
                 partial.mkdir()
                 for name, path in bundle.files.items():
                     shutil.copyfile(path, partial / name)

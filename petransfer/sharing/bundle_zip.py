@@ -23,7 +23,7 @@ _LOCAL_HEADER = 30
 
 def write_zip(path: Path, contents: Mapping[str, Path | bytes]) -> None:
     """Write a zip file atomically, from the path or bytes of each member. Equal contents give equal bytes."""
-    with replacing(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+    with replacing(path, several=True) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(contents):
             info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
             info.create_system, info.external_attr = 3, (stat.S_IFREG | 0o644) << 16

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from petransfer.atomic_files import replacing
+from petransfer.atomic_files import creating
 from petransfer.data.chat import chat_layout
 from petransfer.data.encoding import encode_examples
 from petransfer.errors import RunError, UserError, reason_of
@@ -111,7 +111,7 @@ def merge(bundle: Bundle, target: Path, where: Where, bits: Bits | None = None, 
         whole = model.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError, AttributeError) as error:
         raise UserError(f"{bundle.label} cannot be merged: {reason_of(error, 160)}") from error
-    with replacing(target) as partial:
+    with creating(target) as partial:
         _refuse_changed(_change(before, _logits(whole, loaded, count)), "merging the adapter")
         if separate_head:
             separate_output_head(whole)

@@ -1,0 +1,57 @@
+"""Test writing files and folders under a temporary name."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import psutil
+import pytest
+
+import petransfer.atomic_files
+from petransfer.atomic_files import creating, replacing
+
+
+def test_the_first_of_two_writers_creates_the_folder_and_the_other_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "merged"
+
+    def write(number: int) -> None:
+        monkeypatch.setattr(petransfer.atomic_files.os, "getpid", lambda: number)
+        with creating(target) as partial:
+            partial.mkdir()
+            (partial / "weights").write_text(str(number))
+            if number == 1:
+                write(2)
+
+    monkeypatch.setattr(psutil, "pid_exists", lambda number: True)
+    with pytest.raises(FileExistsError, match="another process has made it meanwhile"):
+        write(1)
+    assert (target / "weights").read_text() == "2"
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".merged.77.partial").mkdir()
+    (tmp_path / ".merged.78.partial").mkdir()
+    monkeypatch.setattr(psutil, "pid_exists", lambda number: number == 78)
+    with creating(tmp_path / "merged") as partial:
+        partial.mkdir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".merged.78.partial", "merged"]
+
+
+@pytest.mark.parametrize("write", [creating, replacing])
+def test_a_library_error_about_the_disk_becomes_an_os_error(tmp_path: Path, write: object) -> None:
+    class SafetensorError(Exception):
+        pass
+
+    def fill() -> None:
+        with write(tmp_path / "merged") as partial:  # type: ignore[operator]
+            partial.mkdir()
+            raise SafetensorError("Error while serializing: I/O error: File too large (os error 27)")
+
+    with pytest.raises(OSError, match="File too large") as raised:
+        fill()
+    assert (raised.value.errno, raised.value.filename) == (errno.EFBIG, str(tmp_path / "merged"))
+    assert not list(tmp_path.iterdir())
