@@ -48,7 +48,7 @@ def test_plan_says_how_runs_would_be_stacked(
     said = capsys.readouterr().out.splitlines()
     assert "stacks: 1 of 4 runs; trained alone: 4 runs" in said
     assert DORA in said
-    stacked = rf"{tiny_t5.name}, rslora r4, 32 bits, 4 stacked: 0\.\d GB of 1"
+    stacked = rf"{tiny_t5.name}, rslora of rank 4, 32 bits, 4 stacked: 0\.\d GB of 1"
     assert any(re.match(stacked, line) for line in said), said
     assert call(monkeypatch, *words, "--stack", "3", "--json") == 0
     found = json.loads(capsys.readouterr().out)
@@ -73,7 +73,7 @@ def test_a_stack_that_does_not_fit_the_card_is_refused(
     assert call(monkeypatch, *words) == 2
     notes, error = capsys.readouterr().err.strip().splitlines()[-2:]
     assert notes == DORA
-    assert error.startswith(f"error: {tiny_t5.name}, rslora r4, 32 bits, 4 stacked: ")
+    assert error.startswith(f"error: {tiny_t5.name}, rslora of rank 4, 32 bits, 4 stacked: ")
     assert "does not fit" in error
     assert "it would with" in error
     assert "--stack 2" in error
