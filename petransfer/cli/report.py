@@ -60,7 +60,7 @@ def report(study: Annotated[Path, typer.Argument(help="Folder of the study, such
             *effects["sentences"],
             *effects["missing"],
         ]
-        end = f"see {study}: {FILES}"
+        end = f"see {study}: {', '.join(name for name in FILES if (study / name).exists())}"
     for line in filter(None, lines):
         print_text(line)
     print_text(end, file=sys.stderr)

@@ -14,7 +14,7 @@ from petransfer.study.study import StudyGrid
 
 logger = logging.getLogger(__name__)
 
-FILES = "report.html, table.csv, table.md, table.tex, plots/, effects.json"
+FILES = ("report.html", "table.csv", "table.md", "table.tex", "plots/", "effects.json")
 
 
 @dataclass(frozen=True)

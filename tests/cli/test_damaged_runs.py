@@ -116,7 +116,9 @@ def test_a_study_whose_folder_has_the_name_of_a_verb_is_reported(
     if name != "study":
         Path("study").rename(name)
     assert calls.call(monkeypatch, "report", name) == 0
-    assert f"see {name}: report.html" in capsys.readouterr().err
+    said = " ".join(capsys.readouterr().err.split())
+    files = said[said.index(f"see {name}: report.html") :].split(": ", 1)[1].split(", ")
+    assert all(Path(name, file).exists() for file in files)
     assert Path(name, "report.html").is_file()
     assert calls.call(monkeypatch, "report", "study", name) == 0
 
