@@ -35,10 +35,10 @@ def fit(
     ],
     bits: Annotated[int, typer.Option(help="Bits of the base model's weights: 32, 16, 8 or 4.")] = 16,
     method: Annotated[str, typer.Option(help=f"Training method: {', '.join(METHODS)}.")] = "lora",
-    rank: Annotated[int, typer.Option(min=1, help="Rank, for LoRA and its variants.")] = 16,
+    rank: Annotated[int | None, typer.Option(min=1, help="Rank, for LoRA and its variants. Default: 16.")] = None,
     virtual_tokens: Annotated[
-        int, typer.Option(min=1, help="Number of virtual tokens, for prompt and prefix tuning.")
-    ] = 20,
+        int | None, typer.Option(min=1, help="Number of virtual tokens, for prompt and prefix tuning. Default: 20.")
+    ] = None,
     match_parameters: Annotated[
         int | None,
         typer.Option(

@@ -17,7 +17,7 @@ from petransfer.cli.run import run_grid
 from petransfer.cli.terminal_text import print_text, width_of
 from petransfer.cli.train_folds import train_folds
 from petransfer.cli.train_output import describe, print_summaries, train_runs
-from petransfer.memory.advice import TRAIN_OPTIONS
+from petransfer.memory.advice import TRAIN_OPTIONS, Unpredictable
 from petransfer.memory.cards import this_card
 from petransfer.models.hub_access import refuse_unreachable
 from petransfer.models.registry import is_embedded
@@ -36,6 +36,7 @@ from petransfer.training.tracker_names import check_trackers
 
 if TYPE_CHECKING:
     from petransfer.memory.planner import Fit
+    from petransfer.study.study import StudyGrid
 
 logger = logging.getLogger(__name__)
 
@@ -225,8 +226,8 @@ def train(
     grid = training.grid
     if not plan:  # at once, because the prediction of the memory takes time
         refuse_unreachable(cell.spec.checkpoint for cell in grid.cells)
-    fit = memory_of(grid, card, checkpointing)
-    if plan:
+    fit = _predicted(grid, card, checkpointing, needed=plan)
+    if plan and fit:
         _show_plan(training, found, fit, cpu, as_json)
     if plan and as_json:
         return
@@ -234,7 +235,8 @@ def train(
         print_text(*describe(training, found))
     if training.note:
         logger.info(training.note)
-    refuse_too_large(grid, fit, force)
+    if fit:
+        refuse_too_large(grid, fit, force)
     if plan:
         for line in notes(grid.recipe):
             logger.info(line)
@@ -247,6 +249,17 @@ def train(
         run_grid(grid, train_runs(grid), settings, Scheduling(), as_json)
     if not as_json:
         print_summaries(training)
+
+
+def _predicted(grid: StudyGrid, card: int | None, checkpointing: bool, needed: bool) -> Fit | None:
+    """Return the predicted memory of a training. None if it is not needed and the architecture does not allow it."""
+    try:
+        return memory_of(grid, card, checkpointing)
+    except Unpredictable as error:
+        if needed:
+            raise
+        logger.warning(str(error))
+        return None
 
 
 def _show_plan(training: TrainStudy, folds: CrossValidation | None, fit: Fit, cpu: bool, as_json: bool) -> None:

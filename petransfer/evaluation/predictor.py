@@ -81,8 +81,7 @@ class Predictor:
         """
         if not texts:
             return []
-        for at, text in enumerate(texts, start=1):
-            _refuse_surrogates(text, at)
+        texts = [_without_surrogates(text, at) for at, text in enumerate(texts, start=1)]
         examples = [Example(at, self._input(text), "", "", self.chat) for at, text in enumerate(texts)]
         try:
             inputs = [input_text(example, self.prefix, self.loaded.tokenizer) for example in examples]
@@ -151,8 +150,11 @@ def _renumbered(on_text: OnText | None, chosen: Sequence[int]) -> OnText | None:
     return lambda at, text: on_text(chosen[at], text)
 
 
-def _refuse_surrogates(text: str, number: int) -> None:
+def _without_surrogates(text: str, number: int) -> str:
+    """Return a text in which bytes that Python read as lone surrogates are decoded as UTF-8."""
+    # Python reads arguments this way if the locale is not UTF-8, such as LC_ALL=C
     try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(f"input {number} is not UTF-8 at character {error.start + 1}; write it as UTF-8") from None
+        return text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except (UnicodeEncodeError, UnicodeDecodeError):
+        start = next(at for at, sign in enumerate(text, start=1) if "\ud800" <= sign <= "\udfff")
+        raise UserError(f"input {number} is not UTF-8 at character {start}; write it as UTF-8") from None

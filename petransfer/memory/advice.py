@@ -6,7 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from petransfer.errors import UserError
 from petransfer.recipe.run_spec import MethodSpec, RunSpec
+
+
+class Unpredictable(UserError):
+    """Raised when the memory of an architecture cannot be predicted. Training is possible all the same."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from petransfer.memory.planner import Fit
     from petransfer.memory.step_memory import Demand
 
+DEFAULT_SIZES = {"rank": 16, "virtual_tokens": 20}
 OPTIMIZERS: tuple[Optimizer, ...] = ("adamw", "adamw-8bit", "paged-adamw-8bit")
 
 
@@ -24,8 +25,8 @@ def fit(
     bits: int = 16,
     method: str = "lora",
     card: str | int | None = None,
-    rank: int = 16,
-    virtual_tokens: int = 20,
+    rank: int | None = None,
+    virtual_tokens: int | None = None,
     match_parameters: int | None = None,
     batch_size: int = 32,
     lengths: tuple[int, int] = (64, 128),
@@ -45,8 +46,8 @@ def fit(
         bits: Bits per weight of the base model: 32, 16, 8 or 4.
         method: Name of the method, such as `lora` or `full`.
         card: Memory of the card as a size (`"12GB"`), a name (`"RTX 3060"`) or bytes. None: no limit.
-        rank: Rank, for methods with a rank.
-        virtual_tokens: Number of virtual tokens, for prompt and prefix tuning.
+        rank: Rank, for methods with a rank. Default: 16.
+        virtual_tokens: Number of virtual tokens, for prompt and prefix tuning. Default: 20.
         match_parameters: Approximate number of parameters to train, in place of `rank` or `virtual_tokens`.
         batch_size: Examples in an optimiser step.
         lengths: Tokens of the longest input and of the longest target.
@@ -129,6 +130,9 @@ def _method(name: str, bits: int, sizes: dict[str, int | None]) -> MethodSpec:
         raise UserError(f"{name} does not support {bits} bits: {known.unsupported_bits[bits]}")
     if sizes["match_parameters"] and not known.size:
         raise UserError(f"--match-parameters: {name} has no size to choose")
+    for key in ("rank", "virtual_tokens"):
+        if sizes[key] is not None and key not in known.keys:
+            raise UserError(f"--{key.replace('_', '-')}: {known.does_not_take(key)}")
     chosen = "match_parameters" if sizes["match_parameters"] else known.size
-    given: Any = {chosen: sizes[chosen]} if chosen else {}
+    given: Any = {chosen: sizes[chosen] or DEFAULT_SIZES.get(chosen)} if chosen else {}
     return method_of(MethodPart(name=name, bits=bits, **given))  # type: ignore[arg-type]

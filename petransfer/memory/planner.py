@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from petransfer.errors import UserError
-from petransfer.memory.advice import FIT_OPTIONS, Advice, Change, as_options
+from petransfer.memory.advice import FIT_OPTIONS, Advice, Change, Unpredictable, as_options
 from petransfer.memory.cards import gigabytes
 from petransfer.memory.step_memory import Demand, Memory, simulate
 from petransfer.plurals import count
@@ -160,7 +160,10 @@ def needs_checkpointing(config: Any, checkpoint: CheckpointSpec, demand: Demand,
 
     one = replace(demand, batch=1, accumulates=demand.batch > 1)
     # whether one example fits with gradient checkpointing is not checked
-    return on_card(of(one).peak) > card and _with_checkpointing(of, one) is not None
+    try:
+        return on_card(of(one).peak) > card and _with_checkpointing(of, one) is not None
+    except Unpredictable:
+        return False
 
 
 def _with_checkpointing(of: Callable[[Demand], Memory], demand: Demand) -> tuple[Demand, Memory] | None:

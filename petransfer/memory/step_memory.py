@@ -16,6 +16,8 @@ import torch
 from transformers import PreTrainedModel
 
 from petransfer.data.encoding import Layout
+from petransfer.errors import reason_of
+from petransfer.memory.advice import Unpredictable
 from petransfer.memory.device_kernels import CardKernels, CpuKernels, multiply_8bit_as_on_cpu
 from petransfer.memory.tensor_tracker import Tracker
 from petransfer.methods import apply_method, weights_bits
@@ -129,8 +131,19 @@ def simulate(config: Any, name: str, demand: Demand, own_head: bool, new_tokens:
 
     Raises:
         UserError: The architecture cannot generate text or cannot be trained with these settings.
+        Unpredictable: An operation of the architecture needs the values of tensors.
     """
     # full fine-tuning at 16 bits is predicted as at 32 bits: its weights are in fp32, and its activations count as fp32
+    try:
+        return _simulate(config, name, demand, own_head, new_tokens)
+    except RuntimeError as error:  # NotImplementedError too: an operation that reads the values of tensors
+        raise Unpredictable(
+            f"the memory of {name} ({config.model_type}) cannot be predicted: its code needs values of tensors "
+            f"({reason_of(error, 90)}); `petransfer train` without --plan needs no prediction"
+        ) from error
+
+
+def _simulate(config: Any, name: str, demand: Demand, own_head: bool, new_tokens: tuple[int, ...]) -> Memory:
     loaded = meta_model(config, name, demand.method, own_head, new_tokens)
     if demand.device == "cpu" and weights_bits(demand.method) == 8:
         multiply_8bit_as_on_cpu(loaded.model)

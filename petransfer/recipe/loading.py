@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import difflib
 from collections.abc import Iterator, Sequence
 from importlib import resources
@@ -247,6 +248,8 @@ def _message(error: ValidationError, content: dict[str, Any], model: type[BaseMo
         return f"unknown key '{'.'.join(map(_shown_key, place))}': {hint}"
     given = first.get("input")
     shown = "" if isinstance(given, dict) or first["type"] == "missing" else f" (it is {_shown(given)})"
+    if isinstance(given, datetime.date):
+        shown = f" (YAML reads {given} as a date; write it in quotes: '{given}')"
     return f"{shown_place or 'recipe'}: {first['msg'].removeprefix('Value error, ')}{shown}"
 
 

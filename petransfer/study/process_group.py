@@ -22,7 +22,7 @@ from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 from petransfer.errors import Interrupted, RunError, UserError, reason_of
 from petransfer.models.quiet_libraries import silence_libraries
 from petransfer.study.folders import Named, RunFolder, StudyFolder
-from petransfer.study.launched_processes import Place
+from petransfer.study.launched_processes import Place, this_place
 from petransfer.study.local_executor import Job, Outcome, outcome_of, stop_on_signals
 from petransfer.study.worker_losses import note_failure
 
@@ -81,6 +81,14 @@ class Group:
     def join(cls, cpu: bool, stopped: Callable[[], bool]) -> Group:
         """Connect this process to the other processes, and wait for all of them."""
         silence_libraries()
+        _use_first_thread_count()
+        place = this_place()
+        if place.shared:
+            logger.warning(
+                f"waiting for all {place.count} processes of the launch (this is process {place.index + 1}; RANK and "
+                "WORLD_SIZE in the environment, or the like, say so); to train with one process, stop this one, unset "
+                "the two variables and start again"
+            )
         state = PartialState(cpu=cpu, timeout=FOREVER)
         if state.distributed_type not in _PLAIN:
             kind = state.distributed_type.value
@@ -131,6 +139,14 @@ class Group:
 
     def _key(self, index: int) -> str:
         return f"run-{self.number}/{index}"
+
+
+def _use_first_thread_count() -> None:
+    """Replace a list in OMP_NUM_THREADS, such as 2,1 (one number per nesting level), by its first number."""
+    # Accelerate reads the variable as one whole number
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if "," in threads:
+        os.environ["OMP_NUM_THREADS"] = threads.split(",")[0].strip()
 
 
 def _lead(cells: Sequence[Named], study: StudyFolder, group: Group) -> Generator[tuple[Named, RunFolder], None, None]:

@@ -18,6 +18,7 @@ from petransfer.cli import main
 from petransfer.errors import UserError
 from petransfer.memory.advice import FIT_OPTIONS, TRAIN_OPTIONS, Advice, Change, as_options, recipe_options, suggestion
 from petransfer.memory.cards import card_bytes
+from petransfer.memory.fit import fit
 from petransfer.memory.measured import capability, measure
 from petransfer.memory.planner import CONTEXT, PAGED, needs_checkpointing, on_card, plan
 from petransfer.memory.step_memory import Demand, simulate
@@ -105,7 +106,6 @@ def test_packing_needs_other_memory_than_padding(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Twelve examples of 100 tokens fill three rows: five of them have room in one row of 512 tokens."""
-    from petransfer.memory.fit import fit
 
     place, options = str(folders["gpt2"]), {"batch_size": 12, "lengths": (60, 41), "device": "cpu"}
     packed, padded = (fit(place, packing=packing, **options) for packing in (True, False))  # type: ignore[arg-type]
@@ -483,3 +483,21 @@ def test_rows_of_new_pieces_are_foreseen(tiny_spec: Callable[..., RunSpec], tiny
     wanted = trained - len(pieces) * config.d_model  # what the rank alone would give
     with pytest.raises(UserError, match="cannot be met by lora"):
         check_matched_sizes([replace(spec, method=replace(method, rank=0, alpha=0.0, match_parameters=wanted))])
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"method": "oft", "rank": 64}, "--rank: rank"), ({"virtual_tokens": 5}, "--virtual-tokens: virtual_tokens")],
+)
+def test_a_size_that_the_method_lacks_is_refused(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=f"{named} does not belong to"):
+        fit("nano/english", bits=32, **options)
+
+
+def test_an_operation_that_needs_values_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise NotImplementedError("torch.nonzero() raises unimplemented")
+
+    monkeypatch.setattr("petransfer.memory.step_memory.token_loss", fail)
+    with pytest.raises(UserError, match=r"memory of nano/english \(t5\) cannot be predicted: .*torch.nonzero"):
+        fit("nano/english", bits=32)

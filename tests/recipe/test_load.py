@@ -176,6 +176,7 @@ def test_a_malformed_set_is_refused(recipe: str, override: str, said: str) -> No
         ("family={name: own, arms: {english: a/b}, prefx: ''}", r"unknown key 'family\.prefx': did you mean 'prefix'"),
         ("family={name: own}", r"family\.arms: Field required"),
         ("methods.0.rnk=3", r"unknown key 'methods\.0\.rnk': did you mean 'rank'"),
+        ("name=2026-01-05", r"name: .*date; write it in quotes: '2026-01-05'"),
         ("methods.0.bits=3", r"methods\.0\.bits: .*4, 8, 16 or 32"),
         ("zzz=3", r"unknown key 'zzz': known here: .*train"),
     ],

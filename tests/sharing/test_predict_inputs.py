@@ -58,6 +58,11 @@ def test_bytes_that_are_not_utf8(
     assert "input 2 is not UTF-8 at character 4" in refused(capsys, *ASK, "to walk", argument)
 
 
+def test_an_argument_that_a_locale_without_utf8_escaped_is_utf8(capsys: pytest.CaptureFixture[str]) -> None:
+    escaped = "é größe".encode().decode("ascii", "surrogateescape")  # as Python reads it with LC_ALL=C
+    assert lines_of(capsys, escaped) == lines_of(capsys, "é größe")
+
+
 def test_a_closed_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     assert "standard input is closed; give the texts as arguments, or name a file with --file" in refused(capsys, *ASK)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from petransfer.errors import UserError
 from petransfer.recipe.run_spec import MethodSpec, RunSpec, TrainSpec
 from petransfer.study.launched_processes import Place, refuse_launch, this_place
+from petransfer.study.process_group import Group
 from tests.cli.calls import call
 
 NAMES = ("RANK", "WORLD_SIZE", "PMI_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")
@@ -121,3 +123,19 @@ def test_ways_that_do_not_go_together(
 ) -> None:
     assert call(monkeypatch, "run", "--recipe", "smoke", *options) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_left_over_launch_is_told_before_the_wait(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def state(**_: object) -> None:
+        assert os.environ["OMP_NUM_THREADS"] == "2"  # Accelerate reads one whole number
+        raise InterruptedError
+
+    monkeypatch.setattr("petransfer.study.process_group.PartialState", state)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "OMP_NUM_THREADS": "2,1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InterruptedError):
+        Group.join(True, lambda: False)
+    assert "waiting for all 2 processes" in caplog.text
+    assert "unset" in caplog.text

@@ -97,7 +97,11 @@ def find_source(
         refuse_pointer(path, name)
         return Source(name, form or _format(path, name), path, "", "", *text)
     if form not in ("", "dataset") or name.startswith((".", "/", "~")) or is_file_name(name):
-        raise UserError(f"no file {name}; supported are {SUPPORTED}, folders that `datasets` loads, and hub ids")
+        where = " or ".join(str(place) for place in dict.fromkeys([folder or Path.cwd(), Path.cwd()]))
+        sought = "" if Path(name).is_absolute() or name.startswith("~") else f" in {where}"
+        raise UserError(
+            f"no file {name}{sought}; supported are {SUPPORTED}, folders that `datasets` loads, and hub ids"
+        )
     return Source(name, "dataset", None, split, config)
 
 
