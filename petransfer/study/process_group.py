@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -89,7 +91,8 @@ class Group:
                 "WORLD_SIZE in the environment, or the like, say so); to train with one process, stop this one, unset "
                 "the two variables and start again"
             )
-        state = PartialState(cpu=cpu, timeout=FOREVER)
+        with default_signal_handlers():
+            state = PartialState(cpu=cpu, timeout=FOREVER)
         if state.distributed_type not in _PLAIN:
             kind = state.distributed_type.value
             raise UserError(f"Accelerate launched the processes as {kind}, which is untested; launch with --multi_gpu")
@@ -139,6 +142,21 @@ class Group:
 
     def _key(self, index: int) -> str:
         return f"run-{self.number}/{index}"
+
+
+@contextlib.contextmanager
+def default_signal_handlers() -> Generator[None]:
+    """Let SIGINT and SIGTERM end this process at once, during the `with` block."""
+    # A handler in Python would only run when the wait for the other processes is over.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kept = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler or signal.SIG_DFL)  # None: not set by Python
 
 
 def _use_first_thread_count() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 from petransfer.errors import UserError
 from petransfer.recipe.run_spec import MethodSpec, RunSpec, TrainSpec
 from petransfer.study.launched_processes import Place, refuse_launch, this_place
-from petransfer.study.process_group import Group
+from petransfer.study.local_executor import stop_on_signals
+from petransfer.study.process_group import Group, default_signal_handlers
 from tests.cli.calls import call
 
 NAMES = ("RANK", "WORLD_SIZE", "PMI_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")
@@ -139,3 +141,13 @@ def test_a_left_over_launch_is_told_before_the_wait(
         Group.join(True, lambda: False)
     assert "waiting for all 2 processes" in caplog.text
     assert "unset" in caplog.text
+
+
+def test_a_signal_ends_a_process_that_waits_for_the_others() -> None:
+    """Its handler in Python would not run while the process waits in a library."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    with stop_on_signals():
+        set_before = [signal.getsignal(number) for number in numbers]
+        with default_signal_handlers():
+            assert [signal.getsignal(number) for number in numbers] == [signal.SIG_DFL] * 2
+        assert [signal.getsignal(number) for number in numbers] == set_before
