@@ -115,7 +115,7 @@ def test_unknown_names(refused_at_once: Refused, verb: str, arguments: list[str]
         ("name=../x", ["name:", "'../x'"]),
         ("task.options.dev_size=-3", ["dev_size of scan is -3", "whole number from 1 to 4,000"]),
         ("family={name: mine, arms: {english: a b}}", ["'a b' is neither a folder nor a hub id", "owner/name"]),
-        ("family={name: mine, arms: {english: ./none}}", ["none", "no config.json", "save_pretrained"]),
+        ("family={name: mine, arms: {english: ./none}}", ["there is no folder none", "put the checkpoint back"]),
         ("family={name: mine, arm: {}}", ["family"]),
     ],
 )

@@ -123,7 +123,7 @@ def test_defaults_follow_the_model_s_family(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     write(elsewhere / "pairs.tsv")
-    monkeypatch.setattr("petransfer.cli.train.memory_of", lambda *_: None)
+    monkeypatch.setattr("petransfer.cli.train.memory_of", lambda *_: object())
     monkeypatch.setattr("petransfer.cli.train.estimate_json", lambda *_: {})
     assert call(monkeypatch, "train", model, "pairs.tsv", "--method", method, "--plan", "--json") == 0
     recipe = json.loads(capsys.readouterr().out)["recipe"]
