@@ -1,6 +1,6 @@
 """Find the largest micro-batch that trains if a process may use only a part of a GPU's memory (the cap).
 
-Each cap is measured in a process of its own.
+Each cap is measured in a new process.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def row(cell: Cell, cap: int) -> dict[str, Any]:
 
 
 def most(trains: Callable[[int], bool], limit: int) -> int:
-    """Return the largest number from 1 to `limit` for which `trains` returns True; 0 if there is none.
+    """Return the largest number up to `limit` with which training fits. 0 if none fits.
 
     If a number trains, all smaller numbers are assumed to train too.
     """

@@ -85,7 +85,7 @@ def _bootstrap(side_s: Array, rng: np.random.Generator) -> Array:
 def percentile(left: Array, right: Array, rng: np.random.Generator) -> tuple[float, float]:
     """Compute the interval that petransfer used before: a percentile bootstrap with two corrections (Hesterberg 2015).
 
-    Deviations from the mean are stretched, and the percentiles are those that match Student's t.
+    The deviations from the mean are multiplied by a factor, and the percentiles come from Student's t distribution.
     """
     stretch = np.sqrt(SEEDS / (SEEDS - 1))
     drawn = [side.mean() + stretch * (_bootstrap(side, rng).mean(1) - side.mean()) for side in (left, right)]

@@ -141,7 +141,7 @@ class _Side:
     def flops(self, what: str) -> float:
         """Return the floating-point operations of an example.
 
-        They are those of the linear layers and of the two matrix products of each attention. what: a key of `WORK`.
+        Counted are the linear layers and the two matrix products of each attention. what: a key of `WORK`.
         """
         frozen, trained, passes = WORK[what]
         length, config = self.point.length, self.config

@@ -1,7 +1,7 @@
 """Compare the memory of a LoRA step by petransfer with that of the usual path.
 
 The usual path is transformers with bitsandbytes and peft's `prepare_model_for_kbit_training`. Each side is measured in
-a process of its own.
+a new process.
 """
 
 from __future__ import annotations

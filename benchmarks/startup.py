@@ -28,7 +28,7 @@ COMMANDS = {
 
 
 def rows(repeats: int, seeds: int = 2500) -> list[dict[str, Any]]:
-    """Measure the seconds that each command takes in a process of its own. The commands take turns.
+    """Measure the seconds that each command takes in a new process. The commands take turns.
 
     Args:
         repeats: Measurements of each command.

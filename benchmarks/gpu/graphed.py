@@ -95,7 +95,7 @@ class Options:
 class StaticStep:
     """Optimiser steps of one model on batches that are padded to few shapes.
 
-    The losses and weights equal those of the training loop, except for rounding and for dropout, whose random numbers
+    The training loop gives equal losses and weights, except for rounding and dropout. The random numbers of dropout
     depend on the padded shape.
 
     Args:

@@ -214,7 +214,7 @@ def _trains(trial: Trial, device: torch.device, steps: dict[int, dict[str, Any]]
 
 
 def largest_near(trains: Callable[[int], bool], guess: int, limit: int) -> int:
-    """Return the largest count up to `limit` for which `trains` returns True, beginning at a guess; 0 if there is none.
+    """Return the largest count up to `limit` with which training fits. 0 if none fits. The search begins at `guess`.
 
     While counts fail, they are reduced by a quarter. Then they grow by an eighth until one fails. So a good guess needs
     only two or three trials, but the result may be up to an eighth too small.

@@ -44,8 +44,8 @@ class Windows:
     """Batches of windows with span corruption, as tensors. All windows of a batch are made at once.
 
     The distribution is that of `petransfer.pretraining.span_corruption`: each window loses the same number of tokens,
-    in spans of random lengths. The random numbers are different, so the weights differ from those that
-    `petransfer pretrain` gives.
+    in spans of random lengths. The random numbers are different, so the trained
+    weights differ from the weights of `petransfer pretrain`.
 
     Args:
         ids: One stream of token ids, (tokens,).
@@ -238,7 +238,7 @@ def _throughput(runs: Sequence[Run], steps: int, device: torch.device) -> dict[s
 
 
 def _made_up(vocabulary: int, eos: int) -> np.ndarray:
-    """Return random token ids with frequencies like those of words (Zipf). Every 500th token ends a document."""
+    """Return random token ids whose frequencies follow Zipf's law. Every 500th token ends a document."""
     rng = np.random.default_rng(0)
     weights = 1 / np.arange(1, vocabulary - 100)
     ids = (rng.choice(len(weights), 400_000, p=weights / weights.sum()) + 100).astype(np.uint16)
