@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from petransfer.atomic_files import creating, write_text
+from petransfer.cli.base_options import AnyBase, Checkpoint, Revision
 from petransfer.cli.terminal_text import print_text
 from petransfer.errors import UserError, unknown
 from petransfer.report.tables import visible
@@ -27,13 +28,6 @@ app = typer.Typer(no_args_is_help=True, help="Describe, pack, upload, download, 
 
 Source = Annotated[
     str, typer.Argument(help="A run folder, an adapter folder, a bundle file, or a hub id (owner/name).")
-]
-Revision = Annotated[
-    str | None, typer.Option(help="Commit or branch of the base model on the hub. Default: as in training.")
-]
-Checkpoint = Annotated[
-    str | None,
-    typer.Option(help="Folder or hub id of the base model. Needed if the base named in the adapter is not found."),
 ]
 Licence = Annotated[
     str | None,
@@ -55,9 +49,6 @@ DataDir = Annotated[
 Bits = Annotated[
     int | None,
     typer.Option(help="Load the base model with this number of bits: 32, 16, 8 or 4. Default: as in training."),
-]
-AnyBase = Annotated[
-    bool, typer.Option("--any-base", help="Accept a base model whose weights or config.json differ from training.")
 ]
 Cpu = Annotated[bool, typer.Option("--cpu", help="Use the CPU even if there is a GPU.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]

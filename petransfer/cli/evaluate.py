@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.table import Table
 
+from petransfer.cli.base_options import AnyBase, Checkpoint, Revision
 from petransfer.cli.table_layout import print_table
 from petransfer.cli.terminal_text import print_text
 from petransfer.errors import UserError
@@ -76,17 +77,9 @@ def evaluate(
             help="How --weights combines the adapters: linear, cat, svd, ties or another combination type of peft."
         ),
     ] = "linear",
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(help="Folder or hub id of the base model. Needed if the base named in the adapter is not found."),
-    ] = None,
-    revision: Annotated[
-        str | None, typer.Option(help="Commit or branch of the base model on the hub. Default: as in training.")
-    ] = None,
-    any_base: Annotated[
-        bool,
-        typer.Option("--any-base", help="Accept a base model whose weights or config.json differ from training."),
-    ] = False,
+    checkpoint: Checkpoint = None,
+    revision: Revision = None,
+    any_base: AnyBase = False,
     data_dir: Annotated[
         Path | None,
         typer.Option(

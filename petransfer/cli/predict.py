@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from petransfer.cli.base_options import AnyBase, Checkpoint, Revision
 from petransfer.cli.evaluate import combination_of
 from petransfer.cli.text import input_lines, one_line
 from petransfer.errors import UserError
@@ -45,10 +46,7 @@ def predict(
         bool, typer.Option("--chat", help="Treat each input as a chat, even if the model was not trained on chats.")
     ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Largest number of tokens in a generated text.")] = 512,
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(help="Folder or hub id of the base model. Needed if the base named in the adapter is not found."),
-    ] = None,
+    checkpoint: Checkpoint = None,
     others: Annotated[
         list[str] | None,
         typer.Option("--with", help="One more adapter to generate texts with. Can be given several times."),
@@ -65,13 +63,8 @@ def predict(
             help="How --weights combines the adapters: linear, cat, svd, ties or another combination type of peft."
         ),
     ] = "linear",
-    revision: Annotated[
-        str | None, typer.Option(help="Commit or branch of the base model on the hub. Default: as in training.")
-    ] = None,
-    any_base: Annotated[
-        bool,
-        typer.Option("--any-base", help="Accept a base model whose weights or config.json differ from training."),
-    ] = False,
+    revision: Revision = None,
+    any_base: AnyBase = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even if there is a GPU.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON per text, with its input.")] = False,
 ) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from petransfer.cli.base_options import AnyBase, Checkpoint, Revision
 from petransfer.cli.terminal_text import print_text
 from petransfer.errors import UserError
 
@@ -42,17 +43,9 @@ def serve(
     run: Annotated[
         str | None, typer.Option(help="Id of the run to use, if the first of ADAPTERS is a study with several runs.")
     ] = None,
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(help="Folder or hub id of the base model. Needed if the base named in the adapter is not found."),
-    ] = None,
-    revision: Annotated[
-        str | None, typer.Option(help="Commit or branch of the base model on the hub. Default: as in training.")
-    ] = None,
-    any_base: Annotated[
-        bool,
-        typer.Option("--any-base", help="Accept a base model whose weights or config.json differ from training."),
-    ] = False,
+    checkpoint: Checkpoint = None,
+    revision: Revision = None,
+    any_base: AnyBase = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even if there is a GPU.")] = False,
 ) -> None:
     """Serve adapters that share a base model, or whole models, with an HTTP API like OpenAI's.
