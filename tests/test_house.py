@@ -27,7 +27,7 @@ FLOORS = (
     {"models"},
     {"data"},
     {"recipe"},
-    {"registries", "user_paths", "git_lfs"},
+    {"registries", "json_lines", "user_paths", "git_lfs"},
     {"errors", "atomic_files", "plurals"},
 )
 # Folders of one floor that may be imported by a folder beside them, with the reason.

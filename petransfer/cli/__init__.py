@@ -18,6 +18,7 @@ from petransfer import __version__
 from petransfer.cli.lazy_verbs import Verbs
 from petransfer.cli.log_output import show_log
 from petransfer.cli.terminal_text import print_text
+from petransfer.cli.utf8 import start_again_in_utf8, utf8_arguments
 from petransfer.errors import RunError, UserError
 from petransfer.study.launched_processes import this_place
 
@@ -56,6 +57,7 @@ def _top(
 
 def main() -> None:
     """Run the command `petransfer`."""
+    start_again_in_utf8()
     leads = this_place().leads
     if not leads and sys.argv[1:2] not in [[verb] for verb in SHARED]:
         sys.exit(0)
@@ -90,7 +92,8 @@ def call(application: typer.Typer, arguments: list[str]) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the process ends
     try:
         # users can write these options at any position
-        application([argument for argument in arguments if argument not in ("--debug", "--verbose", "--quiet")])
+        given = [argument for argument in arguments if argument not in ("--debug", "--verbose", "--quiet")]
+        application(utf8_arguments(given))
     except (UserError, RunError) as error:
         if debug:
             import traceback

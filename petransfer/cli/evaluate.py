@@ -94,6 +94,8 @@ def evaluate(
 
     All adapters must have the same base model, which is loaded once.
     Rows that an adapter was trained on are counted and scored separately.
+    A base model gets the inputs in the same form as the first adapter that petransfer trained. Without such an adapter,
+    each input is given exactly as it is, and the target follows it directly.
     """
     from petransfer.sharing.sources import opened_source
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -16,6 +15,8 @@ from petransfer.cli.base_options import AnyBase, Checkpoint, Revision
 from petransfer.cli.evaluate import combination_of
 from petransfer.cli.text import input_lines, one_line
 from petransfer.errors import UserError
+from petransfer.json_lines import json_line
+from petransfer.recipe.values import MOST_NEW_TOKENS
 
 if TYPE_CHECKING:
     from petransfer.evaluation.predictor import Predictor
@@ -45,7 +46,14 @@ def predict(
     chat: Annotated[
         bool, typer.Option("--chat", help="Treat each input as a chat, even if the model was not trained on chats.")
     ] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Largest number of tokens in a generated text.")] = 512,
+    max_new_tokens: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=MOST_NEW_TOKENS,
+            help="Largest number of tokens in a generated text. The model's number of positions is a second limit.",
+        ),
+    ] = 512,
     checkpoint: Checkpoint = None,
     others: Annotated[
         list[str] | None,
@@ -73,6 +81,9 @@ def predict(
     One line is printed for each input; for a blank input the line is blank.
 
     For a model trained on chats, each input is the user's message or a JSON list of messages.
+
+    If petransfer trained the model, each input gets the prefix of its training, and a line break after it if the model
+    is decoder-only. Other adapters and models get each input exactly as it is given.
     """
     lines = iter(text) if text else input_lines(file)
     at_once = 1 if not text and file is None and sys.stdin and sys.stdin.isatty() else BATCH
@@ -130,6 +141,6 @@ def _print(line: str, label: str | None, generated: str, as_json: bool) -> None:
     """Print one generated text as one line of text or JSON."""
     if as_json:
         named = {} if label is None else {"adapter": label}
-        print(json.dumps({"input": line, **named, "output": generated}, ensure_ascii=False), flush=True)
+        print(json_line({"input": line, **named, "output": generated}), flush=True)
         return
     print(one_line(generated) if label is None else f"{label}\t{one_line(generated)}", flush=True)

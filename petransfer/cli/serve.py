@@ -52,7 +52,8 @@ def serve(
 
     POST /v1/completions and POST /v1/chat/completions return the whole answer at once.
     With "stream": true in the request, they return it in parts.
-    Texts are generated greedily, as `predict` does.
+    Texts are generated greedily, as `predict` does: a model that petransfer trained gets each prompt in the form of its
+    training, and any other model gets each prompt exactly as it is.
 
     Ctrl-C stops the server after it has answered the requests in progress.
     """

@@ -26,6 +26,7 @@ __all__ = [
 
 CHANGED = "the tokenizer changes blanks or line breaks inside the target"
 LOST = "the tokenizer loses characters of the target"
+NO_TOKENS = "the input has no tokens"
 ADVICE = "take a checkpoint whose tokenizer has them, write them otherwise, or leave such rows out"
 
 
@@ -40,17 +41,18 @@ class Encoded:
 def encode_inputs(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, layout: Layout, is_rendered: bool = False
 ) -> list[tuple[int, ...]]:
-    """Return the token ids of inputs. For a decoder-only model, a line break separates input and target.
+    """Return the token ids of inputs. For a decoder-only model, each input is followed by `layout.input_end`.
 
     Args:
-        is_rendered: Whether a chat template wrote the texts. Then no special token and no line break is added.
+        is_rendered: Whether a chat template wrote the texts. Then no special token and no text is added.
     """
     if is_rendered:
         rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     elif layout.encoder_decoder:
         rows = tokenizer(list(texts), verbose=False)["input_ids"]
     else:
-        rows = tokenizer([text + "\n" for text in texts], add_special_tokens=True, verbose=False)["input_ids"]
+        given = [text + layout.input_end for text in texts]
+        rows = tokenizer(given, add_special_tokens=True, verbose=False)["input_ids"]
         rows = [row[:-1] if len(row) > 1 and row[-1] == layout.eos_id else row for row in rows]
     return [tuple(row) for row in rows]
 
@@ -76,6 +78,7 @@ def encode_examples(
     """Return the token ids of examples, with `prefix` before each input."""
     inputs = [input_text(example, prefix, tokenizer) for example in examples]
     sources = encode_inputs(inputs, tokenizer, layout, _is_rendered(examples))
+    refuse_without_tokens(inputs, sources)
     targets = encode_targets([example.target for example in examples], tokenizer, layout)
     return [Encoded(*pair) for pair in zip(sources, targets, strict=True)]
 
@@ -98,6 +101,7 @@ def encode_checked(
     backs = decode(rows, tokenizer)
     for at, (example, source, row, back) in enumerate(zip(examples, sources, rows, backs, strict=True)):
         problem = problems.get(at) or target_problem(example.target, row, back, tokenizer)
+        problem = problem or (None if source else BadRow(NO_TOKENS, visible(inputs[at])))
         found.append(problem or Encoded(source, (*row, layout.eos_id)))
     return found
 
@@ -105,6 +109,13 @@ def encode_checked(
 def input_text(example: Example, prefix: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the text of an example's input, with `prefix`. A chat is converted to text."""
     return render_chat(example.input, prefix, tokenizer, example.chat) if example.chat else prefix + example.input
+
+
+def refuse_without_tokens(texts: Sequence[str], rows: Sequence[tuple[int, ...]]) -> None:
+    """Raise UserError for an input without tokens: a decoder-only model cannot generate after nothing."""
+    for text, row in zip(texts, rows, strict=True):
+        if not row:
+            raise UserError(f"{NO_TOKENS}: {visible(text)}; write a text")
 
 
 def decode(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> list[str]:

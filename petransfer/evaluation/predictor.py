@@ -12,7 +12,7 @@ import torch
 
 from petransfer.data.bad_rows import BadRow
 from petransfer.data.chat import chat_layout
-from petransfer.data.encoding import encode_inputs, input_text
+from petransfer.data.encoding import encode_inputs, input_text, refuse_without_tokens
 from petransfer.data.task import Example
 from petransfer.data.templates import fields_of, render
 from petransfer.errors import UserError
@@ -20,6 +20,7 @@ from petransfer.evaluation.generation import Generation, generations, room
 from petransfer.evaluation.text_stream import OnText
 from petransfer.models.lengths import positions
 from petransfer.models.loading import Loaded
+from petransfer.recipe.values import MOST_NEW_TOKENS
 
 # Inputs of at most this many tokens are never refused for their size.
 SHORT = 4096
@@ -68,7 +69,8 @@ class Predictor:
             max_new_tokens: largest number of tokens of a text. The model's number of positions is a second limit.
 
         Raises:
-            UserError: an input is not valid Unicode, is too long, or is not the JSON that the model expects.
+            UserError: an input is not valid Unicode, is too long, or is not the JSON that the model expects, or
+                `max_new_tokens` is not a whole number from 1 to 131,072.
         """
         return [one.text for one in self.generations(texts, max_new_tokens)]
 
@@ -79,6 +81,10 @@ class Predictor:
 
         `on_text` is called after each generated token with the index of the input and the text so far.
         """
+        if type(max_new_tokens) is not int or not 0 < max_new_tokens <= MOST_NEW_TOKENS:
+            raise UserError(
+                f"max_new_tokens is {max_new_tokens!r:.40}; give a whole number from 1 to {MOST_NEW_TOKENS:,}"
+            )
         if not texts:
             return []
         texts = [_without_surrogates(text, at) for at, text in enumerate(texts, start=1)]
@@ -88,6 +94,7 @@ class Predictor:
         except BadRow as problem:
             raise UserError(f"an input cannot be used: {problem}") from None
         rows = encode_inputs(inputs, self.loaded.tokenizer, self.loaded.layout, is_rendered=self.chat == "template")
+        refuse_without_tokens(inputs, rows)
         by_limit: dict[int, list[int]] = {}  # because a batch is generated up to the largest limit in it
         for at, row in enumerate(rows):
             by_limit.setdefault(self._limit(texts[at], len(row), max_new_tokens), []).append(at)

@@ -9,6 +9,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 LARGEST_NUMBER, LARGEST_SEED = 2**63 - 1, 2**32 - 1
 # The largest number of runs in a study. So many runs can still be planned within seconds.
 MOST_RUNS = 20_000
+# The largest number of tokens of a generated text: more than any model generates sensibly.
+MOST_NEW_TOKENS = 131_072
 LONGEST_NAME, LONGEST_LIST = 200, 1000
 # Names that are valid folder names on every system.
 FOLDER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"

@@ -115,8 +115,10 @@ class Adapter:
         """Generate a text greedily for each input.
 
         Args:
-            texts: inputs without the task's prefix, which is added automatically. For an adapter trained with a
-                template, each input is a JSON object with the template's columns as keys.
+            texts: inputs without the task's prefix, which is added automatically, as is the line break after the input
+                of a decoder-only model. For an adapter trained with a template, each input is a JSON object with the
+                template's columns as keys. An adapter or a model that petransfer did not train gets each input exactly
+                as it is given.
             max_new_tokens: largest number of tokens of a generated text.
 
         Returns:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from petransfer.data.layout import Layout
 from petransfer.errors import UserError
 from petransfer.methods import weights_bits
 from petransfer.models.configuration_record import configuration_record, differing_fields
@@ -51,6 +52,7 @@ class Base:
     commit: hub commit used in training. None if unknown or if the base was not on the hub.
     trained_on: the record of the base in petransfer.json. Empty without that file.
     named_by_adapter: whether only adapter_config.json names the base.
+    input_end: text after each input of a decoder-only base. See `Layout`.
     """
 
     checkpoint: CheckpointSpec
@@ -60,6 +62,7 @@ class Base:
     commit: str | None
     trained_on: dict[str, Any] = field(default_factory=dict)
     named_by_adapter: bool = False
+    input_end: str = Layout.input_end
 
     def load(self, device: torch.device | str | None = None) -> Loaded:
         """Load the base on `device`. Default: the GPU if there is one.
@@ -74,12 +77,15 @@ class Base:
                 "place with --checkpoint"
             )
         try:
-            return load_checkpoint(self.checkpoint, self.bits, seed=self.seed, device=device, keep_wide=self.keep_wide)
+            loaded = load_checkpoint(
+                self.checkpoint, self.bits, seed=self.seed, device=device, keep_wide=self.keep_wide
+            )
         except UserError as error:
             if not self.named_by_adapter:
                 raise
             advice = "if the base that the adapter names lies elsewhere, give --checkpoint"
             raise UserError(f"{error}; {advice}") from error
+        return replace(loaded, layout=replace(loaded.layout, input_end=self.input_end))
 
 
 def default_device() -> str:
@@ -110,7 +116,16 @@ def base_of(bundle: Bundle, checkpoint: str | None, revision: str | None, bits: 
         found = replace(found, weights=str(stated))
     own: Bits = weights_bits(spec.method) if spec else (16 if torch.cuda.is_available() else 32)
     wide = spec.method.keep_wide if spec else ()
-    return Base(found, bits or own, spec.seed if spec else 0, wide, commit, recorded, spec is None and not checkpoint)
+    return Base(
+        found,
+        bits or own,
+        spec.seed if spec else 0,
+        wide,
+        commit,
+        recorded,
+        named_by_adapter=spec is None and not checkpoint,
+        input_end=bundle.input_end(),
+    )
 
 
 def _name_of(bundle: Bundle) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from petransfer.data.layout import Layout
 from petransfer.errors import UserError
 from petransfer.models.registry import file_sha256
 from petransfer.recipe.run_spec import RunSpec
@@ -24,6 +25,8 @@ from petransfer.sharing.bundle_files import (
     RECIPE,
     RESULT,
     WEIGHTS,
+    has_sha256,
+    without_weights,
     wrong_name,
 )
 from petransfer.sharing.bundle_zip import read_zip
@@ -80,6 +83,14 @@ class Bundle:
         """Return the template that builds an input from a row's columns. Empty for plain texts."""
         return str(self.spec.task.options.get("template", "")) if self.spec else ""
 
+    def input_end(self) -> str:
+        """Return the text after each input of a decoder-only model. Empty for a model that petransfer did not train."""
+        return Layout.input_end if self.spec else ""
+
+    def prefix(self) -> str:
+        """Return the text in front of each input. Empty for a model that petransfer did not train."""
+        return self.spec.task.prefix if self.spec else ""
+
     def chat(self) -> str:
         """Return the recipe's option `chat`: `template` or `plain`. Empty for training without chats."""
         return str(self.spec.task.options.get("chat", "")) if self.spec else ""
@@ -129,7 +140,7 @@ def of_folder(folder: Path, label: str | None = None, commit: str | None = None)
         raise UserError(f"{label} holds a whole model, not an adapter; share its model/ folder with transformers")
     files, here = _files(folder, "adapter")
     provenance = read_json(files[PROVENANCE]) if PROVENANCE in files else None
-    _refuse_incomplete(files, folder, label)
+    _refuse_incomplete(files, label)
     config, tensors = read_json(files[CONFIG]), read_header(files[WEIGHTS])
     manifest = _manifest(files[MANIFEST]) if MANIFEST in files else None
     if RESULT in files:
@@ -170,7 +181,8 @@ def checked(bundle: Bundle) -> Bundle:
         raise UserError(f"{bundle.label} is refused: {other}")
     wrong = differences(bundle)
     if wrong:
-        raise UserError(f"{bundle.label} is refused: {next(iter(wrong.values()))}")
+        first = next(iter(wrong.values()))
+        raise UserError(f"{bundle.label} is refused: {first}; restore this file, or get the adapter again")
     return bundle
 
 
@@ -188,7 +200,8 @@ def other_base(bundle: Bundle) -> str | None:
 def differences(bundle: Bundle) -> dict[str, str]:
     """Return an error text for each changed, missing or added file, by file name.
 
-    The manifest records the sha256 at packing. petransfer.json records the sha256 at the end of training.
+    The manifest records the sha256 at packing. petransfer.json records the sha256 at the end of training. Other line
+    ends in text files are no difference.
     """
     found: dict[str, str] = {}
     kept = {name: path for name, path in bundle.files.items() if name != MANIFEST}
@@ -206,9 +219,9 @@ def _difference(name: str, path: Path | None, expected: str | None, done: str) -
         return {name: f"{name} is missing, and is in the list of files that were {done}"}
     if expected is None:
         return {name: f"{name} is not in the list of files that were {done}"}
-    got = file_sha256(path)
-    if got == expected:
+    if has_sha256(path, expected):
         return {}
+    got = file_sha256(path)
     what = "the card was swapped or changed: " if name == CARD else ""
     return {name: f"{what}{name} is not the file that was {done}: its sha256 is {got[:12]}..., not {expected[:12]}..."}
 
@@ -239,13 +252,12 @@ def nothing_found(label: str) -> UserError:
     )
 
 
-def _refuse_incomplete(files: Mapping[str, Path], folder: Path, label: str) -> None:
+def _refuse_incomplete(files: Mapping[str, Path], label: str) -> None:
     if CONFIG not in files:
         raise nothing_found(label)
     if WEIGHTS not in files:
-        pickles = sorted(path.name for path in (*folder.glob("*.bin"), *folder.glob("adapter/*.bin")))
-        why = f"only {pickles[0]}, a pickle, which runs code when it is opened" if pickles else f"no {WEIGHTS}"
-        raise UserError(f"{label} is refused: it has {why}; adapters are safetensors only")
+        inner = files[CONFIG].parent
+        raise UserError(f"{label} is refused: {without_weights((path.name for path in inner.iterdir()), inner)}")
 
 
 def _regular(path: Path) -> Path:

@@ -57,8 +57,7 @@ class Adapters:
         The adapter is not activated. A combination uses those of the first adapter.
         """
         bundle = self.bundles.get(name, self.bundles[FIRST])
-        prefix = bundle.spec.task.prefix if bundle.spec else ""
-        return Predictor(self.model, self.loaded, prefix, bundle.template(), bundle.chat())
+        return Predictor(self.model, self.loaded, bundle.prefix(), bundle.template(), bundle.chat())
 
 
 def put_together(

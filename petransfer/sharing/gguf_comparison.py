@@ -65,7 +65,8 @@ def _input_of(predictor: Predictor, example: Example) -> tuple[str, bool]:
     text = input_text(example, predictor.prefix, predictor.loaded.tokenizer)
     if example.chat == "template":
         return text, False
-    return (text if predictor.loaded.layout.encoder_decoder else text + "\n"), True
+    layout = predictor.loaded.layout
+    return (text if layout.encoder_decoder else text + layout.input_end), True
 
 
 @torch.inference_mode()

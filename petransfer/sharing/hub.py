@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from petransfer.errors import UserError, reason_of
-from petransfer.sharing.bundle_files import CONFIG, LIMITS, WEIGHTS
+from petransfer.sharing.bundle_files import CONFIG, LIMITS, WEIGHTS, without_weights
 
 # The time limit in seconds for a connection to the hub.
 SECONDS = 3.0
@@ -117,9 +117,7 @@ def _wanted(name: str, sizes: Mapping[str, int]) -> list[str]:
     if CONFIG not in sizes:
         raise UserError(f"{name} holds no adapter: it has no {CONFIG}")
     if WEIGHTS not in sizes:
-        pickles = [path for path in sizes if path.endswith(".bin")]
-        why = f"only {pickles[0]}, a pickle, which runs code when it is opened" if pickles else f"no {WEIGHTS}"
-        raise UserError(f"{name} is refused: it has {why}; adapters are safetensors only")
+        raise UserError(f"{name} is refused: {without_weights(sizes, None)}")
     wanted = [path for path in sizes if path in LIMITS]
     large = next((path for path in wanted if sizes[path] > LIMITS[path]), None)
     if large:

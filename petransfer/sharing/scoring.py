@@ -107,12 +107,11 @@ def predictors(
         if not bundles:
             raise UserError(f"--base: {sources[0].label} is a whole model and has no base; leave --base out")
         yield _base(bundles[0], where)
-    first = next((bundle for bundle in bundles if bundle.spec), None)
-    prefix, template = (first.spec.task.prefix, first.template()) if first and first.spec else ("", "")
+    first = next((source.bundle for source in sources if source.bundle and source.bundle.spec), None)
     adapters: Iterator[tuple[str, str, Predictor]] | None = None
     for source in sources:
         if source.kind != "adapter":
-            yield source.label, source.bundle, whole_predictor(source, where, prefix, template)
+            yield source.label, source.bundle, whole_predictor(source, where, like=first)
             continue
         adapters = adapters or put_together(bundles, where, combination).each()
         _, label, predictor = next(adapters)
@@ -127,12 +126,8 @@ def predictors(
 def _base(bundle: Bundle, where: Where) -> Ready:
     base = base_of(bundle, where.checkpoint, where.revision)
     loaded = base.load(where.device)
-    prefix = bundle.spec.task.prefix if bundle.spec else ""
-    return (
-        f"base: {base.checkpoint.name}",
-        None,
-        Predictor(loaded.model.eval(), loaded, prefix, bundle.template(), bundle.chat()),
-    )
+    predictor = Predictor(loaded.model.eval(), loaded, bundle.prefix(), bundle.template(), bundle.chat())
+    return f"base: {base.checkpoint.name}", None, predictor
 
 
 def _merged(bundles: Sequence[Bundle], where: Where) -> Iterator[Ready]:
@@ -144,8 +139,7 @@ def _merged(bundles: Sequence[Bundle], where: Where) -> Iterator[Ready]:
             except (UserError, RunError):  # prompts and prefixes cannot be merged into weights
                 continue
             with opened_source(str(target)) as source:
-                prefix = bundle.spec.task.prefix if bundle.spec else ""
-                predictor = whole_predictor(source, replace(where, checkpoint=None, revision=None), prefix)
+                predictor = whole_predictor(source, replace(where, checkpoint=None, revision=None))
             yield f"merged: {bundle.label}", None, predictor
 
 

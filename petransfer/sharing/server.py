@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import socket
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from petransfer.errors import RunError, UserError
+from petransfer.json_lines import json_line
 from petransfer.sharing.openai_answers import Answer, error_content
 from petransfer.sharing.openai_requests import Asked, BadRequest, read_request
 from petransfer.sharing.request_batches import Busy, RequestBatches
@@ -107,7 +107,7 @@ async def _joined(first: str, lines: AsyncIterator[str]) -> AsyncIterator[str]:
 
 
 def _event(content: dict[str, Any]) -> str:
-    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+    return f"data: {json_line(content)}\n\n"
 
 
 def _error(error: BadRequest | UserError | RunError | Busy, prompt: str) -> JSONResponse:

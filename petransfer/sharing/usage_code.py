@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from petransfer.data.layout import Layout
 from petransfer.models.registry import is_embedded
 from petransfer.recipe.run_spec import RunSpec
 
@@ -105,7 +106,7 @@ def _code(spec: RunSpec, provenance: dict[str, Any], name: str, commit: str | No
     encoder_decoder, bits = bool(provenance.get("encoder_decoder", True)), spec.method.bits
     auto = "AutoModelForSeq2SeqLM" if encoder_decoder else "AutoModelForCausalLM"
     place = f'"{name}"' + (f', revision="{commit}"' if commit else "")
-    text = spec.task.prefix + "an input" + ("" if encoder_decoder else "\n")
+    text = spec.task.prefix + "an input" + ("" if encoder_decoder else Layout.input_end)
     quantised = bits not in _DTYPES
     more = ", BitsAndBytesConfig" if quantised else ""
     width = f"dtype=torch.bfloat16, quantization_config={_quantised(bits)}" if quantised else f"dtype={_DTYPES[bits]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
@@ -10,23 +11,28 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from petransfer.data.encoding import Layout
 from petransfer.errors import UserError, reason_of
 from petransfer.evaluation.predictor import Predictor
+from petransfer.models.checkpoint_files import tokenizer_file
 from petransfer.models.complete_weights import load_complete
+from petransfer.models.hashes import is_on_hub
 from petransfer.models.loading import Loaded, load_checkpoint, tokenizer_and_layout
-from petransfer.models.registry import checkpoint_spec, file_sha256, is_embedded
+from petransfer.models.registry import checkpoint_spec, is_embedded
 from petransfer.models.special_tokens import layout_of
 from petransfer.models.support import supported_class
-from petransfer.recipe.run_spec import RunSpec
+from petransfer.recipe.run_spec import CheckpointSpec, RunSpec
 from petransfer.sharing.base import Where, as_trained_from, default_device
 from petransfer.sharing.bundle import Bundle, is_hub_id
+from petransfer.sharing.bundle_files import PROVENANCE, has_sha256
+from petransfer.sharing.provenance_checks import spec_in
 from petransfer.sharing.safe_reading import read_json
 from petransfer.sharing.sources import Source
 
 
-def whole_predictor(source: Source, where: Where, prefix: str = "", template: str = "") -> Predictor:
+def whole_predictor(source: Source, where: Where, like: Bundle | None = None) -> Predictor:
     """Load a whole model or a base checkpoint, and return its predictor.
 
     Args:
-        prefix, template: prefix and template for a base checkpoint. A whole model has its own.
+        like: an adapter or a model whose prefix, template and form of inputs a base checkpoint gets too. Default: a
+            base checkpoint gets the inputs as they are. A whole model has its own form of inputs.
 
     Raises:
         UserError: the model or its tokenizer cannot be loaded.
@@ -37,7 +43,10 @@ def whole_predictor(source: Source, where: Where, prefix: str = "", template: st
     if source.checkpoint is not None:
         spec = checkpoint_spec(f"{source.label}@{where.revision}") if where.revision else source.checkpoint
         loaded = load_checkpoint(spec, 32 if device == "cpu" else 16, device=device)
-        return Predictor(loaded.model.eval(), loaded, prefix, template)
+        like = like or _record_on_hub(spec, source.label)
+        form = (like.prefix(), like.template(), like.chat()) if like else ("", "", "")
+        layout = replace(loaded.layout, input_end=like.input_end() if like else "")
+        return Predictor(loaded.model.eval(), replace(loaded, layout=layout), *form)
     assert source.bundle is not None
     assert source.bundle.spec is not None
     assert source.folder is not None
@@ -45,7 +54,16 @@ def whole_predictor(source: Source, where: Where, prefix: str = "", template: st
     if not where.any_base:
         _refuse_changed(source.folder, bundle)
     loaded = _load_whole(source.folder, bundle, where.checkpoint, device)
-    return Predictor(loaded.model, loaded, source.bundle.spec.task.prefix, bundle.template(), bundle.chat())
+    return Predictor(loaded.model, loaded, bundle.prefix(), bundle.template(), bundle.chat())
+
+
+def _record_on_hub(checkpoint: CheckpointSpec, label: str) -> Bundle | None:
+    """Return the record of a whole model that petransfer trained, if its repository on the hub has one."""
+    path = tokenizer_file(checkpoint, PROVENANCE) if is_on_hub(checkpoint) else None
+    if path is None:
+        return None
+    provenance = read_json(path)
+    return Bundle(label, {PROVENANCE: path}, {}, {}, provenance, spec_in(provenance), None)
 
 
 def _weights_folder(folder: Path) -> Path:
@@ -59,7 +77,7 @@ def _refuse_changed(folder: Path, bundle: Bundle) -> None:
         if name != "config.json" and not re.fullmatch(r"[\w.-]+\.safetensors", name):
             continue
         path = _weights_folder(folder) / name
-        if not path.is_file() or file_sha256(path) != expected:
+        if not path.is_file() or not has_sha256(path, expected):
             raise UserError(
                 f"{path} is not the file that the training saved; restore it, train again, or use it as it is with "
                 "--any-base"

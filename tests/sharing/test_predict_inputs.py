@@ -55,7 +55,7 @@ def test_bytes_that_are_not_utf8(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
     assert "standard input is not UTF-8 at line 2, byte 4" in refused(capsys, *ASK)
     argument = b"to \xff run".decode("utf-8", "surrogateescape")
-    assert "input 2 is not UTF-8 at character 4" in refused(capsys, *ASK, "to walk", argument)
+    assert "argument 7 (to ? run) is not UTF-8 at character 4" in refused(capsys, *ASK, "to walk", argument)
 
 
 def test_an_argument_that_a_locale_without_utf8_escaped_is_utf8(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,42 @@
+"""Arguments with letters beyond ASCII, where the locale is not UTF-8 and where their bytes are not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.calls import refused
+
+PLAIN = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+
+
+def plan(folder: Path, *options: str) -> subprocess.CompletedProcess[bytes]:
+    """`petransfer train --plan` in a process with the plainest locale."""
+    environment = os.environ | PLAIN | {"PETRANSFER_CACHE": str(folder / "cache")}
+    arguments = ["-m", "petransfer", "train", "nano/english", *options, "--plan", "--json", "--cpu"]
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, check=False, timeout=300
+    )
+
+
+def test_paths_and_columns_under_a_locale_without_utf8(tmp_path: Path) -> None:
+    (tmp_path / "Größe").mkdir()
+    rows = "".join(f"gehe {n},é {n}\n" for n in range(40))
+    (tmp_path / "Größe" / "Daten.csv").write_text(f"größe,été\n{rows}", encoding="utf-8")
+    columns = ("--input-column", "größe", "--target-column", "été")
+    done = plan(tmp_path, "Größe/Daten.csv", *columns, "--out", "Übung", "--prefix", "löse: ")
+    assert done.returncode == 0, done.stderr
+    recipe = json.loads(done.stdout)["recipe"]
+    assert recipe["task"]["options"]["train"] == "Größe/Daten.csv"
+    assert (recipe["task"]["options"]["input"], recipe["task"]["prefix"]) == ("größe", "löse: ")
+
+
+def test_bytes_that_are_not_utf8_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    name = b"na\xefve.csv".decode("utf-8", "surrogateescape")  # as Python reads the bytes
+    said = refused(monkeypatch, capsys, "train", "nano/english", name)
+    assert all(part in said for part in ("argument 3 (na?ve.csv) is not UTF-8 at character 3", "rename files"))
