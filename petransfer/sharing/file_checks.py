@@ -57,6 +57,8 @@ TASKS = ("SEQ_2_SEQ_LM", "CAUSAL_LM", "FEATURE_EXTRACTION")
 # Names of embeddings and output heads in the supported architectures.
 EMBEDDINGS = ("shared", "embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out", "tok_embeddings")
 
+# Methods of peft, apart from the supported ones, that change no weight of the base.
+_NEVER_MERGED = ("ADAPTION_PROMPT", "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "POLY", "P_TUNING", "XLORA")
 _PREFIX = "base_model.model."
 # What peft writes as target_modules if no layer is adapted.
 _NONE = "dummy-target-modules"
@@ -75,7 +77,13 @@ def _check_config(config: Mapping[str, Any]) -> None:
     kind = config.get("peft_type")
     known = sorted({method.peft_type for method in METHODS.of_package() if method.peft_type})
     if kind not in known:
-        raise _refused(f"peft_type {str(kind)[:40]!r} is not supported; supported are {', '.join(known)}")
+        advice = (
+            "use it with plain peft"
+            if str(kind) in _NEVER_MERGED
+            else "merge it with plain peft (merge_and_unload), save the model and its tokenizer with save_pretrained, "
+            "and name that folder"
+        )
+        raise _refused(f"peft_type {str(kind)[:40]!r} is not supported (supported: {', '.join(known)}); {advice}")
     asked = [key for key in FORBIDDEN if config.get(key)]
     if asked:
         raise _refused(f"{asked[0]} is set, which is more than an adapter needs")

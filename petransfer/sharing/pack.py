@@ -16,7 +16,17 @@ from petransfer.errors import UserError
 from petransfer.models.registry import file_sha256
 from petransfer.sharing import bundle_zip as archive
 from petransfer.sharing.bundle import Bundle, checked
-from petransfer.sharing.bundle_files import CARD, CONFIG, EXAMPLES, MANIFEST, PROVENANCE, RECIPE, RESULT, WEIGHTS
+from petransfer.sharing.bundle_files import (
+    CARD,
+    CONFIG,
+    EXAMPLES,
+    MANIFEST,
+    PROVENANCE,
+    RECIPE,
+    RESULT,
+    WEIGHTS,
+    with_unix_line_ends,
+)
 from petransfer.sharing.card import card
 from petransfer.sharing.card_metadata import Wishes
 from petransfer.sharing.examples_file import without_texts
@@ -46,7 +56,8 @@ def contents(bundle: Bundle, wishes: Wishes) -> dict[str, Path | bytes]:
         raise UserError(
             f"{bundle.label} has no result.json: the run is not finished; repeat the command that started it"
         )
-    found: dict[str, Path | bytes] = {name: bundle.files[name] for name in (CONFIG, WEIGHTS, PROVENANCE, RESULT)}
+    found: dict[str, Path | bytes] = {WEIGHTS: bundle.weights}
+    found |= {name: with_unix_line_ends(bundle.files[name]) for name in (CONFIG, PROVENANCE, RESULT)}
     if RECIPE in bundle.files:
         found[RECIPE] = placeless(read_text(bundle.files[RECIPE]))
     if EXAMPLES in bundle.files:

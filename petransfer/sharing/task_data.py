@@ -11,6 +11,7 @@ from typing import Any
 
 from petransfer.data import Example, SplitData, load_task, task_info
 from petransfer.data.rows.source import is_file_name
+from petransfer.data.tasks.lines import ChangedRows
 from petransfer.errors import UserError, unknown
 from petransfer.plurals import count
 from petransfer.recipe.run_spec import RunSpec
@@ -22,6 +23,8 @@ from petransfer.user_paths import expanded
 Pairs = Sequence[tuple[str, str]]
 # The parts of a task's data that an adapter can be evaluated on.
 PARTS = ("dev", "test")
+# What a user can do without the data of an adapter's own task.
+OTHER_ROWS = "score other rows with --data FILE"
 # Options for reading the user's own files. Another file is read with the same options as the adapter's training data.
 _COLUMNS = ("input", "target", "category", "template", "messages", "chat")
 
@@ -139,36 +142,48 @@ def options_of(bundle: Bundle) -> dict[str, Any]:
     return dict(stated) if isinstance(stated, dict) else options
 
 
-def data_of(bundle: Bundle, data_dir: Path | None) -> SplitData:
+def data_of(bundle: Bundle, data_dir: Path | None, otherwise: str = OTHER_ROWS) -> SplitData:
     """Return the train, dev and test examples of an adapter's own task.
 
+    Args:
+        otherwise: what the user can do without these data, for messages.
+
     Raises:
-        UserError: the data are a user's own files, and are not on this machine.
+        UserError: the data are a user's own files, and are not on this machine or have changed.
     """
     assert bundle.spec is not None
     task = bundle.spec.task
     options = options_of(bundle)
     if task.name == "lines":
         named = {part: options[part] for part in ("train", *PARTS) if isinstance(options.get(part), str)}
-        options |= {part: _present(name, data_dir, bundle.label) for part, name in named.items()}
-    return load_task(task.name, data_dir, **options).load(task.split)
+        options |= {part: _present(name, data_dir, bundle.label, otherwise) for part, name in named.items()}
+    try:
+        return load_task(task.name, data_dir, **options).load(task.split)
+    except ChangedRows as changed:
+        raise UserError(
+            f"{changed.name} holds other rows than {bundle.label} was trained on ({changed.hashes}); put these rows "
+            f"back, name a folder that holds them with --data-dir, or {otherwise}"
+        ) from None
 
 
-def _present(name: str, data_dir: Path | None, label: str) -> str:
-    """Return the name of a data file. A file that is gone is looked for in `data_dir` by its last name.
+def _present(name: str, data_dir: Path | None, label: str, otherwise: str) -> str:
+    """Return the name of a data file. The file in `data_dir` with the same last name comes first.
 
     Raises:
         UserError: the file is not on this machine.
     """
     kept = expanded(name)
-    if not (is_file_name(name) or kept.is_absolute()) or kept.exists() or (data_dir and (data_dir / name).exists()):
+    if not (is_file_name(name) or kept.is_absolute()):  # a hub id
         return name
-    if data_dir and (data_dir / kept.name).exists():
-        return str((data_dir / kept.name).absolute())
+    # `data_dir / name` is the original file if `name` is an absolute path
+    for place in (data_dir / name, data_dir / kept.name)[kept.is_absolute() :] if data_dir else ():
+        if place.exists():
+            return str(place.absolute())
+    if kept.exists():
+        return name
     where = f"{data_dir} has no {kept.name}" if data_dir else f"there is no file {name}"
     raise UserError(
-        f"the data of {label} are gone: {where}; name the folder that holds {kept.name} with --data-dir, or other rows "
-        "with --data"
+        f"the data of {label} are gone: {where}; name the folder that holds {kept.name} with --data-dir, or {otherwise}"
     )
 
 

@@ -22,7 +22,7 @@ from petransfer.sharing import file_checks as checks
 from petransfer.sharing.attach import attach
 from petransfer.sharing.base import Base, Where, base_of, changed_configuration, differing_weights
 from petransfer.sharing.bundle import Bundle, differences, other_base
-from petransfer.sharing.bundle_files import CARD, EXAMPLES, RESULT, WEIGHTS
+from petransfer.sharing.bundle_files import CARD, EXAMPLES, RESULT, WEIGHTS, has_unix_line_ends
 from petransfer.sharing.examples_file import rows_of
 from petransfer.sharing.plain_check import differing_texts
 from petransfer.sharing.safe_reading import card_data
@@ -102,7 +102,11 @@ def _files(bundle: Bundle) -> Iterator[Check]:
         yield Check("config", False, other)
     if not wrong:
         listed = bundle.manifest or (bundle.provenance or {}).get("files") or {}
-        yield Check("files", True, f"{len(listed)} files have the sha256 that they were saved with")
+        line = f"{len(listed)} files have the sha256 that they were saved with"
+        other_ends = [name for name, path in bundle.files.items() if not has_unix_line_ends(path)]
+        if other_ends:
+            line += f", apart from line ends: CRLF in {', '.join(other_ends)}, which git writes, does no harm"
+        yield Check("files", True, line)
 
 
 def _claims(bundle: Bundle) -> dict[str, float]:
@@ -197,7 +201,7 @@ def _figures(bundle: Bundle, where: Where, model: Any, loaded: Loaded) -> Iterat
     provenance, spec = bundle.provenance or {}, bundle.spec
     assert spec is not None
     loaded = replace(loaded, layout=chat_layout(loaded.tokenizer, loaded.layout, bundle.chat()))
-    data = _usable(data_of(bundle, where.data_dir), bundle, loaded)
+    data = _usable(data_of(bundle, where.data_dir, "leave the scores out with --no-evaluate"), bundle, loaded)
     for part, claim in provenance["claims"].items():
         examples = getattr(data, part)
         if examples_sha256(examples) != provenance.get("data_sha256", {}).get(part):
@@ -253,7 +257,8 @@ def _example_by_example(kept: Sequence[dict[str, Any]], scored: Sequence[Scored]
 def _plain(bundle: Bundle, where: Where, base: Base, model: Any, loaded: Loaded) -> Check:
     """Check that plain transformers and peft generate the same texts."""
     assert bundle.spec is not None
-    inputs = [bundle.spec.task.prefix + example.input for example in data_of(bundle, where.data_dir).test]
+    data = data_of(bundle, where.data_dir, "leave --plain out")
+    inputs = [bundle.spec.task.prefix + example.input for example in data.test]
     different, total = differing_texts(bundle, base, model, loaded, inputs)
     line = f"plain transformers and peft generate the same text for {total - different} of {total} test inputs"
     # At 8 and 4 bits, the check passes also for different texts.

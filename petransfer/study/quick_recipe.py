@@ -192,7 +192,7 @@ def _fill(content: dict[str, Any], recipe: Recipe, model: str, request: TrainReq
 
     spec = checkpoint_spec(model)
     config, _ = configuration(spec)
-    prefixed = bool(_PREFIXED.fullmatch(model)) or bool(getattr(config, "task_specific_params", None))
+    prefixed = bool(_PREFIXED.fullmatch(model)) or _expects_prefix(config)
     content["task"]["prefix"] = request.prefix if request.prefix is not None else PREFIX if prefixed else ""
     rows = _rows(recipe)
     batch = request.batch_size or min(BATCH, rows)
@@ -202,6 +202,14 @@ def _fill(content: dict[str, Any], recipe: Recipe, model: str, request: TrainReq
     content["train"] = {**_length(request, rows, batch), "batch_size": batch, "learning_rate": rate}
     if request.packing:
         content["train"]["packing"] = True
+
+
+def _expects_prefix(config: Any) -> bool:
+    """Return whether a checkpoint is an original T5, which was trained with a prefix such as `summarize: `."""
+    # config.json of other checkpoints, such as BART's for summaries, has settings for tasks too, but without a prefix
+    tasks = getattr(config, "task_specific_params", None)
+    prefixes = [one.get("prefix") for one in tasks.values() if isinstance(one, dict)] if isinstance(tasks, dict) else []
+    return config.model_type in _T5_TYPES and any(isinstance(one, str) and one.strip() for one in prefixes)
 
 
 def _length(request: TrainRequest, rows: int, batch: int) -> dict[str, Any]:

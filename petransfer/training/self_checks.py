@@ -56,4 +56,7 @@ def _fingerprint(value: torch.Tensor) -> tuple[float, float]:
 
 
 def _message(problem: str, names: list[str], total: int) -> str:
-    return f"{len(names)} of {total} trained tensors {problem} in the first {STEPS} steps, {names[0]} among them"
+    return (
+        f"{len(names)} of {total} trained tensors {problem} in the first {STEPS} steps, {names[0]} among them; leave "
+        "such layers out with --set 'methods.0.targets=[LAYER, ...]', or choose another method"
+    )

@@ -285,3 +285,52 @@ def test_text_that_yaml_takes_for_a_mapping_stays_text(override: str, value: obj
     for key in path:
         content = content[key]
     assert content[last] == value
+
+
+def test_relative_paths_are_looked_for_beside_the_recipe_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, here = tmp_path / "home", tmp_path / "here"
+    for folder in (home / "data", home / "base", home / "nano" / "english", here):
+        folder.mkdir(parents=True)
+    (home / "data" / "rows.csv").write_text("input,target\n")
+    content = yaml.safe_load(RECIPE) | {
+        "task": {"name": "lines", "options": {"train": "data/rows.csv", "dev": 5, "input": "data"}},
+        "family": {
+            "name": "own",
+            "arms": {"a": "./base", "b": {"checkpoint": "base"}, "c": "nano/english", "d": "o/n"},
+        },
+        "arms": ["a", "b", "c", "d"],
+    }
+    path = home / "mine.yaml"
+    path.write_text(yaml.safe_dump(content))
+    monkeypatch.chdir(here)
+    found = load_recipe(str(path))
+    assert found.task.options == {"train": str(home / "data" / "rows.csv"), "dev": 5, "input": "data"}
+    arms = found.family.arms  # type: ignore[union-attr]
+    assert arms["a"] == str(home / "base")
+    assert arms["b"].checkpoint == str(home / "base")  # type: ignore[union-attr]
+    assert (arms["c"], arms["d"]) == ("nano/english", "o/n")
+
+    (here / "data").mkdir()
+    (here / "data" / "rows.csv").write_text("input,target\n")
+    assert load_recipe(str(path)).task.options["train"] == "data/rows.csv", "the current folder comes first"
+    (here / "data" / "rows.csv").unlink()
+    (here / "given" / "data").mkdir(parents=True)
+    (here / "given" / "data" / "rows.csv").write_text("input,target\n")
+    with_folder = load_recipe(str(path), options={"data_dir": Path("given")})
+    assert with_folder.task.options["train"] == "data/rows.csv", "and the folder of the data"
+
+
+def test_data_beside_the_recipe_give_the_same_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PETRANSFER_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "home" / "data").mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    rows = "".join(f"say {n},{n}\n" for n in range(40))
+    (tmp_path / "home" / "data" / "rows.csv").write_text(f"input,target\n{rows}")
+    path = tmp_path / "home" / "mine.yaml"
+    task = {"task": {"name": "lines", "options": {"train": "data/rows.csv"}}}
+    path.write_text(yaml.safe_dump(yaml.safe_load(RECIPE) | task | {"methods": [{"name": "lora"}]}))
+    ids = []
+    for folder in ("home", "here"):
+        monkeypatch.chdir(tmp_path / folder)
+        ids.append([spec.run_id for spec in expand(resolve(load_recipe(str(path))))])
+    assert ids[0] == ids[1]

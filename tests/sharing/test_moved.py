@@ -38,3 +38,29 @@ def test_a_base_that_is_gone_is_asked_for(moved: Path, capsys: pytest.CaptureFix
     (moved / "spec.json").write_text(json.dumps(spec))
     said = refused(capsys, "predict", str(moved), "to walk", "--cpu")
     assert all(word in said for word in ("there is no folder /gone/base", "--checkpoint"))
+
+
+def test_rows_that_changed_since_training(
+    run: Path, place: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The advice names options of the command that was called, and works."""
+    copied = Path(shutil.copytree(run.parent.parent, here / "study")) / "runs" / run.name
+    spec = json.loads((copied / "spec.json").read_text())
+    spec["task"]["source"] = [
+        [key, str(here / "pairs.tsv") if key == "train" else value] for key, value in spec["task"]["source"]
+    ]
+    (copied / "spec.json").write_text(json.dumps(spec))
+    (here / "pairs.tsv").write_text((place / "pairs.tsv").read_text().replace("gehen", "laufen"))
+
+    said = refused(capsys, "eval", "study", "--cpu")
+    assert all(part in said for part in ("pairs.tsv holds other rows", "--data-dir", "--data FILE"))
+    assert "--out" not in said
+    assert call("eval", "study", "--cpu", "--data", "pairs.tsv") == 0
+    assert call("eval", "study", "--cpu", "--data-dir", str(place)) == 0, "the folder with the old rows comes first"
+
+    said = refused(capsys, "adapter", "verify", "study", "--cpu")
+    assert all(part in said for part in ("pairs.tsv holds other rows", "--data-dir", "--no-evaluate"))
+    assert "--data FILE" not in said
+    assert call("adapter", "verify", "study", "--cpu", "--no-evaluate") == 0
+    assert call("adapter", "verify", "study", "--cpu", "--data-dir", str(place)) == 0
+    assert "leave --plain out" in refused(capsys, "adapter", "verify", "study", "--cpu", "--no-evaluate", "--plain")

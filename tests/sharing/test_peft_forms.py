@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoKrConfig, LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from petransfer.errors import UserError
@@ -82,3 +84,37 @@ def test_a_base_that_only_the_adapter_names_and_that_is_gone(base: Path, tmp_pat
         with pytest.raises(UserError, match=r"base.*--checkpoint"):
             Adapter.load(tmp_path, device="cpu").predict(["walk"])
     assert len(Adapter.load(tmp_path, checkpoint=str(base), device="cpu").predict(["walk"], max_new_tokens=2)) == 1
+
+
+def test_an_adapter_in_a_pickle_is_converted_by_the_command_in_the_message(base: Path, tmp_path: Path) -> None:
+    """Older versions of peft wrote adapter_model.bin."""
+    made = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base),
+        LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], init_lora_weights=False),
+    )
+    folder = tmp_path / "an 'old' adapter"
+    made.save_pretrained(folder)
+    expected = load_file(folder / "adapter_model.safetensors")
+    torch.save(expected, folder / "adapter_model.bin")
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"only adapter_model\.bin, a pickle.*; this converts it") as error:
+        Adapter.load(folder, checkpoint=str(base), device="cpu")
+    python, option, code = shlex.split(str(error.value).partition("of the file: ")[2])
+    assert (python, option) == ("python", "-c")
+    exec(code, {})
+    found = load_file(folder / "adapter_model.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert len(Adapter.load(folder, checkpoint=str(base), device="cpu").predict(["walk"], max_new_tokens=2)) == 1
+
+
+def test_an_adapter_of_another_method_can_be_merged_by_plain_peft(base: Path, tmp_path: Path) -> None:
+    config = LoKrConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"], init_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path / "adapter")
+    advice = r"'LOKR' is not supported .*merge_and_unload.*the model and its tokenizer with save_pretrained"
+    with pytest.raises(UserError, match=advice):
+        Adapter.load(tmp_path / "adapter", checkpoint=str(base), device="cpu")
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter")
+    plain.merge_and_unload().save_pretrained(tmp_path / "merged")
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "merged")
+    assert len(Adapter.load(tmp_path / "merged", device="cpu").predict(["walk"], max_new_tokens=2)) == 1

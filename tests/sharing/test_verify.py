@@ -43,6 +43,34 @@ def test_it_passes_on_the_bundle_the_run_and_the_folder_that_was_pulled(
     assert claims["test"]["exact_match"] > 0
 
 
+TEXTS = (".json", ".yaml", ".md")
+
+
+def test_line_ends_that_git_changed_are_no_change(
+    packed: Path, run: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With autocrlf, git writes CRLF in text files. The bundle that is packed from such files has the same bytes."""
+    assert call("adapter", "pull", str(packed), "--out", "pulled") == 0
+    shutil.copytree(run, here / "study" / "runs" / run.name)
+    for path in (*(here / "pulled").iterdir(), *(here / "study").rglob("*")):
+        if path.suffix in TEXTS:
+            path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    for source in ("pulled", "study"):
+        assert failures(capsys, source) == {}
+        assert call("adapter", "verify", source, "--cpu", "--no-evaluate") == 0
+        assert re.search(r"apart from line ends: CRLF in .*adapter_config\.json", capsys.readouterr().out)
+        assert call("predict", source, "to walk", "--cpu") == 0
+    assert call("adapter", "pack", "pulled", "--out", "again.petransfer.zip") == 0
+    again, before = contents(here / "again.petransfer.zip"), contents(packed)
+    same = ("adapter_config.json", "petransfer.json", "result.json", "recipe.yaml", WEIGHTS)
+    assert [again[name] for name in same] == [before[name] for name in same]
+
+    config = here / "pulled" / "adapter_config.json"
+    config.write_bytes(config.read_bytes().replace(b'"lora_dropout": 0', b'"lora_dropout":  0'))
+    said = refused(capsys, "predict", "pulled", "to walk", "--cpu")
+    assert all(part in said for part in ("adapter_config.json is not the file that was packed", "restore this file"))
+
+
 def test_one_byte_of_the_weights(packed: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = contents(packed)
     changed = bytearray(files[WEIGHTS])

@@ -13,6 +13,17 @@ from petransfer.errors import UserError, unknown
 SPLITS: tuple[str, ...] = ("held-out",)
 
 
+class ChangedRows(UserError):
+    """Raised for data that hold other rows than when their hash was recorded."""
+
+    def __init__(self, name: str, found: str, expected: str) -> None:
+        self.name, self.hashes = name, f"sha256 {found[:12]}..., expected {expected[:12]}..."
+        super().__init__(
+            f"{name} holds other rows than when this recipe was first run ({self.hashes}); put them back, or take "
+            "sha256 out of the recipe and another --out"
+        )
+
+
 @dataclass(frozen=True)
 class LinesTask(RowOptions):
     """The user's own data, with one split, `held-out`; see `RowOptions` for its options."""
@@ -61,10 +72,7 @@ class LinesTask(RowOptions):
 
         about = prepared(self).about
         if self.sha256 and about["sha256"] != self.sha256:
-            raise UserError(
-                f"{self.train} holds other rows than when this recipe was first run (sha256 {about['sha256'][:12]}..., "
-                f"expected {self.sha256[:12]}...); put them back, or take sha256 out of the recipe and another --out"
-            )
+            raise ChangedRows(self.train, about["sha256"], self.sha256)
         return about
 
     def train_size(self, split: str) -> int:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from collections.abc import Sequence
 
 import torch
 from peft import PeftConfig, get_peft_model
 
-from petransfer.errors import UserError, reason_of
+from petransfer.errors import UserError, reason_of, shortened
 from petransfer.methods.shared.compute_dtype import compute_as_in_training
 from petransfer.models.loading import Loaded
+from petransfer.models.text_part import text_linear_layers
 from petransfer.recipe.methods import METHODS
 from petransfer.recipe.run_spec import MethodSpec
 
 # The value of `target_modules` in adapter_config.json by which peft marks an adapter without target layers.
 NO_LAYER = "dummy-target-modules"
+
+# Layers of Mamba-like models whose weights are read without calling the layer, so that an adapter has no effect.
+_READ_AS_WEIGHTS = ("dt_proj", "x_proj")
 
 
 def task_type(loaded: Loaded) -> str:
@@ -29,13 +35,29 @@ def attach_adapter(loaded: Loaded, method: MethodSpec, config: PeftConfig, seed:
         UserError: peft cannot apply the method to this model.
     """
     torch.manual_seed(seed)
+    layers = text_linear_layers(loaded.model)  # peft changes the model even if it fails
     try:
         with warnings.catch_warnings():  # peft warns about norm and Conv1D layers, but handles them correctly
             warnings.simplefilter("ignore", UserWarning)
             model: torch.nn.Module = get_peft_model(loaded.model, config)
     except (ValueError, TypeError, NotImplementedError) as error:
-        where = getattr(config, "target_modules", None) or loaded.model.config.model_type
-        title, reason = METHODS.lookup(method.name).title, reason_of(error, 160)
-        raise UserError(f"{title} cannot be put on {where!r:.120}: {reason}") from error
+        raise _refused(loaded.model.config.model_type, layers, method, reason_of(error)) from error
     compute_as_in_training(model, method.bits)
     return model
+
+
+def _refused(kind: str, layers: Sequence[str], method: MethodSpec, reason: str) -> UserError:
+    """Return the error for a method that peft cannot apply to a model of type `kind` with these linear layers."""
+    declared = METHODS.lookup(method.name)
+    reason = shortened(re.sub(r"^\[PEFT:[\w.]+\] ", "", reason).split(" Please ")[0].rstrip("."), 200)
+    if "targets" not in declared.keys:
+        others = ", ".join(sorted(set(METHODS) - {method.name}))
+        return UserError(f"{declared.title} cannot be put on this model ({kind}): {reason}; choose another of {others}")
+    targets = method.targets if isinstance(method.targets, str) else ", ".join(method.targets)
+    unusable = {*re.findall(r"'(\w+)'", reason), *_READ_AS_WEIGHTS}
+    chosen = sorted({name.rpartition(".")[2] for name in layers} - unusable)[:12]
+    other = f"other layers, such as --set 'methods.0.targets=[{', '.join(chosen)}]', or " if chosen else ""
+    return UserError(
+        f"{declared.title} cannot be put on the layers {targets:.80} of this model ({kind}): {reason}; choose {other}"
+        "another method"
+    )
