@@ -308,7 +308,7 @@ SAID = {
     "recipe.yaml is nested more than": ("recipe nested deeply",),
     "NaN is no JSON": ("configuration with NaN",),
     "a key stands twice": ("configuration with a key twice",),
-    "is not supported; supported are": ("unknown method", "method a list"),
+    "is not supported (supported: ": ("unknown method", "method a list"),
     "more than an adapter needs": ("code imported", "layers copied", "remote code"),
     "auto_mapping would import 'evil'": ("mapping imported",),
     "save it as plain LoRA first": ("start from the base",),
