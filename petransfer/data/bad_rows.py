@@ -62,7 +62,7 @@ class BadRows:
         """Return the error message for data with unusable rows. `rows` counts all rows of the data."""
         return (
             f"{self.count:,} of {rows:,} rows of {name} cannot be used: {self.summary()}; correct them, or leave such "
-            "rows out with --skip-bad-rows"
+            "rows out, as `petransfer train` does with --skip-bad-rows"
         )
 
     def note(self) -> str:

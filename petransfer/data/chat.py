@@ -63,7 +63,7 @@ def messages_of(text: str) -> list[dict[str, Any]]:
     if text.lstrip().startswith("["):
         try:
             return read_messages(json.loads(text))
-        except ValueError:  # not a list of messages, but a text that begins with a bracket
+        except (ValueError, RecursionError):  # not a list of messages, but a text that begins with a bracket
             pass
     return [{"role": "user", "content": text}]
 

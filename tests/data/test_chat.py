@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from petransfer.data import Example, LinesTask, load_task
-from petransfer.data.chat import chat_layout, render_chat
+from petransfer.data.chat import chat_layout, messages_of, render_chat
 from petransfer.data.encoded_examples import encode_split
 from petransfer.data.encoding import Layout, encode_examples
 from petransfer.data.rows.chat_rows import readable_input
@@ -96,6 +96,23 @@ def test_other_names_of_roles_and_tables_of_chats_are_read(elsewhere: Path) -> N
     assert target == "It is 2"
 
 
+def test_values_that_json_does_not_have_are_kept_as_text(elsewhere: Path) -> None:
+    import datetime
+
+    import pyarrow
+    import pyarrow.parquet
+
+    when = datetime.datetime(2024, 1, 2, 3, 4, 5)
+    turns = [[{"role": "user", "content": f"Hi {n}", "time": when}, CHAT[2] | {"time": when}] for n in range(10)]
+    pyarrow.parquet.write_table(pyarrow.table({"messages": turns}), "chats.parquet")
+    rows = every(load_task("lines", None, train="chats.parquet"))  # type: ignore[arg-type]
+    assert json.loads(rows[0].input) == [{"role": "user", "content": "Hi 0", "time": "2024-01-02 03:04:05"}]
+
+
+def test_a_text_of_brackets_is_no_chat() -> None:
+    assert messages_of("[" * 100_000) == [{"role": "user", "content": "[" * 100_000}]
+
+
 def test_texts_can_be_made_chats() -> None:
     rows = every(lines([{"input": f"Hi {n}", "target": "Hello"} for n in range(10)], chat="template"))
     assert json.loads(rows[0].input) == [{"role": "user", "content": "Hi 0"}]
@@ -115,6 +132,7 @@ def test_texts_can_be_made_chats() -> None:
         (None, "the messages are missing"),
         (7, "the messages are not a list"),
         ([3], "a message is no object with role and content"),
+        ("[" * 100_000, "the messages are text and not a JSON list"),
     ],
 )
 def test_a_chat_that_cannot_be_used_is_a_bad_row(messages: Any, reason: str) -> None:

@@ -424,3 +424,45 @@ def test_what_is_prepared_once_is_not_read_again(elsewhere: Path, monkeypatch: p
     prepare._store.cache_clear()
     monkeypatch.setattr(prepare, "_make", lambda *_: pytest.fail("read again"))
     assert list(load("a.tsv").train) == first
+
+
+def test_rows_of_an_unknown_part_are_left_out_and_counted(elsewhere: Path) -> None:
+    names = ["train"] * 10 + ["trian"] * 4 + ["Dev "] * 3 + ["test"] * 2 + ["extra"]
+    rows = "".join(f"i{n},t{n},{name}\n" for n, name in enumerate(names))
+    (elsewhere / "a.csv").write_text("input,target,part\n" + rows)
+    task = lines("a.csv", split_column="part")
+    assert task.about()["sizes"] == {"train": 10, "dev": 3, "test": 2}
+    (note,) = (note for note in task.notes() if "left out" in note)
+    assert note.startswith("5 rows left out, whose value in the column 'part' is not train, dev or test")
+    assert note.endswith("'trian' (4 rows), 'extra' (1 row)")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"dev": None}, "dev of lines is None"),
+        ({"test": [1]}, r"test of lines is \[1\]"),
+        ({"template": ["{a}"]}, "template of lines is .*: give a text"),
+        ({"category": None}, "category of lines is None: give a text"),
+        ({"bad_rows": True}, "bad_rows of lines is True: give a text"),
+        ({"seed": 10**70}, "seed of lines is 1000.*: give a whole number"),
+    ],
+)
+def test_options_of_a_wrong_type_are_named(options: dict[str, Any], said: str, elsewhere: Path) -> None:
+    write_tsv(elsewhere / "a.tsv")
+    with pytest.raises(UserError, match=said):
+        load("a.tsv", **options)
+
+
+def test_a_column_can_be_named_by_a_number(elsewhere: Path) -> None:
+    (elsewhere / "a.csv").write_text("1,2\n" + "".join(f"i{n},t{n}\n" for n in range(10)))
+    assert load("a.csv", input=1, target=2).train[0].target.startswith("t")
+
+
+def test_a_bad_row_of_a_file_that_is_several_parts_is_counted_once(elsewhere: Path) -> None:
+    (elsewhere / "a.jsonl").write_text('{"input": "a", "target": "b"}\n{"input": "a"}\n')
+    with pytest.raises(
+        UserError, match=r"^1 of 2 rows of a\.jsonl cannot be used: a\.jsonl:2: no key 'target'"
+    ) as error:
+        load("a.jsonl", dev="a.jsonl", test="a.jsonl")
+    assert "more such row" not in str(error.value)

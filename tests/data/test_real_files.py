@@ -9,6 +9,7 @@ import io
 import json
 import lzma
 import os
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,8 @@ from hypothesis import strategies as st
 
 from petransfer.data import LinesTask, load_task
 from petransfer.data.bad_rows import visible
+from petransfer.data.rows.json_rows import read_json
+from petransfer.data.rows.source import Source
 from petransfer.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -299,6 +302,60 @@ def test_a_broken_list_is_refused_by_its_item(elsewhere: Path) -> None:
     (elsewhere / "b.json").write_text('[{"input": "a", "target": "b"} {"input": "a", "target": "b"}]')
     with pytest.raises(UserError, match=r"b\.json: a comma is missing after item 1"):
         lines("b.json").load("held-out")
+
+
+def test_rows_behind_the_end_of_a_list_are_not_lost_silently(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from petransfer.data.rows import json_rows
+
+    (elsewhere / "a.json").write_text(json_list() + "\n" + json_list())
+    with pytest.raises(UserError, match=r"a\.json continues after the end of its JSON list"):
+        lines("a.json").load("held-out")
+    monkeypatch.setattr(json_rows, "_CHUNK_CHARACTERS", 7)
+    with pytest.raises(UserError, match=r"a\.json continues after the end of its JSON list"):
+        lines("a.json").load("held-out")
+    (elsewhere / "b.json").write_text(" \n" + json_list() + "\n \n")
+    assert pairs("b.json") == PAIRS
+
+
+def test_the_time_to_read_a_list_grows_with_its_length(elsewhere: Path) -> None:
+    def seconds(rows: int) -> float:
+        text = json.dumps([{"input": f"{n}", "target": "x"} for n in range(rows)])
+        (elsewhere / "a.json").write_text(text)
+        start = time.process_time()
+        assert sum(1 for _ in read_json(Source("a.json", "jsonl", elsewhere / "a.json"))) == rows
+        return time.process_time() - start
+
+    assert seconds(24_000) < 40 * max(seconds(2_000), 0.005)
+
+
+def test_narrow_numbers_are_written_as_they_were_read(elsewhere: Path) -> None:
+    import datasets
+
+    numbers = [n / 10 for n in range(30)]
+    inputs = [f"i{n}" for n in range(30)]
+    narrow = pyarrow.array(numbers, pyarrow.float32())
+    nested = pyarrow.array([{"x": [n]} for n in numbers], pyarrow.struct([("x", pyarrow.list_(pyarrow.float16()))]))
+    table = pyarrow.table({"input": inputs, "target": narrow, "in": nested})
+    pyarrow.parquet.write_table(table, "a.parquet")
+    pyarrow.feather.write_feather(table, "a.feather")
+    kinds = datasets.Features({"input": datasets.Value("string"), "target": datasets.Value("float32")})
+    datasets.Dataset.from_dict({"input": inputs, "target": numbers}, features=kinds).save_to_disk("saved")
+    for name in ("a.parquet", "a.feather", "saved"):
+        assert pairs(name) == [(source, str(number)) for source, number in zip(inputs, numbers, strict=True)]
+    assert [target for _, target in pairs("a.parquet", target="in.x.0")] == list(map(str, numbers))
+
+
+@pytest.mark.parametrize("name", ["base64", "rot13", "idna", "undefined", "a\0b", "punycode"])
+def test_an_encoding_that_is_not_for_files_is_refused(name: str, elsewhere: Path) -> None:
+    (elsewhere / "a.csv").write_bytes(table().encode())
+    with pytest.raises(UserError, match="encoding"):
+        lines("a.csv", encoding=name).load("held-out")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-be", "utf-32-be"])
+def test_a_named_encoding_follows_the_byte_order_mark(encoding: str, elsewhere: Path) -> None:
+    (elsewhere / "a.csv").write_bytes(("\ufeff" + table()).encode(encoding))
+    assert pairs("a.csv", encoding=encoding[:6]) == PAIRS
 
 
 def test_a_long_list_is_read_in_chunks(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:

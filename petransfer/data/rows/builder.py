@@ -52,6 +52,8 @@ class RowBuilder:
         self._categories: Counter[str] = Counter()
         self._bad, self._rows = BadRows(), 0
         self._hidden: Counter[str] = Counter()
+        # rows whose split is none of the three parts, by the name of the split
+        self._left_out: Counter[str] = Counter()
         self._longest = [0, 0]
         self._first: RowTexts | None = None
         self._read_as: list[str] = []
@@ -71,7 +73,8 @@ class RowBuilder:
         with RowWriter(self._folder / "rows.arrow") as writer:
             for part in PARTS:
                 if part in sources:
-                    self._read(part, sources[part], writer)
+                    again = sources[part] in list(sources.values())[: list(sources).index(part)]
+                    self._read(part, sources[part], writer, again)
         if self._bad and self._options.bad_rows == "refuse":
             raise UserError(self._bad.refusal(self._rows, self._options.train) + self._hidden_advice())
         codes = self._codes(cuts)
@@ -96,7 +99,9 @@ class RowBuilder:
             return fold_codes(self._parts, self._hashes, self._options.fold, self._options.train)
         return partition(self._parts, self._hashes, cuts)
 
-    def _read(self, part: str, source: Source, writer: RowWriter) -> None:
+    def _read(self, part: str, source: Source, writer: RowWriter, again: bool) -> None:
+        """Read the rows of a part. `again`: an earlier part has the same source, so bad rows are not counted twice."""
+        bad = BadRows() if again else self._bad
         columns = choose_columns(self._options, source)
         self._chat = self._chat or columns.chat
         self._read_as += reading_notes(self._options, source, columns)
@@ -108,7 +113,7 @@ class RowBuilder:
             try:
                 found = list(self._examples(part, record, columns))
             except BadRow as problem:
-                self._bad.add(f"{source.name}:{record.line}", problem)
+                bad.add(f"{source.name}:{record.line}", problem)
                 index += 1
                 continue
             for code, hashed, texts in found:
@@ -117,7 +122,7 @@ class RowBuilder:
                     self._count(code, hashed, texts)
                 index += 1
             self._hidden[part] += _is_hidden(record.values, columns)
-        self._rows += rows
+        self._rows += 0 if again else rows
         if part != "train" and rows and self._hidden[part] == rows:
             raise UserError(f"{source.name}: {HIDDEN_LABEL} in every {part} row{_name_another(part)}")
 
@@ -126,8 +131,10 @@ class RowBuilder:
             raise record.problem
         code = PARTS.index(part)
         if columns.split:
-            named = as_text(value_of(record.values, columns.split), columns.split).strip().lower()
-            code = _PART_NAMES.get(named, _OTHER)
+            named = as_text(value_of(record.values, columns.split), columns.split).strip()
+            code = _PART_NAMES.get(named.lower(), _OTHER)
+            if code == _OTHER:
+                self._left_out[named if len(self._left_out) < LABELS or named in self._left_out else "others"] += 1
         for texts in columns.texts(record.values):
             yield code, _hash(texts, self._options.seed), texts
 
@@ -185,6 +192,12 @@ class RowBuilder:
             yield f"the first row is {visible(first)} -> {visible(self._first.target)}"
         if self._bad:
             yield self._bad.note()
+        if self._left_out:
+            found = ", ".join(f"{visible(name, 30)} ({count(n, 'row')})" for name, n in self._left_out.most_common(5))
+            yield (
+                f"{count(self._left_out.total(), 'row')} left out, whose value in the column "
+                f"'{self._options.split_column}' is not train, dev or test: {found}"
+            )
         for names in _alike(self._targets) if len(self._targets) <= 2 * LABELS else ():
             found = _shown_apart(names, self._targets)
             yield f"warning: the targets {found} {_difference(names)}; is one of them a typing error?"

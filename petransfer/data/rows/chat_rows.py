@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from petransfer.data.bad_rows import BadRow
@@ -32,7 +32,19 @@ def chat_turns(value: Any) -> Iterator[tuple[str, str, str]]:
     if answers[0] == 0:
         raise BadRow("the chat begins with the assistant; a message of the user or system must come before")
     for at in answers:
-        yield json.dumps(messages[:at], ensure_ascii=False), messages[at]["content"], first
+        yield chat_prompt(messages[:at]), messages[at]["content"], first
+
+
+def chat_prompt(messages: Sequence[Message]) -> str:
+    """Return messages as a JSON list. Values that JSON does not have, such as times, become text.
+
+    Raises:
+        BadRow: A value is nested too deeply.
+    """
+    try:
+        return json.dumps(messages, ensure_ascii=False, default=str)
+    except (RecursionError, ValueError, TypeError):  # a value contains itself, or a key is not text
+        raise BadRow("a message has a value that JSON cannot hold") from None
 
 
 def read_messages(value: Any) -> list[Message]:
@@ -44,7 +56,7 @@ def read_messages(value: Any) -> list[Message]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise BadRow("the messages are text and not a JSON list") from None
     if not isinstance(value, list):
         raise BadRow("the messages are missing" if value is None else "the messages are not a list")

@@ -108,7 +108,7 @@ def _plain_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
 
 def _quoted_rows(source: Source, dialect: Dialect) -> Iterator[_Row]:
     """Yield the rows of a file in which quotes enclose cells."""
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a larger number is an error on Windows
     rest, again = read_lines(source), deque[Line]()
     taken: list[Line] = []
     broken: list[Line] = []

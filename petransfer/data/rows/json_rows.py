@@ -14,6 +14,7 @@ from petransfer.data.rows.text_lines import open_text, read_lines
 from petransfer.errors import UserError, reason_of
 
 _CHUNK_CHARACTERS = 1 << 20
+_BLANKS = re.compile(r"\s*")
 _LIST = re.compile(r"\s*\[\s*([{\]]|$)")
 _NOT_AN_OBJECT = 'not a JSON object; write one a line, as {"input": ..., "target": ...}'
 
@@ -46,31 +47,47 @@ def _record(number: int, value: Any) -> Record:
 
 def _items(file: IO[str], name: str) -> Iterator[Any]:
     """Yield the items of a JSON list. Only one chunk of the file is in memory."""
-    text = file.read(_CHUNK_CHARACTERS).lstrip()[1:]
-    count = 0
+    text, at, count = file.read(_CHUNK_CHARACTERS), 0, 0
+    at = _after_blanks(text, at) + 1  # behind the bracket
     while True:
-        text = text.lstrip()
-        if text.startswith("]"):
+        at = _after_blanks(text, at)
+        if text.startswith("]", at):
+            _refuse_more(text[at + 1 :], file, name)
             return
         try:
-            value, end = _DECODER.raw_decode(text)
-            ended = text[end:].lstrip()[:1]
-            if not ended:  # a number can continue in the next chunk
+            value, end = _DECODER.raw_decode(text, at)
+            end = _after_blanks(text, end)
+            if end == len(text):  # a number can continue in the next chunk
                 raise ValueError("the list is not closed")
         except (ValueError, RecursionError) as error:
             more = file.read(_CHUNK_CHARACTERS)
             if not more:
                 reason = reason_of(error, 80)
                 raise UserError(f"{name}: item {count + 1} of the list is not valid JSON ({reason})") from None
-            text += more
+            text, at = text[at:] + more, 0
             continue
         count += 1
         yield value
-        text = text[end:].lstrip()
-        if text.startswith(","):
-            text = text[1:]
-        elif not text.startswith("]"):
+        if text[end] not in ",]":
             raise UserError(f"{name}: a comma is missing after item {count} of the list")
+        at = end + (text[end] == ",")
+
+
+def _after_blanks(text: str, at: int) -> int:
+    """Return the position of the first character from `at` on that is no blank."""
+    found = _BLANKS.match(text, at)
+    return found.end() if found else at
+
+
+def _refuse_more(text: str, file: IO[str], name: str) -> None:
+    """Raise UserError if a file continues after its list, because the rest would not be read."""
+    while text:
+        if text.strip():
+            raise UserError(
+                f"{name} continues after the end of its JSON list ({text.strip()[:20]!r}); write one list with all "
+                "rows, or one object a line"
+            )
+        text = file.read(_CHUNK_CHARACTERS)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from petransfer.data.rows.delimited import QUOTING
 from petransfer.data.rows.folds import check_fold
@@ -75,6 +76,9 @@ class RowOptions:
     quoting: str = "auto"
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            if isinstance(each.default, str) and each.name not in ("dev", "test"):
+                object.__setattr__(self, each.name, _text(getattr(self, each.name), each.name))
         if not self.train:
             raise UserError("the task lines needs options: {train: FILE}, or a folder or hub id that `datasets` loads")
         for key, choices in _CHOICES.items():
@@ -84,8 +88,8 @@ class RowOptions:
             raise unknown("format of lines", self.format, FORMATS)
         for key in ("seed", "max_length"):
             value = getattr(self, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise UserError(f"{key} of lines is {value!r}: give a whole number from 0 up")
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+                raise UserError(f"{key} of lines is {value!r:.40}: give a whole number from 0 up")
         for part in ("dev", "test"):
             object.__setattr__(self, part, _share(getattr(self, part), part))
         check_fold(self.fold, self.dev, self.split_column)
@@ -112,11 +116,22 @@ class RowOptions:
         return bool(self.template or self.messages or self.split_column) or not defaults
 
 
+def _text(value: Any, key: str) -> str:
+    """Return the value of an option as text. A column called 3 arrives from a recipe as a number."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise UserError(f"{key} of lines is {value!r:.40}: give a text")
+
+
 def _share(value: str | float, part: str) -> str | float:
     """Return `dev` or `test` as a share, a number of rows, or a name."""
     number: float = math.nan
     try:
         number = float(value)
+    except (TypeError, OverflowError):  # such as None
+        pass
     except ValueError:
         if isinstance(value, str) and not re.fullmatch(r"[\d.]+ ?%", value):
             return value

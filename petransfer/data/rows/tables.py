@@ -32,7 +32,7 @@ def read_parquet(source: Source, columns: tuple[str, ...]) -> Iterator[Record]:
     with _refused("parquet", source), pyarrow.parquet.ParquetFile(source.path) as file:
         wanted = _tops(file.schema_arrow.names, columns)
         batches = file.iter_batches(batch_size=_BATCH, columns=wanted)
-        yield from _numbered(row for batch in batches for row in batch.to_pylist())
+        yield from _numbered(row for batch in batches for row in _rows(batch))
 
 
 def arrow_columns(source: Source) -> list[str]:
@@ -60,12 +60,13 @@ def read_dataset(source: Source, columns: tuple[str, ...]) -> Iterator[Record]:
     """Yield the rows of a dataset's split. Class labels are names, not numbers."""
     part = _split(source)
     wanted = _tops(part.column_names, columns)
+    kinds = {field.name: field.type for field in part.features.arrow_schema}
     names = {name: feature.names for name, feature in part.features.items() if hasattr(feature, "int2str")}
     number = 0
     for batch in part.select_columns(wanted).iter(_BATCH):
         for row in zip(*batch.values(), strict=True):
             number += 1
-            values = dict(zip(batch, row, strict=True))
+            values = {name: _short(value, kinds[name]) for name, value in zip(batch, row, strict=True)}
             try:
                 yield Record(number, {name: _label(value, names.get(name)) for name, value in values.items()})
             except BadRow as problem:
@@ -145,7 +146,32 @@ def _refused(form: str, source: Source) -> Iterator[None]:
 
 def _sliced(batch: Any) -> Iterator[dict[str, Any]]:
     for start in range(0, batch.num_rows, _BATCH):
-        yield from batch.slice(start, _BATCH).to_pylist()
+        yield from _rows(batch.slice(start, _BATCH))
+
+
+def _rows(batch: Any) -> Iterator[dict[str, Any]]:
+    kinds = {field.name: field.type for field in batch.schema}
+    for row in batch.to_pylist():
+        yield {name: _short(value, kinds[name]) for name, value in row.items()}
+
+
+def _short(value: Any, kind: Any) -> Any:
+    """Return a value with the shortest notation of each 16-bit or 32-bit number: 0.1, not 0.10000000149011612.
+
+    Args:
+        kind: The Arrow type of the value.
+    """
+    import numpy as np
+    from pyarrow import types
+
+    if types.is_float32(kind) or types.is_float16(kind):
+        narrow = np.float16 if types.is_float16(kind) else np.float32
+        return None if value is None else float(str(narrow(value)))
+    if isinstance(value, dict) and types.is_struct(kind):
+        return {name: _short(inner, kind.field(name).type) for name, inner in value.items()}
+    if isinstance(value, list) and (types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)):
+        return [_short(inner, kind.value_type) for inner in value]
+    return value
 
 
 def _names(schema: Any, before: str = "") -> list[str]:

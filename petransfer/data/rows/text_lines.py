@@ -85,9 +85,10 @@ def open_text(source: Source) -> Iterator[IO[str]]:
             errors = "surrogateescape" if encoding == "utf-8" else "strict"
             with io.TextIOWrapper(file, encoding, errors, newline=end) as text:
                 yield text
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:  # some encodings raise no UnicodeDecodeError
+        encoding, reason = getattr(error, "encoding", source.encoding), getattr(error, "reason", error)
         raise UserError(
-            f"{source.name} is not {error.encoding} ({error.reason}); save it as UTF-8, or name its encoding with "
+            f"{source.name} is not {encoding} ({reason}); save it as UTF-8, or name its encoding with "
             "--set task.options.encoding=NAME"
         ) from None
     except _UNREADABLE as error:
@@ -127,9 +128,10 @@ def _encoding(sample: bytes, named: str) -> tuple[str, int]:
     if named:
         try:
             known = codecs.lookup(named).name
-        except LookupError:
+            b"a".decode(known, "replace")  # some codecs are not for text, and some do not replace wrong bytes
+        except (LookupError, ValueError):
             raise UserError(f"encoding: Python knows no '{named}'; give one such as utf-8, latin-1 or cp1252") from None
-        return (marked or "utf-16-le" if known == "utf-16" else known), len(mark)
+        return (marked or f"{known}-le" if known in ("utf-16", "utf-32") else known), len(mark)
     if marked:
         return marked, len(mark)
     # UTF-16 without a byte order mark has many zero bytes
