@@ -7,8 +7,9 @@ page on the API from the public names of the package.
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,9 @@ def command_line_page() -> str:
 def _command(name: str, command: Any, level: int) -> Iterator[str]:
     yield f"{'#' * level} {name}"
     yield ""
-    yield _escaped(" ".join((command.help or "").replace("\b", "").split()))
-    yield ""
+    for paragraph in (command.help or "").replace("\b", "").split("\n\n"):
+        yield _escaped(" ".join(paragraph.split()))
+        yield ""
     if hasattr(command, "commands") and command.commands:
         for inner in command.commands.values():
             yield from _command(f"{name} {inner.name}", inner, level + 1)
@@ -95,13 +97,38 @@ def recipe_page() -> str:
 def _schema_part(title: str, part: dict[str, Any], schema: dict[str, Any]) -> list[str]:
     if "properties" not in part:
         return []
-    text = _escaped(" ".join(part.get("description", "").split()))
-    lines = [f"## {title}", "", text, "", "| key | type | default |", "| --- | --- | --- |"]
+    paragraphs, meanings = _described(part.get("description", ""), part["properties"])
+    lines = [f"## {title}", ""]
+    for paragraph in paragraphs:
+        lines += [_escaped(paragraph), ""]
+    lines += ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
     for key, field in part["properties"].items():
         needed = key in part.get("required", [])
         default = "required" if needed else f"`{json.dumps(field.get('default'))}`"
-        lines.append(f"| `{key}` | {_escaped(_type(field))} | {default} |")
+        lines.append(f"| `{key}` | {_escaped(_type(field))} | {default} | {_escaped(meanings.get(key, ''))} |")
     return [*lines, ""]
+
+
+def _described(text: str, keys: Collection[str]) -> tuple[list[str], dict[str, str]]:
+    """Split a docstring into its paragraphs and the meanings of keys.
+
+    A meaning is a line such as `margin: largest difference` or `under, over: two methods`, with the indented lines that
+    follow it.
+    """
+    paragraphs: list[str] = []
+    meanings: dict[str, str] = {}
+    for block in text.split("\n\n"):
+        entries = re.sub(r"\n\s+", " ", block).split("\n")
+        sentences = []
+        for entry in entries:
+            names, _, meaning = entry.partition(": ")
+            named = [name.strip() for name in names.split(",")]
+            if set(named) <= set(keys):
+                meanings |= dict.fromkeys(named, meaning)
+            else:
+                sentences.append(entry)
+        paragraphs += [" ".join(sentences)] if sentences else []
+    return paragraphs, meanings
 
 
 def _type(field: dict[str, Any]) -> str:

@@ -68,7 +68,7 @@ def cp(
 ) -> None:
     """Copy a shipped checkpoint and its tokenizer into a folder that plain transformers can load."""
     if not is_embedded(name):
-        raise UserError(f"{name} is not embedded; only nano/<arm> can be copied")
+        raise UserError(f"{name} does not ship with petransfer; only checkpoints such as nano/english can be copied")
     if target.exists():
         raise UserError(f"{target} exists; delete it or take another folder")
     shutil.copytree(embedded_folder(name), target)

@@ -53,7 +53,9 @@ class View:
         read: Returns the current state of all runs.
         line: Describes a run in one line. An empty line is not printed.
         label: Returns the names of a run, such as the arm and the seed.
-        score: Returns the latest score on dev as text. Empty without a score.
+        score: Returns the latest score on dev as text, such as `87 %`. Empty without a score.
+        score_name: What the score is, such as `exact match on dev`.
+        name: The beginning of each run's line, such as `fold 2`.
     """
 
     title: str
@@ -61,6 +63,8 @@ class View:
     line: Callable[[Any], str]
     label: Callable[[Any], Mapping[str, str]]
     score: Callable[[Any], str] = lambda row: ""
+    score_name: str = ""
+    name: str = ""
 
 
 def study_label(row: Any) -> dict[str, str]:
@@ -76,8 +80,8 @@ def study_label(row: Any) -> dict[str, str]:
 
 
 def study_score(row: Any) -> str:
-    """Return the latest exact match on dev, such as `dev 87 %`. Empty before the first evaluation."""
-    return "" if row.dev_so_far is None else f"dev {row.dev_so_far:.0f} %"
+    """Return the latest exact match on dev, such as `87 %`. Empty before the first evaluation."""
+    return "" if row.dev_so_far is None else f"{row.dev_so_far:.0f} %"
 
 
 class Display:
@@ -151,29 +155,45 @@ def progress_lines(view: View, rows: Sequence[ShownRow], width: int, most: int) 
     if len(rows) > 1:
         counts = Counter(row.status for row in rows)
         others = [f"{counts[status]:,} {status}" for status in ("running", "failed", "waiting") if counts[status]]
-        lines.append(_cut(f"{view.title}: {counts['done']:,} of {len(rows):,} runs done, {', '.join(others)}", width))
+        meaning = f" (dev: {view.score_name})" if any(map(view.score, running)) else ""
+        done = f"{counts['done']:,} of {len(rows):,} runs done, {', '.join(others)}"
+        lines.append(_cut(f"{view.title}: {done}{meaning}", width))
     room = most - len(lines)
-    lines += [progress_line(row, names[row.cell.run_id], view.score(row), width) for row in running[:room]]
+    # the first line explains `dev`; a single run has no such line, and names the score in full
+    score_name = "dev" if len(rows) > 1 else view.score_name
+    lines += [progress_line(row, names[row.cell.run_id], view.score(row), width, score_name) for row in running[:room]]
     if len(running) > room:
         lines[-1] = f"... and {len(running) - room + 1} more running"
     return lines
 
 
-def progress_line(row: ShownRow, name: str, score: str, width: int) -> str:
+def progress_line(row: ShownRow, name: str, score: str, width: int, score_name: str = "dev") -> str:
     """Return a run's name, bar, step, loss, dev score and remaining time in one line.
 
-    The name is cut to fit. width: the width of the line in characters.
+    The name is cut to fit. In a narrow terminal, `score_name` is replaced by `dev`. width: the width of the line in
+    characters.
     """
     steps = int(getattr(row.cell, "spec", row.cell).train.steps)
     if row.loss is None:
         return _cut(f"{name} starting".strip(), width)
-    left = remaining(row.seconds_left)
-    tail = " ".join(filter(None, (f"{row.step:,}/{steps:,}", f"loss {row.loss:.3f}", score, left)))
+    step, loss, left = f"{row.step:,}/{steps:,}", f"loss {row.loss:.3f}", _left(row)
+    tails = [
+        ", ".join(filter(None, (f"{step}{unit}", loss, f"{word} {score}" if score else "", left)))
+        for unit, word in ((" steps", score_name), ("", score_name), ("", "dev"))
+    ]
+    # room for a bar of six characters with its brackets, and for a short name
+    least = 9 + min(8, len(name) + bool(name))
+    tail = next((tail for tail in tails if len(tail) + least <= width), tails[-1])
     room = width - len(tail) - 3
     name = _cut(name, max(0, room - 8))
     bar = max(4, min(40, room - len(name) - bool(name)))
     full = round(bar * min(1.0, row.step / steps))
     return _cut(f"{name}{' ' if name else ''}[{'#' * full}{'.' * (bar - full)}] {tail}", width)
+
+
+def _left(row: ShownRow) -> str:
+    train = getattr(row.cell, "spec", row.cell).train
+    return remaining(row.seconds_left, bool(getattr(train, "early_stopping", None)))
 
 
 def _names(view: View, rows: Sequence[ShownRow]) -> dict[str, str]:
@@ -184,7 +204,7 @@ def _names(view: View, rows: Sequence[ShownRow]) -> dict[str, str]:
         for part, value in label.items():
             values.setdefault(part, set()).add(value)
     return {
-        run_id: " ".join(value for part, value in label.items() if len(values[part]) > 1)
+        run_id: " ".join([view.name, *(value for part, value in label.items() if len(values[part]) > 1)]).strip()
         for run_id, label in labels.items()
     }
 

@@ -120,9 +120,9 @@ def _bf16() -> str:
 
 def _hub() -> str:
     if os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"}:
-        return "offline (HF_HUB_OFFLINE is set); local folders, the cache and the embedded family work"
+        return "offline (HF_HUB_OFFLINE is set); local folders, the cache and the nano family work"
     try:
         socket.create_connection(("huggingface.co", 443), timeout=3).close()
     except OSError:
-        return "not reachable; local folders, the cache and the embedded family work"
+        return "not reachable; local folders, the cache and the nano family work"
     return "reachable"

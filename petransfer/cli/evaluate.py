@@ -117,11 +117,16 @@ def evaluate(
         _warn(row)
 
 
+# Headings of the table of scores.
+_SCORE, _LOSS, _SAME = "exact match %", "loss per token", "agreement with first %"
+_RECORDED, _SEEN, _UNSEEN = "exact match % after training", "exact match % of seen rows", "exact match % of unseen rows"
+
+
 def _show(rows: list[Scores], by_generation: bool) -> None:
     how = ", by generation" if by_generation else ""
     title = f"{rows[0].task}, {count(rows[0].examples, 'example')}{how}"
-    table = Table(title=visible(title, keep=""))
-    table.add_column("adapter", overflow="fold", min_width=12)
+    table = Table(title=visible(title, keep=""), title_justify="left")
+    table.add_column("model", overflow="fold", min_width=12)
     cells = [_cells(row, len(rows) > 1) for row in rows]
     for name in dict.fromkeys(name for row in cells for name in row):
         table.add_column(name, justify="right", min_width=5)
@@ -129,61 +134,68 @@ def _show(rows: list[Scores], by_generation: bool) -> None:
     for row, values in zip(rows, cells, strict=True):
         table.add_row(visible(row.label, keep=""), *(values.get(str(name), "") for name in names))
     print_table(table)
-    for line in explanations(rows):
+    for line in explanations(rows, by_generation):
         print_text(line)
 
 
-def explanations(rows: list[Scores]) -> list[str]:
+def explanations(rows: list[Scores], by_generation: bool = False) -> list[str]:
     """Return lines that explain column headings of the table of scores."""
-    lines = ["EM: exact match on the examples. log p/token: mean log-probability of a target token, in nats."]
+    lines = [
+        "exact match %: share of the examples for which the model generates exactly the target.",
+        "loss per token: mean cross-entropy of a target token, in nats; lower is better.",
+    ]
+    if any(row.claimed is not None for row in rows):
+        lines.append(f"{_RECORDED}: the value that was recorded when the adapter was trained.")
+    if any(row.seen_rows for row in rows):
+        lines.append("seen rows: the examples that are also training rows of the adapter. unseen rows: all others.")
     if len(rows) > 1:
         lines.append(
-            "same as first %: share of the examples that this row and the first row both got right or both got wrong."
+            f"{_SAME}: share of the examples that this model and the first model of the table both get right or both "
+            "get wrong."
         )
-    lines.append(
-        "generated: number of examples whose text was generated to check the scores; the others were scored with one "
-        "forward pass."
-    )
-    if any(row.seen_rows for row in rows):
-        lines.append("seen EM %, unseen EM %: exact match on the rows that it was trained on, and on the others.")
-    if any(row.claimed is not None for row in rows):
-        lines.append("claimed EM %: the exact match that was recorded when the adapter was trained.")
+    if not by_generation:
+        least, most = (function(row.generated for row in rows) for function in (min, max))
+        number = f"{most:,}" if least == most else f"{least:,} to {most:,}"
+        lines.append(
+            f"Scores come from one forward pass per example. As a check, texts were generated for {number} of the "
+            f"{count(rows[0].examples, 'example')}."
+        )
     return lines
 
 
 def _cells(row: Scores, several: bool) -> dict[str, str]:
     """Return a row of the table of scores, by column heading."""
-    found = {"EM %": f"{row.exact_match:.1f}", "log p/token": f"{row.log_prob_per_token:.3f}"}
-    found |= {HEADINGS.get(name, name): f"{value:.1f}" for name, value in row.metrics.items()}
+    found = {_SCORE: f"{row.exact_match:.1f}"}
     if row.claimed is not None:
-        found["claimed EM %"] = f"{row.claimed:.1f}"
+        found[_RECORDED] = f"{row.claimed:.1f}"
     if row.seen_rows:
-        found |= {"seen EM %": f"{row.seen:.1f}", "unseen EM %": "" if row.unseen is None else f"{row.unseen:.1f}"}
-    same = {"same as first %": f"{row.same:.1f}"} if several else {}
-    return found | same | {"generated": f"{row.generated:,}"}
+        found |= {_SEEN: f"{row.seen:.1f}", _UNSEEN: "" if row.unseen is None else f"{row.unseen:.1f}"}
+    found |= {HEADINGS.get(name, name): f"{value:.1f}" for name, value in row.metrics.items()}
+    found[_LOSS] = f"{-row.log_prob_per_token:.3f}"
+    return found | ({_SAME: f"{row.same:.1f}"} if several else {})
 
 
 def _warn(row: Scores) -> None:
     label = visible(row.label, keep="")
     if row.disagreements:
         print_text(
-            f"{label}: {row.disagreements} of {row.generated:,} generated texts contradict the forward pass; there "
-            "should be none",
+            f"{label}: for {row.disagreements:,} of {count(row.generated, 'generated text')}, the forward pass gave "
+            "another result; this should never happen. `petransfer eval --by-generation` scores the generated texts",
             file=sys.stderr,
         )
     if row.seen_rows:
         listed = ", ".join(str(at + 1) for at in row.seen_rows[:LISTED])
         more = f" and {len(row.seen_rows) - LISTED:,} more" if len(row.seen_rows) > LISTED else ""
         print_text(
-            f"{label}: {len(row.seen_rows):,} of {row.examples:,} rows were trained on (rows {listed}{more}); only the "
-            f"unseen rows say how well it generalises: {_unseen(row)}",
+            f"{label} was trained on {len(row.seen_rows):,} of these {row.examples:,} rows (rows {listed}{more}). Only "
+            f"the unseen rows show how well it generalises: {_unseen(row)}",
             file=sys.stderr,
         )
 
 
 def _unseen(row: Scores) -> str:
-    count = row.examples - len(row.seen_rows or ())
-    return "there are none" if row.unseen is None else f"{row.unseen:.1f} % of {count:,}"
+    unseen = count(row.examples - len(row.seen_rows or ()), "unseen row")
+    return "there are none" if row.unseen is None else f"exact match {row.unseen:.1f} % on {unseen}"
 
 
 def combination_of(weights: str | None, kind: str) -> Any:

@@ -25,7 +25,15 @@ if TYPE_CHECKING:
     from petransfer.memory.measured import Measured
     from petransfer.memory.planner import Fit
 
-PARTS = ("trained", "gradients", "optimizer", "activations", "logits", "workspace")
+# The parts of a training step's memory, with their names in the table.
+PARTS = {
+    "trained": "trained parameters",
+    "gradients": "gradients",
+    "optimizer": "optimizer state",
+    "activations": "activations",
+    "logits": "logits",
+    "workspace": "workspace of kernels",
+}
 COLOURS = ("blue", "cyan", "green", "yellow", "magenta", "red", "white")
 
 
@@ -141,18 +149,19 @@ def show(name: str, found: Fit, measured: Measured | None = None, options: Optio
         rows, width = demand.packed
         packed = f", packed into {count(rows, 'row')} of {count(width, 'token')}"
     print_text(
-        f"{name}, {method_title(demand.method)}, {demand.method.bits} bits{stack}, on {where}: "
-        f"{count(demand.batch, 'example')} at once, of at most {demand.input_length} input and {demand.target_length} "
-        f"target tokens{packed}"
+        f"{name}, {method_title(demand.method)}, {demand.method.bits} bits per weight{stack}, on {where}: "
+        f"{count(demand.batch, 'example')} at once, each with at most {demand.input_length} input tokens and "
+        f"{demand.target_length} target tokens{packed}"
     )
     console = Console(width=None if sys.stdout.isatty() else 120)
     unit, text = ("MB", _megabytes) if memory.peak < GB else ("GB", _gigabytes)
     console.print(_table(found, measured, unit, text))
-    console.print(_bar(found, min(72, console.width)))
-    print(f"{memory.trained_parameters:,} parameters trained")
+    if bar := _bar(found, min(72, console.width)):
+        console.print(bar)
+    print(f"{memory.trained_parameters:,} parameters are trained")
     if measured:
         ratios = f"{memory.peak / measured.peak:.3f}, without activations {memory.fixed / measured.fixed:.3f}"
-        print_text(f"predicted over measured: {ratios}")
+        print_text(f"prediction divided by measurement: {ratios}")
     if demand.device == "cpu":
         print_text(_about_the_loop(name, memory.peak, measured, lambda size: f"{text(size)} {unit}"))
     for line in _verdict(found, options):
@@ -181,13 +190,15 @@ def _table(found: Fit, measured: Measured | None, unit: str, text: Callable[[int
 
     for dtype, size in memory.weights.items():
         row(f"weights ({dtype})", size)
-    for part in PARTS:
-        row(part, getattr(memory, part))
+    for part, title in PARTS.items():
+        if size := getattr(memory, part):
+            row(title, size)
     if measured:
-        row("weights, trained, optimizer", memory.fixed, measured.fixed, style="dim")
-    row("peak", memory.peak, measured.peak if measured else None, style="bold")
+        fixed = "weights, trained parameters and optimizer state"
+        row(fixed, memory.fixed, measured.fixed, style="dim")
+    row("sum at the peak", memory.peak, measured.peak if measured else None, style="bold")
     if found.demand.device == "cuda":
-        row("with context and fragmentation", found.needed)
+        row("with CUDA context and fragmentation", found.needed)
     return table
 
 
@@ -196,12 +207,15 @@ def _about_the_loop(name: str, predicted: int, measured: Measured | None, text: 
     # the prediction is for a training step of plain transformers and peft, which can need more memory
     if measured is None:
         how = f"`petransfer fit {name} --measure --cpu` measures it"
-        return f"this is for a plain training step; the faster step on a CPU may need less; {how}"
+        return (
+            "the prediction is for a training step of plain transformers and peft; petransfer's own step on a CPU can "
+            f"need less; {how}"
+        )
     if measured.loop is None:
-        return "the training loop takes this step"
-    kept = f", {text(measured.kept)} of them kept beside the model" if measured.kept else ""
+        return "petransfer trains this model with the step of plain transformers and peft"
+    kept = f", {text(measured.kept)} of it for copies of weights" if measured.kept else ""
     ratio = f"{predicted / measured.loop:.2f}"
-    return f"the training loop's own step: {text(measured.loop)}{kept}; predicted over that: {ratio}"
+    return f"petransfer's own training step needs {text(measured.loop)}{kept}; prediction divided by this: {ratio}"
 
 
 def _verdict(found: Fit, options: OptionNames) -> list[str]:
@@ -211,24 +225,28 @@ def _verdict(found: Fit, options: OptionNames) -> list[str]:
     if found.fits:
         again = f" {TURNED_ON}" if found.turned_on else ""
         each = f" of each of {found.demand.members} runs" if found.demand.members > 1 else ""
-        part = "" if at_once == found.batch else f", {found.batch} per optimiser step by accumulation"
-        return [f"fits {size}{again}: {count(at_once, 'example')}{each} at once{part}"]
+        part = "" if at_once == found.batch else f"; gradient accumulation makes batches of {found.batch}"
+        return [f"fits into {size}{again}, with {count(at_once, 'example')}{each} at once{part}"]
     if found.advice:
-        return [f"does not fit {size}{suggestion(found.advice, options)}"]
-    return [f"does not fit {size}, whatever is changed; take a smaller checkpoint"]
+        return [f"does not fit into {size}{suggestion(found.advice, options)}"]
+    return [f"does not fit into {size}, whatever is changed; take a smaller checkpoint"]
 
 
-def _bar(found: Fit, width: int) -> Text:
-    """Return a bar with each part's share of the memory."""
+def _bar(found: Fit, width: int) -> Text | None:
+    """Return a bar with each part's share of the memory. None if the training needs too small a share to be seen."""
     memory = found.memory
-    sizes = {"weights": sum(memory.weights.values())} | {part: getattr(memory, part) for part in PARTS}
+    sizes = {"weights": sum(memory.weights.values())} | {title: getattr(memory, part) for part, title in PARTS.items()}
     whole = max(found.card or 0, found.needed if found.demand.device == "cuda" else memory.peak)
     bar, legend = Text(), Text("\n")
     for (part, size), colour in zip(sizes.items(), COLOURS, strict=True):
         bar.append("█" * round(width * size / whole), style=colour)
-        if size:
+        if round(width * size / whole):
             legend.append("█ ", style=colour).append(f"{part} ")
-    bar.append("░" * max(0, width - len(bar)))
+    if not bar:
+        return None
+    if len(bar) < width:
+        bar.append("░" * (width - len(bar)))
+        legend.append("░ free")
     return bar.append_text(legend)
 
 

@@ -45,7 +45,7 @@ def cp(name: Name, target: Annotated[Path, typer.Argument(help="File to create."
     except OSError as error:
         raise UserError(f"{target} cannot be written ({error.strerror}); name another file") from None
     verb = "pretrain" if isinstance(load_either(str(target)), PretrainRecipe) else "run"
-    print_text(f"copied {name} to {target}; run it with: petransfer {verb} --recipe {target}")
+    print_text(f"copied {name} to {target}; run it with `petransfer {verb} --recipe {target}`")
 
 
 def _text(path: Path) -> str:

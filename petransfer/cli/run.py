@@ -50,12 +50,14 @@ class Kind:
     """The functions that differ between a study and a sweep.
 
     Attributes:
-        open_folder: Creates the study's folder and writes the recipe.
+        open_folder: Creates the study's folder and writes the recipe. Called after all checks.
         print_end: Prints the results, as JSON for the argument True.
         line: Describes a run in one line. An empty line is not printed.
         done: Returns the last line about runs that took the given time. None: the usual line, with the number of runs
             and the folder.
         finished: The last line if all runs finished before. None: the usual line.
+        begin: Prints what is about to be executed. Called after all checks, before anything is written.
+        name: The beginning of the progress bar's line, such as `fold 2`.
     """
 
     open_folder: Callable[[], None]
@@ -63,6 +65,8 @@ class Kind:
     line: Callable[[Any], str] = tables.plain_line
     done: Callable[[str], str] | None = None
     finished: str | None = None
+    begin: Callable[[], None] = lambda: None
+    name: str = ""
 
 
 def grid_from_options(
@@ -158,15 +162,16 @@ def run_grid(grid: StudyGrid, kind: Kind, settings: Settings, scheduling: Schedu
     for line in (grid.dropped_line, demand(grid.recipe, grid.cells).line if grid.waiting else ""):
         if line:
             logger.info(line)
+    kind.begin()
     kind.open_folder()
     started = time.monotonic()
     for damage in grid.damaged.values():
-        logger.warning(f"damaged: {damage}; run it again with: petransfer run --repair")
+        logger.warning(f"damaged: {damage}; run it again with `{grid.repair_command}`")
     done_before = len(grid.selected) - len(grid.waiting) - len(grid.damaged)
     if settings.by_generation and done_before:
-        again = f"petransfer eval {grid.folder.path}/runs/RUN --by-generation"
+        again = f"`petransfer eval {grid.folder.path}/runs/RUN --by-generation`"
         logger.info(
-            f"{count(done_before, 'finished run')} will not be scored again; to score one by generation: {again}"
+            f"{count(done_before, 'finished run')} will not be scored again; to score one by generation, use {again}"
         )
     if not place.shared and not grid.waiting:
         kind.print_end(as_json)
@@ -175,7 +180,13 @@ def run_grid(grid: StudyGrid, kind: Kind, settings: Settings, scheduling: Schedu
         _log_line(kind.finished if kind.finished is not None else f"{finished} finished before; nothing to do")
         return
     view = View(
-        grid.recipe.name, lambda: tables.rows_of(grid.selected, grid.folder), kind.line, study_label, study_score
+        grid.recipe.name,
+        lambda: tables.rows_of(grid.selected, grid.folder),
+        kind.line,
+        study_label,
+        study_score,
+        "exact match on dev",
+        kind.name,
     )
     with Display(view, quiet=as_json) as tick:
         outcome = execute_study(prepared, tick)

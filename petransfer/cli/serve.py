@@ -58,7 +58,9 @@ def serve(
     Ctrl-C stops the server after it has answered the requests in progress.
     """
     if importlib.util.find_spec("uvicorn") is None or importlib.util.find_spec("starlette") is None:
-        raise UserError('serve needs uvicorn and starlette, which are not installed: pip install "petransfer[serve]"')
+        raise UserError(
+            'serve needs uvicorn and starlette, which are not installed; run `pip install "petransfer[serve]"`'
+        )
     with contextlib.ExitStack() as stack:
         from petransfer.sharing.sources import opened_source
 

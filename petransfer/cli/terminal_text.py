@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 import sys
-import textwrap
-from collections.abc import Sequence
 from typing import TextIO
 
 # What marks a line as a command that can be copied: two spaces and the program's name.
 _COMMAND = "  petransfer "
+# White space and the text after it that is never broken: a command between backquotes, an option with its value (the
+# next word), or one word.
+_PARTS = re.compile(r"""(\s*)(`[^`]+`\S*|["'(\[]*--\w\S*(?:(?<![,;:.)])\ (?!-)(?:'[^']*'|"[^"]*"|\S)+)?|\S+)""")
 
 
 def print_text(*lines: str, file: TextIO | None = None) -> None:
@@ -44,31 +45,41 @@ def fitted(text: str, width: int | None) -> str:
     """Return a text whose lines are broken at white space into lines of at most `width` characters.
 
     The second line and later ones are indented by two more spaces than the first. A word that is longer than a line
-    stays whole. width: None leaves the text as it is.
+    stays whole, and so do a command between backquotes and an option with its value. width: None leaves the text as it
+    is.
     """
     if width is None:
         return text
     return "\n".join(part for line in text.split("\n") for part in _fitted_line(line, width))
 
 
-def _fitted_line(line: str, width: int) -> Sequence[str]:
+def _fitted_line(line: str, width: int) -> list[str]:
     if len(line) <= width:
         return [line]
     if line.startswith(_COMMAND):
         return _fitted_command(line, width)
     indent = " " * (len(line) - len(line.lstrip()) + 2)
-    return textwrap.wrap(
-        line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, replace_whitespace=False
-    )
+    lines = [indent[2:]]
+    for space, part in _PARTS.findall(line):
+        if not lines[-1].strip():
+            lines[-1] += part
+        elif len(lines[-1]) + len(space) + len(part) <= width:
+            lines[-1] += space + part
+        elif part.startswith("`") and len(indent) + len(part) > width:
+            lines += _fitted_command(indent + part, width)
+        else:
+            lines.append(indent + part)
+    return lines
 
 
 def _fitted_command(line: str, width: int) -> list[str]:
     """Break a command between its arguments. Every line but the last ends in a backslash."""
+    indent = " " * (len(line) - len(line.lstrip()))
     lines = [""]
     for word in _arguments(line):
-        joined = f"{lines[-1]} {word}" if lines[-1] else f"  {word}"
+        joined = f"{lines[-1]} {word}" if lines[-1] else f"{indent}{word}"
         if len(joined) + 2 > width and lines[-1]:
-            lines.append(f"    {word}")
+            lines.append(f"{indent}  {word}")
         else:
             lines[-1] = joined
     return [f"{part} \\" for part in lines[:-1]] + lines[-1:]

@@ -231,24 +231,30 @@ def train(
         _show_plan(training, found, fit, cpu, as_json)
     if plan and as_json:
         return
-    if not (plan or as_json):
-        print_text(*describe(training, found))
-    if training.note:
-        logger.info(training.note)
+    if plan:
+        for line in filter(None, (training.note, *notes(grid.recipe))):
+            logger.info(line)
+        if fit and not (fit.fits or force):
+            raise typer.Exit(1)  # `_show_plan` has printed that it does not fit
+        return
     if fit:
         refuse_too_large(grid, fit, force)
-    if plan:
-        for line in notes(grid.recipe):
-            logger.info(line)
-        return
+
+    def begin() -> None:
+        if not as_json:
+            print_text(*describe(training, found))
+        if training.note:
+            logger.info(training.note)
+
     execution = Execution(save_every=save_every, log_every=grid.log_every, checkpointing=checkpointing)
     settings = Settings(execution, cpu=cpu, force=force, log_with=trackers)
     if found:
-        training = train_folds(found, settings, as_json)
+        done = train_folds(found, settings, as_json, begin)
     else:
-        run_grid(grid, train_runs(grid), settings, Scheduling(), as_json)
+        run_grid(grid, train_runs(grid, begin), settings, Scheduling(), as_json)
+        done = training
     if not as_json:
-        print_summaries(training)
+        print_summaries(done)
 
 
 def _predicted(grid: StudyGrid, card: int | None, checkpointing: bool, needed: bool) -> Fit | None:
@@ -263,7 +269,7 @@ def _predicted(grid: StudyGrid, card: int | None, checkpointing: bool, needed: b
 
 
 def _show_plan(training: TrainStudy, folds: CrossValidation | None, fit: Fit, cpu: bool, as_json: bool) -> None:
-    """Print the recipe, the data, and the memory and time of a training."""
+    """Print the data, the time, the memory and the recipe of a training."""
     grid, rows = training.grid, training.rows
     grid.folder.check(grid.recipe.name)
     checkpoint = grid.cells[0].spec.checkpoint
@@ -273,14 +279,12 @@ def _show_plan(training: TrainStudy, folds: CrossValidation | None, fit: Fit, cp
         about = {"recipe": training.recipe, "rows": rows, "folder": str(grid.folder.path)}
         print(json.dumps(about | estimate_json(grid.cells[0], rows, fit, cpu), indent=1))
         return
-    print(
-        yaml.safe_dump(
-            training.recipe,
-            sort_keys=False,
-            allow_unicode=True,
-            default_flow_style=None,
-            width=min(110, width_of(sys.stdout) or 110),
-        )
-    )
-    show(grid.cells[0].spec.checkpoint.name, fit, options=TRAIN_OPTIONS)
     print_text(*describe(training, folds), *estimate_lines(grid.cells[0], rows, fit, cpu))
+    print("\nmemory:")
+    show(checkpoint.name, fit, options=TRAIN_OPTIONS)
+    print_text("\nsettings; --set changes one, as in --set train.warmup=0.1:")
+    width = min(110, width_of(sys.stdout) or 110)
+    print(
+        yaml.safe_dump(training.recipe, sort_keys=False, allow_unicode=True, default_flow_style=None, width=width),
+        end="",
+    )

@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from petransfer.api import write_results
@@ -15,12 +15,12 @@ from petransfer.cli.terminal_text import print_text
 from petransfer.cli.train_output import fold_runs
 from petransfer.plurals import count
 from petransfer.study import run_study
-from petransfer.study.cross_validation import CrossValidation, as_json
+from petransfer.study.cross_validation import CrossValidation, FoldScore, as_json
 from petransfer.study.scheduling import Scheduling
 from petransfer.study.settings import Settings
 from petransfer.study.study import StudyGrid
 from petransfer.study.train_study import TrainStudy
-from petransfer.study.train_summary import LEARNT, settings_to_try
+from petransfer.study.train_summary import LEARNT, MEMORISED, final_loss, memorised_line, settings_to_try
 
 logger = logging.getLogger(__name__)
 
@@ -42,23 +42,40 @@ def _notes_once() -> Iterator[None]:
         notes.removeFilter(is_new)
 
 
-def train_folds(found: CrossValidation, settings: Settings, machine: bool) -> TrainStudy:
+def _advice(found: CrossValidation, scores: Sequence[FoldScore]) -> str:
+    """Return what to try if the folds' scores are low. Empty if they are not low."""
+    mean = statistics.mean(one.exact_match for one in scores)
+    if mean >= LEARNT:
+        return ""
+    runs = (fold.grid.folder.run(fold.grid.cells[0].run_id) for fold in found.folds)
+    losses = [loss for run in runs if (loss := final_loss(run)) is not None]
+    if losses and statistics.mean(losses) < MEMORISED:
+        return memorised_line(f"{statistics.mean(losses):.3f} on average", f"{mean:.0f} %")
+    first = found.folds[0]
+    tries = settings_to_try(first.grid.cells[0], first.rows["train"])
+    return f"the scores of the folds are low; try {', or '.join(tries)}"
+
+
+def train_folds(
+    found: CrossValidation, settings: Settings, machine: bool, begin: Callable[[], None] = lambda: None
+) -> TrainStudy:
     """Train and score each fold. Then train on all rows and return that training.
 
-    With `machine`, JSON is printed instead of text.
+    Args:
+        machine: Whether JSON is printed instead of text.
+        begin: Prints what is about to be trained. Called once, after the checks of the first fold.
     """
     show: Callable[[str], None] = logger.debug if machine else print_text
 
     def run(grid: StudyGrid) -> None:
-        kind = fold_runs(grid, f"fold {grid.folder.path.name}")
+        first = grid is found.folds[0].grid
+        kind = fold_runs(grid, f"fold {grid.folder.path.name}", begin if first else lambda: None)
         run_grid(grid, kind, replace(settings, dev_only=True), Scheduling(), machine)
 
     with _notes_once():
         scores = found.run(run, show)
-        if statistics.mean(one.exact_match for one in scores) < LEARNT:
-            first = found.folds[0]
-            tries = settings_to_try(first.grid.cells[0], first.rows["train"])
-            show(f"the folds' scores are low; try: {', or '.join(tries)}")
+        if advice := _advice(found, scores):
+            show(advice)
         last = found.last_training(scores)
         show(f"training on all {count(last.rows['train'], 'row')}")
         run_grid(last.grid, fold_runs(last.grid, "all rows"), settings, Scheduling(), machine)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.table import Table
@@ -17,15 +18,13 @@ from petransfer.data.rows.chat_rows import readable_input
 from petransfer.errors import shortened
 from petransfer.memory.study_memory import method_title
 from petransfer.plurals import count
-from petransfer.recipe.run_spec import MethodSpec, TrainSpec
+from petransfer.recipe.run_spec import RunSpec, TrainSpec
 from petransfer.report import run_table
 from petransfer.study.cross_validation import CrossValidation
 from petransfer.study.durations import remaining
 from petransfer.study.study import StudyGrid
-from petransfer.study.train_study import TrainStudy, small_data_note
+from petransfer.study.train_study import TrainStudy, new_tokens_of, small_data_note
 from petransfer.study.train_summary import TrainSummary, summaries
-
-_EMBEDDINGS = {"frozen": "", "new": " and the embeddings of new tokens", "trained": " and all embeddings"}
 
 
 def describe(training: TrainStudy, folds: CrossValidation | None = None) -> list[str]:
@@ -38,8 +37,8 @@ def describe(training: TrainStudy, folds: CrossValidation | None = None) -> list
     )
     lines = [
         _describe_folds(folds) if folds else data,
-        f"model: {spec.checkpoint.name} at {spec.method.bits} bits",
-        f"method: {_method(spec.method)}, learning rate {spec.train.learning_rate:g}",
+        f"model: {spec.checkpoint.name}, {spec.method.bits} bits per weight",
+        f"method: {_method(spec, several=bool(folds))}, learning rate {spec.train.learning_rate:g}",
         f"length: {_length(spec.train, rows['train'])}",
         f"folder: {folds.folder if folds else grid.folder.path}",
     ]
@@ -50,29 +49,49 @@ def describe(training: TrainStudy, folds: CrossValidation | None = None) -> list
 def _describe_folds(found: CrossValidation) -> str:
     rows = found.folds[0].rows
     total = count(rows["train"] + rows["dev"], "row")
-    return f"data: {total} in {len(found.folds)} folds; each fold is scored by a model that is trained on the others"
+    return (
+        f"data: {total} in {len(found.folds)} folds. Each fold is scored by a model that was trained on the other "
+        "folds. The same fold also chooses the best step of this model, so the scores are a little too high"
+    )
 
 
-def _method(method: MethodSpec) -> str:
-    return f"{method_title(method)}{'' if method.name == 'full' else _EMBEDDINGS[method.embeddings]}"
+def _method(spec: RunSpec, several: bool) -> str:
+    """Describe a run's method. several: whether there are more runs, with other training rows."""
+    method = spec.method
+    title = method_title(method)
+    if method.name == "full" or method.embeddings == "frozen":
+        return title
+    if method.embeddings == "trained":
+        return f"{title}, and all embeddings"
+    number = len(new_tokens_of(spec))
+    if not number:
+        return title
+    about = "about " if several else ""  # the number depends on the training rows
+    return f"{title}, and the embeddings of {about}{count(number, 'token')} that did not occur in pretraining"
 
 
 def _length(train: TrainSpec, rows: int) -> str:
     number = train.steps * train.batch_size / max(1, rows)
     shown = f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+    steps = f"{count(train.steps, 'step')} of {count(train.batch_size, 'example')}"
     epochs = f"{shown} {'epoch' if shown == '1' else 'epochs'}"
     stopping = train.early_stopping
     if stopping is None:
-        return f"{count(train.steps, 'step')} of {count(train.batch_size, 'example')}, {epochs}"
+        return f"{steps} ({epochs})"
+    score = "exact match on dev has not risen" if stopping.metric == "exact_match" else "the loss on dev has not fallen"
     patience = count(stopping.patience, "evaluation")
+    minutes = f", after {stopping.max_minutes:g} minutes" if stopping.max_minutes else ""
     return (
-        f"until {patience} on dev in a row bring no improvement (one every {count(stopping.every, 'step')}); at most "
-        f"{count(train.steps, 'step')} of {count(train.batch_size, 'example')}, {epochs}"
+        f"training stops when {score} in {patience} (one every {count(stopping.every, 'step')}){minutes}, or after "
+        f"{steps} ({epochs})"
     )
 
 
-def train_runs(grid: StudyGrid) -> Kind:
-    """Return the `Kind` of the runs of `train`. At the end, it writes the study's files and prints JSON if asked to."""
+def train_runs(grid: StudyGrid, begin: Callable[[], None] = lambda: None) -> Kind:
+    """Return the `Kind` of the runs of `train`. At the end, it writes the study's files and prints JSON if asked to.
+
+    begin: Prints what is about to be trained.
+    """
 
     def end(as_json: bool) -> None:
         effects = write_results(grid)
@@ -86,13 +105,16 @@ def train_runs(grid: StudyGrid) -> Kind:
         lambda row: progress_text(row, f"seed {row.cell.seed}: " if len(grid.cells) > 1 else ""),
         lambda took: f"trained and scored in {took}",
         "this training finished before; nothing was trained again",
+        begin,
     )
 
 
-def fold_runs(grid: StudyGrid, name: str) -> Kind:
+def fold_runs(grid: StudyGrid, name: str, begin: Callable[[], None] = lambda: None) -> Kind:
     """Return the `Kind` of a run that is a part of a cross-validation. It prints nothing at the end.
 
-    name: What the progress lines call the run, such as `fold 2`.
+    Args:
+        name: What the progress lines call the run, such as `fold 2`.
+        begin: Prints what is about to be trained.
     """
     return Kind(
         lambda: grid.folder.open(grid.recipe),
@@ -100,6 +122,8 @@ def fold_runs(grid: StudyGrid, name: str) -> Kind:
         lambda row: progress_text(row, f"{name}: "),
         lambda took: "",
         "",
+        begin,
+        name,
     )
 
 
@@ -113,7 +137,8 @@ def progress_text(row: run_table.Row, head: str) -> str:
     if row.loss is None:
         return f"{head}{row.status}"
     dev = "" if row.dev_so_far is None else f", exact match on dev {row.dev_so_far:.0f} %"
-    left = f", {remaining(row.seconds_left)}" if row.seconds_left else ""
+    stops_early = bool(row.cell.spec.train.early_stopping)
+    left = f", {remaining(row.seconds_left, stops_early)}" if row.seconds_left else ""
     return f"{head}step {row.step:,} of {row.cell.spec.train.steps:,}, loss {row.loss:.3f}{dev}{left}"
 
 
@@ -122,9 +147,7 @@ def print_summaries(training: TrainStudy) -> None:
     found = summaries(training.grid)
     for one in found:
         head = f"seed {one.cell.seed}: " if len(found) > 1 else ""
-        print_text(f"{head}{one.scores}", f"{head}{one.stopped}")
-        if one.advice:
-            print_text(f"{head}{one.advice}")
+        print_text(*(f"{head}{line}" for line in (one.scores, one.stopped, one.saved, one.advice) if line))
     if not found:
         return
     print_text(*run_table.weight_lines(run_table.rows_of(training.grid.cells, training.grid.folder)))
@@ -135,16 +158,22 @@ def print_summaries(training: TrainStudy) -> None:
 
 def samples_table(summary: TrainSummary) -> Table:
     """Return a table with test rows, one per line: input, generated text, target, and whether the text is correct."""
-    samples = summary.samples
-    rows = count(len(samples), "row" if summary.trained_on_all else "test row")
-    title = f"{rows} that it was trained on" if summary.trained_on_all else rows
-    table = Table(title=title, title_justify="left")
+    table = Table(title=_samples_title(summary), title_justify="left")
     for name in ("input", "generated", "target", "correct"):
         table.add_column(name)
-    for sample in samples:
+    for sample in summary.samples:
         texts = (readable_input(sample.input, only_last=True), sample.prediction, sample.target)
         table.add_row(*(Text(_one_line(text)) for text in texts), "yes" if sample.correct else "no")
     return table
+
+
+def _samples_title(summary: TrainSummary) -> str:
+    shown, most = len(summary.samples), summary.rows if summary.trained_on_all else summary.test_rows
+    kind = "row that the model was trained on" if summary.trained_on_all else "test row"
+    kinds = kind.replace("row", "rows", 1)
+    if shown < most:
+        return f"{shown} of the {most:,} {kinds}"
+    return f"the {kind}" if shown == 1 else f"the {shown} {kinds}"
 
 
 def next_commands(best: TrainSummary, training: TrainStudy) -> list[str]:
@@ -159,7 +188,7 @@ def next_commands(best: TrainSummary, training: TrainStudy) -> list[str]:
     example = shlex.quote(text if usable else "TEXT")
     lines = [
         f"{kind}: {best.folder.path / kind}",
-        "next:",
+        "next steps:",
         f"  petransfer predict {run} {example}",
         f"  petransfer report {_argument(study)}",
     ]

@@ -54,16 +54,16 @@ class BadRows:
         shown = []
         for reason in order[:_REASONS_SHOWN]:
             more = self._numbers[reason] - 1
-            shown.append(self._first[reason] + (f" (and {more:,} more such row{'s'[: more > 1]})" if more else ""))
-        others = len(order) - len(shown)
-        return "; ".join([*shown, f"and {others} other reasons"] if others else shown)
+            same = "has" if more == 1 else "have"
+            others = f" ({count(more, 'more row')} {same} this problem)" if more else ""
+            shown.append(self._first[reason] + others)
+        hidden = len(order) - len(shown)
+        return "; ".join([*shown, f"and {count(hidden, 'other reason')}"] if hidden else shown)
 
     def refusal(self, rows: int, name: str) -> str:
         """Return the error message for data with unusable rows. `rows` counts all rows of the data."""
-        return (
-            f"{self.count:,} of {rows:,} rows of {name} cannot be used: {self.summary()}; correct them, or leave such "
-            "rows out, as `petransfer train` does with --skip-bad-rows"
-        )
+        skip = ", or leave them out, as `petransfer train` does with --skip-bad-rows" if self.count < rows else ""
+        return f"{self.count:,} of {rows:,} rows of {name} cannot be used: {self.summary()}; correct these rows{skip}"
 
     def note(self) -> str:
         """Return the note about the number of skipped rows and the reasons."""

@@ -131,7 +131,7 @@ def encode_split(
     if bad and not skip_bad_rows:
         rows = sum(len(getattr(data, part)) for part in parts)
         advice = "; --add-tokens adds characters to the tokenizer" if bad.has(LOST) or bad.has(CHANGED) else ""
-        raise UserError(bad.refusal(rows, f"the data, with the tokenizer {tokenizer.name_or_path}") + advice)
+        raise UserError(bad.refusal(rows, f"the data (tokenizer: {tokenizer.name_or_path})") + advice)
     for part in parts:
         if not len(found[part].examples):
             raise UserError(f"no {part} row can be used: {bad.summary()}; correct the rows, or give others")

@@ -36,8 +36,8 @@ def check_metrics(names: Sequence[str], labels: Callable[[], tuple[int, str]]) -
     for metric in metrics:
         if metric.module and importlib.util.find_spec(metric.module) is None:
             raise UserError(
-                f"the metric {metric.name} needs {metric.package}, which is not installed: pip install "
-                f'"petransfer[text]", or {metric.package} alone'
+                f"the metric {metric.name} needs {metric.package}, which is not installed; "
+                f'run `pip install "petransfer[text]"`, or install {metric.package} alone'
             )
     # `labels` reads the training data, so it is called only for metrics of labels.
     of_labels = [metric.name for metric in metrics if metric.of_labels]

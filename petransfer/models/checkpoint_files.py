@@ -197,10 +197,14 @@ def one_line_errors(checkpoint: CheckpointSpec) -> Iterator[None]:
 def _not_found(checkpoint: CheckpointSpec, error: Exception) -> UserError:
     first = reason_of(error, 200)
     if is_embedded(checkpoint.name):
-        return UserError(f"the embedded checkpoint {checkpoint.name} is damaged ({first}); install petransfer again")
+        return UserError(
+            f"the checkpoint {checkpoint.name}, which ships with petransfer, is damaged ({first}); reinstall petransfer"
+        )
     if checkpoint.source:
         if not Path(checkpoint.source).exists():
             return UserError(f"there is no folder {checkpoint.source}; put the checkpoint back, or correct its name")
         return UserError(f"{checkpoint.source} cannot be loaded ({first}); name a folder that save_pretrained wrote")
-    hint = "without a network, download it elsewhere and name its folder, or use an embedded checkpoint (nano/english)"
+    hint = (
+        "without a network, download it elsewhere and name its folder, or use nano/english, which ships with petransfer"
+    )
     return UserError(f"{checkpoint.name} could not be loaded from the hub or its cache ({first}); {hint}")

@@ -25,7 +25,7 @@ def refuse_unreachable(checkpoints: Iterable[CheckpointSpec]) -> None:
         if not isinstance(try_to_load_from_cache(name, "config.json", revision=revision(checkpoint)), str):
             raise UserError(
                 f"{name} is not in the local cache and the hub cannot be reached; check the network, name a folder "
-                "that holds the model, or use an embedded checkpoint such as nano/english"
+                "that holds the model, or use a checkpoint that ships with petransfer, such as nano/english"
             )
 
 

@@ -82,7 +82,7 @@ def load_with_dropped_effects(
     """Return a study's recipe and the names of the dropped effects; see `load_recipe`."""
     path, content = _read(name, overrides, options)
     if content.get("kind") == "pretrain":
-        raise UserError(f"{name} is a pretraining recipe; run it with: petransfer pretrain --recipe {name}")
+        raise UserError(f"{name} is a pretraining recipe; run it with `petransfer pretrain --recipe {name}`")
     recipe = validate(content, str(path))
     if options and options.get("arms"):
         return without_impossible_effects(recipe)
@@ -93,7 +93,9 @@ def load_pretraining(name: str, overrides: Sequence[str] = (), options: dict[str
     """Return a pretraining recipe; see `load_recipe`."""
     path, content = _read(name, overrides, options)
     if content.get("kind") != "pretrain":
-        raise UserError(f"{name} is a study's recipe (kind: pretrain is missing); run it with: petransfer run")
+        raise UserError(
+            f"{name} is a study's recipe (kind: pretrain is missing); run it with `petransfer run --recipe {name}`"
+        )
     return _validate_pretraining(content, str(path))
 
 

@@ -22,14 +22,20 @@ class MethodPart(Strict):
 
     The method's file in petransfer/methods declares the accepted keys and the options.
 
+    name: name of the method, such as `lora` or `full`.
+    rank: rank of LoRA and similar methods.
     alpha: LoRA's alpha. Default: twice the rank.
+    dropout: dropout on the inputs of the adapter.
     targets: the adapted linear layers: `all-linear`, a regular expression, or endings of layer names.
     layers: numbers of the adapted layers in encoder and decoder, counted from 0. Default: all.
     embeddings: the trained rows of the embeddings: none (`frozen`), rows of new tokens (`new`) or all (`trained`).
+    virtual_tokens: number of trained vectors of prompt tuning and prefix tuning.
     rate_ratio: for LoRA+, the learning rate of matrix B divided by the learning rate of matrix A.
     match_parameters: approximate number of parameters to train. It determines the rank or the number of virtual tokens
         for each checkpoint.
+    bits: bits of each frozen weight. With full fine-tuning, bits of the trained weights.
     keep_wide: endings of the names of layers that are not quantised.
+    rate_scaling: with `rms`, each tensor's learning rate is multiplied by the root mean square of the tensor's weights.
     """
 
     model_config = ConfigDict(extra="allow")  # further keys can be options that only one method has

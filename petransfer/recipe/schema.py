@@ -40,6 +40,7 @@ from petransfer.user_paths import expanded
 class TaskPart(Strict):
     """The task that models are trained and tested on.
 
+    name: name of a benchmark, such as `scan`, or `lines` for the user's own files.
     splits: the task's splits to use. Default: all.
     prefix: text before every input, in place of the family's prefix: one text for all arms, or a mapping from arms to
         texts.
@@ -90,6 +91,8 @@ class ArmPart(Strict):
 class FamilyPart(Strict):
     """The user's own checkpoints, one per arm: hub ids (`owner/name@revision`) or folders.
 
+    name: name of the family, in tables and reports.
+    arms: a checkpoint for each arm, or a mapping with the checkpoint and its settings.
     base: the arm with the architecture of the controls `scratch` and `random`. Default: `english`, or else the first
         arm.
     prefix: text before every input.
@@ -148,8 +151,17 @@ class TrainPart(Strict):
     label. An entry for an arm with a method has priority over an entry for an arm. An entry for an arm has priority
     over an entry for a method.
 
+    steps: number of optimiser steps.
+    epochs: number of passes over the training examples, in place of `steps`.
+    batch_size: number of examples in an optimiser step.
+    learning_rate: the highest learning rate.
     warmup: share of the steps during which the learning rate increases.
+    schedule: how the learning rate falls after the warmup. With `constant`, it does not fall.
     final: last learning rate divided by the highest.
+    weight_decay: weight decay of AdamW.
+    max_grad_norm: the gradient is scaled down to this norm if its norm is larger. 0: no limit.
+    optimizer: AdamW with 32-bit moments, with 8-bit moments, or with 8-bit moments that can move to the host's memory.
+    early_stopping: conditions that end a run before its last step. Default: all steps are trained.
     packing: put several examples of a decoder-only model into one row, which saves padding. Each example attends only
         to its own tokens.
     """
@@ -187,9 +199,12 @@ class EffectPart(Strict):
         this study.
     retention: two arms. Their difference under the method `under` is divided by their difference under the method
         `over` (default: `full`). With `study`, the difference under `over` is read from that study.
+    under, over: the two methods of a retention.
     study: folder of a study, or name of a folder next to this study's folder.
     kind: name of a kind of effect from another package (entry points `petransfer.effects`), with the two arms in `of`
         and the kind's own `options`.
+    of: the two arms of an effect of another package's kind.
+    options: options of another package's kind.
     paired: whether two methods are compared seed by seed. If False, their seeds are two independent groups.
     family: name of a group of effects whose p values are adjusted together (Holm). Default: all effects of a study are
         one group.
@@ -257,6 +272,15 @@ LEARNT = 90.0
 class Recipe(Strict):
     """A study: the grid of arms, methods, splits and seeds, and how each run is trained.
 
+    name: name of the study. Its results go to `results/<name>` by default.
+    description: what the study asks, as text for the report.
+    task: the benchmark or the files of rows.
+    family: name of a registered family of checkpoints, or the user's own checkpoints.
+    arms: the arms of the family that are trained.
+    methods: the training methods. Each arm is trained with each method.
+    seeds: the seeds. Each arm and method is trained once per seed.
+    train: length, learning rate and other settings of training.
+    effects: the differences to estimate, such as `english-scratch`.
     data_dir: folder with the benchmark's files, as published by the benchmark's authors.
 
     The following settings change no run. They only change how effects (differences between two arms or two methods) are

@@ -50,11 +50,11 @@ def write_report(grid: StudyGrid) -> StudyReport:
     groups = run_groups.groups_of(rows, family)
     swept = sweep.groups_of(cells, folder)
     for damage in grid.damaged.values():
-        logger.warning(f"left out, because it is damaged: {damage}; run it again with: petransfer run --repair")
+        logger.warning(f"left out, because it is damaged: {damage}; run it again with `{grid.repair_command}`")
     any_done = any(row.status == "done" for row in rows)
     if not any_done and not swept:
         kept = folder.path / "recipe.yaml"
-        raise UserError(f"no run of {folder.path} is finished; run them with: petransfer run --recipe {kept}")
+        raise UserError(f"no run of {folder.path} is finished; run them with `petransfer run --recipe {kept}`")
     effects = update_effects(recipe, cells, folder, anew=True) if any_done else {"effects": []}
     unswept_note = sweep.unswept_note(cells, swept)
     if any_done:

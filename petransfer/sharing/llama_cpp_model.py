@@ -27,7 +27,7 @@ class LlamaCppModel:
 
     def __init__(self, file: Path, positions: int) -> None:
         if importlib.util.find_spec("llama_cpp") is None:
-            raise UserError("reading GGUF files needs llama-cpp-python: pip install llama-cpp-python")
+            raise UserError("reading GGUF files needs llama-cpp-python; run `pip install llama-cpp-python`")
         if not file.is_file():
             raise UserError(f"there is no file {file}; make it with llama.cpp's convert_hf_to_gguf.py")
         self._api: Any = importlib.import_module("llama_cpp")

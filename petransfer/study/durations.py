@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 
-def remaining(seconds: float | None) -> str:
+def remaining(seconds: float | None, can_end_earlier: bool = False) -> str:
     """Return the remaining time as text, such as `20 s left`. None gives an empty text.
 
     >>> remaining(20.4), remaining(130), remaining(7200)
     ('20 s left', '2 min left', '2.0 h left')
+    >>> remaining(130, can_end_earlier=True)
+    'at most 2 min'
     """
     if seconds is None:
         return ""
     if seconds < 90:
-        return f"{seconds:.0f} s left"
-    return f"{seconds / 60:.0f} min left" if seconds < 5400 else f"{seconds / 3600:.1f} h left"
+        text = f"{seconds:.0f} s"
+    else:
+        text = f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return f"at most {text}" if can_end_earlier else f"{text} left"
 
 
 def duration(seconds: float) -> str:

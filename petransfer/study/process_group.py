@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 # If a process dies, the launcher ends the processes that wait for it.
 FOREVER = timedelta(days=30)
 
+# Seconds after which a process that waits for the start of the others logs a warning.
+LATE = 20.0
+
 # Seconds that a process with an error waits for the others to end the run too. If all of them do, only this run fails.
 # Otherwise some of them are in the middle of a step, which cannot be completed, and all processes must end.
 PATIENCE = 60.0
@@ -85,13 +88,7 @@ class Group:
         silence_libraries()
         _use_first_thread_count()
         place = this_place()
-        if place.shared:
-            logger.warning(
-                f"waiting for all {place.count} processes of the launch (this is process {place.index + 1}; RANK and "
-                "WORLD_SIZE in the environment, or the like, say so); to train with one process, stop this one, unset "
-                "the two variables and start again"
-            )
-        with default_signal_handlers():
+        with _reporting_the_wait(place), default_signal_handlers():
             state = PartialState(cpu=cpu, timeout=FOREVER)
         if state.distributed_type not in _PLAIN:
             kind = state.distributed_type.value
@@ -142,6 +139,30 @@ class Group:
 
     def _key(self, index: int) -> str:
         return f"run-{self.number}/{index}"
+
+
+@contextlib.contextmanager
+def _reporting_the_wait(place: Place) -> Generator[None]:
+    """Log that this process waits for the others. Log a warning with advice if it still waits after `LATE` seconds."""
+    if not place.shared:
+        yield
+        return
+    logger.info(f"process {place.index + 1} of {place.count} waits for the other processes of the launch")
+    late = threading.Timer(LATE, _warn_of_the_wait, [place])
+    late.daemon = True
+    late.start()
+    try:
+        yield
+    finally:
+        late.cancel()
+
+
+def _warn_of_the_wait(place: Place) -> None:
+    logger.warning(
+        f"process {place.index + 1} has waited {LATE:g} s for the other processes. By the environment, a launcher "
+        f"started {place.count} processes (RANK={place.index} and WORLD_SIZE={place.count}, or variables of MPI). To "
+        "train with one process, stop this one with Ctrl-C, unset these variables, and start again"
+    )
 
 
 @contextlib.contextmanager

@@ -45,7 +45,9 @@ def connect(address: str | None) -> Any:
     try:
         import ray
     except ImportError:
-        raise UserError("--executor ray needs Ray, which is not installed: pip install 'petransfer[ray]'") from None
+        raise UserError(
+            "--executor ray needs Ray, which is not installed; run `pip install 'petransfer[ray]'`"
+        ) from None
     if ray.is_initialized():
         return ray
     quietly: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}

@@ -77,7 +77,6 @@ def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -
     group = scheduling.grouping(checkpointing, lambda: card) if alone else None
     if scheduling.executor == "local":
         refuse_unusable_models(grid)
-    _log_notes(grid, scheduling)
     if card and not settings.force and not splits_tensors():
         # Only stacks of a size that the user gave are checked. Stacks of `auto` are made small enough to fit.
         stacks = group(grid.waiting) if group and scheduling.stack_size else ()
@@ -88,6 +87,7 @@ def prepare_study(grid: StudyGrid, settings: Settings, scheduling: Scheduling) -
         refuse_unreachable(cell.spec.checkpoint for cell in grid.waiting)
         refuse_unusable_files(grid, settings.scored_parts)
     check_matched_sizes([cell.spec for cell in grid.waiting], grid.recipe.data_dir)
+    _log_notes(grid, scheduling)  # not before the checks: a refusal prints only its error
     return PreparedStudy(grid, settings, scheduling, group, _connect(grid, scheduling))
 
 

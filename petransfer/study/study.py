@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,12 @@ class StudyGrid:
         return damaged
 
     @property
+    def repair_command(self) -> str:
+        """The command that repeats the damaged runs."""
+        recipe, folder = (shlex.quote(str(path)) for path in (self.folder.path / "recipe.yaml", self.folder.path))
+        return f"petransfer run --recipe {recipe} --out {folder} --repair"
+
+    @property
     def dropped_line(self) -> str:
         """A sentence about the dropped effects. Empty if there are none."""
         if not self.dropped_effects:
@@ -111,7 +118,7 @@ def open_grid(folder: Path) -> StudyGrid:
         raise UserError(f"{folder} is not a study's folder: it has no recipe.yaml")
     recipe = load_either(str(kept))
     if not isinstance(recipe, Recipe):
-        raise UserError(f"{folder} is a pretraining; see it with: petransfer status {folder}")
+        raise UserError(f"{folder} is a pretraining; show it with `petransfer status {folder}`")
     return grid_of(recipe, folder)
 
 

@@ -57,10 +57,10 @@ class Tokens:
         total = rows * (self.inputs + self.targets)
         packed = ""
         if self.packed:
-            packed = f"; a step takes {how}{self.packed[0]:.1f} packed rows with {self.packed[1]:,.0f} tokens in all"
+            packed = f"; a step has {how}{self.packed[0]:.1f} packed rows with {self.packed[1]:,.0f} tokens in all"
         return (
-            f"tokens: {how}{self.inputs:.1f} of an input and {self.targets:.1f} of a target on average, at most "
-            f"{self.longest[0]} and {self.longest[1]}; {how}{total:,.0f} in an epoch{packed}"
+            f"tokens: an input has {how}{self.inputs:.1f} on average and at most {self.longest[0]}, a target "
+            f"{how}{self.targets:.1f} and at most {self.longest[1]}; an epoch has {how}{total:,.0f}{packed}"
         )
 
 
@@ -84,10 +84,10 @@ class Time:
         most = "at most " if train.early_stopping else ""
         shown = f"{1000 * self.step:,.0f} ms" if self.step < 10 else f"{self.step:,.0f} s"
         if self.measured:
-            return f"time: {most}{duration(total)} on this machine ({shown} a step, measured)"
+            return f"time: {most}{duration(total)} on this machine ({shown} per step, measured)"
         return (
-            f"time: {most}about {duration(total)} on this machine ({shown} a step, estimated from the model's size and "
-            "the machine's speed)"
+            f"time: {most}about {duration(total)} on this machine ({shown} per step, estimated from the size of the "
+            "model and the speed of the machine)"
         )
 
 

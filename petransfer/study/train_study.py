@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from petransfer.memory.cards import host_bytes
 from petransfer.memory.study_memory import demand_of, trained_new_tokens
 from petransfer.plurals import count
 from petransfer.recipe.loading import validate
+from petransfer.recipe.run_spec import RunSpec
 from petransfer.study.folders import StudyFolder
 from petransfer.study.grid import task_of
 from petransfer.study.launched_processes import splits_tensors
@@ -74,10 +76,9 @@ def small_data_note(rows: dict[str, int]) -> str:
     small = [count(rows[part], f"{part} row") for part in ("dev", "test") if rows[part] < FEW_ROWS]
     if not small:
         return ""
-    least = min(rows[part] for part in ("dev", "test"))
     return (
-        f"only {' and '.join(small)}: one row more or less changes a score by {100 / max(1, least):.0f} points. "
-        "More data, or a larger --dev and --test, gives reliable scores; --folds 5 scores every row once."
+        f"note: there {'is' if small[0].startswith('1 ') else 'are'} only {' and '.join(small)}, so the scores are not "
+        "reliable. Add data, hold out more rows with --dev and --test, or score every row with --folds 5"
     )
 
 
@@ -99,7 +100,15 @@ def memory_of(grid: StudyGrid, card: int | None, checkpointing: bool) -> Fit:
     spec = grid.cells[0].spec
     config, own_head = configuration(spec.checkpoint)
     demand = demand_of(spec, checkpointing, "cuda" if card else "cpu")
-    return plan(config, spec.checkpoint, demand, own_head, card or host_bytes(), trained_new_tokens(spec, config))
+    return plan(config, spec.checkpoint, demand, own_head, card or host_bytes(), new_tokens_of(spec))
+
+
+@functools.lru_cache(maxsize=1)
+def new_tokens_of(spec: RunSpec) -> tuple[int, ...]:
+    """Return the tokens of a run that are new to the checkpoint and whose embeddings are trained."""
+    from petransfer.models.architecture import configuration  # imports transformers
+
+    return trained_new_tokens(spec, configuration(spec.checkpoint)[0])
 
 
 def refuse_too_large(grid: StudyGrid, fit: Fit, force: bool) -> None:

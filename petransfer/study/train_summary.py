@@ -21,10 +21,13 @@ SAMPLES = 3
 LEARNT = 80.0
 # With fewer training rows than this, more rows are the first thing to try.
 FEW_ROWS = 200
+# Below this training loss, in nats per token, the training rows are learnt by heart: a target of ten tokens is then
+# generated correctly with a probability of at least 82 %.
+MEMORISED = 0.02
 _REASONS = {
     "exact_match": "exact match on dev was still rising when training ended",
-    "loss": "no dev row is right yet, but the dev loss was still falling when training ended",
-    "": "the dev score is low",
+    "loss": "no dev row is right yet, but the loss on dev was still falling when training ended",
+    "": "exact match on dev is low",
 }
 
 
@@ -53,6 +56,9 @@ class TrainSummary:
         diverged: Whether the final training loss is over 1.5 times the first one.
         metrics: The other metrics of the test rows, by their heading in tables.
         rows: Number of training rows. 0: not known.
+        test_rows: Number of test rows. 0: not known.
+        train_loss: The last training loss, in nats per token. None: not known.
+        equal_step: An earlier step with the exact match of `best_step` on dev, but with a higher loss. 0: none.
     """
 
     cell: Cell
@@ -67,6 +73,9 @@ class TrainSummary:
     diverged: bool = False
     metrics: Mapping[str, float] = field(default_factory=dict)
     rows: int = 0
+    test_rows: int = 0
+    train_loss: float | None = None
+    equal_step: int = 0
 
     @property
     def trained_on_all(self) -> bool:
@@ -85,24 +94,44 @@ class TrainSummary:
     @property
     def stopped(self) -> str:
         """Why the training stopped, as a sentence."""
-        best = f"the best step was {self.best_step:,}, and its weights are saved"
         stopping = self.cell.spec.train.early_stopping
+        at = f"training stopped at step {self.steps:,}"
         if self.stop_reason == "no_improvement" and stopping:
-            return f"stopped at step {self.steps:,}: {self._standstill(stopping)}; {best}"
+            return f"{at}, because {self._standstill(stopping)} in {count(stopping.patience, 'evaluation')}"
         if self.stop_reason == "max_minutes" and stopping:
-            return f"stopped at step {self.steps:,} after {stopping.max_minutes:g} min; {best}"
+            return f"{at}, because {stopping.max_minutes:g} minutes were over (--max-minutes)"
         if self.stop_reason:
-            return f"stopped at step {self.steps:,}, the largest number of steps; {best}"
+            return f"{at}, the largest number of steps (--max-steps)"
         if self.trained_on_all:
-            return f"stopped after {count(self.steps, 'step')}, the median of the folds' best steps"
-        return f"trained {count(self.steps, 'step')}, as asked"
+            return f"trained for {count(self.steps, 'step')}, the median of the folds' best steps"
+        return f"trained for {count(self.steps, 'step')}"
 
     def _standstill(self, stopping: EarlyStopping) -> str:
-        patience = count(stopping.patience, "evaluation")
-        if stopping.metric == "loss" or self.dev < INFORMATIVE:
-            return f"no improvement in {patience} on dev"
-        later = self.best_step > self.steps - stopping.patience * stopping.every
-        return f"exact match on dev did not rise in {patience}{', only the loss fell' if later else ''}"
+        if stopping.metric == "loss":
+            return "the loss on dev had not fallen"
+        if self.dev < INFORMATIVE:
+            return "neither exact match nor the loss on dev had improved"
+        recent = self.best_step > self.steps - stopping.patience * stopping.every
+        if recent and not self.equal_step:
+            return f"exact match on dev had risen by less than {stopping.min_delta:g} points"
+        return "exact match on dev had not risen"
+
+    @property
+    def saved(self) -> str:
+        """Which step's weights are saved, and why, as a sentence. Empty if these are the weights of the last step."""
+        if not self.stop_reason:
+            return ""
+        what = "model" if self.cell.spec.method.name == "full" else "adapter"
+        best = f"the {what} has the weights of step {self.best_step:,}, the best on dev"
+        stopping = self.cell.spec.train.early_stopping
+        if not self.equal_step or (stopping and stopping.metric == "loss"):
+            return best
+        return f"{best}: exact match was the same as at step {self.equal_step:,}, but the loss was lower"
+
+    @property
+    def memorised(self) -> bool:
+        """Whether the model has learnt the training rows, but not the dev rows."""
+        return self.dev < LEARNT and self.train_loss is not None and self.train_loss < MEMORISED
 
     @property
     def advice(self) -> str:
@@ -112,14 +141,30 @@ class TrainSummary:
             return ""
         train = self.cell.spec.train
         if self.diverged:
-            return f"the loss rose during training; try: --learning-rate {train.learning_rate / 10:.1g}"
+            return f"the loss rose during training; try --learning-rate {train.learning_rate / 10:.1g}"
+        if self.memorised and not self.still_improving:
+            return memorised_line(f"{self.train_loss:.3f}", f"{self.dev:.0f} %")
         tries = []
         if self.still_improving:
             option = "--max-steps" if train.early_stopping else "--steps"
             tries.append(f"{option} {2 * train.steps}")
         if self.dev < LEARNT:
-            tries += settings_to_try(self.cell, self.rows)
-        return f"{_REASONS[self.still_improving]}; try: {', or '.join(tries)}"
+            tries += ["more rows"] if self.memorised else settings_to_try(self.cell, self.rows)
+        return f"{_REASONS[self.still_improving]}; try {', or '.join(tries)}"
+
+
+def memorised_line(loss: str, exact_match: str) -> str:
+    """Return the advice for a training that learnt the training rows, but not the dev rows."""
+    return (
+        f"the training loss is only {loss}, but exact match on dev is {exact_match}: the model has memorised the "
+        "training rows. Give it more rows; a higher rank or more steps would not help"
+    )
+
+
+def final_loss(folder: RunFolder) -> float | None:
+    """Return the last training loss of a run, in nats per token. None if there is none."""
+    lines = read_metrics(folder.path / "metrics.jsonl")
+    return float(lines[-1]["loss"]) if lines else None
 
 
 def settings_to_try(cell: Cell, rows: int) -> list[str]:
@@ -159,7 +204,17 @@ def _summary(cell: Cell, folder: RunFolder) -> TrainSummary | None:
         len(lines) > 1 and lines[-1]["loss"] > 1.5 * lines[0]["loss"],
         {heading: float(result["test"][name]) for name, heading in HEADINGS.items() if name in result["test"]},
         int(result.get("train_examples") or 0),
+        int(result["test"].get("examples") or 0),
+        float(lines[-1]["loss"]) if lines else None,
+        _equal_step(curve, int(result.get("best_step") or 0)),
     )
+
+
+def _equal_step(curve: list[dict[str, Any]], best_step: int) -> int:
+    """Return the first step before `best_step` with the same exact match on dev. 0: there is none."""
+    best = next((line["dev_em"] for line in curve if line["step"] == best_step), None)
+    same = next((line["step"] for line in curve if line["dev_em"] == best), best_step)
+    return int(same) if same < best_step else 0
 
 
 def _figure(heading: str, value: float) -> str:

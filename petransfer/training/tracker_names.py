@@ -33,5 +33,5 @@ def check_trackers(names: Sequence[str]) -> tuple[str, ...]:
             raise unknown("tracker", name, TRACKERS)
         module, package = TRACKERS[name]
         if importlib.util.find_spec(module) is None:
-            raise UserError(f"--log-with {name}: the package {module} is not installed; run pip install '{package}'")
+            raise UserError(f"--log-with {name}: the package {module} is not installed; run `pip install '{package}'`")
     return found

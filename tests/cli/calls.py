@@ -18,10 +18,12 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The error of `petransfer ARGUMENTS`, which must be one line with exit code 2."""
+    """The error of `petransfer ARGUMENTS`, which must be one line with exit code 2, and nothing else on stdout."""
+    capsys.readouterr()
     code = call(monkeypatch, *arguments)
-    written = capsys.readouterr().err
+    out, written = capsys.readouterr()
     assert code == 2, written
+    assert out == "", "a refusal prints nothing on stdout"
     errors = [line for line in written.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, written
     assert "Traceback" not in written

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from petransfer.cli import table_layout
 from petransfer.cli.display import Display, View, progress_line, progress_lines, study_label, study_score
-from petransfer.cli.evaluate import explanations
+from petransfer.cli.evaluate import _cells, explanations
 from petransfer.cli.table_layout import print_fitting
 from petransfer.recipe.loading import load_recipe
 from petransfer.report import run_table
@@ -41,11 +41,12 @@ def rows() -> list[Row]:
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_running_run_is_one_line_with_bar_step_loss_score_and_time(width: int) -> None:
-    view = View("lora-scan", rows, run_table.plain_line, study_label, study_score)
+    view = View("lora-scan", rows, run_table.plain_line, study_label, study_score, "exact match on dev")
     first, line, starting = progress_lines(view, rows(), width, 10)
     assert first.startswith("lora-scan: 1 of ")
     assert "2 running, 1 failed" in first
     steps = rows()[1].cell.spec.train.steps
+    assert "dev: exact match on dev" in progress_lines(view, rows(), 120, 10)[0]
     for part in ("[#", ".]", f"1,234/{steps:,}", "loss 0.123", "dev 46 %", "12 min left"):
         assert part in line
     assert starting.endswith("starting")
@@ -54,13 +55,22 @@ def test_a_running_run_is_one_line_with_bar_step_loss_score_and_time(width: int)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_a_single_run_has_no_name(width: int) -> None:
+def test_a_single_run_has_no_name_and_its_score_has(width: int) -> None:
     (row,) = rows()[1:2]
-    view = View("one", lambda: [row], run_table.plain_line, study_label, study_score)
+    view = View("one", lambda: [row], run_table.plain_line, study_label, study_score, "exact match on dev")
     (line,) = progress_lines(view, [row], width, 10)
     assert line.startswith("[#")
     assert len(line) <= width
-    assert len(progress_line(row, "a long name " * 20, "dev 46 %", width)) <= width
+    score = "exact match on dev 46 %" if width >= 80 else "dev 46 %"
+    assert f", loss 0.123, {score}, 12 min left" in line
+    assert ("12,000 steps," in line) == (width >= 80)
+    (named,) = progress_lines(replace(view, name="fold 2"), [row], width, 10)
+    assert named.startswith("fold 2 [#") == (width >= 80)
+    assert len(progress_line(row, "a long name " * 20, "46 %", width)) <= width
+    long = replace(row, step=12345, dev_so_far=100.0)
+    (line,) = progress_lines(view, [long], width, 10)
+    assert "[#" in line
+    assert line.endswith("12 min left")
 
 
 def test_elsewhere_plain_lines_name_a_reason_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,15 +162,20 @@ def test_the_tables_of_verbs_hide_no_column(
 
 
 def test_eval_explains_its_columns() -> None:
-    one = Scores("first", "lines", 1, 50.0, -1.0, None, 100.0, 1, 0)
-    (about, generated) = explanations([one])
-    assert "EM: exact match" in about
-    assert "log p/token" in about
-    assert generated.startswith("generated: ")
-    several = "\n".join(explanations([replace(one, claimed=50.0), replace(one, label="second")]))
-    for column in ("EM", "log p/token", "same as first %", "generated", "claimed EM %"):
-        assert f"{column}: " in several
-    assert "this row and the first row both got right" in several
+    one = Scores("first", "lines", 30, 50.0, -1.0, None, 100.0, 20, 0)
+    exact_match, loss, check = explanations([one])
+    assert exact_match.startswith("exact match %: ")
+    assert loss.startswith("loss per token: ")
+    assert "texts were generated for 20 of the 30 examples" in check
+    assert "generated for" not in "".join(explanations([one], by_generation=True))
+    rows = [replace(one, claimed=50.0, seen_rows=(1,), seen=0.0), replace(one, label="second", generated=25)]
+    several = "\n".join(explanations(rows))
+    assert "20 to 25 of the 30" in several
+    found = {name for row in rows for name in _cells(row, several=True)}
+    for column in found:
+        assert f"{column}: " in several or column.removeprefix("exact match % of ") in several, column
+    assert len(found) == 6
+    assert not any(word in " ".join(found) for word in ("EM", "log p", "claimed", "generated"))
 
 
 def test_words_in_cells_are_explained(capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,33 @@ def test_a_command_goes_on_after_a_backslash(width: int) -> None:
     assert shlex.split("\n".join(lines).replace("\\\n", "")) == ["petransfer", *words]
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("start", range(0, 80, 7))
+def test_an_option_is_not_parted_from_its_value_nor_a_command_from_its_arguments(width: int, start: int) -> None:
+    whole = [
+        "--set task.options.chat=plain,",
+        "--template 'summarize: {document}'",
+        "(--fsdp_version 2)",
+        "`petransfer status results/a`;",
+    ]
+    text = f"error: {'x ' * start}{' and '.join(whole)} or --plan, then the rest of the sentence"
+    shown = fitted(text, width)
+    assert all(part in shown for part in whole)
+    assert shown.split() == text.split()
+    assert max(map(len, shown.split("\n"))) <= width
+
+
+def test_a_command_that_is_longer_than_a_line_goes_on_after_a_backslash() -> None:
+    command = f"petransfer run --recipe results/{'a' * 30}/recipe.yaml --out results/{'a' * 30} --repair"
+    lines = fitted(f"a file is damaged; run it again with `{command}`, or delete it", 60).split("\n")
+    (first, *_) = (at for at, line in enumerate(lines) if "`petransfer" in line)
+    (last, *_) = (at for at, line in enumerate(lines) if "--repair`" in line)
+    assert last > first
+    assert all(line.endswith(" \\") for line in lines[first:last])
+    joined = "\n".join(lines).replace("\\\n", "")
+    assert shlex.split(joined.partition("`")[2].partition("`")[0]) == shlex.split(command)
+
+
 def test_what_fits_stays_as_it_is_and_so_does_what_goes_to_a_file() -> None:
     out = io.StringIO()
     print_text("short", SENTENCE, file=out)

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 
 from petransfer.cli import table_layout, terminal_text, train_output
-from petransfer.cli.train_output import describe, print_summaries, progress_text, train_runs
+from petransfer.cli.train_output import describe, print_summaries, progress_text, samples_table, train_runs
+from petransfer.data.rows.folds import ALL
+from petransfer.recipe.run_spec import Options
 from petransfer.report.run_table import Row
+from petransfer.study.cross_validation import cross_validation
 from petransfer.study.folders import RunFolder
 from petransfer.study.quick_recipe import TrainRequest
 from petransfer.study.train_estimate import estimate_lines
-from petransfer.study.train_study import TrainStudy, memory_of, train_study
+from petransfer.study.train_study import TrainStudy, memory_of, new_tokens_of, train_study
 from petransfer.study.train_summary import Sample, TrainSummary
 
 WIDTHS = (60, 80, 120)
@@ -37,7 +40,9 @@ def summary(training: TrainStudy) -> TrainSummary:
     cell = training.grid.cells[0]
     folder = RunFolder(training.grid.folder.path / "runs" / cell.run_id)
     metrics = {"accuracy %": 40.0, "ROUGE-1": 55.5}
-    return TrainSummary(cell, folder, 50.0, 40.0, 950, 650, "no_improvement", "", SAMPLES, metrics=metrics, rows=48)
+    return TrainSummary(
+        cell, folder, 50.0, 40.0, 950, 650, "no_improvement", "", SAMPLES, metrics=metrics, rows=48, test_rows=6
+    )
 
 
 def printed(
@@ -63,10 +68,11 @@ def test_the_end_is_whole_and_in_order(
     flat = " ".join(text.split())
     parts = [
         "exact match: 50.0 % on dev, 40.0 % on test; also on test: accuracy 40.0 %, ROUGE-1 55.5",
-        "stopped at step 950: exact match on dev did not rise in 6 evaluations; the best step was 650, and its weights",
-        "the dev score is low; try: more rows, or --method full, or --rank 64, or --learning-rate 0.006",
-        "3 test rows",
-        "next:",
+        "training stopped at step 950, because exact match on dev had not risen in 6 evaluations",
+        "the adapter has the weights of step 650, the best on dev",
+        "exact match on dev is low; try more rows, or --method full, or --rank 64, or --learning-rate 0.006",
+        "3 of the 6 test rows",
+        "next steps:",
         "petransfer predict ",
         "petransfer report ",
         "petransfer run ",
@@ -89,9 +95,11 @@ def test_the_beginning_is_broken_between_words(width: int, training: TrainStudy)
     assert shown.split() == text.split()
     assert max(map(len, shown.splitlines())) <= width
     assert "data: 48 training rows, 6 dev rows to choose the best step, 6 test rows for the final score" in lines
-    assert "method: LoRA of rank 16 and the embeddings of new tokens, learning rate 0.002" in lines
+    number = len(new_tokens_of(training.grid.cells[0].spec))
+    assert number > 1
+    assert f"LoRA of rank 16, and the embeddings of {number} tokens that did not occur in pretraining, learning" in text
     (length,) = (line for line in lines if line.startswith("length: "))
-    assert "until 6 evaluations on dev in a row bring no improvement (one every 50 steps)" in length
+    assert "stops when exact match on dev has not risen in 6 evaluations (one every 50 steps), or after 2,000" in length
 
 
 def test_several_seeds_are_named(
@@ -106,6 +114,42 @@ def test_several_seeds_are_named(
 def test_progress_elsewhere_than_in_a_terminal(training: TrainStudy) -> None:
     cell = training.grid.cells[0]
     row = Row(cell, "running", step=1200, loss=0.1234, dev_so_far=45.6, seconds_left=741)
-    assert progress_text(row, "") == "step 1,200 of 2,000, loss 0.123, exact match on dev 46 %, 12 min left"
+    assert progress_text(row, "") == "step 1,200 of 2,000, loss 0.123, exact match on dev 46 %, at most 12 min"
     assert progress_text(replace(row, loss=None), "fold 2: ") == "fold 2: running"
     assert train_runs(training.grid).line(replace(row, status="done")) == "", "the summary has the scores"
+
+
+@pytest.mark.parametrize(
+    ("shown", "test_rows", "on_all", "title"),
+    [
+        (3, 20, False, "3 of the 20 test rows"),
+        (3, 3, False, "the 3 test rows"),
+        (1, 1, False, "the test row"),
+        (3, 0, True, "3 of the 48 rows that the model was trained on"),
+    ],
+)
+def test_the_samples_say_of_how_many_rows_they_are(
+    shown: int, test_rows: int, on_all: bool, title: str, summary: TrainSummary
+) -> None:
+    one = replace(summary, samples=SAMPLES[:shown], test_rows=test_rows)
+    if on_all:
+        task = replace(one.cell.spec.task, source=Options({**one.cell.spec.task.source, "fold": ALL}))
+        one = replace(one, cell=replace(one.cell, spec=replace(one.cell.spec, task=task)))
+    assert samples_table(one).title == title
+
+
+def test_what_is_not_trained_is_not_named(training: TrainStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without new tokens, the line on the method names no embeddings."""
+    monkeypatch.setattr(train_output, "new_tokens_of", lambda spec: ())
+    assert "method: LoRA of rank 16, learning rate 0.002" in describe(training)
+    monkeypatch.setattr(train_output, "new_tokens_of", lambda spec: (7,))
+    assert "and the embeddings of 1 token that did not occur in pretraining, " in "\n".join(describe(training))
+
+
+def test_folds_say_which_rows_choose_the_best_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("dates.tsv").write_text("".join(f"day number {at}\t{at}\n" for at in range(60)))
+    found = cross_validation("nano/english", "dates.tsv", TrainRequest(folds=5), [], None, False)
+    (data,) = (line for line in describe(found.folds[0], found) if line.startswith("data: "))
+    assert "60 rows in 5 folds" in data
+    assert "The same fold also chooses the best step" in data

@@ -207,7 +207,7 @@ def test_chats_are_trained_on_scored_and_predicted(
     assert "template" in json.dumps(spec["task"]["options"])
     said = capsys.readouterr()
     assert "'walk " in said.out
-    assert "the first row is 'walk " in said.err
+    assert "first row: input 'walk " in said.err
     assert '{"role"' not in said.out + said.err
     asked: list[str] = []
     was = predictor.encode_inputs

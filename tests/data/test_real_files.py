@@ -112,7 +112,7 @@ def test_a_file_in_any_form_gives_the_same_rows(name: str, elsewhere: Path) -> N
 )
 def test_an_unusual_form_is_said(name: str, said: str, elsewhere: Path) -> None:
     (elsewhere / name).write_bytes(FILES[name]())
-    notes = [note for note in lines(name).notes() if not note.startswith("the first row")]
+    notes = [note for note in lines(name).notes() if not note.startswith("first row: ")]
     assert notes == ([said] if said else [])
 
 
@@ -185,7 +185,7 @@ def test_missing_values_are_bad_rows_and_missing_categories_a_category(elsewhere
     (elsewhere / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     rows[3]["target"] = None
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), "b.parquet")
-    for name, reasons in (("a.jsonl", ["a.jsonl:4: the target is missing (NaN)"]), ("b.parquet", ["more such row)"])):
+    for name, reasons in (("a.jsonl", ["a.jsonl:4: the target is missing (NaN)"]), ("b.parquet", ["1 more row has"])):
         with pytest.raises(UserError) as error:
             lines(name).load("held-out")
         for said in (f"3 of 20 rows of {name} cannot be used", "the input is empty", "--skip-bad-rows", *reasons):
@@ -202,7 +202,7 @@ def test_all_bad_rows_of_all_files_are_found_at_once(elsewhere: Path) -> None:
     with pytest.raises(UserError) as error:
         lines("a.jsonl", test="b.jsonl").load("held-out")
     assert "5 of 65 rows of a.jsonl cannot be used: a.jsonl:31: not valid JSON" in str(error.value)
-    assert "(and 2 more such rows); a.jsonl:34: no key 'target'" in str(error.value)
+    assert "(2 more rows have this problem); a.jsonl:34: no key 'target'" in str(error.value)
     assert "b.jsonl:31: the target is a list, not text" in str(error.value)
     assert "\n" not in str(error.value)
 

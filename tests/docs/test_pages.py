@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 import tomllib
@@ -61,3 +62,14 @@ def test_the_package_of_the_extension_page_is_found(tmp_path: Path, monkeypatch:
         assert registry.group == group
         found = Registry(registry.noun, kind, registry.package, group).lookup(name)
         assert found.name == name
+
+
+def test_the_recipe_page_has_a_meaning_for_every_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mkdocs")
+    monkeypatch.syspath_prepend(str(DOCS))
+    page = importlib.import_module("generate_reference").recipe_page()
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    assert len(rows) > 60
+    assert not [row[0] for row in rows if len(row) != 4 or not row[3].removesuffix("|").strip()]
+    assert "## method" in page
+    assert "margin: " not in page, "a key with its meaning is a row of the table, not a part of the text"

@@ -57,7 +57,7 @@ def test_accuracy_and_macro_f1_by_hand() -> None:
 def test_a_missing_library_is_named_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for metric, library in (("bleu", "sacrebleu"), ("chrf", "sacrebleu"), ("rouge", "rouge-score")):
-        with pytest.raises(UserError, match=rf"{metric} needs {library}, which is not installed: pip install"):
+        with pytest.raises(UserError, match=rf"{metric} needs {library}, which is not installed; run `pip install"):
             check_metrics((metric,), lambda: (2, "x"))
     check_metrics(("exact_match", "accuracy"), lambda: (2, "x"))
 

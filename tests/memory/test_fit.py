@@ -114,7 +114,7 @@ def test_packing_needs_other_memory_than_padding(
     assert packed.as_dict()["packing"] is True
     assert _fit(monkeypatch, place, "--packing", "--batch", "12", "--lengths", "60,41", "--cpu") == 0
     assert (
-        "12 examples at once, of at most 60 input and 41 target tokens, packed into 3 rows of 500 tokens"
+        "12 examples at once, each with at most 60 input tokens and 41 target tokens, packed into 3 rows of 500 tokens"
         in capsys.readouterr().out
     )
 
@@ -326,12 +326,12 @@ def test_t5_11b_fits_twelve_gigabytes_in_four_bits(
 def test_the_table_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert _fit(monkeypatch, "nano/english", "--bits", "4", "--batch", "2", "--measure", "--cpu") == 0
     said = capsys.readouterr().out
-    for part in ("weights (nf4)", "optimizer", "activations", "peak", "predicted over measured"):
+    for part in ("weights (nf4)", "optimizer state", "activations", "sum at the peak", "prediction divided by"):
         assert part in said
-    assert "the training loop's own step: " in said
-    assert "kept beside the model" in said
+    assert "petransfer's own training step needs " in said
+    assert " for copies of weights" in said
     assert _fit(monkeypatch, "google-t5/t5-base", "--method", "full", "--card", "1.53GB") == 1
-    advice = "does not fit 1.5 GB; it would with --optimizer paged-adamw-8bit, or --method lora\n"
+    advice = "does not fit into 1.5 GB; it would with --optimizer paged-adamw-8bit, or --method lora\n"
     assert advice in capsys.readouterr().out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,20 +128,28 @@ def test_ways_that_do_not_go_together(
     assert said in capsys.readouterr().err
 
 
-def test_a_left_over_launch_is_told_before_the_wait(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("late", [0.0, 60.0])
+def test_a_left_over_launch_is_told_after_a_wait(
+    late: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """The usual wait of some seconds is no warning, which --quiet would show."""
+
     def state(**_: object) -> None:
         assert os.environ["OMP_NUM_THREADS"] == "2"  # Accelerate reads one whole number
+        time.sleep(0.3)
         raise InterruptedError
 
+    monkeypatch.setattr("petransfer.study.process_group.LATE", late)
+    caplog.set_level("INFO", logger="petransfer")
     monkeypatch.setattr("petransfer.study.process_group.PartialState", state)
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "OMP_NUM_THREADS": "2,1"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InterruptedError):
         Group.join(True, lambda: False)
-    assert "waiting for all 2 processes" in caplog.text
-    assert "unset" in caplog.text
+    told = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert [level for level, _ in told] == ["INFO"] + ["WARNING"] * (late == 0)
+    assert "process 1 of 2 waits" in told[0][1]
+    assert late or ("WORLD_SIZE=2" in told[1][1] and "unset these variables" in told[1][1])
 
 
 def test_a_signal_ends_a_process_that_waits_for_the_others() -> None:

@@ -10,7 +10,7 @@ import pytest
 from petransfer.study.folders import RunFolder
 from petransfer.study.quick_recipe import TrainRequest
 from petransfer.study.train_study import train_study
-from petransfer.study.train_summary import FEW_ROWS, TrainSummary, improving_score
+from petransfer.study.train_summary import FEW_ROWS, MEMORISED, TrainSummary, _equal_step, improving_score
 
 
 def curve(exact: list[float], losses: list[float]) -> list[dict[str, float]]:
@@ -44,11 +44,11 @@ def test_the_advice_names_the_score_and_what_to_try(tmp_path: Path) -> None:
     assert "exact match on dev was still rising" in stopped.advice
     assert "--max-steps 4000" in stopped.advice
     flat = replace(stopped, still_improving="")
-    assert "the dev score is low" in flat.advice
+    assert "exact match on dev is low" in flat.advice
     assert "--max-steps" not in flat.advice
-    assert "dev loss was still falling" in replace(stopped, dev=0.0, still_improving="loss").advice
+    assert "loss on dev was still falling" in replace(stopped, dev=0.0, still_improving="loss").advice
     assert replace(flat, dev=95.0).advice == ""
-    assert "try: more rows, or --method full" in replace(flat, rows=16).advice
+    assert "try more rows, or --method full" in replace(flat, rows=16).advice
     assert "more rows" not in replace(flat, rows=FEW_ROWS).advice
 
 
@@ -58,7 +58,41 @@ def test_the_reason_names_the_score_that_stood_still(tmp_path: Path) -> None:
     one = TrainSummary(
         study.grid.cells[0], RunFolder(tmp_path), 96.0, 90.0, 1050, 750, "no_improvement", "exact_match", ()
     )
-    assert "exact match on dev did not rise in 6 evaluations; the best step was 750" in one.stopped
-    later = replace(one, best_step=1050).stopped
-    assert "did not rise in 6 evaluations, only the loss fell; the best step was 1,050" in later
-    assert "no improvement in 6 evaluations on dev" in replace(one, dev=12.0).stopped
+    assert one.stopped == "training stopped at step 1,050, because exact match on dev had not risen in 6 evaluations"
+    assert one.saved == "the adapter has the weights of step 750, the best on dev"
+    assert "neither exact match nor the loss on dev had improved in 6" in replace(one, dev=12.0).stopped
+    later = replace(one, best_step=1050, equal_step=750)
+    assert "had not risen" in later.stopped
+    assert "step 1,050, the best on dev: exact match was the same as at step 750, but the loss was lower" in later.saved
+    assert "had risen by less than 0.5 points in 6 evaluations" in replace(later, equal_step=0).stopped
+    assert "the largest number of steps (--max-steps)" in replace(one, stop_reason="max_steps").stopped
+
+
+def test_an_earlier_step_with_the_same_exact_match() -> None:
+    lines = [{"step": 50 * at, "dev_em": em} for at, em in enumerate([10.0, 80.0, 80.0, 70.0, 80.0], 1)]
+    assert _equal_step(lines, 250) == 100
+    assert _equal_step(lines, 100) == _equal_step(lines, 50) == _equal_step([], 0) == 0
+
+
+def test_rows_learnt_by_heart_need_more_rows(tmp_path: Path) -> None:
+    (tmp_path / "rows.tsv").write_text("".join(f"say {at}\t{at}\n" for at in range(20)))
+    study = train_study("nano/english", str(tmp_path / "rows.tsv"), TrainRequest(), [], tmp_path / "out", False)
+    one = TrainSummary(
+        study.grid.cells[0],
+        RunFolder(tmp_path),
+        5.0,
+        0.0,
+        950,
+        650,
+        "no_improvement",
+        "",
+        (),
+        train_loss=0.01,
+        rows=400,
+    )
+    assert "training loss is only 0.010, but exact match on dev is 5 %" in one.advice
+    assert "more rows" in one.advice
+    assert not any(option in one.advice for option in ("--rank", "--method", "--learning-rate"))
+    assert "--rank 64" in replace(one, train_loss=MEMORISED).advice
+    rising = replace(one, still_improving="exact_match", stop_reason="max_steps").advice
+    assert rising.endswith("try --max-steps 4000, or more rows")

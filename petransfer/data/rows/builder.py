@@ -189,7 +189,7 @@ class RowBuilder:
         yield from dict.fromkeys(self._read_as)
         if self._first:
             first = readable_input(self._first.input, only_last=True)
-            yield f"the first row is {visible(first)} -> {visible(self._first.target)}"
+            yield f"first row: input {visible(first)}, target {visible(self._first.target)}"
         if self._bad:
             yield self._bad.note()
         if self._left_out:
