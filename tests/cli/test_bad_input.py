@@ -227,7 +227,7 @@ def test_weights_that_turn_out_to_be_wrong_leave_only_the_failure(
     for name in ("encoder.final_layer_norm.weight", "decoder.final_layer_norm.weight"):
         del weights[name]
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
-        assert "final_layer_norm.weight" in refused(*run_of("./mine"))
+        assert "final_layer_norm.weight" in refused(*run_of("./mine"), begun=True)
     study = elsewhere / "study"
     runs = list((study / "runs").iterdir())
     assert len(runs) == 2, "a changed checkpoint is another run"
