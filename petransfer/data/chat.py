@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from petransfer.data.bad_rows import BadRow
 from petransfer.data.layout import Layout
-from petransfer.data.rows.chat_rows import read_messages
+from petransfer.data.rows.chat_rows import read_prompt
 from petransfer.errors import UserError, reason_of
 
 
@@ -45,27 +44,57 @@ def render_chat(text: str, prefix: str, tokenizer: PreTrainedTokenizerBase, chat
     """Return the prompt of a chat as text, up to the beginning of the assistant's answer.
 
     Args:
-        text: JSON list of the messages before the answer. Any other text is one message of the user.
+        text: JSON list of the messages before the answer, or a JSON object with `messages` and `tools`. Any other text
+            is one message of the user.
         prefix: Text that is inserted at the beginning of the user's last message.
         chat: `template` for the chat template, `plain` for `role: content` lines.
     """
-    messages = _with_prefix(messages_of(text), prefix)
+    messages, tools = prompt_of(text)
+    messages = _with_prefix(messages, prefix)
     if chat == "plain":
         return "".join(f"{message['role']}: {message['content']}\n" for message in messages) + "assistant:"
+    return _by_template(messages, tools, tokenizer)
+
+
+def tools_note(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, chat: str) -> str | None:
+    """Return a warning if chats have tools and their text does not contain the tools. None without such a chat.
+
+    Args:
+        texts: Inputs in the format of `render_chat`. Only the first one with tools is examined.
+        chat: `template` or `plain`, as for `render_chat`.
+    """
+    found = (prompt_of(text) for text in texts if text.startswith('{"messages": '))
+    messages, tools = next((prompt for prompt in found if prompt[1]), ([], []))
+    if not tools:
+        return None
+    if chat == "plain":
+        return "warning: the tools of the chats are left out, because the chats are written as plain text"
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        if _by_template(messages, tools, tokenizer) != _by_template(messages, [], tokenizer):
+            return None
+    except BadRow:  # `encode_split` reports it
+        return None
+    return f"warning: the chat template of {tokenizer.name_or_path} takes no tools; the tools of the chats are left out"
+
+
+def _by_template(
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase
+) -> str:
+    given: dict[str, Any] = {"tools": list(tools)} if tools else {}
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **given))
     except Exception as error:  # a template can raise any error
         raise BadRow("the chat template refuses the messages", reason_of(error, 80)) from None
 
 
-def messages_of(text: str) -> list[dict[str, Any]]:
-    """Return the messages of a prompt. Plain text becomes one message of the user."""
-    if text.lstrip().startswith("["):
+def prompt_of(text: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the messages and tools of a prompt. Plain text becomes one message of the user."""
+    if text.lstrip().startswith(("[", "{")):
         try:
-            return read_messages(json.loads(text))
-        except (ValueError, RecursionError):  # not a list of messages, but a text that begins with a bracket
+            return read_prompt(text)
+        except (ValueError, RecursionError):  # not a chat, but a text that begins with a bracket
             pass
-    return [{"role": "user", "content": text}]
+    return [{"role": "user", "content": text}], []
 
 
 def _with_prefix(messages: Sequence[Mapping[str, Any]], prefix: str) -> list[dict[str, Any]]:

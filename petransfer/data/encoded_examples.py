@@ -11,6 +11,7 @@ from typing import Any, overload
 from transformers import PreTrainedTokenizerBase
 
 from petransfer.data.bad_rows import BadRow, BadRows
+from petransfer.data.chat import tools_note
 from petransfer.data.encoding import (
     CHANGED,
     LOST,
@@ -138,6 +139,7 @@ def encode_split(
     kept: Mapping[str, Any] = {part: found[part].examples for part in parts}
     encoded = {part: found[part].encoded for part in parts}
     notes = ([bad.note()] if bad else []) + [note for part in parts for note in _changed(part, found[part])]
+    notes += _tools_note(found[parts[0]].examples, tokenizer)
     token_ids = found["train"].token_ids if "train" in found else set()
     return EncodedSplit(replace(data, **kept), encoded, token_ids, notes)
 
@@ -197,6 +199,14 @@ def _lost_in_inputs(examples: Sequence[Example], prefix: str, tokenizer: PreTrai
     for text, back in zip(texts, decode(rows, tokenizer), strict=True):
         if back != text:
             yield from {sign for sign in text if sign not in back and (sign in "\n\t\r" or not sign.isspace())}
+
+
+def _tools_note(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    if not examples[0].chat:
+        return []
+    first = (examples[at].input for at in range(min(len(examples), _CHUNK)))
+    note = tools_note(first, tokenizer, examples[0].chat)
+    return [note] if note else []
 
 
 def _changed(part: str, found: EncodedPart) -> Iterable[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from petransfer.data import Example, LinesTask, load_task
-from petransfer.data.chat import chat_layout, messages_of, render_chat
+from petransfer.data.chat import chat_layout, prompt_of, render_chat
 from petransfer.data.encoded_examples import encode_split
 from petransfer.data.encoding import Layout, encode_examples
 from petransfer.data.rows.chat_rows import readable_input
@@ -110,7 +110,7 @@ def test_values_that_json_does_not_have_are_kept_as_text(elsewhere: Path) -> Non
 
 
 def test_a_text_of_brackets_is_no_chat() -> None:
-    assert messages_of("[" * 100_000) == [{"role": "user", "content": "[" * 100_000}]
+    assert prompt_of("[" * 100_000) == ([{"role": "user", "content": "[" * 100_000}], [])
 
 
 def test_texts_can_be_made_chats() -> None:

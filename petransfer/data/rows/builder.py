@@ -123,6 +123,7 @@ class RowBuilder:
                 index += 1
             self._hidden[part] += _is_hidden(record.values, columns)
         self._rows += 0 if again else rows
+        self._read_as += () if again else columns.notes.lines(source.name, columns.system)
         if part != "train" and rows and self._hidden[part] == rows:
             raise UserError(f"{source.name}: {HIDDEN_LABEL} in every {part} row{_name_another(part)}")
 

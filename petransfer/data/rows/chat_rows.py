@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from petransfer.data.bad_rows import BadRow
+from petransfer.data.rows.chat_notes import ChatNotes, is_trained, read_tools
 
 ROLES = ("system", "user", "assistant", "tool")
 COLUMNS = ("messages", "conversations")
@@ -16,35 +17,75 @@ _OTHER_NAMES = {"human": "user", "gpt": "assistant", "function": "tool", "observ
 Message = dict[str, Any]
 
 
-def chat_turns(value: Any) -> Iterator[tuple[str, str, str]]:
-    """Yield (prompt, answer, first message of the user) for each answer of the assistant in a chat.
+def chat_turns(
+    value: Any, notes: ChatNotes, system: str = "", tools: Any = None, completion: Any = None
+) -> Iterator[tuple[str, str, str]]:
+    """Yield (prompt, answer, first message of the user) for each trained answer of the assistant in a chat.
 
-    The prompt is the JSON list of all messages before the answer. A message that only calls tools is not an answer.
+    A message that only calls tools is not an answer. See `chat_prompt` for the format of a prompt.
+
+    Args:
+        value: List of messages, or its JSON text.
+        notes: Collects what the user should know about the chats.
+        system: Content of a system message that is added at the beginning. Empty: none is added.
+        tools: Descriptions of the tools that the assistant can call.
+        completion: Further messages. If given, only answers in these messages are yielded.
 
     Raises:
-        BadRow: The value is not a valid chat, begins with the assistant, or has no answer of the assistant.
+        BadRow: The value is not a valid chat, begins with the assistant, or has no trained answer.
     """
     messages = read_messages(value)
+    from_here = 0
+    if completion is not None:
+        from_here, messages = len(messages), messages + read_messages(completion)
+    if system.strip():
+        if messages[0]["role"] == "system":
+            notes.own_system += messages[0]["content"] != system
+        else:
+            from_here, messages = from_here + 1, [{"role": "system", "content": system}, *messages]
+    given = read_tools(tools)
     first = next((message["content"] for message in messages if message["role"] == "user"), "")
     answers = [at for at, message in enumerate(messages) if message["role"] == "assistant" and message["content"]]
     if not answers:
         raise BadRow("the chat has no answer of the assistant")
     if answers[0] == 0:
         raise BadRow("the chat begins with the assistant; a message of the user or system must come before")
-    for at in answers:
-        yield chat_prompt(messages[:at]), messages[at]["content"], first
+    trained = [is_trained(message, notes) for message in messages]
+    notes.calls += sum(message["role"] == "assistant" and not message["content"] for message in messages)
+    targets = [at for at in answers if trained[at] and at >= from_here]
+    if not targets:
+        raise BadRow("no answer of the assistant is a target: each has weight 0, train false or the like")
+    for at in targets:
+        yield chat_prompt(messages[:at], given), messages[at]["content"], first
 
 
-def chat_prompt(messages: Sequence[Message]) -> str:
-    """Return messages as a JSON list. Values that JSON does not have, such as times, become text.
+def chat_prompt(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Return a prompt as JSON: the list of messages, or an object with `messages` and `tools`.
+
+    Values that JSON does not have, such as times, become text.
 
     Raises:
         BadRow: A value is nested too deeply.
     """
+    content = {"messages": messages, "tools": tools} if tools else messages
     try:
-        return json.dumps(messages, ensure_ascii=False, default=str)
+        return json.dumps(content, ensure_ascii=False, default=str)
     except (RecursionError, ValueError, TypeError):  # a value contains itself, or a key is not text
         raise BadRow("a message has a value that JSON cannot hold") from None
+
+
+def read_prompt(text: str) -> tuple[list[Message], list[dict[str, Any]]]:
+    """Return the messages and the tools of a prompt in the format of `chat_prompt`.
+
+    Raises:
+        ValueError: The text has another format.
+    """
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        return read_messages(value), []
+    if not {"messages"} <= value.keys() <= {"messages", "tools"}:
+        raise BadRow("not a chat")
+    return read_messages(value["messages"]), read_tools(value.get("tools"))
 
 
 def read_messages(value: Any) -> list[Message]:
@@ -70,11 +111,11 @@ def readable_input(text: str, only_last: bool = False) -> str:
 
     `only_last` shows only the last message of a chat, and the number of earlier messages.
     """
-    if not text.startswith('[{"role": '):
+    if not text.startswith(('[{"role": ', '{"messages": ')):
         return text
     try:
-        messages = read_messages(text)
-    except BadRow:
+        messages, _ = read_prompt(text)
+    except ValueError:
         return text
     *before, last = messages
     if not before and last["role"] == "user":
@@ -91,15 +132,32 @@ def _message(value: Any) -> Message:
     role_key, content_key = next((keys for keys in _KEYS if keys[0] in value), _KEYS[0])
     role = str(value.get(role_key))
     role = _OTHER_NAMES.get(role, role)
-    if role not in ROLES:
-        raise BadRow(f"unknown role '{role[:20]}' in a message (known: {', '.join(ROLES)})")
-    content = _content(value.get(content_key))
+    content = value.get(content_key)
     # in a parquet or arrow file, every message has the keys of all messages; keys without a value are left out
     others = {k: v for k, v in value.items() if k not in (role_key, content_key) and v is not None}
+    if role == "function_call":  # a name of LLaMA-Factory for an assistant's message that calls tools
+        role, content, others = "assistant", None, others | {"tool_calls": _calls(content)}
+    elif role == "assistant" and others.get("function_call") and not others.get("tool_calls"):
+        others["tool_calls"] = _calls(others.pop("function_call"))  # the older name of OpenAI
+    if role not in ROLES:
+        raise BadRow(f"unknown role '{role[:20]}' in a message (known: {', '.join(ROLES)})")
+    text = _content(content)
     calls_tools = role == "assistant" and bool(others.get("tool_calls"))
-    if not content.strip() and not calls_tools:
+    if not text.strip() and not calls_tools:
         raise BadRow(f"a message of the {role} is empty")
-    return {"role": role, "content": content.strip() if role == "assistant" else content, **others}
+    return {"role": role, "content": text.strip() if role == "assistant" else text, **others}
+
+
+def _calls(value: Any) -> list[dict[str, Any]]:
+    """Return calls of functions in the form of `tool_calls`. The value can be JSON text."""
+    try:
+        value = json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        value = None
+    calls = value if isinstance(value, list) else [value]
+    if not calls or not all(isinstance(call, Mapping) and "name" in call for call in calls):
+        raise BadRow("a call of a function is no object with name and arguments")
+    return [{"type": "function", "function": dict(call)} for call in calls]
 
 
 def _content(value: Any) -> str:

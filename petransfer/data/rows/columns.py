@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from petransfer.data.bad_rows import BadRow
+from petransfer.data.rows.chat_notes import SYSTEM_COLUMNS, TOOL_COLUMNS, ChatNotes, chat_columns_note, without_nulls
 from petransfer.data.rows.chat_rows import COLUMNS as CHAT_COLUMNS
 from petransfer.data.rows.chat_rows import chat_turns
 from petransfer.data.rows.content_check import refuse_other_content
@@ -48,7 +49,12 @@ class ColumnChoice:
         template: Template that makes the input from `inputs`. Empty: the input is one column.
         target, category, split: Names of these columns. Empty: no such column.
         messages: Column with chats. Empty: the rows have inputs and targets.
+        completion: Column with the messages that follow those in `messages`. Empty: no such column.
+        system, tools: Columns beside `messages` with a system prompt and with descriptions of tools. Empty: none.
+        others: Columns that are not read, if the rows are chats.
         chat: Whether an example's input is a JSON list of messages.
+        has_all_keys: Whether the format gives every message the keys of all messages.
+        notes: Collects what the user should know about the chats.
     """
 
     inputs: tuple[str, ...]
@@ -57,11 +63,18 @@ class ColumnChoice:
     category: str = ""
     split: str = ""
     messages: str = ""
+    completion: str = ""
+    system: str = ""
+    tools: str = ""
+    others: tuple[str, ...] = ()
     chat: bool = False
+    has_all_keys: bool = False
+    notes: ChatNotes = field(default_factory=ChatNotes, compare=False)
 
     @property
     def all(self) -> tuple[str, ...]:
-        text = (self.messages,) if self.messages else (*self.inputs, self.target)
+        chats = (self.messages, self.completion, self.system, self.tools)
+        text = chats if self.messages else (*self.inputs, self.target)
         return tuple(name for name in (*text, self.category, self.split) if name)
 
     def texts(self, values: Mapping[str, Any]) -> Iterator[RowTexts]:
@@ -74,7 +87,7 @@ class ColumnChoice:
             category = as_text(given, "category")
             category = category if category.strip() else NO_CATEGORY
         if self.messages:
-            for prompt, answer, first in chat_turns(_present(values, self.messages)):
+            for prompt, answer, first in self._turns(values):
                 yield RowTexts(prompt, answer, category, first)
             return
         texts = {name: as_text(_present(values, name), name if self.template else "input") for name in self.inputs}
@@ -85,6 +98,17 @@ class ColumnChoice:
                 raise BadRow(f"the {name} is empty")
         prompt = json.dumps([{"role": "user", "content": source}], ensure_ascii=False) if self.chat else source
         yield RowTexts(prompt, target.strip() if self.chat else target, category, source)
+
+    def _turns(self, values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+        """Yield (prompt, answer, first message of the user) for each answer in a row's chat."""
+        chat, completion = (_present(values, name) if name else None for name in (self.messages, self.completion))
+        system = value_of(values, self.system) if self.system and has_value(values, self.system) else None
+        tools = value_of(values, self.tools) if self.tools and has_value(values, self.tools) else None
+        if self.has_all_keys:
+            chat, completion, tools = (without_nulls(each) for each in (chat, completion, tools))
+        yield from chat_turns(
+            chat, self.notes, "" if system is None else as_text(system, self.system), tools, completion
+        )
 
 
 def has_value(values: Mapping[str, Any], column: str) -> bool:
@@ -108,15 +132,39 @@ def choose_columns(options: RowOptions, source: Source) -> ColumnChoice:
     if not options.columns_are_named and not any(has_column(names, name) for name in ("input", "target")):
         chats = [name for name in CHAT_COLUMNS if name in names]
         if chats:
-            return ColumnChoice((), category=category, messages=chats[0], chat=True)
+            return _chat_columns(source, names, category, chats[0])
         if "prompt" in names and "completion" in names:
-            return ColumnChoice(("prompt",), target="completion", category=category, chat=options.chat != "auto")
+            texts = ColumnChoice(("prompt",), target="completion", category=category, chat=options.chat != "auto")
+            first = next(read_records(options, source, texts), None)
+            if first and isinstance(first.values.get("prompt"), list):
+                return _chat_columns(source, names, category, "prompt", completion="completion")
+            return texts
     if names and any(not has_column(names, name) for name in required):
         raise missing_column(source.name, required, names)
     if options.messages:
-        return ColumnChoice((), category=category, split=split, messages=options.messages, chat=True)
+        return _chat_columns(source, names, category, options.messages, split)
     inputs = fields_of(options.template, options.input)
     return ColumnChoice(inputs, options.template, options.target, category, split, chat=options.chat != "auto")
+
+
+def _chat_columns(
+    source: Source, names: Sequence[str], category: str, messages: str, split: str = "", completion: str = ""
+) -> ColumnChoice:
+    system = next((name for name in SYSTEM_COLUMNS if name in names), "")
+    tools = next((name for name in TOOL_COLUMNS if name in names), "")
+    known = {category, messages, split, completion, system, tools}
+    return ColumnChoice(
+        (),
+        category=category,
+        split=split,
+        messages=messages,
+        completion=completion,
+        system=system,
+        tools=tools,
+        others=tuple(name for name in names if name not in known and not has_column([name], messages)),
+        chat=True,
+        has_all_keys=source.format in ("parquet", "arrow", "dataset"),
+    )
 
 
 def required_columns(options: RowOptions) -> Required:
@@ -139,8 +187,9 @@ def reading_notes(options: RowOptions, source: Source, columns: ColumnChoice) ->
     if source.format in ("csv", "tsv"):
         dialect = detect(source, required_columns(options), options.columns_are_named)
         found += unusual(source, dialect)
-    if columns.messages and not options.messages:
-        found.append(f"{source.name}: the column '{columns.messages}' is read as chats")
+    if columns.messages:
+        chats = [name for name in (columns.messages, columns.completion) if name]
+        found.append(chat_columns_note(source.name, chats, columns.system, columns.tools, columns.others))
     elif columns.inputs == ("prompt",) and not options.columns_are_named:
         found.append(f"{source.name}: inputs are in the column 'prompt', targets in 'completion'")
     return found

@@ -1,0 +1,139 @@
+"""Fields and columns beside the messages of a chat: what is trained on, tools, and notes for the user about them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from petransfer.data.bad_rows import BadRow
+from petransfer.plurals import count
+
+SYSTEM_COLUMNS = ("system", "system_prompt")
+TOOL_COLUMNS = ("tools", "functions")
+# Fields that say whether an answer is a target, and the value that means no. Chat datasets use all of these names.
+_NOT_TRAINED = {
+    **dict.fromkeys(("weight", "train", "training", "trainable", "loss", "loss_weight", "loss_scale", "loss_mask"), 0),
+    **dict.fromkeys(("mask", "masked"), 1),
+}
+_WORDS = {"true": 1, "false": 0, "1": 1, "0": 0}
+# Other fields of messages that are given to the chat template and need no note.
+_USUAL = {"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "thinking"}
+
+
+@dataclass
+class ChatNotes:
+    """What the user should know about the chats of a source, collected over all rows.
+
+    Args:
+        untrained: For each field such as `weight`, the number of answers that it excludes from training.
+        calls: Number of answers that only call tools.
+        own_system: Number of chats with a system message that differs from the column's text.
+        without_effect: Fields of messages with no effect on what is trained on.
+        other_weights: Whether a weight is neither 0 nor 1.
+        asked_of_others: Whether a message that is not of the assistant asks to be trained on.
+    """
+
+    untrained: dict[str, int] = field(default_factory=dict)
+    calls: int = 0
+    own_system: int = 0
+    without_effect: dict[str, None] = field(default_factory=dict)
+    other_weights: bool = False
+    asked_of_others: bool = False
+
+    def lines(self, name: str, system_column: str) -> Iterator[str]:
+        """Yield the notes. `name` is the name of the source."""
+        for key, number in self.untrained.items():
+            yield f"{name}: {_are(number, 'answer')} context and not targets, because of the field '{key}'"
+        if self.calls:
+            answers = count(self.calls, "answer")
+            yield f"{name}: {answers} that only call tools are context and not targets"
+        if self.own_system:
+            chats = count(self.own_system, "chat")
+            yield f"warning: {name}: {chats} keep a system message of their own instead of '{system_column}'"
+        if self.other_weights:
+            yield f"warning: {name}: of the weights of messages, only 0 and 1 are used; other weights count as 1"
+        if self.asked_of_others:
+            yield (
+                f"warning: {name}: messages of others ask to be trained on; only answers of the assistant are targets"
+            )
+        if self.without_effect:
+            shown = ", ".join(repr(key) for key in list(self.without_effect)[:10])
+            yield (
+                f"warning: {name}: these fields of messages have no effect on what is trained on, and are only given "
+                f"to the chat template: {shown}"
+            )
+
+
+def is_trained(message: Mapping[str, Any], notes: ChatNotes) -> bool:
+    """Return whether a message is trained on if it is an answer of the assistant.
+
+    Raises:
+        BadRow: A field such as `weight` is neither a number nor true or false.
+    """
+    trained = True
+    for key, value in message.items():
+        if key not in _NOT_TRAINED:
+            if key not in _USUAL:
+                notes.without_effect.setdefault(key)
+            continue
+        number = _WORDS.get(value.strip().lower()) if isinstance(value, str) else value
+        if not isinstance(number, bool | int | float):
+            raise BadRow(f"the field '{key}' of a message is neither 0 nor 1", repr(value)[:40])
+        notes.other_weights |= number not in (0, 1)
+        asks = number != _NOT_TRAINED[key]
+        if message["role"] != "assistant":
+            notes.asked_of_others |= asks and _NOT_TRAINED[key] == 0
+        elif not asks and trained and message["content"]:
+            trained = False
+            notes.untrained[key] = notes.untrained.get(key, 0) + 1
+    return trained
+
+
+def read_tools(value: Any) -> list[dict[str, Any]]:
+    """Return descriptions of tools in the form that chat templates take. The value can be JSON text.
+
+    Raises:
+        BadRow: The value is not a list of objects.
+    """
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise BadRow("the tools are text and not a JSON list") from None
+    if not value and not isinstance(value, int | float):
+        return []
+    if not isinstance(value, list):
+        raise BadRow("the tools are no list")
+    if not all(isinstance(tool, Mapping) for tool in value):
+        raise BadRow("a tool is no object with name and parameters")
+    bare = [tool for tool in value if "name" in tool and "function" not in tool]
+    return [{"type": "function", "function": dict(tool)} if tool in bare else dict(tool) for tool in value]
+
+
+def without_nulls(value: Any) -> Any:
+    """Return a value without the keys that have no value, at any depth.
+
+    In a parquet or arrow file, every tool and every call has the keys of all others.
+    """
+    if isinstance(value, Mapping):
+        return {key: without_nulls(each) for key, each in value.items() if each is not None}
+    return [without_nulls(each) for each in value] if isinstance(value, list) else value
+
+
+def chat_columns_note(name: str, chats: Sequence[str], system: str, tools: str, others: Sequence[str]) -> str:
+    """Return the note that says which columns are read as chats, and which are not read."""
+    are = f"the column '{chats[0]}' is" if len(chats) == 1 else f"the columns {_quoted(chats, ' and ')} are"
+    parts = [f"{name}: {are} read as chats"]
+    parts += [f"'{system}' is the first message"] if system else []
+    parts += [f"'{tools}' is given to the chat template"] if tools else []
+    return ", ".join(parts) + (f"; not read: {_quoted(others[:10], ', ')}" if others else "")
+
+
+def _quoted(names: Sequence[str], between: str) -> str:
+    return between.join(f"'{name}'" for name in names)
+
+
+def _are(number: int, thing: str) -> str:
+    return f"{count(number, thing)} {'is' if number == 1 else 'are'}"
