@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 
 from petransfer.data.encoding import Encoded
+from petransfer.training.autocast import is_autocast
 from petransfer.training.out_of_memory import OutOfMemory, raising_out_of_memory
 
 # Two logits are a near-tie if they differ by at most this many times the rounding error of the largest logit.
@@ -83,9 +84,10 @@ def noise_at(largest: torch.Tensor, compute: torch.dtype) -> torch.Tensor:
 def compute_dtype(model: torch.nn.Module) -> torch.dtype:
     """Return the least precise dtype of a model's computations.
 
-    This is bfloat16 for a model with bfloat16 or quantised weights, and float32 for other models.
+    This is the least precise dtype of the weights. It is bfloat16 for a model with quantised weights, and for a model
+    with fp32 weights whose forward pass is computed in bfloat16.
     """
     kinds = {value.dtype for value in model.parameters() if value.is_floating_point()}
-    # Quantised weights count as bfloat16.
-    quantised = any(not value.is_floating_point() for value in model.parameters())
-    return torch.bfloat16 if quantised or torch.bfloat16 in kinds else torch.float32
+    if is_autocast(model) or any(not value.is_floating_point() for value in model.parameters()):
+        kinds.add(torch.bfloat16)
+    return max(kinds, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)

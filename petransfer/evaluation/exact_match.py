@@ -20,7 +20,7 @@ from petransfer.evaluation.one_pass import Scored, score
 from petransfer.evaluation.semantic_match import SemanticMatches, compare_meanings
 from petransfer.models.loading import Loaded
 from petransfer.models.special_tokens import layout_of
-from petransfer.models.wrappers import base_model_of
+from petransfer.models.wrappers import base_model_of, evaluating
 
 AUDITED = 32
 
@@ -118,24 +118,26 @@ def evaluate(
         semantics: compares the meanings of text and target. None means that only strings are compared.
         by_generation: whether to generate a text for every example. The texts then decide the outcomes.
     """
-    was_training = model.training
-    model.eval()
-    scored = score(model, loaded, examples, encoded, batch_size)
-    ties, sample = _to_generate(scored, len(scored) if by_generation else audited, seed)
-    limit = max(len(row.target_ids) for row in encoded) * (2 if semantics else 1) + 8
-    both = [*ties, *sample]
-    found = generations(model, loaded, [encoded[at].input_ids for at in both], [limit] * len(both))
-    generated = dict(zip(both, found, strict=True))
-    for at, one in generated.items():
-        scored[at] = replace(scored[at], said=one.text)
-    for at in ties:
-        scored[at] = replace(scored[at], correct=generated[at].text == examples[at].target)
-    meant = _judge_meaning(model, loaded, examples, encoded, scored, semantics, batch_size) if semantics else None
-    disagreements = sum(_disagree(scored[at], examples[at].target, generated[at], semantics) for at in sample)
-    if by_generation:
-        scored = [_as_generated(row, examples[at].target, generated[at], semantics) for at, row in enumerate(scored)]
-        meant = meant and replace(meant, same=tuple(bool(row.semantic_correct) for row in scored if not row.correct))
-    model.train(was_training)
+    with evaluating(model):
+        scored = score(model, loaded, examples, encoded, batch_size)
+        ties, sample = _to_generate(scored, len(scored) if by_generation else audited, seed)
+        limit = max(len(row.target_ids) for row in encoded) * (2 if semantics else 1) + 8
+        both = [*ties, *sample]
+        found = generations(model, loaded, [encoded[at].input_ids for at in both], [limit] * len(both))
+        generated = dict(zip(both, found, strict=True))
+        for at, one in generated.items():
+            scored[at] = replace(scored[at], said=one.text)
+        for at in ties:
+            scored[at] = replace(scored[at], correct=generated[at].text == examples[at].target)
+        meant = _judge_meaning(model, loaded, examples, encoded, scored, semantics, batch_size) if semantics else None
+        disagreements = sum(_disagree(scored[at], examples[at].target, generated[at], semantics) for at in sample)
+        if by_generation:
+            scored = [
+                _as_generated(row, examples[at].target, generated[at], semantics) for at, row in enumerate(scored)
+            ]
+            meant = meant and replace(
+                meant, same=tuple(bool(row.semantic_correct) for row in scored if not row.correct)
+            )
     return Evaluation(tuple(scored), len(ties), len(sample), disagreements, meant, by_generation)
 
 

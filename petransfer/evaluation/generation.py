@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,17 +65,26 @@ def generations(
 
     Args:
         inputs: token ids of each input.
-        limits: length limit of each text in tokens. A text can be longer, up to the largest limit in the batch.
+        limits: length limit of each text in tokens. A text can be longer, up to the largest limit in the batch, but
+            never longer than the model's positions allow.
         batch_size: inputs per call of the model's `generate`.
         on_text: called after each generated token with the index of the input and the text so far.
     """
     layout = loaded.layout
     device = next(model.parameters()).device
-    order = sorted(range(len(inputs)), key=lambda at: len(inputs[at]))
     found: dict[int, Generation] = {}
     lengths = [len(row) for row in inputs]
+    left_after = {tokens: room(model, loaded, tokens) for tokens in set(lengths)}
+    rooms = [left_after[tokens] for tokens in lengths]
+    limits = [most if left is None else max(1, min(most, left)) for most, left in zip(limits, rooms, strict=True)]
+
+    def fits(chosen: Sequence[int]) -> bool:
+        """Return whether a batch, sorted by length, is small enough and has positions for its longest text."""
+        longest, left = lengths[chosen[-1]], rooms[chosen[-1]]
+        return len(chosen) * longest**2 <= ATTENTION and (left is None or max(limits[at] for at in chosen) <= left)
+
     with evaluating(model), without_generation_defaults(model):
-        for chosen in _batches(order, batch_size, lengths, equal_lengths=_pads_wrongly(model, loaded)):
+        for chosen in _batches(lengths, batch_size, fits, equal_lengths=_pads_wrongly(model, loaded)):
             ids, mask = _padded([inputs[at] for at in chosen], layout.pad_id, left=not layout.encoder_decoder)
             out = model.generate(  # type: ignore[operator]
                 input_ids=ids.to(device),
@@ -175,13 +184,16 @@ def _pads_wrongly(model: torch.nn.Module, loaded: Loaded) -> bool:
     return bool(config is not None and config.is_prompt_learning and not loaded.layout.encoder_decoder)
 
 
-def _batches(order: Sequence[int], size: int, lengths: Sequence[int], equal_lengths: bool) -> Iterator[list[int]]:
-    """Yield the indices of the inputs of each batch. `order`: all indices, sorted by length."""
+def _batches(
+    lengths: Sequence[int], size: int, fits: Callable[[Sequence[int]], bool], equal_lengths: bool
+) -> Iterator[list[int]]:
+    """Yield the indices of the inputs of each batch, sorted by length. A single input is a batch even if not `fits`."""
+    order = sorted(range(len(lengths)), key=lambda at: lengths[at])
     for _, group in itertools.groupby(order, key=lambda at: lengths[at] if equal_lengths else 0):
         indices = list(group)
         while indices:
             count = min(size, len(indices))
-            while count > 1 and count * lengths[indices[count - 1]] ** 2 > ATTENTION:
+            while count > 1 and not fits(indices[:count]):
                 count //= 2
             yield indices[:count]
             indices = indices[count:]

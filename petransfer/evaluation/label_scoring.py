@@ -11,6 +11,7 @@ import torch
 
 from petransfer.data.encoding import Encoded, encode_targets
 from petransfer.models.loading import Loaded
+from petransfer.models.text_part import text_config
 from petransfer.models.wrappers import base_model_of, evaluating
 from petransfer.training.batches import IGNORED, collate
 from petransfer.training.distributed import needs_all_processes
@@ -36,7 +37,9 @@ def choose_labels(
     tokens = encode_targets(labels, loaded.tokenizer, loaded.layout)
     order = sorted(range(len(encoded)), key=lambda at: -len(encoded[at].input_ids))
     width = max(map(len, tokens)) + (0 if loaded.layout.encoder_decoder else len(encoded[order[0]].input_ids))
-    vocabulary = int(loaded.model.config.vocab_size)  # from the configuration, because the embeddings may be wrapped
+    vocabulary = int(
+        text_config(loaded.model.config).vocab_size
+    )  # from the configuration, because the embeddings may be wrapped
     at_once = max(1, LOGITS // (len(labels) * width * vocabulary))
     chosen_labels: dict[int, str] = {}
     start = 0

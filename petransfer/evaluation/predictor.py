@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import psutil
 import torch
@@ -13,6 +14,7 @@ import torch
 from petransfer.data.bad_rows import BadRow
 from petransfer.data.chat import chat_layout
 from petransfer.data.encoding import encode_inputs, input_text, refuse_without_tokens
+from petransfer.data.rows.records import as_text, value_of
 from petransfer.data.task import Example
 from petransfer.data.templates import fields_of, render
 from petransfer.errors import UserError
@@ -20,6 +22,7 @@ from petransfer.evaluation.generation import Generation, generations, room
 from petransfer.evaluation.text_stream import OnText
 from petransfer.models.lengths import positions
 from petransfer.models.loading import Loaded
+from petransfer.models.text_part import text_config
 from petransfer.recipe.values import MOST_NEW_TOKENS
 
 # Inputs of at most this many tokens are never refused for their size.
@@ -95,39 +98,26 @@ class Predictor:
             raise UserError(f"an input cannot be used: {problem}") from None
         rows = encode_inputs(inputs, self.loaded.tokenizer, self.loaded.layout, is_rendered=self.chat == "template")
         refuse_without_tokens(inputs, rows)
-        by_limit: dict[int, list[int]] = {}  # because a batch is generated up to the largest limit in it
-        for at, row in enumerate(rows):
-            by_limit.setdefault(self._limit(texts[at], len(row), max_new_tokens), []).append(at)
-        generated: dict[int, Generation] = {}
-        for limit, chosen in by_limit.items():
-            found = generations(
-                self.model,
-                self.loaded,
-                [rows[at] for at in chosen],
-                [limit] * len(chosen),
-                on_text=_renumbered(on_text, chosen),
-            )
-            generated |= zip(chosen, found, strict=True)
-        return [generated[at] for at in range(len(rows))]
+        for text, row in zip(texts, rows, strict=True):
+            self._refuse_too_long(text, len(row))
+        return generations(self.model, self.loaded, rows, [max_new_tokens] * len(rows), on_text=on_text)
 
-    def _limit(self, text: str, tokens: int, most: int) -> int:
+    def _refuse_too_long(self, text: str, tokens: int) -> None:
+        """Refuse an input without a position for a generated token, or whose attention does not fit into memory."""
         left = room(self.model, self.loaded, tokens)
-        if left is None:
+        if left is None:  # the model has no limit of positions
             self._refuse_too_large(text, tokens)
-            return most
-        if left < 1:
+        elif left < 1:
             has = positions(self.loaded.model.config)
             raise UserError(
                 f"the input {text[:40]!r} has {tokens:,} tokens; the model has {has:,} positions; shorten it"
             )
-        return min(most, left)
 
     def _refuse_too_large(self, text: str, tokens: int) -> None:
         """Refuse an input whose attention does not fit into the free memory."""
-        # This is for models without a limit of positions.
         if tokens <= SHORT:
             return
-        config, device = self.loaded.model.config, next(self.model.parameters()).device
+        config, device = text_config(self.loaded.model.config), next(self.model.parameters()).device
         heads = int(getattr(config, "num_heads", 0) or getattr(config, "num_attention_heads", 0) or 1)
         needed = ATTENTION_COPIES * 4 * heads * tokens**2
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
@@ -143,18 +133,18 @@ class Predictor:
         columns = fields_of(self.template)
         if len(columns) == 1:
             return render(self.template, {columns[0]: text})
-        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+        values: Any = None
+        with contextlib.suppress(ValueError, RecursionError):
             values = json.loads(text)
-            return render(self.template, {column: str(values[column]) for column in columns})
-        raise UserError(
-            f"the input {text[:40]!r} is not a JSON object with {', '.join(columns)}, the columns of the template"
-        )
-
-
-def _renumbered(on_text: OnText | None, chosen: Sequence[int]) -> OnText | None:
-    if on_text is None:
-        return None
-    return lambda at, text: on_text(chosen[at], text)
+        try:
+            found = {column: as_text(value_of(values, column), column) for column in columns}
+        except BadRow as problem:
+            raise UserError(f"the input {text[:40]!r} cannot be used: {problem}") from None
+        except (TypeError, KeyError):
+            raise UserError(
+                f"the input {text[:40]!r} is not a JSON object with {', '.join(columns)}, the columns of the template"
+            ) from None
+        return render(self.template, found)
 
 
 def _without_surrogates(text: str, number: int) -> str:

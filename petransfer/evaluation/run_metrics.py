@@ -11,7 +11,7 @@ import torch
 from petransfer.data.encoding import Encoded
 from petransfer.data.task import SplitData
 from petransfer.errors import UserError
-from petransfer.evaluation.generation import generate, room
+from petransfer.evaluation.generation import generate
 from petransfer.evaluation.label_scoring import choose_labels
 from petransfer.evaluation.metric_checks import declared
 from petransfer.models.loading import Loaded
@@ -74,7 +74,7 @@ def measure_rows(
         answers = choose_labels(model, loaded, encoded, labels)
         scores |= _scored([metric for metric in metrics if metric.of_labels], answers, targets)
     if any(not metric.of_labels for metric in metrics):
-        limit = _longest_answer(model, loaded, encoded)
+        limit = int(SLACK * max(len(row.target_ids) for row in encoded)) + 8
         answers = generate(model, loaded, [row.input_ids for row in encoded], limit)
         scores |= _scored([metric for metric in metrics if not metric.of_labels], answers, targets)
     return Measured(scores, answers)
@@ -91,10 +91,3 @@ def _scored(metrics: Sequence[Metric], predictions: Sequence[str], targets: Sequ
             )
         found |= figures
     return found
-
-
-def _longest_answer(model: torch.nn.Module, loaded: Loaded, encoded: Sequence[Encoded]) -> int:
-    # The limit depends on the longest target, and on the positions that are left after the longest input.
-    wanted = int(SLACK * max(len(row.target_ids) for row in encoded)) + 8
-    left = room(model, loaded, max(len(row.input_ids) for row in encoded))
-    return wanted if left is None else min(wanted, left)

@@ -13,3 +13,9 @@ def autocast_forward(model: Any, device: torch.device) -> None:
     """Make a model's forward pass compute in bf16 and return fp32, in training and in evaluation."""
     narrow = torch.autocast(device.type, torch.bfloat16)(type(model).forward)
     model.forward = MethodType(convert_outputs_to_fp32(narrow), model)
+    model.computes_in_bf16 = True
+
+
+def is_autocast(model: torch.nn.Module) -> bool:
+    """Return whether `autocast_forward` was called on a model, so that its weights do not tell its precision."""
+    return getattr(model, "computes_in_bf16", False)

@@ -103,7 +103,7 @@ class Loop:
         if autocast:
             autocast_forward(model, process.device)
         self.processes = processes_of(model, process)
-        plain = loss_function is token_loss and not execution.compile and not autocast
+        plain = loss_function is token_loss and not execution.compile
         fast_path = CpuFastPath(model) if plain else None
         self.fast_path = fast_path if fast_path and fast_path.usable else None
         self.metrics = MetricsFile(folder / "metrics.jsonl")

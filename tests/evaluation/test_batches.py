@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from petransfer.data.encoding import Encoded
-from petransfer.evaluation.batches import in_batches
+from petransfer.evaluation.batches import compute_dtype, in_batches
+from petransfer.training.autocast import autocast_forward
 
 ROWS = [Encoded((3,) * (size // 2), (3,) * (size - size // 2)) for size in (100, 600, 300, 600, 100, 2000, 300)]
 
@@ -44,3 +46,21 @@ def test_one_example_that_is_too_large_is_tried_once() -> None:
     with pytest.raises(MemoryError):
         in_batches(ROWS, 256, never, tokens=1000)
     assert tried == [1]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "autocast", "expected"),
+    [
+        (torch.float32, False, torch.float32),
+        (torch.float16, False, torch.float16),
+        (torch.bfloat16, False, torch.bfloat16),
+        (torch.float32, True, torch.bfloat16),
+    ],
+)
+def test_the_precision_of_a_model_is_that_of_its_computations(
+    dtype: torch.dtype, autocast: bool, expected: torch.dtype
+) -> None:
+    model = torch.nn.Linear(4, 4).to(dtype)
+    if autocast:
+        autocast_forward(model, torch.device("cpu"))
+    assert compute_dtype(model) == expected

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 from transformers import BartConfig
 
-from petransfer.data.encoding import Encoded
+from petransfer.data.encoding import Encoded, encode_examples
+from petransfer.data.task import Example
 from petransfer.errors import UserError
-from petransfer.evaluation.generation import room
+from petransfer.evaluation.exact_match import evaluate
+from petransfer.evaluation.generation import generations, room
 from petransfer.evaluation.predictor import Predictor
+from petransfer.evaluation.run_metrics import measure_rows
 from petransfer.methods import apply_method, virtual_tokens
 from petransfer.models.lengths import VirtualTokens, length_check
 from petransfer.models.loading import load_checkpoint
@@ -63,3 +66,39 @@ def test_an_encoder_decoder_keeps_them_on_their_own_side(
 ) -> None:
     check = length_check(BartConfig(max_position_embeddings=64), "bart", 0, virtual)
     assert re.match(said or "None", str(check(Encoded((3,) * source, (3,) * target))))
+
+
+def test_a_text_after_a_long_input_is_limited_and_no_other_text_is(tiny_gpt2: Path) -> None:
+    """A long input and a long target in two examples: one of the two has no positions for the other's target."""
+    loaded = load_checkpoint(checkpoint_spec(str(tiny_gpt2)), 32)
+    rows = [Example(0, "walk " * 90, "walk", "all"), Example(1, "walk", " ".join(["the walk"] * 30), "all")]
+    encoded = encode_examples(rows, "", loaded.tokenizer, loaded.layout)
+    assert evaluate(loaded.model, loaded, rows, encoded).audited == 2
+    answers = measure_rows(loaded.model, loaded, ["token_f1"], [row.target for row in rows], [], encoded).answers
+    limit = int(1.5 * len(encoded[1].target_ids)) + 8
+    (alone,) = generations(loaded.model, loaded, [encoded[1].input_ids], [limit])
+    assert alone.tokens == limit > 128 - len(encoded[0].input_ids)
+    assert answers is not None
+    assert answers[1] == alone.text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"title": "a", "meta": {"n": 3}}', "a: 3"),
+        ('{"title": true, "meta.n": 0.5}', "true: 0.5"),
+        ('{"title": null, "meta.n": 3}', "the title is missing"),
+        ('{"title": "a", "meta.n": NaN}', "the meta.n is missing"),
+        ('{"title": "a", "meta.n": [1]}', "the meta.n is a list, not text"),
+        ('{"title": "a"}', "not a JSON object with title, meta.n"),
+        ("[1]", "not a JSON object with title, meta.n"),
+    ],
+)
+def test_a_template_gets_the_values_that_it_gets_in_training(text: str, expected: str, tiny_t5: Path) -> None:
+    loaded = load_checkpoint(checkpoint_spec(str(tiny_t5)), 32)
+    ask = Predictor(loaded.model, loaded, "", template="{title}: {meta.n}")
+    try:
+        found = ask._input(text)
+    except UserError as error:
+        found = str(error)
+    assert expected in found

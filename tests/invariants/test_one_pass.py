@@ -17,6 +17,7 @@ from petransfer.evaluation.exact_match import evaluate, score, summary
 from petransfer.evaluation.generation import generate
 from petransfer.models.loading import Loaded, load_checkpoint
 from petransfer.models.registry import checkpoint_spec
+from petransfer.training.autocast import autocast_forward
 from petransfer.training.batches import collate
 from petransfer.training.losses import token_loss
 
@@ -64,6 +65,15 @@ def test_one_pass_agrees_with_generation_on_every_example(kind: str, bits: int, 
         assert row.near_tie or (row.margin > 0) == row.correct
         assert (row.tokens_correct == row.tokens) == (row.margin > 0)
         assert row.log_prob <= 0
+
+
+def test_a_forward_pass_in_bf16_over_weights_in_fp32_is_scored_as_it_generates(tiny_t5: Path) -> None:
+    """A score in fp32 could be wrong for an example whose two best tokens bf16 ranks in the other order."""
+    loaded, examples, encoded = _half_learnt(tiny_t5, 32)
+    autocast_forward(loaded.model, torch.device("cpu"))
+    outcome = evaluate(loaded.model, loaded, examples, encoded, audited=1000)  # type: ignore[arg-type]
+    assert all((row.margin * 2**14).is_integer() for row in outcome.scored)  # differences of two numbers in bf16
+    assert outcome.near_ties > 0
 
 
 @pytest.mark.parametrize("kind", ["tiny_t5", "tiny_gpt2"])

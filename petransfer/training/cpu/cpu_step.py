@@ -25,6 +25,7 @@ from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.utils import TrainableTokensWrapper
 
 from petransfer.models.wrappers import base_model_of
+from petransfer.training.autocast import is_autocast
 from petransfer.training.batches import IGNORED, Tensors
 from petransfer.training.cpu.embedding_rows import trained_rows
 from petransfer.training.cpu.lora_pairs import pairs_of
@@ -183,7 +184,7 @@ def _dtype(model: Any) -> torch.dtype | None:
         config.is_prompt_learning for config in getattr(model, "peft_config", {}).values()
     ):
         return None
-    if any(value.device.type != "cpu" for value in model.parameters()):
+    if is_autocast(model) or any(value.device.type != "cpu" for value in model.parameters()):
         return None
     adapted = [module for module in model.modules() if isinstance(module, _ADAPTED)]
     if any(len(module.active_adapters) > 1 or module.disable_adapters for module in adapted):
